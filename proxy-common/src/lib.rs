@@ -1,1 +1,42 @@
-//! Placeholder, replaced in the next commit.
+//! What the kernel programs and user space share: the map types and the packet decisions.
+//!
+//! A service proxy decides one thing, over and over: where does this packet, or this socket, go? The decision is
+//! written once, here, without I/O and without `std`, against the trait [`Tables`]. The kernel programs implement
+//! that trait over their maps, the agent implements it over the same maps from user space (for `millrace trace`),
+//! and tests implement it over plain hash maps. So the code that is fuzzed and unit-tested is the code that runs.
+//!
+//! Invariants: nothing here allocates, loops without a bound, or panics on any input; every type that crosses into
+//! a map is `repr(C)`, has no implicit padding, and has its size pinned by a const assertion beside it.
+
+#![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)]
+
+pub mod addr;
+pub mod decide;
+pub mod flow_hash;
+pub mod maps;
+pub mod packet;
+mod plain;
+
+pub use addr::{Ip, Port};
+pub use decide::Tables;
+pub use plain::Plain;
+
+/// IP protocol numbers this proxy balances (RFC 5237).
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// The version of everything that outlives a process: map names, key and value layouts, and their meaning.
+///
+/// It stands in the pin path, so that an agent never reads maps of another layout.
+pub const LAYOUT_VERSION: u32 = 1;

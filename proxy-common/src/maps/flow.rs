@@ -1,0 +1,160 @@
+//! Conntrack: what was decided for a flow, kept only where packets are translated one by one.
+//!
+//! A flow has two entries of one type: its packets as the client sends them, and its packets as the backend answers
+//! them. Each entry says outright what such a packet becomes, so that an established packet is one look-up and one
+//! rewrite in either direction. Neither entry refers to the other; a lost half is written again from the first one
+//! when its coarse clock next ticks.
+
+use crate::{Ip, Port};
+
+/// Where a translated packet goes next.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Deliver {
+    /// On through the kernel's stack, which forwards it.
+    Stack = 0,
+    /// Back out of the interface it came in by: a pod that reaches itself.
+    SameInterface = 1,
+    /// Into the node's own stack, by the device that holds the routes of the virtual addresses.
+    Host = 2,
+    /// Out by the interface that the routing table names: packets whose source is the node's own address, which the
+    /// stack would take for spoofed if it saw them come in.
+    Route = 3,
+}
+
+impl Deliver {
+    /// From the number in [`Flow::deliver`].
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::SameInterface,
+            2 => Self::Host,
+            3 => Self::Route,
+            _ => Self::Stack,
+        }
+    }
+}
+
+/// A packet's addresses, ports and protocol as they are before translation.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+impl FlowKey {
+    /// The key of a packet.
+    #[inline(always)]
+    pub const fn new(src: Ip, dst: Ip, sport: Port, dport: Port, protocol: u8) -> Self {
+        Self {
+            src,
+            dst,
+            sport,
+            dport,
+            protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// What a packet becomes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// New source address.
+    pub src: Ip,
+    /// New destination address.
+    pub dst: Ip,
+    /// New source port.
+    pub sport: Port,
+    /// New destination port.
+    pub dport: Port,
+    /// The backend chosen.
+    pub backend: u32,
+    /// The backend's generation when it was chosen.
+    pub generation: u32,
+    /// The service port.
+    pub service: u32,
+    /// Coarse time of last use, see [`crate::Tables::now`].
+    pub seen: u32,
+    /// [`Deliver`] as a number.
+    pub deliver: u8,
+    /// [`Deliver`] of the packets in the other direction.
+    pub reply_deliver: u8,
+    /// 1 if this is the entry of the backend's answers, 0 if it is the client's.
+    pub is_reply: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<Flow>() == 56);
+
+impl Flow {
+    /// The key of the packets in the other direction, seen from the packets of `key`, of which this is the entry.
+    #[inline(always)]
+    pub const fn reply_key(&self, key: &FlowKey) -> FlowKey {
+        FlowKey::new(self.dst, self.src, self.dport, self.sport, key.protocol)
+    }
+
+    /// The entry of those packets. Applied twice, key and entry are the first ones again.
+    #[inline(always)]
+    pub const fn reply(&self, key: &FlowKey) -> Self {
+        Self {
+            src: key.dst,
+            dst: key.src,
+            sport: key.dport,
+            dport: key.sport,
+            deliver: self.reply_deliver,
+            reply_deliver: self.deliver,
+            is_reply: self.is_reply ^ 1,
+            ..*self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reply_of_the_reply_is_the_flow() {
+        let ip = |n| Ip::from_v4_word(n);
+        let key = FlowKey::new(ip(1), ip(2), Port::new(1000), Port::new(80), 6);
+        let flow = Flow {
+            src: ip(3),
+            dst: ip(4),
+            sport: Port::new(61_000),
+            dport: Port::new(8080),
+            backend: 7,
+            generation: 8,
+            service: 9,
+            seen: 10,
+            deliver: Deliver::Route as u8,
+            reply_deliver: Deliver::Host as u8,
+            is_reply: 0,
+            reserved: 0,
+        };
+        let (reply_key, reply) = (flow.reply_key(&key), flow.reply(&key));
+        assert_eq!((reply_key.src, reply_key.dport), (ip(4), Port::new(61_000)));
+        assert_eq!(
+            (reply.src, reply.dst, reply.dport),
+            (ip(2), ip(1), Port::new(1000))
+        );
+        assert_eq!(
+            (reply.reply_key(&reply_key), reply.reply(&reply_key)),
+            (key, flow)
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! Frontends and slots: from the address a client asked for to the backends it may get.
+//!
+//! A frontend points at a contiguous *slice* of `SLOTS`. The slice is never edited while a frontend points at it:
+//! the agent writes a new one and swings [`SlotRange`], one aligned word that a reader loads once. A consistent-hash
+//! (Maglev) table is just another way to fill a slice, so it needs no map and no look-up of its own.
+//!
+//! A hash element that is freed is recycled at once, and a reader may be preempted between look-up and use. Two
+//! marks make that visible: the value repeats the key in [`Frontend::check`], and every slot carries the service id
+//! that its slice belongs to. A reader that sees either differ looks the frontend up again, once.
+
+use crate::{Ip, Port};
+
+/// From where a frontend is addressed. One entry serves both unless the two views differ.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// Everybody, or pods and the node itself where a second entry serves the rest.
+    Any = 0,
+    /// Clients from outside, where an external traffic policy gives them another set of backends.
+    Outside = 1,
+}
+
+/// What a client addresses: the key of `FRONTENDS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct FrontendKey {
+    /// The virtual address.
+    pub address: Ip,
+    /// The port, in network order.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`Scope`] as a number.
+    pub scope: u8,
+}
+
+impl FrontendKey {
+    /// The key for everybody.
+    #[inline(always)]
+    pub const fn new(address: Ip, port: Port, protocol: u8) -> Self {
+        Self {
+            address,
+            port,
+            protocol,
+            scope: Scope::Any as u8,
+        }
+    }
+
+    /// The key folded to a word; equal to the key itself for IPv4. See the module's second paragraph.
+    #[inline(always)]
+    pub const fn check(&self) -> u64 {
+        let [a, b, c, d] = self.address.v6_words();
+        let folded = (a ^ b.rotate_left(11) ^ c.rotate_left(23)) as u64;
+        let tail = (self.port.raw() as u64) << 16 | (self.protocol as u64) << 8 | self.scope as u64;
+        (d as u64 | tail << 32) ^ (folded << 24).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// A slice of `SLOTS`: start in the high half, count in the low half, so that both are loaded at once.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SlotRange(pub u64);
+
+impl SlotRange {
+    /// `count` slots from `start`.
+    pub const fn new(start: u32, count: u32) -> Self {
+        Self((start as u64) << 32 | count as u64)
+    }
+
+    /// Index of the first slot.
+    #[inline(always)]
+    pub const fn start(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Number of slots; 0 means that the service has no usable endpoint.
+    #[inline(always)]
+    pub const fn count(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// Bits of [`Frontend::flags`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FrontendFlags(pub u32);
+
+impl FrontendFlags {
+    /// Endpoints exist, but the policy Local leaves none on this node: drop silently instead of rejecting.
+    pub const LOCAL_ONLY: u32 = 1;
+}
+
+/// The value of `FRONTENDS`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frontend {
+    /// [`FrontendKey::check`] of the key; first in memory and loaded last, because a recycled element is overwritten
+    /// from its start.
+    pub check: u64,
+    /// [`SlotRange`] as a number.
+    pub slots: u64,
+    /// The service port (in one family) that the slice belongs to.
+    pub service: u32,
+    /// [`FrontendFlags`].
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+const _: () = assert!(size_of::<Frontend>() == 24);
+
+/// One element of a slice: a backend id in the low half, the owning service id in the high half.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot(pub u64);
+
+impl Slot {
+    /// A slot of `service` that leads to `backend`.
+    pub const fn new(service: u32, backend: u32) -> Self {
+        Self((service as u64) << 32 | backend as u64)
+    }
+
+    /// The index into `BACKENDS`.
+    #[inline(always)]
+    pub const fn backend(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The service id the slice was written for.
+    #[inline(always)]
+    pub const fn service(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_is_the_key_itself_for_ipv4() {
+        let key =
+            |a: u32, port, protocol| FrontendKey::new(Ip::from_v4_word(a), Port::new(port), protocol).check();
+        let mut seen = std::collections::HashSet::new();
+        for a in 0..100 {
+            for port in 0..100 {
+                assert!(seen.insert(key(a, port, 6)) && seen.insert(key(a, port, 17)));
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_and_slots_hold_both_halves() {
+        let range = SlotRange::new(0xdead_beef, 7);
+        assert_eq!((range.start(), range.count()), (0xdead_beef, 7));
+        let slot = Slot::new(5, u32::MAX);
+        assert_eq!((slot.service(), slot.backend()), (5, u32::MAX));
+    }
+}

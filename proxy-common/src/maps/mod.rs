@@ -1,0 +1,30 @@
+//! The types that lie in the kernel's maps, one file per map family.
+//!
+//! | map | key → value | written by | read by |
+//! |---|---|---|---|
+//! | `FRONTENDS` | [`FrontendKey`] → [`Frontend`] | agent | every program |
+//! | `SLOTS` | index → [`Slot`] (mmapped) | agent | every program |
+//! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | every program |
+//! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
+//! | `POD_RANGES` | LPM of [`crate::Ip`] → `u32` | agent | packet programs, new flows of outside clients only |
+//! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | packet programs | packet programs |
+//! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
+//! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
+//! | `POD_NETNS` | network namespace cookie → `u32` | agent | socket hooks |
+//! | `CONFIG` | 0 → [`Config`] (mmapped) | agent | every program |
+//! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
+//! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
+
+mod backend;
+mod config;
+mod flow;
+mod frontend;
+mod reason;
+mod socket;
+
+pub use backend::{Backend, BackendState};
+pub use config::{AddressFlags, Config, ConfigFlags, TraceCell};
+pub use flow::{Deliver, Flow, FlowKey};
+pub use frontend::{Frontend, FrontendFlags, FrontendKey, Scope, Slot, SlotRange};
+pub use reason::{Counter, Reason};
+pub use socket::{Connected, Direction, SocketKey, SocketPeer};

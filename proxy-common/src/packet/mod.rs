@@ -1,0 +1,37 @@
+//! From bytes to the few header fields that a decision needs.
+//!
+//! The parser reads through [`Packet`], which the kernel programs implement over a socket buffer and everybody else
+//! over a byte slice. It is total: any input gives [`Headers`] or a [`Reason`] to leave the packet to the kernel.
+
+mod headers;
+mod parse;
+
+pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports};
+pub use parse::{Headers, MAX_EXTENSIONS, parse};
+
+use crate::Plain;
+#[cfg(doc)]
+use crate::maps::Reason;
+
+/// Read access to a packet's bytes.
+pub trait Packet {
+    /// Reads a `T` at `offset` from the start of the link-layer header; `None` if the packet ends before.
+    fn load<T: Plain>(&self, offset: u32) -> Option<T>;
+}
+
+impl Packet for [u8] {
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        T::from_bytes(self.get(offset as usize..)?)
+    }
+}
+
+/// EtherType numbers, in host order.
+pub mod ether_type {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+}
+
+/// Length of an Ethernet header.
+pub const ETHERNET_LEN: u32 = 14;

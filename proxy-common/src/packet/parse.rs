@@ -1,0 +1,266 @@
+//! The parser: Ethernet payload to [`Headers`].
+//!
+//! Stated rules for what is odd: a header that ends early or contradicts itself is [`Reason::Malformed`] and left to
+//! the kernel, which drops it; a protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
+//! up to [`MAX_EXTENSIONS`], beyond that the packet is [`Reason::NotBalanced`]. A fragment carries the addresses, and
+//! the ports if it is the first.
+
+use super::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, ether_type};
+use crate::maps::Reason;
+use crate::{Ip, Port, protocol};
+
+/// How many IPv6 extension headers are walked.
+pub const MAX_EXTENSIONS: u32 = 6;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Offset of the flags byte in a TCP header.
+const TCP_FLAGS: u32 = 13;
+
+/// What a decision needs to know of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// Source port; 0 for ICMP and later fragments.
+    pub sport: Port,
+    /// Destination port; 0 for ICMP and later fragments.
+    pub dport: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// TCP flags, or the ICMP type.
+    pub detail: u8,
+    /// Time to live, or hop limit.
+    pub ttl: u8,
+    /// Whether the packet is a fragment, the first one included.
+    pub is_fragment: bool,
+    /// Offset of the IP header.
+    pub l3: u32,
+    /// Offset of the transport header; 0 if the packet has none (a later fragment).
+    pub l4: u32,
+}
+
+impl Headers {
+    /// Whether this is the first packet of a TCP connection.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.protocol == protocol::TCP && self.detail & 0x12 == 0x02
+    }
+
+    /// Whether this is an ICMP echo request of either family.
+    #[inline(always)]
+    pub const fn is_echo_request(&self) -> bool {
+        (self.protocol == protocol::ICMP && self.detail == 8 && self.src.is_v4())
+            || (self.protocol == protocol::ICMPV6 && self.detail == 128 && !self.src.is_v4())
+    }
+
+    /// Whether the protocol has ports that services are balanced by.
+    #[inline(always)]
+    pub const fn has_ports(&self) -> bool {
+        matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
+    }
+}
+
+/// Parses the packet whose network header starts at `l3`.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(packet: &P, ether_type: u16, l3: u32) -> Result<Headers, Reason> {
+    match ether_type {
+        ether_type::IPV4 => parse_v4(packet, l3),
+        ether_type::IPV6 => parse_v6(packet, l3),
+        _ => Err(Reason::NotBalanced),
+    }
+}
+
+#[inline(always)]
+fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> {
+    let ip: Ipv4Header = packet.load(l3).ok_or(Reason::Malformed)?;
+    let header_len = u32::from(ip.version_ihl & 0xf) * 4;
+    if ip.version_ihl >> 4 != 4 || header_len < 20 {
+        return Err(Reason::Malformed);
+    }
+    let fragment = u16::from_be(ip.fragment);
+    let later = fragment & 0x1fff != 0;
+    let headers = Headers {
+        src: Ip::from_v4_word(ip.src),
+        dst: Ip::from_v4_word(ip.dst),
+        sport: Port::default(),
+        dport: Port::default(),
+        protocol: ip.protocol,
+        detail: 0,
+        ttl: ip.ttl,
+        is_fragment: later || fragment & 0x2000 != 0,
+        l3,
+        l4: if later { 0 } else { l3 + header_len },
+    };
+    parse_transport(packet, headers)
+}
+
+#[inline(always)]
+fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> {
+    let ip: Ipv6Header = packet.load(l3).ok_or(Reason::Malformed)?;
+    if u32::from_be(ip.version_class_label) >> 28 != 6 {
+        return Err(Reason::Malformed);
+    }
+    let mut headers = Headers {
+        src: Ip::from_v6_words(ip.src),
+        dst: Ip::from_v6_words(ip.dst),
+        sport: Port::default(),
+        dport: Port::default(),
+        protocol: ip.next_header,
+        detail: 0,
+        ttl: ip.hop_limit,
+        is_fragment: false,
+        l3,
+        l4: l3 + 40,
+    };
+    for _ in 0..MAX_EXTENSIONS {
+        match headers.protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {}
+            _ => return parse_transport(packet, headers),
+        }
+        let extension: Ipv6Extension = packet.load(headers.l4).ok_or(Reason::Malformed)?;
+        headers.l4 += match headers.protocol {
+            FRAGMENT => 8,
+            AUTHENTICATION => u32::from(extension.len) * 4 + 8,
+            _ => u32::from(extension.len) * 8 + 8,
+        };
+        if headers.protocol == FRAGMENT {
+            headers.is_fragment = true;
+            if u16::from_be(extension.fragment) & 0xfff8 != 0 {
+                headers.protocol = extension.next_header;
+                headers.l4 = 0;
+                return Ok(headers);
+            }
+        }
+        headers.protocol = extension.next_header;
+    }
+    Err(Reason::NotBalanced)
+}
+
+#[inline(always)]
+fn parse_transport<P: Packet + ?Sized>(packet: &P, mut headers: Headers) -> Result<Headers, Reason> {
+    if headers.l4 == 0 {
+        return Ok(headers);
+    }
+    match headers.protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
+            let ports: Ports = packet.load(headers.l4).ok_or(Reason::Malformed)?;
+            headers.sport = Port::from_raw(ports.sport);
+            headers.dport = Port::from_raw(ports.dport);
+            if headers.protocol == protocol::TCP {
+                headers.detail = packet.load(headers.l4 + TCP_FLAGS).ok_or(Reason::Malformed)?;
+            }
+            Ok(headers)
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            let icmp: IcmpHead = packet.load(headers.l4).ok_or(Reason::Malformed)?;
+            headers.detail = icmp.kind;
+            Ok(headers)
+        }
+        _ => Err(Reason::NotBalanced),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v4(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 14];
+        packet.extend([0x45, 0, 0, 0, 0, 1]);
+        packet.extend(fragment.to_be_bytes());
+        packet.extend([64, protocol, 0, 0, 10, 0, 0, 1, 10, 96, 0, 1]);
+        packet.extend(payload);
+        packet
+    }
+
+    fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 14];
+        packet.extend([0x60, 0, 0, 0, 0, 0, next, 64]);
+        packet.extend([0xfd; 16]);
+        packet.extend([0xfe; 16]);
+        packet.extend(payload);
+        packet
+    }
+
+    #[test]
+    fn udp_over_ipv4() {
+        let headers = parse(
+            &v4(17, 0, &[0x30, 0x39, 0, 53, 0, 8, 0, 0])[..],
+            ether_type::IPV4,
+            14,
+        )
+        .unwrap();
+        assert_eq!((headers.sport.number(), headers.dport.number()), (12345, 53));
+        assert_eq!((headers.l3, headers.l4, headers.is_fragment), (14, 34, false));
+    }
+
+    #[test]
+    fn a_later_fragment_has_no_ports() {
+        let headers = parse(&v4(17, 0x2001, &[1; 8])[..], ether_type::IPV4, 14).unwrap();
+        assert_eq!(
+            (headers.l4, headers.is_fragment, headers.sport),
+            (0, true, Port::default())
+        );
+        let first = parse(
+            &v4(17, 0x2000, &[0, 1, 0, 2, 0, 8, 0, 0])[..],
+            ether_type::IPV4,
+            14,
+        )
+        .unwrap();
+        assert_eq!((first.is_fragment, first.dport.number()), (true, 2));
+    }
+
+    #[test]
+    fn extension_headers_are_walked_to_a_limit() {
+        let mut payload = vec![60, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        payload.extend([6, 0, 0, 0, 0, 0, 0, 0]);
+        payload.extend([0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02]);
+        let headers = parse(&v6(0, &payload)[..], ether_type::IPV6, 14).unwrap();
+        assert_eq!(
+            (headers.l4, headers.sport.number(), headers.is_syn()),
+            (78, 80, true)
+        );
+
+        let endless = [60_u8, 0, 0, 0, 0, 0, 0, 0].repeat(20);
+        assert_eq!(
+            parse(&v6(60, &endless)[..], ether_type::IPV6, 14),
+            Err(Reason::NotBalanced)
+        );
+    }
+
+    #[test]
+    fn short_headers_are_malformed() {
+        let whole = v4(6, 0, &[0; 20]);
+        for len in 14..whole.len() - 6 {
+            assert_eq!(
+                parse(&whole[..len], ether_type::IPV4, 14),
+                Err(Reason::Malformed),
+                "{len}"
+            );
+        }
+        assert_eq!(
+            parse(&v4(47, 0, &[])[..], ether_type::IPV4, 14),
+            Err(Reason::NotBalanced)
+        );
+        assert_eq!(parse(&v4(6, 0, &[])[..], 0x0806, 14), Err(Reason::NotBalanced));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), v6: bool) {
+            let ether_type = if v6 { ether_type::IPV6 } else { ether_type::IPV4 };
+            if let Ok(headers) = parse(&bytes[..], ether_type, 14) {
+                prop_assert!(headers.l4 == 0 || (headers.l4 as usize) < bytes.len());
+                prop_assert!(headers.has_ports() || headers.l4 == 0 || headers.detail == bytes[headers.l4 as usize]);
+            }
+        }
+    }
+}

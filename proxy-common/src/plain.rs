@@ -1,0 +1,83 @@
+//! The marker for types that may be read from raw bytes, and the only unsafe code of this crate.
+//!
+//! A header in a packet and a value in a map are both "some bytes that somebody else wrote". Reading them as a type
+//! is sound only if every bit pattern is a value of that type and the type has no padding: that promise is [`Plain`].
+
+#![expect(
+    unsafe_code,
+    reason = "the one module that turns bytes into types, and types into bytes"
+)]
+
+use core::{mem, slice};
+
+/// A type of which every bit pattern is valid, without padding, references or interior mutability.
+///
+/// # Safety
+/// The implementor is `repr(C)` or `repr(transparent)`, consists of `Plain` fields only, and its size is the sum of
+/// their sizes (which the map types assert beside their definition).
+pub unsafe trait Plain: Copy + 'static {
+    /// The value's bytes as they lie in memory.
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: `self` is a live value without padding, so all of its bytes are initialised.
+        unsafe { slice::from_raw_parts((&raw const *self).cast::<u8>(), mem::size_of::<Self>()) }
+    }
+
+    /// Reads a value from the start of `bytes`; `None` if they are too few. No alignment is required.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() < mem::size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: the length was checked, the read is unaligned, and any bit pattern is a valid `Self`.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+}
+
+macro_rules! plain {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            // SAFETY: integers, arrays of them, and repr(C) structs of them whose size is asserted at their definition.
+            unsafe impl $crate::Plain for $type {}
+            // SAFETY: as above; aya's marker promises the same thing.
+            #[cfg(feature = "user")]
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+
+macro_rules! plain_only {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            // SAFETY: integers and arrays of integers.
+            unsafe impl $crate::Plain for $type {}
+        )+
+    };
+}
+
+plain_only!(
+    u8, u16, u32, u64, [u8; 2], [u8; 4], [u8; 6], [u8; 8], [u8; 16], [u32; 4]
+);
+
+plain!(
+    crate::Ip,
+    crate::Port,
+    crate::maps::FrontendKey,
+    crate::maps::Frontend,
+    crate::maps::Slot,
+    crate::maps::Backend,
+    crate::maps::Config,
+    crate::maps::FlowKey,
+    crate::maps::Flow,
+    crate::maps::SocketKey,
+    crate::maps::SocketPeer,
+    crate::maps::Connected,
+    crate::maps::TraceCell,
+    crate::maps::Counter,
+);
+
+plain_only!(
+    crate::packet::Ipv4Header,
+    crate::packet::Ipv6Header,
+    crate::packet::Ipv6Extension,
+    crate::packet::Ports,
+    crate::packet::IcmpHead,
+);
