@@ -13,6 +13,7 @@ use crate::Ip;
 use crate::maps::{
     AddressFlags, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Slot, SocketKey, SocketPeer,
 };
+use crate::packet::Headers;
 
 /// The tables as a decision sees them.
 ///
@@ -30,8 +31,8 @@ pub trait Tables {
     fn address(&self, address: &Ip) -> AddressFlags;
     /// Whether the address is a pod's, on whichever node of this cluster.
     fn is_pod(&self, address: &Ip) -> bool;
-    /// The conntrack entry of a packet.
-    fn flow(&self, key: &FlowKey) -> Option<Flow>;
+    /// Copies the conntrack entry of a packet; false if there is none.
+    fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool;
     /// Remembers a flow unless there is an entry with this key; false if there is.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Remembers a flow, over an entry with this key.
@@ -46,6 +47,46 @@ pub trait Tables {
     fn now(&self) -> u32;
     /// A random number.
     fn random(&self) -> u32;
+}
+
+/// What a decision about a packet works on.
+///
+/// A kernel program has 512 bytes of stack, which a few IPv6 addresses fill. The programs therefore keep this in a
+/// per-CPU map; every field is written before it is read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// The packet's headers, from the parser.
+    pub headers: Headers,
+    /// The packet's conntrack key.
+    pub key: FlowKey,
+    /// What the packet becomes, after [`packet::Decision::Translate`].
+    pub flow: Flow,
+    reply_key: FlowKey,
+    reply: Flow,
+    found: Flow,
+}
+
+impl Work {
+    /// The work on a parsed packet.
+    pub const fn new(headers: Headers) -> Self {
+        let key = headers.flow_key();
+        Self {
+            headers,
+            key,
+            flow: Flow::EMPTY,
+            reply_key: key,
+            reply: Flow::EMPTY,
+            found: Flow::EMPTY,
+        }
+    }
+
+    /// Takes up another packet.
+    #[inline(always)]
+    pub const fn start(&mut self, headers: Headers) {
+        self.headers = headers;
+        self.key = headers.flow_key();
+    }
 }
 
 #[cfg(test)]

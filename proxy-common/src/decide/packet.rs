@@ -1,10 +1,10 @@
 //! The decision for one packet, at each place where packets meet a program.
 
-use super::Tables;
 use super::select::select;
 use super::translate::{new_flow, refresh};
+use super::{Tables, Work};
 use crate::flow_hash::flow_hash;
-use crate::maps::{Config, ConfigFlags, Flow, FlowKey, FrontendKey, Reason};
+use crate::maps::{Config, ConfigFlags, FlowKey, FrontendKey, Reason};
 use crate::packet::Headers;
 use crate::{Ip, protocol};
 
@@ -28,8 +28,8 @@ pub enum Decision {
     Drop(Reason),
     /// It is an echo request to be answered on the spot.
     Echo,
-    /// It becomes what the entry says.
-    Translate(Flow, Reason),
+    /// It becomes what [`Work::flow`] says.
+    Translate(Reason),
 }
 
 impl Headers {
@@ -53,68 +53,68 @@ impl Headers {
 
 /// Decides about a packet that enters by `entry`.
 #[inline(always)]
-pub fn entering<T: Tables>(tables: &T, headers: &Headers, entry: Entry) -> Decision {
+pub fn entering<T: Tables>(tables: &T, work: &mut Work, entry: Entry) -> Decision {
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if headers.is_balanced() {
-        let key = headers.frontend_key();
+    if work.headers.is_balanced() {
+        let key = work.headers.frontend_key();
         if let Some(frontend) = tables.frontend(&key) {
-            if headers.is_fragment {
+            if work.headers.is_fragment {
                 return Decision::Drop(Reason::FragmentToService);
             }
-            let (flow, reason) = established(tables, headers);
-            if let Some(flow) = flow {
-                return Decision::Translate(flow, reason);
-            }
-            let hash = flow_hash(
-                &headers.src,
-                &headers.dst,
-                headers.sport,
-                headers.dport,
-                headers.protocol,
-                0,
-            );
+            let reason = match established(tables, work) {
+                Reason::Established => return Decision::Translate(Reason::Established),
+                reason => reason,
+            };
+            let FlowKey {
+                src,
+                dst,
+                sport,
+                dport,
+                protocol,
+                ..
+            } = &work.key;
+            let hash = flow_hash(src, dst, *sport, *dport, *protocol, 0);
             return match select(tables, &key, frontend, hash) {
-                Ok(selected) => new_flow(tables, config, headers, entry, &selected, reason),
+                Ok(selected) => new_flow(tables, config, work, entry, &selected, reason),
                 Err(reason) => Decision::Drop(reason),
             };
         }
     }
-    elsewhere(tables, config, headers, entry)
+    elsewhere(tables, config, work, entry)
 }
 
 /// Decides about a packet on its way into a pod: it may be an answer to a translated flow of that pod.
 #[inline(always)]
-pub fn leaving_to_pod<T: Tables>(tables: &T, headers: &Headers) -> Decision {
-    if headers.is_balanced() && !headers.is_fragment {
-        let key = headers.flow_key();
-        if let Some(mut flow) = tables.flow(&key)
-            && flow.is_reply != 0
-        {
-            refresh(tables, &key, &mut flow);
-            return Decision::Translate(flow, Reason::Reply);
-        }
+pub fn leaving_to_pod<T: Tables>(tables: &T, work: &mut Work) -> Decision {
+    if work.headers.is_balanced()
+        && !work.headers.is_fragment
+        && tables.flow(&work.key, &mut work.flow)
+        && work.flow.is_reply != 0
+    {
+        refresh(tables, work);
+        return Decision::Translate(Reason::Reply);
     }
     Decision::Pass(Reason::NotOurs)
 }
 
-/// The live entry of a packet to a frontend; else why the flow needs a new one.
+/// Finds the live entry of a packet to a frontend; else says why the flow needs a new one.
 ///
 /// An established TCP connection stays where it is whatever becomes of its backend: it goes on if the endpoint still
 /// answers, and times out if not. Datagrams have no connection to lose and move to a live backend at once.
 #[inline(always)]
-fn established<T: Tables>(tables: &T, headers: &Headers) -> (Option<Flow>, Reason) {
-    let key = headers.flow_key();
-    let Some(mut flow) = tables.flow(&key) else {
-        return (None, Reason::NewFlow);
-    };
-    let stays = if headers.protocol == protocol::TCP && !headers.is_syn() {
+fn established<T: Tables>(tables: &T, work: &mut Work) -> Reason {
+    if !tables.flow(&work.key, &mut work.flow) {
+        return Reason::NewFlow;
+    }
+    let is_tcp = work.headers.protocol == protocol::TCP;
+    let stays = if is_tcp && !work.headers.is_syn() {
         true
     } else {
-        match tables.backend(flow.backend) {
-            Some(backend) if backend.generation == flow.generation => {
-                if headers.protocol == protocol::TCP {
+        match tables.backend(work.flow.backend) {
+            Some(backend) if backend.generation == work.flow.generation => {
+                if is_tcp {
                     backend.is_active()
                 } else {
                     backend.is_alive()
@@ -123,41 +123,38 @@ fn established<T: Tables>(tables: &T, headers: &Headers) -> (Option<Flow>, Reaso
             _ => false,
         }
     };
-    if !stays || flow.is_reply != 0 {
-        return (None, Reason::Moved);
+    if !stays || work.flow.is_reply != 0 {
+        return Reason::Moved;
     }
-    refresh(tables, &key, &mut flow);
-    (Some(flow), Reason::Established)
+    refresh(tables, work);
+    Reason::Established
 }
 
 /// Decides about a packet that is not addressed to a frontend.
 #[inline(always)]
-fn elsewhere<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry: Entry) -> Decision {
+fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
+    let headers = &work.headers;
     let to_service = matches!(entry, Entry::Host) || config.is_service_address(&headers.dst);
     if headers.is_balanced()
         && !headers.is_fragment
         && (to_service || may_be_answer(tables, config, &headers.dst))
+        && tables.flow(&work.key, &mut work.flow)
     {
-        let key = headers.flow_key();
-        if let Some(mut flow) = tables.flow(&key) {
-            let is_reply = flow.is_reply != 0;
-            // A connection outlives the service it was made through.
-            if is_reply || (headers.protocol == protocol::TCP && !headers.is_syn()) {
-                refresh(tables, &key, &mut flow);
-                let reason = if is_reply {
-                    Reason::Reply
-                } else {
-                    Reason::Established
-                };
-                return Decision::Translate(flow, reason);
-            }
+        // A connection outlives the service it was made through.
+        if work.flow.is_reply != 0 {
+            refresh(tables, work);
+            return Decision::Translate(Reason::Reply);
+        }
+        if work.headers.protocol == protocol::TCP && !work.headers.is_syn() {
+            refresh(tables, work);
+            return Decision::Translate(Reason::Established);
         }
     }
-    let echo = headers.is_echo_request() && !headers.is_fragment;
+    let echo = work.headers.is_echo_request() && !work.headers.is_fragment;
     if !to_service && !echo {
         return Decision::Pass(Reason::NotOurs);
     }
-    let address = tables.address(&headers.dst);
+    let address = tables.address(&work.headers.dst);
     if address.is_virtual_only() {
         if echo {
             Decision::Echo

@@ -1,6 +1,7 @@
 //! What the packet decision owes, one test per rule.
 
-use super::packet::{Decision, Entry, entering, leaving_to_pod};
+use super::Work;
+use super::packet::{self as decide, Decision, Entry};
 use super::testing::{Fake, ip, packet};
 use crate::maps::{AddressFlags, BackendState, Deliver, Flow, Reason};
 use crate::packet::Headers;
@@ -10,10 +11,22 @@ const POD: &str = "10.244.1.10";
 const NODE: &str = "192.168.50.11";
 const VIP: &str = "10.96.0.1";
 
-fn translated(decision: Decision) -> (Flow, Reason) {
-    match decision {
-        Decision::Translate(flow, reason) => (flow, reason),
-        other => panic!("not translated: {other:?}"),
+type Outcome = (Decision, Flow);
+
+fn entering(fake: &Fake, headers: &Headers, entry: Entry) -> Outcome {
+    let mut work = Work::new(*headers);
+    (decide::entering(fake, &mut work, entry), work.flow)
+}
+
+fn leaving_to_pod(fake: &Fake, headers: &Headers) -> Outcome {
+    let mut work = Work::new(*headers);
+    (decide::leaving_to_pod(fake, &mut work), work.flow)
+}
+
+fn translated(outcome: Outcome) -> (Flow, Reason) {
+    match outcome {
+        (Decision::Translate(reason), flow) => (flow, reason),
+        (other, _) => panic!("not translated: {other:?}"),
     }
 }
 
@@ -28,8 +41,8 @@ fn answer(flow: &Flow, protocol: u8) -> Headers {
 }
 
 /// The answer to `flow` must become (source, destination) of the client's own conversation again.
-fn assert_answered(decision: Decision, request: &Headers, deliver: Deliver) {
-    let (reply, reason) = translated(decision);
+fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
+    let (reply, reason) = translated(outcome);
     assert_eq!(reason, Reason::Reply);
     assert_eq!((reply.src, reply.sport), (request.dst, request.dport));
     assert_eq!((reply.dst, reply.dport), (request.src, request.sport));
@@ -268,7 +281,7 @@ fn verdicts_without_a_backend() {
     let mut fake = Fake::node();
     fake.service(VIP, 80, protocol::TCP, &[]);
     let decide =
-        |dst, port, protocol, entry| entering(&fake, &packet(protocol, (POD, 40_000), (dst, port)), entry);
+        |dst, port, protocol, entry| entering(&fake, &packet(protocol, (POD, 40_000), (dst, port)), entry).0;
     assert_eq!(
         decide(VIP, 80, protocol::TCP, Entry::Pod),
         Decision::Drop(Reason::NoEndpoints)
@@ -305,21 +318,21 @@ fn echo_to_a_virtual_address_is_answered_unless_the_node_holds_it() {
     fake.service(VIP, 80, protocol::TCP, &[]);
     let mut ping = packet(protocol::ICMP, (POD, 0), (VIP, 0));
     ping.detail = 8;
-    assert_eq!(entering(&fake, &ping, Entry::Pod), Decision::Echo);
+    assert_eq!(entering(&fake, &ping, Entry::Pod).0, Decision::Echo);
     fake.addresses
         .insert(ip(VIP), AddressFlags(AddressFlags::VIRTUAL | AddressFlags::NODE));
     assert_eq!(
-        entering(&fake, &ping, Entry::Pod),
+        entering(&fake, &ping, Entry::Pod).0,
         Decision::Pass(Reason::NotOurs)
     );
     ping.dst = ip("10.96.7.7");
     assert_eq!(
-        entering(&fake, &ping, Entry::Pod),
+        entering(&fake, &ping, Entry::Pod).0,
         Decision::Drop(Reason::NoSuchService)
     );
     ping.dst = ip("10.244.2.2");
     assert_eq!(
-        entering(&fake, &ping, Entry::Pod),
+        entering(&fake, &ping, Entry::Pod).0,
         Decision::Pass(Reason::NotOurs)
     );
 }
@@ -331,7 +344,7 @@ fn masquerading_without_an_address_is_a_named_drop() {
     fake.service(VIP, 80, protocol::TCP, &[(POD, 8080)]);
     let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
     assert_eq!(
-        entering(&fake, &request, Entry::Pod),
+        entering(&fake, &request, Entry::Pod).0,
         Decision::Drop(Reason::NoNodeAddress)
     );
 }
@@ -344,7 +357,7 @@ fn exhausted_source_ports_are_a_named_drop() {
     let request = |port| packet(protocol::TCP, ("172.31.0.5", port), (VIP, 80));
     let _ = translated(entering(&fake, &request(40_000), Entry::Uplink));
     assert_eq!(
-        entering(&fake, &request(40_001), Entry::Uplink),
+        entering(&fake, &request(40_001), Entry::Uplink).0,
         Decision::Drop(Reason::NoSourcePort)
     );
 }

@@ -124,8 +124,8 @@ impl Tables for Fake {
         self.pods.contains(address)
     }
 
-    fn flow(&self, key: &FlowKey) -> Option<Flow> {
-        self.flows.borrow().get(key).copied()
+    fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool {
+        self.flows.borrow().get(key).map(|flow| *into = *flow).is_some()
     }
 
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {

@@ -102,6 +102,22 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Flow>() == 56);
 
 impl Flow {
+    /// An entry that translates nothing.
+    pub const EMPTY: Self = Self {
+        src: Ip::UNSPECIFIED,
+        dst: Ip::UNSPECIFIED,
+        sport: Port::new(0),
+        dport: Port::new(0),
+        backend: 0,
+        generation: 0,
+        service: 0,
+        seen: 0,
+        deliver: 0,
+        reply_deliver: 0,
+        is_reply: 0,
+        reserved: 0,
+    };
+
     /// The key of the packets in the other direction, seen from the packets of `key`, of which this is the entry.
     #[inline(always)]
     pub const fn reply_key(&self, key: &FlowKey) -> FlowKey {

@@ -1,0 +1,331 @@
+//! The kernel's helpers behind safe functions: the one module of this crate with unsafe code.
+//!
+//! A context pointer that the kernel hands to a program is valid for the whole run, and the verifier proves every
+//! access before the program is loaded. What the compiler is told here is what the verifier checks again.
+
+#![expect(
+    unsafe_code,
+    reason = "calls of kernel helpers and reads through map and context pointers"
+)]
+
+use core::ffi::c_void;
+use core::mem::{MaybeUninit, size_of};
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::generated as helper;
+use aya_ebpf::programs::{SockAddrContext, TcContext};
+use proxy_common::decide::Work;
+use proxy_common::maps::{Config, Connected, Counter, Flow, Frontend};
+use proxy_common::packet::Packet;
+use proxy_common::{Ip, Plain, Port};
+
+use crate::maps::{CONNECTED, WORK};
+
+/// Reads through a map pointer; the value may be changing, so the read is neither elided nor repeated.
+#[inline(always)]
+pub fn read<T: Plain>(pointer: *const T) -> T {
+    // SAFETY: the pointer comes from a map look-up and was checked for null; any bit pattern is a `T`.
+    unsafe { pointer.read_volatile() }
+}
+
+/// Reads a frontend, its check last: it is first in memory, so an element that is being overwritten shows.
+#[inline(always)]
+pub fn read_frontend(pointer: *const Frontend) -> Frontend {
+    // SAFETY: the pointer comes from a map look-up and was checked for null; volatile reads keep their order.
+    unsafe {
+        let slots = (&raw const (*pointer).slots).read_volatile();
+        let service = (&raw const (*pointer).service).read_volatile();
+        let flags = (&raw const (*pointer).flags).read_volatile();
+        let check = (&raw const (*pointer).check).read_volatile();
+        Frontend {
+            check,
+            slots,
+            service,
+            flags,
+        }
+    }
+}
+
+/// A reference into a map whose elements are never freed (an array).
+#[inline(always)]
+pub fn array_element<T: Plain>(pointer: *const T) -> &'static T {
+    // SAFETY: the pointer comes from an array map's look-up, whose elements live as long as the map.
+    unsafe { &*pointer }
+}
+
+/// This CPU's working memory.
+///
+/// A packet program runs with bottom halves disabled and is never entered twice on one CPU, so the reference is the
+/// only one while the program runs.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    // SAFETY: per-CPU array elements live as long as the map; exclusive for the reason above; zero is a valid `Work`,
+    // and only this program's own values are ever written to it.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Copies a conntrack entry out of the map.
+#[inline(always)]
+pub fn copy_flow(from: *const Flow, into: &mut Flow) {
+    // SAFETY: the pointer comes from a map look-up and was checked for null; any bit pattern is a `Flow`.
+    unsafe { core::ptr::copy_nonoverlapping(from, into, 1) }
+}
+
+/// Adds to a per-CPU counter, which no other CPU touches.
+#[inline(always)]
+pub fn add(counter: *mut Counter, more: Counter) {
+    // SAFETY: the pointer comes from a per-CPU array's look-up and was checked for null.
+    unsafe {
+        (*counter).packets += more.packets;
+        (*counter).bytes += more.bytes;
+    }
+}
+
+/// Sets `Config::pods_answer_outside`.
+#[inline(always)]
+pub fn set_pods_answer_outside(config: *mut Config) {
+    // SAFETY: the pointer comes from an array's look-up and was checked for null.
+    unsafe { (&raw mut (*config).pods_answer_outside).write_volatile(1) }
+}
+
+/// Coarse time, see `proxy_common::Tables::now`.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: no preconditions.
+    (unsafe { helper::bpf_ktime_get_ns() } >> 30) as u32
+}
+
+/// A random number.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: no preconditions.
+    unsafe { helper::bpf_get_prandom_u32() }
+}
+
+/// A socket buffer.
+pub struct Skb<'a>(pub &'a TcContext);
+
+impl Packet for Skb<'_> {
+    #[inline(always)]
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the buffer is as long as told; it is read only if the helper filled it.
+        unsafe {
+            let to = value.as_mut_ptr().cast::<c_void>();
+            let error = helper::bpf_skb_load_bytes(self.0.as_ptr(), offset, to, size_of::<T>() as u32);
+            (error == 0).then(|| value.assume_init())
+        }
+    }
+}
+
+impl Skb<'_> {
+    /// The EtherType, in host order.
+    #[inline(always)]
+    pub fn ether_type(&self) -> u16 {
+        // SAFETY: a field of the context.
+        u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
+    }
+
+    /// The interface the packet is on.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// A word of the control block.
+    #[inline(always)]
+    pub fn control<const INDEX: usize>(&self) -> u32 {
+        // SAFETY: a field of the context, at a constant index.
+        unsafe { (*self.0.skb.skb).cb[INDEX] }
+    }
+
+    /// Sets a word of the control block.
+    #[inline(always)]
+    pub fn set_control<const INDEX: usize>(&self, value: u32) {
+        // SAFETY: a field of the context, at a constant index.
+        unsafe { (*self.0.skb.skb).cb[INDEX] = value }
+    }
+
+    /// Writes a value into the packet.
+    #[inline(always)]
+    pub fn store<T: Plain>(&self, offset: u32, value: &T) -> Option<()> {
+        let from = (&raw const *value).cast::<c_void>();
+        // SAFETY: the buffer is as long as told.
+        let error = unsafe {
+            helper::bpf_skb_store_bytes(self.0.skb.skb.cast(), offset, from, size_of::<T>() as u32, 0)
+        };
+        (error == 0).then_some(())
+    }
+
+    /// Updates an IP header checksum by a difference.
+    #[inline(always)]
+    pub fn update_ip_checksum(&self, offset: u32, difference: u64) -> Option<()> {
+        // SAFETY: the helper checks the offset.
+        let error = unsafe { helper::bpf_l3_csum_replace(self.0.skb.skb, offset, 0, difference, 0) };
+        (error == 0).then_some(())
+    }
+
+    /// Updates a transport checksum; the low bits of `flags` tell the size of `from` and `to`, 0 for a difference.
+    #[inline(always)]
+    pub fn update_transport_checksum(&self, offset: u32, from: u64, to: u64, flags: u64) -> Option<()> {
+        // SAFETY: the helper checks the offset.
+        let error = unsafe { helper::bpf_l4_csum_replace(self.0.skb.skb, offset, from, to, flags) };
+        (error == 0).then_some(())
+    }
+
+    /// Looks up the route of a packet.
+    #[inline(always)]
+    pub fn route(&self, lookup: &mut FibLookup) -> i64 {
+        let size = size_of::<FibLookup>() as i32;
+        // SAFETY: the parameters are a live, initialised struct of the size told.
+        unsafe { helper::bpf_fib_lookup(self.0.as_ptr(), lookup, size, 0) }
+    }
+}
+
+/// Empty parameters of a route look-up.
+#[inline(always)]
+pub fn zeroed_fib_lookup() -> FibLookup {
+    // SAFETY: a struct of integers and unions of integers, for which zero is a value.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+/// The verdict that sends the packet out of an interface as it is.
+#[inline(always)]
+pub fn redirect_out(ifindex: u32) -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { helper::bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// The verdict that has the packet come in by an interface.
+#[inline(always)]
+pub fn redirect_in(ifindex: u32) -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { helper::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// The verdict that sends the packet out of an interface, to the neighbour that the routing table names.
+#[inline(always)]
+pub fn redirect_to_neighbour(ifindex: u32) -> i32 {
+    // SAFETY: without parameters the kernel looks the neighbour up itself.
+    unsafe { helper::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// The difference between two runs of 32-bit words, for checksums.
+#[inline(always)]
+pub fn checksum_difference<const N: usize>(from: &mut [u32; N], to: &mut [u32; N]) -> u64 {
+    let size = (N * 4) as u32;
+    // SAFETY: both buffers are as long as told, a multiple of four.
+    unsafe { helper::bpf_csum_diff(from.as_mut_ptr(), size, to.as_mut_ptr(), size, 0) as u64 }
+}
+
+/// The peer address of a socket call.
+pub struct Peer<'a>(pub &'a SockAddrContext);
+
+impl Peer<'_> {
+    /// IPv4 address and port of an `AF_INET` socket call.
+    #[inline(always)]
+    pub fn v4(&self) -> (Ip, Port) {
+        // SAFETY: fields of the context.
+        unsafe {
+            let context = &*self.0.sock_addr;
+            (
+                Ip::from_v4_word(context.user_ip4),
+                Port::from_raw(context.user_port as u16),
+            )
+        }
+    }
+
+    /// IPv6 address and port of an `AF_INET6` socket call; the address may be an IPv4-mapped one.
+    #[inline(always)]
+    pub fn v6(&self) -> (Ip, Port) {
+        // SAFETY: fields of the context, read one by one, as the verifier wants them.
+        unsafe {
+            let context = &*self.0.sock_addr;
+            let words = [
+                (&raw const context.user_ip6[0]).read_volatile(),
+                (&raw const context.user_ip6[1]).read_volatile(),
+                (&raw const context.user_ip6[2]).read_volatile(),
+                (&raw const context.user_ip6[3]).read_volatile(),
+            ];
+            (Ip::from_v6_words(words), Port::from_raw(context.user_port as u16))
+        }
+    }
+
+    /// Exchanges the peer of an `AF_INET` socket call.
+    #[inline(always)]
+    pub fn set_v4(&self, address: Ip, port: Port) {
+        // SAFETY: writable fields of the context.
+        unsafe {
+            let context = self.0.sock_addr;
+            (&raw mut (*context).user_ip4).write_volatile(address.v4_word());
+            (&raw mut (*context).user_port).write_volatile(u32::from(port.raw()));
+        }
+    }
+
+    /// Exchanges the peer of an `AF_INET6` socket call.
+    #[inline(always)]
+    pub fn set_v6(&self, address: Ip, port: Port) {
+        let words = address.v6_words();
+        // SAFETY: writable fields of the context.
+        unsafe {
+            let context = self.0.sock_addr;
+            (&raw mut (*context).user_ip6[0]).write_volatile(words[0]);
+            (&raw mut (*context).user_ip6[1]).write_volatile(words[1]);
+            (&raw mut (*context).user_ip6[2]).write_volatile(words[2]);
+            (&raw mut (*context).user_ip6[3]).write_volatile(words[3]);
+            (&raw mut (*context).user_port).write_volatile(u32::from(port.raw()));
+        }
+    }
+
+    /// The socket's protocol.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.sock_addr).protocol as u8 }
+    }
+
+    /// The cookie of the network namespace the socket lives in.
+    #[inline(always)]
+    pub fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context is passed as the helper expects it.
+        unsafe { helper::bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
+
+    /// The socket's cookie.
+    #[inline(always)]
+    pub fn cookie(&self) -> u64 {
+        // SAFETY: the context is passed as the helper expects it.
+        unsafe { helper::bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// Chooses the error with which the call fails.
+    #[inline(always)]
+    pub fn set_error(&self, errno: i32) {
+        // SAFETY: no preconditions.
+        unsafe { helper::bpf_set_retval(-errno) };
+    }
+
+    /// Remembers in the socket what it was connected to.
+    #[inline(always)]
+    pub fn remember(&self, mut connected: Connected) {
+        // SAFETY: the verifier knows the context's socket; the value outlives the call.
+        unsafe {
+            let stored = CONNECTED.get_or_insert_ptr_mut(self.0, Some(&mut connected));
+            if !stored.is_null() {
+                stored.write_volatile(connected);
+            }
+        }
+    }
+
+    /// What the socket was connected to.
+    #[inline(always)]
+    pub fn recall(&self) -> Option<Connected> {
+        // SAFETY: the verifier knows the context's socket; the pointer is checked for null.
+        unsafe {
+            let stored = CONNECTED.get_ptr_mut(self.0);
+            (!stored.is_null()).then(|| stored.read_volatile())
+        }
+    }
+}

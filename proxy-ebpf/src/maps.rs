@@ -1,0 +1,59 @@
+//! The maps. Their sizes here are only the smallest ones: the agent sets the real ones at load time.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use proxy_common::Ip;
+use proxy_common::decide::Work;
+use proxy_common::maps::{
+    Backend, Config, Connected, Counter, Flow, FlowKey, Frontend, FrontendKey, Reason, Slot, SocketKey,
+    SocketPeer, TraceCell,
+};
+
+#[map]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static POD_RANGES: LpmTrie<Ip, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static SOCKET_PEERS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static POD_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static TRACE: Array<TraceCell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What the packet programs work on; see [`Work`].
+#[map]
+pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+
+#[btf_map]
+pub static CONNECTED: SkStorage<Connected> = SkStorage::new();
+
+/// Whether the kernel has `bpf_set_retval` (5.18), with which a hook chooses the error of `connect()`. Set at load
+/// time, so that the verifier removes the branch that is not taken.
+#[expect(unsafe_code, reason = "the loader finds the constant by its symbol")]
+#[unsafe(no_mangle)]
+pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);

@@ -1,0 +1,149 @@
+//! The socket hooks: one translation per connection, nothing per packet.
+//!
+//! A hook sees every socket below its cgroup, whichever network namespace it lives in, so it first asks whose socket
+//! it is: the node's, or one of its pods'. Everybody else's is left alone.
+
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use proxy_common::decide::socket::{SocketDecision, connect, receive, send};
+use proxy_common::maps::{Config, ConfigFlags, Connected, Reason};
+use proxy_common::{Ip, Port, Tables, protocol};
+
+use crate::kernel::Peer;
+use crate::maps::HAS_SET_RETVAL;
+use crate::tables::{Live, count, is_pod_netns};
+
+/// The call goes on.
+const ALLOW: i32 = 1;
+/// The call fails, with EPERM unless the program chose another error.
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+const LIVE: Live = Live { dry_run: false };
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v4();
+    on_connect(&peer, address, port, |address, port| peer.set_v4(address, port))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v6();
+    on_connect(&peer, address, port, |address, port| peer.set_v6(address, port))
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v4();
+    on_getpeername(&peer, address, port, |address, port| peer.set_v4(address, port))
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v6();
+    on_getpeername(&peer, address, port, |address, port| peer.set_v6(address, port))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v4();
+    on_send(&peer, address, port, |address, port| peer.set_v4(address, port))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v6();
+    on_send(&peer, address, port, |address, port| peer.set_v6(address, port))
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v4();
+    on_receive(&peer, address, port, |address, port| peer.set_v4(address, port))
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    let peer = Peer(&context);
+    let (address, port) = peer.v6();
+    on_receive(&peer, address, port, |address, port| peer.set_v6(address, port))
+}
+
+#[inline(always)]
+fn on_connect(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
+    let Some(config) = LIVE.config() else { return ALLOW };
+    if peer.protocol() != protocol::TCP || !is_ours(config, peer.netns_cookie()) {
+        return ALLOW;
+    }
+    match connect(&LIVE, address, port, protocol::TCP) {
+        SocketDecision::Leave(_) => ALLOW,
+        SocketDecision::Refuse if HAS_SET_RETVAL.load() == 0 => ALLOW,
+        SocketDecision::Refuse => {
+            count(Reason::SocketRefused, 0);
+            peer.set_error(ECONNREFUSED);
+            REFUSE
+        }
+        SocketDecision::Translate(selected) => {
+            let (backend_address, backend_port) = (selected.backend.address, selected.backend.port);
+            peer.remember(Connected {
+                address,
+                backend_address,
+                port,
+                backend_port,
+            });
+            translate(backend_address, backend_port);
+            count(Reason::SocketConnect, 0);
+            ALLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn on_getpeername(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
+    if let Some(connected) = peer.recall()
+        && connected.backend_address.same(&address)
+        && connected.backend_port == port
+    {
+        translate(connected.address, connected.port);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn on_send(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
+    let Some(config) = LIVE.config() else { return ALLOW };
+    if !config.has(ConfigFlags::SOCKETS_OF_NODE) || config.node_netns != peer.netns_cookie() {
+        return ALLOW;
+    }
+    if let SocketDecision::Translate(selected) = send(&LIVE, peer.cookie(), address, port) {
+        translate(selected.backend.address, selected.backend.port);
+        count(Reason::SocketSend, 0);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn on_receive(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
+    if let Some((address, port)) = receive(&LIVE, peer.cookie(), address, port) {
+        translate(address, port);
+    }
+    ALLOW
+}
+
+/// Whether sockets of this network namespace are translated at `connect()`.
+#[inline(always)]
+fn is_ours(config: &Config, netns: u64) -> bool {
+    if config.node_netns == netns {
+        config.has(ConfigFlags::SOCKETS_OF_NODE)
+    } else {
+        config.has(ConfigFlags::SOCKETS_OF_PODS) && is_pod_netns(netns)
+    }
+}
