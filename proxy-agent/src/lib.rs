@@ -1,1 +1,6 @@
 //! Placeholder, replaced in the next commit.
+#![deny(unsafe_code)]
+
+pub mod bpf;
+pub mod cluster;
+pub mod source;

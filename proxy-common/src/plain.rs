@@ -71,6 +71,7 @@ plain!(
     crate::maps::SocketPeer,
     crate::maps::Connected,
     crate::maps::TraceCell,
+    crate::maps::RangeKey,
     crate::maps::Counter,
 );
 

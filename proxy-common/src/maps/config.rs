@@ -113,6 +113,18 @@ impl AddressFlags {
     }
 }
 
+/// Key of `POD_RANGES`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct RangeKey {
+    /// How many bits of the address count; IPv4 prefixes are 96 longer than they are written.
+    pub prefix_len: u32,
+    /// The network's address.
+    pub address: Ip,
+}
+
+const _: () = assert!(size_of::<RangeKey>() == 20);
+
 /// Value of `TRACE`: the nonce of the dry run under way, or zero.
 ///
 /// A program is in a dry run only while this cell is armed *and* the packet's control block holds the same nonce,

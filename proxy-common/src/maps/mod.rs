@@ -6,7 +6,7 @@
 //! | `SLOTS` | index → [`Slot`] (mmapped) | agent | every program |
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | every program |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
-//! | `POD_RANGES` | LPM of [`crate::Ip`] → `u32` | agent | packet programs, new flows of outside clients only |
+//! | `POD_RANGES` | LPM of [`RangeKey`] → `u32` | agent | packet programs, new flows of outside clients only |
 //! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | packet programs | packet programs |
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
@@ -23,7 +23,7 @@ mod reason;
 mod socket;
 
 pub use backend::{Backend, BackendState};
-pub use config::{AddressFlags, Config, ConfigFlags, TraceCell};
+pub use config::{AddressFlags, Config, ConfigFlags, MAX_SERVICE_RANGES, RangeKey, TraceCell};
 pub use flow::{Deliver, Flow, FlowKey};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, Scope, Slot, SlotRange};
 pub use reason::{Counter, Reason};

@@ -1,0 +1,229 @@
+//! The maps and programs in force, opened from their pins.
+//!
+//! A warm start only opens pins. Programs are loaded when there are none, when the pinned ones were built from another
+//! object, or when a map must grow; then a directory of the next generation is filled, sharing every map that stays as
+//! it is, and the links are switched one by one.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use proxy_common::Ip;
+use proxy_common::maps::{
+    Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Slot, SocketKey, SocketPeer,
+    TraceCell,
+};
+
+use super::array::MappedArray;
+use super::error::BpfError;
+use super::hash::HashTable;
+use super::links::{Links, Programs};
+use super::object::{self, MAPS, MapSizes, PROGRAMS};
+use super::pins::{LayoutDir, Pins};
+use super::sys;
+
+/// Everything of one generation, and the attachments.
+pub struct Datapath {
+    pins: Pins,
+    dir: LayoutDir,
+    /// The programs.
+    pub programs: Programs,
+    /// What hangs where.
+    pub links: Links,
+    /// `FRONTENDS`.
+    pub frontends: HashTable<FrontendKey, Frontend>,
+    /// `SLOTS`.
+    pub slots: MappedArray<Slot>,
+    /// `BACKENDS`.
+    pub backends: MappedArray<Backend>,
+    /// `ADDRESSES`.
+    pub addresses: HashTable<Ip, u32>,
+    /// `POD_RANGES`.
+    pub pod_ranges: HashTable<RangeKey, u32>,
+    /// `FLOWS`.
+    pub flows: HashTable<FlowKey, Flow>,
+    /// `SOCKET_PEERS`.
+    pub socket_peers: HashTable<SocketKey, SocketPeer>,
+    /// `POD_NETNS`.
+    pub pod_netns: HashTable<u64, u32>,
+    /// `CONFIG`.
+    pub config: MappedArray<Config>,
+    /// `TRACE`.
+    pub trace: MappedArray<TraceCell>,
+    counters: OwnedFd,
+}
+
+impl Datapath {
+    /// Opens the pins below `root`; loads what is missing or of another object.
+    pub fn open(root: &Path, sizes: &MapSizes) -> Result<Self, BpfError> {
+        let pins = Pins::open(root)?;
+        for path in pins.foreign() {
+            tracing::warn!(path = %path.display(), "something foreign lies below the bpf root and is left alone");
+        }
+        let object = object::hash();
+        let current = pins.current()?;
+        let dir = match &current {
+            Some(dir) if dir.object == object && is_complete(dir) => dir.clone(),
+            _ => {
+                let shared: Vec<_> = current.iter().flat_map(|dir| MAPS.map(|name| (name, dir))).collect();
+                let dir = fill(&pins, &object, sizes, &shared)?;
+                tracing::info!(path = %dir.path.display(), "loaded the kernel programs");
+                dir
+            }
+        };
+        let datapath = Self::from_dir(pins, dir)?;
+        datapath.pins.publish(&datapath.dir)?;
+        datapath.pins.remove_others(&datapath.dir)?;
+        Ok(datapath)
+    }
+
+    fn from_dir(pins: Pins, dir: LayoutDir) -> Result<Self, BpfError> {
+        let programs = open_programs(&dir)?;
+        let links = Links::adopt(pins.links(), &programs)?;
+        Ok(Self {
+            frontends: table(&dir, "FRONTENDS")?,
+            slots: array(&dir, "SLOTS")?,
+            backends: array(&dir, "BACKENDS")?,
+            addresses: table(&dir, "ADDRESSES")?,
+            pod_ranges: table(&dir, "POD_RANGES")?,
+            flows: table(&dir, "FLOWS")?,
+            socket_peers: table(&dir, "SOCKET_PEERS")?,
+            pod_netns: table(&dir, "POD_NETNS")?,
+            config: array(&dir, "CONFIG")?,
+            trace: array(&dir, "TRACE")?,
+            counters: open(&dir, "COUNTERS")?,
+            programs,
+            links,
+            pins,
+            dir,
+        })
+    }
+
+    /// Moves to larger maps without a break: the new ones are filled while the old ones serve, then the links are
+    /// switched. Sizes that are smaller than now are ignored.
+    pub fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {
+        let now = self.sizes();
+        let sizes = MapSizes {
+            frontends: sizes.frontends.max(now.frontends),
+            slots: sizes.slots.max(now.slots),
+            backends: sizes.backends.max(now.backends),
+            addresses: sizes.addresses.max(now.addresses),
+            ..now
+        };
+        let wanted = sizes.by_name();
+        let grows = |name: &str| {
+            now.by_name().iter().zip(&wanted).any(|(now, wanted)| now.0 == name && now.1 != wanted.1)
+        };
+        let shared: Vec<_> = MAPS.iter().filter(|name| !grows(name)).map(|name| (*name, &self.dir)).collect();
+        let dir = fill(&self.pins, &self.dir.object, &sizes, &shared)?;
+        let frontends = table(&dir, "FRONTENDS")?;
+        let slots = array(&dir, "SLOTS")?;
+        let backends = array(&dir, "BACKENDS")?;
+        let addresses = table(&dir, "ADDRESSES")?;
+        if grows("SLOTS") {
+            slots.copy_from(&self.slots);
+        }
+        if grows("BACKENDS") {
+            backends.copy_from(&self.backends);
+        }
+        if grows("FRONTENDS") {
+            copy(&self.frontends, &frontends)?;
+        }
+        if grows("ADDRESSES") {
+            copy(&self.addresses, &addresses)?;
+        }
+        let programs = open_programs(&dir)?;
+        self.links.switch(&programs)?;
+        self.pins.publish(&dir)?;
+        self.pins.remove_others(&dir)?;
+        tracing::info!(?sizes, "the maps have grown");
+        (self.frontends, self.slots, self.backends, self.addresses) = (frontends, slots, backends, addresses);
+        (self.programs, self.dir) = (programs, dir);
+        Ok(())
+    }
+
+    /// The capacities in force.
+    pub fn sizes(&self) -> MapSizes {
+        MapSizes {
+            frontends: self.frontends.capacity(),
+            slots: self.slots.capacity(),
+            backends: self.backends.capacity(),
+            addresses: self.addresses.capacity(),
+            flows: self.flows.capacity(),
+            socket_peers: self.socket_peers.capacity(),
+            pod_netns: self.pod_netns.capacity(),
+        }
+    }
+
+    /// What was counted for a reason, over all CPUs.
+    pub fn counter(&self, reason: Reason) -> std::io::Result<Counter> {
+        let cpus = aya::util::nr_cpus().map_err(|(file, error)| std::io::Error::other(format!("{file}: {error}")))?;
+        let mut values = vec![0_u8; cpus * size_of::<Counter>()];
+        sys::map_lookup(self.counters.as_fd(), &(reason as u32).to_ne_bytes(), &mut values)?;
+        let mut sum = Counter::default();
+        for value in values.chunks_exact(16) {
+            let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| value[at + byte]));
+            sum.packets += word(0);
+            sum.bytes += word(8);
+        }
+        Ok(sum)
+    }
+}
+
+fn is_complete(dir: &LayoutDir) -> bool {
+    MAPS.iter().all(|name| dir.map(name).exists()) && PROGRAMS.iter().all(|name| dir.program(name).exists())
+}
+
+/// Fills a directory of the next generation with the `shared` maps and whatever else is needed.
+fn fill(
+    pins: &Pins,
+    object: &str,
+    sizes: &MapSizes,
+    shared: &[(&'static str, &LayoutDir)],
+) -> Result<LayoutDir, BpfError> {
+    let dir = pins.next(object)?;
+    for (name, from) in shared {
+        let path = from.map(name);
+        if path.exists() {
+            let map = sys::open_pin(&path).map_err(BpfError::file("opening", &path))?;
+            let path = dir.map(name);
+            sys::pin(map.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
+        }
+    }
+    object::load(&dir, sizes)?;
+    Ok(dir)
+}
+
+fn open(dir: &LayoutDir, name: &str) -> Result<OwnedFd, BpfError> {
+    let path = dir.map(name);
+    sys::open_pin(&path).map_err(BpfError::file("opening", &path))
+}
+
+fn table<K: proxy_common::Plain, V: proxy_common::Plain>(
+    dir: &LayoutDir,
+    name: &str,
+) -> Result<HashTable<K, V>, BpfError> {
+    HashTable::new(open(dir, name)?).map_err(BpfError::file("opening", &dir.map(name)))
+}
+
+fn array<T: proxy_common::Plain>(dir: &LayoutDir, name: &str) -> Result<MappedArray<T>, BpfError> {
+    MappedArray::new(&open(dir, name)?).map_err(BpfError::file("mapping", &dir.map(name)))
+}
+
+fn open_programs(dir: &LayoutDir) -> Result<Programs, BpfError> {
+    PROGRAMS
+        .iter()
+        .map(|name| {
+            let path = dir.program(name);
+            sys::open_pin(&path).map(|fd| (*name, fd)).map_err(BpfError::file("opening", &path))
+        })
+        .collect()
+}
+
+fn copy<K: proxy_common::Plain, V: proxy_common::Plain>(
+    from: &HashTable<K, V>,
+    to: &HashTable<K, V>,
+) -> Result<(), BpfError> {
+    let mut elements = Vec::new();
+    from.for_each(|key, value| elements.push((key, value))).map_err(BpfError::syscall("reading a map"))?;
+    to.set_all(&elements).map_err(|(_, error)| BpfError::syscall("filling a larger map")(error))
+}

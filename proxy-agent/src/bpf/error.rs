@@ -1,0 +1,82 @@
+//! What can go wrong with the kernel side, said so that an operator knows what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+/// An error of the kernel side.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The bpf root does not lie on a bpffs.
+    #[error("{0}: not on a bpf file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root")]
+    NotBpffs(PathBuf),
+    /// The cgroup directory does not lie on a cgroup2 file system.
+    #[error("{0}: not on a cgroup2 file system: name the cgroup v2 root with --cgroup")]
+    NotCgroup2(PathBuf),
+    /// What lies at a place of ours is not ours.
+    #[error("{path}: not made by Millrace ({what}): move it away or choose another --bpf-root; nothing was changed")]
+    Foreign {
+        /// The place.
+        path: PathBuf,
+        /// What is there.
+        what: String,
+    },
+    /// The pins were made by a newer agent.
+    #[error("{path}: pinned by an agent with layout {found}, this one knows {known}: run that agent, or `millrace uninstall` first; the data plane was not touched")]
+    NewerLayout {
+        /// The pin directory.
+        path: PathBuf,
+        /// Its layout version.
+        found: u32,
+        /// The version this agent knows.
+        known: u32,
+    },
+    /// A file operation failed.
+    #[error("{what} {path}: {error}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// A bpf(2) command failed.
+    #[error("{what}: {error}{}", hint(.error))]
+    Syscall {
+        /// What was tried, on what.
+        what: String,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("loading {program}: {message}")]
+    Load {
+        /// The program, or `maps`.
+        program: String,
+        /// The error; for a refused program the verifier's last line first.
+        message: String,
+    },
+}
+
+/// What usually helps.
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => ": needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)",
+        Some(libc::EINVAL) => ": the kernel may be too old, 6.6 or newer is needed",
+        _ => "",
+    }
+}
+
+impl BpfError {
+    /// For `map_err` on file operations.
+    pub fn file(what: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |error| Self::File { what, path, error }
+    }
+
+    /// For `map_err` on system calls.
+    pub fn syscall(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |error| Self::Syscall { what, error }
+    }
+}

@@ -1,0 +1,140 @@
+//! Loading the embedded object: maps of the right sizes, programs verified and pinned.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use aya::programs::{Program, ProgramError};
+use aya::EbpfLoader;
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
+
+use super::error::BpfError;
+use super::pins::LayoutDir;
+use super::sys;
+
+/// The kernel programs, compiled by the build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace-ebpf"));
+
+/// Maps whose size the agent sets; the others have a fixed one.
+pub const SIZED_MAPS: [&str; 7] =
+    ["FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "FLOWS", "SOCKET_PEERS", "POD_NETNS"];
+
+/// All maps that are pinned.
+pub const MAPS: [&str; 13] = [
+    "FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "FLOWS", "SOCKET_PEERS", "POD_NETNS", "POD_RANGES", "CONFIG",
+    "TRACE", "WORK", "COUNTERS", "CONNECTED",
+];
+
+/// All programs.
+pub const PROGRAMS: [&str; 12] = [
+    "from_pod", "to_pod", "from_uplink", "from_host", "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4",
+    "recvmsg6", "getpeername4", "getpeername6",
+];
+
+const POD_RANGES_CAPACITY: u32 = 65_536;
+
+/// Capacities of the maps whose size the agent sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapSizes {
+    /// `FRONTENDS`.
+    pub frontends: u32,
+    /// `SLOTS`.
+    pub slots: u32,
+    /// `BACKENDS`.
+    pub backends: u32,
+    /// `ADDRESSES`.
+    pub addresses: u32,
+    /// `FLOWS`.
+    pub flows: u32,
+    /// `SOCKET_PEERS`.
+    pub socket_peers: u32,
+    /// `POD_NETNS`.
+    pub pod_netns: u32,
+}
+
+impl MapSizes {
+    /// The sizes by map name.
+    pub fn by_name(&self) -> [(&'static str, u32); 7] {
+        let sizes = [
+            self.frontends, self.slots, self.backends, self.addresses, self.flows, self.socket_peers, self.pod_netns,
+        ];
+        std::array::from_fn(|index| (SIZED_MAPS[index], sizes[index].max(1)))
+    }
+}
+
+/// Identifies the embedded object.
+pub fn hash() -> String {
+    format!("{:016x}", SipHasher13::new().hash(OBJECT))
+}
+
+/// Loads the object and pins its maps and programs in `dir`. Maps that are pinned there already are used as they are.
+pub fn load(dir: &LayoutDir, sizes: &MapSizes) -> Result<(), BpfError> {
+    // A kernel without bpf_set_retval refuses the program that calls it.
+    match load_with(dir, sizes, 1) {
+        Err(BpfError::Load { program, .. }) if program.starts_with("connect") => load_with(dir, sizes, 0),
+        result => result,
+    }
+}
+
+fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<(), BpfError> {
+    let pins: BTreeMap<&str, _> = MAPS.iter().map(|name| (*name, dir.map(name))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, size) in sizes.by_name() {
+        loader.map_max_entries(name, size);
+    }
+    loader.map_max_entries("POD_RANGES", POD_RANGES_CAPACITY);
+    for (name, path) in &pins {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    let mut object = loader.load(OBJECT).map_err(|error| load_error("maps", &error))?;
+    for (name, program) in object.programs_mut() {
+        let path = dir.program(name);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
+        }
+        load_program(program)
+            .map_err(|error| BpfError::Load { program: name.to_owned(), message: program_message(&error) })?;
+        pin_program(program, &path)?;
+    }
+    Ok(())
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+fn pin_program(program: &Program, path: &Path) -> Result<(), BpfError> {
+    let fd = program.fd().map_err(|error| load_error("program", &error))?;
+    sys::pin(fd.as_fd(), path).map_err(BpfError::file("pinning", path))
+}
+
+fn load_error(program: &str, error: &dyn std::error::Error) -> BpfError {
+    BpfError::Load { program: program.to_owned(), message: chain(error) }
+}
+
+/// The verifier's last lines first; the whole log where verbose logging is on.
+fn program_message(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return chain(error) };
+    let log = verifier_log.to_string();
+    tracing::debug!(%log, "the verifier's log");
+    let last = log.lines().rev().find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
+    format!("{io_error}: {}", last.unwrap_or("the verifier gave no reason; -v shows its log"))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    message
+}
+

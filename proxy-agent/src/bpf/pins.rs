@@ -1,0 +1,259 @@
+//! What lies below the bpf root, and how it changes hands.
+//!
+//! ```text
+//! BPF_ROOT/current            → the directory in force (a symbolic link, exchanged atomically)
+//! BPF_ROOT/l1-<object>-<n>/   layout version 1, built from this object, n-th generation
+//!     maps/NAME  programs/name
+//! BPF_ROOT/links/             one pin per attachment; they stay while programs and maps change beneath them
+//! ```
+//!
+//! Invariant: whatever `current` names is complete. A directory that it does not name is left over from an agent that
+//! was killed while it built or swapped one, and is removed at the next start.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use proxy_common::LAYOUT_VERSION;
+use serde::Serialize;
+
+use super::error::BpfError;
+
+/// The pins below one bpf root.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// One directory of maps and programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayoutDir {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The layout version of everything in it.
+    pub layout: u32,
+    /// Which object the programs were built from.
+    pub object: String,
+    /// Counts up with every directory made.
+    pub generation: u32,
+}
+
+impl LayoutDir {
+    /// Where a map is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.path.join("maps").join(name)
+    }
+
+    /// Where a program is pinned.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.path.join("programs").join(name)
+    }
+
+    fn parse(path: PathBuf) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let mut parts = name.strip_prefix('l')?.split('-');
+        let layout = parts.next()?.parse().ok()?;
+        let object = parts.next()?.to_owned();
+        let generation = parts.next()?.parse().ok()?;
+        parts.next().is_none().then_some(Self { path, layout, object, generation })
+    }
+}
+
+/// Something that was removed from the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// What kind of thing it was.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Pins {
+    /// Opens the bpf root, making the directory if it is not there.
+    pub fn open(root: &Path) -> Result<Self, BpfError> {
+        let pins = Self { root: root.to_path_buf() };
+        let parent = root.parent().unwrap_or(root);
+        let existing = if root.exists() { root } else { parent };
+        let kind = statfs(existing).map_err(|error| BpfError::NotBpffs(existing.join(error.desc())))?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            return Err(BpfError::NotBpffs(existing.to_path_buf()));
+        }
+        make_dir(root)?;
+        make_dir(&pins.links())?;
+        Ok(pins)
+    }
+
+    /// The bpf root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of attachments.
+    pub fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The directory in force, if there is one of a layout that this agent knows.
+    pub fn current(&self) -> Result<Option<LayoutDir>, BpfError> {
+        let path = self.root.join("current");
+        let target = match fs::read_link(&path) {
+            Ok(target) => target,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(BpfError::Foreign { path, what: format!("no symbolic link: {error}") }),
+        };
+        let Some(dir) = LayoutDir::parse(self.root.join(&target)) else {
+            return Err(BpfError::Foreign { path, what: format!("leads to {}", target.display()) });
+        };
+        if dir.layout > LAYOUT_VERSION {
+            return Err(BpfError::NewerLayout { path: dir.path, found: dir.layout, known: LAYOUT_VERSION });
+        }
+        Ok(Some(dir))
+    }
+
+    /// Makes an empty directory for the next generation.
+    pub fn next(&self, object: &str) -> Result<LayoutDir, BpfError> {
+        let generation = self.all()?.iter().map(|dir| dir.generation).max().unwrap_or(0) + 1;
+        let path = self.root.join(format!("l{LAYOUT_VERSION}-{object}-{generation}"));
+        let dir = LayoutDir { path, layout: LAYOUT_VERSION, object: object.to_owned(), generation };
+        make_dir(&dir.path)?;
+        make_dir(&dir.path.join("maps"))?;
+        make_dir(&dir.path.join("programs"))?;
+        Ok(dir)
+    }
+
+    /// Puts a complete directory in force.
+    pub fn publish(&self, dir: &LayoutDir) -> Result<(), BpfError> {
+        let path = self.root.join("current");
+        let next = self.root.join("current-next");
+        remove_file(&next)?;
+        let name = dir.path.file_name().unwrap_or_default();
+        symlink(name, &next).map_err(BpfError::file("making symbolic link", &next))?;
+        fs::rename(&next, &path).map_err(BpfError::file("exchanging symbolic link", &path))
+    }
+
+    /// Removes all directories but one.
+    pub fn remove_others(&self, keep: &LayoutDir) -> Result<(), BpfError> {
+        for dir in self.all()? {
+            if dir != *keep {
+                tracing::info!(path = %dir.path.display(), "removing pins that are no longer in force");
+                remove_layout(&dir, &mut Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What lies below the bpf root without being ours.
+    pub fn foreign(&self) -> Vec<PathBuf> {
+        let known = |name: &str| matches!(name, "current" | "current-next" | "links");
+        entries(&self.root)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|path| {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                !known(name) && LayoutDir::parse(path.clone()).is_none()
+            })
+            .collect()
+    }
+
+    fn all(&self) -> Result<Vec<LayoutDir>, BpfError> {
+        Ok(entries(&self.root)?.into_iter().filter_map(LayoutDir::parse).collect())
+    }
+}
+
+/// Removes everything of ours below a bpf root, attachments first, and the root if nothing else is left in it.
+///
+/// Removing the pin of a link detaches its program. Nothing foreign is touched.
+pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
+    let mut removed = Vec::new();
+    if !root.exists() {
+        return Ok(removed);
+    }
+    let pins = Pins { root: root.to_path_buf() };
+    let links = pins.links();
+    if links.exists() {
+        for path in entries(&links)? {
+            remove_pin("link", &path, &mut removed)?;
+        }
+        remove_dir(&links)?;
+    }
+    for name in ["current", "current-next"] {
+        remove_file(&root.join(name))?;
+    }
+    for dir in pins.all()? {
+        remove_layout(&dir, &mut removed)?;
+    }
+    if entries(root)?.is_empty() {
+        remove_dir(root)?;
+        removed.push(Removed { kind: "directory".to_owned(), name: root.display().to_string() });
+    }
+    Ok(removed)
+}
+
+fn remove_layout(dir: &LayoutDir, removed: &mut Vec<Removed>) -> Result<(), BpfError> {
+    for (kind, name) in [("program", "programs"), ("map", "maps")] {
+        let path = dir.path.join(name);
+        if path.exists() {
+            for pin in entries(&path)? {
+                remove_pin(kind, &pin, removed)?;
+            }
+            remove_dir(&path)?;
+        }
+    }
+    remove_dir(&dir.path)
+}
+
+fn remove_pin(kind: &str, path: &Path, removed: &mut Vec<Removed>) -> Result<(), BpfError> {
+    remove_file(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    removed.push(Removed { kind: kind.to_owned(), name });
+    Ok(())
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let read = || fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+    read().map_err(BpfError::file("reading directory", dir))
+}
+
+fn make_dir(path: &Path) -> Result<(), BpfError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(BpfError::file("making directory", path)(error))
+        }
+        _ if path.is_dir() => Ok(()),
+        _ => Err(BpfError::Foreign { path: path.to_path_buf(), what: "no directory".to_owned() }),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(BpfError::file("removing", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_dir(path: &Path) -> Result<(), BpfError> {
+    fs::remove_dir(path).map_err(BpfError::file("removing directory", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_our_directories() {
+        let dir = LayoutDir::parse(PathBuf::from("/x/l1-00ff00ff-12")).expect("one of ours");
+        assert_eq!((dir.layout, dir.object.as_str(), dir.generation), (1, "00ff00ff", 12));
+        for foreign in ["/x/links", "/x/l1", "/x/l1-a", "/x/l1-a-b", "/x/lx-a-1", "/x/l1-a-1-2", "/x/cilium"] {
+            assert_eq!(LayoutDir::parse(PathBuf::from(foreign)), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_root_outside_of_bpffs_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let error = Pins::open(&dir.path().join("millrace")).expect_err("not a bpffs");
+        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    }
+}

@@ -1,0 +1,354 @@
+//! bpf(2), mmap(2) and membarrier(2): the unsafe code of the agent.
+//!
+//! aya loads programs and creates maps; what it has no operations for stands here: batch map operations, mmapped
+//! arrays, the pinning of maps under a second path, links by pin, and a real RCU grace period. Every function is safe
+//! to call: sizes are taken from the buffers, and file descriptors are owned.
+
+#![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const BPF_MAP_LOOKUP_ELEM: u32 = 1;
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
+const BPF_MAP_DELETE_ELEM: u32 = 3;
+const BPF_OBJ_PIN: u32 = 6;
+const BPF_OBJ_GET: u32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_MAP_LOOKUP_BATCH: u32 = 24;
+const BPF_MAP_UPDATE_BATCH: u32 = 26;
+const BPF_MAP_DELETE_BATCH: u32 = 27;
+const BPF_LINK_CREATE: u32 = 28;
+const BPF_LINK_UPDATE: u32 = 29;
+
+/// `union bpf_attr` for the commands on one element.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for the batch commands.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// `union bpf_attr` for pinning.
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for information about an object.
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// `union bpf_attr` for making a link.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreateAttr {
+    program_fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    reserved: u32,
+    expected_revision: u64,
+}
+
+/// `union bpf_attr` for exchanging a link's program.
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
+/// The start of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Default, Clone, Copy, Debug)]
+pub struct MapInfo {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Kernel-wide id.
+    pub id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// Creation flags.
+    pub flags: u32,
+}
+
+/// The start of `struct bpf_prog_info`, up to what is read of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramInfo {
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// Kernel-wide id.
+    pub id: u32,
+    /// Hash of the instructions.
+    pub tag: [u8; 8],
+    unread: [u64; 22],
+    /// Nanoseconds spent in the program, while statistics are enabled.
+    pub run_time_ns: u64,
+    /// Runs, while statistics are enabled.
+    pub run_count: u64,
+}
+
+/// The start of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Default, Clone, Copy, Debug)]
+pub struct LinkInfo {
+    /// `enum bpf_link_type`.
+    pub kind: u32,
+    /// Kernel-wide id.
+    pub id: u32,
+    /// The program's id.
+    pub program: u32,
+    padding: u32,
+    /// First word of the target: the interface index of a tcx link.
+    pub target: u32,
+    unread: [u32; 5],
+}
+
+fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: the attribute is a live struct of the size told; pointers in it were set by the callers below from
+    // slices that are live for the call and as long as the map's key and value sizes demand.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn descriptor(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn owned(result: i64) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(result as RawFd) }
+}
+
+/// Writes one element.
+pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: descriptor(map),
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Reads one element into `value`.
+pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: descriptor(map),
+        key: key.as_ptr() as u64,
+        value: value.as_mut_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    bpf(BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop)
+}
+
+/// Removes one element.
+pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut attr = ElementAttr { map_fd: descriptor(map), key: key.as_ptr() as u64, ..ElementAttr::default() };
+    bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+}
+
+/// Writes `count` elements; gives how many were written, and the error if not all.
+pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> (u32, io::Result<()>) {
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: descriptor(map),
+        ..BatchAttr::default()
+    };
+    let result = bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop);
+    (attr.count, result)
+}
+
+/// Removes `count` elements; gives how many were removed, and the error if not all.
+pub fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> (u32, io::Result<()>) {
+    let mut attr =
+        BatchAttr { keys: keys.as_ptr() as u64, count, map_fd: descriptor(map), ..BatchAttr::default() };
+    let result = bpf(BPF_MAP_DELETE_BATCH, &mut attr).map(drop);
+    (attr.count, result)
+}
+
+/// Reads up to `count` elements from `position` on; gives how many, and whether the end was reached.
+///
+/// `position` is empty for the start, and is filled in for the next call (4 bytes for hash tables, the key's size for
+/// others).
+pub fn map_lookup_batch(
+    map: BorrowedFd<'_>,
+    position: &mut Vec<u8>,
+    position_size: usize,
+    keys: &mut [u8],
+    values: &mut [u8],
+    count: u32,
+) -> io::Result<(u32, bool)> {
+    let mut next = vec![0_u8; position_size.max(4)];
+    let mut attr = BatchAttr {
+        in_batch: if position.is_empty() { 0 } else { position.as_ptr() as u64 },
+        out_batch: next.as_mut_ptr() as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: descriptor(map),
+        ..BatchAttr::default()
+    };
+    let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+    *position = next;
+    match result {
+        Ok(_) => Ok((attr.count, false)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count, true)),
+        Err(error) => Err(error),
+    }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Pins an object.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: descriptor(object), flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens a pinned object.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, ..ObjectAttr::default() };
+    bpf(BPF_OBJ_GET, &mut attr).map(owned)
+}
+
+fn info<T>(object: BorrowedFd<'_>, into: &mut T) -> io::Result<()> {
+    let mut attr =
+        InfoAttr { fd: descriptor(object), len: size_of::<T>() as u32, info: std::ptr::from_mut(into) as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// What the kernel says of a map.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut answer = MapInfo::default();
+    info(map, &mut answer).map(|()| answer)
+}
+
+/// What the kernel says of a link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut answer = LinkInfo::default();
+    info(link, &mut answer).map(|()| answer)
+}
+
+/// What the kernel says of a program.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let mut answer =
+        ProgramInfo { kind: 0, id: 0, tag: [0; 8], unread: [0; 22], run_time_ns: 0, run_count: 0 };
+    info(program, &mut answer).map(|()| answer)
+}
+
+/// Attaches a program to a cgroup or an interface, at the end of what is attached there.
+pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr =
+        LinkCreateAttr { program_fd: descriptor(program), target, attach_type, ..LinkCreateAttr::default() };
+    bpf(BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
+/// Exchanges the program of a link, atomically.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr =
+        LinkUpdateAttr { link_fd: descriptor(link), program_fd: descriptor(program), ..LinkUpdateAttr::default() };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Waits until every reader that runs now has ended: `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu()`.
+pub fn wait_for_grace_period() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+    // SAFETY: no pointers are passed.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The words of a mmapped array map, shared with the kernel.
+pub struct SharedWords {
+    start: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the words are atomics in memory that lives as long as the value.
+unsafe impl Send for SharedWords {}
+
+impl SharedWords {
+    /// Maps the first `bytes` of an array map made with `BPF_F_MMAPABLE`; a multiple of eight.
+    pub fn map(map: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping; the kernel checks that the map is large enough.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        Ok(Self { start, words: bytes / 8 })
+    }
+
+    /// The words. Kernel programs read them at any time, hence atomics.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is as long as told, page-aligned, zero-initialised by the kernel, and lives as long as
+        // `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+
+    /// Stores a word so that a reader that sees it sees all earlier stores.
+    pub fn store(&self, index: usize, value: u64) {
+        self.words()[index].store(value, Ordering::Release);
+    }
+
+    /// Loads a word.
+    pub fn load(&self, index: usize) -> u64 {
+        self.words()[index].load(Ordering::Acquire)
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `map`, of the same length; `words` cannot outlive `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.words * 8) };
+    }
+}

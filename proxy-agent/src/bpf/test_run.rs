@@ -1,0 +1,97 @@
+//! Running a packet program over a packet that does not exist.
+//!
+//! Every run is marked as a dry run: the cell `TRACE` is armed with a random nonce for the length of the run, and the
+//! packet's control block carries the same nonce. See `proxy-ebpf`'s `dry_run`.
+
+use std::io;
+
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use proxy_common::maps::{Reason, TraceCell};
+
+use super::array::MappedArray;
+
+/// What a program decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DryRun {
+    /// The kind of the decision.
+    pub kind: DryRunKind,
+    /// Why.
+    pub reason: Reason,
+    /// Whether the source would be exchanged.
+    pub masquerade: bool,
+    /// The backend's id; meaningful for [`DryRunKind::Translate`].
+    pub backend: u32,
+    /// The service port's id; meaningful for [`DryRunKind::Translate`].
+    pub service: u32,
+}
+
+/// The kinds of decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DryRunKind {
+    /// The packet goes on untouched.
+    Pass,
+    /// The packet ends.
+    Drop,
+    /// An echo request is answered.
+    Echo,
+    /// The packet is translated.
+    Translate,
+}
+
+/// Bytes of `struct __sk_buff` up to the end of what is set here.
+const CONTEXT_LEN: usize = 192;
+/// Offset of `ifindex`.
+const IFINDEX: usize = 40;
+/// Offset of `cb`.
+const CONTROL: usize = 48;
+
+/// Arms the cell, and disarms it when dropped.
+struct Armed<'a>(&'a MappedArray<TraceCell>);
+
+impl Drop for Armed<'_> {
+    fn drop(&mut self) {
+        self.0.set(0, &TraceCell::default());
+    }
+}
+
+/// Runs `program` once over `frame` as if it were on the interface `ifindex`.
+pub fn dry_run(
+    program: &SchedClassifier,
+    cell: &MappedArray<TraceCell>,
+    nonce: u64,
+    frame: &[u8],
+    ifindex: u32,
+) -> io::Result<DryRun> {
+    let mut context = [0_u8; CONTEXT_LEN];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[CONTROL..CONTROL + 8].copy_from_slice(&nonce.to_ne_bytes());
+    let mut answer = [0_u8; CONTEXT_LEN];
+    let mut out = vec![0_u8; frame.len() + 256];
+    cell.set(0, &TraceCell { nonce });
+    let armed = Armed(cell);
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    options.ctx_in = Some(&context);
+    options.ctx_out = Some(&mut answer);
+    program.test_run(options).map_err(io::Error::other)?;
+    drop(armed);
+    let word = |index: usize| {
+        let start = CONTROL + index * 4;
+        u32::from_ne_bytes(std::array::from_fn(|byte| answer[start + byte]))
+    };
+    parse(word(2), word(3), word(4))
+}
+
+fn parse(outcome: u32, backend: u32, service: u32) -> io::Result<DryRun> {
+    let kind = match outcome & 0xff {
+        1 => DryRunKind::Pass,
+        2 => DryRunKind::Drop,
+        3 => DryRunKind::Echo,
+        4 => DryRunKind::Translate,
+        other => return Err(io::Error::other(format!("the program answered with outcome {other}"))),
+    };
+    let reason = Reason::ALL.get((outcome >> 8 & 0xff) as usize).copied();
+    let reason = reason.ok_or_else(|| io::Error::other(format!("the program answered {outcome:#x}")))?;
+    Ok(DryRun { kind, reason, masquerade: outcome >> 16 & 1 == 1, backend, service })
+}

@@ -1,0 +1,40 @@
+//! What every kernel test needs: namespaces of its own and a bpffs in them.
+
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// A private bpffs in a mount and network namespace of the calling thread; gone with the thread.
+pub struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    /// Moves the calling thread into new namespaces and mounts a bpffs there.
+    pub fn enter() -> Self {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("kernel tests need root");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .expect("making the mount namespace private");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>).expect("mounting a bpffs");
+        Self { dir }
+    }
+
+    /// A bpf root that does not exist yet.
+    pub fn bpf_root(&self) -> PathBuf {
+        self.dir.path().join("millrace")
+    }
+
+    /// The bpffs itself.
+    #[expect(dead_code, reason = "not every test file that includes this module needs it")]
+    pub fn bpffs(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
