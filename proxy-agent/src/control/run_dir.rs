@@ -1,0 +1,182 @@
+//! Who owns a run directory.
+//!
+//! Two agents that wrote the same maps would undo each other's work, and an uninstall beside a running agent would be
+//! repaired at once. So whoever works with a run directory holds an exclusive lock on the directory itself, which the
+//! kernel gives back when the process ends, however it ends: there is no stale lock, and a socket file that lies in a directory
+//! one could lock is stale by definition.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+/// The control socket's name in the run directory.
+pub const SOCKET: &str = "agent.sock";
+
+/// A run directory that this process alone uses.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// Why a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// Another process has it.
+    #[error("another agent is running with --run-dir {}: stop it first, or give this one a run directory of its own", .0.display())]
+    Taken(PathBuf),
+    /// Others could put a socket of theirs in the place of ours.
+    #[error("--run-dir {}: others may write there (mode {mode:04o}): use a directory of the agent's own", path.display())]
+    Shared {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The system said no.
+    #[error("--run-dir {}: {what}: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl RunDir {
+    /// Makes the directory where it is missing, and locks it.
+    pub fn create(path: &Path) -> Result<Self, RunDirError> {
+        let failed = |what| {
+            move |source| RunDirError::Io {
+                path: path.to_owned(),
+                what,
+                source,
+            }
+        };
+        make_private(path).map_err(failed("creating it"))?;
+        let mode = fs::metadata(path)
+            .map_err(failed("reading its mode"))?
+            .permissions()
+            .mode()
+            & 0o7777;
+        if mode & 0o022 != 0 {
+            return Err(RunDirError::Shared {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        Self::lock(path)
+    }
+
+    /// Locks the directory; `None` where there is none.
+    pub fn existing(path: &Path) -> Result<Option<Self>, RunDirError> {
+        match Self::lock(path) {
+            Err(RunDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            locked => locked.map(Some),
+        }
+    }
+
+    fn lock(path: &Path) -> Result<Self, RunDirError> {
+        let failed = |what| {
+            move |source| RunDirError::Io {
+                path: path.to_owned(),
+                what,
+                source,
+            }
+        };
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_DIRECTORY.bits())
+            .open(path)
+            .map_err(failed("opening it"))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(RunDirError::Taken(path.to_owned())),
+            Err((_, errno)) => Err(failed("locking it")(errno.into())),
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The control socket in it.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+}
+
+/// Makes a directory that only its owner can enter.
+///
+/// A directory that was there and has something in it keeps its mode: it may not be ours to close.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let ours = fs::read_dir(path)?.all(|entry| entry.is_ok_and(|entry| entry.file_name() == SOCKET));
+            if ours {
+                fs::set_permissions(path, Permissions::from_mode(0o700))
+            } else {
+                Ok(())
+            }
+        }
+        made => made,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        assert!(RunDir::existing(&path).unwrap().is_none());
+        let first = RunDir::create(&path).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        assert!(matches!(RunDir::create(&path), Err(RunDirError::Taken(_))));
+        assert!(matches!(RunDir::existing(&path), Err(RunDirError::Taken(_))));
+        drop(first);
+        RunDir::create(&path).unwrap();
+    }
+
+    #[test]
+    fn an_empty_directory_is_closed_and_a_foreign_one_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (empty, foreign) = (root.path().join("empty"), root.path().join("foreign"));
+        for path in [&empty, &foreign] {
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::write(foreign.join("passwd"), "").unwrap();
+        RunDir::create(&empty).unwrap();
+        RunDir::create(&foreign).unwrap();
+        assert_eq!((mode(&empty), mode(&foreign)), (0o700, 0o755));
+    }
+
+    #[test]
+    fn a_directory_that_others_write_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("other"), "").unwrap();
+        fs::set_permissions(root.path(), Permissions::from_mode(0o1777)).unwrap();
+        let error = RunDir::create(root.path()).unwrap_err().to_string();
+        assert!(error.contains("others may write there (mode 1777)"), "{error}");
+    }
+}

@@ -1,0 +1,174 @@
+//! Both sides of the socket against each other.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+use std::{fs, io};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+
+/// A served socket whose agent answers every question with `answer`.
+struct Served {
+    root: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Served {
+    fn start(answer: fn(Request) -> Result<Reply, String>) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let socket = bind(&root.path().join("run")).unwrap();
+        let (stop, mut stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async move {
+                let (sender, mut questions) = mpsc::channel::<Question>(1);
+                let mut serving = Box::pin(serve(socket, sender));
+                loop {
+                    tokio::select! {
+                        ended = &mut serving => return ended,
+                        _ = &mut stopped => return Ok(()),
+                        Some((request, reply)) = questions.recv() => {
+                            // A client that went away is no concern of the agent's.
+                            let _ = reply.send(answer(request));
+                        }
+                    }
+                }
+            })
+        });
+        Self {
+            root,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.root.path().join("run")
+    }
+
+    fn say(&self, line: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.run_dir().join(SOCKET)).unwrap();
+        stream.write_all(line).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let ended = self.thread.take().unwrap().join().unwrap();
+        ended.unwrap();
+        assert!(
+            !self.run_dir().join(SOCKET).exists(),
+            "the socket goes with its agent"
+        );
+    }
+}
+
+fn one_of_each(request: Request) -> Result<Reply, String> {
+    match request {
+        Request::Status => Ok(Reply::Status(Box::new(Status {
+            ready: true,
+            ..Status::default()
+        }))),
+        Request::ListServices => Ok(Reply::ListServices(vec![])),
+        Request::Trace(_) => Err("tracing: no such program".into()),
+    }
+}
+
+#[test]
+fn questions_are_answered() {
+    let served = Served::start(one_of_each);
+    let client = Client::new(&served.run_dir());
+    assert!(client.status().unwrap().ready);
+    assert_eq!(client.services().unwrap(), []);
+    let trace = TraceRequest {
+        from: "10.0.0.1".parse().unwrap(),
+        to: "10.96.0.1:80".parse().unwrap(),
+        protocol: Protocol::Udp,
+        source_port: None,
+        samples: 1,
+        entry: Some(Entry::Uplink),
+    };
+    assert_eq!(
+        client.trace(trace).unwrap_err().to_string(),
+        "tracing: no such program"
+    );
+    let refused = client.trace(TraceRequest { samples: 0, ..trace }).unwrap_err();
+    assert!(refused.to_string().contains("--samples 0"), "{refused}");
+}
+
+#[test]
+fn only_the_owner_can_open_the_socket() {
+    let served = Served::start(one_of_each);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode(&served.run_dir()), mode(&served.run_dir().join(SOCKET))),
+        (0o700, 0o600)
+    );
+}
+
+#[test]
+fn bad_requests_are_told_apart_and_bounded() {
+    let served = Served::start(one_of_each);
+    for (line, expected) in [
+        (
+            &b"{\"request\":\"fly\"}\n"[..],
+            "does not understand the request: unknown variant `fly`",
+        ),
+        (b"\xff\xfe\n", "does not understand the request"),
+        (&[b' '; 5000], "one line of at most 4096 bytes"),
+    ] {
+        let answer = served.say(line);
+        assert!(answer.contains(expected), "{answer}");
+        assert!(
+            answer.starts_with("{\"error\":") && answer.ends_with("}\n"),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn a_silent_client_holds_nobody_up() {
+    let served = Served::start(one_of_each);
+    let silent = UnixStream::connect(served.run_dir().join(SOCKET)).unwrap();
+    assert!(Client::new(&served.run_dir()).status().is_ok());
+    drop(silent);
+}
+
+#[test]
+fn no_agent_is_an_outcome_of_its_own() {
+    let root = tempfile::tempdir().unwrap();
+    let client = Client::new(root.path());
+    assert!(matches!(client.status(), Err(ClientError::NoAgent(_))));
+    // What a killed agent leaves behind: a socket that nobody listens on.
+    drop(UnixListener::bind(root.path().join(SOCKET)).unwrap());
+    assert!(matches!(client.status(), Err(ClientError::NoAgent(_))));
+    drop(bind(root.path()).unwrap());
+    assert!(!root.path().join(SOCKET).exists());
+}
+
+#[test]
+fn a_second_agent_is_refused() {
+    let served = Served::start(one_of_each);
+    let error = bind(&served.run_dir()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("another agent is running with --run-dir"),
+        "{error}"
+    );
+    assert!(
+        Client::new(&served.run_dir()).status().is_ok(),
+        "the first one goes on"
+    );
+}
