@@ -1,0 +1,91 @@
+//! The shared values of all stored objects: their strings, and where their endpoints stand.
+
+use compact_str::CompactString;
+
+use super::interner::{Interner, Symbol};
+
+/// Where an endpoint stands and who should prefer it. All endpoints of a node in one service share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Placement {
+    /// The node, if the slice names one.
+    pub node: Option<Symbol>,
+    /// The zone, if the slice names one.
+    pub zone: Option<Symbol>,
+    /// Zones whose clients should use the endpoint.
+    pub for_zones: Box<[Symbol]>,
+    /// Nodes whose clients should use the endpoint.
+    pub for_nodes: Box<[Symbol]>,
+}
+
+impl Placement {
+    fn symbols(&self) -> impl Iterator<Item = Symbol> {
+        let hints = self.for_zones.iter().chain(&*self.for_nodes).copied();
+        self.node.into_iter().chain(self.zone).chain(hints)
+    }
+}
+
+/// The interners. Who builds an object gains its uses here; who drops it releases them.
+#[derive(Debug, Default)]
+pub struct Names {
+    strings: Interner<CompactString>,
+    placements: Interner<Placement>,
+}
+
+impl Names {
+    /// The text behind a symbol of a stored object.
+    pub fn text(&self, symbol: Symbol) -> &str {
+        self.strings.get(symbol)
+    }
+
+    /// The placement behind a symbol of a stored endpoint.
+    pub fn placement(&self, symbol: Symbol) -> &Placement {
+        self.placements.get(symbol)
+    }
+
+    /// The symbol of `text`, if a stored object holds it.
+    pub fn find(&self, text: &str) -> Option<Symbol> {
+        self.strings.find(text)
+    }
+
+    /// A use of `text`.
+    pub fn intern(&mut self, text: &str) -> Symbol {
+        self.strings.intern(text.into()).0
+    }
+
+    /// A use of `placement`, in exchange for one use of each symbol in it.
+    pub fn intern_placement(&mut self, placement: Placement) -> Symbol {
+        let (symbol, new) = self.placements.intern(placement);
+        if !new {
+            // The stored copy holds its own uses already.
+            let Self { strings, placements } = self;
+            for text in placements.get(symbol).symbols() {
+                strings.release(text);
+            }
+        }
+        symbol
+    }
+
+    /// Gives up a use of a text.
+    pub fn release(&mut self, symbol: Symbol) {
+        self.strings.release(symbol);
+    }
+
+    /// Gives up a use of a placement.
+    pub fn release_placement(&mut self, symbol: Symbol) {
+        if let Some(placement) = self.placements.release(symbol) {
+            for text in placement.symbols() {
+                self.strings.release(text);
+            }
+        }
+    }
+
+    /// How many values are stored, for tests of leaks.
+    pub fn len(&self) -> usize {
+        self.strings.len() + self.placements.len()
+    }
+
+    /// Whether nothing is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,102 @@
+//! Nodes and the ranges of cluster IPs: the few facts about the cluster that are not about one service.
+
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+use ipnet::IpNet;
+
+use super::address::{canonical_ip, canonical_net};
+use super::problems::Findings;
+use crate::source::wire;
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The name.
+    pub name: CompactString,
+    /// Its internal addresses, in the order given.
+    pub addresses: Vec<IpAddr>,
+    /// The ranges its pods take their addresses from.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The zone it stands in.
+    pub zone: Option<CompactString>,
+}
+
+impl Node {
+    pub(super) fn read(wire: &wire::Node, findings: &mut Findings) -> Self {
+        let mut addresses = Vec::new();
+        let listed = wire
+            .status
+            .as_ref()
+            .and_then(|status| status.addresses.as_deref())
+            .unwrap_or_default();
+        for (i, entry) in listed
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.type_ == "InternalIP")
+        {
+            match canonical_ip(&entry.address) {
+                Some(address) if !addresses.contains(&address) => addresses.push(address),
+                Some(_) => {}
+                None => findings.add(|| {
+                    format!(
+                        "status.addresses[{i}].address: {:?} is not an address; it is left out",
+                        entry.address
+                    )
+                }),
+            }
+        }
+        let listed = wire.spec.as_ref().map(|spec| {
+            let all = spec.pod_cidrs.as_deref().unwrap_or_default();
+            if all.is_empty() {
+                spec.pod_cidr.as_slice()
+            } else {
+                all
+            }
+        });
+        let zone = wire
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.zone.clone());
+        Self {
+            name: wire.metadata.name.clone(),
+            addresses,
+            pod_cidrs: read_nets(listed.unwrap_or_default(), "spec.podCIDRs", findings),
+            zone: zone.filter(|zone| !zone.is_empty()),
+        }
+    }
+}
+
+/// A range that cluster IPs are taken from, as one object names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// The ranges, at most one of each family.
+    pub cidrs: Vec<IpNet>,
+}
+
+impl ServiceCidr {
+    pub(super) fn read(wire: &wire::ServiceCidr, findings: &mut Findings) -> Self {
+        let listed = wire
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.cidrs.as_deref())
+            .unwrap_or_default();
+        Self {
+            cidrs: read_nets(listed, "spec.cidrs", findings),
+        }
+    }
+}
+
+fn read_nets(texts: &[wire::Text], field: &str, findings: &mut Findings) -> Vec<IpNet> {
+    let mut nets = Vec::with_capacity(texts.len());
+    for (i, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+        match canonical_net(text) {
+            Some(net) => nets.push(net),
+            None => {
+                findings.add(|| format!("{field}[{i}]: {text:?} is not an address range; it is left out"))
+            }
+        }
+    }
+    nets
+}

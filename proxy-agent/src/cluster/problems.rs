@@ -1,0 +1,139 @@
+//! What is wrong with the input, by object, as `millrace status` shows it.
+//!
+//! One bad field spoils the place it stands in and nothing else, so the object goes on being served and its problems stand
+//! here until a good version of it arrives or it goes. Problems of files and documents, which have no object, are
+//! kept beside them under their own names.
+
+use std::collections::BTreeMap;
+
+use crate::source::{ObjectId, ObjectIdMap};
+
+/// More lines than this about one object help nobody.
+const MAX_MESSAGES: usize = 8;
+
+/// The messages about one object or file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// As a person names it: `Service shop/cart`.
+    pub object: String,
+    /// One line for each thing that is wrong: which field, what it says, what becomes of it.
+    pub messages: Vec<String>,
+}
+
+/// Collects the messages while one object is read.
+#[derive(Debug, Default)]
+pub struct Findings {
+    messages: Vec<String>,
+    left_out: usize,
+}
+
+impl Findings {
+    /// Notes one thing that is wrong. The text is made only if it will be shown.
+    pub fn add(&mut self, message: impl FnOnce() -> String) {
+        if self.messages.len() < MAX_MESSAGES {
+            self.messages.push(message());
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    /// The messages, with a last line that counts those left out.
+    pub fn into_messages(mut self) -> Vec<String> {
+        if self.left_out > 0 {
+            self.messages.push(format!("and {} more", self.left_out));
+        }
+        self.messages
+    }
+}
+
+/// Everything that is wrong at the moment.
+#[derive(Debug, Default)]
+pub struct Problems {
+    objects: ObjectIdMap<Problem>,
+    inputs: BTreeMap<String, Vec<String>>,
+}
+
+impl Problems {
+    /// Replaces what is wrong with an object; nothing wrong removes it. `object` names it when something is.
+    pub fn set(&mut self, id: ObjectId, messages: Vec<String>, object: impl FnOnce() -> String) {
+        if messages.is_empty() {
+            self.clear(id);
+        } else {
+            self.objects.insert(
+                id,
+                Problem {
+                    object: object(),
+                    messages,
+                },
+            );
+        }
+    }
+
+    /// The object is good, or gone.
+    pub fn clear(&mut self, id: ObjectId) {
+        if !self.objects.is_empty() {
+            self.objects.remove(&id);
+        }
+    }
+
+    /// Replaces what is wrong with an input that is no object.
+    pub fn set_input(&mut self, subject: String, messages: Vec<String>) {
+        if messages.is_empty() {
+            self.inputs.remove(&subject);
+        } else {
+            self.inputs.insert(subject, messages);
+        }
+    }
+
+    /// Every problem, inputs first, in the order of their names.
+    pub fn list(&self) -> Vec<Problem> {
+        let mut objects: Vec<_> = self.objects.values().cloned().collect();
+        objects.sort_unstable_by(|a, b| a.object.cmp(&b.object));
+        let inputs = self.inputs.iter().map(|(subject, messages)| Problem {
+            object: subject.clone(),
+            messages: messages.clone(),
+        });
+        inputs.chain(objects).collect()
+    }
+
+    /// Whether nothing is wrong.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.inputs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Kind;
+
+    #[test]
+    fn many_findings_are_counted_not_listed() {
+        let mut findings = Findings::default();
+        for i in 0..5000 {
+            findings.add(|| format!("endpoints[{i}] is bad"));
+        }
+        let messages = findings.into_messages();
+        assert_eq!(messages.len(), MAX_MESSAGES + 1);
+        assert_eq!(messages[MAX_MESSAGES], "and 4992 more");
+    }
+
+    #[test]
+    fn a_good_version_clears_the_problem() {
+        let mut problems = Problems::default();
+        let id = ObjectId::new(Kind::Service, "a", "b");
+        problems.set(id, vec!["bad".into()], || "Service a/b".into());
+        problems.set_input("file x.yaml".into(), vec!["worse".into()]);
+        assert_eq!(
+            problems
+                .list()
+                .iter()
+                .map(|p| p.object.as_str())
+                .collect::<Vec<_>>(),
+            ["file x.yaml", "Service a/b"]
+        );
+        problems.set(id, vec![], || unreachable!("named only when bad"));
+        problems.set_input("file x.yaml".into(), vec![]);
+        assert!(problems.is_empty());
+    }
+}

@@ -1,0 +1,153 @@
+//! The first stage: where objects come from.
+//!
+//! A source reads Kubernetes objects, from a directory or from an API server, and says what happened to them as a
+//! stream of [`Event`]s over a bounded channel. It keeps no objects, only what it needs to notice a change; the next
+//! stage ([`crate::cluster`]) is the one place that holds them.
+//!
+//! Invariants: a source never deletes an object because it lost sight of it. A full list is bracketed by
+//! [`Change::Begin`] and [`Change::End`], and only an `End` says that whatever was not listed is gone.
+
+pub mod identity;
+pub mod wire;
+
+use std::fmt;
+use std::time::Instant;
+
+pub use identity::{ObjectId, ObjectIdMap, ObjectIdSet};
+
+/// The kinds of objects a source delivers. Each is listed and followed on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node.
+    Node,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// Every kind, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
+
+    /// The kind as it is written in a manifest.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
+
+    /// The resource as it is written in a URL.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::Node => "nodes",
+            Self::ServiceCidr => "servicecidrs",
+        }
+    }
+
+    /// Whether objects of this kind live in a namespace.
+    pub const fn namespaced(self) -> bool {
+        matches!(self, Self::Service | Self::EndpointSlice)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One thing that a source saw happen.
+#[derive(Debug)]
+pub struct Event {
+    /// When the bytes (or the inotify event) that say so arrived, for measuring the way to the maps.
+    pub received: Instant,
+    /// What happened.
+    pub change: Change,
+}
+
+impl Event {
+    /// An event whose bytes arrived at `received`.
+    pub const fn new(received: Instant, change: Change) -> Self {
+        Self { received, change }
+    }
+}
+
+/// What happened to an object, a kind or the input itself.
+#[derive(Debug)]
+pub enum Change {
+    /// A full list of this kind starts. A list that was begun and not ended is forgotten by the next `Begin`.
+    Begin(Kind),
+    /// This object exists and looks like this.
+    Apply(Box<Object>),
+    /// This object is gone.
+    Delete(Kind, ObjectId),
+    /// The list of this kind is complete: what it did not name is gone.
+    End(Kind),
+    /// What is wrong with an input that is not an object (a file, a document); an empty list says it is good again.
+    Problems {
+        /// What the messages are about, as a person would name it: `file services.yaml`.
+        subject: String,
+        /// One line for each thing that is wrong.
+        messages: Vec<String>,
+    },
+}
+
+/// An object as the source read it.
+#[derive(Debug)]
+pub enum Object {
+    /// A Service.
+    Service(wire::Service),
+    /// An EndpointSlice.
+    EndpointSlice(wire::EndpointSlice),
+    /// A Node.
+    Node(wire::Node),
+    /// A ServiceCIDR.
+    ServiceCidr(wire::ServiceCidr),
+}
+
+impl Object {
+    /// The object's kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
+        }
+    }
+
+    /// The object's metadata.
+    pub const fn metadata(&self) -> &wire::Metadata {
+        match self {
+            Self::Service(object) => &object.metadata,
+            Self::EndpointSlice(object) => &object.metadata,
+            Self::Node(object) => &object.metadata,
+            Self::ServiceCidr(object) => &object.metadata,
+        }
+    }
+
+    /// The object's identity.
+    pub fn id(&self) -> ObjectId {
+        self.metadata().id(self.kind())
+    }
+}
+
+/// The object as a person names it: `Service shop/cart`, `Node worker-1`.
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, metadata) = (self.kind(), self.metadata());
+        if kind.namespaced() {
+            write!(f, "{kind} {}/{}", metadata.namespace(), metadata.name)
+        } else {
+            write!(f, "{kind} {}", metadata.name)
+        }
+    }
+}
