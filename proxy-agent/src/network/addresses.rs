@@ -1,0 +1,101 @@
+//! Which addresses the node holds, and which one of each family it talks from.
+//!
+//! The choice must not depend on when the agent was started, since routes carry it: of several addresses the one that
+//! counts best wins, not the one that was seen first.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::is_own;
+use super::link::Address;
+use super::links::Links;
+use super::roles::{Role, Roles};
+
+/// The node's own addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// The IPv4 address the node talks to pods and virtual addresses from.
+    pub primary_v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub primary_v6: Option<Ipv6Addr>,
+    /// Every address of the node that others may know, sorted; loopback and link-local ones are none, nor are those of pods' interfaces and of our
+    /// own device.
+    pub all: Vec<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// Reads them off the interfaces. `node_object` are the internal addresses of the Node object, of which the first of
+    /// each family that is held here is primary; else the best one of the first uplink that has any.
+    pub fn find(links: &Links, roles: &Roles, node_object: &[IpAddr]) -> Self {
+        let is_pods = |index| roles.of(Role::Pod).any(|pod| pod.index == index);
+        let mut all = Vec::new();
+        for link in links
+            .iter()
+            .filter(|link| !is_own(&link.name) && !is_pods(link.index))
+        {
+            let held = links.addresses(link.index).iter();
+            all.extend(
+                held.filter(|address| address.is_public() && address.usable)
+                    .map(|address| address.ip),
+            );
+        }
+        all.sort_unstable();
+        all.dedup();
+
+        let primary = |is_family: fn(&IpAddr) -> bool| {
+            let named = node_object
+                .iter()
+                .copied()
+                .find(|ip| is_family(ip) && all.binary_search(ip).is_ok());
+            named.or_else(|| {
+                roles
+                    .of(Role::Uplink)
+                    .find_map(|uplink| best(links.addresses(uplink.index), is_family))
+            })
+        };
+        let primary_v4 = match primary(IpAddr::is_ipv4) {
+            Some(IpAddr::V4(ip)) => Some(ip),
+            _ => None,
+        };
+        let primary_v6 = match primary(IpAddr::is_ipv6) {
+            Some(IpAddr::V6(ip)) => Some(ip),
+            _ => None,
+        };
+        Self {
+            primary_v4,
+            primary_v6,
+            all,
+        }
+    }
+
+    /// Whether the node holds the address.
+    pub fn holds(&self, ip: IpAddr) -> bool {
+        self.all.binary_search(&ip).is_ok()
+    }
+
+    /// The primary address of the family of `ip`.
+    pub fn primary_for(&self, ip: IpAddr) -> Option<IpAddr> {
+        if ip.is_ipv4() {
+            self.primary_v4.map(IpAddr::V4)
+        } else {
+            self.primary_v6.map(IpAddr::V6)
+        }
+    }
+}
+
+/// The address to talk from: one with a network before lone (floating) ones, in good standing, and then for IPv4 the first,
+/// for IPv6, whose order is not the same in a dump and in messages, the smallest.
+fn best(held: &[Address], is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    let usable = held
+        .iter()
+        .enumerate()
+        .filter(|(_, address)| is_family(&address.ip) && address.is_public() && address.usable);
+    let rank = |(place, address): &(usize, &Address)| {
+        let order = if address.ip.is_ipv4() {
+            (*place, None)
+        } else {
+            (0, Some(address.ip))
+        };
+        (!address.has_network(), address.demerit, order)
+    };
+    usable.min_by_key(rank).map(|(_, address)| address.ip)
+}

@@ -1,0 +1,103 @@
+//! What can go wrong with the network of the node, said so that an operator knows what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A failed operation. The agent goes on without what it was for.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A netlink socket could not be made.
+    #[error("opening a netlink socket: {0}")]
+    Socket(io::Error),
+    /// The kernel refused a netlink request.
+    #[error("{what}: {error}{}", hint(.error))]
+    Request {
+        /// What was tried, on what.
+        what: String,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The netlink socket was lost, which the kernel never does by itself.
+    #[error("following the links of the node: the netlink socket was closed; restart the agent")]
+    Closed,
+    /// A setting of a device could not be read or written.
+    #[error("{what} {path}: {error}: the agent needs /proc/sys/net writable")]
+    Sysctl {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The name of our device is taken.
+    #[error("interface {name} is not ours ({what}): rename or remove it; nothing was changed")]
+    ForeignDevice {
+        /// The interface.
+        name: &'static str,
+        /// What it is.
+        what: String,
+    },
+    /// The cookie of a network namespace could not be had.
+    #[error("{what}: {error}{}", cookie_hint(.error))]
+    Cookie {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// A file the kernel offers could not be used.
+    #[error("{what} {path}: {error}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+impl NetworkError {
+    /// For `map_err` on netlink requests.
+    pub(super) fn request(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
+        let what = what.into();
+        move |error| Self::Request {
+            what,
+            error: io_error(error),
+        }
+    }
+}
+
+/// The error number the kernel answered with, where it answered.
+fn io_error(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => ": needs CAP_NET_ADMIN",
+        Some(libc::EOPNOTSUPP) => ": the kernel was built without this kind of device",
+        _ => "",
+    }
+}
+
+fn cookie_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT) => ": needs Linux 5.14",
+        Some(libc::EPERM) => ": needs CAP_SYS_ADMIN, or Linux 6.18",
+        _ => "",
+    }
+}
+
+/// Something wrong with the node's network that an operator should know of, as `millrace status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// What it is about: `interface eth7`, `route 10.96.0.0/12`.
+    pub object: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}

@@ -1,0 +1,197 @@
+//! Our own device, which takes the node's own packets to virtual addresses past a program.
+//!
+//! A socket hook translates most of them before there is a packet. The rest (connected UDP, raw sockets, ping, everything where
+//! hooks are off) follows the routes on this device, and a program on its way out translates and redirects; translated replies come
+//! in by it, so that strict reverse-path filtering finds them where their route points. It is a veth pair, since a dummy device is a module
+//! that not every kernel has, with both ends in the node's namespace; the other end is there for the carrier and is deaf:
+//! it neither forwards nor does IPv6, so that what no program redirected ends there.
+//!
+//! The device is made once and then left as it is: the routes, the MAC address and the programs on it survive the agent. Neighbours
+//! are not resolved on it and it says nothing of its own accord (no link-local address, no duplicate
+//! detection, no router solicitation, no multicast).
+
+use rtnetlink::{LinkUnspec, LinkVeth};
+
+use super::error::NetworkError;
+use super::link::Link;
+use super::links::Change;
+use super::netlink::Netlink;
+use super::sysctl::{self, Setting};
+use super::{HOST_DEVICE, HOST_DEVICE_PEER, HostRoutes, Problem};
+
+const fn setting(
+    family: &'static str,
+    device: &'static str,
+    name: &'static str,
+    value: &'static str,
+) -> Setting {
+    Setting {
+        family,
+        device,
+        name,
+        value,
+    }
+}
+
+const IPV4_SETTINGS: [Setting; 2] = [
+    setting("ipv4", HOST_DEVICE, "forwarding", "1"),
+    setting("ipv4", HOST_DEVICE_PEER, "forwarding", "0"),
+];
+
+/// In this order: nothing may start before it is forbidden. `addr_gen_mode` 1 is "none".
+const IPV6_SETTINGS: [Setting; 6] = [
+    setting("ipv6", HOST_DEVICE_PEER, "disable_ipv6", "1"),
+    setting("ipv6", HOST_DEVICE, "addr_gen_mode", "1"),
+    setting("ipv6", HOST_DEVICE, "accept_dad", "0"),
+    setting("ipv6", HOST_DEVICE, "accept_ra", "0"),
+    setting("ipv6", HOST_DEVICE, "forwarding", "1"),
+    setting("ipv6", HOST_DEVICE, "disable_ipv6", "0"),
+];
+
+/// Our own device.
+#[derive(Debug)]
+pub struct HostDevice {
+    netlink: Netlink,
+    index: Option<u32>,
+    settings_written: u64,
+    routes: HostRoutes,
+}
+
+impl HostDevice {
+    /// Nothing is looked at or changed yet.
+    pub fn new(netlink: Netlink) -> Self {
+        Self {
+            netlink,
+            index: None,
+            settings_written: 0,
+            routes: HostRoutes::default(),
+        }
+    }
+
+    /// Sees to it that the device is there and right, and gives its index. `mtu` is that of the smallest uplink.
+    ///
+    /// The program belongs on the device before [`Self::sync_routes`] leads packets there.
+    pub async fn ensure(&mut self, mtu: u32) -> Result<u32, NetworkError> {
+        let (device, peer) = match find(&self.netlink).await? {
+            Some(pair) => pair,
+            None => self.create().await?,
+        };
+        let ipv6: &[Setting] = if sysctl::has_ipv6() { &IPV6_SETTINGS } else { &[] };
+        for setting in IPV4_SETTINGS.iter().chain(ipv6) {
+            self.settings_written += u64::from(setting.ensure()?);
+        }
+        for link in [&peer, &device] {
+            self.configure(link, mtu).await?;
+        }
+        self.index = Some(device.index);
+        Ok(device.index)
+    }
+
+    /// Keeps the routes on the device in step. What stands in the way of one is returned and the others are set all the same.
+    pub async fn sync_routes(&mut self, wanted: HostRoutes) -> Result<Vec<Problem>, NetworkError> {
+        let Some(index) = self.index else {
+            return Ok(Vec::new());
+        };
+        self.routes = wanted;
+        self.routes.sync(&self.netlink, index).await
+    }
+
+    /// Whether a change may have touched the device or its routes: [`Self::ensure`] and [`Self::sync_routes`] should run again.
+    pub fn is_concerned(&self, change: &Change) -> bool {
+        change.resynced
+            || change.addresses
+            || self.index.is_some_and(|index| change.links.contains(&index))
+            || change.routes.iter().any(|prefix| self.routes.wants(*prefix))
+    }
+
+    /// How often the kernel was told something, by netlink or a setting.
+    pub fn writes(&self) -> u64 {
+        self.netlink.writes() + self.settings_written
+    }
+
+    /// Removes the device, and with it the routes. Says whether there was one; a foreign one of that name stays.
+    pub async fn remove(&mut self) -> Result<bool, NetworkError> {
+        self.index = None;
+        let Some((device, _)) = find(&self.netlink).await? else {
+            return Ok(false);
+        };
+        let removed = self.netlink.writing().link().del(device.index).execute().await;
+        removed.map_err(NetworkError::request(format!("removing interface {HOST_DEVICE}")))?;
+        Ok(true)
+    }
+
+    async fn create(&self) -> Result<(Link, Link), NetworkError> {
+        let what = format!("making interface {HOST_DEVICE}");
+        let pair = LinkVeth::new(HOST_DEVICE, HOST_DEVICE_PEER)
+            .arp(false)
+            .multicast(false)
+            .build();
+        let made = self.netlink.writing().link().add(pair).execute().await;
+        made.map_err(NetworkError::request(&what))?;
+        tracing::info!("made interface {HOST_DEVICE}");
+        find(&self.netlink).await?.ok_or(NetworkError::ForeignDevice {
+            name: HOST_DEVICE,
+            what: "it was removed right after it was made".into(),
+        })
+    }
+
+    async fn configure(&self, link: &Link, mtu: u32) -> Result<(), NetworkError> {
+        if link.up && link.noarp && !link.multicast && link.mtu == mtu {
+            return Ok(());
+        }
+        let message = LinkUnspec::new_with_index(link.index)
+            .arp(false)
+            .multicast(false)
+            .mtu(mtu)
+            .up()
+            .build();
+        let set = self.netlink.writing().link().set(message).execute().await;
+        set.map_err(NetworkError::request(format!(
+            "setting up interface {}",
+            link.name
+        )))
+    }
+}
+
+/// The device and its peer, if they are there; an error if the name belongs to something else.
+async fn find(netlink: &Netlink) -> Result<Option<(Link, Link)>, NetworkError> {
+    let device = netlink.link_by_name(HOST_DEVICE).await?;
+    let peer = netlink.link_by_name(HOST_DEVICE_PEER).await?;
+    pair(device, peer)
+}
+
+fn pair(device: Option<Link>, peer: Option<Link>) -> Result<Option<(Link, Link)>, NetworkError> {
+    let foreign = |name, what: String| Err(NetworkError::ForeignDevice { name, what });
+    let describe = |link: &Link| {
+        if link.kind.is_empty() {
+            "a device".into()
+        } else {
+            format!("a {}", link.kind)
+        }
+    };
+    let (device, peer) = match (device, peer) {
+        (None, None) => return Ok(None),
+        (Some(device), Some(peer)) => (device, peer),
+        (Some(device), None) => {
+            return foreign(
+                HOST_DEVICE,
+                format!("{} without a peer {HOST_DEVICE_PEER}", describe(&device)),
+            );
+        }
+        (None, Some(peer)) => {
+            return foreign(
+                HOST_DEVICE_PEER,
+                format!("{} whose peer is not {HOST_DEVICE}", describe(&peer)),
+            );
+        }
+    };
+    let are_peers =
+        device.kind == "veth" && device.peer_namespace.is_none() && device.peer == Some(peer.index);
+    if !are_peers {
+        return foreign(
+            HOST_DEVICE,
+            format!("{} whose peer is not {HOST_DEVICE_PEER}", describe(&device)),
+        );
+    }
+    Ok(Some((device, peer)))
+}

@@ -1,0 +1,231 @@
+//! The routes on our device: which there should be, and how to get there from those that are.
+//!
+//! One route for each range of cluster IPs, and one for each virtual address outside of them, with the node's primary
+//! address as source, so that backends can answer. Ours are those on our device that carry our protocol number. Any other is
+//! left alone, also where it leads the same prefix elsewhere: then that is reported, and no rival is set up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+
+use super::addresses::NodeAddresses;
+use super::error::{NetworkError, Problem};
+use super::netlink::{self, Netlink};
+
+/// The origin our routes carry (`proto 157` in `ip route`): a number neither the kernel's header nor iproute2's table gives to
+/// anybody.
+pub const PROTOCOL: u8 = 157;
+
+/// The metric that routes get where none is given (`IP6_RT_PRIO_USER` for IPv6).
+const DEFAULT_METRIC: [u32; 2] = [0, 1024];
+
+/// What the routes follow from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostRoutes {
+    /// The ranges of cluster IPs.
+    pub service_cidrs: Vec<IpNet>,
+    /// Virtual addresses. Those inside a range need no route of their own, and those that the node holds get none.
+    pub virtual_addresses: BTreeSet<IpAddr>,
+    /// The node's addresses.
+    pub node: NodeAddresses,
+}
+
+/// A route as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Route {
+    prefix: IpNet,
+    interface: Option<u32>,
+    protocol: u8,
+    source: Option<IpAddr>,
+    metric: u32,
+}
+
+impl Route {
+    fn is_ours(&self, device: u32) -> bool {
+        self.interface == Some(device) && self.protocol == PROTOCOL
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Steps {
+    remove: Vec<Route>,
+    replace: Vec<(IpNet, IpAddr)>,
+    add: Vec<(IpNet, IpAddr)>,
+    /// Prefixes that others route elsewhere.
+    foreign: Vec<Route>,
+}
+
+impl HostRoutes {
+    /// The routes there should be, with their sources. A family in which the node has no address has none.
+    fn wanted(&self) -> BTreeMap<IpNet, IpAddr> {
+        let ranges = self.service_cidrs.iter().map(IpNet::trunc);
+        let outside = |ip: &&IpAddr| !self.service_cidrs.iter().any(|range| range.contains(*ip));
+        let lone = self
+            .virtual_addresses
+            .iter()
+            .filter(outside)
+            .filter(|ip| !self.node.holds(**ip));
+        let prefixes = ranges.chain(lone.map(|ip| IpNet::from(*ip)));
+        prefixes
+            .filter_map(|prefix| Some((prefix, self.node.primary_for(prefix.addr())?)))
+            .collect()
+    }
+
+    /// Whether a route of ours has, or should have, this prefix.
+    pub(super) fn wants(&self, prefix: IpNet) -> bool {
+        let lone =
+            prefix.prefix_len() == prefix.max_prefix_len() && self.virtual_addresses.contains(&prefix.addr());
+        lone || self.service_cidrs.iter().any(|range| range.trunc() == prefix)
+    }
+
+    /// Brings the kernel's routes in step.
+    pub(super) async fn sync(&self, netlink: &Netlink, device: u32) -> Result<Vec<Problem>, NetworkError> {
+        let existing: Vec<Route> = netlink.routes().await?.iter().filter_map(read).collect();
+        let steps = steps(&self.wanted(), &existing, device);
+        let mut problems: Vec<Problem> = steps.foreign.iter().map(report_foreign).collect();
+        let mut note = |prefix: IpNet, done: Result<(), rtnetlink::Error>, what: &str| {
+            if let Err(error) = done.map_err(NetworkError::request(what)) {
+                problems.push(Problem {
+                    object: format!("route {prefix}"),
+                    message: error.to_string(),
+                });
+            }
+        };
+        for route in steps.remove {
+            let mut message = message(route.prefix, route.source, device)?;
+            message.attributes.push(RouteAttribute::Priority(route.metric));
+            note(
+                route.prefix,
+                netlink.writing().route().del(message).execute().await,
+                "removing it",
+            );
+        }
+        for (prefix, source) in steps.replace {
+            let message = message(prefix, Some(source), device)?;
+            note(
+                prefix,
+                netlink.writing().route().add(message).replace().execute().await,
+                "changing its source",
+            );
+        }
+        for (prefix, source) in steps.add {
+            let message = message(prefix, Some(source), device)?;
+            note(
+                prefix,
+                netlink.writing().route().add(message).execute().await,
+                "adding it",
+            );
+        }
+        Ok(problems)
+    }
+}
+
+fn steps(wanted: &BTreeMap<IpNet, IpAddr>, existing: &[Route], device: u32) -> Steps {
+    let mut at: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
+    for route in existing {
+        if wanted.contains_key(&route.prefix) || route.is_ours(device) {
+            at.entry(route.prefix).or_default().push(*route);
+        }
+    }
+    let mut steps = Steps::default();
+    for (prefix, source) in wanted {
+        let here = at.remove(prefix).unwrap_or_default();
+        if let Some(foreign) = here.iter().find(|route| route.interface != Some(device)) {
+            steps.foreign.push(*foreign);
+            continue;
+        }
+        // One on our device that is not ours was put there on purpose and does the same.
+        let settled = here.iter().any(|route| !route.is_ours(device));
+        let metric = DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())];
+        let (proper, odd): (Vec<_>, Vec<_>) = here
+            .into_iter()
+            .filter(|route| route.is_ours(device))
+            .partition(|route| route.metric == metric && !settled);
+        steps.remove.extend(odd);
+        match proper.first() {
+            _ if settled => {}
+            Some(route) if route.source == Some(*source) => {}
+            Some(_) => steps.replace.push((*prefix, *source)),
+            None => steps.add.push((*prefix, *source)),
+        }
+    }
+    steps.remove.extend(at.into_values().flatten());
+    steps
+}
+
+/// The route a message describes, if it can stand in our way or be ours.
+fn read(message: &RouteMessage) -> Option<Route> {
+    let decides = matches!(
+        message.header.kind,
+        RouteType::Unicast
+            | RouteType::BlackHole
+            | RouteType::Unreachable
+            | RouteType::Prohibit
+            | RouteType::Throw
+    );
+    if !decides || !netlink::is_main_table(message) {
+        return None;
+    }
+    let mut route = Route {
+        prefix: netlink::prefix(message)?,
+        interface: None,
+        protocol: message.header.protocol.into(),
+        source: None,
+        metric: netlink::metric(message),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(interface) => route.interface = Some(*interface),
+            RouteAttribute::PrefSource(address) => route.source = netlink::ip(address),
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+/// The message that adds or removes a route of ours.
+fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMessage, NetworkError> {
+    // Families are never mixed: the source was chosen by the prefix.
+    let refused = |error| NetworkError::Request {
+        what: format!("describing the route {prefix}"),
+        error: std::io::Error::other(format!("{error:?}")),
+    };
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(prefix.addr(), prefix.prefix_len())
+        .map_err(refused)?
+        .output_interface(device)
+        .protocol(RouteProtocol::Other(PROTOCOL))
+        .scope(if prefix.addr().is_ipv4() {
+            RouteScope::Link
+        } else {
+            RouteScope::Universe
+        });
+    let route = match source {
+        Some(source) => route.pref_source(source).map_err(refused)?,
+        None => route,
+    };
+    Ok(route.build())
+}
+
+fn report_foreign(route: &Route) -> Problem {
+    let by = match route
+        .interface
+        .map(|index| (index, nix::net::if_::if_indextoname(index)))
+    {
+        Some((_, Ok(name))) => format!("through {}", name.to_string_lossy()),
+        Some((index, Err(_))) => format!("through interface {index}"),
+        None => "nowhere, or by several ways".into(),
+    };
+    Problem {
+        object: format!("route {}", route.prefix),
+        message: format!(
+            "already there, leading {by} (protocol {}), and left alone: the node's own packets to these addresses that no \
+             socket hook translates go that way; remove that route to have Millrace serve them",
+            route.protocol
+        ),
+    }
+}

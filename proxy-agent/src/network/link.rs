@@ -1,0 +1,195 @@
+//! One link and its addresses, cut down from netlink messages to the facts that decisions here use.
+//!
+//! Equality is the point: a message that changes none of these facts (counters, queue lengths) is no change.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+/// A link of the namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// The interface index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// The kind of a virtual device (`veth`, `bridge`, `vxlan`), empty for others.
+    pub kind: String,
+    /// The Ethernet address, where it has one.
+    pub mac: Option<[u8; 6]>,
+    /// The MTU.
+    pub mtu: u32,
+    /// Switched on by the administrator.
+    pub up: bool,
+    /// Has a carrier: can carry packets now.
+    pub carrier: bool,
+    /// Is the loopback device.
+    pub loopback: bool,
+    /// Does not resolve neighbours.
+    pub noarp: bool,
+    /// Sends multicast of its own accord.
+    pub multicast: bool,
+    /// The bridge or bond it is a port of.
+    pub master: Option<u32>,
+    /// The index of the peer of a veth, or of the link below it. Counted in [`Self::peer_namespace`] where that is some.
+    pub peer: Option<u32>,
+    /// The namespace of the peer, where it is another one: its id as this namespace counts (`IFLA_LINK_NETNSID`).
+    pub peer_namespace: Option<i32>,
+}
+
+impl Link {
+    /// Reads a message of the link. `None` for what is said about a link in another role, such as a port of a bridge.
+    pub fn read(message: &LinkMessage) -> Option<Self> {
+        let header = &message.header;
+        if header.interface_family != AddressFamily::Unspec {
+            return None;
+        }
+        let mut link = Self {
+            index: header.index,
+            up: header.flags.contains(LinkFlags::Up),
+            carrier: header.flags.contains(LinkFlags::LowerUp),
+            loopback: header.flags.contains(LinkFlags::Loopback),
+            noarp: header.flags.contains(LinkFlags::Noarp),
+            multicast: header.flags.contains(LinkFlags::Multicast),
+            ..Self::default()
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::Controller(index) => link.master = Some(*index),
+                LinkAttribute::Link(index) => link.peer = Some(*index),
+                LinkAttribute::LinkNetNsId(id) => link.peer_namespace = Some(*id),
+                LinkAttribute::LinkInfo(infos) => {
+                    let kind = infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                    link.kind = kind.unwrap_or_default();
+                }
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+
+    /// Whether it is a veth whose other end lies in another namespace: as pods, containers and virtual nodes have it.
+    pub fn leads_to_another_namespace(&self) -> bool {
+        self.kind == "veth" && self.peer_namespace.is_some()
+    }
+}
+
+/// An address of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// The length of the prefix that is on the link.
+    pub prefix_len: u8,
+    /// May be used to talk to other links (scope `global` or `site`).
+    pub global: bool,
+    /// Can be used now: an IPv6 address that is still, or in vain, looking for duplicates can not.
+    pub usable: bool,
+    /// How much speaks against using it as a source (secondary, deprecated, temporary); 0 is best.
+    pub demerit: u8,
+}
+
+impl Address {
+    /// Reads a message; gives the link's index too.
+    pub fn read(message: &AddressMessage) -> Option<(u32, Self)> {
+        let (mut local, mut address, mut flags) = (None, None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => local = Some(*ip),
+                // On a point-to-point link this is the other end's.
+                AddressAttribute::Address(ip) => address = Some(*ip),
+                AddressAttribute::Flags(all) => flags = Some(*all),
+                _ => {}
+            }
+        }
+        let ip = local.or(address)?;
+        let flags = flags.unwrap_or_else(|| first_byte(message.header.flags));
+        let waiting = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+        Some((
+            message.header.index,
+            Self {
+                ip,
+                prefix_len: message.header.prefix_len,
+                global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
+                usable: !waiting && !flags.contains(AddressFlags::Dadfailed),
+                demerit: 2 * u8::from(flags.contains(AddressFlags::Deprecated))
+                    // IFA_F_TEMPORARY, the privacy addresses of IPv6, is the same bit.
+                    + u8::from(flags.contains(AddressFlags::Secondary)),
+            },
+        ))
+    }
+
+    /// Whether it comes with a network on the link, and is not a lone address such as a floating one.
+    pub fn has_network(&self) -> bool {
+        self.prefix_len < if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Whether other machines may know the node by it.
+    pub fn is_public(&self) -> bool {
+        let local = match self.ip {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
+        };
+        self.global && !local
+    }
+}
+
+fn first_byte(flags: AddressHeaderFlags) -> AddressFlags {
+    AddressFlags::from_bits_retain(u32::from(flags.bits()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::link::InfoKind;
+
+    #[test]
+    fn a_bridge_port_message_says_nothing_about_the_link() {
+        let mut message = LinkMessage::default();
+        message.header.index = 7;
+        assert!(Link::read(&message).is_some());
+        message.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(Link::read(&message), None);
+    }
+
+    #[test]
+    fn a_veth_into_a_pod_is_known_by_its_peers_namespace() {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName("veth1".into()),
+            LinkAttribute::Link(2),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
+        ];
+        assert!(!Link::read(&message).is_some_and(|link| link.leads_to_another_namespace()));
+        message.attributes.push(LinkAttribute::LinkNetNsId(0));
+        assert!(Link::read(&message).is_some_and(|link| link.leads_to_another_namespace()));
+    }
+
+    #[test]
+    fn an_address_under_duplicate_detection_cannot_be_used() {
+        let mut message = AddressMessage::default();
+        message.header.prefix_len = 64;
+        message.attributes = vec![AddressAttribute::Address("fd00::1".parse().expect("address"))];
+        let read = |message: &AddressMessage| Address::read(message).expect("an address").1;
+        assert!(read(&message).usable);
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Tentative));
+        assert!(!read(&message).usable);
+        message.attributes.pop();
+        message.attributes.push(AddressAttribute::Flags(
+            AddressFlags::Deprecated | AddressFlags::Secondary,
+        ));
+        assert_eq!(read(&message).demerit, 3);
+    }
+}

@@ -1,0 +1,259 @@
+//! The links of the namespace, their addresses and the default routes, as the kernel last told.
+//!
+//! Pure: [`Links::take`] folds one netlink message in and notes in a [`Change`] what became different; the sockets are
+//! [`super::monitor`]'s. Messages may arrive twice or describe what a dump has shown already: folding is idempotent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+
+use super::link::{Address, Link};
+use super::netlink;
+
+/// What became different.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Links that came, went or are another than before.
+    pub links: BTreeSet<u32>,
+    /// Some address came, went or changed.
+    pub addresses: bool,
+    /// The default routes lead elsewhere.
+    pub default_routes: bool,
+    /// Prefixes of the main table whose routes came or went.
+    pub routes: BTreeSet<IpNet>,
+    /// Messages were lost and everything was read anew: anything else may have changed too.
+    pub resynced: bool,
+}
+
+impl Change {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A default route of the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct DefaultRoute {
+    ipv6: bool,
+    interface: u32,
+    metric: u32,
+    gateway: Option<IpAddr>,
+}
+
+/// The links of the namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Links {
+    links: BTreeMap<u32, Link>,
+    addresses: BTreeMap<u32, Vec<Address>>,
+    default_routes: BTreeSet<DefaultRoute>,
+}
+
+impl Links {
+    /// Every link, by index.
+    pub fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.links.values()
+    }
+
+    /// The link with this index.
+    pub fn get(&self, index: u32) -> Option<&Link> {
+        self.links.get(&index)
+    }
+
+    /// The link with this name.
+    pub fn by_name(&self, name: &str) -> Option<&Link> {
+        self.iter().find(|link| link.name == name)
+    }
+
+    /// The addresses of a link, as the kernel orders them.
+    pub fn addresses(&self, index: u32) -> &[Address] {
+        self.addresses.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    /// The interfaces that default routes of either family lead to.
+    pub fn default_interfaces(&self) -> BTreeSet<u32> {
+        self.default_routes.iter().map(|route| route.interface).collect()
+    }
+
+    /// Adds a link, or replaces it.
+    pub fn set_link(&mut self, link: Link, change: &mut Change) {
+        let index = link.index;
+        if self.links.get(&index) != Some(&link) {
+            self.links.insert(index, link);
+            change.links.insert(index);
+        }
+    }
+
+    /// Adds an address to a link, or replaces it.
+    pub fn set_address(&mut self, index: u32, address: Address, change: &mut Change) {
+        let held = self.addresses.entry(index).or_default();
+        match held.iter_mut().find(|other| is_same(other, &address)) {
+            Some(other) if *other == address => return,
+            Some(other) => *other = address,
+            None => held.push(address),
+        }
+        change.addresses = true;
+    }
+
+    fn remove_link(&mut self, index: u32, change: &mut Change) {
+        if self.links.remove(&index).is_some() {
+            change.links.insert(index);
+        }
+        change.addresses |= self.addresses.remove(&index).is_some_and(|held| !held.is_empty());
+        let routes = self.default_routes.len();
+        self.default_routes.retain(|route| route.interface != index);
+        change.default_routes |= self.default_routes.len() != routes;
+    }
+
+    fn remove_address(&mut self, index: u32, address: &Address, change: &mut Change) {
+        if let Some(held) = self.addresses.get_mut(&index) {
+            let before = held.len();
+            held.retain(|other| !is_same(other, address));
+            change.addresses |= held.len() != before;
+        }
+    }
+
+    fn take_route(&mut self, message: &RouteMessage, present: bool, change: &mut Change) {
+        if !netlink::is_main_table(message) {
+            return;
+        }
+        let Some(prefix) = netlink::prefix(message) else {
+            return;
+        };
+        if prefix.prefix_len() > 0 {
+            change.routes.insert(prefix);
+            return;
+        }
+        for route in read_default_routes(message) {
+            change.default_routes |= if present {
+                self.default_routes.insert(route)
+            } else {
+                self.default_routes.remove(&route)
+            };
+        }
+    }
+
+    /// Folds one message in.
+    pub fn take(&mut self, message: &RouteNetlinkMessage, change: &mut Change) {
+        match message {
+            RouteNetlinkMessage::NewLink(message) => {
+                if let Some(link) = Link::read(message) {
+                    self.set_link(link, change);
+                }
+            }
+            RouteNetlinkMessage::DelLink(message) => {
+                if let Some(link) = Link::read(message) {
+                    self.remove_link(link.index, change);
+                }
+            }
+            RouteNetlinkMessage::NewAddress(message) => {
+                if let Some((index, address)) = Address::read(message) {
+                    self.set_address(index, address, change);
+                }
+            }
+            RouteNetlinkMessage::DelAddress(message) => {
+                if let Some((index, address)) = Address::read(message) {
+                    self.remove_address(index, &address, change);
+                }
+            }
+            RouteNetlinkMessage::NewRoute(message) => self.take_route(message, true, change),
+            RouteNetlinkMessage::DelRoute(message) => self.take_route(message, false, change),
+            _ => {}
+        }
+    }
+
+    /// Replaces the default routes by those among `routes`.
+    pub(super) fn set_default_routes<'a>(
+        &mut self,
+        routes: impl IntoIterator<Item = &'a RouteMessage>,
+        change: &mut Change,
+    ) {
+        let routes = routes
+            .into_iter()
+            .filter(|message| netlink::is_main_table(message));
+        let defaults =
+            routes.filter(|message| netlink::prefix(message).is_some_and(|prefix| prefix.prefix_len() == 0));
+        let defaults = defaults.flat_map(read_default_routes).collect();
+        change.default_routes |= self.default_routes != defaults;
+        self.default_routes = defaults;
+    }
+
+    /// Takes over what a dump has shown.
+    pub(super) fn replace(&mut self, dumped: Self, change: &mut Change) {
+        let indices: BTreeSet<u32> = self.links.keys().chain(dumped.links.keys()).copied().collect();
+        change.links.extend(
+            indices
+                .iter()
+                .filter(|index| self.links.get(index) != dumped.links.get(index)),
+        );
+        change.addresses |= indices
+            .iter()
+            .any(|index| self.addresses(*index) != dumped.addresses(*index));
+        change.default_routes |= self.default_routes != dumped.default_routes;
+        *self = dumped;
+    }
+
+    /// The links here whose peer was the veth `index` and is not known to have left: they must be read again when it
+    /// goes, since the kernel does not tell the end that stays that the other one was moved to another namespace.
+    pub(super) fn peers_of(&self, index: u32) -> impl Iterator<Item = u32> {
+        let stays = move |link: &&Link| {
+            link.kind == "veth" && link.peer == Some(index) && link.peer_namespace.is_none()
+        };
+        self.iter().filter(stays).map(|link| link.index)
+    }
+
+    /// Whether IPv4 default routes lead to the link: the kernel removes them without a word when it goes down.
+    pub(super) fn may_lose_default_route(&self, index: u32) -> bool {
+        self.default_routes
+            .iter()
+            .any(|route| !route.ipv6 && route.interface == index)
+    }
+}
+
+/// One address of one link: an address can be there once for each prefix length.
+fn is_same(a: &Address, b: &Address) -> bool {
+    a.ip == b.ip && a.prefix_len == b.prefix_len
+}
+
+/// The default routes a message describes: one for each next hop.
+fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
+    if message.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let ipv6 = message.header.address_family == rtnetlink::packet_route::AddressFamily::Inet6;
+    let metric = netlink::metric(message);
+    let gateway = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => netlink::ip(address),
+            _ => None,
+        })
+    };
+    let mut routes = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(interface) => {
+                let gateway = gateway(&message.attributes);
+                routes.push(DefaultRoute {
+                    ipv6,
+                    interface: *interface,
+                    metric,
+                    gateway,
+                });
+            }
+            RouteAttribute::MultiPath(hops) => routes.extend(hops.iter().map(|hop| {
+                let gateway = gateway(&hop.attributes);
+                DefaultRoute {
+                    ipv6,
+                    interface: hop.interface_index,
+                    metric,
+                    gateway,
+                }
+            })),
+            _ => {}
+        }
+    }
+    routes
+}

@@ -1,0 +1,190 @@
+//! Requests to rtnetlink, with every write counted, and the few readings of route messages that several places need.
+//!
+//! The count is how tests and `millrace status` see that nothing is written when nothing differs.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::error::NetworkError;
+use super::link::{Address, Link};
+
+/// `ENODEV` is how the kernel says that no link has a name.
+const ENODEV: i32 = libc::ENODEV;
+
+/// A socket for requests, shared by its clones.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: Handle,
+    writes: Arc<AtomicU64>,
+}
+
+impl Netlink {
+    /// Opens a socket in the network namespace of this thread. Must be called within a tokio runtime.
+    pub fn open() -> Result<Self, NetworkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
+        tokio::spawn(connection);
+        Ok(Self {
+            handle,
+            writes: Arc::default(),
+        })
+    }
+
+    /// How many writing requests were made.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// The handle for a request that changes something.
+    pub(super) fn writing(&self) -> &Handle {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        &self.handle
+    }
+
+    /// Every link.
+    pub async fn links(&self) -> Result<Vec<Link>, NetworkError> {
+        let messages = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        let messages = messages.map_err(NetworkError::request("listing the links"))?;
+        Ok(messages.iter().filter_map(Link::read).collect())
+    }
+
+    /// The link with this name.
+    pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, NetworkError> {
+        self.link(name, |get| get.match_name(name.to_owned())).await
+    }
+
+    /// The link with this index.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetworkError> {
+        self.link(&index.to_string(), |get| get.match_index(index)).await
+    }
+
+    async fn link(
+        &self,
+        object: &str,
+        select: impl FnOnce(rtnetlink::LinkGetRequest) -> rtnetlink::LinkGetRequest,
+    ) -> Result<Option<Link>, NetworkError> {
+        let found: Result<Option<LinkMessage>, _> = Box::pin(select(self.handle.link().get()).execute())
+            .try_next()
+            .await;
+        match found {
+            Ok(message) => Ok(message.as_ref().and_then(Link::read)),
+            Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -ENODEV => Ok(None),
+            Err(error) => Err(NetworkError::request(format!("looking up interface {object}"))(
+                error,
+            )),
+        }
+    }
+
+    /// Every address, with its link.
+    pub async fn addresses(&self) -> Result<Vec<(u32, Address)>, NetworkError> {
+        let messages = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect::<Vec<_>>()
+            .await;
+        let messages = messages.map_err(NetworkError::request("listing the addresses"))?;
+        Ok(messages.iter().filter_map(Address::read).collect())
+    }
+
+    /// Every route of both families and all tables.
+    pub async fn routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
+        let mut routes = Vec::new();
+        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        for family in [v4, v6] {
+            let messages = self
+                .handle
+                .route()
+                .get(family)
+                .execute()
+                .try_collect::<Vec<_>>()
+                .await;
+            routes.extend(messages.map_err(NetworkError::request("listing the routes"))?);
+        }
+        Ok(routes)
+    }
+
+    /// The id by which this namespace knows another one, open as a file; `None` where no link has led there yet.
+    pub async fn namespace_id(&self, namespace: BorrowedFd<'_>) -> Result<Option<i32>, NetworkError> {
+        let mut message = NsidMessage::default();
+        message
+            .attributes
+            .push(NsidAttribute::Fd(namespace.as_raw_fd().cast_unsigned()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(message));
+        request.header.flags = NLM_F_REQUEST;
+        let answer = self.clone().handle.request(request);
+        let mut answer = answer.map_err(NetworkError::request("asking for the id of a network namespace"))?;
+        match futures::StreamExt::next(&mut answer)
+            .await
+            .map(|message| message.payload)
+        {
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(message))) => {
+                Ok(message.attributes.iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(id) if *id >= 0 => Some(*id),
+                    _ => None,
+                }))
+            }
+            Some(NetlinkPayload::Error(error)) => Err(NetworkError::Request {
+                what: "asking for the id of a network namespace".into(),
+                error: error.to_io(),
+            }),
+            _ => Err(NetworkError::Closed),
+        }
+    }
+}
+
+/// Whether a route stands in the main table.
+pub(super) fn is_main_table(message: &RouteMessage) -> bool {
+    message.header.table == RouteHeader::RT_TABLE_MAIN
+}
+
+/// The destination of a route.
+pub(super) fn prefix(message: &RouteMessage) -> Option<IpNet> {
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    IpNet::new(
+        destination.unwrap_or(unspecified),
+        message.header.destination_prefix_length,
+    )
+    .ok()
+}
+
+/// The metric of a route.
+pub(super) fn metric(message: &RouteMessage) -> u32 {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        })
+        .unwrap_or(0)
+}
+
+/// An address of a route, if it is an IP address.
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
