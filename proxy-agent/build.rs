@@ -21,19 +21,30 @@ fn main() -> anyhow::Result<()> {
 
     let path = env::var_os("PATH").context("PATH is not set")?;
     let path = env::join_paths(tools().into_iter().chain(env::split_paths(&path)))?;
-    let toolchain = if nightly_has_source() { Toolchain::Nightly } else { Toolchain::Custom(LINKED_TOOLCHAIN) };
+    let toolchain = if nightly_has_source() {
+        Toolchain::Nightly
+    } else {
+        Toolchain::Custom(LINKED_TOOLCHAIN)
+    };
     // SAFETY: a build script's main thread is its only one here.
     unsafe {
         env::set_var("PATH", path);
         env::set_var("RUSTC_BOOTSTRAP", "1");
     }
-    let package = Package { name: "proxy-ebpf", root_dir: "../proxy-ebpf", ..Package::default() };
-    aya_build::build_ebpf([package], toolchain).context("building the kernel programs; `cargo xtask setup` installs what this needs")
+    let package = Package {
+        name: "proxy-ebpf",
+        root_dir: "../proxy-ebpf",
+        ..Package::default()
+    };
+    aya_build::build_ebpf([package], toolchain)
+        .context("building the kernel programs; `cargo xtask setup` installs what this needs")
 }
 
 /// The commit this is built from, or `unknown` outside a git checkout.
 fn revision() -> String {
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let output = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output();
     match output {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         _ => "unknown".to_owned(),
@@ -44,15 +55,21 @@ fn revision() -> String {
 fn tools() -> Option<PathBuf> {
     let cache = env::var_os("MILLRACE_CACHE").map(PathBuf::from).or_else(|| {
         let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        base.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache"))).map(|base| base.join("millrace"))
+        base.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))
+            .map(|base| base.join("millrace"))
     });
     cache.map(|cache| cache.join("tools/bin"))
 }
 
 fn nightly_has_source() -> bool {
-    let output = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
+    let output = Command::new("rustup")
+        .args(["run", "nightly", "rustc", "--print", "sysroot"])
+        .output();
     output.is_ok_and(|output| {
         let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        output.status.success() && sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+        output.status.success()
+            && sysroot
+                .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+                .exists()
     })
 }

@@ -19,11 +19,20 @@ const SIZES: MapSizes = MapSizes {
 };
 
 fn key(host: u8) -> FrontendKey {
-    FrontendKey::new(Ip::from(std::net::Ipv4Addr::new(10, 96, 0, host)), Port::new(80), 6)
+    FrontendKey::new(
+        Ip::from(std::net::Ipv4Addr::new(10, 96, 0, host)),
+        Port::new(80),
+        6,
+    )
 }
 
 fn frontend(key: &FrontendKey) -> Frontend {
-    Frontend { check: key.check(), slots: 7, service: 3, flags: 0 }
+    Frontend {
+        check: key.check(),
+        slots: 7,
+        service: 3,
+        flags: 0,
+    }
 }
 
 #[test]
@@ -32,12 +41,14 @@ fn a_second_start_adopts_what_the_first_one_pinned() {
     let first = Datapath::open(&sandbox.bpf_root(), &SIZES).unwrap();
     first.frontends.set(&key(1), &frontend(&key(1))).unwrap();
     first.slots.set(5, &Slot::new(3, 4));
-    let program = millrace::bpf::sys::program_info(std::os::fd::AsFd::as_fd(&first.programs["from_pod"])).unwrap();
+    let program =
+        millrace::bpf::sys::program_info(std::os::fd::AsFd::as_fd(&first.programs["from_pod"])).unwrap();
     drop(first);
     let second = Datapath::open(&sandbox.bpf_root(), &SIZES).unwrap();
     assert_eq!(second.frontends.get(&key(1)).unwrap(), Some(frontend(&key(1))));
     assert_eq!(second.slots.get(5), Some(Slot::new(3, 4)));
-    let again = millrace::bpf::sys::program_info(std::os::fd::AsFd::as_fd(&second.programs["from_pod"])).unwrap();
+    let again =
+        millrace::bpf::sys::program_info(std::os::fd::AsFd::as_fd(&second.programs["from_pod"])).unwrap();
     assert_eq!(program.id, again.id, "a warm start loads no program");
 }
 
@@ -47,16 +58,42 @@ fn maps_grow_with_their_contents() {
     let mut datapath = Datapath::open(&sandbox.bpf_root(), &SIZES).unwrap();
     let all: Vec<_> = (0..64).map(|host| (key(host), frontend(&key(host)))).collect();
     datapath.frontends.set_all(&all).unwrap();
-    assert!(datapath.frontends.set(&key(100), &frontend(&key(100))).is_err(), "64 entries are all that fit");
-    datapath.backends.set(63, &Backend { generation: 9, ..Backend::default() });
-    datapath.grow(&MapSizes { frontends: 256, backends: 128, ..SIZES }).unwrap();
-    assert_eq!(datapath.sizes(), MapSizes { frontends: 256, backends: 128, ..SIZES });
+    assert!(
+        datapath.frontends.set(&key(100), &frontend(&key(100))).is_err(),
+        "64 entries are all that fit"
+    );
+    datapath.backends.set(
+        63,
+        &Backend {
+            generation: 9,
+            ..Backend::default()
+        },
+    );
+    datapath
+        .grow(&MapSizes {
+            frontends: 256,
+            backends: 128,
+            ..SIZES
+        })
+        .unwrap();
+    assert_eq!(
+        datapath.sizes(),
+        MapSizes {
+            frontends: 256,
+            backends: 128,
+            ..SIZES
+        }
+    );
     assert_eq!(datapath.frontends.count().unwrap(), 64);
     assert_eq!(datapath.backends.get(63).unwrap().generation, 9);
     datapath.frontends.set(&key(100), &frontend(&key(100))).unwrap();
     drop(datapath);
     let again = Datapath::open(&sandbox.bpf_root(), &SIZES).unwrap();
-    assert_eq!(again.frontends.count().unwrap(), 65, "the grown generation is in force");
+    assert_eq!(
+        again.frontends.count().unwrap(),
+        65,
+        "the grown generation is in force"
+    );
 }
 
 #[test]
@@ -67,7 +104,10 @@ fn uninstalling_leaves_foreign_pins_and_nothing_of_ours() {
     std::fs::create_dir(root.join("somebody")).unwrap();
     let removed = pins::remove_all(&root).unwrap();
     assert!(removed.iter().any(|removed| removed.name == "FRONTENDS"));
-    let left: Vec<_> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["somebody"]);
     std::fs::remove_dir(root.join("somebody")).unwrap();
     pins::remove_all(&root).unwrap();
@@ -82,7 +122,10 @@ fn pins_of_a_newer_layout_are_refused_untouched() {
     std::fs::create_dir_all(root.join("l99-abc-1")).unwrap();
     std::os::unix::fs::symlink("l99-abc-1", root.join("current")).unwrap();
     let error = Datapath::open(&root, &SIZES).err().expect("must be refused");
-    assert!(matches!(error, BpfError::NewerLayout { found: 99, .. }), "{error}");
+    assert!(
+        matches!(error, BpfError::NewerLayout { found: 99, .. }),
+        "{error}"
+    );
     assert!(root.join("l99-abc-1").exists());
 }
 

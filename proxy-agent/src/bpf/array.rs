@@ -26,11 +26,19 @@ impl<T: Plain> MappedArray<T> {
         const { assert!(size_of::<T>().is_multiple_of(8)) };
         let info = sys::map_info(map.as_fd())?;
         if info.value_size as usize != size_of::<T>() {
-            let message = format!("the values have {} bytes instead of {}", info.value_size, size_of::<T>());
+            let message = format!(
+                "the values have {} bytes instead of {}",
+                info.value_size,
+                size_of::<T>()
+            );
             return Err(io::Error::other(message));
         }
         let words = SharedWords::map(map.as_fd(), info.max_entries as usize * size_of::<T>())?;
-        Ok(Self { words, len: info.max_entries, element: PhantomData })
+        Ok(Self {
+            words,
+            len: info.max_entries,
+            element: PhantomData,
+        })
     }
 
     /// How many elements there are.
@@ -69,8 +77,15 @@ impl<T: Plain> MappedArray<T> {
 
     /// Copies all elements of a smaller array.
     pub fn copy_from(&self, other: &Self) {
-        for (index, word) in other.words.words().iter().enumerate().take(self.words.words().len()) {
-            self.words.store(index, word.load(std::sync::atomic::Ordering::Relaxed));
+        for (index, word) in other
+            .words
+            .words()
+            .iter()
+            .enumerate()
+            .take(self.words.words().len())
+        {
+            self.words
+                .store(index, word.load(std::sync::atomic::Ordering::Relaxed));
         }
     }
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use proxy_common::Ip;
 use proxy_common::maps::{
-    Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Slot, SocketKey, SocketPeer,
-    TraceCell,
+    Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Slot, SocketKey,
+    SocketPeer, TraceCell,
 };
 
 use super::array::MappedArray;
@@ -64,7 +64,10 @@ impl Datapath {
         let dir = match &current {
             Some(dir) if dir.object == object && is_complete(dir) => dir.clone(),
             _ => {
-                let shared: Vec<_> = current.iter().flat_map(|dir| MAPS.map(|name| (name, dir))).collect();
+                let shared: Vec<_> = current
+                    .iter()
+                    .flat_map(|dir| MAPS.map(|name| (name, dir)))
+                    .collect();
                 let dir = fill(&pins, &object, sizes, &shared)?;
                 tracing::info!(path = %dir.path.display(), "loaded the kernel programs");
                 dir
@@ -111,9 +114,16 @@ impl Datapath {
         };
         let wanted = sizes.by_name();
         let grows = |name: &str| {
-            now.by_name().iter().zip(&wanted).any(|(now, wanted)| now.0 == name && now.1 != wanted.1)
+            now.by_name()
+                .iter()
+                .zip(&wanted)
+                .any(|(now, wanted)| now.0 == name && now.1 != wanted.1)
         };
-        let shared: Vec<_> = MAPS.iter().filter(|name| !grows(name)).map(|name| (*name, &self.dir)).collect();
+        let shared: Vec<_> = MAPS
+            .iter()
+            .filter(|name| !grows(name))
+            .map(|name| (*name, &self.dir))
+            .collect();
         let dir = fill(&self.pins, &self.dir.object, &sizes, &shared)?;
         let frontends = table(&dir, "FRONTENDS")?;
         let slots = array(&dir, "SLOTS")?;
@@ -156,7 +166,8 @@ impl Datapath {
 
     /// What was counted for a reason, over all CPUs.
     pub fn counter(&self, reason: Reason) -> std::io::Result<Counter> {
-        let cpus = aya::util::nr_cpus().map_err(|(file, error)| std::io::Error::other(format!("{file}: {error}")))?;
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(file, error)| std::io::Error::other(format!("{file}: {error}")))?;
         let mut values = vec![0_u8; cpus * size_of::<Counter>()];
         sys::map_lookup(self.counters.as_fd(), &(reason as u32).to_ne_bytes(), &mut values)?;
         let mut sum = Counter::default();
@@ -214,7 +225,9 @@ fn open_programs(dir: &LayoutDir) -> Result<Programs, BpfError> {
         .iter()
         .map(|name| {
             let path = dir.program(name);
-            sys::open_pin(&path).map(|fd| (*name, fd)).map_err(BpfError::file("opening", &path))
+            sys::open_pin(&path)
+                .map(|fd| (*name, fd))
+                .map_err(BpfError::file("opening", &path))
         })
         .collect()
 }
@@ -224,6 +237,8 @@ fn copy<K: proxy_common::Plain, V: proxy_common::Plain>(
     to: &HashTable<K, V>,
 ) -> Result<(), BpfError> {
     let mut elements = Vec::new();
-    from.for_each(|key, value| elements.push((key, value))).map_err(BpfError::syscall("reading a map"))?;
-    to.set_all(&elements).map_err(|(_, error)| BpfError::syscall("filling a larger map")(error))
+    from.for_each(|key, value| elements.push((key, value)))
+        .map_err(BpfError::syscall("reading a map"))?;
+    to.set_all(&elements)
+        .map_err(|(_, error)| BpfError::syscall("filling a larger map")(error))
 }

@@ -7,13 +7,17 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// The bpf root does not lie on a bpffs.
-    #[error("{0}: not on a bpf file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root")]
+    #[error(
+        "{0}: not on a bpf file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root"
+    )]
     NotBpffs(PathBuf),
     /// The cgroup directory does not lie on a cgroup2 file system.
     #[error("{0}: not on a cgroup2 file system: name the cgroup v2 root with --cgroup")]
     NotCgroup2(PathBuf),
     /// What lies at a place of ours is not ours.
-    #[error("{path}: not made by Millrace ({what}): move it away or choose another --bpf-root; nothing was changed")]
+    #[error(
+        "{path}: not made by Millrace ({what}): move it away or choose another --bpf-root; nothing was changed"
+    )]
     Foreign {
         /// The place.
         path: PathBuf,
@@ -21,7 +25,9 @@ pub enum BpfError {
         what: String,
     },
     /// The pins were made by a newer agent.
-    #[error("{path}: pinned by an agent with layout {found}, this one knows {known}: run that agent, or `millrace uninstall` first; the data plane was not touched")]
+    #[error(
+        "{path}: pinned by an agent with layout {found}, this one knows {known}: run that agent, or `millrace uninstall` first; the data plane was not touched"
+    )]
     NewerLayout {
         /// The pin directory.
         path: PathBuf,
@@ -61,7 +67,9 @@ pub enum BpfError {
 /// What usually helps.
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM) => ": needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)",
+        Some(libc::EPERM) => {
+            ": needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)"
+        }
         Some(libc::EINVAL) => ": the kernel may be too old, 6.6 or newer is needed",
         _ => "",
     }

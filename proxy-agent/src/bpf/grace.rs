@@ -23,7 +23,12 @@ impl GracePeriods {
         let (ask, asked) = channel();
         let (end, ended) = channel();
         thread::spawn(move || wait(&asked, &end));
-        Self { ask, ended, asked: 0, finished: 0 }
+        Self {
+            ask,
+            ended,
+            asked: 0,
+            finished: 0,
+        }
     }
 
     /// Begins an epoch: what was taken away from readers before this call is free once the epoch has ended.
@@ -71,7 +76,10 @@ mod tests {
         let second = periods.begin();
         let deadline = Instant::now() + Duration::from_secs(10);
         while periods.finished() < second {
-            assert!(Instant::now() < deadline, "epoch {second} after {first} did not end");
+            assert!(
+                Instant::now() < deadline,
+                "epoch {second} after {first} did not end"
+            );
             thread::yield_now();
         }
     }

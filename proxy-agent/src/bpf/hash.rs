@@ -27,10 +27,18 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let info = sys::map_info(fd.as_fd())?;
         if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
-            let message = format!("keys and values have {} and {} bytes", info.key_size, info.value_size);
+            let message = format!(
+                "keys and values have {} and {} bytes",
+                info.key_size, info.value_size
+            );
             return Err(io::Error::other(message));
         }
-        Ok(Self { fd, capacity: info.max_entries, writes: Cell::new(0), types: PhantomData })
+        Ok(Self {
+            fd,
+            capacity: info.max_entries,
+            writes: Cell::new(0),
+            types: PhantomData,
+        })
     }
 
     /// How many elements fit.
@@ -86,7 +94,8 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
                 values.extend_from_slice(value.as_bytes());
             }
             self.note_writes(elements.len());
-            let (done, result) = sys::map_update_batch(self.fd.as_fd(), &keys, &values, elements.len() as u32);
+            let (done, result) =
+                sys::map_update_batch(self.fd.as_fd(), &keys, &values, elements.len() as u32);
             result.map_err(|error| (chunk * BATCH + done as usize, error))?;
         }
         Ok(())
@@ -114,7 +123,9 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
                 &mut values,
                 BATCH as u32,
             )?;
-            let found = keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>()));
+            let found = keys
+                .chunks_exact(size_of::<K>())
+                .zip(values.chunks_exact(size_of::<V>()));
             for (key, value) in found.take(count as usize) {
                 if let (Some(key), Some(value)) = (K::from_bytes(key), V::from_bytes(value)) {
                     each(key, value);

@@ -63,7 +63,11 @@ pub struct Links {
 impl Links {
     /// Takes over the pinned links, giving each the program of this generation.
     pub fn adopt(dir: PathBuf, programs: &Programs) -> Result<Self, BpfError> {
-        let mut links = Self { dir, interfaces: BTreeMap::new(), sockets: false };
+        let mut links = Self {
+            dir,
+            interfaces: BTreeMap::new(),
+            sockets: false,
+        };
         let entries = fs::read_dir(&links.dir).map_err(BpfError::file("reading directory", &links.dir))?;
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -121,8 +125,12 @@ impl Links {
         programs: &Programs,
     ) -> Vec<(u32, BpfError)> {
         let mut errors = Vec::new();
-        let gone: Vec<_> =
-            self.interfaces.iter().filter(|(index, role)| wanted.get(index) != Some(role)).map(|(i, r)| (*i, *r)).collect();
+        let gone: Vec<_> = self
+            .interfaces
+            .iter()
+            .filter(|(index, role)| wanted.get(index) != Some(role))
+            .map(|(i, r)| (*i, *r))
+            .collect();
         for (index, role) in gone {
             for (program, _) in role.programs() {
                 let _ = fs::remove_file(self.interface_pin(index, program));
@@ -150,8 +158,9 @@ impl Links {
                 fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
             }
             let Some(fd) = programs.get(program) else { continue };
-            let link = sys::link_create(fd.as_fd(), index, *attach_type)
-                .map_err(BpfError::syscall(format!("attaching {program} to interface {index}")))?;
+            let link = sys::link_create(fd.as_fd(), index, *attach_type).map_err(BpfError::syscall(
+                format!("attaching {program} to interface {index}"),
+            ))?;
             sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
         }
         Ok(())
@@ -176,8 +185,9 @@ impl Links {
             }
             let Some(fd) = programs.get(program) else { continue };
             let target = dir.as_raw_fd().cast_unsigned();
-            let link = sys::link_create(fd.as_fd(), target, attach_type)
-                .map_err(BpfError::syscall(format!("attaching {program} to {}", cgroup.display())))?;
+            let link = sys::link_create(fd.as_fd(), target, attach_type).map_err(BpfError::syscall(
+                format!("attaching {program} to {}", cgroup.display()),
+            ))?;
             sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
         }
         self.sockets = true;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use aya::programs::{Program, ProgramError};
 use aya::EbpfLoader;
+use aya::programs::{Program, ProgramError};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
@@ -17,19 +17,47 @@ use super::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace-ebpf"));
 
 /// Maps whose size the agent sets; the others have a fixed one.
-pub const SIZED_MAPS: [&str; 7] =
-    ["FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "FLOWS", "SOCKET_PEERS", "POD_NETNS"];
+pub const SIZED_MAPS: [&str; 7] = [
+    "FRONTENDS",
+    "SLOTS",
+    "BACKENDS",
+    "ADDRESSES",
+    "FLOWS",
+    "SOCKET_PEERS",
+    "POD_NETNS",
+];
 
 /// All maps that are pinned.
 pub const MAPS: [&str; 13] = [
-    "FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "FLOWS", "SOCKET_PEERS", "POD_NETNS", "POD_RANGES", "CONFIG",
-    "TRACE", "WORK", "COUNTERS", "CONNECTED",
+    "FRONTENDS",
+    "SLOTS",
+    "BACKENDS",
+    "ADDRESSES",
+    "FLOWS",
+    "SOCKET_PEERS",
+    "POD_NETNS",
+    "POD_RANGES",
+    "CONFIG",
+    "TRACE",
+    "WORK",
+    "COUNTERS",
+    "CONNECTED",
 ];
 
 /// All programs.
 pub const PROGRAMS: [&str; 12] = [
-    "from_pod", "to_pod", "from_uplink", "from_host", "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4",
-    "recvmsg6", "getpeername4", "getpeername6",
+    "from_pod",
+    "to_pod",
+    "from_uplink",
+    "from_host",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
 ];
 
 const POD_RANGES_CAPACITY: u32 = 65_536;
@@ -57,7 +85,13 @@ impl MapSizes {
     /// The sizes by map name.
     pub fn by_name(&self) -> [(&'static str, u32); 7] {
         let sizes = [
-            self.frontends, self.slots, self.backends, self.addresses, self.flows, self.socket_peers, self.pod_netns,
+            self.frontends,
+            self.slots,
+            self.backends,
+            self.addresses,
+            self.flows,
+            self.socket_peers,
+            self.pod_netns,
         ];
         std::array::from_fn(|index| (SIZED_MAPS[index], sizes[index].max(1)))
     }
@@ -94,8 +128,10 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<()
         if path.exists() {
             std::fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
         }
-        load_program(program)
-            .map_err(|error| BpfError::Load { program: name.to_owned(), message: program_message(&error) })?;
+        load_program(program).map_err(|error| BpfError::Load {
+            program: name.to_owned(),
+            message: program_message(&error),
+        })?;
         pin_program(program, &path)?;
     }
     Ok(())
@@ -115,16 +151,31 @@ fn pin_program(program: &Program, path: &Path) -> Result<(), BpfError> {
 }
 
 fn load_error(program: &str, error: &dyn std::error::Error) -> BpfError {
-    BpfError::Load { program: program.to_owned(), message: chain(error) }
+    BpfError::Load {
+        program: program.to_owned(),
+        message: chain(error),
+    }
 }
 
 /// The verifier's last lines first; the whole log where verbose logging is on.
 fn program_message(error: &ProgramError) -> String {
-    let ProgramError::LoadError { io_error, verifier_log } = error else { return chain(error) };
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return chain(error);
+    };
     let log = verifier_log.to_string();
     tracing::debug!(%log, "the verifier's log");
-    let last = log.lines().rev().find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
-    format!("{io_error}: {}", last.unwrap_or("the verifier gave no reason; -v shows its log"))
+    let last = log
+        .lines()
+        .rev()
+        .find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
+    format!(
+        "{io_error}: {}",
+        last.unwrap_or("the verifier gave no reason; -v shows its log")
+    )
 }
 
 /// An error with its causes.
@@ -137,4 +188,3 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     message
 }
-

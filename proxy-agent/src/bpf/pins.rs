@@ -57,7 +57,12 @@ impl LayoutDir {
         let layout = parts.next()?.parse().ok()?;
         let object = parts.next()?.to_owned();
         let generation = parts.next()?.parse().ok()?;
-        parts.next().is_none().then_some(Self { path, layout, object, generation })
+        parts.next().is_none().then_some(Self {
+            path,
+            layout,
+            object,
+            generation,
+        })
     }
 }
 
@@ -73,7 +78,9 @@ pub struct Removed {
 impl Pins {
     /// Opens the bpf root, making the directory if it is not there.
     pub fn open(root: &Path) -> Result<Self, BpfError> {
-        let pins = Self { root: root.to_path_buf() };
+        let pins = Self {
+            root: root.to_path_buf(),
+        };
         let parent = root.parent().unwrap_or(root);
         let existing = if root.exists() { root } else { parent };
         let kind = statfs(existing).map_err(|error| BpfError::NotBpffs(existing.join(error.desc())))?;
@@ -101,13 +108,25 @@ impl Pins {
         let target = match fs::read_link(&path) {
             Ok(target) => target,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(BpfError::Foreign { path, what: format!("no symbolic link: {error}") }),
+            Err(error) => {
+                return Err(BpfError::Foreign {
+                    path,
+                    what: format!("no symbolic link: {error}"),
+                });
+            }
         };
         let Some(dir) = LayoutDir::parse(self.root.join(&target)) else {
-            return Err(BpfError::Foreign { path, what: format!("leads to {}", target.display()) });
+            return Err(BpfError::Foreign {
+                path,
+                what: format!("leads to {}", target.display()),
+            });
         };
         if dir.layout > LAYOUT_VERSION {
-            return Err(BpfError::NewerLayout { path: dir.path, found: dir.layout, known: LAYOUT_VERSION });
+            return Err(BpfError::NewerLayout {
+                path: dir.path,
+                found: dir.layout,
+                known: LAYOUT_VERSION,
+            });
         }
         Ok(Some(dir))
     }
@@ -116,7 +135,12 @@ impl Pins {
     pub fn next(&self, object: &str) -> Result<LayoutDir, BpfError> {
         let generation = self.all()?.iter().map(|dir| dir.generation).max().unwrap_or(0) + 1;
         let path = self.root.join(format!("l{LAYOUT_VERSION}-{object}-{generation}"));
-        let dir = LayoutDir { path, layout: LAYOUT_VERSION, object: object.to_owned(), generation };
+        let dir = LayoutDir {
+            path,
+            layout: LAYOUT_VERSION,
+            object: object.to_owned(),
+            generation,
+        };
         make_dir(&dir.path)?;
         make_dir(&dir.path.join("maps"))?;
         make_dir(&dir.path.join("programs"))?;
@@ -151,14 +175,20 @@ impl Pins {
             .unwrap_or_default()
             .into_iter()
             .filter(|path| {
-                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                let name = path
+                    .file_name()
+                    .and_then(|name| name.to_str())
+                    .unwrap_or_default();
                 !known(name) && LayoutDir::parse(path.clone()).is_none()
             })
             .collect()
     }
 
     fn all(&self) -> Result<Vec<LayoutDir>, BpfError> {
-        Ok(entries(&self.root)?.into_iter().filter_map(LayoutDir::parse).collect())
+        Ok(entries(&self.root)?
+            .into_iter()
+            .filter_map(LayoutDir::parse)
+            .collect())
     }
 }
 
@@ -170,7 +200,9 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     if !root.exists() {
         return Ok(removed);
     }
-    let pins = Pins { root: root.to_path_buf() };
+    let pins = Pins {
+        root: root.to_path_buf(),
+    };
     let links = pins.links();
     if links.exists() {
         for path in entries(&links)? {
@@ -186,7 +218,10 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     }
     if entries(root)?.is_empty() {
         remove_dir(root)?;
-        removed.push(Removed { kind: "directory".to_owned(), name: root.display().to_string() });
+        removed.push(Removed {
+            kind: "directory".to_owned(),
+            name: root.display().to_string(),
+        });
     }
     Ok(removed)
 }
@@ -206,13 +241,24 @@ fn remove_layout(dir: &LayoutDir, removed: &mut Vec<Removed>) -> Result<(), BpfE
 
 fn remove_pin(kind: &str, path: &Path, removed: &mut Vec<Removed>) -> Result<(), BpfError> {
     remove_file(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    removed.push(Removed { kind: kind.to_owned(), name });
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    removed.push(Removed {
+        kind: kind.to_owned(),
+        name,
+    });
     Ok(())
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
-    let read = || fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>();
+    let read = || {
+        fs::read_dir(dir)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<Vec<_>>>()
+    };
     read().map_err(BpfError::file("reading directory", dir))
 }
 
@@ -222,7 +268,10 @@ fn make_dir(path: &Path) -> Result<(), BpfError> {
             Err(BpfError::file("making directory", path)(error))
         }
         _ if path.is_dir() => Ok(()),
-        _ => Err(BpfError::Foreign { path: path.to_path_buf(), what: "no directory".to_owned() }),
+        _ => Err(BpfError::Foreign {
+            path: path.to_path_buf(),
+            what: "no directory".to_owned(),
+        }),
     }
 }
 
@@ -244,8 +293,19 @@ mod tests {
     #[test]
     fn names_of_our_directories() {
         let dir = LayoutDir::parse(PathBuf::from("/x/l1-00ff00ff-12")).expect("one of ours");
-        assert_eq!((dir.layout, dir.object.as_str(), dir.generation), (1, "00ff00ff", 12));
-        for foreign in ["/x/links", "/x/l1", "/x/l1-a", "/x/l1-a-b", "/x/lx-a-1", "/x/l1-a-1-2", "/x/cilium"] {
+        assert_eq!(
+            (dir.layout, dir.object.as_str(), dir.generation),
+            (1, "00ff00ff", 12)
+        );
+        for foreign in [
+            "/x/links",
+            "/x/l1",
+            "/x/l1-a",
+            "/x/l1-a-b",
+            "/x/lx-a-1",
+            "/x/l1-a-1-2",
+            "/x/cilium",
+        ] {
             assert_eq!(LayoutDir::parse(PathBuf::from(foreign)), None, "{foreign}");
         }
     }

@@ -147,7 +147,11 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
     // SAFETY: the attribute is a live struct of the size told; pointers in it were set by the callers below from
     // slices that are live for the call and as long as the map's key and value sizes demand.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn descriptor(fd: BorrowedFd<'_>) -> u32 {
@@ -183,12 +187,21 @@ pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Resu
 
 /// Removes one element.
 pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
-    let mut attr = ElementAttr { map_fd: descriptor(map), key: key.as_ptr() as u64, ..ElementAttr::default() };
+    let mut attr = ElementAttr {
+        map_fd: descriptor(map),
+        key: key.as_ptr() as u64,
+        ..ElementAttr::default()
+    };
     bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
 }
 
 /// Writes `count` elements; gives how many were written, and the error if not all.
-pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32) -> (u32, io::Result<()>) {
+pub fn map_update_batch(
+    map: BorrowedFd<'_>,
+    keys: &[u8],
+    values: &[u8],
+    count: u32,
+) -> (u32, io::Result<()>) {
     let mut attr = BatchAttr {
         keys: keys.as_ptr() as u64,
         values: values.as_ptr() as u64,
@@ -202,8 +215,12 @@ pub fn map_update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: 
 
 /// Removes `count` elements; gives how many were removed, and the error if not all.
 pub fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> (u32, io::Result<()>) {
-    let mut attr =
-        BatchAttr { keys: keys.as_ptr() as u64, count, map_fd: descriptor(map), ..BatchAttr::default() };
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        count,
+        map_fd: descriptor(map),
+        ..BatchAttr::default()
+    };
     let result = bpf(BPF_MAP_DELETE_BATCH, &mut attr).map(drop);
     (attr.count, result)
 }
@@ -222,7 +239,11 @@ pub fn map_lookup_batch(
 ) -> io::Result<(u32, bool)> {
     let mut next = vec![0_u8; position_size.max(4)];
     let mut attr = BatchAttr {
-        in_batch: if position.is_empty() { 0 } else { position.as_ptr() as u64 },
+        in_batch: if position.is_empty() {
+            0
+        } else {
+            position.as_ptr() as u64
+        },
         out_batch: next.as_mut_ptr() as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
@@ -246,20 +267,30 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// Pins an object.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: descriptor(object), flags: 0 };
+    let mut attr = ObjectAttr {
+        path: path.as_ptr() as u64,
+        fd: descriptor(object),
+        flags: 0,
+    };
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// Opens a pinned object.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut attr = ObjectAttr { path: path.as_ptr() as u64, ..ObjectAttr::default() };
+    let mut attr = ObjectAttr {
+        path: path.as_ptr() as u64,
+        ..ObjectAttr::default()
+    };
     bpf(BPF_OBJ_GET, &mut attr).map(owned)
 }
 
 fn info<T>(object: BorrowedFd<'_>, into: &mut T) -> io::Result<()> {
-    let mut attr =
-        InfoAttr { fd: descriptor(object), len: size_of::<T>() as u32, info: std::ptr::from_mut(into) as u64 };
+    let mut attr = InfoAttr {
+        fd: descriptor(object),
+        len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(into) as u64,
+    };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
@@ -277,22 +308,35 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 
 /// What the kernel says of a program.
 pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
-    let mut answer =
-        ProgramInfo { kind: 0, id: 0, tag: [0; 8], unread: [0; 22], run_time_ns: 0, run_count: 0 };
+    let mut answer = ProgramInfo {
+        kind: 0,
+        id: 0,
+        tag: [0; 8],
+        unread: [0; 22],
+        run_time_ns: 0,
+        run_count: 0,
+    };
     info(program, &mut answer).map(|()| answer)
 }
 
 /// Attaches a program to a cgroup or an interface, at the end of what is attached there.
 pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr =
-        LinkCreateAttr { program_fd: descriptor(program), target, attach_type, ..LinkCreateAttr::default() };
+    let mut attr = LinkCreateAttr {
+        program_fd: descriptor(program),
+        target,
+        attach_type,
+        ..LinkCreateAttr::default()
+    };
     bpf(BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
 /// Exchanges the program of a link, atomically.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr =
-        LinkUpdateAttr { link_fd: descriptor(link), program_fd: descriptor(program), ..LinkUpdateAttr::default() };
+    let mut attr = LinkUpdateAttr {
+        link_fd: descriptor(link),
+        program_fd: descriptor(program),
+        ..LinkUpdateAttr::default()
+    };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
@@ -301,7 +345,11 @@ pub fn wait_for_grace_period() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: i32 = 1;
     // SAFETY: no pointers are passed.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The words of a mmapped array map, shared with the kernel.
@@ -319,13 +367,23 @@ impl SharedWords {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping; the kernel checks that the map is large enough.
         let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
-        Ok(Self { start, words: bytes / 8 })
+        Ok(Self {
+            start,
+            words: bytes / 8,
+        })
     }
 
     /// The words. Kernel programs read them at any time, hence atomics.

@@ -89,9 +89,19 @@ fn parse(outcome: u32, backend: u32, service: u32) -> io::Result<DryRun> {
         2 => DryRunKind::Drop,
         3 => DryRunKind::Echo,
         4 => DryRunKind::Translate,
-        other => return Err(io::Error::other(format!("the program answered with outcome {other}"))),
+        other => {
+            return Err(io::Error::other(format!(
+                "the program answered with outcome {other}"
+            )));
+        }
     };
     let reason = Reason::ALL.get((outcome >> 8 & 0xff) as usize).copied();
     let reason = reason.ok_or_else(|| io::Error::other(format!("the program answered {outcome:#x}")))?;
-    Ok(DryRun { kind, reason, masquerade: outcome >> 16 & 1 == 1, backend, service })
+    Ok(DryRun {
+        kind,
+        reason,
+        masquerade: outcome >> 16 & 1 == 1,
+        backend,
+        service,
+    })
 }

@@ -1,0 +1,116 @@
+//! Frontends that more than one service claims: the oldest service gets it, and the others wait for it to go.
+//!
+//! Almost every frontend has one claimant, so only the contested ones are remembered here.
+
+use std::collections::{HashMap, HashSet};
+
+use proxy_common::maps::FrontendKey;
+
+use crate::cluster::ClusterState;
+use crate::plan::{Programmed, ServicePlan};
+use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
+
+/// The contested frontends and who claims them.
+#[derive(Debug, Default)]
+pub struct Claims {
+    contested: HashMap<FrontendKey, Vec<ObjectId>>,
+}
+
+impl Claims {
+    /// Takes from the plan what an older service holds, and says so in its remarks. Services whose plans may change by
+    /// this are added to `again`. `owner` says which other service holds a key that is new to this one.
+    pub fn settle(
+        &mut self,
+        id: ObjectId,
+        plan: &mut ServicePlan,
+        old: Option<&Programmed>,
+        cluster: &ClusterState,
+        again: &mut ObjectIdSet,
+        mut owner: impl FnMut(&FrontendKey) -> Option<ObjectId>,
+    ) {
+        self.forget_unclaimed(id, plan, again);
+        let held =
+            |key: &FrontendKey| old.is_some_and(|old| old.groups.iter().any(|g| g.frontends.contains(key)));
+        let mut lost = HashSet::new();
+        for group in &plan.groups {
+            for key in &group.frontends {
+                if !self.contested.contains_key(key) {
+                    if held(key) {
+                        continue;
+                    }
+                    let Some(other) = owner(key).filter(|other| *other != id) else {
+                        continue;
+                    };
+                    self.contested.insert(*key, vec![other]);
+                }
+                let claimants = self.contested.entry(*key).or_default();
+                if !claimants.contains(&id) {
+                    claimants.push(id);
+                    again.extend(claimants.iter().copied().filter(|other| *other != id));
+                }
+                let winner = claimants
+                    .iter()
+                    .copied()
+                    .min_by_key(|claimant| age(cluster, *claimant));
+                if let Some(winner) = winner.filter(|winner| *winner != id) {
+                    lost.insert(*key);
+                    plan.remarks.push(remark(cluster, key, winner));
+                }
+            }
+        }
+        if !lost.is_empty() {
+            for group in &mut plan.groups {
+                group.frontends.retain(|key| !lost.contains(key));
+            }
+            plan.groups.retain(|group| !group.frontends.is_empty());
+        }
+    }
+
+    /// Withdraws the claims on what is no longer planned.
+    fn forget_unclaimed(&mut self, id: ObjectId, plan: &ServicePlan, again: &mut ObjectIdSet) {
+        if self.contested.is_empty() {
+            return;
+        }
+        self.contested.retain(|key, claimants| {
+            let claims = plan.groups.iter().any(|group| group.frontends.contains(key));
+            if !claims && claimants.contains(&id) {
+                claimants.retain(|claimant| *claimant != id);
+                again.extend(claimants.iter().copied());
+            }
+            claimants.len() > 1
+        });
+    }
+}
+
+/// Who is programmed with a frontend; a walk, since it is asked only when two services meet.
+pub fn holder(programmed: &ObjectIdMap<Programmed>, service: u32) -> Option<ObjectId> {
+    let holds = |programmed: &Programmed| programmed.groups.iter().any(|group| group.service == service);
+    programmed
+        .iter()
+        .find(|(_, programmed)| holds(programmed))
+        .map(|(id, _)| *id)
+}
+
+/// Orders services by age, then by name.
+fn age(cluster: &ClusterState, id: ObjectId) -> (i64, String) {
+    cluster.service(id).map_or((i64::MAX, String::new()), |service| {
+        (service.created, name(cluster, id))
+    })
+}
+
+/// A service as a person would name it.
+pub fn name(cluster: &ClusterState, id: ObjectId) -> String {
+    cluster.service(id).map_or_else(
+        || "a service that is gone".to_owned(),
+        |service| format!("{}/{}", cluster.names().text(service.namespace), service.name),
+    )
+}
+
+fn remark(cluster: &ClusterState, key: &FrontendKey, winner: ObjectId) -> String {
+    let address = std::net::IpAddr::from(key.address);
+    format!(
+        "{address} port {}: already taken by the older Service {}; left out",
+        key.port.number(),
+        name(cluster, winner)
+    )
+}

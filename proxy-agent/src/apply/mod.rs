@@ -1,0 +1,15 @@
+//! The fourth stage: carrying out writes, and remembering what is programmed.
+//!
+//! [`Programmer`] owns the bookkeeping; [`Store`] is all that it may do to the kernel, so that tests can stand in front of
+//! it with a table that fails.
+
+mod claims;
+mod programmer;
+mod quarantine;
+mod store;
+
+#[cfg(test)]
+mod tests;
+
+pub use programmer::{Limits, Programmer, Progress};
+pub use store::Store;

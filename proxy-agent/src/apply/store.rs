@@ -1,0 +1,92 @@
+//! What the programmer may do to the kernel.
+
+use std::io;
+
+use proxy_common::Ip;
+use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot};
+
+use crate::bpf::object::MapSizes;
+use crate::bpf::{BpfError, Datapath};
+use crate::plan::programmed::View;
+
+/// The tables that the programmer writes.
+pub trait Store: View {
+    /// A frontend that is set.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// Sets frontends; on an error gives the index of the one that failed, those before it are set.
+    fn set_frontends(&self, frontends: &[(FrontendKey, Frontend)]) -> Result<(), (usize, io::Error)>;
+    /// Removes frontends, with the same kind of error.
+    fn remove_frontends(&self, keys: &[FrontendKey]) -> Result<(), (usize, io::Error)>;
+    /// Sets addresses, with the same kind of error.
+    fn set_addresses(&self, addresses: &[(Ip, u32)]) -> Result<(), (usize, io::Error)>;
+    /// Removes addresses, with the same kind of error.
+    fn remove_addresses(&self, addresses: &[Ip]) -> Result<(), (usize, io::Error)>;
+    /// Writes a backend.
+    fn write_backend(&self, id: u32, backend: &Backend);
+    /// Writes a slot.
+    fn write_slot(&self, index: u32, slot: Slot);
+    /// Calls `each` with every frontend that is set.
+    fn each_frontend(&self, each: &mut dyn FnMut(FrontendKey, Frontend)) -> io::Result<()>;
+    /// Calls `each` with every address that is set.
+    fn each_address(&self, each: &mut dyn FnMut(Ip, u32)) -> io::Result<()>;
+    /// Capacities; those of other tables do not matter.
+    fn sizes(&self) -> MapSizes;
+    /// Moves to larger tables with the same contents.
+    fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError>;
+}
+
+impl View for Datapath {
+    fn slot(&self, index: u32) -> Slot {
+        self.slots.get(index).unwrap_or_default()
+    }
+
+    fn backend(&self, id: u32) -> Backend {
+        self.backends.get(id).unwrap_or_default()
+    }
+}
+
+impl Store for Datapath {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).ok().flatten()
+    }
+
+    fn set_frontends(&self, frontends: &[(FrontendKey, Frontend)]) -> Result<(), (usize, io::Error)> {
+        self.frontends.set_all(frontends)
+    }
+
+    fn remove_frontends(&self, keys: &[FrontendKey]) -> Result<(), (usize, io::Error)> {
+        self.frontends.remove_all(keys)
+    }
+
+    fn set_addresses(&self, addresses: &[(Ip, u32)]) -> Result<(), (usize, io::Error)> {
+        self.addresses.set_all(addresses)
+    }
+
+    fn remove_addresses(&self, addresses: &[Ip]) -> Result<(), (usize, io::Error)> {
+        self.addresses.remove_all(addresses)
+    }
+
+    fn write_backend(&self, id: u32, backend: &Backend) {
+        self.backends.set(id, backend);
+    }
+
+    fn write_slot(&self, index: u32, slot: Slot) {
+        self.slots.set(index, &slot);
+    }
+
+    fn each_frontend(&self, each: &mut dyn FnMut(FrontendKey, Frontend)) -> io::Result<()> {
+        self.frontends.for_each(each)
+    }
+
+    fn each_address(&self, each: &mut dyn FnMut(Ip, u32)) -> io::Result<()> {
+        self.addresses.for_each(each)
+    }
+
+    fn sizes(&self) -> MapSizes {
+        Datapath::sizes(self)
+    }
+
+    fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {
+        Datapath::grow(self, sizes)
+    }
+}

@@ -1,0 +1,69 @@
+//! The writes that lead from one state of the tables to the next, by phase.
+//!
+//! A reader may look at any moment, so the order is the correctness:
+//! 1. backends that become alive, or stay so in another state;
+//! 2. slices, which nothing points at yet;
+//! 3. frontends that point at them, then addresses;
+//! 4. frontends that go, then addresses;
+//! 5. backends that nothing points at any more become *gone*, so that flows to them are noticed;
+//! 6. slots and backend ids are free after a grace period, when no program can still hold one.
+//!
+//! The phases are fields, and whoever carries them out goes through the fields from top to bottom. The sixth must wait for
+//! the first five of the same writes to have succeeded.
+
+use proxy_common::Ip;
+use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot};
+
+/// Writes of any number of services.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// Phase 1: backends by id.
+    pub backends: Vec<(u32, Backend)>,
+    /// Phase 2: the contents of all slices, one after the other.
+    pub slots: Vec<Slot>,
+    /// Phase 2: where each slice starts in `SLOTS`, and how many of `slots` belong to it.
+    pub slices: Vec<(u32, u32)>,
+    /// Phase 3: frontends to set.
+    pub set_frontends: Vec<(FrontendKey, Frontend)>,
+    /// Phase 3: addresses to set, with their flags.
+    pub set_addresses: Vec<(Ip, u32)>,
+    /// Phase 4: frontends to remove, if they still belong to this service id.
+    pub remove_frontends: Vec<(FrontendKey, u32)>,
+    /// Phase 4: addresses to remove.
+    pub remove_addresses: Vec<Ip>,
+    /// Phase 5 and 6: backends to mark gone, and to free.
+    pub gone: Vec<(u32, Backend)>,
+    /// Phase 6: slots to free, as start and count.
+    pub freed_slots: Vec<(u32, u32)>,
+}
+
+impl Writes {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Empties everything, keeping the memory.
+    pub fn clear(&mut self) {
+        let Self {
+            backends,
+            slots,
+            slices,
+            set_frontends,
+            set_addresses,
+            remove_frontends,
+            remove_addresses,
+            gone,
+            freed_slots,
+        } = self;
+        backends.clear();
+        slots.clear();
+        slices.clear();
+        set_frontends.clear();
+        set_addresses.clear();
+        remove_frontends.clear();
+        remove_addresses.clear();
+        gone.clear();
+        freed_slots.clear();
+    }
+}
