@@ -1,2 +1,93 @@
-//! x
-fn main() {}
+//! `cargo xtask`: every chore of this repository that is more than one cargo command.
+//!
+//! Each verb works from a clean clone: it sets up what it needs first (see [`setup`]), says what it does
+//! while it does it, and writes outside the repository only into Millrace's cache folder (see [`paths`]).
+//! Nothing here runs on a node; the agent depends on none of it.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod command;
+mod demo;
+mod kubernetes;
+mod paths;
+mod setup;
+mod step;
+mod test;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "The chores of the Millrace repository"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what builds and tests need: packages, the eBPF compiler, bpf-linker
+    Setup,
+    /// Build `millrace` for use: optimised, with the eBPF programs inside
+    Build {
+        /// Build with the profile of tests and demo: less optimised, quicker to build
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Run every check and test that this machine can run
+    Test(test::Options),
+    /// See Millrace work: nodes, pods, real traffic, every step checked
+    Demo {
+        /// Leave the nodes and pods in place to play with
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Measure; the result is a table and a JSON file
+    Bench {
+        /// Fewer repetitions and smaller sizes
+        #[arg(long)]
+        quick: bool,
+        /// Where to write the results as JSON
+        #[arg(long, value_name = "FILE")]
+        json: PathBuf,
+        /// The benchmarks to run (default: all)
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Build the Kubernetes programs that tests run against
+    Kubernetes {
+        /// Programs in place of those the tests need
+        #[arg(value_name = "PROGRAM")]
+        programs: Vec<kubernetes::Program>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup => setup::run()?,
+        Verb::Build { dev } => build::run(dev)?,
+        Verb::Test(options) => return test::run(&options),
+        Verb::Demo { keep } => demo::run(keep)?,
+        Verb::Bench { quick, json, names } => bench::run(quick, &json, &names)?,
+        Verb::Kubernetes { programs } => kubernetes::run(&programs)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: sets up, builds what ships, and becomes the benchmark program.
+//!
+//! Figures are only worth something for the code that people run, so everything is built with the release
+//! profile. The Kubernetes programs are made too; a benchmark that needs them and finds none says so in its
+//! result.
+
+use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::geteuid;
+
+use crate::{
+    build::{self, MILLRACE_BIN, Profile},
+    kubernetes::{self, Assets},
+    setup,
+};
+
+/// Returns only if the benchmarks could not be started.
+pub fn run(quick: bool, json: &Path, names: &[String]) -> Result<()> {
+    if !geteuid().is_root() {
+        bail!("benchmarks make network namespaces and load eBPF programs: run them as root");
+    }
+    setup::run()?;
+    let assets = kubernetes::for_tests()?;
+    let built = build::binaries(Profile::Release, &["bench", "millrace", "millrace-world"])?;
+    let mut bench = Command::new(&built["bench"]);
+    bench
+        .env(MILLRACE_BIN, &built["millrace"])
+        .arg("--json")
+        .arg(json)
+        .args(names);
+    if quick {
+        bench.arg("--quick");
+    }
+    match assets {
+        Assets::Ready(folder) => {
+            bench.env(kubernetes::ASSETS, folder);
+        }
+        Assets::Unavailable(reason) => eprintln!("  benchmarks against an API server cannot run: {reason}"),
+    }
+    Err(bench.exec()).with_context(|| format!("cannot start {}", built["bench"].display()))
+}

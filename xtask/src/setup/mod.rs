@@ -1,0 +1,32 @@
+//! Set-up: brings a machine to where everything in this repository builds and runs.
+//!
+//! It is part of every other verb, so the case that counts is the machine where nothing is missing: that one
+//! is recognised by looking at a few files and versions, well under a second, without the network. What is
+//! missing is installed in three steps, each of which relies on the one before: Debian packages
+//! ([`packages`]), a compiler that can build `core` for the BPF target ([`compiler`]), and bpf-linker built
+//! on that compiler's LLVM ([`linker`]).
+
+mod compiler;
+mod linker;
+mod packages;
+
+use anyhow::Result;
+
+use crate::paths;
+
+/// Installs what is missing and says so; says one line where nothing is.
+pub fn run() -> Result<()> {
+    packages::install(&packages::missing_tools())?;
+    let compiler = compiler::ensure()?;
+    linker::ensure(&compiler)?;
+    eprintln!(
+        "✔ set-up: eBPF compiler {compiler}, bpf-linker {}",
+        linker::VERSION
+    );
+    if paths::program("go").is_none() {
+        eprintln!(
+            "  no `go` here: tests against a real Kubernetes API server will be skipped (https://go.dev/dl)"
+        );
+    }
+    Ok(())
+}

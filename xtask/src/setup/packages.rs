@@ -1,0 +1,151 @@
+//! Everything that set-up installs from the distribution is listed in this file.
+//!
+//! A tool counts as there when its program is found, wherever it came from, so a machine of another
+//! distribution passes once its owner has installed the same things. Only Debian's own package manager is
+//! ever run, only for what is missing, and it may not remove a package to make room.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use nix::unistd::geteuid;
+
+use crate::{command, paths, step::Step};
+
+/// Something the distribution has to provide.
+pub struct Need {
+    /// What is missing where it is missing.
+    pub what: &'static str,
+    /// What it is for.
+    pub why: &'static str,
+    /// The Debian packages that bring it.
+    pub packages: &'static [&'static str],
+    /// How to get it where those packages are not to be had.
+    pub elsewhere: &'static str,
+}
+
+/// The tools, by the program that shows that they are there.
+const TOOLS: &[(&str, Need)] = &[
+    (
+        "cc",
+        Need {
+            what: "a C compiler with the C library's headers",
+            why: "cargo links with it, and crates compile C and assembly with it",
+            packages: &["gcc", "libc6-dev"],
+            elsewhere: "install gcc and the headers of the C library",
+        },
+    ),
+    (
+        "ip",
+        Need {
+            what: "`ip`",
+            why: "tests and demo show interfaces, addresses and routes with it",
+            packages: &["iproute2"],
+            elsewhere: "install iproute2 (on Fedora: iproute)",
+        },
+    ),
+    (
+        "openssl",
+        Need {
+            what: "`openssl`",
+            why: "keys and certificates of the API server that tests run",
+            packages: &["openssl"],
+            elsewhere: "install openssl",
+        },
+    ),
+];
+
+/// The compiler for the eBPF programs, asked for only where no rustup toolchain can do it (see `compiler`).
+///
+/// Debian's plain `rustc` is years old; these packages are the ones it keeps current for building browsers.
+pub const BPF_COMPILER: Need = Need {
+    what: "a Rust compiler with the source of `core`",
+    why: "the BPF target has no precompiled `core`",
+    packages: &["rustc-web", "cargo-web", "rust-web-src"],
+    elsewhere: "rustup toolchain install nightly --profile minimal --component rust-src",
+};
+
+/// The tools that are not on this machine.
+pub fn missing_tools() -> Vec<&'static Need> {
+    TOOLS
+        .iter()
+        .filter(|(program, _)| paths::program(program).is_none())
+        .map(|(_, need)| need)
+        .collect()
+}
+
+/// Installs what is needed with apt, or fails with a list of what to install and how.
+pub fn install(needs: &[&Need]) -> Result<()> {
+    if needs.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = needs.iter().flat_map(|need| need.packages).copied().collect();
+    let by_hand = || by_hand(needs);
+    if paths::program("apt-get").is_none() {
+        bail!(
+            "this is no Debian, so set-up installs nothing here. Missing:\n{}",
+            by_hand()
+        );
+    }
+    if !geteuid().is_root() {
+        bail!(
+            "only root can install packages. Run `cargo xtask setup` as root, or:\n  \
+             sudo apt-get install --no-install-recommends {}\nMissing:\n{}",
+            packages.join(" "),
+            by_hand()
+        );
+    }
+    let step = Step::start(format!("installing {}", packages.join(", ")));
+    // The package lists of a fresh image are empty or old. One third-party mirror that fails makes the whole
+    // update fail though Debian's own lists came, so only an installation that fails too makes that an error.
+    let updated = command::run_in(&step, apt().arg("update"));
+    let installed = command::run_in(
+        &step,
+        apt()
+            .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
+            .args(&packages),
+    );
+    if let Err(error) = installed {
+        let lists = updated
+            .err()
+            .map(|error| format!("{error:#}\n"))
+            .unwrap_or_default();
+        bail!(
+            "{lists}{error:#}\nIs Debian's mirror in /etc/apt reachable? Or provide yourself:\n{}",
+            by_hand()
+        );
+    }
+    step.done();
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut apt = Command::new("apt-get");
+    // Another apt (unattended upgrades, say) may hold the lock for a while.
+    apt.env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["--quiet", "-o", "DPkg::Lock::Timeout=120"]);
+    apt
+}
+
+fn by_hand(needs: &[&Need]) -> String {
+    let lines = needs
+        .iter()
+        .map(|need| format!("  {} ({}): {}", need.what, need.why, need.elsewhere));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BPF_COMPILER, TOOLS, by_hand};
+
+    #[test]
+    fn every_need_tells_debian_and_others_how_to_get_it() {
+        for need in TOOLS.iter().map(|(_, need)| need).chain([&BPF_COMPILER]) {
+            assert!(!need.packages.is_empty(), "{}", need.what);
+            let line = by_hand(&[need]);
+            assert!(
+                line.contains(need.what) && line.contains(need.elsewhere),
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! `cargo xtask test`: every check and test that can run on this machine, as one command with one verdict.
+//!
+//! Tests come in layers ([`layer`]), cheapest first. Each test program is built once by cargo and then run
+//! from here ([`run`]), because cargo stops at the first program that fails, knows no test that skips itself
+//! for want of a kernel feature, and cannot say in the end what was run and what was not. A skip that this
+//! machine does not explain fails the run ([`skips`]): a suite that quietly tests less is worse than one that
+//! fails. The last line is always `N passed, N failed, N skipped`.
+
+mod checks;
+mod layer;
+mod libtest;
+mod run;
+mod skips;
+mod summary;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use self::{
+    layer::{Layer, Programs, TestProgram},
+    summary::{Outcome, Summary},
+};
+use crate::setup;
+
+#[derive(Args)]
+pub struct Options {
+    /// Run only tests whose name, or whose program's name, contains this
+    #[arg(value_name = "FILTER")]
+    filter: Option<String>,
+    /// Run only this layer
+    #[arg(long)]
+    layer: Option<Layer>,
+    /// Show what tests print while they run
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Runs what the options select. Errors are failures of the run like any other, so that the last line is
+/// printed.
+#[expect(clippy::unnecessary_wraps, reason = "every verb returns a result")]
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let mut summary = Summary::default();
+    if let Err(error) = run_all(options, &mut summary) {
+        summary.add("xtask", "set-up and build", Outcome::Failed(format!("{error:#}")));
+        eprintln!("error: {error:#}");
+    }
+    if summary.is_empty() {
+        summary.add(
+            "xtask",
+            "selection",
+            Outcome::Failed("nothing matches the filter and the layer".into()),
+        );
+    }
+    print!("{}", summary.render(skips::is_expected));
+    Ok(if summary.is_success(skips::is_expected) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
+    setup::run()?;
+    if options.filter.is_none() && options.layer.is_none_or(|layer| layer == Layer::Host) {
+        checks::run(summary);
+    }
+    let Programs { mut tests, millrace } = layer::build()?;
+    tests.retain(|program| options.layer.is_none_or(|layer| layer == program.layer));
+    tests.sort_by(|a, b| (a.layer, &a.name).cmp(&(b.layer, &b.name)));
+    let mut world = run::World::new(millrace, options.verbose);
+    for program in &tests {
+        world.run(program, filter_for(program, options.filter.as_deref()), summary)?;
+    }
+    Ok(())
+}
+
+/// Naming a program selects all its tests.
+fn filter_for<'a>(program: &TestProgram, filter: Option<&'a str>) -> Option<&'a str> {
+    filter.filter(|filter| !program.name.contains(filter))
+}

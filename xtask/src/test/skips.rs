@@ -1,0 +1,91 @@
+//! Tests that did not run, and whether this machine is a reason for that.
+//!
+//! A test finds out while it runs that the kernel lacks something, appends a line to the file that [`FILE`]
+//! names, and returns; libtest knows only that it passed. A whole layer is skipped where what it needs is
+//! missing. Every reason that may come up stands in [`EXPECTED`] with the machines on which it is a good one:
+//! a reason that is not in the list, or not true of this machine, fails the run.
+
+use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
+
+use anyhow::{Context as _, Result};
+use nix::unistd::geteuid;
+use serde::Deserialize;
+
+/// Names the file that a test appends its skip to: one JSON object per line.
+pub const FILE: &str = "MILLRACE_SKIPS";
+
+pub const NOT_ROOT: &str = "needs root";
+pub const NO_KUBERNETES: &str = "no Kubernetes programs";
+
+/// A reason that may come up.
+struct Expected {
+    /// How its text starts.
+    start: &'static str,
+    /// Whether it holds on this machine.
+    holds: fn() -> bool,
+}
+
+const EXPECTED: &[Expected] = &[
+    Expected {
+        start: NOT_ROOT,
+        holds: || !geteuid().is_root(),
+    },
+    // Given by this program, and only after it has looked.
+    Expected {
+        start: NO_KUBERNETES,
+        holds: || true,
+    },
+];
+
+/// Whether a skip for this reason is right on this machine.
+pub fn is_expected(reason: &str) -> bool {
+    EXPECTED
+        .iter()
+        .any(|expected| reason.starts_with(expected.start) && (expected.holds)())
+}
+
+#[derive(Deserialize)]
+struct Skip {
+    test: String,
+    reason: String,
+}
+
+/// The reasons by test that a test program's tests have given.
+pub fn read(file: &Path) -> Result<BTreeMap<String, String>> {
+    let text = match fs::read_to_string(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text.with_context(|| format!("reading {}", file.display()))?,
+    };
+    parse(&text).with_context(|| format!("reading the skips in {}", file.display()))
+}
+
+fn parse(text: &str) -> Result<BTreeMap<String, String>> {
+    let skips = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(serde_json::from_str::<Skip>);
+    skips
+        .map(|skip| skip.map(|skip| (skip.test, skip.reason)).map_err(Into::into))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_expected, parse};
+
+    #[test]
+    fn reasons_by_test() {
+        let skips =
+            parse("{\"test\": \"a::b\", \"reason\": \"no SCTP\"}\n\n{\"test\":\"c\",\"reason\":\"r\"}\n");
+        let skips = skips.expect("both lines are whole");
+        assert_eq!(skips.len(), 2);
+        assert_eq!(skips["a::b"], "no SCTP");
+        assert!(parse("{\"test\": \"a\"}").is_err());
+    }
+
+    #[test]
+    fn an_unknown_reason_is_unexpected_everywhere() {
+        assert!(!is_expected("felt like it"));
+        assert!(!is_expected(""));
+    }
+}
