@@ -1,1 +1,78 @@
-//! Placeholder, replaced in the next commit.
+//! Worlds to test Millrace in: network namespaces as nodes, pods and outside
+//! clients, real `millrace agent` processes, real sockets, and optionally a
+//! real etcd and kube-apiserver.
+//!
+//! A [`World`] is made in a fraction of a second and has no route out of it. It
+//! is taken down by a process of its own that notices when the world's owner is
+//! gone, so nothing is left behind whether a test passes, panics, or is
+//! interrupted from the keyboard.
+//!
+//! ```no_run
+//! use harness::{Endpoint, Probe, Service, World, manifest::Family};
+//!
+//! harness::require_root!();
+//! let world = World::with_nodes(2);
+//! let (web, client) = (world.node(1).add_pod("web"), world.node(2).add_pod("client"));
+//! let _server = web.serve_tcp(8080);
+//! let service = Service::new("web").cluster_ip("10.96.0.10").tcp("http", 80, 8080);
+//! world.apply_all(service.slices([Endpoint::of(&web)]));
+//! world.apply(&service);
+//! let agents = world.start_agents();
+//! let answer = client.ask(Probe::Tcp, "10.96.0.10:80".parse().expect("an address"));
+//! assert_eq!(answer.expect("an answer").backend, "web");
+//! ```
+//!
+//! **Conventions.** What sets a world up panics with its whole cause, as tests
+//! do; what a test may want to see fail (connecting, asking, pinging) returns
+//! `io::Result`. Everything blocks: call it from ordinary threads, never from
+//! inside an async runtime.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod binary;
+mod bpffs;
+mod capture;
+mod cgroup;
+mod client;
+mod failure;
+mod fdpass;
+mod flows;
+pub mod guard;
+mod keep;
+pub mod kubernetes;
+pub mod manifest;
+mod names;
+mod netlink;
+mod netns;
+mod node;
+mod ping;
+mod place;
+mod pod;
+mod probe;
+mod removal;
+pub mod server;
+pub mod skip;
+mod source_dir;
+mod spread;
+mod stream;
+mod wait;
+pub mod worker;
+mod world;
+
+pub use agent::{Agent, AgentBuilder, Source};
+pub use binary::millrace;
+pub use capture::{Frame, PacketSocket};
+pub use client::Client;
+pub use flows::{FlowReport, LongFlows};
+pub use manifest::{Endpoint, EndpointSlice, Manifest, Service};
+pub use node::{Node, NodeSpec, PodNetwork};
+pub use place::{PATIENCE, Place, mapped};
+pub use pod::Pod;
+pub use probe::{Answer, Probe};
+pub use removal::remove;
+pub use server::{Server, ServerApart};
+pub use source_dir::SourceDir;
+pub use spread::{Spread, spread, uniform_p_value};
+pub use stream::{ConnectStream, StreamReport};
+pub use wait::{eventually, wait_for};
+pub use world::{World, WorldBuilder};

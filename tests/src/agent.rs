@@ -1,0 +1,291 @@
+//! Real `millrace agent` processes on nodes, and the command line against
+//! them. An agent that a test started is ended with the test, and its log is
+//! printed when the test panics.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::binary;
+use crate::failure::OrPanic;
+use crate::node::{Node, UPLINK};
+use crate::wait;
+
+/// How much of a log a panic shows.
+const LOG_TAIL: usize = 60;
+
+/// Where an agent gets its objects from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The node's directory of manifests.
+    Directory,
+    /// An API server.
+    Kubernetes {
+        /// The kubeconfig file.
+        kubeconfig: PathBuf,
+    },
+}
+
+/// How an agent is to be started.
+#[derive(Clone)]
+pub struct AgentBuilder {
+    node: Node,
+    source: Source,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl AgentBuilder {
+    pub(crate) fn new(node: Node) -> Self {
+        Self {
+            node,
+            source: Source::Directory,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// Follows another source than the node's directory.
+    #[must_use]
+    pub fn source(self, source: Source) -> Self {
+        Self { source, ..self }
+    }
+
+    /// Adds a command line argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Gives it a configuration document, as `--config` with a file of the node.
+    #[must_use]
+    #[track_caller]
+    pub fn config(self, yaml: &str) -> Self {
+        let path = self
+            .node
+            .dir()
+            .join(format!("config-{}.yaml", self.arguments.len()));
+        fs::write(&path, yaml)
+            .with_context(|| format!("writing {}", path.display()))
+            .or_panic();
+        self.arg("--config").arg(path.display().to_string())
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it, without waiting for anything.
+    #[track_caller]
+    pub fn start(self) -> Agent {
+        let process = self.spawn().or_panic();
+        Agent {
+            builder: self,
+            process,
+        }
+    }
+
+    /// The agent's process. Proxies that the environment names can't be reached from a world.
+    fn spawn(&self) -> Result<Child> {
+        let node = &self.node;
+        let log = log_file(node)?;
+        let mut command = node.command(binary::millrace());
+        command
+            .arg("agent")
+            .args(["--node-name", node.name(), "--uplink", UPLINK]);
+        command.arg("--cgroup").arg(node.cgroup());
+        command.arg("--state-dir").arg(node.dir().join("state"));
+        roots(&mut command, node);
+        match &self.source {
+            Source::Directory => {
+                command
+                    .arg("--source")
+                    .arg(format!("dir:{}", node.source().path().display()));
+            }
+            Source::Kubernetes { kubeconfig } => {
+                command
+                    .args(["--source", "kubernetes", "--kubeconfig"])
+                    .arg(kubeconfig);
+            }
+        }
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            command.env_remove(variable);
+        }
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().cloned());
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("duplicating the log")?)
+            .stderr(log);
+        // Ctrl-C is for the test; the guard sees to the agents, which a kept world goes on needing.
+        command.process_group(0);
+        command
+            .spawn()
+            .with_context(|| format!("starting an agent on {}", node.name()))
+    }
+}
+
+/// A running agent; dropping it kills it, unless its world is kept.
+pub struct Agent {
+    builder: AgentBuilder,
+    process: Child,
+}
+
+impl Agent {
+    /// The node it runs on.
+    pub fn node(&self) -> &Node {
+        &self.builder.node
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits until `millrace status` says ready; panics with what it waits for
+    /// and the log when `within` has passed or the agent has ended.
+    #[track_caller]
+    pub fn wait_ready(&mut self, within: Duration) {
+        let node = self.node().clone();
+        wait::wait_for(
+            &format!("the agent on {} to be ready", node.name()),
+            within,
+            || {
+                if let Ok(Some(status)) = self.process.try_wait() {
+                    panic!("the agent on {} has ended: {status}", node.name());
+                }
+                let status = cli(&node, &["status"])?;
+                if status["ready"] == true {
+                    Ok(())
+                } else {
+                    Err(anyhow!("status says {status}"))
+                }
+            },
+        );
+    }
+
+    /// Runs a verb of the command line against it; see [`Node::cli`].
+    #[track_caller]
+    pub fn cli(&self, verb: &[&str]) -> Value {
+        cli(self.node(), verb).or_panic()
+    }
+
+    /// Ends it at once, by SIGKILL.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.process.kill().context("killing an agent").or_panic();
+        self.process
+            .wait()
+            .context("waiting for a killed agent")
+            .or_panic();
+    }
+
+    /// Asks it to stop, by SIGTERM, and waits until it has.
+    #[track_caller]
+    pub fn stop(&mut self, within: Duration) -> ExitStatus {
+        let pid = Pid::from_raw(self.process.id().cast_signed());
+        kill(pid, Signal::SIGTERM).context("stopping an agent").or_panic();
+        wait::wait_for("the agent to stop", within, || match self.process.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("it runs".to_owned()),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    /// Starts it again as it was started before; it must have ended.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.process = self.builder.spawn().or_panic();
+    }
+
+    /// Kills it and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.kill();
+        self.start_again();
+    }
+
+    /// Has its process not ended?
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// All it and its predecessors on this node have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(log_path(self.node())).unwrap_or_default()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(LOG_TAIL)..].join("\n");
+            eprintln!(
+                "--- the agent on {} logged last:\n{tail}\n---",
+                self.node().name()
+            );
+        }
+        if !self.node().is_kept() {
+            // It may have ended by itself.
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// Runs a verb on a node and parses what it prints.
+pub(crate) fn cli(node: &Node, verb: &[&str]) -> Result<Value> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = run(node, verb).with_context(|| format!("running millrace {verb:?}"))?;
+    serde_json::from_slice(&stdout).with_context(|| {
+        let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+        format!(
+            "millrace {verb:?} on {} ({status}) printed no JSON: {out}{err}",
+            node.name()
+        )
+    })
+}
+
+/// Runs a verb on a node with `-o json`.
+pub(crate) fn run(node: &Node, verb: &[&str]) -> Result<Output> {
+    let mut command = node.command(binary::millrace());
+    command.args(verb);
+    roots(&mut command, node);
+    command.args(["-o", "json"]);
+    command.output().context("running the command line")
+}
+
+fn roots(command: &mut Command, node: &Node) {
+    command.arg("--run-dir").arg(node.dir().join("run"));
+    command.arg("--bpf-root").arg(node.bpf_root());
+}
+
+fn log_path(node: &Node) -> PathBuf {
+    node.dir().join("agent.log")
+}
+
+fn log_file(node: &Node) -> Result<File> {
+    let path = log_path(node);
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
+}

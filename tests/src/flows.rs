@@ -1,0 +1,202 @@
+//! Long-lived connections that keep talking while a test does something to the
+//! data plane, and the proof that none of them noticed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, timeout};
+
+use crate::failure::OrPanic;
+use crate::place::Place;
+use crate::probe::Answer;
+use crate::wait;
+
+/// A reply that takes longer than this counts as an interruption.
+const STALLED: Duration = Duration::from_secs(5);
+
+/// What long-lived connections have been through.
+#[derive(Clone, Debug, Default)]
+pub struct FlowReport {
+    /// Lines sent and answered, all connections together.
+    pub exchanges: u64,
+    /// The longest that any line waited for its answer.
+    pub longest_wait: Duration,
+    /// What broke a connection: which one, when, how.
+    pub interruptions: Vec<String>,
+}
+
+/// Connections to echoing servers, driven by a background thread until stopped.
+pub struct LongFlows {
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    state: Arc<State>,
+    backends: BTreeMap<String, usize>,
+}
+
+struct State {
+    started: Instant,
+    /// Exchanges per connection; `u64::MAX` once it is interrupted.
+    progress: Vec<AtomicU64>,
+    exchanges: AtomicU64,
+    report: Mutex<FlowReport>,
+}
+
+impl LongFlows {
+    /// Opens `count` connections, each of which sends a line `every` so often.
+    pub fn start(from: &Place, to: SocketAddr, count: usize, every: Duration) -> io::Result<Self> {
+        let mut flows = Vec::with_capacity(count);
+        let mut backends = BTreeMap::new();
+        for _ in 0..count {
+            let (stream, backend) = open(from, to)?;
+            *backends.entry(backend.clone()).or_default() += 1;
+            flows.push((stream, backend));
+        }
+        let (stop, stopped) = watch::channel(false);
+        let state = Arc::new(State {
+            started: Instant::now(),
+            progress: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            exchanges: AtomicU64::new(0),
+            report: Mutex::default(),
+        });
+        let shared = Arc::clone(&state);
+        let thread = std::thread::Builder::new()
+            .name("long flows".to_owned())
+            .spawn(move || drive(flows, every, &stopped, &shared))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+            state,
+            backends,
+        })
+    }
+
+    /// How many connections each backend has.
+    pub fn backends(&self) -> &BTreeMap<String, usize> {
+        &self.backends
+    }
+
+    /// Waits until every connection that is not interrupted has exchanged a line that
+    /// was sent after this call.
+    #[track_caller]
+    pub fn wait_progress(&self, within: Duration) {
+        // Two more, since one may be under way.
+        let goals: Vec<u64> = self.progress().map(|done| done.saturating_add(2)).collect();
+        wait::eventually("every flow to exchange lines", within, || {
+            self.progress().zip(&goals).all(|(done, goal)| done >= *goal)
+        });
+    }
+
+    fn progress(&self) -> impl Iterator<Item = u64> {
+        self.state
+            .progress
+            .iter()
+            .map(|done| done.load(Ordering::Relaxed))
+    }
+
+    /// What happened so far.
+    pub fn report(&self) -> FlowReport {
+        let mut report = self
+            .state
+            .report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        report.exchanges = self.state.exchanges.load(Ordering::Relaxed);
+        report
+    }
+
+    /// Closes the connections and says what happened.
+    pub fn stop(mut self) -> FlowReport {
+        self.end();
+        self.report()
+    }
+
+    fn end(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            // Its panic has been printed; the exchanges that are missing show it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for LongFlows {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Connects and learns the backend; what is buffered beyond its line is nothing yet.
+fn open(from: &Place, to: SocketAddr) -> io::Result<(TcpStream, String)> {
+    let stream = from.tcp_connect(to)?;
+    let mut line = String::new();
+    io::BufRead::read_line(&mut io::BufReader::new(&stream), &mut line)?;
+    Ok((stream, Answer::parse(&line)?.backend))
+}
+
+fn drive(
+    flows: Vec<(TcpStream, String)>,
+    every: Duration,
+    stopped: &watch::Receiver<bool>,
+    state: &Arc<State>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("starting the runtime of long flows").or_panic().block_on(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for (number, (stream, backend)) in flows.into_iter().enumerate() {
+            let (state, mut stopped) = (Arc::clone(state), stopped.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => {}
+                    Err(error) = talk(stream, &backend, every, number, &state) => {
+                        let text = format!("flow {number} to {backend} after {:.3?}: {error}", state.started.elapsed());
+                        state.report.lock().unwrap_or_else(PoisonError::into_inner).interruptions.push(text);
+                        state.progress[number].store(u64::MAX, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+    });
+}
+
+/// Talks until something goes wrong.
+async fn talk(
+    stream: TcpStream,
+    backend: &str,
+    every: Duration,
+    number: usize,
+    state: &State,
+) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    let mut stream = tokio::net::TcpStream::from_std(stream)?;
+    let (reader, mut writer) = stream.split();
+    let mut lines = BufReader::new(reader).lines();
+    let mut clock = tokio::time::interval(every);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for round in 1.. {
+        clock.tick().await;
+        let sent = Instant::now();
+        writer.write_all(format!("{round}\n").as_bytes()).await?;
+        match timeout(STALLED, lines.next_line()).await {
+            Ok(Ok(Some(line))) if line == format!("{backend} {round}") => {}
+            Ok(Ok(Some(line))) => return Err(io::Error::other(format!("sent {round}, got `{line}`"))),
+            Ok(Ok(None)) => return Err(io::Error::other("closed by the other side")),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(io::Error::other(format!("no reply within {STALLED:?}"))),
+        }
+        state.progress[number].store(round, Ordering::Relaxed);
+        state.exchanges.fetch_add(1, Ordering::Relaxed);
+        let mut report = state.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.longest_wait = report.longest_wait.max(sent.elapsed());
+    }
+    Ok(())
+}

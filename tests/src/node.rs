@@ -1,0 +1,297 @@
+//! A node: a namespace on the underlay that forwards for its pods. Pods hang
+//! on it in one of the two ways that CNI plugins use, since what hooks a pod's
+//! traffic meets a different device in each.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use anyhow::{Context, Result};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde_json::{Value, json};
+
+use crate::agent::AgentBuilder;
+use crate::bpffs;
+use crate::failure::OrPanic;
+use crate::names::Tag;
+use crate::netns::Netns;
+use crate::place::Place;
+use crate::pod::Pod;
+use crate::source_dir::SourceDir;
+use crate::world::{FABRIC_IP, FABRIC_IP6, Fabric};
+
+/// The link of a node to the underlay, what an agent takes as `--uplink`.
+pub(crate) const UPLINK: &str = "eth0";
+
+/// The bridge of a node whose pods are bridged.
+pub(crate) const BRIDGE: &str = "cni0";
+
+/// How pods hang on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodNetwork {
+    /// A veth pair per pod without an address on the node's side; the pod's
+    /// gateways are 169.254.1.1 and `fe80::1`, its neighbours permanent.
+    #[default]
+    Routed,
+    /// A Linux bridge `cni0` with the gateway address, as the CNI plugin `bridge` makes it.
+    Bridged,
+}
+
+/// What a node is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSpec {
+    network: PodNetwork,
+    strict_rp_filter: bool,
+    zone: Option<String>,
+}
+
+impl NodeSpec {
+    /// A node with routed pods.
+    pub fn routed() -> Self {
+        Self::default()
+    }
+
+    /// A node with bridged pods.
+    pub fn bridged() -> Self {
+        Self {
+            network: PodNetwork::Bridged,
+            ..Self::default()
+        }
+    }
+
+    /// The kernel drops what comes in by another interface than replies would take (RFC 3704).
+    #[must_use]
+    pub fn strict_rp_filter(self) -> Self {
+        Self {
+            strict_rp_filter: true,
+            ..self
+        }
+    }
+
+    /// The zone that its Node object names.
+    #[must_use]
+    pub fn zone(self, zone: &str) -> Self {
+        Self {
+            zone: Some(zone.to_owned()),
+            ..self
+        }
+    }
+}
+
+/// A node of a world; clones lead to the same node.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    place: Place,
+    number: u8,
+    spec: NodeSpec,
+    tag: Tag,
+    dir: PathBuf,
+    bpf_root: PathBuf,
+    source: SourceDir,
+    last_pod: AtomicU8,
+    kept: Arc<AtomicBool>,
+}
+
+impl Node {
+    pub(crate) fn create(
+        tag: &Tag,
+        number: u8,
+        spec: NodeSpec,
+        fabric: &Fabric,
+        kept: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let name = format!("n{number}");
+        let rp_filter = if spec.strict_rp_filter { "1" } else { "0" };
+        let netns = Netns::create(
+            &tag.netns(&name),
+            &[
+                ("net/ipv4/ip_forward", "1"),
+                ("net/ipv6/conf/all/forwarding", "1"),
+                ("net/ipv6/conf/all/accept_dad", "0"),
+                ("net/ipv6/conf/default/accept_dad", "0"),
+                // The kernel applies the stricter of "all" and the interface's own.
+                ("net/ipv4/conf/all/rp_filter", rp_filter),
+                ("net/ipv4/conf/default/rp_filter", "0"),
+                // Clients on the underlay that send by a node would be told about the next hop.
+                ("net/ipv4/conf/all/send_redirects", "0"),
+                ("net/ipv4/conf/default/send_redirects", "0"),
+            ],
+        )?;
+        let addresses = fabric.attach(&name, &netns, 10 + number)?;
+        let dir = tag.dir().join(&name);
+        for child in ["run", "state"] {
+            std::fs::create_dir_all(dir.join(child)).with_context(|| format!("making {}", dir.display()))?;
+        }
+        let place = Place::start(&name, netns, tag.cgroup()?.join(&name), addresses)?;
+        let source = SourceDir::create(dir.join("source"))?;
+        let bpf_root = bpffs::node_root(&tag.bpffs(), &name)?;
+        let (tag, last_pod, kept) = (tag.clone(), AtomicU8::new(1), Arc::clone(kept));
+        let node = Self(Arc::new(Inner {
+            place,
+            number,
+            spec,
+            tag,
+            dir,
+            bpf_root,
+            source,
+            last_pod,
+            kept,
+        }));
+        node.prepare_pod_network()?;
+        Ok(node)
+    }
+
+    fn prepare_pod_network(&self) -> Result<()> {
+        let netns = self.netns();
+        match self.0.spec.network {
+            // Host sides of pods get no address at all, link-local ones included.
+            PodNetwork::Routed => netns.sysctl("net/ipv6/conf/default/addr_gen_mode", "1"),
+            PodNetwork::Bridged => {
+                netns
+                    .rtnl()
+                    .add_bridge(BRIDGE, [2, 0xcb, self.0.number, 0, 0, 1])?;
+                for (gateway, cidr) in self.gateways().into_iter().zip(self.pod_cidrs()) {
+                    netns.rtnl().add_address(BRIDGE, gateway, cidr.prefix_len())?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes a pod on this node; it lives until the world ends or [`Pod::delete`].
+    #[track_caller]
+    pub fn add_pod(&self, name: &str) -> Pod {
+        let number = self.0.last_pod.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(number < u8::MAX, "{} has no pod address left", self.name());
+        Pod::create(self, name, number).or_panic()
+    }
+
+    /// Pod ranges, IPv4 first.
+    pub fn pod_cidrs(&self) -> [IpNet; 2] {
+        let n = self.0.number;
+        [
+            Ipv4Net::new_assert(Ipv4Addr::new(10, 244, n, 0), 24).into(),
+            Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x244, n.into(), 0, 0, 0, 0, 0), 64).into(),
+        ]
+    }
+
+    /// The address of number `number` in each pod range.
+    pub(crate) fn pod_addresses(&self, number: u8) -> Vec<IpAddr> {
+        let n = self.0.number;
+        vec![
+            Ipv4Addr::new(10, 244, n, number).into(),
+            Ipv6Addr::new(0xfd00, 0x244, n.into(), 0, 0, 0, 0, number.into()).into(),
+        ]
+    }
+
+    /// The pods' gateways where the network has them on the node.
+    pub(crate) fn gateways(&self) -> Vec<IpAddr> {
+        match self.0.spec.network {
+            PodNetwork::Routed => {
+                vec![
+                    Ipv4Addr::new(169, 254, 1, 1).into(),
+                    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(),
+                ]
+            }
+            PodNetwork::Bridged => self.pod_addresses(1),
+        }
+    }
+
+    pub(crate) fn network(&self) -> PodNetwork {
+        self.0.spec.network
+    }
+
+    pub(crate) fn number(&self) -> u8 {
+        self.0.number
+    }
+
+    pub(crate) fn tag(&self) -> &Tag {
+        &self.0.tag
+    }
+
+    /// Is the world to outlive its owner?
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.kept.load(Ordering::Relaxed)
+    }
+
+    /// Routes the pods of `other` to it.
+    pub(crate) fn route_pods_of(&self, other: &Node) -> Result<()> {
+        for (cidr, via) in other.pod_cidrs().into_iter().zip(other.addresses()) {
+            self.netns().rtnl().add_route(cidr, Some(*via), UPLINK)?;
+        }
+        Ok(())
+    }
+
+    /// The address of this node in the family of `other`.
+    pub fn address_like(&self, other: IpAddr) -> IpAddr {
+        if other.is_ipv4() {
+            self.ip().into()
+        } else {
+            self.ip6().into()
+        }
+    }
+
+    /// An agent to be configured and started on this node.
+    pub fn agent(&self) -> AgentBuilder {
+        AgentBuilder::new(self.clone())
+    }
+
+    /// Runs a verb of the command line against this node's agent and parses
+    /// what it prints (`-o json` is added), whatever the exit status.
+    pub fn cli(&self, verb: &[&str]) -> Result<Value> {
+        crate::agent::cli(self, verb)
+    }
+
+    /// The directory its agent reads manifests from.
+    pub fn source(&self) -> &SourceDir {
+        &self.0.source
+    }
+
+    /// Its own directory: `run/`, `state/`, `source/`, `agent.log`.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// What its agent pins under.
+    pub fn bpf_root(&self) -> &Path {
+        &self.0.bpf_root
+    }
+
+    /// Its Node object, as the world wrote it to every node's source.
+    pub fn object(&self) -> Value {
+        let addresses: Vec<_> = self
+            .addresses()
+            .iter()
+            .map(|ip| json!({"type": "InternalIP", "address": ip}))
+            .collect();
+        let [cidr4, cidr6] = self.pod_cidrs();
+        let mut labels = json!({"kubernetes.io/hostname": self.name()});
+        if let Some(zone) = &self.0.spec.zone {
+            labels["topology.kubernetes.io/zone"] = json!(zone);
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": self.name(), "labels": labels},
+            "spec": {"podCIDR": cidr4, "podCIDRs": [cidr4, cidr6]},
+            "status": {"addresses": addresses},
+        })
+    }
+}
+
+impl Deref for Node {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.0.place
+    }
+}
+
+/// The underlay's own addresses, the nodes' default gateways.
+pub(crate) fn fabric_gateways() -> [IpAddr; 2] {
+    [FABRIC_IP.into(), FABRIC_IP6.into()]
+}

@@ -1,0 +1,164 @@
+//! A pod: a namespace joined to its node by a veth pair, `eth0` in the pod and
+//! `veth<n>` on the node.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+
+use anyhow::Result;
+use ipnet::IpNet;
+
+use crate::failure::OrPanic;
+use crate::netlink::{Mac, Veth, everywhere};
+use crate::netns::Netns;
+use crate::node::{BRIDGE, Node, PodNetwork};
+use crate::place::Place;
+use crate::{cgroup, removal};
+
+const INTERFACE: &str = "eth0";
+
+/// Kernel settings of a pod, and of every place that only sends and receives.
+pub(crate) const END_HOST: &[(&str, &str)] = &[
+    // IPv4 settings of a new namespace come from the machine's.
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv6/conf/all/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+];
+
+/// A pod of a world. It lives as long as the world, unless deleted.
+pub struct Pod {
+    place: Place,
+    node: Node,
+    host_interface: String,
+}
+
+impl Pod {
+    pub(crate) fn create(node: &Node, name: &str, number: u8) -> Result<Self> {
+        let netns = Netns::create(&node.tag().netns(name), END_HOST)?;
+        let addresses = node.pod_addresses(number);
+        let host_interface = format!("veth{number}");
+        let wire = Wire {
+            node,
+            pod: &netns,
+            host_interface: &host_interface,
+            number,
+        };
+        match node.network() {
+            PodNetwork::Routed => wire.route(&addresses)?,
+            PodNetwork::Bridged => wire.bridge(&addresses)?,
+        }
+        let cgroup = node.cgroup().join(name);
+        let place = Place::start(name, netns, cgroup, addresses)?;
+        Ok(Self {
+            place,
+            node: node.clone(),
+            host_interface,
+        })
+    }
+
+    /// The node it runs on.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The node's side of its veth pair.
+    pub fn host_interface(&self) -> &str {
+        &self.host_interface
+    }
+
+    /// Takes the pod away as a runtime does: its process, interface, namespace, cgroup.
+    #[track_caller]
+    pub fn delete(self) {
+        self.take_down().or_panic();
+    }
+
+    fn take_down(&self) -> Result<()> {
+        self.place.stop();
+        self.node.netns().rtnl().delete_link(&self.host_interface)?;
+        removal::remove_namespace(self.netns_path())?;
+        cgroup::remove(self.cgroup())
+    }
+}
+
+impl Deref for Pod {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// The two ends of a pod's veth pair while they are being set up.
+struct Wire<'a> {
+    node: &'a Node,
+    pod: &'a Netns,
+    host_interface: &'a str,
+    number: u8,
+}
+
+impl Wire<'_> {
+    /// The hardware addresses of the node's and the pod's end.
+    fn macs(&self) -> (Mac, Mac) {
+        let node = self.node.number();
+        (
+            [2, 0xfe, node, 0, 0, self.number],
+            [2, 0xf4, node, 0, 0, self.number],
+        )
+    }
+
+    fn connect(&self) -> Result<()> {
+        let (mac, peer_mac) = self.macs();
+        let peer_netns = std::os::fd::AsFd::as_fd(self.pod);
+        let host = self.node.netns().rtnl();
+        host.add_veth(&Veth {
+            name: self.host_interface,
+            mac,
+            peer_name: INTERFACE,
+            peer_mac,
+            peer_netns,
+        })?;
+        if self.node.network() == PodNetwork::Bridged {
+            host.set_bridge(self.host_interface, BRIDGE)?;
+        }
+        host.set_up(self.host_interface)?;
+        self.pod.rtnl().set_up(INTERFACE)
+    }
+
+    fn route(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.connect()?;
+        let (host_mac, pod_mac) = self.macs();
+        let (host, pod) = (self.node.netns().rtnl(), self.pod.rtnl());
+        for (&address, gateway) in addresses.iter().zip(self.node.gateways()) {
+            pod.add_address(INTERFACE, address, single(address).prefix_len())?;
+            pod.add_neighbour(INTERFACE, gateway, host_mac)?;
+            pod.add_route(everywhere(gateway), Some(gateway), INTERFACE)?;
+            host.add_neighbour(self.host_interface, address, pod_mac)?;
+            host.add_route(single(address), None, self.host_interface)?;
+        }
+        Ok(())
+    }
+
+    fn bridge(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.connect()?;
+        let ranges = self.node.pod_cidrs();
+        for ((&address, gateway), range) in addresses.iter().zip(self.node.gateways()).zip(ranges) {
+            self.pod
+                .rtnl()
+                .add_address(INTERFACE, address, range.prefix_len())?;
+            self.pod
+                .rtnl()
+                .add_route(everywhere(gateway), Some(gateway), INTERFACE)?;
+        }
+        self.pod.rtnl().wait_operational(INTERFACE)
+    }
+}
+
+/// The range that holds just this address.
+pub(crate) fn single(address: IpAddr) -> IpNet {
+    let length = match address {
+        IpAddr::V4(_) => Ipv4Addr::BITS,
+        IpAddr::V6(_) => Ipv6Addr::BITS,
+    };
+    IpNet::new_assert(address, length as u8)
+}

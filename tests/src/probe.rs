@@ -1,0 +1,105 @@
+//! One question to a server, by a new socket: which backend are you, and whom
+//! do you take me for? The answer comes as a line `<backend> <peer address>`.
+
+use std::io::{self, BufRead, BufReader};
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::place::{PATIENCE, Place, connect, unspecified_like};
+
+/// How to ask. Each way takes another path through the data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A TCP connection.
+    Tcp,
+    /// A datagram by `sendto`.
+    Udp,
+    /// A datagram by `connect` and `send`.
+    UdpConnected,
+}
+
+impl Probe {
+    pub(crate) fn socket_type(self) -> Type {
+        match self {
+            Self::Tcp => Type::STREAM,
+            Self::Udp | Self::UdpConnected => Type::DGRAM,
+        }
+    }
+}
+
+/// What a server says of itself and of its client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The server's name.
+    pub backend: String,
+    /// The client's address as the server sees it.
+    pub peer: SocketAddr,
+}
+
+impl Answer {
+    /// Reads the first line of what a server sent.
+    pub fn parse(text: &str) -> io::Result<Self> {
+        let line = text.lines().next().unwrap_or_default();
+        let parsed = line.split_once(' ').and_then(|(backend, peer)| {
+            Some(Self {
+                backend: backend.to_owned(),
+                peer: peer.parse().ok()?,
+            })
+        });
+        parsed.ok_or_else(|| io::Error::other(format!("not an answer of a test server: {text:?}")))
+    }
+}
+
+impl Place {
+    /// Asks whoever answers at `to`, within [`PATIENCE`].
+    pub fn ask(&self, probe: Probe, to: SocketAddr) -> io::Result<Answer> {
+        self.ask_within(probe, to, PATIENCE)
+    }
+
+    /// Asks whoever answers at `to`; `TimedOut` or `WouldBlock` if nobody does in time.
+    pub fn ask_within(&self, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
+        ask_by(
+            self.socket(Domain::for_address(to), probe.socket_type(), None)?,
+            probe,
+            to,
+            within,
+        )
+    }
+}
+
+/// Asks by a socket made before.
+pub(crate) fn ask_by(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
+    if probe == Probe::Tcp {
+        let stream = connect(socket, to, within)?;
+        stream.set_read_timeout(Some(within))?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line)?;
+        // Reset instead of FIN: ten thousand of these would leave as many ports in TIME_WAIT.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        return Answer::parse(&line);
+    }
+    socket.bind(&unspecified_like(to).into())?;
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(within))?;
+    ask_by_udp(&socket, probe, to)
+}
+
+fn ask_by_udp(socket: &UdpSocket, probe: Probe, to: SocketAddr) -> io::Result<Answer> {
+    let mut buffer = [0; 512];
+    let length = if probe == Probe::UdpConnected {
+        socket.connect(to)?;
+        socket.send(b"?")?;
+        socket.recv(&mut buffer)?
+    } else {
+        socket.send_to(b"?", to)?;
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        // An answer from elsewhere is none: a resolver would throw it away.
+        if from != to {
+            return Err(io::Error::other(format!("asked {to}, answered by {from}")));
+        }
+        length
+    };
+    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+}

@@ -1,0 +1,57 @@
+//! Taking a world down, knowing nothing but its tag. It runs in a process of
+//! its own (see [`crate::guard`]), so that the way a world ends does not depend
+//! on how its owner ended.
+//!
+//! Every step is tried even when one before it failed; the first failure is
+//! reported in the end.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, umount2};
+
+use crate::names::{NETNS_DIR, Tag};
+use crate::{bpffs, cgroup};
+
+/// Removes the world of this tag, processes first; also one that was kept.
+pub fn remove(tag: &str) -> Result<()> {
+    let tag: Tag = tag.parse()?;
+    let group = tag.cgroup()?;
+    let steps = [
+        cgroup::kill_all(&group),
+        // Before the cgroup and the interfaces go: it detaches pinned programs from both.
+        bpffs::unmount(&tag.bpffs()),
+        cgroup::remove(&group),
+        remove_namespaces(&tag),
+        remove_dir(&tag.dir()),
+    ];
+    steps.into_iter().collect()
+}
+
+fn remove_namespaces(tag: &Tag) -> Result<()> {
+    let mut outcome = Ok(());
+    for entry in fs::read_dir(NETNS_DIR).into_iter().flatten().flatten() {
+        if tag.owns_netns(&entry.file_name().to_string_lossy()) {
+            outcome = outcome.and(remove_namespace(&entry.path()));
+        }
+    }
+    outcome
+}
+
+/// Removes the name of a namespace; the namespace ends with its last user.
+pub(crate) fn remove_namespace(path: &Path) -> Result<()> {
+    // EINVAL: the file is there but nothing is mounted on it; removing it is what matters.
+    let _ = umount2(path, MntFlags::MNT_DETACH);
+    fs::remove_file(path).with_context(|| format!("removing namespace {}", path.display()))
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

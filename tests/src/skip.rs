@@ -1,0 +1,67 @@
+//! Skipping a test is a result, not silence: it says why, and where the run
+//! keeps a list (`MILLRACE_SKIPS` names its file) it is added there, so that
+//! the run can fail when a skip was not expected on that machine.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write;
+
+use nix::unistd::geteuid;
+use serde_json::json;
+
+use crate::cgroup;
+
+/// Records that a test is skipped, and why.
+#[track_caller]
+pub fn skip(test: &str, reason: &str) {
+    eprintln!("skipped {test}: {reason}");
+    let Some(path) = env::var_os("MILLRACE_SKIPS") else {
+        return;
+    };
+    let line = format!("{}\n", json!({"test": test, "reason": reason}));
+    // One write of less than a page to a file opened for appending: lines of parallel tests don't mix.
+    let written = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = written {
+        panic!("recording a skipped test in {}: {error}", path.display());
+    }
+}
+
+/// What this machine lacks for making worlds, if anything.
+pub fn missing() -> Option<String> {
+    if !geteuid().is_root() {
+        return Some("needs root: makes network namespaces and loads BPF programs".to_owned());
+    }
+    cgroup::mount_point().err().map(|error| format!("{error:#}"))
+}
+
+/// The path of the function it stands in: the test's file and name.
+#[macro_export]
+macro_rules! current_test {
+    () => {{
+        fn here() {}
+        ::std::any::type_name_of_val(&here).trim_end_matches("::here")
+    }};
+}
+
+/// Returns from the test, recording a skip, where an expression gives a reason to.
+#[macro_export]
+macro_rules! skip_if {
+    ($reason:expr) => {
+        if let Some(reason) = $reason {
+            $crate::skip::skip($crate::current_test!(), &reason);
+            return;
+        }
+    };
+}
+
+/// Returns from the test, recording a skip, unless this machine can make worlds.
+#[macro_export]
+macro_rules! require_root {
+    () => {
+        $crate::skip_if!($crate::skip::missing())
+    };
+}

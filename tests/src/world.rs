@@ -1,0 +1,297 @@
+//! A world: the fabric that nodes and outside clients are plugged into, and
+//! the nodes. The fabric is a namespace with a bridge, the underlay
+//! 192.168.50.0/24 and `fd00:50::/64`, and is everybody's default gateway; there
+//! is no way on from it.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::agent::Agent;
+use crate::client::Client;
+use crate::failure::OrPanic;
+use crate::guard::Guard;
+use crate::manifest::{Manifest, service_cidrs};
+use crate::names::Tag;
+use crate::netlink::{Veth, everywhere};
+use crate::netns::Netns;
+use crate::node::{Node, NodeSpec, UPLINK, fabric_gateways};
+use crate::place::Place;
+use crate::{bpffs, cgroup};
+
+/// The fabric's addresses.
+pub(crate) const FABRIC_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
+pub(crate) const FABRIC_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, 1);
+
+/// The fabric's bridge.
+pub(crate) const BRIDGE: &str = "br0";
+
+/// Prefix lengths of the underlay, in the order of the families.
+const PREFIXES: [u8; 2] = [24, 64];
+
+/// How long an agent may take to become ready when nothing is wrong.
+const READY: Duration = Duration::from_secs(20);
+
+/// What a world is to be like.
+#[derive(Default)]
+pub struct WorldBuilder {
+    nodes: Vec<NodeSpec>,
+}
+
+impl WorldBuilder {
+    /// Adds a node; the first is `n1`.
+    #[must_use]
+    pub fn node(mut self, spec: NodeSpec) -> Self {
+        self.nodes.push(spec);
+        self
+    }
+
+    /// Makes it.
+    #[track_caller]
+    pub fn build(self) -> World {
+        World::create(self.nodes).context("making a world").or_panic()
+    }
+}
+
+/// Namespaces, links, directories and processes under one tag; all of it is
+/// removed when this value is dropped or its process ends.
+pub struct World {
+    tag: Tag,
+    fabric: Fabric,
+    nodes: Vec<Node>,
+    clients: AtomicU8,
+    kept: Arc<AtomicBool>,
+    // Last: dropped after everything else has let go.
+    guard: Guard,
+}
+
+impl World {
+    /// Starts describing a world.
+    pub fn builder() -> WorldBuilder {
+        WorldBuilder::default()
+    }
+
+    /// A world of `count` nodes with routed pods.
+    #[track_caller]
+    pub fn with_nodes(count: usize) -> Self {
+        WorldBuilder {
+            nodes: vec![NodeSpec::routed(); count],
+        }
+        .build()
+    }
+
+    fn create(specs: Vec<NodeSpec>) -> Result<Self> {
+        raise_descriptor_limit()?;
+        let tag = Tag::random();
+        // First of all, so that a failure further down leaves nothing either.
+        let guard = Guard::start(&tag)?;
+        fs::create_dir(tag.dir()).with_context(|| format!("making {}", tag.dir().display()))?;
+        cgroup::create(&tag.cgroup()?)?;
+        bpffs::mount_at(&tag.bpffs())?;
+        let kept = Arc::new(AtomicBool::new(false));
+        let fabric = Fabric::create(&tag)?;
+        let mut nodes = Vec::with_capacity(specs.len());
+        for (number, spec) in (1..).zip(specs) {
+            nodes.push(Node::create(&tag, number, spec, &fabric, &kept)?);
+        }
+        let world = Self {
+            tag,
+            fabric,
+            nodes,
+            clients: AtomicU8::new(0),
+            kept,
+            guard,
+        };
+        world.connect_nodes()?;
+        world.apply(&service_cidrs());
+        world.apply_all(world.nodes.iter().map(Node::object));
+        Ok(world)
+    }
+
+    fn connect_nodes(&self) -> Result<()> {
+        for node in &self.nodes {
+            for other in self.nodes.iter().filter(|other| other.number() != node.number()) {
+                node.route_pods_of(other)?;
+            }
+            node.netns().rtnl().wait_operational(UPLINK)?;
+        }
+        Ok(())
+    }
+
+    /// The nodes, `n1` first.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node `n<number>`.
+    #[track_caller]
+    pub fn node(&self, number: usize) -> &Node {
+        &self.nodes[number - 1]
+    }
+
+    /// The underlay's router, 192.168.50.1 and `fd00:50::1`.
+    pub fn fabric(&self) -> &Place {
+        self.fabric.place()
+    }
+
+    /// Makes a client on the underlay: a neighbour of the nodes, 192.168.50.101 and up.
+    #[track_caller]
+    pub fn add_client(&self, name: &str) -> Client {
+        Client::on_underlay(&self.tag, &self.fabric, name, self.next_client()).or_panic()
+    }
+
+    /// Makes a client in a subnet of its own behind the router, 172.31.x.2.
+    #[track_caller]
+    pub fn add_remote_client(&self, name: &str) -> Client {
+        Client::behind_router(&self.tag, &self.fabric, name, self.next_client()).or_panic()
+    }
+
+    fn next_client(&self) -> u8 {
+        self.clients.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Writes an object to every node's source directory.
+    #[track_caller]
+    pub fn apply(&self, object: &impl Manifest) {
+        for node in &self.nodes {
+            node.source().apply(object);
+        }
+    }
+
+    /// Writes several objects, each as [`World::apply`] does.
+    #[track_caller]
+    pub fn apply_all<M: Manifest>(&self, objects: impl IntoIterator<Item = M>) {
+        for object in objects {
+            self.apply(&object);
+        }
+    }
+
+    /// Removes an object from every node's source directory.
+    #[track_caller]
+    pub fn delete(&self, object: &impl Manifest) {
+        for node in &self.nodes {
+            node.source().delete(object);
+        }
+    }
+
+    /// Starts an agent on every node, following the nodes' directories, and
+    /// waits until all are ready.
+    #[track_caller]
+    pub fn start_agents(&self) -> Vec<Agent> {
+        let mut agents: Vec<_> = self.nodes.iter().map(|node| node.agent().start()).collect();
+        for agent in &mut agents {
+            agent.wait_ready(READY);
+        }
+        agents
+    }
+
+    /// Set once the world is to outlive its owner.
+    pub(crate) fn kept(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.kept)
+    }
+
+    /// The world's directory.
+    pub fn dir(&self) -> PathBuf {
+        self.tag.dir()
+    }
+
+    /// The world's tag, with which everything outside of its namespaces is named.
+    pub fn tag(&self) -> String {
+        self.tag.to_string()
+    }
+
+    /// Leaves the world up when its owner ends, agents included. What lives in
+    /// the owner's own process ends with it: use [`Place::serve_apart`] for
+    /// backends. Returns how to get in and how to remove it.
+    #[track_caller]
+    pub fn keep(mut self) -> String {
+        self.kept.store(true, Ordering::Relaxed);
+        self.guard.keep().or_panic();
+        crate::keep::instructions(&self)
+    }
+}
+
+/// The namespace that joins everything, and its bridge.
+pub(crate) struct Fabric {
+    place: Place,
+}
+
+impl Fabric {
+    fn create(tag: &Tag) -> Result<Self> {
+        let name = "fabric";
+        let netns = Netns::create(
+            &tag.netns(name),
+            &[
+                ("net/ipv4/ip_forward", "1"),
+                ("net/ipv4/conf/all/rp_filter", "0"),
+                ("net/ipv4/conf/all/send_redirects", "0"),
+                ("net/ipv4/conf/default/send_redirects", "0"),
+                ("net/ipv6/conf/all/forwarding", "1"),
+                ("net/ipv6/conf/all/accept_dad", "0"),
+                ("net/ipv6/conf/default/accept_dad", "0"),
+            ],
+        )?;
+        netns.rtnl().add_bridge(BRIDGE, [2, 0x50, 0, 0, 0, 1])?;
+        let addresses = fabric_gateways();
+        for (address, prefix) in addresses.into_iter().zip(PREFIXES) {
+            netns.rtnl().add_address(BRIDGE, address, prefix)?;
+        }
+        let place = Place::start(name, netns, tag.cgroup()?.join(name), addresses.to_vec())?;
+        Ok(Self { place })
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Joins a namespace's `eth0` to a link named `port` here.
+    pub(crate) fn wire(&self, port: &str, netns: &Netns, number: u8) -> Result<()> {
+        let rtnl = self.place.netns().rtnl();
+        let (mac, peer_mac) = ([2, 0x50, 0, 0, 1, number], [2, 0x50, 0, 0, 2, number]);
+        let peer_netns = netns.as_fd();
+        rtnl.add_veth(&Veth {
+            name: port,
+            mac,
+            peer_name: UPLINK,
+            peer_mac,
+            peer_netns,
+        })?;
+        rtnl.set_up(port)?;
+        netns.rtnl().set_up(UPLINK)
+    }
+
+    /// Puts a namespace on the underlay, with the addresses that end in `number`.
+    pub(crate) fn attach(&self, port: &str, netns: &Netns, number: u8) -> Result<Vec<IpAddr>> {
+        self.wire(port, netns, number)?;
+        self.place.netns().rtnl().set_bridge(port, BRIDGE)?;
+        let [a, b, c, _] = FABRIC_IP.octets();
+        let addresses = vec![
+            IpAddr::from(Ipv4Addr::new(a, b, c, number)),
+            // Written alike in both families: .11 and ::11.
+            format!("fd00:50::{number}")
+                .parse()
+                .context("making an underlay address")?,
+        ];
+        for ((&address, prefix), gateway) in addresses.iter().zip(PREFIXES).zip(fabric_gateways()) {
+            netns.rtnl().add_address(UPLINK, address, prefix)?;
+            netns
+                .rtnl()
+                .add_route(everywhere(gateway), Some(gateway), UPLINK)?;
+        }
+        Ok(addresses)
+    }
+}
+
+/// Thousands of connections, both ends of each in one process, need more
+/// descriptors than the usual soft limit of 1024.
+fn raise_descriptor_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the descriptor limit")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the descriptor limit")
+}
