@@ -37,6 +37,7 @@ pub enum Source {
 #[derive(Clone)]
 pub struct AgentBuilder {
     node: Node,
+    program: PathBuf,
     source: Source,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -46,9 +47,19 @@ impl AgentBuilder {
     pub(crate) fn new(node: Node) -> Self {
         Self {
             node,
+            program: binary::millrace(),
             source: Source::Directory,
             arguments: Vec::new(),
             environment: Vec::new(),
+        }
+    }
+
+    /// Runs another build of the agent than [`crate::millrace`].
+    #[must_use]
+    pub fn program(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            program: path.into(),
+            ..self
         }
     }
 
@@ -100,7 +111,7 @@ impl AgentBuilder {
     fn spawn(&self) -> Result<Child> {
         let node = &self.node;
         let log = log_file(node)?;
-        let mut command = node.command(binary::millrace());
+        let mut command = node.command(&self.program);
         command
             .arg("agent")
             .args(["--node-name", node.name(), "--uplink", UPLINK]);

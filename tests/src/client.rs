@@ -7,6 +7,7 @@ use std::ops::Deref;
 use anyhow::Result;
 use ipnet::IpNet;
 
+use crate::fabric::{BRIDGE, Fabric};
 use crate::failure::OrPanic;
 use crate::names::Tag;
 use crate::netlink::everywhere;
@@ -14,7 +15,6 @@ use crate::netns::Netns;
 use crate::node::{Node, UPLINK};
 use crate::place::Place;
 use crate::pod::END_HOST;
-use crate::world::{BRIDGE, Fabric};
 
 /// A client of a world; it lives as long as the world.
 pub struct Client {

@@ -34,6 +34,7 @@ mod bpffs;
 mod capture;
 mod cgroup;
 mod client;
+mod fabric;
 mod failure;
 mod fdpass;
 mod flows;

@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 
 use crate::agent::AgentBuilder;
 use crate::bpffs;
+use crate::fabric::Fabric;
 use crate::failure::OrPanic;
 use crate::names::Tag;
 use crate::netns::Netns;
 use crate::place::Place;
 use crate::pod::Pod;
 use crate::source_dir::SourceDir;
-use crate::world::{FABRIC_IP, FABRIC_IP6, Fabric};
 
 /// The link of a node to the underlay, what an agent takes as `--uplink`.
 pub(crate) const UPLINK: &str = "eth0";
@@ -289,9 +289,4 @@ impl Deref for Node {
     fn deref(&self) -> &Place {
         &self.0.place
     }
-}
-
-/// The underlay's own addresses, the nodes' default gateways.
-pub(crate) fn fabric_gateways() -> [IpAddr; 2] {
-    [FABRIC_IP.into(), FABRIC_IP6.into()]
 }

@@ -1,11 +1,7 @@
-//! A world: the fabric that nodes and outside clients are plugged into, and
-//! the nodes. The fabric is a namespace with a bridge, the underlay
-//! 192.168.50.0/24 and `fd00:50::/64`, and is everybody's default gateway; there
-//! is no way on from it.
+//! A world: the fabric, the nodes, what is written to their directories, and
+//! the guard that removes it all.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -16,25 +12,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::agent::Agent;
 use crate::client::Client;
+use crate::fabric::Fabric;
 use crate::failure::OrPanic;
 use crate::guard::Guard;
 use crate::manifest::{Manifest, service_cidrs};
 use crate::names::Tag;
-use crate::netlink::{Veth, everywhere};
-use crate::netns::Netns;
-use crate::node::{Node, NodeSpec, UPLINK, fabric_gateways};
+use crate::node::{Node, NodeSpec, UPLINK};
 use crate::place::Place;
 use crate::{bpffs, cgroup};
-
-/// The fabric's addresses.
-pub(crate) const FABRIC_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
-pub(crate) const FABRIC_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, 1);
-
-/// The fabric's bridge.
-pub(crate) const BRIDGE: &str = "br0";
-
-/// Prefix lengths of the underlay, in the order of the families.
-const PREFIXES: [u8; 2] = [24, 64];
 
 /// How long an agent may take to become ready when nothing is wrong.
 const READY: Duration = Duration::from_secs(20);
@@ -215,77 +200,6 @@ impl World {
         self.kept.store(true, Ordering::Relaxed);
         self.guard.keep().or_panic();
         crate::keep::instructions(&self)
-    }
-}
-
-/// The namespace that joins everything, and its bridge.
-pub(crate) struct Fabric {
-    place: Place,
-}
-
-impl Fabric {
-    fn create(tag: &Tag) -> Result<Self> {
-        let name = "fabric";
-        let netns = Netns::create(
-            &tag.netns(name),
-            &[
-                ("net/ipv4/ip_forward", "1"),
-                ("net/ipv4/conf/all/rp_filter", "0"),
-                ("net/ipv4/conf/all/send_redirects", "0"),
-                ("net/ipv4/conf/default/send_redirects", "0"),
-                ("net/ipv6/conf/all/forwarding", "1"),
-                ("net/ipv6/conf/all/accept_dad", "0"),
-                ("net/ipv6/conf/default/accept_dad", "0"),
-            ],
-        )?;
-        netns.rtnl().add_bridge(BRIDGE, [2, 0x50, 0, 0, 0, 1])?;
-        let addresses = fabric_gateways();
-        for (address, prefix) in addresses.into_iter().zip(PREFIXES) {
-            netns.rtnl().add_address(BRIDGE, address, prefix)?;
-        }
-        let place = Place::start(name, netns, tag.cgroup()?.join(name), addresses.to_vec())?;
-        Ok(Self { place })
-    }
-
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// Joins a namespace's `eth0` to a link named `port` here.
-    pub(crate) fn wire(&self, port: &str, netns: &Netns, number: u8) -> Result<()> {
-        let rtnl = self.place.netns().rtnl();
-        let (mac, peer_mac) = ([2, 0x50, 0, 0, 1, number], [2, 0x50, 0, 0, 2, number]);
-        let peer_netns = netns.as_fd();
-        rtnl.add_veth(&Veth {
-            name: port,
-            mac,
-            peer_name: UPLINK,
-            peer_mac,
-            peer_netns,
-        })?;
-        rtnl.set_up(port)?;
-        netns.rtnl().set_up(UPLINK)
-    }
-
-    /// Puts a namespace on the underlay, with the addresses that end in `number`.
-    pub(crate) fn attach(&self, port: &str, netns: &Netns, number: u8) -> Result<Vec<IpAddr>> {
-        self.wire(port, netns, number)?;
-        self.place.netns().rtnl().set_bridge(port, BRIDGE)?;
-        let [a, b, c, _] = FABRIC_IP.octets();
-        let addresses = vec![
-            IpAddr::from(Ipv4Addr::new(a, b, c, number)),
-            // Written alike in both families: .11 and ::11.
-            format!("fd00:50::{number}")
-                .parse()
-                .context("making an underlay address")?,
-        ];
-        for ((&address, prefix), gateway) in addresses.iter().zip(PREFIXES).zip(fabric_gateways()) {
-            netns.rtnl().add_address(UPLINK, address, prefix)?;
-            netns
-                .rtnl()
-                .add_route(everywhere(gateway), Some(gateway), UPLINK)?;
-        }
-        Ok(addresses)
     }
 }
 

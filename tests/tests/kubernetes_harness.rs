@@ -42,7 +42,7 @@ fn a_control_plane_serves_and_survives_its_api_server() {
 
     plane.kill_api_server();
     assert!(plane.text("/readyz").is_err());
-    plane.start_api_server(&world);
+    plane.start_api_server();
     let slices = plane
         .get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices")
         .expect("the slices");

@@ -7,73 +7,31 @@
 //! world's directory; a kubeconfig there trusts it and carries an
 //! administrator's token.
 
+mod binaries;
 mod client;
 mod process;
+mod programs;
 
-use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use serde_json::Value;
 
 use crate::failure::OrPanic;
-use crate::manifest::{Manifest, SERVICE_CIDRS};
-use crate::place::Place;
-use crate::wait;
+use crate::manifest::Manifest;
+use crate::wait::wait_for;
 use crate::world::World;
 use client::ApiClient;
 use process::Process;
-
-/// The release that `cargo xtask kubernetes` builds.
-const VERSION: &str = "v1.36.3";
-
-/// Where etcd listens, inside the fabric only.
-const ETCD: &str = "http://127.0.0.1:2379";
-const ETCD_PEERS: &str = "http://127.0.0.1:2380";
-
-const PORT: u16 = 6443;
-const TOKEN: &str = "harness";
+use programs::Programs;
 
 /// How long a start may take; it is 3 s on two idle cores.
 const START: Duration = Duration::from_secs(90);
 
-/// The directory that holds `etcd` and `kube-apiserver`: `KUBEBUILDER_ASSETS`,
-/// else what `cargo xtask kubernetes` made.
-pub fn binaries() -> Result<PathBuf> {
-    let dir = match env::var_os("KUBEBUILDER_ASSETS") {
-        Some(path) => PathBuf::from(path),
-        None => cache()
-            .context("there is no HOME to find a cache below")?
-            .join("kubernetes")
-            .join(VERSION),
-    };
-    for name in ["etcd", "kube-apiserver"] {
-        if !dir.join(name).is_file() {
-            bail!(
-                "no {name} in {}: run `cargo xtask kubernetes`, or set KUBEBUILDER_ASSETS",
-                dir.display()
-            );
-        }
-    }
-    Ok(dir)
-}
-
-fn cache() -> Option<PathBuf> {
-    let from = |name| env::var_os(name).map(PathBuf::from);
-    from("MILLRACE_CACHE").or_else(|| {
-        Some(
-            from("XDG_CACHE_HOME")
-                .or_else(|| Some(from("HOME")?.join(".cache")))?
-                .join("millrace"),
-        )
-    })
-}
-
 /// What this machine lacks for a control plane, if anything.
 pub fn missing() -> Option<String> {
-    crate::skip::missing().or_else(|| binaries().err().map(|error| format!("{error:#}")))
+    crate::skip::missing().or_else(|| binaries::dir().err().map(|error| format!("{error:#}")))
 }
 
 /// Returns from the test, recording a skip, unless a control plane can run here.
@@ -86,12 +44,9 @@ macro_rules! require_kubernetes {
 
 /// etcd, kube-apiserver and an administrator's client.
 pub struct ControlPlane {
-    fabric: Place,
-    binaries: PathBuf,
-    dir: PathBuf,
-    flags: Vec<String>,
-    api_server: Option<Process>,
+    programs: Programs,
     client: ApiClient,
+    api_server: Option<Process>,
     // After the API server, which complains when it goes first.
     etcd: Process,
 }
@@ -106,75 +61,55 @@ impl ControlPlane {
     /// Starts it with more flags for kube-apiserver.
     #[track_caller]
     pub fn start_with(world: &World, flags: &[&str]) -> Self {
-        Self::launch(world, flags)
-            .context("starting a control plane")
-            .or_panic()
-    }
-
-    fn launch(world: &World, flags: &[&str]) -> Result<Self> {
-        let (binaries, dir) = (binaries()?, world.dir().join("kubernetes"));
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let fabric = world.fabric().clone();
-        let mut etcd = fabric.command(binaries.join("etcd"));
-        etcd.arg("--data-dir").arg(dir.join("etcd")).args([
-            "--unsafe-no-fsync",
-            "--log-level=warn",
-            &format!("--listen-client-urls={ETCD}"),
-            &format!("--advertise-client-urls={ETCD}"),
-            &format!("--listen-peer-urls={ETCD_PEERS}"),
-            &format!("--initial-advertise-peer-urls={ETCD_PEERS}"),
-            &format!("--initial-cluster=default={ETCD_PEERS}"),
-        ]);
-        let etcd = Process::start(etcd, dir.join("etcd.log"), world.kept())?;
-        write_credentials(&dir, &fabric)?;
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let api_server = Some(start_api_server(&fabric, &binaries, &dir, &flags, world)?);
-        // The certificate is there once the API server has come so far.
-        let client = wait::poll(START, || ApiClient::new(&fabric, &dir.join("kubeconfig")))?;
-        let plane = Self {
-            fabric,
-            binaries,
-            dir,
-            flags,
-            api_server,
+        let programs = Programs::prepare(world, flags).or_panic();
+        let etcd = programs.start_etcd().or_panic();
+        let mut api_server = programs.start_api_server().or_panic();
+        let client = wait_for("kube-apiserver to make its certificate", START, || {
+            api_server.assert_running();
+            ApiClient::new(programs.fabric(), &programs.kubeconfig())
+        });
+        let mut plane = Self {
+            programs,
             client,
+            api_server: Some(api_server),
             etcd,
         };
-        plane.wait_ready(START)?;
-        Ok(plane)
+        plane.wait_ready();
+        plane
     }
 
-    fn wait_ready(&self, within: Duration) -> Result<()> {
-        wait::poll(within, || {
+    #[track_caller]
+    fn wait_ready(&mut self) {
+        wait_for("kube-apiserver to be ready", START, || {
+            for process in self.api_server.iter_mut().chain([&mut self.etcd]) {
+                process.assert_running();
+            }
             self.client.text("/readyz")?;
             // Made by a controller inside the API server that starts after it is ready.
-            self.client.get("/api/v1/namespaces/default").map(drop)
-        })
-        .context("waiting for kube-apiserver to be ready")
+            self.client.get("/api/v1/namespaces/default")
+        });
     }
 
     /// The file for `--kubeconfig`, an administrator's.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.dir.join("kubeconfig")
+        self.programs.kubeconfig()
     }
 
-    /// Its address as nodes see it.
+    /// The API server's address as nodes see it, `https://192.168.50.1:6443`.
     pub fn url(&self) -> String {
-        url(&self.fabric)
+        self.programs.url()
     }
 
     /// Ends the API server at once, as a crash would; etcd stays.
-    #[track_caller]
     pub fn kill_api_server(&mut self) {
         drop(self.api_server.take());
     }
 
     /// Starts the API server again on the same data, and waits until it is ready.
     #[track_caller]
-    pub fn start_api_server(&mut self, world: &World) {
-        let started = start_api_server(&self.fabric, &self.binaries, &self.dir, &self.flags, world);
-        self.api_server = Some(started.or_panic());
-        self.wait_ready(START).or_panic();
+    pub fn start_api_server(&mut self) {
+        self.api_server = Some(self.programs.start_api_server().or_panic());
+        self.wait_ready();
     }
 
     /// Creates an object, or replaces the one of its name.
@@ -227,61 +162,4 @@ impl ControlPlane {
             .map(Process::id)
             .collect()
     }
-}
-
-fn url(fabric: &Place) -> String {
-    format!("https://{}:{PORT}", fabric.ip())
-}
-
-fn start_api_server(
-    fabric: &Place,
-    binaries: &Path,
-    dir: &Path,
-    flags: &[String],
-    world: &World,
-) -> Result<Process> {
-    let own = |name: &str| dir.join(name).display().to_string();
-    let mut command = fabric.command(binaries.join("kube-apiserver"));
-    command.args([
-        format!("--etcd-servers={ETCD}"),
-        format!("--bind-address={}", fabric.ip()),
-        format!("--advertise-address={}", fabric.ip()),
-        format!("--secure-port={PORT}"),
-        format!("--service-cluster-ip-range={}", SERVICE_CIDRS.join(",")),
-        format!("--cert-dir={}", dir.display()),
-        format!("--token-auth-file={}", own("tokens.csv")),
-        "--authorization-mode=RBAC".to_owned(),
-        // Nobody makes the service accounts that pods would need.
-        "--disable-admission-plugins=ServiceAccount".to_owned(),
-        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        format!("--service-account-key-file={}", own("apiserver.key")),
-        format!("--service-account-signing-key-file={}", own("apiserver.key")),
-        "--profiling=false".to_owned(),
-    ]);
-    command.args(flags);
-    Process::start(command, dir.join("kube-apiserver.log"), world.kept())
-}
-
-fn write_credentials(dir: &Path, fabric: &Place) -> Result<()> {
-    let kubeconfig = serde_json::json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "millrace", "cluster": {
-            "server": url(fabric),
-            // Holds the authority that signed it, too.
-            "certificate-authority": dir.join("apiserver.crt"),
-        }}],
-        "users": [{"name": "admin", "user": {"token": TOKEN}}],
-        "contexts": [{"name": "millrace", "context": {"cluster": "millrace", "user": "admin"}}],
-        "current-context": "millrace",
-    });
-    let kubeconfig = serde_saphyr::to_string(&kubeconfig).context("writing a kubeconfig")?;
-    let files = [
-        ("kubeconfig", kubeconfig),
-        ("tokens.csv", format!("{TOKEN},admin,admin,\"system:masters\"\n")),
-    ];
-    for (name, text) in files {
-        fs::write(dir.join(name), text).with_context(|| format!("writing {name}"))?;
-    }
-    Ok(())
 }

@@ -33,6 +33,17 @@ impl Process {
         Ok(Self { child, log, kept })
     }
 
+    /// Panics if it has ended; whoever waits for something it does would wait in vain.
+    #[track_caller]
+    pub(super) fn assert_running(&mut self) {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            panic!(
+                "the program that logs to {} has ended: {status}",
+                self.log.display()
+            );
+        }
+    }
+
     pub(super) fn id(&self) -> u32 {
         self.child.id()
     }

@@ -1,0 +1,39 @@
+//! Where the control plane's programs are: `KUBEBUILDER_ASSETS`, as other
+//! projects' tests have it, else what `cargo xtask kubernetes` built.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// The release that `cargo xtask kubernetes` builds.
+const VERSION: &str = "v1.36.3";
+
+/// The directory that holds `etcd` and `kube-apiserver`.
+pub(super) fn dir() -> Result<PathBuf> {
+    let dir = match env::var_os("KUBEBUILDER_ASSETS") {
+        Some(path) => PathBuf::from(path),
+        None => cache()
+            .context("there is no HOME to find a cache below")?
+            .join("kubernetes")
+            .join(VERSION),
+    };
+    for name in ["etcd", "kube-apiserver"] {
+        if !dir.join(name).is_file() {
+            bail!(
+                "no {name} in {}: run `cargo xtask kubernetes`, or set KUBEBUILDER_ASSETS",
+                dir.display()
+            );
+        }
+    }
+    Ok(dir)
+}
+
+fn cache() -> Option<PathBuf> {
+    let path = |name| env::var_os(name).map(PathBuf::from);
+    if let Some(own) = path("MILLRACE_CACHE") {
+        return Some(own);
+    }
+    let caches = path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")))?;
+    Some(caches.join("millrace"))
+}
