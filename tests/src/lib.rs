@@ -38,6 +38,7 @@ mod fabric;
 mod failure;
 mod fdpass;
 mod flows;
+#[doc(hidden)]
 pub mod guard;
 mod keep;
 pub mod kubernetes;
@@ -57,6 +58,7 @@ mod source_dir;
 mod spread;
 mod stream;
 mod wait;
+#[doc(hidden)]
 pub mod worker;
 mod world;
 

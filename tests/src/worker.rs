@@ -4,7 +4,7 @@
 //! creates sockets on request and hands them over. The test then uses them
 //! directly: nothing stands between it and the kernel.
 //!
-//! Protocol, over a `SOCK_SEQPACKET` pair: a [`Request`] of four native
+//! Protocol, over a `SOCK_SEQPACKET` pair: a request of four native
 //! integers; then replies of one integer, 0 with some of the sockets, or the
 //! errno that stopped it, until all sockets have come or an errno has. A reply
 //! without a request says that the process has arrived in its place.
