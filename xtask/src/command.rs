@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{paths, step::Step};
 
 /// How much of a failed command's output an error repeats.
-const LINES_IN_ERROR: usize = 30;
+const LINES_IN_ERROR: usize = 100;
 
 /// The cargo that runs this program, for the workspace of this program.
 ///

@@ -9,7 +9,8 @@ use crate::{
 /// Name and cargo command of each check. The eBPF crate builds for its own target only; the compiler's
 /// warnings about it come with the agent's build.
 const CHECKS: &[(&str, &[&str])] = &[
-    ("format", &["fmt", "--check"]),
+    // Only the names of files: what to do about them is `cargo fmt` either way.
+    ("format", &["fmt", "--check", "--", "--files-with-diff"]),
     (
         "lints",
         &[

@@ -9,9 +9,11 @@
 mod checks;
 mod layer;
 mod libtest;
+mod report;
 mod run;
 mod skips;
 mod summary;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -43,14 +45,13 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mut summary = Summary::default();
     if let Err(error) = run_all(options, &mut summary) {
-        summary.add("xtask", "set-up and build", Outcome::Failed(format!("{error:#}")));
-        eprintln!("error: {error:#}");
+        fail(&mut summary, "set-up and build", &format!("{error:#}"));
     }
     if summary.is_empty() {
-        summary.add(
-            "xtask",
+        fail(
+            &mut summary,
             "selection",
-            Outcome::Failed("nothing matches the filter and the layer".into()),
+            "no test matches the filter and the layer",
         );
     }
     print!("{}", summary.render(skips::is_expected));
@@ -61,6 +62,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
+/// Counts what kept the run from being whole as a test that failed.
+fn fail(summary: &mut Summary, what: &str, error: &str) {
+    eprintln!("error: {error}");
+    summary.add("xtask", what, Outcome::Failed(error.to_owned()));
+}
+
 fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
     setup::run()?;
     if options.filter.is_none() && options.layer.is_none_or(|layer| layer == Layer::Host) {
@@ -69,9 +76,9 @@ fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
     let Programs { mut tests, millrace } = layer::build()?;
     tests.retain(|program| options.layer.is_none_or(|layer| layer == program.layer));
     tests.sort_by(|a, b| (a.layer, &a.name).cmp(&(b.layer, &b.name)));
-    let mut world = run::World::new(millrace, options.verbose);
+    let mut runner = run::Runner::new(millrace, options.verbose);
     for program in &tests {
-        world.run(program, filter_for(program, options.filter.as_deref()), summary)?;
+        runner.run(program, filter_for(program, options.filter.as_deref()), summary)?;
     }
     Ok(())
 }
