@@ -12,7 +12,8 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use super::address::Family;
-use super::endpoint_slice::{Conditions, EndpointSlice};
+use super::endpoint::Conditions;
+use super::endpoint_slice::EndpointSlice;
 use super::interner::Symbol;
 use super::problems::Findings;
 use super::service::ServicePort;
@@ -47,12 +48,12 @@ impl Merged {
         port: &ServicePort,
     ) -> Self {
         let mut found = Vec::new();
-        for slice in slices.filter(|slice| slice.family == family) {
+        for slice in slices.filter(|slice| slice.endpoints.family() == family) {
             let same =
                 |other: &&super::EndpointPort| other.name == port.name && other.protocol == port.protocol;
             for target in slice.ports.iter().filter(same) {
                 found.extend(slice.endpoints.iter().map(|endpoint| {
-                    let (address, conditions) = (endpoint.address(), endpoint.conditions);
+                    let (address, conditions) = (endpoint.address, endpoint.conditions);
                     let merged = MergedEndpoint {
                         address,
                         port: target.port,

@@ -8,6 +8,7 @@
 //! there; a bad field is reported and spoils the place it stands in, never the rest.
 
 pub mod address;
+pub mod endpoint;
 pub mod endpoint_slice;
 pub mod interner;
 pub mod merge;
@@ -16,14 +17,15 @@ pub mod node;
 pub mod port;
 pub mod problems;
 pub mod service;
+mod services;
 pub mod state;
-mod table;
 
 #[cfg(test)]
 mod state_tests;
 
 pub use address::{Family, canonical_ip, canonical_net};
-pub use endpoint_slice::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use endpoint::{Conditions, Endpoint, Endpoints};
+pub use endpoint_slice::{EndpointPort, EndpointSlice};
 pub use interner::Symbol;
 pub use merge::{Merged, MergedEndpoint};
 pub use names::{Names, Placement};

@@ -94,7 +94,7 @@ fn read_nets(texts: &[wire::Text], field: &str, findings: &mut Findings) -> Vec<
         match canonical_net(text) {
             Some(net) => nets.push(net),
             None => {
-                findings.add(|| format!("{field}[{i}]: {text:?} is not an address range; it is left out"))
+                findings.add(|| format!("{field}[{i}]: {text:?} is not an address range; it is left out"));
             }
         }
     }

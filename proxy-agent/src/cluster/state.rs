@@ -1,8 +1,6 @@
 //! All objects that count, and what an event changes about them.
 //!
-//! Services and slices arrive in any order, so a service's row exists as soon as either is known, and the slices of a
-//! service hang on its row as a list. During a full list every row carries a mark that it was named; at its end the rows without
-//! the mark go.
+//! During a full list every object of the kind carries a mark that it was named; at its end those without the mark go.
 //!
 //! Invariant: before the first full list of every kind is complete nothing is reported dirty, since nothing may be
 //! removed on the strength of half a list; the event that completes it reports [`Changes::synced`].
@@ -18,11 +16,8 @@ use super::names::Names;
 use super::node::{Node, ServiceCidr};
 use super::problems::{Findings, Problem, Problems};
 use super::service::{Service, ServicePort};
-use super::table::{Row, Table};
+use super::services::Services;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, wire};
-
-/// The end of a list of slices.
-const NONE: u32 = u32::MAX;
 
 /// What has to be looked at again after one or more events.
 #[derive(Debug, Default)]
@@ -50,39 +45,6 @@ impl Changes {
     }
 }
 
-/// A service, its slices, or both.
-#[derive(Debug)]
-struct ServiceRow {
-    id: ObjectId,
-    service: Option<Service>,
-    first_slice: u32,
-    seen: bool,
-}
-
-#[derive(Debug)]
-struct SliceRow {
-    id: ObjectId,
-    slice: EndpointSlice,
-    service: u32,
-    next: u32,
-    seen: bool,
-}
-
-impl Row for ServiceRow {
-    fn id(&self) -> ObjectId {
-        self.id
-    }
-}
-
-impl Row for SliceRow {
-    fn id(&self) -> ObjectId {
-        self.id
-    }
-}
-
-/// The few objects that are about the cluster as a whole, in the order of their names.
-type Small<T> = BTreeMap<String, (T, ObjectId, bool)>;
-
 /// How far the full list of a kind is.
 #[derive(Clone, Copy, Debug, Default)]
 struct Listing {
@@ -95,17 +57,16 @@ struct Listing {
 pub struct ClusterState {
     proxy_name: Option<String>,
     names: Names,
-    services: Table<ServiceRow>,
-    slices: Table<SliceRow>,
+    services: Services,
     nodes: Small<Node>,
     service_cidrs: Small<ServiceCidr>,
     listings: [Listing; Kind::ALL.len()],
     problems: Problems,
-    served: usize,
 }
 
 impl ClusterState {
-    /// Nothing known yet. `proxy_name` is the `service-proxy-name` that means us; without one every labelled Service is another's.
+    /// Nothing known yet. `proxy_name` is the `service-proxy-name` that means us; without one every Service labelled with
+    /// some proxy is another's.
     pub fn new(proxy_name: Option<String>) -> Self {
         Self {
             proxy_name,
@@ -149,29 +110,22 @@ impl ClusterState {
 
     /// A service that counts.
     pub fn service(&self, id: ObjectId) -> Option<&Service> {
-        self.services.get(self.services.find(id)?).service.as_ref()
+        self.services.get(id)
     }
 
     /// Every service that counts.
     pub fn services(&self) -> impl Iterator<Item = (ObjectId, &Service)> {
-        self.services
-            .iter()
-            .filter_map(|(_, row)| Some((row.id, row.service.as_ref()?)))
+        self.services.iter()
     }
 
     /// How many services count.
     pub fn service_count(&self) -> usize {
-        self.served
+        self.services.len()
     }
 
     /// The slices of a service, in no order.
     pub fn slices_of(&self, service: ObjectId) -> impl Iterator<Item = &EndpointSlice> {
-        let first = self
-            .services
-            .find(service)
-            .map_or(NONE, |row| self.services.get(row).first_slice);
-        let row = |number: u32| (number != NONE).then(|| self.slices.get(number));
-        std::iter::successors(row(first), move |slice| row(slice.next)).map(|row| &row.slice)
+        self.services.slices_of(service)
     }
 
     /// The endpoints of a service's port in one family.
@@ -181,19 +135,19 @@ impl ClusterState {
 
     /// Every node, in the order of names.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.values().map(|(node, ..)| node)
+        self.nodes.iter()
     }
 
     /// The node of this name.
     pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.get(name).map(|(node, ..)| node)
+        self.nodes.get(name)
     }
 
     /// The ranges that cluster IPs are taken from.
     pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
         self.service_cidrs
-            .values()
-            .flat_map(|(object, ..)| object.cidrs.iter().copied())
+            .iter()
+            .flat_map(|object| object.cidrs.iter().copied())
     }
 
     /// What is wrong with the input.
@@ -204,13 +158,10 @@ impl ClusterState {
     fn begin(&mut self, kind: Kind) {
         self.listings[kind as usize].running = true;
         match kind {
-            Kind::Service => self.services.iter_mut().for_each(|row| row.seen = false),
-            Kind::EndpointSlice => self.slices.iter_mut().for_each(|row| row.seen = false),
-            Kind::Node => self.nodes.values_mut().for_each(|(.., seen)| *seen = false),
-            Kind::ServiceCidr => self
-                .service_cidrs
-                .values_mut()
-                .for_each(|(.., seen)| *seen = false),
+            Kind::Service => self.services.forget_seen(),
+            Kind::EndpointSlice => self.services.forget_seen_slices(),
+            Kind::Node => self.nodes.forget_seen(),
+            Kind::ServiceCidr => self.service_cidrs.forget_seen(),
         }
     }
 
@@ -219,31 +170,11 @@ impl ClusterState {
             return;
         }
         self.listings[kind as usize].complete = true;
-        let gone: Vec<ObjectId> = match kind {
-            Kind::Service => self
-                .services
-                .iter()
-                .filter(|(_, row)| !row.seen && row.service.is_some())
-                .map(|(_, row)| row.id)
-                .collect(),
-            Kind::EndpointSlice => self
-                .slices
-                .iter()
-                .filter(|(_, row)| !row.seen)
-                .map(|(_, row)| row.id)
-                .collect(),
-            Kind::Node => self
-                .nodes
-                .values()
-                .filter(|(.., seen)| !seen)
-                .map(|&(_, id, _)| id)
-                .collect(),
-            Kind::ServiceCidr => self
-                .service_cidrs
-                .values()
-                .filter(|(.., seen)| !seen)
-                .map(|&(_, id, _)| id)
-                .collect(),
+        let gone = match kind {
+            Kind::Service => self.services.unseen(),
+            Kind::EndpointSlice => self.services.unseen_slices(),
+            Kind::Node => self.nodes.unseen(),
+            Kind::ServiceCidr => self.service_cidrs.unseen(),
         };
         for id in gone {
             self.delete(kind, id, changes);
@@ -253,10 +184,14 @@ impl ClusterState {
     fn delete(&mut self, kind: Kind, id: ObjectId, changes: &mut Changes) {
         self.problems.clear(id);
         match kind {
-            Kind::Service => self.put_service(id, None, changes),
-            Kind::EndpointSlice => self.remove_slice(id, changes),
-            Kind::Node => changes.nodes |= remove_small(&mut self.nodes, id),
-            Kind::ServiceCidr => changes.service_cidrs |= remove_small(&mut self.service_cidrs, id),
+            Kind::Service => self
+                .services
+                .put(id, None, &mut self.names, &mut changes.services),
+            Kind::EndpointSlice => self
+                .services
+                .remove_slice(id, &mut self.names, &mut changes.services),
+            Kind::Node => changes.nodes |= self.nodes.remove(id),
+            Kind::ServiceCidr => changes.service_cidrs |= self.service_cidrs.remove(id),
         }
     }
 
@@ -266,45 +201,21 @@ impl ClusterState {
         match object {
             Object::Service(wire) => {
                 let service = Service::read(wire, self.proxy_name.as_deref(), &mut self.names, &mut findings);
-                self.put_service(id, service, changes);
+                self.services
+                    .put(id, service, &mut self.names, &mut changes.services);
             }
             Object::EndpointSlice(wire) => self.put_slice(id, wire, &mut findings, changes),
             Object::Node(wire) => {
                 let node = Node::read(wire, &mut findings);
-                changes.nodes |= put_small(&mut self.nodes, &wire.metadata.name, id, node);
+                changes.nodes |= self.nodes.put(&wire.metadata.name, id, node);
             }
             Object::ServiceCidr(wire) => {
                 let cidr = ServiceCidr::read(wire, &mut findings);
-                changes.service_cidrs |= put_small(&mut self.service_cidrs, &wire.metadata.name, id, cidr);
+                changes.service_cidrs |= self.service_cidrs.put(&wire.metadata.name, id, cidr);
             }
         }
         self.problems
             .set(id, findings.into_messages(), || object.to_string());
-    }
-
-    fn put_service(&mut self, id: ObjectId, service: Option<Service>, changes: &mut Changes) {
-        let number = match (self.services.find(id), &service) {
-            (Some(number), _) => number,
-            (None, None) => return,
-            (None, Some(_)) => self.services.insert(ServiceRow {
-                id,
-                service: None,
-                first_slice: NONE,
-                seen: true,
-            }),
-        };
-        let row = self.services.get_mut(number);
-        row.seen = true;
-        let changed = row.service != service;
-        self.served += usize::from(service.is_some());
-        if let Some(old) = std::mem::replace(&mut row.service, service) {
-            self.served -= 1;
-            old.release(&mut self.names);
-        }
-        if changed {
-            changes.services.insert(id);
-        }
-        self.drop_empty_row(number);
     }
 
     fn put_slice(
@@ -319,103 +230,86 @@ impl ClusterState {
             .labels
             .as_ref()
             .and_then(|labels| labels.service_name.as_deref());
-        let Some(owner) = owner.filter(|name| !name.is_empty()) else {
+        let owner = owner.filter(|name| !name.is_empty());
+        if owner.is_none() {
             findings.add(|| {
-                "metadata.labels: no kubernetes.io/service-name, so it belongs to no Service; the slice is left out".to_owned()
+                let label = "no kubernetes.io/service-name, so it belongs to no Service";
+                format!("metadata.labels: {label}; the slice is left out")
             });
-            return self.remove_slice(id, changes);
-        };
-        let Some(slice) = EndpointSlice::read(wire, &mut self.names, findings) else {
-            return self.remove_slice(id, changes);
-        };
-        let owner = ObjectId::new(Kind::Service, wire.metadata.namespace(), owner);
-        if let Some(number) = self.slices.find(id) {
-            let row = self.slices.get_mut(number);
+        }
+        let slice = owner.and_then(|owner| {
+            let owner = ObjectId::new(Kind::Service, wire.metadata.namespace(), owner);
+            Some((owner, EndpointSlice::read(wire, &mut self.names, findings)?))
+        });
+        let dirty = &mut changes.services;
+        match slice {
+            Some((owner, slice)) => self.services.put_slice(id, owner, slice, &mut self.names, dirty),
+            None => self.services.remove_slice(id, &mut self.names, dirty),
+        }
+    }
+}
+
+/// The objects of a kind of which there are few, by name; a walk over all of them will do.
+#[derive(Debug)]
+struct Small<T>(BTreeMap<String, SmallRow<T>>);
+
+#[derive(Debug)]
+struct SmallRow<T> {
+    id: ObjectId,
+    object: T,
+    seen: bool,
+}
+
+impl<T> Default for Small<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: PartialEq> Small<T> {
+    fn get(&self, name: &str) -> Option<&T> {
+        self.0.get(name).map(|row| &row.object)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.values().map(|row| &row.object)
+    }
+
+    /// Stores an object; whether that made a difference.
+    fn put(&mut self, name: &str, id: ObjectId, object: T) -> bool {
+        if let Some(row) = self.0.get_mut(name) {
             row.seen = true;
-            if self.services.get(row.service).id == owner {
-                let changed = row.slice != slice;
-                let old = std::mem::replace(&mut row.slice, slice);
-                old.release(&mut self.names);
-                if changed {
-                    self.touch(owner, changes);
-                }
-                return;
-            }
-            // The label was moved to another service.
-            self.remove_slice(id, changes);
+            let differs = row.object != object;
+            row.object = object;
+            return differs;
         }
-        let service = self.services.find(owner).unwrap_or_else(|| {
-            // Whether the service itself was listed is for its own apply to say.
-            self.services.insert(ServiceRow {
-                id: owner,
-                service: None,
-                first_slice: NONE,
-                seen: false,
-            })
-        });
-        let next = self.services.get(service).first_slice;
-        let number = self.slices.insert(SliceRow {
-            id,
-            slice,
-            service,
-            next,
-            seen: true,
-        });
-        self.services.get_mut(service).first_slice = number;
-        self.touch(owner, changes);
+        self.0.insert(
+            name.to_owned(),
+            SmallRow {
+                id,
+                object,
+                seen: true,
+            },
+        );
+        true
     }
 
-    fn remove_slice(&mut self, id: ObjectId, changes: &mut Changes) {
-        let Some(number) = self.slices.find(id) else {
-            return;
-        };
-        let removed = self.slices.remove(number);
-        removed.slice.release(&mut self.names);
-        let owner = self.services.get_mut(removed.service);
-        let owner_id = owner.id;
-        if owner.first_slice == number {
-            owner.first_slice = removed.next;
-        } else {
-            let mut before = owner.first_slice;
-            while self.slices.get(before).next != number {
-                before = self.slices.get(before).next;
-            }
-            self.slices.get_mut(before).next = removed.next;
-        }
-        self.touch(owner_id, changes);
-        self.drop_empty_row(removed.service);
+    /// Removes an object; whether it was there.
+    fn remove(&mut self, id: ObjectId) -> bool {
+        let before = self.0.len();
+        self.0.retain(|_, row| row.id != id);
+        self.0.len() < before
     }
 
-    /// A slice of this service changed; that matters if the service counts.
-    fn touch(&self, service: ObjectId, changes: &mut Changes) {
-        if self.service(service).is_some() {
-            changes.services.insert(service);
-        }
+    fn forget_seen(&mut self) {
+        self.0.values_mut().for_each(|row| row.seen = false);
     }
 
-    fn drop_empty_row(&mut self, number: u32) {
-        let row = self.services.get(number);
-        if row.service.is_none() && row.first_slice == NONE {
-            self.services.remove(number);
-        }
+    fn unseen(&self) -> Vec<ObjectId> {
+        self.0
+            .values()
+            .filter(|row| !row.seen)
+            .map(|row| row.id)
+            .collect()
     }
-}
-
-/// Stores an object; whether that changed anything.
-fn put_small<T: PartialEq>(objects: &mut Small<T>, name: &str, id: ObjectId, object: T) -> bool {
-    if let Some((stored, _, seen)) = objects.get_mut(name) {
-        *seen = true;
-        let changed = *stored != object;
-        *stored = object;
-        return changed;
-    }
-    objects.insert(name.to_owned(), (object, id, true));
-    true
-}
-
-/// Removes an object; whether it was there. The tables are small, so a walk will do.
-fn remove_small<T>(objects: &mut Small<T>, id: ObjectId) -> bool {
-    let before = objects.len();
-    objects.retain(|_, (_, stored, _)| *stored != id);
-    objects.len() < before
 }

@@ -16,6 +16,10 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::Kind;
 
+/// The part of an id that is its kind.
+const KIND_BITS: u64 = 0b11;
+const _: () = assert!(Kind::ALL.len() == KIND_BITS as usize + 1);
+
 /// The identity of an object: a keyed hash of its kind, namespace and name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectId {
@@ -107,5 +111,8 @@ mod tests {
         assert_ne!(id, ObjectId::new(Kind::EndpointSlice, "a", "b"));
         assert_ne!(id, ObjectId::new(Kind::Service, "b", "a"));
         assert_ne!(id, ObjectId::new(Kind::Service, "", "ab"));
+        for kind in Kind::ALL {
+            assert_eq!(ObjectId::new(kind, "a", "b").kind(), kind);
+        }
     }
 }

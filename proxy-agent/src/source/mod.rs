@@ -7,13 +7,19 @@
 //! Invariants: a source never deletes an object because it lost sight of it. A full list is bracketed by
 //! [`Change::Begin`] and [`Change::End`], and only an `End` says that whatever was not listed is gone.
 
+pub mod directory;
 pub mod identity;
+pub mod kubernetes;
+mod pages;
+pub mod state;
+pub(crate) mod table;
 pub mod wire;
 
 use std::fmt;
 use std::time::Instant;
 
 pub use identity::{ObjectId, ObjectIdMap, ObjectIdSet};
+pub use state::StateHandle;
 
 /// The kinds of objects a source delivers. Each is listed and followed on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,93 +1,86 @@
 //! A table of objects by identity that costs little more than the objects.
 //!
-//! Rows lie in a slab and the index holds their 4-byte numbers, so that neither the empty part of a hash table nor its
+//! Rows lie on pages and the index holds their 4-byte numbers, so that neither the empty part of a hash table nor its
 //! growth is paid for in whole objects, and rows can name each other by number (a service its slices).
 
 use hashbrown::HashTable;
-use slab::Slab;
 
-use crate::source::ObjectId;
+use super::ObjectId;
+use super::pages::Pages;
 
 /// A row that knows which object it describes.
-pub trait Row {
+pub(crate) trait Row {
     /// The object's identity; never changes.
     fn id(&self) -> ObjectId;
 }
 
 /// Rows by identity and by number.
 #[derive(Debug)]
-pub struct Table<T> {
-    rows: Slab<T>,
+pub(crate) struct Table<T> {
+    rows: Pages<T>,
     index: HashTable<u32>,
 }
 
 impl<T: Row> Table<T> {
-    /// No rows.
-    pub fn new() -> Self {
-        Self {
-            rows: Slab::new(),
-            index: HashTable::new(),
-        }
-    }
-
     /// The number of an object's row.
-    pub fn find(&self, id: ObjectId) -> Option<u32> {
-        self.index
-            .find(id.hash(), |&row| self.rows[row as usize].id() == id)
-            .copied()
+    pub(crate) fn find(&self, id: ObjectId) -> Option<u32> {
+        self.index.find(id.hash(), |&number| self.is(number, id)).copied()
     }
 
     /// Adds a row for an object that has none yet.
-    pub fn insert(&mut self, row: T) -> u32 {
+    pub(crate) fn insert(&mut self, row: T) -> u32 {
         let id = row.id();
-        let number = self.rows.insert(row) as u32;
+        let number = self.rows.insert(row);
         let Self { rows, index } = self;
-        index.insert_unique(id.hash(), number, |&row| rows[row as usize].id().hash());
+        index.insert_unique(id.hash(), number, |&number| {
+            rows.get(number).map_or(0, |row| row.id().hash())
+        });
         number
     }
 
     /// Takes a row out.
-    pub fn remove(&mut self, number: u32) -> T {
-        let row = self.rows.remove(number as usize);
+    pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
+        let row = self.rows.remove(number)?;
         if let Ok(entry) = self
             .index
             .find_entry(row.id().hash(), |&candidate| candidate == number)
         {
             entry.remove();
         }
-        row
+        Some(row)
     }
 
     /// The row of this number.
-    pub fn get(&self, number: u32) -> &T {
-        &self.rows[number as usize]
+    pub(crate) fn get(&self, number: u32) -> Option<&T> {
+        self.rows.get(number)
     }
 
     /// The row of this number, to change anything but its identity.
-    pub fn get_mut(&mut self, number: u32) -> &mut T {
-        &mut self.rows[number as usize]
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+        self.rows.get_mut(number)
     }
 
-    /// Every row with its number.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
-        self.rows.iter().map(|(number, row)| (number as u32, row))
+    /// Every row.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.rows.iter()
     }
 
     /// Every row, to change anything but its identity.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.rows.iter_mut().map(|(_, row)| row)
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.rows.iter_mut()
     }
 
-    /// How many rows there are.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.rows.len()
+    fn is(&self, number: u32, id: ObjectId) -> bool {
+        self.rows.get(number).is_some_and(|row| row.id() == id)
     }
 }
 
-impl<T: Row> Default for Table<T> {
+impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self::new()
+        Self {
+            rows: Pages::new(),
+            index: HashTable::default(),
+        }
     }
 }
 
@@ -107,20 +100,23 @@ mod tests {
     #[test]
     fn rows_are_found_by_identity_through_growth_and_removal() {
         let id = |i: usize| ObjectId::new(Kind::Node, "", &i.to_string());
-        let mut table = Table::new();
+        let mut table = Table::default();
         for i in 0..1000 {
             table.insert(Named(id(i), i));
         }
         for i in (0..1000).step_by(2) {
             let number = table.find(id(i)).expect("inserted");
-            assert_eq!(table.remove(number).1, i);
+            assert_eq!(table.remove(number).map(|row| row.1), Some(i));
         }
         for i in 0..1000 {
             assert_eq!(
-                table.find(id(i)).map(|number| table.get(number).1),
+                table
+                    .find(id(i))
+                    .and_then(|number| table.get(number))
+                    .map(|row| row.1),
                 (i % 2 == 1).then_some(i)
             );
         }
-        assert_eq!(table.len(), 500);
+        assert_eq!(table.iter().count(), 500);
     }
 }

@@ -1,0 +1,235 @@
+//! Services and their slices.
+//!
+//! Services and slices arrive in any order, so a service's row exists as soon as either is known, and the slices of a
+//! service hang on its row as a list. A row with neither goes.
+
+use super::endpoint_slice::EndpointSlice;
+use super::names::Names;
+use super::service::Service;
+use crate::source::table::{Row, Table};
+use crate::source::{ObjectId, ObjectIdSet};
+
+/// A service, its slices, or both.
+#[derive(Debug)]
+struct ServiceRow {
+    id: ObjectId,
+    service: Option<Service>,
+    first_slice: Option<SliceNumber>,
+    seen: bool,
+}
+
+#[derive(Debug)]
+struct SliceRow {
+    id: ObjectId,
+    slice: EndpointSlice,
+    service: u32,
+    next: Option<SliceNumber>,
+    seen: bool,
+}
+
+/// A slice's row, counted from one so that an absent one takes no room.
+type SliceNumber = std::num::NonZeroU32;
+
+impl Row for ServiceRow {
+    fn id(&self) -> ObjectId {
+        self.id
+    }
+}
+
+impl Row for SliceRow {
+    fn id(&self) -> ObjectId {
+        self.id
+    }
+}
+
+/// All services that count and all slices.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    rows: Table<ServiceRow>,
+    slices: Table<SliceRow>,
+    served: usize,
+}
+
+impl Services {
+    pub(super) fn get(&self, id: ObjectId) -> Option<&Service> {
+        self.rows.get(self.rows.find(id)?)?.service.as_ref()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Service)> {
+        self.services
+            .iter()
+            .filter_map(|row| Some((row.id, row.service.as_ref()?)))
+    }
+
+    /// How many services count.
+    pub(super) const fn len(&self) -> usize {
+        self.served
+    }
+
+    pub(super) fn slices_of(&self, service: ObjectId) -> impl Iterator<Item = &EndpointSlice> {
+        let first = self
+            .services
+            .find(service)
+            .and_then(|number| self.rows.get(number)?.first_slice);
+        std::iter::successors(self.slice(first), |row| self.slice(row.next)).map(|row| &row.slice)
+    }
+
+    /// Stores a service, or that there is none; `dirty` gains it if that makes a difference.
+    pub(super) fn put(
+        &mut self,
+        id: ObjectId,
+        service: Option<Service>,
+        names: &mut Names,
+        dirty: &mut ObjectIdSet,
+    ) {
+        let number = match (self.rows.find(id), &service) {
+            (Some(number), _) => number,
+            (None, None) => return,
+            (None, Some(_)) => self.rows.insert(ServiceRow {
+                id,
+                service: None,
+                first_slice: None,
+                seen: true,
+            }),
+        };
+        let Some(row) = self.rows.get_mut(number) else {
+            return;
+        };
+        row.seen = true;
+        if row.service != service {
+            dirty.insert(id);
+        }
+        self.served += usize::from(service.is_some());
+        if let Some(old) = std::mem::replace(&mut row.service, service) {
+            self.served -= 1;
+            old.release(names);
+        }
+        self.drop_empty(number);
+    }
+
+    /// Stores a slice of the service `owner`; `dirty` gains what that makes a difference to.
+    pub(super) fn put_slice(
+        &mut self,
+        id: ObjectId,
+        owner: ObjectId,
+        slice: EndpointSlice,
+        names: &mut Names,
+        dirty: &mut ObjectIdSet,
+    ) {
+        let owner_number = self.rows.find(owner).unwrap_or_else(|| {
+            // Whether the service itself was listed is for its own apply to say.
+            self.rows.insert(ServiceRow {
+                id: owner,
+                service: None,
+                first_slice: None,
+                seen: false,
+            })
+        });
+        if let Some(number) = self.slices.find(id)
+            && let Some(row) = self.slices.get_mut(number)
+        {
+            if row.service == owner_number {
+                row.seen = true;
+                let differs = row.slice != slice;
+                std::mem::replace(&mut row.slice, slice).release(names);
+                if differs {
+                    self.touch(owner_number, dirty);
+                }
+                return;
+            }
+            // The label was moved to another service.
+            self.remove_slice(id, names, dirty);
+        }
+        let next = self.rows.get(owner_number).and_then(|row| row.first_slice);
+        let number = self.slices.insert(SliceRow {
+            id,
+            slice,
+            service: owner_number,
+            next,
+            seen: true,
+        });
+        if let Some(row) = self.rows.get_mut(owner_number) {
+            row.first_slice = SliceNumber::new(number + 1);
+        }
+        self.touch(owner_number, dirty);
+    }
+
+    pub(super) fn remove_slice(&mut self, id: ObjectId, names: &mut Names, dirty: &mut ObjectIdSet) {
+        let Some(number) = self.slices.find(id) else {
+            return;
+        };
+        let Some(removed) = self.slices.remove(number) else {
+            return;
+        };
+        removed.slice.release(names);
+        let Some(owner) = self.rows.get_mut(removed.service) else {
+            return;
+        };
+        let itself = SliceNumber::new(number + 1);
+        if owner.first_slice == itself {
+            owner.first_slice = removed.next;
+        } else {
+            let mut before = owner.first_slice;
+            while let Some(number) = before {
+                let Some(row) = self.slices.get_mut(number.get() - 1) else {
+                    break;
+                };
+                if row.next == itself {
+                    row.next = removed.next;
+                    break;
+                }
+                before = row.next;
+            }
+        }
+        self.touch(removed.service, dirty);
+        self.drop_empty(removed.service);
+    }
+
+    /// A full list of services begins: none of them was named yet.
+    pub(super) fn forget_seen(&mut self) {
+        self.rows.iter_mut().for_each(|row| row.seen = false);
+    }
+
+    /// A full list of slices begins: none of them was named yet.
+    pub(super) fn forget_seen_slices(&mut self) {
+        self.slices.iter_mut().for_each(|row| row.seen = false);
+    }
+
+    /// The services that the list did not name.
+    pub(super) fn unseen(&self) -> Vec<ObjectId> {
+        let unseen = self
+            .services
+            .iter()
+            .filter(|row| !row.seen && row.service.is_some());
+        unseen.map(|row| row.id).collect()
+    }
+
+    /// The slices that the list did not name.
+    pub(super) fn unseen_slices(&self) -> Vec<ObjectId> {
+        self.slices
+            .iter()
+            .filter(|row| !row.seen)
+            .map(|row| row.id)
+            .collect()
+    }
+
+    fn slice(&self, number: Option<SliceNumber>) -> Option<&SliceRow> {
+        self.slices.get(number?.get() - 1)
+    }
+
+    /// A slice of this service changed; that matters if the service counts.
+    fn touch(&self, number: u32, dirty: &mut ObjectIdSet) {
+        if let Some(row) = self.rows.get(number)
+            && row.service.is_some()
+        {
+            dirty.insert(row.id);
+        }
+    }
+
+    fn drop_empty(&mut self, number: u32) {
+        let row = self.rows.get(number);
+        if row.is_some_and(|row| row.service.is_none() && row.first_slice.is_none()) {
+            self.rows.remove(number);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! How the source is doing, for `millrace status`.
+//!
+//! A source that cannot reach its objects goes on trying and says nothing to the next stage, since what is served stays
+//! served. Whoever asks for the agent's state must see it all the same: which kinds it cannot read, why, and since when.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+
+use super::Kind;
+
+/// The state of a running source; clones show the same one.
+#[derive(Clone, Debug)]
+pub struct StateHandle(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    origin: String,
+    connections: [Connection; Kind::ALL.len()],
+}
+
+/// Whether the objects of a kind can be read.
+#[derive(Clone, Debug, Default)]
+enum Connection {
+    #[default]
+    Starting,
+    Following,
+    Failing {
+        error: String,
+        since: Timestamp,
+    },
+}
+
+impl StateHandle {
+    /// A source that starts to read from `origin`, a directory or the address of an API server.
+    pub(super) fn new(origin: String) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            origin,
+            connections: Default::default(),
+        })))
+    }
+
+    /// Objects of this kind are being followed.
+    pub(super) fn set_following(&self, kind: Kind) {
+        self.lock().connections[kind as usize] = Connection::Following;
+    }
+
+    /// Objects of this kind cannot be read; true if they could be until now, or nobody knew.
+    pub(super) fn set_failing(&self, kind: Kind, error: &dyn fmt::Display) -> bool {
+        let connection = &mut self.lock().connections[kind as usize];
+        let earlier = match connection {
+            Connection::Failing { since, .. } => Some(*since),
+            Connection::Starting | Connection::Following => None,
+        };
+        let since = earlier.unwrap_or_else(Timestamp::now);
+        *connection = Connection::Failing {
+            error: error.to_string(),
+            since,
+        };
+        earlier.is_none()
+    }
+
+    /// What the first lists of these kinds wait for, in words.
+    pub fn waiting_for(&self, kinds: &[Kind]) -> Vec<String> {
+        let state = self.lock();
+        let describe = |kind: &Kind| {
+            let list = format!("list of {} from {}", kind.plural(), state.origin);
+            match &state.connections[*kind as usize] {
+                Connection::Failing { error, .. } => format!("{list}: {error}"),
+                Connection::Starting | Connection::Following => list,
+            }
+        };
+        kinds.iter().map(describe).collect()
+    }
+
+    /// The kinds that cannot be followed at the moment, as pairs of what and why.
+    pub fn errors(&self) -> Vec<(String, String)> {
+        let state = self.lock();
+        let failing = Kind::ALL
+            .iter()
+            .filter_map(|kind| match &state.connections[*kind as usize] {
+                Connection::Failing { error, since } => {
+                    let what = format!("{} from {}", kind.plural(), state.origin);
+                    Some((what, format!("{error} (since {since}; what is programmed stays)")))
+                }
+                Connection::Starting | Connection::Following => None,
+            });
+        failing.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every write is one assignment, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failing_kind_says_why_until_it_is_followed_again() {
+        let state = StateHandle::new("https://api.example:6443".to_owned());
+        assert_eq!(
+            state.waiting_for(&[Kind::Node]),
+            ["list of nodes from https://api.example:6443"]
+        );
+        assert!(state.set_failing(Kind::Node, &"connection refused"));
+        assert!(
+            !state.set_failing(Kind::Node, &"connection reset"),
+            "news only once"
+        );
+        assert_eq!(
+            state.waiting_for(&[Kind::Node]),
+            ["list of nodes from https://api.example:6443: connection reset"]
+        );
+        assert_eq!(state.errors().len(), 1);
+        state.set_following(Kind::Node);
+        assert!(state.errors().is_empty());
+    }
+}
