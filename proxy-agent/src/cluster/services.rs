@@ -56,7 +56,7 @@ impl Services {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Service)> {
-        self.services
+        self.rows
             .iter()
             .filter_map(|row| Some((row.id, row.service.as_ref()?)))
     }
@@ -68,7 +68,7 @@ impl Services {
 
     pub(super) fn slices_of(&self, service: ObjectId) -> impl Iterator<Item = &EndpointSlice> {
         let first = self
-            .services
+            .rows
             .find(service)
             .and_then(|number| self.rows.get(number)?.first_slice);
         std::iter::successors(self.slice(first), |row| self.slice(row.next)).map(|row| &row.slice)
@@ -197,10 +197,7 @@ impl Services {
 
     /// The services that the list did not name.
     pub(super) fn unseen(&self) -> Vec<ObjectId> {
-        let unseen = self
-            .services
-            .iter()
-            .filter(|row| !row.seen && row.service.is_some());
+        let unseen = self.rows.iter().filter(|row| !row.seen && row.service.is_some());
         unseen.map(|row| row.id).collect()
     }
 

@@ -48,10 +48,16 @@ impl ObjectId {
         hasher.write_u8(b'/');
         hasher.write(name.as_bytes());
         let hash = hasher.finish128();
+        // Two bits of 128 are given up, so that an id says its kind.
         Self {
-            high: hash.h1,
+            high: hash.h1 & !KIND_BITS | kind as u64,
             low: hash.h2,
         }
+    }
+
+    /// The kind of the object.
+    pub const fn kind(self) -> Kind {
+        Kind::ALL[(self.high & KIND_BITS) as usize]
     }
 
     /// A hash for a table that is indexed by ids.
