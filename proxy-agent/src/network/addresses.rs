@@ -1,8 +1,9 @@
 //! Which addresses the node holds, and which one of each family it talks from.
 //!
-//! The choice must not depend on when the agent was started, since routes carry it: of several addresses the one that
-//! counts best wins, not the one that was seen first.
+//! The choice must not depend on when the agent was started, since routes carry it: of several addresses the
+//! one that counts best wins, not the one that was seen first.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::is_own;
@@ -17,20 +18,21 @@ pub struct NodeAddresses {
     pub primary_v4: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub primary_v6: Option<Ipv6Addr>,
-    /// Every address of the node that others may know, sorted; loopback and link-local ones are none, nor are those of pods' interfaces and of our
-    /// own device.
+    /// Every address of the node that others may know, sorted; loopback and link-local ones are none, nor are
+    /// those of pods' interfaces and of our own device.
     pub all: Vec<IpAddr>,
 }
 
 impl NodeAddresses {
-    /// Reads them off the interfaces. `node_object` are the internal addresses of the Node object, of which the first of
-    /// each family that is held here is primary; else the best one of the first uplink that has any.
+    /// Reads them off the interfaces. `node_object` are the internal addresses of the Node object, of which
+    /// the first of each family that is held here is primary; else the best one of the first uplink that has
+    /// any.
     pub fn find(links: &Links, roles: &Roles, node_object: &[IpAddr]) -> Self {
-        let is_pods = |index| roles.of(Role::Pod).any(|pod| pod.index == index);
+        let pods: BTreeSet<u32> = roles.of(Role::Pod).map(|pod| pod.index).collect();
         let mut all = Vec::new();
         for link in links
             .iter()
-            .filter(|link| !is_own(&link.name) && !is_pods(link.index))
+            .filter(|link| !is_own(&link.name) && !pods.contains(&link.index))
         {
             let held = links.addresses(link.index).iter();
             all.extend(
@@ -82,8 +84,8 @@ impl NodeAddresses {
     }
 }
 
-/// The address to talk from: one with a network before lone (floating) ones, in good standing, and then for IPv4 the first,
-/// for IPv6, whose order is not the same in a dump and in messages, the smallest.
+/// The address to talk from: one with a network before lone (floating) ones, in good standing, and then for
+/// IPv4 the first, for IPv6, whose order is not the same in a dump and in messages, the smallest.
 fn best(held: &[Address], is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let usable = held
         .iter()
@@ -98,4 +100,96 @@ fn best(held: &[Address], is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
         (!address.has_network(), address.demerit, order)
     };
     usable.min_by_key(rank).map(|(_, address)| address.ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::fixture::{World, address, link};
+    use crate::network::roles::{RoleOptions, roles};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn find(world: &World, node_object: &[&str]) -> NodeAddresses {
+        let object: Vec<IpAddr> = node_object.iter().map(|text| ip(text)).collect();
+        NodeAddresses::find(&world.0, &roles(&world.0, &RoleOptions::default()), &object)
+    }
+
+    fn node() -> World {
+        World::new()
+            .add(link(2, "eth0", ""))
+            .holding(
+                2,
+                &[
+                    "192.0.2.7/32",
+                    "192.0.2.9/24",
+                    "192.0.2.5/24",
+                    "2001:db8::9/64",
+                    "2001:db8::5/64",
+                    "fe80::1/64",
+                ],
+            )
+            .default_route(2)
+            .add(link(3, "cni0", "bridge"))
+            .holding(3, &["10.244.0.1/24"])
+            .pod(4, "veth4", None)
+            .holding(4, &["10.244.0.1/32", "10.1.1.1/32"])
+    }
+
+    #[test]
+    fn the_best_address_of_the_uplink_is_primary() {
+        let found = find(&node(), &[]);
+        assert_eq!(
+            found.primary_v4,
+            Some([192, 0, 2, 9].into()),
+            "the first with a network"
+        );
+        assert_eq!(
+            found.primary_for(ip("::")),
+            Some(ip("2001:db8::5")),
+            "the smallest"
+        );
+    }
+
+    #[test]
+    fn the_node_object_chooses_among_those_held() {
+        let found = find(&node(), &["198.51.100.1", "192.0.2.7"]);
+        assert_eq!(found.primary_v4, Some([192, 0, 2, 7].into()));
+    }
+
+    #[test]
+    fn loopback_link_local_and_pods_addresses_are_not_the_nodes() {
+        let found = find(&node(), &[]);
+        let expected = [
+            "10.244.0.1",
+            "192.0.2.5",
+            "192.0.2.7",
+            "192.0.2.9",
+            "2001:db8::5",
+            "2001:db8::9",
+        ]
+        .map(ip);
+        assert_eq!(found.all, expected);
+        assert!(found.holds(ip("192.0.2.7")) && !found.holds(ip("10.1.1.1")));
+    }
+
+    #[test]
+    fn an_address_in_bad_standing_comes_last() {
+        let held = [
+            Address {
+                usable: false,
+                ..address("2001:db8::1/64")
+            },
+            Address {
+                demerit: 2,
+                ..address("2001:db8::2/64")
+            },
+            address("2001:db8::3/64"),
+        ];
+        assert_eq!(best(&held, IpAddr::is_ipv6), Some(ip("2001:db8::3")));
+        assert_eq!(best(&held[..2], IpAddr::is_ipv6), Some(ip("2001:db8::2")));
+        assert_eq!(best(&held[..1], IpAddr::is_ipv6), None);
+    }
 }

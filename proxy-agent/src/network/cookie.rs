@@ -1,8 +1,8 @@
 //! The cookie of a network namespace: the number that socket hooks compare to know whose socket they have.
 //!
-//! A cookie can be asked of any socket, but the socket must have been made inside the namespace, and only CAP_SYS_ADMIN may
-//! enter one. Since Linux 6.18 the open file of a namespace tells the same number to anybody. Whether it is the same is not taken on
-//! trust: it is compared for our own namespace first.
+//! A cookie can be asked of any socket, but the socket must have been made inside the namespace, and only
+//! `CAP_SYS_ADMIN` may enter one. Since Linux 6.18 the open file of a namespace tells the same number to
+//! anybody. Whether it is the same is not taken on trust: it is compared for our own namespace first.
 
 use std::fs::File;
 use std::io;

@@ -67,6 +67,14 @@ impl NetworkError {
             error: io_error(error),
         }
     }
+
+    /// Whether trying again is useless: a capability or the kernel lacks.
+    pub(super) fn is_for_good(&self) -> bool {
+        let Self::Cookie { error, .. } = self else {
+            return false;
+        };
+        matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOPROTOOPT))
+    }
 }
 
 /// The error number the kernel answered with, where it answered.

@@ -1,15 +1,17 @@
 //! Our own device, which takes the node's own packets to virtual addresses past a program.
 //!
-//! A socket hook translates most of them before there is a packet. The rest (connected UDP, raw sockets, ping, everything where
-//! hooks are off) follows the routes on this device, and a program on its way out translates and redirects; translated replies come
-//! in by it, so that strict reverse-path filtering finds them where their route points. It is a veth pair, since a dummy device is a module
-//! that not every kernel has, with both ends in the node's namespace; the other end is there for the carrier and is deaf:
-//! it neither forwards nor does IPv6, so that what no program redirected ends there.
+//! A socket hook translates most of them before there is a packet. The rest (connected UDP, raw sockets,
+//! ping, everything where hooks are off) follows the routes on this device, and a program on its way out
+//! translates and redirects; translated replies come in by it, so that strict reverse-path filtering finds
+//! them where their route points. It is a veth pair, since a dummy device is a module that not every kernel
+//! has, with both ends in the node's namespace; the other end is there for the carrier and is deaf: it
+//! neither forwards nor does IPv6, so that what no program redirected ends there.
 //!
-//! The device is made once and then left as it is: the routes, the MAC address and the programs on it survive the agent. Neighbours
-//! are not resolved on it and it says nothing of its own accord (no link-local address, no duplicate
-//! detection, no router solicitation, no multicast).
+//! The device is made once and then left as it is: the routes, the MAC address and the programs on it survive
+//! the agent. Neighbours are not resolved on it and it says nothing of its own accord (no link-local address,
+//! no duplicate detection, no router solicitation, no multicast).
 
+use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::{LinkUnspec, LinkVeth};
 
 use super::error::NetworkError;
@@ -68,7 +70,8 @@ impl HostDevice {
         }
     }
 
-    /// Sees to it that the device is there and right, and gives its index. `mtu` is that of the smallest uplink.
+    /// Sees to it that the device is there and right, and gives its index. `mtu` is that of the smallest
+    /// uplink.
     ///
     /// The program belongs on the device before [`Self::sync_routes`] leads packets there.
     pub async fn ensure(&mut self, mtu: u32) -> Result<u32, NetworkError> {
@@ -87,7 +90,8 @@ impl HostDevice {
         Ok(device.index)
     }
 
-    /// Keeps the routes on the device in step. What stands in the way of one is returned and the others are set all the same.
+    /// Keeps the routes on the device in step. What stands in the way of one is returned and the others are
+    /// set all the same.
     pub async fn sync_routes(&mut self, wanted: HostRoutes) -> Result<Vec<Problem>, NetworkError> {
         let Some(index) = self.index else {
             return Ok(Vec::new());
@@ -96,7 +100,8 @@ impl HostDevice {
         self.routes.sync(&self.netlink, index).await
     }
 
-    /// Whether a change may have touched the device or its routes: [`Self::ensure`] and [`Self::sync_routes`] should run again.
+    /// Whether a change may have touched the device or its routes: [`Self::ensure`] and [`Self::sync_routes`]
+    /// should run again.
     pub fn is_concerned(&self, change: &Change) -> bool {
         change.resynced
             || change.addresses
@@ -109,7 +114,8 @@ impl HostDevice {
         self.netlink.writes() + self.settings_written
     }
 
-    /// Removes the device, and with it the routes. Says whether there was one; a foreign one of that name stays.
+    /// Removes the device, and with it the routes. Says whether there was one; a foreign one of that name
+    /// stays.
     pub async fn remove(&mut self) -> Result<bool, NetworkError> {
         self.index = None;
         let Some((device, _)) = find(&self.netlink).await? else {
@@ -136,7 +142,7 @@ impl HostDevice {
     }
 
     async fn configure(&self, link: &Link, mtu: u32) -> Result<(), NetworkError> {
-        if link.up && link.noarp && !link.multicast && link.mtu == mtu {
+        if link.flags.difference(LinkFlags::LowerUp) == LinkFlags::Up | LinkFlags::Noarp && link.mtu == mtu {
             return Ok(());
         }
         let message = LinkUnspec::new_with_index(link.index)
@@ -194,4 +200,38 @@ fn pair(device: Option<Link>, peer: Option<Link>) -> Result<Option<(Link, Link)>
         );
     }
     Ok(Some((device, peer)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::fixture::link;
+
+    #[test]
+    fn only_a_pair_of_our_names_is_adopted() {
+        let end = |index, name, peer| Link {
+            peer: Some(peer),
+            ..link(index, name, "veth")
+        };
+        let (ours, peer) = (end(7, HOST_DEVICE, 8), end(8, HOST_DEVICE_PEER, 7));
+        let adopted = pair(Some(ours.clone()), Some(peer.clone())).expect("ours");
+        assert_eq!(adopted.map(|(device, _)| device.index), Some(7));
+        assert_eq!(pair(None, None).expect("none"), None);
+        let elsewhere = Link {
+            peer_namespace: Some(0),
+            ..ours.clone()
+        };
+        for (device, peer) in [
+            (Some(link(7, HOST_DEVICE, "bridge")), Some(peer.clone())),
+            (Some(end(7, HOST_DEVICE, 9)), Some(peer.clone())),
+            (Some(elsewhere), Some(peer.clone())),
+            (Some(ours), None),
+            (None, Some(peer)),
+        ] {
+            assert!(matches!(
+                pair(device, peer),
+                Err(NetworkError::ForeignDevice { .. })
+            ));
+        }
+    }
 }

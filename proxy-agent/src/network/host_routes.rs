@@ -1,8 +1,9 @@
 //! The routes on our device: which there should be, and how to get there from those that are.
 //!
-//! One route for each range of cluster IPs, and one for each virtual address outside of them, with the node's primary
-//! address as source, so that backends can answer. Ours are those on our device that carry our protocol number. Any other is
-//! left alone, also where it leads the same prefix elsewhere: then that is reported, and no rival is set up.
+//! One route for each range of cluster IPs, and one for each virtual address outside of them, with the node's
+//! primary address as source, so that backends can answer. Ours are those on our device that carry our
+//! protocol number. Any other is left alone, also where it leads the same prefix elsewhere: then that is
+//! reported, and no rival is set up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,8 +16,8 @@ use super::addresses::NodeAddresses;
 use super::error::{NetworkError, Problem};
 use super::netlink::{self, Netlink};
 
-/// The origin our routes carry (`proto 157` in `ip route`): a number neither the kernel's header nor iproute2's table gives to
-/// anybody.
+/// The origin our routes carry (`proto 157` in `ip route`): a number neither the kernel's header nor
+/// iproute2's table gives to anybody.
 pub const PROTOCOL: u8 = 157;
 
 /// The metric that routes get where none is given (`IP6_RT_PRIO_USER` for IPv6).
@@ -27,7 +28,8 @@ const DEFAULT_METRIC: [u32; 2] = [0, 1024];
 pub struct HostRoutes {
     /// The ranges of cluster IPs.
     pub service_cidrs: Vec<IpNet>,
-    /// Virtual addresses. Those inside a range need no route of their own, and those that the node holds get none.
+    /// Virtual addresses. Those inside a range need no route of their own, and those that the node holds get
+    /// none.
     pub virtual_addresses: BTreeSet<IpAddr>,
     /// The node's addresses.
     pub node: NodeAddresses,
@@ -98,11 +100,8 @@ impl HostRoutes {
         for route in steps.remove {
             let mut message = message(route.prefix, route.source, device)?;
             message.attributes.push(RouteAttribute::Priority(route.metric));
-            note(
-                route.prefix,
-                netlink.writing().route().del(message).execute().await,
-                "removing it",
-            );
+            let removed = netlink.writing().route().del(message).execute().await;
+            note(route.prefix, removed.or_else(accept_gone), "removing it");
         }
         for (prefix, source) in steps.replace {
             let message = message(prefix, Some(source), device)?;
@@ -211,6 +210,14 @@ fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMe
     Ok(route.build())
 }
 
+/// The kernel removes routes itself when the device goes down or their source is taken away.
+fn accept_gone(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
+    match &error {
+        rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::ESRCH => Ok(()),
+        _ => Err(error),
+    }
+}
+
 fn report_foreign(route: &Route) -> Problem {
     let by = match route
         .interface
@@ -227,5 +234,115 @@ fn report_foreign(route: &Route) -> Problem {
              socket hook translates go that way; remove that route to have Millrace serve them",
             route.protocol
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: u32 = 7;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn ours(prefix: &str, source: &str) -> Route {
+        let prefix = net(prefix);
+        let metric = DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())];
+        Route {
+            prefix,
+            interface: Some(DEVICE),
+            protocol: PROTOCOL,
+            source: Some(ip(source)),
+            metric,
+        }
+    }
+
+    fn wanted(routes: &[(&str, &str)]) -> BTreeMap<IpNet, IpAddr> {
+        routes
+            .iter()
+            .map(|(prefix, source)| (net(prefix), ip(source)))
+            .collect()
+    }
+
+    #[test]
+    fn ranges_and_lone_addresses_get_routes_of_their_family() {
+        let routes = HostRoutes {
+            service_cidrs: vec![net("10.96.0.1/12"), net("fd00:96::/112")],
+            virtual_addresses: ["10.96.3.4", "203.0.113.9", "192.0.2.1", "2001:db8:f::1"]
+                .map(ip)
+                .into(),
+            node: NodeAddresses {
+                primary_v4: Some([192, 0, 2, 1].into()),
+                primary_v6: None,
+                all: vec![ip("192.0.2.1")],
+            },
+        };
+        assert_eq!(
+            routes.wanted(),
+            wanted(&[("10.96.0.0/12", "192.0.2.1"), ("203.0.113.9/32", "192.0.2.1")])
+        );
+        assert!(routes.wants(net("10.96.0.0/12")) && routes.wants(net("203.0.113.9/32")));
+        assert!(!routes.wants(net("10.96.0.0/16")));
+    }
+
+    #[test]
+    fn what_is_right_is_left_and_what_is_stale_goes() {
+        let target = wanted(&[("10.96.0.0/12", "192.0.2.1"), ("fd00:96::/112", "2001:db8::1")]);
+        let right = [
+            ours("10.96.0.0/12", "192.0.2.1"),
+            ours("fd00:96::/112", "2001:db8::1"),
+        ];
+        assert_eq!(steps(&target, &right, DEVICE), Steps::default());
+
+        let stale = ours("203.0.113.9/32", "192.0.2.1");
+        let of_another_agent = Route {
+            interface: Some(8),
+            ..ours("203.0.113.8/32", "192.0.2.1")
+        };
+        let moved = [ours("10.96.0.0/12", "192.0.2.2"), stale, of_another_agent];
+        let expected = Steps {
+            remove: vec![stale],
+            replace: vec![(net("10.96.0.0/12"), ip("192.0.2.1"))],
+            add: vec![(net("fd00:96::/112"), ip("2001:db8::1"))],
+            foreign: vec![],
+        };
+        assert_eq!(steps(&target, &moved, DEVICE), expected);
+    }
+
+    #[test]
+    fn a_foreign_route_is_reported_and_gets_no_rival() {
+        let target = wanted(&[("10.96.0.0/12", "192.0.2.1")]);
+        for foreign in [
+            Route {
+                interface: Some(3),
+                protocol: 4,
+                metric: 100,
+                ..ours("10.96.0.0/12", "192.0.2.1")
+            },
+            Route {
+                interface: None,
+                protocol: 3,
+                source: None,
+                ..ours("10.96.0.0/12", "192.0.2.1")
+            },
+        ] {
+            let expected = Steps {
+                foreign: vec![foreign],
+                ..Steps::default()
+            };
+            assert_eq!(steps(&target, &[foreign], DEVICE), expected);
+        }
+        let by_hand = Route {
+            protocol: 3,
+            source: None,
+            ..ours("10.96.0.0/12", "192.0.2.1")
+        };
+        assert_eq!(steps(&target, &[by_hand], DEVICE), Steps::default());
     }
 }

@@ -23,26 +23,29 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The MTU.
     pub mtu: u32,
-    /// Switched on by the administrator.
-    pub up: bool,
-    /// Has a carrier: can carry packets now.
-    pub carrier: bool,
-    /// Is the loopback device.
-    pub loopback: bool,
-    /// Does not resolve neighbours.
-    pub noarp: bool,
-    /// Sends multicast of its own accord.
-    pub multicast: bool,
+    /// Its state, as far as [`Link::FLAGS`] goes.
+    pub flags: LinkFlags,
     /// The bridge or bond it is a port of.
     pub master: Option<u32>,
-    /// The index of the peer of a veth, or of the link below it. Counted in [`Self::peer_namespace`] where that is some.
+    /// The index of the peer of a veth, or of the link below it. Counted in [`Self::peer_namespace`] where
+    /// that is some.
     pub peer: Option<u32>,
-    /// The namespace of the peer, where it is another one: its id as this namespace counts (`IFLA_LINK_NETNSID`).
+    /// The namespace of the peer, where it is another one: its id as this namespace counts
+    /// (`IFLA_LINK_NETNSID`).
     pub peer_namespace: Option<i32>,
 }
 
 impl Link {
-    /// Reads a message of the link. `None` for what is said about a link in another role, such as a port of a bridge.
+    /// The flags that are kept: switched on, has a carrier, is the loopback device, resolves no neighbours,
+    /// sends multicast.
+    pub const FLAGS: LinkFlags = LinkFlags::Up
+        .union(LinkFlags::LowerUp)
+        .union(LinkFlags::Loopback)
+        .union(LinkFlags::Noarp)
+        .union(LinkFlags::Multicast);
+
+    /// Reads a message of the link. `None` for what is said about a link in another role, such as a port of a
+    /// bridge.
     pub fn read(message: &LinkMessage) -> Option<Self> {
         let header = &message.header;
         if header.interface_family != AddressFamily::Unspec {
@@ -50,11 +53,7 @@ impl Link {
         }
         let mut link = Self {
             index: header.index,
-            up: header.flags.contains(LinkFlags::Up),
-            carrier: header.flags.contains(LinkFlags::LowerUp),
-            loopback: header.flags.contains(LinkFlags::Loopback),
-            noarp: header.flags.contains(LinkFlags::Noarp),
-            multicast: header.flags.contains(LinkFlags::Multicast),
+            flags: header.flags.intersection(Self::FLAGS),
             ..Self::default()
         };
         for attribute in &message.attributes {
@@ -78,7 +77,23 @@ impl Link {
         Some(link)
     }
 
-    /// Whether it is a veth whose other end lies in another namespace: as pods, containers and virtual nodes have it.
+    /// Whether the administrator switched it on.
+    pub fn is_up(&self) -> bool {
+        self.flags.contains(LinkFlags::Up)
+    }
+
+    /// Whether it can carry packets now.
+    pub fn has_carrier(&self) -> bool {
+        self.flags.contains(LinkFlags::LowerUp)
+    }
+
+    /// Whether it is the loopback device.
+    pub fn is_loopback(&self) -> bool {
+        self.flags.contains(LinkFlags::Loopback)
+    }
+
+    /// Whether it is a veth whose other end lies in another namespace: as pods, containers and virtual nodes
+    /// have it.
     pub fn leads_to_another_namespace(&self) -> bool {
         self.kind == "veth" && self.peer_namespace.is_some()
     }

@@ -1,14 +1,15 @@
 //! The links of the namespace, their addresses and the default routes, as the kernel last told.
 //!
-//! Pure: [`Links::take`] folds one netlink message in and notes in a [`Change`] what became different; the sockets are
-//! [`super::monitor`]'s. Messages may arrive twice or describe what a dump has shown already: folding is idempotent.
+//! Pure: [`Links::take`] folds one netlink message in and notes in a [`Change`] what became different; the
+//! sockets are [`super::monitor`]'s. Messages may arrive twice or describe what a dump has shown already:
+//! folding is idempotent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::link::{Address, Link};
 use super::netlink;
@@ -18,7 +19,7 @@ use super::netlink;
 pub struct Change {
     /// Links that came, went or are another than before.
     pub links: BTreeSet<u32>,
-    /// Some address came, went or changed.
+    /// Some address that others may know came, went or changed.
     pub addresses: bool,
     /// The default routes lead elsewhere.
     pub default_routes: bool,
@@ -47,7 +48,7 @@ pub(super) struct DefaultRoute {
 /// The links of the namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
-    links: BTreeMap<u32, Link>,
+    by_index: BTreeMap<u32, Link>,
     addresses: BTreeMap<u32, Vec<Address>>,
     default_routes: BTreeSet<DefaultRoute>,
 }
@@ -55,12 +56,12 @@ pub struct Links {
 impl Links {
     /// Every link, by index.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.links.values()
+        self.by_index.values()
     }
 
     /// The link with this index.
     pub fn get(&self, index: u32) -> Option<&Link> {
-        self.links.get(&index)
+        self.by_index.get(&index)
     }
 
     /// The link with this name.
@@ -81,28 +82,32 @@ impl Links {
     /// Adds a link, or replaces it.
     pub fn set_link(&mut self, link: Link, change: &mut Change) {
         let index = link.index;
-        if self.links.get(&index) != Some(&link) {
-            self.links.insert(index, link);
+        if self.by_index.get(&index) != Some(&link) {
+            self.by_index.insert(index, link);
             change.links.insert(index);
         }
     }
 
     /// Adds an address to a link, or replaces it.
     pub fn set_address(&mut self, index: u32, address: Address, change: &mut Change) {
+        let public = address.is_public();
         let held = self.addresses.entry(index).or_default();
         match held.iter_mut().find(|other| is_same(other, &address)) {
             Some(other) if *other == address => return,
             Some(other) => *other = address,
             None => held.push(address),
         }
-        change.addresses = true;
+        change.addresses |= public;
     }
 
     fn remove_link(&mut self, index: u32, change: &mut Change) {
-        if self.links.remove(&index).is_some() {
+        if self.by_index.remove(&index).is_some() {
             change.links.insert(index);
         }
-        change.addresses |= self.addresses.remove(&index).is_some_and(|held| !held.is_empty());
+        change.addresses |= self
+            .addresses
+            .remove(&index)
+            .is_some_and(|held| held.iter().any(Address::is_public));
         let routes = self.default_routes.len();
         self.default_routes.retain(|route| route.interface != index);
         change.default_routes |= self.default_routes.len() != routes;
@@ -110,9 +115,11 @@ impl Links {
 
     fn remove_address(&mut self, index: u32, address: &Address, change: &mut Change) {
         if let Some(held) = self.addresses.get_mut(&index) {
-            let before = held.len();
-            held.retain(|other| !is_same(other, address));
-            change.addresses |= held.len() != before;
+            held.retain(|other| {
+                let stays = !is_same(other, address);
+                change.addresses |= !stays && other.is_public();
+                stays
+            });
         }
     }
 
@@ -183,21 +190,35 @@ impl Links {
 
     /// Takes over what a dump has shown.
     pub(super) fn replace(&mut self, dumped: Self, change: &mut Change) {
-        let indices: BTreeSet<u32> = self.links.keys().chain(dumped.links.keys()).copied().collect();
+        let indices: BTreeSet<u32> = self
+            .by_index
+            .keys()
+            .chain(dumped.by_index.keys())
+            .copied()
+            .collect();
         change.links.extend(
             indices
                 .iter()
-                .filter(|index| self.links.get(index) != dumped.links.get(index)),
+                .filter(|index| self.by_index.get(index) != dumped.by_index.get(index)),
         );
+        let public = |links: &Self, index| {
+            links
+                .addresses(index)
+                .iter()
+                .filter(|it| it.is_public())
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         change.addresses |= indices
             .iter()
-            .any(|index| self.addresses(*index) != dumped.addresses(*index));
+            .any(|index| public(self, *index) != public(&dumped, *index));
         change.default_routes |= self.default_routes != dumped.default_routes;
         *self = dumped;
     }
 
-    /// The links here whose peer was the veth `index` and is not known to have left: they must be read again when it
-    /// goes, since the kernel does not tell the end that stays that the other one was moved to another namespace.
+    /// The links here whose peer was the veth `index` and is not known to have left: they must be read again
+    /// when it goes, since the kernel does not tell the end that stays that the other one was moved to
+    /// another namespace.
     pub(super) fn peers_of(&self, index: u32) -> impl Iterator<Item = u32> {
         let stays = move |link: &&Link| {
             link.kind == "veth" && link.peer == Some(index) && link.peer_namespace.is_none()
@@ -205,7 +226,8 @@ impl Links {
         self.iter().filter(stays).map(|link| link.index)
     }
 
-    /// Whether IPv4 default routes lead to the link: the kernel removes them without a word when it goes down.
+    /// Whether IPv4 default routes lead to the link: the kernel removes them without a word when it goes
+    /// down.
     pub(super) fn may_lose_default_route(&self, index: u32) -> bool {
         self.default_routes
             .iter()
@@ -223,7 +245,7 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
     if message.header.kind != RouteType::Unicast {
         return Vec::new();
     }
-    let ipv6 = message.header.address_family == rtnetlink::packet_route::AddressFamily::Inet6;
+    let ipv6 = message.header.address_family == AddressFamily::Inet6;
     let metric = netlink::metric(message);
     let gateway = |attributes: &[RouteAttribute]| {
         attributes.iter().find_map(|attribute| match attribute {
@@ -256,4 +278,68 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
         }
     }
     routes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::fixture::{address, default_route, link};
+
+    fn taken(links: &mut Links, message: &RouteNetlinkMessage) -> Change {
+        let mut change = Change::default();
+        links.take(message, &mut change);
+        change
+    }
+
+    #[test]
+    fn what_a_dump_has_shown_already_is_no_change() {
+        let mut links = Links::default();
+        let mut change = Change::default();
+        links.set_link(link(2, "eth0", ""), &mut change);
+        links.set_address(2, address("192.0.2.1/24"), &mut change);
+        assert_eq!(change.links, BTreeSet::from([2]));
+        assert!(change.addresses);
+        change = Change::default();
+        links.set_link(link(2, "eth0", ""), &mut change);
+        links.set_address(2, address("192.0.2.1/24"), &mut change);
+        let same = links.clone();
+        links.replace(same, &mut change);
+        assert!(change.is_empty());
+    }
+
+    #[test]
+    fn a_link_local_address_concerns_nobody() {
+        let mut links = Links::default();
+        let mut change = Change::default();
+        links.set_address(2, address("fe80::1/64"), &mut change);
+        assert!(change.is_empty());
+        assert_eq!(links.addresses(2).len(), 1);
+    }
+
+    #[test]
+    fn a_default_route_goes_with_its_link() {
+        let mut links = Links::default();
+        links.set_link(link(2, "eth0", ""), &mut Change::default());
+        assert!(taken(&mut links, &default_route(2)).default_routes);
+        assert!(taken(&mut links, &default_route(2)).is_empty());
+        assert_eq!(links.default_interfaces(), BTreeSet::from([2]));
+        let mut message = rtnetlink::packet_route::link::LinkMessage::default();
+        message.header.index = 2;
+        assert!(taken(&mut links, &RouteNetlinkMessage::DelLink(message)).default_routes);
+        assert!(links.default_interfaces().is_empty());
+    }
+
+    #[test]
+    fn a_dump_after_lost_messages_reports_the_difference() {
+        let mut links = Links::default();
+        links.set_link(link(2, "eth0", ""), &mut Change::default());
+        links.set_link(link(3, "veth3", "veth"), &mut Change::default());
+        let mut dumped = Links::default();
+        dumped.set_link(link(2, "eth0", ""), &mut Change::default());
+        dumped.set_link(link(4, "veth4", "veth"), &mut Change::default());
+        let mut change = Change::default();
+        links.replace(dumped, &mut change);
+        assert_eq!(change.links, BTreeSet::from([3, 4]));
+        assert!(!change.addresses);
+    }
 }

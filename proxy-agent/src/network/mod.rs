@@ -1,16 +1,20 @@
-//! What the agent does by netlink: it knows the links of its network namespace and owns one device and that device's routes.
+//! What the agent does by netlink: it knows the links of its network namespace and owns one device and that
+//! device's routes.
 //!
-//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles`] says which interfaces lead to pods and which
-//! to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is the one thing made here: a device
-//! whose routes take the node's own packets to virtual addresses past a program. [`PodNamespaces`] names the
-//! network namespaces of pods as the socket hooks see them.
+//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles`] says which interfaces lead to
+//! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
+//! the one thing made here: a device whose routes take the node's own packets to virtual addresses past a
+//! program. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
 //!
-//! Invariants: nothing that somebody else made is changed; what is already right is not written again, so that a restarted
-//! agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not only logged.
+//! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
+//! that a restarted agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not
+//! only logged.
 
 pub mod addresses;
 pub mod cookie;
 pub mod error;
+#[cfg(test)]
+mod fixture;
 pub mod host_device;
 pub mod host_routes;
 pub mod link;
@@ -32,7 +36,7 @@ pub use links::{Change, Links};
 pub use monitor::Monitor;
 pub use namespaces::PodNamespaces;
 pub use netlink::Netlink;
-pub use roles::{Interface, Role, RoleChanges, Roles, roles};
+pub use roles::{Interface, Role, RoleChanges, RoleOptions, Roles, roles};
 
 /// Our own device: the routes to virtual addresses lead to it.
 pub const HOST_DEVICE: &str = "millrace0";

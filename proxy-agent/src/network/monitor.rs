@@ -1,10 +1,11 @@
 //! Follows the kernel's messages about links, addresses and routes, and keeps [`Links`] true.
 //!
-//! The socket joins its groups before the first dump, so that nothing falls between the two; what a message repeats of
-//! the dump changes nothing. When the kernel had to drop messages because this process was slow (`ENOBUFS`), everything is
-//! dumped anew and the difference reported like any other change.
+//! The socket joins its groups before the first dump, so that nothing falls between the two; what a message
+//! repeats of the dump changes nothing. When the kernel had to drop messages because this process was slow
+//! (`ENOBUFS`), everything is dumped anew and the difference reported like any other change.
 //!
-//! A waiting [`Monitor::changed`] may be dropped at any point: what was received stays noted for the next call.
+//! A waiting [`Monitor::changed`] may be dropped at any point: what was received stays noted for the next
+//! call.
 
 use futures::StreamExt as _;
 use futures::channel::mpsc::UnboundedReceiver;
@@ -27,8 +28,8 @@ const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Ipv6Route,
 ];
 
-/// Room for the messages about some thousand links that come while the agent does something else. The kernel counts about 4 KiB for
-/// each, and its default would hold fifty.
+/// Room for the messages about some thousand links that come while the agent does something else. The kernel
+/// counts about 4 KiB for each, and its default would hold fifty.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// The live view of the namespace's links.
@@ -50,8 +51,8 @@ struct Stale {
 }
 
 impl Monitor {
-    /// Starts to follow the network namespace of this thread and reads what is there. Must be called within a tokio
-    /// runtime, which drives the socket.
+    /// Starts to follow the network namespace of this thread and reads what is there. Must be called within a
+    /// tokio runtime, which drives the socket.
     pub async fn start(netlink: Netlink) -> Result<Self, NetworkError> {
         let (mut connection, _, messages) =
             rtnetlink::new_multicast_connection(&GROUPS).map_err(NetworkError::Socket)?;
@@ -77,7 +78,8 @@ impl Monitor {
         &self.links
     }
 
-    /// Waits until something is different and says what. Everything that has arrived by then is taken together.
+    /// Waits until something is different and says what. Everything that has arrived by then is taken
+    /// together.
     pub async fn changed(&mut self) -> Result<Change, NetworkError> {
         loop {
             while let Ok(message) = self.messages.try_recv() {

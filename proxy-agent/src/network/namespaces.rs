@@ -1,11 +1,12 @@
 //! Finds the network namespaces of pods and their cookies.
 //!
-//! A pod's interface names its peer's namespace only by an id that this namespace gave it. The container runtime keeps a file for
-//! each namespace in one directory, and the kernel tells the id of an open file; so the files are tried, youngest first,
-//! until each id has its namespace. Nothing is remembered by id or inode: both are given out again at once when a namespace
-//! dies, and before its interface is gone.
+//! A pod's interface names its peer's namespace only by an id that this namespace gave it. The container
+//! runtime keeps a file for each namespace in one directory, and the kernel tells the id of an open file; so
+//! the files are tried, youngest first, until each id has its namespace. Nothing is remembered by id or
+//! inode: both are given out again at once when a namespace dies, and before its interface is gone.
 //!
-//! The file is a mount, and so its coming is told by our own mount table; that is watched only while a pod waits.
+//! The file is a mount, and so its coming is told by our own mount table; that is watched only while a pod
+//! waits.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -46,7 +47,7 @@ struct Pod {
 impl PodNamespaces {
     /// Looks in `directory`, in general [`RUNTIME_DIRECTORY`]. Must be called within a tokio runtime.
     pub fn new(netlink: Netlink, directory: impl Into<PathBuf>) -> Result<Self, NetworkError> {
-        const MOUNTS: &str = "/proc/self/mountinfo";
+        const MOUNTS: &str = "/proc/thread-self/mountinfo";
         let failed = |error| NetworkError::File {
             what: "watching",
             path: MOUNTS.into(),
@@ -62,9 +63,10 @@ impl PodNamespaces {
         })
     }
 
-    /// Takes note of the pods' interfaces and looks for those whose namespace is not known. Call it when roles or links
-    /// changed and when [`Self::mounted`] returned. Says whether [`Self::cookies`] is different from before.
-    pub async fn update(&mut self, links: &Links, roles: &Roles) -> Result<bool, NetworkError> {
+    /// Takes note of the pods' interfaces and looks for those whose namespace is not known. Call it when
+    /// roles or links changed and when [`Self::mounted`] returned. Says whether [`Self::cookies`] is
+    /// different from before.
+    pub async fn update(&mut self, links: &Links, roles: &Roles) -> bool {
         let before: Vec<_> = self.cookies().collect();
         let pods = roles.of(Role::Pod).filter_map(|pod| {
             let namespace = links.get(pod.index)?.peer_namespace?;
@@ -81,8 +83,8 @@ impl PodNamespaces {
             ))
         });
         self.pods = pods.collect();
-        self.search().await?;
-        Ok(!self.cookies().eq(before))
+        self.search().await;
+        !self.cookies().eq(before)
     }
 
     /// The cookies known, by the index of the pod's interface.
@@ -92,22 +94,23 @@ impl PodNamespaces {
             .filter_map(|(index, pod)| Some((*index, pod.cookie?)))
     }
 
-    /// Why cookies cannot be had on this node, where that is so. The sockets of pods are then left to the packet path,
-    /// which does the same, at the cost of a translation for each packet.
+    /// Why cookies cannot be had on this node, where that is so. The sockets of pods are then left to the
+    /// packet path, which does the same, at the cost of a translation for each packet.
     pub fn limitation(&self) -> Option<&str> {
         self.limitation.as_deref()
     }
 
-    /// Waits until something was mounted while the namespace of a pod is not known; waits for ever while none is missing.
+    /// Waits until something was mounted while the namespace of a pod is not known; waits for ever while none
+    /// is missing.
     pub async fn mounted(&mut self) {
         if !self.is_searching() {
-            return std::future::pending().await;
+            std::future::pending::<()>().await;
         }
         match self.mounts.ready(Interest::PRIORITY).await {
             Ok(mut ready) => ready.clear_ready(),
             Err(error) => {
                 tracing::warn!(%error, "the mount table cannot be watched: pods are found when their interface changes");
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -116,9 +119,9 @@ impl PodNamespaces {
         self.limitation.is_none() && self.pods.values().any(|pod| pod.cookie.is_none())
     }
 
-    async fn search(&mut self) -> Result<(), NetworkError> {
+    async fn search(&mut self) {
         if !self.is_searching() {
-            return Ok(());
+            return;
         }
         let mut missing: Vec<i32> = self
             .pods
@@ -143,7 +146,7 @@ impl PodNamespaces {
             }
         }
         if files.is_empty() {
-            return Ok(());
+            return;
         }
         match cookies_of(files) {
             Ok(cookies) => {
@@ -152,16 +155,17 @@ impl PodNamespaces {
                     pod.cookie = found.get(&pod.namespace).copied();
                 }
             }
-            Err(error) => {
+            Err(error) if error.is_for_good() => {
                 tracing::info!("sockets of pods are left to the packet path: {error}");
                 self.limitation = Some(error.to_string());
             }
+            Err(error) => tracing::warn!("the socket hooks leave out a pod until something changes: {error}"),
         }
-        Ok(())
     }
 }
 
-/// The files of other network namespaces in a directory, youngest first: a pod that was just made is found at once.
+/// The files of other network namespaces in a directory, youngest first: a pod that was just made is found at
+/// once.
 fn namespace_files(directory: &Path) -> Vec<PathBuf> {
     // Without this file no other can be compared with it, and without the directory there is none.
     let Ok(own) = fs::metadata("/proc/thread-self/ns/net") else {

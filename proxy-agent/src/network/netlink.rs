@@ -1,4 +1,5 @@
-//! Requests to rtnetlink, with every write counted, and the few readings of route messages that several places need.
+//! Requests to rtnetlink, with every write counted, and the few readings of route messages that several
+//! places need.
 //!
 //! The count is how tests and `millrace status` see that nothing is written when nothing differs.
 
@@ -116,7 +117,8 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The id by which this namespace knows another one, open as a file; `None` where no link has led there yet.
+    /// The id by which this namespace knows another one, open as a file; `None` where no link has led there
+    /// yet.
     pub async fn namespace_id(&self, namespace: BorrowedFd<'_>) -> Result<Option<i32>, NetworkError> {
         let mut message = NsidMessage::default();
         message

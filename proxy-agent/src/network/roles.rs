@@ -1,9 +1,10 @@
 //! Which interfaces lead to pods and which to other machines.
 //!
-//! A program hangs on each interface by its role. The uplinks are found first, by the strongest evidence there is: named by the
-//! operator; holding an address of the Node object; leading to a default route; holding an address at all. A pod's
-//! interface is then the host side of any veth that leads to another namespace, so that beside any CNI plugin, and on the ports of a
-//! bridge too, the program sees what a pod sends. The order matters: the uplink of a virtual node is such a veth.
+//! A program hangs on each interface by its role. The uplinks are found first, by the strongest evidence
+//! there is: named by the operator; holding an address of the Node object; leading to a default route;
+//! holding an address at all. A pod's interface is then the host side of any veth that leads to another
+//! namespace, so that beside any CNI plugin, and on the ports of a bridge too, the program sees what a pod
+//! sends. The order matters: the uplink of a virtual node is such a veth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -93,13 +94,13 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
         problems.push(Problem {
             object,
             message: message.into(),
-        })
+        });
     };
     if !options.uplinks.is_empty() {
         let mut named = Vec::new();
         for name in &options.uplinks {
             match links.by_name(name) {
-                Some(link) if is_own(name) || link.loopback => {
+                Some(link) if is_own(name) || link.is_loopback() => {
                     problem(
                         format!("interface {name}"),
                         "named by --uplink, but it leads to no other machine: name another",
@@ -115,7 +116,11 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
         }
         return named;
     }
-    let candidates = || links.iter().filter(|link| !link.loopback && !is_own(&link.name));
+    let candidates = || {
+        links
+            .iter()
+            .filter(|link| !link.is_loopback() && !is_own(&link.name))
+    };
     let holds_node_address = |link: &&Link| {
         links
             .addresses(link.index)
@@ -154,8 +159,8 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
     found
 }
 
-/// Where nothing but its addresses speaks for a link. Tunnels and devices that only hold addresses are none, nor
-/// the veths of plugins that give each a lone gateway address.
+/// Where nothing but its addresses speaks for a link. Tunnels and devices that only hold addresses are none,
+/// nor the veths of plugins that give each a lone gateway address.
 fn may_be_uplink(links: &Links, link: &Link) -> bool {
     const NEVER: [&str; 10] = [
         "dummy",
@@ -173,9 +178,10 @@ fn may_be_uplink(links: &Links, link: &Link) -> bool {
         .addresses(link.index)
         .iter()
         .filter(|address| address.is_public());
-    match link.leads_to_another_namespace() {
-        true => public.any(super::link::Address::has_network),
-        false => !NEVER.contains(&link.kind.as_str()) && public.next().is_some(),
+    if link.leads_to_another_namespace() {
+        public.any(super::link::Address::has_network)
+    } else {
+        !NEVER.contains(&link.kind.as_str()) && public.next().is_some()
     }
 }
 
@@ -205,5 +211,116 @@ impl RoleChanges {
             detach: lost.map(|(index, role)| (*index, *role)).collect(),
             attach: gained.cloned().collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::fixture::{World, link};
+
+    fn named(world: &World, options: &RoleOptions) -> (Vec<String>, Vec<String>) {
+        let roles = roles(&world.0, options);
+        let names = |role| roles.of(role).map(|interface| interface.name.clone()).collect();
+        (names(Role::Uplink), names(Role::Pod))
+    }
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    /// A virtual node: its uplink is a veth into another namespace, as are its pods.
+    fn node() -> World {
+        World::new()
+            .pod(2, "eth0", None)
+            .holding(2, &["192.0.2.1/24", "2001:db8::1/64"])
+            .pod(3, "veth3", None)
+            .pod(4, "veth4", Some(5))
+            .add(link(5, "cni0", "bridge"))
+            .holding(5, &["10.244.0.1/24"])
+            .add(link(6, "flannel.1", "vxlan"))
+            .holding(6, &["10.244.0.0/32"])
+            .add(link(7, HOST, "veth"))
+            .add(link(8, "kube-ipvs0", "dummy"))
+            .holding(8, &["10.96.0.10/32"])
+    }
+
+    const HOST: &str = crate::network::HOST_DEVICE;
+
+    #[test]
+    fn addresses_alone_find_the_uplink_of_a_virtual_node() {
+        let expected = (strings(&["eth0"]), strings(&["veth3", "veth4"]));
+        assert_eq!(named(&node(), &RoleOptions::default()), expected);
+    }
+
+    #[test]
+    fn the_node_object_beats_default_routes() {
+        let world = node()
+            .add(link(9, "eth1", ""))
+            .holding(9, &["198.51.100.1/24"])
+            .default_route(9);
+        assert_eq!(named(&world, &RoleOptions::default()).0, strings(&["eth1"]));
+        let object = RoleOptions {
+            node_addresses: vec!["192.0.2.1".parse().expect("address")],
+            ..RoleOptions::default()
+        };
+        assert_eq!(named(&world, &object).0, strings(&["eth0"]));
+    }
+
+    #[test]
+    fn a_node_address_on_loopback_names_no_uplink() {
+        let world = node().holding(1, &["203.0.113.1/32"]).default_route(2);
+        let object = RoleOptions {
+            node_addresses: vec!["203.0.113.1".parse().expect("address")],
+            ..RoleOptions::default()
+        };
+        assert_eq!(named(&world, &object).0, strings(&["eth0"]));
+    }
+
+    #[test]
+    fn the_operator_beats_everything_and_hears_of_mistakes() {
+        let options = RoleOptions {
+            uplinks: strings(&["veth3", "eth7", HOST, "veth3"]),
+            ..RoleOptions::default()
+        };
+        let world = node().default_route(2);
+        assert_eq!(
+            named(&world, &options),
+            (strings(&["veth3"]), strings(&["eth0", "veth4"]))
+        );
+        let problems = roles(&world.0, &options).problems;
+        let objects: Vec<_> = problems.iter().map(|problem| problem.object.as_str()).collect();
+        assert_eq!(objects, ["interface eth7", "interface millrace0"]);
+    }
+
+    #[test]
+    fn lone_gateway_addresses_make_no_uplinks() {
+        let world = World::new().pod(2, "veth2", None).holding(2, &["10.1.1.1/32"]);
+        assert_eq!(
+            named(&world, &RoleOptions::default()),
+            (vec![], strings(&["veth2"]))
+        );
+        assert_eq!(roles(&world.0, &RoleOptions::default()).problems.len(), 1);
+    }
+
+    #[test]
+    fn a_veth_within_the_namespace_is_no_pod() {
+        let world = World::new().add(link(2, "a", "veth")).add(link(3, "b", "veth"));
+        assert_eq!(roles(&world.0, &RoleOptions::default()).interfaces, []);
+    }
+
+    #[test]
+    fn a_changed_role_is_detached_and_attached() {
+        let pod = |index| Interface {
+            index,
+            name: format!("veth{index}"),
+            role: Role::Pod,
+        };
+        let attached = BTreeMap::from([(2, Role::Uplink), (3, Role::Pod), (4, Role::Pod)]);
+        let changes = RoleChanges::between(&attached, &[pod(2), pod(3), pod(5)]);
+        assert_eq!(changes.detach, [(2, Role::Uplink), (4, Role::Pod)]);
+        assert_eq!(changes.attach, [pod(2), pod(5)]);
+        let attached = BTreeMap::from([(2, Role::Pod)]);
+        assert_eq!(RoleChanges::between(&attached, &[pod(2)]), RoleChanges::default());
     }
 }

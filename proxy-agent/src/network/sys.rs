@@ -1,5 +1,5 @@
-//! The unsafe code of the network side: the two numbers by which the kernel tells network namespaces apart, and waiting for a file
-//! that reports urgent news; no crate has safe calls for them.
+//! The unsafe code of the network side: the two numbers by which the kernel tells network namespaces apart,
+//! and waiting for a file that reports urgent news; no crate has safe calls for them.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
 
@@ -37,8 +37,8 @@ pub fn netns_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
 /// The id of an open namespace file, whichever kind it is of.
 pub fn namespace_id(namespace: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut id = 0;
-    // SAFETY: the file descriptor is borrowed, hence open, and the kernel writes the eight bytes of `id` or nothing; a file of
-    // another kind refuses the number.
+    // SAFETY: the file descriptor is borrowed, hence open, and the kernel writes the eight bytes of `id` or
+    // nothing; a file of another kind refuses the number.
     unsafe { ioctl::ns_get_id(namespace.as_raw_fd(), &raw mut id) }?;
     Ok(id)
 }

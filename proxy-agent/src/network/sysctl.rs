@@ -28,7 +28,8 @@ impl Setting {
 
     /// Sees to it that the setting has its value. Says whether it had to be written.
     ///
-    /// `/proc/sys/net` shows the namespace of the thread that opens it, which is why this does not go through tokio's threads.
+    /// `/proc/sys/net` shows the namespace of the thread that opens it, which is why this does not go through
+    /// tokio's threads.
     pub fn ensure(&self) -> Result<bool, NetworkError> {
         let path = self.path();
         let found = fs::read_to_string(&path).map_err(|error| failed("reading", &path, error))?;
