@@ -13,6 +13,7 @@ use proxy_common::packet::{Headers, parse};
 
 use crate::dry_run;
 use crate::kernel::{self, Skb, redirect_in, redirect_out, redirect_to_neighbour};
+use crate::reject;
 use crate::rewrite::{self, NETWORK_HEADER};
 use crate::tables::{Live, count};
 
@@ -41,6 +42,9 @@ pub fn handle(context: &TcContext, entry: Entry, decide: impl FnOnce(&Live, &mut
     let Work { headers, flow, .. } = work;
     match decision {
         Decision::Pass(reason) => pass(&skb, &tables, reason),
+        Decision::Drop(reason) if reason.is_reject() => {
+            finish(context, refuse(&skb, headers, entry).map_err(|()| reason), reason)
+        }
         Decision::Drop(reason) => drop(context, reason),
         Decision::Echo => finish(context, echo(&skb, headers, entry), Reason::EchoReply),
         Decision::Translate(reason) => finish(context, translate(&skb, headers, flow, entry), reason),
@@ -78,10 +82,23 @@ fn finish(context: &TcContext, verdict: Result<i32, Reason>, reason: Reason) -> 
 #[inline(always)]
 fn echo(skb: &Skb<'_>, headers: &Headers, entry: Entry) -> Result<i32, Reason> {
     rewrite::answer_echo(skb, headers).ok_or(Reason::RewriteFailed)?;
+    answer(skb, entry)
+}
+
+/// Sends a packet that was turned into an answer to where it came from.
+#[inline(always)]
+fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     match entry {
         Entry::Host => to_host(skb),
         Entry::Pod | Entry::Uplink => back(skb),
     }
+}
+
+/// Tells the sender that nobody is there.
+#[inline(always)]
+fn refuse(skb: &Skb<'_>, headers: &Headers, entry: Entry) -> Result<i32, ()> {
+    reject::refuse(skb, headers).ok_or(())?;
+    answer(skb, entry).map_err(|_| ())
 }
 
 #[inline(always)]

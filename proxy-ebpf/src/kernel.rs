@@ -12,6 +12,7 @@ use core::ffi::c_void;
 use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::programs::{SockAddrContext, TcContext};
@@ -175,6 +176,22 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
+    /// Makes room behind the Ethernet header.
+    #[inline(always)]
+    pub fn insert_behind_ethernet(&self, bytes: u32) -> Option<()> {
+        // SAFETY: the helper checks its arguments.
+        let error = unsafe { helper::bpf_skb_adjust_room(self.0.skb.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) };
+        (error == 0).then_some(())
+    }
+
+    /// Cuts the packet to a length.
+    #[inline(always)]
+    pub fn truncate(&self, len: u32) -> Option<()> {
+        // SAFETY: the helper checks its arguments.
+        let error = unsafe { helper::bpf_skb_change_tail(self.0.skb.skb, len, 0) };
+        (error == 0).then_some(())
+    }
+
     /// Looks up the route of a packet.
     #[inline(always)]
     pub fn route(&self, lookup: &mut FibLookup) -> i64 {
@@ -218,6 +235,16 @@ pub fn checksum_difference<const N: usize>(from: &mut [u32; N], to: &mut [u32; N
     let size = (N * 4) as u32;
     // SAFETY: both buffers are as long as told, a multiple of four.
     unsafe { helper::bpf_csum_diff(from.as_mut_ptr(), size, to.as_mut_ptr(), size, 0) as u64 }
+}
+
+/// The checksum of a run of 32-bit words, folded to the 16 bits that go into a header.
+#[inline(always)]
+pub fn checksum<const N: usize>(words: &mut [u32; N]) -> u16 {
+    let size = (N * 4) as u32;
+    // SAFETY: the buffer is as long as told, a multiple of four; an empty first run has no address.
+    let sum = unsafe { helper::bpf_csum_diff(core::ptr::null_mut(), 0, words.as_mut_ptr(), size, 0) as u32 };
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// The peer address of a socket call.

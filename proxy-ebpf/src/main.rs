@@ -22,6 +22,7 @@ mod host;
 mod kernel;
 mod maps;
 mod pod;
+mod reject;
 mod rewrite;
 mod socket;
 mod tables;

@@ -94,13 +94,30 @@ pub fn answer_echo(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     skb.store(headers.l4, &new)
 }
 
+/// Exchanges source and destination address, which leaves every checksum as it is.
+#[inline(always)]
+pub fn swap_addresses(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
+    if headers.dst.is_v4() {
+        let swapped = [headers.dst.v4_word(), headers.src.v4_word()];
+        skb.store(headers.l3 + IPV4_ADDRESSES, &u64_of(swapped))
+    } else {
+        skb.store(headers.l3 + IPV6_ADDRESSES, &headers.dst.v6_words())?;
+        skb.store(headers.l3 + IPV6_ADDRESSES + 16, &headers.src.v6_words())
+    }
+}
+
 /// Takes one off the time to live; `None` if nothing is left of it.
 #[inline(always)]
 pub fn decrement_ttl(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     if headers.ttl <= 1 {
         return None;
     }
-    let ttl = headers.ttl - 1;
+    set_ttl(skb, headers, headers.ttl - 1)
+}
+
+/// Sets the time to live.
+#[inline(always)]
+pub fn set_ttl(skb: &Skb<'_>, headers: &Headers, ttl: u8) -> Option<()> {
     if headers.dst.is_v4() {
         let mut old = [u32::from(headers.ttl)];
         let mut new = [u32::from(ttl)];

@@ -24,7 +24,7 @@ pub enum Entry {
 pub enum Decision {
     /// It goes on untouched.
     Pass(Reason),
-    /// It ends here.
+    /// It ends here; whether its sender is told depends on the reason.
     Drop(Reason),
     /// It is an echo request to be answered on the spot.
     Echo,

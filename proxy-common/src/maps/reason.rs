@@ -29,14 +29,21 @@ macro_rules! reasons {
                 match self { $(Self::$variant => concat!($($doc),+),)+ }
             }
 
-            /// Whether a packet with this reason was dropped.
+            /// Whether a packet with this reason ends here, with an answer or without one.
             pub const fn is_drop(self) -> bool {
                 match self { $(Self::$variant => reasons!(@drop $kind),)+ }
             }
+
+            /// Whether the sender of such a packet is told: by a TCP RST, or an ICMP port unreachable.
+            pub const fn is_reject(self) -> bool {
+                match self { $(Self::$variant => reasons!(@reject $kind),)+ }
+            }
         }
     };
-    (@drop drop) => { true };
     (@drop keep) => { false };
+    (@drop $other:ident) => { true };
+    (@reject reject) => { true };
+    (@reject $other:ident) => { false };
 }
 
 reasons! {
@@ -63,11 +70,11 @@ reasons! {
     /// A datagram of an unconnected socket was addressed to a backend.
     SocketSend = 10, keep, "socket_send";
     /// The service has no usable endpoint.
-    NoEndpoints = 11, drop, "no_endpoints";
+    NoEndpoints = 11, reject, "no_endpoints";
     /// The traffic policy is Local and no endpoint is on this node.
     NoLocalEndpoints = 12, drop, "no_local_endpoints";
     /// No service has this port on this virtual address.
-    NoSuchPort = 13, drop, "no_such_port";
+    NoSuchPort = 13, reject, "no_such_port";
     /// No service has this address, which lies in a service range.
     NoSuchService = 14, drop, "no_such_service";
     /// No source port was free for a flow that needs another one.
