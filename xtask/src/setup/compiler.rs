@@ -14,7 +14,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::packages;
 use crate::{command, paths, step::Step};
 
 /// The name that `proxy-agent/build.rs` knows the compiler by.
@@ -64,60 +63,47 @@ fn numbers(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Finds the compiler, or installs Debian's.
-pub fn ensure() -> Result<Compiler> {
-    if paths::program("rustup").is_none() {
-        return without_rustup();
+/// The compiler to use among those that are installed.
+pub fn find() -> Result<Option<Compiler>> {
+    let debian = || Compiler::at(Path::new(DEBIAN));
+    if has_rustup() {
+        let nightlies = toolchains()?
+            .into_iter()
+            .filter(|(name, _)| name.starts_with("nightly"));
+        return Ok(nightlies
+            .map(|(_, path)| path)
+            .find_map(|path| Compiler::at(&path))
+            .or_else(debian));
     }
-    let toolchains = toolchains()?;
-    let nightlies = toolchains.iter().filter(|(name, _)| name.starts_with("nightly"));
-    let found = nightlies
-        .map(|(_, path)| path.as_path())
-        .chain([Path::new(DEBIAN)])
-        .find_map(Compiler::at);
-    let compiler = match found {
-        Some(compiler) => compiler,
-        None => debian()?,
-    };
-    let linked = toolchains
-        .iter()
-        .find(|(name, _)| name == TOOLCHAIN)
-        .map(|(_, path)| path);
-    if linked != Some(&compiler.sysroot) {
-        let step = Step::start(format!("naming {compiler} `{TOOLCHAIN}` for rustup"));
-        let mut link = Command::new("rustup");
-        link.args(["toolchain", "link", TOOLCHAIN]).arg(&compiler.sysroot);
-        command::run_in(&step, &mut link)?;
-        step.done();
-    }
-    Ok(compiler)
-}
-
-fn without_rustup() -> Result<Compiler> {
     let sysroot = command::output(Command::new("rustc").args(["--print", "sysroot"]))
         .context("asking the Rust compiler where it is installed")?;
     let sysroot = Path::new(sysroot.trim());
     match Compiler::at(sysroot) {
-        Some(compiler) => Ok(compiler),
-        None if sysroot == Path::new(DEBIAN) => debian(),
-        None => bail!(
+        None if sysroot != Path::new(DEBIAN) => bail!(
             "the Rust compiler in {} has no source of `core`, or is older than {}, and without rustup no other \
              can be asked for: install rustup, or add the library source to that compiler",
             sysroot.display(),
             env!("CARGO_PKG_RUST_VERSION")
         ),
+        found => Ok(found),
     }
 }
 
-fn debian() -> Result<Compiler> {
-    packages::install(&[&packages::BPF_COMPILER])?;
-    Compiler::at(Path::new(DEBIAN)).with_context(|| {
-        format!(
-            "Debian's Rust compiler is installed but does not serve (is it older than {}?): {}",
-            env!("CARGO_PKG_RUST_VERSION"),
-            packages::BPF_COMPILER.elsewhere
-        )
-    })
+/// Lets rustup know the compiler by [`TOOLCHAIN`].
+pub fn name_for_rustup(compiler: &Compiler) -> Result<()> {
+    if !has_rustup() || toolchains()?.contains(&(TOOLCHAIN.to_owned(), compiler.sysroot.clone())) {
+        return Ok(());
+    }
+    let step = Step::start(format!("naming {compiler} `{TOOLCHAIN}` for rustup"));
+    let mut link = Command::new("rustup");
+    link.args(["toolchain", "link", TOOLCHAIN]).arg(&compiler.sysroot);
+    command::run_in(&step, &mut link)?;
+    step.done();
+    Ok(())
+}
+
+fn has_rustup() -> bool {
+    paths::program("rustup").is_some()
 }
 
 /// rustup's toolchains: name and folder.

@@ -10,14 +10,26 @@ mod compiler;
 mod linker;
 mod packages;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::paths;
 
 /// Installs what is missing and says so; says one line where nothing is.
 pub fn run() -> Result<()> {
-    packages::install(&packages::missing_tools())?;
-    let compiler = compiler::ensure()?;
+    let mut needs = packages::missing_tools();
+    let mut compiler = compiler::find()?;
+    if compiler.is_none() {
+        needs.push(&packages::BPF_COMPILER);
+    }
+    packages::install(&needs)?;
+    if compiler.is_none() {
+        compiler = compiler::find()?;
+    }
+    let compiler = compiler.with_context(|| {
+        let elsewhere = packages::BPF_COMPILER.elsewhere;
+        format!("the distribution's Rust compiler is too old for the eBPF programs; instead: {elsewhere}")
+    })?;
+    compiler::name_for_rustup(&compiler)?;
     linker::ensure(&compiler)?;
     eprintln!(
         "✔ set-up: eBPF compiler {compiler}, bpf-linker {}",

@@ -4,7 +4,7 @@
 //! distribution passes once its owner has installed the same things. Only Debian's own package manager is
 //! ever run, only for what is missing, and it may not remove a package to make room.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use anyhow::{Result, bail};
 use nix::unistd::geteuid;
@@ -82,7 +82,8 @@ pub fn install(needs: &[&Need]) -> Result<()> {
     let by_hand = || by_hand(needs);
     if paths::program("apt-get").is_none() {
         bail!(
-            "this is no Debian, so set-up installs nothing here. Missing:\n{}",
+            "set-up installs packages only with apt, and {} has none. Missing:\n{}",
+            distribution(),
             by_hand()
         );
     }
@@ -124,6 +125,14 @@ fn apt() -> Command {
     apt.env("DEBIAN_FRONTEND", "noninteractive")
         .args(["--quiet", "-o", "DPkg::Lock::Timeout=120"]);
     apt
+}
+
+/// What this machine calls its distribution.
+fn distribution() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or("this distribution", |name| name.trim_matches('"'))
+        .to_owned()
 }
 
 fn by_hand(needs: &[&Need]) -> String {
