@@ -1,6 +1,21 @@
-//! Placeholder, replaced in the next commit.
+//! The Millrace agent: one direction of flow, from what the cluster says to what the kernel holds.
+//!
+//! ```text
+//! source → cluster → plan → apply → bpf
+//!                              network, control, cli beside it; agent ties them together
+//! ```
+//!
+//! Each stage knows the one before it and nothing of the one after it. ARCHITECTURE.md has the whole picture.
+
 #![deny(unsafe_code)]
 
+pub mod agent;
+pub mod apply;
 pub mod bpf;
+pub mod cli;
 pub mod cluster;
+pub mod config;
+pub mod control;
+pub mod network;
+pub mod plan;
 pub mod source;

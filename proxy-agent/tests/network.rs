@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use millrace::network::cookie::{cookies_by_entering, cookies_of};
 use millrace::network::namespaces::PodNamespaces;
 use millrace::network::{
     Change, HOST_DEVICE, HostDevice, HostRoutes, Links, Monitor, Netlink, NetworkError, NodeAddresses, Role,
@@ -29,7 +30,7 @@ fn in_namespace<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        tokio::time::timeout(Duration::from_secs(60), body())
+        tokio::time::timeout(Duration::from_mins(1), body())
             .await
             .expect("in time");
     });
@@ -159,12 +160,12 @@ fn our_device_is_made_once_and_then_left_alone() {
             .expect("there");
         let shown = ip("-d link show");
         for name in ["millrace0@millrace1", "millrace1@millrace0"] {
-            let line = shown.lines().find(|line| line.contains(name)).expect("both ends");
+            let row = shown.lines().find(|row| row.contains(name)).expect("both ends");
             assert!(
-                line.contains("NOARP,UP,LOWER_UP") && !line.contains("MULTICAST"),
-                "{line}"
+                row.contains("NOARP,UP,LOWER_UP") && !row.contains("MULTICAST"),
+                "{row}"
             );
-            assert!(line.contains("mtu 1400"), "{line}");
+            assert!(row.contains("mtu 1400"), "{row}");
         }
         assert_eq!(
             ip("-o addr show dev millrace0") + &ip("-o addr show dev millrace1"),
@@ -437,10 +438,9 @@ fn lost_messages_are_made_up_for() {
             .expect("following");
         let dir = tempfile::tempdir().expect("a directory");
         let batch = dir.path().join("batch");
-        let routes: String = (0..60_000)
-            .map(|i| format!("route add 10.{}.{}.{} dev lo\n", i >> 16, i >> 8 & 255, i & 255))
-            .collect();
-        std::fs::write(&batch, routes).expect("written");
+        let routes =
+            (0..60_000).map(|i| format!("route add 10.{}.{}.{} dev lo", i >> 16, i >> 8 & 255, i & 255));
+        std::fs::write(&batch, routes.collect::<Vec<_>>().join("\n")).expect("written");
         run("ip", &["-batch", batch.to_str().expect("UTF-8")]);
         ip("link add late0 type veth peer name late1");
         let changes = until(&mut monitor, "the late link is there", |links| {
@@ -478,6 +478,33 @@ impl Namespace {
     fn receive(&self, device: &str) {
         ip(&format!("link set {device} netns {}", self.file.display()));
     }
+}
+
+#[test]
+fn a_namespace_tells_its_cookie_to_one_who_enters_and_to_one_who_asks() {
+    in_namespace(
+        "a_namespace_tells_its_cookie_to_one_who_enters_and_to_one_who_asks",
+        || async {
+            let pods = [Namespace::new(), Namespace::new()];
+            let files = || {
+                pods.iter()
+                    .map(|pod| std::fs::File::open(&pod.file).expect("the namespace"))
+                    .collect()
+            };
+            let own = own_netns_cookie().expect("a cookie");
+            let entered = cookies_by_entering(files()).expect("entered");
+            assert_eq!(cookies_of(files()).expect("asked"), entered);
+            assert_eq!(
+                entered,
+                [cookie_inside(&pods[0].file), cookie_inside(&pods[1].file)]
+            );
+            assert_eq!(
+                own_netns_cookie().expect("a cookie"),
+                own,
+                "this thread has not moved"
+            );
+        },
+    );
 }
 
 /// The cookie as a process in the namespace sees it.

@@ -11,5 +11,6 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use claims::name;
 pub use programmer::{Limits, Programmer, Progress};
 pub use store::Store;

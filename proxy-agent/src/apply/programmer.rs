@@ -54,6 +54,7 @@ pub struct Programmer<S> {
     programmed: ObjectIdMap<Programmed>,
     claims: Claims,
     addresses: HashMap<Ip, u32>,
+    addresses_changed: bool,
     node_addresses: Vec<Ip>,
     frontends: u32,
     endpoints: u64,
@@ -79,6 +80,7 @@ impl<S: Store> Programmer<S> {
             programmed: ObjectIdMap::default(),
             claims: Claims::default(),
             addresses: HashMap::new(),
+            addresses_changed: false,
             node_addresses: Vec::new(),
             frontends: 0,
             endpoints: 0,
@@ -120,6 +122,16 @@ impl<S: Store> Programmer<S> {
     /// Addresses in the tables.
     pub fn address_count(&self) -> usize {
         self.addresses.len()
+    }
+
+    /// The virtual addresses in the tables.
+    pub fn virtual_addresses(&self) -> impl Iterator<Item = Ip> {
+        self.addresses.keys().copied()
+    }
+
+    /// Whether virtual addresses came or went since this was asked last.
+    pub fn take_addresses_changed(&mut self) -> bool {
+        std::mem::take(&mut self.addresses_changed)
     }
 
     /// Slots and backends in use or in quarantine.
@@ -220,6 +232,9 @@ impl<S: Store> Programmer<S> {
 
     /// Tells which addresses the node itself holds.
     pub fn set_node_addresses(&mut self, addresses: &[Ip]) {
+        if self.node_addresses == addresses {
+            return;
+        }
         let old = std::mem::replace(&mut self.node_addresses, addresses.to_vec());
         for address in old.iter().chain(addresses) {
             let flags = self.address_flags(address);
@@ -346,6 +361,7 @@ impl<S: Store> Programmer<S> {
             self.frontends += 1;
             let uses = self.addresses.entry(key.address).or_default();
             *uses += 1;
+            self.addresses_changed |= *uses == 1;
             if *uses == 1 && !self.bulk {
                 let flags = AddressFlags::VIRTUAL | self.node_flag(&key.address);
                 self.scratch.set_addresses.push((key.address, flags));
@@ -357,6 +373,7 @@ impl<S: Store> Programmer<S> {
                 *uses -= 1;
                 if *uses == 0 {
                     self.addresses.remove(&key.address);
+                    self.addresses_changed = true;
                     self.pend_address_removal(key.address);
                 }
             }

@@ -164,6 +164,11 @@ impl Datapath {
         }
     }
 
+    /// Where a program is pinned.
+    pub fn program_pin(&self, name: &str) -> std::path::PathBuf {
+        self.dir.program(name)
+    }
+
     /// What was counted for a reason, over all CPUs.
     pub fn counter(&self, reason: Reason) -> std::io::Result<Counter> {
         let cpus = aya::util::nr_cpus()

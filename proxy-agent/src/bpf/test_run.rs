@@ -3,12 +3,14 @@
 //! Every run is marked as a dry run: the cell `TRACE` is armed with a random nonce for the length of the run, and the
 //! packet's control block carries the same nonce. See `proxy-ebpf`'s `dry_run`.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::maps::{Reason, TraceCell};
 
 use super::array::MappedArray;
+use super::datapath::Datapath;
 
 /// What a program decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,33 +56,43 @@ impl Drop for Armed<'_> {
     }
 }
 
-/// Runs `program` once over `frame` as if it were on the interface `ifindex`.
-pub fn dry_run(
-    program: &SchedClassifier,
-    cell: &MappedArray<TraceCell>,
-    nonce: u64,
-    frame: &[u8],
-    ifindex: u32,
-) -> io::Result<DryRun> {
-    let mut context = [0_u8; CONTEXT_LEN];
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context[CONTROL..CONTROL + 8].copy_from_slice(&nonce.to_ne_bytes());
-    let mut answer = [0_u8; CONTEXT_LEN];
-    let mut out = vec![0_u8; frame.len() + 256];
-    cell.set(0, &TraceCell { nonce });
-    let armed = Armed(cell);
-    let mut options = TestRunOptions::new();
-    options.data_in = Some(frame);
-    options.data_out = Some(&mut out);
-    options.ctx_in = Some(&context);
-    options.ctx_out = Some(&mut answer);
-    program.test_run(options).map_err(io::Error::other)?;
-    drop(armed);
-    let word = |index: usize| {
-        let start = CONTROL + index * 4;
-        u32::from_ne_bytes(std::array::from_fn(|byte| answer[start + byte]))
-    };
-    parse(word(2), word(3), word(4))
+/// Runs one program over crafted packets.
+pub struct DryRunner<'a> {
+    program: SchedClassifier,
+    cell: &'a MappedArray<TraceCell>,
+}
+
+impl<'a> DryRunner<'a> {
+    /// For the program of this name that is in force.
+    pub fn new(datapath: &'a Datapath, program: &str) -> io::Result<Self> {
+        let program = SchedClassifier::from_pin(datapath.program_pin(program)).map_err(io::Error::other)?;
+        Ok(Self { program, cell: &datapath.trace })
+    }
+
+    /// Runs the program once over `frame` as if it were on the interface `ifindex` (0: on none in particular).
+    pub fn run(&self, frame: &[u8], ifindex: u32) -> io::Result<DryRun> {
+        // RandomState is the standard library's door to the system's random numbers.
+        let nonce = RandomState::new().hash_one(0_u8) | 1;
+        let mut context = [0_u8; CONTEXT_LEN];
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+        context[CONTROL..CONTROL + 8].copy_from_slice(&nonce.to_ne_bytes());
+        let mut answer = [0_u8; CONTEXT_LEN];
+        let mut out = vec![0_u8; frame.len() + 256];
+        self.cell.set(0, &TraceCell { nonce });
+        let armed = Armed(self.cell);
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
+        options.ctx_out = Some(&mut answer);
+        self.program.test_run(options).map_err(io::Error::other)?;
+        drop(armed);
+        let word = |index: usize| {
+            let start = CONTROL + index * 4;
+            u32::from_ne_bytes(std::array::from_fn(|byte| answer[start + byte]))
+        };
+        parse(word(2), word(3), word(4))
+    }
 }
 
 fn parse(outcome: u32, backend: u32, service: u32) -> io::Result<DryRun> {

@@ -1,0 +1,253 @@
+//! The agent: one loop that owns all state, fed by tasks that own none.
+//!
+//! ```text
+//! source task ──events──┐
+//! netlink monitor ──────┼─► loop: ClusterState → plan → diff → apply ─► maps, links, routes
+//! control socket ───────┘
+//! ```
+//!
+//! Everything runs on one thread, so nothing is shared and nothing is locked; two more threads wait for RCU grace periods and
+//! write large answers. Nothing waits for a timer: what has arrived is applied, and while that goes on, more gathers for
+//! the next round.
+
+mod node;
+mod report;
+mod trace;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::apply::{Limits, Programmer};
+use crate::bpf::Datapath;
+use crate::bpf::object::MapSizes;
+use crate::cluster::{Changes, ClusterState};
+use crate::config::{AgentOptions, MapLimits, SourceSpec};
+use crate::control::{self, Question, Reply, Request};
+use crate::plan::NodeContext;
+use crate::source::{self, Event};
+use node::NodeSide;
+
+/// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
+const EVENTS_PER_ROUND: usize = 1024;
+/// Room in the channel of events; a source that is ahead waits.
+const EVENTS_AHEAD: usize = 4096;
+/// How long a failed write waits for the next try.
+const RETRY: Duration = Duration::from_millis(100);
+/// How often what waits for a grace period is looked at while nothing else happens.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+/// Runs the agent until SIGTERM or SIGINT. What it programmed goes on serving.
+pub fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .context("starting the runtime")?;
+    let result = runtime.block_on(Agent::run(options));
+    // A source that waits for an API server must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// All state of a running agent.
+struct Agent {
+    options: AgentOptions,
+    context: NodeContext,
+    cluster: ClusterState,
+    changes: Changes,
+    programmer: Programmer<Datapath>,
+    node: NodeSide,
+    source: source::StateHandle,
+    synced: bool,
+    last_change: Option<Timestamp>,
+    last_writes: u64,
+}
+
+impl Agent {
+    async fn run(options: AgentOptions) -> anyhow::Result<()> {
+        tracing::info!(node = options.node_name, source = %options.source, "starting");
+        match serde_json::to_string(&options.configuration) {
+            Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
+            Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
+        }
+        for warning in options.configuration.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let socket = control::bind(&options.run_dir)?;
+        let limits = &options.configuration.maps;
+        let datapath = Datapath::open(&options.bpf_root, &initial_sizes(limits))?;
+        let node = NodeSide::start(&options).await?;
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+
+        let (questions, mut asked) = mpsc::channel::<Question>(16);
+        tokio::spawn(control::serve(socket, questions));
+        let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
+        let source = start_source(&options, events).await?;
+
+        let context = NodeContext { name: options.node_name.clone(), zone: None };
+        let programmer = Programmer::new(datapath, Limits { max: largest_sizes(limits) });
+        let mut agent = Self {
+            context,
+            cluster: ClusterState::new(None),
+            changes: Changes::default(),
+            programmer,
+            node,
+            source,
+            synced: false,
+            last_change: None,
+            last_writes: 0,
+            options,
+        };
+        loop {
+            let pause = if agent.programmer.pending() > 0 { RETRY } else { HOUSEKEEPING };
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                event = arrived.recv() => match event {
+                    Some(event) => agent.take(event, &mut arrived).await,
+                    None => bail!("the source of objects ended"),
+                },
+                changed = agent.node.changed() => agent.network_changed(changed?).await,
+                Some((request, answer)) = asked.recv() => {
+                    // Whoever asked may have gone away by now.
+                    let _ = answer.send(agent.answer(&request));
+                }
+                () = tokio::time::sleep(pause) => drop(agent.programmer.retry()),
+            }
+        }
+        tracing::info!("stopping; the data plane goes on as it is");
+        Ok(())
+    }
+
+    /// Takes in an event and whatever else has arrived by now, and applies what it changed.
+    async fn take(&mut self, event: Event, arrived: &mut mpsc::Receiver<Event>) {
+        self.cluster.apply(event, &mut self.changes);
+        for _ in 1..EVENTS_PER_ROUND {
+            let Ok(event) = arrived.try_recv() else { break };
+            self.cluster.apply(event, &mut self.changes);
+        }
+        self.apply_changes().await;
+    }
+
+    async fn apply_changes(&mut self) {
+        if !self.cluster.synced() || self.changes.is_empty() {
+            return;
+        }
+        let mut changes = std::mem::take(&mut self.changes);
+        if changes.synced || !self.synced {
+            self.first_sync().await;
+        } else {
+            let zone_changed = changes.nodes && self.update_context();
+            if zone_changed {
+                changes.services.extend(self.cluster.services().map(|(id, _)| id));
+            }
+            if !changes.services.is_empty() {
+                let progress = self.programmer.update(&changes.services, &self.cluster, &self.context);
+                self.note(progress.writes);
+            }
+            if changes.nodes || changes.service_cidrs || self.programmer.take_addresses_changed() {
+                self.refresh_node().await;
+            }
+        }
+        changes.clear();
+        self.changes = changes;
+    }
+
+    async fn first_sync(&mut self) {
+        self.update_context();
+        let started = std::time::Instant::now();
+        match self.programmer.sync(&self.cluster, &self.context) {
+            Ok(progress) => {
+                self.synced = true;
+                let took = started.elapsed();
+                tracing::info!(services = progress.services, writes = progress.writes, ?took, "everything is programmed");
+                self.note(progress.writes);
+            }
+            Err(error) => tracing::error!(%error, "reading the tables failed"),
+        }
+        self.programmer.take_addresses_changed();
+        self.refresh_node().await;
+    }
+
+    fn note(&mut self, writes: u64) {
+        self.last_writes = writes;
+        if writes > 0 {
+            self.last_change = Some(Timestamp::now());
+        }
+    }
+
+    /// Reads this node's own object; true if its zone changed, on which every service's plan may depend.
+    fn update_context(&mut self) -> bool {
+        let zone = self.cluster.node(&self.context.name).and_then(|node| node.zone.as_ref()).map(ToString::to_string);
+        let changed = self.context.zone != zone;
+        self.context.zone = zone;
+        changed
+    }
+
+    async fn network_changed(&mut self, relevant: bool) {
+        if relevant && self.synced {
+            self.refresh_node().await;
+        }
+    }
+
+    async fn refresh_node(&mut self) {
+        let virtual_addresses = self.node.stray_addresses(&self.cluster, &self.options, &self.programmer);
+        self.node.refresh(&self.cluster, &self.options, &mut self.programmer, virtual_addresses).await;
+    }
+
+    fn answer(&self, request: &Request) -> Result<Reply, String> {
+        match request {
+            Request::Status => Ok(Reply::Status(Box::new(report::status(self)))),
+            Request::ListServices => Ok(Reply::ListServices(report::services(self))),
+            Request::Trace(request) => trace::trace(self, request).map(Reply::Trace),
+        }
+    }
+}
+
+async fn start_source(options: &AgentOptions, events: mpsc::Sender<Event>) -> anyhow::Result<source::StateHandle> {
+    match &options.source {
+        SourceSpec::Directory(path) => Ok(source::directory::start(path.clone(), events)?),
+        SourceSpec::Kubernetes => {
+            Ok(source::kubernetes::start(options.kubeconfig.as_deref(), events).await?)
+        }
+    }
+}
+
+fn initial_sizes(limits: &MapLimits) -> MapSizes {
+    MapSizes {
+        frontends: limits.frontends.initial,
+        slots: limits.slots.initial,
+        backends: limits.backends.initial,
+        addresses: limits.addresses.initial,
+        flows: limits.flows,
+        socket_peers: limits.socket_peers,
+        pod_netns: limits.pod_namespaces,
+    }
+}
+
+fn largest_sizes(limits: &MapLimits) -> MapSizes {
+    MapSizes {
+        frontends: limits.frontends.max,
+        slots: limits.slots.max,
+        backends: limits.backends.max,
+        addresses: limits.addresses.max,
+        ..initial_sizes(limits)
+    }
+}
+
+/// Where the cgroup v2 hierarchy is mounted; on a node with both versions it is not at the usual place.
+fn cgroup_root() -> anyhow::Result<PathBuf> {
+    for place in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        if Path::new(place).join("cgroup.controllers").exists() {
+            return Ok(place.into());
+        }
+    }
+    bail!("no cgroup v2 hierarchy is mounted: mount one (`mount -t cgroup2 none DIR`) and name it with --cgroup, or set socketLB: off")
+}

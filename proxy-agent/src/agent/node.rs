@@ -1,0 +1,352 @@
+//! The node's side of things: its interfaces, addresses, own device and routes, kept in step with the kernel and the cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use proxy_common::Ip;
+use proxy_common::maps::{Config, ConfigFlags, MAX_SERVICE_RANGES, RangeKey};
+
+use super::cgroup_root;
+use crate::apply::Programmer;
+use crate::bpf::Datapath;
+use crate::bpf::links::InterfaceRole;
+use crate::cluster::ClusterState;
+use crate::config::{AgentOptions, SocketLb};
+use crate::control::ObjectError;
+use crate::network::namespaces::RUNTIME_DIRECTORY;
+use crate::network::{
+    Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem, Role,
+    RoleOptions, Roles, own_netns_cookie, roles,
+};
+
+/// What the agent knows and does about its node's network.
+pub struct NodeSide {
+    monitor: Monitor,
+    device: HostDevice,
+    namespaces: PodNamespaces,
+    netns: u64,
+    roles: Roles,
+    addresses: NodeAddresses,
+    problems: Vec<ObjectError>,
+    attached: bool,
+    pod_netns: BTreeMap<u32, u64>,
+    pod_ranges: BTreeSet<RangeKey>,
+    adopted: bool,
+}
+
+impl NodeSide {
+    /// Starts to follow the network namespace of this thread.
+    pub async fn start(options: &AgentOptions) -> Result<Self, NetworkError> {
+        let netlink = Netlink::open()?;
+        let monitor = Monitor::start(netlink.clone()).await?;
+        let side = Self {
+            device: HostDevice::new(netlink.clone()),
+            namespaces: PodNamespaces::new(netlink, RUNTIME_DIRECTORY)?,
+            netns: own_netns_cookie()?,
+            roles: Roles::default(),
+            addresses: NodeAddresses::default(),
+            problems: Vec::new(),
+            attached: false,
+            pod_netns: BTreeMap::new(),
+            pod_ranges: BTreeSet::new(),
+            adopted: false,
+            monitor,
+        };
+        tracing::debug!(netns = side.netns, uplinks = ?options.uplinks, "following the network");
+        Ok(side)
+    }
+
+    /// Waits for a change; true if something of ours may depend on it.
+    pub async fn changed(&mut self) -> Result<bool, NetworkError> {
+        tokio::select! {
+            change = self.monitor.changed() => change.map(|change| self.is_relevant(&change)),
+            () = self.namespaces.mounted() => Ok(true),
+        }
+    }
+
+    fn is_relevant(&self, change: &Change) -> bool {
+        change.resynced || change.default_routes || !change.links.is_empty() || self.device.is_concerned(change)
+    }
+
+    /// What is wrong with the node.
+    pub fn problems(&self) -> &[ObjectError] {
+        &self.problems
+    }
+
+    /// Whether every program that must be attached is.
+    pub fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// The node's addresses.
+    pub fn addresses(&self) -> &NodeAddresses {
+        &self.addresses
+    }
+
+    /// The name of an interface.
+    pub fn interface_name(&self, index: u32) -> String {
+        self.monitor.links().get(index).map_or_else(|| format!("interface {index}"), |link| link.name.clone())
+    }
+
+    /// The index of an interface of this role, if there is one.
+    pub fn interface_of(&self, role: Role) -> Option<u32> {
+        self.roles.of(role).map(|interface| interface.index).next()
+    }
+
+    /// Virtual addresses that no service range covers, which need routes of their own.
+    pub fn stray_addresses(
+        &self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        programmer: &Programmer<Datapath>,
+    ) -> BTreeSet<IpAddr> {
+        let ranges = service_cidrs(cluster, options);
+        let covered = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+        programmer.virtual_addresses().map(IpAddr::from).filter(|address| !covered(address)).collect()
+    }
+
+    /// Brings interfaces, addresses, device, routes and the node's facts in the maps in line.
+    pub async fn refresh(
+        &mut self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        programmer: &mut Programmer<Datapath>,
+        virtual_addresses: BTreeSet<IpAddr>,
+    ) {
+        let mut problems = Vec::new();
+        let node_object = node_addresses(cluster, options);
+        let links = self.monitor.links();
+        let role_options = RoleOptions { uplinks: options.uplinks.clone(), node_addresses: node_object.clone() };
+        self.roles = roles(links, &role_options);
+        self.addresses = NodeAddresses::find(links, &self.roles, &node_object);
+        problems.extend(self.roles.problems.iter().map(to_error));
+        let held: Vec<Ip> = self.addresses.all.iter().copied().map(Ip::from).collect();
+        programmer.set_node_addresses(&held);
+        self.refresh_ranges(cluster, options, programmer.store(), &mut problems);
+
+        let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
+        let device = match self.device.ensure(mtu).await {
+            Ok(index) => Some(index),
+            Err(error) => {
+                problems.push(ObjectError { object: "device millrace0".into(), message: error.to_string() });
+                None
+            }
+        };
+        let service_cidrs = service_cidrs(cluster, options);
+        if let Some(index) = device {
+            self.write_config(index, &service_cidrs, options, programmer.store()).await;
+        }
+        self.attached = self.attach(device, options, programmer.store_mut(), &mut problems) && device.is_some();
+        if device.is_some() {
+            let routes = HostRoutes { service_cidrs, virtual_addresses, node: self.addresses.clone() };
+            match self.device.sync_routes(routes).await {
+                Ok(found) => problems.extend(found.iter().map(to_error)),
+                Err(error) => problems.push(ObjectError { object: "routes".into(), message: error.to_string() }),
+            }
+        }
+        self.refresh_namespaces(programmer.store(), &mut problems).await;
+        for problem in &problems {
+            if !self.problems.contains(problem) {
+                tracing::warn!(object = problem.object, "{}", problem.message);
+            }
+        }
+        self.problems = problems;
+    }
+
+    /// Hangs the programs where they belong.
+    fn attach(
+        &self,
+        device: Option<u32>,
+        options: &AgentOptions,
+        datapath: &mut Datapath,
+        problems: &mut Vec<ObjectError>,
+    ) -> bool {
+        let mut wanted: BTreeMap<u32, InterfaceRole> = self
+            .roles
+            .interfaces
+            .iter()
+            .map(|interface| match interface.role {
+                Role::Uplink => (interface.index, InterfaceRole::Uplink),
+                Role::Pod => (interface.index, InterfaceRole::Pod),
+            })
+            .collect();
+        wanted.extend(device.map(|index| (index, InterfaceRole::Host)));
+        let errors = datapath.links.set_interfaces(&wanted, &datapath.programs);
+        let complete = errors.is_empty();
+        for (index, error) in errors {
+            let object = format!("interface {}", self.interface_name(index));
+            problems.push(ObjectError { object, message: error.to_string() });
+        }
+        complete && attach_sockets(options, datapath, problems)
+    }
+
+    /// Tells the programs what they need to know of the node, if it is not what they know already.
+    async fn write_config(
+        &self,
+        device: u32,
+        service_cidrs: &[IpNet],
+        options: &AgentOptions,
+        datapath: &Datapath,
+    ) {
+        let old = datapath.config.get(0).unwrap_or_default();
+        let mut flags = match options.configuration.socket_lb {
+            SocketLb::All => ConfigFlags::SOCKETS_OF_NODE | ConfigFlags::SOCKETS_OF_PODS,
+            SocketLb::Host => ConfigFlags::SOCKETS_OF_NODE,
+            SocketLb::Off => 0,
+        };
+        let per_family = |v4: bool| self.addresses.all.iter().filter(|address| address.is_ipv4() == v4).count();
+        if per_family(true) > 1 || per_family(false) > 1 {
+            flags |= ConfigFlags::MORE_NODE_ADDRESSES;
+        }
+        let ports = options.configuration.masquerade_ports;
+        let mac = self.monitor.links().get(device).and_then(|link| link.mac);
+        let mut config = Config {
+            node_netns: self.netns,
+            flags,
+            host_device: device,
+            // The device may be so new that the monitor has not heard of it; then this runs again when it has.
+            host_mac: mac.unwrap_or(old.host_mac),
+            masquerade_first: ports.first(),
+            masquerade_count: ports.count(),
+            pods_answer_outside: old.pods_answer_outside,
+            node_v4: self.addresses.primary_v4.map(Ip::from).unwrap_or_default(),
+            node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
+            ..Config::default()
+        };
+        for (index, range) in service_cidrs.iter().take(MAX_SERVICE_RANGES).enumerate() {
+            let (network, mask) = range_words(range);
+            config.service_range[index] = network;
+            config.service_mask[index] = mask;
+        }
+        if config != old {
+            datapath.config.set(0, &config);
+        }
+    }
+
+    /// Which addresses are pods of the cluster.
+    fn refresh_ranges(
+        &mut self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        datapath: &Datapath,
+        problems: &mut Vec<ObjectError>,
+    ) {
+        let nodes = cluster.nodes().flat_map(|node| node.pod_cidrs.iter());
+        let wanted: BTreeSet<RangeKey> =
+            options.configuration.cluster_cidrs.iter().chain(nodes).map(range_key).collect();
+        if !self.adopted {
+            let mut found = BTreeSet::new();
+            let result = datapath.pod_ranges.for_each(|key, _| {
+                found.insert(key);
+            });
+            if result.is_ok() {
+                self.pod_ranges = found;
+            }
+        }
+        let mut failed = None;
+        for key in self.pod_ranges.difference(&wanted) {
+            failed = datapath.pod_ranges.remove(key).err().or(failed);
+        }
+        for key in wanted.difference(&self.pod_ranges) {
+            failed = datapath.pod_ranges.set(key, &1).err().or(failed);
+        }
+        match failed {
+            None => self.pod_ranges = wanted,
+            Some(error) => problems.push(ObjectError {
+                object: "pod ranges".into(),
+                message: format!("writing the map POD_RANGES: {error}; will be tried again with the next change"),
+            }),
+        }
+    }
+
+    /// Which network namespaces are this node's pods'.
+    async fn refresh_namespaces(&mut self, datapath: &Datapath, problems: &mut Vec<ObjectError>) {
+        self.namespaces.update(self.monitor.links(), &self.roles).await;
+        if let Some(limitation) = self.namespaces.limitation() {
+            problems.push(ObjectError { object: "pods' namespaces".into(), message: limitation.to_owned() });
+        }
+        let wanted: BTreeMap<u32, u64> = self.namespaces.cookies().collect();
+        let mut known: BTreeMap<u64, u32> = BTreeMap::new();
+        if self.adopted {
+            known.extend(self.pod_netns.iter().map(|(index, cookie)| (*cookie, *index)));
+        } else {
+            let _ = datapath.pod_netns.for_each(|cookie, index| {
+                known.insert(cookie, index);
+            });
+            self.adopted = true;
+        }
+        for cookie in known.keys().filter(|cookie| !wanted.values().any(|wanted| wanted == *cookie)) {
+            let _ = datapath.pod_netns.remove(cookie);
+        }
+        for (index, cookie) in &wanted {
+            if known.get(cookie) != Some(index)
+                && let Err(error) = datapath.pod_netns.set(cookie, index)
+            {
+                let object = format!("interface {}", self.interface_name(*index));
+                let message = format!("noting the pod's namespace: {error}; its sockets are left to the packet path");
+                problems.push(ObjectError { object, message });
+            }
+        }
+        self.pod_netns = wanted;
+    }
+}
+
+fn attach_sockets(options: &AgentOptions, datapath: &mut Datapath, problems: &mut Vec<ObjectError>) -> bool {
+    if options.configuration.socket_lb == SocketLb::Off {
+        datapath.links.detach_sockets();
+        return true;
+    }
+    let cgroup = match options.cgroup.clone().map_or_else(cgroup_root, Ok) {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            problems.push(ObjectError { object: "socket hooks".into(), message: error.to_string() });
+            return false;
+        }
+    };
+    match datapath.links.attach_sockets(&cgroup, &datapath.programs) {
+        Ok(()) => true,
+        Err(error) => {
+            problems.push(ObjectError { object: "socket hooks".into(), message: error.to_string() });
+            false
+        }
+    }
+}
+
+/// The node's addresses as its object or the configuration has them.
+fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr> {
+    let configured = &options.configuration.node_addresses;
+    if configured.is_empty() {
+        cluster.node(&options.node_name).map(|node| node.addresses.clone()).unwrap_or_default()
+    } else {
+        configured.clone()
+    }
+}
+
+/// The ranges of cluster IPs, from objects and configuration.
+pub fn service_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNet> {
+    let mut ranges: Vec<_> =
+        cluster.service_cidrs().chain(options.configuration.service_cidrs.iter().copied()).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    ranges
+}
+
+fn to_error(problem: &Problem) -> ObjectError {
+    ObjectError { object: problem.object.clone(), message: problem.message.clone() }
+}
+
+/// Network and mask of a range, in the form of an IPv4-mapped or an IPv6 address.
+fn range_words(range: &IpNet) -> (Ip, Ip) {
+    let bits = range_bits(range);
+    let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+    (Ip::from(range.network()), Ip::from(std::net::Ipv6Addr::from(mask)))
+}
+
+fn range_key(range: &IpNet) -> RangeKey {
+    RangeKey { prefix_len: range_bits(range), address: Ip::from(range.network()) }
+}
+
+fn range_bits(range: &IpNet) -> u32 {
+    u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 }
+}

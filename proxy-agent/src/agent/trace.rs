@@ -1,0 +1,189 @@
+//! `millrace trace`: where would these packets go?
+//!
+//! For packets of pods and from outside the live program runs over crafted packets, see [`crate::bpf::test_run`]. For the node's own
+//! sockets the hooks' decision runs here, by the same code over the live maps, and where it leaves the socket alone the live
+//! program of our own device decides. Nothing is sent and nothing is stored.
+
+mod craft;
+mod sockets;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::maps::FrontendKey;
+use proxy_common::{Ip, Port};
+
+use super::Agent;
+use crate::bpf::test_run::{DryRun, DryRunKind, DryRunner};
+use crate::config::SocketLb;
+use crate::control::{Entry, ServiceKind, TraceBackend, TraceReply, TraceRequest, Verdict};
+use crate::network::Role;
+use crate::plan::plan;
+
+/// The source port of a trace that names none: in the middle of the ephemeral range.
+const DEFAULT_SOURCE_PORT: u16 = 40_000;
+
+/// What one sample came to.
+struct Sample {
+    verdict: Verdict,
+    reason: String,
+    backend: Option<(SocketAddr, bool)>,
+}
+
+pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String> {
+    if !agent.synced {
+        return Err("the agent has not programmed anything yet: see `millrace status`".to_owned());
+    }
+    let entry = request.entry.unwrap_or_else(|| entry_of(agent, request.from));
+    let mut steps = vec![format!("{} enters {}", request.from, place(entry, request.entry.is_some()))];
+    let target = describe_target(agent, request, &mut steps);
+    let samples = match entry {
+        Entry::Node if agent.options.configuration.socket_lb != SocketLb::Off && sockets::applies(request) => {
+            sockets::samples(agent, request, &mut steps)?
+        }
+        _ => packets(agent, request, entry, &mut steps)?,
+    };
+    Ok(summarise(agent, request, target, &samples, steps))
+}
+
+/// A source in a pod range is a pod, one of this node's addresses is the node, all others come from outside.
+fn entry_of(agent: &Agent, from: IpAddr) -> Entry {
+    let in_nodes = agent.cluster.nodes().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&from));
+    let in_config = agent.options.configuration.cluster_cidrs.iter().any(|range| range.contains(&from));
+    if in_nodes || in_config {
+        Entry::Pod
+    } else if agent.node.addresses().holds(from) || from.is_loopback() {
+        Entry::Node
+    } else {
+        Entry::Uplink
+    }
+}
+
+fn place(entry: Entry, named: bool) -> String {
+    let place = match entry {
+        Entry::Pod => "by a pod's interface",
+        Entry::Node => "from a socket of this node",
+        Entry::Uplink => "by the uplink",
+    };
+    if named { format!("{place}, as asked") } else { format!("{place}, by its address") }
+}
+
+/// Which service is meant.
+struct Target {
+    service: String,
+    kind: ServiceKind,
+}
+
+fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Option<Target> {
+    let key = FrontendKey::new(
+        Ip::from(request.to.ip()),
+        Port::new(request.to.port()),
+        request.protocol.number(),
+    );
+    for (id, service) in agent.cluster.services() {
+        if !service.cluster_ips().any(|address| Ip::from(address) == key.address) {
+            continue;
+        }
+        let Some(programmed) = agent.programmer.programmed(id) else { continue };
+        if !programmed.groups.iter().any(|group| group.frontends.contains(&key)) {
+            continue;
+        }
+        let planned = plan(&agent.cluster, id, &agent.context);
+        let Some(group) = planned.groups.iter().find(|group| group.frontends.contains(&key)) else { continue };
+        let names = agent.cluster.names();
+        let service =
+            format!("{}/{}:{}", names.text(service.namespace), service.name, names.text(group.port_name));
+        steps.push(format!(
+            "{} {} is a ClusterIP of {service}, with {} usable endpoints",
+            request.to,
+            request.protocol,
+            group.active.len()
+        ));
+        return Some(Target { service, kind: ServiceKind::ClusterIp });
+    }
+    steps.push(format!("{} {} is no frontend", request.to, request.protocol));
+    None
+}
+
+fn packets(
+    agent: &Agent,
+    request: &TraceRequest,
+    entry: Entry,
+    steps: &mut Vec<String>,
+) -> Result<Vec<Sample>, String> {
+    let (program, ifindex) = match entry {
+        Entry::Pod => ("from_pod", agent.node.interface_of(Role::Pod)),
+        Entry::Uplink => ("from_uplink", agent.node.interface_of(Role::Uplink)),
+        Entry::Node => ("from_host", None),
+    };
+    steps.push(format!("the program {program} decides, packet by packet"));
+    let datapath = agent.programmer.store();
+    let runner = DryRunner::new(datapath, program).map_err(|error| format!("running {program}: {error}"))?;
+    (0..request.samples)
+        .map(|sample| {
+            let sport = request.source_port.unwrap_or(DEFAULT_SOURCE_PORT).wrapping_add(sample as u16);
+            let frame = craft::frame(request.from, request.to, sport.max(1), request.protocol);
+            let run = runner.run(&frame, ifindex.unwrap_or(0)).map_err(|error| format!("running {program}: {error}"))?;
+            Ok(sample_of(agent, &run))
+        })
+        .collect()
+}
+
+fn sample_of(agent: &Agent, run: &DryRun) -> Sample {
+    let verdict = match run.kind {
+        DryRunKind::Pass => Verdict::Pass,
+        DryRunKind::Drop if run.reason.is_reject() => Verdict::Reject,
+        DryRunKind::Drop => Verdict::Drop,
+        DryRunKind::Echo | DryRunKind::Translate => Verdict::Forward,
+    };
+    let backend = (run.kind == DryRunKind::Translate)
+        .then(|| agent.programmer.store().backends.get(run.backend))
+        .flatten()
+        .map(|backend| (SocketAddr::new(backend.address.into(), backend.port.number()), run.masquerade));
+    Sample { verdict, reason: run.reason.meaning().trim().to_owned(), backend }
+}
+
+fn summarise(
+    agent: &Agent,
+    request: &TraceRequest,
+    target: Option<Target>,
+    samples: &[Sample],
+    mut steps: Vec<String>,
+) -> TraceReply {
+    let mut counts: BTreeMap<(SocketAddr, bool), u32> = BTreeMap::new();
+    for backend in samples.iter().filter_map(|sample| sample.backend) {
+        *counts.entry(backend).or_default() += 1;
+    }
+    let backends: Vec<_> = counts
+        .into_iter()
+        .map(|((address, masquerade), samples)| TraceBackend {
+            address,
+            node: node_of(agent, request, address),
+            samples,
+            masquerade,
+        })
+        .collect();
+    let first = samples.first();
+    let verdict = first.map_or(Verdict::Pass, |sample| sample.verdict);
+    let reason = first.map(|sample| sample.reason.clone()).unwrap_or_default();
+    for backend in &backends {
+        let source = if backend.masquerade { "with an address of this node" } else { "with its own address" };
+        steps.push(format!("{} of {} samples go to {}, {source}", backend.samples, samples.len(), backend.address));
+    }
+    let (service, kind) = target.map(|target| (target.service, target.kind)).unzip();
+    TraceReply { verdict, reason, service, kind, backends, steps }
+}
+
+/// The node a backend is on, as its slice says.
+fn node_of(agent: &Agent, request: &TraceRequest, address: SocketAddr) -> Option<String> {
+    let vip = request.to.ip();
+    let (id, _) = agent.cluster.services().find(|(_, service)| service.cluster_ips().any(|ip| ip == vip))?;
+    let planned = plan(&agent.cluster, id, &agent.context);
+    let (ip, port) = (Ip::from(address.ip()), Port::new(address.port()));
+    let target = planned
+        .groups
+        .iter()
+        .flat_map(|group| group.active.iter().chain(&group.draining))
+        .find(|target| target.address == ip && target.port == port)?;
+    target.node.map(|node| agent.cluster.names().text(node).to_owned())
+}

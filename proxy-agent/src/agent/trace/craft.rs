@@ -1,0 +1,73 @@
+//! Packets that do not exist: the first one that a client would send.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::control::Protocol;
+
+const MAC: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+
+/// An Ethernet frame with a TCP SYN, an empty datagram, or an SCTP INIT.
+pub fn frame(from: IpAddr, to: SocketAddr, sport: u16, protocol: Protocol) -> Vec<u8> {
+    let transport = transport(sport, to.port(), protocol);
+    let mut frame = MAC.to_vec();
+    match (from, to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            frame.extend(0x0800_u16.to_be_bytes());
+            frame.extend([0x45, 0]);
+            frame.extend((20 + transport.len() as u16).to_be_bytes());
+            frame.extend([0, 0, 0x40, 0, 64, protocol.number(), 0, 0]);
+            frame.extend(from.octets());
+            frame.extend(to.octets());
+        }
+        (from, to) => {
+            let v6 = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped(),
+                IpAddr::V6(address) => address,
+            };
+            frame.extend(0x86dd_u16.to_be_bytes());
+            frame.extend([0x60, 0, 0, 0]);
+            frame.extend((transport.len() as u16).to_be_bytes());
+            frame.extend([protocol.number(), 64]);
+            frame.extend(v6(from).octets());
+            frame.extend(v6(to).octets());
+        }
+    }
+    frame.extend(transport);
+    frame
+}
+
+fn transport(sport: u16, dport: u16, protocol: Protocol) -> Vec<u8> {
+    let mut header = Vec::with_capacity(32);
+    header.extend(sport.to_be_bytes());
+    header.extend(dport.to_be_bytes());
+    match protocol {
+        // Sequence and acknowledgement numbers, 5 words, SYN, window, checksum, urgent pointer.
+        Protocol::Tcp => header.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]),
+        Protocol::Udp => header.extend([0, 8, 0, 0]),
+        // Verification tag, checksum, an INIT chunk's header.
+        Protocol::Sctp => header.extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20]),
+    }
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proxy_common::packet::{ETHERNET_LEN, ether_type, parse};
+
+    #[test]
+    fn crafted_packets_are_what_the_parser_expects() {
+        for (from, to, kind) in [
+            ("10.244.1.5", "10.96.0.1:80", ether_type::IPV4),
+            ("fd00:244::5", "[fd00:96::1]:80", ether_type::IPV6),
+        ] {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+                let frame = frame(from.parse().unwrap(), to.parse().unwrap(), 40_000, protocol);
+                let headers = parse(&frame[..], kind, ETHERNET_LEN).unwrap();
+                assert_eq!((headers.sport.number(), headers.dport.number()), (40_000, 80));
+                assert_eq!(IpAddr::from(headers.src), from.parse::<IpAddr>().unwrap());
+                assert_eq!(headers.is_syn(), protocol == Protocol::Tcp);
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What the socket hooks would decide, by their own code over the live maps.
+
+use std::cell::Cell;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::SocketAddr;
+
+use proxy_common::decide::socket::{SocketDecision, connect, send};
+use proxy_common::maps::{
+    AddressFlags, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Slot, SocketKey, SocketPeer,
+};
+use proxy_common::{Ip, Port, Tables};
+
+use super::{Agent, Sample};
+use crate::bpf::Datapath;
+use crate::control::{Protocol, TraceRequest, Verdict};
+
+/// Whether hooks decide about sockets of this protocol at all.
+pub fn applies(request: &TraceRequest) -> bool {
+    matches!(request.protocol, Protocol::Tcp | Protocol::Udp)
+}
+
+/// Asks the hooks once a sample; falls through to the packet path where they leave the socket alone.
+pub fn samples(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
+    let tables = Live::new(agent.programmer.store());
+    let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
+    let decide = || match request.protocol {
+        Protocol::Udp => send(&tables, 0, address, port),
+        _ => connect(&tables, address, port, request.protocol.number()),
+    };
+    let hook = if request.protocol == Protocol::Udp { "sendmsg (unconnected sockets)" } else { "connect" };
+    let mut samples = Vec::new();
+    for _ in 0..request.samples {
+        match decide() {
+            SocketDecision::Translate(selected) => {
+                let backend = selected.backend;
+                samples.push(Sample {
+                    verdict: Verdict::Forward,
+                    reason: "The socket is given a backend in place of the virtual address.".to_owned(),
+                    backend: Some((SocketAddr::new(backend.address.into(), backend.port.number()), false)),
+                });
+            }
+            SocketDecision::Refuse => samples.push(Sample {
+                verdict: Verdict::Reject,
+                reason: "The call fails with ECONNREFUSED, because the service has no usable endpoint.".to_owned(),
+                backend: None,
+            }),
+            SocketDecision::Leave(_) => {
+                steps.push(format!("the {hook} hook leaves the socket alone"));
+                if agent.node.addresses().holds(request.to.ip()) || !is_ours(agent, &tables, request) {
+                    return Ok(vec![Sample {
+                        verdict: Verdict::Pass,
+                        reason: "Not addressed to a service, left to the kernel.".to_owned(),
+                        backend: None,
+                    }]);
+                }
+                return super::packets(agent, request, crate::control::Entry::Node, steps);
+            }
+        }
+    }
+    steps.push(format!("the {hook} hook decides, with a random choice for each socket"));
+    Ok(samples)
+}
+
+/// Whether the address is routed to our own device.
+fn is_ours(agent: &Agent, tables: &Live<'_>, request: &TraceRequest) -> bool {
+    let address = Ip::from(request.to.ip());
+    tables.config.is_service_address(&address) || agent.programmer.virtual_addresses().any(|found| found == address)
+}
+
+/// The live maps, read only.
+struct Live<'a> {
+    datapath: &'a Datapath,
+    config: Config,
+    random: Cell<u64>,
+}
+
+impl<'a> Live<'a> {
+    fn new(datapath: &'a Datapath) -> Self {
+        let config = datapath.config.get(0).unwrap_or_default();
+        Self { datapath, config, random: Cell::new(RandomState::new().hash_one(0_u8) | 1) }
+    }
+}
+
+impl Tables for Live<'_> {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.datapath.frontends.get(key).ok().flatten()
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.datapath.slots.get(index)
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend> {
+        self.datapath.backends.get(id)
+    }
+
+    fn address(&self, address: &Ip) -> AddressFlags {
+        AddressFlags(self.datapath.addresses.get(address).ok().flatten().unwrap_or_default())
+    }
+
+    fn is_pod(&self, _address: &Ip) -> bool {
+        false
+    }
+
+    fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool {
+        let found = self.datapath.flows.get(key).ok().flatten();
+        found.is_some_and(|flow| {
+            *into = flow;
+            true
+        })
+    }
+
+    fn insert_flow(&self, _key: &FlowKey, _flow: &Flow) -> bool {
+        true
+    }
+
+    fn replace_flow(&self, _key: &FlowKey, _flow: &Flow) {}
+
+    /// A socket that has not sent anything yet.
+    fn socket_peer(&self, _key: &SocketKey) -> Option<SocketPeer> {
+        None
+    }
+
+    fn replace_socket_peer(&self, _key: &SocketKey, _peer: &SocketPeer) {}
+
+    fn pods_answer_outside(&self) {}
+
+    fn now(&self) -> u32 {
+        0
+    }
+
+    fn random(&self) -> u32 {
+        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled" (2016).
+        let mut state = self.random.get();
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        self.random.set(state);
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+}
