@@ -32,23 +32,28 @@ fn own_cookie() -> Result<u64, Errno> {
     sys::netns_cookie(&socket)
 }
 
-/// The cookies of open namespace files, one for each. The error is about all of them.
-pub(super) fn cookies_of(namespaces: Vec<File>) -> Result<Vec<u64>, NetworkError> {
-    if namespace_ids_are_cookies() {
-        let ids: Result<Vec<_>, _> = namespaces
-            .iter()
-            .map(|file| sys::namespace_id(file.as_fd()))
-            .collect();
-        return ids.map_err(failed("reading the id of a pod's network namespace"));
+/// The cookies of open namespace files, one for each. An error is about all of them.
+pub fn cookies_of(namespaces: Vec<File>) -> Result<Vec<u64>, NetworkError> {
+    if !namespace_ids_are_cookies() {
+        return cookies_by_entering(namespaces);
     }
-    // A thread of its own, because entering is for good.
-    let entering = move || {
+    let ids: Result<Vec<_>, _> = namespaces
+        .iter()
+        .map(|file| sys::namespace_id(file.as_fd()))
+        .collect();
+    ids.map_err(failed("reading the id of a pod's network namespace"))
+}
+
+/// The same as [`cookies_of`] for kernels before 6.18.
+pub fn cookies_by_entering(namespaces: Vec<File>) -> Result<Vec<u64>, NetworkError> {
+    let enter_each = move || {
         let enter = |file: &File| setns(file, CloneFlags::CLONE_NEWNET).and_then(|()| own_cookie());
         namespaces.iter().map(enter).collect::<Result<Vec<_>, _>>()
     };
+    // In a thread of its own, because entering is for good.
     let thread = std::thread::Builder::new()
         .name("netns-cookie".into())
-        .spawn(entering);
+        .spawn(enter_each);
     let thread = thread.map_err(|error| NetworkError::Cookie {
         what: "starting a thread",
         error,

@@ -12,7 +12,7 @@
 //! no duplicate detection, no router solicitation, no multicast).
 
 use rtnetlink::packet_route::link::LinkFlags;
-use rtnetlink::{LinkUnspec, LinkVeth};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use super::error::NetworkError;
 use super::link::Link;
@@ -50,6 +50,9 @@ const IPV6_SETTINGS: [Setting; 6] = [
     setting("ipv6", HOST_DEVICE, "disable_ipv6", "0"),
 ];
 
+/// The least that IPv6 works with (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
 /// Our own device.
 #[derive(Debug)]
 pub struct HostDevice {
@@ -79,12 +82,25 @@ impl HostDevice {
             Some(pair) => pair,
             None => self.create().await?,
         };
-        let ipv6: &[Setting] = if sysctl::has_ipv6() { &IPV6_SETTINGS } else { &[] };
+        for link in [&peer, &device] {
+            if link.mtu != mtu {
+                self.set(link, LinkUnspec::new_with_index(link.index).mtu(mtu))
+                    .await?;
+            }
+        }
+        let has_ipv6 = sysctl::has_ipv6() && mtu >= IPV6_MIN_MTU;
+        let ipv6: &[Setting] = if has_ipv6 { &IPV6_SETTINGS } else { &[] };
         for setting in IPV4_SETTINGS.iter().chain(ipv6) {
             self.settings_written += u64::from(setting.ensure()?);
         }
         for link in [&peer, &device] {
-            self.configure(link, mtu).await?;
+            if link.flags.difference(LinkFlags::LowerUp) != LinkFlags::Up | LinkFlags::Noarp {
+                let flags = LinkUnspec::new_with_index(link.index)
+                    .arp(false)
+                    .multicast(false)
+                    .up();
+                self.set(link, flags).await?;
+            }
         }
         self.index = Some(device.index);
         Ok(device.index)
@@ -127,13 +143,14 @@ impl HostDevice {
     }
 
     async fn create(&self) -> Result<(Link, Link), NetworkError> {
-        let what = format!("making interface {HOST_DEVICE}");
+        // A device is born with multicast, and where IPv6 forwards it would join the group of all routers and
+        // say so. Born too small for IPv6, it meets IPv6 only when it has no multicast any more.
         let pair = LinkVeth::new(HOST_DEVICE, HOST_DEVICE_PEER)
-            .arp(false)
             .multicast(false)
+            .mtu(IPV6_MIN_MTU - 1)
             .build();
         let made = self.netlink.writing().link().add(pair).execute().await;
-        made.map_err(NetworkError::request(&what))?;
+        made.map_err(NetworkError::request(format!("making interface {HOST_DEVICE}")))?;
         tracing::info!("made interface {HOST_DEVICE}");
         find(&self.netlink).await?.ok_or(NetworkError::ForeignDevice {
             name: HOST_DEVICE,
@@ -141,17 +158,8 @@ impl HostDevice {
         })
     }
 
-    async fn configure(&self, link: &Link, mtu: u32) -> Result<(), NetworkError> {
-        if link.flags.difference(LinkFlags::LowerUp) == LinkFlags::Up | LinkFlags::Noarp && link.mtu == mtu {
-            return Ok(());
-        }
-        let message = LinkUnspec::new_with_index(link.index)
-            .arp(false)
-            .multicast(false)
-            .mtu(mtu)
-            .up()
-            .build();
-        let set = self.netlink.writing().link().set(message).execute().await;
+    async fn set(&self, link: &Link, to: LinkMessageBuilder<LinkUnspec>) -> Result<(), NetworkError> {
+        let set = self.netlink.writing().link().set(to.build()).execute().await;
         set.map_err(NetworkError::request(format!(
             "setting up interface {}",
             link.name

@@ -230,8 +230,8 @@ fn report_foreign(route: &Route) -> Problem {
     Problem {
         object: format!("route {}", route.prefix),
         message: format!(
-            "already there, leading {by} (protocol {}), and left alone: the node's own packets to these addresses that no \
-             socket hook translates go that way; remove that route to have Millrace serve them",
+            "already there, leading {by} (protocol {}), and left alone: the node's own packets to these \
+             addresses that no socket hook translates go that way; remove that route to have Millrace serve them",
             route.protocol
         ),
     }

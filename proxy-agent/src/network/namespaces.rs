@@ -109,7 +109,7 @@ impl PodNamespaces {
         match self.mounts.ready(Interest::PRIORITY).await {
             Ok(mut ready) => ready.clear_ready(),
             Err(error) => {
-                tracing::warn!(%error, "the mount table cannot be watched: pods are found when their interface changes");
+                tracing::warn!(%error, "the mount table cannot be watched; pods are found when links change");
                 std::future::pending::<()>().await;
             }
         }

@@ -110,7 +110,8 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
                 Some(link) => named.push(link.index),
                 None => problem(
                     format!("interface {name}"),
-                    "named by --uplink, but there is none of this name in the agent's network namespace: it is used as soon as it appears",
+                    "named by --uplink, but there is none of this name in the agent's network namespace: it is \
+                     used as soon as it appears",
                 ),
             }
         }
@@ -153,7 +154,8 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
     if found.is_empty() {
         problem(
             "uplink".into(),
-            "no interface holds an address of this node, leads to a default route or has a global address: name the uplinks with --uplink",
+            "no interface holds an address of this node, leads to a default route or has a global address: \
+             name the uplinks with --uplink",
         );
     }
     found
