@@ -1,0 +1,453 @@
+//! From a document's text to objects.
+//!
+//! Which type to decode into stands in the document itself (`apiVersion`, `kind`). In block style these are lines that start in the first
+//! column, where nothing else can stand, so they are read without parsing; elsewhere the document is decoded twice. A
+//! [`List`](parse) is always decoded twice: first the kinds of its items, then each item into the type of its kind. Nothing is
+//! decoded into a general value in between, which would cost several times the text.
+//!
+//! A document that begins with `{` is tried as JSON first, which is the larger part of YAML's flow style and a lot faster.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::documents::Document;
+use crate::source::{Kind, Object, wire};
+
+/// What a document holds.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    pub(super) objects: Vec<Object>,
+    /// What was left out, and why.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Why a document cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) struct Malformed {
+    line: usize,
+    field: Option<String>,
+    message: String,
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}", self.line)?;
+        if let Some(field) = &self.field {
+            write!(f, ", field {field}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// Reads a document. `json` says that the file can be nothing else.
+pub(super) fn parse(document: Document<'_>, json: bool) -> Result<Content, Malformed> {
+    let head = match head_by_lines(document.text) {
+        Some(head) => head,
+        None => decode(document, json, PhantomData::<Head>)?,
+    };
+    let mut content = Content::default();
+    match Meaning::of(&head) {
+        Meaning::Object(kind) => {
+            let object = decode(document, json, ObjectSeed(kind))?;
+            check_name(&object, document, "metadata.name")?;
+            content.objects.push(object);
+        }
+        Meaning::List => parse_list(document, json, &mut content)?,
+        Meaning::Nothing => {}
+        Meaning::Unknown if head.kind.is_empty() || head.api_version.is_empty() => {
+            let missing = if head.kind.is_empty() {
+                "kind"
+            } else {
+                "apiVersion"
+            };
+            return Err(Malformed {
+                line: document.first_line(),
+                field: Some(missing.to_owned()),
+                message: "missing".to_owned(),
+            });
+        }
+        Meaning::Unknown => {
+            let line = document.first_line();
+            content
+                .warnings
+                .push(format!("line {line}: {} is left out", unknown(&head)));
+        }
+    }
+    Ok(content)
+}
+
+fn parse_list(document: Document<'_>, json: bool, content: &mut Content) -> Result<(), Malformed> {
+    let heads = decode(document, json, PhantomData::<ListHead>)?
+        .items
+        .unwrap_or_default();
+    let mut kinds = Vec::with_capacity(heads.len());
+    for (i, head) in heads.iter().enumerate() {
+        kinds.push(match Meaning::of(head) {
+            Meaning::Object(kind) => Some(kind),
+            Meaning::Nothing => None,
+            Meaning::List | Meaning::Unknown => {
+                let line = document.first_line();
+                content
+                    .warnings
+                    .push(format!("line {line}: items[{i}]: {} is left out", unknown(head)));
+                None
+            }
+        });
+    }
+    content.objects = decode(document, json, ListSeed(&kinds))?;
+    let places = (0..)
+        .zip(&kinds)
+        .filter(|(_, kind)| kind.is_some())
+        .map(|(i, _)| i);
+    for (object, i) in content.objects.iter().zip(places) {
+        check_name(object, document, &format!("items[{i}].metadata.name"))?;
+    }
+    Ok(())
+}
+
+fn check_name(object: &Object, document: Document<'_>, field: &str) -> Result<(), Malformed> {
+    if !object.metadata().name.is_empty() {
+        return Ok(());
+    }
+    Err(Malformed {
+        line: document.first_line(),
+        field: Some(field.to_owned()),
+        message: format!("missing in this {}", object.kind()),
+    })
+}
+
+fn unknown(head: &Head) -> String {
+    let known = "Service, Node, Namespace and List of v1, EndpointSlice of discovery.k8s.io/v1, ServiceCIDR of networking.k8s.io/v1";
+    format!(
+        "{} of {} is none of the kinds read here ({known}); it",
+        head.kind, head.api_version
+    )
+}
+
+/// What kind of object a document or an item is.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default, rename_all = "camelCase")]
+struct Head {
+    api_version: wire::Text,
+    kind: wire::Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ListHead {
+    items: Option<Vec<Head>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Meaning {
+    Object(Kind),
+    List,
+    /// Known, and of no use to this version.
+    Nothing,
+    Unknown,
+}
+
+impl Meaning {
+    fn of(head: &Head) -> Self {
+        match (head.api_version.as_str(), head.kind.as_str()) {
+            ("v1", "Service") => Self::Object(Kind::Service),
+            ("v1", "Node") => Self::Object(Kind::Node),
+            ("v1", "Namespace") => Self::Nothing,
+            ("v1", "List") => Self::List,
+            ("discovery.k8s.io/v1", "EndpointSlice") => Self::Object(Kind::EndpointSlice),
+            ("networking.k8s.io/v1", "ServiceCIDR") => Self::Object(Kind::ServiceCidr),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Reads the head of a document in block style; `None` where that cannot be done for sure.
+fn head_by_lines(text: &str) -> Option<Head> {
+    let value = |key: &str| {
+        let mut values = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let value = values
+            .next()?
+            .split(" #")
+            .next()?
+            .trim()
+            .trim_matches(['"', '\'']);
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./-".contains(&byte);
+        (values.next().is_none() && !value.is_empty() && value.bytes().all(plain)).then(|| value.into())
+    };
+    Some(Head {
+        api_version: value("apiVersion")?,
+        kind: value("kind")?,
+    })
+}
+
+fn decode<'de, S>(document: Document<'de>, json: bool, seed: S) -> Result<S::Value, Malformed>
+where
+    S: DeserializeSeed<'de> + Copy,
+{
+    let text = document.text;
+    if text.trim_start().starts_with('{') || json {
+        let mut decoder = serde_json::Deserializer::from_str(text);
+        match seed
+            .deserialize(&mut decoder)
+            .and_then(|value| decoder.end().map(|()| value))
+        {
+            Ok(value) => return Ok(value),
+            Err(error) if json => return Err(malformed_json(document, seed, &error)),
+            // Flow style that is not JSON.
+            Err(_) => {}
+        }
+    }
+    let decoded = serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |yaml| {
+        seed.deserialize(yaml)
+    });
+    decoded.map_err(|error| malformed_yaml(document, seed, &error))
+}
+
+fn yaml_options() -> serde_saphyr::Options {
+    // The budget counts nodes of a document, and a List may be as long as it likes. Aliases stay limited.
+    serde_saphyr::options! { budget: None, with_snippet: false }
+}
+
+/// Decodes once more to learn the field: keeping track of it all the time would slow down every good document.
+fn malformed_json<'de, S>(document: Document<'de>, seed: S, error: &serde_json::Error) -> Malformed
+where
+    S: DeserializeSeed<'de>,
+{
+    let mut track = serde_path_to_error::Track::new();
+    let mut decoder = serde_json::Deserializer::from_str(document.text);
+    let failed = seed
+        .deserialize(serde_path_to_error::Deserializer::new(&mut decoder, &mut track))
+        .is_err();
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    Malformed {
+        line: document.line + error.line().saturating_sub(1),
+        field: if failed { field(&track.path()) } else { None },
+        message: error.to_string().replace(&position, ""),
+    }
+}
+
+fn malformed_yaml<'de, S>(document: Document<'de>, seed: S, error: &serde_saphyr::Error) -> Malformed
+where
+    S: DeserializeSeed<'de>,
+{
+    let mut track = serde_path_to_error::Track::new();
+    let again =
+        serde_saphyr::with_deserializer_from_str_with_options(document.text, yaml_options(), |yaml| {
+            seed.deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track))
+                .map(drop)
+        });
+    let location = error.location();
+    let (line, column) = location.map_or((1, 0), |location| (location.line() as usize, location.column()));
+    let position = format!(" at line {line}, column {column}");
+    Malformed {
+        line: document.line + line.saturating_sub(1),
+        field: if again.is_err() {
+            field(&track.path())
+        } else {
+            None
+        },
+        message: error.without_snippet().to_string().replace(&position, ""),
+    }
+}
+
+/// The field as it stands in the object; `None` at the top or where it is not known.
+fn field(path: &serde_path_to_error::Path) -> Option<String> {
+    let path = path.to_string();
+    let path = path.trim_end_matches(".?").trim_matches(['.', '?']);
+    (!path.is_empty()).then(|| path.to_owned())
+}
+
+/// Decodes an object of a kind that is known beforehand.
+#[derive(Clone, Copy)]
+struct ObjectSeed(Kind);
+
+impl<'de> DeserializeSeed<'de> for ObjectSeed {
+    type Value = Object;
+
+    fn deserialize<D: Deserializer<'de>>(self, decoder: D) -> Result<Object, D::Error> {
+        match self.0 {
+            Kind::Service => wire::Service::deserialize(decoder).map(Object::Service),
+            Kind::EndpointSlice => wire::EndpointSlice::deserialize(decoder).map(Object::EndpointSlice),
+            Kind::Node => wire::Node::deserialize(decoder).map(Object::Node),
+            Kind::ServiceCidr => wire::ServiceCidr::deserialize(decoder).map(Object::ServiceCidr),
+        }
+    }
+}
+
+/// Decodes the items of a List whose kinds are known beforehand, leaving out those without one.
+#[derive(Clone, Copy)]
+struct ListSeed<'a>(&'a [Option<Kind>]);
+
+impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
+    type Value = Vec<Object>;
+
+    fn deserialize<D: Deserializer<'de>>(self, decoder: D) -> Result<Vec<Object>, D::Error> {
+        decoder.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ListSeed<'_> {
+    type Value = Vec<Object>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a List")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Object>, A::Error> {
+        let mut objects = Vec::new();
+        while let Some(key) = map.next_key::<wire::Text>()? {
+            if key == "items" && !self.0.is_empty() {
+                objects = map.next_value_seed(ItemsSeed(self.0))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(objects)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ItemsSeed<'a>(&'a [Option<Kind>]);
+
+impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
+    type Value = Vec<Object>;
+
+    fn deserialize<D: Deserializer<'de>>(self, decoder: D) -> Result<Vec<Object>, D::Error> {
+        decoder.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ItemsSeed<'_> {
+    type Value = Vec<Object>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<Object>, A::Error> {
+        let mut objects = Vec::with_capacity(self.0.len());
+        for kind in self.0 {
+            match kind {
+                Some(kind) => objects.extend(items.next_element_seed(ObjectSeed(*kind))?),
+                None => drop(items.next_element::<IgnoredAny>()?),
+            }
+        }
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(objects)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::documents::documents;
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<String>, String> {
+        let content =
+            parse(documents(text).next().expect("a document"), false).map_err(|error| error.to_string())?;
+        let names = content.objects.iter().map(ToString::to_string);
+        Ok(names.chain(content.warnings).collect())
+    }
+
+    const SERVICE: &str = "# a comment\napiVersion: v1\nkind: Service # ours\nmetadata:\n  name: cart\nspec:\n  ports:\n  - port: 80\n";
+
+    #[test]
+    fn a_document_is_read_in_any_style() {
+        for text in [
+            SERVICE,
+            "{apiVersion: v1, kind: Service, metadata: {name: cart}}",
+            r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "cart", "x": [1, {}]}}"#,
+            "kind: 'Service'\r\napiVersion: \"v1\"\r\nmetadata: {name: cart}\r\n",
+            "kind: !!str Service\napiVersion: &v v1\nmetadata: {name: cart, namespace: default}",
+            "kind: Service\napiVersion: v1\nmetadata:\n  name: cart\n  annotations:\n    x: |\n      kind: Node\nspec:\nstatus: ~\n",
+        ] {
+            assert_eq!(
+                read(text).as_deref(),
+                Ok(&["Service default/cart".to_owned()][..]),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_list_holds_objects_of_several_kinds() {
+        let yaml = "apiVersion: v1\nkind: List\nmetadata: {}\nitems:\n\
+            - {apiVersion: v1, kind: Service, metadata: {name: a}}\n\
+            - {apiVersion: apps/v1, kind: Deployment, metadata: {name: b}, spec: {ports: x}}\n\
+            - {apiVersion: v1, kind: Namespace, metadata: {name: c}}\n\
+            - {kind: Node, metadata: {name: d}, apiVersion: v1}\n";
+        let json = r#"{"items": [{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}},
+            {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"ports": "x"}},
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "c"}},
+            {"kind": "Node", "metadata": {"name": "d"}, "apiVersion": "v1"}], "kind": "List", "apiVersion": "v1"}"#;
+        for text in [yaml, json] {
+            let names = read(text).expect("good");
+            assert_eq!(names[..2], ["Service default/a", "Node d"], "{text}");
+            assert!(
+                names[2].starts_with("line 1: items[1]: Deployment of apps/v1 is none"),
+                "{names:?}"
+            );
+        }
+        assert_eq!(read("apiVersion: v1\nkind: List\nitems:\n"), Ok(vec![]));
+    }
+
+    #[test]
+    fn kinds_of_no_use_are_silent_and_unknown_ones_are_named() {
+        assert_eq!(
+            read("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"),
+            Ok(vec![])
+        );
+        let warnings = read("\n\nkind: Serivce\napiVersion: v1\nmetadata: {name: a}\n").expect("not fatal");
+        assert!(
+            warnings[0].starts_with("line 3: Serivce of v1 is none of the kinds"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_malformed_is_named_by_line_and_field() {
+        for (text, error) in [
+            (SERVICE.replace("80", "http"), "line 8, field spec.ports[0].port: invalid i64"),
+            (SERVICE.replace("  - port: 80", "    port: 80"), "line 8, field spec.ports: expected sequence start"),
+            (SERVICE.replace("spec:", "spec"), "line 6, field metadata: "),
+            (SERVICE.replace("name: cart", "x: y"), "line 2, field metadata.name: missing in this Service"),
+            (SERVICE.replace("kind: Service # ours", ""), "line 2, field kind: missing"),
+            ("a: [1\n".to_owned(), "line 1"),
+            ("just words".to_owned(), "line 1: expected mapping start"),
+            (
+                "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {name: 1}\n  spec: {ports: 1}".to_owned(),
+                "line 7, field items[0].spec.ports: expected sequence start",
+            ),
+        ] {
+            let found = read(&text).expect_err(&text);
+            assert!(found.starts_with(error), "{found} for\n{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_json_is_named_by_line_and_field() {
+        let text = "{\n\"apiVersion\": \"v1\", \"kind\": \"Service\",\n\"spec\": {\"ports\": [{\"port\": \"http\"}]}}";
+        let error = parse(Document { line: 1, text }, true)
+            .expect_err("port is a string")
+            .to_string();
+        assert_eq!(
+            error,
+            "line 3, field spec.ports[0].port: invalid type: string \"http\", expected i64"
+        );
+        let error = parse(
+            Document {
+                line: 1,
+                text: "{\"kind\": ",
+            },
+            true,
+        )
+        .expect_err("cut off")
+        .to_string();
+        assert!(error.starts_with("line 1") && error.contains("EOF"), "{error}");
+    }
+}
