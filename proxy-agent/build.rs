@@ -1,8 +1,8 @@
 //! Compiles the kernel programs into the agent, and notes the git revision.
 //!
-//! The programs need a compiler that has the source of `core`: a rustup nightly with `rust-src` if there is one, else
-//! the toolchain that `cargo xtask setup` links under the name `millrace-bpf`. `bpf-linker` is looked for in the
-//! project's own tools directory first.
+//! The programs need a compiler that has the source of `core`: the toolchain that `cargo xtask setup` links under the name
+//! `millrace-bpf`, or else a rustup nightly with `rust-src`. `bpf-linker` is looked for in the project's own tools
+//! directory first.
 
 use std::env;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::Context as _;
 use aya_build::{Package, Toolchain};
 
-/// The toolchain that set-up links where there is no nightly with `rust-src`.
+/// The toolchain that set-up links.
 const LINKED_TOOLCHAIN: &str = "millrace-bpf";
 
 fn main() -> anyhow::Result<()> {
@@ -21,10 +21,10 @@ fn main() -> anyhow::Result<()> {
 
     let path = env::var_os("PATH").context("PATH is not set")?;
     let path = env::join_paths(tools().into_iter().chain(env::split_paths(&path)))?;
-    let toolchain = if nightly_has_source() {
-        Toolchain::Nightly
-    } else {
+    let toolchain = if has_source(LINKED_TOOLCHAIN) {
         Toolchain::Custom(LINKED_TOOLCHAIN)
+    } else {
+        Toolchain::Nightly
     };
     // SAFETY: a build script's main thread is its only one here.
     unsafe {
@@ -61,9 +61,9 @@ fn tools() -> Option<PathBuf> {
     cache.map(|cache| cache.join("tools/bin"))
 }
 
-fn nightly_has_source() -> bool {
+fn has_source(toolchain: &str) -> bool {
     let output = Command::new("rustup")
-        .args(["run", "nightly", "rustc", "--print", "sysroot"])
+        .args(["run", toolchain, "rustc", "--print", "sysroot"])
         .output();
     output.is_ok_and(|output| {
         let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());

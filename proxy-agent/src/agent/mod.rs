@@ -90,8 +90,16 @@ impl Agent {
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
         let source = start_source(&options, events).await?;
 
-        let context = NodeContext { name: options.node_name.clone(), zone: None };
-        let programmer = Programmer::new(datapath, Limits { max: largest_sizes(limits) });
+        let context = NodeContext {
+            name: options.node_name.clone(),
+            zone: None,
+        };
+        let programmer = Programmer::new(
+            datapath,
+            Limits {
+                max: largest_sizes(limits),
+            },
+        );
         let mut agent = Self {
             context,
             cluster: ClusterState::new(None),
@@ -105,7 +113,11 @@ impl Agent {
             options,
         };
         loop {
-            let pause = if agent.programmer.pending() > 0 { RETRY } else { HOUSEKEEPING };
+            let pause = if agent.programmer.pending() > 0 {
+                RETRY
+            } else {
+                HOUSEKEEPING
+            };
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
@@ -149,7 +161,9 @@ impl Agent {
                 changes.services.extend(self.cluster.services().map(|(id, _)| id));
             }
             if !changes.services.is_empty() {
-                let progress = self.programmer.update(&changes.services, &self.cluster, &self.context);
+                let progress = self
+                    .programmer
+                    .update(&changes.services, &self.cluster, &self.context);
                 self.note(progress.writes);
             }
             if changes.nodes || changes.service_cidrs || self.programmer.take_addresses_changed() {
@@ -162,12 +176,19 @@ impl Agent {
 
     async fn first_sync(&mut self) {
         self.update_context();
+        self.node.observe(&self.cluster, &self.options);
+        self.programmer.set_node_addresses(&self.node.held_addresses());
         let started = std::time::Instant::now();
         match self.programmer.sync(&self.cluster, &self.context) {
             Ok(progress) => {
                 self.synced = true;
                 let took = started.elapsed();
-                tracing::info!(services = progress.services, writes = progress.writes, ?took, "everything is programmed");
+                tracing::info!(
+                    services = progress.services,
+                    writes = progress.writes,
+                    ?took,
+                    "everything is programmed"
+                );
                 self.note(progress.writes);
             }
             Err(error) => tracing::error!(%error, "reading the tables failed"),
@@ -185,7 +206,11 @@ impl Agent {
 
     /// Reads this node's own object; true if its zone changed, on which every service's plan may depend.
     fn update_context(&mut self) -> bool {
-        let zone = self.cluster.node(&self.context.name).and_then(|node| node.zone.as_ref()).map(ToString::to_string);
+        let zone = self
+            .cluster
+            .node(&self.context.name)
+            .and_then(|node| node.zone.as_ref())
+            .map(ToString::to_string);
         let changed = self.context.zone != zone;
         self.context.zone = zone;
         changed
@@ -198,8 +223,17 @@ impl Agent {
     }
 
     async fn refresh_node(&mut self) {
-        let virtual_addresses = self.node.stray_addresses(&self.cluster, &self.options, &self.programmer);
-        self.node.refresh(&self.cluster, &self.options, &mut self.programmer, virtual_addresses).await;
+        let virtual_addresses = self
+            .node
+            .stray_addresses(&self.cluster, &self.options, &self.programmer);
+        self.node
+            .refresh(
+                &self.cluster,
+                &self.options,
+                &mut self.programmer,
+                virtual_addresses,
+            )
+            .await;
     }
 
     fn answer(&self, request: &Request) -> Result<Reply, String> {
@@ -211,12 +245,13 @@ impl Agent {
     }
 }
 
-async fn start_source(options: &AgentOptions, events: mpsc::Sender<Event>) -> anyhow::Result<source::StateHandle> {
+async fn start_source(
+    options: &AgentOptions,
+    events: mpsc::Sender<Event>,
+) -> anyhow::Result<source::StateHandle> {
     match &options.source {
         SourceSpec::Directory(path) => Ok(source::directory::start(path.clone(), events)?),
-        SourceSpec::Kubernetes => {
-            Ok(source::kubernetes::start(options.kubeconfig.as_deref(), events).await?)
-        }
+        SourceSpec::Kubernetes => Ok(source::kubernetes::start(options.kubeconfig.as_deref(), events).await?),
     }
 }
 
@@ -249,5 +284,7 @@ fn cgroup_root() -> anyhow::Result<PathBuf> {
             return Ok(place.into());
         }
     }
-    bail!("no cgroup v2 hierarchy is mounted: mount one (`mount -t cgroup2 none DIR`) and name it with --cgroup, or set socketLB: off")
+    bail!(
+        "no cgroup v2 hierarchy is mounted: mount one (`mount -t cgroup2 none DIR`) and name it with --cgroup, or set socketLB: off"
+    )
 }

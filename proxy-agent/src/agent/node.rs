@@ -16,8 +16,8 @@ use crate::config::{AgentOptions, SocketLb};
 use crate::control::ObjectError;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::{
-    Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem, Role,
-    RoleOptions, Roles, own_netns_cookie, roles,
+    Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
+    Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
 
 /// What the agent knows and does about its node's network.
@@ -66,7 +66,10 @@ impl NodeSide {
     }
 
     fn is_relevant(&self, change: &Change) -> bool {
-        change.resynced || change.default_routes || !change.links.is_empty() || self.device.is_concerned(change)
+        change.resynced
+            || change.default_routes
+            || !change.links.is_empty()
+            || self.device.is_concerned(change)
     }
 
     /// What is wrong with the node.
@@ -86,7 +89,10 @@ impl NodeSide {
 
     /// The name of an interface.
     pub fn interface_name(&self, index: u32) -> String {
-        self.monitor.links().get(index).map_or_else(|| format!("interface {index}"), |link| link.name.clone())
+        self.monitor
+            .links()
+            .get(index)
+            .map_or_else(|| format!("interface {index}"), |link| link.name.clone())
     }
 
     /// The index of an interface of this role, if there is one.
@@ -103,7 +109,29 @@ impl NodeSide {
     ) -> BTreeSet<IpAddr> {
         let ranges = service_cidrs(cluster, options);
         let covered = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
-        programmer.virtual_addresses().map(IpAddr::from).filter(|address| !covered(address)).collect()
+        programmer
+            .virtual_addresses()
+            .map(IpAddr::from)
+            .filter(|address| !covered(address))
+            .collect()
+    }
+
+    /// Reads interfaces and addresses as they are now, and gives what is wrong with them.
+    pub fn observe(&mut self, cluster: &ClusterState, options: &AgentOptions) -> Vec<ObjectError> {
+        let node_object = node_addresses(cluster, options);
+        let links = self.monitor.links();
+        let role_options = RoleOptions {
+            uplinks: options.uplinks.clone(),
+            node_addresses: node_object.clone(),
+        };
+        self.roles = roles(links, &role_options);
+        self.addresses = NodeAddresses::find(links, &self.roles, &node_object);
+        self.roles.problems.iter().map(to_error).collect()
+    }
+
+    /// The node's addresses as the maps hold them.
+    pub fn held_addresses(&self) -> Vec<Ip> {
+        self.addresses.all.iter().copied().map(Ip::from).collect()
     }
 
     /// Brings interfaces, addresses, device, routes and the node's facts in the maps in line.
@@ -114,35 +142,40 @@ impl NodeSide {
         programmer: &mut Programmer<Datapath>,
         virtual_addresses: BTreeSet<IpAddr>,
     ) {
-        let mut problems = Vec::new();
-        let node_object = node_addresses(cluster, options);
-        let links = self.monitor.links();
-        let role_options = RoleOptions { uplinks: options.uplinks.clone(), node_addresses: node_object.clone() };
-        self.roles = roles(links, &role_options);
-        self.addresses = NodeAddresses::find(links, &self.roles, &node_object);
-        problems.extend(self.roles.problems.iter().map(to_error));
-        let held: Vec<Ip> = self.addresses.all.iter().copied().map(Ip::from).collect();
-        programmer.set_node_addresses(&held);
+        let mut problems = self.observe(cluster, options);
+        programmer.set_node_addresses(&self.held_addresses());
         self.refresh_ranges(cluster, options, programmer.store(), &mut problems);
 
         let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
         let device = match self.device.ensure(mtu).await {
             Ok(index) => Some(index),
             Err(error) => {
-                problems.push(ObjectError { object: "device millrace0".into(), message: error.to_string() });
+                problems.push(ObjectError {
+                    object: "device millrace0".into(),
+                    message: error.to_string(),
+                });
                 None
             }
         };
         let service_cidrs = service_cidrs(cluster, options);
         if let Some(index) = device {
-            self.write_config(index, &service_cidrs, options, programmer.store()).await;
+            self.write_config(index, &service_cidrs, options, programmer.store())
+                .await;
         }
-        self.attached = self.attach(device, options, programmer.store_mut(), &mut problems) && device.is_some();
+        self.attached =
+            self.attach(device, options, programmer.store_mut(), &mut problems) && device.is_some();
         if device.is_some() {
-            let routes = HostRoutes { service_cidrs, virtual_addresses, node: self.addresses.clone() };
+            let routes = HostRoutes {
+                service_cidrs,
+                virtual_addresses,
+                node: self.addresses.clone(),
+            };
             match self.device.sync_routes(routes).await {
                 Ok(found) => problems.extend(found.iter().map(to_error)),
-                Err(error) => problems.push(ObjectError { object: "routes".into(), message: error.to_string() }),
+                Err(error) => problems.push(ObjectError {
+                    object: "routes".into(),
+                    message: error.to_string(),
+                }),
             }
         }
         self.refresh_namespaces(programmer.store(), &mut problems).await;
@@ -176,7 +209,10 @@ impl NodeSide {
         let complete = errors.is_empty();
         for (index, error) in errors {
             let object = format!("interface {}", self.interface_name(index));
-            problems.push(ObjectError { object, message: error.to_string() });
+            problems.push(ObjectError {
+                object,
+                message: error.to_string(),
+            });
         }
         complete && attach_sockets(options, datapath, problems)
     }
@@ -195,7 +231,13 @@ impl NodeSide {
             SocketLb::Host => ConfigFlags::SOCKETS_OF_NODE,
             SocketLb::Off => 0,
         };
-        let per_family = |v4: bool| self.addresses.all.iter().filter(|address| address.is_ipv4() == v4).count();
+        let per_family = |v4: bool| {
+            self.addresses
+                .all
+                .iter()
+                .filter(|address| address.is_ipv4() == v4)
+                .count()
+        };
         if per_family(true) > 1 || per_family(false) > 1 {
             flags |= ConfigFlags::MORE_NODE_ADDRESSES;
         }
@@ -233,8 +275,13 @@ impl NodeSide {
         problems: &mut Vec<ObjectError>,
     ) {
         let nodes = cluster.nodes().flat_map(|node| node.pod_cidrs.iter());
-        let wanted: BTreeSet<RangeKey> =
-            options.configuration.cluster_cidrs.iter().chain(nodes).map(range_key).collect();
+        let wanted: BTreeSet<RangeKey> = options
+            .configuration
+            .cluster_cidrs
+            .iter()
+            .chain(nodes)
+            .map(range_key)
+            .collect();
         if !self.adopted {
             let mut found = BTreeSet::new();
             let result = datapath.pod_ranges.for_each(|key, _| {
@@ -255,7 +302,9 @@ impl NodeSide {
             None => self.pod_ranges = wanted,
             Some(error) => problems.push(ObjectError {
                 object: "pod ranges".into(),
-                message: format!("writing the map POD_RANGES: {error}; will be tried again with the next change"),
+                message: format!(
+                    "writing the map POD_RANGES: {error}; will be tried again with the next change"
+                ),
             }),
         }
     }
@@ -264,7 +313,10 @@ impl NodeSide {
     async fn refresh_namespaces(&mut self, datapath: &Datapath, problems: &mut Vec<ObjectError>) {
         self.namespaces.update(self.monitor.links(), &self.roles).await;
         if let Some(limitation) = self.namespaces.limitation() {
-            problems.push(ObjectError { object: "pods' namespaces".into(), message: limitation.to_owned() });
+            problems.push(ObjectError {
+                object: "pods' namespaces".into(),
+                message: limitation.to_owned(),
+            });
         }
         let wanted: BTreeMap<u32, u64> = self.namespaces.cookies().collect();
         let mut known: BTreeMap<u64, u32> = BTreeMap::new();
@@ -276,7 +328,10 @@ impl NodeSide {
             });
             self.adopted = true;
         }
-        for cookie in known.keys().filter(|cookie| !wanted.values().any(|wanted| wanted == *cookie)) {
+        for cookie in known
+            .keys()
+            .filter(|cookie| !wanted.values().any(|wanted| wanted == *cookie))
+        {
             let _ = datapath.pod_netns.remove(cookie);
         }
         for (index, cookie) in &wanted {
@@ -284,7 +339,8 @@ impl NodeSide {
                 && let Err(error) = datapath.pod_netns.set(cookie, index)
             {
                 let object = format!("interface {}", self.interface_name(*index));
-                let message = format!("noting the pod's namespace: {error}; its sockets are left to the packet path");
+                let message =
+                    format!("noting the pod's namespace: {error}; its sockets are left to the packet path");
                 problems.push(ObjectError { object, message });
             }
         }
@@ -300,14 +356,20 @@ fn attach_sockets(options: &AgentOptions, datapath: &mut Datapath, problems: &mu
     let cgroup = match options.cgroup.clone().map_or_else(cgroup_root, Ok) {
         Ok(cgroup) => cgroup,
         Err(error) => {
-            problems.push(ObjectError { object: "socket hooks".into(), message: error.to_string() });
+            problems.push(ObjectError {
+                object: "socket hooks".into(),
+                message: error.to_string(),
+            });
             return false;
         }
     };
     match datapath.links.attach_sockets(&cgroup, &datapath.programs) {
         Ok(()) => true,
         Err(error) => {
-            problems.push(ObjectError { object: "socket hooks".into(), message: error.to_string() });
+            problems.push(ObjectError {
+                object: "socket hooks".into(),
+                message: error.to_string(),
+            });
             false
         }
     }
@@ -317,7 +379,10 @@ fn attach_sockets(options: &AgentOptions, datapath: &mut Datapath, problems: &mu
 fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr> {
     let configured = &options.configuration.node_addresses;
     if configured.is_empty() {
-        cluster.node(&options.node_name).map(|node| node.addresses.clone()).unwrap_or_default()
+        cluster
+            .node(&options.node_name)
+            .map(|node| node.addresses.clone())
+            .unwrap_or_default()
     } else {
         configured.clone()
     }
@@ -325,26 +390,37 @@ fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr>
 
 /// The ranges of cluster IPs, from objects and configuration.
 pub fn service_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNet> {
-    let mut ranges: Vec<_> =
-        cluster.service_cidrs().chain(options.configuration.service_cidrs.iter().copied()).collect();
+    let mut ranges: Vec<_> = cluster
+        .service_cidrs()
+        .chain(options.configuration.service_cidrs.iter().copied())
+        .collect();
     ranges.sort_unstable();
     ranges.dedup();
     ranges
 }
 
 fn to_error(problem: &Problem) -> ObjectError {
-    ObjectError { object: problem.object.clone(), message: problem.message.clone() }
+    ObjectError {
+        object: problem.object.clone(),
+        message: problem.message.clone(),
+    }
 }
 
 /// Network and mask of a range, in the form of an IPv4-mapped or an IPv6 address.
 fn range_words(range: &IpNet) -> (Ip, Ip) {
     let bits = range_bits(range);
     let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-    (Ip::from(range.network()), Ip::from(std::net::Ipv6Addr::from(mask)))
+    (
+        Ip::from(range.network()),
+        Ip::from(std::net::Ipv6Addr::from(mask)),
+    )
 }
 
 fn range_key(range: &IpNet) -> RangeKey {
-    RangeKey { prefix_len: range_bits(range), address: Ip::from(range.network()) }
+    RangeKey {
+        prefix_len: range_bits(range),
+        address: Ip::from(range.network()),
+    }
 }
 
 fn range_bits(range: &IpNet) -> u32 {

@@ -12,8 +12,8 @@ use crate::bpf::links::{InterfaceRole, SOCKET_HOOKS};
 use crate::bpf::sys;
 use crate::cluster::Names;
 use crate::control::{
-    BackendEntry, BackendState, MapUsage, ObjectError, ProgramStatus, Protocol, ServiceEntry, ServiceKind, Status,
-    TrafficPolicy, Writes,
+    BackendEntry, BackendState, MapUsage, ObjectError, ProgramStatus, Protocol, ServiceEntry, ServiceKind,
+    Status, TrafficPolicy, Writes,
 };
 use crate::plan::{Group, Target, plan};
 
@@ -32,7 +32,10 @@ pub fn status(agent: &Agent) -> Status {
         errors: errors(agent),
         maps: maps(agent),
         programs: programs(agent),
-        writes: Writes { since_start: agent.programmer.writes(), last_sync: agent.last_writes },
+        writes: Writes {
+            since_start: agent.programmer.writes(),
+            last_sync: agent.last_writes,
+        },
     }
 }
 
@@ -53,35 +56,71 @@ fn waiting_for(agent: &Agent) -> Vec<String> {
 fn errors(agent: &Agent) -> Vec<ObjectError> {
     let input = agent.cluster.problems().into_iter().flat_map(|problem| {
         let object = problem.object;
-        problem.messages.into_iter().map(move |message| ObjectError { object: object.clone(), message })
+        problem.messages.into_iter().map(move |message| ObjectError {
+            object: object.clone(),
+            message,
+        })
     });
     let services = agent.programmer.problems().flat_map(|(id, messages)| {
         let object = format!("Service {}", name(&agent.cluster, id));
-        messages.iter().map(move |message| ObjectError { object: object.clone(), message: message.clone() })
+        messages.iter().map(move |message| ObjectError {
+            object: object.clone(),
+            message: message.clone(),
+        })
     });
-    let source = agent.source.errors().into_iter().map(|(object, message)| ObjectError { object, message });
-    source.chain(input).chain(services).chain(agent.node.problems().iter().cloned()).collect()
+    let source = agent
+        .source
+        .errors()
+        .into_iter()
+        .map(|(object, message)| ObjectError { object, message });
+    source
+        .chain(input)
+        .chain(services)
+        .chain(agent.node.problems().iter().cloned())
+        .collect()
 }
 
 fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
     let datapath = agent.programmer.store();
     let sizes = datapath.sizes();
     let (slots, backends) = agent.programmer.allocated();
-    let usage = |entries: u64, capacity: u32| MapUsage { entries, capacity: u64::from(capacity) };
+    let usage = |entries: u64, capacity: u32| MapUsage {
+        entries,
+        capacity: u64::from(capacity),
+    };
     BTreeMap::from([
-        ("frontends".to_owned(), usage(u64::from(agent.programmer.frontend_count()), sizes.frontends)),
+        (
+            "frontends".to_owned(),
+            usage(u64::from(agent.programmer.frontend_count()), sizes.frontends),
+        ),
         ("slots".to_owned(), usage(u64::from(slots), sizes.slots)),
         ("backends".to_owned(), usage(u64::from(backends), sizes.backends)),
-        ("addresses".to_owned(), usage(agent.programmer.address_count() as u64, sizes.addresses)),
-        ("flows".to_owned(), usage(datapath.flows.count().unwrap_or_default(), sizes.flows)),
-        ("socketPeers".to_owned(), usage(datapath.socket_peers.count().unwrap_or_default(), sizes.socket_peers)),
-        ("podNamespaces".to_owned(), usage(datapath.pod_netns.count().unwrap_or_default(), sizes.pod_netns)),
+        (
+            "addresses".to_owned(),
+            usage(agent.programmer.address_count() as u64, sizes.addresses),
+        ),
+        (
+            "flows".to_owned(),
+            usage(datapath.flows.count().unwrap_or_default(), sizes.flows),
+        ),
+        (
+            "socketPeers".to_owned(),
+            usage(
+                datapath.socket_peers.count().unwrap_or_default(),
+                sizes.socket_peers,
+            ),
+        ),
+        (
+            "podNamespaces".to_owned(),
+            usage(datapath.pod_netns.count().unwrap_or_default(), sizes.pod_netns),
+        ),
     ])
 }
 
 fn programs(agent: &Agent) -> BTreeMap<String, ProgramStatus> {
     let datapath = agent.programmer.store();
-    let measured = std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1");
+    let measured =
+        std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() == "1");
     datapath
         .programs
         .iter()
@@ -101,7 +140,11 @@ fn attached_to(agent: &Agent, program: &str) -> Vec<String> {
     let links = &agent.programmer.store().links;
     if SOCKET_HOOKS.iter().any(|(hook, _)| *hook == program) {
         let cgroup = agent.options.cgroup.clone().or_else(|| super::cgroup_root().ok());
-        return cgroup.filter(|_| links.has_sockets()).map(|path| path.display().to_string()).into_iter().collect();
+        return cgroup
+            .filter(|_| links.has_sockets())
+            .map(|path| path.display().to_string())
+            .into_iter()
+            .collect();
     }
     let role = match program {
         "from_pod" | "to_pod" => InterfaceRole::Pod,
@@ -109,7 +152,9 @@ fn attached_to(agent: &Agent, program: &str) -> Vec<String> {
         _ => InterfaceRole::Host,
     };
     let on_role = links.interfaces().iter().filter(|(_, found)| **found == role);
-    on_role.map(|(index, _)| agent.node.interface_name(*index)).collect()
+    on_role
+        .map(|(index, _)| agent.node.interface_name(*index))
+        .collect()
 }
 
 /// Every frontend that is programmed.
@@ -117,14 +162,22 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
     let names = agent.cluster.names();
     let mut entries = Vec::new();
     for (id, service) in agent.cluster.services() {
-        let Some(programmed) = agent.programmer.programmed(id) else { continue };
+        let Some(programmed) = agent.programmer.programmed(id) else {
+            continue;
+        };
         let planned = plan(&agent.cluster, id, &agent.context);
         for group in &planned.groups {
             for key in &group.frontends {
-                if !programmed.groups.iter().any(|programmed| programmed.frontends.contains(key)) {
+                if !programmed
+                    .groups
+                    .iter()
+                    .any(|programmed| programmed.frontends.contains(key))
+                {
                     continue;
                 }
-                let Some(protocol) = Protocol::from_number(key.protocol) else { continue };
+                let Some(protocol) = Protocol::from_number(key.protocol) else {
+                    continue;
+                };
                 entries.push(ServiceEntry {
                     namespace: names.text(service.namespace).to_owned(),
                     name: service.name.to_string(),
@@ -133,7 +186,11 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
                     kind: ServiceKind::ClusterIp,
                     address: IpAddr::from(key.address),
                     port_number: key.port.number(),
-                    policy: if service.internal_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+                    policy: if service.internal_local {
+                        TrafficPolicy::Local
+                    } else {
+                        TrafficPolicy::Cluster
+                    },
                     affinity_seconds: None,
                     backends: backends(group, names),
                 });
@@ -141,20 +198,37 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
         }
     }
     entries.sort_by(|a, b| {
-        let key = |e: &ServiceEntry| (e.namespace.clone(), e.name.clone(), e.address, e.port_number, e.protocol);
+        let key = |e: &ServiceEntry| {
+            (
+                e.namespace.clone(),
+                e.name.clone(),
+                e.address,
+                e.port_number,
+                e.protocol,
+            )
+        };
         key(a).cmp(&key(b))
     });
     entries
 }
 
 fn backends(group: &Group, names: &Names) -> Vec<BackendEntry> {
-    group.active.iter().chain(&group.draining).map(|target| backend(target, names)).collect()
+    group
+        .active
+        .iter()
+        .chain(&group.draining)
+        .map(|target| backend(target, names))
+        .collect()
 }
 
 fn backend(target: &Target, names: &Names) -> BackendEntry {
     BackendEntry {
         address: SocketAddr::new(target.address.into(), target.port.number()),
         node: target.node.map(|node| names.text(node).to_owned()),
-        state: if target.state == State::Active { BackendState::Active } else { BackendState::Terminating },
+        state: if target.state == State::Active {
+            BackendState::Active
+        } else {
+            BackendState::Terminating
+        },
     }
 }

@@ -35,10 +35,16 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
         return Err("the agent has not programmed anything yet: see `millrace status`".to_owned());
     }
     let entry = request.entry.unwrap_or_else(|| entry_of(agent, request.from));
-    let mut steps = vec![format!("{} enters {}", request.from, place(entry, request.entry.is_some()))];
+    let mut steps = vec![format!(
+        "{} enters {}",
+        request.from,
+        place(entry, request.entry.is_some())
+    )];
     let target = describe_target(agent, request, &mut steps);
     let samples = match entry {
-        Entry::Node if agent.options.configuration.socket_lb != SocketLb::Off && sockets::applies(request) => {
+        Entry::Node
+            if agent.options.configuration.socket_lb != SocketLb::Off && sockets::applies(request) =>
+        {
             sockets::samples(agent, request, &mut steps)?
         }
         _ => packets(agent, request, entry, &mut steps)?,
@@ -48,8 +54,17 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
 
 /// A source in a pod range is a pod, one of this node's addresses is the node, all others come from outside.
 fn entry_of(agent: &Agent, from: IpAddr) -> Entry {
-    let in_nodes = agent.cluster.nodes().flat_map(|node| &node.pod_cidrs).any(|range| range.contains(&from));
-    let in_config = agent.options.configuration.cluster_cidrs.iter().any(|range| range.contains(&from));
+    let in_nodes = agent
+        .cluster
+        .nodes()
+        .flat_map(|node| &node.pod_cidrs)
+        .any(|range| range.contains(&from));
+    let in_config = agent
+        .options
+        .configuration
+        .cluster_cidrs
+        .iter()
+        .any(|range| range.contains(&from));
     if in_nodes || in_config {
         Entry::Pod
     } else if agent.node.addresses().holds(from) || from.is_loopback() {
@@ -65,7 +80,11 @@ fn place(entry: Entry, named: bool) -> String {
         Entry::Node => "from a socket of this node",
         Entry::Uplink => "by the uplink",
     };
-    if named { format!("{place}, as asked") } else { format!("{place}, by its address") }
+    if named {
+        format!("{place}, as asked")
+    } else {
+        format!("{place}, by its address")
+    }
 }
 
 /// Which service is meant.
@@ -81,25 +100,43 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
         request.protocol.number(),
     );
     for (id, service) in agent.cluster.services() {
-        if !service.cluster_ips().any(|address| Ip::from(address) == key.address) {
+        if !service
+            .cluster_ips()
+            .any(|address| Ip::from(address) == key.address)
+        {
             continue;
         }
-        let Some(programmed) = agent.programmer.programmed(id) else { continue };
-        if !programmed.groups.iter().any(|group| group.frontends.contains(&key)) {
+        let Some(programmed) = agent.programmer.programmed(id) else {
+            continue;
+        };
+        if !programmed
+            .groups
+            .iter()
+            .any(|group| group.frontends.contains(&key))
+        {
             continue;
         }
         let planned = plan(&agent.cluster, id, &agent.context);
-        let Some(group) = planned.groups.iter().find(|group| group.frontends.contains(&key)) else { continue };
+        let Some(group) = planned.groups.iter().find(|group| group.frontends.contains(&key)) else {
+            continue;
+        };
         let names = agent.cluster.names();
-        let service =
-            format!("{}/{}:{}", names.text(service.namespace), service.name, names.text(group.port_name));
+        let service = format!(
+            "{}/{}:{}",
+            names.text(service.namespace),
+            service.name,
+            names.text(group.port_name)
+        );
         steps.push(format!(
             "{} {} is a ClusterIP of {service}, with {} usable endpoints",
             request.to,
             request.protocol,
             group.active.len()
         ));
-        return Some(Target { service, kind: ServiceKind::ClusterIp });
+        return Some(Target {
+            service,
+            kind: ServiceKind::ClusterIp,
+        });
     }
     steps.push(format!("{} {} is no frontend", request.to, request.protocol));
     None
@@ -121,9 +158,14 @@ fn packets(
     let runner = DryRunner::new(datapath, program).map_err(|error| format!("running {program}: {error}"))?;
     (0..request.samples)
         .map(|sample| {
-            let sport = request.source_port.unwrap_or(DEFAULT_SOURCE_PORT).wrapping_add(sample as u16);
+            let sport = request
+                .source_port
+                .unwrap_or(DEFAULT_SOURCE_PORT)
+                .wrapping_add(sample as u16);
             let frame = craft::frame(request.from, request.to, sport.max(1), request.protocol);
-            let run = runner.run(&frame, ifindex.unwrap_or(0)).map_err(|error| format!("running {program}: {error}"))?;
+            let run = runner
+                .run(&frame, ifindex.unwrap_or(0))
+                .map_err(|error| format!("running {program}: {error}"))?;
             Ok(sample_of(agent, &run))
         })
         .collect()
@@ -139,8 +181,17 @@ fn sample_of(agent: &Agent, run: &DryRun) -> Sample {
     let backend = (run.kind == DryRunKind::Translate)
         .then(|| agent.programmer.store().backends.get(run.backend))
         .flatten()
-        .map(|backend| (SocketAddr::new(backend.address.into(), backend.port.number()), run.masquerade));
-    Sample { verdict, reason: run.reason.meaning().trim().to_owned(), backend }
+        .map(|backend| {
+            (
+                SocketAddr::new(backend.address.into(), backend.port.number()),
+                run.masquerade,
+            )
+        });
+    Sample {
+        verdict,
+        reason: run.reason.meaning().trim().to_owned(),
+        backend,
+    }
 }
 
 fn summarise(
@@ -167,17 +218,36 @@ fn summarise(
     let verdict = first.map_or(Verdict::Pass, |sample| sample.verdict);
     let reason = first.map(|sample| sample.reason.clone()).unwrap_or_default();
     for backend in &backends {
-        let source = if backend.masquerade { "with an address of this node" } else { "with its own address" };
-        steps.push(format!("{} of {} samples go to {}, {source}", backend.samples, samples.len(), backend.address));
+        let source = if backend.masquerade {
+            "with an address of this node"
+        } else {
+            "with its own address"
+        };
+        steps.push(format!(
+            "{} of {} samples go to {}, {source}",
+            backend.samples,
+            samples.len(),
+            backend.address
+        ));
     }
     let (service, kind) = target.map(|target| (target.service, target.kind)).unzip();
-    TraceReply { verdict, reason, service, kind, backends, steps }
+    TraceReply {
+        verdict,
+        reason,
+        service,
+        kind,
+        backends,
+        steps,
+    }
 }
 
 /// The node a backend is on, as its slice says.
 fn node_of(agent: &Agent, request: &TraceRequest, address: SocketAddr) -> Option<String> {
     let vip = request.to.ip();
-    let (id, _) = agent.cluster.services().find(|(_, service)| service.cluster_ips().any(|ip| ip == vip))?;
+    let (id, _) = agent
+        .cluster
+        .services()
+        .find(|(_, service)| service.cluster_ips().any(|ip| ip == vip))?;
     let planned = plan(&agent.cluster, id, &agent.context);
     let (ip, port) = (Ip::from(address.ip()), Port::new(address.port()));
     let target = planned
@@ -185,5 +255,7 @@ fn node_of(agent: &Agent, request: &TraceRequest, address: SocketAddr) -> Option
         .iter()
         .flat_map(|group| group.active.iter().chain(&group.draining))
         .find(|target| target.address == ip && target.port == port)?;
-    target.node.map(|node| agent.cluster.names().text(node).to_owned())
+    target
+        .node
+        .map(|node| agent.cluster.names().text(node).to_owned())
 }

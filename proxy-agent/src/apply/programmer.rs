@@ -66,6 +66,7 @@ pub struct Programmer<S> {
     scratch: Writes,
     /// During the first sync addresses are compared with the table all at once.
     bulk: bool,
+    synced: bool,
 }
 
 impl<S: Store> Programmer<S> {
@@ -91,6 +92,7 @@ impl<S: Store> Programmer<S> {
             writes: 0,
             scratch: Writes::default(),
             bulk: false,
+            synced: false,
         }
     }
 
@@ -186,6 +188,7 @@ impl<S: Store> Programmer<S> {
         // Addresses first: a frontend never stands without its address, nor an address for long without a frontend.
         self.sync_addresses()?;
         self.bulk = false;
+        self.synced = true;
         found.remove_rest(self);
         self.flush();
         if !again.is_empty() {
@@ -230,12 +233,15 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Tells which addresses the node itself holds.
+    /// Tells which addresses the node itself holds. Before the first sync nothing is written: that compares them all.
     pub fn set_node_addresses(&mut self, addresses: &[Ip]) {
         if self.node_addresses == addresses {
             return;
         }
         let old = std::mem::replace(&mut self.node_addresses, addresses.to_vec());
+        if !self.synced {
+            return;
+        }
         for address in old.iter().chain(addresses) {
             let flags = self.address_flags(address);
             if self.addresses.contains_key(address) || addresses.contains(address) || old.contains(address) {

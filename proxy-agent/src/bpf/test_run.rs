@@ -66,7 +66,10 @@ impl<'a> DryRunner<'a> {
     /// For the program of this name that is in force.
     pub fn new(datapath: &'a Datapath, program: &str) -> io::Result<Self> {
         let program = SchedClassifier::from_pin(datapath.program_pin(program)).map_err(io::Error::other)?;
-        Ok(Self { program, cell: &datapath.trace })
+        Ok(Self {
+            program,
+            cell: &datapath.trace,
+        })
     }
 
     /// Runs the program once over `frame` as if it were on the interface `ifindex` (0: on none in particular).

@@ -20,14 +20,22 @@ pub fn applies(request: &TraceRequest) -> bool {
 }
 
 /// Asks the hooks once a sample; falls through to the packet path where they leave the socket alone.
-pub fn samples(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
+pub fn samples(
+    agent: &Agent,
+    request: &TraceRequest,
+    steps: &mut Vec<String>,
+) -> Result<Vec<Sample>, String> {
     let tables = Live::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
     let decide = || match request.protocol {
         Protocol::Udp => send(&tables, 0, address, port),
         _ => connect(&tables, address, port, request.protocol.number()),
     };
-    let hook = if request.protocol == Protocol::Udp { "sendmsg (unconnected sockets)" } else { "connect" };
+    let hook = if request.protocol == Protocol::Udp {
+        "sendmsg (unconnected sockets)"
+    } else {
+        "connect"
+    };
     let mut samples = Vec::new();
     for _ in 0..request.samples {
         match decide() {
@@ -36,12 +44,16 @@ pub fn samples(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -
                 samples.push(Sample {
                     verdict: Verdict::Forward,
                     reason: "The socket is given a backend in place of the virtual address.".to_owned(),
-                    backend: Some((SocketAddr::new(backend.address.into(), backend.port.number()), false)),
+                    backend: Some((
+                        SocketAddr::new(backend.address.into(), backend.port.number()),
+                        false,
+                    )),
                 });
             }
             SocketDecision::Refuse => samples.push(Sample {
                 verdict: Verdict::Reject,
-                reason: "The call fails with ECONNREFUSED, because the service has no usable endpoint.".to_owned(),
+                reason: "The call fails with ECONNREFUSED, because the service has no usable endpoint."
+                    .to_owned(),
                 backend: None,
             }),
             SocketDecision::Leave(_) => {
@@ -57,14 +69,17 @@ pub fn samples(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -
             }
         }
     }
-    steps.push(format!("the {hook} hook decides, with a random choice for each socket"));
+    steps.push(format!(
+        "the {hook} hook decides, with a random choice for each socket"
+    ));
     Ok(samples)
 }
 
 /// Whether the address is routed to our own device.
 fn is_ours(agent: &Agent, tables: &Live<'_>, request: &TraceRequest) -> bool {
     let address = Ip::from(request.to.ip());
-    tables.config.is_service_address(&address) || agent.programmer.virtual_addresses().any(|found| found == address)
+    tables.config.is_service_address(&address)
+        || agent.programmer.virtual_addresses().any(|found| found == address)
 }
 
 /// The live maps, read only.
@@ -77,7 +92,11 @@ struct Live<'a> {
 impl<'a> Live<'a> {
     fn new(datapath: &'a Datapath) -> Self {
         let config = datapath.config.get(0).unwrap_or_default();
-        Self { datapath, config, random: Cell::new(RandomState::new().hash_one(0_u8) | 1) }
+        Self {
+            datapath,
+            config,
+            random: Cell::new(RandomState::new().hash_one(0_u8) | 1),
+        }
     }
 }
 
@@ -99,7 +118,14 @@ impl Tables for Live<'_> {
     }
 
     fn address(&self, address: &Ip) -> AddressFlags {
-        AddressFlags(self.datapath.addresses.get(address).ok().flatten().unwrap_or_default())
+        AddressFlags(
+            self.datapath
+                .addresses
+                .get(address)
+                .ok()
+                .flatten()
+                .unwrap_or_default(),
+        )
     }
 
     fn is_pod(&self, _address: &Ip) -> bool {
