@@ -1,0 +1,278 @@
+//! Follows the objects of one kind: a full list, then every change after it, for as long as the agent runs.
+//!
+//! The list comes as the beginning of the watch where the server can do that (KEP-3157, streaming lists), else page by page. Each
+//! line carries the version that the watch has reached; a watch that ends is taken up from there, and only when the server has
+//! forgotten that version (410) is a new full list made. A server that is away for hours is asked again and again, and nothing is
+//! said to the next stage meanwhile: what was served stays served.
+
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use kube::core::Request;
+use kube::core::params::{ListParams, WatchParams};
+use tokio::sync::mpsc;
+
+use super::backoff::Backoff;
+use super::decode::{self, Line};
+use super::lines::Lines;
+use crate::source::{Change, Event, Kind, StateHandle, wire};
+
+/// Leaves out what no proxy, or another one, serves, so that it does not cross the network (kube-proxy's selector).
+const OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+/// Objects on a page of a list. At 2 KB each a page is held in about a megabyte.
+const PAGE: u32 = 500;
+/// The server ends a watch after at most this many seconds.
+const WATCH_SECONDS: u64 = 290;
+/// A healthy watch is never silent for longer: the server sends a bookmark every minute or so.
+const SILENCE: Duration = Duration::from_secs(100);
+/// A watch that ends sooner is no good.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
+/// How long the server may take to begin its answer.
+const ANSWER: Duration = Duration::from_mins(1);
+/// How often to look whether the server has learnt a kind that it did not know.
+const ABSENT: Duration = Duration::from_mins(1);
+
+/// Follows one kind.
+pub(super) struct Reflector {
+    pub(super) kind: Kind,
+    pub(super) client: Client,
+    pub(super) state: StateHandle,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+/// Why an attempt ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    /// Nobody takes the events any more.
+    #[error("closed")]
+    Closed,
+    /// The server forgot the version that we know.
+    #[error("the watch expired")]
+    Expired,
+    /// The server cannot begin a watch with a list.
+    #[error("no streaming lists")]
+    NoStreaming,
+    /// The server does not know the kind.
+    #[error("the server does not have this kind")]
+    Absent,
+    /// The server ended the watch in good order.
+    #[error("the watch ended")]
+    Over,
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// How far the following has come.
+struct Progress {
+    /// The version to go on from; none before a full list is complete.
+    version: Option<wire::Text>,
+    /// Whether the server begins watches with lists.
+    streaming: bool,
+    backoff: Backoff,
+}
+
+impl Reflector {
+    /// Runs until the receiver of the events is gone.
+    pub(super) async fn run(self) {
+        let mut progress = Progress {
+            version: None,
+            streaming: true,
+            backoff: Backoff::new(),
+        };
+        loop {
+            let started = Instant::now();
+            let end = tokio::select! {
+                end = self.attempt(&mut progress) => end,
+                () = self.events.closed() => return,
+            };
+            let wait = match end {
+                // A server that ends every watch at once must not be asked in a circle.
+                Ok(()) | Err(End::Over) if started.elapsed() < SHORTEST_WATCH => progress.backoff.wait(),
+                Ok(()) | Err(End::Over) => Duration::ZERO,
+                Err(End::Closed) => return,
+                Err(End::Expired) => {
+                    tracing::info!(kind = %self.kind, "the server forgot where the watch was; listing again");
+                    progress.version = None;
+                    progress.backoff.wait()
+                }
+                Err(End::NoStreaming) => {
+                    progress.streaming = false;
+                    Duration::ZERO
+                }
+                Err(End::Absent) => progress.backoff.jitter(ABSENT),
+                Err(End::Failed(error)) => {
+                    if self.state.set_failing(self.kind, &error) {
+                        tracing::warn!(kind = %self.kind, error, "cannot follow objects; what is programmed stays");
+                    }
+                    progress.backoff.wait()
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Lists if need be, and watches until the watch ends.
+    async fn attempt(&self, progress: &mut Progress) -> Result<(), End> {
+        if progress.version.is_none() && !progress.streaming {
+            self.list(progress).await?;
+        }
+        let with_list = progress.version.is_none();
+        let seconds = progress
+            .backoff
+            .jitter(Duration::from_secs(WATCH_SECONDS))
+            .as_secs();
+        let parameters = WatchParams {
+            label_selector: self.selector(),
+            timeout: Some(seconds as u32),
+            bookmarks: true,
+            send_initial_events: with_list,
+            ..WatchParams::default()
+        };
+        let version = progress.version.as_deref().unwrap_or_default();
+        let request = Request::new(path(self.kind)).watch(&parameters, version);
+        let request = request.map_err(|error| End::Failed(error.to_string()))?;
+        let answer = tokio::time::timeout(ANSWER, self.client.request_stream(request)).await;
+        let answer = answer.map_err(|_| End::Failed("the server does not answer".to_owned()))?;
+        let mut lines = Lines::new(answer.map_err(|error| self.refused(&error, with_list))?);
+        if with_list {
+            self.send(Instant::now(), Change::Begin(self.kind)).await?;
+        } else {
+            self.state.set_following(self.kind);
+        }
+        loop {
+            match lines.next(SILENCE).await {
+                Ok(Some((line, received))) => self.take(line, received, progress).await?,
+                Ok(None) if progress.version.is_some() => return Err(End::Over),
+                Ok(None) => return Err(End::Failed("the list broke off".to_owned())),
+                Err(error) => return Err(End::Failed(describe(&error))),
+            }
+        }
+    }
+
+    /// Takes in a line of a watch.
+    async fn take(&self, line: &[u8], received: Instant, progress: &mut Progress) -> Result<(), End> {
+        let (object, gone) = match decode::line(self.kind, line) {
+            Ok(Line::Added(object) | Line::Modified(object)) => (object, false),
+            Ok(Line::Deleted(object)) => (object, true),
+            Ok(Line::Bookmark(bookmark)) => {
+                if progress.version.is_none() && !bookmark.ends_list() {
+                    return Ok(());
+                }
+                if progress.version.is_none() {
+                    self.complete(received).await?;
+                }
+                progress.version = Some(bookmark.version().into());
+                progress.backoff.reset();
+                return Ok(());
+            }
+            Ok(Line::Error(status)) if status.code == 410 || status.reason == "Expired" => {
+                return Err(End::Expired);
+            }
+            Ok(Line::Error(status)) => return Err(End::Failed(status.message)),
+            Err(error) => {
+                return Err(End::Failed(format!(
+                    "a line of the watch cannot be read: {error}"
+                )));
+            }
+        };
+        if let (Some(version), Some(new)) = (&mut progress.version, &object.metadata().resource_version) {
+            version.clone_from(new);
+            progress.backoff.reset();
+        }
+        let change = if gone {
+            Change::Delete(self.kind, object.id())
+        } else {
+            Change::Apply(Box::new(object))
+        };
+        self.send(received, change).await
+    }
+
+    /// Lists page by page.
+    async fn list(&self, progress: &mut Progress) -> Result<(), End> {
+        self.send(Instant::now(), Change::Begin(self.kind)).await?;
+        let mut parameters = ListParams {
+            label_selector: self.selector(),
+            limit: Some(PAGE),
+            ..ListParams::default()
+        };
+        loop {
+            let request = Request::new(path(self.kind)).list(&parameters);
+            let request = request.map_err(|error| End::Failed(error.to_string()))?;
+            let answer = tokio::time::timeout(ANSWER, self.client.request_text(request)).await;
+            let text = match answer.map_err(|_| End::Failed("the server does not answer".to_owned()))? {
+                Ok(text) => text,
+                Err(error) => return self.not_listed(&error).await,
+            };
+            let received = Instant::now();
+            let page = decode::page(self.kind, &text);
+            drop(text);
+            let page = page.map_err(|error| End::Failed(format!("a list cannot be read: {error}")))?;
+            for object in page.items {
+                self.send(received, Change::Apply(Box::new(object))).await?;
+            }
+            parameters.continue_token = page.next;
+            if parameters.continue_token.is_none() {
+                self.complete(received).await?;
+                progress.version = Some(page.version);
+                progress.backoff.reset();
+                return Ok(());
+            }
+        }
+    }
+
+    async fn not_listed(&self, error: &kube::Error) -> Result<(), End> {
+        let end = self.refused(error, false);
+        if matches!(end, End::Absent) {
+            // There are none, and that is known.
+            self.complete(Instant::now()).await?;
+        }
+        Err(end)
+    }
+
+    /// The full list is complete.
+    async fn complete(&self, received: Instant) -> Result<(), End> {
+        self.state.set_following(self.kind);
+        self.send(received, Change::End(self.kind)).await
+    }
+
+    /// What it means that the server refused a request.
+    fn refused(&self, error: &kube::Error, streaming: bool) -> End {
+        match error {
+            kube::Error::Api(status) => match status.code {
+                410 => End::Expired,
+                // Invalid: before 1.27, or the feature gate WatchList is off. A kind that is not there is for the list to say.
+                400 | 404 | 422 if streaming => End::NoStreaming,
+                404 if self.kind == Kind::ServiceCidr => End::Absent,
+                code => End::Failed(format!("{} ({code} {})", status.message, status.reason)),
+            },
+            other => End::Failed(describe(other)),
+        }
+    }
+
+    fn selector(&self) -> Option<String> {
+        matches!(self.kind, Kind::Service | Kind::EndpointSlice).then(|| OURS.to_owned())
+    }
+
+    async fn send(&self, received: Instant, change: Change) -> Result<(), End> {
+        self.events
+            .send(Event::new(received, change))
+            .await
+            .map_err(|_| End::Closed)
+    }
+}
+
+/// Where the server keeps the objects of a kind.
+const fn path(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "/api/v1/services",
+        Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+        Kind::Node => "/api/v1/nodes",
+        Kind::ServiceCidr => "/apis/networking.k8s.io/v1/servicecidrs",
+    }
+}
+
+/// The cause at the bottom, which says more than the layers above it.
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().unwrap_or(error).to_string()
+}
