@@ -2,6 +2,11 @@
 //!
 //! Every packet that comes out is checked for whole, correct checksums, computed here independently.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which panic with what went wrong"
+)]
+
 mod support;
 
 use std::net::{IpAddr, SocketAddr};
@@ -60,12 +65,22 @@ impl Bench {
         for node in ["192.168.50.11", "fd00:50::11"] {
             datapath.addresses.set(&ip(node), &AddressFlags::NODE).unwrap();
         }
-        let bench = Self { datapath, _sandbox: sandbox };
+        let bench = Self {
+            datapath,
+            _sandbox: sandbox,
+        };
         let mut number = 0;
         for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
-            for (vip, backend) in [("10.96.0.10", "10.244.2.2:8080"), ("fd00:96::10", "[fd00:244:2::2]:8080")] {
+            for (vip, backend) in [
+                ("10.96.0.10", "10.244.2.2:8080"),
+                ("fd00:96::10", "[fd00:244:2::2]:8080"),
+            ] {
                 number += 1;
-                let target = if protocol == protocol::SCTP { backend.replace("8080", "80") } else { backend.into() };
+                let target = if protocol == protocol::SCTP {
+                    backend.replace("8080", "80")
+                } else {
+                    backend.into()
+                };
                 bench.service(number, vip, 80, protocol, Some(target.parse().unwrap()));
                 number += 1;
                 bench.service(number, vip, 81, protocol, None);
@@ -89,9 +104,17 @@ impl Bench {
             self.datapath.slots.set(number, &Slot::new(number, number));
         }
         let slots = SlotRange::new(number, u32::from(backend.is_some())).0;
-        let frontend = Frontend { check: key.check(), slots, service: number, flags: 0 };
+        let frontend = Frontend {
+            check: key.check(),
+            slots,
+            service: number,
+            flags: 0,
+        };
         self.datapath.frontends.set(&key, &frontend).unwrap();
-        self.datapath.addresses.set(&ip(vip), &AddressFlags::VIRTUAL).unwrap();
+        self.datapath
+            .addresses
+            .set(&ip(vip), &AddressFlags::VIRTUAL)
+            .unwrap();
     }
 
     fn run(&self, program: &str, frame: &[u8]) -> (u32, Vec<u8>) {
@@ -119,7 +142,9 @@ fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> Vec<u
     l4.extend(to.port().to_be_bytes());
     let checksum_at = match protocol {
         protocol::TCP => {
-            l4.extend([0, 0, 0, 7, 0, 0, 0, 0, 0x60, flags, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4]);
+            l4.extend([
+                0, 0, 0, 7, 0, 0, 0, 0, 0x60, flags, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4,
+            ]);
             16
         }
         protocol::UDP => {
@@ -164,7 +189,9 @@ fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> Vec<u
 
 /// RFC 1071, over bytes.
 fn sum(bytes: &[u8], start: u32) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum = words.fold(u64::from(start), |sum, word| sum + u64::from(word));
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -173,9 +200,16 @@ fn sum(bytes: &[u8], start: u32) -> u16 {
 }
 
 fn transport_sum(frame: &[u8], l4: usize, protocol: u8) -> u16 {
-    let addresses = if frame[14] >> 4 == 4 { &frame[26..34] } else { &frame[22..54] };
+    let addresses = if frame[14] >> 4 == 4 {
+        &frame[26..34]
+    } else {
+        &frame[22..54]
+    };
     let len = (frame.len() - l4) as u32;
-    sum(&frame[l4..], u32::from(sum(addresses, 0)) + u32::from(protocol) + len)
+    sum(
+        &frame[l4..],
+        u32::from(sum(addresses, 0)) + u32::from(protocol) + len,
+    )
 }
 
 fn ether_type(frame: &[u8]) -> u16 {
@@ -188,15 +222,27 @@ fn checked(frame: &[u8]) -> Headers {
     let headers = parse(frame, ether_type(frame), ETHERNET_LEN).expect("a packet");
     if headers.src.is_v4() {
         assert_eq!(sum(&frame[14..34], 0), 0xffff, "IPv4 header checksum");
-        assert_eq!(u16::from_be_bytes([frame[16], frame[17]]) as usize, frame.len() - 14, "IPv4 length");
+        assert_eq!(
+            u16::from_be_bytes([frame[16], frame[17]]) as usize,
+            frame.len() - 14,
+            "IPv4 length"
+        );
     } else {
-        assert_eq!(u16::from_be_bytes([frame[18], frame[19]]) as usize, frame.len() - 54, "IPv6 length");
+        assert_eq!(
+            u16::from_be_bytes([frame[18], frame[19]]) as usize,
+            frame.len() - 54,
+            "IPv6 length"
+        );
     }
     let l4 = headers.l4 as usize;
     match headers.protocol {
         protocol::ICMP => assert_eq!(sum(&frame[l4..], 0), 0xffff, "ICMP checksum"),
         protocol::TCP | protocol::UDP | protocol::ICMPV6 => {
-            assert_eq!(transport_sum(frame, l4, headers.protocol), 0xffff, "transport checksum");
+            assert_eq!(
+                transport_sum(frame, l4, headers.protocol),
+                0xffff,
+                "transport checksum"
+            );
         }
         _ => {}
     }
@@ -214,7 +260,11 @@ fn socket(text: &str) -> SocketAddr {
 
 const FAMILIES: [(&str, &str, &str); 2] = [
     ("10.244.1.5:40000", "10.96.0.10:80", "10.244.2.2:8080"),
-    ("[fd00:244:1::5]:40000", "[fd00:96::10]:80", "[fd00:244:2::2]:8080"),
+    (
+        "[fd00:244:1::5]:40000",
+        "[fd00:96::10]:80",
+        "[fd00:244:2::2]:8080",
+    ),
 ];
 
 #[test]
@@ -268,14 +318,21 @@ fn sctp_is_translated_where_the_port_stays() {
 #[test]
 fn a_pod_that_reaches_itself_gets_its_packet_back() {
     let bench = Bench::new();
-    for (pod, vip) in [("10.244.2.2:40000", "10.96.0.10:80"), ("[fd00:244:2::2]:40000", "[fd00:96::10]:80")] {
+    for (pod, vip) in [
+        ("10.244.2.2:40000", "10.96.0.10:80"),
+        ("[fd00:244:2::2]:40000", "[fd00:96::10]:80"),
+    ] {
         let request = frame(pod, vip, protocol::TCP, 0x02, b"");
         let (verdict, out) = bench.run("from_pod", &request);
         assert_eq!(verdict, REDIRECT);
         let headers = checked(&out);
         assert_eq!(headers.dst, ip(&socket(pod).ip().to_string()));
         assert_ne!(headers.src, headers.dst);
-        assert_eq!((&out[..6], &out[6..12]), (&request[6..12], &request[..6]), "the frame goes back");
+        assert_eq!(
+            (&out[..6], &out[6..12]),
+            (&request[6..12], &request[..6]),
+            "the frame goes back"
+        );
         let (from, to) = ends(&headers);
         let answer = frame(&to.to_string(), &from.to_string(), protocol::TCP, 0x12, b"");
         let (verdict, out) = bench.run("from_pod", &answer);
@@ -287,7 +344,10 @@ fn a_pod_that_reaches_itself_gets_its_packet_back() {
 #[test]
 fn a_syn_to_nobody_is_reset() {
     let bench = Bench::new();
-    for (client, vip) in [("10.244.1.5:40000", "10.96.0.10:81"), ("[fd00:244:1::5]:40000", "[fd00:96::10]:81")] {
+    for (client, vip) in [
+        ("10.244.1.5:40000", "10.96.0.10:81"),
+        ("[fd00:244:1::5]:40000", "[fd00:96::10]:81"),
+    ] {
         for vip in [vip.to_owned(), vip.replace(":81", ":9")] {
             let (verdict, out) = bench.run("from_pod", &frame(client, &vip, protocol::TCP, 0x02, b""));
             assert_eq!(verdict, REDIRECT);
@@ -295,7 +355,11 @@ fn a_syn_to_nobody_is_reset() {
             assert_eq!(ends(&headers), (socket(&vip), socket(client)));
             let l4 = headers.l4 as usize;
             assert_eq!(out[l4 + 13], 0x14, "RST and ACK");
-            assert_eq!(out[l4 + 4..l4 + 12], [0, 0, 0, 0, 0, 0, 0, 8], "SEQ=0, ACK=SEG.SEQ+1");
+            assert_eq!(
+                out[l4 + 4..l4 + 12],
+                [0, 0, 0, 0, 0, 0, 0, 8],
+                "SEQ=0, ACK=SEG.SEQ+1"
+            );
             let (verdict, _) = bench.run("from_pod", &frame(client, &vip, protocol::TCP, 0x10, b"data"));
             assert_eq!(verdict, SHOT, "a segment that belongs to nothing is dropped");
         }
@@ -305,19 +369,35 @@ fn a_syn_to_nobody_is_reset() {
 #[test]
 fn a_datagram_to_nobody_is_unreachable() {
     let bench = Bench::new();
-    for (client, vip) in [("10.244.1.5:40000", "10.96.0.10:81"), ("[fd00:244:1::5]:40000", "[fd00:96::10]:81")] {
+    for (client, vip) in [
+        ("10.244.1.5:40000", "10.96.0.10:81"),
+        ("[fd00:244:1::5]:40000", "[fd00:96::10]:81"),
+    ] {
         for protocol in [protocol::UDP, protocol::SCTP] {
-            let request = frame(client, vip, protocol, 0, b"a payload that the error does not carry");
+            let request = frame(
+                client,
+                vip,
+                protocol,
+                0,
+                b"a payload that the error does not carry",
+            );
             let (verdict, out) = bench.run("from_pod", &request);
             assert_eq!(verdict, REDIRECT);
             let headers = checked(&out);
-            let (src, dst) = (ip(&socket(vip).ip().to_string()), ip(&socket(client).ip().to_string()));
+            let (src, dst) = (
+                ip(&socket(vip).ip().to_string()),
+                ip(&socket(client).ip().to_string()),
+            );
             assert_eq!((headers.src, headers.dst), (src, dst));
             let l4 = headers.l4 as usize;
             let expected = if src.is_v4() { [3, 3] } else { [1, 4] };
             assert_eq!(out[l4..l4 + 2], expected, "port unreachable");
             let carried = &out[l4 + 8..];
-            assert_eq!(carried, &request[14..14 + carried.len()], "the error carries the refused packet");
+            assert_eq!(
+                carried,
+                &request[14..14 + carried.len()],
+                "the error carries the refused packet"
+            );
             assert_eq!(carried.len(), if src.is_v4() { 28 } else { 48 });
         }
     }

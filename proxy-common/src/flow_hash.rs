@@ -27,15 +27,20 @@ const fn finish(mut hash: u32) -> u32 {
     hash ^ (hash >> 16)
 }
 
+/// The first three words of an address; the same for all of IPv4.
+#[inline(always)]
+const fn prefix(words: [u32; 4]) -> u32 {
+    words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(19)
+}
+
 /// Hashes a flow; the seed separates independent choices over one flow (which backend, which source port).
 #[inline(always)]
 pub const fn flow_hash(src: &Ip, dst: &Ip, sport: Port, dport: Port, protocol: u8, seed: u32) -> u32 {
-    let [a, b, c, d] = src.v6_words();
-    let [e, f, g, h] = dst.v6_words();
-    let mut hash = mix(seed, a ^ b.rotate_left(7) ^ c.rotate_left(19));
-    hash = mix(hash, d);
-    hash = mix(hash, e ^ f.rotate_left(7) ^ g.rotate_left(19));
-    hash = mix(hash, h);
+    let (src, dst) = (src.v6_words(), dst.v6_words());
+    let mut hash = mix(seed, prefix(src));
+    hash = mix(hash, src[3]);
+    hash = mix(hash, prefix(dst));
+    hash = mix(hash, dst[3]);
     hash = mix(hash, (sport.raw() as u32) << 16 | dport.raw() as u32);
     finish(mix(hash, protocol as u32))
 }

@@ -11,10 +11,19 @@ fn killed_twenty_times_nothing_is_interrupted() {
     harness::require_root!();
     let world = World::with_nodes(2);
     let client = world.node(1).add_pod("client");
-    let backends: Vec<_> =
-        ["a", "b", "c"].iter().zip([1, 2, 2]).map(|(name, node)| world.node(node).add_pod(name)).collect();
-    let _servers: Vec<_> = backends.iter().map(|pod| (pod.serve_tcp(8080), pod.serve_udp(8080))).collect();
-    let service = Service::new("web").cluster_ip("10.96.0.10").tcp("http", 80, 8080).udp("dns", 80, 8080);
+    let backends: Vec<_> = ["a", "b", "c"]
+        .iter()
+        .zip([1, 2, 2])
+        .map(|(name, node)| world.node(node).add_pod(name))
+        .collect();
+    let _servers: Vec<_> = backends
+        .iter()
+        .map(|pod| (pod.serve_tcp(8080), pod.serve_udp(8080)))
+        .collect();
+    let service = Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .tcp("http", 80, 8080)
+        .udp("dns", 80, 8080);
     world.apply_all(service.slices(backends.iter().map(Endpoint::of)));
     world.apply(&service);
     let mut agents = world.start_agents();
@@ -35,13 +44,20 @@ fn killed_twenty_times_nothing_is_interrupted() {
         for agent in &mut agents {
             agent.wait_ready(Duration::from_secs(10));
             let status = agent.cli(&["status"]);
-            assert_eq!(status["writes"]["sinceStart"], 0, "a warm restart writes nothing: {status}");
+            assert_eq!(
+                status["writes"]["sinceStart"], 0,
+                "a warm restart writes nothing: {status}"
+            );
         }
         flows.wait_progress(Duration::from_secs(10));
     }
     let flows = flows.stop();
     assert!(flows.interruptions.is_empty(), "{flows:?}");
-    for (what, report) in [("tcp", new_tcp.stop()), ("udp", new_udp.stop()), ("node", of_node.stop())] {
+    for (what, report) in [
+        ("tcp", new_tcp.stop()),
+        ("udp", new_udp.stop()),
+        ("node", of_node.stop()),
+    ] {
         assert!(report.failures.is_empty(), "{what}: {report:?}");
         assert!(report.asked > 200, "{what}: {report:?}");
     }
@@ -55,7 +71,11 @@ fn what_changed_while_the_agent_was_away_is_made_up_for() {
     let backend = world.node(1).add_pod("a");
     let _server = backend.serve_tcp(8080);
     let services: Vec<_> = (10..60)
-        .map(|host| Service::new(&format!("s{host}")).cluster_ip(&format!("10.96.0.{host}")).tcp("http", 80, 8080))
+        .map(|host| {
+            Service::new(&format!("s{host}"))
+                .cluster_ip(&format!("10.96.0.{host}"))
+                .tcp("http", 80, 8080)
+        })
         .collect();
     for service in &services {
         world.apply_all(service.slices([Endpoint::of(&backend)]));
@@ -68,11 +88,15 @@ fn what_changed_while_the_agent_was_away_is_made_up_for() {
     for service in &services[1..] {
         world.delete(service);
     }
-    client.ask(Probe::Tcp, VIP.parse().unwrap()).expect("served without an agent");
+    client
+        .ask(Probe::Tcp, VIP.parse().unwrap())
+        .expect("served without an agent");
     agent.start_again();
     agent.wait_ready(Duration::from_secs(10));
     assert_eq!(agent.cli(&["service", "list"]).as_array().map(Vec::len), Some(1));
-    client.ask(Probe::Tcp, VIP.parse().unwrap()).expect("what stayed is served");
+    client
+        .ask(Probe::Tcp, VIP.parse().unwrap())
+        .expect("what stayed is served");
     let gone = client.tcp_connect_within("10.96.0.30:80".parse().unwrap(), Duration::from_millis(200));
     assert!(gone.is_err(), "what was deleted is gone");
 }

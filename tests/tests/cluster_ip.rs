@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use harness::manifest::Family;
 use harness::{
-    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually, spread,
+    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually,
+    spread,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -37,25 +38,41 @@ impl Shop {
             let servers = (pod.serve_tcp(8080), pod.serve_udp(8080));
             (pod, servers.0, servers.1)
         };
-        let backends =
-            vec![serve(world.node(1), "a"), serve(world.node(2), "b"), serve(world.node(2), "c")];
+        let backends = vec![
+            serve(world.node(1), "a"),
+            serve(world.node(2), "b"),
+            serve(world.node(2), "c"),
+        ];
         let service = Service::new("web")
             .cluster_ip("10.96.0.10")
             .cluster_ip("fd00:96::10")
             .tcp("http", 80, 8080)
             .udp("dns", 80, 8080);
         world.apply(&service);
-        let shop = Self { world, client, _backends: backends, service };
+        let shop = Self {
+            world,
+            client,
+            _backends: backends,
+            service,
+        };
         shop.endpoints(&["a", "b", "c"]);
         shop
     }
 
     fn pod(&self, name: &str) -> &Pod {
-        &self._backends.iter().find(|(pod, ..)| pod.name() == name).expect("a backend").0
+        &self
+            ._backends
+            .iter()
+            .find(|(pod, ..)| pod.name() == name)
+            .expect("a backend")
+            .0
     }
 
     fn endpoints(&self, names: &[&str]) {
-        self.world.apply_all(self.service.slices(names.iter().map(|name| Endpoint::of(self.pod(name)))));
+        self.world.apply_all(
+            self.service
+                .slices(names.iter().map(|name| Endpoint::of(self.pod(name)))),
+        );
     }
 }
 
@@ -67,7 +84,9 @@ fn assert_spread(place: &Place, probe: Probe, to: &str, count: usize) {
 }
 
 fn ask(place: &Place, probe: Probe, to: &str) -> Answer {
-    place.ask(probe, address(to)).unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()))
+    place
+        .ask(probe, address(to))
+        .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()))
 }
 
 #[test]
@@ -89,8 +108,12 @@ fn pods_and_nodes_reach_every_backend_evenly_with_socket_hooks() {
 fn pods_and_nodes_reach_every_backend_evenly_without_socket_hooks() {
     harness::require_root!();
     let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
-    let _agents: Vec<_> =
-        shop.world.nodes().iter().map(|node| started(node.agent().config(HOOKS_OFF).start())).collect();
+    let _agents: Vec<_> = shop
+        .world
+        .nodes()
+        .iter()
+        .map(|node| started(node.agent().config(HOOKS_OFF).start()))
+        .collect();
     let node = shop.world.node(1);
     for to in [WEB, WEB6] {
         assert_spread(&shop.client, Probe::Tcp, to, 10_000);
@@ -109,8 +132,12 @@ fn started(mut agent: harness::Agent) -> harness::Agent {
 fn pods_on_a_bridge_reach_every_backend() {
     harness::require_root!();
     let shop = Shop::open(NodeSpec::bridged);
-    let _agents: Vec<_> =
-        shop.world.nodes().iter().map(|node| started(node.agent().config(HOOKS_OFF).start())).collect();
+    let _agents: Vec<_> = shop
+        .world
+        .nodes()
+        .iter()
+        .map(|node| started(node.agent().config(HOOKS_OFF).start()))
+        .collect();
     for to in [WEB, WEB6] {
         assert_spread(&shop.client, Probe::Tcp, to, 1000);
         assert_spread(&shop.client, Probe::Udp, to, 1000);
@@ -131,7 +158,11 @@ fn clients_outside_reach_every_backend_and_are_masqueraded() {
         assert_spread(&client, Probe::Tcp, to, 10_000);
         assert_spread(&client, Probe::Udp, to, 1000);
         let answer = ask(&client, Probe::Tcp, to);
-        assert_eq!(answer.peer.ip(), node.address_like(answer.peer.ip()), "masqueraded to the node");
+        assert_eq!(
+            answer.peer.ip(),
+            node.address_like(answer.peer.ip()),
+            "masqueraded to the node"
+        );
     }
 }
 
@@ -149,7 +180,10 @@ fn a_pod_keeps_its_address_on_every_path() {
 #[test]
 fn a_pod_reaches_itself_through_its_service() {
     harness::require_root!();
-    for config in ["apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n", HOOKS_OFF] {
+    for config in [
+        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
+        HOOKS_OFF,
+    ] {
         let shop = Shop::open(NodeSpec::routed);
         shop.endpoints(&["a"]);
         let _agent = started(shop.world.node(1).agent().config(config).start());
@@ -164,8 +198,13 @@ fn a_pod_reaches_itself_through_its_service() {
 #[test]
 fn the_node_reaches_a_backend_on_itself() {
     harness::require_root!();
-    for config in ["apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n", HOOKS_OFF] {
-        let world = World::builder().node(NodeSpec::routed().strict_rp_filter()).build();
+    for config in [
+        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
+        HOOKS_OFF,
+    ] {
+        let world = World::builder()
+            .node(NodeSpec::routed().strict_rp_filter())
+            .build();
         let node = world.node(1);
         let _servers = (node.serve_tcp(6443), node.serve_udp(6443));
         let pod = node.add_pod("client");
@@ -180,7 +219,12 @@ fn the_node_reaches_a_backend_on_itself() {
         for to in ["10.96.0.1:443", "[fd00:96::1]:443"] {
             for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
                 for place in [node as &Place, &pod] {
-                    assert_eq!(ask(place, probe, to).backend, node.name(), "{} {probe:?} {to}", place.name());
+                    assert_eq!(
+                        ask(place, probe, to).backend,
+                        node.name(),
+                        "{} {probe:?} {to}",
+                        place.name()
+                    );
                 }
             }
         }
@@ -195,11 +239,16 @@ fn virtual_addresses_answer_ping_from_pods_and_the_node() {
     for place in [&shop.client as &Place, shop.world.node(1)] {
         for to in [WEB, WEB6] {
             let to = address(to).ip();
-            place.ping(to, 5 * SECOND).unwrap_or_else(|error| panic!("{} pings {to}: {error}", place.name()));
+            place
+                .ping(to, 5 * SECOND)
+                .unwrap_or_else(|error| panic!("{} pings {to}: {error}", place.name()));
         }
     }
     let unallocated = "10.96.77.77".parse().unwrap();
-    assert!(shop.client.ping(unallocated, SECOND / 5).is_err(), "an unallocated address does not answer");
+    assert!(
+        shop.client.ping(unallocated, SECOND / 5).is_err(),
+        "an unallocated address does not answer"
+    );
 }
 
 #[test]
@@ -221,7 +270,12 @@ fn a_service_without_endpoints_refuses_connections_at_once() {
     let _agents = shop.world.start_agents();
     for place in [&shop.client as &Place, shop.world.node(1)] {
         let error = place.tcp_connect(address(WEB)).expect_err("nobody is there");
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{}", place.name());
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "{}",
+            place.name()
+        );
     }
 }
 
@@ -232,9 +286,13 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
     let _agents = shop.world.start_agents();
     let node = shop.world.node(1);
     shop.endpoints(&["b"]);
-    eventually("only b is left", SECOND, || spread(&shop.client, Probe::Tcp, address(WEB), 20).backends() == ["b"]);
+    eventually("only b is left", SECOND, || {
+        spread(&shop.client, Probe::Tcp, address(WEB), 20).backends() == ["b"]
+    });
     shop.endpoints(&ALL);
-    eventually("all are back", SECOND, || spread(node, Probe::Tcp, address(WEB), 50).backends() == ALL);
+    eventually("all are back", SECOND, || {
+        spread(node, Probe::Tcp, address(WEB), 50).backends() == ALL
+    });
 
     let renamed = Service::new("web")
         .cluster_ip("10.96.0.10")
@@ -243,12 +301,16 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
         .udp("dns", 80, 8080);
     shop.world.apply(&renamed);
     eventually("no slice has a port of the new name", SECOND, || {
-        shop.client.tcp_connect(address(WEB)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        shop.client
+            .tcp_connect(address(WEB))
+            .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
     });
     let slice = EndpointSlice::of(&renamed, Family::V4).endpoints([Endpoint::of(shop.pod("c"))]);
     shop.world.apply(&slice);
     eventually("the slice follows", SECOND, || {
-        shop.client.ask(Probe::Tcp, address(WEB)).is_ok_and(|answer| answer.backend == "c")
+        shop.client
+            .ask(Probe::Tcp, address(WEB))
+            .is_ok_and(|answer| answer.backend == "c")
     });
     shop.world.delete(&renamed);
     eventually("the service is gone", SECOND, || {
@@ -259,10 +321,17 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
 #[test]
 fn the_next_datagram_after_a_backend_is_gone_reaches_a_live_one() {
     harness::require_root!();
-    for config in ["apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n", HOOKS_OFF] {
+    for config in [
+        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
+        HOOKS_OFF,
+    ] {
         let shop = Shop::open(NodeSpec::routed);
-        let _agents: Vec<_> =
-            shop.world.nodes().iter().map(|node| started(node.agent().config(config).start())).collect();
+        let _agents: Vec<_> = shop
+            .world
+            .nodes()
+            .iter()
+            .map(|node| started(node.agent().config(config).start()))
+            .collect();
         for place in [&shop.client as &Place, shop.world.node(1)] {
             for connected in [false, true] {
                 for to in [WEB, WEB6] {
@@ -284,7 +353,11 @@ fn moves_on(shop: &Shop, place: &Place, connected: bool, to: SocketAddr) {
     }
     let ask = || -> std::io::Result<String> {
         let mut buffer = [0_u8; 256];
-        if connected { socket.send(b"who\n") } else { socket.send_to(b"who\n", to) }?;
+        if connected {
+            socket.send(b"who\n")
+        } else {
+            socket.send_to(b"who\n", to)
+        }?;
         let (len, from) = socket.recv_from(&mut buffer)?;
         assert_eq!(from, to, "{what}: the answer comes from the virtual address");
         Ok(Answer::parse(&String::from_utf8_lossy(&buffer[..len]))?.backend)

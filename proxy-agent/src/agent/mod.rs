@@ -27,7 +27,7 @@ use crate::bpf::Datapath;
 use crate::bpf::object::MapSizes;
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, MapLimits, SourceSpec};
-use crate::control::{self, Question, Reply, Request};
+use crate::control::{self, FirstSync, Question, Reply, Request};
 use crate::plan::NodeContext;
 use crate::source::{self, Event};
 use node::NodeSide;
@@ -64,6 +64,7 @@ struct Agent {
     node: NodeSide,
     source: source::StateHandle,
     synced: bool,
+    first_sync: Option<FirstSync>,
     last_change: Option<Timestamp>,
     last_writes: u64,
 }
@@ -108,6 +109,7 @@ impl Agent {
             node,
             source,
             synced: false,
+            first_sync: None,
             last_change: None,
             last_writes: 0,
             options,
@@ -223,9 +225,7 @@ impl Agent {
     }
 
     async fn refresh_node(&mut self) {
-        let virtual_addresses = self
-            .node
-            .stray_addresses(&self.cluster, &self.options, &self.programmer);
+        let virtual_addresses = NodeSide::stray_addresses(&self.cluster, &self.options, &self.programmer);
         self.node
             .refresh(
                 &self.cluster,

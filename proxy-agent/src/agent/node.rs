@@ -102,7 +102,6 @@ impl NodeSide {
 
     /// Virtual addresses that no service range covers, which need routes of their own.
     pub fn stray_addresses(
-        &self,
         cluster: &ClusterState,
         options: &AgentOptions,
         programmer: &Programmer<Datapath>,
@@ -159,8 +158,7 @@ impl NodeSide {
         };
         let service_cidrs = service_cidrs(cluster, options);
         if let Some(index) = device {
-            self.write_config(index, &service_cidrs, options, programmer.store())
-                .await;
+            self.write_config(index, &service_cidrs, options, programmer.store());
         }
         self.attached =
             self.attach(device, options, programmer.store_mut(), &mut problems) && device.is_some();
@@ -218,7 +216,7 @@ impl NodeSide {
     }
 
     /// Tells the programs what they need to know of the node, if it is not what they know already.
-    async fn write_config(
+    fn write_config(
         &self,
         device: u32,
         service_cidrs: &[IpNet],

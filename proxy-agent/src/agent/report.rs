@@ -36,6 +36,7 @@ pub fn status(agent: &Agent) -> Status {
             since_start: agent.programmer.writes(),
             last_sync: agent.last_writes,
         },
+        sync: agent.first_sync,
     }
 }
 

@@ -45,6 +45,12 @@ enum Wanted {
     Removed(u32),
 }
 
+/// What nothing points at any more once every write before it has succeeded.
+struct Leftover {
+    gone: Vec<(u32, Backend)>,
+    slots: Vec<(u32, u32)>,
+}
+
 /// The programmer of one node's tables.
 pub struct Programmer<S> {
     store: S,
@@ -60,7 +66,7 @@ pub struct Programmer<S> {
     endpoints: u64,
     pending_frontends: BTreeMap<FrontendKey, Wanted>,
     pending_addresses: BTreeMap<Ip, Option<u32>>,
-    held: Vec<(Vec<(u32, Backend)>, Vec<(u32, u32)>)>,
+    held: Vec<Leftover>,
     problems: ObjectIdMap<Vec<String>>,
     writes: u64,
     scratch: Writes,
@@ -178,7 +184,7 @@ impl<S: Store> Programmer<S> {
             }
             let old = found.adopt(&planned);
             self.count(&Programmed::default(), &old);
-            self.program(id, &planned, old, cluster);
+            self.program(id, &planned, &old, cluster);
             if index % CHUNK == CHUNK - 1 {
                 self.flush();
             }
@@ -216,7 +222,7 @@ impl<S: Store> Programmer<S> {
                 let pending = &self.pending_frontends;
                 let owner = |key: &FrontendKey| owner(store, programmed, pending, key);
                 claims.settle(id, &mut planned, Some(&old), cluster, &mut again, owner);
-                self.program(id, &planned, old, cluster);
+                self.program(id, &planned, &old, cluster);
                 if index % CHUNK == CHUNK - 1 {
                     self.flush();
                 }
@@ -259,12 +265,12 @@ impl<S: Store> Programmer<S> {
     }
 
     /// Compares plan and tables of one service and adds the writes.
-    fn program(&mut self, id: ObjectId, planned: &ServicePlan, old: Programmed, cluster: &ClusterState) {
+    fn program(&mut self, id: ObjectId, planned: &ServicePlan, old: &Programmed, cluster: &ClusterState) {
         let mut problems = planned.remarks.clone();
-        let result = self.fit(planned, &old);
+        let result = self.fit(planned, old);
         match result {
             Ok(new) => {
-                self.count(&old, &new);
+                self.count(old, &new);
                 if new.groups.is_empty() {
                     self.programmed.remove(&id);
                 } else {
@@ -465,10 +471,11 @@ impl<S: Store> Programmer<S> {
             self.pending_addresses.insert(address, None);
         }
         if !writes.gone.is_empty() || !writes.freed_slots.is_empty() {
-            self.held.push((
+            let (gone, slots) = (
                 std::mem::take(&mut writes.gone),
                 std::mem::take(&mut writes.freed_slots),
-            ));
+            );
+            self.held.push(Leftover { gone, slots });
         }
         writes.clear();
         self.scratch = writes;
@@ -533,7 +540,7 @@ impl<S: Store> Programmer<S> {
             });
         }
         if self.pending_frontends.is_empty() {
-            for (gone, slots) in std::mem::take(&mut self.held) {
+            for Leftover { gone, slots } in std::mem::take(&mut self.held) {
                 for (id, backend) in &gone {
                     self.store.write_backend(*id, backend);
                 }

@@ -14,7 +14,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// What waits for a grace period.
 pub struct Quarantine {
     periods: GracePeriods,
-    waiting: VecDeque<(u64, Vec<(u32, u32)>, Vec<u32>)>,
+    waiting: VecDeque<Batch>,
+}
+
+/// What was put away together.
+struct Batch {
+    epoch: u64,
+    slots: Vec<(u32, u32)>,
+    backends: Vec<u32>,
 }
 
 impl Quarantine {
@@ -29,7 +36,12 @@ impl Quarantine {
     /// Puts slots (start and count) and backend ids away; nothing in the tables points at them any more.
     pub fn put(&mut self, slots: Vec<(u32, u32)>, backends: Vec<u32>) {
         if !slots.is_empty() || !backends.is_empty() {
-            self.waiting.push_back((self.periods.begin(), slots, backends));
+            let epoch = self.periods.begin();
+            self.waiting.push_back(Batch {
+                epoch,
+                slots,
+                backends,
+            });
         }
     }
 
@@ -39,12 +51,15 @@ impl Quarantine {
             return;
         }
         let finished = self.periods.finished();
-        while self.waiting.front().is_some_and(|(epoch, ..)| *epoch <= finished) {
-            if let Some((_, slots, backends)) = self.waiting.pop_front() {
-                slots
-                    .into_iter()
-                    .for_each(|(start, count)| allocator.free_slots(start, count));
-                backends.into_iter().for_each(|id| allocator.free_backend(id));
+        while self.waiting.front().is_some_and(|batch| batch.epoch <= finished) {
+            let Some(batch) = self.waiting.pop_front() else {
+                return;
+            };
+            for (start, count) in batch.slots {
+                allocator.free_slots(start, count);
+            }
+            for id in batch.backends {
+                allocator.free_backend(id);
             }
         }
     }

@@ -181,7 +181,7 @@ fn replace_slice<'a>(
     let mut known = old.map(|old| known_backends(old, view)).unwrap_or_default();
     let first_slot = writes.slots.len();
     for target in targets {
-        let found = known.binary_search_by_key(&(target.address, target.port), |known| known.place());
+        let found = known.binary_search_by_key(&(target.address, target.port), Known::place);
         let id = if let Ok(index) = found {
             let known = &mut known[index];
             known.stays = true;

@@ -62,12 +62,12 @@ pub fn choose(
     } else {
         let placements = endpoints.iter().filter(|endpoint| ready(endpoint.conditions));
         Hints::find(
-            placements.map(|endpoint| names.placement(endpoint.placement)),
+            &placements.map(|endpoint| names.placement(endpoint.placement)),
             locality,
         )
     };
     let mut usable_anywhere = false;
-    let mut used = false;
+    let mut any_used = false;
     let uses = endpoints
         .iter()
         .map(|endpoint| {
@@ -79,7 +79,7 @@ pub fn choose(
             };
             usable_anywhere |= ready(conditions) || fallback(conditions);
             if candidate && in_policy(endpoint) && hints.allow(names.placement(endpoint.placement)) {
-                used = true;
+                any_used = true;
                 let state = if ready(conditions) {
                     BackendState::Active
                 } else {
@@ -93,7 +93,7 @@ pub fn choose(
             }
         })
         .collect();
-    (uses, policy.local && !used && usable_anywhere)
+    (uses, policy.local && !any_used && usable_anywhere)
 }
 
 /// Which topology hints are in force.
@@ -104,7 +104,7 @@ enum Hints {
 }
 
 impl Hints {
-    fn find<'a>(ready: impl Iterator<Item = &'a Placement> + Clone, locality: Locality) -> Self {
+    fn find<'a>(ready: &(impl Iterator<Item = &'a Placement> + Clone), locality: Locality) -> Self {
         if let Some(node) = locality.node
             && ready.clone().all(|placement| !placement.for_nodes.is_empty())
             && ready.clone().any(|placement| placement.for_nodes.contains(&node))

@@ -126,6 +126,7 @@ impl Flow {
 
     /// The entry of those packets. Applied twice, key and entry are the first ones again.
     #[inline(always)]
+    #[must_use]
     pub const fn reply(&self, key: &FlowKey) -> Self {
         Self {
             src: key.dst,

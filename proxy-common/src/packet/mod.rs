@@ -25,7 +25,7 @@ impl Packet for [u8] {
     }
 }
 
-/// EtherType numbers, in host order.
+/// `EtherType` numbers, in host order.
 pub mod ether_type {
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
