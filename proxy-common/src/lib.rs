@@ -8,7 +8,7 @@
 //! Invariants: nothing here allocates, loops without a bound, or panics on any input; every type that crosses into
 //! a map is `repr(C)`, has no implicit padding, and has its size pinned by a const assertion beside it.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![deny(unsafe_code)]
 
 pub mod addr;

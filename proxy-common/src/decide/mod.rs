@@ -93,5 +93,5 @@ impl Work {
 mod packet_tests;
 #[cfg(test)]
 mod socket_tests;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -1,17 +1,25 @@
-//! Tables of plain hash maps, for the unit tests of the decisions.
+//! Tables of plain hash maps, for the unit tests and the fuzz target of the decisions.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which panic with what went wrong"
+)]
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::Tables;
+use super::Work;
+use super::packet::{Decision, Entry, entering, leaving_to_pod};
 use crate::maps::{
     AddressFlags, Backend, BackendState, Config, Flow, FlowKey, Frontend, FrontendKey, Slot, SlotRange,
     SocketKey, SocketPeer,
 };
-use crate::packet::Headers;
-use crate::{Ip, Port};
+use crate::packet::{ETHERNET_LEN, Headers, parse};
+use crate::{Ip, Port, protocol};
 
+/// An address.
 pub fn ip(text: &str) -> Ip {
     text.parse::<IpAddr>().unwrap().into()
 }
@@ -32,18 +40,75 @@ pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
     }
 }
 
+/// Feeds a frame to the parser and to every decision, and checks what must hold whatever the frame is.
+pub fn check_frame(frame: &[u8]) {
+    let mut fake = Fake::node();
+    for (vip, backend) in [("10.96.0.1", "10.244.1.2"), ("fd00:96::1", "fd00:244::2")] {
+        for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+            fake.service(vip, 80, protocol, &[(backend, 8080)]);
+        }
+    }
+    fake.config.node_v6 = ip("fd00:50::11");
+    let Some(ether_type) = frame.get(12..14) else {
+        return;
+    };
+    let ether_type = u16::from_be_bytes([ether_type[0], ether_type[1]]);
+    let Ok(headers) = parse(frame, ether_type, ETHERNET_LEN) else {
+        return;
+    };
+    assert!(
+        headers.l4 == 0 || (headers.l4 as usize) < frame.len(),
+        "the transport header lies in the frame"
+    );
+    for entry in [Entry::Pod, Entry::Uplink, Entry::Host] {
+        let mut work = Work::new(headers);
+        if let Decision::Translate(_) = entering(&fake, &mut work, entry) {
+            let flow = work.flow;
+            assert_eq!(
+                flow.dst.is_v4(),
+                headers.dst.is_v4(),
+                "a translation stays in its family"
+            );
+            assert_eq!(
+                flow.src.is_v4(),
+                headers.src.is_v4(),
+                "a translation stays in its family"
+            );
+            // Whatever was decided, the answer finds its way back.
+            let key = flow.reply_key(&work.key);
+            let reply = fake.flows.borrow()[&key];
+            assert_eq!((reply.src, reply.dst), (headers.dst, headers.src));
+            assert_eq!((reply.sport, reply.dport), (headers.dport, headers.sport));
+        }
+        let mut work = Work::new(headers);
+        let _ = leaving_to_pod(&fake, &mut work);
+    }
+}
+
+/// Tables of plain hash maps.
 #[derive(Default)]
 pub struct Fake {
+    /// What is known of the node.
     pub config: Config,
+    /// `FRONTENDS`.
     pub frontends: HashMap<FrontendKey, Frontend>,
+    /// `SLOTS`.
     pub slots: Vec<Slot>,
+    /// `BACKENDS`.
     pub backends: Vec<Backend>,
+    /// `ADDRESSES`.
     pub addresses: HashMap<Ip, AddressFlags>,
+    /// Addresses of pods.
     pub pods: Vec<Ip>,
+    /// `FLOWS`.
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// `SOCKET_PEERS`.
     pub socket_peers: RefCell<HashMap<SocketKey, SocketPeer>>,
+    /// Whether the uplink translated without masquerading.
     pub outside: Cell<bool>,
+    /// The coarse clock.
     pub time: Cell<u32>,
+    /// State of the random numbers.
     pub random: Cell<u32>,
 }
 

@@ -255,6 +255,25 @@ mod tests {
 
     proptest! {
         #[test]
+        fn any_frame_is_decided_without_harm(
+            mut bytes in prop::collection::vec(any::<u8>(), 60..120),
+            to_service: bool,
+            v6: bool,
+            protocol in prop::sample::select(vec![1_u8, 6, 17, 58, 132]),
+        ) {
+            bytes[12..15].copy_from_slice(if v6 { &[0x86, 0xdd, 0x60] } else { &[8, 0, 0x45] });
+            bytes[if v6 { 20 } else { 23 }] = protocol;
+            if to_service && v6 {
+                bytes[38..54].copy_from_slice(&[0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+                bytes[56..58].copy_from_slice(&[0, 80]);
+            } else if to_service {
+                bytes[30..34].copy_from_slice(&[10, 96, 0, 1]);
+                bytes[36..38].copy_from_slice(&[0, 80]);
+            }
+            crate::decide::testing::check_frame(&bytes);
+        }
+
+        #[test]
         fn any_bytes_are_parsed_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), v6: bool) {
             let ether_type = if v6 { ether_type::IPV6 } else { ether_type::IPV4 };
             if let Ok(headers) = parse(&bytes[..], ether_type, 14) {
