@@ -1,0 +1,164 @@
+//! The configuration in force.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::map_sizes::MapLimits;
+use super::settings::Settings;
+use super::values::{PortRange, SocketLb};
+
+/// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Configuration {
+    /// Whose sockets are translated.
+    #[serde(rename = "socketLB")]
+    pub socket_lb: SocketLb,
+    /// Source ports for masqueraded flows.
+    pub masquerade_ports: PortRange,
+    /// Where services get their addresses from, besides what ServiceCIDR objects say.
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Vec<IpNet>,
+    /// Where pods get their addresses from, besides what Node objects say.
+    #[serde(rename = "clusterCIDRs")]
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The node's addresses, in place of those of its Node object or interfaces; empty if it has not been told.
+    pub node_addresses: Vec<IpAddr>,
+    /// Sizes of maps.
+    pub maps: MapLimits,
+}
+
+/// Above the kernel's default range for the node's own sockets, which ends at 60999.
+const MASQUERADE_PORTS: PortRange = match PortRange::new(61_000, 65_535) {
+    Some(range) => range,
+    None => panic!("the range is not empty"),
+};
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self {
+            socket_lb: SocketLb::default(),
+            masquerade_ports: MASQUERADE_PORTS,
+            service_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            node_addresses: Vec::new(),
+            maps: MapLimits::default(),
+        }
+    }
+}
+
+impl Configuration {
+    /// Changes what `settings` mention. They must have no [`Settings::errors`].
+    pub fn apply(&mut self, settings: &Settings) {
+        if let Some(socket_lb) = settings.socket_lb {
+            self.socket_lb = socket_lb;
+        }
+        if let Some(ports) = settings.masquerade_ports {
+            self.masquerade_ports = ports;
+        }
+        if let Some(ranges) = &settings.service_cidrs {
+            self.service_cidrs = ranges.iter().map(|range| range.0).collect();
+        }
+        if let Some(ranges) = &settings.cluster_cidrs {
+            self.cluster_cidrs = ranges.iter().map(|range| range.0).collect();
+        }
+        if let Some(addresses) = &settings.node_addresses {
+            self.node_addresses = addresses.iter().map(|address| address.0).collect();
+        }
+        if let Some(maps) = &settings.maps {
+            maps.apply(&mut self.maps);
+        }
+    }
+
+    /// What works and is hardly meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for service in &self.service_cidrs {
+            for pod in self.cluster_cidrs.iter().filter(|pod| overlap(service, pod)) {
+                warnings.push(format!(
+                    "serviceCIDRs {service} and clusterCIDRs {pod} overlap: pods with addresses of services are not reached"
+                ));
+            }
+        }
+        if self.masquerade_ports.first() < 1024 {
+            warnings.push(format!(
+                "masqueradePorts {} holds ports below 1024, which firewalls often treat as servers'",
+                self.masquerade_ports
+            ));
+        }
+        warnings
+    }
+}
+
+fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_settings_replace_earlier_ones_key_by_key() {
+        let mut configuration = Configuration::default();
+        configuration.apply(&Settings {
+            socket_lb: Some(SocketLb::Off),
+            cluster_cidrs: Some(vec![
+                "10.244.0.0/16".parse().unwrap(),
+                "10.245.0.0/16".parse().unwrap(),
+            ]),
+            maps: Some("{frontends: 100, flows: 7}".parse().unwrap()),
+            ..Settings::default()
+        });
+        configuration.apply(&Settings {
+            cluster_cidrs: Some(vec!["10.0.0.0/8".parse().unwrap()]),
+            maps: Some("{frontends: 200}".parse().unwrap()),
+            ..Settings::default()
+        });
+        assert_eq!(configuration.socket_lb, SocketLb::Off);
+        assert_eq!(configuration.cluster_cidrs, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(
+            (configuration.maps.frontends.initial, configuration.maps.flows),
+            (200, 7)
+        );
+    }
+
+    #[test]
+    fn overlapping_ranges_are_mentioned() {
+        let mut configuration = Configuration::default();
+        assert_eq!(configuration.warnings(), Vec::<String>::new());
+        configuration.service_cidrs = vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()];
+        configuration.cluster_cidrs = vec!["10.0.0.0/8".parse().unwrap(), "fd00:10::/56".parse().unwrap()];
+        assert_eq!(
+            configuration.warnings(),
+            [
+                "serviceCIDRs 10.96.0.0/16 and clusterCIDRs 10.0.0.0/8 overlap: pods with addresses of services are not reached"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        assert_eq!(
+            serde_json::to_value(Configuration::default()).unwrap(),
+            serde_json::json!({
+                "socketLB": "all",
+                "masqueradePorts": "61000-65535",
+                "serviceCIDRs": [],
+                "clusterCIDRs": [],
+                "nodeAddresses": [],
+                "maps": {
+                    "frontends": {"initial": 65_536, "max": 4_194_304},
+                    "slots": {"initial": 262_144, "max": 16_777_216},
+                    "backends": {"initial": 131_072, "max": 8_388_608},
+                    "addresses": {"initial": 65_536, "max": 4_194_304},
+                    "flows": 262_144,
+                    "socketPeers": 65_536,
+                    "podNamespaces": 4_096,
+                },
+            })
+        );
+    }
+}

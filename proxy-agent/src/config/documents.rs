@@ -1,0 +1,178 @@
+//! Documents of a YAML file, read one by one, with the place of an error.
+//!
+//! A file is cut at its `---` lines, as kubectl does: a line that starts so at the left margin separates documents
+//! whatever stands around it (YAML 1.2.2, c-forbidden). So an error in one document does not hide those of the next, and every
+//! error has the line of the file and the path of the field.
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter};
+
+/// One document of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Document<'a> {
+    /// Counts from 1; empty documents count too.
+    pub number: usize,
+    /// The line of the file that it starts on, counting from 1.
+    pub first_line: u64,
+    text: &'a str,
+}
+
+/// Where a document is not what it should be, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentError {
+    /// The line of the file, where it is known.
+    pub line: Option<u64>,
+    /// The path of the field, such as `maps.frontends.max`; empty where the document as a whole is meant.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Cuts a file into its documents, leaving out the empty ones.
+pub fn split(text: &str) -> Vec<Document<'_>> {
+    let mut documents = Vec::new();
+    let (mut number, mut first_line, mut start) = (1, 1, 0);
+    let mut end = 0;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let separates = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        if separates {
+            // What stands before the first separator is a document only if something stands there.
+            if end > 0 && !is_empty(&text[start..end]) {
+                documents.push(Document {
+                    number,
+                    first_line,
+                    text: &text[start..end],
+                });
+            }
+            number += usize::from(end > 0);
+            (first_line, start) = (index as u64 + 1, end);
+        }
+        end += line.len();
+    }
+    if !is_empty(&text[start..]) {
+        documents.push(Document {
+            number,
+            first_line,
+            text: &text[start..],
+        });
+    }
+    documents
+}
+
+/// Whether nothing but comments and a separator stand in `text`.
+fn is_empty(text: &str) -> bool {
+    text.lines().all(|line| {
+        let line = line.strip_prefix("---").unwrap_or(line).trim();
+        line.is_empty() || line.starts_with('#')
+    })
+}
+
+impl Document<'_> {
+    /// Reads the document.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, DocumentError> {
+        let mut field = String::new();
+        let options = serde_saphyr::options! { with_snippet: false };
+        let read =
+            serde_saphyr::with_deserializer_from_str_with_options(self.text, options, |deserializer| {
+                serde_path_to_error::deserialize(deserializer).map_err(|error| {
+                    field = error.path().to_string();
+                    error.into_inner()
+                })
+            });
+        read.map_err(|error| DocumentError {
+            line: error
+                .location()
+                .map(|location| self.first_line - 1 + location.line()),
+            field: if field == "." { String::new() } else { field },
+            message: message(&error),
+        })
+    }
+}
+
+/// What an error says, without the place. It may quote the file, and what is no text there is none in a terminal either.
+pub fn message(error: &Error) -> String {
+    let message = DefaultMessageFormatter.format_message(error.without_snippet());
+    let plain = |character: char| {
+        if character.is_control() {
+            '\u{fffd}'
+        } else {
+            character
+        }
+    };
+    message.chars().map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[serde(default)]
+        inner: Vec<Inner>,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        port: u16,
+    }
+
+    #[test]
+    fn documents_are_counted_as_a_reader_counts_them() {
+        let places = |text| {
+            split(text)
+                .iter()
+                .map(|document| (document.number, document.first_line))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(places(""), []);
+        assert_eq!(places("# nothing\n---\n"), []);
+        assert_eq!(places("a: 1"), [(1, 1)]);
+        assert_eq!(places("---\na: 1\n"), [(1, 1)]);
+        assert_eq!(
+            places("a: 1\n---\nb: 2\n--- # third\nc: 3\n"),
+            [(1, 1), (2, 2), (3, 4)]
+        );
+        assert_eq!(places("# a comment\n---\na: 1\n"), [(2, 2)]);
+        assert_eq!(places("a: |\n  ---\n----\n"), [(1, 1)]);
+        assert_eq!(places("---\r\na: 1\r\n---\r\nb: 2\r\n"), [(1, 1), (2, 3)]);
+    }
+
+    #[test]
+    fn errors_have_a_line_and_a_field() {
+        let text = "inner: []\n---\ninner:\n- port: 80\n- port: 80000\n---\ninner:\n- port: 1\n  prot: 2\n---\nouter: 1\n";
+        let errors: Vec<_> = split(text)
+            .iter()
+            .filter_map(|document| document.read::<Outer>().err())
+            .collect();
+        let places: Vec<_> = errors
+            .iter()
+            .map(|error| (error.line, error.field.as_str()))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                (Some(5), "inner[1].port"),
+                (Some(9), "inner[0].prot"),
+                (Some(11), "outer")
+            ],
+            "{errors:?}"
+        );
+        assert!(
+            errors[1].message.starts_with("unknown field `prot`"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn broken_syntax_has_a_line() {
+        let error = split("---\na: 1\n---\nb: [\n")[1].read::<Outer>().unwrap_err();
+        assert!(error.line >= Some(4), "{error:?}");
+    }
+}

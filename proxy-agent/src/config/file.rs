@@ -1,0 +1,342 @@
+//! Configuration files: which documents may stand in one, and everything that is wrong with it.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::documents::{self, Document, DocumentError};
+use super::settings::Settings;
+
+/// The one version of our documents so far.
+const API_VERSION: &str = "millrace.dev/v1alpha1";
+const KIND: &str = "AgentConfiguration";
+
+/// A configuration file is written by hand; one that is larger is none.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct FileReport {
+    /// The settings in it, if there are any and they are good.
+    pub settings: Option<Settings>,
+    /// Everything that is wrong.
+    pub errors: Vec<ConfigError>,
+    /// What works and is hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+pub struct ConfigError {
+    /// The file.
+    #[serde(skip)]
+    pub file: PathBuf,
+    /// Which of its documents, counting from 1; none where the file as a whole is meant.
+    pub document: Option<usize>,
+    /// The line of the file, where it is known.
+    pub line: Option<u64>,
+    /// The path of the field, such as `maps.frontends.max`; empty where the document as a whole is meant.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        f.write_str(": ")?;
+        if let Some(document) = self.document {
+            write!(f, "document {document}: ")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Says what a document is.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Header {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+}
+
+/// Reads files whose settings are applied in this order, or says everything that is wrong with them.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Settings>, Vec<ConfigError>> {
+    let reports: Vec<_> = paths.iter().map(|path| read_file(path)).collect();
+    let (mut settings, mut errors) = (Vec::new(), Vec::new());
+    for report in reports {
+        settings.extend(report.settings);
+        errors.extend(report.errors);
+    }
+    if errors.is_empty() {
+        Ok(settings)
+    } else {
+        Err(errors)
+    }
+}
+
+/// Reads a file.
+pub fn read_file(path: &Path) -> FileReport {
+    let fail = |message| {
+        let error = ConfigError {
+            file: path.to_owned(),
+            document: None,
+            line: None,
+            field: String::new(),
+            message,
+        };
+        FileReport {
+            errors: vec![error],
+            ..FileReport::default()
+        }
+    };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_SIZE => {
+            return fail(format!(
+                "{} bytes are too much for a configuration file",
+                metadata.len()
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => return fail(error.to_string()),
+    }
+    match fs::read_to_string(path) {
+        Ok(text) => read_text(path, &text),
+        Err(error) => fail(error.to_string()),
+    }
+}
+
+fn read_text(path: &Path, text: &str) -> FileReport {
+    let mut report = FileReport::default();
+    for document in documents::split(text) {
+        let errors = match read_document(&document) {
+            Ok(_) if report.settings.is_some() => {
+                vec![at_start(
+                    &document,
+                    "kind",
+                    format!("a second {KIND} in one file: put its keys into the first"),
+                )]
+            }
+            Ok(settings) => {
+                let errors = settings.errors();
+                report.settings = Some(settings);
+                let error = |error: super::SettingError| DocumentError {
+                    line: None,
+                    field: error.field,
+                    message: error.message,
+                };
+                errors.into_iter().map(error).collect()
+            }
+            Err(error) => vec![error],
+        };
+        report.errors.extend(
+            errors
+                .into_iter()
+                .map(|DocumentError { line, field, message }| ConfigError {
+                    file: path.to_owned(),
+                    document: Some(document.number),
+                    line,
+                    field,
+                    message,
+                }),
+        );
+    }
+    if report.settings.is_none() && report.errors.is_empty() {
+        report
+            .warnings
+            .push(format!("{}: no document in it", path.display()));
+    }
+    report
+}
+
+fn read_document(document: &Document<'_>) -> Result<Settings, DocumentError> {
+    let header: Header = document.read()?;
+    match (header.api_version.as_str(), header.kind.as_str()) {
+        (API_VERSION, KIND) => document.read(),
+        (version, "KubeProxyConfiguration") if version.starts_with("kubeproxy.config.k8s.io/") => {
+            Err(at_start(
+                document,
+                "kind",
+                format!(
+                    "KubeProxyConfiguration is not read yet: write its clusterCIDR as clusterCIDRs of an {KIND}"
+                ),
+            ))
+        }
+        (version, KIND) => Err(at_start(
+            document,
+            "apiVersion",
+            format!("{version:?} is not known: write {API_VERSION}"),
+        )),
+        (_, kind) => Err(at_start(
+            document,
+            "kind",
+            format!(
+                "{kind:?} is not known: a document starts with apiVersion: {API_VERSION} and kind: {KIND}"
+            ),
+        )),
+    }
+}
+
+fn at_start(document: &Document<'_>, field: &str, message: String) -> DocumentError {
+    DocumentError {
+        line: Some(document.first_line),
+        field: field.into(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Configuration, SocketLb};
+
+    fn read(text: &str) -> FileReport {
+        read_text(Path::new("agent.yaml"), text)
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        read(text).errors.iter().map(ToString::to_string).collect()
+    }
+
+    const HEADER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
+
+    #[test]
+    fn every_key_is_read() {
+        let report = read(&format!(
+            "{HEADER}socketLB: host\nmasqueradePorts: 40000-50000\nserviceCIDRs: [10.96.0.0/16, 'fd00:96::/112']\n\
+             clusterCIDRs:\n- 10.244.0.0/16\nnodeAddresses: [192.0.2.1]\nmaps:\n  frontends: {{initial: 10, max: 20}}\n  flows: 30\n"
+        ));
+        assert_eq!(report.errors, []);
+        let mut configuration = Configuration::default();
+        configuration.apply(&report.settings.unwrap());
+        assert_eq!(configuration.socket_lb, SocketLb::Host);
+        let json = serde_json::to_value(&configuration).unwrap();
+        assert_eq!(json["masqueradePorts"], "40000-50000");
+        assert_eq!(
+            json["serviceCIDRs"],
+            serde_json::json!(["10.96.0.0/16", "fd00:96::/112"])
+        );
+        assert_eq!(json["clusterCIDRs"], serde_json::json!(["10.244.0.0/16"]));
+        assert_eq!(json["nodeAddresses"], serde_json::json!(["192.0.2.1"]));
+        assert_eq!(
+            json["maps"]["frontends"],
+            serde_json::json!({"initial": 10, "max": 20})
+        );
+        assert_eq!(json["maps"]["flows"], 30);
+    }
+
+    #[test]
+    fn an_error_names_file_line_document_and_field() {
+        for (body, expected) in [
+            (
+                "socketLb: all\n",
+                "agent.yaml:3: document 1: socketLb: unknown field `socketLb`",
+            ),
+            (
+                "socketLB: some\n",
+                "agent.yaml:3: document 1: socketLB: unknown variant `some`",
+            ),
+            (
+                "masqueradePorts: 5\n",
+                "agent.yaml:3: document 1: masqueradePorts: \"5\" is no range of ports",
+            ),
+            (
+                "clusterCIDRs:\n- 10.0.0.0/8\n- x\n",
+                "agent.yaml:5: document 1: clusterCIDRs[1]: \"x\" is no range of addresses",
+            ),
+            (
+                "maps:\n  slots:\n    max: -1\n",
+                "agent.yaml:5: document 1: maps.slots.max: ",
+            ),
+            (
+                "maps:\n  frontends: 0\n",
+                "agent.yaml:4: document 1: maps.frontends: 0 entries are outside",
+            ),
+            (
+                "nodeAddresses: ['::1']\n",
+                "agent.yaml: document 1: nodeAddresses[0]: ::1 cannot be",
+            ),
+        ] {
+            let errors = errors(&format!("{HEADER}{body}"));
+            assert!(
+                errors.len() == 1 && errors[0].starts_with(expected),
+                "{errors:#?}\nexpected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_documents_are_refused_by_name() {
+        for (text, expected) in [
+            (
+                "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n",
+                "agent.yaml:1: document 1: kind: KubeProxyConfiguration is not read yet",
+            ),
+            (
+                "apiVersion: millrace.dev/v2\nkind: AgentConfiguration\n",
+                "agent.yaml:1: document 1: apiVersion: \"millrace.dev/v2\" is not known: write millrace.dev/v1alpha1",
+            ),
+            (
+                "socketLB: all\n",
+                "agent.yaml:1: document 1: kind: \"\" is not known",
+            ),
+            ("- a\n- b\n", "agent.yaml:1: document 1: "),
+        ] {
+            let errors = errors(text);
+            assert!(
+                errors.len() == 1 && errors[0].starts_with(expected),
+                "{errors:#?}\nexpected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_bad_document_does_not_hide_the_next() {
+        let errors = errors(&format!(
+            "{HEADER}a: 1\n---\nkind: Pod\n---\n{HEADER}---\n{HEADER}"
+        ));
+        let starts: Vec<_> = errors
+            .iter()
+            .map(|error| error.split(": ").take(3).collect::<Vec<_>>().join(": "))
+            .collect();
+        assert_eq!(
+            starts,
+            [
+                "agent.yaml:3: document 1: a",
+                "agent.yaml:4: document 2: kind",
+                "agent.yaml:9: document 4: kind"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_file_is_hardly_meant() {
+        let report = read("# to do\n");
+        assert_eq!(
+            (report.errors.len(), report.warnings),
+            (0, vec!["agent.yaml: no document in it".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error() {
+        let path = tempfile::tempdir().unwrap().path().join("missing.yaml");
+        let errors = read_files(&[path]).unwrap_err();
+        assert!(
+            errors[0]
+                .to_string()
+                .ends_with("missing.yaml: No such file or directory (os error 2)"),
+            "{errors:?}"
+        );
+    }
+}

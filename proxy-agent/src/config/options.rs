@@ -1,0 +1,77 @@
+//! What an agent is started with.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::Configuration;
+
+/// Everything that the command line, the environment and files say about an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentOptions {
+    /// The node's name, as its Node object has it.
+    pub node_name: String,
+    /// Where objects come from.
+    pub source: SourceSpec,
+    /// How to reach the API server; as a pod of the cluster where it is not given.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where maps, programs and links are pinned.
+    pub bpf_root: PathBuf,
+    /// What outlives a boot.
+    pub state_dir: PathBuf,
+    /// What does not: the control socket.
+    pub run_dir: PathBuf,
+    /// The cgroup whose sockets are translated; the root of cgroup v2 where it is not given.
+    pub cgroup: Option<PathBuf>,
+    /// The interfaces to other machines; found by addresses and routes where none is given.
+    pub uplinks: Vec<String>,
+    /// Whether errors are shown at length: the verifier's whole log.
+    pub verbose: bool,
+    /// The configuration in force.
+    pub configuration: Configuration,
+}
+
+/// Where objects come from, written `kubernetes` or `dir:PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSpec {
+    /// An API server.
+    Kubernetes,
+    /// Manifests below a directory.
+    Directory(PathBuf),
+}
+
+impl FromStr for SourceSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            None if text == "kubernetes" => Ok(Self::Kubernetes),
+            Some(("dir", path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            _ => Err("write kubernetes, or dir:PATH".into()),
+        }
+    }
+}
+
+impl fmt::Display for SourceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubernetes => f.write_str("kubernetes"),
+            Self::Directory(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_written_as_they_are_read() {
+        for text in ["kubernetes", "dir:/etc/millrace", "dir:a:b"] {
+            assert_eq!(text.parse::<SourceSpec>().unwrap().to_string(), text);
+        }
+        for text in ["", "dir", "dir:", "kubernetes:x", "file:/x"] {
+            assert!(text.parse::<SourceSpec>().is_err(), "{text}");
+        }
+    }
+}

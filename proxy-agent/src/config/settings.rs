@@ -1,0 +1,109 @@
+//! What one place (a file, the environment and flags) says about the configuration.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use proxy_common::maps::MAX_SERVICE_RANGES;
+
+use super::map_sizes::MapSettings;
+use super::values::{Address, Cidr, PortRange, SocketLb};
+
+/// Settings that may be given; a list that is given replaces the one before it.
+///
+/// As a document: `apiVersion: millrace.dev/v1alpha1`, `kind: AgentConfiguration`, and these keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Settings {
+    /// Judged before the rest is read.
+    pub api_version: Ignored,
+    /// Likewise.
+    pub kind: Ignored,
+    /// Whose sockets are translated.
+    #[serde(rename = "socketLB")]
+    pub socket_lb: Option<SocketLb>,
+    /// Source ports for masqueraded flows.
+    pub masquerade_ports: Option<PortRange>,
+    /// Where services get their addresses from, besides what ServiceCIDR objects say.
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Option<Vec<Cidr>>,
+    /// Where pods get their addresses from, besides what Node objects say.
+    #[serde(rename = "clusterCIDRs")]
+    pub cluster_cidrs: Option<Vec<Cidr>>,
+    /// The node's addresses, in place of those of its Node object or interfaces.
+    pub node_addresses: Option<Vec<Address>>,
+    /// Sizes of maps.
+    pub maps: Option<MapSettings>,
+}
+
+/// A field that is allowed and says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// A setting whose value can be read and not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct SettingError {
+    /// The setting, as a document writes it.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Settings {
+    /// Everything that is wrong with values that could be read.
+    pub fn errors(&self) -> Vec<SettingError> {
+        let mut errors = Vec::new();
+        let mut error = |field: String, message| errors.push(SettingError { field, message });
+        let service_ranges = self.service_cidrs.as_ref().map_or(0, Vec::len);
+        if service_ranges > MAX_SERVICE_RANGES {
+            error(
+                "serviceCIDRs".into(),
+                format!("{service_ranges} ranges are more than the {MAX_SERVICE_RANGES} there is room for"),
+            );
+        }
+        for (index, Address(address)) in self.node_addresses.iter().flatten().enumerate() {
+            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+                error(
+                    format!("nodeAddresses[{index}]"),
+                    format!("{address} cannot be the address of a node"),
+                );
+            }
+        }
+        errors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bad_value_is_named() {
+        let settings = Settings {
+            service_cidrs: Some(vec![Cidr("10.0.0.0/8".parse().unwrap()); 5]),
+            node_addresses: Some(
+                ["192.0.2.1", "127.0.0.1", "::", "ff02::1"]
+                    .map(|text| text.parse().unwrap())
+                    .into(),
+            ),
+            ..Settings::default()
+        };
+        let errors: Vec<_> = settings.errors().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            errors,
+            [
+                "serviceCIDRs: 5 ranges are more than the 4 there is room for",
+                "nodeAddresses[1]: 127.0.0.1 cannot be the address of a node",
+                "nodeAddresses[2]: :: cannot be the address of a node",
+                "nodeAddresses[3]: ff02::1 cannot be the address of a node",
+            ]
+        );
+        assert_eq!(Settings::default().errors(), []);
+    }
+}
