@@ -1,0 +1,287 @@
+//! `millrace agent`: what an agent is started with, from flags, the environment and files.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::{ArgAction, Args};
+
+use super::{Global, environment};
+use crate::config::{
+    Address, AgentOptions, Cidr, Configuration, MapSettings, PortRange, Settings, SocketLb, SourceSpec,
+    read_files,
+};
+
+/// `millrace agent`
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// The node's name, as its Node object has it [default: this host's name]
+    #[arg(long, value_name = "NAME", env = "MILLRACE_NODE_NAME")]
+    node_name: Option<String>,
+    /// Where objects come from: kubernetes, or dir:PATH for the manifests below a directory
+    #[arg(
+        long,
+        value_name = "SOURCE",
+        default_value = "kubernetes",
+        env = "MILLRACE_SOURCE"
+    )]
+    source: SourceSpec,
+    /// How to reach the API server [default: as a pod of the cluster]
+    #[arg(long, value_name = "FILE", env = "MILLRACE_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// A file of configuration; can be given several times, and the last one wins
+    #[arg(long, value_name = "FILE", env = "MILLRACE_CONFIG", value_delimiter = ',')]
+    config: Vec<PathBuf>,
+    /// What outlives a boot
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/millrace",
+        env = "MILLRACE_STATE_DIR"
+    )]
+    state_dir: PathBuf,
+    /// The cgroup whose sockets are translated [default: the root of cgroup v2]
+    #[arg(long, value_name = "DIR", env = "MILLRACE_CGROUP")]
+    cgroup: Option<PathBuf>,
+    /// An interface to other machines; can be given several times [default: those that hold the node's addresses or
+    /// the default route]
+    #[arg(
+        long = "uplink",
+        value_name = "IFACE",
+        env = "MILLRACE_UPLINK",
+        value_delimiter = ','
+    )]
+    uplinks: Vec<String>,
+    /// Log more; twice or three times for still more
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(flatten)]
+    configuration: ConfigurationArgs,
+}
+
+/// Settings of files that the environment and flags can change.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Configuration (comes before the files)")]
+struct ConfigurationArgs {
+    /// socketLB: whose sockets are translated when they connect or send
+    #[arg(long, value_name = "WHOSE", env = "MILLRACE_SOCKET_LB")]
+    socket_lb: Option<SocketLb>,
+    /// masqueradePorts: source ports for masqueraded flows
+    #[arg(long, value_name = "FIRST-LAST", env = "MILLRACE_MASQUERADE_PORTS")]
+    masquerade_ports: Option<PortRange>,
+    /// serviceCIDRs: where services get their addresses from
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "MILLRACE_SERVICE_CIDRS",
+        value_delimiter = ','
+    )]
+    service_cidrs: Option<Vec<Cidr>>,
+    /// clusterCIDRs: where pods get their addresses from
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "MILLRACE_CLUSTER_CIDRS",
+        value_delimiter = ','
+    )]
+    cluster_cidrs: Option<Vec<Cidr>>,
+    /// nodeAddresses: the node's addresses
+    #[arg(
+        long,
+        value_name = "IP",
+        env = "MILLRACE_NODE_ADDRESSES",
+        value_delimiter = ','
+    )]
+    node_addresses: Option<Vec<Address>>,
+    /// maps: sizes of maps, such as {frontends: 1000, slots: {max: 50000}}
+    #[arg(long, value_name = "SIZES", env = "MILLRACE_MAPS")]
+    maps: Option<MapSettings>,
+}
+
+impl AgentArgs {
+    /// How often `-v` was given.
+    pub fn verbosity(&self) -> u8 {
+        self.verbose
+    }
+
+    /// Everything an agent is started with, the configuration in force included.
+    pub fn options(self, global: &Global) -> anyhow::Result<AgentOptions> {
+        let files = read_files(&self.config).map_err(|errors| anyhow!(lines("reading --config", &errors)))?;
+        let flags = self.configuration.settings();
+        let errors = flags.errors();
+        if !errors.is_empty() {
+            return Err(anyhow!(lines("reading flags and the environment", &errors)));
+        }
+        let mut configuration = Configuration::default();
+        for settings in files.iter().chain([&flags]) {
+            configuration.apply(settings);
+        }
+        for warning in configuration.warnings() {
+            tracing::warn!("{warning}");
+        }
+        Ok(AgentOptions {
+            node_name: self.node_name.map_or_else(environment::node_name, Ok)?,
+            source: self.source,
+            kubeconfig: self.kubeconfig,
+            bpf_root: global.bpf_root.clone(),
+            state_dir: self.state_dir,
+            run_dir: global.run_dir.clone(),
+            cgroup: self.cgroup,
+            uplinks: self.uplinks,
+            verbose: self.verbose > 0,
+            configuration,
+        })
+    }
+}
+
+impl ConfigurationArgs {
+    fn settings(self) -> Settings {
+        let Self {
+            socket_lb,
+            masquerade_ports,
+            service_cidrs,
+            cluster_cidrs,
+            node_addresses,
+            maps,
+        } = self;
+        Settings {
+            socket_lb,
+            masquerade_ports,
+            service_cidrs,
+            cluster_cidrs,
+            node_addresses,
+            maps,
+            ..Settings::default()
+        }
+    }
+}
+
+fn lines<E: std::fmt::Display>(what: &str, errors: &[E]) -> String {
+    match errors {
+        [error] => format!("{what}: {error}"),
+        errors => errors
+            .iter()
+            .fold(format!("{what}:"), |text, error| format!("{text}\n  {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        global: Global,
+        #[command(flatten)]
+        args: AgentArgs,
+    }
+
+    fn options(line: &[&str]) -> anyhow::Result<AgentOptions> {
+        let Line { global, args } = Line::try_parse_from([&["agent"], line].concat())?;
+        args.options(&global)
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let options = options(&["--node-name", "a"]).unwrap();
+        assert_eq!(
+            options,
+            AgentOptions {
+                node_name: "a".into(),
+                source: SourceSpec::Kubernetes,
+                kubeconfig: None,
+                bpf_root: "/sys/fs/bpf/millrace".into(),
+                state_dir: "/var/lib/millrace".into(),
+                run_dir: "/run/millrace".into(),
+                cgroup: None,
+                uplinks: vec![],
+                verbose: false,
+                configuration: Configuration::default(),
+            }
+        );
+    }
+
+    #[test]
+    fn the_node_is_called_like_the_host() {
+        let name = options(&[]).unwrap().node_name;
+        assert!(!name.is_empty() && name == name.to_lowercase(), "{name}");
+    }
+
+    #[test]
+    fn flags_come_before_files_and_later_files_before_earlier_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::write(
+                &path,
+                format!("apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n{text}"),
+            )
+            .unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let one = file(
+            "one.yaml",
+            "socketLB: host\nclusterCIDRs: [10.1.0.0/16]\nmaps: {frontends: 10, flows: 20}\n",
+        );
+        let two = file(
+            "two.yaml",
+            "clusterCIDRs: [10.2.0.0/16]\nnodeAddresses: [192.0.2.1]\n",
+        );
+        let configuration = options(&[
+            "--config",
+            &one,
+            "--config",
+            &two,
+            "--uplink",
+            "eth0",
+            "--uplink",
+            "eth1",
+            "--node-addresses",
+            "192.0.2.2,2001:db8::2",
+            "--maps",
+            "{flows: 30}",
+            "-v",
+        ])
+        .unwrap();
+        assert_eq!(configuration.uplinks, ["eth0", "eth1"]);
+        assert!(configuration.verbose);
+        let configuration = configuration.configuration;
+        assert_eq!(configuration.socket_lb, SocketLb::Host);
+        assert_eq!(configuration.cluster_cidrs, ["10.2.0.0/16".parse().unwrap()]);
+        assert_eq!(configuration.node_addresses.len(), 2);
+        assert_eq!(
+            (configuration.maps.frontends.initial, configuration.maps.flows),
+            (10, 30)
+        );
+    }
+
+    #[test]
+    fn bad_files_and_flags_are_told_apart() {
+        let error = options(&["--config", "/nonexistent/agent.yaml"])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("reading --config: /nonexistent/agent.yaml: "),
+            "{error}"
+        );
+        let error = options(&["--node-addresses", "127.0.0.1,::1"])
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "reading flags and the environment:\n  nodeAddresses[0]: 127.0.0.1 cannot be the address of a node\n  \
+             nodeAddresses[1]: ::1 cannot be the address of a node"
+        );
+        for line in [
+            ["--source", "file:/x"],
+            ["--socket-lb", "some"],
+            ["--maps", "{flow: 1}"],
+        ] {
+            assert!(options(&line).is_err(), "{line:?}");
+        }
+    }
+}

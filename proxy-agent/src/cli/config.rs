@@ -1,0 +1,128 @@
+//! `millrace config check`: what is wrong with a configuration file, before an agent reads it.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::output::{self, OutputFormat};
+use super::text::{BAD, GOOD, WARNING, styled};
+use crate::config::{ConfigError, Configuration, read_file};
+
+/// `millrace config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// Say what is wrong with a configuration file; succeed if nothing is
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// The answer to `millrace config check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConfigCheck {
+    /// Whether an agent would take the file.
+    pub valid: bool,
+    /// Everything that is wrong.
+    pub errors: Vec<ConfigError>,
+    /// What works and is hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// Prints what is wrong; true if nothing is.
+pub fn run(format: OutputFormat, verb: &ConfigVerb) -> anyhow::Result<bool> {
+    let ConfigVerb::Check { file } = verb;
+    let check = check(file);
+    output::print(format, &check, || render(file, &check))?;
+    Ok(check.valid)
+}
+
+fn check(file: &Path) -> ConfigCheck {
+    let report = read_file(file);
+    let mut warnings = report.warnings;
+    if let Some(settings) = report.settings.filter(|_| report.errors.is_empty()) {
+        let mut configuration = Configuration::default();
+        configuration.apply(&settings);
+        warnings.extend(configuration.warnings());
+    }
+    ConfigCheck {
+        valid: report.errors.is_empty(),
+        errors: report.errors,
+        warnings,
+    }
+}
+
+fn render(file: &Path, check: &ConfigCheck) -> String {
+    let mut text = String::new();
+    for error in &check.errors {
+        let _ = writeln!(text, "{} {error}", styled(BAD, "error:"));
+    }
+    for warning in &check.warnings {
+        let _ = writeln!(text, "{} {warning}", styled(WARNING, "warning:"));
+    }
+    if check.valid {
+        let _ = writeln!(text, "{}: {}", file.display(), styled(GOOD, "valid"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> (ConfigCheck, String) {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("agent.yaml");
+        std::fs::write(
+            &file,
+            format!("apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n{text}"),
+        )
+        .unwrap();
+        let check = check(&file);
+        let text = anstream::adapter::strip_str(&render(&file, &check)).to_string();
+        (check, text.replace(&root.path().display().to_string(), "DIR"))
+    }
+
+    #[test]
+    fn a_good_file() {
+        let (check, text) = checked("socketLB: host\n");
+        assert!(check.valid);
+        assert_eq!(text, "DIR/agent.yaml: valid\n");
+        assert_eq!(
+            serde_json::to_string(&check).unwrap(),
+            r#"{"valid":true,"errors":[],"warnings":[]}"#
+        );
+    }
+
+    #[test]
+    fn a_good_file_that_is_hardly_meant() {
+        let (check, text) = checked("serviceCIDRs: [10.0.0.0/8]\nclusterCIDRs: [10.244.0.0/16]\n");
+        assert!(check.valid);
+        assert!(
+            text.starts_with("warning: serviceCIDRs 10.0.0.0/8 and clusterCIDRs 10.244.0.0/16 overlap"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_bad_file() {
+        let (check, text) = checked("nodeAddresses: [127.0.0.1, '::1']\n");
+        assert!(!check.valid);
+        assert_eq!(
+            text,
+            "\
+error: DIR/agent.yaml: document 1: nodeAddresses[0]: 127.0.0.1 cannot be the address of a node
+error: DIR/agent.yaml: document 1: nodeAddresses[1]: ::1 cannot be the address of a node
+"
+        );
+        assert_eq!(
+            serde_json::to_value(&check.errors[0]).unwrap(),
+            serde_json::json!({
+                "document": 1, "line": null, "field": "nodeAddresses[0]",
+                "message": "127.0.0.1 cannot be the address of a node",
+            })
+        );
+    }
+}

@@ -1,0 +1,32 @@
+//! Logs: to stderr, at the level that `-v` or `MILLRACE_LOG` says.
+
+use std::io::{self, IsTerminal};
+
+use anyhow::anyhow;
+use tracing_subscriber::EnvFilter;
+
+/// The environment variable that says what is logged, in the syntax of `EnvFilter`: `debug`, `warn,millrace::source=trace`.
+pub const VARIABLE: &str = "MILLRACE_LOG";
+
+/// Starts logging. `verbosity` counts the `-v`; the environment comes before it.
+pub fn start(verbosity: u8) -> anyhow::Result<()> {
+    let filter = match std::env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => {
+            EnvFilter::try_new(&text).map_err(|error| anyhow!("{VARIABLE}={text}: {error}"))?
+        }
+        // Libraries are of interest only to whoever asks for everything.
+        _ => EnvFilter::new(match verbosity {
+            0 => "warn,millrace=info",
+            1 => "info,millrace=debug",
+            2 => "info,millrace=trace",
+            _ => "trace",
+        }),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(verbosity > 0)
+        .init();
+    Ok(())
+}

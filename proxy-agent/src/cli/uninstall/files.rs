@@ -1,0 +1,123 @@
+//! Removing our files from directories that may hold others.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::{Left, Uninstalled};
+use crate::bpf::pins::Removed;
+use crate::control::SOCKET;
+
+/// What an agent keeps in its run directory.
+pub const RUN: &[&str] = &[SOCKET];
+/// What an agent keeps in its state directory.
+pub const STATE: &[&str] = &[];
+
+/// Whether `path` lies on a bpf file system; false where there is no such path.
+pub fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
+    match statfs(path) {
+        Ok(system) => Ok(system.filesystem_type() == BPF_FS_MAGIC),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(errno) => Err(errno).with_context(|| format!("looking at {}", path.display())),
+    }
+}
+
+/// Removes our files in a directory, and the directory if nothing else is in it.
+pub fn remove_directory(path: &Path, ours: &[&str], uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
+    for name in ours {
+        let path = path.join(name);
+        match fs::remove_file(&path) {
+            Ok(()) => uninstalled.removed.push(removed("file", &path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("removing {}", path.display())),
+        }
+    }
+    match fs::remove_dir(path) {
+        Ok(()) => uninstalled.removed.push(removed("directory", path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            report_left(path, "not ours", uninstalled)?;
+        }
+        // A container's volume cannot be removed from inside it.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            uninstalled.left.push(left(path, "it is a mount point"));
+        }
+        Err(error) => return Err(error).with_context(|| format!("removing {}", path.display())),
+    }
+    Ok(())
+}
+
+/// Mentions everything that is still in a directory.
+pub fn report_left(path: &Path, reason: &str, uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("listing {}", path.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.push(
+            entry
+                .with_context(|| format!("listing {}", path.display()))?
+                .path(),
+        );
+    }
+    found.sort();
+    uninstalled
+        .left
+        .extend(found.iter().map(|path| left(path, reason)));
+    Ok(())
+}
+
+fn removed(kind: &str, path: &Path) -> Removed {
+    Removed {
+        kind: kind.into(),
+        name: path.display().to_string(),
+    }
+}
+
+fn left(path: &Path, reason: &str) -> Left {
+    Left {
+        name: path.display().to_string(),
+        reason: reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_files_go_and_others_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(SOCKET), "").unwrap();
+        fs::write(path.join("other"), "").unwrap();
+        let mut uninstalled = Uninstalled::default();
+        remove_directory(&path, RUN, &mut uninstalled).unwrap();
+        assert_eq!(uninstalled.removed, [removed("file", &path.join(SOCKET))]);
+        assert_eq!(uninstalled.left, [left(&path.join("other"), "not ours")]);
+
+        fs::remove_file(path.join("other")).unwrap();
+        let mut uninstalled = Uninstalled::default();
+        remove_directory(&path, RUN, &mut uninstalled).unwrap();
+        assert_eq!(uninstalled.removed, [removed("directory", &path)]);
+
+        let mut uninstalled = Uninstalled::default();
+        remove_directory(&path, RUN, &mut uninstalled).unwrap();
+        assert_eq!(uninstalled, Uninstalled::default());
+    }
+
+    #[test]
+    fn a_bpf_root_elsewhere_is_not_touched() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("current"), "").unwrap();
+        assert!(!is_bpffs(root.path()).unwrap());
+        assert!(!is_bpffs(&root.path().join("missing")).unwrap());
+    }
+}

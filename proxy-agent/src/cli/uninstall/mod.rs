@@ -1,0 +1,153 @@
+//! `millrace uninstall`: removes everything of ours from this node, and only that.
+//!
+//! Programs and maps live as long as their pins, so removing the pins below the bpf root detaches and frees them; then
+//! the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
+//! would put everything back: the run directory's lock is held throughout.
+//!
+//! Invariant: it can be repeated; whatever an interrupted run left is removed by the next.
+
+mod devices;
+mod files;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+use super::Global;
+use super::output;
+use super::table::{Align, Table};
+use super::text::{WARNING, styled};
+use crate::bpf::pins::{self, Removed};
+use crate::control::{RunDir, RunDirError};
+
+/// `millrace uninstall`
+#[derive(Debug, Args)]
+pub struct UninstallArgs {
+    /// What the agent keeps over a boot
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/millrace",
+        env = "MILLRACE_STATE_DIR"
+    )]
+    state_dir: PathBuf,
+}
+
+/// The answer to `millrace uninstall`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Uninstalled {
+    /// What is gone.
+    pub removed: Vec<Removed>,
+    /// What stands in our places without being ours.
+    pub left: Vec<Left>,
+}
+
+/// Something that was not removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// Its path or name.
+    pub name: String,
+    /// Why it was left.
+    pub reason: String,
+}
+
+/// Removes everything of ours and prints what it was.
+pub fn run(global: &Global, args: &UninstallArgs) -> anyhow::Result<bool> {
+    let uninstalled = uninstall(global, args)?;
+    output::print(global.output, &uninstalled, || render(&uninstalled))?;
+    Ok(true)
+}
+
+fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalled> {
+    let run_dir = RunDir::existing(&global.run_dir).map_err(|error| match error {
+        RunDirError::Taken(path) => anyhow::anyhow!(
+            "an agent is running with --run-dir {}: stop it first (systemctl stop, or delete its DaemonSet), else it would \
+             put everything back",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
+    let mut uninstalled = Uninstalled::default();
+    let bpf_root = &global.bpf_root;
+    if files::is_bpffs(bpf_root)? {
+        let removed = pins::remove_all(bpf_root);
+        uninstalled.removed =
+            removed.with_context(|| format!("removing the pins below {}", bpf_root.display()))?;
+        files::report_left(bpf_root, "not ours", &mut uninstalled)?;
+    } else {
+        files::report_left(
+            bpf_root,
+            "not on a bpf file system, so nothing of ours is pinned there",
+            &mut uninstalled,
+        )?;
+    }
+    devices::remove(&mut uninstalled)?;
+    files::remove_directory(&args.state_dir, files::STATE, &mut uninstalled)?;
+    files::remove_directory(&global.run_dir, files::RUN, &mut uninstalled)?;
+    // The lock has been held until everything was gone.
+    drop(run_dir);
+    Ok(uninstalled)
+}
+
+/// What was done, for people.
+pub fn render(uninstalled: &Uninstalled) -> String {
+    let mut text = String::new();
+    if uninstalled.removed.is_empty() {
+        text.push_str("There was nothing of Millrace to remove.\n");
+    } else {
+        let mut table = Table::new(&[("REMOVED", Align::Left), ("", Align::Left)]);
+        for Removed { kind, name } in &uninstalled.removed {
+            table.row([kind.as_str().into(), name.as_str().into()]);
+        }
+        let _ = write!(text, "{table}");
+    }
+    for Left { name, reason } in &uninstalled.left {
+        let _ = writeln!(text, "{} {name}: {reason}", styled(WARNING, "left alone:"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(uninstalled: &Uninstalled) -> String {
+        anstream::adapter::strip_str(&render(uninstalled)).to_string()
+    }
+
+    #[test]
+    fn what_went_and_what_stayed() {
+        let uninstalled = Uninstalled {
+            removed: vec![
+                Removed {
+                    kind: "link".into(),
+                    name: "/sys/fs/bpf/millrace/links/connect4".into(),
+                },
+                Removed {
+                    kind: "device".into(),
+                    name: "millrace0".into(),
+                },
+            ],
+            left: vec![Left {
+                name: "/sys/fs/bpf/millrace/other".into(),
+                reason: "not ours".into(),
+            }],
+        };
+        assert_eq!(
+            plain(&uninstalled),
+            "\
+REMOVED
+link     /sys/fs/bpf/millrace/links/connect4
+device   millrace0
+left alone: /sys/fs/bpf/millrace/other: not ours
+"
+        );
+        assert_eq!(
+            plain(&Uninstalled::default()),
+            "There was nothing of Millrace to remove.\n"
+        );
+    }
+}
