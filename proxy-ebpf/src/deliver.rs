@@ -105,6 +105,8 @@ fn refuse(skb: &Skb<'_>, headers: &Headers, entry: Entry) -> Result<i32, ()> {
 fn translate(skb: &Skb<'_>, headers: &Headers, flow: &Flow, entry: Entry) -> Result<i32, Reason> {
     rewrite::rewrite(skb, headers, flow).ok_or(Reason::RewriteFailed)?;
     match Deliver::from_number(flow.deliver) {
+        // What was routed to our own device has left the stack already.
+        Deliver::Stack if matches!(entry, Entry::Host) => route(skb, headers, flow),
         Deliver::Stack => Ok(TC_ACT_UNSPEC),
         Deliver::SameInterface => back(skb),
         Deliver::Host => to_host(skb),

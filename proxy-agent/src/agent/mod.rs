@@ -15,14 +15,14 @@ mod report;
 mod trace;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::apply::{Limits, Programmer};
+use crate::apply::{Limits, Programmer, Progress};
 use crate::bpf::Datapath;
 use crate::bpf::object::MapSizes;
 use crate::cluster::{Changes, ClusterState};
@@ -177,26 +177,28 @@ impl Agent {
     }
 
     async fn first_sync(&mut self) {
+        let started = Instant::now();
         self.update_context();
         self.node.observe(&self.cluster, &self.options);
         self.programmer.set_node_addresses(&self.node.held_addresses());
-        let started = std::time::Instant::now();
-        match self.programmer.sync(&self.cluster, &self.context) {
-            Ok(progress) => {
+        let result = self.programmer.sync(&self.cluster, &self.context);
+        let took = started.elapsed();
+        self.programmer.take_addresses_changed();
+        self.refresh_node().await;
+        match result {
+            Ok(Progress { services, writes }) => {
+                tracing::info!(services, writes, ?took, "everything is programmed");
                 self.synced = true;
-                let took = started.elapsed();
-                tracing::info!(
-                    services = progress.services,
-                    writes = progress.writes,
-                    ?took,
-                    "everything is programmed"
-                );
-                self.note(progress.writes);
+                self.first_sync = Some(FirstSync {
+                    services: services as u64,
+                    writes,
+                    micros: micros(took),
+                    attach_micros: micros(started.elapsed().saturating_sub(took)),
+                });
+                self.note(writes);
             }
             Err(error) => tracing::error!(%error, "reading the tables failed"),
         }
-        self.programmer.take_addresses_changed();
-        self.refresh_node().await;
     }
 
     fn note(&mut self, writes: u64) {
@@ -243,6 +245,11 @@ impl Agent {
             Request::Trace(request) => trace::trace(self, request).map(Reply::Trace),
         }
     }
+}
+
+/// Whole microseconds, as scripts like them.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 async fn start_source(

@@ -77,8 +77,28 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
     source
         .chain(input)
         .chain(services)
+        .chain(pressure(agent))
         .chain(agent.node.problems().iter().cloned())
         .collect()
+}
+
+/// Warns of tables that are about to be as large as they may get.
+fn pressure(agent: &Agent) -> Vec<ObjectError> {
+    let (slots, backends) = agent.programmer.allocated();
+    let max = agent.programmer.largest();
+    [
+        ("frontends", agent.programmer.frontend_count(), max.frontends),
+        ("slots", slots, max.slots),
+        ("backends", backends, max.backends),
+        ("addresses", agent.programmer.address_count() as u32, max.addresses),
+    ]
+    .into_iter()
+    .filter(|(_, entries, max)| u64::from(*entries) * 10 >= u64::from(*max) * 9)
+    .map(|(name, entries, max)| ObjectError {
+        object: format!("map {name}"),
+        message: format!("{entries} of at most {max} entries are in use: raise maps.{name} in the configuration before it is full"),
+    })
+    .collect()
 }
 
 fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {

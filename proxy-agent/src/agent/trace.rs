@@ -10,7 +10,7 @@ mod sockets;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::maps::FrontendKey;
+use proxy_common::maps::{FrontendKey, Reason};
 use proxy_common::{Ip, Port};
 
 use super::Agent;
@@ -47,7 +47,8 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
         {
             sockets::samples(agent, request, &mut steps)?
         }
-        _ => packets(agent, request, entry, &mut steps)?,
+        Entry::Node => from_node(agent, request, &mut steps)?,
+        Entry::Pod | Entry::Uplink => packets(agent, request, entry, &mut steps)?,
     };
     Ok(summarise(agent, request, target, &samples, steps))
 }
@@ -85,6 +86,28 @@ fn place(entry: Entry, named: bool) -> String {
     } else {
         format!("{place}, by its address")
     }
+}
+
+/// A packet of the node itself: the kernel's routes bring those to virtual addresses to our device.
+fn from_node(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
+    if is_routed_to_us(agent, request.to.ip()) {
+        return packets(agent, request, Entry::Node, steps);
+    }
+    steps.push(format!("{} is not routed to our device", request.to.ip()));
+    let pass = || Sample {
+        verdict: Verdict::Pass,
+        reason: Reason::NotOurs.meaning().trim().to_owned(),
+        backend: None,
+    };
+    Ok((0..request.samples).map(|_| pass()).collect())
+}
+
+fn is_routed_to_us(agent: &Agent, address: IpAddr) -> bool {
+    let config = agent.programmer.store().config.get(0).unwrap_or_default();
+    let ip = Ip::from(address);
+    let is_virtual =
+        config.is_service_address(&ip) || agent.programmer.virtual_addresses().any(|found| found == ip);
+    is_virtual && !agent.node.addresses().holds(address)
 }
 
 /// Which service is meant.

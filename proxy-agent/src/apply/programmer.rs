@@ -127,6 +127,11 @@ impl<S: Store> Programmer<S> {
         self.endpoints
     }
 
+    /// The largest sizes that the tables may grow to.
+    pub fn largest(&self) -> MapSizes {
+        self.limits.max
+    }
+
     /// Addresses in the tables.
     pub fn address_count(&self) -> usize {
         self.addresses.len()

@@ -35,6 +35,8 @@ pub struct Status {
     pub programs: BTreeMap<String, ProgramStatus>,
     /// What was written to the maps.
     pub writes: Writes,
+    /// How long the first sync took; none before.
+    pub sync: Option<FirstSync>,
 }
 
 impl Status {
@@ -87,6 +89,20 @@ pub struct Writes {
     pub last_sync: u64,
 }
 
+/// How everything was programmed for the first time since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstSync {
+    /// Services that were looked at.
+    pub services: u64,
+    /// Map elements that were written.
+    pub writes: u64,
+    /// Microseconds from the first complete list of every kind to complete maps.
+    pub micros: u64,
+    /// Microseconds from there to everything attached and routed.
+    pub attach_micros: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +134,7 @@ mod tests {
                 r#""errors":[{"object":"Service a/b","message":"bad"}],"#,
                 r#""maps":{"frontends":{"entries":1,"capacity":2}},"#,
                 r#""programs":{"connect4":{"attachedTo":[],"runCount":null,"runTimeNs":null}},"#,
-                r#""writes":{"sinceStart":0,"lastSync":0}}"#,
+                r#""writes":{"sinceStart":0,"lastSync":0},"sync":null}"#,
             )
         );
     }

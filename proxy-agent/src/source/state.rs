@@ -53,7 +53,7 @@ impl StateHandle {
             Connection::Failing { since, .. } => Some(*since),
             Connection::Starting | Connection::Following => None,
         };
-        let since = earlier.unwrap_or_else(Timestamp::now);
+        let since = earlier.unwrap_or_else(now);
         *connection = Connection::Failing {
             error: error.to_string(),
             since,
@@ -93,6 +93,12 @@ impl StateHandle {
         // Every write is one assignment, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The time in whole seconds, which is what a person reads.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 #[cfg(test)]

@@ -60,6 +60,11 @@ impl Service {
         }
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Puts it into another namespace.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {

@@ -58,14 +58,7 @@ pub fn samples(
             }),
             SocketDecision::Leave(_) => {
                 steps.push(format!("the {hook} hook leaves the socket alone"));
-                if agent.node.addresses().holds(request.to.ip()) || !is_ours(agent, &tables, request) {
-                    return Ok(vec![Sample {
-                        verdict: Verdict::Pass,
-                        reason: "Not addressed to a service, left to the kernel.".to_owned(),
-                        backend: None,
-                    }]);
-                }
-                return super::packets(agent, request, crate::control::Entry::Node, steps);
+                return super::from_node(agent, request, steps);
             }
         }
     }
@@ -73,13 +66,6 @@ pub fn samples(
         "the {hook} hook decides, with a random choice for each socket"
     ));
     Ok(samples)
-}
-
-/// Whether the address is routed to our own device.
-fn is_ours(agent: &Agent, tables: &Live<'_>, request: &TraceRequest) -> bool {
-    let address = Ip::from(request.to.ip());
-    tables.config.is_service_address(&address)
-        || agent.programmer.virtual_addresses().any(|found| found == address)
 }
 
 /// The live maps, read only.

@@ -7,6 +7,8 @@ mod backoff;
 mod decode;
 mod lines;
 mod reflector;
+#[cfg(test)]
+mod reflector_tests;
 
 use std::path::{Path, PathBuf};
 

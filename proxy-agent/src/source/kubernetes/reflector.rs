@@ -5,6 +5,7 @@
 //! forgotten that version (410) is a new full list made. A server that is away for hours is asked again and again, and nothing is
 //! said to the next stage meanwhile: what was served stays served.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use kube::Client;
@@ -92,7 +93,10 @@ impl Reflector {
                 Err(End::Closed) => return,
                 Err(End::Expired) => {
                     tracing::info!(kind = %self.kind, "the server forgot where the watch was; listing again");
-                    progress.version = None;
+                    if progress.version.take().is_some() {
+                        // The server is well; only a list that expires again and again is reason to be slow.
+                        progress.backoff.reset();
+                    }
                     progress.backoff.wait()
                 }
                 Err(End::NoStreaming) => {
@@ -272,7 +276,14 @@ const fn path(kind: Kind) -> &'static str {
 }
 
 /// The cause at the bottom, which says more than the layers above it.
-fn describe(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.last().unwrap_or(error).to_string()
+fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut bottom = error;
+    while let Some(cause) = bottom.source() {
+        bottom = cause;
+    }
+    match bottom.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+        Some(ErrorKind::UnexpectedEof) => "the server cut the connection".to_owned(),
+        Some(ErrorKind::TimedOut) => "the server is silent".to_owned(),
+        _ => bottom.to_string(),
+    }
 }

@@ -1,0 +1,222 @@
+//! What the reflector makes of a server's answers, good and bad. The server follows a script; time is simulated.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{Request, Response};
+use kube::Client;
+use kube::client::Body;
+use tokio::sync::mpsc::{self, Receiver};
+
+use super::reflector::Reflector;
+use crate::source::{Change, Event, Kind, StateHandle};
+
+/// A request that is expected (parts of its address), and the answer to it.
+type Step = (&'static [&'static str], u16, String);
+
+const LISTING: &[&str] = &[
+    "watch=true",
+    "sendInitialEvents=true",
+    "resourceVersionMatch=NotOlderThan",
+];
+
+/// Starts a reflector against a server that answers by `script` and then no more.
+fn start(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>) {
+    let script = Arc::new(Mutex::new(VecDeque::from(script)));
+    let server = tower::service_fn(move |request: Request<Body>| {
+        let step = script.lock().expect("nobody panicked").pop_front();
+        async move {
+            let Some((expected, code, body)) = step else {
+                return std::future::pending().await;
+            };
+            let address = request.uri().to_string();
+            for part in expected {
+                let (part, wanted) = part.strip_prefix('!').map_or((*part, true), |part| (part, false));
+                assert_eq!(address.contains(part), wanted, "{part} in {address}");
+            }
+            let answer = Response::builder()
+                .status(code)
+                .body(Body::from(body.into_bytes()));
+            Ok::<_, Infallible>(answer.expect("a good answer"))
+        }
+    });
+    let (events, receiver) = mpsc::channel(64);
+    let state = StateHandle::new("https://api.example".to_owned());
+    let client = Client::new(server, "default");
+    tokio::spawn(
+        Reflector {
+            kind,
+            client,
+            state: state.clone(),
+            events,
+        }
+        .run(),
+    );
+    (state, receiver)
+}
+
+async fn expect(events: &mut Receiver<Event>, expected: &[&str]) {
+    for wanted in expected {
+        let event = tokio::time::timeout(Duration::from_mins(2), events.recv()).await;
+        let event = event.unwrap_or_else(|_| panic!("no event where {wanted} was due"));
+        let found = match event.expect("the reflector goes on").change {
+            Change::Apply(object) => object.metadata().name.to_string(),
+            Change::Delete(..) => "delete".to_owned(),
+            Change::Begin(_) => "begin".to_owned(),
+            Change::End(_) => "end".to_owned(),
+            other @ Change::Problems { .. } => panic!("{other:?}"),
+        };
+        assert_eq!(found, *wanted);
+    }
+}
+
+async fn expect_silence(events: &mut Receiver<Event>, time: Duration) {
+    let event = tokio::time::timeout(time, events.recv()).await;
+    assert!(event.is_err(), "{event:?}");
+}
+
+fn line(what: &str, name: &str, version: u32) -> String {
+    format!(
+        "{{\"type\":\"{what}\",\"object\":{{\"metadata\":{{\"name\":\"{name}\",\"resourceVersion\":\"{version}\"}}}}}}\n"
+    )
+}
+
+fn end_of_list(version: u32) -> String {
+    let annotations = r#"{"k8s.io/initial-events-end":"true"}"#;
+    format!(
+        "{{\"type\":\"BOOKMARK\",\"object\":{{\"metadata\":{{\"resourceVersion\":\"{version}\",\"annotations\":{annotations}}}}}}}\n"
+    )
+}
+
+fn status(code: u16, reason: &str) -> String {
+    format!(
+        r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"because","reason":"{reason}","code":{code}}}"#
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_is_taken_up_where_it_ended_and_listed_again_where_it_expired() {
+    let first =
+        line("ADDED", "a", 5) + &end_of_list(7) + &line("MODIFIED", "a", 8) + &line("DELETED", "a", 9);
+    let cut = line("ADDED", "b", 12) + "{\"type\":\"ADDED\",\"obj";
+    let expired = format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", status(410, "Expired"));
+    let again = line("ADDED", "b", 12) + &end_of_list(20);
+    let (state, mut events) = start(
+        Kind::Service,
+        vec![
+            (LISTING, 200, first),
+            (
+                &["watch=true", "resourceVersion=9", "!sendInitialEvents"],
+                200,
+                cut,
+            ),
+            (&["watch=true", "resourceVersion=12"], 200, expired),
+            (LISTING, 200, again),
+            (&["watch=true", "resourceVersion=20"], 410, status(410, "Expired")),
+            (LISTING, 200, end_of_list(30)),
+        ],
+    );
+    expect(&mut events, &["begin", "a", "end", "a", "delete", "b"]).await;
+    expect(&mut events, &["begin", "b", "end", "begin", "end"]).await;
+    assert!(state.errors().is_empty());
+    expect_silence(&mut events, Duration::from_secs(30)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_breaks_off_is_begun_again() {
+    let (state, mut events) = start(
+        Kind::Node,
+        vec![
+            (LISTING, 200, line("ADDED", "a", 5)),
+            (LISTING, 200, line("ADDED", "a", 5) + &end_of_list(7)),
+        ],
+    );
+    expect(&mut events, &["begin", "a"]).await;
+    expect(&mut events, &["begin", "a", "end"]).await;
+    assert!(state.errors().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_streaming_lists_is_listed_page_by_page() {
+    let page = |name: &str, next: &str| {
+        format!(
+            r#"{{"metadata":{{"resourceVersion":"40","continue":"{next}"}},"items":[{{"metadata":{{"name":"{name}"}}}}]}}"#
+        )
+    };
+    let (_, mut events) = start(
+        Kind::EndpointSlice,
+        vec![
+            (LISTING, 422, status(422, "Invalid")),
+            (
+                &["limit=500", "labelSelector=%21service.kubernetes.io%2Fheadless"],
+                200,
+                page("a", "token"),
+            ),
+            (&["limit=500", "continue=token"], 200, page("b", "")),
+            (
+                &["watch=true", "resourceVersion=40", "!sendInitialEvents"],
+                200,
+                line("DELETED", "a", 41),
+            ),
+            (&["watch=true", "resourceVersion=41"], 410, status(410, "Expired")),
+            (&["limit=500", "!watch"], 200, page("b", "token")),
+            (&["continue=token"], 410, status(410, "Expired")),
+            (&["limit=500", "!continue"], 200, page("b", "")),
+        ],
+    );
+    expect(&mut events, &["begin", "a", "b", "end", "delete"]).await;
+    expect(&mut events, &["begin", "b", "begin", "b", "end"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_the_server_does_not_have_is_an_empty_list() {
+    let found = line("ADDED", "kubernetes", 5);
+    let (state, mut events) = start(
+        Kind::ServiceCidr,
+        vec![
+            (LISTING, 404, status(404, "NotFound")),
+            (&["limit=500"], 404, status(404, "NotFound")),
+            (
+                &["limit=500"],
+                200,
+                r#"{"metadata":{"resourceVersion":"4"},"items":[]}"#.to_owned(),
+            ),
+            (&["resourceVersion=4"], 200, found),
+        ],
+    );
+    expect(&mut events, &["begin", "end"]).await;
+    expect_silence(&mut events, Duration::from_secs(20)).await;
+    assert!(state.errors().is_empty());
+    expect(&mut events, &["begin", "end", "kubernetes"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_refuses_is_asked_again_and_nothing_is_said_meanwhile() {
+    let mut script: Vec<Step> = (0..20)
+        .map(|_| (LISTING, 500, status(500, "InternalError")))
+        .collect();
+    script.push((LISTING, 403, status(403, "Forbidden")));
+    let (state, mut events) = start(Kind::Service, script);
+    expect_silence(&mut events, Duration::from_mins(3)).await;
+    let waiting = state.waiting_for(&[Kind::Service]);
+    assert_eq!(
+        waiting,
+        ["list of services from https://api.example: the server does not answer"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refusal_is_shown() {
+    let script = (0..1000)
+        .map(|_| (LISTING, 403, status(403, "Forbidden")))
+        .collect();
+    let (state, mut events) = start(Kind::Service, script);
+    expect_silence(&mut events, Duration::from_secs(30)).await;
+    assert_eq!(
+        state.waiting_for(&[Kind::Service]),
+        ["list of services from https://api.example: because (403 Forbidden)"]
+    );
+    assert_eq!(state.errors().len(), 1);
+}
