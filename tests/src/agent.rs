@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
@@ -39,6 +39,9 @@ pub struct AgentBuilder {
     node: Node,
     program: PathBuf,
     source: Source,
+    cgroup: Option<PathBuf>,
+    bpf_root: PathBuf,
+    wrapper: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -46,9 +49,12 @@ pub struct AgentBuilder {
 impl AgentBuilder {
     pub(crate) fn new(node: Node) -> Self {
         Self {
+            cgroup: Some(node.cgroup().to_owned()),
+            bpf_root: node.bpf_root().to_owned(),
             node,
             program: binary::millrace(),
             source: Source::Directory,
+            wrapper: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
         }
@@ -67,6 +73,29 @@ impl AgentBuilder {
     #[must_use]
     pub fn source(self, source: Source) -> Self {
         Self { source, ..self }
+    }
+
+    /// Attaches its socket hooks to another cgroup than the node's; `None` leaves the choice to the agent.
+    #[must_use]
+    pub fn cgroup(self, cgroup: Option<&Path>) -> Self {
+        let cgroup = cgroup.map(Path::to_owned);
+        Self { cgroup, ..self }
+    }
+
+    /// Pins under another directory than the node's.
+    #[must_use]
+    pub fn bpf_root(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            bpf_root: path.into(),
+            ..self
+        }
+    }
+
+    /// Starts it by another program, such as `["setpriv", "--bounding-set=-bpf"]`.
+    #[must_use]
+    pub fn under(self, wrapper: &[&str]) -> Self {
+        let wrapper = wrapper.iter().map(ToString::to_string).collect();
+        Self { wrapper, ..self }
     }
 
     /// Adds a command line argument.
@@ -111,13 +140,22 @@ impl AgentBuilder {
     fn spawn(&self) -> Result<Child> {
         let node = &self.node;
         let log = log_file(node)?;
-        let mut command = node.command(&self.program);
+        let mut command = match self.wrapper.split_first() {
+            None => node.command(&self.program),
+            Some((wrapper, arguments)) => {
+                let mut command = node.command(wrapper);
+                command.args(arguments).arg(&self.program);
+                command
+            }
+        };
         command
             .arg("agent")
             .args(["--node-name", node.name(), "--uplink", UPLINK]);
-        command.arg("--cgroup").arg(node.cgroup());
+        if let Some(cgroup) = &self.cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
         command.arg("--state-dir").arg(node.dir().join("state"));
-        roots(&mut command, node);
+        roots(&mut command, node, &self.bpf_root);
         match &self.source {
             Source::Directory => {
                 command
@@ -208,7 +246,13 @@ impl Agent {
     pub fn stop(&mut self, within: Duration) -> ExitStatus {
         let pid = Pid::from_raw(self.process.id().cast_signed());
         kill(pid, Signal::SIGTERM).context("stopping an agent").or_panic();
-        wait::wait_for("the agent to stop", within, || match self.process.try_wait() {
+        self.wait_ended(within)
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub fn wait_ended(&mut self, within: Duration) -> ExitStatus {
+        wait::wait_for("the agent to end", within, || match self.process.try_wait() {
             Ok(Some(status)) => Ok(status),
             Ok(None) => Err("it runs".to_owned()),
             Err(error) => Err(error.to_string()),
@@ -278,14 +322,14 @@ pub(crate) fn cli(node: &Node, verb: &[&str]) -> Result<Value> {
 pub(crate) fn run(node: &Node, verb: &[&str]) -> Result<Output> {
     let mut command = node.command(binary::millrace());
     command.args(verb);
-    roots(&mut command, node);
+    roots(&mut command, node, node.bpf_root());
     command.args(["-o", "json"]);
     command.output().context("running the command line")
 }
 
-fn roots(command: &mut Command, node: &Node) {
+fn roots(command: &mut Command, node: &Node, bpf_root: &Path) {
     command.arg("--run-dir").arg(node.dir().join("run"));
-    command.arg("--bpf-root").arg(node.bpf_root());
+    command.arg("--bpf-root").arg(bpf_root);
 }
 
 fn log_path(node: &Node) -> PathBuf {

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -244,6 +245,11 @@ impl Node {
     /// what it prints (`-o json` is added), whatever the exit status.
     pub fn cli(&self, verb: &[&str]) -> Result<Value> {
         crate::agent::cli(self, verb)
+    }
+
+    /// Runs a verb of the command line as [`Node::cli`] does, for those who also want its exit status and messages.
+    pub fn run(&self, verb: &[&str]) -> Result<Output> {
+        crate::agent::run(self, verb)
     }
 
     /// The directory its agent reads manifests from.

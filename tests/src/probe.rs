@@ -67,10 +67,31 @@ impl Place {
             within,
         )
     }
+
+    /// Asks by a socket bound to a local address and port.
+    pub fn ask_from(
+        &self,
+        probe: Probe,
+        from: SocketAddr,
+        to: SocketAddr,
+        within: Duration,
+    ) -> io::Result<Answer> {
+        let socket = self.socket(Domain::for_address(to), probe.socket_type(), None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        ask_bound(socket, probe, to, within)
+    }
 }
 
 /// Asks by a socket made before.
 pub(crate) fn ask_by(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
+    if probe != Probe::Tcp {
+        socket.bind(&unspecified_like(to).into())?;
+    }
+    ask_bound(socket, probe, to, within)
+}
+
+fn ask_bound(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
     if probe == Probe::Tcp {
         let stream = connect(socket, to, within)?;
         stream.set_read_timeout(Some(within))?;
@@ -80,7 +101,6 @@ pub(crate) fn ask_by(socket: Socket, probe: Probe, to: SocketAddr, within: Durat
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         return Answer::parse(&line);
     }
-    socket.bind(&unspecified_like(to).into())?;
     let socket = UdpSocket::from(socket);
     socket.set_read_timeout(Some(within))?;
     ask_by_udp(&socket, probe, to)

@@ -1,0 +1,135 @@
+//! What an agent has left in the kernel, seen from outside of it: its maps element by element, and which of
+//! its programs, maps and links exist.
+//!
+//! Kernel-wide ids tell objects apart even where another world has objects of the same names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps};
+use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
+
+use crate::failure::OrPanic;
+use crate::node::Node;
+
+/// Ids of kernel objects, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelObjects {
+    /// Of programs.
+    pub programs: BTreeSet<u32>,
+    /// Of maps.
+    pub maps: BTreeSet<u32>,
+    /// Of links.
+    pub links: BTreeSet<u32>,
+}
+
+impl KernelObjects {
+    /// Those of these that exist now.
+    pub fn alive(&self) -> Self {
+        // One that goes while all are listed is an error for the list, and gone for us.
+        let programs: BTreeSet<u32> = loaded_programs().flatten().map(|found| found.id()).collect();
+        let maps: BTreeSet<u32> = loaded_maps().flatten().map(|found| found.id()).collect();
+        let links: BTreeSet<u32> = loaded_links().flatten().map(|found| found.id()).collect();
+        Self {
+            programs: &self.programs & &programs,
+            maps: &self.maps & &maps,
+            links: &self.links & &links,
+        }
+    }
+}
+
+impl Node {
+    /// The ids of everything that is pinned below this node's bpf root.
+    #[track_caller]
+    pub fn pinned(&self) -> KernelObjects {
+        let mut found = KernelObjects::default();
+        collect(&self.bpf_root().join("links"), &mut found).or_panic();
+        collect(&self.bpf_root().join("current"), &mut found).or_panic();
+        found
+    }
+
+    /// All elements of a pinned hash table, `FLOWS` and the like.
+    #[track_caller]
+    pub fn table<const K: usize, const V: usize>(&self, name: &str) -> BTreeMap<[u8; K], [u8; V]> {
+        let map = self.open_map(name);
+        let table: HashMap<_, [u8; K], [u8; V]> = HashMap::try_from(map)
+            .with_context(|| format!("reading the map {name}"))
+            .or_panic();
+        table
+            .iter()
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("reading the map {name}"))
+            .or_panic()
+    }
+
+    /// The first element of a pinned array, `CONFIG` and the like.
+    #[track_caller]
+    pub fn element<const V: usize>(&self, name: &str) -> [u8; V] {
+        let array: Array<_, [u8; V]> = Array::try_from(self.open_map(name))
+            .with_context(|| format!("reading the map {name}"))
+            .or_panic();
+        array
+            .get(&0, 0)
+            .with_context(|| format!("reading the map {name}"))
+            .or_panic()
+    }
+
+    /// How many packets and socket calls were counted for each reason, by the reason's number.
+    #[track_caller]
+    pub fn counters(&self) -> Vec<u64> {
+        let map = self.open_map("COUNTERS");
+        let counters: PerCpuArray<_, [u64; 2]> = PerCpuArray::try_from(map)
+            .context("reading the counters")
+            .or_panic();
+        (0..counters.len())
+            .map(|reason| {
+                let of_cpus = counters.get(&reason, 0).context("reading a counter").or_panic();
+                of_cpus.iter().map(|[packets, _bytes]| packets).sum()
+            })
+            .collect()
+    }
+
+    fn open_map(&self, name: &str) -> Map {
+        let path = self.bpf_root().join("current/maps").join(name);
+        let open = || -> Result<Map> {
+            let data = MapData::from_pin(&path)?;
+            Ok(match name {
+                "FLOWS" | "SOCKET_PEERS" => Map::LruHashMap(data),
+                "CONFIG" | "TRACE" | "SLOTS" | "BACKENDS" => Map::Array(data),
+                "COUNTERS" => Map::PerCpuArray(data),
+                "FRONTENDS" | "ADDRESSES" | "POD_NETNS" => Map::HashMap(data),
+                _ => bail!("its type is not known here"),
+            })
+        };
+        open()
+            .with_context(|| format!("opening the map {}", path.display()))
+            .or_panic()
+    }
+}
+
+fn collect(directory: &Path, found: &mut KernelObjects) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("listing {}", directory.display()))? {
+        let path = entry?.path();
+        let parent = directory.file_name().unwrap_or_default();
+        if path.is_dir() {
+            collect(&path, found)?;
+        } else if parent == "programs" {
+            found.programs.insert(ProgramInfo::from_pin(&path)?.id());
+        } else if parent == "maps" {
+            found.maps.insert(MapInfo::from_pin(&path)?.id());
+        } else {
+            found.links.insert(link_id(&path)?);
+        }
+    }
+    Ok(())
+}
+
+/// The id of a pinned link.
+fn link_id(path: &Path) -> Result<u32> {
+    let link = PinnedLink::from_pin(path).with_context(|| format!("opening {}", path.display()))?;
+    let link: aya::programs::links::FdLink = link.into();
+    Ok(link.info()?.id())
+}

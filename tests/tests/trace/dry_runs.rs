@@ -1,0 +1,135 @@
+//! A dry run leaves nothing behind, and nothing on the wire can pass itself off as one.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use harness::{Answer, Place, Probe};
+
+use crate::town::{HOOKS_OFF, HOOKS_ON, SECOND, SILENCE, Town, address, own_address};
+
+#[test]
+fn nothing_is_left_behind() {
+    harness::require_root!();
+    for config in [HOOKS_ON, HOOKS_OFF] {
+        let town = Town::build(config);
+        let node = town.node();
+        // A flow that traces meet, and whose entry they must not touch.
+        let met = town.client.ask_from(
+            Probe::Udp,
+            SocketAddr::new(town.client.ip().into(), 40_000),
+            address("10.96.0.10:80"),
+            SECOND,
+        );
+        met.expect("an answer");
+        let state = || {
+            (
+                node.table::<40, 56>("FLOWS"),
+                node.table::<32, 28>("SOCKET_PEERS"),
+                node.element::<192>("CONFIG"),
+                // Beyond the fourth they count what services had to do with.
+                node.counters().split_off(4),
+            )
+        };
+        let before = state();
+        assert_eq!(before.0.len(), 2, "one entry each way");
+        let links = ["eth0", town.client.host_interface(), "millrace0"];
+        let captures = links.map(|link| node.packet_socket(link).expect("a capture"));
+        let strangers: [(&str, &str); 5] = [
+            ("10.244.1.10", "pod"),
+            ("10.244.1.222", "pod"),
+            ("192.168.50.11", "node"),
+            ("203.0.113.7", "uplink"),
+            // From a pod of another node: in earnest this would make pods answer it.
+            ("10.244.2.9", "uplink"),
+        ];
+        for (from, entry) in strangers {
+            for to in [
+                "10.96.0.10:80",
+                "10.96.0.20:80",
+                "10.96.0.10:81",
+                "10.96.77.77:80",
+            ] {
+                for probe in [Probe::Tcp, Probe::Udp] {
+                    let from = from.parse().expect("an address");
+                    town.trace(from, address(to), probe, &["--entry", entry, "--samples", "200"]);
+                }
+            }
+        }
+        for to in ["[fd00:96::10]:80", "[fd00:96::7777]:80"] {
+            for (from, entry) in [
+                ("fd00:244:1::de", "pod"),
+                ("fd00:50::11", "node"),
+                ("2001:db8::7", "uplink"),
+            ] {
+                let from = from.parse().expect("an address");
+                town.trace(
+                    from,
+                    address(to),
+                    Probe::Udp,
+                    &["--entry", entry, "--samples", "200"],
+                );
+            }
+        }
+        assert!(state() == before, "{:?}\n{:?}", state(), before);
+        assert_eq!(node.element::<8>("TRACE"), [0; 8], "the cell is disarmed");
+        let status = node.cli(&["status"]).expect("a status");
+        assert_eq!(status["maps"]["flows"]["entries"], 2);
+        for (link, capture) in links.iter().zip(captures) {
+            let is_trace = |frame: &harness::Frame| {
+                let service: [&[u8]; 2] = [&[10, 96], &[0xfd, 0, 0, 0x96]];
+                let mut places = frame.bytes.windows(4);
+                places.any(|bytes| service.iter().any(|range| bytes.starts_with(range)))
+            };
+            let sent = capture.find(SILENCE, is_trace).expect("to read");
+            assert_eq!(sent, None, "on {link}");
+        }
+    }
+}
+
+#[test]
+fn traffic_goes_on_as_usual_while_traces_run() {
+    harness::require_root!();
+    for config in [HOOKS_ON, HOOKS_OFF] {
+        let town = Town::build(config);
+        let to = address("10.96.0.10:80");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let tracer = scope.spawn(|| {
+                let mut rounds = 0;
+                while !done.load(Ordering::Relaxed) {
+                    for (place, _) in town.senders() {
+                        let trace =
+                            town.trace(own_address(place, to), to, Probe::Udp, &["--samples", "2000"]);
+                        assert_eq!(trace.verdict, "forward");
+                    }
+                    rounds += 1;
+                }
+                rounds
+            });
+            // What a program could compare with, every value that a sender can choose among them.
+            for mark in 0..200_u32 {
+                let mark = mark.wrapping_mul(0x9e37_79b9);
+                for (place, entry) in town.senders() {
+                    let answer = ask_marked(place, mark, to);
+                    let answer =
+                        answer.unwrap_or_else(|error| panic!("{entry} with mark {mark:#x}: {error}"));
+                    assert_ne!(answer.backend, "nobody");
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            let rounds = tracer.join().expect("every trace answered");
+            assert!(rounds > 0, "traces went on meanwhile");
+        });
+    }
+}
+
+/// Asks by a datagram that carries a mark, as only root can set one.
+fn ask_marked(place: &Place, mark: u32, to: SocketAddr) -> std::io::Result<Answer> {
+    let socket = place.udp_socket_for(to)?;
+    socket2::SockRef::from(&socket).set_mark(mark)?;
+    socket.send_to(&mark.to_ne_bytes().repeat(16), to)?;
+    let mut buffer = [0; 256];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    assert_eq!(from, to, "the answer comes from the virtual address");
+    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+}

@@ -1,0 +1,230 @@
+//! `millrace trace` agrees with where real packets go.
+//!
+//! Each case asks for a trace, then sends what was traced by a real socket and compares: the same verdict, the same service and
+//! kind, masqueraded or not alike, and the real backend among those of the trace. Where the packet path decides and the
+//! source port is given, it is the very backend.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use harness::{Answer, Place, Probe, World};
+
+mod dry_runs;
+mod town;
+
+use town::{Backend, HOOKS_OFF, HOOKS_ON, SECOND, SILENCE, Town, Trace, address, own_address};
+
+/// What became of a real packet, in a trace's words.
+fn outcome(answer: &std::io::Result<Answer>) -> &'static str {
+    match answer {
+        Ok(_) => "answered",
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => "reject",
+        Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => "drop",
+        Err(error) => panic!("neither answered, refused nor dropped: {error}"),
+    }
+}
+
+fn verdicts_agree(config: &str) {
+    let town = Town::build(config);
+    let far = town.world.node(2);
+    let foreign = [
+        SocketAddr::new(far.ip().into(), 9000),
+        SocketAddr::new(far.ip6().into(), 9000),
+    ];
+    for (place, entry) in town.senders() {
+        for probe in [Probe::Tcp, Probe::UdpConnected] {
+            let cases = [
+                (
+                    "10.96.0.10:80",
+                    "[fd00:96::10]:80",
+                    "forward",
+                    Some("default/web"),
+                ),
+                (
+                    "10.96.0.20:80",
+                    "[fd00:96::20]:80",
+                    "reject",
+                    Some("default/empty"),
+                ),
+                ("10.96.0.10:81", "[fd00:96::10]:81", "reject", None),
+                ("10.96.77.77:80", "[fd00:96::7777]:80", "drop", None),
+            ];
+            for (v4, v6, verdict, service) in cases {
+                for to in [address(v4), address(v6)] {
+                    let trace = town.trace(own_address(place, to), to, probe, &["--samples", "64"]);
+                    let what = format!("{entry} {probe:?} {to}: {trace:?}");
+                    assert_eq!(trace.verdict, verdict, "{what}");
+                    let port = if probe == Probe::Tcp { "http" } else { "dns" };
+                    assert_eq!(
+                        trace.service,
+                        service.map(|name| format!("{name}:{port}")),
+                        "{what}"
+                    );
+                    assert_eq!(trace.kind.as_deref(), service.map(|_| "ClusterIP"), "{what}");
+                    compare(&town, place, probe, to, &trace, &what);
+                }
+            }
+            for to in foreign {
+                let trace = town.trace(own_address(place, to), to, probe, &[]);
+                assert_eq!(
+                    (trace.verdict.as_str(), &trace.service),
+                    ("pass", &None),
+                    "{entry} {to}"
+                );
+                let answer = place
+                    .ask(probe, to)
+                    .unwrap_or_else(|error| panic!("{entry} {to}: {error}"));
+                assert_eq!(answer.backend, "n2");
+            }
+        }
+    }
+}
+
+/// Sends what was traced.
+fn compare(town: &Town, place: &Place, probe: Probe, to: SocketAddr, trace: &Trace, what: &str) {
+    let patience = if trace.verdict == "drop" {
+        SILENCE
+    } else {
+        3 * SECOND
+    };
+    let answer = place.ask_within(probe, to, patience);
+    let expected = if trace.verdict == "forward" {
+        "answered"
+    } else {
+        trace.verdict.as_str()
+    };
+    assert_eq!(outcome(&answer), expected, "{what}: {answer:?}");
+    let Ok(answer) = answer else {
+        assert_eq!(trace.backends, [], "{what}");
+        return;
+    };
+    assert_eq!(
+        trace.backends.iter().map(|backend| backend.samples).sum::<u64>(),
+        64,
+        "{what}"
+    );
+    let real = trace
+        .backends
+        .iter()
+        .find(|backend| town.name_of(backend.address) == answer.backend);
+    let real = real.unwrap_or_else(|| panic!("{what}: the real backend is {answer:?}"));
+    let kept = answer.peer.ip() == own_address(place, to);
+    assert_eq!(real.masquerade, !kept, "{what}: {answer:?}");
+    assert_eq!(
+        real.node.as_deref(),
+        Some(if answer.backend == "a" { "n1" } else { "n2" }),
+        "{what}"
+    );
+}
+
+#[test]
+fn verdicts_agree_with_socket_hooks() {
+    harness::require_root!();
+    verdicts_agree(HOOKS_ON);
+}
+
+#[test]
+fn verdicts_agree_without_socket_hooks() {
+    harness::require_root!();
+    verdicts_agree(HOOKS_OFF);
+}
+
+/// Traces a flow, sends it, and traces it again.
+fn same_backend(town: &Town, (place, entry): (&Place, &str), probe: Probe, to: SocketAddr) {
+    let from = own_address(place, to);
+    for sport in 20_000..20_025_u16 {
+        let port = sport.to_string();
+        let before = town.trace(from, to, probe, &["--sport", &port]);
+        let what = format!("{entry} {probe:?} {from} port {sport} to {to}: {before:?}");
+        let answer = place.ask_from(probe, SocketAddr::new(from, sport), to, 3 * SECOND);
+        let answer = answer.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let [backend] = &before.backends[..] else {
+            panic!("{what}")
+        };
+        assert_eq!(town.name_of(backend.address), answer.backend, "{what}");
+        assert_eq!(backend.masquerade, answer.peer.ip() != from, "{what}: {answer:?}");
+        let after = town.trace(from, to, probe, &["--sport", &port]);
+        assert_eq!(
+            after.backends, before.backends,
+            "{what}: the flow has an entry now"
+        );
+    }
+}
+
+#[test]
+fn a_given_source_port_leads_to_the_same_backend_with_socket_hooks() {
+    harness::require_root!();
+    let town = Town::build(HOOKS_ON);
+    let [pod, _, uplink] = town.senders();
+    for to in [address("10.96.0.10:80"), address("[fd00:96::10]:80")] {
+        // With hooks on, these are the ones that go packet by packet.
+        for (sender, probe) in [(pod, Probe::Udp), (uplink, Probe::Tcp), (uplink, Probe::Udp)] {
+            same_backend(&town, sender, probe, to);
+        }
+    }
+}
+
+#[test]
+fn a_given_source_port_leads_to_the_same_backend_without_socket_hooks() {
+    harness::require_root!();
+    let town = Town::build(HOOKS_OFF);
+    for to in [address("10.96.0.10:80"), address("[fd00:96::10]:80")] {
+        for sender in town.senders() {
+            for probe in [Probe::Tcp, Probe::Udp] {
+                same_backend(&town, sender, probe, to);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_reaches_itself_is_masqueraded() {
+    harness::require_root!();
+    for (config, probes) in [
+        (HOOKS_ON, &[Probe::Udp, Probe::UdpConnected][..]),
+        (HOOKS_OFF, &[Probe::Tcp, Probe::Udp, Probe::UdpConnected]),
+    ] {
+        let town = Town::build(config);
+        for to in [address("10.96.0.30:80"), address("[fd00:96::30]:80")] {
+            for probe in probes {
+                let from = own_address(&town.client, to);
+                let trace = town.trace(from, to, *probe, &[]);
+                let answer = town.client.ask(*probe, to).expect("an answer");
+                assert_eq!(answer.peer.ip(), town.node().address_like(from), "{probe:?} {to}");
+                let backend = Backend {
+                    address: SocketAddr::new(from, 8080),
+                    node: Some("n1".into()),
+                    samples: 1,
+                    masquerade: true,
+                };
+                assert_eq!(trace.backends, [backend], "{probe:?} {to}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_traced_is_refused_with_a_reason() {
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let trace = ["trace", "--proto", "tcp", "--from", "10.244.1.5", "--to"];
+    let run = |to: &str| {
+        let output = node.run(&[&trace[..], &[to]].concat()).expect("to run it");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (succeeded, message) = run("10.96.0.10:80");
+    assert!(
+        !succeeded && message.contains("start `millrace agent`"),
+        "{message}"
+    );
+    let _agents = world.start_agents();
+    let (succeeded, message) = run("[fd00:96::10]:80");
+    assert!(
+        !succeeded && message.contains("different address families"),
+        "{message}"
+    );
+}
