@@ -1,0 +1,99 @@
+//! `cargo xtask bench`: what Millrace costs, measured on this machine.
+//!
+//! Every benchmark makes its own world of namespaces and runs the agent that people run. Its figures go to a table
+//! for people, with the limit that each is held to, and to a JSON file for scripts and plots. A figure over its
+//! limit is a figure, not a failure: the exit status says only whether everything could be measured.
+#![forbid(unsafe_code)]
+
+mod figures;
+mod machine;
+mod quantiles;
+mod sync;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+
+use figures::Figures;
+
+#[derive(Parser)]
+#[command(name = "bench", about = "Measures Millrace")]
+struct Arguments {
+    /// Fewer repetitions and smaller sizes
+    #[arg(long)]
+    quick: bool,
+    /// Where to write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Benchmarks (`sync`) or single quantities of one (`sync.cold`); default: all
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// A quantity and how it is measured.
+struct Quantity {
+    name: &'static str,
+    measure: fn(&mut Figures, &Effort) -> Result<()>,
+}
+
+/// How much time a run may take.
+pub struct Effort {
+    quick: bool,
+}
+
+impl Effort {
+    /// One of two: a quick run's and a whole run's.
+    fn pick<T>(&self, quick: T, whole: T) -> T {
+        if self.quick { quick } else { whole }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(missing) = harness::skip::missing() {
+        bail!("{missing}");
+    }
+    let wanted: Vec<_> = sync::QUANTITIES
+        .iter()
+        .filter(|quantity| is_wanted(quantity.name, &arguments.names))
+        .collect();
+    if wanted.is_empty() {
+        let names: Vec<_> = sync::QUANTITIES.iter().map(|quantity| quantity.name).collect();
+        bail!("no benchmark of that name; there are: {}", names.join(", "));
+    }
+    let machine = machine::describe()?;
+    println!("{machine}");
+    let mut figures = Figures::default();
+    let effort = Effort {
+        quick: arguments.quick,
+    };
+    for quantity in wanted {
+        eprintln!("… {}", quantity.name);
+        (quantity.measure)(&mut figures, &effort).with_context(|| format!("measuring {}", quantity.name))?;
+    }
+    print!("{}", figures.table());
+    if let Some(path) = &arguments.json {
+        figures.write(path, &machine)?;
+    }
+    Ok(())
+}
+
+/// A name stands for itself and for everything below it.
+fn is_wanted(name: &str, names: &[String]) -> bool {
+    names.is_empty()
+        || names.iter().any(|wanted| {
+            name.strip_prefix(wanted.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+}

@@ -1,0 +1,207 @@
+//! Event to entry: from the rename of a small file to the entry in the kernel's map.
+//!
+//! Two kinds of events: a slice in which one endpoint is another one, and a service that is new. They come one by one,
+//! each after the agent has gone back to sleep, or 1 000 a second whether or not the ones before have been
+//! dealt with. One thread makes the events and looks for their effects in turn, so every figure is too large by up to
+//! the time that making one event takes.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::directory::{Directory, Layout, Staged, changed_slice, slice_file, yaml};
+use super::site::{Running, Site};
+use super::tables::Tables;
+use super::{cpu, objects};
+use crate::Effort;
+use crate::figures::{Figure, Figures};
+use crate::quantiles::quantile;
+
+/// What p99 must not exceed, in microseconds.
+pub const LIMIT: f64 = 1_000.0;
+
+/// An effect that takes longer will not come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How events follow each other.
+#[derive(Clone, Copy)]
+struct Pace {
+    name: &'static str,
+    interval: Duration,
+    events: usize,
+}
+
+/// What happens in an event.
+#[derive(Clone, Copy)]
+enum Kind {
+    Endpoint,
+    NewService,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Endpoint => "endpoint",
+            Self::NewService => "new-service",
+        }
+    }
+}
+
+/// What shows in the tables once an event has been dealt with.
+#[derive(Clone, Copy)]
+pub struct Effect {
+    pub service: usize,
+    pub endpoint: Ipv4Addr,
+}
+
+pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
+    let sizes = effort.pick(&[1_000, 10_000][..], &[1_000, 10_000, 100_000]);
+    for services in sizes {
+        measure_layout(figures, effort, *services, Layout::LargeFiles)?;
+    }
+    if !effort.quick {
+        measure_layout(figures, effort, 10_000, Layout::SmallFiles)?;
+    }
+    Ok(())
+}
+
+fn measure_layout(figures: &mut Figures, effort: &Effort, services: usize, layout: Layout) -> Result<()> {
+    let site = Site::new();
+    let directory = Directory::fill(&site, services, layout)?;
+    let running = site.start()?;
+    let mut source = Source {
+        directory: &directory,
+        bpf_root: site.node().bpf_root(),
+        services,
+        next: 0,
+    };
+    let paces = [
+        Pace {
+            name: "idle",
+            interval: Duration::from_millis(10),
+            events: effort.pick(200, 500),
+        },
+        Pace {
+            name: "1000/s",
+            interval: Duration::from_millis(1),
+            events: effort.pick(2_000, 5_000),
+        },
+    ];
+    for kind in [Kind::Endpoint, Kind::NewService] {
+        for pace in paces {
+            let (mut p50, mut p99) = (Vec::new(), Vec::new());
+            for _ in 0..effort.pick(3, 7) {
+                running.settle()?;
+                let latencies = cpu::beside(|| source.run(pace, kind))?;
+                p50.push(quantile(&latencies, 0.5));
+                p99.push(quantile(&latencies, 0.99));
+            }
+            let name = format!("sync.event.{}.{}.{}", layout.name(), kind.name(), pace.name);
+            figures.add(Figure::new(format!("{name}.p50"), services, "µs", &p50));
+            figures.add(Figure::new(format!("{name}.p99"), services, "µs", &p99).limit(LIMIT));
+        }
+    }
+    drop::<Running>(running);
+    Ok(())
+}
+
+/// Where events come from, and where their effects show.
+struct Source<'a> {
+    directory: &'a Directory,
+    bpf_root: &'a Path,
+    services: usize,
+    next: usize,
+}
+
+impl Source<'_> {
+    /// An event in which a service gets another first endpoint.
+    fn change_endpoint(&mut self) -> Result<(Staged, Effect)> {
+        let service = self.directory.changing[self.next % self.directory.changing.len()];
+        let endpoint = objects::replacement(self.next);
+        self.next += 1;
+        let text = yaml(&[changed_slice(service, endpoint)])?;
+        let staged = self.directory.stage(&slice_file(service), &text)?;
+        Ok((staged, Effect { service, endpoint }))
+    }
+
+    /// An event in which a service appears, with its endpoints.
+    fn add_service(&mut self) -> Result<(Staged, Effect)> {
+        let service = self.services + self.next;
+        let endpoint = objects::replacement(self.next);
+        self.next += 1;
+        let text = yaml(&[objects::service(service), changed_slice(service, endpoint)])?;
+        let staged = self.directory.stage(&format!("new-{service}.yaml"), &text)?;
+        Ok((staged, Effect { service, endpoint }))
+    }
+
+    /// Makes events and returns how many microseconds each took to show.
+    fn run(&mut self, pace: Pace, kind: Kind) -> Result<Vec<f64>> {
+        let tables = Tables::open(self.bpf_root)?;
+        let mut watch = Watch::default();
+        let mut due = Instant::now();
+        for _ in 0..pace.events {
+            let (staged, effect) = match kind {
+                Kind::Endpoint => self.change_endpoint()?,
+                Kind::NewService => self.add_service()?,
+            };
+            while Instant::now() < due {
+                watch.look(&tables)?;
+            }
+            let started = Instant::now();
+            staged.put_in_place()?;
+            watch.expect(effect, started);
+            due += pace.interval;
+        }
+        while !watch.is_done() {
+            watch.look(&tables)?;
+        }
+        Ok(watch.latencies)
+    }
+}
+
+/// Effects that are waited for.
+#[derive(Default)]
+struct Watch {
+    awaited: VecDeque<(Effect, Instant)>,
+    latencies: Vec<f64>,
+}
+
+impl Watch {
+    fn expect(&mut self, effect: Effect, since: Instant) {
+        self.awaited.push_back((effect, since));
+    }
+
+    fn is_done(&self) -> bool {
+        self.awaited.is_empty()
+    }
+
+    /// Looks at every awaited effect once.
+    fn look(&mut self, tables: &Tables) -> Result<()> {
+        let latencies = &mut self.latencies;
+        self.awaited.retain(|(effect, since)| {
+            let shows = tables.leads_to(effect.service, effect.endpoint);
+            if shows {
+                latencies.push(since.elapsed().as_secs_f64() * 1e6);
+            }
+            !shows
+        });
+        match self.awaited.front() {
+            Some((effect, since)) if since.elapsed() > PATIENCE => {
+                bail!(
+                    "service {} does not lead to {} after {PATIENCE:?}",
+                    effect.service,
+                    effect.endpoint
+                )
+            }
+            Some(_) => Ok(()),
+            None => {
+                thread::yield_now();
+                Ok(())
+            }
+        }
+    }
+}
