@@ -4,9 +4,11 @@
 //! it with a table that fails.
 
 mod claims;
+mod found;
 mod programmer;
 mod quarantine;
 mod store;
+mod writer;
 
 #[cfg(test)]
 mod tests;

@@ -1,19 +1,20 @@
 //! Brings the tables in line with the plan, service by service, and remembers what it wrote.
 //!
-//! Invariants: what `programmed` says is what the tables hold, or will hold once `pending` is empty; nothing is freed while
-//! a write that takes a pointer to it away is pending; a service whose new form does not fit keeps its old one.
+//! Invariants: what `programmed` says is what the tables hold, or will hold once the [`Writer`] has nothing pending; a
+//! service whose new form does not fit keeps its old one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, Backend, Frontend, FrontendKey};
+use proxy_common::maps::{AddressFlags, FrontendKey};
 
 use super::claims::{Claims, holder, name};
+use super::found::Found;
 use super::quarantine::Quarantine;
 use super::store::Store;
+use super::writer::Writer;
 use crate::bpf::object::MapSizes;
 use crate::cluster::ClusterState;
-use crate::plan::programmed::ProgrammedGroup;
 use crate::plan::{Allocator, Full, NodeContext, Programmed, ServicePlan, Writes, diff, plan};
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
 
@@ -36,21 +37,6 @@ pub struct Progress {
     pub services: usize,
 }
 
-/// What a frontend should become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// This value.
-    Set(Frontend),
-    /// Nothing, if it still belongs to this service id: another service may have taken it over in between.
-    Removed(u32),
-}
-
-/// What nothing points at any more once every write before it has succeeded.
-struct Leftover {
-    gone: Vec<(u32, Backend)>,
-    slots: Vec<(u32, u32)>,
-}
-
 /// The programmer of one node's tables.
 pub struct Programmer<S> {
     store: S,
@@ -64,11 +50,8 @@ pub struct Programmer<S> {
     node_addresses: Vec<Ip>,
     frontends: u32,
     endpoints: u64,
-    pending_frontends: BTreeMap<FrontendKey, Wanted>,
-    pending_addresses: BTreeMap<Ip, Option<u32>>,
-    held: Vec<Leftover>,
+    writer: Writer,
     problems: ObjectIdMap<Vec<String>>,
-    writes: u64,
     scratch: Writes,
     /// During the first sync addresses are compared with the table all at once.
     bulk: bool,
@@ -91,11 +74,8 @@ impl<S: Store> Programmer<S> {
             node_addresses: Vec::new(),
             frontends: 0,
             endpoints: 0,
-            pending_frontends: BTreeMap::new(),
-            pending_addresses: BTreeMap::new(),
-            held: Vec::new(),
+            writer: Writer::default(),
             problems: ObjectIdMap::default(),
-            writes: 0,
             scratch: Writes::default(),
             bulk: false,
             synced: false,
@@ -154,12 +134,12 @@ impl<S: Store> Programmer<S> {
 
     /// Elements written since the start.
     pub fn writes(&self) -> u64 {
-        self.writes
+        self.writer.count()
     }
 
     /// Writes that failed and will be tried again.
     pub fn pending(&self) -> usize {
-        self.pending_frontends.len() + self.pending_addresses.len()
+        self.writer.pending()
     }
 
     /// What is wrong with services.
@@ -172,7 +152,7 @@ impl<S: Store> Programmer<S> {
     /// Brings everything in line for the first time: what the tables hold and the plan wants is taken over as it is, what the
     /// plan does not want is removed. To be called once, after the first full list of every kind.
     pub fn sync(&mut self, cluster: &ClusterState, node: &NodeContext) -> std::io::Result<Progress> {
-        let before = self.writes;
+        let before = self.writer.count();
         let mut found = Found::read(&self.store)?;
         self.allocator = found.allocator(&self.store);
         self.bulk = true;
@@ -200,20 +180,25 @@ impl<S: Store> Programmer<S> {
         self.sync_addresses()?;
         self.bulk = false;
         self.synced = true;
-        found.remove_rest(self);
+        found.remove_rest(
+            &self.programmed,
+            &self.store,
+            &mut self.allocator,
+            &mut self.scratch,
+        );
         self.flush();
         if !again.is_empty() {
             self.update(&again, cluster, node);
         }
         Ok(Progress {
-            writes: self.writes - before,
+            writes: self.writer.count() - before,
             services: cluster.service_count(),
         })
     }
 
     /// Brings some services in line.
     pub fn update(&mut self, ids: &ObjectIdSet, cluster: &ClusterState, node: &NodeContext) -> Progress {
-        let before = self.writes;
+        let before = self.writer.count();
         let mut todo: Vec<_> = ids.iter().copied().collect();
         let mut again = ObjectIdSet::default();
         self.quarantine.release(&mut self.allocator);
@@ -223,10 +208,10 @@ impl<S: Store> Programmer<S> {
             for (index, id) in todo.drain(..).enumerate() {
                 let mut planned = plan(cluster, id, node);
                 let old = self.programmed.get(&id).cloned().unwrap_or_default();
-                let (claims, store, programmed) = (&mut self.claims, &self.store, &self.programmed);
-                let pending = &self.pending_frontends;
-                let owner = |key: &FrontendKey| owner(store, programmed, pending, key);
-                claims.settle(id, &mut planned, Some(&old), cluster, &mut again, owner);
+                let (writer, store, programmed) = (&self.writer, &self.store, &self.programmed);
+                let owner = |key: &FrontendKey| holder(programmed, writer.frontend(key, store)?.service);
+                self.claims
+                    .settle(id, &mut planned, Some(&old), cluster, &mut again, owner);
                 self.program(id, &planned, &old, cluster);
                 if index % CHUNK == CHUNK - 1 {
                     self.flush();
@@ -239,7 +224,7 @@ impl<S: Store> Programmer<S> {
             todo.extend(again.drain());
         }
         Progress {
-            writes: self.writes - before,
+            writes: self.writer.count() - before,
             services,
         }
     }
@@ -265,8 +250,14 @@ impl<S: Store> Programmer<S> {
     /// Tries again what failed before; true if nothing is left.
     pub fn retry(&mut self) -> bool {
         self.quarantine.release(&mut self.allocator);
-        self.flush_pending();
+        self.writer.retry(&self.store, &mut self.quarantine);
         self.pending() == 0
+    }
+
+    /// Carries out the writes collected so far.
+    fn flush(&mut self) {
+        self.writer
+            .carry_out(&mut self.scratch, &self.store, &mut self.quarantine);
     }
 
     /// Compares plan and tables of one service and adds the writes.
@@ -418,8 +409,7 @@ impl<S: Store> Programmer<S> {
     }
 
     fn pend_address(&mut self, address: Ip, flags: u32) {
-        self.pending_addresses
-            .insert(address, (flags != 0).then_some(flags));
+        self.writer.want_address(address, (flags != 0).then_some(flags));
     }
 
     /// Removes addresses that nobody wants, and sets those that are missing.
@@ -433,245 +423,15 @@ impl<S: Store> Programmer<S> {
             .map(|address| (*address, self.address_flags(address)))
             .filter(|(address, flags)| found.remove(address) != Some(*flags))
             .collect();
-        self.set_addresses(&missing);
+        self.writer.set_addresses(&missing, &self.store);
         let unwanted: Vec<_> = found
             .into_keys()
             .filter(|address| self.address_flags(address) == 0)
             .collect();
-        self.pending_addresses
-            .extend(unwanted.into_iter().map(|address| (address, None)));
-        self.flush_pending();
+        for address in unwanted {
+            self.writer.want_address(address, None);
+        }
+        self.writer.retry(&self.store, &mut self.quarantine);
         Ok(())
-    }
-
-    /// Carries out the writes collected so far, in their phases.
-    fn flush(&mut self) {
-        let mut writes = std::mem::take(&mut self.scratch);
-        for (id, backend) in &writes.backends {
-            self.store.write_backend(*id, backend);
-        }
-        let mut slots = writes.slots.iter();
-        for (start, count) in &writes.slices {
-            for (offset, slot) in slots.by_ref().take(*count as usize).enumerate() {
-                self.store.write_slot(start + offset as u32, *slot);
-            }
-        }
-        self.writes += (writes.backends.len() + writes.slots.len()) as u64;
-        // What is pending for a key is overtaken by what is written now.
-        for (key, _) in &writes.set_frontends {
-            self.pending_frontends.remove(key);
-        }
-        for (address, _) in &writes.set_addresses {
-            self.pending_addresses.remove(address);
-        }
-        self.set_frontends(&writes.set_frontends);
-        self.set_addresses(&writes.set_addresses);
-        for (key, service) in writes.remove_frontends.drain(..) {
-            let taken_over = matches!(self.pending_frontends.get(&key), Some(Wanted::Set(value)) if value.service != service);
-            if !taken_over {
-                self.pending_frontends.insert(key, Wanted::Removed(service));
-            }
-        }
-        for address in writes.remove_addresses.drain(..) {
-            self.pending_addresses.insert(address, None);
-        }
-        if !writes.gone.is_empty() || !writes.freed_slots.is_empty() {
-            let (gone, slots) = (
-                std::mem::take(&mut writes.gone),
-                std::mem::take(&mut writes.freed_slots),
-            );
-            self.held.push(Leftover { gone, slots });
-        }
-        writes.clear();
-        self.scratch = writes;
-        self.flush_pending();
-    }
-
-    fn set_frontends(&mut self, mut frontends: &[(FrontendKey, Frontend)]) {
-        while let Err((index, error)) = self.store.set_frontends(frontends) {
-            let Some((key, value)) = frontends.get(index) else {
-                break;
-            };
-            tracing::warn!(%error, ?key, "setting a frontend failed, will try again");
-            self.pending_frontends.insert(*key, Wanted::Set(*value));
-            self.writes += index as u64;
-            frontends = &frontends[index + 1..];
-        }
-        self.writes += frontends.len() as u64;
-    }
-
-    fn set_addresses(&mut self, mut addresses: &[(Ip, u32)]) {
-        while let Err((index, error)) = self.store.set_addresses(addresses) {
-            let Some((address, flags)) = addresses.get(index) else {
-                break;
-            };
-            tracing::warn!(%error, ?address, "setting an address failed, will try again");
-            self.pending_addresses.insert(*address, Some(*flags));
-            self.writes += index as u64;
-            addresses = &addresses[index + 1..];
-        }
-        self.writes += addresses.len() as u64;
-    }
-
-    /// Carries out what is pending, and once nothing is, marks backends gone and sends what is free into quarantine.
-    fn flush_pending(&mut self) {
-        if !self.pending_frontends.is_empty() {
-            let store = &self.store;
-            let writes = &mut self.writes;
-            self.pending_frontends.retain(|key, wanted| {
-                let result = match wanted {
-                    Wanted::Set(value) => store.set_frontends(&[(*key, *value)]),
-                    Wanted::Removed(service)
-                        if store.frontend(key).is_some_and(|f| f.service == *service) =>
-                    {
-                        store.remove_frontends(&[*key])
-                    }
-                    Wanted::Removed(_) => return false,
-                };
-                *writes += 1;
-                result.is_err()
-            });
-        }
-        if !self.pending_addresses.is_empty() {
-            let store = &self.store;
-            let writes = &mut self.writes;
-            self.pending_addresses.retain(|address, flags| {
-                *writes += 1;
-                let result = match flags {
-                    Some(flags) => store.set_addresses(&[(*address, *flags)]),
-                    None => store.remove_addresses(&[*address]),
-                };
-                result.is_err()
-            });
-        }
-        if self.pending_frontends.is_empty() {
-            for Leftover { gone, slots } in std::mem::take(&mut self.held) {
-                for (id, backend) in &gone {
-                    self.store.write_backend(*id, backend);
-                }
-                self.writes += gone.len() as u64;
-                self.quarantine
-                    .put(slots, gone.into_iter().map(|(id, _)| id).collect());
-            }
-        }
-    }
-}
-
-/// Which other service a frontend in the tables belongs to.
-fn owner<S: Store>(
-    store: &S,
-    programmed: &ObjectIdMap<Programmed>,
-    pending: &BTreeMap<FrontendKey, Wanted>,
-    key: &FrontendKey,
-) -> Option<ObjectId> {
-    let value = match pending.get(key) {
-        Some(Wanted::Set(value)) => *value,
-        Some(Wanted::Removed(_)) => return None,
-        None => store.frontend(key)?,
-    };
-    holder(programmed, value.service)
-}
-
-/// What a starting agent finds in the tables.
-struct Found {
-    frontends: HashMap<FrontendKey, Frontend>,
-}
-
-impl Found {
-    fn read<S: Store>(store: &S) -> std::io::Result<Self> {
-        let mut frontends = HashMap::new();
-        store.each_frontend(&mut |key, value| {
-            frontends.insert(key, value);
-        })?;
-        Ok(Self { frontends })
-    }
-
-    /// An allocator that gives out nothing that is in use.
-    fn allocator<S: Store>(&self, store: &S) -> Allocator {
-        let sizes = store.sizes();
-        let mut groups: Vec<_> = self
-            .frontends
-            .iter()
-            .map(|(key, value)| ProgrammedGroup::from_value(*key, value))
-            .collect();
-        groups.sort_unstable_by_key(|group| (group.service, group.start));
-        groups.dedup_by_key(|group| (group.service, group.start));
-        let last = groups.last().map_or(0, |group| group.service);
-        let slots: Vec<_> = groups
-            .iter()
-            .map(|g| (g.start, g.slots()))
-            .filter(|(_, count)| *count > 0)
-            .collect();
-        let backends = groups
-            .iter()
-            .flat_map(|group| {
-                (group.start..group.start + group.slots()).map(|index| store.slot(index).backend())
-            })
-            .filter(|id| *id < sizes.backends)
-            .collect();
-        Allocator::with_used(sizes.slots, sizes.backends, slots, backends, last)
-    }
-
-    /// What the tables hold for the frontends of a plan.
-    fn adopt(&mut self, planned: &ServicePlan) -> Programmed {
-        if self.frontends.is_empty() {
-            return Programmed::default();
-        }
-        let mut groups: Vec<ProgrammedGroup> = Vec::new();
-        for key in planned.groups.iter().flat_map(|group| &group.frontends) {
-            let Some(value) = self
-                .frontends
-                .remove(key)
-                .filter(|value| value.check == key.check())
-            else {
-                continue;
-            };
-            match groups.iter_mut().find(|group| group.service == value.service) {
-                Some(group) => group.frontends.push(*key),
-                None => groups.push(ProgrammedGroup::from_value(*key, &value)),
-            }
-        }
-        Programmed {
-            groups: groups.into_boxed_slice(),
-        }
-    }
-
-    /// Removes what no plan wanted.
-    fn remove_rest<S: Store>(self, programmer: &mut Programmer<S>) {
-        let mut groups: BTreeMap<u32, ProgrammedGroup> = BTreeMap::new();
-        for (key, value) in self.frontends {
-            let group = ProgrammedGroup::from_value(key, &value);
-            groups
-                .entry(group.service)
-                .and_modify(|found| found.frontends.push(key))
-                .or_insert(group);
-        }
-        // Frontends of one group that stay keep its slice in use.
-        let kept: std::collections::HashSet<u32> = programmer
-            .programmed
-            .values()
-            .flat_map(|p| p.groups.iter().map(|group| group.service))
-            .collect();
-        for (service, group) in groups {
-            if kept.contains(&service) {
-                programmer
-                    .scratch
-                    .remove_frontends
-                    .extend(group.frontends.iter().map(|key| (*key, service)));
-                continue;
-            }
-            let old = Programmed {
-                groups: Box::new([group]),
-            };
-            let nothing = ServicePlan::default();
-            let result = diff(
-                &old,
-                &nothing,
-                &programmer.store,
-                &mut programmer.allocator,
-                &mut programmer.scratch,
-            );
-            debug_assert!(result.is_ok(), "removing needs no room");
-        }
     }
 }

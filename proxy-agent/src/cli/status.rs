@@ -230,6 +230,7 @@ mod tests {
                 since_start: 45_678,
                 last_sync: 3,
             },
+            sync: None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! the node's part of the network, [`select`] the choice of a backend, [`translate`] how a new flow is translated and
 //! remembered, [`socket`] the decision of the socket hooks.
 
+pub mod decision;
 pub mod packet;
 pub mod select;
 pub mod socket;

@@ -1,5 +1,6 @@
 //! The decision for one packet, at each place where packets meet a program.
 
+pub use super::decision::{Decision, Entry};
 use super::select::select;
 use super::translate::{new_flow, refresh};
 use super::{Tables, Work};
@@ -7,30 +8,6 @@ use crate::flow_hash::flow_hash;
 use crate::maps::{Config, ConfigFlags, FlowKey, FrontendKey, Reason};
 use crate::packet::Headers;
 use crate::{Ip, protocol};
-
-/// Where a packet is met.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
-    /// It comes out of a pod.
-    Pod,
-    /// It comes in from the network.
-    Uplink,
-    /// It was routed to our own device, because it goes to a virtual address and nothing translated it before.
-    Host,
-}
-
-/// What becomes of a packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decision {
-    /// It goes on untouched.
-    Pass(Reason),
-    /// It ends here; whether its sender is told depends on the reason.
-    Drop(Reason),
-    /// It is an echo request to be answered on the spot.
-    Echo,
-    /// It becomes what [`Work::flow`] says.
-    Translate(Reason),
-}
 
 impl Headers {
     /// The conntrack key of the packet.

@@ -7,7 +7,7 @@
 //!   back to our own device. The node's own address would have its answer go over the loopback, out of sight;
 //! - a client that is neither a pod of this cluster nor this node: the node's address.
 
-use super::packet::{Decision, Entry};
+use super::decision::{Decision, Entry};
 use super::select::Selected;
 use super::{Tables, Work};
 use crate::Port;

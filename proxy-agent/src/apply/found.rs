@@ -1,0 +1,115 @@
+//! What a starting agent finds in the tables, and what becomes of it.
+//!
+//! What the plan wants is taken over as it is, ids and slices included; what it does not want is removed like anything else that
+//! is no longer planned. Nothing of this is stored outside of the tables.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use proxy_common::maps::{Frontend, FrontendKey};
+
+use super::store::Store;
+use crate::plan::programmed::ProgrammedGroup;
+use crate::plan::{Allocator, Programmed, ServicePlan, Writes, diff};
+use crate::source::ObjectIdMap;
+
+/// What a starting agent finds in the tables.
+pub struct Found {
+    frontends: HashMap<FrontendKey, Frontend>,
+}
+
+impl Found {
+    /// Reads the tables.
+    pub fn read<S: Store>(store: &S) -> std::io::Result<Self> {
+        let mut frontends = HashMap::new();
+        store.each_frontend(&mut |key, value| {
+            frontends.insert(key, value);
+        })?;
+        Ok(Self { frontends })
+    }
+
+    /// An allocator that gives out nothing that is in use.
+    pub fn allocator<S: Store>(&self, store: &S) -> Allocator {
+        let sizes = store.sizes();
+        let mut groups: Vec<_> = self
+            .frontends
+            .iter()
+            .map(|(key, value)| ProgrammedGroup::from_value(*key, value))
+            .collect();
+        groups.sort_unstable_by_key(|group| (group.service, group.start));
+        groups.dedup_by_key(|group| (group.service, group.start));
+        let last = groups.last().map_or(0, |group| group.service);
+        let slots: Vec<_> = groups
+            .iter()
+            .map(|g| (g.start, g.slots()))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let backends = groups
+            .iter()
+            .flat_map(|group| {
+                (group.start..group.start + group.slots()).map(|index| store.slot(index).backend())
+            })
+            .filter(|id| *id < sizes.backends)
+            .collect();
+        Allocator::with_used(sizes.slots, sizes.backends, slots, backends, last)
+    }
+
+    /// What the tables hold for the frontends of a plan.
+    pub fn adopt(&mut self, planned: &ServicePlan) -> Programmed {
+        if self.frontends.is_empty() {
+            return Programmed::default();
+        }
+        let mut groups: Vec<ProgrammedGroup> = Vec::new();
+        for key in planned.groups.iter().flat_map(|group| &group.frontends) {
+            let Some(value) = self
+                .frontends
+                .remove(key)
+                .filter(|value| value.check == key.check())
+            else {
+                continue;
+            };
+            match groups.iter_mut().find(|group| group.service == value.service) {
+                Some(group) => group.frontends.push(*key),
+                None => groups.push(ProgrammedGroup::from_value(*key, &value)),
+            }
+        }
+        Programmed {
+            groups: groups.into_boxed_slice(),
+        }
+    }
+
+    /// Adds the writes that remove what no plan wanted.
+    pub fn remove_rest<S: Store>(
+        self,
+        programmed: &ObjectIdMap<Programmed>,
+        store: &S,
+        allocator: &mut Allocator,
+        writes: &mut Writes,
+    ) {
+        let mut groups: BTreeMap<u32, ProgrammedGroup> = BTreeMap::new();
+        for (key, value) in self.frontends {
+            let group = ProgrammedGroup::from_value(key, &value);
+            groups
+                .entry(group.service)
+                .and_modify(|found| found.frontends.push(key))
+                .or_insert(group);
+        }
+        // Frontends of one group that stay keep its slice in use.
+        let kept: HashSet<u32> = programmed
+            .values()
+            .flat_map(|programmed| programmed.groups.iter().map(|group| group.service))
+            .collect();
+        for (service, group) in groups {
+            if kept.contains(&service) {
+                writes
+                    .remove_frontends
+                    .extend(group.frontends.iter().map(|key| (*key, service)));
+                continue;
+            }
+            let old = Programmed {
+                groups: Box::new([group]),
+            };
+            let result = diff(&old, &ServicePlan::default(), store, allocator, writes);
+            debug_assert!(result.is_ok(), "removing needs no room");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Carrying out writes, and trying again what failed.
+//!
+//! A write that fails is kept by its key, where a later write for the same key overtakes it. As long as a frontend is pending,
+//! nothing that the frontends of the same or later writes used to point at is marked gone or freed.
+
+use std::collections::BTreeMap;
+
+use proxy_common::Ip;
+use proxy_common::maps::{Backend, Frontend, FrontendKey};
+
+use super::quarantine::Quarantine;
+use super::store::Store;
+use crate::plan::Writes;
+
+/// What a frontend should become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// This value.
+    Set(Frontend),
+    /// Nothing, if it still belongs to this service id: another service may have taken it over in between.
+    Removed(u32),
+}
+
+/// What nothing points at any more once every write before it has succeeded.
+struct Leftover {
+    gone: Vec<(u32, Backend)>,
+    slots: Vec<(u32, u32)>,
+}
+
+/// Carries out writes.
+#[derive(Default)]
+pub struct Writer {
+    frontends: BTreeMap<FrontendKey, Wanted>,
+    addresses: BTreeMap<Ip, Option<u32>>,
+    held: Vec<Leftover>,
+    count: u64,
+}
+
+impl Writer {
+    /// Elements written since the start, by store or by system call.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Writes that failed and will be tried again.
+    pub fn pending(&self) -> usize {
+        self.frontends.len() + self.addresses.len()
+    }
+
+    /// A frontend as it is, or will be once nothing is pending.
+    pub fn frontend(&self, key: &FrontendKey, store: &impl Store) -> Option<Frontend> {
+        match self.frontends.get(key) {
+            Some(Wanted::Set(value)) => Some(*value),
+            Some(Wanted::Removed(_)) => None,
+            None => store.frontend(key),
+        }
+    }
+
+    /// Notes what an address should become, for the next [`Self::retry`].
+    pub fn want_address(&mut self, address: Ip, flags: Option<u32>) {
+        self.addresses.insert(address, flags);
+    }
+
+    /// Carries out writes in their phases, and leaves them empty.
+    pub fn carry_out(&mut self, writes: &mut Writes, store: &impl Store, quarantine: &mut Quarantine) {
+        for (id, backend) in &writes.backends {
+            store.write_backend(*id, backend);
+        }
+        let mut slots = writes.slots.iter();
+        for (start, count) in &writes.slices {
+            for (offset, slot) in slots.by_ref().take(*count as usize).enumerate() {
+                store.write_slot(start + offset as u32, *slot);
+            }
+        }
+        self.count += (writes.backends.len() + writes.slots.len()) as u64;
+        // What is pending for a key is overtaken by what is written now.
+        for (key, _) in &writes.set_frontends {
+            self.frontends.remove(key);
+        }
+        for (address, _) in &writes.set_addresses {
+            self.addresses.remove(address);
+        }
+        self.set_frontends(&writes.set_frontends, store);
+        self.set_addresses(&writes.set_addresses, store);
+        for (key, service) in writes.remove_frontends.drain(..) {
+            let taken_over =
+                matches!(self.frontends.get(&key), Some(Wanted::Set(value)) if value.service != service);
+            if !taken_over {
+                self.frontends.insert(key, Wanted::Removed(service));
+            }
+        }
+        for address in writes.remove_addresses.drain(..) {
+            self.addresses.insert(address, None);
+        }
+        if !writes.gone.is_empty() || !writes.freed_slots.is_empty() {
+            let (gone, slots) = (
+                std::mem::take(&mut writes.gone),
+                std::mem::take(&mut writes.freed_slots),
+            );
+            self.held.push(Leftover { gone, slots });
+        }
+        writes.clear();
+        self.retry(store, quarantine);
+    }
+
+    fn set_frontends(&mut self, mut frontends: &[(FrontendKey, Frontend)], store: &impl Store) {
+        while let Err((index, error)) = store.set_frontends(frontends) {
+            let Some((key, value)) = frontends.get(index) else {
+                break;
+            };
+            tracing::warn!(%error, ?key, "setting a frontend failed, will try again");
+            self.frontends.insert(*key, Wanted::Set(*value));
+            self.count += index as u64;
+            frontends = &frontends[index + 1..];
+        }
+        self.count += frontends.len() as u64;
+    }
+
+    /// Sets addresses at once; what fails is tried again.
+    pub fn set_addresses(&mut self, mut addresses: &[(Ip, u32)], store: &impl Store) {
+        while let Err((index, error)) = store.set_addresses(addresses) {
+            let Some((address, flags)) = addresses.get(index) else {
+                break;
+            };
+            tracing::warn!(%error, ?address, "setting an address failed, will try again");
+            self.addresses.insert(*address, Some(*flags));
+            self.count += index as u64;
+            addresses = &addresses[index + 1..];
+        }
+        self.count += addresses.len() as u64;
+    }
+
+    /// Carries out what is pending, and once nothing is, marks backends gone and sends what is free into quarantine.
+    pub fn retry(&mut self, store: &impl Store, quarantine: &mut Quarantine) {
+        if !self.frontends.is_empty() {
+            let count = &mut self.count;
+            self.frontends.retain(|key, wanted| {
+                let result = match wanted {
+                    Wanted::Set(value) => store.set_frontends(&[(*key, *value)]),
+                    Wanted::Removed(service)
+                        if store.frontend(key).is_some_and(|f| f.service == *service) =>
+                    {
+                        store.remove_frontends(&[*key])
+                    }
+                    Wanted::Removed(_) => return false,
+                };
+                *count += 1;
+                result.is_err()
+            });
+        }
+        if !self.addresses.is_empty() {
+            let count = &mut self.count;
+            self.addresses.retain(|address, flags| {
+                *count += 1;
+                let result = match flags {
+                    Some(flags) => store.set_addresses(&[(*address, *flags)]),
+                    None => store.remove_addresses(&[*address]),
+                };
+                result.is_err()
+            });
+        }
+        if self.frontends.is_empty() {
+            for Leftover { gone, slots } in std::mem::take(&mut self.held) {
+                for (id, backend) in &gone {
+                    store.write_backend(*id, backend);
+                }
+                self.count += gone.len() as u64;
+                quarantine.put(slots, gone.into_iter().map(|(id, _)| id).collect());
+            }
+        }
+    }
+}
