@@ -21,6 +21,8 @@ mod services;
 pub mod state;
 
 #[cfg(test)]
+mod bad_input_tests;
+#[cfg(test)]
 mod state_tests;
 
 pub use address::{Family, canonical_ip, canonical_net};

@@ -7,6 +7,7 @@
 //! The way: [`tree`] says which files to look at, [`documents`] and [`parse`] turn them into objects, [`index`] knows what they were
 //! before, and [`Follower`] hands on the difference.
 
+mod decode;
 mod documents;
 mod index;
 mod parse;
@@ -25,9 +26,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use self::decode::Malformed;
 use self::documents::documents;
 use self::index::{Claim, Index};
-use self::parse::{Content, Malformed};
+use self::parse::Content;
 use self::tree::{Happened, Lost, Tree};
 use super::{Change, Event, Kind, ObjectId, StateHandle};
 
