@@ -55,8 +55,13 @@ where
 }
 
 fn yaml_options() -> serde_saphyr::Options {
-    // The budget counts nodes of a document, and a List may be as long as it likes. Aliases stay limited.
-    serde_saphyr::options! { budget: None, with_snippet: false }
+    // A List may be as long as it likes. Depth, which costs stack, and aliases, which multiply, stay limited.
+    let budget = serde_saphyr::budget! {
+        max_events: usize::MAX,
+        max_nodes: usize::MAX,
+        max_total_scalar_bytes: usize::MAX,
+    };
+    serde_saphyr::options! { budget: budget, with_snippet: false }
 }
 
 fn malformed_json<'de, S>(document: Document<'de>, seed: S, error: &serde_json::Error) -> Malformed

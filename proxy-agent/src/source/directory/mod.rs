@@ -4,8 +4,8 @@
 //! by document within a fraction of a millisecond. A file that stops parsing keeps its last good content, and a directory
 //! that vanishes keeps all of it: only a file that goes, or a version of it that parses, removes objects.
 //!
-//! The way: [`tree`] says which files to look at, [`documents`] and [`parse`] turn them into objects, [`index`] knows what they were
-//! before, and [`Follower`] hands on the difference.
+//! The way: `tree` says which files to look at, `documents` and `parse` turn them into objects, `index` knows what they were
+//! before, and `Follower` hands on the difference.
 
 mod decode;
 mod documents;

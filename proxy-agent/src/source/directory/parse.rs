@@ -272,4 +272,34 @@ mod tests {
         .to_string();
         assert!(error.starts_with("line 1") && error.contains("EOF"), "{error}");
     }
+
+    #[test]
+    fn a_document_cannot_exhaust_the_stack_or_the_memory() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+        let deep = 100_000;
+        let aliases = (1..30)
+            .map(|i| format!("a{i}: &a{i} [*a{0}, *a{0}, *a{0}]\n", i - 1))
+            .collect::<Vec<_>>()
+            .concat();
+        for text in [
+            format!("{service}x: {}", "[".repeat(deep)),
+            format!("{service}x: {}{}", "{a: ".repeat(deep), "}".repeat(deep)),
+            format!("{service}x: {}", "- ".repeat(deep)),
+            format!("{{\"a\": {}", "[".repeat(deep)),
+            format!("{service}a0: &a0 [x]\n{aliases}"),
+        ] {
+            assert!(read(&text).is_err());
+        }
+    }
+
+    #[test]
+    fn a_list_may_be_long() {
+        let items: Vec<String> = (0..30_000)
+            .map(|i| format!("- {{apiVersion: v1, kind: Node, metadata: {{name: n{i}}}}}\n"))
+            .collect();
+        assert_eq!(
+            read(&format!("apiVersion: v1\nkind: List\nitems:\n{}", items.concat())).map(|names| names.len()),
+            Ok(30_000)
+        );
+    }
 }
