@@ -1,0 +1,84 @@
+//! How long a change takes to show: a client goes on asking while the change is made, and what the change is to end is
+//! counted until it is over.
+
+use std::io;
+use std::sync::{Barrier, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use harness::{Answer, Place, Probe};
+
+use crate::shop::{self, SHOP};
+use crate::stage::time;
+
+/// How long it may take.
+const A_SECOND: Duration = Duration::from_secs(1);
+
+/// So many requests in a row without it say that it is over: where one in five meets it, chance does not.
+const CALM: usize = 300;
+
+/// What was seen of it after the change.
+pub struct Settled {
+    unwanted: usize,
+    last: Duration,
+}
+
+/// Makes a change while `client` asks for the shop. `unwanted` says whether an outcome is what the change is to end.
+pub fn settle(
+    client: &Place,
+    change: impl FnOnce() -> Result<()>,
+    unwanted: impl Fn(&io::Result<Answer>) -> bool + Send,
+) -> Result<Settled> {
+    let (begun, changed) = (Barrier::new(2), OnceLock::new());
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| ask_on(client, &begun, &changed, unwanted));
+        begun.wait();
+        changed.get_or_init(Instant::now);
+        change()?;
+        asking
+            .join()
+            .map_err(|_| anyhow!("the asking thread ended in a panic; it stands above"))?
+    })
+}
+
+fn ask_on(
+    client: &Place,
+    begun: &Barrier,
+    changed: &OnceLock<Instant>,
+    unwanted: impl Fn(&io::Result<Answer>) -> bool,
+) -> Result<Settled> {
+    let to = shop::address(SHOP)?;
+    let mut settled = Settled {
+        unwanted: 0,
+        last: Duration::ZERO,
+    };
+    let mut calm = 0;
+    begun.wait();
+    while calm < CALM {
+        let outcome = client.ask(Probe::Tcp, to);
+        let since = changed.get().map(Instant::elapsed).unwrap_or_default();
+        calm += 1;
+        if unwanted(&outcome) {
+            (settled.unwanted, settled.last, calm) = (settled.unwanted + 1, since, 0);
+            if since > A_SECOND {
+                bail!("it still happens {} after the change: {outcome:?}", time(since));
+            }
+        } else if let Err(error) = outcome {
+            return Err(error.into());
+        }
+    }
+    Ok(settled)
+}
+
+impl Settled {
+    /// `2 more failures, the last one 0.81 ms later`; the words complete "one more …" and "2 more …".
+    pub fn describe(&self, one: &str, many: &str) -> String {
+        let last = time(self.last);
+        match self.unwanted {
+            0 => format!("not one more {one}"),
+            1 => format!("one more {one}, {last} later"),
+            more => format!("{more} more {many}, the last one {last} later"),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What the audience sees: numbered acts, sentences, bars, results with a check mark. It is all on stdout, in colours
+//! where that is a terminal, so that a run can be saved and read like a letter.
+//!
+//! The stage also remembers what is being done, so that a failure can say so.
+
+use std::fmt::Write as _;
+use std::io::{Stdout, Write as _, stdout};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anstream::AutoStream;
+use anstyle::{AnsiColor, Style};
+use anyhow::Error;
+use textwrap::Options;
+
+const STRONG: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const BAR: Style = AnsiColor::Cyan.on_default();
+
+/// Where lines of text end.
+const WIDTH: usize = 88;
+/// How long the longest bar is.
+const LONGEST_BAR: usize = 40;
+
+/// Whether somebody reads along.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Time to read between the parts of an act.
+    Readable,
+    /// No waiting.
+    Fast,
+}
+
+/// A bar of a diagram.
+pub struct Bar {
+    pub label: String,
+    pub value: usize,
+    /// What stands behind the number.
+    pub note: String,
+}
+
+/// Where the acts speak from.
+pub struct Stage {
+    out: AutoStream<Stdout>,
+    pace: Pace,
+    started: Instant,
+    act: usize,
+    checks: usize,
+    doing: String,
+}
+
+impl Stage {
+    pub fn new(pace: Pace) -> Self {
+        Self {
+            out: AutoStream::auto(stdout()),
+            pace,
+            started: Instant::now(),
+            act: 0,
+            checks: 0,
+            doing: "starting".to_owned(),
+        }
+    }
+
+    /// Begins the demo.
+    pub fn title(&mut self, text: &str) {
+        self.line(&format!("\n{STRONG}{text}{STRONG:#}"));
+    }
+
+    /// Begins an act: its headline, then in a sentence or two what it shows and why that matters.
+    pub fn act(&mut self, headline: &str, text: &str) {
+        self.act += 1;
+        self.line(&format!("\n{STRONG}{}. {headline}{STRONG:#}", self.act));
+        self.say(text);
+        self.pause(Duration::from_secs(1));
+    }
+
+    /// Says something.
+    pub fn say(&mut self, text: &str) {
+        let options = Options::new(WIDTH).initial_indent("   ").subsequent_indent("   ");
+        self.line(&textwrap::fill(text, options));
+    }
+
+    /// Shows lines as they are, command lines and what they print.
+    pub fn show(&mut self, text: &str) {
+        self.line(&textwrap::indent(text.trim_end(), "     "));
+    }
+
+    /// Shows a command line and what it printed.
+    pub fn command(&mut self, line: &str, printed: &str) {
+        self.show(&format!("{FAINT}${FAINT:#} {line}\n{printed}"));
+        self.pause(Duration::from_millis(600));
+    }
+
+    /// Shows numbers as bars.
+    pub fn bars(&mut self, bars: &[Bar]) {
+        let labels = bars.iter().map(|bar| bar.label.len()).max().unwrap_or(0);
+        let most = bars.iter().map(|bar| bar.value).max().unwrap_or(0).max(1);
+        let mut text = String::new();
+        for Bar { label, value, note } in bars {
+            let full = "█".repeat((value * LONGEST_BAR).div_ceil(most));
+            let note = if note.is_empty() {
+                String::new()
+            } else {
+                format!(" {FAINT}{note}{FAINT:#}")
+            };
+            // write! to a String cannot fail.
+            let _ = writeln!(text, "{label:labels$}  {BAR}{full}{BAR:#} {value}{note}");
+        }
+        self.show(&text);
+    }
+
+    /// Remembers what is done now, in words that complete "failed while …".
+    pub fn doing(&mut self, what: impl Into<String>) {
+        self.doing = what.into();
+    }
+
+    /// Shows a result that has been checked.
+    pub fn result(&mut self, text: &str) {
+        self.checks += 1;
+        let mark = format!("   {GOOD}✔{GOOD:#} ");
+        let options = Options::new(WIDTH)
+            .initial_indent(&mark)
+            .subsequent_indent("     ");
+        self.line(&textwrap::fill(text, options));
+        self.pause(Duration::from_millis(350));
+    }
+
+    /// Ends the demo well.
+    pub fn finished(&mut self) {
+        self.line(&format!(
+            "\n{GOOD}✔{GOOD:#} {STRONG}All as told{STRONG:#}: {} acts, {} results checked, {:.0} seconds.",
+            self.act,
+            self.checks,
+            self.started.elapsed().as_secs_f64()
+        ));
+    }
+
+    /// Shows an attachment of a failure: a title line, then lines that are not ours.
+    pub fn attach(&mut self, text: &str) {
+        self.line(&format!("\n{FAINT}{text}{FAINT:#}"));
+    }
+
+    /// Says something after the last act.
+    pub fn note(&mut self, text: &str) {
+        self.line(&format!("\n{text}"));
+    }
+
+    /// Ends the demo badly.
+    pub fn failed(&mut self, error: &Error) {
+        let act = match self.act {
+            0 => String::new(),
+            act => format!(", act {act}"),
+        };
+        self.line(&format!(
+            "\n{BAD}✘ The demo failed{BAD:#}{act}, while {}:\n{}",
+            self.doing,
+            textwrap::indent(&format!("{error:#}"), "  ")
+        ));
+    }
+
+    fn line(&mut self, text: &str) {
+        // Whoever reads us, such as `head`, may have had enough; what is shown is checked all the same.
+        let _ = writeln!(self.out, "{text}");
+    }
+
+    fn pause(&self, time: Duration) {
+        if self.pace == Pace::Readable {
+            thread::sleep(time);
+        }
+    }
+}
+
+/// A length of time as a person says it.
+pub fn time(time: Duration) -> String {
+    match time.as_secs_f64() * 1000.0 {
+        ms if ms < 1.0 => format!("{ms:.2} ms"),
+        ms if ms < 100.0 => format!("{ms:.1} ms"),
+        ms if ms < 1000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1000.0),
+    }
+}
