@@ -115,9 +115,6 @@ impl AgentArgs {
         for settings in files.iter().chain([&flags]) {
             configuration.apply(settings);
         }
-        for warning in configuration.warnings() {
-            tracing::warn!("{warning}");
-        }
         Ok(AgentOptions {
             node_name: self.node_name.map_or_else(environment::node_name, Ok)?,
             source: self.source,

@@ -69,6 +69,11 @@ fn summary(status: &Status, now: Timestamp) -> String {
     if let Some(then) = status.last_change {
         lines.push(("Last change", text::ago(then, now)));
     }
+    if let Some(sync) = status.sync {
+        let services = text::count(sync.services, "service", "services");
+        let time = text::nanoseconds(sync.micros.saturating_mul(1_000));
+        lines.push(("First sync", format!("{services} in {time}")));
+    }
     if status.version.is_some() {
         let services = text::count(status.services, "service", "services");
         let endpoints = text::count(status.endpoints, "endpoint", "endpoints");
@@ -188,7 +193,7 @@ fn errors(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{ObjectError, Writes};
+    use crate::control::{FirstSync, ObjectError, Writes};
 
     fn plain(status: &Status) -> String {
         anstream::adapter::strip_str(&render(status, "2026-03-01T12:00:00Z".parse().unwrap())).to_string()
@@ -230,7 +235,11 @@ mod tests {
                 since_start: 45_678,
                 last_sync: 3,
             },
-            sync: None,
+            sync: Some(FirstSync {
+                services: 900,
+                micros: 12_345,
+                ..FirstSync::default()
+            }),
         }
     }
 
@@ -244,6 +253,7 @@ Ready on node worker-1
 Source       dir:/etc/millrace/objects
 Version      0.1.0 (map layout 1)
 Last change  2 minutes ago
+First sync   900 services in 12.3 ms
 Serving      1 service with 2,500 endpoints
 Map writes   45,678 since the start, 3 by the last change
 
@@ -283,6 +293,7 @@ from_uplink  nothing
                 message: "line 3: spec.ports[0].port: 80000 is outside 1-65535".into(),
             }],
             last_change: None,
+            sync: None,
             ..sample()
         };
         assert_eq!(

@@ -36,6 +36,7 @@ pub struct Status {
     /// What was written to the maps.
     pub writes: Writes,
     /// How long the first sync took; none before.
+    #[serde(default)]
     pub sync: Option<FirstSync>,
 }
 
