@@ -3,6 +3,7 @@
 //! [`Programmer`] owns the bookkeeping; [`Store`] is all that it may do to the kernel, so that tests can stand in front of
 //! it with a table that fails.
 
+mod addresses;
 mod claims;
 mod found;
 mod programmer;

@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 
 use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, FrontendKey};
+use proxy_common::maps::FrontendKey;
 
+use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
 use super::found::Found;
 use super::quarantine::Quarantine;
@@ -45,13 +46,15 @@ pub struct Programmer<S> {
     quarantine: Quarantine,
     programmed: ObjectIdMap<Programmed>,
     claims: Claims,
-    addresses: HashMap<Ip, u32>,
-    addresses_changed: bool,
-    node_addresses: Vec<Ip>,
+    addresses: Addresses,
     frontends: u32,
     endpoints: u64,
     writer: Writer,
     problems: ObjectIdMap<Vec<String>>,
+    /// Services that did not fit as they should be.
+    unfit: ObjectIdSet,
+    /// Whether anything was taken out of a table, so that one of those may fit now.
+    freed: bool,
     scratch: Writes,
     /// During the first sync addresses are compared with the table all at once.
     bulk: bool,
@@ -69,13 +72,13 @@ impl<S: Store> Programmer<S> {
             quarantine: Quarantine::new(),
             programmed: ObjectIdMap::default(),
             claims: Claims::default(),
-            addresses: HashMap::new(),
-            addresses_changed: false,
-            node_addresses: Vec::new(),
+            addresses: Addresses::default(),
             frontends: 0,
             endpoints: 0,
             writer: Writer::default(),
             problems: ObjectIdMap::default(),
+            unfit: ObjectIdSet::default(),
+            freed: false,
             scratch: Writes::default(),
             bulk: false,
             synced: false,
@@ -113,18 +116,18 @@ impl<S: Store> Programmer<S> {
     }
 
     /// Addresses in the tables.
-    pub fn address_count(&self) -> usize {
-        self.addresses.len()
+    pub fn address_count(&self) -> u32 {
+        self.addresses.count_with([].iter())
     }
 
     /// The virtual addresses in the tables.
     pub fn virtual_addresses(&self) -> impl Iterator<Item = Ip> {
-        self.addresses.keys().copied()
+        self.addresses.virtual_addresses()
     }
 
     /// Whether virtual addresses came or went since this was asked last.
     pub fn take_addresses_changed(&mut self) -> bool {
-        std::mem::take(&mut self.addresses_changed)
+        self.addresses.take_changed()
     }
 
     /// Slots and backends in use or in quarantine.
@@ -176,6 +179,7 @@ impl<S: Store> Programmer<S> {
         }
         drop(claimed);
         self.programmed.shrink_to_fit();
+        self.make_room_for_addresses();
         // Addresses first: a frontend never stands without its address, nor an address for long without a frontend.
         self.sync_addresses()?;
         self.bulk = false;
@@ -187,6 +191,7 @@ impl<S: Store> Programmer<S> {
             &mut self.scratch,
         );
         self.flush();
+        again.extend(self.unfit.iter().copied());
         if !again.is_empty() {
             self.update(&again, cluster, node);
         }
@@ -204,7 +209,8 @@ impl<S: Store> Programmer<S> {
         self.quarantine.release(&mut self.allocator);
         let services = todo.len();
         // Settling a claim may touch the other claimant, whose claim is then settled too: three rounds reach everybody.
-        for _ in 0..3 {
+        // One more is for those that did not fit, which get the room that others left.
+        for _ in 0..4 {
             for (index, id) in todo.drain(..).enumerate() {
                 let mut planned = plan(cluster, id, node);
                 let old = self.programmed.get(&id).cloned().unwrap_or_default();
@@ -218,6 +224,9 @@ impl<S: Store> Programmer<S> {
                 }
             }
             self.flush();
+            if again.is_empty() && std::mem::take(&mut self.freed) {
+                again.extend(self.unfit.iter().copied());
+            }
             if again.is_empty() {
                 break;
             }
@@ -231,18 +240,14 @@ impl<S: Store> Programmer<S> {
 
     /// Tells which addresses the node itself holds. Before the first sync nothing is written: that compares them all.
     pub fn set_node_addresses(&mut self, addresses: &[Ip]) {
-        if self.node_addresses == addresses {
+        let touched = self.addresses.set_node(addresses);
+        if !self.synced || touched.is_empty() {
             return;
         }
-        let old = std::mem::replace(&mut self.node_addresses, addresses.to_vec());
-        if !self.synced {
-            return;
-        }
-        for address in old.iter().chain(addresses) {
-            let flags = self.address_flags(address);
-            if self.addresses.contains_key(address) || addresses.contains(address) || old.contains(address) {
-                self.pend_address(*address, flags);
-            }
+        self.make_room_for_addresses();
+        for address in touched {
+            let flags = self.addresses.flags(&address);
+            self.writer.want_address(address, (flags != 0).then_some(flags));
         }
         self.retry();
     }
@@ -256,6 +261,7 @@ impl<S: Store> Programmer<S> {
 
     /// Carries out the writes collected so far.
     fn flush(&mut self) {
+        self.freed |= !self.scratch.gone.is_empty() || !self.scratch.freed_slots.is_empty();
         self.writer
             .carry_out(&mut self.scratch, &self.store, &mut self.quarantine);
     }
@@ -267,6 +273,7 @@ impl<S: Store> Programmer<S> {
         match result {
             Ok(new) => {
                 self.count(old, &new);
+                self.unfit.remove(&id);
                 if new.groups.is_empty() {
                     self.programmed.remove(&id);
                 } else {
@@ -275,11 +282,16 @@ impl<S: Store> Programmer<S> {
             }
             Err(full) => {
                 problems.push(format!("no room left: {}", self.describe(full)));
-                tracing::error!(
-                    service = name(cluster, id),
-                    ?full,
-                    "a table is full; the service stays as it is"
-                );
+                if self.unfit.insert(id) {
+                    tracing::error!(
+                        service = name(cluster, id),
+                        ?full,
+                        "a table is full; the service stays as it is until there is room"
+                    );
+                }
+                if !old.groups.is_empty() {
+                    self.programmed.insert(id, old.clone());
+                }
             }
         }
         if problems.is_empty() {
@@ -303,17 +315,25 @@ impl<S: Store> Programmer<S> {
     }
 
     fn room_for_frontends(&self, planned: &ServicePlan, old: &Programmed) -> Result<(), Full> {
-        let planned: usize = planned.groups.iter().map(|group| group.frontends.len()).sum();
+        let wanted: usize = planned.groups.iter().map(|group| group.frontends.len()).sum();
         let old: usize = old.groups.iter().map(|group| group.frontends.len()).sum();
-        let more = planned.saturating_sub(old) as u32;
+        let more = wanted.saturating_sub(old) as u32;
         let sizes = self.store.sizes();
         if more > 0 && self.frontends + more > sizes.frontends {
             return Err(Full::Frontends);
         }
-        if more > 0 && self.addresses.len() as u32 + more > sizes.addresses {
+        // Each frontend has one address at the most; only where that might not fit, they are counted.
+        let keys = planned.groups.iter().flat_map(|group| &group.frontends);
+        let count = || self.addresses.count_with(keys.map(|key| &key.address));
+        if more > 0 && self.addresses.at_most() + more > sizes.addresses && count() > sizes.addresses {
             return Err(Full::Addresses);
         }
         Ok(())
+    }
+
+    /// Grows the table of addresses until the node's own fit in, if it can.
+    fn make_room_for_addresses(&mut self) {
+        while self.address_count() > self.store.sizes().addresses && self.make_room(Full::Addresses) {}
     }
 
     /// Waits for the quarantine, or grows the table; false if neither helps.
@@ -367,49 +387,21 @@ impl<S: Store> Programmer<S> {
         let (old, new) = (keys(old), keys(new));
         for key in new.iter().filter(|key| !old.contains(key)) {
             self.frontends += 1;
-            let uses = self.addresses.entry(key.address).or_default();
-            *uses += 1;
-            self.addresses_changed |= *uses == 1;
-            if *uses == 1 && !self.bulk {
-                let flags = AddressFlags::VIRTUAL | self.node_flag(&key.address);
+            if let Some(flags) = self.addresses.add(key.address)
+                && !self.bulk
+            {
                 self.scratch.set_addresses.push((key.address, flags));
             }
         }
         for key in old.iter().filter(|key| !new.contains(key)) {
             self.frontends -= 1;
-            if let Some(uses) = self.addresses.get_mut(&key.address) {
-                *uses -= 1;
-                if *uses == 0 {
-                    self.addresses.remove(&key.address);
-                    self.addresses_changed = true;
-                    self.pend_address_removal(key.address);
-                }
+            self.freed = true;
+            match self.addresses.remove(&key.address) {
+                None => {}
+                Some(0) => self.scratch.remove_addresses.push(key.address),
+                Some(flags) => self.scratch.set_addresses.push((key.address, flags)),
             }
         }
-    }
-
-    fn pend_address_removal(&mut self, address: Ip) {
-        match self.node_flag(&address) {
-            0 => self.scratch.remove_addresses.push(address),
-            flag => self.scratch.set_addresses.push((address, flag)),
-        }
-    }
-
-    fn node_flag(&self, address: &Ip) -> u32 {
-        if self.node_addresses.contains(address) {
-            AddressFlags::NODE
-        } else {
-            0
-        }
-    }
-
-    fn address_flags(&self, address: &Ip) -> u32 {
-        let is_virtual = self.addresses.contains_key(address);
-        self.node_flag(address) | if is_virtual { AddressFlags::VIRTUAL } else { 0 }
-    }
-
-    fn pend_address(&mut self, address: Ip, flags: u32) {
-        self.writer.want_address(address, (flags != 0).then_some(flags));
     }
 
     /// Removes addresses that nobody wants, and sets those that are missing.
@@ -418,15 +410,15 @@ impl<S: Store> Programmer<S> {
         self.store.each_address(&mut |address, flags| {
             found.insert(address, flags);
         })?;
-        let wanted = self.addresses.keys().chain(&self.node_addresses);
+        let wanted = self.addresses.all();
         let missing: Vec<_> = wanted
-            .map(|address| (*address, self.address_flags(address)))
+            .map(|address| (*address, self.addresses.flags(address)))
             .filter(|(address, flags)| found.remove(address) != Some(*flags))
             .collect();
         self.writer.set_addresses(&missing, &self.store);
         let unwanted: Vec<_> = found
             .into_keys()
-            .filter(|address| self.address_flags(address) == 0)
+            .filter(|address| self.addresses.flags(address) == 0)
             .collect();
         for address in unwanted {
             self.writer.want_address(address, None);

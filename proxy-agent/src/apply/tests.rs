@@ -203,6 +203,8 @@ impl Store for Fake {
     }
 }
 
+mod full;
+
 /// A cluster and the programmer of its node.
 struct World {
     cluster: ClusterState,
@@ -398,36 +400,6 @@ fn the_oldest_service_keeps_a_contested_address_and_the_next_inherits_it() {
     world.service("a", "10.96.0.1", OLD, 80);
     world.update();
     assert_eq!(world.backends_of("10.96.0.1"), ["10.244.1.1", "10.244.1.2"]);
-}
-
-#[test]
-fn a_full_table_leaves_services_as_they_were_and_says_so() {
-    let mut world = World::new(Fake::new(4), 4);
-    two_services(&mut world);
-    world.sync();
-    let before = world.programmer.store().dump();
-    world.slice("b", &[("10.244.1.1", ""), ("10.244.1.2", ""), ("10.244.1.3", "")]);
-    world.update();
-    assert_eq!(world.programmer.store().dump(), before);
-    let messages: Vec<_> = world
-        .programmer
-        .problems()
-        .flat_map(|(_, messages)| messages)
-        .collect();
-    assert!(messages[0].contains("no room left"), "{messages:?}");
-}
-
-#[test]
-fn tables_grow_up_to_their_limit() {
-    let mut world = World::new(Fake::new(2), 1024);
-    two_services(&mut world);
-    let all: Vec<String> = (0..100).map(|n| format!("10.244.9.{n}")).collect();
-    let endpoints: Vec<(&str, &str)> = all.iter().map(|address| (address.as_str(), "")).collect();
-    world.slice("b", &endpoints);
-    world.sync();
-    assert_eq!(world.backends_of("10.96.0.2").len(), 100);
-    assert_eq!(world.backends_of("10.96.0.1").len(), 2);
-    assert_eq!(world.programmer.problems().count(), 0);
 }
 
 #[test]

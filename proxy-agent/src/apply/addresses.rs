@@ -1,0 +1,128 @@
+//! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, and the node's own.
+
+use std::collections::{HashMap, HashSet};
+
+use proxy_common::Ip;
+use proxy_common::maps::AddressFlags;
+
+/// The addresses that the table should hold.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    /// How many frontends use each virtual address.
+    uses: HashMap<Ip, u32>,
+    node: Vec<Ip>,
+    changed: bool,
+}
+
+impl Addresses {
+    /// The virtual addresses.
+    pub fn virtual_addresses(&self) -> impl Iterator<Item = Ip> {
+        self.uses.keys().copied()
+    }
+
+    /// Whether virtual addresses came or went since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// A frontend with this address came: the flags to write if it is the first one.
+    pub fn add(&mut self, address: Ip) -> Option<u32> {
+        let uses = self.uses.entry(address).or_default();
+        *uses += 1;
+        let is_new = *uses == 1;
+        self.changed |= is_new;
+        is_new.then(|| self.flags(&address))
+    }
+
+    /// A frontend with this address went: the flags to write if it was the last one, 0 if the address goes too.
+    pub fn remove(&mut self, address: &Ip) -> Option<u32> {
+        let uses = self.uses.get_mut(address)?;
+        *uses -= 1;
+        if *uses > 0 {
+            return None;
+        }
+        self.uses.remove(address);
+        self.changed = true;
+        Some(self.flags(address))
+    }
+
+    /// Replaces the node's own addresses and gives those whose flags may be different now.
+    pub fn set_node(&mut self, addresses: &[Ip]) -> Vec<Ip> {
+        if self.node == addresses {
+            return Vec::new();
+        }
+        let mut touched = std::mem::replace(&mut self.node, addresses.to_vec());
+        touched.extend(addresses);
+        touched
+    }
+
+    /// What the table should say of an address, 0 if it should not hold it.
+    pub fn flags(&self, address: &Ip) -> u32 {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        flag(self.node.contains(address), AddressFlags::NODE)
+            | flag(self.uses.contains_key(address), AddressFlags::VIRTUAL)
+    }
+
+    /// Every address that the table should hold.
+    pub fn all(&self) -> impl Iterator<Item = &Ip> {
+        let node_only = self
+            .node
+            .iter()
+            .filter(|address| !self.uses.contains_key(*address));
+        self.uses.keys().chain(node_only)
+    }
+
+    /// How many addresses the table should hold if these came too.
+    pub fn count_with<'a>(&'a self, more: impl Iterator<Item = &'a Ip>) -> u32 {
+        let new: HashSet<_> = more
+            .chain(&self.node)
+            .filter(|address| !self.uses.contains_key(*address))
+            .collect();
+        (self.uses.len() + new.len()) as u32
+    }
+
+    /// At least as many as the table should hold.
+    pub fn at_most(&self) -> u32 {
+        (self.uses.len() + self.node.len()) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Ip {
+        text.parse::<std::net::IpAddr>().expect("an address").into()
+    }
+
+    #[test]
+    fn an_address_stays_as_long_as_a_frontend_or_the_node_has_it() {
+        let mut addresses = Addresses::default();
+        let (vip, node) = (ip("10.96.0.1"), ip("192.0.2.1"));
+        assert_eq!(addresses.set_node(&[node]), [node]);
+        assert_eq!(addresses.set_node(&[node]), []);
+        assert_eq!(addresses.add(vip), Some(AddressFlags::VIRTUAL));
+        assert_eq!(addresses.add(vip), None);
+        assert_eq!(
+            addresses.add(node),
+            Some(AddressFlags::VIRTUAL | AddressFlags::NODE)
+        );
+        assert!(addresses.take_changed() && !addresses.take_changed());
+        assert_eq!(addresses.remove(&vip), None);
+        assert_eq!(addresses.remove(&vip), Some(0));
+        assert_eq!(addresses.remove(&node), Some(AddressFlags::NODE));
+        assert_eq!(addresses.remove(&node), None);
+        assert!(addresses.take_changed());
+    }
+
+    #[test]
+    fn addresses_are_counted_once() {
+        let mut addresses = Addresses::default();
+        let (vip, node, other) = (ip("10.96.0.1"), ip("192.0.2.1"), ip("10.96.0.2"));
+        addresses.set_node(&[node, vip]);
+        addresses.add(vip);
+        assert_eq!(addresses.count_with([].iter()), 2);
+        assert_eq!(addresses.count_with([other, other, vip, node].iter()), 3);
+        assert_eq!(addresses.at_most(), 3);
+    }
+}

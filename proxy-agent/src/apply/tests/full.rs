@@ -1,0 +1,133 @@
+//! Tables that are full: what fits stays, and what does not is told of and gets the room that others leave.
+
+use super::*;
+
+#[test]
+fn a_full_table_leaves_services_as_they_were_and_says_so() {
+    let mut world = World::new(Fake::new(4), 4);
+    two_services(&mut world);
+    world.sync();
+    let before = world.programmer.store().dump();
+    world.slice("b", &[("10.244.1.1", ""), ("10.244.1.2", ""), ("10.244.1.3", "")]);
+    world.update();
+    assert_eq!(world.programmer.store().dump(), before);
+    let messages: Vec<_> = world
+        .programmer
+        .problems()
+        .flat_map(|(_, messages)| messages)
+        .collect();
+    assert!(messages[0].contains("no room left"), "{messages:?}");
+}
+
+#[test]
+fn tables_grow_up_to_their_limit() {
+    let mut world = World::new(Fake::new(2), 1024);
+    two_services(&mut world);
+    let all: Vec<String> = (0..100).map(|n| format!("10.244.9.{n}")).collect();
+    let endpoints: Vec<(&str, &str)> = all.iter().map(|address| (address.as_str(), "")).collect();
+    world.slice("b", &endpoints);
+    world.sync();
+    assert_eq!(world.backends_of("10.96.0.2").len(), 100);
+    assert_eq!(world.backends_of("10.96.0.1").len(), 2);
+    assert_eq!(world.programmer.problems().count(), 0);
+}
+
+#[test]
+fn what_did_not_fit_gets_the_room_that_others_leave() {
+    // Three groups of one slot each, and room for two.
+    for full in ["frontends", "slots", "backends", "addresses"] {
+        let mut fake = Fake::new(64);
+        let table = match full {
+            "frontends" => &mut fake.sizes.frontends,
+            "slots" => &mut fake.sizes.slots,
+            "backends" => &mut fake.sizes.backends,
+            _ => &mut fake.sizes.addresses,
+        };
+        *table = 2;
+        let max = fake.sizes;
+        let mut world = World::new(fake, 64);
+        world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
+        for (name, ip) in [("a", "10.96.0.1"), ("b", "10.96.0.2")] {
+            world.service(name, ip, OLD, 80);
+            world.slice(name, &[("10.244.1.1", "")]);
+        }
+        world.sync();
+        assert_eq!(world.programmer.problems().count(), 0, "{full}");
+        world.service("c", "10.96.0.3", OLD, 80);
+        world.slice("c", &[("10.244.1.3", "")]);
+        world.update();
+        let told: Vec<_> = world
+            .programmer
+            .problems()
+            .flat_map(|(_, told)| told.to_vec())
+            .collect();
+        assert!(told.len() == 1 && told[0].contains(full), "{full}: {told:?}");
+        assert_eq!(world.backends_of("10.96.0.3"), [""; 0], "{full}");
+
+        // A restarted agent is not better off, and knows what to do later.
+        world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
+        world.changes.clear();
+        assert_eq!(world.sync(), 0, "{full}");
+        assert_eq!(world.programmer.problems().count(), 1, "{full}");
+
+        world.delete("a");
+        world.update();
+        assert_eq!(world.backends_of("10.96.0.3"), ["10.244.1.3"], "{full}");
+        assert_eq!(world.backends_of("10.96.0.2"), ["10.244.1.1"], "{full}");
+        assert_eq!(world.programmer.problems().count(), 0, "{full}");
+        assert_eq!(world.programmer.store().frontends.borrow().len(), 2, "{full}");
+    }
+}
+
+#[test]
+fn a_service_that_does_not_fit_after_a_restart_keeps_what_the_tables_hold() {
+    let mut world = World::new(Fake::new(4), 4);
+    two_services(&mut world);
+    world.sync();
+    let before = world.programmer.store().dump();
+    world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max: sizes(4) });
+    world.slice("b", &[("10.244.1.1", ""), ("10.244.1.2", ""), ("10.244.1.3", "")]);
+    world.changes.clear();
+    world.sync();
+    assert_eq!(world.programmer.store().dump(), before);
+    assert_eq!(world.programmer.problems().count(), 1);
+    world.delete("b");
+    world.update();
+    assert_eq!(world.backends_of("10.96.0.2"), [""; 0], "it was known to be ours");
+    assert_eq!(world.programmer.problems().count(), 0);
+}
+
+#[test]
+fn the_nodes_own_addresses_take_room_too() {
+    let node = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse::<std::net::IpAddr>().expect("one").into());
+    let max = MapSizes {
+        addresses: 3,
+        ..sizes(64)
+    };
+    let store = Fake {
+        sizes: MapSizes { addresses: 1, ..max },
+        ..Fake::new(64)
+    };
+    let mut world = World::new(store, 64);
+    world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
+    world.programmer.set_node_addresses(&node);
+    two_services(&mut world);
+    world.sync();
+    assert_eq!(world.programmer.store().sizes().addresses, 3);
+    assert_eq!(world.programmer.store().addresses.borrow().len(), 3);
+    let told: Vec<_> = world
+        .programmer
+        .problems()
+        .flat_map(|(_, told)| told.to_vec())
+        .collect();
+    assert!(told.len() == 1 && told[0].contains("addresses"), "{told:?}");
+    world.programmer.set_node_addresses(&node[..1]);
+    world.service("c", "10.96.0.9", OLD, 80);
+    world.update();
+    assert_eq!(world.programmer.address_count(), 3);
+    assert_eq!(
+        world.programmer.problems().count(),
+        1,
+        "one of b and c fits, whichever comes first"
+    );
+}
