@@ -79,6 +79,21 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .chain(services)
         .chain(pressure(agent))
         .chain(agent.node.problems().iter().cloned())
+        .chain(foreign_pins(agent))
+        .collect()
+}
+
+fn foreign_pins(agent: &Agent) -> Vec<ObjectError> {
+    let report = |path: std::path::PathBuf| ObjectError {
+        object: format!("pin {}", path.display()),
+        message: "not made by Millrace and left alone: remove it, or choose another --bpf-root".to_owned(),
+    };
+    agent
+        .programmer
+        .store()
+        .foreign_pins()
+        .into_iter()
+        .map(report)
         .collect()
 }
 
@@ -90,7 +105,7 @@ fn pressure(agent: &Agent) -> Vec<ObjectError> {
         ("frontends", agent.programmer.frontend_count(), max.frontends),
         ("slots", slots, max.slots),
         ("backends", backends, max.backends),
-        ("addresses", agent.programmer.address_count() as u32, max.addresses),
+        ("addresses", agent.programmer.address_count(), max.addresses),
     ]
     .into_iter()
     .filter(|(_, entries, max)| u64::from(*entries) * 10 >= u64::from(*max) * 9)
@@ -118,7 +133,7 @@ fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
         ("backends".to_owned(), usage(u64::from(backends), sizes.backends)),
         (
             "addresses".to_owned(),
-            usage(agent.programmer.address_count() as u64, sizes.addresses),
+            usage(u64::from(agent.programmer.address_count()), sizes.addresses),
         ),
         (
             "flows".to_owned(),

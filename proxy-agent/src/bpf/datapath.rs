@@ -164,6 +164,11 @@ impl Datapath {
         }
     }
 
+    /// What lies below the bpf root without being ours.
+    pub fn foreign_pins(&self) -> Vec<std::path::PathBuf> {
+        self.pins.foreign()
+    }
+
     /// Where a program is pinned.
     pub fn program_pin(&self, name: &str) -> std::path::PathBuf {
         self.dir.program(name)

@@ -11,9 +11,29 @@ pub enum BpfError {
         "{0}: not on a bpf file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root"
     )]
     NotBpffs(PathBuf),
+    /// There is no directory for the bpf root to lie in.
+    #[error(
+        "{path}: {error}: mount a bpf file system with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root"
+    )]
+    NoBpffs {
+        /// The directory.
+        path: PathBuf,
+        /// Why it cannot be used.
+        error: io::Error,
+    },
     /// The cgroup directory does not lie on a cgroup2 file system.
-    #[error("{0}: not on a cgroup2 file system: name the cgroup v2 root with --cgroup")]
+    #[error(
+        "{0}: not on a cgroup2 file system: name the cgroup v2 root, or a directory below it, with --cgroup"
+    )]
     NotCgroup2(PathBuf),
+    /// There is no such cgroup.
+    #[error("{path}: {error}: name the cgroup v2 root, or a directory below it, with --cgroup")]
+    NoCgroup {
+        /// The directory.
+        path: PathBuf,
+        /// Why it cannot be used.
+        error: io::Error,
+    },
     /// What lies at a place of ours is not ours.
     #[error(
         "{path}: not made by Millrace ({what}): move it away or choose another --bpf-root; nothing was changed"

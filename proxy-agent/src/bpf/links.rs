@@ -168,7 +168,10 @@ impl Links {
 
     /// Attaches the socket hooks to a cgroup; links that hang there already stay as they are.
     pub fn attach_sockets(&mut self, cgroup: &Path, programs: &Programs) -> Result<(), BpfError> {
-        let kind = statfs(cgroup).map_err(|error| BpfError::file("opening", cgroup)(error.into()))?;
+        let kind = statfs(cgroup).map_err(|error| BpfError::NoCgroup {
+            path: cgroup.to_path_buf(),
+            error: error.into(),
+        })?;
         if kind.filesystem_type() != CGROUP2_SUPER_MAGIC {
             return Err(BpfError::NotCgroup2(cgroup.to_path_buf()));
         }

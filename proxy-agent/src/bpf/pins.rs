@@ -83,7 +83,10 @@ impl Pins {
         };
         let parent = root.parent().unwrap_or(root);
         let existing = if root.exists() { root } else { parent };
-        let kind = statfs(existing).map_err(|error| BpfError::NotBpffs(existing.join(error.desc())))?;
+        let kind = statfs(existing).map_err(|error| BpfError::NoBpffs {
+            path: existing.to_path_buf(),
+            error: error.into(),
+        })?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
             return Err(BpfError::NotBpffs(existing.to_path_buf()));
         }
@@ -170,18 +173,16 @@ impl Pins {
 
     /// What lies below the bpf root without being ours.
     pub fn foreign(&self) -> Vec<PathBuf> {
-        let known = |name: &str| matches!(name, "current" | "current-next" | "links");
-        entries(&self.root)
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|path| {
-                let name = path
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .unwrap_or_default();
-                !known(name) && LayoutDir::parse(path.clone()).is_none()
-            })
-            .collect()
+        let known = |path: &PathBuf| {
+            matches!(name(path), "current" | "current-next" | "links")
+                || LayoutDir::parse(path.clone()).is_some()
+        };
+        let in_root = entries(&self.root).unwrap_or_default();
+        let in_links = entries(&self.links()).unwrap_or_default();
+        let mut foreign: Vec<_> = in_root.into_iter().filter(|path| !known(path)).collect();
+        foreign.extend(in_links.into_iter().filter(|path| !is_link_name(name(path))));
+        foreign.sort_unstable();
+        foreign
     }
 
     fn all(&self) -> Result<Vec<LayoutDir>, BpfError> {
@@ -205,10 +206,12 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     };
     let links = pins.links();
     if links.exists() {
-        for path in entries(&links)? {
-            remove_pin("link", &path, &mut removed)?;
+        for path in entries(&links)?.iter().filter(|path| is_link_name(name(path))) {
+            remove_pin("link", path, &mut removed)?;
         }
-        remove_dir(&links)?;
+        if entries(&links)?.is_empty() {
+            remove_dir(&links)?;
+        }
     }
     for name in ["current", "current-next"] {
         remove_file(&root.join(name))?;
@@ -226,6 +229,30 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     Ok(removed)
 }
 
+/// Everything foreign below a bpf root; nothing where there is no such directory.
+pub fn foreign(root: &Path) -> Vec<PathBuf> {
+    let root = root.to_path_buf();
+    Pins { root }.foreign()
+}
+
+/// Whether a pin among the attachments has a name that we would give it.
+fn is_link_name(name: &str) -> bool {
+    match name.split_once('-') {
+        Some(("cgroup", program)) => !program.is_empty(),
+        Some((place, program)) => {
+            let index = place.strip_prefix("tcx").map(str::parse::<u32>);
+            index.is_some_and(|index| index.is_ok()) && !program.is_empty()
+        }
+        None => false,
+    }
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
 fn remove_layout(dir: &LayoutDir, removed: &mut Vec<Removed>) -> Result<(), BpfError> {
     for (kind, name) in [("program", "programs"), ("map", "maps")] {
         let path = dir.path.join(name);
@@ -241,14 +268,9 @@ fn remove_layout(dir: &LayoutDir, removed: &mut Vec<Removed>) -> Result<(), BpfE
 
 fn remove_pin(kind: &str, path: &Path, removed: &mut Vec<Removed>) -> Result<(), BpfError> {
     remove_file(path)?;
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
     removed.push(Removed {
         kind: kind.to_owned(),
-        name,
+        name: name(path).to_owned(),
     });
     Ok(())
 }
@@ -311,9 +333,25 @@ mod tests {
     }
 
     #[test]
+    fn names_of_our_attachments() {
+        for ours in ["cgroup-connect4", "tcx12-from_pod"] {
+            assert!(is_link_name(ours), "{ours}");
+        }
+        for foreign in ["", "other", "cgroup-", "tcx-from_pod", "tcxa-x", "tcx1", "tcx1-"] {
+            assert!(!is_link_name(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
     fn a_root_outside_of_bpffs_is_refused() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let error = Pins::open(&dir.path().join("millrace")).expect_err("not a bpffs");
-        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+        for (below, place) in [("millrace", ""), ("missing/millrace", "missing")] {
+            let error = Pins::open(&dir.path().join(below))
+                .expect_err("not a bpffs")
+                .to_string();
+            let place = dir.path().join(place).display().to_string();
+            assert!(error.starts_with(place.trim_end_matches('/')), "{error}");
+            assert!(error.contains("mount -t bpf"), "{error}");
+        }
     }
 }

@@ -76,7 +76,11 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalle
         let removed = pins::remove_all(bpf_root);
         uninstalled.removed =
             removed.with_context(|| format!("removing the pins below {}", bpf_root.display()))?;
-        files::report_left(bpf_root, "not ours", &mut uninstalled)?;
+        let foreign = pins::foreign(bpf_root).into_iter().map(|path| Left {
+            name: path.display().to_string(),
+            reason: "not ours".to_owned(),
+        });
+        uninstalled.left.extend(foreign);
     } else {
         files::report_left(
             bpf_root,
@@ -99,8 +103,13 @@ pub fn render(uninstalled: &Uninstalled) -> String {
         text.push_str("There was nothing of Millrace to remove.\n");
     } else {
         let mut table = Table::new(&[("REMOVED", Align::Left), ("", Align::Left)]);
-        for Removed { kind, name } in &uninstalled.removed {
-            table.row([kind.as_str().into(), name.as_str().into()]);
+        // They went in the order that a file system lists them in, which is none.
+        for alike in uninstalled.removed.chunk_by(|one, other| one.kind == other.kind) {
+            let mut names: Vec<_> = alike.iter().map(|removed| removed.name.as_str()).collect();
+            names.sort_unstable();
+            for name in names {
+                table.row([alike[0].kind.as_str().into(), name.into()]);
+            }
         }
         let _ = write!(text, "{table}");
     }
@@ -124,7 +133,11 @@ mod tests {
             removed: vec![
                 Removed {
                     kind: "link".into(),
-                    name: "/sys/fs/bpf/millrace/links/connect4".into(),
+                    name: "cgroup-connect6".into(),
+                },
+                Removed {
+                    kind: "link".into(),
+                    name: "cgroup-connect4".into(),
                 },
                 Removed {
                     kind: "device".into(),
@@ -140,7 +153,8 @@ mod tests {
             plain(&uninstalled),
             "\
 REMOVED
-link     /sys/fs/bpf/millrace/links/connect4
+link     cgroup-connect4
+link     cgroup-connect6
 device   millrace0
 left alone: /sys/fs/bpf/millrace/other: not ours
 "
