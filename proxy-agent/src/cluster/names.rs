@@ -5,7 +5,7 @@ use compact_str::CompactString;
 use super::interner::{Interner, Symbol};
 
 /// Where an endpoint stands and who should prefer it. All endpoints of a node in one service share one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Placement {
     /// The node, if the slice names one.
     pub node: Option<Symbol>,
@@ -29,17 +29,18 @@ impl Placement {
 pub struct Names {
     strings: Interner<CompactString>,
     placements: Interner<Placement>,
+    nowhere: Placement,
 }
 
 impl Names {
-    /// The text behind a symbol of a stored object.
+    /// The text behind a symbol of a stored object; empty behind any other.
     pub fn text(&self, symbol: Symbol) -> &str {
-        self.strings.get(symbol)
+        self.strings.get(symbol).map_or("", CompactString::as_str)
     }
 
-    /// The placement behind a symbol of a stored endpoint.
+    /// The placement behind a symbol of a stored endpoint; nowhere behind any other.
     pub fn placement(&self, symbol: Symbol) -> &Placement {
-        self.placements.get(symbol)
+        self.placements.get(symbol).unwrap_or(&self.nowhere)
     }
 
     /// The symbol of `text`, if a stored object holds it.
@@ -57,8 +58,10 @@ impl Names {
         let (symbol, new) = self.placements.intern(placement);
         if !new {
             // The stored copy holds its own uses already.
-            let Self { strings, placements } = self;
-            for text in placements.get(symbol).symbols() {
+            let Self {
+                strings, placements, ..
+            } = self;
+            for text in placements.get(symbol).into_iter().flat_map(Placement::symbols) {
                 strings.release(text);
             }
         }
