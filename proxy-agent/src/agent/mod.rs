@@ -14,11 +14,13 @@ mod node;
 mod report;
 mod trace;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
+use proxy_common::Ip;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -168,7 +170,8 @@ impl Agent {
                     .update(&changes.services, &self.cluster, &self.context);
                 self.note(progress.writes);
             }
-            if changes.nodes || changes.service_cidrs || self.programmer.take_addresses_changed() {
+            let addresses = self.programmer.take_changed_addresses();
+            if changes.nodes || changes.service_cidrs || self.concern_node(&addresses) {
                 self.refresh_node().await;
             }
         }
@@ -183,7 +186,7 @@ impl Agent {
         self.programmer.set_node_addresses(&self.node.held_addresses());
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
-        self.programmer.take_addresses_changed();
+        drop(self.programmer.take_changed_addresses());
         self.refresh_node().await;
         match result {
             Ok(Progress { services, writes }) => {
@@ -224,6 +227,14 @@ impl Agent {
         if relevant && self.synced {
             self.refresh_node().await;
         }
+    }
+
+    /// Whether virtual addresses that came or went are a reason to look at the node's side: most lie in a service
+    /// range that has its route already.
+    fn concern_node(&self, addresses: &[Ip]) -> bool {
+        let ranges = node::service_cidrs(&self.cluster, &self.options);
+        let stray = |address: &Ip| node::is_stray(&IpAddr::from(*address), &ranges);
+        !addresses.is_empty() && (!self.node.problems().is_empty() || addresses.iter().any(stray))
     }
 
     async fn refresh_node(&mut self) {

@@ -107,11 +107,10 @@ impl NodeSide {
         programmer: &Programmer<Datapath>,
     ) -> BTreeSet<IpAddr> {
         let ranges = service_cidrs(cluster, options);
-        let covered = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
         programmer
             .virtual_addresses()
             .map(IpAddr::from)
-            .filter(|address| !covered(address))
+            .filter(|address| is_stray(address, &ranges))
             .collect()
     }
 
@@ -384,6 +383,11 @@ fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr>
     } else {
         configured.clone()
     }
+}
+
+/// Whether no service range covers a virtual address, so that it needs a route of its own.
+pub fn is_stray(address: &IpAddr, ranges: &[IpNet]) -> bool {
+    !ranges.iter().any(|range| range.contains(address))
 }
 
 /// The ranges of cluster IPs, from objects and configuration.

@@ -11,7 +11,7 @@ pub struct Addresses {
     /// How many frontends use each virtual address.
     uses: HashMap<Ip, u32>,
     node: Vec<Ip>,
-    changed: bool,
+    changed: Vec<Ip>,
 }
 
 impl Addresses {
@@ -20,8 +20,8 @@ impl Addresses {
         self.uses.keys().copied()
     }
 
-    /// Whether virtual addresses came or went since this was asked last.
-    pub fn take_changed(&mut self) -> bool {
+    /// The virtual addresses that came or went since this was asked last.
+    pub fn take_changed(&mut self) -> Vec<Ip> {
         std::mem::take(&mut self.changed)
     }
 
@@ -29,9 +29,11 @@ impl Addresses {
     pub fn add(&mut self, address: Ip) -> Option<u32> {
         let uses = self.uses.entry(address).or_default();
         *uses += 1;
-        let is_new = *uses == 1;
-        self.changed |= is_new;
-        is_new.then(|| self.flags(&address))
+        if *uses > 1 {
+            return None;
+        }
+        self.changed.push(address);
+        Some(self.flags(&address))
     }
 
     /// A frontend with this address went: the flags to write if it was the last one, 0 if the address goes too.
@@ -42,7 +44,7 @@ impl Addresses {
             return None;
         }
         self.uses.remove(address);
-        self.changed = true;
+        self.changed.push(*address);
         Some(self.flags(address))
     }
 
@@ -107,12 +109,12 @@ mod tests {
             addresses.add(node),
             Some(AddressFlags::VIRTUAL | AddressFlags::NODE)
         );
-        assert!(addresses.take_changed() && !addresses.take_changed());
+        assert_eq!(addresses.take_changed(), [vip, node]);
         assert_eq!(addresses.remove(&vip), None);
         assert_eq!(addresses.remove(&vip), Some(0));
         assert_eq!(addresses.remove(&node), Some(AddressFlags::NODE));
         assert_eq!(addresses.remove(&node), None);
-        assert!(addresses.take_changed());
+        assert_eq!(addresses.take_changed(), [vip, node]);
     }
 
     #[test]

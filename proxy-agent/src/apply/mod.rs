@@ -8,6 +8,7 @@ mod claims;
 mod found;
 mod programmer;
 mod quarantine;
+mod room;
 mod store;
 mod writer;
 

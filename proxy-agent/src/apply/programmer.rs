@@ -12,6 +12,7 @@ use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
 use super::found::Found;
 use super::quarantine::Quarantine;
+use super::room;
 use super::store::Store;
 use super::writer::Writer;
 use crate::bpf::object::MapSizes;
@@ -125,8 +126,8 @@ impl<S: Store> Programmer<S> {
         self.addresses.virtual_addresses()
     }
 
-    /// Whether virtual addresses came or went since this was asked last.
-    pub fn take_addresses_changed(&mut self) -> bool {
+    /// The virtual addresses that came or went since this was asked last.
+    pub fn take_changed_addresses(&mut self) -> Vec<Ip> {
         self.addresses.take_changed()
     }
 
@@ -158,6 +159,7 @@ impl<S: Store> Programmer<S> {
         let before = self.writer.count();
         let mut found = Found::read(&self.store)?;
         self.allocator = found.allocator(&self.store);
+        self.grow(room::for_all(cluster, self.store.sizes(), self.limits.max));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
         let mut claimed: HashMap<FrontendKey, ObjectId> = HashMap::with_capacity(cluster.service_count());
@@ -343,14 +345,19 @@ impl<S: Store> Programmer<S> {
         }
         let (sizes, max) = (self.store.sizes(), self.limits.max);
         let mut wanted = sizes;
-        let double = |now: u32, max: u32| now.saturating_mul(2).min(max).max(now);
+        let more = |now: u32, max: u32| room::size(now, now.saturating_add(1), max);
         match full {
-            Full::Frontends => wanted.frontends = double(sizes.frontends, max.frontends),
-            Full::Slots => wanted.slots = double(sizes.slots, max.slots),
-            Full::Backends => wanted.backends = double(sizes.backends, max.backends),
-            Full::Addresses => wanted.addresses = double(sizes.addresses, max.addresses),
+            Full::Frontends => wanted.frontends = more(sizes.frontends, max.frontends),
+            Full::Slots => wanted.slots = more(sizes.slots, max.slots),
+            Full::Backends => wanted.backends = more(sizes.backends, max.backends),
+            Full::Addresses => wanted.addresses = more(sizes.addresses, max.addresses),
         }
-        if wanted == sizes {
+        self.grow(wanted)
+    }
+
+    /// Grows the tables to these sizes; false if they stay as they are.
+    fn grow(&mut self, wanted: MapSizes) -> bool {
+        if wanted == self.store.sizes() {
             return false;
         }
         // What is planned so far refers to the tables as they are.
