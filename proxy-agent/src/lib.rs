@@ -5,7 +5,8 @@
 //!                              network, control, cli beside it; agent ties them together
 //! ```
 //!
-//! Each stage knows the one before it and nothing of the one after it. ARCHITECTURE.md has the whole picture.
+//! Each stage knows those before it and nothing of those after it; `apply` alone knows the kernel, and `bpf` knows no stage.
+//! ARCHITECTURE.md has the whole picture.
 
 #![deny(unsafe_code)]
 

@@ -22,7 +22,7 @@ pub use addr::{Ip, Port};
 pub use decide::Tables;
 pub use plain::Plain;
 
-/// IP protocol numbers this proxy balances (RFC 5237).
+/// IP protocol numbers that decisions know (RFC 5237); services are balanced by those with ports.
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;

@@ -1,7 +1,8 @@
 //! The socket hooks: one translation per connection, nothing per packet.
 //!
-//! A hook sees every socket below its cgroup, whichever network namespace it lives in, so it first asks whose socket
-//! it is: the node's, or one of its pods'. Everybody else's is left alone.
+//! A hook sees every socket below its cgroup, whichever network namespace it lives in, so those that translate first ask
+//! whose socket it is: the node's, or one of its pods'. Everybody else's is left alone; the hooks that turn answers back find
+//! nothing noted for it.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;

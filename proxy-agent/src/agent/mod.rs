@@ -6,9 +6,9 @@
 //! control socket ───────┘
 //! ```
 //!
-//! Everything runs on one thread, so nothing is shared and nothing is locked; two more threads wait for RCU grace periods and
-//! write large answers. Nothing waits for a timer: what has arrived is applied, and while that goes on, more gathers for
-//! the next round.
+//! All state belongs to the loop, which shares one thread with the tasks, so nothing that decides anything is locked. One more
+//! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
+//! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
 mod node;
 mod report;

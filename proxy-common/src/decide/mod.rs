@@ -1,6 +1,6 @@
 //! The decisions: what becomes of a packet or of a socket's peer.
 //!
-//! [`Tables`] is everything a decision may ask. [`packet`](self::packet) holds the decision for packets that enter
+//! [`Tables`] is everything a decision may ask. [`packet`] holds the decision for packets that enter
 //! the node's part of the network, [`select`] the choice of a backend, [`translate`] how a new flow is translated and
 //! remembered, [`socket`] the decision of the socket hooks.
 

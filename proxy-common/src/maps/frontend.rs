@@ -80,7 +80,8 @@ impl SlotRange {
     }
 }
 
-/// Bits of [`Frontend::flags`].
+/// Bits of [`Frontend::flags`]. The high half is the agent's, which keeps the number of draining slots there; programs do
+/// not look at it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FrontendFlags(pub u32);
 

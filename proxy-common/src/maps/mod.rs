@@ -2,18 +2,19 @@
 //!
 //! | map | key → value | written by | read by |
 //! |---|---|---|---|
-//! | `FRONTENDS` | [`FrontendKey`] → [`Frontend`] | agent | every program |
-//! | `SLOTS` | index → [`Slot`] (mmapped) | agent | every program |
-//! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | every program |
+//! | `FRONTENDS` | [`FrontendKey`] → [`Frontend`] | agent | every program that chooses a backend |
+//! | `SLOTS` | index → [`Slot`] (mmapped) | agent | the same |
+//! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
 //! | `POD_RANGES` | LPM of [`RangeKey`] → `u32` | agent | packet programs, new flows of outside clients only |
 //! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | packet programs | packet programs |
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
 //! | `POD_NETNS` | network namespace cookie → `u32` | agent | socket hooks |
-//! | `CONFIG` | 0 → [`Config`] (mmapped) | agent | every program |
+//! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, one field by packet programs | packet programs, socket hooks |
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
 //! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
+//! | `WORK` | 0 → [`Work`](crate::decide::Work) (per CPU) | packet programs | the same run of the same program |
 
 mod backend;
 mod config;
