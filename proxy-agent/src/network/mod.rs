@@ -1,7 +1,7 @@
 //! What the agent does by netlink: it knows the links of its network namespace and owns one device and that
 //! device's routes.
 //!
-//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles`] says which interfaces lead to
+//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles()`] says which interfaces lead to
 //! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
 //! the one thing made here: a device whose routes take the node's own packets to virtual addresses past a
 //! program. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.

@@ -1,7 +1,7 @@
 //! The decisions: what becomes of a packet or of a socket's peer.
 //!
 //! [`Tables`] is everything a decision may ask. [`packet`] holds the decision for packets that enter
-//! the node's part of the network, [`select`] the choice of a backend, [`translate`] how a new flow is translated and
+//! the node's part of the network, [`select`] the choice of a backend, `translate` how a new flow is translated and
 //! remembered, [`socket`] the decision of the socket hooks.
 
 pub mod decision;
