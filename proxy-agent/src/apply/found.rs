@@ -13,6 +13,7 @@ use crate::plan::{Allocator, Programmed, ServicePlan, Writes, diff};
 use crate::source::ObjectIdMap;
 
 /// What a starting agent finds in the tables.
+#[derive(Default)]
 pub struct Found {
     frontends: HashMap<FrontendKey, Frontend>,
 }
@@ -25,6 +26,16 @@ impl Found {
             frontends.insert(key, value);
         })?;
         Ok(Self { frontends })
+    }
+
+    /// How many frontends there are that no plan has taken over.
+    pub fn count(&self) -> u32 {
+        self.frontends.len() as u32
+    }
+
+    /// The keys of those.
+    pub fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
+        self.frontends.keys()
     }
 
     /// An allocator that gives out nothing that is in use.

@@ -51,6 +51,8 @@ pub struct Programmer<S> {
     frontends: u32,
     endpoints: u64,
     writer: Writer,
+    /// During the first sync, what the tables hold that was not taken over so far.
+    found: Found,
     problems: ObjectIdMap<Vec<String>>,
     /// Services that did not fit as they should be.
     unfit: ObjectIdSet,
@@ -77,6 +79,7 @@ impl<S: Store> Programmer<S> {
             frontends: 0,
             endpoints: 0,
             writer: Writer::default(),
+            found: Found::default(),
             problems: ObjectIdMap::default(),
             unfit: ObjectIdSet::default(),
             freed: false,
@@ -157,8 +160,8 @@ impl<S: Store> Programmer<S> {
     /// plan does not want is removed. To be called once, after the first full list of every kind.
     pub fn sync(&mut self, cluster: &ClusterState, node: &NodeContext) -> std::io::Result<Progress> {
         let before = self.writer.count();
-        let mut found = Found::read(&self.store)?;
-        self.allocator = found.allocator(&self.store);
+        self.found = Found::read(&self.store)?;
+        self.allocator = self.found.allocator(&self.store);
         self.grow(room::for_all(cluster, self.store.sizes(), self.limits.max));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
@@ -172,7 +175,7 @@ impl<S: Store> Programmer<S> {
             for key in planned.groups.iter().flat_map(|group| &group.frontends) {
                 claimed.insert(*key, id);
             }
-            let old = found.adopt(&planned);
+            let old = self.found.adopt(&planned);
             self.count(&Programmed::default(), &old);
             self.program(id, &planned, &old, cluster);
             if index % CHUNK == CHUNK - 1 {
@@ -186,7 +189,7 @@ impl<S: Store> Programmer<S> {
         self.sync_addresses()?;
         self.bulk = false;
         self.synced = true;
-        found.remove_rest(
+        std::mem::take(&mut self.found).remove_rest(
             &self.programmed,
             &self.store,
             &mut self.allocator,
@@ -320,14 +323,20 @@ impl<S: Store> Programmer<S> {
         let wanted: usize = planned.groups.iter().map(|group| group.frontends.len()).sum();
         let old: usize = old.groups.iter().map(|group| group.frontends.len()).sum();
         let more = wanted.saturating_sub(old) as u32;
+        if more == 0 {
+            return Ok(());
+        }
         let sizes = self.store.sizes();
-        if more > 0 && self.frontends + more > sizes.frontends {
+        let others = self.found.count();
+        if self.frontends + others + more > sizes.frontends {
             return Err(Full::Frontends);
         }
         // Each frontend has one address at the most; only where that might not fit, they are counted.
         let keys = planned.groups.iter().flat_map(|group| &group.frontends);
-        let count = || self.addresses.count_with(keys.map(|key| &key.address));
-        if more > 0 && self.addresses.at_most() + more > sizes.addresses && count() > sizes.addresses {
+        let addresses = keys.chain(self.found.keys()).map(|key| &key.address);
+        if self.addresses.at_most() + others + more > sizes.addresses
+            && self.addresses.count_with(addresses) > sizes.addresses
+        {
             return Err(Full::Addresses);
         }
         Ok(())
