@@ -9,7 +9,7 @@ use proxy_common::maps::BackendState as State;
 use super::Agent;
 use crate::apply::name;
 use crate::bpf::links::{InterfaceRole, SOCKET_HOOKS};
-use crate::bpf::sys;
+use crate::bpf::{capabilities, sys};
 use crate::cluster::Names;
 use crate::control::{
     BackendEntry, BackendState, MapUsage, ObjectError, ProgramStatus, Protocol, ServiceEntry, ServiceKind,
@@ -80,7 +80,20 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .chain(pressure(agent))
         .chain(agent.node.problems().iter().cloned())
         .chain(foreign_pins(agent))
+        .chain(capabilities())
         .collect()
+}
+
+/// What is pinned can be used without; a new pod or a larger table cannot be served.
+fn capabilities() -> Option<ObjectError> {
+    let missing = capabilities::missing();
+    (!missing.is_empty()).then(|| ObjectError {
+        object: "capabilities".to_owned(),
+        message: format!(
+            "{} missing: what is attached goes on serving, but nothing can be loaded or attached; start the agent with them",
+            missing.join(", ")
+        ),
+    })
 }
 
 fn foreign_pins(agent: &Agent) -> Vec<ObjectError> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::capabilities;
+
 /// An error of the kernel side.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -85,13 +87,19 @@ pub enum BpfError {
 }
 
 /// What usually helps.
-fn hint(error: &io::Error) -> &'static str {
+pub(super) fn hint(error: &io::Error) -> String {
+    let missing = || capabilities::missing().join(", ");
     match error.raw_os_error() {
-        Some(libc::EPERM) => {
+        Some(libc::EPERM) if missing().is_empty() => {
             ": needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)"
+                .to_owned()
         }
-        Some(libc::EINVAL) => ": the kernel may be too old, 6.6 or newer is needed",
-        _ => "",
+        // The verifier answers so where CAP_PERFMON is missing.
+        Some(libc::EPERM | libc::EACCES) if !missing().is_empty() => {
+            format!(": needs {}, which this process lacks", missing())
+        }
+        Some(libc::EINVAL) => ": the kernel may be too old, 6.6 or newer is needed".to_owned(),
+        _ => String::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! if the pinned ones were built from another object than its own, or if a map must grow.
 
 pub mod array;
+pub mod capabilities;
 pub mod datapath;
 pub mod error;
 pub mod grace;

@@ -1,6 +1,7 @@
 //! Loading the embedded object: maps of the right sizes, programs verified and pinned.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use aya::programs::{Program, ProgramError};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
-use super::error::BpfError;
+use super::error::{BpfError, hint};
 use super::pins::LayoutDir;
 use super::sys;
 
@@ -150,7 +151,7 @@ fn pin_program(program: &Program, path: &Path) -> Result<(), BpfError> {
     sys::pin(fd.as_fd(), path).map_err(BpfError::file("pinning", path))
 }
 
-fn load_error(program: &str, error: &dyn std::error::Error) -> BpfError {
+fn load_error(program: &str, error: &(dyn std::error::Error + 'static)) -> BpfError {
     BpfError::Load {
         program: program.to_owned(),
         message: chain(error),
@@ -168,23 +169,35 @@ fn program_message(error: &ProgramError) -> String {
     };
     let log = verifier_log.to_string();
     tracing::debug!(%log, "the verifier's log");
-    let last = log
-        .lines()
-        .rev()
-        .find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
-    format!(
-        "{io_error}: {}",
-        last.unwrap_or("the verifier gave no reason; -v shows its log")
-    )
+    let is_statistic = |line: &&str| {
+        let words = ["processed ", "stack depth ", "verification time ", "peak_states "];
+        line.trim().is_empty() || words.iter().any(|word| line.starts_with(word))
+    };
+    let last = log.lines().rev().find(|line| !is_statistic(line));
+    let advice = match io_error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => hint(io_error),
+        _ => String::new(),
+    };
+    let reason = last.unwrap_or("the verifier gave no reason; -v shows its log");
+    format!("{io_error}{advice}: {reason}")
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
+/// An error with its causes, and what usually helps.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut message = String::new();
+    let mut advice = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        // Many errors say what their cause says.
+        if !message.contains(&text) {
+            let colon = if message.is_empty() { "" } else { ": " };
+            message = format!("{message}{colon}{text}");
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            advice = hint(error);
+        }
+        next = error.source();
     }
-    message
+    message + &advice
 }
