@@ -1,0 +1,136 @@
+//! A node with a client and a service that must stay served whatever else happens, and the agent's list of errors.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use harness::{Agent, Endpoint, Node, Place, Pod, Probe, Server, Service, World, eventually, wait_for};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+pub fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// A node with two pods that serve TCP and UDP on port 8080, `a` and `b`, and the service `good` in front of both.
+pub struct Shop {
+    pub world: World,
+    pub client: Pod,
+    pub a: Pod,
+    pub b: Pod,
+    _servers: Vec<Server>,
+}
+
+impl Shop {
+    pub fn open() -> Self {
+        let world = World::with_nodes(1);
+        let [client, a, b] = ["client", "a", "b"].map(|name| world.node(1).add_pod(name));
+        let servers = [&a, &b]
+            .into_iter()
+            .flat_map(|pod| [pod.serve_tcp(8080), pod.serve_udp(8080)]);
+        let servers = servers.collect();
+        let shop = Self {
+            world,
+            client,
+            a,
+            b,
+            _servers: servers,
+        };
+        let good = Service::new("good")
+            .cluster_ip("10.96.0.10")
+            .cluster_ip("fd00:96::10")
+            .tcp("http", 80, 8080)
+            .udp("dns", 80, 8080);
+        shop.world
+            .apply_all(good.slices([&shop.a, &shop.b].map(Endpoint::of)));
+        shop.world.apply(&good);
+        shop
+    }
+
+    pub fn node(&self) -> &Node {
+        self.world.node(1)
+    }
+
+    /// A TCP service `name` at `10.96.<third>.<fourth>` with an IPv4 slice that leads to some pods.
+    pub fn serve(&self, name: &str, (third, fourth): (u8, u8), pods: &[&Pod]) -> Service {
+        let service = Service::new(name)
+            .cluster_ip(&format!("10.96.{third}.{fourth}"))
+            .tcp("http", 80, 8080);
+        self.world
+            .apply_all(service.slices(pods.iter().map(|pod| Endpoint::of(pod))));
+        self.world.apply(&service);
+        service
+    }
+
+    /// The service `good` answers the pod and the node, by TCP and UDP, IPv4 and IPv6.
+    #[track_caller]
+    pub fn assert_served(&self) {
+        for place in [&self.client as &Place, self.node()] {
+            for to in ["10.96.0.10:80", "[fd00:96::10]:80"] {
+                for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+                    if let Err(error) = place.ask(probe, address(to)) {
+                        panic!("{} asks {to} by {probe:?}: {error}", place.name());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until the client is answered by this backend.
+    #[track_caller]
+    pub fn wait_answer(&self, to: &str, backend: &str) {
+        wait_for(&format!("{backend} to answer at {to}"), SECOND, || {
+            let answer = self.client.ask_within(Probe::Tcp, address(to), SECOND / 4);
+            match answer {
+                Ok(answer) if answer.backend == backend => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    /// Waits until the client is not answered there.
+    #[track_caller]
+    pub fn wait_unserved(&self, to: &str) {
+        eventually(&format!("nobody to answer at {to}"), SECOND, || {
+            self.client
+                .ask_within(Probe::Tcp, address(to), SECOND / 10)
+                .is_err()
+        });
+    }
+
+    /// Waits until the agent's errors are exactly these: each of them has an object and a message that contain one pair
+    /// of texts.
+    #[track_caller]
+    pub fn wait_errors(&self, expected: &[(&str, &str)]) {
+        wait_for(&format!("the errors {expected:?}"), SECOND, || {
+            let errors = errors(self.node());
+            let mut left = errors.clone();
+            for (object, message) in expected {
+                let fits = |error: &(String, String)| error.0.contains(object) && error.1.contains(message);
+                let found = left.iter().position(fits).ok_or_else(|| format!("{errors:#?}"))?;
+                left.remove(found);
+            }
+            if left.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{errors:#?}"))
+            }
+        });
+    }
+}
+
+pub fn started(agent: harness::AgentBuilder) -> Agent {
+    let mut agent = agent.start();
+    agent.wait_ready(10 * SECOND);
+    agent
+}
+
+/// What `millrace status` lists, as object and message.
+pub fn errors(node: &Node) -> Vec<(String, String)> {
+    let status = node.cli(&["status"]).expect("a status");
+    let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+    let errors = status["errors"].as_array().expect("a list");
+    errors
+        .iter()
+        .map(|error| (text(&error["object"]), text(&error["message"])))
+        .collect()
+}

@@ -1,0 +1,319 @@
+//! Much of everything: large services, tables that are full, tables that grow.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use harness::manifest::Family;
+use harness::{
+    ConnectStream, Endpoint, EndpointSlice, LongFlows, PATIENCE, Place, Pod, Probe, Service, eventually,
+};
+use socket2::SockRef;
+
+use crate::shop::{SECOND, Shop, address, errors, started};
+
+const HEADER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
+
+/// A server on every address of 10.245.0.0/16, which tells by which of them it was reached.
+struct ManyAddresses {
+    listener: TcpListener,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl ManyAddresses {
+    fn start(pod: &Pod) -> Self {
+        let range = "10.245.0.0/16";
+        let mut local = pod.command("ip");
+        local.args(["route", "add", "local", range, "dev", "lo"]);
+        assert!(local.status().expect("to run ip").success());
+        let range = range.parse().expect("a range");
+        pod.node()
+            .add_route(range, Some(pod.ip().into()), pod.host_interface());
+        let listener = pod.tcp_listen(8080).expect("to listen");
+        let served = listener.try_clone().expect("another descriptor");
+        let serve = move || {
+            while let Ok((mut stream, peer)) = served.accept() {
+                let ip = stream.local_addr().expect("an address").ip().to_canonical();
+                // A client that is gone already does not matter.
+                let _ = writeln!(stream, "{ip} {peer}");
+            }
+        };
+        Self {
+            listener,
+            thread: Some(std::thread::spawn(serve)),
+        }
+    }
+}
+
+impl Drop for ManyAddresses {
+    fn drop(&mut self) {
+        // Wakes the thread.
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+fn address_of(number: u16) -> IpAddr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 245, high, low).into()
+}
+
+/// How many backends answer so many connections, each from a port of its own: those that the kernel chooses repeat, and
+/// packet by packet the same port leads to the same backend.
+fn backends_met(place: &Place, to: SocketAddr, connections: u16) -> usize {
+    let from = |port| SocketAddr::new(place.ip().into(), port);
+    let ask = |port| place.ask_from(Probe::Tcp, from(port), to, PATIENCE);
+    let answers = (10_000..10_000 + connections).map(|port| match ask(port) {
+        Ok(answer) => answer.backend,
+        Err(error) => panic!("{} asks {to} from port {port}: {error}", place.name()),
+    });
+    answers.collect::<BTreeSet<_>>().len()
+}
+
+#[test]
+fn five_thousand_endpoints_are_all_used() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let pod = shop.node().add_pod("crowd");
+    let _server = ManyAddresses::start(&pod);
+    let service = Service::new("crowd")
+        .cluster_ip("10.96.2.1")
+        .tcp("http", 80, 8080);
+    // As an endpoint controller writes them, a thousand at most in a slice.
+    let slice = |number: u16, members: &[u16]| {
+        let endpoints = members.iter().map(|member| Endpoint::at(&[address_of(*member)]));
+        let slice = EndpointSlice::of(&service, Family::V4).named(&format!("crowd-{number}"));
+        shop.world.apply(&slice.endpoints(endpoints));
+    };
+    let members = |number: u16| -> Vec<u16> { (number * 1000 + 1..=number * 1000 + 1000).collect() };
+    (0..5).for_each(|number| slice(number, &members(number)));
+    shop.world.apply(&service);
+    for config in [HEADER.to_owned(), format!("{HEADER}socketLB: \"off\"\n")] {
+        let _agent = started(shop.node().agent().config(&config));
+        for place in [&shop.client as &Place, shop.node()] {
+            let met = backends_met(place, address("10.96.2.1:80"), 10_000);
+            // Of 5 000 that are drawn from 10 000 times, 4 323 are expected to be met, give or take 26.
+            assert!(
+                (4_190..=5_000).contains(&met),
+                "{} met {met} of 5000",
+                place.name()
+            );
+        }
+        // One goes and one comes.
+        let changed = |without: u16, with: u16| -> Vec<u16> {
+            let rest = members(4).into_iter().filter(|member| *member != without);
+            rest.chain([with]).collect()
+        };
+        let addresses = || -> BTreeSet<String> {
+            let list = shop.node().cli(&["service", "list"]).expect("a list");
+            let entry = list
+                .as_array()
+                .expect("a list")
+                .iter()
+                .find(|entry| entry["name"] == "crowd");
+            let backends = entry.expect("the service")["backends"]
+                .as_array()
+                .expect("a list")
+                .iter();
+            backends
+                .map(|backend| backend["address"].as_str().expect("text").to_owned())
+                .collect()
+        };
+        slice(4, &changed(5000, 6000));
+        eventually("the change to show", SECOND, || {
+            let found = addresses();
+            found.len() == 5000
+                && found.contains("10.245.23.112:8080")
+                && !found.contains("10.245.19.136:8080")
+        });
+        slice(4, &members(4));
+        eventually("the change to be taken back", SECOND, || {
+            addresses().contains("10.245.19.136:8080")
+        });
+        shop.assert_served();
+        assert_eq!(errors(shop.node()), []);
+    }
+}
+
+#[test]
+fn each_of_two_hundred_ports_is_served() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let mut service = Service::new("ports")
+        .cluster_ip("10.96.2.2")
+        .cluster_ip("fd00:96::202");
+    for port in 1..=100_u16 {
+        service = service.tcp(&format!("tcp-{port}"), 1000 + port, 8080).udp(
+            &format!("udp-{port}"),
+            1000 + port,
+            8080,
+        );
+    }
+    shop.world.apply_all(service.slices([Endpoint::of(&shop.a)]));
+    shop.world.apply(&service);
+    let _agent = started(shop.node().agent());
+    for place in [&shop.client as &Place, shop.node()] {
+        for port in 1001..=1100_u16 {
+            for to in [format!("10.96.2.2:{port}"), format!("[fd00:96::202]:{port}")] {
+                for probe in [Probe::Tcp, Probe::Udp] {
+                    let answer = place.ask(probe, address(&to));
+                    assert_eq!(
+                        answer.map(|answer| answer.backend).ok().as_deref(),
+                        Some("a"),
+                        "{to} {probe:?}"
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(errors(shop.node()), []);
+    shop.assert_served();
+}
+
+/// Fills a table with services until one does not fit, and makes room.
+#[track_caller]
+fn full_at(table: &str, max: u32, fitting: u8) {
+    let shop = Shop::open();
+    let config = format!("{HEADER}maps:\n  {table}: {{max: {max}}}\n");
+    let mut agent = started(shop.node().agent().config(&config));
+    let at = |number: u8| format!("10.96.3.{number}:80");
+    let services: Vec<_> = (1..=fitting)
+        .map(|number| shop.serve(&format!("s{number}"), (3, number), &[&shop.a]))
+        .collect();
+    for number in 1..=fitting {
+        shop.wait_answer(&at(number), "a");
+    }
+    let warning = format!("{max} of at most {max} entries are in use: raise maps.{table}");
+    let gauge = (format!("map {table}"), warning);
+    let gauge = (gauge.0.as_str(), gauge.1.as_str());
+    shop.wait_errors(&[gauge]);
+    let status = agent.cli(&["status"]);
+    assert_eq!(status["maps"][table]["capacity"], max, "{status}");
+
+    let last = shop.serve("late", (3, 100), &[&shop.b]);
+    let message = format!("no room left: the table of {table} holds {max} at the most; raise maps.{table}");
+    let expected = [gauge, ("Service default/late", message.as_str())];
+    shop.wait_errors(&expected);
+    assert_eq!(agent.cli(&["status"])["ready"], true);
+    let assert_rest_is_served = || {
+        shop.assert_served();
+        (1..=fitting).for_each(|number| shop.wait_answer(&at(number), "a"));
+        shop.wait_unserved(&at(100));
+    };
+    assert_rest_is_served();
+    agent.restart();
+    agent.wait_ready(10 * SECOND);
+    shop.wait_errors(&expected);
+    assert_rest_is_served();
+
+    // Room that others leave is used.
+    shop.world.delete(&services[0]);
+    shop.wait_answer(&at(100), "b");
+    shop.wait_unserved(&at(1));
+    shop.wait_errors(&[gauge]);
+    shop.world.apply(&services[0]);
+    shop.wait_errors(&[gauge, ("Service default/s1", "no room left")]);
+    // And so is room that is made by raising the limit.
+    shop.world.delete(&last);
+    shop.wait_answer(&at(1), "a");
+    shop.world.apply(&last);
+    shop.wait_errors(&expected);
+    agent.stop(5 * SECOND);
+    let config = format!("{HEADER}maps:\n  {table}: {{max: {}}}\n", max * 2);
+    let _agent = started(shop.node().agent().config(&config));
+    shop.wait_answer(&at(100), "b");
+    shop.wait_errors(&[]);
+    shop.assert_served();
+}
+
+#[test]
+fn a_full_table_of_frontends_leaves_services_as_they_are() {
+    harness::require_root!();
+    // `good` has four of them.
+    full_at("frontends", 6, 2);
+}
+
+#[test]
+fn a_full_table_of_slots_leaves_services_as_they_are() {
+    harness::require_root!();
+    // `good` has eight of them, two for each frontend.
+    full_at("slots", 10, 2);
+}
+
+#[test]
+fn a_full_table_of_backends_leaves_services_as_they_are() {
+    harness::require_root!();
+    full_at("backends", 10, 2);
+}
+
+#[test]
+fn a_full_table_of_addresses_leaves_services_as_they_are() {
+    harness::require_root!();
+    // `good` has two of them, and so has the node.
+    full_at("addresses", 6, 2);
+}
+
+#[test]
+fn tables_grow_while_traffic_goes_on() {
+    harness::require_root!();
+    for hooks in ["all", "off"] {
+        let shop = Shop::open();
+        let sizes = "{frontends: 4, slots: 8, backends: 8, addresses: 4}";
+        let config = format!("{HEADER}socketLB: \"{hooks}\"\nmaps: {sizes}\n");
+        let mut agent = started(shop.node().agent().config(&config));
+        let every = Duration::from_millis(5);
+        let flows: Vec<_> = [&shop.client as &Place, shop.node()]
+            .map(|place| LongFlows::start(place, address("10.96.0.10:80"), 20, every).expect("flows"))
+            .into();
+        let probes = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+        let streams: Vec<_> = [&shop.client as &Place, shop.node()]
+            .into_iter()
+            .flat_map(|place| probes.map(|probe| (place, probe)))
+            .map(|(place, probe)| {
+                ConnectStream::start(place, probe, address("10.96.0.10:80"), Duration::from_millis(1))
+            })
+            .collect();
+        let capacities = |agent: &harness::Agent| {
+            let maps = agent.cli(&["status"])["maps"].clone();
+            ["frontends", "slots", "backends", "addresses"].map(|name| maps[name]["capacity"].as_u64())
+        };
+        let before = capacities(&agent);
+        for number in 1..=120 {
+            shop.serve(&format!("s{number}"), (4, number), &[&shop.a, &shop.b]);
+        }
+        let last = address("10.96.4.120:80");
+        eventually("all to be served", 60 * SECOND, || {
+            let status = agent.cli(&["status"]);
+            status["services"] == 121 && shop.client.ask_within(Probe::Tcp, last, SECOND / 4).is_ok()
+        });
+        for number in 1..=120 {
+            let to = address(&format!("10.96.4.{number}:80"));
+            shop.client
+                .ask(Probe::Tcp, to)
+                .unwrap_or_else(|error| panic!("{to}: {error}"));
+        }
+        assert_eq!(errors(shop.node()), []);
+        let after = capacities(&agent);
+        assert!(
+            before.iter().zip(&after).all(|(before, after)| before < after),
+            "{before:?} {after:?}"
+        );
+        for stream in &streams {
+            stream.wait_more(50, 10 * SECOND);
+        }
+        agent.restart();
+        agent.wait_ready(10 * SECOND);
+        assert_eq!(agent.cli(&["status"])["writes"]["sinceStart"], 0);
+        assert_eq!(capacities(&agent), after, "a restart finds them as they are");
+        flows.iter().for_each(|flows| flows.wait_progress(5 * SECOND));
+        for flows in flows {
+            let report = flows.stop();
+            assert!(report.interruptions.is_empty(), "{report:?}");
+        }
+        for stream in streams {
+            let report = stream.stop();
+            assert!(report.failures.is_empty(), "{report:?}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Surroundings that lack something, or hold something of others.
+//!
+//! An agent that cannot start says what it lacks and touches nothing: what an earlier one programmed goes on serving.
+
+use std::fs;
+use std::path::Path;
+
+use aya::programs::SchedClassifier;
+use harness::{Agent, AgentBuilder, Probe};
+
+use crate::shop::{SECOND, Shop, address, errors, started};
+
+/// Lets an agent program everything and go; then starts another that has to give up, and returns its last words.
+#[track_caller]
+fn last_words(shop: &Shop, change: impl FnOnce(AgentBuilder) -> AgentBuilder) -> String {
+    let mut first = started(shop.node().agent());
+    assert!(first.stop(5 * SECOND).success());
+    let said = first.log().len();
+    let pinned = shop.node().pinned();
+    let mut agent = change(shop.node().agent()).start();
+    let status = agent.wait_ended(10 * SECOND);
+    let log = agent.log().split_off(said);
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert_eq!(pinned.alive(), pinned, "nothing was touched");
+    shop.assert_served();
+    let last = log.lines().rfind(|line| line.contains("error:"));
+    let last = last
+        .unwrap_or_else(|| panic!("no error in the log:\n{log}"))
+        .to_owned();
+    let mut next = started(shop.node().agent());
+    shop.assert_served();
+    assert_eq!(errors(shop.node()), []);
+    next.stop(5 * SECOND);
+    last
+}
+
+#[track_caller]
+fn assert_has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+#[test]
+fn a_field_that_is_not_known_in_our_configuration_is_refused() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let header = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
+    let said = last_words(&shop, |agent| {
+        agent.config(&format!("---\n# first\n---\n{header}socketLb: all\n"))
+    });
+    let file = shop.node().dir().join("config-0.yaml");
+    let place = format!(
+        "{}:6: document 2: socketLb: unknown field `socketLb`",
+        file.display()
+    );
+    assert_has(
+        &said,
+        &[
+            "reading --config",
+            &place,
+            "expected one of apiVersion, kind, socketLB",
+        ],
+    );
+    let said = last_words(&shop, |agent| {
+        agent.config(&format!("{header}maps: {{frontends: {{max: 0}}}}\n"))
+    });
+    assert_has(&said, &["document 1: maps.frontends.max: ", "outside 1-"]);
+}
+
+#[test]
+fn a_bpf_root_that_is_on_no_bpffs_is_refused() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let elsewhere = shop.world.dir().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("to make a directory");
+    for root in [elsewhere.join("millrace"), elsewhere.clone()] {
+        let said = last_words(&shop, |agent| agent.bpf_root(&root));
+        let elsewhere = elsewhere.display().to_string();
+        assert_has(
+            &said,
+            &[
+                &elsewhere,
+                "not on a bpf file system",
+                "mount -t bpf",
+                "--bpf-root",
+            ],
+        );
+    }
+    assert!(
+        fs::read_dir(&elsewhere).expect("to list it").next().is_none(),
+        "nothing was made there"
+    );
+    let missing = elsewhere.join("missing/millrace");
+    let said = last_words(&shop, |agent| agent.bpf_root(&missing));
+    let parent = elsewhere.join("missing").display().to_string();
+    assert_has(&said, &[&parent, "No such file or directory", "mount -t bpf"]);
+}
+
+#[test]
+fn an_agent_without_its_capabilities_says_which_it_needs() {
+    harness::require_root!();
+    let shop = Shop::open();
+    for (dropped, needed) in [
+        ("--bounding-set=-bpf,-sys_admin", "CAP_BPF"),
+        ("--bounding-set=-net_admin,-sys_admin", "CAP_NET_ADMIN"),
+        ("--bounding-set=-perfmon,-sys_admin", "CAP_PERFMON"),
+    ] {
+        let root = shop.node().bpf_root().with_file_name("fresh");
+        let said = last_words(&shop, |agent| {
+            agent.bpf_root(&root).under(&["setpriv", dropped, "--"])
+        });
+        assert_has(
+            &said,
+            &["loading ", &format!("needs {needed}, which this process lacks")],
+        );
+    }
+}
+
+#[test]
+fn an_agent_that_lost_its_capabilities_goes_on_with_what_is_pinned() {
+    harness::require_root!();
+    let shop = Shop::open();
+    started(shop.node().agent()).stop(5 * SECOND);
+    let without = ["setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin", "--"];
+    let _agent = started(shop.node().agent().under(&without));
+    shop.wait_errors(&[("capabilities", "CAP_PERFMON, CAP_BPF missing")]);
+    shop.serve("later", (1, 1), &[&shop.a]);
+    shop.wait_answer("10.96.1.1:80", "a");
+    shop.assert_served();
+}
+
+#[test]
+fn three_capabilities_are_enough() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let least = ["setpriv", "--bounding-set=-all,+bpf,+perfmon,+net_admin", "--"];
+    let mut agent = started(shop.node().agent().under(&least));
+    assert_eq!(errors(shop.node()), []);
+    shop.assert_served();
+    shop.serve("later", (1, 1), &[&shop.a]);
+    shop.wait_answer("10.96.1.1:80", "a");
+    agent.restart();
+    agent.wait_ready(10 * SECOND);
+    assert_eq!(errors(shop.node()), []);
+    shop.assert_served();
+}
+
+/// An agent that has no cgroup for its socket hooks is not ready, and serves packet by packet.
+#[track_caller]
+fn assert_serves_without_hooks(shop: &Shop, agent: AgentBuilder, message: &[&str]) {
+    let agent = agent.start();
+    harness::eventually("the tables to be programmed", 10 * SECOND, || {
+        shop.node()
+            .cli(&["status"])
+            .is_ok_and(|status| status["services"] == 1)
+            && shop
+                .client
+                .ask_within(Probe::Tcp, address("10.96.0.10:80"), SECOND / 4)
+                .is_ok()
+    });
+    shop.assert_served();
+    assert_waits(&agent, message);
+}
+
+#[track_caller]
+fn assert_waits(agent: &Agent, message: &[&str]) {
+    let status = agent.cli(&["status"]);
+    assert_eq!(status["ready"], false, "{status}");
+    assert_has(
+        &status["waitingFor"].to_string(),
+        &["programs to be attached (see errors)"],
+    );
+    let errors = errors(agent.node());
+    let [(object, said)] = &errors[..] else {
+        panic!("{errors:?}")
+    };
+    assert_eq!(object, "socket hooks");
+    assert_has(said, message);
+}
+
+#[test]
+fn a_cgroup_that_is_none_is_named() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let dir = shop.world.dir();
+    let named = dir.display().to_string();
+    let agent = shop.node().agent().cgroup(Some(&dir));
+    assert_serves_without_hooks(
+        &shop,
+        agent,
+        &[&named, "not on a cgroup2 file system", "--cgroup"],
+    );
+    let missing = dir.join("missing");
+    let named = missing.display().to_string();
+    let agent = shop.node().agent().cgroup(Some(&missing));
+    assert_serves_without_hooks(&shop, agent, &[&named, "No such file or directory", "--cgroup"]);
+    // Mended, everything is as it should be.
+    let _agent = started(shop.node().agent());
+    assert_eq!(errors(shop.node()), []);
+    shop.assert_served();
+}
+
+#[test]
+fn a_machine_without_cgroup2_is_told_what_to_mount() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let unmount = "awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo | while read place; do umount -l \"$place\"; done; exec \"$@\"";
+    let alone = ["unshare", "--mount", "sh", "-c", unmount, "sh"];
+    let agent = shop.node().agent().cgroup(None).under(&alone);
+    let advice = [
+        "no cgroup v2 hierarchy is mounted",
+        "mount -t cgroup2",
+        "--cgroup",
+        "socketLB: off",
+    ];
+    assert_serves_without_hooks(&shop, agent, &advice);
+}
+
+#[test]
+fn foreign_pins_are_left_alone_and_reported() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let mut agent = started(shop.node().agent());
+    assert_eq!(errors(shop.node()), []);
+    let pin = |path: &Path| {
+        let program = shop.node().bpf_root().join("current/programs/to_pod");
+        let mut program = SchedClassifier::from_pin(program).expect("a program");
+        program.pin(path).expect("pinning it");
+    };
+    let foreign = [
+        shop.node().bpf_root().join("foreign"),
+        shop.node().bpf_root().join("links/foreign"),
+    ];
+    foreign.iter().for_each(|path| pin(path));
+    let reported = foreign.each_ref().map(|path| path.display().to_string());
+    let reported = reported
+        .each_ref()
+        .map(|path| (path.as_str(), "not made by Millrace"));
+    shop.wait_errors(&reported);
+    agent.restart();
+    agent.wait_ready(10 * SECOND);
+    shop.wait_errors(&reported);
+    shop.serve("later", (1, 1), &[&shop.a]);
+    shop.wait_answer("10.96.1.1:80", "a");
+    shop.assert_served();
+    for path in &foreign {
+        fs::remove_file(path).expect("it is still there");
+    }
+    shop.wait_errors(&[]);
+}
+
+#[test]
+fn a_foreign_pin_in_our_place_is_refused() {
+    harness::require_root!();
+    let shop = Shop::open();
+    for name in ["current", "links"] {
+        let root = shop.node().bpf_root().with_file_name(format!("taken-{name}"));
+        let said = last_words(&shop, |agent| {
+            fs::create_dir(&root).expect("to make a directory");
+            let program = shop.node().bpf_root().join("current/programs/to_pod");
+            let mut program = SchedClassifier::from_pin(program).expect("a program");
+            program.pin(root.join(name)).expect("pinning it");
+            agent.bpf_root(&root)
+        });
+        let place = root.join(name).display().to_string();
+        assert_has(
+            &said,
+            &[&place, "not made by Millrace", "choose another --bpf-root"],
+        );
+        fs::remove_file(root.join(name)).expect("it is still there");
+        let _ = fs::remove_dir(root.join("links"));
+        fs::remove_dir(&root).expect("nothing else is there");
+    }
+}

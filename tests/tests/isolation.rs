@@ -1,0 +1,282 @@
+//! Agents keep to themselves: to their own node, to one run directory each, and out of the data plane's way when they stop.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use harness::{
+    Agent, ConnectStream, Endpoint, LongFlows, Node, Place, Pod, Probe, Server, Service, World, spread,
+    wait_for,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
+const PROBES: [Probe; 3] = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+fn web() -> Service {
+    Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .cluster_ip("fd00:96::10")
+        .tcp("http", 80, 8080)
+        .udp("dns", 80, 8080)
+}
+
+/// A pod that serves.
+fn backend(node: &Node, name: &str) -> (Pod, [Server; 2]) {
+    let pod = node.add_pod(name);
+    let servers = [pod.serve_tcp(8080), pod.serve_udp(8080)];
+    (pod, servers)
+}
+
+fn ready(mut agent: Agent) -> Agent {
+    agent.wait_ready(10 * SECOND);
+    agent
+}
+
+/// Two nodes whose agents hang their hooks on one cgroup and are told different things of one service: `one` and `two`
+/// serve it on the first and the second node.
+struct Neighbours {
+    world: World,
+    clients: [Pod; 2],
+    _backends: [(Pod, [Server; 2]); 2],
+}
+
+impl Neighbours {
+    fn meet() -> Self {
+        let world = World::with_nodes(2);
+        let clients = [1, 2].map(|number| world.node(number).add_pod(&format!("client-{number}")));
+        let backends = [backend(world.node(1), "one"), backend(world.node(2), "two")];
+        for (node, (pod, _)) in world.nodes().iter().zip(&backends) {
+            node.source().apply(&web());
+            web()
+                .slices([Endpoint::of(pod)])
+                .iter()
+                .for_each(|slice| node.source().apply(slice));
+        }
+        Self {
+            world,
+            clients,
+            _backends: backends,
+        }
+    }
+
+    /// An agent whose hooks see every socket of the world.
+    fn agent(&self, number: usize) -> Agent {
+        let everybody = self.world.fabric().cgroup().parent().expect("the world's cgroup");
+        ready(self.world.node(number).agent().cgroup(Some(everybody)).start())
+    }
+
+    #[track_caller]
+    fn assert_served(&self, number: usize) {
+        let expected = ["one", "two"][number - 1];
+        for place in [&self.clients[number - 1] as &Place, self.world.node(number)] {
+            for to in WEB {
+                for probe in PROBES {
+                    spread(place, probe, address(to), 50).assert_uniform(&[expected]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn agents_of_one_machine_do_not_disturb_each_other() {
+    harness::require_root!();
+    let town = Neighbours::meet();
+    let mut first = town.agent(1);
+    let second = town.agent(2);
+    town.assert_served(1);
+    town.assert_served(2);
+
+    // The one comes and goes, the other does not notice.
+    let vip = address(WEB[0]);
+    let flows = LongFlows::start(&town.clients[1], vip, 20, Duration::from_millis(10)).expect("flows");
+    let stream = ConnectStream::start(&town.clients[1], Probe::Tcp, vip, Duration::from_millis(1));
+    let pinned = town.world.node(2).pinned();
+    assert!(first.stop(5 * SECOND).success());
+    let state_dir = town.world.node(1).dir().join("state").display().to_string();
+    let removed = town
+        .world
+        .node(1)
+        .cli(&["uninstall", "--state-dir", &state_dir])
+        .expect("an answer");
+    assert!(
+        removed["removed"]
+            .as_array()
+            .is_some_and(|removed| !removed.is_empty()),
+        "{removed}"
+    );
+    assert_eq!(pinned.alive(), pinned);
+    let error = town.clients[0].ask_within(Probe::Udp, vip, SECOND / 4);
+    assert!(error.is_err(), "nothing of the first agent is left");
+    town.assert_served(2);
+    first.start_again();
+    first.wait_ready(10 * SECOND);
+    town.assert_served(1);
+    flows.wait_progress(5 * SECOND);
+    stream.wait_more(50, 5 * SECOND);
+    let (flows, stream) = (flows.stop(), stream.stop());
+    assert!(
+        flows.interruptions.is_empty() && stream.failures.is_empty(),
+        "{flows:?} {stream:?}"
+    );
+    assert_eq!(
+        second.cli(&["status"])["writes"]["lastSync"],
+        second.cli(&["status"])["writes"]["sinceStart"]
+    );
+}
+
+#[test]
+fn sockets_of_foreign_namespaces_are_left_alone() {
+    harness::require_root!();
+    let town = Neighbours::meet();
+    let _agents = [town.agent(1), town.agent(2)];
+    // A machine of its own that happens to hold the same address, in the same part of the cgroup tree.
+    let stranger = town.world.add_client("stranger");
+    for address in ["10.96.0.10/32", "fd00:96::10/128"] {
+        stranger.add_address("lo", address.parse().expect("an address"));
+    }
+    let _server = stranger.serve_tcp(80);
+    for to in WEB {
+        // The kernel takes a moment to use an address.
+        let answer = wait_for("an answer", SECOND, || stranger.ask(Probe::Tcp, address(to)));
+        assert_eq!(answer.backend, "stranger", "{to}");
+        let bound = SocketAddr::new(address(to).ip(), 5353);
+        let (server, client) = (
+            stranger.udp_bind(bound).expect("a socket"),
+            stranger.udp_socket_for(bound),
+        );
+        let client = client.expect("a socket");
+        client.send_to(b"to myself", bound).expect("to send");
+        let mut buffer = [0; 16];
+        let (_, from) = server.recv_from(&mut buffer).expect("to receive");
+        server.send_to(b"and back", from).expect("to send");
+        assert_eq!(client.recv_from(&mut buffer).expect("an answer").1, bound);
+    }
+    // A pod and a node that come later are not strangers.
+    town.assert_served(1);
+    town.assert_served(2);
+}
+
+#[test]
+fn a_stopped_agent_leaves_the_data_plane_serving() {
+    harness::require_root!();
+    let world = World::with_nodes(2);
+    let client = world.node(1).add_pod("client");
+    let backends = [backend(world.node(1), "one"), backend(world.node(2), "two")];
+    world.apply(&web());
+    world.apply_all(web().slices(backends.iter().map(|(pod, _)| Endpoint::of(pod))));
+    let mut agent = ready(world.node(1).agent().start());
+    let vip = address(WEB[0]);
+    let flows = LongFlows::start(&client, vip, 50, Duration::from_millis(10)).expect("flows");
+    let streams = PROBES.map(|probe| ConnectStream::start(&client, probe, vip, Duration::from_millis(1)));
+    // While there is work to do, and while somebody asks.
+    let churn: Vec<_> = (0..500)
+        .map(|n| {
+            web_at(
+                &format!("more-{n}"),
+                &format!("10.96.{}.{}", 1 + n / 250, n % 250),
+            )
+        })
+        .collect();
+    world.apply_all(churn);
+    let started = Instant::now();
+    let status = agent.stop(5 * SECOND);
+    println!("stopped within {:?}", started.elapsed());
+    assert!(status.success(), "{status}");
+    streams
+        .iter()
+        .for_each(|stream| stream.wait_more(200, 10 * SECOND));
+    flows.wait_progress(5 * SECOND);
+    for to in WEB {
+        for place in [&client as &Place, world.node(1)] {
+            for probe in PROBES {
+                let spread = spread(place, probe, address(to), 200);
+                assert_eq!(spread.failures, [].into());
+                assert_eq!(
+                    spread.backends(),
+                    ["one", "two"],
+                    "{} {probe:?} {to}",
+                    place.name()
+                );
+            }
+        }
+    }
+    agent.start_again();
+    agent.wait_ready(10 * SECOND);
+    flows.wait_progress(5 * SECOND);
+    let flows = flows.stop();
+    assert!(flows.interruptions.is_empty(), "{flows:?}");
+    for stream in streams {
+        let report = stream.stop();
+        assert!(report.failures.is_empty(), "{report:?}");
+    }
+}
+
+fn web_at(name: &str, ip: &str) -> Service {
+    Service::new(name).cluster_ip(ip).tcp("http", 80, 8080)
+}
+
+#[test]
+fn a_second_agent_with_the_same_run_directory_is_refused() {
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let (client, _backend) = (node.add_pod("client"), backend(node, "one"));
+    world.apply(&web());
+    world.apply_all(web().slices([Endpoint::of(&_backend.0)]));
+    let first = ready(node.agent().start());
+    let pinned = node.pinned();
+    let mut second = node.agent().start();
+    assert!(!second.wait_ended(5 * SECOND).success());
+    let log = second.log();
+    let run_dir = node.dir().join("run");
+    let message = format!("another agent is running with --run-dir {}", run_dir.display());
+    assert!(log.lines().any(|line| line.contains(&message)), "{log}");
+    assert_eq!(first.cli(&["status"])["ready"], true, "the first one goes on");
+    assert_eq!(pinned.alive(), pinned);
+    assert_eq!(
+        client
+            .ask(Probe::Tcp, address(WEB[0]))
+            .expect("an answer")
+            .backend,
+        "one"
+    );
+}
+
+#[test]
+fn without_an_agent_status_says_so() {
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let assert_missing = |when: &str| {
+        let output = node.run(&["status"]).expect("to run it");
+        assert_eq!(output.status.code(), Some(1), "{when}");
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(status["ready"], false, "{when}: {status}");
+        assert_eq!(
+            status["waitingFor"],
+            serde_json::json!(["agent"]),
+            "{when}: {status}"
+        );
+        for key in ["node", "source", "version", "layoutVersion", "lastChange"] {
+            assert!(status.get(key).is_some(), "{when}: {key} is missing in {status}");
+        }
+        let list = node.run(&["service", "list"]).expect("to run it");
+        assert!(!list.status.success() && list.stdout.is_empty(), "{when}");
+        let message = String::from_utf8_lossy(&list.stderr).into_owned();
+        assert!(message.contains("start `millrace agent`"), "{when}: {message}");
+    };
+    assert_missing("before the first one");
+    let mut agent = ready(node.agent().start());
+    assert_eq!(node.run(&["status"]).expect("to run it").status.code(), Some(0));
+    agent.kill();
+    assert_missing("after it was killed");
+    agent.start_again();
+    agent.wait_ready(10 * SECOND);
+    agent.stop(5 * SECOND);
+    assert_missing("after it stopped");
+}

@@ -1,0 +1,315 @@
+//! Which endpoints get new connections, and which keep those that they have.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use harness::{
+    Agent, Answer, Endpoint, LongFlows, NodeSpec, PATIENCE, Place, Pod, Probe, Server, Service, World,
+    eventually,
+};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// How long nothing must come before a packet counts as dropped.
+const SILENCE: Duration = Duration::from_millis(250);
+const CONFIGS: [&str; 2] = [
+    "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
+    "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n",
+];
+const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// Two nodes with an agent and a client each; backend `a` on the first, `b` and `c` on the second.
+struct Shop {
+    world: World,
+    clients: [Pod; 2],
+    backends: Vec<(Pod, Server, Server)>,
+    service: Service,
+    agents: Vec<Agent>,
+}
+
+impl Shop {
+    fn open(config: &str) -> Self {
+        let strict = || NodeSpec::routed().strict_rp_filter();
+        let world = World::builder().node(strict()).node(strict()).build();
+        let clients = [world.node(1).add_pod("client"), world.node(2).add_pod("other")];
+        let backends = [("a", 1), ("b", 2), ("c", 2)]
+            .map(|(name, node)| world.node(node).add_pod(name))
+            .map(|pod| (pod.serve_tcp(8080), pod.serve_udp(8080), pod))
+            .map(|(tcp, udp, pod)| (pod, tcp, udp));
+        let service = Service::new("web")
+            .cluster_ip("10.96.0.10")
+            .cluster_ip("fd00:96::10")
+            .tcp("http", 80, 8080)
+            .udp("dns", 80, 8080);
+        world.apply(&service);
+        let shop = |agents| Self {
+            world,
+            clients,
+            backends: backends.into(),
+            service,
+            agents,
+        };
+        let mut shop = shop(Vec::new());
+        shop.endpoints(&[("a", READY), ("b", READY), ("c", READY)]);
+        let start = |node: &harness::Node| node.agent().config(config).start();
+        shop.agents = shop.world.nodes().iter().map(start).collect();
+        shop.agents
+            .iter_mut()
+            .for_each(|agent| agent.wait_ready(10 * SECOND));
+        shop
+    }
+
+    fn endpoints(&self, states: &[(&str, State)]) {
+        let endpoint = |(name, state): &(&str, State)| {
+            let found = self.backends.iter().find(|(pod, ..)| pod.name() == *name);
+            let (pod, ..) = found.expect("a backend");
+            Endpoint::of(pod).conditions(state.0, state.1, state.2)
+        };
+        self.world
+            .apply_all(self.service.slices(states.iter().map(endpoint)));
+    }
+
+    /// The client pod and the node itself.
+    fn askers(&self) -> [&Place; 2] {
+        [&self.clients[0], self.world.node(1)]
+    }
+
+    /// Waits until new connections of every kind go to exactly these.
+    #[track_caller]
+    fn wait_served_by(&self, names: &[&str]) {
+        for place in self.askers() {
+            wait_served_by(place, names);
+        }
+    }
+}
+
+#[track_caller]
+fn wait_served_by(place: &Place, names: &[&str]) {
+    for to in WEB {
+        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            let what = format!("{} to be served by {names:?} at {to} by {probe:?}", place.name());
+            eventually(&what, SECOND, || {
+                answering(place, probe, to, 20 * names.len()) == names
+            });
+            assert_eq!(answering(place, probe, to, 100), names, "{what}");
+        }
+    }
+}
+
+/// The names of those that answer when asked so many times, each time as a new client.
+#[track_caller]
+fn answering(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String> {
+    let to = address(to);
+    let mut answering = BTreeSet::new();
+    for _ in 0..count {
+        let answer = match probe {
+            Probe::Tcp => place.ask(probe, to),
+            // By datagrams one is a new client only from a port that nobody sent from a moment ago.
+            Probe::Udp | Probe::UdpConnected => {
+                let from = if to.is_ipv4() {
+                    place.ip().into()
+                } else {
+                    place.ip6().into()
+                };
+                place.ask_from(probe, SocketAddr::new(from, fresh_port()), to, PATIENCE)
+            }
+        };
+        match answer {
+            Ok(answer) => answering.insert(answer.backend),
+            Err(error) => panic!("{} asks {to} by {probe:?}: {error}", place.name()),
+        };
+    }
+    answering.into_iter().collect()
+}
+
+/// A port below those that the kernel chooses from, and another one every time.
+fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(2000);
+    let port = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(port < 32_000, "the test asks too much");
+    port
+}
+
+/// Ready, serving, terminating.
+#[derive(Clone, Copy)]
+struct State(bool, bool, bool);
+
+const READY: State = State(true, true, false);
+const NOT_READY: State = State(false, false, false);
+const TERMINATING: State = State(false, true, true);
+const ENDING: State = State(false, false, true);
+
+#[test]
+fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
+    harness::require_root!();
+    for config in CONFIGS {
+        let shop = Shop::open(config);
+        let start = |place: &Place, to| {
+            LongFlows::start(place, address(to), 30, Duration::from_millis(20)).expect("flows")
+        };
+        let flows: Vec<_> = shop
+            .askers()
+            .into_iter()
+            .flat_map(|place| WEB.map(|to| start(place, to)))
+            .collect();
+        for flows in &flows {
+            assert_eq!(
+                flows.backends().len(),
+                3,
+                "30 connections meet 3 backends: {:?}",
+                flows.backends()
+            );
+        }
+        let datagrams: Vec<_> = shop.askers().into_iter().map(Datagrams::to_b).collect();
+
+        shop.endpoints(&[("a", READY), ("b", TERMINATING), ("c", READY)]);
+        shop.wait_served_by(&["a", "c"]);
+        flows.iter().for_each(|flows| flows.wait_progress(5 * SECOND));
+        for socket in &datagrams {
+            assert_eq!(
+                socket.ask().expect("an answer"),
+                "b",
+                "a conversation stays while its backend serves"
+            );
+        }
+
+        // Endpoints go from the slices before their processes end.
+        shop.endpoints(&[("a", READY), ("c", READY)]);
+        for socket in &datagrams {
+            eventually("the conversation to move on", SECOND, || {
+                socket.ask().is_ok_and(|name| name != "b")
+            });
+        }
+        flows.iter().for_each(|flows| flows.wait_progress(5 * SECOND));
+        for flows in flows {
+            let report = flows.stop();
+            assert!(report.interruptions.is_empty(), "{report:?}");
+        }
+    }
+}
+
+/// A conversation by datagrams, from one socket.
+struct Datagrams(std::net::UdpSocket);
+
+impl Datagrams {
+    /// A conversation with the backend `b`.
+    fn to_b(place: &Place) -> Self {
+        let to = address(WEB[0]);
+        for _ in 0..200 {
+            let socket = place.udp_socket_for(to).expect("a socket");
+            socket.connect(to).expect("connecting");
+            let socket = Self(socket);
+            if socket.ask().expect("an answer") == "b" {
+                return socket;
+            }
+        }
+        panic!("no conversation of 200 met b");
+    }
+
+    fn ask(&self) -> std::io::Result<String> {
+        let mut buffer = [0; 256];
+        self.0.send(b"who?")?;
+        let length = self.0.recv(&mut buffer)?;
+        Ok(Answer::parse(&String::from_utf8_lossy(&buffer[..length]))?.backend)
+    }
+}
+
+#[test]
+fn when_all_terminate_those_that_serve_get_new_connections() {
+    harness::require_root!();
+    for config in CONFIGS {
+        let shop = Shop::open(config);
+        shop.endpoints(&[("a", TERMINATING), ("b", TERMINATING), ("c", ENDING)]);
+        shop.wait_served_by(&["a", "b"]);
+        shop.endpoints(&[("a", TERMINATING), ("b", NOT_READY), ("c", READY)]);
+        shop.wait_served_by(&["c"]);
+        shop.endpoints(&[("a", ENDING), ("b", NOT_READY), ("c", ENDING)]);
+        for place in shop.askers() {
+            wait_refused(place);
+        }
+    }
+}
+
+/// Waits until nobody is there, as the service says it.
+#[track_caller]
+fn wait_refused(place: &Place) {
+    for to in WEB {
+        for probe in [Probe::Tcp, Probe::UdpConnected] {
+            let what = format!("{} to be refused at {to} by {probe:?}", place.name());
+            let is_refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            eventually(&what, SECOND, || {
+                place.ask(probe, address(to)).is_err_and(is_refused)
+            });
+        }
+    }
+}
+
+#[test]
+fn addresses_that_are_published_not_ready_are_used() {
+    harness::require_root!();
+    for config in CONFIGS {
+        let shop = Shop::open(config);
+        shop.endpoints(&[("a", NOT_READY), ("b", NOT_READY), ("c", TERMINATING)]);
+        shop.wait_served_by(&["c"]);
+        let publishing = shop.service.clone().set("publishNotReadyAddresses", json!(true));
+        shop.world.apply(&publishing);
+        shop.wait_served_by(&["a", "b", "c"]);
+        shop.world.apply(&shop.service);
+        shop.wait_served_by(&["c"]);
+    }
+}
+
+#[test]
+fn policy_local_uses_this_nodes_endpoints_and_is_silent_where_there_are_none() {
+    harness::require_root!();
+    for config in CONFIGS {
+        let shop = Shop::open(config);
+        let [near, far] = &shop.clients;
+        shop.world
+            .apply(&shop.service.clone().set("internalTrafficPolicy", json!("Local")));
+        shop.wait_served_by(&["a"]);
+        wait_served_by(far, &["b", "c"]);
+
+        shop.endpoints(&[("b", READY), ("c", TERMINATING)]);
+        wait_served_by(far, &["b"]);
+        for place in shop.askers() {
+            wait_silent(place);
+        }
+
+        // Of this node's endpoints the usual fallback holds.
+        shop.endpoints(&[("a", TERMINATING), ("b", READY)]);
+        shop.wait_served_by(&["a"]);
+
+        // Nobody anywhere: that is not for another node to serve.
+        shop.endpoints(&[]);
+        for place in [near as &Place, far, shop.world.node(1), shop.world.node(2)] {
+            wait_refused(place);
+        }
+    }
+}
+
+/// Waits until what is sent to the service vanishes.
+#[track_caller]
+fn wait_silent(place: &Place) {
+    for to in WEB {
+        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            let what = format!("{} to hear nothing from {to} by {probe:?}", place.name());
+            let is_silence = |error: std::io::Error| {
+                // An errno from the hook or the network would be one of the others.
+                matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+            };
+            eventually(&what, 3 * SECOND, || {
+                place
+                    .ask_within(probe, address(to), SILENCE)
+                    .is_err_and(is_silence)
+            });
+        }
+    }
+}
