@@ -28,6 +28,7 @@ pub struct KernelObjects {
 
 impl KernelObjects {
     /// Those of these that exist now.
+    #[must_use]
     pub fn alive(&self) -> Self {
         // One that goes while all are listed is an error for the list, and gone for us.
         let programs: BTreeSet<u32> = loaded_programs().flatten().map(|found| found.id()).collect();

@@ -1,4 +1,4 @@
-//! ClusterIP services, from every place that can reach one, by every path through the data plane.
+//! `ClusterIP` services, from every place that can reach one, by every path through the data plane.
 //!
 //! The paths: socket hooks (TCP of pods and the node, unconnected UDP of the node), packet by packet at a pod's interface,
 //! through the node's own device (connected UDP, hooks off), and by the uplink (clients outside of the cluster).
@@ -25,7 +25,7 @@ fn address(text: &str) -> SocketAddr {
 struct Shop {
     world: World,
     client: Pod,
-    _backends: Vec<(Pod, Server, Server)>,
+    backends: Vec<(Pod, Server, Server)>,
     service: Service,
 }
 
@@ -52,7 +52,7 @@ impl Shop {
         let shop = Self {
             world,
             client,
-            _backends: backends,
+            backends,
             service,
         };
         shop.endpoints(&["a", "b", "c"]);
@@ -61,7 +61,7 @@ impl Shop {
 
     fn pod(&self, name: &str) -> &Pod {
         &self
-            ._backends
+            .backends
             .iter()
             .find(|(pod, ..)| pod.name() == name)
             .expect("a backend")
@@ -375,7 +375,11 @@ fn moves_on(shop: &Shop, place: &Place, connected: bool, to: SocketAddr) {
     let mut left: Vec<&str> = ALL.to_vec();
     let mut current = ask().unwrap_or_else(|error| panic!("{what}: {error}"));
     for _ in 0..10 {
-        assert_eq!(ask().unwrap(), current, "{what}: stays while its backend lives");
+        assert_eq!(
+            ask().expect("an answer"),
+            current,
+            "{what}: stays while its backend lives"
+        );
     }
     for _ in 0..2 {
         left.retain(|name| *name != current);

@@ -187,9 +187,9 @@ fn a_stopped_agent_leaves_the_data_plane_serving() {
     let status = agent.stop(5 * SECOND);
     println!("stopped within {:?}", started.elapsed());
     assert!(status.success(), "{status}");
-    streams
-        .iter()
-        .for_each(|stream| stream.wait_more(200, 10 * SECOND));
+    for stream in &streams {
+        stream.wait_more(200, 10 * SECOND);
+    }
     flows.wait_progress(5 * SECOND);
     for to in WEB {
         for place in [&client as &Place, world.node(1)] {
@@ -225,9 +225,9 @@ fn a_second_agent_with_the_same_run_directory_is_refused() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);
-    let (client, _backend) = (node.add_pod("client"), backend(node, "one"));
+    let (client, backend) = (node.add_pod("client"), backend(node, "one"));
     world.apply(&web());
-    world.apply_all(web().slices([Endpoint::of(&_backend.0)]));
+    world.apply_all(web().slices([Endpoint::of(&backend.0)]));
     let first = ready(node.agent().start());
     let pinned = node.pinned();
     let mut second = node.agent().start();

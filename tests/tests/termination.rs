@@ -171,7 +171,9 @@ fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
 
         shop.endpoints(&[("a", READY), ("b", TERMINATING), ("c", READY)]);
         shop.wait_served_by(&["a", "c"]);
-        flows.iter().for_each(|flows| flows.wait_progress(5 * SECOND));
+        for flows in &flows {
+            flows.wait_progress(5 * SECOND);
+        }
         for socket in &datagrams {
             assert_eq!(
                 socket.ask().expect("an answer"),
@@ -187,7 +189,9 @@ fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
                 socket.ask().is_ok_and(|name| name != "b")
             });
         }
-        flows.iter().for_each(|flows| flows.wait_progress(5 * SECOND));
+        for flows in &flows {
+            flows.wait_progress(5 * SECOND);
+        }
         for flows in flows {
             let report = flows.stop();
             assert!(report.interruptions.is_empty(), "{report:?}");

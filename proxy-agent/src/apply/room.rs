@@ -50,6 +50,10 @@ mod tests {
         assert_eq!(size(100, 900, 1_000), 1_000);
         assert_eq!(size(100, 5_000, 1_000), 1_000);
         assert_eq!(size(100, u32::MAX, u32::MAX), u32::MAX);
-        assert_eq!(size(100, 5_000, 50), 100, "a limit below the present size takes nothing away");
+        assert_eq!(
+            size(100, 5_000, 50),
+            100,
+            "a limit below the present size takes nothing away"
+        );
     }
 }

@@ -306,7 +306,9 @@ fn tables_grow_while_traffic_goes_on() {
         agent.wait_ready(10 * SECOND);
         assert_eq!(agent.cli(&["status"])["writes"]["sinceStart"], 0);
         assert_eq!(capacities(&agent), after, "a restart finds them as they are");
-        flows.iter().for_each(|flows| flows.wait_progress(5 * SECOND));
+        for flows in &flows {
+            flows.wait_progress(5 * SECOND);
+        }
         for flows in flows {
             let report = flows.stop();
             assert!(report.interruptions.is_empty(), "{report:?}");

@@ -232,7 +232,9 @@ fn foreign_pins_are_left_alone_and_reported() {
         shop.node().bpf_root().join("foreign"),
         shop.node().bpf_root().join("links/foreign"),
     ];
-    foreign.iter().for_each(|path| pin(path));
+    for path in &foreign {
+        pin(path);
+    }
     let reported = foreign.each_ref().map(|path| path.display().to_string());
     let reported = reported
         .each_ref()

@@ -179,16 +179,27 @@ impl Watch {
         self.awaited.is_empty()
     }
 
-    /// Looks at every awaited effect once.
+    /// Looks at every awaited effect once. One that a later event of the same service has overtaken will not show by
+    /// itself; it took as long as the later one.
     fn look(&mut self, tables: &Tables) -> Result<()> {
-        let latencies = &mut self.latencies;
-        self.awaited.retain(|(effect, since)| {
-            let shows = tables.leads_to(effect.service, effect.endpoint);
-            if shows {
-                latencies.push(since.elapsed().as_secs_f64() * 1e6);
+        for place in (0..self.awaited.len()).rev() {
+            let Some((Effect { service, endpoint }, _)) = self.awaited.get(place).copied() else {
+                continue;
+            };
+            if !tables.leads_to(service, endpoint) {
+                continue;
             }
-            !shows
-        });
+            let latencies = &mut self.latencies;
+            let mut seen = 0;
+            self.awaited.retain(|(effect, since)| {
+                let is_done = seen <= place && effect.service == service;
+                seen += 1;
+                if is_done {
+                    latencies.push(since.elapsed().as_secs_f64() * 1e6);
+                }
+                !is_done
+            });
+        }
         match self.awaited.front() {
             Some((effect, since)) if since.elapsed() > PATIENCE => {
                 bail!(
