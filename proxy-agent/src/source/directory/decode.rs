@@ -1,14 +1,15 @@
 //! Decoding a document's text, and saying what is wrong with it.
 //!
-//! A document that begins with `{` is tried as JSON first, which is the larger part of YAML's flow style and ten times as fast. A
-//! document that cannot be decoded is decoded a second time to learn the field: keeping track of it all the time would slow
-//! down every good one.
+//! A document that begins with `{` is tried as JSON first, which is the larger part of YAML's flow style and ten times as fast;
+//! any other is tried as plain block style (`block.rs`), which is what programs write. A document that cannot be decoded
+//! is decoded a second time to learn the field: keeping track of it all the time would slow down every good one.
 
 use std::fmt;
 
 use serde::Deserialize as _;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::block;
 use super::documents::Document;
 use crate::source::{Kind, Object, wire};
 
@@ -47,6 +48,8 @@ where
             // Flow style that is not JSON.
             Err(_) => {}
         }
+    } else if let Some(value) = block::decode(text, seed) {
+        return Ok(value);
     }
     let decoded = serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |yaml| {
         seed.deserialize(yaml)

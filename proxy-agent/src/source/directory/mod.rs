@@ -7,6 +7,7 @@
 //! The way: `tree` says which files to look at, `documents` and `parse` turn them into objects, `index` knows what they were
 //! before, and `Follower` hands on the difference.
 
+mod block;
 mod decode;
 mod documents;
 mod index;
