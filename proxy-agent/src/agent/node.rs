@@ -156,9 +156,8 @@ impl NodeSide {
             }
         };
         let service_cidrs = service_cidrs(cluster, options);
-        if let Some(index) = device {
-            self.write_config(index, &service_cidrs, options, programmer.store());
-        }
+        problems.extend(too_many(&service_cidrs));
+        self.write_config(device, &service_cidrs, options, programmer.store());
         self.attached =
             self.attach(device, options, programmer.store_mut(), &mut problems) && device.is_some();
         if device.is_some() {
@@ -217,7 +216,7 @@ impl NodeSide {
     /// Tells the programs what they need to know of the node, if it is not what they know already.
     fn write_config(
         &self,
-        device: u32,
+        device: Option<u32>,
         service_cidrs: &[IpNet],
         options: &AgentOptions,
         datapath: &Datapath,
@@ -239,11 +238,12 @@ impl NodeSide {
             flags |= ConfigFlags::MORE_NODE_ADDRESSES;
         }
         let ports = options.configuration.masquerade_ports;
-        let mac = self.monitor.links().get(device).and_then(|link| link.mac);
+        let mac = device.and_then(|index| self.monitor.links().get(index)?.mac);
         let mut config = Config {
             node_netns: self.netns,
             flags,
-            host_device: device,
+            // Without one, what would go there is dropped, and the rest is served.
+            host_device: device.unwrap_or_default(),
             // The device may be so new that the monitor has not heard of it; then this runs again when it has.
             host_mac: mac.unwrap_or(old.host_mac),
             masquerade_first: ports.first(),
@@ -399,6 +399,21 @@ pub fn service_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNe
     ranges.sort_unstable();
     ranges.dedup();
     ranges
+}
+
+/// Warns of ranges that the programs have no room for.
+fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
+    let rest = service_cidrs
+        .get(MAX_SERVICE_RANGES..)
+        .filter(|rest| !rest.is_empty())?;
+    let rest: Vec<_> = rest.iter().map(ToString::to_string).collect();
+    Some(ObjectError {
+        object: "service ranges".into(),
+        message: format!(
+            "there is room for {MAX_SERVICE_RANGES}: in {} services are served, but what no service has is not refused",
+            rest.join(", ")
+        ),
+    })
 }
 
 fn to_error(problem: &Problem) -> ObjectError {

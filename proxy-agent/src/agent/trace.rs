@@ -181,11 +181,10 @@ fn packets(
     let runner = DryRunner::new(datapath, program).map_err(|error| format!("running {program}: {error}"))?;
     (0..request.samples)
         .map(|sample| {
-            let sport = request
-                .source_port
-                .unwrap_or(DEFAULT_SOURCE_PORT)
-                .wrapping_add(sample as u16);
-            let frame = craft::frame(request.from, request.to, sport.max(1), request.protocol);
+            // Round the ports, of which 0 is none.
+            let first = request.source_port.unwrap_or(DEFAULT_SOURCE_PORT);
+            let sport = (u32::from(first) - 1 + sample) % u32::from(u16::MAX) + 1;
+            let frame = craft::frame(request.from, request.to, sport as u16, request.protocol);
             let run = runner
                 .run(&frame, ifindex.unwrap_or(0))
                 .map_err(|error| format!("running {program}: {error}"))?;

@@ -275,3 +275,60 @@ fn a_foreign_pin_in_our_place_is_refused() {
         fs::remove_dir(&root).expect("nothing else is there");
     }
 }
+
+#[test]
+fn a_foreign_device_in_our_place_is_left_alone() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let ip = |arguments: &[&str]| {
+        let status = shop.node().command("ip").args(arguments).status();
+        assert!(status.expect("to run ip").success());
+    };
+    ip(&["link", "add", "millrace0", "type", "bridge"]);
+    let agent = shop.node().agent().start();
+    harness::eventually("the tables to be programmed", 10 * SECOND, || {
+        errors(shop.node())
+            .iter()
+            .any(|(object, _)| object == "device millrace0")
+    });
+    let status = agent.cli(&["status"]);
+    assert_eq!(status["ready"], false, "{status}");
+    let advice = "interface millrace0 is not ours (a bridge without a peer millrace1): rename or remove it";
+    shop.wait_errors(&[("device millrace0", advice)]);
+    // Only what no hook translates needs the device: datagrams of the node's connected sockets.
+    for to in ["10.96.0.10:80", "[fd00:96::10]:80"] {
+        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            shop.client
+                .ask(probe, address(to))
+                .unwrap_or_else(|error| panic!("{to} {probe:?}: {error}"));
+        }
+        for probe in [Probe::Tcp, Probe::Udp] {
+            shop.node()
+                .ask(probe, address(to))
+                .unwrap_or_else(|error| panic!("{to} {probe:?}: {error}"));
+        }
+    }
+    ip(&["link", "delete", "millrace0"]);
+    shop.wait_errors(&[]);
+    shop.assert_served();
+    assert_eq!(agent.cli(&["status"])["ready"], true);
+}
+
+#[test]
+fn more_service_ranges_than_there_is_room_for_are_named() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let _agent = started(shop.node().agent());
+    let ranges = ["10.200.0.0/24", "10.201.0.0/24", "10.202.0.0/24", "10.203.0.0/24"];
+    let object = serde_json::json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "more"},
+        "spec": {"cidrs": ranges},
+    });
+    shop.world.apply(&object);
+    shop.wait_errors(&[("service ranges", "there is room for 4: in ")]);
+    shop.assert_served();
+    shop.world.delete(&object);
+    shop.wait_errors(&[]);
+}
