@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 
 use super::{Global, environment};
 use crate::config::{
-    Address, AgentOptions, Cidr, Configuration, MapSettings, PortRange, Settings, SocketLb, SourceSpec,
-    read_files,
+    Address, AgentOptions, Cidr, Configuration, MapSettings, NodePortAddress, PortRange, Settings, SocketLb,
+    SourceSpec, read_files,
 };
 
 /// `millrace agent`
@@ -92,6 +92,24 @@ struct ConfigurationArgs {
         value_delimiter = ','
     )]
     node_addresses: Option<Vec<Address>>,
+    /// nodePortAddresses: which of the node's addresses node ports are served on, ranges or primary
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "MILLRACE_NODE_PORT_ADDRESSES",
+        value_delimiter = ','
+    )]
+    node_port_addresses: Option<Vec<NodePortAddress>>,
+    /// masqueradeAll: whether all flows to services carry the node's address
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "MILLRACE_MASQUERADE_ALL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    masquerade_all: Option<bool>,
     /// maps: sizes of maps, such as {frontends: 1000, slots: {max: 50000}}
     #[arg(long, value_name = "SIZES", env = "MILLRACE_MAPS")]
     maps: Option<MapSettings>,
@@ -138,6 +156,8 @@ impl ConfigurationArgs {
             service_cidrs,
             cluster_cidrs,
             node_addresses,
+            node_port_addresses,
+            masquerade_all,
             maps,
         } = self;
         Settings {
@@ -146,6 +166,8 @@ impl ConfigurationArgs {
             service_cidrs,
             cluster_cidrs,
             node_addresses,
+            node_port_addresses,
+            masquerade_all,
             maps,
             ..Settings::default()
         }

@@ -10,6 +10,7 @@
 pub mod address;
 pub mod endpoint;
 pub mod endpoint_slice;
+pub mod external;
 pub mod interner;
 pub mod merge;
 pub mod names;
@@ -28,6 +29,7 @@ mod state_tests;
 pub use address::{Family, canonical_ip, canonical_net};
 pub use endpoint::{Conditions, Endpoint, Endpoints};
 pub use endpoint_slice::{EndpointPort, EndpointSlice};
+pub use external::External;
 pub use interner::Symbol;
 pub use merge::{Merged, MergedEndpoint};
 pub use names::{Names, Placement};

@@ -3,8 +3,8 @@
 //! Which Services count (semantics: "Which objects count"): one with a cluster IP, not of type `ExternalName`, not
 //! labelled headless, and not labelled for another proxy. All others are as if they did not exist.
 //!
-//! The struct is held a hundred thousand times: rarely used fields that a later feature needs (external addresses, source ranges)
-//! belong behind one `Option<Box<…>>`.
+//! The struct is held a hundred thousand times: what only services have that are reached from outside stands behind one
+//! `Option<Box<…>>`, see [`External`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,6 +12,7 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::address::{Family, canonical_ip};
+use super::external::External;
 use super::interner::Symbol;
 use super::names::Names;
 use super::port::{Protocol, read_port};
@@ -40,6 +41,10 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// Clients in the cluster reach only endpoints of their own node.
     pub internal_local: bool,
+    /// Connections to endpoints that are removed are reset.
+    pub reset_removed: bool,
+    /// How it is reached from outside, if it is.
+    pub external: Option<Box<External>>,
     // The unspecified address stands for none: no Service can have it.
     cluster_v4: Ipv4Addr,
     cluster_v6: Ipv6Addr,
@@ -103,11 +108,15 @@ impl Service {
         }
         let (v4, v6) = read_cluster_ips(spec, findings)?;
         let affine = spec.session_affinity.as_deref() == Some("ClientIP");
+        let ports = read_ports(spec, names, findings);
+        let annotations = wire.metadata.annotations.as_ref();
+        let reset_removed = annotations.and_then(|annotations| annotations.reset_removed.as_deref());
         Some(Self {
             namespace: names.intern(wire.metadata.namespace()),
             name: wire.metadata.name.clone(),
             created: created(&wire.metadata),
-            ports: read_ports(spec, names, findings),
+            external: External::read(spec, wire.status.as_ref(), &ports, findings).map(Box::new),
+            ports,
             affinity_seconds: if affine {
                 affinity_seconds(spec, findings)
             } else {
@@ -115,6 +124,7 @@ impl Service {
             },
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            reset_removed: read_switch(reset_removed, "millrace.dev/reset-removed-backends", findings),
             cluster_v4: v4,
             cluster_v6: v6,
         })
@@ -216,6 +226,20 @@ fn read_ports(
     }
     ports.shrink_to_fit();
     ports
+}
+
+/// Reads an annotation that switches something on.
+fn read_switch(text: Option<&str>, name: &str, findings: &mut Findings) -> bool {
+    match text {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            findings.add(|| {
+                format!("metadata.annotations: {name}: {other:?} is neither true nor false; false is used")
+            });
+            false
+        }
+    }
 }
 
 fn affinity_seconds(spec: &wire::ServiceSpec, findings: &mut Findings) -> u32 {

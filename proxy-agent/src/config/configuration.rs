@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::conntrack::Conntrack;
 use super::map_sizes::MapLimits;
 use super::settings::Settings;
-use super::values::{PortRange, SocketLb};
+use super::values::{NodePortAddress, PortRange, SocketLb};
 
 /// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,6 +27,17 @@ pub struct Configuration {
     pub cluster_cidrs: Vec<IpNet>,
     /// The node's addresses, in place of those of its Node object or interfaces; empty if it has not been told.
     pub node_addresses: Vec<IpAddr>,
+    /// Which of the node's addresses node ports are served on.
+    pub node_port_addresses: Vec<NodePortAddress>,
+    /// Whether processes of the node are kept from binding node ports.
+    pub protect_node_ports: bool,
+    /// Whether `spec.externalIPs` of services are served.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: bool,
+    /// Whether all flows to services carry the node's address.
+    pub masquerade_all: bool,
+    /// How long flows are remembered.
+    pub conntrack: Conntrack,
     /// Sizes of maps.
     pub maps: MapLimits,
 }
@@ -44,6 +56,11 @@ impl Default for Configuration {
             service_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
             node_addresses: Vec::new(),
+            node_port_addresses: vec![NodePortAddress::Primary],
+            protect_node_ports: true,
+            external_ips: true,
+            masquerade_all: false,
+            conntrack: Conntrack::default(),
             maps: MapLimits::default(),
         }
     }
@@ -66,6 +83,24 @@ impl Configuration {
         }
         if let Some(addresses) = &settings.node_addresses {
             self.node_addresses = addresses.iter().map(|address| address.0).collect();
+        }
+        if let Some(addresses) = &settings.node_port_addresses {
+            self.node_port_addresses.clone_from(addresses);
+            if addresses.is_empty() {
+                self.node_port_addresses.push(NodePortAddress::Primary);
+            }
+        }
+        if let Some(protect) = settings.protect_node_ports {
+            self.protect_node_ports = protect;
+        }
+        if let Some(external_ips) = settings.external_ips {
+            self.external_ips = external_ips;
+        }
+        if let Some(all) = settings.masquerade_all {
+            self.masquerade_all = all;
+        }
+        if let Some(conntrack) = &settings.conntrack {
+            conntrack.apply(&mut self.conntrack);
         }
         if let Some(maps) = &settings.maps {
             maps.apply(&mut self.maps);
@@ -149,6 +184,16 @@ mod tests {
                 "serviceCIDRs": [],
                 "clusterCIDRs": [],
                 "nodeAddresses": [],
+                "nodePortAddresses": ["primary"],
+                "protectNodePorts": true,
+                "externalIPs": true,
+                "masqueradeAll": false,
+                "conntrack": {
+                    "tcpEstablishedTimeout": "24h0m0s",
+                    "tcpCloseWaitTimeout": "1h0m0s",
+                    "udpTimeout": "30s",
+                    "udpStreamTimeout": "3m0s",
+                },
                 "maps": {
                     "frontends": {"initial": 65_536, "max": 4_194_304},
                     "slots": {"initial": 262_144, "max": 16_777_216},

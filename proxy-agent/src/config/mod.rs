@@ -7,7 +7,9 @@
 //! Invariant: a [`Configuration`] is valid; whoever holds one checks nothing again.
 
 mod configuration;
+mod conntrack;
 mod documents;
+mod duration;
 mod file;
 mod map_sizes;
 mod options;
@@ -15,8 +17,10 @@ mod settings;
 mod values;
 
 pub use configuration::Configuration;
+pub use conntrack::{Conntrack, ConntrackSettings};
+pub use duration::GoDuration;
 pub use file::{ConfigError, FileReport, read_file, read_files};
 pub use map_sizes::{Entries, Growth, MapLimits, MapSettings, MapSizing};
 pub use options::{AgentOptions, SourceSpec};
 pub use settings::{SettingError, Settings};
-pub use values::{Address, Cidr, PortRange, SocketLb};
+pub use values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};

@@ -5,8 +5,9 @@ use serde::de::IgnoredAny;
 
 use proxy_common::maps::MAX_SERVICE_RANGES;
 
+use super::conntrack::ConntrackSettings;
 use super::map_sizes::MapSettings;
-use super::values::{Address, Cidr, PortRange, SocketLb};
+use super::values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};
 
 /// Settings that may be given; a list that is given replaces the one before it.
 ///
@@ -31,6 +32,17 @@ pub struct Settings {
     pub cluster_cidrs: Option<Vec<Cidr>>,
     /// The node's addresses, in place of those of its Node object or interfaces.
     pub node_addresses: Option<Vec<Address>>,
+    /// Which of the node's addresses node ports are served on; an empty list stands for `primary`.
+    pub node_port_addresses: Option<Vec<NodePortAddress>>,
+    /// Whether processes of the node are kept from binding node ports.
+    pub protect_node_ports: Option<bool>,
+    /// Whether `spec.externalIPs` of services are served.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Option<bool>,
+    /// Whether all flows to services carry the node's address.
+    pub masquerade_all: Option<bool>,
+    /// How long flows are remembered.
+    pub conntrack: Option<ConntrackSettings>,
     /// Sizes of maps.
     pub maps: Option<MapSettings>,
 }

@@ -137,6 +137,46 @@ impl TryFrom<String> for Address {
     }
 }
 
+/// Which of the node's addresses node ports are served on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NodePortAddress {
+    /// The node's first address of each family.
+    Primary,
+    /// Those of its addresses that lie in this range.
+    In(IpNet),
+}
+
+impl FromStr for NodePortAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.trim() == "primary" {
+            return Ok(Self::Primary);
+        }
+        text.parse::<Cidr>()
+            .map(|range| Self::In(range.0))
+            .map_err(|error| format!("{error}, or primary for the node's first address of each family"))
+    }
+}
+
+impl TryFrom<String> for NodePortAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<NodePortAddress> for String {
+    fn from(address: NodePortAddress) -> Self {
+        match address {
+            NodePortAddress::Primary => "primary".into(),
+            NodePortAddress::In(range) => range.to_string(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

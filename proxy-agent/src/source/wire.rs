@@ -31,6 +31,8 @@ pub struct Metadata {
     pub resource_version: Option<Text>,
     /// The labels that mean something to a proxy.
     pub labels: Option<Labels>,
+    /// The annotations that mean something to a proxy.
+    pub annotations: Option<Annotations>,
 }
 
 impl Metadata {
@@ -70,6 +72,15 @@ pub struct Labels {
     pub zone: Option<Text>,
 }
 
+/// The annotations that mean something to a proxy.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// Whether connections to removed endpoints of this Service are reset: `true` or `false`.
+    #[serde(rename = "millrace.dev/reset-removed-backends")]
+    pub reset_removed: Option<Text>,
+}
+
 /// `v1` Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -78,6 +89,8 @@ pub struct Service {
     pub metadata: Metadata,
     /// What is asked for.
     pub spec: Option<ServiceSpec>,
+    /// What it was given.
+    pub status: Option<ServiceStatus>,
 }
 
 /// `spec` of a Service.
@@ -99,10 +112,45 @@ pub struct ServiceSpec {
     pub publish_not_ready_addresses: Option<bool>,
     /// `Cluster` or `Local`.
     pub internal_traffic_policy: Option<Text>,
+    /// `Cluster` or `Local`.
+    pub external_traffic_policy: Option<Text>,
+    /// Addresses of nodes, or routed to them, at which the Service answers too.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Option<Vec<Text>>,
+    /// Whose packets to the load balancer's addresses are let through; nothing means everybody's.
+    pub load_balancer_source_ranges: Option<Vec<Text>>,
+    /// Where a load balancer asks for the health of this node's endpoints.
+    pub health_check_node_port: Option<i64>,
     /// `None` or `ClientIP`.
     pub session_affinity: Option<Text>,
     /// The parameters of `sessionAffinity`.
     pub session_affinity_config: Option<SessionAffinityConfig>,
+}
+
+/// `status` of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// What the load balancer reports.
+    pub load_balancer: Option<LoadBalancerStatus>,
+}
+
+/// `status.loadBalancer` of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    /// The load balancer's addresses.
+    pub ingress: Option<Vec<LoadBalancerIngress>>,
+}
+
+/// `status.loadBalancer.ingress[]` of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct LoadBalancerIngress {
+    /// The address; a balancer that is reached by name has none.
+    pub ip: Option<Text>,
+    /// `VIP` (also where nothing is said): packets arrive with this address. `Proxy`: they do not.
+    pub ip_mode: Option<Text>,
 }
 
 /// `spec.ports[]` of a Service.

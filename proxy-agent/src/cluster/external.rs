@@ -1,0 +1,160 @@
+//! How a Service is reached from outside the cluster: by ports of the nodes, addresses of a load balancer, and addresses
+//! that the cluster's operator routes to the nodes.
+//!
+//! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local, multicast,
+//! 0.0.0.0/8) is refused here. Whether it lies in a range of pods or of cluster IPs is known only later, see `plan`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use super::address::{canonical_ip, canonical_net};
+use super::problems::Findings;
+use super::service::ServicePort;
+use crate::source::wire;
+
+/// How a Service is reached from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// Clients from outside reach only endpoints of the node they come to, and keep their address.
+    pub local: bool,
+    /// `spec.externalIPs`.
+    pub external_ips: SmallVec<[IpAddr; 1]>,
+    /// `status.loadBalancer.ingress`, without those whose balancer is a proxy.
+    pub load_balancer_ips: SmallVec<[IpAddr; 1]>,
+    /// Whose packets to the load balancer's addresses are let through; `None` for everybody's.
+    pub source_ranges: Option<Box<[IpNet]>>,
+    /// Where a load balancer asks for the health of this node's endpoints, or 0.
+    pub health_check_node_port: u16,
+}
+
+impl External {
+    /// Reads what concerns clients from outside; `None` if they are not served.
+    pub(super) fn read(
+        spec: &wire::ServiceSpec,
+        status: Option<&wire::ServiceStatus>,
+        ports: &[ServicePort],
+        findings: &mut Findings,
+    ) -> Option<Self> {
+        let external_ips = read_external_ips(spec, findings);
+        let load_balancer_ips = read_load_balancer_ips(status, findings);
+        let has_node_port = ports.iter().any(|port| port.node_port != 0);
+        if external_ips.is_empty() && load_balancer_ips.is_empty() && !has_node_port {
+            return None;
+        }
+        let local = spec.external_traffic_policy.as_deref() == Some("Local");
+        Some(Self {
+            local,
+            external_ips,
+            load_balancer_ips,
+            source_ranges: read_source_ranges(spec, findings),
+            health_check_node_port: if local {
+                read_health_check_port(spec, findings)
+            } else {
+                0
+            },
+        })
+    }
+}
+
+fn read_external_ips(spec: &wire::ServiceSpec, findings: &mut Findings) -> SmallVec<[IpAddr; 1]> {
+    let mut addresses = SmallVec::new();
+    for (i, text) in spec.external_ips.iter().flatten().enumerate() {
+        read_address(text, &mut addresses, findings, || {
+            format!("spec.externalIPs[{i}]")
+        });
+    }
+    addresses
+}
+
+fn read_load_balancer_ips(
+    status: Option<&wire::ServiceStatus>,
+    findings: &mut Findings,
+) -> SmallVec<[IpAddr; 1]> {
+    let ingress = status
+        .and_then(|status| status.load_balancer.as_ref())
+        .and_then(|balancer| balancer.ingress.as_deref());
+    let mut addresses = SmallVec::new();
+    for (i, ingress) in ingress.unwrap_or_default().iter().enumerate() {
+        // KEP-1860: packets go to the balancer itself, which sends them on to a node's address.
+        let is_proxy = ingress.ip_mode.as_deref() == Some("Proxy");
+        if let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty() && !is_proxy) {
+            let field = || format!("status.loadBalancer.ingress[{i}].ip");
+            read_address(text, &mut addresses, findings, field);
+        }
+    }
+    addresses
+}
+
+fn read_address(
+    text: &str,
+    addresses: &mut SmallVec<[IpAddr; 1]>,
+    findings: &mut Findings,
+    field: impl Fn() -> String,
+) {
+    match canonical_ip(text) {
+        Some(address) => match unfit(address) {
+            None if addresses.contains(&address) => {}
+            None => addresses.push(address),
+            Some(kind) => findings.add(|| {
+                format!(
+                    "{}: {address} is {kind} and can be no service's; it is left out",
+                    field()
+                )
+            }),
+        },
+        None => findings.add(|| format!("{}: {text:?} is not an address; it is left out", field())),
+    }
+}
+
+/// What an address is that no service may take.
+fn unfit(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let in_zero_net =
+        matches!(address, IpAddr::V4(address) if address.octets()[0] == 0 || address.is_broadcast());
+    if address.is_loopback() {
+        Some("a loopback address")
+    } else if link_local {
+        Some("a link-local address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if address.is_unspecified() || in_zero_net {
+        Some("no host's address")
+    } else {
+        None
+    }
+}
+
+fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<Box<[IpNet]>> {
+    let listed = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    if listed.is_empty() {
+        return None;
+    }
+    let mut ranges = Vec::with_capacity(listed.len());
+    for (i, text) in listed.iter().enumerate() {
+        match canonical_net(text) {
+            Some(range) => ranges.push(range),
+            None => findings.add(|| {
+                let field = format!("spec.loadBalancerSourceRanges[{i}]");
+                format!("{field}: {text:?} is not an address range; it is left out, and lets nobody through")
+            }),
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Some(ranges.into_boxed_slice())
+}
+
+fn read_health_check_port(spec: &wire::ServiceSpec, findings: &mut Findings) -> u16 {
+    let port = spec.health_check_node_port.unwrap_or(0);
+    u16::try_from(port).unwrap_or_else(|_| {
+        findings.add(|| {
+            format!("spec.healthCheckNodePort: {port} is outside 1–65535; the node's health is not told")
+        });
+        0
+    })
+}

@@ -1,0 +1,62 @@
+//! How long a flow that nothing is heard of is remembered.
+
+use serde::{Deserialize, Serialize};
+
+use super::duration::GoDuration;
+
+/// Lifetimes of flows by their state, named and preset as in a `KubeProxyConfiguration`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Conntrack {
+    /// TCP past its handshake.
+    pub tcp_established_timeout: GoDuration,
+    /// TCP that one side has closed.
+    pub tcp_close_wait_timeout: GoDuration,
+    /// Datagrams that were never answered.
+    pub udp_timeout: GoDuration,
+    /// Datagrams that were.
+    pub udp_stream_timeout: GoDuration,
+}
+
+impl Default for Conntrack {
+    fn default() -> Self {
+        Self {
+            tcp_established_timeout: GoDuration::seconds(86_400),
+            tcp_close_wait_timeout: GoDuration::seconds(3600),
+            udp_timeout: GoDuration::seconds(30),
+            udp_stream_timeout: GoDuration::seconds(180),
+        }
+    }
+}
+
+/// Lifetimes that are given; zero stands for what is in force, as kube-proxy has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ConntrackSettings {
+    /// TCP past its handshake.
+    pub tcp_established_timeout: Option<GoDuration>,
+    /// TCP that one side has closed.
+    pub tcp_close_wait_timeout: Option<GoDuration>,
+    /// Datagrams that were never answered.
+    pub udp_timeout: Option<GoDuration>,
+    /// Datagrams that were.
+    pub udp_stream_timeout: Option<GoDuration>,
+}
+
+impl ConntrackSettings {
+    /// Changes what is given.
+    pub fn apply(&self, conntrack: &mut Conntrack) {
+        let set = |given: Option<GoDuration>, to: &mut GoDuration| {
+            if let Some(given) = given.filter(|given| !given.0.is_zero()) {
+                *to = given;
+            }
+        };
+        set(
+            self.tcp_established_timeout,
+            &mut conntrack.tcp_established_timeout,
+        );
+        set(self.tcp_close_wait_timeout, &mut conntrack.tcp_close_wait_timeout);
+        set(self.udp_timeout, &mut conntrack.udp_timeout);
+        set(self.udp_stream_timeout, &mut conntrack.udp_stream_timeout);
+    }
+}
