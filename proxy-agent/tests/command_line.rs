@@ -152,6 +152,7 @@ fn install(bpf_root: &Path) {
         backends: 64,
         addresses: 64,
         flows: 128,
+        affinity: 64,
         socket_peers: 64,
         pod_netns: 16,
     };

@@ -14,6 +14,7 @@ const SIZES: MapSizes = MapSizes {
     backends: 64,
     addresses: 64,
     flows: 128,
+    affinity: 64,
     socket_peers: 64,
     pod_netns: 16,
 };
@@ -32,6 +33,8 @@ fn frontend(key: &FrontendKey) -> Frontend {
         slots: 7,
         service: 3,
         flags: 0,
+        affinity: 0,
+        reserved: 0,
     }
 }
 

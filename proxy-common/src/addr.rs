@@ -20,6 +20,12 @@ impl Ip {
     /// The unspecified IPv6 address, which stands for "none".
     pub const UNSPECIFIED: Self = Self([0; 4]);
 
+    /// `127.0.0.1`
+    pub const LOOPBACK_V4: Self = Self([0, 0, MAPPED, 0x7f00_0001_u32.to_be()]);
+
+    /// `::1`
+    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
+
     /// From the four bytes of an IPv4 header field, read as one native word.
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
@@ -54,6 +60,22 @@ impl Ip {
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
+    }
+
+    /// Whether this is `0.0.0.0`, which is not what [`Self::is_unspecified`] means.
+    #[inline(always)]
+    pub const fn is_v4_unspecified(&self) -> bool {
+        self.is_v4() && self.0[3] == 0
+    }
+
+    /// Whether this is an address of the loopback.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.0[3]) >> 24 == 127
+        } else {
+            self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
+        }
     }
 
     /// Whether the two are the same; word by word, which the verifier follows and LLVM does not turn into a call.

@@ -74,6 +74,12 @@ plain!(
     crate::maps::TraceCell,
     crate::maps::RangeKey,
     crate::maps::Counter,
+    crate::maps::AffinityKey,
+    crate::maps::Affinity,
+    crate::maps::Refusals,
+    crate::maps::FragmentKey,
+    crate::maps::FragmentPorts,
+    crate::maps::SourceRangeKey,
 );
 
 plain_only!(

@@ -1,8 +1,10 @@
 //! Acting on a decision: the one place where a decision becomes a verdict and a count.
+//!
+//! What is done once a packet has been decided about is in functions of their own for the verifier too, see [`stage`].
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_fib_lookup as FibLookup,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT,
+    TC_ACT_UNSPEC, bpf_fib_lookup as FibLookup,
 };
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
@@ -15,14 +17,21 @@ use crate::dry_run;
 use crate::kernel::{self, Skb, redirect_in, redirect_out, redirect_to_neighbour};
 use crate::reject;
 use crate::rewrite::{self, NETWORK_HEADER};
+use crate::stage;
 use crate::tables::{Live, count};
 
+/// The loopback has this index in every network namespace.
+const LOOPBACK: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// Parses the packet, asks `decide`, and does what it says.
 #[inline(always)]
-pub fn handle(context: &TcContext, entry: Entry, decide: impl FnOnce(&Live, &mut Work) -> Decision) -> i32 {
+pub fn handle<'a>(
+    context: &'a TcContext,
+    entry: Entry,
+    decide: impl FnOnce(&Live, &mut Work, &Skb<'a>) -> Decision,
+) -> i32 {
     let Some(work) = kernel::work() else {
         return TC_ACT_UNSPEC;
     };
@@ -34,22 +43,28 @@ pub fn handle(context: &TcContext, entry: Entry, decide: impl FnOnce(&Live, &mut
         Ok(headers) => work.start(headers),
         Err(reason) => return pass(&skb, &tables, reason),
     }
-    let decision = decide(&tables, work);
+    let decision = decide(&tables, work, &skb);
     if tables.dry_run {
         dry_run::report(&skb, work, decision);
         return TC_ACT_UNSPEC;
     }
-    let Work { headers, flow, .. } = work;
-    match decision {
+    let verdict = match decision {
         Decision::Pass(reason) => pass(&skb, &tables, reason),
-        Decision::Drop(reason) if reason.is_reject() => {
-            finish(context, refuse(&skb, headers, entry).map_err(|()| reason), reason)
-        }
-        Decision::Drop(reason) => drop(context, reason),
-        Decision::Echo => finish(context, echo(&skb, headers, entry), Reason::EchoReply),
-        Decision::Translate(reason) => finish(context, translate(&skb, headers, flow, entry), reason),
+        Decision::Drop(reason) if reason.is_reject() => stage::refuse(&skb, entry, reason),
+        Decision::Drop(reason) => drop(&skb, reason),
+        Decision::Echo => stage::echo(&skb, entry),
+        Decision::Translate(reason) => stage::translate(&skb, entry, reason),
+        Decision::TranslateError => stage::translate_error(&skb, entry),
+    };
+    if verdict == TOO_BIG {
+        return stage::refuse(&skb, entry, Reason::TooBig);
     }
+    verdict
 }
+
+/// What a stage returns where the packet, still as it came, is too big to be sent on: no verdict of tc. A stage does not
+/// call another one, since all that call each other share 512 bytes of stack.
+const TOO_BIG: i32 = -100;
 
 #[inline(always)]
 fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
@@ -62,27 +77,76 @@ fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn drop(context: &TcContext, reason: Reason) -> i32 {
-    count(reason, context.len());
+fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
+    count(reason, skb.len());
     TC_ACT_SHOT
 }
 
+/// Ends a stage: with its verdict, or by dropping the packet for a reason.
 #[inline(always)]
-fn finish(context: &TcContext, verdict: Result<i32, Reason>, reason: Reason) -> i32 {
+fn finish(skb: &Skb<'_>, verdict: Result<i32, Reason>, reason: Reason) -> i32 {
     match verdict {
         Ok(verdict) => {
-            count(reason, context.len());
+            count(reason, skb.len());
             verdict
         }
-        Err(reason) => drop(context, reason),
+        Err(Reason::TooBig) => TOO_BIG,
+        Err(reason) => drop(skb, reason),
     }
+}
+
+/// What becomes of a packet that is translated.
+#[inline(always)]
+pub fn translate(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i32 {
+    let Work {
+        headers, flow, mtu, ..
+    } = work;
+    let verdict = find_way(skb, headers, flow, entry, mtu).and_then(|out| {
+        rewrite::rewrite(skb, headers, flow).ok_or(Reason::RewriteFailed)?;
+        deliver(skb, headers, flow, entry, out)
+    });
+    finish(skb, verdict, reason)
+}
+
+/// What becomes of an ICMP error about a translated packet.
+#[inline(always)]
+pub fn translate_error(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> i32 {
+    let Work {
+        headers,
+        flow,
+        carried,
+        error_source,
+        mtu,
+        ..
+    } = work;
+    let verdict = find_way(skb, headers, flow, entry, mtu).and_then(|out| {
+        rewrite::rewrite_error(skb, headers, carried, flow, error_source).ok_or(Reason::RewriteFailed)?;
+        deliver(skb, headers, flow, entry, out)
+    });
+    finish(skb, verdict, Reason::RelatedError)
 }
 
 /// Answers an echo request in the client's direction.
 #[inline(always)]
-fn echo(skb: &Skb<'_>, headers: &Headers, entry: Entry) -> Result<i32, Reason> {
-    rewrite::answer_echo(skb, headers).ok_or(Reason::RewriteFailed)?;
-    answer(skb, entry)
+pub fn echo(skb: &Skb<'_>, work: &Work, entry: Entry) -> i32 {
+    let answered = rewrite::answer_echo(skb, &work.headers).ok_or(Reason::RewriteFailed);
+    match answered.and_then(|()| answer(skb, entry)) {
+        Ok(verdict) => {
+            count(Reason::EchoReply, skb.len());
+            verdict
+        }
+        Err(reason) => drop(skb, reason),
+    }
+}
+
+/// Tells the sender that nobody is there, or that its packet is too big.
+#[inline(always)]
+pub fn refuse(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i32 {
+    count(reason, skb.len());
+    let mtu = work.mtu;
+    reject::refuse(skb, &work.headers, reason, mtu, &mut work.scratch)
+        .and_then(|()| answer(skb, entry).ok())
+        .unwrap_or(TC_ACT_SHOT)
 }
 
 /// Sends a packet that was turned into an answer to where it came from.
@@ -90,33 +154,53 @@ fn echo(skb: &Skb<'_>, headers: &Headers, entry: Entry) -> Result<i32, Reason> {
 fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     match entry {
         Entry::Host => to_host(skb),
+        Entry::Loopback => to_loopback(skb),
         Entry::Pod | Entry::Uplink => back(skb),
     }
 }
 
-/// Tells the sender that nobody is there.
+/// The interface by which a translated packet leaves, if it is for us to say; 0 if not. Asked before the packet is changed,
+/// so that one that is too big can be refused as it came; then `mtu` is what would have been small enough.
 #[inline(always)]
-fn refuse(skb: &Skb<'_>, headers: &Headers, entry: Entry) -> Result<i32, ()> {
-    reject::refuse(skb, headers).ok_or(())?;
-    answer(skb, entry).map_err(|_| ())
+fn find_way(
+    skb: &Skb<'_>,
+    headers: &Headers,
+    flow: &Flow,
+    entry: Entry,
+    mtu: &mut u32,
+) -> Result<u32, Reason> {
+    match Deliver::from_number(flow.deliver) {
+        Deliver::Route => {}
+        // What was routed to our own device has left the stack already.
+        Deliver::Stack if matches!(entry, Entry::Host) => {}
+        _ => return Ok(0),
+    }
+    if is_forwarded(entry) && headers.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    route(skb, headers, flow, mtu)
 }
 
 #[inline(always)]
-fn translate(skb: &Skb<'_>, headers: &Headers, flow: &Flow, entry: Entry) -> Result<i32, Reason> {
-    rewrite::rewrite(skb, headers, flow).ok_or(Reason::RewriteFailed)?;
+fn deliver(skb: &Skb<'_>, headers: &Headers, flow: &Flow, entry: Entry, out: u32) -> Result<i32, Reason> {
     match Deliver::from_number(flow.deliver) {
-        // What was routed to our own device has left the stack already.
-        Deliver::Stack if matches!(entry, Entry::Host) => route(skb, headers, flow),
-        Deliver::Stack => Ok(TC_ACT_UNSPEC),
+        Deliver::Stack if !matches!(entry, Entry::Host) => Ok(TC_ACT_UNSPEC),
         Deliver::SameInterface => back(skb),
         Deliver::Host => to_host(skb),
-        Deliver::Route => {
-            if !matches!(entry, Entry::Host) {
+        Deliver::Loopback => to_loopback(skb),
+        Deliver::Route | Deliver::Stack => {
+            if is_forwarded(entry) {
                 rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
             }
-            route(skb, headers, flow)
+            Ok(redirect_to_neighbour(out))
         }
     }
+}
+
+/// Whether a packet that enters here is forwarded by the node rather than sent by it.
+#[inline(always)]
+const fn is_forwarded(entry: Entry) -> bool {
+    matches!(entry, Entry::Pod | Entry::Uplink)
 }
 
 /// Out of the interface it came in by.
@@ -137,14 +221,24 @@ fn to_host(skb: &Skb<'_>) -> Result<i32, Reason> {
     Ok(redirect_in(device))
 }
 
-/// Out by the interface and to the neighbour that the routing table names.
+/// Into the node's stack by the loopback, from where it takes packets between its own addresses.
 #[inline(always)]
-fn route(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Result<i32, Reason> {
+fn to_loopback(skb: &Skb<'_>) -> Result<i32, Reason> {
+    rewrite::set_destination_mac(skb, &[0; 6]).ok_or(Reason::RewriteFailed)?;
+    Ok(redirect_in(LOOPBACK))
+}
+
+/// The interface that the routing table names, and that takes packets of this size.
+#[inline(always)]
+fn route(skb: &Skb<'_>, headers: &Headers, flow: &Flow, mtu: &mut u32) -> Result<u32, Reason> {
     let mut lookup = FibLookup::zeroed();
     lookup.set_packet(headers, flow, skb.ifindex());
     let result = skb.route(&mut lookup);
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        Ok(redirect_to_neighbour(lookup.ifindex))
+        Ok(lookup.ifindex)
+    } else if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        *mtu = kernel::mtu_of(&lookup);
+        Err(Reason::TooBig)
     } else {
         Err(Reason::NoRoute)
     }

@@ -32,6 +32,7 @@ pub fn report(skb: &Skb<'_>, work: &Work, decision: Decision) {
         Decision::Pass(reason) => skb.set_control::<2>(outcome(1, reason, false)),
         Decision::Drop(reason) => skb.set_control::<2>(outcome(2, reason, false)),
         Decision::Echo => skb.set_control::<2>(outcome(3, Reason::EchoReply, false)),
+        Decision::TranslateError => skb.set_control::<2>(outcome(1, Reason::RelatedError, false)),
         Decision::Translate(reason) => {
             let masquerade = !work.flow.src.same(&work.headers.src);
             skb.set_control::<2>(outcome(4, reason, masquerade));

@@ -15,8 +15,8 @@ use crate::kernel::Skb;
 /// What was routed to a virtual address.
 #[classifier]
 pub fn from_host(context: TcContext) -> i32 {
-    let verdict = handle(&context, Entry::Host, |tables, work| {
-        entering(tables, work, Entry::Host)
+    let verdict = handle(&context, Entry::Host, |tables, work, skb| {
+        entering(tables, work, skb, Entry::Host)
     });
     if verdict == TC_ACT_UNSPEC && !dry_run::is_marked(&Skb(&context)) {
         TC_ACT_SHOT

@@ -15,9 +15,9 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated as helper;
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext};
 use proxy_common::decide::Work;
-use proxy_common::maps::{Config, Connected, Counter, Flow, Frontend};
+use proxy_common::maps::{Config, Connected, Counter, Flow, Frontend, Refusals};
 use proxy_common::packet::Packet;
 use proxy_common::{Ip, Plain, Port};
 
@@ -38,12 +38,15 @@ pub fn read_frontend(pointer: *const Frontend) -> Frontend {
         let slots = (&raw const (*pointer).slots).read_volatile();
         let service = (&raw const (*pointer).service).read_volatile();
         let flags = (&raw const (*pointer).flags).read_volatile();
+        let affinity = (&raw const (*pointer).affinity).read_volatile();
         let check = (&raw const (*pointer).check).read_volatile();
         Frontend {
             check,
             slots,
             service,
             flags,
+            affinity,
+            reserved: 0,
         }
     }
 }
@@ -73,6 +76,25 @@ pub fn copy_flow(from: *const Flow, into: &mut Flow) {
     unsafe { core::ptr::copy_nonoverlapping(from, into, 1) }
 }
 
+/// Notes in a conntrack entry that it is in use, and how far its flow is. States only gain bits this way, so two CPUs
+/// that do it at once lose one at the worst, until the next packet.
+#[inline(always)]
+pub fn touch_flow(flow: *mut Flow, now: u32, state: u8) {
+    // SAFETY: the pointer comes from a map look-up and was checked for null; both fields are aligned.
+    unsafe {
+        (&raw mut (*flow).seen).write_volatile(now);
+        let known = (&raw const (*flow).state).read_volatile();
+        (&raw mut (*flow).state).write_volatile(known | state);
+    }
+}
+
+/// Takes note of one more refusal on this CPU; false if it is one too many.
+#[inline(always)]
+pub fn another_refusal(refusals: *mut Refusals, now: u32) -> bool {
+    // SAFETY: the pointer comes from a per-CPU array's look-up and was checked for null.
+    unsafe { (*refusals).another(now) }
+}
+
 /// Adds to a per-CPU counter, which no other CPU touches.
 #[inline(always)]
 pub fn add(counter: *mut Counter, more: Counter) {
@@ -90,11 +112,18 @@ pub fn set_pods_answer_outside(config: *mut Config) {
     unsafe { (&raw mut (*config).pods_answer_outside).write_volatile(1) }
 }
 
-/// Coarse time, see `proxy_common::Tables::now`.
+/// Sets `Config::node_answers_outside`.
 #[inline(always)]
-pub fn now() -> u32 {
+pub fn set_node_answers_outside(config: *mut Config) {
+    // SAFETY: the pointer comes from an array's look-up and was checked for null.
+    unsafe { (&raw mut (*config).node_answers_outside).write_volatile(1) }
+}
+
+/// Nanoseconds since boot.
+#[inline(always)]
+pub fn clock() -> u64 {
     // SAFETY: no preconditions.
-    (unsafe { helper::bpf_ktime_get_ns() } >> 30) as u32
+    unsafe { helper::bpf_ktime_get_ns() }
 }
 
 /// A random number.
@@ -133,6 +162,20 @@ impl Skb<'_> {
     pub fn ifindex(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// How long the frame is.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).len }
+    }
+
+    /// Whether the buffer holds several segments, to be cut later.
+    #[inline(always)]
+    pub fn is_gso(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).gso_size != 0 }
     }
 
     /// A word of the control block.
@@ -208,6 +251,16 @@ pub fn zeroed_fib_lookup() -> FibLookup {
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
+/// The size of the link that a look-up found a packet to be too big for; kernels before 5.13 do not tell, and then the
+/// size that every link has (RFC 8200 §5) will do.
+#[inline(always)]
+pub fn mtu_of(lookup: &FibLookup) -> u32 {
+    const LEAST: u32 = 1280;
+    // SAFETY: a union of integers of one size.
+    let mtu = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
+    if mtu == 0 { LEAST } else { mtu }
+}
+
 /// The verdict that sends the packet out of an interface as it is.
 #[inline(always)]
 pub fn redirect_out(ifindex: u32) -> i32 {
@@ -245,6 +298,59 @@ pub fn checksum<const N: usize>(words: &mut [u32; N]) -> u16 {
     let sum = unsafe { helper::bpf_csum_diff(core::ptr::null_mut(), 0, words.as_mut_ptr(), size, 0) as u32 };
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// A socket that has just been bound.
+pub struct Bound<'a>(pub &'a SockContext);
+
+impl Bound<'_> {
+    /// The IPv4 address and port that an `AF_INET` socket was bound to.
+    #[inline(always)]
+    pub fn v4(&self) -> (Ip, Port) {
+        // SAFETY: fields of the context.
+        unsafe {
+            let context = self.0.sock;
+            let address = (&raw const (*context).src_ip4).read_volatile();
+            (Ip::from_v4_word(address), self.port())
+        }
+    }
+
+    /// The IPv6 address and port that an `AF_INET6` socket was bound to.
+    #[inline(always)]
+    pub fn v6(&self) -> (Ip, Port) {
+        // SAFETY: fields of the context, read one by one, as the verifier wants them.
+        unsafe {
+            let context = self.0.sock;
+            let words = [
+                (&raw const (*context).src_ip6[0]).read_volatile(),
+                (&raw const (*context).src_ip6[1]).read_volatile(),
+                (&raw const (*context).src_ip6[2]).read_volatile(),
+                (&raw const (*context).src_ip6[3]).read_volatile(),
+            ];
+            (Ip::from_v6_words(words), self.port())
+        }
+    }
+
+    /// The port, which this context has in host order.
+    #[inline(always)]
+    fn port(&self) -> Port {
+        // SAFETY: a field of the context.
+        Port::new(unsafe { (&raw const (*self.0.sock).src_port).read_volatile() } as u16)
+    }
+
+    /// The socket's protocol.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        // SAFETY: a field of the context.
+        unsafe { (&raw const (*self.0.sock).protocol).read_volatile() as u8 }
+    }
+
+    /// The cookie of the network namespace the socket lives in.
+    #[inline(always)]
+    pub fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context is passed as the helper expects it.
+        unsafe { helper::bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
 }
 
 /// The peer address of a socket call.

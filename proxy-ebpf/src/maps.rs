@@ -8,8 +8,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_common::Ip;
 use proxy_common::decide::Work;
 use proxy_common::maps::{
-    Backend, Config, Connected, Counter, Flow, FlowKey, Frontend, FrontendKey, Reason, Slot, SocketKey,
-    SocketPeer, TraceCell,
+    Affinity, AffinityKey, Backend, Config, Connected, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Reason, Refusals, Slot, SocketKey, SocketPeer, TraceCell,
 };
 
 #[map]
@@ -31,6 +31,19 @@ pub static POD_RANGES: LpmTrie<Ip, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_
 pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
+pub static NEW_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
+
+/// See `proxy_common::maps::SourceRangeKey`; aya keeps the length of the prefix apart.
+#[map]
+pub static SOURCE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+#[map]
 pub static SOCKET_PEERS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
@@ -45,6 +58,10 @@ pub static TRACE: Array<TraceCell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// What the packet programs work on; see [`Work`].
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+/// How many refusals were sent in the current tick.
+#[map]
+pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Reason::COUNT, 0);

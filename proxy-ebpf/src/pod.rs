@@ -2,20 +2,22 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::packet::{Entry, entering, leaving_to_pod};
+use proxy_common::decide::packet::{Entry, entering, leaving};
 
 use crate::deliver::handle;
 
 /// What a pod sends.
 #[classifier]
 pub fn from_pod(context: TcContext) -> i32 {
-    handle(&context, Entry::Pod, |tables, work| {
-        entering(tables, work, Entry::Pod)
+    handle(&context, Entry::Pod, |tables, work, skb| {
+        entering(tables, work, skb, Entry::Pod)
     })
 }
 
 /// What a pod receives.
 #[classifier]
 pub fn to_pod(context: TcContext) -> i32 {
-    handle(&context, Entry::Pod, |tables, work| leaving_to_pod(tables, work))
+    handle(&context, Entry::Pod, |tables, work, skb| {
+        leaving(tables, work, skb)
+    })
 }

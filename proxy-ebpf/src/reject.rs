@@ -1,43 +1,89 @@
-//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP port unreachable for everything else.
+//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP error for everything else.
 //!
-//! The refused packet itself becomes the answer. A SYN turns into a RST by exchanging its ends and flags, options and all,
-//! which updates its checksum word by word and so stays right whether that checksum is whole or left to the NIC. For an
-//! ICMP error room is made in front, and the packet is cut behind the eight bytes that an error carries of it
-//! (RFC 792; RFC 4443 would allow more, but senders look at the ports only).
+//! The refused packet itself becomes the answer. A TCP segment turns into a RST by exchanging its ends and flags, options and
+//! all, which updates its checksum word by word and so stays right whether that checksum is whole or left to the NIC. For an
+//! ICMP error the packet is cut behind the bytes that an error carries of it, and room is made in front (RFC 792;
+//! RFC 4443 would allow more, but senders look at the ports only).
+//!
+//! Errors are limited to so many a second, as the kernel's own are (RFC 1812 §4.3.2.8).
 
-use proxy_common::packet::{Headers, Packet};
+use proxy_common::decide::SCRATCH_WORDS;
+use proxy_common::maps::Reason;
+use proxy_common::packet::{Headers, Packet, TCP_ACK, TCP_RST};
 use proxy_common::protocol;
 
 use crate::kernel::{Skb, checksum};
 use crate::rewrite::{set_ttl, swap_addresses};
+use crate::tables::may_refuse;
 
 const TCP_CHECKSUM: u32 = 16;
 const TTL: u8 = 64;
-/// Bytes of the refused packet's transport header that an error carries.
+/// Bytes of the refused packet's transport header that an error carries: of TCP more, since its checksum has to be among
+/// them where it was left to the NIC.
 const CARRIED: u32 = 8;
+const CARRIED_OF_TCP: u32 = 20;
 const IPV4_HEADER: u32 = 20;
 const IPV6_HEADER: u32 = 40;
 const ICMP_HEADER: u32 = 8;
 
-/// Turns the packet into its refusal; `None` if there is none to be sent, or the kernel refused a step.
+/// Turns the packet into its refusal; `None` if there is none to be sent, or the kernel refused a step. `mtu` is that of
+/// the link that a packet is too big for.
 #[inline(always)]
-pub fn refuse(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
-    if headers.l4 == 0 || headers.is_fragment {
+pub fn refuse(
+    skb: &Skb<'_>,
+    headers: &Headers,
+    reason: Reason,
+    mtu: u32,
+    sum: &mut [u32; SCRATCH_WORDS],
+) -> Option<()> {
+    let is_too_big = reason as u8 == Reason::TooBig as u8;
+    if headers.l4 == 0 || (headers.is_fragment && !is_too_big) {
         return None;
     }
-    match headers.protocol {
-        protocol::TCP => reset(skb, headers),
-        protocol::UDP | protocol::SCTP if headers.dst.is_v4() => unreachable_v4(skb, headers),
-        protocol::UDP | protocol::SCTP => unreachable_v6(skb, headers),
-        _ => None,
+    if headers.protocol == protocol::TCP && !is_too_big {
+        return reset(skb, headers);
+    }
+    if !may_refuse() {
+        return None;
+    }
+    let error = match (headers.dst.is_v4(), is_too_big) {
+        // RFC 792, and RFC 1191 for the link's size.
+        (true, false) => Error {
+            head: 0x0303_0000,
+            rest: 0,
+        },
+        (true, true) => Error {
+            head: 0x0304_0000,
+            rest: mtu,
+        },
+        // RFC 4443.
+        (false, false) => Error {
+            head: 0x0104_0000,
+            rest: 0,
+        },
+        (false, true) => Error {
+            head: 0x0200_0000,
+            rest: mtu,
+        },
+    };
+    if headers.dst.is_v4() {
+        error_v4(skb, headers, &error, sum)
+    } else {
+        error_v6(skb, headers, &error, sum)
     }
 }
 
-/// RFC 9293 §3.10.7.1: a SYN is answered with `<SEQ=0><ACK=SEG.SEQ+1><CTL=RST,ACK>`. Only connections that begin are
-/// refused; a segment of a connection that nobody knows is dropped, as its sender will find out by itself.
+/// The first two words of an ICMP error, in host order: type and code, and what depends on them.
+struct Error {
+    head: u32,
+    rest: u32,
+}
+
+/// RFC 9293 §3.10.7.1: what acknowledges something is answered with `<SEQ=SEG.ACK><CTL=RST>`, everything else with
+/// `<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>`, and a RST with nothing. What does not acknowledge is a SYN, of length 1.
 #[inline(always)]
 fn reset(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
-    if !headers.is_syn() {
+    if headers.has_tcp_flag(TCP_RST) || skb.is_gso() {
         return None;
     }
     let old: [u32; 4] = [
@@ -46,13 +92,18 @@ fn reset(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
         skb.load(headers.l4 + 8)?,
         skb.load(headers.l4 + 12)?,
     ];
-    // Data offset stays; flags become RST and ACK; the window is closed.
-    let control = (u32::from_be(old[3]) & 0xf000_0000 | 0x0014_0000).to_be();
+    // Data offset stays; the window is closed.
+    let offset = u32::from_be(old[3]) & 0xf000_0000;
+    let (sequence, acknowledged, flags) = if headers.has_tcp_flag(TCP_ACK) {
+        (old[2], 0, 0x0004_0000)
+    } else {
+        (0, u32::from_be(old[1]).wrapping_add(1).to_be(), 0x0014_0000)
+    };
     let new: [u32; 4] = [
         u32::from(headers.dport.raw()) | u32::from(headers.sport.raw()) << 16,
-        0,
-        u32::from_be(old[1]).wrapping_add(1).to_be(),
-        control,
+        sequence,
+        acknowledged,
+        (offset | flags).to_be(),
     ];
     for word in 1..4 {
         let (from, to) = (u64::from(old[word]), u64::from(new[word]));
@@ -64,53 +115,49 @@ fn reset(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
 }
 
 #[inline(always)]
-fn unreachable_v4(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
+fn error_v4(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCRATCH_WORDS]) -> Option<()> {
     // Options would move the ports out of reach; who uses them finds out by time-out.
     if headers.l4 != headers.l3 + IPV4_HEADER {
         return None;
     }
+    *sum = [0; SCRATCH_WORDS];
+    sum[0] = error.head.to_be();
+    sum[1] = error.rest.to_be();
+    copy::<5>(skb, headers.l3, sum, 2)?;
+    let carried = carry(skb, headers, sum, 7)?;
+    skb.truncate(headers.l4 + carried)?;
     skb.insert_behind_ethernet(IPV4_HEADER + ICMP_HEADER)?;
-    let inner = headers.l3 + IPV4_HEADER + ICMP_HEADER;
-    skb.truncate(inner + IPV4_HEADER + CARRIED)?;
-    let carried: [u32; 7] = skb.load(inner)?;
+    let head = sum[0] | u32::from(checksum(sum)) << 16;
+    skb.store(headers.l3 + IPV4_HEADER, &[head, error.rest.to_be()])?;
+    let len = IPV4_HEADER + ICMP_HEADER + IPV4_HEADER + carried;
     let mut ip: [u32; 5] = [
-        0x45c0_0038_u32.to_be(),
+        (0x45c0_0000 | len).to_be(),
         0,
         (u32::from(TTL) << 24 | u32::from(protocol::ICMP) << 16).to_be(),
         headers.dst.v4_word(),
         headers.src.v4_word(),
     ];
     ip[2] |= u32::from(checksum(&mut ip)) << 16;
-    skb.store(headers.l3, &ip)?;
-    // Type 3, code 3: port unreachable.
-    let mut icmp: [u32; 9] = [0; 9];
-    icmp[0] = 0x0303_0000_u32.to_be();
-    let mut word = 0;
-    while word < 7 {
-        icmp[word + 2] = carried[word];
-        word += 1;
-    }
-    let head = icmp[0] | u32::from(checksum(&mut icmp)) << 16;
-    skb.store(headers.l3 + IPV4_HEADER, &[head, 0])
+    skb.store(headers.l3, &ip)
 }
 
 #[inline(always)]
-fn unreachable_v6(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
+fn error_v6(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCRATCH_WORDS]) -> Option<()> {
     if headers.l4 != headers.l3 + IPV6_HEADER {
         return None;
     }
+    *sum = [0; SCRATCH_WORDS];
+    copy::<10>(skb, headers.l3, sum, 12)?;
+    let carried = carry(skb, headers, sum, 22)?;
+    skb.truncate(headers.l4 + carried)?;
     skb.insert_behind_ethernet(IPV6_HEADER + ICMP_HEADER)?;
-    let inner = headers.l3 + IPV6_HEADER + ICMP_HEADER;
-    skb.truncate(inner + IPV6_HEADER + CARRIED)?;
-    let carried: [u32; 12] = skb.load(inner)?;
-    let len = ICMP_HEADER + IPV6_HEADER + CARRIED;
+    let len = ICMP_HEADER + IPV6_HEADER + carried;
     let (src, dst) = (headers.dst.v6_words(), headers.src.v6_words());
     let head = (len << 16 | u32::from(protocol::ICMPV6) << 8 | u32::from(TTL)).to_be();
     skb.store(headers.l3, &[0x6000_0000_u32.to_be(), head])?;
     skb.store(headers.l3 + 8, &src)?;
     skb.store(headers.l3 + 24, &dst)?;
-    // The pseudo-header (RFC 8200 §8.1), then type 1, code 4: port unreachable.
-    let mut sum: [u32; 24] = [0; 24];
+    // The pseudo-header (RFC 8200 §8.1) comes first.
     let mut word = 0;
     while word < 4 {
         sum[word] = src[word];
@@ -119,12 +166,31 @@ fn unreachable_v6(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     }
     sum[8] = len.to_be();
     sum[9] = u32::from(protocol::ICMPV6).to_be();
-    sum[10] = 0x0104_0000_u32.to_be();
-    word = 0;
-    while word < 12 {
-        sum[word + 12] = carried[word];
+    sum[10] = error.head.to_be();
+    sum[11] = error.rest.to_be();
+    let head = sum[10] | u32::from(checksum(sum)) << 16;
+    skb.store(headers.l3 + IPV6_HEADER, &[head, error.rest.to_be()])
+}
+
+/// Copies `N` words of the packet to where they are summed up.
+#[inline(always)]
+fn copy<const N: usize>(skb: &Skb<'_>, offset: u32, sum: &mut [u32; SCRATCH_WORDS], at: usize) -> Option<()> {
+    let words: [u32; N] = skb.load(offset)?;
+    let mut word = 0;
+    while word < N {
+        sum[at + word] = words[word];
         word += 1;
     }
-    let head = sum[10] | u32::from(checksum(&mut sum)) << 16;
-    skb.store(headers.l3 + IPV6_HEADER, &[head, 0])
+    Some(())
+}
+
+/// Copies what an error carries of the refused packet's transport header, and says how many bytes that is.
+#[inline(always)]
+fn carry(skb: &Skb<'_>, headers: &Headers, sum: &mut [u32; SCRATCH_WORDS], at: usize) -> Option<u32> {
+    if headers.protocol == protocol::TCP {
+        copy::<5>(skb, headers.l4, sum, at)?;
+        return Some(CARRIED_OF_TCP);
+    }
+    copy::<2>(skb, headers.l4, sum, at)?;
+    Some(CARRIED)
 }

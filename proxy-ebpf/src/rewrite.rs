@@ -6,9 +6,10 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use proxy_common::maps::Flow;
 use proxy_common::packet::{ETHERNET_LEN, Headers, Packet};
-use proxy_common::protocol;
+use proxy_common::{Ip, Port, protocol};
 
 use crate::kernel::{Skb, checksum_difference};
+use crate::stage::sctp_change;
 
 const TCP_CHECKSUM: u32 = 16;
 const UDP_CHECKSUM: u32 = 6;
@@ -17,40 +18,128 @@ const IPV4_ADDRESSES: u32 = 12;
 const IPV6_ADDRESSES: u32 = 8;
 const IPV4_TTL: u32 = 8;
 const IPV6_HOP_LIMIT: u32 = 7;
+const IPV4_TOTAL_LEN: u32 = 2;
+const IPV6_PAYLOAD_LEN: u32 = 4;
 const ICMP_CHECKSUM: u32 = 2;
+const SCTP_CHECKSUM: u32 = 8;
+/// `include/uapi/linux/bpf.h` since Linux 6.16.
+const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Makes the packet what `flow` says. `None` if the kernel refused a step, after which the packet must be dropped.
 #[inline(always)]
 pub fn rewrite(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<()> {
+    let difference = rewrite_addresses(skb, headers, &flow.src, &flow.dst)?;
+    if headers.l4 == 0 {
+        // A later fragment: the checksum is in the first one, where the difference was taken into account.
+        return Some(());
+    }
     let (checksum, mangled) = match headers.protocol {
         protocol::TCP => (headers.l4 + TCP_CHECKSUM, 0),
         protocol::UDP => (headers.l4 + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0)),
-        _ => (0, 0),
+        _ => return rewrite_sctp_ports(skb, headers, flow),
     };
-    let difference = rewrite_addresses(skb, headers, flow)?;
-    if checksum != 0 {
-        let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
-        skb.update_transport_checksum(checksum, 0, difference, flags)?;
-    }
-    let old = u32::from(headers.sport.raw()) | u32::from(headers.dport.raw()) << 16;
-    let new = u32::from(flow.sport.raw()) | u32::from(flow.dport.raw()) << 16;
+    update_for_addresses(skb, headers, checksum, difference, mangled)?;
+    let (old, new) = (ports(headers.sport, headers.dport), ports(flow.sport, flow.dport));
     if old == new {
         return Some(());
-    }
-    if checksum == 0 {
-        // SCTP's CRC covers the ports and cannot be updated by a difference of words.
-        return None;
     }
     skb.update_transport_checksum(checksum, u64::from(old), u64::from(new), 4 | mangled)?;
     skb.store(headers.l4, &new)
 }
 
+/// Source and destination port as they lie in a header.
+#[inline(always)]
+fn ports(source: Port, destination: Port) -> u32 {
+    u32::from(source.raw()) | u32::from(destination.raw()) << 16
+}
+
+/// Updates a transport checksum for other addresses. Where the NIC has summed up the whole packet, IPv6 needs to be told
+/// from IPv4, whose own header checksum cancels the change out; kernels before 6.16 do not know the flag.
+#[inline(always)]
+fn update_for_addresses(
+    skb: &Skb<'_>,
+    headers: &Headers,
+    checksum: u32,
+    difference: u64,
+    flags: u64,
+) -> Option<()> {
+    let flags = u64::from(BPF_F_PSEUDO_HDR) | flags;
+    if !headers.dst.is_v4()
+        && skb
+            .update_transport_checksum(checksum, 0, difference, flags | BPF_F_IPV6)
+            .is_some()
+    {
+        return Some(());
+    }
+    skb.update_transport_checksum(checksum, 0, difference, flags)
+}
+
+/// SCTP's checksum covers no addresses. One that is zero was left to the NIC, and stays so.
+#[inline(always)]
+fn rewrite_sctp_ports(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<()> {
+    let (old, new) = (ports(headers.sport, headers.dport), ports(flow.sport, flow.dport));
+    if old == new {
+        return Some(());
+    }
+    let checksum: u32 = skb.load(headers.l4 + SCTP_CHECKSUM)?;
+    if checksum != 0 {
+        if headers.is_fragment {
+            // It covers what is in the other fragments too, and how much that is nobody knows yet.
+            return None;
+        }
+        let change = sctp_change(u32::from_le(old ^ new), sctp_len(skb, headers)?);
+        skb.store(headers.l4 + SCTP_CHECKSUM, &(checksum ^ change.to_le()))?;
+    }
+    skb.store(headers.l4, &new)
+}
+
+/// The length of the packet without its IP headers; the frame may be longer.
+#[inline(always)]
+fn sctp_len(skb: &Skb<'_>, headers: &Headers) -> Option<u32> {
+    let (offset, fixed) = if headers.dst.is_v4() {
+        (IPV4_TOTAL_LEN, 0)
+    } else {
+        (IPV6_PAYLOAD_LEN, 40)
+    };
+    let len: u16 = skb.load(headers.l3 + offset)?;
+    (u32::from(u16::from_be(len)) + fixed).checked_sub(headers.l4 - headers.l3)
+}
+
+/// Turns an ICMP error about a translated packet into one about that packet as its sender knows it.
+///
+/// The entry says what a packet becomes that goes the error's way, so the packet in the error, which went the other way,
+/// was from that one's destination to that one's source. The transport checksum inside stays as it was on the wire:
+/// errors often end before it, and nobody checks it.
+#[inline(always)]
+pub fn rewrite_error(
+    skb: &Skb<'_>,
+    headers: &Headers,
+    carried: &Headers,
+    flow: &Flow,
+    source: &Ip,
+) -> Option<()> {
+    let checksum = headers.l4 + ICMP_CHECKSUM;
+    let (old, new) = (ports(carried.sport, carried.dport), ports(flow.dport, flow.sport));
+    if old != new {
+        skb.update_transport_checksum(checksum, u64::from(old), u64::from(new), 4)?;
+        skb.store(carried.l4, &new)?;
+    }
+    let inside = rewrite_addresses(skb, carried, &flow.dst, &flow.src)?;
+    let outside = rewrite_addresses(skb, headers, source, &flow.dst)?;
+    if !headers.dst.is_v4() {
+        // No header checksum keeps the sum over the inner addresses as it was, and the outer ones count as well.
+        skb.update_transport_checksum(checksum, 0, inside, 0)?;
+        update_for_addresses(skb, headers, checksum, outside, 0)?;
+    }
+    Some(())
+}
+
 /// Writes the addresses and gives the difference they make to a checksum.
 #[inline(always)]
-fn rewrite_addresses(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<u64> {
+fn rewrite_addresses(skb: &Skb<'_>, headers: &Headers, source: &Ip, destination: &Ip) -> Option<u64> {
     if headers.dst.is_v4() {
         let mut old = [headers.src.v4_word(), headers.dst.v4_word()];
-        let mut new = [flow.src.v4_word(), flow.dst.v4_word()];
+        let mut new = [source.v4_word(), destination.v4_word()];
         let difference = checksum_difference(&mut old, &mut new);
         skb.update_ip_checksum(headers.l3 + IPV4_CHECKSUM, difference)?;
         skb.store(headers.l3 + IPV4_ADDRESSES, &u64_of(new))?;
@@ -58,7 +147,7 @@ fn rewrite_addresses(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<u6
     } else {
         let (src, dst) = (headers.src.v6_words(), headers.dst.v6_words());
         let mut old = [src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3]];
-        let (src, dst) = (flow.src.v6_words(), flow.dst.v6_words());
+        let (src, dst) = (source.v6_words(), destination.v6_words());
         let mut new = [src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3]];
         let difference = checksum_difference(&mut old, &mut new);
         skb.store(headers.l3 + IPV6_ADDRESSES, &src)?;

@@ -6,7 +6,7 @@
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use proxy_common::decide::socket::{SocketDecision, connect, receive, send};
+use proxy_common::decide::socket::{Owner, SocketDecision, connect, receive, send};
 use proxy_common::maps::{Config, ConfigFlags, Connected, Reason};
 use proxy_common::{Ip, Port, Tables, protocol};
 
@@ -81,10 +81,13 @@ pub fn recvmsg6(context: SockAddrContext) -> i32 {
 #[inline(always)]
 fn on_connect(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
     let Some(config) = LIVE.config() else { return ALLOW };
-    if peer.protocol() != protocol::TCP || !is_ours(config, peer.netns_cookie()) {
+    if peer.protocol() != protocol::TCP {
         return ALLOW;
     }
-    match connect(&LIVE, address, port, protocol::TCP) {
+    let Some(owner) = owner(config, peer.netns_cookie()) else {
+        return ALLOW;
+    };
+    match connect(&LIVE, config, owner, address, port, protocol::TCP) {
         SocketDecision::Leave(_) => ALLOW,
         SocketDecision::Refuse if HAS_SET_RETVAL.load() == 0 => ALLOW,
         SocketDecision::Refuse => {
@@ -124,7 +127,7 @@ fn on_send(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, 
     if !config.has(ConfigFlags::SOCKETS_OF_NODE) || config.node_netns != peer.netns_cookie() {
         return ALLOW;
     }
-    if let SocketDecision::Translate(selected) = send(&LIVE, peer.cookie(), address, port) {
+    if let SocketDecision::Translate(selected) = send(&LIVE, config, peer.cookie(), address, port) {
         translate(selected.backend.address, selected.backend.port);
         count(Reason::SocketSend, 0);
     }
@@ -139,12 +142,12 @@ fn on_receive(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(I
     ALLOW
 }
 
-/// Whether sockets of this network namespace are translated at `connect()`.
+/// Whose sockets live in this network namespace, if they are translated at `connect()`.
 #[inline(always)]
-fn is_ours(config: &Config, netns: u64) -> bool {
+fn owner(config: &Config, netns: u64) -> Option<Owner> {
     if config.node_netns == netns {
-        config.has(ConfigFlags::SOCKETS_OF_NODE)
+        config.has(ConfigFlags::SOCKETS_OF_NODE).then_some(Owner::Node)
     } else {
-        config.has(ConfigFlags::SOCKETS_OF_PODS) && is_pod_netns(netns)
+        (config.has(ConfigFlags::SOCKETS_OF_PODS) && is_pod_netns(netns)).then_some(Owner::Pod)
     }
 }

@@ -4,16 +4,20 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
+use proxy_common::decide::Work;
+use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::maps::{
-    AddressFlags, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, Reason, Slot, SocketKey,
-    SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FlowState, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Reason, Slot, SocketKey, SocketPeer,
 };
 use proxy_common::{Ip, Tables};
 
 use crate::kernel::{self, array_element, read};
 use crate::maps::{
-    ADDRESSES, BACKENDS, CONFIG, COUNTERS, FLOWS, FRONTENDS, POD_NETNS, POD_RANGES, SLOTS, SOCKET_PEERS,
+    ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, NEW_FLOWS, POD_NETNS,
+    POD_RANGES, REFUSALS, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
 };
+use crate::stage;
 
 /// The live maps.
 #[derive(Clone, Copy)]
@@ -54,26 +58,89 @@ impl Tables for Live {
     }
 
     #[inline(always)]
+    fn is_allowed(&self, service: u32, client: &Ip) -> bool {
+        let [a, b, c, d] = client.v6_words();
+        SOURCE_RANGES.get(Key::new(160, [service, a, b, c, d])).is_some()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        AFFINITY.get_ptr(key).map(read)
+    }
+
+    #[inline(always)]
+    fn replace_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        if !self.dry_run {
+            let _ = AFFINITY.insert(key, affinity, 0);
+        }
+    }
+
+    #[inline(always)]
     fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool {
         FLOWS
             .get_ptr(key)
+            .or_else(|| NEW_FLOWS.get_ptr(key))
             .map(|flow| kernel::copy_flow(flow, into))
             .is_some()
     }
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        if self.dry_run {
-            return FLOWS.get_ptr(key).is_none();
+        if FLOWS.get_ptr(key).is_some() {
+            return false;
         }
-        FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+        if self.dry_run {
+            return NEW_FLOWS.get_ptr(key).is_none();
+        }
+        NEW_FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
     }
 
     #[inline(always)]
     fn replace_flow(&self, key: &FlowKey, flow: &Flow) {
         if !self.dry_run {
-            let _ = FLOWS.insert(key, flow, 0);
+            let _ = if flow.state().has(FlowState::CONFIRMED) {
+                FLOWS.insert(key, flow, 0)
+            } else {
+                NEW_FLOWS.insert(key, flow, 0)
+            };
         }
+    }
+
+    #[inline(always)]
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8) -> bool {
+        if self.dry_run {
+            return true;
+        }
+        let found = FLOWS.get_ptr_mut(key).or_else(|| NEW_FLOWS.get_ptr_mut(key));
+        found.map(|flow| kernel::touch_flow(flow, now, state)).is_some()
+    }
+
+    #[inline(always)]
+    fn forget_flow(&self, key: &FlowKey, confirmed: bool) {
+        if !self.dry_run {
+            let _ = if confirmed {
+                FLOWS.remove(key)
+            } else {
+                NEW_FLOWS.remove(key)
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        FRAGMENTS.get_ptr(key).map(read)
+    }
+
+    #[inline(always)]
+    fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        if !self.dry_run {
+            let _ = FRAGMENTS.insert(key, ports, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn begin(&self, _config: &Config, _work: &mut Work, entry: Entry, reason: Reason) -> Decision {
+        stage::begin(self.dry_run, entry, reason)
     }
 
     #[inline(always)]
@@ -96,8 +163,17 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn now(&self) -> u32 {
-        kernel::now()
+    fn node_answers_outside(&self) {
+        if !self.dry_run
+            && let Some(config) = CONFIG.get_ptr_mut(0)
+        {
+            kernel::set_node_answers_outside(config);
+        }
+    }
+
+    #[inline(always)]
+    fn clock(&self) -> u64 {
+        kernel::clock()
     }
 
     #[inline(always)]
@@ -110,6 +186,14 @@ impl Tables for Live {
 #[inline(always)]
 pub fn is_pod_netns(cookie: u64) -> bool {
     POD_NETNS.get_ptr(cookie).is_some()
+}
+
+/// Whether one more refusal may be sent now.
+#[inline(always)]
+pub fn may_refuse() -> bool {
+    REFUSALS
+        .get_ptr_mut(0)
+        .is_some_and(|refusals| kernel::another_refusal(refusals, (kernel::clock() >> 30) as u32))
 }
 
 /// Counts a packet, or with 0 bytes a socket call.

@@ -31,7 +31,7 @@ use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, MapLimits, SourceSpec};
 use crate::control::{self, FirstSync, Question, Reply, Request};
 use crate::plan::NodeContext;
-use crate::source::{self, Event};
+use crate::source::{self, Event, ObjectIdSet};
 use node::NodeSide;
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
@@ -95,7 +95,7 @@ impl Agent {
 
         let context = NodeContext {
             name: options.node_name.clone(),
-            zone: None,
+            ..NodeContext::default()
         };
         let programmer = Programmer::new(
             datapath,
@@ -160,9 +160,8 @@ impl Agent {
         if changes.synced || !self.synced {
             self.first_sync().await;
         } else {
-            let zone_changed = changes.nodes && self.update_context();
-            if zone_changed {
-                changes.services.extend(self.cluster.services().map(|(id, _)| id));
+            if changes.nodes || changes.service_cidrs {
+                self.update_context(&mut changes.services);
             }
             if !changes.services.is_empty() {
                 let progress = self
@@ -181,8 +180,8 @@ impl Agent {
 
     async fn first_sync(&mut self) {
         let started = Instant::now();
-        self.update_context();
         self.node.observe(&self.cluster, &self.options);
+        self.update_context(&mut ObjectIdSet::default());
         self.programmer.set_node_addresses(&self.node.held_addresses());
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
@@ -211,21 +210,48 @@ impl Agent {
         }
     }
 
-    /// Reads this node's own object; true if its zone changed, on which every service's plan may depend.
-    fn update_context(&mut self) -> bool {
+    /// Finds out what plans depend on besides their service, and adds to `services` those whose plans may change by it:
+    /// all of them if this node is in another zone, else those that are reached from outside.
+    fn update_context(&mut self, services: &mut ObjectIdSet) {
         let zone = self
             .cluster
             .node(&self.context.name)
             .and_then(|node| node.zone.as_ref())
             .map(ToString::to_string);
-        let changed = self.context.zone != zone;
-        self.context.zone = zone;
-        changed
+        let mut cluster_ranges = node::service_cidrs(&self.cluster, &self.options);
+        cluster_ranges.extend(node::pod_cidrs(&self.cluster, &self.options));
+        let context = NodeContext {
+            name: self.context.name.clone(),
+            zone,
+            node_port_addresses: self.node.node_port_addresses(&self.options),
+            external_ips: self.options.configuration.external_ips,
+            cluster_ranges,
+        };
+        let old = std::mem::replace(&mut self.context, context);
+        if old == self.context {
+            return;
+        }
+        let everywhere = old.zone != self.context.zone;
+        let concerned = self
+            .cluster
+            .services()
+            .filter(|(_, service)| everywhere || service.external.is_some());
+        services.extend(concerned.map(|(id, _)| id));
     }
 
     async fn network_changed(&mut self, relevant: bool) {
         if relevant && self.synced {
             self.refresh_node().await;
+            // Node ports are served on addresses that may have come or gone.
+            let mut services = ObjectIdSet::default();
+            self.update_context(&mut services);
+            if !services.is_empty() {
+                let progress = self.programmer.update(&services, &self.cluster, &self.context);
+                self.note(progress.writes);
+                if !self.programmer.take_changed_addresses().is_empty() {
+                    self.refresh_node().await;
+                }
+            }
         }
     }
 
@@ -280,6 +306,7 @@ fn initial_sizes(limits: &MapLimits) -> MapSizes {
         backends: limits.backends.initial,
         addresses: limits.addresses.initial,
         flows: limits.flows,
+        affinity: limits.affinity,
         socket_peers: limits.socket_peers,
         pod_netns: limits.pod_namespaces,
     }

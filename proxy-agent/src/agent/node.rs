@@ -5,19 +5,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{Config, ConfigFlags, MAX_SERVICE_RANGES, RangeKey};
+use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeKey};
 
 use super::cgroup_root;
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
 use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
-use crate::config::{AgentOptions, SocketLb};
+use crate::config::{AgentOptions, Conntrack, GoDuration, NodePortAddress, SocketLb};
 use crate::control::ObjectError;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::{
-    Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
-    Role, RoleOptions, Roles, own_netns_cookie, roles,
+    self, Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces,
+    Problem, Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
 
 /// What the agent knows and does about its node's network.
@@ -127,6 +127,37 @@ impl NodeSide {
         self.roles.problems.iter().map(to_error).collect()
     }
 
+    /// The node's addresses that node ports are served on.
+    pub fn node_port_addresses(&self, options: &AgentOptions) -> Vec<IpAddr> {
+        let NodeAddresses {
+            primary_v4,
+            primary_v6,
+            ..
+        } = self.addresses;
+        let primary = || {
+            [primary_v4.map(IpAddr::from), primary_v6.map(IpAddr::from)]
+                .into_iter()
+                .flatten()
+        };
+        let mut chosen: Vec<IpAddr> = options
+            .configuration
+            .node_port_addresses
+            .iter()
+            .flat_map(|choice| -> Vec<IpAddr> {
+                match choice {
+                    NodePortAddress::Primary => primary().collect(),
+                    NodePortAddress::In(range) => {
+                        let all = self.addresses.all.iter().copied();
+                        all.filter(|address| range.contains(address)).collect()
+                    }
+                }
+            })
+            .collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    }
+
     /// The node's addresses as the maps hold them.
     pub fn held_addresses(&self) -> Vec<Ip> {
         self.addresses.all.iter().copied().map(Ip::from).collect()
@@ -157,9 +188,15 @@ impl NodeSide {
         };
         let service_cidrs = service_cidrs(cluster, options);
         problems.extend(too_many(&service_cidrs));
-        self.write_config(device, &service_cidrs, options, programmer.store());
+        let stray = virtual_addresses
+            .iter()
+            .any(|address| !self.addresses.holds(*address));
+        self.write_config(device, &service_cidrs, stray, options, programmer.store());
+        let own = virtual_addresses
+            .iter()
+            .any(|address| self.addresses.holds(*address));
         self.attached =
-            self.attach(device, options, programmer.store_mut(), &mut problems) && device.is_some();
+            self.attach(device, own, options, programmer.store_mut(), &mut problems) && device.is_some();
         if device.is_some() {
             let routes = HostRoutes {
                 service_cidrs,
@@ -183,10 +220,11 @@ impl NodeSide {
         self.problems = problems;
     }
 
-    /// Hangs the programs where they belong.
+    /// Hangs the programs where they belong; at the loopback only where frontends have addresses of the node's own.
     fn attach(
         &self,
         device: Option<u32>,
+        own_frontends: bool,
         options: &AgentOptions,
         datapath: &mut Datapath,
         problems: &mut Vec<ObjectError>,
@@ -201,6 +239,15 @@ impl NodeSide {
             })
             .collect();
         wanted.extend(device.map(|index| (index, InterfaceRole::Host)));
+        if own_frontends {
+            wanted.insert(LOOPBACK, InterfaceRole::Loopback);
+            if let Err(error) = network::accept_own_addresses() {
+                problems.push(ObjectError {
+                    object: "interface lo".into(),
+                    message: error.to_string(),
+                });
+            }
+        }
         let errors = datapath.links.set_interfaces(&wanted, &datapath.programs);
         let complete = errors.is_empty();
         for (index, error) in errors {
@@ -218,6 +265,7 @@ impl NodeSide {
         &self,
         device: Option<u32>,
         service_cidrs: &[IpNet],
+        stray_addresses: bool,
         options: &AgentOptions,
         datapath: &Datapath,
     ) {
@@ -237,7 +285,15 @@ impl NodeSide {
         if per_family(true) > 1 || per_family(false) > 1 {
             flags |= ConfigFlags::MORE_NODE_ADDRESSES;
         }
-        let ports = options.configuration.masquerade_ports;
+        let configuration = &options.configuration;
+        for (set, flag) in [
+            (stray_addresses, ConfigFlags::STRAY_ADDRESSES),
+            (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
+            (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
+        ] {
+            flags |= if set { flag } else { 0 };
+        }
+        let ports = configuration.masquerade_ports;
         let mac = device.and_then(|index| self.monitor.links().get(index)?.mac);
         let mut config = Config {
             node_netns: self.netns,
@@ -249,6 +305,8 @@ impl NodeSide {
             masquerade_first: ports.first(),
             masquerade_count: ports.count(),
             pods_answer_outside: old.pods_answer_outside,
+            node_answers_outside: old.node_answers_outside,
+            lifetimes: lifetimes(&configuration.conntrack),
             node_v4: self.addresses.primary_v4.map(Ip::from).unwrap_or_default(),
             node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
             ..Config::default()
@@ -271,14 +329,7 @@ impl NodeSide {
         datapath: &Datapath,
         problems: &mut Vec<ObjectError>,
     ) {
-        let nodes = cluster.nodes().flat_map(|node| node.pod_cidrs.iter());
-        let wanted: BTreeSet<RangeKey> = options
-            .configuration
-            .cluster_cidrs
-            .iter()
-            .chain(nodes)
-            .map(range_key)
-            .collect();
+        let wanted: BTreeSet<RangeKey> = pod_cidrs(cluster, options).iter().map(range_key).collect();
         if !self.adopted {
             let mut found = BTreeSet::new();
             let result = datapath.pod_ranges.for_each(|key, _| {
@@ -345,6 +396,29 @@ impl NodeSide {
     }
 }
 
+/// The loopback has this index in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// How long flows are remembered, in ticks, of which every one that has begun counts.
+fn lifetimes(conntrack: &Conntrack) -> [u32; Lifetime::COUNT] {
+    // As long as netfilter remembers these (`nf_conntrack_tcp_timeout_syn_sent` and `_time_wait`).
+    const HANDSHAKE: GoDuration = GoDuration::seconds(120);
+    const CLOSED: GoDuration = GoDuration::seconds(120);
+    let mut lifetimes = [0; Lifetime::COUNT];
+    for (lifetime, duration) in [
+        (Lifetime::Opening, HANDSHAKE),
+        (Lifetime::Open, conntrack.tcp_established_timeout),
+        (Lifetime::Closing, conntrack.tcp_close_wait_timeout),
+        (Lifetime::Closed, CLOSED),
+        (Lifetime::Datagram, conntrack.udp_timeout),
+        (Lifetime::Stream, conntrack.udp_stream_timeout),
+    ] {
+        let ticks = (duration.0.as_nanos() >> 30) + 1;
+        lifetimes[lifetime as usize] = u32::try_from(ticks).unwrap_or(u32::MAX);
+    }
+    lifetimes
+}
+
 fn attach_sockets(options: &AgentOptions, datapath: &mut Datapath, problems: &mut Vec<ObjectError>) -> bool {
     if options.configuration.socket_lb == SocketLb::Off {
         datapath.links.detach_sockets();
@@ -399,6 +473,15 @@ pub fn service_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNe
     ranges.sort_unstable();
     ranges.dedup();
     ranges
+}
+
+/// The ranges of pods, from objects and configuration.
+pub fn pod_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNet> {
+    let of_nodes = cluster.nodes().flat_map(|node| node.pod_cidrs.iter());
+    of_nodes
+        .chain(&options.configuration.cluster_cidrs)
+        .copied()
+        .collect()
 }
 
 /// Warns of ranges that the programs have no room for.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 
-use proxy_common::maps::BackendState as State;
+use proxy_common::maps::{BackendState as State, FrontendKind};
 
 use super::Agent;
 use crate::apply::name;
@@ -153,6 +153,17 @@ fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
             usage(datapath.flows.count().unwrap_or_default(), sizes.flows),
         ),
         (
+            "newFlows".to_owned(),
+            usage(
+                datapath.new_flows.count().unwrap_or_default(),
+                datapath.new_flows.capacity(),
+            ),
+        ),
+        (
+            "affinity".to_owned(),
+            usage(datapath.affinity.count().unwrap_or_default(), sizes.affinity),
+        ),
+        (
             "socketPeers".to_owned(),
             usage(
                 datapath.socket_peers.count().unwrap_or_default(),
@@ -197,7 +208,8 @@ fn attached_to(agent: &Agent, program: &str) -> Vec<String> {
     }
     let role = match program {
         "from_pod" | "to_pod" => InterfaceRole::Pod,
-        "from_uplink" => InterfaceRole::Uplink,
+        "from_uplink" | "to_uplink" => InterfaceRole::Uplink,
+        "from_loopback" => InterfaceRole::Loopback,
         _ => InterfaceRole::Host,
     };
     let on_role = links.interfaces().iter().filter(|(_, found)| **found == role);
@@ -216,12 +228,9 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
         };
         let planned = plan(&agent.cluster, id, &agent.context);
         for group in &planned.groups {
-            for key in &group.frontends {
-                if !programmed
-                    .groups
-                    .iter()
-                    .any(|programmed| programmed.frontends.contains(key))
-                {
+            for frontend in group.frontends.iter().filter(|frontend| frontend.is_listed()) {
+                let key = &frontend.key;
+                if !programmed.groups.iter().any(|programmed| programmed.has_key(key)) {
                     continue;
                 }
                 let Some(protocol) = Protocol::from_number(key.protocol) else {
@@ -232,15 +241,15 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
                     name: service.name.to_string(),
                     port: names.text(group.port_name).to_owned(),
                     protocol,
-                    kind: ServiceKind::ClusterIp,
+                    kind: kind(frontend.kind()),
                     address: IpAddr::from(key.address),
                     port_number: key.port.number(),
-                    policy: if service.internal_local {
+                    policy: if group.local {
                         TrafficPolicy::Local
                     } else {
                         TrafficPolicy::Cluster
                     },
-                    affinity_seconds: None,
+                    affinity_seconds: Some(group.affinity_seconds).filter(|seconds| *seconds > 0),
                     backends: backends(group, names),
                 });
             }
@@ -259,6 +268,16 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
         key(a).cmp(&key(b))
     });
     entries
+}
+
+/// The kind as documents name it.
+pub fn kind(kind: FrontendKind) -> ServiceKind {
+    match kind {
+        FrontendKind::ClusterIp => ServiceKind::ClusterIp,
+        FrontendKind::NodePort => ServiceKind::NodePort,
+        FrontendKind::LoadBalancer => ServiceKind::LoadBalancer,
+        FrontendKind::ExternalIp => ServiceKind::ExternalIp,
+    }
 }
 
 fn backends(group: &Group, names: &Names) -> Vec<BackendEntry> {

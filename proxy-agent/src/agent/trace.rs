@@ -19,6 +19,7 @@ use crate::config::SocketLb;
 use crate::control::{Entry, ServiceKind, TraceBackend, TraceReply, TraceRequest, Verdict};
 use crate::network::Role;
 use crate::plan::plan;
+use crate::source::ObjectId;
 
 /// The source port of a trace that names none: in the middle of the ephemeral range.
 const DEFAULT_SOURCE_PORT: u16 = 40_000;
@@ -48,9 +49,16 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
             sockets::samples(agent, request, &mut steps)?
         }
         Entry::Node => from_node(agent, request, &mut steps)?,
-        Entry::Pod | Entry::Uplink => packets(agent, request, entry, &mut steps)?,
+        Entry::Pod => {
+            let interface = agent.node.interface_of(Role::Pod);
+            packets(agent, request, "from_pod", interface, &mut steps)?
+        }
+        Entry::Uplink => {
+            let interface = agent.node.interface_of(Role::Uplink);
+            packets(agent, request, "from_uplink", interface, &mut steps)?
+        }
     };
-    Ok(summarise(agent, request, target, &samples, steps))
+    Ok(summarise(agent, target, &samples, steps))
 }
 
 /// A source in a pod range is a pod, one of this node's addresses is the node, all others come from outside.
@@ -90,10 +98,17 @@ fn place(entry: Entry, named: bool) -> String {
 
 /// A packet of the node itself: the kernel's routes bring those to virtual addresses to our device.
 fn from_node(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
-    if is_routed_to_us(agent, request.to.ip()) {
-        return packets(agent, request, Entry::Node, steps);
+    let to = request.to.ip();
+    if is_routed_to_us(agent, to) {
+        return packets(agent, request, "from_host", None, steps);
     }
-    steps.push(format!("{} is not routed to our device", request.to.ip()));
+    if agent.node.addresses().holds(to) {
+        steps.push(format!(
+            "{to} is this node's own: the packet goes over the loopback"
+        ));
+        return packets(agent, request, "from_loopback", None, steps);
+    }
+    steps.push(format!("{to} is not routed to our device"));
     let pass = || Sample {
         verdict: Verdict::Pass,
         reason: Reason::NotOurs.meaning().trim().to_owned(),
@@ -112,6 +127,7 @@ fn is_routed_to_us(agent: &Agent, address: IpAddr) -> bool {
 
 /// Which service is meant.
 struct Target {
+    id: ObjectId,
     service: String,
     kind: ServiceKind,
 }
@@ -123,24 +139,18 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
         request.protocol.number(),
     );
     for (id, service) in agent.cluster.services() {
-        if !service
-            .cluster_ips()
-            .any(|address| Ip::from(address) == key.address)
-        {
-            continue;
-        }
         let Some(programmed) = agent.programmer.programmed(id) else {
             continue;
         };
-        if !programmed
-            .groups
-            .iter()
-            .any(|group| group.frontends.contains(&key))
-        {
+        if !programmed.groups.iter().any(|group| group.has_key(&key)) {
             continue;
         }
         let planned = plan(&agent.cluster, id, &agent.context);
-        let Some(group) = planned.groups.iter().find(|group| group.frontends.contains(&key)) else {
+        let found = planned.groups.iter().find_map(|group| {
+            let frontend = group.frontends.iter().find(|frontend| frontend.key == key)?;
+            Some((group, super::report::kind(frontend.kind())))
+        });
+        let Some((group, kind)) = found else {
             continue;
         };
         let names = agent.cluster.names();
@@ -151,15 +161,12 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
             names.text(group.port_name)
         );
         steps.push(format!(
-            "{} {} is a ClusterIP of {service}, with {} usable endpoints",
+            "{} {} is a {kind} of {service}, with {} usable endpoints",
             request.to,
             request.protocol,
             group.active.len()
         ));
-        return Some(Target {
-            service,
-            kind: ServiceKind::ClusterIp,
-        });
+        return Some(Target { id, service, kind });
     }
     steps.push(format!("{} {} is no frontend", request.to, request.protocol));
     None
@@ -168,14 +175,10 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
 fn packets(
     agent: &Agent,
     request: &TraceRequest,
-    entry: Entry,
+    program: &'static str,
+    ifindex: Option<u32>,
     steps: &mut Vec<String>,
 ) -> Result<Vec<Sample>, String> {
-    let (program, ifindex) = match entry {
-        Entry::Pod => ("from_pod", agent.node.interface_of(Role::Pod)),
-        Entry::Uplink => ("from_uplink", agent.node.interface_of(Role::Uplink)),
-        Entry::Node => ("from_host", None),
-    };
     steps.push(format!("the program {program} decides, packet by packet"));
     let datapath = agent.programmer.store();
     let runner = DryRunner::new(datapath, program).map_err(|error| format!("running {program}: {error}"))?;
@@ -218,7 +221,6 @@ fn sample_of(agent: &Agent, run: &DryRun) -> Sample {
 
 fn summarise(
     agent: &Agent,
-    request: &TraceRequest,
     target: Option<Target>,
     samples: &[Sample],
     mut steps: Vec<String>,
@@ -231,7 +233,9 @@ fn summarise(
         .into_iter()
         .map(|((address, masquerade), samples)| TraceBackend {
             address,
-            node: node_of(agent, request, address),
+            node: target
+                .as_ref()
+                .and_then(|target| node_of(agent, target.id, address)),
             samples,
             masquerade,
         })
@@ -264,12 +268,7 @@ fn summarise(
 }
 
 /// The node a backend is on, as its slice says.
-fn node_of(agent: &Agent, request: &TraceRequest, address: SocketAddr) -> Option<String> {
-    let vip = request.to.ip();
-    let (id, _) = agent
-        .cluster
-        .services()
-        .find(|(_, service)| service.cluster_ips().any(|ip| ip == vip))?;
+fn node_of(agent: &Agent, id: ObjectId, address: SocketAddr) -> Option<String> {
     let planned = plan(&agent.cluster, id, &agent.context);
     let (ip, port) = (Ip::from(address.ip()), Port::new(address.port()));
     let target = planned

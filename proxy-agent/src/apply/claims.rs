@@ -30,10 +30,10 @@ impl Claims {
     ) {
         self.forget_unclaimed(id, plan, again);
         let held =
-            |key: &FrontendKey| old.is_some_and(|old| old.groups.iter().any(|g| g.frontends.contains(key)));
+            |key: &FrontendKey| old.is_some_and(|old| old.groups.iter().any(|group| group.has_key(key)));
         let mut lost = HashSet::new();
         for group in &plan.groups {
-            for key in &group.frontends {
+            for key in group.frontends.iter().map(|frontend| &frontend.key) {
                 if !self.contested.contains_key(key) {
                     if held(key) {
                         continue;
@@ -60,7 +60,7 @@ impl Claims {
         }
         if !lost.is_empty() {
             for group in &mut plan.groups {
-                group.frontends.retain(|key| !lost.contains(key));
+                group.frontends.retain(|frontend| !lost.contains(&frontend.key));
             }
             plan.groups.retain(|group| !group.frontends.is_empty());
         }
@@ -72,7 +72,10 @@ impl Claims {
             return;
         }
         self.contested.retain(|key, claimants| {
-            let claims = plan.groups.iter().any(|group| group.frontends.contains(key));
+            let claims = plan
+                .groups
+                .iter()
+                .any(|group| group.frontends.iter().any(|frontend| frontend.key == *key));
             if !claims && claimants.contains(&id) {
                 claimants.retain(|claimant| *claimant != id);
                 again.extend(claimants.iter().copied());

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use proxy_common::maps::{Frontend, FrontendKey};
+use proxy_common::maps::{Frontend, FrontendKey, SourceRangeKey};
 
 use super::store::Store;
 use crate::plan::programmed::ProgrammedGroup;
@@ -16,6 +16,8 @@ use crate::source::ObjectIdMap;
 #[derive(Default)]
 pub struct Found {
     frontends: HashMap<FrontendKey, Frontend>,
+    /// Source ranges by service id.
+    ranges: HashMap<u32, Vec<SourceRangeKey>>,
 }
 
 impl Found {
@@ -25,7 +27,9 @@ impl Found {
         store.each_frontend(&mut |key, value| {
             frontends.insert(key, value);
         })?;
-        Ok(Self { frontends })
+        let mut ranges: HashMap<u32, Vec<SourceRangeKey>> = HashMap::new();
+        store.each_range(&mut |range| ranges.entry(range.service).or_default().push(range))?;
+        Ok(Self { frontends, ranges })
     }
 
     /// How many frontends there are that no plan has taken over.
@@ -70,7 +74,8 @@ impl Found {
             return Programmed::default();
         }
         let mut groups: Vec<ProgrammedGroup> = Vec::new();
-        for key in planned.groups.iter().flat_map(|group| &group.frontends) {
+        for frontend in planned.groups.iter().flat_map(|group| &group.frontends) {
+            let key = &frontend.key;
             let Some(value) = self
                 .frontends
                 .remove(key)
@@ -79,8 +84,11 @@ impl Found {
                 continue;
             };
             match groups.iter_mut().find(|group| group.service == value.service) {
-                Some(group) => group.frontends.push(*key),
-                None => groups.push(ProgrammedGroup::from_value(*key, &value)),
+                Some(group) => group.frontends.push(ProgrammedGroup::frontend(*key, &value)),
+                None => groups.push(ProgrammedGroup {
+                    source_ranges: self.ranges.remove(&value.service).map(Vec::into_boxed_slice),
+                    ..ProgrammedGroup::from_value(*key, &value)
+                }),
             }
         }
         Programmed {
@@ -101,7 +109,7 @@ impl Found {
             let group = ProgrammedGroup::from_value(key, &value);
             groups
                 .entry(group.service)
-                .and_modify(|found| found.frontends.push(key))
+                .and_modify(|found| found.frontends.push(ProgrammedGroup::frontend(key, &value)))
                 .or_insert(group);
         }
         // Frontends of one group that stay keep its slice in use.
@@ -113,7 +121,7 @@ impl Found {
             if kept.contains(&service) {
                 writes
                     .remove_frontends
-                    .extend(group.frontends.iter().map(|key| (*key, service)));
+                    .extend(group.keys().map(|key| (*key, service)));
                 continue;
             }
             let old = Programmed {
@@ -122,5 +130,7 @@ impl Found {
             let result = diff(&old, &ServicePlan::default(), store, allocator, writes);
             debug_assert!(result.is_ok(), "removing needs no room");
         }
+        // Ranges of groups that stay were taken over with them.
+        writes.remove_ranges.extend(self.ranges.into_values().flatten());
     }
 }

@@ -162,7 +162,7 @@ impl<S: Store> Programmer<S> {
         let before = self.writer.count();
         self.found = Found::read(&self.store)?;
         self.allocator = self.found.allocator(&self.store);
-        self.grow(room::for_all(cluster, self.store.sizes(), self.limits.max));
+        self.grow(room::for_all(cluster, node, self.store.sizes(), self.limits.max));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
         let mut claimed: HashMap<FrontendKey, ObjectId> = HashMap::with_capacity(cluster.service_count());
@@ -172,8 +172,8 @@ impl<S: Store> Programmer<S> {
             let owner = |key: &FrontendKey| claimed.get(key).copied();
             self.claims
                 .settle(id, &mut planned, None, cluster, &mut again, owner);
-            for key in planned.groups.iter().flat_map(|group| &group.frontends) {
-                claimed.insert(*key, id);
+            for frontend in planned.groups.iter().flat_map(|group| &group.frontends) {
+                claimed.insert(frontend.key, id);
             }
             let old = self.found.adopt(&planned);
             self.count(&Programmed::default(), &old);
@@ -332,7 +332,8 @@ impl<S: Store> Programmer<S> {
             return Err(Full::Frontends);
         }
         // Each frontend has one address at the most; only where that might not fit, they are counted.
-        let keys = planned.groups.iter().flat_map(|group| &group.frontends);
+        let frontends = planned.groups.iter().flat_map(|group| &group.frontends);
+        let keys = frontends.map(|frontend| &frontend.key);
         let addresses = keys.chain(self.found.keys()).map(|key| &key.address);
         if self.addresses.at_most() + others + more > sizes.addresses
             && self.addresses.count_with(addresses) > sizes.addresses
@@ -395,15 +396,17 @@ impl<S: Store> Programmer<S> {
             programmed
                 .groups
                 .iter()
-                .flat_map(|group| group.frontends.iter().copied())
+                .flat_map(|group| group.keys().copied())
                 .collect()
         };
         let endpoints = |p: &Programmed| p.groups.iter().map(|group| u64::from(group.active)).sum::<u64>();
         self.endpoints = self.endpoints + endpoints(new) - endpoints(old);
         let (old, new) = (keys(old), keys(new));
+        // Loopback addresses are for socket hooks, which do not ask what an address is.
         for key in new.iter().filter(|key| !old.contains(key)) {
             self.frontends += 1;
-            if let Some(flags) = self.addresses.add(key.address)
+            if !key.address.is_loopback()
+                && let Some(flags) = self.addresses.add(key.address)
                 && !self.bulk
             {
                 self.scratch.set_addresses.push((key.address, flags));
@@ -412,6 +415,9 @@ impl<S: Store> Programmer<S> {
         for key in old.iter().filter(|key| !new.contains(key)) {
             self.frontends -= 1;
             self.freed = true;
+            if key.address.is_loopback() {
+                continue;
+            }
             match self.addresses.remove(&key.address) {
                 None => {}
                 Some(0) => self.scratch.remove_addresses.push(key.address),

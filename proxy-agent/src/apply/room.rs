@@ -5,15 +5,23 @@
 
 use crate::bpf::object::MapSizes;
 use crate::cluster::{ClusterState, Family};
+use crate::plan::NodeContext;
 
 /// Sizes with room for a whole cluster, as far as the largest ones allow.
-pub fn for_all(cluster: &ClusterState, now: MapSizes, max: MapSizes) -> MapSizes {
+pub fn for_all(cluster: &ClusterState, node: &NodeContext, now: MapSizes, max: MapSizes) -> MapSizes {
     let (mut frontends, mut addresses, mut endpoints) = (0_usize, 0_u32, 0_usize);
     for (id, service) in cluster.services() {
         let ports = service.ports.len();
         for address in service.cluster_ips() {
             addresses += 1;
             frontends += ports;
+            if let Some(external) = service.external.as_deref() {
+                let listed = external.load_balancer_ips.len() + external.external_ips.len();
+                // Node ports have the loopback too, and under policy Local each address has two views.
+                let each = if external.local { 2 } else { 1 };
+                addresses += listed as u32;
+                frontends += ports * each * (listed + node.node_port_addresses.len() + 1);
+            }
             let family = Family::of(address);
             let slices = cluster.slices_of(id).map(|slice| &slice.endpoints);
             let own = slices.filter(|endpoints| endpoints.family() == family);

@@ -3,7 +3,7 @@
 use std::io;
 
 use proxy_common::Ip;
-use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot};
+use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot, SourceRangeKey};
 
 use crate::bpf::object::MapSizes;
 use crate::bpf::{BpfError, Datapath};
@@ -21,6 +21,10 @@ pub trait Store: View {
     fn set_addresses(&self, addresses: &[(Ip, u32)]) -> Result<(), (usize, io::Error)>;
     /// Removes addresses, with the same kind of error.
     fn remove_addresses(&self, addresses: &[Ip]) -> Result<(), (usize, io::Error)>;
+    /// Sets a source range.
+    fn set_range(&self, range: &SourceRangeKey) -> io::Result<()>;
+    /// Removes a source range.
+    fn remove_range(&self, range: &SourceRangeKey) -> io::Result<()>;
     /// Writes a backend.
     fn write_backend(&self, id: u32, backend: &Backend);
     /// Writes a slot.
@@ -29,6 +33,8 @@ pub trait Store: View {
     fn each_frontend(&self, each: &mut dyn FnMut(FrontendKey, Frontend)) -> io::Result<()>;
     /// Calls `each` with every address that is set.
     fn each_address(&self, each: &mut dyn FnMut(Ip, u32)) -> io::Result<()>;
+    /// Calls `each` with every source range that is set.
+    fn each_range(&self, each: &mut dyn FnMut(SourceRangeKey)) -> io::Result<()>;
     /// Capacities; those of other tables do not matter.
     fn sizes(&self) -> MapSizes;
     /// Moves to larger tables with the same contents.
@@ -66,6 +72,14 @@ impl Store for Datapath {
         self.addresses.remove_all(addresses)
     }
 
+    fn set_range(&self, range: &SourceRangeKey) -> io::Result<()> {
+        self.source_ranges.set(range, &1)
+    }
+
+    fn remove_range(&self, range: &SourceRangeKey) -> io::Result<()> {
+        self.source_ranges.remove(range)
+    }
+
     fn write_backend(&self, id: u32, backend: &Backend) {
         self.backends.set(id, backend);
     }
@@ -80,6 +94,10 @@ impl Store for Datapath {
 
     fn each_address(&self, each: &mut dyn FnMut(Ip, u32)) -> io::Result<()> {
         self.addresses.for_each(each)
+    }
+
+    fn each_range(&self, each: &mut dyn FnMut(SourceRangeKey)) -> io::Result<()> {
+        self.source_ranges.for_each(|range, _| each(range))
     }
 
     fn sizes(&self) -> MapSizes {

@@ -1,12 +1,12 @@
 //! What the programmer owes, over tables that can be told to fail.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
 use proxy_common::Ip;
-use proxy_common::maps::{Backend, BackendState, Frontend, FrontendKey, Slot, SlotRange};
+use proxy_common::maps::{Backend, BackendState, Frontend, FrontendKey, Slot, SlotRange, SourceRangeKey};
 
 use super::{Limits, Programmer, Store};
 use crate::bpf::BpfError;
@@ -20,6 +20,7 @@ use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet};
 struct Fake {
     frontends: RefCell<BTreeMap<FrontendKey, Frontend>>,
     addresses: RefCell<BTreeMap<Ip, u32>>,
+    ranges: RefCell<BTreeSet<SourceRangeKey>>,
     slots: RefCell<Vec<Slot>>,
     backends: RefCell<Vec<Backend>>,
     sizes: MapSizes,
@@ -33,6 +34,7 @@ impl Fake {
         Self {
             frontends: RefCell::default(),
             addresses: RefCell::default(),
+            ranges: RefCell::default(),
             slots: RefCell::new(vec![Slot::default(); size as usize]),
             backends: RefCell::new(vec![Backend::default(); size as usize]),
             sizes: sizes(size),
@@ -81,6 +83,7 @@ fn sizes(size: u32) -> MapSizes {
         backends: size,
         addresses: size,
         flows: 1,
+        affinity: 1,
         socket_peers: 1,
         pod_netns: 1,
     }
@@ -139,6 +142,23 @@ impl Store for Fake {
             self.write().map_err(|error| (index, error))?;
             self.addresses.borrow_mut().remove(address);
         }
+        Ok(())
+    }
+
+    fn set_range(&self, range: &SourceRangeKey) -> io::Result<()> {
+        self.write()?;
+        self.ranges.borrow_mut().insert(*range);
+        Ok(())
+    }
+
+    fn remove_range(&self, range: &SourceRangeKey) -> io::Result<()> {
+        self.write()?;
+        self.ranges.borrow_mut().remove(range);
+        Ok(())
+    }
+
+    fn each_range(&self, each: &mut dyn FnMut(SourceRangeKey)) -> io::Result<()> {
+        self.ranges.borrow().iter().copied().for_each(each);
         Ok(())
     }
 
@@ -374,6 +394,7 @@ fn clone(store: &Fake) -> Fake {
     Fake {
         frontends: store.frontends.clone(),
         addresses: store.addresses.clone(),
+        ranges: store.ranges.clone(),
         slots: store.slots.clone(),
         backends: store.backends.clone(),
         sizes: store.sizes,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use proxy_common::Ip;
-use proxy_common::maps::{Backend, Frontend, FrontendKey};
+use proxy_common::maps::{Backend, Frontend, FrontendKey, SourceRangeKey};
 
 use super::quarantine::Quarantine;
 use super::store::Store;
@@ -32,6 +32,8 @@ struct Leftover {
 pub struct Writer {
     frontends: BTreeMap<FrontendKey, Wanted>,
     addresses: BTreeMap<Ip, Option<u32>>,
+    /// Whether each of these source ranges should be there.
+    ranges: BTreeMap<SourceRangeKey, bool>,
     held: Vec<Leftover>,
     count: u64,
 }
@@ -44,7 +46,7 @@ impl Writer {
 
     /// Writes that failed and will be tried again.
     pub fn pending(&self) -> usize {
-        self.frontends.len() + self.addresses.len()
+        self.frontends.len() + self.addresses.len() + self.ranges.len()
     }
 
     /// A frontend as it is, or will be once nothing is pending.
@@ -80,6 +82,10 @@ impl Writer {
         for (address, _) in &writes.set_addresses {
             self.addresses.remove(address);
         }
+        for range in &writes.set_ranges {
+            self.ranges.insert(*range, true);
+        }
+        self.write_ranges(store);
         self.set_frontends(&writes.set_frontends, store);
         self.set_addresses(&writes.set_addresses, store);
         for (key, service) in writes.remove_frontends.drain(..) {
@@ -92,6 +98,9 @@ impl Writer {
         for address in writes.remove_addresses.drain(..) {
             self.addresses.insert(address, None);
         }
+        for range in writes.remove_ranges.drain(..) {
+            self.ranges.insert(range, false);
+        }
         if !writes.gone.is_empty() || !writes.freed_slots.is_empty() {
             let (gone, slots) = (
                 std::mem::take(&mut writes.gone),
@@ -101,6 +110,19 @@ impl Writer {
         }
         writes.clear();
         self.retry(store, quarantine);
+    }
+
+    fn write_ranges(&mut self, store: &impl Store) {
+        let count = &mut self.count;
+        self.ranges.retain(|range, wanted| {
+            *count += 1;
+            let result = if *wanted {
+                store.set_range(range)
+            } else {
+                store.remove_range(range)
+            };
+            result.is_err()
+        });
     }
 
     fn set_frontends(&mut self, mut frontends: &[(FrontendKey, Frontend)], store: &impl Store) {
@@ -159,6 +181,7 @@ impl Writer {
                 result.is_err()
             });
         }
+        self.write_ranges(store);
         if self.frontends.is_empty() {
             for Leftover { gone, slots } in std::mem::take(&mut self.held) {
                 for (id, backend) in &gone {

@@ -7,11 +7,11 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use proxy_common::Ip;
 use proxy_common::maps::{
-    Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason, Slot, SocketKey,
-    SocketPeer, TraceCell,
+    Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
+    Slot, SocketKey, SocketPeer, SourceRangeKey, TraceCell,
 };
+use proxy_common::{Ip, LAYOUT_VERSION};
 
 use super::array::MappedArray;
 use super::error::BpfError;
@@ -41,6 +41,12 @@ pub struct Datapath {
     pub pod_ranges: HashTable<RangeKey, u32>,
     /// `FLOWS`.
     pub flows: HashTable<FlowKey, Flow>,
+    /// `NEW_FLOWS`.
+    pub new_flows: HashTable<FlowKey, Flow>,
+    /// `AFFINITY`.
+    pub affinity: HashTable<AffinityKey, Affinity>,
+    /// `SOURCE_RANGES`.
+    pub source_ranges: HashTable<SourceRangeKey, u32>,
     /// `SOCKET_PEERS`.
     pub socket_peers: HashTable<SocketKey, SocketPeer>,
     /// `POD_NETNS`.
@@ -64,8 +70,15 @@ impl Datapath {
         let dir = match &current {
             Some(dir) if dir.object == object && is_complete(dir) => dir.clone(),
             _ => {
+                if let Some(older) = current.iter().find(|dir| dir.layout != LAYOUT_VERSION) {
+                    tracing::warn!(
+                        path = %older.path.display(),
+                        "the pins have an older layout; the tables are filled anew"
+                    );
+                }
                 let shared: Vec<_> = current
                     .iter()
+                    .filter(|dir| dir.layout == LAYOUT_VERSION)
                     .flat_map(|dir| MAPS.map(|name| (name, dir)))
                     .collect();
                 let dir = fill(&pins, &object, sizes, &shared)?;
@@ -89,6 +102,9 @@ impl Datapath {
             addresses: table(&dir, "ADDRESSES")?,
             pod_ranges: table(&dir, "POD_RANGES")?,
             flows: table(&dir, "FLOWS")?,
+            new_flows: table(&dir, "NEW_FLOWS")?,
+            affinity: table(&dir, "AFFINITY")?,
+            source_ranges: table(&dir, "SOURCE_RANGES")?,
             socket_peers: table(&dir, "SOCKET_PEERS")?,
             pod_netns: table(&dir, "POD_NETNS")?,
             config: array(&dir, "CONFIG")?,
@@ -159,6 +175,7 @@ impl Datapath {
             backends: self.backends.capacity(),
             addresses: self.addresses.capacity(),
             flows: self.flows.capacity(),
+            affinity: self.affinity.capacity(),
             socket_peers: self.socket_peers.capacity(),
             pod_netns: self.pod_netns.capacity(),
         }

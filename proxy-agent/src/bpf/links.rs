@@ -21,7 +21,7 @@ const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 
 /// Socket hooks and their `enum bpf_attach_type`.
-pub const SOCKET_HOOKS: [(&str, u32); 8] = [
+pub const SOCKET_HOOKS: [(&str, u32); 10] = [
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),
@@ -30,6 +30,8 @@ pub const SOCKET_HOOKS: [(&str, u32); 8] = [
     ("recvmsg6", 20),
     ("getpeername4", 29),
     ("getpeername6", 30),
+    ("post_bind4", 12),
+    ("post_bind6", 13),
 ];
 
 /// A kind of interface, by what hangs on it.
@@ -41,14 +43,19 @@ pub enum InterfaceRole {
     Uplink,
     /// Our own device.
     Host,
+    /// The loopback.
+    Loopback,
 }
 
 impl InterfaceRole {
+    const ALL: [Self; 4] = [Self::Pod, Self::Uplink, Self::Host, Self::Loopback];
+
     fn programs(self) -> &'static [(&'static str, u32)] {
         match self {
             Self::Pod => &[("from_pod", TCX_INGRESS), ("to_pod", TCX_EGRESS)],
-            Self::Uplink => &[("from_uplink", TCX_INGRESS)],
+            Self::Uplink => &[("from_uplink", TCX_INGRESS), ("to_uplink", TCX_EGRESS)],
             Self::Host => &[("from_host", TCX_EGRESS)],
+            Self::Loopback => &[("from_loopback", TCX_EGRESS)],
         }
     }
 }
@@ -91,7 +98,7 @@ impl Links {
         update(&link, fd, path, info.program)?;
         match place {
             Some(index) => {
-                let role = [InterfaceRole::Pod, InterfaceRole::Uplink, InterfaceRole::Host]
+                let role = InterfaceRole::ALL
                     .into_iter()
                     .find(|role| role.programs().iter().any(|(name, _)| *name == program));
                 if let Some(role) = role {

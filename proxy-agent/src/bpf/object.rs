@@ -18,23 +18,29 @@ use super::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace-ebpf"));
 
 /// Maps whose size the agent sets; the others have a fixed one.
-pub const SIZED_MAPS: [&str; 7] = [
+pub const SIZED_MAPS: [&str; 9] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
     "ADDRESSES",
     "FLOWS",
+    "NEW_FLOWS",
+    "AFFINITY",
     "SOCKET_PEERS",
     "POD_NETNS",
 ];
 
 /// All maps that are pinned.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 18] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
     "ADDRESSES",
     "FLOWS",
+    "NEW_FLOWS",
+    "AFFINITY",
+    "FRAGMENTS",
+    "SOURCE_RANGES",
     "SOCKET_PEERS",
     "POD_NETNS",
     "POD_RANGES",
@@ -42,15 +48,18 @@ pub const MAPS: [&str; 13] = [
     "TRACE",
     "WORK",
     "COUNTERS",
+    "REFUSALS",
     "CONNECTED",
 ];
 
 /// All programs.
-pub const PROGRAMS: [&str; 12] = [
+pub const PROGRAMS: [&str; 16] = [
     "from_pod",
     "to_pod",
     "from_uplink",
+    "to_uplink",
     "from_host",
+    "from_loopback",
     "connect4",
     "connect6",
     "sendmsg4",
@@ -59,9 +68,16 @@ pub const PROGRAMS: [&str; 12] = [
     "recvmsg6",
     "getpeername4",
     "getpeername6",
+    "post_bind4",
+    "post_bind6",
 ];
 
-const POD_RANGES_CAPACITY: u32 = 65_536;
+/// Maps of a fixed size; the tries take memory only for what is in them.
+const FIXED_MAPS: [(&str, u32); 3] = [
+    ("POD_RANGES", 65_536),
+    ("SOURCE_RANGES", 1 << 20),
+    ("FRAGMENTS", 8192),
+];
 
 /// Capacities of the maps whose size the agent sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,8 +90,10 @@ pub struct MapSizes {
     pub backends: u32,
     /// `ADDRESSES`.
     pub addresses: u32,
-    /// `FLOWS`.
+    /// `FLOWS`; `NEW_FLOWS` has half as many.
     pub flows: u32,
+    /// `AFFINITY`.
+    pub affinity: u32,
     /// `SOCKET_PEERS`.
     pub socket_peers: u32,
     /// `POD_NETNS`.
@@ -84,13 +102,15 @@ pub struct MapSizes {
 
 impl MapSizes {
     /// The sizes by map name.
-    pub fn by_name(&self) -> [(&'static str, u32); 7] {
+    pub fn by_name(&self) -> [(&'static str, u32); 9] {
         let sizes = [
             self.frontends,
             self.slots,
             self.backends,
             self.addresses,
             self.flows,
+            self.flows / 2,
+            self.affinity,
             self.socket_peers,
             self.pod_netns,
         ];
@@ -118,7 +138,9 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<()
     for (name, size) in sizes.by_name() {
         loader.map_max_entries(name, size);
     }
-    loader.map_max_entries("POD_RANGES", POD_RANGES_CAPACITY);
+    for (name, size) in FIXED_MAPS {
+        loader.map_max_entries(name, size);
+    }
     for (name, path) in &pins {
         loader.map_pin_path(name, path.as_path());
     }
@@ -142,6 +164,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

@@ -200,6 +200,7 @@ mod tests {
                     "backends": {"initial": 131_072, "max": 8_388_608},
                     "addresses": {"initial": 65_536, "max": 4_194_304},
                     "flows": 262_144,
+                    "affinity": 65_536,
                     "socketPeers": 65_536,
                     "podNamespaces": 4_096,
                 },

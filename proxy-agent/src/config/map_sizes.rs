@@ -57,8 +57,10 @@ pub struct MapLimits {
     pub backends: Growth,
     /// Virtual addresses and addresses of the node.
     pub addresses: Growth,
-    /// Flows of the packet path.
+    /// Flows of the packet path; those that begin or have ended have half as much room besides.
     pub flows: u32,
+    /// Clients that stay with their backend.
+    pub affinity: u32,
     /// Peers of unconnected UDP sockets.
     pub socket_peers: u32,
     /// Network namespaces of this node's pods.
@@ -85,6 +87,7 @@ impl Default for MapLimits {
                 max: 4_194_304,
             },
             flows: 262_144,
+            affinity: 65_536,
             socket_peers: 65_536,
             pod_namespaces: 4_096,
         }
@@ -169,6 +172,7 @@ pub struct MapSettings {
     backends: MapSizing,
     addresses: MapSizing,
     flows: Option<Entries>,
+    affinity: Option<Entries>,
     socket_peers: Option<Entries>,
     pod_namespaces: Option<Entries>,
 }
@@ -182,6 +186,7 @@ impl MapSettings {
         self.addresses.apply(&mut limits.addresses);
         for (setting, limit) in [
             (self.flows, &mut limits.flows),
+            (self.affinity, &mut limits.affinity),
             (self.socket_peers, &mut limits.socket_peers),
             (self.pod_namespaces, &mut limits.pod_namespaces),
         ] {

@@ -43,6 +43,21 @@ pub const HOST_DEVICE: &str = "millrace0";
 /// The other end of [`HOST_DEVICE`], in the same namespace. Nothing is sent from or to it.
 pub const HOST_DEVICE_PEER: &str = "millrace1";
 
+/// Lets the loopback take packets from the node's own addresses: answers from node ports come in there, see
+/// `proxy_common::maps::Deliver`. Everything else on the loopback was let in before it was sent, so nothing else changes.
+pub fn accept_own_addresses() -> Result<(), NetworkError> {
+    let setting = sysctl::Setting {
+        family: "ipv4",
+        device: "lo",
+        name: "accept_local",
+        value: "1",
+    };
+    if setting.ensure()? {
+        tracing::info!("set net.ipv4.conf.lo.accept_local, for answers from node ports to the node itself");
+    }
+    Ok(())
+}
+
 /// Whether an interface is one of ours.
 pub fn is_own(name: &str) -> bool {
     name == HOST_DEVICE || name == HOST_DEVICE_PEER

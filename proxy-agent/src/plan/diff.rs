@@ -5,9 +5,9 @@
 //! and a change costs what the change is: for one endpoint of a service a new slice by stores, and one map write for each
 //! of its frontends.
 
-use proxy_common::Ip;
-use proxy_common::Port;
-use proxy_common::maps::{Backend, BackendState, FrontendFlags, Slot};
+use ipnet::IpNet;
+use proxy_common::maps::{Backend, BackendState, FrontendKey, Slot, SourceRangeKey};
+use proxy_common::{Ip, Port};
 
 use super::allocator::{Allocator, Full};
 use super::programmed::{Programmed, ProgrammedGroup, View};
@@ -33,7 +33,7 @@ pub fn diff(
         let matching = old
             .groups
             .iter()
-            .position(|old| old.frontends.iter().any(|key| group.frontends.contains(key)));
+            .position(|old| group.frontends.iter().any(|frontend| old.has_key(&frontend.key)));
         // Two new groups never share a frontend, but both may once have belonged to one old group.
         let matching = matching.filter(|index| !std::mem::replace(&mut kept[*index], true));
         match diff_group(
@@ -53,8 +53,9 @@ pub fn diff(
         }
     }
     for (index, group) in old.groups.iter().enumerate() {
-        let gone = |key| !new.groups.iter().any(|group| group.frontends.contains(key));
-        let gone = group.frontends.iter().filter(|key| gone(key));
+        let has = |group: &Group, key: &FrontendKey| group.frontends.iter().any(|known| known.key == *key);
+        let gone = |key: &FrontendKey| !new.groups.iter().any(|group| has(group, key));
+        let gone = group.keys().filter(|key| gone(key));
         writes
             .remove_frontends
             .extend(gone.map(|key| (*key, group.service)));
@@ -86,7 +87,7 @@ impl Taken {
 }
 
 /// The lengths of the lists that [`diff`] adds to before it can fail.
-struct Mark([usize; 6]);
+struct Mark([usize; 8]);
 
 impl Mark {
     fn new(writes: &Writes) -> Self {
@@ -95,17 +96,32 @@ impl Mark {
             writes.slots.len(),
             writes.slices.len(),
             writes.set_frontends.len(),
+            writes.set_ranges.len(),
+            writes.remove_ranges.len(),
             writes.gone.len(),
             writes.freed_slots.len(),
         ])
     }
 
     fn restore(&self, writes: &mut Writes) {
-        let Self([backends, slots, slices, frontends, gone, freed]) = self;
+        let Self(
+            [
+                backends,
+                slots,
+                slices,
+                frontends,
+                ranges,
+                old_ranges,
+                gone,
+                freed,
+            ],
+        ) = self;
         writes.backends.truncate(*backends);
         writes.slots.truncate(*slots);
         writes.slices.truncate(*slices);
         writes.set_frontends.truncate(*frontends);
+        writes.set_ranges.truncate(*ranges);
+        writes.remove_ranges.truncate(*old_ranges);
         writes.gone.truncate(*gone);
         writes.freed_slots.truncate(*freed);
     }
@@ -126,21 +142,30 @@ fn diff_group(
         start: old.map_or(0, |old| old.start),
         active: new.active.len() as u32,
         draining: draining.len() as u16,
-        flags: if new.local_only {
-            FrontendFlags::LOCAL_ONLY as u16
-        } else {
-            0
-        },
+        flags: new.flags,
+        affinity: new.affinity_seconds,
+        source_ranges: None,
     };
+    let (known, planned) = (
+        old.and_then(|old| old.source_ranges.as_deref())
+            .unwrap_or_default(),
+        range_keys(&new.source_ranges, group.service),
+    );
+    let new_ranges = planned.iter().filter(|key| !known.contains(key));
+    writes.set_ranges.extend(new_ranges.copied());
+    let old_ranges = known.iter().filter(|key| !planned.contains(key));
+    writes.remove_ranges.extend(old_ranges.copied());
+    group.source_ranges = Some(planned.into_boxed_slice()).filter(|ranges| !ranges.is_empty());
     let targets = || new.active.iter().chain(draining);
     if !old.is_some_and(|old| has_exactly(old, &group, targets(), view)) {
         replace_slice(old, &mut group, targets(), view, allocator, writes, taken)?;
     }
-    for key in &group.frontends {
-        let value = group.value(key);
-        let stands = old.is_some_and(|old| old.frontends.contains(key) && old.value(key) == value);
-        if !stands {
-            writes.set_frontends.push((*key, value));
+    for frontend in &group.frontends {
+        let value = group.value(frontend);
+        let found =
+            old.and_then(|old| Some((old, old.frontends.iter().find(|known| known.key == frontend.key)?)));
+        if !found.is_some_and(|(old, known)| old.value(known) == value) {
+            writes.set_frontends.push((frontend.key, value));
         }
     }
     Ok(group)
@@ -277,8 +302,24 @@ fn new_backend(id: u32, service: u32, target: &Target, view: &impl View) -> Back
     }
 }
 
+/// The source ranges of a service as the map has them.
+fn range_keys(ranges: &[IpNet], service: u32) -> Vec<SourceRangeKey> {
+    let key = |range: &IpNet| SourceRangeKey {
+        prefix_len: 32 + u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 },
+        service,
+        address: range.network().into(),
+    };
+    ranges.iter().map(key).collect()
+}
+
 /// Removes what a group that is no longer planned leaves behind its frontends.
 fn remove(group: &ProgrammedGroup, view: &impl View, writes: &mut Writes) {
+    writes.remove_ranges.extend(
+        group
+            .source_ranges
+            .iter()
+            .flat_map(|ranges| ranges.iter().copied()),
+    );
     writes
         .gone
         .extend(known_backends(group, view).iter().map(Known::gone));

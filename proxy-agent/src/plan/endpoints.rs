@@ -5,7 +5,8 @@
 //! node; under policy Cluster topology hints may narrow the choice, first by node, then by zone (KEP-2433, KEP-3015):
 //! hints count only if every ready endpoint carries them and one of them names us.
 //!
-//! Endpoints that serve but are not used keep what they have: they *drain*.
+//! Endpoints that serve but are not used keep what they have: they *drain*. Those that a policy keeps away are not among
+//! them.
 
 use proxy_common::maps::BackendState;
 
@@ -83,10 +84,10 @@ pub fn choose(
                 let state = if ready(conditions) {
                     BackendState::Active
                 } else {
-                    BackendState::Terminating
+                    BackendState::LastResort
                 };
                 Use::New(state)
-            } else if ready(conditions) || conditions.serving() {
+            } else if in_policy(endpoint) && (ready(conditions) || conditions.serving()) {
                 Use::Drain
             } else {
                 Use::Not

@@ -7,12 +7,14 @@
 pub mod allocator;
 pub mod diff;
 pub mod endpoints;
+pub mod frontends;
 pub mod programmed;
 pub mod service;
 pub mod writes;
 
 pub use allocator::{Allocator, Full};
 pub use diff::diff;
+pub use frontends::{Frontends, PlannedFrontend};
 pub use programmed::{Programmed, ProgrammedGroup};
 pub use service::{Group, NodeContext, ServicePlan, Target, plan};
 pub use writes::Writes;

@@ -1,7 +1,9 @@
 //! What is programmed for a service: just enough to compare with, since the rest can be read from the tables.
 
-use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot, SlotRange};
+use proxy_common::maps::{Backend, Frontend, FrontendFlags, FrontendKey, Slot, SlotRange, SourceRangeKey};
 use smallvec::SmallVec;
+
+use super::frontends::{Frontends, PlannedFrontend};
 
 /// What is programmed for one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -10,11 +12,11 @@ pub struct Programmed {
     pub groups: Box<[ProgrammedGroup]>,
 }
 
-/// One service port in one family.
+/// One service port in one family under one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgrammedGroup {
     /// What clients address.
-    pub frontends: SmallVec<[FrontendKey; 1]>,
+    pub frontends: Frontends,
     /// The service id.
     pub service: u32,
     /// First slot.
@@ -23,9 +25,16 @@ pub struct ProgrammedGroup {
     pub active: u32,
     /// Slots behind those, of backends that drain.
     pub draining: u16,
-    /// Low half of the frontend's flags.
+    /// Flags of all frontends.
     pub flags: u16,
+    /// For how many seconds a client stays with its backend, or 0.
+    pub affinity: u32,
+    /// Whose packets some of the frontends let through; rare.
+    pub source_ranges: Option<Box<[SourceRangeKey]>>,
 }
+
+/// The flags that a group's frontends have in common.
+const GROUP_FLAGS: u32 = FrontendFlags::LOCAL_ONLY | FrontendFlags::AFFINITY | FrontendFlags::RESET_REMOVED;
 
 /// Bits of [`Frontend::flags`] that hold the number of draining slots, so that a restarted agent finds them.
 const DRAINING_SHIFT: u32 = 16;
@@ -36,13 +45,25 @@ impl ProgrammedGroup {
         self.active + u32::from(self.draining)
     }
 
+    /// The keys of its frontends.
+    pub fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
+        self.frontends.iter().map(|frontend| &frontend.key)
+    }
+
+    /// Whether it has a frontend with this key.
+    pub fn has_key(&self, key: &FrontendKey) -> bool {
+        self.keys().any(|known| known == key)
+    }
+
     /// The value of one of its frontends.
-    pub fn value(&self, key: &FrontendKey) -> Frontend {
+    pub fn value(&self, frontend: &PlannedFrontend) -> Frontend {
         Frontend {
-            check: key.check(),
+            check: frontend.key.check(),
             slots: SlotRange::new(self.start, self.active).0,
             service: self.service,
-            flags: u32::from(self.flags) | u32::from(self.draining) << DRAINING_SHIFT,
+            flags: u32::from(self.flags | frontend.flags) | u32::from(self.draining) << DRAINING_SHIFT,
+            affinity: self.affinity,
+            reserved: 0,
         }
     }
 
@@ -50,12 +71,22 @@ impl ProgrammedGroup {
     pub fn from_value(key: FrontendKey, value: &Frontend) -> Self {
         let range = SlotRange(value.slots);
         Self {
-            frontends: SmallVec::from_buf([key]),
+            frontends: SmallVec::from_buf([Self::frontend(key, value)]),
             service: value.service,
             start: range.start(),
             active: range.count(),
             draining: (value.flags >> DRAINING_SHIFT) as u16,
-            flags: value.flags as u16,
+            flags: (value.flags & GROUP_FLAGS) as u16,
+            affinity: value.affinity,
+            source_ranges: None,
+        }
+    }
+
+    /// A frontend found in the tables.
+    pub fn frontend(key: FrontendKey, value: &Frontend) -> PlannedFrontend {
+        PlannedFrontend {
+            key,
+            flags: (value.flags & !GROUP_FLAGS) as u16,
         }
     }
 }

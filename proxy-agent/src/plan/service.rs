@@ -1,13 +1,17 @@
 //! The plan of one service: its frontends, and what each of them leads to.
 //!
-//! A *group* is one service port in one family: its frontends share one slice of backends and one service id.
+//! A *group* is one service port in one family under one policy: its frontends share one slice of backends and one
+//! service id.
 
-use proxy_common::maps::{BackendState, FrontendKey};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use proxy_common::maps::{BackendState, FrontendFlags};
 use proxy_common::{Ip, Port};
-use smallvec::SmallVec;
 
 use super::endpoints::{Locality, Policy, Use, choose};
-use crate::cluster::{ClusterState, Family, Merged, Symbol};
+use super::frontends::{Frontends, frontends};
+use crate::cluster::{ClusterState, Family, MergedEndpoint, Names, Service, Symbol};
 use crate::source::ObjectId;
 
 /// What a plan depends on besides the cluster.
@@ -17,6 +21,12 @@ pub struct NodeContext {
     pub name: String,
     /// This node's zone.
     pub zone: Option<String>,
+    /// The node's addresses that node ports are served on.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// Whether `spec.externalIPs` are served.
+    pub external_ips: bool,
+    /// Ranges of pods and of cluster IPs, in which no address from outside may lie.
+    pub cluster_ranges: Vec<IpNet>,
 }
 
 /// Where a backend listens, and what it may be used for.
@@ -32,19 +42,25 @@ pub struct Target {
     pub node: Option<Symbol>,
 }
 
-/// One service port in one family.
+/// One service port in one family under one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// What clients address.
-    pub frontends: SmallVec<[FrontendKey; 1]>,
+    pub frontends: Frontends,
     /// The port's name.
     pub port_name: Symbol,
+    /// Whether only endpoints of this node are used.
+    pub local: bool,
     /// Backends of new flows.
     pub active: Vec<Target>,
     /// Backends that only keep what they have.
     pub draining: Vec<Target>,
-    /// Endpoints exist, but policy Local leaves none on this node.
-    pub local_only: bool,
+    /// Flags that all of its frontends have, see [`FrontendFlags`].
+    pub flags: u16,
+    /// For how many seconds a client stays with its backend, or 0.
+    pub affinity_seconds: u32,
+    /// Whose packets frontends with [`FrontendFlags::SOURCE_RANGES`] let through.
+    pub source_ranges: Vec<IpNet>,
 }
 
 /// What a service should look like in the tables.
@@ -67,42 +83,78 @@ pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> Service
         node: names.find(&node.name),
         zone: node.zone.as_deref().and_then(|zone| names.find(zone)),
     };
-    let policy = Policy {
-        local: service.internal_local,
-        publish_not_ready: service.publish_not_ready,
-    };
     for address in service.cluster_ips() {
         let family = Family::of(address);
         for port in &service.ports {
-            let Merged {
-                endpoints,
-                disagreements,
-            } = cluster.endpoints_of(id, family, port);
-            let (uses, local_only) = choose(&endpoints, names, locality, policy);
-            let key = FrontendKey::new(address.into(), Port::new(port.port), port.protocol.number());
-            let mut group = Group {
-                frontends: SmallVec::from_buf([key]),
-                port_name: port.name,
-                active: Vec::with_capacity(endpoints.len()),
-                draining: Vec::new(),
-                local_only,
-            };
-            for (endpoint, usage) in endpoints.iter().zip(uses) {
-                let target = |state| Target {
-                    address: endpoint.address.into(),
-                    port: Port::new(endpoint.port),
-                    state,
-                    node: names.placement(endpoint.placement).node,
-                };
-                match usage {
-                    Use::New(state) => group.active.push(target(state)),
-                    Use::Drain => group.draining.push(target(BackendState::Terminating)),
-                    Use::Not => {}
+            let merged = cluster.endpoints_of(id, family, port);
+            let found = frontends(service, port, address, node, &mut plan.remarks);
+            for (frontends, local) in [(found.cluster, false), (found.local, true)] {
+                if !frontends.is_empty() {
+                    plan.groups.push(group(
+                        service,
+                        port.name,
+                        frontends,
+                        &merged.endpoints,
+                        local,
+                        names,
+                        locality,
+                    ));
                 }
             }
-            plan.groups.push(group);
-            plan.remarks.extend(disagreements);
+            plan.remarks.extend(merged.disagreements);
         }
     }
     plan
+}
+
+fn group(
+    service: &Service,
+    port_name: Symbol,
+    frontends: Frontends,
+    endpoints: &[MergedEndpoint],
+    local: bool,
+    names: &Names,
+    locality: Locality,
+) -> Group {
+    let policy = Policy {
+        local,
+        publish_not_ready: service.publish_not_ready,
+    };
+    let (uses, local_only) = choose(endpoints, names, locality, policy);
+    let flag = |set: bool, flag: u32| if set { flag as u16 } else { 0 };
+    let uses_ranges = frontends
+        .iter()
+        .any(|frontend| u32::from(frontend.flags) & FrontendFlags::SOURCE_RANGES != 0);
+    let source_ranges = service
+        .external
+        .as_deref()
+        .and_then(|external| external.source_ranges.as_deref())
+        .filter(|_| uses_ranges)
+        .unwrap_or_default();
+    let mut group = Group {
+        frontends,
+        port_name,
+        local,
+        active: Vec::with_capacity(endpoints.len()),
+        draining: Vec::new(),
+        flags: flag(local_only, FrontendFlags::LOCAL_ONLY)
+            | flag(service.affinity_seconds > 0, FrontendFlags::AFFINITY)
+            | flag(service.reset_removed, FrontendFlags::RESET_REMOVED),
+        affinity_seconds: service.affinity_seconds,
+        source_ranges: source_ranges.to_vec(),
+    };
+    for (endpoint, usage) in endpoints.iter().zip(uses) {
+        let target = |state| Target {
+            address: endpoint.address.into(),
+            port: Port::new(endpoint.port),
+            state,
+            node: names.placement(endpoint.placement).node,
+        };
+        match usage {
+            Use::New(state) => group.active.push(target(state)),
+            Use::Drain => group.draining.push(target(BackendState::Terminating)),
+            Use::Not => {}
+        }
+    }
+    group
 }

@@ -3,8 +3,8 @@
 //! A reader may look at any moment, so the order is the correctness:
 //! 1. backends that become alive, or stay so in another state;
 //! 2. slices, which nothing points at yet;
-//! 3. frontends that point at them, then addresses;
-//! 4. frontends that go, then addresses;
+//! 3. source ranges, then frontends that point at the slices, then addresses;
+//! 4. frontends that go, then addresses, then source ranges;
 //! 5. backends that nothing points at any more become *gone*, so that flows to them are noticed;
 //! 6. slots and backend ids are free after a grace period, when no program can still hold one.
 //!
@@ -12,7 +12,7 @@
 //! the first five of the same writes to have succeeded.
 
 use proxy_common::Ip;
-use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot};
+use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot, SourceRangeKey};
 
 /// Writes of any number of services.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Writes {
     pub slots: Vec<Slot>,
     /// Phase 2: where each slice starts in `SLOTS`, and how many of `slots` belong to it.
     pub slices: Vec<(u32, u32)>,
+    /// Phase 3: source ranges to set.
+    pub set_ranges: Vec<SourceRangeKey>,
     /// Phase 3: frontends to set.
     pub set_frontends: Vec<(FrontendKey, Frontend)>,
     /// Phase 3: addresses to set, with their flags.
@@ -31,6 +33,8 @@ pub struct Writes {
     pub remove_frontends: Vec<(FrontendKey, u32)>,
     /// Phase 4: addresses to remove.
     pub remove_addresses: Vec<Ip>,
+    /// Phase 4: source ranges to remove.
+    pub remove_ranges: Vec<SourceRangeKey>,
     /// Phase 5 and 6: backends to mark gone, and to free.
     pub gone: Vec<(u32, Backend)>,
     /// Phase 6: slots to free, as start and count.
@@ -49,20 +53,24 @@ impl Writes {
             backends,
             slots,
             slices,
+            set_ranges,
             set_frontends,
             set_addresses,
             remove_frontends,
             remove_addresses,
+            remove_ranges,
             gone,
             freed_slots,
         } = self;
         backends.clear();
         slots.clear();
         slices.clear();
+        set_ranges.clear();
         set_frontends.clear();
         set_addresses.clear();
         remove_frontends.clear();
         remove_addresses.clear();
+        remove_ranges.clear();
         gone.clear();
         freed_slots.clear();
     }

@@ -13,6 +13,8 @@ pub enum Entry {
     Uplink,
     /// It was routed to our own device, because it goes to a virtual address and nothing translated it before.
     Host,
+    /// It goes from one of the node's own addresses to another, over the loopback.
+    Loopback,
 }
 
 /// What becomes of a packet.
@@ -26,4 +28,7 @@ pub enum Decision {
     Echo,
     /// It becomes what [`Work::flow`] says.
     Translate(Reason),
+    /// It is an ICMP error about a translated packet: it becomes one about that packet as its sender knows it, which
+    /// [`Work::carried`] and [`Work::flow`] tell.
+    TranslateError,
 }

@@ -1,18 +1,27 @@
 //! The decisions: what becomes of a packet or of a socket's peer.
 //!
 //! [`Tables`] is everything a decision may ask. [`packet`] holds the decision for packets that enter
-//! the node's part of the network, [`select`] the choice of a backend, `translate` how a new flow is translated and
-//! remembered, [`socket`] the decision of the socket hooks.
+//! the node's part of the network, [`select`] the choice of a backend, `translate` how a new flow is translated,
+//! `conntrack` how flows are remembered and how they end, `fragment` where later fragments get their ports from,
+//! `related` what becomes of ICMP errors, [`socket`] the decision of the socket hooks.
 
+mod conntrack;
 pub mod decision;
+mod fragment;
 pub mod packet;
+mod related;
 pub mod select;
 pub mod socket;
 mod translate;
 
+pub use translate::begin;
+
+use self::decision::{Decision, Entry};
+use self::select::Selected;
 use crate::Ip;
 use crate::maps::{
-    AddressFlags, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Slot, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Reason, Slot, SocketKey, SocketPeer,
 };
 use crate::packet::Headers;
 
@@ -32,23 +41,54 @@ pub trait Tables {
     fn address(&self, address: &Ip) -> AddressFlags;
     /// Whether the address is a pod's, on whichever node of this cluster.
     fn is_pod(&self, address: &Ip) -> bool;
-    /// Copies the conntrack entry of a packet; false if there is none.
+    /// Whether a client may use frontends of a service that are open to some ranges only.
+    fn is_allowed(&self, service: u32, client: &Ip) -> bool;
+    /// The backend a client had last.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Remembers the backend of a client.
+    fn replace_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+    /// Copies the conntrack entry of a packet, a confirmed one if there is one; false if there is none.
     fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool;
-    /// Remembers a flow unless there is an entry with this key; false if there is.
+    /// Remembers a flow that begins unless there is an entry with this key; false if there is.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
-    /// Remembers a flow, over an entry with this key.
+    /// Remembers a flow among those of its state, over an entry with this key.
     fn replace_flow(&self, key: &FlowKey, flow: &Flow);
+    /// Notes in an entry that it is in use and how far its flow is; false if there is none.
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8) -> bool;
+    /// Forgets an entry, among the flows that are `confirmed` or among the others.
+    fn forget_flow(&self, key: &FlowKey, confirmed: bool);
+    /// The ports of a datagram whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    /// Remembers the ports of a datagram for its later fragments.
+    fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+    /// Begins the flow of a packet to the backend that was selected for it. Nothing to implement, but a verifier may want
+    /// it as a function of its own.
+    fn begin(&self, config: &Config, work: &mut Work, entry: Entry, reason: Reason) -> Decision
+    where
+        Self: Sized,
+    {
+        begin(self, config, work, entry, reason)
+    }
     /// The translation of an unconnected socket's peer.
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Remembers the translation of an unconnected socket's peer.
     fn replace_socket_peer(&self, key: &SocketKey, peer: &SocketPeer);
     /// From now on, pods answer clients whose requests the uplink translated without masquerading.
     fn pods_answer_outside(&self);
+    /// From now on, the node itself answers clients whose requests the uplink translated without masquerading.
+    fn node_answers_outside(&self);
+    /// Nanoseconds since boot.
+    fn clock(&self) -> u64;
     /// Coarse time: ticks of about one second (2^30 ns) since boot.
-    fn now(&self) -> u32;
+    fn now(&self) -> u32 {
+        (self.clock() >> 30) as u32
+    }
     /// A random number.
     fn random(&self) -> u32;
 }
+
+/// The words of an ICMPv6 error that are summed up: pseudo-header, message, and what it carries.
+pub const SCRATCH_WORDS: usize = 27;
 
 /// What a decision about a packet works on.
 ///
@@ -63,6 +103,15 @@ pub struct Work {
     pub key: FlowKey,
     /// What the packet becomes, after [`packet::Decision::Translate`].
     pub flow: Flow,
+    /// The packet that an ICMP error carries, after [`packet::Decision::TranslateError`].
+    pub carried: Headers,
+    /// The source that such an error gets.
+    pub error_source: Ip,
+    /// The size of the link that the packet turned out to be too big for.
+    pub mtu: u32,
+    /// Room for whoever acts on the decision, to sum up a checksum.
+    pub scratch: [u32; SCRATCH_WORDS],
+    selected: Selected,
     reply_key: FlowKey,
     reply: Flow,
     found: Flow,
@@ -76,6 +125,11 @@ impl Work {
             headers,
             key,
             flow: Flow::EMPTY,
+            carried: headers,
+            error_source: Ip::UNSPECIFIED,
+            mtu: 0,
+            scratch: [0; SCRATCH_WORDS],
+            selected: Selected::NONE,
             reply_key: key,
             reply: Flow::EMPTY,
             found: Flow::EMPTY,

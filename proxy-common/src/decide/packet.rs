@@ -1,13 +1,15 @@
 //! The decision for one packet, at each place where packets meet a program.
 
+use super::conntrack::{advance, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::select::select;
-use super::translate::{new_flow, refresh};
-use super::{Tables, Work};
+use super::{Tables, Work, fragment, related};
+use crate::Ip;
 use crate::flow_hash::flow_hash;
-use crate::maps::{Config, ConfigFlags, FlowKey, FrontendKey, Reason};
-use crate::packet::Headers;
-use crate::{Ip, protocol};
+use crate::maps::{
+    Config, ConfigFlags, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason, Scope,
+};
+use crate::packet::{Headers, Packet, parse_carried};
 
 impl Headers {
     /// The conntrack key of the packet.
@@ -20,91 +22,178 @@ impl Headers {
     const fn frontend_key(&self) -> FrontendKey {
         FrontendKey::new(self.dst, self.dport, self.protocol)
     }
-
-    /// Whether ports are at hand.
-    #[inline(always)]
-    const fn is_balanced(&self) -> bool {
-        self.has_ports() && self.l4 != 0
-    }
 }
 
 /// Decides about a packet that enters by `entry`.
 #[inline(always)]
-pub fn entering<T: Tables>(tables: &T, work: &mut Work, entry: Entry) -> Decision {
+pub fn entering<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    work: &mut Work,
+    packet: &P,
+    entry: Entry,
+) -> Decision {
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if work.headers.is_balanced() {
+    if is_error_of_a_flow(tables, work, packet) {
+        return Decision::TranslateError;
+    }
+    fragment::complete(tables, work);
+    if work.headers.has_ports {
         let key = work.headers.frontend_key();
-        if let Some(frontend) = tables.frontend(&key) {
-            if work.headers.is_fragment {
-                return Decision::Drop(Reason::FragmentToService);
+        // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
+        if let Some(frontend) = tables.frontend(&key)
+            && !key.address.is_loopback()
+        {
+            let decision = to_frontend(tables, config, work, entry, key, frontend);
+            if let Decision::Translate(_) = decision {
+                fragment::note(tables, work);
             }
-            let reason = match established(tables, work) {
-                Reason::Established => return Decision::Translate(Reason::Established),
-                reason => reason,
-            };
-            let FlowKey {
-                src,
-                dst,
-                sport,
-                dport,
-                protocol,
-                ..
-            } = &work.key;
-            let hash = flow_hash(src, dst, *sport, *dport, *protocol, 0);
-            return match select(tables, &key, frontend, hash) {
-                Ok(selected) => new_flow(tables, config, work, entry, &selected, reason),
-                Err(reason) => Decision::Drop(reason),
-            };
+            return decision;
         }
     }
     elsewhere(tables, config, work, entry)
 }
 
-/// Decides about a packet on its way into a pod: it may be an answer to a translated flow of that pod.
+/// Decides about a packet on its way to a client that is a pod, or out of the node to one outside: it may be an answer
+/// to a translated flow.
 #[inline(always)]
-pub fn leaving_to_pod<T: Tables>(tables: &T, work: &mut Work) -> Decision {
-    if work.headers.is_balanced()
-        && !work.headers.is_fragment
-        && tables.flow(&work.key, &mut work.flow)
-        && work.flow.is_reply != 0
-    {
-        refresh(tables, work);
+pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> Decision {
+    let Some(config) = tables.config() else {
+        return Decision::Pass(Reason::NotOurs);
+    };
+    if is_error_of_a_flow(tables, work, packet) {
+        return Decision::TranslateError;
+    }
+    fragment::complete(tables, work);
+    if work.headers.has_ports && find(tables, config, work) && work.flow.is_reply != 0 {
+        advance(tables, work);
+        fragment::note(tables, work);
         return Decision::Translate(Reason::Reply);
     }
     Decision::Pass(Reason::NotOurs)
 }
 
-/// Finds the live entry of a packet to a frontend; else says why the flow needs a new one.
-///
-/// An established TCP connection stays where it is whatever becomes of its backend: it goes on if the endpoint still
-/// answers, and times out if not. Datagrams have no connection to lose and move to a live backend at once.
+/// Whether the node itself answers clients from outside, so that what leaves by an uplink has to be looked at.
 #[inline(always)]
-fn established<T: Tables>(tables: &T, work: &mut Work) -> Reason {
-    if !tables.flow(&work.key, &mut work.flow) {
-        return Reason::NewFlow;
+pub fn node_answers_outside<T: Tables>(tables: &T) -> bool {
+    tables
+        .config()
+        .is_some_and(|config| config.node_answers_outside != 0)
+}
+
+#[inline(always)]
+fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> bool {
+    if !work.headers.is_icmp_error() || work.headers.is_fragment {
+        return false;
     }
-    let is_tcp = work.headers.protocol == protocol::TCP;
-    let stays = if is_tcp && !work.headers.is_syn() {
-        true
-    } else {
-        match tables.backend(work.flow.backend) {
+    match parse_carried(packet, &work.headers) {
+        Some(carried) => {
+            work.carried = carried;
+            related::find(tables, work)
+        }
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn to_frontend<T: Tables>(
+    tables: &T,
+    config: &Config,
+    work: &mut Work,
+    entry: Entry,
+    mut key: FrontendKey,
+    mut frontend: Frontend,
+) -> Decision {
+    let reason = match established(tables, config, work, &frontend) {
+        Ok(()) => return Decision::Translate(Reason::Established),
+        Err(reason) if reason.is_drop() => return Decision::Drop(reason),
+        Err(reason) => reason,
+    };
+    let headers = &work.headers;
+    if frontend.flags().has(FrontendFlags::SOURCE_RANGES)
+        && !headers.src.same(&headers.dst)
+        && !tables.is_allowed(frontend.service, &headers.src)
+    {
+        return Decision::Drop(Reason::SourceNotAllowed);
+    }
+    if frontend.flags().has(FrontendFlags::OUTSIDE_DIFFERS) && is_outside(tables, entry, &headers.src) {
+        key.scope = Scope::Outside as u8;
+        match tables.frontend(&key) {
+            Some(outside) => frontend = outside,
+            None => return Decision::Drop(Reason::Inconsistent),
+        }
+    }
+    let FlowKey {
+        src,
+        dst,
+        sport,
+        dport,
+        protocol,
+        ..
+    } = &work.key;
+    let hash = flow_hash(src, dst, *sport, *dport, *protocol, 0);
+    match select(tables, &key, frontend, src, hash) {
+        Ok(selected) => {
+            work.selected = selected;
+            tables.begin(config, work, entry, reason)
+        }
+        Err(reason) => Decision::Drop(reason),
+    }
+}
+
+/// Whether a client that enters by `entry` is neither a pod of this node nor the node itself.
+#[inline(always)]
+fn is_outside<T: Tables>(tables: &T, entry: Entry, client: &Ip) -> bool {
+    match entry {
+        Entry::Pod | Entry::Loopback => false,
+        Entry::Uplink => true,
+        Entry::Host => !tables.address(client).is_node(),
+    }
+}
+
+/// Finds the live entry of a packet to a frontend; else says why the flow needs a new one, or why it ends.
+///
+/// An established connection stays where it is whatever becomes of its backend: it goes on if the endpoint still
+/// answers, and times out if not, unless its service wants it reset. Datagrams have no connection to lose and move to a
+/// live backend at once.
+#[inline(always)]
+fn established<T: Tables>(
+    tables: &T,
+    config: &Config,
+    work: &mut Work,
+    frontend: &Frontend,
+) -> Result<(), Reason> {
+    if !find(tables, config, work) {
+        return Err(Reason::NewFlow);
+    }
+    let opens = work.headers.is_opening();
+    let resets = frontend.flags().has(FrontendFlags::RESET_REMOVED);
+    if !work.headers.has_connections() || opens || resets {
+        let stands = match tables.backend(work.flow.backend) {
             Some(backend) if backend.generation == work.flow.generation => {
-                if is_tcp {
-                    backend.is_active()
+                if opens {
+                    backend.is_active() && !work.flow.state().has(FlowState::CLOSED)
                 } else {
                     backend.is_alive()
                 }
             }
             _ => false,
+        };
+        if !stands {
+            forget(tables, work);
+            return Err(if opens || !work.headers.has_connections() {
+                Reason::Moved
+            } else {
+                Reason::BackendRemoved
+            });
         }
-    };
-    if !stays || work.flow.is_reply != 0 {
-        return Reason::Moved;
     }
-    refresh(tables, work);
-    Reason::Established
+    if work.flow.is_reply != 0 {
+        return Err(Reason::Moved);
+    }
+    advance(tables, work);
+    Ok(())
 }
 
 /// Decides about a packet that is not addressed to a frontend.
@@ -112,34 +201,42 @@ fn established<T: Tables>(tables: &T, work: &mut Work) -> Reason {
 fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
     let headers = &work.headers;
     let to_service = matches!(entry, Entry::Host) || config.is_service_address(&headers.dst);
-    if headers.is_balanced()
-        && !headers.is_fragment
-        && (to_service || may_be_answer(tables, config, &headers.dst))
-        && tables.flow(&work.key, &mut work.flow)
-    {
+    let may_be_known =
+        to_service || matches!(entry, Entry::Loopback) || may_be_answer(tables, config, &headers.dst);
+    if headers.has_ports && may_be_known && find(tables, config, work) {
+        let is_reply = work.flow.is_reply != 0;
         // A connection outlives the service it was made through.
-        if work.flow.is_reply != 0 {
-            refresh(tables, work);
-            return Decision::Translate(Reason::Reply);
-        }
-        if work.headers.protocol == protocol::TCP && !work.headers.is_syn() {
-            refresh(tables, work);
-            return Decision::Translate(Reason::Established);
+        if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
+            advance(tables, work);
+            fragment::note(tables, work);
+            return Decision::Translate(if is_reply {
+                Reason::Reply
+            } else {
+                Reason::Established
+            });
         }
     }
     let echo = work.headers.is_echo_request() && !work.headers.is_fragment;
-    if !to_service && !echo {
+    let lost_fragment = work.headers.is_fragment && work.headers.is_balanced() && !work.headers.has_ports;
+    let may_be_virtual = config.has(ConfigFlags::STRAY_ADDRESSES)
+        && work.headers.is_balanced()
+        && (work.headers.is_opening() || !work.headers.has_connections());
+    if !to_service && !echo && !lost_fragment && !may_be_virtual {
         return Decision::Pass(Reason::NotOurs);
     }
     let address = tables.address(&work.headers.dst);
     if address.is_virtual_only() {
         if echo {
             Decision::Echo
+        } else if lost_fragment {
+            Decision::Drop(Reason::FragmentBeforeFirst)
         } else {
             Decision::Drop(Reason::NoSuchPort)
         }
     } else if to_service && !address.is_node() {
         Decision::Drop(Reason::NoSuchService)
+    } else if lost_fragment {
+        Decision::Pass(Reason::Fragment)
     } else {
         Decision::Pass(Reason::NotOurs)
     }

@@ -4,7 +4,9 @@
 
 use super::Tables;
 use super::select::{Selected, select};
-use crate::maps::{Backend, Direction, FrontendKey, Reason, SocketKey, SocketPeer};
+use crate::maps::{
+    Backend, Config, Direction, Frontend, FrontendFlags, FrontendKey, Reason, SocketKey, SocketPeer,
+};
 use crate::{Ip, Port, protocol};
 
 /// What becomes of a socket's peer.
@@ -18,36 +20,86 @@ pub enum SocketDecision {
     Translate(Selected),
 }
 
+/// Whose socket it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The node's.
+    Node,
+    /// A pod's. Which address it will use is not known yet.
+    Pod,
+}
+
+/// The frontend that a socket addresses, and who the client is, as far as that matters there; or why the packet path has
+/// to decide.
+#[inline(always)]
+fn addressed<T: Tables>(
+    tables: &T,
+    config: &Config,
+    owner: Owner,
+    key: &FrontendKey,
+) -> Result<(Frontend, Ip), Reason> {
+    let is_node = matches!(owner, Owner::Node);
+    // A pod's loopback is its own.
+    if key.address.is_loopback() && !is_node {
+        return Err(Reason::NotOurs);
+    }
+    let frontend = tables.frontend(key).ok_or(Reason::NotOurs)?;
+    let client = if is_node {
+        config.node_address(&key.address)
+    } else {
+        Ip::UNSPECIFIED
+    };
+    let flags = frontend.flags();
+    if flags.has(FrontendFlags::AFFINITY | FrontendFlags::SOURCE_RANGES) {
+        if !is_node {
+            return Err(Reason::NotOurs);
+        }
+        if flags.has(FrontendFlags::SOURCE_RANGES) && !tables.is_allowed(frontend.service, &client) {
+            return Err(Reason::SourceNotAllowed);
+        }
+    }
+    Ok((frontend, client))
+}
+
 /// Decides about `connect()`.
 ///
 /// TCP only: a connected UDP socket runs no hook when it sends, so one translated here would stay with a backend
 /// that is gone. The choice is random: the source port is not known yet.
 #[inline(always)]
-pub fn connect<T: Tables>(tables: &T, address: Ip, port: Port, protocol: u8) -> SocketDecision {
+pub fn connect<T: Tables>(
+    tables: &T,
+    config: &Config,
+    owner: Owner,
+    address: Ip,
+    port: Port,
+    protocol: u8,
+) -> SocketDecision {
     if protocol != protocol::TCP {
         return SocketDecision::Leave(Reason::NotBalanced);
     }
     let key = FrontendKey::new(address, port, protocol);
-    let Some(frontend) = tables.frontend(&key) else {
-        return SocketDecision::Leave(Reason::NotOurs);
+    let (frontend, client) = match addressed(tables, config, owner, &key) {
+        Ok(found) => found,
+        Err(reason) => return SocketDecision::Leave(reason),
     };
-    match select(tables, &key, frontend, tables.random()) {
+    match select(tables, &key, frontend, &client, tables.random()) {
         Ok(selected) => SocketDecision::Translate(selected),
         Err(Reason::NoEndpoints) => SocketDecision::Refuse,
         Err(reason) => SocketDecision::Leave(reason),
     }
 }
 
-/// Decides about a datagram of an unconnected UDP socket.
+/// Decides about a datagram of an unconnected UDP socket of the node.
 ///
 /// Datagrams from one socket to one virtual address stay together while the backend lives. If the backend is already
 /// known to this socket under another virtual address, its answers could not be told apart: the packet path, which
 /// can change the source port, takes the second conversation.
 #[inline(always)]
-pub fn send<T: Tables>(tables: &T, cookie: u64, address: Ip, port: Port) -> SocketDecision {
+pub fn send<T: Tables>(tables: &T, config: &Config, cookie: u64, address: Ip, port: Port) -> SocketDecision {
     let key = FrontendKey::new(address, port, protocol::UDP);
-    let Some(frontend) = tables.frontend(&key) else {
-        return SocketDecision::Leave(Reason::NotOurs);
+    let (frontend, client) = match addressed(tables, config, Owner::Node, &key) {
+        Ok(found) => found,
+        Err(reason) => return SocketDecision::Leave(reason),
     };
     let forward = SocketKey::new(cookie, address, port, Direction::ToBackend);
     if let Some(peer) = tables.socket_peer(&forward)
@@ -59,11 +111,12 @@ pub fn send<T: Tables>(tables: &T, cookie: u64, address: Ip, port: Port) -> Sock
         let selected = Selected {
             id: peer.backend,
             service: backend.service,
+            flags: frontend.flags(),
             backend,
         };
         return bind(tables, &forward, &reverse, selected, false);
     }
-    match select(tables, &key, frontend, tables.random()) {
+    match select(tables, &key, frontend, &client, tables.random()) {
         Ok(selected) => {
             let Backend { address, port, .. } = selected.backend;
             let reverse = SocketKey::new(cookie, address, port, Direction::FromBackend);
@@ -105,4 +158,26 @@ fn bind<T: Tables>(
 pub fn receive<T: Tables>(tables: &T, cookie: u64, address: Ip, port: Port) -> Option<(Ip, Port)> {
     let key = SocketKey::new(cookie, address, port, Direction::FromBackend);
     tables.socket_peer(&key).map(|peer| (peer.address, peer.port))
+}
+
+/// Whether a process of the node may bind this address and port: node ports are the proxy's.
+#[inline(always)]
+pub fn may_bind<T: Tables>(tables: &T, address: Ip, port: Port, protocol: u8) -> bool {
+    // Every node port has a frontend at the loopback address of its family.
+    let asked = if address.is_unspecified() || address.is_v4_unspecified() {
+        if address.is_v4() {
+            Ip::LOOPBACK_V4
+        } else {
+            Ip::LOOPBACK_V6
+        }
+    } else {
+        address
+    };
+    let is_node_port = |address| {
+        tables
+            .frontend(&FrontendKey::new(address, port, protocol))
+            .is_some_and(|frontend| matches!(frontend.flags().kind(), crate::maps::FrontendKind::NodePort))
+    };
+    // A socket of the unspecified IPv6 address takes IPv4 packets too.
+    !is_node_port(asked) && !(address.is_unspecified() && is_node_port(Ip::LOOPBACK_V4))
 }

@@ -1,11 +1,30 @@
 //! What the socket decision owes, one test per rule.
 
-use super::socket::{SocketDecision, connect, receive, send};
+use super::socket::{self as decide, Owner, SocketDecision, may_bind, receive};
 use super::testing::{Fake, ip};
-use crate::maps::{BackendState, Reason};
-use crate::{Port, protocol};
+use crate::maps::{BackendState, FrontendFlags, FrontendKind, Reason};
+use crate::{Ip, Port, protocol};
 
 const VIP: &str = "10.96.0.1";
+
+fn connect(fake: &Fake, address: Ip, port: Port, protocol: u8) -> SocketDecision {
+    decide::connect(fake, &fake.config, Owner::Node, address, port, protocol)
+}
+
+fn connect_of_pod(fake: &Fake, address: &str) -> SocketDecision {
+    decide::connect(
+        fake,
+        &fake.config,
+        Owner::Pod,
+        ip(address),
+        Port::new(80),
+        protocol::TCP,
+    )
+}
+
+fn send(fake: &Fake, cookie: u64, address: Ip, port: Port) -> SocketDecision {
+    decide::send(fake, &fake.config, cookie, address, port)
+}
 
 fn backend(decision: SocketDecision) -> u32 {
     match decision {
@@ -70,4 +89,74 @@ fn a_second_virtual_address_of_one_backend_is_left_to_the_packet_path() {
     let _ = backend(send(&fake, 7, ip(VIP), Port::new(53)));
     let second = send(&fake, 7, ip("10.96.0.2"), Port::new(53));
     assert_eq!(second, SocketDecision::Leave(Reason::NotOurs));
+}
+
+#[test]
+fn what_depends_on_a_pods_address_is_left_to_the_packet_path() {
+    for flag in [FrontendFlags::AFFINITY, FrontendFlags::SOURCE_RANGES] {
+        let mut fake = Fake::node();
+        let key = fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+        fake.frontends.get_mut(&key).unwrap().flags = flag;
+        assert_eq!(connect_of_pod(&fake, VIP), SocketDecision::Leave(Reason::NotOurs));
+        let node = connect(&fake, ip(VIP), Port::new(80), protocol::TCP);
+        if flag == FrontendFlags::AFFINITY {
+            assert_eq!(backend(node), 0);
+        } else {
+            assert_eq!(node, SocketDecision::Leave(Reason::SourceNotAllowed));
+            fake.allowed.push((1, fake.config.node_v4));
+            assert_eq!(backend(connect(&fake, ip(VIP), Port::new(80), protocol::TCP)), 0);
+        }
+    }
+}
+
+#[test]
+fn the_node_stays_with_its_backend_where_clients_do() {
+    let mut fake = Fake::node();
+    let backends = [("10.244.2.2", 80), ("10.244.2.3", 80), ("10.244.2.4", 80)];
+    let key = fake.service(VIP, 80, protocol::TCP, &backends);
+    let frontend = fake.frontends.get_mut(&key).unwrap();
+    (frontend.flags, frontend.affinity) = (FrontendFlags::AFFINITY, 60);
+    let first = backend(connect(&fake, ip(VIP), Port::new(80), protocol::TCP));
+    for _ in 0..50 {
+        assert_eq!(
+            backend(connect(&fake, ip(VIP), Port::new(80), protocol::TCP)),
+            first
+        );
+    }
+}
+
+#[test]
+fn a_pods_loopback_is_its_own() {
+    let mut fake = Fake::node();
+    fake.service("127.0.0.1", 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    assert_eq!(
+        backend(connect(&fake, ip("127.0.0.1"), Port::new(80), protocol::TCP)),
+        0
+    );
+    assert_eq!(
+        connect_of_pod(&fake, "127.0.0.1"),
+        SocketDecision::Leave(Reason::NotOurs)
+    );
+}
+
+#[test]
+fn node_ports_are_kept_from_being_bound() {
+    let mut fake = Fake::node();
+    for address in ["192.168.50.11", "127.0.0.1", VIP] {
+        let key = fake.service(address, 30_080, protocol::TCP, &[]);
+        if address != VIP {
+            fake.frontends.get_mut(&key).unwrap().flags = FrontendFlags::of_kind(FrontendKind::NodePort);
+        }
+    }
+    let bind = |address, port, protocol| may_bind(&fake, ip(address), Port::new(port), protocol);
+    for address in ["0.0.0.0", "::", "192.168.50.11", "127.0.0.1"] {
+        assert!(!bind(address, 30_080, protocol::TCP), "{address}");
+        assert!(bind(address, 30_081, protocol::TCP), "{address}");
+        assert!(bind(address, 30_080, protocol::UDP), "{address}");
+    }
+    assert!(
+        bind("192.168.60.11", 30_080, protocol::TCP),
+        "no address of the service"
+    );
+    assert!(bind(VIP, 30_080, protocol::TCP), "no node port");
 }

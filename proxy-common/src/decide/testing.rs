@@ -11,10 +11,10 @@ use std::net::IpAddr;
 
 use super::Tables;
 use super::Work;
-use super::packet::{Decision, Entry, entering, leaving_to_pod};
+use super::packet::{Decision, Entry, entering, leaving};
 use crate::maps::{
-    AddressFlags, Backend, BackendState, Config, Flow, FlowKey, Frontend, FrontendKey, Slot, SlotRange,
-    SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, FlowState,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, Slot, SlotRange, SocketKey, SocketPeer,
 };
 use crate::packet::{ETHERNET_LEN, Headers, parse};
 use crate::{Ip, Port, protocol};
@@ -35,6 +35,8 @@ pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
         detail: 0,
         ttl: 64,
         is_fragment: false,
+        has_ports: matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP),
+        fragment_id: 0,
         l3: 14,
         l4: 34,
     }
@@ -60,9 +62,9 @@ pub fn check_frame(frame: &[u8]) {
         headers.l4 == 0 || (headers.l4 as usize) < frame.len(),
         "the transport header lies in the frame"
     );
-    for entry in [Entry::Pod, Entry::Uplink, Entry::Host] {
+    for entry in [Entry::Pod, Entry::Uplink, Entry::Host, Entry::Loopback] {
         let mut work = Work::new(headers);
-        if let Decision::Translate(_) = entering(&fake, &mut work, entry) {
+        if let Decision::Translate(_) = entering(&fake, &mut work, frame, entry) {
             let flow = work.flow;
             assert_eq!(
                 flow.dst.is_v4(),
@@ -76,12 +78,12 @@ pub fn check_frame(frame: &[u8]) {
             );
             // Whatever was decided, the answer finds its way back.
             let key = flow.reply_key(&work.key);
-            let reply = fake.flows.borrow()[&key];
+            let reply = fake.known_flow(&key).expect("an entry for the answer");
             assert_eq!((reply.src, reply.dst), (headers.dst, headers.src));
             assert_eq!((reply.sport, reply.dport), (headers.dport, headers.sport));
         }
         let mut work = Work::new(headers);
-        let _ = leaving_to_pod(&fake, &mut work);
+        let _ = leaving(&fake, &mut work, frame);
     }
 }
 
@@ -102,12 +104,22 @@ pub struct Fake {
     pub pods: Vec<Ip>,
     /// `FLOWS`.
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// `NEW_FLOWS`.
+    pub new_flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// `AFFINITY`.
+    pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
+    /// `FRAGMENTS`.
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    /// `SOURCE_RANGES`, single addresses only.
+    pub allowed: Vec<(u32, Ip)>,
     /// `SOCKET_PEERS`.
     pub socket_peers: RefCell<HashMap<SocketKey, SocketPeer>>,
     /// Whether the uplink translated without masquerading.
     pub outside: Cell<bool>,
-    /// The coarse clock.
-    pub time: Cell<u32>,
+    /// Whether the uplink translated to the node itself.
+    pub outside_to_node: Cell<bool>,
+    /// The clock.
+    pub clock: Cell<u64>,
     /// State of the random numbers.
     pub random: Cell<u32>,
 }
@@ -156,11 +168,32 @@ impl Fake {
                 slots,
                 service,
                 flags: 0,
+                affinity: 0,
+                reserved: 0,
             },
         );
         self.addresses
             .insert(ip(address), AddressFlags(AddressFlags::VIRTUAL));
         key
+    }
+}
+
+impl Fake {
+    /// Lets this many ticks pass.
+    pub fn pass_ticks(&self, ticks: u32) {
+        self.clock.set(self.clock.get() + (u64::from(ticks) << 30));
+    }
+
+    /// The entry of a packet, whatever its state.
+    pub fn known_flow(&self, key: &FlowKey) -> Option<Flow> {
+        let confirmed = self.flows.borrow().get(key).copied();
+        confirmed.or_else(|| self.new_flows.borrow().get(key).copied())
+    }
+
+    /// Loses an entry, as if it had been evicted.
+    pub fn evict(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(key);
+        self.new_flows.borrow_mut().remove(key);
     }
 }
 
@@ -189,21 +222,61 @@ impl Tables for Fake {
         self.pods.contains(address)
     }
 
+    fn is_allowed(&self, service: u32, client: &Ip) -> bool {
+        self.allowed.contains(&(service, *client))
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn replace_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
     fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool {
-        self.flows.borrow().get(key).map(|flow| *into = *flow).is_some()
+        self.known_flow(key).map(|flow| *into = flow).is_some()
     }
 
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        let mut flows = self.flows.borrow_mut();
-        let free = !flows.contains_key(key);
+        let free = self.known_flow(key).is_none();
         if free {
-            flows.insert(*key, *flow);
+            self.new_flows.borrow_mut().insert(*key, *flow);
         }
         free
     }
 
     fn replace_flow(&self, key: &FlowKey, flow: &Flow) {
-        self.flows.borrow_mut().insert(*key, *flow);
+        let flows = if flow.state().has(FlowState::CONFIRMED) {
+            &self.flows
+        } else {
+            &self.new_flows
+        };
+        flows.borrow_mut().insert(*key, *flow);
+    }
+
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8) -> bool {
+        let (mut flows, mut new_flows) = (self.flows.borrow_mut(), self.new_flows.borrow_mut());
+        let found = flows.get_mut(key).or_else(|| new_flows.get_mut(key));
+        found
+            .map(|flow| {
+                flow.seen = now;
+                flow.state |= state;
+            })
+            .is_some()
+    }
+
+    fn forget_flow(&self, key: &FlowKey, confirmed: bool) {
+        let flows = if confirmed { &self.flows } else { &self.new_flows };
+        flows.borrow_mut().remove(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        self.fragments.borrow_mut().insert(*key, *ports);
     }
 
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer> {
@@ -218,8 +291,12 @@ impl Tables for Fake {
         self.outside.set(true);
     }
 
-    fn now(&self) -> u32 {
-        self.time.get()
+    fn node_answers_outside(&self) {
+        self.outside_to_node.set(true);
+    }
+
+    fn clock(&self) -> u64 {
+        self.clock.get()
     }
 
     fn random(&self) -> u32 {

@@ -3,31 +3,40 @@
 //! The source is kept wherever the answer is sure to come back through this node's programs. It is exchanged
 //! (masqueraded) in exactly these cases:
 //! - a pod that reaches itself: the node's address, and straight back into the pod;
-//! - a backend that is the node itself, reached by the node or from outside: the virtual address, whose route leads the answer
-//!   back to our own device. The node's own address would have its answer go over the loopback, out of sight;
-//! - a client that is neither a pod of this cluster nor this node: the node's address.
+//! - the node that reaches itself through a virtual address: that address, whose route leads the answer back to our own
+//!   device. The node's own address would have its answer go over the loopback, out of sight;
+//! - a client from outside that comes to a node port, a load balancer's or an external address, unless that keeps
+//!   clients' addresses; and one to a cluster IP that is no pod of this cluster either: the node's address;
+//! - everybody, where the operator wants it so: the node's address.
+//!
+//! A backend that is the node itself keeps the address of a client from outside: its answer leaves by an uplink, and is
+//! translated there.
 
+use super::conntrack::is_expired;
 use super::decision::{Decision, Entry};
-use super::select::Selected;
 use super::{Tables, Work};
 use crate::Port;
 use crate::flow_hash::{flow_hash, pick};
-use crate::maps::{Config, Deliver, Reason};
+use crate::maps::{Config, ConfigFlags, Deliver, FlowState, FrontendFlags, Reason};
 
 /// How many source ports are tried before a flow is refused.
 pub const PORT_ATTEMPTS: u32 = 16;
 
-/// Remembers a new flow to `selected` and says what its packets become.
+/// Remembers a new flow to the backend that was selected and says what its packets become.
 #[inline(always)]
-pub fn new_flow<T: Tables>(
+pub fn begin<T: Tables>(
     tables: &T,
     config: &Config,
     work: &mut Work,
     entry: Entry,
-    selected: &Selected,
     reason: Reason,
 ) -> Decision {
-    let Work { headers, flow, .. } = work;
+    let Work {
+        headers,
+        flow,
+        selected,
+        ..
+    } = work;
     flow.src = headers.src;
     flow.dst = selected.backend.address;
     flow.sport = headers.sport;
@@ -39,8 +48,9 @@ pub fn new_flow<T: Tables>(
     flow.deliver = Deliver::Stack as u8;
     flow.reply_deliver = Deliver::Stack as u8;
     flow.is_reply = 0;
-    flow.reserved = 0;
-    let keeps_port = choose_source(tables, config, work, entry);
+    flow.state = 0;
+    let flags = selected.flags;
+    let keeps_port = choose_source(tables, config, work, entry, flags);
     if work.flow.src.is_unspecified() {
         return Decision::Drop(Reason::NoNodeAddress);
     }
@@ -53,35 +63,65 @@ pub fn new_flow<T: Tables>(
 /// Sets the flow's source address and its ways of delivery; false if the packet will carry the node's address, so
 /// that the client's port may be one of the node's own.
 #[inline(always)]
-fn choose_source<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> bool {
+fn choose_source<T: Tables>(
+    tables: &T,
+    config: &Config,
+    work: &mut Work,
+    entry: Entry,
+    flags: FrontendFlags,
+) -> bool {
     let Work { headers, flow, .. } = work;
     let node = config.node_address(&headers.dst);
+    let masquerade_all = config.has(ConfigFlags::MASQUERADE_ALL);
     if matches!(entry, Entry::Pod) {
-        if !flow.dst.same(&headers.src) {
+        if flow.dst.same(&headers.src) {
+            flow.src = node;
+            flow.deliver = Deliver::SameInterface as u8;
+            flow.reply_deliver = Deliver::SameInterface as u8;
+            return false;
+        }
+        if !masquerade_all || tables.address(&flow.dst).is_node() {
             return true;
         }
         flow.src = node;
-        flow.deliver = Deliver::SameInterface as u8;
-        flow.reply_deliver = Deliver::SameInterface as u8;
+        flow.deliver = Deliver::Route as u8;
+        flow.reply_deliver = Deliver::Route as u8;
         return false;
     }
+    let to_node = tables.address(&flow.dst).is_node();
+    if matches!(entry, Entry::Loopback) {
+        if !to_node {
+            flow.deliver = Deliver::Route as u8;
+            flow.reply_deliver = Deliver::Loopback as u8;
+        }
+        return true;
+    }
     let by_host = matches!(entry, Entry::Host);
-    let from_node = by_host && tables.address(&headers.src).is_node();
-    flow.reply_deliver = if from_node {
-        Deliver::Host as u8
-    } else {
-        Deliver::Route as u8
-    };
-    if tables.address(&flow.dst).is_node() {
+    if by_host && tables.address(&headers.src).is_node() {
+        flow.deliver = Deliver::Route as u8;
+        flow.reply_deliver = Deliver::Host as u8;
+        if to_node {
+            flow.src = headers.dst;
+            flow.deliver = Deliver::Host as u8;
+        }
+        return true;
+    }
+    if to_node && !by_host {
+        tables.node_answers_outside();
+        return true;
+    }
+    flow.deliver = Deliver::Route as u8;
+    flow.reply_deliver = Deliver::Route as u8;
+    if to_node {
         flow.src = headers.dst;
         flow.deliver = Deliver::Host as u8;
         return true;
     }
-    flow.deliver = Deliver::Route as u8;
-    if from_node {
+    if flags.has(FrontendFlags::KEEP_SOURCE) {
+        tables.pods_answer_outside();
         return true;
     }
-    if tables.is_pod(&headers.src) {
+    if !flags.is_external() && !masquerade_all && tables.is_pod(&headers.src) {
         if !by_host {
             flow.deliver = Deliver::Stack as u8;
         }
@@ -96,74 +136,88 @@ fn choose_source<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry:
 /// Finds a source port whose answers no other flow expects, and writes both entries.
 ///
 /// The client's own port is the first choice, unless the packet will carry the node's address: then only ports of
-/// the masquerade range are safe from the node's own sockets.
+/// the masquerade range are safe from the node's own sockets. A port that is free comes first, then the one of a flow
+/// that is over, and of those the one that has been longest.
 #[inline(always)]
 fn remember<T: Tables>(tables: &T, config: &Config, work: &mut Work, keeps_port: bool) -> bool {
     let offset = work.key.sport.number().wrapping_sub(config.masquerade_first);
     let keeps_port = keeps_port || offset < config.masquerade_count;
+    let now = work.flow.seen;
+    let (mut over, mut over_for) = (0_u16, 0_u32);
     for attempt in 0..PORT_ATTEMPTS {
-        let Work {
-            key,
-            flow,
-            reply_key,
-            reply,
-            ..
-        } = work;
         if attempt > 0 || !keeps_port {
-            let hash = flow_hash(
-                &key.src,
-                &flow.dst,
-                key.sport,
-                flow.dport,
-                key.protocol,
-                attempt + 1,
-            );
-            let offset = pick(hash, u32::from(config.masquerade_count)) as u16;
-            flow.sport = Port::new(config.masquerade_first.wrapping_add(offset));
+            work.flow.sport = masquerade_port(config, work, attempt);
         }
-        *reply_key = flow.reply_key(key);
-        *reply = flow.reply(key);
-        if tables.insert_flow(reply_key, reply) || may_replace(tables, work) {
+        answer(work);
+        if tables.insert_flow(&work.reply_key, &work.reply) {
             tables.replace_flow(&work.key, &work.flow);
             return true;
         }
+        if !tables.flow(&work.reply_key, &mut work.found) {
+            continue;
+        }
+        if is_same_flow(work) {
+            take_over(tables, work);
+            return true;
+        }
+        let idle = now.wrapping_sub(work.found.seen).saturating_add(1);
+        let is_over = work.found.state().has(FlowState::CLOSED)
+            || is_expired(config, &work.found, work.key.protocol, now);
+        if is_over && idle > over_for {
+            over = work.flow.sport.number();
+            over_for = idle;
+        }
     }
-    false
-}
-
-/// Whether the entry in the way is this very flow's, left over from before it moved; if so, it is replaced.
-#[inline(always)]
-fn may_replace<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    if !tables.flow(&work.reply_key, &mut work.found) {
+    if over_for == 0 {
         return false;
     }
+    work.flow.sport = Port::new(over);
+    answer(work);
+    if tables.flow(&work.reply_key, &mut work.found) {
+        let other = work.found.reply_key(&work.reply_key);
+        tables.forget_flow(&other, work.found.state().has(FlowState::CONFIRMED));
+    }
+    take_over(tables, work);
+    true
+}
+
+#[inline(always)]
+fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
+    let Work { key, flow, .. } = work;
+    let hash = flow_hash(
+        &key.src,
+        &flow.dst,
+        key.sport,
+        flow.dport,
+        key.protocol,
+        attempt + 1,
+    );
+    let offset = pick(hash, u32::from(config.masquerade_count)) as u16;
+    Port::new(config.masquerade_first.wrapping_add(offset))
+}
+
+/// Works out the entry of the flow's answers.
+#[inline(always)]
+const fn answer(work: &mut Work) {
+    work.reply_key = work.flow.reply_key(&work.key);
+    work.reply = work.flow.reply(&work.key);
+}
+
+/// Whether the entry in the way is this very flow's, left over from before it moved.
+#[inline(always)]
+fn is_same_flow(work: &Work) -> bool {
     let (found, reply) = (&work.found, &work.reply);
     let same_client = found.dst.same(&reply.dst) && found.dport == reply.dport;
     let same_frontend = found.src.same(&reply.src) && found.sport == reply.sport;
-    if same_client && same_frontend {
-        tables.replace_flow(&work.reply_key, reply);
-        return true;
-    }
-    false
+    same_client && same_frontend
 }
 
-/// Notes that the flow is in use, and restores the entry of the other direction if it was lost. Does anything at all
-/// only once a tick and flow.
+/// Writes both entries over the one in the way, which may lie among the confirmed ones.
 #[inline(always)]
-pub fn refresh<T: Tables>(tables: &T, work: &mut Work) {
-    let now = tables.now();
-    if work.flow.seen != now {
-        let Work {
-            key,
-            flow,
-            reply_key,
-            reply,
-            ..
-        } = work;
-        flow.seen = now;
-        tables.replace_flow(key, flow);
-        *reply_key = flow.reply_key(key);
-        *reply = flow.reply(key);
-        tables.insert_flow(reply_key, reply);
+fn take_over<T: Tables>(tables: &T, work: &Work) {
+    tables.replace_flow(&work.reply_key, &work.reply);
+    if work.found.state().has(FlowState::CONFIRMED) {
+        tables.forget_flow(&work.reply_key, true);
     }
+    tables.replace_flow(&work.key, &work.flow);
 }

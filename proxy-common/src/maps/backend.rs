@@ -14,8 +14,10 @@ pub enum BackendState {
     Gone = 0,
     /// New and established flows.
     Active = 1,
-    /// Established flows only, unless its slice holds nothing better.
+    /// Established flows only.
     Terminating = 2,
+    /// New flows too, though it terminates: its service has nothing better.
+    LastResort = 3,
 }
 
 /// The value of `BACKENDS`: half a cache line.
@@ -50,6 +52,6 @@ impl Backend {
     /// Whether new flows are wanted here.
     #[inline(always)]
     pub const fn is_active(&self) -> bool {
-        self.state == BackendState::Active as u8
+        self.state == BackendState::Active as u8 || self.state == BackendState::LastResort as u8
     }
 }

@@ -18,6 +18,35 @@ impl ConfigFlags {
     pub const SOCKETS_OF_PODS: u32 = 2;
     /// The node holds more addresses than [`Config::node_v4`] and [`Config::node_v6`]; `ADDRESSES` has them all.
     pub const MORE_NODE_ADDRESSES: u32 = 4;
+    /// Every flow to a service carries the node's address.
+    pub const MASQUERADE_ALL: u32 = 8;
+    /// Processes of the node cannot bind node ports.
+    pub const PROTECT_NODE_PORTS: u32 = 16;
+    /// Some virtual addresses lie outside of all service ranges.
+    pub const STRAY_ADDRESSES: u32 = 32;
+}
+
+/// What a flow is, as far as it matters for how long it is remembered: an index into [`Config::lifetimes`].
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lifetime {
+    /// A connection within its handshake.
+    Opening = 0,
+    /// A connection.
+    Open = 1,
+    /// A connection that one side has closed.
+    Closing = 2,
+    /// A connection that is over.
+    Closed = 3,
+    /// Datagrams that were never answered.
+    Datagram = 4,
+    /// Datagrams that were.
+    Stream = 5,
+}
+
+impl Lifetime {
+    /// How many there are.
+    pub const COUNT: usize = 6;
 }
 
 /// Value of `CONFIG`.
@@ -39,8 +68,14 @@ pub struct Config {
     /// Zero.
     pub reserved: u16,
     /// Set by the uplink program when a flow was translated whose answers it will not see: programs at the pods
-    /// then look for it. The only field the kernel side writes.
+    /// then look for it. Written by the kernel side, as the next.
     pub pods_answer_outside: u32,
+    /// The same for clients from outside that the node itself answers, at the uplink.
+    pub node_answers_outside: u32,
+    /// How long flows are remembered, by [`Lifetime`], in ticks of [`crate::Tables::now`].
+    pub lifetimes: [u32; Lifetime::COUNT],
+    /// Zero.
+    pub reserved2: u32,
     /// The node's own IPv4 address for masquerading; unspecified where the node has none.
     pub node_v4: Ip,
     /// The node's own IPv6 address for masquerading.
@@ -51,7 +86,7 @@ pub struct Config {
     pub service_mask: [Ip; MAX_SERVICE_RANGES],
 }
 
-const _: () = assert!(size_of::<Config>() == 192);
+const _: () = assert!(size_of::<Config>() == 224);
 
 impl Config {
     /// Whether `address` lies in a service range.

@@ -4,7 +4,11 @@
 //! them. Each entry says outright what such a packet becomes, so that an established packet is one look-up and one
 //! rewrite in either direction. Neither entry refers to the other; a lost half is written again from the first one
 //! when its coarse clock next ticks.
+//!
+//! A flow begins in `NEW_FLOWS` and moves to `FLOWS` once both sides have spoken, for TCP at the end of the handshake;
+//! when it is over it moves back. So a flood of packets that nobody answers only ever evicts its own kind.
 
+use super::Lifetime;
 use crate::{Ip, Port};
 
 /// Where a translated packet goes next.
@@ -20,6 +24,9 @@ pub enum Deliver {
     /// Out by the interface that the routing table names: packets whose source is the node's own address, which the
     /// stack would take for spoofed if it saw them come in.
     Route = 3,
+    /// Into the node's own stack by the loopback: packets from one of the node's addresses to another, which the stack
+    /// takes from there only.
+    Loopback = 4,
 }
 
 impl Deliver {
@@ -30,6 +37,7 @@ impl Deliver {
             1 => Self::SameInterface,
             2 => Self::Host,
             3 => Self::Route,
+            4 => Self::Loopback,
             _ => Self::Stack,
         }
     }
@@ -94,14 +102,63 @@ pub struct Flow {
     pub reply_deliver: u8,
     /// 1 if this is the entry of the backend's answers, 0 if it is the client's.
     pub is_reply: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// [`FlowState`].
+    pub state: u8,
+}
+
+/// Bits of [`Flow::state`]: how far the flow has come. Both entries say the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowState(pub u8);
+
+impl FlowState {
+    /// The backend has answered.
+    pub const ANSWERED: u8 = 1;
+    /// Both sides have spoken, so the entries lie in `FLOWS`.
+    pub const CONFIRMED: u8 = 2;
+    /// The client has sent its last byte.
+    pub const CLIENT_DONE: u8 = 4;
+    /// The backend has sent its last byte.
+    pub const BACKEND_DONE: u8 = 8;
+    /// The connection was reset, or both sides are done.
+    pub const CLOSED: u8 = 16;
+
+    /// Whether a bit is set.
+    #[inline(always)]
+    pub const fn has(self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
+
+    /// How long a flow in this state is remembered.
+    #[inline(always)]
+    pub const fn lifetime(self, protocol: u8) -> Lifetime {
+        if self.has(Self::CLOSED) {
+            Lifetime::Closed
+        } else if protocol == crate::protocol::UDP {
+            if self.has(Self::CONFIRMED) {
+                Lifetime::Stream
+            } else {
+                Lifetime::Datagram
+            }
+        } else if self.has(Self::CLIENT_DONE | Self::BACKEND_DONE) {
+            Lifetime::Closing
+        } else if self.has(Self::CONFIRMED) {
+            Lifetime::Open
+        } else {
+            Lifetime::Opening
+        }
+    }
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Flow>() == 56);
 
 impl Flow {
+    /// The state.
+    #[inline(always)]
+    pub const fn state(&self) -> FlowState {
+        FlowState(self.state)
+    }
+
     /// An entry that translates nothing.
     pub const EMPTY: Self = Self {
         src: Ip::UNSPECIFIED,
@@ -115,7 +172,7 @@ impl Flow {
         deliver: 0,
         reply_deliver: 0,
         is_reply: 0,
-        reserved: 0,
+        state: 0,
     };
 
     /// The key of the packets in the other direction, seen from the packets of `key`, of which this is the entry.
@@ -161,7 +218,7 @@ mod tests {
             deliver: Deliver::Route as u8,
             reply_deliver: Deliver::Host as u8,
             is_reply: 0,
-            reserved: 0,
+            state: 0,
         };
         let (reply_key, reply) = (flow.reply_key(&key), flow.reply(&key));
         assert_eq!((reply_key.src, reply_key.dport), (ip(4), Port::new(61_000)));

@@ -10,13 +10,13 @@
 
 use crate::{Ip, Port};
 
-/// From where a frontend is addressed. One entry serves both unless the two views differ.
+/// From where a frontend is addressed. One entry serves everybody unless the two views differ.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// Everybody, or pods and the node itself where a second entry serves the rest.
+    /// Everybody; or pods of this node and the node itself, where a second entry serves the rest.
     Any = 0,
-    /// Clients from outside, where an external traffic policy gives them another set of backends.
+    /// Clients from outside, where `externalTrafficPolicy: Local` gives them another set of backends.
     Outside = 1,
 }
 
@@ -80,6 +80,20 @@ impl SlotRange {
     }
 }
 
+/// Which of a service's addresses a frontend is.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// A cluster IP.
+    ClusterIp = 0,
+    /// A port of a node's address.
+    NodePort = 1,
+    /// An address of a load balancer.
+    LoadBalancer = 2,
+    /// An address that the operator routes to the nodes.
+    ExternalIp = 3,
+}
+
 /// Bits of [`Frontend::flags`]. The high half is the agent's, which keeps the number of draining slots there; programs do
 /// not look at it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -88,6 +102,46 @@ pub struct FrontendFlags(pub u32);
 impl FrontendFlags {
     /// Endpoints exist, but the policy Local leaves none on this node: drop silently instead of rejecting.
     pub const LOCAL_ONLY: u32 = 1;
+    /// Clients from outside keep their address: `externalTrafficPolicy: Local`.
+    pub const KEEP_SOURCE: u32 = 2;
+    /// Clients from outside are served by the entry with [`Scope::Outside`].
+    pub const OUTSIDE_DIFFERS: u32 = 4;
+    /// A client stays with its backend for [`Frontend::affinity`].
+    pub const AFFINITY: u32 = 8;
+    /// Only clients in `SOURCE_RANGES` are served.
+    pub const SOURCE_RANGES: u32 = 16;
+    /// Connections to removed backends are reset.
+    pub const RESET_REMOVED: u32 = 32;
+    /// Where the number of a [`FrontendKind`] stands.
+    const KIND_SHIFT: u32 = 8;
+
+    /// The bits of a kind.
+    pub const fn of_kind(kind: FrontendKind) -> u32 {
+        (kind as u32) << Self::KIND_SHIFT
+    }
+
+    /// The kind.
+    #[inline(always)]
+    pub const fn kind(self) -> FrontendKind {
+        match self.0 >> Self::KIND_SHIFT & 3 {
+            1 => FrontendKind::NodePort,
+            2 => FrontendKind::LoadBalancer,
+            3 => FrontendKind::ExternalIp,
+            _ => FrontendKind::ClusterIp,
+        }
+    }
+
+    /// Whether clients from outside are meant to use the frontend.
+    #[inline(always)]
+    pub const fn is_external(self) -> bool {
+        self.0 >> Self::KIND_SHIFT & 3 != 0
+    }
+
+    /// Whether a flag is set.
+    #[inline(always)]
+    pub const fn has(self, flag: u32) -> bool {
+        self.0 & flag != 0
+    }
 }
 
 /// The value of `FRONTENDS`.
@@ -103,10 +157,22 @@ pub struct Frontend {
     pub service: u32,
     /// [`FrontendFlags`].
     pub flags: u32,
+    /// For how many seconds after its last connection a client stays with its backend; 0 if it need not.
+    pub affinity: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Frontend {
+    /// The flags.
+    #[inline(always)]
+    pub const fn flags(&self) -> FrontendFlags {
+        FrontendFlags(self.flags)
+    }
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);
-const _: () = assert!(size_of::<Frontend>() == 24);
+const _: () = assert!(size_of::<Frontend>() == 32);
 
 /// One element of a slice: a backend id in the low half, the owning service id in the high half.
 #[repr(transparent)]

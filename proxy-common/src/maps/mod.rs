@@ -7,25 +7,36 @@
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
 //! | `POD_RANGES` | LPM of [`RangeKey`] → `u32` | agent | packet programs, new flows of outside clients only |
-//! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU) | packet programs | packet programs |
+//! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU): flows that both sides have confirmed | packet programs | packet programs |
+//! | `NEW_FLOWS` | the same: flows that begin, and those that ended | packet programs | packet programs |
+//! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
+//! | `FRAGMENTS` | [`FragmentKey`] → [`FragmentPorts`] (LRU) | packet programs | packet programs |
+//! | `SOURCE_RANGES` | LPM of [`SourceRangeKey`] → `u32` | agent | programs that choose a backend |
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
 //! | `POD_NETNS` | network namespace cookie → `u32` | agent | socket hooks |
 //! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, one field by packet programs | packet programs, socket hooks |
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
 //! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
+//! | `REFUSALS` | 0 → [`Refusals`] (per CPU) | packet programs | the same |
 //! | `WORK` | 0 → [`Work`](crate::decide::Work) (per CPU) | packet programs | the same run of the same program |
 
+mod affinity;
 mod backend;
 mod config;
 mod flow;
+mod fragment;
 mod frontend;
 mod reason;
 mod socket;
+mod source_range;
 
+pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
-pub use config::{AddressFlags, Config, ConfigFlags, MAX_SERVICE_RANGES, RangeKey, TraceCell};
-pub use flow::{Deliver, Flow, FlowKey};
-pub use frontend::{Frontend, FrontendFlags, FrontendKey, Scope, Slot, SlotRange};
-pub use reason::{Counter, Reason};
+pub use config::{AddressFlags, Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeKey, TraceCell};
+pub use flow::{Deliver, Flow, FlowKey, FlowState};
+pub use fragment::{FragmentKey, FragmentPorts};
+pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Scope, Slot, SlotRange};
+pub use reason::{Counter, Reason, Refusals};
 pub use socket::{Connected, Direction, SocketKey, SocketPeer};
+pub use source_range::SourceRangeKey;

@@ -19,6 +19,12 @@ macro_rules! reasons {
             /// How many there are.
             pub const COUNT: u32 = Self::ALL.len() as u32;
 
+            /// From the number.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)+ _ => None }
+            }
+
             /// The reason's name in metrics and in the command line's output.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
@@ -89,10 +95,22 @@ reasons! {
     TtlExceeded = 19, drop, "ttl_exceeded";
     /// The tables changed under the packet twice in a row.
     Inconsistent = 20, drop, "inconsistent";
-    /// A fragment of a datagram to a virtual address.
-    FragmentToService = 21, drop, "fragment_to_service";
+    /// A later fragment of a datagram to a virtual address, whose first was not seen before it.
+    FragmentBeforeFirst = 21, drop, "fragment_before_first";
     /// A socket's `connect()` was refused, because the service has no usable endpoint.
     SocketRefused = 22, drop, "socket_refused";
+    /// The client is in none of the ranges that the load balancer's address is open to.
+    SourceNotAllowed = 23, drop, "source_not_allowed";
+    /// An ICMP error that belongs to a translated flow.
+    RelatedError = 24, keep, "related_error";
+    /// The connection's backend was removed, and its service wants such connections reset.
+    BackendRemoved = 25, reject, "backend_removed";
+    /// The packet is too large for the link it has to take; its sender is told.
+    TooBig = 26, reject, "too_big";
+    /// One refusal more than are sent in a second.
+    RateLimited = 27, drop, "rate_limited";
+    /// A process of the node was kept from binding a node port.
+    BindRefused = 28, drop, "bind_refused";
 }
 
 /// Value of `COUNTERS`.
@@ -107,6 +125,35 @@ pub struct Counter {
 
 const _: () = assert!(size_of::<Counter>() == 16);
 
+/// Value of `REFUSALS`: how many refusals were sent in a tick.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refusals {
+    /// The tick, see [`crate::Tables::now`].
+    pub tick: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl Refusals {
+    /// The most that are sent in a tick on each CPU: the kernel's own limit for ICMP errors
+    /// (`net.ipv4.icmp_msgs_per_sec`) is of this order.
+    pub const MOST: u32 = 1000;
+
+    /// Takes note of another one; false if it is one too many.
+    #[inline(always)]
+    pub const fn another(&mut self, now: u32) -> bool {
+        if self.tick != now {
+            self.tick = now;
+            self.count = 0;
+        }
+        self.count += 1;
+        self.count <= Self::MOST
+    }
+}
+
+const _: () = assert!(size_of::<Refusals>() == 8);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +163,14 @@ mod tests {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
         }
+    }
+
+    #[test]
+    fn refusals_are_limited_by_tick() {
+        let mut refusals = Refusals::default();
+        let sent = |refusals: &mut Refusals, now| (0..2000).filter(|_| refusals.another(now)).count();
+        assert_eq!(sent(&mut refusals, 7), 1000);
+        assert_eq!(sent(&mut refusals, 7), 0);
+        assert_eq!(sent(&mut refusals, 8), 1000);
     }
 }

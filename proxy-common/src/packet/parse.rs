@@ -20,6 +20,20 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// Offset of the flags byte in a TCP header.
 const TCP_FLAGS: u32 = 13;
+/// TCP: no more bytes from the sender.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP: a connection begins.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP: the connection is over.
+pub const TCP_RST: u8 = 0x04;
+/// TCP: the acknowledgement number counts.
+pub const TCP_ACK: u8 = 0x10;
+
+/// Offset of the first chunk's type in an SCTP packet (RFC 9260 §3).
+const SCTP_FIRST_CHUNK: u32 = 12;
+const SCTP_INIT: u8 = 1;
+/// No chunk's type that means anything here: the packet ends before it.
+const SCTP_NONE: u8 = 0xff;
 
 /// What a decision needs to know of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +48,16 @@ pub struct Headers {
     pub dport: Port,
     /// IP protocol number.
     pub protocol: u8,
-    /// TCP flags, or the ICMP type.
+    /// TCP flags, the type of SCTP's first chunk, or the ICMP type.
     pub detail: u8,
     /// Time to live, or hop limit.
     pub ttl: u8,
     /// Whether the packet is a fragment, the first one included.
     pub is_fragment: bool,
+    /// Whether the ports are known: read from the packet, or remembered of the first fragment.
+    pub has_ports: bool,
+    /// What all fragments of a datagram have in common; only of fragments.
+    pub fragment_id: u32,
     /// Offset of the IP header.
     pub l3: u32,
     /// Offset of the transport header; 0 if the packet has none (a later fragment).
@@ -47,10 +65,23 @@ pub struct Headers {
 }
 
 impl Headers {
-    /// Whether this is the first packet of a TCP connection.
+    /// Whether this packet begins a connection: a TCP SYN, or an SCTP INIT.
     #[inline(always)]
-    pub const fn is_syn(&self) -> bool {
-        self.protocol == protocol::TCP && self.detail & 0x12 == 0x02
+    pub const fn is_opening(&self) -> bool {
+        (self.protocol == protocol::TCP && self.detail & (TCP_SYN | TCP_ACK) == TCP_SYN)
+            || (self.protocol == protocol::SCTP && self.detail == SCTP_INIT)
+    }
+
+    /// Whether the protocol has connections.
+    #[inline(always)]
+    pub const fn has_connections(&self) -> bool {
+        matches!(self.protocol, protocol::TCP | protocol::SCTP)
+    }
+
+    /// Whether this is a TCP segment with one of these flags.
+    #[inline(always)]
+    pub const fn has_tcp_flag(&self, flags: u8) -> bool {
+        self.protocol == protocol::TCP && self.detail & flags != 0
     }
 
     /// Whether this is an ICMP echo request of either family.
@@ -60,11 +91,61 @@ impl Headers {
             || (self.protocol == protocol::ICMPV6 && self.detail == 128 && !self.src.is_v4())
     }
 
+    /// Whether this is an ICMP error, which carries the beginning of the packet that it is about (RFC 792; RFC 4443 §3).
+    #[inline(always)]
+    pub const fn is_icmp_error(&self) -> bool {
+        (self.protocol == protocol::ICMP && self.src.is_v4() && matches!(self.detail, 3 | 11 | 12))
+            || (self.protocol == protocol::ICMPV6 && !self.src.is_v4() && matches!(self.detail, 1..=4))
+    }
+
     /// Whether the protocol has ports that services are balanced by.
     #[inline(always)]
-    pub const fn has_ports(&self) -> bool {
+    pub const fn is_balanced(&self) -> bool {
         matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
     }
+}
+
+/// Bytes between the start of an ICMP error and the packet in it.
+const ICMP_HEADER: u32 = 8;
+
+/// Parses the packet that an ICMP error carries: at least its first eight bytes behind the IP header, the ports among
+/// them. Fragments but the first have none, and extension headers are not walked: such an error is nobody's.
+#[inline(always)]
+pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Option<Headers> {
+    let l3 = headers.l4 + ICMP_HEADER;
+    let mut carried = if headers.src.is_v4() {
+        let ip: Ipv4Header = packet.load(l3)?;
+        let header_len = u32::from(ip.version_ihl & 0xf) * 4;
+        if ip.version_ihl >> 4 != 4 || header_len < 20 || u16::from_be(ip.fragment) & 0x1fff != 0 {
+            return None;
+        }
+        Headers {
+            src: Ip::from_v4_word(ip.src),
+            dst: Ip::from_v4_word(ip.dst),
+            protocol: ip.protocol,
+            l3,
+            l4: l3 + header_len,
+            ..*headers
+        }
+    } else {
+        let ip: Ipv6Header = packet.load(l3)?;
+        Headers {
+            src: Ip::from_v6_words(ip.src),
+            dst: Ip::from_v6_words(ip.dst),
+            protocol: ip.next_header,
+            l3,
+            l4: l3 + 40,
+            ..*headers
+        }
+    };
+    if !carried.is_balanced() {
+        return None;
+    }
+    let ports: Ports = packet.load(carried.l4)?;
+    carried.sport = Port::from_raw(ports.sport);
+    carried.dport = Port::from_raw(ports.dport);
+    carried.has_ports = true;
+    Some(carried)
 }
 
 /// Parses the packet whose network header starts at `l3`.
@@ -95,6 +176,8 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
         detail: 0,
         ttl: ip.ttl,
         is_fragment: later || fragment & 0x2000 != 0,
+        has_ports: false,
+        fragment_id: u32::from(ip.id),
         l3,
         l4: if later { 0 } else { l3 + header_len },
     };
@@ -116,6 +199,8 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
         detail: 0,
         ttl: ip.hop_limit,
         is_fragment: false,
+        has_ports: false,
+        fragment_id: 0,
         l3,
         l4: l3 + 40,
     };
@@ -132,6 +217,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
         };
         if headers.protocol == FRAGMENT {
             headers.is_fragment = true;
+            headers.fragment_id = packet.load(headers.l4 - 4).ok_or(Reason::Malformed)?;
             if u16::from_be(extension.fragment) & 0xfff8 != 0 {
                 headers.protocol = extension.next_header;
                 headers.l4 = 0;
@@ -153,8 +239,11 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, mut headers: Headers) -> Resu
             let ports: Ports = packet.load(headers.l4).ok_or(Reason::Malformed)?;
             headers.sport = Port::from_raw(ports.sport);
             headers.dport = Port::from_raw(ports.dport);
+            headers.has_ports = true;
             if headers.protocol == protocol::TCP {
                 headers.detail = packet.load(headers.l4 + TCP_FLAGS).ok_or(Reason::Malformed)?;
+            } else if headers.protocol == protocol::SCTP {
+                headers.detail = packet.load(headers.l4 + SCTP_FIRST_CHUNK).unwrap_or(SCTP_NONE);
             }
             Ok(headers)
         }
@@ -225,7 +314,7 @@ mod tests {
         payload.extend([0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02]);
         let headers = parse(&v6(0, &payload)[..], ether_type::IPV6, 14).unwrap();
         assert_eq!(
-            (headers.l4, headers.sport.number(), headers.is_syn()),
+            (headers.l4, headers.sport.number(), headers.is_opening()),
             (78, 80, true)
         );
 
@@ -278,7 +367,7 @@ mod tests {
             let ether_type = if v6 { ether_type::IPV6 } else { ether_type::IPV4 };
             if let Ok(headers) = parse(&bytes[..], ether_type, 14) {
                 prop_assert!(headers.l4 == 0 || (headers.l4 as usize) < bytes.len());
-                prop_assert!(headers.has_ports() || headers.l4 == 0 || headers.detail == bytes[headers.l4 as usize]);
+                prop_assert!(headers.is_balanced() || headers.l4 == 0 || headers.detail == bytes[headers.l4 as usize]);
             }
         }
     }

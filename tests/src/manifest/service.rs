@@ -32,6 +32,7 @@ pub(crate) struct Port {
     pub(crate) protocol: Protocol,
     pub(crate) number: u16,
     pub(crate) target: u16,
+    node_port: Option<u16>,
 }
 
 /// A Service under construction; of type `ClusterIP` unless [`Service::set`] says otherwise.
@@ -44,6 +45,7 @@ pub struct Service {
     labels: Map<String, Value>,
     annotations: Map<String, Value>,
     spec: Map<String, Value>,
+    ingress: Vec<Value>,
 }
 
 impl Service {
@@ -57,6 +59,7 @@ impl Service {
             labels: Map::new(),
             annotations: Map::new(),
             spec: Map::new(),
+            ingress: Vec::new(),
         }
     }
 
@@ -99,8 +102,25 @@ impl Service {
             protocol,
             number: port,
             target,
+            node_port: None,
         });
         self
+    }
+
+    /// Gives the port of this name a port of every node, and makes the service one of type `NodePort`.
+    #[must_use]
+    pub fn node_port(mut self, name: &str, number: u16) -> Self {
+        for port in self.ports.iter_mut().filter(|port| port.name == name) {
+            port.node_port = Some(number);
+        }
+        self.set("type", json!("NodePort"))
+    }
+
+    /// Adds an address of a load balancer, and makes the service one of type `LoadBalancer`.
+    #[must_use]
+    pub fn load_balancer_ip(mut self, address: &str) -> Self {
+        self.ingress.push(json!({"ip": address}));
+        self.set("type", json!("LoadBalancer"))
     }
 
     /// Removes all ports.
@@ -192,15 +212,20 @@ impl Manifest for Service {
                 "annotations": self.annotations,
             },
             "spec": spec,
+            "status": {"loadBalancer": {"ingress": self.ingress}},
         })
     }
 }
 
 fn port_object(port: &Port) -> Value {
-    json!({
+    let mut object = json!({
         "name": port.name,
         "protocol": port.protocol.name(),
         "port": port.number,
         "targetPort": port.target,
-    })
+    });
+    if let Some(node_port) = port.node_port {
+        object["nodePort"] = json!(node_port);
+    }
+    object
 }

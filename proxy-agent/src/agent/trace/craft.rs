@@ -66,7 +66,7 @@ mod tests {
                 let headers = parse(&frame[..], kind, ETHERNET_LEN).unwrap();
                 assert_eq!((headers.sport.number(), headers.dport.number()), (40_000, 80));
                 assert_eq!(IpAddr::from(headers.src), from.parse::<IpAddr>().unwrap());
-                assert_eq!(headers.is_syn(), protocol == Protocol::Tcp);
+                assert_eq!(headers.is_opening(), protocol != Protocol::Udp);
             }
         }
     }

@@ -3,10 +3,14 @@
 use std::cell::Cell;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use proxy_common::decide::socket::{SocketDecision, connect, send};
+use nix::time::{ClockId, clock_gettime};
+
+use proxy_common::decide::socket::{Owner, SocketDecision, connect, send};
 use proxy_common::maps::{
-    AddressFlags, Backend, Config, Flow, FlowKey, Frontend, FrontendKey, Slot, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, Slot, SocketKey, SocketPeer, SourceRangeKey,
 };
 use proxy_common::{Ip, Port, Tables};
 
@@ -28,8 +32,15 @@ pub fn samples(
     let tables = Live::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
     let decide = || match request.protocol {
-        Protocol::Udp => send(&tables, 0, address, port),
-        _ => connect(&tables, address, port, request.protocol.number()),
+        Protocol::Udp => send(&tables, &tables.config, 0, address, port),
+        _ => connect(
+            &tables,
+            &tables.config,
+            Owner::Node,
+            address,
+            port,
+            request.protocol.number(),
+        ),
     };
     let hook = if request.protocol == Protocol::Udp {
         "sendmsg (unconnected sockets)"
@@ -118,12 +129,24 @@ impl Tables for Live<'_> {
         false
     }
 
-    fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool {
-        let found = self.datapath.flows.get(key).ok().flatten();
-        found.is_some_and(|flow| {
-            *into = flow;
-            true
-        })
+    fn is_allowed(&self, service: u32, client: &Ip) -> bool {
+        let key = SourceRangeKey {
+            prefix_len: 160,
+            service,
+            address: *client,
+        };
+        self.datapath.source_ranges.get(&key).ok().flatten().is_some()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.datapath.affinity.get(key).ok().flatten()
+    }
+
+    fn replace_affinity(&self, _key: &AffinityKey, _affinity: &Affinity) {}
+
+    /// Hooks know no flows.
+    fn flow(&self, _key: &FlowKey, _into: &mut Flow) -> bool {
+        false
     }
 
     fn insert_flow(&self, _key: &FlowKey, _flow: &Flow) -> bool {
@@ -131,6 +154,18 @@ impl Tables for Live<'_> {
     }
 
     fn replace_flow(&self, _key: &FlowKey, _flow: &Flow) {}
+
+    fn touch_flow(&self, _key: &FlowKey, _now: u32, _state: u8) -> bool {
+        true
+    }
+
+    fn forget_flow(&self, _key: &FlowKey, _confirmed: bool) {}
+
+    fn fragment(&self, _key: &FragmentKey) -> Option<FragmentPorts> {
+        None
+    }
+
+    fn replace_fragment(&self, _key: &FragmentKey, _ports: &FragmentPorts) {}
 
     /// A socket that has not sent anything yet.
     fn socket_peer(&self, _key: &SocketKey) -> Option<SocketPeer> {
@@ -141,8 +176,12 @@ impl Tables for Live<'_> {
 
     fn pods_answer_outside(&self) {}
 
-    fn now(&self) -> u32 {
-        0
+    fn node_answers_outside(&self) {}
+
+    fn clock(&self) -> u64 {
+        // The clock of `bpf_ktime_get_ns`.
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn random(&self) -> u32 {

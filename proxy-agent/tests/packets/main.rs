@@ -7,7 +7,12 @@
     reason = "helpers of tests, which panic with what went wrong"
 )]
 
+mod errors;
+mod frame;
+mod node;
+#[path = "../support/mod.rs"]
 mod support;
+mod verdicts;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,8 +22,9 @@ use millrace::bpf::object::MapSizes;
 use proxy_common::maps::{
     AddressFlags, Backend, BackendState, Config, Frontend, FrontendKey, Reason, Slot, SlotRange,
 };
-use proxy_common::packet::{ETHERNET_LEN, Headers, parse};
 use proxy_common::{Ip, Port, protocol};
+
+use frame::{checked, ends, ether_type, frame, socket, sum};
 use support::Sandbox;
 
 const SIZES: MapSizes = MapSizes {
@@ -27,6 +33,7 @@ const SIZES: MapSizes = MapSizes {
     backends: 64,
     addresses: 64,
     flows: 1024,
+    affinity: 64,
     socket_peers: 64,
     pod_netns: 16,
 };
@@ -109,6 +116,8 @@ impl Bench {
             slots,
             service: number,
             flags: 0,
+            affinity: 0,
+            reserved: 0,
         };
         self.datapath.frontends.set(&key, &frontend).unwrap();
         self.datapath
@@ -132,130 +141,6 @@ impl Bench {
     fn count(&self, reason: Reason) -> u64 {
         self.datapath.counter(reason).unwrap().packets
     }
-}
-
-/// A frame with correct checksums.
-fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-    let mut l4 = Vec::new();
-    l4.extend(from.port().to_be_bytes());
-    l4.extend(to.port().to_be_bytes());
-    let checksum_at = match protocol {
-        protocol::TCP => {
-            l4.extend([
-                0, 0, 0, 7, 0, 0, 0, 0, 0x60, flags, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4,
-            ]);
-            16
-        }
-        protocol::UDP => {
-            l4.extend((8 + payload.len() as u16).to_be_bytes());
-            l4.extend([0, 0]);
-            6
-        }
-        _ => {
-            l4.extend([0; 8]);
-            0
-        }
-    };
-    l4.extend(payload);
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-    match (from.ip(), to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            frame.extend([8, 0, 0x45, 0]);
-            frame.extend((20 + l4.len() as u16).to_be_bytes());
-            frame.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-            frame.extend(from.octets());
-            frame.extend(to.octets());
-            let sum = sum(&frame[14..34], 0);
-            frame[24..26].copy_from_slice(&(!sum).to_be_bytes());
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            frame.extend((l4.len() as u16).to_be_bytes());
-            frame.extend([protocol, 64]);
-            frame.extend(from.octets());
-            frame.extend(to.octets());
-        }
-        _ => panic!("one family"),
-    }
-    let l4_at = frame.len();
-    frame.extend(&l4);
-    if checksum_at > 0 {
-        let sum = !transport_sum(&frame, l4_at, protocol);
-        frame[l4_at + checksum_at..l4_at + checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
-    }
-    frame
-}
-
-/// RFC 1071, over bytes.
-fn sum(bytes: &[u8], start: u32) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let mut sum = words.fold(u64::from(start), |sum, word| sum + u64::from(word));
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
-}
-
-fn transport_sum(frame: &[u8], l4: usize, protocol: u8) -> u16 {
-    let addresses = if frame[14] >> 4 == 4 {
-        &frame[26..34]
-    } else {
-        &frame[22..54]
-    };
-    let len = (frame.len() - l4) as u32;
-    sum(
-        &frame[l4..],
-        u32::from(sum(addresses, 0)) + u32::from(protocol) + len,
-    )
-}
-
-fn ether_type(frame: &[u8]) -> u16 {
-    u16::from_be_bytes([frame[12], frame[13]])
-}
-
-/// Parses what came out and checks every checksum in it.
-#[track_caller]
-fn checked(frame: &[u8]) -> Headers {
-    let headers = parse(frame, ether_type(frame), ETHERNET_LEN).expect("a packet");
-    if headers.src.is_v4() {
-        assert_eq!(sum(&frame[14..34], 0), 0xffff, "IPv4 header checksum");
-        assert_eq!(
-            u16::from_be_bytes([frame[16], frame[17]]) as usize,
-            frame.len() - 14,
-            "IPv4 length"
-        );
-    } else {
-        assert_eq!(
-            u16::from_be_bytes([frame[18], frame[19]]) as usize,
-            frame.len() - 54,
-            "IPv6 length"
-        );
-    }
-    let l4 = headers.l4 as usize;
-    match headers.protocol {
-        protocol::ICMP => assert_eq!(sum(&frame[l4..], 0), 0xffff, "ICMP checksum"),
-        protocol::TCP | protocol::UDP | protocol::ICMPV6 => {
-            assert_eq!(
-                transport_sum(frame, l4, headers.protocol),
-                0xffff,
-                "transport checksum"
-            );
-        }
-        _ => {}
-    }
-    headers
-}
-
-fn ends(headers: &Headers) -> (SocketAddr, SocketAddr) {
-    let end = |ip: Ip, port: Port| SocketAddr::new(ip.into(), port.number());
-    (end(headers.src, headers.sport), end(headers.dst, headers.dport))
-}
-
-fn socket(text: &str) -> SocketAddr {
-    text.parse().unwrap()
 }
 
 const FAMILIES: [(&str, &str, &str); 2] = [
@@ -360,8 +245,13 @@ fn a_syn_to_nobody_is_reset() {
                 [0, 0, 0, 0, 0, 0, 0, 8],
                 "SEQ=0, ACK=SEG.SEQ+1"
             );
-            let (verdict, _) = bench.run("from_pod", &frame(client, &vip, protocol::TCP, 0x10, b"data"));
-            assert_eq!(verdict, SHOT, "a segment that belongs to nothing is dropped");
+            let (verdict, out) = bench.run("from_pod", &frame(client, &vip, protocol::TCP, 0x10, b"data"));
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(ends(&checked(&out)), (socket(&vip), socket(client)));
+            assert_eq!(out[l4 + 13], 0x04, "RST alone");
+            assert_eq!(out[l4 + 4..l4 + 8], [0; 4], "SEQ=SEG.ACK");
+            let (verdict, _) = bench.run("from_pod", &frame(client, &vip, protocol::TCP, 0x04, b""));
+            assert_eq!(verdict, SHOT, "a RST is not answered");
         }
     }
 }
@@ -414,12 +304,28 @@ fn unallocated_addresses_and_foreign_ones() {
 }
 
 #[test]
-fn fragments_to_a_service_are_dropped_by_name() {
+fn fragments_follow_the_first_and_are_dropped_by_name_before_it() {
     let bench = Bench::new();
-    let mut first = frame(FAMILIES[0].0, FAMILIES[0].1, protocol::UDP, 0, &[0; 64]);
-    first[20] = 0x20;
-    assert_eq!(bench.run("from_pod", &first).0, SHOT);
-    assert_eq!(bench.count(Reason::FragmentToService), 1);
+    let whole = frame(FAMILIES[0].0, FAMILIES[0].1, protocol::UDP, 0, &[0; 64]);
+    let fragment = |flags_and_offset: u16, payload: &[u8]| {
+        let mut fragment = [&whole[..34], payload].concat();
+        fragment[16..18].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+        fragment[20..22].copy_from_slice(&flags_and_offset.to_be_bytes());
+        fragment[24..26].copy_from_slice(&[0; 2]);
+        let header = !sum(&fragment[14..34], 0);
+        fragment[24..26].copy_from_slice(&header.to_be_bytes());
+        fragment
+    };
+    let (first, later) = (fragment(0x2000, &whole[34..66]), fragment(4, &whole[66..]));
+    assert_eq!(bench.run("from_pod", &later).0, SHOT);
+    assert_eq!(bench.count(Reason::FragmentBeforeFirst), 1);
+    for (fragment, reason) in [(first, Reason::NewFlow), (later, Reason::Established)] {
+        let (verdict, out) = bench.run("from_pod", &fragment);
+        assert_eq!(verdict, PASS);
+        assert_eq!(out[30..34], [10, 244, 2, 2], "the backend's address");
+        assert_eq!(sum(&out[14..34], 0), 0xffff, "the header's checksum");
+        assert_eq!(bench.count(reason), 1);
+    }
 }
 
 #[test]

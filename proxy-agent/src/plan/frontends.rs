@@ -1,0 +1,171 @@
+//! What clients address at one service port, and from where.
+//!
+//! A service port has two sets of backends: those of policy Cluster, and those of policy Local. Which of them a frontend
+//! leads to depends on the kind of its address, the policy of that kind, and on where the client is: under
+//! `externalTrafficPolicy: Local` pods of this node and the node itself reach all endpoints, and only clients from outside
+//! are held to those of this node.
+//!
+//! Addresses from outside that lie in a range of pods or cluster IPs would turn the cluster's own traffic away, so they are
+//! refused.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proxy_common::Port;
+use proxy_common::maps::{FrontendFlags, FrontendKey, FrontendKind, Scope};
+use smallvec::SmallVec;
+
+use super::service::NodeContext;
+use crate::cluster::{External, Family, Service, ServicePort};
+
+/// One frontend of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedFrontend {
+    /// What clients address.
+    pub key: FrontendKey,
+    /// Flags that only this frontend has, see [`FrontendFlags`].
+    pub flags: u16,
+}
+
+impl PlannedFrontend {
+    fn new(address: IpAddr, port: u16, service_port: &ServicePort, scope: Scope, flags: u32) -> Self {
+        let key = FrontendKey::new(address.into(), Port::new(port), service_port.protocol.number());
+        Self {
+            key: FrontendKey {
+                scope: scope as u8,
+                ..key
+            },
+            flags: flags as u16,
+        }
+    }
+
+    /// Which of the service's addresses it is.
+    pub fn kind(&self) -> FrontendKind {
+        FrontendFlags(u32::from(self.flags)).kind()
+    }
+
+    /// Whether it is what people mean by the frontend: not the loopback of a node port, which comes with it, and of two
+    /// views the one from outside.
+    pub fn is_listed(&self) -> bool {
+        let flags = FrontendFlags(u32::from(self.flags));
+        !self.key.address.is_loopback() && !flags.has(FrontendFlags::OUTSIDE_DIFFERS)
+    }
+}
+
+/// Frontends of a group; most have one.
+pub type Frontends = SmallVec<[PlannedFrontend; 1]>;
+
+/// The frontends of a service port in one family, by the backends they lead to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ByPolicy {
+    /// Those that lead to all usable endpoints.
+    pub cluster: Frontends,
+    /// Those that lead to endpoints of this node.
+    pub local: Frontends,
+}
+
+/// The frontends of a port, and remarks about addresses that are refused.
+pub fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    cluster_ip: IpAddr,
+    node: &NodeContext,
+    remarks: &mut Vec<String>,
+) -> ByPolicy {
+    let mut found = ByPolicy::default();
+    let internal = PlannedFrontend::new(cluster_ip, port.port, port, Scope::Any, 0);
+    if service.internal_local {
+        found.local.push(internal);
+    } else {
+        found.cluster.push(internal);
+    }
+    if let Some(external) = service.external.as_deref() {
+        add_external(external, port, Family::of(cluster_ip), node, &mut found, remarks);
+    }
+    found
+}
+
+fn add_external(
+    external: &External,
+    port: &ServicePort,
+    family: Family,
+    node: &NodeContext,
+    found: &mut ByPolicy,
+    remarks: &mut Vec<String>,
+) {
+    let mut add = |address: IpAddr, number: u16, kind: FrontendKind, flags: u32| {
+        let flags = flags | FrontendFlags::of_kind(kind);
+        let from_anywhere = PlannedFrontend::new(address, number, port, Scope::Any, flags);
+        let is_known = |known: &PlannedFrontend| known.key == from_anywhere.key;
+        if found.cluster.iter().chain(&found.local).any(is_known) {
+            return;
+        }
+        if external.local {
+            let inside = PlannedFrontend::new(
+                address,
+                number,
+                port,
+                Scope::Any,
+                flags | FrontendFlags::OUTSIDE_DIFFERS,
+            );
+            let outside = PlannedFrontend::new(
+                address,
+                number,
+                port,
+                Scope::Outside,
+                flags | FrontendFlags::KEEP_SOURCE,
+            );
+            found.cluster.push(inside);
+            found.local.push(outside);
+        } else {
+            found.cluster.push(from_anywhere);
+        }
+    };
+    let of_family = |address: &&IpAddr| Family::of(**address) == family;
+    if port.node_port != 0 {
+        for address in node.node_port_addresses.iter().filter(of_family) {
+            add(*address, port.node_port, FrontendKind::NodePort, 0);
+        }
+    }
+    let ranges = if external.source_ranges.is_some() {
+        FrontendFlags::SOURCE_RANGES
+    } else {
+        0
+    };
+    let mut refused = |address: &IpAddr, field: &str| {
+        let range = node.cluster_ranges.iter().find(|range| range.contains(address));
+        if let Some(range) = range {
+            let remark =
+                format!("{field}: {address} lies in {range}, a range of the cluster's own; it is left out");
+            if !remarks.contains(&remark) {
+                remarks.push(remark);
+            }
+        }
+        range.is_some()
+    };
+    for address in external.load_balancer_ips.iter().filter(of_family) {
+        if !refused(address, "status.loadBalancer.ingress") {
+            add(*address, port.port, FrontendKind::LoadBalancer, ranges);
+        }
+    }
+    if node.external_ips {
+        for address in external.external_ips.iter().filter(of_family) {
+            if !refused(address, "spec.externalIPs") {
+                add(*address, port.port, FrontendKind::ExternalIp, 0);
+            }
+        }
+    }
+    if port.node_port != 0 {
+        let loopback = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        let flags = FrontendFlags::of_kind(FrontendKind::NodePort);
+        found.cluster.push(PlannedFrontend::new(
+            loopback,
+            port.node_port,
+            port,
+            Scope::Any,
+            flags,
+        ));
+    }
+}

@@ -1,0 +1,157 @@
+//! ICMP errors about translated packets, and packets that are too big.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::maps::Reason;
+use proxy_common::protocol;
+use serde_json::json;
+
+use super::frame::{checked, ends, frame, icmp_error};
+use super::node::{NODE, Node, of_family};
+use super::{PASS, REDIRECT};
+
+const VIP: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
+const BACKEND: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
+const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
+const OUTSIDE: [&str; 2] = ["172.31.0.5", "fd00:31::5"];
+const ROUTER: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
+
+fn node() -> Node {
+    let mut node = Node::new();
+    let port = |protocol| json!({"name": protocol, "protocol": protocol, "port": 80, "nodePort": 30_080});
+    let mut objects = vec![json!({
+        "kind": "Service",
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"type": "NodePort", "clusterIPs": VIP, "ports": [port("TCP"), port("UDP")]},
+    })];
+    for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
+        objects.push(json!({
+            "kind": "EndpointSlice",
+            "metadata": {
+                "namespace": "default", "name": name,
+                "labels": {"kubernetes.io/service-name": "web"},
+            },
+            "addressType": name,
+            "ports": [
+                {"name": "TCP", "protocol": "TCP", "port": 8080},
+                {"name": "UDP", "protocol": "UDP", "port": 8080},
+            ],
+            "endpoints": [{"addresses": [BACKEND[family]], "nodeName": "n2"}],
+        }));
+    }
+    node.program(&objects);
+    node
+}
+
+fn end(addresses: [&str; 2], family: usize, port: u16) -> SocketAddr {
+    SocketAddr::new(of_family(addresses, family), port)
+}
+
+/// Fragmentation needed, or packet too big.
+fn too_big(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
+    let head = if from.is_ipv4() {
+        [3, 4, 0, 0, 0, 0, 5, 0]
+    } else {
+        [2, 0, 0, 0, 0, 0, 5, 0]
+    };
+    icmp_error(from, to, head, about)
+}
+
+/// What an error says: who sent it to whom, about a packet from whom to whom.
+fn told(error: &[u8]) -> ((IpAddr, IpAddr), (SocketAddr, SocketAddr)) {
+    let headers = checked(error);
+    let outer = (IpAddr::from(headers.src), IpAddr::from(headers.dst));
+    let carried = proxy_common::packet::parse_carried(error, &headers).expect("a packet inside");
+    (outer, ends(&carried))
+}
+
+#[test]
+fn an_error_about_a_pods_packet_reaches_the_pod_as_one_about_what_it_sent() {
+    let node = node();
+    for family in [0, 1] {
+        for (port, protocol) in [(41_000, protocol::TCP), (41_001, protocol::UDP)] {
+            let (pod, vip) = (end(POD, family, port), end(VIP, family, 80));
+            let request = frame(&pod.to_string(), &vip.to_string(), protocol, 2, b"hello");
+            let (verdict, sent) = node.run("from_pod", &request);
+            assert_eq!(verdict, PASS);
+            let router = of_family(ROUTER, family);
+            let error = too_big(router, pod.ip(), &sent[14..]);
+            let (verdict, out) = node.run("to_pod", &error);
+            assert_eq!(verdict, PASS);
+            assert_eq!(told(&out), ((router, pod.ip()), (pod, vip)));
+            // From the backend itself: the pod knows it as the service.
+            let error = too_big(of_family(BACKEND, family), pod.ip(), &sent[14..]);
+            let (_, out) = node.run("to_pod", &error);
+            assert_eq!(told(&out), ((vip.ip(), pod.ip()), (pod, vip)));
+        }
+    }
+    assert_eq!(node.count(Reason::RelatedError), 8);
+}
+
+#[test]
+fn errors_about_masqueraded_packets_are_translated_both_ways() {
+    let node = node();
+    for family in [0, 1] {
+        for (port, protocol) in [(42_000, protocol::TCP), (42_001, protocol::UDP)] {
+            let (client, service) = (end(OUTSIDE, family, port), end(NODE, family, 30_080));
+            let request = frame(&client.to_string(), &service.to_string(), protocol, 2, b"hello");
+            let (verdict, sent) = node.run("from_uplink", &request);
+            assert_eq!(verdict, REDIRECT);
+            let (masqueraded, backend) = ends(&checked(&sent));
+            assert_eq!(masqueraded.ip(), of_family(NODE, family));
+            let router = of_family(ROUTER, family);
+            // On the way to the backend: the client learns it.
+            let (verdict, out) = node.run("from_uplink", &too_big(router, masqueraded.ip(), &sent[14..]));
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(told(&out), ((router, client.ip()), (client, service)));
+            // On the way of an answer to the client: the backend learns it, from the only peer it knows.
+            let answer = frame(
+                &backend.to_string(),
+                &masqueraded.to_string(),
+                protocol,
+                0x12,
+                b"hello",
+            );
+            let (_, answer) = node.run("from_uplink", &answer);
+            let (verdict, out) = node.run("from_uplink", &too_big(router, service.ip(), &answer[14..]));
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(
+                told(&out),
+                ((masqueraded.ip(), backend.ip()), (backend, masqueraded))
+            );
+        }
+    }
+}
+
+#[test]
+fn errors_about_strangers_packets_are_left_alone() {
+    let node = node();
+    for family in [0, 1] {
+        let (pod, other) = (end(POD, family, 43_000), end(OUTSIDE, family, 80));
+        let about = frame(&pod.to_string(), &other.to_string(), protocol::TCP, 2, b"hello");
+        let error = too_big(of_family(ROUTER, family), pod.ip(), &about[14..]);
+        for program in ["from_uplink", "to_pod"] {
+            assert_eq!(node.run(program, &error), (PASS, error.clone()));
+        }
+    }
+}
+
+#[test]
+fn the_sender_of_a_packet_that_is_too_big_is_told_the_size_that_is_not() {
+    let node = node();
+    for family in [0, 1] {
+        for (port, protocol) in [(44_000, protocol::TCP), (44_001, protocol::UDP)] {
+            let (client, service) = (end(OUTSIDE, family, port), end(NODE, family, 30_080));
+            let request = frame(&client.to_string(), &service.to_string(), protocol, 2, &[7; 1600]);
+            let (verdict, out) = node.run("from_uplink", &request);
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(told(&out), ((service.ip(), client.ip()), (client, service)));
+            let headers = checked(&out);
+            let l4 = headers.l4 as usize;
+            let expected: &[u8] = if family == 0 { &[3, 4] } else { &[2, 0] };
+            assert_eq!(&out[l4..l4 + 2], expected);
+            assert_eq!(out[l4 + 4..l4 + 8], 1500_u32.to_be_bytes(), "the link's MTU");
+        }
+    }
+    assert_eq!(node.count(Reason::TooBig), 4);
+}

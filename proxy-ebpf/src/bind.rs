@@ -1,0 +1,43 @@
+//! The hooks that keep the node's own processes off node ports.
+//!
+//! A process that binds a node port would wait for connections in vain: the proxy takes them. So `bind()` fails with
+//! EPERM. Sockets of other network namespaces may bind what they like.
+
+use aya_ebpf::macros::cgroup_sock;
+use aya_ebpf::programs::SockContext;
+use proxy_common::decide::socket::may_bind;
+use proxy_common::maps::{ConfigFlags, Reason};
+use proxy_common::{Ip, Port, Tables};
+
+use crate::kernel::Bound;
+use crate::tables::{Live, count};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+
+const LIVE: Live = Live { dry_run: false };
+
+#[cgroup_sock(post_bind4)]
+pub fn post_bind4(context: SockContext) -> i32 {
+    let bound = Bound(&context);
+    let (address, port) = bound.v4();
+    on_bind(&bound, address, port)
+}
+
+#[cgroup_sock(post_bind6)]
+pub fn post_bind6(context: SockContext) -> i32 {
+    let bound = Bound(&context);
+    let (address, port) = bound.v6();
+    on_bind(&bound, address, port)
+}
+
+#[inline(always)]
+fn on_bind(bound: &Bound<'_>, address: Ip, port: Port) -> i32 {
+    let Some(config) = LIVE.config() else { return ALLOW };
+    let is_guarded = config.has(ConfigFlags::PROTECT_NODE_PORTS) && config.node_netns == bound.netns_cookie();
+    if !is_guarded || may_bind(&LIVE, address, port, bound.protocol()) {
+        return ALLOW;
+    }
+    count(Reason::BindRefused, 0);
+    REFUSE
+}

@@ -1,0 +1,147 @@
+//! The stages behind a decision, as functions that the verifier proves one by one.
+//!
+//! Inlined into every program, they would be walked anew for each way that leads to them, which is more than a verifier
+//! has patience for (a million instructions). A function with global linkage is verified once, for any arguments that
+//! have its types (Linux 5.6 and later, `Documentation/bpf/verifier.rst`): the context and numbers. What else a stage
+//! needs lies in the working memory of the CPU.
+
+#![expect(unsafe_code, reason = "functions that the verifier knows by their symbols")]
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::programs::TcContext;
+use proxy_common::Tables;
+use proxy_common::decide;
+use proxy_common::decide::packet::{Decision, Entry};
+use proxy_common::maps::Reason;
+use proxy_common::packet::crc32c;
+
+use crate::deliver;
+use crate::kernel::{self, Skb};
+use crate::tables::Live;
+
+/// An entry as a number, and back.
+const fn entry_of(number: u32) -> Entry {
+    match number {
+        0 => Entry::Pod,
+        1 => Entry::Uplink,
+        2 => Entry::Host,
+        _ => Entry::Loopback,
+    }
+}
+
+const fn number_of(entry: Entry) -> u32 {
+    match entry {
+        Entry::Pod => 0,
+        Entry::Uplink => 1,
+        Entry::Host => 2,
+        Entry::Loopback => 3,
+    }
+}
+
+/// Begins a flow to the backend that was selected.
+#[inline(always)]
+pub fn begin(dry_run: bool, entry: Entry, reason: Reason) -> Decision {
+    let outcome = stage_begin(u32::from(dry_run), number_of(entry), reason as u32);
+    match Reason::from_number(outcome & !DROPPED) {
+        Some(reason) if outcome & DROPPED == 0 => Decision::Translate(reason),
+        Some(reason) => Decision::Drop(reason),
+        None => Decision::Drop(Reason::Inconsistent),
+    }
+}
+
+/// Marks the reason of a drop.
+const DROPPED: u32 = 1 << 8;
+
+/// Translates the packet and sends it on.
+#[inline(always)]
+pub fn translate(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
+    stage_translate(skb.0.skb.skb, number_of(entry), reason as u32)
+}
+
+/// Translates an ICMP error and sends it on.
+#[inline(always)]
+pub fn translate_error(skb: &Skb<'_>, entry: Entry) -> i32 {
+    stage_translate_error(skb.0.skb.skb, number_of(entry))
+}
+
+/// Answers an echo request.
+#[inline(always)]
+pub fn echo(skb: &Skb<'_>, entry: Entry) -> i32 {
+    stage_echo(skb.0.skb.skb, number_of(entry))
+}
+
+/// Refuses the packet.
+#[inline(always)]
+pub fn refuse(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
+    stage_refuse(skb.0.skb.skb, number_of(entry), reason as u32)
+}
+
+/// See [`crc32c::change`].
+#[inline(always)]
+pub fn sctp_change(ports: u32, len: u32) -> u32 {
+    stage_sctp_change(ports, len)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_begin(dry_run: u32, entry: u32, reason: u32) -> u32 {
+    let tables = Live {
+        dry_run: dry_run != 0,
+    };
+    let (Some(work), Some(config), Some(reason)) =
+        (kernel::work(), tables.config(), Reason::from_number(reason))
+    else {
+        return Reason::Inconsistent as u32 | DROPPED;
+    };
+    match decide::begin(&tables, config, work, entry_of(entry), reason) {
+        Decision::Translate(reason) => reason as u32,
+        Decision::Drop(reason) => reason as u32 | DROPPED,
+        _ => Reason::Inconsistent as u32 | DROPPED,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_translate(skb: *mut __sk_buff, entry: u32, reason: u32) -> i32 {
+    let context = TcContext::new(skb);
+    match (kernel::work(), Reason::from_number(reason)) {
+        (Some(work), Some(reason)) => deliver::translate(&Skb(&context), work, entry_of(entry), reason),
+        _ => TC_ACT_SHOT,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_translate_error(skb: *mut __sk_buff, entry: u32) -> i32 {
+    let context = TcContext::new(skb);
+    match kernel::work() {
+        Some(work) => deliver::translate_error(&Skb(&context), work, entry_of(entry)),
+        None => TC_ACT_SHOT,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_echo(skb: *mut __sk_buff, entry: u32) -> i32 {
+    let context = TcContext::new(skb);
+    match kernel::work() {
+        Some(work) => deliver::echo(&Skb(&context), work, entry_of(entry)),
+        None => TC_ACT_SHOT,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_refuse(skb: *mut __sk_buff, entry: u32, reason: u32) -> i32 {
+    let context = TcContext::new(skb);
+    match (kernel::work(), Reason::from_number(reason)) {
+        (Some(work), Some(reason)) => deliver::refuse(&Skb(&context), work, entry_of(entry), reason),
+        _ => TC_ACT_SHOT,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_sctp_change(ports: u32, len: u32) -> u32 {
+    crc32c::change(ports, len)
+}
