@@ -78,7 +78,12 @@ impl Agent {
             Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
             Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
         }
-        for warning in options.configuration.warnings() {
+        for warning in options
+            .warnings
+            .iter()
+            .cloned()
+            .chain(options.configuration.warnings())
+        {
             tracing::warn!("{warning}");
         }
         let socket = control::bind(&options.run_dir)?;

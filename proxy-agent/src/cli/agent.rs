@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 
 use super::{Global, environment};
 use crate::config::{
-    Address, AgentOptions, Cidr, Configuration, MapSettings, NodePortAddress, PortRange, Settings, SocketLb,
-    SourceSpec, read_files,
+    Address, AgentOptions, Cidr, Configuration, ListenAddress, MapSettings, NodePortAddress, PortRange,
+    Settings, SocketLb, SourceSpec, read_files,
 };
 
 /// `millrace agent`
@@ -110,6 +110,12 @@ struct ConfigurationArgs {
         default_missing_value = "true"
     )]
     masquerade_all: Option<bool>,
+    /// healthAddress: where health is told; 0 for nowhere
+    #[arg(long, value_name = "IP:PORT", env = "MILLRACE_HEALTH_ADDRESS")]
+    health_address: Option<ListenAddress>,
+    /// metricsAddress: where metrics are shown; 0 for nowhere
+    #[arg(long, value_name = "IP:PORT", env = "MILLRACE_METRICS_ADDRESS")]
+    metrics_address: Option<ListenAddress>,
     /// maps: sizes of maps, such as {frontends: 1000, slots: {max: 50000}}
     #[arg(long, value_name = "SIZES", env = "MILLRACE_MAPS")]
     maps: Option<MapSettings>,
@@ -123,26 +129,30 @@ impl AgentArgs {
 
     /// Everything an agent is started with, the configuration in force included.
     pub fn options(self, global: &Global) -> anyhow::Result<AgentOptions> {
-        let files = read_files(&self.config).map_err(|errors| anyhow!(lines("reading --config", &errors)))?;
-        let flags = self.configuration.settings();
-        let errors = flags.errors();
+        let read = read_files(&self.config).map_err(|errors| anyhow!(lines("reading --config", &errors)))?;
+        let overrides = self.configuration.settings();
+        let errors = overrides.errors();
         if !errors.is_empty() {
             return Err(anyhow!(lines("reading flags and the environment", &errors)));
         }
-        let mut configuration = Configuration::default();
-        for settings in files.iter().chain([&flags]) {
-            configuration.apply(settings);
-        }
+        let configuration = Configuration::of(&read.settings, &overrides);
+        let mut files = read.settings.iter().rev();
+        let named = files.clone().find_map(|settings| settings.node_name.clone());
+        let node_name = self.node_name.or(named);
+        let kubeconfig = files.find_map(|settings| settings.kubeconfig.clone());
         Ok(AgentOptions {
-            node_name: self.node_name.map_or_else(environment::node_name, Ok)?,
+            node_name: node_name.map_or_else(environment::node_name, Ok)?,
             source: self.source,
-            kubeconfig: self.kubeconfig,
+            kubeconfig: self.kubeconfig.or(kubeconfig),
             bpf_root: global.bpf_root.clone(),
             state_dir: self.state_dir,
             run_dir: global.run_dir.clone(),
             cgroup: self.cgroup,
             uplinks: self.uplinks,
             verbose: self.verbose > 0,
+            config_files: self.config,
+            overrides,
+            warnings: read.warnings,
             configuration,
         })
     }
@@ -158,6 +168,8 @@ impl ConfigurationArgs {
             node_addresses,
             node_port_addresses,
             masquerade_all,
+            health_address,
+            metrics_address,
             maps,
         } = self;
         Settings {
@@ -168,6 +180,8 @@ impl ConfigurationArgs {
             node_addresses,
             node_port_addresses,
             masquerade_all,
+            health_address,
+            metrics_address,
             maps,
             ..Settings::default()
         }
@@ -219,6 +233,9 @@ mod tests {
                 cgroup: None,
                 uplinks: vec![],
                 verbose: false,
+                config_files: vec![],
+                overrides: Settings::default(),
+                warnings: vec![],
                 configuration: Configuration::default(),
             }
         );

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::output::{self, OutputFormat};
 use super::text::{BAD, GOOD, WARNING, styled};
-use crate::config::{ConfigError, Configuration, read_file};
+use crate::config::{ConfigError, Configuration, Settings, read_file};
 
 /// `millrace config`
 #[derive(Debug, Subcommand)]
@@ -42,10 +42,9 @@ pub fn run(format: OutputFormat, verb: &ConfigVerb) -> anyhow::Result<bool> {
 fn check(file: &Path) -> ConfigCheck {
     let report = read_file(file);
     let mut warnings = report.warnings;
-    if let Some(settings) = report.settings.filter(|_| report.errors.is_empty()) {
-        let mut configuration = Configuration::default();
-        configuration.apply(&settings);
-        warnings.extend(configuration.warnings());
+    if report.errors.is_empty() {
+        let settings: Vec<_> = report.kube_proxy.into_iter().chain(report.own).collect();
+        warnings.extend(Configuration::of(&settings, &Settings::default()).warnings());
     }
     ConfigCheck {
         valid: report.errors.is_empty(),

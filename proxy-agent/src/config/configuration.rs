@@ -1,6 +1,6 @@
 //! The configuration in force.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -9,10 +9,15 @@ use super::conntrack::Conntrack;
 use super::map_sizes::MapLimits;
 use super::settings::Settings;
 use super::values::{NodePortAddress, PortRange, SocketLb};
+use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
 
 /// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of its own, named by its key"
+)]
 pub struct Configuration {
     /// Whose sockets are translated.
     #[serde(rename = "socketLB")]
@@ -38,6 +43,12 @@ pub struct Configuration {
     pub masquerade_all: bool,
     /// How long flows are remembered.
     pub conntrack: Conntrack,
+    /// Where health is told; nowhere if there is none.
+    pub health_address: Option<SocketAddr>,
+    /// Where metrics are shown, likewise.
+    pub metrics_address: Option<SocketAddr>,
+    /// Whether the agent ends if it cannot listen at these addresses when it starts.
+    pub bind_address_hard_fail: bool,
     /// Sizes of maps.
     pub maps: MapLimits,
 }
@@ -61,12 +72,24 @@ impl Default for Configuration {
             external_ips: true,
             masquerade_all: false,
             conntrack: Conntrack::default(),
+            health_address: Some(HEALTH_ADDRESS),
+            metrics_address: Some(METRICS_ADDRESS),
+            bind_address_hard_fail: false,
             maps: MapLimits::default(),
         }
     }
 }
 
 impl Configuration {
+    /// What files and then the environment and flags make of the defaults.
+    pub fn of(files: &[Settings], overrides: &Settings) -> Self {
+        let mut configuration = Self::default();
+        for settings in files.iter().chain([overrides]) {
+            configuration.apply(settings);
+        }
+        configuration
+    }
+
     /// Changes what `settings` mention. They must have no [`Settings::errors`].
     pub fn apply(&mut self, settings: &Settings) {
         if let Some(socket_lb) = settings.socket_lb {
@@ -101,6 +124,15 @@ impl Configuration {
         }
         if let Some(conntrack) = &settings.conntrack {
             conntrack.apply(&mut self.conntrack);
+        }
+        if let Some(address) = settings.health_address {
+            self.health_address = address.or(HEALTH_ADDRESS);
+        }
+        if let Some(address) = settings.metrics_address {
+            self.metrics_address = address.or(METRICS_ADDRESS);
+        }
+        if let Some(hard) = settings.bind_address_hard_fail {
+            self.bind_address_hard_fail = hard;
         }
         if let Some(maps) = &settings.maps {
             maps.apply(&mut self.maps);
@@ -194,6 +226,9 @@ mod tests {
                     "udpTimeout": "30s",
                     "udpStreamTimeout": "3m0s",
                 },
+                "healthAddress": "0.0.0.0:10256",
+                "metricsAddress": "127.0.0.1:10249",
+                "bindAddressHardFail": false,
                 "maps": {
                     "frontends": {"initial": 65_536, "max": 4_194_304},
                     "slots": {"initial": 262_144, "max": 16_777_216},

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::documents::{self, Document, DocumentError};
+use super::kube_proxy::KubeProxyConfiguration;
 use super::settings::Settings;
+use super::unheeded::unheeded;
 
 /// The one version of our documents so far.
 const API_VERSION: &str = "millrace.dev/v1alpha1";
@@ -16,11 +18,18 @@ const KIND: &str = "AgentConfiguration";
 /// A configuration file is written by hand; one that is larger is none.
 const MAX_SIZE: u64 = 1 << 20;
 
+/// The file of a kubeadm cluster.
+const KUBE_PROXY_KIND: &str = "KubeProxyConfiguration";
+const KUBE_PROXY_GROUP: &str = "kubeproxy.config.k8s.io/";
+const KUBE_PROXY_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
 /// What a file says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FileReport {
-    /// The settings in it, if there are any and they are good.
-    pub settings: Option<Settings>,
+    /// What it tells kube-proxy, if it does and that is good.
+    pub kube_proxy: Option<Settings>,
+    /// What it tells us, likewise. It comes before what it tells kube-proxy.
+    pub own: Option<Settings>,
     /// Everything that is wrong.
     pub errors: Vec<ConfigError>,
     /// What works and is hardly meant.
@@ -70,19 +79,27 @@ struct Header {
     kind: String,
 }
 
-/// Reads files whose settings are applied in this order, or says everything that is wrong with them.
-pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Settings>, Vec<ConfigError>> {
-    let reports: Vec<_> = paths.iter().map(|path| read_file(path)).collect();
-    let (mut settings, mut errors) = (Vec::new(), Vec::new());
-    for report in reports {
-        settings.extend(report.settings);
+/// What several files say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// To be applied in this order: what is meant for kube-proxy, then what is meant for us, each in the order of the files.
+    pub settings: Vec<Settings>,
+    /// What works and is hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// Reads files, of which later ones win, or says everything that is wrong with them.
+pub fn read_files(paths: &[PathBuf]) -> Result<Read, Vec<ConfigError>> {
+    let mut read = Read::default();
+    let (mut own, mut errors) = (Vec::new(), Vec::new());
+    for report in paths.iter().map(|path| read_file(path)) {
+        read.settings.extend(report.kube_proxy);
+        own.extend(report.own);
+        read.warnings.extend(report.warnings);
         errors.extend(report.errors);
     }
-    if errors.is_empty() {
-        Ok(settings)
-    } else {
-        Err(errors)
-    }
+    read.settings.append(&mut own);
+    if errors.is_empty() { Ok(read) } else { Err(errors) }
 }
 
 /// Reads a file.
@@ -120,23 +137,7 @@ fn read_text(path: &Path, text: &str) -> FileReport {
     let mut report = FileReport::default();
     for document in documents::split(text) {
         let errors = match read_document(&document) {
-            Ok(_) if report.settings.is_some() => {
-                vec![at_start(
-                    &document,
-                    "kind",
-                    format!("a second {KIND} in one file: put its keys into the first"),
-                )]
-            }
-            Ok(settings) => {
-                let errors = settings.errors();
-                report.settings = Some(settings);
-                let error = |error: super::SettingError| DocumentError {
-                    line: None,
-                    field: error.field,
-                    message: error.message,
-                };
-                errors.into_iter().map(error).collect()
-            }
+            Ok(read) => take(read, &document, path, &mut report),
             Err(error) => vec![error],
         };
         report.errors.extend(
@@ -151,7 +152,7 @@ fn read_text(path: &Path, text: &str) -> FileReport {
                 }),
         );
     }
-    if report.settings.is_none() && report.errors.is_empty() {
+    if report.own.is_none() && report.kube_proxy.is_none() && report.errors.is_empty() {
         report
             .warnings
             .push(format!("{}: no document in it", path.display()));
@@ -159,29 +160,64 @@ fn read_text(path: &Path, text: &str) -> FileReport {
     report
 }
 
-fn read_document(document: &Document<'_>) -> Result<Settings, DocumentError> {
-    let header: Header = document.read()?;
-    match (header.api_version.as_str(), header.kind.as_str()) {
-        (API_VERSION, KIND) => document.read(),
-        (version, "KubeProxyConfiguration") if version.starts_with("kubeproxy.config.k8s.io/") => {
-            Err(at_start(
-                document,
-                "kind",
-                format!(
-                    "KubeProxyConfiguration is not read yet: write its clusterCIDR as clusterCIDRs of an {KIND}"
-                ),
-            ))
+/// A document that could be read.
+enum Content {
+    Own(Box<Settings>),
+    KubeProxy(Box<KubeProxyConfiguration>),
+}
+
+/// Adds a document to what the file says, or gives what is wrong with that.
+fn take(
+    content: Content,
+    document: &Document<'_>,
+    path: &Path,
+    report: &mut FileReport,
+) -> Vec<DocumentError> {
+    let (kind, settings, place) = match content {
+        Content::Own(settings) => (KIND, *settings, &mut report.own),
+        Content::KubeProxy(config) => {
+            let warnings = unheeded(&config).into_iter();
+            report
+                .warnings
+                .extend(warnings.map(|warning| format!("{}: {warning}", path.display())));
+            (KUBE_PROXY_KIND, config.settings(), &mut report.kube_proxy)
         }
-        (version, KIND) => Err(at_start(
-            document,
-            "apiVersion",
-            format!("{version:?} is not known: write {API_VERSION}"),
-        )),
+    };
+    if place.is_some() {
+        let message = format!("a second {kind} in one file: put its keys into the first");
+        return vec![at_start(document, "kind", message)];
+    }
+    let errors = settings.errors();
+    *place = Some(settings);
+    let error = |error: super::SettingError| DocumentError {
+        line: None,
+        field: error.field,
+        message: error.message,
+    };
+    errors.into_iter().map(error).collect()
+}
+
+fn read_document(document: &Document<'_>) -> Result<Content, DocumentError> {
+    let header: Header = document.read()?;
+    let unknown_version = |version: &str, known: &str| {
+        let message = format!("{version:?} is not known: write {known}");
+        Err(at_start(document, "apiVersion", message))
+    };
+    match (header.api_version.as_str(), header.kind.as_str()) {
+        (API_VERSION, KIND) => document.read().map(|read| Content::Own(Box::new(read))),
+        (KUBE_PROXY_VERSION, KUBE_PROXY_KIND) => {
+            document.read().map(|read| Content::KubeProxy(Box::new(read)))
+        }
+        (version, KUBE_PROXY_KIND) if version.starts_with(KUBE_PROXY_GROUP) => {
+            unknown_version(version, KUBE_PROXY_VERSION)
+        }
+        (version, KIND) => unknown_version(version, API_VERSION),
         (_, kind) => Err(at_start(
             document,
             "kind",
             format!(
-                "{kind:?} is not known: a document starts with apiVersion: {API_VERSION} and kind: {KIND}"
+                "{kind:?} is not known: a document starts with apiVersion: {API_VERSION} and kind: {KIND}, or is a \
+                 {KUBE_PROXY_KIND} of {KUBE_PROXY_VERSION}"
             ),
         )),
     }
@@ -218,7 +254,7 @@ mod tests {
         ));
         assert_eq!(report.errors, []);
         let mut configuration = Configuration::default();
-        configuration.apply(&report.settings.unwrap());
+        configuration.apply(&report.own.unwrap());
         assert_eq!(configuration.socket_lb, SocketLb::Host);
         let json = serde_json::to_value(&configuration).unwrap();
         assert_eq!(json["masqueradePorts"], "40000-50000");
@@ -279,8 +315,8 @@ mod tests {
     fn other_documents_are_refused_by_name() {
         for (text, expected) in [
             (
-                "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n",
-                "agent.yaml:1: document 1: kind: KubeProxyConfiguration is not read yet",
+                "apiVersion: kubeproxy.config.k8s.io/v1\nkind: KubeProxyConfiguration\n",
+                "agent.yaml:1: document 1: apiVersion: \"kubeproxy.config.k8s.io/v1\" is not known: write kubeproxy.config.k8s.io/v1alpha1",
             ),
             (
                 "apiVersion: millrace.dev/v2\nkind: AgentConfiguration\n",

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::Configuration;
+use super::{Configuration, Settings};
 
 /// Everything that the command line, the environment and files say about an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,12 @@ pub struct AgentOptions {
     pub uplinks: Vec<String>,
     /// Whether errors are shown at length: the verifier's whole log.
     pub verbose: bool,
+    /// The files that the configuration was read from.
+    pub config_files: Vec<PathBuf>,
+    /// What the environment and flags say, which comes before the files.
+    pub overrides: Settings,
+    /// What is hardly meant in the files.
+    pub warnings: Vec<String>,
     /// The configuration in force.
     pub configuration: Configuration,
 }

@@ -1,11 +1,14 @@
 //! What one place (a file, the environment and flags) says about the configuration.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use proxy_common::maps::MAX_SERVICE_RANGES;
 
 use super::conntrack::ConntrackSettings;
+use super::listen::ListenAddress;
 use super::map_sizes::MapSettings;
 use super::values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};
 
@@ -43,8 +46,20 @@ pub struct Settings {
     pub masquerade_all: Option<bool>,
     /// How long flows are remembered.
     pub conntrack: Option<ConntrackSettings>,
+    /// Where health is told.
+    pub health_address: Option<ListenAddress>,
+    /// Where metrics are shown.
+    pub metrics_address: Option<ListenAddress>,
+    /// Whether the agent ends if it cannot listen at these addresses when it starts.
+    pub bind_address_hard_fail: Option<bool>,
     /// Sizes of maps.
     pub maps: Option<MapSettings>,
+    /// The node's name, where no flag says it; only a KubeProxyConfiguration does.
+    #[serde(skip)]
+    pub node_name: Option<String>,
+    /// How to reach the API server, likewise.
+    #[serde(skip)]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// A field that is allowed and says nothing.
