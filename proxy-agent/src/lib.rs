@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source → cluster → plan → apply → bpf
-//!                              network, control, cli beside it; agent ties them together
+//!                 network, control, health, metrics, events, cli beside it; agent ties them together
 //! ```
 //!
 //! Each stage knows those before it and nothing of those after it; `apply` alone knows the kernel, and `bpf` knows no stage.
@@ -17,6 +17,10 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod events;
+pub mod health;
+pub mod http;
+pub mod metrics;
 pub mod network;
 pub mod plan;
 pub mod source;

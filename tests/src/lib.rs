@@ -40,6 +40,7 @@ mod fdpass;
 mod flows;
 #[doc(hidden)]
 pub mod guard;
+mod http;
 mod keep;
 pub mod kubernetes;
 pub mod manifest;
@@ -68,6 +69,7 @@ pub use binary::millrace;
 pub use capture::{Frame, PacketSocket};
 pub use client::Client;
 pub use flows::{FlowReport, LongFlows};
+pub use http::HttpAnswer;
 pub use manifest::{Endpoint, EndpointSlice, Manifest, Service};
 pub use node::{Node, NodeSpec, PodNetwork};
 pub use pinned::KernelObjects;

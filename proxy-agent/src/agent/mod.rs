@@ -10,7 +10,10 @@
 //! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
 //! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
+mod configz;
+mod measure;
 mod node;
+mod outward;
 mod report;
 mod trace;
 
@@ -30,9 +33,11 @@ use crate::bpf::object::MapSizes;
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, MapLimits, SourceSpec};
 use crate::control::{self, FirstSync, Question, Reply, Request};
+use crate::events::Recorder;
 use crate::plan::NodeContext;
 use crate::source::{self, Event, ObjectIdSet};
 use node::NodeSide;
+use outward::{Note, Outward};
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
 const EVENTS_PER_ROUND: usize = 1024;
@@ -65,6 +70,8 @@ struct Agent {
     programmer: Programmer<Datapath>,
     node: NodeSide,
     source: source::StateHandle,
+    outward: Outward,
+    walked: Option<Instant>,
     synced: bool,
     first_sync: Option<FirstSync>,
     last_change: Option<Timestamp>,
@@ -96,7 +103,8 @@ impl Agent {
         let (questions, mut asked) = mpsc::channel::<Question>(16);
         tokio::spawn(control::serve(socket, questions));
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
-        let source = start_source(&options, events).await?;
+        let (source, recorder) = start_source(&options, events).await?;
+        let (outward, mut scrapes) = Outward::start(&options, recorder)?;
 
         let context = NodeContext {
             name: options.node_name.clone(),
@@ -115,6 +123,8 @@ impl Agent {
             programmer,
             node,
             source,
+            outward,
+            walked: None,
             synced: false,
             first_sync: None,
             last_change: None,
@@ -122,11 +132,11 @@ impl Agent {
             options,
         };
         loop {
-            let pause = if agent.programmer.pending() > 0 {
-                RETRY
-            } else {
-                HOUSEKEEPING
-            };
+            let pending = agent.programmer.pending() > 0;
+            agent
+                .outward
+                .observe(!pending && (agent.synced || !agent.cluster.synced()));
+            let pause = if pending { RETRY } else { HOUSEKEEPING };
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
@@ -140,6 +150,10 @@ impl Agent {
                     // Whoever asked may have gone away by now.
                     let _ = answer.send(agent.answer(&request));
                 }
+                Some(done) = scrapes.recv() => {
+                    measure::measure(&mut agent);
+                    let _ = done.send(());
+                }
                 () = tokio::time::sleep(pause) => drop(agent.programmer.retry()),
             }
         }
@@ -149,12 +163,18 @@ impl Agent {
 
     /// Takes in an event and whatever else has arrived by now, and applies what it changed.
     async fn take(&mut self, event: Event, arrived: &mut mpsc::Receiver<Event>) {
-        self.cluster.apply(event, &mut self.changes);
+        self.take_in(event);
         for _ in 1..EVENTS_PER_ROUND {
             let Ok(event) = arrived.try_recv() else { break };
-            self.cluster.apply(event, &mut self.changes);
+            self.take_in(event);
         }
         self.apply_changes().await;
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let note = Note::of(&event);
+        self.cluster.apply(event, &mut self.changes);
+        self.outward.taken(&note, &self.changes);
     }
 
     async fn apply_changes(&mut self) {
@@ -173,6 +193,9 @@ impl Agent {
                     .programmer
                     .update(&changes.services, &self.cluster, &self.context);
                 self.note(progress.writes);
+                let services = changes.services.iter().copied();
+                self.outward
+                    .look_at_services(services, &self.cluster, &self.context.name);
             }
             let addresses = self.programmer.take_changed_addresses();
             if changes.nodes || changes.service_cidrs || self.concern_node(&addresses) {
@@ -196,6 +219,9 @@ impl Agent {
             Ok(Progress { services, writes }) => {
                 tracing::info!(services, writes, ?took, "everything is programmed");
                 self.synced = true;
+                let all = self.cluster.services().map(|(id, _)| id);
+                self.outward
+                    .look_at_services(all, &self.cluster, &self.context.name);
                 self.first_sync = Some(FirstSync {
                     services: services as u64,
                     writes,
@@ -218,6 +244,7 @@ impl Agent {
     /// Finds out what plans depend on besides their service, and adds to `services` those whose plans may change by it:
     /// all of them if this node is in another zone, else those that are reached from outside.
     fn update_context(&mut self, services: &mut ObjectIdSet) {
+        self.outward.look_at_node(&self.cluster, &self.context.name);
         let zone = self
             .cluster
             .node(&self.context.name)
@@ -297,10 +324,18 @@ fn micros(duration: Duration) -> u64 {
 async fn start_source(
     options: &AgentOptions,
     events: mpsc::Sender<Event>,
-) -> anyhow::Result<source::StateHandle> {
+) -> anyhow::Result<(source::StateHandle, Recorder)> {
     match &options.source {
-        SourceSpec::Directory(path) => Ok(source::directory::start(path.clone(), events)?),
-        SourceSpec::Kubernetes => Ok(source::kubernetes::start(options.kubeconfig.as_deref(), events).await?),
+        SourceSpec::Directory(path) => {
+            let state = source::directory::start(path.clone(), events)?;
+            Ok((state, Recorder::nowhere()))
+        }
+        SourceSpec::Kubernetes => {
+            let kubeconfig = options.kubeconfig.as_deref();
+            let (state, client) = source::kubernetes::start(kubeconfig, events).await?;
+            let recorder = Recorder::start(client, state.clone(), &options.node_name);
+            Ok((state, recorder))
+        }
     }
 }
 

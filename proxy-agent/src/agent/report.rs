@@ -40,6 +40,11 @@ pub fn status(agent: &Agent) -> Status {
     }
 }
 
+/// Whether the agent is ready, and how much is wrong.
+pub fn summary(agent: &Agent) -> (bool, u64) {
+    (waiting_for(agent).is_empty(), errors(agent).len() as u64)
+}
+
 fn waiting_for(agent: &Agent) -> Vec<String> {
     let mut waiting = agent.source.waiting_for(&agent.cluster.waiting_for());
     if agent.synced {
@@ -77,6 +82,7 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
     source
         .chain(input)
         .chain(services)
+        .chain(agent.outward.problems())
         .chain(pressure(agent))
         .chain(agent.node.problems().iter().cloned())
         .chain(foreign_pins(agent))
@@ -129,7 +135,8 @@ fn pressure(agent: &Agent) -> Vec<ObjectError> {
     .collect()
 }
 
-fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
+/// How full the maps are.
+pub fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
     let datapath = agent.programmer.store();
     let sizes = datapath.sizes();
     let (slots, backends) = agent.programmer.allocated();

@@ -28,7 +28,7 @@ pub struct AgentArgs {
     /// How to reach the API server [default: as a pod of the cluster]
     #[arg(long, value_name = "FILE", env = "MILLRACE_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// A file of configuration; can be given several times, and the last one wins
+    /// A file of configuration, ours or kube-proxy's; can be given several times, and the last one wins
     #[arg(long, value_name = "FILE", env = "MILLRACE_CONFIG", value_delimiter = ',')]
     config: Vec<PathBuf>,
     /// What outlives a boot

@@ -9,6 +9,9 @@ use super::address::{canonical_ip, canonical_net};
 use super::problems::Findings;
 use crate::source::wire;
 
+/// The taint of a node that the cluster autoscaler is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -20,6 +23,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The zone it stands in.
     pub zone: Option<CompactString>,
+    /// It is being taken out of the cluster, so balancers should send it nothing new.
+    pub leaving: bool,
 }
 
 impl Node {
@@ -64,8 +69,18 @@ impl Node {
             addresses,
             pod_cidrs: read_nets(listed.unwrap_or_default(), "spec.podCIDRs", findings),
             zone: zone.filter(|zone| !zone.is_empty()),
+            leaving: is_leaving(wire),
         }
     }
+}
+
+fn is_leaving(wire: &wire::Node) -> bool {
+    let taints = wire.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+    let doomed = taints
+        .unwrap_or_default()
+        .iter()
+        .any(|taint| taint.key == TO_BE_DELETED);
+    doomed || wire.metadata.deletion_timestamp.is_some()
 }
 
 /// A range that cluster IPs are taken from, as one object names it.

@@ -3,6 +3,7 @@
 //! A source that cannot reach its objects goes on trying and says nothing to the next stage, since what is served stays
 //! served. Whoever asks for the agent's state must see it all the same: which kinds it cannot read, why, and since when.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +18,7 @@ pub struct StateHandle(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     origin: String,
+    requests: BTreeMap<(&'static str, Option<u16>), u64>,
     connections: [Connection; Kind::ALL.len()],
 }
 
@@ -34,9 +36,10 @@ enum Connection {
 
 impl StateHandle {
     /// A source that starts to read from `origin`, a directory or the address of an API server.
-    pub(super) fn new(origin: String) -> Self {
+    pub(crate) fn new(origin: String) -> Self {
         Self(Arc::new(Mutex::new(State {
             origin,
+            requests: BTreeMap::new(),
             connections: Default::default(),
         })))
     }
@@ -89,8 +92,27 @@ impl StateHandle {
         failing.collect()
     }
 
+    /// Where objects come from: a directory or the address of an API server.
+    pub fn origin(&self) -> String {
+        self.lock().origin.clone()
+    }
+
+    /// Counts a request to the API server by the status of its answer, if there was one.
+    pub fn count_request(&self, method: &'static str, code: Option<u16>) {
+        *self.lock().requests.entry((method, code)).or_default() += 1;
+    }
+
+    /// How many requests were made, by method and status.
+    pub fn requests(&self) -> Vec<(&'static str, Option<u16>, u64)> {
+        let state = self.lock();
+        let counts = state.requests.iter();
+        counts
+            .map(|((method, code), count)| (*method, *code, *count))
+            .collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every write is one assignment, so a panic elsewhere leaves nothing half done.
+        // Every write is one assignment or one call, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

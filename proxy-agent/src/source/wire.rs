@@ -76,6 +76,9 @@ pub struct Labels {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Annotations {
+    /// When what an EndpointSlice says last changed, RFC 3339.
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change: Option<Text>,
     /// Whether connections to removed endpoints of this Service are reset: `true` or `false`.
     #[serde(rename = "millrace.dev/reset-removed-backends")]
     pub reset_removed: Option<Text>,
@@ -278,6 +281,16 @@ pub struct NodeSpec {
     /// One pod range for each family.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<Text>>,
+    /// What keeps pods off it.
+    pub taints: Option<Vec<Taint>>,
+}
+
+/// `spec.taints[]` of a Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// What it is about.
+    pub key: Text,
 }
 
 /// `status` of a Node.

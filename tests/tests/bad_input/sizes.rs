@@ -60,11 +60,11 @@ fn address_of(number: u16) -> IpAddr {
 }
 
 /// How many backends answer so many connections, each from a port of its own: those that the kernel chooses repeat, and
-/// packet by packet the same port leads to the same backend.
+/// packet by packet the same port leads to the same backend. The agent listens at ports just above 10 000.
 fn backends_met(place: &Place, to: SocketAddr, connections: u16) -> usize {
     let from = |port| SocketAddr::new(place.ip().into(), port);
     let ask = |port| place.ask_from(Probe::Tcp, from(port), to, PATIENCE);
-    let answers = (10_000..10_000 + connections).map(|port| match ask(port) {
+    let answers = (11_000..11_000 + connections).map(|port| match ask(port) {
         Ok(answer) => answer.backend,
         Err(error) => panic!("{} asks {to} from port {port}: {error}", place.name()),
     });

@@ -46,11 +46,11 @@ pub enum StartError {
 }
 
 /// Follows the API server that `kubeconfig` names, or the one of the cluster that this runs in, until the receiver of
-/// `events` goes. The server need not be there yet.
+/// `events` goes. The server need not be there yet. The client is for whoever else has to ask it.
 pub async fn start(
     kubeconfig: Option<&Path>,
     events: mpsc::Sender<Event>,
-) -> Result<StateHandle, StartError> {
+) -> Result<(StateHandle, Client), StartError> {
     let config = match kubeconfig {
         Some(path) => read_kubeconfig(path)
             .await
@@ -75,7 +75,16 @@ pub async fn start(
         };
         tokio::spawn(reflector.run());
     }
-    Ok(state)
+    Ok((state, client))
+}
+
+/// The status of an answer, `success` if it is a good one; none where no answer came.
+pub(crate) fn status_code<T>(answer: &Result<T, kube::Error>, success: u16) -> Option<u16> {
+    match answer {
+        Ok(_) => Some(success),
+        Err(kube::Error::Api(status)) => Some(status.code),
+        Err(_) => None,
+    }
 }
 
 async fn read_kubeconfig(path: &Path) -> Result<Config, KubeconfigError> {

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::backoff::Backoff;
 use super::decode::{self, Line};
 use super::lines::Lines;
+use super::status_code;
 use crate::source::{Change, Event, Kind, StateHandle, wire};
 
 /// Leaves out what no proxy, or another one, serves, so that it does not cross the network (kube-proxy's selector).
@@ -135,8 +136,7 @@ impl Reflector {
         let version = progress.version.as_deref().unwrap_or_default();
         let request = Request::new(path(self.kind)).watch(&parameters, version);
         let request = request.map_err(|error| End::Failed(error.to_string()))?;
-        let answer = tokio::time::timeout(ANSWER, self.client.request_stream(request)).await;
-        let answer = answer.map_err(|_| End::Failed("the server does not answer".to_owned()))?;
+        let answer = self.ask(self.client.request_stream(request)).await?;
         let mut lines = Lines::new(answer.map_err(|error| self.refused(&error, with_list))?);
         if with_list {
             self.send(Instant::now(), Change::Begin(self.kind)).await?;
@@ -202,8 +202,7 @@ impl Reflector {
         loop {
             let request = Request::new(path(self.kind)).list(&parameters);
             let request = request.map_err(|error| End::Failed(error.to_string()))?;
-            let answer = tokio::time::timeout(ANSWER, self.client.request_text(request)).await;
-            let text = match answer.map_err(|_| End::Failed("the server does not answer".to_owned()))? {
+            let text = match self.ask(self.client.request_text(request)).await? {
                 Ok(text) => text,
                 Err(error) => return self.not_listed(&error).await,
             };
@@ -222,6 +221,17 @@ impl Reflector {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits for an answer, and counts the request.
+    async fn ask<T>(
+        &self,
+        answer: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<Result<T, kube::Error>, End> {
+        let answer = tokio::time::timeout(ANSWER, answer).await;
+        let code = answer.as_ref().ok().and_then(|answer| status_code(answer, 200));
+        self.state.count_request("GET", code);
+        answer.map_err(|_| End::Failed("the server does not answer".to_owned()))
     }
 
     async fn not_listed(&self, error: &kube::Error) -> Result<(), End> {

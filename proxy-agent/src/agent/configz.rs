@@ -1,0 +1,48 @@
+//! The configuration in force as `/configz` shows it: in kube-proxy's words as far as they go, and in our own.
+
+use serde_json::{Value, json};
+
+use crate::config::{AgentOptions, Configuration};
+
+/// The document.
+pub fn page(options: &AgentOptions) -> Value {
+    json!({
+        "kubeproxy.config.k8s.io": kube_proxy(options),
+        "millrace.dev": own(&options.configuration),
+    })
+}
+
+fn own(configuration: &Configuration) -> Value {
+    let mut own = serde_json::to_value(configuration).unwrap_or_default();
+    own["apiVersion"] = json!("millrace.dev/v1alpha1");
+    own["kind"] = json!("AgentConfiguration");
+    own
+}
+
+/// What has a meaning, where somebody who knows kube-proxy looks for it.
+fn kube_proxy(options: &AgentOptions) -> Value {
+    let configuration = &options.configuration;
+    let ranges: Vec<_> = configuration
+        .cluster_cidrs
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let address = |address: Option<std::net::SocketAddr>| {
+        address.map_or_else(String::new, |address| address.to_string())
+    };
+    json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "hostnameOverride": options.node_name,
+        "clientConnection": {"kubeconfig": options.kubeconfig},
+        "healthzBindAddress": address(configuration.health_address),
+        "metricsBindAddress": address(configuration.metrics_address),
+        "bindAddressHardFail": configuration.bind_address_hard_fail,
+        "mode": "millrace",
+        "clusterCIDR": ranges.join(","),
+        "nodePortAddresses": configuration.node_port_addresses,
+        "iptables": {"masqueradeAll": configuration.masquerade_all},
+        "nftables": {"masqueradeAll": configuration.masquerade_all},
+        "conntrack": configuration.conntrack,
+    })
+}

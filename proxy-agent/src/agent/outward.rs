@@ -1,0 +1,260 @@
+//! What the agent tells those outside: its health, its metrics, the health of single services, events on objects.
+//!
+//! The loop says what it takes in and when everything is applied; all that is told follows from that. A *round* begins with the
+//! first event that changes something and ends when nothing is left to write, however often that must be tried.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::cluster::{Changes, ClusterState, Family};
+use crate::config::AgentOptions;
+use crate::control::ObjectError;
+use crate::events::Recorder;
+use crate::health::proxy::ProxyHealth;
+use crate::health::{Health, ServiceCheck, ServiceChecks, endpoints};
+use crate::http::{Answer, Faults, keep_serving, listen, serve};
+use crate::metrics::server::{MetricsServer, Shown};
+use crate::metrics::{Metrics, Round, Scrape};
+use crate::source::{Change, Event, Kind, Object, ObjectId};
+
+/// Questions of the metrics server that wait for the loop.
+const SCRAPES_AHEAD: usize = 8;
+/// Events of one round whose times are noted: a round that cannot end must not fill the memory.
+const MOST_NOTED: usize = 4096;
+
+/// What the agent tells those outside.
+pub struct Outward {
+    /// The metrics.
+    pub metrics: Metrics,
+    health: Health,
+    checks: ServiceChecks,
+    faults: Faults,
+    shown: Shown,
+    started: Timestamp,
+    round: OpenRound,
+    synced: bool,
+}
+
+/// A round that is not complete.
+#[derive(Default)]
+struct OpenRound {
+    began: Option<Instant>,
+    /// When the bytes of each event arrived.
+    received: Vec<Instant>,
+    /// When each slice was changed, by the clock of the control plane.
+    triggers: Vec<(Family, Timestamp)>,
+    services: u64,
+    endpoints: u64,
+}
+
+/// What is noted of an event before it is taken in.
+pub struct Note {
+    received: Instant,
+    kind: Option<Kind>,
+    trigger: Option<(ObjectId, Family, Timestamp)>,
+}
+
+impl Note {
+    /// Of this event.
+    pub fn of(event: &Event) -> Self {
+        let (kind, trigger) = match &event.change {
+            Change::Apply(object) => (Some(object.kind()), trigger(object)),
+            Change::Delete(kind, _) => (Some(*kind), None),
+            Change::Begin(_) | Change::End(_) | Change::Problems { .. } => (None, None),
+        };
+        Self {
+            received: event.received,
+            kind,
+            trigger,
+        }
+    }
+}
+
+/// Of a slice: its service, its family, and when its content changed.
+fn trigger(object: &Object) -> Option<(ObjectId, Family, Timestamp)> {
+    let Object::EndpointSlice(slice) = object else {
+        return None;
+    };
+    let metadata = &slice.metadata;
+    let changed = metadata
+        .annotations
+        .as_ref()?
+        .last_change
+        .as_deref()?
+        .parse()
+        .ok()?;
+    let owner = metadata.labels.as_ref()?.service_name.as_deref()?;
+    let family = match slice.address_type.as_deref() {
+        Some("IPv6") => Family::V6,
+        _ => Family::V4,
+    };
+    let owner = ObjectId::new(Kind::Service, metadata.namespace(), owner);
+    Some((owner, family, changed))
+}
+
+impl Outward {
+    /// Starts to serve. What has to be looked up is asked for by the receiver.
+    pub fn start(
+        options: &AgentOptions,
+        recorder: Recorder,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Scrape>)> {
+        let (scrapes, asked) = mpsc::channel(SCRAPES_AHEAD);
+        let (health, metrics, faults) = (Health::default(), Metrics::default(), Faults::default());
+        let outward = Self {
+            checks: ServiceChecks::new(health.clone(), faults.clone(), recorder),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            faults: faults.clone(),
+            shown: Shown::default(),
+            started: Timestamp::now(),
+            round: OpenRound::default(),
+            synced: false,
+        };
+        outward.show(options);
+        let configuration = &options.configuration;
+        let hard = configuration.bind_address_hard_fail;
+        if let Some(address) = configuration.health_address {
+            let probes = metrics.kube_proxy.probes();
+            start_server("health", address, ProxyHealth { health, probes }, &faults, hard)?;
+        }
+        if let Some(address) = configuration.metrics_address {
+            let server = MetricsServer {
+                metrics,
+                shown: outward.shown.clone(),
+                scrapes,
+            };
+            start_server("metrics", address, server, &faults, hard)?;
+        }
+        Ok((outward, asked))
+    }
+
+    /// Shows the configuration in force to whoever asks for it.
+    pub fn show(&self, options: &AgentOptions) {
+        self.shown.set(&super::configz::page(options).to_string());
+    }
+
+    /// What is wrong with ports.
+    pub fn problems(&self) -> Vec<ObjectError> {
+        let faults = self.faults.list().into_iter();
+        faults
+            .map(|(object, message)| ObjectError { object, message })
+            .collect()
+    }
+
+    /// An event was taken in; `changes` is what has to be applied since the last round.
+    pub fn taken(&mut self, note: &Note, changes: &Changes) {
+        let services = u64::from(note.kind == Some(Kind::Service));
+        let endpoints = u64::from(note.kind == Some(Kind::EndpointSlice));
+        self.metrics.kube_proxy.changes(services, endpoints);
+        if changes.is_empty() {
+            return;
+        }
+        self.health.waits(note.received);
+        let round = &mut self.round;
+        if round.began.is_none() {
+            round.began = Some(Instant::now());
+            self.metrics.kube_proxy.queued(seconds(Timestamp::now()));
+        }
+        round.services += services;
+        round.endpoints += endpoints;
+        if note.kind.is_some() && self.synced && round.received.len() < MOST_NOTED {
+            round.received.push(note.received);
+        }
+        if let Some((owner, family, changed)) = note.trigger
+            && changed > self.started
+            && changes.services.contains(&owner)
+            && round.triggers.len() < MOST_NOTED
+        {
+            round.triggers.push((family, changed));
+        }
+    }
+
+    /// Hears whether everything that was taken in is applied, after each thing that the loop does.
+    pub fn observe(&mut self, settled: bool) {
+        if !settled {
+            if self.synced || self.round.began.is_some() {
+                self.health.waits(Instant::now());
+            }
+            self.metrics
+                .kube_proxy
+                .pending(self.round.services, self.round.endpoints);
+            return;
+        }
+        self.health.settled();
+        let Some(began) = self.round.began.take() else {
+            return;
+        };
+        let (done, now) = (Instant::now(), Timestamp::now());
+        let kube_proxy = &self.metrics.kube_proxy;
+        let took = done.saturating_duration_since(began);
+        let unix = seconds(now);
+        let full = !std::mem::replace(&mut self.synced, true);
+        kube_proxy.done(Round { took, full }, unix);
+        kube_proxy.pending(0, 0);
+        for received in self.round.received.drain(..) {
+            self.metrics.own.applied(done.saturating_duration_since(received));
+        }
+        for (family, changed) in self.round.triggers.drain(..) {
+            // Clocks of two machines differ, and no time is negative.
+            kube_proxy.programmed(family, (unix - seconds(changed)).max(0.0));
+        }
+        (self.round.services, self.round.endpoints) = (0, 0);
+    }
+
+    /// Reads what concerns health from this node's object.
+    pub fn look_at_node(&self, cluster: &ClusterState, node: &str) {
+        let leaving = cluster.node(node).is_some_and(|node| node.leaving);
+        self.health.set_node_leaving(leaving);
+    }
+
+    /// Brings the health of these services in line.
+    pub fn look_at_services(
+        &mut self,
+        services: impl Iterator<Item = ObjectId>,
+        cluster: &ClusterState,
+        node: &str,
+    ) {
+        self.checks
+            .update(services.map(|id| (id, check(id, cluster, node))));
+    }
+}
+
+/// What is to be told about a service, if it wants that.
+fn check(id: ObjectId, cluster: &ClusterState, node: &str) -> Option<ServiceCheck> {
+    let service = cluster.service(id)?;
+    let external = service.external.as_deref()?;
+    let port = external.health_check_node_port;
+    (external.local && port != 0).then(|| ServiceCheck {
+        namespace: cluster.names().text(service.namespace).to_owned(),
+        name: service.name.to_string(),
+        port,
+        endpoints: endpoints::local_ready(cluster, id, node),
+    })
+}
+
+fn start_server(
+    what: &'static str,
+    address: SocketAddr,
+    answers: impl Answer,
+    faults: &Faults,
+    hard: bool,
+) -> anyhow::Result<()> {
+    if hard {
+        use anyhow::Context as _;
+        let listener = listen(address).with_context(|| {
+            format!("listening at {address} for {what}, which bindAddressHardFail makes necessary")
+        })?;
+        tokio::spawn(serve(listener, answers));
+    } else {
+        let subject = format!("{what} port");
+        tokio::spawn(keep_serving(address, answers, faults.clone(), subject, |_| {}));
+    }
+    Ok(())
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    time.as_duration().as_secs_f64()
+}

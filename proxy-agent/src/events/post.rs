@@ -1,0 +1,160 @@
+//! Posting events to the API server (`events.k8s.io/v1`).
+//!
+//! Each is an object of its own; series of events, which would need the right to change them, are not made. That right is all
+//! that is asked for: `create` on `events`.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use kube::Client;
+use kube::core::Request;
+use kube::core::params::PostParams;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::Event;
+use super::limit::Limit;
+use crate::source::StateHandle;
+use crate::source::kubernetes::status_code;
+
+/// The program, as events name it.
+const CONTROLLER: &str = "millrace.dev/agent";
+/// The API server refuses longer notes.
+const LONGEST_NOTE: usize = 1024;
+/// How long the server may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Posts events one after the other.
+pub struct Poster {
+    client: Client,
+    state: StateHandle,
+    instance: String,
+    node: String,
+}
+
+impl Poster {
+    /// In the name of the agent of `node`.
+    pub fn new(client: Client, state: StateHandle, node: &str) -> Self {
+        Self {
+            client,
+            state,
+            instance: format!("millrace-{node}"),
+            node: node.to_owned(),
+        }
+    }
+
+    /// Runs until nobody has anything to tell any more.
+    pub async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let mut limit = Limit::new(Instant::now());
+        while let Some(event) = events.recv().await {
+            if !limit.admit(&event, Instant::now()) {
+                tracing::debug!(?event, "an event is not told again");
+                continue;
+            }
+            match tokio::time::timeout(PATIENCE, self.post(&event)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, reason = event.reason, "an event is lost"),
+                Err(_) => tracing::warn!(
+                    reason = event.reason,
+                    "an event is lost: the server does not answer"
+                ),
+            }
+        }
+    }
+
+    async fn post(&self, event: &Event) -> Result<(), kube::Error> {
+        let body = self.object(event, Timestamp::now());
+        let namespace = &body["metadata"]["namespace"];
+        let path = format!(
+            "/apis/events.k8s.io/v1/namespaces/{}/events",
+            namespace.as_str().unwrap_or("default")
+        );
+        let request = Request::new(path).create(&PostParams::default(), body.to_string().into_bytes());
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let answer = self.client.request_text(request).await;
+        self.state.count_request("POST", status_code(&answer, 201));
+        answer.map(drop)
+    }
+
+    fn object(&self, event: &Event, now: Timestamp) -> Value {
+        // An event about something without a namespace is kept in this one.
+        let namespace = if event.namespace.is_empty() {
+            "default"
+        } else {
+            &event.namespace
+        };
+        let mut regarding = json!({"apiVersion": event.api_version, "kind": event.kind, "name": event.name});
+        if !event.namespace.is_empty() {
+            regarding["namespace"] = json!(event.namespace);
+        }
+        let note = format!("node {}: {}", self.node, event.note);
+        let end = note.floor_char_boundary(LONGEST_NOTE.min(note.len()));
+        json!({
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {
+                "namespace": namespace,
+                "name": format!("{}.{:x}", event.name, now.as_nanosecond()),
+            },
+            "eventTime": format!("{now:.6}"),
+            "reportingController": CONTROLLER,
+            "reportingInstance": self.instance,
+            "action": event.action,
+            "reason": event.reason,
+            "regarding": regarding,
+            "note": &note[..end],
+            "type": event.type_,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use http_body_util::BodyExt as _;
+    use kube::client::Body;
+
+    use super::*;
+    use crate::events::Recorder;
+
+    #[tokio::test]
+    async fn an_event_is_posted_once() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let posted = Arc::clone(&seen);
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let posted = Arc::clone(&posted);
+            async move {
+                let place = format!("{} {}", request.method(), request.uri().path());
+                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                let body: Value = serde_json::from_slice(&body).expect("JSON");
+                posted.lock().expect("nobody panicked").push((place, body));
+                let answer = Response::builder().status(201).body(Body::from(b"{}".to_vec()));
+                Ok::<_, Infallible>(answer.expect("a good answer"))
+            }
+        });
+        let state = StateHandle::new("https://api.example".to_owned());
+        let recorder = Recorder::start(Client::new(server, "default"), state.clone(), "n1");
+        let event = Event::warning_of_service("shop", "cart", "FailedToStart", "Listen", "x".repeat(2000));
+        recorder.record(event.clone());
+        recorder.record(event);
+        while state.requests().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        drop(recorder);
+        tokio::task::yield_now().await;
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 1);
+        let (place, body) = &seen[0];
+        assert_eq!(place, "POST /apis/events.k8s.io/v1/namespaces/shop/events");
+        assert_eq!(
+            body["regarding"],
+            json!({"apiVersion": "v1", "kind": "Service", "name": "cart", "namespace": "shop"})
+        );
+        assert_eq!(body["note"].as_str().unwrap().len(), LONGEST_NOTE);
+        assert_eq!(body["reportingInstance"], "millrace-n1");
+        assert!(body["eventTime"].as_str().unwrap().len() == "2026-01-02T03:04:05.000006Z".len());
+    }
+}

@@ -1,0 +1,139 @@
+//! The families that only Millrace has.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use super::kube_proxy::Adder;
+use super::{Label, set, store};
+
+/// The families.
+#[derive(Clone)]
+pub struct Own {
+    map_entries: Family<[(&'static str, String); 1], Gauge>,
+    map_capacity: Family<[(&'static str, String); 1], Gauge>,
+    packets: Family<Label, Counter>,
+    bytes: Family<Label, Counter>,
+    event_to_map: Histogram,
+    conntrack_entries: Gauge,
+    services: Gauge,
+    endpoints: Gauge,
+    writes: Counter,
+    failing_writes: Gauge,
+    problems: Gauge,
+    ready: Gauge,
+}
+
+impl Own {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let families = Self {
+            map_entries: Family::default(),
+            map_capacity: Family::default(),
+            packets: Family::default(),
+            bytes: Family::default(),
+            // 16 µs to half a second, then it is late: what is applied in time is applied within milliseconds.
+            event_to_map: Histogram::new(exponential_buckets(0.000_016, 2.0, 16).chain([1.0, 10.0, 60.0])),
+            conntrack_entries: Gauge::default(),
+            services: Gauge::default(),
+            endpoints: Gauge::default(),
+            writes: Counter::default(),
+            failing_writes: Gauge::default(),
+            problems: Gauge::default(),
+            ready: Gauge::default(),
+        };
+        let build: Family<[(&'static str, &'static str); 2], Gauge> = Family::default();
+        let version = [
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("revision", env!("MILLRACE_REVISION")),
+        ];
+        build.get_or_create(&version).set(1);
+        let mut add = Adder(registry.sub_registry_with_prefix("millrace"));
+        add.one("build_info", "Which build runs; always 1", &build);
+        add.one("ready", "1 if `millrace status` says ready", &families.ready);
+        add.one(
+            "problems",
+            "What `millrace status` lists as errors",
+            &families.problems,
+        );
+        add.one("services", "Services that are served", &families.services);
+        add.one("endpoints", "Their endpoints", &families.endpoints);
+        add.one("map_entries", "Entries of a map", &families.map_entries);
+        add.one(
+            "map_capacity",
+            "Entries that a map has room for now",
+            &families.map_capacity,
+        );
+        add.one(
+            "conntrack_entries",
+            "Entries of the flow table, two for each flow",
+            &families.conntrack_entries,
+        );
+        add.one(
+            "packets",
+            "Packets and socket calls by what became of them (see `millrace trace` for what a reason means)",
+            &families.packets,
+        );
+        add.one(
+            "bytes",
+            "Bytes of packets by what became of them",
+            &families.bytes,
+        );
+        add.one(
+            "event_to_map_seconds",
+            "Time from the arrival of a change until the maps have it",
+            &families.event_to_map,
+        );
+        add.one("writes", "Map elements written since the start", &families.writes);
+        add.one(
+            "failing_writes",
+            "Map elements that could not be written and are tried again",
+            &families.failing_writes,
+        );
+        families
+    }
+
+    /// A change was in the maps so long after it arrived.
+    pub fn applied(&self, after: Duration) {
+        self.event_to_map.observe(after.as_secs_f64());
+    }
+
+    /// How full a map is.
+    pub fn map(&self, name: &str, entries: u64, capacity: u64) {
+        let labels = [("map", name.to_owned())];
+        self.map_entries.get_or_create(&labels).set(entries.cast_signed());
+        self.map_capacity
+            .get_or_create(&labels)
+            .set(capacity.cast_signed());
+        if name == "flows" {
+            self.conntrack_entries.set(entries.cast_signed());
+        }
+    }
+
+    /// What was counted for a reason.
+    pub fn reason(&self, name: &'static str, packets: u64, bytes: u64) {
+        set(&self.packets, &[("reason", name)], packets);
+        set(&self.bytes, &[("reason", name)], bytes);
+    }
+
+    /// How much is served.
+    pub fn served(&self, services: u64, endpoints: u64) {
+        self.services.set(services.cast_signed());
+        self.endpoints.set(endpoints.cast_signed());
+    }
+
+    /// Writes to maps: since the start, and those that fail now.
+    pub fn written(&self, writes: u64, failing: u64) {
+        store(&self.writes, writes);
+        self.failing_writes.set(failing.cast_signed());
+    }
+
+    /// What `millrace status` says.
+    pub fn status(&self, ready: bool, problems: u64) {
+        self.ready.set(i64::from(ready));
+        self.problems.set(problems.cast_signed());
+    }
+}

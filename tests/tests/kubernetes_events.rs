@@ -1,0 +1,66 @@
+//! What the agent tells the owners of objects: events at the API server.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use harness::kubernetes::ControlPlane;
+use harness::{Service, Source, World, require_kubernetes, wait_for};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+const CHECK: u16 = 31999;
+
+#[test]
+fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
+    require_kubernetes!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let plane = ControlPlane::start(&world);
+    plane.apply(&node.object());
+    plane.apply_status(&node.object());
+    let _taken = node.tcp_listen(CHECK).expect("a free port");
+    let service = Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .tcp("http", 80, 8080)
+        .set("type", json!("LoadBalancer"))
+        .set("externalTrafficPolicy", json!("Local"))
+        .set("healthCheckNodePort", json!(CHECK));
+    plane.apply(&service);
+    let source = Source::Kubernetes {
+        kubeconfig: plane.kubeconfig(),
+    };
+    let mut agent = node.agent().source(source).start();
+    agent.wait_ready(30 * SECOND);
+    let events = wait_for("the event", 10 * SECOND, || {
+        let list = plane.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let ours = |event: &serde_json::Value| event["reason"] == "FailedToStartServiceHealthcheck";
+        let found: Vec<_> = items.into_iter().filter(ours).collect();
+        if found.is_empty() {
+            Err(anyhow::anyhow!("there is none"))
+        } else {
+            Ok(found)
+        }
+    });
+    assert_eq!(events.len(), 1, "{events:?}");
+    let event = &events[0];
+    assert_eq!(event["type"], "Warning");
+    assert_eq!(event["regarding"]["kind"], "Service");
+    assert_eq!(event["regarding"]["name"], "web");
+    let text = event["note"].as_str().expect("a note");
+    assert!(
+        text.contains("healthCheckNodePort 31999") && text.contains("Address already in use"),
+        "{text}"
+    );
+
+    let metrics = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/metrics");
+    let page = metrics.expect("the page").body;
+    let host = plane.url().replace("https://", "");
+    let requests = |code, method| {
+        let labels = format!("{{code=\"{code}\",host=\"{host}\",method=\"{method}\"}}");
+        format!("rest_client_requests_total{labels} ")
+    };
+    for series in [requests(200, "GET"), requests(201, "POST")] {
+        assert!(page.contains(&series), "no {series}in {page}");
+    }
+}
