@@ -14,6 +14,7 @@ mod configz;
 mod measure;
 mod node;
 mod outward;
+mod reconfigure;
 mod report;
 mod trace;
 
@@ -32,7 +33,7 @@ use crate::bpf::Datapath;
 use crate::bpf::object::MapSizes;
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, MapLimits, SourceSpec};
-use crate::control::{self, FirstSync, Question, Reply, Request};
+use crate::control::{self, FirstSync, ObjectError, Question, Reply, Request};
 use crate::events::Recorder;
 use crate::plan::NodeContext;
 use crate::source::{self, Event, ObjectIdSet};
@@ -72,6 +73,7 @@ struct Agent {
     source: source::StateHandle,
     outward: Outward,
     walked: Option<Instant>,
+    config_errors: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
     last_change: Option<Timestamp>,
@@ -105,6 +107,7 @@ impl Agent {
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
         let (source, recorder) = start_source(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
+        let mut readings = reconfigure::start(options.config_files.clone());
 
         let context = NodeContext {
             name: options.node_name.clone(),
@@ -125,6 +128,7 @@ impl Agent {
             source,
             outward,
             walked: None,
+            config_errors: Vec::new(),
             synced: false,
             first_sync: None,
             last_change: None,
@@ -150,6 +154,7 @@ impl Agent {
                     // Whoever asked may have gone away by now.
                     let _ = answer.send(agent.answer(&request));
                 }
+                Some(reading) = readings.recv() => agent.reconfigure(reading).await,
                 Some(done) = scrapes.recv() => {
                     measure::measure(&mut agent);
                     let _ = done.send(());

@@ -83,6 +83,7 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .chain(input)
         .chain(services)
         .chain(agent.outward.problems())
+        .chain(agent.config_errors.iter().cloned())
         .chain(pressure(agent))
         .chain(agent.node.problems().iter().cloned())
         .chain(foreign_pins(agent))

@@ -11,12 +11,14 @@ mod conntrack;
 mod documents;
 mod duration;
 mod file;
+mod follow;
 mod kube_proxy;
 #[cfg(test)]
 mod kube_proxy_tests;
 mod listen;
 mod map_sizes;
 mod options;
+mod reload;
 mod settings;
 mod unheeded;
 mod values;
@@ -27,9 +29,11 @@ pub use configuration::Configuration;
 pub use conntrack::{Conntrack, ConntrackSettings};
 pub use duration::GoDuration;
 pub use file::{ConfigError, FileReport, Read, read_file, read_files};
+pub use follow::{Reading, follow};
 pub use listen::ListenAddress;
 pub use map_sizes::{Entries, Growth, MapLimits, MapSettings, MapSizing};
 pub use options::{AgentOptions, SourceSpec};
+pub use reload::Reload;
 pub use settings::{SettingError, Settings};
 pub use values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};
 

@@ -1,0 +1,84 @@
+//! Changes of the configuration while the agent runs.
+//!
+//! What can change does so at once: the node's side is looked at anew and every service is planned anew, so that nobody has to
+//! know which setting concerns what. Files that are bad change nothing; the last good configuration stays in force, and
+//! `millrace status` says what is wrong.
+
+use std::path::PathBuf;
+
+use tokio::sync::mpsc;
+
+use super::Agent;
+use crate::config::{Configuration, Reading, Reload, follow};
+use crate::control::ObjectError;
+
+/// Follows the files; a receiver that never receives where there are none.
+pub fn start(files: Vec<PathBuf>) -> mpsc::Receiver<Reading> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        if files.is_empty() {
+            // Kept open: a closed channel would mean something.
+            return sender.closed().await;
+        }
+        if let Err(error) = follow(files, sender).await {
+            tracing::warn!(%error, "changes of the configuration are not noticed until the agent is started again");
+        }
+    });
+    receiver
+}
+
+impl Agent {
+    /// Takes over what the files say now.
+    pub(super) async fn reconfigure(&mut self, reading: Reading) {
+        let read = match reading {
+            Ok(read) => read,
+            Err(errors) => {
+                self.config_errors = errors.iter().map(as_error).collect();
+                for error in &self.config_errors {
+                    tracing::warn!("{}; the configuration stays as it is", error.message);
+                }
+                return;
+            }
+        };
+        let wanted = Configuration::of(&read.settings, &self.options.overrides);
+        let Reload { applied, waiting } = self.options.configuration.reload(wanted);
+        self.config_errors = waiting.iter().map(|setting| needs_restart(setting)).collect();
+        for error in &self.config_errors {
+            tracing::warn!("{}", error.message);
+        }
+        if applied.is_empty() {
+            return;
+        }
+        tracing::info!(?applied, "the configuration has changed");
+        for warning in read
+            .warnings
+            .iter()
+            .cloned()
+            .chain(self.options.configuration.warnings())
+        {
+            tracing::warn!("{warning}");
+        }
+        self.outward.show(&self.options);
+        if self.synced {
+            self.changes
+                .services
+                .extend(self.cluster.services().map(|(id, _)| id));
+            (self.changes.nodes, self.changes.service_cidrs) = (true, true);
+            self.apply_changes().await;
+        }
+    }
+}
+
+fn as_error(error: &crate::config::ConfigError) -> ObjectError {
+    ObjectError {
+        object: "configuration".to_owned(),
+        message: error.to_string(),
+    }
+}
+
+fn needs_restart(setting: &str) -> ObjectError {
+    ObjectError {
+        object: "configuration".to_owned(),
+        message: format!("{setting} has changed in the files: start the agent again for it to count"),
+    }
+}
