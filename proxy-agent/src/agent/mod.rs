@@ -11,6 +11,7 @@
 //! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
 mod configz;
+mod leftovers;
 mod measure;
 mod node;
 mod outward;

@@ -128,6 +128,7 @@ impl Outward {
             };
             start_server("metrics", address, server, &faults, hard)?;
         }
+        tokio::spawn(super::leftovers::look_for_them(faults));
         Ok((outward, asked))
     }
 

@@ -5,6 +5,7 @@
 //! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
 //! the one thing made here: a device whose routes take the node's own packets to virtual addresses past a
 //! program. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
+//! [`mod@leftovers`] looks for another Service proxy.
 //!
 //! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
 //! that a restarted agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not
@@ -17,11 +18,13 @@ pub mod error;
 mod fixture;
 pub mod host_device;
 pub mod host_routes;
+pub mod leftovers;
 pub mod link;
 pub mod links;
 pub mod monitor;
 pub mod namespaces;
 pub mod netlink;
+pub mod nfnetlink;
 pub mod roles;
 mod sys;
 mod sysctl;

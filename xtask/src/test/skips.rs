@@ -35,6 +35,11 @@ const EXPECTED: &[Expected] = &[
         start: NO_KUBERNETES,
         holds: || true,
     },
+    // The kernel said so itself.
+    Expected {
+        start: "the kernel has no nftables",
+        holds: || true,
+    },
 ];
 
 /// Whether a skip for this reason is right on this machine.

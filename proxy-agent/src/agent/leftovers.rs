@@ -1,0 +1,39 @@
+//! Looks for another Service proxy now and then, and says what to do about it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+
+use crate::http::Faults;
+use crate::network::leftovers::kube_proxy;
+
+/// How often to look; somebody may bring it back.
+const INTERVAL: Duration = Duration::from_mins(3);
+
+/// Looks when the agent starts and every few minutes, and keeps `faults` in step with what is there.
+pub async fn look_for_them(faults: Faults) {
+    let mut known = BTreeSet::new();
+    loop {
+        // With ten thousand services kube-proxy has as many chains, which take the kernel a while to list.
+        match spawn_blocking(kube_proxy).await {
+            Ok(Ok(problems)) => {
+                let mut found = BTreeSet::new();
+                for problem in problems {
+                    if faults.set(&problem.object, problem.message.clone()) {
+                        tracing::warn!(object = problem.object, "{}", problem.message);
+                    }
+                    found.insert(problem.object);
+                }
+                for gone in known.difference(&found) {
+                    tracing::info!(object = gone, "it is gone");
+                    faults.clear(gone);
+                }
+                known = found;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "cannot look for kube-proxy's rules"),
+            Err(error) => tracing::debug!(%error, "looking for kube-proxy's rules ended early"),
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}

@@ -1,0 +1,60 @@
+//! What another Service proxy left in this network namespace.
+//!
+//! kube-proxy's rules go on working after it is gone, and two proxies that translate one packet make a mess that nobody
+//! understands. Its traces are looked for by the names that it gives them in each of its modes, and reported with the command
+//! that removes them. Nothing is removed here: a kube-proxy that still runs would put it back.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::Problem;
+use super::nfnetlink::{RuleFamily, chains, tables};
+
+/// kube-proxy's table in mode nftables.
+const TABLE: &str = "kube-proxy";
+/// The chain that leads to all of its rules in mode iptables, and the tables that it is in.
+const CHAIN: &str = "KUBE-SERVICES";
+const CHAIN_TABLES: [&str; 2] = ["nat", "filter"];
+/// The device that holds virtual addresses in mode ipvs.
+const DEVICE: &str = "kube-ipvs0";
+
+/// How to get rid of rules for good.
+const CLEAN_UP: &str = "stop kube-proxy on this node first, then run `kube-proxy --cleanup`";
+
+/// Looks for them. It may take as long as it takes the kernel to list all chains: not for a thread that others wait for.
+pub fn kube_proxy() -> io::Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for (family, _) in tables()?.into_iter().filter(|(_, name)| name == TABLE) {
+        let family = family.name();
+        problems.push(problem(
+            &format!("table {family} {TABLE}"),
+            &format!("stop kube-proxy on this node first, then run `nft delete table {family} {TABLE}`"),
+        ));
+    }
+    let mut found = BTreeSet::<RuleFamily>::new();
+    chains(&mut |family, table, name| {
+        if name == CHAIN && CHAIN_TABLES.contains(&table) {
+            found.insert(family);
+        }
+        found.len() < 2
+    })?;
+    for family in found {
+        problems.push(problem(
+            &format!("chain {CHAIN} of family {}", family.name()),
+            CLEAN_UP,
+        ));
+    }
+    if nix::net::if_::if_nametoindex(DEVICE).is_ok() {
+        problems.push(problem(&format!("device {DEVICE}"), CLEAN_UP));
+    }
+    Ok(problems)
+}
+
+fn problem(object: &str, advice: &str) -> Problem {
+    Problem {
+        object: format!("kube-proxy's {object}"),
+        message: format!(
+            "kube-proxy runs here or left it behind, and it translates packets that are ours: {advice}"
+        ),
+    }
+}
