@@ -1,11 +1,15 @@
 //! Waiting for a condition with a deadline, instead of sleeping and hoping.
+//!
+//! Deadlines are meant for a machine's own processor. Where it is emulated, `MILLRACE_SLOWNESS` says how many times longer
+//! things may take.
 
 use std::fmt::Display;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// Tries until it succeeds or `within` has passed; then the last error.
 pub(crate) fn poll<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + within * slowness();
     let mut pause = Duration::from_micros(500);
     loop {
         match attempt() {
@@ -16,6 +20,15 @@ pub(crate) fn poll<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
+}
+
+/// How many times longer than on a machine of its own everything may take here.
+fn slowness() -> u32 {
+    static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
+        let given = std::env::var("MILLRACE_SLOWNESS");
+        given.ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    });
+    *SLOWNESS
 }
 
 /// Waits until `attempt` succeeds and returns its value; panics with the last

@@ -15,6 +15,7 @@ mod paths;
 mod setup;
 mod step;
 mod test;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -62,6 +63,11 @@ enum Verb {
         #[arg(value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Run the tests of the kernel and world layers on Debian's kernels, in virtual machines
+    Vm(vm::Options),
+    /// What `vm` runs inside of its guests
+    #[command(hide = true)]
+    Guest(vm::guest::Options),
     /// Build the Kubernetes programs that tests run against
     Kubernetes {
         /// Programs in place of those the tests need
@@ -87,6 +93,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test(options) => return test::run(&options),
         Verb::Demo { keep } => demo::run(keep)?,
         Verb::Bench { quick, json, names } => bench::run(quick, &json, &names)?,
+        Verb::Vm(options) => return vm::run(&options),
+        Verb::Guest(options) => vm::guest::run(&options)?,
         Verb::Kubernetes { programs } => kubernetes::run(&programs)?,
     }
     Ok(ExitCode::SUCCESS)

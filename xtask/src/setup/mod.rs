@@ -14,6 +14,11 @@ use anyhow::{Context as _, Result};
 
 use crate::paths;
 
+/// Installs what virtual machines need as well. No other verb needs it, so it is not part of [`run`].
+pub fn for_vm() -> Result<()> {
+    packages::install(&packages::missing_for_vm())
+}
+
 /// Installs what is missing and says so; says one line where nothing is.
 pub fn run() -> Result<()> {
     let mut needs = packages::missing_tools();

@@ -54,6 +54,28 @@ const TOOLS: &[(&str, Need)] = &[
     ),
 ];
 
+/// What `cargo xtask vm` needs besides: no other verb installs it.
+const VM_TOOLS: &[(&str, Need)] = &[
+    (
+        "qemu-system-x86_64",
+        Need {
+            what: "`qemu-system-x86_64`",
+            why: "the kernels of `cargo xtask vm` run in it",
+            packages: &["qemu-system-x86"],
+            elsewhere: "install qemu for x86_64 guests",
+        },
+    ),
+    (
+        "dpkg-deb",
+        Need {
+            what: "`dpkg-deb` and `apt-get`",
+            why: "kernels are Debian packages, unpacked without being installed",
+            packages: &["dpkg", "debian-archive-keyring"],
+            elsewhere: "install dpkg, apt and debian-archive-keyring",
+        },
+    ),
+];
+
 /// The compiler for the eBPF programs, asked for only where no rustup toolchain can do it (see `compiler`).
 ///
 /// Debian's plain `rustc` is years old; these packages are the ones it keeps current for building browsers.
@@ -66,7 +88,16 @@ pub const BPF_COMPILER: Need = Need {
 
 /// The tools that are not on this machine.
 pub fn missing_tools() -> Vec<&'static Need> {
-    TOOLS
+    missing(TOOLS)
+}
+
+/// The tools for virtual machines that are not on this machine.
+pub fn missing_for_vm() -> Vec<&'static Need> {
+    missing(VM_TOOLS)
+}
+
+fn missing(tools: &'static [(&'static str, Need)]) -> Vec<&'static Need> {
+    tools
         .iter()
         .filter(|(program, _)| paths::program(program).is_none())
         .map(|(_, need)| need)
@@ -144,11 +175,12 @@ fn by_hand(needs: &[&Need]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{BPF_COMPILER, TOOLS, by_hand};
+    use super::{BPF_COMPILER, TOOLS, VM_TOOLS, by_hand};
 
     #[test]
     fn every_need_tells_debian_and_others_how_to_get_it() {
-        for need in TOOLS.iter().map(|(_, need)| need).chain([&BPF_COMPILER]) {
+        let tools = TOOLS.iter().chain(VM_TOOLS).map(|(_, need)| need);
+        for need in tools.chain([&BPF_COMPILER]) {
             assert!(!need.packages.is_empty(), "{}", need.what);
             let line = by_hand(&[need]);
             assert!(

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     build::{self, Artifact, Profile},
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// What a test needs to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 pub enum Layer {
     /// Nothing: the unit tests of every crate
     Host,
@@ -54,6 +55,7 @@ impl Layer {
 }
 
 /// An executable that holds tests.
+#[derive(Serialize, Deserialize)]
 pub struct TestProgram {
     pub layer: Layer,
     /// Package folder and target: `tests/affinity`, `proxy-common/lib`.

@@ -7,12 +7,12 @@
 //! fails. The last line is always `N passed, N failed, N skipped`.
 
 mod checks;
-mod layer;
+pub mod layer;
 mod libtest;
 mod report;
-mod run;
+pub mod run;
 mod skips;
-mod summary;
+pub mod summary;
 mod watch;
 
 use std::process::ExitCode;
@@ -84,6 +84,6 @@ fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
 }
 
 /// Naming a program selects all its tests.
-fn filter_for<'a>(program: &TestProgram, filter: Option<&'a str>) -> Option<&'a str> {
+pub fn filter_for<'a>(program: &TestProgram, filter: Option<&'a str>) -> Option<&'a str> {
     filter.filter(|filter| !program.name.contains(filter))
 }

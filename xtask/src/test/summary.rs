@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
+use serde::{Deserialize, Serialize};
+
 /// What became of one test.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Passed,
     /// With the test's output or the error.
@@ -60,6 +62,13 @@ impl Summary {
             test: test.into(),
             outcome,
         });
+    }
+
+    /// Program, test and outcome of each.
+    pub fn into_entries(self) -> impl Iterator<Item = (String, String, Outcome)> {
+        self.entries
+            .into_iter()
+            .map(|entry| (entry.program, entry.test, entry.outcome))
     }
 
     pub fn is_empty(&self) -> bool {

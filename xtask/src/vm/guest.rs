@@ -1,0 +1,67 @@
+//! Inside a guest: runs the planned tests and reports each.
+//!
+//! The tests run as they do on the host, by the same [`Runner`]. `init` (see [`super::initramfs`]) has made the
+//! surroundings; this is the only other program that knows it is in a guest.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::report::{Line, Plan};
+use crate::test::{filter_for, run::Runner, summary::Summary};
+
+#[derive(Args)]
+pub struct Options {
+    /// The plan
+    plan: std::path::PathBuf,
+    /// Where to report to
+    port: std::path::PathBuf,
+}
+
+/// Carries a plan out. The last thing it reports is whether it could.
+pub fn run(options: &Options) -> Result<()> {
+    let mut port = Port::open(&options.port)?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    port.say(&Line::Booted(release.trim().to_owned()))?;
+    let result = carry_out(&options.plan, &mut port);
+    port.say(&Line::End(result.err().map(|error| format!("{error:#}"))))
+}
+
+fn carry_out(plan: &Path, port: &mut Port) -> Result<()> {
+    let text = fs::read_to_string(plan).with_context(|| format!("reading {}", plan.display()))?;
+    let plan: Plan = serde_json::from_str(&text).context("reading the plan")?;
+    let mut runner = Runner::new(plan.millrace, plan.verbose);
+    for program in &plan.programs {
+        port.say(&Line::Running(program.name.clone()))?;
+        let mut summary = Summary::default();
+        runner.run(program, filter_for(program, plan.filter.as_deref()), &mut summary)?;
+        for (program, test, outcome) in summary.into_entries() {
+            port.say(&Line::Ended {
+                program,
+                test,
+                outcome,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The serial port that the host listens to.
+struct Port(File);
+
+impl Port {
+    fn open(path: &Path) -> Result<Self> {
+        let port = OpenOptions::new().write(true).open(path);
+        port.map(Self)
+            .with_context(|| format!("opening {}", path.display()))
+    }
+
+    fn say(&mut self, line: &Line) -> Result<()> {
+        writeln!(self.0, "{}", line.encode()).context("reporting to the host")
+    }
+}

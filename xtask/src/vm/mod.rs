@@ -1,0 +1,109 @@
+//! `cargo xtask vm`: the tests of the kernel and world layers again, on the kernels that Debian ships.
+//!
+//! The test programs are those of `cargo xtask test`, built once on this machine. Each kernel boots in qemu over this
+//! machine's own root, read-only with a layer in memory on top ([`initramfs`]), so that every path, tool and library
+//! in the guest is the one that is here. There this very program runs the tests ([`guest`]) and writes what became of
+//! them to a serial port, one JSON line each ([`report`]). Nothing is installed but qemu; kernels are unpacked into
+//! the cache ([`kernels`]).
+//!
+//! In a guest nothing is expected to be missing but what [`kernels::Kernel::lacks`] names: a skip for any other reason
+//! fails the run, and so does a guest that dies.
+
+mod archive;
+mod cpio;
+pub mod guest;
+mod initramfs;
+mod kernels;
+mod modules;
+mod qemu;
+mod report;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use self::{kernels::Kernel, report::Plan};
+use crate::{
+    paths, setup,
+    test::{
+        layer::{self, Layer, Programs},
+        summary::{Outcome, Summary},
+    },
+};
+
+#[derive(Args)]
+pub struct Options {
+    /// Run only tests whose name, or whose program's name, contains this
+    #[arg(value_name = "FILTER")]
+    filter: Option<String>,
+    /// Run on this kernel only; can be given several times
+    #[arg(long, value_name = "VERSION")]
+    kernel: Vec<String>,
+    /// Run only this layer: kernel or world (default: both)
+    #[arg(long)]
+    layer: Option<Layer>,
+    /// Let the processor run the guests instead of emulating one: much faster, where it works
+    #[arg(long)]
+    kvm: bool,
+    /// Show what tests print, and the guests' consoles
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// The layers that make sense on another kernel, cheapest first. A control plane says nothing about the kernel.
+const LAYERS: [Layer; 2] = [Layer::Kernel, Layer::World];
+
+/// Runs what the options select, one kernel after the other.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let kernels = kernels::select(&options.kernel)?;
+    setup::run()?;
+    setup::for_vm()?;
+    let plan = plan(options)?;
+    let mut summary = Summary::default();
+    let mut guests = Vec::new();
+    for kernel in &kernels {
+        let result = on(kernel, &plan, options, &mut summary);
+        if let Err(error) = result {
+            eprintln!("error: Linux {}: {error:#}", kernel.name);
+            let outcome = Outcome::Failed(format!("{error:#}"));
+            summary.add(kernel.name, "(the guest as a whole)", outcome);
+        }
+        guests.push((kernel, std::mem::take(&mut summary)));
+    }
+    let mut success = true;
+    for (kernel, found) in guests {
+        let expected = |reason: &str| kernel.explains(reason);
+        success &= found.is_success(expected) && !found.is_empty();
+        print!("\nLinux {}:\n{}", kernel.name, found.render(expected));
+    }
+    Ok(if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What the guests are to do.
+fn plan(options: &Options) -> Result<Plan> {
+    let Programs { mut tests, millrace } = layer::build()?;
+    tests.retain(|program| {
+        LAYERS.contains(&program.layer) && options.layer.is_none_or(|layer| layer == program.layer)
+    });
+    tests.sort_by(|a, b| (a.layer, &a.name).cmp(&(b.layer, &b.name)));
+    Ok(Plan {
+        programs: tests,
+        millrace,
+        filter: options.filter.clone(),
+        verbose: options.verbose,
+    })
+}
+
+/// Boots one kernel and takes down what the tests there came to.
+fn on(kernel: &Kernel, plan: &Plan, options: &Options, summary: &mut Summary) -> Result<()> {
+    let image = kernels::fetch(kernel)?;
+    let directory = paths::repository()?.join("target/vm").join(kernel.name);
+    std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let guest = initramfs::prepare(&image, plan, &directory)?;
+    qemu::run(kernel, &guest, options, summary)
+}
