@@ -8,6 +8,7 @@ use std::io::Write;
 
 use nix::unistd::geteuid;
 use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cgroup;
 
@@ -36,6 +37,12 @@ pub fn missing() -> Option<String> {
         return Some("needs root: makes network namespaces and loads BPF programs".to_owned());
     }
     cgroup::mount_point().err().map(|error| format!("{error:#}"))
+}
+
+/// Why there are no SCTP sockets here, if that is so. Asking for one loads the module where there is one.
+pub fn no_sctp() -> Option<String> {
+    let error = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::SCTP)).err()?;
+    Some(format!("no SCTP sockets: {error}"))
 }
 
 /// The path of the function it stands in: the test's file and name.

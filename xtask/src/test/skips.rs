@@ -30,6 +30,11 @@ const EXPECTED: &[Expected] = &[
         start: NOT_ROOT,
         holds: || !geteuid().is_root(),
     },
+    // The guests of `cargo xtask vm` have them.
+    Expected {
+        start: "no SCTP sockets",
+        holds: || !Path::new("/proc/net/sctp").exists(),
+    },
     // Given by this program, and only after it has looked.
     Expected {
         start: NO_KUBERNETES,

@@ -1,0 +1,57 @@
+//! SCTP by real sockets. Many kernels have none (a module that is seldom there), so where this runs is mostly a guest of
+//! `cargo xtask vm`; packet by packet SCTP is tested everywhere, in `proxy-agent/tests/packets.rs`.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use harness::manifest::Protocol;
+use harness::{Endpoint, PATIENCE, Place, Service, World};
+use socket2::{Domain, Socket, Type};
+
+/// Diameter's, which is also the target port: another one cannot be served yet.
+const PORT: u16 = 3868;
+const VIP: &str = "10.96.0.10";
+
+fn socket(place: &Place) -> Socket {
+    let socket = place.socket(Domain::IPV4, Type::STREAM, Some(socket2::Protocol::SCTP));
+    let socket = socket.expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+    socket
+}
+
+#[test]
+fn an_association_leads_to_a_backend_and_back() {
+    harness::require_root!();
+    harness::skip_if!(harness::skip::no_sctp());
+    let world = World::with_nodes(2);
+    let (client, pod) = (world.node(2).add_pod("client"), world.node(1).add_pod("diameter"));
+    let service = Service::new("diameter")
+        .cluster_ip(VIP)
+        .port("diameter", Protocol::Sctp, PORT, PORT);
+    world.apply_all(service.slices([Endpoint::of(&pod)]));
+    world.apply(&service);
+    let _agents = world.start_agents();
+
+    let listener = socket(&pod);
+    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+    listener.bind(&everywhere.into()).expect("bound");
+    listener.listen(8).expect("listening");
+
+    let vip = SocketAddr::new(VIP.parse().expect("an address"), PORT);
+    let mut asking = socket(&client);
+    asking
+        .connect_timeout(&vip.into(), Duration::from_secs(10))
+        .expect("an association");
+    let (mut answering, peer) = listener.accept().expect("an association");
+    assert_eq!(peer.as_socket().map(|peer| peer.ip()), Some(client.ip().into()));
+    let mut heard = [0; 4];
+    asking.write_all(b"ping").expect("sent");
+    answering.read_exact(&mut heard).expect("arrived");
+    assert_eq!(&heard, b"ping");
+    answering.write_all(b"pong").expect("sent");
+    asking.read_exact(&mut heard).expect("arrived");
+    assert_eq!(&heard, b"pong");
+    let peer = asking.peer_addr().expect("a peer");
+    assert_eq!(peer.as_socket(), Some(vip));
+}
