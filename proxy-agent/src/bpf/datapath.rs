@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
     Slot, SocketKey, SocketPeer, SourceRangeKey, TraceCell,
@@ -16,7 +17,7 @@ use proxy_common::{Ip, LAYOUT_VERSION};
 use super::array::MappedArray;
 use super::error::BpfError;
 use super::hash::HashTable;
-use super::links::{Links, Programs};
+use super::links::{Links, Means, Programs};
 use super::object::{self, MAPS, MapSizes, PROGRAMS};
 use super::pins::{LayoutDir, Pins};
 use super::sys;
@@ -65,6 +66,10 @@ impl Datapath {
         for path in pins.foreign() {
             tracing::warn!(path = %path.display(), "something foreign lies below the bpf root and is left alone");
         }
+        // Kernels before 5.11 charge maps and programs to this limit; newer ones don't, nor must we be allowed to.
+        if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+            tracing::debug!(%error, "the limit on locked memory stays");
+        }
         let object = object::hash();
         let current = pins.current()?;
         let dir = match &current {
@@ -94,7 +99,11 @@ impl Datapath {
 
     fn from_dir(pins: Pins, dir: LayoutDir) -> Result<Self, BpfError> {
         let programs = open_programs(&dir)?;
-        let links = Links::adopt(pins.links(), &programs)?;
+        let means = Means::probe(&programs);
+        if means == Means::Clsact {
+            tracing::info!("this kernel has no tcx (Linux 6.6): programs hang on clsact qdiscs");
+        }
+        let links = Links::adopt(pins.links(), pins.qdiscs(), means, &programs)?;
         Ok(Self {
             frontends: table(&dir, "FRONTENDS")?,
             slots: array(&dir, "SLOTS")?,

@@ -46,6 +46,26 @@ pub enum BpfError {
         /// What is there.
         what: String,
     },
+    /// Where our filter belongs is another one.
+    #[error(
+        "interface {interface}: a filter `{name}` of somebody else has priority {priority} and our handle: give it another priority"
+    )]
+    ForeignFilter {
+        /// The interface.
+        interface: u32,
+        /// The filter's name.
+        name: String,
+        /// Its priority.
+        priority: u16,
+    },
+    /// A qdisc on which nothing meets what goes out.
+    #[error(
+        "interface {interface}: has a qdisc `ingress` of somebody else, which keeps programs from seeing what goes out there: replace it by `clsact`"
+    )]
+    ForeignQdisc {
+        /// The interface.
+        interface: u32,
+    },
     /// The pins were made by a newer agent.
     #[error(
         "{path}: pinned by an agent with layout {found}, this one knows {known}: run that agent, or `millrace uninstall` first; the data plane was not touched"
@@ -98,7 +118,7 @@ pub(super) fn hint(error: &io::Error) -> String {
         Some(libc::EPERM | libc::EACCES) if !missing().is_empty() => {
             format!(": needs {}, which this process lacks", missing())
         }
-        Some(libc::EINVAL) => ": the kernel may be too old, 6.6 or newer is needed".to_owned(),
+        Some(libc::EINVAL) => ": the kernel may be too old, 5.10 or newer is needed".to_owned(),
         _ => String::new(),
     }
 }

@@ -1,7 +1,9 @@
 //! Attachments: which program hangs where, held by pins.
 //!
 //! A pinned link outlives the agent. At start every link of ours is compared with what should hang there: a link whose
-//! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange.
+//! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange. Where
+//! the kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the same holds
+//! for them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,14 +13,13 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
+use super::clsact::Clsact;
 use super::error::BpfError;
 use super::sys;
+use super::traffic_control::Direction;
 
 /// The programs of a generation, by name.
 pub type Programs = BTreeMap<&'static str, OwnedFd>;
-
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
 
 /// Socket hooks and their `enum bpf_attach_type`.
 pub const SOCKET_HOOKS: [(&str, u32); 10] = [
@@ -50,12 +51,49 @@ pub enum InterfaceRole {
 impl InterfaceRole {
     const ALL: [Self; 4] = [Self::Pod, Self::Uplink, Self::Host, Self::Loopback];
 
-    fn programs(self) -> &'static [(&'static str, u32)] {
+    fn programs(self) -> &'static [(&'static str, Direction)] {
         match self {
-            Self::Pod => &[("from_pod", TCX_INGRESS), ("to_pod", TCX_EGRESS)],
-            Self::Uplink => &[("from_uplink", TCX_INGRESS), ("to_uplink", TCX_EGRESS)],
-            Self::Host => &[("from_host", TCX_EGRESS)],
-            Self::Loopback => &[("from_loopback", TCX_EGRESS)],
+            Self::Pod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
+            Self::Uplink => &[("from_uplink", Direction::Ingress), ("to_uplink", Direction::Egress)],
+            Self::Host => &[("from_host", Direction::Egress)],
+            Self::Loopback => &[("from_loopback", Direction::Egress)],
+        }
+    }
+
+    /// The role of the interfaces that a program hangs on.
+    fn of(program: &str) -> Option<Self> {
+        let hangs = |role: &Self| role.programs().iter().any(|(name, _)| *name == program);
+        Self::ALL.into_iter().find(hangs)
+    }
+}
+
+/// By which means programs hang on interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Means {
+    /// Links, since Linux 6.6.
+    Tcx,
+    /// Filters on a clsact qdisc.
+    Clsact,
+}
+
+impl Means {
+    /// What this kernel offers.
+    pub fn probe(programs: &Programs) -> Self {
+        let packet_program = programs.get("from_pod");
+        if packet_program.is_none_or(|program| sys::has_tcx(program.as_fd())) {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
+}
+
+impl Direction {
+    /// `enum bpf_attach_type`: `BPF_TCX_INGRESS`, `BPF_TCX_EGRESS`.
+    fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => sys::TCX_INGRESS,
+            Self::Egress => sys::TCX_INGRESS + 1,
         }
     }
 }
@@ -63,18 +101,30 @@ impl InterfaceRole {
 /// All attachments of one agent.
 pub struct Links {
     dir: PathBuf,
+    /// Where the qdiscs that we made are noted.
+    qdiscs: PathBuf,
+    /// The filters, where there is no tcx.
+    clsact: Option<Clsact>,
     interfaces: BTreeMap<u32, InterfaceRole>,
     sockets: bool,
 }
 
 impl Links {
-    /// Takes over the pinned links, giving each the program of this generation.
-    pub fn adopt(dir: PathBuf, programs: &Programs) -> Result<Self, BpfError> {
+    /// Takes over what hangs already, giving each the program of this generation. Links are pinned in `dir`; qdiscs that
+    /// we made are noted in `qdiscs`.
+    pub fn adopt(dir: PathBuf, qdiscs: PathBuf, means: Means, programs: &Programs) -> Result<Self, BpfError> {
+        let clsact = match means {
+            Means::Tcx => None,
+            Means::Clsact => Some(Clsact::open(qdiscs.clone())?),
+        };
         let mut links = Self {
             dir,
+            qdiscs,
+            clsact,
             interfaces: BTreeMap::new(),
             sockets: false,
         };
+        links.adopt_filters(programs)?;
         let entries = fs::read_dir(&links.dir).map_err(BpfError::file("reading directory", &links.dir))?;
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -98,21 +148,46 @@ impl Links {
         update(&link, fd, path, info.program)?;
         match place {
             Some(index) => {
-                let role = InterfaceRole::ALL
-                    .into_iter()
-                    .find(|role| role.programs().iter().any(|(name, _)| *name == program));
-                if let Some(role) = role {
-                    self.interfaces.insert(index, role);
-                }
+                let role = InterfaceRole::of(program);
+                self.interfaces.extend(role.map(|role| (index, role)));
             }
             None => self.sockets = true,
         }
         Ok(())
     }
 
+    fn adopt_filters(&mut self, programs: &Programs) -> Result<(), BpfError> {
+        let Some(clsact) = &mut self.clsact else {
+            return Ok(());
+        };
+        clsact.forget_gone()?;
+        for found in clsact.attached()? {
+            match (
+                InterfaceRole::of(&found.program),
+                programs.get(found.program.as_str()),
+            ) {
+                (Some(role), Some(fd)) => {
+                    clsact.attach(found.interface, found.direction, &found.program, fd)?;
+                    self.interfaces.insert(found.interface, role);
+                }
+                _ => clsact.detach_one(found.interface, found.direction)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// By which means programs hang on interfaces here.
+    pub fn means(&self) -> Means {
+        if self.clsact.is_some() {
+            Means::Clsact
+        } else {
+            Means::Tcx
+        }
+    }
+
     /// Gives every link the program of another generation.
     pub fn switch(&self, programs: &Programs) -> Result<(), BpfError> {
-        Self::adopt(self.dir.clone(), programs).map(drop)
+        Self::adopt(self.dir.clone(), self.qdiscs.clone(), self.means(), programs).map(drop)
     }
 
     /// Interfaces that programs hang on, and as what.
@@ -139,10 +214,20 @@ impl Links {
             .map(|(i, r)| (*i, *r))
             .collect();
         for (index, role) in gone {
-            for (program, _) in role.programs() {
-                let _ = fs::remove_file(self.interface_pin(index, program));
+            let detached = match &mut self.clsact {
+                Some(clsact) => clsact.detach(index),
+                None => {
+                    for (program, _) in role.programs() {
+                        let _ = fs::remove_file(self.interface_pin(index, program));
+                    }
+                    Ok(())
+                }
+            };
+            // One that is still there is tried again.
+            match detached {
+                Ok(()) => drop(self.interfaces.remove(&index)),
+                Err(error) => errors.push((index, error)),
             }
-            self.interfaces.remove(&index);
         }
         for (index, role) in wanted {
             // Links stay, but one half may be missing after a crash between the two.
@@ -154,8 +239,19 @@ impl Links {
         errors
     }
 
-    fn attach_interface(&self, index: u32, role: InterfaceRole, programs: &Programs) -> Result<(), BpfError> {
-        for (program, attach_type) in role.programs() {
+    fn attach_interface(
+        &mut self,
+        index: u32,
+        role: InterfaceRole,
+        programs: &Programs,
+    ) -> Result<(), BpfError> {
+        for (program, direction) in role.programs() {
+            if let Some(clsact) = &mut self.clsact {
+                if let Some(fd) = programs.get(program) {
+                    clsact.attach(index, *direction, program, fd)?;
+                }
+                continue;
+            }
             let path = self.interface_pin(index, program);
             if path.exists() {
                 let alive = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
@@ -165,7 +261,7 @@ impl Links {
                 fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
             }
             let Some(fd) = programs.get(program) else { continue };
-            let link = sys::link_create(fd.as_fd(), index, *attach_type).map_err(BpfError::syscall(
+            let link = sys::link_create(fd.as_fd(), index, direction.tcx()).map_err(BpfError::syscall(
                 format!("attaching {program} to interface {index}"),
             ))?;
             sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;

@@ -5,6 +5,7 @@
 
 pub mod array;
 pub mod capabilities;
+pub mod clsact;
 pub mod datapath;
 pub mod error;
 pub mod grace;
@@ -14,6 +15,7 @@ pub mod object;
 pub mod pins;
 pub mod sys;
 pub mod test_run;
+pub mod traffic_control;
 
 pub use array::MappedArray;
 pub use datapath::Datapath;

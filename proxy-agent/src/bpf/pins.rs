@@ -5,6 +5,7 @@
 //! BPF_ROOT/l1-<object>-<n>/   layout version 1, built from this object, n-th generation
 //!     maps/NAME  programs/name
 //! BPF_ROOT/links/             one pin per attachment; they stay while programs and maps change beneath them
+//! BPF_ROOT/qdiscs/INDEX       an empty directory for each clsact qdisc that we made; only where there is no tcx
 //! ```
 //!
 //! Invariant: whatever `current` names is complete. A directory that it does not name is left over from an agent that
@@ -105,6 +106,11 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// Where the qdiscs that we made are noted.
+    pub fn qdiscs(&self) -> PathBuf {
+        qdiscs(&self.root)
+    }
+
     /// The directory in force, if there is one of a layout that this agent knows.
     pub fn current(&self) -> Result<Option<LayoutDir>, BpfError> {
         let path = self.root.join("current");
@@ -174,7 +180,7 @@ impl Pins {
     /// What lies below the bpf root without being ours.
     pub fn foreign(&self) -> Vec<PathBuf> {
         let known = |path: &PathBuf| {
-            matches!(name(path), "current" | "current-next" | "links")
+            matches!(name(path), "current" | "current-next" | "links" | "qdiscs")
                 || LayoutDir::parse(path.clone()).is_some()
         };
         let in_root = entries(&self.root).unwrap_or_default();
@@ -227,6 +233,11 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
         });
     }
     Ok(removed)
+}
+
+/// Where the qdiscs that we made are noted below a bpf root.
+pub fn qdiscs(root: &Path) -> PathBuf {
+    root.join("qdiscs")
 }
 
 /// Everything foreign below a bpf root; nothing where there is no such directory.

@@ -6,17 +6,22 @@
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
 
+mod memory;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use memory::SharedWords;
+
+const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_MAP_DELETE_ELEM: u32 = 3;
+const BPF_MAP_GET_NEXT_KEY: u32 = 4;
+const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
@@ -25,6 +30,33 @@ const BPF_MAP_UPDATE_BATCH: u32 = 26;
 const BPF_MAP_DELETE_BATCH: u32 = 27;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
+
+/// `union bpf_attr` for making a map.
+#[repr(C)]
+#[derive(Default)]
+struct MapCreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for loading a program.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoadAttr {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u64; 2],
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
 
 /// `union bpf_attr` for the commands on one element.
 #[repr(C)]
@@ -163,6 +195,31 @@ fn owned(result: i64) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(result as RawFd) }
 }
 
+/// Makes a map that dies with its last descriptor.
+pub fn map_create(kind: u32, key_size: u32, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+    let mut attr = MapCreateAttr {
+        kind,
+        key_size,
+        value_size,
+        max_entries,
+        flags: 0,
+    };
+    bpf(BPF_MAP_CREATE, &mut attr).map(owned)
+}
+
+/// Loads a program, given as instructions.
+pub fn program_load(kind: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+    let mut attr = ProgramLoadAttr {
+        kind,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"Dual BSD/GPL".as_ptr() as u64,
+        attach_type,
+        ..ProgramLoadAttr::default()
+    };
+    bpf(BPF_PROG_LOAD, &mut attr).map(owned)
+}
+
 /// Writes one element.
 pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let mut attr = ElementAttr {
@@ -193,6 +250,21 @@ pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
         ..ElementAttr::default()
     };
     bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+}
+
+/// Writes into `next` the key that follows `key`, or the first one; false if there is none.
+pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let mut attr = ElementAttr {
+        map_fd: descriptor(map),
+        key: key.map_or(0, |key| key.as_ptr() as u64),
+        value: next.as_mut_ptr() as u64,
+        ..ElementAttr::default()
+    };
+    match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes `count` elements; gives how many were written, and the error if not all.
@@ -330,6 +402,19 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io
     bpf(BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
+/// `BPF_TCX_INGRESS`; `BPF_TCX_EGRESS` is the next.
+pub const TCX_INGRESS: u32 = 46;
+
+/// Whether packet programs can hang on interfaces by links (tcx, Linux 6.6): a kernel that cannot does not get as far as
+/// to look for the interface, which does not exist.
+pub fn has_tcx(packet_program: BorrowedFd<'_>) -> bool {
+    const NO_INTERFACE: u32 = i32::MAX.cast_unsigned();
+    match link_create(packet_program, NO_INTERFACE, TCX_INGRESS) {
+        Err(error) => error.raw_os_error() != Some(libc::EINVAL),
+        Ok(_) => true,
+    }
+}
+
 /// Exchanges the program of a link, atomically.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdateAttr {
@@ -349,64 +434,5 @@ pub fn wait_for_grace_period() -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
-    }
-}
-
-/// The words of a mmapped array map, shared with the kernel.
-pub struct SharedWords {
-    start: NonNull<AtomicU64>,
-    words: usize,
-}
-
-// SAFETY: the words are atomics in memory that lives as long as the value.
-unsafe impl Send for SharedWords {}
-
-impl SharedWords {
-    /// Maps the first `bytes` of an array map made with `BPF_F_MMAPABLE`; a multiple of eight.
-    pub fn map(map: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping; the kernel checks that the map is large enough.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                protection,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
-        Ok(Self {
-            start,
-            words: bytes / 8,
-        })
-    }
-
-    /// The words. Kernel programs read them at any time, hence atomics.
-    pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is as long as told, page-aligned, zero-initialised by the kernel, and lives as long as
-        // `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
-    }
-
-    /// Stores a word so that a reader that sees it sees all earlier stores.
-    pub fn store(&self, index: usize, value: u64) {
-        self.words()[index].store(value, Ordering::Release);
-    }
-
-    /// Loads a word.
-    pub fn load(&self, index: usize) -> u64 {
-        self.words()[index].load(Ordering::Acquire)
-    }
-}
-
-impl Drop for SharedWords {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, of the same length; `words` cannot outlive `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.words * 8) };
     }
 }

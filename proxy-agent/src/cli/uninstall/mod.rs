@@ -20,6 +20,7 @@ use super::Global;
 use super::output;
 use super::table::{Align, Table};
 use super::text::{WARNING, styled};
+use crate::bpf::clsact;
 use crate::bpf::pins::{self, Removed};
 use crate::control::{RunDir, RunDirError};
 
@@ -72,10 +73,16 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalle
     })?;
     let mut uninstalled = Uninstalled::default();
     let bpf_root = &global.bpf_root;
-    if files::is_bpffs(bpf_root)? {
+    // Filters hold their programs without a pin; they exist only where the kernel has no tcx.
+    let is_bpffs = files::is_bpffs(bpf_root)?;
+    let qdiscs = is_bpffs.then(|| pins::qdiscs(bpf_root));
+    uninstalled.removed =
+        clsact::remove_all(qdiscs.as_deref()).context("removing filters from interfaces")?;
+    if is_bpffs {
         let removed = pins::remove_all(bpf_root);
-        uninstalled.removed =
-            removed.with_context(|| format!("removing the pins below {}", bpf_root.display()))?;
+        uninstalled
+            .removed
+            .extend(removed.with_context(|| format!("removing the pins below {}", bpf_root.display()))?);
         let foreign = pins::foreign(bpf_root).into_iter().map(|path| Left {
             name: path.display().to_string(),
             reason: "not ours".to_owned(),

@@ -1,0 +1,254 @@
+//! Programs on clsact qdiscs: what stands in for tcx before Linux 6.6.
+//!
+//! There is no link to pin here. A filter outlives the agent by itself and is found again by its place and name; the
+//! kernel exchanges the program of a filter in one step, like that of a link. Filters of others stay and run in the
+//! order of their priorities; a program of ours that returns `TC_ACT_UNSPEC` lets the next one see the packet.
+//!
+//! An interface has one such qdisc, which we share with whoever made it. Ours are noted below the bpf root, by an empty
+//! directory for each; one is removed with the last of our filters if no other hangs there.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::error::BpfError;
+use super::pins::Removed;
+use super::sys;
+use super::traffic_control::{Direction, Filter, Position, Qdisc, TrafficControl};
+
+/// Ahead of what the kernel gives to filters that ask for no priority, which is 49152 at the most.
+const POSITION: Position = Position {
+    priority: 77,
+    handle: 0x6d72,
+};
+/// How the names of our filters begin; the program's follows.
+const NAME: &str = "millrace-";
+
+/// A program that hangs on an interface.
+pub struct Attached {
+    /// The interface.
+    pub interface: u32,
+    /// What it meets.
+    pub direction: Direction,
+    /// The program's name.
+    pub program: String,
+    /// The id of the program.
+    pub id: u32,
+}
+
+/// Everything of ours on the qdiscs of a network namespace.
+pub struct Clsact {
+    control: TrafficControl,
+    /// The notes of the qdiscs that we made.
+    made: PathBuf,
+}
+
+impl Clsact {
+    /// For the network namespace of this thread; `made` is where our qdiscs are noted.
+    pub fn open(made: PathBuf) -> Result<Self, BpfError> {
+        let control = TrafficControl::open()
+            .map_err(BpfError::syscall("opening a netlink socket for traffic control"))?;
+        Ok(Self { control, made })
+    }
+
+    /// Our programs, wherever they hang.
+    pub fn attached(&mut self) -> Result<Vec<Attached>, BpfError> {
+        let interfaces = match self.control.interfaces() {
+            // A kernel without traffic control has no qdiscs.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
+            found => found.map_err(BpfError::syscall("listing qdiscs"))?,
+        };
+        let mut attached = Vec::new();
+        for interface in interfaces {
+            for direction in Direction::ALL {
+                let Some(filter) = self.filter(interface, direction)? else {
+                    continue;
+                };
+                if let Some(program) = filter.name.strip_prefix(NAME) {
+                    attached.push(Attached {
+                        interface,
+                        direction,
+                        program: program.to_owned(),
+                        id: filter.program,
+                    });
+                }
+            }
+        }
+        Ok(attached)
+    }
+
+    /// Hangs a program up, unless it hangs there already.
+    pub fn attach(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        program: &str,
+        fd: &OwnedFd,
+    ) -> Result<(), BpfError> {
+        self.ensure_qdisc(interface, direction)?;
+        let wanted = sys::program_info(fd.as_fd());
+        let wanted = wanted.map_err(BpfError::syscall(format!("reading the program {program}")))?;
+        let name = format!("{NAME}{program}");
+        match self.filter(interface, direction)? {
+            Some(filter) if filter.name == name && filter.program == wanted.id => return Ok(()),
+            Some(filter) if !filter.name.starts_with(NAME) => {
+                return Err(BpfError::ForeignFilter {
+                    interface,
+                    name: filter.name,
+                    priority: POSITION.priority,
+                });
+            }
+            _ => {}
+        }
+        self.control
+            .set_filter(interface, direction, POSITION, &name, fd.as_fd())
+            .map_err(BpfError::syscall(format!(
+                "attaching {program} to interface {interface} by traffic control"
+            )))
+    }
+
+    /// Takes our programs from an interface, and the qdisc if it is ours and nothing else hangs there.
+    pub fn detach(&mut self, interface: u32) -> Result<(), BpfError> {
+        for direction in Direction::ALL {
+            self.detach_one(interface, direction)?;
+        }
+        self.release_qdisc(interface)
+    }
+
+    /// Takes our program for one direction from an interface.
+    pub fn detach_one(&mut self, interface: u32, direction: Direction) -> Result<(), BpfError> {
+        let ours = self.filter(interface, direction)?;
+        if ours.is_some_and(|filter| filter.name.starts_with(NAME)) {
+            self.control
+                .remove_filter(interface, direction, POSITION)
+                .or_else(gone)
+                .map_err(BpfError::syscall(format!(
+                    "detaching from interface {interface} by traffic control"
+                )))?;
+        }
+        Ok(())
+    }
+
+    /// The filter that stands at our place.
+    fn filter(&mut self, interface: u32, direction: Direction) -> Result<Option<Filter>, BpfError> {
+        let filters = self.filters(interface, direction)?;
+        Ok(filters.into_iter().find(|filter| filter.position == POSITION))
+    }
+
+    fn filters(&mut self, interface: u32, direction: Direction) -> Result<Vec<Filter>, BpfError> {
+        match self.control.filters(interface, direction) {
+            // Without the interface or the qdisc there are none.
+            Err(error) if is_gone(&error) => Ok(Vec::new()),
+            found => found.map_err(BpfError::syscall(format!(
+                "listing filters of interface {interface}"
+            ))),
+        }
+    }
+
+    fn ensure_qdisc(&mut self, interface: u32, direction: Direction) -> Result<(), BpfError> {
+        let failed = |error: io::Error| {
+            BpfError::syscall(format!("giving interface {interface} a clsact qdisc"))(error)
+        };
+        match (self.control.qdisc(interface).map_err(failed)?, direction) {
+            (Qdisc::Clsact, _) | (Qdisc::Ingress, Direction::Ingress) => return Ok(()),
+            (Qdisc::Ingress, Direction::Egress) => return Err(BpfError::ForeignQdisc { interface }),
+            (Qdisc::None, _) => {}
+        }
+        // Noted first: what we made and did not note would stay for ever.
+        let note = self.note(interface);
+        fs::create_dir_all(&note).map_err(BpfError::file("making directory", &note))?;
+        match self.control.add_clsact(interface) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let _ = fs::remove_dir(&note);
+                // Somebody else was quicker.
+                if error.raw_os_error() == Some(libc::EEXIST) {
+                    return Ok(());
+                }
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Removes a qdisc that we made once nothing hangs on it.
+    fn release_qdisc(&mut self, interface: u32) -> Result<(), BpfError> {
+        let note = self.note(interface);
+        if !note.exists() {
+            return Ok(());
+        }
+        for direction in Direction::ALL {
+            if !self.filters(interface, direction)?.is_empty() {
+                return Ok(());
+            }
+        }
+        self.control
+            .remove_clsact(interface)
+            .or_else(gone)
+            .map_err(BpfError::syscall(format!(
+                "removing the clsact qdisc of interface {interface}"
+            )))?;
+        fs::remove_dir(&note).map_err(BpfError::file("removing directory", &note))
+    }
+
+    fn note(&self, interface: u32) -> PathBuf {
+        self.made.join(interface.to_string())
+    }
+
+    /// Forgets the qdiscs that we made on interfaces which are gone.
+    pub fn forget_gone(&mut self) -> Result<(), BpfError> {
+        for interface in noted(&self.made) {
+            if matches!(self.control.qdisc(interface), Err(error) if is_gone(&error)) {
+                let note = self.note(interface);
+                fs::remove_dir(&note).map_err(BpfError::file("removing directory", &note))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes all programs of ours from the interfaces of this thread's network namespace, and the qdiscs that are noted as
+/// ours in `made`. Neither is there where the kernel has tcx.
+pub fn remove_all(made: Option<&Path>) -> Result<Vec<Removed>, BpfError> {
+    let mut clsact = Clsact::open(made.map(Path::to_path_buf).unwrap_or_default())?;
+    let mut removed = Vec::new();
+    for attached in clsact.attached()? {
+        clsact.detach_one(attached.interface, attached.direction)?;
+        removed.push(Removed {
+            kind: "filter".to_owned(),
+            name: format!("{} of interface {}", attached.program, attached.interface),
+        });
+    }
+    let Some(made) = made else { return Ok(removed) };
+    for interface in noted(made) {
+        clsact.release_qdisc(interface)?;
+        // Others have come to use it, or its interface is gone: it is not ours any more.
+        let _ = fs::remove_dir(clsact.note(interface));
+    }
+    if made.exists() {
+        fs::remove_dir(made).map_err(BpfError::file("removing directory", made))?;
+    }
+    Ok(removed)
+}
+
+/// The interfaces whose qdisc we made.
+fn noted(made: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(made).into_iter().flatten().flatten();
+    let mut interfaces: Vec<u32> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    interfaces.sort_unstable();
+    interfaces
+}
+
+/// Without an interface ENODEV, without a qdisc EINVAL, without a filter ENOENT.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)
+    )
+}
+
+fn gone(error: io::Error) -> io::Result<()> {
+    if is_gone(&error) { Ok(()) } else { Err(error) }
+}

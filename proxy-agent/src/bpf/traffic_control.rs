@@ -1,0 +1,348 @@
+//! Qdiscs and filters by rtnetlink, as far as programs need them to hang on an interface.
+//!
+//! The requests are few and answered at once, like bpf(2) calls, so the socket is a blocking one. A message that this
+//! code cannot read is about something foreign: it is kept as that and never skipped, since what hangs on a qdisc decides
+//! whether it may be removed.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::tc::{
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption, TcU32OptionFlags,
+};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, SocketAddr};
+
+/// `ETH_P_ALL`, as `tcm_info` has it.
+const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
+/// The qdisc on which both directions have filters.
+const CLSACT: &str = "clsact";
+
+/// The direction of packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// Into the node.
+    Ingress,
+    /// Out of it.
+    Egress,
+}
+
+impl Direction {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    fn parent(self) -> TcHandle {
+        let minor = match self {
+            Self::Ingress => TcHandle::MIN_INGRESS,
+            Self::Egress => TcHandle::MIN_EGRESS,
+        };
+        TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor,
+        }
+    }
+}
+
+/// Where a filter stands among the others of its interface and direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Lower ones come first.
+    pub priority: u16,
+    /// Which of those with the same priority.
+    pub handle: u32,
+}
+
+/// A filter that is a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Where it stands.
+    pub position: Position,
+    /// The name it was given; empty for another kind of filter.
+    pub name: String,
+    /// The program's id.
+    pub program: u32,
+}
+
+/// What stands where a clsact qdisc would.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qdisc {
+    /// Nothing.
+    None,
+    /// One that has filters for both directions.
+    Clsact,
+    /// One that has filters for what comes in only.
+    Ingress,
+}
+
+/// A socket for requests, in the network namespace of the thread that opened it.
+pub struct TrafficControl {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl TrafficControl {
+    /// Opens the socket.
+    pub fn open() -> io::Result<Self> {
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The interfaces that have a qdisc with filters for what comes in or goes out.
+    pub fn interfaces(&mut self) -> io::Result<Vec<u32>> {
+        let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let answers = self.request(request, NLM_F_DUMP)?;
+        let with_filters = answers.iter().filter_map(|answer| match answer {
+            Some(RouteNetlinkMessage::NewQueueDiscipline(message)) if is_clsact(message) => {
+                Some(message.header.index.cast_unsigned())
+            }
+            _ => None,
+        });
+        Ok(with_filters.collect())
+    }
+
+    /// What stands on an interface where a clsact qdisc would.
+    pub fn qdisc(&mut self, interface: u32) -> io::Result<Qdisc> {
+        let mut message = TcMessage::with_index(interface.cast_signed());
+        message.header.parent = TcHandle::CLSACT;
+        // The answer is a notification, which comes here only if asked to be echoed.
+        let answers = match self.request(RouteNetlinkMessage::GetQueueDiscipline(message), NLM_F_ECHO) {
+            // Older kernels say ENOENT if there never was one; a removed one answers EINVAL.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Vec::new(),
+            answers => answers?,
+        };
+        let found = answers.iter().find_map(|answer| match answer {
+            Some(RouteNetlinkMessage::NewQueueDiscipline(message)) => kind(message),
+            _ => None,
+        });
+        Ok(match found {
+            None => Qdisc::None,
+            Some(CLSACT) => Qdisc::Clsact,
+            Some(_) => Qdisc::Ingress,
+        })
+    }
+
+    /// Gives an interface a clsact qdisc; one that is there already is an error.
+    pub fn add_clsact(&mut self, interface: u32) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewQueueDiscipline(clsact(interface));
+        self.request(message, NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Takes an interface's clsact qdisc away, with everything that hangs on it.
+    pub fn remove_clsact(&mut self, interface: u32) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::DelQueueDiscipline(clsact(interface)), 0)
+            .map(drop)
+    }
+
+    /// The filters for one direction, foreign ones included. There must be a qdisc for them.
+    pub fn filters(&mut self, interface: u32, direction: Direction) -> io::Result<Vec<Filter>> {
+        let mut message = TcMessage::with_index(interface.cast_signed());
+        message.header.parent = direction.parent();
+        let answers = self.request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
+        Ok(answers.iter().filter_map(read_filter).collect())
+    }
+
+    /// Hangs a program up, or exchanges the one that hangs there in one step.
+    pub fn set_filter(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        position: Position,
+        name: &str,
+        program: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let mut message = filter(interface, direction, position);
+        let options = [
+            TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
+            TcFilterBpfOption::ProgName(name.to_owned()),
+            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+            TcFilterBpfOption::FlagsGeneric(TcU32OptionFlags::SkipHw),
+        ];
+        message
+            .attributes
+            .push(TcAttribute::Options(options.map(TcOption::Bpf).into()));
+        self.request(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE)
+            .map(drop)
+    }
+
+    /// Takes a program away.
+    pub fn remove_filter(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        position: Position,
+    ) -> io::Result<()> {
+        let message = filter(interface, direction, position);
+        self.request(RouteNetlinkMessage::DelTrafficFilter(message), 0)
+            .map(drop)
+    }
+
+    /// Sends a request and gives the answers; `None` for each that cannot be read.
+    fn request(
+        &mut self,
+        request: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<Option<RouteNetlinkMessage>>> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        message.finalize();
+        let mut buffer = vec![0; message.buffer_len()];
+        message.serialize(&mut buffer);
+        self.socket.send(&buffer, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for bytes in messages(&datagram) {
+                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+                    // Of an earlier request that was given up.
+                    Ok(answer) if answer.header.sequence_number != self.sequence => {}
+                    Ok(answer) => match answer.payload {
+                        NetlinkPayload::InnerMessage(inner) => answers.push(Some(inner)),
+                        NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                        NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
+                        _ => {}
+                    },
+                    Err(_) => answers.push(None),
+                }
+            }
+        }
+    }
+}
+
+/// The messages of a datagram. Each begins with its length, and the next one after that at a multiple of four.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length: [u8; 4] = rest.first_chunk().copied()?;
+        let length = u32::from_ne_bytes(length) as usize;
+        let message = rest.get(..length).filter(|message| message.len() >= 16)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+fn clsact(interface: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(interface.cast_signed());
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = TcHandle {
+        major: TcHandle::CLSACT.major,
+        minor: 0,
+    };
+    message.attributes.push(TcAttribute::Kind(CLSACT.to_owned()));
+    message
+}
+
+fn filter(interface: u32, direction: Direction, position: Position) -> TcMessage {
+    let mut message = TcMessage::with_index(interface.cast_signed());
+    message.header.parent = direction.parent();
+    message.header.handle = position.handle.into();
+    message.header.info = u32::from(position.priority) << 16 | ALL_PROTOCOLS;
+    message
+        .attributes
+        .push(TcAttribute::Kind(TcFilterBpf::KIND.to_owned()));
+    message
+}
+
+fn is_clsact(message: &TcMessage) -> bool {
+    message.header.parent == TcHandle::CLSACT
+}
+
+fn kind(message: &TcMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })
+}
+
+/// Filters come with a message for each priority that has no handle, which says nothing.
+fn read_filter(answer: &Option<RouteNetlinkMessage>) -> Option<Filter> {
+    let foreign = |position| Filter {
+        position,
+        name: String::new(),
+        program: 0,
+    };
+    let message = match answer {
+        Some(RouteNetlinkMessage::NewTrafficFilter(message)) => message,
+        Some(_) => return None,
+        None => {
+            let position = Position {
+                priority: 0,
+                handle: 0,
+            };
+            return Some(foreign(position));
+        }
+    };
+    let handle = u32::from(message.header.handle);
+    if handle == 0 {
+        return None;
+    }
+    let mut filter = foreign(Position {
+        priority: (message.header.info >> 16) as u16,
+        handle,
+    });
+    for attribute in &message.attributes {
+        let TcAttribute::Options(options) = attribute else {
+            continue;
+        };
+        for option in options {
+            match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+                TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program = *id,
+                _ => {}
+            }
+        }
+    }
+    Some(filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_taken_apart() {
+        let mut datagram = vec![0_u8; 40];
+        datagram[0] = 18;
+        datagram[20] = 20;
+        let lengths: Vec<_> = messages(&datagram).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [18, 20]);
+        datagram[20] = 21;
+        assert_eq!(
+            messages(&datagram).count(),
+            1,
+            "a message that is cut off is none"
+        );
+        datagram[0] = 3;
+        assert_eq!(
+            messages(&datagram).count(),
+            0,
+            "a message without a header is none"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_foreign() {
+        let found = read_filter(&None).expect("a filter");
+        assert_eq!((found.name.as_str(), found.program), ("", 0));
+        let header_only = filter(
+            1,
+            Direction::Egress,
+            Position {
+                priority: 7,
+                handle: 0,
+            },
+        );
+        assert_eq!(
+            read_filter(&Some(RouteNetlinkMessage::NewTrafficFilter(header_only))),
+            None
+        );
+    }
+}
