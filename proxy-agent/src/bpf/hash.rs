@@ -14,6 +14,9 @@ use super::sys;
 /// Elements per batch call: large enough to make the call's own cost vanish, small enough for a short buffer.
 const BATCH: usize = 4096;
 
+/// What the kernel answers where a type of map has no batch operations; tries have them since Linux 5.14.
+const ENOTSUPP: i32 = 524;
+
 /// A hash map, LRU hash map or LPM trie of the agent's.
 pub struct HashTable<K, V> {
     fd: OwnedFd,
@@ -115,14 +118,18 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         let mut values = vec![0_u8; size_of::<V>() * BATCH];
         let mut position = Vec::new();
         loop {
-            let (count, end) = sys::map_lookup_batch(
+            let batch = sys::map_lookup_batch(
                 self.fd.as_fd(),
                 &mut position,
                 size_of::<K>(),
                 &mut keys,
                 &mut values,
                 BATCH as u32,
-            )?;
+            );
+            let (count, end) = match batch {
+                Err(error) if error.raw_os_error() == Some(ENOTSUPP) => return self.for_each_singly(each),
+                batch => batch?,
+            };
             let found = keys
                 .chunks_exact(size_of::<K>())
                 .zip(values.chunks_exact(size_of::<V>()));
@@ -135,6 +142,21 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
                 return Ok(());
             }
         }
+    }
+
+    /// The same, one by one.
+    fn for_each_singly(&self, mut each: impl FnMut(K, V)) -> io::Result<()> {
+        let (mut key, mut next) = (None, vec![0_u8; size_of::<K>()]);
+        while sys::map_next_key(self.fd.as_fd(), key.as_deref(), &mut next)? {
+            // One that is gone by now is left out.
+            if let Some(found) = K::from_bytes(&next)
+                && let Some(value) = self.get(&found)?
+            {
+                each(found, value);
+            }
+            key = Some(next.clone());
+        }
+        Ok(())
     }
 
     /// How many elements there are, by a batch walk.
