@@ -21,6 +21,7 @@ mod trace;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -30,12 +31,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::apply::{Limits, Programmer, Progress};
-use crate::bpf::Datapath;
 use crate::bpf::object::MapSizes;
+use crate::bpf::{Datapath, witness};
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, MapLimits, SourceSpec};
 use crate::control::{self, FirstSync, ObjectError, Question, Reply, Request};
 use crate::events::Recorder;
+use crate::network::cookie::Witness;
 use crate::plan::NodeContext;
 use crate::source::{self, Event, ObjectIdSet};
 use node::NodeSide;
@@ -366,6 +368,12 @@ fn largest_sizes(limits: &MapLimits) -> MapSizes {
         addresses: limits.addresses.max,
         ..initial_sizes(limits)
     }
+}
+
+/// Tells network namespaces apart on kernels where a socket does not; needs the cgroup that the socket hooks need.
+fn namespace_witness(options: &AgentOptions) -> Option<Witness> {
+    let cgroup = options.cgroup.clone().or_else(|| cgroup_root().ok())?;
+    Some(Arc::new(move |make| witness::namespace_of_socket(&cgroup, make)))
 }
 
 /// Where the cgroup v2 hierarchy is mounted; on a node with both versions it is not at the usual place.

@@ -40,10 +40,11 @@ impl NodeSide {
     pub async fn start(options: &AgentOptions) -> Result<Self, NetworkError> {
         let netlink = Netlink::open()?;
         let monitor = Monitor::start(netlink.clone()).await?;
+        let witness = super::namespace_witness(options);
         let side = Self {
             device: HostDevice::new(netlink.clone()),
-            namespaces: PodNamespaces::new(netlink, RUNTIME_DIRECTORY)?,
-            netns: own_netns_cookie()?,
+            namespaces: PodNamespaces::new(netlink, RUNTIME_DIRECTORY)?.with_witness(witness.clone()),
+            netns: own_netns_cookie(witness.as_ref())?,
             roles: Roles::default(),
             addresses: NodeAddresses::default(),
             problems: Vec::new(),

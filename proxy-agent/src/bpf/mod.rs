@@ -16,6 +16,7 @@ pub mod pins;
 pub mod sys;
 pub mod test_run;
 pub mod traffic_control;
+pub mod witness;
 
 pub use array::MappedArray;
 pub use datapath::Datapath;

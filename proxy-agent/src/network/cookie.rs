@@ -2,11 +2,13 @@
 //!
 //! A cookie can be asked of any socket, but the socket must have been made inside the namespace, and only
 //! `CAP_SYS_ADMIN` may enter one. Since Linux 6.18 the open file of a namespace tells the same number to
-//! anybody. Whether it is the same is not taken on trust: it is compared for our own namespace first.
+//! anybody. Whether it is the same is not taken on trust: it is compared for our own namespace first. Before
+//! Linux 5.14 not even a socket tells it, only a program that sees the socket made: a [`Witness`].
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -17,38 +19,49 @@ use super::sys;
 
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// The cookie of the network namespace of this thread. Fails before Linux 5.14, which has no such option.
-pub fn own_netns_cookie() -> Result<u64, NetworkError> {
-    own_cookie().map_err(failed("reading the cookie of the agent's network namespace"))
+/// Has its argument make an internet socket and give that socket's cookie; answers with the cookie of the
+/// network namespace in which it was made.
+pub type Witness = Arc<dyn Fn(&dyn Fn() -> io::Result<u64>) -> io::Result<u64> + Send + Sync>;
+
+/// The cookie of the network namespace of this thread. Without a witness it fails before Linux 5.14.
+pub fn own_netns_cookie(witness: Option<&Witness>) -> Result<u64, NetworkError> {
+    own_cookie(witness).map_err(failed("reading the cookie of the agent's network namespace"))
 }
 
-fn own_cookie() -> Result<u64, Errno> {
-    let socket = socket(
-        AddressFamily::Unix,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    sys::netns_cookie(&socket)
+fn own_cookie(witness: Option<&Witness>) -> io::Result<u64> {
+    let make = |family| socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    match (sys::netns_cookie(&make(AddressFamily::Unix)?), witness) {
+        (Err(Errno::ENOPROTOOPT), Some(witness)) => {
+            witness(&|| Ok(sys::socket_cookie(&make(AddressFamily::Inet)?)?))
+        }
+        (cookie, _) => Ok(cookie?),
+    }
 }
 
 /// The cookies of open namespace files, one for each. An error is about all of them.
-pub fn cookies_of(namespaces: Vec<File>) -> Result<Vec<u64>, NetworkError> {
+pub fn cookies_of(namespaces: Vec<File>, witness: Option<&Witness>) -> Result<Vec<u64>, NetworkError> {
     if !namespace_ids_are_cookies() {
-        return cookies_by_entering(namespaces);
+        return cookies_by_entering(namespaces, witness);
     }
-    let ids: Result<Vec<_>, _> = namespaces
+    let ids: Result<Vec<_>, Errno> = namespaces
         .iter()
         .map(|file| sys::namespace_id(file.as_fd()))
         .collect();
-    ids.map_err(failed("reading the id of a pod's network namespace"))
+    ids.map_err(|error| failed("reading the id of a pod's network namespace")(error.into()))
 }
 
 /// The same as [`cookies_of`] for kernels before 6.18.
-pub fn cookies_by_entering(namespaces: Vec<File>) -> Result<Vec<u64>, NetworkError> {
+pub fn cookies_by_entering(
+    namespaces: Vec<File>,
+    witness: Option<&Witness>,
+) -> Result<Vec<u64>, NetworkError> {
+    let witness = witness.cloned();
     let enter_each = move || {
-        let enter = |file: &File| setns(file, CloneFlags::CLONE_NEWNET).and_then(|()| own_cookie());
-        namespaces.iter().map(enter).collect::<Result<Vec<_>, _>>()
+        let enter = |file: &File| {
+            setns(file, CloneFlags::CLONE_NEWNET)?;
+            own_cookie(witness.as_ref())
+        };
+        namespaces.iter().map(enter).collect::<io::Result<Vec<_>>>()
     };
     // In a thread of its own, because entering is for good.
     let thread = std::thread::Builder::new()
@@ -58,7 +71,7 @@ pub fn cookies_by_entering(namespaces: Vec<File>) -> Result<Vec<u64>, NetworkErr
         what: "starting a thread",
         error,
     })?;
-    let cookies = thread.join().unwrap_or(Err(Errno::ECANCELED));
+    let cookies = thread.join().unwrap_or(Err(Errno::ECANCELED.into()));
     cookies.map_err(failed("entering a pod's network namespace for its cookie"))
 }
 
@@ -66,12 +79,9 @@ fn namespace_ids_are_cookies() -> bool {
     let id = File::open(OWN_NAMESPACE)
         .ok()
         .and_then(|file| sys::namespace_id(file.as_fd()).ok());
-    id.is_some() && id == own_cookie().ok()
+    id.is_some() && id == own_cookie(None).ok()
 }
 
-fn failed(what: &'static str) -> impl FnOnce(Errno) -> NetworkError {
-    move |error| NetworkError::Cookie {
-        what,
-        error: io::Error::from(error),
-    }
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
+    move |error| NetworkError::Cookie { what, error }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::cookie::cookies_of;
+use super::cookie::{Witness, cookies_of};
 use super::error::NetworkError;
 use super::links::Links;
 use super::netlink::Netlink;
@@ -28,13 +28,13 @@ use super::sys;
 pub const RUNTIME_DIRECTORY: &str = "/run/netns";
 
 /// The namespaces of pods.
-#[derive(Debug)]
 pub struct PodNamespaces {
     netlink: Netlink,
     directory: PathBuf,
     mounts: AsyncFd<File>,
     /// The pods' interfaces, with the id of the namespace they lead to.
     pods: BTreeMap<u32, Pod>,
+    witness: Option<Witness>,
     limitation: Option<String>,
 }
 
@@ -59,8 +59,15 @@ impl PodNamespaces {
             directory: directory.into(),
             mounts: mounts.map_err(failed)?,
             pods: BTreeMap::new(),
+            witness: None,
             limitation: None,
         })
+    }
+
+    /// Gives it a witness, for kernels where a socket does not tell the cookie.
+    #[must_use]
+    pub fn with_witness(self, witness: Option<Witness>) -> Self {
+        Self { witness, ..self }
     }
 
     /// Takes note of the pods' interfaces and looks for those whose namespace is not known. Call it when
@@ -148,7 +155,7 @@ impl PodNamespaces {
         if files.is_empty() {
             return;
         }
-        match cookies_of(files) {
+        match cookies_of(files, self.witness.as_ref()) {
             Ok(cookies) => {
                 let found: BTreeMap<i32, u64> = ids.into_iter().zip(cookies).collect();
                 for pod in self.pods.values_mut().filter(|pod| pod.cookie.is_none()) {

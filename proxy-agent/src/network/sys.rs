@@ -16,10 +16,21 @@ use tokio::io::unix::AsyncFd;
 #[derive(Clone, Copy)]
 struct NetnsCookie;
 
+#[derive(Clone, Copy)]
+struct SocketCookie;
+
 getsockopt_impl!(
     NetnsCookie,
     libc::SOL_SOCKET,
     libc::SO_NETNS_COOKIE,
+    u64,
+    GetStruct<u64>
+);
+
+getsockopt_impl!(
+    SocketCookie,
+    libc::SOL_SOCKET,
+    libc::SO_COOKIE,
     u64,
     GetStruct<u64>
 );
@@ -32,6 +43,11 @@ mod ioctl {
 /// The cookie of the namespace a socket was made in.
 pub fn netns_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
     getsockopt(socket, NetnsCookie)
+}
+
+/// The number that no other socket has.
+pub fn socket_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
+    getsockopt(socket, SocketCookie)
 }
 
 /// The id of an open namespace file, whichever kind it is of.
