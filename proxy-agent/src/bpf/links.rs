@@ -214,14 +214,13 @@ impl Links {
             .map(|(i, r)| (*i, *r))
             .collect();
         for (index, role) in gone {
-            let detached = match &mut self.clsact {
-                Some(clsact) => clsact.detach(index),
-                None => {
-                    for (program, _) in role.programs() {
-                        let _ = fs::remove_file(self.interface_pin(index, program));
-                    }
-                    Ok(())
+            let detached = if let Some(clsact) = &mut self.clsact {
+                clsact.detach(index)
+            } else {
+                for (program, _) in role.programs() {
+                    let _ = fs::remove_file(self.interface_pin(index, program));
                 }
+                Ok(())
             };
             // One that is still there is tried again.
             match detached {
@@ -230,6 +229,9 @@ impl Links {
             }
         }
         for (index, role) in wanted {
+            if errors.iter().any(|(failed, _)| failed == index) {
+                continue;
+            }
             // Links stay, but one half may be missing after a crash between the two.
             match self.attach_interface(*index, *role, programs) {
                 Ok(()) => drop(self.interfaces.insert(*index, *role)),

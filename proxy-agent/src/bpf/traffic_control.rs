@@ -144,7 +144,10 @@ impl TrafficControl {
         let mut message = TcMessage::with_index(interface.cast_signed());
         message.header.parent = direction.parent();
         let answers = self.request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
-        Ok(answers.iter().filter_map(read_filter).collect())
+        Ok(answers
+            .iter()
+            .filter_map(|answer| read_filter(answer.as_ref()))
+            .collect())
     }
 
     /// Hangs a program up, or exchanges the one that hangs there in one step.
@@ -263,7 +266,7 @@ fn kind(message: &TcMessage) -> Option<&str> {
 }
 
 /// Filters come with a message for each priority that has no handle, which says nothing.
-fn read_filter(answer: &Option<RouteNetlinkMessage>) -> Option<Filter> {
+fn read_filter(answer: Option<&RouteNetlinkMessage>) -> Option<Filter> {
     let foreign = |position| Filter {
         position,
         name: String::new(),
@@ -330,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_counts_as_foreign() {
-        let found = read_filter(&None).expect("a filter");
+        let found = read_filter(None).expect("a filter");
         assert_eq!((found.name.as_str(), found.program), ("", 0));
         let header_only = filter(
             1,
@@ -341,7 +344,7 @@ mod tests {
             },
         );
         assert_eq!(
-            read_filter(&Some(RouteNetlinkMessage::NewTrafficFilter(header_only))),
+            read_filter(Some(&RouteNetlinkMessage::NewTrafficFilter(header_only))),
             None
         );
     }
