@@ -6,7 +6,9 @@
 //! plan, and powers off. Whatever the tests write is gone with the guest.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Write as _,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -60,7 +62,8 @@ fn archive(image: &Image, plan: &Path) -> Result<Vec<u8>> {
         let name = file.rsplit('/').next().unwrap_or(file);
         let path = image.root.join("lib/modules").join(&image.release).join(file);
         archive.program(&format!("modules/{name}"), &read(&path)?);
-        load += &format!("insmod /modules/{name}\n");
+        // Writing to a String never fails.
+        let _ = writeln!(load, "insmod /modules/{name}");
     }
     let xtask = env::current_exe().context("finding this program")?;
     let init = INIT
@@ -107,7 +110,7 @@ $box ln -s busybox /run/modprobe
 echo /run/modprobe > /proc/sys/kernel/modprobe
 $box hostname guest
 $box ip link set lo up
-'@XTASK@' guest '@PLAN@' @PORT@
+'@XTASK@' guest '@PLAN@' @PORT@ 2>&1 | $box cat
 $box sync
 $box poweroff -f
 END
