@@ -24,6 +24,7 @@ const SIZES: MapSizes = MapSizes {
     backends: 64,
     addresses: 64,
     flows: 128,
+    affinity: 64,
     socket_peers: 64,
     pod_netns: 16,
 };
