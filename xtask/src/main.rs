@@ -8,6 +8,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod command;
 mod demo;
 mod kubernetes;
@@ -68,7 +69,10 @@ enum Verb {
     /// What `vm` runs inside of its guests
     #[command(hide = true)]
     Guest(vm::guest::Options),
-    /// Build the Kubernetes programs that tests run against
+    /// A real Kubernetes cluster on this machine
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
+    /// Build the Go programs that tests and clusters run
     Kubernetes {
         /// Programs in place of those the tests need
         #[arg(value_name = "PROGRAM")]
@@ -95,7 +99,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Bench { quick, json, names } => bench::run(quick, &json, &names)?,
         Verb::Vm(options) => return vm::run(&options),
         Verb::Guest(options) => vm::guest::run(&options)?,
+        Verb::Cluster(verb) => return cluster::run(verb),
         Verb::Kubernetes { programs } => kubernetes::run(&programs)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -9,6 +9,7 @@
 mod compiler;
 mod linker;
 mod packages;
+pub mod unpacked;
 
 use anyhow::{Context as _, Result};
 

@@ -1,0 +1,118 @@
+//! Routes from outside to the nodes, one for each balanced address.
+//!
+//! The client that the suite is has an address of its own for them, since specs tell clients from nodes by the
+//! subnet. An address that nobody should serve leads to a neighbour that does not exist: a released address is
+//! silent, where a missing route would be an error at once.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// A node, as the next hop of an address.
+pub struct Hop {
+    /// Its address of the family in question.
+    pub via: IpAddr,
+    /// Where its health checks are.
+    pub health: IpAddr,
+}
+
+/// The client's addresses.
+const CLIENT_V4: &str = "172.30.242.1";
+const CLIENT_V6: &str = "fd00:242::1";
+/// The bridge to the nodes, and a neighbour there whom nobody answers for.
+const BRIDGE: &str = "underlay";
+const NOBODY_V4: &str = "192.168.240.250";
+const NOBODY_V6: &str = "fd00:240::250";
+const NOBODYS_MAC: &str = "02:00:00:00:00:fe";
+
+#[derive(Default)]
+pub struct Routes {
+    set: HashMap<IpAddr, Vec<IpAddr>>,
+}
+
+impl Routes {
+    pub fn prepare() -> Result<Self> {
+        // By ports too, so that one client's connections reach several nodes.
+        for key in ["ipv4", "ipv6"] {
+            fs::write(format!("/proc/sys/net/{key}/fib_multipath_hash_policy"), "1")
+                .with_context(|| format!("setting {key}'s fib_multipath_hash_policy"))?;
+        }
+        for (client, nobody, pool) in [
+            (CLIENT_V4, NOBODY_V4, "192.168.241.0/24"),
+            (CLIENT_V6, NOBODY_V6, "fd00:241::/112"),
+        ] {
+            ip(&["address", "replace", client, "dev", "lo"])?;
+            ip(&[
+                "neighbour",
+                "replace",
+                nobody,
+                "lladdr",
+                NOBODYS_MAC,
+                "dev",
+                BRIDGE,
+                "nud",
+                "permanent",
+            ])?;
+            ip(&["route", "replace", pool, "via", nobody, "src", client])?;
+        }
+        Ok(Self::default())
+    }
+
+    /// Leads an address to these nodes; to nobody if there are none.
+    pub fn set(&mut self, address: IpAddr, hops: &[IpAddr]) -> Result<()> {
+        if self.set.get(&address).is_some_and(|set| set == hops) {
+            return Ok(());
+        }
+        if hops.is_empty() {
+            self.remove(address);
+        } else {
+            let client = if address.is_ipv4() { CLIENT_V4 } else { CLIENT_V6 };
+            let (address, hops): (_, Vec<_>) =
+                (address.to_string(), hops.iter().map(IpAddr::to_string).collect());
+            let mut arguments = vec!["route", "replace", &address, "src", client];
+            for hop in &hops {
+                arguments.extend(["nexthop", "via", hop]);
+            }
+            ip(&arguments)?;
+        }
+        self.set.insert(address, hops.to_vec());
+        Ok(())
+    }
+
+    /// Removes the routes of addresses that are not to be kept.
+    pub fn keep(&mut self, keep: impl Fn(IpAddr) -> bool) {
+        let gone: Vec<_> = self
+            .set
+            .keys()
+            .copied()
+            .filter(|address| !keep(*address))
+            .collect();
+        for address in gone {
+            self.remove(address);
+        }
+    }
+
+    fn remove(&mut self, address: IpAddr) {
+        if self.set.remove(&address).is_some_and(|hops| !hops.is_empty())
+            && let Err(error) = ip(&["route", "delete", &address.to_string()])
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    println!("ip {}", arguments.join(" "));
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .context("starting `ip`")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("ip {}: {}", arguments.join(" "), said.trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! `cargo xtask cluster`: a small real Kubernetes cluster on this machine, with Millrace as its proxy.
+//!
+//! Control plane, kubelets and containers are the real ones, built from Go modules; nodes are namespaces
+//! ([`node`]) on a network that has no way out ([`underlay`]). Nothing is installed, and nothing outlives
+//! `cluster down` but what is in the cache. There is one cluster at a time.
+
+mod archive;
+mod balancer;
+mod cgroup;
+mod control_plane;
+mod credentials;
+mod images;
+mod node;
+mod place;
+mod pod_network;
+mod process;
+mod proxy;
+mod site;
+mod status;
+mod underlay;
+mod wait;
+
+use std::{
+    ffi::OsString, fs, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode, time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use nix::unistd::geteuid;
+
+use crate::{
+    build::{self, Profile},
+    kubernetes::{Program, Programs},
+    paths, setup,
+    setup::unpacked,
+    step::Step,
+};
+pub use images::Images;
+pub use place::Toolbox;
+use process::Process;
+use site::Files;
+pub use site::{Network, Node, Proxy, Shape};
+use wait::wait_for;
+
+/// The note that says where the programs of this repository are that the cluster runs.
+const OWN_PROGRAMS: &str = "programs";
+
+/// What `cluster up` can be asked for.
+#[derive(Args, Clone, Copy)]
+#[group(id = "cluster")]
+pub struct Options {
+    /// Who serves Services
+    #[arg(long, value_enum, default_value_t = Proxy::Millrace)]
+    pub proxy: Proxy,
+    /// What gives pods their interfaces
+    #[arg(long, value_enum, default_value_t = Network::Bridge)]
+    pub network: Network,
+    /// How many nodes there are
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(Node::MAX)))]
+    pub nodes: u8,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Bring a cluster up, and leave it
+    Up(Options),
+    /// Take the cluster down, or what is left of it
+    Down,
+    /// What is up, and where to look
+    Status,
+    /// Exchange the proxies for the ones of the sources as they are now
+    Renew,
+    /// Run a command in a place: a node (n1, n2, …), or `control`, where `kubectl` reaches the API server
+    Run {
+        place: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, default_value = "bash")]
+        command: Vec<OsString>,
+    },
+}
+
+/// `cargo xtask cluster`.
+pub fn run(verb: Verb) -> Result<ExitCode> {
+    if !geteuid().is_root() {
+        bail!("a cluster is made of namespaces, cgroups and eBPF programs: run it as root");
+    }
+    match verb {
+        Verb::Up(options) => up(options).map(drop)?,
+        Verb::Down => down()?,
+        Verb::Status => return status::print(&Files::locate()?),
+        Verb::Renew => renew()?,
+        Verb::Run { place, command } => return Err(enter(&place, &command)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a cluster is up, and of which shape.
+pub fn current() -> Result<Option<Shape>> {
+    Ok(Files::locate()?.shape().filter(|_| underlay::exists()))
+}
+
+/// Brings a cluster up.
+pub fn up(options: Options) -> Result<(Toolbox, Images)> {
+    if underlay::exists() {
+        bail!("a cluster is up, or part of one is left: `cargo xtask cluster down` takes it down");
+    }
+    setup::run()?;
+    let toolbox = equip(options.proxy)?;
+    let images = Images::ensure(&toolbox.programs)?;
+    if toolbox.files.root().exists() {
+        fs::remove_dir_all(toolbox.files.root()).context("removing files of an earlier cluster")?;
+    }
+    fs::create_dir_all(toolbox.files.root()).context("making a folder for the cluster")?;
+    let shape = Shape {
+        nodes: options.nodes,
+        proxy: options.proxy,
+        network: options.network,
+    };
+    toolbox.files.write_shape(shape)?;
+    fs::write(
+        toolbox.files.file(OWN_PROGRAMS),
+        toolbox.own.as_os_str().as_encoded_bytes(),
+    )
+    .context("writing down where programs are")?;
+    raise(&toolbox, &images, shape)
+        .context("the cluster did not come up; `cargo xtask cluster down` removes it")?;
+    Ok((toolbox, images))
+}
+
+/// What is needed to do something in the cluster that is up.
+pub fn join() -> Result<(Toolbox, Images)> {
+    let toolbox = equipped(&Files::locate()?)?;
+    let images = Images::ensure(&toolbox.programs)?;
+    Ok((toolbox, images))
+}
+
+/// Builds and fetches what a cluster runs.
+fn equip(proxy: Proxy) -> Result<Toolbox> {
+    let programs = Programs::ensure(Program::OF_A_CLUSTER)?;
+    let mut binaries = vec![balancer::PROGRAM];
+    if proxy == Proxy::Millrace {
+        binaries.push("millrace");
+    }
+    let built = build::binaries(Profile::Release, &binaries)?;
+    let own = built[balancer::PROGRAM].parent();
+    let own = own.context("cargo put a binary into no folder")?.to_owned();
+    toolbox(programs, own)
+}
+
+/// The same without building anything, for the cluster that is up.
+fn equipped(files: &Files) -> Result<Toolbox> {
+    let note = files.file(OWN_PROGRAMS);
+    let own = fs::read_to_string(&note).with_context(|| format!("reading {}", note.display()))?;
+    toolbox(Programs::ensure(Program::OF_A_CLUSTER)?, own.into())
+}
+
+fn toolbox(programs: Programs, own: PathBuf) -> Result<Toolbox> {
+    Ok(Toolbox {
+        files: Files::locate()?,
+        programs,
+        tools: unpacked::tools_of_nodes()?,
+        own,
+    })
+}
+
+fn raise(toolbox: &Toolbox, images: &Images, shape: Shape) -> Result<()> {
+    let nodes = Node::first(shape.nodes);
+    let step = Step::start(format!(
+        "bringing up a cluster of {} nodes with {}",
+        shape.nodes, shape.proxy
+    ));
+    underlay::create(&nodes)?;
+    credentials::create(&toolbox.files, &nodes)?;
+    step.note("control plane");
+    control_plane::start(toolbox)?;
+    proxy::permit(toolbox, shape.proxy)?;
+    step.note("nodes");
+    for &node in &nodes {
+        node::start(toolbox, node, images)?;
+    }
+    let mut ranges = Vec::new();
+    for &node in &nodes {
+        ranges.push((node, node::registered(toolbox, node)?));
+    }
+    pod_network::set_up(toolbox, shape.network, &ranges)?;
+    for &node in &nodes {
+        proxy::start(toolbox, shape.proxy, node)?;
+    }
+    step.note("nodes to be ready");
+    toolbox.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
+    for &node in &nodes {
+        proxy::wait_ready(toolbox, shape.proxy, node)?;
+    }
+    balancer::start(toolbox)?;
+    step.note("DNS");
+    toolbox.apply(&paths::repository()?.join("tests/cluster/manifests/dns.yaml"))?;
+    if shape.proxy != Proxy::None {
+        let rollout = [
+            "rollout",
+            "status",
+            "deployment/coredns",
+            "--namespace=kube-system",
+            "--timeout=120s",
+        ];
+        toolbox.kubectl(&rollout)?;
+    }
+    step.done();
+    eprintln!("  cargo xtask cluster run control kubectl get pods -A");
+    Ok(())
+}
+
+/// Takes down whatever of a cluster is there.
+pub fn down() -> Result<()> {
+    let files = Files::locate()?;
+    let step = Step::start("taking the cluster down");
+    let nodes = Node::first(Node::MAX);
+    let folders = nodes
+        .iter()
+        .map(|node| files.node(*node))
+        .chain([files.root().to_owned()]);
+    let processes: Vec<_> = folders.flat_map(|folder| Process::all(&folder)).collect();
+    for process in &processes {
+        process.kill()?;
+    }
+    wait_for("processes to end", Duration::from_secs(20), || {
+        match processes.iter().find(|process| process.runs()) {
+            Some(process) => bail!("{} still runs", process.name()),
+            None => Ok(()),
+        }
+    })?;
+    for &node in &nodes {
+        cgroup::remove(node)?;
+    }
+    underlay::remove()?;
+    if files.root().exists() {
+        fs::remove_dir_all(files.root()).with_context(|| format!("removing {}", files.root().display()))?;
+    }
+    step.done();
+    Ok(())
+}
+
+fn renew() -> Result<()> {
+    let shape = current()?.context("no cluster is up")?;
+    let toolbox = equip(shape.proxy)?;
+    for node in Node::first(shape.nodes) {
+        proxy::stop(&toolbox, node)?;
+        proxy::start(&toolbox, shape.proxy, node)?;
+        proxy::wait_ready(&toolbox, shape.proxy, node)?;
+    }
+    Ok(())
+}
+
+/// Returns only if the command could not be started.
+fn enter(place: &str, command: &[OsString]) -> Result<anyhow::Error> {
+    let shape = current()?.context("no cluster is up")?;
+    let toolbox = equipped(&Files::locate()?)?;
+    let mut inside = if place == "control" {
+        toolbox.in_control()?
+    } else {
+        let node = Node::first(shape.nodes)
+            .into_iter()
+            .find(|node| node.name() == place);
+        toolbox.in_node(node.with_context(|| format!("there is no place {place}: control, n1, n2, …"))?)?
+    };
+    inside.args(command);
+    Ok(anyhow::Error::from(inside.exec()).context("entering the place"))
+}

@@ -1,0 +1,167 @@
+//! A node: containerd and kubelet in namespaces of their own.
+//!
+//! A node is a network namespace and below it mount, process id, host name and IPC namespaces whose first
+//! process is `tests/cluster/node.sh`. When that one ends, the kernel ends everything on the node. The script
+//! makes what only a process inside can make, the mounts; what containerd and kubelet are told is here.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+
+use super::{
+    cgroup,
+    images::{self, Images},
+    place::{Toolbox, in_netns},
+    process::Process,
+    site::{DNS_SERVICE, Node},
+    wait::wait_for,
+};
+use crate::{kubernetes::Program, paths};
+
+/// The process that holds the node, parent of its first one.
+pub const PROCESS: &str = "node";
+
+/// Importing the images takes most of it.
+const START: Duration = Duration::from_mins(2);
+
+/// Starts a node; it registers itself with the API server.
+pub fn start(toolbox: &Toolbox, node: Node, images: &Images) -> Result<()> {
+    let folder = toolbox.files.node(node);
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    cgroup::create(node)?;
+    let write = |name: &str, text: String| {
+        fs::write(folder.join(name), text).with_context(|| format!("writing {name} of {}", node.name()))
+    };
+    write("containerd.toml", containerd(toolbox, node))?;
+    write("kubelet.json", kubelet(toolbox, node))?;
+
+    let mut command = in_netns(&node.tag());
+    command
+        .args([
+            "unshare",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+        ])
+        .args(["--mount-proc", "--propagation=private", "bash"])
+        .arg(paths::repository()?.join("tests/cluster/node.sh"))
+        .arg(toolbox.programs.path(Program::Kubelet)?)
+        .args(kubelet_flags(toolbox, node));
+    toolbox.equip(&mut command)?;
+    command
+        .env("NODE", node.name())
+        .env("ADDRESS", node.v4())
+        .env("FOLDER", &folder)
+        .env("IMAGES", images.folder())
+        .env("PLUGINS", toolbox.tools.join("usr/lib/cni"))
+        .env("CGROUP", cgroup::of(node)?);
+    Process::start(&mut command, &folder, PROCESS)?;
+    Ok(())
+}
+
+/// Waits until the API server knows the node and the ranges of its pods, which it returns.
+pub fn registered(toolbox: &Toolbox, node: Node) -> Result<Vec<String>> {
+    let log = toolbox.files.node(node).join("node.log");
+    wait_for("a node to register", START, || {
+        let holder = Process::find(&toolbox.files.node(node), PROCESS);
+        if !holder.is_some_and(|holder| holder.runs()) {
+            bail!("node {} has ended: see {}", node.name(), log.display());
+        }
+        let path = "jsonpath={.spec.podCIDRs[*]}";
+        let ranges = toolbox.kubectl(&["get", "node", &node.name(), "--output", path])?;
+        let ranges: Vec<_> = ranges.split_whitespace().map(str::to_owned).collect();
+        if ranges.is_empty() {
+            bail!("node {} has no range for its pods yet", node.name());
+        }
+        Ok(ranges)
+    })
+}
+
+fn containerd(toolbox: &Toolbox, node: Node) -> String {
+    let root = toolbox.files.node(node).join("containerd");
+    let runc = toolbox.tools.join("usr/sbin/runc");
+    // A process may not lower its own oom score without CAP_SYS_RESOURCE, and needs no lower one here.
+    format!(
+        r#"version = 3
+root = "{root}"
+state = "/run/containerd"
+oom_score = 0
+disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
+[grpc]
+address = "/run/containerd/containerd.sock"
+[plugins.'io.containerd.cri.v1.images']
+snapshotter = "overlayfs"
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = "{pause}"
+[plugins.'io.containerd.cri.v1.runtime']
+restrict_oom_score_adj = true
+disable_apparmor = true
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+default_runtime_name = "runc"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+BinaryName = "{runc}"
+SystemdCgroup = false
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ["/opt/cni/bin"]
+conf_dir = "/etc/cni/net.d"
+"#,
+        root = root.display(),
+        runc = runc.display(),
+        pause = images::PAUSE,
+    )
+}
+
+fn kubelet(toolbox: &Toolbox, node: Node) -> String {
+    let config = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": toolbox.files.file("ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "clusterDNS": [DNS_SERVICE],
+        "clusterDomain": "cluster.local",
+        "resolvConf": "/etc/resolv.conf",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": format!("/{}", node.tag()),
+        // What development machines are like: cgroup v1, swap, no CAP_SYS_RESOURCE, full disks.
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "oomScoreAdj": 0,
+        "protectKernelDefaults": false,
+        "evictionHard": {
+            "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%",
+        },
+        // An image that is collected cannot be pulled again.
+        "imageGCHighThresholdPercent": 100,
+        "makeIPTablesUtilChains": false,
+        "nodeStatusUpdateFrequency": "5s",
+        "serializeImagePulls": false,
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+    });
+    config.to_string()
+}
+
+fn kubelet_flags(toolbox: &Toolbox, node: Node) -> Vec<String> {
+    let name = node.name();
+    vec![
+        format!(
+            "--config={}",
+            toolbox.files.node(node).join("kubelet.json").display()
+        ),
+        format!("--kubeconfig={}", toolbox.files.kubeconfig(&name).display()),
+        format!("--hostname-override={name}"),
+        format!("--node-ip={},{}", node.v4(), node.v6()),
+        // Specs about topology want zones.
+        format!("--node-labels=topology.kubernetes.io/zone=zone-{name}"),
+    ]
+}

@@ -1,0 +1,180 @@
+//! The cluster's names and addresses, and where its files lie.
+//!
+//! Two kinds of places, each a network namespace: `control` has the control plane, the bridge that stands for
+//! the network between nodes, and whoever looks at the cluster from outside; each node has one of its own.
+//! All of them carry the prefix `millrace-`, and there is one cluster on a machine at a time.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::paths;
+
+/// Where named network namespaces are, for `ip netns` too.
+pub const NETNS: &str = "/run/netns";
+/// The namespace of the control plane.
+pub const CONTROL: &str = "millrace-control";
+/// Its addresses between the nodes.
+pub const CONTROL_V4: &str = "192.168.240.1";
+pub const CONTROL_V6: &str = "fd00:240::1";
+/// Where the API server listens.
+pub const API_PORT: u16 = 6443;
+/// Where services and pods get their addresses from.
+pub const SERVICE_RANGES: &str = "10.96.0.0/16,fd00:10:96::/112";
+pub const POD_RANGES: &str = "10.244.0.0/16,fd00:10:244::/56";
+/// The first address of the services is the API server's, this one is of DNS.
+pub const API_SERVICE: &str = "10.96.0.1";
+pub const DNS_SERVICE: &str = "10.96.0.10";
+
+/// Who serves Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proxy {
+    Millrace,
+    /// In its nftables mode
+    #[expect(clippy::enum_variant_names, reason = "it is called so")]
+    KubeProxy,
+    /// Nobody: bring your own
+    None,
+}
+
+/// What gives pods their interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// The bridge plugin on each node, and routes between the nodes
+    Bridge,
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Millrace => "millrace",
+            Self::KubeProxy => "kube-proxy",
+            Self::None => "none",
+        })
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bridge => "bridge",
+        })
+    }
+}
+
+/// What a cluster was asked to be.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Shape {
+    pub nodes: u8,
+    pub proxy: Proxy,
+    pub network: Network,
+}
+
+/// A node's name and addresses, which follow from its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node(u8);
+
+impl Node {
+    /// More would need other addresses, and a larger machine.
+    pub const MAX: u8 = 9;
+
+    /// The nodes of a cluster: n1, n2 and so on.
+    pub fn first(count: u8) -> Vec<Self> {
+        (1..=count.min(Self::MAX)).map(Self).collect()
+    }
+
+    pub fn name(self) -> String {
+        format!("n{}", self.0)
+    }
+
+    /// Its network namespace and its cgroup.
+    pub fn tag(self) -> String {
+        format!("millrace-{}", self.name())
+    }
+
+    pub fn v4(self) -> String {
+        format!("192.168.240.1{}", self.0)
+    }
+
+    pub fn v6(self) -> String {
+        format!("fd00:240::1{}", self.0)
+    }
+
+    /// The end of its cable at the bridge.
+    pub fn cable(self) -> String {
+        format!("to-{}", self.name())
+    }
+}
+
+/// Where the files of the running cluster are; nothing of them outlives it.
+pub struct Files {
+    root: PathBuf,
+}
+
+impl Files {
+    pub fn locate() -> Result<Self> {
+        Ok(Self {
+            root: paths::cache()?.join("cluster"),
+        })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A file of the control plane, or of all.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The folder of a node.
+    pub fn node(&self, node: Node) -> PathBuf {
+        self.root.join(node.name())
+    }
+
+    /// A kubeconfig for one of the users of the cluster (see `credentials`).
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.root.join(format!("{user}.kubeconfig"))
+    }
+
+    /// Notes down what the cluster is.
+    pub fn write_shape(&self, shape: Shape) -> Result<()> {
+        let text = serde_json::to_string(&shape).context("writing down the cluster's shape")?;
+        let path = self.shape_path();
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// What the cluster is; none is up if there is no such note.
+    pub fn shape(&self) -> Option<Shape> {
+        let text = std::fs::read_to_string(self.shape_path()).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    fn shape_path(&self) -> PathBuf {
+        self.file("shape.json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Node;
+
+    #[test]
+    fn addresses_follow_from_the_number() {
+        let nodes = Node::first(3);
+        assert_eq!(nodes.len(), 3);
+        assert_eq!(
+            (nodes[2].name(), nodes[2].v4()),
+            ("n3".into(), "192.168.240.13".into())
+        );
+        assert_eq!(nodes[0].v6(), "fd00:240::11");
+        assert_eq!(Node::first(200).len(), usize::from(Node::MAX));
+    }
+}

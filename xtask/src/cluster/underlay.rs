@@ -1,0 +1,111 @@
+//! The network below the cluster: namespaces, a bridge between them, and no way out.
+//!
+//! The bridge is in the control plane's namespace, which is also every node's default gateway: what a node
+//! sends to the rest of the world ends there.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    place::in_netns,
+    site::{CONTROL, CONTROL_V4, CONTROL_V6, NETNS, Node},
+};
+use crate::command;
+
+const BRIDGE: &str = "underlay";
+
+/// Makes namespaces, bridge and cables.
+pub fn create(nodes: &[Node]) -> Result<()> {
+    ip(&["netns", "add", CONTROL])?;
+    in_control(&["link", "set", "lo", "up"])?;
+    in_control(&["link", "add", BRIDGE, "type", "bridge"])?;
+    in_control(&["link", "set", BRIDGE, "up"])?;
+    in_control(&["address", "add", &format!("{CONTROL_V4}/24"), "dev", BRIDGE])?;
+    in_control(&[
+        "address",
+        "add",
+        &format!("{CONTROL_V6}/64"),
+        "dev",
+        BRIDGE,
+        "nodad",
+    ])?;
+    for &node in nodes {
+        plug_in(node).with_context(|| format!("connecting node {}", node.name()))?;
+    }
+    Ok(())
+}
+
+fn plug_in(node: Node) -> Result<()> {
+    let (tag, cable) = (node.tag(), node.cable());
+    ip(&["netns", "add", &tag])?;
+    in_control(&[
+        "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &tag,
+    ])?;
+    in_control(&["link", "set", &cable, "master", BRIDGE, "up"])?;
+    let inside = |arguments: &[&str]| in_namespace(&tag, arguments);
+    inside(&["link", "set", "lo", "up"])?;
+    inside(&["address", "add", &format!("{}/24", node.v4()), "dev", "eth0"])?;
+    inside(&[
+        "address",
+        "add",
+        &format!("{}/64", node.v6()),
+        "dev",
+        "eth0",
+        "nodad",
+    ])?;
+    inside(&["link", "set", "eth0", "up"])?;
+    inside(&["route", "add", "default", "via", CONTROL_V4])?;
+    inside(&["-6", "route", "add", "default", "via", CONTROL_V6])?;
+    sysctl(&tag, "net/ipv4/ip_forward", "1")?;
+    sysctl(&tag, "net/ipv6/conf/all/forwarding", "1")
+}
+
+/// Leads a range of pods to a node, from the control plane and from the other nodes.
+pub fn route(range: &str, to: Node, nodes: &[Node]) -> Result<()> {
+    let (family, via) = if range.contains(':') {
+        ("-6", to.v6())
+    } else {
+        ("-4", to.v4())
+    };
+    let arguments = [family, "route", "replace", range, "via", &via];
+    in_control(&arguments)?;
+    for node in nodes.iter().filter(|node| **node != to) {
+        in_namespace(&node.tag(), &arguments)?;
+    }
+    Ok(())
+}
+
+/// Removes whatever of it is there.
+pub fn remove() -> Result<()> {
+    let mut names = vec![CONTROL.to_owned()];
+    names.extend(Node::first(Node::MAX).into_iter().map(Node::tag));
+    for name in names.iter().filter(|name| Path::new(NETNS).join(name).exists()) {
+        ip(&["netns", "delete", name])?;
+    }
+    Ok(())
+}
+
+/// Whether something of it is there.
+pub fn exists() -> bool {
+    fs::exists(Path::new(NETNS).join(CONTROL)).unwrap_or(true)
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    command::output(Command::new("ip").args(arguments)).map(drop)
+}
+
+fn in_control(arguments: &[&str]) -> Result<()> {
+    in_namespace(CONTROL, arguments)
+}
+
+fn in_namespace(name: &str, arguments: &[&str]) -> Result<()> {
+    command::output(Command::new("ip").args(["-netns", name]).args(arguments)).map(drop)
+}
+
+/// Settings below /proc/sys/net are those of the reader's or writer's own namespace.
+fn sysctl(namespace: &str, key: &str, value: &str) -> Result<()> {
+    let mut shell = in_netns(namespace);
+    shell.args(["sh", "-c", "echo \"$1\" > \"/proc/sys/$0\"", key, value]);
+    command::output(&mut shell).map(drop)
+}

@@ -1,0 +1,129 @@
+//! The Go programs that tests and clusters run, and where to have them from.
+//!
+//! Small Go modules of this repository require Kubernetes, containerd and CoreDNS and name their programs
+//! (see [`program`]), so Go's module proxy is all they need: no registry of images, no download of binaries.
+//! They end up in the cache folder by version; a program that is there is never built again.
+//!
+//! A machine that has those of the tests already says so in `KUBEBUILDER_ASSETS`, the variable that other
+//! Kubernetes projects use for the same, and tests find them through that variable in either case. A cluster
+//! has many more programs, which have to be of one release, so it takes only those that were built here.
+
+mod build;
+mod program;
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup;
+pub use build::source;
+pub use program::{Module, Program};
+
+/// Names the folder of the programs to whoever runs them.
+pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
+
+/// What tests need.
+const FOR_TESTS: &[Program] = &[Program::Etcd, Program::KubeApiserver, Program::Kubectl];
+
+/// Whether the programs can be had on this machine.
+pub enum Assets {
+    /// They are in this folder.
+    Ready(PathBuf),
+    /// They are not, for this reason.
+    Unavailable(String),
+}
+
+/// The folders of programs that were built here.
+pub struct Programs {
+    folders: Vec<PathBuf>,
+}
+
+impl Programs {
+    /// Builds those of these programs that are not there yet.
+    pub fn ensure(programs: &[Program]) -> Result<Self> {
+        let mut folders = Vec::new();
+        for &program in programs {
+            let folder = build::ensure(program)?;
+            if !folders.contains(&folder) {
+                folders.push(folder);
+            }
+        }
+        Ok(Self { folders })
+    }
+
+    /// Where a program is.
+    pub fn path(&self, program: Program) -> Result<PathBuf> {
+        let candidates = self.folders.iter().map(|folder| folder.join(program.name()));
+        candidates
+            .into_iter()
+            .find(|candidate| candidate.is_file())
+            .with_context(|| format!("{} was not built", program.name()))
+    }
+
+    /// The folders, as they would stand in `PATH`.
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.folders
+    }
+}
+
+/// `cargo xtask kubernetes`.
+pub fn run(programs: &[Program]) -> Result<()> {
+    setup::run()?;
+    if programs.is_empty() {
+        match for_tests()? {
+            Assets::Ready(folder) => println!("{}", folder.display()),
+            Assets::Unavailable(reason) => bail!("{reason}"),
+        }
+        return Ok(());
+    }
+    if let Some(reason) = build::why_no_go()? {
+        bail!("{reason}");
+    }
+    for folder in Programs::ensure(programs)?.folders() {
+        println!("{}", folder.display());
+    }
+    Ok(())
+}
+
+/// Makes what tests need.
+pub fn for_tests() -> Result<Assets> {
+    if let Some(folder) = env::var_os(ASSETS).filter(|folder| !folder.is_empty()) {
+        return given(folder);
+    }
+    let folder = build::folder(Module::Kubernetes)?;
+    if missing(&folder).is_empty() {
+        return Ok(Assets::Ready(folder));
+    }
+    if let Some(reason) = build::why_no_go()? {
+        return Ok(Assets::Unavailable(reason));
+    }
+    Programs::ensure(FOR_TESTS)?;
+    Ok(Assets::Ready(folder))
+}
+
+fn given(folder: OsString) -> Result<Assets> {
+    let folder = PathBuf::from(folder);
+    let missing = missing(&folder);
+    if !missing.is_empty() {
+        bail!(
+            "{ASSETS} names {}, which lacks {}",
+            folder.display(),
+            missing.join(", ")
+        );
+    }
+    Ok(Assets::Ready(folder))
+}
+
+fn missing(folder: &Path) -> Vec<&'static str> {
+    let names = FOR_TESTS.iter().map(|program| program.name());
+    names.filter(|name| !folder.join(name).is_file()).collect()
+}
+
+/// The release of Kubernetes that everything here is built from, such as `v1.36.3`.
+pub fn version() -> Result<String> {
+    build::version(Module::Kubernetes)
+}
