@@ -11,6 +11,7 @@ mod build;
 mod cluster;
 mod command;
 mod demo;
+mod e2e;
 mod kubernetes;
 mod paths;
 mod setup;
@@ -72,6 +73,8 @@ enum Verb {
     /// A real Kubernetes cluster on this machine
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// Run Kubernetes' end-to-end suite for networking in a cluster
+    E2e(e2e::Options),
     /// Build the Go programs that tests and clusters run
     Kubernetes {
         /// Programs in place of those the tests need
@@ -100,6 +103,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Vm(options) => return vm::run(&options),
         Verb::Guest(options) => vm::guest::run(&options)?,
         Verb::Cluster(verb) => return cluster::run(verb),
+        Verb::E2e(options) => return e2e::run(&options),
         Verb::Kubernetes { programs } => kubernetes::run(&programs)?,
     }
     Ok(ExitCode::SUCCESS)

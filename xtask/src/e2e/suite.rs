@@ -1,0 +1,117 @@
+//! Running the suite in a cluster: several processes of it under ginkgo, from outside of the nodes.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{report, selection::Selection, table::Row};
+use crate::{
+    cluster::{Images, Node, Shape, Toolbox},
+    kubernetes::{Program, Programs},
+    paths,
+    step::Step,
+};
+
+/// A full run takes a quarter of this on two cores.
+const LIMIT: &str = "90m";
+
+/// How often a terminal is told how far it is.
+const GLANCE: Duration = Duration::from_secs(2);
+
+/// Runs what is selected and says what came out.
+pub fn run(
+    toolbox: &Toolbox,
+    images: &Images,
+    shape: Shape,
+    selection: &Selection,
+    parallel: u8,
+) -> Result<Vec<Row>> {
+    let programs = Programs::ensure(Program::OF_THE_SUITE)?;
+    let folder = paths::cache()?.join("e2e");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).context("removing the files of an earlier run")?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+
+    let mut ginkgo = toolbox.in_control()?;
+    ginkgo.arg(programs.path(Program::Ginkgo)?).args([
+        "run",
+        "--no-color",
+        "--silence-skips",
+        &format!("--procs={parallel}"),
+        &format!("--timeout={LIMIT}"),
+        &format!("--focus={}", selection.focus),
+        "--json-report=report.json",
+    ]);
+    if let Some(skip) = &selection.skip {
+        ginkgo.arg(format!("--skip={skip}"));
+    }
+    ginkgo.arg("--output-dir").arg(&folder);
+    ginkgo.arg(programs.path(Program::E2eTest)?).arg("--").args([
+        &format!("--kubeconfig={}", toolbox.files.kubeconfig("admin").display()),
+        &format!(
+            "--kubectl-path={}",
+            toolbox.programs.path(Program::Kubectl)?.display()
+        ),
+        &format!("--num-nodes={}", shape.nodes),
+        "--provider=skeleton",
+        "--allowed-not-ready-nodes=0",
+        // Pods of the cluster itself have been waited for.
+        "--minStartupPods=0",
+        "--disable-log-dump",
+        "--dump-logs-on-failure=false",
+    ]);
+    ginkgo
+        .env("KUBE_TEST_REPO_LIST", images.registries())
+        .current_dir(&folder);
+
+    let step = Step::start("running the suite");
+    let log = folder.join("log");
+    watch(&mut ginkgo, &log, &step)?;
+    let rows = report::read(&folder.join("report.json"))
+        .with_context(|| format!("the suite ended before its time: see {}", log.display()))?;
+    for node in Node::first(shape.nodes) {
+        keep_log(toolbox, node, &folder);
+    }
+    if rows.is_empty() {
+        bail!(
+            "no spec is called like {}: see {}",
+            selection.focus,
+            log.display()
+        );
+    }
+    step.end(
+        '✔',
+        &format!("ran {} specs; what they said is in {}", rows.len(), log.display()),
+    );
+    Ok(rows)
+}
+
+/// Failed specs make ginkgo fail; its report says which.
+fn watch(ginkgo: &mut Command, log: &Path, step: &Step) -> Result<()> {
+    let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+    let errors = output.try_clone().context("duplicating a log")?;
+    let started = ginkgo.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
+    let mut child = started.context("starting ginkgo")?;
+    while child.try_wait().context("waiting for ginkgo")?.is_none() {
+        thread::sleep(GLANCE);
+        // One dot for each that passed.
+        let passed = fs::read_to_string(log).unwrap_or_default().matches('•').count();
+        step.note(&format!("{passed} have passed"));
+    }
+    Ok(())
+}
+
+/// The proxy's log is worth having when the cluster is gone.
+fn keep_log(toolbox: &Toolbox, node: Node, folder: &Path) {
+    let log = toolbox.files.node(node).join("proxy.log");
+    if let Err(error) = fs::copy(&log, folder.join(format!("proxy-{}.log", node.name()))) {
+        eprintln!("  {} could not be kept: {error}", log.display());
+    }
+}
