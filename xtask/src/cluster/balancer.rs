@@ -11,7 +11,7 @@ pub const PROGRAM: &str = "cluster-balancer";
 
 pub fn start(toolbox: &Toolbox) -> Result<()> {
     let mut command: Command = toolbox.in_control()?;
-    command.arg(toolbox.own.join(PROGRAM));
+    command.arg(toolbox.own(PROGRAM)?);
     Process::start(&mut command, toolbox.files.root(), PROGRAM)?;
     Ok(())
 }

@@ -33,34 +33,16 @@ pub fn create(files: &Files, nodes: &[Node]) -> Result<()> {
         "DNS:kubernetes",
     ];
     let addresses = [CONTROL_V4, API_SERVICE, "127.0.0.1"].map(|address| format!("IP:{address}"));
-    let alternatives = [&names.join(","), &addresses.join(",")]
-        .map(String::as_str)
-        .join(",");
-    certificate(
-        files,
-        "apiserver",
-        "/CN=kube-apiserver",
-        &format!("subjectAltName={alternatives}"),
-    )?;
+    let alternatives = format!("subjectAltName={},{}", names.join(","), addresses.join(","));
+    certificate(files, "apiserver", "/CN=kube-apiserver", &alternatives)?;
     let client = "extendedKeyUsage=clientAuth";
-    certificate(
-        files,
-        "kubelet-client",
-        "/O=system:masters/CN=apiserver-kubelet-client",
-        client,
-    )?;
+    let kubelet_client = "/O=system:masters/CN=apiserver-kubelet-client";
+    certificate(files, "kubelet-client", kubelet_client, client)?;
     certificate(files, "front-proxy", "/CN=front-proxy-client", client)?;
-    openssl(files, &["genrsa", "-out", "service-accounts.key", "2048"])?;
+    openssl(files, "genrsa -out service-accounts.key 2048")?;
     openssl(
         files,
-        &[
-            "rsa",
-            "-in",
-            "service-accounts.key",
-            "-pubout",
-            "-out",
-            "service-accounts.pub",
-        ],
+        "rsa -in service-accounts.key -pubout -out service-accounts.pub",
     )?;
 
     let mut tokens = String::new();
@@ -84,60 +66,29 @@ pub fn create(files: &Files, nodes: &[Node]) -> Result<()> {
 fn authority(files: &Files) -> Result<()> {
     openssl(
         files,
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "3650",
-            "-subj",
-            "/CN=millrace-cluster",
-            "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.crt",
-        ],
+        "req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=millrace-cluster \
+         -addext keyUsage=critical,keyCertSign,cRLSign,digitalSignature -keyout ca.key -out ca.crt",
     )
 }
 
 fn certificate(files: &Files, name: &str, subject: &str, extension: &str) -> Result<()> {
-    let file = |suffix: &str| format!("{name}.{suffix}");
-    let (key, request, extensions, certificate) = (file("key"), file("csr"), file("ext"), file("crt"));
-    fs::write(files.file(&extensions), extension).context("writing a certificate's extensions")?;
-    openssl(
-        files,
-        &[
-            "req", "-newkey", "rsa:2048", "-nodes", "-subj", subject, "-keyout", &key, "-out", &request,
-        ],
-    )?;
-    openssl(
-        files,
-        &[
-            "x509",
-            "-req",
-            "-in",
-            &request,
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "3650",
-            "-extfile",
-            &extensions,
-            "-out",
-            &certificate,
-        ],
-    )
+    fs::write(files.file(&format!("{name}.ext")), extension).context("writing a certificate's extensions")?;
+    let request = format!("req -newkey rsa:2048 -nodes -subj {subject} -keyout {name}.key -out {name}.csr");
+    openssl(files, &request)?;
+    let sign = format!(
+        "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 \
+         -extfile {name}.ext -out {name}.crt"
+    );
+    openssl(files, &sign)
 }
 
-fn openssl(files: &Files, arguments: &[&str]) -> Result<()> {
-    command::output(Command::new("openssl").args(arguments).current_dir(files.root())).map(drop)
+/// None of the arguments here has a blank in it.
+fn openssl(files: &Files, arguments: &str) -> Result<()> {
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(arguments.split_whitespace())
+        .current_dir(files.root());
+    command::output(&mut openssl).map(drop)
 }
 
 fn kubeconfig(files: &Files, user: &str) -> Result<()> {

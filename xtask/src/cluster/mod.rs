@@ -21,7 +21,8 @@ mod underlay;
 mod wait;
 
 use std::{
-    ffi::OsString, fs, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode, time::Duration,
+    collections::BTreeMap, env, ffi::OsString, fs, os::unix::process::CommandExt as _, path::PathBuf,
+    process::ExitCode, time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -29,7 +30,7 @@ use clap::{Args, Subcommand};
 use nix::unistd::geteuid;
 
 use crate::{
-    build::{self, Profile},
+    build::{self, MILLRACE_BIN, Profile},
     kubernetes::{Program, Programs},
     paths, setup,
     setup::unpacked,
@@ -41,9 +42,6 @@ use process::Process;
 use site::Files;
 pub use site::{Network, Node, Proxy, Shape};
 use wait::wait_for;
-
-/// The note that says where the programs of this repository are that the cluster runs.
-const OWN_PROGRAMS: &str = "programs";
 
 /// What `cluster up` can be asked for.
 #[derive(Args, Clone, Copy)]
@@ -116,11 +114,7 @@ pub fn up(options: Options) -> Result<(Toolbox, Images)> {
         network: options.network,
     };
     toolbox.files.write_shape(shape)?;
-    fs::write(
-        toolbox.files.file(OWN_PROGRAMS),
-        toolbox.own.as_os_str().as_encoded_bytes(),
-    )
-    .context("writing down where programs are")?;
+    toolbox.files.write_own_programs(&toolbox.own)?;
     raise(&toolbox, &images, shape)
         .context("the cluster did not come up; `cargo xtask cluster down` removes it")?;
     Ok((toolbox, images))
@@ -133,27 +127,29 @@ pub fn join() -> Result<(Toolbox, Images)> {
     Ok((toolbox, images))
 }
 
-/// Builds and fetches what a cluster runs.
+/// Builds and fetches what a cluster runs. `MILLRACE_BIN` names an agent that is built already.
 fn equip(proxy: Proxy) -> Result<Toolbox> {
     let programs = Programs::ensure(Program::OF_A_CLUSTER)?;
-    let mut binaries = vec![balancer::PROGRAM];
-    if proxy == Proxy::Millrace {
-        binaries.push("millrace");
+    let given = env::var_os(MILLRACE_BIN).filter(|path| !path.is_empty());
+    // Measures nothing, and shares its build with tests.
+    let mut built = build::binaries(Profile::Dev, &[balancer::PROGRAM])?;
+    if proxy == Proxy::Millrace && given.is_none() {
+        built.extend(build::binaries(Profile::Release, &[proxy::MILLRACE])?);
     }
-    let built = build::binaries(Profile::Release, &binaries)?;
-    let own = built[balancer::PROGRAM].parent();
-    let own = own.context("cargo put a binary into no folder")?.to_owned();
-    toolbox(programs, own)
+    if let Some(given) = given {
+        let given = fs::canonicalize(&given).with_context(|| format!("{MILLRACE_BIN} names no file"))?;
+        built.insert(proxy::MILLRACE.to_owned(), given);
+    }
+    toolbox(programs, built)
 }
 
 /// The same without building anything, for the cluster that is up.
 fn equipped(files: &Files) -> Result<Toolbox> {
-    let note = files.file(OWN_PROGRAMS);
-    let own = fs::read_to_string(&note).with_context(|| format!("reading {}", note.display()))?;
-    toolbox(Programs::ensure(Program::OF_A_CLUSTER)?, own.into())
+    let own = files.own_programs()?;
+    toolbox(Programs::ensure(Program::OF_A_CLUSTER)?, own)
 }
 
-fn toolbox(programs: Programs, own: PathBuf) -> Result<Toolbox> {
+fn toolbox(programs: Programs, own: BTreeMap<String, PathBuf>) -> Result<Toolbox> {
     Ok(Toolbox {
         files: Files::locate()?,
         programs,
@@ -241,6 +237,7 @@ pub fn down() -> Result<()> {
 fn renew() -> Result<()> {
     let shape = current()?.context("no cluster is up")?;
     let toolbox = equip(shape.proxy)?;
+    toolbox.files.write_own_programs(&toolbox.own)?;
     for node in Node::first(shape.nodes) {
         proxy::stop(&toolbox, node)?;
         proxy::start(&toolbox, shape.proxy, node)?;

@@ -161,7 +161,6 @@ fn kubelet_flags(toolbox: &Toolbox, node: Node) -> Vec<String> {
         format!("--kubeconfig={}", toolbox.files.kubeconfig(&name).display()),
         format!("--hostname-override={name}"),
         format!("--node-ip={},{}", node.v4(), node.v6()),
-        // Specs about topology want zones.
-        format!("--node-labels=topology.kubernetes.io/zone=zone-{name}"),
+        format!("--node-labels=topology.kubernetes.io/zone={}", node.zone()),
     ]
 }

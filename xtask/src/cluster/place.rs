@@ -3,6 +3,7 @@
 //! Whatever runs there finds the cluster's programs before those of the machine.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     path::{Path, PathBuf},
@@ -28,8 +29,8 @@ pub struct Toolbox {
     pub programs: Programs,
     /// Tools of nodes, unpacked.
     pub tools: PathBuf,
-    /// The folder of the programs of this repository.
-    pub own: PathBuf,
+    /// The programs of this repository.
+    pub own: BTreeMap<String, PathBuf>,
 }
 
 impl Toolbox {
@@ -77,6 +78,12 @@ impl Toolbox {
         Ok(shell)
     }
 
+    /// A program of this repository.
+    pub fn own(&self, name: &str) -> Result<&Path> {
+        let path = self.own.get(name);
+        Ok(path.with_context(|| format!("{name} was not built"))?)
+    }
+
     /// Environment for what runs on nodes.
     pub fn equip(&self, command: &mut Command) -> Result<()> {
         let libraries = env::join_paths(unpacked::libraries(&self.tools)).context("joining paths")?;
@@ -94,11 +101,15 @@ impl Toolbox {
     fn path(&self) -> Result<OsString> {
         let inherited = env::var_os("PATH").unwrap_or_default();
         let folders = self.programs.folders().iter().cloned();
+        let own = self
+            .own
+            .values()
+            .filter_map(|path| Some(path.parent()?.to_owned()));
         let tools = ["usr/sbin", "usr/bin", "sbin", "bin"].map(|folder| self.tools.join(folder));
         let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
         env::join_paths(
             folders
-                .chain([self.own.clone()])
+                .chain(own)
                 .chain(tools)
                 .chain(env::split_paths(&inherited))
                 .chain(system),

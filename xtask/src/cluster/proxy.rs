@@ -17,6 +17,9 @@ use crate::{command, kubernetes::Program, paths};
 /// The name of its log and of the note of its process.
 const PROCESS: &str = "proxy";
 
+/// The binary of the agent, and of its verbs.
+pub const MILLRACE: &str = "millrace";
+
 const START: Duration = Duration::from_mins(1);
 
 /// Gives the proxy's user what it may do.
@@ -41,7 +44,8 @@ pub fn start(toolbox: &Toolbox, proxy: Proxy, node: Node) -> Result<()> {
 
 fn millrace(toolbox: &Toolbox, node: Node, command: &mut Command) -> Result<()> {
     command
-        .args(["millrace", "agent", "--source=kubernetes", "--node-name"])
+        .arg(toolbox.own(MILLRACE)?)
+        .args(["agent", "--source=kubernetes", "--node-name"])
         .arg(node.name())
         .arg("--kubeconfig")
         .arg(toolbox.files.kubeconfig("millrace"))
@@ -81,7 +85,7 @@ pub fn wait_ready(toolbox: &Toolbox, proxy: Proxy, node: Node) -> Result<()> {
             bail!("it has ended: see {}", folder.join("proxy.log").display());
         }
         if proxy == Proxy::Millrace {
-            command::output(toolbox.in_node(node)?.args(["millrace", "status"]))?;
+            command::output(toolbox.in_node(node)?.arg(toolbox.own(MILLRACE)?).arg("status"))?;
         }
         Ok(())
     })

@@ -5,13 +5,14 @@
 //! All of them carry the prefix `millrace-`, and there is one cluster on a machine at a time.
 
 use std::{
-    fmt,
+    collections::BTreeMap,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::paths;
 
@@ -30,6 +31,10 @@ pub const POD_RANGES: &str = "10.244.0.0/16,fd00:10:244::/56";
 /// The first address of the services is the API server's, this one is of DNS.
 pub const API_SERVICE: &str = "10.96.0.1";
 pub const DNS_SERVICE: &str = "10.96.0.10";
+
+/// Notes in the cluster's folder.
+const SHAPE: &str = "shape.json";
+const OWN_PROGRAMS: &str = "programs.json";
 
 /// Who serves Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -107,6 +112,11 @@ impl Node {
         format!("fd00:240::1{}", self.0)
     }
 
+    /// One of three: specs about topology want as many, and two nodes in each, which six nodes have.
+    pub fn zone(self) -> String {
+        format!("zone-{}", (self.0 - 1) % 3 + 1)
+    }
+
     /// The end of its cable at the bridge.
     pub fn cable(self) -> String {
         format!("to-{}", self.name())
@@ -146,19 +156,33 @@ impl Files {
 
     /// Notes down what the cluster is.
     pub fn write_shape(&self, shape: Shape) -> Result<()> {
-        let text = serde_json::to_string(&shape).context("writing down the cluster's shape")?;
-        let path = self.shape_path();
-        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+        self.write(SHAPE, &shape)
     }
 
     /// What the cluster is; none is up if there is no such note.
     pub fn shape(&self) -> Option<Shape> {
-        let text = std::fs::read_to_string(self.shape_path()).ok()?;
-        serde_json::from_str(&text).ok()
+        self.read(SHAPE).ok()
     }
 
-    fn shape_path(&self) -> PathBuf {
-        self.file("shape.json")
+    /// Notes down where the programs of this repository are that the cluster runs.
+    pub fn write_own_programs(&self, programs: &BTreeMap<String, PathBuf>) -> Result<()> {
+        self.write(OWN_PROGRAMS, programs)
+    }
+
+    pub fn own_programs(&self) -> Result<BTreeMap<String, PathBuf>> {
+        self.read(OWN_PROGRAMS)
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.file(name);
+        let text = serde_json::to_string(value).context("writing a note about the cluster")?;
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let path = self.file(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
     }
 }
 
@@ -175,6 +199,7 @@ mod tests {
             ("n3".into(), "192.168.240.13".into())
         );
         assert_eq!(nodes[0].v6(), "fd00:240::11");
+        assert_eq!(Node::first(6)[5].zone(), nodes[2].zone());
         assert_eq!(Node::first(200).len(), usize::from(Node::MAX));
     }
 }

@@ -17,19 +17,12 @@ const BRIDGE: &str = "underlay";
 
 /// Makes namespaces, bridge and cables.
 pub fn create(nodes: &[Node]) -> Result<()> {
-    ip(&["netns", "add", CONTROL])?;
-    in_control(&["link", "set", "lo", "up"])?;
-    in_control(&["link", "add", BRIDGE, "type", "bridge"])?;
-    in_control(&["link", "set", BRIDGE, "up"])?;
-    in_control(&["address", "add", &format!("{CONTROL_V4}/24"), "dev", BRIDGE])?;
-    in_control(&[
-        "address",
-        "add",
-        &format!("{CONTROL_V6}/64"),
-        "dev",
-        BRIDGE,
-        "nodad",
-    ])?;
+    ip(&format!("netns add {CONTROL}"))?;
+    in_control("link set lo up")?;
+    in_control(&format!("link add {BRIDGE} type bridge"))?;
+    in_control(&format!("link set {BRIDGE} up"))?;
+    in_control(&format!("address add {CONTROL_V4}/24 dev {BRIDGE}"))?;
+    in_control(&format!("address add {CONTROL_V6}/64 dev {BRIDGE} nodad"))?;
     for &node in nodes {
         plug_in(node).with_context(|| format!("connecting node {}", node.name()))?;
     }
@@ -38,25 +31,19 @@ pub fn create(nodes: &[Node]) -> Result<()> {
 
 fn plug_in(node: Node) -> Result<()> {
     let (tag, cable) = (node.tag(), node.cable());
-    ip(&["netns", "add", &tag])?;
-    in_control(&[
-        "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &tag,
-    ])?;
-    in_control(&["link", "set", &cable, "master", BRIDGE, "up"])?;
-    let inside = |arguments: &[&str]| in_namespace(&tag, arguments);
-    inside(&["link", "set", "lo", "up"])?;
-    inside(&["address", "add", &format!("{}/24", node.v4()), "dev", "eth0"])?;
-    inside(&[
-        "address",
-        "add",
-        &format!("{}/64", node.v6()),
-        "dev",
-        "eth0",
-        "nodad",
-    ])?;
-    inside(&["link", "set", "eth0", "up"])?;
-    inside(&["route", "add", "default", "via", CONTROL_V4])?;
-    inside(&["-6", "route", "add", "default", "via", CONTROL_V6])?;
+    ip(&format!("netns add {tag}"))?;
+    in_control(&format!("link add {cable} type veth peer name eth0 netns {tag}"))?;
+    in_control(&format!("link set {cable} master {BRIDGE} up"))?;
+    for arguments in [
+        "link set lo up".to_owned(),
+        format!("address add {}/24 dev eth0", node.v4()),
+        format!("address add {}/64 dev eth0 nodad", node.v6()),
+        "link set eth0 up".to_owned(),
+        format!("route add default via {CONTROL_V4}"),
+        format!("-6 route add default via {CONTROL_V6}"),
+    ] {
+        in_namespace(&tag, &arguments)?;
+    }
     sysctl(&tag, "net/ipv4/ip_forward", "1")?;
     sysctl(&tag, "net/ipv6/conf/all/forwarding", "1")
 }
@@ -68,7 +55,7 @@ pub fn route(range: &str, to: Node, nodes: &[Node]) -> Result<()> {
     } else {
         ("-4", to.v4())
     };
-    let arguments = [family, "route", "replace", range, "via", &via];
+    let arguments = format!("{family} route replace {range} via {via}");
     in_control(&arguments)?;
     for node in nodes.iter().filter(|node| **node != to) {
         in_namespace(&node.tag(), &arguments)?;
@@ -81,7 +68,7 @@ pub fn remove() -> Result<()> {
     let mut names = vec![CONTROL.to_owned()];
     names.extend(Node::first(Node::MAX).into_iter().map(Node::tag));
     for name in names.iter().filter(|name| Path::new(NETNS).join(name).exists()) {
-        ip(&["netns", "delete", name])?;
+        ip(&format!("netns delete {name}"))?;
     }
     Ok(())
 }
@@ -91,16 +78,17 @@ pub fn exists() -> bool {
     fs::exists(Path::new(NETNS).join(CONTROL)).unwrap_or(true)
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
-    command::output(Command::new("ip").args(arguments)).map(drop)
-}
-
-fn in_control(arguments: &[&str]) -> Result<()> {
+fn in_control(arguments: &str) -> Result<()> {
     in_namespace(CONTROL, arguments)
 }
 
-fn in_namespace(name: &str, arguments: &[&str]) -> Result<()> {
-    command::output(Command::new("ip").args(["-netns", name]).args(arguments)).map(drop)
+fn in_namespace(name: &str, arguments: &str) -> Result<()> {
+    ip(&format!("-netns {name} {arguments}"))
+}
+
+/// None of the arguments here has a blank in it.
+fn ip(arguments: &str) -> Result<()> {
+    command::output(Command::new("ip").args(arguments.split_whitespace())).map(drop)
 }
 
 /// Settings below /proc/sys/net are those of the reader's or writer's own namespace.

@@ -29,6 +29,9 @@ pub struct Options {
     /// A regular expression for the names of specs (default: all of [sig-network] that can run here)
     #[arg(value_name = "FOCUS")]
     focus: Option<String>,
+    /// A regular expression for specs to leave out
+    #[arg(long, value_name = "REGEX")]
+    skip: Option<String>,
     /// Only what failed in the table of the last full run
     #[arg(long, conflicts_with = "focus")]
     failed: bool,
@@ -38,6 +41,9 @@ pub struct Options {
     /// How many specs run at a time
     #[arg(long, value_name = "N", default_value_t = 6)]
     parallel: u8,
+    /// Put the results of part of the suite into the table too
+    #[arg(long)]
+    record: bool,
     /// Leave a cluster that was brought up for this run
     #[arg(long)]
     keep: bool,
@@ -64,12 +70,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         cluster::down()?;
     }
     let rows = outcome?;
-    conclude(rows, shape, &selection)
+    conclude(rows, shape, selection.is_full(), options.record)
 }
 
 fn select(options: &Options, proxy: Proxy, network: Network) -> Result<Selection> {
     if options.failed {
-        let table = Table::read(&path(proxy, network)?)?;
+        let table = Table::read(&results(proxy, network)?)?;
         let failed: Vec<_> = table
             .rows
             .iter()
@@ -81,11 +87,15 @@ fn select(options: &Options, proxy: Proxy, network: Network) -> Result<Selection
         }
         return Ok(Selection::of_names(&failed));
     }
-    Ok(Selection::of(options.focus.as_deref(), options.unlikely))
+    Ok(Selection::of(
+        options.focus.as_deref(),
+        options.skip.as_deref(),
+        options.unlikely,
+    ))
 }
 
-fn conclude(rows: Vec<Row>, shape: Shape, selection: &Selection) -> Result<ExitCode> {
-    let measure = Table::read(&path(Proxy::KubeProxy, shape.network)?).unwrap_or_default();
+fn conclude(rows: Vec<Row>, shape: Shape, full: bool, record: bool) -> Result<ExitCode> {
+    let measure = Table::read(&results(Proxy::KubeProxy, shape.network)?).unwrap_or_default();
     let compare = (shape.proxy != Proxy::KubeProxy).then_some(&measure);
     let table = Table { rows };
     let heading = format!(
@@ -100,12 +110,17 @@ fn conclude(rows: Vec<Row>, shape: Shape, selection: &Selection) -> Result<ExitC
             ""
         },
     );
-    if selection.is_full() {
-        let path = path(shape.proxy, shape.network)?;
+    let path = results(shape.proxy, shape.network)?;
+    if full {
         table.write(&path, &heading, compare)?;
         println!("{} written", path.display());
     } else {
         print!("{}", table.render(&heading, compare));
+    }
+    if record && !full {
+        let mut whole = Table::read(&path).unwrap_or_default();
+        whole.replace(&table);
+        whole.write(&path, &heading, compare)?;
     }
     let (passed, failed, skipped) = table.counts();
     println!("{passed} passed, {failed} failed, {skipped} skipped themselves");
@@ -124,7 +139,7 @@ fn conclude(rows: Vec<Row>, shape: Shape, selection: &Selection) -> Result<ExitC
 }
 
 /// Where the results of a proxy are kept.
-fn path(proxy: Proxy, network: Network) -> Result<PathBuf> {
+fn results(proxy: Proxy, network: Network) -> Result<PathBuf> {
     let name = format!("sig-network-{network}-{proxy}.txt");
     Ok(paths::repository()?.join("tests/cluster/results").join(name))
 }

@@ -37,17 +37,18 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// What a regular expression matches, or everything.
-    pub fn of(focus: Option<&str>, unlikely: bool) -> Self {
-        let patterns: Vec<_> = UNLIKELY.iter().map(|(pattern, _)| *pattern).collect();
+    /// What one regular expression matches, or everything, without what another one matches.
+    pub fn of(focus: Option<&str>, skip: Option<&str>, unlikely: bool) -> Self {
+        let patterns = UNLIKELY.iter().map(|(pattern, _)| *pattern);
+        let left_out: Vec<_> = patterns.filter(|_| !unlikely).chain(skip).collect();
         Self {
             focus: match focus {
                 // The names of all specs here begin like this.
                 Some(focus) => format!(r"\[sig-network\].*({focus})"),
                 None => r"\[sig-network\]".to_owned(),
             },
-            skip: (!unlikely).then(|| patterns.join("|")),
-            full: focus.is_none() && !unlikely,
+            skip: (!left_out.is_empty()).then(|| left_out.join("|")),
+            full: focus.is_none() && skip.is_none() && !unlikely,
         }
     }
 
@@ -93,9 +94,12 @@ mod tests {
 
     #[test]
     fn only_a_run_of_everything_likely_is_full() {
-        assert!(Selection::of(None, false).is_full());
-        assert!(!Selection::of(None, true).is_full());
-        assert!(!Selection::of(Some("affinity"), false).is_full());
+        assert!(Selection::of(None, None, false).is_full());
+        assert!(!Selection::of(None, None, true).is_full());
+        assert!(!Selection::of(Some("affinity"), None, false).is_full());
+        let selection = Selection::of(None, Some("slow"), true);
+        assert_eq!(selection.skip.as_deref(), Some("slow"));
+        assert!(!selection.is_full());
         assert!(UNLIKELY.iter().all(|(_, why)| !why.is_empty()));
     }
 }

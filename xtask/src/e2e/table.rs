@@ -119,6 +119,14 @@ impl Table {
         text
     }
 
+    /// Takes over another table's rows, in place of those of the same specs.
+    pub fn replace(&mut self, newer: &Self) {
+        let specs = newer.outcomes();
+        self.rows.retain(|row| !specs.contains_key(row.spec.as_str()));
+        self.rows.extend(newer.rows.iter().cloned());
+        self.rows.sort_by(|a, b| a.spec.cmp(&b.spec));
+    }
+
     /// How many passed, failed and skipped themselves.
     pub fn counts(&self) -> (usize, usize, usize) {
         let count = |outcome| self.rows.iter().filter(|row| row.outcome == outcome).count();
@@ -179,5 +187,10 @@ mod tests {
         assert_eq!(Table::parse(&here.render("heading", None)).rows, here.rows);
         assert_eq!(here.worse_than(&there), [&here.rows[1]]);
         assert_eq!(here.counts(), (1, 1, 0));
+
+        let mut both = here;
+        both.replace(&there);
+        assert_eq!(both.counts(), (2, 0, 0));
+        assert_eq!(both.rows.len(), 2);
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 
-/// The third and last parts of addresses that are given: 192.168.241.10 and fd00:241::10 and up.
+/// The last parts of addresses that are given, first and last: `192.168.241.10` and `fd00:241::a`, and up.
 const FIRST: u8 = 10;
 const LAST: u8 = 250;
 
