@@ -10,7 +10,7 @@ use super::{
     credentials::TOKENS,
     place::Toolbox,
     process::Process,
-    site::{API_PORT, CONTROL_V4, POD_RANGES, SERVICE_RANGES},
+    site::{API_PORT, CONTROL_V4, POD_RANGES, SERVICE_RANGES, both},
     wait::wait_for,
 };
 use crate::kubernetes::Program;
@@ -72,7 +72,7 @@ fn api_server(toolbox: &Toolbox) -> Vec<String> {
         format!("--etcd-servers={ETCD}"),
         format!("--advertise-address={CONTROL_V4}"),
         format!("--secure-port={API_PORT}"),
-        format!("--service-cluster-ip-range={SERVICE_RANGES}"),
+        format!("--service-cluster-ip-range={}", both(SERVICE_RANGES)),
         format!("--tls-cert-file={}", file("apiserver.crt")),
         format!("--tls-private-key-file={}", file("apiserver.key")),
         format!("--client-ca-file={}", file("ca.crt")),
@@ -116,8 +116,8 @@ fn controller_manager(toolbox: &Toolbox) -> Vec<String> {
         format!("--cluster-signing-cert-file={}", file("ca.crt")),
         format!("--cluster-signing-key-file={}", file("ca.key")),
         "--allocate-node-cidrs=true".to_owned(),
-        format!("--cluster-cidr={POD_RANGES}"),
-        format!("--service-cluster-ip-range={SERVICE_RANGES}"),
+        format!("--cluster-cidr={}", both(POD_RANGES)),
+        format!("--service-cluster-ip-range={}", both(SERVICE_RANGES)),
     ]);
     flags
 }

@@ -1,4 +1,7 @@
 //! The pods' network: the bridge plugin on each node, and routes from every node to every other's pods.
+//!
+//! What pods send out of the cluster is masqueraded, as most network plugins do it. It leads nowhere here, but
+//! it is why the kernel of a node tracks connections, which a proxy and some specs have to get on with.
 
 use std::fs;
 
@@ -7,7 +10,7 @@ use serde_json::json;
 
 use super::{
     place::Toolbox,
-    site::{Network, Node},
+    site::{NODE_RANGES, Network, Node, POD_RANGES, SERVICE_RANGES},
     underlay,
 };
 use crate::command;
@@ -50,5 +53,22 @@ fn configure(toolbox: &Toolbox, node: Node, ranges: &[String]) -> Result<()> {
     fs::write(&file, conflist.to_string()).with_context(|| format!("writing {}", file.display()))?;
     let mut copy = toolbox.in_node(node)?;
     copy.arg("cp").arg(&file).arg("/etc/cni/net.d/10-pods.conflist");
-    command::output(&mut copy).map(drop)
+    command::output(&mut copy)?;
+
+    let rules = toolbox.files.node(node).join("masquerade.nft");
+    fs::write(&rules, masquerade()).with_context(|| format!("writing {}", rules.display()))?;
+    command::output(toolbox.in_node(node)?.args(["nft", "--file"]).arg(&rules)).map(drop)
+}
+
+/// Pods go by their own addresses to pods, services and nodes only.
+fn masquerade() -> String {
+    let rule = |family: &str, pods: &str, services: &str, nodes: &str| {
+        format!("    {family} saddr {pods} {family} daddr != {{ {pods}, {services}, {nodes} }} masquerade\n")
+    };
+    let (pods, services) = (POD_RANGES, SERVICE_RANGES);
+    format!(
+        "table inet pods {{\n  chain leaving {{\n    type nat hook postrouting priority srcnat\n{}{}  }}\n}}\n",
+        rule("ip", pods.0, services.0, NODE_RANGES.0),
+        rule("ip6", pods.1, services.1, NODE_RANGES.1),
+    )
 }

@@ -9,7 +9,7 @@ use super::{
     cgroup,
     place::Toolbox,
     process::Process,
-    site::{Node, POD_RANGES, Proxy},
+    site::{Node, POD_RANGES, Proxy, both},
     wait::wait_for,
 };
 use crate::{command, kubernetes::Program, paths};
@@ -60,7 +60,7 @@ fn kube_proxy(toolbox: &Toolbox, node: Node, command: &mut Command) -> Result<()
         "kind": "KubeProxyConfiguration",
         "clientConnection": {"kubeconfig": toolbox.files.kubeconfig("kube-proxy")},
         "mode": "nftables",
-        "clusterCIDR": POD_RANGES,
+        "clusterCIDR": both(POD_RANGES),
         "hostnameOverride": node.name(),
         "oomScoreAdj": 0,
         // The table of the machine is none of a node's business.

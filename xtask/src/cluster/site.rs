@@ -23,14 +23,21 @@ pub const CONTROL: &str = "millrace-control";
 /// Its addresses between the nodes.
 pub const CONTROL_V4: &str = "192.168.240.1";
 pub const CONTROL_V6: &str = "fd00:240::1";
+/// Where nodes and the control plane have theirs.
+pub const NODE_RANGES: (&str, &str) = ("192.168.240.0/24", "fd00:240::/64");
 /// Where the API server listens.
 pub const API_PORT: u16 = 6443;
 /// Where services and pods get their addresses from.
-pub const SERVICE_RANGES: &str = "10.96.0.0/16,fd00:10:96::/112";
-pub const POD_RANGES: &str = "10.244.0.0/16,fd00:10:244::/56";
+pub const SERVICE_RANGES: (&str, &str) = ("10.96.0.0/16", "fd00:10:96::/112");
+pub const POD_RANGES: (&str, &str) = ("10.244.0.0/16", "fd00:10:244::/56");
 /// The first address of the services is the API server's, this one is of DNS.
 pub const API_SERVICE: &str = "10.96.0.1";
 pub const DNS_SERVICE: &str = "10.96.0.10";
+
+/// An IPv4 and an IPv6 range as flags want them.
+pub fn both(ranges: (&str, &str)) -> String {
+    format!("{},{}", ranges.0, ranges.1)
+}
 
 /// Notes in the cluster's folder.
 const SHAPE: &str = "shape.json";

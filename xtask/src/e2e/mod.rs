@@ -25,6 +25,7 @@ use selection::Selection;
 use table::{Row, Table};
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct Options {
     /// A regular expression for the names of specs (default: all of [sig-network] that can run here)
     #[arg(value_name = "FOCUS")]
