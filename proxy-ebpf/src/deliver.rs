@@ -39,9 +39,8 @@ pub fn handle<'a>(
     let tables = Live {
         dry_run: dry_run::is_marked(&skb),
     };
-    match parse(&skb, skb.ether_type(), NETWORK_HEADER) {
-        Ok(headers) => work.start(headers),
-        Err(reason) => return pass(&skb, &tables, reason),
+    if let Err(reason) = stage::parse(&skb) {
+        return pass(&skb, &tables, reason);
     }
     let decision = decide(&tables, work, &skb);
     if tables.dry_run {
@@ -93,6 +92,12 @@ fn finish(skb: &Skb<'_>, verdict: Result<i32, Reason>, reason: Reason) -> i32 {
         Err(Reason::TooBig) => TOO_BIG,
         Err(reason) => drop(skb, reason),
     }
+}
+
+/// Parses the packet into the working memory.
+#[inline(always)]
+pub fn read(skb: &Skb<'_>, work: &mut Work) -> Result<(), Reason> {
+    parse(skb, skb.ether_type(), NETWORK_HEADER).map(|headers| work.start(headers))
 }
 
 /// What becomes of a packet that is translated.

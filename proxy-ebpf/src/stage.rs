@@ -38,6 +38,18 @@ const fn number_of(entry: Entry) -> u32 {
     }
 }
 
+/// Parses the packet. Behind this the verifier knows nothing of the headers, and so walks what follows but once.
+#[inline(always)]
+pub fn parse(skb: &Skb<'_>) -> Result<(), Reason> {
+    match Reason::from_number(stage_parse(skb.0.skb.skb)) {
+        None => Ok(()),
+        Some(reason) => Err(reason),
+    }
+}
+
+/// No reason's number: nothing went wrong.
+const PARSED: u32 = u32::MAX;
+
 /// Begins a flow to the backend that was selected.
 #[inline(always)]
 pub fn begin(dry_run: bool, entry: Entry, reason: Reason) -> Decision {
@@ -80,6 +92,17 @@ pub fn refuse(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
 #[inline(always)]
 pub fn sctp_change(ports: u32, len: u32) -> u32 {
     stage_sctp_change(ports, len)
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    match kernel::work().map(|work| deliver::read(&Skb(&context), work)) {
+        Some(Ok(())) => PARSED,
+        Some(Err(reason)) => reason as u32,
+        None => Reason::NotBalanced as u32,
+    }
 }
 
 #[inline(never)]

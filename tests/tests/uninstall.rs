@@ -165,11 +165,11 @@ fn a_node_is_as_it_was_before_the_first_agent() {
             "the agent did something to take away"
         );
         let pinned = node.pinned();
-        assert_eq!((pinned.programs.len(), pinned.maps.len()), (12, 13));
-        let on_interfaces = if has_tcx(node) { 2 * 2 + 1 + 1 } else { 0 };
+        assert_eq!((pinned.programs.len(), pinned.maps.len()), (16, 18));
+        let on_interfaces = if has_tcx(node) { 2 * 2 + 2 + 1 } else { 0 };
         assert_eq!(
             pinned.links.len(),
-            8 + on_interfaces,
+            10 + on_interfaces,
             "hooks, two pods, the uplink, our device"
         );
 

@@ -54,7 +54,10 @@ impl InterfaceRole {
     fn programs(self) -> &'static [(&'static str, Direction)] {
         match self {
             Self::Pod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
-            Self::Uplink => &[("from_uplink", Direction::Ingress), ("to_uplink", Direction::Egress)],
+            Self::Uplink => &[
+                ("from_uplink", Direction::Ingress),
+                ("to_uplink", Direction::Egress),
+            ],
             Self::Host => &[("from_host", Direction::Egress)],
             Self::Loopback => &[("from_loopback", Direction::Egress)],
         }

@@ -156,7 +156,7 @@ pub fn icmp_error(from: IpAddr, to: IpAddr, head: [u8; 8], about: &[u8]) -> Vec<
     frame
 }
 
-/// Adds EtherType and IP header to a frame.
+/// Adds `EtherType` and IP header to a frame.
 fn ip_header(frame: &mut Vec<u8>, from: IpAddr, to: IpAddr, protocol: u8, len: usize) {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {

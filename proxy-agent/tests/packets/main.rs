@@ -24,7 +24,7 @@ use proxy_common::maps::{
 };
 use proxy_common::{Ip, Port, protocol};
 
-use frame::{checked, ends, ether_type, frame, socket, sum};
+use frame::{checked, ends, frame, socket, sum};
 use support::Sandbox;
 
 const SIZES: MapSizes = MapSizes {

@@ -87,7 +87,7 @@ pub trait Tables {
     fn random(&self) -> u32;
 }
 
-/// The words of an ICMPv6 error that are summed up: pseudo-header, message, and what it carries.
+/// The words of an `ICMPv6` error that are summed up: pseudo-header, message, and what it carries.
 pub const SCRATCH_WORDS: usize = 27;
 
 /// What a decision about a packet works on.

@@ -7,7 +7,7 @@ use super::{Tables, Work, fragment, related};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
-    Config, ConfigFlags, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason, Scope,
+    Config, ConfigFlags, Deliver, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason, Scope,
 };
 use crate::packet::{Headers, Packet, parse_carried};
 
@@ -35,7 +35,7 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if is_error_of_a_flow(tables, work, packet) {
+    if is_error_of_a_flow(tables, work, packet) && !is_for_later(work, entry) {
         return Decision::TranslateError;
     }
     fragment::complete(tables, work);
@@ -196,6 +196,15 @@ fn established<T: Tables>(
     Ok(())
 }
 
+/// Whether what goes on through the stack is translated only when it has come through: the stack would take a packet for
+/// spoofed that comes in by a pod's interface or the uplink with a virtual address, or one of the node's own, as source.
+#[inline(always)]
+fn is_for_later(work: &Work, entry: Entry) -> bool {
+    matches!(entry, Entry::Pod | Entry::Uplink)
+        && work.flow.is_reply != 0
+        && matches!(Deliver::from_number(work.flow.deliver), Deliver::Stack)
+}
+
 /// Decides about a packet that is not addressed to a frontend.
 #[inline(always)]
 fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
@@ -205,6 +214,9 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
         to_service || matches!(entry, Entry::Loopback) || may_be_answer(tables, config, &headers.dst);
     if headers.has_ports && may_be_known && find(tables, config, work) {
         let is_reply = work.flow.is_reply != 0;
+        if is_reply && is_for_later(work, entry) {
+            return Decision::Pass(Reason::NotOurs);
+        }
         // A connection outlives the service it was made through.
         if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
             advance(tables, work);

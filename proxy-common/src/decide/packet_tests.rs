@@ -224,13 +224,13 @@ fn a_pod_of_another_node_keeps_its_address_and_local_pods_look_for_its_answers()
     fake.pods.push(ip("10.244.2.7"));
     let request = packet(protocol::TCP, ("10.244.2.7", 40_000), (VIP, 80));
     let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
-    assert_eq!((flow.src, flow.deliver), (ip("10.244.2.7"), Deliver::Stack as u8));
+    assert_eq!((flow.src, flow.deliver), (ip("10.244.2.7"), Deliver::Route as u8));
     assert!(fake.outside.get());
     fake.config.pods_answer_outside = 1;
     assert_answered(
         entering(&fake, &answer(&flow, protocol::TCP), Entry::Pod),
         &request,
-        Deliver::Stack,
+        Deliver::Route,
     );
 }
 
@@ -767,4 +767,19 @@ fn the_state_of_a_flow_is_the_same_in_both_entries() {
     let states = [request.flow_key(), reply_key].map(|key| fake.known_flow(&key).unwrap().state);
     let expected = FlowState::ANSWERED | FlowState::CONFIRMED | FlowState::CLIENT_DONE;
     assert_eq!(states, [expected; 2]);
+}
+
+#[test]
+fn answers_that_the_stack_forwards_are_translated_once_it_has() {
+    // That some pods answer clients outside must make no difference to others.
+    let mut fake = Fake::node();
+    fake.config.pods_answer_outside = 1;
+    fake.service(VIP, 80, protocol::UDP, &[("10.244.1.2", 8080)]);
+    let request = packet(protocol::UDP, (POD, 40_000), (VIP, 80));
+    let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
+    let reply = answer(&flow, protocol::UDP);
+    for entry in [Entry::Pod, Entry::Uplink] {
+        assert_eq!(entering(&fake, &reply, entry).0, Decision::Pass(Reason::NotOurs));
+    }
+    assert_answered(leaving(&fake, &reply), &request, Deliver::Stack);
 }

@@ -179,5 +179,6 @@ pub fn may_bind<T: Tables>(tables: &T, address: Ip, port: Port, protocol: u8) ->
             .is_some_and(|frontend| matches!(frontend.flags().kind(), crate::maps::FrontendKind::NodePort))
     };
     // A socket of the unspecified IPv6 address takes IPv4 packets too.
-    !is_node_port(asked) && !(address.is_unspecified() && is_node_port(Ip::LOOPBACK_V4))
+    let also_asked = address.is_unspecified() && is_node_port(Ip::LOOPBACK_V4);
+    !(is_node_port(asked) || also_asked)
 }

@@ -122,10 +122,6 @@ fn choose_source<T: Tables>(
         return true;
     }
     if !flags.is_external() && !masquerade_all && tables.is_pod(&headers.src) {
-        if !by_host {
-            flow.deliver = Deliver::Stack as u8;
-        }
-        flow.reply_deliver = Deliver::Stack as u8;
         tables.pods_answer_outside();
         return true;
     }

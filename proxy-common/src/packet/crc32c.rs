@@ -1,11 +1,11 @@
 //! SCTP's checksum over a packet whose ports change.
 //!
-//! CRC32c (RFC 9260 appendix A) covers the whole packet, which a kernel program cannot walk. But a CRC is linear: what
+//! `CRC32c` (RFC 9260 appendix A) covers the whole packet, which a kernel program cannot walk. But a CRC is linear: what
 //! the checksum changes by is the CRC of the change alone, and all of the change but the ports is zeros. The CRC of zeros
 //! behind a word is that word times a power of x, modulo the polynomial, and powers of x are found by squaring. So the cost
 //! grows with the logarithm of the packet's length.
 
-/// The polynomial of CRC32c, bits reflected, as everything here.
+/// The polynomial of `CRC32c`, bits reflected, as everything here.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// The polynomial 1.
 const ONE: u32 = 1 << 31;

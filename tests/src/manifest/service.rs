@@ -32,7 +32,7 @@ pub(crate) struct Port {
     pub(crate) protocol: Protocol,
     pub(crate) number: u16,
     pub(crate) target: u16,
-    node_port: Option<u16>,
+    on_nodes: Option<u16>,
 }
 
 /// A Service under construction; of type `ClusterIP` unless [`Service::set`] says otherwise.
@@ -102,7 +102,7 @@ impl Service {
             protocol,
             number: port,
             target,
-            node_port: None,
+            on_nodes: None,
         });
         self
     }
@@ -111,7 +111,7 @@ impl Service {
     #[must_use]
     pub fn node_port(mut self, name: &str, number: u16) -> Self {
         for port in self.ports.iter_mut().filter(|port| port.name == name) {
-            port.node_port = Some(number);
+            port.on_nodes = Some(number);
         }
         self.set("type", json!("NodePort"))
     }
@@ -224,8 +224,8 @@ fn port_object(port: &Port) -> Value {
         "port": port.number,
         "targetPort": port.target,
     });
-    if let Some(node_port) = port.node_port {
-        object["nodePort"] = json!(node_port);
+    if let Some(number) = port.on_nodes {
+        object["nodePort"] = json!(number);
     }
     object
 }

@@ -23,15 +23,19 @@ fn nothing_is_left_behind() {
         met.expect("an answer");
         let state = || {
             (
-                node.table::<40, 56>("FLOWS"),
+                (
+                    node.table::<40, 56>("FLOWS"),
+                    node.table::<40, 56>("NEW_FLOWS"),
+                    node.table::<24, 16>("AFFINITY"),
+                ),
                 node.table::<32, 28>("SOCKET_PEERS"),
-                node.element::<192>("CONFIG"),
+                node.element::<224>("CONFIG"),
                 // Beyond the fourth they count what services had to do with.
                 node.counters().split_off(4),
             )
         };
         let before = state();
-        assert_eq!(before.0.len(), 2, "one entry each way");
+        assert_eq!(before.0.0.len(), 2, "one entry each way");
         let links = ["eth0", town.client.host_interface(), "millrace0"];
         let captures = links.map(|link| node.packet_socket(link).expect("a capture"));
         let strangers: [(&str, &str); 5] = [
