@@ -98,7 +98,7 @@ impl Node {
         let open = || -> Result<Map> {
             let data = MapData::from_pin(&path)?;
             Ok(match name {
-                "FLOWS" | "SOCKET_PEERS" => Map::LruHashMap(data),
+                "FLOWS" | "SOCKET_PEERS" | "NEW_FLOWS" | "AFFINITY" => Map::LruHashMap(data),
                 "CONFIG" | "TRACE" | "SLOTS" | "BACKENDS" => Map::Array(data),
                 "COUNTERS" => Map::PerCpuArray(data),
                 "FRONTENDS" | "ADDRESSES" | "POD_NETNS" => Map::HashMap(data),

@@ -160,7 +160,21 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<()
     Ok(())
 }
 
+/// Loads a program, again if a signal came meanwhile: the verifier gives up for any (EAGAIN, `do_check` in
+/// `kernel/bpf/verifier.c`), and its work takes long enough for some to come.
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    for _ in 1..ATTEMPTS {
+        match try_load_program(program) {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    try_load_program(program)
+}
+
+fn try_load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),

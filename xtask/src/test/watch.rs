@@ -84,16 +84,17 @@ pub fn watch(mut program: Command, mut log: Log, planned: usize, step: &Step) ->
         .spawn()
         .with_context(|| format!("cannot start `{name}`"))?;
     let lines = lines_of(&mut child);
+    let stuck = STUCK * slowness();
     let mut report = Report::default();
     let mut last_event = Instant::now();
     let death = loop {
         let line = match lines.recv_timeout(LOOK) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) if last_event.elapsed() > STUCK => {
+            Err(RecvTimeoutError::Timeout) if last_event.elapsed() > stuck => {
                 child.kill().with_context(|| format!("ending `{name}`"))?;
                 break Some(format!(
                     "no test of this program ended within {} minutes",
-                    STUCK.as_secs() / 60
+                    stuck.as_secs() / 60
                 ));
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -125,6 +126,12 @@ pub fn watch(mut program: Command, mut log: Log, planned: usize, step: &Step) ->
         report.died(&format!("{death} ({status}){}", log.tail()));
     }
     Ok(report)
+}
+
+/// How many times longer than on a machine of its own things may take here; tests heed it too.
+fn slowness() -> u32 {
+    let given = std::env::var("MILLRACE_SLOWNESS");
+    given.ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// The lines that a program writes, until it ends. A child of its own that lives on may hold the pipe open,

@@ -7,6 +7,9 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
     path::Path,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -14,6 +17,9 @@ use clap::Args;
 
 use super::report::{Line, Plan};
 use crate::test::{filter_for, run::Runner, summary::Summary};
+
+/// How often a guest says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 pub struct Options {
@@ -37,9 +43,9 @@ fn carry_out(plan: &Path, port: &mut Port) -> Result<()> {
     let plan: Plan = serde_json::from_str(&text).context("reading the plan")?;
     let mut runner = Runner::new(plan.millrace, plan.verbose);
     for program in &plan.programs {
-        port.say(&Line::Running(program.name.clone()))?;
         let mut summary = Summary::default();
-        runner.run(program, filter_for(program, plan.filter.as_deref()), &mut summary)?;
+        let filter = filter_for(program, plan.filter.as_deref());
+        port.while_running(&program.name, || runner.run(program, filter, &mut summary))?;
         for (program, test, outcome) in summary.into_entries() {
             port.say(&Line::Ended {
                 program,
@@ -59,6 +65,25 @@ impl Port {
         let port = OpenOptions::new().write(true).open(path);
         port.map(Self)
             .with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Shows that the guest lives, for as long as something takes. That it gets somewhere is looked after here.
+    fn while_running<T>(&self, program: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut port = Self(self.0.try_clone().context("sharing the port")?);
+        let line = Line::Running(program.to_owned());
+        port.say(&line)?;
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                while is_done.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+                    // Without a host that listens there is nothing to be done about it.
+                    let _ = port.say(&line);
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
     }
 
     fn say(&mut self, line: &Line) -> Result<()> {

@@ -31,8 +31,8 @@ use crate::{
 const PROGRAM: &str = "qemu-system-x86_64";
 const MEMORY: &str = "4G";
 
-/// A guest that has not reported anything for this long hangs. It gives up on a test program earlier than that.
-const SILENCE: Duration = Duration::from_mins(20);
+/// A guest that has not reported anything for this long hangs. One that lives says so every half minute.
+const SILENCE: Duration = Duration::from_mins(5);
 
 /// How much of a dead guest's console is shown.
 const LINES_OF_CONSOLE: usize = 30;
@@ -122,8 +122,10 @@ fn show(kernel: &Kernel, program: &str, test: &str, outcome: &Outcome) {
 
 fn command(guest: &Guest, kvm: bool) -> Command {
     let cpus = thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 4));
-    let mut qemu = Command::new(PROGRAM);
-    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+    // A guest must not outlive whoever listens to it, however that ends.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "--", PROGRAM])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
         .args(["-machine", "q35", "-cpu", "max"])
         .args(["-accel", if kvm { "kvm" } else { "tcg,thread=multi" }])
         .args(["-m", MEMORY, "-smp", &cpus.to_string(), "-nic", "none"])

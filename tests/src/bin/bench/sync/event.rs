@@ -27,6 +27,9 @@ pub const LIMIT: f64 = 1_000.0;
 /// An effect that takes longer will not come.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// An effect that takes longer may show in other tables.
+const OVERDUE: Duration = Duration::from_millis(50);
+
 /// How events follow each other.
 #[derive(Clone, Copy)]
 struct Pace {
@@ -140,7 +143,7 @@ impl Source<'_> {
 
     /// Makes events and returns how many microseconds each took to show.
     fn run(&mut self, pace: Pace, kind: Kind) -> Result<Vec<f64>> {
-        let tables = Tables::open(self.bpf_root)?;
+        let mut tables = Tables::open(self.bpf_root)?;
         let mut watch = Watch::default();
         let mut due = Instant::now();
         for _ in 0..pace.events {
@@ -149,7 +152,7 @@ impl Source<'_> {
                 Kind::NewService => self.add_service()?,
             };
             while Instant::now() < due {
-                watch.look(&tables)?;
+                watch.look(&mut tables)?;
             }
             let started = Instant::now();
             staged.put_in_place()?;
@@ -157,7 +160,7 @@ impl Source<'_> {
             due += pace.interval;
         }
         while !watch.is_done() {
-            watch.look(&tables)?;
+            watch.look(&mut tables)?;
         }
         Ok(watch.latencies)
     }
@@ -181,7 +184,15 @@ impl Watch {
 
     /// Looks at every awaited effect once. One that a later event of the same service has overtaken will not show by
     /// itself; it took as long as the later one.
-    fn look(&mut self, tables: &Tables) -> Result<()> {
+    fn look(&mut self, tables: &mut Tables) -> Result<()> {
+        // The agent may have moved to larger ones.
+        if self
+            .awaited
+            .front()
+            .is_some_and(|(_, since)| since.elapsed() > OVERDUE)
+        {
+            tables.follow()?;
+        }
         for place in (0..self.awaited.len()).rev() {
             let Some((Effect { service, endpoint }, _)) = self.awaited.get(place).copied() else {
                 continue;

@@ -21,18 +21,31 @@ pub struct Tables {
     slots: MappedArray<Slot>,
     backends: MappedArray<Backend>,
     maps: PathBuf,
+    /// What `current` leads to.
+    generation: PathBuf,
 }
 
 impl Tables {
-    /// Opens them. An agent that grows its tables moves to others.
+    /// Opens them. An agent that grows its tables moves to others, see [`Self::follow`].
     pub fn open(bpf_root: &Path) -> Result<Self> {
         let maps = bpf_root.join("current/maps");
         Ok(Self {
+            generation: generation(&maps)?,
             frontends: HashTable::new(open(&maps, "FRONTENDS")?).context("opening FRONTENDS")?,
             slots: MappedArray::new(&open(&maps, "SLOTS")?).context("mapping SLOTS")?,
             backends: MappedArray::new(&open(&maps, "BACKENDS")?).context("mapping BACKENDS")?,
             maps,
         })
+    }
+
+    /// Goes to where the agent has moved, if it has.
+    pub fn follow(&mut self) -> Result<()> {
+        if generation(&self.maps)? != self.generation
+            && let Some(bpf_root) = self.maps.ancestors().nth(2)
+        {
+            *self = Self::open(bpf_root)?;
+        }
+        Ok(())
     }
 
     /// Does a service lead to an endpoint?
@@ -76,4 +89,8 @@ impl Tables {
 fn open(maps: &Path, name: &str) -> Result<OwnedFd> {
     let path = maps.join(name);
     sys::open_pin(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+fn generation(maps: &Path) -> Result<PathBuf> {
+    fs::canonicalize(maps).with_context(|| format!("finding what {} leads to", maps.display()))
 }
