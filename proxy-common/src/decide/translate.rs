@@ -140,7 +140,10 @@ fn remember<T: Tables>(tables: &T, config: &Config, work: &mut Work, keeps_port:
     let keeps_port = keeps_port || offset < config.masquerade_count;
     let now = work.flow.seen;
     let (mut over, mut over_for) = (0_u16, 0_u32);
-    for attempt in 0..PORT_ATTEMPTS {
+    // Counted at the end: older kernels (6.1) take a loop only if the way back is a jump, and a loop that counts at
+    // its start may come to fall through into it.
+    let mut attempt = 0;
+    loop {
         if attempt > 0 || !keeps_port {
             work.flow.sport = masquerade_port(config, work, attempt);
         }
@@ -149,19 +152,22 @@ fn remember<T: Tables>(tables: &T, config: &Config, work: &mut Work, keeps_port:
             tables.replace_flow(&work.key, &work.flow);
             return true;
         }
-        if !tables.flow(&work.reply_key, &mut work.found) {
-            continue;
+        if tables.flow(&work.reply_key, &mut work.found) {
+            if is_same_flow(work) {
+                take_over(tables, work);
+                return true;
+            }
+            let idle = now.wrapping_sub(work.found.seen).saturating_add(1);
+            let is_over = work.found.state().has(FlowState::CLOSED)
+                || is_expired(config, &work.found, work.key.protocol, now);
+            if is_over && idle > over_for {
+                over = work.flow.sport.number();
+                over_for = idle;
+            }
         }
-        if is_same_flow(work) {
-            take_over(tables, work);
-            return true;
-        }
-        let idle = now.wrapping_sub(work.found.seen).saturating_add(1);
-        let is_over = work.found.state().has(FlowState::CLOSED)
-            || is_expired(config, &work.found, work.key.protocol, now);
-        if is_over && idle > over_for {
-            over = work.flow.sport.number();
-            over_for = idle;
+        attempt += 1;
+        if attempt == PORT_ATTEMPTS {
+            break;
         }
     }
     if over_for == 0 {
