@@ -133,6 +133,27 @@ fn pins_of_a_newer_layout_are_refused_untouched() {
 }
 
 #[test]
+fn tables_of_an_older_layout_are_not_read() {
+    let sandbox = Sandbox::enter();
+    let root = sandbox.bpf_root();
+    let older = Datapath::open(&root, &SIZES).unwrap();
+    older.frontends.set(&key(1), &frontend(&key(1))).unwrap();
+    drop(older);
+    let name = std::fs::read_link(root.join("current")).unwrap();
+    let (_, rest) = name.to_str().unwrap().split_once('-').unwrap();
+    let old_name = format!("l1-{rest}");
+    std::fs::rename(root.join(&name), root.join(&old_name)).unwrap();
+    std::fs::remove_file(root.join("current")).unwrap();
+    std::os::unix::fs::symlink(&old_name, root.join("current")).unwrap();
+    let newer = Datapath::open(&root, &SIZES).unwrap();
+    assert_eq!(newer.frontends.count().unwrap(), 0);
+    assert!(
+        !root.join(&old_name).exists(),
+        "what is no longer in force is removed"
+    );
+}
+
+#[test]
 fn a_foreign_current_is_refused_untouched() {
     let sandbox = Sandbox::enter();
     let root = sandbox.bpf_root();

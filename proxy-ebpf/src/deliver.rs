@@ -47,23 +47,41 @@ pub fn handle<'a>(
         dry_run::report(&skb, work, decision);
         return TC_ACT_UNSPEC;
     }
-    let verdict = match decision {
+    match decision {
         Decision::Pass(reason) => pass(&skb, &tables, reason),
-        Decision::Drop(reason) if reason.is_reject() => stage::refuse(&skb, entry, reason),
-        Decision::Drop(reason) => drop(&skb, reason),
+        Decision::Drop(reason) => end(&skb, entry, reason),
         Decision::Echo => stage::echo(&skb, entry),
-        Decision::Translate(reason) => stage::translate(&skb, entry, reason),
-        Decision::TranslateError => stage::translate_error(&skb, entry),
-    };
-    if verdict == TOO_BIG {
-        return stage::refuse(&skb, entry, Reason::TooBig);
+        Decision::Translate(reason) => translate(&skb, entry, reason),
+        Decision::TranslateError => translate(&skb, entry, Reason::RelatedError),
     }
-    verdict
 }
 
-/// What a stage returns where the packet, still as it came, is too big to be sent on: no verdict of tc. A stage does not
-/// call another one, since all that call each other share 512 bytes of stack.
-const TOO_BIG: i32 = -100;
+/// Translates the packet and sends it on, in three stages: the way first, so that a packet that is too big for it can be
+/// refused as it came.
+#[inline(always)]
+fn translate(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
+    let is_error = reason as u8 == Reason::RelatedError as u8;
+    let done = stage::find_way(skb, entry)
+        .and_then(|way| stage::rewrite(skb, is_error).map(|()| way))
+        .and_then(|way| stage::deliver(skb, entry, way));
+    match done {
+        Ok(verdict) => {
+            count(reason, skb.len());
+            verdict
+        }
+        Err(reason) => end(skb, entry, reason),
+    }
+}
+
+/// Ends the packet's way for a reason, which its sender is told if the reason is one of those.
+#[inline(always)]
+fn end(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
+    if reason.is_reject() {
+        stage::refuse(skb, entry, reason)
+    } else {
+        drop(skb, reason)
+    }
+}
 
 #[inline(always)]
 fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
@@ -81,54 +99,27 @@ fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Ends a stage: with its verdict, or by dropping the packet for a reason.
-#[inline(always)]
-fn finish(skb: &Skb<'_>, verdict: Result<i32, Reason>, reason: Reason) -> i32 {
-    match verdict {
-        Ok(verdict) => {
-            count(reason, skb.len());
-            verdict
-        }
-        Err(Reason::TooBig) => TOO_BIG,
-        Err(reason) => drop(skb, reason),
-    }
-}
-
 /// Parses the packet into the working memory.
 #[inline(always)]
 pub fn read(skb: &Skb<'_>, work: &mut Work) -> Result<(), Reason> {
     parse(skb, skb.ether_type(), NETWORK_HEADER).map(|headers| work.start(headers))
 }
 
-/// What becomes of a packet that is translated.
+/// Makes the packet what it becomes, or the ICMP error what it becomes.
 #[inline(always)]
-pub fn translate(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i32 {
-    let Work {
-        headers, flow, mtu, ..
-    } = work;
-    let verdict = find_way(skb, headers, flow, entry, mtu).and_then(|out| {
-        rewrite::rewrite(skb, headers, flow).ok_or(Reason::RewriteFailed)?;
-        deliver(skb, headers, flow, entry, out)
-    });
-    finish(skb, verdict, reason)
-}
-
-/// What becomes of an ICMP error about a translated packet.
-#[inline(always)]
-pub fn translate_error(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> i32 {
+pub fn rewrite(skb: &Skb<'_>, work: &Work, is_error: bool) -> Option<()> {
     let Work {
         headers,
         flow,
         carried,
         error_source,
-        mtu,
         ..
     } = work;
-    let verdict = find_way(skb, headers, flow, entry, mtu).and_then(|out| {
-        rewrite::rewrite_error(skb, headers, carried, flow, error_source).ok_or(Reason::RewriteFailed)?;
-        deliver(skb, headers, flow, entry, out)
-    });
-    finish(skb, verdict, Reason::RelatedError)
+    if is_error {
+        rewrite::rewrite_error(skb, headers, carried, flow, error_source)
+    } else {
+        rewrite::rewrite(skb, headers, flow)
+    }
 }
 
 /// Answers an echo request in the client's direction.
@@ -164,16 +155,13 @@ fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     }
 }
 
-/// The interface by which a translated packet leaves, if it is for us to say; 0 if not. Asked before the packet is changed,
-/// so that one that is too big can be refused as it came; then `mtu` is what would have been small enough.
+/// The interface by which a translated packet leaves, if it is for us to say; 0 if not. If the packet is too big for it,
+/// `Work::mtu` is then what would have been small enough.
 #[inline(always)]
-fn find_way(
-    skb: &Skb<'_>,
-    headers: &Headers,
-    flow: &Flow,
-    entry: Entry,
-    mtu: &mut u32,
-) -> Result<u32, Reason> {
+pub fn find_way(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> Result<u32, Reason> {
+    let Work {
+        headers, flow, mtu, ..
+    } = work;
     match Deliver::from_number(flow.deliver) {
         Deliver::Route => {}
         // What was routed to our own device has left the stack already.
@@ -186,8 +174,10 @@ fn find_way(
     route(skb, headers, flow, mtu)
 }
 
+/// Sends a translated packet on.
 #[inline(always)]
-fn deliver(skb: &Skb<'_>, headers: &Headers, flow: &Flow, entry: Entry, out: u32) -> Result<i32, Reason> {
+pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32, Reason> {
+    let Work { headers, flow, .. } = work;
     match Deliver::from_number(flow.deliver) {
         Deliver::Stack if !matches!(entry, Entry::Host) => Ok(TC_ACT_UNSPEC),
         Deliver::SameInterface => back(skb),

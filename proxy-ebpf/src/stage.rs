@@ -64,17 +64,46 @@ pub fn begin(dry_run: bool, entry: Entry, reason: Reason) -> Decision {
 /// Marks the reason of a drop.
 const DROPPED: u32 = 1 << 8;
 
-/// Translates the packet and sends it on.
+/// Finds the interface by which a translated packet leaves.
 #[inline(always)]
-pub fn translate(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
-    stage_translate(skb.0.skb.skb, number_of(entry), reason as u32)
+pub fn find_way(skb: &Skb<'_>, entry: Entry) -> Result<u32, Reason> {
+    result_of(stage_find_way(skb.0.skb.skb, number_of(entry))).map(|way| way as u32)
 }
 
-/// Translates an ICMP error and sends it on.
+/// Translates the packet, or the ICMP error.
 #[inline(always)]
-pub fn translate_error(skb: &Skb<'_>, entry: Entry) -> i32 {
-    stage_translate_error(skb.0.skb.skb, number_of(entry))
+pub fn rewrite(skb: &Skb<'_>, is_error: bool) -> Result<(), Reason> {
+    result_of(stage_rewrite(skb.0.skb.skb, u32::from(is_error))).map(|_| ())
 }
+
+/// Sends the packet on.
+#[inline(always)]
+pub fn deliver(skb: &Skb<'_>, entry: Entry, way: u32) -> Result<i32, Reason> {
+    result_of(stage_deliver(skb.0.skb.skb, number_of(entry), way))
+}
+
+/// A stage's result as a number: what it found, or a reason below all verdicts and interfaces.
+const fn number_of_result(result: Result<i32, Reason>) -> i32 {
+    match result {
+        Ok(found) => found,
+        Err(reason) => FAILED - reason as i32,
+    }
+}
+
+/// And back.
+#[inline(always)]
+const fn result_of(number: i32) -> Result<i32, Reason> {
+    if number > FAILED {
+        return Ok(number);
+    }
+    match Reason::from_number(FAILED.wrapping_sub(number) as u32) {
+        Some(reason) => Err(reason),
+        None => Err(Reason::Inconsistent),
+    }
+}
+
+/// The least of tc's verdicts is -1.
+const FAILED: i32 = -100;
 
 /// Answers an echo request.
 #[inline(always)]
@@ -125,22 +154,34 @@ extern "C" fn stage_begin(dry_run: u32, entry: u32, reason: u32) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_translate(skb: *mut __sk_buff, entry: u32, reason: u32) -> i32 {
+extern "C" fn stage_find_way(skb: *mut __sk_buff, entry: u32) -> i32 {
     let context = TcContext::new(skb);
-    match (kernel::work(), Reason::from_number(reason)) {
-        (Some(work), Some(reason)) => deliver::translate(&Skb(&context), work, entry_of(entry), reason),
-        _ => TC_ACT_SHOT,
-    }
+    number_of_result(match kernel::work() {
+        Some(work) => deliver::find_way(&Skb(&context), work, entry_of(entry)).map(|way| way as i32),
+        None => Err(Reason::NoRoute),
+    })
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_translate_error(skb: *mut __sk_buff, entry: u32) -> i32 {
+extern "C" fn stage_rewrite(skb: *mut __sk_buff, is_error: u32) -> i32 {
     let context = TcContext::new(skb);
-    match kernel::work() {
-        Some(work) => deliver::translate_error(&Skb(&context), work, entry_of(entry)),
-        None => TC_ACT_SHOT,
-    }
+    number_of_result(
+        match kernel::work().and_then(|work| deliver::rewrite(&Skb(&context), work, is_error != 0)) {
+            Some(()) => Ok(0),
+            None => Err(Reason::RewriteFailed),
+        },
+    )
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_deliver(skb: *mut __sk_buff, entry: u32, way: u32) -> i32 {
+    let context = TcContext::new(skb);
+    number_of_result(match kernel::work() {
+        Some(work) => deliver::deliver(&Skb(&context), work, entry_of(entry), way),
+        None => Err(Reason::NoRoute),
+    })
 }
 
 #[inline(never)]

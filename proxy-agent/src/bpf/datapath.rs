@@ -73,7 +73,9 @@ impl Datapath {
         let object = object::hash();
         let current = pins.current()?;
         let dir = match &current {
-            Some(dir) if dir.object == object && is_complete(dir) => dir.clone(),
+            Some(dir) if dir.layout == LAYOUT_VERSION && dir.object == object && is_complete(dir) => {
+                dir.clone()
+            }
             _ => {
                 if let Some(older) = current.iter().find(|dir| dir.layout != LAYOUT_VERSION) {
                     tracing::warn!(

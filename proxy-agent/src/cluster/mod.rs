@@ -24,6 +24,8 @@ pub mod state;
 #[cfg(test)]
 mod bad_input_tests;
 #[cfg(test)]
+mod external_tests;
+#[cfg(test)]
 mod state_tests;
 
 pub use address::{Family, canonical_ip, canonical_net};

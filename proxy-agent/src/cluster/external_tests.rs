@@ -1,0 +1,97 @@
+//! What is read of how a Service is reached from outside, one test per rule.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use super::External;
+use super::problems::Findings;
+use super::service::ServicePort;
+use crate::cluster::Protocol;
+use crate::cluster::names::Names;
+
+fn read(spec: Value, status: Value, node_port: u16) -> (Option<External>, Vec<String>) {
+    let port = ServicePort {
+        name: Names::default().intern("http"),
+        port: 80,
+        node_port,
+        protocol: Protocol::Tcp,
+    };
+    let (spec, status) = (
+        serde_json::from_value(spec).unwrap(),
+        serde_json::from_value(status).unwrap(),
+    );
+    let mut findings = Findings::default();
+    let external = External::read(&spec, Some(&status), &[port], &mut findings);
+    (external, findings.into_messages())
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_service_without_an_address_from_outside_has_none_of_this() {
+    let spec = json!({"externalTrafficPolicy": "Local", "loadBalancerSourceRanges": ["10.0.0.0/8"]});
+    assert_eq!(read(spec, json!({}), 0), (None, vec![]));
+}
+
+#[test]
+fn addresses_of_a_balancer_that_is_a_proxy_or_a_name_are_left_to_it() {
+    let ingress = json!([
+        {"ip": "203.0.113.7"},
+        {"ip": "203.0.113.8", "ipMode": "VIP"},
+        {"ip": "203.0.113.9", "ipMode": "Proxy"},
+        {"hostname": "balancer.example"},
+        {"ip": " 203.000.113.007 "},
+    ]);
+    let (external, messages) = read(json!({}), json!({"loadBalancer": {"ingress": ingress}}), 0);
+    let addresses = external.unwrap().load_balancer_ips.to_vec();
+    assert_eq!(addresses, ips(&["203.0.113.7", "203.0.113.8"]));
+    assert_eq!(messages, Vec::<String>::new());
+}
+
+#[test]
+fn addresses_that_are_somebody_elses_are_refused_by_name() {
+    let addresses = [
+        "127.0.0.1",
+        "169.254.1.1",
+        "224.0.0.1",
+        "0.0.0.0",
+        "0.1.2.3",
+        "::1",
+        "fe80::1",
+        "x",
+        "198.51.100.7",
+    ];
+    let (external, messages) = read(json!({"externalIPs": addresses}), json!({}), 0);
+    assert_eq!(external.unwrap().external_ips.to_vec(), ips(&["198.51.100.7"]));
+    assert_eq!(messages.len(), 8, "{messages:#?}");
+    assert_eq!(
+        messages[0],
+        "spec.externalIPs[0]: 127.0.0.1 is a loopback address and can be no service's; it is left out"
+    );
+}
+
+#[test]
+fn ranges_that_cannot_be_read_let_nobody_through() {
+    let spec = json!({"loadBalancerSourceRanges": [" 203.0.113.0/25", "x"]});
+    let (external, messages) = read(spec, json!({}), 30_080);
+    let ranges = external.unwrap().source_ranges.unwrap();
+    assert_eq!(*ranges, ["203.0.113.0/25".parse().unwrap()]);
+    assert_eq!(messages.len(), 1);
+    let (external, _) = read(json!({"loadBalancerSourceRanges": ["x"]}), json!({}), 30_080);
+    assert_eq!(external.unwrap().source_ranges.as_deref(), Some(&[][..]));
+}
+
+#[test]
+fn the_health_check_port_counts_under_policy_local_only() {
+    let spec = |policy| json!({"externalTrafficPolicy": policy, "healthCheckNodePort": 31_000});
+    let port = |policy| {
+        read(spec(policy), json!({}), 30_080)
+            .0
+            .unwrap()
+            .health_check_node_port
+    };
+    assert_eq!((port("Local"), port("Cluster")), (31_000, 0));
+}
