@@ -42,6 +42,9 @@ pub fn handle<'a>(
     if let Err(reason) = stage::parse(&skb) {
         return pass(&skb, &tables, reason);
     }
+    if let Entry::Host = entry {
+        work.socket = skb.socket_cookie();
+    }
     let decision = decide(&tables, work, &skb);
     if tables.dry_run {
         dry_run::report(&skb, work, decision);

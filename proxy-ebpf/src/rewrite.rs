@@ -5,11 +5,10 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use proxy_common::maps::Flow;
-use proxy_common::packet::{ETHERNET_LEN, Headers, Packet};
+use proxy_common::packet::{ETHERNET_LEN, Headers, Packet, crc32c};
 use proxy_common::{Ip, Port, protocol};
 
 use crate::kernel::{Skb, checksum_difference};
-use crate::stage::sctp_change;
 
 const TCP_CHECKSUM: u32 = 16;
 const UDP_CHECKSUM: u32 = 6;
@@ -87,7 +86,7 @@ fn rewrite_sctp_ports(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<(
             // It covers what is in the other fragments too, and how much that is nobody knows yet.
             return None;
         }
-        let change = sctp_change(u32::from_le(old ^ new), sctp_len(skb, headers)?);
+        let change = crc32c::change(u32::from_le(old ^ new), sctp_len(skb, headers)?);
         skb.store(headers.l4 + SCTP_CHECKSUM, &(checksum ^ change.to_le()))?;
     }
     skb.store(headers.l4, &new)

@@ -127,7 +127,7 @@ fn on_send(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, 
     if !config.has(ConfigFlags::SOCKETS_OF_NODE) || config.node_netns != peer.netns_cookie() {
         return ALLOW;
     }
-    if let SocketDecision::Translate(selected) = send(&LIVE, config, peer.cookie(), address, port) {
+    if let SocketDecision::Translate(selected) = send(&LIVE, config, &peer.sender(), address, port) {
         translate(selected.backend.address, selected.backend.port);
         count(Reason::SocketSend, 0);
     }

@@ -11,9 +11,8 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
-use proxy_common::decide::packet::{Decision, Entry};
+use proxy_common::decide::packet::Entry;
 use proxy_common::maps::Reason;
-use proxy_common::packet::crc32c;
 
 use crate::deliver;
 use crate::kernel::{self, Skb};
@@ -50,19 +49,17 @@ pub fn parse(skb: &Skb<'_>) -> Result<(), Reason> {
 /// No reason's number: nothing went wrong.
 const PARSED: u32 = u32::MAX;
 
-/// Begins a flow to the backend that was selected.
+/// Prepares a flow to the backend that was selected.
 #[inline(always)]
-pub fn begin(dry_run: bool, entry: Entry, reason: Reason) -> Decision {
-    let outcome = stage_begin(u32::from(dry_run), number_of(entry), reason as u32);
-    match Reason::from_number(outcome & !DROPPED) {
-        Some(reason) if outcome & DROPPED == 0 => Decision::Translate(reason),
-        Some(reason) => Decision::Drop(reason),
-        None => Decision::Drop(Reason::Inconsistent),
-    }
+pub fn prepare(dry_run: bool, entry: Entry) -> bool {
+    stage_prepare(u32::from(dry_run), number_of(entry)) != 0
 }
 
-/// Marks the reason of a drop.
-const DROPPED: u32 = 1 << 8;
+/// Tries a source port for the flow that begins.
+#[inline(always)]
+pub fn try_port(dry_run: bool, attempt: u32) -> bool {
+    stage_try_port(u32::from(dry_run), attempt) != 0
+}
 
 /// Finds the interface by which a translated packet leaves.
 #[inline(always)]
@@ -117,12 +114,6 @@ pub fn refuse(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
     stage_refuse(skb.0.skb.skb, number_of(entry), reason as u32)
 }
 
-/// See [`crc32c::change`].
-#[inline(always)]
-pub fn sctp_change(ports: u32, len: u32) -> u32 {
-    stage_sctp_change(ports, len)
-}
-
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
@@ -136,20 +127,26 @@ extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_begin(dry_run: u32, entry: u32, reason: u32) -> u32 {
+extern "C" fn stage_prepare(dry_run: u32, entry: u32) -> u32 {
     let tables = Live {
         dry_run: dry_run != 0,
     };
-    let (Some(work), Some(config), Some(reason)) =
-        (kernel::work(), tables.config(), Reason::from_number(reason))
-    else {
-        return Reason::Inconsistent as u32 | DROPPED;
+    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+        return 0;
     };
-    match decide::begin(&tables, config, work, entry_of(entry), reason) {
-        Decision::Translate(reason) => reason as u32,
-        Decision::Drop(reason) => reason as u32 | DROPPED,
-        _ => Reason::Inconsistent as u32 | DROPPED,
-    }
+    u32::from(decide::prepare(&tables, config, work, entry_of(entry)))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_try_port(dry_run: u32, attempt: u32) -> u32 {
+    let tables = Live {
+        dry_run: dry_run != 0,
+    };
+    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+        return 0;
+    };
+    u32::from(decide::try_port(&tables, config, work, attempt))
 }
 
 #[inline(never)]
@@ -202,10 +199,4 @@ extern "C" fn stage_refuse(skb: *mut __sk_buff, entry: u32, reason: u32) -> i32 
         (Some(work), Some(reason)) => deliver::refuse(&Skb(&context), work, entry_of(entry), reason),
         _ => TC_ACT_SHOT,
     }
-}
-
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn stage_sctp_change(ports: u32, len: u32) -> u32 {
-    crc32c::change(ports, len)
 }

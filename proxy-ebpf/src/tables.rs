@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::maps::lpm_trie::Key;
 use proxy_common::decide::Work;
-use proxy_common::decide::packet::{Decision, Entry};
+use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FlowState, FragmentKey,
     FragmentPorts, Frontend, FrontendKey, Reason, Slot, SocketKey, SocketPeer,
@@ -85,6 +85,11 @@ impl Tables for Live {
     }
 
     #[inline(always)]
+    fn has_flow(&self, key: &FlowKey) -> bool {
+        FLOWS.get_ptr(key).or_else(|| NEW_FLOWS.get_ptr(key)).is_some()
+    }
+
+    #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
         if FLOWS.get_ptr(key).is_some() {
             return false;
@@ -139,8 +144,13 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn begin(&self, _config: &Config, _work: &mut Work, entry: Entry, reason: Reason) -> Decision {
-        stage::begin(self.dry_run, entry, reason)
+    fn prepare(&self, _config: &Config, _work: &mut Work, entry: Entry) -> bool {
+        stage::prepare(self.dry_run, entry)
+    }
+
+    #[inline(always)]
+    fn try_port(&self, _config: &Config, _work: &mut Work, attempt: u32) -> bool {
+        stage::try_port(self.dry_run, attempt)
     }
 
     #[inline(always)]

@@ -47,6 +47,8 @@ use outward::{Note, Outward};
 const EVENTS_PER_ROUND: usize = 1024;
 /// Room in the channel of events; a source that is ahead waits.
 const EVENTS_AHEAD: usize = 4096;
+/// Objects of the first lists that are taken in before the room in the tables is looked at again, at the least.
+const LISTED_PER_LOOK: usize = 8192;
 /// How long a failed write waits for the next try.
 const RETRY: Duration = Duration::from_millis(100);
 /// How often what waits for a grace period is looked at while nothing else happens.
@@ -79,6 +81,9 @@ struct Agent {
     config_errors: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
+    /// Events taken in, and after how many of them to look at the room in the tables, until the first lists are complete.
+    listed: usize,
+    room_at: usize,
     last_change: Option<Timestamp>,
     last_writes: u64,
 }
@@ -134,6 +139,8 @@ impl Agent {
             config_errors: Vec::new(),
             synced: false,
             first_sync: None,
+            listed: 0,
+            room_at: LISTED_PER_LOOK,
             last_change: None,
             last_writes: 0,
             options,
@@ -181,12 +188,16 @@ impl Agent {
 
     fn take_in(&mut self, event: Event) {
         let note = Note::of(&event);
+        self.listed += 1;
         self.cluster.apply(event, &mut self.changes);
         self.outward.taken(&note, &self.changes);
     }
 
     async fn apply_changes(&mut self) {
-        if !self.cluster.synced() || self.changes.is_empty() {
+        if !self.cluster.synced() {
+            return self.make_room_ahead();
+        }
+        if self.changes.is_empty() {
             return;
         }
         let mut changes = std::mem::take(&mut self.changes);
@@ -212,6 +223,14 @@ impl Agent {
         }
         changes.clear();
         self.changes = changes;
+    }
+
+    /// Lets the tables grow while the first lists come in, each time an eighth more has arrived.
+    fn make_room_ahead(&mut self) {
+        if self.listed >= self.room_at {
+            self.room_at = self.listed + (self.listed / 8).max(LISTED_PER_LOOK);
+            self.programmer.make_room_ahead(&self.cluster, &self.context);
+        }
     }
 
     async fn first_sync(&mut self) {

@@ -156,13 +156,31 @@ impl<S: Store> Programmer<S> {
             .map(|(id, messages)| (*id, messages.as_slice()))
     }
 
+    /// Makes room for what has arrived of the cluster so far and some more. To be called before [`Self::sync`], as often as one
+    /// likes.
+    pub fn make_room_ahead(&mut self, cluster: &ClusterState, node: &NodeContext) {
+        self.grow(room::for_all(
+            cluster,
+            node,
+            true,
+            self.store.sizes(),
+            self.limits.max,
+        ));
+    }
+
     /// Brings everything in line for the first time: what the tables hold and the plan wants is taken over as it is, what the
     /// plan does not want is removed. To be called once, after the first full list of every kind.
     pub fn sync(&mut self, cluster: &ClusterState, node: &NodeContext) -> std::io::Result<Progress> {
         let before = self.writer.count();
         self.found = Found::read(&self.store)?;
         self.allocator = self.found.allocator(&self.store);
-        self.grow(room::for_all(cluster, node, self.store.sizes(), self.limits.max));
+        self.grow(room::for_all(
+            cluster,
+            node,
+            false,
+            self.store.sizes(),
+            self.limits.max,
+        ));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
         let mut claimed: HashMap<FrontendKey, ObjectId> = HashMap::with_capacity(cluster.service_count());

@@ -1,14 +1,21 @@
 //! How large the tables have to be.
 //!
-//! Growing means new tables and programs, which costs a quarter of a second whatever it is by. Before the first sync it is
-//! plain what the cluster needs, so that everything grows at once; later a table grows when something does not fit.
+//! Growing means new tables and programs, which costs a good part of a second whatever it is by. While the first lists still
+//! come in, tables grow ahead of what has arrived, so that nothing has to grow when they are complete; before the first sync
+//! it is plain what the cluster needs, so that everything grows at once; later a table grows when something does not fit.
 
 use crate::bpf::object::MapSizes;
 use crate::cluster::{ClusterState, Family};
 use crate::plan::NodeContext;
 
-/// Sizes with room for a whole cluster, as far as the largest ones allow.
-pub fn for_all(cluster: &ClusterState, node: &NodeContext, now: MapSizes, max: MapSizes) -> MapSizes {
+/// Sizes with room for a whole cluster, as far as the largest ones allow. With `more_to_come` there is room for another eighth.
+pub fn for_all(
+    cluster: &ClusterState,
+    node: &NodeContext,
+    more_to_come: bool,
+    now: MapSizes,
+    max: MapSizes,
+) -> MapSizes {
     let (mut frontends, mut addresses, mut endpoints) = (0_usize, 0_u32, 0_usize);
     for (id, service) in cluster.services() {
         let ports = service.ports.len();
@@ -29,11 +36,19 @@ pub fn for_all(cluster: &ClusterState, node: &NodeContext, now: MapSizes, max: M
             endpoints += ports * own.map(crate::cluster::Endpoints::len).sum::<usize>();
         }
     }
+    let ahead = |entries: u32| {
+        if more_to_come {
+            entries + entries / 8
+        } else {
+            entries
+        }
+    };
+    let (frontends, endpoints) = (ahead(frontends as u32), ahead(endpoints as u32));
     MapSizes {
-        frontends: size(now.frontends, frontends as u32, max.frontends),
-        slots: size(now.slots, endpoints as u32, max.slots),
-        backends: size(now.backends, endpoints as u32, max.backends),
-        addresses: size(now.addresses, addresses, max.addresses),
+        frontends: size(now.frontends, frontends, max.frontends),
+        slots: size(now.slots, endpoints, max.slots),
+        backends: size(now.backends, endpoints, max.backends),
+        addresses: size(now.addresses, ahead(addresses), max.addresses),
         ..now
     }
 }

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd as _;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError};
@@ -146,18 +150,47 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<()
     }
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
     let mut object = loader.load(OBJECT).map_err(|error| load_error("maps", &error))?;
-    for (name, program) in object.programs_mut() {
-        let path = dir.program(name);
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
+    load_programs(dir, object.programs_mut().collect())
+}
+
+/// Loads and pins the programs, on all CPUs: the verifier takes its time for each, and needs no lock for the privileged
+/// (`bpf_check` in `kernel/bpf/verifier.c`).
+fn load_programs(dir: &LayoutDir, programs: Vec<(&str, &mut Program)>) -> Result<(), BpfError> {
+    let threads = available_parallelism()
+        .map_or(1, NonZero::get)
+        .min(programs.len());
+    let queue = Mutex::new(programs);
+    let work = || {
+        loop {
+            // Who panicked left the queue as it was.
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((name, program)) = next else {
+                return Ok(());
+            };
+            load_and_pin(dir, name, program)?;
         }
-        load_program(program).map_err(|error| BpfError::Load {
-            program: name.to_owned(),
-            message: program_message(&error),
-        })?;
-        pin_program(program, &path)?;
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            let done = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+            result = result.and(done);
+        }
+        result
+    })
+}
+
+fn load_and_pin(dir: &LayoutDir, name: &str, program: &mut Program) -> Result<(), BpfError> {
+    let path = dir.program(name);
+    if path.exists() {
+        std::fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
     }
-    Ok(())
+    load_program(program).map_err(|error| BpfError::Load {
+        program: name.to_owned(),
+        message: program_message(&error),
+    })?;
+    pin_program(program, &path)
 }
 
 /// Loads a program, again if a signal came meanwhile: the verifier gives up for any (EAGAIN, `do_check` in

@@ -16,13 +16,17 @@ use crate::maps::{Config, Flow, FlowState};
 use crate::packet::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::protocol;
 
-/// Finds the entry of the packet; one that has outlived its time is forgotten.
+/// Finds the entry of the packet. One that has outlived its time is forgotten, and one of a connection that is over when its
+/// backend answers another one: made by the same client port to the backend itself, not through a frontend.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     if !tables.flow(&work.key, &mut work.flow) {
         return false;
     }
-    if is_expired(config, &work.flow, work.key.protocol, tables.now()) {
+    let is_over = work.flow.state().has(FlowState::CLOSED) && work.flow.is_reply != 0;
+    if is_expired(config, &work.flow, work.key.protocol, tables.now())
+        || (is_over && work.headers.is_opening_answer())
+    {
         forget(tables, work);
         return false;
     }

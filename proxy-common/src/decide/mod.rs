@@ -14,16 +14,16 @@ pub mod select;
 pub mod socket;
 mod translate;
 
-pub use translate::begin;
+pub use translate::{prepare, try_port};
 
-use self::decision::{Decision, Entry};
+use self::decision::Entry;
 use self::select::Selected;
-use crate::Ip;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Reason, Slot, SocketKey, SocketPeer,
+    Frontend, FrontendKey, Slot, SocketKey, SocketPeer,
 };
 use crate::packet::Headers;
+use crate::{Ip, Port};
 
 /// The tables as a decision sees them.
 ///
@@ -49,6 +49,8 @@ pub trait Tables {
     fn replace_affinity(&self, key: &AffinityKey, affinity: &Affinity);
     /// Copies the conntrack entry of a packet, a confirmed one if there is one; false if there is none.
     fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool;
+    /// Whether there is a conntrack entry.
+    fn has_flow(&self, key: &FlowKey) -> bool;
     /// Remembers a flow that begins unless there is an entry with this key; false if there is.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Remembers a flow among those of its state, over an entry with this key.
@@ -61,13 +63,19 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram for its later fragments.
     fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
-    /// Begins the flow of a packet to the backend that was selected for it. Nothing to implement, but a verifier may want
-    /// it as a function of its own.
-    fn begin(&self, config: &Config, work: &mut Work, entry: Entry, reason: Reason) -> Decision
+    /// Prepares a new flow; see [`prepare`]. Nothing to implement, but a verifier may want it as a function of its own.
+    fn prepare(&self, config: &Config, work: &mut Work, entry: Entry) -> bool
     where
         Self: Sized,
     {
-        begin(self, config, work, entry, reason)
+        prepare(self, config, work, entry)
+    }
+    /// Tries a source port for a new flow; see [`try_port`]. As above.
+    fn try_port(&self, config: &Config, work: &mut Work, attempt: u32) -> bool
+    where
+        Self: Sized,
+    {
+        try_port(self, config, work, attempt)
     }
     /// The translation of an unconnected socket's peer.
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer>;
@@ -111,10 +119,20 @@ pub struct Work {
     pub mtu: u32,
     /// Room for whoever acts on the decision, to sum up a checksum.
     pub scratch: [u32; SCRATCH_WORDS],
+    /// The cookie of the socket that sends the packet, where it is known: an unconnected one may be translated by its hooks
+    /// too. Else 0.
+    pub socket: u64,
     selected: Selected,
     reply_key: FlowKey,
     reply: Flow,
     found: Flow,
+    /// Of the source ports that were tried, the one whose flow has been over for the longest, and how long that is.
+    over: Port,
+    reserved: [u8; 2],
+    over_for: u32,
+    /// Whether the client's own source port may be kept.
+    keeps_port: u32,
+    reserved2: u32,
 }
 
 impl Work {
@@ -129,10 +147,16 @@ impl Work {
             error_source: Ip::UNSPECIFIED,
             mtu: 0,
             scratch: [0; SCRATCH_WORDS],
+            socket: 0,
             selected: Selected::NONE,
             reply_key: key,
             reply: Flow::EMPTY,
             found: Flow::EMPTY,
+            over: Port::new(0),
+            reserved: [0; 2],
+            over_for: 0,
+            keeps_port: 0,
+            reserved2: 0,
         }
     }
 
@@ -141,6 +165,7 @@ impl Work {
     pub const fn start(&mut self, headers: Headers) {
         self.headers = headers;
         self.key = headers.flow_key();
+        self.socket = 0;
     }
 }
 

@@ -3,6 +3,7 @@
 use super::conntrack::{advance, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::select::select;
+use super::translate::begin;
 use super::{Tables, Work, fragment, related};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
@@ -136,7 +137,7 @@ fn to_frontend<T: Tables>(
     match select(tables, &key, frontend, src, hash) {
         Ok(selected) => {
             work.selected = selected;
-            tables.begin(config, work, entry, reason)
+            begin(tables, config, work, entry, reason)
         }
         Err(reason) => Decision::Drop(reason),
     }

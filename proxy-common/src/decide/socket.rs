@@ -5,7 +5,7 @@
 use super::Tables;
 use super::select::{Selected, select};
 use crate::maps::{
-    Backend, Config, Direction, Frontend, FrontendFlags, FrontendKey, Reason, SocketKey, SocketPeer,
+    Backend, Config, Direction, FlowKey, Frontend, FrontendFlags, FrontendKey, Reason, SocketKey, SocketPeer,
 };
 use crate::{Ip, Port, protocol};
 
@@ -27,6 +27,15 @@ pub enum Owner {
     Node,
     /// A pod's. Which address it will use is not known yet.
     Pod,
+}
+
+/// An unconnected UDP socket of the node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sender {
+    /// Its cookie (`SO_COOKIE`).
+    pub cookie: u64,
+    /// Its own port, which the kernel has chosen by now if nobody else did.
+    pub port: Port,
 }
 
 /// The frontend that a socket addresses, and who the client is, as far as that matters there; or why the packet path has
@@ -92,10 +101,17 @@ pub fn connect<T: Tables>(
 /// Decides about a datagram of an unconnected UDP socket of the node.
 ///
 /// Datagrams from one socket to one virtual address stay together while the backend lives. If the backend is already
-/// known to this socket under another virtual address, its answers could not be told apart: the packet path, which
-/// can change the source port, takes the second conversation.
+/// known to this socket under another virtual address, or answers this client port by way of the packet path, its
+/// answers could not be told apart: the packet path, which can change the source port, takes the second conversation.
 #[inline(always)]
-pub fn send<T: Tables>(tables: &T, config: &Config, cookie: u64, address: Ip, port: Port) -> SocketDecision {
+pub fn send<T: Tables>(
+    tables: &T,
+    config: &Config,
+    sender: &Sender,
+    address: Ip,
+    port: Port,
+) -> SocketDecision {
+    let cookie = sender.cookie;
     let key = FrontendKey::new(address, port, protocol::UDP);
     let (frontend, client) = match addressed(tables, config, Owner::Node, &key) {
         Ok(found) => found,
@@ -119,6 +135,15 @@ pub fn send<T: Tables>(tables: &T, config: &Config, cookie: u64, address: Ip, po
     match select(tables, &key, frontend, &client, tables.random()) {
         Ok(selected) => {
             let Backend { address, port, .. } = selected.backend;
+            let answers = FlowKey::new(address, client, port, sender.port, protocol::UDP);
+            if tables.has_flow(&answers) {
+                if !key.address.is_loopback() {
+                    return SocketDecision::Leave(Reason::NotOurs);
+                }
+                // The packet path does not serve those: here the older conversation gives way.
+                tables.forget_flow(&answers, true);
+                tables.forget_flow(&answers, false);
+            }
             let reverse = SocketKey::new(cookie, address, port, Direction::FromBackend);
             bind(tables, &forward, &reverse, selected, true)
         }

@@ -1,7 +1,9 @@
 //! What the socket decision owes, one test per rule.
 
-use super::socket::{self as decide, Owner, SocketDecision, may_bind, receive};
-use super::testing::{Fake, ip};
+use super::Work;
+use super::packet::{Decision, Entry, entering};
+use super::socket::{self as decide, Owner, Sender, SocketDecision, may_bind, receive};
+use super::testing::{Fake, ip, packet};
 use crate::maps::{BackendState, FrontendFlags, FrontendKind, Reason};
 use crate::{Ip, Port, protocol};
 
@@ -23,7 +25,11 @@ fn connect_of_pod(fake: &Fake, address: &str) -> SocketDecision {
 }
 
 fn send(fake: &Fake, cookie: u64, address: Ip, port: Port) -> SocketDecision {
-    decide::send(fake, &fake.config, cookie, address, port)
+    let sender = Sender {
+        cookie,
+        port: Port::new(40_000),
+    };
+    decide::send(fake, &fake.config, &sender, address, port)
 }
 
 fn backend(decision: SocketDecision) -> u32 {
@@ -89,6 +95,35 @@ fn a_second_virtual_address_of_one_backend_is_left_to_the_packet_path() {
     let _ = backend(send(&fake, 7, ip(VIP), Port::new(53)));
     let second = send(&fake, 7, ip("10.96.0.2"), Port::new(53));
     assert_eq!(second, SocketDecision::Leave(Reason::NotOurs));
+    // Which gives it a port of its own, and other sockets the one they have.
+    for (cookie, keeps_port) in [(7, false), (8, true)] {
+        let request = packet(protocol::UDP, ("192.168.50.11", 40_000), ("10.96.0.2", 53));
+        let mut work = Work::new(request);
+        work.socket = cookie;
+        let decision = entering(&fake, &mut work, &[0_u8; 64][..], Entry::Host);
+        assert_eq!(decision, Decision::Translate(Reason::NewFlow));
+        assert_eq!(work.flow.sport == request.sport, keeps_port, "socket {cookie}");
+        fake.new_flows.borrow_mut().clear();
+    }
+}
+
+/// A connected socket was here, whose port another one has now.
+#[test]
+fn an_older_conversation_by_the_packet_path_keeps_its_answers_or_gives_way() {
+    let mut fake = Fake::node();
+    for address in [VIP, "10.96.0.2", "127.0.0.1"] {
+        fake.service(address, 53, protocol::UDP, &[("10.244.2.2", 53)]);
+    }
+    let request = packet(protocol::UDP, ("192.168.50.11", 40_000), (VIP, 53));
+    let mut work = Work::new(request);
+    let _ = entering(&fake, &mut work, &[0_u8; 64][..], Entry::Host);
+    let answers = work.flow.reply_key(&work.key);
+    assert!(fake.known_flow(&answers).is_some());
+    let other = send(&fake, 7, ip("10.96.0.2"), Port::new(53));
+    assert_eq!(other, SocketDecision::Leave(Reason::NotOurs));
+    // The packet path does not serve the loopback.
+    let _ = backend(send(&fake, 7, ip("127.0.0.1"), Port::new(53)));
+    assert!(fake.known_flow(&answers).is_none());
 }
 
 #[test]

@@ -238,6 +238,10 @@ impl Tables for Fake {
         self.known_flow(key).map(|flow| *into = flow).is_some()
     }
 
+    fn has_flow(&self, key: &FlowKey) -> bool {
+        self.known_flow(key).is_some()
+    }
+
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
         let free = self.known_flow(key).is_none();
         if free {

@@ -17,7 +17,7 @@ use super::decision::{Decision, Entry};
 use super::{Tables, Work};
 use crate::Port;
 use crate::flow_hash::{flow_hash, pick};
-use crate::maps::{Config, ConfigFlags, Deliver, FlowState, FrontendFlags, Reason};
+use crate::maps::{Config, ConfigFlags, Deliver, Direction, FlowState, FrontendFlags, Reason, SocketKey};
 
 /// How many source ports are tried before a flow is refused.
 pub const PORT_ATTEMPTS: u32 = 16;
@@ -31,6 +31,27 @@ pub fn begin<T: Tables>(
     entry: Entry,
     reason: Reason,
 ) -> Decision {
+    if !tables.prepare(config, work, entry) {
+        return Decision::Drop(Reason::NoNodeAddress);
+    }
+    // Counted at the end: older kernels (6.1) take a loop only if the way back is a jump, and a loop that counts at
+    // its start may come to fall through into it.
+    let mut attempt = 0;
+    loop {
+        if tables.try_port(config, work, attempt) {
+            return Decision::Translate(reason);
+        }
+        attempt += 1;
+        if attempt > PORT_ATTEMPTS {
+            return Decision::Drop(Reason::NoSourcePort);
+        }
+    }
+}
+
+/// Works out what the packets of the new flow become, but for a source port that nobody else has; false if the node has no
+/// address that they would need.
+#[inline(always)]
+pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> bool {
     let Work {
         headers,
         flow,
@@ -50,14 +71,12 @@ pub fn begin<T: Tables>(
     flow.is_reply = 0;
     flow.state = 0;
     let flags = selected.flags;
-    let keeps_port = choose_source(tables, config, work, entry, flags);
-    if work.flow.src.is_unspecified() {
-        return Decision::Drop(Reason::NoNodeAddress);
-    }
-    if !remember(tables, config, work, keeps_port) {
-        return Decision::Drop(Reason::NoSourcePort);
-    }
-    Decision::Translate(reason)
+    let is_safe = choose_source(tables, config, work, entry, flags);
+    let offset = work.key.sport.number().wrapping_sub(config.masquerade_first);
+    work.keeps_port = u32::from(is_safe || offset < config.masquerade_count);
+    work.over = Port::new(0);
+    work.over_for = 0;
+    !work.flow.src.is_unspecified()
 }
 
 /// Sets the flow's source address and its ways of delivery; false if the packet will carry the node's address, so
@@ -104,7 +123,9 @@ fn choose_source<T: Tables>(
             flow.src = headers.dst;
             flow.deliver = Deliver::Host as u8;
         }
-        return true;
+        // The socket may be in a conversation with this backend already, by its hooks, which no entry tells of.
+        let peer = SocketKey::new(work.socket, flow.dst, flow.dport, Direction::FromBackend);
+        return work.socket == 0 || tables.socket_peer(&peer).is_none();
     }
     if to_node && !by_host {
         tables.node_answers_outside();
@@ -129,53 +150,52 @@ fn choose_source<T: Tables>(
     false
 }
 
-/// Finds a source port whose answers no other flow expects, and writes both entries.
+/// Tries a source port for a new flow: writes both entries if no other flow expects answers there.
 ///
 /// The client's own port is the first choice, unless the packet will carry the node's address: then only ports of
-/// the masquerade range are safe from the node's own sockets. A port that is free comes first, then the one of a flow
-/// that is over, and of those the one that has been longest.
+/// the masquerade range are safe from the node's own sockets. A port that is free comes first; behind the last attempt comes
+/// the one of a flow that is over, and of those the one that has been longest.
 #[inline(always)]
-fn remember<T: Tables>(tables: &T, config: &Config, work: &mut Work, keeps_port: bool) -> bool {
-    let offset = work.key.sport.number().wrapping_sub(config.masquerade_first);
-    let keeps_port = keeps_port || offset < config.masquerade_count;
-    let now = work.flow.seen;
-    let (mut over, mut over_for) = (0_u16, 0_u32);
-    // Counted at the end: older kernels (6.1) take a loop only if the way back is a jump, and a loop that counts at
-    // its start may come to fall through into it.
-    let mut attempt = 0;
-    loop {
-        if attempt > 0 || !keeps_port {
-            work.flow.sport = masquerade_port(config, work, attempt);
-        }
-        answer(work);
-        if tables.insert_flow(&work.reply_key, &work.reply) {
-            tables.replace_flow(&work.key, &work.flow);
-            return true;
-        }
-        if tables.flow(&work.reply_key, &mut work.found) {
-            if is_same_flow(work) {
-                take_over(tables, work);
-                return true;
-            }
-            let idle = now.wrapping_sub(work.found.seen).saturating_add(1);
-            let is_over = work.found.state().has(FlowState::CLOSED)
-                || is_expired(config, &work.found, work.key.protocol, now);
-            if is_over && idle > over_for {
-                over = work.flow.sport.number();
-                over_for = idle;
-            }
-        }
-        attempt += 1;
-        if attempt == PORT_ATTEMPTS {
-            break;
-        }
+pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt: u32) -> bool {
+    if attempt == PORT_ATTEMPTS {
+        return succeed(tables, work);
     }
-    if over_for == 0 {
+    if attempt > 0 || work.keeps_port == 0 {
+        work.flow.sport = masquerade_port(config, work, attempt);
+    }
+    answer(work);
+    if tables.insert_flow(&work.reply_key, &work.reply) {
+        tables.replace_flow(&work.key, &work.flow);
+        return true;
+    }
+    if !tables.flow(&work.reply_key, &mut work.found) {
         return false;
     }
-    work.flow.sport = Port::new(over);
+    if is_same_flow(work) {
+        take_over(tables, work);
+        return true;
+    }
+    let now = work.flow.seen;
+    let idle = now.wrapping_sub(work.found.seen).saturating_add(1);
+    let is_over =
+        work.found.state().has(FlowState::CLOSED) || is_expired(config, &work.found, work.key.protocol, now);
+    if is_over && idle > work.over_for {
+        work.over = work.flow.sport;
+        work.over_for = idle;
+    }
+    false
+}
+
+/// Gives the new flow the source port of one that is over.
+#[inline(always)]
+fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    if work.over_for == 0 {
+        return false;
+    }
+    work.flow.sport = work.over;
     answer(work);
     if tables.flow(&work.reply_key, &mut work.found) {
+        // Its key is not needed any more; the new one stands in its own place.
         let other = work.found.reply_key(&work.reply_key);
         tables.forget_flow(&other, work.found.state().has(FlowState::CONFIRMED));
     }

@@ -32,6 +32,7 @@ pub const TCP_ACK: u8 = 0x10;
 /// Offset of the first chunk's type in an SCTP packet (RFC 9260 §3).
 const SCTP_FIRST_CHUNK: u32 = 12;
 const SCTP_INIT: u8 = 1;
+const SCTP_INIT_ACK: u8 = 2;
 /// No chunk's type that means anything here: the packet ends before it.
 const SCTP_NONE: u8 = 0xff;
 
@@ -70,6 +71,14 @@ impl Headers {
     pub const fn is_opening(&self) -> bool {
         (self.protocol == protocol::TCP && self.detail & (TCP_SYN | TCP_ACK) == TCP_SYN)
             || (self.protocol == protocol::SCTP && self.detail == SCTP_INIT)
+    }
+
+    /// Whether this packet is the other side's answer to such a one.
+    #[inline(always)]
+    pub const fn is_opening_answer(&self) -> bool {
+        const BOTH: u8 = TCP_SYN | TCP_ACK;
+        (self.protocol == protocol::TCP && self.detail & BOTH == BOTH)
+            || (self.protocol == protocol::SCTP && self.detail == SCTP_INIT_ACK)
     }
 
     /// Whether the protocol has connections.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use proxy_common::decide::socket::{Owner, SocketDecision, connect, send};
+use proxy_common::decide::socket::{Owner, Sender, SocketDecision, connect, send};
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, Slot, SocketKey, SocketPeer, SourceRangeKey,
@@ -31,8 +31,13 @@ pub fn samples(
 ) -> Result<Vec<Sample>, String> {
     let tables = Live::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
+    // A socket that has not sent anything yet.
+    let sender = Sender {
+        cookie: 0,
+        port: Port::new(request.source_port.unwrap_or(0)),
+    };
     let decide = || match request.protocol {
-        Protocol::Udp => send(&tables, &tables.config, 0, address, port),
+        Protocol::Udp => send(&tables, &tables.config, &sender, address, port),
         _ => connect(
             &tables,
             &tables.config,
@@ -144,9 +149,15 @@ impl Tables for Live<'_> {
 
     fn replace_affinity(&self, _key: &AffinityKey, _affinity: &Affinity) {}
 
-    /// Hooks know no flows.
+    /// Hooks ask for no flow's content.
     fn flow(&self, _key: &FlowKey, _into: &mut Flow) -> bool {
         false
+    }
+
+    fn has_flow(&self, key: &FlowKey) -> bool {
+        [&self.datapath.flows, &self.datapath.new_flows]
+            .iter()
+            .any(|flows| flows.get(key).ok().flatten().is_some())
     }
 
     fn insert_flow(&self, _key: &FlowKey, _flow: &Flow) -> bool {

@@ -1,0 +1,266 @@
+//! How flows stay together, end, and share source ports.
+
+use super::*;
+
+#[test]
+fn a_flow_stays_with_its_backend_while_others_come_and_go() {
+    let mut fake = Fake::node();
+    let key = fake.service(
+        VIP,
+        53,
+        protocol::UDP,
+        &[("10.244.2.2", 53), ("10.244.2.3", 53), ("10.244.2.4", 53)],
+    );
+    let request = packet(protocol::UDP, (POD, 40_000), (VIP, 53));
+    let (first, _) = translated(entering(&fake, &request, Entry::Pod));
+    fake.frontends.get_mut(&key).unwrap().slots = crate::maps::SlotRange::new((first.backend + 1) % 3, 1).0;
+    let (again, reason) = translated(entering(&fake, &request, Entry::Pod));
+    assert_eq!((again.backend, reason), (first.backend, Reason::Established));
+}
+
+#[test]
+fn the_next_datagram_after_a_backend_is_gone_goes_to_another() {
+    let mut fake = Fake::node();
+    let key = fake.service(VIP, 53, protocol::UDP, &[("10.244.2.2", 53), ("10.244.2.3", 53)]);
+    let request = packet(protocol::UDP, (POD, 40_000), (VIP, 53));
+    let (first, _) = translated(entering(&fake, &request, Entry::Pod));
+    fake.backends[first.backend as usize].state = BackendState::Gone as u8;
+    fake.frontends.get_mut(&key).unwrap().slots = crate::maps::SlotRange::new(1 - first.backend, 1).0;
+    let (moved, reason) = translated(entering(&fake, &request, Entry::Pod));
+    assert_eq!((moved.backend, reason), (1 - first.backend, Reason::Moved));
+    assert_answered(
+        leaving(&fake, &answer(&moved, protocol::UDP)),
+        &request,
+        Deliver::Stack,
+    );
+}
+
+#[test]
+fn a_reused_backend_id_is_not_the_old_backend() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 53, protocol::UDP, &[("10.244.2.2", 53)]);
+    let request = packet(protocol::UDP, (POD, 40_000), (VIP, 53));
+    let _ = entering(&fake, &request, Entry::Pod);
+    fake.backends[0].generation += 1;
+    fake.backends[0].address = ip("10.244.2.9");
+    let (moved, reason) = translated(entering(&fake, &request, Entry::Pod));
+    assert_eq!((moved.dst, reason), (ip("10.244.2.9"), Reason::Moved));
+}
+
+#[test]
+fn a_connection_outlives_its_endpoint_and_its_service() {
+    let mut fake = Fake::node();
+    let key = fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
+    fake.backends[0].state = BackendState::Gone as u8;
+    fake.frontends.get_mut(&key).unwrap().slots = 0;
+    assert_eq!(
+        translated(entering(&fake, &request, Entry::Pod)),
+        (flow, Reason::Established)
+    );
+    fake.frontends.clear();
+    assert_eq!(
+        translated(entering(&fake, &request, Entry::Pod)),
+        (flow, Reason::Established)
+    );
+}
+
+#[test]
+fn a_new_connection_never_goes_to_a_terminating_backend_that_left_the_slice() {
+    let mut fake = Fake::node();
+    let key = fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 80), ("10.244.2.3", 80)]);
+    let mut syn = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    syn.detail = 0x02;
+    let (first, _) = translated(entering(&fake, &syn, Entry::Pod));
+    fake.backends[first.backend as usize].state = BackendState::Terminating as u8;
+    fake.frontends.get_mut(&key).unwrap().slots = crate::maps::SlotRange::new(1 - first.backend, 1).0;
+    let (second, _) = translated(entering(&fake, &syn, Entry::Pod));
+    assert_eq!(second.backend, 1 - first.backend);
+}
+
+#[test]
+fn two_frontends_that_lead_one_port_to_one_backend_do_not_collide() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    fake.service("10.96.0.2", 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let one = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let two = packet(protocol::TCP, (POD, 40_000), ("10.96.0.2", 80));
+    let (first, _) = translated(entering(&fake, &one, Entry::Pod));
+    let (second, _) = translated(entering(&fake, &two, Entry::Pod));
+    assert_eq!(first.sport, Port::new(40_000));
+    assert_ne!(second.sport, Port::new(40_000));
+    assert_answered(
+        leaving(&fake, &answer(&first, protocol::TCP)),
+        &one,
+        Deliver::Stack,
+    );
+    assert_answered(
+        leaving(&fake, &answer(&second, protocol::TCP)),
+        &two,
+        Deliver::Stack,
+    );
+}
+
+#[test]
+fn a_lost_half_of_a_flow_is_written_again_at_the_next_tick() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 53, protocol::UDP, &[("10.244.2.2", 53)]);
+    let request = packet(protocol::UDP, (POD, 40_000), (VIP, 53));
+    let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
+    let reply = answer(&flow, protocol::UDP);
+
+    fake.evict(&reply.flow_key());
+    fake.pass_ticks(1);
+    let _ = entering(&fake, &request, Entry::Pod);
+    assert_answered(leaving(&fake, &reply), &request, Deliver::Stack);
+
+    fake.evict(&request.flow_key());
+    fake.pass_ticks(1);
+    let _ = leaving(&fake, &reply);
+    assert_eq!(
+        translated(entering(&fake, &request, Entry::Pod)).1,
+        Reason::Established
+    );
+}
+
+#[test]
+fn a_connection_to_a_removed_backend_is_reset_where_its_service_wants_that() {
+    let mut fake = Fake::node();
+    let key = fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let _ = translated(entering(&fake, &request, Entry::Pod));
+    fake.backends[0].state = BackendState::Gone as u8;
+    let stays = translated(entering(&fake, &request, Entry::Pod));
+    assert_eq!(stays.1, Reason::Established);
+    fake.frontends.get_mut(&key).unwrap().flags |= FrontendFlags::RESET_REMOVED;
+    assert_eq!(
+        entering(&fake, &request, Entry::Pod).0,
+        Decision::Drop(Reason::BackendRemoved)
+    );
+    assert!(fake.new_flows.borrow().is_empty(), "and nothing is left of it");
+}
+
+/// Lets a TCP connection through its handshake, and gives its flow.
+fn open(fake: &Fake, request: &Headers) -> Flow {
+    let (flow, _) = translated(entering(fake, &with_flags(*request, TCP_SYN), Entry::Pod));
+    let reply = answer(&flow, protocol::TCP);
+    let _ = translated(leaving(fake, &with_flags(reply, TCP_SYN | TCP_ACK)));
+    translated(entering(fake, &with_flags(*request, TCP_ACK), Entry::Pod)).0
+}
+
+#[test]
+fn connections_move_between_the_tables_as_they_open_and_close() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let _ = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Pod));
+    assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (0, 2));
+    let flow = open(&fake, &request);
+    assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (2, 0));
+    let reply = answer(&flow, protocol::TCP);
+    let _ = translated(leaving(&fake, &with_flags(reply, TCP_FIN | TCP_ACK)));
+    assert_eq!(fake.flows.borrow().len(), 2, "one side still speaks");
+    let _ = translated(entering(
+        &fake,
+        &with_flags(request, TCP_FIN | TCP_ACK),
+        Entry::Pod,
+    ));
+    assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (0, 2));
+    // The last acknowledgement still finds its way.
+    let (_, reason) = translated(leaving(&fake, &with_flags(reply, TCP_ACK)));
+    assert_eq!(reason, Reason::Reply);
+}
+
+#[test]
+fn a_client_port_that_is_used_again_begins_a_new_connection() {
+    let mut fake = Fake::node();
+    let key = fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 80), ("10.244.2.3", 80)]);
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let first = open(&fake, &request);
+    let _ = translated(entering(&fake, &with_flags(request, TCP_RST), Entry::Pod));
+    fake.frontends.get_mut(&key).unwrap().slots = crate::maps::SlotRange::new(1 - first.backend, 1).0;
+    let (second, reason) = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Pod));
+    assert_eq!(
+        (second.backend, second.state, reason),
+        (1 - first.backend, 0, Reason::Moved)
+    );
+}
+
+/// The same client port, used first through the frontend and then for the backend itself.
+#[test]
+fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let request = with_flags(packet(protocol::TCP, (POD, 40_000), (VIP, 80)), TCP_SYN);
+    let flow = open(&fake, &request);
+    let syn_ack = with_flags(answer(&flow, protocol::TCP), TCP_SYN | TCP_ACK);
+    assert_answered(leaving(&fake, &syn_ack), &request, Deliver::Stack);
+    let rst = with_flags(answer(&flow, protocol::TCP), TCP_RST);
+    assert_answered(leaving(&fake, &rst), &request, Deliver::Stack);
+    // That one is over; this SYN,ACK belongs to another connection.
+    for packet in [syn_ack, with_flags(syn_ack, TCP_ACK)] {
+        assert_eq!(leaving(&fake, &packet).0, Decision::Pass(Reason::NotOurs));
+    }
+}
+
+#[test]
+fn flows_are_forgotten_when_their_time_is_over() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    fake.config.lifetimes[Lifetime::Opening as usize] = 10;
+    fake.config.lifetimes[Lifetime::Open as usize] = 100;
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let _ = open(&fake, &request);
+    fake.pass_ticks(100);
+    let ack = with_flags(request, TCP_ACK);
+    assert_eq!(
+        translated(entering(&fake, &ack, Entry::Pod)).1,
+        Reason::Established
+    );
+    fake.pass_ticks(101);
+    let (flow, reason) = translated(entering(&fake, &ack, Entry::Pod));
+    assert_eq!((reason, flow.state), (Reason::NewFlow, 0));
+    assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (0, 2));
+}
+
+#[test]
+fn the_source_port_of_a_flow_that_is_over_is_used_again_the_oldest_first() {
+    let mut fake = Fake::node();
+    fake.config.masquerade_count = 2;
+    node_port(&mut fake, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let connect = |port| {
+        let request = packet(protocol::TCP, (OUTSIDE, port), (NODE, 30_080));
+        entering(&fake, &with_flags(request, TCP_SYN), Entry::Uplink)
+    };
+    let reset = |port| {
+        let request = packet(protocol::TCP, (OUTSIDE, port), (NODE, 30_080));
+        let _ = translated(entering(&fake, &with_flags(request, TCP_RST), Entry::Uplink));
+    };
+    let (first, _) = translated(connect(40_000));
+    let (second, _) = translated(connect(40_001));
+    assert_ne!(first.sport, second.sport);
+    assert_eq!(connect(40_002).0, Decision::Drop(Reason::NoSourcePort));
+    fake.pass_ticks(1);
+    reset(40_000);
+    fake.pass_ticks(1);
+    reset(40_001);
+    let (third, _) = translated(connect(40_002));
+    assert_eq!(third.sport, first.sport);
+    // The old client's entry went with its port: what it still sends is no part of the new flow.
+    let old = packet(protocol::TCP, (OUTSIDE, 40_000), (NODE, 30_080));
+    assert!(fake.known_flow(&old.flow_key()).is_none());
+}
+
+#[test]
+fn the_state_of_a_flow_is_the_same_in_both_entries() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let flow = open(&fake, &request);
+    let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
+    let reply_key = answer(&flow, protocol::TCP).flow_key();
+    let states = [request.flow_key(), reply_key].map(|key| fake.known_flow(&key).unwrap().state);
+    let expected = FlowState::ANSWERED | FlowState::CONFIRMED | FlowState::CLIENT_DONE;
+    assert_eq!(states, [expected; 2]);
+}

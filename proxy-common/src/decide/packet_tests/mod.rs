@@ -1,0 +1,73 @@
+//! What the packet decision owes, one test per rule.
+
+mod cluster_ip;
+mod flows;
+mod fragments;
+mod outside;
+mod verdicts;
+
+use super::Work;
+use super::packet::{self as decide, Decision, Entry};
+use super::testing::{Fake, ip, packet};
+use crate::maps::{
+    AddressFlags, BackendState, ConfigFlags, Deliver, Flow, FlowState, FrontendFlags, FrontendKey,
+    FrontendKind, Lifetime, Reason, Scope,
+};
+use crate::packet::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::{Port, protocol};
+
+const POD: &str = "10.244.1.10";
+const NODE: &str = "192.168.50.11";
+const VIP: &str = "10.96.0.1";
+const OUTSIDE: &str = "172.31.0.5";
+
+type Outcome = (Decision, Flow);
+
+fn entering(fake: &Fake, headers: &Headers, entry: Entry) -> Outcome {
+    let mut work = Work::new(*headers);
+    (decide::entering(fake, &mut work, &[][..], entry), work.flow)
+}
+
+fn leaving(fake: &Fake, headers: &Headers) -> Outcome {
+    let mut work = Work::new(*headers);
+    (decide::leaving(fake, &mut work, &[][..]), work.flow)
+}
+
+fn translated(outcome: Outcome) -> (Flow, Reason) {
+    match outcome {
+        (Decision::Translate(reason), flow) => (flow, reason),
+        (other, _) => panic!("not translated: {other:?}"),
+    }
+}
+
+fn answer(flow: &Flow, protocol: u8) -> Headers {
+    Headers {
+        src: flow.dst,
+        dst: flow.src,
+        sport: flow.dport,
+        dport: flow.sport,
+        ..packet(protocol, (VIP, 0), (VIP, 0))
+    }
+}
+
+/// The answer to `flow` must become (source, destination) of the client's own conversation again.
+fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
+    let (reply, reason) = translated(outcome);
+    assert_eq!(reason, Reason::Reply);
+    assert_eq!((reply.src, reply.sport), (request.dst, request.dport));
+    assert_eq!((reply.dst, reply.dport), (request.src, request.sport));
+    assert_eq!(reply.deliver, deliver as u8);
+}
+
+fn with_flags(headers: Headers, detail: u8) -> Headers {
+    Headers { detail, ..headers }
+}
+
+/// A node port at the node's address that leads to these backends.
+fn node_port(fake: &mut Fake, protocol: u8, backends: &[(&str, u16)]) -> FrontendKey {
+    let key = fake.service(NODE, 30_080, protocol, backends);
+    fake.frontends.get_mut(&key).unwrap().flags |= FrontendFlags::of_kind(FrontendKind::NodePort);
+    fake.addresses
+        .insert(ip(NODE), AddressFlags(AddressFlags::NODE | AddressFlags::VIRTUAL));
+    key
+}

@@ -1,0 +1,186 @@
+//! A packet in the kernel's socket buffer, and the helpers that read, change and send it.
+
+use core::ffi::c_void;
+use core::mem::{MaybeUninit, size_of};
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::generated as helper;
+use aya_ebpf::programs::TcContext;
+use proxy_common::Plain;
+use proxy_common::packet::Packet;
+
+/// A socket buffer.
+pub struct Skb<'a>(pub &'a TcContext);
+
+impl Packet for Skb<'_> {
+    #[inline(always)]
+    fn load<T: Plain>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the buffer is as long as told; it is read only if the helper filled it.
+        unsafe {
+            let to = value.as_mut_ptr().cast::<c_void>();
+            let error = helper::bpf_skb_load_bytes(self.0.as_ptr(), offset, to, size_of::<T>() as u32);
+            (error == 0).then(|| value.assume_init())
+        }
+    }
+}
+
+impl Skb<'_> {
+    /// The EtherType, in host order.
+    #[inline(always)]
+    pub fn ether_type(&self) -> u16 {
+        // SAFETY: a field of the context.
+        u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
+    }
+
+    /// The interface the packet is on.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// How long the frame is.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).len }
+    }
+
+    /// Whether the buffer holds several segments, to be cut later.
+    #[inline(always)]
+    pub fn is_gso(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).gso_size != 0 }
+    }
+
+    /// The cookie of the socket that sends the packet; 0 if none of this node's does, or it is not known any more.
+    #[inline(always)]
+    pub fn socket_cookie(&self) -> u64 {
+        // SAFETY: the context is passed as the helper expects it.
+        unsafe { helper::bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// A word of the control block.
+    #[inline(always)]
+    pub fn control<const INDEX: usize>(&self) -> u32 {
+        // SAFETY: a field of the context, at a constant index.
+        unsafe { (*self.0.skb.skb).cb[INDEX] }
+    }
+
+    /// Sets a word of the control block.
+    #[inline(always)]
+    pub fn set_control<const INDEX: usize>(&self, value: u32) {
+        // SAFETY: a field of the context, at a constant index.
+        unsafe { (*self.0.skb.skb).cb[INDEX] = value }
+    }
+
+    /// Writes a value into the packet.
+    #[inline(always)]
+    pub fn store<T: Plain>(&self, offset: u32, value: &T) -> Option<()> {
+        let from = (&raw const *value).cast::<c_void>();
+        // SAFETY: the buffer is as long as told.
+        let error = unsafe {
+            helper::bpf_skb_store_bytes(self.0.skb.skb.cast(), offset, from, size_of::<T>() as u32, 0)
+        };
+        (error == 0).then_some(())
+    }
+
+    /// Updates an IP header checksum by a difference.
+    #[inline(always)]
+    pub fn update_ip_checksum(&self, offset: u32, difference: u64) -> Option<()> {
+        // SAFETY: the helper checks the offset.
+        let error = unsafe { helper::bpf_l3_csum_replace(self.0.skb.skb, offset, 0, difference, 0) };
+        (error == 0).then_some(())
+    }
+
+    /// Updates a transport checksum; the low bits of `flags` tell the size of `from` and `to`, 0 for a difference.
+    #[inline(always)]
+    pub fn update_transport_checksum(&self, offset: u32, from: u64, to: u64, flags: u64) -> Option<()> {
+        // SAFETY: the helper checks the offset.
+        let error = unsafe { helper::bpf_l4_csum_replace(self.0.skb.skb, offset, from, to, flags) };
+        (error == 0).then_some(())
+    }
+
+    /// Makes room behind the Ethernet header.
+    #[inline(always)]
+    pub fn insert_behind_ethernet(&self, bytes: u32) -> Option<()> {
+        // SAFETY: the helper checks its arguments.
+        let error = unsafe { helper::bpf_skb_adjust_room(self.0.skb.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) };
+        (error == 0).then_some(())
+    }
+
+    /// Cuts the packet to a length.
+    #[inline(always)]
+    pub fn truncate(&self, len: u32) -> Option<()> {
+        // SAFETY: the helper checks its arguments.
+        let error = unsafe { helper::bpf_skb_change_tail(self.0.skb.skb, len, 0) };
+        (error == 0).then_some(())
+    }
+
+    /// Looks up the route of a packet.
+    #[inline(always)]
+    pub fn route(&self, lookup: &mut FibLookup) -> i64 {
+        let size = size_of::<FibLookup>() as i32;
+        // SAFETY: the parameters are a live, initialised struct of the size told.
+        unsafe { helper::bpf_fib_lookup(self.0.as_ptr(), lookup, size, 0) }
+    }
+}
+
+/// Empty parameters of a route look-up.
+#[inline(always)]
+pub fn zeroed_fib_lookup() -> FibLookup {
+    // SAFETY: a struct of integers and unions of integers, for which zero is a value.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+/// The size of the link that a look-up found a packet to be too big for; kernels before 5.13 do not tell, and then the
+/// size that every link has (RFC 8200 §5) will do.
+#[inline(always)]
+pub fn mtu_of(lookup: &FibLookup) -> u32 {
+    const LEAST: u32 = 1280;
+    // SAFETY: a union of integers of one size.
+    let mtu = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
+    if mtu == 0 { LEAST } else { mtu }
+}
+
+/// The verdict that sends the packet out of an interface as it is.
+#[inline(always)]
+pub fn redirect_out(ifindex: u32) -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { helper::bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// The verdict that has the packet come in by an interface.
+#[inline(always)]
+pub fn redirect_in(ifindex: u32) -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { helper::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
+}
+
+/// The verdict that sends the packet out of an interface, to the neighbour that the routing table names.
+#[inline(always)]
+pub fn redirect_to_neighbour(ifindex: u32) -> i32 {
+    // SAFETY: without parameters the kernel looks the neighbour up itself.
+    unsafe { helper::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// The difference between two runs of 32-bit words, for checksums.
+#[inline(always)]
+pub fn checksum_difference<const N: usize>(from: &mut [u32; N], to: &mut [u32; N]) -> u64 {
+    let size = (N * 4) as u32;
+    // SAFETY: both buffers are as long as told, a multiple of four.
+    unsafe { helper::bpf_csum_diff(from.as_mut_ptr(), size, to.as_mut_ptr(), size, 0) as u64 }
+}
+
+/// The checksum of a run of 32-bit words, folded to the 16 bits that go into a header.
+#[inline(always)]
+pub fn checksum<const N: usize>(words: &mut [u32; N]) -> u16 {
+    let size = (N * 4) as u32;
+    // SAFETY: the buffer is as long as told, a multiple of four; an empty first run has no address.
+    let sum = unsafe { helper::bpf_csum_diff(core::ptr::null_mut(), 0, words.as_mut_ptr(), size, 0) as u32 };
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
