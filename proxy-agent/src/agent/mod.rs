@@ -30,7 +30,7 @@ use proxy_common::Ip;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::apply::{Limits, Programmer, Progress};
+use crate::apply::{Limits, Programmer, Progress, room};
 use crate::bpf::object::MapSizes;
 use crate::bpf::{Datapath, witness};
 use crate::cluster::{Changes, ClusterState};
@@ -47,8 +47,8 @@ use outward::{Note, Outward};
 const EVENTS_PER_ROUND: usize = 1024;
 /// Room in the channel of events; a source that is ahead waits.
 const EVENTS_AHEAD: usize = 4096;
-/// Objects of the first lists that are taken in before the room in the tables is looked at again, at the least.
-const LISTED_PER_LOOK: usize = 8192;
+/// Entries that arrive in the first lists before the room in the tables is looked at again, at the least.
+const LEAST_ROOM: usize = 2048;
 /// How long a failed write waits for the next try.
 const RETRY: Duration = Duration::from_millis(100);
 /// How often what waits for a grace period is looked at while nothing else happens.
@@ -81,9 +81,10 @@ struct Agent {
     config_errors: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
-    /// Events taken in, and after how many of them to look at the room in the tables, until the first lists are complete.
+    /// Until the first lists are complete: entries that have arrived since the room in the tables was looked at, at the most,
+    /// and how many may arrive before it is looked at again.
     listed: usize,
-    room_at: usize,
+    room: usize,
     last_change: Option<Timestamp>,
     last_writes: u64,
 }
@@ -140,7 +141,7 @@ impl Agent {
             synced: false,
             first_sync: None,
             listed: 0,
-            room_at: LISTED_PER_LOOK,
+            room: LEAST_ROOM,
             last_change: None,
             last_writes: 0,
             options,
@@ -188,7 +189,9 @@ impl Agent {
 
     fn take_in(&mut self, event: Event) {
         let note = Note::of(&event);
-        self.listed += 1;
+        if !self.cluster.synced() {
+            self.listed += room::most_entries(&event.change);
+        }
         self.cluster.apply(event, &mut self.changes);
         self.outward.taken(&note, &self.changes);
     }
@@ -225,11 +228,13 @@ impl Agent {
         self.changes = changes;
     }
 
-    /// Lets the tables grow while the first lists come in, each time an eighth more has arrived.
+    /// Lets the tables grow while the first lists come in, ahead of what has arrived.
     fn make_room_ahead(&mut self) {
-        if self.listed >= self.room_at {
-            self.room_at = self.listed + (self.listed / 8).max(LISTED_PER_LOOK);
-            self.programmer.make_room_ahead(&self.cluster, &self.context);
+        if self.listed >= self.room {
+            let left = self.programmer.make_room_ahead(&self.cluster, &self.context);
+            // To look again when half of it may be gone, and not all the time where tables may not grow.
+            self.room = (left as usize / 2).max(LEAST_ROOM);
+            self.listed = 0;
         }
     }
 

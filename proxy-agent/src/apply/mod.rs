@@ -8,7 +8,7 @@ mod claims;
 mod found;
 mod programmer;
 mod quarantine;
-mod room;
+pub mod room;
 mod store;
 mod writer;
 

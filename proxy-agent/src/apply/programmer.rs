@@ -12,7 +12,7 @@ use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
 use super::found::Found;
 use super::quarantine::Quarantine;
-use super::room;
+use super::room::{self, Need};
 use super::store::Store;
 use super::writer::Writer;
 use crate::bpf::object::MapSizes;
@@ -156,16 +156,12 @@ impl<S: Store> Programmer<S> {
             .map(|(id, messages)| (*id, messages.as_slice()))
     }
 
-    /// Makes room for what has arrived of the cluster so far and some more. To be called before [`Self::sync`], as often as one
-    /// likes.
-    pub fn make_room_ahead(&mut self, cluster: &ClusterState, node: &NodeContext) {
-        self.grow(room::for_all(
-            cluster,
-            node,
-            true,
-            self.store.sizes(),
-            self.limits.max,
-        ));
+    /// Makes room for what has arrived of the cluster so far and a little more, and says how many more entries fit into every
+    /// table then. To be called before [`Self::sync`], as often as one likes.
+    pub fn make_room_ahead(&mut self, cluster: &ClusterState, node: &NodeContext) -> u32 {
+        let need = Need::of(cluster, node);
+        self.grow(need.and_more().sizes(self.store.sizes(), self.limits.max));
+        need.left(&self.store.sizes())
     }
 
     /// Brings everything in line for the first time: what the tables hold and the plan wants is taken over as it is, what the
@@ -174,13 +170,7 @@ impl<S: Store> Programmer<S> {
         let before = self.writer.count();
         self.found = Found::read(&self.store)?;
         self.allocator = self.found.allocator(&self.store);
-        self.grow(room::for_all(
-            cluster,
-            node,
-            false,
-            self.store.sizes(),
-            self.limits.max,
-        ));
+        self.grow(Need::of(cluster, node).sizes(self.store.sizes(), self.limits.max));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
         let mut claimed: HashMap<FrontendKey, ObjectId> = HashMap::with_capacity(cluster.service_count());

@@ -7,49 +7,105 @@
 use crate::bpf::object::MapSizes;
 use crate::cluster::{ClusterState, Family};
 use crate::plan::NodeContext;
+use crate::source::{Change, Object};
 
-/// Sizes with room for a whole cluster, as far as the largest ones allow. With `more_to_come` there is room for another eighth.
-pub fn for_all(
-    cluster: &ClusterState,
-    node: &NodeContext,
-    more_to_come: bool,
-    now: MapSizes,
-    max: MapSizes,
-) -> MapSizes {
-    let (mut frontends, mut addresses, mut endpoints) = (0_usize, 0_u32, 0_usize);
-    for (id, service) in cluster.services() {
-        let ports = service.ports.len();
-        for address in service.cluster_ips() {
-            addresses += 1;
-            frontends += ports;
-            if let Some(external) = service.external.as_deref() {
-                let listed = external.load_balancer_ips.len() + external.external_ips.len();
-                // Node ports have the loopback too, and under policy Local each address has two views.
-                let each = if external.local { 2 } else { 1 };
-                addresses += listed as u32;
-                frontends += ports * each * (listed + node.node_port_addresses.len() + 1);
+/// Entries that each table needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    frontends: u32,
+    addresses: u32,
+    /// Of slots, and of backends.
+    endpoints: u32,
+}
+
+impl Need {
+    /// What a whole cluster needs.
+    pub fn of(cluster: &ClusterState, node: &NodeContext) -> Self {
+        let (mut frontends, mut addresses, mut endpoints) = (0_usize, 0_usize, 0_usize);
+        for (id, service) in cluster.services() {
+            let ports = service.ports.len();
+            for address in service.cluster_ips() {
+                addresses += 1;
+                frontends += ports;
+                if let Some(external) = service.external.as_deref() {
+                    let listed = external.load_balancer_ips.len() + external.external_ips.len();
+                    // Node ports have the loopback too, and under policy Local each address has two views.
+                    let each = if external.local { 2 } else { 1 };
+                    addresses += listed;
+                    frontends += ports * each * (listed + node.node_port_addresses.len() + 1);
+                }
+                let family = Family::of(address);
+                let slices = cluster.slices_of(id).map(|slice| &slice.endpoints);
+                let own = slices.filter(|endpoints| endpoints.family() == family);
+                // Some ports may have fewer endpoints; that costs no more than a table of twice the size.
+                endpoints += ports * own.map(crate::cluster::Endpoints::len).sum::<usize>();
             }
-            let family = Family::of(address);
-            let slices = cluster.slices_of(id).map(|slice| &slice.endpoints);
-            let own = slices.filter(|endpoints| endpoints.family() == family);
-            // Some ports may have fewer endpoints; that costs no more than a table of twice the size.
-            endpoints += ports * own.map(crate::cluster::Endpoints::len).sum::<usize>();
+        }
+        Self {
+            frontends: frontends as u32,
+            addresses: addresses as u32,
+            endpoints: endpoints as u32,
         }
     }
-    let ahead = |entries: u32| {
-        if more_to_come {
-            entries + entries / 8
-        } else {
-            entries
+
+    /// The same and a little more.
+    #[must_use]
+    pub fn and_more(self) -> Self {
+        let more = |entries: u32| entries + entries / 64;
+        Self {
+            frontends: more(self.frontends),
+            addresses: more(self.addresses),
+            endpoints: more(self.endpoints),
         }
-    };
-    let (frontends, endpoints) = (ahead(frontends as u32), ahead(endpoints as u32));
-    MapSizes {
-        frontends: size(now.frontends, frontends, max.frontends),
-        slots: size(now.slots, endpoints, max.slots),
-        backends: size(now.backends, endpoints, max.backends),
-        addresses: size(now.addresses, ahead(addresses), max.addresses),
-        ..now
+    }
+
+    /// Sizes with room for it, as far as the largest ones allow.
+    pub fn sizes(self, now: MapSizes, max: MapSizes) -> MapSizes {
+        MapSizes {
+            frontends: size(now.frontends, self.frontends, max.frontends),
+            slots: size(now.slots, self.endpoints, max.slots),
+            backends: size(now.backends, self.endpoints, max.backends),
+            addresses: size(now.addresses, self.addresses, max.addresses),
+            ..now
+        }
+    }
+
+    /// How many more entries fit into every table.
+    pub fn left(self, sizes: &MapSizes) -> u32 {
+        [
+            (sizes.frontends, self.frontends),
+            (sizes.slots, self.endpoints),
+            (sizes.backends, self.endpoints),
+            (sizes.addresses, self.addresses),
+        ]
+        .map(|(size, need)| size.saturating_sub(need))
+        .into_iter()
+        .min()
+        .unwrap_or(0)
+    }
+}
+
+/// The most entries that what happened to an object can add to a table.
+pub fn most_entries(change: &Change) -> usize {
+    let Change::Apply(object) = change else { return 0 };
+    match &**object {
+        Object::Service(service) => {
+            let Some(spec) = &service.spec else { return 0 };
+            let listed = spec.external_ips.as_ref().map_or(0, Vec::len);
+            let balancer = service
+                .status
+                .as_ref()
+                .and_then(|status| status.load_balancer.as_ref());
+            let ingress = balancer
+                .and_then(|balancer| balancer.ingress.as_ref())
+                .map_or(0, Vec::len);
+            // Cluster IPs and loopbacks of two families, a node with some addresses, and two views of each.
+            spec.ports.as_ref().map_or(0, Vec::len) * 2 * (8 + listed + ingress)
+        }
+        Object::EndpointSlice(slice) => {
+            slice.ports.as_ref().map_or(0, Vec::len) * slice.endpoints.as_ref().map_or(0, Vec::len)
+        }
+        Object::Node(_) | Object::ServiceCidr(_) => 0,
     }
 }
 
