@@ -364,7 +364,7 @@ async fn start_source(
         }
         SourceSpec::Kubernetes => {
             let kubeconfig = options.kubeconfig.as_deref();
-            let (state, client) = source::kubernetes::start(kubeconfig, events).await?;
+            let (state, client) = source::kubernetes::start(kubeconfig, &options.node_name, events).await?;
             let recorder = Recorder::start(client, state.clone(), &options.node_name);
             Ok((state, recorder))
         }

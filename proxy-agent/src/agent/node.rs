@@ -121,6 +121,7 @@ impl NodeSide {
         let links = self.monitor.links();
         let role_options = RoleOptions {
             uplinks: options.uplinks.clone(),
+            pod_interfaces: options.pod_interfaces.clone(),
             node_addresses: node_object.clone(),
         };
         self.roles = roles(links, &role_options);
@@ -212,7 +213,9 @@ impl NodeSide {
                 }),
             }
         }
-        self.refresh_namespaces(programmer.store(), &mut problems).await;
+        let with_sockets = cluster.pods_with_sockets(&options.node_name);
+        self.refresh_namespaces(programmer.store(), with_sockets.as_ref(), &mut problems)
+            .await;
         for problem in &problems {
             if !self.problems.contains(problem) {
                 tracing::warn!(object = problem.object, "{}", problem.message);
@@ -358,8 +361,14 @@ impl NodeSide {
         }
     }
 
-    /// Which network namespaces are this node's pods'.
-    async fn refresh_namespaces(&mut self, datapath: &Datapath, problems: &mut Vec<ObjectError>) {
+    /// Which network namespaces are this node's pods', as far as their sockets may be translated: where some pods opted out, a
+    /// namespace has to have an address of one of the others.
+    async fn refresh_namespaces(
+        &mut self,
+        datapath: &Datapath,
+        with_sockets: Option<&BTreeSet<IpAddr>>,
+        problems: &mut Vec<ObjectError>,
+    ) {
         self.namespaces.update(self.monitor.links(), &self.roles).await;
         if let Some(limitation) = self.namespaces.limitation() {
             problems.push(ObjectError {
@@ -367,7 +376,15 @@ impl NodeSide {
                 message: limitation.to_owned(),
             });
         }
-        let wanted: BTreeMap<u32, u64> = self.namespaces.cookies().collect();
+        let mut wanted: BTreeMap<u32, u64> = self.namespaces.cookies().collect();
+        if let Some(with_sockets) = with_sockets {
+            for interface in wanted.keys().copied().collect::<Vec<_>>() {
+                let addresses = self.namespaces.addresses(interface).await;
+                if !addresses.iter().any(|address| with_sockets.contains(address)) {
+                    wanted.remove(&interface);
+                }
+            }
+        }
         let mut known: BTreeMap<u64, u32> = BTreeMap::new();
         if self.adopted {
             known.extend(self.pod_netns.iter().map(|(index, cookie)| (*cookie, *index)));

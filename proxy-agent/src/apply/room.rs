@@ -105,7 +105,7 @@ pub fn most_entries(change: &Change) -> usize {
         Object::EndpointSlice(slice) => {
             slice.ports.as_ref().map_or(0, Vec::len) * slice.endpoints.as_ref().map_or(0, Vec::len)
         }
-        Object::Node(_) | Object::ServiceCidr(_) => 0,
+        _ => 0,
     }
 }
 

@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 
 use super::{Global, environment};
 use crate::config::{
-    Address, AgentOptions, Cidr, Configuration, ListenAddress, MapSettings, NodePortAddress, PortRange,
-    Settings, SocketLb, SourceSpec, read_files,
+    Address, AgentOptions, Cidr, Configuration, ListenAddress, MapSettings, NamePattern, NodePortAddress,
+    PortRange, Settings, SocketLb, SourceSpec, read_files,
 };
 
 /// `millrace agent`
@@ -51,6 +51,15 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     uplinks: Vec<String>,
+    /// An interface by which pods' packets reach the node, such as cali*; can be given several times [default: all that lead
+    /// to other network namespaces]
+    #[arg(
+        long = "pod-interfaces",
+        value_name = "PATTERN",
+        env = "MILLRACE_POD_INTERFACES",
+        value_delimiter = ','
+    )]
+    pod_interfaces: Vec<NamePattern>,
     /// Log more; twice or three times for still more
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -149,6 +158,7 @@ impl AgentArgs {
             run_dir: global.run_dir.clone(),
             cgroup: self.cgroup,
             uplinks: self.uplinks,
+            pod_interfaces: self.pod_interfaces,
             verbose: self.verbose > 0,
             config_files: self.config,
             overrides,
@@ -232,6 +242,7 @@ mod tests {
                 run_dir: "/run/millrace".into(),
                 cgroup: None,
                 uplinks: vec![],
+                pod_interfaces: vec![],
                 verbose: false,
                 config_files: vec![],
                 overrides: Settings::default(),

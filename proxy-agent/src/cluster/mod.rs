@@ -15,10 +15,12 @@ pub mod interner;
 pub mod merge;
 pub mod names;
 pub mod node;
+pub mod pods;
 pub mod port;
-pub mod problems;
+mod problems;
 pub mod service;
 mod services;
+mod small;
 pub mod state;
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! Invariant: before the first full list of every kind is complete nothing is reported dirty, since nothing may be
 //! removed on the strength of half a list; the event that completes it reports [`Changes::synced`].
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -14,9 +15,12 @@ use super::endpoint_slice::EndpointSlice;
 use super::merge::Merged;
 use super::names::Names;
 use super::node::{Node, ServiceCidr};
+use super::pods::Pod;
+use super::pods::{Pods, Settings};
 use super::problems::{Findings, Problem, Problems};
 use super::service::{Service, ServicePort};
 use super::services::Services;
+use super::small::Small;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, wire};
 
 /// What has to be looked at again after one or more events.
@@ -24,7 +28,7 @@ use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, wire};
 pub struct Changes {
     /// Services to plan again; those that are gone too.
     pub services: ObjectIdSet,
-    /// Some node came, went or changed.
+    /// Some node or pod came, went or changed, or what a namespace says about its pods did.
     pub nodes: bool,
     /// The ranges of cluster IPs changed.
     pub service_cidrs: bool,
@@ -60,6 +64,8 @@ pub struct ClusterState {
     services: Services,
     nodes: Small<Node>,
     service_cidrs: Small<ServiceCidr>,
+    pods: Pods,
+
     listings: [Listing; Kind::ALL.len()],
     problems: Problems,
 }
@@ -90,17 +96,23 @@ impl ClusterState {
         }
     }
 
-    /// Whether the first full list of every kind is complete. Before that nothing may be removed from the maps.
+    /// Whether the first full list of every vital kind is complete. Before that nothing may be removed from the maps.
     pub fn synced(&self) -> bool {
-        self.listings.iter().all(|listing| listing.complete)
+        let mut vital = Kind::ALL.into_iter().filter(|kind| kind.is_vital());
+        vital.all(|kind| self.listings[kind as usize].complete)
     }
 
-    /// The kinds whose first full list is not complete.
+    /// The vital kinds whose first full list is not complete.
     pub fn waiting_for(&self) -> Vec<Kind> {
         Kind::ALL
             .into_iter()
-            .filter(|&kind| !self.listings[kind as usize].complete)
+            .filter(|&kind| kind.is_vital() && !self.listings[kind as usize].complete)
             .collect()
+    }
+
+    /// If there are pods on the node whose sockets are to be left to the packet path: the addresses of all others.
+    pub fn pods_with_sockets(&self, node: &str) -> Option<BTreeSet<IpAddr>> {
+        self.pods.with_sockets(node)
     }
 
     /// The shared values that symbols stand for.
@@ -162,6 +174,8 @@ impl ClusterState {
             Kind::EndpointSlice => self.services.forget_seen_slices(),
             Kind::Node => self.nodes.forget_seen(),
             Kind::ServiceCidr => self.service_cidrs.forget_seen(),
+            Kind::Namespace => self.pods.namespaces.forget_seen(),
+            Kind::Pod => self.pods.pods.forget_seen(),
         }
     }
 
@@ -175,6 +189,8 @@ impl ClusterState {
             Kind::EndpointSlice => self.services.unseen_slices(),
             Kind::Node => self.nodes.unseen(),
             Kind::ServiceCidr => self.service_cidrs.unseen(),
+            Kind::Namespace => self.pods.namespaces.unseen(),
+            Kind::Pod => self.pods.pods.unseen(),
         };
         for id in gone {
             self.delete(kind, id, changes);
@@ -192,6 +208,8 @@ impl ClusterState {
                 .remove_slice(id, &mut self.names, &mut changes.services),
             Kind::Node => changes.nodes |= self.nodes.remove(id),
             Kind::ServiceCidr => changes.service_cidrs |= self.service_cidrs.remove(id),
+            Kind::Namespace => changes.nodes |= self.pods.namespaces.remove(id),
+            Kind::Pod => changes.nodes |= self.pods.pods.remove(id),
         }
     }
 
@@ -212,6 +230,15 @@ impl ClusterState {
             Object::ServiceCidr(wire) => {
                 let cidr = ServiceCidr::read(wire, &mut findings);
                 changes.service_cidrs |= self.service_cidrs.put(&wire.metadata.name, id, cidr);
+            }
+            Object::Namespace(wire) => {
+                let settings = Settings::read(&wire.metadata, &mut findings);
+                changes.nodes |= self.pods.namespaces.put(&wire.metadata.name, id, settings);
+            }
+            Object::Pod(wire) => {
+                let pod = Pod::read(wire, &mut findings);
+                let name = format!("{}/{}", wire.metadata.namespace(), wire.metadata.name);
+                changes.nodes |= self.pods.pods.put(&name, id, pod);
             }
         }
         self.problems
@@ -246,70 +273,5 @@ impl ClusterState {
             Some((owner, slice)) => self.services.put_slice(id, owner, slice, &mut self.names, dirty),
             None => self.services.remove_slice(id, &mut self.names, dirty),
         }
-    }
-}
-
-/// The objects of a kind of which there are few, by name; a walk over all of them will do.
-#[derive(Debug)]
-struct Small<T>(BTreeMap<String, SmallRow<T>>);
-
-#[derive(Debug)]
-struct SmallRow<T> {
-    id: ObjectId,
-    object: T,
-    seen: bool,
-}
-
-impl<T> Default for Small<T> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
-}
-
-impl<T: PartialEq> Small<T> {
-    fn get(&self, name: &str) -> Option<&T> {
-        self.0.get(name).map(|row| &row.object)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.values().map(|row| &row.object)
-    }
-
-    /// Stores an object; whether that made a difference.
-    fn put(&mut self, name: &str, id: ObjectId, object: T) -> bool {
-        if let Some(row) = self.0.get_mut(name) {
-            row.seen = true;
-            let differs = row.object != object;
-            row.object = object;
-            return differs;
-        }
-        self.0.insert(
-            name.to_owned(),
-            SmallRow {
-                id,
-                object,
-                seen: true,
-            },
-        );
-        true
-    }
-
-    /// Removes an object; whether it was there.
-    fn remove(&mut self, id: ObjectId) -> bool {
-        let before = self.0.len();
-        self.0.retain(|_, row| row.id != id);
-        self.0.len() < before
-    }
-
-    fn forget_seen(&mut self) {
-        self.0.values_mut().for_each(|row| row.seen = false);
-    }
-
-    fn unseen(&self) -> Vec<ObjectId> {
-        self.0
-            .values()
-            .filter(|row| !row.seen)
-            .map(|row| row.id)
-            .collect()
     }
 }

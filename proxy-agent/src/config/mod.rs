@@ -32,7 +32,7 @@ pub use file::{ConfigError, FileReport, Read, read_file, read_files};
 pub use follow::{Reading, follow};
 pub use listen::ListenAddress;
 pub use map_sizes::{Entries, Growth, MapLimits, MapSettings, MapSizing};
-pub use options::{AgentOptions, SourceSpec};
+pub use options::{AgentOptions, NamePattern, SourceSpec};
 pub use reload::Reload;
 pub use settings::{SettingError, Settings};
 pub use values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};

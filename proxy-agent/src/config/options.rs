@@ -25,6 +25,8 @@ pub struct AgentOptions {
     pub cgroup: Option<PathBuf>,
     /// The interfaces to other machines; found by addresses and routes where none is given.
     pub uplinks: Vec<String>,
+    /// The interfaces of pods; found by where they lead where none is given.
+    pub pod_interfaces: Vec<NamePattern>,
     /// Whether errors are shown at length: the verifier's whole log.
     pub verbose: bool,
     /// The files that the configuration was read from.
@@ -35,6 +37,40 @@ pub struct AgentOptions {
     pub warnings: Vec<String>,
     /// The configuration in force.
     pub configuration: Configuration,
+}
+
+/// The name of an interface, or with a `*` at its end the beginning of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern(String);
+
+impl NamePattern {
+    /// Whether a name is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => self.0 == name,
+        }
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // `IFNAMSIZ` in `include/uapi/linux/if.h`, with the zero at the end.
+        const LONGEST: usize = 15;
+        let name = text.strip_suffix('*').unwrap_or(text);
+        if text.is_empty()
+            || name.len() > LONGEST
+            || name.contains(['*', '/'])
+            || name.contains(char::is_whitespace)
+        {
+            return Err(format!(
+                "{text:?} is no name of an interface, nor the beginning of one with a * behind it"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// Where objects come from, written `kubernetes` or `dir:PATH`.

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -99,6 +100,15 @@ impl PodNamespaces {
         self.pods
             .iter()
             .filter_map(|(index, pod)| Some((*index, pod.cookie?)))
+    }
+
+    /// The addresses in the namespace that a pod's interface leads to.
+    pub async fn addresses(&self, interface: u32) -> Vec<IpAddr> {
+        let Some(pod) = self.pods.get(&interface) else {
+            return Vec::new();
+        };
+        // It may be gone by now.
+        self.netlink.addresses_in(pod.namespace).await.unwrap_or_default()
     }
 
     /// Why cookies cannot be had on this node, where that is so. The sockets of pods are then left to the

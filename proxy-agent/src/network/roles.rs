@@ -4,7 +4,7 @@
 //! there is: named by the operator; holding an address of the Node object; leading to a default route;
 //! holding an address at all. A pod's interface is then the host side of any veth that leads to another
 //! namespace, so that beside any CNI plugin, and on the ports of a bridge too, the program sees what a pod
-//! sends. The order matters: the uplink of a virtual node is such a veth.
+//! sends; the operator may name them instead. The order matters: the uplink of a virtual node is such a veth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use super::error::Problem;
 use super::is_own;
 use super::link::Link;
 use super::links::Links;
+use crate::config::NamePattern;
 
 /// What an interface is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +40,8 @@ pub struct Interface {
 pub struct RoleOptions {
     /// The uplinks the operator named.
     pub uplinks: Vec<String>,
+    /// The interfaces of pods that the operator named.
+    pub pod_interfaces: Vec<NamePattern>,
     /// The addresses of the Node object.
     pub node_addresses: Vec<IpAddr>,
 }
@@ -72,9 +75,17 @@ impl Roles {
 pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let mut problems = Vec::new();
     let uplinks = uplinks(links, options, &mut problems);
-    let pods = links.iter().filter(|link| {
-        link.leads_to_another_namespace() && !is_own(&link.name) && !uplinks.contains(&link.index)
-    });
+    let named = &options.pod_interfaces;
+    let is_pods = |link: &Link| {
+        if named.is_empty() {
+            link.leads_to_another_namespace()
+        } else {
+            !link.is_loopback() && named.iter().any(|pattern| pattern.matches(&link.name))
+        }
+    };
+    let pods = links
+        .iter()
+        .filter(|link| is_pods(link) && !is_own(&link.name) && !uplinks.contains(&link.index));
     let interface = |link: &Link, role| Interface {
         index: link.index,
         name: link.name.clone(),
@@ -293,6 +304,18 @@ mod tests {
         let problems = roles(&world.0, &options).problems;
         let objects: Vec<_> = problems.iter().map(|problem| problem.object.as_str()).collect();
         assert_eq!(objects, ["interface eth7", "interface millrace0"]);
+    }
+
+    #[test]
+    fn the_operator_names_the_interfaces_of_pods() {
+        let options = RoleOptions {
+            pod_interfaces: ["veth3", "cni*", "eth0"]
+                .map(|text| text.parse().expect("a pattern"))
+                .into(),
+            ..RoleOptions::default()
+        };
+        let expected = (strings(&["eth0"]), strings(&["veth3", "cni0"]));
+        assert_eq!(named(&node(), &options), expected);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Kind, namespace and name identify an object, and every table and every source needs that identity; keeping the
 //! strings in each of them would cost more than the objects. An [`ObjectId`] is their keyed 128-bit hash instead. The key
 //! is drawn at random by each process, so nobody who chooses names can make two of them meet; by chance, two of a
-//! million objects meet with a probability of 10⁻²⁷. So ids are compared and never checked against the names.
+//! million objects meet with a probability of 10⁻²⁶. So ids are compared and never checked against the names.
 //!
 //! Invariant: an id means nothing outside the process that made it. It is never written to a map, a pin or a file.
 
@@ -17,8 +17,8 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use super::Kind;
 
 /// The part of an id that is its kind.
-const KIND_BITS: u64 = 0b11;
-const _: () = assert!(Kind::ALL.len() == KIND_BITS as usize + 1);
+const KIND_BITS: u64 = 0b111;
+const _: () = assert!(Kind::ALL.len() <= KIND_BITS as usize + 1);
 
 /// The identity of an object: a keyed hash of its kind, namespace and name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +48,7 @@ impl ObjectId {
         hasher.write_u8(b'/');
         hasher.write(name.as_bytes());
         let hash = hasher.finish128();
-        // Two bits of 128 are given up, so that an id says its kind.
+        // Three bits of 128 are given up, so that an id says its kind.
         Self {
             high: hash.h1 & !KIND_BITS | kind as u64,
             low: hash.h2,

@@ -32,11 +32,27 @@ pub enum Kind {
     Node,
     /// `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidr,
+    /// `v1` Namespace, for its annotations.
+    Namespace,
+    /// `v1` Pod, for the annotations of this node's.
+    Pod,
 }
 
 impl Kind {
     /// Every kind, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
+    pub const ALL: [Self; 6] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ServiceCidr,
+        Self::Namespace,
+        Self::Pod,
+    ];
+
+    /// Whether nothing can be served without the full list of this kind.
+    pub const fn is_vital(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Pod)
+    }
 
     /// The kind as it is written in a manifest.
     pub const fn name(self) -> &'static str {
@@ -45,6 +61,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
             Self::ServiceCidr => "ServiceCIDR",
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
         }
     }
 
@@ -55,12 +73,14 @@ impl Kind {
             Self::EndpointSlice => "endpointslices",
             Self::Node => "nodes",
             Self::ServiceCidr => "servicecidrs",
+            Self::Namespace => "namespaces",
+            Self::Pod => "pods",
         }
     }
 
     /// Whether objects of this kind live in a namespace.
     pub const fn namespaced(self) -> bool {
-        matches!(self, Self::Service | Self::EndpointSlice)
+        matches!(self, Self::Service | Self::EndpointSlice | Self::Pod)
     }
 }
 
@@ -117,6 +137,10 @@ pub enum Object {
     Node(wire::Node),
     /// A ServiceCIDR.
     ServiceCidr(wire::ServiceCidr),
+    /// A Namespace.
+    Namespace(wire::Namespace),
+    /// A Pod.
+    Pod(wire::Pod),
 }
 
 impl Object {
@@ -127,6 +151,8 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Node(_) => Kind::Node,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Pod(_) => Kind::Pod,
         }
     }
 
@@ -137,6 +163,8 @@ impl Object {
             Self::EndpointSlice(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::ServiceCidr(object) => &object.metadata,
+            Self::Namespace(object) => &object.metadata,
+            Self::Pod(object) => &object.metadata,
         }
     }
 

@@ -82,6 +82,9 @@ pub struct Annotations {
     /// Whether connections to removed endpoints of this Service are reset: `true` or `false`.
     #[serde(rename = "millrace.dev/reset-removed-backends")]
     pub reset_removed: Option<Text>,
+    /// `off` leaves the sockets of this Pod, or of this Namespace's, to the packet path.
+    #[serde(rename = "millrace.dev/socket-lb")]
+    pub socket_lb: Option<Text>,
 }
 
 /// `v1` Service.
@@ -328,4 +331,53 @@ pub struct ServiceCidr {
 pub struct ServiceCidrSpec {
     /// Ranges that cluster IPs are taken from.
     pub cidrs: Option<Vec<Text>>,
+}
+
+/// `v1` Namespace.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// Name and annotations.
+    pub metadata: Metadata,
+}
+
+/// `v1` Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    /// Name and annotations.
+    pub metadata: Metadata,
+    /// What is asked for.
+    pub spec: Option<PodSpec>,
+    /// What it was given.
+    pub status: Option<PodStatus>,
+}
+
+/// `spec` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    /// The node it runs on.
+    pub node_name: Option<Text>,
+    /// Whether it has no network of its own.
+    pub host_network: Option<bool>,
+}
+
+/// `status` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub phase: Option<Text>,
+    /// One address for each family.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Option<Vec<PodIp>>,
+}
+
+/// `status.podIPs[]` of a Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// The address.
+    pub ip: Text,
 }

@@ -125,6 +125,8 @@ impl Node {
                     Kind::EndpointSlice => Object::EndpointSlice(read::<wire::EndpointSlice>(object)),
                     Kind::Node => Object::Node(read(object)),
                     Kind::ServiceCidr => Object::ServiceCidr(read(object)),
+                    Kind::Namespace => Object::Namespace(read(object)),
+                    Kind::Pod => Object::Pod(read(object)),
                 };
                 self.event(Change::Apply(Box::new(object)));
             }

@@ -15,7 +15,7 @@
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
 //! | `POD_NETNS` | network namespace cookie → `u32` | agent | socket hooks |
-//! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, one field by packet programs | packet programs, socket hooks |
+//! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, two fields by packet programs | packet programs, socket hooks |
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
 //! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
 //! | `REFUSALS` | 0 → [`Refusals`] (per CPU) | packet programs | the same |

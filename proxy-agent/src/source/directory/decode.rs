@@ -128,6 +128,8 @@ impl<'de> DeserializeSeed<'de> for ObjectSeed {
             Kind::EndpointSlice => wire::EndpointSlice::deserialize(decoder).map(Object::EndpointSlice),
             Kind::Node => wire::Node::deserialize(decoder).map(Object::Node),
             Kind::ServiceCidr => wire::ServiceCidr::deserialize(decoder).map(Object::ServiceCidr),
+            Kind::Namespace => wire::Namespace::deserialize(decoder).map(Object::Namespace),
+            Kind::Pod => wire::Pod::deserialize(decoder).map(Object::Pod),
         }
     }
 }

@@ -35,7 +35,6 @@ pub(super) fn parse(document: Document<'_>, json: bool) -> Result<Content, Malfo
             content.objects.push(object);
         }
         Meaning::List => parse_list(document, json, &mut content)?,
-        Meaning::Nothing => {}
         Meaning::Unknown if head.kind.is_empty() || head.api_version.is_empty() => {
             let missing = if head.kind.is_empty() {
                 "kind"
@@ -66,7 +65,6 @@ fn parse_list(document: Document<'_>, json: bool, content: &mut Content) -> Resu
     for (i, head) in heads.iter().enumerate() {
         kinds.push(match Meaning::of(head) {
             Meaning::Object(kind) => Some(kind),
-            Meaning::Nothing => None,
             Meaning::List | Meaning::Unknown => {
                 let line = document.first_line();
                 content
@@ -124,8 +122,6 @@ struct ListHead {
 enum Meaning {
     Object(Kind),
     List,
-    /// Known, and of no use to this version.
-    Nothing,
     Unknown,
 }
 
@@ -134,7 +130,9 @@ impl Meaning {
         match (head.api_version.as_str(), head.kind.as_str()) {
             ("v1", "Service") => Self::Object(Kind::Service),
             ("v1", "Node") => Self::Object(Kind::Node),
-            ("v1", "Namespace") => Self::Nothing,
+            ("v1", "Namespace") => Self::Object(Kind::Namespace),
+            ("v1", "Pod") => Self::Object(Kind::Pod),
+
             ("v1", "List") => Self::List,
             ("discovery.k8s.io/v1", "EndpointSlice") => Self::Object(Kind::EndpointSlice),
             ("networking.k8s.io/v1", "ServiceCIDR") => Self::Object(Kind::ServiceCidr),

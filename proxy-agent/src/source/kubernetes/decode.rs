@@ -94,6 +94,8 @@ pub(super) fn line(kind: Kind, bytes: &[u8]) -> serde_json::Result<Line> {
         Kind::EndpointSlice => typed_line(bytes, Object::EndpointSlice),
         Kind::Node => typed_line(bytes, Object::Node),
         Kind::ServiceCidr => typed_line(bytes, Object::ServiceCidr),
+        Kind::Namespace => typed_line(bytes, Object::Namespace),
+        Kind::Pod => typed_line(bytes, Object::Pod),
     }
 }
 
@@ -104,6 +106,8 @@ pub(super) fn page(kind: Kind, text: &str) -> serde_json::Result<Page> {
         Kind::EndpointSlice => typed_page(text, Object::EndpointSlice),
         Kind::Node => typed_page(text, Object::Node),
         Kind::ServiceCidr => typed_page(text, Object::ServiceCidr),
+        Kind::Namespace => typed_page(text, Object::Namespace),
+        Kind::Pod => typed_page(text, Object::Pod),
     }
 }
 

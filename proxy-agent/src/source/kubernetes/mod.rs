@@ -46,9 +46,10 @@ pub enum StartError {
 }
 
 /// Follows the API server that `kubeconfig` names, or the one of the cluster that this runs in, until the receiver of
-/// `events` goes. The server need not be there yet. The client is for whoever else has to ask it.
+/// `events` goes. Of the pods only those of the node are asked for. The server need not be there yet. The client is for whoever else has to ask it.
 pub async fn start(
     kubeconfig: Option<&Path>,
+    node_name: &str,
     events: mpsc::Sender<Event>,
 ) -> Result<(StateHandle, Client), StartError> {
     let config = match kubeconfig {
@@ -69,6 +70,7 @@ pub async fn start(
     for kind in Kind::ALL {
         let reflector = Reflector {
             kind,
+            node_name: node_name.to_owned(),
             client: client.clone(),
             state: state.clone(),
             events: events.clone(),

@@ -37,6 +37,7 @@ const ABSENT: Duration = Duration::from_mins(1);
 /// Follows one kind.
 pub(super) struct Reflector {
     pub(super) kind: Kind,
+    pub(super) node_name: String,
     pub(super) client: Client,
     pub(super) state: StateHandle,
     pub(super) events: mpsc::Sender<Event>,
@@ -128,10 +129,10 @@ impl Reflector {
             .as_secs();
         let parameters = WatchParams {
             label_selector: self.selector(),
+            field_selector: self.field_selector(),
             timeout: Some(seconds as u32),
             bookmarks: true,
             send_initial_events: with_list,
-            ..WatchParams::default()
         };
         let version = progress.version.as_deref().unwrap_or_default();
         let request = Request::new(path(self.kind)).watch(&parameters, version);
@@ -196,6 +197,7 @@ impl Reflector {
         self.send(Instant::now(), Change::Begin(self.kind)).await?;
         let mut parameters = ListParams {
             label_selector: self.selector(),
+            field_selector: self.field_selector(),
             limit: Some(PAGE),
             ..ListParams::default()
         };
@@ -263,6 +265,11 @@ impl Reflector {
         }
     }
 
+    /// Of the pods, those of this node.
+    fn field_selector(&self) -> Option<String> {
+        matches!(self.kind, Kind::Pod).then(|| format!("spec.nodeName={}", self.node_name))
+    }
+
     fn selector(&self) -> Option<String> {
         matches!(self.kind, Kind::Service | Kind::EndpointSlice).then(|| OURS.to_owned())
     }
@@ -282,6 +289,8 @@ const fn path(kind: Kind) -> &'static str {
         Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
         Kind::Node => "/api/v1/nodes",
         Kind::ServiceCidr => "/apis/networking.k8s.io/v1/servicecidrs",
+        Kind::Namespace => "/api/v1/namespaces",
+        Kind::Pod => "/api/v1/pods",
     }
 }
 

@@ -48,6 +48,7 @@ fn start(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>) {
     tokio::spawn(
         Reflector {
             kind,
+            node_name: "n1".to_owned(),
             client,
             state: state.clone(),
             events,

@@ -1,0 +1,143 @@
+//! Pods of the node, and what they and their namespaces say about their sockets.
+//!
+//! `millrace.dev/socket-lb: "off"` leaves the sockets of a pod, or of all pods of a namespace, to the packet path: for pods
+//! whose side-car or guest wants to see virtual addresses. It only ever switches off, so that whoever may write the annotation
+//! gains nothing by it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use compact_str::CompactString;
+
+use super::address::canonical_ip;
+use super::problems::Findings;
+use super::small::Small;
+use crate::source::wire;
+
+/// What an object says about the sockets of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    sockets_off: bool,
+}
+
+impl Settings {
+    pub(super) fn read(metadata: &wire::Metadata, findings: &mut Findings) -> Self {
+        let annotations = metadata.annotations.as_ref();
+        let text = annotations.and_then(|annotations| annotations.socket_lb.as_deref());
+        let sockets_off = text == Some("off");
+        if let Some(text) = text.filter(|text| !matches!(*text, "off" | "on")) {
+            findings.add(|| {
+                format!("metadata.annotations[millrace.dev/socket-lb]: {text:?} is not \"off\" or \"on\"; it is left out")
+            });
+        }
+        Self { sockets_off }
+    }
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pod {
+    namespace: CompactString,
+    node: CompactString,
+    addresses: Vec<IpAddr>,
+    settings: Settings,
+    /// Whether it has a network of its own, and is not over.
+    counts: bool,
+}
+
+impl Pod {
+    pub(super) fn read(wire: &wire::Pod, findings: &mut Findings) -> Self {
+        let (spec, status) = (wire.spec.as_ref(), wire.status.as_ref());
+        let listed = status
+            .and_then(|status| status.pod_ips.as_deref())
+            .unwrap_or_default();
+        let phase = status.and_then(|status| status.phase.as_deref());
+        let on_host = spec.and_then(|spec| spec.host_network).unwrap_or(false);
+        Self {
+            namespace: wire.metadata.namespace().into(),
+            node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+            addresses: listed
+                .iter()
+                .filter_map(|entry| canonical_ip(&entry.ip))
+                .collect(),
+            settings: Settings::read(&wire.metadata, findings),
+            counts: !on_host && !matches!(phase, Some("Succeeded" | "Failed")),
+        }
+    }
+}
+
+/// All pods that are known.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    pub(super) pods: Small<Pod>,
+    pub(super) namespaces: Small<Settings>,
+}
+
+impl Pods {
+    /// See [`super::ClusterState::pods_with_sockets`].
+    pub(super) fn with_sockets(&self, node: &str) -> Option<BTreeSet<IpAddr>> {
+        let is_off = |pod: &&Pod| {
+            let namespace = self.namespaces.get(&pod.namespace);
+            pod.settings.sockets_off || namespace.is_some_and(|settings| settings.sockets_off)
+        };
+        let here = || self.pods.iter().filter(|pod| pod.counts && pod.node == node);
+        here().any(|pod| is_off(&pod)).then(|| {
+            let others = here().filter(|pod| !is_off(pod));
+            others.flat_map(|pod| pod.addresses.iter().copied()).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(value: Value) -> Pod {
+        let wire: wire::Pod = serde_json::from_value(value).expect("a pod");
+        Pod::read(&wire, &mut Findings::default())
+    }
+
+    fn plain(name: &str, namespace: &str, address: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"nodeName": "n1"},
+            "status": {"phase": "Running", "podIPs": [{"ip": address}]},
+        })
+    }
+
+    fn known(pods: &[Value]) -> Pods {
+        let mut known = Pods::default();
+        for (number, value) in pods.iter().enumerate() {
+            let id = crate::source::ObjectId::new(crate::source::Kind::Pod, "", &number.to_string());
+            known.pods.put(&number.to_string(), id, pod(value.clone()));
+        }
+        known
+    }
+
+    #[test]
+    fn nobody_is_asked_for_while_nobody_opts_out() {
+        assert_eq!(
+            known(&[plain("a", "shop", "10.244.1.2")]).with_sockets("n1"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_pod_and_a_namespace_opt_out_and_the_others_are_named() {
+        let mut off = plain("off", "shop", "10.244.1.3");
+        off["metadata"]["annotations"] = json!({"millrace.dev/socket-lb": "off"});
+        let other = BTreeSet::from(["10.244.1.2".parse().expect("an address")]);
+        let pods = known(&[plain("a", "shop", "10.244.1.2"), off.clone()]);
+        assert_eq!(pods.with_sockets("n1"), Some(other.clone()));
+        assert_eq!(pods.with_sockets("n2"), None, "another node's pods");
+
+        let mut pods = known(&[plain("a", "shop", "10.244.1.2"), plain("b", "mesh", "10.244.1.4")]);
+        let id = crate::source::ObjectId::new(crate::source::Kind::Namespace, "", "mesh");
+        pods.namespaces.put("mesh", id, Settings { sockets_off: true });
+        assert_eq!(pods.with_sockets("n1"), Some(other));
+
+        off["status"]["phase"] = json!("Succeeded");
+        assert_eq!(known(&[off]).with_sockets("n1"), None, "a pod that is over");
+    }
+}
