@@ -11,7 +11,8 @@ use proxy_common::Tables;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::maps::{Deliver, Flow, Reason};
-use proxy_common::packet::{Headers, parse};
+use proxy_common::packet::{Headers, Packet as _, parse};
+use proxy_common::protocol;
 
 use crate::dry_run;
 use crate::kernel::{self, Skb, redirect_in, redirect_out, redirect_to_neighbour};
@@ -24,6 +25,8 @@ use crate::tables::{Live, count};
 const LOOPBACK: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+const TCP_DATA_OFFSET: u32 = 12;
+const UDP_HEADER: u32 = 8;
 
 /// Parses the packet, asks `decide`, and does what it says.
 #[inline(always)]
@@ -231,15 +234,32 @@ fn to_loopback(skb: &Skb<'_>) -> Result<i32, Reason> {
 fn route(skb: &Skb<'_>, headers: &Headers, flow: &Flow, mtu: &mut u32) -> Result<u32, Reason> {
     let mut lookup = FibLookup::zeroed();
     lookup.set_packet(headers, flow, skb.ifindex());
+    let len = packet_len(skb, headers);
+    kernel::set_len(&mut lookup, len);
     let result = skb.route(&mut lookup);
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
         Ok(lookup.ifindex)
     } else if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        *mtu = kernel::mtu_of(&lookup);
+        *mtu = kernel::mtu_of(&lookup, len);
         Err(Reason::TooBig)
     } else {
         Err(Reason::NoRoute)
     }
+}
+
+/// The length of the packet without its Ethernet header; of a buffer with several segments, that of the largest one.
+#[inline(always)]
+fn packet_len(skb: &Skb<'_>, headers: &Headers) -> u16 {
+    let segment = skb.gso_size();
+    if segment == 0 {
+        return skb.len().wrapping_sub(headers.l3) as u16;
+    }
+    let transport = if headers.protocol == protocol::TCP {
+        u32::from(skb.load::<u8>(headers.l4 + TCP_DATA_OFFSET).unwrap_or(0x50) >> 4) * 4
+    } else {
+        UDP_HEADER
+    };
+    (headers.l4.wrapping_sub(headers.l3) + transport + segment) as u16
 }
 
 /// The parameters of a route look-up.

@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, send};
+use nix::sys::socket::sockopt::RcvBufForce;
+use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, send, setsockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::place::Place;
@@ -38,6 +39,8 @@ impl Place {
         let address = self.enter(|| link_address(link))?;
         let protocol = Protocol::from(i32::from(EVERY_PROTOCOL.to_be()));
         let socket = self.socket(Domain::PACKET, Type::RAW, Some(protocol))?;
+        // A few large transfers fit.
+        setsockopt(&socket, RcvBufForce, &(16 << 20))?;
         // A protocol of 0 in the address keeps the socket's.
         bind(socket.as_raw_fd(), &address)?;
         let capture = PacketSocket { socket };

@@ -271,7 +271,19 @@ fn a_load_balancers_address_is_open_to_its_ranges_only() {
         let error = place.ask_within(Probe::Tcp, to, SECOND / 4).err();
         error.is_some_and(|error| error.kind() == ErrorKind::TimedOut)
     };
+    let dropped = || {
+        let page = town
+            .world
+            .node(1)
+            .http_get("127.0.0.1:10249".parse().expect("an address"), "/metrics");
+        let page = page.expect("the page").body;
+        let series = "millrace_packets_total{reason=\"source_not_allowed\"} ";
+        let line = page.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0.0, |count| count.parse::<f64>().expect("a number"))
+    };
+    assert!(dropped() < 1.0);
     assert!(silent(&town.clients[0], to), "pods too");
+    assert!(dropped() >= 1.0, "for this reason and no other");
     assert!(
         silent(&town.outside, "[2001:db8:7::7]:80".parse().expect("an address")),
         "no range of its family"

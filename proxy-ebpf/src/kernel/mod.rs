@@ -19,7 +19,7 @@ use proxy_common::decide::Work;
 use proxy_common::maps::{Config, Counter, Flow, Frontend, Refusals};
 
 pub use self::skb::{
-    Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour,
+    Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour, set_len,
     zeroed_fib_lookup,
 };
 pub use self::socket::{Bound, Peer};

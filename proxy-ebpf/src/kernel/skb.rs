@@ -52,8 +52,14 @@ impl Skb<'_> {
     /// Whether the buffer holds several segments, to be cut later.
     #[inline(always)]
     pub fn is_gso(&self) -> bool {
+        self.gso_size() != 0
+    }
+
+    /// The payload of each segment that the buffer is to be cut into; 0 if it is one.
+    #[inline(always)]
+    pub fn gso_size(&self) -> u32 {
         // SAFETY: a field of the context.
-        unsafe { (*self.0.skb.skb).gso_size != 0 }
+        unsafe { (*self.0.skb.skb).gso_size }
     }
 
     /// The cookie of the socket that sends the packet; 0 if none of this node's does, or it is not known any more.
@@ -136,14 +142,21 @@ pub fn zeroed_fib_lookup() -> FibLookup {
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
-/// The size of the link that a look-up found a packet to be too big for; kernels before 5.13 do not tell, and then the
-/// size that every link has (RFC 8200 §5) will do.
+/// Has a look-up compare the length of the packet with the size that the route allows. Without this only the device's counts, and
+/// that not for buffers of several segments.
 #[inline(always)]
-pub fn mtu_of(lookup: &FibLookup) -> u32 {
+pub const fn set_len(lookup: &mut FibLookup, len: u16) {
+    lookup.__bindgen_anon_1.tot_len = len;
+}
+
+/// The size that a look-up found a packet of this length to be too big for; kernels before 5.13 leave the length where it
+/// is told, and then the size that every link has (RFC 8200 §5) will do.
+#[inline(always)]
+pub fn mtu_of(lookup: &FibLookup, len: u16) -> u32 {
     const LEAST: u32 = 1280;
     // SAFETY: a union of integers of one size.
-    let mtu = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
-    if mtu == 0 { LEAST } else { mtu }
+    let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+    if mtu == len { LEAST } else { u32::from(mtu) }
 }
 
 /// The verdict that sends the packet out of an interface as it is.

@@ -1,0 +1,248 @@
+//! What a service can ask for beside its endpoints: clients that stay, nearness, connections that end with their backend,
+//! and the node's address for everybody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use harness::{Endpoint, NodeSpec, PATIENCE, Place, Pod, Probe, Service, World, eventually, uniform_p_value};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+const PORT: u16 = 30_080;
+const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
+const VIPS: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+fn web() -> Service {
+    Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .cluster_ip("fd00:96::10")
+        .tcp("http", 80, 8080)
+}
+
+fn ip(place: &Place, line: &str) {
+    let output = place.command("ip").args(line.split(' ')).output().expect("ip");
+    assert!(output.status.success(), "{}: ip {line}: {output:?}", place.name());
+}
+
+/// The names of those that answer.
+fn answering(place: &Place, to: SocketAddr, count: usize) -> io::Result<BTreeSet<String>> {
+    let ask = |_| Ok(place.ask(Probe::Tcp, to)?.backend);
+    (0..count).map(ask).collect()
+}
+
+#[test]
+fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
+    harness::require_root!();
+    const TIMEOUT: u64 = 6;
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let outside = world.add_remote_client("outside");
+    let backends = ["a", "b", "c"].map(|name| node.add_pod(name));
+    let _servers = backends.each_ref().map(|pod| pod.serve_tcp(8080));
+    let service = web().node_port("http", PORT).client_ip_affinity(TIMEOUT as u32);
+    world.apply(&service);
+    world.apply_all(service.slices(backends.iter().map(Endpoint::of)));
+    let mut agent = node.agent().start();
+    agent.wait_ready(10 * SECOND);
+    // One client that is a thousand, with addresses that the fabric leads to it.
+    ip(&outside, "route add local 198.18.0.0/22 dev lo");
+    let via = outside.ip();
+    ip(
+        world.fabric(),
+        &format!("route add 198.18.0.0/22 via {via} dev outside"),
+    );
+    let clients: Vec<IpAddr> = (0..1000_u16)
+        .map(|number| Ipv4Addr::new(198, 18, (number >> 8) as u8, number as u8).into())
+        .collect();
+    let to = SocketAddr::new(node.ip().into(), PORT);
+    let choices = || -> BTreeMap<IpAddr, String> {
+        let ask = |client: &IpAddr| {
+            let answer = outside.ask_from(Probe::Tcp, SocketAddr::new(*client, 0), to, PATIENCE);
+            (*client, answer.expect("an answer").backend)
+        };
+        clients.iter().map(ask).collect()
+    };
+    let first = choices();
+    let counts = ["a", "b", "c"].map(|name| first.values().filter(|backend| *backend == name).count());
+    assert!(uniform_p_value(counts) > 0.001, "{counts:?}");
+    // Each use counts: they stay for longer than one timeout, as long as they come back in time.
+    let started = Instant::now();
+    let mut last = Instant::now();
+    while started.elapsed() < Duration::from_secs(TIMEOUT + 1) {
+        let again = choices();
+        assert!(
+            last.elapsed() < Duration::from_secs(TIMEOUT),
+            "too slow a machine to tell"
+        );
+        last = Instant::now();
+        assert_eq!(again, first);
+    }
+    // A timeout is a time, so this has to pass.
+    std::thread::sleep(Duration::from_secs(TIMEOUT) + SECOND / 2);
+    let anew = choices();
+    let moved = clients
+        .iter()
+        .filter(|client| anew[*client] != first[*client])
+        .count();
+    assert!(
+        (550..790).contains(&moved),
+        "{moved} moved, and two thirds should have"
+    );
+}
+
+/// Two nodes in zones of their own, each with a client and a backend.
+fn zones() -> (World, [Pod; 2], [Pod; 2]) {
+    let spec = |zone| NodeSpec::routed().zone(zone);
+    let world = World::builder().node(spec("east")).node(spec("west")).build();
+    let clients = [1, 2].map(|number| world.node(number).add_pod(&format!("client-{number}")));
+    let backends = [(1, "a"), (2, "b")].map(|(number, name)| world.node(number).add_pod(name));
+    (world, clients, backends)
+}
+
+#[test]
+fn hints_keep_clients_in_their_zone_or_on_their_node_while_every_endpoint_has_them() {
+    harness::require_root!();
+    let (world, clients, backends) = zones();
+    let _servers = backends.each_ref().map(|pod| pod.serve_tcp(8080));
+    for node in world.nodes() {
+        world.apply(&node.object());
+    }
+    let service = web();
+    world.apply(&service);
+    let _agents = world.start_agents();
+    let endpoints = |hints: [Option<serde_json::Value>; 2]| {
+        let endpoints = backends.iter().zip(hints).map(|(pod, hints)| {
+            let endpoint = Endpoint::of(pod);
+            hints.map_or(endpoint.clone(), |hints| endpoint.hints(hints))
+        });
+        world.apply_all(service.slices(endpoints));
+    };
+    let settle = |expected: [&[&str]; 2]| {
+        let places: [[&Place; 2]; 2] = [[&clients[0], world.node(1)], [&clients[1], world.node(2)]];
+        for (places, names) in places.into_iter().zip(expected) {
+            for place in places {
+                for vip in VIPS {
+                    let names: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
+                    eventually(
+                        &format!("{} to be served by {names:?}", place.name()),
+                        2 * SECOND,
+                        || answering(place, address(vip), 30).is_ok_and(|answering| answering == names),
+                    );
+                }
+            }
+        }
+    };
+    let zone = |name| Some(json!({"forZones": [{"name": name}]}));
+    let node = |name| Some(json!({"forNodes": [{"name": name}]}));
+    endpoints([zone("east"), zone("west")]);
+    settle([&["a"], &["b"]]);
+    // Crosswise: hints are followed, wherever the endpoints are.
+    endpoints([zone("west"), zone("east")]);
+    settle([&["b"], &["a"]]);
+    // One without a hint, or no hint that is for here: everybody.
+    endpoints([zone("east"), None]);
+    settle([&["a", "b"], &["a", "b"]]);
+    endpoints([zone("north"), zone("east")]);
+    settle([&["b"], &["a", "b"]]);
+    let [first, second] = [1, 2].map(|number| world.node(number).name().to_owned());
+    endpoints([node(&first), node(&second)]);
+    settle([&["a"], &["b"]]);
+    endpoints([None, None]);
+    settle([&["a", "b"], &["a", "b"]]);
+}
+
+#[test]
+fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
+    harness::require_root!();
+    for wanted in [true, false] {
+        let world = World::with_nodes(1);
+        let node = world.node(1);
+        let [client, old, new] = ["client", "old", "new"].map(|name| node.add_pod(name));
+        let _servers = [old.serve_tcp(8080), new.serve_tcp(8080)];
+        let service = web().annotation("millrace.dev/reset-removed-backends", &wanted.to_string());
+        world.apply(&service);
+        world.apply_all(service.slices([Endpoint::of(&old)]));
+        let mut agent = node.agent().config(HOOKS_OFF).start();
+        agent.wait_ready(10 * SECOND);
+        for vip in VIPS {
+            let to = address(vip);
+            let mut stream = client.tcp_connect(to).expect("a connection");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            let mut lines = BufReader::new(stream.try_clone().expect("a stream"));
+            let mut greeting = String::new();
+            lines.read_line(&mut greeting).expect("a greeting");
+            let mut ask = || {
+                let mut line = String::new();
+                stream.write_all(b"still there?\n")?;
+                lines.read_line(&mut line).map(|length| (length, line))
+            };
+            assert!(ask().expect("an echo").1.starts_with("old "));
+            world.apply_all(service.slices([Endpoint::of(&new)]));
+            eventually("the new backend", 2 * SECOND, || {
+                client
+                    .ask(Probe::Tcp, to)
+                    .is_ok_and(|answer| answer.backend == "new")
+            });
+            let answer = ask();
+            if wanted {
+                let error = answer.expect_err("reset").kind();
+                assert!(
+                    matches!(error, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+                    "{error:?}"
+                );
+            } else {
+                assert!(answer.expect("an answer").1.starts_with("old "));
+            }
+            world.apply_all(service.slices([Endpoint::of(&old)]));
+            eventually("the old backend", 2 * SECOND, || {
+                client
+                    .ask(Probe::Tcp, to)
+                    .is_ok_and(|answer| answer.backend == "old")
+            });
+        }
+    }
+}
+
+#[test]
+fn where_all_is_masqueraded_backends_see_nodes_only() {
+    harness::require_root!();
+    let (world, clients, backends) = zones();
+    let _servers = backends.each_ref().map(|pod| pod.serve_tcp(8080));
+    let service = web();
+    world.apply(&service);
+    world.apply_all(service.slices(backends.iter().map(Endpoint::of)));
+    let config = format!("{HOOKS_OFF}masqueradeAll: true\n");
+    let start = |node: &harness::Node| {
+        let mut agent = node.agent().config(&config).start();
+        agent.wait_ready(10 * SECOND);
+        agent
+    };
+    let _agents: Vec<_> = world.nodes().iter().map(start).collect();
+    for vip in VIPS {
+        let to = address(vip);
+        for (client, node) in clients.iter().zip(world.nodes()) {
+            for place in [client as &Place, node] {
+                let ask = |_| place.ask(Probe::Tcp, to).expect("an answer");
+                let answers: Vec<_> = (0..40).map(ask).collect();
+                let seen: BTreeSet<_> = answers
+                    .iter()
+                    .map(|answer| answer.peer.ip().to_canonical())
+                    .collect();
+                assert_eq!(
+                    seen,
+                    BTreeSet::from([node.address_like(to.ip())]),
+                    "{}",
+                    place.name()
+                );
+                let backends: BTreeSet<_> = answers.iter().map(|answer| answer.backend.as_str()).collect();
+                assert_eq!(backends.len(), 2, "{}", place.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Packets that are more than an address and a port: too big for a link, in fragments, or errors about others. By real
+//! sockets over real links, with captures as witnesses.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use harness::{Agent, Client, Endpoint, Frame, NodeSpec, PATIENCE, Place, Pod, Server, Service, World};
+
+const SECOND: Duration = Duration::from_secs(1);
+const PORT: u16 = 30_080;
+const SMALL: &str = "1300";
+
+/// Two nodes, a client outside, a pod on the first node, and the only backend on the second one.
+struct Town {
+    world: World,
+    outside: Client,
+    client: Pod,
+    backend: Pod,
+    _servers: [Server; 2],
+    _agents: Vec<Agent>,
+}
+
+impl Town {
+    fn build(config: &str) -> Self {
+        let spec = || NodeSpec::routed().strict_rp_filter();
+        let world = World::builder().node(spec()).node(spec()).build();
+        let outside = world.add_remote_client("outside");
+        let client = world.node(1).add_pod("client");
+        let backend = world.node(2).add_pod("backend");
+        let servers = [backend.serve_tcp(8080), backend.serve_udp(8080)];
+        let service = Service::new("web")
+            .cluster_ip("10.96.0.10")
+            .cluster_ip("fd00:96::10")
+            .tcp("http", 80, 8080)
+            .udp("dns", 80, 8080)
+            .node_port("http", PORT)
+            .node_port("dns", PORT);
+        world.apply(&service);
+        world.apply_all(service.slices([Endpoint::of(&backend)]));
+        let start = |node: &harness::Node| {
+            let mut agent = node.agent().config(config).start();
+            agent.wait_ready(10 * SECOND);
+            agent
+        };
+        let agents = world.nodes().iter().map(start).collect();
+        Self {
+            world,
+            outside,
+            client,
+            backend,
+            _servers: servers,
+            _agents: agents,
+        }
+    }
+
+    /// The node port at both addresses of the first node.
+    fn node_ports(&self) -> Vec<SocketAddr> {
+        let addresses = self.world.node(1).addresses().iter();
+        addresses.map(|address| SocketAddr::new(*address, PORT)).collect()
+    }
+}
+
+const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
+const DEFAULTS: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
+
+fn cluster_ips() -> [SocketAddr; 2] {
+    ["10.96.0.10:80", "[fd00:96::10]:80"].map(|text| text.parse().expect("an address"))
+}
+
+fn ip(place: &Place, line: &str) {
+    let output = place.command("ip").args(line.split(' ')).output().expect("ip");
+    assert!(output.status.success(), "{}: ip {line}: {output:?}", place.name());
+}
+
+/// Sends many bytes and gets them all back.
+#[track_caller]
+fn exchange(place: &Place, to: SocketAddr) {
+    const BYTES: usize = 200_000;
+    let mut stream = place.tcp_connect(to).expect("a connection");
+    stream.set_read_timeout(Some(2 * PATIENCE)).expect("a deadline");
+    let mut lines = BufReader::new(stream.try_clone().expect("a stream"));
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a greeting");
+    let text = "x".repeat(BYTES) + "\n";
+    let sent = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| stream.write_all(text.as_bytes()));
+        line.clear();
+        lines
+            .read_line(&mut line)
+            .unwrap_or_else(|error| panic!("{} and {to}: {error} after {} bytes", place.name(), line.len()));
+        sending.join().expect("a sender")
+    });
+    sent.expect("sent");
+    assert!(line.ends_with(&text), "{} of {BYTES} bytes came back", line.len());
+}
+
+/// Whether a frame is an ICMP error that says a packet was too big.
+fn is_too_big(frame: &Frame) -> bool {
+    let bytes = &frame.bytes;
+    match bytes.get(12..14) {
+        Some([0x08, 0x00]) => bytes[23] == 1 && bytes[34..36] == [3, 4],
+        Some([0x86, 0xdd]) => bytes[20] == 58 && bytes[54] == 2,
+        _ => false,
+    }
+}
+
+/// Source and destination of the packet that such an error carries.
+fn carried(frame: &Frame) -> (SocketAddr, SocketAddr) {
+    let bytes = &frame.bytes;
+    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    if bytes[12] == 0x08 {
+        let ip = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).expect("four bytes"));
+        (
+            SocketAddr::new(ip(54), port(62)),
+            SocketAddr::new(ip(58), port(64)),
+        )
+    } else {
+        let ip = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes"));
+        (
+            SocketAddr::new(ip(70), port(102)),
+            SocketAddr::new(ip(86), port(104)),
+        )
+    }
+}
+
+fn is_like(address: SocketAddr) -> impl Fn(&Frame) -> bool {
+    move |frame| is_too_big(frame) && (frame.bytes[12] == 0x08) == address.is_ipv4()
+}
+
+#[test]
+fn a_client_and_its_backend_learn_of_a_small_link_on_either_side_of_the_node() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS);
+    for to in town.node_ports() {
+        exchange(&town.outside, to);
+    }
+    // Behind the node, towards the pods of the other one.
+    let node = town.world.node(1);
+    for prefix in town.world.node(2).pod_cidrs() {
+        let via = town.world.node(2).address_like(prefix.addr());
+        ip(
+            node,
+            &format!("route replace {prefix} via {via} dev eth0 mtu lock {SMALL}"),
+        );
+    }
+    for to in town.node_ports() {
+        let capture = town.outside.packet_socket("eth0").expect("a capture");
+        exchange(&town.outside, to);
+        let error = capture
+            .find(SECOND, is_like(to))
+            .expect("to read")
+            .expect("an error");
+        let (from, dst) = carried(&error);
+        assert!(town.outside.addresses().contains(&from.ip()), "{from}");
+        assert_eq!(dst, to, "the packet as the client sent it");
+    }
+}
+
+#[test]
+fn a_backend_learns_of_a_small_link_before_the_client() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS);
+    for address in town.outside.addresses() {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        ip(
+            town.world.fabric(),
+            &format!("route replace {address}/{prefix} dev outside mtu lock {SMALL}"),
+        );
+    }
+    for to in town.node_ports() {
+        let capture = town.backend.packet_socket("eth0").expect("a capture");
+        exchange(&town.outside, to);
+        let error = capture
+            .find(SECOND, is_like(to))
+            .expect("to read")
+            .expect("an error");
+        let (from, dst) = carried(&error);
+        assert!(
+            town.backend.addresses().contains(&from.ip()) && from.port() == 8080,
+            "{from}"
+        );
+        assert_eq!(
+            dst.ip(),
+            town.world.node(1).address_like(to.ip()),
+            "whom the backend answers"
+        );
+    }
+}
+
+/// Asks by a datagram that no link takes whole, and gets it back.
+#[track_caller]
+fn ask_at_length(socket: &UdpSocket, to: SocketAddr) {
+    let question = vec![b'q'; 4000];
+    socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+    socket.send_to(&question, to).expect("sent");
+    let mut answer = vec![0; 8000];
+    let (length, from) = socket
+        .recv_from(&mut answer)
+        .unwrap_or_else(|error| panic!("nothing from {to}: {error}"));
+    assert_eq!(from, to);
+    assert!(answer[..length].ends_with(&question), "{length} bytes from {to}");
+}
+
+#[test]
+fn datagrams_in_fragments_go_and_come_whole() {
+    harness::require_root!();
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let town = Town::build(config);
+        for to in town.node_ports() {
+            let capture = town.backend.packet_socket("eth0").expect("a capture");
+            ask_at_length(&town.outside.udp_socket_for(to).expect("a socket"), to);
+            let is_later_fragment = |frame: &Frame| match frame.bytes.get(12..14) {
+                Some([0x08, 0x00]) => u16::from_be_bytes([frame.bytes[20], frame.bytes[21]]) & 0x1fff != 0,
+                Some([0x86, 0xdd]) => {
+                    frame.bytes[20] == 44
+                        && u16::from_be_bytes([frame.bytes[56], frame.bytes[57]]) & 0xfff8 != 0
+                }
+                _ => false,
+            };
+            let fragment = capture.find(SECOND, |frame| !frame.outgoing && is_later_fragment(frame));
+            assert!(fragment.expect("to read").is_some(), "{to}: it came in fragments");
+        }
+        for to in cluster_ips() {
+            for place in [&town.client as &Place, town.world.node(1)] {
+                ask_at_length(&place.udp_socket_for(to).expect("a socket"), to);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_about_a_datagram_reaches_the_socket_that_sent_it() {
+    harness::require_root!();
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let mut town = Town::build(config);
+        // Nobody listens at the backend any more, which its kernel says.
+        let [_tcp, udp] = &mut town._servers;
+        udp.drain();
+        drop(std::mem::replace(udp, town.backend.serve_tcp(8081)));
+        let mut all: Vec<(&Place, SocketAddr)> = Vec::new();
+        all.extend(town.node_ports().into_iter().map(|to| (&*town.outside, to)));
+        for to in cluster_ips() {
+            all.extend([(&*town.client as &Place, to), (town.world.node(1) as &Place, to)]);
+        }
+        for (place, to) in all {
+            let socket = place.udp_socket_for(to).expect("a socket");
+            socket.connect(to).expect("connected");
+            socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+            socket.send(b"?").expect("sent");
+            let error = socket.recv(&mut [0; 8]).expect_err("nobody answers");
+            assert_eq!(
+                error.kind(),
+                std::io::ErrorKind::ConnectionRefused,
+                "{} and {to}",
+                place.name()
+            );
+        }
+    }
+}
