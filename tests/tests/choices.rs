@@ -12,6 +12,8 @@ use serde_json::json;
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 30_080;
 const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
+/// How long a client stays, in seconds.
+const TIMEOUT: u64 = 6;
 const VIPS: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
 fn address(text: &str) -> SocketAddr {
@@ -39,7 +41,6 @@ fn answering(place: &Place, to: SocketAddr, count: usize) -> io::Result<BTreeSet
 #[test]
 fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
     harness::require_root!();
-    const TIMEOUT: u64 = 6;
     let world = World::with_nodes(1);
     let node = world.node(1);
     let outside = world.add_remote_client("outside");

@@ -17,7 +17,7 @@ struct Town {
     outside: Client,
     client: Pod,
     backend: Pod,
-    _servers: [Server; 2],
+    servers: [Server; 2],
     _agents: Vec<Agent>,
 }
 
@@ -49,7 +49,7 @@ impl Town {
             outside,
             client,
             backend,
-            _servers: servers,
+            servers,
             _agents: agents,
         }
     }
@@ -235,7 +235,7 @@ fn an_error_about_a_datagram_reaches_the_socket_that_sent_it() {
     for config in [DEFAULTS, HOOKS_OFF] {
         let mut town = Town::build(config);
         // Nobody listens at the backend any more, which its kernel says.
-        let [_tcp, udp] = &mut town._servers;
+        let [_tcp, udp] = &mut town.servers;
         udp.drain();
         drop(std::mem::replace(udp, town.backend.serve_tcp(8081)));
         let mut all: Vec<(&Place, SocketAddr)> = Vec::new();
