@@ -15,7 +15,7 @@ use crate::tables::{Live, count};
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
-const LIVE: Live = Live { dry_run: false };
+const LIVE: Live = Live::HOOK;
 
 #[cgroup_sock(post_bind4)]
 pub fn post_bind4(context: SockContext) -> i32 {

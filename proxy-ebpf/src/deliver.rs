@@ -39,9 +39,7 @@ pub fn handle<'a>(
         return TC_ACT_UNSPEC;
     };
     let skb = Skb(context);
-    let tables = Live {
-        dry_run: dry_run::is_marked(&skb),
-    };
+    let tables = Live::of(&skb, dry_run::is_marked(&skb));
     if let Err(reason) = stage::parse(&skb) {
         return pass(&skb, &tables, reason);
     }
@@ -215,8 +213,7 @@ fn back(skb: &Skb<'_>) -> Result<i32, Reason> {
 /// filtering agrees.
 #[inline(always)]
 fn to_host(skb: &Skb<'_>) -> Result<i32, Reason> {
-    let tables = Live { dry_run: false };
-    let config = tables.config().ok_or(Reason::NoRoute)?;
+    let config = Live::HOOK.config().ok_or(Reason::NoRoute)?;
     let (device, mac) = (config.host_device, config.host_mac);
     rewrite::set_destination_mac(skb, &mac).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_in(device))

@@ -20,7 +20,7 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
-const LIVE: Live = Live { dry_run: false };
+const LIVE: Live = Live::HOOK;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(context: SockAddrContext) -> i32 {

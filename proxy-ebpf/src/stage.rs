@@ -57,8 +57,8 @@ pub fn prepare(dry_run: bool, entry: Entry) -> bool {
 
 /// Tries a source port for the flow that begins.
 #[inline(always)]
-pub fn try_port(dry_run: bool, attempt: u32) -> bool {
-    stage_try_port(u32::from(dry_run), attempt) != 0
+pub fn try_port(packet: *mut __sk_buff, dry_run: bool, attempt: u32) -> bool {
+    stage_try_port(packet, u32::from(dry_run), attempt) != 0
 }
 
 /// Finds the interface by which a translated packet leaves.
@@ -128,9 +128,7 @@ extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn stage_prepare(dry_run: u32, entry: u32) -> u32 {
-    let tables = Live {
-        dry_run: dry_run != 0,
-    };
+    let tables = Live::HOOK.dry_run(dry_run != 0);
     let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
         return 0;
     };
@@ -139,10 +137,9 @@ extern "C" fn stage_prepare(dry_run: u32, entry: u32) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_try_port(dry_run: u32, attempt: u32) -> u32 {
-    let tables = Live {
-        dry_run: dry_run != 0,
-    };
+extern "C" fn stage_try_port(skb: *mut __sk_buff, dry_run: u32, attempt: u32) -> u32 {
+    let context = TcContext::new(skb);
+    let tables = Live::of(&Skb(&context), dry_run != 0);
     let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
         return 0;
     };

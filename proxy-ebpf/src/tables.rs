@@ -2,8 +2,9 @@
 //!
 //! In a dry run every look-up is real and nothing is written.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
@@ -12,7 +13,7 @@ use proxy_common::maps::{
 };
 use proxy_common::{Ip, Tables};
 
-use crate::kernel::{self, array_element, read};
+use crate::kernel::{self, Skb, array_element, read};
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, NEW_FLOWS, POD_NETNS,
     POD_RANGES, REFUSALS, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
@@ -24,6 +25,31 @@ use crate::stage;
 pub struct Live {
     /// Whether nothing may be written.
     pub dry_run: bool,
+    /// The packet that is decided about; null in a socket hook.
+    packet: *mut __sk_buff,
+}
+
+impl Live {
+    /// For a socket hook.
+    pub const HOOK: Self = Self {
+        dry_run: false,
+        packet: core::ptr::null_mut(),
+    };
+
+    /// The same, and nothing may be written if so.
+    #[inline(always)]
+    pub const fn dry_run(self, dry_run: bool) -> Self {
+        Self { dry_run, ..self }
+    }
+
+    /// For a packet.
+    #[inline(always)]
+    pub const fn of(skb: &Skb<'_>, dry_run: bool) -> Self {
+        Self {
+            dry_run,
+            packet: skb.0.skb.skb,
+        }
+    }
 }
 
 impl Tables for Live {
@@ -150,7 +176,13 @@ impl Tables for Live {
 
     #[inline(always)]
     fn try_port(&self, _config: &Config, _work: &mut Work, attempt: u32) -> bool {
-        stage::try_port(self.dry_run, attempt)
+        stage::try_port(self.packet, self.dry_run, attempt)
+    }
+
+    #[inline(always)]
+    fn has_own_socket(&self, key: &FlowKey) -> bool {
+        let context = TcContext::new(self.packet);
+        Skb(&context).finds_socket(key)
     }
 
     #[inline(always)]

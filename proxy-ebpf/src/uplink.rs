@@ -19,7 +19,7 @@ pub fn from_uplink(context: TcContext) -> i32 {
 /// What the node sends: answers of its own to clients from outside are among it only once there was such a client.
 #[classifier]
 pub fn to_uplink(context: TcContext) -> i32 {
-    if !node_answers_outside(&Live { dry_run: false }) {
+    if !node_answers_outside(&Live::HOOK) {
         return TC_ACT_UNSPEC;
     }
     handle(&context, Entry::Uplink, |tables, work, skb| {

@@ -53,8 +53,9 @@ pub struct Configuration {
     pub maps: MapLimits,
 }
 
-/// Above the kernel's default range for the node's own sockets, which ends at 60999.
-const MASQUERADE_PORTS: PortRange = match PortRange::new(61_000, 65_535) {
+/// Below the kernel's default range for the node's own sockets, which begins at 32768, and below Kubernetes' default range of
+/// node ports.
+const MASQUERADE_PORTS: PortRange = match PortRange::new(10_000, 29_999) {
     Some(range) => range,
     None => panic!("the range is not empty"),
 };
@@ -212,7 +213,7 @@ mod tests {
             serde_json::to_value(Configuration::default()).unwrap(),
             serde_json::json!({
                 "socketLB": "all",
-                "masqueradePorts": "61000-65535",
+                "masqueradePorts": "10000-29999",
                 "serviceCIDRs": [],
                 "clusterCIDRs": [],
                 "nodeAddresses": [],

@@ -70,6 +70,8 @@ pub trait Tables {
     {
         prepare(self, config, work, entry)
     }
+    /// Whether packets with this key would find a socket of the node's.
+    fn has_own_socket(&self, key: &FlowKey) -> bool;
     /// Tries a source port for a new flow; see [`try_port`]. As above.
     fn try_port(&self, config: &Config, work: &mut Work, attempt: u32) -> bool
     where

@@ -114,6 +114,8 @@ pub struct Fake {
     pub allowed: Vec<(u32, Ip)>,
     /// `SOCKET_PEERS`.
     pub socket_peers: RefCell<HashMap<SocketKey, SocketPeer>>,
+    /// Ports that sockets of the node's are bound to.
+    pub own_ports: Vec<u16>,
     /// Whether the uplink translated without masquerading.
     pub outside: Cell<bool>,
     /// Whether the uplink translated to the node itself.
@@ -281,6 +283,10 @@ impl Tables for Fake {
 
     fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
         self.fragments.borrow_mut().insert(*key, *ports);
+    }
+
+    fn has_own_socket(&self, key: &FlowKey) -> bool {
+        self.own_ports.contains(&key.dport.number())
     }
 
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer> {

@@ -153,7 +153,7 @@ fn choose_source<T: Tables>(
 /// Tries a source port for a new flow: writes both entries if no other flow expects answers there.
 ///
 /// The client's own port is the first choice, unless the packet will carry the node's address: then only ports of
-/// the masquerade range are safe from the node's own sockets. A port that is free comes first; behind the last attempt comes
+/// the masquerade range are, and of those no port where a socket of the node's waits for just such answers. A port that is free comes first; behind the last attempt comes
 /// the one of a flow that is over, and of those the one that has been longest.
 #[inline(always)]
 pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt: u32) -> bool {
@@ -164,6 +164,10 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
         work.flow.sport = masquerade_port(config, work, attempt);
     }
     answer(work);
+    let is_masqueraded = !work.flow.src.same(&work.headers.src);
+    if is_masqueraded && tables.has_own_socket(&work.reply_key) {
+        return false;
+    }
     if tables.insert_flow(&work.reply_key, &work.reply) {
         tables.replace_flow(&work.key, &work.flow);
         return true;

@@ -5,11 +5,12 @@ use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_sock_tuple as Tuple};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::programs::TcContext;
-use proxy_common::Plain;
+use proxy_common::maps::FlowKey;
 use proxy_common::packet::Packet;
+use proxy_common::{Plain, protocol};
 
 /// A socket buffer.
 pub struct Skb<'a>(pub &'a TcContext);
@@ -124,6 +125,45 @@ impl Skb<'_> {
         // SAFETY: the helper checks its arguments.
         let error = unsafe { helper::bpf_skb_change_tail(self.0.skb.skb, len, 0) };
         (error == 0).then_some(())
+    }
+
+    /// Whether a packet with this key would find a socket in the network namespace that this one is in.
+    #[inline(always)]
+    pub fn finds_socket(&self, key: &FlowKey) -> bool {
+        /// That namespace (`BPF_F_CURRENT_NETNS`).
+        const HERE: u64 = u64::MAX;
+        let mut tuple = MaybeUninit::<Tuple>::zeroed();
+        // SAFETY: a struct of integers, for which zero is a value; the helpers read as much of it as told, and a socket that
+        // they give is released.
+        unsafe {
+            let tuple = tuple.as_mut_ptr();
+            let len = if key.dst.is_v4() {
+                let v4 = &raw mut (*tuple).__bindgen_anon_1.ipv4;
+                (*v4).saddr = key.src.v4_word();
+                (*v4).daddr = key.dst.v4_word();
+                (*v4).sport = key.sport.raw();
+                (*v4).dport = key.dport.raw();
+                12
+            } else {
+                let v6 = &raw mut (*tuple).__bindgen_anon_1.ipv6;
+                (*v6).saddr = key.src.v6_words();
+                (*v6).daddr = key.dst.v6_words();
+                (*v6).sport = key.sport.raw();
+                (*v6).dport = key.dport.raw();
+                36
+            };
+            let context = self.0.as_ptr();
+            let socket = match key.protocol {
+                protocol::TCP => helper::bpf_skc_lookup_tcp(context, tuple, len, HERE, 0),
+                protocol::UDP => helper::bpf_sk_lookup_udp(context, tuple, len, HERE, 0),
+                _ => return false,
+            };
+            if socket.is_null() {
+                return false;
+            }
+            helper::bpf_sk_release(socket.cast());
+        }
+        true
     }
 
     /// Looks up the route of a packet.

@@ -178,6 +178,11 @@ impl Tables for Live<'_> {
 
     fn replace_fragment(&self, _key: &FragmentKey, _ports: &FragmentPorts) {}
 
+    /// Hooks change no source.
+    fn has_own_socket(&self, _key: &FlowKey) -> bool {
+        false
+    }
+
     /// A socket that has not sent anything yet.
     fn socket_peer(&self, _key: &SocketKey) -> Option<SocketPeer> {
         None

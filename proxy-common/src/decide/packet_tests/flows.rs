@@ -187,6 +187,21 @@ fn a_client_port_that_is_used_again_begins_a_new_connection() {
     );
 }
 
+#[test]
+fn ports_of_the_nodes_own_sockets_are_never_taken() {
+    let mut fake = Fake::node();
+    fake.config.masquerade_count = 4;
+    node_port(&mut fake, protocol::TCP, &[("10.244.2.2", 8080)]);
+    // Neither when it is the client's own, which would be kept, nor by chance.
+    fake.own_ports = vec![61_000, 61_001, 61_003];
+    for sport in (40_000..40_050).chain([61_000]) {
+        let request = packet(protocol::TCP, (OUTSIDE, sport), (NODE, 30_080));
+        let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
+        assert_eq!(flow.sport, Port::new(61_002));
+        fake.new_flows.borrow_mut().clear();
+    }
+}
+
 /// The same client port, used first through the frontend and then for the backend itself.
 #[test]
 fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {

@@ -1,0 +1,85 @@
+//! More connections than a client, a backend or a table has room for at once.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::Duration;
+
+use harness::{Endpoint, Probe, Service, World};
+
+const PORT: u16 = 30_080;
+const CONNECTIONS: usize = 50_000;
+const THREADS: usize = 4;
+
+#[test]
+fn fifty_thousand_short_connections_of_one_client_fail_none() {
+    harness::require_root!();
+    let world = World::with_nodes(2);
+    let outside = world.add_client("outside");
+    outside.sysctl("net/ipv4/ip_local_port_range", "1024 65535");
+    let backend = world.node(2).add_pod("backend");
+    let _server = backend.serve_tcp(8080);
+    let service = Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .tcp("http", 80, 8080)
+        .node_port("http", PORT);
+    world.apply(&service);
+    world.apply_all(service.slices([Endpoint::of(&backend)]));
+    let agents = world.start_agents();
+    let to = SocketAddr::new(world.node(1).ip().into(), PORT);
+    let node = world.node(1).address_like(to.ip());
+    // Each is closed by a reset, so that the client's port is free again at once.
+    let ask = || {
+        for _ in 0..CONNECTIONS / THREADS {
+            let answer = outside.ask(Probe::Tcp, to).expect("an answer");
+            assert_eq!(answer.peer.ip().to_canonical(), node);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(ask);
+        }
+    });
+    let status = agents[0].cli(&["status"]);
+    assert_eq!(status["ready"], true);
+}
+
+#[test]
+fn masqueraded_flows_take_no_port_of_the_nodes_own_sockets() {
+    harness::require_root!();
+    let world = World::with_nodes(2);
+    let outside = world.add_client("outside");
+    let node = world.node(1);
+    let backend = world.node(2).add_pod("backend");
+    let _servers = (backend.serve_tcp(8080), backend.serve_udp(8080));
+    let service = Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .cluster_ip("fd00:96::10")
+        .tcp("http", 80, 8080)
+        .udp("dns", 80, 8080)
+        .node_port("http", PORT)
+        .node_port("dns", PORT);
+    world.apply(&service);
+    world.apply_all(service.slices([Endpoint::of(&backend)]));
+    let four_ports =
+        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nmasqueradePorts: 20000-20003\n";
+    let mut agent = node.agent().config(four_ports).start();
+    agent.wait_ready(Duration::from_secs(10));
+    // All but one are taken.
+    let _tcp = [20_000, 20_001, 20_003].map(|port| node.tcp_listen(port).expect("bound"));
+    let _udp = [20_000, 20_001, 20_003].map(|port| {
+        node.addresses()
+            .iter()
+            .map(|address| node.udp_bind(SocketAddr::new(*address, port)).expect("bound"))
+            .collect::<Vec<_>>()
+    });
+    for address in node.addresses() {
+        for (probe, times) in [(Probe::Tcp, 20), (Probe::UdpConnected, 1)] {
+            for _ in 0..times {
+                let answer = outside
+                    .ask(probe, SocketAddr::new(*address, PORT))
+                    .expect("an answer");
+                assert_eq!(answer.peer.port(), 20_002, "{address} {probe:?}");
+            }
+        }
+    }
+}
