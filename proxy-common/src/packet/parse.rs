@@ -1,7 +1,8 @@
 //! The parser: Ethernet payload to [`Headers`].
 //!
 //! Stated rules for what is odd: a header that ends early or contradicts itself is [`Reason::Malformed`] and left to
-//! the kernel, which drops it; a protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
+//! the kernel, which drops it; so is an IPv6 packet from or to an IPv4-mapped address, which no wire may carry
+//! (draft-itojun-v6ops-v4mapped-harmful) and which would be taken for an IPv4 packet's here. A protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
 //! up to [`MAX_EXTENSIONS`], beyond that the packet is [`Reason::NotBalanced`]. A fragment carries the addresses, and
 //! the ports if it is the first.
 
@@ -147,7 +148,8 @@ pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Optio
             ..*headers
         }
     };
-    if !carried.is_balanced() {
+    let is_mapped = carried.src.is_v4() != headers.src.is_v4() || carried.dst.is_v4() != headers.src.is_v4();
+    if is_mapped || !carried.is_balanced() {
         return None;
     }
     let ports: Ports = packet.load(carried.l4)?;
@@ -213,6 +215,9 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
         l3,
         l4: l3 + 40,
     };
+    if headers.src.is_v4() || headers.dst.is_v4() {
+        return Err(Reason::Malformed);
+    }
     for _ in 0..MAX_EXTENSIONS {
         match headers.protocol {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {}
@@ -349,6 +354,16 @@ mod tests {
             Err(Reason::NotBalanced)
         );
         assert_eq!(parse(&v4(6, 0, &[])[..], 0x0806, 14), Err(Reason::NotBalanced));
+    }
+
+    #[test]
+    fn an_ipv6_packet_of_a_mapped_address_is_malformed() {
+        let whole = v6(17, &[0, 80, 0, 81, 0, 8, 0, 0]);
+        for at in [22, 38] {
+            let mut packet = whole.clone();
+            packet[at..at + 16].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1]);
+            assert_eq!(parse(&packet[..], ether_type::IPV6, 14), Err(Reason::Malformed));
+        }
     }
 
     proptest! {
