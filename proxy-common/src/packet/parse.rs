@@ -219,9 +219,8 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
         return Err(Reason::Malformed);
     }
     for _ in 0..MAX_EXTENSIONS {
-        match headers.protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {}
-            _ => return parse_transport(packet, headers),
+        if !is_extension(headers.protocol) {
+            break;
         }
         let extension: Ipv6Extension = packet.load(headers.l4).ok_or(Reason::Malformed)?;
         headers.l4 += match headers.protocol {
@@ -240,7 +239,16 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
         }
         headers.protocol = extension.next_header;
     }
-    Err(Reason::NotBalanced)
+    parse_transport(packet, headers)
+}
+
+/// Whether this is the number of an extension header that is walked.
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT
+    )
 }
 
 #[inline(always)]
@@ -354,6 +362,17 @@ mod tests {
             Err(Reason::NotBalanced)
         );
         assert_eq!(parse(&v4(6, 0, &[])[..], 0x0806, 14), Err(Reason::NotBalanced));
+    }
+
+    #[test]
+    fn six_extension_headers_are_walked_and_a_seventh_is_not() {
+        for (count, expected) in [(5, true), (6, true), (7, false), (8, false)] {
+            let mut payload = [60_u8, 0, 0, 0, 0, 0, 0, 0].repeat(count);
+            payload[(count - 1) * 8] = protocol::UDP;
+            payload.extend([0, 80, 0, 81, 0, 8, 0, 0]);
+            let is_parsed = parse(&v6(60, &payload)[..], ether_type::IPV6, 14).is_ok();
+            assert_eq!(is_parsed, expected, "{count}");
+        }
     }
 
     #[test]
