@@ -137,6 +137,22 @@ fn errors_about_strangers_packets_are_left_alone() {
 }
 
 #[test]
+fn an_error_is_left_alone_that_is_not_addressed_to_the_sender_of_what_it_carries() {
+    let node = node();
+    for family in [0, 1] {
+        let (pod, vip) = (end(POD, family, 43_001), end(VIP, family, 80));
+        let request = frame(&pod.to_string(), &vip.to_string(), protocol::UDP, 0, b"hello");
+        let (_, sent) = node.run("from_pod", &request);
+        let (router, other) = (of_family(ROUTER, family), of_family(OUTSIDE, family));
+        let error = too_big(router, other, &sent[14..]);
+        for program in ["from_uplink", "to_pod"] {
+            assert_eq!(node.run(program, &error), (PASS, error.clone()));
+        }
+    }
+    assert_eq!(node.count(Reason::RelatedError), 0);
+}
+
+#[test]
 fn the_sender_of_a_packet_that_is_too_big_is_told_the_size_that_is_not() {
     let node = node();
     for family in [0, 1] {

@@ -12,6 +12,11 @@ use crate::maps::FlowKey;
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, work: &mut Work) -> bool {
     let carried = &work.carried;
+    // An error goes to the sender of the packet that it carries; any other is forged, and would be sent where it is not
+    // addressed to.
+    if !work.headers.dst.same(&carried.src) {
+        return false;
+    }
     let key = &mut work.reply_key;
     *key = FlowKey::new(
         carried.dst,
