@@ -78,6 +78,17 @@ impl Ip {
         }
     }
 
+    /// Whether this is the address of one host, as far as that can be told: not unspecified, not multicast, not broadcast,
+    /// not reserved (RFC 1122 §3.2.1.3; RFC 4291 §2.4).
+    #[inline(always)]
+    pub const fn is_one_host(&self) -> bool {
+        if self.is_v4() {
+            matches!(u32::from_be(self.0[3]) >> 24, 1..=223)
+        } else {
+            u32::from_be(self.0[0]) >> 24 != 0xff && !self.is_unspecified()
+        }
+    }
+
     /// Whether the two are the same; word by word, which the verifier follows and LLVM does not turn into a call.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
@@ -197,6 +208,31 @@ mod tests {
             let address: IpAddr = text.parse().unwrap();
             assert!(!Ip::from(address).is_v4(), "{text}");
             assert_eq!(IpAddr::from(Ip::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn groups_and_nobody_are_not_one_host() {
+        let ip = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
+        for text in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "ff02::1",
+        ] {
+            assert!(!ip(text).is_one_host(), "{text}");
+        }
+        for text in [
+            "10.0.0.1",
+            "127.0.0.1",
+            "223.255.255.255",
+            "::1",
+            "fe80::1",
+            "2001:db8::1",
+        ] {
+            assert!(ip(text).is_one_host(), "{text}");
         }
     }
 

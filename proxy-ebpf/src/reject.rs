@@ -37,7 +37,7 @@ pub fn refuse(
     sum: &mut [u32; SCRATCH_WORDS],
 ) -> Option<()> {
     let is_too_big = reason as u8 == Reason::TooBig as u8;
-    if headers.l4 == 0 || (headers.is_fragment && !is_too_big) {
+    if headers.l4 == 0 || (headers.is_fragment && !is_too_big) || !headers.may_be_refused() {
         return None;
     }
     if headers.protocol == protocol::TCP && !is_too_big {

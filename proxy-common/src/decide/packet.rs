@@ -229,7 +229,7 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
             });
         }
     }
-    let echo = work.headers.is_echo_request() && !work.headers.is_fragment;
+    let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
     let lost_fragment = work.headers.is_fragment && work.headers.is_balanced() && !work.headers.has_ports;
     let may_be_virtual = config.has(ConfigFlags::STRAY_ADDRESSES)
         && work.headers.is_balanced()

@@ -108,6 +108,18 @@ impl Headers {
             || (self.protocol == protocol::ICMPV6 && !self.src.is_v4() && matches!(self.detail, 1..=4))
     }
 
+    /// Whether the sender may be told that its packet was refused: not who is no single host, and not about an ICMP error
+    /// (RFC 1122 §3.2.2; RFC 4443 §2.4).
+    #[inline(always)]
+    pub const fn may_be_refused(&self) -> bool {
+        let is_error = match self.protocol {
+            protocol::ICMP => matches!(self.detail, 3..=5 | 11 | 12),
+            protocol::ICMPV6 => self.detail < 128,
+            _ => false,
+        };
+        self.src.is_one_host() && !is_error
+    }
+
     /// Whether the protocol has ports that services are balanced by.
     #[inline(always)]
     pub const fn is_balanced(&self) -> bool {
@@ -362,6 +374,21 @@ mod tests {
             Err(Reason::NotBalanced)
         );
         assert_eq!(parse(&v4(6, 0, &[])[..], 0x0806, 14), Err(Reason::NotBalanced));
+    }
+
+    #[test]
+    fn errors_and_whoever_is_no_single_host_are_not_told() {
+        let of = |protocol, kind, source: [u8; 4]| {
+            let mut packet = v4(protocol, 0, &[kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            packet[26..30].copy_from_slice(&source);
+            parse(&packet[..], ether_type::IPV4, 14).unwrap().may_be_refused()
+        };
+        let host = [10, 0, 0, 1];
+        assert!(of(protocol::UDP, 3, host) && of(protocol::TCP, 3, host) && of(protocol::ICMP, 8, host));
+        for kind in [3, 4, 5, 11, 12] {
+            assert!(!of(protocol::ICMP, kind, host), "{kind}");
+        }
+        assert!(!of(protocol::UDP, 0, [224, 0, 0, 1]) && !of(protocol::TCP, 0, [0; 4]));
     }
 
     #[test]
