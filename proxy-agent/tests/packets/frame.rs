@@ -115,7 +115,7 @@ pub fn checked(frame: &[u8]) -> Headers {
 }
 
 /// RFC 9260 appendix A, bit by bit.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);

@@ -9,6 +9,8 @@
 
 mod errors;
 mod frame;
+mod live;
+mod mutated;
 mod node;
 #[path = "../support/mod.rs"]
 mod support;

@@ -27,12 +27,18 @@ pub struct Node {
     pub cluster: ClusterState,
     changes: Changes,
     context: NodeContext,
-    uplink: u32,
+    /// Its index.
+    pub uplink: u32,
     _sandbox: Sandbox,
 }
 
 impl Node {
     pub fn new() -> Self {
+        Self::with_flows(65_536)
+    }
+
+    /// With room for so many entries of flows.
+    pub fn with_flows(flows: u32) -> Self {
         let sandbox = Sandbox::enter();
         for line in [
             "link set lo up",
@@ -58,7 +64,7 @@ impl Node {
             slots: 4096,
             backends: 4096,
             addresses: 4096,
-            flows: 65_536,
+            flows,
             affinity: 4096,
             ..SIZES
         };

@@ -1,0 +1,145 @@
+//! The live packet programs, opened once for many runs, and what they count.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use millrace::bpf::{Datapath, sys};
+use proxy_common::maps::{Counter, Reason, Refusals};
+
+/// More than any program adds to a frame: headers of an ICMP error over IPv6.
+const ROOM: usize = 256;
+
+/// Ethernet and IPv6 header.
+const SHORTEST_RUN: usize = 54;
+
+/// One program, ready to run.
+pub struct Program {
+    classifier: SchedClassifier,
+    context: [u8; 192],
+    out: Vec<u8>,
+}
+
+impl Program {
+    /// For the program of this name, over frames on the interface `ifindex`.
+    pub fn open(datapath: &Datapath, name: &str, ifindex: u32) -> Self {
+        let classifier = SchedClassifier::from_pin(datapath.program_pin(name)).expect("the program");
+        let mut context = [0_u8; 192];
+        // `struct __sk_buff`: ifindex.
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        Self {
+            classifier,
+            context,
+            out: Vec::new(),
+        }
+    }
+
+    /// Runs it over a frame: the verdict, and the frame as it is then. `None` if the kernel takes no such frame: newer ones
+    /// want the whole IP header in it.
+    pub fn run(&mut self, frame: &[u8]) -> Option<(u32, &[u8])> {
+        self.out.resize(self.out.len().max(frame.len() + ROOM), 0);
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut self.out);
+        options.ctx_in = Some(&self.context);
+        let result = match self.classifier.test_run(options) {
+            Err(_) if frame.len() < SHORTEST_RUN => return None,
+            result => result.expect("a run"),
+        };
+        let len = result.data_size_out as usize;
+        Some((result.return_value, &self.out[..len]))
+    }
+}
+
+/// Where a map is pinned, beside the programs.
+fn map_pin(datapath: &Datapath, name: &str) -> PathBuf {
+    let generation = datapath.program_pin("from_pod");
+    let generation = generation.ancestors().nth(2).unwrap_or(Path::new("/"));
+    generation.join("maps").join(name)
+}
+
+/// A map of the programs' own.
+pub fn open_map(datapath: &Datapath, name: &str) -> OwnedFd {
+    sys::open_pin(&map_pin(datapath, name)).expect("a map")
+}
+
+/// Lets the next refusals be sent, however many there were in this second.
+pub fn forgive_refusals(refusals: &OwnedFd) {
+    let cpus = aya::util::nr_cpus().expect("the number of CPUs");
+    let none = vec![0_u8; cpus * size_of::<Refusals>()];
+    sys::map_update(refusals.as_fd(), &0_u32.to_ne_bytes(), &none).expect("to forget refusals");
+}
+
+/// How often each reason was counted, over all CPUs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Counts(pub [Counter; Reason::COUNT as usize]);
+
+impl Counts {
+    pub const NONE: Self = Self([Counter { packets: 0, bytes: 0 }; Reason::COUNT as usize]);
+
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut counts = *self;
+        for (count, earlier) in counts.0.iter_mut().zip(&earlier.0) {
+            count.packets -= earlier.packets;
+            count.bytes -= earlier.bytes;
+        }
+        counts
+    }
+
+    pub fn add(&mut self, reason: Reason, bytes: u64) {
+        let count = &mut self.0[reason as usize];
+        count.packets += 1;
+        count.bytes += bytes;
+    }
+
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.0[reason as usize].packets
+    }
+
+    /// The reasons that were counted.
+    pub fn reasons(&self) -> impl Iterator<Item = (Reason, Counter)> {
+        let counted = Reason::ALL.iter().copied().zip(self.0);
+        counted.filter(|(_, count)| *count != Counter::default())
+    }
+}
+
+/// The counters, read by as few system calls as the kernel allows.
+pub struct Counters {
+    map: OwnedFd,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    of_reason: usize,
+}
+
+impl Counters {
+    pub fn open(datapath: &Datapath) -> Self {
+        let of_reason = aya::util::nr_cpus().expect("the number of CPUs") * size_of::<Counter>();
+        Self {
+            map: open_map(datapath, "COUNTERS"),
+            keys: vec![0; Reason::ALL.len() * 4],
+            values: vec![0; Reason::ALL.len() * of_reason],
+            of_reason,
+        }
+    }
+
+    pub fn read(&mut self) -> Counts {
+        let map = self.map.as_fd();
+        let (keys, values) = (&mut self.keys, &mut self.values);
+        if sys::map_lookup_batch(map, &mut Vec::new(), 4, keys, values, Reason::COUNT).is_err() {
+            // Arrays per CPU have batches since Linux 5.13.
+            for (number, value) in (0_u32..).zip(values.chunks_exact_mut(self.of_reason)) {
+                sys::map_lookup(map, &number.to_ne_bytes(), value).expect("a counter");
+            }
+        }
+        let mut counts = Counts::NONE;
+        for (count, value) in counts.0.iter_mut().zip(self.values.chunks_exact(self.of_reason)) {
+            for value in value.chunks_exact(size_of::<Counter>()) {
+                let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| value[at + byte]));
+                count.packets += word(0);
+                count.bytes += word(8);
+            }
+        }
+        counts
+    }
+}

@@ -1,0 +1,230 @@
+//! Mutated frames through every packet program: whatever comes in, the verdict is a stated one, is counted once under its
+//! reason, and what comes out is the packet untouched, or one that is translated or answered as a whole.
+//!
+//! `MILLRACE_FUZZ_FRAMES` says how many frames, `MILLRACE_FUZZ_SEED` which ones. A frame depends on seed and index alone,
+//! and flows on the frames of its round before it; so `MILLRACE_FUZZ_FIRST`, the index of a round's first frame, comes to
+//! a failure within seconds.
+
+mod corpus;
+mod judge;
+mod layout;
+mod mutation;
+mod refusal;
+mod world;
+
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+
+use millrace::bpf::HashTable;
+use proxy_common::Plain;
+use proxy_common::maps::{FragmentKey, FragmentPorts, Reason};
+
+use self::corpus::Corpus;
+use self::judge::{Ran, judge, left_alone};
+use self::mutation::{Dice, mutated};
+use self::world::Frontends;
+use super::live::{Counters, Counts, Program, forgive_refusals, open_map};
+use super::node::Node;
+
+const PROGRAMS: [&str; 6] = [
+    "from_pod",
+    "to_pod",
+    "from_uplink",
+    "to_uplink",
+    "from_host",
+    "from_loopback",
+];
+const FROM_POD: usize = 0;
+const TO_POD: usize = 1;
+const FROM_UPLINK: usize = 2;
+const TO_UPLINK: usize = 3;
+const FROM_HOST: usize = 4;
+const FROM_LOOPBACK: usize = 5;
+
+/// Frames of the quick run, and those that share their flows.
+const FRAMES: u64 = 40_000;
+const ROUND: u64 = 20_000;
+/// Fewer runs than refusals may be sent in a second.
+const FORGIVE: u64 = 100;
+
+fn setting(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => default,
+    }
+}
+
+struct Fuzz {
+    node: Node,
+    programs: [Program; 6],
+    frontends: Frontends,
+    fragments: HashTable<FragmentKey, FragmentPorts>,
+    refusals: OwnedFd,
+    counters: Counters,
+    /// What the counters have to say.
+    expected: Counts,
+}
+
+impl Fuzz {
+    fn new() -> Self {
+        let mut node = Node::new();
+        node.program(&world::objects());
+        let datapath = node.programmer.store();
+        let mut counters = Counters::open(datapath);
+        Self {
+            programs: PROGRAMS.map(|name| Program::open(datapath, name, node.uplink)),
+            frontends: world::frontends(),
+            fragments: HashTable::new(open_map(datapath, "FRAGMENTS")).expect("fragments"),
+            refusals: open_map(datapath, "REFUSALS"),
+            expected: counters.read(),
+            counters,
+            node,
+        }
+    }
+
+    fn corpus(&mut self) -> Corpus {
+        let programs = &mut self.programs;
+        Corpus::new(&self.frontends, &mut |program, frame| {
+            programs[program]
+                .run(frame)
+                .map_or_else(Vec::new, |(_, out)| out.to_vec())
+        })
+    }
+
+    /// Makes tables in which there are the flows of the valid frames, and no others.
+    fn start_round(&mut self, corpus: &Corpus) {
+        self.clear();
+        for (program, frame) in &corpus.primers {
+            self.programs[*program].run(frame);
+        }
+        self.expected = self.counters.read();
+    }
+
+    fn clear(&self) {
+        let datapath = self.node.programmer.store();
+        remove_all(&datapath.flows);
+        remove_all(&datapath.new_flows);
+        remove_all(&datapath.affinity);
+        remove_all(&self.fragments);
+    }
+
+    /// Runs a program over a frame and compares with what is owed. Counters are read only where the outcome does not tell
+    /// what they have to say.
+    fn run(&mut self, program: usize, frame: &[u8]) -> Result<(), String> {
+        let Some((verdict, out)) = self.programs[program].run(frame) else {
+            return Ok(());
+        };
+        let ran = Ran {
+            program,
+            frame,
+            verdict,
+            out,
+        };
+        let outcome = match left_alone(&ran) {
+            Some(Reason::NotOurs) => judge(&self.frontends, &ran, None),
+            Some(reason) => {
+                self.expected.add(reason, 0);
+                judge(&self.frontends, &ran, Some((reason, 0)))
+            }
+            None => {
+                let counts = self.counters.read();
+                let counted: Vec<_> = counts.since(&self.expected).reasons().collect();
+                self.expected = counts;
+                match counted[..] {
+                    [] => judge(&self.frontends, &ran, None),
+                    [(reason, count)] if count.packets == 1 => {
+                        judge(&self.frontends, &ran, Some((reason, count.bytes)))
+                    }
+                    _ => Err("counted more than once, or something before was".to_owned()),
+                }
+                .map_err(|error| format!("{error}; counted {counted:?}"))
+            }
+        };
+        outcome.map_err(|error| {
+            let (frame, out) = (hex(frame), hex(out));
+            format!(
+                "{}: {error}; verdict {verdict}\n  in  {frame}\n  out {out}",
+                PROGRAMS[program]
+            )
+        })
+    }
+}
+
+fn remove_all<K: Plain, V: Plain>(table: &HashTable<K, V>) {
+    let mut keys = Vec::new();
+    table.for_each(|key, _| keys.push(key)).expect("a walk");
+    table.remove_all(&keys).expect("to remove");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What no run may leave out.
+const USUAL: [Reason; 19] = [
+    Reason::NotBalanced,
+    Reason::Malformed,
+    Reason::Fragment,
+    Reason::NewFlow,
+    Reason::Established,
+    Reason::Reply,
+    Reason::Moved,
+    Reason::EchoReply,
+    Reason::NoEndpoints,
+    Reason::NoLocalEndpoints,
+    Reason::NoSuchPort,
+    Reason::NoSuchService,
+    Reason::NoRoute,
+    Reason::RewriteFailed,
+    Reason::TtlExceeded,
+    Reason::FragmentBeforeFirst,
+    Reason::SourceNotAllowed,
+    Reason::RelatedError,
+    Reason::TooBig,
+];
+
+#[test]
+fn mutated_frames_get_stated_verdicts_and_are_never_half_rewritten() {
+    let frames = setting("MILLRACE_FUZZ_FRAMES", FRAMES);
+    let seed = setting("MILLRACE_FUZZ_SEED", 1);
+    let first = setting("MILLRACE_FUZZ_FIRST", 0);
+    let mut fuzz = Fuzz::new();
+    // Twice: only after the first time do the programs look for answers everywhere.
+    fuzz.corpus();
+    fuzz.clear();
+    let corpus = fuzz.corpus();
+    let mut wrong = Vec::new();
+    for index in first..first + frames {
+        if index == first || index % ROUND == 0 {
+            fuzz.start_round(&corpus);
+        }
+        if index % FORGIVE == 0 {
+            forgive_refusals(&fuzz.refusals);
+        }
+        let frame = mutated(&mut Dice::new(seed, index), &corpus);
+        for program in 0..PROGRAMS.len() {
+            if let Err(error) = fuzz.run(program, &frame) {
+                let round = index - index % ROUND;
+                wrong.push(format!(
+                    "frame {index} of seed {seed}, in the round from {round}, {error}"
+                ));
+            }
+        }
+        if wrong.len() >= 20 {
+            break;
+        }
+    }
+    for (reason, count) in fuzz.counters.read().reasons() {
+        println!("{:>12} {}", count.packets, reason.name());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let counts = fuzz.counters.read();
+    for reason in USUAL {
+        assert!(counts.of(reason) > 0, "{reason:?} never came up");
+    }
+}

@@ -1,0 +1,159 @@
+//! Valid frames of every kind that the programs decide about: requests, answers, and ICMP errors about both.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::protocol;
+
+use super::layout::Layout;
+use super::world::{Frontends, OTHER_NODE, OUTSIDE, POD, ROUTER};
+use super::{FROM_HOST, FROM_LOOPBACK, FROM_POD, FROM_UPLINK, TO_POD, TO_UPLINK};
+use crate::frame::{frame, icmp_error};
+use crate::node::{NODE, of_family};
+
+/// A program's number, and what it is run over.
+type Run<'a> = dyn FnMut(usize, &[u8]) -> Vec<u8> + 'a;
+
+pub struct Corpus {
+    pub frames: Vec<Vec<u8>>,
+    /// What makes the flows that the frames belong to, in order.
+    pub primers: Vec<(usize, Vec<u8>)>,
+    /// Addresses that mean something, by family.
+    pub addresses: [Vec<IpAddr>; 2],
+}
+
+impl Corpus {
+    /// Runs valid requests over empty tables, and takes note of what becomes of them.
+    pub fn new(frontends: &Frontends, run: &mut Run<'_>) -> Self {
+        let mut corpus = Self {
+            frames: Vec::new(),
+            primers: Vec::new(),
+            addresses: addresses(frontends),
+        };
+        let mut services: Vec<_> = frontends.keys().copied().collect();
+        services.sort_unstable();
+        let mut port = 10_000;
+        for (service, protocol) in services {
+            let family = usize::from(service.is_ipv6());
+            for (program, client) in [
+                (FROM_POD, POD),
+                (FROM_UPLINK, OUTSIDE),
+                (FROM_UPLINK, OTHER_NODE),
+                (FROM_HOST, NODE),
+                (FROM_LOOPBACK, NODE),
+            ] {
+                let is_own = service.ip() == of_family(NODE, family);
+                if (program == FROM_HOST && is_own) || (program == FROM_LOOPBACK && !is_own) {
+                    continue;
+                }
+                port += 1;
+                let client = SocketAddr::new(of_family(client, family), port);
+                corpus.conversation(program, client, service, protocol, run);
+            }
+        }
+        corpus.strangers();
+        corpus
+    }
+
+    fn conversation(
+        &mut self,
+        program: usize,
+        client: SocketAddr,
+        service: SocketAddr,
+        protocol: u8,
+        run: &mut Run<'_>,
+    ) {
+        let (from, to) = (client.to_string(), service.to_string());
+        let starts = if protocol == protocol::TCP { 2 } else { 1 };
+        let request = frame(&from, &to, protocol, starts, b"hello");
+        let sent = run(program, &request);
+        self.primers.push((program, request.clone()));
+        self.frames.push(request);
+        self.frames.push(frame(&from, &to, protocol, 0x10, &[7; 33]));
+        if client.port().is_multiple_of(16) {
+            self.frames.push(frame(&from, &to, protocol, 0x10, &[7; 1600]));
+        }
+        let Ok(layout) = Layout::of(&sent) else {
+            return;
+        };
+        let [near, far] = layout.sockets(&sent, 14);
+        if !layout.has_ports() || far == service || near.ip() == service.ip() {
+            return;
+        }
+        let router = of_family(ROUTER, usize::from(service.is_ipv6()));
+        self.frames.push(too_big(router, near.ip(), &sent[14..]));
+        self.frames.push(too_big(far.ip(), near.ip(), &sent[14..]));
+        let answer = frame(&far.to_string(), &near.to_string(), protocol, 0x12, b"hello back");
+        self.frames.push(answer.clone());
+        for program in [FROM_POD, FROM_UPLINK, TO_POD, TO_UPLINK, FROM_HOST] {
+            let received = run(program, &answer);
+            if received != answer && Layout::of(&received).is_ok() {
+                self.frames.push(too_big(router, service.ip(), &received[14..]));
+                self.primers.push((program, answer));
+                return;
+            }
+        }
+    }
+
+    /// What belongs to no service.
+    fn strangers(&mut self) {
+        for family in [0, 1] {
+            for destination in self.addresses[family].clone() {
+                for source in [POD, OUTSIDE, NODE].map(|source| of_family(source, family)) {
+                    let head = if family == 0 { 8 } else { 128 };
+                    let echo = icmp_error(source, destination, [head, 0, 0, 0, 0, 7, 0, 1], b"abcdefgh");
+                    self.frames.push(echo);
+                    for (protocol, _) in [(protocol::TCP, 0), (protocol::UDP, 0)] {
+                        let [source, destination] =
+                            [(source, 5000), (destination, 9)].map(|(ip, port)| SocketAddr::new(ip, port));
+                        let stranger = frame(&source.to_string(), &destination.to_string(), protocol, 2, b"");
+                        self.frames
+                            .push(too_big(destination.ip(), source.ip(), &stranger[14..]));
+                        self.frames.push(stranger);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn addresses(frontends: &Frontends) -> [Vec<IpAddr>; 2] {
+    let mut all: Vec<IpAddr> = frontends
+        .iter()
+        .flat_map(|((frontend, _), what)| what.backends.iter().chain([frontend]).map(SocketAddr::ip))
+        .chain(
+            [POD, OUTSIDE, OTHER_NODE, ROUTER]
+                .concat()
+                .iter()
+                .map(|text| text.parse().unwrap()),
+        )
+        .collect();
+    for text in [
+        "10.96.77.77",
+        "0.0.0.0",
+        "127.0.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "fd00:96::7777",
+        "::",
+        "::1",
+        "ff02::1",
+        "::ffff:10.96.0.1",
+        "fe80::1",
+    ] {
+        all.push(text.parse().expect("an address"));
+    }
+    all.sort_unstable();
+    all.dedup();
+    let (v4, v6) = all.into_iter().partition(IpAddr::is_ipv4);
+    [v4, v6]
+}
+
+/// Fragmentation needed, or packet too big.
+fn too_big(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
+    let head = if from.is_ipv4() {
+        [3, 4, 0, 0, 0, 0, 5, 0]
+    } else {
+        [2, 0, 0, 0, 0, 0, 5, 0]
+    };
+    icmp_error(from, to, head, about)
+}

@@ -1,0 +1,300 @@
+//! What is owed for one frame: a verdict of the stated set, one count, and a packet that is untouched or wholly changed.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::maps::Reason;
+use proxy_common::protocol;
+
+use super::layout::{L3, Layout};
+use super::refusal;
+use super::world::{Frontends, Has, is_in_ranges};
+use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
+use crate::frame::crc32c;
+use crate::node::NODE;
+use crate::{PASS, REDIRECT, SHOT};
+
+/// A run of a program.
+pub struct Ran<'a> {
+    pub program: usize,
+    pub frame: &'a [u8],
+    pub verdict: u32,
+    pub out: &'a [u8],
+}
+
+/// Whether something is as it should be.
+pub fn check(right: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if right { Ok(()) } else { Err(what()) }
+}
+
+/// The reason for which a packet was left alone, if its headers tell; nothing is counted as `NotOurs`.
+pub fn left_alone(ran: &Ran<'_>) -> Option<Reason> {
+    let is_left = ran.verdict == PASS && ran.out == ran.frame;
+    match Layout::of(ran.frame) {
+        Err(reason) if is_left => Some(reason),
+        Ok(Layout { l4: Some(_), .. }) if is_left => Some(Reason::NotOurs),
+        _ => None,
+    }
+}
+
+/// Compares a run with the rules; `counted` is the reason and how many bytes were counted under it.
+pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)>) -> Result<(), String> {
+    let Ran {
+        program,
+        frame,
+        verdict,
+        out,
+    } = *ran;
+    check(out.len() <= frame.len() + 48, || "too long".into())?;
+    let reason = counted.map(|(reason, _)| reason);
+    let is_passed = matches!(
+        reason,
+        None | Some(Reason::NotBalanced | Reason::Malformed | Reason::Fragment)
+    );
+    let bytes = counted.map_or(0, |(_, bytes)| bytes);
+    let owed_bytes = if is_passed { 0 } else { frame.len() as u64 };
+    check(bytes == owed_bytes, || format!("{bytes} bytes counted"))?;
+    if is_passed {
+        check(out == frame, || "passed and touched".into())?;
+        // What is not translated at our own device ends there.
+        let owed = if program == FROM_HOST { SHOT } else { PASS };
+        check(verdict == owed, || "the wrong verdict".into())?;
+    }
+    let layout = match Layout::of(frame) {
+        Ok(layout) => layout,
+        Err(odd) => return check(reason == Some(odd), || format!("left alone as {odd:?}")),
+    };
+    check(is_owed(frontends, ran, layout, reason), || "not owed".into())?;
+    match reason {
+        None | Some(Reason::Fragment) => Ok(()),
+        Some(Reason::NewFlow | Reason::Established | Reason::Moved | Reason::Reply) => {
+            translated(frontends, ran, layout, reason == Some(Reason::Reply))
+        }
+        Some(Reason::RelatedError) => translated_error(frontends, ran, layout),
+        Some(Reason::EchoReply) => refusal::echo(ran, layout),
+        Some(reason) if reason.is_reject() => refusal::refused(ran, layout, reason),
+        Some(reason) if reason.is_drop() => check(verdict == SHOT, || "the wrong verdict".into()),
+        Some(_) => Err("a reason that no packet has".into()),
+    }
+}
+
+/// Whether the rules allow this reason, by where the packet goes.
+fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<Reason>) -> bool {
+    let [from, to] = layout.sockets(ran.frame, L3);
+    // A translation may fail by name.
+    let fails = matches!(
+        reason,
+        Some(Reason::RewriteFailed | Reason::TtlExceeded | Reason::NoRoute | Reason::TooBig)
+    );
+    let belongs = fails || matches!(reason, Some(Reason::Reply | Reason::RelatedError));
+    if matches!(ran.program, TO_POD | TO_UPLINK) {
+        return belongs || matches!(reason, None | Some(Reason::Malformed | Reason::NotBalanced));
+    }
+    let begins = fails
+        || matches!(
+            reason,
+            Some(Reason::NewFlow | Reason::Established | Reason::Moved | Reason::NoSourcePort)
+        );
+    let is_virtual = frontends.keys().any(|(frontend, _)| frontend.ip() == to.ip()) && !is_node(to.ip());
+    let in_range = match to.ip() {
+        IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
+        IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0]),
+    };
+    let to_service = in_range || ran.program == FROM_HOST;
+    if layout.l4.is_none() {
+        return match reason {
+            Some(Reason::FragmentBeforeFirst) => is_virtual && layout.has_ports(),
+            Some(Reason::NoSuchService) => to_service && !is_virtual,
+            Some(Reason::NoSuchPort) => is_virtual,
+            Some(Reason::Fragment) => layout.has_ports() && !is_virtual,
+            None => !(is_virtual && layout.has_ports()),
+            Some(reason) => layout.has_ports() && (begins || belongs || reason.is_drop()),
+        };
+    }
+    let frontend = frontends.get(&(to, layout.protocol));
+    if let Some(frontend) = frontend {
+        let is_kept_here = frontend.has == Has::OnlyElsewhere
+            && (frontend.is_cluster_ip
+                || ran.program == FROM_UPLINK
+                || (ran.program == FROM_HOST && !is_node(from.ip())));
+        return match frontend.has {
+            Has::Nobody => reason == Some(Reason::NoEndpoints),
+            // The same packet may have begun a flow as a pod's.
+            Has::OnlyElsewhere if is_kept_here => {
+                matches!(reason, Some(Reason::NoLocalEndpoints | Reason::Established)) || fails
+            }
+            Has::Ranges if frontend.is_load_balancer && from.ip() != to.ip() && !is_in_ranges(from.ip()) => {
+                reason == Some(Reason::SourceNotAllowed)
+            }
+            // Nobody can be answered who has no address.
+            _ => begins || (from.ip().is_unspecified() && reason == Some(Reason::NoNodeAddress)),
+        };
+    }
+    if layout.is_echo(ran.frame) && !layout.is_fragment && is_virtual && layout.may_be_told(ran.frame) {
+        return reason == Some(Reason::EchoReply);
+    }
+    match reason {
+        Some(Reason::NoSuchPort) => is_virtual,
+        Some(Reason::NoSuchService) => to_service && !is_virtual && !is_node(to.ip()),
+        None if in_range => is_answer_to_service(frontends, ran, from),
+        None => ran.program != FROM_HOST || is_node(to.ip()) || is_virtual,
+        _ => belongs,
+    }
+}
+
+/// An answer to a client that calls itself by a service's address is translated behind the stack, like all answers.
+fn is_answer_to_service(frontends: &Frontends, ran: &Ran<'_>, from: SocketAddr) -> bool {
+    let mut all = frontends.values();
+    !is_own(ran.program) && all.any(|frontend| frontend.backends.contains(&from))
+}
+
+fn is_node(address: IpAddr) -> bool {
+    NODE.iter().any(|node| address == node.parse::<IpAddr>().unwrap())
+}
+
+/// Whether only bytes in these ranges differ.
+pub fn differs_only_in(ran: &Ran<'_>, ranges: &[std::ops::Range<usize>]) -> Result<(), String> {
+    check(ran.out.len() == ran.frame.len(), || "another length".into())?;
+    let both = ran.frame.iter().zip(ran.out).enumerate();
+    let stray = both
+        .filter(|(_, (old, new))| old != new)
+        .find(|(at, _)| !ranges.iter().any(|range| range.contains(at)));
+    check(stray.is_none(), || {
+        format!("byte {} changed", stray.map_or(0, |(at, _)| at))
+    })
+}
+
+/// The time to live may be one less where the packet is sent on, and hardware addresses may be others.
+fn ranges_of_headers(ran: &Ran<'_>, layout: Layout) -> Result<Vec<std::ops::Range<usize>>, String> {
+    check(matches!(ran.verdict, PASS | REDIRECT), || {
+        "the wrong verdict".into()
+    })?;
+    let addresses = layout.addresses_at();
+    let start = if layout.is_v4 { 10 } else { addresses.start };
+    let hardware = 0..if ran.verdict == REDIRECT { 12 } else { 0 };
+    let mut ranges = vec![hardware, L3 + start..L3 + addresses.end];
+    if ran.verdict == REDIRECT {
+        let ttl = L3 + if layout.is_v4 { 8 } else { 7 };
+        let (old, new) = (ran.frame[ttl], *ran.out.get(ttl).unwrap_or(&0));
+        let is_forwarded = !is_own(ran.program);
+        check(
+            new == old || (is_forwarded && new == old.wrapping_sub(1) && new > 0),
+            || format!("TTL {new} of {old}"),
+        )?;
+        ranges.push(ttl..ttl + 1);
+    }
+    Ok(ranges)
+}
+
+fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bool) -> Result<(), String> {
+    let mut ranges = ranges_of_headers(ran, layout)?;
+    if let Some(l4) = layout.l4 {
+        let (at, width) = layout.checksum_at();
+        ranges.extend([l4..l4 + 4, l4 + at..l4 + at + width]);
+    }
+    differs_only_in(ran, &ranges)?;
+    let (old, new) = (layout.sockets(ran.frame, L3), layout.sockets(ran.out, L3));
+    // Where the ports are in another packet, addresses have to do.
+    let leads = |(frontend, protocol): (SocketAddr, u8), backend: SocketAddr| {
+        let mut all = frontends.iter().filter(|((known, of), _)| {
+            *of == protocol && known.ip() == frontend.ip() && (layout.l4.is_none() || *known == frontend)
+        });
+        all.any(|(_, frontend)| {
+            let mut backends = frontend.backends.iter();
+            backends.any(|known| known.ip() == backend.ip() && (layout.l4.is_none() || *known == backend))
+        })
+    };
+    let is_whole = if is_reply {
+        leads((new[0], layout.protocol), old[0])
+    } else {
+        leads((old[1], layout.protocol), new[1])
+    };
+    check(is_whole, || format!("{old:?} became {new:?}"))?;
+    check_sums(ran, layout)?;
+    let Some(l4) = layout.l4 else {
+        return Ok(());
+    };
+    let (at, width) = layout.checksum_at();
+    let [before, after] = [ran.frame, ran.out].map(|frame| &frame[l4 + at..l4 + at + width]);
+    let is_absent = |field: &[u8]| field.iter().all(|byte| *byte == 0);
+    match layout.protocol {
+        protocol::UDP | protocol::SCTP if is_absent(before) => {
+            check(is_absent(after), || "a checksum where none was".into())
+        }
+        protocol::SCTP => {
+            let [before, after] = [ran.frame, ran.out].map(|frame| layout.sctp(frame).map(sctp_error));
+            check(before == after, || {
+                format!("SCTP checksum off by {before:?}, then {after:?}")
+            })
+        }
+        protocol::UDP if is_absent(after) => Err("the checksum is gone".into()),
+        _ => {
+            let (before, after) = (layout.transport_error(ran.frame), layout.transport_error(ran.out));
+            check(before == after, || {
+                format!("checksum off by {before}, then {after}")
+            })
+        }
+    }
+}
+
+fn sctp_error(packet: &[u8]) -> u32 {
+    let found = u32::from_le_bytes(std::array::from_fn(|byte| packet[8 + byte]));
+    let without = [&packet[..8], &[0; 4], &packet[12..]].concat();
+    found ^ crc32c(&without)
+}
+
+/// The header's checksum is as far from right as it was.
+fn check_sums(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
+    let (before, after) = (
+        layout.header_error(ran.frame, L3),
+        layout.header_error(ran.out, L3),
+    );
+    check(before == after, || {
+        format!("header checksum off by {before}, then {after}")
+    })
+}
+
+fn translated_error(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
+    let l4 = layout.l4.ok_or("no ICMP header")?;
+    let (l3, carried) = Layout::carried(ran.frame, layout.is_v4, l4).ok_or("nothing inside")?;
+    let inside = carried.l4.ok_or("no ports inside")?;
+    let [[_, to], [sender, _]] = [layout.ends(ran.frame, L3), carried.ends(ran.frame, l3)];
+    check(to == sender, || {
+        "not addressed to the sender of what it carries".into()
+    })?;
+    let mut ranges = ranges_of_headers(ran, layout)?;
+    let addresses = carried.addresses_at();
+    ranges.extend([
+        l4 + 2..l4 + 4,
+        l3 + addresses.start..l3 + addresses.end,
+        inside..inside + 4,
+    ]);
+    if layout.is_v4 {
+        ranges.push(l3 + 10..l3 + 12);
+    }
+    differs_only_in(ran, &ranges)?;
+    check_sums(ran, layout)?;
+    let (before, after) = (
+        carried.header_error(ran.frame, l3),
+        carried.header_error(ran.out, l3),
+    );
+    check(before == after, || "the header checksum inside".into())?;
+    let (before, after) = (layout.transport_error(ran.frame), layout.transport_error(ran.out));
+    check(before == after, || {
+        format!("ICMP checksum off by {before}, then {after}")
+    })?;
+    let [_, to] = layout.ends(ran.out, L3);
+    let [sender, receiver] = carried.sockets(ran.out, l3);
+    check(to == sender.ip(), || {
+        format!("to {to} about a packet of {sender}")
+    })?;
+    let is_known = frontends.contains_key(&(receiver, carried.protocol))
+        || frontends
+            .values()
+            .any(|frontend| frontend.backends.contains(&sender));
+    check(is_known, || format!("about a packet from {sender} to {receiver}"))
+}
+
+/// Whether packets turn back into the node where they are answered.
+pub fn is_own(program: usize) -> bool {
+    matches!(program, FROM_HOST | FROM_LOOPBACK)
+}

@@ -1,0 +1,218 @@
+//! Where the headers of a frame are, by the rules that are stated for odd packets and without the parser that is tested.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use proxy_common::maps::Reason;
+use proxy_common::protocol;
+
+use crate::frame::{ether_type, sum};
+
+/// Behind the Ethernet header.
+pub const L3: usize = 14;
+const EXTENSIONS: usize = 6;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub is_v4: bool,
+    pub protocol: u8,
+    /// Where the transport header starts; later fragments have none.
+    pub l4: Option<usize>,
+    pub is_fragment: bool,
+}
+
+impl Layout {
+    /// Of a whole frame; or the reason for which it is left to the kernel.
+    pub fn of(frame: &[u8]) -> Result<Self, Reason> {
+        match ether_type(frame) {
+            0x0800 => Self::v4(frame, L3)?.with_transport(frame),
+            0x86dd => Self::v6(frame)?.with_transport(frame),
+            _ => Err(Reason::NotBalanced),
+        }
+    }
+
+    fn v4(frame: &[u8], l3: usize) -> Result<Self, Reason> {
+        let header = frame.get(l3..l3 + 20).ok_or(Reason::Malformed)?;
+        let len = usize::from(header[0] & 15) * 4;
+        if header[0] >> 4 != 4 || len < 20 {
+            return Err(Reason::Malformed);
+        }
+        let more_and_offset = u16::from_be_bytes([header[6], header[7]]) & 0x3fff;
+        Ok(Self {
+            is_v4: true,
+            protocol: header[9],
+            l4: matches!(more_and_offset, 0 | 0x2000).then_some(l3 + len),
+            is_fragment: more_and_offset != 0,
+        })
+    }
+
+    fn v6(frame: &[u8]) -> Result<Self, Reason> {
+        let header = frame.get(L3..L3 + 40).ok_or(Reason::Malformed)?;
+        let is_mapped = |at: usize| header[at..at + 12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+        if header[0] >> 4 != 6 || is_mapped(8) || is_mapped(24) {
+            return Err(Reason::Malformed);
+        }
+        let (mut protocol, mut l4, mut is_fragment) = (header[6], L3 + 40, false);
+        for _ in 0..EXTENSIONS {
+            if !matches!(protocol, 0 | 43 | 44 | 51 | 60) {
+                break;
+            }
+            let start = frame.get(l4..l4 + 4).ok_or(Reason::Malformed)?;
+            let units = usize::from(start[1]);
+            let next = l4
+                + match protocol {
+                    44 => 8,
+                    51 => units * 4 + 8,
+                    _ => units * 8 + 8,
+                };
+            if protocol == 44 {
+                is_fragment = true;
+                frame.get(l4..next).ok_or(Reason::Malformed)?;
+                if u16::from_be_bytes([start[2], start[3]]) & 0xfff8 != 0 {
+                    return Ok(Self {
+                        is_v4: false,
+                        protocol: start[0],
+                        l4: None,
+                        is_fragment,
+                    });
+                }
+            }
+            (protocol, l4) = (start[0], next);
+        }
+        Ok(Self {
+            is_v4: false,
+            protocol,
+            l4: Some(l4),
+            is_fragment,
+        })
+    }
+
+    fn with_transport(self, frame: &[u8]) -> Result<Self, Reason> {
+        let Some(l4) = self.l4 else {
+            return Ok(self);
+        };
+        let least = match self.protocol {
+            protocol::TCP => 14,
+            protocol::UDP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6 => 4,
+            _ => return Err(Reason::NotBalanced),
+        };
+        frame.get(l4..l4 + least).ok_or(Reason::Malformed)?;
+        Ok(self)
+    }
+
+    /// Of the packet that an ICMP error at `l4` carries.
+    pub fn carried(frame: &[u8], is_v4: bool, l4: usize) -> Option<(usize, Self)> {
+        let l3 = l4 + 8;
+        if is_v4 {
+            return Self::v4(frame, l3).ok().map(|carried| (l3, carried));
+        }
+        let header = frame.get(l3..l3 + 40)?;
+        let carried = Self {
+            is_v4,
+            protocol: header[6],
+            l4: Some(l3 + 40),
+            is_fragment: false,
+        };
+        Some((l3, carried))
+    }
+
+    pub fn has_ports(self) -> bool {
+        matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
+    }
+
+    /// Where addresses lie, from the start of the IP header on.
+    pub fn addresses_at(self) -> std::ops::Range<usize> {
+        if self.is_v4 { 12..20 } else { 8..40 }
+    }
+
+    /// Offset of the transport checksum from the transport header, and its length.
+    pub fn checksum_at(self) -> (usize, usize) {
+        match self.protocol {
+            protocol::TCP => (16, 2),
+            protocol::UDP => (6, 2),
+            protocol::SCTP => (8, 4),
+            _ => (2, 2),
+        }
+    }
+
+    /// Source and destination address.
+    pub fn ends(self, frame: &[u8], l3: usize) -> [IpAddr; 2] {
+        let bytes = &frame[l3..][self.addresses_at()];
+        let half = bytes.len() / 2;
+        [&bytes[..half], &bytes[half..]].map(|bytes| match bytes.try_into() {
+            Ok(bytes) => IpAddr::V4(Ipv4Addr::from_octets(bytes)),
+            Err(_) => IpAddr::V6(Ipv6Addr::from_octets(bytes.try_into().unwrap())),
+        })
+    }
+
+    /// The same with their ports; 0 where there are none.
+    pub fn sockets(self, frame: &[u8], l3: usize) -> [SocketAddr; 2] {
+        let [src, dst] = self.ends(frame, l3);
+        let port = |at: usize| match self.l4 {
+            Some(l4) if self.has_ports() => u16::from_be_bytes([frame[l4 + at], frame[l4 + at + 1]]),
+            _ => 0,
+        };
+        [SocketAddr::new(src, port(0)), SocketAddr::new(dst, port(2))]
+    }
+
+    /// Whether this is an echo request of either family.
+    pub fn is_echo(self, frame: &[u8]) -> bool {
+        let echo = if self.is_v4 {
+            (protocol::ICMP, 8)
+        } else {
+            (protocol::ICMPV6, 128)
+        };
+        self.l4.is_some_and(|l4| (self.protocol, frame[l4]) == echo)
+    }
+
+    /// Whether an answer may be sent to whoever sent this: not to groups and nobody, and not an error about an error
+    /// (RFC 1122 §3.2.2, RFC 4443 §2.4).
+    pub fn may_be_told(self, frame: &[u8]) -> bool {
+        let [source, _] = self.ends(frame, L3);
+        let is_host = match source {
+            IpAddr::V4(source) => matches!(source.octets()[0], 1..=223),
+            IpAddr::V6(source) => !source.is_multicast() && !source.is_unspecified(),
+        };
+        let kind = self.l4.map_or(0, |l4| frame[l4]);
+        is_host
+            && match self.protocol {
+                protocol::ICMP => !matches!(kind, 3..=5 | 11 | 12),
+                protocol::ICMPV6 => kind >= 128,
+                _ => true,
+            }
+    }
+
+    /// How far the header checksum is from right, modulo 65535; IPv6 has none.
+    pub fn header_error(self, frame: &[u8], l3: usize) -> u32 {
+        if !self.is_v4 {
+            return 0;
+        }
+        let len = usize::from(frame[l3] & 15) * 4;
+        let end = frame.len().min(l3 + len);
+        u32::from(sum(&frame[l3..end], 0)) % 0xffff
+    }
+
+    /// The same of a TCP, UDP or ICMP checksum, but for lengths and protocol, which stay. (SCTP's is another matter.)
+    pub fn transport_error(self, frame: &[u8]) -> u32 {
+        let Some(l4) = self.l4 else {
+            return 0;
+        };
+        let without_pseudo_header = self.is_v4 && !self.has_ports();
+        let addresses = if without_pseudo_header {
+            0
+        } else {
+            sum(&frame[L3..][self.addresses_at()], 0)
+        };
+        u32::from(sum(&frame[l4..], u32::from(addresses))) % 0xffff
+    }
+
+    /// What SCTP's checksum covers, where the frame has all of it.
+    pub fn sctp(self, frame: &[u8]) -> Option<&[u8]> {
+        let field = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+        let end = if self.is_v4 {
+            L3 + field(L3 + 2)
+        } else {
+            L3 + 40 + field(L3 + 4)
+        };
+        frame.get(self.l4?..end).filter(|packet| packet.len() >= 12)
+    }
+}

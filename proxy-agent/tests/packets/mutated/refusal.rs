@@ -1,0 +1,161 @@
+//! What a packet becomes that is answered on the spot: a RST, an ICMP error, or the answer to an echo request.
+
+use proxy_common::maps::Reason;
+use proxy_common::protocol;
+
+use super::judge::{Ran, check, is_own};
+use super::layout::{L3, Layout};
+use crate::frame::sum;
+use crate::{REDIRECT, SHOT};
+
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// The Ethernet header of the answer.
+fn ethernet(ran: &Ran<'_>) -> Vec<u8> {
+    let mut header = ran.frame[..L3].to_vec();
+    if is_own(ran.program) {
+        header[..6].fill(0);
+    } else {
+        header[..12].rotate_left(6);
+    }
+    header
+}
+
+/// The packet with its addresses exchanged.
+fn turned(ran: &Ran<'_>, layout: Layout) -> Vec<u8> {
+    let mut turned = [&ethernet(ran), &ran.frame[L3..]].concat();
+    let addresses = layout.addresses_at();
+    let half = addresses.len() / 2;
+    turned[L3..][addresses].rotate_left(half);
+    turned
+}
+
+/// Compares the whole packet but for two checksums, which have to be as far from right as they were.
+fn is_same_but_checksums(ran: &Ran<'_>, layout: Layout, mut owed: Vec<u8>, l4: usize) -> Result<(), String> {
+    let out = ran.out;
+    check(out.len() == owed.len(), || "another length".into())?;
+    let (at, width) = layout.checksum_at();
+    for range in [L3 + 10..L3 + 12, l4 + at..l4 + at + width] {
+        if layout.is_v4 || range.start > L3 + 12 {
+            owed[range.clone()].copy_from_slice(&out[range]);
+        }
+    }
+    check(owed == out, || "not as owed".into())?;
+    let (before, after) = (layout.header_error(ran.frame, L3), layout.header_error(out, L3));
+    check(before == after, || {
+        format!("header checksum off by {before}, then {after}")
+    })?;
+    let (before, after) = (layout.transport_error(ran.frame), layout.transport_error(out));
+    check(before == after, || {
+        format!("checksum off by {before}, then {after}")
+    })
+}
+
+pub fn echo(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
+    let l4 = layout.l4.ok_or("no ICMP header")?;
+    check(ran.verdict == REDIRECT, || "the wrong verdict".into())?;
+    check(layout.may_be_told(ran.frame), || "an answer to no host".into())?;
+    let mut owed = turned(ran, layout);
+    owed[l4] = if layout.is_v4 { 0 } else { 129 };
+    is_same_but_checksums(ran, layout, owed, l4)
+}
+
+/// Whether a refusal has a form: not where headers are cut short or in the way, or there is nobody to tell.
+fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
+    let Some(l4) = layout.l4 else {
+        return false;
+    };
+    if !layout.may_be_told(ran.frame) || (layout.is_fragment && reason != Reason::TooBig) {
+        return false;
+    }
+    let (len, is_tcp) = (ran.frame.len(), layout.protocol == protocol::TCP);
+    if is_tcp && reason != Reason::TooBig {
+        return ran.frame[l4 + 13] & RST == 0 && len >= l4 + 18;
+    }
+    let plain = L3 + if layout.is_v4 { 20 } else { 40 };
+    l4 == plain && len >= l4 + if is_tcp { 20 } else { 8 }
+}
+
+pub fn refused(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
+    if !has_answer(ran, layout, reason) {
+        return check(ran.verdict == SHOT, || "an answer that is not owed".into());
+    }
+    check(ran.verdict == REDIRECT, || "an answer is owed".into())?;
+    if layout.protocol == protocol::TCP && reason != Reason::TooBig {
+        reset(ran, layout)
+    } else {
+        error(ran, layout, reason)
+    }
+}
+
+/// RFC 9293 §3.10.7.1.
+fn reset(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
+    let l4 = layout.l4.ok_or("no TCP header")?;
+    let mut owed = turned(ran, layout);
+    owed[L3 + if layout.is_v4 { 8 } else { 7 }] = 64;
+    owed[l4..l4 + 4].rotate_left(2);
+    let old = &ran.frame[l4..];
+    let sequence = u32::from_be_bytes([old[4], old[5], old[6], old[7]]);
+    if old[13] & ACK == 0 {
+        owed[l4 + 4..l4 + 8].fill(0);
+        owed[l4 + 8..l4 + 12].copy_from_slice(&sequence.wrapping_add(1).to_be_bytes());
+        owed[l4 + 13] = RST | ACK;
+    } else {
+        owed[l4 + 4..l4 + 8].copy_from_slice(&old[8..12]);
+        owed[l4 + 8..l4 + 12].fill(0);
+        owed[l4 + 13] = RST;
+    }
+    owed[l4 + 12] = old[12] & 0xf0;
+    owed[l4 + 14..l4 + 16].fill(0);
+    is_same_but_checksums(ran, layout, owed, l4)
+}
+
+/// RFC 792, RFC 1191 and RFC 4443: whole and right, whatever the refused packet was.
+fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
+    let is_v4 = layout.is_v4;
+    let (ip, transport) = (
+        if is_v4 { 20 } else { 40 },
+        if layout.protocol == protocol::TCP { 20 } else { 8 },
+    );
+    let (l4, carried) = (L3 + ip, ip + transport);
+    let out = ran.out;
+    check(out.len() == l4 + 8 + carried, || format!("{} bytes", out.len()))?;
+    let error = Layout::of(out).map_err(|reason| format!("{reason:?}"))?;
+    let protocol = if is_v4 { protocol::ICMP } else { protocol::ICMPV6 };
+    check(
+        error.is_v4 == is_v4 && error.protocol == protocol && error.l4 == Some(l4),
+        || format!("{error:?}"),
+    )?;
+    check(out[..12] == ethernet(ran)[..12], || "hardware addresses".into())?;
+    let (length, ttl) = if is_v4 {
+        (out.len() - L3, 8)
+    } else {
+        (out.len() - l4, 7)
+    };
+    let at = L3 + if is_v4 { 2 } else { 4 };
+    check(out[at..at + 2] == (length as u16).to_be_bytes(), || {
+        "the length".into()
+    })?;
+    check(out[L3 + ttl] == 64, || "the time to live".into())?;
+    let [from, to] = layout.ends(ran.frame, L3);
+    check(error.ends(out, L3) == [to, from], || "addresses".into())?;
+    let owed = match (is_v4, reason == Reason::TooBig) {
+        (true, false) => [3, 3],
+        (true, true) => [3, 4],
+        (false, false) => [1, 4],
+        (false, true) => [2, 0],
+    };
+    check(out[l4..l4 + 2] == owed, || "type and code".into())?;
+    check(out[l4 + 8..] == ran.frame[L3..L3 + carried], || {
+        "what it carries".into()
+    })?;
+    check(error.header_error(out, L3) == 0, || "header checksum".into())?;
+    let others = if is_v4 {
+        0
+    } else {
+        u32::from(protocol) + (out.len() - l4) as u32
+    };
+    let sum = sum(&[], error.transport_error(out) + others);
+    check(sum == u16::MAX || sum == 0, || "ICMP checksum".into())
+}
