@@ -129,11 +129,15 @@ impl Tables for Live {
     #[inline(always)]
     fn replace_flow(&self, key: &FlowKey, flow: &Flow) {
         if !self.dry_run {
-            let _ = if flow.state().has(FlowState::CONFIRMED) {
-                FLOWS.insert(key, flow, 0)
+            if flow.state().has(FlowState::CONFIRMED) {
+                let _ = FLOWS.insert(key, flow, 0);
+                // Looked up at once, it begins among what was used, in the kernel's lists (`kernel/bpf/bpf_lru_list.c`).
+                // Where room is wanted, these look at 128 of the others from the end, pass over what was used there, and
+                // if that was all of them take the next one regardless: flows that were made together stand in a row.
+                let _ = FLOWS.get_ptr(key);
             } else {
-                NEW_FLOWS.insert(key, flow, 0)
-            };
+                let _ = NEW_FLOWS.insert(key, flow, 0);
+            }
         }
     }
 

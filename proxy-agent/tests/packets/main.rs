@@ -7,6 +7,7 @@
     reason = "helpers of tests, which panic with what went wrong"
 )]
 
+mod capacity;
 mod errors;
 mod frame;
 mod live;

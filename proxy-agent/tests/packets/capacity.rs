@@ -1,0 +1,249 @@
+//! Conntrack at several times its capacity: a million flows through tables for a quarter of that.
+//!
+//! Half of the flows are never answered and stay in `NEW_FLOWS`, half are and press on `FLOWS`. Flows that speak go on
+//! through the same backend, new ones are never refused, and the gauges say how full the tables are.
+//!
+//! A kernel's LRU evicts by a bit that a look-up sets (`kernel/bpf/bpf_lru_list.c`), so what was looked up since the last
+//! round is passed over; but in a round it looks at 128 entries at the most, and then takes one regardless.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use millrace::bpf::sys;
+use proxy_common::maps::{FlowKey, Reason};
+use proxy_common::protocol;
+use serde_json::json;
+
+use super::PASS;
+use super::frame::frame;
+use super::live::{Counters, Program, open_map};
+use super::node::Node;
+
+/// Entries of `FLOWS`, each flow having two; `NEW_FLOWS` has half as many.
+const CAPACITY: u32 = 250_000;
+const FLOWS: u32 = 1_000_000;
+/// A quarter of the flows that speak each way once in so many new ones.
+const LIVE: u32 = 1000;
+const SILENCE: u32 = 20_000;
+const BACKENDS: [[u8; 4]; 2] = [[10, 244, 1, 2], [10, 244, 2, 2]];
+
+/// Offsets in a frame without options.
+const SOURCE: usize = 26;
+const DESTINATION: usize = 30;
+const PORTS: usize = 34;
+const TCP_FLAGS: usize = 47;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+struct Traffic {
+    node: Node,
+    from_pod: Program,
+    to_pod: Program,
+    counters: Counters,
+    templates: [Vec<u8>; 2],
+}
+
+impl Traffic {
+    fn new() -> Self {
+        let mut node = Node::with_flows(CAPACITY);
+        let both = |kind| json!({"name": kind, "protocol": kind, "port": 8080});
+        let port = |kind| json!({"name": kind, "protocol": kind, "port": 80});
+        let endpoint = |address: [u8; 4]| json!({"addresses": [IpAddr::from(address)], "nodeName": "n2"});
+        node.program(&[
+            json!({
+                "kind": "Service",
+                "metadata": {"namespace": "default", "name": "web"},
+                "spec": {"clusterIPs": ["10.96.0.1"], "ports": [port("TCP"), port("UDP")]},
+            }),
+            json!({
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "namespace": "default", "name": "web",
+                    "labels": {"kubernetes.io/service-name": "web"},
+                },
+                "addressType": "IPv4",
+                "ports": [both("TCP"), both("UDP")],
+                "endpoints": BACKENDS.map(endpoint),
+            }),
+        ]);
+        let datapath = node.programmer.store();
+        let template = |protocol| frame("10.244.1.5:1024", "10.96.0.1:80", protocol, SYN, b"hello");
+        Self {
+            from_pod: Program::open(datapath, "from_pod", node.uplink),
+            to_pod: Program::open(datapath, "to_pod", node.uplink),
+            counters: Counters::open(datapath),
+            templates: [template(protocol::TCP), template(protocol::UDP)],
+            node,
+        }
+    }
+
+    /// What the client of flow `n` sends. (Nobody looks at the checksum.)
+    fn request(&self, n: u32, is_tcp: bool, flags: u8) -> Vec<u8> {
+        let mut request = self.templates[usize::from(!is_tcp)].clone();
+        let (host, port) = ((n / 60_000) as u8, 1024 + (n % 60_000) as u16);
+        request[SOURCE + 3] = 10 + host;
+        request[PORTS..PORTS + 2].copy_from_slice(&port.to_be_bytes());
+        if is_tcp {
+            request[TCP_FLAGS] = flags;
+        }
+        request
+    }
+
+    /// Sends it: the packet that the backend gets.
+    #[track_caller]
+    fn send(&mut self, request: &[u8]) -> Vec<u8> {
+        let (verdict, sent) = self.from_pod.run(request).expect("a run");
+        assert_eq!(verdict, PASS);
+        assert!(
+            BACKENDS
+                .iter()
+                .any(|backend| sent[DESTINATION..DESTINATION + 4] == *backend),
+            "to {:?}",
+            &sent[DESTINATION..DESTINATION + 4]
+        );
+        sent.to_vec()
+    }
+
+    /// The backend's answer to what it got, and what becomes of it.
+    #[track_caller]
+    fn answer(&mut self, sent: &[u8], flags: u8) -> Vec<u8> {
+        let mut answer = sent.to_vec();
+        answer[SOURCE..SOURCE + 8].rotate_left(4);
+        answer[PORTS..PORTS + 4].rotate_left(2);
+        if sent[23] == protocol::TCP {
+            answer[TCP_FLAGS] = flags;
+        }
+        let (verdict, received) = self.to_pod.run(&answer).expect("a run");
+        assert_eq!(verdict, PASS);
+        assert_eq!(
+            received[SOURCE..SOURCE + 4],
+            [10, 96, 0, 1],
+            "the answer of a lost flow"
+        );
+        received.to_vec()
+    }
+
+    /// Begins flow `n`, of one of four kinds: UDP and TCP, answered and not.
+    fn begin(&mut self, n: u32) {
+        let is_tcp = n & 1 == 0;
+        let sent = self.send(&self.request(n, is_tcp, SYN));
+        if n & 2 == 0 {
+            self.answer(&sent, SYN | ACK);
+            if is_tcp {
+                self.send(&self.request(n, is_tcp, ACK));
+            }
+        }
+    }
+
+    /// A packet each way: what both sides get.
+    fn speak(&mut self, n: u32) -> (Vec<u8>, Vec<u8>) {
+        let sent = self.send(&self.request(n, n & 1 == 0, ACK));
+        let received = self.answer(&sent, ACK);
+        (sent, received)
+    }
+
+    /// Gauge and true number of entries of `FLOWS` and `NEW_FLOWS`.
+    fn entries(&self) -> [(u64, u64); 2] {
+        let datapath = self.node.programmer.store();
+        let gauges = [&datapath.flows, &datapath.new_flows].map(|map| map.count().expect("a count"));
+        let maps = ["FLOWS", "NEW_FLOWS"].map(|name| open_map(datapath, name));
+        [(gauges[0], walk(&maps[0])), (gauges[1], walk(&maps[1]))]
+    }
+}
+
+/// Counts entries one by one.
+fn walk(map: &OwnedFd) -> u64 {
+    let (mut key, mut next) = (None, vec![0; size_of::<FlowKey>()]);
+    let mut count = 0;
+    while sys::map_next_key(map.as_fd(), key.as_deref(), &mut next).expect("a key") {
+        count += 1;
+        key = Some(next.clone());
+    }
+    count
+}
+
+/// Flows that live: those that all speak at the end of the time they may be silent, and those that take turns.
+struct Live {
+    at_once: Vec<u32>,
+    in_turn: Vec<u32>,
+    /// What both sides of each got at first.
+    said: HashMap<u32, (Vec<u8>, Vec<u8>)>,
+}
+
+impl Live {
+    /// Begins them, at once: so their entries stand in a row in the kernel's lists.
+    fn begin(traffic: &mut Traffic, first: u32) -> Self {
+        let mut answered = (first..).filter(|n| n & 2 == 0);
+        let at_once: Vec<_> = answered.by_ref().take(LIVE as usize).collect();
+        let in_turn: Vec<_> = answered.take(LIVE as usize).collect();
+        let mut said = HashMap::new();
+        for n in at_once.iter().chain(&in_turn) {
+            traffic.begin(*n);
+            said.insert(*n, traffic.speak(*n));
+        }
+        Self {
+            at_once,
+            in_turn,
+            said,
+        }
+    }
+
+    /// Lets those speak whose time it is after `n` new flows; says how many that were.
+    fn speak(&self, traffic: &mut Traffic, n: u32) -> u64 {
+        let at_once = if n % SILENCE == SILENCE - 1 {
+            &self.at_once[..]
+        } else {
+            &[]
+        };
+        let every = SILENCE / LIVE;
+        let in_turn = self.in_turn.iter().skip((n / every % LIVE) as usize);
+        let in_turn = in_turn.take(usize::from(n.is_multiple_of(every)));
+        let mut spoken = 0;
+        for live in at_once.iter().chain(in_turn) {
+            assert_eq!(traffic.speak(*live), self.said[live], "after {n} flows");
+            spoken += 1;
+        }
+        spoken
+    }
+}
+
+#[test]
+fn flows_that_speak_outlive_a_million_others_that_never_fail() {
+    let mut traffic = Traffic::new();
+    let before = traffic.counters.read();
+    let mut live = vec![Live::begin(&mut traffic, FLOWS)];
+    let mut spoken = 0;
+    for n in 0..FLOWS {
+        if n == FLOWS / 2 {
+            live.push(Live::begin(&mut traffic, FLOWS + 4 * LIVE));
+        }
+        traffic.begin(n);
+        for live in &live {
+            spoken += live.speak(&mut traffic, n);
+        }
+        if n == FLOWS / 100 || n == FLOWS - 1 {
+            let entries = traffic.entries();
+            println!("after {n} flows, gauges and entries: {entries:?}");
+            for (gauge, entries) in entries {
+                assert!(gauge.abs_diff(entries) * 100 <= entries, "{gauge} for {entries}");
+            }
+        }
+    }
+    let counts = traffic.counters.read().since(&before);
+    let counted: Vec<_> = counts
+        .reasons()
+        .map(|(reason, count)| (reason, count.packets))
+        .collect();
+    // Each flow was new once, and the rest of its packets belonged to it.
+    let live = u64::from(4 * LIVE);
+    let (answered, handshakes) = (u64::from(FLOWS / 2) + live, u64::from(FLOWS / 4) + live / 2);
+    assert_eq!(
+        counted,
+        [
+            (Reason::NewFlow, u64::from(FLOWS) + live),
+            (Reason::Established, handshakes + live + spoken),
+            (Reason::Reply, answered + live + spoken),
+        ]
+    );
+}
