@@ -189,14 +189,11 @@ pub const fn set_len(lookup: &mut FibLookup, len: u16) {
     lookup.__bindgen_anon_1.tot_len = len;
 }
 
-/// The size that a look-up found a packet of this length to be too big for; kernels before 5.13 leave the length where it
-/// is told, and then the size that every link has (RFC 8200 §5) will do.
+/// The size that a look-up found a packet to be too big for; kernels before 5.13 leave the packet's length in its place.
 #[inline(always)]
-pub fn mtu_of(lookup: &FibLookup, len: u16) -> u32 {
-    const LEAST: u32 = 1280;
+pub fn mtu_of(lookup: &FibLookup) -> u16 {
     // SAFETY: a union of integers of one size.
-    let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
-    if mtu == len { LEAST } else { u32::from(mtu) }
+    unsafe { lookup.__bindgen_anon_1.mtu_result }
 }
 
 /// The verdict that sends the packet out of an interface as it is.
