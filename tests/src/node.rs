@@ -219,6 +219,11 @@ impl Node {
         self.0.kept.load(Ordering::Relaxed)
     }
 
+    /// Set once the world is to outlive its owner.
+    pub(crate) fn kept(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0.kept)
+    }
+
     /// Routes the pods of `other` to it.
     pub(crate) fn route_pods_of(&self, other: &Node) -> Result<()> {
         for (cidr, via) in other.pod_cidrs().into_iter().zip(other.addresses()) {

@@ -13,10 +13,7 @@ const VERSION: &str = "v1.36.3";
 pub(super) fn dir() -> Result<PathBuf> {
     let dir = match env::var_os("KUBEBUILDER_ASSETS") {
         Some(path) => PathBuf::from(path),
-        None => cache()
-            .context("there is no HOME to find a cache below")?
-            .join("kubernetes")
-            .join(VERSION),
+        None => built()?,
     };
     for name in ["etcd", "kube-apiserver"] {
         if !dir.join(name).is_file() {
@@ -27,6 +24,22 @@ pub(super) fn dir() -> Result<PathBuf> {
         }
     }
     Ok(dir)
+}
+
+/// The binary of kube-proxy. Other projects do without it, so a directory that was given may lack it.
+pub(super) fn kube_proxy() -> Result<PathBuf> {
+    let built = built()?.join("kube-proxy");
+    let candidates = [dir()?.join("kube-proxy"), built.clone()];
+    match candidates.into_iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => bail!("no {}: run `cargo xtask kubernetes kube-proxy`", built.display()),
+    }
+}
+
+/// Where `cargo xtask kubernetes` puts what it builds.
+fn built() -> Result<PathBuf> {
+    let cache = cache().context("there is no HOME to find a cache below")?;
+    Ok(cache.join("kubernetes").join(VERSION))
 }
 
 fn cache() -> Option<PathBuf> {

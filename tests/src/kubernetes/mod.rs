@@ -11,6 +11,8 @@ mod binaries;
 mod client;
 mod process;
 mod programs;
+mod proxy;
+mod relay;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +27,8 @@ use crate::world::World;
 use client::ApiClient;
 use process::Process;
 use programs::Programs;
+pub use proxy::KubeProxy;
+pub use relay::Relay;
 
 /// How long a start may take; it is 3 s on two idle cores.
 const START: Duration = Duration::from_secs(90);
@@ -98,6 +102,12 @@ impl ControlPlane {
     /// The API server's address as nodes see it, `https://192.168.50.1:6443`.
     pub fn url(&self) -> String {
         self.programs.url()
+    }
+
+    /// Serves another world too, by the same kubeconfig, as long as the relay lives.
+    #[track_caller]
+    pub fn serve_also(&self, other: &World) -> Relay {
+        Relay::start(other.fabric(), self.programs.fabric(), self.programs.address()).or_panic()
     }
 
     /// Ends the API server at once, as a crash would; etcd stays.

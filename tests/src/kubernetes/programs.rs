@@ -2,6 +2,7 @@
 //! server, and everything it writes in one directory.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -53,7 +54,11 @@ impl Programs {
     }
 
     pub(super) fn url(&self) -> String {
-        format!("https://{}:{PORT}", self.fabric.ip())
+        format!("https://{}", self.address())
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.fabric.ip().into(), PORT)
     }
 
     pub(super) fn start_etcd(&self) -> Result<Process> {

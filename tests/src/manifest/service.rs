@@ -123,6 +123,15 @@ impl Service {
         self.set("type", json!("LoadBalancer"))
     }
 
+    /// The mode of its balancers' addresses so far, `VIP` or `Proxy`.
+    #[must_use]
+    pub fn ip_mode(mut self, mode: &str) -> Self {
+        for ingress in &mut self.ingress {
+            ingress["ipMode"] = json!(mode);
+        }
+        self
+    }
+
     /// Removes all ports.
     #[must_use]
     pub fn without_ports(mut self) -> Self {

@@ -1,0 +1,49 @@
+//! One API server for two worlds. Worlds never meet, so connections that a second world makes to its own fabric, whose
+//! address is the API server's in the first, are carried over by this process. Both worlds then follow the very same
+//! objects, by the same kubeconfig.
+
+use std::net::{SocketAddr, TcpListener};
+
+use anyhow::{Context, Result};
+use tokio::io::copy_bidirectional;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+use crate::place::Place;
+
+/// Carries connections from a port of one place to an address that another one reaches, until it is dropped.
+pub struct Relay {
+    _runtime: Runtime,
+}
+
+impl Relay {
+    pub(super) fn start(from: &Place, to_place: &Place, to: SocketAddr) -> Result<Self> {
+        let listener = from
+            .tcp_listen(to.port())
+            .with_context(|| format!("listening on port {} of {}", to.port(), from.name()))?;
+        listener
+            .set_nonblocking(true)
+            .context("making a listener non-blocking")?;
+        let runtime = to_place.netns().runtime()?;
+        runtime.spawn(carry(listener, to));
+        Ok(Self { _runtime: runtime })
+    }
+}
+
+async fn carry(listener: TcpListener, to: SocketAddr) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        // Nobody hears of this but by connections that are not accepted.
+        Err(error) => return eprintln!("relaying to {to}: {error}"),
+    };
+    loop {
+        // What fails is one connection, which its client makes again.
+        if let Ok((mut near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if let Ok(mut far) = TcpStream::connect(to).await {
+                    let _ = copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    }
+}
