@@ -52,6 +52,15 @@ const TOOLS: &[(&str, Need)] = &[
             elsewhere: "install openssl",
         },
     ),
+    (
+        "nft",
+        Need {
+            what: "`nft`",
+            why: "kube-proxy, with which a test compares Millrace, writes its rules by it",
+            packages: &["nftables"],
+            elsewhere: "install nftables",
+        },
+    ),
 ];
 
 /// What `cargo xtask vm` needs besides: no other verb installs it.
