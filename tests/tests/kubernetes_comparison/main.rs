@@ -1,0 +1,146 @@
+//! kube-proxy and Millrace over the same services in like worlds: whoever changes from one to the other gets the same
+//! verdicts from the same backends, and is taken for the same client, but for what stands in [`differences`].
+
+mod case;
+mod differences;
+mod probing;
+mod table;
+mod town;
+
+use std::time::Instant;
+
+use harness::kubernetes::{ControlPlane, KubeProxy};
+use harness::{Manifest, require_kubernetes, skip_if};
+
+use case::Case;
+use differences::{DIFFERENCES, Difference};
+use probing::{Effort, Outcome, Question, ask_all, questions};
+use town::{Contender, Town};
+
+/// So many services were promised.
+const SERVICES: usize = 60;
+
+#[test]
+fn services_behave_as_with_kube_proxy() {
+    require_kubernetes!();
+    skip_if!(KubeProxy::missing());
+    let started = Instant::now();
+    let cases = table::cases();
+    let towns: Vec<Town> = Contender::ALL.map(Town::build).into();
+    let plane = ControlPlane::start(towns[0].world());
+    publish(&plane, &towns[0], &cases);
+    let _running: Vec<_> = towns.iter().map(|town| town.serve(&plane)).collect();
+    println!("all proxies serve after {:?}", started.elapsed());
+
+    let groups = questions(&cases);
+    let outcomes = ask_all(&towns, &groups, Effort::QUICK);
+    assert_telling(&outcomes);
+    let mut found = different(&groups, outcomes);
+    println!(
+        "asked {} questions after {:?}",
+        groups.iter().map(Vec::len).sum::<usize>(),
+        started.elapsed()
+    );
+    // What nothing explains is asked again with more effort: most of it was chance.
+    let doubtful: Vec<Vec<Question>> = regroup(&found);
+    println!("{} groups are asked again", doubtful.len());
+    found.retain(|difference| difference.explanation().is_some());
+    found.extend(different(&doubtful, ask_all(&towns, &doubtful, Effort::THOROUGH)));
+    println!("asked again after {:?}", started.elapsed());
+    judge(&found);
+}
+
+/// Creates everything at the API server.
+fn publish(plane: &ControlPlane, town: &Town, cases: &[Case]) {
+    for node in town.world().nodes() {
+        plane.apply(&node.object());
+        plane.apply_status(&node.object());
+    }
+    let services: Vec<_> = cases.iter().filter_map(Case::service).collect();
+    assert!(services.len() >= SERVICES, "{} services", services.len());
+    plane.create_all(services.iter().cloned().chain(table::unaddressed()));
+    plane.create_all(cases.iter().flat_map(|case| case.slices(town)));
+    let with_balancer = |service: &&serde_json::Value| service["spec"]["type"] == "LoadBalancer";
+    for service in services.iter().filter(with_balancer) {
+        plane.apply_status(&service.object());
+    }
+}
+
+/// Equal outcomes tell something only where kube-proxy's are of all kinds.
+fn assert_telling(outcomes: &[Vec<Vec<Outcome>>]) {
+    let theirs = || outcomes.iter().flat_map(|towns| &towns[0]);
+    for verdict in ["answered", "refused", "silent"] {
+        let count = theirs().filter(|outcome| outcome.is(verdict)).count();
+        assert!(
+            count > theirs().count() / 50,
+            "kube-proxy: only {count} are {verdict}"
+        );
+    }
+}
+
+/// Where Millrace, with hooks or without, does otherwise than kube-proxy.
+fn different<'a>(groups: &[Vec<Question<'a>>], outcomes: Vec<Vec<Vec<Outcome>>>) -> Vec<Difference<'a>> {
+    let mut found = Vec::new();
+    for (group, outcomes) in groups.iter().zip(outcomes) {
+        let (theirs, ours) = outcomes.split_first().expect("kube-proxy's town");
+        for (proxy, ours) in Contender::ALL[1..].iter().zip(ours) {
+            for ((question, theirs), ours) in group.iter().zip(theirs).zip(ours) {
+                if theirs != ours {
+                    found.push(Difference {
+                        question: *question,
+                        proxy: *proxy,
+                        theirs: theirs.clone(),
+                        ours: ours.clone(),
+                    });
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The questions of the differences that nothing explains, each group as it was.
+fn regroup<'a>(found: &[Difference<'a>]) -> Vec<Vec<Question<'a>>> {
+    let mut groups: Vec<Vec<Question>> = Vec::new();
+    for difference in found
+        .iter()
+        .filter(|difference| difference.explanation().is_none())
+    {
+        let question = difference.question;
+        let same = |group: &&mut Vec<Question>| {
+            std::ptr::eq(group[0].case, question.case) && group[0].asker == question.asker
+        };
+        match groups.iter_mut().find(same) {
+            Some(group)
+                if group
+                    .iter()
+                    .any(|other| std::ptr::eq(other.frontend, question.frontend)) => {}
+            Some(group) => group.push(question),
+            None => groups.push(vec![question]),
+        }
+    }
+    groups
+}
+
+/// Fails for a difference that is not listed, and for a listed one that there is not.
+fn judge(found: &[Difference]) {
+    let mut counts = vec![0; DIFFERENCES.len()];
+    let mut unexplained = Vec::new();
+    for difference in found {
+        match difference.explanation() {
+            Some(index) => counts[index] += 1,
+            None => unexplained.push(difference.to_string()),
+        }
+    }
+    for (known, count) in DIFFERENCES.iter().zip(&counts) {
+        println!("{count:5} × {}: {}", known.what, known.why);
+    }
+    let stale = DIFFERENCES.iter().zip(&counts).filter(|(_, count)| **count == 0);
+    let stale: Vec<_> = stale.map(|(known, _)| known.what).collect();
+    assert!(
+        unexplained.is_empty() && stale.is_empty(),
+        "{} differences that are not listed:\n{}\nlisted ones that there are not: {stale:#?}",
+        unexplained.len(),
+        unexplained.join("\n")
+    );
+}

@@ -1,0 +1,244 @@
+//! Asking: every place asks every frontend, over and over, and what comes of it is an outcome that can be compared. Most
+//! of the time is spent waiting for answers that never come, so many ask at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use harness::{Answer, Place, Probe};
+use nix::errno::Errno;
+
+use crate::case::{Case, Frontend, Kind, Protocol};
+use crate::town::Town;
+
+/// Questions under way at a time.
+const AT_A_TIME: usize = 96;
+
+/// Who asks every service.
+const ASKERS: [&str; 5] = ["client-1", "client-2", "n1", "n2", "outside"];
+
+/// What became of the questions of one place to one frontend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// `answered`, `refused`, `not permitted`, `unreachable`, `silent`, or what else an error says.
+    pub verdicts: BTreeSet<String>,
+    /// Who answered; of a service whose clients stay, how many.
+    pub backends: BTreeSet<String>,
+    /// Whom the backends took the client for: `itself`, another place's name, `the frontend`, or an address.
+    pub sources: BTreeSet<String>,
+}
+
+impl Outcome {
+    pub fn is(&self, verdict: &str) -> bool {
+        self.verdicts.len() == 1 && self.verdicts.contains(verdict)
+    }
+
+    /// All clients were taken for this.
+    pub fn seen_as(&self, source: &str) -> bool {
+        self.sources.len() == 1 && self.sources.contains(source)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let join = |set: &BTreeSet<String>| set.iter().map(String::as_str).collect::<Vec<_>>().join("+");
+        write!(f, "{}", join(&self.verdicts))?;
+        if !self.backends.is_empty() {
+            write!(f, " by {} as {}", join(&self.backends), join(&self.sources))?;
+        }
+        Ok(())
+    }
+}
+
+/// One place asks one frontend.
+#[derive(Clone, Copy)]
+pub struct Question<'a> {
+    pub case: &'a Case,
+    pub asker: &'static str,
+    pub frontend: &'a Frontend,
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Frontend {
+            kind,
+            defined,
+            address,
+            port,
+            protocol,
+        } = self.frontend;
+        let undefined = if *defined { "" } else { " undefined" };
+        let to = SocketAddr::new(*address, *port);
+        write!(
+            f,
+            "{}: {} asks{undefined} {kind:?} {to} by {protocol:?}",
+            self.case.name, self.asker
+        )
+    }
+}
+
+/// How patient and how thorough questions are.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    pub wait: Duration,
+    /// Tries for a frontend with this many endpoints.
+    pub tries: fn(usize) -> usize,
+    pub at_a_time: usize,
+}
+
+impl Effort {
+    /// Finds most of what there is.
+    pub const QUICK: Self = Self {
+        wait: Duration::from_millis(400),
+        tries: |endpoints| match endpoints {
+            0 => 1,
+            1 => 2,
+            _ => 5 * endpoints,
+        },
+        at_a_time: AT_A_TIME,
+    };
+    /// For what the quick way found different: three endpoints, one of which is missed in one of 10⁷ cases, and a SYN
+    /// that is lost is sent again.
+    pub const THOROUGH: Self = Self {
+        wait: Duration::from_millis(1500),
+        tries: |_| 40,
+        at_a_time: 48,
+    };
+}
+
+/// Everything that is asked, in groups of one case and one asker. A group is asked in order, because what a client did
+/// before counts where clients stay with a backend.
+pub fn questions(cases: &[Case]) -> Vec<Vec<Question<'_>>> {
+    let mut groups = Vec::new();
+    for case in cases {
+        for asker in ASKERS.into_iter().chain(case.askers.iter().copied()) {
+            let asks = |frontend: &&Frontend| frontend.kind != Kind::Loopback || asker.starts_with('n');
+            let group = case.frontends.iter().filter(asks).map(|frontend| Question {
+                case,
+                asker,
+                frontend,
+            });
+            groups.push(group.collect());
+        }
+    }
+    groups
+}
+
+/// Asks all of it in every town: outcomes by group, question and town.
+pub fn ask_all(towns: &[Town], groups: &[Vec<Question<'_>>], effort: Effort) -> Vec<Vec<Vec<Outcome>>> {
+    let jobs: Vec<(usize, usize)> = (0..groups.len())
+        .flat_map(|group| (0..towns.len()).map(move |town| (group, town)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let done: Mutex<BTreeMap<(usize, usize), Vec<Outcome>>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..effort.at_a_time {
+            scope.spawn(|| {
+                while let Some(&(group, town)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let asked = groups[group].iter();
+                    let outcomes = asked
+                        .map(|question| ask(&towns[town], question, effort))
+                        .collect();
+                    done.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert((group, town), outcomes);
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let by_town = |group: usize| -> Vec<Vec<Outcome>> {
+        let towns = 0..towns.len();
+        towns
+            .map(|town| done.remove(&(group, town)).unwrap_or_default())
+            .collect()
+    };
+    (0..groups.len()).map(by_town).collect()
+}
+
+fn ask(town: &Town, question: &Question<'_>, effort: Effort) -> Outcome {
+    let Question {
+        case,
+        asker,
+        frontend,
+    } = *question;
+    let place = town.place(asker);
+    let mut outcome = Outcome::default();
+    for number in 0..(effort.tries)(case.breadth()) {
+        match once(town, asker, frontend, effort.wait) {
+            Ok(answer) => {
+                outcome.verdicts.insert("answered".to_owned());
+                if let Some(answer) = answer {
+                    outcome.sources.insert(source(town, place, frontend, &answer));
+                    outcome.backends.insert(answer.backend);
+                }
+            }
+            Err(error) => {
+                outcome.verdicts.insert(verdict(&error));
+                // What is refused or dropped is so each time; twice, since silence may be a busy machine's.
+                if number > 0 || outcome.is("silent") {
+                    break;
+                }
+            }
+        }
+        if frontend.protocol == Protocol::Ping {
+            break;
+        }
+    }
+    if case.stays() && !outcome.backends.is_empty() {
+        outcome.backends = BTreeSet::from([format!("{} of them", outcome.backends.len())]);
+    }
+    outcome
+}
+
+fn once(town: &Town, asker: &str, frontend: &Frontend, wait: Duration) -> io::Result<Option<Answer>> {
+    let place = town.place(asker);
+    let to = SocketAddr::new(frontend.address, frontend.port);
+    match frontend.protocol {
+        Protocol::Tcp => place.ask_within(Probe::Tcp, to, wait).map(Some),
+        // Only a connected socket hears of a refusal. No port is used twice: what a proxy remembers of a datagram
+        // outlives the socket by minutes.
+        Protocol::Udp => {
+            let from = SocketAddr::new(anywhere(to.ip()), town.fresh_port(asker));
+            place.ask_from(Probe::UdpConnected, from, to, wait).map(Some)
+        }
+        Protocol::Ping => place.ping(frontend.address, wait).map(|_| None),
+    }
+}
+
+fn anywhere(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn verdict(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "refused".to_owned(),
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => "silent".to_owned(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".to_owned(),
+        // What netfilter drops on its way out of a node fails at the sender.
+        ErrorKind::PermissionDenied => "not permitted".to_owned(),
+        // A raw socket hears of what tc drops; others don't.
+        _ if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => "silent".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn source(town: &Town, asker: &Place, frontend: &Frontend, answer: &Answer) -> String {
+    let peer = answer.peer.ip().to_canonical();
+    if asker.addresses().contains(&peer) {
+        return "itself".to_owned();
+    }
+    let holder = town.places().find(|place| place.addresses().contains(&peer));
+    match holder {
+        Some(place) => place.name().to_owned(),
+        None if peer == frontend.address => "the frontend".to_owned(),
+        None => peer.to_string(),
+    }
+}
