@@ -93,6 +93,7 @@ impl Datapath {
                 dir
             }
         };
+        let _lock = pins.exchange()?;
         let datapath = Self::from_dir(pins, dir)?;
         datapath.pins.publish(&datapath.dir)?;
         datapath.pins.remove_others(&datapath.dir)?;
@@ -169,6 +170,7 @@ impl Datapath {
             copy(&self.addresses, &addresses)?;
         }
         let programs = open_programs(&dir)?;
+        let _lock = self.pins.exchange()?;
         self.links.switch(&programs)?;
         self.pins.publish(&dir)?;
         self.pins.remove_others(&dir)?;

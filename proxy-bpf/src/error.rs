@@ -107,7 +107,7 @@ pub enum BpfError {
 }
 
 /// What usually helps.
-pub(super) fn hint(error: &io::Error) -> String {
+pub fn hint(error: &io::Error) -> String {
     let missing = || capabilities::missing().join(", ");
     match error.raw_os_error() {
         Some(libc::EPERM) if missing().is_empty() => {

@@ -4,6 +4,10 @@
 //! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange. Where
 //! the kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the same holds
 //! for them.
+//!
+//! Two processes may attach to one interface at the same moment: the CNI plugin, which has just made it, and an agent,
+//! which has just seen it. The kernel lets a program hang on an interface only once, so the second one finds that the
+//! first is at it and leaves the link to it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -116,17 +120,7 @@ impl Links {
     /// Takes over what hangs already, giving each the program of this generation. Links are pinned in `dir`; qdiscs that
     /// we made are noted in `qdiscs`.
     pub fn adopt(dir: PathBuf, qdiscs: PathBuf, means: Means, programs: &Programs) -> Result<Self, BpfError> {
-        let clsact = match means {
-            Means::Tcx => None,
-            Means::Clsact => Some(Clsact::open(qdiscs.clone())?),
-        };
-        let mut links = Self {
-            dir,
-            qdiscs,
-            clsact,
-            interfaces: BTreeMap::new(),
-            sockets: false,
-        };
+        let mut links = Self::beside(dir, qdiscs, means)?;
         links.adopt_filters(programs)?;
         let entries = fs::read_dir(&links.dir).map_err(BpfError::file("reading directory", &links.dir))?;
         for entry in entries.filter_map(Result::ok) {
@@ -134,6 +128,21 @@ impl Links {
             links.adopt_one(&entry.path(), &name, programs)?;
         }
         Ok(links)
+    }
+
+    /// For attaching to single interfaces beside an agent: what hangs already is neither looked at nor changed.
+    pub fn beside(dir: PathBuf, qdiscs: PathBuf, means: Means) -> Result<Self, BpfError> {
+        let clsact = match means {
+            Means::Tcx => None,
+            Means::Clsact => Some(Clsact::open(qdiscs.clone())?),
+        };
+        Ok(Self {
+            dir,
+            qdiscs,
+            clsact,
+            interfaces: BTreeMap::new(),
+            sockets: false,
+        })
     }
 
     fn adopt_one(&mut self, path: &Path, name: &str, programs: &Programs) -> Result<(), BpfError> {
@@ -217,16 +226,8 @@ impl Links {
             .map(|(i, r)| (*i, *r))
             .collect();
         for (index, role) in gone {
-            let detached = if let Some(clsact) = &mut self.clsact {
-                clsact.detach(index)
-            } else {
-                for (program, _) in role.programs() {
-                    let _ = fs::remove_file(self.interface_pin(index, program));
-                }
-                Ok(())
-            };
             // One that is still there is tried again.
-            match detached {
+            match self.detach_interface(index, role) {
                 Ok(()) => drop(self.interfaces.remove(&index)),
                 Err(error) => errors.push((index, error)),
             }
@@ -244,7 +245,19 @@ impl Links {
         errors
     }
 
-    fn attach_interface(
+    /// Takes the programs of a role from an interface, which may be gone.
+    pub fn detach_interface(&mut self, index: u32, role: InterfaceRole) -> Result<(), BpfError> {
+        if let Some(clsact) = &mut self.clsact {
+            return clsact.detach(index);
+        }
+        for (program, _) in role.programs() {
+            let _ = fs::remove_file(self.interface_pin(index, program));
+        }
+        Ok(())
+    }
+
+    /// Hangs the programs of a role on an interface, those that do not hang there yet.
+    pub fn attach_interface(
         &mut self,
         index: u32,
         role: InterfaceRole,
@@ -266,9 +279,13 @@ impl Links {
                 fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
             }
             let Some(fd) = programs.get(program) else { continue };
-            let link = sys::link_create(fd.as_fd(), index, direction.tcx()).map_err(BpfError::syscall(
-                format!("attaching {program} to interface {index}"),
-            ))?;
+            let link = match sys::link_create(fd.as_fd(), index, direction.tcx()) {
+                // Hangs there already: another process of ours attaches it and pins it in a moment.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+                made => made.map_err(BpfError::syscall(format!(
+                    "attaching {program} to interface {index}"
+                )))?,
+            };
             sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
         }
         Ok(())

@@ -10,12 +10,17 @@
 //!
 //! Invariant: whatever `current` names is complete. A directory that it does not name is left over from an agent that
 //! was killed while it built or swapped one, and is removed at the next start.
+//!
+//! An attachment that is made while `current` changes hands would be missed by whoever gives all of them the new programs.
+//! So that is done under an exclusive lock on the bpf root, and attaching by another process under a shared one. The
+//! kernel takes back the lock of a process that dies.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::LAYOUT_VERSION;
 use serde::Serialize;
@@ -94,6 +99,28 @@ impl Pins {
         make_dir(root)?;
         make_dir(&pins.links())?;
         Ok(pins)
+    }
+
+    /// The pins below a bpf root that somebody else has made, if there is one.
+    pub fn existing(root: &Path) -> Option<Self> {
+        let root = root.to_path_buf();
+        root.is_dir().then_some(Self { root })
+    }
+
+    /// Keeps what is in force from changing hands for as long as the answer lives.
+    pub fn hold(&self) -> Result<Flock<File>, BpfError> {
+        self.lock(FlockArg::LockShared)
+    }
+
+    /// Waits until nobody attaches anything, and keeps others from it for as long as the answer lives.
+    pub fn exchange(&self) -> Result<Flock<File>, BpfError> {
+        self.lock(FlockArg::LockExclusive)
+    }
+
+    fn lock(&self, how: FlockArg) -> Result<Flock<File>, BpfError> {
+        let root = File::open(&self.root).map_err(BpfError::file("opening directory", &self.root))?;
+        let locked = Flock::lock(root, how).map_err(|(_, errno)| errno.into());
+        locked.map_err(BpfError::file("locking directory", &self.root))
     }
 
     /// The bpf root.
