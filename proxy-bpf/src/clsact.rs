@@ -108,6 +108,12 @@ impl Clsact {
             )))
     }
 
+    /// Whether a program of ours hangs at its place, of whichever generation.
+    pub fn hangs(&mut self, interface: u32, direction: Direction, program: &str) -> Result<bool, BpfError> {
+        let found = self.filter(interface, direction)?;
+        Ok(found.is_some_and(|filter| filter.name.strip_prefix(NAME) == Some(program)))
+    }
+
     /// Takes our programs from an interface, and the qdisc if it is ours and nothing else hangs there.
     pub fn detach(&mut self, interface: u32) -> Result<(), BpfError> {
         for direction in Direction::ALL {

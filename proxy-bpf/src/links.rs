@@ -291,6 +291,43 @@ impl Links {
         Ok(())
     }
 
+    /// The programs of a role that do not hang on an interface.
+    pub fn missing(&mut self, index: u32, role: InterfaceRole) -> Result<Vec<&'static str>, BpfError> {
+        let mut missing = Vec::new();
+        for (program, direction) in role.programs() {
+            let hangs = if let Some(clsact) = &mut self.clsact {
+                clsact.hangs(index, *direction, program)?
+            } else {
+                let link = sys::open_pin(&self.interface_pin(index, program));
+                let info = link.and_then(|link| sys::link_info(link.as_fd()));
+                info.is_ok_and(|info| info.target == index)
+            };
+            if !hangs {
+                missing.push(*program);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Removes the pins of links to interfaces that are gone.
+    pub fn forget_gone(&mut self) -> Result<(), BpfError> {
+        if let Some(clsact) = &mut self.clsact {
+            return clsact.forget_gone();
+        }
+        let entries = fs::read_dir(&self.dir).map_err(BpfError::file("reading directory", &self.dir))?;
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !name.starts_with("tcx") {
+                continue;
+            }
+            let info = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
+            if info.is_ok_and(|info| info.target == 0) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        Ok(())
+    }
+
     /// Attaches the socket hooks to a cgroup; links that hang there already stay as they are.
     pub fn attach_sockets(&mut self, cgroup: &Path, programs: &Programs) -> Result<(), BpfError> {
         let kind = statfs(cgroup).map_err(|error| BpfError::NoCgroup {
