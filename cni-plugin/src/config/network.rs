@@ -1,0 +1,316 @@
+//! The document on standard input: the plugin's entry of a network, with what the runtime put into it.
+//!
+//! It is kept as it came, and each verb has the parts converted that it uses. So a range that makes no sense fails ADD and
+//! does not keep DEL from cleaning up. A part of the wrong type is code 6, a value that cannot be is code 7; keys that are
+//! unknown here are for others.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::args::Args;
+use super::environment::{Attachment, is_name_byte};
+use super::requests::{Asked, Requests};
+use super::runtime::{RuntimeConfig, Wishes};
+use crate::ipam::range::{RangeConfig, RangeSet};
+use crate::spec::result::Route;
+use crate::spec::{CniError, Code, Version};
+
+const BPF_ROOT: &str = "/sys/fs/bpf/millrace";
+const STATE_DIR: &str = "/var/lib/millrace";
+/// host-local's directory; each network has one below it.
+const NETWORKS: &str = "/var/lib/cni/networks";
+/// Smaller ones are no use: IPv4 demands 68, and IPv6 cannot do with less than 1280 (RFC 791, RFC 8200).
+const MTUS: std::ops::RangeInclusive<u64> = 68..=65_535;
+
+/// A network as the runtime describes it.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// The version to answer in.
+    pub version: Version,
+    /// The network's name.
+    pub name: String,
+    /// Where the agent pins programs and maps.
+    pub bpf_root: PathBuf,
+    /// Where the agent keeps what outlives it.
+    pub state_dir: PathBuf,
+    /// Where leases are.
+    pub data_dir: PathBuf,
+    document: Map<String, Value>,
+}
+
+impl NetworkConfig {
+    /// Reads a document.
+    pub fn read(bytes: &[u8]) -> Result<Self, CniError> {
+        let document = match serde_json::from_slice(bytes) {
+            Ok(Value::Object(document)) => document,
+            Ok(_) => {
+                let message = "the configuration on standard input is no JSON object";
+                return Err(CniError::new(Code::Decoding, message));
+            }
+            Err(error) => {
+                let message = "the configuration on standard input is no JSON document";
+                return Err(CniError::new(Code::Decoding, message).with_details(error.to_string()));
+            }
+        };
+        // Without the key it is version 0.1.0, which had other documents.
+        let version: Option<String> = part(&document, &["cniVersion"])?;
+        let version = Version::parse(version.as_deref().unwrap_or("0.1.0"))?;
+        let name: String = part(&document, &["name"])?.unwrap_or_default();
+        let begins_well = name
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+        if !begins_well || !name.bytes().all(is_name_byte) {
+            return Err(invalid("name", &format!("{name:?} is no name of a network")));
+        }
+        Ok(Self {
+            version,
+            bpf_root: directory(&document, &["bpfRoot"], BPF_ROOT)?,
+            state_dir: directory(&document, &["stateDir"], STATE_DIR)?,
+            data_dir: directory(&document, &["ipam", "dataDir"], &format!("{NETWORKS}/{name}"))?,
+            name,
+            document,
+        })
+    }
+
+    /// What a document says of its version, whatever it is; for the answer to a document that cannot be used.
+    pub fn stated_version(bytes: &[u8]) -> Option<String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Stated {
+            cni_version: String,
+        }
+        let stated = serde_json::from_slice::<Stated>(bytes).ok()?;
+        Some(stated.cni_version)
+    }
+
+    /// The MTU, where it is set.
+    pub fn mtu(&self) -> Result<Option<u32>, CniError> {
+        let mtu = part::<u64>(&self.document, &["mtu"])?.filter(|mtu| *mtu != 0);
+        match mtu {
+            Some(mtu) if !MTUS.contains(&mtu) => {
+                Err(invalid("mtu", &format!("{mtu} is not between 68 and 65535")))
+            }
+            mtu => Ok(mtu.map(|mtu| mtu as u32)),
+        }
+    }
+
+    /// The ranges; an interface gets an address of each set.
+    pub fn range_sets(&self) -> Result<Vec<RangeSet>, CniError> {
+        let kind: Option<String> = part(&self.document, &["ipam", "type"])?;
+        if let Some(kind) = kind.filter(|kind| !matches!(kind.as_str(), "" | "millrace" | "host-local")) {
+            let message = format!("ipam.type {kind:?} is not supported");
+            return Err(CniError::new(Code::UnsupportedField, message)
+                .with_details("this plugin gives addresses itself: leave ipam.type out"));
+        }
+        let sets: Option<Vec<Vec<RangeConfig>>> = part(&self.document, &["ipam", "ranges"])?;
+        let sets = sets.unwrap_or_default();
+        if sets.is_empty() {
+            return Err(invalid("ipam.ranges", "there is none: name at least one subnet"));
+        }
+        RangeSet::all(&sets).map_err(|why| invalid("ipam.ranges", &why))
+    }
+
+    /// The routes of a pod; `None` for one default route for each family.
+    pub fn routes(&self) -> Result<Option<Vec<Route>>, CniError> {
+        let routes: Option<Vec<Route>> = part(&self.document, &["ipam", "routes"])?;
+        if let Some(route) = routes.iter().flatten().find(|route| route.gw.is_some()) {
+            let message = format!("ipam.routes: the gateway of {} is not supported", route.dst);
+            return Err(CniError::new(Code::UnsupportedField, message)
+                .with_details("pods have one way out, to their node: leave gw out"));
+        }
+        Ok(routes.filter(|routes| !routes.is_empty()))
+    }
+
+    /// What is asked for by capabilities.
+    pub fn wishes(&self) -> Result<Wishes, CniError> {
+        let mut wishes = object::<RuntimeConfig>(&self.document, &["runtimeConfig"])?
+            .unwrap_or_default()
+            .check()?;
+        if wishes.dns.is_none() {
+            let dns: Option<Map<String, Value>> = part(&self.document, &["dns"])?;
+            wishes.dns = dns.filter(|dns| !dns.is_empty()).map(Value::Object);
+        }
+        Ok(wishes)
+    }
+
+    /// The addresses that are asked for.
+    pub fn requests(&self, args: &Args) -> Result<Requests, CniError> {
+        let in_args: Option<Asked> = object(&self.document, &["args", "cni"])?;
+        let in_runtime: Option<Asked> = object(&self.document, &["runtimeConfig"])?;
+        Requests::gather(
+            args,
+            &in_args.unwrap_or_default(),
+            &in_runtime.unwrap_or_default(),
+        )
+    }
+
+    /// What earlier plugins of a chain, or ADD, said.
+    pub fn previous(&self) -> Result<Option<Map<String, Value>>, CniError> {
+        part(&self.document, &["prevResult"])
+    }
+
+    /// The attachments that exist, for GC. The second key is that of a draft that some runtimes use.
+    pub fn valid_attachments(&self) -> Result<Vec<Attachment>, CniError> {
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            if let Some(valid) = part(&self.document, &[key])? {
+                return Ok(valid);
+            }
+        }
+        Err(invalid(
+            "cni.dev/valid-attachments",
+            "it is missing: without it nothing can be told from what is in use",
+        ))
+    }
+}
+
+/// Converts the part at a path; `None` if it is missing or null.
+fn part<T: for<'a> Deserialize<'a>>(
+    document: &Map<String, Value>,
+    path: &[&str],
+) -> Result<Option<T>, CniError> {
+    let Some((first, rest)) = path.split_first() else {
+        return Ok(None);
+    };
+    let mut found = document.get(*first);
+    for (depth, key) in rest.iter().enumerate() {
+        found = match found {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(object)) => object.get(*key),
+            Some(_) => return Err(undecodable(&path[..=depth], "it is no object")),
+        };
+    }
+    let Some(found) = found.filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    T::deserialize(found)
+        .map(Some)
+        .map_err(|error| undecodable(path, &error.to_string()))
+}
+
+/// The same for types that would take a list for their fields in order.
+fn object<T: for<'a> Deserialize<'a>>(
+    document: &Map<String, Value>,
+    path: &[&str],
+) -> Result<Option<T>, CniError> {
+    match part::<Map<String, Value>>(document, path)? {
+        None => Ok(None),
+        Some(_) => part(document, path),
+    }
+}
+
+fn directory(document: &Map<String, Value>, path: &[&str], default: &str) -> Result<PathBuf, CniError> {
+    let text: Option<String> = part(document, path)?;
+    let text = text.filter(|text| !text.is_empty());
+    let directory = PathBuf::from(text.as_deref().unwrap_or(default));
+    if directory.is_absolute() && !directory.as_os_str().as_encoded_bytes().contains(&0) {
+        return Ok(directory);
+    }
+    let why = format!("{} is no absolute path", directory.display());
+    Err(invalid(&path.join("."), &why))
+}
+
+fn undecodable(path: &[&str], why: &str) -> CniError {
+    CniError::new(Code::Decoding, format!("{} cannot be read", path.join("."))).with_details(why)
+}
+
+fn invalid(key: &str, why: &str) -> CniError {
+    CniError::new(Code::InvalidConfig, format!("{key} is invalid")).with_details(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[expect(clippy::needless_pass_by_value, reason = "callers make the value in place")]
+    fn read(changes: Value) -> Result<NetworkConfig, CniError> {
+        let mut document = json!({"cniVersion": "1.1.0", "name": "millrace", "type": "millrace-cni"});
+        let changes = changes.as_object().unwrap().clone();
+        document.as_object_mut().unwrap().extend(changes);
+        NetworkConfig::read(document.to_string().as_bytes())
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let config = read(json!({"ipam": null})).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("/var/lib/cni/networks/millrace"));
+        assert_eq!(config.bpf_root, PathBuf::from("/sys/fs/bpf/millrace"));
+        assert_eq!(config.mtu().unwrap(), None);
+        assert_eq!(config.routes().unwrap(), None);
+        assert_eq!(config.wishes().unwrap(), Wishes::default());
+        assert_eq!(config.range_sets().unwrap_err().code, Code::InvalidConfig);
+        assert_eq!(config.valid_attachments().unwrap_err().code, Code::InvalidConfig);
+    }
+
+    #[test]
+    fn a_document_of_the_wrong_shape_is_code_6() {
+        for bytes in ["", "{", "[]", "1", "{\"cniVersion\": 1}", "\u{0}"] {
+            assert_eq!(
+                NetworkConfig::read(bytes.as_bytes()).unwrap_err().code,
+                Code::Decoding,
+                "{bytes}"
+            );
+        }
+        for bad in [
+            json!({"ipam": []}),
+            json!({"bpfRoot": 1}),
+            json!({"ipam": {"dataDir": {}}}),
+        ] {
+            assert_eq!(read(bad).unwrap_err().code, Code::Decoding);
+        }
+        let config = read(json!({"mtu": "x", "runtimeConfig": [], "args": 1, "prevResult": 1})).unwrap();
+        assert_eq!(config.mtu().unwrap_err().code, Code::Decoding);
+        assert_eq!(config.wishes().unwrap_err().code, Code::Decoding);
+        assert_eq!(config.previous().unwrap_err().code, Code::Decoding);
+        assert_eq!(
+            config.requests(&Args::default()).unwrap_err().code,
+            Code::Decoding
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_code_7() {
+        for bad in [
+            json!({"name": ""}),
+            json!({"name": "a/b"}),
+            json!({"bpfRoot": "relative"}),
+        ] {
+            assert_eq!(read(bad).unwrap_err().code, Code::InvalidConfig);
+        }
+        assert_eq!(
+            read(json!({"mtu": 67})).unwrap().mtu().unwrap_err().code,
+            Code::InvalidConfig
+        );
+        assert_eq!(
+            read(json!({"cniVersion": "2.0.0"})).unwrap_err().code,
+            Code::IncompatibleVersion
+        );
+        assert_eq!(
+            read(json!({"cniVersion": null})).unwrap_err().code,
+            Code::IncompatibleVersion
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_heeded_is_code_2() {
+        let other = read(json!({"ipam": {"type": "dhcp", "ranges": [[{"subnet": "10.1.0.0/24"}]]}})).unwrap();
+        assert_eq!(other.range_sets().unwrap_err().code, Code::UnsupportedField);
+        let routes = json!({"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}]}});
+        assert_eq!(
+            read(routes).unwrap().routes().unwrap_err().code,
+            Code::UnsupportedField
+        );
+    }
+
+    #[test]
+    fn both_keys_name_the_attachments_that_exist() {
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            let config = read(json!({key: [{"containerID": "a", "ifname": "eth0"}]})).unwrap();
+            assert_eq!(config.valid_attachments().unwrap()[0].if_name, "eth0");
+        }
+    }
+}

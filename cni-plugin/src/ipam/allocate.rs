@@ -1,0 +1,287 @@
+//! Giving addresses to an attachment and taking them back.
+//!
+//! An attachment gets one address of each set of ranges: the one it asked for, or the next one that is free after the last
+//! that was given, so that an address rests for as long as possible before somebody else has it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::IpAddr;
+
+use nix::fcntl::Flock;
+
+use super::error::IpamError;
+use super::lease::Lease;
+use super::note::Note;
+use super::range::RangeSet;
+use super::store::{LockedStore, Store};
+use crate::config::Attachment;
+
+/// Addresses that were given. While it lives, the attachment counts as one in the making.
+pub struct Allocation {
+    /// One of each set, in their order.
+    pub addresses: Vec<IpAddr>,
+    _in_the_making: Flock<File>,
+}
+
+/// Gives an attachment one address of each set and writes `note` with them.
+pub fn allocate(
+    store: &Store,
+    sets: &[RangeSet],
+    requested: &[IpAddr],
+    mut note: Note,
+) -> Result<Allocation, IpamError> {
+    let attachment = note.attachment();
+    let locked = store.lock()?;
+    let leases = store.leases()?;
+    // A lease that names no interface may be of another one.
+    let own = |lease: &&Lease| lease.if_name.is_some() && lease.is_of(&attachment);
+    if let Some(lease) = leases.iter().find(own) {
+        return Err(IpamError::Duplicate {
+            address: lease.address,
+            container_id: attachment.container_id,
+            if_name: attachment.if_name,
+        });
+    }
+    note.addresses = choose(store, &leases, sets, requested)?;
+    let in_the_making = locked.set_note(&note)?;
+    if let Err(error) = lease_all(&locked, &note.addresses, &attachment) {
+        for address in &note.addresses {
+            let lease = store.lease(*address)?;
+            if lease.is_some_and(|lease| lease.is_of(&attachment)) {
+                locked.remove_lease(*address)?;
+            }
+        }
+        locked.remove_note(&note.host_interface)?;
+        return Err(error);
+    }
+    Ok(Allocation {
+        addresses: note.addresses,
+        _in_the_making: in_the_making,
+    })
+}
+
+fn choose(
+    store: &Store,
+    leases: &[Lease],
+    sets: &[RangeSet],
+    requested: &[IpAddr],
+) -> Result<Vec<IpAddr>, IpamError> {
+    let taken: BTreeSet<IpAddr> = leases.iter().map(|lease| lease.address).collect();
+    let mut requested = requested.to_vec();
+    let mut chosen = Vec::new();
+    for (index, set) in sets.iter().enumerate() {
+        if let Some(position) = requested.iter().position(|ip| set.offers(*ip)) {
+            let address = requested.remove(position);
+            if let Some(lease) = leases.iter().find(|lease| lease.address == address) {
+                let holder = lease.holder();
+                return Err(IpamError::Taken { address, holder });
+            }
+            chosen.push(address);
+            continue;
+        }
+        let free = set.after(store.last(index)?).find(|ip| !taken.contains(ip));
+        chosen.push(free.ok_or_else(|| IpamError::Exhausted {
+            set: index,
+            dir: store.dir().to_path_buf(),
+        })?);
+    }
+    if requested.is_empty() {
+        Ok(chosen)
+    } else {
+        Err(IpamError::NotOffered { addresses: requested })
+    }
+}
+
+fn lease_all(
+    locked: &LockedStore<'_>,
+    addresses: &[IpAddr],
+    attachment: &Attachment,
+) -> Result<(), IpamError> {
+    for (set, address) in addresses.iter().enumerate() {
+        if !locked.add_lease(*address, attachment)? {
+            let holder = "somebody who does not heed the lock".to_owned();
+            return Err(IpamError::Taken {
+                address: *address,
+                holder,
+            });
+        }
+        locked.set_last(set, *address)?;
+    }
+    Ok(())
+}
+
+/// Frees what an attachment has; `host_interface` is the name of its note. Nothing to free is no error.
+pub fn release(
+    store: &Store,
+    attachment: &Attachment,
+    host_interface: &str,
+) -> Result<Vec<IpAddr>, IpamError> {
+    let locked = store.lock()?;
+    let noted = store
+        .note(host_interface)?
+        .filter(|note| note.attachment() == *attachment);
+    let leases = match &noted {
+        Some(note) => {
+            let leases: Result<Vec<_>, _> = note.addresses.iter().map(|ip| store.lease(*ip)).collect();
+            leases?.into_iter().flatten().collect()
+        }
+        None => store.leases()?,
+    };
+    let mut freed = Vec::new();
+    for lease in leases.iter().filter(|lease| lease.is_of(attachment)) {
+        locked.remove_lease(lease.address)?;
+        freed.push(lease.address);
+    }
+    locked.remove_note(host_interface)?;
+    Ok(freed)
+}
+
+/// How many addresses of a set are free, counted up to `enough`.
+pub fn free_addresses(store: &Store, set: &RangeSet, enough: usize) -> Result<usize, IpamError> {
+    let taken: BTreeSet<IpAddr> = store.leases()?.iter().map(|lease| lease.address).collect();
+    Ok(set
+        .after(None)
+        .filter(|ip| !taken.contains(ip))
+        .take(enough)
+        .count())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::ipam::boot::Moment;
+
+    fn sets(json: &str) -> Vec<RangeSet> {
+        RangeSet::all(&serde_json::from_str::<Vec<_>>(json).unwrap()).unwrap()
+    }
+
+    fn small() -> Vec<RangeSet> {
+        sets(r#"[[{"subnet": "10.0.0.0/29"}], [{"subnet": "fd00::/64"}]]"#)
+    }
+
+    fn note(container: &str) -> Note {
+        let attachment = Attachment {
+            container_id: container.into(),
+            if_name: "eth0".into(),
+        };
+        let name = crate::attachment::host_interface(&attachment);
+        Note {
+            adopted: false,
+            ..Note::adopting(&attachment, name, Vec::new(), &Moment::now())
+        }
+    }
+
+    fn give(store: &Store, container: &str, requested: &[&str]) -> Result<Vec<String>, IpamError> {
+        let requested: Vec<IpAddr> = requested.iter().map(|ip| ip.parse().unwrap()).collect();
+        let given = allocate(store, &small(), &requested, note(container))?;
+        Ok(given.addresses.iter().map(ToString::to_string).collect())
+    }
+
+    fn free(store: &Store, container: &str) -> Vec<IpAddr> {
+        let note = note(container);
+        release(store, &note.attachment(), &note.host_interface).unwrap()
+    }
+
+    #[test]
+    fn the_files_are_those_of_host_local() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        assert_eq!(give(&store, "a", &[]).unwrap(), ["10.0.0.2", "fd00::2"]);
+        let text = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(
+            (text("10.0.0.2"), text("fd00::2")),
+            ("a\r\neth0".into(), "a\r\neth0".into())
+        );
+        assert_eq!(
+            (text("last_reserved_ip.0"), text("last_reserved_ip.1")),
+            ("10.0.0.2".into(), "fd00::2".into())
+        );
+        assert_eq!(free(&store, "a").len(), 2);
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            ["last_reserved_ip.0", "last_reserved_ip.1", "lock", "millrace"]
+        );
+        assert_eq!(fs::read_dir(dir.path().join("millrace")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_address_is_not_given_again_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        for expected in [
+            "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.2",
+        ] {
+            assert_eq!(give(&store, "a", &[]).unwrap()[0], expected);
+            free(&store, "a");
+        }
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        for container in ["a", "b", "c", "d", "e"] {
+            give(&store, container, &[]).unwrap();
+        }
+        let before = store.leases().unwrap().len();
+        assert!(matches!(
+            give(&store, "f", &[]),
+            Err(IpamError::Exhausted { set: 0, .. })
+        ));
+        assert!(matches!(give(&store, "a", &[]), Err(IpamError::Duplicate { .. })));
+        assert!(matches!(
+            give(&store, "f", &["10.0.0.3"]),
+            Err(IpamError::Taken { .. })
+        ));
+        free(&store, "b");
+        for elsewhere in ["10.0.0.1", "10.0.1.9", "10.0.0.7"] {
+            assert!(
+                matches!(give(&store, "f", &[elsewhere]), Err(IpamError::NotOffered { .. })),
+                "{elsewhere}"
+            );
+        }
+        assert_eq!(store.leases().unwrap().len(), before - 2);
+        assert_eq!(store.notes().unwrap().len(), 4);
+        assert_eq!(
+            give(&store, "f", &["fd00::77"]).unwrap(),
+            ["10.0.0.3", "fd00::77"]
+        );
+    }
+
+    #[test]
+    fn leases_of_host_local_count_and_are_freed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        fs::write(dir.path().join("10.0.0.2"), "old\r\neth0").unwrap();
+        fs::write(dir.path().join("last_reserved_ip.0"), "10.0.0.2").unwrap();
+        fs::write(dir.path().join("fd00::9"), "ancient").unwrap();
+        assert_eq!(give(&store, "a", &[]).unwrap(), ["10.0.0.3", "fd00::2"]);
+        assert_eq!(free(&store, "old").len(), 1);
+        assert_eq!(free(&store, "ancient").len(), 1);
+        assert_eq!(free(&store, "never seen").len(), 0);
+    }
+
+    #[test]
+    fn parallel_requests_get_different_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        let set = sets(r#"[[{"subnet": "10.9.0.0/26"}]]"#);
+        let give = |index: usize| {
+            allocate(&store, &set, &[], note(&format!("c{index}"))).map(|given| given.addresses)
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..64).map(|index| scope.spawn(move || give(index))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let given: BTreeSet<_> = results.iter().flatten().flatten().collect();
+        assert_eq!(given.len(), 61, "network, broadcast and gateway are not given");
+        assert_eq!(results.iter().filter(|result| result.is_err()).count(), 3);
+    }
+}

@@ -1,0 +1,77 @@
+//! The CNI plugin of Millrace: what a container runtime executes to give a pod its interface and take it away.
+//!
+//! ```text
+//! environment, standard input → config → verbs → ipam, netlink, datapath → spec (result or error) → standard output
+//! ```
+//!
+//! The process lives for a millisecond or two, starts no other and needs no running agent: only the programs that an agent
+//! has pinned. Whatever it makes can be found again from the names of container and interface, so DEL works after any
+//! crash. The agent uses this library for leases: to list them, and to collect what is leaked.
+
+#![deny(unsafe_code)]
+
+pub mod attachment;
+pub mod config;
+pub mod datapath;
+pub mod ipam;
+pub mod netlink;
+pub mod spec;
+pub mod verbs;
+
+use std::ffi::OsString;
+use std::io::Read;
+
+use serde_json::Value;
+
+use config::{Environment, NetworkConfig};
+use spec::{CniError, Code, Version};
+
+/// Far more than the list of attachments of the largest node.
+const LARGEST_INPUT: u64 = 16 << 20;
+
+/// What goes to standard output, and whether the call succeeded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The document, if there is one.
+    pub document: Option<Value>,
+    /// Whether it is a result and not an error.
+    pub success: bool,
+}
+
+/// Carries out a call: its environment is read through `variable`, its configuration from `input`.
+pub fn call(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    let mut bytes = Vec::new();
+    let read = read(input, &mut bytes);
+    let done = Environment::read(variable).and_then(|environment| {
+        read?;
+        verbs::run(&environment, &bytes)
+    });
+    match done {
+        Ok(document) => Answer {
+            document,
+            success: true,
+        },
+        Err(error) => {
+            let stated = NetworkConfig::stated_version(&bytes);
+            let known = stated.filter(|version| Version::parse(version).is_ok());
+            let version = known.unwrap_or_else(|| Version::NEWEST.to_string());
+            Answer {
+                document: Some(error.document(&version)),
+                success: false,
+            }
+        }
+    }
+}
+
+fn read(input: impl Read, bytes: &mut Vec<u8>) -> Result<(), CniError> {
+    let read = input.take(LARGEST_INPUT + 1).read_to_end(bytes);
+    let length = read.map_err(|error| {
+        CniError::new(Code::Io, "reading the configuration from standard input failed")
+            .with_details(error.to_string())
+    })?;
+    if length as u64 > LARGEST_INPUT {
+        let message = "the configuration on standard input is longer than 16 MiB";
+        return Err(CniError::new(Code::Decoding, message));
+    }
+    Ok(())
+}

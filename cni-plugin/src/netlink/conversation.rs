@@ -1,0 +1,151 @@
+//! A socket for requests to one network namespace.
+//!
+//! The kernel answers each request of a datagram in turn and goes on after one that it refuses. So a batch is sent as one
+//! datagram, all answers are read, and the first refusal counts: whoever sent the batch takes all of it back anyway.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::error::NetlinkError;
+use super::sys;
+
+/// A request, and what it is for.
+pub struct Request {
+    what: String,
+    message: RouteNetlinkMessage,
+    flags: u16,
+}
+
+impl Request {
+    /// Makes something that must not be there yet.
+    pub fn make(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self::new(what, message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes something, or puts it in the place of what is there.
+    pub fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self::new(what, message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Changes or removes something, or asks for one thing.
+    pub fn plain(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self::new(what, message, 0)
+    }
+
+    /// Asks for all of a kind.
+    pub fn list(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self::new(what, message, NLM_F_DUMP)
+    }
+
+    fn new(what: impl Into<String>, message: RouteNetlinkMessage, flags: u16) -> Self {
+        Self {
+            what: what.into(),
+            message,
+            flags: NLM_F_REQUEST | NLM_F_ACK | flags,
+        }
+    }
+}
+
+/// A socket for requests.
+pub struct Conversation {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Conversation {
+    /// Opens a socket in the network namespace of this thread.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let open = || {
+            let socket = Socket::new(NETLINK_ROUTE)?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(NetlinkError::refused("opening a netlink socket"))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The cookie of its network namespace, where the kernel tells it (Linux 5.14).
+    pub fn netns_cookie(&self) -> Option<u64> {
+        sys::netns_cookie(&self.socket).ok()
+    }
+
+    /// Sends one request and gives the answers.
+    pub fn ask(&mut self, request: Request) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.batch(vec![request])
+    }
+
+    /// Sends requests as one datagram and gives the answers to all of them.
+    pub fn batch(&mut self, requests: Vec<Request>) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let first = self.sequence + 1;
+        let (mut datagram, mut purposes) = (Vec::new(), Vec::new());
+        for request in requests {
+            self.sequence += 1;
+            let mut header = NetlinkHeader::default();
+            header.flags = request.flags;
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request.message));
+            message.finalize();
+            let start = datagram.len();
+            datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
+            message.serialize(&mut datagram[start..]);
+            purposes.push(request.what);
+        }
+        let purpose = |at: usize| purposes.get(at).cloned().unwrap_or_default();
+        let mut answers = Vec::new();
+        let (mut open, mut refused) = (purposes.len(), None);
+        self.socket
+            .send(&datagram, 0)
+            .map_err(NetlinkError::refused(purpose(0)))?;
+        while open > 0 {
+            let received = self.socket.recv_from_full();
+            let (datagram, _) = received.map_err(NetlinkError::refused(purpose(0)))?;
+            for bytes in messages(&datagram) {
+                // What this code cannot read is about something that it did not ask for.
+                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+                    continue;
+                };
+                let Some(at) = answer.header.sequence_number.checked_sub(first) else {
+                    continue;
+                };
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                    NetlinkPayload::Error(error) => {
+                        open -= 1;
+                        if error.code.is_some() && refused.is_none() {
+                            refused = Some(NetlinkError::refused(purpose(at as usize))(error.to_io()));
+                        }
+                    }
+                    NetlinkPayload::Done(_) => open -= 1,
+                    _ => {}
+                }
+            }
+        }
+        refused.map_or(Ok(answers), Err)
+    }
+}
+
+/// The messages of a datagram. Each begins with its length, and the next one after that at a multiple of four.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(rest.first_chunk().copied()?) as usize;
+        let message = rest.get(..length).filter(|message| message.len() >= 16)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// What the kernel said, if it refused.
+pub fn errno(error: &NetlinkError) -> Option<i32> {
+    match error {
+        NetlinkError::Refused { error, .. } => io::Error::raw_os_error(error),
+        _ => None,
+    }
+}

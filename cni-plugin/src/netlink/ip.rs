@@ -1,0 +1,214 @@
+//! Addresses, neighbours and routes of both ends.
+//!
+//! A pod has its address alone, without a network around it, and one way out: a link-local gateway that every node has in
+//! common and whose Ethernet address is told in advance, as is the pod's to the node. So nobody asks by ARP or neighbour
+//! discovery before the first packet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::conversation::{Conversation, Request};
+use super::error::NetlinkError;
+use crate::spec::result::Route;
+
+/// The way out of every pod, in IPv4.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The way out of every pod, in IPv6.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The way out, in the family of an address.
+pub fn gateway(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => GATEWAY_V4.into(),
+        IpAddr::V6(_) => GATEWAY_V6.into(),
+    }
+}
+
+/// The prefix that holds one address alone.
+pub fn alone(ip: IpAddr) -> IpNet {
+    IpNet::from(ip)
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+/// Gives an interface an address that can be used at once: nobody is asked whether he has it too.
+pub fn address(interface: u32, net: IpNet) -> Request {
+    let ip = net.addr();
+    let mut message = AddressMessage::default();
+    message.header.family = family(ip);
+    message.header.prefix_len = net.prefix_len();
+    message.header.index = interface;
+    let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    message.header.scope = if link_local {
+        AddressScope::Link
+    } else {
+        AddressScope::Universe
+    };
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+    if ip.is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message
+            .attributes
+            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
+    Request::make(
+        format!("giving interface {interface} the address {net}"),
+        RouteNetlinkMessage::NewAddress(message),
+    )
+}
+
+/// Says once and for all which Ethernet address an address has.
+pub fn neighbour(interface: u32, ip: IpAddr, mac: [u8; 6]) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(ip);
+    message.header.ifindex = interface;
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unicast;
+    let destination = match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    };
+    message.attributes = vec![
+        NeighbourAttribute::Destination(destination),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
+    Request::replace(
+        format!("telling interface {interface} the Ethernet address of {ip}"),
+        RouteNetlinkMessage::NewNeighbour(message),
+    )
+}
+
+/// A route to what is at the other end of the cable.
+pub fn link_route(interface: u32, to: IpAddr) -> Request {
+    let mut message = route_message(interface, alone(to));
+    if to.is_ipv4() {
+        message.header.scope = RouteScope::Link;
+    }
+    Request::make(
+        format!("making the route to {to} by interface {interface}"),
+        RouteNetlinkMessage::NewRoute(message),
+    )
+}
+
+/// A route by the gateway.
+pub fn gateway_route(interface: u32, route: &Route) -> Request {
+    let mut message = route_message(interface, route.dst);
+    let gateway = gateway(route.dst.addr());
+    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    if let Some(scope) = route.scope {
+        message.header.scope = scope.into();
+    }
+    if let Some(table) = route.table {
+        // The header has room for the first 255 alone.
+        message.header.table = u8::try_from(table).unwrap_or_default();
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    if let Some(priority) = route.priority {
+        message.attributes.push(RouteAttribute::Priority(priority));
+    }
+    let mtu = route.mtu.map(RouteMetric::Mtu);
+    let metrics: Vec<_> = mtu
+        .into_iter()
+        .chain(route.advmss.map(RouteMetric::Advmss))
+        .collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    Request::make(
+        format!("making the pod's route to {}", route.dst),
+        RouteNetlinkMessage::NewRoute(message),
+    )
+}
+
+fn route_message(interface: u32, to: IpNet) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: family(to.addr()),
+        destination_prefix_length: to.prefix_len(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Static,
+        scope: RouteScope::Universe,
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    message.attributes.push(RouteAttribute::Oif(interface));
+    if to.prefix_len() > 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Destination(to.network().into()));
+    }
+    message
+}
+
+/// The addresses of a namespace, with the interface of each.
+pub fn addresses(conversation: &mut Conversation) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let answers = conversation.ask(Request::list("listing the container's addresses", request))?;
+    Ok(answers
+        .iter()
+        .filter_map(|answer| {
+            let RouteNetlinkMessage::NewAddress(message) = answer else {
+                return None;
+            };
+            let ip = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            })?;
+            let net = IpNet::new(ip, message.header.prefix_len).ok()?;
+            Some((message.header.index, net))
+        })
+        .collect())
+}
+
+/// The routes of a namespace by some gateway: destination, gateway, interface.
+pub fn gateway_routes(conversation: &mut Conversation) -> Result<Vec<(IpNet, IpAddr, u32)>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    let answers = conversation.ask(Request::list("listing the container's routes", request))?;
+    Ok(answers.iter().filter_map(read_gateway_route).collect())
+}
+
+fn read_gateway_route(answer: &RouteNetlinkMessage) -> Option<(IpNet, IpAddr, u32)> {
+    let RouteNetlinkMessage::NewRoute(message) = answer else {
+        return None;
+    };
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    };
+    let (mut to, mut by, mut interface) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip(address),
+            RouteAttribute::Gateway(address) => by = ip(address),
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            _ => {}
+        }
+    }
+    let by = by?;
+    let everywhere: IpAddr = if by.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let to = IpNet::new(to.unwrap_or(everywhere), message.header.destination_prefix_length).ok()?;
+    Some((to, by, interface?))
+}

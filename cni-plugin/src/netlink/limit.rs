@@ -1,0 +1,119 @@
+//! The limit of what a pod receives: a token bucket (tc-tbf(8)) on the node's side of its cable.
+//!
+//! What is queued waits, and what waits is latency. So the queue holds what the rate carries in a few milliseconds and no
+//! more, and so does the bucket: runtimes ask for bursts of half a gigabyte, which would let seconds of traffic through
+//! unlimited. At low rates both hold a few whole packets, without which nothing would pass. The kernel takes packets that
+//! are too large for the bucket apart, if they are several in one.
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+
+use super::conversation::Request;
+use crate::config::runtime::Limit;
+
+/// What the queue holds, in time at the full rate.
+const QUEUE_MS: u64 = 5;
+/// The largest burst, in time at the full rate.
+const BURST_MS: u64 = 5;
+/// What both hold at least, in packets of full size.
+const PACKETS: u64 = 4;
+/// The Ethernet header, which the MTU does not count.
+const HEADER: u64 = 14;
+
+/// The rate, the limit and what they are for: `include/uapi/linux/pkt_sched.h`.
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
+const TC_LINKLAYER_ETHERNET: u8 = 1;
+
+/// The numbers of a token bucket, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bucket {
+    rate: u64,
+    burst: u32,
+    queue: u32,
+}
+
+impl Bucket {
+    fn new(limit: Limit, mtu: u32) -> Self {
+        let rate = limit.rate / 8;
+        let packets = PACKETS * (u64::from(mtu) + HEADER);
+        let carried = |ms: u64| (rate / 1000).saturating_mul(ms).max(packets);
+        let asked = limit.burst.map_or(u64::MAX, |bits| bits / 8);
+        let bytes = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        Self {
+            rate,
+            burst: bytes(carried(BURST_MS).min(asked.max(packets))),
+            queue: bytes(carried(QUEUE_MS)),
+        }
+    }
+
+    /// `struct tc_tbf_qopt`: two rates, the limit, and two lengths that newer attributes replace.
+    fn parameters(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(36);
+        // struct tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate.
+        bytes.extend([0, TC_LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(u32::try_from(self.rate).unwrap_or(u32::MAX).to_ne_bytes());
+        bytes.extend([0; 12]);
+        bytes.extend(self.queue.to_ne_bytes());
+        bytes.extend([0; 8]);
+        bytes
+    }
+}
+
+/// Limits what leaves by an interface.
+pub fn limit(interface: u32, limit: Limit, mtu: u32) -> Request {
+    let bucket = Bucket::new(limit, mtu);
+    let mut message = TcMessage::with_index(interface.cast_signed());
+    message.header.parent = TcHandle::ROOT;
+    message.header.handle = TcHandle { major: 1, minor: 0 };
+    let option = |kind, value| TcOption::Other(DefaultNla::new(kind, value));
+    message.attributes = vec![
+        TcAttribute::Kind("tbf".to_owned()),
+        TcAttribute::Options(vec![
+            option(TCA_TBF_PARMS, bucket.parameters()),
+            option(TCA_TBF_BURST, bucket.burst.to_ne_bytes().to_vec()),
+            option(TCA_TBF_RATE64, bucket.rate.to_ne_bytes().to_vec()),
+        ]),
+    ];
+    Request::make(
+        format!(
+            "limiting interface {interface} to {} bit/s by a token bucket",
+            limit.rate
+        ),
+        RouteNetlinkMessage::NewQueueDiscipline(message),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(rate: u64, burst: Option<u64>) -> (u64, u32, u32) {
+        let bucket = Bucket::new(Limit { rate, burst }, 1486);
+        (bucket.rate, bucket.burst, bucket.queue)
+    }
+
+    #[test]
+    fn bursts_and_queues_are_short() {
+        assert_eq!(bucket(1_000, None), (125, 6000, 6000));
+        assert_eq!(bucket(100_000_000, Some(4 << 30)), (12_500_000, 62_500, 62_500));
+        assert_eq!(
+            bucket(100_000_000, Some(80_000 * 8)),
+            (12_500_000, 62_500, 62_500)
+        );
+        assert_eq!(bucket(100_000_000, Some(8)), (12_500_000, 6000, 62_500));
+        assert_eq!(bucket(1_000_000_000_000_000, None).1, u32::MAX);
+    }
+
+    #[test]
+    fn parameters_have_the_kernels_size() {
+        assert_eq!(
+            Bucket::new(Limit { rate: 8, burst: None }, 1500)
+                .parameters()
+                .len(),
+            36
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! Interfaces: the veth pair and what can be asked about its ends.
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+
+use super::conversation::{Conversation, Request, errno};
+use super::error::NetlinkError;
+
+/// A veth pair that is to be made.
+pub struct Pair<'a> {
+    /// The node's side.
+    pub host: End<'a>,
+    /// The pod's side.
+    pub pod: End<'a>,
+    /// The MTU of both.
+    pub mtu: u32,
+    /// Where the pod's side is made.
+    pub namespace: BorrowedFd<'a>,
+}
+
+/// One end of it.
+#[derive(Clone, Copy)]
+pub struct End<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+}
+
+/// An interface that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// The index of the other end of a veth, counted in that one's namespace.
+    pub peer: u32,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its Ethernet address.
+    pub mac: Vec<u8>,
+    /// Whether the administrator switched it on.
+    pub is_up: bool,
+}
+
+impl Pair<'_> {
+    fn end(&self, end: &End<'_>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(end.name.to_owned()),
+            LinkAttribute::Address(end.mac.to_vec()),
+            LinkAttribute::Mtu(self.mtu),
+        ];
+        message
+    }
+
+    /// Makes the pair, both ends switched off. The pod's side is never in the node's namespace, so its name clashes with
+    /// nothing there, and it vanishes with the pod's namespace.
+    pub fn make(&self, conversation: &mut Conversation) -> Result<(), NetlinkError> {
+        let mut peer = self.end(&self.pod);
+        peer.attributes
+            .push(LinkAttribute::NetNsFd(self.namespace.as_raw_fd()));
+        let mut message = self.end(&self.host);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        let what = format!("making the veth pair {} and {}", self.host.name, self.pod.name);
+        let made = conversation.ask(Request::make(what, RouteNetlinkMessage::NewLink(message)));
+        match made {
+            Ok(_) => Ok(()),
+            // The kernel does not say which of the two is there.
+            Err(error) if errno(&error) == Some(libc::EEXIST) => {
+                Err(if find(conversation, self.host.name)?.is_some() {
+                    NetlinkError::HostInterfaceExists(self.host.name.to_owned())
+                } else {
+                    NetlinkError::InterfaceExists(self.pod.name.to_owned())
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Looks an interface up by name.
+pub fn find(conversation: &mut Conversation, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let what = format!("looking for interface {name}");
+    match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetLink(message))) {
+        Ok(answers) => Ok(answers.iter().find_map(read)),
+        Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = answer else {
+        return None;
+    };
+    let mut link = Link {
+        index: message.header.index,
+        peer: 0,
+        mtu: 0,
+        mac: Vec::new(),
+        is_up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(peer) => link.peer = *peer,
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+/// Switches an interface on.
+pub fn up(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Request::plain(
+        format!("switching on interface {index}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Removes an interface, with its other end and everything that hangs on both; one that is gone is no error.
+pub fn remove(conversation: &mut Conversation, index: u32) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let what = format!("removing interface {index}");
+    match conversation.ask(Request::plain(what, RouteNetlinkMessage::DelLink(message))) {
+        Err(error) if errno(&error) != Some(libc::ENODEV) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The MTU of the way out of the node: the smallest of the interfaces that default routes lead to, else Ethernet's.
+pub fn uplink_mtu(conversation: &mut Conversation) -> Result<u32, NetlinkError> {
+    const ETHERNET: u32 = 1500;
+    let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    let routes = conversation.ask(Request::list("listing routes", routes))?;
+    let uplinks: Vec<u32> = routes.iter().filter_map(default_interface).collect();
+    if uplinks.is_empty() {
+        return Ok(ETHERNET);
+    }
+    let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let links = conversation.ask(Request::list("listing interfaces", links))?;
+    let mtus = links.iter().filter_map(read);
+    let mtu = mtus
+        .filter(|link| uplinks.contains(&link.index))
+        .map(|link| link.mtu)
+        .min();
+    Ok(mtu.unwrap_or(ETHERNET))
+}
+
+fn default_interface(answer: &RouteNetlinkMessage) -> Option<u32> {
+    const LOOPBACK: u32 = 1;
+    let RouteNetlinkMessage::NewRoute(message) = answer else {
+        return None;
+    };
+    let interface = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    // Where IPv6 has no default route, an unreachable one leads to the loopback.
+    interface.filter(|index| message.header.destination_prefix_length == 0 && *index != LOOPBACK)
+}

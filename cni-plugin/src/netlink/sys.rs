@@ -1,0 +1,23 @@
+//! One socket option that no crate has.
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::getsockopt_impl;
+use nix::sys::socket::{getsockopt, sockopt::GetStruct};
+
+#[derive(Clone, Copy)]
+struct NetnsCookie;
+
+getsockopt_impl!(
+    NetnsCookie,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64,
+    GetStruct<u64>
+);
+
+/// The cookie of the network namespace a socket was made in; before Linux 5.14 a socket does not tell.
+pub fn netns_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
+    getsockopt(socket, NetnsCookie)
+}

@@ -1,0 +1,262 @@
+//! What ADD answers, and what comes back as `prevResult`.
+//!
+//! Results of all versions differ in few keys: up to 0.4.0 an address names its family, and the MTU of an interface came
+//! with 1.1.0. What an earlier plugin of a chain said is passed on whole, keys that are unknown here included, so only the
+//! parts of a result that this plugin adds have a type.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::{CniError, Code};
+use super::version::Version;
+
+/// An interface of a result.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address.
+    #[serde(default)]
+    pub mac: String,
+    /// The largest packet, since 1.1.0.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// The path of the namespace it lies in; empty on the node.
+    #[serde(default)]
+    pub sandbox: String,
+}
+
+/// An address of a result.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Address {
+    /// Which interface holds it.
+    #[serde(default)]
+    pub interface: Option<usize>,
+    /// The address and its prefix.
+    pub address: IpNet,
+    /// The way out.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+}
+
+/// A route of a result, and of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Route {
+    /// Where to.
+    pub dst: IpNet,
+    /// By which neighbour.
+    #[serde(default)]
+    pub gw: Option<IpAddr>,
+    /// The largest packet on this way.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// The largest segment of TCP on this way.
+    #[serde(default)]
+    pub advmss: Option<u32>,
+    /// Lower ones come first.
+    #[serde(default)]
+    pub priority: Option<u32>,
+    /// The routing table.
+    #[serde(default)]
+    pub table: Option<u32>,
+    /// `RT_SCOPE_…`.
+    #[serde(default)]
+    pub scope: Option<u8>,
+}
+
+/// What this plugin adds to a result.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CniResult {
+    /// Interfaces; addresses name them by their place here.
+    pub interfaces: Vec<Interface>,
+    /// Addresses.
+    pub ips: Vec<Address>,
+    /// Routes.
+    pub routes: Vec<Route>,
+    /// Name resolution, as configured.
+    pub dns: Option<Value>,
+}
+
+impl CniResult {
+    /// The document in one version, after what earlier plugins of the chain said.
+    pub fn document(&self, version: Version, previous: Option<&Map<String, Value>>) -> Value {
+        let mut document = previous.cloned().unwrap_or_default();
+        let before = document
+            .get("interfaces")
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
+        document.insert("cniVersion".into(), version.as_str().into());
+        convert_previous(&mut document, version);
+        append(
+            &mut document,
+            "interfaces",
+            self.interfaces.iter().map(|it| interface(it, version)),
+        );
+        append(
+            &mut document,
+            "ips",
+            self.ips.iter().map(|it| address(it, version, before)),
+        );
+        append(
+            &mut document,
+            "routes",
+            self.routes.iter().map(|it| route(it, version)),
+        );
+        match &self.dns {
+            Some(dns) => drop(document.insert("dns".into(), dns.clone())),
+            None => drop(document.entry("dns").or_insert_with(|| json!({}))),
+        }
+        Value::Object(document)
+    }
+
+    /// Reads a `prevResult` of any version, as far as CHECK compares it.
+    pub fn read(document: &Map<String, Value>) -> Result<Self, CniError> {
+        Ok(Self {
+            interfaces: list(document, "interfaces")?,
+            ips: list(document, "ips")?,
+            routes: list(document, "routes")?,
+            dns: document.get("dns").cloned(),
+        })
+    }
+}
+
+fn list<T: for<'a> Deserialize<'a>>(document: &Map<String, Value>, key: &str) -> Result<Vec<T>, CniError> {
+    let found = document.get(key).filter(|value| !value.is_null());
+    let Some(found) = found else { return Ok(Vec::new()) };
+    Vec::deserialize(found).map_err(|error| {
+        CniError::new(Code::Decoding, format!("prevResult.{key} cannot be read"))
+            .with_details(error.to_string())
+    })
+}
+
+/// What an earlier plugin said of addresses may be in another version than the one asked for.
+fn convert_previous(document: &mut Map<String, Value>, version: Version) {
+    let Some(Value::Array(ips)) = document.get_mut("ips") else {
+        return;
+    };
+    for ip in ips.iter_mut().filter_map(Value::as_object_mut) {
+        if version >= Version::V1_0_0 {
+            ip.remove("version");
+        } else if !ip.contains_key("version") {
+            let is_v6 = ip
+                .get("address")
+                .and_then(Value::as_str)
+                .is_some_and(|address| address.contains(':'));
+            ip.insert("version".into(), if is_v6 { "6" } else { "4" }.into());
+        }
+    }
+}
+
+fn append(document: &mut Map<String, Value>, key: &str, new: impl Iterator<Item = Value>) {
+    let list = document.entry(key).or_insert_with(|| Value::Array(Vec::new()));
+    if !list.is_array() {
+        *list = Value::Array(Vec::new());
+    }
+    if let Value::Array(list) = list {
+        list.extend(new);
+    }
+}
+
+fn interface(interface: &Interface, version: Version) -> Value {
+    let mut value = json!({ "name": interface.name, "mac": interface.mac });
+    if !interface.sandbox.is_empty() {
+        value["sandbox"] = interface.sandbox.clone().into();
+    }
+    if let (Some(mtu), true) = (interface.mtu, version >= Version::V1_1_0) {
+        value["mtu"] = mtu.into();
+    }
+    value
+}
+
+fn address(address: &Address, version: Version, before: usize) -> Value {
+    let mut value = json!({ "address": address.address.to_string() });
+    if version < Version::V1_0_0 {
+        let is_v6 = matches!(address.address, IpNet::V6(_));
+        value["version"] = if is_v6 { "6" } else { "4" }.into();
+    }
+    if let Some(index) = address.interface {
+        value["interface"] = (before + index).into();
+    }
+    if let Some(gateway) = address.gateway {
+        value["gateway"] = gateway.to_string().into();
+    }
+    value
+}
+
+fn route(route: &Route, version: Version) -> Value {
+    let mut value = json!({ "dst": route.dst.to_string() });
+    if let Some(gateway) = route.gw {
+        value["gw"] = gateway.to_string().into();
+    }
+    if version >= Version::V1_1_0 {
+        let numbers = [
+            ("mtu", route.mtu),
+            ("advmss", route.advmss),
+            ("priority", route.priority),
+            ("table", route.table),
+            ("scope", route.scope.map(u32::from)),
+        ];
+        for (key, number) in numbers {
+            if let Some(number) = number {
+                value[key] = number.into();
+            }
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ours() -> CniResult {
+        CniResult {
+            interfaces: vec![Interface {
+                name: "eth0".into(),
+                mac: "02:00:00:00:00:01".into(),
+                mtu: Some(1450),
+                sandbox: "/run/netns/x".into(),
+            }],
+            ips: vec![Address {
+                interface: Some(0),
+                address: "fd00::5/128".parse().unwrap(),
+                gateway: Some("fe80::1".parse().unwrap()),
+            }],
+            routes: Vec::new(),
+            dns: None,
+        }
+    }
+
+    #[test]
+    fn a_result_has_the_keys_of_its_version() {
+        let old = ours().document(Version::V0_4_0, None);
+        assert_eq!(
+            old["ips"][0],
+            json!({"version": "6", "address": "fd00::5/128", "interface": 0, "gateway": "fe80::1"})
+        );
+        assert_eq!(old["interfaces"][0].get("mtu"), None);
+        let new = ours().document(Version::V1_1_0, None);
+        assert_eq!(new["ips"][0].get("version"), None);
+        assert_eq!(new["interfaces"][0]["mtu"], 1450);
+        assert_eq!(new["dns"], json!({}));
+    }
+
+    #[test]
+    fn what_came_before_is_passed_on() {
+        let previous = json!({
+            "cniVersion": "0.4.0", "custom": true, "dns": {"nameservers": ["192.0.2.53"]},
+            "interfaces": [{"name": "lo"}], "ips": [{"version": "4", "address": "127.0.0.1/8", "interface": 0}],
+        });
+        let document = ours().document(Version::V1_1_0, previous.as_object());
+        assert_eq!(document["custom"], true);
+        assert_eq!(document["cniVersion"], "1.1.0");
+        assert_eq!(document["dns"], previous["dns"]);
+        assert_eq!(document["ips"][0].get("version"), None);
+        assert_eq!(document["ips"][1]["interface"], 1);
+        let read = CniResult::read(document.as_object().unwrap()).unwrap();
+        assert_eq!(read.interfaces[1], ours().interfaces[0]);
+    }
+}

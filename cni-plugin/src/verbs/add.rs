@@ -1,0 +1,296 @@
+//! ADD: giving a container an interface.
+//!
+//! First everything that can be refused is looked at, without a trace; then an address is taken, and the interface made
+//! around it. The pod's side is switched on only when the programs hang on the node's, so that no packet passes them by.
+//! Whatever fails, all of it is taken back before the failure is told.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::detach::detach;
+use crate::attachment::{host_interface, host_mac, mac_text, pod_mac};
+use crate::config::runtime::{Limit, Wishes};
+use crate::config::{Attachment, Environment, NetworkConfig};
+use crate::datapath::Datapath;
+use crate::ipam::boot::Moment;
+use crate::ipam::{Note, Store, allocate};
+use crate::netlink::announce::Announcer;
+use crate::netlink::link::{End, Link, Pair};
+use crate::netlink::sysctl::{self, Setting};
+use crate::netlink::{Conversation, Namespace, NetlinkError, Request, ip, limit, link};
+use crate::spec::result::{Address, CniResult, Interface, Route};
+use crate::spec::{CniError, Code};
+
+/// On the node's side. A pod must not change the node's routes, and the node's own link-local address is the gateway's.
+const HOST_V4: &[Setting] = &[("ipv4", "forwarding", "1")];
+const HOST_V6: &[Setting] = &[
+    ("ipv6", "disable_ipv6", "0"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "accept_dad", "0"),
+    ("ipv6", "addr_gen_mode", "1"),
+    ("ipv6", "forwarding", "1"),
+];
+/// On the pod's side: gratuitous ARP, see [`crate::netlink::announce`].
+const POD_V4: &[Setting] = &[("ipv4", "arp_notify", "1")];
+const POD_V6: &[Setting] = &[
+    ("ipv6", "disable_ipv6", "0"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "accept_dad", "0"),
+];
+
+/// Everything that is decided before anything is made.
+struct Plan<'a> {
+    attachment: &'a Attachment,
+    host_name: String,
+    pod_mac: [u8; 6],
+    host_mac: [u8; 6],
+    mtu: u32,
+    has_v6: bool,
+    ingress: Option<Limit>,
+    namespace: Namespace,
+    pod: Conversation,
+}
+
+/// Gives the container an interface, and says what it is.
+pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, CniError> {
+    let attachment = environment.attachment()?;
+    let sets = config.range_sets()?;
+    let routes = config.routes()?;
+    let wishes = config.wishes()?;
+    let requests = config.requests(&environment.args)?;
+    let previous = config.previous()?;
+    refuse_what_cannot_be_done(&wishes)?;
+    let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
+    let datapath = Datapath::open(&config.bpf_root)?;
+    let mut node = Conversation::open()?;
+    let mtu = match config.mtu()? {
+        Some(mtu) => mtu,
+        None => link::uplink_mtu(&mut node)?,
+    };
+    let has_v6 = sets.iter().any(crate::ipam::RangeSet::is_ipv6);
+    if has_v6 && !sysctl::has_ipv6() {
+        return Err(NetlinkError::NoIpv6.into());
+    }
+    let mut pod = namespace.enter(Conversation::open)??;
+    if link::find(&mut pod, &attachment.if_name)?.is_some() {
+        return Err(NetlinkError::InterfaceExists(attachment.if_name.clone()).into());
+    }
+    let host_name = host_interface(attachment);
+    if link::find(&mut node, &host_name)?.is_some() {
+        return Err(NetlinkError::HostInterfaceExists(host_name).into());
+    }
+    let mut plan = Plan {
+        attachment,
+        host_name,
+        pod_mac: requests.mac.unwrap_or_else(|| pod_mac(attachment)),
+        host_mac: host_mac(attachment),
+        mtu,
+        has_v6,
+        ingress: wishes.ingress,
+        namespace,
+        pod,
+    };
+    let store = Store::create(&config.data_dir)?;
+    let blank = plan.note(environment);
+    let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
+    let routes = routes_of(routes, &allocation.addresses);
+    if let Err(error) = plan.make(&mut node, datapath, &allocation.addresses, &routes) {
+        return Err(match detach(config, &mut node, attachment) {
+            Ok(()) => error,
+            // The runtime calls DEL after a failed ADD, which tries again.
+            Err(left) => CniError {
+                details: format!("{}; taking it back failed too: {left}", error.details),
+                ..error
+            },
+        });
+    }
+    let result = plan.result(environment, &allocation.addresses, routes, wishes.dns)?;
+    Ok(result.document(config.version, previous.as_ref()))
+}
+
+fn refuse_what_cannot_be_done(wishes: &Wishes) -> Result<(), CniError> {
+    let unsupported = |key: &str, value: String| {
+        let message = format!("runtimeConfig.{key}: {value} is not supported yet");
+        Err(CniError::new(Code::UnsupportedField, message)
+            .with_details("leave it out, or take the capability from the network's configuration"))
+    };
+    if let Some(port) = wishes.host_ports.first() {
+        return unsupported("portMappings", format!("host port {}", port.host_port));
+    }
+    if let Some(egress) = wishes.egress {
+        return unsupported("bandwidth", format!("egressRate {}", egress.rate));
+    }
+    Ok(())
+}
+
+/// The configured routes in the families that the pod has, or a default route for each.
+fn routes_of(configured: Option<Vec<Route>>, addresses: &[IpAddr]) -> Vec<Route> {
+    let has = |is_v4: bool| addresses.iter().any(|ip| ip.is_ipv4() == is_v4);
+    let routes = configured.unwrap_or_else(|| {
+        let default = |dst: &str| Route {
+            dst: dst.parse().unwrap_or_default(),
+            gw: None,
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        };
+        vec![default("0.0.0.0/0"), default("::/0")]
+    });
+    let with_gateway = |route: Route| Route {
+        gw: Some(ip::gateway(route.dst.addr())),
+        ..route
+    };
+    let usable = routes.into_iter().filter(|route| has(route.dst.addr().is_ipv4()));
+    usable.map(with_gateway).collect()
+}
+
+impl Plan<'_> {
+    fn note(&self, environment: &Environment) -> Note {
+        let now = Moment::now();
+        Note {
+            adopted: false,
+            netns_cookie: self.pod.netns_cookie(),
+            netns: environment.netns().cloned().unwrap_or_default(),
+            mac: mac_text(&self.pod_mac),
+            mtu: self.mtu,
+            ingress_rate: self.ingress.map(|limit| limit.rate),
+            pod_namespace: environment.args.pod_namespace.clone(),
+            pod_name: environment.args.pod_name.clone(),
+            ..Note::adopting(self.attachment, self.host_name.clone(), Vec::new(), &now)
+        }
+    }
+
+    /// Makes everything, in the order of the packet's way: nothing is sent before it can be answered.
+    fn make(
+        &mut self,
+        node: &mut Conversation,
+        datapath: Datapath,
+        addresses: &[IpAddr],
+        routes: &[Route],
+    ) -> Result<(), CniError> {
+        let host = self.make_pair(node)?;
+        self.make_host_side(node, &host, addresses)?;
+        datapath.attach(host.index, self.pod.netns_cookie())?;
+        self.make_pod_side(host.peer, addresses, routes)?;
+        Ok(())
+    }
+
+    fn make_pair(&self, node: &mut Conversation) -> Result<Link, NetlinkError> {
+        use std::os::fd::AsFd as _;
+        let pair = Pair {
+            host: End {
+                name: &self.host_name,
+                mac: self.host_mac,
+            },
+            pod: End {
+                name: &self.attachment.if_name,
+                mac: self.pod_mac,
+            },
+            mtu: self.mtu,
+            namespace: self.namespace.as_fd(),
+        };
+        pair.make(node)?;
+        let gone = || std::io::Error::from_raw_os_error(libc::ENODEV);
+        link::find(node, &self.host_name)?.ok_or_else(|| {
+            NetlinkError::refused(format!("looking for {}, which was just made", self.host_name))(gone())
+        })
+    }
+
+    fn make_host_side(
+        &self,
+        node: &mut Conversation,
+        host: &Link,
+        addresses: &[IpAddr],
+    ) -> Result<(), NetlinkError> {
+        sysctl::set(&self.host_name, HOST_V4)?;
+        let mut requests = Vec::new();
+        if self.has_v6 {
+            sysctl::set(&self.host_name, HOST_V6)?;
+        }
+        requests.extend(self.ingress.map(|rate| limit::limit(host.index, rate, self.mtu)));
+        requests.push(link::up(host.index));
+        if self.has_v6 {
+            // The gateway's address, so that the kernel answers who asks for it.
+            let gateway = ipnet::Ipv6Net::new_assert(ip::GATEWAY_V6, 64);
+            requests.push(ip::address(host.index, gateway.into()));
+        }
+        for address in addresses {
+            requests.push(ip::neighbour(host.index, *address, self.pod_mac));
+            requests.push(ip::link_route(host.index, *address));
+        }
+        node.batch(requests).map(drop)
+    }
+
+    fn make_pod_side(
+        &mut self,
+        index: u32,
+        addresses: &[IpAddr],
+        routes: &[Route],
+    ) -> Result<(), NetlinkError> {
+        let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|ip| ip.is_ipv4());
+        let name = &self.attachment.if_name;
+        let announcer = self.namespace.enter(|| {
+            sysctl::set(name, POD_V4)?;
+            if v6.is_empty() {
+                return Ok(None);
+            }
+            sysctl::set(name, POD_V6)?;
+            Announcer::open().map(Some)
+        })??;
+        let held = |ip: &IpAddr| ip::address(index, ip::alone(*ip));
+        // IPv4 first, so that gratuitous ARP goes out when the interface is switched on.
+        let mut requests: Vec<Request> = v4.iter().map(held).collect();
+        requests.push(link::up(index));
+        requests.extend(v6.iter().map(held));
+        for family in [&v4, &v6] {
+            if let Some(ip) = family.first() {
+                let gateway = ip::gateway(*ip);
+                requests.push(ip::neighbour(index, gateway, self.host_mac));
+                if gateway.is_ipv4() {
+                    requests.push(ip::link_route(index, gateway));
+                }
+            }
+        }
+        requests.extend(routes.iter().map(|route| ip::gateway_route(index, route)));
+        self.pod.batch(requests)?;
+        for ip in v6 {
+            if let (Some(announcer), IpAddr::V6(ip)) = (&announcer, ip) {
+                announcer.announce(index, ip, self.pod_mac)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn result(
+        &self,
+        environment: &Environment,
+        addresses: &[IpAddr],
+        routes: Vec<Route>,
+        dns: Option<Value>,
+    ) -> Result<CniResult, CniError> {
+        let interface = |name: &str, mac: &[u8; 6], sandbox: String| Interface {
+            name: name.to_owned(),
+            mac: mac_text(mac),
+            mtu: Some(self.mtu),
+            sandbox,
+        };
+        let sandbox = environment.netns()?.display().to_string();
+        let ips = addresses.iter().map(|address| Address {
+            interface: Some(1),
+            address: ip::alone(*address),
+            gateway: Some(ip::gateway(*address)),
+        });
+        Ok(CniResult {
+            interfaces: vec![
+                interface(&self.host_name, &self.host_mac, String::new()),
+                interface(&self.attachment.if_name, &self.pod_mac, sandbox),
+            ],
+            ips: ips.collect(),
+            routes,
+            dns,
+        })
+    }
+}

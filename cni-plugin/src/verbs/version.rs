@@ -1,0 +1,32 @@
+//! VERSION: which versions of the specification are spoken.
+
+use serde_json::{Value, json};
+
+use crate::config::NetworkConfig;
+use crate::spec::{CniError, Version};
+
+/// Lists the versions. The answer repeats the version of the question, whichever it is.
+pub fn version(input: &[u8]) -> Result<Value, CniError> {
+    let asked = NetworkConfig::stated_version(input);
+    Ok(json!({
+        "cniVersion": asked.unwrap_or_else(|| Version::NEWEST.to_string()),
+        "supportedVersions": Version::ALL.map(Version::as_str),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_versions_are_listed_to_anybody() {
+        for input in ["", "{", r#"{"cniVersion": "0.1.0"}"#] {
+            let answer = version(input.as_bytes()).unwrap();
+            assert_eq!(answer["supportedVersions"][4], "1.1.0");
+        }
+        assert_eq!(
+            version(br#"{"cniVersion": "0.1.0"}"#).unwrap()["cniVersion"],
+            "0.1.0"
+        );
+    }
+}
