@@ -42,6 +42,17 @@ pub fn allocate(
             if_name: attachment.if_name,
         });
     }
+    // Names on the node are hashes, and an unlikely clash must not cost another pod its note.
+    let other = store
+        .note(&note.host_interface)?
+        .filter(|other| other.attachment() != attachment);
+    if let Some(other) = other {
+        return Err(IpamError::SameName {
+            host_interface: note.host_interface,
+            container_id: other.container_id,
+            if_name: other.if_name,
+        });
+    }
     note.addresses = choose(store, &leases, sets, requested)?;
     let in_the_making = locked.set_note(&note)?;
     if let Err(error) = lease_all(&locked, &note.addresses, &attachment) {

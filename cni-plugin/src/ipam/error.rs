@@ -67,6 +67,18 @@ pub enum IpamError {
         /// Its interface.
         if_name: String,
     },
+    /// Another attachment has the same name on the node.
+    #[error(
+        "interface {if_name} of container {container_id} has the name {host_interface} on the node already: DEL it first, or use another container id"
+    )]
+    SameName {
+        /// The name.
+        host_interface: String,
+        /// The other's container.
+        container_id: String,
+        /// Its interface.
+        if_name: String,
+    },
 }
 
 fn list(addresses: &[IpAddr]) -> String {
@@ -89,7 +101,7 @@ impl From<IpamError> for CniError {
             IpamError::Locked { .. } => Code::TryAgainLater,
             IpamError::Exhausted { .. } => Code::Exhausted,
             IpamError::Taken { .. } | IpamError::NotOffered { .. } => Code::AddressUnavailable,
-            IpamError::Duplicate { .. } => Code::Duplicate,
+            IpamError::Duplicate { .. } | IpamError::SameName { .. } => Code::Duplicate,
         };
         Self::new(code, "giving or freeing addresses failed").with_details(error.to_string())
     }

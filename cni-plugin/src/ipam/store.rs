@@ -179,15 +179,19 @@ impl LockedStore<'_> {
     /// Takes note of the last address that was given from a set.
     pub fn set_last(&self, set: usize, address: IpAddr) -> Result<(), IpamError> {
         let path = self.store.dir.join(format!("{LAST}{set}"));
-        let written = OpenOptions::new()
+        let address = address.to_string();
+        let open = OpenOptions::new()
             .write(true)
             .create(true)
-            .truncate(true)
+            .truncate(false)
             .mode(0o600)
             .open(&path);
-        written
-            .and_then(|mut file| file.write_all(address.to_string().as_bytes()))
-            .map_err(IpamError::file("writing", &path))
+        // ext4 writes a file to disk at once that was emptied first, which takes milliseconds (`auto_da_alloc`).
+        let write = |mut file: File| {
+            file.write_all(address.as_bytes())?;
+            file.set_len(address.len() as u64)
+        };
+        open.and_then(write).map_err(IpamError::file("writing", &path))
     }
 
     /// Writes a note in place of an older one. It counts as in the making for as long as the answer lives.

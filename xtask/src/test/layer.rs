@@ -22,7 +22,7 @@ pub enum Layer {
     Host,
     /// The kernel: one program at a time, by test-run (`proxy-agent/tests`)
     Kernel,
-    /// Namespaces with real agents and sockets (`tests`)
+    /// Namespaces with real agents, plugins and sockets (`tests`, `cni-plugin/tests`)
     World,
     /// A real API server as well (`tests/tests/kubernetes*.rs`)
     Kubernetes,
@@ -33,7 +33,7 @@ impl Layer {
     fn of(folder: &str, kind: &str, name: &str) -> Self {
         match (folder, kind) {
             ("tests", "test") if name.starts_with("kubernetes") => Self::Kubernetes,
-            ("tests", _) => Self::World,
+            ("tests", _) | ("cni-plugin", "test") => Self::World,
             ("proxy-agent", "test") => Self::Kernel,
             _ => Self::Host,
         }

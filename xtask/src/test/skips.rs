@@ -40,6 +40,11 @@ const EXPECTED: &[Expected] = &[
         start: NO_KUBERNETES,
         holds: || true,
     },
+    // A test that compares with it looks where Debian puts it.
+    Expected {
+        start: "no host-local",
+        holds: || true,
+    },
     // The kernel said so itself.
     Expected {
         start: "the kernel has no nftables",

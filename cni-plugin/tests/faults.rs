@@ -1,0 +1,91 @@
+//! A plugin that is killed leaves nothing that DEL does not remove.
+//!
+//! The kernel lets this process stop the plugin at each of its system calls, so that every point between two effects is
+//! tried, and not only those that somebody thought of. Most calls are on the way to `main` or read something; killing at
+//! every one of them costs little.
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use support::{World, interfaces, on_a_node};
+
+/// Starts a call that waits to be traced.
+fn start(mut command: Command, input: &str) -> (Child, Pid) {
+    // SAFETY: the closure makes one system call and allocates nothing.
+    #[expect(unsafe_code, reason = "tracing has to be asked for between fork and exec")]
+    unsafe {
+        command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from));
+    }
+    let mut child = command.spawn().expect("starting millrace-cni");
+    child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(input.as_bytes())
+        .expect("writing the configuration");
+    let pid = Pid::from_raw(child.id().cast_signed());
+    assert!(
+        matches!(waitpid(pid, None), Ok(WaitStatus::Stopped(_, Signal::SIGTRAP))),
+        "stopped after exec"
+    );
+    (child, pid)
+}
+
+/// Kills a call at its n-th stop; true if it had ended by then. Each system call stops twice.
+fn kill_at(command: Command, input: &str, stop: u32) -> bool {
+    let (mut child, pid) = start(command, input);
+    for _ in 0..stop {
+        ptrace::syscall(pid, None).expect("going on");
+        match waitpid(pid, None).expect("waiting") {
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return true,
+            _ => {}
+        }
+    }
+    child.kill().expect("killing it");
+    child.wait().expect("waiting for its end");
+    false
+}
+
+/// Goes through the stops of a call in steps, with a DEL after each that has to leave nothing.
+fn at_every_step(world: &World, verb: &str, step: u32, mut prepare: impl FnMut(&World, &Path)) {
+    let pod = world.pod("pod");
+    let input = world.config().to_string();
+    let before = world.traces();
+    let mut kills = 0;
+    for stop in (1..).step_by(step as usize) {
+        prepare(world, &pod);
+        let ended = kill_at(World::command(verb, "c1", Some(&pod)), &input, stop);
+        // The pod's side goes with the node's, and the next container may have the address.
+        world.del("c1", Some(&pod)).done();
+        assert_eq!(world.traces(), before, "killed at stop {stop}");
+        assert_eq!(World::inside(&pod, interfaces), ["lo"], "killed at stop {stop}");
+        if ended {
+            break;
+        }
+        kills += 1;
+    }
+    println!("{verb} was killed at {kills} points");
+    assert!(kills > 50, "{kills}");
+    world.add("c2", &pod).done();
+}
+
+#[test]
+fn an_add_that_is_killed_leaves_nothing_behind_del() {
+    on_a_node(|world| at_every_step(world, "ADD", 3, |_, _| {}));
+}
+
+#[test]
+fn a_del_that_is_killed_can_be_repeated() {
+    on_a_node(|world| {
+        at_every_step(world, "DEL", 3, |world, pod| drop(world.add("c1", pod).done()));
+    });
+}

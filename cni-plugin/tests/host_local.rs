@@ -1,0 +1,86 @@
+//! A directory of leases goes from host-local to us and back, with no address changed.
+//!
+//! host-local is that of Debian's `containernetworking-plugins`, where it is installed or unpacked.
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use support::{World, names, on_a_node, run, skip, with};
+
+fn host_local() -> Option<PathBuf> {
+    let home = std::env::var("HOME").unwrap_or_default();
+    let places = [
+        "/usr/lib/cni/host-local".to_owned(),
+        "/opt/cni/bin/host-local".to_owned(),
+        format!("{home}/.cache/millrace/debian/nodes/root/usr/lib/cni/host-local"),
+    ];
+    places.into_iter().map(PathBuf::from).find(|path| path.exists())
+}
+
+/// Calls host-local for the same directory. Its `dataDir` is the one above, and the network's name the directory.
+fn call(world: &World, program: &PathBuf, verb: &str, container: &str) -> Value {
+    let config = json!({
+        "cniVersion": "1.0.0", "name": "leases", "type": "host-local",
+        "ipam": {"type": "host-local", "dataDir": world.path(""), "ranges": ranges()},
+    });
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", container)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_NETNS", "/dummy")
+        .env("CNI_PATH", "/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    run(&mut command, config.to_string().as_bytes()).done()
+}
+
+fn ranges() -> Value {
+    json!([[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:1::/64"}]])
+}
+
+#[test]
+fn leases_change_hands_both_ways() {
+    let Some(program) = host_local() else {
+        return skip("no host-local: unpack or install Debian's containernetworking-plugins");
+    };
+    on_a_node(|world| {
+        let theirs = call(world, &program, "ADD", "old1");
+        assert_eq!(theirs["ips"][0]["address"], "10.244.1.2/24");
+        call(world, &program, "ADD", "old2");
+        // Ours goes on where theirs stopped, and refuses what they gave.
+        let pod = world.pod("pod");
+        let ours = world.add("new1", &pod).done();
+        assert_eq!(ours["ips"][0]["address"], "10.244.1.4/32");
+        assert_eq!(ours["ips"][1]["address"], "fd00:1::4/128");
+        let taken = with(world.config(), &json!({"runtimeConfig": {"ips": ["10.244.1.2"]}}));
+        assert_eq!(
+            World::call("ADD", "new2", Some(&world.pod("pod2")), &taken).code(),
+            102
+        );
+        // Theirs goes on where ours stopped, and frees what ours gave.
+        assert_eq!(
+            call(world, &program, "ADD", "old3")["ips"][0]["address"],
+            "10.244.1.5/24"
+        );
+        call(world, &program, "DEL", "new1");
+        assert!(!world.data_dir.join("10.244.1.4").exists() && !world.data_dir.join("fd00:1::4").exists());
+        world.del("new1", Some(&pod)).done();
+        // Ours frees what theirs gave.
+        for container in ["old1", "old2", "old3"] {
+            world.del(container, None).done();
+        }
+        let left: Vec<_> = names(&world.data_dir);
+        assert_eq!(
+            left,
+            ["last_reserved_ip.0", "last_reserved_ip.1", "lock", "millrace"]
+        );
+        assert_eq!(names(&world.data_dir.join("millrace")), [""; 0]);
+    });
+}

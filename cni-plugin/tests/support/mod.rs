@@ -1,0 +1,355 @@
+//! A node for each test: network namespaces, a bpf file system with pinned programs, and the real binary.
+//!
+//! A test runs in a thread of its own that has left the network and mount namespaces of the machine, so whatever it makes
+//! is gone when the thread and its children are, also after a failure, and no packet can leave. The pinned programs do
+//! nothing but let packets pass: what the real ones do is tested elsewhere, here it counts that they are attached.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{panic, thread};
+
+use cni_plugin::netlink::{Conversation, ip, link};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::Uid;
+use proxy_bpf::links::{InterfaceRole, Links, Means};
+use proxy_bpf::pins::Pins;
+use proxy_bpf::{HashTable, sys};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The node's own addresses.
+pub const NODE_V4: &str = "192.0.2.1";
+/// The same in IPv6.
+pub const NODE_V6: &str = "2001:db8::1";
+
+/// A node.
+pub struct World {
+    dir: TempDir,
+    /// `BPF_ROOT`.
+    pub bpf_root: PathBuf,
+    /// Where leases are.
+    pub data_dir: PathBuf,
+}
+
+/// What a call of the plugin came to.
+#[derive(Debug)]
+pub struct Called {
+    /// The exit status.
+    pub status: i32,
+    /// What was printed; null if nothing was.
+    pub document: Value,
+}
+
+impl Called {
+    /// The document of a call that must have succeeded.
+    #[track_caller]
+    pub fn done(self) -> Value {
+        assert_eq!(self.status, 0, "{}", self.document);
+        self.document
+    }
+
+    /// The code of a call that must have failed.
+    #[track_caller]
+    pub fn code(&self) -> u64 {
+        assert_eq!(self.status, 1, "{}", self.document);
+        self.document["code"].as_u64().expect("a code")
+    }
+}
+
+/// Runs a test on a node with pinned programs.
+pub fn on_a_node(test: impl FnOnce(&World) + Send) {
+    on_a_bare_node(|world| {
+        world.pin_programs();
+        test(world);
+    });
+}
+
+/// Runs a test on a node where no agent has been.
+pub fn on_a_bare_node(test: impl FnOnce(&World) + Send) {
+    if !Uid::effective().is_root() {
+        return skip("needs root: makes network namespaces and loads BPF programs");
+    }
+    let ran = thread::scope(|scope| scope.spawn(|| test(&World::new())).join());
+    if let Err(failure) = ran {
+        panic::resume_unwind(failure);
+    }
+}
+
+/// Says why a test does nothing; `cargo xtask test` knows which reasons are good ones.
+pub fn skip(reason: &str) {
+    println!("skipped: {reason}");
+    let Some(path) = std::env::var_os("MILLRACE_SKIPS") else {
+        return;
+    };
+    let test = thread::current().name().unwrap_or_default().to_owned();
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .expect("the file of skips");
+    let line = format!("{}\n", json!({"test": test, "reason": reason}));
+    file.write_all(line.as_bytes()).expect("noting a skip");
+}
+
+impl World {
+    fn new() -> Self {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .expect("leaving the namespaces of the machine");
+        let nothing = None::<&str>;
+        mount(
+            nothing,
+            "/",
+            nothing,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            nothing,
+        )
+        .expect("mounts of our own");
+        // Defaults of the configuration name places of the machine.
+        for place in ["/sys/fs/bpf", "/var/lib/cni"] {
+            if Path::new(place).exists() {
+                mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), nothing)
+                    .expect("hiding the machine's");
+            }
+        }
+        let dir = TempDir::new().expect("a temporary directory");
+        let bpf = dir.path().join("bpf");
+        fs::create_dir(&bpf).expect("a directory");
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), nothing).expect("mounting bpffs");
+        let world = Self {
+            bpf_root: bpf.join("millrace"),
+            data_dir: dir.path().join("leases"),
+            dir,
+        };
+        let mut node = Conversation::open().expect("netlink");
+        let lone = |address: &str| ip::address(1, ip::alone(address.parse().expect("an address")));
+        node.batch(vec![link::up(1), lone(NODE_V4), lone(NODE_V6)])
+            .expect("the node's addresses");
+        world
+    }
+
+    /// Pins programs as an agent would.
+    pub fn pin_programs(&self) {
+        const SCHED_CLS: u32 = 3;
+        const HASH: u32 = 1;
+        // r0 = TC_ACT_UNSPEC; exit
+        const PASS: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+        let pins = Pins::open(&self.bpf_root).expect("a bpf root");
+        let dir = pins.next("test").expect("a directory of pins");
+        for name in ["from_pod", "to_pod"] {
+            let program = sys::program_load(SCHED_CLS, 0, &PASS).expect("loading a program");
+            sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");
+        }
+        let namespaces = sys::map_create(HASH, 8, 4, 128).expect("making a map");
+        sys::pin(namespaces.as_fd(), &dir.map("POD_NETNS")).expect("pinning a map");
+        pins.publish(&dir).expect("putting pins in force");
+    }
+
+    /// A path in the node's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a network namespace and gives its path.
+    pub fn pod(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        File::create(&path).expect("a file");
+        thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+                let own = "/proc/thread-self/ns/net";
+                mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).expect("keeping it");
+            });
+            made.join().expect("making a namespace");
+        });
+        path
+    }
+
+    /// Lets go of a namespace, so that it ends.
+    pub fn end_pod(path: &Path) {
+        nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).expect("unmounting a namespace");
+        fs::remove_file(path).expect("removing a file");
+    }
+
+    /// Does something in a namespace.
+    pub fn inside<T: Send>(namespace: &Path, act: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let acting = scope.spawn(|| {
+                let file = File::open(namespace).expect("a namespace");
+                setns(file, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
+                act()
+            });
+            acting
+                .join()
+                .unwrap_or_else(|failure| panic::resume_unwind(failure))
+        })
+    }
+
+    /// The network's configuration, of both families.
+    pub fn config(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0",
+            "name": "millrace",
+            "type": "millrace-cni",
+            "mtu": 1450,
+            "bpfRoot": self.bpf_root,
+            "ipam": {
+                "dataDir": self.data_dir,
+                "ranges": [[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:1::/64"}]],
+            },
+        })
+    }
+
+    /// A call that is ready to be run.
+    pub fn command(verb: &str, container: &str, namespace: Option<&Path>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-cni"));
+        command
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(namespace) = namespace {
+            command.env("CNI_NETNS", namespace);
+        }
+        command
+    }
+
+    /// Calls the plugin.
+    pub fn call(verb: &str, container: &str, namespace: Option<&Path>, config: &Value) -> Called {
+        run(
+            &mut Self::command(verb, container, namespace),
+            config.to_string().as_bytes(),
+        )
+    }
+
+    /// Calls ADD with the usual configuration.
+    pub fn add(&self, container: &str, namespace: &Path) -> Called {
+        Self::call("ADD", container, Some(namespace), &self.config())
+    }
+
+    /// Calls DEL with the usual configuration.
+    pub fn del(&self, container: &str, namespace: Option<&Path>) -> Called {
+        Self::call("DEL", container, namespace, &self.config())
+    }
+
+    /// The entries of `POD_NETNS`.
+    pub fn namespaces(&self) -> Vec<(u64, u32)> {
+        let Some(pins) = Pins::existing(&self.bpf_root) else {
+            return Vec::new();
+        };
+        let dir = pins.current().expect("pins").expect("pins in force");
+        let map: OwnedFd = sys::open_pin(&dir.map("POD_NETNS")).expect("a map");
+        let mut found = Vec::new();
+        let table = HashTable::<u64, u32>::new(map).expect("a table");
+        table
+            .for_each(|cookie, interface| found.push((cookie, interface)))
+            .expect("reading a table");
+        found
+    }
+
+    /// Takes the programs from a pod's interface.
+    pub fn detach(&self, interface: u32) {
+        let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
+        let dir = pins.current().expect("pins").expect("pins in force");
+        let program = sys::open_pin(&dir.program("from_pod")).expect("a program");
+        let means = Means::probe(&[("from_pod", program)].into());
+        let mut links = Links::beside(pins.links(), pins.qdiscs(), means).expect("attachments");
+        links
+            .detach_interface(interface, InterfaceRole::Pod)
+            .expect("detaching");
+    }
+
+    /// Everything that ADD makes on the node and in directories, by name.
+    pub fn traces(&self) -> BTreeSet<String> {
+        let mut traces = BTreeSet::new();
+        for interface in interfaces() {
+            if interface.starts_with("mr") {
+                traces.insert(format!("interface {interface}"));
+            }
+        }
+        for route in text("/proc/thread-self/net/route").lines().skip(1) {
+            traces.insert(format!("route {route}"));
+        }
+        let v6 = text("/proc/thread-self/net/ipv6_route");
+        // Destination, length and interface; the others count. The loopback's belong to the node.
+        for route in v6.lines().filter(|line| !line.ends_with(" lo")) {
+            let fields: Vec<_> = route.split_whitespace().collect();
+            traces.insert(format!("route {} {} {}", fields[0], fields[1], fields[9]));
+        }
+        for (what, dir) in [
+            ("lease", self.data_dir.clone()),
+            ("note", self.data_dir.join("millrace")),
+            ("pin", self.bpf_root.join("links")),
+            ("qdisc", self.bpf_root.join("qdiscs")),
+        ] {
+            for name in names(&dir) {
+                let stays = name == "lock" || name == "millrace" || name.starts_with("last_reserved_ip.");
+                if !stays {
+                    traces.insert(format!("{what} {name}"));
+                }
+            }
+        }
+        for (cookie, interface) in self.namespaces() {
+            traces.insert(format!("namespace {cookie} of {interface}"));
+        }
+        traces
+    }
+}
+
+/// Runs a call with a document on standard input.
+pub fn run(command: &mut Command, input: &[u8]) -> Called {
+    let mut child = command.spawn().expect("starting millrace-cni");
+    // It may fail before it has read everything.
+    let _ = child.stdin.take().expect("a pipe").write_all(input);
+    let output = child.wait_with_output().expect("waiting for millrace-cni");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.is_empty(), "nothing belongs on standard error: {error}");
+    let printed = String::from_utf8(output.stdout).expect("UTF-8");
+    let document = if printed.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&printed).expect("a JSON document")
+    };
+    Called {
+        status: output.status.code().expect("an exit status"),
+        document,
+    }
+}
+
+/// The interfaces of this thread's namespace.
+pub fn interfaces() -> Vec<String> {
+    let devices = text("/proc/thread-self/net/dev");
+    let lines = devices.lines().skip(2);
+    lines
+        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
+        .collect()
+}
+
+/// The names in a directory, which may be missing.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// A document with some keys changed.
+pub fn with(mut document: Value, changes: &Value) -> Value {
+    let changes = changes.as_object().expect("an object").clone();
+    document.as_object_mut().expect("an object").extend(changes);
+    document
+}

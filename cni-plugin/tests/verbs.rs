@@ -1,0 +1,106 @@
+//! The verbs beside ADD and DEL: CHECK finds what is different, GC frees what nobody has, STATUS says whether ADD would work.
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use cni_plugin::netlink::{Conversation, link};
+use serde_json::{Value, json};
+use support::{World, names, on_a_bare_node, on_a_node, with};
+
+#[test]
+fn check_tells_what_is_different() {
+    on_a_node(|world| {
+        let pod = world.pod("pod");
+        let result = world.add("c1", &pod).done();
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        let config = with(world.config(), &json!({"prevResult": result}));
+        let check = || World::call("CHECK", "c1", Some(&pod), &config);
+        check().done();
+        assert_eq!(World::call("CHECK", "c1", Some(&pod), &world.config()).code(), 7);
+        let lease = world.data_dir.join("10.244.1.2");
+        std::fs::rename(&lease, world.path("kept")).unwrap();
+        assert_eq!(check().code(), 107);
+        std::fs::rename(world.path("kept"), &lease).unwrap();
+        let index = link::find(&mut Conversation::open().unwrap(), host)
+            .unwrap()
+            .unwrap()
+            .index;
+        world.detach(index);
+        let told = check();
+        assert!(
+            told.document["details"].as_str().unwrap().contains("from_pod"),
+            "{told:?}"
+        );
+        // Switching the interface off takes its routes and IPv6 addresses.
+        World::inside(&pod, || {
+            let mut conversation = Conversation::open().unwrap();
+            let index = link::find(&mut conversation, "eth0").unwrap().unwrap().index;
+            link::remove(&mut conversation, index).unwrap();
+        });
+        assert_eq!(check().code(), 107);
+        world.del("c1", Some(&pod)).done();
+    });
+}
+
+#[test]
+fn gc_frees_what_is_not_named() {
+    on_a_node(|world| {
+        let before = world.traces();
+        for container in ["c1", "c2", "c3"] {
+            world.add(container, &world.pod(container)).done();
+        }
+        std::fs::write(world.data_dir.join("10.244.1.99"), "old\r\neth0").unwrap();
+        std::fs::write(world.data_dir.join("10.244.1.98"), "").unwrap();
+        let gc = |valid: Value| {
+            let config = with(world.config(), &json!({"cni.dev/valid-attachments": valid}));
+            World::call("GC", "", None, &config)
+        };
+        gc(json!([{"containerID": "c2", "ifname": "eth0"}])).done();
+        let leases: Vec<_> = names(&world.data_dir)
+            .into_iter()
+            .filter(|name| name.contains(['.', ':']))
+            .collect();
+        assert_eq!(
+            leases,
+            [
+                "10.244.1.3",
+                "fd00:1::3",
+                "last_reserved_ip.0",
+                "last_reserved_ip.1"
+            ]
+        );
+        assert_eq!(world.namespaces().len(), 1);
+        assert_eq!(
+            World::call("GC", "", None, &world.config()).code(),
+            7,
+            "without a list nothing is freed"
+        );
+        gc(json!([])).done();
+        assert_eq!(world.traces(), before);
+    });
+}
+
+#[test]
+fn status_says_whether_add_would_work() {
+    on_a_bare_node(|world| {
+        let status = |changes: Value| World::call("STATUS", "", None, &with(world.config(), &changes));
+        let told = status(json!({}));
+        assert_eq!(told.code(), 50);
+        assert!(
+            told.document["details"]
+                .as_str()
+                .unwrap()
+                .contains("millrace agent"),
+            "{told:?}"
+        );
+        let pod = world.pod("pod");
+        assert_eq!(world.add("c1", &pod).code(), 11);
+        world.pin_programs();
+        assert_eq!(status(json!({})).done(), Value::Null);
+        let tiny = json!({"ipam": {"dataDir": world.data_dir, "ranges": [[{"subnet": "10.0.0.0/30"}]]}});
+        status(tiny.clone()).done();
+        World::call("ADD", "c1", Some(&pod), &with(world.config(), &tiny)).done();
+        assert_eq!(status(tiny).code(), 50, "the only address is given");
+        assert_eq!(status(json!({"cniVersion": "1.0.0"})).code(), 1);
+    });
+}
