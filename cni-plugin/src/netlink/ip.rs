@@ -4,7 +4,10 @@
 //! common and whose Ethernet address is told in advance, as is the pod's to the node. So nobody asks by ARP or neighbour
 //! discovery before the first packet.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{
@@ -19,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::conversation::{Conversation, Request};
+use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 use crate::spec::result::Route;
 
@@ -73,6 +76,38 @@ pub fn address(interface: u32, net: IpNet) -> Request {
         format!("giving interface {interface} the address {net}"),
         RouteNetlinkMessage::NewAddress(message),
     )
+}
+
+/// Waits until packets for an IPv6 address of this namespace are taken in.
+///
+/// The kernel adds an address at once and its local route in a task of its own, `addrconf_dad_work()` of
+/// `net/ipv6/addrconf.c`, even where it does not look for duplicates; until then it drops what comes.
+pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), NetlinkError> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !is_local(conversation, ip)? {
+        if Instant::now() > deadline {
+            let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+            return Err(NetlinkError::refused(format!(
+                "waiting for address {ip} to be usable"
+            ))(late));
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
+fn is_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<bool, NetlinkError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.destination_prefix_length = 128;
+    message.attributes.push(RouteAttribute::Destination(ip.into()));
+    let what = format!("looking for the route to {ip}");
+    let answers = match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetRoute(message))) {
+        Err(error) if errno(&error) == Some(libc::ENETUNREACH) => return Ok(false),
+        answers => answers?,
+    };
+    let local = |answer: &RouteNetlinkMessage| matches!(answer, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
+    Ok(answers.iter().any(local))
 }
 
 /// Says once and for all which Ethernet address an address has.

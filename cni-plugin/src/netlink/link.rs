@@ -1,6 +1,9 @@
 //! Interfaces: the veth pair and what can be asked about its ends.
 
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -45,6 +48,8 @@ pub struct Link {
     pub mac: Vec<u8>,
     /// Whether the administrator switched it on.
     pub is_up: bool,
+    /// Whether it carries packets: there is a carrier, and a queue in the place of the one that drops everything.
+    pub carries: bool,
 }
 
 impl Pair<'_> {
@@ -108,16 +113,37 @@ fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         mac: Vec::new(),
         is_up: message.header.flags.contains(LinkFlags::Up),
+        carries: message.header.flags.contains(LinkFlags::LowerUp),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Link(peer) => link.peer = *peer,
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            LinkAttribute::Qdisc(kind) => link.carries &= kind != "noop",
             _ => {}
         }
     }
     Some(link)
+}
+
+/// Waits until an interface carries packets.
+///
+/// The end of a pair that is switched on first gets its carrier with the other one, but its queue only from a task of the
+/// kernel, and drops what is sent until then. Since Linux 6.8 whoever asks for the interface runs that task himself
+/// (`linkwatch_sync_dev()` of `net/core/link_watch.c`); before, it is a matter of a moment.
+pub fn await_queue(conversation: &mut Conversation, name: &str) -> Result<(), NetlinkError> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !find(conversation, name)?.is_some_and(|link| link.carries) {
+        if Instant::now() > deadline {
+            let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+            return Err(NetlinkError::refused(format!(
+                "waiting for interface {name} to carry packets"
+            ))(late));
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
 }
 
 /// Switches an interface on.

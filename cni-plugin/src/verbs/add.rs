@@ -175,6 +175,7 @@ impl Plan<'_> {
         self.make_host_side(node, &host, addresses)?;
         datapath.attach(host.index, self.pod.netns_cookie())?;
         self.make_pod_side(host.peer, addresses, routes)?;
+        link::await_queue(node, &self.host_name)?;
         Ok(())
     }
 
@@ -258,6 +259,7 @@ impl Plan<'_> {
         self.pod.batch(requests)?;
         for ip in v6 {
             if let (Some(announcer), IpAddr::V6(ip)) = (&announcer, ip) {
+                ip::await_local(&mut self.pod, ip)?;
                 announcer.announce(index, ip, self.pod_mac)?;
             }
         }

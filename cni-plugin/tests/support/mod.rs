@@ -279,8 +279,11 @@ impl World {
             traces.insert(format!("route {route}"));
         }
         let v6 = text("/proc/thread-self/net/ipv6_route");
-        // Destination, length and interface; the others count. The loopback's belong to the node.
-        for route in v6.lines().filter(|line| !line.ends_with(" lo")) {
+        // Destination, length and interface; the others count. The loopback's belong to the node, and those of link-local
+        // and multicast addresses come and go with the interface, a moment later than it.
+        let of_pods =
+            |line: &&str| !line.ends_with(" lo") && !line.starts_with("fe8") && !line.starts_with("ff");
+        for route in v6.lines().filter(of_pods) {
             let fields: Vec<_> = route.split_whitespace().collect();
             traces.insert(format!("route {} {} {}", fields[0], fields[1], fields[9]));
         }
