@@ -1,9 +1,10 @@
 //! The limit of what a pod receives: a token bucket (tc-tbf(8)) on the node's side of its cable.
 //!
-//! What is queued waits, and what waits is latency. So the queue holds what the rate carries in a few milliseconds and no
-//! more, and so does the bucket: runtimes ask for bursts of half a gigabyte, which would let seconds of traffic through
-//! unlimited. At low rates both hold a few whole packets, without which nothing would pass. The kernel takes packets that
-//! are too large for the bucket apart, if they are several in one.
+//! What is queued waits, and what waits is latency. So the queue holds what the rate carries in a few hundredths of a second
+//! and no more, which TCP needs to keep a link busy if nothing marks its packets; and the bucket holds less: runtimes ask for
+//! bursts of half a gigabyte, which would let seconds of traffic through unlimited. At low rates both hold some whole
+//! packets, without which TCP stalls. The kernel takes packets that are too large for the bucket apart, if they are several
+//! in one.
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -13,11 +14,11 @@ use super::conversation::Request;
 use crate::config::runtime::Limit;
 
 /// What the queue holds, in time at the full rate.
-const QUEUE_MS: u64 = 5;
+const QUEUE_MS: u64 = 20;
 /// The largest burst, in time at the full rate.
-const BURST_MS: u64 = 5;
+const BURST_MS: u64 = 10;
 /// What both hold at least, in packets of full size.
-const PACKETS: u64 = 4;
+const PACKETS: u64 = 10;
 /// The Ethernet header, which the MTU does not count.
 const HEADER: u64 = 14;
 
@@ -97,13 +98,13 @@ mod tests {
 
     #[test]
     fn bursts_and_queues_are_short() {
-        assert_eq!(bucket(1_000, None), (125, 6000, 6000));
-        assert_eq!(bucket(100_000_000, Some(4 << 30)), (12_500_000, 62_500, 62_500));
+        assert_eq!(bucket(1_000, None), (125, 15_000, 15_000));
+        assert_eq!(bucket(100_000_000, Some(4 << 30)), (12_500_000, 125_000, 250_000));
         assert_eq!(
             bucket(100_000_000, Some(80_000 * 8)),
-            (12_500_000, 62_500, 62_500)
+            (12_500_000, 80_000, 250_000)
         );
-        assert_eq!(bucket(100_000_000, Some(8)), (12_500_000, 6000, 62_500));
+        assert_eq!(bucket(100_000_000, Some(8)), (12_500_000, 15_000, 250_000));
         assert_eq!(bucket(1_000_000_000_000_000, None).1, u32::MAX);
     }
 
