@@ -27,6 +27,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const TCP_DATA_OFFSET: u32 = 12;
 const UDP_HEADER: u32 = 8;
+/// The size that every link has (RFC 8200 §5), for kernels that do not tell a route's.
 const LEAST_MTU: u32 = 1280;
 
 /// Parses the packet, asks `decide`, and does what it says.
@@ -240,23 +241,11 @@ fn route(skb: &Skb<'_>, headers: &Headers, flow: &Flow, mtu: &mut u32) -> Result
     } else if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
         *mtu = match kernel::mtu_of(&lookup) {
             told if told < len => u32::from(told),
-            _ => link_mtu(skb, &mut lookup, len),
+            _ => LEAST_MTU,
         };
         Err(Reason::TooBig)
     } else {
         Err(Reason::NoRoute)
-    }
-}
-
-/// What is known of the size that a route allows on kernels that do not tell (before 5.13): that of the link, or if the
-/// packet is small enough for that, the one that every link has (RFC 8200 §5).
-#[inline(always)]
-fn link_mtu(skb: &Skb<'_>, lookup: &mut FibLookup, len: u16) -> u32 {
-    kernel::set_len(lookup, 0);
-    let _ = skb.route(lookup);
-    match kernel::mtu_of(lookup) {
-        told if told > 0 && told < len => u32::from(told),
-        _ => LEAST_MTU,
     }
 }
 

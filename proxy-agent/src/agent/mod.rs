@@ -242,7 +242,10 @@ impl Agent {
         let started = Instant::now();
         self.node.observe(&self.cluster, &self.options);
         self.update_context(&mut ObjectIdSet::default());
-        self.programmer.set_node_addresses(&self.node.held_addresses());
+        let others = node::others_addresses(&self.cluster, &self.options);
+        let others = others.into_iter().map(Ip::from).collect();
+        self.programmer
+            .set_node_addresses(&self.node.held_addresses(), others);
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
         drop(self.programmer.take_changed_addresses());

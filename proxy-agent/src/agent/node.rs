@@ -171,10 +171,15 @@ impl NodeSide {
         cluster: &ClusterState,
         options: &AgentOptions,
         programmer: &mut Programmer<Datapath>,
-        virtual_addresses: BTreeSet<IpAddr>,
+        mut virtual_addresses: BTreeSet<IpAddr>,
     ) {
         let mut problems = self.observe(cluster, options);
-        programmer.set_node_addresses(&self.held_addresses());
+        let others = others_addresses(cluster, options);
+        programmer.set_node_addresses(
+            &self.held_addresses(),
+            others.iter().copied().map(Ip::from).collect(),
+        );
+        virtual_addresses.retain(|address| self.addresses.holds(*address) || !others.contains(address));
         self.refresh_ranges(cluster, options, programmer.store(), &mut problems);
 
         let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
@@ -475,6 +480,15 @@ fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr>
     } else {
         configured.clone()
     }
+}
+
+/// The addresses of the other nodes.
+pub fn others_addresses(cluster: &ClusterState, options: &AgentOptions) -> BTreeSet<IpAddr> {
+    cluster
+        .nodes()
+        .filter(|node| node.name != options.node_name)
+        .flat_map(|node| node.addresses.iter().copied())
+        .collect()
 }
 
 /// Whether no service range covers a virtual address, so that it needs a route of its own.

@@ -1,4 +1,7 @@
 //! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, and the node's own.
+//!
+//! An external address may be another node's. Its frontends are served all the same, but it is not virtual: what else is
+//! sent there is for that node.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,6 +14,7 @@ pub struct Addresses {
     /// How many frontends use each virtual address.
     uses: HashMap<Ip, u32>,
     node: Vec<Ip>,
+    other_nodes: HashSet<Ip>,
     changed: Vec<Ip>,
 }
 
@@ -33,7 +37,7 @@ impl Addresses {
             return None;
         }
         self.changed.push(address);
-        Some(self.flags(&address))
+        Some(self.flags(&address)).filter(|flags| *flags != 0)
     }
 
     /// A frontend with this address went: the flags to write if it was the last one, 0 if the address goes too.
@@ -48,13 +52,18 @@ impl Addresses {
         Some(self.flags(address))
     }
 
-    /// Replaces the node's own addresses and gives those whose flags may be different now.
-    pub fn set_node(&mut self, addresses: &[Ip]) -> Vec<Ip> {
-        if self.node == addresses {
-            return Vec::new();
+    /// Replaces the node's own addresses, and other nodes', and gives those whose flags may be different now.
+    pub fn set_nodes(&mut self, own: &[Ip], others: HashSet<Ip>) -> Vec<Ip> {
+        let mut touched = Vec::new();
+        if self.node != own {
+            touched = std::mem::replace(&mut self.node, own.to_vec());
+            touched.extend(own);
         }
-        let mut touched = std::mem::replace(&mut self.node, addresses.to_vec());
-        touched.extend(addresses);
+        if self.other_nodes != others {
+            let before = std::mem::replace(&mut self.other_nodes, others);
+            let differ = before.symmetric_difference(&self.other_nodes);
+            touched.extend(differ.filter(|address| self.uses.contains_key(*address)));
+        }
         touched
     }
 
@@ -62,7 +71,10 @@ impl Addresses {
     pub fn flags(&self, address: &Ip) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         flag(self.node.contains(address), AddressFlags::NODE)
-            | flag(self.uses.contains_key(address), AddressFlags::VIRTUAL)
+            | flag(
+                self.uses.contains_key(address) && !self.other_nodes.contains(address),
+                AddressFlags::VIRTUAL,
+            )
     }
 
     /// Every address that the table should hold.
@@ -71,7 +83,10 @@ impl Addresses {
             .node
             .iter()
             .filter(|address| !self.uses.contains_key(*address));
-        self.uses.keys().chain(node_only)
+        self.uses
+            .keys()
+            .filter(|address| self.flags(address) != 0)
+            .chain(node_only)
     }
 
     /// How many addresses the table should hold if these came too.
@@ -101,8 +116,8 @@ mod tests {
     fn an_address_stays_as_long_as_a_frontend_or_the_node_has_it() {
         let mut addresses = Addresses::default();
         let (vip, node) = (ip("10.96.0.1"), ip("192.0.2.1"));
-        assert_eq!(addresses.set_node(&[node]), [node]);
-        assert_eq!(addresses.set_node(&[node]), []);
+        assert_eq!(addresses.set_nodes(&[node], HashSet::new()), [node]);
+        assert_eq!(addresses.set_nodes(&[node], HashSet::new()), []);
         assert_eq!(addresses.add(vip), Some(AddressFlags::VIRTUAL));
         assert_eq!(addresses.add(vip), None);
         assert_eq!(
@@ -118,10 +133,21 @@ mod tests {
     }
 
     #[test]
+    fn the_address_of_another_node_is_not_virtual() {
+        let mut addresses = Addresses::default();
+        let other = ip("192.0.2.2");
+        assert_eq!(addresses.set_nodes(&[], HashSet::from([other])), []);
+        assert_eq!(addresses.add(other), None);
+        assert_eq!(addresses.all().count(), 0);
+        assert_eq!(addresses.set_nodes(&[], HashSet::new()), [other]);
+        assert_eq!(addresses.flags(&other), AddressFlags::VIRTUAL);
+    }
+
+    #[test]
     fn addresses_are_counted_once() {
         let mut addresses = Addresses::default();
         let (vip, node, other) = (ip("10.96.0.1"), ip("192.0.2.1"), ip("10.96.0.2"));
-        addresses.set_node(&[node, vip]);
+        addresses.set_nodes(&[node, vip], HashSet::new());
         addresses.add(vip);
         assert_eq!(addresses.count_with([].iter()), 2);
         assert_eq!(addresses.count_with([other, other, vip, node].iter()), 3);

@@ -3,7 +3,7 @@
 //! Invariants: what `programmed` says is what the tables hold, or will hold once the [`Writer`] has nothing pending; a
 //! service whose new form does not fit keeps its old one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proxy_common::Ip;
 use proxy_common::maps::FrontendKey;
@@ -252,8 +252,8 @@ impl<S: Store> Programmer<S> {
     }
 
     /// Tells which addresses the node itself holds. Before the first sync nothing is written: that compares them all.
-    pub fn set_node_addresses(&mut self, addresses: &[Ip]) {
-        let touched = self.addresses.set_node(addresses);
+    pub fn set_node_addresses(&mut self, own: &[Ip], others: HashSet<Ip>) {
+        let touched = self.addresses.set_nodes(own, others);
         if !self.synced || touched.is_empty() {
             return;
         }

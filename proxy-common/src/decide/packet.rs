@@ -229,6 +229,9 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
             });
         }
     }
+    if work.headers.has_ports && !to_service && !work.headers.has_connections() {
+        give_way(tables, work);
+    }
     let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
     let lost_fragment = work.headers.is_fragment && work.headers.is_balanced() && !work.headers.has_ports;
     let may_be_virtual = config.has(ConfigFlags::STRAY_ADDRESSES)
@@ -252,6 +255,28 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
         Decision::Pass(Reason::Fragment)
     } else {
         Decision::Pass(Reason::NotOurs)
+    }
+}
+
+/// Ends a flow whose answers could not be told from those to this datagram, which goes to the backend itself or by another
+/// node's translation: the newer conversation of a client port is the one that goes on. Connections need no such care, see
+/// [`find`].
+#[inline(always)]
+fn give_way<T: Tables>(tables: &T, work: &mut Work) {
+    let FlowKey {
+        src,
+        dst,
+        sport,
+        dport,
+        protocol,
+        ..
+    } = work.key;
+    work.reply_key = FlowKey::new(dst, src, dport, sport, protocol);
+    if tables.flow(&work.reply_key, &mut work.found) && work.found.is_reply != 0 {
+        let confirmed = work.found.state().has(FlowState::CONFIRMED);
+        let other = work.found.reply_key(&work.reply_key);
+        tables.forget_flow(&work.reply_key, confirmed);
+        tables.forget_flow(&other, confirmed);
     }
 }
 

@@ -209,12 +209,13 @@ fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
 
 #[inline(always)]
 fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
-    let Work { key, flow, .. } = work;
+    // The frontend is part of it, so that flows of one client port to one backend do not all try the same ports.
+    let key = &work.key;
     let hash = flow_hash(
         &key.src,
-        &flow.dst,
+        &key.dst,
         key.sport,
-        flow.dport,
+        key.dport,
         key.protocol,
         attempt + 1,
     );

@@ -1,5 +1,7 @@
 //! Tables that are full: what fits stays, and what does not is told of and gets the room that others leave.
 
+use std::collections::HashSet;
+
 use super::*;
 
 #[test]
@@ -110,7 +112,7 @@ fn the_nodes_own_addresses_take_room_too() {
     };
     let mut world = World::new(store, 64);
     world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
-    world.programmer.set_node_addresses(&node);
+    world.programmer.set_node_addresses(&node, HashSet::new());
     two_services(&mut world);
     world.sync();
     assert_eq!(world.programmer.store().sizes().addresses, 3);
@@ -121,7 +123,7 @@ fn the_nodes_own_addresses_take_room_too() {
         .flat_map(|(_, told)| told.to_vec())
         .collect();
     assert!(told.len() == 1 && told[0].contains("addresses"), "{told:?}");
-    world.programmer.set_node_addresses(&node[..1]);
+    world.programmer.set_node_addresses(&node[..1], HashSet::new());
     world.service("c", "10.96.0.9", OLD, 80);
     world.update();
     assert_eq!(world.programmer.address_count(), 3);

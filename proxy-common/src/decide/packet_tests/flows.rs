@@ -202,6 +202,31 @@ fn ports_of_the_nodes_own_sockets_are_never_taken() {
     }
 }
 
+/// As when two nodes translate for one client port, or one and nobody.
+#[test]
+fn the_newer_of_two_conversations_by_datagrams_gets_its_answers() {
+    let mut fake = Fake::node();
+    node_port(&mut fake, protocol::UDP, &[("10.244.1.2", 8080)]);
+    let key = FrontendKey::new(ip(NODE), Port::new(30_080), protocol::UDP);
+    fake.frontends.get_mut(&key).unwrap().flags |= FrontendFlags::KEEP_SOURCE;
+    let request = packet(protocol::UDP, (OUTSIDE, 40_000), (NODE, 30_080));
+    let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
+    fake.config.pods_answer_outside = 1;
+    let reply = answer(&flow, protocol::UDP);
+    assert_eq!(translated(entering(&fake, &reply, Entry::Pod)).1, Reason::Reply);
+
+    let direct = packet(protocol::UDP, (OUTSIDE, 40_000), ("10.244.1.2", 8080));
+    let pass = Decision::Pass(Reason::NotOurs);
+    assert_eq!(entering(&fake, &direct, Entry::Uplink).0, pass);
+    assert_eq!(entering(&fake, &reply, Entry::Pod).0, pass);
+    // And back.
+    assert_eq!(
+        translated(entering(&fake, &request, Entry::Uplink)).1,
+        Reason::NewFlow
+    );
+    assert_eq!(translated(entering(&fake, &reply, Entry::Pod)).1, Reason::Reply);
+}
+
 /// The same client port, used first through the frontend and then for the backend itself.
 #[test]
 fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
