@@ -29,6 +29,12 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
     let source = Source::Kubernetes {
         kubeconfig: plane.kubeconfig(),
     };
+    // Another one has addresses that no service may have.
+    let greedy = Service::new("greedy")
+        .cluster_ip("10.96.0.11")
+        .tcp("http", 80, 8080)
+        .set("externalIPs", json!(["224.0.1.1", "10.96.0.99", "203.0.113.9"]));
+    plane.apply(&greedy);
     let mut agent = node.agent().source(source).start();
     agent.wait_ready(30 * SECOND);
     let events = wait_for("the event", 10 * SECOND, || {
@@ -52,6 +58,20 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
         text.contains("healthCheckNodePort 31999") && text.contains("Address already in use"),
         "{text}"
     );
+
+    let told = wait_for("the other event", 10 * SECOND, || {
+        let list = plane.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let found = items.iter().find(|event| event["reason"] == "NotFullyServed");
+        let event = found.ok_or_else(|| anyhow::anyhow!("there is none"))?;
+        assert_eq!(event["regarding"]["name"], "greedy");
+        Ok::<_, anyhow::Error>(event["note"].as_str().expect("a note").to_owned())
+    });
+    assert!(
+        told.contains("224.0.1.1") && told.contains("10.96.0.99"),
+        "{told}"
+    );
+    assert!(!told.contains("203.0.113.9"), "{told}");
 
     let metrics = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/metrics");
     let page = metrics.expect("the page").body;

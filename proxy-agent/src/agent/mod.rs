@@ -15,6 +15,7 @@ mod leftovers;
 mod measure;
 mod node;
 mod outward;
+mod ranges;
 mod reconfigure;
 mod report;
 mod trace;
@@ -217,7 +218,11 @@ impl Agent {
                 self.note(progress.writes);
                 let services = changes.services.iter().copied();
                 self.outward
-                    .look_at_services(services, &self.cluster, &self.context.name);
+                    .look_at_services(services.clone(), &self.cluster, &self.context.name);
+                for id in services {
+                    self.outward
+                        .tell(id, &self.cluster, self.programmer.problems_of(id));
+                }
             }
             let addresses = self.programmer.take_changed_addresses();
             if changes.nodes || changes.service_cidrs || self.concern_node(&addresses) {
@@ -242,7 +247,7 @@ impl Agent {
         let started = Instant::now();
         self.node.observe(&self.cluster, &self.options);
         self.update_context(&mut ObjectIdSet::default());
-        let others = node::others_addresses(&self.cluster, &self.options);
+        let others = ranges::others_addresses(&self.cluster, &self.options);
         let others = others.into_iter().map(Ip::from).collect();
         self.programmer
             .set_node_addresses(&self.node.held_addresses(), others);
@@ -257,6 +262,10 @@ impl Agent {
                 let all = self.cluster.services().map(|(id, _)| id);
                 self.outward
                     .look_at_services(all, &self.cluster, &self.context.name);
+                for (id, _) in self.cluster.services() {
+                    self.outward
+                        .tell(id, &self.cluster, self.programmer.problems_of(id));
+                }
                 self.first_sync = Some(FirstSync {
                     services: services as u64,
                     writes,
@@ -285,8 +294,8 @@ impl Agent {
             .node(&self.context.name)
             .and_then(|node| node.zone.as_ref())
             .map(ToString::to_string);
-        let mut cluster_ranges = node::service_cidrs(&self.cluster, &self.options);
-        cluster_ranges.extend(node::pod_cidrs(&self.cluster, &self.options));
+        let mut cluster_ranges = ranges::service_cidrs(&self.cluster, &self.options);
+        cluster_ranges.extend(ranges::pod_cidrs(&self.cluster, &self.options));
         let context = NodeContext {
             name: self.context.name.clone(),
             zone,
@@ -325,8 +334,8 @@ impl Agent {
     /// Whether virtual addresses that came or went are a reason to look at the node's side: most lie in a service
     /// range that has its route already.
     fn concern_node(&self, addresses: &[Ip]) -> bool {
-        let ranges = node::service_cidrs(&self.cluster, &self.options);
-        let stray = |address: &Ip| node::is_stray(&IpAddr::from(*address), &ranges);
+        let ranges = ranges::service_cidrs(&self.cluster, &self.options);
+        let stray = |address: &Ip| ranges::is_stray(&IpAddr::from(*address), &ranges);
         !addresses.is_empty() && (!self.node.problems().is_empty() || addresses.iter().any(stray))
     }
 

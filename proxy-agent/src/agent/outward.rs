@@ -12,13 +12,13 @@ use tokio::sync::mpsc;
 use crate::cluster::{Changes, ClusterState, Family};
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
-use crate::events::Recorder;
+use crate::events::{self, Recorder};
 use crate::health::proxy::ProxyHealth;
 use crate::health::{Health, ServiceCheck, ServiceChecks, endpoints};
 use crate::http::{Answer, Faults, keep_serving, listen, serve};
 use crate::metrics::server::{MetricsServer, Shown};
 use crate::metrics::{Metrics, Round, Scrape};
-use crate::source::{Change, Event, Kind, Object, ObjectId};
+use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdMap};
 
 /// Questions of the metrics server that wait for the loop.
 const SCRAPES_AHEAD: usize = 8;
@@ -36,6 +36,9 @@ pub struct Outward {
     started: Timestamp,
     round: OpenRound,
     synced: bool,
+    recorder: Recorder,
+    /// What owners of services were told last.
+    told: ObjectIdMap<String>,
 }
 
 /// A round that is not complete.
@@ -104,7 +107,7 @@ impl Outward {
         let (scrapes, asked) = mpsc::channel(SCRAPES_AHEAD);
         let (health, metrics, faults) = (Health::default(), Metrics::default(), Faults::default());
         let outward = Self {
-            checks: ServiceChecks::new(health.clone(), faults.clone(), recorder),
+            checks: ServiceChecks::new(health.clone(), faults.clone(), recorder.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
             faults: faults.clone(),
@@ -112,6 +115,8 @@ impl Outward {
             started: Timestamp::now(),
             round: OpenRound::default(),
             synced: false,
+            recorder,
+            told: ObjectIdMap::default(),
         };
         outward.show(options);
         let configuration = &options.configuration;
@@ -220,6 +225,26 @@ impl Outward {
     ) {
         self.checks
             .update(services.map(|id| (id, check(id, cluster, node))));
+    }
+
+    /// Tells the owner of a service what of it is not served, if that is something new. `problems` are those that came up
+    /// with the tables, beside those of the object itself.
+    pub fn tell(&mut self, id: ObjectId, cluster: &ClusterState, problems: &[String]) {
+        let note = [cluster.problems_of(id), problems].concat().join("; ");
+        let Some(service) = cluster.service(id).filter(|_| !note.is_empty()) else {
+            self.told.remove(&id);
+            return;
+        };
+        if self.told.get(&id) != Some(&note) {
+            self.recorder.record(events::Event::warning_of_service(
+                cluster.names().text(service.namespace),
+                &service.name,
+                "NotFullyServed",
+                "Serve",
+                note.clone(),
+            ));
+            self.told.insert(id, note);
+        }
     }
 }
 

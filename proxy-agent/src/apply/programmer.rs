@@ -149,6 +149,11 @@ impl<S: Store> Programmer<S> {
         self.writer.pending()
     }
 
+    /// What is wrong with a service.
+    pub fn problems_of(&self, id: ObjectId) -> &[String] {
+        self.problems.get(&id).map_or(&[], Vec::as_slice)
+    }
+
     /// What is wrong with services.
     pub fn problems(&self) -> impl Iterator<Item = (ObjectId, &[String])> {
         self.problems

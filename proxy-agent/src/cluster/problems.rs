@@ -69,6 +69,11 @@ impl Problems {
         }
     }
 
+    /// What is wrong with an object.
+    pub fn of(&self, id: ObjectId) -> &[String] {
+        self.objects.get(&id).map_or(&[], |problem| &problem.messages)
+    }
+
     /// The object is good, or gone.
     pub fn clear(&mut self, id: ObjectId) {
         if !self.objects.is_empty() {

@@ -162,6 +162,11 @@ impl ClusterState {
             .flat_map(|object| object.cidrs.iter().copied())
     }
 
+    /// What is wrong with an object.
+    pub fn problems_of(&self, id: ObjectId) -> &[String] {
+        self.problems.of(id)
+    }
+
     /// What is wrong with the input.
     pub fn problems(&self) -> Vec<Problem> {
         self.problems.list()

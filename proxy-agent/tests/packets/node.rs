@@ -1,6 +1,6 @@
 //! A node whose tables the real planner and programmer fill from objects, and whose programs run over single packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::Instant;
@@ -91,7 +91,7 @@ impl Node {
             datapath.pod_ranges.set(&key, &1).expect("a pod range");
         }
         let mut programmer = Programmer::new(datapath, Limits { max: sizes });
-        programmer.set_node_addresses(&NODE.map(ip));
+        programmer.set_node_addresses(&NODE.map(ip), HashSet::new());
         let context = NodeContext {
             name: "n1".into(),
             node_port_addresses: NODE
