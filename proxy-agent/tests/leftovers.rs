@@ -120,6 +120,31 @@ fn what_kube_proxy_leaves_is_found_with_the_command_that_removes_it() {
     );
 }
 
+#[test]
+fn chains_of_the_legacy_iptables_are_found_too() {
+    if !nix::unistd::geteuid().is_root() {
+        return note_skip("needs root");
+    }
+    unshare(CloneFlags::CLONE_NEWNET).expect("a new namespace");
+    let legacy = |program: &str, arguments: &str| {
+        let output = Command::new(program).args(arguments.split(' ')).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !legacy("iptables-legacy", "-t nat -N MY-SERVICES") {
+        return note_skip("no legacy iptables");
+    }
+    assert_eq!(found(), [], "other people's");
+    assert!(legacy("iptables-legacy", "-t nat -N KUBE-SERVICES"));
+    let objects: Vec<_> = found().into_iter().map(|(object, _)| object).collect();
+    assert_eq!(
+        objects,
+        ["kube-proxy's chain KUBE-SERVICES in the legacy table nat of family ip"]
+    );
+    if legacy("ip6tables-legacy", "-t filter -N KUBE-SERVICES") {
+        assert_eq!(found().len(), 2);
+    }
+}
+
 fn note_skip(reason: &str) {
     use std::io::Write as _;
     let Some(path) = std::env::var_os("MILLRACE_SKIPS") else {

@@ -1,11 +1,13 @@
 //! Packets that are more than an address and a port: too big for a link, in fragments, or errors about others. By real
 //! sockets over real links, with captures as witnesses.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use harness::{Agent, Client, Endpoint, Frame, NodeSpec, PATIENCE, Place, Pod, Server, Service, World};
+use harness::{
+    Agent, Client, Endpoint, Frame, NodeSpec, PATIENCE, Place, Pod, Probe, Server, Service, World, eventually,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 30_080;
@@ -17,6 +19,7 @@ struct Town {
     outside: Client,
     client: Pod,
     backend: Pod,
+    service: Service,
     servers: [Server; 2],
     _agents: Vec<Agent>,
 }
@@ -49,6 +52,7 @@ impl Town {
             outside,
             client,
             backend,
+            service,
             servers,
             _agents: agents,
         }
@@ -256,5 +260,81 @@ fn an_error_about_a_datagram_reaches_the_socket_that_sent_it() {
                 place.name()
             );
         }
+    }
+}
+
+/// Flags, source and destination of a TCP segment, whose checksum is right or left to the NIC.
+fn segment(frame: &Frame) -> Option<(u8, SocketAddr, SocketAddr)> {
+    let bytes = &frame.bytes;
+    let (l4, addresses) = match bytes.get(12..14)? {
+        [0x08, 0x00] if *bytes.get(23)? == 6 => (34, bytes.get(26..34)?),
+        [0x86, 0xdd] if *bytes.get(20)? == 6 => (54, bytes.get(22..54)?),
+        _ => return None,
+    };
+    let (src, dst) = addresses.split_at(addresses.len() / 2);
+    let ip = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
+        Ok(v4) => IpAddr::from(v4),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes).expect("sixteen bytes")),
+    };
+    let port = |at: usize| Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
+    let ends = (
+        SocketAddr::new(ip(src), port(l4)?),
+        SocketAddr::new(ip(dst), port(l4 + 2)?),
+    );
+    Some((*bytes.get(l4 + 13)?, ends.0, ends.1))
+}
+
+#[test]
+fn captures_show_whom_a_backend_sees_and_that_a_refusal_is_a_reset() {
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    harness::require_root!();
+    let town = Town::build(DEFAULTS);
+    let node = town.world.node(1);
+    for to in town.node_ports() {
+        let capture = town.backend.packet_socket("eth0").expect("a capture");
+        town.outside.ask(Probe::Tcp, to).expect("an answer");
+        let is_syn = |frame: &Frame| {
+            segment(frame).is_some_and(|(flags, _, dst)| flags == SYN && dst.is_ipv4() == to.is_ipv4())
+        };
+        let syn = capture.find(SECOND, is_syn).expect("to read").expect("a SYN");
+        let (_, src, dst) = segment(&syn).expect("a segment");
+        assert_eq!(src.ip(), node.address_like(to.ip()), "masqueraded");
+        assert!(
+            town.backend.addresses().contains(&dst.ip()) && dst.port() == 8080,
+            "{dst}"
+        );
+    }
+    // A pod keeps its address at the cluster IP.
+    for to in cluster_ips() {
+        let capture = town.backend.packet_socket("eth0").expect("a capture");
+        town.client.ask(Probe::UdpConnected, to).expect("an answer");
+        let from_client = |frame: &Frame| {
+            let addresses = frame.bytes.get(26..30).zip(frame.bytes.get(22..38));
+            addresses.is_some_and(|(v4, v6)| {
+                town.client.addresses().iter().any(|address| match address {
+                    IpAddr::V4(address) => to.is_ipv4() && v4 == address.octets(),
+                    IpAddr::V6(address) => to.is_ipv6() && v6 == address.octets(),
+                })
+            })
+        };
+        assert!(
+            capture.find(SECOND, from_client).expect("to read").is_some(),
+            "{to}"
+        );
+    }
+    // Without endpoints.
+    town.world.apply_all(town.service.slices([]));
+    for to in town.node_ports() {
+        let refused = || {
+            let error = town.outside.ask_within(Probe::Tcp, to, SECOND).err();
+            error.is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        eventually("to be refused", 2 * SECOND, refused);
+        let capture = town.outside.packet_socket("eth0").expect("a capture");
+        assert!(refused());
+        let is_reset =
+            |frame: &Frame| segment(frame).is_some_and(|(flags, src, _)| flags & RST != 0 && src == to);
+        assert!(capture.find(SECOND, is_reset).expect("to read").is_some(), "{to}");
     }
 }

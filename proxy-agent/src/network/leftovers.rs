@@ -5,10 +5,13 @@
 //! that removes them. Nothing is removed here: a kube-proxy that still runs would put it back.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
+use std::{fs, io};
 
 use super::Problem;
 use super::nfnetlink::{RuleFamily, chains, tables};
+use super::sys;
 
 /// kube-proxy's table in mode nftables.
 const TABLE: &str = "kube-proxy";
@@ -44,10 +47,44 @@ pub fn kube_proxy() -> io::Result<Vec<Problem>> {
             CLEAN_UP,
         ));
     }
+    for family in [RuleFamily::Ip, RuleFamily::Ip6] {
+        if let Some(table) = legacy_table_of(family)? {
+            problems.push(problem(
+                &format!(
+                    "chain {CHAIN} in the legacy table {table} of family {}",
+                    family.name()
+                ),
+                CLEAN_UP,
+            ));
+        }
+    }
     if nix::net::if_::if_nametoindex(DEVICE).is_ok() {
         problems.push(problem(&format!("device {DEVICE}"), CLEAN_UP));
     }
     Ok(problems)
+}
+
+/// The table of the legacy iptables that has the chain, if one has: those are apart from what nftables lists.
+fn legacy_table_of(family: RuleFamily) -> io::Result<Option<&'static str>> {
+    let v4 = matches!(family, RuleFamily::Ip);
+    let list = if v4 { "ip_tables_names" } else { "ip6_tables_names" };
+    // A kernel without them has no such file.
+    let Ok(names) = fs::read_to_string(format!("/proc/thread-self/net/{list}")) else {
+        return Ok(None);
+    };
+    let there = CHAIN_TABLES
+        .into_iter()
+        .filter(|table| names.lines().any(|name| name == *table));
+    let anywhere = if v4 { "0.0.0.0:0" } else { "[::]:0" };
+    for table in there {
+        let socket = UdpSocket::bind(anywhere)?;
+        let rules = sys::legacy_table(socket.as_fd(), v4, table)?;
+        let name = format!("{CHAIN}\0");
+        if rules.windows(name.len()).any(|bytes| bytes == name.as_bytes()) {
+            return Ok(Some(table));
+        }
+    }
+    Ok(None)
 }
 
 fn problem(object: &str, advice: &str) -> Problem {

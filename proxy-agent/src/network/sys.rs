@@ -1,5 +1,5 @@
-//! The unsafe code of the network side: the two numbers by which the kernel tells network namespaces apart,
-//! and waiting for a file that reports urgent news; no crate has safe calls for them.
+//! The unsafe code of the network side: the two numbers by which the kernel tells network namespaces apart, tables of the
+//! legacy iptables, and waiting for a file that reports urgent news; no crate has safe calls for them.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
 
@@ -63,4 +63,51 @@ pub fn namespace_id(namespace: BorrowedFd<'_>) -> Result<u64, Errno> {
 pub fn await_priority(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a `File` owns its descriptor, keeps it open and gives always the same one.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
+}
+
+/// `struct ipt_getinfo` of `include/uapi/linux/netfilter_ipv4/ip_tables.h`; that of IPv6 is the same.
+#[repr(C)]
+struct LegacyInfo {
+    name: [u8; 32],
+    valid_hooks: u32,
+    hook_entry: [u32; 5],
+    underflow: [u32; 5],
+    entries: u32,
+    size: u32,
+}
+
+/// The head of `struct ipt_get_entries`, which the rules follow at a multiple of eight.
+const LEGACY_HEAD: usize = 40;
+
+/// All rules of a table of the legacy iptables, as the kernel keeps them. To be asked only for a table that is there: the
+/// question makes one that is not. Any socket of the family will do.
+pub fn legacy_table(socket: BorrowedFd<'_>, v4: bool, table: &str) -> io::Result<Vec<u8>> {
+    // `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 are the same.
+    const GET_INFO: i32 = 64;
+    const GET_ENTRIES: i32 = 65;
+    let level = if v4 { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 };
+    let get = |option: i32, buffer: &mut [u8]| {
+        let mut len = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is borrowed, hence open; the kernel writes no more than `len` bytes into the buffer.
+        let result = unsafe {
+            let to = buffer.as_mut_ptr().cast();
+            libc::getsockopt(socket.as_raw_fd(), level, option, to, &raw mut len)
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    };
+    let mut info = [0; size_of::<LegacyInfo>()];
+    info[..table.len()].copy_from_slice(table.as_bytes());
+    get(GET_INFO, &mut info)?;
+    let size_at = std::mem::offset_of!(LegacyInfo, size);
+    let size = u32::from_ne_bytes(std::array::from_fn(|byte| info[size_at + byte]));
+    let mut entries = vec![0; LEGACY_HEAD + size as usize];
+    entries[..table.len()].copy_from_slice(table.as_bytes());
+    entries[32..36].copy_from_slice(&size.to_ne_bytes());
+    get(GET_ENTRIES, &mut entries)?;
+    entries.drain(..LEGACY_HEAD);
+    Ok(entries)
 }

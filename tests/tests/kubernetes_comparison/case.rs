@@ -60,6 +60,8 @@ pub enum Exposure {
     /// `ipMode: Proxy`.
     Proxied,
     External,
+    /// The addresses of the second node as external ones.
+    SecondNode,
 }
 
 /// Conditions of an endpoint.
@@ -240,7 +242,15 @@ impl Case {
                 .with_balancer(number, None)
                 .set("allocateLoadBalancerNodePorts", json!(false)),
             Exposure::Proxied => self.with_node_ports().with_balancer(number, Some("Proxy")),
-            Exposure::External => self.with_external(),
+            Exposure::External => {
+                let addresses = self.families.iter().map(|family| external(*family, number));
+                let addresses = addresses.collect();
+                self.with_external(addresses)
+            }
+            Exposure::SecondNode => {
+                let addresses = self.families.iter().map(|family| node(*family, 2)).collect();
+                self.with_external(addresses)
+            }
         }
     }
 
@@ -276,16 +286,18 @@ impl Case {
             self = self.change(|service| service.load_balancer_ip(&address.to_string()));
             self = self.ask_all(kind, address);
         }
+        if self.is_local() {
+            // The API server would draw one that may be another service's node port.
+            let port = 31_300 + u16::from(self.number);
+            self = self.set("healthCheckNodePort", json!(port));
+        }
         match mode {
             Some(mode) => self.change(|service| service.ip_mode(mode)),
             None => self,
         }
     }
 
-    fn with_external(mut self) -> Self {
-        let number = self.number;
-        let addresses = self.families.iter().map(|family| external(*family, number));
-        let addresses: Vec<IpAddr> = addresses.collect();
+    fn with_external(mut self, addresses: Vec<IpAddr>) -> Self {
         self = self.set("externalIPs", json!(addresses));
         for address in addresses {
             self = self.ask_all(Kind::External, address);

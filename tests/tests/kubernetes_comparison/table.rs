@@ -116,6 +116,7 @@ fn endpoints() -> Vec<Sketch> {
             Case::new("published-unready", &[("a", NotReady), ("b", NotReady)])
                 .set("publishNotReadyAddresses", json!(true)),
         ),
+        (Exposure::SecondNode, Case::new("second-node", ALL).curious()),
         (Exposure::NodePort, Case::new("scattered", ALL).scattered()),
         (Exposure::NodePort, Case::new("renamed", ALL).renamed()),
     ]

@@ -61,6 +61,15 @@ const TOOLS: &[(&str, Need)] = &[
             elsewhere: "install nftables",
         },
     ),
+    (
+        "iptables-legacy",
+        Need {
+            what: "`iptables-legacy`",
+            why: "a test makes what a kube-proxy of old leaves behind with it",
+            packages: &["iptables"],
+            elsewhere: "install the legacy variant of iptables",
+        },
+    ),
 ];
 
 /// What `cargo xtask vm` needs besides: no other verb installs it.

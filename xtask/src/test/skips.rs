@@ -47,6 +47,10 @@ const EXPECTED: &[Expected] = &[
     },
     // The kernel said so itself.
     Expected {
+        start: "no legacy iptables",
+        holds: || true,
+    },
+    Expected {
         start: "the kernel has no nftables",
         holds: || true,
     },

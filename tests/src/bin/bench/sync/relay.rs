@@ -191,8 +191,7 @@ async fn answers(
     shared: &Shared,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
-    // The line that is under way.
-    let mut line = Vec::new();
+    let mut lines = Lines::default();
     loop {
         let length = server.read(&mut buffer).await?;
         if length == 0 {
@@ -202,16 +201,41 @@ async fn answers(
         let written = Instant::now();
         agent.write_all(bytes).await?;
         if let Some(events) = &*lock(&shared.events) {
-            for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-                line.extend_from_slice(part);
-                if part.ends_with(b"\n") {
-                    if let Some(event) = event_of(&line) {
-                        // Nobody may be left who wants to know.
-                        let _ = events.send((event, written));
-                    }
-                    line.clear();
+            lines.take(bytes, |line| {
+                if let Some(event) = event_of(line) {
+                    // Nobody may be left who wants to know.
+                    let _ = events.send((event, written));
+                }
+            });
+        }
+    }
+}
+
+/// The lines of a chunked answer (RFC 9112 §7.1): a chunk may end, and the next one begin, in the middle of a line. What frames
+/// chunks ends with CR LF, lines of a watch with LF.
+#[derive(Default)]
+struct Lines {
+    line: Vec<u8>,
+    piece: Vec<u8>,
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.piece.extend_from_slice(part);
+            if !part.ends_with(b"\n") {
+                continue;
+            }
+            match self.piece.strip_suffix(b"\r\n") {
+                Some(size) if !size.is_empty() && size.iter().all(u8::is_ascii_hexdigit) => {}
+                Some(data) => self.line.extend_from_slice(data),
+                None => {
+                    self.line.extend_from_slice(&self.piece);
+                    each(&self.line);
+                    self.line.clear();
                 }
             }
+            self.piece.clear();
         }
     }
 }
@@ -231,6 +255,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_whole_wherever_chunks_end() {
+        let mut lines = Lines::default();
+        let mut seen = Vec::new();
+        for bytes in [&b"6\r\none\ntw\r\n"[..], b"3\r\no\n{\r", b"\na\r\n3}\n\r\n"] {
+            lines.take(bytes, |line| {
+                seen.push(String::from_utf8_lossy(line).into_owned())
+            });
+        }
+        assert_eq!(seen, ["one\n", "two\n", "{3}\n"]);
+    }
 
     #[test]
     fn events_and_requests_are_recognised() {
