@@ -262,7 +262,7 @@ mod tests {
         let mut seen = Vec::new();
         for bytes in [&b"6\r\none\ntw\r\n"[..], b"3\r\no\n{\r", b"\na\r\n3}\n\r\n"] {
             lines.take(bytes, |line| {
-                seen.push(String::from_utf8_lossy(line).into_owned())
+                seen.push(String::from_utf8_lossy(line).into_owned());
             });
         }
         assert_eq!(seen, ["one\n", "two\n", "{3}\n"]);
