@@ -79,7 +79,7 @@ pub use probe::{Answer, Probe};
 pub use removal::remove;
 pub use server::{Server, ServerApart};
 pub use source_dir::SourceDir;
-pub use spread::{Spread, spread, uniform_p_value};
+pub use spread::{Spread, assert_even, spread, uniform_p_value};
 pub use stream::{ConnectStream, StreamReport};
 pub use wait::{eventually, wait_for};
 pub use world::{World, WorldBuilder};

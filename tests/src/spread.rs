@@ -48,6 +48,11 @@ impl Spread {
         assert!(p > SIGNIFICANT, "not uniform (p = {p:.6}): {:?}", self.answers);
     }
 
+    /// Whether the counts are as uneven as chance makes them once in a thousand times.
+    fn looks_uneven(&self) -> bool {
+        uniform_p_value(self.answers.values().copied()) <= SIGNIFICANT
+    }
+
     /// The names of the backends that answered.
     pub fn backends(&self) -> Vec<&str> {
         self.answers.keys().map(String::as_str).collect()
@@ -76,6 +81,17 @@ pub fn spread(place: &Place, probe: Probe, to: SocketAddr, count: usize) -> Spre
         }
     }
     spread
+}
+
+/// Asks `count` times, and panics unless exactly these backends answered evenly. A spread that looks uneven, which one in a
+/// thousand does by chance, is looked at a second time.
+#[track_caller]
+pub fn assert_even(place: &Place, probe: Probe, to: SocketAddr, count: usize, backends: &[&str]) {
+    let mut seen = spread(place, probe, to, count);
+    if seen.looks_uneven() {
+        seen = spread(place, probe, to, count);
+    }
+    seen.assert_uniform(backends);
 }
 
 /// The probability that a uniform choice is at least as uneven as these counts.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use harness::manifest::Family;
 use harness::{
-    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually,
-    spread,
+    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, assert_even,
+    eventually, spread,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ const ALL: [&str; 3] = ["a", "b", "c"];
 const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
 
 fn assert_spread(place: &Place, probe: Probe, to: &str, count: usize) {
-    spread(place, probe, address(to), count).assert_uniform(&ALL);
+    assert_even(place, probe, address(to), count, &ALL);
 }
 
 fn ask(place: &Place, probe: Probe, to: &str) -> Answer {

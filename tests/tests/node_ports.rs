@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use harness::{
-    Agent, Answer, Client, Endpoint, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually, spread,
-    wait_for,
+    Agent, Answer, Client, Endpoint, NodeSpec, Place, Pod, Probe, Server, Service, World, assert_even,
+    eventually, wait_for,
 };
 use serde_json::json;
 
@@ -146,7 +146,7 @@ fn a_client_outside_reaches_pods_of_every_node_by_any_address_as_the_node() {
                     "{to} {probe:?}"
                 );
             }
-            spread(&town.outside, Probe::Tcp, to, 2_000).assert_uniform(&["a", "b"]);
+            assert_even(&town.outside, Probe::Tcp, to, 2_000, &["a", "b"]);
         }
     }
 }

@@ -207,9 +207,13 @@ mod tests {
             {"kind": "Node", "metadata": {"name": "d"}, "apiVersion": "v1"}], "kind": "List", "apiVersion": "v1"}"#;
         for text in [yaml, json] {
             let names = read(text).expect("good");
-            assert_eq!(names[..2], ["Service default/a", "Node d"], "{text}");
+            assert_eq!(
+                names[..3],
+                ["Service default/a", "Namespace c", "Node d"],
+                "{text}"
+            );
             assert!(
-                names[2].starts_with("line 1: items[1]: Deployment of apps/v1 is none"),
+                names[3].starts_with("line 1: items[1]: Deployment of apps/v1 is none"),
                 "{names:?}"
             );
         }
@@ -217,11 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_no_use_are_silent_and_unknown_ones_are_named() {
-        assert_eq!(
-            read("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"),
-            Ok(vec![])
-        );
+    fn unknown_kinds_are_named() {
         let warnings = read("\n\nkind: Serivce\napiVersion: v1\nmetadata: {name: a}\n").expect("not fatal");
         assert!(
             warnings[0].starts_with("line 3: Serivce of v1 is none of the kinds"),

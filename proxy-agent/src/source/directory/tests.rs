@@ -327,8 +327,11 @@ async fn a_large_file_is_read_by_its_differences() {
             .await
             .expect("in time")
             .expect("the source goes on");
-        let Change::Apply(object) = event.change else {
-            panic!("{:?}", event.change)
+        let object = match event.change {
+            // The first lists end with kinds that nothing waits for.
+            Change::End(_) => continue,
+            Change::Apply(object) => object,
+            other => panic!("{other:?}"),
         };
         assert!(
             ["s0", "s2999"].contains(&object.metadata().name.as_str()),
