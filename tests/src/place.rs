@@ -195,6 +195,15 @@ impl Place {
         command
     }
 
+    /// Runs `ip` inside with the words of a line, for what the harness has no call for.
+    #[track_caller]
+    pub fn run_ip(&self, line: &str) {
+        let output = self.command("ip").args(line.split(' ')).output();
+        let output = output.with_context(|| format!("running ip {line}")).or_panic();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: ip {line}: {error}", self.name());
+    }
+
     /// Runs a closure on a thread of this network namespace (not of the cgroup).
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.netns().enter(work).or_panic()

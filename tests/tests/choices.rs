@@ -27,11 +27,6 @@ fn web() -> Service {
         .tcp("http", 80, 8080)
 }
 
-fn ip(place: &Place, line: &str) {
-    let output = place.command("ip").args(line.split(' ')).output().expect("ip");
-    assert!(output.status.success(), "{}: ip {line}: {output:?}", place.name());
-}
-
 /// The names of those that answer.
 fn answering(place: &Place, to: SocketAddr, count: usize) -> io::Result<BTreeSet<String>> {
     let ask = |_| Ok(place.ask(Probe::Tcp, to)?.backend);
@@ -52,12 +47,11 @@ fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
     let mut agent = node.agent().start();
     agent.wait_ready(10 * SECOND);
     // One client that is a thousand, with addresses that the fabric leads to it.
-    ip(&outside, "route add local 198.18.0.0/22 dev lo");
+    outside.run_ip("route add local 198.18.0.0/22 dev lo");
     let via = outside.ip();
-    ip(
-        world.fabric(),
-        &format!("route add 198.18.0.0/22 via {via} dev outside"),
-    );
+    world
+        .fabric()
+        .run_ip(&format!("route add 198.18.0.0/22 via {via} dev outside"));
     let clients: Vec<IpAddr> = (0..1000_u16)
         .map(|number| Ipv4Addr::new(198, 18, (number >> 8) as u8, number as u8).into())
         .collect();

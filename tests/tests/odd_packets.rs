@@ -72,11 +72,6 @@ fn cluster_ips() -> [SocketAddr; 2] {
     ["10.96.0.10:80", "[fd00:96::10]:80"].map(|text| text.parse().expect("an address"))
 }
 
-fn ip(place: &Place, line: &str) {
-    let output = place.command("ip").args(line.split(' ')).output().expect("ip");
-    assert!(output.status.success(), "{}: ip {line}: {output:?}", place.name());
-}
-
 /// Sends many bytes and gets them all back.
 #[track_caller]
 fn exchange(place: &Place, to: SocketAddr) {
@@ -143,10 +138,9 @@ fn a_client_and_its_backend_learn_of_a_small_link_on_either_side_of_the_node() {
     let node = town.world.node(1);
     for prefix in town.world.node(2).pod_cidrs() {
         let via = town.world.node(2).address_like(prefix.addr());
-        ip(
-            node,
-            &format!("route replace {prefix} via {via} dev eth0 mtu lock {SMALL}"),
-        );
+        node.run_ip(&format!(
+            "route replace {prefix} via {via} dev eth0 mtu lock {SMALL}"
+        ));
     }
     for to in town.node_ports() {
         let capture = town.outside.packet_socket("eth0").expect("a capture");
@@ -167,10 +161,9 @@ fn a_backend_learns_of_a_small_link_before_the_client() {
     let town = Town::build(DEFAULTS);
     for address in town.outside.addresses() {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
-        ip(
-            town.world.fabric(),
-            &format!("route replace {address}/{prefix} dev outside mtu lock {SMALL}"),
-        );
+        town.world.fabric().run_ip(&format!(
+            "route replace {address}/{prefix} dev outside mtu lock {SMALL}"
+        ));
     }
     for to in town.node_ports() {
         let capture = town.backend.packet_socket("eth0").expect("a capture");
