@@ -13,7 +13,7 @@ mod sync;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 
 use figures::Figures;
@@ -78,13 +78,21 @@ fn run(arguments: &Arguments) -> Result<()> {
     let effort = Effort {
         quick: arguments.quick,
     };
+    let mut failed = Vec::new();
     for quantity in wanted {
         eprintln!("… {}", quantity.name);
-        (quantity.measure)(&mut figures, &effort).with_context(|| format!("measuring {}", quantity.name))?;
+        if let Err(error) = (quantity.measure)(&mut figures, &effort) {
+            eprintln!("error: measuring {}: {error:#}", quantity.name);
+            failed.push(quantity.name);
+        }
     }
+    // Also what was measured before something failed.
     print!("{}", figures.table());
     if let Some(path) = &arguments.json {
         figures.write(path, &machine)?;
+    }
+    if !failed.is_empty() {
+        bail!("not everything could be measured: {}", failed.join(", "));
     }
     Ok(())
 }
