@@ -2,12 +2,17 @@
 //!
 //! Tables and chains are made by the messages that `nft` would send, in a namespace that is gone with the test's thread.
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 
 use millrace::network::leftovers::kube_proxy;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+use skip::note_skip;
 
 const NFTABLES: u16 = 10 << 8;
 const NEW_TABLE: u16 = NFTABLES;
@@ -143,19 +148,4 @@ fn chains_of_the_legacy_iptables_are_found_too() {
     if legacy("ip6tables-legacy", "-t filter -N KUBE-SERVICES") {
         assert_eq!(found().len(), 2);
     }
-}
-
-fn note_skip(reason: &str) {
-    use std::io::Write as _;
-    let Some(path) = std::env::var_os("MILLRACE_SKIPS") else {
-        return;
-    };
-    let test = "what_kube_proxy_leaves_is_found_with_the_command_that_removes_it";
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    writeln!(
-        file.expect("the file of skips"),
-        "{}",
-        serde_json::json!({ "test": test, "reason": reason })
-    )
-    .expect("noting a skip");
 }

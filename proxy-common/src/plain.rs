@@ -80,6 +80,10 @@ plain!(
     crate::maps::FragmentKey,
     crate::maps::FragmentPorts,
     crate::maps::SourceRangeKey,
+    crate::maps::Pod,
+    crate::maps::PodLink,
+    crate::maps::HostPortKey,
+    crate::maps::HostPort,
 );
 
 plain_only!(

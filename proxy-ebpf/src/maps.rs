@@ -9,7 +9,8 @@ use proxy_common::Ip;
 use proxy_common::decide::Work;
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Connected, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Reason, Refusals, Slot, SocketKey, SocketPeer, TraceCell,
+    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, Refusals, Slot, SocketKey,
+    SocketPeer, TraceCell,
 };
 
 #[map]
@@ -48,6 +49,18 @@ pub static SOCKET_PEERS: LruHashMap<SocketKey, SocketPeer> = LruHashMap::with_ma
 
 #[map]
 pub static POD_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static PODS: HashMap<Ip, Pod> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static POD_LINKS: HashMap<u32, PodLink> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static HOST_PORTS: HashMap<HostPortKey, HostPort> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static IN_USE: Array<u32> = Array::with_max_entries(InUse::COUNT, 0);
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);

@@ -9,7 +9,7 @@ use proxy_common::decide::Work;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FlowState, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, Reason, Slot, SocketKey, SocketPeer,
+    FragmentPorts, Frontend, FrontendKey, RangeFlags, Reason, Slot, SocketKey, SocketPeer,
 };
 use proxy_common::{Ip, Tables};
 
@@ -80,7 +80,9 @@ impl Tables for Live {
 
     #[inline(always)]
     fn is_pod(&self, address: &Ip) -> bool {
-        POD_RANGES.get(Key::new(128, *address)).is_some()
+        POD_RANGES
+            .get(Key::new(128, *address))
+            .is_some_and(|flags| RangeFlags(*flags).has(RangeFlags::PODS))
     }
 
     #[inline(always)]

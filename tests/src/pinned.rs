@@ -101,7 +101,9 @@ impl Node {
                 "FLOWS" | "SOCKET_PEERS" | "NEW_FLOWS" | "AFFINITY" => Map::LruHashMap(data),
                 "CONFIG" | "TRACE" | "SLOTS" | "BACKENDS" => Map::Array(data),
                 "COUNTERS" => Map::PerCpuArray(data),
-                "FRONTENDS" | "ADDRESSES" | "POD_NETNS" => Map::HashMap(data),
+                "FRONTENDS" | "ADDRESSES" | "POD_NETNS" | "PODS" | "POD_LINKS" | "HOST_PORTS" => {
+                    Map::HashMap(data)
+                }
                 _ => bail!("its type is not known here"),
             })
         };

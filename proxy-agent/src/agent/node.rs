@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeKey};
+use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey};
 
 use super::cgroup_root;
 use super::ranges::{
@@ -356,7 +356,7 @@ impl NodeSide {
             failed = datapath.pod_ranges.remove(key).err().or(failed);
         }
         for key in wanted.difference(&self.pod_ranges) {
-            failed = datapath.pod_ranges.set(key, &1).err().or(failed);
+            failed = datapath.pod_ranges.set(key, &RangeFlags::PODS).err().or(failed);
         }
         match failed {
             None => self.pod_ranges = wanted,

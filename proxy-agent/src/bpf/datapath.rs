@@ -9,8 +9,8 @@ use std::path::Path;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::maps::{
-    Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, RangeKey, Reason,
-    Slot, SocketKey, SocketPeer, SourceRangeKey, TraceCell,
+    Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, HostPort,
+    HostPortKey, Pod, PodLink, RangeKey, Reason, Slot, SocketKey, SocketPeer, SourceRangeKey, TraceCell,
 };
 use proxy_common::{Ip, LAYOUT_VERSION};
 
@@ -52,6 +52,12 @@ pub struct Datapath {
     pub socket_peers: HashTable<SocketKey, SocketPeer>,
     /// `POD_NETNS`.
     pub pod_netns: HashTable<u64, u32>,
+    /// `PODS`.
+    pub pods: HashTable<Ip, Pod>,
+    /// `POD_LINKS`.
+    pub pod_links: HashTable<u32, PodLink>,
+    /// `HOST_PORTS`.
+    pub host_ports: HashTable<HostPortKey, HostPort>,
     /// `CONFIG`.
     pub config: MappedArray<Config>,
     /// `TRACE`.
@@ -119,6 +125,9 @@ impl Datapath {
             source_ranges: table(&dir, "SOURCE_RANGES")?,
             socket_peers: table(&dir, "SOCKET_PEERS")?,
             pod_netns: table(&dir, "POD_NETNS")?,
+            pods: table(&dir, "PODS")?,
+            pod_links: table(&dir, "POD_LINKS")?,
+            host_ports: table(&dir, "HOST_PORTS")?,
             config: array(&dir, "CONFIG")?,
             trace: array(&dir, "TRACE")?,
             counters: open(&dir, "COUNTERS")?,

@@ -22,7 +22,7 @@ use super::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace-ebpf"));
 
 /// Maps whose size the agent sets; the others have a fixed one.
-pub const SIZED_MAPS: [&str; 9] = [
+pub const SIZED_MAPS: [&str; 11] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
@@ -32,10 +32,12 @@ pub const SIZED_MAPS: [&str; 9] = [
     "AFFINITY",
     "SOCKET_PEERS",
     "POD_NETNS",
+    "PODS",
+    "POD_LINKS",
 ];
 
 /// All maps that are pinned.
-pub const MAPS: [&str; 18] = [
+pub const MAPS: [&str; 22] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
@@ -47,6 +49,10 @@ pub const MAPS: [&str; 18] = [
     "SOURCE_RANGES",
     "SOCKET_PEERS",
     "POD_NETNS",
+    "PODS",
+    "POD_LINKS",
+    "HOST_PORTS",
+    "IN_USE",
     "POD_RANGES",
     "CONFIG",
     "TRACE",
@@ -77,10 +83,11 @@ pub const PROGRAMS: [&str; 16] = [
 ];
 
 /// Maps of a fixed size; the tries take memory only for what is in them.
-const FIXED_MAPS: [(&str, u32); 3] = [
+const FIXED_MAPS: [(&str, u32); 4] = [
     ("POD_RANGES", 65_536),
     ("SOURCE_RANGES", 1 << 20),
     ("FRAGMENTS", 8192),
+    ("HOST_PORTS", 65_536),
 ];
 
 /// Capacities of the maps whose size the agent sets.
@@ -100,13 +107,13 @@ pub struct MapSizes {
     pub affinity: u32,
     /// `SOCKET_PEERS`.
     pub socket_peers: u32,
-    /// `POD_NETNS`.
+    /// `POD_NETNS` and `POD_LINKS`; `PODS` has twice as many.
     pub pod_netns: u32,
 }
 
 impl MapSizes {
     /// The sizes by map name.
-    pub fn by_name(&self) -> [(&'static str, u32); 9] {
+    pub fn by_name(&self) -> [(&'static str, u32); 11] {
         let sizes = [
             self.frontends,
             self.slots,
@@ -116,6 +123,9 @@ impl MapSizes {
             self.flows / 2,
             self.affinity,
             self.socket_peers,
+            self.pod_netns,
+            // Two families.
+            self.pod_netns.saturating_mul(2),
             self.pod_netns,
         ];
         std::array::from_fn(|index| (SIZED_MAPS[index], sizes[index].max(1)))

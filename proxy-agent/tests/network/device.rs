@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn our_device_is_made_once_and_then_left_alone() {
-    in_namespace("our_device_is_made_once_and_then_left_alone", || async {
+    in_namespace(|| async {
         add_uplink();
         std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1").expect("strict filtering");
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
@@ -62,7 +62,7 @@ fn our_device_is_made_once_and_then_left_alone() {
 
 #[test]
 fn an_interface_with_our_name_is_not_touched() {
-    in_namespace("an_interface_with_our_name_is_not_touched", || async {
+    in_namespace(|| async {
         ip("link add millrace0 type veth peer name other0");
         let before = ip("-o link show");
         let mut device = HostDevice::new(Netlink::open().expect("a socket"));
@@ -75,58 +75,55 @@ fn an_interface_with_our_name_is_not_touched() {
 
 #[test]
 fn routes_follow_what_is_wanted_and_nothing_is_written_twice() {
-    in_namespace(
-        "routes_follow_what_is_wanted_and_nothing_is_written_twice",
-        || async {
-            add_uplink();
-            let mut device = HostDevice::new(Netlink::open().expect("a socket"));
-            device.ensure(1400).await.expect("made");
-            assert_eq!(device.sync_routes(wanted()).await.expect("set"), []);
-            let expected = [
-                "10.96.0.0/12 dev millrace0 scope link src 192.0.2.1",
-                "203.0.113.9 dev millrace0 scope link src 192.0.2.1",
-                "2001:db8:f::9 dev millrace0 src 2001:db8::1 metric 1024 pref medium",
-                "fd00:96::/112 dev millrace0 src 2001:db8::1 metric 1024 pref medium",
-            ];
-            assert_eq!(our_routes(), expected);
+    in_namespace(|| async {
+        add_uplink();
+        let mut device = HostDevice::new(Netlink::open().expect("a socket"));
+        device.ensure(1400).await.expect("made");
+        assert_eq!(device.sync_routes(wanted()).await.expect("set"), []);
+        let expected = [
+            "10.96.0.0/12 dev millrace0 scope link src 192.0.2.1",
+            "203.0.113.9 dev millrace0 scope link src 192.0.2.1",
+            "2001:db8:f::9 dev millrace0 src 2001:db8::1 metric 1024 pref medium",
+            "fd00:96::/112 dev millrace0 src 2001:db8::1 metric 1024 pref medium",
+        ];
+        assert_eq!(our_routes(), expected);
 
-            let mut restarted = HostDevice::new(Netlink::open().expect("a socket"));
-            restarted.ensure(1400).await.expect("adopted");
-            assert_eq!(restarted.sync_routes(wanted()).await.expect("read"), []);
-            assert_eq!(restarted.writes(), 0);
+        let mut restarted = HostDevice::new(Netlink::open().expect("a socket"));
+        restarted.ensure(1400).await.expect("adopted");
+        assert_eq!(restarted.sync_routes(wanted()).await.expect("read"), []);
+        assert_eq!(restarted.writes(), 0);
 
-            // Another primary address, one range and one address less.
-            let mut other = HostRoutes {
-                node: node("192.0.2.2"),
-                ..wanted()
-            };
-            other.service_cidrs.pop();
-            other.virtual_addresses = [address("2001:db8:f::9")].into();
-            assert_eq!(restarted.sync_routes(other.clone()).await.expect("set"), []);
-            assert_eq!(
-                our_routes(),
-                [
-                    expected[0].replace("192.0.2.1", "192.0.2.2").as_str(),
-                    expected[2]
-                ]
-            );
-            assert_eq!(restarted.writes(), 3);
+        // Another primary address, one range and one address less.
+        let mut other = HostRoutes {
+            node: node("192.0.2.2"),
+            ..wanted()
+        };
+        other.service_cidrs.pop();
+        other.virtual_addresses = [address("2001:db8:f::9")].into();
+        assert_eq!(restarted.sync_routes(other.clone()).await.expect("set"), []);
+        assert_eq!(
+            our_routes(),
+            [
+                expected[0].replace("192.0.2.1", "192.0.2.2").as_str(),
+                expected[2]
+            ]
+        );
+        assert_eq!(restarted.writes(), 3);
 
-            // The kernel takes the routes with their source address and with the device's state.
-            ip("addr del 192.0.2.2/24 dev uplink0");
-            ip("link set millrace0 down");
-            assert_eq!(our_routes(), [""; 0]);
-            ip("addr add 192.0.2.2/24 dev uplink0");
-            restarted.ensure(1400).await.expect("up again");
-            assert_eq!(restarted.sync_routes(other).await.expect("set"), []);
-            assert_eq!(our_routes().len(), 2);
-        },
-    );
+        // The kernel takes the routes with their source address and with the device's state.
+        ip("addr del 192.0.2.2/24 dev uplink0");
+        ip("link set millrace0 down");
+        assert_eq!(our_routes(), [""; 0]);
+        ip("addr add 192.0.2.2/24 dev uplink0");
+        restarted.ensure(1400).await.expect("up again");
+        assert_eq!(restarted.sync_routes(other).await.expect("set"), []);
+        assert_eq!(our_routes().len(), 2);
+    });
 }
 
 #[test]
 fn foreign_routes_stay_and_are_reported() {
-    in_namespace("foreign_routes_stay_and_are_reported", || async {
+    in_namespace(|| async {
         add_uplink();
         ip("route add 10.96.0.0/12 via 192.0.2.254 metric 50");
         ip("route add blackhole fd00:96::/112");
@@ -171,40 +168,37 @@ fn foreign_routes_stay_and_are_reported() {
 
 #[test]
 fn packets_to_virtual_addresses_leave_by_our_device_and_end_at_its_peer() {
-    in_namespace(
-        "packets_to_virtual_addresses_leave_by_our_device_and_end_at_its_peer",
-        || async {
-            add_uplink();
-            for setting in [
-                "ipv4/ip_forward",
-                "ipv6/conf/all/forwarding",
-                "ipv4/conf/all/rp_filter",
-            ] {
-                std::fs::write(format!("/proc/sys/net/{setting}"), "1").expect("a setting");
+    in_namespace(|| async {
+        add_uplink();
+        for setting in [
+            "ipv4/ip_forward",
+            "ipv6/conf/all/forwarding",
+            "ipv4/conf/all/rp_filter",
+        ] {
+            std::fs::write(format!("/proc/sys/net/{setting}"), "1").expect("a setting");
+        }
+        let mut device = HostDevice::new(Netlink::open().expect("a socket"));
+        device.ensure(1400).await.expect("made");
+        device.sync_routes(wanted()).await.expect("set");
+        for (to, from) in [("10.96.7.7:53", "192.0.2.1"), ("[fd00:96::7]:53", "2001:db8::1")] {
+            let before = (sent_by("millrace0"), sent_by("millrace1"));
+            let any = if from.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = UdpSocket::bind(any).expect("a socket");
+            socket.connect(to).expect("a route");
+            assert_eq!(socket.local_addr().expect("bound").ip(), address(from));
+            for _ in 0..5 {
+                socket
+                    .send(b"?")
+                    .expect("no neighbour to wait for, and nobody who refuses");
             }
-            let mut device = HostDevice::new(Netlink::open().expect("a socket"));
-            device.ensure(1400).await.expect("made");
-            device.sync_routes(wanted()).await.expect("set");
-            for (to, from) in [("10.96.7.7:53", "192.0.2.1"), ("[fd00:96::7]:53", "2001:db8::1")] {
-                let before = (sent_by("millrace0"), sent_by("millrace1"));
-                let any = if from.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
-                let socket = UdpSocket::bind(any).expect("a socket");
-                socket.connect(to).expect("a route");
-                assert_eq!(socket.local_addr().expect("bound").ip(), address(from));
-                for _ in 0..5 {
-                    socket
-                        .send(b"?")
-                        .expect("no neighbour to wait for, and nobody who refuses");
-                }
-                // Exactly these five: no solicitation, no report, no echo from the other end.
-                let after = (sent_by("millrace0"), sent_by("millrace1"));
-                assert_eq!(after, (before.0 + 5, before.1), "{to}");
-            }
-            assert_eq!(
-                (sent_by("millrace0"), sent_by("millrace1")),
-                (10, 0),
-                "it says nothing of its own accord"
-            );
-        },
-    );
+            // Exactly these five: no solicitation, no report, no echo from the other end.
+            let after = (sent_by("millrace0"), sent_by("millrace1"));
+            assert_eq!(after, (before.0 + 5, before.1), "{to}");
+        }
+        assert_eq!(
+            (sent_by("millrace0"), sent_by("millrace1")),
+            (10, 0),
+            "it says nothing of its own accord"
+        );
+    });
 }

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn links_addresses_and_default_routes_are_followed() {
-    in_namespace("links_addresses_and_default_routes_are_followed", || async {
+    in_namespace(|| async {
         let mut monitor = Monitor::start(Netlink::open().expect("a socket"))
             .await
             .expect("following");
@@ -86,7 +86,7 @@ fn links_addresses_and_default_routes_are_followed() {
 
 #[test]
 fn lost_messages_are_made_up_for() {
-    in_namespace("lost_messages_are_made_up_for", || async {
+    in_namespace(|| async {
         let mut monitor = Monitor::start(Netlink::open().expect("a socket"))
             .await
             .expect("following");

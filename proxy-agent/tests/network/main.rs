@@ -5,6 +5,8 @@
 mod device;
 mod following;
 mod namespaces;
+#[path = "../support/skip.rs"]
+mod skip;
 
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -20,10 +22,12 @@ use millrace::network::{
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use skip::note_skip;
+
 /// Runs a test in namespaces of its own, or notes why it cannot.
-fn in_namespace<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
+fn in_namespace<F: Future<Output = ()>>(body: impl FnOnce() -> F) {
     if !nix::unistd::geteuid().is_root() {
-        return note_skip(test, "needs root");
+        return note_skip("needs root");
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("new namespaces");
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -41,25 +45,11 @@ fn in_namespace<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
 }
 
 /// Runs a test in namespaces of its own whose cookies a socket tells; before Linux 5.14 only a witness does.
-fn in_namespace_with_cookie<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
+fn in_namespace_with_cookie<F: Future<Output = ()>>(body: impl FnOnce() -> F) {
     match own_netns_cookie(None) {
-        Ok(_) => in_namespace(test, body),
-        Err(error) => note_skip(test, &format!("no SO_NETNS_COOKIE: {error}")),
+        Ok(_) => in_namespace(body),
+        Err(error) => note_skip(&format!("no SO_NETNS_COOKIE: {error}")),
     }
-}
-
-fn note_skip(test: &str, reason: &str) {
-    use std::io::Write as _;
-    let Some(path) = std::env::var_os("MILLRACE_SKIPS") else {
-        return;
-    };
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    writeln!(
-        file.expect("the file of skips"),
-        "{}",
-        serde_json::json!({ "test": test, "reason": reason })
-    )
-    .expect("noting a skip");
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {

@@ -4,29 +4,26 @@ use super::*;
 
 #[test]
 fn a_namespace_tells_its_cookie_to_one_who_enters_and_to_one_who_asks() {
-    in_namespace_with_cookie(
-        "a_namespace_tells_its_cookie_to_one_who_enters_and_to_one_who_asks",
-        || async {
-            let pods = [Namespace::new(), Namespace::new()];
-            let files = || {
-                pods.iter()
-                    .map(|pod| std::fs::File::open(&pod.file).expect("the namespace"))
-                    .collect()
-            };
-            let own = own_netns_cookie(None).expect("a cookie");
-            let entered = cookies_by_entering(files(), None).expect("entered");
-            assert_eq!(cookies_of(files(), None).expect("asked"), entered);
-            assert_eq!(
-                entered,
-                [cookie_inside(&pods[0].file), cookie_inside(&pods[1].file)]
-            );
-            assert_eq!(
-                own_netns_cookie(None).expect("a cookie"),
-                own,
-                "this thread has not moved"
-            );
-        },
-    );
+    in_namespace_with_cookie(|| async {
+        let pods = [Namespace::new(), Namespace::new()];
+        let files = || {
+            pods.iter()
+                .map(|pod| std::fs::File::open(&pod.file).expect("the namespace"))
+                .collect()
+        };
+        let own = own_netns_cookie(None).expect("a cookie");
+        let entered = cookies_by_entering(files(), None).expect("entered");
+        assert_eq!(cookies_of(files(), None).expect("asked"), entered);
+        assert_eq!(
+            entered,
+            [cookie_inside(&pods[0].file), cookie_inside(&pods[1].file)]
+        );
+        assert_eq!(
+            own_netns_cookie(None).expect("a cookie"),
+            own,
+            "this thread has not moved"
+        );
+    });
 }
 
 /// The cookie as a process in the namespace sees it.
@@ -41,7 +38,7 @@ fn cookie_inside(file: &Path) -> u64 {
 
 #[test]
 fn pods_are_found_before_and_after_their_interface() {
-    in_namespace_with_cookie("pods_are_found_before_and_after_their_interface", || async {
+    in_namespace_with_cookie(|| async {
         let directory = tempfile::tempdir().expect("a directory");
         let directory = directory.path();
         let netlink = Netlink::open().expect("a socket");

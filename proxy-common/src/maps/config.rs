@@ -24,6 +24,10 @@ impl ConfigFlags {
     pub const PROTECT_NODE_PORTS: u32 = 16;
     /// Some virtual addresses lie outside of all service ranges.
     pub const STRAY_ADDRESSES: u32 = 32;
+    /// What pods of this node send to the world outside carries the node's address.
+    pub const MASQUERADE_PODS: u32 = 64;
+    /// Packets between pods of this node go from one to the other without the node's stack.
+    pub const REDIRECT_TO_PODS: u32 = 128;
 }
 
 /// What a flow is, as far as it matters for how long it is remembered: an index into [`Config::lifetimes`].
@@ -80,13 +84,17 @@ pub struct Config {
     pub node_v4: Ip,
     /// The node's own IPv6 address for masquerading.
     pub node_v6: Ip,
+    /// The node's IPv4 address within the tunnel, for what is masqueraded and goes there; unspecified without a tunnel.
+    pub tunnel_v4: Ip,
+    /// The same for IPv6.
+    pub tunnel_v6: Ip,
     /// Service ranges: network addresses.
     pub service_range: [Ip; MAX_SERVICE_RANGES],
     /// Service ranges: masks; an unspecified mask ends the list.
     pub service_mask: [Ip; MAX_SERVICE_RANGES],
 }
 
-const _: () = assert!(size_of::<Config>() == 224);
+const _: () = assert!(size_of::<Config>() == 256);
 
 impl Config {
     /// Whether `address` lies in a service range.
@@ -159,6 +167,25 @@ pub struct RangeKey {
 }
 
 const _: () = assert!(size_of::<RangeKey>() == 20);
+
+/// Bits of the value of `POD_RANGES`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RangeFlags(pub u32);
+
+impl RangeFlags {
+    /// Addresses of pods.
+    pub const PODS: u32 = 1;
+    /// What pods send there keeps their address, though no pods need be there.
+    pub const NO_MASQUERADE: u32 = 2;
+    /// Packets to there go through the tunnel.
+    pub const TUNNEL: u32 = 4;
+
+    /// Whether a flag is set.
+    #[inline(always)]
+    pub const fn has(self, flag: u32) -> bool {
+        self.0 & flag != 0
+    }
+}
 
 /// Value of `TRACE`: the nonce of the dry run under way, or zero.
 ///

@@ -6,7 +6,7 @@
 //! | `SLOTS` | index → [`Slot`] (mmapped) | agent | the same |
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
-//! | `POD_RANGES` | LPM of [`RangeKey`] → `u32` | agent | packet programs, new flows of outside clients only |
+//! | `POD_RANGES` | LPM of [`RangeKey`] → [`RangeFlags`] | agent | packet programs, new flows from or to outside only |
 //! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU): flows that both sides have confirmed | packet programs | packet programs |
 //! | `NEW_FLOWS` | the same: flows that begin, and those that ended | packet programs | packet programs |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
@@ -15,6 +15,10 @@
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
 //! | `POD_NETNS` | network namespace cookie → `u32` | agent | socket hooks |
+//! | `PODS` | [`crate::Ip`] → [`Pod`] | millrace-cni | packet programs |
+//! | `POD_LINKS` | interface → [`PodLink`] | millrace-cni | packet programs |
+//! | `HOST_PORTS` | [`HostPortKey`] → [`HostPort`] | millrace-cni | packet programs, socket hooks |
+//! | `IN_USE` | [`InUse`] → `u32` | millrace-cni | packet programs, socket hooks |
 //! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, two fields by packet programs | packet programs, socket hooks |
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
 //! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
@@ -27,16 +31,20 @@ mod config;
 mod flow;
 mod fragment;
 mod frontend;
+mod pod;
 mod reason;
 mod socket;
 mod source_range;
 
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
-pub use config::{AddressFlags, Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeKey, TraceCell};
+pub use config::{
+    AddressFlags, Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey, TraceCell,
+};
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Scope, Slot, SlotRange};
+pub use pod::{HostPort, HostPortKey, InUse, Pod, PodFlags, PodLink, PodLinkFlags};
 pub use reason::{Counter, Reason, Refusals};
 pub use socket::{Connected, Direction, SocketKey, SocketPeer};
 pub use source_range::SourceRangeKey;

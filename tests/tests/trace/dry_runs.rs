@@ -29,7 +29,7 @@ fn nothing_is_left_behind() {
                     node.table::<24, 16>("AFFINITY"),
                 ),
                 node.table::<32, 28>("SOCKET_PEERS"),
-                node.element::<224>("CONFIG"),
+                node.element::<256>("CONFIG"),
                 // Beyond the fourth they count what services had to do with.
                 node.counters().split_off(4),
             )

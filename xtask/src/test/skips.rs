@@ -51,6 +51,10 @@ const EXPECTED: &[Expected] = &[
         holds: || true,
     },
     Expected {
+        start: "no SO_NETNS_COOKIE",
+        holds: || true,
+    },
+    Expected {
         start: "the kernel has no nftables",
         holds: || true,
     },
