@@ -1,4 +1,4 @@
-//! What follows from the names of container and interface alone: the name of the node's side and both Ethernet addresses.
+//! What follows from the names of container and interface alone: the names on the node and both Ethernet addresses.
 //!
 //! So a repeated ADD gives the same result, and DEL finds everything without having been told. The names are hashed with
 //! fixed keys, which makes them part of the interface between versions.
@@ -11,6 +11,8 @@ use crate::config::Attachment;
 
 /// How the names of interfaces on the node's side begin.
 pub const PREFIX: &str = "mr";
+/// How the names of devices begin that limit what pods send; the rest is that of the interface.
+pub const LIMITER_PREFIX: &str = "ml";
 
 fn hash(what: u64, attachment: &Attachment) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(0x6d69_6c6c_7261_6365, what);
@@ -24,6 +26,11 @@ fn hash(what: u64, attachment: &Attachment) -> u64 {
 pub fn host_interface(attachment: &Attachment) -> String {
     // 48 bits: among ten thousand pods two names collide once in 5 million nodes.
     format!("{PREFIX}{:012x}", hash(0, attachment) >> 16)
+}
+
+/// The name of the device that limits what the pod sends.
+pub fn limiter(attachment: &Attachment) -> String {
+    format!("{LIMITER_PREFIX}{:012x}", hash(0, attachment) >> 16)
 }
 
 /// The Ethernet address of the pod's side, unless another is asked for.
@@ -61,6 +68,7 @@ mod tests {
         let eth0 = attachment("c1", "eth0");
         assert_eq!(host_interface(&eth0).len(), 14);
         assert_eq!(host_interface(&eth0), "mrf874111cf6a8");
+        assert_eq!(limiter(&eth0), "mlf874111cf6a8");
         assert_ne!(host_interface(&eth0), host_interface(&attachment("c1", "eth1")));
         assert_ne!(host_interface(&eth0), host_interface(&attachment("c1e", "th0")));
         for mac in [pod_mac(&eth0), host_mac(&eth0)] {

@@ -169,15 +169,13 @@ fn what_add_cannot_do_it_refuses_without_a_trace() {
         assert_eq!(refused(&missing, json!({})), 3);
         assert_eq!(refused(&file, json!({})), 4);
         assert_eq!(refused(Path::new("/proc/thread-self/ns/net"), json!({})), 4);
-        let ports = json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}});
-        assert_eq!(refused(&pod, ports), 2);
-        assert_eq!(
-            refused(
-                &pod,
-                json!({"runtimeConfig": {"bandwidth": {"egressRate": 5000}}})
-            ),
-            2
-        );
+        let ports = json!({"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 0}]}});
+        assert_eq!(refused(&pod, ports), 7);
+        let one_family = json!({
+            "ipam": {"dataDir": world.data_dir, "ranges": [[{"subnet": "10.244.1.0/24"}]]},
+            "runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "2001:db8::1"}]},
+        });
+        assert_eq!(refused(&pod, one_family), 7);
         assert_eq!(
             refused(&pod, json!({"runtimeConfig": {"ips": ["10.9.9.9"]}})),
             102

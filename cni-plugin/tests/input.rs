@@ -34,8 +34,11 @@ impl Random {
 type Variables = BTreeMap<&'static str, Vec<u8>>;
 
 fn full_config(world: &World) -> Value {
+    let mut config = world.config();
+    config["ipam"]["type"] = json!("host-local");
+    config["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0", "mtu": 1400}]);
     support::with(
-        world.config(),
+        config,
         &json!({
             "stateDir": "/nonexistent/state",
             "args": {"cni": {"ips": ["10.244.1.9"]}},

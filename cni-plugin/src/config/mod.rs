@@ -5,11 +5,13 @@
 
 pub mod args;
 pub mod environment;
+pub mod host_port;
 pub mod network;
 pub mod requests;
 pub mod runtime;
 
 pub use args::Args;
 pub use environment::{Attachment, Command, Environment};
+pub use host_port::HostPort;
 pub use network::NetworkConfig;
 pub use requests::Requests;

@@ -1,4 +1,4 @@
-//! Giving addresses to an attachment and taking them back.
+//! Giving addresses to an attachment, and finding them again.
 //!
 //! An attachment gets one address of each set of ranges: the one it asked for, or the next one that is free after the last
 //! that was given, so that an address rests for as long as possible before somebody else has it.
@@ -121,30 +121,21 @@ fn lease_all(
     Ok(())
 }
 
-/// Frees what an attachment has; `host_interface` is the name of its note. Nothing to free is no error.
-pub fn release(
+/// The addresses that are leased to an attachment; `noted` is its note, which says where to look.
+pub fn leased(
     store: &Store,
     attachment: &Attachment,
-    host_interface: &str,
+    noted: Option<&Note>,
 ) -> Result<Vec<IpAddr>, IpamError> {
-    let locked = store.lock()?;
-    let noted = store
-        .note(host_interface)?
-        .filter(|note| note.attachment() == *attachment);
-    let leases = match &noted {
+    let leases: Vec<Lease> = match noted {
         Some(note) => {
             let leases: Result<Vec<_>, _> = note.addresses.iter().map(|ip| store.lease(*ip)).collect();
             leases?.into_iter().flatten().collect()
         }
         None => store.leases()?,
     };
-    let mut freed = Vec::new();
-    for lease in leases.iter().filter(|lease| lease.is_of(attachment)) {
-        locked.remove_lease(lease.address)?;
-        freed.push(lease.address);
-    }
-    locked.remove_note(host_interface)?;
-    Ok(freed)
+    let own = leases.iter().filter(|lease| lease.is_of(attachment));
+    Ok(own.map(|lease| lease.address).collect())
 }
 
 /// How many addresses of a set are free, counted up to `enough`.
@@ -191,8 +182,16 @@ mod tests {
     }
 
     fn free(store: &Store, container: &str) -> Vec<IpAddr> {
-        let note = note(container);
-        release(store, &note.attachment(), &note.host_interface).unwrap()
+        let attachment = note(container).attachment();
+        let name = crate::attachment::host_interface(&attachment);
+        let noted = store.note(&name).unwrap();
+        let freed = leased(store, &attachment, noted.as_ref()).unwrap();
+        let locked = store.lock().unwrap();
+        for address in &freed {
+            locked.remove_lease(*address).unwrap();
+        }
+        locked.remove_note(&name).unwrap();
+        freed
     }
 
     #[test]

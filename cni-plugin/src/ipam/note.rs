@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::boot::Moment;
-use crate::config::Attachment;
+use crate::config::{Attachment, HostPort};
 
 /// A note on one attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,12 @@ pub struct Note {
     /// Bits per second towards the pod, if they are limited.
     #[serde(default)]
     pub ingress_rate: Option<u64>,
+    /// Bits per second from the pod, if they are limited.
+    #[serde(default)]
+    pub egress_rate: Option<u64>,
+    /// Ports of the node that lead to the pod.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
     /// The pod's namespace in Kubernetes, where the runtime told it.
     #[serde(default)]
     pub pod_namespace: Option<String>,
@@ -61,6 +67,14 @@ impl Note {
         Attachment {
             container_id: self.container_id.clone(),
             if_name: self.if_name.clone(),
+        }
+    }
+
+    /// The pod, for people: by its name in Kubernetes, where that is known.
+    pub fn holder(&self) -> String {
+        match (&self.pod_namespace, &self.pod_name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            _ => format!("container {}", self.container_id),
         }
     }
 
@@ -83,6 +97,8 @@ impl Note {
             mac: String::new(),
             mtu: 0,
             ingress_rate: None,
+            egress_rate: None,
+            host_ports: Vec::new(),
             pod_namespace: None,
             pod_name: None,
         }

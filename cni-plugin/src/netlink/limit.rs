@@ -1,4 +1,5 @@
-//! The limit of what a pod receives: a token bucket (tc-tbf(8)) on the node's side of its cable.
+//! A limit of what leaves by an interface, which is a token bucket (tc-tbf(8)): what a pod receives leaves by the node's side
+//! of its cable, and what it sends by its [limiter](super::limiter).
 //!
 //! What is queued waits, and what waits is latency. So the queue holds what the rate carries in a few hundredths of a second
 //! and no more, which TCP needs to keep a link busy if nothing marks its packets; and the bucket holds less: runtimes ask for
@@ -63,7 +64,7 @@ impl Bucket {
     }
 }
 
-/// Limits what leaves by an interface.
+/// Limits what leaves by an interface, or changes the limit.
 pub fn limit(interface: u32, limit: Limit, mtu: u32) -> Request {
     let bucket = Bucket::new(limit, mtu);
     let mut message = TcMessage::with_index(interface.cast_signed());
@@ -78,12 +79,24 @@ pub fn limit(interface: u32, limit: Limit, mtu: u32) -> Request {
             option(TCA_TBF_RATE64, bucket.rate.to_ne_bytes().to_vec()),
         ]),
     ];
-    Request::make(
+    Request::replace(
         format!(
             "limiting interface {interface} to {} bit/s by a token bucket",
             limit.rate
         ),
         RouteNetlinkMessage::NewQueueDiscipline(message),
+    )
+}
+
+/// Lets everything leave by an interface again.
+pub fn unlimit(interface: u32) -> Request {
+    let mut message = TcMessage::with_index(interface.cast_signed());
+    message.header.parent = TcHandle::ROOT;
+    message.header.handle = TcHandle { major: 1, minor: 0 };
+    message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
+    Request::plain(
+        format!("taking the limit from interface {interface}"),
+        RouteNetlinkMessage::DelQueueDiscipline(message),
     )
 }
 

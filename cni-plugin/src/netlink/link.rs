@@ -103,6 +103,17 @@ pub fn find(conversation: &mut Conversation, name: &str) -> Result<Option<Link>,
     }
 }
 
+/// Whether there is an interface of an index.
+pub fn exists(conversation: &mut Conversation, index: u32) -> Result<bool, NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let what = format!("looking for interface {index}");
+    match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetLink(message))) {
+        Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(false),
+        found => found.map(|_| true),
+    }
+}
+
 fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = answer else {
         return None;

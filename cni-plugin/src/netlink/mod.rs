@@ -9,6 +9,7 @@ pub mod conversation;
 pub mod error;
 pub mod ip;
 pub mod limit;
+pub mod limiter;
 pub mod link;
 pub mod namespace;
 mod sys;

@@ -47,6 +47,8 @@ pub enum Code {
     Mismatch = 107,
     /// GC could not free everything.
     Incomplete = 108,
+    /// A host port is another pod's.
+    PortTaken = 109,
 }
 
 /// A failure as the runtime gets it.

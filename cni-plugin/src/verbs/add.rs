@@ -9,16 +9,16 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::detach::detach;
-use crate::attachment::{host_interface, host_mac, mac_text, pod_mac};
-use crate::config::runtime::{Limit, Wishes};
-use crate::config::{Attachment, Environment, NetworkConfig};
-use crate::datapath::Datapath;
+use crate::attachment::{host_interface, host_mac, limiter, mac_text, pod_mac};
+use crate::config::runtime::Limit;
+use crate::config::{Attachment, Environment, HostPort, NetworkConfig};
+use crate::datapath::{Datapath, DatapathError, Entry};
 use crate::ipam::boot::Moment;
-use crate::ipam::{Note, Store, allocate};
+use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
 use crate::netlink::link::{End, Link, Pair};
 use crate::netlink::sysctl::{self, Setting};
-use crate::netlink::{Conversation, Namespace, NetlinkError, Request, ip, limit, link};
+use crate::netlink::{Conversation, Namespace, NetlinkError, Request, ip, limit, limiter as device, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
@@ -48,8 +48,19 @@ struct Plan<'a> {
     mtu: u32,
     has_v6: bool,
     ingress: Option<Limit>,
+    egress: Option<Limit>,
+    host_ports: Vec<HostPort>,
     namespace: Namespace,
     pod: Conversation,
+}
+
+/// What can fail once an address is taken.
+#[derive(Debug, thiserror::Error)]
+enum MakeError {
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
 }
 
 /// Gives the container an interface, and says what it is.
@@ -60,7 +71,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let wishes = config.wishes()?;
     let requests = config.requests(&environment.args)?;
     let previous = config.previous()?;
-    refuse_what_cannot_be_done(&wishes)?;
+    check_families(&wishes.host_ports, &sets)?;
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let datapath = Datapath::open(&config.bpf_root)?;
     let mut node = Conversation::open()?;
@@ -68,7 +79,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         Some(mtu) => mtu,
         None => link::uplink_mtu(&mut node)?,
     };
-    let has_v6 = sets.iter().any(crate::ipam::RangeSet::is_ipv6);
+    let has_v6 = sets.iter().any(RangeSet::is_ipv6);
     if has_v6 && !sysctl::has_ipv6() {
         return Err(NetlinkError::NoIpv6.into());
     }
@@ -88,6 +99,8 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         mtu,
         has_v6,
         ingress: wishes.ingress,
+        egress: wishes.egress,
+        host_ports: wishes.host_ports,
         namespace,
         pod,
     };
@@ -95,7 +108,9 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let blank = plan.note(environment);
     let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
     let routes = routes_of(routes, &allocation.addresses);
-    if let Err(error) = plan.make(&mut node, datapath, &allocation.addresses, &routes) {
+    let made = plan.make(&mut node, datapath, &allocation.addresses, &routes);
+    if let Err(error) = made {
+        let error = name_holder(error, &store);
         return Err(match detach(config, &mut node, attachment) {
             Ok(()) => error,
             // The runtime calls DEL after a failed ADD, which tries again.
@@ -109,19 +124,35 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     Ok(result.document(config.version, previous.as_ref()))
 }
 
-fn refuse_what_cannot_be_done(wishes: &Wishes) -> Result<(), CniError> {
-    let unsupported = |key: &str, value: String| {
-        let message = format!("runtimeConfig.{key}: {value} is not supported yet");
-        Err(CniError::new(Code::UnsupportedField, message)
-            .with_details("leave it out, or take the capability from the network's configuration"))
+/// A port of an address of the node that the pod has no address for would lead nowhere.
+fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniError> {
+    let lacks = |port: &&HostPort| {
+        let is_ipv6 = port.host_ip.map(|ip| ip.is_ipv6());
+        is_ipv6.is_some_and(|is_ipv6| !sets.iter().any(|set| set.is_ipv6() == is_ipv6))
     };
-    if let Some(port) = wishes.host_ports.first() {
-        return unsupported("portMappings", format!("host port {}", port.host_port));
+    match ports.iter().find(lacks) {
+        None => Ok(()),
+        Some(port) => {
+            let message = format!("runtimeConfig.portMappings: {port} has no pod's address to lead to");
+            Err(CniError::new(Code::InvalidConfig, message)
+                .with_details("the network has no range of that family: leave hostIP out, or add a range"))
+        }
     }
-    if let Some(egress) = wishes.egress {
-        return unsupported("bandwidth", format!("egressRate {}", egress.rate));
+}
+
+/// What failed for the runtime; who has a host port is told by name.
+fn name_holder(error: MakeError, store: &Store) -> CniError {
+    match error {
+        MakeError::Datapath(DatapathError::PortTaken { port, pod }) => {
+            let notes = store.notes().unwrap_or_default();
+            let holder = notes.iter().find(|note| note.addresses.contains(&pod));
+            let holder = holder.map_or_else(|| "a pod of another network".to_owned(), Note::holder);
+            CniError::new(Code::PortTaken, format!("{port} is in use"))
+                .with_details(format!("{holder} has it, at {pod}"))
+        }
+        MakeError::Datapath(error) => error.into(),
+        MakeError::Netlink(error) => error.into(),
     }
-    Ok(())
 }
 
 /// The configured routes in the families that the pod has, or a default route for each.
@@ -157,6 +188,8 @@ impl Plan<'_> {
             mac: mac_text(&self.pod_mac),
             mtu: self.mtu,
             ingress_rate: self.ingress.map(|limit| limit.rate),
+            egress_rate: self.egress.map(|limit| limit.rate),
+            host_ports: self.host_ports.clone(),
             pod_namespace: environment.args.pod_namespace.clone(),
             pod_name: environment.args.pod_name.clone(),
             ..Note::adopting(self.attachment, self.host_name.clone(), Vec::new(), &now)
@@ -170,10 +203,27 @@ impl Plan<'_> {
         datapath: Datapath,
         addresses: &[IpAddr],
         routes: &[Route],
-    ) -> Result<(), CniError> {
+    ) -> Result<(), MakeError> {
+        datapath.check_host_ports(node, &self.host_ports, addresses)?;
         let host = self.make_pair(node)?;
+        let limiter = match self.egress {
+            Some(limit) => Some(device::make(node, &limiter(self.attachment), limit, self.mtu)?),
+            None => None,
+        };
         self.make_host_side(node, &host, addresses)?;
-        datapath.attach(host.index, self.pod.netns_cookie())?;
+        let entry = Entry {
+            interface: host.index,
+            netns_cookie: self.pod.netns_cookie(),
+            mac: self.pod_mac,
+            addresses,
+            is_limited: self.ingress.is_some(),
+            limiter,
+            host_ports: &self.host_ports,
+        };
+        datapath.attach(node, &entry)?;
+        if let Some(limiter) = limiter {
+            device::lead(node, host.index, limiter)?;
+        }
         self.make_pod_side(host.peer, addresses, routes)?;
         link::await_queue(node, &self.host_name)?;
         Ok(())

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use crate::attachment::{host_interface, mac_text};
+use crate::attachment::{host_interface, limiter, mac_text};
 use crate::config::{Attachment, Environment, NetworkConfig};
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Entry};
 use crate::ipam::Store;
 use crate::netlink::{Conversation, Namespace, ip, link};
 use crate::spec::{CniError, CniResult, Code};
@@ -19,7 +19,7 @@ pub fn check(environment: &Environment, config: &NetworkConfig) -> Result<(), Cn
             .with_details("CHECK compares with what ADD said: the runtime has to pass it")
     })?;
     let expected = Expected::read(&previous, attachment)?;
-    check_leases(config, attachment, &expected)?;
+    let store = check_leases(config, attachment, &expected)?;
     let mut node = Conversation::open()?;
     let host_name = host_interface(attachment);
     let host = link::find(&mut node, &host_name)?
@@ -29,17 +29,38 @@ pub fn check(environment: &Environment, config: &NetworkConfig) -> Result<(), Cn
                 "interface {host_name} of the node is missing or switched off"
             ))
         })?;
+    let noted = store.note(&host_name)?;
+    if noted.as_ref().is_some_and(|note| note.egress_rate.is_some())
+        && link::find(&mut node, &limiter(attachment))?.is_none()
+    {
+        let name = limiter(attachment);
+        return Err(mismatch(format!(
+            "the device {name}, which limits what the container sends, is gone"
+        )));
+    }
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let mut pod = namespace.enter(Conversation::open)??;
-    expected.check_pod(&mut pod, &attachment.if_name, host.peer)?;
-    let missing = Datapath::open(&config.bpf_root)?.missing(host.index)?;
-    if missing.is_empty() {
-        return Ok(());
+    let mac = expected.check_pod(&mut pod, &attachment.if_name, host.peer)?;
+    let datapath = Datapath::open(&config.bpf_root)?;
+    let missing = datapath.missing(host.index)?;
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(mismatch(format!("not attached to {host_name}: {missing}")));
     }
-    Err(mismatch(format!(
-        "not attached to {host_name}: {}",
-        missing.join(", ")
-    )))
+    let addresses: Vec<IpAddr> = expected.ips().map(|ip| ip.address.addr()).collect();
+    let entry = Entry {
+        interface: host.index,
+        netns_cookie: pod.netns_cookie(),
+        mac,
+        addresses: &addresses,
+        is_limited: false,
+        limiter: None,
+        host_ports: noted.as_ref().map_or(&[], |note| &note.host_ports),
+    };
+    match datapath.differences(&entry)? {
+        differences if differences.is_empty() => Ok(()),
+        differences => Err(mismatch(differences.join("; "))),
+    }
 }
 
 /// What ADD said of the pod's side.
@@ -68,7 +89,8 @@ impl Expected {
         self.result.ips.iter().filter(ours)
     }
 
-    fn check_pod(&self, pod: &mut Conversation, name: &str, index: u32) -> Result<(), CniError> {
+    /// Gives the Ethernet address that the pod's side has.
+    fn check_pod(&self, pod: &mut Conversation, name: &str, index: u32) -> Result<[u8; 6], CniError> {
         let link = link::find(pod, name)?
             .filter(|link| link.is_up && link.index == index)
             .ok_or_else(|| {
@@ -77,9 +99,8 @@ impl Expected {
                 ))
             })?;
         let expected = &self.result.interfaces[self.position];
-        let mac = <[u8; 6]>::try_from(link.mac)
-            .map(|mac| mac_text(&mac))
-            .unwrap_or_default();
+        let octets = <[u8; 6]>::try_from(link.mac).unwrap_or_default();
+        let mac = mac_text(&octets);
         if !expected.mac.is_empty() && !expected.mac.eq_ignore_ascii_case(&mac) {
             return Err(mismatch(format!(
                 "interface {name} has Ethernet address {mac}, not {}",
@@ -119,7 +140,7 @@ impl Expected {
                 )));
             }
         }
-        Ok(())
+        Ok(octets)
     }
 }
 
@@ -127,7 +148,7 @@ fn check_leases(
     config: &NetworkConfig,
     attachment: &Attachment,
     expected: &Expected,
-) -> Result<(), CniError> {
+) -> Result<Store, CniError> {
     let store = Store::existing(&config.data_dir).ok_or_else(|| {
         mismatch(format!(
             "the directory of leases {} is gone",
@@ -140,7 +161,7 @@ fn check_leases(
             return Err(mismatch(format!("{address} is not leased to this container")));
         }
     }
-    Ok(())
+    Ok(store)
 }
 
 fn mismatch(what: String) -> CniError {

@@ -3,15 +3,18 @@
 //! Every step finds what it removes by names alone and is content if it is gone, so the whole can be repeated after a
 //! crash at any point. The order matters: first the interface, and with it addresses, routes, neighbours, limits and
 //! programs; then what the kernel keeps apart from it; the leases last, so that nobody gets an address that something
-//! still refers to.
+//! still refers to. Entries of maps go while nobody else can get a lease: what is entered for an address that is leased to
+//! this attachment must be its own.
+
+use std::net::IpAddr;
 
 use proxy_bpf::BpfError;
 
-use crate::attachment::host_interface;
+use crate::attachment::{host_interface, limiter};
 use crate::config::{Attachment, NetworkConfig};
-use crate::datapath::{Datapath, DatapathError};
-use crate::ipam::{Store, allocate};
-use crate::netlink::{Conversation, link};
+use crate::datapath::{Datapath, DatapathError, Traces};
+use crate::ipam::{Note, Store, allocate};
+use crate::netlink::{Conversation, NetlinkError, link};
 use crate::spec::CniError;
 
 /// Takes an attachment away.
@@ -26,18 +29,63 @@ pub fn detach(
         Some(store) => store.note(&name)?,
         None => None,
     };
-    let interface = link::find(node, &name)?.map(|link| link.index);
+    // Names on the node are hashes. In the unlikely case of a clash they are the other attachment's, as is the note.
+    let is_others = noted
+        .as_ref()
+        .is_some_and(|note| note.attachment() != *attachment);
+    let noted = noted.filter(|_| !is_others);
+    let interface = if is_others {
+        None
+    } else {
+        remove_interfaces(node, attachment)?
+    };
+    let datapath = match Datapath::open(&config.bpf_root) {
+        Ok(datapath) => Some(datapath),
+        // Nothing of it is there, or it will be gone through by the agent that made it.
+        Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(datapath) = &datapath {
+        datapath.unpin(interface)?;
+    }
+    let erase = |leased: &[IpAddr]| match &datapath {
+        Some(datapath) => datapath.erase(&traces(interface, noted.as_ref(), leased)),
+        None => Ok(()),
+    };
+    let Some(store) = store else {
+        return Ok(erase(&[])?);
+    };
+    let locked = store.lock()?;
+    let leased = allocate::leased(&store, attachment, noted.as_ref())?;
+    erase(&leased)?;
+    for address in leased {
+        locked.remove_lease(address)?;
+    }
+    if !is_others {
+        locked.remove_note(&name)?;
+    }
+    Ok(())
+}
+
+/// Removes the interface, and the device that limits what it sends. Gives the interface's index, if it was there.
+fn remove_interfaces(node: &mut Conversation, attachment: &Attachment) -> Result<Option<u32>, NetlinkError> {
+    let interface = link::find(node, &host_interface(attachment))?.map(|link| link.index);
     if let Some(index) = interface {
         link::remove(node, index)?;
     }
-    match Datapath::open(&config.bpf_root) {
-        Ok(datapath) => datapath.forget(interface, noted.and_then(|note| note.netns_cookie))?,
-        // Nothing of it is there, or it will be gone through by the agent that made it.
-        Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => {}
-        Err(error) => return Err(error.into()),
+    // The agent may have made it, so the note need not know of it.
+    if let Some(limiter) = link::find(node, &limiter(attachment))? {
+        link::remove(node, limiter.index)?;
     }
-    if let Some(store) = store {
-        allocate::release(&store, attachment, &name)?;
+    Ok(interface)
+}
+
+fn traces<'a>(interface: Option<u32>, noted: Option<&'a Note>, leased: &'a [IpAddr]) -> Traces<'a> {
+    Traces {
+        interface,
+        netns_cookie: noted.and_then(|note| note.netns_cookie),
+        addresses: noted.map_or(leased, |note| &note.addresses),
+        leased,
+        host_ports: noted.map(|note| note.host_ports.as_slice()),
     }
-    Ok(())
 }

@@ -7,9 +7,11 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use std::{panic, thread};
 
 use cni_plugin::netlink::{Conversation, ip, link};
@@ -19,6 +21,8 @@ use nix::unistd::Uid;
 use proxy_bpf::links::{InterfaceRole, Links, Means};
 use proxy_bpf::pins::Pins;
 use proxy_bpf::{HashTable, sys};
+use proxy_common::maps::{HostPort, HostPortKey, InUse, Pod, PodLink};
+use proxy_common::{Ip, Plain};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -26,6 +30,9 @@ use tempfile::TempDir;
 pub const NODE_V4: &str = "192.0.2.1";
 /// The same in IPv6.
 pub const NODE_V6: &str = "2001:db8::1";
+
+/// How many addresses fit into `PODS`.
+pub const PODS_CAPACITY: u32 = 256;
 
 /// A node.
 pub struct World {
@@ -136,6 +143,7 @@ impl World {
     pub fn pin_programs(&self) {
         const SCHED_CLS: u32 = 3;
         const HASH: u32 = 1;
+        const ARRAY: u32 = 2;
         // r0 = TC_ACT_UNSPEC; exit
         const PASS: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
         let pins = Pins::open(&self.bpf_root).expect("a bpf root");
@@ -144,8 +152,22 @@ impl World {
             let program = sys::program_load(SCHED_CLS, 0, &PASS).expect("loading a program");
             sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");
         }
-        let namespaces = sys::map_create(HASH, 8, 4, 128).expect("making a map");
-        sys::pin(namespaces.as_fd(), &dir.map("POD_NETNS")).expect("pinning a map");
+        for (name, kind, key, value, capacity) in [
+            ("POD_NETNS", HASH, 8, 4, 128),
+            ("PODS", HASH, size_of::<Ip>(), size_of::<Pod>(), PODS_CAPACITY),
+            ("POD_LINKS", HASH, 4, size_of::<PodLink>(), 128),
+            (
+                "HOST_PORTS",
+                HASH,
+                size_of::<HostPortKey>(),
+                size_of::<HostPort>(),
+                128,
+            ),
+            ("IN_USE", ARRAY, 4, 4, InUse::COUNT),
+        ] {
+            let map = sys::map_create(kind, key as u32, value as u32, capacity).expect("making a map");
+            sys::pin(map.as_fd(), &dir.map(name)).expect("pinning a map");
+        }
         pins.publish(&dir).expect("putting pins in force");
     }
 
@@ -240,19 +262,71 @@ impl World {
         Self::call("DEL", container, namespace, &self.config())
     }
 
-    /// The entries of `POD_NETNS`.
-    pub fn namespaces(&self) -> Vec<(u64, u32)> {
+    /// The entries of a pinned map.
+    fn entries<K: Plain, V: Plain>(&self, name: &str) -> Vec<(K, V)> {
         let Some(pins) = Pins::existing(&self.bpf_root) else {
             return Vec::new();
         };
         let dir = pins.current().expect("pins").expect("pins in force");
-        let map: OwnedFd = sys::open_pin(&dir.map("POD_NETNS")).expect("a map");
+        let map: OwnedFd = sys::open_pin(&dir.map(name)).expect("a map");
         let mut found = Vec::new();
-        let table = HashTable::<u64, u32>::new(map).expect("a table");
+        let table = HashTable::<K, V>::new(map).expect("a table");
         table
-            .for_each(|cookie, interface| found.push((cookie, interface)))
+            .for_each(|key, value| found.push((key, value)))
             .expect("reading a table");
         found
+    }
+
+    /// The entries of `POD_NETNS`.
+    pub fn namespaces(&self) -> Vec<(u64, u32)> {
+        self.entries("POD_NETNS")
+    }
+
+    /// The entries of `PODS`, sorted by address.
+    pub fn pods(&self) -> Vec<(IpAddr, Pod)> {
+        let entries = self.entries::<Ip, Pod>("PODS").into_iter();
+        let mut pods: Vec<_> = entries.map(|(ip, pod)| (IpAddr::from(ip), pod)).collect();
+        pods.sort_by_key(|(ip, _)| *ip);
+        pods
+    }
+
+    /// The entries of `POD_LINKS`.
+    pub fn pod_links(&self) -> Vec<(u32, PodLink)> {
+        self.entries("POD_LINKS")
+    }
+
+    /// The entries of `HOST_PORTS`, sorted by address.
+    pub fn host_ports(&self) -> Vec<(HostPortKey, HostPort)> {
+        let mut ports = self.entries("HOST_PORTS");
+        ports.sort_by_key(|(key, _)| *key);
+        ports
+    }
+
+    /// Enters addresses in `PODS` as somebody else's.
+    pub fn enter_pods(&self, addresses: &[IpAddr]) {
+        let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
+        let dir = pins.current().expect("pins").expect("pins in force");
+        let map = sys::open_pin(&dir.map("PODS")).expect("a map");
+        let table = HashTable::<Ip, Pod>::new(map).expect("a table");
+        let other = Pod {
+            interface: u32::MAX,
+            ..Pod::default()
+        };
+        for address in addresses {
+            table.set(&Ip::from(*address), &other).expect("an entry");
+        }
+    }
+
+    /// What `IN_USE` says of `PODS` and of `HOST_PORTS`.
+    pub fn in_use(&self) -> [u32; 2] {
+        let values = self.entries::<u32, u32>("IN_USE");
+        [0, 1].map(|index| {
+            values
+                .iter()
+                .find(|(key, _)| *key == index)
+                .expect("an element")
+                .1
+        })
     }
 
     /// Takes the programs from a pod's interface.
@@ -271,7 +345,7 @@ impl World {
     pub fn traces(&self) -> BTreeSet<String> {
         let mut traces = BTreeSet::new();
         for interface in interfaces() {
-            if interface.starts_with("mr") {
+            if interface.starts_with("mr") || interface.starts_with("ml") {
                 traces.insert(format!("interface {interface}"));
             }
         }
@@ -303,6 +377,15 @@ impl World {
         for (cookie, interface) in self.namespaces() {
             traces.insert(format!("namespace {cookie} of {interface}"));
         }
+        for (address, pod) in self.pods() {
+            traces.insert(format!("address {address} of {}", pod.interface));
+        }
+        for (interface, _) in self.pod_links() {
+            traces.insert(format!("pod at {interface}"));
+        }
+        for (key, port) in self.host_ports() {
+            traces.insert(format!("{key:?} of {}", port.interface));
+        }
         traces
     }
 }
@@ -324,6 +407,16 @@ pub fn run(command: &mut Command, input: &[u8]) -> Called {
     Called {
         status: output.status.code().expect("an exit status"),
         document,
+    }
+}
+
+/// Waits for something that the kernel does in its own time.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waiting until {what}");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -13,7 +13,7 @@
 //!
 //! An attachment that is made while `current` changes hands would be missed by whoever gives all of them the new programs.
 //! So that is done under an exclusive lock on the bpf root, and attaching by another process under a shared one. The
-//! kernel takes back the lock of a process that dies.
+//! kernel takes back the lock of a process that dies. Another lock, on `links`, is held by who enters host ports.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -117,10 +117,14 @@ impl Pins {
         self.lock(FlockArg::LockExclusive)
     }
 
+    /// Keeps others from entering host ports for as long as the answer lives: who enters some first sees whether they are
+    /// free, and that has to be one step.
+    pub fn claim(&self) -> Result<Flock<File>, BpfError> {
+        lock(&self.links(), FlockArg::LockExclusive)
+    }
+
     fn lock(&self, how: FlockArg) -> Result<Flock<File>, BpfError> {
-        let root = File::open(&self.root).map_err(BpfError::file("opening directory", &self.root))?;
-        let locked = Flock::lock(root, how).map_err(|(_, errno)| errno.into());
-        locked.map_err(BpfError::file("locking directory", &self.root))
+        lock(&self.root, how)
     }
 
     /// The bpf root.
@@ -283,6 +287,12 @@ fn is_link_name(name: &str) -> bool {
         }
         None => false,
     }
+}
+
+fn lock(dir: &Path, how: FlockArg) -> Result<Flock<File>, BpfError> {
+    let open = File::open(dir).map_err(BpfError::file("opening directory", dir))?;
+    let locked = Flock::lock(open, how).map_err(|(_, errno)| errno.into());
+    locked.map_err(BpfError::file("locking directory", dir))
 }
 
 fn name(path: &Path) -> &str {

@@ -1,0 +1,181 @@
+//! Host ports of pods: who asks first has them.
+//!
+//! Two entries clash although their keys differ, if one is of all addresses. So whoever enters some first looks through the
+//! whole table, which is short, and nobody else may enter any meanwhile. An entry whose interface is gone belongs to nobody:
+//! its pod ended, and DEL has not come yet or never will.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use proxy_bpf::pins::LayoutDir;
+use proxy_bpf::{BpfError, HashTable};
+use proxy_common::maps::{HostPort as Value, HostPortKey, InUse};
+use proxy_common::{Ip, Port};
+
+use super::error::DatapathError;
+use super::tables::{in_use, is_known, note_use, table};
+use super::{Entry, Traces};
+use crate::config::HostPort;
+use crate::config::host_port::clash;
+use crate::netlink::{Conversation, link};
+
+const HOST_PORTS: &str = "HOST_PORTS";
+
+/// The table of host ports.
+pub(super) struct HostPorts {
+    table: HashTable<HostPortKey, Value>,
+    in_use: HashTable<u32, u32>,
+}
+
+impl HostPorts {
+    /// `None` if an older agent's maps are in force.
+    pub(super) fn open(dir: &LayoutDir) -> Result<Option<Self>, BpfError> {
+        if !is_known(dir) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            table: table(dir, HOST_PORTS)?,
+            in_use: in_use(dir)?,
+        }))
+    }
+
+    /// Says whether a pod with some addresses could have ports, and which entries of nobody are in the way.
+    pub(super) fn check_free(
+        &self,
+        node: &mut Conversation,
+        ports: &[HostPort],
+        pod: &[IpAddr],
+    ) -> Result<Vec<HostPortKey>, DatapathError> {
+        let mut orphans = Vec::new();
+        let mut entered = Vec::new();
+        let read = self.table.for_each(|key, value| entered.push((key, value)));
+        read.map_err(BpfError::syscall("reading HOST_PORTS"))?;
+        for port in ports {
+            for (key, _) in port.keys(pod) {
+                for (other, holder) in entered.iter().filter(|(other, _)| clash(&key, other)) {
+                    if link::exists(node, holder.interface)? {
+                        return Err(DatapathError::PortTaken {
+                            port: *port,
+                            pod: holder.pod.into(),
+                        });
+                    }
+                    orphans.push(*other);
+                }
+            }
+        }
+        Ok(orphans)
+    }
+
+    /// Enters a pod's ports. The caller holds the lock, and has made the pod's interface.
+    pub(super) fn enter(&self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
+        let orphans = self.check_free(node, entry.host_ports, entry.addresses)?;
+        for port in entry.host_ports {
+            for (key, pod) in port.keys(entry.addresses) {
+                let before = self.get(&key)?.map_or(0, |value| value.generation);
+                let value = Value {
+                    pod: Ip::from(pod),
+                    port: Port::new(port.container_port),
+                    reserved: [0; 2],
+                    interface: entry.interface,
+                    generation: generation(before),
+                };
+                self.table
+                    .set(&key, &value)
+                    .map_err(DatapathError::writing(HOST_PORTS, self.table.capacity()))?;
+            }
+        }
+        let replaced = |key: &HostPortKey| {
+            let keys = entry
+                .host_ports
+                .iter()
+                .flat_map(|port| port.keys(entry.addresses));
+            keys.into_iter().any(|(ours, _)| ours == *key)
+        };
+        for orphan in orphans.iter().filter(|key| !replaced(key)) {
+            self.remove(orphan)?;
+        }
+        note_use(&self.in_use, InUse::HOST_PORTS)
+    }
+
+    /// Removes a pod's ports. Where it is not known which they are, all that lead to its interface.
+    pub(super) fn erase(&self, traces: &Traces<'_>) -> Result<(), DatapathError> {
+        let mut keys = Vec::new();
+        match (traces.host_ports, traces.interface) {
+            (Some(ports), _) => {
+                let of_ports = ports.iter().flat_map(|port| port.keys(traces.addresses));
+                keys.extend(of_ports.map(|(key, _)| key));
+            }
+            (None, Some(interface)) => {
+                let of_interface = |key, value: Value| {
+                    if value.interface == interface {
+                        keys.push(key);
+                    }
+                };
+                let read = self.table.for_each(of_interface);
+                read.map_err(BpfError::syscall("reading HOST_PORTS"))?;
+            }
+            (None, None) => {}
+        }
+        for key in keys {
+            let ours = |value: Value| traces.is_ours(value.pod.into(), value.interface);
+            if self.get(&key)?.is_some_and(ours) {
+                self.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: &HostPortKey) -> Result<(), DatapathError> {
+        let removed = self.table.remove(key);
+        Ok(removed.map_err(BpfError::syscall("removing an entry of HOST_PORTS"))?)
+    }
+
+    /// What is not as it was entered, in words.
+    pub(super) fn differences(&self, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
+        let mut differences = Vec::new();
+        for port in entry.host_ports {
+            for (key, pod) in port.keys(entry.addresses) {
+                let leads = |value: Value| {
+                    (value.pod, value.port, value.interface)
+                        == (Ip::from(pod), Port::new(port.container_port), entry.interface)
+                };
+                if !self.get(&key)?.is_some_and(leads) {
+                    differences.push(format!(
+                        "{port} does not lead to port {} of {pod}",
+                        port.container_port
+                    ));
+                }
+            }
+        }
+        Ok(differences)
+    }
+
+    fn get(&self, key: &HostPortKey) -> Result<Option<Value>, DatapathError> {
+        let found = self.table.get(key);
+        Ok(found.map_err(BpfError::syscall("reading HOST_PORTS"))?)
+    }
+}
+
+/// A number that tells an entry from the one that had its place before, even if that is gone: microseconds since the boot,
+/// which come again after an hour and a bit.
+fn generation(before: u32) -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    let number = (now.as_micros() as u32).max(1);
+    if number == before {
+        number.checked_add(1).unwrap_or(1)
+    } else {
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generations_differ_and_are_never_zero() {
+        let one = generation(0);
+        assert!(one != 0 && generation(one) != one);
+    }
+}

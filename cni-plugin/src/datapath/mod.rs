@@ -1,0 +1,207 @@
+//! The programs at a pod's interface, as the agent would hang them there, and the pod's entries in maps.
+//!
+//! `BPF_ROOT/current` leads to the programs in force. They are attached and pinned under the names that the agent uses, so
+//! that it finds its own work done; no agent has to run. While that happens a shared lock keeps the agent from exchanging
+//! what is in force. The pod's namespace is entered in `POD_NETNS` too, so that the first connection of the pod is
+//! translated even before the agent has seen the pod; what this plugin alone writes is in [`tables`] and [`host_ports`].
+
+mod error;
+mod host_ports;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
+use proxy_bpf::pins::{LayoutDir, Pins};
+use proxy_bpf::{BpfError, HashTable, sys};
+
+pub use self::error::DatapathError;
+use self::host_ports::HostPorts;
+use self::tables::{Tables, is_known, table};
+use crate::config::HostPort;
+use crate::netlink::Conversation;
+
+/// What hangs on a pod's interface.
+const PROGRAMS: [&str; 2] = ["from_pod", "to_pod"];
+const NAMESPACES: &str = "POD_NETNS";
+
+/// What is entered of a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The interface on the node's side.
+    pub interface: u32,
+    /// What the kernel calls the pod's namespace, where it tells.
+    pub netns_cookie: Option<u64>,
+    /// The Ethernet address of the pod's side.
+    pub mac: [u8; 6],
+    /// Its addresses.
+    pub addresses: &'a [IpAddr],
+    /// Whether a queue limits what the pod receives.
+    pub is_limited: bool,
+    /// The device that limits what it sends.
+    pub limiter: Option<u32>,
+    /// Ports of the node that lead to it.
+    pub host_ports: &'a [HostPort],
+}
+
+/// What is known of an attachment whose interface is gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Traces<'a> {
+    /// The index of the interface on the node's side, if it was there.
+    pub interface: Option<u32>,
+    /// What the kernel called the pod's namespace.
+    pub netns_cookie: Option<u64>,
+    /// The addresses that it has or had.
+    pub addresses: &'a [IpAddr],
+    /// Those of them that are leased to it still, so that nobody else can have an entry.
+    pub leased: &'a [IpAddr],
+    /// Its host ports, where they are known.
+    pub host_ports: Option<&'a [HostPort]>,
+}
+
+/// The pins, and what is in force.
+pub struct Datapath {
+    pins: Pins,
+    dir: LayoutDir,
+}
+
+impl Datapath {
+    /// Finds what is in force below a bpf root.
+    pub fn open(root: &Path) -> Result<Self, DatapathError> {
+        let not_ready = || DatapathError::NotReady(root.join("current"));
+        let pins = Pins::existing(root).ok_or_else(not_ready)?;
+        let dir = pins.current()?.ok_or_else(not_ready)?;
+        if PROGRAMS.iter().any(|name| !dir.program(name).exists()) {
+            return Err(not_ready());
+        }
+        Ok(Self { pins, dir })
+    }
+
+    /// Says whether a pod with some addresses could have host ports. What is said holds for this moment only.
+    pub fn check_host_ports(
+        &self,
+        node: &mut Conversation,
+        ports: &[HostPort],
+        pod: &[IpAddr],
+    ) -> Result<(), DatapathError> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        self.host_ports()?.check_free(node, ports, pod).map(drop)
+    }
+
+    /// Hangs the programs on a pod's interface, and enters what they look up.
+    pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
+        let _lock = self.pins.hold()?;
+        // Perhaps the agent has exchanged it since.
+        let Self { pins, dir } = Self::open(self.pins.root())?;
+        let programs = programs(&dir)?;
+        let mut links = Links::beside(pins.links(), pins.qdiscs(), Means::probe(&programs))?;
+        links.attach_interface(entry.interface, InterfaceRole::Pod, &programs)?;
+        if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&dir)) {
+            // Without the entry the pod's sockets are left to the packet path, as the agent does with a full table.
+            let _ = namespaces.set(&cookie, &entry.interface);
+        }
+        if let Some(tables) = Tables::open(&dir)? {
+            tables.enter(entry)?;
+        }
+        if entry.host_ports.is_empty() {
+            return Ok(());
+        }
+        let _claim = pins.claim()?;
+        let this = Self { pins, dir };
+        this.host_ports()?.enter(node, entry)
+    }
+
+    fn host_ports(&self) -> Result<HostPorts, DatapathError> {
+        let none = || DatapathError::NoHostPorts(self.pins.root().to_path_buf(), self.dir.layout);
+        HostPorts::open(&self.dir)?.ok_or_else(none)
+    }
+
+    /// What is entered of a pod and is not as it should be, in words.
+    pub fn differences(&self, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
+        let mut differences = Vec::new();
+        if let Some(tables) = Tables::open(&self.dir)? {
+            differences.extend(tables.differences(entry)?);
+        }
+        if !entry.host_ports.is_empty() {
+            differences.extend(self.host_ports()?.differences(entry)?);
+        }
+        Ok(differences)
+    }
+
+    /// The programs that should hang on a pod's interface and do not.
+    pub fn missing(&self, interface: u32) -> Result<Vec<&'static str>, DatapathError> {
+        let means = Means::probe(&programs(&self.dir)?);
+        let mut links = Links::beside(self.pins.links(), self.pins.qdiscs(), means)?;
+        Ok(links.missing(interface, InterfaceRole::Pod)?)
+    }
+
+    /// Removes the pins of an interface that is gone and the note of its qdisc. `interface` is its index, if it was there.
+    pub fn unpin(&self, interface: Option<u32>) -> Result<(), DatapathError> {
+        let means = Means::probe(&programs(&self.dir)?);
+        let mut links = Links::beside(self.pins.links(), self.pins.qdiscs(), means)?;
+        match interface {
+            Some(index) => links.detach_interface(index, InterfaceRole::Pod)?,
+            None => links.forget_gone()?,
+        }
+        Ok(())
+    }
+
+    /// Removes the entries of an attachment whose interface is gone.
+    pub fn erase(&self, traces: &Traces<'_>) -> Result<(), DatapathError> {
+        if let Some(host_ports) = HostPorts::open(&self.dir)? {
+            host_ports.erase(traces)?;
+        }
+        if let Some(tables) = Tables::open(&self.dir)? {
+            tables.erase(traces)?;
+        }
+        if let (Some(cookie), Some(namespaces)) = (traces.netns_cookie, namespaces(&self.dir)) {
+            // Another interface of the same pod may have taken the entry.
+            let entered = namespaces.get(&cookie).ok().flatten();
+            let ours = |entered| traces.interface.is_none_or(|index| index == entered);
+            if entered.is_some_and(ours) {
+                namespaces
+                    .remove(&cookie)
+                    .map_err(BpfError::syscall(format!("removing an entry of {NAMESPACES}")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn programs(dir: &LayoutDir) -> Result<Programs, BpfError> {
+    let mut programs = BTreeMap::new();
+    for name in PROGRAMS {
+        programs.insert(name, open(&dir.program(name))?);
+    }
+    Ok(programs)
+}
+
+fn open(path: &Path) -> Result<OwnedFd, BpfError> {
+    sys::open_pin(path).map_err(BpfError::file("opening", path))
+}
+
+/// The table of pods' namespaces, if it has the layout that is known here.
+fn namespaces(dir: &LayoutDir) -> Option<HashTable<u64, u32>> {
+    is_known(dir).then(|| table(dir, NAMESPACES).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{CniError, Code};
+
+    #[test]
+    fn without_pins_it_is_to_be_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for root in [dir.path().to_path_buf(), dir.path().join("missing")] {
+            let error = CniError::from(Datapath::open(&root).err().unwrap());
+            assert_eq!(error.code, Code::TryAgainLater, "{error}");
+            assert!(error.details.contains("millrace agent"), "{error}");
+        }
+    }
+}

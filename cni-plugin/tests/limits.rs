@@ -1,0 +1,245 @@
+//! Limits: what they are made of, that they hold both ways and for TCP and UDP, and that nothing of them stays.
+//!
+//! Counted is what the token bucket counts, bytes on the wire with Ethernet headers: of datagrams exactly, of TCP by the size
+//! of its segments, which are full while a flow has more to send than may pass. Only ratios are looked at. A machine that
+//! does something else for a while may make a flow slower, so a flow that stays behind is tried again; none may be faster.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which panic with what went wrong"
+)]
+#![expect(clippy::cast_precision_loss, reason = "rates and sizes are far below 2^52")]
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cni_plugin::netlink::{Conversation, link};
+use nix::sys::socket::{setsockopt, sockopt};
+use proxy_common::maps::PodFlags;
+use serde_json::{Value, json};
+use support::{NODE_V4, World, interfaces, on_a_node, with};
+
+const MTU: f64 = 1450.0;
+const ETHERNET: f64 = 14.0;
+const RATES: [u64; 4] = [1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
+const TOLERANCE: f64 = 0.05;
+const ATTEMPTS: usize = 4;
+
+fn limited(world: &World, bandwidth: &Value) -> Value {
+    with(
+        world.config(),
+        &json!({"runtimeConfig": {"bandwidth": bandwidth}}),
+    )
+}
+
+#[test]
+fn what_a_pod_sends_goes_through_a_device_of_its_own() {
+    on_a_node(|world| {
+        let before = world.traces();
+        let pod = world.pod("pod");
+        let both = limited(
+            world,
+            &json!({"ingressRate": 10_000_000, "egressRate": 20_000_000, "egressBurst": 4_294_967_296_u64}),
+        );
+        let result = World::call("ADD", "c1", Some(&pod), &both).done();
+        let limiter = interfaces()
+            .into_iter()
+            .find(|name| name.starts_with("ml"))
+            .unwrap();
+        let index = |name: &str| {
+            let found = link::find(&mut Conversation::open().unwrap(), name).unwrap();
+            found.unwrap().index
+        };
+        let links = world.pod_links();
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        assert_eq!((links[0].0, links[0].1.limiter), (index(host), index(&limiter)));
+        for (_, entry) in world.pods() {
+            assert_eq!(entry.flags, PodFlags::LIMITED_INGRESS | PodFlags::LIMITED_EGRESS);
+        }
+        let check = with(both.clone(), &json!({"prevResult": result}));
+        World::call("CHECK", "c1", Some(&pod), &check).done();
+        // The pod ended by itself: the device is left alone, and DEL takes it.
+        World::end_pod(&pod);
+        support::wait_until("the pod's interface is gone", || {
+            !interfaces().iter().any(|name| name.starts_with("mr"))
+        });
+        assert!(interfaces().contains(&limiter));
+        world.del("c1", None).done();
+        assert_eq!(world.traces(), before);
+    });
+}
+
+#[test]
+fn gc_removes_a_device_that_is_left() {
+    on_a_node(|world| {
+        let before = world.traces();
+        let pod = world.pod("pod");
+        World::call(
+            "ADD",
+            "c1",
+            Some(&pod),
+            &limited(world, &json!({"egressRate": 20_000_000})),
+        )
+        .done();
+        World::end_pod(&pod);
+        let nobody = with(world.config(), &json!({"cni.dev/valid-attachments": []}));
+        World::call("GC", "", None, &nobody).done();
+        assert_eq!(world.traces(), before);
+    });
+}
+
+/// Which way the limited traffic goes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Way {
+    ToPod,
+    FromPod,
+}
+
+#[test]
+fn what_a_pod_receives_has_its_rate() {
+    on_a_node(|world| hold_to_rates(world, Way::ToPod));
+}
+
+#[test]
+fn what_a_pod_sends_has_its_rate() {
+    on_a_node(|world| hold_to_rates(world, Way::FromPod));
+}
+
+fn hold_to_rates(world: &World, way: Way) {
+    for rate in RATES {
+        let key = match way {
+            Way::ToPod => "ingressRate",
+            Way::FromPod => "egressRate",
+        };
+        let name = format!("pod{rate}");
+        let pod = world.pod(&name);
+        World::call("ADD", &name, Some(&pod), &limited(world, &json!({key: rate}))).done();
+        hold("TCP", rate, || tcp(&pod, way, rate));
+        hold("UDP", rate, || udp(&pod, way, rate));
+        world.del(&name, None).done();
+    }
+}
+
+fn hold(what: &str, rate: u64, measure: impl Fn() -> f64) {
+    let mut ratios = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let ratio = measure() / rate as f64;
+        ratios.push(ratio);
+        println!("{what} at {rate} bit/s: {ratio:.3} of it");
+        assert!(ratio < 1.0 + TOLERANCE, "{what} at {rate} bit/s: {ratios:?}");
+        if ratio > 1.0 - TOLERANCE {
+            return;
+        }
+    }
+    panic!("{what} at {rate} bit/s stays behind: {ratios:?}");
+}
+
+/// Reads for a while, and gives the bits per second after the burst.
+fn rate_of(limit: u64, mut read: impl FnMut() -> usize) -> f64 {
+    let begin = Instant::now();
+    // What fills buffers and buckets at first is not the rate; and a packet more or less must not count.
+    let (warm_up, window) = match limit {
+        ..5_000_000 => (Duration::from_secs(1), Duration::from_secs(5)),
+        _ => (Duration::from_millis(500), Duration::from_millis(1500)),
+    };
+    while begin.elapsed() < warm_up {
+        read();
+    }
+    let (from, mut bytes) = (Instant::now(), 0);
+    loop {
+        bytes += read();
+        let elapsed = from.elapsed();
+        if elapsed > window {
+            return bytes as f64 * 8.0 / elapsed.as_secs_f64();
+        }
+    }
+}
+
+/// The rate of one flow of TCP.
+fn tcp(pod: &Path, way: Way, limit: u64) -> f64 {
+    let listener = TcpListener::bind((NODE_V4, 0)).unwrap();
+    let to = listener.local_addr().unwrap();
+    let inner = World::inside(pod, || TcpStream::connect(to).unwrap());
+    let (outer, _) = listener.accept().unwrap();
+    let (sender, receiver) = match way {
+        Way::ToPod => (outer, inner),
+        Way::FromPod => (inner, outer),
+    };
+    let segment = f64::from(nix::sys::socket::getsockopt(&sender, sockopt::TcpMaxSeg).unwrap());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let full = vec![0; 65536];
+            // Ends when the receiver does.
+            while (&sender).write_all(&full).is_ok() {}
+        });
+        let mut buffer = vec![0; 65536];
+        let payload = rate_of(limit, || (&receiver).read(&mut buffer).unwrap());
+        receiver.shutdown(std::net::Shutdown::Both).unwrap();
+        drop(receiver);
+        payload * (MTU + ETHERNET) / segment
+    })
+}
+
+/// The rate of datagrams that are sent without regard to the limit.
+fn udp(pod: &Path, way: Way, limit: u64) -> f64 {
+    const HEADERS: usize = 14 + 20 + 8;
+    // Small ones where the rate is low, so that many of them count. Where it is high, many to a system call (udp(7)).
+    let (size, at_once): (u16, u16) = match limit {
+        0..50_000_000 => (500, 1),
+        50_000_000..500_000_000 => (1400, 1),
+        _ => (1400, 40),
+    };
+    let (segment, size) = (i32::from(size), usize::from(size));
+    let outer = UdpSocket::bind((NODE_V4, 0)).unwrap();
+    let inner = World::inside(pod, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(outer.local_addr().unwrap()).unwrap();
+        socket.send(b"here").unwrap();
+        socket
+    });
+    let (_, from) = outer.recv_from(&mut [0; 16]).unwrap();
+    outer.connect(from).unwrap();
+    let (sender, receiver) = match way {
+        Way::ToPod => (outer, inner),
+        Way::FromPod => (inner, outer),
+    };
+    setsockopt(&receiver, sockopt::RcvBufForce, &(8 << 20)).unwrap();
+    if at_once > 1 {
+        setsockopt(&sender, sockopt::UdpGsoSegment, &segment).unwrap();
+        setsockopt(&receiver, sockopt::UdpGroSegment, &true).unwrap();
+    }
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let datagrams = vec![0; size * usize::from(at_once)];
+            // Twice as fast as may pass, in bursts, since a thread that sleeps is late.
+            let begin = Instant::now();
+            let per_second = limit as f64 / 4.0 / (size + HEADERS) as f64;
+            let mut sent = 0.0;
+            while !done.load(Ordering::Relaxed) {
+                let due = begin.elapsed().as_secs_f64() * per_second;
+                while sent < due {
+                    // A full queue answers ENOBUFS.
+                    let _ = sender.send(&datagrams);
+                    sent += f64::from(at_once);
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+        });
+        let mut buffer = vec![0; 1 << 16];
+        let rate = rate_of(limit, || {
+            let payload = receiver.recv(&mut buffer).unwrap();
+            payload + payload / size * HEADERS
+        });
+        done.store(true, Ordering::Relaxed);
+        rate
+    })
+}
