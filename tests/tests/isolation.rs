@@ -141,8 +141,8 @@ fn sockets_of_foreign_namespaces_are_left_alone() {
     }
     let _server = stranger.serve_tcp(80);
     for to in WEB {
-        // The kernel takes a moment to use an address.
-        let answer = wait_for("an answer", SECOND, || stranger.ask(Probe::Tcp, address(to)));
+        // The kernel takes a moment to use an address, longer where much is going on.
+        let answer = wait_for("an answer", 10 * SECOND, || stranger.ask(Probe::Tcp, address(to)));
         assert_eq!(answer.backend, "stranger", "{to}");
         let bound = SocketAddr::new(address(to).ip(), 5353);
         let (server, client) = (
