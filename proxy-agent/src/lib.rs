@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source → cluster → plan → apply → bpf
-//!                 network, control, health, metrics, events, cli beside it; agent ties them together
+//!                 network, cni, control, health, metrics, events, cli beside it; agent ties them together
 //! ```
 //!
 //! Each stage knows those before it and nothing of those after it; `apply` alone knows the kernel, and `bpf` knows no stage.
@@ -15,6 +15,7 @@ pub mod apply;
 pub mod bpf;
 pub mod cli;
 pub mod cluster;
+pub mod cni;
 pub mod config;
 pub mod control;
 pub mod events;

@@ -13,10 +13,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::binary;
 use crate::failure::OrPanic;
-use crate::node::{Node, UPLINK};
+use crate::node::{Node, PodNetwork, UPLINK};
 use crate::wait;
+use crate::{binary, cni};
 
 /// How much of a log a panic shows.
 const LOG_TAIL: usize = 60;
@@ -155,6 +155,10 @@ impl AgentBuilder {
             command.arg("--cgroup").arg(cgroup);
         }
         command.arg("--state-dir").arg(node.dir().join("state"));
+        if node.network() == PodNetwork::Millrace {
+            command.arg("--cni-conf-dir").arg(cni::conf_dir(node));
+            command.arg("--cni-bin-dir").arg(cni::bin_dir(node));
+        }
         roots(&mut command, node, &self.bpf_root);
         match &self.source {
             Source::Directory => {

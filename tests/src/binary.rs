@@ -14,6 +14,18 @@ pub fn millrace() -> PathBuf {
     find("MILLRACE_BIN", "millrace", "cargo build -p proxy-agent").or_panic()
 }
 
+/// The `millrace-cni` binary: `MILLRACE_CNI_BIN`, else the one beside [`millrace`], else the one of the build that the
+/// current executable belongs to.
+pub fn millrace_cni() -> PathBuf {
+    const NAME: &str = "millrace-cni";
+    let variable = "MILLRACE_CNI_BIN";
+    let beside = env::var_os("MILLRACE_BIN").map(|path| PathBuf::from(path).with_file_name(NAME));
+    match beside.filter(|path| env::var_os(variable).is_none() && path.is_file()) {
+        Some(path) => path,
+        None => find(variable, NAME, "cargo build -p cni-plugin").or_panic(),
+    }
+}
+
 /// The `millrace-world` binary of this package.
 pub(crate) fn world_tool() -> Result<PathBuf> {
     find(

@@ -1,7 +1,6 @@
 //! A client outside of the cluster: on the underlay, as a neighbour of the
 //! nodes, or in a subnet of its own behind the fabric's router.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
 use anyhow::Result;
@@ -10,7 +9,6 @@ use ipnet::IpNet;
 use crate::fabric::{BRIDGE, Fabric};
 use crate::failure::OrPanic;
 use crate::names::Tag;
-use crate::netlink::everywhere;
 use crate::netns::Netns;
 use crate::node::{Node, UPLINK};
 use crate::place::Place;
@@ -40,21 +38,8 @@ impl Client {
     /// A client in the subnets `172.31.<number>.0/24` and `fd00:31:<number>::/64`.
     pub(crate) fn behind_router(tag: &Tag, fabric: &Fabric, name: &str, number: u8) -> Result<Self> {
         let netns = Netns::create(&tag.netns(name), END_HOST)?;
-        let host = |last: u8| -> [IpAddr; 2] {
-            [
-                Ipv4Addr::new(172, 31, number, last).into(),
-                Ipv6Addr::new(0xfd00, 0x31, number.into(), 0, 0, 0, 0, last.into()).into(),
-            ]
-        };
-        fabric.wire(name, &netns, number)?;
-        let router = fabric.place().netns().rtnl();
-        for ((near, far), prefix) in host(2).into_iter().zip(host(1)).zip([24, 64]) {
-            router.add_address(name, far, prefix)?;
-            netns.rtnl().add_address(UPLINK, near, prefix)?;
-            netns.rtnl().add_route(everywhere(far), Some(far), UPLINK)?;
-        }
-        netns.rtnl().wait_operational(UPLINK)?;
-        let place = Place::start(name, netns, tag.cgroup()?.join(name), host(2).to_vec())?;
+        let addresses = fabric.attach_behind_router(name, &netns, number)?;
+        let place = Place::start(name, netns, tag.cgroup()?.join(name), addresses)?;
         Ok(Self {
             place,
             router: fabric.place().clone(),

@@ -73,6 +73,26 @@ impl Fabric {
         netns.rtnl().set_up(UPLINK)
     }
 
+    /// Puts a namespace into subnets of its own behind the router, `172.31.<number>.0/24` and `fd00:31:<number>::/64`,
+    /// where its addresses end in 2.
+    pub(crate) fn attach_behind_router(&self, port: &str, netns: &Netns, number: u8) -> Result<Vec<IpAddr>> {
+        let host = |last: u8| -> [IpAddr; 2] {
+            [
+                Ipv4Addr::new(172, 31, number, last).into(),
+                Ipv6Addr::new(0xfd00, 0x31, number.into(), 0, 0, 0, 0, last.into()).into(),
+            ]
+        };
+        self.wire(port, netns, number)?;
+        let router = self.place.netns().rtnl();
+        for ((near, far), prefix) in host(2).into_iter().zip(host(1)).zip(PREFIXES) {
+            router.add_address(port, far, prefix)?;
+            netns.rtnl().add_address(UPLINK, near, prefix)?;
+            netns.rtnl().add_route(everywhere(far), Some(far), UPLINK)?;
+        }
+        netns.rtnl().wait_operational(UPLINK)?;
+        Ok(host(2).to_vec())
+    }
+
     /// Puts a namespace on the underlay, with the addresses that end in `number`.
     pub(crate) fn attach(&self, port: &str, netns: &Netns, number: u8) -> Result<Vec<IpAddr>> {
         self.wire(port, netns, number)?;

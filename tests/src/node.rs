@@ -15,8 +15,10 @@ use serde_json::{Value, json};
 
 use crate::agent::AgentBuilder;
 use crate::bpffs;
+use crate::cni::PodSpec;
 use crate::fabric::Fabric;
 use crate::failure::OrPanic;
+use crate::manifest::Family;
 use crate::names::Tag;
 use crate::netns::Netns;
 use crate::place::Place;
@@ -38,6 +40,9 @@ pub enum PodNetwork {
     Routed,
     /// A Linux bridge `cni0` with the gateway address, as the CNI plugin `bridge` makes it.
     Bridged,
+    /// The agent's: it describes the network and routes to other nodes, and `millrace-cni` makes the pods. Nothing works
+    /// before an agent runs.
+    Millrace,
 }
 
 /// What a node is to be like.
@@ -46,6 +51,8 @@ pub struct NodeSpec {
     network: PodNetwork,
     strict_rp_filter: bool,
     zone: Option<String>,
+    behind_router: bool,
+    only: Option<Family>,
 }
 
 impl NodeSpec {
@@ -59,6 +66,32 @@ impl NodeSpec {
         Self {
             network: PodNetwork::Bridged,
             ..Self::default()
+        }
+    }
+
+    /// A node whose pod network is Millrace's own. See [`PodNetwork::Millrace`].
+    pub fn millrace() -> Self {
+        Self {
+            network: PodNetwork::Millrace,
+            ..Self::default()
+        }
+    }
+
+    /// The node is in a subnet of its own, with a router between it and the underlay.
+    #[must_use]
+    pub fn behind_router(self) -> Self {
+        Self {
+            behind_router: true,
+            ..self
+        }
+    }
+
+    /// Its Node object has addresses and pod ranges of this family only.
+    #[must_use]
+    pub fn only(self, family: Family) -> Self {
+        Self {
+            only: Some(family),
+            ..self
         }
     }
 
@@ -107,11 +140,17 @@ impl Node {
     ) -> Result<Self> {
         let name = format!("n{number}");
         let rp_filter = if spec.strict_rp_filter { "1" } else { "0" };
+        let forwarding = if spec.network == PodNetwork::Millrace {
+            "0"
+        } else {
+            "1"
+        };
         let netns = Netns::create(
             &tag.netns(&name),
             &[
-                ("net/ipv4/ip_forward", "1"),
-                ("net/ipv6/conf/all/forwarding", "1"),
+                // Where the pod network is the agent's, so is forwarding.
+                ("net/ipv4/ip_forward", forwarding),
+                ("net/ipv6/conf/all/forwarding", forwarding),
                 ("net/ipv6/conf/all/accept_dad", "0"),
                 ("net/ipv6/conf/default/accept_dad", "0"),
                 // The kernel applies the stricter of "all" and the interface's own.
@@ -122,7 +161,11 @@ impl Node {
                 ("net/ipv4/conf/default/send_redirects", "0"),
             ],
         )?;
-        let addresses = fabric.attach(&name, &netns, 10 + number)?;
+        let addresses = if spec.behind_router {
+            fabric.attach_behind_router(&name, &netns, 200 + number)?
+        } else {
+            fabric.attach(&name, &netns, 10 + number)?
+        };
         let dir = tag.dir().join(&name);
         for child in ["run", "state"] {
             std::fs::create_dir_all(dir.join(child)).with_context(|| format!("making {}", dir.display()))?;
@@ -151,6 +194,7 @@ impl Node {
         match self.0.spec.network {
             // Host sides of pods get no address at all, link-local ones included.
             PodNetwork::Routed => netns.sysctl("net/ipv6/conf/default/addr_gen_mode", "1"),
+            PodNetwork::Millrace => Ok(()),
             PodNetwork::Bridged => {
                 netns
                     .rtnl()
@@ -166,9 +210,18 @@ impl Node {
     /// Makes a pod on this node; it lives until the world ends or [`Pod::delete`].
     #[track_caller]
     pub fn add_pod(&self, name: &str) -> Pod {
+        if self.network() == PodNetwork::Millrace {
+            return self.add_pod_by_plugin(&PodSpec::new(name));
+        }
         let number = self.0.last_pod.fetch_add(1, Ordering::Relaxed) + 1;
         assert!(number < u8::MAX, "{} has no pod address left", self.name());
         Pod::create(self, name, number).or_panic()
+    }
+
+    /// Makes a pod by `millrace-cni`, as a runtime does; an agent must have described the network.
+    #[track_caller]
+    pub fn add_pod_by_plugin(&self, spec: &PodSpec) -> Pod {
+        Pod::create_by_plugin(self, spec).or_panic()
     }
 
     /// Pod ranges, IPv4 first.
@@ -192,7 +245,7 @@ impl Node {
     /// The pods' gateways where the network has them on the node.
     pub(crate) fn gateways(&self) -> Vec<IpAddr> {
         match self.0.spec.network {
-            PodNetwork::Routed => {
+            PodNetwork::Routed | PodNetwork::Millrace => {
                 vec![
                     Ipv4Addr::new(169, 254, 1, 1).into(),
                     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(),
@@ -274,12 +327,22 @@ impl Node {
 
     /// Its Node object, as the world wrote it to every node's source.
     pub fn object(&self) -> Value {
+        let is_in = |ip: &IpAddr| match self.0.spec.only {
+            None => true,
+            Some(Family::V4) => ip.is_ipv4(),
+            Some(Family::V6) => ip.is_ipv6(),
+        };
         let addresses: Vec<_> = self
             .addresses()
             .iter()
+            .filter(|ip| is_in(ip))
             .map(|ip| json!({"type": "InternalIP", "address": ip}))
             .collect();
-        let [cidr4, cidr6] = self.pod_cidrs();
+        let cidrs: Vec<_> = self
+            .pod_cidrs()
+            .into_iter()
+            .filter(|cidr| is_in(&cidr.addr()))
+            .collect();
         let mut labels = json!({"kubernetes.io/hostname": self.name()});
         if let Some(zone) = &self.0.spec.zone {
             labels["topology.kubernetes.io/zone"] = json!(zone);
@@ -288,7 +351,7 @@ impl Node {
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": self.name(), "labels": labels},
-            "spec": {"podCIDR": cidr4, "podCIDRs": [cidr4, cidr6]},
+            "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
             "status": {"addresses": addresses},
         })
     }

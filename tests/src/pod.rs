@@ -1,20 +1,19 @@
 //! A pod: a namespace joined to its node by a veth pair, `eth0` in the pod and
-//! `veth<n>` on the node.
+//! `veth<n>` on the node, or whatever name the plugin gives it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ipnet::IpNet;
 
+use crate::cni::{self, Attachment, INTERFACE, PodSpec};
 use crate::failure::OrPanic;
 use crate::netlink::{Mac, Veth, everywhere};
 use crate::netns::Netns;
 use crate::node::{BRIDGE, Node, PodNetwork};
 use crate::place::Place;
 use crate::{cgroup, removal};
-
-const INTERFACE: &str = "eth0";
 
 /// Kernel settings of a pod, and of every place that only sends and receives.
 pub(crate) const END_HOST: &[(&str, &str)] = &[
@@ -31,6 +30,8 @@ pub struct Pod {
     place: Place,
     node: Node,
     host_interface: String,
+    /// Of pods that the plugin made.
+    attachment: Option<Attachment>,
 }
 
 impl Pod {
@@ -47,6 +48,7 @@ impl Pod {
         match node.network() {
             PodNetwork::Routed => wire.route(&addresses)?,
             PodNetwork::Bridged => wire.bridge(&addresses)?,
+            PodNetwork::Millrace => bail!("pods of {} are made by the plugin", node.name()),
         }
         let cgroup = node.cgroup().join(name);
         let place = Place::start(name, netns, cgroup, addresses)?;
@@ -54,7 +56,28 @@ impl Pod {
             place,
             node: node.clone(),
             host_interface,
+            attachment: None,
         })
+    }
+
+    pub(crate) fn create_by_plugin(node: &Node, spec: &PodSpec) -> Result<Self> {
+        let name = spec.name();
+        let netns = Netns::create(&node.tag().netns(name), END_HOST)?;
+        let attachment = cni::attachment(spec, netns.path());
+        let result = cni::call(node, "ADD", &attachment, None)?.done()?;
+        let cgroup = node.cgroup().join(name);
+        let place = Place::start(name, netns, cgroup, cni::addresses(&result)?)?;
+        Ok(Self {
+            place,
+            node: node.clone(),
+            host_interface: cni::host_interface(&result)?,
+            attachment: Some(attachment),
+        })
+    }
+
+    /// What the plugin was called about, if it made the pod.
+    pub fn attachment(&self) -> Option<&Attachment> {
+        self.attachment.as_ref()
     }
 
     /// The node it runs on.
@@ -75,7 +98,10 @@ impl Pod {
 
     fn take_down(&self) -> Result<()> {
         self.place.stop();
-        self.node.netns().rtnl().delete_link(&self.host_interface)?;
+        match &self.attachment {
+            Some(attachment) => drop(cni::call(&self.node, "DEL", attachment, None)?.done()?),
+            None => self.node.netns().rtnl().delete_link(&self.host_interface)?,
+        }
         removal::remove_namespace(self.netns_path())?;
         cgroup::remove(self.cgroup())
     }

@@ -17,7 +17,7 @@ use crate::failure::OrPanic;
 use crate::guard::Guard;
 use crate::manifest::{Manifest, service_cidrs};
 use crate::names::Tag;
-use crate::node::{Node, NodeSpec, UPLINK};
+use crate::node::{Node, NodeSpec, PodNetwork, UPLINK};
 use crate::place::Place;
 use crate::{bpffs, cgroup};
 
@@ -102,7 +102,9 @@ impl World {
 
     fn connect_nodes(&self) -> Result<()> {
         for node in &self.nodes {
-            for other in self.nodes.iter().filter(|other| other.number() != node.number()) {
+            let others = self.nodes.iter().filter(|other| other.number() != node.number());
+            // Where the pod network is the agent's, the agent makes routes.
+            for other in others.filter(|_| node.network() != PodNetwork::Millrace) {
                 node.route_pods_of(other)?;
             }
             node.netns().rtnl().wait_operational(UPLINK)?;

@@ -51,8 +51,12 @@ pub struct BuiltWith {
 pub fn run(dev: bool) -> Result<()> {
     setup::run()?;
     let profile = if dev { Profile::Dev } else { Profile::Release };
-    let built = binaries(profile, &["millrace"])?;
-    println!("{}", built["millrace"].display());
+    let built = binaries(profile, &["millrace", "millrace-cni"])?;
+    println!(
+        "{}\n{}",
+        built["millrace"].display(),
+        built["millrace-cni"].display()
+    );
     Ok(())
 }
 
@@ -62,7 +66,10 @@ pub fn binaries(profile: Profile, names: &[&str]) -> Result<BTreeMap<String, Pat
     let mut cargo = command::cargo()?;
     // The same packages whichever binary is asked for: cargo unites the features of what is built together,
     // and another set of packages would mean other features and everything once more.
-    cargo.args(["build", "--package", "proxy-agent", "--package", "millrace-tests"]);
+    cargo.arg("build");
+    for package in ["proxy-agent", "cni-plugin", "millrace-tests"] {
+        cargo.args(["--package", package]);
+    }
     if profile == Profile::Release {
         cargo.arg("--release");
     }

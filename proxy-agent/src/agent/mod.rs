@@ -15,6 +15,7 @@ mod leftovers;
 mod measure;
 mod node;
 mod outward;
+mod pod_network;
 mod ranges;
 mod reconfigure;
 mod report;
@@ -171,11 +172,19 @@ impl Agent {
                     measure::measure(&mut agent);
                     let _ = done.send(());
                 }
-                () = tokio::time::sleep(pause) => drop(agent.programmer.retry()),
+                () = tokio::time::sleep(pause) => agent.try_again().await,
             }
         }
         tracing::info!("stopping; the data plane goes on as it is");
         Ok(())
+    }
+
+    /// What failed before, and what waits.
+    async fn try_again(&mut self) {
+        let _ = self.programmer.retry();
+        if self.synced && self.node.pods().is_unfinished() {
+            self.refresh_node().await;
+        }
     }
 
     /// Takes in an event and whatever else has arrived by now, and applies what it changed.
@@ -355,6 +364,7 @@ impl Agent {
         match request {
             Request::Status => Ok(Reply::Status(Box::new(report::status(self)))),
             Request::ListServices => Ok(Reply::ListServices(report::services(self))),
+            Request::ListNodes => Ok(Reply::ListNodes(self.node.pods().nodes())),
             Request::Trace(request) => trace::trace(self, request).map(Reply::Trace),
         }
     }

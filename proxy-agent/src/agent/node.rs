@@ -8,8 +8,9 @@ use proxy_common::Ip;
 use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey};
 
 use super::cgroup_root;
+use super::pod_network::{PodNetwork, Prepared};
 use super::ranges::{
-    is_stray, node_addresses, others_addresses, pod_cidrs, range_key, range_words, service_cidrs, too_many,
+    is_stray, node_addresses, others_addresses, pod_cidrs, range_flags, range_words, service_cidrs, too_many,
 };
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
@@ -34,8 +35,9 @@ pub struct NodeSide {
     problems: Vec<ObjectError>,
     attached: bool,
     pod_netns: BTreeMap<u32, u64>,
-    pod_ranges: BTreeSet<RangeKey>,
+    pod_ranges: BTreeMap<RangeKey, RangeFlags>,
     adopted: bool,
+    pods: PodNetwork,
 }
 
 impl NodeSide {
@@ -46,6 +48,7 @@ impl NodeSide {
         let witness = super::namespace_witness(options);
         let side = Self {
             device: HostDevice::new(netlink.clone()),
+            pods: PodNetwork::new(&netlink, options),
             namespaces: PodNamespaces::new(netlink, RUNTIME_DIRECTORY)?.with_witness(witness.clone()),
             netns: own_netns_cookie(witness.as_ref())?,
             roles: Roles::default(),
@@ -53,7 +56,7 @@ impl NodeSide {
             problems: Vec::new(),
             attached: false,
             pod_netns: BTreeMap::new(),
-            pod_ranges: BTreeSet::new(),
+            pod_ranges: BTreeMap::new(),
             adopted: false,
             monitor,
         };
@@ -64,7 +67,10 @@ impl NodeSide {
     /// Waits for a change; true if something of ours may depend on it.
     pub async fn changed(&mut self) -> Result<bool, NetworkError> {
         tokio::select! {
-            change = self.monitor.changed() => change.map(|change| self.is_relevant(&change)),
+            change = self.monitor.changed() => {
+                let change = change?;
+                Ok(self.pods.is_concerned(&change) | self.is_relevant(&change))
+            }
             () = self.namespaces.mounted() => Ok(true),
         }
     }
@@ -74,6 +80,11 @@ impl NodeSide {
             || change.default_routes
             || !change.links.is_empty()
             || self.device.is_concerned(change)
+    }
+
+    /// The way to pods.
+    pub fn pods(&self) -> &PodNetwork {
+        &self.pods
     }
 
     /// What is wrong with the node.
@@ -183,9 +194,14 @@ impl NodeSide {
             others.iter().copied().map(Ip::from).collect(),
         );
         virtual_addresses.retain(|address| self.addresses.holds(*address) || !others.contains(address));
+        let seen = (self.monitor.links(), &self.roles, &self.addresses);
+        let Prepared { tunnel, mtu: pod_mtu } =
+            self.pods.prepare(cluster, options, seen, &mut problems).await;
         self.refresh_ranges(cluster, options, programmer.store(), &mut problems);
 
         let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
+        // What a service's backend is sent may have to go through the tunnel.
+        let mtu = pod_mtu.map_or(mtu, |pods| pods.min(mtu));
         let device = match self.device.ensure(mtu).await {
             Ok(index) => Some(index),
             Err(error) => {
@@ -205,8 +221,13 @@ impl NodeSide {
         let own = virtual_addresses
             .iter()
             .any(|address| self.addresses.holds(*address));
-        self.attached =
-            self.attach(device, own, options, programmer.store_mut(), &mut problems) && device.is_some();
+        self.attached = self.attach(
+            (device, tunnel),
+            own,
+            options,
+            programmer.store_mut(),
+            &mut problems,
+        ) && device.is_some();
         if device.is_some() {
             let routes = HostRoutes {
                 service_cidrs,
@@ -221,6 +242,7 @@ impl NodeSide {
                 }),
             }
         }
+        self.pods.finish(options, self.attached, &mut problems).await;
         let with_sockets = cluster.pods_with_sockets(&options.node_name);
         self.refresh_namespaces(programmer.store(), with_sockets.as_ref(), &mut problems)
             .await;
@@ -235,7 +257,7 @@ impl NodeSide {
     /// Hangs the programs where they belong; at the loopback only where frontends have addresses of the node's own.
     fn attach(
         &self,
-        device: Option<u32>,
+        (device, tunnel): (Option<u32>, Option<u32>),
         own_frontends: bool,
         options: &AgentOptions,
         datapath: &mut Datapath,
@@ -251,6 +273,8 @@ impl NodeSide {
             })
             .collect();
         wanted.extend(device.map(|index| (index, InterfaceRole::Host)));
+        // It leads to other machines, as an uplink does.
+        wanted.extend(tunnel.map(|index| (index, InterfaceRole::Uplink)));
         if own_frontends {
             wanted.insert(LOOPBACK, InterfaceRole::Loopback);
             if let Err(error) = network::accept_own_addresses() {
@@ -302,6 +326,7 @@ impl NodeSide {
             (stray_addresses, ConfigFlags::STRAY_ADDRESSES),
             (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
             (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
+            (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),
         ] {
             flags |= if set { flag } else { 0 };
         }
@@ -321,6 +346,18 @@ impl NodeSide {
             lifetimes: lifetimes(&configuration.conntrack),
             node_v4: self.addresses.primary_v4.map(Ip::from).unwrap_or_default(),
             node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
+            tunnel_v4: self
+                .pods
+                .plan()
+                .tunnel_address(true)
+                .map(Ip::from)
+                .unwrap_or_default(),
+            tunnel_v6: self
+                .pods
+                .plan()
+                .tunnel_address(false)
+                .map(Ip::from)
+                .unwrap_or_default(),
             ..Config::default()
         };
         for (index, range) in service_cidrs.iter().take(MAX_SERVICE_RANGES).enumerate() {
@@ -341,22 +378,25 @@ impl NodeSide {
         datapath: &Datapath,
         problems: &mut Vec<ObjectError>,
     ) {
-        let wanted: BTreeSet<RangeKey> = pod_cidrs(cluster, options).iter().map(range_key).collect();
+        let kept = options.configuration.non_masquerade_cidrs.iter().copied();
+        let wanted = range_flags(pod_cidrs(cluster, options), self.pods.plan().tunnelled(), kept);
         if !self.adopted {
-            let mut found = BTreeSet::new();
-            let result = datapath.pod_ranges.for_each(|key, _| {
-                found.insert(key);
+            let mut found = BTreeMap::new();
+            let result = datapath.pod_ranges.for_each(|key, flags| {
+                found.insert(key, RangeFlags(flags));
             });
             if result.is_ok() {
                 self.pod_ranges = found;
             }
         }
         let mut failed = None;
-        for key in self.pod_ranges.difference(&wanted) {
+        for key in self.pod_ranges.keys().filter(|key| !wanted.contains_key(key)) {
             failed = datapath.pod_ranges.remove(key).err().or(failed);
         }
-        for key in wanted.difference(&self.pod_ranges) {
-            failed = datapath.pod_ranges.set(key, &RangeFlags::PODS).err().or(failed);
+        for (key, flags) in &wanted {
+            if self.pod_ranges.get(key) != Some(flags) {
+                failed = datapath.pod_ranges.set(key, &flags.0).err().or(failed);
+            }
         }
         match failed {
             None => self.pod_ranges = wanted,

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use super::{Global, environment};
 use crate::config::{
     Address, AgentOptions, Cidr, Configuration, ListenAddress, MapSettings, NamePattern, NodePortAddress,
-    PortRange, Settings, SocketLb, SourceSpec, read_files,
+    PortRange, RoutingMode, Settings, SocketLb, SourceSpec, read_files,
 };
 
 /// `millrace agent`
@@ -60,6 +60,12 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     pod_interfaces: Vec<NamePattern>,
+    /// Do the pod network, and describe it for container runtimes in this directory
+    #[arg(long, value_name = "DIR", env = "MILLRACE_CNI_CONF_DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Install the plugin millrace-cni in this directory of container runtimes
+    #[arg(long, value_name = "DIR", env = "MILLRACE_CNI_BIN_DIR")]
+    cni_bin_dir: Option<PathBuf>,
     /// Log more; twice or three times for still more
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -119,6 +125,30 @@ struct ConfigurationArgs {
         default_missing_value = "true"
     )]
     masquerade_all: Option<bool>,
+    /// podCIDRs: where this node's pods get their addresses from [default: what its Node object says]
+    #[arg(long, value_name = "CIDR", env = "MILLRACE_POD_CIDRS", value_delimiter = ',')]
+    pod_cidrs: Option<Vec<Cidr>>,
+    /// routingMode: how packets get to the pods of other nodes
+    #[arg(long, value_name = "MODE", env = "MILLRACE_ROUTING_MODE")]
+    routing_mode: Option<RoutingMode>,
+    /// masquerade: whether what pods send to the world outside carries the node's address
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "MILLRACE_MASQUERADE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    masquerade: Option<bool>,
+    /// nonMasqueradeCIDRs: where what pods send keeps their addresses
+    #[arg(
+        long,
+        value_name = "CIDR",
+        env = "MILLRACE_NON_MASQUERADE_CIDRS",
+        value_delimiter = ','
+    )]
+    non_masquerade_cidrs: Option<Vec<Cidr>>,
     /// healthAddress: where health is told; 0 for nowhere
     #[arg(long, value_name = "IP:PORT", env = "MILLRACE_HEALTH_ADDRESS")]
     health_address: Option<ListenAddress>,
@@ -159,6 +189,8 @@ impl AgentArgs {
             cgroup: self.cgroup,
             uplinks: self.uplinks,
             pod_interfaces: self.pod_interfaces,
+            cni_conf_dir: self.cni_conf_dir,
+            cni_bin_dir: self.cni_bin_dir,
             verbose: self.verbose > 0,
             config_files: self.config,
             overrides,
@@ -178,6 +210,10 @@ impl ConfigurationArgs {
             node_addresses,
             node_port_addresses,
             masquerade_all,
+            pod_cidrs,
+            routing_mode,
+            masquerade,
+            non_masquerade_cidrs,
             health_address,
             metrics_address,
             maps,
@@ -190,6 +226,10 @@ impl ConfigurationArgs {
             node_addresses,
             node_port_addresses,
             masquerade_all,
+            pod_cidrs,
+            routing_mode,
+            masquerade,
+            non_masquerade_cidrs,
             health_address,
             metrics_address,
             maps,
@@ -243,6 +283,8 @@ mod tests {
                 cgroup: None,
                 uplinks: vec![],
                 pod_interfaces: vec![],
+                cni_conf_dir: None,
+                cni_bin_dir: None,
                 verbose: false,
                 config_files: vec![],
                 overrides: Settings::default(),

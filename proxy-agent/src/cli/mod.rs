@@ -13,6 +13,7 @@ pub mod config;
 pub mod environment;
 pub mod logging;
 pub mod man;
+pub mod node;
 pub mod output;
 pub mod service;
 pub mod status;
@@ -89,6 +90,9 @@ enum Verb {
     /// What is programmed for services
     #[command(subcommand)]
     Service(service::ServiceVerb),
+    /// How the pods of each node are reached
+    #[command(subcommand)]
+    Node(node::NodeVerb),
     /// Say where packets would go, without sending any
     Trace(trace::TraceArgs),
     /// Remove everything of Millrace from this node
@@ -138,6 +142,7 @@ fn run(
         Verb::Agent(args) => agent(args.options(global)?).map(|()| true),
         Verb::Status => status::run(global.output, &client),
         Verb::Service(verb) => service::run(global.output, &client, &verb),
+        Verb::Node(verb) => node::run(global.output, &client, &verb),
         Verb::Trace(args) => trace::run(global.output, &client, &args),
         Verb::Uninstall(args) => uninstall::run(global, &args),
         Verb::Config(verb) => config::run(global.output, &verb),

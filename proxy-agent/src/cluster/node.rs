@@ -23,6 +23,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The zone it stands in.
     pub zone: Option<CompactString>,
+    /// The MAC address of its end of a VXLAN tunnel, as flannel tells it.
+    pub tunnel_mac: Option<[u8; 6]>,
     /// It is being taken out of the cluster, so balancers should send it nothing new.
     pub leaving: bool,
 }
@@ -69,9 +71,32 @@ impl Node {
             addresses,
             pod_cidrs: read_nets(listed.unwrap_or_default(), "spec.podCIDRs", findings),
             zone: zone.filter(|zone| !zone.is_empty()),
+            tunnel_mac: read_tunnel_mac(wire, findings),
             leaving: is_leaving(wire),
         }
     }
+}
+
+/// `{"VNI":1,"VtepMAC":"8e:2b:…"}`; flannel's other backends write `null` or other keys.
+fn read_tunnel_mac(wire: &wire::Node, findings: &mut Findings) -> Option<[u8; 6]> {
+    #[derive(serde::Deserialize)]
+    struct Backend {
+        #[serde(rename = "VtepMAC")]
+        mac: Option<String>,
+    }
+    let text = wire.metadata.annotations.as_ref()?.flannel_backend.as_ref()?;
+    let text = match serde_json::from_str::<Option<Backend>>(text) {
+        Ok(backend) => backend?.mac?,
+        Err(_) => text.to_string(),
+    };
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+    let mac = bytes.ok().and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    if mac.is_none() {
+        findings.add(|| {
+            format!("metadata.annotations: {text:?} of flannel's backend is no MAC address; it is left out")
+        });
+    }
+    mac
 }
 
 fn is_leaving(wire: &wire::Node) -> bool {

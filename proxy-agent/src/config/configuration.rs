@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::conntrack::Conntrack;
 use super::map_sizes::MapLimits;
+use super::pod_network::{RoutingMode, Vxlan};
 use super::settings::Settings;
 use super::values::{NodePortAddress, PortRange, SocketLb};
 use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
@@ -41,6 +42,19 @@ pub struct Configuration {
     pub external_ips: bool,
     /// Whether all flows to services carry the node's address.
     pub masquerade_all: bool,
+    /// Where this node's pods get their addresses from; where its Node object says if there is none.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// How packets get to the pods of other nodes.
+    pub routing_mode: RoutingMode,
+    /// The tunnel to other nodes.
+    pub vxlan: Vxlan,
+    /// Whether what pods send to the world outside carries the node's address; if nothing is said, where the agent does the
+    /// pod network.
+    pub masquerade: Option<bool>,
+    /// Where what pods send keeps their addresses, besides other pods.
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    pub non_masquerade_cidrs: Vec<IpNet>,
     /// How long flows are remembered.
     pub conntrack: Conntrack,
     /// Where health is told; nowhere if there is none.
@@ -72,6 +86,11 @@ impl Default for Configuration {
             protect_node_ports: true,
             external_ips: true,
             masquerade_all: false,
+            pod_cidrs: Vec::new(),
+            routing_mode: RoutingMode::default(),
+            vxlan: Vxlan::default(),
+            masquerade: None,
+            non_masquerade_cidrs: Vec::new(),
             conntrack: Conntrack::default(),
             health_address: Some(HEALTH_ADDRESS),
             metrics_address: Some(METRICS_ADDRESS),
@@ -123,6 +142,7 @@ impl Configuration {
         if let Some(all) = settings.masquerade_all {
             self.masquerade_all = all;
         }
+        self.apply_pod_network(settings);
         if let Some(conntrack) = &settings.conntrack {
             conntrack.apply(&mut self.conntrack);
         }
@@ -137,6 +157,24 @@ impl Configuration {
         }
         if let Some(maps) = &settings.maps {
             maps.apply(&mut self.maps);
+        }
+    }
+
+    fn apply_pod_network(&mut self, settings: &Settings) {
+        if let Some(ranges) = &settings.pod_cidrs {
+            self.pod_cidrs = ranges.iter().map(|range| range.0).collect();
+        }
+        if let Some(mode) = settings.routing_mode {
+            self.routing_mode = mode;
+        }
+        if let Some(vxlan) = &settings.vxlan {
+            vxlan.apply(&mut self.vxlan);
+        }
+        if let Some(masquerade) = settings.masquerade {
+            self.masquerade = Some(masquerade);
+        }
+        if let Some(ranges) = &settings.non_masquerade_cidrs {
+            self.non_masquerade_cidrs = ranges.iter().map(|range| range.0).collect();
         }
     }
 
@@ -221,6 +259,11 @@ mod tests {
                 "protectNodePorts": true,
                 "externalIPs": true,
                 "masqueradeAll": false,
+                "podCIDRs": [],
+                "routingMode": "auto",
+                "vxlan": {"port": 8472, "id": 1},
+                "masquerade": null,
+                "nonMasqueradeCIDRs": [],
                 "conntrack": {
                     "tcpEstablishedTimeout": "24h0m0s",
                     "tcpCloseWaitTimeout": "1h0m0s",

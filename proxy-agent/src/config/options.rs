@@ -27,6 +27,10 @@ pub struct AgentOptions {
     pub uplinks: Vec<String>,
     /// The interfaces of pods; found by where they lead where none is given.
     pub pod_interfaces: Vec<NamePattern>,
+    /// Where the network is described for container runtimes, if the agent does the pod network.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where container runtimes look for plugins, if the agent is to put its own there.
+    pub cni_bin_dir: Option<PathBuf>,
     /// Whether errors are shown at length: the verifier's whole log.
     pub verbose: bool,
     /// The files that the configuration was read from.
@@ -37,6 +41,15 @@ pub struct AgentOptions {
     pub warnings: Vec<String>,
     /// The configuration in force.
     pub configuration: Configuration,
+}
+
+impl AgentOptions {
+    /// Whether what pods send to the world outside carries the node's address.
+    pub fn masquerades_pods(&self) -> bool {
+        self.configuration
+            .masquerade
+            .unwrap_or(self.cni_conf_dir.is_some())
+    }
 }
 
 /// The name of an interface, or with a `*` at its end the beginning of one.

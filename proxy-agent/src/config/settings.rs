@@ -10,6 +10,7 @@ use proxy_common::maps::MAX_SERVICE_RANGES;
 use super::conntrack::ConntrackSettings;
 use super::listen::ListenAddress;
 use super::map_sizes::MapSettings;
+use super::pod_network::{RoutingMode, VxlanSettings};
 use super::values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};
 
 /// Settings that may be given; a list that is given replaces the one before it.
@@ -44,6 +45,18 @@ pub struct Settings {
     pub external_ips: Option<bool>,
     /// Whether all flows to services carry the node's address.
     pub masquerade_all: Option<bool>,
+    /// Where this node's pods get their addresses from, in place of what its Node object says.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<Cidr>>,
+    /// How packets get to the pods of other nodes.
+    pub routing_mode: Option<RoutingMode>,
+    /// The tunnel to other nodes.
+    pub vxlan: Option<VxlanSettings>,
+    /// Whether what pods send to the world outside carries the node's address.
+    pub masquerade: Option<bool>,
+    /// Where what pods send keeps their addresses, besides other pods.
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    pub non_masquerade_cidrs: Option<Vec<Cidr>>,
     /// How long flows are remembered.
     pub conntrack: Option<ConntrackSettings>,
     /// Where health is told.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::protocol::{Answer, Reply, Request};
 use super::run_dir::SOCKET;
-use super::{ServiceEntry, Status, TraceReply, TraceRequest};
+use super::{NodeEntry, ServiceEntry, Status, TraceReply, TraceRequest};
 
 /// How long to wait for the agent to take or to give the next bytes. Longer than the agent's own deadline.
 const PATIENCE: Duration = Duration::from_secs(35);
@@ -74,6 +74,14 @@ impl Client {
     pub fn services(&self) -> Result<Vec<ServiceEntry>, ClientError> {
         match self.ask(&Request::ListServices)? {
             Reply::ListServices(services) => Ok(services),
+            _ => Err(self.not_understood(&"it answers another question")),
+        }
+    }
+
+    /// Every node with the way to its pods.
+    pub fn nodes(&self) -> Result<Vec<NodeEntry>, ClientError> {
+        match self.ask(&Request::ListNodes)? {
+            Reply::ListNodes(nodes) => Ok(nodes),
             _ => Err(self.not_understood(&"it answers another question")),
         }
     }

@@ -9,6 +9,7 @@
 //! one agent that uses it.
 
 pub mod client;
+pub mod node;
 pub mod protocol;
 pub mod run_dir;
 pub mod server;
@@ -17,6 +18,7 @@ pub mod status;
 pub mod trace;
 
 pub use client::{Client, ClientError};
+pub use node::{NodeEntry, NodeMode};
 pub use protocol::{Answer, Protocol, Reply, Request};
 pub use run_dir::{RunDir, RunDirError, SOCKET};
 pub use server::{ControlSocket, Question, bind, serve};

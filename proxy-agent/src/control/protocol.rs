@@ -8,7 +8,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{ServiceEntry, Status, TraceReply, TraceRequest};
+use super::{NodeEntry, ServiceEntry, Status, TraceReply, TraceRequest};
 
 /// The longest request line that an agent reads.
 pub const MAX_REQUEST: u64 = 4096;
@@ -21,6 +21,8 @@ pub enum Request {
     Status,
     /// Every frontend with its backends.
     ListServices,
+    /// Every node with the way to its pods.
+    ListNodes,
     /// Where packets would go.
     Trace(TraceRequest),
 }
@@ -33,6 +35,8 @@ pub enum Reply {
     Status(Box<Status>),
     /// To [`Request::ListServices`].
     ListServices(Vec<ServiceEntry>),
+    /// To [`Request::ListNodes`].
+    ListNodes(Vec<NodeEntry>),
     /// To [`Request::Trace`].
     Trace(TraceReply),
 }
@@ -107,6 +111,7 @@ mod tests {
         for (request, line) in [
             (Request::Status, r#"{"request":"status"}"#),
             (Request::ListServices, r#"{"request":"listServices"}"#),
+            (Request::ListNodes, r#"{"request":"listNodes"}"#),
             (
                 trace,
                 r#"{"request":"trace","from":"10.244.1.5","to":"[fd00:96::a]:80","protocol":"TCP","sourcePort":null,"samples":1,"entry":null}"#,

@@ -81,6 +81,7 @@ fn one_of_each(request: Request) -> Result<Reply, String> {
             ..Status::default()
         }))),
         Request::ListServices => Ok(Reply::ListServices(vec![])),
+        Request::ListNodes => Ok(Reply::ListNodes(vec![])),
         Request::Trace(_) => Err("tracing: no such program".into()),
     }
 }

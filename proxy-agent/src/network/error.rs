@@ -68,6 +68,14 @@ impl NetworkError {
         }
     }
 
+    /// The error number that the kernel answered with, if it did.
+    pub(super) fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Request { error, .. } => error.raw_os_error(),
+            _ => None,
+        }
+    }
+
     /// Whether trying again is useless: a capability or the kernel lacks.
     pub(super) fn is_for_good(&self) -> bool {
         let Self::Cookie { error, .. } = self else {

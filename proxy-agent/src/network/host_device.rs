@@ -26,7 +26,7 @@ const fn setting(
     device: &'static str,
     name: &'static str,
     value: &'static str,
-) -> Setting {
+) -> Setting<'static> {
     Setting {
         family,
         device,
@@ -35,13 +35,13 @@ const fn setting(
     }
 }
 
-const IPV4_SETTINGS: [Setting; 2] = [
+const IPV4_SETTINGS: [Setting<'static>; 2] = [
     setting("ipv4", HOST_DEVICE, "forwarding", "1"),
     setting("ipv4", HOST_DEVICE_PEER, "forwarding", "0"),
 ];
 
 /// In this order: nothing may start before it is forbidden. `addr_gen_mode` 1 is "none".
-const IPV6_SETTINGS: [Setting; 6] = [
+const IPV6_SETTINGS: [Setting<'static>; 6] = [
     setting("ipv6", HOST_DEVICE_PEER, "disable_ipv6", "1"),
     setting("ipv6", HOST_DEVICE, "addr_gen_mode", "1"),
     setting("ipv6", HOST_DEVICE, "accept_dad", "0"),
@@ -89,7 +89,7 @@ impl HostDevice {
             }
         }
         let has_ipv6 = sysctl::has_ipv6() && mtu >= IPV6_MIN_MTU;
-        let ipv6: &[Setting] = if has_ipv6 { &IPV6_SETTINGS } else { &[] };
+        let ipv6: &[Setting<'static>] = if has_ipv6 { &IPV6_SETTINGS } else { &[] };
         for setting in IPV4_SETTINGS.iter().chain(ipv6) {
             self.settings_written += u64::from(setting.ensure()?);
         }

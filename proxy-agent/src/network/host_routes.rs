@@ -211,7 +211,7 @@ fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMe
 }
 
 /// The kernel removes routes itself when the device goes down or their source is taken away.
-fn accept_gone(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
+pub(super) fn accept_gone(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
     match &error {
         rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::ESRCH => Ok(()),
         _ => Err(error),

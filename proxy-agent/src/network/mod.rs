@@ -1,10 +1,10 @@
-//! What the agent does by netlink: it knows the links of its network namespace and owns one device and that
-//! device's routes.
+//! What the agent does by netlink: it knows the links of its network namespace, and owns two devices and the routes to
+//! services and pods.
 //!
 //! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles()`] says which interfaces lead to
 //! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
-//! the one thing made here: a device whose routes take the node's own packets to virtual addresses past a
-//! program. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
+//! a device whose routes take the node's own packets to virtual addresses past a
+//! program; [`mod@pods`] is the way to pods of other nodes. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
 //! [`mod@leftovers`] looks for another Service proxy.
 //!
 //! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
@@ -25,6 +25,7 @@ pub mod monitor;
 pub mod namespaces;
 pub mod netlink;
 pub mod nfnetlink;
+pub mod pods;
 pub mod roles;
 mod sys;
 mod sysctl;
@@ -61,7 +62,7 @@ pub fn accept_own_addresses() -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Whether an interface is one of ours.
+/// Whether an interface is one of ours, pods' apart.
 pub fn is_own(name: &str) -> bool {
-    name == HOST_DEVICE || name == HOST_DEVICE_PEER
+    [HOST_DEVICE, HOST_DEVICE_PEER, pods::TUNNEL_DEVICE].contains(&name)
 }

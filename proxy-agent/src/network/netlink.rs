@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::packet_core::{DefaultNla, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
@@ -51,6 +51,16 @@ impl Netlink {
         self.writes.load(Ordering::Relaxed)
     }
 
+    /// Counts a write that went another way.
+    pub(super) fn note_write(&self) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The handle for a request that changes nothing.
+    pub(super) fn reading(&self) -> &Handle {
+        &self.handle
+    }
+
     /// The handle for a request that changes something.
     pub(super) fn writing(&self) -> &Handle {
         self.writes.fetch_add(1, Ordering::Relaxed);
@@ -74,16 +84,31 @@ impl Netlink {
         self.link(&index.to_string(), |get| get.match_index(index)).await
     }
 
+    /// All that the kernel says of the link with this name.
+    pub(super) async fn link_message_by_name(&self, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+        self.link_message(name, |get| get.match_name(name.to_owned()))
+            .await
+    }
+
     async fn link(
         &self,
         object: &str,
         select: impl FnOnce(rtnetlink::LinkGetRequest) -> rtnetlink::LinkGetRequest,
     ) -> Result<Option<Link>, NetworkError> {
+        let message = self.link_message(object, select).await?;
+        Ok(message.as_ref().and_then(Link::read))
+    }
+
+    async fn link_message(
+        &self,
+        object: &str,
+        select: impl FnOnce(rtnetlink::LinkGetRequest) -> rtnetlink::LinkGetRequest,
+    ) -> Result<Option<LinkMessage>, NetworkError> {
         let found: Result<Option<LinkMessage>, _> = Box::pin(select(self.handle.link().get()).execute())
             .try_next()
             .await;
         match found {
-            Ok(message) => Ok(message.as_ref().and_then(Link::read)),
+            Ok(message) => Ok(message),
             Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -ENODEV => Ok(None),
             Err(error) => Err(NetworkError::request(format!("looking up interface {object}"))(
                 error,
@@ -102,6 +127,21 @@ impl Netlink {
             .await;
         let messages = messages.map_err(NetworkError::request("listing the addresses"))?;
         Ok(messages.iter().filter_map(Address::read).collect())
+    }
+
+    /// The addresses of a link, with all that the kernel says of them.
+    pub(super) async fn address_messages(
+        &self,
+        index: u32,
+    ) -> Result<Vec<(Address, AddressMessage)>, NetworkError> {
+        let request = self.handle.address().get().set_link_index_filter(index);
+        let messages = request.execute().try_collect::<Vec<_>>().await;
+        let messages = messages.map_err(NetworkError::request("listing the addresses"))?;
+        let of_link = messages.into_iter().filter_map(|message| {
+            let (found, address) = Address::read(&message)?;
+            (found == index).then_some((address, message))
+        });
+        Ok(of_link.collect())
     }
 
     /// The addresses in another network namespace, by the id that this one knows it by (Linux 5.0). Only a socket that checks

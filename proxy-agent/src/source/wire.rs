@@ -82,6 +82,9 @@ pub struct Annotations {
     /// Whether connections to removed endpoints of this Service are reset: `true` or `false`.
     #[serde(rename = "millrace.dev/reset-removed-backends")]
     pub reset_removed: Option<Text>,
+    /// What flannel's backend on this Node tells others, as JSON.
+    #[serde(rename = "flannel.alpha.coreos.com/backend-data")]
+    pub flannel_backend: Option<Text>,
     /// `off` leaves the sockets of this Pod, or of this Namespace's, to the packet path.
     #[serde(rename = "millrace.dev/socket-lb")]
     pub socket_lb: Option<Text>,

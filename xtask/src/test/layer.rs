@@ -78,11 +78,11 @@ pub fn build() -> Result<Programs> {
     let mut cargo = command::cargo()?;
     cargo.args(["test", "--no-run", "--workspace", "--exclude", "proxy-ebpf"]);
     let artifacts = build::artifacts(&mut cargo)?;
-    // Cargo builds a package's binaries along with its integration tests.
+    // Cargo builds a package's binaries along with its integration tests; the plugin lies beside the agent then.
     let millrace = artifacts.iter().find(|artifact| is_millrace(artifact));
     let millrace = match millrace.and_then(|artifact| artifact.executable.clone()) {
         Some(executable) => executable,
-        None => build::binaries(Profile::Dev, &["millrace"])?
+        None => build::binaries(Profile::Dev, &["millrace", "millrace-cni"])?
             .remove("millrace")
             .context("cargo built no binary `millrace`")?,
     };

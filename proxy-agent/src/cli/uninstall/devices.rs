@@ -1,27 +1,47 @@
-//! Removing our device from this network namespace; its peer and its routes go with it.
+//! Removing our devices from this network namespace, and the routes to other nodes' pods; a device's peer and the routes on it
+//! go with it.
 
 use anyhow::Context as _;
 
 use super::{Left, Uninstalled};
 use crate::bpf::pins::Removed;
+use crate::network::pods::{TUNNEL_DEVICE, Tunnel, routes};
 use crate::network::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, Netlink, NetworkError};
 
-/// Removes the device if there is one, and mentions a foreign one of that name.
+/// Removes what there is of them, and mentions foreign devices of those names.
 pub fn remove(uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let removed = runtime.block_on(async { HostDevice::new(Netlink::open()?).remove().await });
+    runtime.block_on(async {
+        let netlink = Netlink::open().context("asking for our devices")?;
+        let removed = routes::remove_all(&netlink).await;
+        let removed = removed.context("removing the routes to other nodes' pods")?;
+        let route = |prefix: ipnet::IpNet| Removed {
+            kind: "route".into(),
+            name: prefix.to_string(),
+        };
+        uninstalled.removed.extend(removed.into_iter().map(route));
+        let removed = Tunnel::new(netlink.clone()).remove().await;
+        note(removed, &[TUNNEL_DEVICE], uninstalled)?;
+        let removed = HostDevice::new(netlink).remove().await;
+        note(removed, &[HOST_DEVICE, HOST_DEVICE_PEER], uninstalled)
+    })
+}
+
+fn note(
+    removed: Result<bool, NetworkError>,
+    names: &[&str],
+    uninstalled: &mut Uninstalled,
+) -> anyhow::Result<()> {
     match removed {
         Ok(false) => {}
         Ok(true) => {
-            let device = |name: &str| Removed {
+            let device = |name: &&str| Removed {
                 kind: "device".into(),
-                name: name.into(),
+                name: (*name).into(),
             };
-            uninstalled
-                .removed
-                .extend([HOST_DEVICE, HOST_DEVICE_PEER].map(device));
+            uninstalled.removed.extend(names.iter().map(device));
         }
         Err(NetworkError::ForeignDevice { name, what }) => {
             uninstalled.left.push(Left {

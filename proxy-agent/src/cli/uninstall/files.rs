@@ -10,12 +10,13 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Left, Uninstalled};
 use crate::bpf::pins::Removed;
+use crate::cni::{self, Installed, NOTE};
 use crate::control::SOCKET;
 
 /// What an agent keeps in its run directory.
 pub const RUN: &[&str] = &[SOCKET];
 /// What an agent keeps in its state directory.
-pub const STATE: &[&str] = &[];
+pub const STATE: &[&str] = &[NOTE];
 
 /// Whether `path` lies on a bpf file system; false where there is no such path.
 pub fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
@@ -24,6 +25,57 @@ pub fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
         Err(Errno::ENOENT) => Ok(false),
         Err(errno) => Err(errno).with_context(|| format!("looking at {}", path.display())),
     }
+}
+
+/// Removes what an agent put into the directories of container runtimes: the description of the network first, since it says to
+/// execute the plugin. The leases go too, if no pod has one.
+pub fn remove_installed(state_dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
+    let Installed { files } = Installed::read(state_dir)?;
+    let (plugins, descriptions): (Vec<_>, Vec<_>) =
+        files.into_iter().partition(|path| path.ends_with(cni::PLUGIN));
+    for path in descriptions.iter().chain(&plugins) {
+        match fs::remove_file(path) {
+            Ok(()) => uninstalled.removed.push(removed("file", path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("removing {}", path.display())),
+        }
+    }
+    let leases = cni::lease_dir(state_dir);
+    remove_leases(&leases, uninstalled)?;
+    if let Some(networks) = leases.parent().filter(|path| path.starts_with(state_dir)) {
+        // Goes with the last network.
+        let _ = fs::remove_dir(networks);
+    }
+    Ok(())
+}
+
+/// host-local's directory with our notes: what is in it beside leases says nothing without them.
+fn remove_leases(dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Ok(());
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let mut bookkeeping = Vec::new();
+    for name in names {
+        let text = name.to_string_lossy();
+        if text == "lock" || text.starts_with("last_reserved_ip.") {
+            bookkeeping.push(dir.join(&name));
+        } else if text.parse::<std::net::IpAddr>().is_ok() {
+            let reason =
+                "addresses of pods are noted there: take the pods away first, and then run this again";
+            uninstalled.left.push(left(dir, reason));
+            return Ok(());
+        }
+    }
+    for path in bookkeeping {
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    // Each goes if nothing is left in it.
+    let _ = fs::remove_dir(dir.join("millrace"));
+    if fs::remove_dir(dir).is_ok() {
+        uninstalled.removed.push(removed("directory", dir));
+    }
+    Ok(())
 }
 
 /// Removes our files in a directory, and the directory if nothing else is in it.

@@ -1,7 +1,7 @@
 //! `millrace uninstall`: removes everything of ours from this node, and only that.
 //!
 //! Programs and maps live as long as their pins, so removing the pins below the bpf root detaches and frees them; then
-//! the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
+//! the routes, the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
 //! would put everything back: the run directory's lock is held throughout.
 //!
 //! Invariant: it can be repeated; whatever an interrupted run left is removed by the next.
@@ -96,6 +96,7 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalle
         )?;
     }
     devices::remove(&mut uninstalled)?;
+    files::remove_installed(&args.state_dir, &mut uninstalled)?;
     files::remove_directory(&args.state_dir, files::STATE, &mut uninstalled)?;
     files::remove_directory(&global.run_dir, files::RUN, &mut uninstalled)?;
     // The lock has been held until everything was gone.

@@ -1,0 +1,311 @@
+//! The pod network as the agent keeps it: from Node objects and interfaces to a plan, from the plan to the kernel, and the
+//! description for container runtimes when all of it stands.
+//!
+//! It is done only where a directory for that description is named; beside another plugin nothing of it is touched. The
+//! kernel is looked at again when the plan is another one or something of it changed, and until all of it was set.
+//!
+//! Invariant: nothing is removed before the first full lists are complete, since this does not run before.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::ranges::{node_addresses, own_pod_cidrs};
+use crate::cluster::ClusterState;
+use crate::cni::{Installer, Network};
+use crate::config::AgentOptions;
+use crate::control::{NodeEntry, NodeMode, ObjectError};
+use crate::network::pods::{self, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, Way, forwarding, routes};
+use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Problem, Role, Roles};
+
+/// An uplink has one; this is for a node that has none yet.
+const DEFAULT_MTU: u32 = 1500;
+
+/// What the agent knows and does about the way to pods.
+pub struct PodNetwork {
+    netlink: Netlink,
+    tunnel: Tunnel,
+    installer: Installer,
+    own: Peer,
+    plan: Plan,
+    underlay: Vec<u32>,
+    /// The kernel may hold something else than the plan.
+    unsettled: bool,
+    /// What the last look at the kernel came to.
+    found: Vec<ObjectError>,
+    nodes: BTreeMap<String, NodeEntry>,
+}
+
+/// What the rest of the node's side has to know.
+pub struct Prepared {
+    /// The device of the tunnel, if there is one.
+    pub tunnel: Option<u32>,
+    /// The MTU of pods, if the pod network is ours.
+    pub mtu: Option<u32>,
+}
+
+impl PodNetwork {
+    /// Nothing is looked at yet.
+    pub fn new(netlink: &Netlink, options: &AgentOptions) -> Self {
+        Self {
+            netlink: netlink.clone(),
+            tunnel: Tunnel::new(netlink.clone()),
+            installer: Installer::new(
+                &options.state_dir,
+                options.cni_conf_dir.as_deref(),
+                options.cni_bin_dir.as_deref(),
+            ),
+            own: Peer::default(),
+            plan: Plan::default(),
+            underlay: Vec::new(),
+            unsettled: true,
+            found: Vec::new(),
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// Makes what packets go through; nothing leads there yet.
+    pub async fn prepare(
+        &mut self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        (links, roles, addresses): (&Links, &Roles, &NodeAddresses),
+        problems: &mut Vec<ObjectError>,
+    ) -> Prepared {
+        let situation = situation(cluster, options, (links, roles, addresses));
+        let enabled = options.cni_conf_dir.is_some();
+        let plan = if enabled {
+            pods::plan(&situation)
+        } else {
+            Plan::default()
+        };
+        self.note_nodes(&situation, &plan, enabled);
+        self.own = situation.own;
+        if !enabled {
+            return Prepared {
+                tunnel: None,
+                mtu: None,
+            };
+        }
+        problems.extend(plan.problems.iter().map(to_error));
+        self.unsettled |= plan != self.plan;
+        self.plan = plan;
+        if self.unsettled {
+            self.found.clear();
+            self.underlay = roles.of(Role::Uplink).map(|uplink| uplink.index).collect();
+            self.let_through(roles);
+            if let Some(plan) = &self.plan.tunnel
+                && let Err(error) = self.tunnel.ensure(plan).await
+            {
+                self.note(format!("interface {TUNNEL_DEVICE}"), &error);
+            }
+        }
+        Prepared {
+            tunnel: self.plan.tunnel.as_ref().and(self.tunnel.index()),
+            mtu: Some(self.plan.pod_mtu),
+        }
+    }
+
+    /// Leads packets there, removes what nothing leads to any more, and tells container runtimes, if `ready`: whether
+    /// programs hang where they belong.
+    pub async fn finish(&mut self, options: &AgentOptions, ready: bool, problems: &mut Vec<ObjectError>) {
+        if options.cni_conf_dir.is_some() && self.unsettled {
+            let settled = self.found.is_empty() & self.lead().await;
+            self.unsettled = !settled;
+        }
+        problems.extend(self.found.iter().cloned());
+        if let Err(error) = self.describe(options, ready) {
+            problems.push(error);
+        }
+    }
+
+    /// Takes in a change; true if something of this may depend on it.
+    pub fn is_concerned(&mut self, change: &Change) -> bool {
+        let mut ours = self.underlay.iter().copied().chain(self.tunnel.index());
+        let concerned = change.resynced
+            || change.addresses
+            || ours.any(|index| change.links.contains(&index))
+            || change
+                .routes
+                .iter()
+                .any(|prefix| self.plan.routes.contains_key(prefix));
+        self.unsettled |= concerned;
+        concerned
+    }
+
+    /// Whether something is to be tried again.
+    pub fn is_unfinished(&self) -> bool {
+        self.unsettled && !self.found.is_empty()
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self) -> Vec<NodeEntry> {
+        self.nodes.values().cloned().collect()
+    }
+
+    fn let_through(&mut self, roles: &Roles) {
+        let uplinks: Vec<_> = roles
+            .of(Role::Uplink)
+            .map(|uplink| uplink.name.as_str())
+            .collect();
+        let has = |v4: bool| {
+            let ranges = self.plan.routes.keys();
+            ranges.map(ipnet::IpNet::addr).any(|ip| ip.is_ipv4() == v4)
+        };
+        if let Err(error) = forwarding::ensure(&uplinks, has(true), has(false)) {
+            self.note("forwarding".into(), &error);
+        }
+    }
+
+    /// Sets routes and removes what is left behind; whether all of it is done.
+    async fn lead(&mut self) -> bool {
+        let tunnel = self.plan.tunnel.as_ref().and(self.tunnel.index());
+        let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel).await {
+            Ok((problems, complete)) => {
+                self.found.extend(problems.iter().map(to_error));
+                complete
+            }
+            Err(error) => {
+                self.note("routes to pods".into(), &error);
+                false
+            }
+        };
+        let cleaned = match &self.plan.tunnel {
+            Some(plan) => self.tunnel.forget_others(plan).await,
+            None => match self.tunnel.remove().await {
+                // Nobody needs the name.
+                Ok(_) | Err(NetworkError::ForeignDevice { .. }) => Ok(()),
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = &cleaned {
+            self.note(format!("interface {TUNNEL_DEVICE}"), error);
+        }
+        complete && cleaned.is_ok()
+    }
+
+    fn describe(&mut self, options: &AgentOptions, ready: bool) -> Result<(), ObjectError> {
+        let problem = |message: String| ObjectError {
+            object: "pod network".into(),
+            message,
+        };
+        let network = Network {
+            mtu: self.plan.pod_mtu,
+            bpf_root: options.bpf_root.clone(),
+            state_dir: options.state_dir.clone(),
+            pod_cidrs: self.own.pod_cidrs.clone(),
+        };
+        let why_not = if options.cni_conf_dir.is_none() {
+            None
+        } else if network.pod_cidrs.is_empty() {
+            Some(
+                "this node has no pod ranges yet: a controller assigns them (spec.podCIDRs of the Node), or podCIDRs in the \
+                 configuration names them; until then the network is not described to container runtimes"
+                    .to_owned(),
+            )
+        } else {
+            network.unusable()
+        };
+        let can_take_pods = ready && why_not.is_none() && options.cni_conf_dir.is_some();
+        self.installer
+            .install(can_take_pods.then_some(&network))
+            .map_err(|error| problem(error.to_string()))?;
+        why_not.map_or(Ok(()), |why| Err(problem(why)))
+    }
+
+    fn note(&mut self, object: String, error: &NetworkError) {
+        self.found.push(ObjectError {
+            object,
+            message: error.to_string(),
+        });
+    }
+
+    /// Notes how each node is reached, and when that was last another way.
+    fn note_nodes(&mut self, situation: &Situation, plan: &Plan, enabled: bool) {
+        let now = Timestamp::now();
+        let mut old = std::mem::take(&mut self.nodes);
+        for peer in situation.peers.iter().chain([&situation.own]) {
+            let mode = if peer.name == situation.own.name {
+                Some(NodeMode::Own)
+            } else {
+                plan.ways.get(&peer.name).map(|way| match way {
+                    Way::Direct => NodeMode::Direct,
+                    Way::Vxlan => NodeMode::Vxlan,
+                })
+            };
+            let entry = NodeEntry {
+                name: peer.name.clone(),
+                addresses: peer.addresses.clone(),
+                pod_cidrs: peer.pod_cidrs.clone(),
+                mode: mode.filter(|_| enabled),
+                last_change: now,
+            };
+            let entry = match old.remove(&peer.name) {
+                Some(old) if old.says_the_same(&entry) => old,
+                _ => entry,
+            };
+            self.nodes.insert(entry.name.clone(), entry);
+        }
+    }
+}
+
+fn situation(
+    cluster: &ClusterState,
+    options: &AgentOptions,
+    (links, roles, addresses): (&Links, &Roles, &NodeAddresses),
+) -> Situation {
+    let peer = |node: &crate::cluster::Node| Peer {
+        name: node.name.to_string(),
+        addresses: node.addresses.clone(),
+        pod_cidrs: node.pod_cidrs.clone(),
+        tunnel_mac: node.tunnel_mac,
+    };
+    let others = cluster.nodes().filter(|node| node.name != options.node_name);
+    // Others know this node by its object, whatever it was configured to be called by itself.
+    let object = cluster.node(&options.node_name).map(peer).unwrap_or_default();
+    let mut own = Peer {
+        name: options.node_name.clone(),
+        pod_cidrs: own_pod_cidrs(cluster, options),
+        ..object
+    };
+    if own.addresses.is_empty() {
+        own.addresses = node_addresses(cluster, options);
+    }
+    if own.addresses.is_empty() {
+        let primary = [
+            addresses.primary_v4.map(Into::into),
+            addresses.primary_v6.map(Into::into),
+        ];
+        own.addresses = primary.into_iter().flatten().collect();
+    }
+    let mut subnets = Vec::new();
+    for uplink in roles.of(Role::Uplink) {
+        let held = links.addresses(uplink.index).iter();
+        let held = held.filter(|address| address.is_public() && address.has_network() && address.usable);
+        subnets.extend(held.filter_map(|address| {
+            let subnet = ipnet::IpNet::new(address.ip, address.prefix_len).ok()?;
+            Some((uplink.index, subnet))
+        }));
+    }
+    let configuration = &options.configuration;
+    Situation {
+        mode: configuration.routing_mode,
+        vxlan: configuration.vxlan,
+        own,
+        peers: others.map(peer).collect(),
+        subnets,
+        underlay_mtu: roles.uplink_mtu(links).unwrap_or(DEFAULT_MTU),
+    }
+}
+
+fn to_error(problem: &Problem) -> ObjectError {
+    ObjectError {
+        object: problem.object.clone(),
+        message: problem.message.clone(),
+    }
+}

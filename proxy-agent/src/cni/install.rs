@@ -1,0 +1,172 @@
+//! Putting plugin and description into the directories of container runtimes, and the note of what was put there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::conflist::{CONFLIST, Network};
+use super::{PLUGIN, files};
+
+/// The note in the state directory.
+pub const NOTE: &str = "installed.json";
+
+/// A file could not be had or put in its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}: {error}{hint}", path.display())]
+pub struct InstallError {
+    what: &'static str,
+    path: PathBuf,
+    error: io::Error,
+    hint: &'static str,
+}
+
+/// What was put into directories of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Installed {
+    /// Paths.
+    pub files: BTreeSet<PathBuf>,
+}
+
+impl Installed {
+    /// Reads the note; an empty one if there is none.
+    pub fn read(state_dir: &Path) -> Result<Self, InstallError> {
+        let path = state_dir.join(NOTE);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            text => text.map_err(failed("reading", &path))?,
+        };
+        let note = serde_json::from_slice(&text).map_err(io::Error::other);
+        note.map_err(failed("reading", &path))
+    }
+
+    /// Adds a file to the note.
+    fn add(state_dir: &Path, file: &Path) -> Result<(), InstallError> {
+        let mut note = Self::read(state_dir)?;
+        if !note.files.insert(file.to_owned()) {
+            return Ok(());
+        }
+        let path = state_dir.join(NOTE);
+        fs::create_dir_all(state_dir).map_err(failed("making", state_dir))?;
+        let text = serde_json::to_vec(&note).map_err(io::Error::other);
+        let written = text.and_then(|text| files::replace(&path, &text, 0o600));
+        written.map(drop).map_err(failed("writing", &path))
+    }
+}
+
+/// Puts files into the directories of container runtimes.
+#[derive(Debug)]
+pub struct Installer {
+    state_dir: PathBuf,
+    conf_dir: Option<PathBuf>,
+    bin_dir: Option<PathBuf>,
+    plugin_is_there: bool,
+    network: Option<Network>,
+}
+
+impl Installer {
+    /// Nothing is looked at yet.
+    pub fn new(state_dir: &Path, conf_dir: Option<&Path>, bin_dir: Option<&Path>) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+            conf_dir: conf_dir.map(Path::to_owned),
+            bin_dir: bin_dir.map(Path::to_owned),
+            plugin_is_there: false,
+            network: None,
+        }
+    }
+
+    /// Installs the plugin, and then describes the network, if it is ready for pods. What was done already is not looked at
+    /// again.
+    pub fn install(&mut self, network: Option<&Network>) -> Result<(), InstallError> {
+        if !self.plugin_is_there
+            && let Some(dir) = &self.bin_dir
+        {
+            let source = own_plugin()?;
+            let plugin = fs::read(&source).map_err(|error| InstallError {
+                hint: ": the plugin belongs beside the agent's own executable; build or copy it there",
+                ..failed("reading", &source)(error)
+            })?;
+            self.put(&dir.join(PLUGIN), &plugin, 0o755)?;
+            self.plugin_is_there = true;
+        }
+        if let (Some(network), Some(dir)) = (network, &self.conf_dir)
+            && self.network.as_ref() != Some(network)
+        {
+            self.put(&dir.join(CONFLIST), network.text().as_bytes(), 0o644)?;
+            self.network = Some(network.clone());
+        }
+        Ok(())
+    }
+
+    fn put(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
+        let dir = path.parent().unwrap_or(path);
+        // A runtime that has never had a plugin may not have made them.
+        fs::create_dir_all(dir).map_err(failed("making", dir))?;
+        Installed::add(&self.state_dir, path)?;
+        if files::replace(path, content, mode).map_err(failed("writing", path))? {
+            tracing::info!(path = %path.display(), "written");
+        }
+        Ok(())
+    }
+}
+
+/// The plugin that was built with this agent.
+fn own_plugin() -> Result<PathBuf, InstallError> {
+    let own = std::env::current_exe().map_err(failed("finding", Path::new("/proc/self/exe")))?;
+    Ok(own.with_file_name(PLUGIN))
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
+    let path = path.to_owned();
+    move |error| InstallError {
+        what,
+        path,
+        error,
+        hint: "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(mtu: u32) -> Network {
+        Network {
+            mtu,
+            bpf_root: "/sys/fs/bpf/millrace".into(),
+            state_dir: "/var/lib/millrace".into(),
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn the_description_comes_after_the_plugin_and_both_are_noted() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = |name: &str| root.path().join(name);
+        let (state, conf, bin) = (dir("state"), dir("etc/cni/net.d"), dir("opt/cni/bin"));
+        let conflist = conf.join(CONFLIST);
+        // Beside a test there is no plugin: nothing may tell a runtime of one.
+        let mut installer = Installer::new(&state, Some(&conf), Some(&bin));
+        let error = installer.install(Some(&network(1500))).unwrap_err().to_string();
+        assert!(error.contains("beside the agent's own executable"), "{error}");
+        assert!(!conflist.exists());
+        assert_eq!(Installed::read(&state).unwrap(), Installed::default());
+
+        let mut installer = Installer::new(&state, Some(&conf), None);
+        installer.install(Some(&network(1500))).unwrap();
+        assert_eq!(fs::read_to_string(&conflist).unwrap(), network(1500).text());
+        assert_eq!(Installed::read(&state).unwrap().files, [conflist.clone()].into());
+        let written = || fs::metadata(&conflist).unwrap().modified().unwrap();
+        let before = written();
+        Installer::new(&state, Some(&conf), None)
+            .install(Some(&network(1500)))
+            .unwrap();
+        assert_eq!(written(), before, "a restarted agent leaves it alone");
+        installer.install(Some(&network(1450))).unwrap();
+        assert_eq!(fs::read_to_string(&conflist).unwrap(), network(1450).text());
+    }
+}

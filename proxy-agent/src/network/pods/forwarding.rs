@@ -1,0 +1,61 @@
+//! The kernel's leave to pass packets on between interfaces.
+//!
+//! IPv4 has a switch for each interface that packets come in by, IPv6 one for all (and newer kernels one for each besides). A
+//! host that forwards IPv6 stops listening to router advertisements, and would lose the addresses and routes that it has from
+//! them, unless its interfaces are told to go on.
+
+use crate::network::error::NetworkError;
+use crate::network::sysctl::{self, Setting};
+
+/// Lets packets be passed on that come in by these interfaces. Gives how many settings were written.
+pub fn ensure(interfaces: &[&str], v4: bool, v6: bool) -> Result<u64, NetworkError> {
+    let mut written = 0;
+    if v4 {
+        for device in interfaces {
+            written += ensure_one("ipv4", device, "forwarding", "1")?;
+        }
+    }
+    if v6 && sysctl::has_ipv6() {
+        let all = setting("ipv6", "all", "forwarding", "1");
+        if !all.is_so()? {
+            for device in interfaces {
+                if setting("ipv6", device, "accept_ra", "1").is_so()? {
+                    written += ensure_one("ipv6", device, "accept_ra", "2")?;
+                }
+            }
+        }
+        written += ensure_one("ipv6", "all", "forwarding", "1")?;
+        for device in interfaces {
+            // Somebody may have switched it off again.
+            written += ensure_one("ipv6", device, "forwarding", "1")?;
+        }
+    }
+    Ok(written)
+}
+
+fn ensure_one(
+    family: &'static str,
+    device: &str,
+    name: &'static str,
+    value: &'static str,
+) -> Result<u64, NetworkError> {
+    let written = setting(family, device, name, value).ensure()?;
+    if written {
+        tracing::info!("set net.{family}.conf.{device}.{name} to {value}, to pass on packets of pods");
+    }
+    Ok(u64::from(written))
+}
+
+fn setting<'a>(
+    family: &'static str,
+    device: &'a str,
+    name: &'static str,
+    value: &'static str,
+) -> Setting<'a> {
+    Setting {
+        family,
+        device,
+        name,
+        value,
+    }
+}

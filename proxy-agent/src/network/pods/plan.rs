@@ -1,0 +1,314 @@
+//! How each node is reached, and what that takes: a pure function of what is known.
+//!
+//! A node is reached *directly* if for every family of its pod ranges one of its addresses lies in a subnet of one of our
+//! uplinks, and then by that address; else through the tunnel, all of it: each node has one mode. One tunnel serves
+//! both families of pods. It runs over IPv4 where this node has an IPv4 address, over IPv6 otherwise.
+
+use std::collections::BTreeMap;
+use std::hash::Hasher as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use siphasher::sip::SipHasher24;
+
+use crate::config::{RoutingMode, Vxlan};
+use crate::network::Problem;
+
+/// A hardware address.
+pub type Mac = [u8; 6];
+
+/// A node, as its object describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its internal addresses, in the order given.
+    pub addresses: Vec<IpAddr>,
+    /// Where its pods get their addresses from.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The MAC address of its end of the tunnel, where it is told.
+    pub tunnel_mac: Option<Mac>,
+}
+
+/// What the plan follows from.
+#[derive(Clone, Debug, Default)]
+pub struct Situation {
+    /// How packets are to get to other nodes.
+    pub mode: RoutingMode,
+    /// The tunnel's settings.
+    pub vxlan: Vxlan,
+    /// This node.
+    pub own: Peer,
+    /// The others, in the order of names.
+    pub peers: Vec<Peer>,
+    /// The subnets on our uplinks, with their interfaces.
+    pub subnets: Vec<(u32, IpNet)>,
+    /// The smallest MTU of the uplinks.
+    pub underlay_mtu: u32,
+}
+
+/// The way to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the network between the nodes.
+    Direct,
+    /// Through the tunnel.
+    Vxlan,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// To a node on a link of ours.
+    Direct {
+        /// Its address.
+        via: IpAddr,
+        /// The link's interface.
+        interface: u32,
+    },
+    /// To a node's end of the tunnel.
+    Tunnel {
+        /// The address of that end.
+        via: IpAddr,
+    },
+    /// Nowhere: this node's own range, in which each pod has a route of its own. What no pod has goes no further.
+    Nowhere,
+}
+
+/// The tunnel as it has to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelPlan {
+    /// Port and segment.
+    pub vxlan: Vxlan,
+    /// The address its packets are sent from.
+    pub local: IpAddr,
+    /// The MAC address of our end.
+    pub mac: Mac,
+    /// The largest packet that fits.
+    pub mtu: u32,
+    /// The addresses of our end.
+    pub addresses: Vec<IpAddr>,
+    /// The ends of other nodes, by MAC address: the nodes' own addresses, and the addresses of the ends.
+    pub ends: BTreeMap<Mac, (IpAddr, Vec<IpAddr>)>,
+}
+
+/// What there has to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// How each other node is reached; not at all if it is missing.
+    pub ways: BTreeMap<String, Way>,
+    /// The tunnel, if some node needs it.
+    pub tunnel: Option<TunnelPlan>,
+    /// The routes.
+    pub routes: BTreeMap<IpNet, Hop>,
+    /// The MTU of pods.
+    pub pod_mtu: u32,
+    /// What keeps nodes from being reached.
+    pub problems: Vec<Problem>,
+}
+
+impl Plan {
+    /// The address of our end of the tunnel in a family.
+    pub fn tunnel_address(&self, v4: bool) -> Option<IpAddr> {
+        let addresses = self.tunnel.iter().flat_map(|tunnel| &tunnel.addresses);
+        addresses.copied().find(|ip| ip.is_ipv4() == v4)
+    }
+
+    /// The ranges that are reached through the tunnel.
+    pub fn tunnelled(&self) -> impl Iterator<Item = IpNet> {
+        let through = |hop: &Hop| matches!(hop, Hop::Tunnel { .. });
+        let routes = self.routes.iter().filter(move |(_, hop)| through(hop));
+        routes.map(|(range, _)| *range)
+    }
+}
+
+/// Decides.
+pub fn plan(situation: &Situation) -> Plan {
+    let Situation { mode, own, .. } = situation;
+    let mut planner = Planner {
+        situation,
+        local: first_address(&own.addresses),
+        plan: Plan {
+            pod_mtu: situation.underlay_mtu,
+            ..Plan::default()
+        },
+        ends: BTreeMap::new(),
+    };
+    if *mode != RoutingMode::Direct {
+        planner.plan.pod_mtu = inner_mtu(situation.underlay_mtu, planner.local);
+    }
+    for range in &own.pod_cidrs {
+        planner.route(&own.name, range.trunc(), Hop::Nowhere);
+    }
+    for peer in &situation.peers {
+        planner.reach(peer);
+    }
+    planner.finish()
+}
+
+/// The MAC address of a node's end of the tunnel that follows from the node's address. Every node can compute it of every
+/// other; those that follow from IPv4 addresses differ if the addresses do.
+pub fn tunnel_mac(node: IpAddr) -> Mac {
+    // Locally administered, for one station.
+    match node {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            [0x0a, 0x6d, a, b, c, d]
+        }
+        IpAddr::V6(ip) => {
+            let mut hasher = SipHasher24::new_with_keys(0, 0);
+            hasher.write(&ip.octets());
+            let mut mac = [0x0e; 6];
+            mac[1..].copy_from_slice(&hasher.finish().to_be_bytes()[..5]);
+            mac
+        }
+    }
+}
+
+/// What is left of a packet's room in the tunnel: Ethernet, VXLAN, UDP and IP take the rest (RFC 7348, section 5).
+fn inner_mtu(underlay: u32, local: Option<IpAddr>) -> u32 {
+    let headers = if local.is_some_and(|ip| ip.is_ipv6()) {
+        70
+    } else {
+        50
+    };
+    underlay.saturating_sub(headers)
+}
+
+/// The address that a tunnel begins or ends at, where its family is open.
+fn first_address(addresses: &[IpAddr]) -> Option<IpAddr> {
+    let v4 = addresses.iter().find(|ip| ip.is_ipv4());
+    v4.or(addresses.first()).copied()
+}
+
+/// The address of a node's end of the tunnel in each family: the network address of its first pod range.
+fn end_addresses(pod_cidrs: &[IpNet]) -> Vec<IpAddr> {
+    let first = |v4: bool| pod_cidrs.iter().find(|range| range.addr().is_ipv4() == v4);
+    let ranges = [first(true), first(false)];
+    ranges.into_iter().flatten().map(IpNet::network).collect()
+}
+
+struct Planner<'a> {
+    situation: &'a Situation,
+    local: Option<IpAddr>,
+    plan: Plan,
+    ends: BTreeMap<Mac, (IpAddr, Vec<IpAddr>)>,
+}
+
+impl Planner<'_> {
+    fn reach(&mut self, peer: &Peer) {
+        if peer.pod_cidrs.is_empty() {
+            // It was just added, and nobody has assigned it a range yet.
+            return;
+        }
+        let direct = |range: &IpNet| Some((*range, self.on_link(peer, range.addr().is_ipv4())?));
+        let direct: Option<Vec<_>> = peer.pod_cidrs.iter().map(direct).collect();
+        let way = match (self.situation.mode, &direct) {
+            (RoutingMode::Direct, _) | (RoutingMode::Auto, Some(_)) => Way::Direct,
+            (RoutingMode::Vxlan, _) | (RoutingMode::Auto, None) => Way::Vxlan,
+        };
+        match way {
+            Way::Direct => {
+                // Where the network between the nodes has to know the way, so does the route that leads there.
+                for (range, hop) in direct.into_iter().flatten() {
+                    self.route(&peer.name, range.trunc(), hop);
+                }
+            }
+            Way::Vxlan => {
+                if let Err(why) = self.tunnel_to(peer) {
+                    return self.problem(&peer.name, &why);
+                }
+            }
+        }
+        self.plan.ways.insert(peer.name.clone(), way);
+    }
+
+    /// The peer's address of a family that is on a link of ours.
+    fn on_link(&self, peer: &Peer, v4: bool) -> Option<Hop> {
+        let addresses = peer.addresses.iter().filter(|ip| ip.is_ipv4() == v4);
+        addresses.copied().find_map(|via| {
+            let subnets = &self.situation.subnets;
+            let (interface, _) = subnets.iter().find(|(_, subnet)| subnet.contains(&via))?;
+            Some(Hop::Direct {
+                via,
+                interface: *interface,
+            })
+        })
+    }
+
+    fn tunnel_to(&mut self, peer: &Peer) -> Result<(), String> {
+        let Some(local) = self.local else {
+            return Err("this node has no address, so there is no tunnel to that one's pods".into());
+        };
+        let family = if local.is_ipv4() { "IPv4" } else { "IPv6" };
+        let mut addresses = peer.addresses.iter();
+        let Some(remote) = addresses.find(|ip| ip.is_ipv4() == local.is_ipv4()) else {
+            return Err(format!(
+                "its pods are not reached: the tunnel goes over {family}, and it has no such address"
+            ));
+        };
+        if self.situation.own.pod_cidrs.is_empty() {
+            return Err(
+                "its pods are not reached yet: the tunnel waits for this node's own pod range".into(),
+            );
+        }
+        let mac = peer.tunnel_mac.unwrap_or_else(|| tunnel_mac(*remote));
+        let ends = end_addresses(&peer.pod_cidrs);
+        if self.ends.contains_key(&mac) {
+            return Err(format!(
+                "its pods are not reached: another node's end of the tunnel has its MAC address {}",
+                mac_text(mac)
+            ));
+        }
+        self.ends.insert(mac, (*remote, ends.clone()));
+        for range in &peer.pod_cidrs {
+            let end = ends.iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4());
+            if let Some(via) = end.copied() {
+                self.route(&peer.name, range.trunc(), Hop::Tunnel { via });
+            }
+        }
+        Ok(())
+    }
+
+    fn route(&mut self, node: &str, range: IpNet, hop: Hop) {
+        if self.plan.routes.contains_key(&range) {
+            return self.problem(
+                node,
+                &format!("its pod range {range} is another node's too, which keeps it"),
+            );
+        }
+        self.plan.routes.insert(range, hop);
+    }
+
+    fn problem(&mut self, node: &str, message: &str) {
+        self.plan.problems.push(Problem {
+            object: format!("node {node}"),
+            message: message.to_owned(),
+        });
+    }
+
+    fn finish(mut self) -> Plan {
+        let own = &self.situation.own;
+        if let Some(local) = self.local.filter(|_| !self.ends.is_empty()) {
+            self.plan.tunnel = Some(TunnelPlan {
+                vxlan: self.situation.vxlan,
+                local,
+                mac: own.tunnel_mac.unwrap_or_else(|| tunnel_mac(local)),
+                mtu: self.plan.pod_mtu,
+                addresses: end_addresses(&own.pod_cidrs),
+                ends: self.ends,
+            });
+        }
+        self.plan
+    }
+}
+
+/// A MAC address as people write it.
+pub(super) fn mac_text(mac: Mac) -> String {
+    let parts: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    parts.join(":")
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,342 @@
+//! The routes to pods of other nodes: which there are, and how to get to those there should be.
+//!
+//! Ours are those of the main table that carry our protocol number, whichever interface they are on. Any other is left alone,
+//! also where it leads the same prefix elsewhere: then that is reported, and no rival is set up.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+
+use super::plan::Hop;
+use crate::network::error::{NetworkError, Problem};
+use crate::network::host_routes::accept_gone;
+use crate::network::netlink::{self, Netlink};
+
+/// The origin that these routes carry (`proto 158` in `ip route`): the one after that of routes to services.
+pub const PROTOCOL: u8 = 158;
+
+/// The metric that routes get where none is given (`IP6_RT_PRIO_USER` for IPv6).
+const DEFAULT_METRIC: [u32; 2] = [0, 1024];
+
+/// Where a route leads, as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Via {
+        via: IpAddr,
+        interface: u32,
+    },
+    Nowhere,
+    /// By several ways, or straight out of an interface: no route of ours.
+    Else {
+        interface: Option<u32>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route {
+    prefix: IpNet,
+    target: Target,
+    protocol: u8,
+    metric: u32,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Steps {
+    remove: Vec<Route>,
+    /// With whether one of ours is replaced.
+    set: Vec<(IpNet, Target, bool)>,
+    foreign: Vec<Route>,
+}
+
+/// Brings the kernel's routes in step. What stands in the way of one is returned and the others are set all the same; the
+/// second value says whether all of them were tried with success.
+pub async fn sync(
+    netlink: &Netlink,
+    wanted: &BTreeMap<IpNet, Hop>,
+    tunnel: Option<u32>,
+) -> Result<(Vec<Problem>, bool), NetworkError> {
+    let existing: Vec<Route> = netlink.routes().await?.iter().filter_map(read).collect();
+    let steps = steps(&targets(wanted, tunnel), &existing);
+    let mut problems: Vec<Problem> = steps.foreign.iter().map(report_foreign).collect();
+    let foreign = problems.len();
+    let mut note = |prefix: IpNet, done: Result<(), rtnetlink::Error>, what: &str| {
+        if let Err(error) = done.map_err(NetworkError::request(what)) {
+            problems.push(Problem {
+                object: format!("route {prefix}"),
+                message: error.to_string(),
+            });
+        }
+    };
+    for (prefix, target, replaces) in steps.set {
+        let message = message(prefix, target)?;
+        let request = netlink.writing().route().add(message);
+        let (request, what) = if replaces {
+            (request.replace(), "changing it")
+        } else {
+            (request, "adding it")
+        };
+        note(prefix, request.execute().await, what);
+    }
+    for route in steps.remove {
+        let mut message = message(route.prefix, route.target)?;
+        message.attributes.push(RouteAttribute::Priority(route.metric));
+        let removed = netlink.writing().route().del(message).execute().await;
+        note(route.prefix, removed.or_else(accept_gone), "removing it");
+    }
+    let complete = problems.len() == foreign;
+    Ok((problems, complete))
+}
+
+/// The routes of ours, for uninstalling.
+pub async fn remove_all(netlink: &Netlink) -> Result<Vec<IpNet>, NetworkError> {
+    let routes = netlink.routes().await?;
+    let ours: Vec<_> = routes.iter().filter_map(read).filter(Route::is_ours).collect();
+    let (problems, _) = sync(netlink, &BTreeMap::new(), None).await?;
+    if let Some(Problem { object, message }) = problems.into_iter().next() {
+        let error = std::io::Error::other(message);
+        return Err(NetworkError::Request { what: object, error });
+    }
+    Ok(ours.into_iter().map(|route| route.prefix).collect())
+}
+
+impl Route {
+    fn is_ours(&self) -> bool {
+        self.protocol == PROTOCOL
+    }
+}
+
+/// Without a tunnel's device there are no routes through it.
+fn targets(wanted: &BTreeMap<IpNet, Hop>, tunnel: Option<u32>) -> BTreeMap<IpNet, Target> {
+    let target = |hop: &Hop| {
+        Some(match *hop {
+            Hop::Direct { via, interface } => Target::Via { via, interface },
+            Hop::Tunnel { via } => Target::Via {
+                via,
+                interface: tunnel?,
+            },
+            Hop::Nowhere => Target::Nowhere,
+        })
+    };
+    let targets = wanted.iter().map(|(prefix, hop)| Some((*prefix, target(hop)?)));
+    targets.flatten().collect()
+}
+
+fn steps(wanted: &BTreeMap<IpNet, Target>, existing: &[Route]) -> Steps {
+    let mut at: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
+    for route in existing {
+        if wanted.contains_key(&route.prefix) || route.is_ours() {
+            at.entry(route.prefix).or_default().push(*route);
+        }
+    }
+    let mut steps = Steps::default();
+    for (prefix, target) in wanted {
+        let here = at.remove(prefix).unwrap_or_default();
+        let (ours, foreign): (Vec<_>, Vec<_>) = here.into_iter().partition(Route::is_ours);
+        if let Some(other) = foreign.first() {
+            // Whoever has one for the node's own range, such as a bridge of its pods, knows them all.
+            let does_the_same = foreign.iter().any(|route| route.target == *target);
+            if !does_the_same && *target != Target::Nowhere {
+                steps.foreign.push(*other);
+            }
+            steps.remove.extend(ours);
+            continue;
+        }
+        let metric = DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())];
+        let (proper, odd): (Vec<_>, Vec<_>) = ours.into_iter().partition(|route| route.metric == metric);
+        steps.remove.extend(odd);
+        match proper.first() {
+            Some(route) if route.target == *target => {}
+            found => steps.set.push((*prefix, *target, found.is_some())),
+        }
+    }
+    let stale = at.into_values().flatten();
+    steps.remove.extend(stale.filter(Route::is_ours));
+    steps
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    let nowhere = match message.header.kind {
+        RouteType::Unicast => false,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => true,
+        _ => return None,
+    };
+    if !netlink::is_main_table(message) {
+        return None;
+    }
+    let (mut via, mut interface) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(address) => via = netlink::ip(address),
+            _ => {}
+        }
+    }
+    Some(Route {
+        prefix: netlink::prefix(message)?,
+        target: match (nowhere, via, interface) {
+            (true, ..) => Target::Nowhere,
+            (false, Some(via), Some(interface)) => Target::Via { via, interface },
+            _ => Target::Else { interface },
+        },
+        protocol: message.header.protocol.into(),
+        metric: netlink::metric(message),
+    })
+}
+
+/// The message that adds or removes a route of ours.
+fn message(prefix: IpNet, target: Target) -> Result<RouteMessage, NetworkError> {
+    // Families are never mixed: the gateway was chosen by the prefix.
+    let refused = |error| NetworkError::Request {
+        what: format!("describing the route {prefix}"),
+        error: std::io::Error::other(format!("{error:?}")),
+    };
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(prefix.addr(), prefix.prefix_len())
+        .map_err(refused)?
+        .protocol(RouteProtocol::Other(PROTOCOL));
+    let route = match target {
+        // The gateway may be new to the kernel: a node that is being added, an end of the tunnel.
+        Target::Via { via, interface } => route
+            .output_interface(interface)
+            .gateway(via)
+            .map_err(refused)?
+            .onlink(),
+        Target::Nowhere => route.kind(RouteType::Unreachable),
+        Target::Else { interface } => match interface {
+            Some(interface) => route.output_interface(interface),
+            None => route,
+        },
+    };
+    Ok(route.build())
+}
+
+fn report_foreign(route: &Route) -> Problem {
+    let through = |index| match nix::net::if_::if_indextoname(index) {
+        Ok(name) => format!("through {}", name.to_string_lossy()),
+        Err(_) => format!("through interface {index}"),
+    };
+    let leading = match route.target {
+        Target::Via { via, interface } => format!("{} to {via}", through(interface)),
+        Target::Else {
+            interface: Some(interface),
+        } => through(interface),
+        Target::Else { interface: None } => "by several ways".into(),
+        Target::Nowhere => "nowhere".into(),
+    };
+    Problem {
+        object: format!("route {}", route.prefix),
+        message: format!(
+            "already there, leading {leading} (protocol {}), and left alone: packets to these pods go that way; remove that \
+             route to have Millrace lead them",
+            route.protocol
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a range")
+    }
+
+    fn via(text: &str, interface: u32) -> Target {
+        let via = text.parse().expect("an address");
+        Target::Via { via, interface }
+    }
+
+    fn ours(prefix: &str, target: Target) -> Route {
+        let prefix = net(prefix);
+        Route {
+            prefix,
+            target,
+            protocol: PROTOCOL,
+            metric: DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())],
+        }
+    }
+
+    fn wanted() -> BTreeMap<IpNet, Target> {
+        let routes = [
+            ("10.1.0.0/24", Target::Nowhere),
+            ("10.2.0.0/24", via("192.0.2.2", 2)),
+            ("fd00:3::/64", via("fd00:3::", 9)),
+        ];
+        routes.map(|(prefix, target)| (net(prefix), target)).into()
+    }
+
+    #[test]
+    fn what_is_right_is_left_and_what_is_stale_goes() {
+        let right: Vec<_> = wanted()
+            .into_iter()
+            .map(|(prefix, target)| ours(&prefix.to_string(), target))
+            .collect();
+        assert_eq!(steps(&wanted(), &right), Steps::default());
+        let gone = ours("10.9.0.0/24", via("192.0.2.9", 2));
+        let foreign = Route {
+            protocol: 4,
+            ..ours("10.8.0.0/24", via("192.0.2.8", 2))
+        };
+        let odd = Route {
+            metric: 7,
+            ..right[2]
+        };
+        let existing = [
+            right[0],
+            ours("10.2.0.0/24", via("10.2.0.0", 9)),
+            odd,
+            gone,
+            foreign,
+        ];
+        let expected = Steps {
+            remove: vec![odd, gone],
+            set: vec![
+                (net("10.2.0.0/24"), via("192.0.2.2", 2), true),
+                (net("fd00:3::/64"), via("fd00:3::", 9), false),
+            ],
+            foreign: vec![],
+        };
+        assert_eq!(steps(&wanted(), &existing), expected);
+    }
+
+    #[test]
+    fn a_foreign_route_is_reported_and_gets_no_rival() {
+        let foreign = |prefix: &str, target| Route {
+            protocol: 3,
+            ..ours(prefix, target)
+        };
+        let elsewhere = foreign("10.2.0.0/24", via("192.0.2.77", 2));
+        let left = ours("10.2.0.0/24", via("192.0.2.2", 2));
+        let bridge = Target::Else { interface: Some(5) };
+        let existing = [
+            elsewhere,
+            left,
+            foreign("10.1.0.0/24", bridge),
+            foreign("fd00:3::/64", via("fd00:3::", 9)),
+        ];
+        let expected = Steps {
+            remove: vec![left],
+            foreign: vec![elsewhere],
+            ..Steps::default()
+        };
+        assert_eq!(steps(&wanted(), &existing), expected);
+    }
+
+    #[test]
+    fn nothing_leads_into_a_tunnel_that_is_not_there() {
+        let wanted = BTreeMap::from([(
+            net("10.3.0.0/24"),
+            Hop::Tunnel {
+                via: "10.3.0.0".parse().expect("an address"),
+            },
+        )]);
+        assert_eq!(targets(&wanted, None), BTreeMap::new());
+        assert_eq!(
+            targets(&wanted, Some(9)),
+            [(net("10.3.0.0/24"), via("10.3.0.0", 9))].into()
+        );
+    }
+}

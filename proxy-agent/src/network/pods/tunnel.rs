@@ -1,0 +1,272 @@
+//! The device of the tunnel to other nodes, a VXLAN interface (RFC 7348) that learns nothing: who is where stands in entries
+//! that follow from the Node objects, so it asks nobody and believes nobody.
+//!
+//! It is made when a node needs it and removed when none does any more. Made once it is left as it is, and survives the
+//! agent; where its identity has to change (port, segment, addresses of our end) it is made anew. One of its name that
+//! is no VXLAN interface is somebody else's.
+
+use std::net::IpAddr;
+
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::{LinkUnspec, LinkVxlan};
+
+use super::TUNNEL_DEVICE;
+use super::plan::{Mac, TunnelPlan};
+use super::tunnel_entries::Entries;
+use crate::config::Vxlan;
+use crate::network::error::NetworkError;
+use crate::network::link::Link;
+use crate::network::netlink::Netlink;
+use crate::network::sysctl::{self, Setting};
+
+/// In this order: nothing may start before it is forbidden. `addr_gen_mode` 1 is "none".
+const IPV6_SETTINGS: [(&str, &str); 5] = [
+    ("addr_gen_mode", "1"),
+    ("accept_dad", "0"),
+    ("accept_ra", "0"),
+    ("disable_ipv6", "0"),
+    ("forwarding", "1"),
+];
+
+/// The least that IPv6 works with (RFC 8200, section 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// What cannot be changed while the device is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    port: u16,
+    id: u32,
+    local: IpAddr,
+    mac: Mac,
+}
+
+/// The tunnel's device.
+#[derive(Debug)]
+pub struct Tunnel {
+    netlink: Netlink,
+    index: Option<u32>,
+}
+
+impl Tunnel {
+    /// Nothing is looked at or changed yet.
+    pub fn new(netlink: Netlink) -> Self {
+        Self { netlink, index: None }
+    }
+
+    /// The device's index, if there has been one.
+    pub fn index(&self) -> Option<u32> {
+        self.index
+    }
+
+    /// Sees to it that the device and its entries are there and right, and gives its index. Entries of nodes that are not
+    /// reached this way any more stay until [`Self::forget_others`].
+    pub async fn ensure(&mut self, plan: &TunnelPlan) -> Result<u32, NetworkError> {
+        let wanted = Identity::of(plan);
+        let found = match self.find().await? {
+            Some((link, found)) if found == Some(wanted) => link,
+            found => {
+                if let Some((link, _)) = found {
+                    tracing::info!(
+                        ?wanted,
+                        "making interface {TUNNEL_DEVICE} anew: its settings have changed"
+                    );
+                    self.delete(link.index).await?;
+                }
+                self.create(plan).await?
+            }
+        };
+        self.index = Some(found.index);
+        if found.mtu != plan.mtu {
+            self.set(LinkUnspec::new_with_index(found.index).mtu(plan.mtu).build())
+                .await?;
+        }
+        self.ensure_settings(plan)?;
+        if !found.is_up() {
+            self.set(LinkUnspec::new_with_index(found.index).up().build())
+                .await?;
+        }
+        self.ensure_addresses(found.index, plan).await?;
+        Entries::of(plan).add_missing(&self.netlink, found.index).await?;
+        Ok(found.index)
+    }
+
+    /// Removes what leads to nodes that are not reached this way any more.
+    pub async fn forget_others(&self, plan: &TunnelPlan) -> Result<(), NetworkError> {
+        match self.index {
+            Some(index) => Entries::of(plan).remove_others(&self.netlink, index).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the device. Says whether there was one; a foreign one of that name is an error and stays.
+    pub async fn remove(&mut self) -> Result<bool, NetworkError> {
+        self.index = None;
+        let Some((link, _)) = self.find().await? else {
+            return Ok(false);
+        };
+        self.delete(link.index).await?;
+        Ok(true)
+    }
+
+    /// The device and what it is, if that can be read.
+    async fn find(&self) -> Result<Option<(Link, Option<Identity>)>, NetworkError> {
+        let Some(message) = self.netlink.link_message_by_name(TUNNEL_DEVICE).await? else {
+            return Ok(None);
+        };
+        let Some(link) = Link::read(&message) else {
+            return Ok(None);
+        };
+        if link.kind != "vxlan" {
+            let kind = if link.kind.is_empty() {
+                "device"
+            } else {
+                &link.kind
+            };
+            return Err(NetworkError::ForeignDevice {
+                name: TUNNEL_DEVICE,
+                what: format!("a {kind} and no VXLAN interface"),
+            });
+        }
+        let identity = Identity::read(&message, link.mac);
+        Ok(Some((link, identity)))
+    }
+
+    async fn create(&self, plan: &TunnelPlan) -> Result<Link, NetworkError> {
+        let Vxlan { port, id } = plan.vxlan;
+        let device = LinkVxlan::new(TUNNEL_DEVICE, id.get())
+            .port(port)
+            .learning(false)
+            .address(plan.mac.to_vec())
+            .mtu(plan.mtu)
+            .multicast(false);
+        let device = match plan.local {
+            IpAddr::V4(local) => device.local(local),
+            IpAddr::V6(local) => device.local6(local),
+        };
+        let made = self.netlink.writing().link().add(device.build()).execute().await;
+        made.map_err(|error| {
+            let what = format!("making interface {TUNNEL_DEVICE} (VXLAN {id} at port {port})");
+            let error = NetworkError::request(what.clone())(error);
+            match error.raw_os_error() {
+                Some(libc::EEXIST) => NetworkError::Request {
+                    what,
+                    error: std::io::Error::other(
+                        "another VXLAN interface has this port and id, flannel.1 perhaps: remove it, or configure another \
+                         port or id for both ends",
+                    ),
+                },
+                _ => error,
+            }
+        })?;
+        tracing::info!(id = id.get(), port, "made interface {TUNNEL_DEVICE}");
+        let made = self.netlink.link_by_name(TUNNEL_DEVICE).await?;
+        made.ok_or(NetworkError::ForeignDevice {
+            name: TUNNEL_DEVICE,
+            what: "it was removed right after it was made".into(),
+        })
+    }
+
+    async fn delete(&self, index: u32) -> Result<(), NetworkError> {
+        let removed = self.netlink.writing().link().del(index).execute().await;
+        removed.map_err(NetworkError::request(format!(
+            "removing interface {TUNNEL_DEVICE}"
+        )))
+    }
+
+    async fn set(&self, message: LinkMessage) -> Result<(), NetworkError> {
+        let set = self.netlink.writing().link().set(message).execute().await;
+        set.map_err(NetworkError::request(format!(
+            "setting up interface {TUNNEL_DEVICE}"
+        )))
+    }
+
+    fn ensure_settings(&self, plan: &TunnelPlan) -> Result<(), NetworkError> {
+        let ensure = |family, name, value| {
+            let device = TUNNEL_DEVICE;
+            let setting = Setting {
+                family,
+                device,
+                name,
+                value,
+            };
+            if setting.ensure()? {
+                self.netlink.note_write();
+            }
+            Ok(())
+        };
+        ensure("ipv4", "forwarding", "1")?;
+        let has_ipv6 = sysctl::has_ipv6() && plan.mtu >= IPV6_MIN_MTU;
+        if has_ipv6 && plan.addresses.iter().any(IpAddr::is_ipv6) {
+            for (name, value) in IPV6_SETTINGS {
+                ensure("ipv6", name, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ensure_addresses(&self, index: u32, plan: &TunnelPlan) -> Result<(), NetworkError> {
+        let refused = |ip: &IpAddr, what| {
+            NetworkError::request(format!("{what} address {ip} of interface {TUNNEL_DEVICE}"))
+        };
+        let mut found = self.netlink.address_messages(index).await?;
+        found.retain(|(address, _)| address.is_public());
+        for ip in &plan.addresses {
+            let here = found.iter().position(|(address, _)| address.ip == *ip);
+            if let Some(here) = here {
+                found.swap_remove(here);
+                continue;
+            }
+            let length = if ip.is_ipv4() { 32 } else { 128 };
+            let mut request = self.netlink.writing().address().add(index, *ip, length);
+            if ip.is_ipv6() {
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            request.execute().await.map_err(refused(ip, "adding"))?;
+        }
+        for (address, message) in found {
+            let removed = self.netlink.writing().address().del(message).execute().await;
+            removed.map_err(refused(&address.ip, "removing"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Identity {
+    fn of(plan: &TunnelPlan) -> Self {
+        Self {
+            port: plan.vxlan.port,
+            id: plan.vxlan.id.get(),
+            local: plan.local,
+            mac: plan.mac,
+        }
+    }
+
+    fn read(message: &LinkMessage, mac: Option<Mac>) -> Option<Self> {
+        let infos = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        })?;
+        debug_assert!(infos.contains(&LinkInfo::Kind(InfoKind::Vxlan)));
+        let infos = infos.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Vxlan(infos)) => Some(infos),
+            _ => None,
+        })?;
+        let (mut port, mut id, mut local) = (None, None, None);
+        for info in infos {
+            match info {
+                InfoVxlan::Port(found) => port = Some(*found),
+                InfoVxlan::Id(found) => id = Some(*found),
+                InfoVxlan::Local(found) => local = Some(IpAddr::V4(*found)),
+                InfoVxlan::Local6(found) => local = Some(IpAddr::V6(*found)),
+                _ => {}
+            }
+        }
+        Some(Self {
+            port: port?,
+            id: id?,
+            local: local?,
+            mac: mac?,
+        })
+    }
+}

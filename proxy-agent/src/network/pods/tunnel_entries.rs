@@ -1,0 +1,173 @@
+//! Who is at the other ends of the tunnel: for the address of each end its MAC address (a neighbour), and for each MAC
+//! address the node behind it (a forwarding entry). All are permanent; what is not permanent on the device is the kernel's.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use futures::TryStreamExt as _;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+
+use super::TUNNEL_DEVICE;
+use super::plan::{Mac, TunnelPlan, mac_text};
+use crate::network::error::NetworkError;
+use crate::network::netlink::Netlink;
+
+/// Entries of the device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Entries {
+    neighbours: BTreeMap<IpAddr, Mac>,
+    forwarding: BTreeMap<Mac, IpAddr>,
+}
+
+impl Entries {
+    /// Those there should be.
+    pub(super) fn of(plan: &TunnelPlan) -> Self {
+        let ends = plan.ends.iter();
+        let neighbours = ends
+            .clone()
+            .flat_map(|(mac, (_, ends))| ends.iter().map(|end| (*end, *mac)));
+        Self {
+            neighbours: neighbours.collect(),
+            forwarding: ends.map(|(mac, (node, _))| (*mac, *node)).collect(),
+        }
+    }
+
+    /// Adds what is missing and changes what differs.
+    pub(super) async fn add_missing(&self, netlink: &Netlink, device: u32) -> Result<(), NetworkError> {
+        let found = Self::read(netlink, device).await?;
+        for (mac, node) in &self.forwarding {
+            if found.forwarding.get(mac) == Some(node) {
+                continue;
+            }
+            let neighbours = netlink.writing().neighbours();
+            let request = neighbours
+                .add_bridge(device, mac)
+                .destination(*node)
+                .state(NeighbourState::Permanent)
+                .flags(NeighbourFlags::Own);
+            let set = request.replace().execute().await;
+            set.map_err(refused("adding", &mac_text(*mac)))?;
+        }
+        for (end, mac) in &self.neighbours {
+            if found.neighbours.get(end) == Some(mac) {
+                continue;
+            }
+            let request = netlink
+                .writing()
+                .neighbours()
+                .add(device, *end)
+                .link_layer_address(mac);
+            let set = request.replace().execute().await;
+            set.map_err(refused("adding", &end.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all others.
+    pub(super) async fn remove_others(&self, netlink: &Netlink, device: u32) -> Result<(), NetworkError> {
+        let found = Self::read(netlink, device).await?;
+        for end in found.neighbours.keys() {
+            if self.neighbours.contains_key(end) {
+                continue;
+            }
+            let mut message = message(device, family(*end));
+            let destination = NeighbourAttribute::Destination((*end).into());
+            message.attributes.push(destination);
+            remove(netlink, message, &end.to_string()).await?;
+        }
+        for (mac, node) in &found.forwarding {
+            if self.forwarding.contains_key(mac) {
+                continue;
+            }
+            let mut message = message(device, AddressFamily::Bridge);
+            message.header.flags = NeighbourFlags::Own;
+            message.attributes.extend([
+                NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+                NeighbourAttribute::Destination((*node).into()),
+            ]);
+            remove(netlink, message, &mac_text(*mac)).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(netlink: &Netlink, device: u32) -> Result<Self, NetworkError> {
+        let mut entries = Self::default();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
+            let request = netlink.reading().neighbours().get().set_address_family(family);
+            let messages = request.execute().try_collect::<Vec<_>>().await;
+            let messages = messages.map_err(NetworkError::request("listing the neighbours"))?;
+            for message in &messages {
+                if message.header.ifindex == device {
+                    entries.take(message);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    fn take(&mut self, message: &NeighbourMessage) {
+        let state = u16::from(message.header.state);
+        if state & u16::from(NeighbourState::Permanent) == 0 {
+            return;
+        }
+        let (mut mac, mut ip) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
+                NeighbourAttribute::Destination(address) => ip = address_of(address),
+                _ => {}
+            }
+        }
+        let (Some(mac), Some(ip)) = (mac, ip) else {
+            return;
+        };
+        if message.header.family == AddressFamily::Bridge {
+            self.forwarding.insert(mac, ip);
+        } else {
+            self.neighbours.insert(ip, mac);
+        }
+    }
+}
+
+fn message(device: u32, family: AddressFamily) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.header.ifindex = device;
+    message
+}
+
+async fn remove(netlink: &Netlink, message: NeighbourMessage, what: &str) -> Result<(), NetworkError> {
+    match netlink.writing().neighbours().del(message).execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOENT => Ok(()),
+        removed => removed.map_err(refused("removing", what)),
+    }
+}
+
+fn refused(what: &str, entry: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    NetworkError::request(format!("{what} the entry {entry} of interface {TUNNEL_DEVICE}"))
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
+}
+
+/// The address in a forwarding entry comes without its family.
+fn address_of(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(ip) => Some((*ip).into()),
+        NeighbourAddress::Inet6(ip) => Some((*ip).into()),
+        NeighbourAddress::Other(bytes) => {
+            let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+                .ok()
+        }
+        _ => None,
+    }
+}
