@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::ranges::{node_addresses, own_pod_cidrs};
 use crate::cluster::ClusterState;
-use crate::cni::{Installer, Network};
+use crate::cni::{Installer, Network, preferred_to_ours};
 use crate::config::AgentOptions;
 use crate::control::{NodeEntry, NodeMode, ObjectError};
 use crate::network::pods::{self, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, Way, forwarding, routes};
@@ -215,7 +215,16 @@ impl PodNetwork {
         self.installer
             .install(can_take_pods.then_some(&network))
             .map_err(|error| problem(error.to_string()))?;
-        why_not.map_or(Ok(()), |why| Err(problem(why)))
+        if let Some(why) = why_not {
+            return Err(problem(why));
+        }
+        let other = options.cni_conf_dir.as_deref().and_then(preferred_to_ours);
+        other.map_or(Ok(()), |other| {
+            let other = other.display();
+            Err(problem(format!(
+                "container runtimes use {other}, which comes before ours by name: remove it to have Millrace make pods"
+            )))
+        })
     }
 
     fn note(&mut self, object: String, error: &NetworkError) {

@@ -114,6 +114,17 @@ impl Installer {
     }
 }
 
+/// The description of another network in a directory that runtimes use in place of ours, since it comes first by name.
+pub fn preferred_to_ours(conf_dir: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(conf_dir).ok()?.flatten().map(|entry| entry.path());
+    let is_one = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        matches!(extension, Some("conf" | "conflist" | "json"))
+    };
+    let first = entries.filter(is_one).min()?;
+    (first < conf_dir.join(CONFLIST)).then_some(first)
+}
+
 /// The plugin that was built with this agent.
 fn own_plugin() -> Result<PathBuf, InstallError> {
     let own = std::env::current_exe().map_err(failed("finding", Path::new("/proc/self/exe")))?;
@@ -168,5 +179,13 @@ mod tests {
         assert_eq!(written(), before, "a restarted agent leaves it alone");
         installer.install(Some(&network(1450))).unwrap();
         assert_eq!(fs::read_to_string(&conflist).unwrap(), network(1450).text());
+
+        for name in ["05-readme.txt", "20-bridge.conf"] {
+            fs::write(conf.join(name), "").unwrap();
+        }
+        assert_eq!(preferred_to_ours(&conf), None);
+        let other = conf.join("10-flannel.conflist");
+        fs::write(&other, "").unwrap();
+        assert_eq!(preferred_to_ours(&conf), Some(other));
     }
 }

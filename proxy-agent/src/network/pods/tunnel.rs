@@ -20,14 +20,10 @@ use crate::network::link::Link;
 use crate::network::netlink::Netlink;
 use crate::network::sysctl::{self, Setting};
 
-/// In this order: nothing may start before it is forbidden. `addr_gen_mode` 1 is "none".
-const IPV6_SETTINGS: [(&str, &str); 5] = [
-    ("addr_gen_mode", "1"),
-    ("accept_dad", "0"),
-    ("accept_ra", "0"),
-    ("disable_ipv6", "0"),
-    ("forwarding", "1"),
-];
+/// It says nothing of its own accord. `addr_gen_mode` 1 is "none".
+const QUIET_IPV6: [(&str, &str); 3] = [("addr_gen_mode", "1"), ("accept_dad", "0"), ("accept_ra", "0")];
+/// After those: nothing may start before it is forbidden.
+const IPV6: [(&str, &str); 2] = [("disable_ipv6", "0"), ("forwarding", "1")];
 
 /// The least that IPv6 works with (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
@@ -73,6 +69,7 @@ impl Tunnel {
                     );
                     self.delete(link.index).await?;
                 }
+                self.index = None;
                 self.create(plan).await?
             }
         };
@@ -196,11 +193,12 @@ impl Tunnel {
             Ok(())
         };
         ensure("ipv4", "forwarding", "1")?;
-        let has_ipv6 = sysctl::has_ipv6() && plan.mtu >= IPV6_MIN_MTU;
-        if has_ipv6 && plan.addresses.iter().any(IpAddr::is_ipv6) {
-            for (name, value) in IPV6_SETTINGS {
-                ensure("ipv6", name, value)?;
-            }
+        if !sysctl::has_ipv6() || plan.mtu < IPV6_MIN_MTU {
+            return Ok(());
+        }
+        let used = plan.addresses.iter().any(IpAddr::is_ipv6);
+        for (name, value) in QUIET_IPV6.iter().chain(IPV6.iter().filter(|_| used)) {
+            ensure("ipv6", name, value)?;
         }
         Ok(())
     }
