@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -191,14 +191,15 @@ fn one_family_alone_is_enough() {
 }
 
 /// The object of a node that is not there.
-fn stranger(address: Option<&str>) -> Value {
-    let addresses = address.map(|ip| json!({"type": "InternalIP", "address": ip}));
+fn stranger(address: Option<[&str; 2]>) -> Value {
+    let addresses = address.into_iter().flatten();
+    let addresses = addresses.map(|ip| json!({"type": "InternalIP", "address": ip}));
     json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": "n9"},
-        "spec": {"podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24"]},
-        "status": {"addresses": addresses.into_iter().collect::<Vec<_>>()},
+        "spec": {"podCIDR": "10.244.9.0/24", "podCIDRs": ["10.244.9.0/24", "fd00:244:9::/64"]},
+        "status": {"addresses": addresses.collect::<Vec<_>>()},
     })
 }
 
@@ -223,60 +224,66 @@ fn ways_follow_the_nodes_within_a_second() {
         routes(node)
     );
 
-    // Added, on the link; re-addressed on it; moved behind a router; back again; gone.
-    let steps = [
-        (Some("192.168.50.99"), Some("via 192.168.50.99 dev eth0 onlink")),
-        (Some("192.168.50.98"), Some("via 192.168.50.98 dev eth0 onlink")),
-        (
-            Some("198.51.100.9"),
-            Some("via 10.244.9.0 dev millrace-vxlan onlink"),
-        ),
-        (
-            Some("198.51.100.8"),
-            Some("via 10.244.9.0 dev millrace-vxlan onlink"),
-        ),
-        (Some("192.168.50.99"), Some("via 192.168.50.99 dev eth0 onlink")),
-        (None, None),
+    // Added, on the link; re-addressed on it; moved behind a router; re-addressed there; back again; gone.
+    let direct = |v4: &str, v6: &str| {
+        [
+            format!("{v4} dev eth0 onlink"),
+            format!("{v6} dev eth0 metric 1024 onlink"),
+        ]
+    };
+    let tunnel = [
+        "10.244.9.0 dev millrace-vxlan onlink".to_owned(),
+        "fd00:244:9:: dev millrace-vxlan metric 1024 onlink".to_owned(),
     ];
-    for (address, expected) in steps {
+    let steps = [
+        (Some(["192.168.50.99", "fd00:50::99"]), false),
+        (Some(["192.168.50.98", "fd00:50::98"]), false),
+        (Some(["198.51.100.9", "2001:db8::9"]), true),
+        (Some(["198.51.100.8", "2001:db8::8"]), true),
+        (Some(["192.168.50.99", "fd00:50::99"]), false),
+        (None, false),
+    ];
+    for (address, tunnelled) in steps {
         let started = Instant::now();
         match address {
             Some(_) => world.apply(&stranger(address)),
             None => world.delete(&stranger(address)),
         }
-        let expected: Vec<_> = expected
+        let ways = match address {
+            None => Vec::new(),
+            Some(_) if tunnelled => tunnel.to_vec(),
+            Some([v4, v6]) => direct(v4, v6).to_vec(),
+        };
+        let ranges = ["10.244.9.0/24", "fd00:244:9::/64"];
+        let expected: Vec<_> = ways
             .iter()
-            .map(|way| format!("10.244.9.0/24 {way}"))
+            .zip(ranges)
+            .map(|(way, range)| format!("{range} via {way}"))
             .collect();
-        let tunnelled = expected.iter().any(|route| route.contains("vxlan"));
-        let remote = address.unwrap_or_default().to_owned();
-        wait_for(&format!("the way to {remote:?}"), SECOND, || {
-            let found = to_stranger();
-            // `ip` puts the protocol between gateway and flags.
-            let found: Vec<_> = found
+        wait_for(&format!("the way to {address:?}"), SECOND, || {
+            let found: Vec<_> = to_stranger()
                 .iter()
-                .map(|route| route.replace("proto 158 ", ""))
+                .map(|route| route.replace("proto 158 ", "").replace(" pref medium", ""))
                 .collect();
             let device = shown(node, "link")
                 .iter()
                 .any(|line| line.contains("millrace-vxlan"));
-            let fdb = forwarding(node);
-            let right = found == expected
-                && device == tunnelled
-                && (!tunnelled || (fdb.len() == 1 && fdb[0].contains(&format!("dst {remote} "))));
-            if right {
+            let fdb = if tunnelled { forwarding(node) } else { Vec::new() };
+            let end = address.map(|[v4, _]| format!("dst {v4} "));
+            let ends = !tunnelled || (fdb.len() == 1 && end.is_some_and(|end| fdb[0].contains(&end)));
+            if found == expected && device == tunnelled && ends {
                 Ok(())
             } else {
-                Err(format!("{found:?} {device} {fdb:?}"))
+                Err(format!("{found:?} {device} {fdb:?}, and not {expected:?}"))
             }
         });
-        println!("{remote:?}: {:?}", started.elapsed());
+        println!("{address:?}: {:?}", started.elapsed());
     }
 
     // What somebody else made stays, and is told.
     let foreign = "10.244.9.0/24 via 192.168.50.1";
     node.run_ip(&format!("route add {foreign} dev eth0 metric 7"));
-    world.apply(&stranger(Some("192.168.50.99")));
+    world.apply(&stranger(Some(["192.168.50.99", "fd00:50::99"])));
     eventually("the foreign route to be reported", 2 * SECOND, || {
         problems(&agent)
             .iter()
@@ -289,10 +296,10 @@ fn ways_follow_the_nodes_within_a_second() {
             .any(|route| route.starts_with(foreign))
     );
     node.run_ip(&format!("route del {foreign} dev eth0 metric 7"));
-    eventually("our route", SECOND, || to_stranger().len() == 1);
+    eventually("our route", SECOND, || to_stranger().len() == 2);
     // Ours comes back when somebody takes it.
     node.run_ip("route del 10.244.9.0/24");
-    eventually("our route", SECOND, || to_stranger().len() == 1);
+    eventually("our route", SECOND, || to_stranger().len() == 2);
 }
 
 /// The tunnel's forwarding entries.
@@ -378,5 +385,4 @@ fn a_restart_writes_nothing_and_an_uninstall_leaves_nothing() {
     for path in [&conflist, &plugin, &state_dir] {
         assert!(!path.exists(), "{} is left", path.display());
     }
-    std::io::stdout().flush().expect("to print");
 }

@@ -46,8 +46,8 @@ struct Route {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Steps {
     remove: Vec<Route>,
-    /// With whether one of ours is replaced.
-    set: Vec<(IpNet, Target, bool)>,
+    /// With the one of ours that is there, if there is one.
+    set: Vec<(IpNet, Target, Option<Route>)>,
     foreign: Vec<Route>,
 }
 
@@ -70,10 +70,13 @@ pub async fn sync(
             });
         }
     };
-    for (prefix, target, replaces) in steps.set {
-        let message = message(prefix, target)?;
-        let request = netlink.writing().route().add(message);
-        let (request, what) = if replaces {
+    for (prefix, target, found) in steps.set {
+        let gives_way = found.filter(|found| found.is_in_the_way_of(target));
+        if let Some(route) = gives_way {
+            note(prefix, remove(netlink, &route).await?, "removing it");
+        }
+        let request = netlink.writing().route().add(message(prefix, target)?);
+        let (request, what) = if found.is_some() && gives_way.is_none() {
             (request.replace(), "changing it")
         } else {
             (request, "adding it")
@@ -81,13 +84,17 @@ pub async fn sync(
         note(prefix, request.execute().await, what);
     }
     for route in steps.remove {
-        let mut message = message(route.prefix, route.target)?;
-        message.attributes.push(RouteAttribute::Priority(route.metric));
-        let removed = netlink.writing().route().del(message).execute().await;
-        note(route.prefix, removed.or_else(accept_gone), "removing it");
+        note(route.prefix, remove(netlink, &route).await?, "removing it");
     }
     let complete = problems.len() == foreign;
     Ok((problems, complete))
+}
+
+async fn remove(netlink: &Netlink, route: &Route) -> Result<Result<(), rtnetlink::Error>, NetworkError> {
+    let mut message = message(route.prefix, route.target)?;
+    message.attributes.push(RouteAttribute::Priority(route.metric));
+    let removed = netlink.writing().route().del(message).execute().await;
+    Ok(removed.or_else(accept_gone))
 }
 
 /// The routes of ours, for uninstalling.
@@ -105,6 +112,17 @@ pub async fn remove_all(netlink: &Netlink) -> Result<Vec<IpNet>, NetworkError> {
 impl Route {
     fn is_ours(&self) -> bool {
         self.protocol == PROTOCOL
+    }
+
+    /// IPv6 takes no gateway that another route leads to by another interface (`ip6_route_check_nh_onlink` in
+    /// `net/ipv6/route.c`), and the end of the tunnel lies within the range that it is the gateway to.
+    fn is_in_the_way_of(&self, target: Target) -> bool {
+        match (self.target, target) {
+            (Target::Via { interface: old, .. }, Target::Via { interface: new, .. }) => {
+                self.prefix.addr().is_ipv6() && old != new
+            }
+            _ => false,
+        }
     }
 }
 
@@ -149,7 +167,7 @@ fn steps(wanted: &BTreeMap<IpNet, Target>, existing: &[Route]) -> Steps {
         steps.remove.extend(odd);
         match proper.first() {
             Some(route) if route.target == *target => {}
-            found => steps.set.push((*prefix, *target, found.is_some())),
+            found => steps.set.push((*prefix, *target, found.copied())),
         }
     }
     let stale = at.into_values().flatten();
@@ -284,22 +302,23 @@ mod tests {
             metric: 7,
             ..right[2]
         };
-        let existing = [
-            right[0],
-            ours("10.2.0.0/24", via("10.2.0.0", 9)),
-            odd,
-            gone,
-            foreign,
-        ];
+        let other_way = ours("10.2.0.0/24", via("10.2.0.0", 9));
+        let existing = [right[0], other_way, odd, gone, foreign];
         let expected = Steps {
             remove: vec![odd, gone],
             set: vec![
-                (net("10.2.0.0/24"), via("192.0.2.2", 2), true),
-                (net("fd00:3::/64"), via("fd00:3::", 9), false),
+                (net("10.2.0.0/24"), via("192.0.2.2", 2), Some(other_way)),
+                (net("fd00:3::/64"), via("fd00:3::", 9), None),
             ],
             foreign: vec![],
         };
         assert_eq!(steps(&wanted(), &existing), expected);
+        assert!(
+            !other_way.is_in_the_way_of(via("192.0.2.2", 2)),
+            "IPv4 does not mind"
+        );
+        assert!(ours("fd00:3::/64", via("2001:db8::3", 2)).is_in_the_way_of(via("fd00:3::", 9)));
+        assert!(!ours("fd00:3::/64", via("2001:db8::3", 2)).is_in_the_way_of(via("2001:db8::4", 2)));
     }
 
     #[test]
