@@ -124,7 +124,7 @@ fn assert_packets_fit(client: &Pod, server: &Pod, mtu: u16) {
         let socket = client.udp_socket_for(to).expect("a socket");
         socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         socket.connect(to).expect("an address");
-        let mut ask = |size: u16| -> std::io::Result<usize> {
+        let ask = |size: u16| -> std::io::Result<usize> {
             socket.send(&vec![b'?'; usize::from(size - headers)])?;
             socket.recv(&mut [0; 512])
         };
