@@ -5,7 +5,8 @@
 //! directory first.
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context as _;
@@ -16,7 +17,9 @@ const LINKED_TOOLCHAIN: &str = "millrace-bpf";
 
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../proxy-common/src");
-    println!("cargo:rerun-if-changed=../.git/HEAD");
+    if let Some(head) = head() {
+        println!("cargo:rerun-if-changed={}", head.display());
+    }
     println!("cargo:rustc-env=MILLRACE_REVISION={}", revision());
 
     let path = env::var_os("PATH").context("PATH is not set")?;
@@ -38,6 +41,17 @@ fn main() -> anyhow::Result<()> {
     };
     aya_build::build_ebpf([package], toolchain)
         .context("building the kernel programs; `cargo xtask setup` installs what this needs")
+}
+
+/// The file that says which branch is checked out. In a worktree `.git` is a file that names the folder. (A file that is not there
+/// would count as changed each time.)
+fn head() -> Option<PathBuf> {
+    let git = Path::new("../.git");
+    let folder = match fs::read_to_string(git) {
+        Ok(text) => git.parent()?.join(text.strip_prefix("gitdir:")?.trim()),
+        Err(_) => git.to_owned(),
+    };
+    Some(folder.join("HEAD")).filter(|head| head.exists())
 }
 
 /// The commit this is built from, or `unknown` outside a git checkout.
