@@ -386,8 +386,11 @@ async fn start_source(
         }
         SourceSpec::Kubernetes => {
             let kubeconfig = options.kubeconfig.as_deref();
-            let (state, client) = source::kubernetes::start(kubeconfig, &options.node_name, events).await?;
-            let recorder = Recorder::start(client, state.clone(), &options.node_name);
+            let addresses = options.configuration.api_servers.iter();
+            let addresses: Vec<_> = addresses.map(|server| server.uri().clone()).collect();
+            let servers = source::kubernetes::connect(kubeconfig, &addresses).await?;
+            let state = source::kubernetes::start(&servers, &options.node_name, &events);
+            let recorder = Recorder::start(servers, &options.node_name);
             Ok((state, recorder))
         }
     }

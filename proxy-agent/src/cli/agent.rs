@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 
 use super::{Global, environment};
 use crate::config::{
-    Address, AgentOptions, Cidr, Configuration, ListenAddress, MapSettings, NamePattern, NodePortAddress,
-    PortRange, RoutingMode, Settings, SocketLb, SourceSpec, read_files,
+    Address, AgentOptions, ApiServer, Cidr, Configuration, ListenAddress, MapSettings, NamePattern,
+    NodePortAddress, PortRange, RoutingMode, Settings, SocketLb, SourceSpec, read_files,
 };
 
 /// `millrace agent`
@@ -77,6 +77,15 @@ pub struct AgentArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Configuration (comes before the files)")]
 struct ConfigurationArgs {
+    /// apiServers: an address of the API server, in place of the one that the kubeconfig or the cluster names; can be given
+    /// several times, and the first that answers is asked
+    #[arg(
+        long = "api-server",
+        value_name = "URL",
+        env = "MILLRACE_API_SERVER",
+        value_delimiter = ','
+    )]
+    api_servers: Option<Vec<ApiServer>>,
     /// socketLB: whose sockets are translated when they connect or send
     #[arg(long, value_name = "WHOSE", env = "MILLRACE_SOCKET_LB")]
     socket_lb: Option<SocketLb>,
@@ -203,6 +212,7 @@ impl AgentArgs {
 impl ConfigurationArgs {
     fn settings(self) -> Settings {
         let Self {
+            api_servers,
             socket_lb,
             masquerade_ports,
             service_cidrs,
@@ -230,6 +240,7 @@ impl ConfigurationArgs {
             routing_mode,
             masquerade,
             non_masquerade_cidrs,
+            api_servers,
             health_address,
             metrics_address,
             maps,
@@ -333,6 +344,10 @@ mod tests {
             "192.0.2.2,2001:db8::2",
             "--maps",
             "{flows: 30}",
+            "--api-server",
+            "https://192.0.2.1:6443",
+            "--api-server",
+            "https://192.0.2.2:6443,https://api.example",
             "-v",
         ])
         .unwrap();
@@ -342,6 +357,7 @@ mod tests {
         assert_eq!(configuration.socket_lb, SocketLb::Host);
         assert_eq!(configuration.cluster_cidrs, ["10.2.0.0/16".parse().unwrap()]);
         assert_eq!(configuration.node_addresses.len(), 2);
+        assert_eq!(configuration.api_servers.len(), 3);
         assert_eq!(
             (configuration.maps.frontends.initial, configuration.maps.flows),
             (10, 30)
@@ -369,6 +385,7 @@ mod tests {
             ["--source", "file:/x"],
             ["--socket-lb", "some"],
             ["--maps", "{flow: 1}"],
+            ["--api-server", "192.0.2.1:6443"],
         ] {
             assert!(options(&line).is_err(), "{line:?}");
         }

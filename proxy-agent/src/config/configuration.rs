@@ -9,7 +9,7 @@ use super::conntrack::Conntrack;
 use super::map_sizes::MapLimits;
 use super::pod_network::{RoutingMode, Vxlan};
 use super::settings::Settings;
-use super::values::{NodePortAddress, PortRange, SocketLb};
+use super::values::{ApiServer, NodePortAddress, PortRange, SocketLb};
 use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
 
 /// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
@@ -57,6 +57,9 @@ pub struct Configuration {
     pub non_masquerade_cidrs: Vec<IpNet>,
     /// How long flows are remembered.
     pub conntrack: Conntrack,
+    /// The addresses of the API server, in place of the one that the kubeconfig or the cluster names; the first that
+    /// answers is asked.
+    pub api_servers: Vec<ApiServer>,
     /// Where health is told; nowhere if there is none.
     pub health_address: Option<SocketAddr>,
     /// Where metrics are shown, likewise.
@@ -92,6 +95,7 @@ impl Default for Configuration {
             masquerade: None,
             non_masquerade_cidrs: Vec::new(),
             conntrack: Conntrack::default(),
+            api_servers: Vec::new(),
             health_address: Some(HEALTH_ADDRESS),
             metrics_address: Some(METRICS_ADDRESS),
             bind_address_hard_fail: false,
@@ -145,6 +149,9 @@ impl Configuration {
         self.apply_pod_network(settings);
         if let Some(conntrack) = &settings.conntrack {
             conntrack.apply(&mut self.conntrack);
+        }
+        if let Some(servers) = &settings.api_servers {
+            self.api_servers.clone_from(servers);
         }
         if let Some(address) = settings.health_address {
             self.health_address = address.or(HEALTH_ADDRESS);
@@ -270,6 +277,7 @@ mod tests {
                     "udpTimeout": "30s",
                     "udpStreamTimeout": "3m0s",
                 },
+                "apiServers": [],
                 "healthAddress": "0.0.0.0:10256",
                 "metricsAddress": "127.0.0.1:10249",
                 "bindAddressHardFail": false,

@@ -8,7 +8,13 @@ use serde_json::{Map, Value};
 use super::Configuration;
 
 /// Settings that count only when the agent starts.
-const AT_START: [&str; 4] = ["maps", "healthAddress", "metricsAddress", "bindAddressHardFail"];
+const AT_START: [&str; 5] = [
+    "apiServers",
+    "maps",
+    "healthAddress",
+    "metricsAddress",
+    "bindAddressHardFail",
+];
 
 /// What another configuration changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +35,7 @@ impl Configuration {
             .map(|(key, _)| key);
         let (waiting, applied) = differing.partition(|key| AT_START.contains(&key.as_str()));
         *self = Self {
+            api_servers: self.api_servers.clone(),
             maps: self.maps.clone(),
             health_address: self.health_address,
             metrics_address: self.metrics_address,

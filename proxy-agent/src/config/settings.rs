@@ -11,7 +11,7 @@ use super::conntrack::ConntrackSettings;
 use super::listen::ListenAddress;
 use super::map_sizes::MapSettings;
 use super::pod_network::{RoutingMode, VxlanSettings};
-use super::values::{Address, Cidr, NodePortAddress, PortRange, SocketLb};
+use super::values::{Address, ApiServer, Cidr, NodePortAddress, PortRange, SocketLb};
 
 /// Settings that may be given; a list that is given replaces the one before it.
 ///
@@ -59,6 +59,8 @@ pub struct Settings {
     pub non_masquerade_cidrs: Option<Vec<Cidr>>,
     /// How long flows are remembered.
     pub conntrack: Option<ConntrackSettings>,
+    /// The addresses of the API server, in place of the one that the kubeconfig or the cluster names.
+    pub api_servers: Option<Vec<ApiServer>>,
     /// Where health is told.
     pub health_address: Option<ListenAddress>,
     /// Where metrics are shown.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use http::Uri;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,45 @@ impl From<NodePortAddress> for String {
     }
 }
 
+/// The address of an API server: `https://HOST`, `https://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ApiServer(Uri);
+
+impl ApiServer {
+    /// The address.
+    pub const fn uri(&self) -> &Uri {
+        &self.0
+    }
+}
+
+impl FromStr for ApiServer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let uri = text.trim().parse::<Uri>().ok();
+        // A token goes with every request, so it is nothing to be sent in clear.
+        let good = uri.filter(|uri| uri.scheme_str() == Some("https") && uri.authority().is_some());
+        good.map(Self).ok_or_else(|| {
+            format!("{text:?} is no address of an API server: write https://HOST:PORT, such as https://192.0.2.1:6443")
+        })
+    }
+}
+
+impl TryFrom<String> for ApiServer {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ApiServer> for String {
+    fn from(server: ApiServer) -> Self {
+        server.0.to_string().trim_end_matches('/').to_owned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,5 +248,26 @@ mod tests {
             "node-1".parse::<Address>().unwrap_err(),
             "\"node-1\" is no IP address"
         );
+    }
+
+    #[test]
+    fn an_api_server_is_asked_by_https_only() {
+        for (text, written) in [
+            ("https://192.0.2.1:6443", "https://192.0.2.1:6443"),
+            (" https://[2001:db8::1]:6443/ ", "https://[2001:db8::1]:6443"),
+            ("https://api.example", "https://api.example"),
+        ] {
+            assert_eq!(String::from(text.parse::<ApiServer>().unwrap()), written);
+        }
+        for text in [
+            "",
+            "192.0.2.1",
+            "192.0.2.1:6443",
+            "http://192.0.2.1:6443",
+            "https://",
+            "/api",
+        ] {
+            assert!(text.parse::<ApiServer>().is_err(), "{text}");
+        }
     }
 }

@@ -11,7 +11,7 @@ mod post;
 
 use tokio::sync::mpsc;
 
-use crate::source::StateHandle;
+use crate::source::kubernetes::Servers;
 
 /// Events that wait to be posted; more are lost.
 const WAITING: usize = 64;
@@ -70,9 +70,9 @@ impl Recorder {
     }
 
     /// Posts events to an API server, in the name of the agent of `node`. Must be called within a tokio runtime.
-    pub fn start(client: kube::Client, state: StateHandle, node: &str) -> Self {
+    pub fn start(servers: Servers, node: &str) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
-        let poster = post::Poster::new(client, state, node);
+        let poster = post::Poster::new(servers, node);
         tokio::spawn(poster.run(receiver));
         Self(Some(sender))
     }

@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use kube::Client;
 use kube::core::Request;
 use kube::core::params::PostParams;
 use serde_json::{Value, json};
@@ -14,8 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Event;
 use super::limit::Limit;
-use crate::source::StateHandle;
-use crate::source::kubernetes::status_code;
+use crate::source::kubernetes::{Servers, is_no_answer, status_code};
 
 /// The program, as events name it.
 const CONTROLLER: &str = "millrace.dev/agent";
@@ -26,18 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Posts events one after the other.
 pub struct Poster {
-    client: Client,
-    state: StateHandle,
+    servers: Servers,
     instance: String,
     node: String,
 }
 
 impl Poster {
     /// In the name of the agent of `node`.
-    pub fn new(client: Client, state: StateHandle, node: &str) -> Self {
+    pub fn new(servers: Servers, node: &str) -> Self {
         Self {
-            client,
-            state,
+            servers,
             instance: format!("millrace-{node}"),
             node: node.to_owned(),
         }
@@ -71,8 +67,14 @@ impl Poster {
         );
         let request = Request::new(path).create(&PostParams::default(), body.to_string().into_bytes());
         let request = request.map_err(kube::Error::BuildRequest)?;
-        let answer = self.client.request_text(request).await;
-        self.state.count_request("POST", status_code(&answer, 201));
+        let (choice, client) = self.servers.choose();
+        let answer = client.request_text(request).await;
+        self.servers
+            .state()
+            .count_request("POST", status_code(&answer, 201));
+        if answer.as_ref().is_err_and(is_no_answer) {
+            self.servers.failed(choice);
+        }
         answer.map(drop)
     }
 
@@ -115,6 +117,7 @@ mod tests {
 
     use http::{Request, Response};
     use http_body_util::BodyExt as _;
+    use kube::Client;
     use kube::client::Body;
 
     use super::*;
@@ -135,8 +138,9 @@ mod tests {
                 Ok::<_, Infallible>(answer.expect("a good answer"))
             }
         });
-        let state = StateHandle::new("https://api.example".to_owned());
-        let recorder = Recorder::start(Client::new(server, "default"), state.clone(), "n1");
+        let servers = Servers::of_clients([Client::new(server, "default")]);
+        let state = servers.state().clone();
+        let recorder = Recorder::start(servers, "n1");
         let event = Event::warning_of_service("shop", "cart", "FailedToStart", "Listen", "x".repeat(2000));
         recorder.record(event.clone());
         recorder.record(event);

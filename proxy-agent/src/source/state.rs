@@ -97,6 +97,11 @@ impl StateHandle {
         self.lock().origin.clone()
     }
 
+    /// The API server is asked at another address.
+    pub(super) fn set_origin(&self, origin: String) {
+        self.lock().origin = origin;
+    }
+
     /// Counts a request to the API server by the status of its answer, if there was one.
     pub fn count_request(&self, method: &'static str, code: Option<u16>) {
         *self.lock().requests.entry((method, code)).or_default() += 1;

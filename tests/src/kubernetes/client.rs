@@ -65,6 +65,12 @@ impl ApiClient {
         }
     }
 
+    /// Creates an object; `query` is the end of the address.
+    pub(super) fn create(&self, object: &Value, query: &str) -> Result<Value> {
+        let path = format!("{}{query}", collection_of(object)?);
+        self.send(Method::POST, path, JSON, object.to_string().into_bytes())
+    }
+
     pub(super) fn apply_status(&self, object: &Value) -> Result<Value> {
         self.patch_at(
             &format!("{}/status", path_of(object)?),

@@ -14,6 +14,7 @@ mod programs;
 mod proxy;
 mod relay;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -107,7 +108,16 @@ impl ControlPlane {
     /// Serves another world too, by the same kubeconfig, as long as the relay lives.
     #[track_caller]
     pub fn serve_also(&self, other: &World) -> Relay {
-        Relay::start(other.fabric(), self.programs.fabric(), self.programs.address()).or_panic()
+        let to = self.programs.address();
+        Relay::start(other.fabric(), to.port(), self.programs.fabric(), to).or_panic()
+    }
+
+    /// Serves at another port too, as long as the relay lives; the second value is its address.
+    #[track_caller]
+    pub fn serve_at(&self, port: u16) -> (Relay, String) {
+        let (fabric, to) = (self.programs.fabric(), self.programs.address());
+        let relay = Relay::start(fabric, port, fabric, to).or_panic();
+        (relay, format!("https://{}", SocketAddr::new(to.ip(), port)))
     }
 
     /// Ends the API server at once, as a crash would; etcd stays.
@@ -132,6 +142,18 @@ impl ControlPlane {
     #[track_caller]
     pub fn apply_status(&self, object: &impl Manifest) -> Value {
         self.client.apply_status(&object.object()).or_panic()
+    }
+
+    /// Has the API server judge a new object, by every rule it has, and store nothing.
+    pub fn judge(&self, object: &impl Manifest) -> Result<Value> {
+        self.client
+            .create(&object.object(), "?dryRun=All&fieldValidation=Strict")
+    }
+
+    /// Asks a question that is put as an object, such as a `SubjectAccessReview`.
+    #[track_caller]
+    pub fn ask(&self, question: &Value) -> Value {
+        self.client.create(question, "").or_panic()
     }
 
     /// Creates many new objects, many at a time and in no particular order.

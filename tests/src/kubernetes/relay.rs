@@ -1,4 +1,4 @@
-//! One API server for two worlds. Worlds never meet, so connections that a second world makes to its own fabric, whose
+//! One API server at several addresses, and for two worlds. Worlds never meet, so connections that a second world makes to its own fabric, whose
 //! address is the API server's in the first, are carried over by this process. Both worlds then follow the very same
 //! objects, by the same kubeconfig.
 
@@ -17,10 +17,10 @@ pub struct Relay {
 }
 
 impl Relay {
-    pub(super) fn start(from: &Place, to_place: &Place, to: SocketAddr) -> Result<Self> {
+    pub(super) fn start(from: &Place, port: u16, to_place: &Place, to: SocketAddr) -> Result<Self> {
         let listener = from
-            .tcp_listen(to.port())
-            .with_context(|| format!("listening on port {} of {}", to.port(), from.name()))?;
+            .tcp_listen(port)
+            .with_context(|| format!("listening on port {port} of {}", from.name()))?;
         listener
             .set_nonblocking(true)
             .context("making a listener non-blocking")?;

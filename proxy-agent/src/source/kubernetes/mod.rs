@@ -1,7 +1,7 @@
 //! The source that follows a Kubernetes API server.
 //!
-//! One task for each kind lists and watches (`reflector.rs`) over one client, decodes into slim types (`decode.rs`) and hands
-//! on. Nothing is held: the next stage is the only cache.
+//! One task for each kind lists and watches (`reflector.rs`) at the address that answers (`servers.rs`), decodes into slim types
+//! (`decode.rs`) and hands on. Nothing is held: the next stage is the only cache.
 
 mod backoff;
 mod decode;
@@ -9,14 +9,18 @@ mod lines;
 mod reflector;
 #[cfg(test)]
 mod reflector_tests;
+mod servers;
 
 use std::path::{Path, PathBuf};
 
+use http::Uri;
+use kube::Config;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::{Client, Config};
 use tokio::sync::mpsc;
 
 use self::reflector::Reflector;
+pub use self::servers::Servers;
+pub(crate) use self::servers::is_no_answer;
 use super::{Event, Kind, StateHandle};
 
 /// Why the API server cannot even be asked.
@@ -45,13 +49,9 @@ pub enum StartError {
     },
 }
 
-/// Follows the API server that `kubeconfig` names, or the one of the cluster that this runs in, until the receiver of
-/// `events` goes. Of the pods only those of the node are asked for. The server need not be there yet. The client is for whoever else has to ask it.
-pub async fn start(
-    kubeconfig: Option<&Path>,
-    node_name: &str,
-    events: mpsc::Sender<Event>,
-) -> Result<(StateHandle, Client), StartError> {
+/// Prepares to ask the API server that `kubeconfig` names, or as a pod the one of the cluster that this runs in, at `addresses` if
+/// there are any. The server need not be there yet. A pod's token and the authority are read again when they change.
+pub async fn connect(kubeconfig: Option<&Path>, addresses: &[Uri]) -> Result<Servers, StartError> {
     let config = match kubeconfig {
         Some(path) => read_kubeconfig(path)
             .await
@@ -59,25 +59,26 @@ pub async fn start(
                 path: path.to_owned(),
                 source: Box::new(source),
             })?,
-        None => Config::incluster()?,
+        None if addresses.is_empty() => Config::incluster()?,
+        // Whatever the environment says of its address, of the service account only the files count.
+        None => Config::incluster_dns()?,
     };
-    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let client = Client::try_from(config).map_err(|source| StartError::Client {
-        server: server.clone(),
-        source: Box::new(source),
-    })?;
-    let state = StateHandle::new(server);
+    Servers::new(&config, addresses)
+}
+
+/// Follows an API server until the receiver of `events` goes. Of the pods only those of the node are asked for.
+pub fn start(servers: &Servers, node_name: &str, events: &mpsc::Sender<Event>) -> StateHandle {
+    let state = servers.state().clone();
     for kind in Kind::ALL {
         let reflector = Reflector {
             kind,
             node_name: node_name.to_owned(),
-            client: client.clone(),
-            state: state.clone(),
+            servers: servers.clone(),
             events: events.clone(),
         };
         tokio::spawn(reflector.run());
     }
-    Ok((state, client))
+    state
 }
 
 /// The status of an answer, `success` if it is a good one; none where no answer came.

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use super::backoff::Backoff;
 use super::decode::{self, Line};
 use super::lines::Lines;
-use super::status_code;
-use crate::source::{Change, Event, Kind, StateHandle, wire};
+use super::{Servers, is_no_answer, status_code};
+use crate::source::{Change, Event, Kind, wire};
 
 /// Leaves out what no proxy, or another one, serves, so that it does not cross the network (kube-proxy's selector).
 const OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
@@ -38,8 +38,7 @@ const ABSENT: Duration = Duration::from_mins(1);
 pub(super) struct Reflector {
     pub(super) kind: Kind,
     pub(super) node_name: String,
-    pub(super) client: Client,
-    pub(super) state: StateHandle,
+    pub(super) servers: Servers,
     pub(super) events: mpsc::Sender<Event>,
 }
 
@@ -61,8 +60,12 @@ enum End {
     /// The server ended the watch in good order.
     #[error("the watch ended")]
     Over,
+    /// The server is not there, or does not speak as one.
     #[error("{0}")]
-    Failed(String),
+    Lost(String),
+    /// The server said no.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// How far the following has come.
@@ -84,8 +87,9 @@ impl Reflector {
         };
         loop {
             let started = Instant::now();
+            let (choice, client) = self.servers.choose();
             let end = tokio::select! {
-                end = self.attempt(&mut progress) => end,
+                end = self.attempt(client, &mut progress) => end,
                 () = self.events.closed() => return,
             };
             let wait = match end {
@@ -106,8 +110,12 @@ impl Reflector {
                     Duration::ZERO
                 }
                 Err(End::Absent) => progress.backoff.jitter(ABSENT),
-                Err(End::Failed(error)) => {
-                    if self.state.set_failing(self.kind, &error) {
+                Err(end @ (End::Lost(_) | End::Refused(_))) => {
+                    if matches!(end, End::Lost(_)) {
+                        self.servers.failed(choice);
+                    }
+                    let error = end.to_string();
+                    if self.servers.state().set_failing(self.kind, &error) {
                         tracing::warn!(kind = %self.kind, error, "cannot follow objects; what is programmed stays");
                     }
                     progress.backoff.wait()
@@ -118,9 +126,9 @@ impl Reflector {
     }
 
     /// Lists if need be, and watches until the watch ends.
-    async fn attempt(&self, progress: &mut Progress) -> Result<(), End> {
+    async fn attempt(&self, client: &Client, progress: &mut Progress) -> Result<(), End> {
         if progress.version.is_none() && !progress.streaming {
-            self.list(progress).await?;
+            self.list(client, progress).await?;
         }
         let with_list = progress.version.is_none();
         let seconds = progress
@@ -136,20 +144,20 @@ impl Reflector {
         };
         let version = progress.version.as_deref().unwrap_or_default();
         let request = Request::new(path(self.kind)).watch(&parameters, version);
-        let request = request.map_err(|error| End::Failed(error.to_string()))?;
-        let answer = self.ask(self.client.request_stream(request)).await?;
+        let request = request.map_err(|error| End::Refused(error.to_string()))?;
+        let answer = self.ask(client.request_stream(request)).await?;
         let mut lines = Lines::new(answer.map_err(|error| self.refused(&error, with_list))?);
         if with_list {
             self.send(Instant::now(), Change::Begin(self.kind)).await?;
         } else {
-            self.state.set_following(self.kind);
+            self.servers.state().set_following(self.kind);
         }
         loop {
             match lines.next(SILENCE).await {
                 Ok(Some((line, received))) => self.take(line, received, progress).await?,
                 Ok(None) if progress.version.is_some() => return Err(End::Over),
-                Ok(None) => return Err(End::Failed("the list broke off".to_owned())),
-                Err(error) => return Err(End::Failed(describe(&error))),
+                Ok(None) => return Err(End::Lost("the list broke off".to_owned())),
+                Err(error) => return Err(End::Lost(describe(&error))),
             }
         }
     }
@@ -173,9 +181,9 @@ impl Reflector {
             Ok(Line::Error(status)) if status.code == 410 || status.reason == "Expired" => {
                 return Err(End::Expired);
             }
-            Ok(Line::Error(status)) => return Err(End::Failed(status.message)),
+            Ok(Line::Error(status)) => return Err(End::Refused(status.message)),
             Err(error) => {
-                return Err(End::Failed(format!(
+                return Err(End::Refused(format!(
                     "a line of the watch cannot be read: {error}"
                 )));
             }
@@ -193,7 +201,7 @@ impl Reflector {
     }
 
     /// Lists page by page.
-    async fn list(&self, progress: &mut Progress) -> Result<(), End> {
+    async fn list(&self, client: &Client, progress: &mut Progress) -> Result<(), End> {
         self.send(Instant::now(), Change::Begin(self.kind)).await?;
         let mut parameters = ListParams {
             label_selector: self.selector(),
@@ -203,15 +211,15 @@ impl Reflector {
         };
         loop {
             let request = Request::new(path(self.kind)).list(&parameters);
-            let request = request.map_err(|error| End::Failed(error.to_string()))?;
-            let text = match self.ask(self.client.request_text(request)).await? {
+            let request = request.map_err(|error| End::Refused(error.to_string()))?;
+            let text = match self.ask(client.request_text(request)).await? {
                 Ok(text) => text,
                 Err(error) => return self.not_listed(&error).await,
             };
             let received = Instant::now();
             let page = decode::page(self.kind, &text);
             drop(text);
-            let page = page.map_err(|error| End::Failed(format!("a list cannot be read: {error}")))?;
+            let page = page.map_err(|error| End::Refused(format!("a list cannot be read: {error}")))?;
             for object in page.items {
                 self.send(received, Change::Apply(Box::new(object))).await?;
             }
@@ -232,8 +240,8 @@ impl Reflector {
     ) -> Result<Result<T, kube::Error>, End> {
         let answer = tokio::time::timeout(ANSWER, answer).await;
         let code = answer.as_ref().ok().and_then(|answer| status_code(answer, 200));
-        self.state.count_request("GET", code);
-        answer.map_err(|_| End::Failed("the server does not answer".to_owned()))
+        self.servers.state().count_request("GET", code);
+        answer.map_err(|_| End::Lost("the server does not answer".to_owned()))
     }
 
     async fn not_listed(&self, error: &kube::Error) -> Result<(), End> {
@@ -247,7 +255,7 @@ impl Reflector {
 
     /// The full list is complete.
     async fn complete(&self, received: Instant) -> Result<(), End> {
-        self.state.set_following(self.kind);
+        self.servers.state().set_following(self.kind);
         self.send(received, Change::End(self.kind)).await
     }
 
@@ -259,9 +267,16 @@ impl Reflector {
                 // Invalid: before 1.27, or the feature gate WatchList is off. A kind that is not there is for the list to say.
                 400 | 404 | 422 if streaming => End::NoStreaming,
                 404 if self.kind == Kind::ServiceCidr => End::Absent,
-                code => End::Failed(format!("{} ({code} {})", status.message, status.reason)),
+                code => {
+                    let said = format!("{} ({code} {})", status.message, status.reason);
+                    if is_no_answer(error) {
+                        End::Lost(said)
+                    } else {
+                        End::Refused(said)
+                    }
+                }
             },
-            other => End::Failed(describe(other)),
+            other => End::Lost(describe(other)),
         }
     }
 

@@ -10,6 +10,7 @@ use kube::Client;
 use kube::client::Body;
 use tokio::sync::mpsc::{self, Receiver};
 
+use super::Servers;
 use super::reflector::Reflector;
 use crate::source::{Change, Event, Kind, StateHandle};
 
@@ -24,6 +25,27 @@ const LISTING: &[&str] = &[
 
 /// Starts a reflector against a server that answers by `script` and then no more.
 fn start(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>) {
+    start_at(kind, vec![script])
+}
+
+/// The same, against a server with several addresses that each have a script of their own.
+fn start_at(kind: Kind, scripts: Vec<Vec<Step>>) -> (StateHandle, Receiver<Event>) {
+    let (events, receiver) = mpsc::channel(64);
+    let servers = Servers::of_clients(scripts.into_iter().map(serve));
+    let state = servers.state().clone();
+    tokio::spawn(
+        Reflector {
+            kind,
+            node_name: "n1".to_owned(),
+            servers,
+            events,
+        }
+        .run(),
+    );
+    (state, receiver)
+}
+
+fn serve(script: Vec<Step>) -> Client {
     let script = Arc::new(Mutex::new(VecDeque::from(script)));
     let server = tower::service_fn(move |request: Request<Body>| {
         let step = script.lock().expect("nobody panicked").pop_front();
@@ -42,20 +64,7 @@ fn start(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>) {
             Ok::<_, Infallible>(answer.expect("a good answer"))
         }
     });
-    let (events, receiver) = mpsc::channel(64);
-    let state = StateHandle::new("https://api.example".to_owned());
-    let client = Client::new(server, "default");
-    tokio::spawn(
-        Reflector {
-            kind,
-            node_name: "n1".to_owned(),
-            client,
-            state: state.clone(),
-            events,
-        }
-        .run(),
-    );
-    (state, receiver)
+    Client::new(server, "default")
 }
 
 async fn expect(events: &mut Receiver<Event>, expected: &[&str]) {
@@ -204,7 +213,7 @@ async fn a_server_that_refuses_is_asked_again_and_nothing_is_said_meanwhile() {
     let waiting = state.waiting_for(&[Kind::Service]);
     assert_eq!(
         waiting,
-        ["list of services from https://api.example: the server does not answer"]
+        ["list of services from https://api-0.example: the server does not answer"]
     );
 }
 
@@ -217,7 +226,32 @@ async fn the_refusal_is_shown() {
     expect_silence(&mut events, Duration::from_secs(30)).await;
     assert_eq!(
         state.waiting_for(&[Kind::Service]),
-        ["list of services from https://api.example: because (403 Forbidden)"]
+        ["list of services from https://api-0.example: because (403 Forbidden)"]
     );
     assert_eq!(state.errors().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_without_an_answer_gives_way_to_the_next_where_the_watch_goes_on() {
+    let first: Vec<Step> = vec![
+        (LISTING, 200, line("ADDED", "a", 5) + &end_of_list(7)),
+        (&["resourceVersion=7"], 503, status(503, "ServiceUnavailable")),
+        (&["resourceVersion=9"], 200, line("ADDED", "c", 10)),
+    ];
+    // It answers once, and then no more.
+    let second: Vec<Step> = vec![(&["resourceVersion=7"], 200, line("ADDED", "b", 9))];
+    let (state, mut events) = start_at(Kind::Service, vec![first, second]);
+    expect(&mut events, &["begin", "a", "end", "b", "c"]).await;
+    assert_eq!(state.origin(), "https://api-0.example");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_an_answer_and_moves_nobody() {
+    let forbidden = || -> Step { (LISTING, 403, status(403, "Forbidden")) };
+    let first = (0..3)
+        .map(|_| forbidden())
+        .chain([(LISTING, 200, end_of_list(7))]);
+    let (state, mut events) = start_at(Kind::Service, vec![first.collect(), vec![]]);
+    expect(&mut events, &["begin", "end"]).await;
+    assert_eq!(state.origin(), "https://api-0.example");
 }
