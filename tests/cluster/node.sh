@@ -3,7 +3,8 @@
 # few absolute paths that containerd, kubelet and network plugins use the node's own, starts containerd with the
 # images, and then the command that it was given (kubelet). When it ends, the kernel ends everything on the node.
 #
-# Environment: NODE and ADDRESS of the node, FOLDER for its files, IMAGES (archives), PLUGINS (of CNI), CGROUP (v2).
+# Environment: NODE and ADDRESS of the node, FOLDER for its files, IMAGES (a folder of archives), IMAGE (another archive, or
+# none), PLUGINS (of CNI), CGROUP (v2).
 set -euo pipefail
 
 echo 0 > "$CGROUP/cgroup.procs"
@@ -28,7 +29,7 @@ mkdir -p "$FOLDER/kubelet" /var/lib/kubelet /var/log/pods /var/log/containers /e
 mount --bind "$FOLDER/kubelet" /var/lib/kubelet
 mount --make-rshared /
 
-cp -a "$PLUGINS/." /opt/cni/bin/
+cp -a "$PLUGINS" /opt/cni/bin/
 printf '127.0.0.1 localhost\n%s %s\n' "$ADDRESS" "$NODE" > /etc/hosts
 # TEST-NET-1 (RFC 5737): there is no DNS outside of the cluster.
 echo 'nameserver 192.0.2.53' > /etc/resolv.conf
@@ -38,7 +39,7 @@ for _ in $(seq 300); do
     if ctr version > /dev/null 2>&1; then break; fi
     sleep 0.1
 done
-for image in "$IMAGES"/*.tar; do
+for image in "$IMAGES"/*.tar ${IMAGE:+"$IMAGE"}; do
     ctr --namespace k8s.io images import --local "$image" >> "$FOLDER/images.log" 2>&1
 done
 "$@" > "$FOLDER/kubelet.log" 2>&1 &

@@ -12,7 +12,9 @@ mod cluster;
 mod command;
 mod demo;
 mod e2e;
+mod image;
 mod kubernetes;
+mod manifests;
 mod paths;
 mod setup;
 mod step;
@@ -44,6 +46,18 @@ enum Verb {
         /// Build with the profile of tests and demo: less optimised, quicker to build
         #[arg(long)]
         dev: bool,
+    },
+    /// Make the container image, as an archive that runtimes import
+    Image {
+        /// Where to write it (default: target/millrace-image.tar)
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Render manifests/install.yaml from the base
+    Manifests {
+        /// Change nothing, and fail if it is not what the base says
+        #[arg(long)]
+        check: bool,
     },
     /// Run every check and test that this machine can run
     Test(test::Options),
@@ -97,6 +111,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Setup => setup::run()?,
         Verb::Build { dev } => build::run(dev)?,
+        Verb::Image { output } => image::run(output.as_deref())?,
+        Verb::Manifests { check } => manifests::run(check)?,
         Verb::Test(options) => return test::run(&options),
         Verb::Demo { keep } => demo::run(keep)?,
         Verb::Bench { quick, json, names } => bench::run(quick, &json, &names)?,

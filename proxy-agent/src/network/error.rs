@@ -21,7 +21,9 @@ pub enum NetworkError {
     #[error("following the links of the node: the netlink socket was closed; restart the agent")]
     Closed,
     /// A setting of a device could not be read or written.
-    #[error("{what} {path}: {error}: the agent needs /proc/sys/net writable")]
+    #[error(
+        "{what} {path}: {error}: the agent needs /proc/sys/net writable, or in a container the node's at /host/proc/sys/net"
+    )]
     Sysctl {
         /// What was tried.
         what: &'static str,

@@ -1,9 +1,26 @@
 //! Settings of devices under `/proc/sys/net`, written only where they differ.
+//!
+//! Container runtimes make all of `/proc/sys` read-only and let nobody mount there. In a container that shares the node's network
+//! the node's `/proc/sys/net` is therefore mounted at another place, where the same settings can be written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::error::NetworkError;
+
+/// Where the settings of the network are.
+const USUAL: &str = "/proc/sys/net";
+/// Where a container has them to write.
+const IN_CONTAINER: &str = "/host/proc/sys/net";
+
+/// Where they can be written.
+pub static ROOT: LazyLock<&Path> = LazyLock::new(|| {
+    let read_only = statvfs(USUAL).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY));
+    Path::new(if read_only { IN_CONTAINER } else { USUAL })
+});
 
 /// A setting of a device: `ipv4` or `ipv6`, device, name, value.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +40,7 @@ impl Setting<'_> {
         let Self {
             family, device, name, ..
         } = self;
-        format!("/proc/sys/net/{family}/conf/{device}/{name}").into()
+        ROOT.join(family).join("conf").join(device).join(name)
     }
 
     /// Whether it has its value.
@@ -49,7 +66,7 @@ impl Setting<'_> {
 
 /// Whether this kernel does IPv6 at all.
 pub fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
+    Path::new(USUAL).join("ipv6").exists()
 }
 
 fn failed(what: &'static str, path: &Path, error: std::io::Error) -> NetworkError {

@@ -18,11 +18,16 @@ use super::{site::Node, wait::wait_for};
 /// Where processes of the node are, below its subtree.
 const LEAF: &str = "node";
 
-/// The node's subtree of cgroup v2, for socket hooks.
-pub fn subtree(node: Node) -> Result<PathBuf> {
+/// Where cgroup v2 is mounted, on this machine and on its nodes.
+pub fn hierarchy() -> Result<PathBuf> {
     let mounted = mounts()?.into_iter().find(|mount| mount.unified);
     let mounted = mounted.context("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")?;
-    Ok(mounted.at.join(node.tag()))
+    Ok(mounted.at)
+}
+
+/// The node's subtree of cgroup v2, for socket hooks.
+pub fn subtree(node: Node) -> Result<PathBuf> {
+    Ok(hierarchy()?.join(node.tag()))
 }
 
 /// Where the processes of the node are.

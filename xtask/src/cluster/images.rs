@@ -14,9 +14,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::archive::{self, Image};
 use crate::{
     command,
+    image::{self, Image},
     kubernetes::{self, Module, Program, Programs},
     paths,
     setup::unpacked,
@@ -257,9 +257,11 @@ impl Workshop<'_> {
             names: &names,
             entry,
             arguments,
+            compressed: false,
         };
         self.step.note(&names[0]);
-        archive::write(self.folder, root, &image).with_context(|| format!("making image {}", names[0]))
+        image::write(self.folder, root, &image).with_context(|| format!("making image {}", names[0]))?;
+        Ok(())
     }
 }
 

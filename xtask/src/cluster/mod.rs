@@ -1,20 +1,22 @@
-//! `cargo xtask cluster`: a small real Kubernetes cluster on this machine, with Millrace as its proxy.
+//! `cargo xtask cluster`: a small real Kubernetes cluster on this machine, with Millrace as its proxy, or as proxy and network.
 //!
 //! Control plane, kubelets and containers are the real ones, built from Go modules; nodes are namespaces
 //! ([`node`]) on a network that has no way out ([`underlay`]). Nothing is installed, and nothing outlives
 //! `cluster down` but what is in the cache. There is one cluster at a time.
 
-mod archive;
 mod balancer;
 mod cgroup;
+mod check;
 mod control_plane;
 mod credentials;
 mod images;
+pub mod installation;
 mod node;
 mod place;
 mod pod_network;
 mod process;
 mod proxy;
+mod removal;
 mod site;
 mod status;
 mod underlay;
@@ -31,6 +33,7 @@ use nix::unistd::geteuid;
 
 use crate::{
     build::{self, MILLRACE_BIN, Profile},
+    image,
     kubernetes::{Program, Programs},
     paths, setup,
     setup::unpacked,
@@ -68,6 +71,8 @@ pub enum Verb {
     Status,
     /// Exchange the proxies for the ones of the sources as they are now
     Renew,
+    /// See a cluster of network millrace work: services, DNS, logs, and a rolling restart under load
+    Check(check::Options),
     /// Run a command in a place: a node (n1, n2, …), or `control`, where `kubectl` reaches the API server
     Run {
         place: String,
@@ -86,6 +91,7 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Down => down()?,
         Verb::Status => return status::print(&Files::locate()?),
         Verb::Renew => renew()?,
+        Verb::Check(options) => check::run(&options)?,
         Verb::Run { place, command } => return Err(enter(&place, &command)?),
     }
     Ok(ExitCode::SUCCESS)
@@ -101,18 +107,24 @@ pub fn up(options: Options) -> Result<(Toolbox, Images)> {
     if underlay::exists() {
         bail!("a cluster is up, or part of one is left: `cargo xtask cluster down` takes it down");
     }
-    setup::run()?;
-    let toolbox = equip(options.proxy)?;
-    let images = Images::ensure(&toolbox.programs)?;
-    if toolbox.files.root().exists() {
-        fs::remove_dir_all(toolbox.files.root()).context("removing files of an earlier cluster")?;
-    }
-    fs::create_dir_all(toolbox.files.root()).context("making a folder for the cluster")?;
     let shape = Shape {
         nodes: options.nodes,
         proxy: options.proxy,
         network: options.network,
     };
+    if shape.network == Network::Millrace && shape.proxy != Proxy::Millrace {
+        bail!("with --network millrace, Millrace is the proxy as well: leave out --proxy");
+    }
+    setup::run()?;
+    let toolbox = equip(shape)?;
+    let images = Images::ensure(&toolbox.programs)?;
+    if toolbox.files.root().exists() {
+        fs::remove_dir_all(toolbox.files.root()).context("removing files of an earlier cluster")?;
+    }
+    fs::create_dir_all(toolbox.files.root()).context("making a folder for the cluster")?;
+    if shape.network == Network::Millrace {
+        installation::make_image(&toolbox)?;
+    }
     toolbox.files.write_shape(shape)?;
     toolbox.files.write_own_programs(&toolbox.own)?;
     raise(&toolbox, &images, shape)
@@ -127,18 +139,24 @@ pub fn join() -> Result<(Toolbox, Images)> {
     Ok((toolbox, images))
 }
 
-/// Builds and fetches what a cluster runs. `MILLRACE_BIN` names an agent that is built already.
-fn equip(proxy: Proxy) -> Result<Toolbox> {
+/// Builds and fetches what a cluster runs. `MILLRACE_BIN` names an agent that is built already, with the plugin beside it.
+fn equip(shape: Shape) -> Result<Toolbox> {
     let programs = Programs::ensure(Program::OF_A_CLUSTER)?;
     let given = env::var_os(MILLRACE_BIN).filter(|path| !path.is_empty());
     // Measures nothing, and shares its build with tests.
-    let mut built = build::binaries(Profile::Dev, &[balancer::PROGRAM])?;
-    if proxy == Proxy::Millrace && given.is_none() {
-        built.extend(build::binaries(Profile::Release, &[proxy::MILLRACE])?);
-    }
+    let mut built = build::binaries(Profile::Dev, &[balancer::PROGRAM, check::LOAD])?;
+    let wanted: &[_] = match (shape.proxy, shape.network) {
+        (Proxy::Millrace, Network::Millrace) => &[image::MILLRACE, image::PLUGIN],
+        (Proxy::Millrace, Network::Bridge) => &[image::MILLRACE],
+        _ => &[],
+    };
     if let Some(given) = given {
         let given = fs::canonicalize(&given).with_context(|| format!("{MILLRACE_BIN} names no file"))?;
-        built.insert(proxy::MILLRACE.to_owned(), given);
+        let beside = given.parent().unwrap_or(&given).to_owned();
+        built.extend(wanted.iter().map(|name| ((*name).to_owned(), beside.join(name))));
+        built.insert(image::MILLRACE.to_owned(), given);
+    } else if !wanted.is_empty() {
+        built.extend(build::binaries(Profile::Release, wanted)?);
     }
     toolbox(programs, built)
 }
@@ -168,10 +186,10 @@ fn raise(toolbox: &Toolbox, images: &Images, shape: Shape) -> Result<()> {
     credentials::create(&toolbox.files, &nodes)?;
     step.note("control plane");
     control_plane::start(toolbox)?;
-    proxy::permit(toolbox, shape.proxy)?;
+    proxy::permit(toolbox, shape.process())?;
     step.note("nodes");
     for &node in &nodes {
-        node::start(toolbox, node, images)?;
+        node::start(toolbox, node, images, shape.network)?;
     }
     let mut ranges = Vec::new();
     for &node in &nodes {
@@ -179,12 +197,17 @@ fn raise(toolbox: &Toolbox, images: &Images, shape: Shape) -> Result<()> {
     }
     pod_network::set_up(toolbox, shape.network, &ranges)?;
     for &node in &nodes {
-        proxy::start(toolbox, shape.proxy, node)?;
+        proxy::start(toolbox, shape.process(), node)?;
+    }
+    if shape.network == Network::Millrace {
+        step.note("Millrace");
+        installation::apply(toolbox)?;
+        installation::wait(toolbox)?;
     }
     step.note("nodes to be ready");
     toolbox.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
     for &node in &nodes {
-        proxy::wait_ready(toolbox, shape.proxy, node)?;
+        proxy::wait_ready(toolbox, shape.process(), node)?;
     }
     balancer::start(toolbox)?;
     step.note("DNS");
@@ -236,12 +259,16 @@ pub fn down() -> Result<()> {
 
 fn renew() -> Result<()> {
     let shape = current()?.context("no cluster is up")?;
-    let toolbox = equip(shape.proxy)?;
+    let toolbox = equip(shape)?;
     toolbox.files.write_own_programs(&toolbox.own)?;
-    for node in Node::first(shape.nodes) {
+    let nodes = Node::first(shape.nodes);
+    if shape.network == Network::Millrace {
+        return installation::renew(&toolbox, &nodes);
+    }
+    for node in nodes {
         proxy::stop(&toolbox, node)?;
-        proxy::start(&toolbox, shape.proxy, node)?;
-        proxy::wait_ready(&toolbox, shape.proxy, node)?;
+        proxy::start(&toolbox, shape.process(), node)?;
+        proxy::wait_ready(&toolbox, shape.process(), node)?;
     }
     Ok(())
 }

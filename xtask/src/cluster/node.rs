@@ -12,9 +12,10 @@ use serde_json::json;
 use super::{
     cgroup,
     images::{self, Images},
+    installation,
     place::{Toolbox, in_netns},
     process::Process,
-    site::{DNS_SERVICE, Node},
+    site::{DNS_SERVICE, Network, Node},
     wait::wait_for,
 };
 use crate::{kubernetes::Program, paths};
@@ -26,7 +27,7 @@ pub const PROCESS: &str = "node";
 const START: Duration = Duration::from_mins(2);
 
 /// Starts a node; it registers itself with the API server.
-pub fn start(toolbox: &Toolbox, node: Node, images: &Images) -> Result<()> {
+pub fn start(toolbox: &Toolbox, node: Node, images: &Images, network: Network) -> Result<()> {
     let folder = toolbox.files.node(node);
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     cgroup::create(node)?;
@@ -57,10 +58,24 @@ pub fn start(toolbox: &Toolbox, node: Node, images: &Images) -> Result<()> {
         .env("ADDRESS", node.v4())
         .env("FOLDER", &folder)
         .env("IMAGES", images.folder())
-        .env("PLUGINS", toolbox.tools.join("usr/lib/cni"))
+        .env(
+            "PLUGINS",
+            toolbox.tools.join("usr/lib/cni").join(plugins(network)),
+        )
         .env("CGROUP", cgroup::of(node)?);
+    if network == Network::Millrace {
+        command.env("IMAGE", installation::image(toolbox));
+    }
     Process::start(&mut command, &folder, PROCESS)?;
     Ok(())
+}
+
+/// Which of the distribution's plugins a node has: all of them, or the one that containerd calls for every pod.
+fn plugins(network: Network) -> &'static str {
+    match network {
+        Network::Bridge => ".",
+        Network::Millrace => "loopback",
+    }
 }
 
 /// Waits until the API server knows the node and the ranges of its pods, which it returns.

@@ -1,4 +1,5 @@
-//! The pods' network: the bridge plugin on each node, and routes from every node to every other's pods.
+//! The pods' network, where it is not Millrace's own affair: the bridge plugin on each node, and routes from every node to
+//! every other's pods.
 //!
 //! What pods send out of the cluster is masqueraded, as most network plugins do it. It leads nowhere here, but
 //! it is why the kernel of a node tracks connections, which a proxy and some specs have to get on with.
@@ -17,11 +18,18 @@ use crate::command;
 
 /// Gives each node its range; a node is ready once it has a configuration.
 pub fn set_up(toolbox: &Toolbox, network: Network, ranges: &[(Node, Vec<String>)]) -> Result<()> {
-    let Network::Bridge = network;
+    for (node, ranges) in ranges {
+        for range in ranges {
+            underlay::route_from_control(range, *node)?;
+        }
+    }
+    if network == Network::Millrace {
+        return Ok(());
+    }
     let nodes: Vec<_> = ranges.iter().map(|(node, _)| *node).collect();
     for (node, ranges) in ranges {
         for range in ranges {
-            underlay::route(range, *node, &nodes)?;
+            underlay::route_from_nodes(range, *node, &nodes)?;
         }
         configure(toolbox, *node, ranges).with_context(|| format!("configuring pods of {}", node.name()))?;
     }

@@ -12,13 +12,10 @@ use super::{
     site::{Node, POD_RANGES, Proxy, both},
     wait::wait_for,
 };
-use crate::{command, kubernetes::Program, paths};
+use crate::{command, image, kubernetes::Program, paths};
 
 /// The name of its log and of the note of its process.
 const PROCESS: &str = "proxy";
-
-/// The binary of the agent, and of its verbs.
-pub const MILLRACE: &str = "millrace";
 
 const START: Duration = Duration::from_mins(1);
 
@@ -44,7 +41,7 @@ pub fn start(toolbox: &Toolbox, proxy: Proxy, node: Node) -> Result<()> {
 
 fn millrace(toolbox: &Toolbox, node: Node, command: &mut Command) -> Result<()> {
     command
-        .arg(toolbox.own(MILLRACE)?)
+        .arg(toolbox.own(image::MILLRACE)?)
         .args(["agent", "--source=kubernetes", "--node-name"])
         .arg(node.name())
         .arg("--kubeconfig")
@@ -85,7 +82,12 @@ pub fn wait_ready(toolbox: &Toolbox, proxy: Proxy, node: Node) -> Result<()> {
             bail!("it has ended: see {}", folder.join("proxy.log").display());
         }
         if proxy == Proxy::Millrace {
-            command::output(toolbox.in_node(node)?.arg(toolbox.own(MILLRACE)?).arg("status"))?;
+            command::output(
+                toolbox
+                    .in_node(node)?
+                    .arg(toolbox.own(image::MILLRACE)?)
+                    .arg("status"),
+            )?;
         }
         Ok(())
     })

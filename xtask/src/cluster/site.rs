@@ -61,6 +61,8 @@ pub enum Proxy {
 pub enum Network {
     /// The bridge plugin on each node, and routes between the nodes
     Bridge,
+    /// Millrace, installed by its manifest: network and proxy in one
+    Millrace,
 }
 
 impl fmt::Display for Proxy {
@@ -77,6 +79,7 @@ impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bridge => "bridge",
+            Self::Millrace => "millrace",
         })
     }
 }
@@ -87,6 +90,16 @@ pub struct Shape {
     pub nodes: u8,
     pub proxy: Proxy,
     pub network: Network,
+}
+
+impl Shape {
+    /// What is started on each node as a process of its own: nobody, where pods of the cluster are the proxy.
+    pub fn process(self) -> Proxy {
+        match self.network {
+            Network::Bridge => self.proxy,
+            Network::Millrace => Proxy::None,
+        }
+    }
 }
 
 /// A node's name and addresses, which follow from its number.
@@ -108,7 +121,12 @@ impl Node {
 
     /// Its network namespace and its cgroup.
     pub fn tag(self) -> String {
-        format!("millrace-{}", self.name())
+        Self::tag_of(&self.name())
+    }
+
+    /// The same for a name that is not known yet.
+    pub fn tag_of(name: &str) -> String {
+        format!("millrace-{name}")
     }
 
     pub fn v4(self) -> String {

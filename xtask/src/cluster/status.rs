@@ -41,7 +41,7 @@ pub fn print(files: &Files) -> Result<ExitCode> {
                 state(process.runs())
             );
         }
-        whole &= proxy::is_as_asked(&toolbox, shape.proxy, node);
+        whole &= proxy::is_as_asked(&toolbox, shape.process(), node);
     }
     match toolbox.kubectl(&["get", "nodes,pods", "--all-namespaces", "--output=wide"]) {
         Ok(listed) => println!("\n{listed}"),

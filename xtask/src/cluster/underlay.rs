@@ -48,19 +48,26 @@ fn plug_in(node: Node) -> Result<()> {
     sysctl(&tag, "net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Leads a range of pods to a node, from the control plane and from the other nodes.
-pub fn route(range: &str, to: Node, nodes: &[Node]) -> Result<()> {
+/// Leads a range of pods to a node from the control plane, which reaches pods without being a node.
+pub fn route_from_control(range: &str, to: Node) -> Result<()> {
+    in_control(&route(range, to))
+}
+
+/// The same from the other nodes.
+pub fn route_from_nodes(range: &str, to: Node, nodes: &[Node]) -> Result<()> {
+    for node in nodes.iter().filter(|node| **node != to) {
+        in_namespace(&node.tag(), &route(range, to))?;
+    }
+    Ok(())
+}
+
+fn route(range: &str, to: Node) -> String {
     let (family, via) = if range.contains(':') {
         ("-6", to.v6())
     } else {
         ("-4", to.v4())
     };
-    let arguments = format!("{family} route replace {range} via {via}");
-    in_control(&arguments)?;
-    for node in nodes.iter().filter(|node| **node != to) {
-        in_namespace(&node.tag(), &arguments)?;
-    }
-    Ok(())
+    format!("{family} route replace {range} via {via}")
 }
 
 /// Removes whatever of it is there.

@@ -96,7 +96,8 @@ fn select(options: &Options, proxy: Proxy, network: Network) -> Result<Selection
 }
 
 fn conclude(rows: Vec<Row>, shape: Shape, full: bool, record: bool) -> Result<ExitCode> {
-    let measure = Table::read(&results(Proxy::KubeProxy, shape.network)?).unwrap_or_default();
+    // With the bridge plugin, whatever network this is.
+    let measure = Table::read(&results(Proxy::KubeProxy, Network::Bridge)?).unwrap_or_default();
     let compare = (shape.proxy != Proxy::KubeProxy).then_some(&measure);
     let table = Table { rows };
     let heading = format!(

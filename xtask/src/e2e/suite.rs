@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{report, selection::Selection, table::Row};
 use crate::{
-    cluster::{Images, Node, Shape, Toolbox},
+    cluster::{Images, Network, Node, Shape, Toolbox, installation},
     kubernetes::{Program, Programs},
     paths,
     step::Step,
@@ -77,7 +77,7 @@ pub fn run(
     let rows = report::read(&folder.join("report.json"))
         .with_context(|| format!("the suite ended before its time: see {}", log.display()))?;
     for node in Node::first(shape.nodes) {
-        keep_log(toolbox, node, &folder);
+        keep_log(toolbox, shape, node, &folder);
     }
     if rows.is_empty() {
         bail!(
@@ -109,9 +109,17 @@ fn watch(ginkgo: &mut Command, log: &Path, step: &Step) -> Result<()> {
 }
 
 /// The proxy's log is worth having when the cluster is gone.
-fn keep_log(toolbox: &Toolbox, node: Node, folder: &Path) {
-    let log = toolbox.files.node(node).join("proxy.log");
-    if let Err(error) = fs::copy(&log, folder.join(format!("proxy-{}.log", node.name()))) {
-        eprintln!("  {} could not be kept: {error}", log.display());
+fn keep_log(toolbox: &Toolbox, shape: Shape, node: Node, folder: &Path) {
+    let log = match shape.network {
+        Network::Bridge => fs::read_to_string(toolbox.files.node(node).join("proxy.log")).map_err(Into::into),
+        Network::Millrace => installation::log(toolbox, node),
+    };
+    let kept = folder.join(format!("proxy-{}.log", node.name()));
+    let kept = log.and_then(|log| fs::write(kept, log).map_err(Into::into));
+    if let Err(error) = kept {
+        eprintln!(
+            "  the proxy's log on {} could not be kept: {error:#}",
+            node.name()
+        );
     }
 }

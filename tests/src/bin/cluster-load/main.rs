@@ -1,0 +1,214 @@
+//! A client that notices: it holds connections to an HTTP server, asks on each of them again and again, makes new connections
+//! meanwhile, and says in the end what went wrong.
+//!
+//! It is for `cargo xtask cluster check`, which ends it by closing its standard input. On standard output there is first a line
+//! `ready`, when all connections are open and have been answered, and last a JSON document with what happened.
+//!
+//! Invariant: whatever is not a whole answer in time counts as an interruption or a failure; nothing is tried again.
+
+use std::cell::RefCell;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long an answer may take: longer than a retransmission or two, shorter than anybody's patience.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a connection that is held is asked.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How many errors are told.
+const TOLD: usize = 5;
+
+#[derive(Parser)]
+struct Options {
+    /// Where the server is; connections go round
+    #[arg(long, required = true)]
+    address: Vec<SocketAddr>,
+    /// What is asked for
+    #[arg(long, default_value = "/hostname")]
+    path: String,
+    /// How many connections are held
+    #[arg(long, default_value_t = 100)]
+    hold: usize,
+    /// Milliseconds between new connections
+    #[arg(long, default_value_t = 20)]
+    every: u64,
+}
+
+/// What happened.
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    /// Connections that were held.
+    held: usize,
+    /// Answers on them.
+    answers: u64,
+    /// Those of them that broke.
+    interrupted: usize,
+    /// New connections that were tried meanwhile.
+    opened: u64,
+    /// Those of them that got no answer.
+    failed: u64,
+    /// The slowest answer of all, in milliseconds.
+    slowest: u128,
+    /// The first things that went wrong.
+    errors: Vec<String>,
+}
+
+impl Report {
+    fn tell(&mut self, error: &anyhow::Error) {
+        if self.errors.len() < TOLD {
+            self.errors.push(format!("{error:#}"));
+        }
+    }
+}
+
+type Shared = Rc<RefCell<Report>>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    LocalSet::new().run_until(run(options)).await
+}
+
+async fn run(options: Options) -> Result<()> {
+    let report = Shared::default();
+    let request = |last: &str| format!("GET {} HTTP/1.1\r\nHost: check\r\n{last}\r\n", options.path);
+    let (ask, ask_once) = (request(""), request("Connection: close\r\n"));
+    let mut addresses = options.address.iter().copied().cycle();
+    let mut next = move || addresses.next().context("no address is given");
+
+    let mut holders = Vec::new();
+    for _ in 0..options.hold {
+        let mut connection = Connection::open(next()?).await?;
+        connection.ask(&ask).await?;
+        report.borrow_mut().held += 1;
+        let (report, ask) = (Rc::clone(&report), ask.clone());
+        holders.push(tokio::task::spawn_local(async move {
+            if let Err(error) = hold(connection, &ask, &report).await {
+                let mut report = report.borrow_mut();
+                report.interrupted += 1;
+                report.tell(&error);
+            }
+        }));
+    }
+    println!("ready");
+    std::io::stdout().flush().context("writing")?;
+
+    let mut end = input_closed();
+    loop {
+        tokio::select! {
+            _ = &mut end => break,
+            () = sleep(Duration::from_millis(options.every)) => {}
+        }
+        let started = Instant::now();
+        let outcome = once(next()?, &ask_once).await;
+        let mut report = report.borrow_mut();
+        report.opened += 1;
+        report.slowest = report.slowest.max(started.elapsed().as_millis());
+        if let Err(error) = outcome {
+            report.failed += 1;
+            report.tell(&error);
+        }
+    }
+    // Each of them is asked once more, so that one which broke unnoticed is noticed.
+    sleep(PERIOD).await;
+    for holder in &holders {
+        holder.abort();
+    }
+    let report = report.borrow();
+    println!(
+        "{}",
+        serde_json::to_string(&*report).context("writing what happened")?
+    );
+    Ok(())
+}
+
+/// Is fulfilled when nobody holds the other end of standard input any more. A thread of its own waits for that.
+fn input_closed() -> oneshot::Receiver<()> {
+    let (closed, end) = oneshot::channel();
+    std::thread::spawn(move || {
+        // Whatever comes is nothing to this program, and an error is an end as well.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = closed.send(());
+    });
+    end
+}
+
+/// Asks again and again, until an answer is missing or another server gives it.
+async fn hold(mut connection: Connection, ask: &str, report: &Shared) -> Result<()> {
+    let first = connection.ask(ask).await?;
+    loop {
+        sleep(PERIOD).await;
+        let started = Instant::now();
+        let answer = connection.ask(ask).await?;
+        ensure!(answer == first, "{first} was the server, and {answer} answers");
+        let mut report = report.borrow_mut();
+        report.answers += 1;
+        report.slowest = report.slowest.max(started.elapsed().as_millis());
+    }
+}
+
+async fn once(address: SocketAddr, ask: &str) -> Result<()> {
+    Connection::open(address).await?.ask(ask).await.map(drop)
+}
+
+struct Connection {
+    address: SocketAddr,
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    async fn open(address: SocketAddr) -> Result<Self> {
+        let opened = timeout(PATIENCE, TcpStream::connect(address)).await;
+        let stream = opened.with_context(|| format!("connecting to {address}"))?;
+        let stream = stream.with_context(|| format!("connecting to {address}"))?;
+        Ok(Self {
+            address,
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// One question, and the body of its answer.
+    async fn ask(&mut self, question: &str) -> Result<String> {
+        let address = self.address;
+        let answer = timeout(PATIENCE, self.exchange(question)).await;
+        let answer = answer.with_context(|| format!("waiting for {address}"))?;
+        answer.with_context(|| format!("asking {address}"))
+    }
+
+    async fn exchange(&mut self, question: &str) -> Result<String> {
+        self.stream.get_mut().write_all(question.as_bytes()).await?;
+        let mut length = 0;
+        let mut line = String::new();
+        self.stream.read_line(&mut line).await?;
+        if !line.starts_with("HTTP/1.1 200 ") {
+            bail!("the answer begins with {line:?}");
+        }
+        loop {
+            line.clear();
+            if self.stream.read_line(&mut line).await? == 0 {
+                bail!("the answer breaks off");
+            }
+            let header = line.trim_end().to_ascii_lowercase();
+            if header.is_empty() {
+                break;
+            }
+            if let Some(value) = header.strip_prefix("content-length:") {
+                length = value.trim().parse().context("reading the length of an answer")?;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).await?;
+        String::from_utf8(body).context("reading an answer")
+    }
+}

@@ -1,0 +1,50 @@
+//! Taking Millrace out of a cluster again: what is deleted, what `millrace uninstall` removes on each node, and what may be left.
+//!
+//! Pods go first, since the plugin that takes their interfaces away is gone later. What stays are links, routes, pins and files
+//! that were there before, or are somebody else's.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Node, installation, place::Toolbox, wait::wait_for};
+use crate::{command, image, step::Step};
+
+/// Prints whatever of ours a node has. Interfaces of a node are the loopback and its cable; the rest is looked for by name.
+const LEFTOVERS: &str = r#"
+ip -oneline link show | sed 's/^[0-9]*: \([^:@]*\).*/\1/' | grep --invert-match --line-regexp --regexp=lo --regexp=eth0 | sed 's/^/link /'
+ip rule show | grep --invert-match --extended-regexp '^(0|32766|32767):' | sed 's/^/rule /'
+for family in -4 -6; do
+  ip $family route show table all | grep --extended-regexp '^(10\.244|10\.96|fd00:10:)' | sed 's/^/route /'
+done
+for path in /sys/fs/bpf/millrace /run/millrace /var/lib/millrace /var/lib/cni/networks/millrace \
+            /etc/cni/net.d/10-millrace.conflist /opt/cni/bin/millrace-cni; do
+  if [ -e "$path" ]; then echo "file $path"; fi
+done
+"#;
+
+/// Takes it out, and fails if something is left.
+pub fn run(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
+    let step = Step::start("taking Millrace out of the cluster");
+    let system = "--namespace=kube-system";
+    toolbox.kubectl(&["scale", "deployment/coredns", system, "--replicas=0"])?;
+    let selector = "--selector=k8s-app=kube-dns";
+    toolbox.kubectl(&["wait", "--for=delete", "pods", system, selector, "--timeout=120s"])?;
+    installation::delete(toolbox)?;
+    for &node in nodes {
+        step.note(&node.name());
+        let mut uninstall = toolbox.in_node(node)?;
+        uninstall.arg(toolbox.own(image::MILLRACE)?).arg("uninstall");
+        command::output(&mut uninstall).with_context(|| format!("on {}", node.name()))?;
+        wait_for("nothing to be left", Duration::from_secs(20), || {
+            let mut look = toolbox.in_node(node)?;
+            let found = command::output(look.args(["sh", "-c", LEFTOVERS]))?;
+            if !found.trim().is_empty() {
+                bail!("{} still has:\n{found}", node.name());
+            }
+            Ok(())
+        })?;
+    }
+    step.done();
+    Ok(())
+}
