@@ -89,6 +89,27 @@ impl Ip {
         }
     }
 
+    /// Whether this is an address that is good on its link alone (RFC 3927; RFC 4291 §2.5.6).
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        if self.is_v4() {
+            u32::from_be(self.0[3]) >> 16 == 0xa9fe
+        } else {
+            u32::from_be(self.0[0]) >> 22 == 0xfe80 >> 6
+        }
+    }
+
+    /// The unspecified address of the same family, `0.0.0.0` or `::`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unspecified_of_family(&self) -> Self {
+        if self.is_v4() {
+            Self::from_v4_word(0)
+        } else {
+            Self::UNSPECIFIED
+        }
+    }
+
     /// Whether the two are the same; word by word, which the verifier follows and LLVM does not turn into a call.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {

@@ -62,6 +62,17 @@ pub fn handle<'a>(
     }
 }
 
+/// Whether the pod may send this packet; one that it may not is counted. A packet that does not exist has no interface.
+#[inline(always)]
+pub fn may_send(context: &TcContext) -> bool {
+    let skb = Skb(context);
+    if dry_run::is_marked(&skb) || stage::may_send(&skb) {
+        return true;
+    }
+    count(Reason::SpoofedSource, skb.len());
+    false
+}
+
 /// Translates the packet and sends it on, in three stages: the way first, so that a packet that is too big for it can be
 /// refused as it came.
 #[inline(always)]
@@ -157,7 +168,7 @@ fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     match entry {
         Entry::Host => to_host(skb),
         Entry::Loopback => to_loopback(skb),
-        Entry::Pod | Entry::Uplink => back(skb),
+        Entry::Pod | Entry::Uplink | Entry::Egress => back(skb),
     }
 }
 

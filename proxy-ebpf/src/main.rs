@@ -8,7 +8,7 @@
 //! | `from_pod` | tcx ingress of a pod's host-side interface | what a pod sends |
 //! | `to_pod` | tcx egress of a pod's host-side interface | what a pod receives |
 //! | `from_uplink` | tcx ingress of the uplink | what comes from other machines |
-//! | `to_uplink` | tcx egress of the uplink | the node's own answers to them |
+//! | `to_uplink` | tcx egress of the uplink | the node's own answers to them, and what pods send to the world outside |
 //! | `from_loopback` | tcx egress of the loopback | what the node sends to itself |
 //! | `from_host` | tcx egress of our own device | packets to virtual addresses that nothing translated before |
 //! | `connect4/6`, `getpeername4/6` | cgroup | TCP sockets of the node and its pods |

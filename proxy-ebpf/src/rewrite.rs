@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use proxy_common::maps::Flow;
-use proxy_common::packet::{ETHERNET_LEN, Headers, Packet, crc32c};
+use proxy_common::packet::{ECHO_ID, ETHERNET_LEN, Headers, Packet, crc32c};
 use proxy_common::{Ip, Port, protocol};
 
 use crate::kernel::{Skb, checksum_difference};
@@ -35,6 +35,7 @@ pub fn rewrite(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<()> {
     let (checksum, mangled) = match headers.protocol {
         protocol::TCP => (headers.l4 + TCP_CHECKSUM, 0),
         protocol::UDP => (headers.l4 + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0)),
+        protocol::ICMP | protocol::ICMPV6 => return rewrite_echo(skb, headers, flow, difference),
         _ => return rewrite_sctp_ports(skb, headers, flow),
     };
     update_for_addresses(skb, headers, checksum, difference, mangled)?;
@@ -71,6 +72,21 @@ fn update_for_addresses(
         return Some(());
     }
     skb.update_transport_checksum(checksum, 0, difference, flags)
+}
+
+/// The identifier of an echo stands in for the port of whoever asks. `ICMPv6` sums up the addresses too (RFC 4443 §2.3).
+#[inline(always)]
+fn rewrite_echo(skb: &Skb<'_>, headers: &Headers, flow: &Flow, difference: u64) -> Option<()> {
+    let checksum = headers.l4 + ICMP_CHECKSUM;
+    if !headers.dst.is_v4() {
+        update_for_addresses(skb, headers, checksum, difference, 0)?;
+    }
+    let (old, new) = (headers.echo_id(), flow.echo_id());
+    if old == new {
+        return Some(());
+    }
+    skb.update_transport_checksum(checksum, u64::from(old.raw()), u64::from(new.raw()), 2)?;
+    skb.store(headers.l4 + ECHO_ID, &new.raw())
 }
 
 /// SCTP's checksum covers no addresses. One that is zero was left to the NIC, and stays so.
@@ -119,7 +135,11 @@ pub fn rewrite_error(
 ) -> Option<()> {
     let checksum = headers.l4 + ICMP_CHECKSUM;
     let (old, new) = (ports(carried.sport, carried.dport), ports(flow.dport, flow.sport));
-    if old != new {
+    if carried.is_icmp() {
+        let (old, new) = (carried.echo_id(), flow.echo_id());
+        skb.update_transport_checksum(checksum, u64::from(old.raw()), u64::from(new.raw()), 2)?;
+        skb.store(carried.l4 + ECHO_ID, &new.raw())?;
+    } else if old != new {
         skb.update_transport_checksum(checksum, u64::from(old), u64::from(new), 4)?;
         skb.store(carried.l4, &new)?;
     }

@@ -12,6 +12,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
 use proxy_common::decide::packet::Entry;
+use proxy_common::decide::sender;
 use proxy_common::maps::Reason;
 
 use crate::deliver;
@@ -24,7 +25,8 @@ const fn entry_of(number: u32) -> Entry {
         0 => Entry::Pod,
         1 => Entry::Uplink,
         2 => Entry::Host,
-        _ => Entry::Loopback,
+        3 => Entry::Loopback,
+        _ => Entry::Egress,
     }
 }
 
@@ -34,6 +36,7 @@ const fn number_of(entry: Entry) -> u32 {
         Entry::Uplink => 1,
         Entry::Host => 2,
         Entry::Loopback => 3,
+        Entry::Egress => 4,
     }
 }
 
@@ -59,6 +62,18 @@ pub fn prepare(dry_run: bool, entry: Entry) -> bool {
 #[inline(always)]
 pub fn try_port(packet: *mut __sk_buff, dry_run: bool, attempt: u32) -> bool {
     stage_try_port(packet, u32::from(dry_run), attempt) != 0
+}
+
+/// Notes datagrams from outside to a pod itself.
+#[inline(always)]
+pub fn note_direct() {
+    stage_note_direct();
+}
+
+/// Whether the pod at this interface may send the packet.
+#[inline(always)]
+pub fn may_send(skb: &Skb<'_>) -> bool {
+    stage_may_send(skb.0.skb.skb) != 0
 }
 
 /// Finds the interface by which a translated packet leaves.
@@ -144,6 +159,26 @@ extern "C" fn stage_try_port(skb: *mut __sk_buff, dry_run: u32, attempt: u32) ->
         return 0;
     };
     u32::from(decide::try_port(&tables, config, work, attempt))
+}
+
+/// The result is nothing: functions of the verifier give a number.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_note_direct() -> u32 {
+    let tables = Live::HOOK;
+    if let (Some(work), Some(config)) = (kernel::work(), tables.config()) {
+        decide::note_direct(&tables, config, work);
+    }
+    0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_may_send(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let skb = Skb(&context);
+    let (kind, interface) = (skb.ether_type(), skb.ifindex());
+    u32::from(sender::may_send(&Live::HOOK, &skb, kind, interface))
 }
 
 #[inline(never)]

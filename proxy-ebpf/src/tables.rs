@@ -9,14 +9,15 @@ use proxy_common::decide::Work;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FlowState, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, RangeFlags, Reason, Slot, SocketKey, SocketPeer,
+    FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Reason, Slot,
+    SocketKey, SocketPeer,
 };
 use proxy_common::{Ip, Tables};
 
 use crate::kernel::{self, Skb, array_element, read};
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, NEW_FLOWS, POD_NETNS,
-    POD_RANGES, REFUSALS, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
+    ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, HOST_PORTS, IN_USE,
+    NEW_FLOWS, POD_LINKS, POD_NETNS, POD_RANGES, PODS, REFUSALS, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
 };
 use crate::stage;
 
@@ -79,10 +80,28 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn is_pod(&self, address: &Ip) -> bool {
-        POD_RANGES
-            .get(Key::new(128, *address))
-            .is_some_and(|flags| RangeFlags(*flags).has(RangeFlags::PODS))
+    fn range(&self, address: &Ip) -> RangeFlags {
+        RangeFlags(POD_RANGES.get(Key::new(128, *address)).copied().unwrap_or(0))
+    }
+
+    #[inline(always)]
+    fn is_in_use(&self, table: u32) -> bool {
+        IN_USE.get_ptr(table).is_some_and(|used| read(used) != 0)
+    }
+
+    #[inline(always)]
+    fn pod(&self, address: &Ip) -> Option<Pod> {
+        PODS.get_ptr(address).map(read)
+    }
+
+    #[inline(always)]
+    fn pod_link(&self, interface: u32) -> Option<PodLink> {
+        POD_LINKS.get_ptr(interface).map(read)
+    }
+
+    #[inline(always)]
+    fn host_port(&self, key: &HostPortKey) -> Option<HostPort> {
+        HOST_PORTS.get_ptr(key).map(read)
     }
 
     #[inline(always)]
@@ -183,6 +202,13 @@ impl Tables for Live {
     #[inline(always)]
     fn try_port(&self, _config: &Config, _work: &mut Work, attempt: u32) -> bool {
         stage::try_port(self.packet, self.dry_run, attempt)
+    }
+
+    #[inline(always)]
+    fn note_direct(&self, _config: &Config, _work: &mut Work) {
+        if !self.dry_run {
+            stage::note_direct();
+        }
     }
 
     #[inline(always)]

@@ -3,7 +3,8 @@
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::packet::{Entry, entering, leaving, node_answers_outside};
+use proxy_common::decide::egress::{is_watched, leaving_node};
+use proxy_common::decide::packet::{Entry, entering};
 
 use crate::deliver::handle;
 use crate::tables::Live;
@@ -16,13 +17,14 @@ pub fn from_uplink(context: TcContext) -> i32 {
     })
 }
 
-/// What the node sends: answers of its own to clients from outside are among it only once there was such a client.
+/// What the node and its pods send. There is nothing to be done before there are pods, or clients from outside that the node
+/// itself answers.
 #[classifier]
 pub fn to_uplink(context: TcContext) -> i32 {
-    if !node_answers_outside(&Live::HOOK) {
+    if !is_watched(&Live::HOOK) {
         return TC_ACT_UNSPEC;
     }
-    handle(&context, Entry::Uplink, |tables, work, skb| {
-        leaving(tables, work, skb)
+    handle(&context, Entry::Egress, |tables, work, skb| {
+        leaving_node(tables, work, skb)
     })
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey};
+use proxy_common::maps::{Config, ConfigFlags, InUse, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey};
 
 use super::cgroup_root;
 use super::pod_network::{PodNetwork, Prepared};
@@ -218,9 +218,11 @@ impl NodeSide {
             .iter()
             .any(|address| !self.addresses.holds(*address));
         self.write_config(device, &service_cidrs, stray, options, programmer.store());
-        let own = virtual_addresses
-            .iter()
-            .any(|address| self.addresses.holds(*address));
+        // The plugin enters host ports whenever it likes, and there may be some as soon as it made a pod.
+        let own = programmer.store().is_in_use(InUse::PODS)
+            || virtual_addresses
+                .iter()
+                .any(|address| self.addresses.holds(*address));
         self.attached = self.attach(
             (device, tunnel),
             own,

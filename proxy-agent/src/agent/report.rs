@@ -263,6 +263,7 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
             }
         }
     }
+    entries.extend(host_ports(agent));
     entries.sort_by(|a, b| {
         let key = |e: &ServiceEntry| {
             (
@@ -275,6 +276,36 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
         };
         key(a).cmp(&key(b))
     });
+    entries
+}
+
+/// Every port of this node's that leads to a pod. The map knows no names.
+fn host_ports(agent: &Agent) -> Vec<ServiceEntry> {
+    let mut entries = Vec::new();
+    let walked = agent.programmer.store().host_ports.for_each(|key, target| {
+        let Some(protocol) = Protocol::from_number(key.protocol) else {
+            return;
+        };
+        entries.push(ServiceEntry {
+            namespace: String::new(),
+            name: String::new(),
+            port: String::new(),
+            protocol,
+            kind: ServiceKind::HostPort,
+            address: IpAddr::from(key.address),
+            port_number: key.port.number(),
+            policy: TrafficPolicy::Local,
+            affinity_seconds: None,
+            backends: vec![BackendEntry {
+                address: SocketAddr::new(target.pod.into(), target.port.number()),
+                node: Some(agent.options.node_name.clone()),
+                state: BackendState::Active,
+            }],
+        });
+    });
+    if let Err(error) = walked {
+        tracing::warn!(%error, "reading the map HOST_PORTS: its ports are not listed");
+    }
     entries
 }
 

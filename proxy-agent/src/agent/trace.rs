@@ -10,7 +10,7 @@ mod sockets;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::maps::{FrontendKey, Reason};
+use proxy_common::maps::{Flow, FrontendKey, Reason};
 use proxy_common::{Ip, Port};
 
 use super::Agent;
@@ -51,7 +51,11 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
         Entry::Node => from_node(agent, request, &mut steps)?,
         Entry::Pod => {
             let interface = agent.node.interface_of(Role::Pod);
-            packets(agent, request, "from_pod", interface, &mut steps)?
+            let samples = packets(agent, request, "from_pod", interface, &mut steps)?;
+            if is_masqueraded(agent, request)? {
+                steps.push("if it leaves by an uplink, it carries an address of this node".to_owned());
+            }
+            samples
         }
         Entry::Uplink => {
             let interface = agent.node.interface_of(Role::Uplink);
@@ -125,10 +129,9 @@ fn is_routed_to_us(agent: &Agent, address: IpAddr) -> bool {
     is_virtual && !agent.node.addresses().holds(address)
 }
 
-/// Which service is meant.
+/// What is meant: a service's frontend, or a host port.
 struct Target {
-    id: ObjectId,
-    service: String,
+    service: Option<(ObjectId, String)>,
     kind: ServiceKind,
 }
 
@@ -166,7 +169,20 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
             request.protocol,
             group.active.len()
         ));
-        return Some(Target { id, service, kind });
+        return Some(Target {
+            service: Some((id, service)),
+            kind,
+        });
+    }
+    if let Some(pod) = sockets::host_port(agent, request) {
+        steps.push(format!(
+            "{} {} is a host port of the pod at {pod}",
+            request.to, request.protocol
+        ));
+        return Some(Target {
+            service: None,
+            kind: ServiceKind::HostPort,
+        });
     }
     steps.push(format!("{} {} is no frontend", request.to, request.protocol));
     None
@@ -191,27 +207,44 @@ fn packets(
             let run = runner
                 .run(&frame, ifindex.unwrap_or(0))
                 .map_err(|error| format!("running {program}: {error}"))?;
-            Ok(sample_of(agent, &run))
+            Ok(sample_of(agent, request, &run))
         })
         .collect()
 }
 
-fn sample_of(agent: &Agent, run: &DryRun) -> Sample {
+/// Whether the packet as it is would be masqueraded by an uplink.
+fn is_masqueraded(agent: &Agent, request: &TraceRequest) -> Result<bool, String> {
+    let failed = |error| format!("running to_uplink: {error}");
+    let runner = DryRunner::new(agent.programmer.store(), "to_uplink").map_err(failed)?;
+    let sport = request.source_port.unwrap_or(DEFAULT_SOURCE_PORT);
+    let frame = craft::frame(request.from, request.to, sport, request.protocol);
+    let interface = agent.node.interface_of(Role::Uplink).unwrap_or(0);
+    match runner.run(&frame, interface) {
+        Ok(run) => Ok(run.masquerade),
+        // The program did not look at it at all.
+        Err(error) if error.kind() == std::io::ErrorKind::Other => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn sample_of(agent: &Agent, request: &TraceRequest, run: &DryRun) -> Sample {
     let verdict = match run.kind {
         DryRunKind::Pass => Verdict::Pass,
         DryRunKind::Drop if run.reason.is_reject() => Verdict::Reject,
         DryRunKind::Drop => Verdict::Drop,
         DryRunKind::Echo | DryRunKind::Translate => Verdict::Forward,
     };
-    let backend = (run.kind == DryRunKind::Translate)
-        .then(|| agent.programmer.store().backends.get(run.backend))
-        .flatten()
-        .map(|backend| {
-            (
-                SocketAddr::new(backend.address.into(), backend.port.number()),
-                run.masquerade,
-            )
-        });
+    let translated_to = match (run.kind, run.backend) {
+        (DryRunKind::Translate, Flow::TO_HOST_PORT) => sockets::host_port(agent, request),
+        (DryRunKind::Translate, id) => agent
+            .programmer
+            .store()
+            .backends
+            .get(id)
+            .map(|backend| SocketAddr::new(backend.address.into(), backend.port.number())),
+        _ => None,
+    };
+    let backend = translated_to.map(|address| (address, run.masquerade));
     Sample {
         verdict,
         reason: run.reason.meaning().trim().to_owned(),
@@ -233,9 +266,10 @@ fn summarise(
         .into_iter()
         .map(|((address, masquerade), samples)| TraceBackend {
             address,
-            node: target
-                .as_ref()
-                .and_then(|target| node_of(agent, target.id, address)),
+            node: target.as_ref().and_then(|target| match &target.service {
+                Some((id, _)) => node_of(agent, *id, address),
+                None => Some(agent.options.node_name.clone()),
+            }),
             samples,
             masquerade,
         })
@@ -260,7 +294,7 @@ fn summarise(
     TraceReply {
         verdict,
         reason,
-        service,
+        service: service.flatten().map(|(_, name)| name),
         kind,
         backends,
         steps,

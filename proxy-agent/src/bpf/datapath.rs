@@ -58,6 +58,8 @@ pub struct Datapath {
     pub pod_links: HashTable<u32, PodLink>,
     /// `HOST_PORTS`.
     pub host_ports: HashTable<HostPortKey, HostPort>,
+    /// `IN_USE`.
+    in_use: HashTable<u32, u32>,
     /// `CONFIG`.
     pub config: MappedArray<Config>,
     /// `TRACE`.
@@ -128,6 +130,7 @@ impl Datapath {
             pods: table(&dir, "PODS")?,
             pod_links: table(&dir, "POD_LINKS")?,
             host_ports: table(&dir, "HOST_PORTS")?,
+            in_use: table(&dir, "IN_USE")?,
             config: array(&dir, "CONFIG")?,
             trace: array(&dir, "TRACE")?,
             counters: open(&dir, "COUNTERS")?,
@@ -206,6 +209,13 @@ impl Datapath {
     /// What lies below the bpf root without being ours.
     pub fn foreign_pins(&self) -> Vec<std::path::PathBuf> {
         self.pins.foreign()
+    }
+
+    /// Whether one of the plugin's tables ever held something, see [`proxy_common::maps::InUse`].
+    pub fn is_in_use(&self, table: u32) -> bool {
+        self.in_use
+            .get(&table)
+            .is_ok_and(|used| used.is_some_and(|used| used != 0))
     }
 
     /// Where a program is pinned.

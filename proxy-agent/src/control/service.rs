@@ -11,9 +11,9 @@ use super::Protocol;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEntry {
-    /// The service's namespace.
+    /// The service's namespace; empty for a host port, which belongs to none.
     pub namespace: String,
-    /// The service's name.
+    /// The service's name; empty for a host port.
     pub name: String,
     /// The name of the port; empty if it has none.
     pub port: String,

@@ -13,6 +13,7 @@ mod refusal;
 mod world;
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use millrace::bpf::HashTable;
@@ -21,6 +22,7 @@ use proxy_common::maps::{FragmentKey, FragmentPorts, Reason};
 
 use self::corpus::Corpus;
 use self::judge::{Ran, judge, left_alone};
+use self::layout::{L3, Layout};
 use self::mutation::{Dice, mutated};
 use self::world::Frontends;
 use super::live::{Counters, Counts, Program, forgive_refusals, open_map};
@@ -71,6 +73,7 @@ impl Fuzz {
     fn new() -> Self {
         let mut node = Node::new();
         node.program(&world::objects());
+        world::add_pods(&node);
         let datapath = node.programmer.store();
         let mut counters = Counters::open(datapath);
         Self {
@@ -100,6 +103,17 @@ impl Fuzz {
             self.programs[*program].run(frame);
         }
         self.expected = self.counters.read();
+    }
+
+    /// Whether this is a pod's packet to a service or a host port, which has become another one long before it leaves.
+    fn is_translated_before(&self, frame: &[u8]) -> bool {
+        Layout::of(frame).is_ok_and(|layout| {
+            let [from, to] = layout.ends(frame, L3);
+            let is_pods = world::POD
+                .iter()
+                .any(|pod| from == pod.parse::<IpAddr>().expect("an address"));
+            is_pods && self.frontends.keys().any(|(frontend, _)| frontend.ip() == to)
+        })
     }
 
     fn clear(&self) {
@@ -208,6 +222,9 @@ fn mutated_frames_get_stated_verdicts_and_are_never_half_rewritten() {
         }
         let frame = mutated(&mut Dice::new(seed, index), &corpus);
         for program in 0..PROGRAMS.len() {
+            if program == TO_UPLINK && fuzz.is_translated_before(&frame) {
+                continue;
+            }
             if let Err(error) = fuzz.run(program, &frame) {
                 let round = index - index % ROUND;
                 wrong.push(format!(

@@ -15,6 +15,8 @@ pub enum Entry {
     Host,
     /// It goes from one of the node's own addresses to another, over the loopback.
     Loopback,
+    /// It goes out to the network.
+    Egress,
 }
 
 /// What becomes of a packet.

@@ -12,7 +12,7 @@ use crate::maps::{FragmentKey, FragmentPorts};
 #[inline(always)]
 pub fn complete<T: Tables>(tables: &T, work: &mut Work) {
     let headers = &work.headers;
-    if headers.is_fragment && !headers.has_ports && headers.is_balanced() {
+    if headers.is_fragment && headers.l4 == 0 && (headers.is_balanced() || headers.is_icmp()) {
         let key = key_of(work);
         if let Some(FragmentPorts { sport, dport }) = tables.fragment(&key) {
             set_ports(work, sport, dport);

@@ -1,26 +1,31 @@
 //! The decisions: what becomes of a packet or of a socket's peer.
 //!
 //! [`Tables`] is everything a decision may ask. [`packet`] holds the decision for packets that enter
-//! the node's part of the network, [`select`] the choice of a backend, `translate` how a new flow is translated,
-//! `conntrack` how flows are remembered and how they end, `fragment` where later fragments get their ports from,
-//! `related` what becomes of ICMP errors, [`socket`] the decision of the socket hooks.
+//! the node's part of the network, [`egress`] that for packets that leave it, [`select`] the choice of a backend,
+//! [`host_port`] that of a pod by a port of the node's, `translate` how a new flow is translated, `conntrack` how flows are
+//! remembered and how they end, `fragment` where later fragments get their ports from, `related` what becomes of ICMP
+//! errors, [`sender`] what a pod may send at all, [`socket`] the decision of the socket hooks.
 
 mod conntrack;
 pub mod decision;
+pub mod egress;
 mod fragment;
+pub mod host_port;
 pub mod packet;
 mod related;
 pub mod select;
+pub mod sender;
 pub mod socket;
 mod translate;
 
+pub use egress::note_direct;
 pub use translate::{prepare, try_port};
 
 use self::decision::Entry;
 use self::select::Selected;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Slot, SocketKey, SocketPeer,
+    Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot, SocketKey, SocketPeer,
 };
 use crate::packet::Headers;
 use crate::{Ip, Port};
@@ -39,8 +44,20 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<Backend>;
     /// What is known of an address; no flags for a strange one.
     fn address(&self, address: &Ip) -> AddressFlags;
+    /// What is known of the range that an address lies in; no flags for a strange one.
+    fn range(&self, address: &Ip) -> RangeFlags;
     /// Whether the address is a pod's, on whichever node of this cluster.
-    fn is_pod(&self, address: &Ip) -> bool;
+    fn is_pod(&self, address: &Ip) -> bool {
+        self.range(address).has(RangeFlags::PODS)
+    }
+    /// Whether one of the plugin's tables ever held something, see [`crate::maps::InUse`].
+    fn is_in_use(&self, table: u32) -> bool;
+    /// The pod of this node that has an address, if our plugin made it.
+    fn pod(&self, address: &Ip) -> Option<Pod>;
+    /// What a pod may send by an interface, if our plugin made that.
+    fn pod_link(&self, interface: u32) -> Option<PodLink>;
+    /// Where a port of the node's leads to.
+    fn host_port(&self, key: &HostPortKey) -> Option<HostPort>;
     /// Whether a client may use frontends of a service that are open to some ranges only.
     fn is_allowed(&self, service: u32, client: &Ip) -> bool;
     /// The backend a client had last.
@@ -69,6 +86,13 @@ pub trait Tables {
         Self: Sized,
     {
         prepare(self, config, work, entry)
+    }
+    /// Notes datagrams from outside to a pod itself; see [`note_direct`]. As above.
+    fn note_direct(&self, config: &Config, work: &mut Work)
+    where
+        Self: Sized,
+    {
+        note_direct(self, config, work);
     }
     /// Whether packets with this key would find a socket of the node's.
     fn has_own_socket(&self, key: &FlowKey) -> bool;

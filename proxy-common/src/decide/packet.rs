@@ -4,11 +4,12 @@ use super::conntrack::{advance, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::select::select;
 use super::translate::begin;
-use super::{Tables, Work, fragment, related};
+use super::{Tables, Work, fragment, host_port, related};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
-    Config, ConfigFlags, Deliver, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason, Scope,
+    Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason,
+    Scope,
 };
 use crate::packet::{Headers, Packet, parse_carried};
 
@@ -36,24 +37,30 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if is_error_of_a_flow(tables, work, packet) && !is_for_later(work, entry) {
+    if is_error_of_a_flow(tables, work, packet) && !is_for_later(&work.flow, &work.reply_key, entry) {
         return Decision::TranslateError;
     }
     fragment::complete(tables, work);
-    if work.headers.has_ports {
-        let key = work.headers.frontend_key();
-        // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
-        if let Some(frontend) = tables.frontend(&key)
-            && !key.address.is_loopback()
-        {
-            let decision = to_frontend(tables, config, work, entry, key, frontend);
-            if let Decision::Translate(_) = decision {
-                fragment::note(tables, work);
-            }
-            return decision;
-        }
+    // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
+    if !work.headers.has_ports || work.headers.dst.is_loopback() {
+        return elsewhere(tables, config, work, entry);
     }
-    elsewhere(tables, config, work, entry)
+    let key = work.headers.frontend_key();
+    let new = if let Some(frontend) = tables.frontend(&key) {
+        to_frontend(tables, config, work, entry, key, frontend)
+    } else if host_port::choose(tables, config, work) {
+        to_host_port(tables, config, work, entry)
+    } else {
+        return elsewhere(tables, config, work, entry);
+    };
+    let decision = match new {
+        Ok(reason) => begin(tables, config, work, entry, reason),
+        Err(decision) => decision,
+    };
+    if let Decision::Translate(_) = decision {
+        fragment::note(tables, work);
+    }
+    decision
 }
 
 /// Decides about a packet on its way to a client that is a pod, or out of the node to one outside: it may be an answer
@@ -75,28 +82,25 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     Decision::Pass(Reason::NotOurs)
 }
 
-/// Whether the node itself answers clients from outside, so that what leaves by an uplink has to be looked at.
 #[inline(always)]
-pub fn node_answers_outside<T: Tables>(tables: &T) -> bool {
-    tables
-        .config()
-        .is_some_and(|config| config.node_answers_outside != 0)
-}
-
-#[inline(always)]
-fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> bool {
+pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    work: &mut Work,
+    packet: &P,
+) -> bool {
     if !work.headers.is_icmp_error() || work.headers.is_fragment {
         return false;
     }
     match parse_carried(packet, &work.headers) {
         Some(carried) => {
             work.carried = carried;
-            related::find(tables, work)
+            related::find(tables, work) && work.flow.backend != Flow::DIRECT
         }
         None => false,
     }
 }
 
+/// Decides about a packet to a frontend. If it begins a flow, the backend is selected then, and the reason is why.
 #[inline(always)]
 fn to_frontend<T: Tables>(
     tables: &T,
@@ -105,10 +109,12 @@ fn to_frontend<T: Tables>(
     entry: Entry,
     mut key: FrontendKey,
     mut frontend: Frontend,
-) -> Decision {
+) -> Result<Reason, Decision> {
     let reason = match established(tables, config, work, &frontend) {
-        Ok(()) => return Decision::Translate(Reason::Established),
-        Err(reason) if reason.is_drop() => return Decision::Drop(reason),
+        // A connection outlives it that its peer's address became a service's.
+        Ok(()) if is_for_later(&work.flow, &work.key, entry) => return Err(Decision::Pass(Reason::NotOurs)),
+        Ok(()) => return Err(Decision::Translate(Reason::Established)),
+        Err(reason) if reason.is_drop() => return Err(Decision::Drop(reason)),
         Err(reason) => reason,
     };
     let headers = &work.headers;
@@ -116,13 +122,13 @@ fn to_frontend<T: Tables>(
         && !headers.src.same(&headers.dst)
         && !tables.is_allowed(frontend.service, &headers.src)
     {
-        return Decision::Drop(Reason::SourceNotAllowed);
+        return Err(Decision::Drop(Reason::SourceNotAllowed));
     }
     if frontend.flags().has(FrontendFlags::OUTSIDE_DIFFERS) && is_outside(tables, entry, &headers.src) {
         key.scope = Scope::Outside as u8;
         match tables.frontend(&key) {
             Some(outside) => frontend = outside,
-            None => return Decision::Drop(Reason::Inconsistent),
+            None => return Err(Decision::Drop(Reason::Inconsistent)),
         }
     }
     let FlowKey {
@@ -137,17 +143,47 @@ fn to_frontend<T: Tables>(
     match select(tables, &key, frontend, src, hash) {
         Ok(selected) => {
             work.selected = selected;
-            begin(tables, config, work, entry, reason)
+            Ok(reason)
         }
-        Err(reason) => Decision::Drop(reason),
+        Err(reason) => Err(Decision::Drop(reason)),
     }
+}
+
+/// Decides about a packet to a host port, whose pod is selected. As with a frontend, an established connection stays where it
+/// is, and datagrams go to whoever has the port now.
+#[inline(always)]
+fn to_host_port<T: Tables>(
+    tables: &T,
+    config: &Config,
+    work: &mut Work,
+    entry: Entry,
+) -> Result<Reason, Decision> {
+    if !find(tables, config, work) {
+        return Ok(Reason::NewFlow);
+    }
+    if work.flow.is_reply != 0 {
+        return Ok(Reason::Moved);
+    }
+    let opens = work.headers.is_opening();
+    let is_current = work.flow.backend == work.selected.id
+        && work.flow.generation == work.selected.backend.generation
+        && !(opens && work.flow.state().has(FlowState::CLOSED));
+    if !is_current && (opens || !work.headers.has_connections()) {
+        forget(tables, work);
+        return Ok(Reason::Moved);
+    }
+    if is_for_later(&work.flow, &work.key, entry) {
+        return Err(Decision::Pass(Reason::NotOurs));
+    }
+    advance(tables, work);
+    Err(Decision::Translate(Reason::Established))
 }
 
 /// Whether a client that enters by `entry` is neither a pod of this node nor the node itself.
 #[inline(always)]
 fn is_outside<T: Tables>(tables: &T, entry: Entry, client: &Ip) -> bool {
     match entry {
-        Entry::Pod | Entry::Loopback => false,
+        Entry::Pod | Entry::Loopback | Entry::Egress => false,
         Entry::Uplink => true,
         Entry::Host => !tables.address(client).is_node(),
     }
@@ -197,13 +233,15 @@ fn established<T: Tables>(
     Ok(())
 }
 
-/// Whether what goes on through the stack is translated only when it has come through: the stack would take a packet for
-/// spoofed that comes in by a pod's interface or the uplink with a virtual address, or one of the node's own, as source.
+/// Whether what goes on through the stack is translated only when it has come through, if at all: the stack would take a
+/// packet for spoofed that comes in by a pod's interface or the uplink with a virtual address, or one of the node's own, as
+/// source.
 #[inline(always)]
-fn is_for_later(work: &Work, entry: Entry) -> bool {
-    matches!(entry, Entry::Pod | Entry::Uplink)
-        && work.flow.is_reply != 0
-        && matches!(Deliver::from_number(work.flow.deliver), Deliver::Stack)
+fn is_for_later(flow: &Flow, key: &FlowKey, entry: Entry) -> bool {
+    flow.is_for_egress()
+        || (matches!(entry, Entry::Pod | Entry::Uplink)
+            && matches!(Deliver::from_number(flow.deliver), Deliver::Stack)
+            && !flow.src.same(&key.src))
 }
 
 /// Decides about a packet that is not addressed to a frontend.
@@ -213,13 +251,17 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
     let to_service = matches!(entry, Entry::Host) || config.is_service_address(&headers.dst);
     let may_be_known =
         to_service || matches!(entry, Entry::Loopback) || may_be_answer(tables, config, &headers.dst);
-    if headers.has_ports && may_be_known && find(tables, config, work) {
+    if headers.has_flow() && may_be_known && find(tables, config, work) {
         let is_reply = work.flow.is_reply != 0;
-        if is_reply && is_for_later(work, entry) {
+        if work.flow.is_for_egress() {
+            // No concern of packets here; to others it is as if there was none.
+            if work.flow.backend == Flow::DIRECT {
+                advance(tables, work);
+            }
+        } else if is_for_later(&work.flow, &work.key, entry) {
             return Decision::Pass(Reason::NotOurs);
-        }
-        // A connection outlives the service it was made through.
-        if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
+        } else if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
+            // A connection outlives the service it was made through.
             advance(tables, work);
             fragment::note(tables, work);
             return Decision::Translate(if is_reply {
@@ -231,6 +273,9 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
     }
     if work.headers.has_ports && !to_service && !work.headers.has_connections() {
         give_way(tables, work);
+        if matches!(entry, Entry::Uplink) && config.has(ConfigFlags::MASQUERADE_PODS) {
+            tables.note_direct(config, work);
+        }
     }
     let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
     let lost_fragment = work.headers.is_fragment && work.headers.is_balanced() && !work.headers.has_ports;
@@ -272,7 +317,8 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work) {
         ..
     } = work.key;
     work.reply_key = FlowKey::new(dst, src, dport, sport, protocol);
-    if tables.flow(&work.reply_key, &mut work.found) && work.found.is_reply != 0 {
+    let is_known = tables.flow(&work.reply_key, &mut work.found);
+    if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
         let confirmed = work.found.state().has(FlowState::CONFIRMED);
         let other = work.found.reply_key(&work.reply_key);
         tables.forget_flow(&work.reply_key, confirmed);
@@ -286,5 +332,6 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work) {
 fn may_be_answer<T: Tables>(tables: &T, config: &Config, dst: &Ip) -> bool {
     config.pods_answer_outside != 0
         || config.node_address(dst).same(dst)
+        || config.tunnel_address(dst).same(dst)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(dst).is_node())
 }

@@ -2,7 +2,11 @@
 
 use super::Tables;
 use crate::flow_hash::pick;
-use crate::maps::{Affinity, AffinityKey, Backend, Frontend, FrontendFlags, FrontendKey, Reason, SlotRange};
+#[cfg(doc)]
+use crate::maps::Flow;
+use crate::maps::{
+    Affinity, AffinityKey, Backend, BackendState, Frontend, FrontendFlags, FrontendKey, Reason, SlotRange,
+};
 use crate::{Ip, Port};
 
 /// A backend and its id.
@@ -19,6 +23,25 @@ pub struct Selected {
 }
 
 impl Selected {
+    /// Something that takes the place of a backend, see [`Flow::MASQUERADED`] and those beside it.
+    #[inline(always)]
+    pub(super) const fn stand_in(id: u32, flags: u32, address: Ip, port: Port, generation: u32) -> Self {
+        Self {
+            id,
+            service: 0,
+            flags: FrontendFlags(flags),
+            backend: Backend {
+                address,
+                port,
+                state: BackendState::Active as u8,
+                reserved: 0,
+                generation,
+                service: 0,
+                reserved2: 0,
+            },
+        }
+    }
+
     /// No backend.
     pub(super) const NONE: Self = Self {
         id: 0,
@@ -127,7 +150,7 @@ fn remember<T: Tables>(tables: &T, selected: &Selected, client: &Ip) {
 mod tests {
     use super::*;
     use crate::decide::testing::{Fake, ip};
-    use crate::maps::{BackendState, Slot};
+    use crate::maps::Slot;
     use crate::protocol;
 
     const CLIENT: &str = "172.31.0.5";

@@ -2,8 +2,8 @@
 //!
 //! What a hook cannot say, it leaves to the packet path by leaving the address alone: that path decides everything.
 
-use super::Tables;
 use super::select::{Selected, select};
+use super::{Tables, host_port};
 use crate::maps::{
     Backend, Config, Direction, FlowKey, Frontend, FrontendFlags, FrontendKey, Reason, SocketKey, SocketPeer,
 };
@@ -38,21 +38,16 @@ pub struct Sender {
     pub port: Port,
 }
 
-/// The frontend that a socket addresses, and who the client is, as far as that matters there; or why the packet path has
-/// to decide.
+/// Who the client of a frontend is, as far as that matters there; or why the packet path has to decide.
 #[inline(always)]
-fn addressed<T: Tables>(
+fn client<T: Tables>(
     tables: &T,
     config: &Config,
     owner: Owner,
     key: &FrontendKey,
-) -> Result<(Frontend, Ip), Reason> {
+    frontend: &Frontend,
+) -> Result<Ip, Reason> {
     let is_node = matches!(owner, Owner::Node);
-    // A pod's loopback is its own.
-    if key.address.is_loopback() && !is_node {
-        return Err(Reason::NotOurs);
-    }
-    let frontend = tables.frontend(key).ok_or(Reason::NotOurs)?;
     let client = if is_node {
         config.node_address(&key.address)
     } else {
@@ -67,7 +62,7 @@ fn addressed<T: Tables>(
             return Err(Reason::SourceNotAllowed);
         }
     }
-    Ok((frontend, client))
+    Ok(client)
 }
 
 /// Decides about `connect()`.
@@ -86,9 +81,19 @@ pub fn connect<T: Tables>(
     if protocol != protocol::TCP {
         return SocketDecision::Leave(Reason::NotBalanced);
     }
+    // A pod's loopback is its own.
+    if address.is_loopback() && matches!(owner, Owner::Pod) {
+        return SocketDecision::Leave(Reason::NotOurs);
+    }
     let key = FrontendKey::new(address, port, protocol);
-    let (frontend, client) = match addressed(tables, config, owner, &key) {
-        Ok(found) => found,
+    let Some(frontend) = tables.frontend(&key) else {
+        return match host_port::find(tables, config, &address, port, protocol) {
+            Some(selected) => SocketDecision::Translate(selected),
+            None => SocketDecision::Leave(Reason::NotOurs),
+        };
+    };
+    let client = match client(tables, config, owner, &key, &frontend) {
+        Ok(client) => client,
         Err(reason) => return SocketDecision::Leave(reason),
     };
     match select(tables, &key, frontend, &client, tables.random()) {
@@ -113,42 +118,64 @@ pub fn send<T: Tables>(
 ) -> SocketDecision {
     let cookie = sender.cookie;
     let key = FrontendKey::new(address, port, protocol::UDP);
-    let (frontend, client) = match addressed(tables, config, Owner::Node, &key) {
-        Ok(found) => found,
+    let forward = SocketKey::new(cookie, address, port, Direction::ToBackend);
+    let Some(frontend) = tables.frontend(&key) else {
+        let Some(selected) = host_port::find(tables, config, &address, port, protocol::UDP) else {
+            return SocketDecision::Leave(Reason::NotOurs);
+        };
+        let is_known = tables.socket_peer(&forward).is_some_and(|peer| {
+            peer.backend == selected.id && peer.generation == selected.backend.generation
+        });
+        let client = config.node_address(&address);
+        return begin(tables, &forward, sender, &client, selected, !is_known);
+    };
+    let client = match client(tables, config, Owner::Node, &key, &frontend) {
+        Ok(client) => client,
         Err(reason) => return SocketDecision::Leave(reason),
     };
-    let forward = SocketKey::new(cookie, address, port, Direction::ToBackend);
     if let Some(peer) = tables.socket_peer(&forward)
         && let Some(backend) = tables.backend(peer.backend)
         && backend.generation == peer.generation
         && backend.is_alive()
     {
-        let reverse = SocketKey::new(cookie, peer.address, peer.port, Direction::FromBackend);
         let selected = Selected {
             id: peer.backend,
             service: backend.service,
             flags: frontend.flags(),
             backend,
         };
-        return bind(tables, &forward, &reverse, selected, false);
+        return begin(tables, &forward, sender, &client, selected, false);
     }
     match select(tables, &key, frontend, &client, tables.random()) {
-        Ok(selected) => {
-            let Backend { address, port, .. } = selected.backend;
-            let answers = FlowKey::new(address, client, port, sender.port, protocol::UDP);
-            if tables.has_flow(&answers) {
-                if !key.address.is_loopback() {
-                    return SocketDecision::Leave(Reason::NotOurs);
-                }
-                // The packet path does not serve those: here the older conversation gives way.
-                tables.forget_flow(&answers, true);
-                tables.forget_flow(&answers, false);
-            }
-            let reverse = SocketKey::new(cookie, address, port, Direction::FromBackend);
-            bind(tables, &forward, &reverse, selected, true)
-        }
+        Ok(selected) => begin(tables, &forward, sender, &client, selected, true),
         Err(reason) => SocketDecision::Leave(reason),
     }
+}
+
+/// Begins a conversation with the backend that was selected, or goes on with it.
+#[inline(always)]
+fn begin<T: Tables>(
+    tables: &T,
+    forward: &SocketKey,
+    sender: &Sender,
+    client: &Ip,
+    selected: Selected,
+    is_new: bool,
+) -> SocketDecision {
+    let Backend { address, port, .. } = selected.backend;
+    if is_new {
+        let answers = FlowKey::new(address, *client, port, sender.port, protocol::UDP);
+        if tables.has_flow(&answers) {
+            if !forward.address.is_loopback() {
+                return SocketDecision::Leave(Reason::NotOurs);
+            }
+            // The packet path does not serve those: here the older conversation gives way.
+            tables.forget_flow(&answers, true);
+            tables.forget_flow(&answers, false);
+        }
+    }
+    let reverse = SocketKey::new(sender.cookie, address, port, Direction::FromBackend);
+    bind(tables, forward, &reverse, selected, is_new)
 }
 
 /// Makes sure that answers from the backend find the virtual address.

@@ -11,10 +11,13 @@ use std::net::IpAddr;
 
 use super::Tables;
 use super::Work;
+use super::egress::leaving_node;
 use super::packet::{Decision, Entry, entering, leaving};
+use super::sender::may_send;
 use crate::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, FlowState,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, Slot, SlotRange, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Flow, FlowKey,
+    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink,
+    RangeFlags, Slot, SlotRange, SocketKey, SocketPeer,
 };
 use crate::packet::{ETHERNET_LEN, Headers, parse};
 use crate::{Ip, Port, protocol};
@@ -64,26 +67,36 @@ pub fn check_frame(frame: &[u8]) {
     );
     for entry in [Entry::Pod, Entry::Uplink, Entry::Host, Entry::Loopback] {
         let mut work = Work::new(headers);
-        if let Decision::Translate(_) = entering(&fake, &mut work, frame, entry) {
-            let flow = work.flow;
-            assert_eq!(
-                flow.dst.is_v4(),
-                headers.dst.is_v4(),
-                "a translation stays in its family"
-            );
-            assert_eq!(
-                flow.src.is_v4(),
-                headers.src.is_v4(),
-                "a translation stays in its family"
-            );
-            // Whatever was decided, the answer finds its way back.
-            let key = flow.reply_key(&work.key);
-            let reply = fake.known_flow(&key).expect("an entry for the answer");
-            assert_eq!((reply.src, reply.dst), (headers.dst, headers.src));
-            assert_eq!((reply.sport, reply.dport), (headers.dport, headers.sport));
-        }
+        let decision = entering(&fake, &mut work, frame, entry);
+        check_translation(&fake, &headers, &work, decision);
         let mut work = Work::new(headers);
         let _ = leaving(&fake, &mut work, frame);
+    }
+    fake.config.flags |= ConfigFlags::MASQUERADE_PODS;
+    fake.own_pods.insert(headers.src, Pod::default());
+    let mut work = Work::new(headers);
+    let decision = leaving_node(&fake, &mut work, frame);
+    check_translation(&fake, &headers, &work, decision);
+    assert!(may_send(&fake, frame, ether_type, 7), "an interface of nobody's");
+    fake.pod_links.insert(7, PodLink::default());
+    let _ = may_send(&fake, frame, ether_type, 7);
+}
+
+/// What holds for every translation.
+fn check_translation(fake: &Fake, headers: &Headers, work: &Work, decision: Decision) {
+    if let Decision::Translate(_) = decision {
+        let flow = work.flow;
+        for (new, old) in [(flow.dst, headers.dst), (flow.src, headers.src)] {
+            assert_eq!(new.is_v4(), old.is_v4(), "a translation stays in its family");
+        }
+        // Whatever was decided, the answer finds its way back.
+        let key = flow.reply_key(&work.key);
+        let reply = fake.known_flow(&key).expect("an entry for the answer");
+        assert_eq!((reply.src, reply.dst), (headers.dst, headers.src));
+        assert_eq!(
+            (reply.sport, reply.dport),
+            (work.headers.dport, work.headers.sport)
+        );
     }
 }
 
@@ -102,6 +115,14 @@ pub struct Fake {
     pub addresses: HashMap<Ip, AddressFlags>,
     /// Addresses of pods.
     pub pods: Vec<Ip>,
+    /// `POD_RANGES`, other single addresses.
+    pub ranges: HashMap<Ip, RangeFlags>,
+    /// `PODS`.
+    pub own_pods: HashMap<Ip, Pod>,
+    /// `POD_LINKS`.
+    pub pod_links: HashMap<u32, PodLink>,
+    /// `HOST_PORTS`.
+    pub host_ports: HashMap<HostPortKey, HostPort>,
     /// `FLOWS`.
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
     /// `NEW_FLOWS`.
@@ -220,8 +241,27 @@ impl Tables for Fake {
         self.addresses.get(address).copied().unwrap_or_default()
     }
 
-    fn is_pod(&self, address: &Ip) -> bool {
-        self.pods.contains(address)
+    fn range(&self, address: &Ip) -> RangeFlags {
+        if self.pods.contains(address) {
+            return RangeFlags(RangeFlags::PODS);
+        }
+        self.ranges.get(address).copied().unwrap_or_default()
+    }
+
+    fn is_in_use(&self, _table: u32) -> bool {
+        true
+    }
+
+    fn pod(&self, address: &Ip) -> Option<Pod> {
+        self.own_pods.get(address).copied()
+    }
+
+    fn pod_link(&self, interface: u32) -> Option<PodLink> {
+        self.pod_links.get(&interface).copied()
+    }
+
+    fn host_port(&self, key: &HostPortKey) -> Option<HostPort> {
+        self.host_ports.get(key).copied()
     }
 
     fn is_allowed(&self, service: u32, client: &Ip) -> bool {

@@ -7,7 +7,11 @@
 //!   device. The node's own address would have its answer go over the loopback, out of sight;
 //! - a client from outside that comes to a node port, a load balancer's or an external address, unless that keeps
 //!   clients' addresses; and one to a cluster IP that is no pod of this cluster either: the node's address;
-//! - everybody, where the operator wants it so: the node's address.
+//! - everybody, where the operator wants it so: the node's address;
+//! - a pod that speaks with the world outside, see [`super::egress`]: the node's address.
+//!
+//! What goes through the tunnel to another node carries the node's address within the tunnel instead, so that the answer
+//! comes back by it.
 //!
 //! A backend that is the node itself keeps the address of a client from outside: its answer leaves by an uplink, and is
 //! translated there.
@@ -15,9 +19,11 @@
 use super::conntrack::is_expired;
 use super::decision::{Decision, Entry};
 use super::{Tables, Work};
-use crate::Port;
 use crate::flow_hash::{flow_hash, pick};
-use crate::maps::{Config, ConfigFlags, Deliver, Direction, FlowState, FrontendFlags, Reason, SocketKey};
+use crate::maps::{
+    Config, ConfigFlags, Deliver, Direction, FlowState, FrontendFlags, RangeFlags, Reason, SocketKey,
+};
+use crate::{Ip, Port};
 
 /// How many source ports are tried before a flow is refused.
 pub const PORT_ATTEMPTS: u32 = 16;
@@ -90,11 +96,14 @@ fn choose_source<T: Tables>(
     flags: FrontendFlags,
 ) -> bool {
     let Work { headers, flow, .. } = work;
-    let node = config.node_address(&headers.dst);
+    if matches!(entry, Entry::Egress) {
+        flow.src = address_towards(tables, config, &flow.dst);
+        return false;
+    }
     let masquerade_all = config.has(ConfigFlags::MASQUERADE_ALL);
     if matches!(entry, Entry::Pod) {
         if flow.dst.same(&headers.src) {
-            flow.src = node;
+            flow.src = config.node_address(&headers.dst);
             flow.deliver = Deliver::SameInterface as u8;
             flow.reply_deliver = Deliver::SameInterface as u8;
             return false;
@@ -102,7 +111,7 @@ fn choose_source<T: Tables>(
         if !masquerade_all || tables.address(&flow.dst).is_node() {
             return true;
         }
-        flow.src = node;
+        flow.src = address_towards(tables, config, &flow.dst);
         flow.deliver = Deliver::Route as u8;
         flow.reply_deliver = Deliver::Route as u8;
         return false;
@@ -146,8 +155,19 @@ fn choose_source<T: Tables>(
         tables.pods_answer_outside();
         return true;
     }
-    flow.src = node;
+    flow.src = address_towards(tables, config, &flow.dst);
     false
+}
+
+/// The node's address for what is masqueraded and goes to `to`.
+#[inline(always)]
+fn address_towards<T: Tables>(tables: &T, config: &Config, to: &Ip) -> Ip {
+    let tunnel = config.tunnel_address(to);
+    if !tunnel.is_unspecified() && tables.range(to).has(RangeFlags::TUNNEL) {
+        tunnel
+    } else {
+        config.node_address(to)
+    }
 }
 
 /// Tries a source port for a new flow: writes both entries if no other flow expects answers there.
@@ -225,7 +245,7 @@ fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
 
 /// Works out the entry of the flow's answers.
 #[inline(always)]
-const fn answer(work: &mut Work) {
+pub(super) const fn answer(work: &mut Work) {
     work.reply_key = work.flow.reply_key(&work.key);
     work.reply = work.flow.reply(&work.key);
 }

@@ -126,6 +126,16 @@ impl Config {
         if like.is_v4() { self.node_v4 } else { self.node_v6 }
     }
 
+    /// The node's address within the tunnel of the family of `like`; unspecified without a tunnel.
+    #[inline(always)]
+    pub const fn tunnel_address(&self, like: &Ip) -> Ip {
+        if like.is_v4() {
+            self.tunnel_v4
+        } else {
+            self.tunnel_v6
+        }
+    }
+
     /// Whether a flag is set.
     #[inline(always)]
     pub const fn has(&self, flag: u32) -> bool {

@@ -88,9 +88,9 @@ pub struct Flow {
     pub sport: Port,
     /// New destination port.
     pub dport: Port,
-    /// The backend chosen.
+    /// The backend chosen, or one of the numbers that no backend has: [`Flow::MASQUERADED`] and those beside it.
     pub backend: u32,
-    /// The backend's generation when it was chosen.
+    /// The backend's generation when it was chosen, or the host port's.
     pub generation: u32,
     /// The service port.
     pub service: u32,
@@ -133,7 +133,10 @@ impl FlowState {
     pub const fn lifetime(self, protocol: u8) -> Lifetime {
         if self.has(Self::CLOSED) {
             Lifetime::Closed
-        } else if protocol == crate::protocol::UDP {
+        } else if matches!(
+            protocol,
+            crate::protocol::UDP | crate::protocol::ICMP | crate::protocol::ICMPV6
+        ) {
             if self.has(Self::CONFIRMED) {
                 Lifetime::Stream
             } else {
@@ -153,6 +156,26 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Flow>() == 56);
 
 impl Flow {
+    /// In place of a backend: a pod's flow to the world outside, which carries the node's address.
+    pub const MASQUERADED: u32 = u32::MAX;
+    /// In place of a backend: datagrams from outside to a pod itself, whose answers are not to be taken for a flow of the
+    /// pod's own. They are not translated.
+    pub const DIRECT: u32 = u32::MAX - 1;
+    /// In place of a backend: a flow to a host port.
+    pub const TO_HOST_PORT: u32 = u32::MAX - 2;
+
+    /// Whether this is of no concern to packets before they leave the node.
+    #[inline(always)]
+    pub const fn is_for_egress(&self) -> bool {
+        self.backend == Self::DIRECT || (self.backend == Self::MASQUERADED && self.is_reply == 0)
+    }
+
+    /// The identifier of an ICMP echo after translation: one of the ports, of which the other is 0.
+    #[inline(always)]
+    pub const fn echo_id(&self) -> Port {
+        Port::from_raw(self.sport.raw() | self.dport.raw())
+    }
+
     /// The state.
     #[inline(always)]
     pub const fn state(&self) -> FlowState {

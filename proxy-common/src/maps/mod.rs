@@ -6,7 +6,7 @@
 //! | `SLOTS` | index → [`Slot`] (mmapped) | agent | the same |
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
-//! | `POD_RANGES` | LPM of [`RangeKey`] → [`RangeFlags`] | agent | packet programs, new flows from or to outside only |
+//! | `POD_RANGES` | LPM of [`RangeKey`] → [`RangeFlags`] | agent | packet programs: new flows from or to outside, and datagrams |
 //! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU): flows that both sides have confirmed | packet programs | packet programs |
 //! | `NEW_FLOWS` | the same: flows that begin, and those that ended | packet programs | packet programs |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |

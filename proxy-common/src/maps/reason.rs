@@ -111,6 +111,8 @@ reasons! {
     RateLimited = 27, drop, "rate_limited";
     /// A process of the node was kept from binding a node port.
     BindRefused = 28, drop, "bind_refused";
+    /// A pod sent from an address that is not its own, or from another hardware address.
+    SpoofedSource = 29, drop, "spoofed_source";
 }
 
 /// Value of `COUNTERS`.

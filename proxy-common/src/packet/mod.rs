@@ -8,7 +8,7 @@ mod headers;
 mod parse;
 
 pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports};
-pub use parse::{Headers, MAX_EXTENSIONS, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, parse, parse_carried};
+pub use parse::{ECHO_ID, Headers, MAX_EXTENSIONS, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, parse, parse_carried};
 
 use crate::Plain;
 #[cfg(doc)]

@@ -4,7 +4,7 @@
 //! the kernel, which drops it; so is an IPv6 packet from or to an IPv4-mapped address, which no wire may carry
 //! (draft-itojun-v6ops-v4mapped-harmful) and which would be taken for an IPv4 packet's here. A protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
 //! up to [`MAX_EXTENSIONS`], beyond that the packet is [`Reason::NotBalanced`]. A fragment carries the addresses, and
-//! the ports if it is the first.
+//! the ports if it is the first. An ICMP echo has an identifier in place of ports, the asking side's.
 
 use super::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, ether_type};
 use crate::maps::Reason;
@@ -37,6 +37,9 @@ const SCTP_INIT_ACK: u8 = 2;
 /// No chunk's type that means anything here: the packet ends before it.
 const SCTP_NONE: u8 = 0xff;
 
+/// Offset of the identifier in an ICMP echo (RFC 792; RFC 4443 §4).
+pub const ECHO_ID: u32 = 4;
+
 /// What a decision needs to know of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
@@ -44,9 +47,9 @@ pub struct Headers {
     pub src: Ip,
     /// Destination address.
     pub dst: Ip,
-    /// Source port; 0 for ICMP and later fragments.
+    /// Source port, or the identifier of an ICMP echo request; 0 for other ICMP and later fragments.
     pub sport: Port,
-    /// Destination port; 0 for ICMP and later fragments.
+    /// Destination port, or the identifier of an ICMP echo reply; 0 for other ICMP and later fragments.
     pub dport: Port,
     /// IP protocol number.
     pub protocol: u8,
@@ -99,6 +102,32 @@ impl Headers {
     pub const fn is_echo_request(&self) -> bool {
         (self.protocol == protocol::ICMP && self.detail == 8 && self.src.is_v4())
             || (self.protocol == protocol::ICMPV6 && self.detail == 128 && !self.src.is_v4())
+    }
+
+    /// Whether this is the reply to such a one.
+    #[inline(always)]
+    pub const fn is_echo_reply(&self) -> bool {
+        self.l4 != 0
+            && ((self.protocol == protocol::ICMP && self.detail == 0 && self.src.is_v4())
+                || (self.protocol == protocol::ICMPV6 && self.detail == 129 && !self.src.is_v4()))
+    }
+
+    /// Whether the packet can be told from those of other conversations: by ports, or by the identifier of an echo.
+    #[inline(always)]
+    pub const fn has_flow(&self) -> bool {
+        self.has_ports || self.is_echo_request() || self.is_echo_reply()
+    }
+
+    /// Whether this is ICMP, of either family.
+    #[inline(always)]
+    pub const fn is_icmp(&self) -> bool {
+        matches!(self.protocol, protocol::ICMP | protocol::ICMPV6)
+    }
+
+    /// The identifier of an ICMP echo.
+    #[inline(always)]
+    pub const fn echo_id(&self) -> Port {
+        Port::from_raw(self.sport.raw() | self.dport.raw())
     }
 
     /// Whether this is an ICMP error, which carries the beginning of the packet that it is about (RFC 792; RFC 4443 §3).
@@ -161,7 +190,17 @@ pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Optio
         }
     };
     let is_mapped = carried.src.is_v4() != headers.src.is_v4() || carried.dst.is_v4() != headers.src.is_v4();
-    if is_mapped || !carried.is_balanced() {
+    if is_mapped {
+        return None;
+    }
+    if carried.is_icmp() {
+        let icmp: IcmpHead = packet.load(carried.l4)?;
+        carried.detail = icmp.kind;
+        return read_echo(packet, &mut carried)
+            .filter(|is_echo| *is_echo)
+            .map(|_| carried);
+    }
+    if !carried.is_balanced() {
         return None;
     }
     let ports: Ports = packet.load(carried.l4)?;
@@ -284,10 +323,29 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, mut headers: Headers) -> Resu
         protocol::ICMP | protocol::ICMPV6 => {
             let icmp: IcmpHead = packet.load(headers.l4).ok_or(Reason::Malformed)?;
             headers.detail = icmp.kind;
+            read_echo(packet, &mut headers).ok_or(Reason::Malformed)?;
             Ok(headers)
         }
         _ => Err(Reason::NotBalanced),
     }
+}
+
+/// Takes the identifier of an ICMP echo for the port of whoever asks: false if this is none, `None` if it ends too early.
+#[inline(always)]
+fn read_echo<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Option<bool> {
+    let (is_request, is_reply) = (headers.is_echo_request(), headers.is_echo_reply());
+    if !is_request && !is_reply {
+        return Some(false);
+    }
+    let id = Port::from_raw(packet.load(headers.l4 + ECHO_ID)?);
+    if is_request {
+        headers.sport = id;
+        headers.dport = Port::default();
+    } else {
+        headers.sport = Port::default();
+        headers.dport = id;
+    }
+    Some(true)
 }
 
 #[cfg(test)]

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
+use proxy_common::decide::host_port;
 use proxy_common::decide::socket::{Owner, Sender, SocketDecision, connect, send};
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, Slot, SocketKey, SocketPeer, SourceRangeKey,
+    Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot, SocketKey, SocketPeer,
+    SourceRangeKey,
 };
 use proxy_common::{Ip, Port, Tables};
 
@@ -84,6 +86,17 @@ pub fn samples(
     Ok(samples)
 }
 
+/// The pod and its port that the destination leads to as a host port of this node, if it is one.
+pub fn host_port(agent: &Agent, request: &TraceRequest) -> Option<SocketAddr> {
+    let tables = Live::new(agent.programmer.store());
+    let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
+    let found = host_port::find(&tables, &tables.config, &address, port, request.protocol.number())?;
+    Some(SocketAddr::new(
+        found.backend.address.into(),
+        found.backend.port.number(),
+    ))
+}
+
 /// The live maps, read only.
 struct Live<'a> {
     datapath: &'a Datapath,
@@ -130,8 +143,25 @@ impl Tables for Live<'_> {
         )
     }
 
-    fn is_pod(&self, _address: &Ip) -> bool {
-        false
+    /// Hooks ask for no ranges, nor for pods.
+    fn range(&self, _address: &Ip) -> RangeFlags {
+        RangeFlags::default()
+    }
+
+    fn is_in_use(&self, table: u32) -> bool {
+        self.datapath.is_in_use(table)
+    }
+
+    fn pod(&self, _address: &Ip) -> Option<Pod> {
+        None
+    }
+
+    fn pod_link(&self, _interface: u32) -> Option<PodLink> {
+        None
+    }
+
+    fn host_port(&self, key: &HostPortKey) -> Option<HostPort> {
+        self.datapath.host_ports.get(key).ok().flatten()
     }
 
     fn is_allowed(&self, service: u32, client: &Ip) -> bool {

@@ -51,6 +51,9 @@ impl Corpus {
             }
         }
         corpus.strangers();
+        for family in [0, 1] {
+            corpus.masqueraded(family, run);
+        }
         corpus
     }
 
@@ -91,6 +94,63 @@ impl Corpus {
                 self.primers.push((program, answer));
                 return;
             }
+        }
+    }
+
+    /// What the pod sends to the world outside, and what comes back.
+    fn masqueraded(&mut self, family: usize, run: &mut Run<'_>) {
+        let [pod, outside, router] = [POD, OUTSIDE, ROUTER].map(|addresses| of_family(addresses, family));
+        let (request, reply) = if family == 0 { (8, 0) } else { (128, 129) };
+        let echo = |from, to, kind, id: u16| {
+            let [high, low] = id.to_be_bytes();
+            icmp_error(from, to, [kind, 0, 0, 0, high, low, 0, 1], b"abcdefgh")
+        };
+        let mut requests = vec![echo(pod, outside, request, 7)];
+        for (protocol, starts) in [(protocol::TCP, 2), (protocol::UDP, 0), (protocol::SCTP, 1)] {
+            let [from, to] = [(pod, 9000), (outside, 443)].map(|(ip, port)| SocketAddr::new(ip, port));
+            requests.push(frame(
+                &from.to_string(),
+                &to.to_string(),
+                protocol,
+                starts,
+                b"hello",
+            ));
+            self.frames.push(frame(
+                &from.to_string(),
+                &to.to_string(),
+                protocol,
+                0x10,
+                &[7; 33],
+            ));
+            // Past the node, to the pod itself.
+            let direct = frame(&to.to_string(), &from.to_string(), protocol, starts, b"hello");
+            self.frames.push(direct);
+        }
+        for request in requests {
+            let sent = run(TO_UPLINK, &request);
+            self.primers.push((TO_UPLINK, request.clone()));
+            self.frames.push(request);
+            let Ok(layout) = Layout::of(&sent) else { continue };
+            let [near, far] = layout.sockets(&sent, 14);
+            self.frames.push(too_big(router, near.ip(), &sent[14..]));
+            let answer = if layout.is_icmp() {
+                let id = layout
+                    .l4
+                    .map_or(0, |l4| u16::from_be_bytes([sent[l4 + 4], sent[l4 + 5]]));
+                echo(far.ip(), near.ip(), reply, id)
+            } else {
+                frame(
+                    &far.to_string(),
+                    &near.to_string(),
+                    layout.protocol,
+                    0x12,
+                    b"hello back",
+                )
+            };
+            let received = run(FROM_UPLINK, &answer);
+            self.frames.push(too_big(pod, far.ip(), &received[14..]));
+            self.primers.push((FROM_UPLINK, answer.clone()));
+            self.frames.push(answer);
         }
     }
 

@@ -7,7 +7,7 @@ use proxy_common::protocol;
 
 use super::layout::{L3, Layout};
 use super::refusal;
-use super::world::{Frontends, Has, is_in_ranges};
+use super::world::{Frontends, Has, MASQUERADE_PORTS, POD, is_in_ranges};
 use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::frame::crc32c;
 use crate::node::NODE;
@@ -86,7 +86,10 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
         Some(Reason::RewriteFailed | Reason::TtlExceeded | Reason::NoRoute | Reason::TooBig)
     );
     let belongs = fails || matches!(reason, Some(Reason::Reply | Reason::RelatedError));
-    if matches!(ran.program, TO_POD | TO_UPLINK) {
+    if ran.program == TO_UPLINK {
+        return is_owed_outwards(ran, layout, reason, belongs);
+    }
+    if ran.program == TO_POD {
         return belongs || matches!(reason, None | Some(Reason::Malformed | Reason::NotBalanced));
     }
     let begins = fails
@@ -107,6 +110,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
             Some(Reason::NoSuchPort) => is_virtual,
             Some(Reason::Fragment) => layout.has_ports() && !is_virtual,
             None => !(is_virtual && layout.has_ports()),
+            Some(Reason::Reply) => layout.has_ports() || layout.is_icmp(),
             Some(reason) => layout.has_ports() && (begins || belongs || reason.is_drop()),
         };
     }
@@ -145,6 +149,51 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
 fn is_answer_to_service(frontends: &Frontends, ran: &Ran<'_>, from: SocketAddr) -> bool {
     let mut all = frontends.values();
     !is_own(ran.program) && all.any(|frontend| frontend.backends.contains(&from))
+}
+
+/// Whether packets of a pod to there leave with the node's address.
+fn is_outside(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            matches!(address.octets()[0], 1..=223)
+                && !address.is_link_local()
+                && !matches!(address.octets(), [10, 244 | 96, ..])
+        }
+        IpAddr::V6(address) => {
+            let [first, second, ..] = address.segments();
+            !address.is_multicast()
+                && !address.is_unspecified()
+                && !address.is_unicast_link_local()
+                && !matches!([first, second], [0xfd00, 0x244])
+                && !address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0])
+        }
+    }
+}
+
+/// Whether the rules allow this reason where a packet leaves the node.
+fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_belong: bool) -> bool {
+    let [from, to] = layout.ends(ran.frame, L3);
+    let is_pods = is_pod(from) && is_outside(to);
+    match reason {
+        None => {
+            let begins = layout.protocol == protocol::TCP
+                && layout.l4.is_some_and(|l4| ran.frame[l4 + 13] & 0x12 == 2);
+            !(is_pods && begins)
+        }
+        Some(Reason::Malformed | Reason::NotBalanced) => true,
+        Some(
+            Reason::NewFlow
+            | Reason::Established
+            | Reason::Moved
+            | Reason::NoSourcePort
+            | Reason::FragmentBeforeFirst,
+        ) => is_pods,
+        _ => may_belong,
+    }
+}
+
+fn is_pod(address: IpAddr) -> bool {
+    POD.iter().any(|pod| address == pod.parse::<IpAddr>().unwrap())
 }
 
 fn is_node(address: IpAddr) -> bool {
@@ -189,7 +238,8 @@ fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bo
     let mut ranges = ranges_of_headers(ran, layout)?;
     if let Some(l4) = layout.l4 {
         let (at, width) = layout.checksum_at();
-        ranges.extend([l4..l4 + 4, l4 + at..l4 + at + width]);
+        let ports = layout.ports_at();
+        ranges.extend([l4 + ports.start..l4 + ports.end, l4 + at..l4 + at + width]);
     }
     differs_only_in(ran, &ranges)?;
     let (old, new) = (layout.sockets(ran.frame, L3), layout.sockets(ran.out, L3));
@@ -204,7 +254,9 @@ fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bo
         })
     };
     let is_whole = if is_reply {
-        leads((new[0], layout.protocol), old[0])
+        leads((new[0], layout.protocol), old[0]) || is_masqueraded(layout, [new[1], new[0]], [old[1], old[0]])
+    } else if ran.program == TO_UPLINK {
+        is_masqueraded(layout, old, new)
     } else {
         leads((old[1], layout.protocol), new[1])
     };
@@ -234,6 +286,15 @@ fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bo
             })
         }
     }
+}
+
+/// Whether a packet of a pod's, from one end to the other, became one of the node's on a port of its range.
+fn is_masqueraded(layout: Layout, pods: [SocketAddr; 2], nodes: [SocketAddr; 2]) -> bool {
+    let has_port = layout.l4.is_some() && layout.has_ports();
+    is_pod(pods[0].ip())
+        && is_node(nodes[0].ip())
+        && pods[1] == nodes[1]
+        && (!has_port || MASQUERADE_PORTS.contains(&nodes[0].port()))
 }
 
 fn sctp_error(packet: &[u8]) -> u32 {
@@ -266,7 +327,7 @@ fn translated_error(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Res
     ranges.extend([
         l4 + 2..l4 + 4,
         l3 + addresses.start..l3 + addresses.end,
-        inside..inside + 4,
+        inside + carried.ports_at().start..inside + carried.ports_at().end,
     ]);
     if layout.is_v4 {
         ranges.push(l3 + 10..l3 + 12);
@@ -290,7 +351,9 @@ fn translated_error(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Res
     let is_known = frontends.contains_key(&(receiver, carried.protocol))
         || frontends
             .values()
-            .any(|frontend| frontend.backends.contains(&sender));
+            .any(|frontend| frontend.backends.contains(&sender))
+        || is_pod(sender.ip())
+        || (is_node(receiver.ip()) && (carried.is_icmp() || MASQUERADE_PORTS.contains(&receiver.port())));
     check(is_known, || format!("about a packet from {sender} to {receiver}"))
 }
 

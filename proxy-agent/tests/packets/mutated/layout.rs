@@ -92,6 +92,9 @@ impl Layout {
         };
         let least = match self.protocol {
             protocol::TCP => 14,
+            // An echo has its identifier.
+            protocol::ICMP if self.is_v4 && matches!(frame.get(l4), Some(0 | 8)) => 6,
+            protocol::ICMPV6 if !self.is_v4 && matches!(frame.get(l4), Some(128 | 129)) => 6,
             protocol::UDP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6 => 4,
             _ => return Err(Reason::NotBalanced),
         };
@@ -117,6 +120,15 @@ impl Layout {
 
     pub fn has_ports(self) -> bool {
         matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
+    }
+
+    pub fn is_icmp(self) -> bool {
+        matches!(self.protocol, protocol::ICMP | protocol::ICMPV6)
+    }
+
+    /// Where the ports lie in the transport header, or the identifier of an echo.
+    pub fn ports_at(self) -> std::ops::Range<usize> {
+        if self.is_icmp() { 4..6 } else { 0..4 }
     }
 
     /// Where addresses lie, from the start of the IP header on.

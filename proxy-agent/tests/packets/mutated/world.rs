@@ -6,12 +6,16 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::protocol;
 use serde_json::{Value, json};
 
-use crate::node::{NODE, of_family};
+use crate::node::{NODE, Node, of_family};
 
 pub const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
 pub const OUTSIDE: [&str; 2] = ["172.31.0.5", "fd00:31::5"];
 pub const OTHER_NODE: [&str; 2] = ["192.168.50.12", "fd00:50::12"];
 pub const ROUTER: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
+/// Ports of what is masqueraded.
+pub const MASQUERADE_PORTS: std::ops::Range<u16> = 61_000..65_000;
+/// The port of the node's that leads to a pod, by each protocol.
+const HOST_PORT: u16 = 8081;
 const LOCAL: [&str; 2] = ["10.244.1.2", "fd00:244:1::2"];
 const REMOTE: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
 pub const PROTOCOLS: [(&str, u8); 3] = [
@@ -95,7 +99,25 @@ pub fn frontends() -> Frontends {
             }
         }
     }
+    for family in [0, 1] {
+        for (_, protocol) in PROTOCOLS {
+            let frontend = Frontend {
+                has: Has::Endpoints,
+                is_cluster_ip: false,
+                is_load_balancer: false,
+                backends: vec![SocketAddr::new(of_family(LOCAL, family), 80)],
+            };
+            let port = SocketAddr::new(of_family(NODE, family), HOST_PORT);
+            frontends.insert((port, protocol), frontend);
+        }
+    }
     frontends
+}
+
+/// Enters the pod, which is masqueraded, and its neighbour's host ports.
+pub fn add_pods(node: &Node) {
+    crate::pods::add_pod(node, POD);
+    crate::pods::add_host_ports(node, HOST_PORT, LOCAL, 1);
 }
 
 /// Cluster IP, load balancer's and external address, and node port.

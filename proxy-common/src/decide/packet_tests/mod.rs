@@ -1,17 +1,21 @@
 //! What the packet decision owes, one test per rule.
 
 mod cluster_ip;
+mod egress;
 mod flows;
 mod fragments;
+mod host_ports;
 mod outside;
+mod sender;
 mod verdicts;
 
 use super::Work;
+use super::egress::leaving_node as egress_decision;
 use super::packet::{self as decide, Decision, Entry};
 use super::testing::{Fake, ip, packet};
 use crate::maps::{
     AddressFlags, BackendState, ConfigFlags, Deliver, Flow, FlowState, FrontendFlags, FrontendKey,
-    FrontendKind, Lifetime, Reason, Scope,
+    FrontendKind, HostPort, HostPortKey, Lifetime, Pod, PodLink, PodLinkFlags, RangeFlags, Reason, Scope,
 };
 use crate::packet::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::{Port, protocol};
@@ -31,6 +35,11 @@ fn entering(fake: &Fake, headers: &Headers, entry: Entry) -> Outcome {
 fn leaving(fake: &Fake, headers: &Headers) -> Outcome {
     let mut work = Work::new(*headers);
     (decide::leaving(fake, &mut work, &[][..]), work.flow)
+}
+
+fn leaving_node(fake: &Fake, headers: &Headers) -> Outcome {
+    let mut work = Work::new(*headers);
+    (egress_decision(fake, &mut work, &[][..]), work.flow)
 }
 
 fn translated(outcome: Outcome) -> (Flow, Reason) {
@@ -61,6 +70,44 @@ fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
 
 fn with_flags(headers: Headers, detail: u8) -> Headers {
     Headers { detail, ..headers }
+}
+
+/// An echo request, or the reply to one, with this identifier.
+fn echo(src: &str, dst: &str, id: u16, is_reply: bool) -> Headers {
+    let (sport, dport) = if is_reply { (0, id) } else { (id, 0) };
+    let is_v4 = ip(src).is_v4();
+    let (protocol, detail) = match (is_v4, is_reply) {
+        (true, false) => (protocol::ICMP, 8),
+        (true, true) => (protocol::ICMP, 0),
+        (false, false) => (protocol::ICMPV6, 128),
+        (false, true) => (protocol::ICMPV6, 129),
+    };
+    Headers {
+        detail,
+        ..packet(protocol, (src, sport), (dst, dport))
+    }
+}
+
+/// A later fragment of a packet.
+fn later_fragment(first: Headers) -> Headers {
+    Headers {
+        l4: 0,
+        has_ports: false,
+        detail: 0,
+        sport: Port::new(0),
+        dport: Port::new(0),
+        ..first
+    }
+}
+
+/// A node that masquerades what its pod sends to the world outside.
+fn masquerading() -> Fake {
+    let mut fake = Fake::node();
+    fake.config.flags |= ConfigFlags::MASQUERADE_PODS;
+    fake.own_pods.insert(ip(POD), Pod::default());
+    fake.pods.push(ip(POD));
+    fake.pods.push(ip("10.244.2.2"));
+    fake
 }
 
 /// A node port at the node's address that leads to these backends.

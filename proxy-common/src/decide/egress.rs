@@ -1,0 +1,168 @@
+//! The decision for packets that leave the node by an uplink.
+//!
+//! Most of them only pass. Two kinds do not: answers of the node itself to clients from outside, which its uplink translated
+//! on their way in; and what pods of this node send to the world outside, which knows no way back to a pod. Such a packet
+//! is *masqueraded*: it leaves with the node's address and a port of the masquerade range, or with an identifier out of that
+//! range if it is an ICMP echo, and the flow's answers are translated back where they come in, before the stack sees them.
+//! So netfilter meets either direction with the pod's own address.
+//!
+//! The world outside is everything but ranges of pods, ranges that the operator names, and what is no single host that
+//! packets are forwarded to. Only what *begins* a conversation is masqueraded. A connection under way that no entry is known
+//! of was made from outside to the pod itself, which other nodes may do, and goes on as it is. Of datagrams nothing but
+//! an entry could tell, so those from outside to a pod leave one, see [`note_direct`].
+
+use super::conntrack::{advance, find, forget};
+use super::decision::{Decision, Entry};
+use super::packet::is_error_of_a_flow;
+use super::select::Selected;
+use super::translate::{answer, begin};
+use super::{Tables, Work, fragment};
+use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowState, InUse, RangeFlags, Reason};
+use crate::packet::Packet;
+use crate::{Ip, protocol};
+
+/// Whether what leaves by an uplink has to be looked at: not before there are answers of the node's to translate, or pods
+/// of ours to masquerade.
+#[inline(always)]
+pub fn is_watched<T: Tables>(tables: &T) -> bool {
+    tables
+        .config()
+        .is_some_and(|config| config.node_answers_outside != 0 || masquerades(tables, config))
+}
+
+#[inline(always)]
+fn masquerades<T: Tables>(tables: &T, config: &Config) -> bool {
+    config.has(ConfigFlags::MASQUERADE_PODS) && tables.is_in_use(InUse::PODS)
+}
+
+/// Decides about a packet that leaves by an uplink.
+#[inline(always)]
+pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> Decision {
+    const PASS: Decision = Decision::Pass(Reason::NotOurs);
+    let Some(config) = tables.config() else {
+        return PASS;
+    };
+    if is_error_of_a_flow(tables, work, packet) {
+        return Decision::TranslateError;
+    }
+    fragment::complete(tables, work);
+    let headers = &work.headers;
+    let is_under_way = headers.has_connections() && !headers.is_opening();
+    // The look-ups that spare others come first: most packets are the node's own, or go to another pod.
+    let may_be_masqueraded = masquerades(tables, config)
+        && !config.node_address(&headers.src).same(&headers.src)
+        && !config.tunnel_address(&headers.src).same(&headers.src)
+        && (is_under_way || is_outside(tables, config, &headers.dst));
+    if !may_be_masqueraded && config.node_answers_outside == 0 {
+        return PASS;
+    }
+    let mut reason = Reason::NewFlow;
+    if headers.has_flow() && find(tables, config, work) {
+        if work.flow.is_reply != 0 {
+            advance(tables, work);
+            fragment::note(tables, work);
+            return if work.flow.backend == Flow::DIRECT {
+                PASS
+            } else {
+                Decision::Translate(Reason::Reply)
+            };
+        }
+        if work.flow.backend == Flow::MASQUERADED {
+            if stands(config, work) {
+                advance(tables, work);
+                fragment::note(tables, work);
+                return Decision::Translate(Reason::Established);
+            }
+            forget(tables, work);
+            reason = Reason::Moved;
+        }
+    }
+    if !may_be_masqueraded || is_under_way || tables.pod(&work.headers.src).is_none() {
+        return PASS;
+    }
+    let headers = &work.headers;
+    if headers.is_icmp() && !headers.is_echo_request() {
+        if headers.is_echo_reply() {
+            fragment::note(tables, work);
+        } else if headers.l4 == 0 && !headers.has_ports {
+            return Decision::Drop(Reason::FragmentBeforeFirst);
+        }
+        return PASS;
+    }
+    if !headers.has_flow() {
+        return if headers.is_balanced() {
+            Decision::Drop(Reason::FragmentBeforeFirst)
+        } else {
+            PASS
+        };
+    }
+    work.selected = Selected::stand_in(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
+    let decision = begin(tables, config, work, Entry::Egress, reason);
+    if let Decision::Translate(_) = decision {
+        fragment::note(tables, work);
+    }
+    decision
+}
+
+/// Whether an address is one of the world outside, where pods are not known by their own.
+#[inline(always)]
+fn is_outside<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+    address.is_one_host()
+        && !address.is_link_local()
+        && !config.is_service_address(address)
+        && !tables
+            .range(address)
+            .has(RangeFlags::PODS | RangeFlags::NO_MASQUERADE)
+}
+
+/// Whether a masqueraded flow goes on as it is: what has no connections to lose follows a change of the node's address, and
+/// a connection that is over leaves its entry to the next.
+#[inline(always)]
+fn stands(config: &Config, work: &Work) -> bool {
+    let Work { headers, flow, .. } = work;
+    if headers.has_connections() {
+        return !(headers.is_opening() && flow.state().has(FlowState::CLOSED));
+    }
+    config.node_address(&flow.src).same(&flow.src) || config.tunnel_address(&flow.src).same(&flow.src)
+}
+
+/// Notes a datagram that came from outside to a pod itself, so that the answer is not taken for the first packet of a
+/// flow of the pod's, which would be masqueraded.
+#[inline(always)]
+pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
+    let headers = &work.headers;
+    if headers.protocol != protocol::UDP
+        || !headers.has_ports
+        || !masquerades(tables, config)
+        || config.node_address(&headers.dst).same(&headers.dst)
+        || !is_outside(tables, config, &headers.src)
+    {
+        return;
+    }
+    if find(tables, config, work) {
+        if work.flow.backend == Flow::DIRECT {
+            advance(tables, work);
+        }
+        return;
+    }
+    if tables.pod(&work.headers.dst).is_none() {
+        return;
+    }
+    let Work { headers, flow, .. } = work;
+    flow.src = headers.src;
+    flow.dst = headers.dst;
+    flow.sport = headers.sport;
+    flow.dport = headers.dport;
+    flow.backend = Flow::DIRECT;
+    flow.generation = 0;
+    flow.service = 0;
+    flow.seen = tables.now();
+    flow.deliver = Deliver::Stack as u8;
+    flow.reply_deliver = Deliver::Stack as u8;
+    flow.is_reply = 0;
+    flow.state = 0;
+    answer(work);
+    if tables.insert_flow(&work.reply_key, &work.reply) {
+        tables.replace_flow(&work.key, &work.flow);
+    }
+}

@@ -1,0 +1,295 @@
+//! What leaves the node: pods' packets to the world outside are masqueraded, and nothing else.
+
+use super::*;
+
+const NODE_B: &str = "192.168.50.12";
+
+/// The answer comes in by the uplink and goes on through the stack to the pod, as an answer from whom it asked.
+fn assert_comes_back(fake: &Fake, flow: &Flow, request: &Headers) {
+    let reply = answer(flow, request.protocol);
+    assert_answered(entering(fake, &reply, Entry::Uplink), request, Deliver::Stack);
+}
+
+#[test]
+fn a_pods_flow_to_the_world_outside_carries_the_nodes_address_and_a_port_of_the_range() {
+    for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
+        let fake = masquerading();
+        let request = packet(protocol, (POD, 40_000), (OUTSIDE, 80));
+        let request = with_flags(
+            request,
+            if protocol == protocol::UDP {
+                0
+            } else {
+                opening(protocol)
+            },
+        );
+        assert_eq!(
+            entering(&fake, &request, Entry::Pod).0,
+            Decision::Pass(Reason::NotOurs)
+        );
+        let (flow, reason) = translated(leaving_node(&fake, &request));
+        assert_eq!(
+            (flow.src, flow.dst, flow.dport),
+            (ip(NODE), ip(OUTSIDE), Port::new(80))
+        );
+        assert!((61_000..62_000).contains(&flow.sport.number()), "{flow:?}");
+        assert_eq!((reason, flow.deliver), (Reason::NewFlow, Deliver::Stack as u8));
+        assert_comes_back(&fake, &flow, &request);
+        // The next packet is one of the same flow, also where programs look for answers to everybody.
+        let (mut fake, next) = (fake, with_flags(request, TCP_ACK));
+        let (same, reason) = translated(leaving_node(&fake, &next));
+        assert_eq!((same.sport, reason), (flow.sport, Reason::Established));
+        fake.config.pods_answer_outside = 1;
+        let at_the_pod = entering(&fake, &next, Entry::Pod).0;
+        assert_eq!(
+            at_the_pod,
+            Decision::Pass(Reason::NotOurs),
+            "translated as it leaves"
+        );
+    }
+}
+
+fn opening(protocol: u8) -> u8 {
+    if protocol == protocol::TCP { TCP_SYN } else { 1 }
+}
+
+#[test]
+fn a_source_port_within_the_range_is_kept_while_it_is_free() {
+    let mut fake = masquerading();
+    fake.own_pods.insert(ip("10.244.1.11"), Pod::default());
+    let request = |pod| packet(protocol::UDP, (pod, 61_500), (OUTSIDE, 53));
+    let (flow, _) = translated(leaving_node(&fake, &request(POD)));
+    assert_eq!(flow.sport, Port::new(61_500));
+    let (flow, _) = translated(leaving_node(&fake, &request("10.244.1.11")));
+    assert_ne!(flow.sport, Port::new(61_500));
+    assert_comes_back(&fake, &flow, &request("10.244.1.11"));
+}
+
+#[test]
+fn a_port_of_the_nodes_own_sockets_is_not_taken() {
+    let mut fake = masquerading();
+    fake.own_ports.push(61_500);
+    let request = packet(protocol::UDP, (POD, 61_500), (OUTSIDE, 53));
+    let (flow, _) = translated(leaving_node(&fake, &request));
+    assert_ne!(flow.sport, Port::new(61_500));
+}
+
+#[test]
+fn an_echo_has_its_identifier_for_a_port() {
+    for (pod, outside, node) in [
+        (POD, OUTSIDE, NODE),
+        ("fd00:244:1::5", "2001:db8::5", "fd00:50::11"),
+    ] {
+        let mut fake = masquerading();
+        fake.config.node_v6 = ip("fd00:50::11");
+        fake.own_pods.insert(ip(pod), Pod::default());
+        let request = echo(pod, outside, 7, false);
+        let (flow, _) = translated(leaving_node(&fake, &request));
+        assert_eq!((flow.src, flow.dst), (ip(node), ip(outside)));
+        assert!((61_000..62_000).contains(&flow.echo_id().number()), "{flow:?}");
+        let reply = echo(outside, node, flow.echo_id().number(), true);
+        assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
+        // Somebody else's reply, and who asks the node itself.
+        for other in [echo(outside, node, 7, true), echo(outside, node, 7, false)] {
+            assert_eq!(
+                entering(&fake, &other, Entry::Uplink).0,
+                Decision::Pass(Reason::NotOurs)
+            );
+        }
+        let answers = echo(pod, outside, 9, true);
+        assert_eq!(
+            leaving_node(&fake, &answers).0,
+            Decision::Pass(Reason::NotOurs),
+            "who pinged the pod knows it by its own address"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_masqueraded_that_need_not_be() {
+    let mut fake = masquerading();
+    fake.ranges
+        .insert(ip("198.51.100.9"), RangeFlags(RangeFlags::NO_MASQUERADE));
+    let passes = |fake: &Fake, from, to, why: &str| {
+        for protocol in [protocol::TCP, protocol::UDP] {
+            let request = with_flags(packet(protocol, (from, 40_000), (to, 80)), TCP_SYN);
+            assert_eq!(
+                leaving_node(fake, &request).0,
+                Decision::Pass(Reason::NotOurs),
+                "{why}"
+            );
+        }
+    };
+    passes(&fake, POD, "10.244.2.2", "another node's pod");
+    passes(&fake, POD, "198.51.100.9", "a range that the operator names");
+    passes(&fake, POD, "224.0.0.251", "multicast");
+    passes(&fake, POD, "169.254.1.1", "link-local");
+    passes(&fake, NODE, OUTSIDE, "the node itself");
+    passes(&fake, "10.244.1.77", OUTSIDE, "no pod of ours");
+    fake.config.flags = 0;
+    passes(&fake, POD, OUTSIDE, "masquerading is off");
+    assert!(fake.new_flows.borrow().is_empty());
+}
+
+#[test]
+fn who_came_to_the_pod_from_outside_is_answered_with_the_pods_address() {
+    let fake = masquerading();
+    let answer = with_flags(
+        packet(protocol::TCP, (POD, 80), (NODE_B, 40_000)),
+        TCP_SYN | TCP_ACK,
+    );
+    assert_eq!(leaving_node(&fake, &answer).0, Decision::Pass(Reason::NotOurs));
+    // Datagrams leave a note, which lives as long as the conversation.
+    let request = packet(protocol::UDP, (NODE_B, 40_000), (POD, 53));
+    let answer = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
+    for _ in 0..3 {
+        assert_eq!(
+            entering(&fake, &request, Entry::Uplink).0,
+            Decision::Pass(Reason::NotOurs)
+        );
+        assert_eq!(leaving_node(&fake, &answer).0, Decision::Pass(Reason::NotOurs));
+    }
+    // Another port of the pod's is a conversation of its own.
+    let other = packet(protocol::UDP, (POD, 54), (NODE_B, 40_000));
+    translated(leaving_node(&fake, &other));
+}
+
+#[test]
+fn a_note_of_datagrams_takes_no_flow_of_the_pods_own() {
+    let fake = masquerading();
+    let request = packet(protocol::UDP, (POD, 5000), (OUTSIDE, 53));
+    let (flow, _) = translated(leaving_node(&fake, &request));
+    let forged = packet(protocol::UDP, (OUTSIDE, 53), (POD, 5000));
+    let _ = entering(&fake, &forged, Entry::Uplink);
+    let (same, reason) = translated(leaving_node(&fake, &request));
+    assert_eq!((same.sport, reason), (flow.sport, Reason::Established));
+}
+
+#[test]
+fn a_service_with_an_endpoint_outside_is_reached_through_both_translations() {
+    let mut fake = masquerading();
+    fake.service(VIP, 80, protocol::TCP, &[(OUTSIDE, 8080)]);
+    let request = with_flags(packet(protocol::TCP, (POD, 40_000), (VIP, 80)), TCP_SYN);
+    let (first, _) = translated(entering(&fake, &request, Entry::Pod));
+    assert_eq!((first.src, first.dst), (ip(POD), ip(OUTSIDE)));
+    let between = Headers {
+        dst: first.dst,
+        dport: first.dport,
+        ..request
+    };
+    let (second, _) = translated(leaving_node(&fake, &between));
+    assert_eq!((second.src, second.dst), (ip(NODE), ip(OUTSIDE)));
+    let (back, _) = translated(entering(&fake, &answer(&second, protocol::TCP), Entry::Uplink));
+    let between = Headers {
+        src: back.src,
+        dst: back.dst,
+        sport: back.sport,
+        dport: back.dport,
+        ..answer(&second, protocol::TCP)
+    };
+    assert_answered(leaving(&fake, &between), &request, Deliver::Stack);
+}
+
+#[test]
+fn fragments_follow_their_first_one_out_and_back() {
+    let fake = masquerading();
+    for first in [
+        packet(protocol::UDP, (POD, 40_000), (OUTSIDE, 53)),
+        echo(POD, OUTSIDE, 7, false),
+    ] {
+        let first = Headers {
+            is_fragment: true,
+            fragment_id: 77,
+            ..first
+        };
+        assert_eq!(
+            leaving_node(&fake, &later_fragment(first)).0,
+            Decision::Drop(Reason::FragmentBeforeFirst)
+        );
+        let (flow, _) = translated(leaving_node(&fake, &first));
+        let (same, _) = translated(leaving_node(&fake, &later_fragment(first)));
+        assert_eq!(same.src, flow.src);
+        let reply = Headers {
+            is_fragment: true,
+            fragment_id: 78,
+            has_ports: first.has_ports,
+            detail: 0,
+            ..answer(&flow, first.protocol)
+        };
+        assert_answered(entering(&fake, &reply, Entry::Uplink), &first, Deliver::Stack);
+        let (later, _) = translated(entering(&fake, &later_fragment(reply), Entry::Uplink));
+        assert_eq!((later.src, later.dst), (ip(OUTSIDE), ip(POD)));
+    }
+}
+
+#[test]
+fn a_large_answer_to_who_pinged_the_pod_stays_whole() {
+    let fake = masquerading();
+    let first = Headers {
+        is_fragment: true,
+        fragment_id: 79,
+        ..echo(POD, NODE_B, 7, true)
+    };
+    for fragment in [first, later_fragment(first)] {
+        assert_eq!(leaving_node(&fake, &fragment).0, Decision::Pass(Reason::NotOurs));
+    }
+}
+
+#[test]
+fn what_goes_through_the_tunnel_carries_the_nodes_address_there() {
+    let mut fake = masquerading();
+    fake.config.tunnel_v4 = ip("10.244.1.0");
+    fake.ranges.insert(
+        ip("10.244.3.3"),
+        RangeFlags(RangeFlags::PODS | RangeFlags::TUNNEL),
+    );
+    node_port(&mut fake, protocol::TCP, &[("10.244.3.3", 8080)]);
+    let request = with_flags(packet(protocol::TCP, (OUTSIDE, 40_000), (NODE, 30_080)), TCP_SYN);
+    let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
+    assert_eq!(flow.src, ip("10.244.1.0"));
+    assert_answered(
+        entering(&fake, &answer(&flow, protocol::TCP), Entry::Uplink),
+        &request,
+        Deliver::Route,
+    );
+}
+
+#[test]
+fn datagrams_follow_a_change_of_the_nodes_address_and_connections_do_not() {
+    for protocol in [protocol::TCP, protocol::UDP] {
+        let mut fake = masquerading();
+        let request = with_flags(packet(protocol, (POD, 40_000), (OUTSIDE, 53)), TCP_SYN);
+        translated(leaving_node(&fake, &request));
+        fake.config.node_v4 = ip(NODE_B);
+        let (flow, reason) = translated(leaving_node(&fake, &with_flags(request, TCP_ACK)));
+        let owed = if protocol == protocol::TCP {
+            (ip(NODE), Reason::Established)
+        } else {
+            (ip(NODE_B), Reason::Moved)
+        };
+        assert_eq!((flow.src, reason), owed);
+    }
+}
+
+#[test]
+fn a_connection_that_is_over_leaves_its_port_to_the_next() {
+    let fake = masquerading();
+    let request = with_flags(packet(protocol::TCP, (POD, 40_000), (OUTSIDE, 80)), TCP_SYN);
+    translated(leaving_node(&fake, &request));
+    let (_, reason) = translated(leaving_node(&fake, &request));
+    assert_eq!(reason, Reason::Established, "a SYN that is sent again");
+    translated(leaving_node(&fake, &with_flags(request, TCP_RST)));
+    let (flow, reason) = translated(leaving_node(&fake, &request));
+    assert_eq!((reason, flow.state), (Reason::Moved, 0));
+}
+
+#[test]
+fn a_node_without_an_address_of_the_family_says_so() {
+    let mut fake = masquerading();
+    fake.config.node_v4 = crate::Ip::UNSPECIFIED;
+    let request = packet(protocol::UDP, (POD, 40_000), (OUTSIDE, 53));
+    assert_eq!(
+        leaving_node(&fake, &request).0,
+        Decision::Drop(Reason::NoNodeAddress)
+    );
+}

@@ -1,0 +1,120 @@
+//! What a pod may send.
+
+use super::super::sender::may_send;
+use super::*;
+use crate::packet::ether_type;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 6];
+const INTERFACE: u32 = 7;
+const POD_V6: &str = "fd00:244:1::5";
+const LINK_LOCAL: &str = "fe80::5";
+
+fn node() -> Fake {
+    let mut fake = Fake::node();
+    let pod = Pod {
+        interface: INTERFACE,
+        mac: MAC,
+        ..Pod::default()
+    };
+    fake.own_pods.insert(ip(POD), pod);
+    fake.own_pods.insert(ip(POD_V6), pod);
+    // Its neighbour.
+    let neighbour = Pod { interface: 8, ..pod };
+    fake.own_pods.insert(ip("10.244.1.11"), neighbour);
+    let link = PodLink {
+        mac: MAC,
+        ..PodLink::default()
+    };
+    fake.pod_links.insert(INTERFACE, link);
+    fake
+}
+
+fn frame(mac: [u8; 6], source: &str, next: u8, payload: &[u8]) -> (Vec<u8>, u16) {
+    let source = ip(source);
+    let mut frame = vec![0; 6];
+    frame.extend(mac);
+    if source.is_v4() {
+        frame.extend(ether_type::IPV4.to_be_bytes());
+        frame.extend([0x45, 0, 0, 20, 0, 0, 0, 0, 64, next, 0, 0]);
+        frame.extend(&source.octets()[12..]);
+        frame.extend([10, 96, 0, 1]);
+        frame.extend(payload);
+        return (frame, ether_type::IPV4);
+    }
+    frame.extend(ether_type::IPV6.to_be_bytes());
+    frame.extend([0x60, 0, 0, 0, 0, payload.len() as u8, next, 255]);
+    frame.extend(source.octets());
+    frame.extend(ip("ff02::1").octets());
+    frame.extend(payload);
+    (frame, ether_type::IPV6)
+}
+
+fn may(fake: &Fake, mac: [u8; 6], source: &str) -> bool {
+    let (frame, kind) = frame(mac, source, protocol::UDP, &[0; 8]);
+    may_send(fake, &frame[..], kind, INTERFACE)
+}
+
+#[test]
+fn a_pod_sends_from_its_own_addresses_and_its_own_hardware_address() {
+    let fake = node();
+    for (mac, source, allowed) in [
+        (MAC, POD, true),
+        (MAC, POD_V6, true),
+        (OTHER_MAC, POD, false),
+        (MAC, "10.244.1.11", false),
+        (MAC, OUTSIDE, false),
+        (MAC, "0.0.0.0", false),
+        (MAC, "2001:db8::1", false),
+        (MAC, LINK_LOCAL, false),
+    ] {
+        assert_eq!(may(&fake, mac, source), allowed, "{source} {mac:?}");
+    }
+}
+
+#[test]
+fn who_is_exempt_and_whose_interface_is_not_ours_send_what_they_like() {
+    let mut fake = node();
+    let link = fake.pod_links.get_mut(&INTERFACE).unwrap();
+    link.flags = PodLinkFlags::ANY_SOURCE;
+    assert!(may(&fake, OTHER_MAC, OUTSIDE));
+    fake.pod_links.clear();
+    assert!(may(&fake, OTHER_MAC, OUTSIDE));
+}
+
+#[test]
+fn neighbours_are_solicited_before_there_is_an_address() {
+    let fake = node();
+    for (source, next, payload, allowed) in [
+        ("::", protocol::ICMPV6, &[135_u8, 0, 0, 0, 0, 0, 0, 0][..], true),
+        (LINK_LOCAL, protocol::ICMPV6, &[133, 0, 0, 0], true),
+        (LINK_LOCAL, protocol::ICMPV6, &[136, 0, 0, 0], true),
+        (LINK_LOCAL, 0, &[58, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0], true),
+        ("::", 0, &[58, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0], true),
+        // A router, a redirect, an echo, a datagram, something behind another header.
+        (LINK_LOCAL, protocol::ICMPV6, &[134, 0, 0, 0], false),
+        (LINK_LOCAL, protocol::ICMPV6, &[137, 0, 0, 0], false),
+        (LINK_LOCAL, protocol::ICMPV6, &[128, 0, 0, 0], false),
+        (LINK_LOCAL, protocol::UDP, &[0; 8], false),
+        (LINK_LOCAL, 0, &[17, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0], false),
+        (LINK_LOCAL, 0, &[58, 1, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0], false),
+        ("2001:db8::1", protocol::ICMPV6, &[135, 0, 0, 0], false),
+    ] {
+        for mac in [MAC, OTHER_MAC] {
+            let (frame, kind) = frame(mac, source, next, payload);
+            let owed = allowed && mac == MAC;
+            assert_eq!(
+                may_send(&fake, &frame[..], kind, INTERFACE),
+                owed,
+                "{source} {next} {payload:?} {mac:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ip_is_left_alone() {
+    let fake = node();
+    let (frame, _) = frame(OTHER_MAC, OUTSIDE, protocol::UDP, &[0; 8]);
+    assert!(may_send(&fake, &frame[..], 0x0806, INTERFACE));
+}

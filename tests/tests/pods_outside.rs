@@ -1,0 +1,295 @@
+//! Pods and the world beyond their network: what they send leaves with the node's address, ports of the node's lead to them,
+//! and nobody sends in another's name. By pods that `millrace-cni` made, real sockets, and captures as witnesses.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use harness::cni::PodSpec;
+use harness::{Agent, Client, NodeSpec, Place, Pod, Probe, Server, World, eventually, wait_for};
+use proxy_common::maps::Reason;
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+const PROBES: [Probe; 3] = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+const DEFAULTS: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
+
+/// Two nodes whose pod network is Millrace's, and a client in a subnet of its own that knows no way to pods.
+struct Town {
+    world: World,
+    outside: Client,
+    agents: Vec<Agent>,
+}
+
+impl Town {
+    fn build(config: &str) -> Self {
+        let spec = || NodeSpec::millrace().strict_rp_filter();
+        let world = World::builder().node(spec()).node(spec()).build();
+        let outside = world.add_remote_client("outside");
+        let start = |node: &harness::Node| {
+            let mut agent = node.agent().config(&format!("{DEFAULTS}{config}")).start();
+            agent.wait_ready(10 * SECOND);
+            agent
+        };
+        let agents = world.nodes().iter().map(start).collect();
+        Self {
+            world,
+            outside,
+            agents,
+        }
+    }
+}
+
+fn serve(place: &Place, port: u16) -> [Server; 2] {
+    [place.serve_tcp(port), place.serve_udp(port)]
+}
+
+fn of_family(addresses: &[IpAddr], like: IpAddr) -> IpAddr {
+    let found = addresses
+        .iter()
+        .find(|address| address.is_ipv4() == like.is_ipv4());
+    *found.expect("an address of that family")
+}
+
+/// Asks, and gives for whom the server took the client.
+#[track_caller]
+fn seen_as(place: &Place, probe: Probe, to: SocketAddr) -> (String, IpAddr) {
+    let answer = place
+        .ask(probe, to)
+        .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()));
+    (answer.backend, answer.peer.ip().to_canonical())
+}
+
+/// Source address of a frame.
+fn source(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.get(12..14)? {
+        [0x08, 0x00] => Some(<[u8; 4]>::try_from(bytes.get(26..30)?).ok()?.into()),
+        [0x86, 0xdd] => Some(<[u8; 16]>::try_from(bytes.get(22..38)?).ok()?.into()),
+        _ => None,
+    }
+}
+
+#[test]
+fn what_pods_send_outside_carries_the_nodes_address() {
+    harness::require_root!();
+    let town = Town::build("");
+    let _servers = serve(&town.outside, 8080);
+    let capture = town.outside.packet_socket("eth0").expect("a capture");
+    for number in [1, 2] {
+        let node = town.world.node(number);
+        let pod = node.add_pod(&format!("pod-{number}"));
+        for outside in town.outside.addresses() {
+            let own = of_family(node.addresses(), *outside);
+            for probe in PROBES {
+                for _ in 0..5 {
+                    let (_, peer) = seen_as(&pod, probe, SocketAddr::new(*outside, 8080));
+                    assert_eq!(peer, own, "by {probe:?}");
+                }
+            }
+            pod.ping(*outside, 3 * SECOND).expect("an echo reply");
+            large_datagram(&pod, SocketAddr::new(*outside, 8080), own);
+        }
+        let addresses = pod.addresses().to_vec();
+        while let Some(frame) = capture.receive(Duration::ZERO).expect("to read") {
+            let from = source(&frame.bytes);
+            assert!(
+                !addresses.iter().any(|pod| from == Some(*pod)),
+                "a pod's own address came out: {from:?}"
+            );
+        }
+    }
+}
+
+/// A datagram in fragments, answered in fragments.
+#[track_caller]
+fn large_datagram(place: &Place, to: SocketAddr, seen_as: IpAddr) {
+    let socket = place.udp_socket_for(to).expect("a socket");
+    let text = "x".repeat(4000);
+    // A later fragment that overtakes its first one is lost, as everywhere.
+    wait_for(
+        "a large datagram to be answered",
+        10 * SECOND,
+        || -> anyhow::Result<()> {
+            socket.send_to(text.as_bytes(), to)?;
+            let mut buffer = vec![0; 8192];
+            let (len, _) = socket.recv_from(&mut buffer)?;
+            let answer = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            anyhow::ensure!(answer.ends_with(&text), "{len} bytes came back");
+            let answer = harness::Answer::parse(&answer)?;
+            assert_eq!(answer.peer.ip().to_canonical(), seen_as);
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn pods_and_nodes_reach_pods_with_their_own_addresses() {
+    harness::require_root!();
+    let town = Town::build("");
+    let pods = [1, 2].map(|number| town.world.node(number).add_pod(&format!("pod-{number}")));
+    let _servers = serve(&pods[0], 8080);
+    let clients: [&Place; 2] = [&pods[1], town.world.node(2)];
+    for client in clients {
+        for target in pods[0].addresses() {
+            let own = of_family(client.addresses(), *target);
+            for probe in PROBES {
+                // Answers that were masqueraded would not be answers.
+                for _ in 0..3 {
+                    let (_, peer) = seen_as(client, probe, SocketAddr::new(*target, 8080));
+                    assert_eq!(peer, own, "{} by {probe:?}", client.name());
+                }
+            }
+            client.ping(*target, 3 * SECOND).expect("an echo reply");
+        }
+    }
+}
+
+#[test]
+fn ranges_that_the_operator_names_know_pods_by_their_own_addresses() {
+    harness::require_root!();
+    let town = Town::build("nonMasqueradeCIDRs: [172.31.0.0/16, \"fd00:31::/32\"]\n");
+    let node = town.world.node(1);
+    for range in node.pod_cidrs() {
+        town.outside.route_via(range, node);
+    }
+    let _servers = serve(&town.outside, 8080);
+    let pod = node.add_pod("pod");
+    for outside in town.outside.addresses() {
+        let own = of_family(pod.addresses(), *outside);
+        for probe in PROBES {
+            let (_, peer) = seen_as(&pod, probe, SocketAddr::new(*outside, 8080));
+            assert_eq!(peer, own, "by {probe:?}");
+        }
+        pod.ping(*outside, 3 * SECOND).expect("an echo reply");
+    }
+}
+
+/// A pod with host ports: 8081 at all addresses by TCP and UDP, and 8082 at the loopback's.
+fn with_host_ports(node: &harness::Node, name: &str) -> (Pod, [Server; 2]) {
+    let spec = PodSpec::new(name).asking(
+        "portMappings",
+        json!([
+            {"hostPort": 8081, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8081, "containerPort": 80, "protocol": "udp"},
+            {"hostPort": 8082, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"},
+        ]),
+    );
+    let pod = node.add_pod_by_plugin(&spec);
+    let servers = serve(&pod, 80);
+    (pod, servers)
+}
+
+#[test]
+fn host_ports_lead_to_their_pod_from_everywhere() {
+    harness::require_root!();
+    for hooks in ["all", "off"] {
+        let town = Town::build(&format!("socketLB: \"{hooks}\"\n"));
+        let node = town.world.node(1);
+        let (web, _servers) = with_host_ports(node, "web");
+        let near = node.add_pod("near");
+        let far = town.world.node(2).add_pod("far");
+        for own in node.addresses() {
+            let to = SocketAddr::new(*own, 8081);
+            for probe in PROBES {
+                let what = format!("hooks {hooks}, {probe:?} to {to}");
+                let like = |place: &Place| of_family(place.addresses(), *own);
+                let asked = |place: &Place| seen_as(place, probe, to);
+                assert_eq!(
+                    asked(&town.outside),
+                    ("web".into(), like(&town.outside)),
+                    "{what}"
+                );
+                assert_eq!(asked(&near), ("web".into(), like(&near)), "{what}");
+                // By its own node's address, as everything beyond the pod network sees it.
+                let from_far = of_family(town.world.node(2).addresses(), *own);
+                assert_eq!(asked(&far), ("web".into(), from_far), "{what}");
+                assert_eq!(asked(&web).0, "web", "{what}, by the pod itself");
+                assert_eq!(asked(node).0, "web", "{what}, by the node");
+            }
+        }
+        let loopback: SocketAddr = "127.0.0.1:8081".parse().expect("an address");
+        let own: SocketAddr = "127.0.0.1:8082".parse().expect("an address");
+        for probe in [Probe::Tcp, Probe::Udp].into_iter().filter(|_| hooks == "all") {
+            assert_eq!(seen_as(node, probe, loopback).0, "web");
+        }
+        if hooks == "all" {
+            assert_eq!(seen_as(node, Probe::Tcp, own).0, "web");
+        }
+        let elsewhere = SocketAddr::new(node.addresses()[0], 8082);
+        let refused = town.outside.ask_within(Probe::Tcp, elsewhere, SECOND);
+        assert!(
+            refused.is_err(),
+            "a port of the loopback was reached from outside"
+        );
+        let listed = town.agents[0].cli(&["service", "list"]);
+        let ports = listed.as_array().expect("a list").iter();
+        let ports = ports.filter(|entry| entry["kind"] == "HostPort").count();
+        assert_eq!(ports, 5, "{listed}");
+        let traced = town.agents[0].cli(&[
+            "trace",
+            "--from",
+            &town.outside.addresses()[0].to_string(),
+            "--to",
+            &SocketAddr::new(node.addresses()[0], 8081).to_string(),
+            "--proto",
+            "tcp",
+        ]);
+        assert_eq!(
+            (&traced["verdict"], &traced["kind"], &traced["service"]),
+            (&json!("forward"), &json!("HostPort"), &json!(null)),
+            "{traced}"
+        );
+        assert_eq!(
+            traced["backends"][0]["address"],
+            SocketAddr::new(web.addresses()[0], 80).to_string()
+        );
+    }
+}
+
+#[test]
+fn datagrams_to_a_host_port_go_to_the_pod_that_has_it_now() {
+    harness::require_root!();
+    let town = Town::build("");
+    let node = town.world.node(1);
+    let to = SocketAddr::new(node.addresses()[0], 8081);
+    let socket = town.outside.udp_socket_for(to).expect("a socket");
+    socket.connect(to).expect("to connect");
+    let ask = || -> anyhow::Result<String> {
+        socket.send(b"?")?;
+        let mut buffer = [0; 256];
+        let len = socket.recv(&mut buffer)?;
+        Ok(harness::Answer::parse(&String::from_utf8_lossy(&buffer[..len]))?.backend)
+    };
+    let (first, servers) = with_host_ports(node, "first");
+    assert_eq!(ask().expect("an answer"), "first");
+    drop(servers);
+    first.delete();
+    let (_second, _servers) = with_host_ports(node, "second");
+    assert_eq!(ask().expect("an answer"), "second");
+}
+
+#[test]
+fn nobody_sends_in_anothers_name() {
+    harness::require_root!();
+    let town = Town::build("");
+    let node = town.world.node(1);
+    let [pod, target] = ["pod", "target"].map(|name| node.add_pod(name));
+    let [tcp, udp] = serve(&target, 8080);
+    let dropped = || node.counters()[Reason::SpoofedSource as usize];
+    assert_eq!(dropped(), 0, "whatever a pod sends of itself");
+    for (foreign, to) in [("10.9.9.9", 0), ("fd00:9::9", 1)] {
+        let to = SocketAddr::new(target.addresses()[to], 8080);
+        seen_as(&pod, Probe::Udp, to);
+        let (before, served) = (dropped(), udp.served());
+        let length = if to.is_ipv4() { 32 } else { 128 };
+        pod.run_ip(&format!("addr add {foreign}/{length} dev eth0"));
+        let from = SocketAddr::new(foreign.parse().expect("an address"), 0);
+        eventually("a datagram in another's name to be dropped", 5 * SECOND, || {
+            // Nobody answers it.
+            let _ = pod.ask_from(Probe::Udp, from, to, Duration::from_millis(20));
+            dropped() > before
+        });
+        assert_eq!(udp.served(), served, "and none came through");
+        seen_as(&pod, Probe::Udp, to);
+    }
+    drop(tcp);
+}
