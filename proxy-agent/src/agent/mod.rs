@@ -16,6 +16,7 @@ mod measure;
 mod node;
 mod outward;
 mod pod_network;
+mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;

@@ -5,13 +5,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{Config, ConfigFlags, InUse, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey};
+use proxy_common::maps::{Config, ConfigFlags, InUse, Lifetime, MAX_SERVICE_RANGES};
 
 use super::cgroup_root;
 use super::pod_network::{PodNetwork, Prepared};
-use super::ranges::{
-    is_stray, node_addresses, others_addresses, pod_cidrs, range_flags, range_words, service_cidrs, too_many,
-};
+use super::pod_ranges::PodRanges;
+use super::ranges::{is_stray, node_addresses, others_addresses, range_words, service_cidrs, too_many};
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
 use crate::bpf::links::InterfaceRole;
@@ -35,7 +34,7 @@ pub struct NodeSide {
     problems: Vec<ObjectError>,
     attached: bool,
     pod_netns: BTreeMap<u32, u64>,
-    pod_ranges: BTreeMap<RangeKey, RangeFlags>,
+    pod_ranges: PodRanges,
     adopted: bool,
     pods: PodNetwork,
 }
@@ -56,7 +55,7 @@ impl NodeSide {
             problems: Vec::new(),
             attached: false,
             pod_netns: BTreeMap::new(),
-            pod_ranges: BTreeMap::new(),
+            pod_ranges: PodRanges::default(),
             adopted: false,
             monitor,
         };
@@ -197,7 +196,10 @@ impl NodeSide {
         let seen = (self.monitor.links(), &self.roles, &self.addresses);
         let Prepared { tunnel, mtu: pod_mtu } =
             self.pods.prepare(cluster, options, seen, &mut problems).await;
-        self.refresh_ranges(cluster, options, programmer.store(), &mut problems);
+        let ranges = self
+            .pod_ranges
+            .refresh(cluster, options, self.pods.plan(), programmer.store());
+        problems.extend(ranges.err());
 
         let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
         // What a service's backend is sent may have to go through the tunnel.
@@ -369,45 +371,6 @@ impl NodeSide {
         }
         if config != old {
             datapath.config.set(0, &config);
-        }
-    }
-
-    /// Which addresses are pods of the cluster.
-    fn refresh_ranges(
-        &mut self,
-        cluster: &ClusterState,
-        options: &AgentOptions,
-        datapath: &Datapath,
-        problems: &mut Vec<ObjectError>,
-    ) {
-        let kept = options.configuration.non_masquerade_cidrs.iter().copied();
-        let wanted = range_flags(pod_cidrs(cluster, options), self.pods.plan().tunnelled(), kept);
-        if !self.adopted {
-            let mut found = BTreeMap::new();
-            let result = datapath.pod_ranges.for_each(|key, flags| {
-                found.insert(key, RangeFlags(flags));
-            });
-            if result.is_ok() {
-                self.pod_ranges = found;
-            }
-        }
-        let mut failed = None;
-        for key in self.pod_ranges.keys().filter(|key| !wanted.contains_key(key)) {
-            failed = datapath.pod_ranges.remove(key).err().or(failed);
-        }
-        for (key, flags) in &wanted {
-            if self.pod_ranges.get(key) != Some(flags) {
-                failed = datapath.pod_ranges.set(key, &flags.0).err().or(failed);
-            }
-        }
-        match failed {
-            None => self.pod_ranges = wanted,
-            Some(error) => problems.push(ObjectError {
-                object: "pod ranges".into(),
-                message: format!(
-                    "writing the map POD_RANGES: {error}; will be tried again with the next change"
-                ),
-            }),
         }
     }
 

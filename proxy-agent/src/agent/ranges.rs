@@ -1,11 +1,11 @@
 //! Addresses and ranges of addresses that the cluster's objects and the configuration name, together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{MAX_SERVICE_RANGES, RangeFlags, RangeKey};
+use proxy_common::maps::{MAX_SERVICE_RANGES, RangeKey};
 
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
@@ -74,36 +74,6 @@ pub fn own_pod_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNe
         .unwrap_or_default()
 }
 
-/// What `POD_RANGES` says of each range. Only the smallest one that an address lies in is looked at, so a range says too what
-/// those around it do.
-pub fn range_flags(
-    pods: impl IntoIterator<Item = IpNet>,
-    tunnelled: impl IntoIterator<Item = IpNet>,
-    not_masqueraded: impl IntoIterator<Item = IpNet>,
-) -> BTreeMap<RangeKey, RangeFlags> {
-    let mut ranges: BTreeMap<IpNet, u32> = BTreeMap::new();
-    let mut add = |range: IpNet, flag| *ranges.entry(range.trunc()).or_default() |= flag;
-    pods.into_iter().for_each(|range| add(range, RangeFlags::PODS));
-    tunnelled
-        .into_iter()
-        .for_each(|range| add(range, RangeFlags::TUNNEL));
-    not_masqueraded
-        .into_iter()
-        .for_each(|range| add(range, RangeFlags::NO_MASQUERADE));
-    // A range stands before those within it.
-    let mut around: Vec<(IpNet, u32)> = Vec::new();
-    let mut flags = BTreeMap::new();
-    for (range, mut own) in ranges {
-        while around.last().is_some_and(|(outer, _)| !outer.contains(&range)) {
-            around.pop();
-        }
-        own |= around.last().map_or(0, |(_, flags)| *flags);
-        around.push((range, own));
-        flags.insert(range_key(&range), RangeFlags(own));
-    }
-    flags
-}
-
 /// Warns of ranges that the programs have no room for.
 pub fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
     let rest = service_cidrs
@@ -139,40 +109,4 @@ pub fn range_key(range: &IpNet) -> RangeKey {
 
 fn range_bits(range: &IpNet) -> u32 {
     u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_says_what_those_around_it_do() {
-        const PODS: u32 = RangeFlags::PODS;
-        let nets =
-            |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
-        let flags = range_flags(
-            nets(&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24", "fd00:1::/64"]),
-            nets(&["10.244.2.0/24"]),
-            nets(&["10.0.0.0/9", "10.244.2.8/29", "10.244.0.0/17", "192.0.2.7/24"]),
-        );
-        let expected = [
-            ("10.0.0.0/9", RangeFlags::NO_MASQUERADE),
-            ("10.244.0.0/16", PODS),
-            ("10.244.0.0/17", PODS | RangeFlags::NO_MASQUERADE),
-            ("10.244.1.0/24", PODS | RangeFlags::NO_MASQUERADE),
-            (
-                "10.244.2.0/24",
-                PODS | RangeFlags::NO_MASQUERADE | RangeFlags::TUNNEL,
-            ),
-            (
-                "10.244.2.8/29",
-                PODS | RangeFlags::NO_MASQUERADE | RangeFlags::TUNNEL,
-            ),
-            ("192.0.2.0/24", RangeFlags::NO_MASQUERADE),
-            ("fd00:1::/64", PODS),
-        ];
-        let key = |text: &str| range_key(&text.parse().unwrap());
-        let expected = expected.map(|(range, flags)| (key(range), RangeFlags(flags)));
-        assert_eq!(flags, expected.into());
-    }
 }
