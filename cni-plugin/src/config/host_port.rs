@@ -13,15 +13,17 @@ use serde::{Deserialize, Serialize};
 use super::runtime::invalid;
 use crate::spec::{CniError, Code};
 
-/// As a runtime writes it.
+/// As a runtime writes it. containerd begins keys with capitals, which plugins in Go read as well.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PortMapping {
+    #[serde(alias = "HostPort")]
     host_port: i64,
+    #[serde(alias = "ContainerPort")]
     container_port: i64,
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     protocol: Option<String>,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     host_ip: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 //! What a runtime asks for by capabilities: host ports, limits, name resolution.
 //!
 //! Rates are in bits per second and bursts in bits, as Kubernetes' annotations give them, from 1 kbit/s to 1 Pbit/s.
-//! `ingress` is towards the pod.
+//! `ingress` is towards the pod. containerd begins keys with capitals, which plugins in Go read as well.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,23 +27,23 @@ pub struct RuntimeConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Bandwidth {
-    #[serde(default)]
+    #[serde(default, alias = "IngressRate")]
     ingress_rate: u64,
-    #[serde(default)]
+    #[serde(default, alias = "IngressBurst")]
     ingress_burst: u64,
-    #[serde(default)]
+    #[serde(default, alias = "EgressRate")]
     egress_rate: u64,
-    #[serde(default)]
+    #[serde(default, alias = "EgressBurst")]
     egress_burst: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 struct Dns {
-    #[serde(default)]
+    #[serde(default, alias = "Servers")]
     servers: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, alias = "Searches")]
     searches: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, alias = "Options")]
     options: Option<Vec<String>>,
 }
 
@@ -112,6 +112,25 @@ mod tests {
 
     fn check(document: Value) -> Result<Wishes, CniError> {
         serde_json::from_value::<RuntimeConfig>(document).unwrap().check()
+    }
+
+    #[test]
+    fn keys_may_be_written_as_containerd_writes_them() {
+        let wishes = check(json!({
+            "bandwidth": {"IngressRate": 1000, "IngressBurst": 5000, "EgressRate": 2000, "EgressBurst": 4_294_967_295_u64},
+            "dns": {"Servers": ["192.0.2.53"], "Searches": null, "Options": []},
+            "portMappings": [{"HostPort": 80, "ContainerPort": 8080, "Protocol": "TCP", "HostIP": ""}],
+        }))
+        .unwrap();
+        let rates = [wishes.ingress, wishes.egress].map(|limit| limit.map(|limit| limit.rate));
+        assert_eq!(rates, [Some(1000), Some(2000)]);
+        let ports: Vec<_> = wishes
+            .host_ports
+            .iter()
+            .map(|port| (port.host_port, port.container_port))
+            .collect();
+        assert_eq!(ports, [(80, 8080)]);
+        assert_eq!(wishes.dns.unwrap()["nameservers"], json!(["192.0.2.53"]));
     }
 
     #[test]
