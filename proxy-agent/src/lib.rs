@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source → cluster → plan → apply → bpf
-//!                 network, cni, control, health, metrics, events, cli beside it; agent ties them together
+//!                 network, cni, pods, control, health, metrics, events, cli beside it; agent ties them together
 //! ```
 //!
 //! Each stage knows those before it and nothing of those after it; `apply` alone knows the kernel, and `bpf` knows no stage.
@@ -24,4 +24,5 @@ pub mod http;
 pub mod metrics;
 pub mod network;
 pub mod plan;
+pub mod pods;
 pub mod source;

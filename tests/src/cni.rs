@@ -7,8 +7,9 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -104,6 +105,11 @@ pub fn conflist(node: &Node) -> Result<Value> {
 
 /// Calls the plugin about one attachment. DEL and CHECK get the result of ADD as `previous`, if it is known.
 pub fn call(node: &Node, verb: &str, attachment: &Attachment, previous: Option<&Value>) -> Result<Called> {
+    start(node, verb, attachment, previous)?.finish()
+}
+
+/// Starts a call, and does not wait for its end.
+pub fn start(node: &Node, verb: &str, attachment: &Attachment, previous: Option<&Value>) -> Result<Running> {
     let list = conflist(node)?;
     let Attachment { spec, netns } = attachment;
     let mut document = list["plugins"][0].clone();
@@ -138,16 +144,33 @@ pub fn call(node: &Node, verb: &str, attachment: &Attachment, previous: Option<&
         // It may fail before it has read everything.
         let _ = input.write_all(document.to_string().as_bytes());
     }
-    let output = child.wait_with_output().context("waiting for millrace-cni")?;
-    let document = if output.stdout.is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_slice(&output.stdout).context("reading what millrace-cni printed")?
-    };
-    Ok(Called {
-        success: output.status.success(),
-        document,
-    })
+    Ok(Running(child))
+}
+
+/// A call that runs.
+pub struct Running(Child);
+
+impl Running {
+    /// Waits for its end.
+    pub fn finish(self) -> Result<Called> {
+        let output = self.0.wait_with_output().context("waiting for millrace-cni")?;
+        let document = if output.stdout.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&output.stdout).context("reading what millrace-cni printed")?
+        };
+        Ok(Called {
+            success: output.status.success(),
+            document,
+        })
+    }
+
+    /// Ends it by SIGKILL; false if it had ended by then.
+    pub fn kill(&mut self) -> Result<bool> {
+        self.0.kill().context("killing millrace-cni")?;
+        let status = self.0.wait().context("waiting for millrace-cni")?;
+        Ok(status.signal().is_some())
+    }
 }
 
 /// The addresses in the result of an ADD.

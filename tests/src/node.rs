@@ -19,10 +19,11 @@ use crate::cni::PodSpec;
 use crate::fabric::Fabric;
 use crate::failure::OrPanic;
 use crate::manifest::Family;
-use crate::names::Tag;
+use crate::names::{NETNS_DIR, Tag};
 use crate::netns::Netns;
 use crate::place::Place;
-use crate::pod::Pod;
+use crate::pod::{END_HOST, Pod};
+use crate::removal;
 use crate::source_dir::SourceDir;
 
 /// The link of a node to the underlay, what an agent takes as `--uplink`.
@@ -222,6 +223,19 @@ impl Node {
     #[track_caller]
     pub fn add_pod_by_plugin(&self, spec: &PodSpec) -> Pod {
         Pod::create_by_plugin(self, spec).or_panic()
+    }
+
+    /// Makes a network namespace for the plugin to be called about, and gives its file.
+    #[track_caller]
+    pub fn add_namespace(&self, name: &str) -> PathBuf {
+        let netns = Netns::create(&self.tag().netns(name), END_HOST).or_panic();
+        netns.path().to_owned()
+    }
+
+    /// Lets go of such a namespace, so that it ends.
+    #[track_caller]
+    pub fn remove_namespace(&self, name: &str) {
+        removal::remove_namespace(&Path::new(NETNS_DIR).join(self.tag().netns(name))).or_panic();
     }
 
     /// Pod ranges, IPv4 first.

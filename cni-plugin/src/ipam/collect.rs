@@ -3,12 +3,13 @@
 //! An attachment is leaked if nothing of it is left in the kernel, or if it was made in an earlier boot. Two kinds are
 //! never touched: those younger than a minute, and those whose ADD still runs. A lease without a note was made by
 //! host-local. Whether its container lives cannot be seen from here, so it is adopted: it gets a note, and counts as leaked
-//! when the machine has been restarted since.
+//! when the machine has been restarted since. One failure does not keep the rest from being freed.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::allocate::leased;
 use super::boot::Moment;
 use super::error::IpamError;
 use super::lease::Lease;
@@ -16,6 +17,7 @@ use super::note::Note;
 use super::store::{LockedStore, Store};
 use crate::attachment::host_interface;
 use crate::config::Attachment;
+use crate::spec::CniError;
 
 /// How old something must be to count as leaked.
 const MINIMUM_AGE: Duration = Duration::from_mins(1);
@@ -27,24 +29,49 @@ pub struct Collected {
     pub freed: Vec<IpAddr>,
     /// Addresses that got a note.
     pub adopted: Vec<IpAddr>,
+    /// What is broken or could not be freed, and why. It is left as it is.
+    pub left: Vec<Left>,
 }
 
-/// Frees what is leaked and adopts what has no note. `exists` says whether anything of an attachment is left in the
-/// kernel: its interface, its entries in maps, its namespace.
-pub fn collect(store: &Store, now: &Moment, exists: impl Fn(&Note) -> bool) -> Result<Collected, IpamError> {
+/// Something that was left as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// What it is.
+    pub object: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// What is known of an attachment besides its files.
+pub trait Kernel {
+    /// Whether something of it is there that may be in use: its interface, its namespace.
+    fn exists(&mut self, note: &Note) -> bool;
+    /// Takes away what the kernel keeps apart from these: entries of maps, and what a limit is made of. The attachment has
+    /// the addresses `leased` still.
+    fn remove(&mut self, note: &Note, leased: &[IpAddr]) -> Result<(), CniError>;
+}
+
+/// Frees what is leaked and adopts what has no note.
+pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<Collected, IpamError> {
     let mut collected = Collected::default();
     let locked = store.lock()?;
     let notes = store.notes()?;
-    for note in notes.iter().filter(|note| is_leaked(store, note, now, &exists)) {
-        let attachment = note.attachment();
-        for address in &note.addresses {
-            if store
-                .lease(*address)?
-                .is_some_and(|lease| lease.is_of(&attachment))
-            {
-                locked.remove_lease(*address)?;
-                collected.freed.push(*address);
-            }
+    for note in &notes {
+        if !is_leaked(store, note, now, |note| kernel.exists(note)) {
+            continue;
+        }
+        let leased = leased(store, &note.attachment(), Some(note))?;
+        // Nobody may get an address that something still refers to.
+        if let Err(error) = kernel.remove(note, &leased) {
+            collected.left.push(Left {
+                object: note.holder(),
+                message: format!("it is gone, and not everything of it could be removed: {error}"),
+            });
+            continue;
+        }
+        for address in leased {
+            locked.remove_lease(address)?;
+            collected.freed.push(address);
         }
         locked.remove_note(&note.host_interface)?;
     }
@@ -52,14 +79,21 @@ pub fn collect(store: &Store, now: &Moment, exists: impl Fn(&Note) -> bool) -> R
         .iter()
         .flat_map(|note| note.addresses.iter().copied())
         .collect();
-    let mut found: Vec<Lease> = store.leases()?;
+    let (mut found, broken) = store.readable_leases()?;
+    for error in broken {
+        collected.left.push(Left {
+            object: format!("leases in {}", store.dir().display()),
+            message: error.to_string(),
+        });
+    }
     found.retain(|lease| !with_note.contains(&lease.address));
     found.sort_by_key(|lease| lease.address);
     adopt(&locked, &found, now, &mut collected)?;
     Ok(collected)
 }
 
-fn is_leaked(store: &Store, note: &Note, now: &Moment, exists: impl Fn(&Note) -> bool) -> bool {
+/// Whether nothing can need the addresses of an attachment any more. `exists` is asked last, since it may take a while.
+pub fn is_leaked(store: &Store, note: &Note, now: &Moment, mut exists: impl FnMut(&Note) -> bool) -> bool {
     if store.is_in_the_making(&note.host_interface) {
         return false;
     }
@@ -90,7 +124,17 @@ fn adopt(
             continue;
         }
         // Leases of one attachment share a note, written with the first of them.
-        let Some(if_name) = &lease.if_name else { continue };
+        let Some(if_name) = &lease.if_name else {
+            collected.left.push(Left {
+                object: format!("lease {}", locked.store.dir().join(lease.address.to_string()).display()),
+                message: format!(
+                    "{:?} names a container and no interface, as very old versions of host-local wrote it, or is broken: \
+                     see whose it is and remove it with `millrace ipam release --force {}`",
+                    lease.container_id, lease.address
+                ),
+            });
+            continue;
+        };
         let attachment = Attachment {
             container_id: lease.container_id.clone(),
             if_name: if_name.clone(),
@@ -139,9 +183,79 @@ mod tests {
         lock
     }
 
+    /// A kernel in which all attachments are there, or none, and from which they can be removed, or not.
+    struct Fake {
+        alive: bool,
+        removable: bool,
+        removed: Vec<String>,
+    }
+
+    impl Kernel for Fake {
+        fn exists(&mut self, _: &Note) -> bool {
+            self.alive
+        }
+
+        fn remove(&mut self, note: &Note, _: &[IpAddr]) -> Result<(), CniError> {
+            if !self.removable {
+                return Err(CniError::new(crate::spec::Code::Datapath, "a map is stubborn"));
+            }
+            self.removed.push(note.container_id.clone());
+            Ok(())
+        }
+    }
+
+    fn kernel(alive: bool) -> Fake {
+        Fake {
+            alive,
+            removable: true,
+            removed: Vec::new(),
+        }
+    }
+
     fn freed(store: &Store, now: &Moment, alive: bool) -> Vec<String> {
-        let collected = collect(store, now, |_| alive).unwrap();
+        let collected = collect(store, now, &mut kernel(alive)).unwrap();
         collected.freed.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_address_is_kept_while_the_kernel_refers_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        drop(attach(&store, "a", "10.0.0.2", &at("x", 0)));
+        let mut stubborn = Fake {
+            removable: false,
+            ..kernel(false)
+        };
+        let collected = collect(&store, &at("x", 100), &mut stubborn).unwrap();
+        assert_eq!(collected.freed, [] as [IpAddr; 0]);
+        assert!(
+            collected.left[0].message.contains("a map is stubborn"),
+            "{collected:?}"
+        );
+        let mut willing = kernel(false);
+        let collected = collect(&store, &at("x", 100), &mut willing).unwrap();
+        assert_eq!(
+            (collected.freed.len(), willing.removed),
+            (1, vec!["a".to_owned()])
+        );
+    }
+
+    #[test]
+    fn what_is_broken_is_reported_and_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        drop(attach(&store, "a", "10.0.0.2", &at("x", 0)));
+        fs::write(dir.path().join("10.0.0.3"), "ancient").unwrap();
+        fs::create_dir(dir.path().join("10.0.0.4")).unwrap();
+        let collected = collect(&store, &at("x", 100), &mut kernel(false)).unwrap();
+        assert_eq!(collected.freed.len(), 1, "the rest is freed");
+        let left: Vec<_> = collected.left.iter().map(|left| format!("{left:?}")).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(
+            left.iter().any(|left| left.contains("10.0.0.3"))
+                && left.iter().any(|left| left.contains("10.0.0.4"))
+        );
+        assert!(dir.path().join("10.0.0.3").exists() && dir.path().join("10.0.0.4").exists());
     }
 
     #[test]
@@ -174,13 +288,13 @@ mod tests {
         ] {
             fs::write(dir.path().join(address), contents).unwrap();
         }
-        let collected = collect(&store, &at("x", 1), |_| false).unwrap();
+        let collected = collect(&store, &at("x", 1), &mut kernel(false)).unwrap();
         assert_eq!(
             collected.adopted,
             ["10.0.0.2", "fd00::2"].map(|ip| ip.parse::<IpAddr>().unwrap())
         );
         assert_eq!(collected.freed, [] as [IpAddr; 0], "the unreadable one is new");
-        let again = collect(&store, &at("x", 1000), |_| false).unwrap();
+        let again = collect(&store, &at("x", 1000), &mut kernel(false)).unwrap();
         assert_eq!(again, Collected::default());
         assert_eq!(freed(&store, &at("y", 1), true), ["10.0.0.2", "fd00::2"]);
         let long_ago = std::time::SystemTime::now() - Duration::from_mins(2);

@@ -97,13 +97,22 @@ impl Store {
 
     /// All leases.
     pub fn leases(&self) -> Result<Vec<Lease>, IpamError> {
-        let mut leases = Vec::new();
+        let (leases, broken) = self.readable_leases()?;
+        broken.into_iter().next().map_or(Ok(leases), Err)
+    }
+
+    /// All leases that can be read, and why others cannot.
+    pub fn readable_leases(&self) -> Result<(Vec<Lease>, Vec<IpamError>), IpamError> {
+        let (mut leases, mut broken) = (Vec::new(), Vec::new());
         for name in names(&self.dir)? {
             if name.parse::<IpAddr>().is_ok() {
-                leases.extend(self.read_lease(&name)?);
+                match self.read_lease(&name) {
+                    Ok(lease) => leases.extend(lease),
+                    Err(error) => broken.push(error),
+                }
             }
         }
-        Ok(leases)
+        Ok((leases, broken))
     }
 
     /// The lease of an address.

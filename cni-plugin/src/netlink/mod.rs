@@ -12,6 +12,7 @@ pub mod limit;
 pub mod limiter;
 pub mod link;
 pub mod namespace;
+pub mod rates;
 mod sys;
 pub mod sysctl;
 

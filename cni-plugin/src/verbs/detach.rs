@@ -7,6 +7,7 @@
 //! this attachment must be its own.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use proxy_bpf::BpfError;
 
@@ -23,9 +24,19 @@ pub fn detach(
     node: &mut Conversation,
     attachment: &Attachment,
 ) -> Result<(), CniError> {
-    let name = host_interface(attachment);
     let store = Store::existing(&config.data_dir);
-    let noted = match &store {
+    detach_at(&config.bpf_root, store.as_ref(), node, attachment)
+}
+
+/// The same for whoever has no configuration at hand.
+pub fn detach_at(
+    bpf_root: &Path,
+    store: Option<&Store>,
+    node: &mut Conversation,
+    attachment: &Attachment,
+) -> Result<(), CniError> {
+    let name = host_interface(attachment);
+    let noted = match store {
         Some(store) => store.note(&name)?,
         None => None,
     };
@@ -39,12 +50,7 @@ pub fn detach(
     } else {
         remove_interfaces(node, attachment)?
     };
-    let datapath = match Datapath::open(&config.bpf_root) {
-        Ok(datapath) => Some(datapath),
-        // Nothing of it is there, or it will be gone through by the agent that made it.
-        Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => None,
-        Err(error) => return Err(error.into()),
-    };
+    let datapath = datapath(bpf_root)?;
     if let Some(datapath) = &datapath {
         datapath.unpin(interface)?;
     }
@@ -56,7 +62,7 @@ pub fn detach(
         return Ok(erase(&[])?);
     };
     let locked = store.lock()?;
-    let leased = allocate::leased(&store, attachment, noted.as_ref())?;
+    let leased = allocate::leased(store, attachment, noted.as_ref())?;
     erase(&leased)?;
     for address in leased {
         locked.remove_lease(address)?;
@@ -65,6 +71,37 @@ pub fn detach(
         locked.remove_note(&name)?;
     }
     Ok(())
+}
+
+/// Removes what the kernel keeps of an attachment whose interface is gone; pins are left to whoever goes through all of
+/// them. The caller holds the lock of the leases, and may free `leased` after this.
+pub fn forget(
+    bpf_root: &Path,
+    node: &mut Conversation,
+    noted: &Note,
+    leased: &[IpAddr],
+) -> Result<(), CniError> {
+    let attachment = noted.attachment();
+    if link::find(node, &host_interface(&attachment))?.is_some() {
+        let name = noted.host_interface.clone();
+        return Err(NetlinkError::HostInterfaceExists(name).into());
+    }
+    if let Some(limiter) = link::find(node, &limiter(&attachment))? {
+        link::remove(node, limiter.index)?;
+    }
+    match datapath(bpf_root)? {
+        Some(datapath) => Ok(datapath.erase(&traces(None, Some(noted), leased))?),
+        None => Ok(()),
+    }
+}
+
+/// The pins in force. If there are none, nothing is in them, or it will be gone through by the agent that made it.
+fn datapath(bpf_root: &Path) -> Result<Option<Datapath>, CniError> {
+    match Datapath::open(bpf_root) {
+        Ok(datapath) => Ok(Some(datapath)),
+        Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes the interface, and the device that limits what it sends. Gives the interface's index, if it was there.

@@ -10,6 +10,7 @@
 //! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
 //! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
+mod bookkeeping;
 mod configz;
 mod leftovers;
 mod measure;
@@ -31,18 +32,20 @@ use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use proxy_common::Ip;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::apply::{Limits, Programmer, Progress, room};
 use crate::bpf::object::MapSizes;
 use crate::bpf::{Datapath, witness};
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, MapLimits, SourceSpec};
-use crate::control::{self, FirstSync, ObjectError, Question, Reply, Request};
+use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
 use crate::events::Recorder;
 use crate::network::cookie::Witness;
 use crate::plan::NodeContext;
+use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
+use bookkeeping::Bookkeeping;
 use node::NodeSide;
 use outward::{Note, Outward};
 
@@ -80,6 +83,7 @@ struct Agent {
     node: NodeSide,
     source: source::StateHandle,
     outward: Outward,
+    bookkeeping: Bookkeeping,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
     synced: bool,
@@ -119,6 +123,7 @@ impl Agent {
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
         let (source, recorder) = start_source(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
+        let bookkeeping = Bookkeeping::start(places(&options), outward.faults());
         let mut readings = reconfigure::start(options.config_files.clone());
 
         let context = NodeContext {
@@ -139,6 +144,7 @@ impl Agent {
             node,
             source,
             outward,
+            bookkeeping,
             walked: None,
             config_errors: Vec::new(),
             synced: false,
@@ -164,10 +170,7 @@ impl Agent {
                     None => bail!("the source of objects ended"),
                 },
                 changed = agent.node.changed() => agent.network_changed(changed?).await,
-                Some((request, answer)) = asked.recv() => {
-                    // Whoever asked may have gone away by now.
-                    let _ = answer.send(agent.answer(&request));
-                }
+                Some((request, answer)) = asked.recv() => agent.answer(&request, answer),
                 Some(reading) = readings.recv() => agent.reconfigure(reading).await,
                 Some(done) = scrapes.recv() => {
                     measure::measure(&mut agent);
@@ -359,15 +362,29 @@ impl Agent {
                 virtual_addresses,
             )
             .await;
+        let bandwidth = self.cluster.bandwidth_of_pods(&self.options.node_name);
+        self.bookkeeping.look(bandwidth);
     }
 
-    fn answer(&self, request: &Request) -> Result<Reply, String> {
-        match request {
+    fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {
+        let pods = &self.bookkeeping;
+        let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(report::status(self)))),
             Request::ListServices => Ok(Reply::ListServices(report::services(self))),
             Request::ListNodes => Ok(Reply::ListNodes(self.node.pods().nodes())),
             Request::Trace(request) => trace::trace(self, request).map(Reply::Trace),
-        }
+            Request::ListPods => {
+                return pods.answer(to, pods::list::list, |_, pods| Reply::ListPods(pods));
+            }
+            Request::ListLeases => {
+                return pods.answer(to, pods::leases::list, |places, leases| {
+                    let dir = places.lease_dir.clone();
+                    Reply::ListLeases(Leases { dir, leases })
+                });
+            }
+        };
+        // Whoever asked may have gone away by now.
+        let _ = to.send(reply);
     }
 }
 
@@ -417,6 +434,14 @@ fn largest_sizes(limits: &MapLimits) -> MapSizes {
         backends: limits.backends.max,
         addresses: limits.addresses.max,
         ..initial_sizes(limits)
+    }
+}
+
+/// Where the CNI plugin of this node keeps what it knows.
+fn places(options: &AgentOptions) -> Places {
+    Places {
+        lease_dir: crate::cni::lease_dir(&options.state_dir),
+        bpf_root: options.bpf_root.clone(),
     }
 }
 

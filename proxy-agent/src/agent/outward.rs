@@ -142,7 +142,12 @@ impl Outward {
         self.shown.set(&super::configz::page(options).to_string());
     }
 
-    /// What is wrong with ports.
+    /// Where whoever works beside the loop notes what is wrong.
+    pub fn faults(&self) -> Faults {
+        self.faults.clone()
+    }
+
+    /// What is wrong with ports, and with what is looked at beside the loop.
     pub fn problems(&self) -> Vec<ObjectError> {
         let faults = self.faults.list().into_iter();
         faults

@@ -11,10 +11,12 @@ pub mod agent;
 pub mod completions;
 pub mod config;
 pub mod environment;
+pub mod ipam;
 pub mod logging;
 pub mod man;
 pub mod node;
 pub mod output;
+pub mod pod;
 pub mod service;
 pub mod status;
 pub mod table;
@@ -93,6 +95,12 @@ enum Verb {
     /// How the pods of each node are reached
     #[command(subcommand)]
     Node(node::NodeVerb),
+    /// The pods of this node
+    #[command(subcommand)]
+    Pod(pod::PodVerb),
+    /// Addresses of pods
+    #[command(subcommand)]
+    Ipam(ipam::IpamVerb),
     /// Say where packets would go, without sending any
     Trace(trace::TraceArgs),
     /// Remove everything of Millrace from this node
@@ -143,6 +151,8 @@ fn run(
         Verb::Status => status::run(global.output, &client),
         Verb::Service(verb) => service::run(global.output, &client, &verb),
         Verb::Node(verb) => node::run(global.output, &client, &verb),
+        Verb::Pod(verb) => pod::run(global.output, &client, &verb),
+        Verb::Ipam(verb) => ipam::run(global, &client, &verb),
         Verb::Trace(args) => trace::run(global.output, &client, &args),
         Verb::Uninstall(args) => uninstall::run(global, &args),
         Verb::Config(verb) => config::run(global.output, &verb),

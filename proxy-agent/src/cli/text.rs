@@ -112,6 +112,24 @@ pub fn nanoseconds(number: u64) -> String {
     }
 }
 
+/// A rate with the unit that suits it: `10 Mbit/s`, `1.5 Gbit/s`.
+pub fn bit_rate(bits_per_second: u64) -> String {
+    const UNITS: [(u64, &str); 5] = [
+        (1_000_000_000_000_000, "Pbit/s"),
+        (1_000_000_000_000, "Tbit/s"),
+        (1_000_000_000, "Gbit/s"),
+        (1_000_000, "Mbit/s"),
+        (1_000, "kbit/s"),
+    ];
+    let Some((unit, name)) = UNITS.iter().find(|(unit, _)| bits_per_second >= *unit) else {
+        return format!("{bits_per_second} bit/s");
+    };
+    match (bits_per_second / unit, bits_per_second % unit * 10 / unit) {
+        (whole, 0) => format!("{whole} {name}"),
+        (whole, tenths) => format!("{whole}.{tenths} {name}"),
+    }
+}
+
 /// The first few of many: `a, b, c and 7 more`.
 pub fn few<T: Display>(items: &[T], most: usize) -> String {
     let shown: Vec<_> = items.iter().take(most).map(ToString::to_string).collect();
@@ -181,6 +199,30 @@ mod tests {
         assert_eq!(agos, ["just now", "1 second ago", "1 minute ago", "1 day ago"]);
         let short = [0, 999, 1_000, 1_250, 12_345_678, 2_000_000_000].map(nanoseconds);
         assert_eq!(short, ["0 ns", "999 ns", "1.0 µs", "1.2 µs", "12.3 ms", "2.0 s"]);
+    }
+
+    #[test]
+    fn rates_have_the_unit_that_suits_them() {
+        let rates = [
+            999,
+            1_000,
+            1_500_000,
+            10_000_000,
+            2_000_000_000,
+            1_000_000_000_000_000,
+        ]
+        .map(bit_rate);
+        assert_eq!(
+            rates,
+            [
+                "999 bit/s",
+                "1 kbit/s",
+                "1.5 Mbit/s",
+                "10 Mbit/s",
+                "2 Gbit/s",
+                "1 Pbit/s"
+            ]
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! there; a bad field is reported and spoils the place it stands in, never the rest.
 
 pub mod address;
+pub mod bandwidth;
 pub mod endpoint;
 pub mod endpoint_slice;
 pub mod external;
@@ -31,6 +32,7 @@ mod external_tests;
 mod state_tests;
 
 pub use address::{Family, canonical_ip, canonical_net};
+pub use bandwidth::Bandwidth;
 pub use endpoint::{Conditions, Endpoint, Endpoints};
 pub use endpoint_slice::{EndpointPort, EndpointSlice};
 pub use external::External;
@@ -38,6 +40,7 @@ pub use interner::Symbol;
 pub use merge::{Merged, MergedEndpoint};
 pub use names::{Names, Placement};
 pub use node::{Node, ServiceCidr};
+pub use pods::BandwidthByPod;
 pub use port::Protocol;
 pub use problems::{Problem, Problems};
 pub use service::{Service, ServicePort};

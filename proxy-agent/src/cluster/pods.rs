@@ -1,15 +1,16 @@
-//! Pods of the node, and what they and their namespaces say about their sockets.
+//! Pods of the node, what they and their namespaces say about their sockets, and how much they may receive and send.
 //!
 //! `millrace.dev/socket-lb: "off"` leaves the sockets of a pod, or of all pods of a namespace, to the packet path: for pods
 //! whose side-car or guest wants to see virtual addresses. It only ever switches off, so that whoever may write the annotation
 //! gains nothing by it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use compact_str::CompactString;
 
 use super::address::canonical_ip;
+use super::bandwidth::Bandwidth;
 use super::problems::Findings;
 use super::small::Small;
 use crate::source::wire;
@@ -38,9 +39,11 @@ impl Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pod {
     namespace: CompactString,
+    name: CompactString,
     node: CompactString,
     addresses: Vec<IpAddr>,
     settings: Settings,
+    bandwidth: Bandwidth,
     /// Whether it has a network of its own, and is not over.
     counts: bool,
 }
@@ -55,16 +58,21 @@ impl Pod {
         let on_host = spec.and_then(|spec| spec.host_network).unwrap_or(false);
         Self {
             namespace: wire.metadata.namespace().into(),
+            name: wire.metadata.name.clone(),
             node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
             addresses: listed
                 .iter()
                 .filter_map(|entry| canonical_ip(&entry.ip))
                 .collect(),
             settings: Settings::read(&wire.metadata, findings),
+            bandwidth: Bandwidth::read(&wire.metadata, findings),
             counts: !on_host && !matches!(phase, Some("Succeeded" | "Failed")),
         }
     }
 }
+
+/// Limits by the namespace and the name of a pod.
+pub type BandwidthByPod = BTreeMap<(String, String), Bandwidth>;
 
 /// All pods that are known.
 #[derive(Debug, Default)]
@@ -85,6 +93,13 @@ impl Pods {
             let others = here().filter(|pod| !is_off(pod));
             others.flat_map(|pod| pod.addresses.iter().copied()).collect()
         })
+    }
+
+    /// The limits of those pods of a node that have some.
+    pub(super) fn bandwidth(&self, node: &str) -> BandwidthByPod {
+        let limited = |pod: &&Pod| pod.counts && pod.node == node && !pod.bandwidth.is_unlimited();
+        let named = |pod: &Pod| ((pod.namespace.to_string(), pod.name.to_string()), pod.bandwidth);
+        self.pods.iter().filter(limited).map(named).collect()
     }
 }
 
@@ -113,6 +128,30 @@ mod tests {
             known.pods.put(&number.to_string(), id, pod(value.clone()));
         }
         known
+    }
+
+    #[test]
+    fn limits_are_those_of_the_nodes_own_pods() {
+        let limited = |name: &str, node: &str| {
+            let mut pod = plain(name, "shop", "10.244.1.2");
+            pod["spec"]["nodeName"] = json!(node);
+            pod["metadata"]["annotations"] = json!({"kubernetes.io/egress-bandwidth": "5M"});
+            pod
+        };
+        let mut over = limited("over", "n1");
+        over["status"]["phase"] = json!("Failed");
+        let pods = known(&[
+            limited("a", "n1"),
+            limited("b", "n2"),
+            plain("c", "shop", "10.244.1.3"),
+            over,
+        ]);
+        let expected = Bandwidth {
+            ingress: None,
+            egress: Some(5_000_000),
+        };
+        let key = ("shop".to_owned(), "a".to_owned());
+        assert_eq!(pods.bandwidth("n1"), BandwidthByPod::from([(key, expected)]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::merge::Merged;
 use super::names::Names;
 use super::node::{Node, ServiceCidr};
 use super::pods::Pod;
-use super::pods::{Pods, Settings};
+use super::pods::{BandwidthByPod, Pods, Settings};
 use super::problems::{Findings, Problem, Problems};
 use super::service::{Service, ServicePort};
 use super::services::Services;
@@ -113,6 +113,12 @@ impl ClusterState {
     /// If there are pods on the node whose sockets are to be left to the packet path: the addresses of all others.
     pub fn pods_with_sockets(&self, node: &str) -> Option<BTreeSet<IpAddr>> {
         self.pods.with_sockets(node)
+    }
+
+    /// The limits of the pods on a node, once all pods are known.
+    pub fn bandwidth_of_pods(&self, node: &str) -> Option<BandwidthByPod> {
+        let listed = self.listings[Kind::Pod as usize].complete;
+        listed.then(|| self.pods.bandwidth(node))
     }
 
     /// The shared values that symbols stand for.

@@ -16,7 +16,7 @@ pub const CONFLIST: &str = "10-millrace.conflist";
 const NAME: &str = "millrace";
 const STATE_DIR: &str = "/var/lib/millrace";
 /// Where host-local keeps the leases of a network of this name.
-const LEASES: &str = "/var/lib/cni/networks/millrace";
+pub const LEASES: &str = "/var/lib/cni/networks/millrace";
 
 /// What the description says.
 #[derive(Clone, Debug, PartialEq, Eq)]

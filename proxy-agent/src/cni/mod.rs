@@ -12,7 +12,7 @@ mod conflist;
 mod files;
 mod install;
 
-pub use conflist::{CONFLIST, Network, lease_dir};
+pub use conflist::{CONFLIST, LEASES, Network, lease_dir};
 pub use files::replace;
 pub use install::{InstallError, Installed, Installer, NOTE, preferred_to_ours};
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::protocol::{Answer, Reply, Request};
 use super::run_dir::SOCKET;
-use super::{NodeEntry, ServiceEntry, Status, TraceReply, TraceRequest};
+use super::{Leases, NodeEntry, PodEntry, ServiceEntry, Status, TraceReply, TraceRequest};
 
 /// How long to wait for the agent to take or to give the next bytes. Longer than the agent's own deadline.
 const PATIENCE: Duration = Duration::from_secs(35);
@@ -90,6 +90,22 @@ impl Client {
     pub fn trace(&self, request: TraceRequest) -> Result<TraceReply, ClientError> {
         match self.ask(&Request::Trace(request))? {
             Reply::Trace(reply) => Ok(reply),
+            _ => Err(self.not_understood(&"it answers another question")),
+        }
+    }
+
+    /// The pods that the plugin gave an interface to.
+    pub fn pods(&self) -> Result<Vec<PodEntry>, ClientError> {
+        match self.ask(&Request::ListPods)? {
+            Reply::ListPods(pods) => Ok(pods),
+            _ => Err(self.not_understood(&"it answers another question")),
+        }
+    }
+
+    /// Who has which address.
+    pub fn leases(&self) -> Result<Leases, ClientError> {
+        match self.ask(&Request::ListLeases)? {
+            Reply::ListLeases(leases) => Ok(leases),
             _ => Err(self.not_understood(&"it answers another question")),
         }
     }

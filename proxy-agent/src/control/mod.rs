@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod node;
+pub mod pod;
 pub mod protocol;
 pub mod run_dir;
 pub mod server;
@@ -19,6 +20,7 @@ pub mod trace;
 
 pub use client::{Client, ClientError};
 pub use node::{NodeEntry, NodeMode};
+pub use pod::{HostPortEntry, LeaseEntry, LeaseState, Leases, PodEntry};
 pub use protocol::{Answer, Protocol, Reply, Request};
 pub use run_dir::{RunDir, RunDirError, SOCKET};
 pub use server::{ControlSocket, Question, bind, serve};

@@ -8,7 +8,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::{NodeEntry, ServiceEntry, Status, TraceReply, TraceRequest};
+use super::{Leases, NodeEntry, PodEntry, ServiceEntry, Status, TraceReply, TraceRequest};
 
 /// The longest request line that an agent reads.
 pub const MAX_REQUEST: u64 = 4096;
@@ -25,6 +25,10 @@ pub enum Request {
     ListNodes,
     /// Where packets would go.
     Trace(TraceRequest),
+    /// The pods that the plugin gave an interface to.
+    ListPods,
+    /// Who has which address.
+    ListLeases,
 }
 
 /// The agent's answer to the request of the same name.
@@ -39,6 +43,10 @@ pub enum Reply {
     ListNodes(Vec<NodeEntry>),
     /// To [`Request::Trace`].
     Trace(TraceReply),
+    /// To [`Request::ListPods`].
+    ListPods(Vec<PodEntry>),
+    /// To [`Request::ListLeases`].
+    ListLeases(Leases),
 }
 
 /// The line that an agent sends back.
@@ -112,6 +120,8 @@ mod tests {
             (Request::Status, r#"{"request":"status"}"#),
             (Request::ListServices, r#"{"request":"listServices"}"#),
             (Request::ListNodes, r#"{"request":"listNodes"}"#),
+            (Request::ListPods, r#"{"request":"listPods"}"#),
+            (Request::ListLeases, r#"{"request":"listLeases"}"#),
             (
                 trace,
                 r#"{"request":"trace","from":"10.244.1.5","to":"[fd00:96::a]:80","protocol":"TCP","sourcePort":null,"samples":1,"entry":null}"#,

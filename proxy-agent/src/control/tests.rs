@@ -83,6 +83,11 @@ fn one_of_each(request: Request) -> Result<Reply, String> {
         Request::ListServices => Ok(Reply::ListServices(vec![])),
         Request::ListNodes => Ok(Reply::ListNodes(vec![])),
         Request::Trace(_) => Err("tracing: no such program".into()),
+        Request::ListPods => Ok(Reply::ListPods(vec![])),
+        Request::ListLeases => Ok(Reply::ListLeases(Leases {
+            dir: "/leases".into(),
+            leases: vec![],
+        })),
     }
 }
 
@@ -92,6 +97,8 @@ fn questions_are_answered() {
     let client = Client::new(&served.run_dir());
     assert!(client.status().unwrap().ready);
     assert_eq!(client.services().unwrap(), []);
+    assert_eq!(client.pods().unwrap(), []);
+    assert_eq!(client.leases().unwrap().dir.to_str(), Some("/leases"));
     let trace = TraceRequest {
         from: "10.0.0.1".parse().unwrap(),
         to: "10.96.0.1:80".parse().unwrap(),

@@ -88,6 +88,12 @@ pub struct Annotations {
     /// `off` leaves the sockets of this Pod, or of this Namespace's, to the packet path.
     #[serde(rename = "millrace.dev/socket-lb")]
     pub socket_lb: Option<Text>,
+    /// How many bits per second this Pod may receive.
+    #[serde(rename = "kubernetes.io/ingress-bandwidth")]
+    pub ingress_bandwidth: Option<Text>,
+    /// How many bits per second this Pod may send.
+    #[serde(rename = "kubernetes.io/egress-bandwidth")]
+    pub egress_bandwidth: Option<Text>,
 }
 
 /// `v1` Service.

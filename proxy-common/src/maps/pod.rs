@@ -1,7 +1,7 @@
 //! What millrace-cni enters about this node's pods: who has which address, and which ports of the node lead to one.
 //!
-//! The plugin alone writes both tables, so that it needs no agent and shares no allocator with one; the agent lists
-//! them, and removes what a lost DEL left behind. Most nodes have no host ports at all, and a node beside another CNI
+//! The plugin alone makes entries, so that it needs no agent and shares no allocator with one; the agent lists them,
+//! changes what they say of limits, and removes what a lost DEL left behind. Most nodes have no host ports at all, and a node beside another CNI
 //! plugin has no pods of ours: `IN_USE` says so at the price of an array look-up.
 
 use crate::{Ip, Port};

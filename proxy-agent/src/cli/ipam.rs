@@ -1,0 +1,262 @@
+//! `millrace ipam`: which addresses of pods are taken, by whom, and whether that agrees with what the node has.
+//!
+//! A running agent knows where leases are. Without one, a directory can be named, so that a node can be looked at whose
+//! agent does not start.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::Global;
+use super::output;
+use super::pod::shortened;
+use super::table::{Align, Cell, Table};
+use super::text::{self, FAINT, GOOD, WARNING, styled};
+use crate::cni::LEASES;
+use crate::control::{Client, ClientError, LeaseEntry, LeaseState, Leases};
+use crate::pods::check::Checked;
+use crate::pods::{Places, check, leases};
+
+/// `millrace ipam`
+#[derive(Debug, Subcommand)]
+pub enum IpamVerb {
+    /// List every address that is taken, and by whom
+    List(Place),
+    /// Give an address back, and take its interface away if it still has one
+    Release(ReleaseArgs),
+    /// Compare leases, interfaces and maps; succeed if they agree
+    Check(Place),
+}
+
+/// Where leases are.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// The directory of leases [default: that of the running agent, else /var/lib/cni/networks/millrace]
+    #[arg(long, value_name = "DIR", env = "MILLRACE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// `millrace ipam release`
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The address; others of the same interface are given back with it
+    address: IpAddr,
+    /// Also if it is in use: its interface goes with it
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// The answer to `millrace ipam release`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Released {
+    /// What is free now, as it was.
+    pub released: Vec<LeaseEntry>,
+}
+
+/// Does what a verb says.
+pub fn run(global: &Global, client: &Client, verb: &IpamVerb) -> anyhow::Result<bool> {
+    match verb {
+        IpamVerb::List(place) => {
+            let found = place.leases(global, client)?;
+            output::print(global.output, &found.leases, || render(&found))?;
+            Ok(true)
+        }
+        IpamVerb::Release(args) => {
+            let places = args.place.places(global, client)?;
+            let released = Released {
+                released: leases::release(&places, args.address, args.force)?,
+            };
+            output::print(global.output, &released, || render_released(&released))?;
+            Ok(true)
+        }
+        IpamVerb::Check(place) => {
+            let checked = check::check(&place.places(global, client)?)?;
+            output::print(global.output, &checked, || render_checked(&checked))?;
+            Ok(checked.problems.is_empty())
+        }
+    }
+}
+
+impl Place {
+    fn leases(&self, global: &Global, client: &Client) -> anyhow::Result<Leases> {
+        if self.data_dir.is_none() {
+            match client.leases() {
+                Err(ClientError::NoAgent(_)) => {}
+                answer => return Ok(answer?),
+            }
+        }
+        let places = self.known(global, None);
+        Ok(Leases {
+            leases: leases::list(&places)?,
+            dir: places.lease_dir,
+        })
+    }
+
+    fn places(&self, global: &Global, client: &Client) -> anyhow::Result<Places> {
+        if self.data_dir.is_some() {
+            return Ok(self.known(global, None));
+        }
+        match client.leases() {
+            Ok(leases) => Ok(self.known(global, Some(leases.dir))),
+            Err(ClientError::NoAgent(_)) => Ok(self.known(global, None)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn known(&self, global: &Global, agents: Option<PathBuf>) -> Places {
+        let named = self.data_dir.clone().or(agents);
+        Places {
+            lease_dir: named.unwrap_or_else(|| LEASES.into()),
+            bpf_root: global.bpf_root.clone(),
+        }
+    }
+}
+
+/// The list for people.
+pub fn render(found: &Leases) -> String {
+    if found.leases.is_empty() {
+        return format!("No address is taken in {}.\n", found.dir.display());
+    }
+    let mut table = Table::new(&[
+        ("ADDRESS", Align::Left),
+        ("CONTAINER", Align::Left),
+        ("INTERFACE", Align::Left),
+        ("STATE", Align::Left),
+    ]);
+    for lease in &found.leases {
+        let unknown = || Cell::styled(FAINT, "-");
+        let container = if lease.container_id.is_empty() {
+            unknown()
+        } else {
+            shortened(&lease.container_id).into()
+        };
+        table.row([
+            lease.address.to_string().into(),
+            container,
+            lease.if_name.as_deref().map_or_else(unknown, Cell::from),
+            match lease.state {
+                LeaseState::Used => "used".into(),
+                LeaseState::Leaked => Cell::styled(WARNING, "leaked"),
+            },
+        ]);
+    }
+    table.to_string()
+}
+
+fn render_released(released: &Released) -> String {
+    let addresses: Vec<_> = released
+        .released
+        .iter()
+        .map(|lease| lease.address.to_string())
+        .collect();
+    format!("Free now: {}\n", addresses.join(", "))
+}
+
+fn render_checked(checked: &Checked) -> String {
+    let seen = format!(
+        "{}, {}",
+        text::count(checked.leases as u64, "lease", "leases"),
+        text::count(
+            checked.interfaces as u64,
+            "interface of pods",
+            "interfaces of pods"
+        )
+    );
+    if checked.problems.is_empty() {
+        return format!("{} {seen}\n", styled(GOOD, "all agree:"));
+    }
+    let lines = checked.problems.iter();
+    let mut lines: Vec<_> = lines
+        .map(|problem| {
+            format!(
+                "{} {}\n",
+                styled(WARNING, format!("{}:", problem.object)),
+                problem.message
+            )
+        })
+        .collect();
+    lines.push(format!("{seen}\n"));
+    lines.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::ObjectError;
+
+    fn lease(address: &str, container: &str, state: LeaseState) -> LeaseEntry {
+        LeaseEntry {
+            address: address.parse().unwrap(),
+            container_id: container.into(),
+            if_name: Some("eth0".into()).filter(|_| !container.is_empty()),
+            state,
+        }
+    }
+
+    fn plain(text: &str) -> String {
+        anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn a_row_for_each_lease() {
+        let found = Leases {
+            dir: "/leases".into(),
+            leases: vec![
+                lease("10.244.1.2", "0123456789abcdef", LeaseState::Used),
+                lease("fd00:1::2", "", LeaseState::Leaked),
+            ],
+        };
+        assert_eq!(
+            plain(&render(&found)),
+            "\
+ADDRESS     CONTAINER     INTERFACE  STATE
+10.244.1.2  0123456789ab  eth0       used
+fd00:1::2   -             -          leaked
+"
+        );
+        let nothing = Leases {
+            leases: vec![],
+            ..found
+        };
+        assert_eq!(render(&nothing), "No address is taken in /leases.\n");
+    }
+
+    #[test]
+    fn what_was_released_and_what_disagrees() {
+        let released = Released {
+            released: vec![
+                lease("10.244.1.2", "c", LeaseState::Leaked),
+                lease("fd00:1::2", "c", LeaseState::Leaked),
+            ],
+        };
+        assert_eq!(render_released(&released), "Free now: 10.244.1.2, fd00:1::2\n");
+        assert_eq!(
+            serde_json::to_string(&released).unwrap(),
+            concat!(
+                r#"{"released":[{"address":"10.244.1.2","containerID":"c","ifName":"eth0","state":"leaked"},"#,
+                r#"{"address":"fd00:1::2","containerID":"c","ifName":"eth0","state":"leaked"}]}"#,
+            )
+        );
+        let mut checked = Checked {
+            leases: 2,
+            interfaces: 1,
+            problems: vec![],
+        };
+        assert_eq!(
+            plain(&render_checked(&checked)),
+            "all agree: 2 leases, 1 interface of pods\n"
+        );
+        checked.problems.push(ObjectError {
+            object: "lease 10.244.1.2".into(),
+            message: "nobody's".into(),
+        });
+        assert_eq!(
+            plain(&render_checked(&checked)),
+            "lease 10.244.1.2: nobody's\n2 leases, 1 interface of pods\n"
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! Removing what a lost DEL left behind.
+//!
+//! Runtimes are killed, nodes lose power, and containerd never calls GC. So the agent looks itself, when it starts and
+//! every few minutes: first for attachments of which nothing is left that could be in use, whose entries and leases go
+//! together; then for entries of maps and pins whose interface is gone. All of it happens under the lock of the leases, so
+//! no address changes hands meanwhile: an ADD or DEL that is under way has its note or its interface, and is left alone.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use cni_plugin::attachment::{LIMITER_PREFIX, PREFIX};
+use cni_plugin::datapath::{Datapath, DatapathError};
+use cni_plugin::ipam::boot::Moment;
+use cni_plugin::ipam::collect::{self, Left};
+use cni_plugin::ipam::{Note, Store};
+use cni_plugin::netlink::{NetlinkError, link};
+use cni_plugin::spec::CniError;
+use cni_plugin::verbs::detach::forget;
+use proxy_bpf::BpfError;
+use proxy_common::{Ip, Plain};
+
+use super::kernel::{Entries, Interfaces, Kernel, Tables, index_of};
+use super::{Places, PodsError};
+
+/// What was done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Addresses that were freed.
+    pub freed: Vec<IpAddr>,
+    /// Addresses of another plugin that are ours to look after now.
+    pub adopted: Vec<IpAddr>,
+    /// Entries of maps and interfaces that were removed.
+    pub removed: Vec<String>,
+    /// What is broken or could not be freed.
+    pub left: Vec<Left>,
+}
+
+/// The kernel as the collection of leases asks for it.
+struct Remains<'a> {
+    kernel: Kernel,
+    bpf_root: &'a Path,
+}
+
+impl collect::Kernel for Remains<'_> {
+    fn exists(&mut self, note: &Note) -> bool {
+        self.kernel.has(note)
+    }
+
+    fn remove(&mut self, note: &Note, leased: &[IpAddr]) -> Result<(), CniError> {
+        forget(self.bpf_root, &mut self.kernel.node, note, leased)
+    }
+}
+
+/// Looks once and removes what is left behind.
+pub fn collect(places: &Places) -> Result<Collected, PodsError> {
+    let mut collected = Collected::default();
+    let store = Store::existing(&places.lease_dir);
+    if let Some(store) = &store {
+        let mut remains = Remains {
+            kernel: Kernel::read(&places.bpf_root)?,
+            bpf_root: &places.bpf_root,
+        };
+        let leases = collect::collect(store, &Moment::now(), &mut remains)?;
+        collected.freed = leases.freed;
+        collected.adopted = leases.adopted;
+        collected.left = leases.left;
+    }
+    let _locked = store.as_ref().map(Store::lock).transpose()?;
+    collected.removed = sweep(&places.bpf_root)?;
+    Ok(collected)
+}
+
+/// Removes entries, limiters and pins whose interface is gone, and names them.
+fn sweep(bpf_root: &Path) -> Result<Vec<String>, PodsError> {
+    let mut kernel = Kernel::read(bpf_root)?;
+    let mut removed = Vec::new();
+    for (index, name) in lone_limiters(&kernel.interfaces) {
+        let interface = name.replacen(LIMITER_PREFIX, PREFIX, 1);
+        if link::find(&mut kernel.node, &interface)?.is_none() {
+            link::remove(&mut kernel.node, index)?;
+            removed.push(format!("limiter {name}"));
+        }
+    }
+    let gone = gone(&mut kernel)?;
+    if let Some(tables) = &kernel.tables {
+        remove_entries(tables, &kernel.entries, &gone, &mut removed)?;
+    }
+    match Datapath::open(bpf_root).and_then(|datapath| datapath.unpin(None)) {
+        Ok(()) | Err(DatapathError::NotReady(_)) => Ok(removed),
+        Err(error) => Err(CniError::from(error).into()),
+    }
+}
+
+/// Interfaces that entries name and that are gone. A list of interfaces may lack one where others came or went meanwhile,
+/// so each is asked for again.
+fn gone(kernel: &mut Kernel) -> Result<BTreeSet<u32>, NetlinkError> {
+    let entries = &kernel.entries;
+    let mut named: BTreeSet<u32> = entries.links.keys().copied().collect();
+    named.extend(entries.pods.values().map(|pod| pod.interface));
+    named.extend(entries.host_ports.values().map(|port| port.interface));
+    named.extend(entries.namespaces.values());
+    named.retain(|index| !kernel.interfaces.contains_key(index));
+    let mut gone = BTreeSet::new();
+    for index in named {
+        // 0 would ask for all of them.
+        if index == 0 || !link::exists(&mut kernel.node, index)? {
+            gone.insert(index);
+        }
+    }
+    Ok(gone)
+}
+
+/// Devices that limit what an interface sends that is gone. A limiter is made after its interface.
+fn lone_limiters(interfaces: &Interfaces) -> Vec<(u32, String)> {
+    let limiters = interfaces.iter().filter(|(_, interface)| interface.is_ifb);
+    let is_lone = |name: &str| {
+        let rest = name.strip_prefix(LIMITER_PREFIX);
+        rest.is_some_and(|rest| {
+            rest.len() == 12 && index_of(interfaces, &format!("{PREFIX}{rest}")).is_none()
+        })
+    };
+    limiters
+        .filter(|(_, interface)| is_lone(&interface.name))
+        .map(|(index, interface)| (*index, interface.name.clone()))
+        .collect()
+}
+
+fn remove_entries(
+    tables: &Tables,
+    entries: &Entries,
+    gone: &BTreeSet<u32>,
+    removed: &mut Vec<String>,
+) -> Result<(), PodsError> {
+    let is_gone = |index: u32| gone.contains(&index);
+    for (address, pod) in &entries.pods {
+        if is_gone(pod.interface) {
+            let key = Ip::from(*address);
+            let what = format!("entry of PODS for {address}, of interface {}", pod.interface);
+            remove_if_same(&tables.pods, &key, pod, what, removed)?;
+        }
+    }
+    for (index, link) in &entries.links {
+        if is_gone(*index) {
+            let what = format!("entry of POD_LINKS for interface {index}");
+            remove_if_same(&tables.links, index, link, what, removed)?;
+        }
+    }
+    for (key, port) in &entries.host_ports {
+        if is_gone(port.interface) {
+            let what = format!(
+                "entry of HOST_PORTS for port {} of {}, of interface {}",
+                key.port.number(),
+                IpAddr::from(key.address),
+                port.interface
+            );
+            remove_if_same(&tables.host_ports, key, port, what, removed)?;
+        }
+    }
+    for (cookie, index) in &entries.namespaces {
+        if is_gone(*index) {
+            let what = format!("entry of POD_NETNS for namespace {cookie}, of interface {index}");
+            remove_if_same(&tables.namespaces, cookie, index, what, removed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes an entry that still says what it said.
+fn remove_if_same<K: Plain, V: Plain + PartialEq>(
+    table: &proxy_bpf::HashTable<K, V>,
+    key: &K,
+    value: &V,
+    what: String,
+    removed: &mut Vec<String>,
+) -> Result<(), PodsError> {
+    let failed = |what: &str| BpfError::syscall(format!("removing the {what}"));
+    if table.get(key).map_err(failed(&what))?.as_ref() == Some(value) {
+        table.remove(key).map_err(failed(&what))?;
+        removed.push(what);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernel::Interface;
+    use super::*;
+
+    #[test]
+    fn a_limiter_without_its_interface_is_lone() {
+        let interface = |name: &str, is_ifb| Interface {
+            name: name.into(),
+            mtu: 1450,
+            is_up: true,
+            is_ifb,
+        };
+        let interfaces = Interfaces::from([
+            (1, interface("mr0000000000aa", false)),
+            (2, interface("ml0000000000aa", true)),
+            (3, interface("ml0000000000bb", true)),
+            (4, interface("ml0000000000cc", false)),
+            (5, interface("ifb0", true)),
+        ]);
+        assert_eq!(lone_limiters(&interfaces), [(3, "ml0000000000bb".to_owned())]);
+    }
+}

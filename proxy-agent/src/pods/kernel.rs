@@ -1,0 +1,211 @@
+//! What the kernel has of pods: interfaces, and what the plugin's maps say.
+//!
+//! Maps are read before interfaces. An interface that is missing afterwards has been removed, so an entry that names it is
+//! stale and not early: numbers of interfaces are not used again before four thousand million others.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use cni_plugin::ipam::Note;
+use cni_plugin::netlink::{Conversation, NetlinkError, Request, link};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use nix::sys::statfs::{FsType, fstatfs};
+use proxy_bpf::pins::Pins;
+use proxy_bpf::{BpfError, HashTable, sys};
+use proxy_common::maps::{HostPort, HostPortKey, Pod, PodLink};
+use proxy_common::{Ip, LAYOUT_VERSION, Plain};
+
+/// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
+const NSFS: FsType = FsType(0x6e73_6673);
+
+/// An interface of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Whether it is switched on.
+    pub is_up: bool,
+    /// Whether it is an intermediate functional block, which limits are made of.
+    pub is_ifb: bool,
+}
+
+/// Interfaces by their index.
+pub type Interfaces = BTreeMap<u32, Interface>;
+
+/// Reads all interfaces of the network namespace that a conversation is with.
+pub fn interfaces(node: &mut Conversation) -> Result<Interfaces, NetlinkError> {
+    let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let answers = node.ask(Request::list("listing interfaces", all))?;
+    Ok(answers.iter().filter_map(interface).collect())
+}
+
+fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
+    let RouteNetlinkMessage::NewLink(message) = answer else {
+        return None;
+    };
+    let mut interface = Interface {
+        name: String::new(),
+        mtu: 0,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        is_ifb: false,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                interface.is_ifb = infos.contains(&LinkInfo::Kind(InfoKind::Ifb));
+            }
+            _ => {}
+        }
+    }
+    Some((message.header.index, interface))
+}
+
+/// The index of the interface of a name.
+pub fn index_of(interfaces: &Interfaces, name: &str) -> Option<u32> {
+    let named = interfaces.iter().find(|(_, interface)| interface.name == name);
+    named.map(|(index, _)| *index)
+}
+
+/// The maps that the plugin writes.
+pub struct Tables {
+    /// Who has which address.
+    pub pods: HashTable<Ip, Pod>,
+    /// What may be sent by which interface.
+    pub links: HashTable<u32, PodLink>,
+    /// Ports of the node that lead to pods.
+    pub host_ports: HashTable<HostPortKey, HostPort>,
+    /// Whose namespace is which.
+    pub namespaces: HashTable<u64, u32>,
+}
+
+/// What stands in them.
+#[derive(Debug, Default)]
+pub struct Entries {
+    /// Of `PODS`.
+    pub pods: BTreeMap<IpAddr, Pod>,
+    /// Of `POD_LINKS`.
+    pub links: BTreeMap<u32, PodLink>,
+    /// Of `HOST_PORTS`.
+    pub host_ports: BTreeMap<HostPortKey, HostPort>,
+    /// Of `POD_NETNS`.
+    pub namespaces: BTreeMap<u64, u32>,
+}
+
+impl Tables {
+    /// The maps in force below a bpf root; `None` if there are none of the layout that is known here.
+    pub fn open(bpf_root: &Path) -> Result<Option<Self>, BpfError> {
+        let Some(dir) = Pins::existing(bpf_root)
+            .map(|pins| pins.current())
+            .transpose()?
+            .flatten()
+            .filter(|dir| dir.layout == LAYOUT_VERSION)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            pods: open(&dir.map("PODS"))?,
+            links: open(&dir.map("POD_LINKS"))?,
+            host_ports: open(&dir.map("HOST_PORTS"))?,
+            namespaces: open(&dir.map("POD_NETNS"))?,
+        }))
+    }
+
+    /// Reads all of them.
+    pub fn read(&self) -> Result<Entries, BpfError> {
+        let mut entries = Entries::default();
+        let failed = |table: &str| BpfError::syscall(format!("reading the map {table}"));
+        self.pods
+            .for_each(|address, pod| entries.pods.extend([(address.into(), pod)]))
+            .map_err(failed("PODS"))?;
+        self.links
+            .for_each(|index, link| entries.links.extend([(index, link)]))
+            .map_err(failed("POD_LINKS"))?;
+        self.host_ports
+            .for_each(|key, port| entries.host_ports.extend([(key, port)]))
+            .map_err(failed("HOST_PORTS"))?;
+        self.namespaces
+            .for_each(|cookie, index| entries.namespaces.extend([(cookie, index)]))
+            .map_err(failed("POD_NETNS"))?;
+        Ok(entries)
+    }
+}
+
+fn open<K: Plain, V: Plain>(path: &Path) -> Result<HashTable<K, V>, BpfError> {
+    let map: OwnedFd = sys::open_pin(path).map_err(BpfError::file("opening", path))?;
+    HashTable::new(map).map_err(BpfError::file("opening", path))
+}
+
+/// Everything at once.
+pub struct Kernel {
+    /// With the node's network namespace.
+    pub node: Conversation,
+    /// The maps, where there are any.
+    pub tables: Option<Tables>,
+    /// What stood in them.
+    pub entries: Entries,
+    /// The interfaces there are.
+    pub interfaces: Interfaces,
+}
+
+impl Kernel {
+    /// Reads maps and interfaces.
+    pub fn read(bpf_root: &Path) -> Result<Self, super::PodsError> {
+        let tables = Tables::open(bpf_root)?;
+        let entries = tables.as_ref().map(Tables::read).transpose()?.unwrap_or_default();
+        let mut node = Conversation::open()?;
+        let interfaces = interfaces(&mut node)?;
+        Ok(Self {
+            node,
+            tables,
+            entries,
+            interfaces,
+        })
+    }
+
+    /// Whether something of an attachment is there that may be in use: its interface, also one that came since, or its
+    /// network namespace.
+    pub fn has(&mut self, note: &Note) -> bool {
+        let name = &note.host_interface;
+        index_of(&self.interfaces, name).is_some()
+            // What cannot be found out may be there.
+            || link::find(&mut self.node, name).map_or(true, |found| found.is_some())
+            || is_namespace(&note.netns)
+    }
+}
+
+/// Whether a network namespace is where a runtime said that it is.
+fn is_namespace(path: &Path) -> bool {
+    let mut places = vec![path.to_path_buf()];
+    // Runtimes like to write /var/run, which leads to /run on a node, and perhaps nowhere in a container.
+    if let Ok(below) = path.strip_prefix("/var/run") {
+        places.push(PathBuf::from("/run").join(below));
+    }
+    let holds_one =
+        |path: &PathBuf| -> io::Result<bool> { Ok(fstatfs(File::open(path)?)?.filesystem_type() == NSFS) };
+    places.iter().any(|path| holds_one(path).unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_told_from_the_file_that_it_was_mounted_over() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("cni-1");
+        std::fs::write(&file, "").expect("a file");
+        for path in [&file, &dir.path().join("missing"), &PathBuf::new()] {
+            assert!(!is_namespace(path), "{}", path.display());
+        }
+        assert!(is_namespace(Path::new("/proc/self/ns/net")));
+    }
+}

@@ -1,0 +1,91 @@
+//! Who has which address, and giving one back by hand.
+//!
+//! An address counts as leaked by the very rule by which [`super::collect`] frees it, so what is listed as leaked is gone
+//! after the next collection. To release an address takes its whole attachment away, in the order that DEL keeps to: an
+//! address must not be free while something on the node still leads to its former pod.
+
+use std::net::IpAddr;
+
+use cni_plugin::config::Attachment;
+use cni_plugin::ipam::boot::Moment;
+use cni_plugin::ipam::collect::is_leaked;
+use cni_plugin::ipam::{Lease, Note, Store};
+use cni_plugin::verbs::detach::detach_at;
+
+use super::kernel::Kernel;
+use super::{Places, PodsError};
+use crate::control::{LeaseEntry, LeaseState};
+
+/// All leases, by address.
+pub fn list(places: &Places) -> Result<Vec<LeaseEntry>, PodsError> {
+    let Some(store) = Store::existing(&places.lease_dir) else {
+        return Ok(Vec::new());
+    };
+    let mut kernel = Kernel::read(&places.bpf_root)?;
+    let (notes, now) = (store.notes()?, Moment::now());
+    let (mut leases, _) = store.readable_leases()?;
+    leases.sort_by_key(|lease| lease.address);
+    let entry = |lease: Lease| LeaseEntry {
+        address: lease.address,
+        state: state(&store, &lease, &notes, &now, &mut kernel),
+        container_id: lease.container_id,
+        if_name: lease.if_name,
+    };
+    Ok(leases.into_iter().map(entry).collect())
+}
+
+fn state(store: &Store, lease: &Lease, notes: &[Note], now: &Moment, kernel: &mut Kernel) -> LeaseState {
+    let leaked = match note_of(lease, notes) {
+        Some(note) => is_leaked(store, note, now, |note| kernel.has(note)),
+        // What a crash left of one. All others are somebody's of whom we know nothing.
+        None => !lease.is_readable(),
+    };
+    if leaked {
+        LeaseState::Leaked
+    } else {
+        LeaseState::Used
+    }
+}
+
+/// The note with which a lease was given.
+pub fn note_of<'a>(lease: &Lease, notes: &'a [Note]) -> Option<&'a Note> {
+    notes
+        .iter()
+        .find(|note| note.addresses.contains(&lease.address) && lease.is_of(&note.attachment()))
+}
+
+/// Gives an address back, with all others of its attachment; what may be in use only if `force` says so. The answer is
+/// what is free now.
+pub fn release(places: &Places, address: IpAddr, force: bool) -> Result<Vec<LeaseEntry>, PodsError> {
+    let no_lease = || PodsError::NoLease {
+        address,
+        dir: places.lease_dir.clone(),
+    };
+    let store = Store::existing(&places.lease_dir).ok_or_else(no_lease)?;
+    let lease = store.lease(address)?.ok_or_else(no_lease)?;
+    let before = list(places)?;
+    let of_lease = |entry: &&LeaseEntry| entry.address == address;
+    let used = before.iter().find(of_lease).map(|entry| entry.state) == Some(LeaseState::Used);
+    let notes = store.notes()?;
+    if used && !force {
+        let holder = note_of(&lease, &notes).map_or_else(|| lease.holder(), Note::holder);
+        return Err(PodsError::InUse { address, holder });
+    }
+    if let Some(if_name) = &lease.if_name {
+        let attachment = Attachment {
+            container_id: lease.container_id.clone(),
+            if_name: if_name.clone(),
+        };
+        let mut kernel = Kernel::read(&places.bpf_root)?;
+        detach_at(&places.bpf_root, Some(&store), &mut kernel.node, &attachment)?;
+    } else {
+        store.lock()?.remove_lease(address)?;
+    }
+    let mut released = Vec::new();
+    for entry in before {
+        if store.lease(entry.address)?.is_none() {
+            released.push(entry);
+        }
+    }
+    Ok(released)
+}

@@ -1,0 +1,233 @@
+//! Limits that follow the annotations of pods while they run.
+//!
+//! What a pod's annotation says now counts more than what the runtime passed on when the pod was made; where an annotation
+//! is gone, the runtime's limit holds again, or none. Rates are compared with those in force, so a look that finds nothing
+//! to do writes nothing. While a limit comes or goes the flags in `PODS` and `POD_LINKS` are set for longer than the queue
+//! is there: a packet may take the slower way past no queue, but not the faster one past a queue.
+
+use std::collections::BTreeMap;
+
+use cni_plugin::attachment::limiter;
+use cni_plugin::config::runtime::Limit;
+use cni_plugin::ipam::{Note, Store};
+use cni_plugin::netlink::rates::rates;
+use cni_plugin::netlink::{NetlinkError, limit, limiter as device, link};
+use proxy_bpf::BpfError;
+use proxy_common::Ip;
+use proxy_common::maps::PodFlags;
+
+use super::kernel::{Kernel, index_of};
+use super::{Places, PodsError};
+use crate::cluster::{Bandwidth, BandwidthByPod};
+
+/// What was done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Limits that were changed, in words.
+    pub changes: Vec<String>,
+    /// What failed, in words.
+    pub errors: Vec<String>,
+    /// Whether some pod was just being made, and has to be looked at again.
+    pub early: bool,
+}
+
+/// Brings the limits of all pods in line.
+pub fn apply(places: &Places, wanted: &BandwidthByPod) -> Result<Applied, PodsError> {
+    let mut applied = Applied::default();
+    let Some(store) = Store::existing(&places.lease_dir) else {
+        return Ok(applied);
+    };
+    let mut notes = store.notes()?;
+    notes.retain(|note| {
+        // ADD sets the first limits itself.
+        let early = store.is_in_the_making(&note.host_interface);
+        applied.early |= early;
+        !early && !note.adopted
+    });
+    let mut kernel = Kernel::read(&places.bpf_root)?;
+    let rates = rates(&mut kernel.node)?;
+    for note in &notes {
+        let Some(index) = index_of(&kernel.interfaces, &note.host_interface) else {
+            continue;
+        };
+        let now = wanted_of(note, wanted);
+        let mut pod = Limits {
+            kernel: &mut kernel,
+            rates: &rates,
+            note,
+            index,
+        };
+        for (way, changed) in [
+            ("receives", pod.set_ingress(now.ingress)),
+            ("sends", pod.set_egress(now.egress)),
+        ] {
+            match changed {
+                Ok(None) => {}
+                Ok(Some(rate)) => applied
+                    .changes
+                    .push(format!("{} {way} {rate} now", note.holder())),
+                // A pod that has gone meanwhile has no limits.
+                Err(_) if !is_there(&mut kernel, note) => {}
+                Err(error) => applied.errors.push(format!("{}: {error}", note.holder())),
+            }
+        }
+    }
+    Ok(applied)
+}
+
+fn wanted_of(note: &Note, wanted: &BandwidthByPod) -> Bandwidth {
+    let annotated = match (&note.pod_namespace, &note.pod_name) {
+        (Some(namespace), Some(name)) => wanted.get(&(namespace.clone(), name.clone())).copied(),
+        _ => None,
+    }
+    .unwrap_or_default();
+    Bandwidth {
+        ingress: annotated.ingress.or(note.ingress_rate),
+        egress: annotated.egress.or(note.egress_rate),
+    }
+}
+
+fn is_there(kernel: &mut Kernel, note: &Note) -> bool {
+    link::find(&mut kernel.node, &note.host_interface).is_ok_and(|found| found.is_some())
+}
+
+/// One pod's.
+struct Limits<'a> {
+    kernel: &'a mut Kernel,
+    rates: &'a BTreeMap<u32, u64>,
+    note: &'a Note,
+    index: u32,
+}
+
+impl Limits<'_> {
+    /// Limits what the pod receives; says how if that is new.
+    fn set_ingress(&mut self, rate: Option<u64>) -> Result<Option<String>, PodsError> {
+        if !differs(rate, self.rates.get(&self.index).copied()) {
+            return Ok(None);
+        }
+        if let Some(rate) = rate {
+            self.flag(PodFlags::LIMITED_INGRESS, true)?;
+            self.limit(self.index, rate)?;
+        } else {
+            self.kernel.node.ask(limit::unlimit(self.index))?;
+            self.flag(PodFlags::LIMITED_INGRESS, false)?;
+        }
+        Ok(Some(in_words(rate)))
+    }
+
+    /// Limits what the pod sends; says how if that is new.
+    fn set_egress(&mut self, rate: Option<u64>) -> Result<Option<String>, PodsError> {
+        let name = limiter(&self.note.attachment());
+        let there = index_of(&self.kernel.interfaces, &name);
+        if !differs(rate, there.and_then(|index| self.rates.get(&index)).copied()) {
+            return Ok(None);
+        }
+        match (rate, there) {
+            (Some(rate), Some(limiter)) => self.limit(limiter, rate)?,
+            (Some(rate), None) => {
+                let limit = Limit { rate, burst: None };
+                let limiter = device::make(&mut self.kernel.node, &name, limit, self.note.mtu)?;
+                self.note_limiter(limiter)?;
+                device::lead(&mut self.kernel.node, self.index, limiter)?;
+            }
+            (None, there) => {
+                device::release(&mut self.kernel.node, self.index)?;
+                self.note_limiter(0)?;
+                if let Some(limiter) = there {
+                    link::remove(&mut self.kernel.node, limiter)?;
+                }
+            }
+        }
+        Ok(Some(in_words(rate)))
+    }
+
+    fn limit(&mut self, interface: u32, rate: u64) -> Result<(), NetlinkError> {
+        let limit = Limit { rate, burst: None };
+        let request = limit::limit(interface, limit, self.note.mtu);
+        self.kernel.node.ask(request).map(drop)
+    }
+
+    /// Says in the maps which device limits what the pod sends; 0 for none.
+    fn note_limiter(&self, limiter: u32) -> Result<(), BpfError> {
+        if let Some(tables) = &self.kernel.tables {
+            let failed = || BpfError::syscall("changing an entry of POD_LINKS");
+            if let Some(mut link) = tables.links.get(&self.index).map_err(failed())? {
+                link.limiter = limiter;
+                tables.links.set(&self.index, &link).map_err(failed())?;
+            }
+        }
+        self.flag(PodFlags::LIMITED_EGRESS, limiter != 0)
+    }
+
+    /// Sets or clears a flag of all addresses of the pod.
+    fn flag(&self, flag: u32, set: bool) -> Result<(), BpfError> {
+        let Some(tables) = &self.kernel.tables else {
+            return Ok(());
+        };
+        let failed = || BpfError::syscall("changing an entry of PODS");
+        for address in &self.note.addresses {
+            let key = Ip::from(*address);
+            let found = tables.pods.get(&key).map_err(failed())?;
+            let Some(mut pod) = found.filter(|pod| pod.interface == self.index) else {
+                continue;
+            };
+            pod.flags = if set { pod.flags | flag } else { pod.flags & !flag };
+            tables.pods.set(&key, &pod).map_err(failed())?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel counts in bytes.
+fn differs(wanted: Option<u64>, in_force: Option<u64>) -> bool {
+    wanted.map(|rate| rate / 8) != in_force.map(|rate| rate / 8)
+}
+
+fn in_words(rate: Option<u64>) -> String {
+    rate.map_or_else(
+        || "without a limit".to_owned(),
+        |rate| format!("at most {rate} bit/s"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni_plugin::config::Attachment;
+    use cni_plugin::ipam::boot::Moment;
+
+    #[test]
+    fn an_annotation_comes_before_what_the_runtime_gave() {
+        let attachment = Attachment {
+            container_id: "c".into(),
+            if_name: "eth0".into(),
+        };
+        let note = Note {
+            pod_namespace: Some("shop".into()),
+            pod_name: Some("cart".into()),
+            ingress_rate: Some(1_000),
+            ..Note::adopting(&attachment, "mr0".into(), vec![], &Moment::now())
+        };
+        let key = ("shop".to_owned(), "cart".to_owned());
+        let annotated = Bandwidth {
+            ingress: Some(2_000),
+            egress: Some(3_000),
+        };
+        let runtimes = Bandwidth {
+            ingress: Some(1_000),
+            egress: None,
+        };
+        assert_eq!(
+            wanted_of(&note, &BandwidthByPod::from([(key, annotated)])),
+            annotated
+        );
+        assert_eq!(wanted_of(&note, &BandwidthByPod::new()), runtimes);
+    }
+
+    #[test]
+    fn rates_are_the_same_if_they_are_the_same_bytes() {
+        assert!(!differs(Some(10_001), Some(10_000)));
+        assert!(differs(Some(10_008), Some(10_000)));
+        assert!(differs(None, Some(10_000)) && differs(Some(10_000), None) && !differs(None, None));
+    }
+}
