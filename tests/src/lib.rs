@@ -35,6 +35,7 @@ mod capture;
 mod cgroup;
 mod client;
 pub mod cni;
+pub mod containers;
 mod fabric;
 mod failure;
 mod fdpass;

@@ -1,8 +1,9 @@
 //! What must happen in a process of its own while a world of namespaces
 //! exists: `place` creates sockets inside a place, `run` starts a program
-//! there, `serve` is a backend that lives on without its test, `guard` removes
-//! the world when its owner is gone, and `remove` does so for a world that was
-//! kept. The harness runs all but the last; a person may run that.
+//! there, `serve` is a backend that lives on without its test, `ask` a client
+//! in a container, `guard` removes the world when its owner is gone, and
+//! `remove` does so for a world that was kept. The harness runs all but the
+//! last; a person may run that.
 #![forbid(unsafe_code)]
 
 use std::env;
@@ -19,7 +20,8 @@ const USAGE: &str = "usage: millrace-world remove TAG
        millrace-world guard TAG
        millrace-world place NETNS CGROUP
        millrace-world run NETNS CGROUP PROGRAM [ARGUMENT…]
-       millrace-world serve NAME PORT";
+       millrace-world serve NAME PORT
+       millrace-world ask ADDRESS:PORT";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -45,6 +47,7 @@ fn main() -> Result<()> {
             let error = Command::new(program).args(arguments).exec();
             Err(error).with_context(|| format!("running {program}"))
         }
+        ["ask", to] => server::ask(to.parse().context("ADDRESS:PORT is none")?),
         ["serve", name, port] => server::run(name, port.parse().context("PORT is not a port")?),
         _ => bail!("{USAGE}"),
     }

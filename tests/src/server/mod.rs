@@ -20,7 +20,8 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
 
 use crate::failure::OrPanic;
-use crate::place::{Place, listen};
+use crate::place::{PATIENCE, Place, listen};
+use crate::probe::{self, Probe};
 use task::{Phase, Sockets, Task};
 
 /// A running server.
@@ -193,6 +194,14 @@ pub fn run(name: &str, port: u16) -> Result<()> {
     loop {
         std::thread::park();
     }
+}
+
+/// What `millrace-world ask` does: prints how a server answers by TCP.
+pub fn ask(to: SocketAddr) -> Result<()> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    let answer = probe::ask_by(socket, Probe::Tcp, to, PATIENCE).with_context(|| format!("asking {to}"))?;
+    println!("{} {}", answer.backend, answer.peer);
+    Ok(())
 }
 
 fn is_link_local(address: &IpAddr) -> bool {

@@ -13,10 +13,10 @@ use anyhow::{Context as _, Result, bail};
 use super::{Module, Program};
 use crate::{command, paths, step::Step};
 
-/// Builds a program unless it is there, and says in which folder.
+/// Builds a program unless it is there, and says in which folder. Go knows itself whether one of ours is new enough.
 pub fn ensure(program: Program) -> Result<PathBuf> {
     let folder = folder(program.module())?;
-    if !folder.join(program.name()).is_file() {
+    if program.is_ours() || !folder.join(program.name()).is_file() {
         if let Some(reason) = why_no_go()? {
             bail!("{reason}");
         }

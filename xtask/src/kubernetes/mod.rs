@@ -19,12 +19,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::setup;
+use crate::{paths, setup};
 pub use build::source;
 pub use program::{Module, Program};
 
 /// Names the folder of the programs to whoever runs them.
 pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
+
+/// Names the folders of a container runtime's programs to tests, as they would stand in `PATH`.
+pub const RUNTIMES: &str = "MILLRACE_RUNTIMES";
 
 /// What tests need.
 const FOR_TESTS: &[Program] = &[
@@ -110,6 +113,27 @@ pub fn for_tests() -> Result<Assets> {
     }
     Programs::ensure(FOR_TESTS)?;
     Ok(Assets::Ready(folder))
+}
+
+/// Makes what tests need that have containers made: a value for [`RUNTIMES`].
+pub fn for_runtimes() -> Result<Assets> {
+    if let Some(folders) = env::var_os(RUNTIMES).filter(|folders| !folders.is_empty()) {
+        return Ok(Assets::Ready(folders.into()));
+    }
+    if let Some(reason) = build::why_no_go()? {
+        return Ok(Assets::Unavailable(reason));
+    }
+    // runc is not built here.
+    if paths::program("apt-get").is_none() {
+        return Ok(Assets::Unavailable(
+            "no apt-get on this machine to have runc from".to_owned(),
+        ));
+    }
+    let programs = Programs::ensure(Program::OF_RUNTIMES)?;
+    let tools = setup::unpacked::tools_of_nodes()?;
+    let folders = programs.folders().iter().cloned().chain([tools.join("usr/sbin")]);
+    let folders = env::join_paths(folders).context("a folder of programs has a colon in its name")?;
+    Ok(Assets::Ready(folders.into()))
 }
 
 fn given(folder: OsString) -> Result<Assets> {

@@ -90,10 +90,23 @@ pub enum Program {
     Containerd,
     ContainerdShimRuncV2,
     Ctr,
+    /// What calls network plugins as container runtimes do
+    Cnitool,
+    /// What calls container runtimes as kubelets do
+    Cri,
     Coredns,
 }
 
 impl Program {
+    /// What makes containers without a cluster.
+    pub const OF_RUNTIMES: &[Self] = &[
+        Self::Containerd,
+        Self::ContainerdShimRuncV2,
+        Self::Ctr,
+        Self::Cnitool,
+        Self::Cri,
+    ];
+
     /// What a cluster is made of.
     pub const OF_A_CLUSTER: &[Self] = &[
         Self::Etcd,
@@ -131,13 +144,17 @@ impl Program {
             Self::Containerd => "containerd",
             Self::ContainerdShimRuncV2 => "containerd-shim-runc-v2",
             Self::Ctr => "ctr",
+            Self::Cnitool => "cnitool",
+            Self::Cri => "cri",
             Self::Coredns => "coredns",
         }
     }
 
     pub fn module(self) -> Module {
         match self {
-            Self::Containerd | Self::ContainerdShimRuncV2 | Self::Ctr => Module::Containerd,
+            Self::Containerd | Self::ContainerdShimRuncV2 | Self::Ctr | Self::Cnitool | Self::Cri => {
+                Module::Containerd
+            }
             Self::Coredns => Module::CoreDns,
             _ => Module::Kubernetes,
         }
@@ -151,11 +168,18 @@ impl Program {
             Self::Ginkgo => "github.com/onsi/ginkgo/v2/ginkgo".to_owned(),
             Self::Agnhost | Self::OutOfWindow => format!("k8s.io/kubernetes/test/images/{}", self.name()),
             Self::Coredns => Module::CoreDns.requires().to_owned(),
+            Self::Cnitool => "github.com/containernetworking/cni/cnitool".to_owned(),
+            Self::Cri => "millrace.test/containerd/cri".to_owned(),
             Self::Containerd | Self::ContainerdShimRuncV2 | Self::Ctr => {
                 format!("{}/cmd/{}", Module::Containerd.requires(), self.name())
             }
             _ => format!("k8s.io/kubernetes/cmd/{}", self.name()),
         }
+    }
+
+    /// Whether its source is ours, and may change without a version.
+    pub fn is_ours(self) -> bool {
+        self == Self::Cri
     }
 
     /// Whether it is a package of tests, which `go test` compiles.

@@ -31,14 +31,20 @@ pub struct Runner {
     millrace: PathBuf,
     /// Made when the first test wants it.
     kubernetes: Option<Assets>,
+    /// The same.
+    runtimes: Option<Assets>,
     verbose: bool,
 }
+
+/// The tests that have containers made.
+const WITH_CONTAINERS: &str = "tests/container_runtimes";
 
 impl Runner {
     pub fn new(millrace: PathBuf, verbose: bool) -> Self {
         Self {
             millrace,
             kubernetes: None,
+            runtimes: None,
             verbose,
         }
     }
@@ -51,7 +57,7 @@ impl Runner {
         if names.is_empty() {
             return Ok(());
         }
-        if let Some(reason) = self.why_not(program.layer)? {
+        if let Some(reason) = self.why_not(program)? {
             eprintln!("– {}: {} skipped: {reason}", program.name, names.len());
             for name in names {
                 summary.add(&program.name, name, Outcome::Skipped(reason.clone()));
@@ -78,12 +84,19 @@ impl Runner {
         Ok(())
     }
 
-    fn why_not(&mut self, layer: Layer) -> Result<Option<String>> {
+    fn why_not(&mut self, program: &TestProgram) -> Result<Option<String>> {
+        let (layer, containers) = (program.layer, program.name == WITH_CONTAINERS);
         if layer.needs_root() && !geteuid().is_root() {
             return Ok(Some(skips::NOT_ROOT.to_owned()));
         }
         if layer == Layer::Kubernetes && self.kubernetes.is_none() {
             self.kubernetes = Some(kubernetes::for_tests()?);
+        }
+        if containers && self.runtimes.is_none() {
+            self.runtimes = Some(kubernetes::for_runtimes()?);
+        }
+        if let Some(Assets::Unavailable(reason)) = self.runtimes.as_ref().filter(|_| containers) {
+            return Ok(Some(format!("{}: {reason}", skips::NO_RUNTIMES)));
         }
         Ok(match &self.kubernetes {
             Some(Assets::Unavailable(reason)) if layer == Layer::Kubernetes => {
@@ -120,6 +133,9 @@ impl Runner {
         }
         if let Some(Assets::Ready(folder)) = &self.kubernetes {
             command.env(kubernetes::ASSETS, folder);
+        }
+        if let Some(Assets::Ready(folders)) = &self.runtimes {
+            command.env(kubernetes::RUNTIMES, folders);
         }
         command
     }

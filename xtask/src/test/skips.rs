@@ -16,6 +16,7 @@ pub const FILE: &str = "MILLRACE_SKIPS";
 
 pub const NOT_ROOT: &str = "needs root";
 pub const NO_KUBERNETES: &str = "no Kubernetes programs";
+pub const NO_RUNTIMES: &str = "no container runtime";
 
 /// A reason that may come up.
 struct Expected {
@@ -38,6 +39,10 @@ const EXPECTED: &[Expected] = &[
     // Given by this program, and only after it has looked.
     Expected {
         start: NO_KUBERNETES,
+        holds: || true,
+    },
+    Expected {
+        start: NO_RUNTIMES,
         holds: || true,
     },
     // A test that compares with it looks where Debian puts it.
