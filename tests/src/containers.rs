@@ -141,7 +141,8 @@ impl Containerd {
             .env("ADDRESS", node.ip().to_string())
             .env("FOLDER", &folder)
             .env("IMAGES", &images)
-            .env("PLUGINS", cni::bin_dir(node))
+            // All that is in it.
+            .env("PLUGINS", cni::bin_dir(node).join("."))
             .env("CGROUP", node.cgroup())
             .env("CONTAINERD_ADDRESS", folder.join("run/containerd.sock"))
             .stdin(Stdio::null())

@@ -66,6 +66,7 @@ fn containerd_runs_pods_by_the_cri() {
     let agents = started(&world);
     let far = world.node(2).add_pod("far");
     let _far_server = far.serve_tcp(8080);
+    let outside = world.add_client("outside");
     let runtime = Containerd::start(world.node(1), &programs);
 
     let web = runtime.run_pod(
@@ -111,7 +112,7 @@ fn containerd_runs_pods_by_the_cri() {
         ("client", far.addresses()[0])
     );
 
-    // A Service.
+    // A Service, and a port of the node.
     let service = Service::new("web").cluster_ip("10.96.0.10").tcp("http", 80, 8080);
     world.apply(&service);
     world.apply_all(service.slices([Endpoint::at(&webs).on_node(world.node(1).name())]));
@@ -119,11 +120,23 @@ fn containerd_runs_pods_by_the_cri() {
         runtime.ask(&client, "10.96.0.10:80".parse().expect("an address"))
     });
     assert_eq!(answer.backend, "web");
+    let answer = wait_for("the host port to answer", SOON, || {
+        outside.ask(Probe::Tcp, socket(world.node(1).ip().into(), 80))
+    });
+    assert_eq!(
+        (answer.backend.as_str(), answer.peer.ip()),
+        ("web", outside.ip().into())
+    );
 
     for sandbox in [&web, &client] {
         runtime.remove_pod(sandbox);
     }
     nothing_is_left(&agents[0]);
+    assert!(
+        outside
+            .ask(Probe::Tcp, socket(world.node(1).ip().into(), 80))
+            .is_err()
+    );
 }
 
 #[test]
