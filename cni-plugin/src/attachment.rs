@@ -10,7 +10,7 @@ use siphasher::sip::SipHasher13;
 use crate::config::Attachment;
 
 /// How the names of interfaces on the node's side begin.
-pub const PREFIX: &str = "mr";
+pub const PREFIX: &str = proxy_bpf::links::OWN_POD;
 /// How the names of devices begin that limit what pods send; the rest is that of the interface.
 pub const LIMITER_PREFIX: &str = "ml";
 
@@ -57,6 +57,8 @@ pub fn mac_text(mac: &[u8; 6]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proxy_bpf::links::InterfaceRole;
+
     use super::*;
 
     #[test]
@@ -68,6 +70,11 @@ mod tests {
         let eth0 = attachment("c1", "eth0");
         assert_eq!(host_interface(&eth0).len(), 14);
         assert_eq!(host_interface(&eth0), "mrf874111cf6a8");
+        assert_eq!(
+            InterfaceRole::of_pod(&host_interface(&eth0)),
+            InterfaceRole::OwnPod
+        );
+        assert_eq!(InterfaceRole::of_pod("mr-cafe"), InterfaceRole::Pod);
         assert_eq!(limiter(&eth0), "mlf874111cf6a8");
         assert_ne!(host_interface(&eth0), host_interface(&attachment("c1", "eth1")));
         assert_ne!(host_interface(&eth0), host_interface(&attachment("c1e", "th0")));

@@ -12,14 +12,13 @@ mod support;
 
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proxy_bpf::sys;
+use proxy_bpf::traffic_control::{Direction, Filter, TrafficControl};
 use serde_json::Value;
 use support::{World, names, on_a_bare_node, skip};
 
@@ -121,16 +120,20 @@ fn attached(world: &World, binary: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The pinned links and their ids.
-fn links(world: &World) -> Vec<(String, u32)> {
-    let dir = world.bpf_root.join("links");
-    let pods = names(&dir).into_iter().filter(|name| name.ends_with("_pod"));
-    let id = |name: &String| {
-        sys::link_info(sys::open_pin(&dir.join(name)).unwrap().as_fd())
-            .unwrap()
-            .id
-    };
-    pods.map(|name| (name.clone(), id(&name))).collect()
+/// The filters of pods' interfaces, each with its interface, and how many links there are.
+fn hanging(world: &World, interfaces: &[&str]) -> (Vec<(String, Filter)>, usize) {
+    let mut control = TrafficControl::open().unwrap();
+    let mut filters = Vec::new();
+    for interface in interfaces {
+        let index = nix::net::if_::if_nametoindex(*interface).unwrap();
+        for direction in Direction::ALL {
+            let found = control.filters(index, direction).unwrap().into_iter();
+            filters.extend(found.map(|filter| ((*interface).to_owned(), filter)));
+        }
+    }
+    let pins = names(&world.bpf_root.join("links"));
+    let links = pins.iter().filter(|name| name.ends_with("_pod")).count();
+    (filters, links)
 }
 
 #[test]
@@ -155,15 +158,19 @@ fn an_agent_and_the_plugin_adopt_what_the_other_attached() {
         // Without an agent it works too.
         let client = world.pod("client");
         let second = host_name(&world.add("client", &client).done());
-        let before = links(world);
-        assert_eq!(before.len(), 4, "{before:?}");
+        let before = hanging(world, &[&first, &second]);
+        assert_eq!((before.0.len(), before.1), (4, 0), "{before:?}");
         through_the_service(&server, &client);
         let agent = Agent::start(world, &binary);
         wait_for(world, "the agent has found both", || {
             let attached = attached(world, &binary);
             attached.contains(&first) && attached.contains(&second)
         });
-        assert_eq!(links(world), before, "the agent has attached nothing anew");
+        assert_eq!(
+            hanging(world, &[&first, &second]),
+            before,
+            "the agent has attached nothing anew"
+        );
         through_the_service(&server, &client);
         let log = fs::read_to_string(world.path("agent.log")).unwrap();
         assert!(!log.contains("ERROR"), "{log}");
@@ -171,7 +178,7 @@ fn an_agent_and_the_plugin_adopt_what_the_other_attached() {
             world.del(container, None).done();
         }
         wait_for(world, "nothing is left", || {
-            links(world).is_empty() && world.namespaces().is_empty()
+            names(&world.bpf_root.join("qdiscs")).is_empty() && world.namespaces().is_empty()
         });
         agent.stop();
     });

@@ -1,7 +1,7 @@
 //! The programs at a pod's interface, as the agent would hang them there, and the pod's entries in maps.
 //!
-//! `BPF_ROOT/current` leads to the programs in force. They are attached and pinned under the names that the agent uses, so
-//! that it finds its own work done; no agent has to run. While that happens a shared lock keeps the agent from exchanging
+//! `BPF_ROOT/current` leads to the programs in force. They are attached in the places and under the names that the agent
+//! uses, so that it finds its own work done; no agent has to run. While that happens a shared lock keeps the agent from exchanging
 //! what is in force. The pod's namespace is entered in `POD_NETNS` too, so that the first connection of the pod is
 //! translated even before the agent has seen the pod; what this plugin alone writes is in [`tables`] and [`host_ports`].
 
@@ -97,22 +97,21 @@ impl Datapath {
     pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let _lock = self.pins.hold()?;
         // Perhaps the agent has exchanged it since.
-        let Self { pins, dir } = Self::open(self.pins.root())?;
-        let programs = programs(&dir)?;
-        let mut links = Links::beside(pins.links(), pins.qdiscs(), Means::probe(&programs))?;
-        links.attach_interface(entry.interface, InterfaceRole::Pod, &programs)?;
-        if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&dir)) {
+        let this = Self::open(self.pins.root())?;
+        let programs = programs(&this.dir)?;
+        this.links()?
+            .attach_interface(entry.interface, InterfaceRole::OwnPod, &programs)?;
+        if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&this.dir)) {
             // Without the entry the pod's sockets are left to the packet path, as the agent does with a full table.
             let _ = namespaces.set(&cookie, &entry.interface);
         }
-        if let Some(tables) = Tables::open(&dir)? {
+        if let Some(tables) = Tables::open(&this.dir)? {
             tables.enter(entry)?;
         }
         if entry.host_ports.is_empty() {
             return Ok(());
         }
-        let _claim = pins.claim()?;
-        let this = Self { pins, dir };
+        let _claim = this.pins.claim()?;
         this.host_ports()?.enter(node, entry)
     }
 
@@ -135,20 +134,20 @@ impl Datapath {
 
     /// The programs that should hang on a pod's interface and do not.
     pub fn missing(&self, interface: u32) -> Result<Vec<&'static str>, DatapathError> {
-        let means = Means::probe(&programs(&self.dir)?);
-        let mut links = Links::beside(self.pins.links(), self.pins.qdiscs(), means)?;
-        Ok(links.missing(interface, InterfaceRole::Pod)?)
+        Ok(self.links()?.missing(interface, InterfaceRole::OwnPod)?)
     }
 
-    /// Removes the pins of an interface that is gone and the note of its qdisc. `interface` is its index, if it was there.
+    /// Removes what is noted of an interface that is gone. `interface` is its index, if it was there a moment ago.
     pub fn unpin(&self, interface: Option<u32>) -> Result<(), DatapathError> {
-        let means = Means::probe(&programs(&self.dir)?);
-        let mut links = Links::beside(self.pins.links(), self.pins.qdiscs(), means)?;
         match interface {
-            Some(index) => links.detach_interface(index, InterfaceRole::Pod)?,
-            None => links.forget_gone()?,
+            Some(index) => Links::forget_pod(&self.pins.links(), &self.pins.qdiscs(), index),
+            None => self.links()?.forget_gone()?,
         }
         Ok(())
+    }
+
+    fn links(&self) -> Result<Links, BpfError> {
+        Links::beside(self.pins.links(), self.pins.qdiscs(), Means::Clsact)
     }
 
     /// Removes the entries of an attachment whose interface is gone.

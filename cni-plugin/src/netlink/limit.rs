@@ -1,11 +1,14 @@
 //! A limit of what leaves by an interface, which is a token bucket (tc-tbf(8)): what a pod receives leaves by the node's side
 //! of its cable, and what it sends by its [limiter](super::limiter).
 //!
-//! What is queued waits, and what waits is latency. So the queue holds what the rate carries in a few hundredths of a second
-//! and no more, which TCP needs to keep a link busy if nothing marks its packets; and the bucket holds less: runtimes ask for
-//! bursts of half a gigabyte, which would let seconds of traffic through unlimited. At low rates both hold some whole
-//! packets, without which TCP stalls. The kernel takes packets that are too large for the bucket apart, if they are several
-//! in one.
+//! What is queued waits, and what waits is latency; but TCP needs some of it to keep a link busy if nothing marks its packets.
+//! So the queue holds what the rate carries in 5 ms, at low rates 10 ms, and the bucket no more: runtimes ask for bursts of
+//! half a gigabyte, which would let seconds of traffic through unlimited. Both hold some whole packets, without which TCP
+//! stalls.
+//!
+//! The kernel passes many segments as one packet of up to 64 KiB. What fits into the bucket is passed whole, and dropped whole
+//! where it does not fit into the queue, which ends flows; what does not fit into the bucket is taken apart first. So the
+//! bucket is too small for such packets until the queue holds several of them.
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -15,9 +18,12 @@ use super::conversation::Request;
 use crate::config::runtime::Limit;
 
 /// What the queue holds, in time at the full rate.
-const QUEUE_MS: u64 = 20;
-/// The largest burst, in time at the full rate.
-const BURST_MS: u64 = 10;
+const QUEUE_MS: u64 = 5;
+/// The same where that is not much, and the largest burst.
+const LONG_MS: u64 = 10;
+/// The largest packet, and a bucket that it does not fit into.
+const LARGEST: u64 = 65_536;
+const SMALL: u64 = 60_000;
 /// What both hold at least, in packets of full size.
 const PACKETS: u64 = 10;
 /// The Ethernet header, which the MTU does not count.
@@ -41,13 +47,19 @@ impl Bucket {
     fn new(limit: Limit, mtu: u32) -> Self {
         let rate = limit.rate / 8;
         let packets = PACKETS * (u64::from(mtu) + HEADER);
-        let carried = |ms: u64| (rate / 1000).saturating_mul(ms).max(packets);
+        let carried = |ms: u64| (rate / 1000).saturating_mul(ms);
         let asked = limit.burst.map_or(u64::MAX, |bits| bits / 8);
         let bytes = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let queue = carried(QUEUE_MS).max(carried(LONG_MS).min(SMALL)).max(packets);
+        let burst = if queue >= 3 * LARGEST {
+            carried(LONG_MS)
+        } else {
+            queue.min(SMALL.max(packets))
+        };
         Self {
             rate,
-            burst: bytes(carried(BURST_MS).min(asked.max(packets))),
-            queue: bytes(carried(QUEUE_MS)),
+            burst: bytes(burst.min(asked.max(packets))),
+            queue: bytes(queue),
         }
     }
 
@@ -112,12 +124,14 @@ mod tests {
     #[test]
     fn bursts_and_queues_are_short() {
         assert_eq!(bucket(1_000, None), (125, 15_000, 15_000));
-        assert_eq!(bucket(100_000_000, Some(4 << 30)), (12_500_000, 125_000, 250_000));
+        assert_eq!(bucket(20_000_000, Some(4 << 30)), (2_500_000, 25_000, 25_000));
+        assert_eq!(bucket(100_000_000, Some(4 << 30)), (12_500_000, 60_000, 62_500));
+        assert_eq!(bucket(100_000_000, Some(8)), (12_500_000, 15_000, 62_500));
+        assert_eq!(bucket(1_000_000_000, None), (125_000_000, 1_250_000, 625_000));
         assert_eq!(
-            bucket(100_000_000, Some(80_000 * 8)),
-            (12_500_000, 80_000, 250_000)
+            bucket(1_000_000_000, Some(800_000 * 8)),
+            (125_000_000, 800_000, 625_000)
         );
-        assert_eq!(bucket(100_000_000, Some(8)), (12_500_000, 15_000, 250_000));
         assert_eq!(bucket(1_000_000_000_000_000, None).1, u32::MAX);
     }
 

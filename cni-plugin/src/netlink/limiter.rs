@@ -6,7 +6,7 @@
 //!
 //! A queue meets only what leaves by an interface, and what a pod sends enters the node by its. So a filter leads it out by
 //! the limiter, which lets it in again at the pod's interface; the kernel asks no program and no filter there a second time.
-//! The filter comes after our program: tcx runs before clsact, and on one qdisc the priority decides. It is `cls_u32` that
+//! The filter comes after our program: on one qdisc the priority decides, and tcx runs before clsact. It is `cls_u32` that
 //! matches everything, for not every kernel has `cls_matchall`. A queue at the pod's end of the cable would need no device, but
 //! who is root in a pod could remove it. A limit by departure times (EDT with fq on the uplink) would save the device where a
 //! kernel has fq; that is not built.
@@ -53,17 +53,9 @@ pub fn make(node: &mut Conversation, name: &str, limit: Limit, mtu: u32) -> Resu
     Ok(made.index)
 }
 
-/// Leads what comes in by a pod's interface through its limiter. Programs have to hang there before.
+/// Leads what comes in by a pod's interface through its limiter. Programs, and with them a clsact qdisc, have to hang there
+/// before.
 pub fn lead(node: &mut Conversation, interface: u32, limiter: u32) -> Result<(), NetlinkError> {
-    let qdisc = Request::make(
-        format!("giving interface {interface} a clsact qdisc"),
-        RouteNetlinkMessage::NewQueueDiscipline(clsact(interface)),
-    );
-    match node.ask(qdisc) {
-        // Where the kernel has no tcx, our programs hang there.
-        Err(error) if errno(&error) == Some(libc::EEXIST) => {}
-        made => drop(made?),
-    }
     let filter = Request::replace(
         format!("leading what interface {interface} takes in through {limiter} (cls_u32 and act_mirred)"),
         RouteNetlinkMessage::NewTrafficFilter(redirect(interface, limiter)),
@@ -102,17 +94,6 @@ fn without_addresses(interface: u32) -> Request {
         format!("keeping addresses from interface {interface}"),
         RouteNetlinkMessage::SetLink(message),
     )
-}
-
-fn clsact(interface: u32) -> TcMessage {
-    let mut message = TcMessage::with_index(interface.cast_signed());
-    message.header.parent = TcHandle::CLSACT;
-    message.header.handle = TcHandle {
-        major: TcHandle::CLSACT.major,
-        minor: 0,
-    };
-    message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
-    message
 }
 
 fn filter(interface: u32) -> TcMessage {

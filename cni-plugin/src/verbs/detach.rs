@@ -51,7 +51,10 @@ pub fn detach_at(
         remove_interfaces(node, attachment)?
     };
     let datapath = datapath(bpf_root)?;
-    if let Some(datapath) = &datapath {
+    // The note goes last: without one nothing else is left to be looked for.
+    if let Some(datapath) = &datapath
+        && (interface.is_some() || noted.is_some())
+    {
         datapath.unpin(interface)?;
     }
     let erase = |leased: &[IpAddr]| match &datapath {

@@ -139,17 +139,22 @@ impl World {
         world
     }
 
-    /// Pins programs as an agent would.
-    pub fn pin_programs(&self) {
+    /// Loads a program that lets every packet pass.
+    pub fn load_program() -> OwnedFd {
         const SCHED_CLS: u32 = 3;
-        const HASH: u32 = 1;
-        const ARRAY: u32 = 2;
         // r0 = TC_ACT_UNSPEC; exit
         const PASS: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+        sys::program_load(SCHED_CLS, 0, &PASS).expect("loading a program")
+    }
+
+    /// Pins programs as an agent would.
+    pub fn pin_programs(&self) {
+        const HASH: u32 = 1;
+        const ARRAY: u32 = 2;
         let pins = Pins::open(&self.bpf_root).expect("a bpf root");
         let dir = pins.next("test").expect("a directory of pins");
         for name in ["from_pod", "to_pod"] {
-            let program = sys::program_load(SCHED_CLS, 0, &PASS).expect("loading a program");
+            let program = Self::load_program();
             sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");
         }
         for (name, kind, key, value, capacity) in [
@@ -332,12 +337,9 @@ impl World {
     /// Takes the programs from a pod's interface.
     pub fn detach(&self, interface: u32) {
         let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
-        let dir = pins.current().expect("pins").expect("pins in force");
-        let program = sys::open_pin(&dir.program("from_pod")).expect("a program");
-        let means = Means::probe(&[("from_pod", program)].into());
-        let mut links = Links::beside(pins.links(), pins.qdiscs(), means).expect("attachments");
+        let mut links = Links::beside(pins.links(), pins.qdiscs(), Means::Clsact).expect("attachments");
         links
-            .detach_interface(interface, InterfaceRole::Pod)
+            .detach_interface(interface, InterfaceRole::OwnPod)
             .expect("detaching");
     }
 

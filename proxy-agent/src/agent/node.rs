@@ -273,7 +273,7 @@ impl NodeSide {
             .iter()
             .map(|interface| match interface.role {
                 Role::Uplink => (interface.index, InterfaceRole::Uplink),
-                Role::Pod => (interface.index, InterfaceRole::Pod),
+                Role::Pod => (interface.index, InterfaceRole::of_pod(&interface.name)),
             })
             .collect();
         wanted.extend(device.map(|index| (index, InterfaceRole::Host)));

@@ -8,7 +8,7 @@ use proxy_common::maps::{BackendState as State, FrontendKind};
 
 use super::Agent;
 use crate::apply::name;
-use crate::bpf::links::{InterfaceRole, SOCKET_HOOKS};
+use crate::bpf::links::SOCKET_HOOKS;
 use crate::bpf::{capabilities, sys};
 use crate::cluster::Names;
 use crate::control::{
@@ -214,13 +214,7 @@ fn attached_to(agent: &Agent, program: &str) -> Vec<String> {
             .into_iter()
             .collect();
     }
-    let role = match program {
-        "from_pod" | "to_pod" => InterfaceRole::Pod,
-        "from_uplink" | "to_uplink" => InterfaceRole::Uplink,
-        "from_loopback" => InterfaceRole::Loopback,
-        _ => InterfaceRole::Host,
-    };
-    let on_role = links.interfaces().iter().filter(|(_, found)| **found == role);
+    let on_role = links.interfaces().iter().filter(|(_, role)| role.has(program));
     on_role
         .map(|(index, _)| agent.node.interface_name(*index))
         .collect()

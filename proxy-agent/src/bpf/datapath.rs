@@ -112,7 +112,7 @@ impl Datapath {
         let programs = open_programs(&dir)?;
         let means = Means::probe(&programs);
         if means == Means::Clsact {
-            tracing::info!("this kernel has no tcx (Linux 6.6): programs hang on clsact qdiscs");
+            tracing::info!("this kernel has no tcx (Linux 6.6): all programs hang on clsact qdiscs");
         }
         let links = Links::adopt(pins.links(), pins.qdiscs(), means, &programs)?;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! Programs on clsact qdiscs: what stands in for tcx before Linux 6.6.
+//! Programs on clsact qdiscs: what stands in for tcx before Linux 6.6, and on the interfaces of our own pods.
 //!
 //! There is no link to pin here. A filter outlives the agent by itself and is found again by its place and name; the
 //! kernel exchanges the program of a filter in one step, like that of a link. Filters of others stay and run in the
@@ -201,6 +201,11 @@ impl Clsact {
         self.made.join(interface.to_string())
     }
 
+    /// Forgets the qdisc of an interface that is gone.
+    pub fn forget(made: &Path, interface: u32) {
+        let _ = fs::remove_dir(made.join(interface.to_string()));
+    }
+
     /// Forgets the qdiscs that we made on interfaces which are gone.
     pub fn forget_gone(&mut self) -> Result<(), BpfError> {
         for interface in noted(&self.made) {
@@ -214,7 +219,7 @@ impl Clsact {
 }
 
 /// Takes all programs of ours from the interfaces of this thread's network namespace, and the qdiscs that are noted as
-/// ours in `made`. Neither is there where the kernel has tcx.
+/// ours in `made`.
 pub fn remove_all(made: Option<&Path>) -> Result<Vec<Removed>, BpfError> {
     let mut clsact = Clsact::open(made.map(Path::to_path_buf).unwrap_or_default())?;
     let mut removed = Vec::new();

@@ -3,11 +3,12 @@
 //! A pinned link outlives the agent. At start every link of ours is compared with what should hang there: a link whose
 //! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange. Where
 //! the kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the same holds
-//! for them.
+//! for them. So have the interfaces of our own pods on every kernel: a link costs a grace period in each direction when it
+//! is made, and another when its interface goes, tens of milliseconds of a pod's start and end in which the kernel changes
+//! no other interface; filters cost next to nothing. On interfaces of others, links are better company.
 //!
 //! Two processes may attach to one interface at the same moment: the CNI plugin, which has just made it, and an agent,
-//! which has just seen it. The kernel lets a program hang on an interface only once, so the second one finds that the
-//! first is at it and leaves the link to it.
+//! which has just seen it. Both put the same filter in the same place, where the second replaces what the first put there.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,11 +40,17 @@ pub const SOCKET_HOOKS: [(&str, u32); 10] = [
     ("post_bind6", 13),
 ];
 
+/// How the names of our own pods' interfaces begin; so many hexadecimal digits follow.
+pub const OWN_POD: &str = "mr";
+const OWN_POD_DIGITS: usize = 12;
+
 /// A kind of interface, by what hangs on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InterfaceRole {
-    /// The host side of a pod.
+    /// The host side of a pod, made by somebody else.
     Pod,
+    /// The host side of a pod that our CNI plugin made.
+    OwnPod,
     /// Leads to other machines.
     Uplink,
     /// Our own device.
@@ -53,11 +60,11 @@ pub enum InterfaceRole {
 }
 
 impl InterfaceRole {
-    const ALL: [Self; 4] = [Self::Pod, Self::Uplink, Self::Host, Self::Loopback];
+    const ALL: [Self; 5] = [Self::Pod, Self::OwnPod, Self::Uplink, Self::Host, Self::Loopback];
 
     fn programs(self) -> &'static [(&'static str, Direction)] {
         match self {
-            Self::Pod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
+            Self::Pod | Self::OwnPod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
             Self::Uplink => &[
                 ("from_uplink", Direction::Ingress),
                 ("to_uplink", Direction::Egress),
@@ -67,10 +74,24 @@ impl InterfaceRole {
         }
     }
 
+    /// Whether a program hangs on such an interface.
+    pub fn has(self, program: &str) -> bool {
+        self.programs().iter().any(|(name, _)| *name == program)
+    }
+
+    /// The role of the pod behind an interface, by its name.
+    pub fn of_pod(interface: &str) -> Self {
+        let digits = interface.strip_prefix(OWN_POD).unwrap_or_default();
+        if digits.len() == OWN_POD_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            Self::OwnPod
+        } else {
+            Self::Pod
+        }
+    }
+
     /// The role of the interfaces that a program hangs on.
     fn of(program: &str) -> Option<Self> {
-        let hangs = |role: &Self| role.programs().iter().any(|(name, _)| *name == program);
-        Self::ALL.into_iter().find(hangs)
+        Self::ALL.into_iter().find(|role| role.has(program))
     }
 }
 
@@ -110,8 +131,10 @@ pub struct Links {
     dir: PathBuf,
     /// Where the qdiscs that we made are noted.
     qdiscs: PathBuf,
-    /// The filters, where there is no tcx.
-    clsact: Option<Clsact>,
+    /// The filters.
+    clsact: Clsact,
+    /// What interfaces of others have.
+    means: Means,
     interfaces: BTreeMap<u32, InterfaceRole>,
     sockets: bool,
 }
@@ -132,14 +155,11 @@ impl Links {
 
     /// For attaching to single interfaces beside an agent: what hangs already is neither looked at nor changed.
     pub fn beside(dir: PathBuf, qdiscs: PathBuf, means: Means) -> Result<Self, BpfError> {
-        let clsact = match means {
-            Means::Tcx => None,
-            Means::Clsact => Some(Clsact::open(qdiscs.clone())?),
-        };
         Ok(Self {
             dir,
+            clsact: Clsact::open(qdiscs.clone())?,
             qdiscs,
-            clsact,
+            means,
             interfaces: BTreeMap::new(),
             sockets: false,
         })
@@ -169,31 +189,35 @@ impl Links {
     }
 
     fn adopt_filters(&mut self, programs: &Programs) -> Result<(), BpfError> {
-        let Some(clsact) = &mut self.clsact else {
-            return Ok(());
-        };
-        clsact.forget_gone()?;
-        for found in clsact.attached()? {
-            match (
-                InterfaceRole::of(&found.program),
-                programs.get(found.program.as_str()),
-            ) {
+        self.clsact.forget_gone()?;
+        for found in self.clsact.attached()? {
+            let role = InterfaceRole::of(&found.program).map(|role| match (role, self.means) {
+                (InterfaceRole::Pod, Means::Tcx) => InterfaceRole::OwnPod,
+                (role, _) => role,
+            });
+            let role = role.filter(|role| self.means_for(*role) == Means::Clsact);
+            match (role, programs.get(found.program.as_str())) {
                 (Some(role), Some(fd)) => {
-                    clsact.attach(found.interface, found.direction, &found.program, fd)?;
+                    self.clsact
+                        .attach(found.interface, found.direction, &found.program, fd)?;
                     self.interfaces.insert(found.interface, role);
                 }
-                _ => clsact.detach_one(found.interface, found.direction)?,
+                _ => self.clsact.detach_one(found.interface, found.direction)?,
             }
         }
         Ok(())
     }
 
-    /// By which means programs hang on interfaces here.
+    /// By which means programs hang on interfaces of others here.
     pub fn means(&self) -> Means {
-        if self.clsact.is_some() {
-            Means::Clsact
-        } else {
-            Means::Tcx
+        self.means
+    }
+
+    /// By which means they hang on interfaces of a role.
+    fn means_for(&self, role: InterfaceRole) -> Means {
+        match role {
+            InterfaceRole::OwnPod => Means::Clsact,
+            _ => self.means,
         }
     }
 
@@ -219,10 +243,16 @@ impl Links {
         programs: &Programs,
     ) -> Vec<(u32, BpfError)> {
         let mut errors = Vec::new();
+        let kind = |role: InterfaceRole| (role.programs(), self.means_for(role));
+        let stays = |(index, role): &(&u32, &InterfaceRole)| {
+            wanted
+                .get(index)
+                .is_some_and(|wanted| kind(*wanted) == kind(**role))
+        };
         let gone: Vec<_> = self
             .interfaces
             .iter()
-            .filter(|(index, role)| wanted.get(index) != Some(role))
+            .filter(|found| !stays(found))
             .map(|(i, r)| (*i, *r))
             .collect();
         for (index, role) in gone {
@@ -247,8 +277,8 @@ impl Links {
 
     /// Takes the programs of a role from an interface, which may be gone.
     pub fn detach_interface(&mut self, index: u32, role: InterfaceRole) -> Result<(), BpfError> {
-        if let Some(clsact) = &mut self.clsact {
-            return clsact.detach(index);
+        if self.means_for(role) == Means::Clsact {
+            return self.clsact.detach(index);
         }
         for (program, _) in role.programs() {
             let _ = fs::remove_file(self.interface_pin(index, program));
@@ -264,9 +294,9 @@ impl Links {
         programs: &Programs,
     ) -> Result<(), BpfError> {
         for (program, direction) in role.programs() {
-            if let Some(clsact) = &mut self.clsact {
+            if self.means_for(role) == Means::Clsact {
                 if let Some(fd) = programs.get(program) {
-                    clsact.attach(index, *direction, program, fd)?;
+                    self.clsact.attach(index, *direction, program, fd)?;
                 }
                 continue;
             }
@@ -295,8 +325,8 @@ impl Links {
     pub fn missing(&mut self, index: u32, role: InterfaceRole) -> Result<Vec<&'static str>, BpfError> {
         let mut missing = Vec::new();
         for (program, direction) in role.programs() {
-            let hangs = if let Some(clsact) = &mut self.clsact {
-                clsact.hangs(index, *direction, program)?
+            let hangs = if self.means_for(role) == Means::Clsact {
+                self.clsact.hangs(index, *direction, program)?
             } else {
                 let link = sys::open_pin(&self.interface_pin(index, program));
                 let info = link.and_then(|link| sys::link_info(link.as_fd()));
@@ -309,11 +339,17 @@ impl Links {
         Ok(missing)
     }
 
-    /// Removes the pins of links to interfaces that are gone.
-    pub fn forget_gone(&mut self) -> Result<(), BpfError> {
-        if let Some(clsact) = &mut self.clsact {
-            return clsact.forget_gone();
+    /// Removes what is noted of one pod's interface that is gone.
+    pub fn forget_pod(dir: &Path, qdiscs: &Path, index: u32) {
+        Clsact::forget(qdiscs, index);
+        for (program, _) in InterfaceRole::Pod.programs() {
+            let _ = fs::remove_file(interface_pin(dir, index, program));
         }
+    }
+
+    /// Removes what is noted of interfaces that are gone: the pins of links, and qdiscs.
+    pub fn forget_gone(&mut self) -> Result<(), BpfError> {
+        self.clsact.forget_gone()?;
         let entries = fs::read_dir(&self.dir).map_err(BpfError::file("reading directory", &self.dir))?;
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -368,8 +404,12 @@ impl Links {
     }
 
     fn interface_pin(&self, index: u32, program: &str) -> PathBuf {
-        self.dir.join(format!("tcx{index}-{program}"))
+        interface_pin(&self.dir, index, program)
     }
+}
+
+fn interface_pin(dir: &Path, index: u32, program: &str) -> PathBuf {
+    dir.join(format!("tcx{index}-{program}"))
 }
 
 fn update(link: &OwnedFd, program: &OwnedFd, path: &Path, attached: u32) -> Result<(), BpfError> {

@@ -5,7 +5,7 @@
 //! BPF_ROOT/l1-<object>-<n>/   layout version 1, built from this object, n-th generation
 //!     maps/NAME  programs/name
 //! BPF_ROOT/links/             one pin per attachment; they stay while programs and maps change beneath them
-//! BPF_ROOT/qdiscs/INDEX       an empty directory for each clsact qdisc that we made; only where there is no tcx
+//! BPF_ROOT/qdiscs/INDEX       an empty directory for each clsact qdisc that we made
 //! ```
 //!
 //! Invariant: whatever `current` names is complete. A directory that it does not name is left over from an agent that

@@ -73,7 +73,7 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalle
     })?;
     let mut uninstalled = Uninstalled::default();
     let bpf_root = &global.bpf_root;
-    // Filters hold their programs without a pin; they exist only where the kernel has no tcx.
+    // Filters hold their programs without a pin.
     let is_bpffs = files::is_bpffs(bpf_root)?;
     let qdiscs = is_bpffs.then(|| pins::qdiscs(bpf_root));
     uninstalled.removed =

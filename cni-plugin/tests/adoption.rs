@@ -1,0 +1,98 @@
+//! What an agent finds of the plugin's work when it takes over what hangs: filters on our own pods' interfaces, whatever the
+//! kernel has for those of others.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which panic with what went wrong"
+)]
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+use std::process::Command;
+
+use nix::net::if_::if_nametoindex;
+use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
+use proxy_bpf::pins::Pins;
+use proxy_bpf::sys;
+use proxy_bpf::traffic_control::{Direction, TrafficControl};
+use support::{World, names, on_a_node};
+
+fn programs() -> Programs {
+    let load = |name| (name, World::load_program());
+    ["from_pod", "to_pod"].map(load).into()
+}
+
+/// The ids of the programs of an interface's filters.
+fn filters(interface: u32) -> Vec<u32> {
+    let mut control = TrafficControl::open().unwrap();
+    let of = |direction| control.filters(interface, direction).unwrap();
+    let found = Direction::ALL.into_iter().flat_map(of);
+    found.map(|filter| filter.program).collect()
+}
+
+fn ids(programs: &Programs) -> Vec<u32> {
+    let id = |program: &std::os::fd::OwnedFd| sys::program_info(program.as_fd()).unwrap().id;
+    programs.values().map(id).collect()
+}
+
+#[test]
+fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
+    on_a_node(|world| {
+        let pod = world.pod("pod");
+        let result = world.add("c1", &pod).done();
+        let ours = if_nametoindex(result["interfaces"][0]["name"].as_str().unwrap()).unwrap();
+        let made = Command::new("ip")
+            .args(["link", "add", "v0", "type", "veth", "peer", "name", "v1"])
+            .status();
+        assert!(made.unwrap().success());
+        let others = if_nametoindex("v0").unwrap();
+        let pins = Pins::existing(&world.bpf_root).unwrap();
+        let adopt = |programs: &Programs| {
+            Links::adopt(pins.links(), pins.qdiscs(), Means::probe(programs), programs).unwrap()
+        };
+        let before = filters(ours);
+        assert_eq!(before.len(), 2);
+        let first = programs();
+        let mut links = adopt(&first);
+        let by_links = links.means() == Means::Tcx;
+        let is = |role| {
+            // Where all have filters, nothing tells who made an interface.
+            if by_links { role } else { InterfaceRole::Pod }
+        };
+        assert_eq!(
+            *links.interfaces(),
+            BTreeMap::from([(ours, is(InterfaceRole::OwnPod))])
+        );
+        assert_eq!(filters(ours), ids(&first), "of this generation");
+        let wanted = BTreeMap::from([(ours, InterfaceRole::OwnPod), (others, InterfaceRole::Pod)]);
+        assert!(links.set_interfaces(&wanted, &first).is_empty());
+        assert_eq!(filters(ours), ids(&first));
+        let pinned = names(&world.bpf_root.join("links")).len();
+        assert_eq!(
+            pinned,
+            if by_links { 2 } else { 0 },
+            "links on the interface of others"
+        );
+        let second = programs();
+        links.switch(&second).unwrap();
+        assert_eq!(filters(ours), ids(&second));
+        let links = adopt(&second);
+        let expected = [(ours, is(InterfaceRole::OwnPod)), (others, InterfaceRole::Pod)];
+        assert_eq!(*links.interfaces(), BTreeMap::from(expected));
+        // Of an interface that is gone nothing is left.
+        world.del("c1", None).done();
+        let mut links = adopt(&second);
+        assert_eq!(
+            *links.interfaces(),
+            BTreeMap::from([(others, InterfaceRole::Pod)])
+        );
+        assert!(links.set_interfaces(&BTreeMap::new(), &second).is_empty());
+        assert_eq!(
+            names(&world.bpf_root.join("links")).len() + names(&world.bpf_root.join("qdiscs")).len(),
+            0
+        );
+    });
+}
