@@ -140,3 +140,34 @@ fn read_nets(texts: &[wire::Text], field: &str, findings: &mut Findings) -> Vec<
     }
     nets
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunnel_mac(annotation: &str) -> (Option<[u8; 6]>, usize) {
+        let node = serde_json::json!({
+            "metadata": {
+                "name": "a",
+                "annotations": {"flannel.alpha.coreos.com/backend-data": annotation},
+            },
+        });
+        let wire: wire::Node = serde_json::from_value(node).unwrap();
+        let mut findings = Findings::default();
+        let node = Node::read(&wire, &mut findings);
+        (node.tunnel_mac, findings.into_messages().len())
+    }
+
+    #[test]
+    fn flannels_annotation_tells_the_end_of_the_tunnel() {
+        let told = tunnel_mac(r#"{"VNI":1,"VtepMAC":"8e:2b:00:00:00:0f"}"#);
+        assert_eq!(told, (Some([0x8e, 0x2b, 0, 0, 0, 0x0f]), 0));
+        // Those of other backends.
+        for other in ["null", r#"{"PublicKey":"x"}"#] {
+            assert_eq!(tunnel_mac(other), (None, 0), "{other}");
+        }
+        for bad in [r#"{"VtepMAC":"8e:2b"}"#, r#"{"VtepMAC":"none"}"#, "{"] {
+            assert_eq!(tunnel_mac(bad), (None, 1), "{bad}");
+        }
+    }
+}
