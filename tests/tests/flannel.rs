@@ -127,11 +127,11 @@ fn a_node_of_flannels_and_one_of_ours_reach_each_other() {
     // A node that was flannel's keeps the MAC address that others know it by.
     let known = "02:00:00:00:01:01";
     world.apply(&annotated(node.object(), known));
-    eventually("the tunnel to be made anew", 2 * SECOND, || {
+    eventually("the tunnel to be made anew", 5 * SECOND, || {
         mac_of_tunnel(node) == known
     });
     tell(&other, node, known);
-    eventually("the way through it", 2 * SECOND, || {
+    eventually("the way through it", 5 * SECOND, || {
         pod.ping([10, 244, 9, 1].into(), SECOND / 2).is_ok()
     });
     assert_reach_each_other(&pod, &other);
@@ -150,8 +150,8 @@ fn flannels_own_device_is_left_alone_and_named() {
     assert!(errors.contains("flannel.1 perhaps: remove it"), "{errors}");
     node.run_ip("link show flannel.1");
     node.run_ip("link del flannel.1");
-    eventually("a tunnel of ours", 2 * SECOND, || mac_of_tunnel(node) == DERIVED);
-    eventually("nothing to be wrong", 2 * SECOND, || {
+    eventually("a tunnel of ours", 5 * SECOND, || mac_of_tunnel(node) == DERIVED);
+    eventually("nothing to be wrong", 5 * SECOND, || {
         agent.cli(&["status"])["errors"] == json!([])
     });
 }
