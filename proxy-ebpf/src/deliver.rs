@@ -30,13 +30,19 @@ const UDP_HEADER: u32 = 8;
 /// The size that every link has (RFC 8200 §5), for kernels that do not tell a route's.
 const LEAST_MTU: u32 = 1280;
 
-/// Parses the packet, asks `decide`, and does what it says.
+/// What a program asks about a packet. (A closure would do, but that it is inlined cannot be said of one, and a frame of its
+/// own is too much for the verifier.)
+pub trait Program {
+    /// Where it meets packets.
+    const ENTRY: Entry;
+    /// Decides.
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision;
+}
+
+/// Parses the packet, asks the program, and does what it says.
 #[inline(always)]
-pub fn handle<'a>(
-    context: &'a TcContext,
-    entry: Entry,
-    decide: impl FnOnce(&Live, &mut Work, &Skb<'a>) -> Decision,
-) -> i32 {
+pub fn handle<P: Program>(context: &TcContext) -> i32 {
+    let entry = P::ENTRY;
     let Some(work) = kernel::work() else {
         return TC_ACT_UNSPEC;
     };
@@ -48,7 +54,7 @@ pub fn handle<'a>(
     if let Entry::Host = entry {
         work.socket = skb.socket_cookie();
     }
-    let decision = decide(&tables, work, &skb);
+    let decision = P::decide(&tables, work, &skb);
     if tables.dry_run {
         dry_run::report(&skb, work, decision);
         return TC_ACT_UNSPEC;

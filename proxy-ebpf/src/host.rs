@@ -6,21 +6,33 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::packet::{Entry, entering};
+use proxy_common::decide::Work;
+use proxy_common::decide::packet::{Decision, Entry, entering};
 
-use crate::deliver::handle;
+use crate::deliver::{Program, handle};
 use crate::dry_run;
 use crate::kernel::Skb;
+use crate::tables::Live;
 
 /// What was routed to a virtual address.
 #[classifier]
+#[inline(always)]
 pub fn from_host(context: TcContext) -> i32 {
-    let verdict = handle(&context, Entry::Host, |tables, work, skb| {
-        entering(tables, work, skb, Entry::Host)
-    });
+    let verdict = handle::<FromHost>(&context);
     if verdict == TC_ACT_UNSPEC && !dry_run::is_marked(&Skb(&context)) {
         TC_ACT_SHOT
     } else {
         verdict
+    }
+}
+
+struct FromHost;
+
+impl Program for FromHost {
+    const ENTRY: Entry = Entry::Host;
+
+    #[inline(always)]
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
+        entering(tables, work, skb, Entry::Host)
     }
 }

@@ -5,14 +5,27 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::packet::{Entry, entering};
+use proxy_common::decide::Work;
+use proxy_common::decide::packet::{Decision, Entry, entering};
 
-use crate::deliver::handle;
+use crate::deliver::{Program, handle};
+use crate::kernel::Skb;
+use crate::tables::Live;
 
 /// What the node sends to itself.
 #[classifier]
+#[inline(always)]
 pub fn from_loopback(context: TcContext) -> i32 {
-    handle(&context, Entry::Loopback, |tables, work, skb| {
+    handle::<FromLoopback>(&context)
+}
+
+struct FromLoopback;
+
+impl Program for FromLoopback {
+    const ENTRY: Entry = Entry::Loopback;
+
+    #[inline(always)]
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         entering(tables, work, skb, Entry::Loopback)
-    })
+    }
 }

@@ -3,25 +3,48 @@
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::packet::{Entry, entering, leaving};
+use proxy_common::decide::Work;
+use proxy_common::decide::packet::{Decision, Entry, entering, leaving};
 
-use crate::deliver::{handle, may_send};
+use crate::deliver::{Program, handle, may_send};
+use crate::kernel::Skb;
+use crate::tables::Live;
 
 /// What a pod sends, if it may.
 #[classifier]
+#[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
     if !may_send(&context) {
         return TC_ACT_SHOT;
     }
-    handle(&context, Entry::Pod, |tables, work, skb| {
-        entering(tables, work, skb, Entry::Pod)
-    })
+    handle::<FromPod>(&context)
 }
 
 /// What a pod receives.
 #[classifier]
+#[inline(always)]
 pub fn to_pod(context: TcContext) -> i32 {
-    handle(&context, Entry::Pod, |tables, work, skb| {
+    handle::<ToPod>(&context)
+}
+
+struct FromPod;
+
+impl Program for FromPod {
+    const ENTRY: Entry = Entry::Pod;
+
+    #[inline(always)]
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
+        entering(tables, work, skb, Entry::Pod)
+    }
+}
+
+struct ToPod;
+
+impl Program for ToPod {
+    const ENTRY: Entry = Entry::Pod;
+
+    #[inline(always)]
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         leaving(tables, work, skb)
-    })
+    }
 }

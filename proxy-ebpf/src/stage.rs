@@ -64,6 +64,12 @@ pub fn try_port(packet: *mut __sk_buff, dry_run: bool, attempt: u32) -> bool {
     stage_try_port(packet, u32::from(dry_run), attempt) != 0
 }
 
+/// Selects the pod that the packet goes to by a host port.
+#[inline(always)]
+pub fn choose_host_port() -> bool {
+    stage_choose_host_port() != 0
+}
+
 /// Notes datagrams from outside to a pod itself.
 #[inline(always)]
 pub fn note_direct() {
@@ -159,6 +165,16 @@ extern "C" fn stage_try_port(skb: *mut __sk_buff, dry_run: u32, attempt: u32) ->
         return 0;
     };
     u32::from(decide::try_port(&tables, config, work, attempt))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_choose_host_port() -> u32 {
+    let tables = Live::HOOK;
+    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+        return 0;
+    };
+    u32::from(decide::choose_host_port(&tables, config, work))
 }
 
 /// The result is nothing: functions of the verifier give a number.

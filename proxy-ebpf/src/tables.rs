@@ -9,8 +9,8 @@ use proxy_common::decide::Work;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FlowState, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Reason, Slot,
-    SocketKey, SocketPeer,
+    FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason,
+    Slot, SocketKey, SocketPeer,
 };
 use proxy_common::{Ip, Tables};
 
@@ -202,6 +202,16 @@ impl Tables for Live {
     #[inline(always)]
     fn try_port(&self, _config: &Config, _work: &mut Work, attempt: u32) -> bool {
         stage::try_port(self.packet, self.dry_run, attempt)
+    }
+
+    #[inline(always)]
+    fn is_own_pod(&self, address: &Ip) -> bool {
+        PODS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn choose_host_port(&self, _config: &Config, _work: &mut Work) -> bool {
+        self.is_in_use(InUse::HOST_PORTS) && stage::choose_host_port()
     }
 
     #[inline(always)]

@@ -3,28 +3,50 @@
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use proxy_common::decide::Work;
 use proxy_common::decide::egress::{is_watched, leaving_node};
-use proxy_common::decide::packet::{Entry, entering};
+use proxy_common::decide::packet::{Decision, Entry, entering};
 
-use crate::deliver::handle;
+use crate::deliver::{Program, handle};
+use crate::kernel::Skb;
 use crate::tables::Live;
 
 /// What comes from other machines.
 #[classifier]
+#[inline(always)]
 pub fn from_uplink(context: TcContext) -> i32 {
-    handle(&context, Entry::Uplink, |tables, work, skb| {
-        entering(tables, work, skb, Entry::Uplink)
-    })
+    handle::<FromUplink>(&context)
 }
 
 /// What the node and its pods send. There is nothing to be done before there are pods, or clients from outside that the node
 /// itself answers.
 #[classifier]
+#[inline(always)]
 pub fn to_uplink(context: TcContext) -> i32 {
     if !is_watched(&Live::HOOK) {
         return TC_ACT_UNSPEC;
     }
-    handle(&context, Entry::Egress, |tables, work, skb| {
+    handle::<ToUplink>(&context)
+}
+
+struct FromUplink;
+
+impl Program for FromUplink {
+    const ENTRY: Entry = Entry::Uplink;
+
+    #[inline(always)]
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
+        entering(tables, work, skb, Entry::Uplink)
+    }
+}
+
+struct ToUplink;
+
+impl Program for ToUplink {
+    const ENTRY: Entry = Entry::Egress;
+
+    #[inline(always)]
+    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         leaving_node(tables, work, skb)
-    })
+    }
 }

@@ -319,8 +319,8 @@ fn a_pod_sends_from_its_own_addresses_only() {
     }
     assert_eq!(node.count(Reason::SpoofedSource), dropped);
     // Solicitations of neighbours have no address yet.
-    let [none, group]: [IpAddr; 2] = ["::", "ff02::1"].map(|text| text.parse().expect("an address"));
-    let solicitation = icmp_error(none, group, [135, 0, 0, 0, 0, 0, 0, 0], &[0; 16]);
+    let [nobody, group]: [IpAddr; 2] = ["::", "ff02::1"].map(|text| text.parse().expect("an address"));
+    let solicitation = icmp_error(nobody, group, [135, 0, 0, 0, 0, 0, 0, 0], &[0; 16]);
     assert_eq!(node.run("from_pod", &solicitation).0, PASS);
     // Neither what is not IP nor what comes by other interfaces is held to it.
     let mut arp = between(end(OUTSIDE, 0, 1), end(NODE, 0, 1), protocol::UDP, 0, b"");

@@ -15,9 +15,9 @@ use super::conntrack::{advance, find, forget};
 use super::decision::{Decision, Entry};
 use super::packet::is_error_of_a_flow;
 use super::select::Selected;
-use super::translate::{answer, begin};
+use super::translate::begin;
 use super::{Tables, Work, fragment};
-use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowState, InUse, RangeFlags, Reason};
+use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, InUse, RangeFlags, Reason};
 use crate::packet::Packet;
 use crate::{Ip, protocol};
 
@@ -52,7 +52,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     let may_be_masqueraded = masquerades(tables, config)
         && !config.node_address(&headers.src).same(&headers.src)
         && !config.tunnel_address(&headers.src).same(&headers.src)
-        && (is_under_way || is_outside(tables, config, &headers.dst));
+        && (is_under_way || (!config.is_service_address(&headers.dst) && is_outside(tables, &headers.dst)));
     if !may_be_masqueraded && config.node_answers_outside == 0 {
         return PASS;
     }
@@ -77,7 +77,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
             reason = Reason::Moved;
         }
     }
-    if !may_be_masqueraded || is_under_way || tables.pod(&work.headers.src).is_none() {
+    if !may_be_masqueraded || is_under_way || !tables.is_own_pod(&work.headers.src) {
         return PASS;
     }
     let headers = &work.headers;
@@ -106,10 +106,9 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
 
 /// Whether an address is one of the world outside, where pods are not known by their own.
 #[inline(always)]
-fn is_outside<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
     address.is_one_host()
         && !address.is_link_local()
-        && !config.is_service_address(address)
         && !tables
             .range(address)
             .has(RangeFlags::PODS | RangeFlags::NO_MASQUERADE)
@@ -135,34 +134,39 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
         || !headers.has_ports
         || !masquerades(tables, config)
         || config.node_address(&headers.dst).same(&headers.dst)
-        || !is_outside(tables, config, &headers.src)
+        || !is_outside(tables, &headers.src)
     {
         return;
     }
-    if find(tables, config, work) {
-        if work.flow.backend == Flow::DIRECT {
-            advance(tables, work);
+    work.reply_key = FlowKey::new(
+        headers.dst,
+        headers.src,
+        headers.dport,
+        headers.sport,
+        headers.protocol,
+    );
+    let now = tables.now();
+    if tables.flow(&work.reply_key, &mut work.found) {
+        if work.found.backend == Flow::DIRECT && work.found.seen != now {
+            let _ = tables.touch_flow(&work.reply_key, now, 0);
         }
         return;
     }
-    if tables.pod(&work.headers.dst).is_none() {
+    if !tables.is_own_pod(&work.headers.dst) {
         return;
     }
     let Work { headers, flow, .. } = work;
-    flow.src = headers.src;
-    flow.dst = headers.dst;
-    flow.sport = headers.sport;
-    flow.dport = headers.dport;
+    flow.src = headers.dst;
+    flow.dst = headers.src;
+    flow.sport = headers.dport;
+    flow.dport = headers.sport;
     flow.backend = Flow::DIRECT;
     flow.generation = 0;
     flow.service = 0;
-    flow.seen = tables.now();
+    flow.seen = now;
     flow.deliver = Deliver::Stack as u8;
     flow.reply_deliver = Deliver::Stack as u8;
-    flow.is_reply = 0;
+    flow.is_reply = 1;
     flow.state = 0;
-    answer(work);
-    if tables.insert_flow(&work.reply_key, &work.reply) {
-        tables.replace_flow(&work.key, &work.flow);
-    }
+    tables.insert_flow(&work.reply_key, &work.flow);
 }

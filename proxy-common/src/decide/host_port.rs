@@ -44,7 +44,7 @@ pub fn find<T: Tables>(
 
 /// Selects the pod that a packet goes to by a host port; false if there is none.
 #[inline(always)]
-pub(super) fn choose<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
+pub fn choose<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     let headers = &work.headers;
     match find(tables, config, &headers.dst, headers.dport, headers.protocol) {
         Some(selected) => {

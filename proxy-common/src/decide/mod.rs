@@ -19,6 +19,7 @@ pub mod socket;
 mod translate;
 
 pub use egress::note_direct;
+pub use host_port::choose as choose_host_port;
 pub use translate::{prepare, try_port};
 
 use self::decision::Entry;
@@ -86,6 +87,17 @@ pub trait Tables {
         Self: Sized,
     {
         prepare(self, config, work, entry)
+    }
+    /// Whether a pod of this node has an address, if our plugin made it.
+    fn is_own_pod(&self, address: &Ip) -> bool {
+        self.pod(address).is_some()
+    }
+    /// Selects the pod that a packet goes to by a host port; see [`choose_host_port`]. As above.
+    fn choose_host_port(&self, config: &Config, work: &mut Work) -> bool
+    where
+        Self: Sized,
+    {
+        choose_host_port(self, config, work)
     }
     /// Notes datagrams from outside to a pod itself; see [`note_direct`]. As above.
     fn note_direct(&self, config: &Config, work: &mut Work)

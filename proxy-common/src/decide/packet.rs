@@ -4,7 +4,7 @@ use super::conntrack::{advance, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::select::select;
 use super::translate::begin;
-use super::{Tables, Work, fragment, host_port, related};
+use super::{Tables, Work, fragment, related};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
@@ -48,7 +48,7 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
     let key = work.headers.frontend_key();
     let new = if let Some(frontend) = tables.frontend(&key) {
         to_frontend(tables, config, work, entry, key, frontend)
-    } else if host_port::choose(tables, config, work) {
+    } else if tables.choose_host_port(config, work) {
         to_host_port(tables, config, work, entry)
     } else {
         return elsewhere(tables, config, work, entry);

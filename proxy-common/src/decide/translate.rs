@@ -245,7 +245,7 @@ fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
 
 /// Works out the entry of the flow's answers.
 #[inline(always)]
-pub(super) const fn answer(work: &mut Work) {
+const fn answer(work: &mut Work) {
     work.reply_key = work.flow.reply_key(&work.key);
     work.reply = work.flow.reply(&work.key);
 }
