@@ -1,6 +1,6 @@
 //! A directory of leases goes from host-local to us and back, with no address changed.
 //!
-//! host-local is that of Debian's `containernetworking-plugins`, where it is installed or unpacked.
+//! host-local is that of Debian's `containernetworking-plugins`, unpacked or installed.
 
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
@@ -12,13 +12,22 @@ use serde_json::{Value, json};
 use support::{World, names, on_a_node, run, skip, with};
 
 fn host_local() -> Option<PathBuf> {
-    let home = std::env::var("HOME").unwrap_or_default();
-    let places = [
-        "/usr/lib/cni/host-local".to_owned(),
-        "/opt/cni/bin/host-local".to_owned(),
-        format!("{home}/.cache/millrace/debian/nodes/root/usr/lib/cni/host-local"),
+    let given = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = given("MILLRACE_CACHE")
+        .or_else(|| given("XDG_CACHE_HOME").map(|base| base.join("millrace")))
+        .or_else(|| given("HOME").map(|home| home.join(".cache/millrace")));
+    let unpacked =
+        given("MILLRACE_CNI_PLUGINS").or_else(|| cache.map(|cache| cache.join("debian/nodes/root")));
+    let folders = [
+        unpacked.map(|root| root.join("usr/lib/cni")),
+        Some("/usr/lib/cni".into()),
+        Some("/opt/cni/bin".into()),
     ];
-    places.into_iter().map(PathBuf::from).find(|path| path.exists())
+    let mut places = folders
+        .into_iter()
+        .flatten()
+        .map(|folder| folder.join("host-local"));
+    places.find(|path| path.exists())
 }
 
 /// Calls host-local for the same directory. Its `dataDir` is the one above, and the network's name the directory.
@@ -48,7 +57,9 @@ fn ranges() -> Value {
 #[test]
 fn leases_change_hands_both_ways() {
     let Some(program) = host_local() else {
-        return skip("no host-local: unpack or install Debian's containernetworking-plugins");
+        return skip(
+            "no host-local: `cargo xtask test` unpacks Debian's containernetworking-plugins where it can",
+        );
     };
     on_a_node(|world| {
         let theirs = call(world, &program, "ADD", "old1");

@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use crate::{
     build::{self, MILLRACE_BIN, Profile},
     kubernetes::{self, Assets},
-    setup,
+    setup::{self, unpacked},
 };
 
 /// Returns only if the benchmarks could not be started.
@@ -22,10 +22,16 @@ pub fn run(quick: bool, json: &Path, names: &[String]) -> Result<()> {
     }
     setup::run()?;
     let assets = kubernetes::for_tests()?;
-    let built = build::binaries(Profile::Release, &["bench", "millrace", "millrace-world"])?;
+    let stock = unpacked::stock_plugins()?;
+    let built = build::binaries(
+        Profile::Release,
+        &["bench", "millrace", "millrace-cni", "millrace-world"],
+    )?;
     let mut bench = Command::new(&built["bench"]);
     bench
         .env(MILLRACE_BIN, &built["millrace"])
+        .env("MILLRACE_CNI_BIN", &built["millrace-cni"])
+        .envs(stock.map(|root| (unpacked::STOCK_PLUGINS, root)))
         .arg("--json")
         .arg(json)
         .args(names);

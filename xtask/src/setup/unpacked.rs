@@ -67,6 +67,25 @@ pub fn tools_of_nodes() -> Result<PathBuf> {
     Ok(root)
 }
 
+/// Names the root of the unpacked packages that have the stock CNI plugins to tests and benchmarks.
+pub const STOCK_PLUGINS: &str = "MILLRACE_CNI_PLUGINS";
+
+/// Where the stock CNI plugins are, which ours is compared with; they are unpacked with the tools of nodes. `None` where
+/// packages cannot be unpacked.
+pub fn stock_plugins() -> Result<Option<PathBuf>> {
+    match unpacked_stock_plugins() {
+        Some(root) => Ok(Some(root)),
+        None if missing_program().is_some() => Ok(None),
+        None => tools_of_nodes().map(Some),
+    }
+}
+
+/// The same if they are there already.
+pub fn unpacked_stock_plugins() -> Option<PathBuf> {
+    let root = paths::cache().ok()?.join("debian/nodes/root");
+    root.join("usr/lib/cni/host-local").exists().then_some(root)
+}
+
 /// A root file system with everything that images share.
 pub fn root_of_images() -> Result<PathBuf> {
     let download = |archives: &Path, step: &Step| {
@@ -101,12 +120,8 @@ fn unpacked(name: &str, packages: &[&str], download: impl Fn(&Path, &Step) -> Re
     if fs::read_to_string(folder.join("packages")).is_ok_and(|made_from| made_from == list) {
         return Ok(root);
     }
-    for program in ["apt-get", "dpkg"] {
-        if paths::program(program).is_none() {
-            bail!(
-                "clusters are made from Debian's packages, and there is no {program} here to unpack them with"
-            );
-        }
+    if let Some(program) = missing_program() {
+        bail!("this is made from Debian's packages, and there is no {program} here to unpack them with");
     }
     let step = Step::start(format!("unpacking Debian packages for {name} (once)"));
     let partial = folder.with_extension("partial");
@@ -135,6 +150,13 @@ fn unpacked(name: &str, packages: &[&str], download: impl Fn(&Path, &Step) -> Re
     fs::rename(&partial, &folder).with_context(|| format!("creating {}", folder.display()))?;
     step.done();
     Ok(root)
+}
+
+/// What would be needed to unpack packages and is not there.
+fn missing_program() -> Option<&'static str> {
+    ["apt-get", "dpkg"]
+        .into_iter()
+        .find(|program| paths::program(program).is_none())
 }
 
 /// Unpacked, `iptables` lacks the names that an installation would give it.

@@ -24,7 +24,7 @@ use self::{
     layer::{Layer, Programs, TestProgram},
     summary::{Outcome, Summary},
 };
-use crate::setup;
+use crate::setup::{self, unpacked};
 
 #[derive(Args)]
 pub struct Options {
@@ -73,6 +73,8 @@ fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
     if options.filter.is_none() && options.layer.is_none_or(|layer| layer == Layer::Host) {
         checks::run(summary);
     }
+    // A test compares with them.
+    unpacked::stock_plugins()?;
     let Programs { mut tests, millrace } = layer::build()?;
     tests.retain(|program| options.layer.is_none_or(|layer| layer == program.layer));
     tests.sort_by(|a, b| (a.layer, &a.name).cmp(&(b.layer, &b.name)));

@@ -23,6 +23,7 @@ use crate::{
     build::MILLRACE_BIN,
     command,
     kubernetes::{self, Assets},
+    setup::unpacked,
     step::Step,
 };
 
@@ -127,6 +128,7 @@ impl Runner {
             .env(libtest::ENABLED_BY, "1")
             .env(MILLRACE_BIN, &self.millrace)
             .env(skips::FILE, skips)
+            .envs(unpacked::unpacked_stock_plugins().map(|root| (unpacked::STOCK_PLUGINS, root)))
             .stdin(Stdio::null());
         if self.verbose {
             command.arg("--nocapture");

@@ -57,6 +57,19 @@ impl Figure {
         }
     }
 
+    /// Makes it one of another contender's.
+    #[must_use]
+    pub fn of(self, contender: &'static str) -> Self {
+        Self { contender, ..self }
+    }
+
+    /// Adds the median of its ratios to another contender's, each formed within a round.
+    #[must_use]
+    pub fn ratio(mut self, to: &str, ratios: &[f64]) -> Self {
+        self.ratio_to.insert(to.to_owned(), quantile(ratios, 0.5));
+        self
+    }
+
     fn verdict(&self) -> &'static str {
         match self.limit {
             Some(limit) if self.median <= limit => "met",
@@ -158,8 +171,12 @@ fn rows(figures: &[Figure]) -> Vec<[String; 7]> {
             String::new()
         };
         let limit = figure.limit.map(number).unwrap_or_default();
+        let name = match figure.contender {
+            "millrace" => figure.name.clone(),
+            other => format!("{} ({other})", figure.name),
+        };
         [
-            figure.name.clone(),
+            name,
             figure.n.to_string(),
             number(figure.median),
             spread,

@@ -5,6 +5,8 @@
 //! limit is a figure, not a failure: the exit status says only whether everything could be measured.
 #![forbid(unsafe_code)]
 
+mod cni;
+mod cpu;
 mod figures;
 mod machine;
 mod quantiles;
@@ -27,7 +29,7 @@ struct Arguments {
     /// Where to write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Benchmarks (`sync`) or single quantities of one (`sync.cold`); default: all
+    /// Benchmarks (`cni`, `sync`) or single quantities of one (`sync.cold`); default: all
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -64,12 +66,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(missing) = harness::skip::missing() {
         bail!("{missing}");
     }
-    let wanted: Vec<_> = sync::QUANTITIES
-        .iter()
+    let all = || cni::QUANTITIES.iter().chain(&sync::QUANTITIES);
+    let wanted: Vec<_> = all()
         .filter(|quantity| is_wanted(quantity.name, &arguments.names))
         .collect();
     if wanted.is_empty() {
-        let names: Vec<_> = sync::QUANTITIES.iter().map(|quantity| quantity.name).collect();
+        let names: Vec<_> = all().map(|quantity| quantity.name).collect();
         bail!("no benchmark of that name; there are: {}", names.join(", "));
     }
     let machine = machine::describe()?;

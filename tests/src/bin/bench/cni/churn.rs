@@ -25,7 +25,12 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     }
     let site = Site::new()?;
     let sandboxes: Vec<[Sandbox; 2]> = (0..AT_ONCE)
-        .map(|number| Ok([site.sandbox(&format!("a{number}"))?, site.sandbox(&format!("b{number}"))?]))
+        .map(|number| {
+            Ok([
+                site.sandbox(&format!("a{number}"))?,
+                site.sandbox(&format!("b{number}"))?,
+            ])
+        })
         .collect::<Result<_>>()?;
     for (kind, wishes) in [("plain", no_wishes as fn(usize) -> Value), ("full", all_wishes)] {
         let alone = Setting {
@@ -95,8 +100,9 @@ impl Setting {
             }
         }
         let [ours, stock] = medians;
-        for ((verb, limit), (ours, stock)) in
-            [("add", 0.1), ("del", 0.5)].into_iter().zip(ours.iter().zip(&stock))
+        for ((verb, limit), (ours, stock)) in [("add", 0.1), ("del", 0.5)]
+            .into_iter()
+            .zip(ours.iter().zip(&stock))
         {
             let name = format!("cni.churn.{verb}.{}", self.name);
             let ratios: Vec<f64> = ours.iter().zip(stock).map(|(ours, stock)| ours / stock).collect();
@@ -123,11 +129,14 @@ impl Setting {
                 let sandbox = &sandboxes[number][contender as usize];
                 let begin = Instant::now();
                 let result = &added[number].1;
-                site.chain(contender).del(sandbox, &(self.wishes)(number), result)?;
+                site.chain(contender)
+                    .del(sandbox, &(self.wishes)(number), result)?;
                 Ok(begin.elapsed())
             };
             let deleted = self.all_at_once(site, contender, each)?;
-            taken.adds.extend(added.iter().map(|(took, _)| milliseconds(*took)));
+            taken
+                .adds
+                .extend(added.iter().map(|(took, _)| milliseconds(*took)));
             taken.dels.extend(deleted.into_iter().map(milliseconds));
         }
         Ok(taken)

@@ -75,7 +75,11 @@ impl Site {
         let pins = world.node(1).bpf_root().join("current");
         let deadline = Instant::now() + Duration::from_mins(1);
         while !pins.exists() {
-            ensure!(Instant::now() < deadline, "the agent has pinned nothing: {}", agent.log());
+            ensure!(
+                Instant::now() < deadline,
+                "the agent has pinned nothing: {}",
+                agent.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(Self {
@@ -107,7 +111,13 @@ impl Site {
             File::create(&netns)?;
             unshare(CloneFlags::CLONE_NEWNET)?;
             let own = "/proc/thread-self/ns/net";
-            Ok(mount(Some(own), &netns, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+            Ok(mount(
+                Some(own),
+                &netns,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )?)
         };
         on_own_thread(make).with_context(|| format!("making namespace {}", netns.display()))?;
         Ok(Sandbox {
@@ -186,7 +196,11 @@ fn stock(node: &Node) -> Result<Chain> {
         name: "stock",
         plugins: vec![
             plugin("bridge", bridge, "ips")?,
-            plugin("portmap", json!({"type": "portmap", "snat": true}), "portMappings")?,
+            plugin(
+                "portmap",
+                json!({"type": "portmap", "snat": true}),
+                "portMappings",
+            )?,
             plugin("bandwidth", json!({"type": "bandwidth"}), "bandwidth")?,
         ],
         environment: vec![

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::directory::{Directory, Layout, Staged, changed_slice, slice_file, yaml};
+use super::objects;
 use super::site::{Running, Site};
 use super::tables::Tables;
-use super::{cpu, objects};
 use crate::Effort;
+use crate::cpu;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 

@@ -23,8 +23,9 @@ use super::event::{Effect, LIMIT};
 use super::relay::{self, ANNOTATION, Relay};
 use super::site::{Running, Site};
 use super::tables::Tables;
-use super::{cold, cpu, objects, unchanged};
+use super::{cold, objects, unchanged};
 use crate::Effort;
+use crate::cpu;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 

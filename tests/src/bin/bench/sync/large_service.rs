@@ -7,10 +7,11 @@ use anyhow::{Result, bail};
 
 use super::bpf_calls::BpfCalls;
 use super::directory::{Directory, yaml};
+use super::objects;
 use super::site::Site;
 use super::tables::Tables;
-use super::{cpu, objects};
 use crate::Effort;
+use crate::cpu;
 use crate::figures::{Figure, Figures};
 
 /// Endpoints of a slice, as the EndpointSlice controller makes them.

@@ -6,7 +6,7 @@
 
 mod bpf_calls;
 mod cold;
-mod cpu;
+
 mod directory;
 mod event;
 mod kubernetes;

@@ -10,8 +10,8 @@ use harness::{Agent, AgentBuilder, Node, World};
 use millrace::bpf::pins;
 use millrace::control::{Client, Status};
 
-use super::cpu;
 use super::tables::Tables;
+use crate::cpu;
 
 /// How long an agent may take to become ready.
 const PATIENCE: Duration = Duration::from_mins(2);
