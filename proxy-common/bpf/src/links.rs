@@ -195,7 +195,10 @@ impl Links {
                 (InterfaceRole::Pod, Means::Tcx) => InterfaceRole::OwnPod,
                 (role, _) => role,
             });
-            let role = role.filter(|role| self.means_for(*role) == Means::Clsact);
+            // A filter that this kernel's agent would not have made is another's, who shares the network namespace.
+            if role.is_some_and(|role| self.means_for(role) == Means::Tcx) {
+                continue;
+            }
             match (role, programs.get(found.program.as_str())) {
                 (Some(role), Some(fd)) => {
                     self.clsact
