@@ -14,9 +14,10 @@ pub fn start(verbosity: u8) -> anyhow::Result<()> {
         Ok(text) if !text.is_empty() => {
             EnvFilter::try_new(&text).map_err(|error| anyhow!("{VARIABLE}={text}: {error}"))?
         }
-        // Libraries are of interest only to whoever asks for everything.
+        // Libraries are of interest only to whoever asks for everything. What the API client has to say of a request that
+        // fails, the agent says itself.
         _ => EnvFilter::new(match verbosity {
-            0 => "warn,millrace=info",
+            0 => "warn,millrace=info,kube_client=off",
             1 => "info,millrace=debug",
             2 => "info,millrace=trace",
             _ => "trace",
