@@ -220,8 +220,9 @@ impl NodeSide {
             .iter()
             .any(|address| !self.addresses.holds(*address));
         self.write_config(device, &service_cidrs, stray, options, programmer.store());
-        // The plugin enters host ports whenever it likes, and there may be some as soon as it made a pod.
-        let own = programmer.store().is_in_use(InUse::PODS)
+        // The plugin enters host ports whenever it likes, and nobody tells the agent.
+        let own = options.cni_conf_dir.is_some()
+            || programmer.store().is_in_use(InUse::PODS)
             || virtual_addresses
                 .iter()
                 .any(|address| self.addresses.holds(*address));
@@ -281,7 +282,7 @@ impl NodeSide {
         wanted.extend(tunnel.map(|index| (index, InterfaceRole::Uplink)));
         if own_frontends {
             wanted.insert(LOOPBACK, InterfaceRole::Loopback);
-            if let Err(error) = network::accept_own_addresses() {
+            if let Err(error) = network::open_loopback() {
                 problems.push(ObjectError {
                     object: "interface lo".into(),
                     message: error.to_string(),

@@ -47,17 +47,25 @@ pub const HOST_DEVICE: &str = "millrace0";
 /// The other end of [`HOST_DEVICE`], in the same namespace. Nothing is sent from or to it.
 pub const HOST_DEVICE_PEER: &str = "millrace1";
 
-/// Lets the loopback take packets from the node's own addresses: answers from node ports come in there, see
-/// `proxy_common::maps::Deliver`. Everything else on the loopback was let in before it was sent, so nothing else changes.
-pub fn accept_own_addresses() -> Result<(), NetworkError> {
-    let setting = sysctl::Setting {
-        family: "ipv4",
-        device: "lo",
-        name: "accept_local",
-        value: "1",
-    };
-    if setting.ensure()? {
-        tracing::info!("set net.ipv4.conf.lo.accept_local, for answers from node ports to the node itself");
+/// What the loopback must let through for the node to reach itself by node ports and host ports: the way to a backend is
+/// looked up from there, which takes leave to forward (`bpf_fib_lookup`), and answers come in there from an address of the
+/// node's own, see `proxy_common::maps::Deliver`. Everything else on the loopback was let in before it was sent, so nothing
+/// else changes.
+pub fn open_loopback() -> Result<(), NetworkError> {
+    let mut settings = vec![("ipv4", "accept_local"), ("ipv4", "forwarding")];
+    if sysctl::has_ipv6() {
+        settings.push(("ipv6", "forwarding"));
+    }
+    for (family, name) in settings {
+        let setting = sysctl::Setting {
+            family,
+            device: "lo",
+            name,
+            value: "1",
+        };
+        if setting.ensure()? {
+            tracing::info!("set net.{family}.conf.lo.{name} to 1, for node ports and the node itself");
+        }
     }
     Ok(())
 }

@@ -194,7 +194,7 @@ impl Clsact {
             .map_err(BpfError::syscall(format!(
                 "removing the clsact qdisc of interface {interface}"
             )))?;
-        fs::remove_dir(&note).map_err(BpfError::file("removing directory", &note))
+        forget_note(&note)
     }
 
     fn note(&self, interface: u32) -> PathBuf {
@@ -210,8 +210,7 @@ impl Clsact {
     pub fn forget_gone(&mut self) -> Result<(), BpfError> {
         for interface in noted(&self.made) {
             if matches!(self.control.qdisc(interface), Err(error) if is_gone(&error)) {
-                let note = self.note(interface);
-                fs::remove_dir(&note).map_err(BpfError::file("removing directory", &note))?;
+                forget_note(&self.note(interface))?;
             }
         }
         Ok(())
@@ -240,6 +239,16 @@ pub fn remove_all(made: Option<&Path>) -> Result<Vec<Removed>, BpfError> {
         fs::remove_dir(made).map_err(BpfError::file("removing directory", made))?;
     }
     Ok(removed)
+}
+
+/// Removes a note; the agent and a plugin at work may both be about to.
+fn forget_note(note: &Path) -> Result<(), BpfError> {
+    match fs::remove_dir(note) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BpfError::file("removing directory", note)(error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The interfaces whose qdisc we made.

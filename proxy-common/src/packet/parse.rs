@@ -180,12 +180,21 @@ pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Optio
         }
     } else {
         let ip: Ipv6Header = packet.load(l3)?;
+        let (mut protocol, mut l4) = (ip.next_header, l3 + 40);
+        if protocol == FRAGMENT {
+            // A first fragment has the ports. Only senders make fragments, so a router's errors are about those.
+            let extension: Ipv6Extension = packet.load(l4)?;
+            if u16::from_be(extension.fragment) & 0xfff8 != 0 {
+                return None;
+            }
+            (protocol, l4) = (extension.next_header, l4 + 8);
+        }
         Headers {
             src: Ip::from_v6_words(ip.src),
             dst: Ip::from_v6_words(ip.dst),
-            protocol: ip.next_header,
+            protocol,
             l3,
-            l4: l3 + 40,
+            l4,
             ..*headers
         }
     };

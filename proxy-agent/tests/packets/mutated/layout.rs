@@ -108,11 +108,18 @@ impl Layout {
         if is_v4 {
             return Self::v4(frame, l3).ok().map(|carried| (l3, carried));
         }
-        let header = frame.get(l3..l3 + 40)?;
+        let (mut protocol, mut next) = (frame.get(l3..l3 + 40)?[6], l3 + 40);
+        if protocol == 44 {
+            let header = frame.get(next..next + 4)?;
+            if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
+                return None;
+            }
+            (protocol, next) = (header[0], next + 8);
+        }
         let carried = Self {
             is_v4,
-            protocol: header[6],
-            l4: Some(l3 + 40),
+            protocol,
+            l4: Some(next),
             is_fragment: false,
         };
         Some((l3, carried))
