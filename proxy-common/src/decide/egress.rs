@@ -50,8 +50,8 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     let is_under_way = headers.has_connections() && !headers.is_opening();
     // The look-ups that spare others come first: most packets are the node's own, or go to another pod.
     let may_be_masqueraded = masquerades(tables, config)
-        && !config.node_address(&headers.src).same(&headers.src)
-        && !config.tunnel_address(&headers.src).same(&headers.src)
+        && !config.is_node_address(&headers.src)
+        && !config.is_tunnel_address(&headers.src)
         && (is_under_way || (!config.is_service_address(&headers.dst) && is_outside(tables, &headers.dst)));
     if !may_be_masqueraded && config.node_answers_outside == 0 {
         return PASS;
@@ -122,7 +122,7 @@ fn stands(config: &Config, work: &Work) -> bool {
     if headers.has_connections() {
         return !(headers.is_opening() && flow.state().has(FlowState::CLOSED));
     }
-    config.node_address(&flow.src).same(&flow.src) || config.tunnel_address(&flow.src).same(&flow.src)
+    config.is_node_address(&flow.src) || config.is_tunnel_address(&flow.src)
 }
 
 /// Notes a datagram that came from outside to a pod itself, so that the answer is not taken for the first packet of a
@@ -133,7 +133,7 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     if headers.protocol != protocol::UDP
         || !headers.has_ports
         || !masquerades(tables, config)
-        || config.node_address(&headers.dst).same(&headers.dst)
+        || config.is_node_address(&headers.dst)
         || !is_outside(tables, &headers.src)
     {
         return;

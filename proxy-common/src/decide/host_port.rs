@@ -32,7 +32,7 @@ pub fn find<T: Tables>(
     if let Some(found) = tables.host_port(&key) {
         return Some(selected(&found));
     }
-    let is_node = config.node_address(address).same(address)
+    let is_node = config.is_node_address(address)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(address).is_node())
         || address.is_loopback();
     if !is_node {

@@ -82,7 +82,9 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     Decision::Pass(Reason::NotOurs)
 }
 
-#[inline(always)]
+// A function of its own for the kernel, whose stack does not add to that of the stages.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
 pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
     tables: &T,
     work: &mut Work,
@@ -331,7 +333,7 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work) {
 #[inline(always)]
 fn may_be_answer<T: Tables>(tables: &T, config: &Config, dst: &Ip) -> bool {
     config.pods_answer_outside != 0
-        || config.node_address(dst).same(dst)
-        || config.tunnel_address(dst).same(dst)
+        || config.is_node_address(dst)
+        || config.is_tunnel_address(dst)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(dst).is_node())
 }

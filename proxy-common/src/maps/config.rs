@@ -126,6 +126,27 @@ impl Config {
         if like.is_v4() { self.node_v4 } else { self.node_v6 }
     }
 
+    /// Whether an address is the node's own for masquerading. Compared in place: a copy would lie on the stack, of which
+    /// a program and all it calls have 512 bytes.
+    #[inline(always)]
+    pub fn is_node_address(&self, address: &Ip) -> bool {
+        if address.is_v4() {
+            self.node_v4.same(address)
+        } else {
+            self.node_v6.same(address)
+        }
+    }
+
+    /// Whether an address is the node's own within the tunnel.
+    #[inline(always)]
+    pub fn is_tunnel_address(&self, address: &Ip) -> bool {
+        if address.is_v4() {
+            self.tunnel_v4.same(address)
+        } else {
+            self.tunnel_v6.same(address)
+        }
+    }
+
     /// The node's address within the tunnel of the family of `like`; unspecified without a tunnel.
     #[inline(always)]
     pub const fn tunnel_address(&self, like: &Ip) -> Ip {
