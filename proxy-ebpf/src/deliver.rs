@@ -11,7 +11,7 @@ use proxy_common::Tables;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::maps::{Deliver, Flow, Reason};
-use proxy_common::packet::{Headers, Packet as _, parse};
+use proxy_common::packet::{Headers, Packet as _};
 use proxy_common::protocol;
 
 use crate::dry_run;
@@ -125,7 +125,7 @@ fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
 /// Parses the packet into the working memory.
 #[inline(always)]
 pub fn read(skb: &Skb<'_>, work: &mut Work) -> Result<(), Reason> {
-    parse(skb, skb.ether_type(), NETWORK_HEADER).map(|headers| work.start(headers))
+    work.start(skb, skb.ether_type(), NETWORK_HEADER)
 }
 
 /// Makes the packet what it becomes, or the ICMP error what it becomes.

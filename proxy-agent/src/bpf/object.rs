@@ -281,3 +281,6 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     message + &advice
 }
+
+#[cfg(test)]
+mod stack;

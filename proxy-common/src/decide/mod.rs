@@ -26,9 +26,10 @@ use self::decision::Entry;
 use self::select::Selected;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot, SocketKey, SocketPeer,
+    Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Reason, Slot, SocketKey,
+    SocketPeer,
 };
-use crate::packet::Headers;
+use crate::packet::{Headers, Packet, parse_into};
 use crate::{Ip, Port};
 
 /// The tables as a decision sees them.
@@ -198,12 +199,13 @@ impl Work {
         }
     }
 
-    /// Takes up another packet.
+    /// Takes up another packet, whose network header starts at `l3`.
     #[inline(always)]
-    pub const fn start(&mut self, headers: Headers) {
-        self.headers = headers;
-        self.key = headers.flow_key();
+    pub fn start<P: Packet + ?Sized>(&mut self, packet: &P, ether_type: u16, l3: u32) -> Result<(), Reason> {
+        parse_into(packet, ether_type, l3, &mut self.headers)?;
+        self.key = self.headers.flow_key();
         self.socket = 0;
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::maps::{
     Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason,
     Scope,
 };
-use crate::packet::{Headers, Packet, parse_carried};
+use crate::packet::{Headers, Packet, parse_carried_into};
 
 impl Headers {
     /// The conntrack key of the packet.
@@ -93,13 +93,9 @@ pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
     if !work.headers.is_icmp_error() || work.headers.is_fragment {
         return false;
     }
-    match parse_carried(packet, &work.headers) {
-        Some(carried) => {
-            work.carried = carried;
-            related::find(tables, work) && work.flow.backend != Flow::DIRECT
-        }
-        None => false,
-    }
+    parse_carried_into(packet, &work.headers, &mut work.carried).is_some()
+        && related::find(tables, work)
+        && work.flow.backend != Flow::DIRECT
 }
 
 /// Decides about a packet to a frontend. If it begins a flow, the backend is selected then, and the reason is why.

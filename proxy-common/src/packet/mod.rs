@@ -3,12 +3,14 @@
 //! The parser reads through [`Packet`], which the kernel programs implement over a socket buffer and everybody else
 //! over a byte slice. It is total: any input gives [`Headers`] or a [`Reason`] to leave the packet to the kernel.
 
+mod carried;
 pub mod crc32c;
 mod headers;
 mod parse;
 
+pub use carried::{parse_carried, parse_carried_into};
 pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports};
-pub use parse::{ECHO_ID, Headers, MAX_EXTENSIONS, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, parse, parse_carried};
+pub use parse::{ECHO_ID, Headers, MAX_EXTENSIONS, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, parse, parse_into};
 
 use crate::Plain;
 #[cfg(doc)]

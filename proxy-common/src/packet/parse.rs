@@ -15,7 +15,7 @@ pub const MAX_EXTENSIONS: u32 = 6;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(super) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
@@ -70,6 +70,22 @@ pub struct Headers {
 }
 
 impl Headers {
+    /// The headers of no packet.
+    pub const EMPTY: Self = Self {
+        src: Ip::UNSPECIFIED,
+        dst: Ip::UNSPECIFIED,
+        sport: Port::new(0),
+        dport: Port::new(0),
+        protocol: 0,
+        detail: 0,
+        ttl: 0,
+        is_fragment: false,
+        has_ports: false,
+        fragment_id: 0,
+        l3: 0,
+        l4: 0,
+    };
+
     /// Whether this packet begins a connection: a TCP SYN, or an SCTP INIT.
     #[inline(always)]
     pub const fn is_opening(&self) -> bool {
@@ -156,81 +172,31 @@ impl Headers {
     }
 }
 
-/// Bytes between the start of an ICMP error and the packet in it.
-const ICMP_HEADER: u32 = 8;
-
-/// Parses the packet that an ICMP error carries: at least its first eight bytes behind the IP header, the ports among
-/// them. Fragments but the first have none, and extension headers are not walked: such an error is nobody's.
-#[inline(always)]
-pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Option<Headers> {
-    let l3 = headers.l4 + ICMP_HEADER;
-    let mut carried = if headers.src.is_v4() {
-        let ip: Ipv4Header = packet.load(l3)?;
-        let header_len = u32::from(ip.version_ihl & 0xf) * 4;
-        if ip.version_ihl >> 4 != 4 || header_len < 20 || u16::from_be(ip.fragment) & 0x1fff != 0 {
-            return None;
-        }
-        Headers {
-            src: Ip::from_v4_word(ip.src),
-            dst: Ip::from_v4_word(ip.dst),
-            protocol: ip.protocol,
-            l3,
-            l4: l3 + header_len,
-            ..*headers
-        }
-    } else {
-        let ip: Ipv6Header = packet.load(l3)?;
-        let (mut protocol, mut l4) = (ip.next_header, l3 + 40);
-        if protocol == FRAGMENT {
-            // A first fragment has the ports. Only senders make fragments, so a router's errors are about those.
-            let extension: Ipv6Extension = packet.load(l4)?;
-            if u16::from_be(extension.fragment) & 0xfff8 != 0 {
-                return None;
-            }
-            (protocol, l4) = (extension.next_header, l4 + 8);
-        }
-        Headers {
-            src: Ip::from_v6_words(ip.src),
-            dst: Ip::from_v6_words(ip.dst),
-            protocol,
-            l3,
-            l4,
-            ..*headers
-        }
-    };
-    let is_mapped = carried.src.is_v4() != headers.src.is_v4() || carried.dst.is_v4() != headers.src.is_v4();
-    if is_mapped {
-        return None;
-    }
-    if carried.is_icmp() {
-        let icmp: IcmpHead = packet.load(carried.l4)?;
-        carried.detail = icmp.kind;
-        return read_echo(packet, &mut carried)
-            .filter(|is_echo| *is_echo)
-            .map(|_| carried);
-    }
-    if !carried.is_balanced() {
-        return None;
-    }
-    let ports: Ports = packet.load(carried.l4)?;
-    carried.sport = Port::from_raw(ports.sport);
-    carried.dport = Port::from_raw(ports.dport);
-    carried.has_ports = true;
-    Some(carried)
-}
-
 /// Parses the packet whose network header starts at `l3`.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(packet: &P, ether_type: u16, l3: u32) -> Result<Headers, Reason> {
+    let mut headers = Headers::EMPTY;
+    parse_into(packet, ether_type, l3, &mut headers).map(|()| headers)
+}
+
+/// As [`parse`], to where the headers are kept: on a kernel program's stack there is no room for them. After an error they
+/// mean nothing.
+#[inline(always)]
+pub fn parse_into<P: Packet + ?Sized>(
+    packet: &P,
+    ether_type: u16,
+    l3: u32,
+    headers: &mut Headers,
+) -> Result<(), Reason> {
     match ether_type {
-        ether_type::IPV4 => parse_v4(packet, l3),
-        ether_type::IPV6 => parse_v6(packet, l3),
+        ether_type::IPV4 => parse_v4(packet, l3, headers),
+        ether_type::IPV6 => parse_v6(packet, l3, headers),
         _ => Err(Reason::NotBalanced),
     }
 }
 
 #[inline(always)]
-fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> {
+fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(), Reason> {
     let ip: Ipv4Header = packet.load(l3).ok_or(Reason::Malformed)?;
     let header_len = u32::from(ip.version_ihl & 0xf) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < 20 {
@@ -238,42 +204,34 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
     }
     let fragment = u16::from_be(ip.fragment);
     let later = fragment & 0x1fff != 0;
-    let headers = Headers {
+    *headers = Headers {
         src: Ip::from_v4_word(ip.src),
         dst: Ip::from_v4_word(ip.dst),
-        sport: Port::default(),
-        dport: Port::default(),
         protocol: ip.protocol,
-        detail: 0,
         ttl: ip.ttl,
         is_fragment: later || fragment & 0x2000 != 0,
-        has_ports: false,
         fragment_id: u32::from(ip.id),
         l3,
         l4: if later { 0 } else { l3 + header_len },
+        ..Headers::EMPTY
     };
     parse_transport(packet, headers)
 }
 
 #[inline(always)]
-fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> {
+fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(), Reason> {
     let ip: Ipv6Header = packet.load(l3).ok_or(Reason::Malformed)?;
     if u32::from_be(ip.version_class_label) >> 28 != 6 {
         return Err(Reason::Malformed);
     }
-    let mut headers = Headers {
+    *headers = Headers {
         src: Ip::from_v6_words(ip.src),
         dst: Ip::from_v6_words(ip.dst),
-        sport: Port::default(),
-        dport: Port::default(),
         protocol: ip.next_header,
-        detail: 0,
         ttl: ip.hop_limit,
-        is_fragment: false,
-        has_ports: false,
-        fragment_id: 0,
         l3,
         l4: l3 + 40,
+        ..Headers::EMPTY
     };
     if headers.src.is_v4() || headers.dst.is_v4() {
         return Err(Reason::Malformed);
@@ -294,7 +252,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32) -> Result<Headers, Reason> 
             if u16::from_be(extension.fragment) & 0xfff8 != 0 {
                 headers.protocol = extension.next_header;
                 headers.l4 = 0;
-                return Ok(headers);
+                return Ok(());
             }
         }
         headers.protocol = extension.next_header;
@@ -312,9 +270,9 @@ const fn is_extension(protocol: u8) -> bool {
 }
 
 #[inline(always)]
-fn parse_transport<P: Packet + ?Sized>(packet: &P, mut headers: Headers) -> Result<Headers, Reason> {
+fn parse_transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Result<(), Reason> {
     if headers.l4 == 0 {
-        return Ok(headers);
+        return Ok(());
     }
     match headers.protocol {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
@@ -327,13 +285,13 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, mut headers: Headers) -> Resu
             } else if headers.protocol == protocol::SCTP {
                 headers.detail = packet.load(headers.l4 + SCTP_FIRST_CHUNK).unwrap_or(SCTP_NONE);
             }
-            Ok(headers)
+            Ok(())
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let icmp: IcmpHead = packet.load(headers.l4).ok_or(Reason::Malformed)?;
             headers.detail = icmp.kind;
-            read_echo(packet, &mut headers).ok_or(Reason::Malformed)?;
-            Ok(headers)
+            read_echo(packet, headers).ok_or(Reason::Malformed)?;
+            Ok(())
         }
         _ => Err(Reason::NotBalanced),
     }
@@ -341,7 +299,7 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, mut headers: Headers) -> Resu
 
 /// Takes the identifier of an ICMP echo for the port of whoever asks: false if this is none, `None` if it ends too early.
 #[inline(always)]
-fn read_echo<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Option<bool> {
+pub(super) fn read_echo<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Option<bool> {
     let (is_request, is_reply) = (headers.is_echo_request(), headers.is_echo_reply());
     if !is_request && !is_reply {
         return Some(false);

@@ -1,0 +1,77 @@
+//! The packet that an ICMP error carries.
+
+use super::parse::{FRAGMENT, read_echo};
+use super::{Headers, IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports};
+use crate::{Ip, Port};
+
+/// Bytes between the start of an ICMP error and the packet in it.
+const ICMP_HEADER: u32 = 8;
+
+/// Parses the packet that an ICMP error with these headers carries: at least its first eight bytes behind the IP header, the ports among
+/// them. Fragments but the first have none, and extension headers are not walked: such an error is nobody's.
+#[inline(always)]
+pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Option<Headers> {
+    let mut carried = Headers::EMPTY;
+    parse_carried_into(packet, headers, &mut carried).map(|()| carried)
+}
+
+/// As [`parse_carried`], to where the headers are kept.
+#[inline(always)]
+pub fn parse_carried_into<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers,
+    carried: &mut Headers,
+) -> Option<()> {
+    let l3 = headers.l4 + ICMP_HEADER;
+    *carried = if headers.src.is_v4() {
+        let ip: Ipv4Header = packet.load(l3)?;
+        let header_len = u32::from(ip.version_ihl & 0xf) * 4;
+        if ip.version_ihl >> 4 != 4 || header_len < 20 || u16::from_be(ip.fragment) & 0x1fff != 0 {
+            return None;
+        }
+        Headers {
+            src: Ip::from_v4_word(ip.src),
+            dst: Ip::from_v4_word(ip.dst),
+            protocol: ip.protocol,
+            l3,
+            l4: l3 + header_len,
+            ..*headers
+        }
+    } else {
+        let ip: Ipv6Header = packet.load(l3)?;
+        let (mut protocol, mut l4) = (ip.next_header, l3 + 40);
+        if protocol == FRAGMENT {
+            // A first fragment has the ports. Only senders make fragments, so a router's errors are about those.
+            let extension: Ipv6Extension = packet.load(l4)?;
+            if u16::from_be(extension.fragment) & 0xfff8 != 0 {
+                return None;
+            }
+            (protocol, l4) = (extension.next_header, l4 + 8);
+        }
+        Headers {
+            src: Ip::from_v6_words(ip.src),
+            dst: Ip::from_v6_words(ip.dst),
+            protocol,
+            l3,
+            l4,
+            ..*headers
+        }
+    };
+    let is_mapped = carried.src.is_v4() != headers.src.is_v4() || carried.dst.is_v4() != headers.src.is_v4();
+    if is_mapped {
+        return None;
+    }
+    if carried.is_icmp() {
+        let icmp: IcmpHead = packet.load(carried.l4)?;
+        carried.detail = icmp.kind;
+        return read_echo(packet, carried)?.then_some(());
+    }
+    if !carried.is_balanced() {
+        return None;
+    }
+    let ports: Ports = packet.load(carried.l4)?;
+    carried.sport = Port::from_raw(ports.sport);
+    carried.dport = Port::from_raw(ports.dport);
+    carried.has_ports = true;
+    Some(())
+}
