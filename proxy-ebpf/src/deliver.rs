@@ -15,7 +15,7 @@ use proxy_common::packet::{Headers, Packet as _};
 use proxy_common::protocol;
 
 use crate::dry_run;
-use crate::kernel::{self, Skb, redirect_in, redirect_out, redirect_to_neighbour};
+use crate::kernel::{self, Skb, redirect_in, redirect_out, redirect_to_neighbour, redirect_to_peer};
 use crate::reject;
 use crate::rewrite::{self, NETWORK_HEADER};
 use crate::stage;
@@ -63,6 +63,10 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
         Decision::Pass(reason) => pass(&skb, &tables, reason),
         Decision::Drop(reason) => end(&skb, entry, reason),
         Decision::Echo => stage::echo(&skb, entry),
+        Decision::Deliver => match stage::deliver(&skb, entry, 0) {
+            Ok(verdict) => verdict,
+            Err(reason) => drop(&skb, reason),
+        },
         Decision::Translate(reason) => translate(&skb, entry, reason),
         Decision::TranslateError => translate(&skb, entry, Reason::RelatedError),
     }
@@ -206,6 +210,7 @@ pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32
         Deliver::SameInterface => back(skb),
         Deliver::Host => to_host(skb),
         Deliver::Loopback => to_loopback(skb),
+        Deliver::Pod => to_pod(skb, work),
         Deliver::Route | Deliver::Stack => {
             if is_forwarded(entry) {
                 rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
@@ -243,6 +248,17 @@ fn to_host(skb: &Skb<'_>) -> Result<i32, Reason> {
 fn to_loopback(skb: &Skb<'_>) -> Result<i32, Reason> {
     rewrite::set_destination_mac(skb, &[0; 6]).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_in(LOOPBACK))
+}
+
+/// Into a pod by its side of the pair, as if the node had forwarded the packet.
+#[inline(always)]
+fn to_pod(skb: &Skb<'_>, work: &Work) -> Result<i32, Reason> {
+    let Work {
+        headers, receiver, ..
+    } = work;
+    rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
+    rewrite::forward_to_mac(skb, &receiver.mac).ok_or(Reason::RewriteFailed)?;
+    Ok(redirect_to_peer(receiver.interface))
 }
 
 /// The interface that the routing table names, and that takes packets of this size.

@@ -29,6 +29,7 @@ pub fn is_marked(skb: &Skb<'_>) -> bool {
 #[inline(always)]
 pub fn report(skb: &Skb<'_>, work: &Work, decision: Decision) {
     match decision {
+        Decision::Deliver => skb.set_control::<2>(outcome(1, Reason::NotOurs, false)),
         Decision::Pass(reason) => skb.set_control::<2>(outcome(1, reason, false)),
         Decision::Drop(reason) => skb.set_control::<2>(outcome(2, reason, false)),
         Decision::Echo => skb.set_control::<2>(outcome(3, Reason::EchoReply, false)),

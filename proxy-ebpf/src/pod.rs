@@ -8,6 +8,7 @@ use proxy_common::decide::packet::{Decision, Entry, entering, leaving};
 
 use crate::deliver::{Program, handle, may_send};
 use crate::kernel::Skb;
+use crate::stage;
 use crate::tables::Live;
 
 /// What a pod sends, if it may.
@@ -34,7 +35,8 @@ impl Program for FromPod {
 
     #[inline(always)]
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
-        entering(tables, work, skb, Entry::Pod)
+        let decision = entering(tables, work, skb, Entry::Pod);
+        stage::shorten(skb, tables, decision)
     }
 }
 

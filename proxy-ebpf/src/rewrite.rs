@@ -252,5 +252,14 @@ pub fn set_destination_mac(skb: &Skb<'_>, mac: &[u8; 6]) -> Option<()> {
     skb.store(0, mac)
 }
 
+/// Addresses the frame to the next device on its way, from the one that it came to.
+#[inline(always)]
+pub fn forward_to_mac(skb: &Skb<'_>, mac: &[u8; 6]) -> Option<()> {
+    let here: [u8; 6] = skb.load(0)?;
+    let [a, b, c, d, e, f] = *mac;
+    let [g, h, i, j, k, l] = here;
+    skb.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
 /// Offset of the network header on every interface that the programs are attached to.
 pub const NETWORK_HEADER: u32 = ETHERNET_LEN;

@@ -11,7 +11,8 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
-use proxy_common::decide::packet::Entry;
+use proxy_common::decide::local::{self, Way};
+use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::decide::sender;
 use proxy_common::maps::Reason;
 
@@ -75,6 +76,31 @@ pub fn choose_host_port() -> bool {
 pub fn note_direct() {
     stage_note_direct();
 }
+
+/// Leads a pod's packet that was decided about past the stack, if it goes to a pod of this node and nothing needs the stack.
+#[inline(always)]
+pub fn shorten(skb: &Skb<'_>, tables: &Live, decision: Decision) -> Decision {
+    let is_translated = match decision {
+        Decision::Pass(Reason::NotOurs) => false,
+        Decision::Translate(_) => true,
+        _ => return decision,
+    };
+    // A packet that does not exist is addressed to no interface.
+    if !local::is_wanted(tables) || !(tables.dry_run || skb.is_for_interface()) {
+        return decision;
+    }
+    let dry_run = u32::from(tables.dry_run);
+    match stage_shorten(skb.0.skb.skb, dry_run, u32::from(is_translated)) {
+        TO_POD if is_translated => decision,
+        TO_POD => Decision::Deliver,
+        ANSWER_TO_POD => Decision::Translate(Reason::Reply),
+        _ => decision,
+    }
+}
+
+const TO_STACK: u32 = 0;
+const TO_POD: u32 = 1;
+const ANSWER_TO_POD: u32 = 2;
 
 /// Whether the pod at this interface may send the packet.
 #[inline(always)]
@@ -175,6 +201,22 @@ extern "C" fn stage_choose_host_port() -> u32 {
         return 0;
     };
     u32::from(decide::choose_host_port(&tables, config, work))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_shorten(skb: *mut __sk_buff, dry_run: u32, is_translated: u32) -> u32 {
+    let context = TcContext::new(skb);
+    let interface = Skb(&context).ifindex();
+    let tables = Live::HOOK.dry_run(dry_run != 0);
+    let Some(work) = kernel::work() else {
+        return TO_STACK;
+    };
+    match local::shorten(&tables, work, interface, is_translated != 0) {
+        Way::Stack => TO_STACK,
+        Way::Pod => TO_POD,
+        Way::PodAnswer => ANSWER_TO_POD,
+    }
 }
 
 /// The result is nothing: functions of the verifier give a number.

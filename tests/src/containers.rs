@@ -320,7 +320,7 @@ impl Containerd {
                 "--target={}",
                 children.split_whitespace().next().unwrap_or_default()
             ))
-            .args(["--mount", "--pid", "--uts", "--ipc", "--"])
+            .args(["--mount", "--pid", "--uts", "--ipc", "--root", "--"])
             .arg(program.as_ref());
         command
     }

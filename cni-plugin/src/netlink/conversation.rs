@@ -21,6 +21,7 @@ pub struct Request {
     what: String,
     message: RouteNetlinkMessage,
     flags: u16,
+    may_be_unknown: bool,
 }
 
 impl Request {
@@ -49,6 +50,16 @@ impl Request {
             what: what.into(),
             message,
             flags: NLM_F_REQUEST | NLM_F_ACK | flags,
+            may_be_unknown: false,
+        }
+    }
+
+    /// The same, done without where the kernel does not know this kind of thing (`ENOENT`).
+    #[must_use]
+    pub fn if_known(self) -> Self {
+        Self {
+            may_be_unknown: true,
+            ..self
         }
     }
 }
@@ -95,9 +106,14 @@ impl Conversation {
             let start = datagram.len();
             datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
             message.serialize(&mut datagram[start..]);
-            purposes.push(request.what);
+            purposes.push((request.what, request.may_be_unknown));
         }
-        let purpose = |at: usize| purposes.get(at).cloned().unwrap_or_default();
+        let purpose = |at: usize| {
+            purposes
+                .get(at)
+                .map_or_else(String::new, |(what, _)| what.clone())
+        };
+        let may_be_unknown = |at: usize| purposes.get(at).is_some_and(|(_, may_be)| *may_be);
         let mut answers = Vec::new();
         let (mut open, mut refused) = (purposes.len(), None);
         self.socket
@@ -118,8 +134,10 @@ impl Conversation {
                     NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                     NetlinkPayload::Error(error) => {
                         open -= 1;
-                        if error.code.is_some() && refused.is_none() {
-                            refused = Some(NetlinkError::refused(purpose(at as usize))(error.to_io()));
+                        let (at, code) = (at as usize, error.raw_code().wrapping_neg());
+                        let is_refused = code != 0 && !(code == libc::ENOENT && may_be_unknown(at));
+                        if is_refused && refused.is_none() {
+                            refused = Some(NetlinkError::refused(purpose(at))(error.to_io()));
                         }
                     }
                     NetlinkPayload::Done(_) => open -= 1,

@@ -1,8 +1,10 @@
 //! A limit of what leaves by an interface, which is a token bucket (tc-tbf(8)): what a pod receives leaves by the node's side
 //! of its cable, and what it sends by its [limiter](super::limiter).
 //!
-//! What is queued waits, and what waits is latency; but TCP needs some of it to keep a link busy if nothing marks its packets.
-//! So the queue holds what the rate carries in 5 ms, at low rates 10 ms, and the bucket no more: runtimes ask for bursts of
+//! What is queued waits, and what waits is latency. Where the kernel has `fq_codel` (tc-fq_codel(8)), that is the bucket's
+//! queue: each flow has a queue of its own, one that sends little never waits for one that sends much, and who makes its queue
+//! grow has packets marked (ECN) or dropped early. Elsewhere there is one queue for all, and TCP needs some of it to keep a
+//! link busy. So it holds what the rate carries in 5 ms, at low rates 10 ms, and the bucket no more: runtimes ask for bursts of
 //! half a gigabyte, which would let seconds of traffic through unlimited. Both hold some whole packets, without which TCP
 //! stalls.
 //!
@@ -29,11 +31,28 @@ const PACKETS: u64 = 10;
 /// The Ethernet header, which the MTU does not count.
 const HEADER: u64 = 14;
 
+/// What `fq_codel` lets a flow's packets wait, as long as it is more than one takes, and the time in which it has to reach that.
+const TARGET_US: u64 = 5_000;
+const INTERVAL_US: u64 = 100_000;
+/// What it holds of flows that do not care for marks and losses: packets, and their memory.
+const FAIR_PACKETS: u32 = 1_024;
+const FAIR_MEMORY: u32 = 4 << 20;
+
 /// The rate, the limit and what they are for: `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u8 = 1;
+const TCA_FQ_CODEL_TARGET: u16 = 1;
+const TCA_FQ_CODEL_LIMIT: u16 = 2;
+const TCA_FQ_CODEL_INTERVAL: u16 = 3;
+const TCA_FQ_CODEL_ECN: u16 = 4;
+const TCA_FQ_CODEL_MEMORY_LIMIT: u16 = 9;
+
+/// The bucket's own number, the only class in it, and its queue's.
+const BUCKET: TcHandle = TcHandle { major: 1, minor: 0 };
+const INSIDE: TcHandle = TcHandle { major: 1, minor: 1 };
+const FAIR: TcHandle = TcHandle { major: 2, minor: 0 };
 
 /// The numbers of a token bucket, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,35 +96,54 @@ impl Bucket {
 }
 
 /// Limits what leaves by an interface, or changes the limit.
-pub fn limit(interface: u32, limit: Limit, mtu: u32) -> Request {
+pub fn limit(interface: u32, limit: Limit, mtu: u32) -> [Request; 2] {
     let bucket = Bucket::new(limit, mtu);
+    let bits = limit.rate;
+    let mut message = discipline(interface, "tbf", TcHandle::ROOT, BUCKET);
+    message.attributes.push(TcAttribute::Options(vec![
+        option(TCA_TBF_PARMS, bucket.parameters()),
+        option(TCA_TBF_BURST, bucket.burst.to_ne_bytes()),
+        option(TCA_TBF_RATE64, bucket.rate.to_ne_bytes()),
+    ]));
+    let limiting = format!("limiting interface {interface} to {bits} bit/s by a token bucket");
+    let mut fair = discipline(interface, "fq_codel", INSIDE, FAIR);
+    let [target, interval] = patience(bucket.rate, mtu);
+    fair.attributes.push(TcAttribute::Options(vec![
+        option(TCA_FQ_CODEL_TARGET, target.to_ne_bytes()),
+        option(TCA_FQ_CODEL_INTERVAL, interval.to_ne_bytes()),
+        option(TCA_FQ_CODEL_LIMIT, FAIR_PACKETS.to_ne_bytes()),
+        option(TCA_FQ_CODEL_MEMORY_LIMIT, FAIR_MEMORY.to_ne_bytes()),
+        option(TCA_FQ_CODEL_ECN, 1_u32.to_ne_bytes()),
+    ]));
+    let sharing = format!("sharing the {bits} bit/s of interface {interface} among its flows (fq_codel)");
+    [
+        Request::replace(limiting, RouteNetlinkMessage::NewQueueDiscipline(message)),
+        Request::replace(sharing, RouteNetlinkMessage::NewQueueDiscipline(fair)).if_known(),
+    ]
+}
+
+/// What `fq_codel` lets packets wait and for how long it watches, in microseconds: a packet takes its time at a low rate.
+fn patience(rate: u64, mtu: u32) -> [u32; 2] {
+    let packet = (u64::from(mtu) + HEADER) * 1_000_000 / rate.max(1);
+    let target = TARGET_US.max(packet * 3 / 2);
+    [target, INTERVAL_US.max(target * 2)].map(|us| u32::try_from(us).unwrap_or(u32::MAX))
+}
+
+fn discipline(interface: u32, kind: &str, parent: TcHandle, handle: TcHandle) -> TcMessage {
     let mut message = TcMessage::with_index(interface.cast_signed());
-    message.header.parent = TcHandle::ROOT;
-    message.header.handle = TcHandle { major: 1, minor: 0 };
-    let option = |kind, value| TcOption::Other(DefaultNla::new(kind, value));
-    message.attributes = vec![
-        TcAttribute::Kind("tbf".to_owned()),
-        TcAttribute::Options(vec![
-            option(TCA_TBF_PARMS, bucket.parameters()),
-            option(TCA_TBF_BURST, bucket.burst.to_ne_bytes().to_vec()),
-            option(TCA_TBF_RATE64, bucket.rate.to_ne_bytes().to_vec()),
-        ]),
-    ];
-    Request::replace(
-        format!(
-            "limiting interface {interface} to {} bit/s by a token bucket",
-            limit.rate
-        ),
-        RouteNetlinkMessage::NewQueueDiscipline(message),
-    )
+    message.header.parent = parent;
+    message.header.handle = handle;
+    message.attributes = vec![TcAttribute::Kind(kind.to_owned())];
+    message
+}
+
+fn option(kind: u16, value: impl Into<Vec<u8>>) -> TcOption {
+    TcOption::Other(DefaultNla::new(kind, value.into()))
 }
 
 /// Lets everything leave by an interface again.
 pub fn unlimit(interface: u32) -> Request {
-    let mut message = TcMessage::with_index(interface.cast_signed());
-    message.header.parent = TcHandle::ROOT;
-    message.header.handle = TcHandle { major: 1, minor: 0 };
-    message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
+    let message = discipline(interface, "tbf", TcHandle::ROOT, BUCKET);
     Request::plain(
         format!("taking the limit from interface {interface}"),
         RouteNetlinkMessage::DelQueueDiscipline(message),
@@ -133,6 +171,14 @@ mod tests {
             (125_000_000, 800_000, 625_000)
         );
         assert_eq!(bucket(1_000_000_000_000_000, None).1, u32::MAX);
+    }
+
+    #[test]
+    fn packets_wait_longer_where_one_takes_long() {
+        assert_eq!(patience(125_000_000, 1486), [5_000, 100_000]);
+        assert_eq!(patience(125_000, 1486), [18_000, 100_000]);
+        assert_eq!(patience(12_500, 1486), [180_000, 360_000]);
+        assert_eq!(patience(0, 1486), [2_250_000_000, u32::MAX]);
     }
 
     #[test]

@@ -8,8 +8,7 @@
 //! the limiter, which lets it in again at the pod's interface; the kernel asks no program and no filter there a second time.
 //! The filter comes after our program: on one qdisc the priority decides, and tcx runs before clsact. It is `cls_u32` that
 //! matches everything, for not every kernel has `cls_matchall`. A queue at the pod's end of the cable would need no device, but
-//! who is root in a pod could remove it. A limit by departure times (EDT with fq on the uplink) would save the device where a
-//! kernel has fq; that is not built.
+//! who is root in a pod could remove it.
 
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
@@ -45,11 +44,9 @@ pub fn make(node: &mut Conversation, name: &str, limit: Limit, mtu: u32) -> Resu
     let made = link::find(node, name)?;
     let made = made
         .ok_or_else(|| NetlinkError::refused(format!("looking for {name}, which was just made"))(gone()))?;
-    node.batch(vec![
-        limit::limit(made.index, limit, mtu),
-        without_addresses(made.index),
-        link::up(made.index),
-    ])?;
+    let mut requests = Vec::from(limit::limit(made.index, limit, mtu));
+    requests.extend([without_addresses(made.index), link::up(made.index)]);
+    node.batch(requests)?;
     Ok(made.index)
 }
 

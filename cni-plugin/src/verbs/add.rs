@@ -261,7 +261,9 @@ impl Plan<'_> {
         if self.has_v6 {
             sysctl::set(&self.host_name, HOST_V6)?;
         }
-        requests.extend(self.ingress.map(|rate| limit::limit(host.index, rate, self.mtu)));
+        if let Some(rate) = self.ingress {
+            requests.extend(limit::limit(host.index, rate, self.mtu));
+        }
         requests.push(link::up(host.index));
         if self.has_v6 {
             // The gateway's address, so that the kernel answers who asks for it.

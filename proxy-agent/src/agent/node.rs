@@ -15,7 +15,7 @@ use crate::apply::Programmer;
 use crate::bpf::Datapath;
 use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
-use crate::config::{AgentOptions, Conntrack, GoDuration, NodePortAddress, SocketLb};
+use crate::config::{AgentOptions, Conntrack, GoDuration, HostRouting, NodePortAddress, SocketLb};
 use crate::control::ObjectError;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::{
@@ -332,6 +332,10 @@ impl NodeSide {
             (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
             (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
             (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),
+            (
+                configuration.host_routing == HostRouting::Redirect,
+                ConfigFlags::REDIRECT_TO_PODS,
+            ),
         ] {
             flags |= if set { flag } else { 0 };
         }

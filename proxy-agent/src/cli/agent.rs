@@ -7,8 +7,8 @@ use clap::{ArgAction, Args};
 
 use super::{Global, environment};
 use crate::config::{
-    Address, AgentOptions, ApiServer, Cidr, Configuration, ListenAddress, MapSettings, NamePattern,
-    NodePortAddress, PortRange, RoutingMode, Settings, SocketLb, SourceSpec, read_files,
+    Address, AgentOptions, ApiServer, Cidr, Configuration, HostRouting, ListenAddress, MapSettings,
+    NamePattern, NodePortAddress, PortRange, RoutingMode, Settings, SocketLb, SourceSpec, read_files,
 };
 
 /// `millrace agent`
@@ -140,6 +140,9 @@ struct ConfigurationArgs {
     /// routingMode: how packets get to the pods of other nodes
     #[arg(long, value_name = "MODE", env = "MILLRACE_ROUTING_MODE")]
     routing_mode: Option<RoutingMode>,
+    /// hostRouting: how packets to pods of this node get there: through the stack, or redirected past it and netfilter
+    #[arg(long, value_name = "HOW", env = "MILLRACE_HOST_ROUTING")]
+    host_routing: Option<HostRouting>,
     /// masquerade: whether what pods send to the world outside carries the node's address
     #[arg(
         long,
@@ -222,6 +225,7 @@ impl ConfigurationArgs {
             masquerade_all,
             pod_cidrs,
             routing_mode,
+            host_routing,
             masquerade,
             non_masquerade_cidrs,
             health_address,
@@ -238,6 +242,7 @@ impl ConfigurationArgs {
             masquerade_all,
             pod_cidrs,
             routing_mode,
+            host_routing,
             masquerade,
             non_masquerade_cidrs,
             api_servers,

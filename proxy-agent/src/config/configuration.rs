@@ -9,7 +9,7 @@ use super::conntrack::Conntrack;
 use super::map_sizes::MapLimits;
 use super::pod_network::{RoutingMode, Vxlan};
 use super::settings::Settings;
-use super::values::{ApiServer, NodePortAddress, PortRange, SocketLb};
+use super::values::{ApiServer, HostRouting, NodePortAddress, PortRange, SocketLb};
 use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
 
 /// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
@@ -47,6 +47,8 @@ pub struct Configuration {
     pub pod_cidrs: Vec<IpNet>,
     /// How packets get to the pods of other nodes.
     pub routing_mode: RoutingMode,
+    /// How packets to pods of this node get there.
+    pub host_routing: HostRouting,
     /// The tunnel to other nodes.
     pub vxlan: Vxlan,
     /// Whether what pods send to the world outside carries the node's address; if nothing is said, where the agent does the
@@ -91,6 +93,7 @@ impl Default for Configuration {
             masquerade_all: false,
             pod_cidrs: Vec::new(),
             routing_mode: RoutingMode::default(),
+            host_routing: HostRouting::default(),
             vxlan: Vxlan::default(),
             masquerade: None,
             non_masquerade_cidrs: Vec::new(),
@@ -173,6 +176,9 @@ impl Configuration {
         }
         if let Some(mode) = settings.routing_mode {
             self.routing_mode = mode;
+        }
+        if let Some(routing) = settings.host_routing {
+            self.host_routing = routing;
         }
         if let Some(vxlan) = &settings.vxlan {
             vxlan.apply(&mut self.vxlan);

@@ -37,7 +37,7 @@ pub use options::{AgentOptions, NamePattern, SourceSpec};
 pub use pod_network::{RoutingMode, Vxlan, VxlanId, VxlanSettings};
 pub use reload::Reload;
 pub use settings::{SettingError, Settings};
-pub use values::{Address, ApiServer, Cidr, NodePortAddress, PortRange, SocketLb};
+pub use values::{Address, ApiServer, Cidr, HostRouting, NodePortAddress, PortRange, SocketLb};
 
 /// Where kube-proxy tells its health, and whoever asks kube-proxy asks us.
 pub const HEALTH_PORT: u16 = 10256;

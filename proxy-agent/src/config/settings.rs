@@ -11,7 +11,7 @@ use super::conntrack::ConntrackSettings;
 use super::listen::ListenAddress;
 use super::map_sizes::MapSettings;
 use super::pod_network::{RoutingMode, VxlanSettings};
-use super::values::{Address, ApiServer, Cidr, NodePortAddress, PortRange, SocketLb};
+use super::values::{Address, ApiServer, Cidr, HostRouting, NodePortAddress, PortRange, SocketLb};
 
 /// Settings that may be given; a list that is given replaces the one before it.
 ///
@@ -50,6 +50,8 @@ pub struct Settings {
     pub pod_cidrs: Option<Vec<Cidr>>,
     /// How packets get to the pods of other nodes.
     pub routing_mode: Option<RoutingMode>,
+    /// How packets to pods of this node get there.
+    pub host_routing: Option<HostRouting>,
     /// The tunnel to other nodes.
     pub vxlan: Option<VxlanSettings>,
     /// Whether what pods send to the world outside carries the node's address.

@@ -24,6 +24,17 @@ pub enum SocketLb {
     Off,
 }
 
+/// How packets to pods of this node get there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HostRouting {
+    /// Through the node's stack, where netfilter sees them.
+    #[default]
+    Stack,
+    /// Straight into the pod.
+    Redirect,
+}
+
 /// A range of ports, both ends included, written `61000-65535`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

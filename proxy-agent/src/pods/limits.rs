@@ -143,8 +143,8 @@ impl Limits<'_> {
 
     fn limit(&mut self, interface: u32, rate: u64) -> Result<(), NetlinkError> {
         let limit = Limit { rate, burst: None };
-        let request = limit::limit(interface, limit, self.note.mtu);
-        self.kernel.node.ask(request).map(drop)
+        let requests = Vec::from(limit::limit(interface, limit, self.note.mtu));
+        self.kernel.node.batch(requests).map(drop)
     }
 
     /// Says in the maps which device limits what the pod sends; 0 for none.

@@ -26,6 +26,8 @@ pub enum Decision {
     Pass(Reason),
     /// It ends here; whether its sender is told depends on the reason.
     Drop(Reason),
+    /// It goes untouched to the pod that [`Work::receiver`] tells of.
+    Deliver,
     /// It is an echo request to be answered on the spot.
     Echo,
     /// It becomes what [`Work::flow`] says.

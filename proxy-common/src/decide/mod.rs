@@ -11,6 +11,7 @@ pub mod decision;
 pub mod egress;
 mod fragment;
 pub mod host_port;
+pub mod local;
 pub mod packet;
 mod related;
 pub mod select;
@@ -158,6 +159,8 @@ pub struct Work {
     pub mtu: u32,
     /// Room for whoever acts on the decision, to sum up a checksum.
     pub scratch: [u32; SCRATCH_WORDS],
+    /// The pod that the packet goes straight to, after [`local::shorten`].
+    pub receiver: Pod,
     /// The cookie of the socket that sends the packet, where it is known: an unconnected one may be translated by its hooks
     /// too. Else 0.
     pub socket: u64,
@@ -186,6 +189,7 @@ impl Work {
             error_source: Ip::UNSPECIFIED,
             mtu: 0,
             scratch: [0; SCRATCH_WORDS],
+            receiver: Pod::EMPTY,
             socket: 0,
             selected: Selected::NONE,
             reply_key: key,

@@ -16,7 +16,7 @@ use super::packet::{Decision, Entry, entering, leaving};
 use super::sender::may_send;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Flow, FlowKey,
-    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink,
+    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
     RangeFlags, Slot, SlotRange, SocketKey, SocketPeer,
 };
 use crate::packet::{ETHERNET_LEN, Headers, parse};
@@ -248,8 +248,11 @@ impl Tables for Fake {
         self.ranges.get(address).copied().unwrap_or_default()
     }
 
-    fn is_in_use(&self, _table: u32) -> bool {
-        true
+    fn is_in_use(&self, table: u32) -> bool {
+        match table {
+            InUse::PODS => !self.own_pods.is_empty(),
+            _ => true,
+        }
     }
 
     fn pod(&self, address: &Ip) -> Option<Pod> {

@@ -27,6 +27,8 @@ pub enum Deliver {
     /// Into the node's own stack by the loopback: packets from one of the node's addresses to another, which the stack
     /// takes from there only.
     Loopback = 4,
+    /// Straight into a pod of this node. No flow is remembered with this: it is found out packet by packet.
+    Pod = 5,
 }
 
 impl Deliver {
@@ -38,6 +40,7 @@ impl Deliver {
             2 => Self::Host,
             3 => Self::Route,
             4 => Self::Loopback,
+            5 => Self::Pod,
             _ => Self::Stack,
         }
     }

@@ -24,6 +24,17 @@ pub struct Pod {
 
 const _: () = assert!(size_of::<Pod>() == 24);
 
+impl Pod {
+    /// No pod.
+    pub const EMPTY: Self = Self {
+        netns: 0,
+        interface: 0,
+        flags: 0,
+        mac: [0; 6],
+        reserved: [0; 2],
+    };
+}
+
 /// Bits of [`Pod::flags`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PodFlags(pub u32);

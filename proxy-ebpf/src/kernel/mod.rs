@@ -19,8 +19,8 @@ use proxy_common::decide::Work;
 use proxy_common::maps::{Config, Counter, Flow, Frontend, Refusals};
 
 pub use self::skb::{
-    Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour, set_len,
-    zeroed_fib_lookup,
+    Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour,
+    redirect_to_peer, set_len, zeroed_fib_lookup,
 };
 pub use self::socket::{Bound, Peer};
 use crate::maps::WORK;

@@ -12,6 +12,9 @@ use proxy_common::maps::FlowKey;
 use proxy_common::packet::Packet;
 use proxy_common::{Plain, protocol};
 
+/// `PACKET_HOST` in `linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
+
 /// A socket buffer.
 pub struct Skb<'a>(pub &'a TcContext);
 
@@ -61,6 +64,13 @@ impl Skb<'_> {
     pub fn gso_size(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).gso_size }
+    }
+
+    /// Whether the frame is addressed to the interface; it may hear others as well.
+    #[inline(always)]
+    pub fn is_for_interface(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
     }
 
     /// The cookie of the socket that sends the packet; 0 if none of this node's does, or it is not known any more.
@@ -215,6 +225,13 @@ pub fn redirect_in(ifindex: u32) -> i32 {
 pub fn redirect_to_neighbour(ifindex: u32) -> i32 {
     // SAFETY: without parameters the kernel looks the neighbour up itself.
     unsafe { helper::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// The verdict that has the packet come in at the other end of a pair of interfaces, in whatever namespace that is.
+#[inline(always)]
+pub fn redirect_to_peer(ifindex: u32) -> i32 {
+    // SAFETY: no preconditions.
+    unsafe { helper::bpf_redirect_peer(ifindex, 0) as i32 }
 }
 
 /// The difference between two runs of 32-bit words, for checksums.

@@ -57,6 +57,11 @@ const EXPECTED: &[Expected] = &[
         start: "no legacy iptables",
         holds: || true,
     },
+    // The guests have it.
+    Expected {
+        start: "no fq_codel",
+        holds: || true,
+    },
     Expected {
         start: "no SO_NETNS_COOKIE",
         holds: || true,

@@ -5,6 +5,7 @@ mod egress;
 mod flows;
 mod fragments;
 mod host_ports;
+mod local;
 mod outside;
 mod sender;
 mod verdicts;

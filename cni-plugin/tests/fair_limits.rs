@@ -1,0 +1,154 @@
+//! Flows under one limit: one that sends little does not wait for those that send as much as they can, where the kernel
+//! has a queue for each.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which panic with what went wrong"
+)]
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cni_plugin::netlink::{Conversation, Request};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use serde_json::json;
+use support::{NODE_V4, World, on_a_node, skip, with};
+
+const RATE: u64 = 20_000_000;
+const BULK_FLOWS: usize = 32;
+const QUESTIONS: usize = 200;
+/// Two full packets of other flows are on their way before, at most, and the machine takes its time.
+const USUAL: Duration = Duration::from_millis(5);
+
+/// Whether the flows under a limit have queues of their own.
+fn is_shared_fairly() -> bool {
+    let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let listed = Conversation::open()
+        .unwrap()
+        .ask(Request::list("listing queueing disciplines", all))
+        .unwrap();
+    listed.iter().any(|answer| {
+        let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else {
+            return false;
+        };
+        let is_fair =
+            |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "fq_codel");
+        message.attributes.iter().any(is_fair) && message.header.parent.major == 1
+    })
+}
+
+#[test]
+fn who_sends_little_does_not_wait_for_who_sends_much() {
+    let mut is_fair = true;
+    on_a_node(|world| {
+        for key in ["ingressRate", "egressRate"] {
+            let pod = world.pod(key);
+            let limited = with(
+                world.config(),
+                &json!({"runtimeConfig": {"bandwidth": {key: RATE}}}),
+            );
+            World::call("ADD", key, Some(&pod), &limited).done();
+            is_fair = is_shared_fairly();
+            if !is_fair {
+                return;
+            }
+            let idle = median(&round_trips(&pod));
+            let busy = round_trips_beside_bulk(&pod, key == "ingressRate");
+            println!(
+                "{key}: {idle:?} alone, {:?} beside {BULK_FLOWS} flows",
+                median(&busy)
+            );
+            assert!(median(&busy) < idle + USUAL, "{key}: {busy:?}");
+            world.del(key, None).done();
+        }
+    });
+    if !is_fair {
+        skip("no fq_codel: the flows of a pod with a limit share one queue");
+    }
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// How long answers to small questions take. None may get lost.
+fn round_trips(pod: &Path) -> Vec<Duration> {
+    let outer = UdpSocket::bind((NODE_V4, 0)).unwrap();
+    let to = outer.local_addr().unwrap();
+    let inner = World::inside(pod, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(to).unwrap();
+        socket
+    });
+    inner.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut question = [0; 16];
+            for _ in 0..QUESTIONS {
+                let (length, from) = outer.recv_from(&mut question).unwrap();
+                outer.send_to(&question[..length], from).unwrap();
+            }
+        });
+        let ask = |_| {
+            thread::sleep(Duration::from_millis(5));
+            let begin = Instant::now();
+            inner.send(b"?").unwrap();
+            inner.recv(&mut [0; 16]).expect("no answer: a datagram was lost");
+            begin.elapsed()
+        };
+        (0..QUESTIONS).map(ask).collect()
+    })
+}
+
+/// Sets it, also when a test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn round_trips_beside_bulk(pod: &Path, to_pod: bool) -> Vec<Duration> {
+    let listener = TcpListener::bind((NODE_V4, 0)).unwrap();
+    let to = listener.local_addr().unwrap();
+    let pairs: Vec<_> = (0..BULK_FLOWS)
+        .map(|_| {
+            let inner = World::inside(pod, || TcpStream::connect(to).unwrap());
+            let (outer, _) = listener.accept().unwrap();
+            if to_pod { (outer, inner) } else { (inner, outer) }
+        })
+        .collect();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for (sender, receiver) in &pairs {
+            let done = &done;
+            scope.spawn(move || {
+                let full = [0; 16_384];
+                while { sender }.write_all(&full).is_ok() {}
+            });
+            scope.spawn(move || {
+                let mut buffer = [0; 16_384];
+                while !done.load(Ordering::Relaxed) {
+                    let _ = { receiver }.read(&mut buffer).unwrap();
+                }
+                receiver.shutdown(std::net::Shutdown::Both).unwrap();
+                let _ = sender.shutdown(std::net::Shutdown::Both);
+            });
+        }
+        // Until they have filled what they can.
+        thread::sleep(Duration::from_secs(2));
+        let _end = End(&done);
+        round_trips(pod)
+    })
+}

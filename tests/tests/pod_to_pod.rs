@@ -1,0 +1,171 @@
+//! Pods of one node among themselves, with `hostRouting: redirect`: packets go straight from one into the other. What would be
+//! seen on the receiver's side of the node is the witness.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use harness::cni::PodSpec;
+use harness::{
+    Agent, Endpoint, Frame, NodeSpec, PacketSocket, Pod, Probe, Server, Service, World, eventually,
+};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+const PROBES: [Probe; 3] = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+
+/// A node, and the agent on it with packets of pods translated one by one.
+fn town(host_routing: &str) -> (World, Agent) {
+    let world = World::builder().node(NodeSpec::millrace()).build();
+    let config = format!(
+        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\nhostRouting: {host_routing}\n"
+    );
+    let mut agent = world.node(1).agent().config(&config).start();
+    agent.wait_ready(10 * SECOND);
+    (world, agent)
+}
+
+fn serve(pod: &Pod) -> [Server; 2] {
+    [pod.serve_tcp(8080), pod.serve_udp(8080)]
+}
+
+/// Asks a pod by its addresses and by a service.
+#[track_caller]
+fn ask(client: &Pod, server: &Pod) {
+    for probe in PROBES {
+        for address in server.addresses() {
+            let answer = client.ask(probe, SocketAddr::new(*address, 8080));
+            let answer = answer.unwrap_or_else(|error| panic!("{probe:?} to {address}: {error}"));
+            assert_eq!(answer.backend, server.name());
+            assert!(client.addresses().contains(&answer.peer.ip().to_canonical()));
+        }
+        for vip in VIPS {
+            let to = SocketAddr::new(vip.parse().expect("an address"), 80);
+            let answer = client.ask(probe, to);
+            let answer = answer.unwrap_or_else(|error| panic!("{probe:?} to {to}: {error}"));
+            assert_eq!(answer.backend, server.name());
+        }
+    }
+    for address in server.addresses() {
+        client.ping(*address, 3 * SECOND).expect("an echo reply");
+    }
+}
+
+fn service(world: &World, backend: &Pod) {
+    let service = Service::new("web")
+        .cluster_ip(VIPS[0])
+        .cluster_ip(VIPS[1])
+        .tcp("http", 80, 8080)
+        .udp("dns", 80, 8080);
+    world.apply(&service);
+    world.apply_all(service.slices([Endpoint::of(backend)]));
+}
+
+#[track_caller]
+fn wait_for_service(client: &Pod) {
+    for vip in VIPS {
+        let to = SocketAddr::new(vip.parse().expect("an address"), 80);
+        eventually("the service", 5 * SECOND, || client.ask(Probe::Tcp, to).is_ok());
+    }
+}
+
+fn is_ip(frame: &Frame) -> bool {
+    match frame.bytes.get(12..14) {
+        Some([0x08, 0x00]) => true,
+        // Neighbours ask for each other by ICMPv6.
+        Some([0x86, 0xdd]) => {
+            !(frame.bytes.get(20) == Some(&58) && matches!(frame.bytes.get(54), Some(130..=143)))
+        }
+        _ => false,
+    }
+}
+
+/// How many IP packets the node sent into the pod by its own side of the pair.
+fn sent_by_the_node(capture: &PacketSocket) -> usize {
+    let mut count = 0;
+    while let Some(frame) = capture.receive(Duration::from_millis(50)).expect("to read") {
+        count += usize::from(frame.outgoing && is_ip(&frame));
+    }
+    count
+}
+
+#[test]
+fn packets_between_pods_of_a_node_pass_by_its_stack() {
+    harness::require_root!();
+    for (host_routing, through_the_stack) in [("redirect", false), ("stack", true)] {
+        let (world, _agent) = town(host_routing);
+        let node = world.node(1);
+        let [client, server] = ["client", "server"].map(|name| node.add_pod(name));
+        let _servers = serve(&server);
+        service(&world, &server);
+        wait_for_service(&client);
+        let captures =
+            [&client, &server].map(|pod| node.packet_socket(pod.host_interface()).expect("a capture"));
+        ask(&client, &server);
+        for capture in &captures {
+            let count = sent_by_the_node(capture);
+            assert_eq!(count > 0, through_the_stack, "{host_routing}: {count} packets");
+        }
+        // The node itself and its pods reach each other by the stack in any case.
+        for address in server.addresses() {
+            for probe in PROBES {
+                let answer = node
+                    .ask(probe, SocketAddr::new(*address, 8080))
+                    .expect("an answer");
+                assert_eq!(answer.backend, "server");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_with_a_limit_keeps_to_the_stack_both_ways() {
+    harness::require_root!();
+    let (world, _agent) = town("redirect");
+    let node = world.node(1);
+    let limit = json!({"ingressRate": 50_000_000, "ingressBurst": 1_000_000});
+    let limited = node.add_pod_by_plugin(&PodSpec::new("limited").asking("bandwidth", limit));
+    let other = node.add_pod("other");
+    let _servers = [serve(&limited), serve(&other)];
+    service(&world, &other);
+    wait_for_service(&limited);
+    let captures = [&limited, &other].map(|pod| node.packet_socket(pod.host_interface()).expect("a capture"));
+    ask(&limited, &other);
+    for capture in &captures {
+        assert!(sent_by_the_node(capture) > 0, "some packets went past the stack");
+    }
+}
+
+#[test]
+fn a_hop_is_counted_and_the_last_one_is_told() {
+    harness::require_root!();
+    let (world, _agent) = town("redirect");
+    let node = world.node(1);
+    let [client, server] = ["client", "server"].map(|name| node.add_pod(name));
+    for to in server.addresses() {
+        client.ping(*to, 3 * SECOND).expect("an echo reply");
+        let capture = server.packet_socket("eth0").expect("a capture");
+        let socket = client.udp_socket_for(SocketAddr::new(*to, 9)).expect("a socket");
+        let send = |hops: u32| {
+            if to.is_ipv4() {
+                socket2::SockRef::from(&socket).set_ttl_v4(hops).expect("to set");
+            } else {
+                socket2::SockRef::from(&socket)
+                    .set_unicast_hops_v6(hops)
+                    .expect("to set");
+            }
+            socket.send_to(b"?", SocketAddr::new(*to, 9)).expect("to send");
+        };
+        let offset = if to.is_ipv4() { 22 } else { 21 };
+        let is_ours = |frame: &Frame| !frame.outgoing && is_ip(frame) && frame.bytes.ends_with(b"?");
+        send(17);
+        let frame = capture
+            .find(SECOND, is_ours)
+            .expect("to read")
+            .expect("the datagram");
+        assert_eq!(frame.bytes[offset], 16, "one hop less");
+        send(1);
+        let late = capture.find(SECOND / 5, is_ours).expect("to read");
+        assert!(late.is_none(), "its time to live was over");
+    }
+}
