@@ -144,9 +144,11 @@ fn hold(what: &str, rate: u64, measure: impl Fn() -> f64) {
 /// Reads for a while, and gives the bits per second after the burst.
 fn rate_of(limit: u64, mut read: impl FnMut() -> usize) -> f64 {
     let begin = Instant::now();
-    // What fills buffers and buckets at first is not the rate; and a packet more or less must not count.
+    // What fills buffers and buckets at first is not the rate; and a packet more or less must not count, nor what waits behind
+    // a lost one and is read in one go.
     let (warm_up, window) = match limit {
-        ..5_000_000 => (Duration::from_secs(1), Duration::from_secs(5)),
+        ..5_000_000 => (Duration::from_secs(2), Duration::from_secs(15)),
+        5_000_000..50_000_000 => (Duration::from_secs(1), Duration::from_secs(8)),
         _ => (Duration::from_millis(500), Duration::from_millis(1500)),
     };
     while begin.elapsed() < warm_up {

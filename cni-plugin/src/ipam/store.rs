@@ -25,6 +25,8 @@ use crate::config::Attachment;
 const NOTES: &str = "millrace";
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
+/// What is being written where files cannot do without a name. It is nobody's lease, for host-local either.
+const UNFINISHED: &str = "millrace.new";
 /// How long the lock is waited for: half of what kubelet gives a runtime at the least.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -175,7 +177,7 @@ impl LockedStore<'_> {
     /// Makes a lease; false if the address has one.
     pub fn add_lease(&self, address: IpAddr, attachment: &Attachment) -> Result<bool, IpamError> {
         let path = self.store.dir.join(address.to_string());
-        let file = publish(&path, Lease::contents(attachment).as_bytes());
+        let file = self.publish(&path, Lease::contents(attachment).as_bytes());
         file.map(|file| file.is_some())
             .map_err(IpamError::file("writing lease", &path))
     }
@@ -214,7 +216,7 @@ impl LockedStore<'_> {
         let contents = serde_json::to_vec(note)
             .map_err(io::Error::other)
             .map_err(failed)?;
-        let file = publish(&path, &contents).map_err(failed)?;
+        let file = self.publish(&path, &contents).map_err(failed)?;
         let file = file.ok_or_else(|| failed(io::ErrorKind::AlreadyExists.into()))?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| failed(errno.into()))
     }
@@ -223,45 +225,49 @@ impl LockedStore<'_> {
     pub fn remove_note(&self, host_interface: &str) -> Result<(), IpamError> {
         remove(&self.store.note_path(host_interface))
     }
-}
 
-/// Makes a file that is there with all of its contents or not at all; `None` if there is one of that name.
-fn publish(path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
-    let dir = path.parent().unwrap_or(path);
-    let unnamed = OpenOptions::new()
-        .write(true)
-        .mode(0o600)
-        .custom_flags(OFlag::O_TMPFILE.bits())
-        .open(dir);
-    let mut file = match unnamed {
-        // Not every file system has files without a name.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-            return publish_plainly(path, contents);
-        }
-        file => file?,
-    };
-    file.write_all(contents)?;
-    let unnamed = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    match linkat(AT_FDCWD, &unnamed, AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::EEXIST) => Ok(None),
-        Err(errno) => Err(errno.into()),
+    /// Makes a file that is there with all of its contents or not at all; `None` if there is one of that name.
+    fn publish(&self, path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
+        let dir = path.parent().unwrap_or(path);
+        let unnamed = OpenOptions::new()
+            .write(true)
+            .mode(0o600)
+            .custom_flags(OFlag::O_TMPFILE.bits())
+            .open(dir);
+        let mut file = match unnamed {
+            // Not every file system has files without a name: overlays before Linux 6.3 have none.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+                return self.publish_named(path, contents);
+            }
+            file => file?,
+        };
+        file.write_all(contents)?;
+        let unnamed = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        link(&unnamed, path).map(|linked| linked.then_some(file))
+    }
+
+    /// The same by a file that has a name of its own at first. One that is left by who was killed is written over.
+    fn publish_named(&self, path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
+        let unfinished = self.store.dir.join(UNFINISHED);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)?;
+        file.write_all(contents)?;
+        let linked = link(&unfinished, path)?;
+        fs::remove_file(&unfinished)?;
+        Ok(linked.then_some(file))
     }
 }
 
-fn publish_plainly(path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-    {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-        file => {
-            let mut file = file?;
-            file.write_all(contents)?;
-            Ok(Some(file))
-        }
+/// Gives a file a further name; false if that is another's.
+fn link(file: &Path, name: &Path) -> io::Result<bool> {
+    match linkat(AT_FDCWD, file, AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -290,4 +296,23 @@ fn names(dir: &Path) -> Result<Vec<String>, IpamError> {
         names.extend(entry.file_name().into_string());
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_needs_a_name_is_made_whole_over_what_a_killed_call_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        let locked = store.lock().unwrap();
+        let path = dir.path().join("10.0.0.2");
+        fs::write(dir.path().join(UNFINISHED), "half of something that is longer").unwrap();
+        assert!(store.leases().unwrap().is_empty(), "it is no lease");
+        assert!(locked.publish_named(&path, b"c1\r\neth0").unwrap().is_some());
+        assert!(locked.publish_named(&path, b"c2\r\neth0").unwrap().is_none());
+        assert_eq!(fs::read(&path).unwrap(), b"c1\r\neth0");
+        assert!(!dir.path().join(UNFINISHED).exists());
+    }
 }

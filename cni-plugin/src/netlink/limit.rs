@@ -37,6 +37,9 @@ const INTERVAL_US: u64 = 100_000;
 /// What it holds of flows that do not care for marks and losses: packets, and their memory.
 const FAIR_PACKETS: u32 = 1_024;
 const FAIR_MEMORY: u32 = 4 << 20;
+/// What each flow may send in turn, in bytes: less than a packet of full size, which then takes several turns, so that small
+/// packets do not wait for a whole one of every other flow.
+const FAIR_TURN: u32 = 300;
 
 /// The rate, the limit and what they are for: `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
@@ -47,6 +50,7 @@ const TCA_FQ_CODEL_TARGET: u16 = 1;
 const TCA_FQ_CODEL_LIMIT: u16 = 2;
 const TCA_FQ_CODEL_INTERVAL: u16 = 3;
 const TCA_FQ_CODEL_ECN: u16 = 4;
+const TCA_FQ_CODEL_QUANTUM: u16 = 6;
 const TCA_FQ_CODEL_MEMORY_LIMIT: u16 = 9;
 
 /// The bucket's own number, the only class in it, and its queue's.
@@ -113,6 +117,7 @@ pub fn limit(interface: u32, limit: Limit, mtu: u32) -> [Request; 2] {
         option(TCA_FQ_CODEL_INTERVAL, interval.to_ne_bytes()),
         option(TCA_FQ_CODEL_LIMIT, FAIR_PACKETS.to_ne_bytes()),
         option(TCA_FQ_CODEL_MEMORY_LIMIT, FAIR_MEMORY.to_ne_bytes()),
+        option(TCA_FQ_CODEL_QUANTUM, FAIR_TURN.to_ne_bytes()),
         option(TCA_FQ_CODEL_ECN, 1_u32.to_ne_bytes()),
     ]));
     let sharing = format!("sharing the {bits} bit/s of interface {interface} among its flows (fq_codel)");

@@ -17,6 +17,7 @@ use std::{panic, thread};
 use cni_plugin::netlink::{Conversation, ip, link};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::Uid;
 use proxy_bpf::links::{InterfaceRole, Links, Means};
 use proxy_bpf::pins::Pins;
@@ -81,6 +82,9 @@ pub fn on_a_bare_node(test: impl FnOnce(&World) + Send) {
     if !Uid::effective().is_root() {
         return skip("needs root: makes network namespaces and loads BPF programs");
     }
+    // Before Linux 5.11 maps count as locked memory.
+    let unlimited = libc::RLIM_INFINITY;
+    setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited).expect("lifting the limit on locked memory");
     let ran = thread::scope(|scope| scope.spawn(|| test(&World::new())).join());
     if let Err(failure) = ran {
         panic::resume_unwind(failure);
