@@ -70,7 +70,9 @@ fn wait_for_service(client: &Pod) {
 }
 
 fn is_ip(frame: &Frame) -> bool {
-    match frame.bytes.get(12..14) {
+    // Who is a member of which group is told to all.
+    let is_multicast = frame.bytes.first().is_some_and(|byte| byte & 1 == 1);
+    match frame.bytes.get(12..14).filter(|_| !is_multicast) {
         Some([0x08, 0x00]) => true,
         // Neighbours ask for each other by ICMPv6.
         Some([0x86, 0xdd]) => {

@@ -274,6 +274,7 @@ mod tests {
                 "masqueradeAll": false,
                 "podCIDRs": [],
                 "routingMode": "auto",
+                "hostRouting": "stack",
                 "vxlan": {"port": 8472, "id": 1},
                 "masquerade": null,
                 "nonMasqueradeCIDRs": [],

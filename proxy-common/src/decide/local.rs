@@ -11,7 +11,7 @@
 //! stack also gets single packets that need it: those whose time to live ends, and ICMP errors, which may be about
 //! translated flows.
 
-use super::conntrack::{advance, find};
+use super::packet::answers;
 use super::{Tables, Work, fragment};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, InUse, Pod, PodFlags};
@@ -61,9 +61,7 @@ pub fn shorten<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_transl
         let Some(config) = tables.config() else {
             return Way::Stack;
         };
-        if work.headers.has_ports && find(tables, config, work) && work.flow.is_reply != 0 {
-            advance(tables, work);
-            fragment::note(tables, work);
+        if answers(tables, config, work) {
             way = Way::PodAnswer;
         }
     }

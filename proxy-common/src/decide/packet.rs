@@ -74,12 +74,25 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
         return Decision::TranslateError;
     }
     fragment::complete(tables, work);
-    if work.headers.has_ports && find(tables, config, work) && work.flow.is_reply != 0 {
-        advance(tables, work);
-        fragment::note(tables, work);
+    if answers(tables, config, work) {
         return Decision::Translate(Reason::Reply);
     }
     Decision::Pass(Reason::NotOurs)
+}
+
+/// Whether a packet that nothing stands before but its receiver answers to a translated flow; it then becomes what
+/// [`Work::flow`] says.
+#[inline(always)]
+pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
+    let is_answer = work.headers.has_ports
+        && find(tables, config, work)
+        && work.flow.is_reply != 0
+        && work.flow.backend != Flow::DIRECT;
+    if is_answer {
+        advance(tables, work);
+        fragment::note(tables, work);
+    }
+    is_answer
 }
 
 // A function of its own for the kernel, whose stack does not add to that of the stages.

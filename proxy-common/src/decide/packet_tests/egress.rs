@@ -166,6 +166,22 @@ fn a_note_of_datagrams_takes_no_flow_of_the_pods_own() {
 }
 
 #[test]
+fn a_note_of_datagrams_translates_nothing() {
+    let fake = masquerading();
+    let request = packet(protocol::UDP, (NODE_B, 40_000), (POD, 53));
+    let _ = entering(&fake, &request, Entry::Uplink);
+    let answer = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
+    let pass = Decision::Pass(Reason::NotOurs);
+    assert_eq!(entering(&fake, &answer, Entry::Pod).0, pass);
+    assert_eq!(
+        leaving(&fake, &answer).0,
+        pass,
+        "to a pod, if that is there as well"
+    );
+    assert_eq!(leaving_node(&fake, &answer).0, pass);
+}
+
+#[test]
 fn a_service_with_an_endpoint_outside_is_reached_through_both_translations() {
     let mut fake = masquerading();
     fake.service(VIP, 80, protocol::TCP, &[(OUTSIDE, 8080)]);
