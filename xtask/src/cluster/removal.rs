@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Node, installation, place::Toolbox, wait::wait_for};
 use crate::{command, image, step::Step};
@@ -30,6 +30,13 @@ pub fn run(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
     toolbox.kubectl(&["scale", "deployment/coredns", system, "--replicas=0"])?;
     let selector = "--selector=k8s-app=kube-dns";
     toolbox.kubectl(&["wait", "--for=delete", "pods", system, selector, "--timeout=120s"])?;
+    // Others may be ending still, such as those of a test.
+    let on_the_network = "--field-selector=spec.hostNetwork=false";
+    wait_for("all pods on the network to end", Duration::from_mins(3), || {
+        let left = toolbox.kubectl(&["get", "pods", "--all-namespaces", on_the_network, "--output=name"])?;
+        ensure!(left.trim().is_empty(), "there are still:\n{left}");
+        Ok(())
+    })?;
     installation::delete(toolbox)?;
     for &node in nodes {
         step.note(&node.name());
