@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::os::fd::AsFd as _;
+
 use millrace::bpf::object::MapSizes;
-use millrace::bpf::{BpfError, Datapath, pins};
+use millrace::bpf::{BpfError, Datapath, pins, sys};
 use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot};
 use proxy_common::{Ip, Port};
 use support::Sandbox;
@@ -150,6 +152,37 @@ fn tables_of_an_older_layout_are_not_read() {
     assert!(
         !root.join(&old_name).exists(),
         "what is no longer in force is removed"
+    );
+}
+
+#[test]
+fn the_working_memory_of_another_object_is_not_taken_over() {
+    const ARRAY_PER_CPU: u32 = 6;
+    let sandbox = Sandbox::enter();
+    let root = sandbox.bpf_root();
+    let first = Datapath::open(&root, &SIZES).unwrap();
+    first.frontends.set(&key(1), &frontend(&key(1))).unwrap();
+    drop(first);
+    // As an object would have left it that needs less.
+    let name = std::fs::read_link(root.join("current")).unwrap();
+    let text = name.to_str().unwrap();
+    let mut parts: Vec<_> = text.split('-').collect();
+    parts[1] = "00000000000000aa";
+    let other = parts.join("-");
+    std::fs::rename(root.join(&name), root.join(&other)).unwrap();
+    std::fs::remove_file(root.join("current")).unwrap();
+    std::os::unix::fs::symlink(&other, root.join("current")).unwrap();
+    let mut pins = std::fs::read_dir(root.join(&other).join("maps")).unwrap();
+    let work = pins.find_map(|pin| pin.ok().filter(|pin| pin.file_name() == "WORK"));
+    let work = work.expect("it is pinned").path();
+    std::fs::remove_file(&work).unwrap();
+    let smaller = sys::map_create(ARRAY_PER_CPU, 4, 64, 1).unwrap();
+    sys::pin(smaller.as_fd(), &work).unwrap();
+    let second = Datapath::open(&root, &SIZES).unwrap();
+    assert_eq!(
+        second.frontends.get(&key(1)).unwrap(),
+        Some(frontend(&key(1))),
+        "the tables are"
     );
 }
 

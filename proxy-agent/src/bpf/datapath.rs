@@ -95,6 +95,7 @@ impl Datapath {
                     .iter()
                     .filter(|dir| dir.layout == LAYOUT_VERSION)
                     .flat_map(|dir| MAPS.map(|name| (name, dir)))
+                    .filter(|(name, _)| *name != WORKING_MEMORY)
                     .collect();
                 let dir = fill(&pins, &object, sizes, &shared)?;
                 tracing::info!(path = %dir.path.display(), "loaded the kernel programs");
@@ -238,6 +239,9 @@ impl Datapath {
         Ok(sum)
     }
 }
+
+/// What each object has for itself: another one may need more of it, whatever the layout.
+const WORKING_MEMORY: &str = "WORK";
 
 fn is_complete(dir: &LayoutDir) -> bool {
     MAPS.iter().all(|name| dir.map(name).exists()) && PROGRAMS.iter().all(|name| dir.program(name).exists())
