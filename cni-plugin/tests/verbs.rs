@@ -49,6 +49,8 @@ fn gc_frees_what_is_not_named() {
         for container in ["c1", "c2", "c3"] {
             world.add(container, &world.pod(container)).done();
         }
+        // None before Linux 5.14, which gives namespaces no number.
+        let each = world.namespaces().len() / 3;
         std::fs::write(world.data_dir.join("10.244.1.99"), "old\r\neth0").unwrap();
         std::fs::write(world.data_dir.join("10.244.1.98"), "").unwrap();
         let gc = |valid: Value| {
@@ -69,7 +71,7 @@ fn gc_frees_what_is_not_named() {
                 "last_reserved_ip.1"
             ]
         );
-        assert_eq!(world.namespaces().len(), 1);
+        assert_eq!((world.pods().len(), world.namespaces().len()), (2, each));
         assert_eq!(
             World::call("GC", "", None, &world.config()).code(),
             7,

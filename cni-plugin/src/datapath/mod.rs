@@ -93,14 +93,14 @@ impl Datapath {
         self.host_ports()?.check_free(node, ports, pod).map(drop)
     }
 
-    /// Hangs the programs on a pod's interface, and enters what they look up.
+    /// Hangs the programs on a pod's interface, which was just made, and enters what they look up.
     pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let _lock = self.pins.hold()?;
         // Perhaps the agent has exchanged it since.
         let this = Self::open(self.pins.root())?;
         let programs = programs(&this.dir)?;
         this.links()?
-            .attach_interface(entry.interface, InterfaceRole::OwnPod, &programs)?;
+            .attach_new(entry.interface, InterfaceRole::OwnPod, &programs)?;
         if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&this.dir)) {
             // Without the entry the pod's sockets are left to the packet path, as the agent does with a full table.
             let _ = namespaces.set(&cookie, &entry.interface);

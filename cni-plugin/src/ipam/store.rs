@@ -30,6 +30,10 @@ const UNFINISHED: &str = "millrace.new";
 /// How long the lock is waited for: half of what kubelet gives a runtime at the least.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Between looks at the lock. Of many that wait there is always one that looks soon, and looking costs the one who has it.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(200);
+const LONGEST_PAUSE: Duration = Duration::from_millis(4);
+
 /// A directory of leases.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -78,14 +82,10 @@ impl Store {
             .open(&path);
         let mut file = open.map_err(IpamError::file("opening", &path))?;
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        let mut pause = SHORTEST_PAUSE;
+        let lock = loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => {
-                    return Ok(LockedStore {
-                        store: self,
-                        _lock: lock,
-                    });
-                }
+                Ok(lock) => break lock,
                 Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => file = back,
                 Err((_, errno)) => return Err(IpamError::file("locking", &path)(errno.into())),
             }
@@ -93,7 +93,30 @@ impl Store {
                 let seconds = PATIENCE.as_secs();
                 return Err(IpamError::Locked { path, seconds });
             }
-            thread::sleep(Duration::from_micros(500));
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
+        // Whoever wrote it was killed.
+        remove(&self.dir.join(UNFINISHED))?;
+        Ok(LockedStore {
+            store: self,
+            _lock: lock,
+        })
+    }
+
+    /// Waits until it is the caller's turn to make a pod's interface. It lasts while the answer lives, at the longest until the
+    /// process ends.
+    ///
+    /// The kernel changes one interface at a time, and of many who each take all of their steps in turns with the others, even
+    /// the first is done only when nearly all are. So they come one after the other, in the order in which they asked. Nothing
+    /// but this order depends on it.
+    pub fn turn(&self) -> Option<Flock<File>> {
+        let mut notes = File::open(self.dir.join(NOTES)).ok()?;
+        loop {
+            match Flock::lock(notes, FlockArg::LockExclusive) {
+                Err((back, Errno::EINTR)) => notes = back,
+                turn => return turn.ok(),
+            }
         }
     }
 
@@ -246,7 +269,7 @@ impl LockedStore<'_> {
         link(&unnamed, path).map(|linked| linked.then_some(file))
     }
 
-    /// The same by a file that has a name of its own at first. One that is left by who was killed is written over.
+    /// The same by a file that has a name of its own at first. One that is left by who was killed goes with the next lock.
     fn publish_named(&self, path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
         let unfinished = self.store.dir.join(UNFINISHED);
         let mut file = OpenOptions::new()
@@ -313,6 +336,11 @@ mod tests {
         assert!(locked.publish_named(&path, b"c1\r\neth0").unwrap().is_some());
         assert!(locked.publish_named(&path, b"c2\r\neth0").unwrap().is_none());
         assert_eq!(fs::read(&path).unwrap(), b"c1\r\neth0");
-        assert!(!dir.path().join(UNFINISHED).exists());
+        let unfinished = dir.path().join(UNFINISHED);
+        assert!(!unfinished.exists());
+        drop(locked);
+        fs::write(&unfinished, "left").unwrap();
+        store.lock().unwrap();
+        assert!(!unfinished.exists(), "DEL, which takes the lock, leaves nothing");
     }
 }

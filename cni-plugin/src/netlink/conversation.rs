@@ -1,7 +1,8 @@
 //! A socket for requests to one network namespace.
 //!
 //! The kernel answers each request of a datagram in turn and goes on after one that it refuses. So a batch is sent as one
-//! datagram, all answers are read, and the first refusal counts: whoever sent the batch takes all of it back anyway.
+//! datagram, all answers are read, and the first refusal counts: whoever sent the batch takes all of it back anyway. It tells
+//! each refusal, but success only of the last request: with that it is done with all of them.
 
 use std::io;
 
@@ -15,6 +16,9 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::error::NetlinkError;
 use super::sys;
+
+/// Room for an answer: no message is larger, and of a list the kernel sends as many at a time as there is room for.
+const ROOM: usize = 32 << 10;
 
 /// A request, and what it is for.
 pub struct Request {
@@ -49,7 +53,7 @@ impl Request {
         Self {
             what: what.into(),
             message,
-            flags: NLM_F_REQUEST | NLM_F_ACK | flags,
+            flags: NLM_F_REQUEST | flags,
             may_be_unknown: false,
         }
     }
@@ -96,10 +100,12 @@ impl Conversation {
     pub fn batch(&mut self, requests: Vec<Request>) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let first = self.sequence + 1;
         let (mut datagram, mut purposes) = (Vec::new(), Vec::new());
+        let count = requests.len();
         for request in requests {
             self.sequence += 1;
+            let is_last = purposes.len() + 1 == count;
             let mut header = NetlinkHeader::default();
-            header.flags = request.flags;
+            header.flags = request.flags | if is_last { NLM_F_ACK } else { 0 };
             header.sequence_number = self.sequence;
             let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request.message));
             message.finalize();
@@ -115,14 +121,20 @@ impl Conversation {
         };
         let may_be_unknown = |at: usize| purposes.get(at).is_some_and(|(_, may_be)| *may_be);
         let mut answers = Vec::new();
-        let (mut open, mut refused) = (purposes.len(), None);
+        let (mut is_done, mut refused) = (count == 0, None);
         self.socket
             .send(&datagram, 0)
             .map_err(NetlinkError::refused(purpose(0)))?;
-        while open > 0 {
-            let received = self.socket.recv_from_full();
-            let (datagram, _) = received.map_err(NetlinkError::refused(purpose(0)))?;
-            for bytes in messages(&datagram) {
+        let mut received = Vec::with_capacity(ROOM);
+        while !is_done {
+            received.clear();
+            let length = self.socket.recv(&mut received, libc::MSG_TRUNC);
+            if length.map_err(NetlinkError::refused(purpose(0)))? > ROOM {
+                return Err(NetlinkError::refused(purpose(0))(
+                    io::ErrorKind::FileTooLarge.into(),
+                ));
+            }
+            for bytes in messages(&received) {
                 // What this code cannot read is about something that it did not ask for.
                 let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
                     continue;
@@ -133,14 +145,14 @@ impl Conversation {
                 match answer.payload {
                     NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                     NetlinkPayload::Error(error) => {
-                        open -= 1;
                         let (at, code) = (at as usize, error.raw_code().wrapping_neg());
+                        is_done |= at + 1 == count;
                         let is_refused = code != 0 && !(code == libc::ENOENT && may_be_unknown(at));
                         if is_refused && refused.is_none() {
                             refused = Some(NetlinkError::refused(purpose(at))(error.to_io()));
                         }
                     }
-                    NetlinkPayload::Done(_) => open -= 1,
+                    NetlinkPayload::Done(_) => is_done |= at as usize + 1 == count,
                     _ => {}
                 }
             }

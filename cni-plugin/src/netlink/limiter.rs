@@ -39,11 +39,8 @@ pub fn make(node: &mut Conversation, name: &str, limit: Limit, mtu: u32) -> Resu
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
     ];
     let what = format!("making the limiter {name} (an ifb device)");
-    node.ask(Request::make(what, RouteNetlinkMessage::NewLink(message)))?;
-    let gone = || std::io::Error::from_raw_os_error(libc::ENODEV);
-    let made = link::find(node, name)?;
-    let made = made
-        .ok_or_else(|| NetlinkError::refused(format!("looking for {name}, which was just made"))(gone()))?;
+    let request = Request::make(what, RouteNetlinkMessage::NewLink(message));
+    let made = link::make(node, name, request)?;
     let mut requests = Vec::from(limit::limit(made.index, limit, mtu));
     requests.extend([without_addresses(made.index), link::up(made.index)]);
     node.batch(requests)?;

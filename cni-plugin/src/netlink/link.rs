@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 
@@ -63,9 +64,9 @@ impl Pair<'_> {
         message
     }
 
-    /// Makes the pair, both ends switched off. The pod's side is never in the node's namespace, so its name clashes with
-    /// nothing there, and it vanishes with the pod's namespace.
-    pub fn make(&self, conversation: &mut Conversation) -> Result<(), NetlinkError> {
+    /// Makes the pair, both ends switched off, and gives the node's side. The pod's side is never in the node's namespace, so
+    /// its name clashes with nothing there, and it vanishes with the pod's namespace.
+    pub fn make(&self, conversation: &mut Conversation) -> Result<Link, NetlinkError> {
         let mut peer = self.end(&self.pod);
         peer.attributes
             .push(LinkAttribute::NetNsFd(self.namespace.as_raw_fd()));
@@ -75,28 +76,42 @@ impl Pair<'_> {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         let what = format!("making the veth pair {} and {}", self.host.name, self.pod.name);
-        let made = conversation.ask(Request::make(what, RouteNetlinkMessage::NewLink(message)));
-        match made {
-            Ok(_) => Ok(()),
+        let request = Request::make(what, RouteNetlinkMessage::NewLink(message));
+        make(conversation, self.host.name, request).map_err(|error| match errno(&error) {
             // The kernel does not say which of the two is there.
-            Err(error) if errno(&error) == Some(libc::EEXIST) => {
-                Err(if find(conversation, self.host.name)?.is_some() {
-                    NetlinkError::HostInterfaceExists(self.host.name.to_owned())
-                } else {
-                    NetlinkError::InterfaceExists(self.pod.name.to_owned())
-                })
+            Some(libc::EEXIST) if index_of(self.host.name).is_some() => {
+                NetlinkError::HostInterfaceExists(self.host.name.to_owned())
             }
-            Err(error) => Err(error),
-        }
+            Some(libc::EEXIST) => NetlinkError::InterfaceExists(self.pod.name.to_owned()),
+            _ => error,
+        })
     }
+}
+
+/// Makes an interface and looks it up.
+pub fn make(conversation: &mut Conversation, name: &str, request: Request) -> Result<Link, NetlinkError> {
+    let answers = conversation.batch(vec![request, lookup(name)])?;
+    let gone = || io::Error::from_raw_os_error(libc::ENODEV);
+    let made = answers.iter().find_map(read);
+    made.ok_or_else(|| NetlinkError::refused(format!("looking for {name}, which was just made"))(gone()))
+}
+
+/// The index of an interface of this thread's namespace. Unlike asking by netlink, this waits for nobody who is changing
+/// interfaces.
+pub fn index_of(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
+fn lookup(name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let what = format!("looking for interface {name}");
+    Request::plain(what, RouteNetlinkMessage::GetLink(message))
 }
 
 /// Looks an interface up by name.
 pub fn find(conversation: &mut Conversation, name: &str) -> Result<Option<Link>, NetlinkError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    let what = format!("looking for interface {name}");
-    match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetLink(message))) {
+    match conversation.ask(lookup(name)) {
         Ok(answers) => Ok(answers.iter().find_map(read)),
         Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
@@ -165,6 +180,35 @@ pub fn up(index: u32) -> Request {
     message.header.change_mask = LinkFlags::Up;
     Request::plain(
         format!("switching on interface {index}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Lets an interface pass on what comes in by it: the setting `forwarding`.
+pub fn forward_v4(index: u32) -> Request {
+    let mut settings = InetDevConf::default();
+    settings.forwarding = 1;
+    configure_v4(index, settings)
+}
+
+/// Lets an interface send gratuitous ARP when it is switched on: the setting `arp_notify`.
+pub fn notify_v4(index: u32) -> Request {
+    let mut settings = InetDevConf::default();
+    settings.arp_notify = 1;
+    configure_v4(index, settings)
+}
+
+/// Makes those settings that are not 0, as [`super::sysctl`] would, but with other requests in one go and without entering
+/// the namespace.
+fn configure_v4(index: u32, settings: InetDevConf) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let settings = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(settings)]);
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![settings]));
+    Request::plain(
+        format!("making IPv4 settings of interface {index}"),
         RouteNetlinkMessage::SetLink(message),
     )
 }

@@ -18,12 +18,11 @@ use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
 use crate::netlink::link::{End, Link, Pair};
 use crate::netlink::sysctl::{self, Setting};
-use crate::netlink::{Conversation, Namespace, NetlinkError, Request, ip, limit, limiter as device, link};
+use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, limiter as device, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
 /// On the node's side. A pod must not change the node's routes, and the node's own link-local address is the gateway's.
-const HOST_V4: &[Setting] = &[("ipv4", "forwarding", "1")];
 const HOST_V6: &[Setting] = &[
     ("ipv6", "disable_ipv6", "0"),
     ("ipv6", "accept_ra", "0"),
@@ -31,8 +30,7 @@ const HOST_V6: &[Setting] = &[
     ("ipv6", "addr_gen_mode", "1"),
     ("ipv6", "forwarding", "1"),
 ];
-/// On the pod's side: gratuitous ARP, see [`crate::netlink::announce`].
-const POD_V4: &[Setting] = &[("ipv4", "arp_notify", "1")];
+/// On the pod's side.
 const POD_V6: &[Setting] = &[
     ("ipv6", "disable_ipv6", "0"),
     ("ipv6", "accept_ra", "0"),
@@ -83,12 +81,13 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     if has_v6 && !sysctl::has_ipv6() {
         return Err(NetlinkError::NoIpv6.into());
     }
-    let mut pod = namespace.enter(Conversation::open)??;
-    if link::find(&mut pod, &attachment.if_name)?.is_some() {
+    let look_around = || (Conversation::open(), link::index_of(&attachment.if_name));
+    let (pod, existing) = namespace.enter(look_around)?;
+    if existing.is_some() {
         return Err(NetlinkError::InterfaceExists(attachment.if_name.clone()).into());
     }
     let host_name = host_interface(attachment);
-    if link::find(&mut node, &host_name)?.is_some() {
+    if link::index_of(&host_name).is_some() {
         return Err(NetlinkError::HostInterfaceExists(host_name).into());
     }
     let mut plan = Plan {
@@ -102,13 +101,15 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         egress: wishes.egress,
         host_ports: wishes.host_ports,
         namespace,
-        pod,
+        pod: pod?,
     };
     let store = Store::create(&config.data_dir)?;
     let blank = plan.note(environment);
     let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
     let routes = routes_of(routes, &allocation.addresses);
+    let turn = store.turn();
     let made = plan.make(&mut node, datapath, &allocation.addresses, &routes);
+    drop(turn);
     if let Err(error) = made {
         let error = name_holder(error, &store);
         return Err(match detach(config, &mut node, attachment) {
@@ -243,11 +244,7 @@ impl Plan<'_> {
             mtu: self.mtu,
             namespace: self.namespace.as_fd(),
         };
-        pair.make(node)?;
-        let gone = || std::io::Error::from_raw_os_error(libc::ENODEV);
-        link::find(node, &self.host_name)?.ok_or_else(|| {
-            NetlinkError::refused(format!("looking for {}, which was just made", self.host_name))(gone())
-        })
+        pair.make(node)
     }
 
     fn make_host_side(
@@ -256,8 +253,7 @@ impl Plan<'_> {
         host: &Link,
         addresses: &[IpAddr],
     ) -> Result<(), NetlinkError> {
-        sysctl::set(&self.host_name, HOST_V4)?;
-        let mut requests = Vec::new();
+        let mut requests = vec![link::forward_v4(host.index)];
         if self.has_v6 {
             sysctl::set(&self.host_name, HOST_V6)?;
         }
@@ -285,17 +281,16 @@ impl Plan<'_> {
     ) -> Result<(), NetlinkError> {
         let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|ip| ip.is_ipv4());
         let name = &self.attachment.if_name;
-        let announcer = self.namespace.enter(|| {
-            sysctl::set(name, POD_V4)?;
-            if v6.is_empty() {
-                return Ok(None);
-            }
-            sysctl::set(name, POD_V6)?;
-            Announcer::open().map(Some)
-        })??;
+        let announcer = if v6.is_empty() {
+            None
+        } else {
+            let prepare = || sysctl::set(name, POD_V6).and_then(|()| Announcer::open());
+            Some(self.namespace.enter(prepare)??)
+        };
         let held = |ip: &IpAddr| ip::address(index, ip::alone(*ip));
-        // IPv4 first, so that gratuitous ARP goes out when the interface is switched on.
-        let mut requests: Vec<Request> = v4.iter().map(held).collect();
+        // IPv4 first, so that gratuitous ARP goes out when the interface is switched on, see [`crate::netlink::announce`].
+        let mut requests = vec![link::notify_v4(index)];
+        requests.extend(v4.iter().map(held));
         requests.push(link::up(index));
         requests.extend(v6.iter().map(held));
         for family in [&v4, &v6] {

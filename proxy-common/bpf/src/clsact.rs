@@ -13,9 +13,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::error::BpfError;
+use super::links::InterfaceRole;
 use super::pins::Removed;
 use super::sys;
-use super::traffic_control::{Direction, Filter, Position, Qdisc, TrafficControl};
+use super::traffic_control::{Direction, Filter, Hung, Position, Qdisc, TrafficControl};
 
 /// Ahead of what the kernel gives to filters that ask for no priority, which is 49152 at the most.
 const POSITION: Position = Position {
@@ -89,9 +90,9 @@ impl Clsact {
         self.ensure_qdisc(interface, direction)?;
         let wanted = sys::program_info(fd.as_fd());
         let wanted = wanted.map_err(BpfError::syscall(format!("reading the program {program}")))?;
-        let name = format!("{NAME}{program}");
+        let hung = hung(direction, program, fd);
         match self.filter(interface, direction)? {
-            Some(filter) if filter.name == name && filter.program == wanted.id => return Ok(()),
+            Some(filter) if filter.name == hung.name && filter.program == wanted.id => return Ok(()),
             Some(filter) if !filter.name.starts_with(NAME) => {
                 return Err(BpfError::ForeignFilter {
                     interface,
@@ -102,10 +103,32 @@ impl Clsact {
             _ => {}
         }
         self.control
-            .set_filter(interface, direction, POSITION, &name, fd.as_fd())
+            .set_filter(interface, &hung)
             .map_err(BpfError::syscall(format!(
                 "attaching {program} to interface {interface} by traffic control"
             )))
+    }
+
+    /// Hangs programs on an interface that was just made. False if somebody has been there already: then each has to look what
+    /// is there.
+    pub fn furnish(
+        &mut self,
+        interface: u32,
+        programs: &[(Direction, &str, &OwnedFd)],
+    ) -> Result<bool, BpfError> {
+        let programs = programs
+            .iter()
+            .map(|(direction, program, fd)| hung(*direction, program, fd));
+        let programs: Vec<_> = programs.collect();
+        let note = self.note(interface);
+        fs::create_dir_all(&note).map_err(BpfError::file("making directory", &note))?;
+        match self.control.furnish(interface, &programs) {
+            // It can only be another process of ours, which goes by the same note.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            made => made.map(|()| true).map_err(BpfError::syscall(format!(
+                "attaching programs to interface {interface} by traffic control"
+            ))),
+        }
     }
 
     /// Whether a program of ours hangs at its place, of whichever generation.
@@ -166,12 +189,15 @@ impl Clsact {
         fs::create_dir_all(&note).map_err(BpfError::file("making directory", &note))?;
         match self.control.add_clsact(interface) {
             Ok(()) => Ok(()),
+            // Somebody else was quicker.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                if !is_of_own_pod(interface) {
+                    let _ = fs::remove_dir(&note);
+                }
+                Ok(())
+            }
             Err(error) => {
                 let _ = fs::remove_dir(&note);
-                // Somebody else was quicker.
-                if error.raw_os_error() == Some(libc::EEXIST) {
-                    return Ok(());
-                }
                 Err(failed(error))
             }
         }
@@ -214,6 +240,23 @@ impl Clsact {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether an interface was made by our plugin, so that only the plugin and an agent of ours give it a qdisc, at the same time
+/// perhaps, and go by the same note.
+fn is_of_own_pod(interface: u32) -> bool {
+    let name = nix::net::if_::if_indextoname(interface);
+    let name = name.ok().and_then(|name| name.into_string().ok());
+    name.is_some_and(|name| InterfaceRole::of_pod(&name) == InterfaceRole::OwnPod)
+}
+
+fn hung<'a>(direction: Direction, program: &str, fd: &'a OwnedFd) -> Hung<'a> {
+    Hung {
+        direction,
+        position: POSITION,
+        name: format!("{NAME}{program}"),
+        program: fd.as_fd(),
     }
 }
 

@@ -324,6 +324,24 @@ impl Links {
         Ok(())
     }
 
+    /// The same for an interface that was just made, where nobody is expected to have been.
+    pub fn attach_new(
+        &mut self,
+        index: u32,
+        role: InterfaceRole,
+        programs: &Programs,
+    ) -> Result<(), BpfError> {
+        if self.means_for(role) == Means::Clsact {
+            let of_role = role.programs().iter();
+            let hung = of_role
+                .filter_map(|(program, direction)| Some((*direction, *program, programs.get(program)?)));
+            if self.clsact.furnish(index, &hung.collect::<Vec<_>>())? {
+                return Ok(());
+            }
+        }
+        self.attach_interface(index, role, programs)
+    }
+
     /// The programs of a role that do not hang on an interface.
     pub fn missing(&mut self, index: u32, role: InterfaceRole) -> Result<Vec<&'static str>, BpfError> {
         let mut missing = Vec::new();

@@ -57,6 +57,34 @@ pub struct Position {
     pub handle: u32,
 }
 
+/// A program that is to hang on an interface.
+pub struct Hung<'a> {
+    /// For which direction.
+    pub direction: Direction,
+    /// Where among others.
+    pub position: Position,
+    /// What it is called there.
+    pub name: String,
+    /// The program.
+    pub program: BorrowedFd<'a>,
+}
+
+impl Hung<'_> {
+    fn filter(&self, interface: u32) -> TcMessage {
+        let mut message = filter(interface, self.direction, self.position);
+        let options = [
+            TcFilterBpfOption::ProgFd(self.program.as_raw_fd().cast_unsigned()),
+            TcFilterBpfOption::ProgName(self.name.clone()),
+            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+            TcFilterBpfOption::FlagsGeneric(TcU32OptionFlags::SkipHw),
+        ];
+        message
+            .attributes
+            .push(TcAttribute::Options(options.map(TcOption::Bpf).into()));
+        message
+    }
+}
+
 /// A filter that is a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
@@ -151,26 +179,21 @@ impl TrafficControl {
     }
 
     /// Hangs a program up, or exchanges the one that hangs there in one step.
-    pub fn set_filter(
-        &mut self,
-        interface: u32,
-        direction: Direction,
-        position: Position,
-        name: &str,
-        program: BorrowedFd<'_>,
-    ) -> io::Result<()> {
-        let mut message = filter(interface, direction, position);
-        let options = [
-            TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
-            TcFilterBpfOption::ProgName(name.to_owned()),
-            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
-            TcFilterBpfOption::FlagsGeneric(TcU32OptionFlags::SkipHw),
-        ];
-        message
-            .attributes
-            .push(TcAttribute::Options(options.map(TcOption::Bpf).into()));
-        self.request(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE)
-            .map(drop)
+    pub fn set_filter(&mut self, interface: u32, program: &Hung<'_>) -> io::Result<()> {
+        let message = RouteNetlinkMessage::NewTrafficFilter(program.filter(interface));
+        self.request(message, NLM_F_CREATE).map(drop)
+    }
+
+    /// Gives an interface that is new a clsact qdisc and hangs programs on it, all in one go; a qdisc that is there already is
+    /// an error.
+    pub fn furnish(&mut self, interface: u32, programs: &[Hung<'_>]) -> io::Result<()> {
+        let qdisc = RouteNetlinkMessage::NewQueueDiscipline(clsact(interface));
+        let filters = programs
+            .iter()
+            .map(|program| RouteNetlinkMessage::NewTrafficFilter(program.filter(interface)));
+        let requests = [qdisc].into_iter().chain(filters);
+        let requests = requests.map(|request| (request, NLM_F_CREATE | NLM_F_EXCL));
+        self.requests(requests.collect()).map(drop)
     }
 
     /// Takes a program away.
@@ -191,29 +214,58 @@ impl TrafficControl {
         request: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<Option<RouteNetlinkMessage>>> {
-        self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut buffer = vec![0; message.buffer_len()];
-        message.serialize(&mut buffer);
-        self.socket.send(&buffer, 0)?;
-        let mut answers = Vec::new();
+        self.requests(vec![(request, flags)])
+    }
+
+    /// Sends requests with their flags as one datagram. The kernel tells each refusal, the first of which is given here, and of
+    /// the last request success as well.
+    fn requests(
+        &mut self,
+        requests: Vec<(RouteNetlinkMessage, u16)>,
+    ) -> io::Result<Vec<Option<RouteNetlinkMessage>>> {
+        let first = self.sequence + 1;
+        let last = self.sequence + u32::try_from(requests.len()).map_err(io::Error::other)?;
+        let mut datagram = Vec::new();
+        for (request, flags) in requests {
+            self.sequence += 1;
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | flags;
+            if self.sequence == last {
+                header.flags |= NLM_F_ACK;
+            }
+            header.sequence_number = self.sequence;
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+            message.finalize();
+            let start = datagram.len();
+            datagram.resize(start + message.buffer_len().next_multiple_of(4), 0);
+            message.serialize(&mut datagram[start..]);
+        }
+        self.socket.send(&datagram, 0)?;
+        let (mut answers, mut refused) = (Vec::new(), None);
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for bytes in messages(&datagram) {
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+                    answers.push(None);
+                    continue;
+                };
+                let sequence = answer.header.sequence_number;
+                match answer.payload {
                     // Of an earlier request that was given up.
-                    Ok(answer) if answer.header.sequence_number != self.sequence => {}
-                    Ok(answer) => match answer.payload {
-                        NetlinkPayload::InnerMessage(inner) => answers.push(Some(inner)),
-                        NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                        NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
-                        _ => {}
-                    },
-                    Err(_) => answers.push(None),
+                    _ if !(first..=last).contains(&sequence) => {}
+                    NetlinkPayload::InnerMessage(inner) => answers.push(Some(inner)),
+                    NetlinkPayload::Error(error) => {
+                        if error.code.is_some() && refused.is_none() {
+                            refused = Some(error.to_io());
+                        }
+                        if sequence == last {
+                            return refused.map_or(Ok(answers), Err);
+                        }
+                    }
+                    NetlinkPayload::Done(_) if sequence == last => {
+                        return refused.map_or(Ok(answers), Err);
+                    }
+                    _ => {}
                 }
             }
         }
