@@ -50,7 +50,7 @@ fn mac(hash: u64) -> [u8; 6] {
 }
 
 /// As people write it.
-pub fn mac_text(mac: &[u8; 6]) -> String {
+pub fn mac_text(mac: &[u8]) -> String {
     let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")
 }

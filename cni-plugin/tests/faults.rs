@@ -6,6 +6,8 @@
 
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod wire;
 
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -18,6 +20,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
 use support::{World, interfaces, on_a_node, run, with};
+use wire::Wire;
 
 /// Starts a call that waits to be traced.
 fn start(mut command: Command, input: &str) -> (Child, Pid) {
@@ -59,7 +62,7 @@ fn kill_at(command: Command, input: &str, stop: u32) -> bool {
 /// Goes through the stops of a call in steps, with a DEL after each that has to leave nothing.
 fn at_every_step(world: &World, verb: &str, step: u32, mut prepare: impl FnMut(&str, &Path)) {
     let pod = world.pod("pod");
-    let everything = json!({"runtimeConfig": {
+    let everything = json!({"enabledad": true, "runtimeConfig": {
         "portMappings": [{"hostPort": 80, "containerPort": 80}, {"hostPort": 53, "containerPort": 53, "protocol": "udp"}],
         "bandwidth": {"ingressRate": 10_000_000, "egressRate": 10_000_000},
     }});
@@ -85,7 +88,12 @@ fn at_every_step(world: &World, verb: &str, step: u32, mut prepare: impl FnMut(&
 
 #[test]
 fn an_add_that_is_killed_leaves_nothing_behind_del() {
-    on_a_node(|world| at_every_step(world, "ADD", 3, |_, _| {}));
+    on_a_node(|world| {
+        // Somebody to ask for addresses.
+        Wire::connect(world);
+        Wire::hurry(10);
+        at_every_step(world, "ADD", 3, |_, _| {});
+    });
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn full_config(world: &World) -> Value {
         config,
         &json!({
             "stateDir": "/nonexistent/state",
+            "enabledad": true,
             "args": {"cni": {"ips": ["10.244.1.9"]}},
             "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "/x"}],
                            "ips": [{"address": "10.244.1.2/32", "interface": 0}], "routes": [{"dst": "0.0.0.0/0"}]},

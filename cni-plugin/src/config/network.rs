@@ -97,6 +97,11 @@ impl NetworkConfig {
         }
     }
 
+    /// Whether an address is refused that somebody else holds. The key is that of the stock bridge plugin.
+    pub fn refuses_duplicates(&self) -> Result<bool, CniError> {
+        Ok(part(&self.document, &["enabledad"])?.unwrap_or_default())
+    }
+
     /// The ranges; an interface gets an address of each set.
     pub fn range_sets(&self) -> Result<Vec<RangeSet>, CniError> {
         let kind: Option<String> = part(&self.document, &["ipam", "type"])?;
@@ -241,6 +246,7 @@ mod tests {
         assert_eq!(config.bpf_root, PathBuf::from("/sys/fs/bpf/millrace"));
         assert_eq!(config.mtu().unwrap(), None);
         assert_eq!(config.routes().unwrap(), None);
+        assert!(!config.refuses_duplicates().unwrap());
         assert_eq!(config.wishes().unwrap(), Wishes::default());
         assert_eq!(config.range_sets().unwrap_err().code, Code::InvalidConfig);
         assert_eq!(config.valid_attachments().unwrap_err().code, Code::InvalidConfig);
@@ -262,7 +268,9 @@ mod tests {
         ] {
             assert_eq!(read(bad).unwrap_err().code, Code::Decoding);
         }
-        let config = read(json!({"mtu": "x", "runtimeConfig": [], "args": 1, "prevResult": 1})).unwrap();
+        let wrong = json!({"mtu": "x", "enabledad": 1, "runtimeConfig": [], "args": 1, "prevResult": 1});
+        let config = read(wrong).unwrap();
+        assert_eq!(config.refuses_duplicates().unwrap_err().code, Code::Decoding);
         assert_eq!(config.mtu().unwrap_err().code, Code::Decoding);
         assert_eq!(config.wishes().unwrap_err().code, Code::Decoding);
         assert_eq!(config.previous().unwrap_err().code, Code::Decoding);

@@ -56,12 +56,7 @@ pub fn allocate(
     note.addresses = choose(store, &leases, sets, requested)?;
     let in_the_making = locked.set_note(&note)?;
     if let Err(error) = lease_all(&locked, &note.addresses, &attachment) {
-        for address in &note.addresses {
-            let lease = store.lease(*address)?;
-            if lease.is_some_and(|lease| lease.is_of(&attachment)) {
-                locked.remove_lease(*address)?;
-            }
-        }
+        take_back(store, &locked, &note.addresses, &attachment)?;
         locked.remove_note(&note.host_interface)?;
         return Err(error);
     }
@@ -69,6 +64,35 @@ pub fn allocate(
         addresses: note.addresses,
         _in_the_making: in_the_making,
     })
+}
+
+impl Allocation {
+    /// Takes back what was given, where nothing has been made of it.
+    pub fn give_back(
+        &self,
+        store: &Store,
+        attachment: &Attachment,
+        host_interface: &str,
+    ) -> Result<(), IpamError> {
+        let locked = store.lock()?;
+        take_back(store, &locked, &self.addresses, attachment)?;
+        locked.remove_note(host_interface)
+    }
+}
+
+fn take_back(
+    store: &Store,
+    locked: &LockedStore<'_>,
+    addresses: &[IpAddr],
+    attachment: &Attachment,
+) -> Result<(), IpamError> {
+    for address in addresses {
+        let lease = store.lease(*address)?;
+        if lease.is_some_and(|lease| lease.is_of(attachment)) {
+            locked.remove_lease(*address)?;
+        }
+    }
+    Ok(())
 }
 
 fn choose(

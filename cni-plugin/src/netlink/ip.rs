@@ -44,7 +44,7 @@ pub fn alone(ip: IpAddr) -> IpNet {
     IpNet::from(ip)
 }
 
-fn family(ip: IpAddr) -> AddressFamily {
+pub(super) fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() {
         AddressFamily::Inet
     } else {

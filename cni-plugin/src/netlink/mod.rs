@@ -7,11 +7,13 @@
 pub mod announce;
 pub mod conversation;
 pub mod error;
+pub mod holder;
 pub mod ip;
 pub mod limit;
 pub mod limiter;
 pub mod link;
 pub mod namespace;
+mod neighbour;
 pub mod rates;
 mod sys;
 pub mod sysctl;

@@ -1,7 +1,8 @@
 //! ADD: giving a container an interface.
 //!
-//! First everything that can be refused is looked at, without a trace; then an address is taken, and the interface made
-//! around it. The pod's side is switched on only when the programs hang on the node's, so that no packet passes them by.
+//! First everything that can be refused is looked at, without a trace; then an address is taken, which nobody else holds
+//! where that is to be looked for, and the interface made around it. The pod's side is switched on only when the programs
+//! hang on the node's, so that no packet passes them by.
 //! Whatever fails, all of it is taken back before the failure is told.
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use crate::datapath::{Datapath, DatapathError, Entry};
 use crate::ipam::boot::Moment;
 use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
+use crate::netlink::holder::{self, Held};
 use crate::netlink::link::{End, Link, Pair};
 use crate::netlink::sysctl::{self, Setting};
 use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, limiter as device, link};
@@ -68,6 +70,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let routes = config.routes()?;
     let wishes = config.wishes()?;
     let requests = config.requests(&environment.args)?;
+    let refuses_duplicates = config.refuses_duplicates()?;
     let previous = config.previous()?;
     check_families(&wishes.host_ports, &sets)?;
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
@@ -106,23 +109,55 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let store = Store::create(&config.data_dir)?;
     let blank = plan.note(environment);
     let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
+    if refuses_duplicates && let Err(error) = check_holders(&mut node, &allocation.addresses, &requests.ips) {
+        // Nothing else is made yet, and whatever there is for such an address is its holder's.
+        let given_back = allocation.give_back(&store, attachment, &plan.host_name);
+        return Err(undone(error, given_back.map_err(CniError::from)));
+    }
     let routes = routes_of(routes, &allocation.addresses);
     let turn = store.turn();
     let made = plan.make(&mut node, datapath, &allocation.addresses, &routes);
     drop(turn);
     if let Err(error) = made {
         let error = name_holder(error, &store);
-        return Err(match detach(config, &mut node, attachment) {
-            Ok(()) => error,
-            // The runtime calls DEL after a failed ADD, which tries again.
-            Err(left) => CniError {
-                details: format!("{}; taking it back failed too: {left}", error.details),
-                ..error
-            },
-        });
+        return Err(undone(error, detach(config, &mut node, attachment)));
     }
     let result = plan.result(environment, &allocation.addresses, routes, wishes.dns)?;
     Ok(result.document(config.version, previous.as_ref()))
+}
+
+/// The failure to tell, after what was done has been taken back.
+fn undone(error: CniError, taken_back: Result<(), CniError>) -> CniError {
+    match taken_back {
+        Ok(()) => error,
+        // The runtime calls DEL after a failed ADD, which tries again.
+        Err(left) => CniError {
+            details: format!("{}; taking it back failed too: {left}", error.details),
+            ..error
+        },
+    }
+}
+
+/// Refuses addresses that somebody holds whom the leases do not name.
+fn check_holders(
+    node: &mut Conversation,
+    addresses: &[IpAddr],
+    requested: &[IpAddr],
+) -> Result<(), CniError> {
+    let Some(Held { address, by }) = holder::find(node, addresses)? else {
+        return Ok(());
+    };
+    // The turn of a range goes on behind the last address that was given, even if it was given back.
+    let (code, advice) = if requested.contains(&address) {
+        (Code::Duplicate, "ask for another one")
+    } else {
+        (
+            Code::TryAgainLater,
+            "the next ADD tries the next one of its range",
+        )
+    };
+    Err(CniError::new(code, format!("address {address} is in use"))
+        .with_details(format!("{by} has it: {advice}")))
 }
 
 /// A port of an address of the node that the pod has no address for would lead nowhere.

@@ -11,6 +11,7 @@ pub fn status(config: &NetworkConfig) -> Result<(), CniError> {
     let sets = config.range_sets()?;
     config.mtu()?;
     config.routes()?;
+    config.refuses_duplicates()?;
     Datapath::open(&config.bpf_root).map_err(|error| not_available(&error.into()))?;
     // Before the first ADD there is no directory, and every address is free.
     let Some(store) = Store::existing(&config.data_dir) else {

@@ -1,0 +1,176 @@
+//! An entry of the kernel's table of neighbours: how it is asked for, and what it says of an owner.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+
+use super::conversation::Request;
+use super::ip::family;
+
+/// An address on the link of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface.
+    pub interface: u32,
+}
+
+/// What an entry of the table of neighbours says of an owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// He is at this Ethernet address.
+    Held(Vec<u8>),
+    /// There is none, or none can be asked.
+    Nobody,
+    /// He may still answer.
+    Open,
+}
+
+impl Neighbour {
+    fn message(&self) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(self.address);
+        message.header.ifindex = self.interface;
+        message.attributes = vec![NeighbourAttribute::Destination(self.address.into())];
+        message
+    }
+
+    /// Looks at the entry; without one there is no answer.
+    pub fn look(&self) -> Request {
+        let what = format!("looking for the neighbour {}", self.address);
+        Request::plain(what, RouteNetlinkMessage::GetNeighbour(self.message())).if_known()
+    }
+
+    /// The entry, if an answer is about it.
+    pub fn entry<'a>(&self, answer: &'a RouteNetlinkMessage) -> Option<&'a NeighbourMessage> {
+        let RouteNetlinkMessage::NewNeighbour(entry) = answer else {
+            return None;
+        };
+        let destination = NeighbourAttribute::Destination(NeighbourAddress::from(self.address));
+        let is_ours = entry.header.ifindex == self.interface && entry.attributes.contains(&destination);
+        is_ours.then_some(entry)
+    }
+
+    fn used(&self) -> (String, RouteNetlinkMessage) {
+        let mut message = self.message();
+        message.header.flags = NeighbourFlags::Use;
+        let what = format!("asking for {} by interface {}", self.address, self.interface);
+        (what, RouteNetlinkMessage::NewNeighbour(message))
+    }
+
+    /// Has the kernel ask for an owner that the table knows nothing of.
+    pub fn ask_new(&self) -> Request {
+        let (what, message) = self.used();
+        Request::make(what, message)
+    }
+
+    /// The same if there may be an entry.
+    pub fn ask_again(&self) -> Request {
+        let (what, message) = self.used();
+        Request::replace(what, message)
+    }
+
+    /// Has the kernel forget where the owner was, so that it asks everybody.
+    pub fn doubt(&self) -> Request {
+        let mut message = self.message();
+        message.header.state = NeighbourState::Failed;
+        let what = format!("doubting the neighbour {}", self.address);
+        Request::plain(what, RouteNetlinkMessage::NewNeighbour(message)).if_known()
+    }
+
+    /// Removes the entry.
+    pub fn forget(&self) -> Request {
+        let what = format!("removing the neighbour {}", self.address);
+        Request::plain(what, RouteNetlinkMessage::DelNeighbour(self.message())).if_known()
+    }
+}
+
+/// What an entry says that is true without asking: somebody made it, or nobody asks on such a link.
+pub fn told(entry: &NeighbourMessage) -> Option<Verdict> {
+    let verdict = verdict(entry);
+    let is_told = match entry.header.state {
+        NeighbourState::Permanent | NeighbourState::Noarp => true,
+        _ => entry.header.flags.contains(NeighbourFlags::ExtLearned) && matches!(verdict, Verdict::Held(_)),
+    };
+    is_told.then_some(verdict)
+}
+
+/// What an entry says that has been asked for.
+pub fn verdict(entry: &NeighbourMessage) -> Verdict {
+    match entry.header.state {
+        NeighbourState::Reachable
+        | NeighbourState::Stale
+        | NeighbourState::Delay
+        | NeighbourState::Permanent => {
+            let mac = entry.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::LinkLayerAddress(mac) if !mac.is_empty() => Some(mac.clone()),
+                _ => None,
+            });
+            mac.map_or(Verdict::Nobody, Verdict::Held)
+        }
+        NeighbourState::Failed | NeighbourState::Noarp => Verdict::Nobody,
+        _ => Verdict::Open,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(state: NeighbourState, mac: &[u8]) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.state = state;
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+        message
+    }
+
+    #[test]
+    fn an_entry_that_was_asked_for_tells_who_holds_an_address() {
+        use NeighbourState as State;
+        let mac = [2, 0, 0, 0, 0, 9];
+        for state in [State::Reachable, State::Stale, State::Delay, State::Permanent] {
+            assert_eq!(verdict(&entry(state, &mac)), Verdict::Held(mac.into()), "{state}");
+            assert_eq!(verdict(&entry(state, &[])), Verdict::Nobody, "{state}");
+        }
+        for state in [State::Failed, State::Noarp] {
+            assert_eq!(verdict(&entry(state, &mac)), Verdict::Nobody, "{state}");
+        }
+        for state in [State::None, State::Incomplete, State::Probe] {
+            assert_eq!(verdict(&entry(state, &mac)), Verdict::Open, "{state}");
+        }
+    }
+
+    #[test]
+    fn what_was_known_before_counts_only_if_somebody_made_it() {
+        use NeighbourState as State;
+        let mac = [2, 0, 0, 0, 0, 9];
+        let held = Some(Verdict::Held(mac.into()));
+        assert_eq!(told(&entry(State::Permanent, &mac)), held);
+        assert_eq!(told(&entry(State::Noarp, &mac)), Some(Verdict::Nobody));
+        for state in [State::Reachable, State::Stale, State::Probe, State::Failed] {
+            assert_eq!(told(&entry(state, &mac)), None, "{state}");
+        }
+        let mut learned = entry(State::Stale, &mac);
+        learned.header.flags = NeighbourFlags::ExtLearned;
+        assert_eq!(told(&learned), held);
+        learned.header.state = State::Failed;
+        assert_eq!(told(&learned), None);
+    }
+
+    #[test]
+    fn an_entry_of_another_address_or_interface_is_no_answer() {
+        let at = |address: &str, interface| Neighbour {
+            address: address.parse().unwrap(),
+            interface,
+        };
+        let ours = at("10.0.0.9", 7);
+        let of = |other: Neighbour| RouteNetlinkMessage::NewNeighbour(other.message());
+        assert!(ours.entry(&of(ours)).is_some());
+        assert!(ours.entry(&of(at("10.0.0.9", 8))).is_none());
+        assert!(ours.entry(&of(at("10.0.0.8", 7))).is_none());
+    }
+}
