@@ -74,7 +74,7 @@ fn what_a_neighbour_holds_is_not_given() {
         assert_eq!(world.traces(), before);
         for address in ["10.244.1.2", "fd00:1::3"] {
             let asked = json!({"runtimeConfig": {"ips": [address]}});
-            let details = refused(&add(world, "c1", &pod, asked), 103, address);
+            let details = refused(&add(world, "c1", &pod, asked), 102, address);
             assert_eq!(details, format!("{holder}: ask for another one"));
             assert_eq!(world.traces(), before);
         }
@@ -124,7 +124,7 @@ fn what_another_pod_of_the_node_has_is_not_given() {
         );
         let v6 = elsewhere("10.9.9.0/24", "fd00:1::/64");
         let asked = with(v6, &json!({"runtimeConfig": {"ips": ["fd00:1::2"]}}));
-        refused(&add(world, "c2", &other, asked.clone()), 103, "fd00:1::2");
+        refused(&add(world, "c2", &other, asked.clone()), 102, "fd00:1::2");
         // As a runtime does after a failure.
         World::call("DEL", "c2", None, &with(world.config(), &asked)).done();
         assert_eq!(world.traces(), before);

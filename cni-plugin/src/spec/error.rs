@@ -35,7 +35,7 @@ pub enum Code {
     Exhausted = 101,
     /// The address that was asked for cannot be had.
     AddressUnavailable = 102,
-    /// The container has this interface already, or somebody outside of the leases the address that was asked for.
+    /// The container has this interface already.
     Duplicate = 103,
     /// The directory of leases cannot be used.
     Ipam = 104,

@@ -149,7 +149,7 @@ fn check_holders(
     };
     // The turn of a range goes on behind the last address that was given, even if it was given back.
     let (code, advice) = if requested.contains(&address) {
-        (Code::Duplicate, "ask for another one")
+        (Code::AddressUnavailable, "ask for another one")
     } else {
         (
             Code::TryAgainLater,
