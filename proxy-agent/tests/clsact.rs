@@ -8,13 +8,13 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
 
 use millrace::bpf::links::{InterfaceRole, Links, Means};
 use millrace::bpf::object::MapSizes;
-use millrace::bpf::traffic_control::{Direction, Filter, Position, Qdisc, TrafficControl};
+use millrace::bpf::traffic_control::{Direction, Filter, Hung, Position, Qdisc, TrafficControl};
 use millrace::bpf::{BpfError, Datapath, clsact, sys};
 use support::Sandbox;
 
@@ -96,8 +96,17 @@ impl Bench {
     fn add_theirs(&mut self) {
         let program = self.datapath.programs["from_uplink"].as_fd();
         self.control
-            .set_filter(self.interface, Direction::Ingress, THEIRS, "theirs", program)
+            .set_filter(self.interface, &theirs(THEIRS, program))
             .unwrap();
+    }
+}
+
+fn theirs(position: Position, program: BorrowedFd<'_>) -> Hung<'_> {
+    Hung {
+        direction: Direction::Ingress,
+        position,
+        name: "theirs".to_owned(),
+        program,
     }
 }
 
@@ -192,7 +201,7 @@ fn a_filter_of_others_at_our_place_is_not_replaced() {
     let program = bench.datapath.programs["from_host"].as_fd();
     bench
         .control
-        .set_filter(bench.interface, Direction::Ingress, ours, "theirs", program)
+        .set_filter(bench.interface, &theirs(ours, program))
         .unwrap();
     let errors = bench.attach(&mut links, InterfaceRole::Uplink);
     assert!(

@@ -70,8 +70,14 @@ pub fn missing() -> Option<String> {
 impl Site {
     /// Makes the nodes, and waits until ours can take pods.
     pub fn new() -> Result<Self> {
+        Self::configured("")
+    }
+
+    /// The same with settings of our agent, a line each.
+    pub fn configured(settings: &str) -> Result<Self> {
         let world = World::with_nodes(2);
-        let agent = world.node(1).agent().start();
+        let settings = format!("apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n{settings}");
+        let agent = world.node(1).agent().config(&settings).start();
         let pins = world.node(1).bpf_root().join("current");
         let deadline = Instant::now() + Duration::from_mins(1);
         while !pins.exists() {

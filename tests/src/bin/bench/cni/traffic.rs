@@ -1,5 +1,5 @@
 //! What packets between two pods of a node cost: a request and its answer, and bulk, against the bridge and against a bare
-//! routed pair of cables without any program.
+//! routed pair of cables without any program. Ours come twice: by the node's stack, which is the default, and past it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -17,7 +17,13 @@ use crate::cpu;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 
-const NAMES: [&str; 3] = ["millrace", "stock", "routed"];
+/// Ours, and then what they are compared with.
+const NAMES: [&str; 4] = ["millrace", "millrace, redirect", "stock", "routed"];
+const OURS: [usize; 2] = [0, 1];
+const OTHERS: [usize; 2] = [2, 3];
+
+/// What each contender measured, by its place among the names.
+type Samples = [Vec<f64>; NAMES.len()];
 
 /// Two ends that can talk.
 struct Pair {
@@ -30,17 +36,18 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
         figures.skip("cni.traffic", &reason);
         return Ok(());
     }
-    let site = Site::new()?;
-    let mut pairs = Vec::new();
-    for contender in Contender::BOTH {
-        pairs.push(plugged(&site, contender)?);
-    }
+    let (site, redirecting) = (Site::new()?, Site::configured("hostRouting: redirect\n")?);
+    let mut pairs = vec![
+        plugged(&site, Contender::Millrace)?,
+        plugged(&redirecting, Contender::Millrace)?,
+        plugged(&site, Contender::Stock)?,
+    ];
     let bare = World::with_nodes(1);
     let pods = [bare.node(1).add_pod("one"), bare.node(1).add_pod("two")];
     pairs.push(routed(&pods)?);
-    let (mut latency, mut bulk): ([Vec<f64>; 3], [Vec<f64>; 3]) = Default::default();
+    let (mut latency, mut bulk) = (Samples::default(), Samples::default());
     for round in 0..effort.pick(4, 12) {
-        let mut order = [0, 1, 2];
+        let mut order = [0, 1, 2, 3];
         if round % 2 == 1 {
             order.reverse();
         }
@@ -56,33 +63,42 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     Ok(())
 }
 
-fn report(
-    figures: &mut Figures,
-    name: &str,
-    unit: &'static str,
-    samples: &[Vec<f64>; 3],
-    more_is_better: bool,
-) {
-    for other in [1, 2] {
+fn report(figures: &mut Figures, name: &str, unit: &'static str, samples: &Samples, more_is_better: bool) {
+    for other in OTHERS {
         figures.add(Figure::new(name, 1, unit, &samples[other]).of(NAMES[other]));
     }
-    let ratios = |other: usize| -> Vec<f64> {
-        let pairs = samples[0].iter().zip(&samples[other]);
+    for own in OURS {
         // Of costs, so that less is better in both.
-        pairs
-            .map(|(ours, theirs)| {
-                if more_is_better {
-                    theirs / ours
-                } else {
-                    ours / theirs
-                }
-            })
-            .collect()
-    };
-    let ours = Figure::new(name, 1, unit, &samples[0]);
-    figures.add(ours.ratio(NAMES[1], &ratios(1)).ratio(NAMES[2], &ratios(2)));
-    figures.add(Figure::new(format!("{name}.cost"), 1, "of stock", &ratios(1)).limit(1.0));
-    figures.add(Figure::new(format!("{name}.cost"), 1, "of routed", &ratios(2)));
+        let cost = |other: usize| -> Vec<f64> {
+            let pairs = samples[own].iter().zip(&samples[other]);
+            pairs
+                .map(|(ours, theirs)| {
+                    if more_is_better {
+                        theirs / ours
+                    } else {
+                        ours / theirs
+                    }
+                })
+                .collect()
+        };
+        let mut ours = Figure::new(name, 1, unit, &samples[own]).of(NAMES[own]);
+        for other in OTHERS {
+            ours = ours.ratio(NAMES[other], &cost(other));
+        }
+        figures.add(ours);
+        for other in OTHERS {
+            let unit = if other == OTHERS[0] {
+                "of stock"
+            } else {
+                "of routed"
+            };
+            let mut cost = Figure::new(format!("{name}.cost"), 1, unit, &cost(other)).of(NAMES[own]);
+            if other == OTHERS[0] {
+                cost = cost.limit(1.0);
+            }
+            figures.add(cost);
+        }
+    }
 }
 
 fn plugged(site: &Site, contender: Contender) -> Result<Pair> {
