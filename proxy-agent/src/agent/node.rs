@@ -24,7 +24,7 @@ use crate::network::{
     Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
 use facts::Facts;
-use hooks::Places;
+use hooks::AttachPoints;
 use pod_sockets::PodSockets;
 
 /// What the agent knows and does about its node's network.
@@ -231,14 +231,14 @@ impl NodeSide {
             || virtual_addresses
                 .iter()
                 .any(|address| self.addresses.holds(*address));
-        let places = Places {
+        let points = AttachPoints {
             links: self.monitor.links(),
             roles: &self.roles,
             device,
             tunnel,
             own_frontends,
         };
-        self.attached = places.attach(options, programmer.store_mut(), &mut problems) && device.is_some();
+        self.attached = points.attach(options, programmer.store_mut(), &mut problems) && device.is_some();
         if device.is_some() {
             let routes = HostRoutes {
                 service_cidrs,

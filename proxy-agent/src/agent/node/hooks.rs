@@ -17,7 +17,7 @@ use crate::network::{self, Links, Role, Roles};
 const LOOPBACK: u32 = 1;
 
 /// What there is on a node that programs can hang at.
-pub struct Places<'a> {
+pub struct AttachPoints<'a> {
     /// The interfaces.
     pub links: &'a Links,
     /// Which of them are pods' and uplinks.
@@ -30,7 +30,7 @@ pub struct Places<'a> {
     pub own_frontends: bool,
 }
 
-impl Places<'_> {
+impl AttachPoints<'_> {
     /// Hangs the programs where they belong; whether all of them do.
     pub fn attach(
         &self,
