@@ -3,9 +3,15 @@
 # few absolute paths that containerd, kubelet and network plugins use the node's own, starts containerd with the
 # images, and then the command that it was given (kubelet). When it ends, the kernel ends everything on the node.
 #
+# Whoever starts it is in the network namespace already and becomes the parent of the first process, which ends with it.
+#
 # Environment: NODE and ADDRESS of the node, FOLDER for its files, IMAGES (a folder of archives), IMAGE (another archive, or
 # none), PLUGINS (of CNI), CGROUP (v2).
 set -euo pipefail
+
+if [ $$ -ne 1 ]; then
+    exec unshare --mount --pid --uts --ipc --fork --kill-child --mount-proc --propagation=private bash "$0" "$@"
+fi
 
 echo 0 > "$CGROUP/cgroup.procs"
 hostname "$NODE"

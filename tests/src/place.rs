@@ -260,6 +260,12 @@ impl Drop for Inner {
     }
 }
 
+/// An address and a port, such as `10.96.0.10:80` or `[fd00:96::10]:80`.
+#[track_caller]
+pub fn address(text: &str) -> SocketAddr {
+    text.parse().with_context(|| format!("reading {text}")).or_panic()
+}
+
 /// The IPv4-mapped IPv6 form of an address: sockets that reach it are IPv6 sockets.
 pub fn mapped(address: SocketAddr) -> SocketAddr {
     match address {

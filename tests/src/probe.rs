@@ -21,6 +21,9 @@ pub enum Probe {
 }
 
 impl Probe {
+    /// Every one of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::UdpConnected];
+
     pub(crate) fn socket_type(self) -> Type {
         match self {
             Self::Tcp => Type::STREAM,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentBuilder};
 use crate::client::Client;
 use crate::fabric::Fabric;
 use crate::failure::OrPanic;
@@ -172,7 +172,18 @@ impl World {
     /// waits until all are ready.
     #[track_caller]
     pub fn start_agents(&self) -> Vec<Agent> {
-        let mut agents: Vec<_> = self.nodes.iter().map(|node| node.agent().start()).collect();
+        self.start_each(AgentBuilder::start)
+    }
+
+    /// The same with agents that read a configuration file of these contents.
+    #[track_caller]
+    pub fn start_agents_with(&self, config: &str) -> Vec<Agent> {
+        self.start_each(|agent| agent.config(config).start())
+    }
+
+    #[track_caller]
+    fn start_each(&self, start: impl Fn(AgentBuilder) -> Agent) -> Vec<Agent> {
+        let mut agents: Vec<_> = self.nodes.iter().map(|node| start(node.agent())).collect();
         for agent in &mut agents {
             agent.wait_ready(READY);
         }

@@ -6,19 +6,17 @@ use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use harness::{Endpoint, NodeSpec, PATIENCE, Place, Pod, Probe, Service, World, eventually, uniform_p_value};
+use harness::config::HOOKS_OFF;
+use harness::{
+    Endpoint, NodeSpec, PATIENCE, Place, Pod, Probe, Service, World, address, eventually, uniform_p_value,
+};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 30_080;
-const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
 /// How long a client stays, in seconds.
 const TIMEOUT: u64 = 6;
 const VIPS: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
 
 fn web() -> Service {
     Service::new("web")

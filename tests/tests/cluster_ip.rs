@@ -6,26 +6,23 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::manifest::Family;
 use harness::{
-    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, assert_even,
-    eventually, spread,
+    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, address,
+    assert_even, eventually, spread,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const WEB: &str = "10.96.0.10:80";
 const WEB6: &str = "[fd00:96::10]:80";
 
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
-
 /// Two nodes with a client pod on the first and three backends `a`, `b`, `c` on both, behind one dual-stack service that
 /// speaks TCP and UDP.
 struct Shop {
     world: World,
     client: Pod,
-    backends: Vec<(Pod, Server, Server)>,
+    backends: Vec<(Pod, [Server; 2])>,
     service: Service,
 }
 
@@ -35,19 +32,15 @@ impl Shop {
         let client = world.node(1).add_pod("client");
         let serve = |node: &Node, name: &str| {
             let pod = node.add_pod(name);
-            let servers = (pod.serve_tcp(8080), pod.serve_udp(8080));
-            (pod, servers.0, servers.1)
+            let servers = pod.serve(8080);
+            (pod, servers)
         };
         let backends = vec![
             serve(world.node(1), "a"),
             serve(world.node(2), "b"),
             serve(world.node(2), "c"),
         ];
-        let service = Service::new("web")
-            .cluster_ip("10.96.0.10")
-            .cluster_ip("fd00:96::10")
-            .tcp("http", 80, 8080)
-            .udp("dns", 80, 8080);
+        let service = Service::web();
         world.apply(&service);
         let shop = Self {
             world,
@@ -77,7 +70,6 @@ impl Shop {
 }
 
 const ALL: [&str; 3] = ["a", "b", "c"];
-const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
 
 fn assert_spread(place: &Place, probe: Probe, to: &str, count: usize) {
     assert_even(place, probe, address(to), count, &ALL);
@@ -108,12 +100,7 @@ fn pods_and_nodes_reach_every_backend_evenly_with_socket_hooks() {
 fn pods_and_nodes_reach_every_backend_evenly_without_socket_hooks() {
     harness::require_root!();
     let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
-    let _agents: Vec<_> = shop
-        .world
-        .nodes()
-        .iter()
-        .map(|node| started(node.agent().config(HOOKS_OFF).start()))
-        .collect();
+    let _agents = shop.world.start_agents_with(HOOKS_OFF);
     let node = shop.world.node(1);
     for to in [WEB, WEB6] {
         assert_spread(&shop.client, Probe::Tcp, to, 10_000);
@@ -132,12 +119,7 @@ fn started(mut agent: harness::Agent) -> harness::Agent {
 fn pods_on_a_bridge_reach_every_backend() {
     harness::require_root!();
     let shop = Shop::open(NodeSpec::bridged);
-    let _agents: Vec<_> = shop
-        .world
-        .nodes()
-        .iter()
-        .map(|node| started(node.agent().config(HOOKS_OFF).start()))
-        .collect();
+    let _agents = shop.world.start_agents_with(HOOKS_OFF);
     for to in [WEB, WEB6] {
         assert_spread(&shop.client, Probe::Tcp, to, 1000);
         assert_spread(&shop.client, Probe::Udp, to, 1000);
@@ -150,13 +132,8 @@ fn clients_outside_reach_every_backend_and_are_masqueraded() {
     harness::require_root!();
     let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
     // Conntrack does not follow TCP to its end yet, so each of these connections holds its port until it is evicted.
-    let ports = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nmasqueradePorts: 10000-32767\n";
-    let _agents: Vec<_> = shop
-        .world
-        .nodes()
-        .iter()
-        .map(|node| started(node.agent().config(ports).start()))
-        .collect();
+    let ports = format!("{DEFAULTS}masqueradePorts: 10000-32767\n");
+    let _agents = shop.world.start_agents_with(&ports);
     let client = shop.world.add_remote_client("outside");
     let node = shop.world.node(1);
     client.route_via("10.96.0.0/16".parse().unwrap(), node);
@@ -178,7 +155,7 @@ fn a_pod_keeps_its_address_on_every_path() {
     harness::require_root!();
     let shop = Shop::open(NodeSpec::routed);
     let _agents = shop.world.start_agents();
-    for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+    for probe in Probe::ALL {
         assert_eq!(ask(&shop.client, probe, WEB).peer.ip(), shop.client.ip());
         assert_eq!(ask(&shop.client, probe, WEB6).peer.ip(), shop.client.ip6());
     }
@@ -187,15 +164,12 @@ fn a_pod_keeps_its_address_on_every_path() {
 #[test]
 fn a_pod_reaches_itself_through_its_service() {
     harness::require_root!();
-    for config in [
-        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
-        HOOKS_OFF,
-    ] {
+    for config in [DEFAULTS, HOOKS_OFF] {
         let shop = Shop::open(NodeSpec::routed);
         shop.endpoints(&["a"]);
         let _agent = started(shop.world.node(1).agent().config(config).start());
         for to in [WEB, WEB6] {
-            for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            for probe in Probe::ALL {
                 assert_eq!(ask(shop.pod("a"), probe, to).backend, "a", "{probe:?} {to}");
             }
         }
@@ -205,15 +179,12 @@ fn a_pod_reaches_itself_through_its_service() {
 #[test]
 fn the_node_reaches_a_backend_on_itself() {
     harness::require_root!();
-    for config in [
-        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
-        HOOKS_OFF,
-    ] {
+    for config in [DEFAULTS, HOOKS_OFF] {
         let world = World::builder()
             .node(NodeSpec::routed().strict_rp_filter())
             .build();
         let node = world.node(1);
-        let _servers = (node.serve_tcp(6443), node.serve_udp(6443));
+        let _servers = node.serve(6443);
         let pod = node.add_pod("client");
         let service = Service::new("kubernetes")
             .cluster_ip("10.96.0.1")
@@ -224,7 +195,7 @@ fn the_node_reaches_a_backend_on_itself() {
         world.apply(&service);
         let _agent = started(node.agent().config(config).start());
         for to in ["10.96.0.1:443", "[fd00:96::1]:443"] {
-            for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            for probe in Probe::ALL {
                 for place in [node as &Place, &pod] {
                     assert_eq!(
                         ask(place, probe, to).backend,
@@ -328,17 +299,9 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
 #[test]
 fn the_next_datagram_after_a_backend_is_gone_reaches_a_live_one() {
     harness::require_root!();
-    for config in [
-        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
-        HOOKS_OFF,
-    ] {
+    for config in [DEFAULTS, HOOKS_OFF] {
         let shop = Shop::open(NodeSpec::routed);
-        let _agents: Vec<_> = shop
-            .world
-            .nodes()
-            .iter()
-            .map(|node| started(node.agent().config(config).start()))
-            .collect();
+        let _agents = shop.world.start_agents_with(config);
         for place in [&shop.client as &Place, shop.world.node(1)] {
             for connected in [false, true] {
                 for to in [WEB, WEB6] {

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use harness::cni;
-use harness::containers::{Containerd, IMAGE, PROGRAM, Programs};
+use harness::containers::{Containerd, IMAGE, PROGRAM};
 use harness::{Agent, Endpoint, NodeSpec, Probe, Service, World, eventually, wait_for};
 use serde_json::{Value, json};
 
@@ -55,10 +55,7 @@ fn only_pod(agent: &Agent) -> Value {
 #[test]
 fn containerd_runs_pods_by_the_cri() {
     harness::require_root!();
-    let programs = match Programs::find() {
-        Ok(programs) => programs,
-        Err(reason) => return harness::skip::skip(harness::current_test!(), &reason),
-    };
+    let programs = harness::require_container_runtime!();
     let world = World::builder()
         .node(NodeSpec::millrace())
         .node(NodeSpec::millrace())
@@ -142,10 +139,7 @@ fn containerd_runs_pods_by_the_cri() {
 #[test]
 fn ctr_runs_a_container_with_a_network() {
     harness::require_root!();
-    let programs = match Programs::find() {
-        Ok(programs) => programs,
-        Err(reason) => return harness::skip::skip(harness::current_test!(), &reason),
-    };
+    let programs = harness::require_container_runtime!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let agents = started(&world);
     let pod = world.node(1).add_pod("web");
@@ -168,10 +162,7 @@ fn ctr_runs_a_container_with_a_network() {
 #[test]
 fn cnitool_adds_checks_and_deletes() {
     harness::require_root!();
-    let programs = match Programs::find() {
-        Ok(programs) => programs,
-        Err(reason) => return harness::skip::skip(harness::current_test!(), &reason),
-    };
+    let programs = harness::require_container_runtime!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let agents = started(&world);
     let node = world.node(1);

@@ -21,7 +21,7 @@ fn assert_reaches(client: &Place, server: &Place) {
     let _tcp = server.serve_tcp(PORT);
     let _udp = server.serve_udp(PORT);
     for (&own, &ip) in client.addresses().iter().zip(server.addresses()) {
-        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+        for probe in Probe::ALL {
             let what = format!("{} to {} at {ip} by {probe:?}", client.name(), server.name());
             match client.ask(probe, SocketAddr::new(ip, PORT)) {
                 Ok(answer) => assert_eq!(

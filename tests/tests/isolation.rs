@@ -4,30 +4,17 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use harness::{
-    Agent, ConnectStream, Endpoint, LongFlows, Node, Place, Pod, Probe, Server, Service, World, spread,
-    wait_for,
+    Agent, ConnectStream, Endpoint, LongFlows, Node, Place, Pod, Probe, Server, Service, World, address,
+    spread, wait_for,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
-const PROBES: [Probe; 3] = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
-
-fn web() -> Service {
-    Service::new("web")
-        .cluster_ip("10.96.0.10")
-        .cluster_ip("fd00:96::10")
-        .tcp("http", 80, 8080)
-        .udp("dns", 80, 8080)
-}
 
 /// A pod that serves.
 fn backend(node: &Node, name: &str) -> (Pod, [Server; 2]) {
     let pod = node.add_pod(name);
-    let servers = [pod.serve_tcp(8080), pod.serve_udp(8080)];
+    let servers = pod.serve(8080);
     (pod, servers)
 }
 
@@ -50,8 +37,8 @@ impl Neighbours {
         let clients = [1, 2].map(|number| world.node(number).add_pod(&format!("client-{number}")));
         let backends = [backend(world.node(1), "one"), backend(world.node(2), "two")];
         for (node, (pod, _)) in world.nodes().iter().zip(&backends) {
-            node.source().apply(&web());
-            web()
+            node.source().apply(&Service::web());
+            Service::web()
                 .slices([Endpoint::of(pod)])
                 .iter()
                 .for_each(|slice| node.source().apply(slice));
@@ -74,7 +61,7 @@ impl Neighbours {
         let expected = ["one", "two"][number - 1];
         for place in [&self.clients[number - 1] as &Place, self.world.node(number)] {
             for to in WEB {
-                for probe in PROBES {
+                for probe in Probe::ALL {
                     spread(place, probe, address(to), 50).assert_uniform(&[expected]);
                 }
             }
@@ -167,12 +154,12 @@ fn a_stopped_agent_leaves_the_data_plane_serving() {
     let world = World::with_nodes(2);
     let client = world.node(1).add_pod("client");
     let backends = [backend(world.node(1), "one"), backend(world.node(2), "two")];
-    world.apply(&web());
-    world.apply_all(web().slices(backends.iter().map(|(pod, _)| Endpoint::of(pod))));
+    world.apply(&Service::web());
+    world.apply_all(Service::web().slices(backends.iter().map(|(pod, _)| Endpoint::of(pod))));
     let mut agent = ready(world.node(1).agent().start());
     let vip = address(WEB[0]);
     let flows = LongFlows::start(&client, vip, 50, Duration::from_millis(10)).expect("flows");
-    let streams = PROBES.map(|probe| ConnectStream::start(&client, probe, vip, Duration::from_millis(1)));
+    let streams = Probe::ALL.map(|probe| ConnectStream::start(&client, probe, vip, Duration::from_millis(1)));
     // While there is work to do, and while somebody asks.
     let churn: Vec<_> = (0..500)
         .map(|n| {
@@ -193,7 +180,7 @@ fn a_stopped_agent_leaves_the_data_plane_serving() {
     flows.wait_progress(5 * SECOND);
     for to in WEB {
         for place in [&client as &Place, world.node(1)] {
-            for probe in PROBES {
+            for probe in Probe::ALL {
                 let spread = spread(place, probe, address(to), 200);
                 assert_eq!(spread.failures, [].into());
                 assert_eq!(
@@ -226,8 +213,8 @@ fn a_second_agent_with_the_same_run_directory_is_refused() {
     let world = World::with_nodes(1);
     let node = world.node(1);
     let (client, backend) = (node.add_pod("client"), backend(node, "one"));
-    world.apply(&web());
-    world.apply_all(web().slices([Endpoint::of(&backend.0)]));
+    world.apply(&Service::web());
+    world.apply_all(Service::web().slices([Endpoint::of(&backend.0)]));
     let first = ready(node.agent().start());
     let pinned = node.pinned();
     let mut second = node.agent().start();

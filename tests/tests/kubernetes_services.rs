@@ -1,13 +1,13 @@
 //! Services and EndpointSlices of a real kube-apiserver become traffic, and stay traffic when the API server goes.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::config::HOOKS_OFF;
 use harness::kubernetes::ControlPlane;
 use harness::manifest::Family;
 use harness::{
     Agent, ConnectStream, Endpoint, EndpointSlice, LongFlows, Place, Pod, Probe, Server, Service, Source,
-    World, eventually, require_kubernetes, spread,
+    World, address, eventually, require_kubernetes, spread,
 };
 use serde_json::{Value, json};
 
@@ -15,18 +15,13 @@ const SECOND: Duration = Duration::from_secs(1);
 const WEB: &str = "10.96.0.10:80";
 const WEB6: &str = "[fd00:96::10]:80";
 const ALL: [&str; 3] = ["a", "b", "c"];
-const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
 
 /// Two nodes, a control plane, a client pod and the backends `a`, `b`, `c`.
 struct Cluster {
     plane: ControlPlane,
     agents: Vec<Agent>,
     client: Pod,
-    backends: Vec<(Pod, Server, Server)>,
+    backends: Vec<(Pod, [Server; 2])>,
     web: Service,
     world: World,
 }
@@ -41,19 +36,15 @@ impl Cluster {
             .zip([1, 2, 2])
             .map(|(name, node)| {
                 let pod = world.node(node).add_pod(name);
-                let servers = (pod.serve_tcp(8080), pod.serve_udp(8080));
-                (pod, servers.0, servers.1)
+                let servers = pod.serve(8080);
+                (pod, servers)
             })
             .collect();
         for node in world.nodes() {
             plane.apply(&node.object());
             plane.apply_status(&node.object());
         }
-        let web = Service::new("web")
-            .cluster_ip("10.96.0.10")
-            .cluster_ip("fd00:96::10")
-            .tcp("http", 80, 8080)
-            .udp("dns", 80, 8080);
+        let web = Service::web();
         plane.apply(&web);
         let agents = world
             .nodes()
@@ -124,7 +115,7 @@ fn follows_the_api_server(config: Option<&str>) {
     let cluster = Cluster::start(config);
     for place in cluster.places() {
         for to in [WEB, WEB6] {
-            for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            for probe in Probe::ALL {
                 reaches(place, probe, to, &ALL);
             }
         }

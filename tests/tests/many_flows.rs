@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
+use harness::config::DEFAULTS;
 use harness::{Endpoint, Probe, Service, World};
 
 const PORT: u16 = 30_080;
@@ -50,19 +51,12 @@ fn masqueraded_flows_take_no_port_of_the_nodes_own_sockets() {
     let outside = world.add_client("outside");
     let node = world.node(1);
     let backend = world.node(2).add_pod("backend");
-    let _servers = (backend.serve_tcp(8080), backend.serve_udp(8080));
-    let service = Service::new("web")
-        .cluster_ip("10.96.0.10")
-        .cluster_ip("fd00:96::10")
-        .tcp("http", 80, 8080)
-        .udp("dns", 80, 8080)
-        .node_port("http", PORT)
-        .node_port("dns", PORT);
+    let _servers = backend.serve(8080);
+    let service = Service::web().node_port("http", PORT).node_port("dns", PORT);
     world.apply(&service);
     world.apply_all(service.slices([Endpoint::of(&backend)]));
-    let two_ports =
-        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nmasqueradePorts: 20000-20001\n";
-    let mut agent = node.agent().config(two_ports).start();
+    let two_ports = format!("{DEFAULTS}masqueradePorts: 20000-20001\n");
+    let mut agent = node.agent().config(&two_ports).start();
     agent.wait_ready(Duration::from_secs(10));
     // One of two is taken. Ports are drawn sixteen times, so that the other one is all but sure to be met.
     let _tcp = node.tcp_listen(20_000).expect("bound");

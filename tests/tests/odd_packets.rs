@@ -5,8 +5,10 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{
-    Agent, Client, Endpoint, Frame, NodeSpec, PATIENCE, Place, Pod, Probe, Server, Service, World, eventually,
+    Agent, Client, Endpoint, Frame, NodeSpec, PATIENCE, Place, Pod, Probe, Server, Service, World, address,
+    eventually,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,22 +33,11 @@ impl Town {
         let outside = world.add_remote_client("outside");
         let client = world.node(1).add_pod("client");
         let backend = world.node(2).add_pod("backend");
-        let servers = [backend.serve_tcp(8080), backend.serve_udp(8080)];
-        let service = Service::new("web")
-            .cluster_ip("10.96.0.10")
-            .cluster_ip("fd00:96::10")
-            .tcp("http", 80, 8080)
-            .udp("dns", 80, 8080)
-            .node_port("http", PORT)
-            .node_port("dns", PORT);
+        let servers = backend.serve(8080);
+        let service = Service::web().node_port("http", PORT).node_port("dns", PORT);
         world.apply(&service);
         world.apply_all(service.slices([Endpoint::of(&backend)]));
-        let start = |node: &harness::Node| {
-            let mut agent = node.agent().config(config).start();
-            agent.wait_ready(10 * SECOND);
-            agent
-        };
-        let agents = world.nodes().iter().map(start).collect();
+        let agents = world.start_agents_with(config);
         Self {
             world,
             outside,
@@ -65,11 +56,8 @@ impl Town {
     }
 }
 
-const HOOKS_OFF: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
-const DEFAULTS: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
-
 fn cluster_ips() -> [SocketAddr; 2] {
-    ["10.96.0.10:80", "[fd00:96::10]:80"].map(|text| text.parse().expect("an address"))
+    ["10.96.0.10:80", "[fd00:96::10]:80"].map(address)
 }
 
 /// Sends many bytes and gets them all back.

@@ -5,34 +5,26 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::cni::PodSpec;
-use harness::{
-    Agent, Endpoint, Frame, NodeSpec, PacketSocket, Pod, Probe, Server, Service, World, eventually,
-};
+use harness::config::HOOKS_OFF;
+use harness::{Agent, Endpoint, Frame, NodeSpec, PacketSocket, Pod, Probe, Service, World, eventually};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
-const PROBES: [Probe; 3] = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
 /// A node, and the agent on it with packets of pods translated one by one.
 fn town(host_routing: &str) -> (World, Agent) {
     let world = World::builder().node(NodeSpec::millrace()).build();
-    let config = format!(
-        "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\nhostRouting: {host_routing}\n"
-    );
+    let config = format!("{HOOKS_OFF}hostRouting: {host_routing}\n");
     let mut agent = world.node(1).agent().config(&config).start();
     agent.wait_ready(10 * SECOND);
     (world, agent)
 }
 
-fn serve(pod: &Pod) -> [Server; 2] {
-    [pod.serve_tcp(8080), pod.serve_udp(8080)]
-}
-
 /// Asks a pod by its addresses and by a service.
 #[track_caller]
 fn ask(client: &Pod, server: &Pod) {
-    for probe in PROBES {
+    for probe in Probe::ALL {
         for address in server.addresses() {
             let answer = client.ask(probe, SocketAddr::new(*address, 8080));
             let answer = answer.unwrap_or_else(|error| panic!("{probe:?} to {address}: {error}"));
@@ -52,11 +44,7 @@ fn ask(client: &Pod, server: &Pod) {
 }
 
 fn service(world: &World, backend: &Pod) {
-    let service = Service::new("web")
-        .cluster_ip(VIPS[0])
-        .cluster_ip(VIPS[1])
-        .tcp("http", 80, 8080)
-        .udp("dns", 80, 8080);
+    let service = Service::web();
     world.apply(&service);
     world.apply_all(service.slices([Endpoint::of(backend)]));
 }
@@ -98,7 +86,7 @@ fn packets_between_pods_of_a_node_pass_by_its_stack() {
         let (world, _agent) = town(host_routing);
         let node = world.node(1);
         let [client, server] = ["client", "server"].map(|name| node.add_pod(name));
-        let _servers = serve(&server);
+        let _servers = server.serve(8080);
         service(&world, &server);
         wait_for_service(&client);
         let captures =
@@ -110,7 +98,7 @@ fn packets_between_pods_of_a_node_pass_by_its_stack() {
         }
         // The node itself and its pods reach each other by the stack in any case.
         for address in server.addresses() {
-            for probe in PROBES {
+            for probe in Probe::ALL {
                 let answer = node
                     .ask(probe, SocketAddr::new(*address, 8080))
                     .expect("an answer");
@@ -128,7 +116,7 @@ fn a_pod_with_a_limit_keeps_to_the_stack_both_ways() {
     let limit = json!({"ingressRate": 50_000_000, "ingressBurst": 1_000_000});
     let limited = node.add_pod_by_plugin(&PodSpec::new("limited").asking("bandwidth", limit));
     let other = node.add_pod("other");
-    let _servers = [serve(&limited), serve(&other)];
+    let _servers = [limited.serve(8080), other.serve(8080)];
     service(&world, &other);
     wait_for_service(&limited);
     let captures = [&limited, &other].map(|pod| node.packet_socket(pod.host_interface()).expect("a capture"));

@@ -5,13 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use harness::cni::PodSpec;
+use harness::config::DEFAULTS;
 use harness::{Agent, Client, NodeSpec, Place, Pod, Probe, Server, World, eventually, wait_for};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
-const PROBES: [Probe; 3] = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
-const DEFAULTS: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
 
 /// Two nodes whose pod network is Millrace's, and a client in a subnet of its own that knows no way to pods.
 struct Town {
@@ -25,22 +24,13 @@ impl Town {
         let spec = || NodeSpec::millrace().strict_rp_filter();
         let world = World::builder().node(spec()).node(spec()).build();
         let outside = world.add_remote_client("outside");
-        let start = |node: &harness::Node| {
-            let mut agent = node.agent().config(&format!("{DEFAULTS}{config}")).start();
-            agent.wait_ready(10 * SECOND);
-            agent
-        };
-        let agents = world.nodes().iter().map(start).collect();
+        let agents = world.start_agents_with(&format!("{DEFAULTS}{config}"));
         Self {
             world,
             outside,
             agents,
         }
     }
-}
-
-fn serve(place: &Place, port: u16) -> [Server; 2] {
-    [place.serve_tcp(port), place.serve_udp(port)]
 }
 
 fn of_family(addresses: &[IpAddr], like: IpAddr) -> IpAddr {
@@ -72,14 +62,14 @@ fn source(bytes: &[u8]) -> Option<IpAddr> {
 fn what_pods_send_outside_carries_the_nodes_address() {
     harness::require_root!();
     let town = Town::build("");
-    let _servers = serve(&town.outside, 8080);
+    let _servers = town.outside.serve(8080);
     let capture = town.outside.packet_socket("eth0").expect("a capture");
     for number in [1, 2] {
         let node = town.world.node(number);
         let pod = node.add_pod(&format!("pod-{number}"));
         for outside in town.outside.addresses() {
             let own = of_family(node.addresses(), *outside);
-            for probe in PROBES {
+            for probe in Probe::ALL {
                 for _ in 0..5 {
                     let (_, peer) = seen_as(&pod, probe, SocketAddr::new(*outside, 8080));
                     assert_eq!(peer, own, "by {probe:?}");
@@ -126,12 +116,12 @@ fn pods_and_nodes_reach_pods_with_their_own_addresses() {
     harness::require_root!();
     let town = Town::build("");
     let pods = [1, 2].map(|number| town.world.node(number).add_pod(&format!("pod-{number}")));
-    let _servers = serve(&pods[0], 8080);
+    let _servers = pods[0].serve(8080);
     let clients: [&Place; 2] = [&pods[1], town.world.node(2)];
     for client in clients {
         for target in pods[0].addresses() {
             let own = of_family(client.addresses(), *target);
-            for probe in PROBES {
+            for probe in Probe::ALL {
                 // Answers that were masqueraded would not be answers.
                 for _ in 0..3 {
                     let (_, peer) = seen_as(client, probe, SocketAddr::new(*target, 8080));
@@ -151,11 +141,11 @@ fn ranges_that_the_operator_names_know_pods_by_their_own_addresses() {
     for range in node.pod_cidrs() {
         town.outside.route_via(range, node);
     }
-    let _servers = serve(&town.outside, 8080);
+    let _servers = town.outside.serve(8080);
     let pod = node.add_pod("pod");
     for outside in town.outside.addresses() {
         let own = of_family(pod.addresses(), *outside);
-        for probe in PROBES {
+        for probe in Probe::ALL {
             let (_, peer) = seen_as(&pod, probe, SocketAddr::new(*outside, 8080));
             assert_eq!(peer, own, "by {probe:?}");
         }
@@ -174,7 +164,7 @@ fn with_host_ports(node: &harness::Node, name: &str) -> (Pod, [Server; 2]) {
         ]),
     );
     let pod = node.add_pod_by_plugin(&spec);
-    let servers = serve(&pod, 80);
+    let servers = pod.serve(80);
     (pod, servers)
 }
 
@@ -189,7 +179,7 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
         let far = town.world.node(2).add_pod("far");
         for own in node.addresses() {
             let to = SocketAddr::new(*own, 8081);
-            for probe in PROBES {
+            for probe in Probe::ALL {
                 let what = format!("hooks {hooks}, {probe:?} to {to}");
                 let like = |place: &Place| of_family(place.addresses(), *own);
                 let asked = |place: &Place| seen_as(place, probe, to);
@@ -273,7 +263,7 @@ fn nobody_sends_in_anothers_name() {
     let town = Town::build("");
     let node = town.world.node(1);
     let [pod, target] = ["pod", "target"].map(|name| node.add_pod(name));
-    let [tcp, udp] = serve(&target, 8080);
+    let [tcp, udp] = target.serve(8080);
     let dropped = || node.counters()[Reason::SpoofedSource as usize];
     assert_eq!(dropped(), 0, "whatever a pod sends of itself");
     for (foreign, to) in [("10.9.9.9", 0), ("fd00:9::9", 1)] {

@@ -4,11 +4,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::config::DEFAULTS;
 use harness::{Agent, Node, World, wait_for};
 use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
-const HEADER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
 
 /// What the agent shows of its configuration.
 fn shown(node: &Node) -> Value {
@@ -31,7 +31,7 @@ fn what_can_change_does_and_the_rest_is_named() {
     let world = World::with_nodes(1);
     let node = world.node(1);
     let file = node.dir().join("agent.yaml");
-    let write = |text: &str| fs::write(&file, format!("{HEADER}{text}")).expect("writing the file");
+    let write = |text: &str| fs::write(&file, format!("{DEFAULTS}{text}")).expect("writing the file");
     write("serviceCIDRs: [10.97.0.0/16]\n");
     let mut agent = node
         .agent()

@@ -6,24 +6,18 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{
     Agent, Answer, Endpoint, LongFlows, NodeSpec, PATIENCE, Place, Pod, Probe, Server, Service, World,
-    eventually,
+    address, eventually,
 };
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// How long nothing must come before a packet counts as dropped.
 const SILENCE: Duration = Duration::from_millis(250);
-const CONFIGS: [&str; 2] = [
-    "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n",
-    "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n",
-];
+const CONFIGS: [&str; 2] = [DEFAULTS, HOOKS_OFF];
 const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
-
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
 
 /// Two nodes with an agent and a client each; backend `a` on the first, `b` and `c` on the second.
 struct Shop {
@@ -43,11 +37,7 @@ impl Shop {
             .map(|(name, node)| world.node(node).add_pod(name))
             .map(|pod| (pod.serve_tcp(8080), pod.serve_udp(8080), pod))
             .map(|(tcp, udp, pod)| (pod, tcp, udp));
-        let service = Service::new("web")
-            .cluster_ip("10.96.0.10")
-            .cluster_ip("fd00:96::10")
-            .tcp("http", 80, 8080)
-            .udp("dns", 80, 8080);
+        let service = Service::web();
         world.apply(&service);
         let shop = |agents| Self {
             world,
@@ -93,7 +83,7 @@ impl Shop {
 #[track_caller]
 fn wait_served_by(place: &Place, names: &[&str]) {
     for to in WEB {
-        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+        for probe in Probe::ALL {
             let what = format!("{} to be served by {names:?} at {to} by {probe:?}", place.name());
             eventually(&what, SECOND, || {
                 answering(place, probe, to, 20 * names.len()) == names
@@ -303,7 +293,7 @@ fn policy_local_uses_this_nodes_endpoints_and_is_silent_where_there_are_none() {
 #[track_caller]
 fn wait_silent(place: &Place) {
     for to in WEB {
-        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+        for probe in Probe::ALL {
             let what = format!("{} to hear nothing from {to} by {probe:?}", place.name());
             let is_silence = |error: std::io::Error| {
                 // An errno from the hook or the network would be one of the others.

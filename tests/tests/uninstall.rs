@@ -18,7 +18,7 @@ const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 /// A node with an agent's worth of work: pods, a service in and one outside of the service ranges.
 fn furnish(node: &Node) -> (Pod, Pod, [Server; 2]) {
     let (client, pod) = (node.add_pod("client"), node.add_pod("web"));
-    let servers = [pod.serve_tcp(8080), pod.serve_udp(8080)];
+    let servers = pod.serve(8080);
     let service = |name: &str, v4: &str, v6: &str| {
         Service::new(name)
             .cluster_ip(v4)
@@ -151,7 +151,7 @@ fn a_node_is_as_it_was_before_the_first_agent() {
 
         let mut agent = started(node);
         for to in WEB {
-            for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+            for probe in Probe::ALL {
                 client
                     .ask(probe, to.parse().expect("an address"))
                     .expect("an answer");

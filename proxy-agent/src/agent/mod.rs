@@ -21,11 +21,10 @@ mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod table_sizes;
 mod trace;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -34,27 +33,24 @@ use proxy_common::Ip;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::apply::{Limits, Programmer, Progress, room};
-use crate::bpf::object::MapSizes;
-use crate::bpf::{Datapath, witness};
+use crate::apply::{Limits, Programmer, Progress};
+use crate::bpf::Datapath;
 use crate::cluster::{Changes, ClusterState};
-use crate::config::{AgentOptions, MapLimits, SourceSpec};
+use crate::config::{AgentOptions, SourceSpec};
 use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
 use crate::events::Recorder;
-use crate::network::cookie::Witness;
 use crate::plan::NodeContext;
 use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
 use bookkeeping::Bookkeeping;
 use node::NodeSide;
 use outward::{Note, Outward};
+use table_sizes::Arrivals;
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
 const EVENTS_PER_ROUND: usize = 1024;
 /// Room in the channel of events; a source that is ahead waits.
 const EVENTS_AHEAD: usize = 4096;
-/// Entries that arrive in the first lists before the room in the tables is looked at again, at the least.
-const LEAST_ROOM: usize = 2048;
 /// How long a failed write waits for the next try.
 const RETRY: Duration = Duration::from_millis(100);
 /// How often what waits for a grace period is looked at while nothing else happens.
@@ -88,10 +84,7 @@ struct Agent {
     config_errors: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
-    /// Until the first lists are complete: entries that have arrived since the room in the tables was looked at, at the most,
-    /// and how many may arrive before it is looked at again.
-    listed: usize,
-    room: usize,
+    arrivals: Arrivals,
     last_change: Option<Timestamp>,
     last_writes: u64,
 }
@@ -113,7 +106,7 @@ impl Agent {
         }
         let socket = control::bind(&options.run_dir)?;
         let limits = &options.configuration.maps;
-        let datapath = Datapath::open(&options.bpf_root, &initial_sizes(limits))?;
+        let datapath = Datapath::open(&options.bpf_root, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -133,7 +126,7 @@ impl Agent {
         let programmer = Programmer::new(
             datapath,
             Limits {
-                max: largest_sizes(limits),
+                max: table_sizes::largest(limits),
             },
         );
         let mut agent = Self {
@@ -149,8 +142,7 @@ impl Agent {
             config_errors: Vec::new(),
             synced: false,
             first_sync: None,
-            listed: 0,
-            room: LEAST_ROOM,
+            arrivals: Arrivals::none(),
             last_change: None,
             last_writes: 0,
             options,
@@ -204,7 +196,7 @@ impl Agent {
     fn take_in(&mut self, event: Event) {
         let note = Note::of(&event);
         if !self.cluster.synced() {
-            self.listed += room::most_entries(&event.change);
+            self.arrivals.count(&event.change);
         }
         self.cluster.apply(event, &mut self.changes);
         self.outward.taken(&note, &self.changes);
@@ -248,11 +240,9 @@ impl Agent {
 
     /// Lets the tables grow while the first lists come in, ahead of what has arrived.
     fn make_room_ahead(&mut self) {
-        if self.listed >= self.room {
+        if self.arrivals.are_many() {
             let left = self.programmer.make_room_ahead(&self.cluster, &self.context);
-            // To look again when half of it may be gone, and not all the time where tables may not grow.
-            self.room = (left as usize / 2).max(LEAST_ROOM);
-            self.listed = 0;
+            self.arrivals.restart(left);
         }
     }
 
@@ -414,51 +404,10 @@ async fn start_source(
     }
 }
 
-fn initial_sizes(limits: &MapLimits) -> MapSizes {
-    MapSizes {
-        frontends: limits.frontends.initial,
-        slots: limits.slots.initial,
-        backends: limits.backends.initial,
-        addresses: limits.addresses.initial,
-        flows: limits.flows,
-        affinity: limits.affinity,
-        socket_peers: limits.socket_peers,
-        pod_netns: limits.pod_namespaces,
-    }
-}
-
-fn largest_sizes(limits: &MapLimits) -> MapSizes {
-    MapSizes {
-        frontends: limits.frontends.max,
-        slots: limits.slots.max,
-        backends: limits.backends.max,
-        addresses: limits.addresses.max,
-        ..initial_sizes(limits)
-    }
-}
-
 /// Where the CNI plugin of this node keeps what it knows.
 fn places(options: &AgentOptions) -> Places {
     Places {
         lease_dir: crate::cni::lease_dir(&options.state_dir),
         bpf_root: options.bpf_root.clone(),
     }
-}
-
-/// Tells network namespaces apart on kernels where a socket does not; needs the cgroup that the socket hooks need.
-fn namespace_witness(options: &AgentOptions) -> Option<Witness> {
-    let cgroup = options.cgroup.clone().or_else(|| cgroup_root().ok())?;
-    Some(Arc::new(move |make| witness::namespace_of_socket(&cgroup, make)))
-}
-
-/// Where the cgroup v2 hierarchy is mounted; on a node with both versions it is not at the usual place.
-fn cgroup_root() -> anyhow::Result<PathBuf> {
-    for place in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        if Path::new(place).join("cgroup.controllers").exists() {
-            return Ok(place.into());
-        }
-    }
-    bail!(
-        "no cgroup v2 hierarchy is mounted: mount one (`mount -t cgroup2 none DIR`) and name it with --cgroup, or set socketLB: off"
-    )
 }

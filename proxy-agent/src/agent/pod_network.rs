@@ -16,7 +16,7 @@ use crate::cni::{Installer, Network, preferred_to_ours};
 use crate::config::AgentOptions;
 use crate::control::{NodeEntry, NodeMode, ObjectError};
 use crate::network::pods::{self, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, Way, forwarding, routes};
-use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Problem, Role, Roles};
+use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles};
 
 /// An uplink has one; this is for a node that has none yet.
 const DEFAULT_MTU: u32 = 1500;
@@ -87,7 +87,7 @@ impl PodNetwork {
                 mtu: None,
             };
         }
-        problems.extend(plan.problems.iter().map(to_error));
+        problems.extend(plan.problems.iter().map(ObjectError::from));
         self.unsettled |= plan != self.plan;
         self.plan = plan;
         if self.unsettled {
@@ -167,7 +167,7 @@ impl PodNetwork {
         let tunnel = self.plan.tunnel.as_ref().and(self.tunnel.index());
         let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel).await {
             Ok((problems, complete)) => {
-                self.found.extend(problems.iter().map(to_error));
+                self.found.extend(problems.iter().map(ObjectError::from));
                 complete
             }
             Err(error) => {
@@ -228,10 +228,7 @@ impl PodNetwork {
     }
 
     fn note(&mut self, object: String, error: &NetworkError) {
-        self.found.push(ObjectError {
-            object,
-            message: error.to_string(),
-        });
+        self.found.push(ObjectError::new(object, error));
     }
 
     /// Notes how each node is reached, and when that was last another way.
@@ -309,12 +306,5 @@ fn situation(
         peers: others.map(peer).collect(),
         subnets,
         underlay_mtu: roles.uplink_mtu(links).unwrap_or(DEFAULT_MTU),
-    }
-}
-
-fn to_error(problem: &Problem) -> ObjectError {
-    ObjectError {
-        object: problem.object.clone(),
-        message: problem.message.clone(),
     }
 }

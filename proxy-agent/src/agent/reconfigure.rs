@@ -70,10 +70,7 @@ impl Agent {
 }
 
 fn as_error(error: &crate::config::ConfigError) -> ObjectError {
-    ObjectError {
-        object: "configuration".to_owned(),
-        message: error.to_string(),
-    }
+    ObjectError::new("configuration", error)
 }
 
 fn needs_restart(setting: &str) -> ObjectError {

@@ -7,6 +7,7 @@ use std::os::fd::AsFd as _;
 use proxy_common::maps::{BackendState as State, FrontendKind};
 
 use super::Agent;
+use super::node::hooks;
 use crate::apply::name;
 use crate::bpf::links::SOCKET_HOOKS;
 use crate::bpf::{capabilities, sys};
@@ -207,8 +208,8 @@ fn programs(agent: &Agent) -> BTreeMap<String, ProgramStatus> {
 fn attached_to(agent: &Agent, program: &str) -> Vec<String> {
     let links = &agent.programmer.store().links;
     if SOCKET_HOOKS.iter().any(|(hook, _)| *hook == program) {
-        let cgroup = agent.options.cgroup.clone().or_else(|| super::cgroup_root().ok());
-        return cgroup
+        return hooks::cgroup(&agent.options)
+            .ok()
             .filter(|_| links.has_sockets())
             .map(|path| path.display().to_string())
             .into_iter()

@@ -10,6 +10,7 @@ mod programmer;
 mod quarantine;
 pub mod room;
 mod store;
+mod tables;
 mod writer;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Brings the tables in line with the plan, service by service, and remembers what it wrote.
 //!
-//! Invariants: what `programmed` says is what the tables hold, or will hold once the [`Writer`] has nothing pending; a
+//! Invariants: what `programmed` says is what the tables hold, or will hold once [`Tables`] has nothing pending; a
 //! service whose new form does not fit keeps its old one.
 
 use std::collections::{HashMap, HashSet};
@@ -11,13 +11,12 @@ use proxy_common::maps::FrontendKey;
 use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
 use super::found::Found;
-use super::quarantine::Quarantine;
-use super::room::{self, Need};
+use super::room::Need;
 use super::store::Store;
-use super::writer::Writer;
+use super::tables::Tables;
 use crate::bpf::object::MapSizes;
 use crate::cluster::ClusterState;
-use crate::plan::{Allocator, Full, NodeContext, Programmed, ServicePlan, Writes, diff, plan};
+use crate::plan::{Full, NodeContext, Programmed, ServicePlan, plan};
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
 
 /// Services planned before their writes are carried out together.
@@ -41,24 +40,17 @@ pub struct Progress {
 
 /// The programmer of one node's tables.
 pub struct Programmer<S> {
-    store: S,
-    limits: Limits,
-    allocator: Allocator,
-    quarantine: Quarantine,
+    tables: Tables<S>,
     programmed: ObjectIdMap<Programmed>,
     claims: Claims,
     addresses: Addresses,
     frontends: u32,
     endpoints: u64,
-    writer: Writer,
     /// During the first sync, what the tables hold that was not taken over so far.
     found: Found,
     problems: ObjectIdMap<Vec<String>>,
     /// Services that did not fit as they should be.
     unfit: ObjectIdSet,
-    /// Whether anything was taken out of a table, so that one of those may fit now.
-    freed: bool,
-    scratch: Writes,
     /// During the first sync addresses are compared with the table all at once.
     bulk: bool,
     synced: bool,
@@ -67,23 +59,16 @@ pub struct Programmer<S> {
 impl<S: Store> Programmer<S> {
     /// Nothing is known of what the tables hold; [`Self::sync`] finds out.
     pub fn new(store: S, limits: Limits) -> Self {
-        let sizes = store.sizes();
         Self {
-            store,
-            limits,
-            allocator: Allocator::new(sizes.slots, sizes.backends),
-            quarantine: Quarantine::new(),
+            tables: Tables::new(store, limits.max),
             programmed: ObjectIdMap::default(),
             claims: Claims::default(),
             addresses: Addresses::default(),
             frontends: 0,
             endpoints: 0,
-            writer: Writer::default(),
             found: Found::default(),
             problems: ObjectIdMap::default(),
             unfit: ObjectIdSet::default(),
-            freed: false,
-            scratch: Writes::default(),
             bulk: false,
             synced: false,
         }
@@ -91,12 +76,12 @@ impl<S: Store> Programmer<S> {
 
     /// The tables.
     pub fn store(&self) -> &S {
-        &self.store
+        self.tables.store()
     }
 
     /// The tables, for what does not concern the programmer.
     pub fn store_mut(&mut self) -> &mut S {
-        &mut self.store
+        self.tables.store_mut()
     }
 
     /// What is programmed for a service.
@@ -116,7 +101,7 @@ impl<S: Store> Programmer<S> {
 
     /// The largest sizes that the tables may grow to.
     pub fn largest(&self) -> MapSizes {
-        self.limits.max
+        self.tables.largest()
     }
 
     /// Addresses in the tables.
@@ -136,17 +121,17 @@ impl<S: Store> Programmer<S> {
 
     /// Slots and backends in use or in quarantine.
     pub fn allocated(&self) -> (u32, u32) {
-        self.allocator.used()
+        self.tables.allocated()
     }
 
     /// Elements written since the start.
     pub fn writes(&self) -> u64 {
-        self.writer.count()
+        self.tables.written()
     }
 
     /// Writes that failed and will be tried again.
     pub fn pending(&self) -> usize {
-        self.writer.pending()
+        self.tables.pending()
     }
 
     /// What is wrong with a service.
@@ -165,17 +150,17 @@ impl<S: Store> Programmer<S> {
     /// table then. To be called before [`Self::sync`], as often as one likes.
     pub fn make_room_ahead(&mut self, cluster: &ClusterState, node: &NodeContext) -> u32 {
         let need = Need::of(cluster, node);
-        self.grow(need.and_more().sizes(self.store.sizes(), self.limits.max));
-        need.left(&self.store.sizes())
+        self.grow_to(need.and_more());
+        need.left(&self.store().sizes())
     }
 
     /// Brings everything in line for the first time: what the tables hold and the plan wants is taken over as it is, what the
     /// plan does not want is removed. To be called once, after the first full list of every kind.
     pub fn sync(&mut self, cluster: &ClusterState, node: &NodeContext) -> std::io::Result<Progress> {
-        let before = self.writer.count();
-        self.found = Found::read(&self.store)?;
-        self.allocator = self.found.allocator(&self.store);
-        self.grow(Need::of(cluster, node).sizes(self.store.sizes(), self.limits.max));
+        let before = self.tables.written();
+        self.found = Found::read(self.store())?;
+        self.tables.adopt(&self.found);
+        self.grow_to(Need::of(cluster, node));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
         let mut claimed: HashMap<FrontendKey, ObjectId> = HashMap::with_capacity(cluster.service_count());
@@ -192,7 +177,7 @@ impl<S: Store> Programmer<S> {
             self.count(&Programmed::default(), &old);
             self.program(id, &planned, &old, cluster);
             if index % CHUNK == CHUNK - 1 {
-                self.flush();
+                self.tables.flush();
             }
         }
         drop(claimed);
@@ -202,29 +187,25 @@ impl<S: Store> Programmer<S> {
         self.sync_addresses()?;
         self.bulk = false;
         self.synced = true;
-        std::mem::take(&mut self.found).remove_rest(
-            &self.programmed,
-            &self.store,
-            &mut self.allocator,
-            &mut self.scratch,
-        );
-        self.flush();
+        self.tables
+            .remove_rest(std::mem::take(&mut self.found), &self.programmed);
+        self.tables.flush();
         again.extend(self.unfit.iter().copied());
         if !again.is_empty() {
             self.update(&again, cluster, node);
         }
         Ok(Progress {
-            writes: self.writer.count() - before,
+            writes: self.tables.written() - before,
             services: cluster.service_count(),
         })
     }
 
     /// Brings some services in line.
     pub fn update(&mut self, ids: &ObjectIdSet, cluster: &ClusterState, node: &NodeContext) -> Progress {
-        let before = self.writer.count();
+        let before = self.tables.written();
         let mut todo: Vec<_> = ids.iter().copied().collect();
         let mut again = ObjectIdSet::default();
-        self.quarantine.release(&mut self.allocator);
+        self.tables.release();
         let services = todo.len();
         // Settling a claim may touch the other claimant, whose claim is then settled too: three rounds reach everybody.
         // One more is for those that did not fit, which get the room that others left.
@@ -232,17 +213,17 @@ impl<S: Store> Programmer<S> {
             for (index, id) in todo.drain(..).enumerate() {
                 let mut planned = plan(cluster, id, node);
                 let old = self.programmed.get(&id).cloned().unwrap_or_default();
-                let (writer, store, programmed) = (&self.writer, &self.store, &self.programmed);
-                let owner = |key: &FrontendKey| holder(programmed, writer.frontend(key, store)?.service);
+                let (tables, programmed) = (&self.tables, &self.programmed);
+                let owner = |key: &FrontendKey| holder(programmed, tables.frontend(key)?.service);
                 self.claims
                     .settle(id, &mut planned, Some(&old), cluster, &mut again, owner);
                 self.program(id, &planned, &old, cluster);
                 if index % CHUNK == CHUNK - 1 {
-                    self.flush();
+                    self.tables.flush();
                 }
             }
-            self.flush();
-            if again.is_empty() && std::mem::take(&mut self.freed) {
+            self.tables.flush();
+            if again.is_empty() && self.tables.take_freed() {
                 again.extend(self.unfit.iter().copied());
             }
             if again.is_empty() {
@@ -251,7 +232,7 @@ impl<S: Store> Programmer<S> {
             todo.extend(again.drain());
         }
         Progress {
-            writes: self.writer.count() - before,
+            writes: self.tables.written() - before,
             services,
         }
     }
@@ -265,23 +246,16 @@ impl<S: Store> Programmer<S> {
         self.make_room_for_addresses();
         for address in touched {
             let flags = self.addresses.flags(&address);
-            self.writer.want_address(address, (flags != 0).then_some(flags));
+            self.tables.want_address(address, (flags != 0).then_some(flags));
         }
         self.retry();
     }
 
     /// Tries again what failed before; true if nothing is left.
     pub fn retry(&mut self) -> bool {
-        self.quarantine.release(&mut self.allocator);
-        self.writer.retry(&self.store, &mut self.quarantine);
+        self.tables.release();
+        self.tables.retry();
         self.pending() == 0
-    }
-
-    /// Carries out the writes collected so far.
-    fn flush(&mut self) {
-        self.freed |= !self.scratch.gone.is_empty() || !self.scratch.freed_slots.is_empty();
-        self.writer
-            .carry_out(&mut self.scratch, &self.store, &mut self.quarantine);
     }
 
     /// Compares plan and tables of one service and adds the writes.
@@ -299,7 +273,7 @@ impl<S: Store> Programmer<S> {
                 }
             }
             Err(full) => {
-                problems.push(format!("no room left: {}", self.describe(full)));
+                problems.push(format!("no room left: {}", self.tables.describe(full)));
                 if self.unfit.insert(id) {
                     tracing::error!(
                         service = name(cluster, id),
@@ -323,10 +297,8 @@ impl<S: Store> Programmer<S> {
     fn fit(&mut self, planned: &ServicePlan, old: &Programmed) -> Result<Programmed, Full> {
         loop {
             let room = self.room_for_frontends(planned, old);
-            let result =
-                room.and_then(|()| diff(old, planned, &self.store, &mut self.allocator, &mut self.scratch));
-            match result {
-                Err(full) if self.make_room(full) => {}
+            match room.and_then(|()| self.tables.diff(old, planned)) {
+                Err(full) if self.tables.make_room(full) => {}
                 result => return result,
             }
         }
@@ -339,7 +311,7 @@ impl<S: Store> Programmer<S> {
         if more == 0 {
             return Ok(());
         }
-        let sizes = self.store.sizes();
+        let sizes = self.store().sizes();
         let others = self.found.count();
         if self.frontends + others + more > sizes.frontends {
             return Err(Full::Frontends);
@@ -358,49 +330,15 @@ impl<S: Store> Programmer<S> {
 
     /// Grows the table of addresses until the node's own fit in, if it can.
     fn make_room_for_addresses(&mut self) {
-        while self.address_count() > self.store.sizes().addresses && self.make_room(Full::Addresses) {}
+        while self.address_count() > self.store().sizes().addresses && self.tables.make_room(Full::Addresses)
+        {
+        }
     }
 
-    /// Waits for the quarantine, or grows the table; false if neither helps.
-    fn make_room(&mut self, full: Full) -> bool {
-        if matches!(full, Full::Slots | Full::Backends) && self.quarantine.drain(&mut self.allocator) {
-            return true;
-        }
-        let (sizes, max) = (self.store.sizes(), self.limits.max);
-        let mut wanted = sizes;
-        let more = |now: u32, max: u32| room::size(now, now.saturating_add(1), max);
-        match full {
-            Full::Frontends => wanted.frontends = more(sizes.frontends, max.frontends),
-            Full::Slots => wanted.slots = more(sizes.slots, max.slots),
-            Full::Backends => wanted.backends = more(sizes.backends, max.backends),
-            Full::Addresses => wanted.addresses = more(sizes.addresses, max.addresses),
-        }
-        self.grow(wanted)
-    }
-
-    /// Grows the tables to these sizes; false if they stay as they are.
-    fn grow(&mut self, wanted: MapSizes) -> bool {
-        if wanted == self.store.sizes() {
-            return false;
-        }
-        // What is planned so far refers to the tables as they are.
-        self.flush();
-        if let Err(error) = self.store.grow(&wanted) {
-            tracing::error!(%error, "growing the tables failed");
-            return false;
-        }
-        self.allocator.grow(wanted.slots, wanted.backends);
-        true
-    }
-
-    fn describe(&self, full: Full) -> String {
-        let (name, size) = match full {
-            Full::Frontends => ("frontends", self.store.sizes().frontends),
-            Full::Slots => ("slots", self.store.sizes().slots),
-            Full::Backends => ("backends", self.store.sizes().backends),
-            Full::Addresses => ("addresses", self.store.sizes().addresses),
-        };
-        format!("the table of {name} holds {size} at the most; raise maps.{name} in the configuration")
+    /// Grows the tables as far as a need asks for.
+    fn grow_to(&mut self, need: Need) {
+        let wanted = need.sizes(self.store().sizes(), self.largest());
+        self.tables.grow(wanted);
     }
 
     /// Keeps the counts and the addresses in step with the frontends.
@@ -422,19 +360,18 @@ impl<S: Store> Programmer<S> {
                 && let Some(flags) = self.addresses.add(key.address)
                 && !self.bulk
             {
-                self.scratch.set_addresses.push((key.address, flags));
+                self.tables.write_address(key.address, Some(flags));
             }
         }
         for key in old.iter().filter(|key| !new.contains(key)) {
             self.frontends -= 1;
-            self.freed = true;
+            self.tables.note_freed();
             if key.address.is_loopback() {
                 continue;
             }
-            match self.addresses.remove(&key.address) {
-                None => {}
-                Some(0) => self.scratch.remove_addresses.push(key.address),
-                Some(flags) => self.scratch.set_addresses.push((key.address, flags)),
+            if let Some(flags) = self.addresses.remove(&key.address) {
+                self.tables
+                    .write_address(key.address, (flags != 0).then_some(flags));
             }
         }
     }
@@ -442,7 +379,7 @@ impl<S: Store> Programmer<S> {
     /// Removes addresses that nobody wants, and sets those that are missing.
     fn sync_addresses(&mut self) -> std::io::Result<()> {
         let mut found = HashMap::new();
-        self.store.each_address(&mut |address, flags| {
+        self.store().each_address(&mut |address, flags| {
             found.insert(address, flags);
         })?;
         let wanted = self.addresses.all();
@@ -450,15 +387,15 @@ impl<S: Store> Programmer<S> {
             .map(|address| (*address, self.addresses.flags(address)))
             .filter(|(address, flags)| found.remove(address) != Some(*flags))
             .collect();
-        self.writer.set_addresses(&missing, &self.store);
+        self.tables.set_addresses(&missing);
         let unwanted: Vec<_> = found
             .into_keys()
             .filter(|address| self.addresses.flags(address) == 0)
             .collect();
         for address in unwanted {
-            self.writer.want_address(address, None);
+            self.tables.want_address(address, None);
         }
-        self.writer.retry(&self.store, &mut self.quarantine);
+        self.tables.retry();
         Ok(())
     }
 }

@@ -1,228 +1,17 @@
 //! What the programmer owes, over tables that can be told to fail.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::time::Instant;
 
 use proxy_common::Ip;
-use proxy_common::maps::{Backend, BackendState, Frontend, FrontendKey, Slot, SlotRange, SourceRangeKey};
 
 use super::{Limits, Programmer, Store};
-use crate::bpf::BpfError;
 use crate::bpf::object::MapSizes;
 use crate::cluster::{Changes, ClusterState};
 use crate::plan::NodeContext;
-use crate::plan::programmed::View;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet};
+use fake::{Fake, sizes};
 
-/// Tables in memory; every `fail_every`-th write fails.
-struct Fake {
-    frontends: RefCell<BTreeMap<FrontendKey, Frontend>>,
-    addresses: RefCell<BTreeMap<Ip, u32>>,
-    ranges: RefCell<BTreeSet<SourceRangeKey>>,
-    slots: RefCell<Vec<Slot>>,
-    backends: RefCell<Vec<Backend>>,
-    sizes: MapSizes,
-    fail_every: Cell<u32>,
-    calls: Cell<u32>,
-    writes: Cell<u32>,
-}
-
-impl Fake {
-    fn new(size: u32) -> Self {
-        Self {
-            frontends: RefCell::default(),
-            addresses: RefCell::default(),
-            ranges: RefCell::default(),
-            slots: RefCell::new(vec![Slot::default(); size as usize]),
-            backends: RefCell::new(vec![Backend::default(); size as usize]),
-            sizes: sizes(size),
-            fail_every: Cell::new(0),
-            calls: Cell::new(0),
-            writes: Cell::new(0),
-        }
-    }
-
-    fn write(&self) -> io::Result<()> {
-        self.writes.set(self.writes.get() + 1);
-        self.calls.set(self.calls.get() + 1);
-        let every = self.fail_every.get();
-        if every > 0 && self.calls.get().is_multiple_of(every) {
-            Err(io::ErrorKind::OutOfMemory.into())
-        } else {
-            Ok(())
-        }
-    }
-
-    /// What clients can reach: frontend → backends, by value.
-    fn dump(&self) -> BTreeMap<FrontendKey, Vec<(Ip, u16, u8)>> {
-        let backends = |value: &Frontend| {
-            let range = SlotRange(value.slots);
-            (range.start()..range.start() + range.count())
-                .map(|index| {
-                    let slot = self.slots.borrow()[index as usize];
-                    let backend = self.backends.borrow()[slot.backend() as usize];
-                    assert_eq!((slot.service(), backend.service), (value.service, value.service));
-                    (backend.address, backend.port.number(), backend.state)
-                })
-                .collect()
-        };
-        self.frontends
-            .borrow()
-            .iter()
-            .map(|(key, value)| (*key, backends(value)))
-            .collect()
-    }
-}
-
-fn sizes(size: u32) -> MapSizes {
-    MapSizes {
-        frontends: size,
-        slots: size,
-        backends: size,
-        addresses: size,
-        flows: 1,
-        affinity: 1,
-        socket_peers: 1,
-        pod_netns: 1,
-    }
-}
-
-impl View for Fake {
-    fn slot(&self, index: u32) -> Slot {
-        self.slots.borrow()[index as usize]
-    }
-
-    fn backend(&self, id: u32) -> Backend {
-        self.backends.borrow()[id as usize]
-    }
-}
-
-impl Store for Fake {
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.frontends.borrow().get(key).copied()
-    }
-
-    fn set_frontends(&self, frontends: &[(FrontendKey, Frontend)]) -> Result<(), (usize, io::Error)> {
-        for (index, (key, value)) in frontends.iter().enumerate() {
-            self.write().map_err(|error| (index, error))?;
-            let range = SlotRange(value.slots);
-            for slot in range.start()..range.start() + range.count() {
-                let backend = self.backend(self.slot(slot).backend());
-                assert_ne!(
-                    backend.state,
-                    BackendState::Gone as u8,
-                    "a frontend is set before its backends"
-                );
-            }
-            self.frontends.borrow_mut().insert(*key, *value);
-        }
-        Ok(())
-    }
-
-    fn remove_frontends(&self, keys: &[FrontendKey]) -> Result<(), (usize, io::Error)> {
-        for (index, key) in keys.iter().enumerate() {
-            self.write().map_err(|error| (index, error))?;
-            self.frontends.borrow_mut().remove(key);
-        }
-        Ok(())
-    }
-
-    fn set_addresses(&self, addresses: &[(Ip, u32)]) -> Result<(), (usize, io::Error)> {
-        for (index, (address, flags)) in addresses.iter().enumerate() {
-            self.write().map_err(|error| (index, error))?;
-            self.addresses.borrow_mut().insert(*address, *flags);
-        }
-        Ok(())
-    }
-
-    fn remove_addresses(&self, addresses: &[Ip]) -> Result<(), (usize, io::Error)> {
-        for (index, address) in addresses.iter().enumerate() {
-            self.write().map_err(|error| (index, error))?;
-            self.addresses.borrow_mut().remove(address);
-        }
-        Ok(())
-    }
-
-    fn set_range(&self, range: &SourceRangeKey) -> io::Result<()> {
-        self.write()?;
-        self.ranges.borrow_mut().insert(*range);
-        Ok(())
-    }
-
-    fn remove_range(&self, range: &SourceRangeKey) -> io::Result<()> {
-        self.write()?;
-        self.ranges.borrow_mut().remove(range);
-        Ok(())
-    }
-
-    fn each_range(&self, each: &mut dyn FnMut(SourceRangeKey)) -> io::Result<()> {
-        self.ranges.borrow().iter().copied().for_each(each);
-        Ok(())
-    }
-
-    fn write_backend(&self, id: u32, backend: &Backend) {
-        if backend.state == BackendState::Gone as u8 {
-            for value in self.frontends.borrow().values() {
-                let range = SlotRange(value.slots);
-                for slot in range.start()..range.start() + range.count() {
-                    assert_ne!(
-                        self.slot(slot).backend(),
-                        id,
-                        "a backend is marked gone while a frontend leads to it"
-                    );
-                }
-            }
-        }
-        self.writes.set(self.writes.get() + 1);
-        self.backends.borrow_mut()[id as usize] = *backend;
-    }
-
-    fn write_slot(&self, index: u32, slot: Slot) {
-        for value in self.frontends.borrow().values() {
-            let range = SlotRange(value.slots);
-            assert!(
-                index < range.start() || index >= range.start() + range.count(),
-                "a live slice is edited"
-            );
-        }
-        self.writes.set(self.writes.get() + 1);
-        self.slots.borrow_mut()[index as usize] = slot;
-    }
-
-    fn each_frontend(&self, each: &mut dyn FnMut(FrontendKey, Frontend)) -> io::Result<()> {
-        self.frontends
-            .borrow()
-            .iter()
-            .for_each(|(key, value)| each(*key, *value));
-        Ok(())
-    }
-
-    fn each_address(&self, each: &mut dyn FnMut(Ip, u32)) -> io::Result<()> {
-        self.addresses
-            .borrow()
-            .iter()
-            .for_each(|(address, flags)| each(*address, *flags));
-        Ok(())
-    }
-
-    fn sizes(&self) -> MapSizes {
-        self.sizes
-    }
-
-    fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {
-        self.sizes = *sizes;
-        self.slots
-            .borrow_mut()
-            .resize(sizes.slots as usize, Slot::default());
-        self.backends
-            .borrow_mut()
-            .resize(sizes.backends as usize, Backend::default());
-        Ok(())
-    }
-}
-
+mod fake;
 mod full;
 
 /// A cluster and the programmer of its node.
@@ -245,6 +34,11 @@ impl World {
         }
         world.changes.clear();
         world
+    }
+
+    /// Puts another programmer before the same tables.
+    fn restart(&mut self, max: MapSizes) {
+        self.programmer = Programmer::new(self.programmer.store().copy(), Limits { max });
     }
 
     fn event(&mut self, change: Change) {
@@ -365,43 +159,20 @@ fn a_restarted_agent_adopts_everything_and_writes_only_what_differs() {
     world.slice("a", &[("10.244.1.2", "")]);
     world.update();
     let before = world.programmer.store().dump();
-    let World {
-        cluster,
-        changes,
-        programmer,
-    } = world;
-    let mut again = World {
-        cluster,
-        changes,
-        programmer: Programmer::new(clone(programmer.store()), Limits { max: sizes(64) }),
-    };
-    assert_eq!(again.sync(), 0);
-    assert_eq!(again.programmer.store().dump(), before);
+    world.restart(sizes(64));
+    assert_eq!(world.sync(), 0);
+    assert_eq!(world.programmer.store().dump(), before);
 
-    again.delete("b");
-    again.changes.services.clear();
-    let mut third = Programmer::new(clone(again.programmer.store()), Limits { max: sizes(64) });
-    third.sync(&again.cluster, &NodeContext::default()).unwrap();
+    world.delete("b");
+    world.changes.clear();
+    world.restart(sizes(64));
+    world.sync();
     assert_eq!(
-        third.store().frontends.borrow().len(),
+        world.programmer.store().frontends.borrow().len(),
         1,
         "a service deleted while the agent was away goes"
     );
-    assert_eq!(third.store().addresses.borrow().len(), 1);
-}
-
-fn clone(store: &Fake) -> Fake {
-    Fake {
-        frontends: store.frontends.clone(),
-        addresses: store.addresses.clone(),
-        ranges: store.ranges.clone(),
-        slots: store.slots.clone(),
-        backends: store.backends.clone(),
-        sizes: store.sizes,
-        fail_every: Cell::new(0),
-        calls: Cell::new(0),
-        writes: Cell::new(0),
-    }
+    assert_eq!(world.programmer.store().addresses.borrow().len(), 1);
 }
 
 #[test]

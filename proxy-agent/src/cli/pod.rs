@@ -105,32 +105,17 @@ mod tests {
 
     #[test]
     fn a_row_for_each_pod() {
-        let cart = PodEntry {
-            namespace: Some("shop".into()),
+        let mut cart = PodEntry {
             name: Some("cart-1".into()),
-            container_id: "c1".into(),
-            if_name: "eth0".into(),
-            host_interface: "mrf874111cf6a8".into(),
-            addresses: vec!["10.244.1.2".parse().unwrap(), "fd00:1::2".parse().unwrap()],
-            mac: "02:00:00:00:00:01".into(),
-            mtu: 1450,
-            ingress_bandwidth: Some(10_000_000),
             egress_bandwidth: Some(1_500_000),
-            host_ports: vec![
-                HostPortEntry {
-                    host_ip: None,
-                    host_port: 80,
-                    container_port: 8080,
-                    protocol: Protocol::Tcp,
-                },
-                HostPortEntry {
-                    host_ip: Some("2001:db8::1".parse().unwrap()),
-                    host_port: 53,
-                    container_port: 53,
-                    protocol: Protocol::Udp,
-                },
-            ],
+            ..PodEntry::example()
         };
+        cart.host_ports.push(HostPortEntry {
+            host_ip: Some("2001:db8::1".parse().unwrap()),
+            host_port: 53,
+            container_port: 53,
+            protocol: Protocol::Udp,
+        });
         let nameless = PodEntry {
             namespace: None,
             name: None,

@@ -36,6 +36,31 @@ pub struct PodEntry {
     pub host_ports: Vec<HostPortEntry>,
 }
 
+#[cfg(test)]
+impl PodEntry {
+    /// A pod of two families, with a limit one way and a host port.
+    pub fn example() -> Self {
+        Self {
+            namespace: Some("shop".into()),
+            name: None,
+            container_id: "c1".into(),
+            if_name: "eth0".into(),
+            host_interface: "mrf874111cf6a8".into(),
+            addresses: vec!["10.244.1.2".parse().unwrap(), "fd00:1::2".parse().unwrap()],
+            mac: "02:00:00:00:00:01".into(),
+            mtu: 1450,
+            ingress_bandwidth: Some(10_000_000),
+            egress_bandwidth: None,
+            host_ports: vec![HostPortEntry {
+                host_ip: None,
+                host_port: 80,
+                container_port: 8080,
+                protocol: Protocol::Tcp,
+            }],
+        }
+    }
+}
+
 /// A port of the node that leads to a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -92,26 +117,8 @@ mod tests {
 
     #[test]
     fn the_documents_have_the_keys_that_are_promised() {
-        let pod = PodEntry {
-            namespace: Some("shop".into()),
-            name: None,
-            container_id: "c1".into(),
-            if_name: "eth0".into(),
-            host_interface: "mrf874111cf6a8".into(),
-            addresses: vec!["10.244.1.2".parse().unwrap(), "fd00:1::2".parse().unwrap()],
-            mac: "02:00:00:00:00:01".into(),
-            mtu: 1450,
-            ingress_bandwidth: Some(10_000_000),
-            egress_bandwidth: None,
-            host_ports: vec![HostPortEntry {
-                host_ip: None,
-                host_port: 80,
-                container_port: 8080,
-                protocol: Protocol::Tcp,
-            }],
-        };
         assert_eq!(
-            serde_json::to_string(&pod).unwrap(),
+            serde_json::to_string(&PodEntry::example()).unwrap(),
             concat!(
                 r#"{"namespace":"shop","name":null,"containerID":"c1","ifName":"eth0","hostInterface":"mrf874111cf6a8","#,
                 r#""addresses":["10.244.1.2","fd00:1::2"],"mac":"02:00:00:00:00:01","mtu":1450,"#,

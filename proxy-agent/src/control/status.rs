@@ -59,6 +59,16 @@ pub struct ObjectError {
     pub message: String,
 }
 
+impl ObjectError {
+    /// An error, and what it is about.
+    pub fn new(object: impl Into<String>, error: &impl ToString) -> Self {
+        Self {
+            object: object.into(),
+            message: error.to_string(),
+        }
+    }
+}
+
 /// How full a map is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapUsage {

@@ -9,19 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 
 use super::addresses::NodeAddresses;
 use super::error::{NetworkError, Problem};
 use super::netlink::{self, Netlink};
+use super::route;
 
 /// The origin our routes carry (`proto 157` in `ip route`): a number neither the kernel's header nor
 /// iproute2's table gives to anybody.
 pub const PROTOCOL: u8 = 157;
-
-/// The metric that routes get where none is given (`IP6_RT_PRIO_USER` for IPv6).
-const DEFAULT_METRIC: [u32; 2] = [0, 1024];
 
 /// What the routes follow from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,35 +86,20 @@ impl HostRoutes {
         let existing: Vec<Route> = netlink.routes().await?.iter().filter_map(read).collect();
         let steps = steps(&self.wanted(), &existing, device);
         let mut problems: Vec<Problem> = steps.foreign.iter().map(report_foreign).collect();
-        let mut note = |prefix: IpNet, done: Result<(), rtnetlink::Error>, what: &str| {
-            if let Err(error) = done.map_err(NetworkError::request(what)) {
-                problems.push(Problem {
-                    object: format!("route {prefix}"),
-                    message: error.to_string(),
-                });
-            }
-        };
-        for route in steps.remove {
-            let mut message = message(route.prefix, route.source, device)?;
-            message.attributes.push(RouteAttribute::Priority(route.metric));
-            let removed = netlink.writing().route().del(message).execute().await;
-            note(route.prefix, removed.or_else(accept_gone), "removing it");
+        for stale in steps.remove {
+            let message = message(stale.prefix, stale.source, device)?;
+            let removed = route::remove(netlink, message, stale.metric).await;
+            route::note(&mut problems, stale.prefix, removed, "removing it");
         }
         for (prefix, source) in steps.replace {
             let message = message(prefix, Some(source), device)?;
-            note(
-                prefix,
-                netlink.writing().route().add(message).replace().execute().await,
-                "changing its source",
-            );
+            let replaced = netlink.writing().route().add(message).replace().execute().await;
+            route::note(&mut problems, prefix, replaced, "changing its source");
         }
         for (prefix, source) in steps.add {
             let message = message(prefix, Some(source), device)?;
-            note(
-                prefix,
-                netlink.writing().route().add(message).execute().await,
-                "adding it",
-            );
+            let added = netlink.writing().route().add(message).execute().await;
+            route::note(&mut problems, prefix, added, "adding it");
         }
         Ok(problems)
     }
@@ -139,7 +121,7 @@ fn steps(wanted: &BTreeMap<IpNet, IpAddr>, existing: &[Route], device: u32) -> S
         }
         // One on our device that is not ours was put there on purpose and does the same.
         let settled = here.iter().any(|route| !route.is_ours(device));
-        let metric = DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())];
+        let metric = route::default_metric(*prefix);
         let (proper, odd): (Vec<_>, Vec<_>) = here
             .into_iter()
             .filter(|route| route.is_ours(device))
@@ -158,15 +140,7 @@ fn steps(wanted: &BTreeMap<IpNet, IpAddr>, existing: &[Route], device: u32) -> S
 
 /// The route a message describes, if it can stand in our way or be ours.
 fn read(message: &RouteMessage) -> Option<Route> {
-    let decides = matches!(
-        message.header.kind,
-        RouteType::Unicast
-            | RouteType::BlackHole
-            | RouteType::Unreachable
-            | RouteType::Prohibit
-            | RouteType::Throw
-    );
-    if !decides || !netlink::is_main_table(message) {
+    if !route::decides(message) {
         return None;
     }
     let mut route = Route {
@@ -188,49 +162,30 @@ fn read(message: &RouteMessage) -> Option<Route> {
 
 /// The message that adds or removes a route of ours.
 fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMessage, NetworkError> {
-    // Families are never mixed: the source was chosen by the prefix.
-    let refused = |error| NetworkError::Request {
-        what: format!("describing the route {prefix}"),
-        error: std::io::Error::other(format!("{error:?}")),
-    };
-    let route = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(prefix.addr(), prefix.prefix_len())
-        .map_err(refused)?
-        .output_interface(device)
-        .protocol(RouteProtocol::Other(PROTOCOL))
-        .scope(if prefix.addr().is_ipv4() {
-            RouteScope::Link
-        } else {
-            RouteScope::Universe
-        });
+    let route =
+        route::builder(prefix, PROTOCOL)?
+            .output_interface(device)
+            .scope(if prefix.addr().is_ipv4() {
+                RouteScope::Link
+            } else {
+                RouteScope::Universe
+            });
     let route = match source {
-        Some(source) => route.pref_source(source).map_err(refused)?,
+        // Families are never mixed: the source was chosen by the prefix.
+        Some(source) => route.pref_source(source).map_err(route::refused(prefix))?,
         None => route,
     };
     Ok(route.build())
 }
 
-/// The kernel removes routes itself when the device goes down or their source is taken away.
-pub(super) fn accept_gone(error: rtnetlink::Error) -> Result<(), rtnetlink::Error> {
-    match &error {
-        rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::ESRCH => Ok(()),
-        _ => Err(error),
-    }
-}
-
 fn report_foreign(route: &Route) -> Problem {
-    let by = match route
+    let leading = route
         .interface
-        .map(|index| (index, nix::net::if_::if_indextoname(index)))
-    {
-        Some((_, Ok(name))) => format!("through {}", name.to_string_lossy()),
-        Some((index, Err(_))) => format!("through interface {index}"),
-        None => "nowhere, or by several ways".into(),
-    };
+        .map_or_else(|| "nowhere, or by several ways".into(), route::through);
     Problem {
         object: format!("route {}", route.prefix),
         message: format!(
-            "already there, leading {by} (protocol {}), and left alone: the node's own packets to these \
+            "already there, leading {leading} (protocol {}), and left alone: the node's own packets to these \
              addresses that no socket hook translates go that way; remove that route to have Millrace serve them",
             route.protocol
         ),
@@ -253,13 +208,12 @@ mod tests {
 
     fn ours(prefix: &str, source: &str) -> Route {
         let prefix = net(prefix);
-        let metric = DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())];
         Route {
             prefix,
             interface: Some(DEVICE),
             protocol: PROTOCOL,
             source: Some(ip(source)),
-            metric,
+            metric: route::default_metric(prefix),
         }
     }
 

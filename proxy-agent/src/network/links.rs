@@ -64,6 +64,12 @@ impl Links {
         self.by_index.get(&index)
     }
 
+    /// The name of the link with this index, also if there is none any more.
+    pub fn name(&self, index: u32) -> String {
+        self.get(index)
+            .map_or_else(|| format!("interface {index}"), |link| link.name.clone())
+    }
+
     /// The link with this name.
     pub fn by_name(&self, name: &str) -> Option<&Link> {
         self.iter().find(|link| link.name == name)

@@ -27,6 +27,7 @@ pub mod netlink;
 pub mod nfnetlink;
 pub mod pods;
 pub mod roles;
+mod route;
 mod sys;
 mod sysctl;
 

@@ -63,6 +63,16 @@ impl Service {
         }
     }
 
+    /// The one that most tests ask: `web`, with an address of each family, `10.96.0.10` and `fd00:96::10`, whose port 80 leads
+    /// to 8080, by TCP as `http` and by UDP as `dns`.
+    pub fn web() -> Self {
+        Self::new("web")
+            .cluster_ip("10.96.0.10")
+            .cluster_ip("fd00:96::10")
+            .tcp("http", 80, 8080)
+            .udp("dns", 80, 8080)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

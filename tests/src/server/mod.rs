@@ -52,6 +52,12 @@ impl Place {
         Server::start(Sockets::Udp(sockets), self.name())
     }
 
+    /// Serves TCP and UDP on a port.
+    #[track_caller]
+    pub fn serve(&self, port: u16) -> [Server; 2] {
+        [self.serve_tcp(port), self.serve_udp(port)]
+    }
+
     /// Serves TCP and UDP on a port from a process of its own inside the place,
     /// which lives until the world ends, even where that outlives this process.
     #[track_caller]

@@ -1,15 +1,12 @@
 //! A node with a client and a service that must stay served whatever else happens, and the agent's list of errors.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use harness::{Agent, Endpoint, Node, Place, Pod, Probe, Server, Service, World, eventually, wait_for};
+use harness::{
+    Agent, Endpoint, Node, Place, Pod, Probe, Server, Service, World, address, eventually, wait_for,
+};
 
 pub const SECOND: Duration = Duration::from_secs(1);
-
-pub fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
 
 /// A node with two pods that serve TCP and UDP on port 8080, `a` and `b`, and the service `good` in front of both.
 pub struct Shop {
@@ -24,9 +21,7 @@ impl Shop {
     pub fn open() -> Self {
         let world = World::with_nodes(1);
         let [client, a, b] = ["client", "a", "b"].map(|name| world.node(1).add_pod(name));
-        let servers = [&a, &b]
-            .into_iter()
-            .flat_map(|pod| [pod.serve_tcp(8080), pod.serve_udp(8080)]);
+        let servers = [&a, &b].into_iter().flat_map(|pod| pod.serve(8080));
         let servers = servers.collect();
         let shop = Self {
             world,
@@ -66,7 +61,7 @@ impl Shop {
     pub fn assert_served(&self) {
         for place in [&self.client as &Place, self.node()] {
             for to in ["10.96.0.10:80", "[fd00:96::10]:80"] {
-                for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+                for probe in Probe::ALL {
                     if let Err(error) = place.ask(probe, address(to)) {
                         panic!("{} asks {to} by {probe:?}: {error}", place.name());
                     }

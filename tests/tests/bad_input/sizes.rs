@@ -5,15 +5,15 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::time::Duration;
 
+use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::manifest::Family;
 use harness::{
-    ConnectStream, Endpoint, EndpointSlice, LongFlows, PATIENCE, Place, Pod, Probe, Service, eventually,
+    ConnectStream, Endpoint, EndpointSlice, LongFlows, PATIENCE, Place, Pod, Probe, Service, address,
+    eventually,
 };
 use socket2::SockRef;
 
-use crate::shop::{SECOND, Shop, address, errors, started};
-
-const HEADER: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
+use crate::shop::{SECOND, Shop, errors, started};
 
 /// A server on every address of 10.245.0.0/16, which tells by which of them it was reached.
 struct ManyAddresses {
@@ -89,8 +89,8 @@ fn five_thousand_endpoints_are_all_used() {
     let members = |number: u16| -> Vec<u16> { (number * 1000 + 1..=number * 1000 + 1000).collect() };
     (0..5).for_each(|number| slice(number, &members(number)));
     shop.world.apply(&service);
-    for config in [HEADER.to_owned(), format!("{HEADER}socketLB: \"off\"\n")] {
-        let _agent = started(shop.node().agent().config(&config));
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let _agent = started(shop.node().agent().config(config));
         for place in [&shop.client as &Place, shop.node()] {
             let met = backends_met(place, address("10.96.2.1:80"), 10_000);
             // Of 5 000 that are drawn from 10 000 times, 4 323 are expected to be met, give or take 26.
@@ -175,7 +175,7 @@ fn each_of_two_hundred_ports_is_served() {
 #[track_caller]
 fn full_at(table: &str, max: u32, fitting: u8) {
     let shop = Shop::open();
-    let config = format!("{HEADER}maps:\n  {table}: {{max: {max}}}\n");
+    let config = format!("{DEFAULTS}maps:\n  {table}: {{max: {max}}}\n");
     let mut agent = started(shop.node().agent().config(&config));
     let at = |number: u8| format!("10.96.3.{number}:80");
     let services: Vec<_> = (1..=fitting)
@@ -220,7 +220,7 @@ fn full_at(table: &str, max: u32, fitting: u8) {
     shop.world.apply(&last);
     shop.wait_errors(&expected);
     agent.stop(5 * SECOND);
-    let config = format!("{HEADER}maps:\n  {table}: {{max: {}}}\n", max * 2);
+    let config = format!("{DEFAULTS}maps:\n  {table}: {{max: {}}}\n", max * 2);
     let _agent = started(shop.node().agent().config(&config));
     shop.wait_answer(&at(100), "b");
     shop.wait_errors(&[]);
@@ -260,13 +260,13 @@ fn tables_grow_while_traffic_goes_on() {
     for hooks in ["all", "off"] {
         let shop = Shop::open();
         let sizes = "{frontends: 4, slots: 8, backends: 8, addresses: 4}";
-        let config = format!("{HEADER}socketLB: \"{hooks}\"\nmaps: {sizes}\n");
+        let config = format!("{DEFAULTS}socketLB: \"{hooks}\"\nmaps: {sizes}\n");
         let mut agent = started(shop.node().agent().config(&config));
         let every = Duration::from_millis(5);
         let flows: Vec<_> = [&shop.client as &Place, shop.node()]
             .map(|place| LongFlows::start(place, address("10.96.0.10:80"), 20, every).expect("flows"))
             .into();
-        let probes = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+        let probes = Probe::ALL;
         let streams: Vec<_> = [&shop.client as &Place, shop.node()]
             .into_iter()
             .flat_map(|place| probes.map(|probe| (place, probe)))

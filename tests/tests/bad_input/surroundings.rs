@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use aya::programs::SchedClassifier;
-use harness::{Agent, AgentBuilder, Probe};
+use harness::config::DEFAULTS;
+use harness::{Agent, AgentBuilder, Probe, address};
 
-use crate::shop::{SECOND, Shop, address, errors, started};
+use crate::shop::{SECOND, Shop, errors, started};
 
 /// Lets an agent program everything and go; then starts another that has to give up, and returns its last words.
 #[track_caller]
@@ -45,9 +46,8 @@ fn assert_has(text: &str, parts: &[&str]) {
 fn a_field_that_is_not_known_in_our_configuration_is_refused() {
     harness::require_root!();
     let shop = Shop::open();
-    let header = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
     let said = last_words(&shop, |agent| {
-        agent.config(&format!("---\n# first\n---\n{header}socketLb: all\n"))
+        agent.config(&format!("---\n# first\n---\n{DEFAULTS}socketLb: all\n"))
     });
     let file = shop.node().dir().join("config-0.yaml");
     let place = format!(
@@ -63,7 +63,7 @@ fn a_field_that_is_not_known_in_our_configuration_is_refused() {
         ],
     );
     let said = last_words(&shop, |agent| {
-        agent.config(&format!("{header}maps: {{frontends: {{max: 0}}}}\n"))
+        agent.config(&format!("{DEFAULTS}maps: {{frontends: {{max: 0}}}}\n"))
     });
     assert_has(&said, &["document 1: maps.frontends.max: ", "outside 1-"]);
 }
@@ -297,7 +297,7 @@ fn a_foreign_device_in_our_place_is_left_alone() {
     shop.wait_errors(&[("device millrace0", advice)]);
     // Only what no hook translates needs the device: datagrams of the node's connected sockets.
     for to in ["10.96.0.10:80", "[fd00:96::10]:80"] {
-        for probe in [Probe::Tcp, Probe::Udp, Probe::UdpConnected] {
+        for probe in Probe::ALL {
             shop.client
                 .ask(probe, address(to))
                 .unwrap_or_else(|error| panic!("{to} {probe:?}: {error}"));

@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use harness::{Answer, Place, Probe};
+use harness::config::{DEFAULTS, HOOKS_OFF};
+use harness::{Answer, Place, Probe, address};
 
-use crate::town::{HOOKS_OFF, HOOKS_ON, SECOND, SILENCE, Town, address, own_address};
+use crate::town::{SECOND, SILENCE, Town, own_address};
 
 #[test]
 fn nothing_is_left_behind() {
     harness::require_root!();
-    for config in [HOOKS_ON, HOOKS_OFF] {
+    for config in [DEFAULTS, HOOKS_OFF] {
         let town = Town::build(config);
         let node = town.node();
         // A flow that traces meet, and whose entry they must not touch.
@@ -93,7 +94,7 @@ fn nothing_is_left_behind() {
 #[test]
 fn traffic_goes_on_as_usual_while_traces_run() {
     harness::require_root!();
-    for config in [HOOKS_ON, HOOKS_OFF] {
+    for config in [DEFAULTS, HOOKS_OFF] {
         let town = Town::build(config);
         let to = address("10.96.0.10:80");
         let done = AtomicBool::new(false);

@@ -7,12 +7,13 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
-use harness::{Answer, Place, Probe, World};
+use harness::config::{DEFAULTS, HOOKS_OFF};
+use harness::{Answer, Place, Probe, World, address};
 
 mod dry_runs;
 mod town;
 
-use town::{Backend, HOOKS_OFF, HOOKS_ON, SECOND, SILENCE, Town, Trace, address, own_address};
+use town::{Backend, SECOND, SILENCE, Town, Trace, own_address};
 
 /// What became of a real packet, in a trace's words.
 fn outcome(answer: &std::io::Result<Answer>) -> &'static str {
@@ -120,7 +121,7 @@ fn compare(town: &Town, place: &Place, probe: Probe, to: SocketAddr, trace: &Tra
 #[test]
 fn verdicts_agree_with_socket_hooks() {
     harness::require_root!();
-    verdicts_agree(HOOKS_ON);
+    verdicts_agree(DEFAULTS);
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn same_backend(town: &Town, (place, entry): (&Place, &str), probe: Probe, to: S
 #[test]
 fn a_given_source_port_leads_to_the_same_backend_with_socket_hooks() {
     harness::require_root!();
-    let town = Town::build(HOOKS_ON);
+    let town = Town::build(DEFAULTS);
     let [pod, _, uplink] = town.senders();
     for to in [address("10.96.0.10:80"), address("[fd00:96::10]:80")] {
         // With hooks on, these are the ones that go packet by packet.
@@ -181,8 +182,8 @@ fn a_given_source_port_leads_to_the_same_backend_without_socket_hooks() {
 fn a_pod_that_reaches_itself_is_masqueraded() {
     harness::require_root!();
     for (config, probes) in [
-        (HOOKS_ON, &[Probe::Udp, Probe::UdpConnected][..]),
-        (HOOKS_OFF, &[Probe::Tcp, Probe::Udp, Probe::UdpConnected]),
+        (DEFAULTS, &[Probe::Udp, Probe::UdpConnected][..]),
+        (HOOKS_OFF, &Probe::ALL),
     ] {
         let town = Town::build(config);
         for to in [address("10.96.0.30:80"), address("[fd00:96::30]:80")] {

@@ -9,13 +9,6 @@ use serde_json::Value;
 pub const SECOND: Duration = Duration::from_secs(1);
 /// How long nothing must come before a packet counts as dropped.
 pub const SILENCE: Duration = Duration::from_millis(250);
-pub const HOOKS_ON: &str = "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n";
-pub const HOOKS_OFF: &str =
-    "apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
-
-pub fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address")
-}
 
 /// Two nodes with an agent on the first; a client of each kind; `web` behind three pods, `empty` without endpoints,
 /// `own` behind the client pod, and a server on the second node that no service knows.
@@ -37,10 +30,10 @@ impl Town {
         let (near, far) = (world.node(1), world.node(2));
         let client = near.add_pod("client");
         let pods = vec![near.add_pod("a"), far.add_pod("b"), far.add_pod("c")];
-        let mut servers = vec![client.serve_tcp(8080), client.serve_udp(8080)];
-        servers.extend([far.serve_tcp(9000), far.serve_udp(9000)]);
+        let mut servers = Vec::from(client.serve(8080));
+        servers.extend(far.serve(9000));
         for pod in &pods {
-            servers.extend([pod.serve_tcp(8080), pod.serve_udp(8080)]);
+            servers.extend(pod.serve(8080));
         }
         let service = |name: &str, number: u8| {
             Service::new(name)

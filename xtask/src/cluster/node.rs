@@ -2,9 +2,9 @@
 //!
 //! A node is a network namespace and below it mount, process id, host name and IPC namespaces whose first
 //! process is `tests/cluster/node.sh`. When that one ends, the kernel ends everything on the node. The script
-//! makes what only a process inside can make, the mounts; what containerd and kubelet are told is here.
+//! makes these and what only a process inside can make, the mounts; what containerd and kubelet are told is here.
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -39,16 +39,7 @@ pub fn start(toolbox: &Toolbox, node: Node, images: &Images, network: Network) -
 
     let mut command = in_netns(&node.tag());
     command
-        .args([
-            "unshare",
-            "--mount",
-            "--pid",
-            "--uts",
-            "--ipc",
-            "--fork",
-            "--kill-child",
-        ])
-        .args(["--mount-proc", "--propagation=private", "bash"])
+        .arg("bash")
         .arg(paths::repository()?.join("tests/cluster/node.sh"))
         .arg(toolbox.programs.path(Program::Kubelet)?)
         .args(kubelet_flags(toolbox, node));
@@ -97,39 +88,20 @@ pub fn registered(toolbox: &Toolbox, node: Node) -> Result<Vec<String>> {
 }
 
 fn containerd(toolbox: &Toolbox, node: Node) -> String {
-    let root = toolbox.files.node(node).join("containerd");
-    let runc = toolbox.tools.join("usr/sbin/runc");
-    // A process may not lower its own oom score without CAP_SYS_RESOURCE, and needs no lower one here.
-    format!(
-        r#"version = 3
-root = "{root}"
-state = "/run/containerd"
-oom_score = 0
-disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
-[grpc]
-address = "/run/containerd/containerd.sock"
-[plugins.'io.containerd.cri.v1.images']
-snapshotter = "overlayfs"
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "{pause}"
-[plugins.'io.containerd.cri.v1.runtime']
-restrict_oom_score_adj = true
-disable_apparmor = true
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = "runc"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "{runc}"
-SystemdCgroup = false
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["/opt/cni/bin"]
-conf_dir = "/etc/cni/net.d"
-"#,
-        root = root.display(),
-        runc = runc.display(),
-        pause = images::PAUSE,
-    )
+    let path = |path: PathBuf| path.display().to_string();
+    let mut text = include_str!("../../../tests/cluster/containerd.toml").to_owned();
+    for (name, value) in [
+        ("ROOT", path(toolbox.files.node(node).join("containerd"))),
+        ("SOCKET", "/run/containerd/containerd.sock".to_owned()),
+        ("PAUSE", images::PAUSE.to_owned()),
+        ("RUNC", path(toolbox.tools.join("usr/sbin/runc"))),
+        ("CNI_BIN", "/opt/cni/bin".to_owned()),
+        ("CNI_CONF", "/etc/cni/net.d".to_owned()),
+        ("CNI_LOOPBACK", "false".to_owned()),
+    ] {
+        text = text.replace(&format!("@{name}@"), &value);
+    }
+    text
 }
 
 fn kubelet(toolbox: &Toolbox, node: Node) -> String {

@@ -48,7 +48,7 @@ fn what_did_not_fit_gets_the_room_that_others_leave() {
         *table = 2;
         let max = fake.sizes;
         let mut world = World::new(fake, 64);
-        world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
+        world.restart(max);
         for (name, ip) in [("a", "10.96.0.1"), ("b", "10.96.0.2")] {
             world.service(name, ip, OLD, 80);
             world.slice(name, &[("10.244.1.1", "")]);
@@ -67,7 +67,7 @@ fn what_did_not_fit_gets_the_room_that_others_leave() {
         assert_eq!(world.backends_of("10.96.0.3"), [""; 0], "{full}");
 
         // A restarted agent is not better off, and knows what to do later.
-        world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
+        world.restart(max);
         world.changes.clear();
         assert_eq!(world.sync(), 0, "{full}");
         assert_eq!(world.programmer.problems().count(), 1, "{full}");
@@ -87,7 +87,7 @@ fn a_service_that_does_not_fit_after_a_restart_keeps_what_the_tables_hold() {
     two_services(&mut world);
     world.sync();
     let before = world.programmer.store().dump();
-    world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max: sizes(4) });
+    world.restart(sizes(4));
     world.slice("b", &[("10.244.1.1", ""), ("10.244.1.2", ""), ("10.244.1.3", "")]);
     world.changes.clear();
     world.sync();
@@ -106,12 +106,10 @@ fn the_nodes_own_addresses_take_room_too() {
         addresses: 3,
         ..sizes(64)
     };
-    let store = Fake {
-        sizes: MapSizes { addresses: 1, ..max },
-        ..Fake::new(64)
-    };
+    let mut store = Fake::new(64);
+    store.sizes.addresses = 1;
     let mut world = World::new(store, 64);
-    world.programmer = Programmer::new(clone(world.programmer.store()), Limits { max });
+    world.restart(max);
     world.programmer.set_node_addresses(&node, HashSet::new());
     two_services(&mut world);
     world.sync();

@@ -7,19 +7,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 
 use super::plan::Hop;
 use crate::network::error::{NetworkError, Problem};
-use crate::network::host_routes::accept_gone;
 use crate::network::netlink::{self, Netlink};
+use crate::network::route;
 
 /// The origin that these routes carry (`proto 158` in `ip route`): the one after that of routes to services.
 pub const PROTOCOL: u8 = 158;
-
-/// The metric that routes get where none is given (`IP6_RT_PRIO_USER` for IPv6).
-const DEFAULT_METRIC: [u32; 2] = [0, 1024];
 
 /// Where a route leads, as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,18 +58,11 @@ pub async fn sync(
     let steps = steps(&targets(wanted, tunnel), &existing);
     let mut problems: Vec<Problem> = steps.foreign.iter().map(report_foreign).collect();
     let foreign = problems.len();
-    let mut note = |prefix: IpNet, done: Result<(), rtnetlink::Error>, what: &str| {
-        if let Err(error) = done.map_err(NetworkError::request(what)) {
-            problems.push(Problem {
-                object: format!("route {prefix}"),
-                message: error.to_string(),
-            });
-        }
-    };
     for (prefix, target, found) in steps.set {
         let gives_way = found.filter(|found| found.is_in_the_way_of(target));
-        if let Some(route) = gives_way {
-            note(prefix, remove(netlink, &route).await?, "removing it");
+        if let Some(old) = gives_way {
+            let removed = route::remove(netlink, message(prefix, old.target)?, old.metric).await;
+            route::note(&mut problems, prefix, removed, "removing it");
         }
         let request = netlink.writing().route().add(message(prefix, target)?);
         let (request, what) = if found.is_some() && gives_way.is_none() {
@@ -81,20 +70,15 @@ pub async fn sync(
         } else {
             (request, "adding it")
         };
-        note(prefix, request.execute().await, what);
+        route::note(&mut problems, prefix, request.execute().await, what);
     }
-    for route in steps.remove {
-        note(route.prefix, remove(netlink, &route).await?, "removing it");
+    for stale in steps.remove {
+        let message = message(stale.prefix, stale.target)?;
+        let removed = route::remove(netlink, message, stale.metric).await;
+        route::note(&mut problems, stale.prefix, removed, "removing it");
     }
     let complete = problems.len() == foreign;
     Ok((problems, complete))
-}
-
-async fn remove(netlink: &Netlink, route: &Route) -> Result<Result<(), rtnetlink::Error>, NetworkError> {
-    let mut message = message(route.prefix, route.target)?;
-    message.attributes.push(RouteAttribute::Priority(route.metric));
-    let removed = netlink.writing().route().del(message).execute().await;
-    Ok(removed.or_else(accept_gone))
 }
 
 /// The routes of ours, for uninstalling.
@@ -162,7 +146,7 @@ fn steps(wanted: &BTreeMap<IpNet, Target>, existing: &[Route]) -> Steps {
             steps.remove.extend(ours);
             continue;
         }
-        let metric = DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())];
+        let metric = route::default_metric(*prefix);
         let (proper, odd): (Vec<_>, Vec<_>) = ours.into_iter().partition(|route| route.metric == metric);
         steps.remove.extend(odd);
         match proper.first() {
@@ -176,12 +160,7 @@ fn steps(wanted: &BTreeMap<IpNet, Target>, existing: &[Route]) -> Steps {
 }
 
 fn read(message: &RouteMessage) -> Option<Route> {
-    let nowhere = match message.header.kind {
-        RouteType::Unicast => false,
-        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => true,
-        _ => return None,
-    };
-    if !netlink::is_main_table(message) {
+    if !route::decides(message) {
         return None;
     }
     let (mut via, mut interface) = (None, None);
@@ -194,7 +173,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
     }
     Some(Route {
         prefix: netlink::prefix(message)?,
-        target: match (nowhere, via, interface) {
+        target: match (route::leads_nowhere(message), via, interface) {
             (true, ..) => Target::Nowhere,
             (false, Some(via), Some(interface)) => Target::Via { via, interface },
             _ => Target::Else { interface },
@@ -206,21 +185,14 @@ fn read(message: &RouteMessage) -> Option<Route> {
 
 /// The message that adds or removes a route of ours.
 fn message(prefix: IpNet, target: Target) -> Result<RouteMessage, NetworkError> {
-    // Families are never mixed: the gateway was chosen by the prefix.
-    let refused = |error| NetworkError::Request {
-        what: format!("describing the route {prefix}"),
-        error: std::io::Error::other(format!("{error:?}")),
-    };
-    let route = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(prefix.addr(), prefix.prefix_len())
-        .map_err(refused)?
-        .protocol(RouteProtocol::Other(PROTOCOL));
+    let route = route::builder(prefix, PROTOCOL)?;
     let route = match target {
-        // The gateway may be new to the kernel: a node that is being added, an end of the tunnel.
+        // Families are never mixed: the gateway was chosen by the prefix. It may be new to the kernel: a node that is being
+        // added, an end of the tunnel.
         Target::Via { via, interface } => route
             .output_interface(interface)
             .gateway(via)
-            .map_err(refused)?
+            .map_err(route::refused(prefix))?
             .onlink(),
         Target::Nowhere => route.kind(RouteType::Unreachable),
         Target::Else { interface } => match interface {
@@ -232,15 +204,11 @@ fn message(prefix: IpNet, target: Target) -> Result<RouteMessage, NetworkError> 
 }
 
 fn report_foreign(route: &Route) -> Problem {
-    let through = |index| match nix::net::if_::if_indextoname(index) {
-        Ok(name) => format!("through {}", name.to_string_lossy()),
-        Err(_) => format!("through interface {index}"),
-    };
     let leading = match route.target {
-        Target::Via { via, interface } => format!("{} to {via}", through(interface)),
+        Target::Via { via, interface } => format!("{} to {via}", route::through(interface)),
         Target::Else {
             interface: Some(interface),
-        } => through(interface),
+        } => route::through(interface),
         Target::Else { interface: None } => "by several ways".into(),
         Target::Nowhere => "nowhere".into(),
     };
@@ -273,7 +241,7 @@ mod tests {
             prefix,
             target,
             protocol: PROTOCOL,
-            metric: DEFAULT_METRIC[usize::from(prefix.addr().is_ipv6())],
+            metric: route::default_metric(prefix),
         }
     }
 

@@ -5,7 +5,10 @@
 //! programs are found by `MILLRACE_RUNTIMES`, which `cargo xtask test` sets, else among what `cargo xtask kubernetes` and
 //! `cargo xtask cluster` have built. There is one image: this package's `millrace-world`, which is a server and a client.
 
-use std::env;
+mod cgroups;
+mod image;
+mod programs;
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -19,72 +22,10 @@ use serde_json::{Value, json};
 
 use crate::failure::OrPanic;
 use crate::node::Node;
-use crate::{binary, cni, wait};
+use crate::{cni, wait};
 
-/// The only image.
-pub const IMAGE: &str = "millrace.local/world:test";
-/// The program in it.
-pub const PROGRAM: &str = "/millrace-world";
-
-/// The programs of a container runtime.
-#[derive(Clone, Debug)]
-pub struct Programs {
-    folders: Vec<PathBuf>,
-}
-
-impl Programs {
-    /// Finds all of them, or says what is missing.
-    pub fn find() -> Result<Self, String> {
-        let folders = match env::var_os("MILLRACE_RUNTIMES") {
-            Some(folders) => env::split_paths(&folders).collect(),
-            None => built(),
-        };
-        let programs = Self { folders };
-        for name in [
-            "containerd",
-            "containerd-shim-runc-v2",
-            "ctr",
-            "cnitool",
-            "cri",
-            "runc",
-        ] {
-            programs
-                .path(name)
-                .map_err(|error| format!("no container runtime: {error}"))?;
-        }
-        Ok(programs)
-    }
-
-    /// Where one is.
-    pub fn path(&self, name: &str) -> Result<PathBuf> {
-        let mut candidates = self.folders.iter().map(|folder| folder.join(name));
-        let found = candidates.find(|path| path.is_file());
-        found.with_context(|| format!("no {name} in MILLRACE_RUNTIMES: run the test by `cargo xtask test`"))
-    }
-
-    fn search_path(&self) -> Result<std::ffi::OsString> {
-        let inherited = env::var_os("PATH").unwrap_or_default();
-        let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-        let folders = self.folders.iter().cloned().chain(env::split_paths(&inherited));
-        env::join_paths(folders.chain(system)).context("joining paths")
-    }
-}
-
-/// What `cargo xtask` has built, of any version.
-fn built() -> Vec<PathBuf> {
-    let cache = env::var_os("MILLRACE_CACHE").map(PathBuf::from);
-    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache/millrace"));
-    let Some(cache) = cache.or_else(home) else {
-        return Vec::new();
-    };
-    let versions = fs::read_dir(cache.join("containerd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut folders: Vec<_> = versions.map(|entry| entry.path()).collect();
-    folders.push(cache.join("debian/nodes/root/usr/sbin"));
-    folders
-}
+pub use image::{IMAGE, PROGRAM};
+pub use programs::Programs;
 
 /// A running containerd; it ends with this value, and all containers with it.
 pub struct Containerd {
@@ -119,15 +60,13 @@ impl Containerd {
         for new in [&images, &folder.join("run"), &folder.join("logs")] {
             fs::create_dir_all(new).with_context(|| format!("making {}", new.display()))?;
         }
-        pack_image(&images)?;
+        image::pack(&images)?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/node.sh");
         let configuration = folder.join("containerd.toml");
-        fs::write(&configuration, containerd_toml(node, &folder, programs)?)
+        fs::write(&configuration, containerd_config(node, &folder, programs)?)
             .context("configuring containerd")?;
-        let mut command = node.command("unshare");
+        let mut command = node.command("bash");
         command
-            .args(["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"])
-            .args(["--mount-proc", "--propagation=private", "bash"])
             .arg(script)
             // What the script starts in place of a kubelet: `ctr` looks for networks where nobody can tell it otherwise.
             .args([
@@ -226,7 +165,7 @@ impl Containerd {
             "logDirectory": self.folder.join("logs"),
             "dnsConfig": {},
             "linux": {
-                "cgroupParent": cgroup_parent(&self.node)?,
+                "cgroupParent": cgroups::parent(&self.node)?,
                 "securityContext": {"namespaceOptions": {"network": "POD", "pid": "CONTAINER"}},
             },
         });
@@ -337,118 +276,26 @@ impl Drop for Containerd {
         // Its first process goes with it, and whatever that one has started.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let Ok(parent) = cgroup_parent(&self.node) else {
-            return;
-        };
-        // Where version 1 controllers are in use, containers had cgroups in each of them.
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let group = hierarchy.path().join(parent.trim_start_matches('/'));
-            let _ = wait::poll(Duration::from_secs(5), || remove_tree(&group));
-            // The world's own, empty by now in these hierarchies.
-            if let Some(world) = group.parent().filter(|_| hierarchy.file_name() != "unified") {
-                let _ = fs::remove_dir(world).and_then(|()| fs::remove_dir(world.parent().unwrap_or(world)));
-            }
-        }
+        cgroups::remove(&self.node);
     }
 }
 
-/// The parent of containers' cgroups, below the mount point of any hierarchy.
-fn cgroup_parent(node: &Node) -> Result<String> {
-    let names = node
-        .cgroup()
-        .components()
-        .map(|part| part.as_os_str().to_string_lossy());
-    let own: Vec<_> = names.skip_while(|name| !name.starts_with("mr-")).collect();
-    ensure!(!own.is_empty(), "{} is in no world", node.cgroup().display());
-    Ok(format!("/{}/containers", own.join("/")))
-}
-
-fn remove_tree(group: &Path) -> Result<()> {
-    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
+/// What containerd is told: what a cluster's nodes tell theirs, and where a kubelet is not there to ask for it.
+fn containerd_config(node: &Node, folder: &Path, programs: &Programs) -> Result<String> {
+    let path = |path: PathBuf| path.display().to_string();
+    let mut text = include_str!("../../cluster/containerd.toml").to_owned();
+    for (name, value) in [
+        ("ROOT", path(folder.join("containerd"))),
+        ("SOCKET", path(folder.join("run/containerd.sock"))),
+        ("PAUSE", IMAGE.to_owned()),
+        ("RUNC", path(programs.path("runc")?)),
+        ("CNI_BIN", path(cni::bin_dir(node))),
+        ("CNI_CONF", path(cni::conf_dir(node))),
+        ("CNI_LOOPBACK", "true".to_owned()),
+    ] {
+        text = text.replace(&format!("@{name}@"), &value);
     }
-    match fs::remove_dir(group) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", group.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn containerd_toml(node: &Node, folder: &Path, programs: &Programs) -> Result<String> {
-    let (root, run) = (folder.join("containerd"), folder.join("run"));
-    // A process may not lower its own oom score without CAP_SYS_RESOURCE, and needs no lower one here.
-    Ok(format!(
-        r#"version = 3
-root = "{root}"
-state = "/run/containerd"
-oom_score = 0
-disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
-[grpc]
-address = "{socket}"
-[plugins.'io.containerd.cri.v1.images']
-snapshotter = "overlayfs"
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = "{IMAGE}"
-[plugins.'io.containerd.cri.v1.runtime']
-restrict_oom_score_adj = true
-disable_apparmor = true
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = "runc"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-BinaryName = "{runc}"
-SystemdCgroup = false
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ["{bin}"]
-use_internal_loopback = true
-conf_dir = "{conf}"
-"#,
-        root = root.display(),
-        socket = run.join("containerd.sock").display(),
-        runc = programs.path("runc")?.display(),
-        bin = cni::bin_dir(node).display(),
-        conf = cni::conf_dir(node).display(),
-    ))
-}
-
-/// Writes an archive as `docker save` does: one layer with one program, which in a sandbox waits for the pod's end.
-fn pack_image(folder: &Path) -> Result<()> {
-    let parts = folder.with_file_name("image");
-    fs::create_dir_all(&parts).context("making a folder for the image")?;
-    fs::copy(binary::world_tool()?, parts.join(PROGRAM.trim_start_matches('/')))
-        .context("copying a program")?;
-    let run = |command: &mut Command| succeeded(&command.output().context("making an image")?);
-    let tar = |archive: &Path, members: &[&str]| {
-        let mut tar = Command::new("tar");
-        tar.args(["--create", "--owner=0", "--group=0", "--file"])
-            .arg(archive)
-            .arg("--directory")
-            .arg(&parts);
-        run(tar.args(members)).map(drop)
-    };
-    tar(&parts.join("layer.tar"), &[PROGRAM.trim_start_matches('/')])?;
-    let digest = run(Command::new("sha256sum").arg(parts.join("layer.tar")))?;
-    let digest = digest
-        .split_whitespace()
-        .next()
-        .context("sha256sum said nothing")?;
-    let config = json!({
-        "architecture": if env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" },
-        "os": "linux",
-        "config": {"Entrypoint": [PROGRAM, "serve", "pause", "1"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-    });
-    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
-    fs::write(parts.join("config.json"), config.to_string()).context("writing an image's configuration")?;
-    fs::write(parts.join("manifest.json"), manifest.to_string()).context("writing an image's manifest")?;
-    tar(
-        &folder.join("world.tar"),
-        &["config.json", "manifest.json", "layer.tar"],
-    )
+    Ok(text)
 }
 
 fn text(document: &Value, key: &str) -> Result<String> {

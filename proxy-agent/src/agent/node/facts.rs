@@ -1,0 +1,117 @@
+//! What the programs need to know of the node: the one element of the map `CONFIG`.
+
+use ipnet::IpNet;
+use proxy_common::Ip;
+use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES};
+
+use crate::agent::ranges::range_words;
+use crate::bpf::Datapath;
+use crate::config::{AgentOptions, Conntrack, GoDuration, HostRouting, SocketLb};
+use crate::network::NodeAddresses;
+use crate::network::pods::Plan;
+
+/// What the agent knows of its node that the programs need to know.
+pub struct Facts<'a> {
+    /// The cookie of the node's network namespace.
+    pub netns: u64,
+    /// The index of our own device.
+    pub device: Option<u32>,
+    /// Its hardware address; it may be so new that nobody has heard of it.
+    pub mac: Option<[u8; 6]>,
+    /// The node's addresses.
+    pub addresses: &'a NodeAddresses,
+    /// The way to pods.
+    pub pods: &'a Plan,
+    /// The ranges of virtual addresses.
+    pub service_cidrs: &'a [IpNet],
+    /// Whether there are virtual addresses outside of those.
+    pub stray_addresses: bool,
+}
+
+impl Facts<'_> {
+    /// Tells the programs, if it is not what they know already.
+    pub fn write(&self, options: &AgentOptions, datapath: &Datapath) {
+        let old = datapath.config.get(0).unwrap_or_default();
+        let config = self.config(options, &old);
+        if config != old {
+            datapath.config.set(0, &config);
+        }
+    }
+
+    fn config(&self, options: &AgentOptions, old: &Config) -> Config {
+        let configuration = &options.configuration;
+        let ports = configuration.masquerade_ports;
+        let tunnel = |v4: bool| self.pods.tunnel_address(v4).map(Ip::from).unwrap_or_default();
+        let mut config = Config {
+            node_netns: self.netns,
+            flags: self.flags(options),
+            // Without one, what would go there is dropped, and the rest is served.
+            host_device: self.device.unwrap_or_default(),
+            // Once it is known, this runs again.
+            host_mac: self.mac.unwrap_or(old.host_mac),
+            masquerade_first: ports.first(),
+            masquerade_count: ports.count(),
+            pods_answer_outside: old.pods_answer_outside,
+            node_answers_outside: old.node_answers_outside,
+            lifetimes: lifetimes(&configuration.conntrack),
+            node_v4: self.addresses.primary_v4.map(Ip::from).unwrap_or_default(),
+            node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
+            tunnel_v4: tunnel(true),
+            tunnel_v6: tunnel(false),
+            ..Config::default()
+        };
+        for (index, range) in self.service_cidrs.iter().take(MAX_SERVICE_RANGES).enumerate() {
+            let (network, mask) = range_words(range);
+            config.service_range[index] = network;
+            config.service_mask[index] = mask;
+        }
+        config
+    }
+
+    fn flags(&self, options: &AgentOptions) -> u32 {
+        let configuration = &options.configuration;
+        let mut flags = match configuration.socket_lb {
+            SocketLb::All => ConfigFlags::SOCKETS_OF_NODE | ConfigFlags::SOCKETS_OF_PODS,
+            SocketLb::Host => ConfigFlags::SOCKETS_OF_NODE,
+            SocketLb::Off => 0,
+        };
+        let several = |v4: bool| {
+            let all = self.addresses.all.iter();
+            all.filter(|address| address.is_ipv4() == v4).count() > 1
+        };
+        for (set, flag) in [
+            (several(true) || several(false), ConfigFlags::MORE_NODE_ADDRESSES),
+            (self.stray_addresses, ConfigFlags::STRAY_ADDRESSES),
+            (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
+            (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
+            (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),
+            (
+                configuration.host_routing == HostRouting::Redirect,
+                ConfigFlags::REDIRECT_TO_PODS,
+            ),
+        ] {
+            flags |= if set { flag } else { 0 };
+        }
+        flags
+    }
+}
+
+/// How long flows are remembered, in ticks, of which every one that has begun counts.
+fn lifetimes(conntrack: &Conntrack) -> [u32; Lifetime::COUNT] {
+    // As long as netfilter remembers these (`nf_conntrack_tcp_timeout_syn_sent` and `_time_wait`).
+    const HANDSHAKE: GoDuration = GoDuration::seconds(120);
+    const CLOSED: GoDuration = GoDuration::seconds(120);
+    let mut lifetimes = [0; Lifetime::COUNT];
+    for (lifetime, duration) in [
+        (Lifetime::Opening, HANDSHAKE),
+        (Lifetime::Open, conntrack.tcp_established_timeout),
+        (Lifetime::Closing, conntrack.tcp_close_wait_timeout),
+        (Lifetime::Closed, CLOSED),
+        (Lifetime::Datagram, conntrack.udp_timeout),
+        (Lifetime::Stream, conntrack.udp_stream_timeout),
+    ] {
+        let ticks = (duration.0.as_nanos() >> 30) + 1;
+        lifetimes[lifetime as usize] = u32::try_from(ticks).unwrap_or(u32::MAX);
+    }
+    lifetimes
+}

@@ -1,0 +1,110 @@
+//! Where the programs hang: what each interface of the node is to them, and whose sockets the socket hooks see.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use crate::bpf::links::InterfaceRole;
+use crate::bpf::{Datapath, witness};
+use crate::config::{AgentOptions, SocketLb};
+use crate::control::ObjectError;
+use crate::network::cookie::Witness;
+use crate::network::{self, Links, Role, Roles};
+
+/// The loopback has this index in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// What there is on a node that programs can hang at.
+pub struct AttachPoints<'a> {
+    /// The interfaces.
+    pub links: &'a Links,
+    /// Which of them are pods' and uplinks.
+    pub roles: &'a Roles,
+    /// Our own device.
+    pub device: Option<u32>,
+    /// The device of the tunnel.
+    pub tunnel: Option<u32>,
+    /// Whether frontends may have addresses of the node's own; only then programs hang at the loopback.
+    pub own_frontends: bool,
+}
+
+impl AttachPoints<'_> {
+    /// Hangs the programs where they belong; whether all of them do.
+    pub fn attach(
+        &self,
+        options: &AgentOptions,
+        datapath: &mut Datapath,
+        problems: &mut Vec<ObjectError>,
+    ) -> bool {
+        if self.own_frontends
+            && let Err(error) = network::open_loopback()
+        {
+            problems.push(ObjectError::new("interface lo", &error));
+        }
+        let errors = datapath
+            .links
+            .set_interfaces(&self.interfaces(), &datapath.programs);
+        let mut complete = errors.is_empty();
+        for (index, error) in errors {
+            let object = format!("interface {}", self.links.name(index));
+            problems.push(ObjectError::new(object, &error));
+        }
+        if complete && let Err(error) = attach_sockets(options, datapath) {
+            problems.push(ObjectError::new("socket hooks", &error));
+            complete = false;
+        }
+        complete
+    }
+
+    /// What each interface is to the programs.
+    fn interfaces(&self) -> BTreeMap<u32, InterfaceRole> {
+        let interfaces = self.roles.interfaces.iter();
+        let mut wanted: BTreeMap<u32, InterfaceRole> = interfaces
+            .map(|interface| match interface.role {
+                Role::Uplink => (interface.index, InterfaceRole::Uplink),
+                Role::Pod => (interface.index, InterfaceRole::of_pod(&interface.name)),
+            })
+            .collect();
+        wanted.extend(self.device.map(|index| (index, InterfaceRole::Host)));
+        // It leads to other machines, as an uplink does.
+        wanted.extend(self.tunnel.map(|index| (index, InterfaceRole::Uplink)));
+        if self.own_frontends {
+            wanted.insert(LOOPBACK, InterfaceRole::Loopback);
+        }
+        wanted
+    }
+}
+
+fn attach_sockets(options: &AgentOptions, datapath: &mut Datapath) -> anyhow::Result<()> {
+    if options.configuration.socket_lb == SocketLb::Off {
+        datapath.links.detach_sockets();
+        return Ok(());
+    }
+    let cgroup = cgroup(options)?;
+    datapath.links.attach_sockets(&cgroup, &datapath.programs)?;
+    Ok(())
+}
+
+/// Tells network namespaces apart on kernels where a socket does not; needs the cgroup that the socket hooks need.
+pub fn namespace_witness(options: &AgentOptions) -> Option<Witness> {
+    let cgroup = cgroup(options).ok()?;
+    Some(Arc::new(move |make| witness::namespace_of_socket(&cgroup, make)))
+}
+
+/// The cgroup whose sockets are translated: that of the options, or the root of the cgroup v2 hierarchy, which on a node with
+/// both versions is not at the usual place.
+pub fn cgroup(options: &AgentOptions) -> anyhow::Result<PathBuf> {
+    if let Some(cgroup) = &options.cgroup {
+        return Ok(cgroup.clone());
+    }
+    for place in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        if Path::new(place).join("cgroup.controllers").exists() {
+            return Ok(place.into());
+        }
+    }
+    bail!(
+        "no cgroup v2 hierarchy is mounted: mount one (`mount -t cgroup2 none DIR`) and name it with --cgroup, or set socketLB: off"
+    )
+}
