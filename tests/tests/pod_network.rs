@@ -243,49 +243,52 @@ fn ways_follow_the_nodes_within_a_second() {
         (Some(["192.168.50.99", "fd00:50::99"]), false),
         (None, false),
     ];
-    let mut took = Vec::new();
-    for (address, tunnelled) in steps {
-        let started = Instant::now();
-        match address {
-            Some(_) => world.apply(&stranger(address)),
-            None => world.delete(&stranger(address)),
-        }
-        let ways = match address {
-            None => Vec::new(),
-            Some(_) if tunnelled => tunnel.to_vec(),
-            Some([v4, v6]) => direct(v4, v6).to_vec(),
-        };
-        let ranges = ["10.244.9.0/24", "fd00:244:9::/64"];
-        let expected: Vec<_> = ways
-            .iter()
-            .zip(ranges)
-            .map(|(way, range)| format!("{range} via {way}"))
-            .collect();
-        wait_for(&format!("the way to {address:?}"), 5 * SECOND, || {
-            let found: Vec<_> = to_stranger()
-                .iter()
-                .map(|route| route.replace("proto 158 ", "").replace(" pref medium", ""))
-                .collect();
-            let fdb = if tunnelled { forwarding(node) } else { Vec::new() };
-            let end = address.map(|[v4, _]| format!("dst {v4} "));
-            let ends = !tunnelled || (fdb.len() == 1 && end.is_some_and(|end| fdb[0].contains(&end)));
-            if found == expected && ends {
-                Ok(())
-            } else {
-                Err(format!("{found:?} {fdb:?}, and not {expected:?}"))
+    // Where other tests keep the machine busy a step may take longer, so there are several rounds; in one of them all of them
+    // have to be quick.
+    let mut rounds = Vec::new();
+    while rounds.len() < 4 && !rounds.last().is_some_and(|slowest| *slowest < SECOND) {
+        let mut took = Vec::new();
+        for (address, tunnelled) in steps {
+            let started = Instant::now();
+            match address {
+                Some(_) => world.apply(&stranger(address)),
+                None => world.delete(&stranger(address)),
             }
-        });
-        took.push(started.elapsed());
-        // It goes after the routes; the kernel takes its time over a device.
-        eventually("the tunnel to be there where it is needed", 5 * SECOND, || {
-            let links = shown(node, "link");
-            links.iter().any(|line| line.contains("millrace-vxlan")) == tunnelled
-        });
+            let ways = match address {
+                None => Vec::new(),
+                Some(_) if tunnelled => tunnel.to_vec(),
+                Some([v4, v6]) => direct(v4, v6).to_vec(),
+            };
+            let ranges = ["10.244.9.0/24", "fd00:244:9::/64"];
+            let expected: Vec<_> = ways
+                .iter()
+                .zip(ranges)
+                .map(|(way, range)| format!("{range} via {way}"))
+                .collect();
+            wait_for(&format!("the way to {address:?}"), 5 * SECOND, || {
+                let found: Vec<_> = to_stranger()
+                    .iter()
+                    .map(|route| route.replace("proto 158 ", "").replace(" pref medium", ""))
+                    .collect();
+                let fdb = if tunnelled { forwarding(node) } else { Vec::new() };
+                let end = address.map(|[v4, _]| format!("dst {v4} "));
+                let ends = !tunnelled || (fdb.len() == 1 && end.is_some_and(|end| fdb[0].contains(&end)));
+                if found == expected && ends {
+                    Ok(())
+                } else {
+                    Err(format!("{found:?} {fdb:?}, and not {expected:?}"))
+                }
+            });
+            took.push(started.elapsed());
+            // It goes after the routes; the kernel takes its time over a device.
+            eventually("the tunnel to be there where it is needed", 5 * SECOND, || {
+                let links = shown(node, "link");
+                links.iter().any(|line| line.contains("millrace-vxlan")) == tunnelled
+            });
+        }
+        rounds.extend(took.into_iter().max());
     }
-
-    // Where other tests keep the machine busy some may take longer.
-    took.sort();
-    assert!(took[took.len() / 2] < SECOND, "{took:?}");
+    assert!(rounds.iter().any(|slowest| *slowest < SECOND), "{rounds:?}");
 
     // What somebody else made stays, and is told.
     let foreign = "10.244.9.0/24 via 192.168.50.1";
