@@ -94,10 +94,10 @@ fn kustomizations_are_rendered_as_they_are_meant_and_an_api_server_takes_them() 
     assert_eq!(capabilities(&example), usual);
 
     // An overlay can name others by relative paths only.
-    let place = world.dir().canonicalize().expect("its path").join("overlay");
-    fs::create_dir(&place).expect("a folder");
+    let overlay = world.dir().canonicalize().expect("its path").join("overlay");
+    fs::create_dir(&overlay).expect("a folder");
     let names = |part: &Component<'_>| matches!(part, Component::Normal(_));
-    let up = "../".repeat(place.components().filter(names).count());
+    let up = "../".repeat(overlay.components().filter(names).count());
     let below = |name: &str| format!("{up}{}/{name}", from.strip_prefix("/").expect("a root").display());
     let kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -108,9 +108,9 @@ fn kustomizations_are_rendered_as_they_are_meant_and_an_api_server_takes_them() 
             below("components/pod-sockets-before-6.18"),
         ],
     });
-    let file = place.join("kustomization.yaml");
+    let file = overlay.join("kustomization.yaml");
     fs::write(file, kustomization.to_string()).expect("an overlay");
-    let with_components = kustomize(&place);
+    let with_components = kustomize(&overlay);
     taken(&with_components);
     let more = json!(["BPF", "PERFMON", "NET_ADMIN", "SYS_RESOURCE", "SYS_ADMIN"]);
     assert_eq!(capabilities(&with_components), more);
