@@ -3,25 +3,33 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use millrace::bpf::Datapath;
 use millrace::bpf::object::MapSizes;
-use millrace::control;
+use millrace::control::{self, RunDirError};
 use millrace::network::{HOST_DEVICE, HostDevice, Netlink};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::Sandbox;
 
 /// Runs the program in the namespaces of this thread, with directories below `root`.
 fn millrace(root: &Path, bpf_root: &Path, line: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_millrace"))
+    command(root, bpf_root, line).output().expect("running millrace")
+}
+
+fn command(root: &Path, bpf_root: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    command
         .args(line.split(' '))
         .env("MILLRACE_RUN_DIR", root.join("run"))
         .env("MILLRACE_BPF_ROOT", bpf_root)
-        .env("MILLRACE_STATE_DIR", root.join("state"))
-        .output()
-        .expect("running millrace")
+        .env("MILLRACE_STATE_DIR", root.join("state"));
+    command
 }
 
 fn document(output: &Output) -> Value {
@@ -142,6 +150,77 @@ fn uninstall_removes_ours_leaves_the_rest_and_can_be_repeated() {
     let again = document(&run());
     assert_eq!(again["removed"], json!([{"kind": "directory", "name": bpf_root}]));
     assert_eq!(document(&run()), json!({"removed": [], "left": []}));
+}
+
+/// As in the pod of `manifests/uninstall`: directories of the node are volumes, and the root is read-only.
+#[test]
+fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_told_to_end() {
+    let sandbox = Sandbox::enter();
+    let node = tempfile::tempdir().unwrap();
+    let container = tempfile::tempdir().unwrap();
+    let root = container.path();
+    mount(Some("tmpfs"), root, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    for name in ["run", "state"] {
+        let (outside, inside) = (node.path().join(name), root.join(name));
+        fs::create_dir(&outside).unwrap();
+        fs::create_dir(&inside).unwrap();
+        mount(
+            Some(&outside),
+            &inside,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+    }
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, root, None::<&str>, read_only, None::<&str>).unwrap();
+    let plugin = node.path().join("millrace-cni");
+    fs::write(&plugin, "").unwrap();
+    let installed = json!({"files": [plugin]});
+    fs::write(node.path().join("state/installed.json"), installed.to_string()).unwrap();
+    fs::write(node.path().join("state/somebody-elses"), "").unwrap();
+
+    let mut command = command(root, &sandbox.bpf_root(), "uninstall --wait -o json");
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut waiting = command.spawn().expect("running millrace");
+    let mut line = String::new();
+    BufReader::new(waiting.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let said: Value = serde_json::from_str(&line).expect("one JSON document on stdout");
+    assert_eq!(
+        said,
+        json!({
+            "removed": [
+                {"kind": "file", "name": plugin},
+                {"kind": "file", "name": root.join("state/installed.json")},
+            ],
+            "left": [
+                {"name": root.join("state/somebody-elses"), "reason": "not ours"},
+                {"name": root.join("run"), "reason": "empty, and a mount point"},
+            ],
+        })
+    );
+    assert!(!plugin.exists());
+    // An agent of the node would have this directory.
+    assert!(matches!(
+        control::bind(&node.path().join("run")),
+        Err(RunDirError::Taken(_))
+    ));
+    assert!(waiting.try_wait().unwrap().is_none(), "it stays");
+
+    // Signals are blocked by then.
+    line.clear();
+    BufReader::new(waiting.stderr.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "done; waiting for SIGTERM\n");
+    let pid = Pid::from_raw(i32::try_from(waiting.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert!(waiting.wait().unwrap().success());
+    drop(control::bind(&node.path().join("run")).expect("the lock is free"));
+    umount2(root, MntFlags::MNT_DETACH).unwrap();
 }
 
 /// Puts on the node what an agent would.

@@ -53,9 +53,9 @@ enum Verb {
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// Render manifests/install.yaml from the base
+    /// Render manifests/install.yaml and uninstall.yaml from the folders base and uninstall
     Manifests {
-        /// Change nothing, and fail if it is not what the base says
+        /// Change nothing, and fail if they are not what those say
         #[arg(long)]
         check: bool,
     },

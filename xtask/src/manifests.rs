@@ -1,8 +1,8 @@
-//! `cargo xtask manifests`: the base as one file, for `kubectl apply --filename`.
+//! `cargo xtask manifests`: what is installed, and what takes it away again, as one file each, for `kubectl apply --filename`.
 //!
-//! The base is a kustomization that changes nothing: it lists files, and what they say is what is installed. So rendering it is
-//! putting them one after the other, and nobody needs kustomize for that. What has to be changed for a cluster is changed by an
-//! overlay, which kubectl renders.
+//! Each is a kustomization that changes nothing: it lists files, and what they say is what is applied. So rendering it is putting
+//! them one after the other, and nobody needs kustomize for that. What has to be changed for a cluster is changed by an overlay,
+//! which kubectl renders.
 
 use std::{fs, path::PathBuf};
 
@@ -11,9 +11,26 @@ use serde::Deserialize;
 
 use crate::paths;
 
-const HEADING: &str = "# Millrace in one file. Made from manifests/base by `cargo xtask manifests`: change those files, not this one.\n";
+/// A kustomization, and the file that says the same.
+struct Rendered {
+    folder: &'static str,
+    file: &'static str,
+    /// What the file is.
+    title: &'static str,
+}
 
-/// The fields that a base of ours may have.
+const BASE: Rendered = Rendered {
+    folder: "base",
+    file: "install.yaml",
+    title: "Millrace in one file",
+};
+const UNINSTALL: Rendered = Rendered {
+    folder: "uninstall",
+    file: "uninstall.yaml",
+    title: "What takes Millrace off the nodes, in one file",
+};
+
+/// The fields that a kustomization of ours may have, unless it is an overlay.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[serde(rename_all = "camelCase")]
@@ -27,19 +44,22 @@ struct Kustomization {
 
 /// `cargo xtask manifests`.
 pub fn run(check: bool) -> Result<()> {
-    let path = folder()?.join("install.yaml");
-    let rendered = render()?;
-    if !check {
-        fs::write(&path, rendered).with_context(|| format!("writing {}", path.display()))?;
-        println!("{} written", path.display());
-        return Ok(());
-    }
-    let found = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    if found != rendered {
-        bail!(
-            "{} is not what the base says: run `cargo xtask manifests`",
-            path.display()
-        );
+    for one in [BASE, UNINSTALL] {
+        let path = folder()?.join(one.file);
+        let rendered = one.render()?;
+        if !check {
+            fs::write(&path, rendered).with_context(|| format!("writing {}", path.display()))?;
+            println!("{} written", path.display());
+            continue;
+        }
+        let found = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        if found != rendered {
+            bail!(
+                "{} is not what {} says: run `cargo xtask manifests`",
+                path.display(),
+                one.folder
+            );
+        }
     }
     Ok(())
 }
@@ -49,18 +69,24 @@ pub fn folder() -> Result<PathBuf> {
     Ok(paths::repository()?.join("manifests"))
 }
 
-fn render() -> Result<String> {
-    let base = folder()?.join("base");
-    let read = |name: &PathBuf| {
-        let path = base.join(name);
-        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-    };
-    let text = read(&"kustomization.yaml".into())?;
-    let kustomization: Kustomization =
-        serde_saphyr::from_str(&text).context("reading the base's kustomization.yaml")?;
-    let documents = kustomization.resources.iter().map(read);
-    let documents = documents.collect::<Result<Vec<_>>>()?;
-    Ok(format!("{HEADING}---\n{}", documents.join("---\n")))
+impl Rendered {
+    fn render(&self) -> Result<String> {
+        let Self { folder, title, .. } = self;
+        let sources = self::folder()?.join(folder);
+        let read = |name: &PathBuf| {
+            let path = sources.join(name);
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        let text = read(&"kustomization.yaml".into())?;
+        let kustomization: Kustomization = serde_saphyr::from_str(&text)
+            .with_context(|| format!("reading the kustomization.yaml of {folder}"))?;
+        let documents = kustomization.resources.iter().map(read);
+        let documents = documents.collect::<Result<Vec<_>>>()?;
+        Ok(format!(
+            "# {title}. Made from manifests/{folder} by `cargo xtask manifests`: change those files, not this one.\n---\n{}",
+            documents.join("---\n")
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -69,16 +95,27 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{folder, render, run};
+    use super::{BASE, Rendered, UNINSTALL, folder, run};
     use crate::image;
 
-    fn objects() -> Vec<Value> {
-        serde_saphyr::from_multiple(&render().expect("the base")).expect("YAML")
+    fn objects(of: &Rendered) -> Vec<Value> {
+        serde_saphyr::from_multiple(&of.render().expect("a kustomization")).expect("YAML")
     }
 
     fn object(kind: &str) -> Value {
-        let found = objects().into_iter().find(|object| object["kind"] == kind);
+        let found = objects(&BASE).into_iter().find(|object| object["kind"] == kind);
         found.unwrap_or_else(|| panic!("there is no {kind} in the base"))
+    }
+
+    /// The patch of an overlay or a component, which has one.
+    fn patch(of: &str) -> Value {
+        let file = folder().expect("a folder").join(of).join("kustomization.yaml");
+        let text = fs::read_to_string(file).expect("a kustomization");
+        let overlay: Value = serde_saphyr::from_str(&text).expect("YAML");
+        let patches = overlay["patches"].as_array().expect("patches");
+        assert_eq!(patches.len(), 1);
+        let patch = patches[0]["patch"].as_str().expect("a patch");
+        serde_saphyr::from_str(patch).expect("YAML")
     }
 
     fn names(list: &Value) -> BTreeSet<&str> {
@@ -87,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rendered_file_is_what_the_base_says() {
+    fn the_rendered_files_are_what_their_sources_say() {
         run(true).expect("no drift");
     }
 
@@ -130,15 +167,7 @@ mod tests {
 
     #[test]
     fn the_example_changes_addresses_and_cgroup_and_nothing_else() {
-        let file = folder()
-            .expect("a folder")
-            .join("overlays/example/kustomization.yaml");
-        let text = fs::read_to_string(file).expect("the example");
-        let overlay: Value = serde_saphyr::from_str(&text).expect("YAML");
-        let patches = overlay["patches"].as_array().expect("patches");
-        assert_eq!(patches.len(), 1);
-        let patch = patches[0]["patch"].as_str().expect("a patch");
-        let patch: Value = serde_saphyr::from_str(patch).expect("YAML");
+        let patch = patch("overlays/example");
         let mut agent = patch["spec"]["template"]["spec"]["containers"][0].clone();
         let set = agent["env"].take();
         let name = "MILLRACE_NODE_NAME";
@@ -151,5 +180,70 @@ mod tests {
         let mut base = base.as_array().expect("a list").iter();
         assert_eq!(base.find(|variable| variable["name"] == name), Some(&set[0]));
         assert_eq!(agent, json!({"name": "agent", "env": null}));
+    }
+
+    #[test]
+    fn each_component_gives_the_agent_one_capability() {
+        let daemon_set = object("DaemonSet");
+        for (component, capability) in [
+            ("locked-memory-before-5.11", "SYS_RESOURCE"),
+            ("pod-sockets-before-6.18", "SYS_ADMIN"),
+        ] {
+            let change = patch(&format!("components/{component}"));
+            assert_eq!(change.as_array().expect("operations").len(), 1);
+            assert_eq!(
+                (&change[0]["op"], &change[0]["value"]),
+                (&json!("add"), &json!(capability))
+            );
+            let path = change[0]["path"].as_str().expect("a path");
+            let list = path.strip_suffix("/-").expect("the end of a list");
+            assert!(daemon_set.pointer(list).is_some_and(Value::is_array), "{list}");
+            let container = list
+                .strip_suffix("/securityContext/capabilities/add")
+                .expect("capabilities");
+            assert_eq!(
+                daemon_set.pointer(container).expect("a container")["name"],
+                "agent"
+            );
+        }
+    }
+
+    #[test]
+    fn what_takes_it_away_is_as_what_put_it_there() {
+        let [uninstall] = &objects(&UNINSTALL)[..] else {
+            panic!("one DaemonSet and nothing else, since whatever it needs is deleted already");
+        };
+        let (agents, uninstall) = (object("DaemonSet"), uninstall.clone());
+        assert_eq!(
+            uninstall["metadata"]["namespace"],
+            agents["metadata"]["namespace"]
+        );
+        // Each has its own pods.
+        let labels = |of: &Value| of["spec"]["selector"]["matchLabels"].clone();
+        assert_ne!(labels(&uninstall), labels(&agents));
+        let [agents, uninstall] = [&agents, &uninstall].map(|of| &of["spec"]["template"]["spec"]);
+        for key in ["hostNetwork", "tolerations", "nodeSelector", "priorityClassName"] {
+            assert_eq!(uninstall[key], agents[key], "{key}");
+        }
+        let agent = &agents["containers"][0];
+        let [remove, stay] = [&uninstall["initContainers"][0], &uninstall["containers"][0]];
+        assert_eq!(remove["args"], json!(["uninstall"]));
+        assert_eq!(stay["args"], json!(["uninstall", "--wait"]));
+        for container in [remove, stay] {
+            for key in ["image", "imagePullPolicy", "securityContext"] {
+                assert_eq!(container[key], agent[key], "{key}");
+            }
+            // Some of the agent's, as it has them.
+            for (some, all) in [
+                (&container["volumeMounts"], &agent["volumeMounts"]),
+                (&uninstall["volumes"], &agents["volumes"]),
+            ] {
+                let all = all.as_array().expect("a list");
+                for one in some.as_array().expect("a list") {
+                    assert!(all.contains(one), "{one}");
+                }
+            }
+            assert_eq!(names(&container["volumeMounts"]), names(&uninstall["volumes"]));
+        }
     }
 }

@@ -26,6 +26,11 @@ pub(super) fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// `kubectl`, which the same folder has.
+pub(super) fn kubectl() -> Result<PathBuf> {
+    Ok(dir()?.join("kubectl"))
+}
+
 /// The binary of kube-proxy. Other projects do without it, so a directory that was given may lack it.
 pub(super) fn kube_proxy() -> Result<PathBuf> {
     let built = built()?.join("kube-proxy");

@@ -15,10 +15,11 @@ mod proxy;
 mod relay;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::failure::OrPanic;
@@ -45,6 +46,18 @@ macro_rules! require_kubernetes {
     () => {
         $crate::skip_if!($crate::kubernetes::missing())
     };
+}
+
+/// The objects that kubectl makes of a kustomization.
+#[track_caller]
+pub fn kustomize(folder: &Path) -> Vec<Value> {
+    let kubectl = binaries::kubectl().or_panic();
+    let output = Command::new(kubectl).arg("kustomize").arg(folder).output();
+    let output = output.context("running kubectl").or_panic();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", folder.display());
+    let text = String::from_utf8(output.stdout).expect("kubectl writes UTF-8");
+    serde_saphyr::from_multiple(&text).expect("documents of YAML")
 }
 
 /// etcd, kube-apiserver and an administrator's client.

@@ -1,14 +1,15 @@
-//! Taking Millrace out of a cluster again: what is deleted, what `millrace uninstall` removes on each node, and what may be left.
+//! Taking Millrace out of a cluster again, by kubectl alone, as README.md tells: what is deleted, what `manifests/uninstall` removes
+//! on each node, and what may be left.
 //!
 //! Pods go first, since the plugin that takes their interfaces away is gone later. What stays are links, routes, pins and files
-//! that were there before, or are somebody else's.
+//! that were there before, or are somebody else's, and two empty folders, which a pod cannot remove since they are its volumes.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Node, installation, place::Toolbox, wait::wait_for};
-use crate::{command, image, step::Step};
+use crate::{command, kubernetes::Program, manifests, step::Step};
 
 /// Prints whatever of ours a node has. Interfaces of a node are the loopback and its cable; the rest is looked for by name.
 const LEFTOVERS: &str = r#"
@@ -17,7 +18,7 @@ ip rule show | grep --invert-match --extended-regexp '^(0|32766|32767):' | sed '
 for family in -4 -6; do
   ip $family route show table all | grep --extended-regexp '^(10\.244|10\.96|fd00:10:)' | sed 's/^/route /'
 done
-for path in /sys/fs/bpf/millrace /run/millrace /var/lib/millrace /var/lib/cni/networks/millrace \
+for path in /sys/fs/bpf/millrace /run/millrace/* /var/lib/millrace/* /var/lib/cni/networks/millrace \
             /etc/cni/net.d/10-millrace.conflist /opt/cni/bin/millrace-cni; do
   if [ -e "$path" ]; then echo "file $path"; fi
 done
@@ -38,11 +39,26 @@ pub fn run(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
         Ok(())
     })?;
     installation::delete(toolbox)?;
+    let uninstall = manifests::folder()?.join("uninstall");
+    let kubectl = |verb: &str| {
+        let mut kubectl = toolbox.control_program(Program::Kubectl)?;
+        kubectl.args([verb, "--kustomize"]).arg(&uninstall);
+        command::output(&mut kubectl)
+    };
+    kubectl("apply")?;
+    let rollout = [
+        "rollout",
+        "status",
+        "daemonset/millrace-uninstall",
+        system,
+        "--timeout=300s",
+    ];
+    toolbox
+        .kubectl(&rollout)
+        .context("the nodes did not become clean")?;
+    kubectl("delete")?;
     for &node in nodes {
         step.note(&node.name());
-        let mut uninstall = toolbox.in_node(node)?;
-        uninstall.arg(toolbox.own(image::MILLRACE)?).arg("uninstall");
-        command::output(&mut uninstall).with_context(|| format!("on {}", node.name()))?;
         wait_for("nothing to be left", Duration::from_secs(20), || {
             let mut look = toolbox.in_node(node)?;
             let found = command::output(look.args(["sh", "-c", LEFTOVERS]))?;

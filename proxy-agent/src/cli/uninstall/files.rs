@@ -94,9 +94,19 @@ pub fn remove_directory(path: &Path, ours: &[&str], uninstalled: &mut Uninstalle
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
             report_left(path, "not ours", uninstalled)?;
         }
-        // A container's volume cannot be removed from inside it.
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            uninstalled.left.push(left(path, "it is a mount point"));
+        // A container's volume cannot be removed from inside it, which a root that is read-only says first. Either is said
+        // whether the directory is empty or not.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ResourceBusy | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            let before = uninstalled.left.len();
+            report_left(path, "not ours", uninstalled)?;
+            if uninstalled.left.len() == before {
+                uninstalled.left.push(left(path, "empty, and a mount point"));
+            }
         }
         Err(error) => return Err(error).with_context(|| format!("removing {}", path.display())),
     }

@@ -2,7 +2,8 @@
 //!
 //! Programs and maps live as long as their pins, so removing the pins below the bpf root detaches and frees them; then
 //! the routes, the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
-//! would put everything back: the run directory's lock is held throughout.
+//! would put everything back: the run directory's lock is held throughout. With `--wait` it is held until a signal ends the program,
+//! which is for pods: a DaemonSet counts only those that stay.
 //!
 //! Invariant: it can be repeated; whatever an interrupted run left is removed by the next.
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
 use super::Global;
@@ -35,6 +37,9 @@ pub struct UninstallArgs {
         env = "MILLRACE_STATE_DIR"
     )]
     state_dir: PathBuf,
+    /// When everything is gone, stay until SIGTERM or SIGINT, as a pod of a DaemonSet has to
+    #[arg(long)]
+    wait: bool,
 }
 
 /// The answer to `millrace uninstall`.
@@ -57,12 +62,27 @@ pub struct Left {
 
 /// Removes everything of ours and prints what it was.
 pub fn run(global: &Global, args: &UninstallArgs) -> anyhow::Result<bool> {
-    let uninstalled = uninstall(global, args)?;
+    let (uninstalled, run_dir) = uninstall(global, args)?;
     output::print(global.output, &uninstalled, || render(&uninstalled))?;
+    if args.wait {
+        until_told_to_end()?;
+    }
+    // No agent has started until now, unless the directory itself is gone.
+    drop(run_dir);
     Ok(true)
 }
 
-fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalled> {
+/// Sleeps until a signal ends it. Blocked signals reach the first process of a container too, which has no default for them.
+fn until_told_to_end() -> anyhow::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("blocking signals")?;
+    eprintln!("done; waiting for SIGTERM");
+    signals.wait().context("waiting for a signal")?;
+    Ok(())
+}
+
+/// Returns the lock too, where there is a directory to lock.
+fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<(Uninstalled, Option<RunDir>)> {
     let run_dir = RunDir::existing(&global.run_dir).map_err(|error| match error {
         RunDirError::Taken(path) => anyhow::anyhow!(
             "an agent is running with --run-dir {}: stop it first (systemctl stop, or delete its DaemonSet), else it would \
@@ -99,9 +119,7 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<Uninstalle
     files::remove_installed(&args.state_dir, &mut uninstalled)?;
     files::remove_directory(&args.state_dir, files::STATE, &mut uninstalled)?;
     files::remove_directory(&global.run_dir, files::RUN, &mut uninstalled)?;
-    // The lock has been held until everything was gone.
-    drop(run_dir);
-    Ok(uninstalled)
+    Ok((uninstalled, run_dir))
 }
 
 /// What was done, for people.
