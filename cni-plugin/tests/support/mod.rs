@@ -4,10 +4,10 @@
 //! is gone when the thread and its children are, also after a failure, and no packet can leave. The pinned programs do
 //! nothing but let packets pass: what the real ones do is tested elsewhere, here it counts that they are attached.
 
-use std::collections::BTreeSet;
+mod traces;
+
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,11 +19,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::Uid;
-use proxy_bpf::links::{InterfaceRole, Links, Means};
 use proxy_bpf::pins::Pins;
-use proxy_bpf::{HashTable, sys};
+use proxy_bpf::sys;
+use proxy_common::Ip;
 use proxy_common::maps::{HostPort, HostPortKey, InUse, Pod, PodLink};
-use proxy_common::{Ip, Plain};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -269,130 +268,6 @@ impl World {
     /// Calls DEL with the usual configuration.
     pub fn del(&self, container: &str, namespace: Option<&Path>) -> Called {
         Self::call("DEL", container, namespace, &self.config())
-    }
-
-    /// The entries of a pinned map.
-    fn entries<K: Plain, V: Plain>(&self, name: &str) -> Vec<(K, V)> {
-        let Some(pins) = Pins::existing(&self.bpf_root) else {
-            return Vec::new();
-        };
-        let dir = pins.current().expect("pins").expect("pins in force");
-        let map: OwnedFd = sys::open_pin(&dir.map(name)).expect("a map");
-        let mut found = Vec::new();
-        let table = HashTable::<K, V>::new(map).expect("a table");
-        table
-            .for_each(|key, value| found.push((key, value)))
-            .expect("reading a table");
-        found
-    }
-
-    /// The entries of `POD_NETNS`.
-    pub fn namespaces(&self) -> Vec<(u64, u32)> {
-        self.entries("POD_NETNS")
-    }
-
-    /// The entries of `PODS`, sorted by address.
-    pub fn pods(&self) -> Vec<(IpAddr, Pod)> {
-        let entries = self.entries::<Ip, Pod>("PODS").into_iter();
-        let mut pods: Vec<_> = entries.map(|(ip, pod)| (IpAddr::from(ip), pod)).collect();
-        pods.sort_by_key(|(ip, _)| *ip);
-        pods
-    }
-
-    /// The entries of `POD_LINKS`.
-    pub fn pod_links(&self) -> Vec<(u32, PodLink)> {
-        self.entries("POD_LINKS")
-    }
-
-    /// The entries of `HOST_PORTS`, sorted by address.
-    pub fn host_ports(&self) -> Vec<(HostPortKey, HostPort)> {
-        let mut ports = self.entries("HOST_PORTS");
-        ports.sort_by_key(|(key, _)| *key);
-        ports
-    }
-
-    /// Enters addresses in `PODS` as somebody else's.
-    pub fn enter_pods(&self, addresses: &[IpAddr]) {
-        let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
-        let dir = pins.current().expect("pins").expect("pins in force");
-        let map = sys::open_pin(&dir.map("PODS")).expect("a map");
-        let table = HashTable::<Ip, Pod>::new(map).expect("a table");
-        let other = Pod {
-            interface: u32::MAX,
-            ..Pod::default()
-        };
-        for address in addresses {
-            table.set(&Ip::from(*address), &other).expect("an entry");
-        }
-    }
-
-    /// What `IN_USE` says of `PODS` and of `HOST_PORTS`.
-    pub fn in_use(&self) -> [u32; 2] {
-        let values = self.entries::<u32, u32>("IN_USE");
-        [0, 1].map(|index| {
-            values
-                .iter()
-                .find(|(key, _)| *key == index)
-                .expect("an element")
-                .1
-        })
-    }
-
-    /// Takes the programs from a pod's interface.
-    pub fn detach(&self, interface: u32) {
-        let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
-        let mut links = Links::beside(pins.links(), pins.qdiscs(), Means::Clsact).expect("attachments");
-        links
-            .detach_interface(interface, InterfaceRole::OwnPod)
-            .expect("detaching");
-    }
-
-    /// Everything that ADD makes on the node and in directories, by name.
-    pub fn traces(&self) -> BTreeSet<String> {
-        let mut traces = BTreeSet::new();
-        for interface in interfaces() {
-            if interface.starts_with("mr") || interface.starts_with("ml") {
-                traces.insert(format!("interface {interface}"));
-            }
-        }
-        for route in text("/proc/thread-self/net/route").lines().skip(1) {
-            traces.insert(format!("route {route}"));
-        }
-        let v6 = text("/proc/thread-self/net/ipv6_route");
-        // Destination, length and interface; the others count. The loopback's belong to the node, and those of link-local
-        // and multicast addresses come and go with the interface, a moment later than it.
-        let of_pods =
-            |line: &&str| !line.ends_with(" lo") && !line.starts_with("fe8") && !line.starts_with("ff");
-        for route in v6.lines().filter(of_pods) {
-            let fields: Vec<_> = route.split_whitespace().collect();
-            traces.insert(format!("route {} {} {}", fields[0], fields[1], fields[9]));
-        }
-        for (what, dir) in [
-            ("lease", self.data_dir.clone()),
-            ("note", self.data_dir.join("millrace")),
-            ("pin", self.bpf_root.join("links")),
-            ("qdisc", self.bpf_root.join("qdiscs")),
-        ] {
-            for name in names(&dir) {
-                let stays = name == "lock" || name == "millrace" || name.starts_with("last_reserved_ip.");
-                if !stays {
-                    traces.insert(format!("{what} {name}"));
-                }
-            }
-        }
-        for (cookie, interface) in self.namespaces() {
-            traces.insert(format!("namespace {cookie} of {interface}"));
-        }
-        for (address, pod) in self.pods() {
-            traces.insert(format!("address {address} of {}", pod.interface));
-        }
-        for (interface, _) in self.pod_links() {
-            traces.insert(format!("pod at {interface}"));
-        }
-        for (key, port) in self.host_ports() {
-            traces.insert(format!("{key:?} of {}", port.interface));
-        }
-        traces
     }
 }
 
