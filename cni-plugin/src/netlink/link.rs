@@ -77,14 +77,17 @@ impl Pair<'_> {
         ]));
         let what = format!("making the veth pair {} and {}", self.host.name, self.pod.name);
         let request = Request::make(what, RouteNetlinkMessage::NewLink(message));
-        make(conversation, self.host.name, request).map_err(|error| match errno(&error) {
+        match make(conversation, self.host.name, request) {
             // The kernel does not say which of the two is there.
-            Some(libc::EEXIST) if index_of(self.host.name).is_some() => {
-                NetlinkError::HostInterfaceExists(self.host.name.to_owned())
+            Err(error) if errno(&error) == Some(libc::EEXIST) => {
+                Err(if find(conversation, self.host.name)?.is_some() {
+                    NetlinkError::HostInterfaceExists(self.host.name.to_owned())
+                } else {
+                    NetlinkError::InterfaceExists(self.pod.name.to_owned())
+                })
             }
-            Some(libc::EEXIST) => NetlinkError::InterfaceExists(self.pod.name.to_owned()),
-            _ => error,
-        })
+            made => made,
+        }
     }
 }
 
@@ -94,12 +97,6 @@ pub fn make(conversation: &mut Conversation, name: &str, request: Request) -> Re
     let gone = || io::Error::from_raw_os_error(libc::ENODEV);
     let made = answers.iter().find_map(read);
     made.ok_or_else(|| NetlinkError::refused(format!("looking for {name}, which was just made"))(gone()))
-}
-
-/// The index of an interface of this thread's namespace. Unlike asking by netlink, this waits for nobody who is changing
-/// interfaces.
-pub fn index_of(name: &str) -> Option<u32> {
-    nix::net::if_::if_nametoindex(name).ok()
 }
 
 fn lookup(name: &str) -> Request {

@@ -6,6 +6,7 @@
 //! Whatever fails, all of it is taken back before the failure is told.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
 use serde_json::Value;
 
@@ -84,18 +85,10 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     if has_v6 && !sysctl::has_ipv6() {
         return Err(NetlinkError::NoIpv6.into());
     }
-    let look_around = || (Conversation::open(), link::index_of(&attachment.if_name));
-    let (pod, existing) = namespace.enter(look_around)?;
-    if existing.is_some() {
-        return Err(NetlinkError::InterfaceExists(attachment.if_name.clone()).into());
-    }
-    let host_name = host_interface(attachment);
-    if link::index_of(&host_name).is_some() {
-        return Err(NetlinkError::HostInterfaceExists(host_name).into());
-    }
+    let pod = namespace.enter(Conversation::open)??;
     let mut plan = Plan {
         attachment,
-        host_name,
+        host_name: host_interface(attachment),
         pod_mac: requests.mac.unwrap_or_else(|| pod_mac(attachment)),
         host_mac: host_mac(attachment),
         mtu,
@@ -104,19 +97,32 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         egress: wishes.egress,
         host_ports: wishes.host_ports,
         namespace,
-        pod: pod?,
+        pod,
     };
     let store = Store::create(&config.data_dir)?;
     let blank = plan.note(environment);
     let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
-    if refuses_duplicates && let Err(error) = check_holders(&mut node, &allocation.addresses, &requests.ips) {
-        // Nothing else is made yet, and whatever there is for such an address is its holder's.
-        let given_back = allocation.give_back(&store, attachment, &plan.host_name);
-        return Err(undone(error, given_back.map_err(CniError::from)));
-    }
-    let routes = routes_of(routes, &allocation.addresses);
+    let addresses = &allocation.addresses;
+    let checked = if refuses_duplicates {
+        check_holders(&mut node, addresses, &requests.ips)
+    } else {
+        Ok(())
+    };
     let turn = store.turn();
-    let made = plan.make(&mut node, datapath, &allocation.addresses, &routes);
+    let host = checked.and_then(|()| {
+        let host = plan.make_pair(&mut node, &datapath, addresses);
+        host.map_err(|error| name_holder(error, &store))
+    });
+    let host = match host {
+        Ok(host) => host,
+        // Nothing of its own is there yet: what bears the interface's name, or has the address, is somebody else's.
+        Err(error) => {
+            let given_back = allocation.give_back(&store, attachment, &plan.host_name);
+            return Err(undone(error, given_back.map_err(CniError::from)));
+        }
+    };
+    let routes = routes_of(routes, addresses);
+    let made = plan.furnish(&mut node, datapath, &host, addresses, &routes);
     drop(turn);
     if let Err(error) = made {
         let error = name_holder(error, &store);
@@ -232,21 +238,20 @@ impl Plan<'_> {
         }
     }
 
-    /// Makes everything, in the order of the packet's way: nothing is sent before it can be answered.
-    fn make(
+    /// Makes everything around the pair, in the order of the packet's way: nothing is sent before it can be answered.
+    fn furnish(
         &mut self,
         node: &mut Conversation,
         datapath: Datapath,
+        host: &Link,
         addresses: &[IpAddr],
         routes: &[Route],
     ) -> Result<(), MakeError> {
-        datapath.check_host_ports(node, &self.host_ports, addresses)?;
-        let host = self.make_pair(node)?;
         let limiter = match self.egress {
             Some(limit) => Some(device::make(node, &limiter(self.attachment), limit, self.mtu)?),
             None => None,
         };
-        self.make_host_side(node, &host, addresses)?;
+        self.make_host_side(node, host, addresses)?;
         let entry = Entry {
             interface: host.index,
             netns_cookie: self.pod.netns_cookie(),
@@ -265,8 +270,14 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn make_pair(&self, node: &mut Conversation) -> Result<Link, NetlinkError> {
-        use std::os::fd::AsFd as _;
+    /// Makes the pair, unless an interface of either name exists or another pod has a host port.
+    fn make_pair(
+        &self,
+        node: &mut Conversation,
+        datapath: &Datapath,
+        addresses: &[IpAddr],
+    ) -> Result<Link, MakeError> {
+        datapath.check_host_ports(node, &self.host_ports, addresses)?;
         let pair = Pair {
             host: End {
                 name: &self.host_name,
@@ -279,7 +290,7 @@ impl Plan<'_> {
             mtu: self.mtu,
             namespace: self.namespace.as_fd(),
         };
-        pair.make(node)
+        Ok(pair.make(node)?)
     }
 
     fn make_host_side(

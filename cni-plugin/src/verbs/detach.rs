@@ -109,13 +109,13 @@ fn datapath(bpf_root: &Path) -> Result<Option<Datapath>, CniError> {
 
 /// Removes the interface, and the device that limits what it sends. Gives the interface's index, if it was there.
 fn remove_interfaces(node: &mut Conversation, attachment: &Attachment) -> Result<Option<u32>, NetlinkError> {
-    let interface = link::index_of(&host_interface(attachment));
+    let interface = link::find(node, &host_interface(attachment))?.map(|link| link.index);
     if let Some(index) = interface {
         link::remove(node, index)?;
     }
     // The agent may have made it, so the note need not know of it.
-    if let Some(limiter) = link::index_of(&limiter(attachment)) {
-        link::remove(node, limiter)?;
+    if let Some(limiter) = link::find(node, &limiter(attachment))? {
+        link::remove(node, limiter.index)?;
     }
     Ok(interface)
 }
