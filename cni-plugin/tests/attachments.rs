@@ -147,6 +147,12 @@ fn an_interface_that_exists_is_left_alone() {
             "the same container in another namespace"
         );
         assert_eq!(world.traces(), before);
+        // Even if its leases were lost.
+        for address in ["10.244.1.2", "fd00:1::2"] {
+            std::fs::remove_file(world.data_dir.join(address)).unwrap();
+        }
+        let again = world.add("c1", &elsewhere);
+        assert_eq!(again.code(), 103, "{again:?}");
         assert_eq!(World::inside(&elsewhere, interfaces), ["lo"]);
         assert!(reach(&pod, NODE_V4) == "10.244.1.2");
     });

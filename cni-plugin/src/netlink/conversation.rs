@@ -129,10 +129,10 @@ impl Conversation {
         while !is_done {
             received.clear();
             let length = self.socket.recv(&mut received, libc::MSG_TRUNC);
-            if length.map_err(NetlinkError::refused(purpose(0)))? > ROOM {
-                return Err(NetlinkError::refused(purpose(0))(
-                    io::ErrorKind::FileTooLarge.into(),
-                ));
+            let length = length.map_err(NetlinkError::refused(purpose(0)))?;
+            if length > ROOM {
+                let error = format!("an answer of {length} bytes, of which {ROOM} could be read");
+                return Err(NetlinkError::refused(purpose(0))(io::Error::other(error)));
             }
             for bytes in messages(&received) {
                 // What this code cannot read is about something that it did not ask for.

@@ -1,9 +1,9 @@
 //! ADD: giving a container an interface.
 //!
-//! First everything that can be refused is looked at, without a trace; then an address is taken, which nobody else holds
-//! where that is to be looked for, and the interface made around it. The pod's side is switched on only when the programs
-//! hang on the node's, so that no packet passes them by.
-//! Whatever fails, all of it is taken back before the failure is told.
+//! First what was asked for is looked at, without a trace; then an address is taken, which nobody else holds where that is to
+//! be looked for, and the interface made around it, unless there is one of its name. The pod's side is switched on only when
+//! the programs hang on the node's, so that no packet passes them by. Whatever fails, all of it is taken back before the
+//! failure is told.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -64,6 +64,19 @@ enum MakeError {
     Datapath(#[from] DatapathError),
 }
 
+impl MakeError {
+    /// Whether making the pair failed before there was anything of it.
+    fn is_before_anything(&self) -> bool {
+        match self {
+            Self::Datapath(_) => true,
+            Self::Netlink(error) => matches!(
+                error,
+                NetlinkError::InterfaceExists(_) | NetlinkError::HostInterfaceExists(_)
+            ),
+        }
+    }
+}
+
 /// Gives the container an interface, and says what it is.
 pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, CniError> {
     let attachment = environment.attachment()?;
@@ -103,22 +116,25 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let blank = plan.note(environment);
     let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
     let addresses = &allocation.addresses;
-    let checked = if refuses_duplicates {
-        check_holders(&mut node, addresses, &requests.ips)
-    } else {
-        Ok(())
+    let give_back = || {
+        let given_back = allocation.give_back(&store, attachment, &plan.host_name);
+        given_back.map_err(CniError::from)
     };
+    if refuses_duplicates && let Err(error) = check_holders(&mut node, addresses, &requests.ips) {
+        // Whatever there is for such an address is its holder's.
+        return Err(undone(error, give_back()));
+    }
     let turn = store.turn();
-    let host = checked.and_then(|()| {
-        let host = plan.make_pair(&mut node, &datapath, addresses);
-        host.map_err(|error| name_holder(error, &store))
-    });
-    let host = match host {
+    let host = match plan.make_pair(&mut node, &datapath, addresses) {
         Ok(host) => host,
-        // Nothing of its own is there yet: what bears the interface's name, or has the address, is somebody else's.
         Err(error) => {
-            let given_back = allocation.give_back(&store, attachment, &plan.host_name);
-            return Err(undone(error, given_back.map_err(CniError::from)));
+            // What bears the interface's name already is somebody else's.
+            let taken_back = if error.is_before_anything() {
+                give_back()
+            } else {
+                detach(config, &mut node, attachment)
+            };
+            return Err(undone(name_holder(error, &store), taken_back));
         }
     };
     let routes = routes_of(routes, addresses);
