@@ -19,6 +19,7 @@ pub mod cni;
 pub mod config;
 pub mod control;
 pub mod events;
+pub mod flows;
 pub mod health;
 pub mod http;
 pub mod metrics;

@@ -99,6 +99,21 @@ impl Ip {
         }
     }
 
+    /// The network of 64 bits that an IPv6 address lies in, which is one customer's at least (RFC 6177).
+    #[inline(always)]
+    #[must_use]
+    pub const fn site(&self) -> Self {
+        Self([self.0[0], self.0[1], 0, 0])
+    }
+
+    /// Whether this is the link-local address that follows from a hardware address (RFC 4291, appendix A).
+    #[inline(always)]
+    pub const fn is_link_local_of(&self, mac: &[u8; 6]) -> bool {
+        let third = u32::from_ne_bytes([mac[0] ^ 2, mac[1], mac[2], 0xff]);
+        let fourth = u32::from_ne_bytes([0xfe, mac[3], mac[4], mac[5]]);
+        (self.0[0] ^ 0xfe80_0000_u32.to_be()) | self.0[1] | (self.0[2] ^ third) | (self.0[3] ^ fourth) == 0
+    }
+
     /// The unspecified address of the same family, `0.0.0.0` or `::`.
     #[inline(always)]
     #[must_use]

@@ -68,6 +68,8 @@ plain!(
     crate::maps::Config,
     crate::maps::FlowKey,
     crate::maps::Flow,
+    crate::maps::Share,
+    crate::maps::Unanswered,
     crate::maps::SocketKey,
     crate::maps::SocketPeer,
     crate::maps::Connected,
@@ -91,5 +93,6 @@ plain_only!(
     crate::packet::Ipv6Header,
     crate::packet::Ipv6Extension,
     crate::packet::Ports,
+    crate::packet::TcpHead,
     crate::packet::IcmpHead,
 );

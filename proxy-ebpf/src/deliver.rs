@@ -37,6 +37,11 @@ pub trait Program {
     const ENTRY: Entry;
     /// Decides.
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision;
+    /// Decides about a packet without headers that could be read, for a reason.
+    #[inline(always)]
+    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Decision {
+        Decision::Pass(reason)
+    }
 }
 
 /// Parses the packet, asks the program, and does what it says.
@@ -49,8 +54,12 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let skb = Skb(context);
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
     if let Err(reason) = stage::parse(&skb) {
-        return pass(&skb, &tables, reason);
+        return match P::decide_unread(&tables, work, reason) {
+            Decision::Drop(reason) if !tables.dry_run => drop(&skb, reason),
+            _ => pass(&skb, &tables, reason),
+        };
     }
+    work.interface = skb.ifindex();
     if let Entry::Host = entry {
         work.socket = skb.socket_cookie();
     }
@@ -73,10 +82,11 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
 }
 
 /// Whether the pod may send this packet; one that it may not is counted. A packet that does not exist has no interface.
+/// `strict` is an interface of our own, which has an entry.
 #[inline(always)]
-pub fn may_send(context: &TcContext) -> bool {
+pub fn may_send(context: &TcContext, strict: bool) -> bool {
     let skb = Skb(context);
-    if dry_run::is_marked(&skb) || stage::may_send(&skb) {
+    if dry_run::is_marked(&skb) || stage::may_send(&skb, strict) {
         return true;
     }
     count(Reason::SpoofedSource, skb.len());
@@ -111,7 +121,7 @@ fn end(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
+pub fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
     if tables.dry_run {
         dry_run::report_unparsed(skb, reason);
     } else if reason as u8 != Reason::NotOurs as u8 {
@@ -121,7 +131,7 @@ fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
+pub fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
     count(reason, skb.len());
     TC_ACT_SHOT
 }
@@ -205,6 +215,10 @@ pub fn find_way(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> Result<u32, Rea
 #[inline(always)]
 pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32, Reason> {
     let Work { headers, flow, .. } = work;
+    // The stack would take a priority tag off; what it does not see must not carry one out of the node.
+    if skb.has_tag() {
+        skb.take_tag().ok_or(Reason::RewriteFailed)?;
+    }
     match Deliver::from_number(flow.deliver) {
         Deliver::Stack if !matches!(entry, Entry::Host) => Ok(TC_ACT_UNSPEC),
         Deliver::SameInterface => back(skb),
@@ -280,6 +294,24 @@ fn route(skb: &Skb<'_>, headers: &Headers, flow: &Flow, mtu: &mut u32) -> Result
     } else {
         Err(Reason::NoRoute)
     }
+}
+
+/// Whether the route to the packet's source leads out by this interface, as strict reverse-path filtering asks
+/// (RFC 3704 §2.2; `__fib_validate_source` in `net/ipv4/fib_frontend.c`). IPv6 has no such setting.
+#[inline(always)]
+pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
+    let headers = &work.headers;
+    if !headers.src.is_v4() {
+        return true;
+    }
+    let mut lookup = FibLookup::zeroed();
+    lookup.family = AF_INET;
+    lookup.ifindex = interface;
+    lookup.__bindgen_anon_3.ipv4_src = headers.dst.v4_word();
+    lookup.__bindgen_anon_4.ipv4_dst = headers.src.v4_word();
+    let result = skb.route(&mut lookup);
+    (result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH))
+        && lookup.ifindex == interface
 }
 
 /// The length of the packet without its Ethernet header; of a buffer with several segments, that of the largest one.

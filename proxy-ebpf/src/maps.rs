@@ -9,8 +9,8 @@ use proxy_common::Ip;
 use proxy_common::decide::Work;
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Connected, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, Refusals, Slot, SocketKey,
-    SocketPeer, TraceCell,
+    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, Refusals, Share, Slot,
+    SocketKey, SocketPeer, TraceCell, Unanswered,
 };
 
 #[map]
@@ -29,10 +29,19 @@ pub static ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(1, 0);
 pub static POD_RANGES: LpmTrie<Ip, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, 0);
+
+#[map]
+pub static STREAMS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, 0);
 
 #[map]
 pub static NEW_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static SHARES: LruHashMap<Ip, Share> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static UNANSWERED: LruHashMap<Ip, Unanswered> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1, 0);

@@ -5,18 +5,34 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::{Decision, Entry, entering, leaving};
+use proxy_common::maps::Reason;
 
-use crate::deliver::{Program, handle, may_send};
+use crate::deliver::{Program, handle, may_send, pass};
+use crate::dry_run;
 use crate::kernel::Skb;
 use crate::stage;
 use crate::tables::Live;
 
-/// What a pod sends, if it may.
+/// What a pod sends by an interface that somebody else made, if it may.
 #[classifier]
 #[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
-    if !may_send(&context) {
+    if !may_send(&context, false) {
         return TC_ACT_SHOT;
+    }
+    handle::<FromPod>(&context)
+}
+
+/// What a pod sends by an interface that our plugin made, if it may: without its entry it may not.
+#[classifier]
+#[inline(always)]
+pub fn from_own_pod(context: TcContext) -> i32 {
+    if !may_send(&context, true) {
+        return TC_ACT_SHOT;
+    }
+    let skb = Skb(&context);
+    if !skb.is_for_interface() && !dry_run::is_marked(&skb) {
+        return pass(&skb, &Live::HOOK, Reason::OtherHost);
     }
     handle::<FromPod>(&context)
 }

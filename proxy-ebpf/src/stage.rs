@@ -11,7 +11,8 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
-use proxy_common::decide::local::{self, Way};
+use proxy_common::decide::admission::by_uplink;
+use proxy_common::decide::local;
 use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::decide::sender;
 use proxy_common::maps::Reason;
@@ -51,12 +52,27 @@ pub fn parse(skb: &Skb<'_>) -> Result<(), Reason> {
 }
 
 /// No reason's number: nothing went wrong.
-const PARSED: u32 = u32::MAX;
+const DONE: u32 = u32::MAX;
 
 /// Prepares a flow to the backend that was selected.
 #[inline(always)]
-pub fn prepare(dry_run: bool, entry: Entry) -> bool {
-    stage_prepare(u32::from(dry_run), number_of(entry)) != 0
+pub fn prepare(dry_run: bool, entry: Entry) -> Result<(), Reason> {
+    match Reason::from_number(stage_prepare(u32::from(dry_run), number_of(entry))) {
+        None => Ok(()),
+        Some(reason) => Err(reason),
+    }
+}
+
+/// Does what the notes of a packet have left.
+#[inline(always)]
+pub fn settle() {
+    stage_settle();
+}
+
+/// Whether the route to the packet's source leads out by this interface.
+#[inline(always)]
+pub fn leads_back(packet: *mut __sk_buff, interface: u32) -> bool {
+    stage_leads_back(packet, interface) != 0
 }
 
 /// Tries a source port for the flow that begins.
@@ -90,22 +106,36 @@ pub fn shorten(skb: &Skb<'_>, tables: &Live, decision: Decision) -> Decision {
         return decision;
     }
     let dry_run = u32::from(tables.dry_run);
-    match stage_shorten(skb.0.skb.skb, dry_run, u32::from(is_translated)) {
-        TO_POD if is_translated => decision,
-        TO_POD => Decision::Deliver,
-        ANSWER_TO_POD => Decision::Translate(Reason::Reply),
-        _ => decision,
+    if stage_leads_to_pod(skb.0.skb.skb, u32::from(is_translated)) == 0 {
+        return decision;
+    }
+    if is_translated {
+        return decision;
+    }
+    let is_answer = stage_is_answer(dry_run) != 0;
+    if is_answer && !tables.dry_run {
+        stage_settle();
+    }
+    if is_answer {
+        Decision::Translate(Reason::Reply)
+    } else {
+        Decision::Deliver
     }
 }
 
-const TO_STACK: u32 = 0;
-const TO_POD: u32 = 1;
-const ANSWER_TO_POD: u32 = 2;
-
 /// Whether the pod at this interface may send the packet.
 #[inline(always)]
-pub fn may_send(skb: &Skb<'_>) -> bool {
-    stage_may_send(skb.0.skb.skb) != 0
+pub fn may_send(skb: &Skb<'_>, strict: bool) -> bool {
+    stage_may_send(skb.0.skb.skb, u32::from(strict)) != 0
+}
+
+/// What becomes of a frame that comes in by an uplink, before its headers are read.
+#[inline(always)]
+pub fn admit(skb: &Skb<'_>) -> Result<(), Reason> {
+    match Reason::from_number(stage_admit(skb.0.skb.skb)) {
+        None => Ok(()),
+        Some(reason) => Err(reason),
+    }
 }
 
 /// Finds the interface by which a translated packet leaves.
@@ -166,7 +196,7 @@ pub fn refuse(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
 extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
     match kernel::work().map(|work| deliver::read(&Skb(&context), work)) {
-        Some(Ok(())) => PARSED,
+        Some(Ok(())) => DONE,
         Some(Err(reason)) => reason as u32,
         None => Reason::NotBalanced as u32,
     }
@@ -177,9 +207,30 @@ extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
 extern "C" fn stage_prepare(dry_run: u32, entry: u32) -> u32 {
     let tables = Live::HOOK.dry_run(dry_run != 0);
     let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
-        return 0;
+        return Reason::Inconsistent as u32;
     };
-    u32::from(decide::prepare(&tables, config, work, entry_of(entry)))
+    match decide::prepare(&tables, config, work, entry_of(entry)) {
+        Ok(()) => DONE,
+        Err(reason) => reason as u32,
+    }
+}
+
+/// The result is nothing: functions of the verifier give a number.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_settle() -> u32 {
+    let tables = Live::HOOK;
+    if let (Some(work), Some(config)) = (kernel::work(), tables.config()) {
+        decide::settle(&tables, config, work);
+    }
+    0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_leads_back(skb: *mut __sk_buff, interface: u32) -> u32 {
+    let context = TcContext::new(skb);
+    u32::from(kernel::work().is_some_and(|work| deliver::leads_back(&Skb(&context), work, interface)))
 }
 
 #[inline(never)]
@@ -205,18 +256,21 @@ extern "C" fn stage_choose_host_port() -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_shorten(skb: *mut __sk_buff, dry_run: u32, is_translated: u32) -> u32 {
+extern "C" fn stage_leads_to_pod(skb: *mut __sk_buff, is_translated: u32) -> u32 {
     let context = TcContext::new(skb);
     let interface = Skb(&context).ifindex();
-    let tables = Live::HOOK.dry_run(dry_run != 0);
-    let Some(work) = kernel::work() else {
-        return TO_STACK;
-    };
-    match local::shorten(&tables, work, interface, is_translated != 0) {
-        Way::Stack => TO_STACK,
-        Way::Pod => TO_POD,
-        Way::PodAnswer => ANSWER_TO_POD,
-    }
+    let leads = |work| local::leads_to_pod(&Live::HOOK, work, interface, is_translated != 0);
+    u32::from(kernel::work().is_some_and(leads))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_is_answer(dry_run: u32) -> u32 {
+    let tables = Live::HOOK.dry_run(dry_run != 0).settling_later();
+    u32::from(kernel::work().is_some_and(|work| {
+        work.unsettled = 0;
+        local::is_answer(&tables, work)
+    }))
 }
 
 /// The result is nothing: functions of the verifier give a number.
@@ -232,11 +286,26 @@ extern "C" fn stage_note_direct() -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_may_send(skb: *mut __sk_buff) -> u32 {
+extern "C" fn stage_may_send(skb: *mut __sk_buff, strict: u32) -> u32 {
     let context = TcContext::new(skb);
     let skb = Skb(&context);
-    let (kind, interface) = (skb.ether_type(), skb.ifindex());
-    u32::from(sender::may_send(&Live::HOOK, &skb, kind, interface))
+    u32::from(sender::may_send(
+        &Live::HOOK,
+        &skb,
+        skb.frame(),
+        skb.ifindex(),
+        strict != 0,
+    ))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_admit(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    match by_uplink(Skb(&context).frame()) {
+        Ok(()) => DONE,
+        Err(reason) => reason as u32,
+    }
 }
 
 #[inline(never)]

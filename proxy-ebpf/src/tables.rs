@@ -8,16 +8,18 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FlowState, FragmentKey,
-    FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason,
-    Slot, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason, Share, Slot,
+    SocketKey, SocketPeer, Unanswered,
 };
-use proxy_common::{Ip, Tables};
+use proxy_common::packet::Headers;
+use proxy_common::{Ip, Tables, protocol};
 
 use crate::kernel::{self, Skb, array_element, read};
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, HOST_PORTS, IN_USE,
-    NEW_FLOWS, POD_LINKS, POD_NETNS, POD_RANGES, PODS, REFUSALS, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
+    NEW_FLOWS, POD_LINKS, POD_NETNS, POD_RANGES, PODS, REFUSALS, SHARES, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
+    STREAMS, UNANSWERED,
 };
 use crate::stage;
 
@@ -26,6 +28,8 @@ use crate::stage;
 pub struct Live {
     /// Whether nothing may be written.
     pub dry_run: bool,
+    /// Whether what a packet's notes leave is for the caller to settle: a stage calls no other.
+    pub settles_later: bool,
     /// The packet that is decided about; null in a socket hook.
     packet: *mut __sk_buff,
 }
@@ -34,8 +38,18 @@ impl Live {
     /// For a socket hook.
     pub const HOOK: Self = Self {
         dry_run: false,
+        settles_later: false,
         packet: core::ptr::null_mut(),
     };
+
+    /// The same, for a stage whose caller settles.
+    #[inline(always)]
+    pub const fn settling_later(self) -> Self {
+        Self {
+            settles_later: true,
+            ..self
+        }
+    }
 
     /// The same, and nothing may be written if so.
     #[inline(always)]
@@ -48,6 +62,7 @@ impl Live {
     pub const fn of(skb: &Skb<'_>, dry_run: bool) -> Self {
         Self {
             dry_run,
+            settles_later: false,
             packet: skb.0.skb.skb,
         }
     }
@@ -124,8 +139,7 @@ impl Tables for Live {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool {
-        FLOWS
-            .get_ptr(key)
+        protected(key)
             .or_else(|| NEW_FLOWS.get_ptr(key))
             .map(|flow| kernel::copy_flow(flow, into))
             .is_some()
@@ -133,12 +147,12 @@ impl Tables for Live {
 
     #[inline(always)]
     fn has_flow(&self, key: &FlowKey) -> bool {
-        FLOWS.get_ptr(key).or_else(|| NEW_FLOWS.get_ptr(key)).is_some()
+        protected(key).or_else(|| NEW_FLOWS.get_ptr(key)).is_some()
     }
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        if FLOWS.get_ptr(key).is_some() {
+        if protected(key).is_some() {
             return false;
         }
         if self.dry_run {
@@ -148,37 +162,111 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn replace_flow(&self, key: &FlowKey, flow: &Flow) {
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        if self.dry_run {
+            return true;
+        }
+        if !flow.state().is_protected() {
+            return NEW_FLOWS.insert(key, flow, 0).is_ok();
+        }
+        if has_connections(key.protocol) {
+            FLOWS.insert(key, flow, 0).is_ok()
+        } else {
+            STREAMS.insert(key, flow, 0).is_ok()
+        }
+    }
+
+    #[inline(always)]
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool {
+        if self.dry_run {
+            return true;
+        }
+        let protected = if has_connections(key.protocol) {
+            FLOWS.get_ptr_mut(key)
+        } else {
+            STREAMS.get_ptr_mut(key)
+        };
+        let found = protected.or_else(|| NEW_FLOWS.get_ptr_mut(key));
+        found
+            .map(|flow| kernel::touch_flow(flow, now, state, sequence))
+            .is_some()
+    }
+
+    #[inline(always)]
+    fn forget_flow(&self, key: &FlowKey, protected: bool) {
         if !self.dry_run {
-            if flow.state().has(FlowState::CONFIRMED) {
-                let _ = FLOWS.insert(key, flow, 0);
-                // Looked up at once, it begins among what was used, in the kernel's lists (`kernel/bpf/bpf_lru_list.c`).
-                // Where room is wanted, these look at 128 of the others from the end, pass over what was used there, and
-                // if that was all of them take the next one regardless: flows that were made together stand in a row.
-                let _ = FLOWS.get_ptr(key);
-            } else {
-                let _ = NEW_FLOWS.insert(key, flow, 0);
+            let _ = match (protected, has_connections(key.protocol)) {
+                (false, _) => NEW_FLOWS.remove(key),
+                (true, true) => FLOWS.remove(key),
+                (true, false) => STREAMS.remove(key),
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn settle(&self, _work: &mut Work) {
+        if !self.settles_later && !self.dry_run {
+            stage::settle();
+        }
+    }
+
+    #[inline(always)]
+    fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool {
+        let connections = has_connections(protocol);
+        let Some(share) = SHARES.get_ptr_mut(client) else {
+            let first = Share {
+                connections: u32::from(connections),
+                streams: u32::from(!connections),
+            };
+            return SHARES.insert(client, &first, 0).is_ok();
+        };
+        let taken = kernel::share_of(share, connections);
+        let most = if connections {
+            config.connection_share
+        } else {
+            config.stream_share
+        };
+        let count = read(taken);
+        if count < most {
+            kernel::set_number(taken, count + 1);
+        }
+        count < most
+    }
+
+    #[inline(always)]
+    fn return_share(&self, client: &Ip, protocol: u8) {
+        if !self.dry_run
+            && let Some(share) = SHARES.get_ptr_mut(client)
+        {
+            let taken = kernel::share_of(share, has_connections(protocol));
+            let count = read(taken);
+            if count > 0 {
+                kernel::set_number(taken, count - 1);
             }
         }
     }
 
     #[inline(always)]
-    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8) -> bool {
+    fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
+        let now = self.now();
+        let Some(unanswered) = UNANSWERED.get_ptr_mut(client) else {
+            let first = Unanswered { tick: now, count: 1 };
+            return self.dry_run
+                || UNANSWERED.insert(client, &first, 0).is_ok()
+                || config.unanswered_share > 0;
+        };
         if self.dry_run {
-            return true;
+            return read(unanswered).at(now) < config.unanswered_share;
         }
-        let found = FLOWS.get_ptr_mut(key).or_else(|| NEW_FLOWS.get_ptr_mut(key));
-        found.map(|flow| kernel::touch_flow(flow, now, state)).is_some()
+        kernel::count_unanswered(unanswered, now, config.unanswered_share)
     }
 
     #[inline(always)]
-    fn forget_flow(&self, key: &FlowKey, confirmed: bool) {
-        if !self.dry_run {
-            let _ = if confirmed {
-                FLOWS.remove(key)
-            } else {
-                NEW_FLOWS.remove(key)
-            };
+    fn note_answered(&self, client: &Ip) {
+        if !self.dry_run
+            && let Some(unanswered) = UNANSWERED.get_ptr_mut(client)
+        {
+            kernel::count_answered(unanswered);
         }
     }
 
@@ -195,7 +283,7 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn prepare(&self, _config: &Config, _work: &mut Work, entry: Entry) -> bool {
+    fn prepare(&self, _config: &Config, _work: &mut Work, entry: Entry) -> Result<(), Reason> {
         stage::prepare(self.dry_run, entry)
     }
 
@@ -219,6 +307,11 @@ impl Tables for Live {
         if !self.dry_run {
             stage::note_direct();
         }
+    }
+
+    #[inline(always)]
+    fn leads_back(&self, _headers: &Headers, interface: u32) -> bool {
+        stage::leads_back(self.packet, interface)
     }
 
     #[inline(always)]
@@ -263,6 +356,21 @@ impl Tables for Live {
     #[inline(always)]
     fn random(&self) -> u32 {
         kernel::random()
+    }
+}
+
+#[inline(always)]
+const fn has_connections(number: u8) -> bool {
+    matches!(number, protocol::TCP | protocol::SCTP)
+}
+
+/// The entry of a packet in the table that evicts nothing.
+#[inline(always)]
+fn protected(key: &FlowKey) -> Option<*const Flow> {
+    if has_connections(key.protocol) {
+        FLOWS.get_ptr(key)
+    } else {
+        STREAMS.get_ptr(key)
     }
 }
 

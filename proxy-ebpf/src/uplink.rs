@@ -4,17 +4,31 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
-use proxy_common::decide::egress::{is_watched, leaving_node};
+use proxy_common::decide::egress::{is_watched, leaving_node, leaving_unread};
 use proxy_common::decide::packet::{Decision, Entry, entering};
+use proxy_common::maps::Reason;
 
-use crate::deliver::{Program, handle};
+use crate::deliver::{Program, drop, handle, pass};
+use crate::dry_run;
 use crate::kernel::Skb;
+use crate::stage;
 use crate::tables::Live;
 
 /// What comes from other machines.
 #[classifier]
 #[inline(always)]
 pub fn from_uplink(context: TcContext) -> i32 {
+    let skb = Skb(&context);
+    // A packet that does not exist is addressed to no interface.
+    if !dry_run::is_marked(&skb)
+        && let Err(reason) = stage::admit(&skb)
+    {
+        return if reason.is_drop() {
+            drop(&skb, reason)
+        } else {
+            pass(&skb, &Live::HOOK, reason)
+        };
+    }
     handle::<FromUplink>(&context)
 }
 
@@ -48,5 +62,10 @@ impl Program for ToUplink {
     #[inline(always)]
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         leaving_node(tables, work, skb)
+    }
+
+    #[inline(always)]
+    fn decide_unread(tables: &Live, work: &Work, reason: Reason) -> Decision {
+        leaving_unread(tables, &work.headers, reason)
     }
 }

@@ -12,6 +12,7 @@
 
 mod bookkeeping;
 mod configz;
+mod flows;
 mod leftovers;
 mod measure;
 mod node;
@@ -43,6 +44,7 @@ use crate::plan::NodeContext;
 use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
 use bookkeeping::Bookkeeping;
+use flows::Passes;
 use node::NodeSide;
 use outward::{Note, Outward};
 use table_sizes::Arrivals;
@@ -80,6 +82,7 @@ struct Agent {
     source: source::StateHandle,
     outward: Outward,
     bookkeeping: Bookkeeping,
+    passes: Passes,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
     synced: bool,
@@ -118,6 +121,7 @@ impl Agent {
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
         let bookkeeping = Bookkeeping::start(places(&options), outward.faults());
         let mut readings = reconfigure::start(options.config_files.clone());
+        let (passes, mut outcomes, mut walk) = Passes::new();
 
         let context = NodeContext {
             name: options.node_name.clone(),
@@ -138,6 +142,7 @@ impl Agent {
             source,
             outward,
             bookkeeping,
+            passes,
             walked: None,
             config_errors: Vec::new(),
             synced: false,
@@ -167,6 +172,14 @@ impl Agent {
                 Some(done) = scrapes.recv() => {
                     measure::measure(&mut agent);
                     let _ = done.send(());
+                }
+                Some(outcome) = outcomes.recv() => {
+                    agent.passes.end(outcome, &agent.outward, &agent.options.node_name);
+                }
+                // As often as the pause below, which begins anew with each round.
+                _ = walk.tick() => {
+                    agent.passes.begin(agent.programmer.store());
+                    agent.try_again().await;
                 }
                 () = tokio::time::sleep(pause) => agent.try_again().await,
             }
@@ -250,10 +263,12 @@ impl Agent {
         let started = Instant::now();
         self.node.observe(&self.cluster, &self.options);
         self.update_context(&mut ObjectIdSet::default());
-        let others = ranges::others_addresses(&self.cluster, &self.options);
-        let others = others.into_iter().map(Ip::from).collect();
+        let peers = ranges::peers(&self.cluster, &self.options).into_iter();
+        let peers = peers
+            .map(|(address, number)| (Ip::from(address), number))
+            .collect();
         self.programmer
-            .set_node_addresses(&self.node.held_addresses(), others);
+            .set_node_addresses(&self.node.held_addresses(), peers);
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
         drop(self.programmer.take_changed_addresses());

@@ -12,13 +12,16 @@ use proxy_common::maps::InUse;
 
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
-use super::ranges::{is_stray, node_addresses, others_addresses, service_cidrs, too_many};
+use super::ranges::{
+    around, is_host, is_stray, node_addresses, own_pod_cidrs, peers, pod_cidrs, service_cidrs, too_many,
+};
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
 use crate::cluster::ClusterState;
 use crate::config::{AgentOptions, NodePortAddress};
 use crate::control::ObjectError;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
+use crate::network::sysctl::is_strict;
 use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
     Role, RoleOptions, Roles, own_netns_cookie, roles,
@@ -172,6 +175,18 @@ impl NodeSide {
         chosen
     }
 
+    /// The uplinks with strict reverse-path filtering, if the kernel's answer is one that the programs can repeat: of several
+    /// default routes with one metric it takes any.
+    fn strict_interfaces(&self) -> Vec<u32> {
+        let links = self.monitor.links();
+        if links.has_equal_default_routes() {
+            return Vec::new();
+        }
+        let uplinks = self.roles.of(Role::Uplink);
+        let strict = uplinks.filter(|uplink| is_strict(&links.name(uplink.index)));
+        strict.map(|uplink| uplink.index).collect()
+    }
+
     /// The node's addresses as the maps hold them.
     pub fn held_addresses(&self) -> Vec<Ip> {
         self.addresses.all.iter().copied().map(Ip::from).collect()
@@ -186,18 +201,21 @@ impl NodeSide {
         mut virtual_addresses: BTreeSet<IpAddr>,
     ) {
         let mut problems = self.observe(cluster, options);
-        let others = others_addresses(cluster, options);
-        programmer.set_node_addresses(
-            &self.held_addresses(),
-            others.iter().copied().map(Ip::from).collect(),
-        );
-        virtual_addresses.retain(|address| self.addresses.holds(*address) || !others.contains(address));
+        let peers = peers(cluster, options);
+        let by_ip = peers
+            .iter()
+            .map(|(address, number)| (Ip::from(*address), *number));
+        programmer.set_node_addresses(&self.held_addresses(), by_ip.collect());
+        virtual_addresses.retain(|address| self.addresses.holds(*address) || !peers.contains_key(address));
         let seen = (self.monitor.links(), &self.roles, &self.addresses);
         let Prepared { tunnel, mtu: pod_mtu } =
             self.pods.prepare(cluster, options, seen, &mut problems).await;
-        let ranges = self
-            .pod_ranges
-            .refresh(cluster, options, self.pods.plan(), programmer.store());
+        let ranges = self.pod_ranges.refresh(
+            cluster,
+            options,
+            (self.pods.plan(), self.monitor.links()),
+            programmer.store(),
+        );
         problems.extend(ranges.err());
 
         let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
@@ -223,6 +241,15 @@ impl NodeSide {
             pods: self.pods.plan(),
             service_cidrs: &service_cidrs,
             stray_addresses: stray,
+            own_pods: if options.cni_conf_dir.is_some() {
+                own_pod_cidrs(cluster, options)
+            } else {
+                Vec::new()
+            },
+            around_pods: around(&pod_cidrs(cluster, options)),
+            tunnel,
+            strict_interfaces: self.strict_interfaces(),
+            has_local_ranges: self.monitor.links().local_ranges().any(|range| !is_host(&range)),
         };
         facts.write(options, programmer.store());
         // The plugin enters host ports whenever it likes, and nobody tells the agent.

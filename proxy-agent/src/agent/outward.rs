@@ -99,6 +99,11 @@ fn trigger(object: &Object) -> Option<(ObjectId, Family, Timestamp)> {
 }
 
 impl Outward {
+    /// Tells an event.
+    pub fn record(&self, event: events::Event) {
+        self.recorder.record(event);
+    }
+
     /// Starts to serve. What has to be looked up is asked for by the receiver.
     pub fn start(
         options: &AgentOptions,

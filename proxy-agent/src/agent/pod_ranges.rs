@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use proxy_common::maps::{RangeFlags, RangeKey};
+use proxy_common::maps::{NodeNumber, RangeFlags, RangeKey};
 
-use super::ranges::{pod_cidrs, range_key};
+use super::ranges::{is_host, pod_cidrs, pod_cidrs_of_others, range_key};
 use crate::bpf::Datapath;
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
+use crate::network::Links;
 use crate::network::pods::Plan;
 
 /// What the table holds.
@@ -26,11 +27,18 @@ impl PodRanges {
         &mut self,
         cluster: &ClusterState,
         options: &AgentOptions,
-        plan: &Plan,
+        (plan, links): (&Plan, &Links),
         datapath: &Datapath,
     ) -> Result<(), ObjectError> {
         let kept = options.configuration.non_masquerade_cidrs.iter().copied();
-        let wanted = range_flags(pod_cidrs(cluster, options), plan.tunnelled(), kept);
+        let local = links.local_ranges().filter(|range| !is_host(range));
+        let wanted = range_flags(Ranges {
+            pods: pod_cidrs(cluster, options),
+            of_others: pod_cidrs_of_others(cluster, options).collect(),
+            tunnelled: plan.tunnelled().collect(),
+            not_masqueraded: kept.collect(),
+            local: local.collect(),
+        });
         if !self.adopted {
             let mut found = BTreeMap::new();
             let result = datapath.pod_ranges.for_each(|key, flags| {
@@ -65,22 +73,42 @@ impl PodRanges {
     }
 }
 
+/// Ranges by what holds for them.
+#[derive(Default)]
+struct Ranges {
+    /// Pods have these addresses.
+    pods: Vec<IpNet>,
+    /// The pods of these nodes.
+    of_others: Vec<(IpNet, NodeNumber)>,
+    /// They are reached through the tunnel.
+    tunnelled: Vec<IpNet>,
+    /// What pods send there keeps its address.
+    not_masqueraded: Vec<IpNet>,
+    /// They are the node's own by a route.
+    local: Vec<IpNet>,
+}
+
 /// What `POD_RANGES` says of each range. Only the smallest one that an address lies in is looked at, so a range says too what
-/// those around it do.
-fn range_flags(
-    pods: impl IntoIterator<Item = IpNet>,
-    tunnelled: impl IntoIterator<Item = IpNet>,
-    not_masqueraded: impl IntoIterator<Item = IpNet>,
-) -> BTreeMap<RangeKey, RangeFlags> {
+/// those around it do, but for the node: each range is of one node alone.
+fn range_flags(all: Ranges) -> BTreeMap<RangeKey, RangeFlags> {
     let mut ranges: BTreeMap<IpNet, u32> = BTreeMap::new();
-    let mut add = |range: IpNet, flag| *ranges.entry(range.trunc()).or_default() |= flag;
-    pods.into_iter().for_each(|range| add(range, RangeFlags::PODS));
-    tunnelled
-        .into_iter()
-        .for_each(|range| add(range, RangeFlags::TUNNEL));
-    not_masqueraded
-        .into_iter()
-        .for_each(|range| add(range, RangeFlags::NO_MASQUERADE));
+    for (of_kind, flag) in [
+        (all.pods, RangeFlags::PODS),
+        (all.tunnelled, RangeFlags::TUNNEL),
+        (all.not_masqueraded, RangeFlags::NO_MASQUERADE),
+        (all.local, RangeFlags::LOCAL),
+    ] {
+        for range in of_kind {
+            *ranges.entry(range.trunc()).or_default() |= flag;
+        }
+    }
+    let mut owners: BTreeMap<IpNet, u32> = BTreeMap::new();
+    for (range, number) in all.of_others {
+        // Of two nodes with one range the first keeps it, as with its route.
+        owners
+            .entry(range.trunc())
+            .or_insert(number.0 << NodeNumber::SHIFT);
+    }
     // A range stands before those within it.
     let mut around: Vec<(IpNet, u32)> = Vec::new();
     let mut flags = BTreeMap::new();
@@ -88,11 +116,18 @@ fn range_flags(
         while around.last().is_some_and(|(outer, _)| !outer.contains(&range)) {
             around.pop();
         }
-        own |= around.last().map_or(0, |(_, flags)| *flags);
+        let (outer, owner) = around.last().map_or((0, 0), |(_, flags)| split(*flags));
+        own |= outer | owners.get(&range).copied().unwrap_or(owner);
         around.push((range, own));
         flags.insert(range_key(&range), RangeFlags(own));
     }
     flags
+}
+
+/// Flags, and the node's number.
+const fn split(value: u32) -> (u32, u32) {
+    let flags = (1 << NodeNumber::SHIFT) - 1;
+    (value & flags, value & !flags)
 }
 
 #[cfg(test)]
@@ -104,11 +139,14 @@ mod tests {
         const PODS: u32 = RangeFlags::PODS;
         let nets =
             |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
-        let flags = range_flags(
-            nets(&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24", "fd00:1::/64"]),
-            nets(&["10.244.2.0/24"]),
-            nets(&["10.0.0.0/9", "10.244.2.8/29", "10.244.0.0/17", "192.0.2.7/24"]),
-        );
+        let flags = range_flags(Ranges {
+            pods: nets(&["10.244.0.0/16", "10.244.1.0/24", "10.244.2.0/24", "fd00:1::/64"]),
+            of_others: vec![("10.244.2.0/24".parse().unwrap(), NodeNumber(7))],
+            tunnelled: nets(&["10.244.2.0/24"]),
+            not_masqueraded: nets(&["10.0.0.0/9", "10.244.2.8/29", "10.244.0.0/17", "192.0.2.7/24"]),
+            local: nets(&["203.0.113.0/24"]),
+        });
+        let of_seven = 7 << NodeNumber::SHIFT;
         let expected = [
             ("10.0.0.0/9", RangeFlags::NO_MASQUERADE),
             ("10.244.0.0/16", PODS),
@@ -116,13 +154,14 @@ mod tests {
             ("10.244.1.0/24", PODS | RangeFlags::NO_MASQUERADE),
             (
                 "10.244.2.0/24",
-                PODS | RangeFlags::NO_MASQUERADE | RangeFlags::TUNNEL,
+                PODS | RangeFlags::NO_MASQUERADE | RangeFlags::TUNNEL | of_seven,
             ),
             (
                 "10.244.2.8/29",
-                PODS | RangeFlags::NO_MASQUERADE | RangeFlags::TUNNEL,
+                PODS | RangeFlags::NO_MASQUERADE | RangeFlags::TUNNEL | of_seven,
             ),
             ("192.0.2.0/24", RangeFlags::NO_MASQUERADE),
+            ("203.0.113.0/24", RangeFlags::LOCAL),
             ("fd00:1::/64", PODS),
         ];
         let key = |text: &str| range_key(&text.parse().unwrap());

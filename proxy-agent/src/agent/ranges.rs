@@ -1,11 +1,12 @@
 //! Addresses and ranges of addresses that the cluster's objects and the configuration name, together.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{MAX_SERVICE_RANGES, RangeKey};
+use proxy_common::maps::{MAX_SERVICE_RANGES, NodeNumber, RangeKey};
+use siphasher::sip::SipHasher13;
 
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
@@ -24,13 +25,51 @@ pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpA
     }
 }
 
-/// The addresses of the other nodes.
-pub fn others_addresses(cluster: &ClusterState, options: &AgentOptions) -> BTreeSet<IpAddr> {
-    cluster
-        .nodes()
-        .filter(|node| node.name != options.node_name)
-        .flat_map(|node| node.addresses.iter().copied())
+/// The addresses of the other nodes, internal and external, and which node has each.
+pub fn peers(cluster: &ClusterState, options: &AgentOptions) -> BTreeMap<IpAddr, NodeNumber> {
+    let others = cluster.nodes().filter(|node| node.name != options.node_name);
+    others
+        .flat_map(|node| {
+            let number = node_number(&node.name);
+            let all = node.addresses.iter().chain(&node.external_addresses);
+            all.map(move |address| (*address, number))
+        })
         .collect()
+}
+
+/// A node's number, which follows from its name, so that an agent that restarts finds the same in the maps.
+pub fn node_number(name: &str) -> NodeNumber {
+    let hash = SipHasher13::new().hash(name.as_bytes());
+    NodeNumber((hash % u64::from(NodeNumber::MAX)) as u32 + 1)
+}
+
+/// The ranges of other nodes' pods, and which node has each.
+pub fn pod_cidrs_of_others(
+    cluster: &ClusterState,
+    options: &AgentOptions,
+) -> impl Iterator<Item = (IpNet, NodeNumber)> {
+    let others = cluster.nodes().filter(|node| node.name != options.node_name);
+    others.flat_map(|node| {
+        let number = node_number(&node.name);
+        node.pod_cidrs.iter().map(move |range| (*range, number))
+    })
+}
+
+/// The smallest range of each family around some ranges, IPv4 first; none for a family without any, or if they have too
+/// little in common for the range to tell anything.
+pub fn around(ranges: &[IpNet]) -> [Option<IpNet>; 2] {
+    /// What the ranges have to have in common.
+    const LEAST: [u8; 2] = [4, 8];
+    [true, false].map(|v4| {
+        let mut of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == v4);
+        let mut around = of_family.next()?.trunc();
+        for range in of_family {
+            while !around.contains(range) {
+                around = around.supernet()?;
+            }
+        }
+        (around.prefix_len() >= LEAST[usize::from(!v4)]).then_some(around)
+    })
 }
 
 /// Whether no service range covers a virtual address, so that it needs a route of its own.
@@ -89,6 +128,11 @@ pub fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
     })
 }
 
+/// Whether a range is a single address.
+pub fn is_host(range: &IpNet) -> bool {
+    range.prefix_len() == range.max_prefix_len()
+}
+
 /// Network and mask of a range, in the form of an IPv4-mapped or an IPv6 address.
 pub fn range_words(range: &IpNet) -> (Ip, Ip) {
     let bits = range_bits(range);
@@ -109,4 +153,43 @@ pub fn range_key(range: &IpNet) -> RangeKey {
 
 fn range_bits(range: &IpNet) -> u32 {
     u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_range_around_others_is_the_smallest() {
+        for (ranges, expected) in [
+            (
+                &["10.244.1.0/24", "10.244.2.0/24", "10.244.9.0/24"][..],
+                [Some("10.244.0.0/20"), None],
+            ),
+            (
+                &["10.244.1.0/24", "fd00:1::/64", "fd00:2::/64"],
+                [Some("10.244.1.0/24"), Some("fd00::/30")],
+            ),
+            (&["10.0.0.0/16", "192.168.0.0/16"], [None, None]),
+            (&["10.0.0.0/8", "10.244.1.7/24"], [Some("10.0.0.0/8"), None]),
+            (&[], [None, None]),
+        ] {
+            let expected = expected.map(|text| text.map(|text| text.parse().unwrap()));
+            assert_eq!(around(&nets(ranges)), expected, "{ranges:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_have_numbers() {
+        let numbers = ["a", "b", "worker-1", "worker-2"].map(node_number);
+        for (index, number) in numbers.iter().enumerate() {
+            assert!(number.is_some() && number.0 <= NodeNumber::MAX);
+            assert!(!numbers[..index].contains(number));
+        }
+        assert_eq!(node_number("a"), node_number("a"));
+    }
 }

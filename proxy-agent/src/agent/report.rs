@@ -162,6 +162,13 @@ pub fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
             usage(datapath.flows.count().unwrap_or_default(), sizes.flows),
         ),
         (
+            "streams".to_owned(),
+            usage(
+                datapath.streams.count().unwrap_or_default(),
+                datapath.streams.capacity(),
+            ),
+        ),
+        (
             "newFlows".to_owned(),
             usage(
                 datapath.new_flows.count().unwrap_or_default(),

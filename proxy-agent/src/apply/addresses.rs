@@ -1,4 +1,5 @@
-//! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, and the node's own.
+//! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, the node's own, and those of
+//! other nodes.
 //!
 //! An external address may be another node's. Its frontends are served all the same, but it is not virtual: what else is
 //! sent there is for that node.
@@ -6,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use proxy_common::Ip;
-use proxy_common::maps::AddressFlags;
+use proxy_common::maps::{AddressFlags, NodeNumber};
 
 /// The addresses that the table should hold.
 #[derive(Debug, Default)]
@@ -14,7 +15,7 @@ pub struct Addresses {
     /// How many frontends use each virtual address.
     uses: HashMap<Ip, u32>,
     node: Vec<Ip>,
-    other_nodes: HashSet<Ip>,
+    peers: HashMap<Ip, NodeNumber>,
     changed: Vec<Ip>,
 }
 
@@ -53,16 +54,19 @@ impl Addresses {
     }
 
     /// Replaces the node's own addresses, and other nodes', and gives those whose flags may be different now.
-    pub fn set_nodes(&mut self, own: &[Ip], others: HashSet<Ip>) -> Vec<Ip> {
+    pub fn set_nodes(&mut self, own: &[Ip], peers: HashMap<Ip, NodeNumber>) -> Vec<Ip> {
         let mut touched = Vec::new();
         if self.node != own {
             touched = std::mem::replace(&mut self.node, own.to_vec());
             touched.extend(own);
         }
-        if self.other_nodes != others {
-            let before = std::mem::replace(&mut self.other_nodes, others);
-            let differ = before.symmetric_difference(&self.other_nodes);
-            touched.extend(differ.filter(|address| self.uses.contains_key(*address)));
+        if self.peers != peers {
+            let before = std::mem::replace(&mut self.peers, peers);
+            let gone = before.keys().filter(|address| !self.peers.contains_key(address));
+            touched.extend(gone);
+            let new = self.peers.iter();
+            let new = new.filter(|(address, number)| before.get(address) != Some(number));
+            touched.extend(new.map(|(address, _)| *address));
         }
         touched
     }
@@ -70,29 +74,29 @@ impl Addresses {
     /// What the table should say of an address, 0 if it should not hold it.
     pub fn flags(&self, address: &Ip) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        let peer = self.peers.get(address);
         flag(self.node.contains(address), AddressFlags::NODE)
+            | peer.map_or(0, |number| AddressFlags::of_peer(*number).0)
             | flag(
-                self.uses.contains_key(address) && !self.other_nodes.contains(address),
+                self.uses.contains_key(address) && peer.is_none(),
                 AddressFlags::VIRTUAL,
             )
     }
 
     /// Every address that the table should hold.
     pub fn all(&self) -> impl Iterator<Item = &Ip> {
-        let node_only = self
-            .node
-            .iter()
-            .filter(|address| !self.uses.contains_key(*address));
-        self.uses
-            .keys()
-            .filter(|address| self.flags(address) != 0)
-            .chain(node_only)
+        let unused = |address: &&Ip| !self.uses.contains_key(*address);
+        let node_only = self.node.iter().filter(unused);
+        let peers_only = self.peers.keys().filter(unused);
+        let peers_only = peers_only.filter(|address| !self.node.contains(address));
+        self.uses.keys().chain(node_only).chain(peers_only)
     }
 
     /// How many addresses the table should hold if these came too.
     pub fn count_with<'a>(&'a self, more: impl Iterator<Item = &'a Ip>) -> u32 {
         let new: HashSet<_> = more
             .chain(&self.node)
+            .chain(self.peers.keys())
             .filter(|address| !self.uses.contains_key(*address))
             .collect();
         (self.uses.len() + new.len()) as u32
@@ -100,7 +104,7 @@ impl Addresses {
 
     /// At least as many as the table should hold.
     pub fn at_most(&self) -> u32 {
-        (self.uses.len() + self.node.len()) as u32
+        (self.uses.len() + self.node.len() + self.peers.len()) as u32
     }
 }
 
@@ -116,8 +120,8 @@ mod tests {
     fn an_address_stays_as_long_as_a_frontend_or_the_node_has_it() {
         let mut addresses = Addresses::default();
         let (vip, node) = (ip("10.96.0.1"), ip("192.0.2.1"));
-        assert_eq!(addresses.set_nodes(&[node], HashSet::new()), [node]);
-        assert_eq!(addresses.set_nodes(&[node], HashSet::new()), []);
+        assert_eq!(addresses.set_nodes(&[node], HashMap::new()), [node]);
+        assert_eq!(addresses.set_nodes(&[node], HashMap::new()), []);
         assert_eq!(addresses.add(vip), Some(AddressFlags::VIRTUAL));
         assert_eq!(addresses.add(vip), None);
         assert_eq!(
@@ -136,10 +140,20 @@ mod tests {
     fn the_address_of_another_node_is_not_virtual() {
         let mut addresses = Addresses::default();
         let other = ip("192.0.2.2");
-        assert_eq!(addresses.set_nodes(&[], HashSet::from([other])), []);
-        assert_eq!(addresses.add(other), None);
-        assert_eq!(addresses.all().count(), 0);
-        assert_eq!(addresses.set_nodes(&[], HashSet::new()), [other]);
+        let peers = |number| HashMap::from([(other, NodeNumber(number))]);
+        let flags = AddressFlags::PEER | 7 << NodeNumber::SHIFT;
+        assert_eq!(addresses.set_nodes(&[], peers(7)), [other]);
+        assert_eq!(addresses.flags(&other), flags);
+        assert_eq!(addresses.set_nodes(&[], peers(7)), []);
+        assert_eq!(addresses.all().collect::<Vec<_>>(), [&other]);
+        assert_eq!(addresses.add(other), Some(flags));
+        assert_eq!(addresses.all().count(), 1);
+        assert_eq!(
+            addresses.set_nodes(&[], peers(8)),
+            [other],
+            "another node has it now"
+        );
+        assert_eq!(addresses.set_nodes(&[], HashMap::new()), [other]);
         assert_eq!(addresses.flags(&other), AddressFlags::VIRTUAL);
     }
 
@@ -147,7 +161,7 @@ mod tests {
     fn addresses_are_counted_once() {
         let mut addresses = Addresses::default();
         let (vip, node, other) = (ip("10.96.0.1"), ip("192.0.2.1"), ip("10.96.0.2"));
-        addresses.set_nodes(&[node, vip], HashSet::new());
+        addresses.set_nodes(&[node, vip], HashMap::new());
         addresses.add(vip);
         assert_eq!(addresses.count_with([].iter()), 2);
         assert_eq!(addresses.count_with([other, other, vip, node].iter()), 3);

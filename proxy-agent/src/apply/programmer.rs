@@ -3,10 +3,10 @@
 //! Invariants: what `programmed` says is what the tables hold, or will hold once [`Tables`] has nothing pending; a
 //! service whose new form does not fit keeps its old one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use proxy_common::Ip;
-use proxy_common::maps::FrontendKey;
+use proxy_common::maps::{FrontendKey, NodeNumber};
 
 use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
@@ -237,9 +237,9 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Tells which addresses the node itself holds. Before the first sync nothing is written: that compares them all.
-    pub fn set_node_addresses(&mut self, own: &[Ip], others: HashSet<Ip>) {
-        let touched = self.addresses.set_nodes(own, others);
+    /// Tells which addresses the node itself holds, and which other nodes hold. Before the first sync nothing is written: that compares them all.
+    pub fn set_node_addresses(&mut self, own: &[Ip], peers: HashMap<Ip, NodeNumber>) {
+        let touched = self.addresses.set_nodes(own, peers);
         if !self.synced || touched.is_empty() {
             return;
         }

@@ -11,6 +11,9 @@ use proxy_common::Plain;
 
 use super::sys::{self, SharedWords};
 
+/// The size of the largest element.
+const LARGEST: usize = 512;
+
 /// A mmapped array map of `T`.
 pub struct MappedArray<T> {
     words: SharedWords,
@@ -55,7 +58,8 @@ impl<T: Plain> MappedArray<T> {
         if Self::WORDS == 1 {
             return T::from_bytes(&self.words.load(start).to_ne_bytes());
         }
-        let mut bytes = [0_u8; 256];
+        const { assert!(size_of::<T>() <= LARGEST) };
+        let mut bytes = [0_u8; LARGEST];
         for word in 0..Self::WORDS {
             bytes[word * 8..word * 8 + 8].copy_from_slice(&self.words.load(start + word).to_ne_bytes());
         }

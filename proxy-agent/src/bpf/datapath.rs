@@ -10,7 +10,8 @@ use std::path::Path;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, HostPort,
-    HostPortKey, Pod, PodLink, RangeKey, Reason, Slot, SocketKey, SocketPeer, SourceRangeKey, TraceCell,
+    HostPortKey, Pod, PodLink, RangeKey, Reason, Share, Slot, SocketKey, SocketPeer, SourceRangeKey,
+    TraceCell, Unanswered,
 };
 use proxy_common::{Ip, LAYOUT_VERSION};
 
@@ -42,8 +43,14 @@ pub struct Datapath {
     pub pod_ranges: HashTable<RangeKey, u32>,
     /// `FLOWS`.
     pub flows: HashTable<FlowKey, Flow>,
+    /// `STREAMS`.
+    pub streams: HashTable<FlowKey, Flow>,
     /// `NEW_FLOWS`.
     pub new_flows: HashTable<FlowKey, Flow>,
+    /// `SHARES`.
+    pub shares: HashTable<Ip, Share>,
+    /// `UNANSWERED`.
+    pub unanswered: HashTable<Ip, Unanswered>,
     /// `AFFINITY`.
     pub affinity: HashTable<AffinityKey, Affinity>,
     /// `SOURCE_RANGES`.
@@ -123,7 +130,10 @@ impl Datapath {
             addresses: table(&dir, "ADDRESSES")?,
             pod_ranges: table(&dir, "POD_RANGES")?,
             flows: table(&dir, "FLOWS")?,
+            streams: table(&dir, "STREAMS")?,
             new_flows: table(&dir, "NEW_FLOWS")?,
+            shares: table(&dir, "SHARES")?,
+            unanswered: table(&dir, "UNANSWERED")?,
             affinity: table(&dir, "AFFINITY")?,
             source_ranges: table(&dir, "SOURCE_RANGES")?,
             socket_peers: table(&dir, "SOCKET_PEERS")?,

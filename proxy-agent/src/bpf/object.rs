@@ -22,12 +22,13 @@ use super::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace-ebpf"));
 
 /// Maps whose size the agent sets; the others have a fixed one.
-pub const SIZED_MAPS: [&str; 11] = [
+pub const SIZED_MAPS: [&str; 12] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
     "ADDRESSES",
     "FLOWS",
+    "STREAMS",
     "NEW_FLOWS",
     "AFFINITY",
     "SOCKET_PEERS",
@@ -37,13 +38,16 @@ pub const SIZED_MAPS: [&str; 11] = [
 ];
 
 /// All maps that are pinned.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 25] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
     "ADDRESSES",
     "FLOWS",
+    "STREAMS",
     "NEW_FLOWS",
+    "SHARES",
+    "UNANSWERED",
     "AFFINITY",
     "FRAGMENTS",
     "SOURCE_RANGES",
@@ -63,8 +67,9 @@ pub const MAPS: [&str; 22] = [
 ];
 
 /// All programs.
-pub const PROGRAMS: [&str; 16] = [
+pub const PROGRAMS: [&str; 17] = [
     "from_pod",
+    "from_own_pod",
     "to_pod",
     "from_uplink",
     "to_uplink",
@@ -83,10 +88,12 @@ pub const PROGRAMS: [&str; 16] = [
 ];
 
 /// Maps of a fixed size; the tries take memory only for what is in them.
-const FIXED_MAPS: [(&str, u32); 4] = [
+const FIXED_MAPS: [(&str, u32); 6] = [
     ("POD_RANGES", 65_536),
     ("SOURCE_RANGES", 1 << 20),
     ("FRAGMENTS", 8192),
+    ("SHARES", 16_384),
+    ("UNANSWERED", 16_384),
     ("HOST_PORTS", 65_536),
 ];
 
@@ -101,7 +108,7 @@ pub struct MapSizes {
     pub backends: u32,
     /// `ADDRESSES`.
     pub addresses: u32,
-    /// `FLOWS`; `NEW_FLOWS` has half as many.
+    /// `FLOWS`; `NEW_FLOWS` has half as many, `STREAMS` a quarter.
     pub flows: u32,
     /// `AFFINITY`.
     pub affinity: u32,
@@ -113,13 +120,14 @@ pub struct MapSizes {
 
 impl MapSizes {
     /// The sizes by map name.
-    pub fn by_name(&self) -> [(&'static str, u32); 11] {
+    pub fn by_name(&self) -> [(&'static str, u32); 12] {
         let sizes = [
             self.frontends,
             self.slots,
             self.backends,
             self.addresses,
             self.flows,
+            self.flows / 4,
             self.flows / 2,
             self.affinity,
             self.socket_peers,

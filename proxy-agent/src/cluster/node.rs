@@ -19,6 +19,8 @@ pub struct Node {
     pub name: CompactString,
     /// Its internal addresses, in the order given.
     pub addresses: Vec<IpAddr>,
+    /// Its external addresses, which a balancer in front of it may use.
+    pub external_addresses: Vec<IpAddr>,
     /// The ranges its pods take their addresses from.
     pub pod_cidrs: Vec<IpNet>,
     /// The zone it stands in.
@@ -31,19 +33,20 @@ pub struct Node {
 
 impl Node {
     pub(super) fn read(wire: &wire::Node, findings: &mut Findings) -> Self {
-        let mut addresses = Vec::new();
+        let (mut addresses, mut external_addresses) = (Vec::new(), Vec::new());
         let listed = wire
             .status
             .as_ref()
             .and_then(|status| status.addresses.as_deref())
             .unwrap_or_default();
-        for (i, entry) in listed
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.type_ == "InternalIP")
-        {
+        for (i, entry) in listed.iter().enumerate() {
+            let of_kind = match &*entry.type_ {
+                "InternalIP" => &mut addresses,
+                "ExternalIP" => &mut external_addresses,
+                _ => continue,
+            };
             match canonical_ip(&entry.address) {
-                Some(address) if !addresses.contains(&address) => addresses.push(address),
+                Some(address) if !of_kind.contains(&address) => of_kind.push(address),
                 Some(_) => {}
                 None => findings.add(|| {
                     format!(
@@ -69,6 +72,7 @@ impl Node {
         Self {
             name: wire.metadata.name.clone(),
             addresses,
+            external_addresses,
             pod_cidrs: read_nets(listed.unwrap_or_default(), "spec.podCIDRs", findings),
             zone: zone.filter(|zone| !zone.is_empty()),
             tunnel_mac: read_tunnel_mac(wire, findings),

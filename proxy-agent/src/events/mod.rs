@@ -38,6 +38,20 @@ pub struct Event {
 }
 
 impl Event {
+    /// A warning about a Node.
+    pub fn warning_of_node(name: &str, reason: &'static str, action: &'static str, note: String) -> Self {
+        Self {
+            type_: "Warning",
+            api_version: "v1",
+            kind: "Node",
+            namespace: String::new(),
+            name: name.to_owned(),
+            reason,
+            action,
+            note,
+        }
+    }
+
     /// A warning about a Service.
     pub fn warning_of_service(
         namespace: &str,

@@ -20,6 +20,8 @@ pub struct Own {
     bytes: Family<Label, Counter>,
     event_to_map: Histogram,
     conntrack_entries: Gauge,
+    conntrack_expired: Counter,
+    clients_at_share: Family<Label, Gauge>,
     services: Gauge,
     endpoints: Gauge,
     writes: Counter,
@@ -38,6 +40,8 @@ impl Own {
             // 16 µs to half a second, then it is late: what is applied in time is applied within milliseconds.
             event_to_map: Histogram::new(exponential_buckets(0.000_016, 2.0, 16).chain([1.0, 10.0, 60.0])),
             conntrack_entries: Gauge::default(),
+            conntrack_expired: Counter::default(),
+            clients_at_share: Family::default(),
             services: Gauge::default(),
             endpoints: Gauge::default(),
             writes: Counter::default(),
@@ -71,6 +75,16 @@ impl Own {
             "conntrack_entries",
             "Entries of the flow table, two for each flow",
             &families.conntrack_entries,
+        );
+        add.one(
+            "conntrack_expired",
+            "Entries of the tables that evict nothing, removed since they had expired",
+            &families.conntrack_expired,
+        );
+        add.one(
+            "clients_at_share",
+            "Clients that use all of their share of flows or source ports",
+            &families.clients_at_share,
         );
         add.one(
             "packets",
@@ -111,6 +125,18 @@ impl Own {
         if name == "flows" {
             self.conntrack_entries.set(entries.cast_signed());
         }
+    }
+
+    /// A pass over the flows removed so many entries.
+    pub fn expired(&self, entries: u64) {
+        self.conntrack_expired.inc_by(entries);
+    }
+
+    /// So many clients use all of a share.
+    pub fn at_share(&self, kind: &'static str, clients: usize) {
+        self.clients_at_share
+            .get_or_create(&[("share", kind)])
+            .set(clients as i64);
     }
 
     /// What was counted for a reason.

@@ -40,6 +40,11 @@ impl NodeAddresses {
                     .map(|address| address.ip),
             );
         }
+        // Addresses that no interface has, and a route makes the node's.
+        let local = links
+            .local_ranges()
+            .filter(|range| range.prefix_len() == range.max_prefix_len());
+        all.extend(local.map(|range| range.addr()).filter(|ip| !ip.is_loopback()));
         all.sort_unstable();
         all.dedup();
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::link::{Address, Link};
@@ -51,6 +51,7 @@ pub struct Links {
     by_index: BTreeMap<u32, Link>,
     addresses: BTreeMap<u32, Vec<Address>>,
     default_routes: BTreeSet<DefaultRoute>,
+    local_ranges: BTreeSet<IpNet>,
 }
 
 impl Links {
@@ -83,6 +84,18 @@ impl Links {
     /// The interfaces that default routes of either family lead to.
     pub fn default_interfaces(&self) -> BTreeSet<u32> {
         self.default_routes.iter().map(|route| route.interface).collect()
+    }
+
+    /// Whether several interfaces have default routes of IPv4 with the same metric.
+    pub fn has_equal_default_routes(&self) -> bool {
+        let v4 = || self.default_routes.iter().filter(|route| !route.ipv6);
+        v4().any(|one| v4().any(|other| other.interface != one.interface && other.metric == one.metric))
+    }
+
+    /// Ranges and addresses that are the node's own by a route of the table `local` which the kernel did not make for an
+    /// address of an interface.
+    pub fn local_ranges(&self) -> impl Iterator<Item = IpNet> {
+        self.local_ranges.iter().copied()
     }
 
     /// Adds a link, or replaces it.
@@ -130,12 +143,19 @@ impl Links {
     }
 
     fn take_route(&mut self, message: &RouteMessage, present: bool, change: &mut Change) {
-        if !netlink::is_main_table(message) {
-            return;
-        }
         let Some(prefix) = netlink::prefix(message) else {
             return;
         };
+        if is_local(message) {
+            change.addresses |= if present {
+                self.local_ranges.insert(prefix)
+            } else {
+                self.local_ranges.remove(&prefix)
+            };
+        }
+        if !netlink::is_main_table(message) {
+            return;
+        }
         if prefix.prefix_len() > 0 {
             change.routes.insert(prefix);
             return;
@@ -178,12 +198,17 @@ impl Links {
         }
     }
 
-    /// Replaces the default routes by those among `routes`.
+    /// Replaces the default routes, and the local ones, by those among `routes`.
     pub(super) fn set_default_routes<'a>(
         &mut self,
         routes: impl IntoIterator<Item = &'a RouteMessage>,
         change: &mut Change,
     ) {
+        let routes: Vec<_> = routes.into_iter().collect();
+        let local = routes.iter().filter(|message| is_local(message));
+        let local = local.filter_map(|message| netlink::prefix(message)).collect();
+        change.addresses |= self.local_ranges != local;
+        self.local_ranges = local;
         let routes = routes
             .into_iter()
             .filter(|message| netlink::is_main_table(message));
@@ -219,6 +244,7 @@ impl Links {
             .iter()
             .any(|index| public(self, *index) != public(&dumped, *index));
         change.default_routes |= self.default_routes != dumped.default_routes;
+        change.addresses |= self.local_ranges != dumped.local_ranges;
         *self = dumped;
     }
 
@@ -247,6 +273,14 @@ fn is_same(a: &Address, b: &Address) -> bool {
 }
 
 /// The default routes a message describes: one for each next hop.
+/// Whether a route makes addresses the node's own that no interface has.
+fn is_local(message: &RouteMessage) -> bool {
+    let header = &message.header;
+    header.table == libc::RT_TABLE_LOCAL
+        && header.kind == RouteType::Local
+        && header.protocol != RouteProtocol::Kernel
+}
+
 fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
     if message.header.kind != RouteType::Unicast {
         return Vec::new();

@@ -29,7 +29,7 @@ pub mod pods;
 pub mod roles;
 mod route;
 mod sys;
-mod sysctl;
+pub mod sysctl;
 
 pub use addresses::NodeAddresses;
 pub use cookie::own_netns_cookie;

@@ -64,6 +64,17 @@ impl Setting<'_> {
     }
 }
 
+/// Whether a device has strict reverse-path filtering: the greater of its own setting and of `all` counts
+/// (`Documentation/networking/ip-sysctl.rst`).
+pub fn is_strict(device: &str) -> bool {
+    let of = |device: &str| {
+        let path = ROOT.join("ipv4/conf").join(device).join("rp_filter");
+        let text = fs::read_to_string(path).ok();
+        text.and_then(|text| text.trim_end().parse::<u8>().ok())
+    };
+    of(device).max(of("all")) == Some(1)
+}
+
 /// Whether this kernel does IPv6 at all.
 pub fn has_ipv6() -> bool {
     Path::new(USUAL).join("ipv6").exists()

@@ -66,6 +66,9 @@ impl Bench {
             host_device: 1,
             masquerade_first: 61_000,
             masquerade_count: 1000,
+            connection_share: 100,
+            stream_share: 100,
+            unanswered_share: 1000,
             ..Config::default()
         };
         config.service_range[0] = ip("10.96.0.0");

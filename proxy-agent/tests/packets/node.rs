@@ -1,6 +1,6 @@
 //! A node whose tables the real planner and programmer fill from objects, and whose programs run over single packets.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::Instant;
@@ -44,6 +44,8 @@ impl Node {
             "link set lo up",
             "link add uplink0 type veth peer name other0",
             "link set other0 up",
+            // Where frames are addressed to.
+            "link set uplink0 address 02:00:00:00:00:01",
             "link set uplink0 up",
             "addr add 192.168.50.11/24 dev uplink0",
             "-6 addr add fd00:50::11/64 dev uplink0 nodad",
@@ -75,6 +77,9 @@ impl Node {
             host_device: 1,
             masquerade_first: 61_000,
             masquerade_count: 4000,
+            connection_share: flows / 8,
+            stream_share: flows / 32,
+            unanswered_share: 1000,
             flags: ConfigFlags::STRAY_ADDRESSES,
             ..Config::default()
         };
@@ -91,7 +96,7 @@ impl Node {
             datapath.pod_ranges.set(&key, &1).expect("a pod range");
         }
         let mut programmer = Programmer::new(datapath, Limits { max: sizes });
-        programmer.set_node_addresses(&NODE.map(ip), HashSet::new());
+        programmer.set_node_addresses(&NODE.map(ip), HashMap::new());
         let context = NodeContext {
             name: "n1".into(),
             node_port_addresses: NODE

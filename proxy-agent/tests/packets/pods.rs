@@ -32,6 +32,9 @@ pub fn add_pod(node: &Node, addresses: [&str; 2]) {
     let datapath = node.programmer.store();
     let mut config = datapath.config.get(0).expect("a configuration");
     config.flags |= ConfigFlags::MASQUERADE_PODS;
+    (config.own_range[0], config.own_mask[0]) =
+        (ip("10.244.1.0"), ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00"));
+    (config.own_range[1], config.own_mask[1]) = (ip("fd00:244:1::"), ip("ffff:ffff:ffff:ffff::"));
     datapath.config.set(0, &config);
     let pod = Pod {
         interface: node.uplink,
@@ -203,6 +206,8 @@ fn what_need_not_be_masqueraded_is_not() {
             }
         }
         // Who came to the pod by its own address is answered by it.
+        let request = between(outside, pod, protocol::TCP, 2, b"");
+        assert_eq!(node.run("from_uplink", &request), (PASS, request.clone()));
         let answer = between(pod, outside, protocol::TCP, 0x12, b"");
         assert_eq!(node.run("to_uplink", &answer), (PASS, answer.clone()));
         let request = between(outside, pod, protocol::UDP, 0, b"hello");

@@ -44,6 +44,16 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         })
     }
 
+    /// The same map once more, for another thread.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: self.fd.try_clone()?,
+            capacity: self.capacity,
+            writes: Cell::new(0),
+            types: PhantomData,
+        })
+    }
+
     /// How many elements fit.
     pub fn capacity(&self) -> u32 {
         self.capacity

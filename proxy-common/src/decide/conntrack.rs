@@ -4,15 +4,22 @@
 //!
 //! | state | entries lie in | until |
 //! |---|---|---|
-//! | opening: not answered, or TCP within its handshake | `NEW_FLOWS` | both sides have spoken |
-//! | confirmed | `FLOWS` | a RST, or a FIN from both sides |
+//! | opening: TCP within its handshake, datagrams that are no stream yet | `NEW_FLOWS` | the flow is proven |
+//! | confirmed | `FLOWS`, `STREAMS`; `NEW_FLOWS` beyond a client's share | a RST, a FIN from both sides, its lifetime ends |
 //! | closed | `NEW_FLOWS` | its source port is wanted, or its lifetime ends |
 //!
-//! Nothing scans the tables. An entry that was idle for longer than its state allows is not believed any more, and the
-//! one that was used least recently is given up where there is no room.
+//! TCP is proven by an acknowledgement of the SYN,ACK's sequence number, which a forger of the client's address has not
+//! seen. Datagrams are proven as in netfilter: a packet follows in a later tick than the first reply.
+//!
+//! A RST counts only near the sequence number that its receiver acknowledged last (RFC 5961 §3), and what follows it opens
+//! the flow again. So a forged one costs an idle connection nothing.
+//!
+//! An entry that was idle for longer than its state allows is not believed any more. The agent removes such entries from
+//! the tables that evict nothing.
 
 use super::{Tables, Work};
-use crate::maps::{Config, Flow, FlowState};
+use crate::Ip;
+use crate::maps::{Config, Flow, FlowKey, FlowState};
 use crate::packet::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::protocol;
 
@@ -37,27 +44,124 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
 #[inline(always)]
 pub fn is_expired(config: &Config, flow: &Flow, protocol: u8, now: u32) -> bool {
     let lifetime = config.lifetimes[flow.state().lifetime(protocol) as usize];
-    lifetime != 0 && now.wrapping_sub(flow.seen) > lifetime
+    lifetime != 0 && age(now, flow.seen) > lifetime
+}
+
+/// Ticks since `seen`; 0 if another CPU has noted a later tick than `now` meanwhile.
+#[inline(always)]
+pub const fn age(now: u32, seen: u32) -> u32 {
+    let age = now.wrapping_sub(seen);
+    if age > u32::MAX / 2 { 0 } else { age }
 }
 
 /// Forgets both entries of the packet's flow.
 #[inline(always)]
 pub fn forget<T: Tables>(tables: &T, work: &mut Work) {
-    let confirmed = work.flow.state().has(FlowState::CONFIRMED);
-    work.reply_key = work.flow.reply_key(&work.key);
-    tables.forget_flow(&work.key, confirmed);
-    tables.forget_flow(&work.reply_key, confirmed);
+    let is_protected = work.flow.state().is_protected();
+    work.flow.reply_key_into(&work.key, &mut work.reply_key);
+    tables.forget_flow(&work.key, is_protected);
+    tables.forget_flow(&work.reply_key, is_protected);
+    if is_protected {
+        tables.return_share(&client_of(tables, &work.key, &work.flow), work.key.protocol);
+    }
+}
+
+/// The side that began the flow, as shares are counted.
+#[inline(always)]
+pub fn client_of<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Ip {
+    let client = if flow.is_reply == 0 { key.src } else { flow.dst };
+    if client.is_v4() || tables.is_own_pod(&client) {
+        client
+    } else {
+        client.site()
+    }
 }
 
 /// Takes note of a packet of a known flow.
 #[inline(always)]
 pub fn advance<T: Tables>(tables: &T, work: &mut Work) {
-    let old = work.flow.state;
-    let new = next(old, &work.headers, work.flow.is_reply != 0);
+    work.unsettled = 0;
+    note(tables, work);
+    if work.unsettled != 0 {
+        tables.settle(work);
+    }
+}
+
+/// Writes the packet into the flow's entries. What is left to [`settle`] stands in [`Work::unsettled`].
+// A function of its own for the kernel: inlined wherever it is needed, its copies would not fit on a program's stack.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn note<T: Tables>(tables: &T, work: &mut Work) {
     let now = tables.now();
-    if new == old && work.flow.seen == now {
+    let is_later = work.flow.seen != now;
+    let Work {
+        headers,
+        key,
+        flow,
+        reply_key,
+        reply,
+        unsettled,
+        ..
+    } = work;
+    let old = flow.state;
+    let new = next(flow, headers, is_later);
+    let is_confirmed = FlowState(new).has(FlowState::CONFIRMED);
+    let mut sequence = flow.sequence;
+    if headers.is_opening_answer() && flow.is_reply != 0 && !is_confirmed {
+        sequence = headers.sequence.wrapping_add(1);
+    }
+    if new == old && !is_later && sequence == flow.sequence {
         return;
     }
+    flow.seen = now;
+    flow.state = new;
+    flow.sequence = sequence;
+    flow.reply_into(key, reply_key, reply);
+    let acknowledges = headers.has_tcp_flag(TCP_ACK);
+    if is_confirmed && acknowledges {
+        reply.sequence = headers.acknowledgement;
+    }
+    let moves = (new ^ old) & (FlowState::CONFIRMED | FlowState::CLOSED) != 0;
+    if moves || FlowState(new).has(FlowState::EVICTABLE) {
+        if is_confirmed && moves && acknowledges {
+            flow.sequence = headers.sequence;
+        }
+        *unsettled = u32::from(old) | Work::MOVES;
+        return;
+    }
+    // The same for both entries, but for the sequence; one that was lost meanwhile is written again.
+    let noted = reply.sequence;
+    if !tables.touch_flow(key, now, new, 0) {
+        tables.replace_flow(key, flow);
+    }
+    if !tables.touch_flow(reply_key, now, new, noted) {
+        tables.replace_flow(reply_key, reply);
+    }
+    if (new & !old) & FlowState::ANSWERED != 0 && !reply.src.same(&reply_key.src) {
+        *unsettled = Work::ANSWERED;
+    }
+}
+
+/// Does what [`advance`] has left: moves a flow to the table of its state, or notes that its client has a reply.
+#[inline(always)]
+pub fn settle<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
+    if work.unsettled & Work::MOVES != 0 {
+        relocate(tables, config, work);
+    } else if work.unsettled & Work::ANSWERED != 0 {
+        let client = client_of(tables, &work.key, &work.flow);
+        tables.note_answered(&client);
+    }
+    work.unsettled = 0;
+}
+
+/// Moves both entries of a flow to the table that its new state belongs to.
+///
+/// They are first there, then no more here: no packet finds neither. What is confirmed and finds no room, or whose client
+/// has used up its share, stays where the kernel may evict it.
+#[inline(always)]
+fn relocate<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
+    let was_protected = FlowState(work.unsettled as u8).is_protected();
+    let client = client_of(tables, &work.key, &work.flow);
     let Work {
         key,
         flow,
@@ -65,40 +169,63 @@ pub fn advance<T: Tables>(tables: &T, work: &mut Work) {
         reply,
         ..
     } = work;
-    flow.seen = now;
-    flow.state = new;
-    *reply_key = flow.reply_key(key);
-    *reply = flow.reply(key);
-    if (new ^ old) & FlowState::CONFIRMED == 0 {
-        // The same for both entries; one that was evicted meanwhile is written again.
-        if !tables.touch_flow(key, now, new) {
-            tables.replace_flow(key, flow);
+    flow.state &= !FlowState::EVICTABLE;
+    reply.state = flow.state;
+    let mut is_protected = flow.state().is_protected();
+    if is_protected && !was_protected {
+        is_protected = tables.take_share(config, &client, key.protocol);
+        if is_protected && !(tables.replace_flow(key, flow) && tables.replace_flow(reply_key, reply)) {
+            tables.forget_flow(key, true);
+            tables.forget_flow(reply_key, true);
+            tables.return_share(&client, key.protocol);
+            is_protected = false;
         }
-        if !tables.touch_flow(reply_key, now, new) {
-            tables.replace_flow(reply_key, reply);
+        if !is_protected {
+            flow.state |= FlowState::EVICTABLE;
+            reply.state = flow.state;
         }
-        return;
     }
-    // First there, then not here any more: no packet finds neither.
-    tables.replace_flow(key, flow);
-    tables.replace_flow(reply_key, reply);
-    let confirmed = FlowState(old).has(FlowState::CONFIRMED);
-    tables.forget_flow(key, confirmed);
-    tables.forget_flow(reply_key, confirmed);
+    if !is_protected {
+        tables.replace_flow(key, flow);
+        tables.replace_flow(reply_key, reply);
+    }
+    if is_protected != was_protected {
+        tables.forget_flow(key, was_protected);
+        tables.forget_flow(reply_key, was_protected);
+        if was_protected {
+            tables.return_share(&client, key.protocol);
+        }
+    }
 }
 
-/// The state after a packet.
+/// The state after a packet. `is_later` says that it is the first of its tick.
 #[inline(always)]
-const fn next(old: u8, headers: &Headers, is_reply: bool) -> u8 {
+const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
+    let old = flow.state;
+    let is_reply = flow.is_reply != 0;
+    if headers.protocol != protocol::TCP {
+        return next_of_datagrams(old, headers.protocol, is_reply, is_later);
+    }
+    let acknowledges = headers.detail & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK;
     if FlowState(old).has(FlowState::CLOSED) {
+        if FlowState(old).has(FlowState::RESET) && acknowledges && headers.detail & TCP_FIN == 0 {
+            return (old & !(FlowState::CLOSED | FlowState::RESET | FlowState::EVICTABLE))
+                | FlowState::CONFIRMED;
+        }
         return old;
+    }
+    if headers.detail & TCP_RST != 0 {
+        if !FlowState(old).has(FlowState::CONFIRMED) {
+            return old | FlowState::CLOSED;
+        }
+        if !is_near(headers.sequence, flow.sequence) {
+            return old;
+        }
+        return (old | FlowState::CLOSED | FlowState::RESET) & !(FlowState::CONFIRMED | FlowState::EVICTABLE);
     }
     let mut new = old;
     if is_reply {
         new |= FlowState::ANSWERED;
-    }
-    if headers.protocol != protocol::TCP {
-        return if is_reply { new | FlowState::CONFIRMED } else { new };
     }
     if headers.detail & TCP_FIN != 0 {
         new |= if is_reply {
@@ -108,14 +235,54 @@ const fn next(old: u8, headers: &Headers, is_reply: bool) -> u8 {
         };
     }
     let both_done = FlowState::CLIENT_DONE | FlowState::BACKEND_DONE;
-    if headers.detail & TCP_RST != 0 || new & both_done == both_done {
-        return (new | FlowState::CLOSED) & !FlowState::CONFIRMED;
+    if new & both_done == both_done {
+        return (new | FlowState::CLOSED) & !(FlowState::CONFIRMED | FlowState::EVICTABLE);
     }
-    let acknowledges = headers.detail & (TCP_SYN | TCP_ACK) == TCP_ACK;
-    if !is_reply && acknowledges && new & FlowState::ANSWERED != 0 {
+    if !is_reply
+        && acknowledges
+        && FlowState(new).has(FlowState::ANSWERED)
+        && is_completing(headers.acknowledgement, flow.sequence)
+    {
         new |= FlowState::CONFIRMED;
     }
     new
+}
+
+/// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its reply is a stream.
+/// An SCTP association is proven by its first reply, since an INIT ACK carries a cookie that only a real client returns.
+#[inline(always)]
+const fn next_of_datagrams(old: u8, protocol: u8, is_reply: bool, is_later: bool) -> u8 {
+    let mut new = old;
+    if is_reply {
+        new |= FlowState::ANSWERED;
+    }
+    let is_proven = if protocol == protocol::SCTP {
+        !is_reply && FlowState(old).has(FlowState::ANSWERED)
+    } else {
+        is_later && FlowState(old).has(FlowState::ANSWERED)
+    };
+    if is_proven {
+        new | FlowState::CONFIRMED
+    } else {
+        new
+    }
+}
+
+/// Whether a number acknowledges a SYN,ACK. A server may send data with it (RFC 7413), whose length is not known here. Of a
+/// connection that was under way when its flow began no SYN,ACK is known.
+#[inline(always)]
+const fn is_completing(acknowledgement: u32, expected: u32) -> bool {
+    const DATA_AT_MOST: u32 = 1 << 16;
+    expected == 0 || acknowledgement.wrapping_sub(expected) < DATA_AT_MOST
+}
+
+/// Whether a RST stands where its receiver may expect it: at what it acknowledged last or, since that is noted once a tick,
+/// not much further. What is not known counts as near.
+#[inline(always)]
+const fn is_near(sequence: u32, expected: u32) -> bool {
+    /// What a connection may have carried since the last note: 16 MiB.
+    const REACH: u32 = 1 << 24;
+    expected == 0 || sequence.wrapping_sub(expected) < REACH
 }
 
 #[cfg(test)]
@@ -123,14 +290,20 @@ mod tests {
     use super::*;
     use crate::maps::Lifetime;
 
-    fn after(packets: &[(bool, u8)], protocol: u8) -> Lifetime {
-        let mut state = 0;
+    /// The state of a flow after packets, one in each tick; the server's first sequence number is 100.
+    fn state_after(packets: &[(bool, u8)], protocol: u8) -> FlowState {
+        let mut flow = Flow::EMPTY;
         for (is_reply, flags) in packets {
             let mut headers = crate::decide::testing::packet(protocol, ("10.0.0.1", 1), ("10.0.0.2", 2));
             headers.detail = *flags;
-            state = next(state, &headers, *is_reply);
+            flow.is_reply = u8::from(*is_reply);
+            flow.state = next(&flow, &headers, true);
         }
-        FlowState(state).lifetime(protocol)
+        flow.state()
+    }
+
+    fn after(packets: &[(bool, u8)], protocol: u8) -> Lifetime {
+        state_after(packets, protocol).lifetime(protocol)
     }
 
     #[test]
@@ -157,19 +330,84 @@ mod tests {
                 Lifetime::Closed,
             ),
             (&[syn, rst], Lifetime::Closed),
-            (&[syn, syn_ack, client, (false, TCP_RST)], Lifetime::Closed),
+            (&[syn, syn_ack, client, (false, TCP_RST)], Lifetime::Open),
+            (
+                &[syn, syn_ack, client, client_fin, (false, TCP_RST)],
+                Lifetime::Open,
+            ),
         ] {
             assert_eq!(after(packets, protocol::TCP), lifetime, "{packets:?}");
         }
     }
 
     #[test]
-    fn datagrams_are_confirmed_by_an_answer() {
+    fn a_rst_ends_a_connection_until_something_follows() {
+        let (syn, syn_ack, ack) = ((false, TCP_SYN), (true, TCP_SYN | TCP_ACK), (false, TCP_ACK));
+        let reset = [syn, syn_ack, ack, (true, TCP_RST)];
+        let state = state_after(&reset, protocol::TCP);
+        assert!(state.has(FlowState::CLOSED) && state.has(FlowState::RESET) && !state.is_protected());
+        for follows in [(false, TCP_ACK), (true, TCP_ACK)] {
+            let state = state_after(&[&reset[..], &[follows]].concat(), protocol::TCP);
+            assert!(state.is_protected() && !state.has(FlowState::CLOSED | FlowState::RESET));
+        }
+        for follows in [
+            (false, TCP_SYN),
+            (true, TCP_RST),
+            (true, TCP_RST | TCP_ACK),
+            (true, TCP_SYN | TCP_ACK),
+        ] {
+            let state = state_after(&[&reset[..], &[follows]].concat(), protocol::TCP);
+            assert!(state.has(FlowState::CLOSED), "{follows:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_tcp_prove_a_handshake_and_a_rst() {
+        for (acknowledged, proven) in [
+            (101, true),
+            (101 + 14_600, true),
+            (100, false),
+            (0, false),
+            (1 << 31, false),
+        ] {
+            assert_eq!(is_completing(acknowledged, 101), proven, "{acknowledged}");
+        }
+        assert!(is_completing(5, 0), "of a connection under way");
+        for (sequence, is_taken) in [
+            (500, true),
+            (500 + (1 << 20), true),
+            (499, false),
+            (0x1234_5678, false),
+        ] {
+            assert_eq!(is_near(sequence, 500), is_taken, "{sequence}");
+        }
+        assert!(is_near(7, u32::MAX - 7), "numbers begin again at 0");
+    }
+
+    #[test]
+    fn datagrams_are_a_stream_once_they_go_on_after_a_reply() {
+        let datagram = (false, 0);
+        let reply = (true, 0);
+        for (packets, lifetime) in [
+            (&[datagram, datagram][..], Lifetime::Datagram),
+            (&[datagram, reply], Lifetime::Datagram),
+            (&[datagram, reply, datagram], Lifetime::Stream),
+            (&[datagram, reply, reply], Lifetime::Stream),
+        ] {
+            assert_eq!(after(packets, protocol::UDP), lifetime, "{packets:?}");
+        }
         assert_eq!(
-            after(&[(false, 0), (false, 0)], protocol::UDP),
-            Lifetime::Datagram
+            after(&[datagram, reply, datagram], protocol::SCTP),
+            Lifetime::Open
         );
-        assert_eq!(after(&[(false, 0), (true, 0)], protocol::UDP), Lifetime::Stream);
-        assert_eq!(after(&[(false, 0), (true, 0)], protocol::SCTP), Lifetime::Open);
+        // Both within one tick: a question and its reply.
+        let once = next_of_datagrams(FlowState::ANSWERED, protocol::UDP, true, false);
+        assert!(!FlowState(once).has(FlowState::CONFIRMED));
+    }
+
+    #[test]
+    fn a_clock_that_another_cpu_reads_earlier_ages_nothing() {
+        assert_eq!((age(7, 5), age(5, 5), age(5, 6)), (2, 0, 0));
+        assert_eq!(age(3, u32::MAX), 4);
     }
 }

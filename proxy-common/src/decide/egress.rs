@@ -7,9 +7,9 @@
 //! So netfilter meets either direction with the pod's own address.
 //!
 //! The world outside is everything but ranges of pods, ranges that the operator names, and what is no single host that
-//! packets are forwarded to. Only what *begins* a conversation is masqueraded. A connection under way that no entry is known
-//! of was made from outside to the pod itself, which other nodes may do, and goes on as it is. Of datagrams nothing but
-//! an entry could tell, so those from outside to a pod leave one, see [`note_direct`].
+//! packets are forwarded to. What comes from outside to a pod's own address, which other nodes may do, leaves an entry, see
+//! [`note_direct`]; its replies go on as they are. Everything else is masqueraded, a connection under way included whose
+//! entry is gone: its source port is a hash, and so comes out the same. Nothing leaves with the address of a pod.
 
 use super::conntrack::{advance, find, forget};
 use super::decision::{Decision, Entry};
@@ -17,9 +17,9 @@ use super::packet::is_error_of_a_flow;
 use super::select::Selected;
 use super::translate::begin;
 use super::{Tables, Work, fragment};
+use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, InUse, RangeFlags, Reason};
-use crate::packet::Packet;
-use crate::{Ip, protocol};
+use crate::packet::{Headers, Packet};
 
 /// Whether what leaves by an uplink has to be looked at: not before there are answers of the node's to translate, or pods
 /// of ours to masquerade.
@@ -48,11 +48,14 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     fragment::complete(tables, work);
     let headers = &work.headers;
     let is_under_way = headers.has_connections() && !headers.is_opening();
-    // The look-ups that spare others come first: most packets are the node's own, or go to another pod.
+    // The look-ups that spare others come first: most packets are the node's own, or go to another pod. Of a connection to
+    // what is surely no pod the flow is mostly known, and nothing else has to be.
+    let is_likely = is_under_way && !config.may_be_pod(&headers.dst);
     let may_be_masqueraded = masquerades(tables, config)
         && !config.is_node_address(&headers.src)
         && !config.is_tunnel_address(&headers.src)
-        && (is_under_way || (!config.is_service_address(&headers.dst) && is_outside(tables, &headers.dst)));
+        && !config.is_service_address(&headers.dst)
+        && (is_likely || is_outside(tables, &headers.dst));
     if !may_be_masqueraded && config.node_answers_outside == 0 {
         return PASS;
     }
@@ -77,7 +80,10 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
             reason = Reason::Moved;
         }
     }
-    if !may_be_masqueraded || is_under_way || !tables.is_own_pod(&work.headers.src) {
+    if !may_be_masqueraded
+        || !tables.is_own_pod(&work.headers.src)
+        || (is_likely && !is_outside(tables, &work.headers.dst))
+    {
         return PASS;
     }
     let headers = &work.headers;
@@ -90,7 +96,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         return PASS;
     }
     if !headers.has_flow() {
-        return if headers.is_balanced() {
+        return if headers.is_balanced() || headers.is_lost_fragment() {
             Decision::Drop(Reason::FragmentBeforeFirst)
         } else {
             PASS
@@ -104,11 +110,26 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     decision
 }
 
+/// Decides about a packet that leaves by an uplink and has no headers that could be translated: a pod's own address must not
+/// leave in it either.
+#[inline(always)]
+pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) -> Decision {
+    let is_refused = tables.config().is_some_and(|config| masquerades(tables, config))
+        && !headers.src.is_unspecified()
+        && tables.is_own_pod(&headers.src)
+        && is_outside(tables, &headers.dst);
+    if is_refused {
+        Decision::Drop(Reason::NotMasqueraded)
+    } else {
+        Decision::Pass(reason)
+    }
+}
+
 /// Whether an address is one of the world outside, where pods are not known by their own.
 #[inline(always)]
 fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
     address.is_one_host()
-        && !address.is_link_local()
+        && !(address.is_link_local() && !address.is_v4())
         && !tables
             .range(address)
             .has(RangeFlags::PODS | RangeFlags::NO_MASQUERADE)
@@ -125,12 +146,12 @@ fn stands(config: &Config, work: &Work) -> bool {
     config.is_node_address(&flow.src) || config.is_tunnel_address(&flow.src)
 }
 
-/// Notes a datagram that came from outside to a pod itself, so that the answer is not taken for the first packet of a
-/// flow of the pod's, which would be masqueraded.
+/// Notes a datagram or a connection that came from outside to a pod itself, so that the reply is not taken for the first
+/// packet of a flow of the pod's, which would be masqueraded. A connection has both entries, since its handshake is followed.
 #[inline(always)]
 pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     let headers = &work.headers;
-    if headers.protocol != protocol::UDP
+    if !headers.is_balanced()
         || !headers.has_ports
         || !masquerades(tables, config)
         || config.is_node_address(&headers.dst)
@@ -148,7 +169,7 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     let now = tables.now();
     if tables.flow(&work.reply_key, &mut work.found) {
         if work.found.backend == Flow::DIRECT && work.found.seen != now {
-            let _ = tables.touch_flow(&work.reply_key, now, 0);
+            let _ = tables.touch_flow(&work.reply_key, now, 0, 0);
         }
         return;
     }
@@ -164,9 +185,13 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     flow.generation = 0;
     flow.service = 0;
     flow.seen = now;
+    flow.sequence = 0;
     flow.deliver = Deliver::Stack as u8;
     flow.reply_deliver = Deliver::Stack as u8;
     flow.is_reply = 1;
     flow.state = 0;
-    tables.insert_flow(&work.reply_key, &work.flow);
+    if tables.insert_flow(&work.reply_key, &work.flow) && work.headers.has_connections() {
+        work.reply = work.flow.reply(&work.reply_key);
+        tables.replace_flow(&work.key, &work.reply);
+    }
 }

@@ -5,17 +5,19 @@
 //! virtual address.
 
 use super::{Tables, Work};
-use crate::Port;
 use crate::maps::{FragmentKey, FragmentPorts};
+use crate::packet::is_extension;
 
 /// Fills in the ports of a later fragment, if its first was seen.
 #[inline(always)]
 pub fn complete<T: Tables>(tables: &T, work: &mut Work) {
     let headers = &work.headers;
-    if headers.is_fragment && headers.l4 == 0 && (headers.is_balanced() || headers.is_icmp()) {
+    // Behind an IPv6 fragment header a later fragment names the next extension header, if there is one.
+    let may_follow = headers.is_balanced() || headers.is_icmp() || is_extension(headers.protocol);
+    if headers.is_fragment && headers.l4 == 0 && may_follow {
         let key = key_of(work);
-        if let Some(FragmentPorts { sport, dport }) = tables.fragment(&key) {
-            set_ports(work, sport, dport);
+        if let Some(ports) = tables.fragment(&key) {
+            set_ports(work, &ports);
         }
     }
 }
@@ -28,18 +30,23 @@ pub fn note<T: Tables>(tables: &T, work: &Work) {
         let ports = FragmentPorts {
             sport: headers.sport,
             dport: headers.dport,
+            protocol: headers.protocol,
+            reserved: 0,
+            reserved2: 0,
         };
         tables.replace_fragment(&key_of(work), &ports);
     }
 }
 
 #[inline(always)]
-const fn set_ports(work: &mut Work, sport: Port, dport: Port) {
-    work.headers.sport = sport;
-    work.headers.dport = dport;
+const fn set_ports(work: &mut Work, ports: &FragmentPorts) {
+    work.headers.sport = ports.sport;
+    work.headers.dport = ports.dport;
+    work.headers.protocol = ports.protocol;
     work.headers.has_ports = true;
-    work.key.sport = sport;
-    work.key.dport = dport;
+    work.key.sport = ports.sport;
+    work.key.dport = ports.dport;
+    work.key.protocol = ports.protocol;
 }
 
 #[inline(always)]
@@ -49,7 +56,8 @@ const fn key_of(work: &Work) -> FragmentKey {
         src: headers.src,
         dst: headers.dst,
         id: headers.fragment_id,
-        protocol: headers.protocol,
-        reserved: [0; 3],
+        protocol: if headers.src.is_v4() { headers.protocol } else { 0 },
+        reserved: 0,
+        reserved2: 0,
     }
 }

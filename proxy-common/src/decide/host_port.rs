@@ -6,7 +6,9 @@
 
 use super::select::Selected;
 use super::{Tables, Work};
-use crate::maps::{Config, ConfigFlags, Flow, FrontendFlags, FrontendKind, HostPort, HostPortKey, InUse};
+use crate::maps::{
+    Config, ConfigFlags, Flow, FrontendFlags, FrontendKind, HostPort, HostPortKey, InUse, RangeFlags,
+};
 use crate::{Ip, Port};
 
 /// Finds where a port at an address leads to. An address of the loopback counts as the node's: who may mean that is for the
@@ -23,6 +25,14 @@ pub fn find<T: Tables>(
     if !tables.is_in_use(InUse::HOST_PORTS) || address.same(&address.unspecified_of_family()) {
         return None;
     }
+    // A pod names the address of its port. What the node does not hold is not for it to take.
+    let is_node = config.is_node_address(address)
+        || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(address).is_node())
+        || address.is_loopback()
+        || (config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL));
+    if !is_node {
+        return None;
+    }
     let mut key = HostPortKey {
         address: *address,
         port,
@@ -31,12 +41,6 @@ pub fn find<T: Tables>(
     };
     if let Some(found) = tables.host_port(&key) {
         return Some(selected(&found));
-    }
-    let is_node = config.is_node_address(address)
-        || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(address).is_node())
-        || address.is_loopback();
-    if !is_node {
-        return None;
     }
     key.address = address.unspecified_of_family();
     tables.host_port(&key).map(|found| selected(&found))

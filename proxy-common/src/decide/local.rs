@@ -38,36 +38,49 @@ pub enum Way {
 /// out of the pod at `interface`.
 #[inline(always)]
 pub fn shorten<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_translated: bool) -> Way {
-    if work.headers.ttl <= 1 || work.headers.is_icmp_error() {
+    if !leads_to_pod(tables, work, interface, is_translated) {
         return Way::Stack;
     }
+    if !is_translated && is_answer(tables, work) {
+        return Way::PodAnswer;
+    }
+    Way::Pod
+}
+
+/// Whether the short way leads to a pod, which [`Work::receiver`] is then.
+#[inline(always)]
+pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_translated: bool) -> bool {
+    if work.headers.ttl <= 1 || work.headers.is_icmp_error() {
+        return false;
+    }
     if is_translated && !matches!(Deliver::from_number(work.flow.deliver), Deliver::Stack) {
-        return Way::Stack;
+        return false;
     }
     let Work { headers, flow, .. } = &*work;
     let to = if is_translated { &flow.dst } else { &headers.dst };
     let (Some(receiver), Some(sender)) = (unlimited(tables, to), unlimited(tables, &headers.src)) else {
-        return Way::Stack;
+        return false;
     };
     // A pod that sends to itself by way of the node does not expect its own frames.
     if sender.interface != interface || receiver.interface == interface {
-        return Way::Stack;
+        return false;
     }
     work.receiver = receiver;
-    let mut way = Way::Pod;
-    if !is_translated {
-        // The receiver's own program would see an answer to a translated flow only now.
-        fragment::complete(tables, work);
-        let Some(config) = tables.config() else {
-            return Way::Stack;
-        };
-        if answers(tables, config, work) {
-            way = Way::PodAnswer;
-        }
-    }
     // In the working memory only: the next packet of the flow may have to take the other way.
     work.flow.deliver = Deliver::Pod as u8;
-    way
+    true
+}
+
+/// Whether a packet that goes to a pod as it is answers to a translated flow, which the receiver's own program would see only
+/// later.
+#[inline(always)]
+pub fn is_answer<T: Tables>(tables: &T, work: &mut Work) -> bool {
+    fragment::complete(tables, work);
+    let is_answer = tables
+        .config()
+        .is_some_and(|config| answers(tables, config, work));
+    work.flow.deliver = Deliver::Pod as u8;
+    is_answer
 }
 
 /// The pod of this node that has the address, if it can do without the stack.

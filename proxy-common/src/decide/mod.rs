@@ -6,7 +6,8 @@
 //! remembered and how they end, `fragment` where later fragments get their ports from, `related` what becomes of ICMP
 //! errors, [`sender`] what a pod may send at all, [`socket`] the decision of the socket hooks.
 
-mod conntrack;
+pub mod admission;
+pub mod conntrack;
 pub mod decision;
 pub mod egress;
 mod fragment;
@@ -18,7 +19,9 @@ pub mod select;
 pub mod sender;
 pub mod socket;
 mod translate;
+pub mod tunnel;
 
+pub use conntrack::settle;
 pub use egress::note_direct;
 pub use host_port::choose as choose_host_port;
 pub use translate::{prepare, try_port};
@@ -73,18 +76,38 @@ pub trait Tables {
     fn has_flow(&self, key: &FlowKey) -> bool;
     /// Remembers a flow that begins unless there is an entry with this key; false if there is.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
-    /// Remembers a flow among those of its state, over an entry with this key.
-    fn replace_flow(&self, key: &FlowKey, flow: &Flow);
-    /// Notes in an entry that it is in use and how far its flow is; false if there is none.
-    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8) -> bool;
-    /// Forgets an entry, among the flows that are `confirmed` or among the others.
-    fn forget_flow(&self, key: &FlowKey, confirmed: bool);
+    /// Remembers a flow in the table that its state belongs to, over an entry with this key; false if there is no room.
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Notes in an entry that it is in use, how far its flow is and, unless it is 0, [`Flow::sequence`]; false if there is no
+    /// entry.
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool;
+    /// Forgets an entry, in the table that evicts nothing or in `NEW_FLOWS`.
+    fn forget_flow(&self, key: &FlowKey, protected: bool);
+    /// Does what a packet's notes have left; see [`settle`]. Nothing to implement, but a verifier may want it as a function of
+    /// its own.
+    fn settle(&self, work: &mut Work)
+    where
+        Self: Sized,
+    {
+        if let Some(config) = self.config() {
+            settle(self, config, work);
+        }
+    }
+    /// Counts one more protected flow of a client; false, and nothing is counted, if its share is used up.
+    fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool;
+    /// Counts one less.
+    fn return_share(&self, client: &Ip, protocol: u8);
+    /// Counts one more flow of a client that holds a source port and waits for a reply; false, and nothing is counted, if
+    /// that is one too many.
+    fn note_unanswered(&self, config: &Config, client: &Ip) -> bool;
+    /// Counts one less.
+    fn note_answered(&self, client: &Ip);
     /// The ports of a datagram whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram for its later fragments.
     fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
-    /// Prepares a new flow; see [`prepare`]. Nothing to implement, but a verifier may want it as a function of its own.
-    fn prepare(&self, config: &Config, work: &mut Work, entry: Entry) -> bool
+    /// Prepares a new flow; see [`prepare`]. As above.
+    fn prepare(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
     where
         Self: Sized,
     {
@@ -101,13 +124,15 @@ pub trait Tables {
     {
         choose_host_port(self, config, work)
     }
-    /// Notes datagrams from outside to a pod itself; see [`note_direct`]. As above.
+    /// Notes a flow from outside to a pod itself; see [`note_direct`]. As above.
     fn note_direct(&self, config: &Config, work: &mut Work)
     where
         Self: Sized,
     {
         note_direct(self, config, work);
     }
+    /// Whether the route to the packet's source leads out by this interface.
+    fn leads_back(&self, headers: &Headers, interface: u32) -> bool;
     /// Whether packets with this key would find a socket of the node's.
     fn has_own_socket(&self, key: &FlowKey) -> bool;
     /// Tries a source port for a new flow; see [`try_port`]. As above.
@@ -164,6 +189,10 @@ pub struct Work {
     /// The cookie of the socket that sends the packet, where it is known: an unconnected one may be translated by its hooks
     /// too. Else 0.
     pub socket: u64,
+    /// The interface that the packet is on.
+    pub interface: u32,
+    /// What [`settle`] has to do: [`Self::MOVES`] with the flow's old state, [`Self::ANSWERED`], or nothing.
+    pub unsettled: u32,
     selected: Selected,
     reply_key: FlowKey,
     reply: Flow,
@@ -178,6 +207,11 @@ pub struct Work {
 }
 
 impl Work {
+    /// The flow has to move to another table, from that of the state in the lowest byte.
+    pub const MOVES: u32 = 1 << 8;
+    /// The first reply came to a flow with a source port of the node's.
+    pub const ANSWERED: u32 = 1 << 9;
+
     /// The work on a parsed packet.
     pub const fn new(headers: Headers) -> Self {
         let key = headers.flow_key();
@@ -191,6 +225,8 @@ impl Work {
             scratch: [0; SCRATCH_WORDS],
             receiver: Pod::EMPTY,
             socket: 0,
+            interface: 0,
+            unsettled: 0,
             selected: Selected::NONE,
             reply_key: key,
             reply: Flow::EMPTY,

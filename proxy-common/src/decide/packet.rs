@@ -1,10 +1,10 @@
 //! The decision for one packet, at each place where packets meet a program.
 
-use super::conntrack::{advance, find, forget};
+use super::conntrack::{advance, client_of, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::select::select;
 use super::translate::begin;
-use super::{Tables, Work, fragment, related};
+use super::{Tables, Work, admission, fragment, related, tunnel};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
@@ -37,6 +37,14 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
+    if admission::is_forged(tables, config, &work.headers, entry) {
+        return Decision::Drop(Reason::ForgedSource);
+    }
+    if tunnel::is_for_port(config, &work.headers)
+        && let Some(decision) = tunnel::admit(tables, config, packet, &work.headers, entry)
+    {
+        return decision;
+    }
     if is_error_of_a_flow(tables, work, packet) && !is_for_later(&work.flow, &work.reply_key, entry) {
         return Decision::TranslateError;
     }
@@ -54,13 +62,37 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         return elsewhere(tables, config, work, entry);
     };
     let decision = match new {
-        Ok(reason) => begin(tables, config, work, entry, reason),
+        Ok(_) if admission::is_astray(tables, config, work, entry) => Decision::Drop(Reason::ReversePath),
+        Ok(reason) => match may_begin(tables, config, work, entry) {
+            Ok(()) => begin(tables, config, work, entry, reason),
+            Err(reason) => Decision::Drop(reason),
+        },
         Err(decision) => decision,
     };
     if let Decision::Translate(_) = decision {
         fragment::note(tables, work);
     }
     decision
+}
+
+/// Whether a flow to the backend that was selected may begin.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Result<(), Reason> {
+    let backend = &work.selected.backend;
+    if tunnel::is_end(
+        tables,
+        config,
+        &backend.address,
+        backend.port,
+        work.headers.protocol,
+    ) {
+        return Err(Reason::TunnelPort);
+    }
+    if admission::is_loop(tables, config, &work.headers, entry) {
+        return Err(Reason::ReplyLoop);
+    }
+    Ok(())
 }
 
 /// Decides about a packet on its way to a client that is a pod, or out of the node to one outside: it may be an answer
@@ -130,7 +162,7 @@ fn to_frontend<T: Tables>(
     };
     let headers = &work.headers;
     if frontend.flags().has(FrontendFlags::SOURCE_RANGES)
-        && !headers.src.same(&headers.dst)
+        && !is_of_node_itself(entry, headers)
         && !tables.is_allowed(frontend.service, &headers.src)
     {
         return Err(Decision::Drop(Reason::SourceNotAllowed));
@@ -158,6 +190,12 @@ fn to_frontend<T: Tables>(
         }
         Err(reason) => Err(Decision::Drop(reason)),
     }
+}
+
+/// Whether the node reaches itself by an address that it does not hold, and has taken it for its own source.
+#[inline(always)]
+fn is_of_node_itself(entry: Entry, headers: &Headers) -> bool {
+    matches!(entry, Entry::Host | Entry::Loopback) && headers.src.same(&headers.dst)
 }
 
 /// Decides about a packet to a host port, whose pod is selected. As with a frontend, an established connection stays where it
@@ -260,8 +298,11 @@ fn is_for_later(flow: &Flow, key: &FlowKey, entry: Entry) -> bool {
 fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
     let headers = &work.headers;
     let to_service = matches!(entry, Entry::Host) || config.is_service_address(&headers.dst);
-    let may_be_known =
-        to_service || matches!(entry, Entry::Loopback) || may_be_answer(tables, config, &headers.dst);
+    let is_direct = matches!(entry, Entry::Uplink) && is_connection_to_pod(config, headers);
+    let may_be_known = to_service
+        || is_direct
+        || matches!(entry, Entry::Loopback)
+        || may_be_answer(tables, config, &headers.dst);
     if headers.has_flow() && may_be_known && find(tables, config, work) {
         let is_reply = work.flow.is_reply != 0;
         if work.flow.is_for_egress() {
@@ -281,6 +322,8 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
                 Reason::Established
             });
         }
+    } else if is_direct {
+        tables.note_direct(config, work);
     }
     if work.headers.has_ports && !to_service && !work.headers.has_connections() {
         give_way(tables, work);
@@ -289,9 +332,9 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
         }
     }
     let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
-    let lost_fragment = work.headers.is_fragment && work.headers.is_balanced() && !work.headers.has_ports;
+    let lost_fragment = work.headers.is_lost_fragment();
     let may_be_virtual = config.has(ConfigFlags::STRAY_ADDRESSES)
-        && work.headers.is_balanced()
+        && (work.headers.is_balanced() || lost_fragment)
         && (work.headers.is_opening() || !work.headers.has_connections());
     if !to_service && !echo && !lost_fragment && !may_be_virtual {
         return Decision::Pass(Reason::NotOurs);
@@ -314,10 +357,22 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
     }
 }
 
+/// Whether a packet from outside belongs to a connection to a pod's own address, whose replies must not be taken for the
+/// pod's own connections and masqueraded. One that is under way is looked up only if its client is surely no pod.
+#[inline(always)]
+fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
+    config.has(ConfigFlags::MASQUERADE_PODS)
+        && headers.has_connections()
+        && headers.has_ports
+        && config.is_own_pod_address(&headers.dst)
+        && (headers.is_opening() || !config.may_be_pod(&headers.src))
+}
+
 /// Ends a flow whose answers could not be told from those to this datagram, which goes to the backend itself or by another
 /// node's translation: the newer conversation of a client port is the one that goes on. Connections need no such care, see
 /// [`find`].
-#[inline(always)]
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
 fn give_way<T: Tables>(tables: &T, work: &mut Work) {
     let FlowKey {
         src,
@@ -330,10 +385,14 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work) {
     work.reply_key = FlowKey::new(dst, src, dport, sport, protocol);
     let is_known = tables.flow(&work.reply_key, &mut work.found);
     if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
-        let confirmed = work.found.state().has(FlowState::CONFIRMED);
+        let is_protected = work.found.state().is_protected();
         let other = work.found.reply_key(&work.reply_key);
-        tables.forget_flow(&work.reply_key, confirmed);
-        tables.forget_flow(&other, confirmed);
+        tables.forget_flow(&work.reply_key, is_protected);
+        tables.forget_flow(&other, is_protected);
+        if is_protected {
+            let client = client_of(tables, &work.reply_key, &work.found);
+            tables.return_share(&client, work.reply_key.protocol);
+        }
     }
 }
 

@@ -11,13 +11,14 @@ use std::net::IpAddr;
 
 use super::Tables;
 use super::Work;
+use super::admission::Frame;
 use super::egress::leaving_node;
 use super::packet::{Decision, Entry, entering, leaving};
 use super::sender::may_send;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Flow, FlowKey,
-    FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
-    RangeFlags, Slot, SlotRange, SocketKey, SocketPeer,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
+    RangeFlags, Share, Slot, SlotRange, SocketKey, SocketPeer, Unanswered,
 };
 use crate::packet::{ETHERNET_LEN, Headers, parse};
 use crate::{Ip, Port, protocol};
@@ -40,6 +41,9 @@ pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
         is_fragment: false,
         has_ports: matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP),
         fragment_id: 0,
+        sequence: 0,
+        // Of a first sequence number of 0.
+        acknowledgement: 1,
         l3: 14,
         l4: 34,
     }
@@ -77,9 +81,19 @@ pub fn check_frame(frame: &[u8]) {
     let mut work = Work::new(headers);
     let decision = leaving_node(&fake, &mut work, frame);
     check_translation(&fake, &headers, &work, decision);
-    assert!(may_send(&fake, frame, ether_type, 7), "an interface of nobody's");
+    let beside = Frame {
+        ether_type,
+        vlan: Frame::UNTAGGED,
+        is_for_interface: true,
+    };
+    assert!(
+        may_send(&fake, frame, beside, 7, false),
+        "an interface of another plugin"
+    );
     fake.pod_links.insert(7, PodLink::default());
-    let _ = may_send(&fake, frame, ether_type, 7);
+    for strict in [false, true] {
+        let _ = may_send(&fake, frame, beside, 7, strict);
+    }
 }
 
 /// What holds for every translation.
@@ -123,10 +137,18 @@ pub struct Fake {
     pub pod_links: HashMap<u32, PodLink>,
     /// `HOST_PORTS`.
     pub host_ports: HashMap<HostPortKey, HostPort>,
-    /// `FLOWS`.
+    /// `FLOWS` and `STREAMS`.
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
     /// `NEW_FLOWS`.
     pub new_flows: RefCell<HashMap<FlowKey, Flow>>,
+    /// How many entries `flows` may hold.
+    pub room: usize,
+    /// `SHARES`.
+    pub shares: RefCell<HashMap<Ip, Share>>,
+    /// `UNANSWERED`.
+    pub unanswered: RefCell<HashMap<Ip, Unanswered>>,
+    /// The interfaces that routes to some addresses lead out by; to all others any one does.
+    pub routes_back: HashMap<Ip, u32>,
     /// `AFFINITY`.
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     /// `FRAGMENTS`.
@@ -156,6 +178,10 @@ impl Fake {
         fake.config.service_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0");
         fake.config.masquerade_first = 61_000;
         fake.config.masquerade_count = 1000;
+        fake.config.connection_share = 1000;
+        fake.config.stream_share = 1000;
+        fake.config.unanswered_share = 2000;
+        fake.room = usize::MAX;
         fake.addresses
             .insert(ip("192.168.50.11"), AddressFlags(AddressFlags::NODE));
         fake
@@ -295,28 +321,85 @@ impl Tables for Fake {
         free
     }
 
-    fn replace_flow(&self, key: &FlowKey, flow: &Flow) {
-        let flows = if flow.state().has(FlowState::CONFIRMED) {
-            &self.flows
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        let mut flows = if flow.state().is_protected() {
+            self.flows.borrow_mut()
         } else {
-            &self.new_flows
+            self.new_flows.borrow_mut()
         };
-        flows.borrow_mut().insert(*key, *flow);
+        let has_room = !flow.state().is_protected() || flows.len() < self.room || flows.contains_key(key);
+        if has_room {
+            flows.insert(*key, *flow);
+        }
+        has_room
     }
 
-    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8) -> bool {
+    fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool {
+        let mut shares = self.shares.borrow_mut();
+        let share = shares.entry(*client).or_default();
+        let (taken, most) = if matches!(protocol, protocol::TCP | protocol::SCTP) {
+            (&mut share.connections, config.connection_share)
+        } else {
+            (&mut share.streams, config.stream_share)
+        };
+        let has_more = *taken < most;
+        *taken += u32::from(has_more);
+        has_more
+    }
+
+    fn return_share(&self, client: &Ip, protocol: u8) {
+        let mut shares = self.shares.borrow_mut();
+        let share = shares.get_mut(client).expect("a share that was taken");
+        let taken = if matches!(protocol, protocol::TCP | protocol::SCTP) {
+            &mut share.connections
+        } else {
+            &mut share.streams
+        };
+        *taken = taken.checked_sub(1).expect("a share is given back once");
+    }
+
+    fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
+        let mut waiting = self.unanswered.borrow_mut();
+        let waiting = waiting.entry(*client).or_default();
+        let (now, count) = (self.now(), waiting.at(self.now()));
+        if count >= config.unanswered_share {
+            return false;
+        }
+        *waiting = Unanswered {
+            tick: now,
+            count: count + 1,
+        };
+        true
+    }
+
+    fn note_answered(&self, client: &Ip) {
+        if let Some(waiting) = self.unanswered.borrow_mut().get_mut(client) {
+            waiting.count = waiting.count.saturating_sub(1);
+        }
+    }
+
+    fn leads_back(&self, headers: &Headers, interface: u32) -> bool {
+        self.routes_back
+            .get(&headers.src)
+            .is_none_or(|by| *by == interface)
+    }
+
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool {
         let (mut flows, mut new_flows) = (self.flows.borrow_mut(), self.new_flows.borrow_mut());
         let found = flows.get_mut(key).or_else(|| new_flows.get_mut(key));
         found
             .map(|flow| {
                 flow.seen = now;
                 flow.state |= state;
+                if sequence != 0 {
+                    flow.sequence = sequence;
+                }
             })
             .is_some()
     }
 
-    fn forget_flow(&self, key: &FlowKey, confirmed: bool) {
-        let flows = if confirmed { &self.flows } else { &self.new_flows };
+    fn forget_flow(&self, key: &FlowKey, protected: bool) {
+        let flows = if protected { &self.flows } else { &self.new_flows };
         flows.borrow_mut().remove(key);
     }
 

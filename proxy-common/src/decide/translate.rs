@@ -10,20 +10,23 @@
 //! - everybody, where the operator wants it so: the node's address;
 //! - a pod that speaks with the world outside, see [`super::egress`]: the node's address.
 //!
+//! A client that waits for more replies than its share of source ports allows begins no flow that needs one. A port whose
+//! flow is over, or has waited in vain for some seconds, is given to the next.
+//!
 //! What goes through the tunnel to another node carries the node's address within the tunnel instead, so that the answer
 //! comes back by it.
 //!
 //! A backend that is the node itself keeps the address of a client from outside: its answer leaves by an uplink, and is
 //! translated there.
 
-use super::conntrack::is_expired;
+use super::conntrack::{age, client_of, is_expired};
 use super::decision::{Decision, Entry};
 use super::{Tables, Work};
 use crate::flow_hash::{flow_hash, pick};
 use crate::maps::{
     Config, ConfigFlags, Deliver, Direction, FlowState, FrontendFlags, RangeFlags, Reason, SocketKey,
 };
-use crate::{Ip, Port};
+use crate::{Ip, Port, protocol};
 
 /// How many source ports are tried before a flow is refused.
 pub const PORT_ATTEMPTS: u32 = 16;
@@ -37,8 +40,8 @@ pub fn begin<T: Tables>(
     entry: Entry,
     reason: Reason,
 ) -> Decision {
-    if !tables.prepare(config, work, entry) {
-        return Decision::Drop(Reason::NoNodeAddress);
+    if let Err(reason) = tables.prepare(config, work, entry) {
+        return Decision::Drop(reason);
     }
     // Counted at the end: older kernels (6.1) take a loop only if the way back is a jump, and a loop that counts at
     // its start may come to fall through into it.
@@ -54,10 +57,12 @@ pub fn begin<T: Tables>(
     }
 }
 
-/// Works out what the packets of the new flow become, but for a source port that nobody else has; false if the node has no
-/// address that they would need.
+/// Works out what the packets of the new flow become, but for a source port that no other flow has.
+///
+/// # Errors
+/// The node has no address that they would need, or the client waits for too many replies already.
 #[inline(always)]
-pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> bool {
+pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason> {
     let Work {
         headers,
         flow,
@@ -72,6 +77,8 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
     flow.generation = selected.backend.generation;
     flow.service = selected.service;
     flow.seen = tables.now();
+    flow.sequence = 0;
+    flow.reserved = 0;
     flow.deliver = Deliver::Stack as u8;
     flow.reply_deliver = Deliver::Stack as u8;
     flow.is_reply = 0;
@@ -82,7 +89,16 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
     work.keeps_port = u32::from(is_safe || offset < config.masquerade_count);
     work.over = Port::new(0);
     work.over_for = 0;
-    !work.flow.src.is_unspecified()
+    if work.flow.src.is_unspecified() {
+        return Err(Reason::NoNodeAddress);
+    }
+    if !work.flow.src.same(&work.headers.src) {
+        let client = client_of(tables, &work.key, &work.flow);
+        if !tables.note_unanswered(config, &client) {
+            return Err(Reason::SourcePortShare);
+        }
+    }
+    Ok(())
 }
 
 /// Sets the flow's source address and its ways of delivery; false if the packet will carry the node's address, so
@@ -199,15 +215,43 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
         take_over(tables, work);
         return true;
     }
-    let now = work.flow.seen;
-    let idle = now.wrapping_sub(work.found.seen).saturating_add(1);
-    let is_over =
-        work.found.state().has(FlowState::CLOSED) || is_expired(config, &work.found, work.key.protocol, now);
-    if is_over && idle > work.over_for {
+    let standing = standing(config, work);
+    if standing > work.over_for {
         work.over = work.flow.sport;
-        work.over_for = idle;
+        work.over_for = standing;
     }
     false
+}
+
+/// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One that is over
+/// comes before one that only a RST ended, and that before one that has waited in vain for a reply; of each kind the one
+/// that has been silent for the longest.
+#[inline(always)]
+fn standing(config: &Config, work: &Work) -> u32 {
+    /// More ticks than a year has.
+    const KIND: u32 = 1 << 26;
+    /// How long a flow may wait for a reply, or for the end of its handshake, while others want its port.
+    const PATIENCE: u32 = 2;
+    let (now, found) = (work.flow.seen, &work.found);
+    let idle = age(now, found.seen);
+    let silent = if idle < KIND { idle } else { KIND - 1 };
+    let state = found.state();
+    if is_expired(config, found, work.key.protocol, now) {
+        3 * KIND + silent
+    } else if state.has(FlowState::CLOSED) {
+        let kind = if state.has(FlowState::RESET) { 1 } else { 2 };
+        kind * KIND + silent
+    } else if !state.has(FlowState::CONFIRMED) && !is_exchange(work) && idle >= PATIENCE {
+        silent
+    } else {
+        0
+    }
+}
+
+/// Whether the flow in the way is of datagrams that were replied to.
+#[inline(always)]
+const fn is_exchange(work: &Work) -> bool {
+    work.found.state().has(FlowState::ANSWERED) && work.key.protocol != protocol::TCP
 }
 
 /// Gives the new flow the source port of one that is over.
@@ -221,7 +265,7 @@ fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
     if tables.flow(&work.reply_key, &mut work.found) {
         // Its key is not needed any more; the new one stands in its own place.
         let other = work.found.reply_key(&work.reply_key);
-        tables.forget_flow(&other, work.found.state().has(FlowState::CONFIRMED));
+        tables.forget_flow(&other, work.found.state().is_protected());
     }
     take_over(tables, work);
     true
@@ -246,8 +290,8 @@ fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
 /// Works out the entry of the flow's answers.
 #[inline(always)]
 const fn answer(work: &mut Work) {
-    work.reply_key = work.flow.reply_key(&work.key);
-    work.reply = work.flow.reply(&work.key);
+    work.flow
+        .reply_into(&work.key, &mut work.reply_key, &mut work.reply);
 }
 
 /// Whether the entry in the way is this very flow's, left over from before it moved.
@@ -263,8 +307,10 @@ fn is_same_flow(work: &Work) -> bool {
 #[inline(always)]
 fn take_over<T: Tables>(tables: &T, work: &Work) {
     tables.replace_flow(&work.reply_key, &work.reply);
-    if work.found.state().has(FlowState::CONFIRMED) {
+    if work.found.state().is_protected() {
         tables.forget_flow(&work.reply_key, true);
+        let client = client_of(tables, &work.reply_key, &work.found);
+        tables.return_share(&client, work.reply_key.protocol);
     }
     tables.replace_flow(&work.key, &work.flow);
 }

@@ -2,10 +2,14 @@
 //!
 //! Both lie in one-element mmapped arrays: the agent changes them with a store, without a reload.
 
-use crate::Ip;
+use crate::{Ip, Port};
 
 /// How many service ranges the programs compare a destination with.
 pub const MAX_SERVICE_RANGES: usize = 4;
+/// How many ranges of this node's pods there may be.
+pub const MAX_OWN_RANGES: usize = 4;
+/// How many interfaces with strict reverse-path filtering there may be.
+pub const MAX_STRICT_INTERFACES: usize = 8;
 
 /// Bits of [`Config::flags`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -28,6 +32,8 @@ impl ConfigFlags {
     pub const MASQUERADE_PODS: u32 = 64;
     /// Packets between pods of this node go from one to the other without the node's stack.
     pub const REDIRECT_TO_PODS: u32 = 128;
+    /// Some ranges are local to the node by a route, see [`RangeFlags::LOCAL`].
+    pub const LOCAL_RANGES: u32 = 256;
 }
 
 /// What a flow is, as far as it matters for how long it is remembered: an index into [`Config::lifetimes`].
@@ -69,8 +75,8 @@ pub struct Config {
     pub masquerade_first: u16,
     /// How many ports there are for masqueraded flows.
     pub masquerade_count: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// The UDP port of the nodes' tunnels; 0 if there are none.
+    pub tunnel_port: Port,
     /// Set by the uplink program when a flow was translated whose answers it will not see: programs at the pods
     /// then look for it. Written by the kernel side, as the next.
     pub pods_answer_outside: u32,
@@ -78,8 +84,8 @@ pub struct Config {
     pub node_answers_outside: u32,
     /// How long flows are remembered, by [`Lifetime`], in ticks of [`crate::Tables::now`].
     pub lifetimes: [u32; Lifetime::COUNT],
-    /// Zero.
-    pub reserved2: u32,
+    /// How many connections of one client `FLOWS` protects.
+    pub connection_share: u32,
     /// The node's own IPv4 address for masquerading; unspecified where the node has none.
     pub node_v4: Ip,
     /// The node's own IPv6 address for masquerading.
@@ -92,30 +98,85 @@ pub struct Config {
     pub service_range: [Ip; MAX_SERVICE_RANGES],
     /// Service ranges: masks; an unspecified mask ends the list.
     pub service_mask: [Ip; MAX_SERVICE_RANGES],
+    /// The ranges of this node's pods: network addresses.
+    pub own_range: [Ip; MAX_OWN_RANGES],
+    /// The same: masks; an unspecified mask ends the list.
+    pub own_mask: [Ip; MAX_OWN_RANGES],
+    /// A range of each family around all pods of the cluster: network addresses. It may hold other hosts as well, so it
+    /// only says in which order to ask.
+    pub around_pods: [Ip; 2],
+    /// The same: masks; an unspecified mask if there is no such range.
+    pub around_pods_mask: [Ip; 2],
+    /// Interfaces with strict reverse-path filtering; 0 ends the list.
+    pub strict_interfaces: [u32; MAX_STRICT_INTERFACES],
+    /// How many exchanges of datagrams of one client `STREAMS` protects.
+    pub stream_share: u32,
+    /// How many flows of one client may wait for a first reply with a source port of the node's.
+    pub unanswered_share: u32,
+    /// The device of the tunnel between nodes; 0 if there is none.
+    pub tunnel_device: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 256);
+const _: () = assert!(size_of::<Config>() == 496);
+
+/// Whether `address` lies in one of the ranges; an unspecified mask ends the list.
+#[inline(always)]
+const fn is_in<const N: usize>(address: &Ip, ranges: &[Ip; N], masks: &[Ip; N]) -> bool {
+    let mut range = 0;
+    while range < N {
+        if masks[range].v6_words()[0] == 0 {
+            return false;
+        }
+        if covers(&ranges[range], &masks[range], address) {
+            return true;
+        }
+        range += 1;
+    }
+    false
+}
+
+#[inline(always)]
+const fn covers(network: &Ip, mask: &Ip, address: &Ip) -> bool {
+    let (words, network, mask) = (address.v6_words(), network.v6_words(), mask.v6_words());
+    ((words[0] & mask[0]) ^ network[0])
+        | ((words[1] & mask[1]) ^ network[1])
+        | ((words[2] & mask[2]) ^ network[2])
+        | ((words[3] & mask[3]) ^ network[3])
+        == 0
+}
 
 impl Config {
     /// Whether `address` lies in a service range.
     #[inline(always)]
-    pub fn is_service_address(&self, address: &Ip) -> bool {
-        let words = address.v6_words();
-        let mut range = 0;
-        while range < MAX_SERVICE_RANGES {
-            let mask = self.service_mask[range].v6_words();
-            if mask[0] == 0 {
-                return false;
+    pub const fn is_service_address(&self, address: &Ip) -> bool {
+        is_in(address, &self.service_range, &self.service_mask)
+    }
+
+    /// Whether `address` lies in a range of this node's pods.
+    #[inline(always)]
+    pub const fn is_own_pod_address(&self, address: &Ip) -> bool {
+        is_in(address, &self.own_range, &self.own_mask)
+    }
+
+    /// Whether `address` lies in a range around all pods; not every address there is a pod's.
+    #[inline(always)]
+    pub const fn may_be_pod(&self, address: &Ip) -> bool {
+        let family = if address.is_v4() { 0 } else { 1 };
+        let mask = &self.around_pods_mask[family];
+        mask.v6_words()[0] != 0 && covers(&self.around_pods[family], mask, address)
+    }
+
+    /// Whether an interface has strict reverse-path filtering.
+    #[inline(always)]
+    pub const fn is_strict(&self, interface: u32) -> bool {
+        let mut index = 0;
+        while index < MAX_STRICT_INTERFACES {
+            if self.strict_interfaces[index] == interface {
+                return interface != 0;
             }
-            let network = self.service_range[range].v6_words();
-            let differs = ((words[0] & mask[0]) ^ network[0])
-                | ((words[1] & mask[1]) ^ network[1])
-                | ((words[2] & mask[2]) ^ network[2])
-                | ((words[3] & mask[3]) ^ network[3]);
-            if differs == 0 {
-                return true;
-            }
-            range += 1;
+            index += 1;
         }
         false
     }
@@ -164,6 +225,23 @@ impl Config {
     }
 }
 
+/// Which node: a number that follows from its name, the same in all maps of an agent. 0 is no other node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NodeNumber(pub u32);
+
+impl NodeNumber {
+    /// Where it stands in values of `ADDRESSES` and `POD_RANGES`; the bits below are flags.
+    pub const SHIFT: u32 = 8;
+    /// The largest.
+    pub const MAX: u32 = u32::MAX >> Self::SHIFT;
+
+    /// Whether there is such a node.
+    #[inline(always)]
+    pub const fn is_some(self) -> bool {
+        self.0 != 0
+    }
+}
+
 /// Bits of the value of `ADDRESSES`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AddressFlags(pub u32);
@@ -173,6 +251,25 @@ impl AddressFlags {
     pub const VIRTUAL: u32 = 1;
     /// An address that the node itself holds.
     pub const NODE: u32 = 2;
+    /// An address of another node, whose number stands in the upper bits.
+    pub const PEER: u32 = 4;
+
+    /// The flags of an address of another node.
+    pub const fn of_peer(number: NodeNumber) -> Self {
+        Self(Self::PEER | number.0 << NodeNumber::SHIFT)
+    }
+
+    /// The node that holds the address, if it is another one.
+    #[inline(always)]
+    pub const fn node_number(self) -> NodeNumber {
+        NodeNumber(self.0 >> NodeNumber::SHIFT)
+    }
+
+    /// Whether another node holds the address.
+    #[inline(always)]
+    pub const fn is_peer(self) -> bool {
+        self.0 & Self::PEER != 0
+    }
 
     /// Whether the node itself holds the address.
     #[inline(always)]
@@ -210,6 +307,14 @@ impl RangeFlags {
     pub const NO_MASQUERADE: u32 = 2;
     /// Packets to there go through the tunnel.
     pub const TUNNEL: u32 = 4;
+    /// Addresses that are the node's own by a route of the kernel's table `local`.
+    pub const LOCAL: u32 = 8;
+
+    /// The node whose pods have these addresses; none for this node's own.
+    #[inline(always)]
+    pub const fn node_number(self) -> NodeNumber {
+        NodeNumber(self.0 >> NodeNumber::SHIFT)
+    }
 
     /// Whether a flag is set.
     #[inline(always)]

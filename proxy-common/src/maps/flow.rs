@@ -5,8 +5,10 @@
 //! rewrite in either direction. Neither entry refers to the other; a lost half is written again from the first one
 //! when its coarse clock next ticks.
 //!
-//! A flow begins in `NEW_FLOWS` and moves to `FLOWS` once both sides have spoken, for TCP at the end of the handshake;
-//! when it is over it moves back. So a flood of packets that nobody answers only ever evicts its own kind.
+//! A flow begins in `NEW_FLOWS`, where the kernel evicts the entry that was used least recently. Once it is proven it moves
+//! to a table that evicts nothing: `FLOWS` for a connection past its handshake, `STREAMS` for datagrams that both sides
+//! exchange for longer than a question and its reply take. The agent collects what has expired there. A client has a share
+//! of these tables; what is beyond it, or finds them full, stays in `NEW_FLOWS`. A flow that is over moves back there too.
 
 use super::Lifetime;
 use crate::{Ip, Port};
@@ -60,8 +62,10 @@ pub struct FlowKey {
     pub dport: Port,
     /// IP protocol number.
     pub protocol: u8,
+    /// Zero; two fields, since an array of three bytes is cleared by a call.
+    pub reserved: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved2: u16,
 }
 
 impl FlowKey {
@@ -74,7 +78,8 @@ impl FlowKey {
             sport,
             dport,
             protocol,
-            reserved: [0; 3],
+            reserved: 0,
+            reserved2: 0,
         }
     }
 }
@@ -99,6 +104,11 @@ pub struct Flow {
     pub service: u32,
     /// Coarse time of last use, see [`crate::Tables::now`].
     pub seen: u32,
+    /// TCP, in host order: the acknowledgement number that completes the handshake, in both entries; once the flow is
+    /// confirmed, the last one that the other side sent, which is where a RST of this direction has to stand. 0 if unknown.
+    pub sequence: u32,
+    /// Zero.
+    pub reserved: u32,
     /// [`Deliver`] as a number.
     pub deliver: u8,
     /// [`Deliver`] of the packets in the other direction.
@@ -116,7 +126,7 @@ pub struct FlowState(pub u8);
 impl FlowState {
     /// The backend has answered.
     pub const ANSWERED: u8 = 1;
-    /// Both sides have spoken, so the entries lie in `FLOWS`.
+    /// The flow is proven: the handshake is complete, or datagrams went both ways for some time.
     pub const CONFIRMED: u8 = 2;
     /// The client has sent its last byte.
     pub const CLIENT_DONE: u8 = 4;
@@ -124,6 +134,10 @@ impl FlowState {
     pub const BACKEND_DONE: u8 = 8;
     /// The connection was reset, or both sides are done.
     pub const CLOSED: u8 = 16;
+    /// Only a RST says that the connection is closed. A segment that follows opens it again.
+    pub const RESET: u8 = 32;
+    /// The entries lie in `NEW_FLOWS` although the flow is confirmed: its client's share is used up, or the table is full.
+    pub const EVICTABLE: u8 = 64;
 
     /// Whether a bit is set.
     #[inline(always)]
@@ -131,10 +145,19 @@ impl FlowState {
         self.0 & bit != 0
     }
 
+    /// Whether the entries lie in a table that evicts nothing, `FLOWS` or `STREAMS`.
+    #[inline(always)]
+    pub const fn is_protected(self) -> bool {
+        self.0 & (Self::CONFIRMED | Self::EVICTABLE) == Self::CONFIRMED
+    }
+
     /// How long a flow in this state is remembered.
     #[inline(always)]
     pub const fn lifetime(self, protocol: u8) -> Lifetime {
-        if self.has(Self::CLOSED) {
+        if self.has(Self::RESET) {
+            // A forged RST must not shorten the life of an idle connection.
+            Lifetime::Open
+        } else if self.has(Self::CLOSED) {
             Lifetime::Closed
         } else if matches!(
             protocol,
@@ -156,7 +179,7 @@ impl FlowState {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<Flow>() == 56);
+const _: () = assert!(size_of::<Flow>() == 64);
 
 impl Flow {
     /// In place of a backend: a pod's flow to the world outside, which carries the node's address.
@@ -195,11 +218,45 @@ impl Flow {
         generation: 0,
         service: 0,
         seen: 0,
+        sequence: 0,
+        reserved: 0,
         deliver: 0,
         reply_deliver: 0,
         is_reply: 0,
         state: 0,
     };
+
+    /// As [`Self::reply_key`] and [`Self::reply`], field by field to where they are kept: a program's stack has no room.
+    #[inline(always)]
+    pub const fn reply_into(&self, key: &FlowKey, reply_key: &mut FlowKey, reply: &mut Self) {
+        self.reply_key_into(key, reply_key);
+        reply.src = key.dst;
+        reply.dst = key.src;
+        reply.sport = key.dport;
+        reply.dport = key.sport;
+        reply.backend = self.backend;
+        reply.generation = self.generation;
+        reply.service = self.service;
+        reply.seen = self.seen;
+        reply.sequence = self.sequence;
+        reply.reserved = 0;
+        reply.deliver = self.reply_deliver;
+        reply.reply_deliver = self.deliver;
+        reply.is_reply = self.is_reply ^ 1;
+        reply.state = self.state;
+    }
+
+    /// As [`Self::reply_key`], likewise.
+    #[inline(always)]
+    pub const fn reply_key_into(&self, key: &FlowKey, reply_key: &mut FlowKey) {
+        reply_key.src = self.dst;
+        reply_key.dst = self.src;
+        reply_key.sport = self.dport;
+        reply_key.dport = self.sport;
+        reply_key.protocol = key.protocol;
+        reply_key.reserved = 0;
+        reply_key.reserved2 = 0;
+    }
 
     /// The key of the packets in the other direction, seen from the packets of `key`, of which this is the entry.
     #[inline(always)]
@@ -241,6 +298,8 @@ mod tests {
             generation: 8,
             service: 9,
             seen: 10,
+            sequence: 11,
+            reserved: 0,
             deliver: Deliver::Route as u8,
             reply_deliver: Deliver::Host as u8,
             is_reply: 0,
@@ -252,6 +311,9 @@ mod tests {
             (reply.src, reply.dst, reply.dport),
             (ip(2), ip(1), Port::new(1000))
         );
+        let (mut key_there, mut there) = (key, Flow::EMPTY);
+        flow.reply_into(&key, &mut key_there, &mut there);
+        assert_eq!((key_there, there), (reply_key, reply));
         assert_eq!(
             (reply.reply_key(&reply_key), reply.reply(&reply_key)),
             (key, flow)

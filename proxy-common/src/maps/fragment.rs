@@ -12,10 +12,12 @@ pub struct FragmentKey {
     pub dst: Ip,
     /// Identification, as it stands in the header.
     pub id: u32,
-    /// IP protocol number.
+    /// IP protocol number of an IPv4 packet; 0 for IPv6, whose fragments are told by the rest (RFC 8200 §4.5).
     pub protocol: u8,
+    /// Zero; as in [`super::FlowKey`].
+    pub reserved: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved2: u16,
 }
 
 /// Value of `FRAGMENTS`.
@@ -26,7 +28,13 @@ pub struct FragmentPorts {
     pub sport: Port,
     /// Destination port.
     pub dport: Port,
+    /// IP protocol number: further extension headers may stand between the fragment header and the ports.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Zero.
+    pub reserved2: u16,
 }
 
 const _: () = assert!(size_of::<FragmentKey>() == 40);
-const _: () = assert!(size_of::<FragmentPorts>() == 4);
+const _: () = assert!(size_of::<FragmentPorts>() == 8);

@@ -7,8 +7,11 @@
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
 //! | `POD_RANGES` | LPM of [`RangeKey`] → [`RangeFlags`] | agent | packet programs: new flows from or to outside, and datagrams |
-//! | `FLOWS` | [`FlowKey`] → [`Flow`] (LRU): flows that both sides have confirmed | packet programs | packet programs |
-//! | `NEW_FLOWS` | the same: flows that begin, and those that ended | packet programs | packet programs |
+//! | `FLOWS` | [`FlowKey`] → [`Flow`]: connections past their handshake | packet programs; the agent removes what expired | packet programs |
+//! | `STREAMS` | the same: datagrams that go both ways for some time | the same | packet programs |
+//! | `NEW_FLOWS` | the same (LRU): flows that begin, those that ended, and those beyond a share | packet programs | packet programs |
+//! | `SHARES` | client's [`crate::Ip`] → [`Share`] (LRU) | packet programs, agent | packet programs |
+//! | `UNANSWERED` | client's [`crate::Ip`] → [`Unanswered`] (LRU) | packet programs | packet programs |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
 //! | `FRAGMENTS` | [`FragmentKey`] → [`FragmentPorts`] (LRU) | packet programs | packet programs |
 //! | `SOURCE_RANGES` | LPM of [`SourceRangeKey`] → `u32` | agent | programs that choose a backend |
@@ -27,6 +30,7 @@
 
 mod affinity;
 mod backend;
+mod client;
 mod config;
 mod flow;
 mod fragment;
@@ -38,8 +42,10 @@ mod source_range;
 
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
+pub use client::{Share, Unanswered};
 pub use config::{
-    AddressFlags, Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES, RangeFlags, RangeKey, TraceCell,
+    AddressFlags, Config, ConfigFlags, Lifetime, MAX_OWN_RANGES, MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES,
+    NodeNumber, RangeFlags, RangeKey, TraceCell,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};

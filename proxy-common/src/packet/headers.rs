@@ -66,6 +66,26 @@ pub struct Ports {
     pub dport: u16,
 }
 
+/// The start of a TCP header (RFC 9293 §3.1), the window included.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TcpHead {
+    /// Source and destination port.
+    pub ports: Ports,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledgement: u32,
+    /// Length of the header in words, in the upper half.
+    pub offset: u8,
+    /// Flags.
+    pub flags: u8,
+    /// Window.
+    pub window: u16,
+}
+
+const _: () = assert!(size_of::<TcpHead>() == 16);
+
 /// The start of an ICMP or `ICMPv6` message.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

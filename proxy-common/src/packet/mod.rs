@@ -9,8 +9,10 @@ mod headers;
 mod parse;
 
 pub use carried::{parse_carried, parse_carried_into};
-pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports};
-pub use parse::{ECHO_ID, Headers, MAX_EXTENSIONS, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, parse, parse_into};
+pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports, TcpHead};
+pub use parse::{
+    ECHO_ID, Headers, MAX_EXTENSIONS, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, is_extension, parse, parse_into,
+};
 
 use crate::Plain;
 #[cfg(doc)]
@@ -34,6 +36,12 @@ pub mod ether_type {
     pub const IPV4: u16 = 0x0800;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// A VLAN tag (IEEE 802.1Q).
+    pub const VLAN: u16 = 0x8100;
+    /// An outer VLAN tag (IEEE 802.1ad).
+    pub const SERVICE_VLAN: u16 = 0x88a8;
 }
 
 /// Length of an Ethernet header.

@@ -6,7 +6,7 @@
 //! up to [`MAX_EXTENSIONS`], beyond that the packet is [`Reason::NotBalanced`]. A fragment carries the addresses, and
 //! the ports if it is the first. An ICMP echo has an identifier in place of ports, the asking side's.
 
-use super::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, ether_type};
+use super::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, TcpHead, ether_type};
 use crate::maps::Reason;
 use crate::{Ip, Port, protocol};
 
@@ -19,8 +19,6 @@ pub(super) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Offset of the flags byte in a TCP header.
-const TCP_FLAGS: u32 = 13;
 /// TCP: no more bytes from the sender.
 pub const TCP_FIN: u8 = 0x01;
 /// TCP: a connection begins.
@@ -63,6 +61,10 @@ pub struct Headers {
     pub has_ports: bool,
     /// What all fragments of a datagram have in common; only of fragments.
     pub fragment_id: u32,
+    /// TCP: sequence number, in host order.
+    pub sequence: u32,
+    /// TCP: acknowledgement number, in host order.
+    pub acknowledgement: u32,
     /// Offset of the IP header.
     pub l3: u32,
     /// Offset of the transport header; 0 if the packet has none (a later fragment).
@@ -82,6 +84,8 @@ impl Headers {
         is_fragment: false,
         has_ports: false,
         fragment_id: 0,
+        sequence: 0,
+        acknowledgement: 0,
         l3: 0,
         l4: 0,
     };
@@ -132,6 +136,15 @@ impl Headers {
     #[inline(always)]
     pub const fn has_flow(&self) -> bool {
         self.has_ports || self.is_echo_request() || self.is_echo_reply()
+    }
+
+    /// Whether this is a later fragment of something with ports, which are not known. Behind an IPv6 fragment header the next
+    /// extension header may stand in place of the protocol.
+    #[inline(always)]
+    pub const fn is_lost_fragment(&self) -> bool {
+        self.is_fragment
+            && !self.has_ports
+            && (self.is_balanced() || (self.l4 == 0 && !self.src.is_v4() && is_extension(self.protocol)))
     }
 
     /// Whether this is ICMP, of either family.
@@ -191,7 +204,11 @@ pub fn parse_into<P: Packet + ?Sized>(
     match ether_type {
         ether_type::IPV4 => parse_v4(packet, l3, headers),
         ether_type::IPV6 => parse_v6(packet, l3, headers),
-        _ => Err(Reason::NotBalanced),
+        _ => {
+            // No header of an earlier packet may be taken for one of this.
+            headers.src = Ip::UNSPECIFIED;
+            Err(Reason::NotBalanced)
+        }
     }
 }
 
@@ -262,7 +279,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> R
 
 /// Whether this is the number of an extension header that is walked.
 #[inline(always)]
-const fn is_extension(protocol: u8) -> bool {
+pub const fn is_extension(protocol: u8) -> bool {
     matches!(
         protocol,
         HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT
@@ -275,14 +292,18 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Res
         return Ok(());
     }
     match headers.protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP => {
+        protocol::TCP => {
+            let tcp: TcpHead = packet.load(headers.l4).ok_or(Reason::Malformed)?;
+            set_ports(headers, tcp.ports);
+            headers.detail = tcp.flags;
+            headers.sequence = u32::from_be(tcp.sequence);
+            headers.acknowledgement = u32::from_be(tcp.acknowledgement);
+            Ok(())
+        }
+        protocol::UDP | protocol::SCTP => {
             let ports: Ports = packet.load(headers.l4).ok_or(Reason::Malformed)?;
-            headers.sport = Port::from_raw(ports.sport);
-            headers.dport = Port::from_raw(ports.dport);
-            headers.has_ports = true;
-            if headers.protocol == protocol::TCP {
-                headers.detail = packet.load(headers.l4 + TCP_FLAGS).ok_or(Reason::Malformed)?;
-            } else if headers.protocol == protocol::SCTP {
+            set_ports(headers, ports);
+            if headers.protocol == protocol::SCTP {
                 headers.detail = packet.load(headers.l4 + SCTP_FIRST_CHUNK).unwrap_or(SCTP_NONE);
             }
             Ok(())
@@ -295,6 +316,13 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Res
         }
         _ => Err(Reason::NotBalanced),
     }
+}
+
+#[inline(always)]
+const fn set_ports(headers: &mut Headers, ports: Ports) {
+    headers.sport = Port::from_raw(ports.sport);
+    headers.dport = Port::from_raw(ports.dport);
+    headers.has_ports = true;
 }
 
 /// Takes the identifier of an ICMP echo for the port of whoever asks: false if this is none, `None` if it ends too early.
@@ -370,7 +398,7 @@ mod tests {
     fn extension_headers_are_walked_to_a_limit() {
         let mut payload = vec![60, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         payload.extend([6, 0, 0, 0, 0, 0, 0, 0]);
-        payload.extend([0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02]);
+        payload.extend([0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02, 0, 0]);
         let headers = parse(&v6(0, &payload)[..], ether_type::IPV6, 14).unwrap();
         assert_eq!(
             (headers.l4, headers.sport.number(), headers.is_opening()),
@@ -387,7 +415,7 @@ mod tests {
     #[test]
     fn short_headers_are_malformed() {
         let whole = v4(6, 0, &[0; 20]);
-        for len in 14..whole.len() - 6 {
+        for len in 14..whole.len() - 4 {
             assert_eq!(
                 parse(&whole[..len], ether_type::IPV4, 14),
                 Err(Reason::Malformed),
@@ -404,7 +432,7 @@ mod tests {
     #[test]
     fn errors_and_whoever_is_no_single_host_are_not_told() {
         let of = |protocol, kind, source: [u8; 4]| {
-            let mut packet = v4(protocol, 0, &[kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            let mut packet = v4(protocol, 0, &[kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
             packet[26..30].copy_from_slice(&source);
             parse(&packet[..], ether_type::IPV4, 14).unwrap().may_be_refused()
         };

@@ -16,7 +16,7 @@ mod socket;
 use aya_ebpf::helpers::generated as helper;
 use proxy_common::Plain;
 use proxy_common::decide::Work;
-use proxy_common::maps::{Config, Counter, Flow, Frontend, Refusals};
+use proxy_common::maps::{Config, Counter, Flow, Frontend, Refusals, Share, Unanswered};
 
 pub use self::skb::{
     Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour,
@@ -81,12 +81,63 @@ pub fn copy_flow(from: *const Flow, into: &mut Flow) {
 /// Notes in a conntrack entry that it is in use, and how far its flow is. States only gain bits this way, so two CPUs
 /// that do it at once lose one at the worst, until the next packet.
 #[inline(always)]
-pub fn touch_flow(flow: *mut Flow, now: u32, state: u8) {
-    // SAFETY: the pointer comes from a map look-up and was checked for null; both fields are aligned.
+pub fn touch_flow(flow: *mut Flow, now: u32, state: u8, sequence: u32) {
+    // SAFETY: the pointer comes from a map look-up and was checked for null; the fields are aligned.
     unsafe {
         (&raw mut (*flow).seen).write_volatile(now);
+        if sequence != 0 {
+            (&raw mut (*flow).sequence).write_volatile(sequence);
+        }
         let known = (&raw const (*flow).state).read_volatile();
         (&raw mut (*flow).state).write_volatile(known | state);
+    }
+}
+
+/// The number of a share that counts flows of a kind.
+#[inline(always)]
+pub fn share_of(share: *mut Share, connections: bool) -> *mut u32 {
+    // SAFETY: the pointer comes from a map look-up and was checked for null.
+    unsafe {
+        if connections {
+            &raw mut (*share).connections
+        } else {
+            &raw mut (*share).streams
+        }
+    }
+}
+
+/// Sets a number in a map. Of two CPUs that do it at once one is lost, which the agent sets right.
+#[inline(always)]
+pub fn set_number(number: *mut u32, value: u32) {
+    // SAFETY: the pointer leads to an aligned field of a map's element, which was checked for null.
+    unsafe { number.write_volatile(value) }
+}
+
+/// Counts one more flow that waits for a reply; false, and nothing is counted, if there are `most` already. Two CPUs that
+/// do it at once may count one of two.
+#[inline(always)]
+pub fn count_unanswered(unanswered: *mut Unanswered, now: u32, most: u32) -> bool {
+    // SAFETY: the pointer comes from a map look-up and was checked for null.
+    unsafe {
+        let count = read(unanswered).at(now);
+        if count >= most {
+            return false;
+        }
+        (&raw mut (*unanswered).tick).write_volatile(now);
+        (&raw mut (*unanswered).count).write_volatile(count + 1);
+    }
+    true
+}
+
+/// Counts one less, if there is one.
+#[inline(always)]
+pub fn count_answered(unanswered: *mut Unanswered) {
+    // SAFETY: the pointer comes from a map look-up and was checked for null.
+    unsafe {
+        let count = (&raw const (*unanswered).count).read_volatile();
+        if count > 0 {
+            (&raw mut (*unanswered).count).write_volatile(count - 1);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_sock_tuple as Tuple};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::programs::TcContext;
+use proxy_common::decide::admission::Frame;
 use proxy_common::maps::FlowKey;
 use proxy_common::packet::Packet;
 use proxy_common::{Plain, protocol};
@@ -37,6 +38,43 @@ impl Skb<'_> {
     pub fn ether_type(&self) -> u16 {
         // SAFETY: a field of the context.
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
+    }
+
+    /// What stands beside the packet, outside of its bytes.
+    #[inline(always)]
+    pub fn frame(&self) -> Frame {
+        /// The number of the VLAN in a tag (IEEE 802.1Q).
+        const VLAN: u32 = 0xfff;
+        Frame {
+            ether_type: self.ether_type(),
+            vlan: if self.has_tag() {
+                self.tag() & VLAN
+            } else {
+                Frame::UNTAGGED
+            },
+            is_for_interface: self.is_for_interface(),
+        }
+    }
+
+    /// Whether there is a tag, which the kernel keeps beside the packet.
+    #[inline(always)]
+    pub fn has_tag(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).vlan_tci }
+    }
+
+    /// Takes the tag off.
+    #[inline(always)]
+    pub fn take_tag(&self) -> Option<()> {
+        // SAFETY: the helper checks the packet.
+        let error = unsafe { helper::bpf_skb_vlan_pop(self.0.skb.skb) };
+        (error == 0).then_some(())
     }
 
     /// The interface the packet is on.
@@ -142,8 +180,8 @@ impl Skb<'_> {
     pub fn finds_socket(&self, key: &FlowKey) -> bool {
         /// That namespace (`BPF_F_CURRENT_NETNS`).
         const HERE: u64 = u64::MAX;
-        let mut tuple = MaybeUninit::<Tuple>::zeroed();
-        // SAFETY: a struct of integers, for which zero is a value; the helpers read as much of it as told, and a socket that
+        let mut tuple = MaybeUninit::<Tuple>::uninit();
+        // SAFETY: a union of integers, of which the helpers read as much as told, all of it written; and a socket that
         // they give is released.
         unsafe {
             let tuple = tuple.as_mut_ptr();

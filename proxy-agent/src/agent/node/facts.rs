@@ -1,8 +1,8 @@
 //! What the programs need to know of the node: the one element of the map `CONFIG`.
 
 use ipnet::IpNet;
-use proxy_common::Ip;
-use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_SERVICE_RANGES};
+use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_OWN_RANGES, MAX_SERVICE_RANGES};
+use proxy_common::{Ip, Port};
 
 use crate::agent::ranges::range_words;
 use crate::bpf::Datapath;
@@ -26,19 +26,29 @@ pub struct Facts<'a> {
     pub service_cidrs: &'a [IpNet],
     /// Whether there are virtual addresses outside of those.
     pub stray_addresses: bool,
+    /// The ranges of this node's pods, if our plugin makes them: with another plugin they may be used anywhere.
+    pub own_pods: Vec<IpNet>,
+    /// A range of each family around all pods.
+    pub around_pods: [Option<IpNet>; 2],
+    /// The index of the tunnel's device.
+    pub tunnel: Option<u32>,
+    /// Interfaces with strict reverse-path filtering.
+    pub strict_interfaces: Vec<u32>,
+    /// Whether ranges are the node's own by a route.
+    pub has_local_ranges: bool,
 }
 
 impl Facts<'_> {
     /// Tells the programs, if it is not what they know already.
     pub fn write(&self, options: &AgentOptions, datapath: &Datapath) {
         let old = datapath.config.get(0).unwrap_or_default();
-        let config = self.config(options, &old);
+        let config = self.config(options, datapath, &old);
         if config != old {
             datapath.config.set(0, &config);
         }
     }
 
-    fn config(&self, options: &AgentOptions, old: &Config) -> Config {
+    fn config(&self, options: &AgentOptions, datapath: &Datapath, old: &Config) -> Config {
         let configuration = &options.configuration;
         let ports = configuration.masquerade_ports;
         let tunnel = |v4: bool| self.pods.tunnel_address(v4).map(Ip::from).unwrap_or_default();
@@ -58,8 +68,27 @@ impl Facts<'_> {
             node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
             tunnel_v4: tunnel(true),
             tunnel_v6: tunnel(false),
+            tunnel_port: match options.cni_conf_dir {
+                Some(_) => Port::new(configuration.vxlan.port),
+                None => Port::default(),
+            },
+            tunnel_device: self.tunnel.unwrap_or_default(),
+            connection_share: share(datapath.flows.capacity()),
+            stream_share: share(datapath.streams.capacity()),
+            unanswered_share: (u32::from(ports.count()) / 4).max(1),
             ..Config::default()
         };
+        for (index, range) in self.own_pods.iter().take(MAX_OWN_RANGES).enumerate() {
+            (config.own_range[index], config.own_mask[index]) = range_words(range);
+        }
+        for (index, range) in self.around_pods.iter().enumerate() {
+            if let Some(range) = range {
+                (config.around_pods[index], config.around_pods_mask[index]) = range_words(range);
+            }
+        }
+        for (to, interface) in config.strict_interfaces.iter_mut().zip(&self.strict_interfaces) {
+            *to = *interface;
+        }
         for (index, range) in self.service_cidrs.iter().take(MAX_SERVICE_RANGES).enumerate() {
             let (network, mask) = range_words(range);
             config.service_range[index] = network;
@@ -82,6 +111,7 @@ impl Facts<'_> {
         for (set, flag) in [
             (several(true) || several(false), ConfigFlags::MORE_NODE_ADDRESSES),
             (self.stray_addresses, ConfigFlags::STRAY_ADDRESSES),
+            (self.has_local_ranges, ConfigFlags::LOCAL_RANGES),
             (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
             (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
             (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),
@@ -94,6 +124,12 @@ impl Facts<'_> {
         }
         flags
     }
+}
+
+/// A client's share of a table that evicts nothing: a quarter of its flows, each of which has two entries.
+const fn share(entries: u32) -> u32 {
+    let share = entries / 2 / 4;
+    if share == 0 { 1 } else { share }
 }
 
 /// How long flows are remembered, in ticks, of which every one that has begun counts.

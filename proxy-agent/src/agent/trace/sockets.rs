@@ -14,6 +14,7 @@ use proxy_common::maps::{
     Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot, SocketKey, SocketPeer,
     SourceRangeKey,
 };
+use proxy_common::packet::Headers;
 use proxy_common::{Ip, Port, Tables};
 
 use super::{Agent, Sample};
@@ -185,22 +186,45 @@ impl Tables for Live<'_> {
     }
 
     fn has_flow(&self, key: &FlowKey) -> bool {
-        [&self.datapath.flows, &self.datapath.new_flows]
-            .iter()
-            .any(|flows| flows.get(key).ok().flatten().is_some())
+        [
+            &self.datapath.flows,
+            &self.datapath.streams,
+            &self.datapath.new_flows,
+        ]
+        .iter()
+        .any(|flows| flows.get(key).ok().flatten().is_some())
     }
 
     fn insert_flow(&self, _key: &FlowKey, _flow: &Flow) -> bool {
         true
     }
 
-    fn replace_flow(&self, _key: &FlowKey, _flow: &Flow) {}
-
-    fn touch_flow(&self, _key: &FlowKey, _now: u32, _state: u8) -> bool {
+    fn replace_flow(&self, _key: &FlowKey, _flow: &Flow) -> bool {
         true
     }
 
-    fn forget_flow(&self, _key: &FlowKey, _confirmed: bool) {}
+    fn touch_flow(&self, _key: &FlowKey, _now: u32, _state: u8, _sequence: u32) -> bool {
+        true
+    }
+
+    fn forget_flow(&self, _key: &FlowKey, _protected: bool) {}
+
+    fn take_share(&self, _config: &Config, _client: &Ip, _protocol: u8) -> bool {
+        true
+    }
+
+    fn return_share(&self, _client: &Ip, _protocol: u8) {}
+
+    fn note_unanswered(&self, _config: &Config, _client: &Ip) -> bool {
+        true
+    }
+
+    fn note_answered(&self, _client: &Ip) {}
+
+    /// A socket's packets come by no interface.
+    fn leads_back(&self, _headers: &Headers, _interface: u32) -> bool {
+        true
+    }
 
     fn fragment(&self, _key: &FragmentKey) -> Option<FragmentPorts> {
         None

@@ -1,6 +1,6 @@
 //! Tables that are full: what fits stays, and what does not is told of and gets the room that others leave.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::*;
 
@@ -110,7 +110,7 @@ fn the_nodes_own_addresses_take_room_too() {
     store.sizes.addresses = 1;
     let mut world = World::new(store, 64);
     world.restart(max);
-    world.programmer.set_node_addresses(&node, HashSet::new());
+    world.programmer.set_node_addresses(&node, HashMap::new());
     two_services(&mut world);
     world.sync();
     assert_eq!(world.programmer.store().sizes().addresses, 3);
@@ -121,7 +121,7 @@ fn the_nodes_own_addresses_take_room_too() {
         .flat_map(|(_, told)| told.to_vec())
         .collect();
     assert!(told.len() == 1 && told[0].contains("addresses"), "{told:?}");
-    world.programmer.set_node_addresses(&node[..1], HashSet::new());
+    world.programmer.set_node_addresses(&node[..1], HashMap::new());
     world.service("c", "10.96.0.9", OLD, 80);
     world.update();
     assert_eq!(world.programmer.address_count(), 3);

@@ -123,7 +123,7 @@ fn nothing_is_masqueraded_that_need_not_be() {
     passes(&fake, POD, "10.244.2.2", "another node's pod");
     passes(&fake, POD, "198.51.100.9", "a range that the operator names");
     passes(&fake, POD, "224.0.0.251", "multicast");
-    passes(&fake, POD, "169.254.1.1", "link-local");
+    passes(&fake, "fd00:244:1::a", "fe80::7", "link-local");
     passes(&fake, NODE, OUTSIDE, "the node itself");
     passes(&fake, "10.244.1.77", OUTSIDE, "no pod of ours");
     fake.config.flags = 0;
@@ -134,12 +134,31 @@ fn nothing_is_masqueraded_that_need_not_be() {
 #[test]
 fn who_came_to_the_pod_from_outside_is_answered_with_the_pods_address() {
     let fake = masquerading();
-    let answer = with_flags(
-        packet(protocol::TCP, (POD, 80), (NODE_B, 40_000)),
-        TCP_SYN | TCP_ACK,
-    );
-    assert_eq!(leaving_node(&fake, &answer).0, Decision::Pass(Reason::NotOurs));
-    // Datagrams leave a note, which lives as long as the conversation.
+    // Connections leave entries, and so do datagrams, which live as long as the conversation.
+    let client = packet(protocol::TCP, (NODE_B, 40_000), (POD, 80));
+    let server = packet(protocol::TCP, (POD, 80), (NODE_B, 40_000));
+    for (is_client, flags) in [
+        (true, TCP_SYN),
+        (false, TCP_SYN | TCP_ACK),
+        (true, TCP_ACK),
+        (false, TCP_ACK),
+        (true, TCP_ACK),
+    ] {
+        let (headers, entry) = if is_client {
+            (client, true)
+        } else {
+            (server, false)
+        };
+        let headers = with_flags(headers, flags);
+        let decision = if entry {
+            entering(&fake, &headers, Entry::Uplink).0
+        } else {
+            leaving_node(&fake, &headers).0
+        };
+        assert_eq!(decision, Decision::Pass(Reason::NotOurs), "{is_client} {flags}");
+        fake.pass_ticks(1);
+    }
+    assert_eq!(fake.flows.borrow().len(), 2, "the handshake is over");
     let request = packet(protocol::UDP, (NODE_B, 40_000), (POD, 53));
     let answer = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
     for _ in 0..3 {
@@ -307,5 +326,78 @@ fn a_node_without_an_address_of_the_family_says_so() {
     assert_eq!(
         leaving_node(&fake, &request).0,
         Decision::Drop(Reason::NoNodeAddress)
+    );
+}
+
+/// The entry of an idle connection may be gone, after a day or because the agent's tables were made anew.
+#[test]
+fn a_connection_under_way_without_an_entry_leaves_with_the_nodes_address_and_its_old_port() {
+    let fake = masquerading();
+    for sport in [40_000, 40_001, 61_500] {
+        let syn = with_flags(packet(protocol::TCP, (POD, sport), (OUTSIDE, 443)), TCP_SYN);
+        let (first, _) = translated(leaving_node(&fake, &syn));
+        fake.evict(&syn.flow_key());
+        fake.evict(&first.reply_key(&syn.flow_key()));
+        for flags in [TCP_ACK, TCP_FIN | TCP_ACK, TCP_RST] {
+            let (again, reason) = translated(leaving_node(&fake, &with_flags(syn, flags)));
+            assert_eq!((again.src, again.sport), (ip(NODE), first.sport), "{flags}");
+            assert_eq!(
+                reason,
+                if flags == TCP_ACK {
+                    Reason::NewFlow
+                } else {
+                    Reason::Established
+                }
+            );
+        }
+    }
+    let inside = with_flags(packet(protocol::TCP, (POD, 40_000), ("10.244.2.2", 443)), TCP_ACK);
+    assert_eq!(
+        leaving_node(&fake, &inside).0,
+        Decision::Pass(Reason::NotOurs),
+        "to a pod"
+    );
+}
+
+#[test]
+fn a_connection_from_outside_to_the_pod_itself_is_picked_up_by_what_its_client_sends() {
+    let fake = masquerading();
+    let client = with_flags(packet(protocol::TCP, (OUTSIDE, 40_000), (POD, 80)), TCP_ACK);
+    let server = with_flags(packet(protocol::TCP, (POD, 80), (OUTSIDE, 40_000)), TCP_ACK);
+    let pass = Decision::Pass(Reason::NotOurs);
+    assert_eq!(entering(&fake, &client, Entry::Uplink).0, pass);
+    assert_eq!(leaving_node(&fake, &server).0, pass);
+}
+
+#[test]
+fn what_has_no_ports_does_not_leave_with_a_pods_address() {
+    let fake = masquerading();
+    let unread = |from, to, reason| {
+        let headers = Headers {
+            has_ports: false,
+            ..packet(47, (from, 0), (to, 0))
+        };
+        crate::decide::egress::leaving_unread(&fake, &headers, reason)
+    };
+    for reason in [Reason::NotBalanced, Reason::Malformed] {
+        assert_eq!(
+            unread(POD, OUTSIDE, reason),
+            Decision::Drop(Reason::NotMasqueraded)
+        );
+        assert_eq!(
+            unread(POD, "10.244.2.2", reason),
+            Decision::Pass(reason),
+            "to a pod"
+        );
+        assert_eq!(
+            unread(NODE, OUTSIDE, reason),
+            Decision::Pass(reason),
+            "the node's own"
+        );
+    }
+    // What is not IP at all has no addresses.
+    assert_eq!(
+        unread("::", OUTSIDE, Reason::NotBalanced),
+        Decision::Pass(Reason::NotBalanced)
     );
 }

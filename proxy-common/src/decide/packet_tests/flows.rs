@@ -236,7 +236,10 @@ fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
     let flow = open(&fake, &request);
     let syn_ack = with_flags(answer(&flow, protocol::TCP), TCP_SYN | TCP_ACK);
     assert_answered(leaving(&fake, &syn_ack), &request, Deliver::Stack);
-    let rst = with_flags(answer(&flow, protocol::TCP), TCP_RST);
+    let rst = Headers {
+        sequence: 1,
+        ..with_flags(answer(&flow, protocol::TCP), TCP_RST)
+    };
     assert_answered(leaving(&fake, &rst), &request, Deliver::Stack);
     // That one is over; this SYN,ACK belongs to another connection.
     for packet in [syn_ack, with_flags(syn_ack, TCP_ACK)] {

@@ -108,6 +108,10 @@ fn masquerading() -> Fake {
     fake.own_pods.insert(ip(POD), Pod::default());
     fake.pods.push(ip(POD));
     fake.pods.push(ip("10.244.2.2"));
+    fake.config.own_range[0] = ip("10.244.1.0");
+    fake.config.own_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
+    fake.config.around_pods[0] = ip("10.244.0.0");
+    fake.config.around_pods_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0");
     fake
 }
 

@@ -1,5 +1,6 @@
 //! What a pod may send.
 
+use super::super::admission::Frame;
 use super::super::sender::may_send;
 use super::*;
 use crate::packet::ether_type;
@@ -8,7 +9,9 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 6];
 const INTERFACE: u32 = 7;
 const POD_V6: &str = "fd00:244:1::5";
-const LINK_LOCAL: &str = "fe80::5";
+/// What follows from the hardware address, and another.
+const LINK_LOCAL: &str = "fe80::ff:fe00:5";
+const OTHER_LINK_LOCAL: &str = "fe80::5";
 
 fn node() -> Fake {
     let mut fake = Fake::node();
@@ -50,9 +53,18 @@ fn frame(mac: [u8; 6], source: &str, next: u8, payload: &[u8]) -> (Vec<u8>, u16)
     (frame, ether_type::IPV6)
 }
 
+/// An untagged frame to the interface.
+const fn beside(ether_type: u16) -> Frame {
+    Frame {
+        ether_type,
+        vlan: Frame::UNTAGGED,
+        is_for_interface: true,
+    }
+}
+
 fn may(fake: &Fake, mac: [u8; 6], source: &str) -> bool {
     let (frame, kind) = frame(mac, source, protocol::UDP, &[0; 8]);
-    may_send(fake, &frame[..], kind, INTERFACE)
+    may_send(fake, &frame[..], beside(kind), INTERFACE, true)
 }
 
 #[test]
@@ -79,7 +91,25 @@ fn who_is_exempt_and_whose_interface_is_not_ours_send_what_they_like() {
     link.flags = PodLinkFlags::ANY_SOURCE;
     assert!(may(&fake, OTHER_MAC, OUTSIDE));
     fake.pod_links.clear();
-    assert!(may(&fake, OTHER_MAC, OUTSIDE));
+    let (frame, kind) = frame(OTHER_MAC, OUTSIDE, protocol::UDP, &[0; 8]);
+    assert!(may_send(&fake, &frame[..], beside(kind), INTERFACE, false));
+}
+
+#[test]
+fn an_interface_of_our_own_without_its_entries_sends_nothing() {
+    let solicitation = || frame(MAC, "::", protocol::ICMPV6, &[135, 0, 0, 0, 0, 0, 0, 0]);
+    let mut fake = node();
+    fake.pod_links.clear();
+    // Its addresses tell of it, as long as they are known.
+    assert!(may(&fake, MAC, POD) && !may(&fake, MAC, OUTSIDE));
+    fake.own_pods.clear();
+    // An agent that starts over empty tables finds them not in use either.
+    for source in [POD, POD_V6, OUTSIDE, LINK_LOCAL] {
+        assert!(!may(&fake, MAC, source), "{source}");
+    }
+    let (packet, kind) = solicitation();
+    assert!(!may_send(&fake, &packet[..], beside(kind), INTERFACE, true));
+    assert!(may_send(&fake, &packet[..], beside(kind), INTERFACE, false));
 }
 
 #[test]
@@ -91,6 +121,16 @@ fn neighbours_are_solicited_before_there_is_an_address() {
         (LINK_LOCAL, protocol::ICMPV6, &[136, 0, 0, 0], true),
         (LINK_LOCAL, 0, &[58, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0], true),
         ("::", 0, &[58, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0], true),
+        (
+            OTHER_LINK_LOCAL,
+            0,
+            &[58, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0],
+            true,
+        ),
+        // One that is not the hardware address's: each would take an entry of the node's table.
+        (OTHER_LINK_LOCAL, protocol::ICMPV6, &[133, 0, 0, 0], false),
+        (OTHER_LINK_LOCAL, protocol::ICMPV6, &[135, 0, 0, 0], false),
+        (OTHER_LINK_LOCAL, protocol::ICMPV6, &[136, 0, 0, 0], false),
         // A router, a redirect, an echo, a datagram, something behind another header.
         (LINK_LOCAL, protocol::ICMPV6, &[134, 0, 0, 0], false),
         (LINK_LOCAL, protocol::ICMPV6, &[137, 0, 0, 0], false),
@@ -104,7 +144,7 @@ fn neighbours_are_solicited_before_there_is_an_address() {
             let (frame, kind) = frame(mac, source, next, payload);
             let owed = allowed && mac == MAC;
             assert_eq!(
-                may_send(&fake, &frame[..], kind, INTERFACE),
+                may_send(&fake, &frame[..], beside(kind), INTERFACE, true),
                 owed,
                 "{source} {next} {payload:?} {mac:?}"
             );
@@ -113,8 +153,78 @@ fn neighbours_are_solicited_before_there_is_an_address() {
 }
 
 #[test]
-fn what_is_not_ip_is_left_alone() {
+fn what_a_pod_sends_beside_ip_is_arp_and_has_no_tag() {
     let fake = node();
-    let (frame, _) = frame(OTHER_MAC, OUTSIDE, protocol::UDP, &[0; 8]);
-    assert!(may_send(&fake, &frame[..], 0x0806, INTERFACE));
+    let (frame, kind) = frame(MAC, POD, protocol::UDP, &[0; 8]);
+    for (vlan, strict, allowed) in [
+        (Frame::UNTAGGED, true, true),
+        (0, true, false),
+        (5, true, false),
+        (5, false, true),
+    ] {
+        let beside = Frame { vlan, ..beside(kind) };
+        assert_eq!(
+            may_send(&fake, &frame[..], beside, INTERFACE, strict),
+            allowed,
+            "{vlan} {strict}"
+        );
+    }
+    for kind in [ether_type::VLAN, ether_type::SERVICE_VLAN, 0x8847, 0x888e, 0x0000] {
+        assert!(
+            !may_send(&fake, &frame[..], beside(kind), INTERFACE, true),
+            "{kind:x}"
+        );
+        assert!(
+            may_send(&fake, &frame[..], beside(kind), INTERFACE, false),
+            "another plugin's: {kind:x}"
+        );
+    }
+}
+
+/// An ARP request whose sender has these addresses.
+fn arp(mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(MAC);
+    frame.extend(ether_type::ARP.to_be_bytes());
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(sender);
+    frame.extend([0, 0, 0, 0, 0, 0, 169, 254, 1, 1]);
+    frame
+}
+
+/// Each sender would take an entry of a table that all interfaces of the node share.
+#[test]
+fn arp_names_the_pod_itself() {
+    let mut fake = node();
+    for (mac, sender, allowed) in [
+        (MAC, [10, 244, 1, 10], true),
+        (MAC, [0, 0, 0, 0], true),
+        (OTHER_MAC, [10, 244, 1, 10], false),
+        (MAC, [10, 244, 1, 11], false),
+        (MAC, [198, 51, 100, 7], false),
+        (MAC, [169, 254, 1, 1], false),
+    ] {
+        let frame = arp(mac, sender);
+        let asks = may_send(&fake, &frame[..], beside(ether_type::ARP), INTERFACE, true);
+        assert_eq!(asks, allowed, "{mac:?} {sender:?}");
+    }
+    let frame = arp(MAC, [10, 244, 1, 10]);
+    for len in 0..32 {
+        let asks = may_send(&fake, &frame[..len], beside(ether_type::ARP), INTERFACE, true);
+        assert!(!asks, "{len} bytes");
+    }
+    let foreign = arp(OTHER_MAC, [198, 51, 100, 7]);
+    assert!(may_send(
+        &fake,
+        &foreign[..],
+        beside(ether_type::ARP),
+        INTERFACE,
+        false
+    ));
+    fake.pod_links.get_mut(&INTERFACE).unwrap().flags = PodLinkFlags::ANY_SOURCE;
+    assert!(
+        may_send(&fake, &foreign[..], beside(ether_type::ARP), INTERFACE, true),
+        "a router"
+    );
 }

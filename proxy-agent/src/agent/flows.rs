@@ -1,0 +1,131 @@
+//! Passes over the flows: when, and what is told of them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::outward::Outward;
+use crate::bpf::Datapath;
+use crate::events::Event;
+use crate::flows::{AtShare, Collected, ShareKind, Tables, pass};
+
+/// How often the tables are walked.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Clients that a message names.
+const NAMED: usize = 5;
+const SUBJECT: &str = "flows";
+
+/// What a pass found, or why it failed.
+pub type Outcome = std::io::Result<Collected>;
+
+/// Passes over the flows, one at a time.
+pub struct Passes {
+    outcomes: mpsc::Sender<Outcome>,
+    is_under_way: bool,
+    known: BTreeSet<AtShare>,
+}
+
+impl Passes {
+    /// None yet; outcomes come by the receiver, and the timer says when to begin.
+    pub fn new() -> (Self, mpsc::Receiver<Outcome>, Interval) {
+        let (outcomes, receiver) = mpsc::channel(1);
+        let mut timer = interval(INTERVAL);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let passes = Self {
+            outcomes,
+            is_under_way: false,
+            known: BTreeSet::new(),
+        };
+        (passes, receiver, timer)
+    }
+
+    /// Begins one, unless the last one still walks.
+    pub fn begin(&mut self, datapath: &Datapath) {
+        if self.is_under_way {
+            return;
+        }
+        let tables = match tables(datapath) {
+            Ok(tables) => tables,
+            Err(error) => return tracing::warn!(%error, "walking the tables of flows"),
+        };
+        self.is_under_way = true;
+        let outcomes = self.outcomes.clone();
+        spawn_blocking(move || {
+            // The loop may have ended.
+            let _ = outcomes.try_send(pass(&tables));
+        });
+    }
+
+    /// Tells what a pass found.
+    pub fn end(&mut self, outcome: Outcome, outward: &Outward, node: &str) {
+        self.is_under_way = false;
+        let faults = outward.faults();
+        let collected = match outcome {
+            Ok(collected) => collected,
+            Err(error) => {
+                let message = format!("walking the tables of flows: {error}; what has expired stays for now");
+                if faults.set(SUBJECT, message.clone()) {
+                    tracing::warn!("{message}");
+                }
+                return;
+            }
+        };
+        faults.clear(SUBJECT);
+        outward.metrics.own.expired(collected.expired);
+        let now: BTreeSet<_> = collected.at_share.into_iter().collect();
+        for kind in ShareKind::ALL {
+            let clients: Vec<_> = now.iter().filter(|at| at.kind == kind).collect();
+            outward.metrics.own.at_share(kind.name(), clients.len());
+            let subject = format!("share of {}", kind.name());
+            if clients.is_empty() {
+                faults.clear(&subject);
+                continue;
+            }
+            let message = message(kind, &clients);
+            faults.set(&subject, message.clone());
+            if clients.iter().any(|at| !self.known.contains(at)) {
+                tracing::warn!("{message}");
+                outward.record(Event::warning_of_node(
+                    node,
+                    "ClientShareReached",
+                    "Protect",
+                    message,
+                ));
+            }
+        }
+        self.known = now;
+    }
+}
+
+fn tables(datapath: &Datapath) -> std::io::Result<Tables> {
+    Ok(Tables {
+        flows: datapath.flows.try_clone()?,
+        streams: datapath.streams.try_clone()?,
+        shares: datapath.shares.try_clone()?,
+        unanswered: datapath.unanswered.try_clone()?,
+        pods: datapath.pods.try_clone()?,
+        config: datapath.config.get(0).unwrap_or_default(),
+    })
+}
+
+fn message(kind: ShareKind, clients: &[&AtShare]) -> String {
+    let names: Vec<_> = clients
+        .iter()
+        .take(NAMED)
+        .map(|at| at.client.to_string())
+        .collect();
+    let more = match clients.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let share = clients.first().map_or(0, |at| at.share);
+    format!(
+        "{}{more}: the share of {share} {} is used up; {}",
+        names.join(", "),
+        kind.name().replace('_', " "),
+        kind.consequence()
+    )
+}

@@ -1,0 +1,134 @@
+//! One pass over the tables of flows that evict nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use proxy_common::Ip;
+use proxy_common::decide::conntrack::is_expired;
+use proxy_common::maps::{Config, Flow, FlowKey, Share};
+
+use super::{AtShare, Collected, ShareKind, Tables};
+use crate::bpf::hash::HashTable;
+
+/// The programs' coarse clock, see [`proxy_common::Tables::now`].
+pub fn now() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    (now.as_nanos() >> 30) as u32
+}
+
+/// Removes what has expired by `now`, and sets the counts of clients right.
+pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
+    let mut pods = HashSet::new();
+    tables.pods.for_each(|address, _| {
+        pods.insert(address);
+    })?;
+    let mut walk = Walk {
+        config: &tables.config,
+        pods,
+        now,
+        shares: HashMap::new(),
+        expired: 0,
+    };
+    walk.table(&tables.flows, |share| &mut share.connections)?;
+    walk.table(&tables.streams, |share| &mut share.streams)?;
+    let Walk { shares, expired, .. } = walk;
+    correct(&tables.shares, &shares)?;
+    Ok(Collected {
+        expired,
+        at_share: at_share(tables, &shares, now)?,
+    })
+}
+
+struct Walk<'a> {
+    config: &'a Config,
+    pods: HashSet<Ip>,
+    now: u32,
+    shares: HashMap<Ip, Share>,
+    expired: u64,
+}
+
+impl Walk<'_> {
+    fn table(
+        &mut self,
+        table: &HashTable<FlowKey, Flow>,
+        count: impl Fn(&mut Share) -> &mut u32,
+    ) -> io::Result<()> {
+        let mut expired = Vec::new();
+        table.for_each(|key, flow| {
+            if is_expired(self.config, &flow, key.protocol, self.now) {
+                expired.push(key);
+            } else if flow.is_reply == 0 {
+                *count(self.shares.entry(self.client(&key.src)).or_default()) += 1;
+            }
+        })?;
+        for key in expired {
+            // A packet may have come since.
+            let still = table.get(&key)?;
+            if still.is_some_and(|flow| is_expired(self.config, &flow, key.protocol, self.now)) {
+                table.remove(&key)?;
+                self.expired += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// As the programs count it (`proxy_common::decide::conntrack::client_of`).
+    fn client(&self, address: &Ip) -> Ip {
+        if address.is_v4() || self.pods.contains(address) {
+            *address
+        } else {
+            address.site()
+        }
+    }
+}
+
+/// Writes the counts that differ, and removes those of clients that have nothing any more.
+fn correct(table: &HashTable<Ip, Share>, counted: &HashMap<Ip, Share>) -> io::Result<()> {
+    let mut found = HashMap::new();
+    table.for_each(|client, share| {
+        found.insert(client, share);
+    })?;
+    for (client, share) in &found {
+        match counted.get(client) {
+            Some(counted) if counted != share => table.set(client, counted)?,
+            Some(_) => {}
+            None => table.remove(client)?,
+        }
+    }
+    for (client, share) in counted.iter().filter(|(client, _)| !found.contains_key(client)) {
+        table.set(client, share)?;
+    }
+    Ok(())
+}
+
+fn at_share(tables: &Tables, shares: &HashMap<Ip, Share>, now: u32) -> io::Result<Vec<AtShare>> {
+    let config = &tables.config;
+    let mut at_share = Vec::new();
+    let mut note = |client: &Ip, kind, used, share| {
+        if share > 0 && used >= share {
+            at_share.push(AtShare {
+                client: (*client).into(),
+                kind,
+                share,
+            });
+        }
+    };
+    for (client, used) in shares {
+        note(
+            client,
+            ShareKind::Connections,
+            used.connections,
+            config.connection_share,
+        );
+        note(client, ShareKind::Streams, used.streams, config.stream_share);
+    }
+    tables.unanswered.for_each(|client, unanswered| {
+        // Half of it is what was used up a tick ago.
+        let used = unanswered.at(now).saturating_mul(2);
+        note(&client, ShareKind::SourcePorts, used, config.unanswered_share);
+    })?;
+    at_share.sort_unstable();
+    Ok(at_share)
+}

@@ -1,0 +1,214 @@
+//! The nodes' tunnel: who may send to its port, and what may be inside.
+//!
+//! VXLAN believes each sender (RFC 7348 §7). So what comes in by an uplink for the tunnel's port has to come from an address
+//! of another node, and the packet inside from a pod of that very node, to something here. No pod sends to that port of any
+//! node, and no service leads there: the node would lend its address to whoever may use the service.
+//!
+//! A fragment is refused: the first one need not hold the inner headers, and RFC 7348 §4.3 forbids them.
+
+use super::Tables;
+use super::decision::{Decision, Entry};
+use crate::Ip;
+use crate::maps::{Config, ConfigFlags, RangeFlags, Reason};
+use crate::packet::{Headers, Ipv4Header, Ipv6Header, Packet, ether_type};
+use crate::{Port, protocol};
+
+const UDP_HEADER: u32 = 8;
+/// Flags, segment number and what is reserved (RFC 7348 §5).
+const VXLAN_HEADER: u32 = 8;
+/// Offset of the `EtherType` in the inner frame.
+const ETHER_TYPE: u32 = 12;
+const ETHERNET_LEN: u32 = 14;
+
+/// Whether the packet is for the port of the nodes' tunnels, wherever it goes.
+#[inline(always)]
+pub const fn is_for_port(config: &Config, headers: &Headers) -> bool {
+    headers.protocol == protocol::UDP && headers.has_ports && is_port(config, headers.dport)
+}
+
+#[inline(always)]
+const fn is_port(config: &Config, port: Port) -> bool {
+    config.tunnel_port.raw() != 0 && port.raw() == config.tunnel_port.raw()
+}
+
+/// Whether an address is this node's or another one's.
+#[inline(always)]
+fn is_node<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+    if config.is_node_address(address) {
+        return true;
+    }
+    let known = tables.address(address);
+    known.is_node() || known.is_peer()
+}
+
+/// Whether an end of a flow is a node's tunnel, where no pod and no service may lead.
+#[inline(always)]
+pub fn is_end<T: Tables>(tables: &T, config: &Config, address: &Ip, port: Port, protocol: u8) -> bool {
+    protocol == protocol::UDP && is_port(config, port) && is_node(tables, config, address)
+}
+
+/// What becomes of a packet for the port of the tunnels, if that is for this to say.
+#[inline(always)]
+pub fn admit<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    config: &Config,
+    packet: &P,
+    headers: &Headers,
+    entry: Entry,
+) -> Option<Decision> {
+    match entry {
+        Entry::Pod if is_node(tables, config, &headers.dst) => Some(Decision::Drop(Reason::TunnelPort)),
+        Entry::Uplink if is_for_node(tables, config, headers) => {
+            Some(if may_carry(tables, packet, headers) {
+                Decision::Pass(Reason::NotOurs)
+            } else {
+                Decision::Drop(Reason::TunnelSource)
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Whether a packet by an uplink, for the port of the tunnels, is for this node's.
+#[inline(always)]
+fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> bool {
+    config.is_node_address(&headers.dst)
+        || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(&headers.dst).is_node())
+}
+
+/// Whether a packet for this node's tunnel comes from another node and carries what that node may send.
+// A function of its own for the kernel, as in `packet`.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn may_carry<T: Tables, P: Packet + ?Sized>(tables: &T, packet: &P, headers: &Headers) -> bool {
+    let peer = tables.address(&headers.src);
+    if !peer.is_peer() || headers.is_fragment {
+        return false;
+    }
+    let frame = headers.l4 + UDP_HEADER + VXLAN_HEADER;
+    let Some(kind) = packet.load::<u16>(frame + ETHER_TYPE) else {
+        return false;
+    };
+    let source = match u16::from_be(kind) {
+        ether_type::IPV4 => match packet.load::<Ipv4Header>(frame + ETHERNET_LEN) {
+            Some(ip) => Ip::from_v4_word(ip.src),
+            None => return false,
+        },
+        ether_type::IPV6 => match packet.load::<Ipv6Header>(frame + ETHERNET_LEN) {
+            Some(ip) => Ip::from_v6_words(ip.src),
+            None => return false,
+        },
+        // Neighbours are known for good, so none asks.
+        _ => return false,
+    };
+    let range = tables.range(&source);
+    range.has(RangeFlags::PODS) && range.node_number().is_some() && range.node_number() == peer.node_number()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::testing::{Fake, ip, packet};
+    use crate::maps::{AddressFlags, NodeNumber};
+
+    fn node() -> Fake {
+        let mut fake = Fake::node();
+        fake.config.tunnel_port = Port::new(8472);
+        for (address, number) in [("192.168.50.12", 2), ("192.168.50.13", 3)] {
+            fake.addresses
+                .insert(ip(address), AddressFlags::of_peer(NodeNumber(number)));
+        }
+        for (pod, number) in [
+            ("10.244.2.2", 2),
+            ("10.244.3.2", 3),
+            ("10.244.1.2", 0),
+            ("fd00:2::2", 2),
+        ] {
+            let flags = RangeFlags::PODS | number << NodeNumber::SHIFT;
+            fake.ranges.insert(ip(pod), RangeFlags(flags));
+        }
+        fake
+    }
+
+    /// An outer datagram around a packet from this source.
+    fn around(inner: &str, kind: u16) -> Vec<u8> {
+        let mut frame = vec![0; 14 + 20 + 8 + 8 + 12];
+        frame.extend(kind.to_be_bytes());
+        match inner.parse().expect("an address") {
+            core::net::IpAddr::V4(ip) => {
+                frame.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0]);
+                frame.extend(ip.octets());
+                frame.extend([10, 244, 1, 2]);
+            }
+            core::net::IpAddr::V6(ip) => {
+                frame.extend([0x60, 0, 0, 0, 0, 0, 17, 64]);
+                frame.extend(ip.octets());
+                frame.extend([0; 16]);
+            }
+        }
+        frame
+    }
+
+    #[test]
+    fn the_tunnel_takes_what_a_node_sends_of_its_own_pods() {
+        let fake = node();
+        let taken = |from, inner, kind, is_fragment| {
+            let mut headers = packet(protocol::UDP, (from, 1), ("192.168.50.11", 8472));
+            headers.is_fragment = is_fragment;
+            assert!(is_for_port(&fake.config, &headers) && is_for_node(&fake, &fake.config, &headers));
+            may_carry(&fake, &around(inner, kind)[..], &headers)
+        };
+        assert!(taken("192.168.50.12", "10.244.2.2", ether_type::IPV4, false));
+        assert!(taken("192.168.50.12", "fd00:2::2", ether_type::IPV6, false));
+        for (from, inner, kind, what) in [
+            ("172.31.0.5", "10.244.2.2", ether_type::IPV4, "a stranger"),
+            ("10.244.2.2", "10.244.2.2", ether_type::IPV4, "a pod"),
+            ("192.168.50.11", "10.244.1.2", ether_type::IPV4, "the node itself"),
+            (
+                "192.168.50.12",
+                "10.244.3.2",
+                ether_type::IPV4,
+                "another node's pod",
+            ),
+            (
+                "192.168.50.12",
+                "10.244.1.2",
+                ether_type::IPV4,
+                "a pod of this node",
+            ),
+            ("192.168.50.12", "192.168.50.12", ether_type::IPV4, "a node"),
+            ("192.168.50.12", "172.31.0.5", ether_type::IPV4, "an outsider"),
+            ("192.168.50.12", "10.244.2.2", ether_type::ARP, "ARP"),
+            ("192.168.50.12", "10.244.2.2", ether_type::VLAN, "a tag"),
+        ] {
+            assert!(!taken(from, inner, kind, false), "{what}");
+        }
+        assert!(
+            !taken("192.168.50.12", "10.244.2.2", ether_type::IPV4, true),
+            "a fragment"
+        );
+        let headers = packet(protocol::UDP, ("192.168.50.12", 1), ("192.168.50.11", 8472));
+        let short = around("10.244.2.2", ether_type::IPV4);
+        for len in 0..short.len() {
+            assert!(!may_carry(&fake, &short[..len], &headers), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn ends_of_tunnels_are_the_port_at_a_node_and_nothing_else() {
+        let mut fake = node();
+        let end = |fake: &Fake, address, port, protocol| {
+            is_end(fake, &fake.config, &ip(address), Port::new(port), protocol)
+        };
+        for address in ["192.168.50.11", "192.168.50.12"] {
+            assert!(end(&fake, address, 8472, protocol::UDP));
+            assert!(!end(&fake, address, 8473, protocol::UDP) && !end(&fake, address, 8472, protocol::TCP));
+        }
+        assert!(!end(&fake, "172.31.0.5", 8472, protocol::UDP));
+        fake.config.tunnel_port = Port::default();
+        assert!(
+            !end(&fake, "192.168.50.12", 8472, protocol::UDP),
+            "without a pod network"
+        );
+    }
+}
