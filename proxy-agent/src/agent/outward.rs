@@ -66,7 +66,9 @@ impl Note {
         let (kind, trigger) = match &event.change {
             Change::Apply(object) => (Some(object.kind()), trigger(object)),
             Change::Delete(kind, _) => (Some(*kind), None),
-            Change::Begin(_) | Change::End(_) | Change::Problems { .. } => (None, None),
+            Change::Begin(_) | Change::End(_) | Change::Unreadable(_) | Change::Problems { .. } => {
+                (None, None)
+            }
         };
         Self {
             received: event.received,
