@@ -235,6 +235,59 @@ fn a_second_agent_with_the_same_run_directory_is_refused() {
 }
 
 #[test]
+fn a_second_agent_with_the_same_bpf_root_is_refused() {
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let mut first = ready(node.agent().start());
+    let pinned = node.pinned();
+    let objects = format!("dir:{}", node.source().path().display());
+    // One that is let in goes on, and is ended then.
+    let output = node
+        .command("timeout")
+        .arg("5")
+        .arg(harness::millrace())
+        .args([
+            "agent",
+            "--node-name",
+            "n1",
+            "--socket-lb",
+            "off",
+            "--source",
+            &objects,
+        ])
+        .args(["--health-address", "0", "--metrics-address", "0"])
+        .arg("--bpf-root")
+        .arg(node.bpf_root())
+        .arg("--run-dir")
+        .arg(node.dir().join("another-run"))
+        .arg("--state-dir")
+        .arg(node.dir().join("another-state"))
+        .output()
+        .expect("to run it");
+    assert!(!output.status.success(), "{output:?}");
+    let message = format!(
+        "another agent is running with --bpf-root {}",
+        node.bpf_root().display()
+    );
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&message), "{said}");
+    assert_eq!(first.cli(&["status"])["ready"], true, "the first one goes on");
+    assert_eq!(pinned.alive(), pinned);
+
+    // A killed agent keeps nobody out, and nothing of the lock stays behind.
+    first.restart();
+    first.wait_ready(10 * SECOND);
+    assert!(first.stop(5 * SECOND).success());
+    let state_dir = node.dir().join("state").display().to_string();
+    let removed = node
+        .cli(&["uninstall", "--state-dir", &state_dir])
+        .expect("an answer");
+    assert_eq!(removed["left"], serde_json::json!([]), "{removed}");
+    assert!(!node.bpf_root().exists());
+}
+
+#[test]
 fn without_an_agent_status_says_so() {
     harness::require_root!();
     let world = World::with_nodes(1);

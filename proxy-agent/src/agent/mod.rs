@@ -35,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::apply::{Limits, Programmer, Progress};
 use crate::bpf::Datapath;
+use crate::bpf::pins::Pins;
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, SourceSpec};
 use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
@@ -105,6 +106,8 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         let socket = control::bind(&options.run_dir)?;
+        // Another run directory is no leave to work with the same maps.
+        let _owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
         let datapath = Datapath::open(&options.bpf_root, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
