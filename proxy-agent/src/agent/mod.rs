@@ -43,7 +43,7 @@ use crate::events::Recorder;
 use crate::plan::NodeContext;
 use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
-use bookkeeping::Bookkeeping;
+use bookkeeping::{Bookkeeping, Wishes};
 use node::NodeSide;
 use outward::{Note, Outward};
 use table_sizes::Arrivals;
@@ -355,8 +355,15 @@ impl Agent {
                 virtual_addresses,
             )
             .await;
-        let bandwidth = self.cluster.bandwidth_of_pods(&self.options.node_name);
-        self.bookkeeping.look(bandwidth);
+        let node = &self.options.node_name;
+        let bandwidth = self.cluster.bandwidth_of_pods(node);
+        let choices = &self.options.configuration.pods_with_any_source;
+        let chosen = self.cluster.chosen_pods(node, choices);
+        let wishes = bandwidth.zip(chosen).map(|(bandwidth, any_source)| Wishes {
+            bandwidth,
+            any_source,
+        });
+        self.bookkeeping.look(wishes);
     }
 
     fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {

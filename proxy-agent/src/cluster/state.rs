@@ -15,8 +15,9 @@ use super::endpoint_slice::EndpointSlice;
 use super::merge::Merged;
 use super::names::Names;
 use super::node::{Node, ServiceCidr};
+use super::pod_choice::PodChoice;
 use super::pods::Pod;
-use super::pods::{BandwidthByPod, Pods, Settings};
+use super::pods::{BandwidthByPod, PodNames, Pods, Settings};
 use super::problems::{Findings, Problem, Problems};
 use super::service::{Service, ServicePort};
 use super::services::Services;
@@ -122,6 +123,12 @@ impl ClusterState {
     pub fn bandwidth_of_pods(&self, node: &str) -> Option<BandwidthByPod> {
         let listed = self.listings[Kind::Pod as usize].complete;
         listed.then(|| self.pods.bandwidth(node))
+    }
+
+    /// Those pods on a node that one of the choices means, once all pods are known.
+    pub fn chosen_pods(&self, node: &str, choices: &[PodChoice]) -> Option<PodNames> {
+        let listed = self.listings[Kind::Pod as usize].complete;
+        listed.then(|| self.pods.chosen(node, choices))
     }
 
     /// The shared values that symbols stand for.
