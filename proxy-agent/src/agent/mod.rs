@@ -106,6 +106,9 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         let socket = control::bind(&options.run_dir)?;
+        if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {
+            tracing::warn!(%error, "others may enter the state directory");
+        }
         // Another run directory is no leave to work with the same maps.
         let _owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
