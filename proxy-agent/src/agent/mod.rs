@@ -13,6 +13,7 @@
 mod bookkeeping;
 mod configz;
 mod leftovers;
+mod local_ports;
 mod measure;
 mod node;
 mod outward;
@@ -83,6 +84,8 @@ struct Agent {
     bookkeeping: Bookkeeping,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
+    /// What was logged of ports that overlap.
+    overlaps: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
     arrivals: Arrivals,
@@ -146,6 +149,7 @@ impl Agent {
             bookkeeping,
             walked: None,
             config_errors: Vec::new(),
+            overlaps: Vec::new(),
             synced: false,
             first_sync: None,
             arrivals: Arrivals::none(),
@@ -153,6 +157,7 @@ impl Agent {
             last_writes: 0,
             options,
         };
+        local_ports::say(&mut agent);
         loop {
             let pending = agent.programmer.pending() > 0;
             agent
@@ -184,6 +189,7 @@ impl Agent {
     /// What failed before, and what waits.
     async fn try_again(&mut self) {
         let _ = self.programmer.retry();
+        local_ports::say(self);
         if self.synced && self.node.pods().is_unfinished() {
             self.refresh_node().await;
         }
