@@ -131,3 +131,23 @@ fn what_is_wrong_with_an_object_goes_with_it_though_nothing_of_it_was_stored() {
     world.apply(Change::End(Kind::EndpointSlice));
     assert!(world.messages().is_empty());
 }
+
+#[test]
+fn a_cluster_ip_that_can_be_no_services_is_left_out() {
+    for bad in [
+        "127.0.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "0.0.0.1",
+        "255.255.255.255",
+    ] {
+        let mut world = World::new();
+        world.apply(service(&SERVICE.replace("10.96.0.010", bad)));
+        let service = world.0.service(cart()).expect("its other address is good");
+        assert_eq!(service.cluster_ips().count(), 1, "{bad}");
+        assert!(
+            world.messages()[0].contains("cannot be a service's address"),
+            "{bad}"
+        );
+    }
+}
