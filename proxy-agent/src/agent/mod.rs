@@ -10,6 +10,7 @@
 //! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
 //! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
+mod at_share;
 mod bookkeeping;
 mod configz;
 mod leftovers;
