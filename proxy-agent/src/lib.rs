@@ -26,4 +26,5 @@ pub mod metrics;
 pub mod network;
 pub mod plan;
 pub mod pods;
+pub mod private_dir;
 pub mod source;

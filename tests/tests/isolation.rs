@@ -1,11 +1,14 @@
 //! Agents keep to themselves: to their own node, to one run directory each, and out of the data plane's way when they stop.
 
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use harness::{
-    Agent, ConnectStream, Endpoint, LongFlows, Node, Place, Pod, Probe, Server, Service, World, address,
-    spread, wait_for,
+    Agent, ConnectStream, Endpoint, LongFlows, Node, NodeSpec, Place, Pod, Probe, Server, Service, World,
+    address, spread, wait_for,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -232,6 +235,104 @@ fn a_second_agent_with_the_same_run_directory_is_refused() {
             .backend,
         "one"
     );
+}
+
+#[test]
+fn a_second_agent_with_the_same_bpf_root_is_refused() {
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let mut first = ready(node.agent().start());
+    let pinned = node.pinned();
+    let objects = format!("dir:{}", node.source().path().display());
+    // One that is let in goes on, and is ended then.
+    let output = node
+        .command("timeout")
+        .arg("5")
+        .arg(harness::millrace())
+        .args([
+            "agent",
+            "--node-name",
+            "n1",
+            "--socket-lb",
+            "off",
+            "--source",
+            &objects,
+        ])
+        .args(["--health-address", "0", "--metrics-address", "0"])
+        .arg("--bpf-root")
+        .arg(node.bpf_root())
+        .arg("--run-dir")
+        .arg(node.dir().join("another-run"))
+        .arg("--state-dir")
+        .arg(node.dir().join("another-state"))
+        .output()
+        .expect("to run it");
+    assert!(!output.status.success(), "{output:?}");
+    let message = format!(
+        "another agent is running with --bpf-root {}",
+        node.bpf_root().display()
+    );
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&message), "{said}");
+    assert_eq!(first.cli(&["status"])["ready"], true, "the first one goes on");
+    assert_eq!(pinned.alive(), pinned);
+
+    // A killed agent keeps nobody out, and nothing of the lock stays behind.
+    first.restart();
+    first.wait_ready(10 * SECOND);
+    assert!(first.stop(5 * SECOND).success());
+    let state_dir = node.dir().join("state").display().to_string();
+    let removed = node
+        .cli(&["uninstall", "--state-dir", &state_dir])
+        .expect("an answer");
+    assert_eq!(removed["left"], serde_json::json!([]), "{removed}");
+    assert!(!node.bpf_root().exists());
+}
+
+/// Permission bits of a file.
+fn mode(path: &Path) -> u32 {
+    let metadata = path.symlink_metadata();
+    let metadata = metadata.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    metadata.permissions().mode() & 0o7777
+}
+
+/// Everything below a directory that is no symbolic link.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let mut found = Vec::new();
+    for path in entries.map(|entry| entry.expect("an entry").path()) {
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(below(&path));
+        }
+        if !path.is_symlink() {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn what_an_agent_keeps_is_for_root_alone() {
+    harness::require_root!();
+    let world = World::builder().node(NodeSpec::millrace()).build();
+    let node = world.node(1);
+    let [run, state] = ["run", "state"].map(|name| node.dir().join(name));
+    // As a container's volume is made, or an older agent made it.
+    for dir in [&run, &state] {
+        fs::create_dir_all(dir).expect("a directory");
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("to set");
+    }
+    fs::write(state.join("installed.json"), "{}").expect("writing");
+    let agent = ready(node.agent().start());
+    let _pod = node.add_pod("pod");
+    assert_eq!([mode(&run), mode(&state)], [0o700; 2]);
+    assert_eq!(mode(&run.join("agent.sock")), 0o600);
+    for path in below(node.bpf_root()) {
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(&path), expected, "{}", path.display());
+    }
+    drop(agent);
 }
 
 #[test]

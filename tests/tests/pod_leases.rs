@@ -280,6 +280,8 @@ fn limits_follow_annotations_while_a_pod_runs() {
         (Some("20M"), Some("5M"), [Some(20_000_000), Some(5_000_000)]),
         (Some("20M"), Some("6M"), [Some(20_000_000), Some(6_000_000)]),
         (None, Some("1G"), [Some(30_000_000), Some(1_000_000_000)]),
+        // An annotation narrows what the runtime gave, and never widens it.
+        (Some("900M"), Some("2M"), [Some(30_000_000), Some(2_000_000)]),
         // What makes no sense counts as absent.
         (Some("fast"), None, [Some(30_000_000), None]),
     ] {

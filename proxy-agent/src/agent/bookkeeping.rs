@@ -4,18 +4,17 @@
 //! loop only says what it has heard. The loop has no state of it: the plugin works without an agent, so the truth is where
 //! the plugin keeps it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use crate::cluster::BandwidthByPod;
+use crate::cluster::{BandwidthByPod, PodNames};
 use crate::control::Reply;
 use crate::http::Faults;
 use crate::pods::collect::Collected;
-use crate::pods::{Places, PodsError, collect, limits};
+use crate::pods::{Places, PodsError, any_source, collect, limits};
 
 /// How often to look for what was left behind. Nothing younger than a minute is removed anyway.
 const INTERVAL: Duration = Duration::from_mins(3);
@@ -23,28 +22,37 @@ const INTERVAL: Duration = Duration::from_mins(3);
 /// When to look again at a pod that was just being made.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// What is said about the pods of this node.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// By the pods: how much they receive and send.
+    pub bandwidth: BandwidthByPod,
+    /// By the operator: who may send from any address.
+    pub any_source: PodNames,
+}
+
 /// The pods of this node.
 pub struct Bookkeeping {
     places: Places,
-    bandwidth: watch::Sender<Option<BandwidthByPod>>,
+    wishes: watch::Sender<Option<Wishes>>,
 }
 
 impl Bookkeeping {
     /// Starts to look. What is wrong is noted in `faults`.
     pub fn start(places: Places, faults: Faults) -> Self {
-        let (bandwidth, wanted) = watch::channel(None);
+        let (wishes, wanted) = watch::channel(None);
         tokio::spawn(collect_for_ever(places.clone(), faults.clone()));
-        tokio::spawn(keep_limits(places.clone(), faults, wanted));
-        Self { places, bandwidth }
+        tokio::spawn(grant_for_ever(places.clone(), faults, wanted));
+        Self { places, wishes }
     }
 
-    /// Hears that pods or interfaces may have changed, and which limits pods ask for, if all of them are known by now.
-    pub fn look(&self, bandwidth: Option<BandwidthByPod>) {
-        let without = |limits: &Option<BandwidthByPod>| limits.as_ref().is_some_and(BTreeMap::is_empty);
-        self.bandwidth.send_if_modified(|known| {
-            // While nobody asks for anything, only the first look could find something.
-            let news = !(without(known) && without(&bandwidth));
-            *known = bandwidth;
+    /// Hears that pods or interfaces may have changed, and what is wanted for pods, if all of them are known by now.
+    pub fn look(&self, wishes: Option<Wishes>) {
+        let none = |wishes: &Wishes| wishes.bandwidth.is_empty() && wishes.any_source.is_empty();
+        self.wishes.send_if_modified(|known| {
+            // While nothing is asked for, only the first look could find something.
+            let news = !(known.as_ref().is_some_and(none) && wishes.as_ref().is_some_and(none));
+            *known = wishes;
             news
         });
     }
@@ -109,37 +117,56 @@ fn report(collected: &Collected) {
     }
 }
 
-/// Brings limits in line with what pods ask for, whenever something may have changed, and every few minutes for what failed.
-async fn keep_limits(places: Places, faults: Faults, mut wanted: watch::Receiver<Option<BandwidthByPod>>) {
-    const SUBJECT: &str = "limits of pods";
+/// Brings limits and exemptions in line with what is wanted, whenever something may have changed, and every few minutes for
+/// what failed.
+async fn grant_for_ever(places: Places, faults: Faults, mut wanted: watch::Receiver<Option<Wishes>>) {
     let mut early = false;
     loop {
         let patience = if early { AGAIN } else { INTERVAL };
         if let Ok(Err(_)) = timeout(patience, wanted.changed()).await {
             return;
         }
-        let Some(bandwidth) = wanted.borrow_and_update().clone() else {
+        let Some(wishes) = wanted.borrow_and_update().clone() else {
             continue;
         };
+        let (looked, bandwidth) = (places.clone(), wishes.bandwidth);
+        let limited = spawn_blocking(move || {
+            let applied = limits::apply(&looked, &bandwidth)?;
+            Ok((applied.changes, applied.errors, applied.early))
+        });
+        early = note(&faults, "limits of pods", limited.await);
         let looked = places.clone();
-        match spawn_blocking(move || limits::apply(&looked, &bandwidth)).await {
-            Ok(Ok(applied)) => {
-                early = applied.early;
-                for change in &applied.changes {
-                    tracing::info!("{change}");
-                }
-                if applied.errors.is_empty() {
-                    faults.clear(SUBJECT);
-                } else if faults.set(SUBJECT, applied.errors.join("; ")) {
-                    tracing::warn!("{}", applied.errors.join("; "));
-                }
-            }
-            Ok(Err(error)) => {
-                if faults.set(SUBJECT, error.to_string()) {
-                    tracing::warn!(%error, "looking at limits failed");
-                }
-            }
-            Err(error) => tracing::warn!(%error, "looking at limits ended early"),
-        }
+        let exempted = spawn_blocking(move || {
+            let exempted = any_source::apply(&looked, &wishes.any_source)?;
+            Ok((exempted.changes, Vec::new(), exempted.early))
+        });
+        early |= note(&faults, "podsWithAnySource", exempted.await);
     }
+}
+
+/// What was changed and what failed, in words, and whether some pod was just being made.
+type Done = (Vec<String>, Vec<String>, bool);
+
+/// Says what was done, and whether to look again soon.
+fn note(faults: &Faults, subject: &str, done: Result<Result<Done, PodsError>, JoinError>) -> bool {
+    match done {
+        Ok(Ok((changes, errors, early))) => {
+            for change in &changes {
+                tracing::info!("{change}");
+            }
+            if errors.is_empty() {
+                faults.clear(subject);
+            } else if faults.set(subject, errors.join("; ")) {
+                tracing::warn!("{}", errors.join("; "));
+            }
+            return early;
+        }
+        Ok(Err(error)) => {
+            if faults.set(subject, error.to_string()) {
+                tracing::warn!(%error, "looking at {subject} failed");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "looking at {subject} ended early"),
+    }
+    false
 }

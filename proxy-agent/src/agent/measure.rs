@@ -36,6 +36,9 @@ pub fn measure(agent: &mut Agent) {
     for (method, code, count) in agent.source.requests() {
         metrics.kube_proxy.requests(host, method, code, count);
     }
+    for (port, usage) in agent.outward.usage_of_ports() {
+        own.port(port, &usage);
+    }
     count_without_local(&metrics, &agent.cluster, &agent.context.name);
     if agent.walked.is_none_or(|walked| walked.elapsed() >= FRESH) {
         for (name, usage) in report::maps(agent) {

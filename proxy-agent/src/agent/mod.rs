@@ -10,10 +10,12 @@
 //! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
 //! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
+mod at_share;
 mod bookkeeping;
 mod configz;
 mod flows;
 mod leftovers;
+mod local_ports;
 mod measure;
 mod node;
 mod outward;
@@ -36,6 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::apply::{Limits, Programmer, Progress};
 use crate::bpf::Datapath;
+use crate::bpf::pins::Pins;
 use crate::cluster::{Changes, ClusterState};
 use crate::config::{AgentOptions, SourceSpec};
 use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
@@ -43,7 +46,7 @@ use crate::events::Recorder;
 use crate::plan::NodeContext;
 use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
-use bookkeeping::Bookkeeping;
+use bookkeeping::{Bookkeeping, Wishes};
 use flows::Passes;
 use node::NodeSide;
 use outward::{Note, Outward};
@@ -85,6 +88,8 @@ struct Agent {
     passes: Passes,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
+    /// What was logged of ports that overlap.
+    overlaps: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
     arrivals: Arrivals,
@@ -108,6 +113,11 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         let socket = control::bind(&options.run_dir)?;
+        if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {
+            tracing::warn!(%error, "others may enter the state directory");
+        }
+        // Another run directory is no leave to work with the same maps.
+        let _owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
         let datapath = Datapath::open(&options.bpf_root, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
@@ -145,6 +155,7 @@ impl Agent {
             passes,
             walked: None,
             config_errors: Vec::new(),
+            overlaps: Vec::new(),
             synced: false,
             first_sync: None,
             arrivals: Arrivals::none(),
@@ -152,6 +163,7 @@ impl Agent {
             last_writes: 0,
             options,
         };
+        local_ports::say(&mut agent);
         loop {
             let pending = agent.programmer.pending() > 0;
             agent
@@ -191,6 +203,7 @@ impl Agent {
     /// What failed before, and what waits.
     async fn try_again(&mut self) {
         let _ = self.programmer.retry();
+        local_ports::say(self);
         if self.synced && self.node.pods().is_unfinished() {
             self.refresh_node().await;
         }
@@ -367,8 +380,15 @@ impl Agent {
                 virtual_addresses,
             )
             .await;
-        let bandwidth = self.cluster.bandwidth_of_pods(&self.options.node_name);
-        self.bookkeeping.look(bandwidth);
+        let node = &self.options.node_name;
+        let bandwidth = self.cluster.bandwidth_of_pods(node);
+        let choices = &self.options.configuration.pods_with_any_source;
+        let chosen = self.cluster.chosen_pods(node, choices);
+        let wishes = bandwidth.zip(chosen).map(|(bandwidth, any_source)| Wishes {
+            bandwidth,
+            any_source,
+        });
+        self.bookkeeping.look(wishes);
     }
 
     fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {

@@ -15,7 +15,7 @@ use crate::control::ObjectError;
 use crate::events::{self, Recorder};
 use crate::health::proxy::ProxyHealth;
 use crate::health::{Health, ServiceCheck, ServiceChecks, endpoints};
-use crate::http::{Answer, Faults, keep_serving, listen, serve};
+use crate::http::{Answer, Faults, Room, Seats, Use, keep_serving, listen, serve};
 use crate::metrics::server::{MetricsServer, Shown};
 use crate::metrics::{Metrics, Round, Scrape};
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdMap};
@@ -32,6 +32,7 @@ pub struct Outward {
     health: Health,
     checks: ServiceChecks,
     faults: Faults,
+    seats: Seats,
     shown: Shown,
     started: Timestamp,
     round: OpenRound,
@@ -66,7 +67,9 @@ impl Note {
         let (kind, trigger) = match &event.change {
             Change::Apply(object) => (Some(object.kind()), trigger(object)),
             Change::Delete(kind, _) => (Some(*kind), None),
-            Change::Begin(_) | Change::End(_) | Change::Problems { .. } => (None, None),
+            Change::Begin(_) | Change::End(_) | Change::Unreadable(_) | Change::Problems { .. } => {
+                (None, None)
+            }
         };
         Self {
             received: event.received,
@@ -111,11 +114,19 @@ impl Outward {
     ) -> anyhow::Result<(Self, mpsc::Receiver<Scrape>)> {
         let (scrapes, asked) = mpsc::channel(SCRAPES_AHEAD);
         let (health, metrics, faults) = (Health::default(), Metrics::default(), Faults::default());
+        let (seats, reached) = Seats::new();
+        let node = options.node_name.clone();
+        tokio::spawn(super::at_share::tell(reached, node, recorder.clone()));
+        let room = Room {
+            seats: seats.clone(),
+            name: "service",
+        };
         let outward = Self {
-            checks: ServiceChecks::new(health.clone(), faults.clone(), recorder.clone()),
+            checks: ServiceChecks::new(health.clone(), room.clone(), faults.clone(), recorder.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
             faults: faults.clone(),
+            seats,
             shown: Shown::default(),
             started: Timestamp::now(),
             round: OpenRound::default(),
@@ -128,7 +139,8 @@ impl Outward {
         let hard = configuration.bind_address_hard_fail;
         if let Some(address) = configuration.health_address {
             let probes = metrics.kube_proxy.probes();
-            start_server("health", address, ProxyHealth { health, probes }, &faults, hard)?;
+            let answers = ProxyHealth { health, probes };
+            start_server(address, answers, room.called("health"), &faults, hard)?;
         }
         if let Some(address) = configuration.metrics_address {
             let server = MetricsServer {
@@ -136,7 +148,7 @@ impl Outward {
                 shown: outward.shown.clone(),
                 scrapes,
             };
-            start_server("metrics", address, server, &faults, hard)?;
+            start_server(address, server, room.called("metrics"), &faults, hard)?;
         }
         tokio::spawn(super::leftovers::look_for_them(faults));
         Ok((outward, asked))
@@ -150,6 +162,11 @@ impl Outward {
     /// Where whoever works beside the loop notes what is wrong.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
+    }
+
+    /// How the ports that listen are used.
+    pub fn usage_of_ports(&self) -> impl Iterator<Item = (&'static str, Use)> {
+        self.seats.usage().into_iter()
     }
 
     /// What is wrong with ports, and with what is looked at beside the loop.
@@ -272,21 +289,23 @@ fn check(id: ObjectId, cluster: &ClusterState, node: &str) -> Option<ServiceChec
 }
 
 fn start_server(
-    what: &'static str,
     address: SocketAddr,
     answers: impl Answer,
+    room: Room,
     faults: &Faults,
     hard: bool,
 ) -> anyhow::Result<()> {
+    let what = room.name;
     if hard {
         use anyhow::Context as _;
         let listener = listen(address).with_context(|| {
             format!("listening at {address} for {what}, which bindAddressHardFail makes necessary")
         })?;
-        tokio::spawn(serve(listener, answers));
+        tokio::spawn(async move { serve(listener, answers, &room).await });
     } else {
         let subject = format!("{what} port");
-        tokio::spawn(keep_serving(address, answers, faults.clone(), subject, |_| {}));
+        let faults = faults.clone();
+        tokio::spawn(keep_serving(address, answers, room, faults, subject, |_| {}));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd as _;
 use proxy_common::maps::{BackendState as State, FrontendKind};
 
 use super::Agent;
+use super::local_ports;
 use super::node::hooks;
 use crate::apply::name;
 use crate::bpf::links::SOCKET_HOOKS;
@@ -86,6 +87,7 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .chain(agent.outward.problems())
         .chain(agent.config_errors.iter().cloned())
         .chain(pressure(agent))
+        .chain(local_ports::problems(agent))
         .chain(agent.node.problems().iter().cloned())
         .chain(foreign_pins(agent))
         .chain(capabilities())

@@ -11,7 +11,7 @@ use proxy_common::maps::{FrontendKey, NodeNumber};
 use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
 use super::found::Found;
-use super::room::Need;
+use super::room::{Load, Need};
 use super::store::Store;
 use super::tables::Tables;
 use crate::bpf::object::MapSizes;
@@ -298,7 +298,7 @@ impl<S: Store> Programmer<S> {
         loop {
             let room = self.room_for_frontends(planned, old);
             match room.and_then(|()| self.tables.diff(old, planned)) {
-                Err(full) if self.tables.make_room(full) => {}
+                Err(full) if self.tables.make_room(full, self.load(planned)) => {}
                 result => return result,
             }
         }
@@ -328,11 +328,29 @@ impl<S: Store> Programmer<S> {
         Ok(())
     }
 
+    /// What the tables would hold with a plan besides, at the most.
+    fn load(&self, planned: &ServicePlan) -> Load {
+        let groups = planned.groups.iter();
+        let (frontends, targets) = groups.fold((0, 0), |(frontends, targets), group| {
+            let more = group.active.len() + group.draining.len();
+            (frontends + group.frontends.len() as u32, targets + more as u32)
+        });
+        let (slots, backends) = self.tables.allocated();
+        let others = self.found.count();
+        Load {
+            frontends: self.frontends + others + frontends,
+            slots: slots + targets,
+            backends: backends + targets,
+            addresses: self.address_count() + others + frontends,
+        }
+    }
+
     /// Grows the table of addresses until the node's own fit in, if it can.
     fn make_room_for_addresses(&mut self) {
-        while self.address_count() > self.store().sizes().addresses && self.tables.make_room(Full::Addresses)
-        {
-        }
+        let load = |programmer: &Self| programmer.load(&ServicePlan::default());
+        while self.address_count() > self.store().sizes().addresses
+            && self.tables.make_room(Full::Addresses, load(self))
+        {}
     }
 
     /// Grows the tables as far as a need asks for.

@@ -3,10 +3,12 @@
 //! Growing means new tables and programs, which costs a good part of a second whatever it is by. While the first lists still
 //! come in, tables grow ahead of what has arrived, so that nothing has to grow when they are complete; before the first sync
 //! it is plain what the cluster needs, so that everything grows at once; later a table grows when something does not fit.
+//! Then all grow that would be full before it is full again, and each as far as what comes in needs, so that tables that
+//! fill together cost one set of programs for each doubling of the cluster.
 
 use crate::bpf::object::MapSizes;
 use crate::cluster::{ClusterState, Family};
-use crate::plan::NodeContext;
+use crate::plan::{Full, NodeContext};
 use crate::source::{Change, Object};
 
 /// Entries that each table needs.
@@ -82,6 +84,38 @@ impl Need {
         .into_iter()
         .min()
         .unwrap_or(0)
+    }
+}
+
+/// Entries that the tables hold, with those of a service that does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Of frontends.
+    pub frontends: u32,
+    /// Of slots.
+    pub slots: u32,
+    /// Of backends.
+    pub backends: u32,
+    /// Of addresses.
+    pub addresses: u32,
+}
+
+impl Load {
+    /// Sizes with room for it where a table is full, as far as the largest ones allow.
+    pub fn sizes(self, full: Full, now: MapSizes, max: MapSizes) -> MapSizes {
+        let next = |table: Full, now: u32, load: u32, max: u32| {
+            // What is more than half full would be full before a table that doubles is full again.
+            let doubles = table == full || load > now / 2;
+            let least = if doubles { now.saturating_add(1) } else { now };
+            size(now, load.max(least), max)
+        };
+        MapSizes {
+            frontends: next(Full::Frontends, now.frontends, self.frontends, max.frontends),
+            slots: next(Full::Slots, now.slots, self.slots, max.slots),
+            backends: next(Full::Backends, now.backends, self.backends, max.backends),
+            addresses: next(Full::Addresses, now.addresses, self.addresses, max.addresses),
+            ..now
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use proxy_common::maps::{Frontend, FrontendKey};
 
 use super::found::Found;
 use super::quarantine::Quarantine;
-use super::room;
+use super::room::Load;
 use super::store::Store;
 use super::writer::Writer;
 use crate::bpf::object::MapSizes;
@@ -136,21 +136,20 @@ impl<S: Store> Tables<S> {
         std::mem::take(&mut self.freed)
     }
 
-    /// Waits for the quarantine, or grows the table; false if neither helps.
-    pub fn make_room(&mut self, full: Full) -> bool {
+    /// Waits for the quarantine, or grows the tables for this load; false if neither makes room in the one that is full.
+    pub fn make_room(&mut self, full: Full, load: Load) -> bool {
         if matches!(full, Full::Slots | Full::Backends) && self.quarantine.drain(&mut self.allocator) {
             return true;
         }
         let (sizes, max) = (self.store.sizes(), self.largest);
-        let mut wanted = sizes;
-        let more = |now: u32, max: u32| room::size(now, now.saturating_add(1), max);
-        match full {
-            Full::Frontends => wanted.frontends = more(sizes.frontends, max.frontends),
-            Full::Slots => wanted.slots = more(sizes.slots, max.slots),
-            Full::Backends => wanted.backends = more(sizes.backends, max.backends),
-            Full::Addresses => wanted.addresses = more(sizes.addresses, max.addresses),
-        }
-        self.grow(wanted)
+        let wanted = load.sizes(full, sizes, max);
+        let grows = match full {
+            Full::Frontends => wanted.frontends > sizes.frontends,
+            Full::Slots => wanted.slots > sizes.slots,
+            Full::Backends => wanted.backends > sizes.backends,
+            Full::Addresses => wanted.addresses > sizes.addresses,
+        };
+        grows && self.grow(wanted)
     }
 
     /// Grows to these sizes; false if they stay as they are.

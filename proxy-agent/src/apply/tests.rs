@@ -175,6 +175,94 @@ fn a_restarted_agent_adopts_everything_and_writes_only_what_differs() {
     assert_eq!(world.programmer.store().addresses.borrow().len(), 1);
 }
 
+/// A service with an address from outside, of one kind or another.
+fn exposed(world: &mut World, name: &str, number: u8, created: &str, how: &str) {
+    let json = format!(
+        r#"{{"metadata":{{"namespace":"t","name":"{name}","creationTimestamp":"{created}"}},
+        "spec":{{"clusterIP":"10.96.0.{number}","ports":[{{"name":"p","port":80,"nodePort":30080}}],{how}"type":"LoadBalancer"}},
+        "status":{{"loadBalancer":{{"ingress":[{}]}}}}}}"#,
+        if how.contains("externalIPs") {
+            ""
+        } else {
+            r#"{"ip":"198.51.100.7"}"#
+        },
+    );
+    let service = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error} in {json}"));
+    world.event(Change::Apply(Box::new(Object::Service(service))));
+}
+
+#[test]
+fn an_address_from_outside_is_the_oldest_services_whatever_kind_it_is() {
+    let local = r#""externalTrafficPolicy":"Local","#;
+    let kinds = [
+        String::new(),
+        local.to_owned(),
+        r#""externalIPs":["198.51.100.7"],"#.to_owned(),
+        format!(r#""externalIPs":["198.51.100.7"],{local}"#),
+    ];
+    let node = NodeContext {
+        external_ips: true,
+        ..NodeContext::default()
+    };
+    let all = kinds
+        .iter()
+        .flat_map(|old| kinds.iter().map(move |young| (old, young)));
+    for (old, young) in all {
+        let mut world = World::new(Fake::new(64), 64);
+        world.slice("old", &[("10.244.1.1", "")]);
+        world.slice("young", &[("10.244.1.2", "")]);
+        // The young one is there first.
+        exposed(&mut world, "young", 2, NEW, young);
+        world.programmer.sync(&world.cluster, &node).unwrap();
+        assert_eq!(world.backends_of("198.51.100.7"), ["10.244.1.2"], "{old} {young}");
+        exposed(&mut world, "old", 1, OLD, old);
+        let ids: ObjectIdSet = world.changes.services.drain().collect();
+        world.programmer.update(&ids, &world.cluster, &node);
+        assert_eq!(world.backends_of("198.51.100.7"), ["10.244.1.1"], "{old} {young}");
+        let told: Vec<_> = world
+            .programmer
+            .problems()
+            .flat_map(|(_, told)| told.to_vec())
+            .collect();
+        assert!(
+            told.iter()
+                .any(|told| told.contains("198.51.100.7 port 80: already taken by the older Service t/old")),
+            "{told:?}"
+        );
+        world.restart(sizes(64));
+        world.programmer.sync(&world.cluster, &node).unwrap();
+        assert_eq!(
+            world.backends_of("198.51.100.7"),
+            ["10.244.1.1"],
+            "restarted: {old} {young}"
+        );
+    }
+}
+
+#[test]
+fn an_address_from_outside_in_a_range_of_the_cluster_is_refused() {
+    for range in ["198.51.100.0/24", "198.51.100.7/32"] {
+        let node = NodeContext {
+            external_ips: true,
+            cluster_ranges: vec![range.parse().unwrap()],
+            ..NodeContext::default()
+        };
+        for how in ["", r#""externalIPs":["198.51.100.7"],"#] {
+            let mut world = World::new(Fake::new(64), 64);
+            world.slice("a", &[("10.244.1.1", "")]);
+            exposed(&mut world, "a", 1, OLD, how);
+            world.programmer.sync(&world.cluster, &node).unwrap();
+            assert_eq!(world.backends_of("198.51.100.7"), [""; 0], "{range} {how}");
+            assert_eq!(world.backends_of("10.96.0.1"), ["10.244.1.1"], "{range} {how}");
+            let told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
+            assert!(
+                told.into_iter()
+                    .any(|told| told.contains("a range of the cluster's own"))
+            );
+        }
+    }
+}
+
 #[test]
 fn the_oldest_service_keeps_a_contested_address_and_the_next_inherits_it() {
     let mut world = World::new(Fake::new(64), 64);

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::output::{self, OutputFormat};
-use super::text::{BAD, GOOD, WARNING, styled};
+use super::text::{BAD, GOOD, WARNING, line, styled};
 use crate::config::{ConfigError, Configuration, Settings, read_file};
 
 /// `millrace config`
@@ -56,13 +56,18 @@ fn check(file: &Path) -> ConfigCheck {
 fn render(file: &Path, check: &ConfigCheck) -> String {
     let mut text = String::new();
     for error in &check.errors {
-        let _ = writeln!(text, "{} {error}", styled(BAD, "error:"));
+        let _ = writeln!(text, "{} {}", styled(BAD, "error:"), line(error.to_string()));
     }
     for warning in &check.warnings {
-        let _ = writeln!(text, "{} {warning}", styled(WARNING, "warning:"));
+        let _ = writeln!(text, "{} {}", styled(WARNING, "warning:"), line(warning.as_str()));
     }
     if check.valid {
-        let _ = writeln!(text, "{}: {}", file.display(), styled(GOOD, "valid"));
+        let _ = writeln!(
+            text,
+            "{}: {}",
+            line(file.display().to_string()),
+            styled(GOOD, "valid")
+        );
     }
     text
 }

@@ -119,7 +119,10 @@ impl Place {
 /// The list for people.
 pub fn render(found: &Leases) -> String {
     if found.leases.is_empty() {
-        return format!("No address is taken in {}.\n", found.dir.display());
+        return format!(
+            "No address is taken in {}.\n",
+            text::line(found.dir.display().to_string())
+        );
     }
     let mut table = Table::new(&[
         ("ADDRESS", Align::Left),
@@ -174,8 +177,8 @@ fn render_checked(checked: &Checked) -> String {
         .map(|problem| {
             format!(
                 "{} {}\n",
-                styled(WARNING, format!("{}:", problem.object)),
-                problem.message
+                styled(WARNING, text::line(format!("{}:", problem.object))),
+                text::line(problem.message.as_str())
             )
         })
         .collect();

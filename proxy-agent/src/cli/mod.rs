@@ -124,10 +124,14 @@ pub fn main(agent: fn(AgentOptions) -> anyhow::Result<()>) -> ExitCode {
         // Whoever reads us, such as `head`, has had enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            let error = format!("{error:#}");
+            // A message may have several lines, and names that others chose in each.
+            let lines: Vec<_> = error.lines().map(text::line).collect();
             anstream::eprintln!(
-                "{}error:{} {error:#}",
+                "{}error:{} {}",
                 text::BAD.render(),
-                text::BAD.render_reset()
+                text::BAD.render_reset(),
+                lines.join("\n")
             );
             ExitCode::FAILURE
         }
@@ -170,8 +174,77 @@ fn run(
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
 
     use super::*;
+
+    /// Clears the screen, and forges a line.
+    const HOSTILE: &str = "x\n\u{1b}[2Jfake\u{9b}1m\u{202e}";
+
+    fn with_hostile<T: DeserializeOwned>(mut document: serde_json::Value) -> T {
+        fn poison(value: &mut serde_json::Value) {
+            match value {
+                serde_json::Value::String(text) if text == "?" => HOSTILE.clone_into(text),
+                serde_json::Value::Array(items) => items.iter_mut().for_each(poison),
+                serde_json::Value::Object(fields) => fields.values_mut().for_each(poison),
+                _ => {}
+            }
+        }
+        poison(&mut document);
+        serde_json::from_value(document).unwrap()
+    }
+
+    #[test]
+    fn names_that_others_chose_stay_in_their_lines() {
+        let entry = json!({
+            "namespace": "?", "name": "?", "port": "?", "protocol": "TCP", "kind": "ClusterIP", "address": "10.0.0.1",
+            "portNumber": 80, "policy": "Cluster", "affinitySeconds": null,
+            "backends": [{"address": "10.0.0.2:80", "node": "?", "state": "active"}],
+        });
+        let pod = json!({
+            "namespace": "?", "name": "?", "containerID": "?", "ifName": "?", "hostInterface": "?", "addresses": [],
+            "mac": "02:00:00:00:00:01", "mtu": 1500, "ingressBandwidth": null, "egressBandwidth": null,
+            "hostPorts": [],
+        });
+        let node = json!({
+            "name": "?", "addresses": [], "podCIDRs": [], "mode": null, "lastChange": "2026-01-01T00:00:00Z",
+        });
+        let lease = json!({"address": "10.0.0.2", "containerID": "?", "ifName": "?", "state": "used"});
+        let trace = json!({
+            "verdict": "drop", "reason": "?", "service": "?", "kind": "ClusterIP", "steps": ["?"],
+            "backends": [{"address": "10.0.0.2:80", "node": "?", "samples": 1, "masquerade": false}],
+        });
+        let mut status = serde_json::to_value(crate::control::Status::without_agent()).unwrap();
+        for (key, value) in [
+            ("waitingFor", json!(["?"])),
+            ("node", json!("?")),
+            ("source", json!("?")),
+            ("errors", json!([{"object": "?", "message": "?"}])),
+        ] {
+            status[key] = value;
+        }
+        let leases = crate::control::Leases {
+            dir: HOSTILE.into(),
+            leases: vec![with_hostile(lease)],
+        };
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let texts = [
+            (service::render(&[with_hostile(entry)]), 2),
+            (pod::render(&[with_hostile(pod)]), 2),
+            (node::render(&[with_hostile(node)]), 2),
+            (ipam::render(&leases), 2),
+            (trace::render(&with_hostile(trace), 1), 7),
+            (status::render(&with_hostile(status), now), 7),
+        ];
+        for (text, lines) in texts {
+            let plain = anstream::adapter::strip_str(&text).to_string();
+            assert!(plain.contains("x\\n\\u{1b}[2Jfake"), "{plain}");
+            let odd = |c: &char| (c.is_control() && *c != '\n') || *c == '\u{202e}';
+            assert_eq!(plain.chars().find(odd), None, "{plain:?}");
+            assert_eq!(plain.lines().count(), lines, "{plain}");
+        }
+    }
 
     #[test]
     fn the_definitions_agree_with_each_other() {

@@ -45,14 +45,14 @@ fn headline(status: &Status) -> String {
     let node = status
         .node
         .as_ref()
-        .map(|node| format!(" on node {node}"))
+        .map(|node| format!(" on node {}", text::line(node.as_str())))
         .unwrap_or_default();
     if status.ready {
         format!("{}{node}\n", styled(GOOD, "Ready"))
     } else {
         let mut text = format!("{}{node}, waiting for:\n", styled(BAD, "Not ready"));
         for what in &status.waiting_for {
-            let _ = writeln!(text, "  - {what}");
+            let _ = writeln!(text, "  - {}", text::line(what.as_str()));
         }
         text
     }
@@ -89,7 +89,7 @@ fn summary(status: &Status, now: Timestamp) -> String {
         ));
     }
     lines.into_iter().fold(String::new(), |mut text, (title, value)| {
-        let _ = writeln!(text, "{FAINT}{title:<11}{FAINT:#}  {value}");
+        let _ = writeln!(text, "{FAINT}{title:<11}{FAINT:#}  {}", text::line(value));
         text
     })
 }
@@ -183,8 +183,8 @@ fn errors(status: &Status) -> String {
         let _ = writeln!(
             text,
             "  {} {}",
-            styled(BAD, format_args!("{}:", error.object)),
-            error.message
+            styled(BAD, text::line(format!("{}:", error.object))),
+            text::line(error.message.as_str())
         );
     }
     text

@@ -1,10 +1,12 @@
 //! Tables: columns as wide as their widest cell, two spaces between them, nothing else.
+//!
+//! Invariant: what stands in a cell ends in its line, whatever names are in it.
 
 use std::fmt;
 
 use anstyle::Style;
 
-use super::text::FAINT;
+use super::text::{self, FAINT};
 
 const GAP: usize = 2;
 
@@ -28,7 +30,7 @@ impl Cell {
     /// A cell in a colour.
     pub fn styled(style: Style, text: impl Into<String>) -> Self {
         Self {
-            text: text.into(),
+            text: text::line(text.into()),
             style,
         }
     }
@@ -132,5 +134,13 @@ mod tests {
             "{:?}",
             sample()
         );
+    }
+
+    #[test]
+    fn a_name_does_not_end_its_line() {
+        let mut table = Table::new(&[("NAME", Align::Left)]);
+        table.row(["a\n\x1b[2Jb".into()]);
+        let text = anstream::adapter::strip_str(&table.to_string()).to_string();
+        assert_eq!(text, "NAME\na\\n\\u{1b}[2Jb\n");
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers and times as a person reads them, and the colours.
+//! Numbers and times as a person reads them, names that others chose, and the colours.
 
 use std::fmt::Display;
 
@@ -15,6 +15,27 @@ pub const BAD: Style = AnsiColor::Red.on_default().bold();
 pub const TITLE: Style = Style::new().bold();
 /// What stands in the background.
 pub const FAINT: Style = Style::new().dimmed();
+
+/// Text that others wrote, for a place in a line of ours.
+///
+/// Names and messages come from objects, runtimes and files. What would end the line, speak to the terminal or turn the
+/// direction of writing stands there as an escape sequence of Rust's.
+pub fn line(text: impl Into<String>) -> String {
+    let text = text.into();
+    let is_plain = |c: char| c.is_ascii_graphic() || c == ' ';
+    if text.chars().all(is_plain) {
+        return text;
+    }
+    text.chars()
+        .fold(String::with_capacity(text.len() + 8), |mut line, c| {
+            if is_plain(c) {
+                line.push(c);
+            } else {
+                line.extend(c.escape_debug());
+            }
+            line
+        })
+}
 
 /// Text in a colour.
 pub fn styled(style: Style, text: impl Display) -> String {
@@ -143,6 +164,19 @@ pub fn few<T: Display>(items: &[T], most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_stays_in_its_line() {
+        for (text, shown) in [
+            ("shop/cart: \"a\\b\"", "shop/cart: \"a\\b\""),
+            ("größer → █", "größer → █"),
+            ("a\nb\r\tc\0", "a\\nb\\r\\tc\\0"),
+            ("\u{1b}[31mred\u{9b}2J\u{7f}", "\\u{1b}[31mred\\u{9b}2J\\u{7f}"),
+            ("\u{202e}eman\u{2028}", "\\u{202e}eman\\u{2028}"),
+        ] {
+            assert_eq!(line(text), shown);
+        }
+    }
 
     #[test]
     fn numbers_are_grouped() {

@@ -66,19 +66,19 @@ pub fn run(format: OutputFormat, client: &Client, args: &TraceArgs) -> anyhow::R
 pub fn render(reply: &TraceReply, samples: u32) -> String {
     let mut text = styled(style(reply.verdict), reply.verdict.to_string().to_uppercase());
     if let Some(service) = &reply.service {
-        let _ = write!(text, "  {service}");
+        let _ = write!(text, "  {}", text::line(service.as_str()));
         if let Some(kind) = reply.kind {
             let _ = write!(text, " ({kind})");
         }
     }
-    let _ = writeln!(text, "  {}", reply.reason);
+    let _ = writeln!(text, "  {}", text::line(reply.reason.as_str()));
     if !reply.backends.is_empty() {
         let _ = write!(text, "\n{}", backends(reply, samples));
     }
     if !reply.steps.is_empty() {
         let _ = writeln!(text, "\n{FAINT}STEPS{FAINT:#}");
         for (index, step) in reply.steps.iter().enumerate() {
-            let _ = writeln!(text, "{:>3}. {step}", index + 1);
+            let _ = writeln!(text, "{:>3}. {}", index + 1, text::line(step.as_str()));
         }
     }
     text

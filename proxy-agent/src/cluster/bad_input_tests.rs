@@ -1,7 +1,7 @@
 //! What bad fields do: they are reported by name and spoil the place they stand in, and the rest of the object is served.
 
 use super::state_tests::{SERVICE, SLICE, World, cart, service, slice};
-use crate::source::{Change, Kind, ObjectId};
+use crate::source::{Change, Kind, ObjectId, Unreadable};
 
 #[test]
 fn bad_fields_of_a_service_are_named_and_spoil_only_themselves() {
@@ -63,4 +63,91 @@ fn bad_fields_of_a_slice_are_named_and_spoil_only_themselves() {
         ObjectId::new(Kind::EndpointSlice, "shop", "cart-a"),
     ));
     assert!(world.messages().is_empty(), "the problem goes with its object");
+}
+
+fn unreadable(id: ObjectId, name: &str) -> Change {
+    Change::Unreadable(Unreadable {
+        kind: Kind::Service,
+        object: Some((id, name.to_owned())),
+        message: "spec: a text".to_owned(),
+    })
+}
+
+#[test]
+fn an_object_that_cannot_be_read_keeps_its_last_form_until_it_goes() {
+    let mut world = World::new();
+    world.apply(service(SERVICE));
+    let gone = ObjectId::new(Kind::Service, "shop", "gone");
+    assert!(
+        world.dirties(unreadable(cart(), "Service shop/cart")),
+        "its owner is told"
+    );
+    world.apply(unreadable(gone, "Service shop/gone"));
+    let told =
+        "it cannot be read: spec: a text; the last form of it that could be read counts, if there was one";
+    assert_eq!(world.messages(), [told, told]);
+
+    // A list that names the one, still unreadable, and not the other.
+    world.apply(Change::Begin(Kind::Service));
+    world.apply(unreadable(cart(), "Service shop/cart"));
+    world.apply(Change::End(Kind::Service));
+    assert!(world.0.service(cart()).is_some());
+    assert_eq!(world.messages(), [told]);
+
+    world.apply(service(SERVICE));
+    assert!(world.messages().is_empty(), "it can be read again");
+    world.apply(unreadable(cart(), "Service shop/cart"));
+    assert!(world.dirties(Change::Delete(Kind::Service, cart())));
+    assert!(world.0.service(cart()).is_none() && world.messages().is_empty());
+}
+
+#[test]
+fn a_list_with_something_nameless_takes_nothing_away() {
+    let mut world = World::new();
+    world.apply(service(SERVICE));
+    let nameless = || {
+        Change::Unreadable(Unreadable {
+            kind: Kind::Service,
+            object: None,
+            message: "metadata.name: missing".to_owned(),
+        })
+    };
+    world.apply(Change::Begin(Kind::Service));
+    world.apply(nameless());
+    world.apply(Change::End(Kind::Service));
+    assert!(world.0.service(cart()).is_some());
+    assert_eq!(world.0.problems()[0].object, "one of the services");
+    world.apply(Change::Begin(Kind::Service));
+    world.apply(Change::End(Kind::Service));
+    assert!(world.0.service(cart()).is_none() && world.messages().is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_an_object_goes_with_it_though_nothing_of_it_was_stored() {
+    let mut world = World::new();
+    world.apply(slice(&SLICE.replace("kubernetes.io/service-name", "other")));
+    assert_eq!(world.messages().len(), 1);
+    world.apply(Change::Begin(Kind::EndpointSlice));
+    world.apply(Change::End(Kind::EndpointSlice));
+    assert!(world.messages().is_empty());
+}
+
+#[test]
+fn a_cluster_ip_that_can_be_no_services_is_left_out() {
+    for bad in [
+        "127.0.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "0.0.0.1",
+        "255.255.255.255",
+    ] {
+        let mut world = World::new();
+        world.apply(service(&SERVICE.replace("10.96.0.010", bad)));
+        let service = world.0.service(cart()).expect("its other address is good");
+        assert_eq!(service.cluster_ips().count(), 1, "{bad}");
+        assert!(
+            world.messages()[0].contains("cannot be a service's address"),
+            "{bad}"
+        );
+    }
 }

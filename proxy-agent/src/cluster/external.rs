@@ -109,7 +109,7 @@ fn read_address(
 }
 
 /// What an address is that no service may take.
-fn unfit(address: IpAddr) -> Option<&'static str> {
+pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

@@ -59,14 +59,29 @@ fn addresses_that_are_somebody_elses_are_refused_by_name() {
         "224.0.0.1",
         "0.0.0.0",
         "0.1.2.3",
+        "255.255.255.255",
+        "239.255.255.250",
+        "127.255.255.254",
+        "::",
         "::1",
         "fe80::1",
+        "ff02::1",
+        // Other forms of the same addresses.
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        " 0127.000.0.1",
         "x",
         "198.51.100.7",
     ];
+    let bad = addresses.len() - 1;
     let (external, messages) = read(json!({"externalIPs": addresses}), json!({}), 0);
     assert_eq!(external.unwrap().external_ips.to_vec(), ips(&["198.51.100.7"]));
-    assert_eq!(messages.len(), 8, "{messages:#?}");
+    assert_eq!(messages.len(), bad.min(9), "{messages:#?}");
+    for address in &addresses[..bad] {
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": address}]}});
+        let (external, messages) = read(json!({}), ingress, 0);
+        assert_eq!((external, messages.len()), (None, 1), "{address}");
+    }
     assert_eq!(
         messages[0],
         "spec.externalIPs[0]: 127.0.0.1 is a loopback address and can be no service's; it is left out"

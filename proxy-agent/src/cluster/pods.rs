@@ -11,6 +11,7 @@ use compact_str::CompactString;
 
 use super::address::canonical_ip;
 use super::bandwidth::Bandwidth;
+use super::pod_choice::{PodChoice, PodLabels};
 use super::problems::Findings;
 use super::small::Small;
 use crate::source::wire;
@@ -44,6 +45,7 @@ pub(super) struct Pod {
     addresses: Vec<IpAddr>,
     settings: Settings,
     bandwidth: Bandwidth,
+    labels: PodLabels,
     /// Whether it has a network of its own, and is not over.
     counts: bool,
 }
@@ -66,6 +68,7 @@ impl Pod {
                 .collect(),
             settings: Settings::read(&wire.metadata, findings),
             bandwidth: Bandwidth::read(&wire.metadata, findings),
+            labels: wire.labels.clone(),
             counts: !on_host && !matches!(phase, Some("Succeeded" | "Failed")),
         }
     }
@@ -73,6 +76,9 @@ impl Pod {
 
 /// Limits by the namespace and the name of a pod.
 pub type BandwidthByPod = BTreeMap<(String, String), Bandwidth>;
+
+/// Namespaces and names of pods.
+pub type PodNames = BTreeSet<(String, String)>;
 
 /// All pods that are known.
 #[derive(Debug, Default)]
@@ -101,11 +107,22 @@ impl Pods {
         let named = |pod: &Pod| ((pod.namespace.to_string(), pod.name.to_string()), pod.bandwidth);
         self.pods.iter().filter(limited).map(named).collect()
     }
+
+    /// Those pods of a node that one of the choices means.
+    pub(super) fn chosen(&self, node: &str, choices: &[PodChoice]) -> PodNames {
+        let meant = |pod: &&Pod| {
+            let by = |choice: &PodChoice| choice.means(&pod.namespace, &pod.name, &pod.labels);
+            pod.counts && pod.node == node && choices.iter().any(by)
+        };
+        let named = |pod: &Pod| (pod.namespace.to_string(), pod.name.to_string());
+        self.pods.iter().filter(meant).map(named).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::{Kind, ObjectId};
     use serde_json::{Value, json};
 
     fn pod(value: Value) -> Pod {
@@ -178,5 +195,32 @@ mod tests {
 
         off["status"]["phase"] = json!("Succeeded");
         assert_eq!(known(&[off]).with_sockets("n1"), None, "a pod that is over");
+    }
+
+    #[test]
+    fn pods_are_chosen_by_their_labels_while_they_run_here() {
+        let mut pods = Pods::default();
+        let mut put = |name: &str, node: &str, app: &str, phase: &str| {
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "net", "labels": {"app": app, "null": null}},
+                "spec": {"nodeName": node}, "status": {"phase": phase},
+            });
+            let pod: wire::Pod = serde_json::from_value(pod).expect("a pod");
+            let pod = Pod::read(&pod, &mut Findings::default());
+            let id = ObjectId::new(Kind::Pod, "net", name);
+            pods.pods.put(name, id, pod);
+        };
+        put("a", "here", "router", "Running");
+        put("b", "there", "router", "Running");
+        put("c", "here", "web", "Running");
+        put("d", "here", "router", "Failed");
+        let choice = "{namespace: net, podSelector: {matchLabels: {app: router}}}";
+        let choice = serde_saphyr::from_str(choice).expect("a choice");
+        let names = |choices: &[PodChoice]| -> Vec<_> {
+            let chosen = pods.chosen("here", choices).into_iter();
+            chosen.map(|(_, name)| name).collect()
+        };
+        assert_eq!(names(&[choice]), ["a"]);
+        assert!(names(&[]).is_empty());
     }
 }

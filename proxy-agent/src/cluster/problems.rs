@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::source::{ObjectId, ObjectIdMap};
+use crate::source::{Kind, ObjectId, ObjectIdMap};
 
 /// More lines than this about one object help nobody.
 const MAX_MESSAGES: usize = 8;
@@ -49,8 +49,18 @@ impl Findings {
 /// Everything that is wrong at the moment.
 #[derive(Debug, Default)]
 pub struct Problems {
-    objects: ObjectIdMap<Problem>,
+    objects: ObjectIdMap<Row>,
     inputs: BTreeMap<String, Vec<String>>,
+}
+
+/// What is wrong with an object.
+#[derive(Debug)]
+struct Row {
+    problem: Problem,
+    /// Whether the object could not be read at all.
+    unreadable: bool,
+    /// Whether the full list under way has named the object.
+    seen: bool,
 }
 
 impl Problems {
@@ -59,19 +69,46 @@ impl Problems {
         if messages.is_empty() {
             self.clear(id);
         } else {
-            self.objects.insert(
-                id,
-                Problem {
-                    object: object(),
-                    messages,
-                },
-            );
+            self.insert(id, object(), messages, false);
         }
+    }
+
+    /// The object cannot be read.
+    pub fn set_unreadable(&mut self, id: ObjectId, object: String, message: String) {
+        self.insert(id, object, vec![message], true);
+    }
+
+    fn insert(&mut self, id: ObjectId, object: String, messages: Vec<String>, unreadable: bool) {
+        let row = Row {
+            problem: Problem { object, messages },
+            unreadable,
+            seen: true,
+        };
+        self.objects.insert(id, row);
+    }
+
+    /// A full list of this kind begins: none of its objects was named yet.
+    pub fn forget_seen(&mut self, kind: Kind) {
+        let rows = self.objects.iter_mut();
+        rows.filter(|(id, _)| id.kind() == kind)
+            .for_each(|(_, row)| row.seen = false);
+    }
+
+    /// The full list of this kind is complete: what it did not name has no problems any more.
+    pub fn drop_unseen(&mut self, kind: Kind) {
+        self.objects.retain(|id, row| row.seen || id.kind() != kind);
+    }
+
+    /// Whether the object is there and cannot be read.
+    pub fn is_unreadable(&self, id: ObjectId) -> bool {
+        self.objects
+            .get(&id)
+            .is_some_and(|row| row.unreadable && row.seen)
     }
 
     /// What is wrong with an object.
     pub fn of(&self, id: ObjectId) -> &[String] {
-        self.objects.get(&id).map_or(&[], |problem| &problem.messages)
+        self.objects.get(&id).map_or(&[], |row| &row.problem.messages)
     }
 
     /// The object is good, or gone.
@@ -92,7 +129,7 @@ impl Problems {
 
     /// Every problem, inputs first, in the order of their names.
     pub fn list(&self) -> Vec<Problem> {
-        let mut objects: Vec<_> = self.objects.values().cloned().collect();
+        let mut objects: Vec<_> = self.objects.values().map(|row| row.problem.clone()).collect();
         objects.sort_unstable_by(|a, b| a.object.cmp(&b.object));
         let inputs = self.inputs.iter().map(|(subject, messages)| Problem {
             object: subject.clone(),

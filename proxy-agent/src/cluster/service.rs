@@ -12,7 +12,7 @@ use compact_str::CompactString;
 use smallvec::SmallVec;
 
 use super::address::{Family, canonical_ip};
-use super::external::External;
+use super::external::{External, unfit};
 use super::interner::Symbol;
 use super::names::Names;
 use super::port::{Protocol, read_port};
@@ -153,7 +153,7 @@ fn read_cluster_ips(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option
     for (i, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
         any = true;
         match canonical_ip(text) {
-            Some(address) if address.is_unspecified() || address.is_multicast() || address.is_loopback() => {
+            Some(address) if unfit(address).is_some() => {
                 findings.add(|| {
                     format!(
                         "{}: {address} cannot be a service's address; it is left out",

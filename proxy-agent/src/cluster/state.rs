@@ -15,13 +15,14 @@ use super::endpoint_slice::EndpointSlice;
 use super::merge::Merged;
 use super::names::Names;
 use super::node::{Node, ServiceCidr};
+use super::pod_choice::PodChoice;
 use super::pods::Pod;
-use super::pods::{BandwidthByPod, Pods, Settings};
+use super::pods::{BandwidthByPod, PodNames, Pods, Settings};
 use super::problems::{Findings, Problem, Problems};
 use super::service::{Service, ServicePort};
 use super::services::Services;
 use super::small::Small;
-use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, wire};
+use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, Unreadable, wire};
 
 /// What has to be looked at again after one or more events.
 #[derive(Debug, Default)]
@@ -54,6 +55,8 @@ impl Changes {
 struct Listing {
     running: bool,
     complete: bool,
+    /// It had something that cannot be named, so it does not tell what is gone.
+    vague: bool,
 }
 
 /// Everything known about the cluster.
@@ -87,6 +90,7 @@ impl ClusterState {
             Change::Begin(kind) => self.begin(kind),
             Change::Apply(object) => self.put(&object, changes),
             Change::Delete(kind, id) => self.delete(kind, id, changes),
+            Change::Unreadable(what) => self.keep(what, changes),
             Change::End(kind) => self.end(kind, changes),
             Change::Problems { subject, messages } => self.problems.set_input(subject, messages),
         }
@@ -119,6 +123,12 @@ impl ClusterState {
     pub fn bandwidth_of_pods(&self, node: &str) -> Option<BandwidthByPod> {
         let listed = self.listings[Kind::Pod as usize].complete;
         listed.then(|| self.pods.bandwidth(node))
+    }
+
+    /// Those pods on a node that one of the choices means, once all pods are known.
+    pub fn chosen_pods(&self, node: &str, choices: &[PodChoice]) -> Option<PodNames> {
+        let listed = self.listings[Kind::Pod as usize].complete;
+        listed.then(|| self.pods.chosen(node, choices))
     }
 
     /// The shared values that symbols stand for.
@@ -179,7 +189,9 @@ impl ClusterState {
     }
 
     fn begin(&mut self, kind: Kind) {
-        self.listings[kind as usize].running = true;
+        let listing = &mut self.listings[kind as usize];
+        (listing.running, listing.vague) = (true, false);
+        self.problems.forget_seen(kind);
         match kind {
             Kind::Service => self.services.forget_seen(),
             Kind::EndpointSlice => self.services.forget_seen_slices(),
@@ -191,10 +203,15 @@ impl ClusterState {
     }
 
     fn end(&mut self, kind: Kind, changes: &mut Changes) {
-        if !std::mem::take(&mut self.listings[kind as usize].running) {
+        let listing = &mut self.listings[kind as usize];
+        if !std::mem::take(&mut listing.running) {
             return;
         }
-        self.listings[kind as usize].complete = true;
+        listing.complete = true;
+        if listing.vague {
+            return;
+        }
+        self.problems.set_input(nameless(kind), Vec::new());
         let gone = match kind {
             Kind::Service => self.services.unseen(),
             Kind::EndpointSlice => self.services.unseen_slices(),
@@ -204,7 +221,27 @@ impl ClusterState {
             Kind::Pod => self.pods.pods.unseen(),
         };
         for id in gone {
-            self.delete(kind, id, changes);
+            if !self.problems.is_unreadable(id) {
+                self.delete(kind, id, changes);
+            }
+        }
+        self.problems.drop_unseen(kind);
+    }
+
+    /// Notes an object that cannot be read. What is known of it stays as it is.
+    fn keep(&mut self, what: Unreadable, changes: &mut Changes) {
+        let message = |rest| format!("it cannot be read: {}; {rest}", what.message);
+        let Some((id, object)) = what.object else {
+            let rest = "everything else is served, and nothing is taken away before a good list has come";
+            self.problems.set_input(nameless(what.kind), vec![message(rest)]);
+            self.listings[what.kind as usize].vague = true;
+            return;
+        };
+        let rest = "the last form of it that could be read counts, if there was one";
+        self.problems.set_unreadable(id, object, message(rest));
+        if self.service(id).is_some() {
+            // Its owner is told.
+            changes.services.insert(id);
         }
     }
 
@@ -285,4 +322,9 @@ impl ClusterState {
             None => self.services.remove_slice(id, &mut self.names, dirty),
         }
     }
+}
+
+/// What something of this kind is called that cannot be named.
+fn nameless(kind: Kind) -> String {
+    format!("one of the {}", kind.plural())
 }

@@ -31,12 +31,15 @@ pub struct Network {
     pub pod_cidrs: Vec<IpNet>,
 }
 
+/// The directory of leases below another state directory than the usual one.
+pub(super) const NETWORKS: &str = "networks";
+
 /// Where leases are kept by an agent with this state directory.
 pub fn lease_dir(state_dir: &Path) -> PathBuf {
     if state_dir == Path::new(STATE_DIR) {
         LEASES.into()
     } else {
-        state_dir.join("networks").join(NAME)
+        state_dir.join(NETWORKS).join(NAME)
     }
 }
 

@@ -14,8 +14,7 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
         return Ok(false);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Runtimes read names that end in .conf, .conflist or .json, and execute what a network's type names.
-    let temporary = path.with_file_name(format!(".{name}.tmp"));
+    let temporary = path.with_file_name(temporary(&name));
     let written = write(&temporary, content, mode).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);
@@ -23,6 +22,12 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     }
     sync_directory(path)?;
     Ok(true)
+}
+
+/// What a file is called while it is written. Runtimes read names that end in .conf, .conflist or .json, and execute what a
+/// network's type names.
+pub fn temporary(name: &str) -> String {
+    format!(".{name}.tmp")
 }
 
 /// Brings the names in a file's directory to the disk.

@@ -1,14 +1,16 @@
 //! Putting plugin and description into the directories of container runtimes, and the note of what was put there.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::conflist::{CONFLIST, Network};
+use super::conflist::{CONFLIST, NETWORKS, Network};
 use super::{PLUGIN, files};
+use crate::private_dir::{self, Privacy};
 
 /// The note in the state directory.
 pub const NOTE: &str = "installed.json";
@@ -50,11 +52,32 @@ impl Installed {
             return Ok(());
         }
         let path = state_dir.join(NOTE);
-        fs::create_dir_all(state_dir).map_err(failed("making", state_dir))?;
+        private_dir::make(state_dir, is_state).map_err(failed("making", state_dir))?;
         let text = serde_json::to_vec(&note).map_err(io::Error::other);
         let written = text.and_then(|text| files::replace(&path, &text, 0o600));
         written.map(drop).map_err(failed("writing", &path))
     }
+}
+
+/// Closes the state directory to all but root, if it is there. Others could read which containers run here.
+pub fn close_state_dir(state_dir: &Path) -> Result<(), InstallError> {
+    match private_dir::close(state_dir, is_state) {
+        Ok(Privacy::Closed) => Ok(()),
+        Ok(Privacy::Shared) => {
+            tracing::warn!(
+                path = %state_dir.display(),
+                "others may enter the state directory, and something that is not ours lies in it: it stays as it is"
+            );
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("closing", state_dir)(error)),
+    }
+}
+
+/// Whether something in the state directory is ours by its name: the note, also while it is replaced, and leases.
+fn is_state(name: &OsStr) -> bool {
+    name == NETWORKS || name == NOTE || name == files::temporary(NOTE).as_str()
 }
 
 /// Puts files into the directories of container runtimes.

@@ -14,7 +14,7 @@ mod install;
 
 pub use conflist::{CONFLIST, LEASES, Network, lease_dir};
 pub use files::replace;
-pub use install::{InstallError, Installed, Installer, NOTE, preferred_to_ours};
+pub use install::{InstallError, Installed, Installer, NOTE, close_state_dir, preferred_to_ours};
 
 /// The plugin's file, and what a description calls it.
 pub const PLUGIN: &str = "millrace-cni";

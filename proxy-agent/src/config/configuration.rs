@@ -11,6 +11,7 @@ use super::pod_network::{RoutingMode, Vxlan};
 use super::settings::Settings;
 use super::values::{ApiServer, HostRouting, NodePortAddress, PortRange, SocketLb};
 use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
+use crate::cluster::PodChoice;
 
 /// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,6 +58,8 @@ pub struct Configuration {
     /// Where what pods send keeps their addresses, besides other pods.
     #[serde(rename = "nonMasqueradeCIDRs")]
     pub non_masquerade_cidrs: Vec<IpNet>,
+    /// Pods that may send from addresses that are not their own.
+    pub pods_with_any_source: Vec<PodChoice>,
     /// How long flows are remembered.
     pub conntrack: Conntrack,
     /// The addresses of the API server, in place of the one that the kubeconfig or the cluster names; the first that
@@ -97,6 +100,7 @@ impl Default for Configuration {
             vxlan: Vxlan::default(),
             masquerade: None,
             non_masquerade_cidrs: Vec::new(),
+            pods_with_any_source: Vec::new(),
             conntrack: Conntrack::default(),
             api_servers: Vec::new(),
             health_address: Some(HEALTH_ADDRESS),
@@ -189,6 +193,9 @@ impl Configuration {
         if let Some(ranges) = &settings.non_masquerade_cidrs {
             self.non_masquerade_cidrs = ranges.iter().map(|range| range.0).collect();
         }
+        if let Some(choices) = &settings.pods_with_any_source {
+            self.pods_with_any_source.clone_from(choices);
+        }
     }
 
     /// What works and is hardly meant.
@@ -278,6 +285,7 @@ mod tests {
                 "vxlan": {"port": 8472, "id": 1},
                 "masquerade": null,
                 "nonMasqueradeCIDRs": [],
+                "podsWithAnySource": [],
                 "conntrack": {
                     "tcpEstablishedTimeout": "24h0m0s",
                     "tcpCloseWaitTimeout": "1h0m0s",

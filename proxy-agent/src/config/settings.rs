@@ -12,6 +12,7 @@ use super::listen::ListenAddress;
 use super::map_sizes::MapSettings;
 use super::pod_network::{RoutingMode, VxlanSettings};
 use super::values::{Address, ApiServer, Cidr, HostRouting, NodePortAddress, PortRange, SocketLb};
+use crate::cluster::PodChoice;
 
 /// Settings that may be given; a list that is given replaces the one before it.
 ///
@@ -59,6 +60,8 @@ pub struct Settings {
     /// Where what pods send keeps their addresses, besides other pods.
     #[serde(rename = "nonMasqueradeCIDRs")]
     pub non_masquerade_cidrs: Option<Vec<Cidr>>,
+    /// Pods that may send from addresses that are not their own.
+    pub pods_with_any_source: Option<Vec<PodChoice>>,
     /// How long flows are remembered.
     pub conntrack: Option<ConntrackSettings>,
     /// The addresses of the API server, in place of the one that the kubeconfig or the cluster names.
@@ -119,6 +122,11 @@ impl Settings {
                 );
             }
         }
+        for (index, choice) in self.pods_with_any_source.iter().flatten().enumerate() {
+            if let Some((part, message)) = choice.error() {
+                error(format!("podsWithAnySource[{index}].{part}"), message);
+            }
+        }
         errors
     }
 }
@@ -136,6 +144,7 @@ mod tests {
                     .map(|text| text.parse().unwrap())
                     .into(),
             ),
+            pods_with_any_source: Some(vec![PodChoice::default()]),
             ..Settings::default()
         };
         let errors: Vec<_> = settings.errors().iter().map(ToString::to_string).collect();
@@ -146,6 +155,7 @@ mod tests {
                 "nodeAddresses[1]: 127.0.0.1 cannot be the address of a node",
                 "nodeAddresses[2]: :: cannot be the address of a node",
                 "nodeAddresses[3]: ff02::1 cannot be the address of a node",
+                "podsWithAnySource[0].namespace: missing",
             ]
         );
         assert_eq!(Settings::default().errors(), []);

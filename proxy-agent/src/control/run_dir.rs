@@ -5,13 +5,15 @@
 //! kernel gives back when the process ends, however it ends: there is no stale lock, and a socket file that lies in a directory
 //! one could lock is stale by definition.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use crate::private_dir;
 
 /// The control socket's name in the run directory.
 pub const SOCKET: &str = "agent.sock";
@@ -59,7 +61,7 @@ impl RunDir {
                 source,
             }
         };
-        make_private(path).map_err(failed("creating it"))?;
+        private_dir::make(path, |name| name == SOCKET).map_err(failed("creating it"))?;
         let mode = fs::metadata(path)
             .map_err(failed("reading its mode"))?
             .permissions()
@@ -116,28 +118,10 @@ impl RunDir {
     }
 }
 
-/// Makes a directory that only its owner can enter.
-///
-/// A directory that was there and has something in it keeps its mode: it may not be ours to close.
-pub fn make_private(path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let ours = fs::read_dir(path)?.all(|entry| entry.is_ok_and(|entry| entry.file_name() == SOCKET));
-            if ours {
-                fs::set_permissions(path, Permissions::from_mode(0o700))
-            } else {
-                Ok(())
-            }
-        }
-        made => made,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {

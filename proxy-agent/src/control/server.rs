@@ -4,17 +4,20 @@
 //! loop with a place for the answer, and writes the answer out. The loop makes a reply out of values; turning it into
 //! JSON, which takes long for 100 000 services, happens on another thread.
 
+use std::collections::VecDeque;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -27,8 +30,17 @@ pub type Question = (Request, oneshot::Sender<Result<Reply, String>>);
 /// How long one connection may take, from its request to the last byte of the answer.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Connections served at a time; more wait in the socket's queue.
-const MAX_CONNECTIONS: usize = 8;
+/// How long a request may take. A client writes it as soon as it is connected.
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// Connections served at a time. When there are more, the oldest that is silent is cut, else the oldest of all.
+const MAX_CONNECTIONS: usize = 128;
+/// A client that writes at once has asked by then.
+const TO_ASK: Duration = Duration::from_millis(100);
+/// A client that reads has its answer by then.
+const TO_READ: Duration = Duration::from_secs(5);
+/// How often to look for a connection that can be cut.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The socket, and the lock on the run directory that it lies in. Dropping it removes the socket.
 #[derive(Debug)]
@@ -78,12 +90,18 @@ impl Drop for ControlSocket {
 pub async fn serve(socket: ControlSocket, questions: mpsc::Sender<Question>) -> io::Result<()> {
     let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
     let mut connections = JoinSet::new();
+    let mut guests = VecDeque::<Guest>::new();
     loop {
         tokio::select! {
             () = questions.closed() => return Ok(()),
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(timeout(DEADLINE, converse(stream, questions.clone())));
+                    make_room(&mut guests).await;
+                    let asked = Arc::new(AtomicBool::new(false));
+                    let conversation = converse(stream, questions.clone(), Arc::clone(&asked));
+                    let task = connections.spawn(timeout(DEADLINE, conversation));
+                    let since = Instant::now();
+                    guests.push_back(Guest { task, since, asked });
                 }
                 Err(error) => {
                     warn!("control socket: accepting a connection: {error}");
@@ -95,14 +113,54 @@ pub async fn serve(socket: ControlSocket, questions: mpsc::Sender<Question>) -> 
                 Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => debug!("control socket: a client went away: {error}"),
                 Ok(Err(_)) => warn!("control socket: a client was cut off after {DEADLINE:?}"),
+                Err(error) if error.is_cancelled() => warn!("control socket: a client was cut off for another"),
                 Err(error) => warn!("control socket: {error}"),
             },
         }
     }
 }
 
-async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) -> io::Result<()> {
-    let answer = match answer(&mut stream, &questions).await? {
+/// A connection under way.
+struct Guest {
+    task: AbortHandle,
+    since: Instant,
+    asked: Arc<AtomicBool>,
+}
+
+/// Waits until there is a place, and cuts a connection for it if need be.
+async fn make_room(guests: &mut VecDeque<Guest>) {
+    loop {
+        guests.retain(|guest| !guest.task.is_finished());
+        if guests.len() < MAX_CONNECTIONS {
+            return;
+        }
+        let oldest = |asked: bool, age| {
+            guests.iter().position(|guest| {
+                guest.asked.load(Ordering::Relaxed) == asked && guest.since.elapsed() >= age
+            })
+        };
+        let place = oldest(false, TO_ASK).or_else(|| oldest(true, TO_READ));
+        if let Some(guest) = place.and_then(|place| guests.remove(place)) {
+            guest.task.abort();
+            return;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    questions: mpsc::Sender<Question>,
+    asked: Arc<AtomicBool>,
+) -> io::Result<()> {
+    let read = timeout(REQUEST, read(&mut stream)).await;
+    asked.store(true, Ordering::Relaxed);
+    let request = read.unwrap_or_else(|_| Ok(Err(format!("no request came within {REQUEST:?}"))))?;
+    let answer = match request {
+        Ok(request) => ask(request, &questions).await,
+        Err(message) => Err(message),
+    };
+    let answer = match answer {
         Ok(reply) => Answer::Reply(reply),
         Err(message) => Answer::Error(message),
     };
@@ -115,10 +173,8 @@ async fn converse(mut stream: UnixStream, questions: mpsc::Sender<Question>) -> 
     stream.shutdown().await
 }
 
-async fn answer(
-    stream: &mut UnixStream,
-    questions: &mpsc::Sender<Question>,
-) -> io::Result<Result<Reply, String>> {
+/// Reads a request; what is wrong with it is told to the client.
+async fn read(stream: &mut UnixStream) -> io::Result<Result<Request, String>> {
     if stream.peer_cred()?.uid() != 0 {
         return Ok(Err("the agent answers root only: run this as root".into()));
     }
@@ -132,23 +188,22 @@ async fn answer(
             "a request is one line of at most {MAX_REQUEST} bytes"
         )));
     }
-    let request = match serde_json::from_slice::<Request>(&line) {
+    Ok(match serde_json::from_slice::<Request>(&line) {
         Ok(Request::Trace(trace)) => trace.validate().map(|()| Request::Trace(trace)),
         Ok(request) => Ok(request),
         Err(error) => Err(format!(
             "this agent (version {}) does not understand the request: {error}",
             env!("CARGO_PKG_VERSION")
         )),
-    };
-    let request = match request {
-        Ok(request) => request,
-        Err(message) => return Ok(Err(message)),
-    };
+    })
+}
+
+/// Puts a request to the loop.
+async fn ask(request: Request, questions: &mpsc::Sender<Question>) -> Result<Reply, String> {
+    let stopping = || "the agent is stopping".to_owned();
     let (reply, replied) = oneshot::channel();
     if questions.send((request, reply)).await.is_err() {
-        return Ok(Err("the agent is stopping".into()));
+        return Err(stopping());
     }
-    Ok(replied
-        .await
-        .unwrap_or_else(|_| Err("the agent is stopping".into())))
+    replied.await.unwrap_or_else(|_| Err(stopping()))
 }

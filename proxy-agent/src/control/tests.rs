@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use tokio::sync::{mpsc, oneshot};
@@ -151,6 +152,28 @@ fn a_silent_client_holds_nobody_up() {
     let silent = UnixStream::connect(served.run_dir().join(SOCKET)).unwrap();
     assert!(Client::new(&served.run_dir()).status().is_ok());
     drop(silent);
+}
+
+#[test]
+fn silent_clients_without_number_hold_nobody_up() {
+    let served = Served::start(one_of_each);
+    let path = served.run_dir().join(SOCKET);
+    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let asked = Instant::now();
+    assert!(Client::new(&served.run_dir()).status().is_ok());
+    // The silent ones are cut off after five seconds, and were not waited for.
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    drop(silent);
+}
+
+#[test]
+fn more_clients_than_places_are_all_answered() {
+    let served = Served::start(one_of_each);
+    thread::scope(|scope| {
+        for _ in 0..300 {
+            scope.spawn(|| assert!(Client::new(&served.run_dir()).status().is_ok()));
+        }
+    });
 }
 
 #[test]

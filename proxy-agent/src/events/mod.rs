@@ -71,6 +71,20 @@ impl Event {
             note,
         }
     }
+
+    /// A warning about a Node.
+    pub fn warning_of_node(name: &str, reason: &'static str, action: &'static str, note: String) -> Self {
+        Self {
+            type_: "Warning",
+            api_version: "v1",
+            kind: "Node",
+            namespace: String::new(),
+            name: name.to_owned(),
+            reason,
+            action,
+            note,
+        }
+    }
 }
 
 /// Takes events; clones lead to the same place.

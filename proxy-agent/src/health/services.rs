@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::Health;
 use super::proxy::status;
 use crate::events::{Event, Recorder};
-use crate::http::{Answer, Faults, Response, answer, keep_serving};
+use crate::http::{Answer, Faults, Response, Room, answer, keep_serving};
 use crate::source::{ObjectId, ObjectIdMap};
 
 /// How many of the node's endpoints a balancer may weigh this node with.
@@ -42,6 +42,7 @@ pub struct ServiceCheck {
 pub struct ServiceChecks {
     running: ObjectIdMap<Running>,
     health: Health,
+    room: Room,
     faults: Faults,
     recorder: Recorder,
 }
@@ -63,10 +64,11 @@ impl Drop for Running {
 
 impl ServiceChecks {
     /// None so far.
-    pub fn new(health: Health, faults: Faults, recorder: Recorder) -> Self {
+    pub fn new(health: Health, room: Room, faults: Faults, recorder: Recorder) -> Self {
         Self {
             running: ObjectIdMap::default(),
             health,
+            room,
             faults,
             recorder,
         }
@@ -114,7 +116,8 @@ impl ServiceChecks {
             ));
         };
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, check.port));
-        let server = keep_serving(address, answers, self.faults.clone(), subject.clone(), failed);
+        let (room, faults) = (self.room.clone(), self.faults.clone());
+        let server = keep_serving(address, answers, room, faults, subject.clone(), failed);
         Running {
             port: check.port,
             subject,
@@ -165,6 +168,14 @@ mod tests {
     use crate::health::state::TIMEOUT;
     use crate::source::Kind;
 
+    fn room() -> Room {
+        let (seats, _) = crate::http::Seats::new();
+        Room {
+            seats,
+            name: "service",
+        }
+    }
+
     fn id(name: &str) -> ObjectId {
         ObjectId::new(Kind::Service, "shop", name)
     }
@@ -199,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn servers_come_go_and_follow_their_services() {
         let (health, faults) = (Health::default(), Faults::default());
-        let mut checks = ServiceChecks::new(health.clone(), faults.clone(), Recorder::nowhere());
+        let mut checks = ServiceChecks::new(health.clone(), room(), faults.clone(), Recorder::nowhere());
         let (one, other) = (port(), port());
         checks.update([check("cart", one, 2)].into_iter());
         let text = ask(one).await.unwrap();
@@ -238,7 +249,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_in_use_is_a_fault_as_long_as_the_service_wants_it() {
         let (health, faults) = (Health::default(), Faults::default());
-        let mut checks = ServiceChecks::new(health, faults.clone(), Recorder::nowhere());
+        let mut checks = ServiceChecks::new(health, room(), faults.clone(), Recorder::nowhere());
         let taken = std::net::TcpListener::bind("[::]:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         checks.update([check("cart", port, 1)].into_iter());

@@ -15,8 +15,8 @@ use nix::sys::socket::{
 };
 use tokio::net::TcpListener;
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Connections that wait to be accepted: so many can come at once before the first is looked at.
+const BACKLOG: i32 = 4096;
 
 /// Listens at `address` in the network namespace of this thread. Must be called within a tokio runtime.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {

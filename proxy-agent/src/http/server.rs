@@ -1,7 +1,12 @@
 //! Answering on a port.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -11,21 +16,48 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep};
 
+use super::seats::{Port, Seat, Seats};
 use super::{Faults, listen};
 
 /// An answer: all of it at once.
 pub type Response = http::Response<Full<Bytes>>;
 
+/// How long the head of a request may take. A client has it ready when it connects.
+const HEAD: Duration = Duration::from_secs(1);
 /// How long one connection may take, from its first byte to the last of the answer.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Connections served at a time; more wait in the socket's queue.
-const MAX_CONNECTIONS: usize = 64;
+/// How long a connection that finds no place may stand outside until its request comes.
+const OUTSIDE: Duration = Duration::from_millis(50);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(5);
+/// How many stand outside of one port; for more the first is sent away.
+const MOST_OUTSIDE: usize = 64;
+/// The longest head of a request; as small as hyper allows.
+const MOST_HEAD: usize = 8192;
 /// How long a port that cannot be had waits for the next try.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Which places a server uses.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// The places of all ports.
+    pub seats: Seats,
+    /// What this port is for.
+    pub name: &'static str,
+}
+
+impl Room {
+    /// Of a port for something else.
+    #[must_use]
+    pub fn called(&self, name: &'static str) -> Self {
+        Self { name, ..self.clone() }
+    }
+}
 
 /// Makes the answer to a path.
 pub trait Answer: Clone + Send + Sync + 'static {
@@ -44,6 +76,7 @@ impl<F: Fn(&str) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static
 pub async fn keep_serving(
     address: SocketAddr,
     answers: impl Answer,
+    room: Room,
     faults: Faults,
     subject: String,
     failed: impl Fn(&str) + Send,
@@ -52,7 +85,7 @@ pub async fn keep_serving(
         match listen(address) {
             Ok(listener) => {
                 faults.clear(&subject);
-                serve(listener, answers.clone()).await;
+                serve(listener, answers.clone(), &room).await;
             }
             Err(error) => {
                 let message = format!("listening at {address}: {error}; tried again every second");
@@ -67,13 +100,32 @@ pub async fn keep_serving(
 }
 
 /// Answers until this is dropped.
-pub async fn serve(listener: TcpListener, answers: impl Answer) {
+pub async fn serve(listener: TcpListener, answers: impl Answer, room: &Room) {
+    let number = listener.local_addr().map_or(0, |address| address.port());
+    let port = Port {
+        name: room.name,
+        number,
+    };
     let mut connections = JoinSet::new();
+    let mut outside = VecDeque::<Outsider>::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(timeout(DEADLINE, converse(stream, answers.clone())));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    let peer = peer.ip();
+                    if let Some(seat) = room.seats.take(port, peer, has_asked(&stream)) {
+                        connections.spawn(attend(stream, answers.clone(), seat));
+                    } else {
+                        outside.retain(Outsider::waits);
+                        if outside.len() == MOST_OUTSIDE && let Some(first) = outside.pop_front() {
+                            first.task.abort();
+                        }
+                        let seated = Arc::new(AtomicBool::new(false));
+                        let (answers, seats) = (answers.clone(), room.seats.clone());
+                        let wait = wait_outside(stream, answers, seats, (port, peer), Arc::clone(&seated));
+                        let task = connections.spawn(wait);
+                        outside.push_back(Outsider { task, seated });
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(%error, "accepting a connection");
@@ -81,14 +133,74 @@ pub async fn serve(listener: TcpListener, answers: impl Answer) {
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            // Whoever goes away in the middle, or is cut off, knows it.
+            // A client that goes away in the middle, or is cut off, knows it.
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
     }
 }
 
-async fn converse(stream: TcpStream, answers: impl Answer) {
+/// Whether the head of a request is there.
+fn has_asked(stream: &TcpStream) -> bool {
+    let mut head = [0; MOST_HEAD];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let read = recv(stream.as_raw_fd(), &mut head, flags).unwrap_or(0);
+    head[..read].windows(4).any(|end| end == b"\r\n\r\n")
+}
+
+/// A connection that found no place.
+struct Outsider {
+    task: AbortHandle,
+    seated: Arc<AtomicBool>,
+}
+
+impl Outsider {
+    fn waits(&self) -> bool {
+        !self.task.is_finished() && !self.seated.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers a connection that found no place if its request comes soon.
+async fn wait_outside(
+    stream: TcpStream,
+    answers: impl Answer,
+    seats: Seats,
+    (port, peer): (Port, IpAddr),
+    seated: Arc<AtomicBool>,
+) {
+    let closed = Instant::now() + OUTSIDE;
+    while Instant::now() < closed {
+        sleep(LOOK).await;
+        if has_asked(&stream)
+            && let Some(seat) = seats.take(port, peer, true)
+        {
+            seated.store(true, Ordering::Relaxed);
+            return attend(stream, answers, seat).await;
+        }
+    }
+}
+
+/// Answers one connection for as long as it keeps its place.
+async fn attend(stream: TcpStream, answers: impl Answer, mut seat: Seat) {
+    let asked = seat.asked();
+    let mut conversation = pin!(converse(stream, answers, Arc::clone(&asked)));
+    tokio::select! {
+        () = &mut conversation => return,
+        _ = seat.lost() => return,
+        () = sleep(HEAD) => {}
+    }
+    if asked.load(Ordering::Relaxed) {
+        tokio::select! {
+            () = &mut conversation => return,
+            _ = seat.lost() => return,
+            () = sleep(DEADLINE.saturating_sub(HEAD)) => {}
+        }
+    }
+    seat.is_slow();
+}
+
+async fn converse(stream: TcpStream, answers: impl Answer, asked: Arc<AtomicBool>) {
     let service = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         let answers = answers.clone();
         async move {
             Ok::<_, Infallible>(if matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -102,10 +214,11 @@ async fn converse(stream: TcpStream, answers: impl Answer) {
             })
         }
     });
-    // One request a connection: whoever asks every few seconds loses nothing, and nobody keeps a place that he does not use.
+    // One request a connection: a client that asks every few seconds loses nothing, and none keeps a place without a use.
     let connection = http1::Builder::new()
         .keep_alive(false)
         .header_read_timeout(None)
+        .max_buf_size(MOST_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a client of an HTTP port went away");
@@ -145,6 +258,11 @@ mod tests {
         text
     }
 
+    fn room() -> Room {
+        let (seats, _) = Seats::new();
+        Room { seats, name: "test" }
+    }
+
     fn echo(path: &str) -> BoxFuture<'static, Response> {
         std::future::ready(answer(StatusCode::OK, "text/plain", path.to_owned())).boxed()
     }
@@ -153,7 +271,7 @@ mod tests {
     async fn requests_are_answered_one_a_connection() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, echo));
+        tokio::spawn(async move { serve(listener, echo, &room()).await });
         let text = exchange(to, "GET /some/path?x=1 HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
         for part in [
@@ -179,7 +297,14 @@ mod tests {
         let faults = Faults::default();
         let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
         let failed = move |message: &str| failed.send(message.to_owned()).unwrap();
-        tokio::spawn(keep_serving(to, echo, faults.clone(), "port".to_owned(), failed));
+        tokio::spawn(keep_serving(
+            to,
+            echo,
+            room(),
+            faults.clone(),
+            "port".to_owned(),
+            failed,
+        ));
         let message = failures.recv().await.unwrap();
         assert!(
             message.starts_with(&format!("listening at {to}: Address already in use")),
@@ -194,5 +319,56 @@ mod tests {
             exchange(to, "GET / HTTP/1.0\r\n\r\n").await
         });
         assert!(text.await.unwrap().contains(" 200 OK"));
+    }
+
+    /// Opens `count` connections that write `head` and no more.
+    async fn silent(to: SocketAddr, count: usize, head: &str) -> Vec<TcpStream> {
+        let mut streams = Vec::new();
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(to).await.expect("connecting");
+            // A connection that was cut at once says so here.
+            let _ = stream.write_all(head.as_bytes()).await;
+            streams.push(stream);
+        }
+        streams
+    }
+
+    #[tokio::test]
+    async fn a_thousand_silent_connections_delay_no_answer() {
+        let listener = listen("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let room = room();
+        let server = room.clone();
+        tokio::spawn(async move { serve(listener, echo, &server).await });
+        let to = SocketAddr::new("127.0.0.1".parse().unwrap(), port);
+        for head in ["", "G", "GET / HTTP/1.1\r\nHost: a\r\n"] {
+            let held = silent(to, 1000, head).await;
+            for ip in ["127.0.0.1", "127.0.0.2", "::1"] {
+                let to = SocketAddr::new(ip.parse().unwrap(), port);
+                let answer = exchange(to, "GET /here HTTP/1.1\r\nHost: a\r\n\r\n");
+                let text = tokio::time::timeout(HEAD, answer).await.expect("within a second");
+                assert!(text.contains(" 200 OK"), "{ip} beside {head:?}: {text}");
+            }
+            drop(held);
+        }
+        let usage = &room.seats.usage()["test"];
+        assert!(usage.cut.values().sum::<u64>() >= 2900, "{usage:?}");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_comes_byte_by_byte_is_cut_off_after_a_second() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = listener.local_addr().unwrap();
+        let room = room();
+        let server = room.clone();
+        tokio::spawn(async move { serve(listener, echo, &server).await });
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        let cut = tokio::time::timeout(DEADLINE / 2, async {
+            while stream.write_all(b"x").await.is_ok() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        cut.await.expect("cut off long before the deadline of an answer");
+        assert_eq!(room.seats.usage()["test"].cut[&super::super::seats::Cut::Slow], 1);
     }
 }

@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 
 use super::kube_proxy::Adder;
 use super::{Label, set, store};
+use crate::http::{Cut, Use};
 
 /// The families.
 #[derive(Clone)]
@@ -28,6 +29,9 @@ pub struct Own {
     failing_writes: Gauge,
     problems: Gauge,
     ready: Gauge,
+    connections: Family<Label, Gauge>,
+    peers_at_share: Family<Label, Gauge>,
+    connections_cut: Family<[(&'static str, &'static str); 2], Counter>,
 }
 
 impl Own {
@@ -48,6 +52,9 @@ impl Own {
             failing_writes: Gauge::default(),
             problems: Gauge::default(),
             ready: Gauge::default(),
+            connections: Family::default(),
+            peers_at_share: Family::default(),
+            connections_cut: Family::default(),
         };
         let build: Family<[(&'static str, &'static str); 2], Gauge> = Family::default();
         let version = [
@@ -107,6 +114,21 @@ impl Own {
             "Map elements that could not be written and are tried again",
             &families.failing_writes,
         );
+        add.one(
+            "http_connections",
+            "Connections to the ports that listen, by what the port is for",
+            &families.connections,
+        );
+        add.one(
+            "http_peers_at_share",
+            "Addresses that hold as many connections to a port as one may",
+            &families.peers_at_share,
+        );
+        add.one(
+            "http_connections_cut",
+            "Connections that were refused or ended before their answer: share (of the peer), full (all places), slow",
+            &families.connections_cut,
+        );
         families
     }
 
@@ -155,6 +177,22 @@ impl Own {
     pub fn written(&self, writes: u64, failing: u64) {
         store(&self.writes, writes);
         self.failing_writes.set(failing.cast_signed());
+    }
+
+    /// How a kind of port is used.
+    pub fn port(&self, port: &'static str, usage: &Use) {
+        let label = [("port", port)];
+        self.connections
+            .get_or_create(&label)
+            .set(usage.open.cast_signed());
+        self.peers_at_share
+            .get_or_create(&label)
+            .set(usage.at_share.cast_signed());
+        for why in [Cut::Share, Cut::Full, Cut::Slow] {
+            let count = usage.cut.get(&why).copied().unwrap_or(0);
+            let labels = [("port", port), ("reason", why.name())];
+            set(&self.connections_cut, &labels, count);
+        }
     }
 
     /// What `millrace status` says.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Metrics, Round};
 use crate::cluster::Family;
+use crate::http::Use;
 
 /// A page on which every family has a series.
 fn page() -> String {
@@ -34,6 +35,7 @@ fn page() -> String {
     own.served(4, 5);
     own.written(6, 0);
     own.status(true, 0);
+    own.port("health", &Use::default());
     metrics.page()
 }
 

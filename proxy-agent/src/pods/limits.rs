@@ -1,7 +1,8 @@
 //! Limits that follow the annotations of pods while they run.
 //!
-//! What a pod's annotation says now counts more than what the runtime passed on when the pod was made; where an annotation
-//! is gone, the runtime's limit holds again, or none. Rates are compared with those in force, so a look that finds nothing
+//! The annotation is written by the pod's owner, the runtime's limit is what the operator admitted when the pod was made.
+//! So an annotation narrows and never widens: each way the smaller rate holds. Where an annotation is gone, the runtime's
+//! limit holds again, or none. Rates are compared with those in force, so a look that finds nothing
 //! to do writes nothing. While a limit comes or goes the flags in `PODS` and `POD_LINKS` are set for longer than the queue
 //! is there: a packet may take the slower way past no queue, but not the faster one past a queue.
 
@@ -82,9 +83,14 @@ fn wanted_of(note: &Note, wanted: &BandwidthByPod) -> Bandwidth {
     }
     .unwrap_or_default();
     Bandwidth {
-        ingress: annotated.ingress.or(note.ingress_rate),
-        egress: annotated.egress.or(note.egress_rate),
+        ingress: smaller(annotated.ingress, note.ingress_rate),
+        egress: smaller(annotated.egress, note.egress_rate),
     }
+}
+
+/// The smaller one of those that there are.
+fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 fn is_there(kernel: &mut Kernel, note: &Note) -> bool {
@@ -197,31 +203,37 @@ mod tests {
     use cni_plugin::ipam::boot::Moment;
 
     #[test]
-    fn an_annotation_comes_before_what_the_runtime_gave() {
+    fn of_an_annotation_and_what_the_runtime_gave_the_smaller_holds_each_way() {
         let attachment = Attachment {
             container_id: "c".into(),
             if_name: "eth0".into(),
         };
-        let note = Note {
-            pod_namespace: Some("shop".into()),
-            pod_name: Some("cart".into()),
-            ingress_rate: Some(1_000),
-            ..Note::adopting(&attachment, "mr0".into(), vec![], &Moment::now())
+        let limits = |ingress, egress| Bandwidth { ingress, egress };
+        let holds = |annotated: Bandwidth, runtimes: Bandwidth| {
+            let note = Note {
+                pod_namespace: Some("shop".into()),
+                pod_name: Some("cart".into()),
+                ingress_rate: runtimes.ingress,
+                egress_rate: runtimes.egress,
+                ..Note::adopting(&attachment, "mr0".into(), vec![], &Moment::now())
+            };
+            let key = ("shop".to_owned(), "cart".to_owned());
+            wanted_of(&note, &BandwidthByPod::from([(key, annotated)]))
         };
-        let key = ("shop".to_owned(), "cart".to_owned());
-        let annotated = Bandwidth {
-            ingress: Some(2_000),
-            egress: Some(3_000),
-        };
-        let runtimes = Bandwidth {
-            ingress: Some(1_000),
-            egress: None,
-        };
-        assert_eq!(
-            wanted_of(&note, &BandwidthByPod::from([(key, annotated)])),
-            annotated
-        );
-        assert_eq!(wanted_of(&note, &BandwidthByPod::new()), runtimes);
+        let (low, high) = (Some(1_000), Some(900_000_000));
+        for (annotated, runtimes, wanted) in [
+            (limits(high, low), limits(low, high), limits(low, low)),
+            (limits(high, high), limits(low, None), limits(low, high)),
+            (limits(None, low), limits(low, None), limits(low, low)),
+            (limits(None, None), limits(low, high), limits(low, high)),
+            (limits(None, None), limits(None, None), limits(None, None)),
+        ] {
+            assert_eq!(
+                holds(annotated, runtimes),
+                wanted,
+                "{annotated:?} and {runtimes:?}"
+            );
+        }
     }
 
     #[test]

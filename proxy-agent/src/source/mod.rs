@@ -115,6 +115,8 @@ pub enum Change {
     Apply(Box<Object>),
     /// This object is gone.
     Delete(Kind, ObjectId),
+    /// This object exists and cannot be read. What is known of it stays.
+    Unreadable(Unreadable),
     /// The list of this kind is complete: what it did not name is gone.
     End(Kind),
     /// What is wrong with an input that is not an object (a file, a document); an empty list says it is good again.
@@ -124,6 +126,17 @@ pub enum Change {
         /// One line for each thing that is wrong.
         messages: Vec<String>,
     },
+}
+
+/// An object, or what may be one, that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its identity and its name as a person writes it; nothing if these cannot be read either.
+    pub object: Option<(ObjectId, String)>,
+    /// Why.
+    pub message: String,
 }
 
 /// An object as the source read it.

@@ -7,6 +7,8 @@
 //!
 //! The types follow `k8s.io/api` v1.36; strings of up to 24 bytes are kept inline.
 
+use std::collections::BTreeMap;
+
 use compact_str::CompactString;
 use serde::Deserialize;
 
@@ -17,8 +19,12 @@ pub type Text = CompactString;
 
 /// `metadata` of any object.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Metadata {
+#[serde(
+    default,
+    rename_all = "camelCase",
+    bound(deserialize = "L: Default + Deserialize<'de>")
+)]
+pub struct Metadata<L = Labels> {
     /// The name. An object without one is refused by whoever reads it.
     pub name: Text,
     /// The namespace, for kinds that have one.
@@ -30,7 +36,7 @@ pub struct Metadata {
     /// The version to resume a watch from.
     pub resource_version: Option<Text>,
     /// The labels that mean something to a proxy.
-    pub labels: Option<Labels>,
+    pub labels: Option<L>,
     /// The annotations that mean something to a proxy.
     pub annotations: Option<Annotations>,
 }
@@ -352,14 +358,49 @@ pub struct Namespace {
 
 /// `v1` Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(from = "PodDocument")]
 pub struct Pod {
     /// Name and annotations.
     pub metadata: Metadata,
+    /// All labels, sorted: an operator may choose pods by any of them.
+    pub labels: Box<[(Text, Text)]>,
     /// What is asked for.
     pub spec: Option<PodSpec>,
     /// What it was given.
     pub status: Option<PodStatus>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PodDocument {
+    metadata: Metadata<BTreeMap<Text, Option<Text>>>,
+    spec: Option<PodSpec>,
+    status: Option<PodStatus>,
+}
+
+impl From<PodDocument> for Pod {
+    fn from(document: PodDocument) -> Self {
+        let PodDocument {
+            metadata,
+            spec,
+            status,
+        } = document;
+        let labels = metadata.labels.into_iter().flatten();
+        Self {
+            metadata: Metadata {
+                name: metadata.name,
+                namespace: metadata.namespace,
+                creation_timestamp: metadata.creation_timestamp,
+                deletion_timestamp: metadata.deletion_timestamp,
+                resource_version: metadata.resource_version,
+                labels: None,
+                annotations: metadata.annotations,
+            },
+            labels: labels.filter_map(|(key, value)| Some((key, value?))).collect(),
+            spec,
+            status,
+        }
+    }
 }
 
 /// `spec` of a Pod.

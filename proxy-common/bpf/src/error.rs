@@ -36,6 +36,12 @@ pub enum BpfError {
         /// Why it cannot be used.
         error: io::Error,
     },
+    /// Another agent works with the bpf root.
+    #[error(
+        "another agent is running with --bpf-root {}: stop it first, or give this one a bpf root of its own",
+        .0.display()
+    )]
+    Taken(PathBuf),
     /// What lies at a place of ours is not ours.
     #[error(
         "{path}: not made by Millrace ({what}): move it away or choose another --bpf-root; nothing was changed"

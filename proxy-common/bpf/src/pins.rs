@@ -5,6 +5,7 @@
 //! BPF_ROOT/l1-<object>-<n>/   layout version 1, built from this object, n-th generation
 //!     maps/NAME  programs/name
 //! BPF_ROOT/links/             one pin per attachment; they stay while programs and maps change beneath them
+//! BPF_ROOT/agent/             empty; locked by the agent that works with this root
 //! BPF_ROOT/qdiscs/INDEX       an empty directory for each clsact qdisc that we made
 //! ```
 //!
@@ -13,13 +14,15 @@
 //!
 //! An attachment that is made while `current` changes hands would be missed by whoever gives all of them the new programs.
 //! So that is done under an exclusive lock on the bpf root, and attaching by another process under a shared one. The
-//! kernel takes back the lock of a process that dies. Another lock, on `links`, is held by who enters host ports.
+//! kernel takes back the lock of a process that dies. Another lock, on `links`, is held by who enters host ports. A third one,
+//! on `agent`, is held by the agent for as long as it runs.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::LAYOUT_VERSION;
@@ -123,6 +126,19 @@ impl Pins {
         lock(&self.links(), FlockArg::LockExclusive)
     }
 
+    /// Keeps other agents from this root for as long as the answer lives: two would undo each other's work. Fails at once
+    /// where another one has it.
+    pub fn own(&self) -> Result<Flock<File>, BpfError> {
+        let dir = agents_place(&self.root);
+        make_dir(&dir)?;
+        // The kernel locks directories of a bpffs as any others; the root itself is locked by those that attach.
+        let open = File::open(&dir).map_err(BpfError::file("opening directory", &dir))?;
+        Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => BpfError::Taken(self.root.clone()),
+            errno => BpfError::file("locking directory", &dir)(errno.into()),
+        })
+    }
+
     fn lock(&self, how: FlockArg) -> Result<Flock<File>, BpfError> {
         lock(&self.root, how)
     }
@@ -211,8 +227,10 @@ impl Pins {
     /// What lies below the bpf root without being ours.
     pub fn foreign(&self) -> Vec<PathBuf> {
         let known = |path: &PathBuf| {
-            matches!(name(path), "current" | "current-next" | "links" | "qdiscs")
-                || LayoutDir::parse(path.clone()).is_some()
+            matches!(
+                name(path),
+                "agent" | "current" | "current-next" | "links" | "qdiscs"
+            ) || LayoutDir::parse(path.clone()).is_some()
         };
         let in_root = entries(&self.root).unwrap_or_default();
         let in_links = entries(&self.links()).unwrap_or_default();
@@ -256,6 +274,9 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     for dir in pins.all()? {
         remove_layout(&dir, &mut removed)?;
     }
+    if agents_place(root).exists() {
+        remove_dir(&agents_place(root))?;
+    }
     if entries(root)?.is_empty() {
         remove_dir(root)?;
         removed.push(Removed {
@@ -269,6 +290,11 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
 /// Where the qdiscs that we made are noted below a bpf root.
 pub fn qdiscs(root: &Path) -> PathBuf {
     root.join("qdiscs")
+}
+
+/// The directory whose lock an agent holds while it runs.
+fn agents_place(root: &Path) -> PathBuf {
+    root.join("agent")
 }
 
 /// Everything foreign below a bpf root; nothing where there is no such directory.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use aya::programs::SchedClassifier;
 use harness::config::DEFAULTS;
-use harness::{Agent, AgentBuilder, Probe, address};
+use harness::{Agent, AgentBuilder, Probe, address, wait_for};
 
 use crate::shop::{SECOND, Shop, errors, started};
 
@@ -331,4 +331,39 @@ fn more_service_ranges_than_there_is_room_for_are_named() {
     shop.assert_served();
     shop.world.delete(&object);
     shop.wait_errors(&[]);
+}
+
+#[test]
+fn ports_that_mean_two_things_are_told_until_they_are_kept_apart() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let agent = started(shop.node().agent());
+    assert_eq!(errors(shop.node()), []);
+    shop.node().sysctl("net/ipv4/ip_local_port_range", "1024 65535");
+    let told = "1024-65535 has ports of masqueradePorts in it (10000-29999)";
+    wait_for("the overlap to be told", 5 * SECOND, || {
+        let errors = errors(shop.node());
+        let is_it = |(object, message): &(String, String)| {
+            object == "net.ipv4.ip_local_port_range" && message.starts_with(told)
+        };
+        errors
+            .iter()
+            .any(is_it)
+            .then_some(())
+            .ok_or(format!("{errors:?}"))
+    });
+    assert_eq!(agent.cli(&["status"])["ready"], true);
+    wait_for("the overlap to be logged", 30 * SECOND, || {
+        agent.log().contains(told).then_some(()).ok_or("it is not")
+    });
+    shop.node()
+        .sysctl("net/ipv4/ip_local_reserved_ports", "10000-29999");
+    wait_for("nothing to be told", 5 * SECOND, || {
+        let errors = errors(shop.node());
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{errors:?}"))
+        }
+    });
 }

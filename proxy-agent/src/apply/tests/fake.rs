@@ -20,6 +20,8 @@ pub struct Fake {
     slots: RefCell<Vec<Slot>>,
     backends: RefCell<Vec<Backend>>,
     pub sizes: MapSizes,
+    /// How often they have grown.
+    pub grown: u32,
     pub fail_every: Cell<u32>,
     calls: Cell<u32>,
     writes: Cell<u32>,
@@ -35,6 +37,7 @@ impl Fake {
             slots: RefCell::new(vec![Slot::default(); size as usize]),
             backends: RefCell::new(vec![Backend::default(); size as usize]),
             sizes: sizes(size),
+            grown: 0,
             fail_every: Cell::new(0),
             calls: Cell::new(0),
             writes: Cell::new(0),
@@ -50,6 +53,7 @@ impl Fake {
             slots: self.slots.clone(),
             backends: self.backends.clone(),
             sizes: self.sizes,
+            grown: 0,
             fail_every: Cell::new(0),
             calls: Cell::new(0),
             writes: Cell::new(0),
@@ -226,6 +230,7 @@ impl Store for Fake {
 
     fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {
         self.sizes = *sizes;
+        self.grown += 1;
         self.slots
             .borrow_mut()
             .resize(sizes.slots as usize, Slot::default());

@@ -35,6 +35,44 @@ fn tables_grow_up_to_their_limit() {
 }
 
 #[test]
+fn tables_that_fill_together_grow_together() {
+    // For each service one address, and so many frontends, slots and backends.
+    for endpoints in [1, 2, 3] {
+        let mut world = World::new(Fake::new(64), 1 << 20);
+        world.sync();
+        for number in 0..4_500_u32 {
+            let name = format!("s{number}");
+            let [.., high, low] = number.to_be_bytes();
+            world.service(&name, &format!("10.96.{high}.{low}"), OLD, 80);
+            let addresses: Vec<_> = (0..endpoints).map(|n| format!("10.{n}.{high}.{low}")).collect();
+            let addresses: Vec<_> = addresses.iter().map(|address| (address.as_str(), "")).collect();
+            world.slice(&name, &addresses);
+            world.update();
+        }
+        assert_eq!(world.programmer.problems().count(), 0);
+        let largest = 4_500 * endpoints;
+        let doublings = (largest as u32).div_ceil(64).next_power_of_two().ilog2();
+        let grown = world.programmer.store().grown;
+        assert_eq!(grown, doublings, "{endpoints} endpoints each");
+    }
+}
+
+#[test]
+fn tables_grow_at_once_as_far_as_a_large_service_needs() {
+    let mut world = World::new(Fake::new(64), 1 << 20);
+    world.sync();
+    two_services(&mut world);
+    let all: Vec<String> = (0..5_000)
+        .map(|n| format!("10.244.{}.{}", n / 250, n % 250))
+        .collect();
+    let endpoints: Vec<(&str, &str)> = all.iter().map(|address| (address.as_str(), "")).collect();
+    world.slice("b", &endpoints);
+    world.update();
+    assert_eq!(world.backends_of("10.96.0.2").len(), 5_000);
+    assert_eq!(world.programmer.store().grown, 1);
+}
+
+#[test]
 fn what_did_not_fit_gets_the_room_that_others_leave() {
     // Three groups of one slot each, and room for two.
     for full in ["frontends", "slots", "backends", "addresses"] {

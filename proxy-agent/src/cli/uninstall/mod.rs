@@ -21,7 +21,7 @@ use serde::Serialize;
 use super::Global;
 use super::output;
 use super::table::{Align, Table};
-use super::text::{WARNING, styled};
+use super::text::{WARNING, line, styled};
 use crate::bpf::clsact;
 use crate::bpf::pins::{self, Removed};
 use crate::control::{RunDir, RunDirError};
@@ -140,7 +140,12 @@ pub fn render(uninstalled: &Uninstalled) -> String {
         let _ = write!(text, "{table}");
     }
     for Left { name, reason } in &uninstalled.left {
-        let _ = writeln!(text, "{} {name}: {reason}", styled(WARNING, "left alone:"));
+        let _ = writeln!(
+            text,
+            "{} {}",
+            styled(WARNING, "left alone:"),
+            line(format!("{name}: {reason}"))
+        );
     }
     text
 }

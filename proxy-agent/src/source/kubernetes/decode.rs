@@ -1,11 +1,14 @@
 //! The API server's answers: lines of a watch, pages of a list.
 //!
-//! Both are decoded straight into the slim types; what they do not name is skipped unread.
+//! Both are decoded straight into the slim types; what they do not name is skipped unread. Only a line or page that
+//! cannot be decoded is decoded into general values, which tells the object that is at fault: the others are good.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::source::{Kind, Object, wire};
+use serde_json::Value;
+
+use crate::source::{Kind, Object, Unreadable, wire};
 
 /// A line of a watch.
 #[derive(Debug, Deserialize)]
@@ -16,6 +19,9 @@ pub(super) enum Line<T = Object> {
     Deleted(T),
     Bookmark(Bookmark),
     Error(Status),
+    /// What cannot be read, whether it is gone, and the version that the watch has reached with it.
+    #[serde(skip)]
+    Unreadable(Unreadable, bool, Option<wire::Text>),
 }
 
 /// How far a watch has come.
@@ -64,7 +70,7 @@ pub(super) struct Status {
 /// A page of a list.
 #[derive(Debug)]
 pub(super) struct Page {
-    pub(super) items: Vec<Object>,
+    pub(super) items: Vec<Result<Object, Unreadable>>,
     /// The version that the list is of.
     pub(super) version: wire::Text,
     /// Asks for the next page, if there is one.
@@ -90,49 +96,152 @@ struct PageMetadata {
 /// Decodes a line of a watch of `kind`.
 pub(super) fn line(kind: Kind, bytes: &[u8]) -> serde_json::Result<Line> {
     match kind {
-        Kind::Service => typed_line(bytes, Object::Service),
-        Kind::EndpointSlice => typed_line(bytes, Object::EndpointSlice),
-        Kind::Node => typed_line(bytes, Object::Node),
-        Kind::ServiceCidr => typed_line(bytes, Object::ServiceCidr),
-        Kind::Namespace => typed_line(bytes, Object::Namespace),
-        Kind::Pod => typed_line(bytes, Object::Pod),
+        Kind::Service => typed_line(kind, bytes, Object::Service),
+        Kind::EndpointSlice => typed_line(kind, bytes, Object::EndpointSlice),
+        Kind::Node => typed_line(kind, bytes, Object::Node),
+        Kind::ServiceCidr => typed_line(kind, bytes, Object::ServiceCidr),
+        Kind::Namespace => typed_line(kind, bytes, Object::Namespace),
+        Kind::Pod => typed_line(kind, bytes, Object::Pod),
     }
 }
 
 /// Decodes a page of a list of `kind`.
 pub(super) fn page(kind: Kind, text: &str) -> serde_json::Result<Page> {
     match kind {
-        Kind::Service => typed_page(text, Object::Service),
-        Kind::EndpointSlice => typed_page(text, Object::EndpointSlice),
-        Kind::Node => typed_page(text, Object::Node),
-        Kind::ServiceCidr => typed_page(text, Object::ServiceCidr),
-        Kind::Namespace => typed_page(text, Object::Namespace),
-        Kind::Pod => typed_page(text, Object::Pod),
+        Kind::Service => typed_page(kind, text, Object::Service),
+        Kind::EndpointSlice => typed_page(kind, text, Object::EndpointSlice),
+        Kind::Node => typed_page(kind, text, Object::Node),
+        Kind::ServiceCidr => typed_page(kind, text, Object::ServiceCidr),
+        Kind::Namespace => typed_page(kind, text, Object::Namespace),
+        Kind::Pod => typed_page(kind, text, Object::Pod),
     }
 }
 
-fn typed_line<T: DeserializeOwned>(bytes: &[u8], object: fn(T) -> Object) -> serde_json::Result<Line> {
-    Ok(match serde_json::from_slice::<Line<T>>(bytes)? {
-        Line::Added(wire) => Line::Added(object(wire)),
-        Line::Modified(wire) => Line::Modified(object(wire)),
-        Line::Deleted(wire) => Line::Deleted(object(wire)),
+fn typed_line<T: DeserializeOwned>(
+    kind: Kind,
+    bytes: &[u8],
+    object: fn(T) -> Object,
+) -> serde_json::Result<Line> {
+    let line = match serde_json::from_slice::<Line<T>>(bytes) {
+        Ok(line) => line,
+        Err(error) => return salvage::<T>(kind, bytes, error),
+    };
+    Ok(match line {
+        Line::Added(wire) => named(kind, object(wire)).map_or_else(unnamed, Line::Added),
+        Line::Modified(wire) => named(kind, object(wire)).map_or_else(unnamed, Line::Modified),
+        Line::Deleted(wire) => named(kind, object(wire)).map_or_else(unnamed, Line::Deleted),
         Line::Bookmark(bookmark) => Line::Bookmark(bookmark),
         Line::Error(status) => Line::Error(status),
+        Line::Unreadable(what, gone, version) => Line::Unreadable(what, gone, version),
     })
 }
 
-fn typed_page<T: DeserializeOwned>(text: &str, object: fn(T) -> Object) -> serde_json::Result<Page> {
-    let page: WirePage<T> = serde_json::from_str(text)?;
+fn unnamed(what: Unreadable) -> Line {
+    Line::Unreadable(what, false, None)
+}
+
+/// Finds out which object a line is about that cannot be decoded. Fails if the line is about none.
+fn salvage<T: DeserializeOwned>(
+    kind: Kind,
+    bytes: &[u8],
+    error: serde_json::Error,
+) -> serde_json::Result<Line> {
+    let Ok(mut line) = serde_json::from_slice::<Value>(bytes) else {
+        let what = Unreadable {
+            kind,
+            object: None,
+            message: error.to_string(),
+        };
+        return Ok(Line::Unreadable(what, false, None));
+    };
+    let gone = match line["type"].as_str() {
+        Some("BOOKMARK" | "ERROR") => return Err(error),
+        what => what == Some("DELETED"),
+    };
+    let object = line["object"].take();
+    let version = object["metadata"]["resourceVersion"].as_str().map(Into::into);
+    let message = why::<T>(&object).unwrap_or_else(|| error.to_string());
+    Ok(Line::Unreadable(
+        unreadable(kind, &object, message),
+        gone,
+        version,
+    ))
+}
+
+fn typed_page<T: DeserializeOwned>(
+    kind: Kind,
+    text: &str,
+    object: fn(T) -> Object,
+) -> serde_json::Result<Page> {
+    let (metadata, items) = match serde_json::from_str::<WirePage<T>>(text) {
+        Ok(page) => {
+            let items = page.items.unwrap_or_default().into_iter();
+            (
+                page.metadata,
+                items.map(|item| named(kind, object(item))).collect(),
+            )
+        }
+        Err(_) => {
+            let page: WirePage<Value> = serde_json::from_str(text)?;
+            let items = page.items.unwrap_or_default().into_iter();
+            let read = |item: Value| match why::<T>(&item) {
+                Some(message) => Err(unreadable(kind, &item, message)),
+                None => serde_json::from_value(item)
+                    .map_err(|error| unreadable(kind, &Value::Null, error.to_string()))
+                    .and_then(|item| named(kind, object(item))),
+            };
+            (page.metadata, items.map(read).collect())
+        }
+    };
     Ok(Page {
-        items: page.items.unwrap_or_default().into_iter().map(object).collect(),
-        version: page.metadata.resource_version,
-        next: page.metadata.next.filter(|next| !next.is_empty()),
+        items,
+        version: metadata.resource_version,
+        next: metadata.next.filter(|next| !next.is_empty()),
     })
+}
+
+/// Why a value is no `T`, with the field where it is not; nothing if it is one.
+fn why<T: DeserializeOwned>(value: &Value) -> Option<String> {
+    let error = serde_path_to_error::deserialize::<_, T>(value).err()?;
+    Some(error.to_string())
+}
+
+/// An object without a name is none that could be told from another.
+fn named(kind: Kind, object: Object) -> Result<Object, Unreadable> {
+    if object.metadata().name.is_empty() {
+        let message = "metadata.name: missing".to_owned();
+        return Err(unreadable(kind, &Value::Null, message));
+    }
+    Ok(object)
+}
+
+fn unreadable(kind: Kind, object: &Value, message: String) -> Unreadable {
+    let metadata = &object["metadata"];
+    let name = metadata["name"].as_str().filter(|name| !name.is_empty());
+    let object = name.map(|name| {
+        let metadata = wire::Metadata {
+            name: name.into(),
+            namespace: metadata["namespace"].as_str().map(Into::into),
+            ..wire::Metadata::default()
+        };
+        let shown = if kind.namespaced() {
+            format!("{kind} {}/{name}", metadata.namespace())
+        } else {
+            format!("{kind} {name}")
+        };
+        (metadata.id(kind), shown)
+    });
+    Unreadable {
+        kind,
+        object,
+        message,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::ObjectId;
 
     #[test]
     fn lines_of_a_watch_are_told_apart() {
@@ -159,11 +268,63 @@ mod tests {
         assert!(
             matches!(read(expired), Line::Error(status) if status.code == 410 && status.reason == "Expired")
         );
-        assert!(
-            line(Kind::Service, b"{\"type\":\"ADDED\",\"obj")
-                .expect_err("cut off")
-                .is_eof()
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_decoded_is_named() {
+        let bad = r#"{"metadata":{"name":"b","namespace":"shop","resourceVersion":"8"},"spec":{"ports":7}}"#;
+        let read = |kind, object: &str| {
+            let text = format!(r#"{{"type":"{kind}","object":{object}}}"#);
+            match line(Kind::Service, text.as_bytes()).expect("a line") {
+                Line::Unreadable(what, gone, version) => (what, gone, version.map(String::from)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let (what, gone, version) = read("MODIFIED", bad);
+        let (id, name) = what.object.expect("its name");
+        assert_eq!(id, ObjectId::new(Kind::Service, "shop", "b"));
+        assert_eq!(
+            (name.as_str(), gone, version.as_deref()),
+            ("Service shop/b", false, Some("8"))
         );
+        assert!(
+            what.message.starts_with("spec.ports: invalid type: integer `7`"),
+            "{}",
+            what.message
+        );
+        assert!(read("DELETED", bad).1);
+        for nameless in ["7", "{}", r#"{"metadata":{"name":7}}"#, r#"{"metadata":[]}"#] {
+            assert_eq!(read("ADDED", nameless).0.object, None, "{nameless}");
+        }
+        assert_eq!(read("FLOWN", bad).0.object, Some((id, name)));
+        assert!(
+            matches!(line(Kind::Service, b"no JSON"), Ok(Line::Unreadable(what, ..)) if what.object.is_none())
+        );
+        assert!(line(Kind::Service, br#"{"type":"BOOKMARK","object":{}}"#).is_err());
+
+        let text = format!(
+            r#"{{"metadata":{{"resourceVersion":"5"}},"items":[{{"metadata":{{"name":"a"}}}},{bad},{{}},3,{{"metadata":{{"name":"c"}}}}]}}"#
+        );
+        let read = page(Kind::Service, &text).expect("a page");
+        let items: Vec<_> = read
+            .items
+            .into_iter()
+            .map(|item| match item {
+                Ok(object) => object.to_string(),
+                Err(what) => what.object.map_or_else(|| "?".to_owned(), |(_, name)| name + "?"),
+            })
+            .collect();
+        assert_eq!(
+            items,
+            [
+                "Service default/a",
+                "Service shop/b?",
+                "?",
+                "?",
+                "Service default/c"
+            ]
+        );
+        assert!(page(Kind::Service, r#"{"metadata":7,"items":[]}"#).is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::backoff::Backoff;
 use super::decode::{self, Line};
 use super::lines::Lines;
 use super::{Servers, is_no_answer, status_code};
-use crate::source::{Change, Event, Kind, wire};
+use crate::source::{Change, Event, Kind, Unreadable, wire};
 
 /// Leaves out what no proxy, or another one, serves, so that it does not cross the network (kube-proxy's selector).
 const OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
@@ -74,7 +74,19 @@ struct Progress {
     version: Option<wire::Text>,
     /// Whether the server begins watches with lists.
     streaming: bool,
+    /// Whether something went by that only a new list can tell.
+    relist: bool,
     backoff: Backoff,
+}
+
+impl Progress {
+    /// The watch has come to this version, if it has begun.
+    fn reach(&mut self, version: Option<&wire::Text>) {
+        if let (Some(reached), Some(new)) = (&mut self.version, version) {
+            reached.clone_from(new);
+            self.backoff.reset();
+        }
+    }
 }
 
 impl Reflector {
@@ -83,6 +95,7 @@ impl Reflector {
         let mut progress = Progress {
             version: None,
             streaming: true,
+            relist: false,
             backoff: Backoff::new(),
         };
         loop {
@@ -127,6 +140,9 @@ impl Reflector {
 
     /// Lists if need be, and watches until the watch ends.
     async fn attempt(&self, client: &Client, progress: &mut Progress) -> Result<(), End> {
+        if std::mem::take(&mut progress.relist) {
+            progress.version = None;
+        }
         if progress.version.is_none() && !progress.streaming {
             self.list(client, progress).await?;
         }
@@ -182,22 +198,52 @@ impl Reflector {
                 return Err(End::Expired);
             }
             Ok(Line::Error(status)) => return Err(End::Refused(status.message)),
+            Ok(Line::Unreadable(what, gone, version)) => {
+                return self
+                    .take_unreadable(what, gone, version, received, progress)
+                    .await;
+            }
             Err(error) => {
                 return Err(End::Refused(format!(
                     "a line of the watch cannot be read: {error}"
                 )));
             }
         };
-        if let (Some(version), Some(new)) = (&mut progress.version, &object.metadata().resource_version) {
-            version.clone_from(new);
-            progress.backoff.reset();
-        }
+        progress.reach(object.metadata().resource_version.as_ref());
         let change = if gone {
             Change::Delete(self.kind, object.id())
         } else {
             Change::Apply(Box::new(object))
         };
         self.send(received, change).await
+    }
+
+    /// Takes in a line that cannot be read. The watch goes on: it stops one object, not its kind.
+    async fn take_unreadable(
+        &self,
+        what: Unreadable,
+        gone: bool,
+        version: Option<wire::Text>,
+        received: Instant,
+        progress: &mut Progress,
+    ) -> Result<(), End> {
+        progress.reach(version.as_ref());
+        let change = match &what.object {
+            Some((id, _)) if gone => Change::Delete(self.kind, *id),
+            known => {
+                // Only a new list tells what became of an object without a name.
+                progress.relist |= known.is_none();
+                self.say_unreadable(&what);
+                Change::Unreadable(what)
+            }
+        };
+        self.send(received, change).await
+    }
+
+    fn say_unreadable(&self, what: &Unreadable) {
+        let object = what.object.as_ref().map_or("?", |(_, name)| name);
+        let error = &what.message;
+        tracing::warn!(kind = %self.kind, object, error, "an object cannot be read; all others are served");
     }
 
     /// Lists page by page.
@@ -220,8 +266,16 @@ impl Reflector {
             let page = decode::page(self.kind, &text);
             drop(text);
             let page = page.map_err(|error| End::Refused(format!("a list cannot be read: {error}")))?;
-            for object in page.items {
-                self.send(received, Change::Apply(Box::new(object))).await?;
+            for item in page.items {
+                let change = match item {
+                    Ok(object) => Change::Apply(Box::new(object)),
+                    Err(what) => {
+                        progress.relist |= what.object.is_none();
+                        self.say_unreadable(&what);
+                        Change::Unreadable(what)
+                    }
+                };
+                self.send(received, change).await?;
             }
             parameters.continue_token = page.next;
             if parameters.continue_token.is_none() {

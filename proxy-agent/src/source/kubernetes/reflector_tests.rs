@@ -76,6 +76,7 @@ async fn expect(events: &mut Receiver<Event>, expected: &[&str]) {
             Change::Delete(..) => "delete".to_owned(),
             Change::Begin(_) => "begin".to_owned(),
             Change::End(_) => "end".to_owned(),
+            Change::Unreadable(what) => what.object.map_or_else(|| "?".to_owned(), |(_, name)| name),
             other @ Change::Problems { .. } => panic!("{other:?}"),
         };
         assert_eq!(found, *wanted);
@@ -254,4 +255,66 @@ async fn a_refusal_is_an_answer_and_moves_nobody() {
     let (state, mut events) = start_at(Kind::Service, vec![first.collect(), vec![]]);
     expect(&mut events, &["begin", "end"]).await;
     assert_eq!(state.origin(), "https://api-0.example");
+}
+
+fn bad_line(what: &str, name: &str, version: u32) -> String {
+    line(what, name, version).replace("}}}", r#"},"spec":"text"}}"#)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_does_not_stop_its_kind() {
+    let listed =
+        line("ADDED", "a", 5) + &bad_line("ADDED", "b", 6) + &line("ADDED", "c", 7) + &end_of_list(7);
+    let watched = bad_line("MODIFIED", "a", 8) + &line("MODIFIED", "b", 9) + &bad_line("DELETED", "a", 10);
+    let (state, mut events) = start(
+        Kind::Service,
+        vec![
+            (LISTING, 200, listed + &watched),
+            (&["resourceVersion=10"], 200, bad_line("ADDED", "d", 11)),
+            (&["resourceVersion=11"], 200, line("ADDED", "e", 12)),
+        ],
+    );
+    expect(&mut events, &["begin", "a", "Service default/b", "c", "end"]).await;
+    expect(&mut events, &["Service default/a", "b", "delete"]).await;
+    expect(&mut events, &["Service default/d", "e"]).await;
+    assert!(state.errors().is_empty(), "{:?}", state.errors());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_with_an_object_that_cannot_be_read_is_a_page() {
+    let page = r#"{"metadata":{"resourceVersion":"40"},"items":[
+        {"metadata":{"name":"a"},"addressType":7},{"metadata":{"name":"b"}}]}"#;
+    let (state, mut events) = start(
+        Kind::EndpointSlice,
+        vec![
+            (LISTING, 422, status(422, "Invalid")),
+            (&["limit=500"], 200, page.to_owned()),
+            (&["resourceVersion=40"], 200, line("MODIFIED", "a", 41)),
+        ],
+    );
+    expect(
+        &mut events,
+        &["begin", "EndpointSlice default/a", "b", "end", "a"],
+    )
+    .await;
+    assert!(state.errors().is_empty(), "{:?}", state.errors());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_names_no_object_is_passed_and_listed_again_later() {
+    let listed = line("ADDED", "a", 5) + &end_of_list(7);
+    let (state, mut events) = start(
+        Kind::Service,
+        vec![
+            (
+                LISTING,
+                200,
+                listed.clone() + "{nonsense}\n" + &line("ADDED", "b", 8),
+            ),
+            (LISTING, 200, listed),
+        ],
+    );
+    expect(&mut events, &["begin", "a", "end", "?", "b"]).await;
+    expect(&mut events, &["begin", "a", "end"]).await;
+    assert!(state.errors().is_empty(), "{:?}", state.errors());
 }
