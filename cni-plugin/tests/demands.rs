@@ -8,7 +8,104 @@
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
 
-use support::{World, interfaces, on_a_node};
+use std::collections::BTreeSet;
+
+use cni_plugin::attachment::{host_mac, mac_text};
+use cni_plugin::config::Attachment;
+use cni_plugin::netlink::Conversation;
+use serde_json::{Value, json};
+use support::{Called, World, interfaces, on_a_node, with};
+
+fn ask(world: &World, name: &str, runtime: &Value) -> Called {
+    let path = world.path(name);
+    let pod = if path.exists() { path } else { world.pod(name) };
+    let config = with(world.config(), &json!({ "runtimeConfig": runtime }));
+    World::call("ADD", name, Some(&pod), &config)
+}
+
+#[test]
+fn addresses_are_those_that_the_operator_gives() {
+    on_a_node(|world| {
+        let before = world.traces();
+        for address in [
+            "10.244.2.9",
+            "fd00:2::9",
+            "192.0.2.1",
+            // The network's, the gateway's, and for broadcast.
+            "10.244.1.0",
+            "10.244.1.1",
+            "10.244.1.255",
+            "fd00:1::",
+            "fd00:1::1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "127.0.0.1",
+        ] {
+            let refused = ask(world, "pod", &json!({"ips": [address]}));
+            assert_eq!(refused.code(), 102, "{address}");
+            let told = refused.document["details"].as_str().unwrap();
+            assert!(told.contains(address), "{told}");
+            assert_eq!(world.traces(), before, "{address}");
+        }
+        // Even where the range is the whole subnet.
+        let mut whole = with(world.config(), &json!({"runtimeConfig": {"ips": ["10.244.1.0"]}}));
+        whole["ipam"]["ranges"] =
+            json!([[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.0", "rangeEnd": "10.244.1.255"}]]);
+        for address in ["10.244.1.0", "10.244.1.255"] {
+            whole["runtimeConfig"]["ips"] = json!([address]);
+            let refused = World::call("ADD", "pod", Some(&world.path("pod")), &whole);
+            assert_eq!(refused.code(), 102, "{address}");
+        }
+        assert_eq!(world.traces(), before);
+    });
+}
+
+#[test]
+fn an_ethernet_address_is_of_one_station_that_is_not_the_gateway() {
+    on_a_node(|world| {
+        let before = world.traces();
+        let attachment = Attachment {
+            container_id: "pod".into(),
+            if_name: "eth0".into(),
+        };
+        let gateway = mac_text(&host_mac(&attachment));
+        for mac in [
+            "01:00:5e:00:00:01",
+            "33:33:00:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+            &gateway,
+        ] {
+            let refused = ask(world, "pod", &json!({ "mac": mac }));
+            assert_eq!(refused.code(), 7, "{mac}");
+            assert!(refused.document.to_string().contains(mac), "{}", refused.document);
+            assert_eq!(world.traces(), before, "{mac}");
+        }
+    });
+}
+
+#[test]
+fn the_limit_of_the_network_holds_where_a_pod_asks_for_more() {
+    on_a_node(|world| {
+        let ask = |name: &str, bandwidth: Value| {
+            let limits = json!({"ingressRate": 5_000_000, "egressRate": 5_000_000, "runtimeConfig": {"bandwidth": bandwidth}});
+            World::call(
+                "ADD",
+                name,
+                Some(&world.pod(name)),
+                &with(world.config(), &limits),
+            )
+            .done();
+            let rates = cni_plugin::netlink::rates::rates(&mut Conversation::open().unwrap()).unwrap();
+            world.del(name, None).done();
+            (rates.len(), rates.into_values().collect::<BTreeSet<_>>())
+        };
+        let both = |rate: u64| json!({"ingressRate": rate, "egressRate": rate});
+        assert_eq!(ask("none", json!({})), (2, [5_000_000].into()));
+        assert_eq!(ask("more", both(900_000_000)), (2, [5_000_000].into()));
+        assert_eq!(ask("less", both(1_000_000)), (2, [1_000_000].into()));
+    });
+}
 
 #[test]
 fn an_interface_has_the_name_that_was_asked_for() {

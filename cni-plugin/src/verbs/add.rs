@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 
 use serde_json::Value;
 
+use super::demands;
 use super::detach::detach;
 use crate::attachment::{host_interface, host_mac, limiter, mac_text, pod_mac};
 use crate::config::runtime::Limit;
@@ -86,7 +87,8 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let requests = config.requests(&environment.args)?;
     let refuses_duplicates = config.refuses_duplicates()?;
     let previous = config.previous()?;
-    check_families(&wishes.host_ports, &sets)?;
+    demands::check_mac(attachment, requests.mac)?;
+    demands::check_families(&wishes.host_ports, &sets)?;
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let datapath = Datapath::open(&config.bpf_root)?;
     let mut node = Conversation::open()?;
@@ -180,22 +182,6 @@ fn check_holders(
     };
     Err(CniError::new(code, format!("address {address} is in use"))
         .with_details(format!("{by} has it: {advice}")))
-}
-
-/// A port of an address of the node that the pod has no address for would lead nowhere.
-fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniError> {
-    let lacks = |port: &&HostPort| {
-        let is_ipv6 = port.host_ip.map(|ip| ip.is_ipv6());
-        is_ipv6.is_some_and(|is_ipv6| !sets.iter().any(|set| set.is_ipv6() == is_ipv6))
-    };
-    match ports.iter().find(lacks) {
-        None => Ok(()),
-        Some(port) => {
-            let message = format!("runtimeConfig.portMappings: {port} has no pod's address to lead to");
-            Err(CniError::new(Code::InvalidConfig, message)
-                .with_details("the network has no range of that family: leave hostIP out, or add a range"))
-        }
-    }
 }
 
 /// What failed for the runtime; who has a host port is told by name.

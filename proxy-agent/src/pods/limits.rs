@@ -1,9 +1,10 @@
 //! Limits that follow the annotations of pods while they run.
 //!
-//! What a pod's annotation says now counts more than what the runtime passed on when the pod was made; where an annotation
-//! is gone, the runtime's limit holds again, or none. Rates are compared with those in force, so a look that finds nothing
-//! to do writes nothing. While a limit comes or goes the flags in `PODS` and `POD_LINKS` are set for longer than the queue
-//! is there: a packet may take the slower way past no queue, but not the faster one past a queue.
+//! A pod's owner can change its annotations, so they narrow what the runtime passed on when the pod was made and never raise
+//! it: the smaller of both holds, and where an annotation is gone the runtime's, or none. Rates are compared with those in
+//! force, so a look that finds nothing to do writes nothing. While a limit comes or goes the flags in `PODS` and `POD_LINKS`
+//! are set for longer than the queue is there: a packet may take the slower way past no queue, but not the faster one past a
+//! queue.
 
 use std::collections::BTreeMap;
 
@@ -81,9 +82,10 @@ fn wanted_of(note: &Note, wanted: &BandwidthByPod) -> Bandwidth {
         _ => None,
     }
     .unwrap_or_default();
+    let smaller = |one: Option<u64>, other: Option<u64>| one.into_iter().chain(other).min();
     Bandwidth {
-        ingress: annotated.ingress.or(note.ingress_rate),
-        egress: annotated.egress.or(note.egress_rate),
+        ingress: smaller(annotated.ingress, note.ingress_rate),
+        egress: smaller(annotated.egress, note.egress_rate),
     }
 }
 
@@ -197,7 +199,7 @@ mod tests {
     use cni_plugin::ipam::boot::Moment;
 
     #[test]
-    fn an_annotation_comes_before_what_the_runtime_gave() {
+    fn an_annotation_narrows_what_the_runtime_gave() {
         let attachment = Attachment {
             container_id: "c".into(),
             if_name: "eth0".into(),
@@ -205,23 +207,23 @@ mod tests {
         let note = Note {
             pod_namespace: Some("shop".into()),
             pod_name: Some("cart".into()),
-            ingress_rate: Some(1_000),
+            ingress_rate: Some(2_000),
             ..Note::adopting(&attachment, "mr0".into(), vec![], &Moment::now())
         };
         let key = ("shop".to_owned(), "cart".to_owned());
-        let annotated = Bandwidth {
-            ingress: Some(2_000),
-            egress: Some(3_000),
-        };
-        let runtimes = Bandwidth {
-            ingress: Some(1_000),
-            egress: None,
-        };
-        assert_eq!(
-            wanted_of(&note, &BandwidthByPod::from([(key, annotated)])),
-            annotated
-        );
-        assert_eq!(wanted_of(&note, &BandwidthByPod::new()), runtimes);
+        let both = |ingress, egress| Bandwidth { ingress, egress };
+        for (annotated, expected) in [
+            (both(None, None), both(Some(2_000), None)),
+            (both(Some(1_000), Some(3_000)), both(Some(1_000), Some(3_000))),
+            (
+                both(Some(900_000), Some(900_000)),
+                both(Some(2_000), Some(900_000)),
+            ),
+        ] {
+            let wanted = BandwidthByPod::from([(key.clone(), annotated)]);
+            assert_eq!(wanted_of(&note, &wanted), expected);
+        }
+        assert_eq!(wanted_of(&note, &BandwidthByPod::new()), both(Some(2_000), None));
     }
 
     #[test]
