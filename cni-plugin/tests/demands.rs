@@ -12,15 +12,114 @@ use std::collections::BTreeSet;
 
 use cni_plugin::attachment::{host_mac, mac_text};
 use cni_plugin::config::Attachment;
-use cni_plugin::netlink::Conversation;
+use cni_plugin::netlink::{Conversation, Request};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use proxy_common::maps::AddressFlags;
 use serde_json::{Value, json};
-use support::{Called, World, interfaces, on_a_node, with};
+use support::{Called, NODE_V4, NODE_V6, World, interfaces, on_a_node, with};
 
 fn ask(world: &World, name: &str, runtime: &Value) -> Called {
     let path = world.path(name);
     let pod = if path.exists() { path } else { world.pod(name) };
     let config = with(world.config(), &json!({ "runtimeConfig": runtime }));
     World::call("ADD", name, Some(&pod), &config)
+}
+
+fn ask_for_port(world: &World, name: &str, host_ip: &str) -> Called {
+    let port = json!({"hostPort": 8443, "containerPort": 8080, "protocol": "tcp", "hostIP": host_ip});
+    ask(world, name, &json!({"portMappings": [port]}))
+}
+
+/// Makes a whole range local by a route, as anycast addresses are.
+fn make_local() {
+    let mut message = RouteMessage::default();
+    message.header.address_family = netlink_packet_route::AddressFamily::Inet;
+    message.header.destination_prefix_length = 24;
+    message.header.table = 255;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Host;
+    message.header.kind = RouteType::Local;
+    message.attributes = vec![
+        RouteAttribute::Oif(1),
+        RouteAttribute::Destination(RouteAddress::Inet([198, 51, 100, 0].into())),
+    ];
+    let request = Request::make("making a range local", RouteNetlinkMessage::NewRoute(message));
+    Conversation::open().unwrap().ask(request).unwrap();
+}
+
+#[test]
+fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
+    on_a_node(|world| {
+        make_local();
+        // The address of a service that an interface of the node has, as IPVS wants it.
+        support::give_node("10.96.0.10");
+        world.enter_address("10.96.0.10".parse().unwrap(), AddressFlags::VIRTUAL);
+        ask(world, "other", &json!({})).done();
+        let before = world.traces();
+        for (address, named) in [
+            ("8.8.8.8", "8.8.8.8"),
+            ("::ffff:8.8.8.8", "8.8.8.8"),
+            ("2001:4860:4860::8888", "2001:4860:4860::8888"),
+            // What is written like an IPv4 address of the node, and is none.
+            ("::192.0.2.1", "::c000:201"),
+            // Another pod's, and one that no pod has yet.
+            ("10.244.1.2", "10.244.1.2"),
+            ("fd00:1::2", "fd00:1::2"),
+            ("10.244.1.77", "10.244.1.77"),
+            ("10.96.0.10", "10.96.0.10"),
+            ("198.51.101.7", "198.51.101.7"),
+            ("255.255.255.255", "255.255.255.255"),
+            ("224.0.0.1", "224.0.0.1"),
+            ("ff02::1", "ff02::1"),
+            ("0.0.0.1", "0.0.0.1"),
+            ("169.254.1.1", "169.254.1.1"),
+        ] {
+            let refused = ask_for_port(world, "pod", address);
+            assert_eq!(refused.code(), 110, "{address}: {}", refused.document);
+            let told = refused.document["msg"].as_str().unwrap();
+            assert!(told.contains(&format!("hostIP {named} ")), "{told}");
+            assert_eq!(world.traces(), before, "{address}");
+        }
+        assert_eq!(ask_for_port(world, "pod", "fe80::1%eth0").code(), 7);
+        for name in ["pod", "other"] {
+            assert_eq!(
+                World::inside(&world.path(name), interfaces).len(),
+                1 + usize::from(name == "other")
+            );
+        }
+    });
+}
+
+#[test]
+fn a_host_port_is_for_each_address_of_the_node() {
+    on_a_node(|world| {
+        make_local();
+        // A node's own address that is a service's too, by externalIPs.
+        world.enter_address(
+            NODE_V4.parse().unwrap(),
+            AddressFlags::VIRTUAL | AddressFlags::NODE,
+        );
+        for address in [
+            NODE_V4,
+            "::ffff:192.0.2.1",
+            NODE_V6,
+            "198.51.100.7",
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "0.0.0.0",
+            "::",
+            "::ffff:0.0.0.0",
+            "",
+        ] {
+            ask_for_port(world, "pod", address).done();
+            assert!(!world.host_ports().is_empty(), "{address}");
+            world.del("pod", None).done();
+        }
+    });
 }
 
 #[test]

@@ -92,6 +92,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let datapath = Datapath::open(&config.bpf_root)?;
     let mut node = Conversation::open()?;
+    demands::check_host_addresses(&mut node, &datapath, &wishes.host_ports)?;
     let mtu = match config.mtu()? {
         Some(mtu) => mtu,
         None => link::uplink_mtu(&mut node)?,

@@ -3,9 +3,13 @@
 //! These values come from pod specs and annotations, and become keys of tables that serve the whole node. So they may narrow
 //! what their own pod has, and never reach what another has. Each refusal names the value.
 
+use std::net::IpAddr;
+
 use crate::attachment::{host_mac, mac_text};
 use crate::config::{Attachment, HostPort};
+use crate::datapath::Datapath;
 use crate::ipam::RangeSet;
+use crate::netlink::{Conversation, ip};
 use crate::spec::{CniError, Code};
 
 /// Refuses the Ethernet address of the pod's own gateway: the pod would take what it sends for its own.
@@ -34,6 +38,36 @@ pub fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniEr
                 .with_details("the network has no range of that family: leave hostIP out, or add a range"))
         }
     }
+}
+
+/// Refuses a port of an address that is not the node's: packets for somebody else would be led to the pod.
+///
+/// An address is the node's if the kernel takes in packets for it, which is what portmap asks for (`addrtype --dst-type LOCAL`):
+/// addresses of interfaces, the loopback's, and those that a route makes local. A service's address never is, even where an
+/// interface has it, as those of a proxy by IPVS do; unless the agent knows it as the node's own.
+pub fn check_host_addresses(
+    node: &mut Conversation,
+    datapath: &Datapath,
+    ports: &[HostPort],
+) -> Result<(), CniError> {
+    let mut addresses: Vec<IpAddr> = ports.iter().filter_map(|port| port.host_ip).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.retain(|ip| !ip.is_unspecified() && !ip.is_loopback());
+    for address in addresses {
+        let why = if !ip::is_local(node, address)? {
+            "it is no address of this node"
+        } else if datapath.is_virtual(address)? {
+            "it is the address of a Service"
+        } else {
+            continue;
+        };
+        let message = format!("runtimeConfig.portMappings: hostIP {address} cannot have host ports");
+        return Err(CniError::new(Code::ForeignAddress, message).with_details(format!(
+            "{why}: use one of the node's own addresses, or leave hostIP out"
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

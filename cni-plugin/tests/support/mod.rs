@@ -172,6 +172,7 @@ impl World {
                 128,
             ),
             ("IN_USE", ARRAY, 4, 4, InUse::COUNT),
+            ("ADDRESSES", HASH, size_of::<Ip>(), 4, 128),
         ] {
             let map = sys::map_create(kind, key as u32, value as u32, capacity).expect("making a map");
             sys::pin(map.as_fd(), &dir.map(name)).expect("pinning a map");
@@ -289,6 +290,13 @@ pub fn run(command: &mut Command, input: &[u8]) -> Called {
         status: output.status.code().expect("an exit status"),
         document,
     }
+}
+
+/// Gives the node one address more.
+pub fn give_node(address: &str) {
+    let lone = ip::alone(address.parse().expect("an address"));
+    let mut node = Conversation::open().expect("netlink");
+    node.ask(ip::address(1, lone)).expect("an address of the node");
 }
 
 /// Waits for something that the kernel does in its own time.
