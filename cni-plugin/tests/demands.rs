@@ -123,6 +123,41 @@ fn a_host_port_is_for_each_address_of_the_node() {
 }
 
 #[test]
+fn one_pod_leaves_room_in_the_table_of_host_ports() {
+    on_a_node(|world| {
+        let ports = |from: u32, count: u32| -> Value {
+            let port = |number| json!({"hostPort": from + number, "containerPort": 1, "protocol": "udp"});
+            json!({"portMappings": (0..count).map(port).collect::<Vec<_>>()})
+        };
+        let before = world.traces();
+        let greedy = ask(world, "greedy", &ports(1, 60_000));
+        assert_eq!(greedy.code(), 7);
+        assert!(
+            greedy.document["details"].as_str().unwrap().contains("8192"),
+            "{}",
+            greedy.document
+        );
+        assert_eq!(world.traces(), before);
+        ask(world, "first", &ports(1, 32)).done();
+        // More than has room: nothing of it stays, and others go on.
+        let before = world.traces();
+        let full = ask(world, "second", &ports(1000, 200));
+        assert_eq!(full.code(), 106);
+        assert!(
+            full.document["details"]
+                .as_str()
+                .unwrap()
+                .contains("HOST_PORTS is full"),
+            "{}",
+            full.document
+        );
+        assert_eq!(world.traces(), before);
+        ask(world, "third", &ports(1000, 32)).done();
+        assert_eq!(world.host_ports().len(), 128);
+    });
+}
+
+#[test]
 fn addresses_are_those_that_the_operator_gives() {
     on_a_node(|world| {
         let before = world.traces();

@@ -87,7 +87,7 @@ const FIXED_MAPS: [(&str, u32); 4] = [
     ("POD_RANGES", 65_536),
     ("SOURCE_RANGES", 1 << 20),
     ("FRAGMENTS", 8192),
-    ("HOST_PORTS", 65_536),
+    ("HOST_PORTS", 131_072),
 ];
 
 /// Capacities of the maps whose size the agent sets.
