@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::demands;
 use super::detach::detach;
-use crate::attachment::{host_interface, host_mac, limiter, mac_text, pod_mac};
+use crate::attachment::{host_interface, host_mac, limiter, limiter_end, mac_text, pod_mac};
 use crate::config::runtime::Limit;
 use crate::config::{Attachment, Environment, HostPort, NetworkConfig};
 use crate::datapath::{Datapath, DatapathError, Entry};
@@ -20,9 +20,10 @@ use crate::ipam::boot::Moment;
 use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
 use crate::netlink::holder::{self, Held};
+use crate::netlink::limiter::Limiter;
 use crate::netlink::link::{End, Link, Pair};
 use crate::netlink::sysctl::{self, Setting};
-use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, limiter as device, link};
+use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
@@ -251,7 +252,7 @@ impl Plan<'_> {
         routes: &[Route],
     ) -> Result<(), MakeError> {
         let limiter = match self.egress {
-            Some(limit) => Some(device::make(node, &limiter(self.attachment), limit, self.mtu)?),
+            Some(limit) => Some(self.make_limiter(node, host.index, limit)?),
             None => None,
         };
         self.make_host_side(node, host, addresses)?;
@@ -265,9 +266,6 @@ impl Plan<'_> {
             host_ports: &self.host_ports,
         };
         datapath.attach(node, &entry)?;
-        if let Some(limiter) = limiter {
-            device::lead(node, host.index, limiter)?;
-        }
         self.make_pod_side(host.peer, addresses, routes)?;
         link::await_queue(node, &self.host_name)?;
         Ok(())
@@ -291,9 +289,26 @@ impl Plan<'_> {
                 mac: self.pod_mac,
             },
             mtu: self.mtu,
-            namespace: self.namespace.as_fd(),
+            namespace: Some(self.namespace.as_fd()),
         };
         Ok(pair.make(node)?)
+    }
+
+    fn make_limiter(
+        &self,
+        node: &mut Conversation,
+        interface: u32,
+        limit: Limit,
+    ) -> Result<u32, NetlinkError> {
+        let limiter = Limiter {
+            name: &limiter(self.attachment),
+            end: &limiter_end(self.attachment),
+            interface,
+            mac: self.host_mac,
+            mtu: self.mtu,
+            limit,
+        };
+        limiter.make(node)
     }
 
     fn make_host_side(

@@ -102,7 +102,10 @@ impl World {
     pub fn traces(&self) -> BTreeSet<String> {
         let mut traces = BTreeSet::new();
         for interface in interfaces() {
-            if interface.starts_with("mr") || interface.starts_with("ml") {
+            if ["mr", "ml", "mk"]
+                .iter()
+                .any(|prefix| interface.starts_with(prefix))
+            {
                 traces.insert(format!("interface {interface}"));
             }
         }
