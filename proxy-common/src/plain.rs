@@ -92,4 +92,6 @@ plain_only!(
     crate::packet::Ipv6Extension,
     crate::packet::Ports,
     crate::packet::IcmpHead,
+    crate::decide::gateway::Arp,
+    crate::decide::gateway::Answer,
 );

@@ -7,6 +7,7 @@ use proxy_common::decide::Work;
 use proxy_common::decide::limit::{self, Step};
 use proxy_common::decide::packet::{Decision, Entry, entering, leaving};
 use proxy_common::maps::LIMITED_MARK;
+use proxy_common::packet::ether_type;
 
 use crate::deliver::{Program, handle, may_send};
 use crate::dry_run;
@@ -31,6 +32,11 @@ pub fn from_pod(context: TcContext) -> i32 {
     {
         skb.set_mark(LIMITED_MARK);
         return redirect_out(limiter);
+    }
+    if skb.ether_type() == ether_type::ARP
+        && let Some(verdict) = stage::answer_for_gateway(&skb)
+    {
+        return verdict;
     }
     handle::<FromPod>(&context)
 }

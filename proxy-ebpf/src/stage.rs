@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "functions that the verifier knows by their symbols")]
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
@@ -17,6 +17,7 @@ use proxy_common::decide::sender;
 use proxy_common::maps::Reason;
 
 use crate::deliver;
+use crate::gateway;
 use crate::kernel::{self, Skb};
 use crate::tables::Live;
 
@@ -106,6 +107,15 @@ const ANSWER_TO_POD: u32 = 2;
 #[inline(always)]
 pub fn may_send(skb: &Skb<'_>) -> bool {
     stage_may_send(skb.0.skb.skb) != 0
+}
+
+/// Answers for the address of the pods' gateway.
+#[inline(always)]
+pub fn answer_for_gateway(skb: &Skb<'_>) -> Option<i32> {
+    match stage_answer_for_gateway(skb.0.skb.skb) {
+        TC_ACT_UNSPEC => None,
+        verdict => Some(verdict),
+    }
 }
 
 /// Finds the interface by which a translated packet leaves.
@@ -237,6 +247,13 @@ extern "C" fn stage_may_send(skb: *mut __sk_buff) -> u32 {
     let skb = Skb(&context);
     let (kind, interface) = (skb.ether_type(), skb.ifindex());
     u32::from(sender::may_send(&Live::HOOK, &skb, kind, interface))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_answer_for_gateway(skb: *mut __sk_buff) -> i32 {
+    let context = TcContext::new(skb);
+    gateway::answer(&Skb(&context)).unwrap_or(TC_ACT_UNSPEC)
 }
 
 #[inline(never)]

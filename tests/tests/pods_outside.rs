@@ -153,6 +153,32 @@ fn ranges_that_the_operator_names_know_pods_by_their_own_addresses() {
     }
 }
 
+#[test]
+fn a_pod_that_lost_its_gateways_hardware_address_asks_for_it() {
+    harness::require_root!();
+    let town = Town::build("");
+    let node = town.world.node(1);
+    let _servers = town.outside.serve(8080);
+    let limit = json!({"ingressRate": 50_000_000, "egressRate": 50_000_000});
+    let pods = [
+        node.add_pod("plain"),
+        node.add_pod_by_plugin(&PodSpec::new("limited").asking("bandwidth", limit)),
+    ];
+    for pod in &pods {
+        for (gateway, outside) in ["169.254.1.1", "fe80::1"]
+            .into_iter()
+            .zip(town.outside.addresses())
+        {
+            let to = SocketAddr::new(*outside, 8080);
+            seen_as(pod, Probe::Tcp, to);
+            pod.run_ip(&format!("neigh del {gateway} dev eth0"));
+            for probe in Probe::ALL {
+                seen_as(pod, probe, to);
+            }
+        }
+    }
+}
+
 /// A pod with host ports: 8081 at all addresses by TCP and UDP, and 8082 at the loopback's.
 fn with_host_ports(node: &harness::Node, name: &str) -> (Pod, [Server; 2]) {
     let spec = PodSpec::new(name).asking(

@@ -21,13 +21,17 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use proxy_common::decide::gateway;
 
 use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 use crate::spec::result::Route;
 
 /// The way out of every pod, in IPv4.
-pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const GATEWAY_V4: Ipv4Addr = {
+    let [a, b, c, d] = gateway::ADDRESS;
+    Ipv4Addr::new(a, b, c, d)
+};
 /// The way out of every pod, in IPv6.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 

@@ -1,6 +1,7 @@
-//! What happens at a pod's interface before anything is decided: limits come first.
+//! What happens at a pod's interface before anything is decided: limits come first, and the gateway answers.
 
 use std::os::fd::AsFd as _;
+use std::process::Command;
 
 use millrace::bpf::test_run::DryRunner;
 use millrace::bpf::{Datapath, sys};
@@ -15,7 +16,14 @@ use super::pods::add_pod;
 use super::{PASS, REDIRECT, SHOT};
 
 const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
+/// Of the pod, and of the node's side.
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+
+fn ip(line: &str) {
+    let output = Command::new("ip").args(line.split(' ')).output().expect("ip");
+    assert!(output.status.success(), "ip {line}: {output:?}");
+}
 
 /// A pod with such a link at the interface where frames come in.
 fn node(flags: u32, limiter: u32) -> Node {
@@ -96,4 +104,52 @@ fn a_dry_run_of_a_limited_pod_tells_the_decision() {
     let own = frame("10.244.1.5:40000", "10.96.99.99:80", protocol::UDP, 0, b"x");
     let found = runner.run(&own, node.uplink).expect("a dry run");
     assert_eq!(found.reason, Reason::NoSuchService);
+}
+
+#[test]
+fn the_gateway_answers_for_its_address_alone() {
+    let node = node(0, 0);
+    for line in [
+        "link set uplink0 address 02:00:00:00:00:77",
+        "route add 10.244.1.5 dev uplink0",
+        "neigh add 10.244.1.5 lladdr 02:00:00:00:00:02 dev uplink0 nud permanent",
+    ] {
+        ip(line);
+    }
+    let asking = |sender: [u8; 4], target: [u8; 4]| {
+        let mut frame = vec![0xff; 6];
+        frame.extend(MAC);
+        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend(MAC);
+        frame.extend(sender);
+        frame.extend([0; 6]);
+        frame.extend(target);
+        frame
+    };
+    let own = asking([10, 244, 1, 5], [169, 254, 1, 1]);
+    let mut answer = MAC.to_vec();
+    answer.extend(GATEWAY_MAC);
+    answer.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    answer.extend(GATEWAY_MAC);
+    answer.extend([169, 254, 1, 1]);
+    answer.extend(MAC);
+    answer.extend([10, 244, 1, 5]);
+    assert_eq!(node.run("from_pod", &own), (REDIRECT, answer));
+    let mut reply = own.clone();
+    reply[21] = 2;
+    for other in [
+        asking([10, 244, 1, 5], [169, 254, 1, 2]),
+        asking([10, 244, 1, 5], [192, 168, 50, 11]),
+        reply,
+    ] {
+        let (verdict, out) = node.run("from_pod", &other);
+        assert!(verdict != REDIRECT && out == other, "{verdict}");
+    }
+    // An interface that another plugin made.
+    sys::map_delete(
+        open_map(node.programmer.store(), "POD_LINKS").as_fd(),
+        &node.uplink.to_ne_bytes(),
+    )
+    .expect("to remove the link");
+    assert_ne!(node.run("from_pod", &own).0, REDIRECT);
 }

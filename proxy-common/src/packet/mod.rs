@@ -32,6 +32,8 @@ impl Packet for [u8] {
 pub mod ether_type {
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
 }
