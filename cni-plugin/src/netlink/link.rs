@@ -181,10 +181,15 @@ pub fn up(index: u32) -> Request {
     )
 }
 
-/// Lets an interface pass on what comes in by it: the setting `forwarding`.
-pub fn forward_v4(index: u32) -> Request {
+/// Lets an interface pass on what comes in by it, the setting `forwarding`, and answer no ARP, `arp_ignore`: whoever is answered
+/// gets an entry in the node's table of neighbours, which all pods share and one could fill with forged addresses. A pod asks
+/// for its gateway alone, for which the program at the interface answers, and its own address has an entry already.
+pub fn serve_pod_v4(index: u32) -> Request {
+    /// For no address that the node has.
+    const NEVER: i32 = 8;
     let mut settings = InetDevConf::default();
     settings.forwarding = 1;
+    settings.arp_ignore = NEVER;
     configure_v4(index, settings)
 }
 

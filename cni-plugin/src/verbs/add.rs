@@ -317,7 +317,7 @@ impl Plan<'_> {
         host: &Link,
         addresses: &[IpAddr],
     ) -> Result<(), NetlinkError> {
-        let mut requests = vec![link::forward_v4(host.index)];
+        let mut requests = vec![link::serve_pod_v4(host.index)];
         if self.has_v6 {
             sysctl::set(&self.host_name, HOST_V6)?;
         }
