@@ -13,6 +13,8 @@ use crate::config::Attachment;
 pub const PREFIX: &str = proxy_bpf::links::OWN_POD;
 /// How the names of devices begin that limit what pods send; the rest is that of the interface.
 pub const LIMITER_PREFIX: &str = "ml";
+/// The same of their far ends.
+const LIMITER_END_PREFIX: &str = "mk";
 
 fn hash(what: u64, attachment: &Attachment) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(0x6d69_6c6c_7261_6365, what);
@@ -31,6 +33,11 @@ pub fn host_interface(attachment: &Attachment) -> String {
 /// The name of the device that limits what the pod sends.
 pub fn limiter(attachment: &Attachment) -> String {
     format!("{LIMITER_PREFIX}{:012x}", hash(0, attachment) >> 16)
+}
+
+/// The name of that device's far end.
+pub fn limiter_end(attachment: &Attachment) -> String {
+    format!("{LIMITER_END_PREFIX}{:012x}", hash(0, attachment) >> 16)
 }
 
 /// The Ethernet address of the pod's side, unless another is asked for.
@@ -76,6 +83,7 @@ mod tests {
         );
         assert_eq!(InterfaceRole::of_pod("mr-cafe"), InterfaceRole::Pod);
         assert_eq!(limiter(&eth0), "mlf874111cf6a8");
+        assert_eq!(limiter_end(&eth0), "mkf874111cf6a8");
         assert_ne!(host_interface(&eth0), host_interface(&attachment("c1", "eth1")));
         assert_ne!(host_interface(&eth0), host_interface(&attachment("c1e", "th0")));
         for mac in [pod_mac(&eth0), host_mac(&eth0)] {

@@ -118,6 +118,7 @@ fn host_ports_are_entered_for_the_families_of_the_pod() {
 #[test]
 fn a_host_port_is_one_pods() {
     on_a_node(|world| {
+        support::give_node("192.0.2.2");
         let port = |host_ip: &str, protocol: &str| json!([{"hostPort": 80, "containerPort": 80, "protocol": protocol, "hostIP": host_ip}]);
         add(world, "first", &port("192.0.2.1", "tcp")).done();
         let generations = || -> Vec<u32> {

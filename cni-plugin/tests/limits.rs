@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use cni_plugin::netlink::{Conversation, link};
 use nix::sys::socket::{setsockopt, sockopt};
-use proxy_common::maps::PodFlags;
+use proxy_common::maps::{PodFlags, PodLinkFlags};
 use serde_json::{Value, json};
 use support::{NODE_V4, World, interfaces, on_a_node, with};
 
@@ -60,6 +60,9 @@ fn what_a_pod_sends_goes_through_a_device_of_its_own() {
         let links = world.pod_links();
         let host = result["interfaces"][0]["name"].as_str().unwrap();
         assert_eq!((links[0].0, links[0].1.limiter), (index(host), index(&limiter)));
+        assert_eq!(links[0].1.flags, PodLinkFlags::LIMITED_FIRST);
+        let end = limiter.replacen("ml", "mk", 1);
+        assert!(interfaces().contains(&end), "{end}");
         for (_, entry) in world.pods() {
             assert_eq!(entry.flags, PodFlags::LIMITED_INGRESS | PodFlags::LIMITED_EGRESS);
         }

@@ -95,4 +95,6 @@ plain_only!(
     crate::packet::Ports,
     crate::packet::TcpHead,
     crate::packet::IcmpHead,
+    crate::decide::gateway::Arp,
+    crate::decide::gateway::Answer,
 );

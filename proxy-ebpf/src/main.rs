@@ -22,6 +22,7 @@
 mod bind;
 mod deliver;
 mod dry_run;
+mod gateway;
 mod host;
 mod kernel;
 mod loopback;

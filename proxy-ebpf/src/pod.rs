@@ -4,37 +4,61 @@ use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
+use proxy_common::decide::limit::{self, Step};
 use proxy_common::decide::packet::{Decision, Entry, entering, leaving};
-use proxy_common::maps::Reason;
+use proxy_common::maps::{LIMITED_MARK, Reason};
+use proxy_common::packet::ether_type;
 
 use crate::deliver::{Program, handle, may_send, pass};
 use crate::dry_run;
-use crate::kernel::Skb;
+use crate::kernel::{Skb, redirect_out};
 use crate::stage;
 use crate::tables::Live;
 
-/// What a pod sends by an interface that somebody else made, if it may.
+/// What a pod sends by an interface that another plugin made, if it may.
 #[classifier]
 #[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
-    if !may_send(&context, false) {
-        return TC_ACT_SHOT;
-    }
-    handle::<FromPod>(&context)
+    receive::<false>(&context)
 }
 
 /// What a pod sends by an interface that our plugin made, if it may: without its entry it may not.
 #[classifier]
 #[inline(always)]
 pub fn from_own_pod(context: TcContext) -> i32 {
-    if !may_send(&context, true) {
+    receive::<true>(&context)
+}
+
+/// What a pod sends, if it may: at once, or when it comes back from the pod's limiter.
+#[inline(always)]
+fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
+    let skb = Skb(context);
+    let mark = skb.mark();
+    let step = limit::step(&Live::HOOK, skb.ifindex(), mark);
+    if mark == LIMITED_MARK {
+        // Also where the limit has gone meanwhile.
+        skb.set_mark(0);
+    }
+    if step != Step::Limited && !may_send(context, IS_OWN) {
         return TC_ACT_SHOT;
     }
-    let skb = Skb(&context);
-    if !skb.is_for_interface() && !dry_run::is_marked(&skb) {
-        return pass(&skb, &Live::HOOK, Reason::OtherHost);
+    if !dry_run::is_marked(&skb) {
+        // A packet that does not exist is decided about at once.
+        if let Step::Limit(limiter) = step {
+            skb.set_mark(LIMITED_MARK);
+            return redirect_out(limiter);
+        }
+        if skb.ether_type() == ether_type::ARP
+            && let Some(verdict) = stage::answer_for_gateway(&skb)
+        {
+            return verdict;
+        }
+        // On a bridge of another plugin's, frames between two pods are for other interfaces too.
+        if IS_OWN && !skb.is_for_interface() {
+            return pass(&skb, &Live::HOOK, Reason::OtherHost);
+        }
     }
-    handle::<FromPod>(&context)
+    handle::<FromPod>(context)
 }
 
 /// What a pod receives.

@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "functions that the verifier knows by their symbols")]
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
@@ -18,6 +18,7 @@ use proxy_common::decide::sender;
 use proxy_common::maps::Reason;
 
 use crate::deliver;
+use crate::gateway;
 use crate::kernel::{self, Skb};
 use crate::tables::Live;
 
@@ -135,6 +136,15 @@ pub fn admit(skb: &Skb<'_>) -> Result<(), Reason> {
     match Reason::from_number(stage_admit(skb.0.skb.skb)) {
         None => Ok(()),
         Some(reason) => Err(reason),
+    }
+}
+
+/// Answers for the address of the pods' gateway.
+#[inline(always)]
+pub fn answer_for_gateway(skb: &Skb<'_>) -> Option<i32> {
+    match stage_answer_for_gateway(skb.0.skb.skb) {
+        TC_ACT_UNSPEC => None,
+        verdict => Some(verdict),
     }
 }
 
@@ -306,6 +316,13 @@ extern "C" fn stage_admit(skb: *mut __sk_buff) -> u32 {
         Ok(()) => DONE,
         Err(reason) => reason as u32,
     }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_answer_for_gateway(skb: *mut __sk_buff) -> i32 {
+    let context = TcContext::new(skb);
+    gateway::answer(&Skb(&context)).unwrap_or(TC_ACT_UNSPEC)
 }
 
 #[inline(never)]

@@ -153,6 +153,69 @@ fn ranges_that_the_operator_names_know_pods_by_their_own_addresses() {
     }
 }
 
+#[test]
+fn a_pod_that_lost_its_gateways_hardware_address_asks_for_it() {
+    harness::require_root!();
+    let town = Town::build("");
+    let node = town.world.node(1);
+    let _servers = town.outside.serve(8080);
+    let limit = json!({"ingressRate": 50_000_000, "egressRate": 50_000_000});
+    let pods = [
+        node.add_pod("plain"),
+        node.add_pod_by_plugin(&PodSpec::new("limited").asking("bandwidth", limit)),
+    ];
+    for pod in &pods {
+        for (gateway, outside) in ["169.254.1.1", "fe80::1"]
+            .into_iter()
+            .zip(town.outside.addresses())
+        {
+            let to = SocketAddr::new(*outside, 8080);
+            seen_as(pod, Probe::Tcp, to);
+            pod.run_ip(&format!("neigh del {gateway} dev eth0"));
+            for probe in Probe::ALL {
+                seen_as(pod, probe, to);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_forges_arp_leaves_the_nodes_neighbours_alone() {
+    harness::require_root!();
+    let town = Town::build("");
+    let node = town.world.node(1);
+    let pod = node.add_pod("pod");
+    let socket = pod.packet_socket("eth0").expect("a socket");
+    let IpAddr::V4(asked) = of_family(node.addresses(), IpAddr::from([0, 0, 0, 0])) else {
+        panic!("an IPv4 address");
+    };
+    for number in 1..=100 {
+        let sender = [198, 51, 100, number];
+        let mac = [2, 0, 0, 0, 1, number];
+        let mut frame = vec![0xff; 6];
+        frame.extend(mac);
+        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend(mac);
+        frame.extend(sender);
+        frame.extend([0; 6]);
+        frame.extend(asked.octets());
+        socket.send(&frame).expect("to send");
+    }
+    // What was sent before has been taken in when this is answered.
+    pod.ping(asked.into(), 3 * SECOND).expect("an echo reply");
+    let neighbours = node
+        .command("ip")
+        .args(["-4", "neigh", "show", "dev", pod.host_interface()])
+        .output()
+        .expect("ip");
+    let neighbours = String::from_utf8_lossy(&neighbours.stdout).into_owned();
+    let own = pod.ip().to_string();
+    assert!(
+        neighbours.lines().count() == 1 && neighbours.starts_with(&own),
+        "{neighbours}"
+    );
+}
+
 /// A pod with host ports: 8081 at all addresses by TCP and UDP, and 8082 at the loopback's.
 fn with_host_ports(node: &harness::Node, name: &str) -> (Pod, [Server; 2]) {
     let spec = PodSpec::new(name).asking(

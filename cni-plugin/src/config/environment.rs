@@ -2,7 +2,8 @@
 //!
 //! Names of containers and interfaces become parts of paths and of netlink messages, so the rules of the specification for
 //! them are kept strictly: a container begins with a letter or digit and goes on with those and `_.-`; an interface has 1
-//! to 15 bytes, is not `.` or `..`, and has no `/`, `:` or white space.
+//! to 15 bytes, is not `.` or `..`, and has no `/`, `:` or white space. ADD refuses besides what the kernel takes for
+//! something else than a name; the other verbs do not, since an older version may have made such an interface.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -75,6 +76,9 @@ impl Environment {
         let if_name = text("CNI_IFNAME")?.ok_or_else(|| missing("CNI_IFNAME"))?;
         check_container_id(&container_id)?;
         check_if_name(&if_name)?;
+        if command == Command::Add {
+            check_literal(&if_name)?;
+        }
         environment.attachment = Some(Attachment {
             container_id,
             if_name,
@@ -150,6 +154,19 @@ fn check_if_name(name: &str) -> Result<(), CniError> {
     ))
 }
 
+/// Refuses names that the kernel replaces or cannot have: `%d` stands for a free number (`__dev_alloc_name()` of
+/// net/core/dev.c), and two names for settings of all interfaces (`sysctl_dev_name_is_allowed()` of net/core/sysctl_net_core.c).
+fn check_literal(name: &str) -> Result<(), CniError> {
+    if !name.contains('%') && !matches!(name, "all" | "default") {
+        return Ok(());
+    }
+    Err(invalid(
+        "CNI_IFNAME",
+        &format!("is {name:?}"),
+        "the kernel takes `%`, `all` and `default` for something else than a name: choose another one",
+    ))
+}
+
 fn missing(name: &str) -> CniError {
     CniError::new(Code::InvalidEnvironment, format!("{name} is not set"))
         .with_details("the runtime has to set it for this verb")
@@ -201,7 +218,18 @@ mod tests {
             ("CNI_CONTAINERID", vec!["-a", "a/b", "ä", "a b", ".."]),
             (
                 "CNI_IFNAME",
-                vec![".", "..", "a/b", "a:b", "a b", "sixteen-bytes-16", &long],
+                vec![
+                    ".",
+                    "..",
+                    "a/b",
+                    "a:b",
+                    "a b",
+                    "a\tb",
+                    "a\n",
+                    "a\u{7f}",
+                    "sixteen-bytes-16",
+                    &long,
+                ],
             ),
             ("CNI_COMMAND", vec!["add", "ADDD", &long]),
         ] {
@@ -210,6 +238,23 @@ mod tests {
                 assert_eq!(error.code, Code::InvalidEnvironment, "{name} {value}");
                 assert!(error.msg.starts_with(name), "{error}");
             }
+        }
+    }
+    #[test]
+    fn names_that_the_kernel_interprets_are_refused_by_add_alone() {
+        for name in ["eth%d", "%d", "%", "100%", "%s", "a%%b", "all", "default"] {
+            let error = read(&[("CNI_IFNAME", name)]).unwrap_err();
+            assert_eq!(error.code, Code::InvalidEnvironment, "{name}");
+            assert!(error.msg.contains(&format!("{name:?}")), "{error}");
+            for verb in ["DEL", "CHECK"] {
+                assert!(
+                    read(&[("CNI_COMMAND", verb), ("CNI_IFNAME", name)]).is_ok(),
+                    "{name}"
+                );
+            }
+        }
+        for name in ["eth0", "all0", "default.5", "fifteen-bytes-1"] {
+            assert!(read(&[("CNI_IFNAME", name)]).is_ok(), "{name}");
         }
     }
 }

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::runtime::invalid;
 use crate::spec::{CniError, Code};
 
+/// How many host ports one pod may have: with an entry for each family an eighth of the table, which all pods of the node
+/// share. More than that no server listens at.
+pub const SHARE: usize = 8192;
+
 /// As a runtime writes it. containerd begins keys with capitals, which plugins in Go read as well.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -79,6 +83,13 @@ impl HostPort {
     pub(super) fn all(mappings: &[PortMapping]) -> Result<Vec<Self>, CniError> {
         // Port 0 stands for "none" in Kubernetes' objects.
         let wanted = mappings.iter().filter(|mapping| mapping.host_port != 0);
+        let count = wanted.clone().count();
+        if count > SHARE {
+            let message = format!("runtimeConfig.portMappings has {count} host ports");
+            return Err(CniError::new(Code::InvalidConfig, message).with_details(format!(
+                "a pod may have {SHARE}, since all pods of the node share one table"
+            )));
+        }
         let ports: Vec<Self> = wanted.map(PortMapping::check).collect::<Result<_, _>>()?;
         // As if the pod had both families.
         let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -90,7 +101,8 @@ impl HostPort {
         keys.sort_by_key(|(key, _)| (key.port, key.protocol, key.address.is_v4(), key.address));
         if let Some(pair) = keys.windows(2).find(|pair| clash(&pair[0].0, &pair[1].0)) {
             let message = format!("runtimeConfig.portMappings has {} twice", pair[1].1);
-            return Err(CniError::new(Code::InvalidConfig, message));
+            let details = "a port of all addresses includes that of each: leave one of the two out";
+            return Err(CniError::new(Code::InvalidConfig, message).with_details(details));
         }
         Ok(ports)
     }
@@ -200,6 +212,50 @@ mod tests {
             json!([{"hostPort": 1, "containerPort": 1}, {"hostPort": 1, "containerPort": 2, "hostIP": "::"}]),
         ] {
             assert_eq!(read(bad).unwrap_err().code, Code::InvalidConfig);
+        }
+    }
+
+    #[test]
+    fn a_pod_has_a_share_of_the_ports() {
+        let ports = |count: usize| {
+            let protocol = |number: usize| ["tcp", "udp"][number % 2];
+            let mapping = |number: usize| json!({"hostPort": 1 + number / 2, "containerPort": 1, "protocol": protocol(number)});
+            // Those of port 0 ask for nothing.
+            let none = json!({"hostPort": 0, "containerPort": 1});
+            let mappings = (0..count).map(mapping).chain([none]);
+            read(mappings.collect::<Vec<_>>().into())
+        };
+        assert_eq!(ports(SHARE).unwrap().len(), SHARE);
+        let error = ports(SHARE + 1).unwrap_err();
+        assert_eq!(error.code, Code::InvalidConfig);
+        assert!(error.to_string().contains("8193 host ports"), "{error}");
+        assert!(error.details.contains("8192"), "{error}");
+    }
+
+    #[test]
+    fn the_same_port_twice_is_refused_however_its_address_is_written() {
+        for (one, other) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1", "::ffff:192.0.2.1"),
+            ("192.0.2.1", "::ffff:0.0.0.0"),
+            ("2001:db8::1", "2001:DB8:0::1"),
+            ("2001:db8::1", "::"),
+            ("", ""),
+        ] {
+            let port = |ip: &str| json!({"hostPort": 80, "containerPort": 80, "hostIP": ip});
+            let error = read(json!([port(one), port(other)])).unwrap_err();
+            assert_eq!(error.code, Code::InvalidConfig, "{one} {other}");
+            assert!(error.msg.contains("host port 80/tcp"), "{error}");
+        }
+        for bad in [
+            "fe80::1%eth0",
+            "192.0.2.1/32",
+            " 192.0.2.1",
+            "192.0.2",
+            "0300.0.2.1",
+        ] {
+            let error = read(json!([{"hostPort": 1, "containerPort": 1, "hostIP": bad}])).unwrap_err();
+            assert!(error.msg.contains(bad), "{error}");
         }
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::args::Args;
 use super::environment::{Attachment, is_name_byte};
 use super::requests::{Asked, Requests};
-use super::runtime::{RuntimeConfig, Wishes};
+use super::runtime::{Bandwidth, RuntimeConfig, Wishes};
 use crate::ipam::range::{RangeConfig, RangeSet};
 use crate::spec::result::Route;
 use crate::spec::{CniError, Code, Version};
@@ -133,12 +133,23 @@ impl NetworkConfig {
     pub fn wishes(&self) -> Result<Wishes, CniError> {
         let mut wishes = object::<RuntimeConfig>(&self.document, &["runtimeConfig"])?
             .unwrap_or_default()
-            .check()?;
+            .check(&self.bandwidth()?)?;
         if wishes.dns.is_none() {
             let dns: Option<Map<String, Value>> = part(&self.document, &["dns"])?;
             wishes.dns = dns.filter(|dns| !dns.is_empty()).map(Value::Object);
         }
         Ok(wishes)
+    }
+
+    /// The limits of every pod of the network. The keys are those of the stock bandwidth plugin.
+    fn bandwidth(&self) -> Result<Bandwidth, CniError> {
+        let of_key = |key: &str| part::<u64>(&self.document, &[key]).map(Option::unwrap_or_default);
+        Ok(Bandwidth {
+            ingress_rate: of_key("ingressRate")?,
+            ingress_burst: of_key("ingressBurst")?,
+            egress_rate: of_key("egressRate")?,
+            egress_burst: of_key("egressBurst")?,
+        })
     }
 
     /// The addresses that are asked for.

@@ -1,7 +1,9 @@
 //! What a runtime asks for by capabilities: host ports, limits, name resolution.
 //!
 //! Rates are in bits per second and bursts in bits, as Kubernetes' annotations give them, from 1 kbit/s to 1 Pbit/s.
-//! `ingress` is towards the pod. containerd begins keys with capitals, which plugins in Go read as well.
+//! `ingress` is towards the pod. containerd begins keys with capitals, which plugins in Go read as well. The description of
+//! the network may limit all of its pods, by the keys of the stock bandwidth plugin: a pod's own wish narrows that, and the
+//! smaller of the two holds.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,17 +26,18 @@ pub struct RuntimeConfig {
     dns: Option<Dns>,
 }
 
+/// Limits both ways, as runtimes and descriptions of networks have them; 0 for none.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Bandwidth {
+pub(super) struct Bandwidth {
     #[serde(default, alias = "IngressRate")]
-    ingress_rate: u64,
+    pub(super) ingress_rate: u64,
     #[serde(default, alias = "IngressBurst")]
-    ingress_burst: u64,
+    pub(super) ingress_burst: u64,
     #[serde(default, alias = "EgressRate")]
-    egress_rate: u64,
+    pub(super) egress_rate: u64,
     #[serde(default, alias = "EgressBurst")]
-    egress_burst: u64,
+    pub(super) egress_burst: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -70,13 +73,17 @@ pub struct Wishes {
 }
 
 impl RuntimeConfig {
-    /// Checks what was asked for.
-    pub fn check(self) -> Result<Wishes, CniError> {
-        let bandwidth = self.bandwidth.unwrap_or_default();
+    /// Checks what was asked for, where the network has limits of its own.
+    pub(super) fn check(self, of_network: &Bandwidth) -> Result<Wishes, CniError> {
+        let asked = self
+            .bandwidth
+            .unwrap_or_default()
+            .limits("runtimeConfig.bandwidth.")?;
+        let given = of_network.limits("")?;
         Ok(Wishes {
             host_ports: HostPort::all(&self.port_mappings.unwrap_or_default())?,
-            ingress: limit("ingress", bandwidth.ingress_rate, bandwidth.ingress_burst)?,
-            egress: limit("egress", bandwidth.egress_rate, bandwidth.egress_burst)?,
+            ingress: smaller(asked[0], given[0]),
+            egress: smaller(asked[1], given[1]),
             dns: self.dns.map(|dns| {
                 json!({
                     "nameservers": dns.servers.unwrap_or_default(),
@@ -88,18 +95,39 @@ impl RuntimeConfig {
     }
 }
 
-fn limit(direction: &str, rate: u64, burst: u64) -> Result<Option<Limit>, CniError> {
+impl Bandwidth {
+    /// Both ways, towards the pod first; `place` is how the names of keys begin.
+    fn limits(&self, place: &str) -> Result<[Option<Limit>; 2], CniError> {
+        let ingress = limit(place, "ingress", self.ingress_rate, self.ingress_burst)?;
+        let egress = limit(place, "egress", self.egress_rate, self.egress_burst)?;
+        Ok([ingress, egress])
+    }
+}
+
+fn limit(place: &str, direction: &str, rate: u64, burst: u64) -> Result<Option<Limit>, CniError> {
     if rate == 0 && burst == 0 {
         return Ok(None);
     }
     if !RATES.contains(&rate) {
-        let what = format!("bandwidth: {direction}Rate {rate}");
-        return Err(invalid(&what, "it is between 1k and 1P bits per second"));
+        let message = format!("{place}{direction}Rate is invalid");
+        return Err(CniError::new(Code::InvalidConfig, message)
+            .with_details(format!("{rate} is not between 1k and 1P bits per second")));
     }
     Ok(Some(Limit {
         rate,
         burst: Some(burst).filter(|burst| *burst != 0),
     }))
+}
+
+/// The smaller of two limits, with the smaller of their bursts.
+fn smaller(one: Option<Limit>, other: Option<Limit>) -> Option<Limit> {
+    let (Some(one), Some(other)) = (one, other) else {
+        return one.or(other);
+    };
+    Some(Limit {
+        rate: one.rate.min(other.rate),
+        burst: one.burst.into_iter().chain(other.burst).min(),
+    })
 }
 
 pub(super) fn invalid(what: &str, why: &str) -> CniError {
@@ -111,7 +139,12 @@ mod tests {
     use super::*;
 
     fn check(document: Value) -> Result<Wishes, CniError> {
-        serde_json::from_value::<RuntimeConfig>(document).unwrap().check()
+        check_within(document, json!({}))
+    }
+
+    fn check_within(document: Value, network: Value) -> Result<Wishes, CniError> {
+        let config = serde_json::from_value::<RuntimeConfig>(document).unwrap();
+        config.check(&serde_json::from_value(network).unwrap())
     }
 
     #[test]
@@ -156,5 +189,27 @@ mod tests {
                 Code::InvalidConfig
             );
         }
+    }
+
+    #[test]
+    fn the_smaller_of_two_limits_holds() {
+        let network = json!({"ingressRate": 5_000_000, "ingressBurst": 40_000, "egressRate": 5_000_000});
+        for (asked, expected) in [
+            (json!({}), [(5_000_000, Some(40_000)), (5_000_000, None)]),
+            (
+                json!({"ingressRate": 900_000_000, "ingressBurst": 50_000, "egressRate": 900_000_000}),
+                [(5_000_000, Some(40_000)), (5_000_000, None)],
+            ),
+            (
+                json!({"ingressRate": 1_000_000, "egressRate": 1_000_000, "egressBurst": 30_000}),
+                [(1_000_000, Some(40_000)), (1_000_000, Some(30_000))],
+            ),
+        ] {
+            let wishes = check_within(json!({"bandwidth": asked}), network.clone()).unwrap();
+            let limits = [wishes.ingress, wishes.egress].map(|limit| limit.unwrap());
+            assert_eq!(limits.map(|limit| (limit.rate, limit.burst)), expected, "{asked}");
+        }
+        let error = check_within(json!({}), json!({"egressRate": 1})).unwrap_err();
+        assert_eq!(error.msg, "egressRate is invalid");
     }
 }

@@ -4,6 +4,8 @@
 //! whole table, which is short, and nobody else may enter any meanwhile. An entry whose interface is gone belongs to nobody:
 //! its pod ended, and DEL has not come yet or never will.
 
+use std::collections::hash_map::Entry as Known;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -40,7 +42,8 @@ impl HostPorts {
         }))
     }
 
-    /// Says whether a pod with some addresses could have ports, and which entries of nobody are in the way.
+    /// Says whether a pod with some addresses could have ports, and which entries of nobody are in the way. Only entries of
+    /// the same port can be, and a pod may have thousands: so they are looked up by that.
     pub(super) fn check_free(
         &self,
         node: &mut Conversation,
@@ -48,13 +51,20 @@ impl HostPorts {
         pod: &[IpAddr],
     ) -> Result<Vec<HostPortKey>, DatapathError> {
         let mut orphans = Vec::new();
-        let mut entered = Vec::new();
-        let read = self.table.for_each(|key, value| entered.push((key, value)));
+        let mut entered = HashMap::<_, Vec<_>>::new();
+        let note = |key: HostPortKey, value| entered.entry(by_port(&key)).or_default().push((key, value));
+        let read = self.table.for_each(note);
         read.map_err(BpfError::syscall("reading HOST_PORTS"))?;
+        let mut exists = HashMap::new();
         for port in ports {
             for (key, _) in port.keys(pod) {
-                for (other, holder) in entered.iter().filter(|(other, _)| clash(&key, other)) {
-                    if link::exists(node, holder.interface)? {
+                let others: &[(HostPortKey, Value)] = entered.get(&by_port(&key)).map_or(&[], Vec::as_slice);
+                for (other, holder) in others.iter().filter(|(other, _)| clash(&key, other)) {
+                    let exists = match exists.entry(holder.interface) {
+                        Known::Occupied(known) => *known.get(),
+                        Known::Vacant(new) => *new.insert(link::exists(node, holder.interface)?),
+                    };
+                    if exists {
                         return Err(DatapathError::PortTaken {
                             port: *port,
                             pod: holder.pod.into(),
@@ -85,14 +95,12 @@ impl HostPorts {
                     .map_err(DatapathError::writing(HOST_PORTS, self.table.capacity()))?;
             }
         }
-        let replaced = |key: &HostPortKey| {
-            let keys = entry
-                .host_ports
-                .iter()
-                .flat_map(|port| port.keys(entry.addresses));
-            keys.into_iter().any(|(ours, _)| ours == *key)
-        };
-        for orphan in orphans.iter().filter(|key| !replaced(key)) {
+        let keys = entry
+            .host_ports
+            .iter()
+            .flat_map(|port| port.keys(entry.addresses));
+        let ours: HashSet<HostPortKey> = keys.map(|(key, _)| key).collect();
+        for orphan in orphans.iter().filter(|key| !ours.contains(key)) {
             self.remove(orphan)?;
         }
         note_use(&self.in_use, InUse::HOST_PORTS)
@@ -155,6 +163,11 @@ impl HostPorts {
         let found = self.table.get(key);
         Ok(found.map_err(BpfError::syscall("reading HOST_PORTS"))?)
     }
+}
+
+/// What two entries have in common if they clash.
+fn by_port(key: &HostPortKey) -> (Port, u8) {
+    (key.port, key.protocol)
 }
 
 /// A number that tells an entry from the one that had its place before, even if that is gone: microseconds since the boot,

@@ -17,6 +17,8 @@ use std::path::Path;
 use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
 use proxy_bpf::pins::{LayoutDir, Pins};
 use proxy_bpf::{BpfError, HashTable, sys};
+use proxy_common::Ip;
+use proxy_common::maps::AddressFlags;
 
 pub use self::error::DatapathError;
 use self::host_ports::HostPorts;
@@ -27,6 +29,7 @@ use crate::netlink::Conversation;
 /// What hangs on a pod's interface.
 const PROGRAMS: [&str; 2] = ["from_pod", "to_pod"];
 const NAMESPACES: &str = "POD_NETNS";
+const ADDRESSES: &str = "ADDRESSES";
 
 /// What is entered of a pod.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +116,16 @@ impl Datapath {
         }
         let _claim = this.pins.claim()?;
         this.host_ports()?.enter(node, entry)
+    }
+
+    /// Whether an address is a service's, and not also the node's, as far as the agent has noted.
+    pub fn is_virtual(&self, address: IpAddr) -> Result<bool, DatapathError> {
+        if !is_known(&self.dir) || !self.dir.map(ADDRESSES).exists() {
+            return Ok(false);
+        }
+        let known = table::<Ip, u32>(&self.dir, ADDRESSES)?.get(&Ip::from(address));
+        let known = known.map_err(BpfError::syscall(format!("reading {ADDRESSES}")))?;
+        Ok(known.is_some_and(|flags| AddressFlags(flags).is_virtual_only()))
     }
 
     fn host_ports(&self) -> Result<HostPorts, DatapathError> {

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use proxy_bpf::pins::LayoutDir;
 use proxy_bpf::{BpfError, HashTable, sys};
-use proxy_common::maps::{InUse, Pod, PodFlags, PodLink};
+use proxy_common::maps::{InUse, Pod, PodFlags, PodLink, PodLinkFlags};
 use proxy_common::{Ip, LAYOUT_VERSION, Plain};
 
 use super::error::DatapathError;
@@ -127,7 +127,7 @@ fn link_of(entry: &Entry<'_>) -> PodLink {
     PodLink {
         mac: entry.mac,
         reserved: [0; 2],
-        flags: 0,
+        flags: entry.limiter.map_or(0, |_| PodLinkFlags::LIMITED_FIRST),
         limiter: entry.limiter.unwrap_or_default(),
     }
 }

@@ -143,11 +143,17 @@ impl RangeSet {
         self.ranges.first().is_some_and(|range| range.start.is_ipv6())
     }
 
-    /// Whether an address may be given from it.
+    /// Whether who asks for an address may have it: no network's own one and none for broadcast, even where a range was
+    /// written so that it begins or ends there.
     pub fn offers(&self, ip: IpAddr) -> bool {
-        self.ranges
-            .iter()
-            .any(|range| range.contains(ip) && range.gateway != ip)
+        let is_whole =
+            |range: &Range| ip == range.subnet.network() || (ip.is_ipv4() && ip == range.subnet.broadcast());
+        self.contains(ip) && !self.is_gateway(ip) && !self.ranges.iter().any(is_whole)
+    }
+
+    /// Whether an address is a gateway's; ranges of one subnet may name several.
+    fn is_gateway(&self, ip: IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.gateway == ip)
     }
 
     /// Whether an address belongs to it, though perhaps as a gateway.
@@ -164,7 +170,7 @@ impl RangeSet {
         let (first, offset) = position.unwrap_or((0, 0));
         let count = self.ranges.len();
         // The range of `last` comes twice: from behind `last`, and in the end up to it.
-        (0..=count).flat_map(move |turn| {
+        let all = (0..=count).flat_map(move |turn| {
             let range = &self.ranges[(first + turn) % count];
             let (from, to) = match turn {
                 0 => (offset, range.size()),
@@ -172,10 +178,9 @@ impl RangeSet {
                 _ => (0, range.size()),
             };
             let base = number(range.start);
-            Offsets { next: from, end: to }
-                .map(move |offset| address(base + offset, range.start))
-                .filter(|ip| *ip != range.gateway)
-        })
+            Offsets { next: from, end: to }.map(move |offset| address(base + offset, range.start))
+        });
+        all.filter(|ip| !self.is_gateway(*ip))
     }
 }
 

@@ -21,7 +21,7 @@ use proxy_bpf::links::InterfaceRole;
 
 use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
-use super::ip::{alone, family};
+use super::ip::{alone, family, is_no_way};
 use super::neighbour::{Neighbour, Verdict, told, verdict};
 use crate::attachment::mac_text;
 
@@ -214,14 +214,6 @@ fn way(node: &mut Conversation, to: IpAddr) -> Result<Way, NetlinkError> {
         Err(error) if errno(&error).is_some_and(is_no_way) => Ok(Way::Elsewhere),
         Err(error) => Err(error),
     }
-}
-
-/// No route, and routes of the types unreachable, prohibit and blackhole.
-fn is_no_way(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL
-    )
 }
 
 fn way_of(answer: &RouteNetlinkMessage) -> Option<Way> {

@@ -21,13 +21,17 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use proxy_common::decide::gateway;
 
 use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 use crate::spec::result::Route;
 
 /// The way out of every pod, in IPv4.
-pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const GATEWAY_V4: Ipv4Addr = {
+    let [a, b, c, d] = gateway::ADDRESS;
+    Ipv4Addr::new(a, b, c, d)
+};
 /// The way out of every pod, in IPv6.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
@@ -84,7 +88,7 @@ pub fn address(interface: u32, net: IpNet) -> Request {
 /// `net/ipv6/addrconf.c`, even where it does not look for duplicates; until then it drops what comes.
 pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + Duration::from_secs(2);
-    while !is_local(conversation, ip)? {
+    while !is_local(conversation, ip.into())? {
         if Instant::now() > deadline {
             let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
             return Err(NetlinkError::refused(format!(
@@ -96,18 +100,27 @@ pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), 
     Ok(())
 }
 
-fn is_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<bool, NetlinkError> {
+/// Whether packets for an address are taken in here: it is an interface's, or a route makes it local.
+pub fn is_local(conversation: &mut Conversation, ip: IpAddr) -> Result<bool, NetlinkError> {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet6;
-    message.header.destination_prefix_length = 128;
+    message.header.address_family = family(ip);
+    message.header.destination_prefix_length = alone(ip).prefix_len();
     message.attributes.push(RouteAttribute::Destination(ip.into()));
     let what = format!("looking for the route to {ip}");
     let answers = match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetRoute(message))) {
-        Err(error) if errno(&error) == Some(libc::ENETUNREACH) => return Ok(false),
+        Err(error) if errno(&error).is_some_and(is_no_way) => return Ok(false),
         answers => answers?,
     };
     let local = |answer: &RouteNetlinkMessage| matches!(answer, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
     Ok(answers.iter().any(local))
+}
+
+/// What a look-up of a route answers without one, or for a route of the types unreachable, prohibit and blackhole.
+pub(super) fn is_no_way(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL
+    )
 }
 
 /// Says once and for all which Ethernet address an address has.

@@ -1,18 +1,21 @@
-//! The limit of what a pod sends: a device of its own (ifb) whose queue what the pod has sent goes through.
+//! The limit of what a pod sends: a pair of devices of its own, and a queue that what the pod sends goes through before anything
+//! is decided about it.
 //!
 //! ```text
-//! pod's eth0 ─► host side: our program (translates) ─► filter ─► limiter: token bucket ─► on from the host side, as received
+//! pod's eth0 ─► mr…: from_pod redirects ─► ml…: token bucket ═ mk…: filter ─► mr…, again: from_pod decides and translates
 //! ```
 //!
-//! A queue meets only what leaves by an interface, and what a pod sends enters the node by its. So a filter leads it out by
-//! the limiter, which lets it in again at the pod's interface; the kernel asks no program and no filter there a second time.
-//! The filter comes after our program: on one qdisc the priority decides, and tcx runs before clsact. It is `cls_u32` that
-//! matches everything, for not every kernel has `cls_matchall`. A queue at the pod's end of the cable would need no device, but
-//! who is root in a pod could remove it.
+//! A queue meets only what leaves by an interface, and what a pod sends enters the node by its. A filter behind our program, as
+//! older versions had it with an ifb device, meets only what the program leaves to the stack: answers that it redirects went
+//! without a limit. So the program sends everything through the pair first, marked, and the far end hands it back to the pod's
+//! interface, where the mark says that it has been there. The mark survives the pair, whose ends are in one namespace, and not
+//! the way out of the pod (`skb_scrub_packet()` of net/core/skbuff.c): no pod can set it.
+//!
+//! The far end has the Ethernet address of the pod's interface, so that packets for that count as addressed to the node
+//! (`eth_type_trans()`). The filter is `cls_u32` that matches everything, for not every kernel has `cls_matchall`. A queue at the
+//! pod's end of the cable would need no devices, but who is root in a pod could remove it.
 
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
     TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption,
@@ -22,42 +25,66 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
-use super::{limit, link};
+use super::limit;
+use super::link::{self, End, Link, Pair};
 use crate::config::runtime::Limit;
 
-/// Behind whatever programs hang on the qdisc, ours (77) and those that let the kernel choose (49152 at the most).
+/// The largest that a pair takes: the pod's own interface decides what is too large.
+const MTU: u32 = 65_535;
+/// Of the filter. Those of older versions stood behind whatever programs hang on a pod's interface, ours (77) and those that
+/// let the kernel choose (49152 at the most).
 const PRIORITY: u16 = 65_000;
 /// `ETH_P_ALL`, as `tcm_info` has it.
 const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
 
-/// Makes a limiter and gives its index. Nothing leads to it yet.
-pub fn make(node: &mut Conversation, name: &str, limit: Limit, mtu: u32) -> Result<u32, NetlinkError> {
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::Mtu(mtu),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
-    ];
-    let what = format!("making the limiter {name} (an ifb device)");
-    let request = Request::make(what, RouteNetlinkMessage::NewLink(message));
-    let made = link::make(node, name, request)?;
-    let mut requests = Vec::from(limit::limit(made.index, limit, mtu));
-    requests.extend([without_addresses(made.index), link::up(made.index)]);
-    node.batch(requests)?;
-    Ok(made.index)
+/// A limiter that is to be made.
+pub struct Limiter<'a> {
+    /// The name of the end with the queue.
+    pub name: &'a str,
+    /// The name of the far end.
+    pub end: &'a str,
+    /// The pod's interface on the node's side.
+    pub interface: u32,
+    /// The Ethernet address of that interface.
+    pub mac: [u8; 6],
+    /// The largest packet of the pod.
+    pub mtu: u32,
+    /// The limit.
+    pub limit: Limit,
 }
 
-/// Leads what comes in by a pod's interface through its limiter. Programs, and with them a clsact qdisc, have to hang there
-/// before.
-pub fn lead(node: &mut Conversation, interface: u32, limiter: u32) -> Result<(), NetlinkError> {
-    let filter = Request::replace(
-        format!("leading what interface {interface} takes in through {limiter} (cls_u32 and act_mirred)"),
-        RouteNetlinkMessage::NewTrafficFilter(redirect(interface, limiter)),
-    );
-    node.ask(filter).map(drop)
+impl Limiter<'_> {
+    /// Makes it and gives its index. Nothing is sent there yet; what is comes back.
+    pub fn make(&self, node: &mut Conversation) -> Result<u32, NetlinkError> {
+        let end = |name| End { name, mac: self.mac };
+        let pair = Pair {
+            host: end(self.name),
+            pod: end(self.end),
+            mtu: MTU,
+            namespace: None,
+        };
+        let Link { index, peer, .. } = pair.make(node)?;
+        let mut requests = Vec::from(limit::limit(index, self.limit, self.mtu));
+        requests.extend([without_addresses(index), without_addresses(peer)]);
+        requests.push(Request::make(
+            format!("giving interface {peer} a place for filters (clsact)"),
+            RouteNetlinkMessage::NewQueueDiscipline(place_for_filters(peer)),
+        ));
+        requests.push(Request::make(
+            format!(
+                "leading what interface {peer} takes in to {} (cls_u32 and act_mirred)",
+                self.interface
+            ),
+            RouteNetlinkMessage::NewTrafficFilter(redirect(peer, self.interface)),
+        ));
+        // The end that is switched on last carries packets at once, and only that sends any.
+        requests.extend([link::up(peer), link::up(index)]);
+        node.batch(requests)?;
+        Ok(index)
+    }
 }
 
-/// Leads nothing through a limiter any more.
+/// Leads nothing through a limiter of an older version any more: an ifb device, to which a filter at the pod's interface leads.
 pub fn release(node: &mut Conversation, interface: u32) -> Result<(), NetlinkError> {
     let mut message = filter(interface);
     message
@@ -73,6 +100,17 @@ pub fn release(node: &mut Conversation, interface: u32) -> Result<(), NetlinkErr
         Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)) => Ok(()),
         removed => removed.map(drop),
     }
+}
+
+fn place_for_filters(interface: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(interface.cast_signed());
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = TcHandle {
+        major: TcHandle::CLSACT.major,
+        minor: 0,
+    };
+    message.attributes = vec![TcAttribute::Kind("clsact".to_owned())];
+    message
 }
 
 /// A device that nobody talks to needs no address.
@@ -101,7 +139,8 @@ fn filter(interface: u32) -> TcMessage {
     message
 }
 
-fn redirect(interface: u32, limiter: u32) -> TcMessage {
+/// Has everything that comes in by an interface come in by another.
+fn redirect(interface: u32, to: u32) -> TcMessage {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
     // A mask of nothing, which every packet has.
@@ -109,8 +148,8 @@ fn redirect(interface: u32, limiter: u32) -> TcMessage {
     selector.keys = vec![TcU32Key::default()];
     let mut mirror = TcMirror::default();
     mirror.generic.action = TcActionType::Stolen;
-    mirror.eaction = TcMirrorActionType::EgressRedir;
-    mirror.ifindex = limiter;
+    mirror.eaction = TcMirrorActionType::IngressRedir;
+    mirror.ifindex = to;
     let mut action = TcAction::default();
     action.attributes = vec![
         TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),

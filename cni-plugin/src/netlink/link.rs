@@ -23,8 +23,8 @@ pub struct Pair<'a> {
     pub pod: End<'a>,
     /// The MTU of both.
     pub mtu: u32,
-    /// Where the pod's side is made.
-    pub namespace: BorrowedFd<'a>,
+    /// Where the pod's side is made; `None` for the node's own namespace.
+    pub namespace: Option<BorrowedFd<'a>>,
 }
 
 /// One end of it.
@@ -64,12 +64,12 @@ impl Pair<'_> {
         message
     }
 
-    /// Makes the pair, both ends switched off, and gives the node's side. The pod's side is never in the node's namespace, so
+    /// Makes the pair, both ends switched off, and gives the node's side. A pod's side is never in the node's namespace, so
     /// its name clashes with nothing there, and it vanishes with the pod's namespace.
     pub fn make(&self, conversation: &mut Conversation) -> Result<Link, NetlinkError> {
         let mut peer = self.end(&self.pod);
-        peer.attributes
-            .push(LinkAttribute::NetNsFd(self.namespace.as_raw_fd()));
+        let namespace = self.namespace.map(|namespace| namespace.as_raw_fd());
+        peer.attributes.extend(namespace.map(LinkAttribute::NetNsFd));
         let mut message = self.end(&self.host);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
@@ -181,10 +181,15 @@ pub fn up(index: u32) -> Request {
     )
 }
 
-/// Lets an interface pass on what comes in by it: the setting `forwarding`.
-pub fn forward_v4(index: u32) -> Request {
+/// Lets an interface pass on what comes in by it, the setting `forwarding`, and answer no ARP, `arp_ignore`: whoever is answered
+/// gets an entry in the node's table of neighbours, which all pods share and one could fill with forged addresses. A pod asks
+/// for its gateway alone, for which the program at the interface answers, and its own address has an entry already.
+pub fn serve_pod_v4(index: u32) -> Request {
+    /// For no address that the node has.
+    const NEVER: i32 = 8;
     let mut settings = InetDevConf::default();
     settings.forwarding = 1;
+    settings.arp_ignore = NEVER;
     configure_v4(index, settings)
 }
 

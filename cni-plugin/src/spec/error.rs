@@ -49,6 +49,8 @@ pub enum Code {
     Incomplete = 108,
     /// A host port is another pod's.
     PortTaken = 109,
+    /// A host port is asked for at an address that is not the node's.
+    ForeignAddress = 110,
 }
 
 /// A failure as the runtime gets it.

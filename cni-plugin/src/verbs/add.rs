@@ -10,8 +10,9 @@ use std::os::fd::AsFd as _;
 
 use serde_json::Value;
 
+use super::demands;
 use super::detach::detach;
-use crate::attachment::{host_interface, host_mac, limiter, mac_text, pod_mac};
+use crate::attachment::{host_interface, host_mac, limiter, limiter_end, mac_text, pod_mac};
 use crate::config::runtime::Limit;
 use crate::config::{Attachment, Environment, HostPort, NetworkConfig};
 use crate::datapath::{Datapath, DatapathError, Entry};
@@ -19,9 +20,10 @@ use crate::ipam::boot::Moment;
 use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
 use crate::netlink::holder::{self, Held};
+use crate::netlink::limiter::Limiter;
 use crate::netlink::link::{End, Link, Pair};
 use crate::netlink::sysctl::{self, Setting};
-use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, limiter as device, link};
+use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
@@ -86,10 +88,12 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let requests = config.requests(&environment.args)?;
     let refuses_duplicates = config.refuses_duplicates()?;
     let previous = config.previous()?;
-    check_families(&wishes.host_ports, &sets)?;
+    demands::check_mac(attachment, requests.mac)?;
+    demands::check_families(&wishes.host_ports, &sets)?;
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let datapath = Datapath::open(&config.bpf_root)?;
     let mut node = Conversation::open()?;
+    demands::check_host_addresses(&mut node, &datapath, &wishes.host_ports)?;
     let mtu = match config.mtu()? {
         Some(mtu) => mtu,
         None => link::uplink_mtu(&mut node)?,
@@ -182,22 +186,6 @@ fn check_holders(
         .with_details(format!("{by} has it: {advice}")))
 }
 
-/// A port of an address of the node that the pod has no address for would lead nowhere.
-fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniError> {
-    let lacks = |port: &&HostPort| {
-        let is_ipv6 = port.host_ip.map(|ip| ip.is_ipv6());
-        is_ipv6.is_some_and(|is_ipv6| !sets.iter().any(|set| set.is_ipv6() == is_ipv6))
-    };
-    match ports.iter().find(lacks) {
-        None => Ok(()),
-        Some(port) => {
-            let message = format!("runtimeConfig.portMappings: {port} has no pod's address to lead to");
-            Err(CniError::new(Code::InvalidConfig, message)
-                .with_details("the network has no range of that family: leave hostIP out, or add a range"))
-        }
-    }
-}
-
 /// What failed for the runtime; who has a host port is told by name.
 fn name_holder(error: MakeError, store: &Store) -> CniError {
     match error {
@@ -264,7 +252,7 @@ impl Plan<'_> {
         routes: &[Route],
     ) -> Result<(), MakeError> {
         let limiter = match self.egress {
-            Some(limit) => Some(device::make(node, &limiter(self.attachment), limit, self.mtu)?),
+            Some(limit) => Some(self.make_limiter(node, host.index, limit)?),
             None => None,
         };
         self.make_host_side(node, host, addresses)?;
@@ -278,9 +266,6 @@ impl Plan<'_> {
             host_ports: &self.host_ports,
         };
         datapath.attach(node, &entry)?;
-        if let Some(limiter) = limiter {
-            device::lead(node, host.index, limiter)?;
-        }
         self.make_pod_side(host.peer, addresses, routes)?;
         link::await_queue(node, &self.host_name)?;
         Ok(())
@@ -304,9 +289,26 @@ impl Plan<'_> {
                 mac: self.pod_mac,
             },
             mtu: self.mtu,
-            namespace: self.namespace.as_fd(),
+            namespace: Some(self.namespace.as_fd()),
         };
         Ok(pair.make(node)?)
+    }
+
+    fn make_limiter(
+        &self,
+        node: &mut Conversation,
+        interface: u32,
+        limit: Limit,
+    ) -> Result<u32, NetlinkError> {
+        let limiter = Limiter {
+            name: &limiter(self.attachment),
+            end: &limiter_end(self.attachment),
+            interface,
+            mac: self.host_mac,
+            mtu: self.mtu,
+            limit,
+        };
+        limiter.make(node)
     }
 
     fn make_host_side(
@@ -315,7 +317,7 @@ impl Plan<'_> {
         host: &Link,
         addresses: &[IpAddr],
     ) -> Result<(), NetlinkError> {
-        let mut requests = vec![link::forward_v4(host.index)];
+        let mut requests = vec![link::serve_pod_v4(host.index)];
         if self.has_v6 {
             sysctl::set(&self.host_name, HOST_V6)?;
         }

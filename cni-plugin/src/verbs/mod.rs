@@ -3,6 +3,7 @@
 pub mod add;
 pub mod check;
 pub mod del;
+mod demands;
 pub mod detach;
 pub mod gc;
 pub mod status;

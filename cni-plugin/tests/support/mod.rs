@@ -2,13 +2,14 @@
 //!
 //! A test runs in a thread of its own that has left the network and mount namespaces of the machine, so whatever it makes
 //! is gone when the thread and its children are, also after a failure, and no packet can leave. The pinned programs do
-//! nothing but let packets pass: what the real ones do is tested elsewhere, here it counts that they are attached.
+//! nothing but lead packets through limiters and let them pass: what the real ones do is tested elsewhere, here it counts that
+//! they are attached.
 
 mod traces;
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use nix::unistd::Uid;
 use proxy_bpf::pins::Pins;
 use proxy_bpf::sys;
 use proxy_common::Ip;
-use proxy_common::maps::{HostPort, HostPortKey, InUse, Pod, PodLink};
+use proxy_common::maps::{HostPort, HostPortKey, InUse, LIMITED_MARK, Pod, PodLink};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -150,16 +151,46 @@ impl World {
         sys::program_load(SCHED_CLS, 0, &PASS).expect("loading a program")
     }
 
+    /// Loads a program that sends what comes from a limited pod through its limiter, and lets pass what comes back.
+    fn load_limiting_program(links: &OwnedFd) -> OwnedFd {
+        const SCHED_CLS: u32 = 3;
+        let mark = u64::from(LIMITED_MARK) << 32;
+        let links = u64::try_from(links.as_raw_fd()).expect("a descriptor") << 32;
+        let program = [
+            0x0000_0000_0000_16bf,         // r6 = r1
+            0x0000_0000_0008_1261,         // r2 = r1->mark
+            0x0000_0000_0011_0215 | mark,  // if r2 == LIMITED_MARK goto clear
+            0x0000_0000_0028_1261,         // r2 = r1->ifindex
+            0x0000_0000_fffc_2a63,         // *(u32 *)(r10 - 4) = r2
+            0x0000_0000_0000_a2bf,         // r2 = r10
+            0xffff_fffc_0000_0207,         // r2 += -4
+            0x0000_0000_0000_1118 | links, // r1 = POD_LINKS
+            0x0000_0000_0000_0000,
+            0x0000_0001_0000_0085,        // call bpf_map_lookup_elem
+            0x0000_0000_000b_0015,        // if r0 == 0 goto pass
+            0x0000_0000_0008_0361,        // r3 = r0->flags
+            0x0000_0002_0000_0357,        // r3 &= LIMITED_FIRST
+            0x0000_0000_0008_0315,        // if r3 == 0 goto pass
+            0x0000_0000_000c_0161,        // r1 = r0->limiter
+            0x0000_0000_0000_02b7,        // r2 = 0
+            0x0000_0000_0000_03b7 | mark, // r3 = LIMITED_MARK
+            0x0000_0000_0008_3663,        // r6->mark = r3
+            0x0000_0017_0000_0085,        // call bpf_redirect
+            0x0000_0000_0000_0095,        // exit
+            0x0000_0000_0000_03b7,        // clear: r3 = 0
+            0x0000_0000_0008_3663,        // r6->mark = r3
+            0xffff_ffff_0000_00b7,        // pass: r0 = TC_ACT_UNSPEC
+            0x0000_0000_0000_0095,        // exit
+        ];
+        sys::program_load(SCHED_CLS, 0, &program).expect("loading a program")
+    }
+
     /// Pins programs as an agent would.
     pub fn pin_programs(&self) {
         const HASH: u32 = 1;
         const ARRAY: u32 = 2;
         let pins = Pins::open(&self.bpf_root).expect("a bpf root");
         let dir = pins.next("test").expect("a directory of pins");
-        for name in ["from_pod", "to_pod"] {
-            let program = Self::load_program();
-            sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");
-        }
         for (name, kind, key, value, capacity) in [
             ("POD_NETNS", HASH, 8, 4, 128),
             ("PODS", HASH, size_of::<Ip>(), size_of::<Pod>(), PODS_CAPACITY),
@@ -172,9 +203,17 @@ impl World {
                 128,
             ),
             ("IN_USE", ARRAY, 4, 4, InUse::COUNT),
+            ("ADDRESSES", HASH, size_of::<Ip>(), 4, 128),
         ] {
             let map = sys::map_create(kind, key as u32, value as u32, capacity).expect("making a map");
             sys::pin(map.as_fd(), &dir.map(name)).expect("pinning a map");
+        }
+        let links = sys::open_pin(&dir.map("POD_LINKS")).expect("a map");
+        for (name, program) in [
+            ("from_pod", Self::load_limiting_program(&links)),
+            ("to_pod", Self::load_program()),
+        ] {
+            sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");
         }
         pins.publish(&dir).expect("putting pins in force");
     }
@@ -289,6 +328,13 @@ pub fn run(command: &mut Command, input: &[u8]) -> Called {
         status: output.status.code().expect("an exit status"),
         document,
     }
+}
+
+/// Gives the node one address more.
+pub fn give_node(address: &str) {
+    let lone = ip::alone(address.parse().expect("an address"));
+    let mut node = Conversation::open().expect("netlink");
+    node.ask(ip::address(1, lone)).expect("an address of the node");
 }
 
 /// Waits for something that the kernel does in its own time.

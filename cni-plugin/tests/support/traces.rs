@@ -53,6 +53,15 @@ impl World {
         ports
     }
 
+    /// Enters what an agent knows of an address in `ADDRESSES`.
+    pub fn enter_address(&self, address: IpAddr, flags: u32) {
+        let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
+        let dir = pins.current().expect("pins").expect("pins in force");
+        let map = sys::open_pin(&dir.map("ADDRESSES")).expect("a map");
+        let table = HashTable::<Ip, u32>::new(map).expect("a table");
+        table.set(&Ip::from(address), &flags).expect("an entry");
+    }
+
     /// Enters addresses in `PODS` as somebody else's.
     pub fn enter_pods(&self, addresses: &[IpAddr]) {
         let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
@@ -93,7 +102,10 @@ impl World {
     pub fn traces(&self) -> BTreeSet<String> {
         let mut traces = BTreeSet::new();
         for interface in interfaces() {
-            if interface.starts_with("mr") || interface.starts_with("ml") {
+            if ["mr", "ml", "mk"]
+                .iter()
+                .any(|prefix| interface.starts_with(prefix))
+            {
                 traces.insert(format!("interface {interface}"));
             }
         }

@@ -54,7 +54,7 @@ impl Wire {
             },
             pod: End { name: WIRE, mac: MAC },
             mtu: 1500,
-            namespace: file.as_fd(),
+            namespace: Some(file.as_fd()),
         };
         pair.make(&mut node).expect("a pair");
         let index = bring_up(&["10.244.1.1/24", "fd00:1::1/64", "fe80::ee:1/64"]);

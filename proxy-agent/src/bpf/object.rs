@@ -94,7 +94,7 @@ const FIXED_MAPS: [(&str, u32); 6] = [
     ("FRAGMENTS", 8192),
     ("SHARES", 16_384),
     ("UNANSWERED", 16_384),
-    ("HOST_PORTS", 65_536),
+    ("HOST_PORTS", 131_072),
 ];
 
 /// Capacities of the maps whose size the agent sets.

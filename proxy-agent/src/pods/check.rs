@@ -328,6 +328,7 @@ mod tests {
                         mtu: 1450,
                         is_up: true,
                         is_ifb: false,
+                        is_veth: true,
                     },
                 );
                 let pod = Pod {

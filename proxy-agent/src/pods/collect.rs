@@ -20,7 +20,7 @@ use cni_plugin::verbs::detach::forget;
 use proxy_bpf::BpfError;
 use proxy_common::{Ip, Plain};
 
-use super::kernel::{Entries, Interfaces, Kernel, Tables, index_of};
+use super::kernel::{Entries, Interface, Interfaces, Kernel, Tables, index_of};
 use super::{Places, PodsError};
 
 /// What was done.
@@ -113,7 +113,8 @@ fn gone(kernel: &mut Kernel) -> Result<BTreeSet<u32>, NetlinkError> {
 
 /// Devices that limit what an interface sends that is gone. A limiter is made after its interface.
 fn lone_limiters(interfaces: &Interfaces) -> Vec<(u32, String)> {
-    let limiters = interfaces.iter().filter(|(_, interface)| interface.is_ifb);
+    let is_device = |interface: &Interface| interface.is_ifb || interface.is_veth;
+    let limiters = interfaces.iter().filter(|(_, interface)| is_device(interface));
     let is_lone = |name: &str| {
         let rest = name.strip_prefix(LIMITER_PREFIX);
         rest.is_some_and(|rest| {
@@ -184,24 +185,30 @@ fn remove_if_same<K: Plain, V: Plain + PartialEq>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernel::Interface;
     use super::*;
 
     #[test]
     fn a_limiter_without_its_interface_is_lone() {
-        let interface = |name: &str, is_ifb| Interface {
+        let interface = |name: &str, is_ifb, is_veth| Interface {
             name: name.into(),
             mtu: 1450,
             is_up: true,
             is_ifb,
+            is_veth,
         };
         let interfaces = Interfaces::from([
-            (1, interface("mr0000000000aa", false)),
-            (2, interface("ml0000000000aa", true)),
-            (3, interface("ml0000000000bb", true)),
-            (4, interface("ml0000000000cc", false)),
-            (5, interface("ifb0", true)),
+            (1, interface("mr0000000000aa", false, true)),
+            (2, interface("ml0000000000aa", false, true)),
+            (3, interface("mk0000000000aa", false, true)),
+            (4, interface("ml0000000000bb", false, true)),
+            // Its end goes with it.
+            (5, interface("mk0000000000bb", false, true)),
+            (6, interface("ml0000000000cc", true, false)),
+            (7, interface("ml0000000000dd", false, false)),
+            (8, interface("ifb0", true, false)),
         ]);
-        assert_eq!(lone_limiters(&interfaces), [(3, "ml0000000000bb".to_owned())]);
+        let lone = lone_limiters(&interfaces).into_iter();
+        let names: Vec<_> = lone.map(|(index, name)| format!("{index} {name}")).collect();
+        assert_eq!(names, ["4 ml0000000000bb", "6 ml0000000000cc"]);
     }
 }

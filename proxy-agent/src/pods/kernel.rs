@@ -32,8 +32,10 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is switched on.
     pub is_up: bool,
-    /// Whether it is an intermediate functional block, which limits are made of.
+    /// Whether it is an intermediate functional block, which older versions made limits of.
     pub is_ifb: bool,
+    /// Whether it is an end of a pair, which limits are made of.
+    pub is_veth: bool,
 }
 
 /// Interfaces by their index.
@@ -55,6 +57,7 @@ fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
         mtu: 0,
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_ifb: false,
+        is_veth: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -62,6 +65,7 @@ fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::LinkInfo(infos) => {
                 interface.is_ifb = infos.contains(&LinkInfo::Kind(InfoKind::Ifb));
+                interface.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
             }
             _ => {}
         }

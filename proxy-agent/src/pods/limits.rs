@@ -8,14 +8,15 @@
 
 use std::collections::BTreeMap;
 
-use cni_plugin::attachment::limiter;
+use cni_plugin::attachment::{host_mac, limiter, limiter_end};
 use cni_plugin::config::runtime::Limit;
 use cni_plugin::ipam::{Note, Store};
+use cni_plugin::netlink::limiter::{self as device, Limiter};
 use cni_plugin::netlink::rates::rates;
-use cni_plugin::netlink::{NetlinkError, limit, limiter as device, link};
+use cni_plugin::netlink::{NetlinkError, limit, link};
 use proxy_bpf::BpfError;
 use proxy_common::Ip;
-use proxy_common::maps::PodFlags;
+use proxy_common::maps::{PodFlags, PodLinkFlags};
 
 use super::kernel::{Kernel, index_of};
 use super::{Places, PodsError};
@@ -125,16 +126,25 @@ impl Limits<'_> {
     fn set_egress(&mut self, rate: Option<u64>) -> Result<Option<String>, PodsError> {
         let name = limiter(&self.note.attachment());
         let there = index_of(&self.kernel.interfaces, &name);
-        if !differs(rate, there.and_then(|index| self.rates.get(&index)).copied()) {
+        let is_new = differs(rate, there.and_then(|index| self.rates.get(&index)).copied());
+        // A limiter of an older version stands behind the programs, and is not for all that the pod sends.
+        let is_old = there.is_some_and(|index| self.kernel.interfaces[&index].is_ifb);
+        if !is_new && (is_old || self.is_noted(there)) {
             return Ok(None);
         }
         match (rate, there) {
-            (Some(rate), Some(limiter)) => self.limit(limiter, rate)?,
-            (Some(rate), None) => {
-                let limit = Limit { rate, burst: None };
-                let limiter = device::make(&mut self.kernel.node, &name, limit, self.note.mtu)?;
+            (Some(_), Some(limiter)) if !is_new => self.note_limiter(limiter)?,
+            (Some(rate), Some(limiter)) if !is_old => {
+                self.limit(limiter, rate)?;
                 self.note_limiter(limiter)?;
-                device::lead(&mut self.kernel.node, self.index, limiter)?;
+            }
+            (Some(rate), there) => {
+                if let Some(old) = there {
+                    device::release(&mut self.kernel.node, self.index)?;
+                    link::remove(&mut self.kernel.node, old)?;
+                }
+                let limiter = self.make_limiter(&name, rate)?;
+                self.note_limiter(limiter)?;
             }
             (None, there) => {
                 device::release(&mut self.kernel.node, self.index)?;
@@ -145,6 +155,28 @@ impl Limits<'_> {
             }
         }
         Ok(Some(in_words(rate)))
+    }
+
+    fn make_limiter(&mut self, name: &str, rate: u64) -> Result<u32, NetlinkError> {
+        let attachment = self.note.attachment();
+        let limiter = Limiter {
+            name,
+            end: &limiter_end(&attachment),
+            interface: self.index,
+            mac: host_mac(&attachment),
+            mtu: self.note.mtu,
+            limit: Limit { rate, burst: None },
+        };
+        limiter.make(&mut self.kernel.node)
+    }
+
+    /// Whether the maps say that what the pod sends goes through this device. Who has no entry has none to be changed.
+    fn is_noted(&self, limiter: Option<u32>) -> bool {
+        let entry = self.kernel.entries.links.get(&self.index);
+        entry.is_none_or(|entry| {
+            let is_first = entry.flags & PodLinkFlags::LIMITED_FIRST != 0;
+            (entry.limiter, is_first) == (limiter.unwrap_or_default(), limiter.is_some())
+        })
     }
 
     fn limit(&mut self, interface: u32, rate: u64) -> Result<(), NetlinkError> {
@@ -158,6 +190,12 @@ impl Limits<'_> {
         if let Some(tables) = &self.kernel.tables {
             let failed = || BpfError::syscall("changing an entry of POD_LINKS");
             if let Some(mut link) = tables.links.get(&self.index).map_err(failed())? {
+                let flag = PodLinkFlags::LIMITED_FIRST;
+                link.flags = if limiter == 0 {
+                    link.flags & !flag
+                } else {
+                    link.flags | flag
+                };
                 link.limiter = limiter;
                 tables.links.set(&self.index, &link).map_err(failed())?;
             }

@@ -13,6 +13,7 @@ mod frame;
 mod live;
 mod mutated;
 mod node;
+mod pod_links;
 mod pods;
 #[path = "../support/mod.rs"]
 mod support;

@@ -158,20 +158,32 @@ impl Node {
 
     /// Runs a program over a frame: the verdict, and the frame as it is then.
     pub fn run(&self, program: &str, frame: &[u8]) -> (u32, Vec<u8>) {
+        let (verdict, out, _) = self.run_marked(program, frame, 0);
+        (verdict, out)
+    }
+
+    /// The same for a frame with a mark; gives the mark that it has then, too.
+    pub fn run_marked(&self, program: &str, frame: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
+        // Offset in `struct __sk_buff`.
+        const MARK: std::ops::Range<usize> = 8..12;
         let pin = self.programmer.store().program_pin(program);
         let program = SchedClassifier::from_pin(pin).expect("the program");
         let mut context = [0_u8; 192];
-        // `struct __sk_buff`: ifindex, where the frame comes in; the loopback's egress is meant where it is 1.
+        // `ifindex`, where the frame comes in; the loopback's egress is meant where it is 1.
         context[40..44].copy_from_slice(&self.uplink.to_ne_bytes());
+        context[MARK].copy_from_slice(&mark.to_ne_bytes());
+        let mut left = context;
         let mut out = vec![0_u8; frame.len() + 256];
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         options.ctx_in = Some(&context);
+        options.ctx_out = Some(&mut left);
         let result = program.test_run(options).expect("a run");
         let len = result.data_size_out as usize;
         out.truncate(len);
-        (result.return_value, out)
+        let mark = left[MARK].try_into().expect("four bytes");
+        (result.return_value, out, u32::from_ne_bytes(mark))
     }
 
     /// How often a reason was counted.

@@ -4,14 +4,16 @@
 //! the node's part of the network, [`egress`] that for packets that leave it, [`select`] the choice of a backend,
 //! [`host_port`] that of a pod by a port of the node's, `translate` how a new flow is translated, `conntrack` how flows are
 //! remembered and how they end, `fragment` where later fragments get their ports from, `related` what becomes of ICMP
-//! errors, [`sender`] what a pod may send at all, [`socket`] the decision of the socket hooks.
+//! errors, [`sender`] what a pod may send at all, [`limit`] what goes through a limiter first, [`gateway`] what a pod's gateway answers, [`socket`] the decision of the socket hooks.
 
 pub mod admission;
 pub mod conntrack;
 pub mod decision;
 pub mod egress;
 mod fragment;
+pub mod gateway;
 pub mod host_port;
+pub mod limit;
 pub mod local;
 pub mod packet;
 mod related;

@@ -50,7 +50,7 @@ pub use config::{
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Scope, Slot, SlotRange};
-pub use pod::{HostPort, HostPortKey, InUse, Pod, PodFlags, PodLink, PodLinkFlags};
+pub use pod::{HostPort, HostPortKey, InUse, LIMITED_MARK, Pod, PodFlags, PodLink, PodLinkFlags};
 pub use reason::{Counter, Reason, Refusals};
 pub use socket::{Connected, Direction, SocketKey, SocketPeer};
 pub use source_range::SourceRangeKey;

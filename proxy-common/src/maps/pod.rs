@@ -56,7 +56,7 @@ pub struct PodLink {
     pub reserved: [u8; 2],
     /// [`PodLinkFlags`].
     pub flags: u32,
-    /// The device through which packets go whose rate is limited; 0 if it is not.
+    /// The device through which packets go whose rate is limited, see [`PodLinkFlags::LIMITED_FIRST`]; 0 if it is not.
     pub limiter: u32,
 }
 
@@ -69,7 +69,14 @@ pub struct PodLinkFlags(pub u32);
 impl PodLinkFlags {
     /// The pod may send from addresses that are not its own: a router, or a host of virtual machines.
     pub const ANY_SOURCE: u32 = 1;
+    /// What the pod sends goes through the device of [`PodLink::limiter`] before anything is decided about it. Without this a
+    /// filter of an older plugin leads it there, behind the programs.
+    pub const LIMITED_FIRST: u32 = 2;
 }
+
+/// The mark of a packet that comes back from its pod's limiter. Every packet leaves a pod without any mark, see
+/// [`crate::decide::limit`].
+pub const LIMITED_MARK: u32 = 0x6d6c_6d6b;
 
 /// Key of `HOST_PORTS`: a port of the node's that leads to a pod.
 #[repr(C)]

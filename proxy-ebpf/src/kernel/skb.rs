@@ -84,6 +84,20 @@ impl Skb<'_> {
         unsafe { (*self.0.skb.skb).ifindex }
     }
 
+    /// The mark, which is the node's own: it does not come with the packet from another namespace.
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).mark }
+    }
+
+    /// Sets the mark.
+    #[inline(always)]
+    pub fn set_mark(&self, value: u32) {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).mark = value }
+    }
+
     /// How long the frame is.
     #[inline(always)]
     pub fn len(&self) -> u32 {

@@ -1,0 +1,143 @@
+//! The gateway of every pod answers for its address, whatever the node's own addresses and routes are.
+//!
+//! Pods are told the gateway's Ethernet address when they are made, and may lose it: an entry that is deleted, a virtual
+//! machine that copies addresses and routes only. No interface of the node has the gateway's IPv4 address, or the node would
+//! answer for it on every link that it is on. Nor would `proxy_arp` do, which wants a route to that address and answers for
+//! all others. So the program at the pod's interface answers, for this one address. (In IPv6 each pod's interface has the
+//! gateway's address, which is link-local, and the stack answers.) The node learns nothing from what was asked.
+
+use super::Tables;
+use crate::packet::{ETHERNET_LEN, Packet, ether_type};
+
+/// The way out of every pod, in IPv4.
+pub const ADDRESS: [u8; 4] = [169, 254, 1, 1];
+
+/// An ARP packet that is about IPv4 addresses on Ethernet (RFC 826).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arp {
+    /// What it is about, and whether it asks.
+    pub kind: [u8; 8],
+    /// Hardware address of who sends it.
+    pub sender_mac: [u8; 6],
+    /// Address of who sends it.
+    pub sender: [u8; 4],
+    /// Hardware address that is asked for.
+    pub target_mac: [u8; 6],
+    /// Address that is asked for.
+    pub target: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Arp>() == 28);
+
+/// An answer with its Ethernet header.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    destination: [u8; 6],
+    source: [u8; 6],
+    ether_type: [u8; 2],
+    arp: Arp,
+}
+
+const _: () = assert!(size_of::<Answer>() == 42);
+
+/// Hardware type, protocol type, both lengths, operation.
+const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
+const REPLY: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
+
+/// The request for the gateway's address, if a packet that enters by the interface of a pod of ours is one.
+#[inline(always)]
+pub fn request<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    packet: &P,
+    ether_type: u16,
+    interface: u32,
+) -> Option<Arp> {
+    if ether_type != ether_type::ARP {
+        return None;
+    }
+    let arp: Arp = packet.load(ETHERNET_LEN)?;
+    let is_request = u64::from_ne_bytes(arp.kind) == u64::from_ne_bytes(REQUEST);
+    let is_gateways = u32::from_ne_bytes(arp.target) == u32::from_ne_bytes(ADDRESS);
+    (is_request && is_gateways && tables.pod_link(interface).is_some()).then_some(arp)
+}
+
+impl Arp {
+    /// The answer: the gateway has this hardware address.
+    #[inline(always)]
+    pub const fn answer(&self, mac: [u8; 6]) -> Answer {
+        Answer {
+            destination: self.sender_mac,
+            source: mac,
+            ether_type: ether_type::ARP.to_be_bytes(),
+            arp: Self {
+                kind: REPLY,
+                sender_mac: mac,
+                sender: ADDRESS,
+                target_mac: self.sender_mac,
+                target: self.sender,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Plain as _;
+    use crate::decide::testing::Fake;
+    use crate::maps::PodLink;
+
+    const POD: u32 = 4;
+
+    fn frame(arp: &Arp) -> Vec<u8> {
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, 9, 8, 6]);
+        frame.extend(arp.as_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_its_gateway_is_answered() {
+        let mut tables = Fake::default();
+        tables.pod_links.insert(POD, PodLink::default());
+        let asked = Arp {
+            kind: REQUEST,
+            sender_mac: [2, 0, 0, 0, 0, 9],
+            sender: [10, 244, 1, 2],
+            target_mac: [0; 6],
+            target: ADDRESS,
+        };
+        let of = |arp: &Arp, kind, interface| request(&tables, frame(arp).as_slice(), kind, interface);
+        assert_eq!(of(&asked, ether_type::ARP, POD), Some(asked));
+        let answer = asked.answer([2, 0, 0, 0, 0, 1]);
+        let bytes: Vec<u8> = [
+            &[2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2][..],
+            &[2, 0, 0, 0, 0, 1, 169, 254, 1, 1, 2, 0, 0, 0, 0, 9, 10, 244, 1, 2],
+        ]
+        .concat();
+        assert_eq!(answer.as_bytes(), bytes);
+        assert_eq!(of(&asked, ether_type::IPV4, POD), None);
+        assert_eq!(of(&asked, ether_type::ARP, POD + 1), None, "another plugin's pod");
+        for other in [
+            Arp {
+                target: [169, 254, 1, 2],
+                ..asked
+            },
+            Arp {
+                target: [10, 244, 1, 3],
+                ..asked
+            },
+            Arp { kind: REPLY, ..asked },
+            Arp {
+                kind: [0, 6, 8, 0, 6, 4, 0, 1],
+                ..asked
+            },
+        ] {
+            assert_eq!(of(&other, ether_type::ARP, POD), None, "{other:?}");
+        }
+        let cut = &frame(&asked)[..41];
+        assert_eq!(request(&tables, cut, ether_type::ARP, POD), None);
+    }
+}

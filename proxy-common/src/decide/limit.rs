@@ -1,0 +1,79 @@
+//! The limit of what a pod sends: everything goes through the pod's limiter first, and is decided about when it comes back.
+//!
+//! A decision may redirect a packet, and then nothing behind the program sees it, no queue either. So a limit that stands behind
+//! would hold on some ways out only. What comes back bears a mark, which nothing that leaves a pod has: the kernel takes it away
+//! between namespaces. It was looked at before it went through the limiter, so its sender is not looked at again.
+
+use super::Tables;
+use crate::maps::{InUse, LIMITED_MARK, PodLinkFlags};
+
+/// What is next for a packet that enters by a pod's interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// It comes from the pod, which has no limit: look at its sender, and decide.
+    Decide,
+    /// It comes from the pod: look at its sender, and send it through this device, marked.
+    Limit(u32),
+    /// It comes from the limiter: take the mark off, and decide.
+    Limited,
+}
+
+/// Says what is next for a packet with a mark that enters by an interface.
+#[inline(always)]
+pub fn step<T: Tables>(tables: &T, interface: u32, mark: u32) -> Step {
+    if !tables.is_in_use(InUse::PODS) {
+        return Step::Decide;
+    }
+    match tables.pod_link(interface) {
+        Some(link) if link.flags & PodLinkFlags::LIMITED_FIRST != 0 && link.limiter != 0 => {
+            if mark == LIMITED_MARK {
+                Step::Limited
+            } else {
+                Step::Limit(link.limiter)
+            }
+        }
+        _ => Step::Decide,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::testing::{Fake, ip};
+    use crate::maps::{Pod, PodLink};
+
+    #[test]
+    fn a_pod_with_a_limit_is_decided_about_on_the_second_way_in() {
+        const UNLIMITED: u32 = 3;
+        const LIMITED: u32 = 4;
+        const BEHIND: u32 = 5;
+        const UNKNOWN: u32 = 6;
+        let mut tables = Fake::default();
+        assert_eq!(step(&tables, LIMITED, 0), Step::Decide, "no table is in use yet");
+        tables.own_pods.insert(ip("10.244.1.2"), Pod::EMPTY);
+        for (interface, flags, limiter) in [
+            (UNLIMITED, PodLinkFlags::ANY_SOURCE, 0),
+            (LIMITED, PodLinkFlags::LIMITED_FIRST | PodLinkFlags::ANY_SOURCE, 9),
+            // Of an older plugin, with a filter behind the programs.
+            (BEHIND, 0, 10),
+        ] {
+            let link = PodLink {
+                flags,
+                limiter,
+                ..PodLink::default()
+            };
+            tables.pod_links.insert(interface, link);
+        }
+        let of = |interface, mark| step(&tables, interface, mark);
+        for interface in [UNLIMITED, BEHIND, UNKNOWN] {
+            assert_eq!(of(interface, 0), Step::Decide, "{interface}");
+        }
+        assert_eq!(of(LIMITED, 0), Step::Limit(9));
+        assert_eq!(of(LIMITED, 1), Step::Limit(9), "another mark");
+        assert_eq!(of(LIMITED, LIMITED_MARK), Step::Limited);
+        // The mark exempts from the look at the sender, so it counts only where packets come from a limiter.
+        for interface in [UNLIMITED, BEHIND, UNKNOWN] {
+            assert_eq!(of(interface, LIMITED_MARK), Step::Decide, "{interface}");
+        }
+    }
+}

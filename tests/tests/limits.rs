@@ -1,0 +1,252 @@
+//! The limits of a pod hold on every way to it and from it, whoever decides where a packet goes: the stack or a program of ours.
+//!
+//! Counted is what a token bucket counts, by the size of full segments. A machine that does something else for a while may make
+//! a flow slower, so one that stays behind is tried again; none may be faster.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::cni::PodSpec;
+use harness::config::{DEFAULTS, HOOKS_OFF};
+use harness::{Agent, Client, Endpoint, NodeSpec, PATIENCE, Place, Pod, Service, World, wait_for};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde_json::json;
+
+const SECOND: Duration = Duration::from_secs(1);
+const RATE: u32 = 5_000_000;
+const TOLERANCE: f64 = 0.15;
+const ATTEMPTS: usize = 5;
+/// What fills buffers and buckets at first is not the rate.
+const WARM_UP: Duration = Duration::from_millis(700);
+const WINDOW: Duration = Duration::from_millis(1500);
+
+const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
+const CLUSTER: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+const NODE_PORT: u16 = 30_080;
+const LOCAL_NODE_PORT: u16 = 30_081;
+const HOST_PORT: u16 = 8081;
+const PORT: u16 = 8080;
+
+/// A node with a limited pod that is served by services and a host port, another pod, and a client outside.
+struct Town {
+    world: World,
+    _agent: Agent,
+    outside: Client,
+    limited: Pod,
+    other: Pod,
+}
+
+impl Town {
+    fn build(config: &str) -> Self {
+        let world = World::builder()
+            .node(NodeSpec::millrace().strict_rp_filter())
+            .build();
+        let node = world.node(1);
+        let outside = world.add_remote_client("outside");
+        for range in node.pod_cidrs() {
+            outside.route_via(range, node);
+        }
+        for (address, length) in [(BALANCER[0], 32), (BALANCER[1], 128)] {
+            outside.route_via(format!("{address}/{length}").parse().expect("a prefix"), node);
+        }
+        let mut agent = node.agent().config(config).start();
+        agent.wait_ready(10 * SECOND);
+        let limit = json!({"ingressRate": RATE, "egressRate": RATE});
+        let ports = json!([{"hostPort": HOST_PORT, "containerPort": PORT, "protocol": "tcp"}]);
+        let spec = PodSpec::new("limited")
+            .asking("bandwidth", limit)
+            .asking("portMappings", ports);
+        let limited = node.add_pod_by_plugin(&spec);
+        let other = node.add_pod("other");
+        let open = Service::web()
+            .node_port("http", NODE_PORT)
+            .load_balancer_ip(BALANCER[0])
+            .load_balancer_ip(BALANCER[1]);
+        let local = Service::new("local")
+            .cluster_ip("10.96.0.20")
+            .cluster_ip("fd00:96::20")
+            .tcp("http", 80, PORT)
+            .node_port("http", LOCAL_NODE_PORT)
+            .set("externalTrafficPolicy", json!("Local"));
+        for service in [open, local] {
+            world.apply(&service);
+            world.apply_all(service.slices([Endpoint::of(&limited)]));
+        }
+        Self {
+            world,
+            _agent: agent,
+            outside,
+            limited,
+            other,
+        }
+    }
+
+    /// The ways of clients on other machines, in a family.
+    fn from_outside(&self, family: usize) -> Vec<Way<'_>> {
+        let node = self.world.node(1).addresses()[family];
+        let balancer: IpAddr = BALANCER[family].parse().expect("an address");
+        [
+            ("the pod's address", self.limited.addresses()[family], PORT),
+            ("a node port", node, NODE_PORT),
+            ("a node port with policy Local", node, LOCAL_NODE_PORT),
+            ("a balancer's address", balancer, 80),
+            ("a host port", node, HOST_PORT),
+        ]
+        .map(|(what, address, port)| Way {
+            what,
+            client: &self.outside,
+            to: SocketAddr::new(address, port),
+        })
+        .into()
+    }
+
+    /// The ways of pods of the same node, the limited one included.
+    fn from_pods(&self, family: usize) -> Vec<Way<'_>> {
+        let cluster: IpAddr = CLUSTER[family].parse().expect("an address");
+        let node = self.world.node(1).addresses()[family];
+        let own = self.limited.addresses()[family];
+        [
+            ("the pod's address, from a pod", &self.other, own, PORT),
+            ("a cluster IP, from a pod", &self.other, cluster, 80),
+            ("a host port, from a pod", &self.other, node, HOST_PORT),
+            ("its own cluster IP", &self.limited, cluster, 80),
+        ]
+        .map(|(what, client, address, port)| Way {
+            what,
+            client,
+            to: SocketAddr::new(address, port),
+        })
+        .into()
+    }
+
+    fn measure(&self, ways: &[Way<'_>], directions: &[Direction]) {
+        let listener = self.limited.tcp_listen(PORT).expect("to listen");
+        for way in ways {
+            for direction in directions {
+                way.holds(&listener, *direction);
+            }
+        }
+    }
+}
+
+/// Which way the limited traffic goes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Direction {
+    FromPod,
+    ToPod,
+}
+
+/// A way to the limited pod.
+struct Way<'a> {
+    what: &'static str,
+    client: &'a Place,
+    to: SocketAddr,
+}
+
+impl Way<'_> {
+    fn holds(&self, listener: &TcpListener, direction: Direction) {
+        let what = format!("{direction:?} by {} {}", self.what, self.to);
+        let mut ratios = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let ratio = self.rate(listener, direction) / f64::from(RATE);
+            println!("{what}: {ratio:.3} of the limit");
+            ratios.push(ratio);
+            assert!(ratio < 1.0 + TOLERANCE, "{what}: {ratios:?}");
+            if ratio > 1.0 - TOLERANCE {
+                return;
+            }
+        }
+        panic!("{what} stays behind: {ratios:?}");
+    }
+
+    /// Bits per second of one flow.
+    fn rate(&self, listener: &TcpListener, direction: Direction) -> f64 {
+        let inner = wait_for(&format!("a connection to {}", self.to), 10 * SECOND, || {
+            self.client.tcp_connect_within(self.to, SECOND)
+        });
+        let (outer, _) = listener.accept().expect("a connection");
+        outer.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let (sender, receiver) = match direction {
+            Direction::FromPod => (outer, inner),
+            Direction::ToPod => (inner, outer),
+        };
+        flow(&sender, receiver)
+    }
+}
+
+fn flow(sender: &TcpStream, mut receiver: TcpStream) -> f64 {
+    const HEADERS: f64 = 14.0 + 20.0 + 20.0 + 12.0;
+    const IPV6: f64 = 20.0;
+    let segment = f64::from(getsockopt(sender, sockopt::TcpMaxSeg).expect("a size"));
+    let is_ipv6 = receiver
+        .peer_addr()
+        .is_ok_and(|peer| !peer.ip().to_canonical().is_ipv4());
+    let on_the_wire = segment + HEADERS + if is_ipv6 { IPV6 } else { 0.0 };
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let full = vec![0; 65_536];
+            // Ends when the receiver does.
+            while { sender }.write_all(&full).is_ok() {}
+        });
+        let mut buffer = vec![0; 65_536];
+        let mut read = || {
+            let got = receiver.read(&mut buffer).expect("to read");
+            assert!(got > 0, "the flow ended");
+            u32::try_from(got).expect("less than a buffer")
+        };
+        let begin = Instant::now();
+        while begin.elapsed() < WARM_UP {
+            read();
+        }
+        let (from, mut bytes) = (Instant::now(), 0);
+        while from.elapsed() < WINDOW {
+            bytes += read();
+        }
+        let rate = f64::from(bytes) * 8.0 / from.elapsed().as_secs_f64();
+        let _ = receiver.shutdown(Shutdown::Both);
+        let _ = sender.shutdown(Shutdown::Both);
+        rate * on_the_wire / segment
+    })
+}
+
+const BOTH: [Direction; 2] = [Direction::FromPod, Direction::ToPod];
+
+#[test]
+fn a_limit_holds_for_clients_outside() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS);
+    town.measure(&town.from_outside(0), &BOTH);
+    town.measure(&town.from_outside(1), &BOTH[..1]);
+}
+
+#[test]
+fn a_limit_holds_between_pods_of_a_node() {
+    harness::require_root!();
+    let town = Town::build(HOOKS_OFF);
+    town.measure(&town.from_pods(0), &BOTH);
+    town.measure(&town.from_pods(1), &BOTH[..1]);
+}
+
+#[test]
+fn a_limit_holds_where_packets_between_pods_pass_by_the_stack() {
+    harness::require_root!();
+    let town = Town::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
+    town.measure(&town.from_pods(0), &BOTH);
+    town.measure(&town.from_outside(0)[1..2], &BOTH);
+}
+
+#[test]
+fn a_limiter_that_somebody_removed_is_made_again() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS);
+    let node = town.world.node(1);
+    let limiter = town.limited.host_interface().replacen("mr", "ml", 1);
+    let ways = town.from_outside(0);
+    for _ in 0..2 {
+        node.run_ip(&format!("link del {limiter}"));
+        // A connection proves that there is one: without it nothing of the pod goes anywhere.
+        town.measure(&ways[1..2], &BOTH[..1]);
+    }
+}
