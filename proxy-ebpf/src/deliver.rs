@@ -73,10 +73,11 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
 }
 
 /// Whether the pod may send this packet; one that it may not is counted. A packet that does not exist has no interface.
+/// `strict` is an interface of our own, which has an entry.
 #[inline(always)]
-pub fn may_send(context: &TcContext) -> bool {
+pub fn may_send(context: &TcContext, strict: bool) -> bool {
     let skb = Skb(context);
-    if dry_run::is_marked(&skb) || stage::may_send(&skb) {
+    if dry_run::is_marked(&skb) || stage::may_send(&skb, strict) {
         return true;
     }
     count(Reason::SpoofedSource, skb.len());

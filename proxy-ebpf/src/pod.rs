@@ -11,11 +11,21 @@ use crate::kernel::Skb;
 use crate::stage;
 use crate::tables::Live;
 
-/// What a pod sends, if it may.
+/// What a pod sends by an interface that somebody else made, if it may.
 #[classifier]
 #[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
-    if !may_send(&context) {
+    if !may_send(&context, false) {
+        return TC_ACT_SHOT;
+    }
+    handle::<FromPod>(&context)
+}
+
+/// What a pod sends by an interface that our plugin made, if it may: without its entry it may not.
+#[classifier]
+#[inline(always)]
+pub fn from_own_pod(context: TcContext) -> i32 {
+    if !may_send(&context, true) {
         return TC_ACT_SHOT;
     }
     handle::<FromPod>(&context)

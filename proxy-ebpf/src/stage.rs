@@ -104,8 +104,8 @@ const ANSWER_TO_POD: u32 = 2;
 
 /// Whether the pod at this interface may send the packet.
 #[inline(always)]
-pub fn may_send(skb: &Skb<'_>) -> bool {
-    stage_may_send(skb.0.skb.skb) != 0
+pub fn may_send(skb: &Skb<'_>, strict: bool) -> bool {
+    stage_may_send(skb.0.skb.skb, u32::from(strict)) != 0
 }
 
 /// Finds the interface by which a translated packet leaves.
@@ -232,11 +232,11 @@ extern "C" fn stage_note_direct() -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_may_send(skb: *mut __sk_buff) -> u32 {
+extern "C" fn stage_may_send(skb: *mut __sk_buff, strict: u32) -> u32 {
     let context = TcContext::new(skb);
     let skb = Skb(&context);
     let (kind, interface) = (skb.ether_type(), skb.ifindex());
-    u32::from(sender::may_send(&Live::HOOK, &skb, kind, interface))
+    u32::from(sender::may_send(&Live::HOOK, &skb, kind, interface, strict != 0))
 }
 
 #[inline(never)]

@@ -25,7 +25,7 @@ use crate::config::HostPort;
 use crate::netlink::Conversation;
 
 /// What hangs on a pod's interface.
-const PROGRAMS: [&str; 2] = ["from_pod", "to_pod"];
+const PROGRAMS: [&str; 2] = ["from_own_pod", "to_pod"];
 const NAMESPACES: &str = "POD_NETNS";
 
 /// What is entered of a pod.
@@ -93,20 +93,21 @@ impl Datapath {
         self.host_ports()?.check_free(node, ports, pod).map(drop)
     }
 
-    /// Hangs the programs on a pod's interface, which was just made, and enters what they look up.
+    /// Enters what the programs look up of a pod whose interface was just made, and hangs them on it.
     pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let _lock = self.pins.hold()?;
         // Perhaps the agent has exchanged it since.
         let this = Self::open(self.pins.root())?;
         let programs = programs(&this.dir)?;
+        // What the pod may send is known before the program that asks for it hangs there.
+        if let Some(tables) = Tables::open(&this.dir)? {
+            tables.enter(entry)?;
+        }
         this.links()?
             .attach_new(entry.interface, InterfaceRole::OwnPod, &programs)?;
         if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&this.dir)) {
             // Without the entry the pod's sockets are left to the packet path, as the agent does with a full table.
             let _ = namespaces.set(&cookie, &entry.interface);
-        }
-        if let Some(tables) = Tables::open(&this.dir)? {
-            tables.enter(entry)?;
         }
         if entry.host_ports.is_empty() {
             return Ok(());

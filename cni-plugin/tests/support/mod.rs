@@ -156,7 +156,7 @@ impl World {
         const ARRAY: u32 = 2;
         let pins = Pins::open(&self.bpf_root).expect("a bpf root");
         let dir = pins.next("test").expect("a directory of pins");
-        for name in ["from_pod", "to_pod"] {
+        for name in ["from_own_pod", "to_pod"] {
             let program = Self::load_program();
             sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");
         }

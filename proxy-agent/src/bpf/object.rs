@@ -63,8 +63,9 @@ pub const MAPS: [&str; 22] = [
 ];
 
 /// All programs.
-pub const PROGRAMS: [&str; 16] = [
+pub const PROGRAMS: [&str; 17] = [
     "from_pod",
+    "from_own_pod",
     "to_pod",
     "from_uplink",
     "to_uplink",

@@ -245,7 +245,7 @@ impl Clsact {
 
 /// Whether an interface was made by our plugin, so that only the plugin and an agent of ours give it a qdisc, at the same time
 /// perhaps, and go by the same note.
-fn is_of_own_pod(interface: u32) -> bool {
+pub(super) fn is_of_own_pod(interface: u32) -> bool {
     let name = nix::net::if_::if_indextoname(interface);
     let name = name.ok().and_then(|name| name.into_string().ok());
     name.is_some_and(|name| InterfaceRole::of_pod(&name) == InterfaceRole::OwnPod)

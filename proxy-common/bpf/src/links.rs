@@ -18,10 +18,12 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::clsact::Clsact;
+use super::clsact::{self, Clsact};
 use super::error::BpfError;
 use super::sys;
 use super::traffic_control::Direction;
+
+pub use super::role::{InterfaceRole, OWN_POD};
 
 /// The programs of a generation, by name.
 pub type Programs = BTreeMap<&'static str, OwnedFd>;
@@ -39,61 +41,6 @@ pub const SOCKET_HOOKS: [(&str, u32); 10] = [
     ("post_bind4", 12),
     ("post_bind6", 13),
 ];
-
-/// How the names of our own pods' interfaces begin; so many hexadecimal digits follow.
-pub const OWN_POD: &str = "mr";
-const OWN_POD_DIGITS: usize = 12;
-
-/// A kind of interface, by what hangs on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum InterfaceRole {
-    /// The host side of a pod, made by somebody else.
-    Pod,
-    /// The host side of a pod that our CNI plugin made.
-    OwnPod,
-    /// Leads to other machines.
-    Uplink,
-    /// Our own device.
-    Host,
-    /// The loopback.
-    Loopback,
-}
-
-impl InterfaceRole {
-    const ALL: [Self; 5] = [Self::Pod, Self::OwnPod, Self::Uplink, Self::Host, Self::Loopback];
-
-    fn programs(self) -> &'static [(&'static str, Direction)] {
-        match self {
-            Self::Pod | Self::OwnPod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
-            Self::Uplink => &[
-                ("from_uplink", Direction::Ingress),
-                ("to_uplink", Direction::Egress),
-            ],
-            Self::Host => &[("from_host", Direction::Egress)],
-            Self::Loopback => &[("from_loopback", Direction::Egress)],
-        }
-    }
-
-    /// Whether a program hangs on such an interface.
-    pub fn has(self, program: &str) -> bool {
-        self.programs().iter().any(|(name, _)| *name == program)
-    }
-
-    /// The role of the pod behind an interface, by its name.
-    pub fn of_pod(interface: &str) -> Self {
-        let digits = interface.strip_prefix(OWN_POD).unwrap_or_default();
-        if digits.len() == OWN_POD_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            Self::OwnPod
-        } else {
-            Self::Pod
-        }
-    }
-
-    /// The role of the interfaces that a program hangs on.
-    fn of(program: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|role| role.has(program))
-    }
-}
 
 /// By which means programs hang on interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,16 +140,20 @@ impl Links {
         for found in self.clsact.attached()? {
             let role = InterfaceRole::of(&found.program).map(|role| match (role, self.means) {
                 (InterfaceRole::Pod, Means::Tcx) => InterfaceRole::OwnPod,
+                (InterfaceRole::Pod, _) if clsact::is_of_own_pod(found.interface) => InterfaceRole::OwnPod,
                 (role, _) => role,
             });
+            // An older agent's hung the same program on all pods' interfaces.
+            let program = role.and_then(|role| role.program(found.direction));
             // A filter that this kernel's agent would not have made is another's, who shares the network namespace.
             if role.is_some_and(|role| self.means_for(role) == Means::Tcx) {
                 continue;
             }
-            match (role, programs.get(found.program.as_str())) {
-                (Some(role), Some(fd)) => {
+            let fd = program.and_then(|program| programs.get(program));
+            match (role, program, fd) {
+                (Some(role), Some(program), Some(fd)) => {
                     self.clsact
-                        .attach(found.interface, found.direction, &found.program, fd)?;
+                        .attach(found.interface, found.direction, program, fd)?;
                     self.interfaces.insert(found.interface, role);
                 }
                 _ => self.clsact.detach_one(found.interface, found.direction)?,

@@ -2,7 +2,8 @@
 //!
 //! Everything else would be taken for somebody else's: another pod's traffic past its network policy, answers of a name
 //! server, a neighbour's advertisement. What our plugin made is held to it, unless the operator exempts an interface;
-//! interfaces of other plugins are those plugins' business.
+//! interfaces of other plugins are those plugins' business. An interface of our own without its entry sends no IP packet:
+//! what a pod may send is unknown while its entry is lost.
 //!
 //! A packet without an address of its own yet is let through where IPv6 cannot do without: solicitations and
 //! advertisements of neighbours, solicitations of routers and reports of multicast listeners, from a link-local address or
@@ -22,15 +23,16 @@ const HOP_BY_HOP: u8 = 0;
 /// A hop-by-hop header that holds the router alert alone, as listeners' reports have it (RFC 3810 §5).
 const ROUTER_ALERT: u32 = 8;
 
-/// Whether a frame may come out of a pod by this interface.
+/// Whether a frame may come out of a pod by this interface, which is `strict` where our own plugin made it.
 #[inline(always)]
 pub fn may_send<T: Tables, P: Packet + ?Sized>(
     tables: &T,
     packet: &P,
     ether_type: u16,
     interface: u32,
+    strict: bool,
 ) -> bool {
-    if !tables.is_in_use(InUse::PODS) {
+    if !strict && !tables.is_in_use(InUse::PODS) {
         return true;
     }
     // What ends before its addresses goes nowhere.
@@ -60,7 +62,8 @@ pub fn may_send<T: Tables, P: Packet + ?Sized>(
     }
     match tables.pod_link(interface) {
         Some(link) if link.flags & PodLinkFlags::ANY_SOURCE == 0 => is_discovery && is_same(&link.mac, &mac),
-        _ => true,
+        Some(_) => true,
+        None => !strict,
     }
 }
 

@@ -52,7 +52,7 @@ fn frame(mac: [u8; 6], source: &str, next: u8, payload: &[u8]) -> (Vec<u8>, u16)
 
 fn may(fake: &Fake, mac: [u8; 6], source: &str) -> bool {
     let (frame, kind) = frame(mac, source, protocol::UDP, &[0; 8]);
-    may_send(fake, &frame[..], kind, INTERFACE)
+    may_send(fake, &frame[..], kind, INTERFACE, true)
 }
 
 #[test]
@@ -79,7 +79,25 @@ fn who_is_exempt_and_whose_interface_is_not_ours_send_what_they_like() {
     link.flags = PodLinkFlags::ANY_SOURCE;
     assert!(may(&fake, OTHER_MAC, OUTSIDE));
     fake.pod_links.clear();
-    assert!(may(&fake, OTHER_MAC, OUTSIDE));
+    let (frame, kind) = frame(OTHER_MAC, OUTSIDE, protocol::UDP, &[0; 8]);
+    assert!(may_send(&fake, &frame[..], kind, INTERFACE, false));
+}
+
+#[test]
+fn an_interface_of_our_own_without_its_entries_sends_nothing() {
+    let solicitation = || frame(MAC, "::", protocol::ICMPV6, &[135, 0, 0, 0, 0, 0, 0, 0]);
+    let mut fake = node();
+    fake.pod_links.clear();
+    // Its addresses tell of it, as long as they are known.
+    assert!(may(&fake, MAC, POD) && !may(&fake, MAC, OUTSIDE));
+    fake.own_pods.clear();
+    // An agent that starts over empty tables finds them not in use either.
+    for source in [POD, POD_V6, OUTSIDE, LINK_LOCAL] {
+        assert!(!may(&fake, MAC, source), "{source}");
+    }
+    let (packet, kind) = solicitation();
+    assert!(!may_send(&fake, &packet[..], kind, INTERFACE, true));
+    assert!(may_send(&fake, &packet[..], kind, INTERFACE, false));
 }
 
 #[test]
@@ -104,7 +122,7 @@ fn neighbours_are_solicited_before_there_is_an_address() {
             let (frame, kind) = frame(mac, source, next, payload);
             let owed = allowed && mac == MAC;
             assert_eq!(
-                may_send(&fake, &frame[..], kind, INTERFACE),
+                may_send(&fake, &frame[..], kind, INTERFACE, true),
                 owed,
                 "{source} {next} {payload:?} {mac:?}"
             );
@@ -116,5 +134,5 @@ fn neighbours_are_solicited_before_there_is_an_address() {
 fn what_is_not_ip_is_left_alone() {
     let fake = node();
     let (frame, _) = frame(OTHER_MAC, OUTSIDE, protocol::UDP, &[0; 8]);
-    assert!(may_send(&fake, &frame[..], 0x0806, INTERFACE));
+    assert!(may_send(&fake, &frame[..], 0x0806, INTERFACE, true));
 }
