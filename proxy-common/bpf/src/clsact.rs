@@ -133,8 +133,19 @@ impl Clsact {
 
     /// Whether a program of ours hangs at its place, of whichever generation.
     pub fn hangs(&mut self, interface: u32, direction: Direction, program: &str) -> Result<bool, BpfError> {
+        Ok(self.hung(interface, direction, program)?.is_some())
+    }
+
+    /// The id of a program of ours at its place.
+    pub fn hung(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        program: &str,
+    ) -> Result<Option<u32>, BpfError> {
         let found = self.filter(interface, direction)?;
-        Ok(found.is_some_and(|filter| filter.name.strip_prefix(NAME) == Some(program)))
+        let ours = found.filter(|filter| filter.name.strip_prefix(NAME) == Some(program));
+        Ok(ours.map(|filter| filter.program))
     }
 
     /// Takes our programs from an interface, and the qdisc if it is ours and nothing else hangs there.

@@ -1,6 +1,7 @@
 //! Attachments: which program hangs where, held by pins.
 //!
-//! A pinned link outlives the agent. At start every link of ours is compared with what should hang there: a link whose
+//! A pinned link outlives the agent, and one that the agent holds open outlives the removal of its pin, which is then made
+//! again. At start every link of ours is compared with what should hang there: a link whose
 //! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange. Where
 //! the kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the same holds
 //! for them. So have the interfaces of our own pods on every kernel: a link costs a grace period in each direction when it
@@ -9,6 +10,8 @@
 //!
 //! Two processes may attach to one interface at the same moment: the CNI plugin, which has just made it, and an agent,
 //! which has just seen it. Both put the same filter in the same place, where the second replaces what the first put there.
+
+mod held;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -84,6 +87,8 @@ pub struct Links {
     means: Means,
     interfaces: BTreeMap<u32, InterfaceRole>,
     sockets: bool,
+    /// Links by the names of their pins.
+    held: BTreeMap<String, OwnedFd>,
 }
 
 impl Links {
@@ -109,6 +114,7 @@ impl Links {
             means,
             interfaces: BTreeMap::new(),
             sockets: false,
+            held: BTreeMap::new(),
         })
     }
 
@@ -125,6 +131,7 @@ impl Links {
             return fs::remove_file(path).map_err(BpfError::file("removing", path));
         };
         update(&link, fd, path, info.program)?;
+        self.held.insert(name.to_owned(), link);
         match place {
             Some(index) => {
                 let role = InterfaceRole::of(program);
@@ -235,7 +242,9 @@ impl Links {
             return self.clsact.detach(index);
         }
         for (program, _) in role.programs() {
-            let _ = fs::remove_file(self.interface_pin(index, program));
+            let name = interface_pin(index, program);
+            let _ = fs::remove_file(self.dir.join(&name));
+            self.held.remove(&name);
         }
         Ok(())
     }
@@ -254,15 +263,11 @@ impl Links {
                 }
                 continue;
             }
-            let path = self.interface_pin(index, program);
-            if path.exists() {
-                let alive = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
-                if alive.is_ok_and(|info| info.target == index) {
-                    continue;
-                }
-                fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
-            }
+            let name = interface_pin(index, program);
             let Some(fd) = programs.get(program) else { continue };
+            if self.keep(&name, index, fd)? {
+                continue;
+            }
             let link = match sys::link_create(fd.as_fd(), index, direction.tcx()) {
                 // Hangs there already: another process of ours attaches it and pins it in a moment.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
@@ -270,7 +275,7 @@ impl Links {
                     "attaching {program} to interface {index}"
                 )))?,
             };
-            sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
+            self.hold(name, link)?;
         }
         Ok(())
     }
@@ -300,7 +305,7 @@ impl Links {
             let hangs = if self.means_for(role) == Means::Clsact {
                 self.clsact.hangs(index, *direction, program)?
             } else {
-                let link = sys::open_pin(&self.interface_pin(index, program));
+                let link = sys::open_pin(&self.dir.join(interface_pin(index, program)));
                 let info = link.and_then(|link| sys::link_info(link.as_fd()));
                 info.is_ok_and(|info| info.target == index)
             };
@@ -315,14 +320,18 @@ impl Links {
     pub fn forget_pod(dir: &Path, qdiscs: &Path, index: u32) {
         Clsact::forget(qdiscs, index);
         for (program, _) in InterfaceRole::Pod.programs() {
-            let _ = fs::remove_file(interface_pin(dir, index, program));
+            let _ = fs::remove_file(dir.join(interface_pin(index, program)));
         }
     }
 
     /// Removes what is noted of interfaces that are gone: the pins of links, and qdiscs.
     pub fn forget_gone(&mut self) -> Result<(), BpfError> {
         self.clsact.forget_gone()?;
-        let entries = fs::read_dir(&self.dir).map_err(BpfError::file("reading directory", &self.dir))?;
+        let entries = match fs::read_dir(&self.dir) {
+            // It was removed, and the pins with it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(BpfError::file("reading directory", &self.dir))?,
+        };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if !name.starts_with("tcx") {
@@ -348,20 +357,17 @@ impl Links {
         let dir = fs::File::open(cgroup).map_err(BpfError::file("opening", cgroup))?;
         let id = dir.metadata().map_err(BpfError::file("reading", cgroup))?.ino();
         for (program, attach_type) in SOCKET_HOOKS {
-            let path = self.dir.join(format!("cgroup-{program}"));
-            if path.exists() {
-                let info = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
-                if info.is_ok_and(|info| u64::from(info.target) == id & u64::from(u32::MAX)) {
-                    continue;
-                }
-                fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
-            }
+            let name = cgroup_pin(program);
             let Some(fd) = programs.get(program) else { continue };
+            // Of the target's 64 bits the first word is read.
+            if self.keep(&name, id as u32, fd)? {
+                continue;
+            }
             let target = dir.as_raw_fd().cast_unsigned();
             let link = sys::link_create(fd.as_fd(), target, attach_type).map_err(BpfError::syscall(
                 format!("attaching {program} to {}", cgroup.display()),
             ))?;
-            sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
+            self.hold(name, link)?;
         }
         self.sockets = true;
         Ok(())
@@ -370,18 +376,20 @@ impl Links {
     /// Detaches the socket hooks.
     pub fn detach_sockets(&mut self) {
         for (program, _) in SOCKET_HOOKS {
-            let _ = fs::remove_file(self.dir.join(format!("cgroup-{program}")));
+            let name = cgroup_pin(program);
+            let _ = fs::remove_file(self.dir.join(&name));
+            self.held.remove(&name);
         }
         self.sockets = false;
     }
-
-    fn interface_pin(&self, index: u32, program: &str) -> PathBuf {
-        interface_pin(&self.dir, index, program)
-    }
 }
 
-fn interface_pin(dir: &Path, index: u32, program: &str) -> PathBuf {
-    dir.join(format!("tcx{index}-{program}"))
+fn interface_pin(index: u32, program: &str) -> String {
+    format!("tcx{index}-{program}")
+}
+
+fn cgroup_pin(program: &str) -> String {
+    format!("cgroup-{program}")
 }
 
 fn update(link: &OwnedFd, program: &OwnedFd, path: &Path, attached: u32) -> Result<(), BpfError> {
