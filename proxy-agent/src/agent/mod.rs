@@ -21,6 +21,7 @@ mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod survival;
 mod table_sizes;
 mod trace;
 
@@ -45,6 +46,7 @@ use crate::source::{self, Event, ObjectIdSet};
 use bookkeeping::Bookkeeping;
 use node::NodeSide;
 use outward::{Note, Outward};
+use survival::Survival;
 use table_sizes::Arrivals;
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
@@ -80,6 +82,7 @@ struct Agent {
     source: source::StateHandle,
     outward: Outward,
     bookkeeping: Bookkeeping,
+    survival: Survival,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
     synced: bool,
@@ -106,7 +109,7 @@ impl Agent {
         }
         let socket = control::bind(&options.run_dir)?;
         let limits = &options.configuration.maps;
-        let datapath = Datapath::open(&options.bpf_root, &table_sizes::initial(limits))?;
+        let datapath = survival::open_datapath(&options, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -117,6 +120,12 @@ impl Agent {
         let (source, recorder) = start_source(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
         let bookkeeping = Bookkeeping::start(places(&options), outward.faults());
+        let survival = Survival::start(
+            places(&options),
+            &options.node_name,
+            outward.recorder(),
+            outward.metrics.clone(),
+        );
         let mut readings = reconfigure::start(options.config_files.clone());
 
         let context = NodeContext {
@@ -138,6 +147,7 @@ impl Agent {
             source,
             outward,
             bookkeeping,
+            survival,
             walked: None,
             config_errors: Vec::new(),
             synced: false,
@@ -157,6 +167,8 @@ impl Agent {
                 biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                // Before events, which may come without end: a look is short and comes once a second.
+                of_pods = agent.survival.due() => survival::look(&mut agent, of_pods).await,
                 event = arrived.recv() => match event {
                     Some(event) => agent.take(event, &mut arrived).await,
                     None => bail!("the source of objects ended"),
@@ -319,6 +331,9 @@ impl Agent {
     }
 
     async fn network_changed(&mut self, relevant: bool) {
+        if self.node.take_concern_of_pods() {
+            self.survival.wake();
+        }
         if relevant && self.synced {
             self.refresh_node().await;
             // Node ports are served on addresses that may have come or gone.
@@ -331,6 +346,10 @@ impl Agent {
                     self.refresh_node().await;
                 }
             }
+        }
+        let touched = self.node.take_touched();
+        if self.synced && !touched.is_empty() {
+            survival::look_at_programs(self, |index| touched.contains(&index)).await;
         }
     }
 
@@ -352,6 +371,7 @@ impl Agent {
                 virtual_addresses,
             )
             .await;
+        self.survival.restored(&self.node.take_restored());
         let bandwidth = self.cluster.bandwidth_of_pods(&self.options.node_name);
         self.bookkeeping.look(bandwidth);
     }

@@ -59,6 +59,28 @@ impl Event {
     }
 }
 
+impl Event {
+    /// About a node.
+    pub fn of_node(
+        type_: &'static str,
+        name: &str,
+        reason: &'static str,
+        action: &'static str,
+        note: String,
+    ) -> Self {
+        Self {
+            type_,
+            api_version: "v1",
+            kind: "Node",
+            namespace: String::new(),
+            name: name.to_owned(),
+            reason,
+            action,
+            note,
+        }
+    }
+}
+
 /// Takes events; clones lead to the same place.
 #[derive(Clone, Debug)]
 pub struct Recorder(Option<mpsc::Sender<Event>>);

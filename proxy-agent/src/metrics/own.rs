@@ -26,6 +26,7 @@ pub struct Own {
     failing_writes: Gauge,
     problems: Gauge,
     ready: Gauge,
+    restored: Family<Label, Counter>,
 }
 
 impl Own {
@@ -44,6 +45,7 @@ impl Own {
             failing_writes: Gauge::default(),
             problems: Gauge::default(),
             ready: Gauge::default(),
+            restored: Family::default(),
         };
         let build: Family<[(&'static str, &'static str); 2], Gauge> = Family::default();
         let version = [
@@ -93,7 +95,17 @@ impl Own {
             "Map elements that could not be written and are tried again",
             &families.failing_writes,
         );
+        add.one(
+            "restored",
+            "Things of ours that were removed or changed and made again, by what they are",
+            &families.restored,
+        );
         families
+    }
+
+    /// Something was made again that had gone.
+    pub fn restored(&self, what: &'static str) {
+        self.restored.get_or_create(&[("what", what)]).inc();
     }
 
     /// A change was in the maps so long after it arrived.

@@ -34,6 +34,7 @@ fn page() -> String {
     own.served(4, 5);
     own.written(6, 0);
     own.status(true, 0);
+    own.restored("route");
     metrics.page()
 }
 

@@ -77,7 +77,10 @@ pub fn check_frame(frame: &[u8]) {
     let mut work = Work::new(headers);
     let decision = leaving_node(&fake, &mut work, frame);
     check_translation(&fake, &headers, &work, decision);
-    assert!(may_send(&fake, frame, ether_type, 7, false), "an interface of nobody's");
+    assert!(
+        may_send(&fake, frame, ether_type, 7, false),
+        "an interface of nobody's"
+    );
     fake.pod_links.insert(7, PodLink::default());
     let _ = may_send(&fake, frame, ether_type, 7, true);
 }
