@@ -17,12 +17,12 @@ use nix::net::if_::if_nametoindex;
 use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
 use proxy_bpf::pins::Pins;
 use proxy_bpf::sys;
-use proxy_bpf::traffic_control::{Direction, TrafficControl};
+use proxy_bpf::traffic_control::{Direction, Hung, TrafficControl};
 use support::{World, names, on_a_node};
 
 fn programs() -> Programs {
     let load = |name| (name, World::load_program());
-    ["from_pod", "to_pod"].map(load).into()
+    ["from_pod", "from_own_pod", "to_pod"].map(load).into()
 }
 
 /// The ids of the programs of an interface's filters.
@@ -33,9 +33,10 @@ fn filters(interface: u32) -> Vec<u32> {
     found.map(|filter| filter.program).collect()
 }
 
+/// Of the programs that belong there.
 fn ids(programs: &Programs) -> Vec<u32> {
-    let id = |program: &std::os::fd::OwnedFd| sys::program_info(program.as_fd()).unwrap().id;
-    programs.values().map(id).collect()
+    let id = |name| sys::program_info(programs[name].as_fd()).unwrap().id;
+    ["from_own_pod", "to_pod"].map(id).into()
 }
 
 #[test]
@@ -58,13 +59,9 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
         let first = programs();
         let mut links = adopt(&first);
         let by_links = links.means() == Means::Tcx;
-        let is = |role| {
-            // Where all have filters, nothing tells who made an interface.
-            if by_links { role } else { InterfaceRole::Pod }
-        };
         assert_eq!(
             *links.interfaces(),
-            BTreeMap::from([(ours, is(InterfaceRole::OwnPod))])
+            BTreeMap::from([(ours, InterfaceRole::OwnPod)])
         );
         assert_eq!(filters(ours), ids(&first), "of this generation");
         let wanted = BTreeMap::from([(ours, InterfaceRole::OwnPod), (others, InterfaceRole::Pod)]);
@@ -76,11 +73,21 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
             if by_links { 2 } else { 0 },
             "links on the interface of others"
         );
+        // Older agents and plugins hung the same program on all pods' interfaces.
+        let mut control = TrafficControl::open().unwrap();
+        let older = Hung {
+            direction: Direction::Ingress,
+            position: control.filters(ours, Direction::Ingress).unwrap()[0].position,
+            name: "millrace-from_pod".to_owned(),
+            program: first["from_pod"].as_fd(),
+        };
+        control.set_filter(ours, &older).unwrap();
+        assert_ne!(filters(ours), ids(&first));
         let second = programs();
         links.switch(&second).unwrap();
         assert_eq!(filters(ours), ids(&second));
         let links = adopt(&second);
-        let expected = [(ours, is(InterfaceRole::OwnPod)), (others, InterfaceRole::Pod)];
+        let expected = [(ours, InterfaceRole::OwnPod), (others, InterfaceRole::Pod)];
         assert_eq!(*links.interfaces(), BTreeMap::from(expected));
         // Of an interface that is gone nothing is left.
         world.del("c1", None).done();

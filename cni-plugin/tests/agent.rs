@@ -99,7 +99,7 @@ fn wait_for(world: &World, what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Where the agent says that `from_pod` hangs.
+/// Where the agent says that `from_own_pod` hangs.
 fn attached(world: &World, binary: &Path) -> Vec<String> {
     let output = Command::new(binary)
         .args(["status", "-o", "json", "--run-dir"])
@@ -109,7 +109,7 @@ fn attached(world: &World, binary: &Path) -> Vec<String> {
         .output()
         .expect("asking the agent");
     let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let interfaces = status["programs"]["from_pod"]["attachedTo"]
+    let interfaces = status["programs"]["from_own_pod"]["attachedTo"]
         .as_array()
         .cloned()
         .unwrap_or_default();

@@ -28,7 +28,10 @@ fn check_tells_what_is_different() {
         world.detach(index);
         let told = check();
         assert!(
-            told.document["details"].as_str().unwrap().contains("from_pod"),
+            told.document["details"]
+                .as_str()
+                .unwrap()
+                .contains("from_own_pod"),
             "{told:?}"
         );
         // Switching the interface off takes its routes and IPv6 addresses.

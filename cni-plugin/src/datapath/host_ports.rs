@@ -16,7 +16,7 @@ use proxy_common::maps::{HostPort as Value, HostPortKey, InUse};
 use proxy_common::{Ip, Port};
 
 use super::error::DatapathError;
-use super::tables::{in_use, is_known, note_use, table};
+use super::tables::{in_use, is_known, note_use, restore_use, table};
 use super::{Entry, Traces};
 use crate::config::HostPort;
 use crate::config::host_port::clash;
@@ -157,6 +157,26 @@ impl HostPorts {
             }
         }
         Ok(differences)
+    }
+
+    /// The ports of which an entry is missing or leads elsewhere.
+    pub(super) fn lost(&self, entry: &Entry<'_>) -> Result<Vec<HostPort>, DatapathError> {
+        let mut lost = Vec::new();
+        for port in entry.host_ports {
+            let alone = Entry {
+                host_ports: std::slice::from_ref(port),
+                ..*entry
+            };
+            if !self.differences(&alone)?.is_empty() {
+                lost.push(*port);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Says again that there are host ports, if that was lost.
+    pub(super) fn restore_use(&self) -> Result<Option<String>, DatapathError> {
+        restore_use(&self.in_use, InUse::HOST_PORTS)
     }
 
     fn get(&self, key: &HostPortKey) -> Result<Option<Value>, DatapathError> {

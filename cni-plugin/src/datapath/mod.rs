@@ -27,7 +27,7 @@ use crate::config::HostPort;
 use crate::netlink::Conversation;
 
 /// What hangs on a pod's interface.
-const PROGRAMS: [&str; 2] = ["from_pod", "to_pod"];
+const PROGRAMS: [&str; 2] = ["from_own_pod", "to_pod"];
 const NAMESPACES: &str = "POD_NETNS";
 const ADDRESSES: &str = "ADDRESSES";
 
@@ -83,6 +83,36 @@ impl Datapath {
         Ok(Self { pins, dir })
     }
 
+    /// What is to be in force in a moment.
+    pub fn in_dir(pins: Pins, dir: LayoutDir) -> Self {
+        Self { pins, dir }
+    }
+
+    /// Enters again what was lost of a pod whose interface is there, and gives it in words. What is as it should be stays,
+    /// limits and exemptions included. The caller holds the lock of the leases.
+    pub fn restore(&self, node: &mut Conversation, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
+        let mut restored = Vec::new();
+        if let Some(tables) = Tables::open(&self.dir)? {
+            restored = tables.differences(entry)?;
+            restored.extend(tables.restore(entry)?);
+        }
+        if !entry.host_ports.is_empty() {
+            let _claim = self.pins.claim()?;
+            let host_ports = self.host_ports()?;
+            let lost = host_ports.lost(entry)?;
+            if !lost.is_empty() {
+                let entry = Entry {
+                    host_ports: &lost,
+                    ..*entry
+                };
+                restored.extend(host_ports.differences(&entry)?);
+                host_ports.enter(node, &entry)?;
+            }
+            restored.extend(host_ports.restore_use()?);
+        }
+        Ok(restored)
+    }
+
     /// Says whether a pod with some addresses could have host ports. What is said holds for this moment only.
     pub fn check_host_ports(
         &self,
@@ -96,20 +126,21 @@ impl Datapath {
         self.host_ports()?.check_free(node, ports, pod).map(drop)
     }
 
-    /// Hangs the programs on a pod's interface, which was just made, and enters what they look up.
+    /// Enters what the programs look up of a pod whose interface was just made, and hangs them on it.
     pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let _lock = self.pins.hold()?;
         // Perhaps the agent has exchanged it since.
         let this = Self::open(self.pins.root())?;
         let programs = programs(&this.dir)?;
+        // What the pod may send is known before the program that asks for it hangs there.
+        if let Some(tables) = Tables::open(&this.dir)? {
+            tables.enter(entry)?;
+        }
         this.links()?
             .attach_new(entry.interface, InterfaceRole::OwnPod, &programs)?;
         if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&this.dir)) {
             // Without the entry the pod's sockets are left to the packet path, as the agent does with a full table.
             let _ = namespaces.set(&cookie, &entry.interface);
-        }
-        if let Some(tables) = Tables::open(&this.dir)? {
-            tables.enter(entry)?;
         }
         if entry.host_ports.is_empty() {
             return Ok(());
@@ -163,12 +194,13 @@ impl Datapath {
         Links::beside(self.pins.links(), self.pins.qdiscs(), Means::Clsact)
     }
 
-    /// Removes the entries of an attachment whose interface is gone.
+    /// Removes the entries of an attachment whose interface is gone. A table whose pin was removed is done without: an agent
+    /// that holds it open looks for entries of interfaces that are gone.
     pub fn erase(&self, traces: &Traces<'_>) -> Result<(), DatapathError> {
-        if let Some(host_ports) = HostPorts::open(&self.dir)? {
+        if let Some(host_ports) = if_pinned(HostPorts::open(&self.dir))? {
             host_ports.erase(traces)?;
         }
-        if let Some(tables) = Tables::open(&self.dir)? {
+        if let Some(tables) = if_pinned(Tables::open(&self.dir))? {
             tables.erase(traces)?;
         }
         if let (Some(cookie), Some(namespaces)) = (traces.netns_cookie, namespaces(&self.dir)) {
@@ -182,6 +214,14 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+}
+
+/// What was opened, unless its pin is missing.
+fn if_pinned<T>(opened: Result<Option<T>, BpfError>) -> Result<Option<T>, BpfError> {
+    match opened {
+        Err(BpfError::File { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        opened => opened,
     }
 }
 

@@ -46,6 +46,16 @@ pub(super) fn note_use(in_use: &HashTable<u32, u32>, which: u32) -> Result<(), D
         .map_err(DatapathError::writing(IN_USE, InUse::COUNT))
 }
 
+/// Says again that a table holds something, if that was lost.
+pub(super) fn restore_use(in_use: &HashTable<u32, u32>, which: u32) -> Result<Option<String>, DatapathError> {
+    let noted = in_use.get(&which).map_err(BpfError::syscall("reading IN_USE"))?;
+    if noted == Some(1) {
+        return Ok(None);
+    }
+    note_use(in_use, which)?;
+    Ok(Some(format!("{IN_USE} lacks table {which}")))
+}
+
 /// The table that says which of the others are used.
 pub(super) fn in_use(dir: &LayoutDir) -> Result<HashTable<u32, u32>, BpfError> {
     table(dir, IN_USE)
@@ -76,6 +86,27 @@ impl Tables {
                 .map_err(DatapathError::writing(PODS, self.pods.capacity()))?;
         }
         note_use(&self.in_use, InUse::PODS)
+    }
+
+    /// Enters what is missing or another pod's; says whether the note of use was lost too.
+    pub(super) fn restore(&self, entry: &Entry<'_>) -> Result<Option<String>, DatapathError> {
+        let reading = |map: &str| BpfError::syscall(format!("reading {map}"));
+        let found = self.links.get(&entry.interface).map_err(reading(POD_LINKS))?;
+        if found.is_none_or(|link| link.mac != entry.mac) {
+            self.links
+                .set(&entry.interface, &link_of(entry))
+                .map_err(DatapathError::writing(POD_LINKS, self.links.capacity()))?;
+        }
+        for address in entry.addresses {
+            let key = Ip::from(*address);
+            let found = self.pods.get(&key).map_err(reading(PODS))?;
+            if found.is_none_or(|pod| (pod.interface, pod.mac) != (entry.interface, entry.mac)) {
+                self.pods
+                    .set(&key, &pod_of(entry))
+                    .map_err(DatapathError::writing(PODS, self.pods.capacity()))?;
+            }
+        }
+        restore_use(&self.in_use, InUse::PODS)
     }
 
     /// Removes a pod's entries. What names its interface goes last: a DEL that repeats this knows it from nowhere else.

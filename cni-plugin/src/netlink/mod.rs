@@ -8,6 +8,7 @@ pub mod announce;
 pub mod conversation;
 pub mod error;
 pub mod holder;
+pub mod host_side;
 pub mod ip;
 pub mod limit;
 pub mod limiter;

@@ -20,6 +20,7 @@ use crate::ipam::boot::Moment;
 use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
 use crate::netlink::holder::{self, Held};
+use crate::netlink::host_side::{self, HOST_V6};
 use crate::netlink::limiter::Limiter;
 use crate::netlink::link::{End, Link, Pair};
 use crate::netlink::sysctl::{self, Setting};
@@ -27,14 +28,6 @@ use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
-/// On the node's side. A pod must not change the node's routes, and the node's own link-local address is the gateway's.
-const HOST_V6: &[Setting] = &[
-    ("ipv6", "disable_ipv6", "0"),
-    ("ipv6", "accept_ra", "0"),
-    ("ipv6", "accept_dad", "0"),
-    ("ipv6", "addr_gen_mode", "1"),
-    ("ipv6", "forwarding", "1"),
-];
 /// On the pod's side.
 const POD_V6: &[Setting] = &[
     ("ipv6", "disable_ipv6", "0"),
@@ -326,9 +319,7 @@ impl Plan<'_> {
         }
         requests.push(link::up(host.index));
         if self.has_v6 {
-            // The gateway's address, so that the kernel answers who asks for it.
-            let gateway = ipnet::Ipv6Net::new_assert(ip::GATEWAY_V6, 64);
-            requests.push(ip::address(host.index, gateway.into()));
+            requests.push(ip::address(host.index, host_side::gateway_v6()));
         }
         for address in addresses {
             requests.push(ip::neighbour(host.index, *address, self.pod_mac));

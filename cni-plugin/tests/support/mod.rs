@@ -210,7 +210,7 @@ impl World {
         }
         let links = sys::open_pin(&dir.map("POD_LINKS")).expect("a map");
         for (name, program) in [
-            ("from_pod", Self::load_limiting_program(&links)),
+            ("from_own_pod", Self::load_limiting_program(&links)),
             ("to_pod", Self::load_program()),
         ] {
             sys::pin(program.as_fd(), &dir.program(name)).expect("pinning a program");

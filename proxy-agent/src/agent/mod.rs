@@ -24,6 +24,7 @@ mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod survival;
 mod table_sizes;
 mod trace;
 
@@ -50,6 +51,7 @@ use bookkeeping::{Bookkeeping, Wishes};
 use flows::Passes;
 use node::NodeSide;
 use outward::{Note, Outward};
+use survival::Survival;
 use table_sizes::Arrivals;
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
@@ -86,6 +88,7 @@ struct Agent {
     outward: Outward,
     bookkeeping: Bookkeeping,
     passes: Passes,
+    survival: Survival,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
     /// What was logged of ports that overlap.
@@ -119,7 +122,7 @@ impl Agent {
         // Another run directory is no leave to work with the same maps.
         let _owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
-        let datapath = Datapath::open(&options.bpf_root, &table_sizes::initial(limits))?;
+        let datapath = survival::open_datapath(&options, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -130,6 +133,12 @@ impl Agent {
         let (source, recorder) = start_source(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
         let bookkeeping = Bookkeeping::start(places(&options), outward.faults());
+        let survival = Survival::start(
+            places(&options),
+            &options.node_name,
+            outward.recorder(),
+            outward.metrics.clone(),
+        );
         let mut readings = reconfigure::start(options.config_files.clone());
         let (passes, mut outcomes, mut walk) = Passes::new();
 
@@ -153,6 +162,7 @@ impl Agent {
             outward,
             bookkeeping,
             passes,
+            survival,
             walked: None,
             config_errors: Vec::new(),
             overlaps: Vec::new(),
@@ -174,6 +184,8 @@ impl Agent {
                 biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                // Before events, which may come without end: a look is short and comes once a second.
+                of_pods = agent.survival.due() => survival::look(&mut agent, of_pods).await,
                 event = arrived.recv() => match event {
                     Some(event) => agent.take(event, &mut arrived).await,
                     None => bail!("the source of objects ended"),
@@ -347,6 +359,9 @@ impl Agent {
     }
 
     async fn network_changed(&mut self, relevant: bool) {
+        if self.node.take_concern_of_pods() {
+            self.survival.wake();
+        }
         if relevant && self.synced {
             self.refresh_node().await;
             // Node ports are served on addresses that may have come or gone.
@@ -359,6 +374,10 @@ impl Agent {
                     self.refresh_node().await;
                 }
             }
+        }
+        let touched = self.node.take_touched();
+        if self.synced && !touched.is_empty() {
+            survival::look_at_programs(self, |index| touched.contains(&index)).await;
         }
     }
 
@@ -389,6 +408,7 @@ impl Agent {
             any_source,
         });
         self.bookkeeping.look(wishes);
+        self.survival.restored(&self.node.take_restored());
     }
 
     fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {

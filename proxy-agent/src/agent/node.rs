@@ -7,6 +7,7 @@ mod pod_sockets;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proxy_common::Ip;
 use proxy_common::maps::InUse;
 
@@ -17,10 +18,13 @@ use super::ranges::{
 };
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
+use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
 use crate::config::{AgentOptions, NodePortAddress};
 use crate::control::ObjectError;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
+use crate::network::netlink::Restored;
+use crate::network::sysctl::Setting;
 use crate::network::sysctl::is_strict;
 use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
@@ -42,6 +46,13 @@ pub struct NodeSide {
     attached: bool,
     pod_ranges: PodRanges,
     pods: PodNetwork,
+    netlink: Netlink,
+    /// Whether programs hang at the loopback.
+    opens_loopback: bool,
+    /// Interfaces that something was taken from since it was asked last.
+    touched: BTreeSet<u32>,
+    /// Whether something of pods may have gone.
+    concerns_pods: bool,
 }
 
 impl NodeSide {
@@ -62,7 +73,11 @@ impl NodeSide {
             problems: Vec::new(),
             attached: false,
             pod_ranges: PodRanges::default(),
+            opens_loopback: false,
+            touched: BTreeSet::new(),
+            concerns_pods: true,
             monitor,
+            netlink,
         };
         tracing::debug!(netns = side.netns, uplinks = ?options.uplinks, "following the network");
         Ok(side)
@@ -73,6 +88,7 @@ impl NodeSide {
         tokio::select! {
             change = self.monitor.changed() => {
                 let change = change?;
+                self.note_losses(&change);
                 Ok(self.pods.is_concerned(&change) | self.is_relevant(&change))
             }
             () = self.pod_sockets.mounted() => Ok(true),
@@ -84,6 +100,70 @@ impl NodeSide {
             || change.default_routes
             || !change.links.is_empty()
             || self.device.is_concerned(change)
+    }
+
+    /// Notes what may have been taken from interfaces, and from pods of ours.
+    fn note_losses(&mut self, change: &Change) {
+        let links = self.monitor.links();
+        let is_own_pods = |index: &u32| {
+            let link = links.get(*index);
+            link.is_none_or(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod)
+        };
+        let is_pods = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
+        self.concerns_pods |= change.resynced
+            || change.links.iter().chain(&change.touched).any(is_own_pods)
+            || change.routes.iter().any(is_pods);
+        self.touched.extend(&change.touched);
+        if change.resynced {
+            self.touched.extend(links.iter().map(|link| link.index));
+        }
+    }
+
+    /// Whether something of our own pods may have gone since this was asked last.
+    pub fn take_concern_of_pods(&mut self) -> bool {
+        std::mem::take(&mut self.concerns_pods)
+    }
+
+    /// Interfaces that something was taken from since this was asked last.
+    pub fn take_touched(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// What was made again since this was asked last.
+    pub fn take_restored(&self) -> Vec<Restored> {
+        self.netlink.take_restored()
+    }
+
+    /// Settings of the kernel that were made and have another value now.
+    pub fn changed_settings(&mut self) -> Vec<String> {
+        let mut changed = self.device.changed_settings();
+        let of_loopback = crate::network::loopback_settings().filter(|_| self.opens_loopback);
+        let of_loopback = of_loopback.filter(Setting::is_changed);
+        changed.extend(of_loopback.map(|setting| setting.to_string()));
+        changed.extend(self.pods.changed_settings());
+        changed
+    }
+
+    /// Where packets to services and to pods of other nodes should go.
+    pub fn ways(&self) -> Vec<(IpNet, u32)> {
+        let led = self.device.led().into_iter();
+        let services = led.flat_map(|(index, prefixes)| prefixes.into_iter().map(move |it| (it, index)));
+        let is_disturbed = |prefix: &IpNet| {
+            let object = format!("route {prefix}");
+            self.problems.iter().any(|problem| problem.object == object)
+        };
+        let ways = services.chain(self.pods.ways());
+        ways.filter(|(prefix, _)| !is_disturbed(prefix)).collect()
+    }
+
+    /// The interface by which the kernel sends to an address.
+    pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetworkError> {
+        self.netlink.way_to(address).await
+    }
+
+    /// Whether there is an interface of this index.
+    pub fn has_interface(&self, index: u32) -> bool {
+        self.monitor.links().get(index).is_some()
     }
 
     /// The way to pods.
@@ -265,6 +345,7 @@ impl NodeSide {
             tunnel,
             own_frontends,
         };
+        self.opens_loopback = own_frontends;
         self.attached = points.attach(options, programmer.store_mut(), &mut problems) && device.is_some();
         if device.is_some() {
             let routes = HostRoutes {

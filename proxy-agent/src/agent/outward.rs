@@ -169,6 +169,11 @@ impl Outward {
         self.seats.usage().into_iter()
     }
 
+    /// Who takes events.
+    pub fn recorder(&self) -> Recorder {
+        self.recorder.clone()
+    }
+
     /// What is wrong with ports, and with what is looked at beside the loop.
     pub fn problems(&self) -> Vec<ObjectError> {
         let faults = self.faults.list().into_iter();

@@ -6,7 +6,7 @@
 //!
 //! Invariant: nothing is removed before the first full lists are complete, since this does not run before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -28,7 +28,11 @@ pub struct PodNetwork {
     installer: Installer,
     own: Peer,
     plan: Plan,
+    /// Prefixes whose routes were all set.
+    led: BTreeSet<ipnet::IpNet>,
     underlay: Vec<u32>,
+    /// Interfaces that packets of pods are let in by.
+    let_in: Vec<String>,
     /// The kernel may hold something else than the plan.
     unsettled: bool,
     /// What the last look at the kernel came to.
@@ -57,7 +61,9 @@ impl PodNetwork {
             ),
             own: Peer::default(),
             plan: Plan::default(),
+            led: BTreeSet::new(),
             underlay: Vec::new(),
+            let_in: Vec::new(),
             unsettled: true,
             found: Vec::new(),
             nodes: BTreeMap::new(),
@@ -125,6 +131,10 @@ impl PodNetwork {
         let concerned = change.resynced
             || change.addresses
             || ours.any(|index| change.links.contains(&index))
+            || self
+                .tunnel
+                .index()
+                .is_some_and(|index| change.touched.contains(&index))
             || change
                 .routes
                 .iter()
@@ -153,20 +163,49 @@ impl PodNetwork {
             .of(Role::Uplink)
             .map(|uplink| uplink.name.as_str())
             .collect();
-        let has = |v4: bool| {
-            let ranges = self.plan.routes.keys();
-            ranges.map(ipnet::IpNet::addr).any(|ip| ip.is_ipv4() == v4)
-        };
-        if let Err(error) = forwarding::ensure(&uplinks, has(true), has(false)) {
+        if let Err(error) = forwarding::ensure(&uplinks, self.has(true), self.has(false)) {
             self.note("forwarding".into(), &error);
         }
+        self.let_in = uplinks.into_iter().map(str::to_owned).collect();
+    }
+
+    /// Whether there are pods of a family.
+    fn has(&self, v4: bool) -> bool {
+        let ranges = self.plan.routes.keys();
+        ranges.map(ipnet::IpNet::addr).any(|ip| ip.is_ipv4() == v4)
+    }
+
+    /// Settings that were made and have another value now. The next look makes them again.
+    pub fn changed_settings(&mut self) -> Vec<String> {
+        let names: Vec<_> = self.let_in.iter().map(String::as_str).collect();
+        let changed = forwarding::changed(&names, self.has(true), self.has(false));
+        self.unsettled |= !changed.is_empty();
+        changed
+    }
+
+    /// Where packets to pods of other nodes should go: prefixes and interfaces.
+    pub fn ways(&self) -> impl Iterator<Item = (ipnet::IpNet, u32)> {
+        let tunnel = self.tunnel.index();
+        let ways = self
+            .plan
+            .routes
+            .iter()
+            .filter_map(move |(prefix, hop)| match hop {
+                pods::Hop::Direct { interface, .. } => Some((*prefix, *interface)),
+                pods::Hop::Tunnel { .. } => Some((*prefix, tunnel?)),
+                pods::Hop::Nowhere => None,
+            });
+        ways.filter(|(prefix, _)| self.led.contains(prefix))
     }
 
     /// Sets routes and removes what is left behind; whether all of it is done.
     async fn lead(&mut self) -> bool {
         let tunnel = self.plan.tunnel.as_ref().and(self.tunnel.index());
-        let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel).await {
+        let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel, &self.led).await {
             Ok((problems, complete)) => {
+                if problems.is_empty() {
+                    self.led = self.plan.routes.keys().copied().collect();
+                }
                 self.found.extend(problems.iter().map(ObjectError::from));
                 complete
             }

@@ -53,6 +53,7 @@ fn waiting_for(agent: &Agent) -> Vec<String> {
         if !agent.node.is_attached() {
             waiting.push("programs to be attached (see errors)".to_owned());
         }
+        waiting.extend(agent.survival.waiting_for());
         let pending = agent.programmer.pending();
         if pending > 0 {
             waiting.push(format!("{pending} map writes that failed and are tried again"));
@@ -89,6 +90,7 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .chain(pressure(agent))
         .chain(local_ports::problems(agent))
         .chain(agent.node.problems().iter().cloned())
+        .chain(agent.survival.problems().cloned())
         .chain(foreign_pins(agent))
         .chain(capabilities())
         .collect()

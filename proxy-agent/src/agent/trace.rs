@@ -4,7 +4,7 @@
 //! sockets the hooks' decision runs here, by the same code over the live maps, and where it leaves the socket alone the live
 //! program of our own device decides. Nothing is sent and nothing is stored.
 
-mod craft;
+pub mod craft;
 mod sockets;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! The maps and programs in force, opened from their pins.
 //!
-//! A warm start only opens pins. Programs are loaded when there are none, when the pinned ones were built from another
+//! A warm start only opens pins, and pins that are removed while the agent runs are made again from what it holds open.
+//! Where maps had to be made anew, what hangs already keeps its programs until the new tables are filled
+//! ([`Datapath::take_over`]): a program over empty tables would drop what it should let through. Programs are loaded when there are none, when the pinned ones were built from another
 //! object, or when a map must grow; then a directory of the next generation is filled, sharing every map that stays as
 //! it is, and the links are switched one by one.
 
@@ -72,11 +74,23 @@ pub struct Datapath {
     /// `TRACE`.
     pub trace: MappedArray<TraceCell>,
     counters: OwnedFd,
+    /// All maps by name, to be pinned again.
+    maps: Vec<(&'static str, OwnedFd)>,
+    /// Whether what hangs already has programs of another generation still, over other tables.
+    waits: bool,
 }
+
+/// Fills in what must stand in the tables of a directory before a program over them hangs anywhere.
+pub type Prepare<'a> = &'a mut dyn FnMut(&Pins, &LayoutDir);
 
 impl Datapath {
     /// Opens the pins below `root`; loads what is missing or of another object.
     pub fn open(root: &Path, sizes: &MapSizes) -> Result<Self, BpfError> {
+        Self::open_prepared(root, sizes, &mut |_, _| {})
+    }
+
+    /// The same; `prepare` sees the tables before anything that hangs already is given a program over them.
+    pub fn open_prepared(root: &Path, sizes: &MapSizes, prepare: Prepare<'_>) -> Result<Self, BpfError> {
         let pins = Pins::open(root)?;
         for path in pins.foreign() {
             tracing::warn!(path = %path.display(), "something foreign lies below the bpf root and is left alone");
@@ -87,9 +101,9 @@ impl Datapath {
         }
         let object = object::hash();
         let current = pins.current()?;
-        let dir = match &current {
+        let (dir, waits) = match &current {
             Some(dir) if dir.layout == LAYOUT_VERSION && dir.object == object && is_complete(dir) => {
-                dir.clone()
+                (dir.clone(), false)
             }
             _ => {
                 if let Some(older) = current.iter().find(|dir| dir.layout != LAYOUT_VERSION) {
@@ -106,23 +120,36 @@ impl Datapath {
                     .collect();
                 let dir = fill(&pins, &object, sizes, &shared)?;
                 tracing::info!(path = %dir.path.display(), "loaded the kernel programs");
-                dir
+                let is_kept = |table: &str| {
+                    let found = shared.iter().find(|(name, _)| *name == table);
+                    found.is_some_and(|(name, from)| from.map(name).exists())
+                };
+                let waits = !FILLED_BY_THE_AGENT.iter().all(|table| is_kept(table));
+                (dir, waits)
             }
         };
         let _lock = pins.exchange()?;
-        let datapath = Self::from_dir(pins, dir)?;
+        prepare(&pins, &dir);
+        let datapath = Self::from_dir(pins, dir, waits)?;
         datapath.pins.publish(&datapath.dir)?;
         datapath.pins.remove_others(&datapath.dir)?;
         Ok(datapath)
     }
 
-    fn from_dir(pins: Pins, dir: LayoutDir) -> Result<Self, BpfError> {
+    fn from_dir(pins: Pins, dir: LayoutDir, waits: bool) -> Result<Self, BpfError> {
         let programs = open_programs(&dir)?;
+        let config: MappedArray<Config> = array(&dir, "CONFIG")?;
+        // An agent that ended before its first sync has not filled it.
+        let waits = waits || config.get(0).is_none_or(|config| config.node_netns == 0);
         let means = Means::probe(&programs);
         if means == Means::Clsact {
             tracing::info!("this kernel has no tcx (Linux 6.6): all programs hang on clsact qdiscs");
         }
-        let links = Links::adopt(pins.links(), pins.qdiscs(), means, &programs)?;
+        let links = if waits {
+            Links::beside(pins.links(), pins.qdiscs(), means)?
+        } else {
+            Links::adopt(pins.links(), pins.qdiscs(), means, &programs)?
+        };
         Ok(Self {
             frontends: table(&dir, "FRONTENDS")?,
             slots: array(&dir, "SLOTS")?,
@@ -142,9 +169,11 @@ impl Datapath {
             pod_links: table(&dir, "POD_LINKS")?,
             host_ports: table(&dir, "HOST_PORTS")?,
             in_use: table(&dir, "IN_USE")?,
-            config: array(&dir, "CONFIG")?,
+            config,
             trace: array(&dir, "TRACE")?,
             counters: open(&dir, "COUNTERS")?,
+            maps: open_maps(&dir)?,
+            waits,
             programs,
             links,
             pins,
@@ -193,14 +222,71 @@ impl Datapath {
             copy(&self.addresses, &addresses)?;
         }
         let programs = open_programs(&dir)?;
+        let maps = open_maps(&dir)?;
         let _lock = self.pins.exchange()?;
-        self.links.switch(&programs)?;
+        if !self.waits {
+            self.links.switch(&programs)?;
+        }
         self.pins.publish(&dir)?;
         self.pins.remove_others(&dir)?;
         tracing::info!(?sizes, "the maps have grown");
         (self.frontends, self.slots, self.backends, self.addresses) = (frontends, slots, backends, addresses);
-        (self.programs, self.dir) = (programs, dir);
+        (self.programs, self.dir, self.maps) = (programs, dir, maps);
         Ok(())
+    }
+
+    /// Gives what hangs already the programs in force, if it has those of another generation still: the tables are filled now.
+    pub fn take_over(&mut self) -> Result<(), BpfError> {
+        if self.waits {
+            let _lock = self.pins.exchange()?;
+            let (dir, qdiscs) = (self.pins.links(), self.pins.qdiscs());
+            self.links = Links::adopt(dir, qdiscs, self.links.means(), &self.programs)?;
+            self.waits = false;
+        }
+        Ok(())
+    }
+
+    /// Pins again what was unpinned, and says whether anything was missing. Maps, programs and links are held open,
+    /// so all of them went on.
+    pub fn keep_pinned(&self) -> Result<bool, BpfError> {
+        let maps = || self.maps.iter().map(|(name, fd)| (self.dir.map(name), fd));
+        let programs = || {
+            let pinned = self.programs.iter();
+            pinned.map(|(name, fd)| (self.dir.program(name), fd))
+        };
+        let is_whole = self.pins.is_in_force(&self.dir)
+            && maps().chain(programs()).all(|(path, _)| path.exists())
+            && self.links.are_pinned();
+        if is_whole {
+            return Ok(false);
+        }
+        if let Ok(Some(other)) = self.pins.current()
+            && other != self.dir
+            && is_complete(&other)
+        {
+            return Err(BpfError::Foreign {
+                path: self.pins.root().join("current"),
+                what: format!("leads to {}, of another agent", other.path.display()),
+            });
+        }
+        self.pins.make_again(&self.dir)?;
+        let _lock = self.pins.exchange()?;
+        for (path, fd) in maps().chain(programs()) {
+            if !path.exists() {
+                sys::pin(fd.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
+            }
+        }
+        self.links.pin_again()?;
+        self.pins.publish(&self.dir)?;
+        Ok(true)
+    }
+
+    /// Where a program does not hang that should, see [`Links::broken`].
+    pub fn broken(
+        &mut self,
+        is_due: impl Fn(u32) -> bool,
+    ) -> Result<Vec<(Option<u32>, &'static str)>, BpfError> {
+        self.links.broken(&self.programs, is_due)
     }
 
     /// The capacities in force.
@@ -249,6 +335,9 @@ impl Datapath {
         Ok(sum)
     }
 }
+
+/// Without these the programs know of no service and no node; only the agent can fill them.
+const FILLED_BY_THE_AGENT: [&str; 5] = ["FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "CONFIG"];
 
 /// What each object has for itself: another one may need more of it, whatever the layout.
 const WORKING_MEMORY: &str = "WORK";
@@ -303,6 +392,10 @@ fn open_programs(dir: &LayoutDir) -> Result<Programs, BpfError> {
                 .map_err(BpfError::file("opening", &path))
         })
         .collect()
+}
+
+fn open_maps(dir: &LayoutDir) -> Result<Vec<(&'static str, OwnedFd)>, BpfError> {
+    MAPS.iter().map(|name| Ok((*name, open(dir, name)?))).collect()
 }
 
 fn copy<K: proxy_common::Plain, V: proxy_common::Plain>(

@@ -74,6 +74,12 @@ impl<'a> DryRunner<'a> {
 
     /// Runs the program once over `frame` as if it were on the interface `ifindex` (0: on none in particular).
     pub fn run(&self, frame: &[u8], ifindex: u32) -> io::Result<DryRun> {
+        let answer = self.answer(frame, ifindex)?;
+        answer.ok_or_else(|| io::Error::other("the program answered with outcome 0"))
+    }
+
+    /// The same; `None` if the program left the packet alone without a decision.
+    pub fn answer(&self, frame: &[u8], ifindex: u32) -> io::Result<Option<DryRun>> {
         // RandomState is the standard library's door to the system's random numbers.
         let nonce = RandomState::new().hash_one(0_u8) | 1;
         let mut context = [0_u8; CONTEXT_LEN];
@@ -94,7 +100,10 @@ impl<'a> DryRunner<'a> {
             let start = CONTROL + index * 4;
             u32::from_ne_bytes(std::array::from_fn(|byte| answer[start + byte]))
         };
-        parse(word(2), word(3), word(4))
+        if word(2) == 0 {
+            return Ok(None);
+        }
+        parse(word(2), word(3), word(4)).map(Some)
     }
 }
 

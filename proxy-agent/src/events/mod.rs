@@ -40,16 +40,7 @@ pub struct Event {
 impl Event {
     /// A warning about a Node.
     pub fn warning_of_node(name: &str, reason: &'static str, action: &'static str, note: String) -> Self {
-        Self {
-            type_: "Warning",
-            api_version: "v1",
-            kind: "Node",
-            namespace: String::new(),
-            name: name.to_owned(),
-            reason,
-            action,
-            note,
-        }
+        Self::of_node("Warning", name, reason, action, note)
     }
 
     /// A warning about a Service.
@@ -71,11 +62,19 @@ impl Event {
             note,
         }
     }
+}
 
-    /// A warning about a Node.
-    pub fn warning_of_node(name: &str, reason: &'static str, action: &'static str, note: String) -> Self {
+impl Event {
+    /// About a node.
+    pub fn of_node(
+        type_: &'static str,
+        name: &str,
+        reason: &'static str,
+        action: &'static str,
+        note: String,
+    ) -> Self {
         Self {
-            type_: "Warning",
+            type_,
             api_version: "v1",
             kind: "Node",
             namespace: String::new(),

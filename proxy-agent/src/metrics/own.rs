@@ -32,6 +32,7 @@ pub struct Own {
     connections: Family<Label, Gauge>,
     peers_at_share: Family<Label, Gauge>,
     connections_cut: Family<[(&'static str, &'static str); 2], Counter>,
+    restored: Family<Label, Counter>,
 }
 
 impl Own {
@@ -55,6 +56,7 @@ impl Own {
             connections: Family::default(),
             peers_at_share: Family::default(),
             connections_cut: Family::default(),
+            restored: Family::default(),
         };
         let build: Family<[(&'static str, &'static str); 2], Gauge> = Family::default();
         let version = [
@@ -129,7 +131,17 @@ impl Own {
             "Connections that were refused or ended before their answer: share (of the peer), full (all places), slow",
             &families.connections_cut,
         );
+        add.one(
+            "restored",
+            "Things of ours that were removed or changed and made again, by what they are",
+            &families.restored,
+        );
         families
+    }
+
+    /// Something was made again that had gone.
+    pub fn restored(&self, what: &'static str) {
+        self.restored.get_or_create(&[("what", what)]).inc();
     }
 
     /// A change was in the maps so long after it arrived.

@@ -36,6 +36,7 @@ fn page() -> String {
     own.written(6, 0);
     own.status(true, 0);
     own.port("health", &Use::default());
+    own.restored("route");
     metrics.page()
 }
 

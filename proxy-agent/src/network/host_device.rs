@@ -35,13 +35,13 @@ const fn setting(
     }
 }
 
-const IPV4_SETTINGS: [Setting<'static>; 2] = [
+static IPV4_SETTINGS: [Setting<'static>; 2] = [
     setting("ipv4", HOST_DEVICE, "forwarding", "1"),
     setting("ipv4", HOST_DEVICE_PEER, "forwarding", "0"),
 ];
 
 /// In this order: nothing may start before it is forbidden. `addr_gen_mode` 1 is "none".
-const IPV6_SETTINGS: [Setting<'static>; 6] = [
+static IPV6_SETTINGS: [Setting<'static>; 6] = [
     setting("ipv6", HOST_DEVICE_PEER, "disable_ipv6", "1"),
     setting("ipv6", HOST_DEVICE, "addr_gen_mode", "1"),
     setting("ipv6", HOST_DEVICE, "accept_dad", "0"),
@@ -49,6 +49,12 @@ const IPV6_SETTINGS: [Setting<'static>; 6] = [
     setting("ipv6", HOST_DEVICE, "forwarding", "1"),
     setting("ipv6", HOST_DEVICE, "disable_ipv6", "0"),
 ];
+
+/// Those that are made.
+fn settings(has_ipv6: bool) -> impl Iterator<Item = &'static Setting<'static>> {
+    let ipv6 = IPV6_SETTINGS.iter().filter(move |_| has_ipv6);
+    IPV4_SETTINGS.iter().chain(ipv6)
+}
 
 /// The least that IPv6 works with (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
@@ -58,6 +64,7 @@ const IPV6_MIN_MTU: u32 = 1280;
 pub struct HostDevice {
     netlink: Netlink,
     index: Option<u32>,
+    has_ipv6: bool,
     settings_written: u64,
     routes: HostRoutes,
 }
@@ -68,6 +75,7 @@ impl HostDevice {
         Self {
             netlink,
             index: None,
+            has_ipv6: false,
             settings_written: 0,
             routes: HostRoutes::default(),
         }
@@ -80,7 +88,13 @@ impl HostDevice {
     pub async fn ensure(&mut self, mtu: u32) -> Result<u32, NetworkError> {
         let (device, peer) = match find(&self.netlink).await? {
             Some(pair) => pair,
-            None => self.create().await?,
+            None => {
+                let made = self.create().await?;
+                if self.index.is_some() {
+                    self.netlink.note_restored("interface", HOST_DEVICE.to_owned());
+                }
+                made
+            }
         };
         for link in [&peer, &device] {
             if link.mtu != mtu {
@@ -88,9 +102,8 @@ impl HostDevice {
                     .await?;
             }
         }
-        let has_ipv6 = sysctl::has_ipv6() && mtu >= IPV6_MIN_MTU;
-        let ipv6: &[Setting<'static>] = if has_ipv6 { &IPV6_SETTINGS } else { &[] };
-        for setting in IPV4_SETTINGS.iter().chain(ipv6) {
+        self.has_ipv6 = sysctl::has_ipv6() && mtu >= IPV6_MIN_MTU;
+        for setting in settings(self.has_ipv6) {
             self.settings_written += u64::from(setting.ensure()?);
         }
         for link in [&peer, &device] {
@@ -112,8 +125,20 @@ impl HostDevice {
         let Some(index) = self.index else {
             return Ok(Vec::new());
         };
-        self.routes = wanted;
-        self.routes.sync(&self.netlink, index).await
+        let before = std::mem::replace(&mut self.routes, wanted).wanted();
+        self.routes.sync(&self.netlink, index, &before).await
+    }
+
+    /// Prefixes that lead to the device, and its index.
+    pub fn led(&self) -> Option<(u32, Vec<ipnet::IpNet>)> {
+        Some((self.index?, self.routes.wanted().into_keys().collect()))
+    }
+
+    /// Settings of the device that were made and have another value now.
+    pub fn changed_settings(&self) -> Vec<String> {
+        let made = self.index.map(|_| settings(self.has_ipv6));
+        let changed = made.into_iter().flatten().filter(|setting| setting.is_changed());
+        changed.map(|setting| setting.to_string()).collect()
     }
 
     /// Whether a change may have touched the device or its routes: [`Self::ensure`] and [`Self::sync_routes`]

@@ -60,7 +60,7 @@ struct Steps {
 
 impl HostRoutes {
     /// The routes there should be, with their sources. A family in which the node has no address has none.
-    fn wanted(&self) -> BTreeMap<IpNet, IpAddr> {
+    pub(super) fn wanted(&self) -> BTreeMap<IpNet, IpAddr> {
         let ranges = self.service_cidrs.iter().map(IpNet::trunc);
         let outside = |ip: &&IpAddr| !self.service_cidrs.iter().any(|range| range.contains(*ip));
         let lone = self
@@ -81,8 +81,13 @@ impl HostRoutes {
         lone || self.service_cidrs.iter().any(|range| range.trunc() == prefix)
     }
 
-    /// Brings the kernel's routes in step.
-    pub(super) async fn sync(&self, netlink: &Netlink, device: u32) -> Result<Vec<Problem>, NetworkError> {
+    /// Brings the kernel's routes in step. `before` were made earlier.
+    pub(super) async fn sync(
+        &self,
+        netlink: &Netlink,
+        device: u32,
+        before: &BTreeMap<IpNet, IpAddr>,
+    ) -> Result<Vec<Problem>, NetworkError> {
         let existing: Vec<Route> = netlink.routes().await?.iter().filter_map(read).collect();
         let steps = steps(&self.wanted(), &existing, device);
         let mut problems: Vec<Problem> = steps.foreign.iter().map(report_foreign).collect();
@@ -99,6 +104,9 @@ impl HostRoutes {
         for (prefix, source) in steps.add {
             let message = message(prefix, Some(source), device)?;
             let added = netlink.writing().route().add(message).execute().await;
+            if added.is_ok() && before.contains_key(&prefix) {
+                netlink.note_restored("route", prefix.to_string());
+            }
             route::note(&mut problems, prefix, added, "adding it");
         }
         Ok(problems)

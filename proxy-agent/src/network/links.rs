@@ -25,6 +25,8 @@ pub struct Change {
     pub default_routes: bool,
     /// Prefixes of the main table whose routes came or went.
     pub routes: BTreeSet<IpNet>,
+    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came.
+    pub touched: BTreeSet<u32>,
     /// Messages were lost and everything was read anew: anything else may have changed too.
     pub resynced: bool,
 }
@@ -137,6 +139,9 @@ impl Links {
             held.retain(|other| {
                 let stays = !is_same(other, address);
                 change.addresses |= !stays && other.is_public();
+                if !stays && !other.is_public() {
+                    change.touched.insert(index);
+                }
                 stays
             });
         }
@@ -194,6 +199,14 @@ impl Links {
             }
             RouteNetlinkMessage::NewRoute(message) => self.take_route(message, true, change),
             RouteNetlinkMessage::DelRoute(message) => self.take_route(message, false, change),
+            RouteNetlinkMessage::DelNeighbour(message) => {
+                change.touched.insert(message.header.ifindex);
+            }
+            RouteNetlinkMessage::DelQueueDiscipline(message)
+            | RouteNetlinkMessage::NewTrafficFilter(message)
+            | RouteNetlinkMessage::DelTrafficFilter(message) => {
+                change.touched.extend(u32::try_from(message.header.index));
+            }
             _ => {}
         }
     }

@@ -53,22 +53,30 @@ pub const HOST_DEVICE_PEER: &str = "millrace1";
 /// node's own, see `proxy_common::maps::Deliver`. Everything else on the loopback was let in before it was sent, so nothing
 /// else changes.
 pub fn open_loopback() -> Result<(), NetworkError> {
-    let mut settings = vec![("ipv4", "accept_local"), ("ipv4", "forwarding")];
-    if sysctl::has_ipv6() {
-        settings.push(("ipv6", "forwarding"));
-    }
-    for (family, name) in settings {
-        let setting = sysctl::Setting {
-            family,
-            device: "lo",
-            name,
-            value: "1",
-        };
+    for setting in loopback_settings() {
         if setting.ensure()? {
-            tracing::info!("set net.{family}.conf.lo.{name} to 1, for node ports and the node itself");
+            tracing::info!("set {setting} to 1, for node ports and the node itself");
         }
     }
     Ok(())
+}
+
+/// The settings of the loopback that [`open_loopback`] makes.
+pub fn loopback_settings() -> impl Iterator<Item = sysctl::Setting<'static>> {
+    let all = [
+        ("ipv4", "accept_local"),
+        ("ipv4", "forwarding"),
+        ("ipv6", "forwarding"),
+    ];
+    let known = all
+        .into_iter()
+        .filter(|(family, _)| *family == "ipv4" || sysctl::has_ipv6());
+    known.map(|(family, name)| sysctl::Setting {
+        family,
+        device: "lo",
+        name,
+        value: "1",
+    })
 }
 
 /// Whether an interface is one of ours, pods' apart.

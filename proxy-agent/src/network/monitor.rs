@@ -1,4 +1,4 @@
-//! Follows the kernel's messages about links, addresses and routes, and keeps [`Links`] true.
+//! Follows the kernel's messages about links, addresses, routes, neighbours and filters, and keeps [`Links`] true.
 //!
 //! The socket joins its groups before the first dump, so that nothing falls between the two; what a message
 //! repeats of the dump changes nothing. When the kernel had to drop messages because this process was slow
@@ -20,8 +20,10 @@ use super::error::NetworkError;
 use super::links::{Change, Links};
 use super::netlink::Netlink;
 
-const GROUPS: [MulticastGroup; 5] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Tc,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,

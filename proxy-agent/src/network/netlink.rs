@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
@@ -33,7 +33,11 @@ const IFA_TARGET_NETNSID: u16 = 10;
 pub struct Netlink {
     handle: Handle,
     writes: Arc<AtomicU64>,
+    restored: Arc<Mutex<Vec<Restored>>>,
 }
+
+/// Something of ours that was there before, was lost, and was made again: what kind of thing, and which.
+pub type Restored = (&'static str, String);
 
 impl Netlink {
     /// Opens a socket in the network namespace of this thread. Must be called within a tokio runtime.
@@ -43,6 +47,7 @@ impl Netlink {
         Ok(Self {
             handle,
             writes: Arc::default(),
+            restored: Arc::default(),
         })
     }
 
@@ -54,6 +59,41 @@ impl Netlink {
     /// Counts a write that went another way.
     pub(super) fn note_write(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that something was made again.
+    pub(super) fn note_restored(&self, what: &'static str, object: String) {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        restored.push((what, object));
+    }
+
+    /// What was made again since this was asked last.
+    pub fn take_restored(&self) -> Vec<Restored> {
+        std::mem::take(&mut *self.restored.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The interface by which the kernel sends to an address; `None` if it knows no way.
+    pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetworkError> {
+        let mut route = RouteMessage::default();
+        (
+            route.header.address_family,
+            route.header.destination_prefix_length,
+        ) = match address {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        route.attributes.push(RouteAttribute::Destination(address.into()));
+        let mut answers = Box::pin(self.handle.route().get(route).execute());
+        match answers.try_next().await {
+            Ok(answer) => Ok(answer.and_then(|answer| {
+                answer.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                })
+            })),
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            Err(error) => Err(NetworkError::request(format!("looking for the way to {address}"))(error)),
+        }
     }
 
     /// The handle for a request that changes nothing.

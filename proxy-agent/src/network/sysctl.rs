@@ -35,6 +35,15 @@ pub struct Setting<'a> {
     pub value: &'static str,
 }
 
+impl std::fmt::Display for Setting<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            family, device, name, ..
+        } = self;
+        write!(f, "net.{family}.conf.{device}.{name}")
+    }
+}
+
 impl Setting<'_> {
     fn path(&self) -> PathBuf {
         let Self {
@@ -48,6 +57,11 @@ impl Setting<'_> {
         let path = self.path();
         let found = fs::read_to_string(&path).map_err(|error| failed("reading", &path, error))?;
         Ok(found.trim_end() == self.value)
+    }
+
+    /// Whether it has another value. One that cannot be read (its device is gone) has none.
+    pub fn is_changed(&self) -> bool {
+        matches!(self.is_so(), Ok(false))
     }
 
     /// Sees to it that the setting has its value. Says whether it had to be written.

@@ -1,7 +1,7 @@
 //! Whether leases, notes, interfaces and maps say the same.
 //!
-//! Each attachment should have one note, a lease for each of its addresses, an interface, and an entry for the interface
-//! and for each address. Whatever lacks one of these, or is named by none, is a finding. Nothing is locked, so what is being
+//! Each attachment should have one note, a lease for each of its addresses, an interface with routes, neighbours and settings
+//! around it, and an entry for the interface and for each address. Whatever lacks one of these, or is named by none, is a finding. Nothing is locked, so what is being
 //! added or removed right now may show up, and is no finding a moment later.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use cni_plugin::ipam::{Lease, Note, Store};
 
 use super::kernel::{Entries, Interfaces, Kernel, index_of};
 use super::leases::note_of;
+use super::owed::{Pod, Surroundings, mac_of};
 use super::{Places, PodsError};
 use crate::control::ObjectError;
 
@@ -35,11 +36,13 @@ struct Found<'a> {
     notes: &'a [Note],
     interfaces: &'a Interfaces,
     entries: &'a Entries,
+    surroundings: &'a Surroundings,
 }
 
 /// Compares everything with everything.
 pub fn check(places: &Places) -> Result<Checked, PodsError> {
     let mut kernel = Kernel::read(&places.bpf_root)?;
+    let surroundings = Surroundings::read(&mut kernel.node)?;
     let store = Store::existing(&places.lease_dir);
     let (mut leases, mut notes, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     if let Some(store) = &store {
@@ -64,6 +67,7 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
         notes: &notes,
         interfaces: &kernel.interfaces,
         entries: &kernel.entries,
+        surroundings: &surroundings,
     };
     problems.extend(found.problems());
     problems.extend(found.without_programs(places));
@@ -157,13 +161,14 @@ impl Found<'_> {
 
     fn of_interface(&self, note: &Note, index: u32, messages: &mut Vec<String>) {
         let name = &note.host_interface;
-        if !self
-            .interfaces
-            .get(&index)
-            .is_some_and(|interface| interface.is_up)
-        {
-            messages.push(format!("interface {name} is switched off"));
-        }
+        let pod = Pod {
+            index,
+            name,
+            mac: mac_of(note, index, self.surroundings),
+            addresses: &note.addresses,
+        };
+        let lacks = pod.lacks(self.interfaces, self.surroundings);
+        messages.extend(lacks.into_iter().map(|lack| lack.message));
         // A plugin that is older than these maps makes no entries.
         if self.entries.pods.is_empty() && self.entries.links.is_empty() {
             return;
@@ -282,9 +287,9 @@ impl Found<'_> {
 mod tests {
     use super::super::kernel::Interface;
     use super::*;
-    use cni_plugin::attachment::host_interface;
+    use cni_plugin::attachment::{host_interface, pod_mac};
     use cni_plugin::config::Attachment;
-    use proxy_common::maps::{Pod, PodLink};
+    use proxy_common::maps::{self, PodLink};
 
     fn attachment(container: &str) -> Attachment {
         Attachment {
@@ -299,6 +304,7 @@ mod tests {
         notes: Vec<Note>,
         interfaces: Interfaces,
         entries: Entries,
+        surroundings: Surroundings,
     }
 
     impl Node {
@@ -308,6 +314,7 @@ mod tests {
                 notes: Vec::new(),
                 interfaces: Interfaces::new(),
                 entries: Entries::default(),
+                surroundings: Surroundings::default(),
             };
             for (index, container, address) in [(7, "a", "10.0.0.2"), (8, "b", "10.0.0.3")] {
                 let attachment = attachment(container);
@@ -331,9 +338,10 @@ mod tests {
                         is_veth: true,
                     },
                 );
-                let pod = Pod {
+                node.surroundings.put(index, address, pod_mac(&attachment));
+                let pod = maps::Pod {
                     interface: index,
-                    ..Pod::default()
+                    ..maps::Pod::default()
                 };
                 node.entries.pods.insert(address, pod);
                 node.entries.links.insert(index, PodLink::default());
@@ -347,6 +355,7 @@ mod tests {
                 notes: &self.notes,
                 interfaces: &self.interfaces,
                 entries: &self.entries,
+                surroundings: &self.surroundings,
             };
             let problems = found.problems().into_iter();
             problems
@@ -363,7 +372,7 @@ mod tests {
     #[test]
     fn whatever_is_missing_is_found() {
         type Damage = fn(&mut Node);
-        let damages: [(&str, Damage); 9] = [
+        let damages: [(&str, Damage); 10] = [
             ("its address 10.0.0.2 has no lease", |node| {
                 drop(node.leases.remove(0));
             }),
@@ -387,6 +396,9 @@ mod tests {
             ("leads 10.0.0.2 to interface 8", |node| {
                 let pod = node.entries.pods.first_entry().unwrap().into_mut();
                 pod.interface = 8;
+            }),
+            ("there is no route to 10.0.0.2", |node| {
+                node.surroundings = Surroundings::default();
             }),
             ("it belongs to", |node| {
                 node.notes[1].addresses = node.notes[0].addresses.clone();

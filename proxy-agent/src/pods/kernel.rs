@@ -187,7 +187,7 @@ impl Kernel {
 }
 
 /// Whether a network namespace is where a runtime said that it is.
-fn is_namespace(path: &Path) -> bool {
+pub fn is_namespace(path: &Path) -> bool {
     let mut places = vec![path.to_path_buf()];
     // Runtimes like to write /var/run, which leads to /run on a node, and perhaps nowhere in a container.
     if let Ok(below) = path.strip_prefix("/var/run") {

@@ -2,9 +2,9 @@
 //!
 //! The plugin keeps what it knows in three places: leases and notes in a directory, entries in its own maps, and interfaces
 //! in the kernel. Nobody else writes them, so nothing is kept here: each question reads all three as they are. [`list`] and
-//! [`leases`] show them, [`check`] says where they disagree, [`mod@collect`] removes what a lost DEL left behind, and
-//! [`limits`] keeps what pods may receive and send in step with their annotations, [`any_source`] what addresses they may send
-//! from with the operator's choice.
+//! [`leases`] show them, [`check`] says where they disagree, [`mod@restore`] gives pods back what they lost of it, and
+//! [`mod@collect`] removes what a lost DEL left behind. [`limits`] keeps what pods may receive and send in step with their
+//! annotations, [`any_source`] what addresses they may send from with the operator's choice.
 //!
 //! Everything here blocks, for some milliseconds on a full node, so the agent calls it on the blocking pool. Invariant: what
 //! may still be in use is never removed, unless an operator forces it.
@@ -16,6 +16,8 @@ pub mod kernel;
 pub mod leases;
 pub mod limits;
 pub mod list;
+pub mod owed;
+pub mod restore;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -331,6 +331,7 @@ fn a_pod_sends_from_its_own_addresses_only() {
     let mut arp = between(end(OUTSIDE, 0, 1), end(NODE, 0, 1), protocol::UDP, 0, b"");
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     assert_eq!(node.run("from_pod", &arp).0, PASS);
+    assert_eq!(node.run("from_own_pod", &arp).0, PASS);
     datapath.pod_links.remove(&node.uplink).expect("to remove");
     let foreign = between(
         end(OUTSIDE, 0, 44_000),
@@ -340,4 +341,10 @@ fn a_pod_sends_from_its_own_addresses_only() {
         b"",
     );
     assert_eq!(node.run("from_pod", &foreign).0, PASS);
+    // An interface that our plugin made has lost its entry.
+    assert_eq!(node.run("from_own_pod", &foreign).0, SHOT);
+    assert_eq!(node.count(Reason::SpoofedSource), dropped + 1);
+    datapath.pod_links.set(&node.uplink, &link).expect("a link");
+    let own = between(end(POD, 0, 44_000), end(OUTSIDE, 0, 80), protocol::TCP, 2, b"");
+    assert_eq!(node.run("from_own_pod", &own), (PASS, own.clone()));
 }

@@ -133,8 +133,19 @@ impl Clsact {
 
     /// Whether a program of ours hangs at its place, of whichever generation.
     pub fn hangs(&mut self, interface: u32, direction: Direction, program: &str) -> Result<bool, BpfError> {
+        Ok(self.hung(interface, direction, program)?.is_some())
+    }
+
+    /// The id of a program of ours at its place.
+    pub fn hung(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        program: &str,
+    ) -> Result<Option<u32>, BpfError> {
         let found = self.filter(interface, direction)?;
-        Ok(found.is_some_and(|filter| filter.name.strip_prefix(NAME) == Some(program)))
+        let ours = found.filter(|filter| filter.name.strip_prefix(NAME) == Some(program));
+        Ok(ours.map(|filter| filter.program))
     }
 
     /// Takes our programs from an interface, and the qdisc if it is ours and nothing else hangs there.
@@ -245,7 +256,7 @@ impl Clsact {
 
 /// Whether an interface was made by our plugin, so that only the plugin and an agent of ours give it a qdisc, at the same time
 /// perhaps, and go by the same note.
-fn is_of_own_pod(interface: u32) -> bool {
+pub(super) fn is_of_own_pod(interface: u32) -> bool {
     let name = nix::net::if_::if_indextoname(interface);
     let name = name.ok().and_then(|name| name.into_string().ok());
     name.is_some_and(|name| InterfaceRole::of_pod(&name) == InterfaceRole::OwnPod)

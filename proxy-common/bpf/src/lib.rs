@@ -12,6 +12,7 @@ pub mod error;
 pub mod hash;
 pub mod links;
 pub mod pins;
+mod role;
 pub mod sys;
 pub mod traffic_control;
 

@@ -1,6 +1,7 @@
 //! Attachments: which program hangs where, held by pins.
 //!
-//! A pinned link outlives the agent. At start every link of ours is compared with what should hang there: a link whose
+//! A pinned link outlives the agent, and one that the agent holds open outlives the removal of its pin, which is then made
+//! again. At start every link of ours is compared with what should hang there: a link whose
 //! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange. Where
 //! the kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the same holds
 //! for them. So have the interfaces of our own pods on every kernel: a link costs a grace period in each direction when it
@@ -10,6 +11,8 @@
 //! Two processes may attach to one interface at the same moment: the CNI plugin, which has just made it, and an agent,
 //! which has just seen it. Both put the same filter in the same place, where the second replaces what the first put there.
 
+mod held;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -18,10 +21,12 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::clsact::Clsact;
+use super::clsact::{self, Clsact};
 use super::error::BpfError;
 use super::sys;
 use super::traffic_control::Direction;
+
+pub use super::role::{InterfaceRole, OWN_POD};
 
 /// The programs of a generation, by name.
 pub type Programs = BTreeMap<&'static str, OwnedFd>;
@@ -39,61 +44,6 @@ pub const SOCKET_HOOKS: [(&str, u32); 10] = [
     ("post_bind4", 12),
     ("post_bind6", 13),
 ];
-
-/// How the names of our own pods' interfaces begin; so many hexadecimal digits follow.
-pub const OWN_POD: &str = "mr";
-const OWN_POD_DIGITS: usize = 12;
-
-/// A kind of interface, by what hangs on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum InterfaceRole {
-    /// The host side of a pod, made by somebody else.
-    Pod,
-    /// The host side of a pod that our CNI plugin made.
-    OwnPod,
-    /// Leads to other machines.
-    Uplink,
-    /// Our own device.
-    Host,
-    /// The loopback.
-    Loopback,
-}
-
-impl InterfaceRole {
-    const ALL: [Self; 5] = [Self::Pod, Self::OwnPod, Self::Uplink, Self::Host, Self::Loopback];
-
-    fn programs(self) -> &'static [(&'static str, Direction)] {
-        match self {
-            Self::Pod | Self::OwnPod => &[("from_pod", Direction::Ingress), ("to_pod", Direction::Egress)],
-            Self::Uplink => &[
-                ("from_uplink", Direction::Ingress),
-                ("to_uplink", Direction::Egress),
-            ],
-            Self::Host => &[("from_host", Direction::Egress)],
-            Self::Loopback => &[("from_loopback", Direction::Egress)],
-        }
-    }
-
-    /// Whether a program hangs on such an interface.
-    pub fn has(self, program: &str) -> bool {
-        self.programs().iter().any(|(name, _)| *name == program)
-    }
-
-    /// The role of the pod behind an interface, by its name.
-    pub fn of_pod(interface: &str) -> Self {
-        let digits = interface.strip_prefix(OWN_POD).unwrap_or_default();
-        if digits.len() == OWN_POD_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            Self::OwnPod
-        } else {
-            Self::Pod
-        }
-    }
-
-    /// The role of the interfaces that a program hangs on.
-    fn of(program: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|role| role.has(program))
-    }
-}
 
 /// By which means programs hang on interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +87,8 @@ pub struct Links {
     means: Means,
     interfaces: BTreeMap<u32, InterfaceRole>,
     sockets: bool,
+    /// Links by the names of their pins.
+    held: BTreeMap<String, OwnedFd>,
 }
 
 impl Links {
@@ -162,6 +114,7 @@ impl Links {
             means,
             interfaces: BTreeMap::new(),
             sockets: false,
+            held: BTreeMap::new(),
         })
     }
 
@@ -178,6 +131,7 @@ impl Links {
             return fs::remove_file(path).map_err(BpfError::file("removing", path));
         };
         update(&link, fd, path, info.program)?;
+        self.held.insert(name.to_owned(), link);
         match place {
             Some(index) => {
                 let role = InterfaceRole::of(program);
@@ -193,16 +147,20 @@ impl Links {
         for found in self.clsact.attached()? {
             let role = InterfaceRole::of(&found.program).map(|role| match (role, self.means) {
                 (InterfaceRole::Pod, Means::Tcx) => InterfaceRole::OwnPod,
+                (InterfaceRole::Pod, _) if clsact::is_of_own_pod(found.interface) => InterfaceRole::OwnPod,
                 (role, _) => role,
             });
+            // An older agent's hung the same program on all pods' interfaces.
+            let program = role.and_then(|role| role.program(found.direction));
             // A filter that this kernel's agent would not have made is another's, who shares the network namespace.
             if role.is_some_and(|role| self.means_for(role) == Means::Tcx) {
                 continue;
             }
-            match (role, programs.get(found.program.as_str())) {
-                (Some(role), Some(fd)) => {
+            let fd = program.and_then(|program| programs.get(program));
+            match (role, program, fd) {
+                (Some(role), Some(program), Some(fd)) => {
                     self.clsact
-                        .attach(found.interface, found.direction, &found.program, fd)?;
+                        .attach(found.interface, found.direction, program, fd)?;
                     self.interfaces.insert(found.interface, role);
                 }
                 _ => self.clsact.detach_one(found.interface, found.direction)?,
@@ -284,7 +242,9 @@ impl Links {
             return self.clsact.detach(index);
         }
         for (program, _) in role.programs() {
-            let _ = fs::remove_file(self.interface_pin(index, program));
+            let name = interface_pin(index, program);
+            let _ = fs::remove_file(self.dir.join(&name));
+            self.held.remove(&name);
         }
         Ok(())
     }
@@ -303,15 +263,11 @@ impl Links {
                 }
                 continue;
             }
-            let path = self.interface_pin(index, program);
-            if path.exists() {
-                let alive = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
-                if alive.is_ok_and(|info| info.target == index) {
-                    continue;
-                }
-                fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
-            }
+            let name = interface_pin(index, program);
             let Some(fd) = programs.get(program) else { continue };
+            if self.keep(&name, index, fd)? {
+                continue;
+            }
             let link = match sys::link_create(fd.as_fd(), index, direction.tcx()) {
                 // Hangs there already: another process of ours attaches it and pins it in a moment.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
@@ -319,7 +275,7 @@ impl Links {
                     "attaching {program} to interface {index}"
                 )))?,
             };
-            sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
+            self.hold(name, link)?;
         }
         Ok(())
     }
@@ -349,7 +305,7 @@ impl Links {
             let hangs = if self.means_for(role) == Means::Clsact {
                 self.clsact.hangs(index, *direction, program)?
             } else {
-                let link = sys::open_pin(&self.interface_pin(index, program));
+                let link = sys::open_pin(&self.dir.join(interface_pin(index, program)));
                 let info = link.and_then(|link| sys::link_info(link.as_fd()));
                 info.is_ok_and(|info| info.target == index)
             };
@@ -364,14 +320,18 @@ impl Links {
     pub fn forget_pod(dir: &Path, qdiscs: &Path, index: u32) {
         Clsact::forget(qdiscs, index);
         for (program, _) in InterfaceRole::Pod.programs() {
-            let _ = fs::remove_file(interface_pin(dir, index, program));
+            let _ = fs::remove_file(dir.join(interface_pin(index, program)));
         }
     }
 
     /// Removes what is noted of interfaces that are gone: the pins of links, and qdiscs.
     pub fn forget_gone(&mut self) -> Result<(), BpfError> {
         self.clsact.forget_gone()?;
-        let entries = fs::read_dir(&self.dir).map_err(BpfError::file("reading directory", &self.dir))?;
+        let entries = match fs::read_dir(&self.dir) {
+            // It was removed, and the pins with it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(BpfError::file("reading directory", &self.dir))?,
+        };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if !name.starts_with("tcx") {
@@ -397,20 +357,17 @@ impl Links {
         let dir = fs::File::open(cgroup).map_err(BpfError::file("opening", cgroup))?;
         let id = dir.metadata().map_err(BpfError::file("reading", cgroup))?.ino();
         for (program, attach_type) in SOCKET_HOOKS {
-            let path = self.dir.join(format!("cgroup-{program}"));
-            if path.exists() {
-                let info = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
-                if info.is_ok_and(|info| u64::from(info.target) == id & u64::from(u32::MAX)) {
-                    continue;
-                }
-                fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
-            }
+            let name = cgroup_pin(program);
             let Some(fd) = programs.get(program) else { continue };
+            // Of the target's 64 bits the first word is read.
+            if self.keep(&name, id as u32, fd)? {
+                continue;
+            }
             let target = dir.as_raw_fd().cast_unsigned();
             let link = sys::link_create(fd.as_fd(), target, attach_type).map_err(BpfError::syscall(
                 format!("attaching {program} to {}", cgroup.display()),
             ))?;
-            sys::pin(link.as_fd(), &path).map_err(BpfError::file("pinning", &path))?;
+            self.hold(name, link)?;
         }
         self.sockets = true;
         Ok(())
@@ -419,18 +376,20 @@ impl Links {
     /// Detaches the socket hooks.
     pub fn detach_sockets(&mut self) {
         for (program, _) in SOCKET_HOOKS {
-            let _ = fs::remove_file(self.dir.join(format!("cgroup-{program}")));
+            let name = cgroup_pin(program);
+            let _ = fs::remove_file(self.dir.join(&name));
+            self.held.remove(&name);
         }
         self.sockets = false;
     }
-
-    fn interface_pin(&self, index: u32, program: &str) -> PathBuf {
-        interface_pin(&self.dir, index, program)
-    }
 }
 
-fn interface_pin(dir: &Path, index: u32, program: &str) -> PathBuf {
-    dir.join(format!("tcx{index}-{program}"))
+fn interface_pin(index: u32, program: &str) -> String {
+    format!("tcx{index}-{program}")
+}
+
+fn cgroup_pin(program: &str) -> String {
+    format!("cgroup-{program}")
 }
 
 fn update(link: &OwnedFd, program: &OwnedFd, path: &Path, attached: u32) -> Result<(), BpfError> {

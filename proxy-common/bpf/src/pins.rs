@@ -203,6 +203,20 @@ impl Pins {
         Ok(dir)
     }
 
+    /// Whether a directory is the one in force, as far as the pins tell.
+    pub fn is_in_force(&self, dir: &LayoutDir) -> bool {
+        let target = fs::read_link(self.root.join("current")).ok();
+        target.is_some() && target.as_deref() == dir.path.file_name().map(Path::new)
+    }
+
+    /// Makes what is missing of the directories for pins, the bpf root included. It must lie on a bpffs.
+    pub fn make_again(&self, dir: &LayoutDir) -> Result<(), BpfError> {
+        Self::open(&self.root)?;
+        make_dir(&dir.path)?;
+        make_dir(&dir.path.join("maps"))?;
+        make_dir(&dir.path.join("programs"))
+    }
+
     /// Puts a complete directory in force.
     pub fn publish(&self, dir: &LayoutDir) -> Result<(), BpfError> {
         let path = self.root.join("current");

@@ -43,6 +43,10 @@ impl AttachPoints<'_> {
         {
             problems.push(ObjectError::new("interface lo", &error));
         }
+        if let Err(error) = datapath.take_over() {
+            problems.push(ObjectError::new("programs", &error));
+            return false;
+        }
         let errors = datapath
             .links
             .set_interfaces(&self.interfaces(), &datapath.programs);

@@ -33,6 +33,19 @@ pub fn ensure(interfaces: &[&str], v4: bool, v6: bool) -> Result<u64, NetworkErr
     Ok(written)
 }
 
+/// Settings of these interfaces, and of all of them, that have another value now.
+pub fn changed(interfaces: &[&str], v4: bool, v6: bool) -> Vec<String> {
+    let v4 = interfaces.iter().filter(|_| v4);
+    let v4 = v4.map(|device| setting("ipv4", device, "forwarding", "1"));
+    let v6 = [&"all"]
+        .into_iter()
+        .chain(interfaces)
+        .filter(|_| v6 && sysctl::has_ipv6());
+    let v6 = v6.map(|device| setting("ipv6", device, "forwarding", "1"));
+    let changed = v4.chain(v6).filter(Setting::is_changed);
+    changed.map(|setting| setting.to_string()).collect()
+}
+
 fn ensure_one(
     family: &'static str,
     device: &str,

@@ -3,7 +3,7 @@
 //! Ours are those of the main table that carry our protocol number, whichever interface they are on. Any other is left alone,
 //! also where it leads the same prefix elsewhere: then that is reported, and no rival is set up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -47,12 +47,13 @@ struct Steps {
     foreign: Vec<Route>,
 }
 
-/// Brings the kernel's routes in step. What stands in the way of one is returned and the others are set all the same; the
+/// Brings the kernel's routes in step; `led` were set earlier. What stands in the way of one is returned and the others are set all the same; the
 /// second value says whether all of them were tried with success.
 pub async fn sync(
     netlink: &Netlink,
     wanted: &BTreeMap<IpNet, Hop>,
     tunnel: Option<u32>,
+    led: &BTreeSet<IpNet>,
 ) -> Result<(Vec<Problem>, bool), NetworkError> {
     let existing: Vec<Route> = netlink.routes().await?.iter().filter_map(read).collect();
     let steps = steps(&targets(wanted, tunnel), &existing);
@@ -70,7 +71,11 @@ pub async fn sync(
         } else {
             (request, "adding it")
         };
-        route::note(&mut problems, prefix, request.execute().await, what);
+        let done = request.execute().await;
+        if done.is_ok() && found.is_none() && led.contains(&prefix) {
+            netlink.note_restored("route", prefix.to_string());
+        }
+        route::note(&mut problems, prefix, done, what);
     }
     for stale in steps.remove {
         let message = message(stale.prefix, stale.target)?;
@@ -85,7 +90,7 @@ pub async fn sync(
 pub async fn remove_all(netlink: &Netlink) -> Result<Vec<IpNet>, NetworkError> {
     let routes = netlink.routes().await?;
     let ours: Vec<_> = routes.iter().filter_map(read).filter(Route::is_ours).collect();
-    let (problems, _) = sync(netlink, &BTreeMap::new(), None).await?;
+    let (problems, _) = sync(netlink, &BTreeMap::new(), None, &BTreeSet::new()).await?;
     if let Some(Problem { object, message }) = problems.into_iter().next() {
         let error = std::io::Error::other(message);
         return Err(NetworkError::Request { what: object, error });

@@ -42,12 +42,18 @@ struct Identity {
 pub struct Tunnel {
     netlink: Netlink,
     index: Option<u32>,
+    /// What it was made as, and entries that were made.
+    made: Option<(Identity, Entries)>,
 }
 
 impl Tunnel {
     /// Nothing is looked at or changed yet.
     pub fn new(netlink: Netlink) -> Self {
-        Self { netlink, index: None }
+        Self {
+            netlink,
+            index: None,
+            made: None,
+        }
     }
 
     /// The device's index, if there has been one.
@@ -70,7 +76,11 @@ impl Tunnel {
                     self.delete(link.index).await?;
                 }
                 self.index = None;
-                self.create(plan).await?
+                let made = self.create(plan).await?;
+                if self.made.as_ref().is_some_and(|(before, _)| *before == wanted) {
+                    self.netlink.note_restored("interface", TUNNEL_DEVICE.to_owned());
+                }
+                made
             }
         };
         self.index = Some(found.index);
@@ -84,7 +94,11 @@ impl Tunnel {
                 .await?;
         }
         self.ensure_addresses(found.index, plan).await?;
-        Entries::of(plan).add_missing(&self.netlink, found.index).await?;
+        let entries = Entries::of(plan);
+        let before = self.made.take().map(|(_, entries)| entries).unwrap_or_default();
+        let added = entries.add_missing(&self.netlink, found.index, &before).await;
+        self.made = Some((wanted, if added.is_ok() { entries } else { before }));
+        added?;
         Ok(found.index)
     }
 
@@ -98,7 +112,7 @@ impl Tunnel {
 
     /// Removes the device. Says whether there was one; a foreign one of that name is an error and stays.
     pub async fn remove(&mut self) -> Result<bool, NetworkError> {
-        self.index = None;
+        (self.index, self.made) = (None, None);
         let Some((link, _)) = self.find().await? else {
             return Ok(false);
         };

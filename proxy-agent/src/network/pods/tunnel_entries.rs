@@ -35,8 +35,13 @@ impl Entries {
         }
     }
 
-    /// Adds what is missing and changes what differs.
-    pub(super) async fn add_missing(&self, netlink: &Netlink, device: u32) -> Result<(), NetworkError> {
+    /// Adds what is missing and changes what differs; what is `before` was made earlier.
+    pub(super) async fn add_missing(
+        &self,
+        netlink: &Netlink,
+        device: u32,
+        before: &Self,
+    ) -> Result<(), NetworkError> {
         let found = Self::read(netlink, device).await?;
         for (mac, node) in &self.forwarding {
             if found.forwarding.get(mac) == Some(node) {
@@ -50,6 +55,9 @@ impl Entries {
                 .flags(NeighbourFlags::Own);
             let set = request.replace().execute().await;
             set.map_err(refused("adding", &mac_text(*mac)))?;
+            if before.forwarding.get(mac) == Some(node) {
+                netlink.note_restored("forwarding entry", mac_text(*mac));
+            }
         }
         for (end, mac) in &self.neighbours {
             if found.neighbours.get(end) == Some(mac) {
@@ -62,6 +70,9 @@ impl Entries {
                 .link_layer_address(mac);
             let set = request.replace().execute().await;
             set.map_err(refused("adding", &end.to_string()))?;
+            if before.neighbours.get(end) == Some(mac) {
+                netlink.note_restored("neighbour", end.to_string());
+            }
         }
         Ok(())
     }

@@ -1,0 +1,117 @@
+//! Pins that are removed while a pod runs: DEL goes on without them, and what they held can be made again.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which panic with what went wrong"
+)]
+
+#[expect(dead_code, reason = "this file needs a part of it")]
+mod support;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use cni_plugin::config::HostPort;
+use cni_plugin::datapath::{Datapath, Entry};
+use cni_plugin::ipam::Store;
+use cni_plugin::netlink::{Conversation, link};
+use serde_json::{Value, json};
+use support::{World, names, on_a_node, with};
+
+fn add(world: &World, container: &str, pod: &Path) -> Value {
+    let mappings = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]);
+    let config = with(
+        world.config(),
+        &json!({"runtimeConfig": {"portMappings": mappings}}),
+    );
+    World::call("ADD", container, Some(pod), &config).done()
+}
+
+#[test]
+fn a_pod_ends_without_the_pins_that_it_began_with() {
+    on_a_node(|world| {
+        let current = world.bpf_root.join("current");
+        let maps = fs::canonicalize(&current).unwrap().join("maps");
+        for lost in ["PODS", "POD_LINKS", "HOST_PORTS", "IN_USE", "POD_NETNS"] {
+            let pod = world.pod(lost);
+            add(world, lost, &pod);
+            let (pin, aside) = (maps.join(lost), maps.join("aside"));
+            fs::rename(&pin, &aside).unwrap();
+            world.del(lost, Some(&pod)).done();
+            fs::rename(&aside, &pin).unwrap();
+            assert_eq!(support::interfaces(), ["lo"], "without {lost}");
+            assert!(!names(&world.data_dir).iter().any(|name| name.starts_with("10.")));
+        }
+        let pod = world.pod("links");
+        add(world, "links", &pod);
+        fs::remove_dir_all(world.bpf_root.join("links")).unwrap();
+        world.del("links", Some(&pod)).done();
+        let pod = world.pod("all");
+        fs::create_dir(world.bpf_root.join("links")).unwrap();
+        add(world, "all", &pod);
+        fs::remove_file(&current).unwrap();
+        world.del("all", Some(&pod)).done();
+        assert_eq!(support::interfaces(), ["lo"]);
+    });
+}
+
+#[test]
+fn entries_are_made_again_from_what_is_noted() {
+    on_a_node(|world| {
+        let pod = world.pod("pod");
+        let result = add(world, "c1", &pod);
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        let note = Store::existing(&world.data_dir)
+            .unwrap()
+            .note(host)
+            .unwrap()
+            .unwrap();
+        let mut node = Conversation::open().unwrap();
+        let index = link::find(&mut node, host).unwrap().unwrap().index;
+        let addresses: Vec<IpAddr> = note.addresses.clone();
+        let host_ports: Vec<HostPort> = note.host_ports.clone();
+        let mac: Vec<u8> = note
+            .mac
+            .split(':')
+            .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+            .collect();
+        let entry = Entry {
+            interface: index,
+            netns_cookie: note.netns_cookie,
+            mac: mac.try_into().unwrap(),
+            addresses: &addresses,
+            is_limited: false,
+            limiter: None,
+            host_ports: &host_ports,
+        };
+        let seen = |world: &World| {
+            (
+                world.pods(),
+                world.pod_links(),
+                world.host_ports().len(),
+                world.in_use(),
+            )
+        };
+        let before = seen(world);
+        let datapath = Datapath::open(&world.bpf_root).unwrap();
+        assert_eq!(
+            datapath.restore(&mut node, &entry).unwrap(),
+            [""; 0],
+            "nothing is missing"
+        );
+        world.pin_programs();
+        assert!(
+            world.pods().is_empty() && world.pod_links().is_empty(),
+            "new tables"
+        );
+        let datapath = Datapath::open(&world.bpf_root).unwrap();
+        let restored = datapath.restore(&mut node, &entry).unwrap();
+        // Two addresses, an interface, what says that they are used, and a port of two families.
+        assert_eq!(restored.len(), 6, "{restored:?}");
+        assert_eq!(seen(world), before);
+        assert_eq!(datapath.restore(&mut node, &entry).unwrap(), [""; 0]);
+        world.del("c1", Some(&pod)).done();
+        assert!(world.pods().is_empty() && world.host_ports().is_empty());
+    });
+}

@@ -1,0 +1,263 @@
+//! What was set once may be gone: the agent watches what the data plane needs, makes it again, and says no to `ready` while
+//! something is lacking.
+//!
+//! The kernel tells of interfaces, addresses, routes, neighbours, qdiscs and filters. For what it does not tell (pins, links,
+//! settings, entries) there is a slow look every second, of some dozens of system calls. Both lead to the functions that set
+//! things in the first place; here is only noticed what is to be set again, and counted, logged and told what was. Pods of
+//! ours are [`keeper`]'s. [`self_test`] sends packets that do not exist through all of it.
+
+mod keeper;
+mod open;
+mod self_test;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+pub use open::open_datapath;
+
+use super::Agent;
+use crate::control::ObjectError;
+use crate::events::{Event, Recorder};
+use crate::metrics::Metrics;
+use crate::network::netlink::Restored;
+use crate::pods::Places;
+use crate::pods::restore::Restored as PodsRestored;
+use keeper::Waker;
+
+/// How often to look.
+const LOOK: Duration = Duration::from_secs(1);
+/// Filters of all interfaces are looked at once in so many looks: the kernel tells when they change.
+const ROUNDS: u32 = 16;
+/// The self-test fails if it fails so many times in a row: what is being changed right now may fail once.
+const PATIENCE: u32 = 2;
+/// An event names no more than this.
+const MOST_TOLD: usize = 8;
+
+/// What the agent watches.
+pub struct Survival {
+    node: String,
+    recorder: Recorder,
+    metrics: Metrics,
+    looks: Interval,
+    turn: u32,
+    waker: Waker,
+    of_pods: mpsc::Receiver<PodsRestored>,
+    /// What is lacking, by who found it.
+    lacking: BTreeMap<&'static str, Vec<ObjectError>>,
+    /// What the last self-test found, and how often in a row.
+    failing: (Vec<ObjectError>, u32),
+    told: Vec<ObjectError>,
+}
+
+impl Survival {
+    /// Starts to watch. Must be called within a tokio runtime.
+    pub fn start(places: Places, node: &str, recorder: Recorder, metrics: Metrics) -> Self {
+        let (waker, of_pods) = keeper::start(places);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            node: node.to_owned(),
+            recorder,
+            metrics,
+            looks,
+            turn: 0,
+            waker,
+            of_pods,
+            lacking: BTreeMap::new(),
+            failing: (Vec::new(), 0),
+            told: Vec::new(),
+        }
+    }
+
+    /// Waits until it is time to look; what pods were given back comes along.
+    pub async fn due(&mut self) -> Option<PodsRestored> {
+        tokio::select! {
+            Some(done) = self.of_pods.recv() => Some(done),
+            _ = self.looks.tick() => None,
+        }
+    }
+
+    /// Hears that something of pods may have gone.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// What is lacking and cannot be made again.
+    pub fn problems(&self) -> impl Iterator<Item = &ObjectError> {
+        self.lacking.values().flatten()
+    }
+
+    /// What `ready` waits for.
+    pub fn waiting_for(&self) -> impl Iterator<Item = String> {
+        self.lacking
+            .iter()
+            .filter(|(_, lacking)| !lacking.is_empty())
+            .map(|(what, lacking)| match lacking.first() {
+                Some(first) if lacking.len() == 1 => format!("{what}: {}", first.object),
+                _ => format!("{what} ({} problems, see errors)", lacking.len()),
+            })
+    }
+
+    fn lacks(&mut self, what: &'static str, lacking: Vec<ObjectError>) {
+        for problem in &lacking {
+            if !self.told.contains(problem) {
+                tracing::warn!(object = problem.object, "{}", problem.message);
+                self.tell(
+                    "Warning",
+                    "DataPlaneIncomplete",
+                    format!("{}: {}", problem.object, problem.message),
+                );
+            }
+        }
+        self.lacking.insert(what, lacking);
+        self.told = self.problems().cloned().collect();
+    }
+
+    /// Counts, logs and tells what was made again.
+    pub fn restored(&self, restored: &[Restored]) {
+        for (what, object) in restored {
+            tracing::warn!("restored what had gone: {what} ({object})");
+            self.metrics.own.restored(what);
+        }
+        if restored.is_empty() {
+            return;
+        }
+        let named = restored.iter().take(MOST_TOLD);
+        let named: Vec<_> = named.map(|(what, object)| format!("{what} ({object})")).collect();
+        let rest = match restored.len().saturating_sub(MOST_TOLD) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let note = format!("restored what had gone: {}{rest}", named.join(", "));
+        self.tell("Normal", "DataPlaneRestored", note);
+    }
+
+    fn tell(&self, type_: &'static str, reason: &'static str, note: String) {
+        self.recorder
+            .record(Event::of_node(type_, &self.node, reason, "Restore", note));
+    }
+}
+
+/// Does what is due.
+pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
+    match of_pods {
+        Some(done) => {
+            agent.survival.restored(&done.restored);
+            agent.survival.lacks("pods to be whole", done.problems);
+        }
+        None if agent.synced => look_at_node(agent).await,
+        None => {}
+    }
+}
+
+async fn look_at_node(agent: &mut Agent) {
+    let turn = agent.survival.turn.wrapping_add(1);
+    agent.survival.turn = turn;
+    look_at_pins(agent);
+    let changed = agent.node.changed_settings();
+    if !changed.is_empty() {
+        // A switch for all interfaces changes those of pods as well.
+        agent.survival.wake();
+        agent.refresh_node().await;
+        let still = agent.node.changed_settings();
+        let mended = changed.iter().filter(|setting| !still.contains(setting));
+        let mended: Vec<_> = mended.map(|setting| ("setting", setting.clone())).collect();
+        agent.survival.restored(&mended);
+        let lacking = still.into_iter().map(|setting| ObjectError {
+            message: format!("it has another value, and setting it fails: `sysctl -w {setting}=1`"),
+            object: setting,
+        });
+        agent.survival.lacks("settings of the kernel", lacking.collect());
+    } else {
+        agent.survival.lacks("settings of the kernel", Vec::new());
+    }
+    look_at_programs(agent, |index| index % ROUNDS == turn % ROUNDS).await;
+    // Programs are run by their pins.
+    if !agent.survival.is_lacking(PINS) {
+        test(agent).await;
+    }
+}
+
+fn look_at_pins(agent: &mut Agent) {
+    let kept = agent.programmer.store().keep_pinned();
+    let lacking = match kept {
+        Ok(false) => Vec::new(),
+        Ok(true) => {
+            let root = agent.options.bpf_root.display().to_string();
+            agent.survival.restored(&[("pins", root)]);
+            agent.survival.wake();
+            Vec::new()
+        }
+        Err(error) => {
+            let object = format!("pins below {}", agent.options.bpf_root.display());
+            vec![ObjectError::new(object, &error)]
+        }
+    };
+    agent.survival.lacks(PINS, lacking);
+}
+
+/// Sees to it that the programs hang where they should. `is_due` says at which interfaces filters are looked at.
+pub async fn look_at_programs(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
+    let is_there = |agent: &Agent, (place, _): &(Option<u32>, &'static str)| {
+        place.is_none_or(|index| agent.node.has_interface(index))
+    };
+    let broken = match agent.programmer.store_mut().broken(&is_due) {
+        Ok(broken) => broken,
+        Err(error) => {
+            let problem = ObjectError::new("programs", &error);
+            return agent.survival.lacks(PROGRAMS, vec![problem]);
+        }
+    };
+    if !broken.iter().any(|place| is_there(agent, place)) && !agent.survival.is_lacking(PROGRAMS) {
+        return;
+    }
+    agent.refresh_node().await;
+    let still = agent.programmer.store_mut().broken(|_| true).unwrap_or_default();
+    let name = |agent: &Agent, place: &(Option<u32>, &'static str)| match place {
+        (Some(index), program) => format!("{program} at {}", agent.node.interface_name(*index)),
+        (None, program) => format!("{program} at the cgroup"),
+    };
+    let mended = broken.iter().filter(|place| !still.contains(place));
+    let mended: Vec<_> = mended
+        .filter(|place| is_there(agent, place))
+        .map(|place| ("program", name(agent, place)))
+        .collect();
+    agent.survival.restored(&mended);
+    let lacking = still.iter().filter(|place| is_there(agent, place));
+    let lacking = lacking.map(|place| ObjectError {
+        object: format!("program {}", name(agent, place)),
+        message: "it does not hang there, and attaching it again fails: see the other errors, and `tc filter show` and \
+                  `bpftool net` for what does"
+            .to_owned(),
+    });
+    let lacking = lacking.collect();
+    agent.survival.lacks(PROGRAMS, lacking);
+}
+
+const PINS: &str = "pins to be kept";
+const PROGRAMS: &str = "programs to hang where they should";
+const SELF_TEST: &str = "the self-test";
+
+impl Survival {
+    fn is_lacking(&self, what: &str) -> bool {
+        self.lacking.get(what).is_some_and(|lacking| !lacking.is_empty())
+    }
+}
+
+async fn test(agent: &mut Agent) {
+    let mut found = self_test::programs(agent);
+    found.extend(self_test::ways(agent, agent.survival.turn as usize).await);
+    let failing = &mut agent.survival.failing;
+    // A way that was asked for once is asked for again only when its turn comes: it fails until that.
+    failing.1 = if found.is_empty() { 0 } else { failing.1 + 1 };
+    failing.0 = found;
+    let lacking = if failing.1 >= PATIENCE {
+        failing.0.clone()
+    } else {
+        Vec::new()
+    };
+    agent.survival.lacks(SELF_TEST, lacking);
+}

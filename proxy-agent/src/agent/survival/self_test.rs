@@ -1,0 +1,153 @@
+//! Does a packet go through? Each program that hangs somewhere decides about one that does not exist, and the kernel is asked
+//! for the way to places that have one.
+//!
+//! What is set may be there and still lead nowhere: a program over other tables, a rule of routing before ours. So nothing is
+//! compared here with what was written. A test costs a run of each program and a few questions to the kernel, some tens of
+//! microseconds; of many nodes and pods a few are asked for each time, in turn.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use proxy_common::maps::{FrontendFlags, FrontendKind};
+
+use crate::agent::Agent;
+use crate::agent::trace::craft;
+use crate::bpf::test_run::{DryRunKind, DryRunner};
+use crate::control::{ObjectError, Protocol};
+
+/// Programs that meet packets at interfaces.
+const PROGRAMS: [&str; 7] = [
+    "from_pod",
+    "from_own_pod",
+    "to_pod",
+    "from_uplink",
+    "to_uplink",
+    "from_host",
+    "from_loopback",
+];
+/// Of those, the ones that translate what a client here sends to a service under each policy.
+const TRANSLATE: [&str; 3] = ["from_pod", "from_own_pod", "from_host"];
+/// Ways that are asked for each time.
+const WAYS: usize = 8;
+const SOURCE_PORT: u16 = 40_000;
+
+/// Runs all programs that hang somewhere.
+pub fn programs(agent: &Agent) -> Vec<ObjectError> {
+    let datapath = agent.programmer.store();
+    let service = some_service(agent);
+    let mut problems = Vec::new();
+    for program in PROGRAMS {
+        let hangs = datapath
+            .links
+            .interfaces()
+            .iter()
+            .find(|(_, role)| role.has(program));
+        let Some((interface, _)) = hangs else { continue };
+        let failed = |message: String| ObjectError {
+            object: format!("program {program}"),
+            message: format!("a packet did not get through it: {message}; restart the agent if that stays"),
+        };
+        let (to, protocol) = service.unwrap_or_else(|| (nowhere(agent), Protocol::Tcp));
+        let frame = craft::frame(client(agent, to.ip()), to, SOURCE_PORT, protocol);
+        let run = DryRunner::new(datapath, program).and_then(|runner| runner.answer(&frame, *interface));
+        match run {
+            Err(error) => problems.push(failed(error.to_string())),
+            Ok(Some(run)) if service.is_some() && TRANSLATE.contains(&program) => {
+                if run.kind != DryRunKind::Translate {
+                    let reason = run.reason.name();
+                    problems.push(failed(format!("{to} {protocol} leads to no endpoint ({reason})")));
+                }
+            }
+            Ok(_) => {}
+        }
+    }
+    problems
+}
+
+/// A cluster IP that leads to some endpoint, if all of its service is programmed.
+fn some_service(agent: &Agent) -> Option<(SocketAddr, Protocol)> {
+    if agent.programmer.pending() > 0 {
+        return None;
+    }
+    let mut services = agent.cluster.services().take(WAYS);
+    services.find_map(|(id, _)| {
+        if !agent.programmer.problems_of(id).is_empty() {
+            return None;
+        }
+        let served = agent.programmer.programmed(id)?.groups.iter();
+        let mut served = served
+            .filter(|group| group.active > 0 && u32::from(group.flags) & FrontendFlags::LOCAL_ONLY == 0);
+        served.find_map(|group| {
+            let mut frontends = group.frontends.iter();
+            let frontend = frontends.find(|frontend| frontend.kind() == FrontendKind::ClusterIp)?;
+            let key = &frontend.key;
+            let to = SocketAddr::new(key.address.into(), key.port.number());
+            Some((to, Protocol::from_number(key.protocol)?))
+        })
+    })
+}
+
+/// An address of a family that the node has, for a packet that leads nowhere.
+fn nowhere(agent: &Agent) -> SocketAddr {
+    let is_v4 = agent.node.addresses().primary_v4.is_some();
+    let ip = if is_v4 { "192.0.2.1" } else { "2001:db8::1" };
+    SocketAddr::new(ip.parse().unwrap_or(IpAddr::from([192, 0, 2, 1])), 9)
+}
+
+/// Who asks: the node, by its address.
+fn client(agent: &Agent, to: IpAddr) -> IpAddr {
+    let addresses = agent.node.addresses();
+    let own = match to {
+        IpAddr::V4(_) => addresses.primary_v4.map(IpAddr::from),
+        IpAddr::V6(_) => addresses.primary_v6.map(IpAddr::from),
+    };
+    own.unwrap_or(to)
+}
+
+/// Asks for ways to services, other nodes' pods and pods of this node; `turn` counts the tests.
+pub async fn ways(agent: &Agent, turn: usize) -> Vec<ObjectError> {
+    let mut ways: Vec<(IpNet, u32)> = agent.node.ways();
+    let mut pods = Vec::new();
+    let walked = agent
+        .programmer
+        .store()
+        .pods
+        .for_each(|ip, pod| pods.push((IpNet::from(IpAddr::from(ip)), pod.interface)));
+    if walked.is_ok() {
+        pods.sort_unstable();
+        ways.extend(pods);
+    }
+    let mut problems = Vec::new();
+    let first = turn * WAYS % ways.len().max(1);
+    for (prefix, interface) in ways.iter().cycle().skip(first).take(WAYS.min(ways.len())) {
+        let address = inside(prefix);
+        // A pod that has just gone has no interface any more.
+        if !agent.node.has_interface(*interface) {
+            continue;
+        }
+        match agent.node.way_to(address).await {
+            Ok(Some(found)) if found == *interface => {}
+            Ok(found) => {
+                let name = |index| agent.node.interface_name(index);
+                let found = found.map_or_else(|| "nowhere".to_owned(), |index| format!("by {}", name(index)));
+                problems.push(ObjectError {
+                    object: format!("route {prefix}"),
+                    message: format!(
+                        "packets to {address} go {found} and not by {}: see `ip rule` and `ip route get {address}`",
+                        name(*interface)
+                    ),
+                });
+            }
+            Err(error) => problems.push(ObjectError::new(format!("route {prefix}"), &error)),
+        }
+    }
+    problems
+}
+
+/// An address of a range that is not the range's own.
+fn inside(prefix: &IpNet) -> IpAddr {
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        return prefix.addr();
+    }
+    prefix.hosts().next().unwrap_or_else(|| prefix.addr())
+}

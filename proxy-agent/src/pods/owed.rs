@@ -1,0 +1,329 @@
+//! What the node's side of a pod's interface is owed: settings, the gateway's address, neighbours and routes.
+//!
+//! The plugin makes all of it once, and the kernel drops most of it when the interface is switched off, or IPv6 is. Each
+//! thing that is missing is found by comparing a pod with lists of what the kernel has, and carries the request that makes
+//! it again. The order is that of ADD: no packet comes before it can be answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cni_plugin::attachment::pod_mac;
+use cni_plugin::ipam::Note;
+use cni_plugin::netlink::host_side::{HOST_V4, HOST_V6, gateway_v6};
+use cni_plugin::netlink::{Conversation, NetlinkError, Request, ip, link};
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+
+use super::kernel::Interfaces;
+use crate::network::sysctl::{Setting, has_ipv6};
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// What the kernel has of addresses, routes and neighbours.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    routes: BTreeMap<IpAddr, BTreeSet<u32>>,
+    neighbours: BTreeMap<(u32, IpAddr), Mac>,
+    addresses: BTreeSet<(u32, IpNet)>,
+}
+
+/// A pod whose interface is there.
+pub struct Pod<'a> {
+    /// The index of the node's side.
+    pub index: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// The Ethernet address of the pod's side.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: &'a [IpAddr],
+}
+
+/// Something that a pod lacks.
+pub struct Lack {
+    /// What kind of thing it is.
+    pub what: &'static str,
+    /// What is missing, in words.
+    pub message: String,
+    /// How it is made again.
+    pub mend: Mend,
+}
+
+/// How something is made again.
+pub enum Mend {
+    /// By a setting: family, name, value.
+    Set(&'static str, &'static str, &'static str),
+    /// By a request.
+    Ask(Request),
+}
+
+impl Surroundings {
+    /// Reads all of it.
+    pub fn read(node: &mut Conversation) -> Result<Self, NetlinkError> {
+        let mut found = Self::default();
+        let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        for answer in node.ask(Request::list("listing the node's routes", routes))? {
+            if let RouteNetlinkMessage::NewRoute(route) = answer
+                && let Some((to, interface)) = host_route(&route)
+            {
+                found.routes.entry(to).or_default().insert(interface);
+            }
+        }
+        let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        for answer in node.ask(Request::list("listing the node's neighbours", neighbours))? {
+            if let RouteNetlinkMessage::NewNeighbour(entry) = answer
+                && let Some((ip, mac)) = permanent(&entry)
+            {
+                found.neighbours.insert((entry.header.ifindex, ip), mac);
+            }
+        }
+        found.addresses = ip::addresses(node)?.into_iter().collect();
+        Ok(found)
+    }
+
+    /// Adds what one address of a pod is owed.
+    #[cfg(test)]
+    pub fn put(&mut self, index: u32, address: IpAddr, mac: Mac) {
+        self.routes.entry(address).or_default().insert(index);
+        self.neighbours.insert((index, address), mac);
+        if address.is_ipv6() {
+            self.addresses.insert((index, gateway_v6()));
+        }
+    }
+
+    /// The Ethernet address that an address has for good at an interface.
+    pub fn mac(&self, index: u32, address: IpAddr) -> Option<Mac> {
+        self.neighbours.get(&(index, address)).copied()
+    }
+}
+
+/// The Ethernet address of a pod: as noted, else as the kernel was told, else the one that pods get who ask for none.
+pub fn mac_of(note: &Note, index: u32, surroundings: &Surroundings) -> Mac {
+    let noted: Vec<u8> = note
+        .mac
+        .split(':')
+        .filter_map(|octet| u8::from_str_radix(octet, 16).ok())
+        .collect();
+    let told = || note.addresses.iter().find_map(|ip| surroundings.mac(index, *ip));
+    Mac::try_from(noted)
+        .ok()
+        .or_else(told)
+        .unwrap_or_else(|| pod_mac(&note.attachment()))
+}
+
+impl Pod<'_> {
+    /// What is missing.
+    pub fn lacks(&self, interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<Lack> {
+        let mut lacks = self.settings();
+        let (index, name) = (self.index, self.name);
+        if interfaces.get(&index).is_some_and(|interface| !interface.is_up) {
+            let message = format!("interface {name} is switched off");
+            lacks.push(Lack::asking("interface", message, link::up(index)));
+        }
+        if self.has(false) && !surroundings.addresses.contains(&(index, gateway_v6())) {
+            let message = format!("interface {name} lacks the gateway's address {}", gateway_v6());
+            let request = ip::address(index, gateway_v6());
+            lacks.push(Lack::asking("address", message, request));
+        }
+        for address in self.addresses {
+            if surroundings.mac(index, *address) != Some(self.mac) {
+                let message = format!("the Ethernet address of {address} is not noted at interface {name}");
+                let request = ip::neighbour(index, *address, self.mac);
+                lacks.push(Lack::asking("neighbour", message, request));
+            }
+            let routes = surroundings.routes.get(address);
+            if !routes.is_some_and(|routes| routes.contains(&index)) {
+                let message = format!("there is no route to {address} by interface {name}");
+                let request = ip::link_route(index, *address);
+                lacks.push(Lack::asking("route", message, request));
+            }
+        }
+        lacks
+    }
+
+    fn has(&self, v4: bool) -> bool {
+        self.addresses.iter().any(|address| address.is_ipv4() == v4)
+    }
+
+    /// Settings that differ. One that this kernel does not have, or whose interface has just gone, is left out.
+    fn settings(&self) -> Vec<Lack> {
+        let v4 = HOST_V4.iter().filter(|_| self.has(true));
+        let v6 = HOST_V6.iter().filter(|_| self.has(false) && has_ipv6());
+        let differs = |(family, name, value): &&(&'static str, &'static str, &'static str)| {
+            let setting = setting(self.name, (*family, *name, *value));
+            matches!(setting.is_so(), Ok(false))
+        };
+        v4.chain(v6)
+            .filter(differs)
+            .map(|(family, name, value)| Lack {
+                what: "setting",
+                message: format!("net.{family}.conf.{}.{name} is not {value}", self.name),
+                mend: Mend::Set(family, name, value),
+            })
+            .collect()
+    }
+}
+
+impl Lack {
+    fn asking(what: &'static str, message: String, request: Request) -> Self {
+        Self {
+            what,
+            message,
+            mend: Mend::Ask(request),
+        }
+    }
+}
+
+/// A pod's interface whose settings are looked at: its name, and whether the pod has IPv4 and IPv6.
+pub type Watched = (String, bool, bool);
+
+/// Whether a setting was changed without which packets of a pod are not passed on.
+pub fn is_cut_off((name, v4, v6): &Watched) -> bool {
+    let all = [
+        (*v4, ("ipv4", "forwarding", "1")),
+        (*v6 && has_ipv6(), ("ipv6", "forwarding", "1")),
+        (*v6 && has_ipv6(), ("ipv6", "disable_ipv6", "0")),
+    ];
+    let mut owed = all.into_iter().filter(|(owed, _)| *owed);
+    owed.any(|(_, it)| setting(name, it).is_changed())
+}
+
+/// A setting of an interface.
+pub fn setting<'a>(
+    device: &'a str,
+    (family, name, value): (&'static str, &'static str, &'static str),
+) -> Setting<'a> {
+    Setting {
+        family,
+        device,
+        name,
+        value,
+    }
+}
+
+/// A route of the main table to one address by one interface.
+fn host_route(message: &RouteMessage) -> Option<(IpAddr, u32)> {
+    let (mut to, mut interface, mut via) = (None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(_) => via = true,
+            _ => {}
+        }
+    }
+    let to = to?;
+    let is_alone = message.header.destination_prefix_length == if to.is_ipv4() { 32 } else { 128 };
+    let is_ours = is_alone && !via && message.header.table == RouteHeader::RT_TABLE_MAIN;
+    Some((to, interface.filter(|_| is_ours)?))
+}
+
+/// A neighbour that is known for good.
+fn permanent(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(*ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(*ip)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    (message.header.state == NeighbourState::Permanent)
+        .then_some(())
+        .and(address.zip(mac))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernel::Interface;
+    use super::*;
+
+    const MAC: Mac = [2, 0, 0, 0, 0, 1];
+
+    fn addresses() -> Vec<IpAddr> {
+        ["10.244.1.2", "fd00:1::2"]
+            .map(|text| text.parse().expect("an address"))
+            .into()
+    }
+
+    /// Everything that a pod at interface 7 is owed.
+    fn whole() -> (Interfaces, Surroundings) {
+        let interface = Interface {
+            name: "mr0".into(),
+            mtu: 1500,
+            is_up: true,
+            is_ifb: false,
+            is_veth: true,
+        };
+        let mut surroundings = Surroundings::default();
+        for address in addresses() {
+            surroundings.put(7, address, MAC);
+        }
+        (Interfaces::from([(7, interface)]), surroundings)
+    }
+
+    fn lacks(interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<&'static str> {
+        let pod = Pod {
+            index: 7,
+            // There is no such interface, and so no setting that differs.
+            name: "mr-none",
+            mac: MAC,
+            addresses: &addresses(),
+        };
+        let lacks = pod.lacks(interfaces, surroundings).into_iter();
+        lacks.map(|lack| lack.what).collect()
+    }
+
+    #[test]
+    fn each_missing_thing_is_owed() {
+        type Damage = fn(&mut Interfaces, &mut Surroundings);
+        let damages: [(&[&str], Damage); 7] = [
+            (&[], |_, _| {}),
+            (&["interface"], |interfaces, _| {
+                interfaces.get_mut(&7).expect("it").is_up = false;
+            }),
+            (&["address"], |_, surroundings| surroundings.addresses.clear()),
+            (&["neighbour", "neighbour"], |_, surroundings| {
+                surroundings.neighbours.clear();
+            }),
+            (&["neighbour"], |_, surroundings| {
+                *surroundings.neighbours.first_entry().expect("one").get_mut() = [9; 6];
+            }),
+            (&["route", "route"], |_, surroundings| surroundings.routes.clear()),
+            (&["route"], |_, surroundings| {
+                *surroundings.routes.first_entry().expect("one").get_mut() = BTreeSet::from([8]);
+            }),
+        ];
+        for (expected, damage) in damages {
+            let (mut interfaces, mut surroundings) = whole();
+            damage(&mut interfaces, &mut surroundings);
+            assert_eq!(lacks(&interfaces, &surroundings), expected);
+        }
+    }
+
+    #[test]
+    fn an_older_note_tells_no_ethernet_address() {
+        let attachment = cni_plugin::config::Attachment {
+            container_id: "c".into(),
+            if_name: "eth0".into(),
+        };
+        let now = cni_plugin::ipam::boot::Moment::now();
+        let mut note = Note::adopting(&attachment, "mr0".into(), addresses(), &now);
+        let (_, surroundings) = whole();
+        assert_eq!(mac_of(&note, 7, &surroundings), MAC, "as the kernel was told");
+        assert_eq!(
+            mac_of(&note, 7, &Surroundings::default()),
+            pod_mac(&attachment),
+            "as pods get it"
+        );
+        note.mac = "0a:00:00:00:00:ff".into();
+        assert_eq!(mac_of(&note, 7, &surroundings), [10, 0, 0, 0, 0, 255]);
+    }
+}

@@ -1,0 +1,215 @@
+//! Giving running pods back what they lost: their entries in maps, and what belongs to the node's side of their interfaces.
+//!
+//! Both follow from the plugin's notes and from what the kernel still has, so nothing else has to be remembered. Entries are
+//! made again under the lock of the leases, which DEL takes before it removes any: one that is under way finds what was made
+//! for it and takes it away. Pods that an ADD is just making are left to it. Limits are read from the kernel, where they are.
+//!
+//! An attachment that was taken over from another plugin has no interface of ours. One whose note was lost and written anew
+//! from its leases has: then its host ports are unknown, and everything else is as before.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use cni_plugin::attachment::limiter;
+use cni_plugin::datapath::{Datapath, DatapathError, Entry};
+use cni_plugin::ipam::{Note, Store};
+use cni_plugin::netlink::conversation::errno;
+use cni_plugin::netlink::rates::rates;
+use cni_plugin::spec::CniError;
+use proxy_bpf::BpfError;
+use proxy_bpf::pins::{LayoutDir, Pins};
+
+use super::kernel::{Interfaces, index_of, interfaces};
+use super::owed::{Lack, Mend, Pod, Surroundings, Watched, mac_of, setting};
+use super::{Places, PodsError};
+use crate::control::ObjectError;
+
+/// What was done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// What was made again: what kind of thing, and what was missing of which pod.
+    pub restored: Vec<(&'static str, String)>,
+    /// What cannot be.
+    pub problems: Vec<ObjectError>,
+    /// Interfaces of pods, for who looks at their settings.
+    pub watched: Vec<Watched>,
+    /// Pods of which a namespace is left and no interface. One that is being removed is among them for a moment.
+    pub without_interface: Vec<ObjectError>,
+}
+
+/// Makes entries of pods in tables that are to be in force in a moment.
+pub fn prepare(places: &Places, pins: &Pins, dir: &LayoutDir) -> Result<Restored, PodsError> {
+    let Some(store) = Store::existing(&places.lease_dir) else {
+        return Ok(Restored::default());
+    };
+    let mut look = Look::new(&store)?;
+    look.entries(Some(&Datapath::in_dir(pins.clone(), dir.clone())))?;
+    Ok(look.done)
+}
+
+/// Looks once at all pods and makes what is missing.
+pub fn restore(places: &Places) -> Result<Restored, PodsError> {
+    let Some(store) = Store::existing(&places.lease_dir) else {
+        return Ok(Restored::default());
+    };
+    let mut look = Look::new(&store)?;
+    let datapath = match Datapath::open(&places.bpf_root) {
+        Ok(datapath) => Some(datapath),
+        // Without pins there is nothing that could lack an entry; the agent makes them.
+        Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => None,
+        Err(error) => return Err(CniError::from(error).into()),
+    };
+    look.entries(datapath.as_ref())?;
+    look.surroundings();
+    Ok(look.done)
+}
+
+/// One look.
+struct Look<'a> {
+    store: &'a Store,
+    notes: Vec<Note>,
+    node: cni_plugin::netlink::Conversation,
+    interfaces: Interfaces,
+    surroundings: Surroundings,
+    done: Restored,
+}
+
+impl<'a> Look<'a> {
+    fn new(store: &'a Store) -> Result<Self, PodsError> {
+        let mut notes = store.notes()?;
+        notes.retain(|note| !store.is_in_the_making(&note.host_interface));
+        let mut node = cni_plugin::netlink::Conversation::open()?;
+        Ok(Self {
+            store,
+            notes,
+            interfaces: interfaces(&mut node)?,
+            surroundings: Surroundings::read(&mut node)?,
+            node,
+            done: Restored::default(),
+        })
+    }
+
+    /// Makes entries that are missing.
+    fn entries(&mut self, datapath: Option<&Datapath>) -> Result<(), PodsError> {
+        let limited: BTreeMap<u32, u64> = rates(&mut self.node)?;
+        let Some(datapath) = datapath else { return Ok(()) };
+        let _locked = self.store.lock()?;
+        for note in &self.notes {
+            // DEL may have come since.
+            let Some(note) = self.store.note(&note.host_interface)? else {
+                continue;
+            };
+            let Some(index) = index_of(&self.interfaces, &note.host_interface) else {
+                continue;
+            };
+            let limiter = index_of(&self.interfaces, &limiter(&note.attachment()));
+            let entry = Entry {
+                interface: index,
+                netns_cookie: note.netns_cookie,
+                mac: mac_of(&note, index, &self.surroundings),
+                addresses: &note.addresses,
+                is_limited: limited.contains_key(&index),
+                limiter,
+                host_ports: &note.host_ports,
+            };
+            match datapath.restore(&mut self.node, &entry) {
+                Ok(lost) => {
+                    let lost = lost.into_iter();
+                    let lost = lost.map(|what| ("entry", format!("{}: {what}", note.holder())));
+                    self.done.restored.extend(lost);
+                }
+                Err(error) => {
+                    let message = format!("restoring its entries: {}", CniError::from(error));
+                    self.done.problems.push(problem(note.holder(), message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes again what is missing around interfaces.
+    fn surroundings(&mut self) {
+        for note in std::mem::take(&mut self.notes) {
+            let Some(index) = index_of(&self.interfaces, &note.host_interface) else {
+                if !note.adopted && super::kernel::is_namespace(&note.netns) {
+                    let message = format!(
+                        "interface {} is gone while its pod is there: delete the pod, so that it is made anew",
+                        note.host_interface
+                    );
+                    self.done.without_interface.push(problem(note.holder(), message));
+                }
+                continue;
+            };
+            let pod = Pod {
+                index,
+                name: &note.host_interface,
+                mac: mac_of(&note, index, &self.surroundings),
+                addresses: &note.addresses,
+            };
+            let has = |v4: bool| note.addresses.iter().any(|ip| ip.is_ipv4() == v4);
+            let watched = (note.host_interface.clone(), has(true), has(false));
+            self.done.watched.push(watched);
+            for lack in pod.lacks(&self.interfaces, &self.surroundings) {
+                let what = (lack.what, format!("{}: {}", note.holder(), lack.message));
+                match self.mend(&note, lack) {
+                    Ok(true) => self.done.restored.push(what),
+                    Ok(false) => {}
+                    Err(error) => {
+                        let message = format!("{}, and making it again fails: {error}", what.1);
+                        self.done.problems.push(problem(note.holder(), message));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes one thing again; false if it is there by now, or its interface has gone.
+    fn mend(&mut self, note: &Note, lack: Lack) -> Result<bool, String> {
+        match lack.mend {
+            Mend::Set(family, name, value) => {
+                let setting = setting(&note.host_interface, (family, name, value));
+                setting.ensure().map_err(|error| error.to_string())
+            }
+            Mend::Ask(request) => match self.node.ask(request) {
+                Ok(_) => Ok(true),
+                Err(error) if matches!(errno(&error), Some(libc::EEXIST | libc::ENODEV)) => Ok(false),
+                Err(error) => Err(error.to_string()),
+            },
+        }
+    }
+}
+
+fn problem(object: String, message: String) -> ObjectError {
+    ObjectError { object, message }
+}
+
+/// What stands in the tables of pods and in the directory of notes, in short: as long as it is the same, no entry was lost.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    notes: Option<std::time::SystemTime>,
+    pods: BTreeMap<IpAddr, u32>,
+    links: Vec<u32>,
+    host_ports: usize,
+}
+
+impl Fingerprint {
+    /// Reads it, in a few system calls.
+    pub fn read(places: &Places) -> Result<Self, PodsError> {
+        let notes = std::fs::metadata(places.lease_dir.join("millrace"));
+        let tables = super::kernel::Tables::open(&places.bpf_root)?;
+        let entries = tables
+            .map(|tables| tables.read())
+            .transpose()?
+            .unwrap_or_default();
+        Ok(Self {
+            notes: notes.and_then(|metadata| metadata.modified()).ok(),
+            pods: entries
+                .pods
+                .iter()
+                .map(|(ip, pod)| (*ip, pod.interface))
+                .collect(),
+            links: entries.links.keys().copied().collect(),
+            host_ports: entries.host_ports.len(),
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! Pins, maps, links and filters that go.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, Map, MapData};
+use harness::{LongFlows, Place, Probe};
+use proxy_common::maps::Reason;
+
+use super::town::{SECOND, Town, of_family};
+
+/// Removes everything below a directory, as `rm -r` does it.
+fn remove_below(dir: &Path) {
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path).expect("to remove");
+        } else {
+            fs::remove_file(&path).expect("to remove");
+        }
+    }
+}
+
+fn current(town: &Town) -> PathBuf {
+    town.node().bpf_root().join("current")
+}
+
+#[test]
+fn running_pods_keep_all_they_have_if_pins_go_while_the_agent_is_away() {
+    harness::require_root!();
+    let mut town = Town::build();
+    let forger = town.forge();
+    forger.assert_held("at first");
+    town.agents[0].kill();
+    remove_below(town.node().bpf_root());
+    forger.assert_held("without pins");
+    town.agents[0].start_again();
+    town.agents[0].wait_ready(10 * SECOND);
+    forger.assert_held("with new tables");
+    town.assert_in_order("with new tables");
+    // The agent goes on as if nothing had been.
+    town.agents[0].restart();
+    town.agents[0].wait_ready(10 * SECOND);
+    forger.assert_held("after one more start");
+    town.assert_in_order("after one more start");
+}
+
+#[test]
+fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
+    harness::require_root!();
+    let mut town = Town::build();
+    let forger = town.forge();
+    let server = of_family(town.far.addresses(), true);
+    let flows = LongFlows::start(&town.near, (server, 8080).into(), 4, SECOND / 20).expect("flows");
+    town.agents[0].kill();
+    // As an agent with another layout would have left it.
+    let name = fs::read_link(current(&town)).expect("a link");
+    let (_, rest) = name.to_str().expect("text").split_once('-').expect("a name");
+    let older = format!("l1-{rest}");
+    let root = town.node().bpf_root();
+    fs::rename(root.join(&name), root.join(&older)).expect("to rename");
+    fs::remove_file(current(&town)).expect("to remove");
+    std::os::unix::fs::symlink(&older, current(&town)).expect("a link");
+    town.agents[0].start_again();
+    town.agents[0].wait_ready(10 * SECOND);
+    forger.assert_held("with another layout");
+    town.assert_in_order("with another layout");
+    flows.wait_progress(10 * SECOND);
+    let report = flows.stop();
+    assert_eq!(report.interruptions, [""; 0], "{report:?}");
+}
+
+#[test]
+fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
+    harness::require_root!();
+    let town = Town::build();
+    let forger = town.forge();
+    let pinned = town.node().pinned();
+    let node: &Place = town.node();
+    let server = of_family(town.far.addresses(), true);
+    let flows = LongFlows::start(&town.near, (server, 8080).into(), 4, SECOND / 20).expect("flows");
+    let links = town.node().bpf_root().join("links");
+    let losses: [(&str, Box<dyn Fn()>); 4] = [
+        ("everything", Box::new(|| remove_below(town.node().bpf_root()))),
+        (
+            "one map",
+            Box::new(|| fs::remove_file(current(&town).join("maps/PODS")).expect("to remove")),
+        ),
+        (
+            "one program",
+            Box::new(|| fs::remove_file(current(&town).join("programs/from_own_pod")).expect("to remove")),
+        ),
+        ("the links", Box::new(|| remove_below(&links))),
+    ];
+    for (what, remove) in losses {
+        let before = town.restored("pins");
+        remove();
+        town.assert_whole(&format!("without {what}"));
+        forger.assert_held(what);
+        town.wait_restored("pins", before);
+        assert_eq!(town.node().pinned(), pinned, "{what}: the same objects as before");
+    }
+    flows.wait_progress(10 * SECOND);
+    let report = flows.stop();
+    assert_eq!(report.interruptions, [""; 0], "{report:?}");
+    // The plugin works with what was pinned again, and takes away what is its own.
+    let other = town.node().add_pod("other");
+    let to = (of_family(town.web.addresses(), true), 80).into();
+    other.ask(Probe::Tcp, to).expect("an answer");
+    node.ask(Probe::Tcp, to).expect("an answer");
+    other.delete();
+    town.assert_in_order("in the end");
+}
+
+#[test]
+fn a_bpffs_that_is_unmounted_is_named_and_one_that_is_mounted_anew_is_filled() {
+    harness::require_root!();
+    let mut town = Town::build();
+    let forger = town.forge();
+    let root = town.node().bpf_root().to_owned();
+    let mount = root.parent().expect("a mount").display().to_string();
+    town.run("umount", &format!("-l {mount}"));
+    let status = town.wait_named("mount -t bpf bpf");
+    assert!(status["waitingFor"].to_string().contains("pins"), "{status}");
+    forger.assert_held("without a bpffs");
+    town.assert_whole("without a bpffs");
+    let before = town.restored("pins");
+    town.run("mount", &format!("-t bpf bpf {mount}"));
+    town.wait_restored("pins", before);
+    forger.assert_held("with another bpffs");
+    town.assert_in_order("with another bpffs");
+    town.agents[0].restart();
+    town.agents[0].wait_ready(10 * SECOND);
+    forger.assert_held("after a start with another bpffs");
+    town.assert_in_order("after a start with another bpffs");
+}
+
+#[test]
+fn filters_and_qdiscs_are_hung_up_again() {
+    harness::require_root!();
+    let town = Town::build();
+    let interface = town.near.host_interface().to_owned();
+    for loss in [
+        format!("qdisc del dev {interface} clsact"),
+        format!("filter del dev {interface} ingress"),
+        format!("filter del dev {interface} egress"),
+    ] {
+        let before = town.restored("program");
+        town.run("tc", &loss);
+        town.wait_restored("program", before);
+        let forger = town.forge();
+        forger.assert_held(&loss);
+        drop(forger);
+        town.near.run_ip("addr del 10.9.9.9/32 dev eth0");
+        town.assert_in_order(&loss);
+    }
+}
+
+/// Removes all elements of a hash table.
+fn empty<const K: usize, const V: usize>(town: &Town, name: &str) {
+    let path = current(town).join("maps").join(name);
+    let data = MapData::from_pin(path).expect("a map");
+    let mut table: HashMap<_, [u8; K], [u8; V]> =
+        HashMap::try_from(Map::HashMap(data)).expect("a hash table");
+    let keys: Vec<_> = table.keys().flatten().collect();
+    assert!(!keys.is_empty(), "{name} holds something");
+    for key in keys {
+        table.remove(&key).expect("to remove");
+    }
+}
+
+#[test]
+fn entries_that_are_removed_are_made_again_and_their_pods_send_nothing_meanwhile() {
+    harness::require_root!();
+    let town = Town::build();
+    let forger = town.forge();
+    type Remove = fn(&Town);
+    let losses: [(&str, Remove); 3] = [
+        ("PODS", |town| empty::<16, 24>(town, "PODS")),
+        ("POD_LINKS", |town| {
+            empty::<4, 16>(town, "POD_LINKS");
+            empty::<16, 24>(town, "PODS");
+        }),
+        ("HOST_PORTS", |town| empty::<20, 28>(town, "HOST_PORTS")),
+    ];
+    for (name, remove) in losses {
+        let before = town.restored("entry");
+        remove(&town);
+        forger.assert_held(name);
+        town.wait_restored("entry", before);
+        town.assert_in_order(name);
+    }
+    let dropped = town.node().counters()[Reason::SpoofedSource as usize];
+    assert!(dropped > 0, "they were counted");
+}

@@ -1,0 +1,174 @@
+//! Devices, routes, neighbours, addresses and settings that go.
+
+use harness::{cni, eventually};
+
+use super::town::{SECOND, SOON, Town, of_family};
+
+/// Takes something away, and sees that it is made again.
+#[track_caller]
+fn lose(town: &Town, what: &str, loss: impl FnOnce(&Town)) {
+    let before = town.restored(what);
+    loss(town);
+    town.wait_restored(what, before);
+    town.assert_in_order(&format!("after the loss of a {what}"));
+}
+
+#[test]
+fn what_a_pods_interface_is_owed_comes_back() {
+    harness::require_root!();
+    let town = Town::build();
+    let forger = town.forge();
+    let interface = town.web.host_interface().to_owned();
+    // The kernel drops routes, neighbours and addresses with it.
+    lose(&town, "route", |town| {
+        town.node().run_ip(&format!("link set {interface} down"));
+        town.node().run_ip(&format!("link set {interface} up"));
+    });
+    forger.assert_held("after down and up");
+    lose(&town, "interface", |town| {
+        town.node().run_ip(&format!("link set {interface} down"));
+    });
+    forger.assert_held("after down");
+    for v4 in [true, false] {
+        let address = of_family(town.web.addresses(), v4);
+        lose(&town, "route", |town| {
+            town.node()
+                .run_ip(&format!("route del {address} dev {interface}"));
+        });
+        lose(&town, "neighbour", |town| {
+            town.node()
+                .run_ip(&format!("neigh del {address} dev {interface}"));
+        });
+    }
+    lose(&town, "address", |town| {
+        town.node()
+            .run_ip(&format!("addr del fe80::1/64 dev {interface}"));
+    });
+    lose(&town, "route", |town| {
+        town.node().sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+        town.node().sysctl("net/ipv6/conf/all/disable_ipv6", "0");
+        // The uplink's addresses are the administrator's.
+        for address in town.node().addresses().iter().filter(|ip| ip.is_ipv6()) {
+            town.node()
+                .run_ip(&format!("addr replace {address}/64 dev eth0 nodad"));
+        }
+        town.node()
+            .run_ip("route replace default via fd00:50::1 dev eth0");
+    });
+    forger.assert_held("in the end");
+}
+
+#[test]
+fn what_the_check_of_pods_says_of_routes_and_neighbours() {
+    harness::require_root!();
+    let mut town = Town::build();
+    // No agent makes anything again.
+    town.agents[0].stop(5 * SECOND);
+    let interface = town.web.host_interface().to_owned();
+    let address = of_family(town.web.addresses(), true);
+    town.node()
+        .run_ip(&format!("route del {address} dev {interface}"));
+    town.node()
+        .run_ip(&format!("neigh del {address} dev {interface}"));
+    town.node()
+        .sysctl(&format!("net/ipv4/conf/{interface}/forwarding"), "0");
+    let description = cni::conflist(town.node()).expect("a description");
+    let leases = description["plugins"][0]["ipam"]["dataDir"]
+        .as_str()
+        .expect("a directory");
+    let output = town.node().run(&["ipam", "check", "--data-dir", leases]);
+    let output = output.expect("to check");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for said in [
+        format!("there is no route to {address} by interface {interface}"),
+        format!("the Ethernet address of {address} is not noted at interface {interface}"),
+        format!("net.ipv4.conf.{interface}.forwarding is not 1"),
+    ] {
+        assert!(text.contains(&said), "{said} is not in {text}");
+    }
+    // A start makes it again.
+    town.agents[0].start_again();
+    town.agents[0].wait_ready(10 * SECOND);
+    town.assert_in_order("after a start");
+}
+
+#[test]
+fn forwarding_that_is_switched_off_is_switched_on_where_packets_of_pods_come_in() {
+    harness::require_root!();
+    let mut town = Town::build();
+    lose(&town, "setting", |town| {
+        town.node().sysctl("net/ipv4/ip_forward", "1");
+        town.node().sysctl("net/ipv4/ip_forward", "0");
+    });
+    lose(&town, "setting", |town| {
+        town.node().sysctl("net/ipv6/conf/all/forwarding", "0");
+    });
+    let interface = town.web.host_interface().to_owned();
+    for setting in ["lo/accept_local", "lo/forwarding", "eth0/forwarding"] {
+        lose(&town, "setting", |town| {
+            town.node().sysctl(&format!("net/ipv4/conf/{setting}"), "0");
+        });
+    }
+    for family in ["ipv4", "ipv6"] {
+        lose(&town, "setting", |town| {
+            town.node()
+                .sysctl(&format!("net/{family}/conf/{interface}/forwarding"), "0");
+        });
+    }
+    town.agents[0].stop(5 * SECOND);
+    town.node()
+        .sysctl(&format!("net/ipv4/conf/{interface}/forwarding"), "0");
+    town.node().sysctl("net/ipv4/ip_forward", "1");
+    town.node().sysctl("net/ipv4/ip_forward", "0");
+    town.agents[0].start_again();
+    town.agents[0].wait_ready(10 * SECOND);
+    town.assert_in_order("after a start");
+}
+
+#[test]
+fn our_own_devices_and_their_entries_come_back() {
+    harness::require_root!();
+    let town = Town::with("routingMode: vxlan\n");
+    let tunnel = "millrace-vxlan";
+    let shown = |what: &str| {
+        let output = town.node().command("ip").args(what.split(' ')).output();
+        String::from_utf8(output.expect("to run ip").stdout).expect("text")
+    };
+    lose(&town, "interface", |town| {
+        town.node().run_ip("link del millrace0")
+    });
+    lose(&town, "route", |town| {
+        town.node().run_ip("route flush dev millrace0");
+    });
+    lose(&town, "interface", |town| {
+        town.node().run_ip(&format!("link del {tunnel}"));
+    });
+    lose(&town, "route", |town| {
+        town.node().run_ip(&format!("route flush dev {tunnel}"));
+    });
+    let neighbours = shown(&format!("neigh show dev {tunnel}"));
+    let end = neighbours.split(' ').next().expect("an end").to_owned();
+    lose(&town, "neighbour", |town| {
+        town.node().run_ip(&format!("neigh del {end} dev {tunnel}"));
+    });
+    let entries = town
+        .node()
+        .command("bridge")
+        .args(["fdb", "show", "dev", tunnel])
+        .output()
+        .expect("to run bridge");
+    let entries = String::from_utf8(entries.stdout).expect("text");
+    let entry = entries
+        .lines()
+        .find(|line| line.contains(" dst "))
+        .expect("an entry");
+    let words: Vec<_> = entry.split(' ').collect();
+    let at = words.iter().position(|word| *word == "dst").expect("a node");
+    lose(&town, "forwarding entry", |town| {
+        let entry = format!("fdb del {} dev {tunnel} dst {}", words[0], words[at + 1]);
+        town.run("bridge", &entry);
+    });
+    eventually("the tunnel to be whole", SOON, || {
+        shown(&format!("neigh show dev {tunnel}")).contains(&end)
+    });
+}
