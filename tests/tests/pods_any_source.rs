@@ -99,8 +99,8 @@ impl Town {
 
     #[track_caller]
     fn wait(&self, pod: &Pod, expected: bool) {
-        for family in 0..FOREIGN.len() {
-            let what = format!("{} to be heard from {}: {expected}", pod.name(), FOREIGN[family]);
+        for (family, from) in FOREIGN.iter().enumerate() {
+            let what = format!("{} to be heard from {from}: {expected}", pod.name());
             eventually(&what, 10 * SECOND, || self.arrives(pod, family) == expected);
         }
     }

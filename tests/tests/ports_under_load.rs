@@ -103,7 +103,10 @@ impl Town {
 fn a_thousand_silent_or_slow_connections_delay_no_probe() {
     harness::require_root!();
     let town = Town::open();
-    for (place, who) in [(&town.greedy as &Place, "a pod"), (&town.outsider, "an outsider")] {
+    for (place, who) in [
+        (&town.greedy as &Place, "a pod"),
+        (&town.outsider as &Place, "an outsider"),
+    ] {
         for (says, how) in [
             ("", "silent"),
             ("GET /healthz HTTP/1.1\r\nHost:", "slow"),

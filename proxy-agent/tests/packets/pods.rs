@@ -327,11 +327,11 @@ fn a_pod_sends_from_its_own_addresses_only() {
     let [nobody, group]: [IpAddr; 2] = ["::", "ff02::1"].map(|text| text.parse().expect("an address"));
     let solicitation = icmp_error(nobody, group, [135, 0, 0, 0, 0, 0, 0, 0], &[0; 16]);
     assert_eq!(node.run("from_pod", &solicitation).0, PASS);
-    // Neither what is not IP nor what comes by other interfaces is held to it.
+    // What is not IP is held to it at interfaces of our own, and names another sender here.
     let mut arp = between(end(OUTSIDE, 0, 1), end(NODE, 0, 1), protocol::UDP, 0, b"");
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     assert_eq!(node.run("from_pod", &arp).0, PASS);
-    assert_eq!(node.run("from_own_pod", &arp).0, PASS);
+    assert_eq!(node.run("from_own_pod", &arp).0, SHOT);
     datapath.pod_links.remove(&node.uplink).expect("to remove");
     let foreign = between(
         end(OUTSIDE, 0, 44_000),

@@ -7,9 +7,10 @@
 //! An interface has one such qdisc, which we share with whoever made it. Ours are noted below the bpf root, by an empty
 //! directory for each; one is removed with the last of our filters if no other hangs there.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::BpfError;
@@ -121,7 +122,7 @@ impl Clsact {
             .map(|(direction, program, fd)| hung(*direction, program, fd));
         let programs: Vec<_> = programs.collect();
         let note = self.note(interface);
-        fs::create_dir_all(&note).map_err(BpfError::file("making directory", &note))?;
+        make_note(&note)?;
         match self.control.furnish(interface, &programs) {
             // It can only be another process of ours, which goes by the same note.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
@@ -197,7 +198,7 @@ impl Clsact {
         }
         // Noted first: what we made and did not note would stay for ever.
         let note = self.note(interface);
-        fs::create_dir_all(&note).map_err(BpfError::file("making directory", &note))?;
+        make_note(&note)?;
         match self.control.add_clsact(interface) {
             Ok(()) => Ok(()),
             // Somebody else was quicker.
@@ -325,4 +326,10 @@ fn is_gone(error: &io::Error) -> bool {
 
 fn gone(error: io::Error) -> io::Result<()> {
     if is_gone(&error) { Ok(()) } else { Err(error) }
+}
+
+/// Makes a directory, for root alone as all that is pinned.
+fn make_note(note: &Path) -> Result<(), BpfError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(note);
+    made.map_err(BpfError::file("making directory", note))
 }
