@@ -6,11 +6,11 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, send, setsockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use crate::forge::{SERVICE_VLAN, VLAN, link_address};
 use crate::place::Place;
 
 /// `ETH_P_ALL` of `linux/if_ether.h`.
@@ -28,6 +28,13 @@ pub struct Frame {
     pub outgoing: bool,
 }
 
+impl Frame {
+    /// Whether these bytes stand in it.
+    pub fn carries(&self, mark: &[u8]) -> bool {
+        self.bytes.windows(mark.len()).any(|bytes| bytes == mark)
+    }
+}
+
 /// A packet socket (packet(7)) on one link.
 pub struct PacketSocket {
     socket: Socket,
@@ -36,9 +43,71 @@ pub struct PacketSocket {
 impl Place {
     /// Opens a packet socket on a link; it has every frame from now on.
     pub fn packet_socket(&self, link: &str) -> io::Result<PacketSocket> {
+        self.packet_socket_of(link, EVERY_PROTOCOL, &[])
+    }
+
+    /// Opens a packet socket that has the frames with a VLAN tag only. The kernel keeps a tag beside the frame, where only
+    /// a filter sees it, and gives the frame without it.
+    pub fn tagged_socket(&self, link: &str) -> io::Result<PacketSocket> {
+        const HALF: u16 = 0x28;
+        const BYTE: u16 = 0x30;
+        const IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        /// `SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT` of `linux/filter.h`.
+        const HAS_TAG: u32 = (-0x1000_i32 + 48).cast_unsigned();
+        let filter = [
+            SockFilter::new(BYTE, 0, 0, HAS_TAG),
+            SockFilter::new(IF_EQUAL, 4, 0, 1),
+            // A tag further in stays where it is.
+            SockFilter::new(HALF, 0, 0, 12),
+            SockFilter::new(IF_EQUAL, 2, 0, VLAN.into()),
+            SockFilter::new(IF_EQUAL, 1, 0, SERVICE_VLAN.into()),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
+    }
+
+    /// Opens a packet socket that has the frames of one `EtherType` once the programs at the link's entry have let them in.
+    pub fn protocol_socket(&self, link: &str, ether_type: u16) -> io::Result<PacketSocket> {
+        self.packet_socket_of(link, ether_type, &[])
+    }
+
+    /// Opens a packet socket that has the frames that carry a firewall mark only.
+    pub fn marked_socket(&self, link: &str) -> io::Result<PacketSocket> {
+        /// `SKF_AD_OFF + SKF_AD_MARK` of `linux/filter.h`.
+        const MARK: u32 = (-0x1000_i32 + 20).cast_unsigned();
+        let filter = [
+            SockFilter::new(0x20, 0, 0, MARK),
+            SockFilter::new(0x15, 0, 1, 0),
+            SockFilter::new(0x06, 0, 0, 0),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+        ];
+        self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
+    }
+
+    /// Opens a packet socket that has the frames only whose VLAN tag holds a priority.
+    pub fn priority_socket(&self, link: &str) -> io::Result<PacketSocket> {
+        /// `SKF_AD_OFF + SKF_AD_VLAN_TAG` of `linux/filter.h`.
+        const TAG: u32 = (-0x1000_i32 + 44).cast_unsigned();
+        const PRIORITY: u32 = 0xe000;
+        let filter = [
+            SockFilter::new(0x28, 0, 0, TAG),
+            // BPF_JMP | BPF_JSET
+            SockFilter::new(0x45, 1, 0, PRIORITY),
+            SockFilter::new(0x06, 0, 0, 0),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+        ];
+        self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
+    }
+
+    fn packet_socket_of(&self, link: &str, protocol: u16, filter: &[SockFilter]) -> io::Result<PacketSocket> {
         let address = self.enter(|| link_address(link))?;
-        let protocol = Protocol::from(i32::from(EVERY_PROTOCOL.to_be()));
+        let protocol = Protocol::from(i32::from(protocol.to_be()));
         let socket = self.socket(Domain::PACKET, Type::RAW, Some(protocol))?;
+        if !filter.is_empty() {
+            socket.attach_filter(filter)?;
+        }
         // A few large transfers fit.
         setsockopt(&socket, RcvBufForce, &(16 << 20))?;
         // A protocol of 0 in the address keeps the socket's.
@@ -84,16 +153,29 @@ impl PacketSocket {
         }
     }
 
+    /// Reads what comes in until a frame with this mark; false if that does not come within this time.
+    pub fn receive_until(&self, mark: &[u8], within: Duration, before: &mut Vec<Frame>) -> io::Result<bool> {
+        let deadline = Instant::now() + within;
+        while let Some(frame) = self.receive(deadline.saturating_duration_since(Instant::now()))? {
+            if frame.outgoing {
+                continue;
+            }
+            if frame.carries(mark) {
+                return Ok(true);
+            }
+            before.push(frame);
+        }
+        Ok(false)
+    }
+
+    /// What has come by now.
+    pub fn so_far(&self) -> io::Result<Vec<Frame>> {
+        std::iter::from_fn(|| self.receive(Duration::ZERO).transpose()).collect()
+    }
+
     /// Sends a frame out of the link.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty())?;
         Ok(())
     }
-}
-
-/// The packet-socket address of a link in this thread's namespace.
-fn link_address(link: &str) -> io::Result<LinkAddr> {
-    let mut links = getifaddrs()?.filter(|entry| entry.interface_name == link);
-    let found = links.find_map(|entry| entry.address.and_then(|address| address.as_link_addr().copied()));
-    found.ok_or_else(|| io::Error::other(format!("there is no link {link} here")))
 }

@@ -41,6 +41,7 @@ mod fabric;
 mod failure;
 mod fdpass;
 mod flows;
+pub mod forge;
 #[doc(hidden)]
 pub mod guard;
 mod http;
@@ -73,6 +74,7 @@ pub use capture::{Frame, PacketSocket};
 pub use client::Client;
 pub use cni::PodSpec;
 pub use flows::{FlowReport, LongFlows};
+pub use forge::Forge;
 pub use http::HttpAnswer;
 pub use manifest::{Endpoint, EndpointSlice, Manifest, Service};
 pub use node::{Node, NodeSpec, PodNetwork};

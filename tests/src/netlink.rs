@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use crate::wait;
 
 /// A hardware address.
-pub(crate) type Mac = [u8; 6];
+pub type Mac = [u8; 6];
 
 /// A veth pair: one end here, its peer in another namespace.
 pub(crate) struct Veth<'a> {

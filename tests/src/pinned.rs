@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps};
 use aya::programs::links::PinnedLink;
 use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
@@ -66,6 +66,33 @@ impl Node {
             .or_panic()
     }
 
+    /// Forgets all elements of a pinned hash table; how many there were.
+    #[track_caller]
+    pub fn clear_table<const K: usize, const V: usize>(&self, name: &str) -> usize {
+        let elements = self.table::<K, V>(name);
+        let mut table: HashMap<_, [u8; K], [u8; V]> = HashMap::try_from(self.open_map(name))
+            .with_context(|| format!("opening the map {name}"))
+            .or_panic();
+        for key in elements.keys() {
+            // One that went by itself is gone, too.
+            let _ = table.remove(key);
+        }
+        elements.len()
+    }
+
+    /// Puts an element into a pinned hash table.
+    #[track_caller]
+    pub fn set_element<const K: usize, const V: usize>(&self, name: &str, key: [u8; K], value: [u8; V]) {
+        let map = self.open_map(name);
+        let insert = || -> Result<()> {
+            let mut table: HashMap<_, [u8; K], [u8; V]> = HashMap::try_from(map)?;
+            Ok(table.insert(key, value, 0)?)
+        };
+        insert()
+            .with_context(|| format!("writing to the map {name}"))
+            .or_panic();
+    }
+
     /// The first element of a pinned array, `CONFIG` and the like.
     #[track_caller]
     pub fn element<const V: usize>(&self, name: &str) -> [u8; V] {
@@ -97,15 +124,7 @@ impl Node {
         let path = self.bpf_root().join("current/maps").join(name);
         let open = || -> Result<Map> {
             let data = MapData::from_pin(&path)?;
-            Ok(match name {
-                "FLOWS" | "SOCKET_PEERS" | "NEW_FLOWS" | "AFFINITY" => Map::LruHashMap(data),
-                "CONFIG" | "TRACE" | "SLOTS" | "BACKENDS" => Map::Array(data),
-                "COUNTERS" => Map::PerCpuArray(data),
-                "FRONTENDS" | "ADDRESSES" | "POD_NETNS" | "PODS" | "POD_LINKS" | "HOST_PORTS" => {
-                    Map::HashMap(data)
-                }
-                _ => bail!("its type is not known here"),
-            })
+            Ok(Map::from_map_data(data)?)
         };
         open()
             .with_context(|| format!("opening the map {}", path.display()))

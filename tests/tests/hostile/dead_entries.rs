@@ -1,0 +1,197 @@
+//! Connections whose entries are gone: pushed out, expired, or lost with the pins. Where netfilter would pick a connection up
+//! in its middle (`nf_conntrack_tcp_loose`), it goes on; and in no case does a packet leave with a pod's own address.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use harness::PacketSocket;
+use harness::forge::packet::{self, ACK, FIN, RST, SYN};
+use proxy_common::maps::{Flow, FlowKey};
+
+use crate::tags::sender;
+use crate::town::{SOON, Town, came_before, captured, honest, of_family};
+
+/// Forgets every flow of the first node's.
+fn forget_all(town: &Town) -> usize {
+    const KEY: usize = size_of::<FlowKey>();
+    const VALUE: usize = size_of::<Flow>();
+    let forget = |table| town.node().clear_table::<KEY, VALUE>(table);
+    forget("FLOWS") + forget("NEW_FLOWS")
+}
+
+fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
+    from.write_all(b"word")?;
+    to.set_read_timeout(Some(SOON))?;
+    to.read_exact(&mut [0; 4])
+}
+
+/// Sources of packets that came with an address of a pod's.
+fn untranslated(town: &Town, capture: &PacketSocket) -> Vec<SocketAddr> {
+    let came = capture.so_far().expect("to read");
+    let sources = came
+        .iter()
+        .filter(|frame| !frame.outgoing)
+        .filter_map(|frame| sender(&frame.bytes));
+    sources
+        .filter(|source| town.pod.addresses().contains(&source.ip()))
+        .collect()
+}
+
+#[test]
+fn a_pods_segment_in_mid_flow_leaves_by_the_same_port_without_an_entry() {
+    harness::require_root!();
+    let town = Town::build();
+    let listener = town.outside.tcp_listen(9100).expect("a listener");
+    let capture = captured(&town.outside);
+    for v4 in [true, false] {
+        let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
+        for number in 0..5 {
+            let mut near = town.pod.tcp_connect(to).expect("a connection");
+            let (mut far, seen) = listener.accept().expect("a connection");
+            assert_eq!(
+                seen.ip().to_canonical(),
+                of_family(town.node(), v4),
+                "masqueraded"
+            );
+            exchange(&mut near, &mut far)
+                .and_then(|()| exchange(&mut far, &mut near))
+                .expect("before");
+            assert!(forget_all(&town) > 0, "there was an entry");
+            let what = format!("connection {number} to {to}, whose entry is gone");
+            exchange(&mut near, &mut far).unwrap_or_else(|error| panic!("{what}: {error}"));
+            exchange(&mut far, &mut near).unwrap_or_else(|error| panic!("{what}, back: {error}"));
+            // Its end, too, has to find the way.
+            assert!(forget_all(&town) > 0, "there is one again");
+            drop(near);
+            far.set_read_timeout(Some(SOON)).expect("a deadline");
+            assert_eq!(far.read(&mut [0; 8]).expect("the end"), 0, "{what}");
+            let own = untranslated(&town, &capture);
+            assert!(own.is_empty(), "{what}: {own:?} came out");
+        }
+    }
+}
+
+/// Clients of services that speak first find their backend again, by the same masquerade port.
+#[test]
+fn a_clients_segment_in_mid_flow_finds_its_backend_without_an_entry() {
+    harness::require_root!();
+    let town = Town::build();
+    for v4 in [true, false] {
+        for to in town.entrances(v4).into_iter().take(4) {
+            let mut client = town.outside.tcp_connect(to).expect("a connection");
+            let mut buffer = [0; 256];
+            let greeted = client.read(&mut buffer).expect("a greeting");
+            assert!(buffer[..greeted].starts_with(b"web "));
+            assert!(forget_all(&town) > 0, "there was an entry");
+            client.write_all(b"word\n").expect("to write");
+            client.set_read_timeout(Some(SOON)).expect("a deadline");
+            let answered = client
+                .read(&mut buffer)
+                .unwrap_or_else(|error| panic!("{to}: {error}"));
+            assert_eq!(&buffer[..answered], b"web word\n", "{to}");
+        }
+    }
+}
+
+/// Segments and messages that belong to nothing, as a pod can send them at any time.
+#[test]
+fn what_belongs_to_no_flow_does_not_leave_with_a_pods_address() {
+    harness::require_root!();
+    let town = Town::build();
+    let (capture, forge) = (captured(&town.outside), town.pod.forge_out());
+    for v4 in [true, false] {
+        let [from, to] = [of_family(&town.pod, v4), of_family(&town.outside, v4)];
+        let (source, target) = (SocketAddr::new(from, 777), SocketAddr::new(to, 9100));
+        for (number, flags) in (0..).zip([ACK, FIN, FIN | ACK, RST, RST | ACK, SYN | ACK, SYN | RST, 0, 0xff])
+        {
+            let source = SocketAddr::new(from, 800 + number);
+            forge.send(&packet::tcp(source, target, flags, 7, b"stray"));
+        }
+        forge.send(&packet::udp(source, target, b"stray"));
+        forge.send(&packet::echo(from, to, false, 7, b"stray"));
+        forge.send(&packet::echo(from, to, true, 7, b"stray"));
+        // An error about a packet that nobody sent.
+        let about = packet::udp(target, source, b"stray");
+        let head: [u8; 8] = if v4 {
+            [3, 3, 0, 0, 0, 0, 0, 0]
+        } else {
+            [1, 4, 0, 0, 0, 0, 0, 0]
+        };
+        forge.send(&packet::icmp(from, to, &[head.as_slice(), &about].concat()));
+        if v4 {
+            let large = packet::udp(SocketAddr::new(from, 778), target, &b"stray".repeat(40));
+            for fragment in packet::fragments(&large, 64).iter().rev() {
+                forge.send(fragment);
+            }
+        }
+        let what = format!("from {from}");
+        let _listener = town
+            .outside
+            .udp_bind(SocketAddr::new(to, 9200))
+            .expect("a socket");
+        let came = came_before(&capture, &what, &mut honest(&town.pod, SocketAddr::new(to, 9200)));
+        let own: Vec<_> = came
+            .iter()
+            .filter(|frame| sender(&frame.bytes).is_some_and(|source| source.ip() == from))
+            .map(|frame| format!("{:02x?}", &frame.bytes[12..frame.bytes.len().min(60)]))
+            .collect();
+        assert!(own.is_empty(), "{} packets left with {from}: {own:#?}", own.len());
+    }
+}
+
+/// Protocols without ports are masqueraded or dropped. The world outside knows no way back to a pod.
+#[test]
+fn protocols_without_ports_do_not_leave_with_a_pods_address() {
+    harness::require_root!();
+    let town = Town::build();
+    let (capture, forge) = (captured(&town.outside), town.pod.forge_out());
+    for v4 in [true, false] {
+        let [from, to] = [of_family(&town.pod, v4), of_family(&town.outside, v4)];
+        // IPIP, GRE, ESP, AH, OSPF, PIM, VRRP, UDP-Lite, DCCP, and one for experiments.
+        for protocol in [4, 47, 50, 51, 89, 103, 112, 136, 33, 253] {
+            forge.send(&packet::ip(from, to, protocol, &[0x20; 40]));
+        }
+        let _listener = town
+            .outside
+            .udp_bind(SocketAddr::new(to, 9200))
+            .expect("a socket");
+        let came = came_before(
+            &capture,
+            "protocols",
+            &mut honest(&town.pod, SocketAddr::new(to, 9200)),
+        );
+        let own = came
+            .iter()
+            .filter(|frame| sender(&frame.bytes).is_some_and(|source| source.ip() == from));
+        let protocols: Vec<u8> = own.map(|frame| frame.bytes[if v4 { 23 } else { 20 }]).collect();
+        assert!(protocols.is_empty(), "protocols {protocols:?} left with {from}");
+    }
+}
+
+/// A process of the node that connects to a pod from a port that a masqueraded flow has taken towards it.
+#[test]
+fn a_socket_of_the_node_connects_by_the_port_of_a_masqueraded_flow() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    node.sysctl("net/ipv4/ip_local_port_range", "1024 65535");
+    for v4 in [true, false] {
+        let to = SocketAddr::new(of_family(node, v4), crate::town::NODE_PORT);
+        let held = town.outside.tcp_connect(to).expect("a connection");
+        let mut buffer = [0; 256];
+        let length = (&held).read(&mut buffer).expect("a greeting");
+        let answer = harness::Answer::parse(&String::from_utf8_lossy(&buffer[..length])).expect("an answer");
+        assert_eq!(
+            answer.peer.ip().to_canonical(),
+            of_family(node, v4),
+            "masqueraded"
+        );
+        let from = SocketAddr::new(of_family(node, v4), answer.peer.port());
+        let pod = SocketAddr::new(of_family(&town.web, v4), 8080);
+        let connected = node.tcp_connect_from(from, pod);
+        assert!(connected.is_ok(), "from {from} to {pod}: {connected:?}");
+        (&held).write_all(b"still there\n").expect("to write");
+        let length = (&held).read(&mut buffer).expect("an answer");
+        assert_eq!(&buffer[..length], b"web still there\n");
+    }
+}

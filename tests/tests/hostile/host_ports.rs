@@ -1,0 +1,220 @@
+//! A host port is a port of the node's own addresses. A pod that asks for one at another's address is refused, and an entry
+//! that says so all the same leads nobody astray.
+
+use std::net::{IpAddr, SocketAddr};
+
+use harness::cni::{self, Attachment, PodSpec};
+use harness::{Answer, Node, Place, Probe};
+use proxy_common::protocol;
+use serde_json::{Value, json};
+
+use crate::town::{CLUSTER_IP, LOCAL_BALANCER, SECOND, Town, at};
+
+/// Adds a pod that asks for host ports, for the answer alone.
+#[track_caller]
+fn add(node: &Node, name: &str, ports: &Value) -> cni::Called {
+    let attachment = Attachment {
+        spec: PodSpec::new(name).asking("portMappings", ports.clone()),
+        netns: node.add_namespace(name),
+    };
+    let called = cni::call(node, "ADD", &attachment, None).expect("to call the plugin");
+    if !called.success {
+        // As a runtime does.
+        cni::call(node, "DEL", &attachment, None).expect("to call the plugin");
+    }
+    called
+}
+
+fn port_at(address: IpAddr, port: u16, protocol: &str) -> Value {
+    json!([{"hostIP": address, "hostPort": port, "containerPort": 8080, "protocol": protocol}])
+}
+
+/// Addresses that are not the node's: others', virtual ones, and no host's at all.
+fn foreign(town: &Town) -> Vec<IpAddr> {
+    let mut foreign = Vec::new();
+    let places: [&Place; 3] = [&town.outside, town.world.node(2), &town.web];
+    for place in places {
+        foreign.extend(place.addresses());
+    }
+    let texts = [
+        "8.8.8.8",
+        "169.254.169.254",
+        "255.255.255.255",
+        "192.168.50.255",
+        "224.0.0.1",
+        "2001:db8:99::1",
+        "ff02::1",
+    ];
+    for text in [CLUSTER_IP, LOCAL_BALANCER].concat().into_iter().chain(texts) {
+        foreign.push(text.parse().expect("an address"));
+    }
+    foreign
+}
+
+#[test]
+fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
+    harness::require_root!();
+    let town = Town::build();
+    let mut taken = Vec::new();
+    for (number, address) in (0..).zip(foreign(&town)) {
+        let called = add(
+            town.node(),
+            &format!("at-{number}"),
+            &port_at(address, 8443, "tcp"),
+        );
+        if called.success {
+            taken.push(address);
+            continue;
+        }
+        let text = called.document.to_string();
+        assert!(
+            text.contains(&address.to_string()),
+            "the error names {address}: {text}"
+        );
+    }
+    assert!(taken.is_empty(), "host ports were given at {taken:?}");
+    // The node's own, its loopback's and all of them are the node's.
+    let mut own = town.node().addresses().to_vec();
+    own.extend(
+        ["127.0.0.1", "::1", "127.9.9.9", "0.0.0.0", "::"]
+            .map(|text| text.parse::<IpAddr>().expect("an address")),
+    );
+    for (number, address) in (0..).zip(own) {
+        let ports = port_at(address, 8500 + number, "tcp");
+        let called = add(town.node(), &format!("own-{number}"), &ports);
+        assert!(called.success, "at {address}: {}", called.document);
+    }
+}
+
+/// Entries outlive those who wrote them, and addresses those who had them.
+#[test]
+fn a_host_port_at_anothers_address_takes_over_nothing() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    let everywhere = json!([
+        {"hostPort": 8443, "containerPort": 8080, "protocol": "tcp"},
+        {"hostPort": 8443, "containerPort": 8080, "protocol": "udp"},
+    ]);
+    let taker = node.add_pod_by_plugin(&PodSpec::new("taker").asking("portMappings", everywhere));
+    let _taking = taker.serve(8080);
+    let _real = [
+        town.outside.serve(8443),
+        town.world.node(2).serve(8443),
+        town.web.serve(8443),
+    ];
+    let elements = node.table::<20, 28>("HOST_PORTS");
+    let places: [&Place; 3] = [&town.outside, town.world.node(2), &town.web];
+    let mut to_real = Vec::new();
+    for place in places {
+        to_real.extend(place.addresses().iter().map(|address| (place, *address)));
+    }
+    for address in foreign(&town) {
+        for protocol in [protocol::TCP, protocol::UDP] {
+            let leads_to_family = |value: &[u8; 28]| value.starts_with(&[0; 10]) == address.is_ipv4();
+            let element = elements
+                .iter()
+                .find(|(key, value)| key[18] == protocol && leads_to_family(value));
+            let (_, value) = element.expect("the pod's own entries");
+            let mut key = [0; 20];
+            key[..16].copy_from_slice(&octets(address));
+            key[16..18].copy_from_slice(&8443_u16.to_be_bytes());
+            key[18] = protocol;
+            node.set_element("HOST_PORTS", key, *value);
+        }
+    }
+    let clients: [&Place; 2] = [&town.pod, node];
+    for client in clients {
+        for probe in Probe::ALL {
+            for (place, address) in &to_real {
+                let to = SocketAddr::new(*address, 8443);
+                let answer = client.ask(probe, to);
+                let answer = answer
+                    .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", client.name()));
+                assert_eq!(
+                    answer.backend,
+                    place.name(),
+                    "{} asks {to} by {probe:?}",
+                    client.name()
+                );
+            }
+            for address in [CLUSTER_IP, LOCAL_BALANCER].concat() {
+                let answer: Result<Answer, _> = client.ask_within(probe, at(address, 8443), SECOND / 2);
+                let answer = answer.map(|answer| answer.backend).ok();
+                assert_eq!(
+                    answer,
+                    None,
+                    "{} asks {address} by {probe:?} for a port that it lacks",
+                    client.name()
+                );
+            }
+        }
+    }
+    // At the node's own it is what was asked for.
+    for own in node.addresses() {
+        let answer = town
+            .outside
+            .ask(Probe::Tcp, SocketAddr::new(*own, 8443))
+            .expect("an answer");
+        assert_eq!(answer.backend, "taker");
+    }
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[test]
+fn one_pod_does_not_take_all_host_ports() {
+    harness::require_root!();
+    let town = Town::build();
+    let ports = |first: u16, count: u16, protocol: &str| -> Value {
+        (0..count)
+            .map(|n| json!({"hostPort": first + n, "containerPort": 8080, "protocol": protocol}))
+            .collect()
+    };
+    let greedy = add(town.node(), "greedy", &ports(1024, 60_000, "udp"));
+    if !greedy.success {
+        let text = greedy.document.to_string();
+        assert!(
+            text.contains("host ports") || text.contains("HOST_PORTS"),
+            "the error says of what: {text}"
+        );
+    }
+    let modest = add(town.node(), "modest", &ports(1024, 64, "tcp"));
+    assert!(modest.success, "{}", modest.document);
+    let other = add(town.node(), "other", &ports(2048, 6000, "tcp"));
+    let later = add(town.node(), "later", &ports(9000, 64, "tcp"));
+    assert!(
+        later.success,
+        "after 60 000 ports of one pod and 6 000 of another: {}",
+        later.document
+    );
+    // What fits beside what was given is given: 6 000 are no attack on a table of 65 536.
+    assert!(
+        other.success,
+        "beside 60 000 ports of another pod: {}",
+        other.document
+    );
+}
+
+/// Many pods that each ask for all that one may have, too.
+#[test]
+fn a_pod_whose_host_ports_are_refused_leaves_none() {
+    harness::require_root!();
+    let town = Town::build();
+    let before = town.node().table::<20, 28>("HOST_PORTS");
+    let mut ports = json!([
+        {"hostPort": 8600, "containerPort": 8080, "protocol": "tcp"},
+        {"hostPort": 8601, "containerPort": 8080, "protocol": "udp"},
+    ]);
+    let foreign =
+        json!({"hostIP": town.outside.ip(), "hostPort": 8602, "containerPort": 8080, "protocol": "tcp"});
+    ports.as_array_mut().expect("a list").push(foreign);
+    let called = add(town.node(), "mixed", &ports);
+    assert!(!called.success, "one of three is refused, and the ADD with it");
+    assert_eq!(town.node().table::<20, 28>("HOST_PORTS"), before);
+}

@@ -1,0 +1,188 @@
+//! Only frames for this node are translated, and a pod sends nothing but IP and ARP.
+
+use std::net::SocketAddr;
+
+use harness::Frame;
+use harness::forge::{Ethernet, Forge, link, packet};
+
+use crate::tags::sender;
+use crate::town::{
+    BALANCER, CLUSTER_IP, NODE_PORT, SOON, Town, assert_nothing_came, at, came_before, captured, datagram,
+    honest, of_family,
+};
+
+const FORGED: &[u8] = b"forged";
+/// `ETH_P_802_2` of `linux/if_ether.h`.
+const LLC: u16 = 4;
+
+/// Hardware addresses that are not the node's: of a stranger, of all, and of groups.
+const FOREIGN: [[u8; 6]; 4] = [
+    [2, 0x99, 0, 0, 0, 1],
+    link::EVERYBODY,
+    [1, 0, 0x5e, 0, 0, 1],
+    [0x33, 0x33, 0, 0, 0, 1],
+];
+
+fn send_to(forge: &Forge, mac: [u8; 6], packet: &[u8]) {
+    let ethernet = Ethernet {
+        to: mac,
+        ..forge.ethernet()
+    };
+    forge.send_frame(&ethernet.of_packet(packet));
+}
+
+#[test]
+fn a_frame_for_another_host_is_not_translated() {
+    harness::require_root!();
+    let town = Town::build();
+    town.node().run_ip("link set eth0 promisc on");
+    let (at_web, at_outside, forge) = (town.at_web(), captured(&town.outside), town.forge());
+    for mac in FOREIGN {
+        for v4 in [true, false] {
+            let from = (of_family(&town.outside, v4), 999);
+            let mut all = town.entrances(v4);
+            all.push(SocketAddr::new(of_family(&town.web, v4), 9));
+            for to in all {
+                send_to(&forge, mac, &datagram(from, to, FORGED));
+                let syn = packet::tcp(SocketAddr::new(from.0, 999), to, packet::SYN, 1, FORGED);
+                send_to(&forge, mac, &syn);
+                if to.port() == 80 {
+                    send_to(&forge, mac, &packet::echo(from.0, to.ip(), true, 1, FORGED));
+                }
+            }
+        }
+        let what = format!("for {mac:x?}");
+        assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+        let came: Vec<Frame> = at_outside.so_far().expect("to read");
+        let is_echo = |frame: &&Frame| {
+            let is_reply = frame.bytes.get(34) == Some(&0) || frame.bytes.get(54) == Some(&129);
+            !frame.outgoing && is_reply && frame.carries(FORGED)
+        };
+        let came = came.iter().filter(is_echo).count();
+        assert_eq!(came, 0, "{what}: {came} echo requests were answered");
+    }
+}
+
+#[test]
+fn an_answer_for_another_host_does_not_reach_the_pod_that_was_masqueraded() {
+    harness::require_root!();
+    let town = Town::build();
+    town.node().run_ip("link set eth0 promisc on");
+    let (at_outside, at_pod, forge) = (captured(&town.outside), captured(&town.pod), town.forge());
+    for v4 in [true, false] {
+        let to = SocketAddr::new(of_family(&town.outside, v4), 5300);
+        let _listener = town.outside.udp_bind(to).expect("a socket");
+        let pod = town.pod.udp_socket_for(to).expect("a socket");
+        let came = came_before(&at_outside, "a question", &mut |mark| {
+            let _ = pod.send_to(b"whom do you see?", to);
+            let _ = pod.send_to(mark, to);
+        });
+        let question = came.iter().find(|frame| frame.carries(b"whom do you see?"));
+        let seen = question
+            .and_then(|frame| sender(&frame.bytes))
+            .expect("the question");
+        for mac in FOREIGN {
+            send_to(&forge, mac, &packet::udp(to, seen, FORGED));
+        }
+        assert_nothing_came(&at_pod, FORGED, "an answer for another host", |mark| {
+            forge.send(&packet::udp(to, seen, mark));
+        });
+    }
+}
+
+#[test]
+fn a_pods_frame_for_another_host_is_not_translated() {
+    harness::require_root!();
+    let town = Town::build();
+    let (at_web, forge) = (town.at_web(), town.pod.forge_out());
+    for mac in FOREIGN {
+        for v4 in [true, false] {
+            let from = (of_family(&town.pod, v4), 999);
+            for to in [
+                at(CLUSTER_IP[usize::from(!v4)], 80),
+                at(BALANCER[usize::from(!v4)], 80),
+                SocketAddr::new(of_family(town.node(), v4), NODE_PORT),
+                SocketAddr::new(of_family(&town.web, v4), 9),
+            ] {
+                send_to(&forge, mac, &datagram(from, to, FORGED));
+            }
+        }
+        let to = SocketAddr::new(town.web.ip().into(), 9);
+        assert_nothing_came(&at_web, FORGED, &format!("for {mac:x?}"), honest(&town.pod, to));
+    }
+}
+
+#[test]
+fn other_protocols_of_a_pod_end_at_its_interface() {
+    harness::require_root!();
+    let town = Town::build();
+    let (node, pod) = (town.node(), &town.pod);
+    let forge = pod.forge_out();
+    let arp = node
+        .protocol_socket(pod.host_interface(), link::ARP)
+        .expect("a capture");
+    let others: [u16; 9] = [
+        0x88cc, // LLDP
+        0x8847, // MPLS
+        0x8863, // PPPoE discovery
+        0x8864, // PPPoE
+        0x88f7, // PTP
+        0x888e, // 802.1X
+        0x8035, // RARP
+        0x22f0, // AVTP
+        0x88b5, // experiments
+    ];
+    for other in others {
+        let capture = node
+            .protocol_socket(pod.host_interface(), other)
+            .expect("a capture");
+        for mac in [
+            node.mac(pod.host_interface()),
+            link::EVERYBODY,
+            [1, 0x80, 0xc2, 0, 0, 0x0e],
+        ] {
+            let ethernet = Ethernet {
+                to: mac,
+                ..forge.ethernet()
+            };
+            forge.send_frame(&ethernet.of(other, FORGED));
+        }
+        // An honest question of this kind passes the same way.
+        let question = link::arp(
+            true,
+            (pod.mac("eth0"), pod.ip()),
+            ([0; 6], "169.254.1.1".parse().expect("an address")),
+        );
+        forge.send_frame(&forge.ethernet().of(link::ARP, &question));
+        let honest = arp.find(SOON, |frame| !frame.outgoing).expect("to read");
+        assert!(honest.is_some(), "ARP passes");
+        let came = capture.so_far().expect("to read").len();
+        assert_eq!(came, 0, "{came} frames of EtherType {other:#06x} passed");
+    }
+    // A frame of IEEE 802.3, whose length stands in place of an EtherType, as bridges speak.
+    let capture = node
+        .protocol_socket(pod.host_interface(), LLC)
+        .expect("a capture");
+    let bridge = Ethernet {
+        to: [1, 0x80, 0xc2, 0, 0, 0],
+        ..forge.ethernet()
+    };
+    forge.send_frame(&bridge.of(38, &[&[0x42, 0x42, 3], [0_u8; 35].as_slice()].concat()));
+    let question = link::arp(
+        true,
+        (pod.mac("eth0"), pod.ip()),
+        ([0; 6], "169.254.1.1".parse().expect("an address")),
+    );
+    forge.send_frame(&forge.ethernet().of(link::ARP, &question));
+    assert!(
+        arp.find(SOON, |frame| !frame.outgoing)
+            .expect("to read")
+            .is_some(),
+        "ARP passes"
+    );
+    assert_eq!(
+        capture.so_far().expect("to read").len(),
+        0,
+        "a bridge's frame passed"
+    );
+}

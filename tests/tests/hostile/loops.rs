@@ -1,0 +1,275 @@
+//! A translation ends. No single packet makes addresses and services answer each other for ever, whatever the servers
+//! behind them answer (CVE-2024-2169 is this class).
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use harness::forge::packet;
+use harness::{Endpoint, Place, Service};
+
+use crate::town::{BALANCER, CLUSTER_IP, LOCAL_BALANCER, SECOND, Town, at, of_family, wait_served};
+
+/// A datagram with this is the loop's.
+const LOOPING: &[u8] = b"round and round";
+/// So many of them are a loop, and the server spares the machine more.
+const ENOUGH: usize = 1000;
+
+/// Answers each datagram by itself.
+struct Echo {
+    looping: Arc<AtomicUsize>,
+    end: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start(place: &Place, port: u16) -> Self {
+        let (looping, end) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let threads = place.addresses().iter().map(|address| {
+            let socket = place.udp_bind(SocketAddr::new(*address, port)).expect("a socket");
+            let (looping, end) = (Arc::clone(&looping), Arc::clone(&end));
+            std::thread::spawn(move || answer(&socket, &looping, &end))
+        });
+        let threads = threads.collect();
+        Self {
+            looping,
+            end,
+            threads,
+        }
+    }
+
+    fn looping(&self) -> usize {
+        self.looping.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // Its panic has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer(socket: &UdpSocket, looping: &AtomicUsize, end: &AtomicBool) {
+    let mut buffer = [0; 512];
+    socket.set_read_timeout(Some(SECOND / 20)).expect("a deadline");
+    while !end.load(Ordering::Relaxed) {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let text = &buffer[..length];
+        if text.starts_with(LOOPING) && looping.fetch_add(1, Ordering::Relaxed) >= ENOUGH {
+            continue;
+        }
+        let _ = socket.send_to(text, from);
+    }
+}
+
+/// Has a server answer a hundred honest questions by way of a service, one after the other: longer than a loop needs to show.
+#[track_caller]
+fn a_hundred_questions(client: &Place, to: SocketAddr) {
+    let socket = client.udp_socket_for(to).expect("a socket");
+    for number in 0..100 {
+        let question = format!("question {number}");
+        socket.send_to(question.as_bytes(), to).expect("to send");
+        let mut buffer = [0; 512];
+        let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
+        assert_eq!((&buffer[..length], from), (question.as_bytes(), to));
+    }
+}
+
+/// A service whose port 7 leads to an echoing server.
+fn echo_service(name: &str, number: u8) -> Service {
+    Service::new(name)
+        .cluster_ip(&format!("10.96.1.{number}"))
+        .cluster_ip(&format!("fd00:96::1:{number}"))
+        .udp("echo", 7, 7007)
+        .node_port("echo", 30_000 + u16::from(number))
+        .load_balancer_ip(&format!("203.0.113.{number}"))
+        .load_balancer_ip(&format!("2001:db8:7::{number}"))
+}
+
+#[test]
+fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
+    harness::require_root!();
+    let town = Town::build();
+    let echo = Echo::start(&town.web, 7007);
+    let _other = Echo::start(&town.pod, 7007);
+    let services = [(&town.web, 40), (&town.pod, 41)].map(|(pod, number)| {
+        let service = echo_service(&format!("echo-{number}"), number);
+        town.world.apply_all(service.slices([Endpoint::of(pod)]));
+        town.world.apply(&service);
+        for prefix in [
+            format!("203.0.113.{number}/32"),
+            format!("2001:db8:7::{number}/128"),
+        ] {
+            town.outside
+                .route_via(prefix.parse().expect("a prefix"), town.node());
+        }
+        number
+    });
+    let forge = town.forge();
+    for v4 in [true, false] {
+        let [own, other] = services.map(|number| {
+            let texts = if v4 {
+                [format!("10.96.1.{number}"), format!("203.0.113.{number}")]
+            } else {
+                [format!("fd00:96::1:{number}"), format!("2001:db8:7::{number}")]
+            };
+            texts.map(|text| at(&text, 7))
+        });
+        let ask = own[1];
+        harness::eventually("the service", 10 * SECOND, || {
+            let socket = town.outside.udp_socket_for(ask).expect("a socket");
+            socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
+            let _ = socket.send_to(b"?", ask);
+            socket.recv_from(&mut [0; 8]).is_ok()
+        });
+        let node = SocketAddr::new(of_family(town.node(), v4), 30_040);
+        let pairs = [
+            (own[0], own[0]),
+            (own[1], own[1]),
+            (own[0], own[1]),
+            (own[1], own[0]),
+            (other[0], own[0]),
+            (other[1], own[1]),
+            (own[0], node),
+            (other[1], node),
+            (node, own[1]),
+            (node, node),
+        ];
+        for (from, to) in pairs {
+            forge.send(&packet::udp(from, to, LOOPING));
+            a_hundred_questions(&town.outside, ask);
+            let looping = echo.looping();
+            assert_eq!(
+                looping, 0,
+                "{from} to {to}: {looping} of the loop arrived, {ENOUGH} at the most were answered"
+            );
+        }
+    }
+}
+
+/// One node's port as source, another's as destination: each node would take the other's answer for a client's question.
+#[test]
+fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
+    harness::require_root!();
+    let town = Town::build();
+    let echo = Echo::start(&town.web, 7007);
+    let service = echo_service("echo", 40);
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    let [n1, n2] = [1, 2].map(|number| town.world.node(number));
+    for v4 in [true, false] {
+        let [one, two] = [n1, n2].map(|node| SocketAddr::new(of_family(node, v4), 30_040));
+        for to in [one, two] {
+            harness::eventually("the node port", 10 * SECOND, || {
+                let socket = town.outside.udp_socket_for(to).expect("a socket");
+                socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
+                let _ = socket.send_to(b"?", to);
+                socket.recv_from(&mut [0; 8]).is_ok()
+            });
+        }
+        for (to, source, entrance) in [(n1, two, one), (n2, one, two)] {
+            let before = echo.looping();
+            town.outside
+                .forge_to(to)
+                .send(&packet::udp(source, entrance, LOOPING));
+            a_hundred_questions(&town.outside, entrance);
+            let looping = echo.looping() - before;
+            // The first may be taken for a client's, which no node can tell.
+            assert!(
+                looping <= 4,
+                "{source} to {entrance}: {looping} of the loop arrived"
+            );
+        }
+    }
+}
+
+/// Two services whose endpoints are each other's addresses.
+#[test]
+fn services_that_lead_to_each_other_go_round_no_loop() {
+    harness::require_root!();
+    let town = Town::build();
+    let ips = [["10.96.2.1", "fd00:96::2:1"], ["10.96.2.2", "fd00:96::2:2"]];
+    let addresses = ips.map(|ips| ips.map(|ip| ip.parse::<IpAddr>().expect("an address")));
+    for (number, other) in [(0, 1), (1, 0)] {
+        let service = Service::new(&format!("mirror-{number}"))
+            .cluster_ip(ips[number][0])
+            .cluster_ip(ips[number][1])
+            .udp("echo", 7, 7);
+        town.world
+            .apply_all(service.slices([Endpoint::at(&addresses[other])]));
+        town.world.apply(&service);
+    }
+    // One more whose endpoint is its own address, and one that leads to a balancer's address, which leads back.
+    let service = Service::new("narcissus")
+        .cluster_ip("10.96.2.3")
+        .cluster_ip("fd00:96::2:3")
+        .udp("echo", 7, 7);
+    let own = ["10.96.2.3", "fd00:96::2:3"].map(|ip| ip.parse::<IpAddr>().expect("an address"));
+    town.world.apply_all(service.slices([Endpoint::at(&own)]));
+    town.world.apply(&service);
+    wait_served(&town.outside, at(BALANCER[0], 80));
+    let node = town.node();
+    harness::eventually("the services to be programmed", 10 * SECOND, || {
+        let services = node.cli(&["service", "list"]).expect("a list");
+        let names = services.as_array().expect("a list").iter();
+        names.filter(|service| service["portNumber"] == 7).count() >= 6
+    });
+    let translations = || node.counters().iter().sum::<u64>();
+    for (n, v4) in [(0, true), (1, false)] {
+        for to in [ips[0][n], ips[1][n], ["10.96.2.3", "fd00:96::2:3"][n]] {
+            let to = at(to, 7);
+            let sources = [
+                (&*town.outside as &Place, town.forge()),
+                (&*town.pod as &Place, town.pod.forge_out()),
+            ];
+            for (place, forge) in sources {
+                let from = SocketAddr::new(of_family(place, v4), 999);
+                forge.send(&packet::udp(from, to, LOOPING));
+            }
+            let _ = node.udp_socket_for(to).expect("a socket").send_to(LOOPING, to);
+            let settled = settles(&town, translations);
+            assert!(settled, "{to}: packets are counted without end");
+        }
+    }
+}
+
+/// Whether a node's count of packets comes to rest: some hundred honest questions pass meanwhile, and no more than a few
+/// counts belong to each.
+fn settles(town: &Town, count: impl Fn() -> u64) -> bool {
+    const QUESTIONS: u64 = 100;
+    const COUNTS: u64 = 12;
+    (0..10).any(|_| {
+        let before = count();
+        for _ in 0..QUESTIONS {
+            let to = at(LOCAL_BALANCER[0], 80);
+            town.outside.ask(harness::Probe::Udp, to).expect("an answer");
+        }
+        count() - before < QUESTIONS * COUNTS
+    })
+}
+
+/// An echo request between virtual addresses is answered to a virtual address, and that is the end.
+#[test]
+fn an_echo_request_between_virtual_addresses_ends() {
+    harness::require_root!();
+    let town = Town::build();
+    let forge = town.forge();
+    let node = town.node();
+    for (from, to) in [
+        (BALANCER[0], BALANCER[0]),
+        (CLUSTER_IP[0], BALANCER[0]),
+        (BALANCER[1], LOCAL_BALANCER[1]),
+        (CLUSTER_IP[1], CLUSTER_IP[1]),
+    ] {
+        let [from, to] = [from, to].map(|ip| ip.parse::<IpAddr>().expect("an address"));
+        forge.send(&packet::echo(from, to, true, 7, LOOPING));
+        assert!(settles(&town, || node.counters().iter().sum()), "{from} to {to}");
+    }
+}

@@ -1,0 +1,19 @@
+//! Attackers and noisy neighbours: what pods, tenants and hosts on the link may do to others, which is nothing.
+//!
+//! Each test forges frames or floods tables in a world of its own, and ends with an honest packet by the same way. So what
+//! did not arrive was refused, and did not only come late.
+
+mod dead_entries;
+mod floods;
+mod host_ports;
+mod idle_connections;
+mod links;
+mod loops;
+mod neighbours;
+mod redirects;
+mod resets;
+mod sources;
+mod tags;
+mod tags_at_uplinks;
+mod town;
+mod tunnel;

@@ -1,0 +1,180 @@
+//! A pod's share of the node's table of neighbours is its own addresses. The table is one for all interfaces
+//! (`gc_thresh3`), so a pod that fills it cuts the node off.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use harness::forge::{Ethernet, link, packet};
+use harness::{Frame, Pod};
+use serde_json::Value;
+
+use crate::town::{SOON, Town, captured};
+
+const MANY: u16 = 100;
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Whom the node knows at a pod's interface.
+fn known(pod: &Pod) -> Vec<String> {
+    let mut command = pod.node().command("ip");
+    let output = command
+        .args(["-j", "neigh", "show", "dev", pod.host_interface()])
+        .output();
+    let output = output.expect("running ip");
+    let entries: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    entries
+        .iter()
+        .filter_map(|entry| Some(entry["dst"].as_str()?.to_owned()))
+        .collect()
+}
+
+fn own(pod: &Pod) -> Vec<String> {
+    let mut own: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
+    own.push(link_local(pod).to_string());
+    own
+}
+
+/// What the pod's hardware address gives (RFC 4291 appendix A).
+fn link_local(pod: &Pod) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = pod.mac("eth0");
+    let pair = |high, low| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        pair(a ^ 2, b),
+        pair(c, 0xff),
+        pair(0xfe, d),
+        pair(e, f),
+    )
+}
+
+/// Waits for the answers to a pod's honest questions in both families, sent until they come.
+#[track_caller]
+fn assert_only_own_are_known(town: &Town, what: &str) {
+    let pod = &town.pod;
+    let (capture, forge, mac) = (captured(pod), pod.forge_out(), pod.mac("eth0"));
+    let is_arp = |frame: &Frame| !frame.outgoing && frame.bytes.get(12..14) == Some(&[0x08, 0x06]);
+    let is_advertisement = |frame: &Frame| !frame.outgoing && frame.bytes.get(54) == Some(&136);
+    let broadcast = Ethernet {
+        to: link::EVERYBODY,
+        ..forge.ethernet()
+    };
+    let question = link::arp(true, (mac, pod.ip()), ([0; 6], GATEWAY));
+    forge.send_frame(&broadcast.of(link::ARP, &question));
+    assert!(
+        capture.find(SOON, is_arp).expect("to read").is_some(),
+        "{what}: ARP of its own is answered"
+    );
+    forge.send(&link::neighbour_solicitation((mac, pod.ip6()), GATEWAY6));
+    let found = capture.find(SOON, is_advertisement).expect("to read");
+    assert!(found.is_some(), "{what}: a solicitation of its own is answered");
+    let own = own(pod);
+    let foreign: Vec<String> = known(pod)
+        .into_iter()
+        .filter(|entry| !own.contains(entry))
+        .collect();
+    assert!(
+        foreign.is_empty(),
+        "{what}: {} foreign neighbours, {} among them",
+        foreign.len(),
+        foreign[0]
+    );
+}
+
+#[test]
+fn arp_in_others_names_leaves_no_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    let (pod, node) = (&town.pod, town.node());
+    let (forge, mac) = (pod.forge_out(), pod.mac("eth0"));
+    for (is_request, to) in [
+        (true, link::EVERYBODY),
+        (true, node.mac(pod.host_interface())),
+        (false, node.mac(pod.host_interface())),
+    ] {
+        for number in 0..MANY {
+            let ethernet = Ethernet {
+                to,
+                ..forge.ethernet()
+            };
+            for target in [node.ip(), GATEWAY] {
+                let sender = Ipv4Addr::from(0xc633_6400 + u32::from(number) + 1);
+                let message = link::arp(
+                    is_request,
+                    (mac, sender),
+                    (node.mac(pod.host_interface()), target),
+                );
+                forge.send_frame(&ethernet.of(link::ARP, &message));
+            }
+        }
+        assert_only_own_are_known(&town, "ARP");
+    }
+}
+
+/// Whose hardware address stands in the message, and whose in the frame, is not for a pod to choose either.
+#[test]
+fn arp_with_foreign_hardware_addresses_leaves_no_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    let (pod, node) = (&town.pod, town.node());
+    let forge = pod.forge_out();
+    for number in 0..MANY {
+        let [high, low] = number.to_be_bytes();
+        let foreign = [2, 0x99, 0, 0, high, low];
+        let ethernet = Ethernet {
+            to: link::EVERYBODY,
+            from: foreign,
+            tags: Vec::new(),
+        };
+        for sender in [
+            town.web.ip(),
+            node.ip(),
+            town.outside.ip(),
+            Ipv4Addr::from(0xc633_6500 + u32::from(number)),
+        ] {
+            let message = link::arp(true, (foreign, sender), ([0; 6], GATEWAY));
+            forge.send_frame(&ethernet.of(link::ARP, &message));
+        }
+    }
+    assert_only_own_are_known(&town, "ARP with foreign hardware addresses");
+}
+
+#[test]
+fn neighbour_discovery_in_others_names_leaves_no_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    let pod = &town.pod;
+    let (forge, mac) = (pod.forge_out(), pod.mac("eth0"));
+    let foreign = |number: u16| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x1000, number);
+    for number in 0..MANY {
+        forge.send(&link::neighbour_solicitation((mac, foreign(number)), GATEWAY6));
+    }
+    assert_only_own_are_known(&town, "solicitations from foreign link-local addresses");
+    for number in 0..MANY {
+        forge.send(&link::router_solicitation((mac, foreign(number)), GATEWAY6));
+    }
+    assert_only_own_are_known(&town, "solicitations of routers");
+    for number in 0..MANY {
+        forge.send(&link::neighbour_advertisement((mac, foreign(number)), GATEWAY6));
+        let [high, low] = number.to_be_bytes();
+        let other = [2, 0x99, 0, 0, high, low];
+        forge.send(&link::neighbour_solicitation((other, foreign(number)), GATEWAY6));
+    }
+    assert_only_own_are_known(&town, "advertisements and foreign hardware addresses");
+}
+
+/// Packets to nobody on the pod's link make the node ask there for each of them.
+#[test]
+fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    let forge = town.pod.forge_out();
+    for number in 0..MANY {
+        let foreign = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x2000, number);
+        forge.send(&packet::echo(foreign.into(), GATEWAY6.into(), true, number, b"?"));
+        // An error about a packet of another goes back to it.
+        forge.send(&packet::udp((foreign, 9).into(), (GATEWAY6, 9).into(), b"?"));
+    }
+    assert_only_own_are_known(&town, "echo requests");
+}

@@ -1,0 +1,218 @@
+//! A host on the link sends to services and pods in names that no packet from outside can have. The kernel drops such
+//! martians (RFC 1812 §5.3.7, RFC 1122 §3.2.1.3), and a translation must not carry them past it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use harness::forge::packet;
+use harness::{NodeSpec, PacketSocket, Service};
+use ipnet::IpNet;
+use serde_json::json;
+
+use crate::town::{
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, Town, assert_nothing_came, at, captured,
+    datagram, honest, of_family, wait_served,
+};
+
+const FORGED: &[u8] = b"forged";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Sends a datagram and a SYN in each of these names to each entrance, and looks for them at the backend.
+#[track_caller]
+fn assert_are_no_sources(town: &Town, capture: &PacketSocket, sources: &[IpAddr], when: &str) {
+    let forge = town.forge();
+    for source in sources {
+        let mut all = town.entrances(source.is_ipv4());
+        all.push(SocketAddr::new(of_family(&town.web, source.is_ipv4()), 9));
+        for to in &all {
+            forge.send(&datagram((*source, 999), *to, FORGED));
+            forge.send(&packet::tcp(
+                SocketAddr::new(*source, 998),
+                *to,
+                packet::SYN,
+                1,
+                FORGED,
+            ));
+        }
+        let what = format!("{when}, in the name of {source}");
+        assert_nothing_came(capture, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+    }
+}
+
+/// The same for each way to filter by the reverse path.
+#[track_caller]
+fn assert_are_never_sources(town: &Town, sources: &[IpAddr]) {
+    let capture = town.at_web();
+    for rp_filter in ["0", "1", "2"] {
+        town.node().sysctl("net/ipv4/conf/all/rp_filter", rp_filter);
+        assert_are_no_sources(town, &capture, sources, &format!("rp_filter {rp_filter}"));
+    }
+}
+
+#[test]
+fn martians_are_no_sources() {
+    harness::require_root!();
+    let town = Town::build();
+    let martians = [
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "0.1.2.3",
+        "255.255.255.255",
+        "224.0.0.1",
+        "239.1.2.3",
+        "::",
+        "::1",
+        "ff02::1",
+        "ff0e::1",
+        "::ffff:192.0.2.1",
+        "::ffff:127.0.0.1",
+    ];
+    assert_are_never_sources(&town, &martians.map(ip));
+}
+
+#[test]
+fn an_address_of_the_node_is_no_source_from_outside() {
+    harness::require_root!();
+    let town = Town::build();
+    // One that is no InternalIP, and one that is local by a route only.
+    town.node().run_ip("link add extra type dummy");
+    town.node().run_ip("addr add 198.51.100.7/32 dev extra");
+    town.node().run_ip("link set extra up");
+    let mut sources = town.node().addresses().to_vec();
+    sources.extend([ip("198.51.100.7")]);
+    assert_are_never_sources(&town, &sources);
+}
+
+#[test]
+fn an_address_of_the_nodes_own_pods_is_no_source_from_outside() {
+    harness::require_root!();
+    let town = Town::build();
+    let mut sources = [town.pod.addresses(), town.web.addresses()].concat();
+    // Of no pod, but of the range; and the pods' gateway.
+    sources.extend(["10.244.1.200", "fd00:244:1::200", "169.254.1.1"].map(ip));
+    assert_are_never_sources(&town, &sources);
+}
+
+#[test]
+fn a_virtual_address_is_no_source_from_outside() {
+    harness::require_root!();
+    let town = Town::build();
+    let mut sources: Vec<IpAddr> = [CLUSTER_IP, BALANCER, LOCAL_CLUSTER_IP, LOCAL_BALANCER]
+        .concat()
+        .into_iter()
+        .map(ip)
+        .collect();
+    // Of a service range, whether it is given or not.
+    sources.extend(["10.96.77.77", "fd00:96::77"].map(ip));
+    assert_are_never_sources(&town, &sources);
+}
+
+#[test]
+fn an_address_of_another_node_is_a_source_and_its_broadcast_is_none() {
+    harness::require_root!();
+    let town = Town::build();
+    let capture = town.at_web();
+    assert_are_no_sources(&town, &capture, &[ip("192.168.50.255")], "on the link");
+    // Whom the rules leave alone: a neighbour, and a host from afar.
+    for source in [
+        town.world.node(2).ip().into(),
+        ip("172.31.99.2"),
+        town.world.node(2).ip6().into(),
+    ] {
+        let n = usize::from(source.is_ipv6());
+        crate::town::came_before(&capture, "an honest source", &mut |mark| {
+            town.forge()
+                .send(&datagram((source, 999), at(BALANCER[n], 80), mark));
+        });
+    }
+}
+
+#[test]
+fn source_and_destination_alike_pass_no_source_ranges_from_outside() {
+    harness::require_root!();
+    let town = Town::build();
+    let service = Service::new("ranges")
+        .cluster_ip("10.96.0.30")
+        .cluster_ip("fd00:96::30")
+        .udp("dns", 80, 8080)
+        .tcp("http", 80, 8080)
+        .load_balancer_ip("203.0.113.30")
+        .load_balancer_ip("2001:db8:7::30")
+        .set(
+            "loadBalancerSourceRanges",
+            json!(["192.168.50.0/24", "fd00:50::/64"]),
+        );
+    town.world
+        .apply_all(service.slices([harness::Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    for prefix in ["203.0.113.30/32", "2001:db8:7::30/128"] {
+        town.outside
+            .route_via(prefix.parse().expect("a prefix"), town.node());
+    }
+    let (capture, forge) = (captured(&town.web), town.forge());
+    for balancer in ["203.0.113.30", "2001:db8:7::30"] {
+        let to = at(balancer, 80);
+        wait_served(&town.outside, to);
+        for from in [to, at(balancer, 999)] {
+            forge.send(&packet::udp(from, to, FORGED));
+            forge.send(&packet::tcp(from, to, packet::SYN, 1, FORGED));
+        }
+        assert_nothing_came(
+            &capture,
+            FORGED,
+            "source = destination",
+            honest(&town.outside, to),
+        );
+    }
+}
+
+/// What strict filtering promises holds for packets that are translated past it: a source is heard by the interface that
+/// its route names.
+#[test]
+fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_is_strict() {
+    harness::require_root!();
+    let town = Town::with(NodeSpec::millrace(), "");
+    let node = town.node();
+    node.run_ip("link add other type dummy");
+    node.run_ip("link set other up");
+    let behind: IpNet = "198.51.100.0/24".parse().expect("a prefix");
+    node.add_route(behind, None, "other");
+    let (capture, forge) = (town.at_web(), town.forge());
+    let elsewhere = (ip("198.51.100.9"), 999);
+    let strict = [("all", "1"), ("eth0", "1")];
+    for (interface, value) in strict {
+        node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), value);
+        for to in town.entrances(true) {
+            forge.send(&datagram(elsewhere, to, FORGED));
+            forge.send(&packet::tcp(
+                SocketAddr::new(elsewhere.0, 998),
+                to,
+                packet::SYN,
+                1,
+                FORGED,
+            ));
+        }
+        let what = format!("rp_filter 1 of {interface}");
+        assert_nothing_came(
+            &capture,
+            FORGED,
+            &what,
+            honest(&town.outside, at(BALANCER[0], 80)),
+        );
+        node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
+    }
+    // Loose filters and none ask for no such thing; and the stricter of both settings counts.
+    for (all, own) in [("0", "0"), ("0", "2"), ("2", "0"), ("2", "1"), ("1", "2")] {
+        node.sysctl("net/ipv4/conf/all/rp_filter", all);
+        node.sysctl("net/ipv4/conf/eth0/rp_filter", own);
+        harness::eventually("the setting to count", crate::town::SOON, || {
+            let mark = format!("loose {:016x}", fastrand::u64(..));
+            forge.send(&datagram(elsewhere, at(LOCAL_BALANCER[0], 80), mark.as_bytes()));
+            let found = capture.find(crate::town::SECOND / 4, |frame| frame.carries(mark.as_bytes()));
+            found.expect("to read").is_some()
+        });
+    }
+}

@@ -1,0 +1,199 @@
+//! A pod sends without VLAN tags. A tag neither hides what follows it from the check of sources nor travels on.
+
+use std::net::{IpAddr, SocketAddr};
+
+use harness::cni::PodSpec;
+use harness::forge::{Ethernet, SERVICE_VLAN, Tag, VLAN, link, packet};
+use harness::{NodeSpec, Probe};
+use serde_json::json;
+
+use crate::town::{
+    CLUSTER_IP, LOCAL_BALANCER, LOCAL_NODE_PORT, NODE_PORT, SECOND, Town, assert_nothing_came, at,
+    came_before, captured, datagram, honest, of_family,
+};
+
+const FORGED: &[u8] = b"forged";
+
+/// Tags that hide a packet from a program that looks at the first `EtherType` only.
+fn doubled() -> Vec<Vec<Tag>> {
+    vec![
+        vec![(VLAN, 0), (VLAN, 0)],
+        vec![(SERVICE_VLAN, 0), (VLAN, 0)],
+        vec![(VLAN, 0), (SERVICE_VLAN, 0)],
+        vec![(VLAN, 0x6000), (VLAN, 0x2000)],
+        vec![(VLAN, 5), (VLAN, 0)],
+        vec![(VLAN, 0), (VLAN, 0), (VLAN, 0)],
+        vec![(SERVICE_VLAN, 0), (VLAN, 0), (VLAN, 0)],
+    ]
+}
+
+/// Sends a datagram of each source with each of these tags from a pod to another one, to the node and to a service, and
+/// looks for it at the other ends.
+#[track_caller]
+fn assert_goes_nowhere(town: &Town, all_tags: &[Vec<Tag>], only_own: bool) {
+    let own = town.pod.addresses();
+    let foreign = ["192.168.50.77", "fd00:50::77", "10.244.1.77", "fd00:244:1::77"];
+    let mut sources: Vec<IpAddr> = own.to_vec();
+    if !only_own {
+        sources.extend(
+            foreign
+                .iter()
+                .map(|text| -> IpAddr { text.parse().expect("an address") }),
+        );
+    }
+    let (at_web, forge) = (town.at_web(), town.pod.forge_out());
+    let node_socket = town.node().udp_bind(at("0.0.0.0", 9)).expect("a socket");
+    node_socket
+        .set_read_timeout(Some(SECOND / 100))
+        .expect("a deadline");
+    for tags in all_tags {
+        for source in &sources {
+            let v4 = source.is_ipv4();
+            for to in [
+                SocketAddr::new(of_family(&town.web, v4), 9),
+                SocketAddr::new(of_family(town.node(), v4), 9),
+                at(CLUSTER_IP[usize::from(!v4)], 80),
+                SocketAddr::new(of_family(town.node(), v4), NODE_PORT),
+            ] {
+                forge.send_tagged(tags, &datagram((*source, 999), to, FORGED));
+            }
+        }
+        let what = format!("a pod's frame with {tags:x?}");
+        let to = SocketAddr::new(town.web.ip().into(), 9);
+        assert_nothing_came(&at_web, FORGED, &what, honest(&town.pod, to));
+        let at_node = node_socket.recv_from(&mut [0; 64]);
+        assert!(at_node.is_err(), "{what}: it arrived at the node");
+    }
+}
+
+#[test]
+fn a_doubly_tagged_frame_of_a_pod_goes_nowhere() {
+    harness::require_root!();
+    assert_goes_nowhere(&Town::build(), &doubled(), false);
+}
+
+#[test]
+fn a_doubly_tagged_frame_of_a_pod_goes_nowhere_past_the_stack() {
+    harness::require_root!();
+    let town = Town::with(NodeSpec::millrace(), "hostRouting: redirect\n");
+    assert_goes_nowhere(&town, &doubled(), false);
+}
+
+#[test]
+fn a_tagged_frame_of_a_pod_goes_nowhere_whatever_its_source() {
+    harness::require_root!();
+    let tags = [
+        vec![(VLAN, 0)],
+        vec![(VLAN, 5)],
+        vec![(SERVICE_VLAN, 0)],
+        vec![(SERVICE_VLAN, 5)],
+    ];
+    for routing in ["stack", "redirect"] {
+        let town = Town::with(NodeSpec::millrace(), &format!("hostRouting: {routing}\n"));
+        assert_goes_nowhere(&town, &tags, true);
+        assert_goes_nowhere(&town, &tags, false);
+    }
+}
+
+#[test]
+fn a_tagged_arp_question_of_a_pod_is_not_answered() {
+    harness::require_root!();
+    let town = Town::build();
+    let (pod, node) = (&town.pod, town.node());
+    let capture = captured(pod);
+    let forge = pod.forge_out();
+    let (mac, gateway) = (pod.mac("eth0"), "169.254.1.1".parse().expect("an address"));
+    let is_answer =
+        |frame: &harness::Frame| !frame.outgoing && frame.bytes.get(12..14) == Some(&[0x08, 0x06]);
+    for tags in [
+        vec![],
+        vec![(VLAN, 0)],
+        vec![(VLAN, 0), (VLAN, 0)],
+        vec![(SERVICE_VLAN, 0), (VLAN, 0)],
+    ] {
+        let question = link::arp(true, (mac, pod.ip()), ([0; 6], gateway));
+        let is_tagged = !tags.is_empty();
+        let ethernet = Ethernet {
+            to: link::EVERYBODY,
+            tags,
+            ..forge.ethernet()
+        };
+        forge.send_frame(&ethernet.of(link::ARP, &question));
+        let to = SocketAddr::new(town.web.ip().into(), 9);
+        let what = format!("an ARP question of {}", node.name());
+        // The answer of an echo comes behind the answer to the question.
+        let came = if is_tagged {
+            let _ = pod.ask(Probe::Udp, SocketAddr::new(to.ip(), 8080));
+            capture.so_far().expect("to read")
+        } else {
+            capture
+                .find(SECOND * 3, is_answer)
+                .expect("to read")
+                .into_iter()
+                .collect()
+        };
+        let answers = came.iter().filter(|frame| is_answer(frame)).count();
+        assert_eq!(answers > 0, !is_tagged, "{what}: {:x?}", ethernet.tags);
+    }
+}
+
+/// Answers of a pod with a tag to clients that only a translation leads to.
+#[test]
+fn a_pods_tag_does_not_travel_on_with_its_answer() {
+    harness::require_root!();
+    let town = Town::build();
+    let ports = json!([{"hostPort": 8081, "containerPort": 8082, "protocol": "udp"}]);
+    let host_port = town
+        .node()
+        .add_pod_by_plugin(&PodSpec::new("host-port").asking("portMappings", ports));
+    let wire = town.outside.tagged_socket("eth0").expect("a capture");
+    let tags = [
+        vec![(VLAN, 5)],
+        vec![(SERVICE_VLAN, 5)],
+        vec![(VLAN, 0)],
+        vec![(VLAN, 5), (VLAN, 6)],
+    ];
+    for v4 in [true, false] {
+        let n = usize::from(!v4);
+        let node = of_family(town.node(), v4);
+        for (place, to, port) in [
+            (&town.web, SocketAddr::new(node, NODE_PORT), 8080),
+            (&town.web, SocketAddr::new(node, LOCAL_NODE_PORT), 8080),
+            (&town.web, at(LOCAL_BALANCER[n], 80), 8080),
+            (&host_port, SocketAddr::new(node, 8081), 8082),
+        ] {
+            let (at_pod, at_outside) = (captured(place), captured(&town.outside));
+            let client = town.outside.udp_socket_for(to).expect("a socket");
+            // Whom the pod sees, it answers.
+            let came = came_before(&at_pod, "a question", &mut |mark| {
+                let _ = client.send_to(b"whom do you see?", to);
+                let _ = client.send_to(mark, to);
+            });
+            let question = came.iter().find(|frame| frame.carries(b"whom do you see?"));
+            let seen = question
+                .and_then(|frame| sender(&frame.bytes))
+                .expect("the question");
+            let own = SocketAddr::new(of_family(place, v4), port);
+            let forge = place.forge_out();
+            for tags in &tags {
+                forge.send_tagged(tags, &packet::udp(own, seen, FORGED));
+            }
+            came_before(&at_outside, "an answer without a tag", &mut |mark| {
+                forge.send(&packet::udp(own, seen, mark));
+            });
+            let tagged = wire.so_far().expect("to read");
+            assert!(tagged.is_empty(), "{to}: {} frames left with a tag", tagged.len());
+        }
+    }
+}
+
+/// Source of the UDP datagram in a frame.
+pub fn sender(frame: &[u8]) -> Option<SocketAddr> {
+    let (ip, port) = match frame.get(12..14)? {
+        [0x08, 0x00] => (IpAddr::from(<[u8; 4]>::try_from(frame.get(26..30)?).ok()?), 34),
+        [0x86, 0xdd] => (IpAddr::from(<[u8; 16]>::try_from(frame.get(22..38)?).ok()?), 54),
+        _ => return None,
+    };
+    let port = u16::from_be_bytes([*frame.get(port)?, *frame.get(port + 1)?]);
+    Some(SocketAddr::new(ip, port))
+}

@@ -1,0 +1,167 @@
+//! A tagged frame at an uplink belongs to the VLAN device. Only a priority tag, whose VLAN is 0, is none at all: such a
+//! frame is served, and its tag ends here.
+
+use std::net::SocketAddr;
+
+use harness::Frame;
+use harness::forge::{SERVICE_VLAN, Tag, VLAN, packet};
+
+use crate::tags::sender;
+use crate::town::{
+    BALANCER, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, assert_nothing_came, at, came_before, captured,
+    datagram, honest, of_family,
+};
+
+const FORGED: &[u8] = b"forged";
+
+/// Tags of VLANs that the node is not in.
+fn foreign() -> [Vec<Tag>; 5] {
+    [
+        vec![(VLAN, 100)],
+        vec![(SERVICE_VLAN, 100)],
+        vec![(VLAN, 0x6064)],
+        vec![(VLAN, 100), (VLAN, 100)],
+        vec![(VLAN, 100), (VLAN, 0)],
+    ]
+}
+
+#[test]
+fn a_frame_of_a_vlan_is_not_served_at_the_uplink_below() {
+    harness::require_root!();
+    let town = Town::build();
+    let (at_web, at_outside, forge) = (town.at_web(), captured(&town.outside), town.forge());
+    for tags in foreign() {
+        for v4 in [true, false] {
+            let from = (of_family(&town.outside, v4), 999);
+            let mut all = town.entrances(v4);
+            all.push(SocketAddr::new(of_family(&town.web, v4), 9));
+            for to in all {
+                forge.send_tagged(&tags, &datagram(from, to, FORGED));
+                let syn = packet::tcp(SocketAddr::new(from.0, 999), to, packet::SYN, 1, FORGED);
+                forge.send_tagged(&tags, &syn);
+                forge.send_tagged(&tags, &packet::echo(from.0, to.ip(), true, 1, FORGED));
+            }
+            let what = format!("with {tags:x?}");
+            assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+            let answers: Vec<Frame> = at_outside.so_far().expect("to read");
+            let answers = answers
+                .iter()
+                .filter(|frame| !frame.outgoing && frame.carries(FORGED));
+            assert_eq!(
+                answers.count(),
+                0,
+                "{what}: echo requests and datagrams were answered"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_doubled_priority_tag_is_not_served() {
+    harness::require_root!();
+    let town = Town::build();
+    let (at_web, forge) = (town.at_web(), town.forge());
+    for tags in [vec![(VLAN, 0), (VLAN, 0)], vec![(SERVICE_VLAN, 0), (VLAN, 0)]] {
+        for v4 in [true, false] {
+            let from = (of_family(&town.outside, v4), 999);
+            for to in town.entrances(v4) {
+                forge.send_tagged(&tags, &datagram(from, to, FORGED));
+            }
+        }
+        let what = format!("with {tags:x?}");
+        assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+    }
+}
+
+#[test]
+fn a_priority_tag_is_served_and_ends_at_the_uplink() {
+    harness::require_root!();
+    let town = Town::build();
+    let tagged = [
+        town.web.tagged_socket("eth0").expect("a capture"),
+        town.outside.tagged_socket("eth0").expect("a capture"),
+    ];
+    let (at_web, at_outside, forge) = (captured(&town.web), captured(&town.outside), town.forge());
+    for v4 in [true, false] {
+        let n = usize::from(!v4);
+        let from = of_family(&town.outside, v4);
+        let all = [
+            at(BALANCER[n], 80),
+            at(LOCAL_BALANCER[n], 80),
+            SocketAddr::new(of_family(town.node(), v4), NODE_PORT),
+        ];
+        for (number, to) in (0..).zip(all) {
+            for priority in [0, 0xa000] {
+                let mark = format!("served {v4} {number} {priority}");
+                let socket = town.outside.udp_socket_for(to).expect("a socket");
+                let own = socket.local_addr().expect("an address").port();
+                let question = packet::udp(SocketAddr::new(from, own), to, mark.as_bytes());
+                forge.send_tagged(&[(VLAN, priority)], &question);
+                let carries = |frame: &Frame| !frame.outgoing && frame.carries(mark.as_bytes());
+                let arrived = at_web.find(SOON, carries).expect("to read");
+                assert!(arrived.is_some(), "{mark} to {to}");
+                let answer = at_outside
+                    .find(SOON, carries)
+                    .expect("to read")
+                    .expect("an answer");
+                assert_eq!(sender(&answer.bytes), Some(to));
+            }
+        }
+    }
+    // What we sent with a tag is ours; what came in with one would be the node's.
+    for socket in tagged {
+        let came = socket.so_far().expect("to read");
+        let tagged = came.iter().filter(|frame| !frame.outgoing).count();
+        assert_eq!(tagged, 0, "a tag travelled on");
+    }
+}
+
+#[test]
+fn an_answer_with_a_tag_does_not_reach_the_pod_that_was_masqueraded() {
+    harness::require_root!();
+    let town = Town::build();
+    let (at_outside, at_pod, forge) = (captured(&town.outside), captured(&town.pod), town.forge());
+    for v4 in [true, false] {
+        let to = SocketAddr::new(of_family(&town.outside, v4), 5300);
+        let _listener = town.outside.udp_bind(to).expect("a socket");
+        let pod = town.pod.udp_socket_for(to).expect("a socket");
+        let came = came_before(&at_outside, "a question", &mut |mark| {
+            let _ = pod.send_to(b"whom do you see?", to);
+            let _ = pod.send_to(mark, to);
+        });
+        let question = came.iter().find(|frame| frame.carries(b"whom do you see?"));
+        let seen = question
+            .and_then(|frame| sender(&frame.bytes))
+            .expect("the question");
+        assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
+        for tags in foreign() {
+            forge.send_tagged(&tags, &packet::udp(to, seen, FORGED));
+        }
+        assert_nothing_came(&at_pod, FORGED, "an answer with a tag", |mark| {
+            forge.send(&packet::udp(to, seen, mark));
+        });
+    }
+}
+
+#[test]
+fn a_vlan_device_above_the_uplink_has_its_frames() {
+    harness::require_root!();
+    let town = Town::build();
+    let (node, outside) = (town.node(), &town.outside);
+    for (place, address) in [
+        (node as &harness::Place, "198.51.100.1/24"),
+        (outside as &harness::Place, "198.51.100.2/24"),
+    ] {
+        place.run_ip("link add link eth0 name vlan100 type vlan id 100");
+        place.run_ip(&format!("addr add {address} dev vlan100"));
+        place.run_ip("link set vlan100 up");
+    }
+    let bound = at("198.51.100.1", 7777);
+    let server = node.udp_bind(bound).expect("a socket");
+    server.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
+    let client = outside.udp_socket_for(bound).expect("a socket");
+    harness::eventually("a frame of the VLAN", SOON, || {
+        let _ = client.send_to(b"by the VLAN", bound);
+        server.recv_from(&mut [0; 64]).is_ok()
+    });
+}

@@ -1,0 +1,197 @@
+//! A world for attackers: two nodes with pods of the plugin's, a host on their link, services of each kind, and the means
+//! to tell what arrived.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use harness::config::DEFAULTS;
+use harness::forge::packet;
+use harness::{
+    Agent, Client, Endpoint, Forge, Frame, Node, NodeSpec, PacketSocket, Place, Pod, Probe, Server, Service,
+    World, eventually,
+};
+use serde_json::json;
+
+pub const SECOND: Duration = Duration::from_secs(1);
+/// How long an honest packet may take.
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// Where `web` is served, whose policy is Cluster.
+pub const CLUSTER_IP: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+pub const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
+pub const NODE_PORT: u16 = 30_080;
+/// Where `near` is served, whose policy is Local.
+pub const LOCAL_CLUSTER_IP: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
+pub const LOCAL_BALANCER: [&str; 2] = ["203.0.113.8", "2001:db8:7::8"];
+pub const LOCAL_NODE_PORT: u16 = 30_081;
+
+pub struct Town {
+    pub world: World,
+    /// A host on the nodes' link.
+    pub outside: Client,
+    /// The backend of both services, on the first node.
+    pub web: Pod,
+    /// Another pod there.
+    pub pod: Pod,
+    _servers: [Server; 2],
+    _agents: Vec<Agent>,
+}
+
+impl Town {
+    pub fn build() -> Self {
+        Self::with(NodeSpec::millrace(), "")
+    }
+
+    /// With this more in the configuration of the agents.
+    pub fn with(spec: NodeSpec, config: &str) -> Self {
+        let world = World::builder().node(spec.clone()).node(spec).build();
+        let outside = world.add_client("outside");
+        for balancer in [BALANCER, LOCAL_BALANCER].concat() {
+            let length = if balancer.contains(':') { 128 } else { 32 };
+            let prefix = format!("{balancer}/{length}").parse().expect("a prefix");
+            outside.route_via(prefix, world.node(1));
+        }
+        let agents = world.start_agents_with(&format!("{DEFAULTS}{config}"));
+        let [web, pod] = ["web", "pod"].map(|name| world.node(1).add_pod(name));
+        let servers = web.serve(8080);
+        let services = [
+            service("web", CLUSTER_IP, BALANCER, NODE_PORT),
+            service("near", LOCAL_CLUSTER_IP, LOCAL_BALANCER, LOCAL_NODE_PORT)
+                .set("externalTrafficPolicy", json!("Local")),
+        ];
+        for service in &services {
+            world.apply_all(service.slices([Endpoint::of(&web)]));
+            world.apply(service);
+        }
+        for balancer in [BALANCER, LOCAL_BALANCER].concat() {
+            wait_served(&outside, at(balancer, 80));
+        }
+        Self {
+            world,
+            outside,
+            web,
+            pod,
+            _servers: servers,
+            _agents: agents,
+        }
+    }
+
+    /// The first node, which all frames go to.
+    pub fn node(&self) -> &Node {
+        self.world.node(1)
+    }
+
+    /// Frames of the host outside to the first node.
+    pub fn forge(&self) -> Forge {
+        self.outside.forge_to(self.node())
+    }
+
+    /// What comes in at the backend.
+    pub fn at_web(&self) -> PacketSocket {
+        captured(&self.web)
+    }
+
+    /// The places of both services that a host outside may send to, of this family, with the backend's own at the end.
+    pub fn entrances(&self, is_v4: bool) -> Vec<SocketAddr> {
+        let n = usize::from(!is_v4);
+        let node = self.node().addresses()[n];
+        vec![
+            at(BALANCER[n], 80),
+            at(LOCAL_BALANCER[n], 80),
+            SocketAddr::new(node, NODE_PORT),
+            SocketAddr::new(node, LOCAL_NODE_PORT),
+            at(CLUSTER_IP[n], 80),
+            at(LOCAL_CLUSTER_IP[n], 80),
+        ]
+    }
+}
+
+fn service(name: &str, cluster_ips: [&str; 2], balancers: [&str; 2], node_port: u16) -> Service {
+    let service = Service::new(name)
+        .tcp("http", 80, 8080)
+        .udp("dns", 80, 8080)
+        .node_port("http", node_port)
+        .node_port("dns", node_port);
+    let service = cluster_ips
+        .iter()
+        .fold(service, |service, ip| service.cluster_ip(ip));
+    balancers
+        .iter()
+        .fold(service, |service, ip| service.load_balancer_ip(ip))
+}
+
+/// Waits until a server answers there by TCP and UDP.
+#[track_caller]
+pub fn wait_served(client: &Place, to: SocketAddr) {
+    for probe in [Probe::Tcp, Probe::Udp] {
+        let what = format!("{to} to be served by {probe:?}");
+        eventually(&what, 2 * SOON, || client.ask_within(probe, to, SECOND).is_ok());
+    }
+}
+
+/// An address and a port.
+#[track_caller]
+pub fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().expect("an address"), port)
+}
+
+/// What comes in at a place's `eth0`.
+#[track_caller]
+pub fn captured(place: &Place) -> PacketSocket {
+    place.packet_socket("eth0").expect("a capture")
+}
+
+/// The place's address of a family.
+pub fn of_family(place: &Place, is_v4: bool) -> IpAddr {
+    place.addresses()[usize::from(!is_v4)]
+}
+
+/// Asserts that nothing of a forgery came before the honest packet, which must come. Neighbours may have to be found first,
+/// so the honest one is sent until it is there.
+#[track_caller]
+pub fn assert_nothing_came(
+    capture: &PacketSocket,
+    forged: &[u8],
+    what: &str,
+    mut send_honest: impl FnMut(&[u8]),
+) {
+    let came = came_before(capture, what, &mut send_honest);
+    let forged: Vec<&Frame> = came.iter().filter(|frame| frame.carries(forged)).collect();
+    assert!(
+        forged.is_empty(),
+        "{what}: {} forged frames arrived, the first is {:02x?}",
+        forged.len(),
+        &forged[0].bytes[..forged[0].bytes.len().min(64)]
+    );
+}
+
+/// What came before the honest packet.
+#[track_caller]
+pub fn came_before(capture: &PacketSocket, what: &str, send_honest: &mut dyn FnMut(&[u8])) -> Vec<Frame> {
+    // A mark of its own for each time, so that one that comes late is not taken for the next.
+    let mark = format!("honest {:016x}", fastrand::u64(..));
+    let mut came = Vec::new();
+    for _ in 0..20 {
+        send_honest(mark.as_bytes());
+        let has_come = capture.receive_until(mark.as_bytes(), SECOND / 4, &mut came);
+        if has_come.expect("to read") {
+            return came;
+        }
+    }
+    panic!("{what}: the honest packet did not arrive, so nothing is proven");
+}
+
+/// A datagram from anywhere to anywhere.
+pub fn datagram(from: (IpAddr, u16), to: SocketAddr, mark: &[u8]) -> Vec<u8> {
+    packet::udp(SocketAddr::new(from.0, from.1), to, mark)
+}
+
+/// Sends honest datagrams by a socket.
+#[track_caller]
+pub fn honest(place: &Place, to: SocketAddr) -> impl FnMut(&[u8]) {
+    let socket = place.udp_socket_for(to).expect("a socket");
+    move |mark| {
+        // An error is about an earlier one.
+        let _ = socket.send_to(mark, to);
+    }
+}

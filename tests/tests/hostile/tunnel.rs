@@ -1,0 +1,274 @@
+//! The tunnel to other nodes believes Nodes only, each for its own pods, and no pod comes by its port.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use harness::config::DEFAULTS;
+use harness::forge::{Ethernet, VLAN, link, packet};
+use harness::{Client, Endpoint, Node, NodeSpec, Pod, Service, World};
+
+use crate::town::{SECOND, assert_nothing_came, at, captured, datagram, honest, wait_served};
+
+const PORT: u16 = 8472;
+const SEGMENT: u32 = 1;
+const FORGED: &[u8] = b"forged";
+
+/// Three nodes with pods and a tunnel between them, and a host on their link.
+struct Town {
+    world: World,
+    outside: Client,
+    /// One for each node.
+    pods: Vec<Pod>,
+    _agents: Vec<harness::Agent>,
+}
+
+impl Town {
+    fn build() -> Self {
+        let spec = NodeSpec::millrace;
+        let world = World::builder().node(spec()).node(spec()).node(spec()).build();
+        let agents = world.start_agents_with(&format!("{DEFAULTS}routingMode: vxlan\n"));
+        let outside = world.add_client("outside");
+        let pods: Vec<Pod> = (1..=3)
+            .map(|n| world.node(n).add_pod(&format!("pod-{n}")))
+            .collect();
+        let _servers: Vec<_> = pods.iter().map(|pod| pod.serve(8080)).collect();
+        for client in &pods {
+            for server in &pods {
+                wait_served(client, SocketAddr::new(server.ip().into(), 8080));
+            }
+        }
+        Self {
+            world,
+            outside,
+            pods,
+            _agents: agents,
+        }
+    }
+
+    fn pod(&self, number: usize) -> &Pod {
+        &self.pods[number - 1]
+    }
+
+    fn tunnel_port(&self, number: usize) -> SocketAddr {
+        SocketAddr::new(self.world.node(number).ip().into(), PORT)
+    }
+}
+
+/// The hardware address of a node's end of the tunnel.
+fn end_of(node: &Node) -> [u8; 6] {
+    let [a, b, c, d] = node.ip().octets();
+    [0x0a, 0x6d, a, b, c, d]
+}
+
+/// What the tunnel carries to a node.
+fn carried(node: &Node, packet: &[u8]) -> Vec<u8> {
+    let ethernet = Ethernet {
+        to: end_of(node),
+        from: [2; 6],
+        tags: Vec::new(),
+    };
+    link::vxlan(SEGMENT, &ethernet.of_packet(packet))
+}
+
+/// A forged datagram within the tunnel.
+fn forgery(node: &Node, from: IpAddr, to: &Pod) -> Vec<u8> {
+    let to = to.addresses()[usize::from(from.is_ipv6())];
+    carried(node, &datagram((from, 999), SocketAddr::new(to, 9), FORGED))
+}
+
+#[test]
+fn vxlan_of_a_pod_reaches_no_node() {
+    harness::require_root!();
+    let town = Town::build();
+    let (attacker, n1) = (town.pod(1), town.world.node(1));
+    let near = n1.add_pod("near");
+    // A way round: a service whose endpoints are tunnels.
+    let service = Service::new("round")
+        .cluster_ip("10.96.0.20")
+        .udp("vxlan", 53, PORT);
+    let tunnels = [1, 2].map(|number| Endpoint::at(&[town.world.node(number).ip().into()]));
+    town.world.apply(&service);
+    for (number, victim) in [(1, &near), (2, town.pod(2))] {
+        let node = town.world.node(number);
+        let capture = captured(victim);
+        town.world
+            .apply_all(service.slices([tunnels[number - 1].clone()]));
+        let sources = [
+            town.pod(3).ip().into(),
+            town.pod(2).ip().into(),
+            town.pod(1).ip().into(),
+            town.outside.ip().into(),
+            town.world.node(3).ip().into(),
+            town.pod(3).ip6().into(),
+        ];
+        let socket = attacker
+            .udp_socket_for(town.tunnel_port(number))
+            .expect("a socket");
+        let forge = attacker.forge_out();
+        for source in sources {
+            let forgery = forgery(node, source, victim);
+            let _ = socket.send_to(&forgery, town.tunnel_port(number));
+            let _ = socket.send_to(&forgery, at("10.96.0.20", 53));
+            let own = (attacker.ip().into(), 12_345);
+            let packet = datagram(own, town.tunnel_port(number), &forgery);
+            for fragment in packet::fragments(&packet, 32) {
+                forge.send(&fragment);
+            }
+        }
+        let to = SocketAddr::new(victim.ip().into(), 9);
+        let what = format!("from a pod by the tunnel to n{number}");
+        assert_nothing_came(&capture, FORGED, &what, honest(attacker, to));
+    }
+}
+
+#[test]
+fn vxlan_of_a_pod_through_the_tunnel_itself_reaches_no_node() {
+    harness::require_root!();
+    let town = Town::build();
+    // Within the honest tunnel of its node, to the tunnel's port at an address that only the other end has.
+    let (attacker, victim, n2) = (town.pod(1), town.pod(2), town.world.node(2));
+    let capture = captured(victim);
+    let forgery = forgery(n2, town.pod(3).ip().into(), victim);
+    let inner = datagram((attacker.ip().into(), 999), town.tunnel_port(2), &forgery);
+    let n1 = SocketAddr::new(town.world.node(1).ip().into(), 40_000);
+    let outer = packet::udp(n1, town.tunnel_port(2), &carried(n2, &inner));
+    town.outside.forge_to(n2).send(&outer);
+    let to = SocketAddr::new(victim.ip().into(), 9);
+    assert_nothing_came(&capture, FORGED, "a tunnel in the tunnel", honest(attacker, to));
+}
+
+#[test]
+fn vxlan_of_a_stranger_reaches_no_pod() {
+    harness::require_root!();
+    let town = Town::build();
+    let (victim, n2) = (town.pod(2), town.world.node(2));
+    let capture = captured(victim);
+    let forge = town.outside.forge_to(n2);
+    let strangers = [
+        town.outside.ip(),
+        Ipv4Addr::new(192, 168, 50, 222),
+        Ipv4Addr::new(198, 51, 100, 9),
+        town.pod(1).ip(),
+        n2.ip(),
+        Ipv4Addr::LOCALHOST,
+    ];
+    for stranger in strangers {
+        for source in [
+            IpAddr::from(town.pod(1).ip()),
+            town.pod(1).ip6().into(),
+            town.outside.ip().into(),
+            town.world.node(1).ip().into(),
+        ] {
+            let packet = datagram(
+                (stranger.into(), 40_000),
+                town.tunnel_port(2),
+                &forgery(n2, source, victim),
+            );
+            forge.send(&packet);
+            for fragment in packet::fragments(&packet, 32) {
+                forge.send(&fragment);
+            }
+        }
+    }
+    let socket = town
+        .outside
+        .udp_socket_for(town.tunnel_port(2))
+        .expect("a socket");
+    let _ = socket.send_to(&forgery(n2, town.pod(1).ip().into(), victim), town.tunnel_port(2));
+    let to = SocketAddr::new(victim.ip().into(), 9);
+    assert_nothing_came(&capture, FORGED, "from a stranger", honest(town.pod(1), to));
+}
+
+#[test]
+fn a_nodes_tunnel_carries_that_nodes_pods_only() {
+    harness::require_root!();
+    let town = Town::build();
+    let (victim, n2) = (town.pod(2), town.world.node(2));
+    let capture = captured(victim);
+    let forge = town.outside.forge_to(n2);
+    let n1 = (town.world.node(1).ip().into(), 40_000);
+    let by_tunnel = |content: &[u8]| forge.send(&datagram(n1, town.tunnel_port(2), content));
+    let sources: [IpAddr; 16] = [
+        // Another peer's, the own ones, and what is nobody's.
+        town.pod(3).ip().into(),
+        town.pod(3).ip6().into(),
+        n2.ip().into(),
+        n2.ip6().into(),
+        victim.ip().into(),
+        victim.ip6().into(),
+        "10.244.2.77".parse().expect("an address"),
+        "fd00:244:2::77".parse().expect("an address"),
+        town.world.node(3).ip().into(),
+        town.outside.ip().into(),
+        town.outside.ip6().into(),
+        "127.0.0.1".parse().expect("an address"),
+        "0.0.0.0".parse().expect("an address"),
+        "224.0.0.1".parse().expect("an address"),
+        "::1".parse().expect("an address"),
+        "10.96.0.1".parse().expect("an address"),
+    ];
+    for source in sources {
+        by_tunnel(&forgery(n2, source, victim));
+    }
+    // The same forgery with a source of that node's arrives, so it is the source that counts.
+    let pod_of_n1: IpAddr = "10.244.1.77".parse().expect("an address");
+    let to = SocketAddr::new(victim.ip().into(), 9);
+    assert_nothing_came(&capture, FORGED, "in a node's name", |mark| {
+        by_tunnel(&carried(n2, &datagram((pod_of_n1, 999), to, mark)));
+    });
+}
+
+#[test]
+fn a_tunnels_end_is_no_way_on_and_has_no_tags() {
+    harness::require_root!();
+    let town = Town::build();
+    let (n2, n3) = (town.world.node(2), town.world.node(3));
+    let captures = [
+        captured(town.pod(2)),
+        captured(town.pod(3)),
+        captured(&town.outside),
+    ];
+    let forge = town.outside.forge_to(n2);
+    let n1 = (town.world.node(1).ip().into(), 40_000);
+    let by_tunnel = |content: &[u8]| forge.send(&datagram(n1, town.tunnel_port(2), content));
+    let source: IpAddr = town.pod(1).ip().into();
+    let victim = SocketAddr::new(town.pod(2).ip().into(), 9);
+    // To a pod of a third node, and with that node's address on the inner frame; to the world outside.
+    for frame in [
+        carried(
+            n2,
+            &datagram((source, 999), SocketAddr::new(town.pod(3).ip().into(), 9), FORGED),
+        ),
+        carried(n3, &datagram((source, 999), victim, FORGED)),
+        carried(
+            n2,
+            &datagram(
+                (source, 999),
+                SocketAddr::new(town.outside.ip().into(), 9),
+                FORGED,
+            ),
+        ),
+    ] {
+        by_tunnel(&frame);
+    }
+    for tags in [vec![(VLAN, 0)], vec![(VLAN, 5)], vec![(VLAN, 0), (VLAN, 0)]] {
+        let ethernet = Ethernet {
+            to: end_of(n2),
+            from: [2; 6],
+            tags,
+        };
+        by_tunnel(&link::vxlan(
+            SEGMENT,
+            &ethernet.of_packet(&datagram((source, 999), victim, FORGED)),
+        ));
+    }
+    for (capture, to) in captures.iter().zip([
+        SocketAddr::new(town.pod(2).ip().into(), 9),
+        SocketAddr::new(town.pod(3).ip().into(), 9),
+        SocketAddr::new(town.outside.ip().into(), 9),
+    ]) {
+        // What is seen of the outer packets on the link is not an arrival.
+        let came = crate::town::came_before(capture, "through the tunnel", &mut honest(town.pod(1), to));
+        let arrived = came.iter().filter(|frame| frame.carries(FORGED)).count();
+        assert_eq!(arrived, 0, "to {to}, within {SECOND:?}");
+    }
+}
