@@ -31,8 +31,6 @@ use keeper::Waker;
 const LOOK: Duration = Duration::from_secs(1);
 /// Filters of all interfaces are looked at once in so many looks: the kernel tells when they change.
 const ROUNDS: u32 = 16;
-/// The self-test fails if it fails so many times in a row: what is being changed right now may fail once.
-const PATIENCE: u32 = 2;
 /// An event names no more than this.
 const MOST_TOLD: usize = 8;
 
@@ -47,8 +45,8 @@ pub struct Survival {
     of_pods: mpsc::Receiver<PodsRestored>,
     /// What is lacking, by who found it.
     lacking: BTreeMap<&'static str, Vec<ObjectError>>,
-    /// What the last self-test found, and how often in a row.
-    failing: (Vec<ObjectError>, u32),
+    /// What the last self-test found. What is being changed right now may fail once.
+    suspects: Vec<ObjectError>,
     told: Vec<ObjectError>,
 }
 
@@ -67,7 +65,7 @@ impl Survival {
             waker,
             of_pods,
             lacking: BTreeMap::new(),
-            failing: (Vec::new(), 0),
+            suspects: Vec::new(),
             told: Vec::new(),
         }
     }
@@ -248,16 +246,11 @@ impl Survival {
 }
 
 async fn test(agent: &mut Agent) {
+    let before = std::mem::take(&mut agent.survival.suspects);
     let mut found = self_test::programs(agent);
-    found.extend(self_test::ways(agent, agent.survival.turn as usize).await);
-    let failing = &mut agent.survival.failing;
-    // A way that was asked for once is asked for again only when its turn comes: it fails until that.
-    failing.1 = if found.is_empty() { 0 } else { failing.1 + 1 };
-    failing.0 = found;
-    let lacking = if failing.1 >= PATIENCE {
-        failing.0.clone()
-    } else {
-        Vec::new()
-    };
+    found.extend(self_test::ways(agent, agent.survival.turn as usize, &before).await);
+    let is_known = |problem: &&ObjectError| before.iter().any(|known| known.object == problem.object);
+    let lacking = found.iter().filter(is_known).cloned().collect();
+    agent.survival.suspects = found;
     agent.survival.lacks(SELF_TEST, lacking);
 }

@@ -104,8 +104,9 @@ fn client(agent: &Agent, to: IpAddr) -> IpAddr {
     own.unwrap_or(to)
 }
 
-/// Asks for ways to services, other nodes' pods and pods of this node; `turn` counts the tests.
-pub async fn ways(agent: &Agent, turn: usize) -> Vec<ObjectError> {
+/// Asks for ways to services, other nodes' pods and pods of this node: for those that failed `before`, and some others in turn;
+/// `turn` counts the tests.
+pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> Vec<ObjectError> {
     let mut ways: Vec<(IpNet, u32)> = agent.node.ways();
     let mut pods = Vec::new();
     let walked = agent
@@ -119,7 +120,17 @@ pub async fn ways(agent: &Agent, turn: usize) -> Vec<ObjectError> {
     }
     let mut problems = Vec::new();
     let first = turn * WAYS % ways.len().max(1);
-    for (prefix, interface) in ways.iter().cycle().skip(first).take(WAYS.min(ways.len())) {
+    let failed = |prefix: &IpNet| {
+        let object = format!("route {prefix}");
+        before.iter().any(|problem| problem.object == object)
+    };
+    let again = ways
+        .iter()
+        .filter(|_| !before.is_empty())
+        .filter(|(prefix, _)| failed(prefix));
+    let others = ways.iter().cycle().skip(first).take(WAYS.min(ways.len()));
+    let others = others.filter(|(prefix, _)| !failed(prefix));
+    for (prefix, interface) in again.chain(others) {
         let address = inside(prefix);
         // A pod that has just gone has no interface any more.
         if !agent.node.has_interface(*interface) {
