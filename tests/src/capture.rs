@@ -46,8 +46,8 @@ impl Place {
         self.packet_socket_of(link, EVERY_PROTOCOL, &[])
     }
 
-    /// Opens a packet socket that has the frames with a VLAN tag only. The kernel keeps a tag beside the frame, where only
-    /// a filter sees it, and gives the frame without it.
+    /// Opens a packet socket that has the frames with a VLAN tag only. The kernel keeps a tag beside the
+    /// frame, where only a filter sees it, and gives the frame without it.
     pub fn tagged_socket(&self, link: &str) -> io::Result<PacketSocket> {
         const HALF: u16 = 0x28;
         const BYTE: u16 = 0x30;
@@ -68,7 +68,8 @@ impl Place {
         self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
     }
 
-    /// Opens a packet socket that has the frames of one `EtherType` once the programs at the link's entry have let them in.
+    /// Opens a packet socket that has the frames of one `EtherType` once the programs at the link's entry
+    /// have let them in.
     pub fn protocol_socket(&self, link: &str, ether_type: u16) -> io::Result<PacketSocket> {
         self.packet_socket_of(link, ether_type, &[])
     }
@@ -80,21 +81,6 @@ impl Place {
         let filter = [
             SockFilter::new(0x20, 0, 0, MARK),
             SockFilter::new(0x15, 0, 1, 0),
-            SockFilter::new(0x06, 0, 0, 0),
-            SockFilter::new(0x06, 0, 0, u32::MAX),
-        ];
-        self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
-    }
-
-    /// Opens a packet socket that has the frames only whose VLAN tag holds a priority.
-    pub fn priority_socket(&self, link: &str) -> io::Result<PacketSocket> {
-        /// `SKF_AD_OFF + SKF_AD_VLAN_TAG` of `linux/filter.h`.
-        const TAG: u32 = (-0x1000_i32 + 44).cast_unsigned();
-        const PRIORITY: u32 = 0xe000;
-        let filter = [
-            SockFilter::new(0x28, 0, 0, TAG),
-            // BPF_JMP | BPF_JSET
-            SockFilter::new(0x45, 1, 0, PRIORITY),
             SockFilter::new(0x06, 0, 0, 0),
             SockFilter::new(0x06, 0, 0, u32::MAX),
         ];

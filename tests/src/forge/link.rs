@@ -9,7 +9,7 @@ use crate::netlink::Mac;
 pub const ARP: u16 = 0x0806;
 
 /// The hardware address of all.
-pub const EVERYBODY: Mac = [0xff; 6];
+pub const BROADCAST: Mac = [0xff; 6];
 
 const SOURCE_LINK_ADDRESS: u8 = 1;
 const TARGET_LINK_ADDRESS: u8 = 2;
@@ -32,7 +32,8 @@ pub fn neighbour_solicitation(sender: (Mac, Ipv6Addr), target: Ipv6Addr) -> Vec<
     packet::icmp(IpAddr::V6(sender.1), IpAddr::V6(target), &message)
 }
 
-/// An advertisement of an address as the sender's own, to `receiver`, that overrides what the receiver knows.
+/// An advertisement of an address as the sender's own, to `receiver`, that overrides what the receiver
+/// knows.
 #[must_use]
 pub fn neighbour_advertisement(sender: (Mac, Ipv6Addr), receiver: Ipv6Addr) -> Vec<u8> {
     const OVERRIDE: u8 = 0x20;

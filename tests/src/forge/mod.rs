@@ -1,8 +1,8 @@
 //! Frames as an attacker sends them: any header, any source, from any place of a world.
 //!
-//! A [`Forge`] is a packet socket that only sends. It puts Ethernet before what [`packet`] and [`link`] make, with the
-//! receiver's and the sender's address, tags and `EtherType` that the test wants. Checksums are right, so that whatever
-//! throws a frame away does it for the header that the test is about.
+//! A [`Forge`] is a packet socket that only sends. It puts Ethernet before what [`packet`] and [`link`]
+//! make, with the receiver's and the sender's address, tags and `EtherType` that the test wants. Checksums
+//! are right, so that a frame is thrown away for the header that the test is about alone.
 
 pub mod link;
 pub mod packet;
@@ -32,9 +32,9 @@ pub type Tag = (u16, u16);
 /// What stands before a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ethernet {
-    /// To whom.
+    /// The receiver.
     pub to: Mac,
-    /// From whom.
+    /// The sender.
     pub from: Mac,
     /// The outermost first.
     pub tags: Vec<Tag>,

@@ -1,5 +1,5 @@
-//! Connections that say nothing for a while, and pods that ask a resolver meanwhile. The newest flows of others cost an
-//! established one nothing, whichever side made it and whichever speaks first afterwards.
+//! Connections that say nothing for a while, and pods that ask a resolver meanwhile. The newest flows of
+//! others cost an established one nothing, whichever side made it and whichever speaks first afterwards.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -94,14 +94,18 @@ struct Questions<'a> {
     forge: Forge,
     from: IpAddr,
     services: Vec<SocketAddr>,
-    server: &'a Server,
+    servers: &'a [Server],
 }
 
 impl Questions<'_> {
+    fn served(&self) -> usize {
+        self.servers.iter().map(Server::served).sum()
+    }
+
     /// Asks `count` times, not faster than the server answers.
     #[track_caller]
     fn ask(&self, count: u32, mut meanwhile: impl FnMut(u32)) {
-        let (start, mut lost) = (self.server.served(), 0);
+        let (start, mut lost) = (self.served(), 0);
         for number in 0..count {
             let to = self.services[(number / PORTS) as usize % self.services.len()];
             let port = u16::try_from(10_000 + number % PORTS).expect("a port");
@@ -112,13 +116,13 @@ impl Questions<'_> {
             if asked.is_multiple_of(WINDOW) {
                 // A few may be lost where the machine has much else to do.
                 let deadline = Instant::now() + SECOND / 10;
-                while self.server.served() - start + lost < asked && Instant::now() < deadline {
+                while self.served() - start + lost < asked && Instant::now() < deadline {
                     std::thread::yield_now();
                 }
-                lost = asked.saturating_sub(self.server.served() - start);
+                lost = asked.saturating_sub(self.served() - start);
             }
         }
-        let answered = self.server.served() - start;
+        let answered = self.served() - start;
         assert!(
             answered * 100 >= count as usize * 99,
             "{answered} of {count} questions were answered"
@@ -147,15 +151,16 @@ fn untranslated(capture: &PacketSocket) -> usize {
 fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     harness::require_root!();
     let town = Town::build();
-    // Three services, so that a source port makes three flows.
+    // Three services with a server each, so that a source port makes three flows.
     let resolver = town.node().add_pod("resolver");
-    let server = resolver.serve_udp(5353);
+    let servers: Vec<Server> = (0..3).map(|number| resolver.serve_udp(5353 + number)).collect();
     let services: Vec<SocketAddr> = (0..3)
         .map(|number| {
             let ip = format!("10.96.3.{number}");
-            let service = Service::new(&format!("dns-{number}"))
-                .cluster_ip(&ip)
-                .udp("dns", 53, 5353);
+            let service =
+                Service::new(&format!("dns-{number}"))
+                    .cluster_ip(&ip)
+                    .udp("dns", 53, 5353 + number);
             town.world.apply_all(service.slices([Endpoint::of(&resolver)]));
             town.world.apply(&service);
             at(&ip, 53)
@@ -221,7 +226,7 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
         forge: town.pod.forge_out(),
         from: town.pod.ip().into(),
         services,
-        server: &server,
+        servers: &servers,
     };
     // One silent client's handshakes meanwhile, one for each three questions.
     let (flood, node_port) = (town.forge(), SocketAddr::new(town.node().ip().into(), 30_080));

@@ -18,7 +18,7 @@ const LLC: u16 = 4;
 /// Hardware addresses that are not the node's: of a stranger, of all, and of groups.
 const FOREIGN: [[u8; 6]; 4] = [
     [2, 0x99, 0, 0, 0, 1],
-    link::EVERYBODY,
+    link::BROADCAST,
     [1, 0, 0x5e, 0, 0, 1],
     [0x33, 0x33, 0, 0, 0, 1],
 ];
@@ -74,10 +74,12 @@ fn an_answer_for_another_host_does_not_reach_the_pod_that_was_masqueraded() {
         let _listener = town.outside.udp_bind(to).expect("a socket");
         let pod = town.pod.udp_socket_for(to).expect("a socket");
         let came = came_before(&at_outside, "a question", &mut |mark| {
-            let _ = pod.send_to(b"whom do you see?", to);
+            let _ = pod.send_to(b"which client do you see?", to);
             let _ = pod.send_to(mark, to);
         });
-        let question = came.iter().find(|frame| frame.carries(b"whom do you see?"));
+        let question = came
+            .iter()
+            .find(|frame| frame.carries(b"which client do you see?"));
         let seen = question
             .and_then(|frame| sender(&frame.bytes))
             .expect("the question");
@@ -138,7 +140,7 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
             .expect("a capture");
         for mac in [
             node.mac(pod.host_interface()),
-            link::EVERYBODY,
+            link::BROADCAST,
             [1, 0x80, 0xc2, 0, 0, 0x0e],
         ] {
             let ethernet = Ethernet {

@@ -1,5 +1,5 @@
-//! A translation ends. No single packet makes addresses and services answer each other for ever, whatever the servers
-//! behind them answer (CVE-2024-2169 is this class).
+//! A translation ends. No single packet makes addresses and services answer each other for ever, by any
+//! answers of the servers behind them (CVE-2024-2169 is this class).
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -69,7 +69,8 @@ fn answer(socket: &UdpSocket, looping: &AtomicUsize, end: &AtomicBool) {
     }
 }
 
-/// Has a server answer a hundred honest questions by way of a service, one after the other: longer than a loop needs to show.
+/// Has a server answer a hundred honest questions by way of a service, one after the other: longer than a
+/// loop needs to show.
 #[track_caller]
 fn a_hundred_questions(client: &Place, to: SocketAddr) {
     let socket = client.udp_socket_for(to).expect("a socket");
@@ -154,7 +155,8 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
     }
 }
 
-/// One node's port as source, another's as destination: each node would take the other's answer for a client's question.
+/// One node's port as source, another's as destination: each node would take the other's answer for a
+/// client's question.
 #[test]
 fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
     harness::require_root!();
@@ -206,7 +208,8 @@ fn services_that_lead_to_each_other_go_round_no_loop() {
             .apply_all(service.slices([Endpoint::at(&addresses[other])]));
         town.world.apply(&service);
     }
-    // One more whose endpoint is its own address, and one that leads to a balancer's address, which leads back.
+    // One more whose endpoint is its own address, and one that leads to a balancer's address, which leads
+    // back.
     let service = Service::new("narcissus")
         .cluster_ip("10.96.2.3")
         .cluster_ip("fd00:96::2:3")
@@ -240,8 +243,8 @@ fn services_that_lead_to_each_other_go_round_no_loop() {
     }
 }
 
-/// Whether a node's count of packets comes to rest: some hundred honest questions pass meanwhile, and no more than a few
-/// counts belong to each.
+/// Whether a node's count of packets comes to rest: some hundred honest questions pass meanwhile, and no
+/// more than a few counts belong to each.
 fn settles(town: &Town, count: impl Fn() -> u64) -> bool {
     const QUESTIONS: u64 = 100;
     const COUNTS: u64 = 12;

@@ -1,7 +1,8 @@
-//! Attackers and noisy neighbours: what pods, tenants and hosts on the link may do to others, which is nothing.
+//! Attackers and noisy neighbours: what pods, tenants and hosts on the link may do to others, which is
+//! nothing.
 //!
-//! Each test forges frames or floods tables in a world of its own, and ends with an honest packet by the same way. So what
-//! did not arrive was refused, and did not only come late.
+//! Each test forges frames or floods tables in a world of its own, and ends with an honest packet by the
+//! same way. So what did not arrive was refused, and did not only come late.
 
 mod dead_entries;
 mod floods;

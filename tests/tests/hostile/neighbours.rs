@@ -13,7 +13,7 @@ const MANY: u16 = 100;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Whom the node knows at a pod's interface.
+/// The neighbours that the node knows at a pod's interface.
 fn known(pod: &Pod) -> Vec<String> {
     let mut command = pod.node().command("ip");
     let output = command
@@ -57,10 +57,10 @@ fn assert_only_own_are_known(town: &Town, what: &str) {
     let is_arp = |frame: &Frame| !frame.outgoing && frame.bytes.get(12..14) == Some(&[0x08, 0x06]);
     let is_advertisement = |frame: &Frame| !frame.outgoing && frame.bytes.get(54) == Some(&136);
     let broadcast = Ethernet {
-        to: link::EVERYBODY,
+        to: link::BROADCAST,
         ..forge.ethernet()
     };
-    let question = link::arp(true, (mac, pod.ip()), ([0; 6], GATEWAY));
+    let question = link::arp(true, (mac, pod.ip()), ([0; 6], town.node().ip()));
     forge.send_frame(&broadcast.of(link::ARP, &question));
     assert!(
         capture.find(SOON, is_arp).expect("to read").is_some(),
@@ -89,7 +89,7 @@ fn arp_in_others_names_leaves_no_neighbours() {
     let (pod, node) = (&town.pod, town.node());
     let (forge, mac) = (pod.forge_out(), pod.mac("eth0"));
     for (is_request, to) in [
-        (true, link::EVERYBODY),
+        (true, link::BROADCAST),
         (true, node.mac(pod.host_interface())),
         (false, node.mac(pod.host_interface())),
     ] {
@@ -112,7 +112,7 @@ fn arp_in_others_names_leaves_no_neighbours() {
     }
 }
 
-/// Whose hardware address stands in the message, and whose in the frame, is not for a pod to choose either.
+/// A pod does not choose the hardware addresses in the message and in the frame either.
 #[test]
 fn arp_with_foreign_hardware_addresses_leaves_no_neighbours() {
     harness::require_root!();
@@ -123,7 +123,7 @@ fn arp_with_foreign_hardware_addresses_leaves_no_neighbours() {
         let [high, low] = number.to_be_bytes();
         let foreign = [2, 0x99, 0, 0, high, low];
         let ethernet = Ethernet {
-            to: link::EVERYBODY,
+            to: link::BROADCAST,
             from: foreign,
             tags: Vec::new(),
         };
@@ -164,7 +164,7 @@ fn neighbour_discovery_in_others_names_leaves_no_neighbours() {
     assert_only_own_are_known(&town, "advertisements and foreign hardware addresses");
 }
 
-/// Packets to nobody on the pod's link make the node ask there for each of them.
+/// An answer to a foreign address of the pod's link would make the node ask there for it.
 #[test]
 fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
     harness::require_root!();

@@ -1,5 +1,5 @@
-//! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the node, on the wire, or by other
-//! pods, by whichever way the packet takes.
+//! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the node, on the
+//! wire, or by other pods, by whichever way the packet takes.
 
 use std::net::SocketAddr;
 
@@ -58,44 +58,4 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
             );
         }
     }
-}
-
-/// A VLAN device above the uplink turns a packet's priority into that of the tag: it must be the node's.
-#[test]
-fn a_priority_of_a_pods_socket_does_not_arrive_on_the_wire() {
-    harness::require_root!();
-    let town = Town::build();
-    let (node, outside) = (town.node(), &town.outside);
-    let addresses = ["198.51.100.1/24", "198.51.100.2/24"];
-    for (place, address) in [node as &harness::Place, outside].into_iter().zip(addresses) {
-        place.run_ip("link add link eth0 name vlan100 type vlan id 100 egress-qos-map 6:6 5:5");
-        place.run_ip(&format!("addr add {address} dev vlan100"));
-        place.run_ip("link set vlan100 up");
-    }
-    // A route back, since this way out need not be an uplink.
-    outside.run_ip("route add 10.244.1.0/24 via 198.51.100.1");
-    let to = at("198.51.100.2", 9300);
-    let listener = outside.udp_bind(to).expect("a socket");
-    listener.set_read_timeout(Some(SOON / 10)).expect("a deadline");
-    let wire = outside.tagged_socket("eth0").expect("a capture");
-    let urgent = outside.priority_socket("eth0").expect("a capture");
-    let socket = town.pod.udp_socket_for(to).expect("a socket");
-    socket2::SockRef::from(&socket)
-        .set_priority(6)
-        .expect("to set a priority");
-    harness::eventually("a datagram by the VLAN", SOON, || {
-        let _ = socket.send_to(b"urgent", to);
-        listener.recv_from(&mut [0; 64]).is_ok()
-    });
-    let by_vlan = wire.so_far().expect("to read");
-    assert!(
-        by_vlan.iter().any(|frame| frame.carries(b"urgent")),
-        "it came by the VLAN"
-    );
-    let urgent = urgent.so_far().expect("to read");
-    let urgent = urgent
-        .iter()
-        .filter(|frame| !frame.outgoing && frame.carries(b"urgent"))
-        .count();
-    assert_eq!(urgent, 0, "the pod's priority is on the wire");
 }

@@ -1,18 +1,17 @@
-//! A host that can forge sends segments that a connection's ends take no notice of (RFC 5961). What it may not do is make
-//! the node forget the connection.
+//! A host that can forge sends segments that a connection's ends take no notice of (RFC 5961). What it may
+//! not do is make the node forget the connection.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use harness::Forge;
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
 
-use crate::town::{SOON, Town, at, of_family};
+use crate::town::{SOON, Town, of_family};
 
 /// Tables so small that what may be forgotten is forgotten soon: it is the newest flows that push out.
 const SMALL: &str = "maps: {flows: 2048}\n";
 /// Flows that push out all that may be.
-const PUSHING: u16 = 20_000;
+const PUSHING: u16 = 5000;
 
 fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
     from.write_all(b"word")?;
@@ -27,19 +26,19 @@ fn assert_goes_on(ends: &mut [TcpStream; 2], what: &str) {
     exchange(other, one).unwrap_or_else(|error| panic!("{what}, back: {error}"));
 }
 
-/// Has many flows begin, none of which is answered.
-fn push(forge: &Forge, from: std::net::IpAddr, to: SocketAddr) {
+/// Has a pod begin many flows, none of which is answered: they push out what is over, and nothing that is
+/// established.
+fn push(town: &Town, v4: bool) {
+    let silent = SocketAddr::new(of_family(&town.outside, v4), 5300);
+    let _silent = town.outside.udp_bind(silent).expect("a socket");
+    let (forge, from) = (town.web.forge_out(), of_family(&town.web, v4));
     for number in 0..PUSHING {
-        forge.send(&packet::udp(
-            SocketAddr::new(from, 10_000 + number),
-            to,
-            b"nobody answers",
-        ));
+        forge.send(&packet::udp(SocketAddr::new(from, 10_000 + number), silent, b"?"));
     }
 }
 
-/// A connection that is masqueraded, by forgeries of what its server would send, and one that came in by a service, by
-/// forgeries of its client's.
+/// A connection that is masqueraded, by forgeries of what its server would send, and one that came in by a
+/// service, by forgeries of its client's.
 #[track_caller]
 fn assert_outlives(forgeries: &[(u8, u32)]) {
     let town = Town::with(harness::NodeSpec::millrace(), SMALL);
@@ -80,11 +79,7 @@ fn assert_outlives(forgeries: &[(u8, u32)]) {
             forge.send(&packet::tcp(to, seen, *flags, *sequence, b""));
             forge.send(&packet::tcp(client, node_port, *flags, *sequence, b""));
         }
-        push(
-            &town.pod.forge_out(),
-            of_family(&town.pod, v4),
-            at(crate::town::CLUSTER_IP[usize::from(!v4)], 80),
-        );
+        push(&town, v4);
         assert_goes_on(&mut outgoing, &format!("a masqueraded connection, idle {what}"));
         assert_goes_on(
             &mut incoming,
@@ -151,11 +146,7 @@ fn a_connection_outlives_forged_errors() {
                 &[head.as_slice(), &about].concat(),
             ));
         }
-        push(
-            &town.pod.forge_out(),
-            of_family(&town.pod, v4),
-            at(crate::town::CLUSTER_IP[usize::from(!v4)], 80),
-        );
+        push(&town, v4);
         assert_goes_on(&mut ends, "after errors about it");
     }
 }

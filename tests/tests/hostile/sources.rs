@@ -1,5 +1,5 @@
-//! A host on the link sends to services and pods in names that no packet from outside can have. The kernel drops such
-//! martians (RFC 1812 §5.3.7, RFC 1122 §3.2.1.3), and a translation must not carry them past it.
+//! A host on the link sends to services and pods in names that no packet from outside can have. The kernel
+//! drops such martians (RFC 1812 §5.3.7, RFC 1122 §3.2.1.3), and a translation must not carry them past it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -78,7 +78,8 @@ fn an_address_of_the_node_is_no_source_from_outside() {
     harness::require_root!();
     let town = Town::build();
     // One that is no InternalIP, and one that is local by a route only.
-    town.node().run_ip("link add extra type dummy");
+    town.node()
+        .run_ip("link add extra type veth peer name extra-peer");
     town.node().run_ip("addr add 198.51.100.7/32 dev extra");
     town.node().run_ip("link set extra up");
     let mut sources = town.node().addresses().to_vec();
@@ -116,7 +117,7 @@ fn an_address_of_another_node_is_a_source_and_its_broadcast_is_none() {
     let town = Town::build();
     let capture = town.at_web();
     assert_are_no_sources(&town, &capture, &[ip("192.168.50.255")], "on the link");
-    // Whom the rules leave alone: a neighbour, and a host from afar.
+    // The rules leave these alone: a neighbour, and a host from afar.
     for source in [
         town.world.node(2).ip().into(),
         ip("172.31.99.2"),
@@ -169,15 +170,16 @@ fn source_and_destination_alike_pass_no_source_ranges_from_outside() {
     }
 }
 
-/// What strict filtering promises holds for packets that are translated past it: a source is heard by the interface that
-/// its route names.
+/// What strict filtering promises holds for packets that are translated past it: a source is heard by the
+/// interface that its route names.
 #[test]
 fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_is_strict() {
     harness::require_root!();
     let town = Town::with(NodeSpec::millrace(), "");
     let node = town.node();
-    node.run_ip("link add other type dummy");
+    node.run_ip("link add other type veth peer name other-peer");
     node.run_ip("link set other up");
+    node.run_ip("link set other-peer up");
     let behind: IpNet = "198.51.100.0/24".parse().expect("a prefix");
     node.add_route(behind, None, "other");
     let (capture, forge) = (town.at_web(), town.forge());

@@ -1,4 +1,5 @@
-//! A pod sends without VLAN tags. A tag neither hides what follows it from the check of sources nor travels on.
+//! A pod sends without VLAN tags. A tag neither hides what follows it from the check of sources nor travels
+//! on.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,8 +28,8 @@ fn doubled() -> Vec<Vec<Tag>> {
     ]
 }
 
-/// Sends a datagram of each source with each of these tags from a pod to another one, to the node and to a service, and
-/// looks for it at the other ends.
+/// Sends a datagram of each source with each of these tags from a pod to another one, to the node and to a
+/// service, and looks for it at the other ends.
 #[track_caller]
 fn assert_goes_nowhere(town: &Town, all_tags: &[Vec<Tag>], only_own: bool) {
     let own = town.pod.addresses();
@@ -80,7 +81,7 @@ fn a_doubly_tagged_frame_of_a_pod_goes_nowhere_past_the_stack() {
 }
 
 #[test]
-fn a_tagged_frame_of_a_pod_goes_nowhere_whatever_its_source() {
+fn a_tagged_frame_of_a_pod_goes_nowhere_by_any_source() {
     harness::require_root!();
     let tags = [
         vec![(VLAN, 0)],
@@ -102,7 +103,7 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
     let (pod, node) = (&town.pod, town.node());
     let capture = captured(pod);
     let forge = pod.forge_out();
-    let (mac, gateway) = (pod.mac("eth0"), "169.254.1.1".parse().expect("an address"));
+    let (mac, asked) = (pod.mac("eth0"), node.ip());
     let is_answer =
         |frame: &harness::Frame| !frame.outgoing && frame.bytes.get(12..14) == Some(&[0x08, 0x06]);
     for tags in [
@@ -111,10 +112,10 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
         vec![(VLAN, 0), (VLAN, 0)],
         vec![(SERVICE_VLAN, 0), (VLAN, 0)],
     ] {
-        let question = link::arp(true, (mac, pod.ip()), ([0; 6], gateway));
+        let question = link::arp(true, (mac, pod.ip()), ([0; 6], asked));
         let is_tagged = !tags.is_empty();
         let ethernet = Ethernet {
-            to: link::EVERYBODY,
+            to: link::BROADCAST,
             tags,
             ..forge.ethernet()
         };
@@ -164,12 +165,14 @@ fn a_pods_tag_does_not_travel_on_with_its_answer() {
         ] {
             let (at_pod, at_outside) = (captured(place), captured(&town.outside));
             let client = town.outside.udp_socket_for(to).expect("a socket");
-            // Whom the pod sees, it answers.
+            // The pod answers the client that it sees.
             let came = came_before(&at_pod, "a question", &mut |mark| {
-                let _ = client.send_to(b"whom do you see?", to);
+                let _ = client.send_to(b"which client do you see?", to);
                 let _ = client.send_to(mark, to);
             });
-            let question = came.iter().find(|frame| frame.carries(b"whom do you see?"));
+            let question = came
+                .iter()
+                .find(|frame| frame.carries(b"which client do you see?"));
             let seen = question
                 .and_then(|frame| sender(&frame.bytes))
                 .expect("the question");

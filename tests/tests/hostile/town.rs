@@ -1,5 +1,5 @@
-//! A world for attackers: two nodes with pods of the plugin's, a host on their link, services of each kind, and the means
-//! to tell what arrived.
+//! A world for attackers: two nodes with pods of the plugin's, a host on their link, services of each kind,
+//! and the means to tell what arrived.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -91,7 +91,8 @@ impl Town {
         captured(&self.web)
     }
 
-    /// The places of both services that a host outside may send to, of this family, with the backend's own at the end.
+    /// The places of both services that a host outside may send to, of this family, with the backend's own
+    /// at the end.
     pub fn entrances(&self, is_v4: bool) -> Vec<SocketAddr> {
         let n = usize::from(!is_v4);
         let node = self.node().addresses()[n];
@@ -146,8 +147,8 @@ pub fn of_family(place: &Place, is_v4: bool) -> IpAddr {
     place.addresses()[usize::from(!is_v4)]
 }
 
-/// Asserts that nothing of a forgery came before the honest packet, which must come. Neighbours may have to be found first,
-/// so the honest one is sent until it is there.
+/// Asserts that nothing of a forgery came before the honest packet, which must come. Neighbours may have to
+/// be found first, so the honest one is sent until it is there.
 #[track_caller]
 pub fn assert_nothing_came(
     capture: &PacketSocket,
