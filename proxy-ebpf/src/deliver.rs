@@ -54,8 +54,13 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let skb = Skb(context);
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
     if let Err(reason) = stage::parse(&skb) {
-        return match P::decide_unread(&tables, work, reason) {
-            Decision::Drop(reason) if !tables.dry_run => drop(&skb, reason),
+        let refused = match P::decide_unread(&tables, work, reason) {
+            Decision::Drop(refused) => Some(refused),
+            _ if reason.is_drop() => Some(reason),
+            _ => None,
+        };
+        return match refused {
+            Some(refused) if !tables.dry_run => drop(&skb, refused),
             _ => pass(&skb, &tables, reason),
         };
     }

@@ -288,12 +288,11 @@ impl Agent {
         let started = Instant::now();
         self.node.observe(&self.cluster, &self.options);
         self.update_context(&mut ObjectIdSet::default());
-        let peers = ranges::peers(&self.cluster, &self.options).into_iter();
-        let peers = peers
-            .map(|(address, number)| (Ip::from(address), number))
-            .collect();
+        let others = self
+            .node
+            .other_addresses(&ranges::peers(&self.cluster, &self.options));
         self.programmer
-            .set_node_addresses(&self.node.held_addresses(), peers);
+            .set_node_addresses(&self.node.held_addresses(), others);
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
         drop(self.programmer.take_changed_addresses());

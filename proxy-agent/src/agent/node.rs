@@ -4,12 +4,12 @@ mod facts;
 pub mod hooks;
 mod pod_sockets;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::InUse;
+use proxy_common::maps::{AddressFlags, InUse, NodeNumber};
 
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
@@ -272,6 +272,15 @@ impl NodeSide {
         self.addresses.all.iter().copied().map(Ip::from).collect()
     }
 
+    /// What the maps hold of addresses that are not the node's: other nodes', and those of no host.
+    pub fn other_addresses(&self, peers: &BTreeMap<IpAddr, NodeNumber>) -> HashMap<Ip, AddressFlags> {
+        let broadcasts = self.addresses.broadcasts.iter();
+        let broadcasts = broadcasts.map(|ip| (Ip::from(*ip), AddressFlags(AddressFlags::BROADCAST)));
+        let peers = peers.iter();
+        let peers = peers.map(|(ip, number)| (Ip::from(*ip), AddressFlags::of_peer(*number)));
+        broadcasts.chain(peers).collect()
+    }
+
     /// Brings interfaces, addresses, device, routes and the node's facts in the maps in line.
     pub async fn refresh(
         &mut self,
@@ -282,10 +291,7 @@ impl NodeSide {
     ) {
         let mut problems = self.observe(cluster, options);
         let peers = peers(cluster, options);
-        let by_ip = peers
-            .iter()
-            .map(|(address, number)| (Ip::from(*address), *number));
-        programmer.set_node_addresses(&self.held_addresses(), by_ip.collect());
+        programmer.set_node_addresses(&self.held_addresses(), self.other_addresses(&peers));
         virtual_addresses.retain(|address| self.addresses.holds(*address) || !peers.contains_key(address));
         let seen = (self.monitor.links(), &self.roles, &self.addresses);
         let Prepared { tunnel, mtu: pod_mtu } =

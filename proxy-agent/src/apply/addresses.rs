@@ -7,7 +7,9 @@
 use std::collections::{HashMap, HashSet};
 
 use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, NodeNumber};
+use proxy_common::maps::AddressFlags;
+#[cfg(test)]
+use proxy_common::maps::NodeNumber;
 
 /// The addresses that the table should hold.
 #[derive(Debug, Default)]
@@ -15,7 +17,8 @@ pub struct Addresses {
     /// How many frontends use each virtual address.
     uses: HashMap<Ip, u32>,
     node: Vec<Ip>,
-    peers: HashMap<Ip, NodeNumber>,
+    /// Addresses of other nodes, and those that are no host's.
+    others: HashMap<Ip, AddressFlags>,
     changed: Vec<Ip>,
 }
 
@@ -53,19 +56,19 @@ impl Addresses {
         Some(self.flags(address))
     }
 
-    /// Replaces the node's own addresses, and other nodes', and gives those whose flags may be different now.
-    pub fn set_nodes(&mut self, own: &[Ip], peers: HashMap<Ip, NodeNumber>) -> Vec<Ip> {
+    /// Replaces the node's own addresses, and what is known of others, and gives those whose flags may be different now.
+    pub fn set_nodes(&mut self, own: &[Ip], others: HashMap<Ip, AddressFlags>) -> Vec<Ip> {
         let mut touched = Vec::new();
         if self.node != own {
             touched = std::mem::replace(&mut self.node, own.to_vec());
             touched.extend(own);
         }
-        if self.peers != peers {
-            let before = std::mem::replace(&mut self.peers, peers);
-            let gone = before.keys().filter(|address| !self.peers.contains_key(address));
+        if self.others != others {
+            let before = std::mem::replace(&mut self.others, others);
+            let gone = before.keys().filter(|address| !self.others.contains_key(address));
             touched.extend(gone);
-            let new = self.peers.iter();
-            let new = new.filter(|(address, number)| before.get(address) != Some(number));
+            let new = self.others.iter();
+            let new = new.filter(|(address, flags)| before.get(address) != Some(flags));
             touched.extend(new.map(|(address, _)| *address));
         }
         touched
@@ -74,11 +77,11 @@ impl Addresses {
     /// What the table should say of an address, 0 if it should not hold it.
     pub fn flags(&self, address: &Ip) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let peer = self.peers.get(address);
+        let other = self.others.get(address).copied().unwrap_or_default();
         flag(self.node.contains(address), AddressFlags::NODE)
-            | peer.map_or(0, |number| AddressFlags::of_peer(*number).0)
+            | other.0
             | flag(
-                self.uses.contains_key(address) && peer.is_none(),
+                self.uses.contains_key(address) && !other.is_peer(),
                 AddressFlags::VIRTUAL,
             )
     }
@@ -87,16 +90,16 @@ impl Addresses {
     pub fn all(&self) -> impl Iterator<Item = &Ip> {
         let unused = |address: &&Ip| !self.uses.contains_key(*address);
         let node_only = self.node.iter().filter(unused);
-        let peers_only = self.peers.keys().filter(unused);
-        let peers_only = peers_only.filter(|address| !self.node.contains(address));
-        self.uses.keys().chain(node_only).chain(peers_only)
+        let others_only = self.others.keys().filter(unused);
+        let others_only = others_only.filter(|address| !self.node.contains(address));
+        self.uses.keys().chain(node_only).chain(others_only)
     }
 
     /// How many addresses the table should hold if these came too.
     pub fn count_with<'a>(&'a self, more: impl Iterator<Item = &'a Ip>) -> u32 {
         let new: HashSet<_> = more
             .chain(&self.node)
-            .chain(self.peers.keys())
+            .chain(self.others.keys())
             .filter(|address| !self.uses.contains_key(*address))
             .collect();
         (self.uses.len() + new.len()) as u32
@@ -104,7 +107,7 @@ impl Addresses {
 
     /// At least as many as the table should hold.
     pub fn at_most(&self) -> u32 {
-        (self.uses.len() + self.node.len() + self.peers.len()) as u32
+        (self.uses.len() + self.node.len() + self.others.len()) as u32
     }
 }
 
@@ -140,7 +143,7 @@ mod tests {
     fn the_address_of_another_node_is_not_virtual() {
         let mut addresses = Addresses::default();
         let other = ip("192.0.2.2");
-        let peers = |number| HashMap::from([(other, NodeNumber(number))]);
+        let peers = |number| HashMap::from([(other, AddressFlags::of_peer(NodeNumber(number)))]);
         let flags = AddressFlags::PEER | 7 << NodeNumber::SHIFT;
         assert_eq!(addresses.set_nodes(&[], peers(7)), [other]);
         assert_eq!(addresses.flags(&other), flags);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use proxy_common::Ip;
-use proxy_common::maps::{FrontendKey, NodeNumber};
+use proxy_common::maps::{AddressFlags, FrontendKey};
 
 use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
@@ -237,9 +237,9 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Tells which addresses the node itself holds, and which other nodes hold. Before the first sync nothing is written: that compares them all.
-    pub fn set_node_addresses(&mut self, own: &[Ip], peers: HashMap<Ip, NodeNumber>) {
-        let touched = self.addresses.set_nodes(own, peers);
+    /// Tells which addresses the node itself holds, and what is known of others. Before the first sync nothing is written: that compares them all.
+    pub fn set_node_addresses(&mut self, own: &[Ip], others: HashMap<Ip, AddressFlags>) {
+        let touched = self.addresses.set_nodes(own, others);
         if !self.synced || touched.is_empty() {
             return;
         }

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv4Net;
+
 use super::is_own;
 use super::link::Address;
 use super::links::Links;
@@ -21,6 +23,8 @@ pub struct NodeAddresses {
     /// Every address of the node that others may know, sorted; loopback and link-local ones are none, nor are
     /// those of pods' interfaces and of our own device.
     pub all: Vec<IpAddr>,
+    /// Broadcast and network addresses of IPv4 subnets on interfaces.
+    pub broadcasts: Vec<IpAddr>,
 }
 
 impl NodeAddresses {
@@ -29,12 +33,16 @@ impl NodeAddresses {
     /// any.
     pub fn find(links: &Links, roles: &Roles, node_object: &[IpAddr]) -> Self {
         let pods: BTreeSet<u32> = roles.of(Role::Pod).map(|pod| pod.index).collect();
-        let mut all = Vec::new();
+        let (mut all, mut broadcasts) = (Vec::new(), Vec::new());
         for link in links
             .iter()
             .filter(|link| !is_own(&link.name) && !pods.contains(&link.index))
         {
             let held = links.addresses(link.index).iter();
+            broadcasts.extend(
+                held.clone()
+                    .flat_map(|address| ends_of(address.ip, address.prefix_len)),
+            );
             all.extend(
                 held.filter(|address| address.is_public() && address.usable)
                     .map(|address| address.ip),
@@ -71,6 +79,7 @@ impl NodeAddresses {
             primary_v4,
             primary_v6,
             all,
+            broadcasts,
         }
     }
 
@@ -86,6 +95,17 @@ impl NodeAddresses {
         } else {
             self.primary_v6.map(IpAddr::V6)
         }
+    }
+}
+
+/// The first and the last address of an IPv4 subnet, which are no host's (RFC 1122 §3.3.6) unless it has two at the most
+/// (RFC 3021).
+fn ends_of(ip: IpAddr, prefix_len: u8) -> Vec<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) if prefix_len < 31 => Ipv4Net::new(ip, prefix_len)
+            .map(|net| vec![net.network().into(), net.broadcast().into()])
+            .unwrap_or_default(),
+        _ => Vec::new(),
     }
 }
 

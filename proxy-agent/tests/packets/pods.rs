@@ -214,6 +214,8 @@ fn what_need_not_be_masqueraded_is_not() {
         assert_eq!(node.run("from_uplink", &request), (PASS, request.clone()));
         let answer = between(pod, outside, protocol::UDP, 0, b"hello back");
         assert_eq!(node.run("to_uplink", &answer), (PASS, answer.clone()));
+        let ping = echo(outside.ip(), of_family(POD, family), 7, false, b"0123");
+        assert_eq!(node.run("from_uplink", &ping), (PASS, ping.clone()));
         let pong = echo(of_family(POD, family), outside.ip(), 7, true, b"0123");
         assert_eq!(node.run("to_uplink", &pong), (PASS, pong.clone()));
     }

@@ -13,10 +13,14 @@
 //! asked for new flows, since the stack does not see what is redirected.
 
 use super::decision::Entry;
-use super::{Tables, Work, host_port};
+use super::{Tables, Work, gateway, host_port};
+use crate::Ip;
 use crate::maps::{Config, ConfigFlags, FrontendKey, Reason};
 use crate::packet::{Headers, ether_type};
 use crate::protocol;
+
+/// The pods' gateway, whose address is no host's.
+const GATEWAY: Ip = Ip::from_v4_word(u32::from_ne_bytes(gateway::ADDRESS));
 
 /// What stands beside a packet, outside of its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +78,7 @@ pub fn is_forged<T: Tables>(tables: &T, config: &Config, headers: &Headers, entr
                 || config.is_own_pod_address(source)
                 || config.is_node_address(source)
                 || config.is_tunnel_address(source)
+                || source.same(&GATEWAY)
             {
                 return true;
             }
@@ -88,13 +93,15 @@ pub fn is_forged<T: Tables>(tables: &T, config: &Config, headers: &Headers, entr
 }
 
 /// Whether a packet that begins a flow comes from where its replies would not lead back, in ways that only the first packet
-/// is asked for: from a pod of this node by an uplink, or against strict reverse-path filtering.
+/// is asked for: from a pod of this node by an uplink, from a subnet's broadcast address, or against strict reverse-path
+/// filtering.
 #[inline(always)]
 pub fn is_astray<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
     if !matches!(entry, Entry::Uplink) {
         return false;
     }
-    tables.is_own_pod(&work.headers.src)
+    tables.address(&work.headers.src).is_broadcast()
+        || tables.is_own_pod(&work.headers.src)
         || (config.is_strict(work.interface) && !tables.leads_back(&work.headers, work.interface))
 }
 
@@ -184,6 +191,7 @@ mod tests {
             "192.168.60.11",
             "10.244.1.7",
             "10.244.1.0",
+            "169.254.1.1",
             "::",
             "::1",
             "ff02::1",

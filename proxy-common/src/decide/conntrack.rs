@@ -137,7 +137,9 @@ fn note<T: Tables>(tables: &T, work: &mut Work) {
     if !tables.touch_flow(reply_key, now, new, noted) {
         tables.replace_flow(reply_key, reply);
     }
-    if (new & !old) & FlowState::ANSWERED != 0 && !reply.src.same(&reply_key.src) {
+    // An exchange of datagrams keeps its port for some seconds, so it goes on counting.
+    if (new & !old) & FlowState::ANSWERED != 0 && headers.has_connections() && !reply.src.same(&reply_key.src)
+    {
         *unsettled = Work::ANSWERED;
     }
 }

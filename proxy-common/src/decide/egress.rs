@@ -88,12 +88,15 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     }
     let headers = &work.headers;
     if headers.is_icmp() && !headers.is_echo_request() {
-        if headers.is_echo_reply() {
-            fragment::note(tables, work);
-        } else if headers.l4 == 0 && !headers.has_ports {
+        if headers.l4 == 0 && !headers.has_ports {
             return Decision::Drop(Reason::FragmentBeforeFirst);
         }
-        return PASS;
+        // An error about what came to the pod itself; all else would leave with the pod's address.
+        return if headers.is_icmp_error() && work.flow.backend == Flow::DIRECT {
+            PASS
+        } else {
+            Decision::Drop(Reason::NotMasqueraded)
+        };
     }
     if !headers.has_flow() {
         return if headers.is_balanced() || headers.is_lost_fragment() {
@@ -146,13 +149,12 @@ fn stands(config: &Config, work: &Work) -> bool {
     config.is_node_address(&flow.src) || config.is_tunnel_address(&flow.src)
 }
 
-/// Notes a datagram or a connection that came from outside to a pod itself, so that the reply is not taken for the first
+/// Notes a datagram, an echo request or a connection that came from outside to a pod itself, so that the reply is not taken for the first
 /// packet of a flow of the pod's, which would be masqueraded. A connection has both entries, since its handshake is followed.
 #[inline(always)]
 pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     let headers = &work.headers;
-    if !headers.is_balanced()
-        || !headers.has_ports
+    if !(headers.is_balanced() && headers.has_ports || headers.is_echo_request())
         || !masquerades(tables, config)
         || config.is_node_address(&headers.dst)
         || !is_outside(tables, &headers.src)

@@ -135,7 +135,12 @@ pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
     work: &mut Work,
     packet: &P,
 ) -> bool {
-    if !work.headers.is_icmp_error() || work.headers.is_fragment {
+    if !work.headers.is_icmp_error() {
+        return false;
+    }
+    // What is known of the flow after this is of this packet.
+    work.flow.backend = 0;
+    if work.headers.is_fragment {
         return false;
     }
     parse_carried_into(packet, &work.headers, &mut work.carried).is_some()
@@ -325,11 +330,16 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
     } else if is_direct {
         tables.note_direct(config, work);
     }
-    if work.headers.has_ports && !to_service && !work.headers.has_connections() {
+    let is_datagram = work.headers.has_ports && !work.headers.has_connections();
+    if is_datagram && !to_service {
         give_way(tables, work);
-        if matches!(entry, Entry::Uplink) && config.has(ConfigFlags::MASQUERADE_PODS) {
-            tables.note_direct(config, work);
-        }
+    }
+    if (is_datagram || work.headers.is_echo_request())
+        && !to_service
+        && matches!(entry, Entry::Uplink)
+        && config.has(ConfigFlags::MASQUERADE_PODS)
+    {
+        tables.note_direct(config, work);
     }
     let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
     let lost_fragment = work.headers.is_lost_fragment();

@@ -26,7 +26,7 @@ use crate::flow_hash::{flow_hash, pick};
 use crate::maps::{
     Config, ConfigFlags, Deliver, Direction, FlowState, FrontendFlags, RangeFlags, Reason, SocketKey,
 };
-use crate::{Ip, Port, protocol};
+use crate::{Ip, Port};
 
 /// How many source ports are tried before a flow is refused.
 pub const PORT_ATTEMPTS: u32 = 16;
@@ -224,13 +224,13 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
 }
 
 /// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One that is over
-/// comes before one that only a RST ended, and that before one that has waited in vain for a reply; of each kind the one
-/// that has been silent for the longest.
+/// comes before one that only a RST ended, and that before one that is not proven: that waits for a reply or the end of its handshake,
+/// or had one question and its reply. Of each kind the one goes that has been silent for the longest.
 #[inline(always)]
 fn standing(config: &Config, work: &Work) -> u32 {
     /// More ticks than a year has.
     const KIND: u32 = 1 << 26;
-    /// How long a flow may wait for a reply, or for the end of its handshake, while others want its port.
+    /// How long a flow may be silent before it is proven, while others want its port.
     const PATIENCE: u32 = 2;
     let (now, found) = (work.flow.seen, &work.found);
     let idle = age(now, found.seen);
@@ -241,17 +241,11 @@ fn standing(config: &Config, work: &Work) -> u32 {
     } else if state.has(FlowState::CLOSED) {
         let kind = if state.has(FlowState::RESET) { 1 } else { 2 };
         kind * KIND + silent
-    } else if !state.has(FlowState::CONFIRMED) && !is_exchange(work) && idle >= PATIENCE {
+    } else if !state.has(FlowState::CONFIRMED) && idle >= PATIENCE {
         silent
     } else {
         0
     }
-}
-
-/// Whether the flow in the way is of datagrams that were replied to.
-#[inline(always)]
-const fn is_exchange(work: &Work) -> bool {
-    work.found.state().has(FlowState::ANSWERED) && work.key.protocol != protocol::TCP
 }
 
 /// Gives the new flow the source port of one that is over.

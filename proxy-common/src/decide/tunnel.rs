@@ -1,7 +1,7 @@
 //! The nodes' tunnel: who may send to its port, and what may be inside.
 //!
 //! VXLAN believes each sender (RFC 7348 §7). So what comes in by an uplink for the tunnel's port has to come from an address
-//! of another node, and the packet inside from a pod of that very node, to something here. No pod sends to that port of any
+//! of another node, and the packet inside from a pod of that very node, to a pod of this one or its end of the tunnel. No pod sends to that port of any
 //! node, and no service leads there: the node would lend its address to whoever may use the service.
 //!
 //! A fragment is refused: the first one need not hold the inner headers, and RFC 7348 §4.3 forbids them.
@@ -59,7 +59,7 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     match entry {
         Entry::Pod if is_node(tables, config, &headers.dst) => Some(Decision::Drop(Reason::TunnelPort)),
         Entry::Uplink if is_for_node(tables, config, headers) => {
-            Some(if may_carry(tables, packet, headers) {
+            Some(if may_carry(tables, config, packet, headers) {
                 Decision::Pass(Reason::NotOurs)
             } else {
                 Decision::Drop(Reason::TunnelSource)
@@ -80,7 +80,12 @@ fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> boo
 // A function of its own for the kernel, as in `packet`.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn may_carry<T: Tables, P: Packet + ?Sized>(tables: &T, packet: &P, headers: &Headers) -> bool {
+fn may_carry<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    config: &Config,
+    packet: &P,
+    headers: &Headers,
+) -> bool {
     let peer = tables.address(&headers.src);
     if !peer.is_peer() || headers.is_fragment {
         return false;
@@ -89,18 +94,22 @@ fn may_carry<T: Tables, P: Packet + ?Sized>(tables: &T, packet: &P, headers: &He
     let Some(kind) = packet.load::<u16>(frame + ETHER_TYPE) else {
         return false;
     };
-    let source = match u16::from_be(kind) {
+    let (source, destination) = match u16::from_be(kind) {
         ether_type::IPV4 => match packet.load::<Ipv4Header>(frame + ETHERNET_LEN) {
-            Some(ip) => Ip::from_v4_word(ip.src),
+            Some(ip) => (Ip::from_v4_word(ip.src), Ip::from_v4_word(ip.dst)),
             None => return false,
         },
         ether_type::IPV6 => match packet.load::<Ipv6Header>(frame + ETHERNET_LEN) {
-            Some(ip) => Ip::from_v6_words(ip.src),
+            Some(ip) => (Ip::from_v6_words(ip.src), Ip::from_v6_words(ip.dst)),
             None => return false,
         },
         // Neighbours are known for good, so none asks.
         _ => return false,
     };
+    // The end of the tunnel has the first address of the range.
+    if !config.is_own_pod_address(&destination) {
+        return false;
+    }
     let range = tables.range(&source);
     range.has(RangeFlags::PODS) && range.node_number().is_some() && range.node_number() == peer.node_number()
 }
@@ -114,6 +123,9 @@ mod tests {
     fn node() -> Fake {
         let mut fake = Fake::node();
         fake.config.tunnel_port = Port::new(8472);
+        (fake.config.own_range[0], fake.config.own_mask[0]) =
+            (ip("10.244.1.0"), ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00"));
+        (fake.config.own_range[1], fake.config.own_mask[1]) = (ip("fd00:1::"), ip("ffff:ffff:ffff:ffff::"));
         for (address, number) in [("192.168.50.12", 2), ("192.168.50.13", 3)] {
             fake.addresses
                 .insert(ip(address), AddressFlags::of_peer(NodeNumber(number)));
@@ -130,7 +142,11 @@ mod tests {
         fake
     }
 
-    /// An outer datagram around a packet from this source.
+    fn ip_of(text: &str) -> [u8; 16] {
+        text.parse::<core::net::Ipv6Addr>().expect("an address").octets()
+    }
+
+    /// An outer datagram around a packet from this source to a pod of this node.
     fn around(inner: &str, kind: u16) -> Vec<u8> {
         let mut frame = vec![0; 14 + 20 + 8 + 8 + 12];
         frame.extend(kind.to_be_bytes());
@@ -143,7 +159,7 @@ mod tests {
             core::net::IpAddr::V6(ip) => {
                 frame.extend([0x60, 0, 0, 0, 0, 0, 17, 64]);
                 frame.extend(ip.octets());
-                frame.extend([0; 16]);
+                frame.extend(ip_of("fd00:1::2"));
             }
         }
         frame
@@ -156,7 +172,7 @@ mod tests {
             let mut headers = packet(protocol::UDP, (from, 1), ("192.168.50.11", 8472));
             headers.is_fragment = is_fragment;
             assert!(is_for_port(&fake.config, &headers) && is_for_node(&fake, &fake.config, &headers));
-            may_carry(&fake, &around(inner, kind)[..], &headers)
+            may_carry(&fake, &fake.config, &around(inner, kind)[..], &headers)
         };
         assert!(taken("192.168.50.12", "10.244.2.2", ether_type::IPV4, false));
         assert!(taken("192.168.50.12", "fd00:2::2", ether_type::IPV6, false));
@@ -190,7 +206,10 @@ mod tests {
         let headers = packet(protocol::UDP, ("192.168.50.12", 1), ("192.168.50.11", 8472));
         let short = around("10.244.2.2", ether_type::IPV4);
         for len in 0..short.len() {
-            assert!(!may_carry(&fake, &short[..len], &headers), "{len} bytes");
+            assert!(
+                !may_carry(&fake, &fake.config, &short[..len], &headers),
+                "{len} bytes"
+            );
         }
     }
 

@@ -15,7 +15,8 @@ pub struct Share {
 
 const _: () = assert!(size_of::<Share>() == 8);
 
-/// Value of `UNANSWERED`: flows of a client that hold a source port of the node's and have no reply yet.
+/// Value of `UNANSWERED`: flows of a client that hold a source port of the node's and are not proven yet: connections
+/// without a reply, and datagrams.
 ///
 /// The count is halved with each tick, since such a flow gives its port up after two of them.
 #[repr(C)]

@@ -111,7 +111,7 @@ pub struct Config {
     pub strict_interfaces: [u32; MAX_STRICT_INTERFACES],
     /// How many exchanges of datagrams of one client `STREAMS` protects.
     pub stream_share: u32,
-    /// How many flows of one client may wait for a first reply with a source port of the node's.
+    /// How many flows of one client may hold a source port of the node's before they are proven, see [`super::Unanswered`].
     pub unanswered_share: u32,
     /// The device of the tunnel between nodes; 0 if there is none.
     pub tunnel_device: u32,
@@ -253,6 +253,14 @@ impl AddressFlags {
     pub const NODE: u32 = 2;
     /// An address of another node, whose number stands in the upper bits.
     pub const PEER: u32 = 4;
+    /// The broadcast or network address of a subnet of this node's (RFC 1122 §3.3.6): no host's.
+    pub const BROADCAST: u32 = 8;
+
+    /// Whether it is an address of no host.
+    #[inline(always)]
+    pub const fn is_broadcast(self) -> bool {
+        self.0 & Self::BROADCAST != 0
+    }
 
     /// The flags of an address of another node.
     pub const fn of_peer(number: NodeNumber) -> Self {

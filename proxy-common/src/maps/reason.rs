@@ -133,6 +133,8 @@ reasons! {
     ReplyLoop = 38, drop, "reply_loop";
     /// A pod's packet to the world outside that cannot get the node's address.
     NotMasqueraded = 39, drop, "not_masqueraded";
+    /// An IPv6 packet from or to an IPv4-mapped address.
+    MappedAddress = 40, drop, "mapped_address";
 }
 
 /// Value of `COUNTERS`.

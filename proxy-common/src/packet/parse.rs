@@ -1,8 +1,8 @@
 //! The parser: Ethernet payload to [`Headers`].
 //!
 //! Stated rules for what is odd: a header that ends early or contradicts itself is [`Reason::Malformed`] and left to
-//! the kernel, which drops it; so is an IPv6 packet from or to an IPv4-mapped address, which no wire may carry
-//! (draft-itojun-v6ops-v4mapped-harmful) and which would be taken for an IPv4 packet's here. A protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
+//! the kernel, which drops it. An IPv6 packet from or to an IPv4-mapped address, which no wire may carry
+//! (draft-itojun-v6ops-v4mapped-harmful), is [`Reason::MappedAddress`] and dropped: it would be taken for an IPv4 packet's here. A protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
 //! up to [`MAX_EXTENSIONS`], beyond that the packet is [`Reason::NotBalanced`]. A fragment carries the addresses, and
 //! the ports if it is the first. An ICMP echo has an identifier in place of ports, the asking side's.
 
@@ -251,7 +251,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> R
         ..Headers::EMPTY
     };
     if headers.src.is_v4() || headers.dst.is_v4() {
-        return Err(Reason::Malformed);
+        return Err(Reason::MappedAddress);
     }
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(headers.protocol) {
@@ -461,7 +461,10 @@ mod tests {
         for at in [22, 38] {
             let mut packet = whole.clone();
             packet[at..at + 16].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1]);
-            assert_eq!(parse(&packet[..], ether_type::IPV6, 14), Err(Reason::Malformed));
+            assert_eq!(
+                parse(&packet[..], ether_type::IPV6, 14),
+                Err(Reason::MappedAddress)
+            );
         }
     }
 

@@ -17,7 +17,7 @@ fn forget_all(town: &Town) -> usize {
     const KEY: usize = size_of::<FlowKey>();
     const VALUE: usize = size_of::<Flow>();
     let forget = |table| town.node().clear_table::<KEY, VALUE>(table);
-    forget("FLOWS") + forget("NEW_FLOWS")
+    forget("FLOWS") + forget("STREAMS") + forget("NEW_FLOWS")
 }
 
 fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
@@ -137,33 +137,5 @@ fn what_belongs_to_no_flow_does_not_leave_with_a_pods_address() {
             .map(|frame| format!("{:02x?}", &frame.bytes[12..frame.bytes.len().min(60)]))
             .collect();
         assert!(own.is_empty(), "{} packets left with {from}: {own:#?}", own.len());
-    }
-}
-
-/// A process of the node that connects to a pod from a port that a masqueraded flow has taken towards it.
-#[test]
-fn a_socket_of_the_node_connects_by_the_port_of_a_masqueraded_flow() {
-    harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
-    node.sysctl("net/ipv4/ip_local_port_range", "1024 65535");
-    for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(node, v4), crate::town::NODE_PORT);
-        let held = town.outside.tcp_connect(to).expect("a connection");
-        let mut buffer = [0; 256];
-        let length = (&held).read(&mut buffer).expect("a greeting");
-        let answer = harness::Answer::parse(&String::from_utf8_lossy(&buffer[..length])).expect("an answer");
-        assert_eq!(
-            answer.peer.ip().to_canonical(),
-            of_family(node, v4),
-            "masqueraded"
-        );
-        let from = SocketAddr::new(of_family(node, v4), answer.peer.port());
-        let pod = SocketAddr::new(of_family(&town.web, v4), 8080);
-        let connected = node.tcp_connect_from(from, pod);
-        assert!(connected.is_ok(), "from {from} to {pod}: {connected:?}");
-        (&held).write_all(b"still there\n").expect("to write");
-        let length = (&held).read(&mut buffer).expect("an answer");
-        assert_eq!(&buffer[..length], b"web still there\n");
     }
 }

@@ -75,7 +75,8 @@ impl Facts<'_> {
             tunnel_device: self.tunnel.unwrap_or_default(),
             connection_share: share(datapath.flows.capacity()),
             stream_share: share(datapath.streams.capacity()),
-            unanswered_share: (u32::from(ports.count()) / 4).max(1),
+            // Older ones give their ports up after two ticks, so a client holds half of them at the most.
+            unanswered_share: (u32::from(ports.count()) / 2).max(1),
             ..Config::default()
         };
         for (index, range) in self.own_pods.iter().take(MAX_OWN_RANGES).enumerate() {

@@ -96,12 +96,12 @@ fn an_echo_has_its_identifier_for_a_port() {
                 Decision::Pass(Reason::NotOurs)
             );
         }
+        // A client that pinged the pod knows it by its own address.
         let answers = echo(pod, outside, 9, true);
-        assert_eq!(
-            leaving_node(&fake, &answers).0,
-            Decision::Pass(Reason::NotOurs),
-            "who pinged the pod knows it by its own address"
-        );
+        let unasked = leaving_node(&fake, &answers).0;
+        assert_eq!(unasked, Decision::Drop(Reason::NotMasqueraded));
+        let _ = entering(&fake, &echo(outside, pod, 9, false), Entry::Uplink);
+        assert_eq!(leaving_node(&fake, &answers).0, Decision::Pass(Reason::NotOurs));
     }
 }
 
@@ -260,6 +260,7 @@ fn fragments_follow_their_first_one_out_and_back() {
 #[test]
 fn a_large_answer_to_who_pinged_the_pod_stays_whole() {
     let fake = masquerading();
+    let _ = entering(&fake, &echo(NODE_B, POD, 7, false), Entry::Uplink);
     let first = Headers {
         is_fragment: true,
         fragment_id: 79,
