@@ -242,6 +242,18 @@ fn a_limiter_that_somebody_removed_is_made_again() {
     harness::require_root!();
     let town = Town::build(DEFAULTS);
     let node = town.world.node(1);
+    // The agent looks after limits as pods ask for them.
+    town.world.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "limited",
+            "namespace": "default",
+            "annotations": {"kubernetes.io/egress-bandwidth": "5M"},
+        },
+        "spec": {"nodeName": "n1"},
+        "status": {"phase": "Running"},
+    }));
     let limiter = town.limited.host_interface().replacen("mr", "ml", 1);
     let ways = town.from_outside(0);
     for _ in 0..2 {
