@@ -1,10 +1,5 @@
 //! Pins that are removed while a pod runs: DEL goes on without them, and what they held can be made again.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "helpers of tests, which panic with what went wrong"
-)]
-
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
 
@@ -67,8 +62,8 @@ fn entries_are_made_again_from_what_is_noted() {
             .note(host)
             .unwrap()
             .unwrap();
-        let mut node = Conversation::open().unwrap();
-        let index = link::find(&mut node, host).unwrap().unwrap().index;
+        let mut socket = Conversation::open().unwrap();
+        let index = link::find(&mut socket, host).unwrap().unwrap().index;
         let addresses: Vec<IpAddr> = note.addresses.clone();
         let host_ports: Vec<HostPort> = note.host_ports.clone();
         let mac: Vec<u8> = note
@@ -96,7 +91,7 @@ fn entries_are_made_again_from_what_is_noted() {
         let before = seen(world);
         let datapath = Datapath::open(&world.bpf_root).unwrap();
         assert_eq!(
-            datapath.restore(&mut node, &entry).unwrap(),
+            datapath.restore(&mut socket, &entry).unwrap(),
             [""; 0],
             "nothing is missing"
         );
@@ -106,11 +101,11 @@ fn entries_are_made_again_from_what_is_noted() {
             "new tables"
         );
         let datapath = Datapath::open(&world.bpf_root).unwrap();
-        let restored = datapath.restore(&mut node, &entry).unwrap();
+        let restored = datapath.restore(&mut socket, &entry).unwrap();
         // Two addresses, an interface, what says that they are used, and a port of two families.
         assert_eq!(restored.len(), 6, "{restored:?}");
         assert_eq!(seen(world), before);
-        assert_eq!(datapath.restore(&mut node, &entry).unwrap(), [""; 0]);
+        assert_eq!(datapath.restore(&mut socket, &entry).unwrap(), [""; 0]);
         world.del("c1", Some(&pod)).done();
         assert!(world.pods().is_empty() && world.host_ports().is_empty());
     });

@@ -84,7 +84,7 @@ impl Town {
     }
 
     /// The ways of clients on other machines, in a family.
-    fn from_outside(&self, family: usize) -> Vec<Way<'_>> {
+    fn ways_from_outside(&self, family: usize) -> Vec<Way<'_>> {
         let node = self.world.node(1).addresses()[family];
         let balancer: IpAddr = BALANCER[family].parse().expect("an address");
         [
@@ -103,7 +103,7 @@ impl Town {
     }
 
     /// The ways of pods of the same node, the limited one included.
-    fn from_pods(&self, family: usize) -> Vec<Way<'_>> {
+    fn ways_from_pods(&self, family: usize) -> Vec<Way<'_>> {
         let cluster: IpAddr = CLUSTER[family].parse().expect("an address");
         let node = self.world.node(1).addresses()[family];
         let own = self.limited.addresses()[family];
@@ -217,24 +217,24 @@ const BOTH: [Direction; 2] = [Direction::FromPod, Direction::ToPod];
 fn a_limit_holds_for_clients_outside() {
     harness::require_root!();
     let town = Town::build(DEFAULTS);
-    town.measure(&town.from_outside(0), &BOTH);
-    town.measure(&town.from_outside(1), &BOTH[..1]);
+    town.measure(&town.ways_from_outside(0), &BOTH);
+    town.measure(&town.ways_from_outside(1), &BOTH[..1]);
 }
 
 #[test]
 fn a_limit_holds_between_pods_of_a_node() {
     harness::require_root!();
     let town = Town::build(HOOKS_OFF);
-    town.measure(&town.from_pods(0), &BOTH);
-    town.measure(&town.from_pods(1), &BOTH[..1]);
+    town.measure(&town.ways_from_pods(0), &BOTH);
+    town.measure(&town.ways_from_pods(1), &BOTH[..1]);
 }
 
 #[test]
 fn a_limit_holds_where_packets_between_pods_pass_by_the_stack() {
     harness::require_root!();
     let town = Town::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
-    town.measure(&town.from_pods(0), &BOTH);
-    town.measure(&town.from_outside(0)[1..2], &BOTH);
+    town.measure(&town.ways_from_pods(0), &BOTH);
+    town.measure(&town.ways_from_outside(0)[1..2], &BOTH);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn a_limiter_that_somebody_removed_is_made_again() {
         "status": {"phase": "Running"},
     }));
     let limiter = town.limited.host_interface().replacen("mr", "ml", 1);
-    let ways = town.from_outside(0);
+    let ways = town.ways_from_outside(0);
     for _ in 0..2 {
         node.run_ip(&format!("link del {limiter}"));
         // A connection proves that there is one: without it nothing of the pod goes anywhere.

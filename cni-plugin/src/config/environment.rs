@@ -155,7 +155,7 @@ fn check_if_name(name: &str) -> Result<(), CniError> {
 }
 
 /// Refuses names that the kernel replaces or cannot have: `%d` stands for a free number (`__dev_alloc_name()` of
-/// net/core/dev.c), and two names for settings of all interfaces (`sysctl_dev_name_is_allowed()` of net/core/sysctl_net_core.c).
+/// net/core/dev.c), and two names for settings of all interfaces (`sysctl_dev_name_is_allowed()` of `net/core/sysctl_net_core.c`).
 fn check_literal(name: &str) -> Result<(), CniError> {
     if !name.contains('%') && !matches!(name, "all" | "default") {
         return Ok(());

@@ -52,8 +52,8 @@ impl HostPorts {
     ) -> Result<Vec<HostPortKey>, DatapathError> {
         let mut orphans = Vec::new();
         let mut entered = HashMap::<_, Vec<_>>::new();
-        let note = |key: HostPortKey, value| entered.entry(by_port(&key)).or_default().push((key, value));
-        let read = self.table.for_each(note);
+        let add = |key: HostPortKey, value| entered.entry(by_port(&key)).or_default().push((key, value));
+        let read = self.table.for_each(add);
         read.map_err(BpfError::syscall("reading HOST_PORTS"))?;
         let mut exists = HashMap::new();
         for port in ports {

@@ -10,11 +10,16 @@ use crate::http::AtShare;
 /// Tells until nothing more can come.
 pub async fn tell(mut reached: mpsc::Receiver<AtShare>, node: String, recorder: Recorder) {
     while let Some(AtShare { peer, port }) = reached.recv().await {
-        let note = format!(
+        let message = format!(
             "{peer} holds its share of connections to a {port} port: older ones of it are cut for new ones; other \
              clients are served as before"
         );
-        tracing::warn!("{note}");
-        recorder.record(Event::warning_of_node(&node, "TooManyConnections", "Serve", note));
+        tracing::warn!("{message}");
+        recorder.record(Event::warning_of_node(
+            &node,
+            "TooManyConnections",
+            "Serve",
+            message,
+        ));
     }
 }

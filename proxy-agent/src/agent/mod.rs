@@ -76,6 +76,18 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     result
 }
 
+/// Logs what is in force, and what is odd about it.
+fn log_configuration(options: &AgentOptions) {
+    match serde_json::to_string(&options.configuration) {
+        Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
+        Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
+    }
+    let odd = options.warnings.iter().cloned();
+    for warning in odd.chain(options.configuration.warnings()) {
+        tracing::warn!("{warning}");
+    }
+}
+
 /// All state of a running agent.
 struct Agent {
     options: AgentOptions,
@@ -103,18 +115,7 @@ struct Agent {
 impl Agent {
     async fn run(options: AgentOptions) -> anyhow::Result<()> {
         tracing::info!(node = options.node_name, source = %options.source, "starting");
-        match serde_json::to_string(&options.configuration) {
-            Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
-            Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
-        }
-        for warning in options
-            .warnings
-            .iter()
-            .cloned()
-            .chain(options.configuration.warnings())
-        {
-            tracing::warn!("{warning}");
-        }
+        log_configuration(&options);
         let socket = control::bind(&options.run_dir)?;
         if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {
             tracing::warn!(%error, "others may enter the state directory");

@@ -1,6 +1,6 @@
 //! Which pods an operator means: those of a namespace with certain names, or with certain labels.
 //!
-//! Selectors are Kubernetes' (`apimachinery` meta/v1 LabelSelector). A pod's owner writes its name and labels, so a choice
+//! Selectors are Kubernetes' (`apimachinery` meta/v1 `LabelSelector`). A pod's owner writes its name and labels, so a choice
 //! is as good as the namespace that it names: who may make pods there may be chosen.
 
 use std::collections::BTreeMap;

@@ -30,7 +30,7 @@ const TO_ASK: Duration = Duration::from_millis(10);
 /// A client that reads has its answer by then.
 const TO_READ: Duration = Duration::from_secs(1);
 /// An address that stays at its share is told of again after this.
-const QUIET: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_mins(1);
 /// Addresses that were told of and are remembered.
 const MOST_TOLD: usize = 64;
 /// Messages about addresses that wait to be told; more are lost.

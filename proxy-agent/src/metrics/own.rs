@@ -170,7 +170,7 @@ impl Own {
     pub fn at_share(&self, kind: &'static str, clients: usize) {
         self.clients_at_share
             .get_or_create(&[("share", kind)])
-            .set(clients as i64);
+            .set(i64::try_from(clients).unwrap_or(i64::MAX));
     }
 
     /// What was counted for a reason.

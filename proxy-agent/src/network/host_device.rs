@@ -86,15 +86,14 @@ impl HostDevice {
     ///
     /// The program belongs on the device before [`Self::sync_routes`] leads packets there.
     pub async fn ensure(&mut self, mtu: u32) -> Result<u32, NetworkError> {
-        let (device, peer) = match find(&self.netlink).await? {
-            Some(pair) => pair,
-            None => {
-                let made = self.create().await?;
-                if self.index.is_some() {
-                    self.netlink.note_restored("interface", HOST_DEVICE.to_owned());
-                }
-                made
+        let (device, peer) = if let Some(pair) = find(&self.netlink).await? {
+            pair
+        } else {
+            let made = self.create().await?;
+            if self.index.is_some() {
+                self.netlink.note_restored("interface", HOST_DEVICE.to_owned());
             }
+            made
         };
         for link in [&peer, &device] {
             if link.mtu != mtu {
@@ -138,7 +137,7 @@ impl HostDevice {
     pub fn changed_settings(&self) -> Vec<String> {
         let made = self.index.map(|_| settings(self.has_ipv6));
         let changed = made.into_iter().flatten().filter(|setting| setting.is_changed());
-        changed.map(|setting| setting.to_string()).collect()
+        changed.map(ToString::to_string).collect()
     }
 
     /// Whether a change may have touched the device or its routes: [`Self::ensure`] and [`Self::sync_routes`]

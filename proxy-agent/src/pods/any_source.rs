@@ -46,7 +46,7 @@ pub fn apply(places: &Places, chosen: &PodNames) -> Result<Exempted, PodsError> 
     for note in chosen_notes(places, chosen)? {
         let index = index_of(&interfaces, &note.host_interface);
         match index.filter(|index| links.contains_key(index)) {
-            Some(index) => drop(wanted.insert(index, note.holder().to_string())),
+            Some(index) => drop(wanted.insert(index, note.holder().clone())),
             // ADD makes the interface first and the entry last.
             None => exempted.early |= index.is_some(),
         }

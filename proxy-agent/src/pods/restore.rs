@@ -102,14 +102,14 @@ impl<'a> Look<'a> {
             let Some(index) = index_of(&self.interfaces, &note.host_interface) else {
                 continue;
             };
-            let limiter = index_of(&self.interfaces, &limiter(&note.attachment()));
+            let device = index_of(&self.interfaces, &limiter(&note.attachment()));
             let entry = Entry {
                 interface: index,
                 netns_cookie: note.netns_cookie,
                 mac: mac_of(&note, index, &self.surroundings),
                 addresses: &note.addresses,
                 is_limited: limited.contains_key(&index),
-                limiter,
+                limiter: device,
                 host_ports: &note.host_ports,
             };
             match datapath.restore(&mut self.node, &entry) {

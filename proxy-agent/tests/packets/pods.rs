@@ -216,8 +216,8 @@ fn what_need_not_be_masqueraded_is_not() {
         assert_eq!(node.run("to_uplink", &answer), (PASS, answer.clone()));
         let ping = echo(outside.ip(), of_family(POD, family), 7, false, b"0123");
         assert_eq!(node.run("from_uplink", &ping), (PASS, ping.clone()));
-        let pong = echo(of_family(POD, family), outside.ip(), 7, true, b"0123");
-        assert_eq!(node.run("to_uplink", &pong), (PASS, pong.clone()));
+        let reply = echo(of_family(POD, family), outside.ip(), 7, true, b"0123");
+        assert_eq!(node.run("to_uplink", &reply), (PASS, reply.clone()));
     }
 }
 

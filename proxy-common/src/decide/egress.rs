@@ -132,7 +132,7 @@ pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) 
 #[inline(always)]
 fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
     address.is_one_host()
-        && !(address.is_link_local() && !address.is_v4())
+        && (address.is_v4() || !address.is_link_local())
         && !tables
             .range(address)
             .has(RangeFlags::PODS | RangeFlags::NO_MASQUERADE)

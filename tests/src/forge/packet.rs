@@ -130,10 +130,8 @@ fn ports(from: SocketAddr, to: SocketAddr) -> [u8; 4] {
 
 #[track_caller]
 fn length_of(bytes: usize) -> [u8; 2] {
-    match u16::try_from(bytes) {
-        Ok(length) => length.to_be_bytes(),
-        Err(_) => panic!("{bytes} bytes are too many for a packet"),
-    }
+    let length = u16::try_from(bytes).expect("no more bytes than a packet has room for");
+    length.to_be_bytes()
 }
 
 /// Fills in a checksum over the addresses too.

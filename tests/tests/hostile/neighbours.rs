@@ -35,17 +35,17 @@ fn own(pod: &Pod) -> Vec<String> {
 
 /// What the pod's hardware address gives (RFC 4291 appendix A).
 fn link_local(pod: &Pod) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = pod.mac("eth0");
+    let mac = pod.mac("eth0");
     let pair = |high, low| u16::from_be_bytes([high, low]);
     Ipv6Addr::new(
         0xfe80,
         0,
         0,
         0,
-        pair(a ^ 2, b),
-        pair(c, 0xff),
-        pair(0xfe, d),
-        pair(e, f),
+        pair(mac[0] ^ 2, mac[1]),
+        pair(mac[2], 0xff),
+        pair(0xfe, mac[3]),
+        pair(mac[4], mac[5]),
     )
 }
 

@@ -25,6 +25,9 @@ fn current(town: &Town) -> PathBuf {
     town.node().bpf_root().join("current")
 }
 
+/// Something that is removed, and how.
+type Loss<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 #[test]
 fn running_pods_keep_all_they_have_if_pins_go_while_the_agent_is_away() {
     harness::require_root!();
@@ -80,7 +83,7 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
     let server = of_family(town.far.addresses(), true);
     let flows = LongFlows::start(&town.near, (server, 8080).into(), 4, SECOND / 20).expect("flows");
     let links = town.node().bpf_root().join("links");
-    let losses: [(&str, Box<dyn Fn()>); 4] = [
+    let losses: [Loss<'_>; 4] = [
         ("everything", Box::new(|| remove_below(town.node().bpf_root()))),
         (
             "one map",
@@ -171,10 +174,10 @@ fn empty<const K: usize, const V: usize>(town: &Town, name: &str) {
 
 #[test]
 fn entries_that_are_removed_are_made_again_and_their_pods_send_nothing_meanwhile() {
+    type Remove = fn(&Town);
     harness::require_root!();
     let town = Town::build();
     let forger = town.forge();
-    type Remove = fn(&Town);
     let losses: [(&str, Remove); 3] = [
         ("PODS", |town| empty::<16, 24>(town, "PODS")),
         ("POD_LINKS", |town| {

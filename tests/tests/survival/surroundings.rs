@@ -135,7 +135,7 @@ fn our_own_devices_and_their_entries_come_back() {
         String::from_utf8(output.expect("to run ip").stdout).expect("text")
     };
     lose(&town, "interface", |town| {
-        town.node().run_ip("link del millrace0")
+        town.node().run_ip("link del millrace0");
     });
     lose(&town, "route", |town| {
         town.node().run_ip("route flush dev millrace0");

@@ -156,7 +156,9 @@ async fn look_at_node(agent: &mut Agent) {
     agent.survival.turn = turn;
     look_at_pins(agent);
     let changed = agent.node.changed_settings();
-    if !changed.is_empty() {
+    if changed.is_empty() {
+        agent.survival.lacks("settings of the kernel", Vec::new());
+    } else {
         // A switch for all interfaces changes those of pods as well.
         agent.survival.wake();
         agent.refresh_node().await;
@@ -169,8 +171,6 @@ async fn look_at_node(agent: &mut Agent) {
             object: setting,
         });
         agent.survival.lacks("settings of the kernel", lacking.collect());
-    } else {
-        agent.survival.lacks("settings of the kernel", Vec::new());
     }
     look_at_programs(agent, |index| index % ROUNDS == turn % ROUNDS).await;
     // Programs are run by their pins.

@@ -50,8 +50,8 @@ fn tables_that_fill_together_grow_together() {
             world.update();
         }
         assert_eq!(world.programmer.problems().count(), 0);
-        let largest = 4_500 * endpoints;
-        let doublings = (largest as u32).div_ceil(64).next_power_of_two().ilog2();
+        let largest: u32 = 4_500 * endpoints;
+        let doublings = largest.div_ceil(64).next_power_of_two().ilog2();
         let grown = world.programmer.store().grown;
         assert_eq!(grown, doublings, "{endpoints} endpoints each");
     }

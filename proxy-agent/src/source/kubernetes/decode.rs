@@ -173,25 +173,22 @@ fn typed_page<T: DeserializeOwned>(
     text: &str,
     object: fn(T) -> Object,
 ) -> serde_json::Result<Page> {
-    let (metadata, items) = match serde_json::from_str::<WirePage<T>>(text) {
-        Ok(page) => {
-            let items = page.items.unwrap_or_default().into_iter();
-            (
-                page.metadata,
-                items.map(|item| named(kind, object(item))).collect(),
-            )
-        }
-        Err(_) => {
-            let page: WirePage<Value> = serde_json::from_str(text)?;
-            let items = page.items.unwrap_or_default().into_iter();
-            let read = |item: Value| match why::<T>(&item) {
-                Some(message) => Err(unreadable(kind, &item, message)),
-                None => serde_json::from_value(item)
-                    .map_err(|error| unreadable(kind, &Value::Null, error.to_string()))
-                    .and_then(|item| named(kind, object(item))),
-            };
-            (page.metadata, items.map(read).collect())
-        }
+    let (metadata, items) = if let Ok(page) = serde_json::from_str::<WirePage<T>>(text) {
+        let items = page.items.unwrap_or_default().into_iter();
+        (
+            page.metadata,
+            items.map(|item| named(kind, object(item))).collect(),
+        )
+    } else {
+        let page: WirePage<Value> = serde_json::from_str(text)?;
+        let items = page.items.unwrap_or_default().into_iter();
+        let read = |item: Value| match why::<T>(&item) {
+            Some(message) => Err(unreadable(kind, &item, message)),
+            None => serde_json::from_value(item)
+                .map_err(|error| unreadable(kind, &Value::Null, error.to_string()))
+                .and_then(|item| named(kind, object(item))),
+        };
+        (page.metadata, items.map(read).collect())
     };
     Ok(Page {
         items,
