@@ -36,6 +36,7 @@ impl Town {
             .tcp("http", 80, 8080)
             .set("type", json!("LoadBalancer"))
             .set("externalTrafficPolicy", json!("Local"))
+            .set("externalIPs", json!(["203.0.113.7"]))
             .set("healthCheckNodePort", json!(CHECK));
         world.apply(&service);
         world.apply_all(service.slices([Endpoint::of(&backend)]));

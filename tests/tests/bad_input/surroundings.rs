@@ -271,7 +271,9 @@ fn a_foreign_pin_in_our_place_is_refused() {
             &[&place, "not made by Millrace", "choose another --bpf-root"],
         );
         fs::remove_file(root.join(name)).expect("it is still there");
-        let _ = fs::remove_dir(root.join("links"));
+        for ours in ["agent", "links"] {
+            let _ = fs::remove_dir(root.join(ours));
+        }
         fs::remove_dir(&root).expect("nothing else is there");
     }
 }

@@ -8,6 +8,7 @@ mod host_ports;
 mod local;
 mod outside;
 mod sender;
+mod shares;
 mod verdicts;
 
 use super::Work;

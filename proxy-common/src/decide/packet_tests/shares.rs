@@ -1,0 +1,145 @@
+//! What a client may use of the tables and source ports that all clients share.
+
+use super::*;
+use crate::maps::{FlowKey, Unanswered};
+
+/// Lets a connection of this client through its handshake.
+fn open(fake: &Fake, client: &str, sport: u16) -> FlowKey {
+    let request = packet(protocol::TCP, (client, sport), (VIP, 80));
+    let (flow, _) = translated(entering(fake, &with_flags(request, TCP_SYN), Entry::Pod));
+    let reply = answer(&flow, protocol::TCP);
+    let _ = translated(leaving(fake, &with_flags(reply, TCP_SYN | TCP_ACK)));
+    let _ = translated(entering(fake, &with_flags(request, TCP_ACK), Entry::Pod));
+    request.flow_key()
+}
+
+fn is_protected(fake: &Fake, key: &FlowKey) -> bool {
+    fake.flows.borrow().contains_key(key)
+}
+
+#[test]
+fn a_client_that_has_used_up_its_share_leaves_room_for_others_and_goes_on() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    fake.config.connection_share = 2;
+    let keys: Vec<_> = (0..3).map(|n| open(&fake, POD, 40_000 + n)).collect();
+    let protected: Vec<_> = keys.iter().map(|key| is_protected(&fake, key)).collect();
+    assert_eq!(protected, [true, true, false]);
+    assert!(
+        is_protected(&fake, &open(&fake, "10.244.1.11", 40_000)),
+        "another client"
+    );
+    // The third goes on where it is, and moves when a share comes free.
+    let third = with_flags(packet(protocol::TCP, (POD, 40_002), (VIP, 80)), TCP_ACK);
+    assert_eq!(
+        translated(entering(&fake, &third, Entry::Pod)).1,
+        Reason::Established
+    );
+    for (headers, entry) in [(true, TCP_FIN | TCP_ACK), (false, TCP_FIN | TCP_ACK)] {
+        let first = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+        if headers {
+            let _ = entering(&fake, &with_flags(first, entry), Entry::Pod);
+        } else {
+            let flow = fake.known_flow(&first.flow_key()).unwrap();
+            let _ = leaving(&fake, &with_flags(answer(&flow, protocol::TCP), entry));
+        }
+    }
+    assert!(!is_protected(&fake, &keys[0]), "it is over");
+    fake.pass_ticks(1);
+    let _ = translated(entering(&fake, &third, Entry::Pod));
+    assert!(is_protected(&fake, &keys[2]));
+    assert_eq!(fake.shares.borrow()[&ip(POD)].connections, 2);
+}
+
+#[test]
+fn a_full_table_leaves_new_connections_where_they_work_without_protection() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    fake.room = 3;
+    let (first, second) = (open(&fake, POD, 40_000), open(&fake, "10.244.1.11", 40_001));
+    assert!(is_protected(&fake, &first) && !is_protected(&fake, &second));
+    assert_eq!(fake.flows.borrow().len(), 2, "no half of a flow is left");
+    let request = with_flags(packet(protocol::TCP, ("10.244.1.11", 40_001), (VIP, 80)), TCP_ACK);
+    assert_eq!(
+        translated(entering(&fake, &request, Entry::Pod)).1,
+        Reason::Established
+    );
+    assert_eq!(fake.shares.borrow()[&ip("10.244.1.11")].connections, 0);
+}
+
+#[test]
+fn addresses_of_one_ipv6_network_outside_are_one_client() {
+    let mut fake = Fake::node();
+    fake.config.node_v6 = ip("fd00:50::11");
+    let key = fake.service("fd00:50::11", 80, protocol::TCP, &[("fd00:244:1::2", 8080)]);
+    fake.frontends.get_mut(&key).unwrap().flags |= FrontendFlags::KEEP_SOURCE;
+    fake.config.pods_answer_outside = 1;
+    for host in ["2001:db8::1", "2001:db8::2"] {
+        let request = packet(protocol::TCP, (host, 40_000), ("fd00:50::11", 80));
+        let (flow, _) = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Uplink));
+        let reply = answer(&flow, protocol::TCP);
+        let _ = translated(entering(&fake, &with_flags(reply, TCP_SYN | TCP_ACK), Entry::Pod));
+        let _ = translated(entering(&fake, &with_flags(request, TCP_ACK), Entry::Uplink));
+    }
+    assert_eq!(fake.shares.borrow()[&ip("2001:db8::")].connections, 2);
+}
+
+#[test]
+fn flows_without_a_reply_have_a_share_of_source_ports_that_comes_back_with_time() {
+    let mut fake = Fake::node();
+    fake.config.unanswered_share = 10;
+    node_port(&mut fake, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let connect = |client, sport| {
+        let request = packet(protocol::TCP, (client, sport), (NODE, 30_080));
+        entering(&fake, &with_flags(request, TCP_SYN), Entry::Uplink).0
+    };
+    let begins = |client| {
+        let begun = (0..30).filter(|n| connect(client, 40_000 + n) == Decision::Translate(Reason::NewFlow));
+        begun.count()
+    };
+    assert_eq!(begins(OUTSIDE), 10);
+    assert_eq!(connect(OUTSIDE, 50_000), Decision::Drop(Reason::SourcePortShare));
+    assert_eq!(begins("172.31.0.6"), 10, "another client");
+    fake.pass_ticks(1);
+    assert_eq!(connect(OUTSIDE, 50_000), Decision::Translate(Reason::NewFlow));
+    assert_eq!(Unanswered { tick: 5, count: 8 }.at(5), 8);
+    assert_eq!(
+        [6, 7, 8].map(|now| Unanswered { tick: 5, count: 8 }.at(now)),
+        [4, 2, 0]
+    );
+}
+
+/// As when one client has sent 30 000 SYN and stays silent.
+#[test]
+fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
+    let mut fake = Fake::node();
+    fake.config.masquerade_count = 1;
+    node_port(&mut fake, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let connect = |sport, flags| {
+        let request = packet(protocol::TCP, (OUTSIDE, sport), (NODE, 30_080));
+        entering(&fake, &with_flags(request, flags), Entry::Uplink)
+    };
+    let (first, _) = translated(connect(40_000, TCP_SYN));
+    // Replied to, and still not proven.
+    let reply = answer(&first, protocol::TCP);
+    let _ = translated(entering(
+        &fake,
+        &with_flags(reply, TCP_SYN | TCP_ACK),
+        Entry::Uplink,
+    ));
+    fake.pass_ticks(1);
+    assert_eq!(connect(40_001, TCP_SYN).0, Decision::Drop(Reason::NoSourcePort));
+    fake.pass_ticks(1);
+    let (second, _) = translated(connect(40_001, TCP_SYN));
+    assert_eq!(second.sport, first.sport);
+    // One that is proven keeps it.
+    let reply = answer(&second, protocol::TCP);
+    let _ = translated(entering(
+        &fake,
+        &with_flags(reply, TCP_SYN | TCP_ACK),
+        Entry::Uplink,
+    ));
+    let _ = translated(connect(40_001, TCP_ACK));
+    fake.pass_ticks(100);
+    assert_eq!(connect(40_002, TCP_SYN).0, Decision::Drop(Reason::NoSourcePort));
+}
