@@ -18,13 +18,14 @@ use std::os::fd::OwnedFd;
 
 use millrace::bpf::HashTable;
 use proxy_common::Plain;
-use proxy_common::maps::{FragmentKey, FragmentPorts, Reason};
+use proxy_common::maps::{Flow, FlowKey, FragmentKey, FragmentPorts, Reason};
 
 use self::corpus::Corpus;
-use self::judge::{Ran, judge, left_alone};
+use self::judge::{Ran, check, is_outside, is_pod, judge, left_alone};
 use self::layout::{L3, Layout};
 use self::mutation::{Dice, mutated};
 use self::world::Frontends;
+use super::PASS;
 use super::live::{Counters, Counts, Program, forgive_refusals, open_map};
 use super::node::Node;
 
@@ -42,6 +43,9 @@ const FROM_UPLINK: usize = 2;
 const TO_UPLINK: usize = 3;
 const FROM_HOST: usize = 4;
 const FROM_LOOPBACK: usize = 5;
+
+/// Where frames are addressed to.
+const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// Frames of the quick run, and those that share their flows.
 const FRAMES: u64 = 40_000;
@@ -116,9 +120,35 @@ impl Fuzz {
         })
     }
 
+    /// Whether a packet may leave the node as it is: not with a pod's address to the world outside, unless an entry says
+    /// that it is a reply to what came to the pod itself.
+    fn may_leave(&self, frame: &[u8]) -> bool {
+        let Ok(layout) = Layout::of(frame) else {
+            return true;
+        };
+        let [from, to] = layout.sockets(frame, L3);
+        if !is_pod(from.ip()) || !is_outside(to.ip()) {
+            return true;
+        }
+        let datapath = self.node.programmer.store();
+        let mut is_known = false;
+        for table in [&datapath.flows, &datapath.streams, &datapath.new_flows] {
+            let of_pair = |key: FlowKey, flow: Flow| {
+                is_known |= flow.backend == Flow::DIRECT
+                    && IpAddr::from(key.src) == from.ip()
+                    && IpAddr::from(key.dst) == to.ip();
+            };
+            table.for_each(of_pair).expect("a walk");
+        }
+        is_known
+    }
+
     fn clear(&self) {
         let datapath = self.node.programmer.store();
         remove_all(&datapath.flows);
+        remove_all(&datapath.streams);
+        remove_all(&datapath.shares);
+        remove_all(&datapath.unanswered);
         remove_all(&datapath.new_flows);
         remove_all(&datapath.affinity);
         remove_all(&self.fragments);
@@ -136,6 +166,7 @@ impl Fuzz {
             verdict,
             out,
         };
+        let leaves = program == TO_UPLINK && verdict == PASS && out == frame;
         let outcome = match left_alone(&ran) {
             Some(Reason::NotOurs) => judge(&self.frontends, &ran, None),
             Some(reason) => {
@@ -156,12 +187,16 @@ impl Fuzz {
                 .map_err(|error| format!("{error}; counted {counted:?}"))
             }
         };
-        outcome.map_err(|error| {
+        let outcome = outcome.map_err(|error| {
             let (frame, out) = (hex(frame), hex(out));
             format!(
                 "{}: {error}; verdict {verdict}\n  in  {frame}\n  out {out}",
                 PROGRAMS[program]
             )
+        });
+        outcome?;
+        check(!leaves || self.may_leave(frame), || {
+            format!("a pod's address leaves\n  in  {}", hex(frame))
         })
     }
 }
@@ -180,7 +215,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// What no run may leave out.
-const USUAL: [Reason; 19] = [
+const USUAL: [Reason; 23] = [
     Reason::NotBalanced,
     Reason::Malformed,
     Reason::Fragment,
@@ -200,6 +235,10 @@ const USUAL: [Reason; 19] = [
     Reason::SourceNotAllowed,
     Reason::RelatedError,
     Reason::TooBig,
+    Reason::ForgedSource,
+    Reason::OtherHost,
+    Reason::NotMasqueraded,
+    Reason::MappedAddress,
 ];
 
 #[test]

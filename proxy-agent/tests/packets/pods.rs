@@ -345,7 +345,7 @@ fn a_pod_sends_from_its_own_addresses_only() {
     assert_eq!(node.run("from_pod", &foreign).0, PASS);
     // An interface that our plugin made has lost its entry.
     assert_eq!(node.run("from_own_pod", &foreign).0, SHOT);
-    assert_eq!(node.count(Reason::SpoofedSource), dropped + 1);
+    assert_eq!(node.count(Reason::SpoofedSource), dropped + 2);
     datapath.pod_links.set(&node.uplink, &link).expect("a link");
     let own = between(end(POD, 0, 44_000), end(OUTSIDE, 0, 80), protocol::TCP, 2, b"");
     assert_eq!(node.run("from_own_pod", &own), (PASS, own.clone()));

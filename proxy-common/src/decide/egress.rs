@@ -99,11 +99,12 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         };
     }
     if !headers.has_flow() {
-        return if headers.is_balanced() || headers.is_lost_fragment() {
-            Decision::Drop(Reason::FragmentBeforeFirst)
+        // A later fragment of something else would leave with the pod's address.
+        return Decision::Drop(if headers.is_balanced() || headers.is_lost_fragment() {
+            Reason::FragmentBeforeFirst
         } else {
-            PASS
-        };
+            Reason::NotMasqueraded
+        });
     }
     work.selected = Selected::stand_in(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
     let decision = begin(tables, config, work, Entry::Egress, reason);
@@ -117,7 +118,9 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
 /// leave in it either.
 #[inline(always)]
 pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) -> Decision {
-    let is_refused = tables.config().is_some_and(|config| masquerades(tables, config))
+    let is_refused = tables
+        .config()
+        .is_some_and(|config| masquerades(tables, config) && !config.is_service_address(&headers.dst))
         && !headers.src.is_unspecified()
         && tables.is_own_pod(&headers.src)
         && is_outside(tables, &headers.dst);

@@ -16,7 +16,9 @@ pub fn complete<T: Tables>(tables: &T, work: &mut Work) {
     let may_follow = headers.is_balanced() || headers.is_icmp() || is_extension(headers.protocol);
     if headers.is_fragment && headers.l4 == 0 && may_follow {
         let key = key_of(work);
-        if let Some(ports) = tables.fragment(&key) {
+        if let Some(ports) = tables.fragment(&key)
+            && (ports.protocol == work.headers.protocol || is_extension(work.headers.protocol))
+        {
             set_ports(work, &ports);
         }
     }

@@ -201,14 +201,12 @@ pub fn parse_into<P: Packet + ?Sized>(
     l3: u32,
     headers: &mut Headers,
 ) -> Result<(), Reason> {
+    // No header of an earlier packet may be taken for one of this.
+    headers.src = Ip::UNSPECIFIED;
     match ether_type {
         ether_type::IPV4 => parse_v4(packet, l3, headers),
         ether_type::IPV6 => parse_v6(packet, l3, headers),
-        _ => {
-            // No header of an earlier packet may be taken for one of this.
-            headers.src = Ip::UNSPECIFIED;
-            Err(Reason::NotBalanced)
-        }
+        _ => Err(Reason::NotBalanced),
     }
 }
 

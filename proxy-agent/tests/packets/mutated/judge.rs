@@ -8,7 +8,7 @@ use proxy_common::protocol;
 use super::layout::{L3, Layout};
 use super::refusal;
 use super::world::{Frontends, Has, MASQUERADE_PORTS, POD, is_in_ranges};
-use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
+use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK, UPLINK_MAC};
 use crate::frame::crc32c;
 use crate::node::NODE;
 use crate::{PASS, REDIRECT, SHOT};
@@ -29,11 +29,19 @@ pub fn check(right: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 /// The reason for which a packet was left alone, if its headers tell; nothing is counted as `NotOurs`.
 pub fn left_alone(ran: &Ran<'_>) -> Option<Reason> {
     let is_left = ran.verdict == PASS && ran.out == ran.frame;
+    if is_left && is_for_another_host(ran) {
+        return Some(Reason::OtherHost);
+    }
     match Layout::of(ran.frame) {
         Err(reason) if is_left => Some(reason),
         Ok(Layout { l4: Some(_), .. }) if is_left => Some(Reason::NotOurs),
         _ => None,
     }
+}
+
+/// Whether an uplink hears a frame that is not addressed to it.
+fn is_for_another_host(ran: &Ran<'_>) -> bool {
+    ran.program == FROM_UPLINK && ran.frame[..6] != UPLINK_MAC
 }
 
 /// Compares a run with the rules; `counted` is the reason and how many bytes were counted under it.
@@ -48,7 +56,7 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
     let reason = counted.map(|(reason, _)| reason);
     let is_passed = matches!(
         reason,
-        None | Some(Reason::NotBalanced | Reason::Malformed | Reason::Fragment)
+        None | Some(Reason::NotBalanced | Reason::Malformed | Reason::Fragment | Reason::OtherHost)
     );
     let bytes = counted.map_or(0, |(_, bytes)| bytes);
     let owed_bytes = if is_passed { 0 } else { frame.len() as u64 };
@@ -59,10 +67,26 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         let owed = if program == FROM_HOST { SHOT } else { PASS };
         check(verdict == owed, || "the wrong verdict".into())?;
     }
+    if is_for_another_host(ran) {
+        return check(reason == Some(Reason::OtherHost), || "of another host".into());
+    }
     let layout = match Layout::of(frame) {
         Ok(layout) => layout,
+        Err(Reason::MappedAddress) => {
+            let is_dropped = reason == Some(Reason::MappedAddress) && verdict == SHOT;
+            return check(is_dropped, || "a mapped address".into());
+        }
+        // A pod's address does not leave in what cannot be translated.
+        Err(_) if program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) => {
+            return check(verdict == SHOT && is_pods_outwards(frame), || "not owed".into());
+        }
         Err(odd) => return check(reason == Some(odd), || format!("left alone as {odd:?}")),
     };
+    let [from, _] = layout.ends(frame, L3);
+    if is_forged(frontends, program, from) {
+        let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
+        return check(is_dropped, || format!("{from} is no source here"));
+    }
     check(is_owed(frontends, ran, layout, reason), || "not owed".into())?;
     match reason {
         None | Some(Reason::Fragment) => Ok(()),
@@ -75,6 +99,50 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         Some(reason) if reason.is_drop() => check(verdict == SHOT, || "the wrong verdict".into()),
         Some(_) => Err("a reason that no packet has".into()),
     }
+}
+
+/// Whether the table of entries refuses a source.
+fn is_forged(frontends: &Frontends, program: usize, from: IpAddr) -> bool {
+    let in_service_range = match from {
+        IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
+        IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0]),
+    };
+    if program == super::FROM_POD {
+        return in_service_range;
+    }
+    if program != FROM_UPLINK {
+        return false;
+    }
+    let is_no_host = match from {
+        IpAddr::V4(address) => {
+            !matches!(address.octets()[0], 1..=223)
+                || address.is_loopback()
+                || address.octets().starts_with(&[10, 244, 1])
+                || address.octets() == [169, 254, 1, 1]
+        }
+        IpAddr::V6(address) => {
+            address.is_multicast()
+                || address.is_unspecified()
+                || address.is_loopback()
+                || address.segments().starts_with(&[0xfd00, 0x244, 1, 0])
+        }
+    };
+    in_service_range || is_no_host || is_node(from) || frontends.keys().any(|(known, _)| known.ip() == from)
+}
+
+/// Whether an IP packet of a pod's goes to the world outside, as far as its addresses are there.
+fn is_pods_outwards(frame: &[u8]) -> bool {
+    let of = |at: usize, len: usize| frame.get(L3 + at..L3 + at + len).map(<[u8]>::to_vec);
+    let address = |bytes: Vec<u8>| match <[u8; 4]>::try_from(bytes.clone()) {
+        Ok(v4) => Some(IpAddr::from(v4)),
+        Err(_) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    };
+    let ends = match crate::frame::ether_type(frame) {
+        0x0800 => (of(12, 4), of(16, 4)),
+        _ => (of(8, 16), of(24, 16)),
+    };
+    let (from, to) = (ends.0.and_then(address), ends.1.and_then(address));
+    from.is_some_and(is_pod) && to.is_some_and(is_outside)
 }
 
 /// Whether the rules allow this reason, by where the packet goes.
@@ -95,7 +163,13 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
     let begins = fails
         || matches!(
             reason,
-            Some(Reason::NewFlow | Reason::Established | Reason::Moved | Reason::NoSourcePort)
+            Some(
+                Reason::NewFlow
+                    | Reason::Established
+                    | Reason::Moved
+                    | Reason::NoSourcePort
+                    | Reason::SourcePortShare
+            )
         );
     let is_virtual = frontends.keys().any(|(frontend, _)| frontend.ip() == to.ip()) && !is_node(to.ip());
     let in_range = match to.ip() {
@@ -105,13 +179,13 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
     let to_service = in_range || ran.program == FROM_HOST;
     if layout.l4.is_none() {
         return match reason {
-            Some(Reason::FragmentBeforeFirst) => is_virtual && layout.has_ports(),
+            Some(Reason::FragmentBeforeFirst) => is_virtual && layout.may_have_ports(),
             Some(Reason::NoSuchService) => to_service && !is_virtual,
             Some(Reason::NoSuchPort) => is_virtual,
-            Some(Reason::Fragment) => layout.has_ports() && !is_virtual,
+            Some(Reason::Fragment) => layout.may_have_ports() && !is_virtual,
             None => !(is_virtual && layout.has_ports()),
-            Some(Reason::Reply) => layout.has_ports() || layout.is_icmp(),
-            Some(reason) => layout.has_ports() && (begins || belongs || reason.is_drop()),
+            Some(Reason::Reply) => layout.may_have_ports() || layout.is_icmp(),
+            Some(reason) => layout.may_have_ports() && (begins || belongs || reason.is_drop()),
         };
     }
     let frontend = frontends.get(&(to, layout.protocol));
@@ -126,7 +200,11 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
             Has::OnlyElsewhere if is_kept_here => {
                 matches!(reason, Some(Reason::NoLocalEndpoints | Reason::Established)) || fails
             }
-            Has::Ranges if frontend.is_load_balancer && from.ip() != to.ip() && !is_in_ranges(from.ip()) => {
+            Has::Ranges
+                if frontend.is_load_balancer
+                    && !(is_own(ran.program) && from.ip() == to.ip())
+                    && !is_in_ranges(from.ip()) =>
+            {
                 reason == Some(Reason::SourceNotAllowed)
             }
             // Nobody can be answered who has no address.
@@ -152,12 +230,10 @@ fn is_answer_to_service(frontends: &Frontends, ran: &Ran<'_>, from: SocketAddr) 
 }
 
 /// Whether packets of a pod to there leave with the node's address.
-fn is_outside(address: IpAddr) -> bool {
+pub fn is_outside(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
-            matches!(address.octets()[0], 1..=223)
-                && !address.is_link_local()
-                && !matches!(address.octets(), [10, 244 | 96, ..])
+            matches!(address.octets()[0], 1..=223) && !matches!(address.octets(), [10, 244 | 96, ..])
         }
         IpAddr::V6(address) => {
             let [first, second, ..] = address.segments();
@@ -175,24 +251,23 @@ fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_b
     let [from, to] = layout.ends(ran.frame, L3);
     let is_pods = is_pod(from) && is_outside(to);
     match reason {
-        None => {
-            let begins = layout.protocol == protocol::TCP
-                && layout.l4.is_some_and(|l4| ran.frame[l4 + 13] & 0x12 == 2);
-            !(is_pods && begins)
-        }
+        // What came to the pod itself is answered with its address: `Fuzz` looks for the entry.
+        None => true,
+        Some(Reason::NotMasqueraded) => is_pods,
         Some(Reason::Malformed | Reason::NotBalanced) => true,
         Some(
             Reason::NewFlow
             | Reason::Established
             | Reason::Moved
             | Reason::NoSourcePort
+            | Reason::SourcePortShare
             | Reason::FragmentBeforeFirst,
         ) => is_pods,
         _ => may_belong,
     }
 }
 
-fn is_pod(address: IpAddr) -> bool {
+pub fn is_pod(address: IpAddr) -> bool {
     POD.iter().any(|pod| address == pod.parse::<IpAddr>().unwrap())
 }
 
@@ -246,7 +321,9 @@ fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bo
     // Where the ports are in another packet, addresses have to do.
     let leads = |(frontend, protocol): (SocketAddr, u8), backend: SocketAddr| {
         let mut all = frontends.iter().filter(|((known, of), _)| {
-            *of == protocol && known.ip() == frontend.ip() && (layout.l4.is_none() || *known == frontend)
+            (*of == protocol || !layout.has_ports())
+                && known.ip() == frontend.ip()
+                && (layout.l4.is_none() || *known == frontend)
         });
         all.any(|(_, frontend)| {
             let mut backends = frontend.backends.iter();

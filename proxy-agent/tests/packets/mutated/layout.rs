@@ -48,8 +48,11 @@ impl Layout {
     fn v6(frame: &[u8]) -> Result<Self, Reason> {
         let header = frame.get(L3..L3 + 40).ok_or(Reason::Malformed)?;
         let is_mapped = |at: usize| header[at..at + 12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-        if header[0] >> 4 != 6 || is_mapped(8) || is_mapped(24) {
+        if header[0] >> 4 != 6 {
             return Err(Reason::Malformed);
+        }
+        if is_mapped(8) || is_mapped(24) {
+            return Err(Reason::MappedAddress);
         }
         let (mut protocol, mut l4, mut is_fragment) = (header[6], L3 + 40, false);
         for _ in 0..EXTENSIONS {
@@ -91,7 +94,7 @@ impl Layout {
             return Ok(self);
         };
         let least = match self.protocol {
-            protocol::TCP => 14,
+            protocol::TCP => 16,
             // An echo has its identifier.
             protocol::ICMP if self.is_v4 && matches!(frame.get(l4), Some(0 | 8)) => 6,
             protocol::ICMPV6 if !self.is_v4 && matches!(frame.get(l4), Some(128 | 129)) => 6,
@@ -123,6 +126,12 @@ impl Layout {
             is_fragment: false,
         };
         Some((l3, carried))
+    }
+
+    /// The same of a later fragment too, which may name an extension header in place of the protocol.
+    pub fn may_have_ports(&self) -> bool {
+        self.has_ports()
+            || (!self.is_v4 && self.l4.is_none() && matches!(self.protocol, 0 | 43 | 44 | 51 | 60))
     }
 
     pub fn has_ports(self) -> bool {

@@ -68,6 +68,13 @@ pub fn mutated(dice: &mut Dice, corpus: &Corpus) -> Vec<u8> {
     if dice.one_in(3) {
         decorate(dice, &mut frame);
     }
+    if dice.one_in(50) {
+        // Another host's, or all hosts'.
+        frame[dice.below(6)] ^= 1 << dice.below(8);
+    }
+    if dice.one_in(20) {
+        forge(dice, &mut frame, corpus);
+    }
     let strikes = dice.of(&[0, 1, 1, 1, 2, 2, 3, 5]);
     for _ in 0..strikes {
         strike(dice, &mut frame, corpus);
@@ -80,6 +87,39 @@ pub fn mutated(dice: &mut Dice, corpus: &Corpus) -> Vec<u8> {
         mend(dice, &mut frame);
     }
     frame
+}
+
+/// Gives the frame a source that it should not have.
+fn forge(dice: &mut Dice, frame: &mut [u8], corpus: &Corpus) {
+    const V4: [[u8; 4]; 9] = [
+        [127, 0, 0, 1],
+        [0, 0, 0, 0],
+        [255, 255, 255, 255],
+        [224, 0, 0, 1],
+        [10, 96, 0, 1],
+        [10, 244, 1, 7],
+        [192, 168, 50, 11],
+        [203, 0, 113, 1],
+        [169, 254, 1, 1],
+    ];
+    let is_v4 = ether_type(frame) == 0x0800;
+    let source: Vec<u8> = if is_v4 && dice.one_in(2) {
+        dice.of(&V4).into()
+    } else {
+        let known = &corpus.addresses[usize::from(!is_v4)];
+        match dice.of(known) {
+            IpAddr::V4(address) => address.octets().into(),
+            IpAddr::V6(_) if dice.one_in(8) => {
+                [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1].into()
+            }
+            IpAddr::V6(address) => address.octets().into(),
+        }
+    };
+    let at = if is_v4 { L3 + 12 } else { L3 + 8 };
+    if let Some(field) = frame.get_mut(at..at + source.len()) {
+        field.copy_from_slice(&source);
+    }
+    mend(dice, frame);
 }
 
 /// Adds what a valid frame may have.

@@ -402,3 +402,24 @@ fn what_has_no_ports_does_not_leave_with_a_pods_address() {
         Decision::Pass(Reason::NotBalanced)
     );
 }
+
+#[test]
+fn no_later_fragment_leaves_with_a_pods_address() {
+    let mut fake = masquerading();
+    fake.config.node_v6 = ip("fd00:50::11");
+    fake.own_pods.insert(ip("fd00:244:1::a"), Pod::default());
+    for protocol in [protocol::TCP, protocol::UDP, protocol::ICMP, 60, 47] {
+        for (from, to) in [(POD, OUTSIDE), ("fd00:244:1::a", "2001:db8:7::40")] {
+            let first = packet(protocol, (from, 40_000), (to, 80));
+            let later = Headers {
+                is_fragment: true,
+                ..later_fragment(first)
+            };
+            let decision = leaving_node(&fake, &later).0;
+            assert!(
+                matches!(decision, Decision::Drop(_)),
+                "{protocol} from {from}: {decision:?}"
+            );
+        }
+    }
+}
