@@ -41,6 +41,8 @@ pub struct NodeSide {
     pod_sockets: PodSockets,
     netns: u64,
     roles: Roles,
+    /// Uplinks with strict reverse-path filtering, as the programs know them.
+    strict: Vec<u32>,
     addresses: NodeAddresses,
     problems: Vec<ObjectError>,
     attached: bool,
@@ -69,6 +71,7 @@ impl NodeSide {
             pod_sockets: PodSockets::new(namespaces),
             netns: own_netns_cookie(witness.as_ref())?,
             roles: Roles::default(),
+            strict: Vec::new(),
             addresses: NodeAddresses::default(),
             problems: Vec::new(),
             attached: false,
@@ -255,6 +258,11 @@ impl NodeSide {
         chosen
     }
 
+    /// Whether reverse-path filtering of an uplink is another than the programs know, which the kernel does not tell.
+    pub fn has_other_filters(&self) -> bool {
+        self.attached && self.strict_interfaces() != self.strict
+    }
+
     /// The uplinks with strict reverse-path filtering, if the kernel's answer is one that the programs can repeat: of several
     /// default routes with one metric it takes any.
     fn strict_interfaces(&self) -> Vec<u32> {
@@ -319,6 +327,8 @@ impl NodeSide {
         let stray = virtual_addresses
             .iter()
             .any(|address| !self.addresses.holds(*address));
+        let strict = self.strict_interfaces();
+        self.strict.clone_from(&strict);
         let facts = Facts {
             netns: self.netns,
             device,
@@ -334,7 +344,7 @@ impl NodeSide {
             },
             around_pods: around(&pod_cidrs(cluster, options)),
             tunnel,
-            strict_interfaces: self.strict_interfaces(),
+            strict_interfaces: strict,
             has_local_ranges: self.monitor.links().local_ranges().any(|range| !is_host(&range)),
         };
         facts.write(options, programmer.store());

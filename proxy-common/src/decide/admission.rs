@@ -79,6 +79,7 @@ pub fn is_forged<T: Tables>(tables: &T, config: &Config, headers: &Headers, entr
                 || config.is_node_address(source)
                 || config.is_tunnel_address(source)
                 || source.same(&GATEWAY)
+                || config.is_broadcast(source)
             {
                 return true;
             }
@@ -161,6 +162,7 @@ mod tests {
         fake.config.own_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
         fake.config.node_v6 = ip("fd00:50::11");
         fake.config.tunnel_v4 = ip("10.244.1.0");
+        fake.config.broadcasts[1] = ip("192.168.50.255").v4_word();
         fake.config.flags |= ConfigFlags::STRAY_ADDRESSES | ConfigFlags::MORE_NODE_ADDRESSES;
         for (address, flags) in [
             ("203.0.113.10", AddressFlags::VIRTUAL),
@@ -192,6 +194,7 @@ mod tests {
             "10.244.1.7",
             "10.244.1.0",
             "169.254.1.1",
+            "192.168.50.255",
             "::",
             "::1",
             "ff02::1",

@@ -8,6 +8,8 @@ use crate::{Ip, Port};
 pub const MAX_SERVICE_RANGES: usize = 4;
 /// How many ranges of this node's pods there may be.
 pub const MAX_OWN_RANGES: usize = 4;
+/// How many broadcast and network addresses there may be.
+pub const MAX_BROADCASTS: usize = 4;
 /// How many interfaces with strict reverse-path filtering there may be.
 pub const MAX_STRICT_INTERFACES: usize = 8;
 
@@ -117,9 +119,11 @@ pub struct Config {
     pub tunnel_device: u32,
     /// Zero.
     pub reserved: u32,
+    /// Broadcast and network addresses of IPv4 subnets of uplinks, as header fields; 0 ends the list.
+    pub broadcasts: [u32; MAX_BROADCASTS],
 }
 
-const _: () = assert!(size_of::<Config>() == 496);
+const _: () = assert!(size_of::<Config>() == 512);
 
 /// Whether `address` lies in one of the ranges; an unspecified mask ends the list.
 #[inline(always)]
@@ -166,6 +170,17 @@ impl Config {
         let family = if address.is_v4() { 0 } else { 1 };
         let mask = &self.around_pods_mask[family];
         mask.v6_words()[0] != 0 && covers(&self.around_pods[family], mask, address)
+    }
+
+    /// Whether an IPv4 address is the broadcast or network address of a subnet here.
+    #[inline(always)]
+    pub const fn is_broadcast(&self, address: &Ip) -> bool {
+        let word = address.v4_word();
+        address.is_v4()
+            && (self.broadcasts[0] == word
+                || self.broadcasts[1] == word
+                || self.broadcasts[2] == word
+                || self.broadcasts[3] == word)
     }
 
     /// Whether an interface has strict reverse-path filtering.

@@ -44,8 +44,8 @@ pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
 pub use client::{Share, Unanswered};
 pub use config::{
-    AddressFlags, Config, ConfigFlags, Lifetime, MAX_OWN_RANGES, MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES,
-    NodeNumber, RangeFlags, RangeKey, TraceCell,
+    AddressFlags, Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_OWN_RANGES, MAX_SERVICE_RANGES,
+    MAX_STRICT_INTERFACES, NodeNumber, RangeFlags, RangeKey, TraceCell,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};

@@ -60,7 +60,7 @@ fn assert_only_own_are_known(town: &Town, what: &str) {
         to: link::BROADCAST,
         ..forge.ethernet()
     };
-    let question = link::arp(true, (mac, pod.ip()), ([0; 6], town.node().ip()));
+    let question = link::arp(true, (mac, pod.ip()), ([0; 6], GATEWAY));
     forge.send_frame(&broadcast.of(link::ARP, &question));
     assert!(
         capture.find(SOON, is_arp).expect("to read").is_some(),

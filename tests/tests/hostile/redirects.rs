@@ -1,5 +1,5 @@
-//! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the node, on the
-//! wire, or by other pods, by whichever way the packet takes.
+//! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the
+//! wire or by other pods, by whichever way the packet takes.
 
 use std::net::SocketAddr;
 
@@ -18,8 +18,6 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
         let node = town.node();
         let marked = [
             node.marked_socket("eth0").expect("a capture"),
-            node.marked_socket(town.web.host_interface()).expect("a capture"),
-            node.marked_socket(town.pod.host_interface()).expect("a capture"),
             town.web.marked_socket("eth0").expect("a capture"),
             town.outside.marked_socket("eth0").expect("a capture"),
         ];

@@ -4,12 +4,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use harness::forge::packet;
-use harness::{NodeSpec, PacketSocket, Service};
+use harness::{NodeSpec, PacketSocket, Service, eventually};
 use ipnet::IpNet;
 use serde_json::json;
 
 use crate::town::{
-    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, Town, assert_nothing_came, at, captured,
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, SOON, Town, assert_nothing_came, at, captured,
     datagram, honest, of_family, wait_served,
 };
 
@@ -187,6 +187,22 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
     let strict = [("all", "1"), ("eth0", "1")];
     for (interface, value) in strict {
         node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), value);
+        // The kernel tells no agent of it, which looks each second.
+        let first = town.entrances(true)[0];
+        let asked = [
+            "trace",
+            "--from",
+            "198.51.100.9",
+            "--to",
+            &first.to_string(),
+            "--proto",
+            "udp",
+            "--entry",
+            "uplink",
+        ];
+        eventually("the programs to know", SOON * 5, || {
+            node.cli(&asked).is_ok_and(|trace| trace["verdict"] == "drop")
+        });
         for to in town.entrances(true) {
             forge.send(&datagram(elsewhere, to, FORGED));
             forge.send(&packet::tcp(

@@ -3,33 +3,6 @@
 use super::town::{CLUSTER_IP, Town};
 
 #[test]
-fn a_program_that_cannot_be_hung_up_again_is_named() {
-    harness::require_root!();
-    let town = Town::build();
-    let interface = town.near.host_interface().to_owned();
-    // Another one's filter takes the place of ours, and may not be removed.
-    let program = town.node().bpf_root().join("current/programs/to_pod");
-    let place = format!("dev {interface} ingress prio 77");
-    let theirs = format!(
-        "{place} handle 0x6d72 protocol all bpf da object-pinned {}",
-        program.display()
-    );
-    town.run("tc", &format!("filter replace {theirs}"));
-    let status = town.wait_named("priority 77");
-    let errors = status["errors"].to_string();
-    assert!(
-        errors.contains(&format!("from_own_pod at {interface}")),
-        "{status}"
-    );
-    assert!(status["waitingFor"].to_string().contains("programs"), "{status}");
-    town.run("tc", &format!("filter del {place}"));
-    town.wait_ready();
-    let forger = town.forge();
-    forger.assert_held("with our filter again");
-    town.assert_in_order("with our filter again");
-}
-
-#[test]
 fn a_rule_that_leads_packets_elsewhere_is_named() {
     harness::require_root!();
     let town = Town::build();

@@ -25,12 +25,12 @@ fn nothing_is_left_behind() {
         let state = || {
             (
                 (
-                    node.table::<40, 56>("FLOWS"),
-                    node.table::<40, 56>("NEW_FLOWS"),
+                    node.table::<40, 64>("FLOWS"),
+                    node.table::<40, 64>("NEW_FLOWS"),
                     node.table::<24, 16>("AFFINITY"),
                 ),
                 node.table::<32, 28>("SOCKET_PEERS"),
-                node.element::<256>("CONFIG"),
+                node.element::<512>("CONFIG"),
                 // Beyond the fourth they count what services had to do with.
                 node.counters().split_off(4),
             )

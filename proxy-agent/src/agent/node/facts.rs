@@ -87,6 +87,10 @@ impl Facts<'_> {
                 (config.around_pods[index], config.around_pods_mask[index]) = range_words(range);
             }
         }
+        let broadcasts = self.addresses.broadcasts.iter();
+        for (to, address) in config.broadcasts.iter_mut().zip(broadcasts) {
+            *to = Ip::from(*address).v4_word();
+        }
         for (to, interface) in config.strict_interfaces.iter_mut().zip(&self.strict_interfaces) {
             *to = *interface;
         }
