@@ -21,6 +21,10 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
             town.web.marked_socket("eth0").expect("a capture"),
             town.outside.marked_socket("eth0").expect("a capture"),
         ];
+        // What came before a capture had its filter.
+        for capture in &marked {
+            let _ = capture.so_far().expect("to read");
+        }
         let _listener = town
             .outside
             .udp_bind(SocketAddr::new(town.outside.ip().into(), 9200))

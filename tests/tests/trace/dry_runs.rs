@@ -26,6 +26,7 @@ fn nothing_is_left_behind() {
             (
                 (
                     node.table::<40, 64>("FLOWS"),
+                    node.table::<40, 64>("STREAMS"),
                     node.table::<40, 64>("NEW_FLOWS"),
                     node.table::<24, 16>("AFFINITY"),
                 ),
@@ -36,7 +37,7 @@ fn nothing_is_left_behind() {
             )
         };
         let before = state();
-        assert_eq!(before.0.0.len(), 2, "one entry each way");
+        assert_eq!(before.0.2.len(), 2, "one entry each way");
         let links = ["eth0", town.client.host_interface(), "millrace0"];
         let captures = links.map(|link| node.packet_socket(link).expect("a capture"));
         let strangers: [(&str, &str); 5] = [
