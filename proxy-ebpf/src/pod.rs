@@ -39,14 +39,14 @@ fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
         // Also where the limit has gone meanwhile.
         skb.set_mark(0);
     }
-    if step != Step::Limited && !may_send(context, IS_OWN) {
+    if step != Step::LIMITED && !may_send(context, IS_OWN) {
         return TC_ACT_SHOT;
     }
     if !dry_run::is_marked(&skb) {
         // A packet that does not exist is decided about at once.
-        if let Step::Limit(limiter) = step {
+        if step.device() != 0 {
             skb.set_mark(LIMITED_MARK);
-            return redirect_out(limiter);
+            return redirect_out(step.device());
         }
         if skb.ether_type() == ether_type::ARP
             && let Some(verdict) = stage::answer_for_gateway(&skb)

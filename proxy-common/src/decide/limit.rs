@@ -7,32 +7,45 @@
 use super::Tables;
 use crate::maps::{InUse, LIMITED_MARK, PodLinkFlags};
 
-/// What is next for a packet that enters by a pod's interface.
+/// What is next for a packet that enters by a pod's interface: a number, since old verifiers refuse to copy an enum whose
+/// variants are of unlike sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
+pub struct Step(u32);
+
+impl Step {
     /// It comes from the pod, which has no limit: look at its sender, and decide.
-    Decide,
+    pub const DECIDE: Self = Self(0);
+    /// It comes from the limiter: decide.
+    pub const LIMITED: Self = Self(u32::MAX);
+
     /// It comes from the pod: look at its sender, and send it through this device, marked.
-    Limit(u32),
-    /// It comes from the limiter: take the mark off, and decide.
-    Limited,
+    #[inline(always)]
+    pub const fn limit(device: u32) -> Self {
+        Self(device)
+    }
+
+    /// The device that it is sent through; 0 if none.
+    #[inline(always)]
+    pub const fn device(self) -> u32 {
+        if self.0 == Self::LIMITED.0 { 0 } else { self.0 }
+    }
 }
 
 /// Says what is next for a packet with a mark that enters by an interface.
 #[inline(always)]
 pub fn step<T: Tables>(tables: &T, interface: u32, mark: u32) -> Step {
     if !tables.is_in_use(InUse::PODS) {
-        return Step::Decide;
+        return Step::DECIDE;
     }
     match tables.pod_link(interface) {
         Some(link) if link.flags & PodLinkFlags::LIMITED_FIRST != 0 && link.limiter != 0 => {
             if mark == LIMITED_MARK {
-                Step::Limited
+                Step::LIMITED
             } else {
-                Step::Limit(link.limiter)
+                Step::limit(link.limiter)
             }
         }
-        _ => Step::Decide,
+        _ => Step::DECIDE,
     }
 }
 
@@ -49,7 +62,7 @@ mod tests {
         const BEHIND: u32 = 5;
         const UNKNOWN: u32 = 6;
         let mut tables = Fake::default();
-        assert_eq!(step(&tables, LIMITED, 0), Step::Decide, "no table is in use yet");
+        assert_eq!(step(&tables, LIMITED, 0), Step::DECIDE, "no table is in use yet");
         tables.own_pods.insert(ip("10.244.1.2"), Pod::EMPTY);
         for (interface, flags, limiter) in [
             (UNLIMITED, PodLinkFlags::ANY_SOURCE, 0),
@@ -66,14 +79,14 @@ mod tests {
         }
         let of = |interface, mark| step(&tables, interface, mark);
         for interface in [UNLIMITED, BEHIND, UNKNOWN] {
-            assert_eq!(of(interface, 0), Step::Decide, "{interface}");
+            assert_eq!(of(interface, 0), Step::DECIDE, "{interface}");
         }
-        assert_eq!(of(LIMITED, 0), Step::Limit(9));
-        assert_eq!(of(LIMITED, 1), Step::Limit(9), "another mark");
-        assert_eq!(of(LIMITED, LIMITED_MARK), Step::Limited);
+        assert_eq!(of(LIMITED, 0), Step::limit(9));
+        assert_eq!(of(LIMITED, 1), Step::limit(9), "another mark");
+        assert_eq!(of(LIMITED, LIMITED_MARK), Step::LIMITED);
         // The mark exempts from the look at the sender, so it counts only where packets come from a limiter.
         for interface in [UNLIMITED, BEHIND, UNKNOWN] {
-            assert_eq!(of(interface, LIMITED_MARK), Step::Decide, "{interface}");
+            assert_eq!(of(interface, LIMITED_MARK), Step::DECIDE, "{interface}");
         }
     }
 }

@@ -58,11 +58,19 @@ pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_t
     }
     let Work { headers, flow, .. } = &*work;
     let to = if is_translated { &flow.dst } else { &headers.dst };
-    let (Some(receiver), Some(sender)) = (unlimited(tables, to), unlimited(tables, &headers.src)) else {
+    // One after the other: a pair of options is copied before it is known that there is something in them, which old
+    // verifiers refuse.
+    let Some(sender) = unlimited(tables, &headers.src) else {
+        return false;
+    };
+    if sender.interface != interface {
+        return false;
+    }
+    let Some(receiver) = unlimited(tables, to) else {
         return false;
     };
     // A pod that sends to itself by way of the node does not expect its own frames.
-    if sender.interface != interface || receiver.interface == interface {
+    if receiver.interface == interface {
         return false;
     }
     work.receiver = receiver;

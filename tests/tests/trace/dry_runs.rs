@@ -79,7 +79,7 @@ fn nothing_is_left_behind() {
         assert!(state() == before, "{:?}\n{:?}", state(), before);
         assert_eq!(node.element::<8>("TRACE"), [0; 8], "the cell is disarmed");
         let status = node.cli(&["status"]).expect("a status");
-        assert_eq!(status["maps"]["flows"]["entries"], 2);
+        assert_eq!(status["maps"]["newFlows"]["entries"], 2);
         for (link, capture) in links.iter().zip(captures) {
             let is_trace = |frame: &harness::Frame| {
                 let service: [&[u8]; 2] = [&[10, 96], &[0xfd, 0, 0, 0x96]];
