@@ -252,11 +252,10 @@ fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_b
     let is_pods = is_pod(from) && is_outside(to);
     match reason {
         // What came to the pod itself is answered with its address: `Fuzz` looks for the entry.
-        None => true,
-        Some(Reason::NotMasqueraded) => is_pods,
-        Some(Reason::Malformed | Reason::NotBalanced) => true,
+        None | Some(Reason::Malformed | Reason::NotBalanced) => true,
         Some(
-            Reason::NewFlow
+            Reason::NotMasqueraded
+            | Reason::NewFlow
             | Reason::Established
             | Reason::Moved
             | Reason::NoSourcePort
