@@ -11,7 +11,6 @@ mod idle_connections;
 mod links;
 mod loops;
 mod neighbours;
-mod redirects;
 mod resets;
 mod sources;
 mod tags;
