@@ -102,7 +102,7 @@ impl NodeAddresses {
 /// (RFC 3021).
 fn ends_of(ip: IpAddr, prefix_len: u8) -> Vec<IpAddr> {
     match ip {
-        IpAddr::V4(ip) if prefix_len < 31 => Ipv4Net::new(ip, prefix_len)
+        IpAddr::V4(ip) if prefix_len < 31 && !ip.is_loopback() => Ipv4Net::new(ip, prefix_len)
             .map(|net| vec![net.network().into(), net.broadcast().into()])
             .unwrap_or_default(),
         _ => Vec::new(),
