@@ -9,8 +9,10 @@ pub mod packet;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{LinkAddr, MsgFlags, bind, send};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,6 +27,9 @@ use crate::pod::Pod;
 pub const VLAN: u16 = 0x8100;
 /// `EtherType` of a service tag (IEEE 802.1ad).
 pub const SERVICE_VLAN: u16 = 0x88a8;
+
+/// How long a sender waits for room in the receiver's backlog.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A VLAN tag: its `EtherType`, and priority and VLAN in one number.
 pub type Tag = (u16, u16);
@@ -137,10 +142,18 @@ impl Forge {
     }
 
     /// Sends a frame as it is.
+    ///
+    /// A packet socket does not wait for room: the kernel answers `ENOBUFS` when the receiving CPU's backlog is full.
+    /// The frame is then sent again, for at most [`PATIENCE`].
     #[track_caller]
     pub fn send_frame(&self, frame: &[u8]) {
-        let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty());
-        sent.map(drop).context("sending a frame").or_panic();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match send(self.socket.as_raw_fd(), frame, MsgFlags::empty()) {
+                Err(Errno::ENOBUFS) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                sent => return sent.map(drop).context("sending a frame").or_panic(),
+            }
+        }
     }
 }
 
