@@ -150,6 +150,16 @@ fn hints_keep_clients_in_their_zone_or_on_their_node_while_every_endpoint_has_th
     settle([&["a", "b"], &["a", "b"]]);
 }
 
+/// Waits until this backend answers there.
+#[track_caller]
+fn served_by(client: &Place, to: SocketAddr, backend: &str) {
+    eventually(&format!("{backend} at {to}"), 2 * SECOND, || {
+        client
+            .ask(Probe::Tcp, to)
+            .is_ok_and(|answer| answer.backend == backend)
+    });
+}
+
 #[test]
 fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
     harness::require_root!();
@@ -165,6 +175,8 @@ fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
         agent.wait_ready(10 * SECOND);
         for vip in VIPS {
             let to = address(vip);
+            // The slices of the two families are objects of their own, so one comes later.
+            served_by(&client, to, "old");
             let mut stream = client.tcp_connect(to).expect("a connection");
             stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
             let mut lines = BufReader::new(stream.try_clone().expect("a stream"));
@@ -177,11 +189,7 @@ fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
             };
             assert!(ask().expect("an echo").1.starts_with("old "));
             world.apply_all(service.slices([Endpoint::of(&new)]));
-            eventually("the new backend", 2 * SECOND, || {
-                client
-                    .ask(Probe::Tcp, to)
-                    .is_ok_and(|answer| answer.backend == "new")
-            });
+            served_by(&client, to, "new");
             let answer = ask();
             if wanted {
                 let error = answer.expect_err("reset").kind();
@@ -193,11 +201,6 @@ fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
                 assert!(answer.expect("an answer").1.starts_with("old "));
             }
             world.apply_all(service.slices([Endpoint::of(&old)]));
-            eventually("the old backend", 2 * SECOND, || {
-                client
-                    .ask(Probe::Tcp, to)
-                    .is_ok_and(|answer| answer.backend == "old")
-            });
         }
     }
 }
