@@ -69,7 +69,7 @@ plain!(
     crate::maps::FlowKey,
     crate::maps::Flow,
     crate::maps::Share,
-    crate::maps::Unanswered,
+    crate::maps::RecentCount,
     crate::maps::SocketKey,
     crate::maps::SocketPeer,
     crate::maps::Connected,

@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{
     TC_ACT_UNSPEC, bpf_fib_lookup as FibLookup,
 };
 use aya_ebpf::programs::TcContext;
+use proxy_common::Ip;
 use proxy_common::Tables;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::{Decision, Entry};
@@ -37,11 +38,14 @@ pub trait Program {
     const ENTRY: Entry;
     /// Decides.
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision;
-    /// Decides about a packet without headers that could be read, for a reason.
+    /// Why a packet passes or ends here whose headers could not be read for a reason.
     #[inline(always)]
-    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Decision {
-        Decision::Pass(reason)
+    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Reason {
+        reason
     }
+    /// Notes something beside a packet that passes.
+    #[inline(always)]
+    fn note(_skb: &Skb<'_>, _tables: &Live, _work: &Work) {}
 }
 
 /// Parses the packet, asks the program, and does what it says.
@@ -53,18 +57,19 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     };
     let skb = Skb(context);
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
+    work.arrived_by = skb.arrived_by();
     if let Err(reason) = stage::parse(&skb) {
-        let refused = match P::decide_unread(&tables, work, reason) {
-            Decision::Drop(refused) => Some(refused),
-            _ if reason.is_drop() => Some(reason),
-            _ => None,
-        };
-        return match refused {
-            Some(refused) if !tables.dry_run => drop(&skb, refused),
-            _ => pass(&skb, &tables, reason),
-        };
+        let reason = P::decide_unread(&tables, work, reason);
+        if reason.is_drop() && !tables.dry_run {
+            return drop(&skb, reason);
+        }
+        P::note(&skb, &tables, work);
+        return pass(&skb, &tables, reason);
     }
     work.interface = skb.ifindex();
+    // A packet that does not exist is addressed to no interface.
+    work.is_for_group =
+        u32::from(matches!(entry, Entry::Pod | Entry::Uplink) && !tables.dry_run && skb.is_for_group());
     if let Entry::Host = entry {
         work.socket = skb.socket_cookie();
     }
@@ -74,7 +79,10 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     match decision {
-        Decision::Pass(reason) => pass(&skb, &tables, reason),
+        Decision::Pass(reason) => {
+            P::note(&skb, &tables, work);
+            pass(&skb, &tables, reason)
+        }
         Decision::Drop(reason) => end(&skb, entry, reason),
         Decision::Echo => stage::echo(&skb, entry),
         Decision::Deliver => match stage::deliver(&skb, entry, 0) {
@@ -190,6 +198,9 @@ pub fn refuse(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i
 /// Sends a packet that was turned into an answer to where it came from.
 #[inline(always)]
 fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
+    if skb.has_tag() {
+        skb.take_tag().ok_or(Reason::RewriteFailed)?;
+    }
     match entry {
         Entry::Host => to_host(skb),
         Entry::Loopback => to_loopback(skb),
@@ -319,6 +330,14 @@ pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
         && lookup.ifindex == interface
 }
 
+/// Whether the packet, as it is, goes to a neighbour whose hardware address the node does not know.
+#[inline(always)]
+pub fn lacks_neighbour(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
+    let mut lookup = FibLookup::zeroed();
+    lookup.set_addresses(&work.headers.src, &work.headers.dst, interface);
+    skb.route(&mut lookup) == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+}
+
 /// The length of the packet without its Ethernet header; of a buffer with several segments, that of the largest one.
 #[inline(always)]
 fn packet_len(skb: &Skb<'_>, headers: &Headers) -> u16 {
@@ -338,6 +357,7 @@ fn packet_len(skb: &Skb<'_>, headers: &Headers) -> u16 {
 trait RouteLookup {
     fn zeroed() -> Self;
     fn set_packet(&mut self, headers: &Headers, flow: &Flow, ifindex: u32);
+    fn set_addresses(&mut self, src: &Ip, dst: &Ip, ifindex: u32);
 }
 
 impl RouteLookup for FibLookup {
@@ -351,15 +371,20 @@ impl RouteLookup for FibLookup {
         self.l4_protocol = headers.protocol;
         self.sport = flow.sport.raw();
         self.dport = flow.dport.raw();
+        self.set_addresses(&flow.src, &flow.dst, ifindex);
+    }
+
+    #[inline(always)]
+    fn set_addresses(&mut self, src: &Ip, dst: &Ip, ifindex: u32) {
         self.ifindex = ifindex;
-        if flow.dst.is_v4() {
+        if dst.is_v4() {
             self.family = AF_INET;
-            self.__bindgen_anon_3.ipv4_src = flow.src.v4_word();
-            self.__bindgen_anon_4.ipv4_dst = flow.dst.v4_word();
+            self.__bindgen_anon_3.ipv4_src = src.v4_word();
+            self.__bindgen_anon_4.ipv4_dst = dst.v4_word();
         } else {
             self.family = AF_INET6;
-            self.__bindgen_anon_3.ipv6_src = flow.src.v6_words();
-            self.__bindgen_anon_4.ipv6_dst = flow.dst.v6_words();
+            self.__bindgen_anon_3.ipv6_src = src.v6_words();
+            self.__bindgen_anon_4.ipv6_dst = dst.v6_words();
         }
     }
 }

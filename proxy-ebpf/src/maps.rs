@@ -9,8 +9,8 @@ use proxy_common::Ip;
 use proxy_common::decide::Work;
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Connected, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, Refusals, Share, Slot,
-    SocketKey, SocketPeer, TraceCell, Unanswered,
+    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, RecentCount, Refusals, Share,
+    Slot, SocketKey, SocketPeer, TraceCell,
 };
 
 #[map]
@@ -41,7 +41,10 @@ pub static NEW_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1
 pub static SHARES: LruHashMap<Ip, Share> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
-pub static UNANSWERED: LruHashMap<Ip, Unanswered> = LruHashMap::with_max_entries(1, 0);
+pub static UNANSWERED: LruHashMap<Ip, RecentCount> = LruHashMap::with_max_entries(1, 0);
+
+#[map]
+pub static NEIGHBOURS: LruHashMap<u32, RecentCount> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1, 0);

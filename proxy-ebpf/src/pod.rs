@@ -5,6 +5,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
 use proxy_common::decide::limit::{self, Step};
+use proxy_common::decide::neighbour;
 use proxy_common::decide::packet::{Decision, Entry, entering, leaving};
 use proxy_common::maps::{LIMITED_MARK, Reason};
 use proxy_common::packet::ether_type;
@@ -54,7 +55,7 @@ fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
             return verdict;
         }
         // On a bridge of another plugin's, frames between two pods are for other interfaces too.
-        if IS_OWN && !skb.is_for_interface() {
+        if IS_OWN && skb.frame().is_for_other {
             return pass(&skb, &Live::HOOK, Reason::OtherHost);
         }
     }
@@ -76,7 +77,20 @@ impl Program for FromPod {
     #[inline(always)]
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         let decision = entering(tables, work, skb, Entry::Pod);
-        stage::shorten(skb, tables, decision)
+        let decision = stage::shorten(skb, tables, decision);
+        // A packet that does not exist is on no interface.
+        if matches!(decision, Decision::Pass(Reason::NotOurs))
+            && !tables.dry_run
+            && !neighbour::may_resolve(tables, work)
+        {
+            return Decision::Drop(Reason::NeighbourShare);
+        }
+        decision
+    }
+
+    #[inline(always)]
+    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Reason {
+        stage::admit_unread(Entry::Pod, reason)
     }
 }
 

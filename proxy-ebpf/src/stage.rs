@@ -11,11 +11,12 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide;
-use proxy_common::decide::admission::by_uplink;
+use proxy_common::decide::admission::{self, by_uplink};
 use proxy_common::decide::local;
 use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::decide::sender;
-use proxy_common::maps::Reason;
+use proxy_common::decide::tunnel;
+use proxy_common::maps::{Config, Reason};
 
 use crate::deliver;
 use crate::gateway;
@@ -74,6 +75,42 @@ pub fn settle() {
 #[inline(always)]
 pub fn leads_back(packet: *mut __sk_buff, interface: u32) -> bool {
     stage_leads_back(packet, interface) != 0
+}
+
+/// Why a packet that enters ends here or is none of the services' business, if so.
+#[inline(always)]
+pub fn admit_packet(packet: *mut __sk_buff, entry: Entry) -> Option<Reason> {
+    Reason::from_number(stage_admit_packet(packet, number_of(entry)))
+}
+
+/// Why a packet passes or ends here that was not read for a reason.
+#[inline(always)]
+pub fn admit_unread(entry: Entry, reason: Reason) -> Reason {
+    match Reason::from_number(stage_admit_unread(number_of(entry), reason as u32)) {
+        Some(reason) => reason,
+        None => Reason::Inconsistent,
+    }
+}
+
+/// Whether a flow to the backend that was selected may begin.
+#[inline(always)]
+pub fn may_begin(packet: *mut __sk_buff, entry: Entry) -> Result<(), Reason> {
+    match Reason::from_number(stage_may_begin(packet, number_of(entry))) {
+        None => Ok(()),
+        Some(reason) => Err(reason),
+    }
+}
+
+/// Whether the packet belongs to a connected socket of the node's.
+#[inline(always)]
+pub fn has_own_connection(packet: *mut __sk_buff) -> bool {
+    stage_has_own_connection(packet) != 0
+}
+
+/// Whether the node would have to look for the neighbour that the packet goes to.
+#[inline(always)]
+pub fn lacks_neighbour(packet: *mut __sk_buff, interface: u32) -> bool {
+    stage_lacks_neighbour(packet, interface) != 0
 }
 
 /// Tries a source port for the flow that begins.
@@ -245,6 +282,59 @@ extern "C" fn stage_leads_back(skb: *mut __sk_buff, interface: u32) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
+extern "C" fn stage_admit_packet(skb: *mut __sk_buff, entry: u32) -> u32 {
+    let context = TcContext::new(skb);
+    let skb = Skb(&context);
+    let tables = Live::of(&skb, false);
+    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+        return Reason::Inconsistent as u32;
+    };
+    match admission::admit(&tables, config, &skb, work, entry_of(entry)) {
+        None => DONE,
+        Some(reason) => reason as u32,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_admit_unread(entry: u32, reason: u32) -> u32 {
+    let tables = Live::HOOK;
+    match (kernel::work(), Reason::from_number(reason)) {
+        (Some(work), Some(reason)) => admission::unread(&tables, work, entry_of(entry), reason) as u32,
+        _ => Reason::Inconsistent as u32,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_may_begin(skb: *mut __sk_buff, entry: u32) -> u32 {
+    let context = TcContext::new(skb);
+    let tables = Live::of(&Skb(&context), false);
+    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+        return Reason::Inconsistent as u32;
+    };
+    match decide::packet::may_begin(&tables, config, work, entry_of(entry)) {
+        Ok(()) => DONE,
+        Err(reason) => reason as u32,
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_has_own_connection(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    u32::from(kernel::work().is_some_and(|work| Skb(&context).finds_connection(&work.key)))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_lacks_neighbour(skb: *mut __sk_buff, interface: u32) -> u32 {
+    let context = TcContext::new(skb);
+    u32::from(kernel::work().is_some_and(|work| deliver::lacks_neighbour(&Skb(&context), work, interface)))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
 extern "C" fn stage_try_port(skb: *mut __sk_buff, dry_run: u32, attempt: u32) -> u32 {
     let context = TcContext::new(skb);
     let tables = Live::of(&Skb(&context), dry_run != 0);
@@ -312,10 +402,17 @@ extern "C" fn stage_may_send(skb: *mut __sk_buff, strict: u32) -> u32 {
 #[unsafe(no_mangle)]
 extern "C" fn stage_admit(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
-    match by_uplink(Skb(&context).frame()) {
-        Ok(()) => DONE,
-        Err(reason) => reason as u32,
+    let skb = Skb(&context);
+    if let Err(reason) = by_uplink(skb.frame()) {
+        return reason as u32;
     }
+    let was_admitted = |config: &Config| tunnel::was_admitted(config, skb.ifindex(), skb.note());
+    if !Live::HOOK.config().is_some_and(was_admitted) {
+        return Reason::TunnelSource as u32;
+    }
+    // It is of no use any more, and belongs to this packet alone.
+    skb.set_note(0);
+    DONE
 }
 
 #[inline(never)]

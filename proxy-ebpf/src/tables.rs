@@ -9,17 +9,17 @@ use proxy_common::decide::Work;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason, Share, Slot,
-    SocketKey, SocketPeer, Unanswered,
+    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason, RecentCount,
+    Share, Slot, SocketKey, SocketPeer,
 };
-use proxy_common::packet::Headers;
+use proxy_common::packet::{Headers, Packet};
 use proxy_common::{Ip, Tables, protocol};
 
 use crate::kernel::{self, Skb, array_element, read};
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, HOST_PORTS, IN_USE,
-    NEW_FLOWS, POD_LINKS, POD_NETNS, POD_RANGES, PODS, REFUSALS, SHARES, SLOTS, SOCKET_PEERS, SOURCE_RANGES,
-    STREAMS, UNANSWERED,
+    NEIGHBOURS, NEW_FLOWS, POD_LINKS, POD_NETNS, POD_RANGES, PODS, REFUSALS, SHARES, SLOTS, SOCKET_PEERS,
+    SOURCE_RANGES, STREAMS, UNANSWERED,
 };
 use crate::stage;
 
@@ -213,35 +213,28 @@ impl Tables for Live {
     #[inline(always)]
     fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool {
         let connections = has_connections(protocol);
-        let Some(share) = SHARES.get_ptr_mut(client) else {
-            let first = Share {
-                connections: u32::from(connections),
-                streams: u32::from(!connections),
-            };
-            return SHARES.insert(client, &first, 0).is_ok();
-        };
-        let taken = kernel::share_of(share, connections);
-        let most = if connections {
-            config.connection_share
-        } else {
-            config.stream_share
-        };
-        let count = read(taken);
-        if count < most {
-            kernel::set_number(taken, count + 1);
+        let taken = SHARES.get_ptr_mut(client);
+        let all = SHARES.get_ptr_mut(Share::ALL);
+        let count =
+            |share: Option<*mut Share>| share.map_or(0, |share| read(kernel::share_of(share, connections)));
+        if !config.has_share(protocol, count(taken), count(all), self.is_own_pod(client)) {
+            return false;
         }
-        count < most
+        add_share(client, taken, connections) && add_share(&Share::ALL, all, connections)
     }
 
     #[inline(always)]
     fn return_share(&self, client: &Ip, protocol: u8) {
-        if !self.dry_run
-            && let Some(share) = SHARES.get_ptr_mut(client)
-        {
-            let taken = kernel::share_of(share, has_connections(protocol));
-            let count = read(taken);
-            if count > 0 {
-                kernel::set_number(taken, count - 1);
+        if self.dry_run {
+            return;
+        }
+        for key in [client, &Share::ALL] {
+            if let Some(share) = SHARES.get_ptr_mut(key) {
+                let taken = kernel::share_of(share, has_connections(protocol));
+                let count = read(taken);
+                if count > 0 {
+                    kernel::set_number(taken, count - 1);
+                }
             }
         }
     }
@@ -250,15 +243,17 @@ impl Tables for Live {
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
         let now = self.now();
         let Some(unanswered) = UNANSWERED.get_ptr_mut(client) else {
-            let first = Unanswered { tick: now, count: 1 };
-            return self.dry_run
-                || UNANSWERED.insert(client, &first, 0).is_ok()
-                || config.unanswered_share > 0;
+            let first = RecentCount { tick: now, count: 1 };
+            if !self.dry_run {
+                // One that cannot be counted goes uncounted.
+                let _ = UNANSWERED.insert(client, &first, 0);
+            }
+            return config.unanswered_share > 0;
         };
         if self.dry_run {
             return read(unanswered).at(now) < config.unanswered_share;
         }
-        kernel::count_unanswered(unanswered, now, config.unanswered_share)
+        kernel::count_recent(unanswered, now, config.unanswered_share)
     }
 
     #[inline(always)]
@@ -271,6 +266,22 @@ impl Tables for Live {
     }
 
     #[inline(always)]
+    fn lacks_neighbour(&self, _headers: &Headers, interface: u32) -> bool {
+        stage::lacks_neighbour(self.packet, interface)
+    }
+
+    #[inline(always)]
+    fn note_neighbour(&self, config: &Config, interface: u32) -> bool {
+        let now = self.now();
+        let Some(recent) = NEIGHBOURS.get_ptr_mut(interface) else {
+            let first = RecentCount { tick: now, count: 1 };
+            let _ = NEIGHBOURS.insert(&interface, &first, 0);
+            return config.neighbour_share > 0;
+        };
+        kernel::count_recent(recent, now, config.neighbour_share)
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         FRAGMENTS.get_ptr(key).map(read)
     }
@@ -280,6 +291,22 @@ impl Tables for Live {
         if !self.dry_run {
             let _ = FRAGMENTS.insert(key, ports, 0);
         }
+    }
+
+    #[inline(always)]
+    fn admit<P: Packet + ?Sized>(
+        &self,
+        _config: &Config,
+        _packet: &P,
+        _work: &mut Work,
+        entry: Entry,
+    ) -> Option<Reason> {
+        stage::admit_packet(self.packet, entry)
+    }
+
+    #[inline(always)]
+    fn may_begin(&self, _config: &Config, _work: &mut Work, entry: Entry) -> Result<(), Reason> {
+        stage::may_begin(self.packet, entry)
     }
 
     #[inline(always)]
@@ -321,6 +348,11 @@ impl Tables for Live {
     }
 
     #[inline(always)]
+    fn has_own_connection(&self, _key: &FlowKey) -> bool {
+        stage::has_own_connection(self.packet)
+    }
+
+    #[inline(always)]
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer> {
         SOCKET_PEERS.get_ptr(key).map(read)
     }
@@ -357,6 +389,21 @@ impl Tables for Live {
     fn random(&self) -> u32 {
         kernel::random()
     }
+}
+
+/// Counts one more flow in a share, which may not be there yet.
+#[inline(always)]
+fn add_share(key: &Ip, share: Option<*mut Share>, connections: bool) -> bool {
+    let Some(share) = share else {
+        let first = Share {
+            connections: u32::from(connections),
+            streams: u32::from(!connections),
+        };
+        return SHARES.insert(key, &first, 0).is_ok();
+    };
+    let taken = kernel::share_of(share, connections);
+    kernel::set_number(taken, read(taken) + 1);
+    true
 }
 
 #[inline(always)]

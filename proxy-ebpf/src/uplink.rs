@@ -6,6 +6,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
 use proxy_common::decide::egress::{is_watched, leaving_node, leaving_unread};
 use proxy_common::decide::packet::{Decision, Entry, entering};
+use proxy_common::decide::tunnel;
 use proxy_common::maps::Reason;
 
 use crate::deliver::{Program, drop, handle, pass};
@@ -52,6 +53,18 @@ impl Program for FromUplink {
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         entering(tables, work, skb, Entry::Uplink)
     }
+
+    #[inline(always)]
+    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Reason {
+        stage::admit_unread(Entry::Uplink, reason)
+    }
+
+    #[inline(always)]
+    fn note(skb: &Skb<'_>, tables: &Live, work: &Work) {
+        if work.is_for_tunnel != 0 || tunnel::is_protected(tables, &work.headers) {
+            skb.set_note(tunnel::ADMITTED);
+        }
+    }
 }
 
 struct ToUplink;
@@ -65,7 +78,7 @@ impl Program for ToUplink {
     }
 
     #[inline(always)]
-    fn decide_unread(tables: &Live, work: &Work, reason: Reason) -> Decision {
+    fn decide_unread(tables: &Live, work: &Work, reason: Reason) -> Reason {
         leaving_unread(tables, &work.headers, reason)
     }
 }

@@ -13,9 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::runtime::invalid;
 use crate::spec::{CniError, Code};
 
-/// How many host ports one pod may have: with an entry for each family an eighth of the table, which all pods of the node
-/// share. More than that no server listens at.
-pub const SHARE: usize = 8192;
+/// How many host ports one pod may have.
+const SHARE: usize = proxy_common::maps::HostPort::SHARE as usize;
 
 /// As a runtime writes it. containerd begins keys with capitals, which plugins in Go read as well.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -106,6 +106,8 @@ fn tables(datapath: &Datapath) -> std::io::Result<Tables> {
         streams: datapath.streams.try_clone()?,
         shares: datapath.shares.try_clone()?,
         unanswered: datapath.unanswered.try_clone()?,
+        neighbours: datapath.neighbours.try_clone()?,
+        host_ports: datapath.host_ports.try_clone()?,
         pods: datapath.pods.try_clone()?,
         config: datapath.config.get(0).unwrap_or_default(),
     })

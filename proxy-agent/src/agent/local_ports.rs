@@ -1,15 +1,16 @@
 //! Ports that the kernel gives to the node's own sockets and that mean something else to us.
 //!
 //! The kernel takes the source port of a connection out of `net.ipv4.ip_local_port_range`, for IPv6 too. If a masqueraded
-//! flow or a node port has that port, answers of the connection go to the flow or the service, and the connection times
-//! out. The hooks see who binds a port and not whom the kernel gives one, so the ranges have to be apart, or the ports
-//! reserved. Both settings are read anew each time, which takes microseconds.
+//! flow to the same peer has that port, the programs exchange it, see `decide/local_socket.rs`; each packet of the node to an
+//! uplink costs a look then. If a node port has it, replies from outside go to the service, and the connection times out. So
+//! the ranges should be apart, or the ports reserved. Both settings are read anew each time, which takes microseconds.
 
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 
 use super::Agent;
+use crate::config::AgentOptions;
 use crate::control::ObjectError;
 
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -56,15 +57,22 @@ impl LocalPorts {
         })
     }
 
-    fn problem(&self, common: &Ports, with: &str, advice: &str) -> ObjectError {
+    fn problem(&self, common: &Ports, with: &str, effect: &str, advice: &str) -> ObjectError {
         let (local, shared) = (in_words(&self.range), in_words(common));
         ObjectError {
             object: "net.ipv4.ip_local_port_range".to_owned(),
             message: format!(
-                "{local} has ports of {with} in it ({shared}): connections of the node itself that get one of them time \
-                 out; {advice}narrow net.ipv4.ip_local_port_range, or put {shared} into net.ipv4.ip_local_reserved_ports"
+                "{local} has ports of {with} in it ({shared}): connections of the node itself that get one of them \
+                 {effect}; {advice}narrow net.ipv4.ip_local_port_range, or put {shared} into \
+                 net.ipv4.ip_local_reserved_ports"
             ),
         }
+    }
+
+    /// The ports of the masquerade range that a socket may get.
+    fn of_masquerade(&self, options: &AgentOptions) -> Option<Ports> {
+        let masquerade = options.configuration.masquerade_ports;
+        self.common(masquerade.first()..=masquerade.last())
     }
 }
 
@@ -76,27 +84,30 @@ fn in_words(ports: &Ports) -> String {
     }
 }
 
+/// Whether a socket of the node may get a port of the masquerade range.
+pub fn overlaps_masquerade(options: &AgentOptions) -> bool {
+    LocalPorts::read().is_ok_and(|local| local.of_masquerade(options).is_some())
+}
+
 /// What overlaps now.
 pub fn problems(agent: &Agent) -> Vec<ObjectError> {
     let Ok(local) = LocalPorts::read() else {
         // A kernel without these settings gives no such ports.
         return Vec::new();
     };
-    let masquerade = agent.options.configuration.masquerade_ports;
-    let masquerade = local
-        .common(masquerade.first()..=masquerade.last())
-        .map(|common| {
-            local.problem(
-                &common,
-                "masqueradePorts",
-                "set masqueradePorts to a range outside of it, ",
-            )
-        });
+    let masquerade = local.of_masquerade(&agent.options).map(|common| {
+        local.problem(
+            &common,
+            "masqueradePorts",
+            "leave by another port if a masqueraded flow has theirs",
+            "set masqueradePorts to a range outside of it, ",
+        )
+    });
     let services = agent.cluster.services();
     let node_ports = services.flat_map(|(_, service)| service.ports.iter().map(|port| port.node_port));
     let node_ports = local
         .common(node_ports.filter(|port| *port != 0))
-        .map(|common| local.problem(&common, "node ports", ""));
+        .map(|common| local.problem(&common, "node ports", "time out", ""));
     masquerade.into_iter().chain(node_ports).collect()
 }
 
@@ -132,7 +143,9 @@ mod tests {
             local("1024 65535", "80,10000-20000,20001-29999").common(masquerade()),
             None
         );
-        let message = wide.problem(&(30_080..=30_080), "node ports", "").message;
+        let message = wide
+            .problem(&(30_080..=30_080), "node ports", "time out", "")
+            .message;
         assert!(
             message.contains("put 30080 into net.ipv4.ip_local_reserved_ports"),
             "{message}"

@@ -9,8 +9,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, InUse, NodeNumber};
+use proxy_common::maps::{AddressFlags, ConfigFlags, InUse, NodeNumber};
 
+use super::local_ports;
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
 use super::ranges::{
@@ -30,9 +31,18 @@ use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
     Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
-use facts::Facts;
+use facts::{Facts, of_conditions};
 use hooks::AttachPoints;
 use pod_sockets::PodSockets;
+
+/// Settings of the kernel that the programs follow, and whose change the kernel does not tell.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Settings {
+    /// Uplinks with strict reverse-path filtering.
+    strict_interfaces: Vec<u32>,
+    /// Whether sockets of the node get ports of masqueraded flows.
+    local_ports_overlap: bool,
+}
 
 /// What the agent knows and does about its node's network.
 pub struct NodeSide {
@@ -41,8 +51,7 @@ pub struct NodeSide {
     pod_sockets: PodSockets,
     netns: u64,
     roles: Roles,
-    /// Uplinks with strict reverse-path filtering, as the programs know them.
-    strict: Vec<u32>,
+    settings: Settings,
     addresses: NodeAddresses,
     problems: Vec<ObjectError>,
     attached: bool,
@@ -71,7 +80,7 @@ impl NodeSide {
             pod_sockets: PodSockets::new(namespaces),
             netns: own_netns_cookie(witness.as_ref())?,
             roles: Roles::default(),
-            strict: Vec::new(),
+            settings: Settings::default(),
             addresses: NodeAddresses::default(),
             problems: Vec::new(),
             attached: false,
@@ -258,9 +267,16 @@ impl NodeSide {
         chosen
     }
 
-    /// Whether reverse-path filtering of an uplink is another than the programs know, which the kernel does not tell.
-    pub fn has_other_filters(&self) -> bool {
-        self.attached && self.strict_interfaces() != self.strict
+    /// Whether the kernel's settings are other ones than the programs know.
+    pub fn has_other_settings(&self, options: &AgentOptions) -> bool {
+        self.attached && self.read_settings(options) != self.settings
+    }
+
+    fn read_settings(&self, options: &AgentOptions) -> Settings {
+        Settings {
+            strict_interfaces: self.strict_interfaces(),
+            local_ports_overlap: local_ports::overlaps_masquerade(options),
+        }
     }
 
     /// The uplinks with strict reverse-path filtering, if the kernel's answer is one that the programs can repeat: of several
@@ -273,6 +289,19 @@ impl NodeSide {
         let uplinks = self.roles.of(Role::Uplink);
         let strict = uplinks.filter(|uplink| is_strict(&links.name(uplink.index)));
         strict.map(|uplink| uplink.index).collect()
+    }
+
+    /// What of [`ConfigFlags`] follows from links and settings; `stray` says that virtual addresses lie outside of all ranges.
+    fn conditions(&self, stray: bool) -> u32 {
+        let links = self.monitor.links();
+        let has_local_ranges = links.local_ranges().any(|range| !is_host(&range));
+        let overlap = self.settings.local_ports_overlap;
+        of_conditions([
+            (stray, ConfigFlags::STRAY_ADDRESSES),
+            (has_local_ranges, ConfigFlags::LOCAL_RANGES),
+            (overlap, ConfigFlags::LOCAL_PORTS_OVERLAP),
+            (self.roles.watch_all(links), ConfigFlags::TUNNEL_SEALED),
+        ])
     }
 
     /// The node's addresses as the maps hold them.
@@ -312,9 +341,9 @@ impl NodeSide {
         );
         problems.extend(ranges.err());
 
-        let mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
         // What a service's backend is sent may have to go through the tunnel.
-        let mtu = pod_mtu.map_or(mtu, |pods| pods.min(mtu));
+        let uplink_mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
+        let mtu = pod_mtu.map_or(uplink_mtu, |pods| pods.min(uplink_mtu));
         let device = match self.device.ensure(mtu).await {
             Ok(index) => Some(index),
             Err(error) => {
@@ -327,8 +356,7 @@ impl NodeSide {
         let stray = virtual_addresses
             .iter()
             .any(|address| !self.addresses.holds(*address));
-        let strict = self.strict_interfaces();
-        self.strict.clone_from(&strict);
+        self.settings = self.read_settings(options);
         let facts = Facts {
             netns: self.netns,
             device,
@@ -336,7 +364,7 @@ impl NodeSide {
             addresses: &self.addresses,
             pods: self.pods.plan(),
             service_cidrs: &service_cidrs,
-            stray_addresses: stray,
+            flags: self.conditions(stray),
             own_pods: if options.cni_conf_dir.is_some() {
                 own_pod_cidrs(cluster, options)
             } else {
@@ -344,8 +372,7 @@ impl NodeSide {
             },
             around_pods: around(&pod_cidrs(cluster, options)),
             tunnel,
-            strict_interfaces: strict,
-            has_local_ranges: self.monitor.links().local_ranges().any(|range| !is_host(&range)),
+            strict_interfaces: &self.settings.strict_interfaces,
         };
         facts.write(options, programmer.store());
         // The plugin enters host ports whenever it likes, and nobody tells the agent.

@@ -12,8 +12,8 @@ use std::path::Path;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, Frontend, FrontendKey, HostPort,
-    HostPortKey, Pod, PodLink, RangeKey, Reason, Share, Slot, SocketKey, SocketPeer, SourceRangeKey,
-    TraceCell, Unanswered,
+    HostPortKey, Pod, PodLink, RangeKey, Reason, RecentCount, Share, Slot, SocketKey, SocketPeer,
+    SourceRangeKey, TraceCell,
 };
 use proxy_common::{Ip, LAYOUT_VERSION};
 
@@ -52,7 +52,9 @@ pub struct Datapath {
     /// `SHARES`.
     pub shares: HashTable<Ip, Share>,
     /// `UNANSWERED`.
-    pub unanswered: HashTable<Ip, Unanswered>,
+    pub unanswered: HashTable<Ip, RecentCount>,
+    /// `NEIGHBOURS`.
+    pub neighbours: HashTable<u32, RecentCount>,
     /// `AFFINITY`.
     pub affinity: HashTable<AffinityKey, Affinity>,
     /// `SOURCE_RANGES`.
@@ -161,6 +163,7 @@ impl Datapath {
             new_flows: table(&dir, "NEW_FLOWS")?,
             shares: table(&dir, "SHARES")?,
             unanswered: table(&dir, "UNANSWERED")?,
+            neighbours: table(&dir, "NEIGHBOURS")?,
             affinity: table(&dir, "AFFINITY")?,
             source_ranges: table(&dir, "SOURCE_RANGES")?,
             socket_peers: table(&dir, "SOCKET_PEERS")?,

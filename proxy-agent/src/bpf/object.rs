@@ -38,7 +38,7 @@ pub const SIZED_MAPS: [&str; 12] = [
 ];
 
 /// All maps that are pinned.
-pub const MAPS: [&str; 25] = [
+pub const MAPS: [&str; 26] = [
     "FRONTENDS",
     "SLOTS",
     "BACKENDS",
@@ -48,6 +48,7 @@ pub const MAPS: [&str; 25] = [
     "NEW_FLOWS",
     "SHARES",
     "UNANSWERED",
+    "NEIGHBOURS",
     "AFFINITY",
     "FRAGMENTS",
     "SOURCE_RANGES",
@@ -88,12 +89,13 @@ pub const PROGRAMS: [&str; 17] = [
 ];
 
 /// Maps of a fixed size; the tries take memory only for what is in them.
-const FIXED_MAPS: [(&str, u32); 6] = [
+const FIXED_MAPS: [(&str, u32); 7] = [
     ("POD_RANGES", 65_536),
     ("SOURCE_RANGES", 1 << 20),
     ("FRAGMENTS", 8192),
     ("SHARES", 16_384),
     ("UNANSWERED", 16_384),
+    ("NEIGHBOURS", 4096),
     ("HOST_PORTS", 131_072),
 ];
 

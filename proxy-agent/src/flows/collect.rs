@@ -1,13 +1,13 @@
 //! One pass over the tables of flows that evict nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::Ip;
 use proxy_common::decide::conntrack::is_expired;
-use proxy_common::maps::{Config, Flow, FlowKey, Share};
+use proxy_common::maps::{Config, Flow, FlowKey, HostPort, Share};
 
 use super::{AtShare, Collected, ShareKind, Tables};
 use crate::bpf::hash::HashTable;
@@ -20,9 +20,9 @@ pub fn now() -> u32 {
 
 /// Removes what has expired by `now`, and sets the counts of clients right.
 pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
-    let mut pods = HashSet::new();
-    tables.pods.for_each(|address, _| {
-        pods.insert(address);
+    let mut pods = HashMap::new();
+    tables.pods.for_each(|address, pod| {
+        pods.insert(address, pod.interface);
     })?;
     let mut walk = Walk {
         config: &tables.config,
@@ -33,17 +33,30 @@ pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
     };
     walk.table(&tables.flows, |share| &mut share.connections)?;
     walk.table(&tables.streams, |share| &mut share.streams)?;
-    let Walk { shares, expired, .. } = walk;
+    let Walk {
+        mut shares,
+        expired,
+        pods,
+        ..
+    } = walk;
+    let mut all = Share::default();
+    for share in shares.values() {
+        all.connections += share.connections;
+        all.streams += share.streams;
+    }
+    let clients = shares.clone();
+    shares.insert(Share::ALL, all);
     correct(&tables.shares, &shares)?;
     Ok(Collected {
         expired,
-        at_share: at_share(tables, &shares, now)?,
+        at_share: at_share(tables, &clients, &pods, now)?,
     })
 }
 
 struct Walk<'a> {
     config: &'a Config,
-    pods: HashSet<Ip>,
+    /// The pods' interfaces by their addresses.
+    pods: HashMap<Ip, u32>,
     now: u32,
     shares: HashMap<Ip, Share>,
     expired: u64,
@@ -76,7 +89,7 @@ impl Walk<'_> {
 
     /// As the programs count it (`proxy_common::decide::conntrack::client_of`).
     fn client(&self, address: &Ip) -> Ip {
-        if address.is_v4() || self.pods.contains(address) {
+        if address.is_v4() || self.pods.contains_key(address) {
             *address
         } else {
             address.site()
@@ -103,7 +116,12 @@ fn correct(table: &HashTable<Ip, Share>, counted: &HashMap<Ip, Share>) -> io::Re
     Ok(())
 }
 
-fn at_share(tables: &Tables, shares: &HashMap<Ip, Share>, now: u32) -> io::Result<Vec<AtShare>> {
+fn at_share(
+    tables: &Tables,
+    shares: &HashMap<Ip, Share>,
+    pods: &HashMap<Ip, u32>,
+    now: u32,
+) -> io::Result<Vec<AtShare>> {
     let config = &tables.config;
     let mut at_share = Vec::new();
     let mut note = |client: &Ip, kind, used, share| {
@@ -129,6 +147,21 @@ fn at_share(tables: &Tables, shares: &HashMap<Ip, Share>, now: u32) -> io::Resul
         let used = unanswered.at(now).saturating_mul(2);
         note(&client, ShareKind::SourcePorts, used, config.unanswered_share);
     })?;
+    tables.neighbours.for_each(|interface, recent| {
+        let used = recent.at(now).saturating_mul(2);
+        // A pod with several addresses is named by the least of them.
+        let addresses = pods.iter().filter(|(_, of)| **of == interface);
+        if let Some((pod, _)) = addresses.min_by_key(|(address, _)| **address) {
+            note(pod, ShareKind::Neighbours, used, config.neighbour_share);
+        }
+    })?;
+    let mut host_ports: HashMap<Ip, u32> = HashMap::new();
+    tables.host_ports.for_each(|_, port| {
+        *host_ports.entry(port.pod).or_default() += 1;
+    })?;
+    for (pod, used) in &host_ports {
+        note(pod, ShareKind::HostPorts, *used, HostPort::SHARE);
+    }
     at_share.sort_unstable();
     Ok(at_share)
 }

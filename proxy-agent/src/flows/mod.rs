@@ -14,7 +14,7 @@ use std::io;
 use std::net::IpAddr;
 
 use proxy_common::Ip;
-use proxy_common::maps::{Config, Flow, FlowKey, Pod, Share, Unanswered};
+use proxy_common::maps::{Config, Flow, FlowKey, HostPort, HostPortKey, Pod, RecentCount, Share};
 
 use crate::bpf::hash::HashTable;
 
@@ -27,7 +27,11 @@ pub struct Tables {
     /// `SHARES`.
     pub shares: HashTable<Ip, Share>,
     /// `UNANSWERED`.
-    pub unanswered: HashTable<Ip, Unanswered>,
+    pub unanswered: HashTable<Ip, RecentCount>,
+    /// `NEIGHBOURS`.
+    pub neighbours: HashTable<u32, RecentCount>,
+    /// `HOST_PORTS`.
+    pub host_ports: HashTable<HostPortKey, HostPort>,
     /// `PODS`.
     pub pods: HashTable<Ip, Pod>,
     /// What the programs go by.
@@ -63,11 +67,21 @@ pub enum ShareKind {
     Streams,
     /// Flows that hold a source port of the node's and wait for a reply.
     SourcePorts,
+    /// Neighbours that the node looks for.
+    Neighbours,
+    /// Host ports.
+    HostPorts,
 }
 
 impl ShareKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Connections, Self::Streams, Self::SourcePorts];
+    pub const ALL: [Self; 5] = [
+        Self::Connections,
+        Self::Streams,
+        Self::SourcePorts,
+        Self::Neighbours,
+        Self::HostPorts,
+    ];
 
     /// Its name in metrics.
     pub const fn name(self) -> &'static str {
@@ -75,6 +89,8 @@ impl ShareKind {
             Self::Connections => "connections",
             Self::Streams => "streams",
             Self::SourcePorts => "source_ports",
+            Self::Neighbours => "neighbours",
+            Self::HostPorts => "host_ports",
         }
     }
 
@@ -93,6 +109,10 @@ impl ShareKind {
                 "its further flows that need a source port are dropped until replies come: look at what it sends, or raise \
                  masqueradePorts in the configuration"
             }
+            Self::Neighbours => {
+                "its packets to further hosts on links of the node are dropped for a second: look at what it scans"
+            }
+            Self::HostPorts => "a pod that asks for more is refused",
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::is_own;
 use super::link::Address;
@@ -25,6 +25,8 @@ pub struct NodeAddresses {
     pub all: Vec<IpAddr>,
     /// Broadcast and network addresses of IPv4 subnets on interfaces.
     pub broadcasts: Vec<IpAddr>,
+    /// The subnets of addresses on interfaces, whose hosts are neighbours; those within others are left out.
+    pub on_link: Vec<IpNet>,
 }
 
 impl NodeAddresses {
@@ -33,7 +35,7 @@ impl NodeAddresses {
     /// any.
     pub fn find(links: &Links, roles: &Roles, node_object: &[IpAddr]) -> Self {
         let pods: BTreeSet<u32> = roles.of(Role::Pod).map(|pod| pod.index).collect();
-        let (mut all, mut broadcasts) = (Vec::new(), Vec::new());
+        let (mut all, mut broadcasts, mut on_link) = (Vec::new(), Vec::new(), Vec::new());
         for link in links
             .iter()
             .filter(|link| !is_own(&link.name) && !pods.contains(&link.index))
@@ -42,6 +44,11 @@ impl NodeAddresses {
             broadcasts.extend(
                 held.clone()
                     .flat_map(|address| ends_of(address.ip, address.prefix_len)),
+            );
+            on_link.extend(
+                held.clone()
+                    .filter(|address| address.is_public())
+                    .filter_map(subnet_of),
             );
             all.extend(
                 held.filter(|address| address.is_public() && address.usable)
@@ -80,6 +87,7 @@ impl NodeAddresses {
             primary_v6,
             all,
             broadcasts,
+            on_link: IpNet::aggregate(&on_link),
         }
     }
 
@@ -96,6 +104,12 @@ impl NodeAddresses {
             self.primary_v6.map(IpAddr::V6)
         }
     }
+}
+
+/// The subnet of an address, unless the address is alone.
+fn subnet_of(address: &Address) -> Option<IpNet> {
+    let subnet = IpNet::new(address.ip, address.prefix_len).ok()?.trunc();
+    (subnet.prefix_len() < subnet.max_prefix_len()).then_some(subnet)
 }
 
 /// The first and the last address of an IPv4 subnet, which are no host's (RFC 1122 §3.3.6) unless it has two at the most

@@ -241,6 +241,7 @@ mod tests {
                 .into(),
             node: NodeAddresses {
                 broadcasts: Vec::new(),
+                on_link: Vec::new(),
                 primary_v4: Some([192, 0, 2, 1].into()),
                 primary_v6: None,
                 all: vec![ip("192.0.2.1")],

@@ -63,6 +63,22 @@ impl Roles {
             .filter(move |interface| interface.role == role)
     }
 
+    /// Whether programs read what comes by each interface that others can send by. Both ends of a veth in this namespace
+    /// lead to no other; a link without Ethernet header is not read.
+    pub fn watch_all(&self, links: &Links) -> bool {
+        let leads_nowhere = |link: &Link| link.kind == "veth" && !link.leads_to_another_namespace();
+        links
+            .iter()
+            .filter(|link| link.is_up() && !link.is_loopback() && !is_own(&link.name) && !leads_nowhere(link))
+            .all(|link| {
+                let has_role = self
+                    .interfaces
+                    .iter()
+                    .any(|interface| interface.index == link.index);
+                has_role && link.mac.is_some()
+            })
+    }
+
     /// The smallest MTU among the uplinks.
     pub fn uplink_mtu(&self, links: &Links) -> Option<u32> {
         self.of(Role::Uplink)
@@ -229,6 +245,8 @@ impl RoleChanges {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::link::LinkFlags;
+
     use super::*;
     use crate::network::fixture::{World, link};
 
@@ -316,6 +334,34 @@ mod tests {
         };
         let expected = (strings(&["eth0"]), strings(&["veth3", "cni0"]));
         assert_eq!(named(&node(), &options), expected);
+    }
+
+    #[test]
+    fn each_interface_is_watched_or_some_are_not() {
+        let watched = |world: &World| {
+            let found = roles(&world.0, &RoleOptions::default());
+            found.watch_all(&world.0)
+        };
+        let of = |index, name, kind, mac| Link {
+            mac,
+            ..link(index, name, kind)
+        };
+        let mac = Some([2, 0, 0, 0, 0, 7]);
+        let eth0 = of(2, "eth0", "", mac);
+        let world = || World::new().add(eth0.clone()).holding(2, &["192.0.2.1/24"]);
+        assert!(watched(&world()));
+        assert!(
+            watched(&world().add(of(7, "ml1", "veth", mac))),
+            "ends in this namespace"
+        );
+        let down = Link {
+            flags: LinkFlags::empty(),
+            ..of(7, "eth1", "", mac)
+        };
+        assert!(watched(&world().add(down)));
+        assert!(!watched(&world().add(of(7, "eth1", "", mac))), "of no role");
+        let tunnel = of(2, "wg0", "wireguard", None);
+        assert!(!watched(&World::new().add(tunnel).holding(2, &["192.0.2.1/24"])));
     }
 
     #[test]

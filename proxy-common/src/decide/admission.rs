@@ -3,20 +3,22 @@
 //! | entry | frame | source | tunnel port |
 //! |---|---|---|---|
 //! | uplink | to this interface; a tag is the VLAN device's | none that only this node gives out | from nodes alone, see [`tunnel`](super::tunnel) |
-//! | tunnel | as above | as above | – |
+//! | tunnel | as above; what an uplink has admitted | as above | – |
 //! | pod of ours | see [`sender`](super::sender) | its own | never |
-//! | other pods | their plugin's business | no cluster IP | never |
+//! | other pods | their plugin's business | no virtual address | never |
+//! | host | by an interface without programs: as above | neither virtual nor the node's | |
 //! | host, loopback | the node's own packets | | |
 //!
 //! An uplink refuses as source: a virtual address, an address of this node or of its pods, none, loopback, multicast. The
 //! stack refuses most of them too, but translation comes before it and hides them. Strict reverse-path filtering is
-//! asked for new flows, since the stack does not see what is redirected.
+//! repeated for each packet, since the stack does not see what is redirected. A frame to a group is never translated, but
+//! the stack may deliver what it carries; so its source and the tunnel's port are looked at.
 
 use super::decision::Entry;
-use super::{Tables, Work, gateway, host_port};
+use super::{Tables, Work, gateway, host_port, tunnel};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, FrontendKey, Reason};
-use crate::packet::{Headers, ether_type};
+use crate::packet::{Headers, Packet, ether_type};
 use crate::protocol;
 
 /// The pods' gateway, whose address is no host's.
@@ -29,8 +31,8 @@ pub struct Frame {
     pub ether_type: u16,
     /// The VLAN of the outermost tag, 0 of a priority tag; [`Frame::UNTAGGED`] without a tag.
     pub vlan: u32,
-    /// Whether the frame is addressed to the interface. It may hear others as well.
-    pub is_for_interface: bool,
+    /// Whether the frame is addressed to another host. The interface may hear it in promiscuous mode.
+    pub is_for_other: bool,
 }
 
 impl Frame {
@@ -57,20 +59,85 @@ pub const fn by_uplink(frame: Frame) -> Result<(), Reason> {
     if frame.vlan != Frame::UNTAGGED && frame.vlan != 0 {
         return Err(Reason::Tagged);
     }
-    if !frame.is_for_interface {
+    if frame.is_for_other {
         return Err(Reason::OtherHost);
     }
     Ok(())
 }
 
+/// Why a packet that enters ends here or is none of the services' business, if so; [`Reason::is_drop`] tells which.
+#[inline(always)]
+pub fn admit<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    config: &Config,
+    packet: &P,
+    work: &mut Work,
+    entry: Entry,
+) -> Option<Reason> {
+    let is_for_group = work.is_for_group != 0;
+    // Neighbour discovery and DHCP ask a group from no address.
+    let has_one_receiver = !is_for_group || work.headers.dst.is_one_host();
+    if has_one_receiver && is_forged(tables, config, work, entry) {
+        return Some(Reason::ForgedSource);
+    }
+    if is_against_route(tables, config, work, entry) {
+        return Some(Reason::ReversePath);
+    }
+    if tunnel::is_for_port(config, &work.headers)
+        && let Some(reason) = tunnel::admit(tables, config, packet, &work.headers, entry)
+    {
+        work.is_for_tunnel = u32::from(!reason.is_drop());
+        return Some(reason);
+    }
+    is_for_group.then_some(Reason::OtherHost)
+}
+
+/// Why a packet passes or ends here of which the parser has read the addresses at the most, for a reason.
+#[inline(always)]
+pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) -> Reason {
+    let headers = &work.headers;
+    let Some(config) = tables.config() else {
+        return reason;
+    };
+    if headers.src.is_unspecified() || !headers.dst.is_one_host() {
+        return reason;
+    }
+    if is_forged(tables, config, work, entry) {
+        return Reason::ForgedSource;
+    }
+    // The port may stand behind what was not read.
+    if config.tunnel_port.raw() != 0 && headers.is_unwalked(reason) {
+        return match entry {
+            Entry::Pod => Reason::TunnelPort,
+            _ => Reason::TunnelSource,
+        };
+    }
+    reason
+}
+
 /// Whether the source of a packet is one that no packet may have that enters here.
-// A function of its own for the kernel, as in `packet`.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-#[cfg_attr(not(target_arch = "bpf"), inline(always))]
-pub fn is_forged<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry: Entry) -> bool {
-    let source = &headers.src;
+#[inline(always)]
+fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
+    let source = &work.headers.src;
     match entry {
-        Entry::Pod => config.is_service_address(source),
+        // The sources of our own pods are looked at before.
+        Entry::Pod => {
+            config.is_service_address(source)
+                || (config.has(ConfigFlags::STRAY_ADDRESSES)
+                    && !config.may_be_pod(source)
+                    && tables.address(source).is_virtual_only())
+        }
+        // What the stack forwards here came by an interface without programs.
+        Entry::Host if work.arrived_by != 0 => {
+            !source.is_one_host()
+                || source.is_loopback()
+                || config.is_service_address(source)
+                || config.is_node_address(source)
+                || {
+                    let known = tables.address(source);
+                    known.is_node() || known.is_virtual_only()
+                }
+        }
         Entry::Uplink => {
             if !source.is_one_host()
                 || source.is_loopback()
@@ -94,16 +161,20 @@ pub fn is_forged<T: Tables>(tables: &T, config: &Config, headers: &Headers, entr
 }
 
 /// Whether a packet that begins a flow comes from where its replies would not lead back, in ways that only the first packet
-/// is asked for: from a pod of this node by an uplink, from a subnet's broadcast address, or against strict reverse-path
-/// filtering.
+/// is asked for: from a pod of this node by an uplink, or from a subnet's broadcast address.
 #[inline(always)]
-pub fn is_astray<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
-    if !matches!(entry, Entry::Uplink) {
-        return false;
-    }
-    tables.address(&work.headers.src).is_broadcast()
-        || tables.is_own_pod(&work.headers.src)
-        || (config.is_strict(work.interface) && !tables.leads_back(&work.headers, work.interface))
+pub fn is_astray<T: Tables>(tables: &T, work: &Work, entry: Entry) -> bool {
+    matches!(entry, Entry::Uplink)
+        && (tables.address(&work.headers.src).is_broadcast() || tables.is_own_pod(&work.headers.src))
+}
+
+/// Whether a packet comes against strict reverse-path filtering. The stack would drop it, but may not see it.
+#[inline(always)]
+pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
+    matches!(entry, Entry::Uplink)
+        && config.is_strict(work.interface)
+        && work.headers.dst.is_one_host()
+        && !tables.leads_back(&work.headers, work.interface)
 }
 
 /// Whether a datagram that begins a flow between two node ports comes from a node port itself, so that two servers that
@@ -131,23 +202,23 @@ mod tests {
 
     #[test]
     fn an_uplink_takes_untagged_frames_that_are_addressed_to_it() {
-        let frame = |vlan, ether_type, is_for_interface| {
+        let frame = |vlan, ether_type, is_for_other| {
             by_uplink(Frame {
                 ether_type,
                 vlan,
-                is_for_interface,
+                is_for_other,
             })
         };
         for kind in [ether_type::IPV4, ether_type::IPV6] {
-            assert_eq!(frame(Frame::UNTAGGED, kind, true), Ok(()));
-            assert_eq!(frame(0, kind, true), Ok(()), "a priority tag");
-            assert_eq!(frame(100, kind, true), Err(Reason::Tagged));
-            assert_eq!(frame(Frame::UNTAGGED, kind, false), Err(Reason::OtherHost));
+            assert_eq!(frame(Frame::UNTAGGED, kind, false), Ok(()));
+            assert_eq!(frame(0, kind, false), Ok(()), "a priority tag");
+            assert_eq!(frame(100, kind, false), Err(Reason::Tagged));
+            assert_eq!(frame(Frame::UNTAGGED, kind, true), Err(Reason::OtherHost));
         }
         for kind in [ether_type::VLAN, ether_type::SERVICE_VLAN] {
-            assert_eq!(frame(0, kind, true), Err(Reason::Retagged));
+            assert_eq!(frame(0, kind, false), Err(Reason::Retagged));
             assert_eq!(
-                frame(5, kind, true),
+                frame(5, kind, false),
                 Err(Reason::Tagged),
                 "that of another device"
             );
@@ -177,8 +248,8 @@ mod tests {
             } else {
                 "fd00:96::1"
             };
-            let headers = packet(protocol::UDP, (source, 5000), (to, 7));
-            is_forged(&fake, &fake.config, &headers, entry)
+            let work = Work::new(packet(protocol::UDP, (source, 5000), (to, 7)));
+            is_forged(&fake, &fake.config, &work, entry)
         };
         for source in [
             "127.0.0.1",
@@ -214,5 +285,46 @@ mod tests {
             assert!(!forged(Entry::Uplink, source), "{source}");
         }
         assert!(forged(Entry::Pod, "10.96.3.4") && !forged(Entry::Pod, "10.244.1.7"));
+        assert!(forged(Entry::Pod, "203.0.113.10"), "a pod of another plugin");
+        // By an interface without programs.
+        let forwarded = |source| {
+            let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
+            work.arrived_by = 5;
+            is_forged(&fake, &fake.config, &work, Entry::Host)
+        };
+        for source in [
+            "10.96.3.4",
+            "203.0.113.10",
+            "192.168.50.11",
+            "127.0.0.1",
+            "0.0.0.0",
+        ] {
+            assert!(forwarded(source), "{source}");
+        }
+        assert!(!forwarded("172.31.0.5") && !forwarded("10.244.1.7"));
+    }
+
+    #[test]
+    fn what_is_not_read_is_held_to_its_source_and_kept_from_the_tunnel() {
+        let mut fake = Fake::node();
+        fake.config.own_range[0] = ip("10.244.1.0");
+        fake.config.own_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
+        let of = |fake: &Fake, protocol, source, to, entry, reason| {
+            let work = Work::new(packet(protocol, (source, 0), (to, 0)));
+            unread(fake, &work, entry, reason)
+        };
+        let (gre, options) = (47, 60);
+        let reason = Reason::NotBalanced;
+        let by = |fake: &Fake, source| of(fake, gre, source, "10.244.1.3", Entry::Uplink, reason);
+        assert_eq!(by(&fake, "10.244.1.2"), Reason::ForgedSource);
+        assert_eq!(by(&fake, "172.31.0.5"), reason);
+        let igmp = of(&fake, 2, "0.0.0.0", "224.0.0.1", Entry::Uplink, reason);
+        assert_eq!(igmp, reason);
+        let chain =
+            |fake: &Fake, entry, reason| of(fake, options, "2001:db8::1", "fd00:50::11", entry, reason);
+        assert_eq!(chain(&fake, Entry::Uplink, reason), reason);
+        fake.config.tunnel_port = crate::Port::new(8472);
+        assert_eq!(chain(&fake, Entry::Uplink, reason), Reason::TunnelSource);
+        assert_eq!(chain(&fake, Entry::Pod, Reason::Malformed), Reason::TunnelPort);
     }
 }

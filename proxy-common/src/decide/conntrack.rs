@@ -20,7 +20,7 @@
 use super::{Tables, Work};
 use crate::Ip;
 use crate::maps::{Config, Flow, FlowKey, FlowState};
-use crate::packet::{Headers, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::packet::{Headers, SCTP_COOKIE_ACK, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use crate::protocol;
 
 /// Finds the entry of the packet. One that has outlived its time is forgotten, and one of a connection that is over when its
@@ -206,7 +206,7 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     let old = flow.state;
     let is_reply = flow.is_reply != 0;
     if headers.protocol != protocol::TCP {
-        return next_of_datagrams(old, headers.protocol, is_reply, is_later);
+        return next_of_datagrams(old, headers, is_reply, is_later);
     }
     let acknowledges = headers.detail & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK;
     if FlowState(old).has(FlowState::CLOSED) {
@@ -229,7 +229,10 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     if is_reply {
         new |= FlowState::ANSWERED;
     }
-    if headers.detail & TCP_FIN != 0 {
+    // As for a RST: a forged FIN must not shorten the life of an idle connection.
+    let is_end = headers.detail & TCP_FIN != 0
+        && (!FlowState(old).has(FlowState::CONFIRMED) || is_near(headers.sequence, flow.sequence));
+    if is_end {
         new |= if is_reply {
             FlowState::BACKEND_DONE
         } else {
@@ -251,17 +254,19 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
 }
 
 /// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its reply is a stream.
-/// An SCTP association is proven by its first reply, since an INIT ACK carries a cookie that only a real client returns.
+/// An SCTP association is proven by the server's COOKIE ACK, since only a real client returns the cookie (RFC 9260 §5.1), or
+/// by replies that go on.
 #[inline(always)]
-const fn next_of_datagrams(old: u8, protocol: u8, is_reply: bool, is_later: bool) -> u8 {
+const fn next_of_datagrams(old: u8, headers: &Headers, is_reply: bool, is_later: bool) -> u8 {
     let mut new = old;
     if is_reply {
         new |= FlowState::ANSWERED;
     }
-    let is_proven = if protocol == protocol::SCTP {
-        !is_reply && FlowState(old).has(FlowState::ANSWERED)
+    let goes_on = is_later && FlowState(old).has(FlowState::ANSWERED);
+    let is_proven = if headers.protocol == protocol::SCTP {
+        is_reply && (headers.detail == SCTP_COOKIE_ACK || goes_on)
     } else {
-        is_later && FlowState(old).has(FlowState::ANSWERED)
+        goes_on
     };
     if is_proven {
         new | FlowState::CONFIRMED
@@ -398,12 +403,17 @@ mod tests {
         ] {
             assert_eq!(after(packets, protocol::UDP), lifetime, "{packets:?}");
         }
-        assert_eq!(
-            after(&[datagram, reply, datagram], protocol::SCTP),
-            Lifetime::Open
-        );
+        let cookie_ack = (true, SCTP_COOKIE_ACK);
+        for (packets, lifetime) in [
+            (&[datagram, reply, datagram][..], Lifetime::Opening),
+            (&[datagram, reply, datagram, cookie_ack], Lifetime::Open),
+            (&[datagram, reply, reply], Lifetime::Open),
+        ] {
+            assert_eq!(after(packets, protocol::SCTP), lifetime, "{packets:?}");
+        }
         // Both within one tick: a question and its reply.
-        let once = next_of_datagrams(FlowState::ANSWERED, protocol::UDP, true, false);
+        let question = crate::decide::testing::packet(protocol::UDP, ("10.0.0.1", 1), ("10.0.0.2", 2));
+        let once = next_of_datagrams(FlowState::ANSWERED, &question, true, false);
         assert!(!FlowState(once).has(FlowState::CONFIRMED));
     }
 

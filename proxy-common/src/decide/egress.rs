@@ -16,18 +16,20 @@ use super::decision::{Decision, Entry};
 use super::packet::is_error_of_a_flow;
 use super::select::Selected;
 use super::translate::begin;
-use super::{Tables, Work, fragment};
+use super::{Tables, Work, fragment, local_socket};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, InUse, RangeFlags, Reason};
 use crate::packet::{Headers, Packet};
 
-/// Whether what leaves by an uplink has to be looked at: not before there are answers of the node's to translate, or pods
-/// of ours to masquerade.
+/// Whether what leaves by an uplink has to be looked at: not before there are replies of the node to translate, pods
+/// of ours to masquerade, or sockets of the node with ports of masqueraded flows.
 #[inline(always)]
 pub fn is_watched<T: Tables>(tables: &T) -> bool {
-    tables
-        .config()
-        .is_some_and(|config| config.node_answers_outside != 0 || masquerades(tables, config))
+    tables.config().is_some_and(|config| {
+        config.node_answers_outside != 0
+            || config.has(ConfigFlags::LOCAL_PORTS_OVERLAP)
+            || masquerades(tables, config)
+    })
 }
 
 #[inline(always)]
@@ -56,12 +58,15 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         && !config.is_tunnel_address(&headers.src)
         && !config.is_service_address(&headers.dst)
         && (is_likely || is_outside(tables, &headers.dst));
-    if !may_be_masqueraded && config.node_answers_outside == 0 {
+    let may_clash = local_socket::may_clash(config, work);
+    if !may_be_masqueraded && !may_clash && config.node_answers_outside == 0 {
         return PASS;
     }
     let mut reason = Reason::NewFlow;
     if headers.has_flow() && find(tables, config, work) {
-        if work.flow.is_reply != 0 {
+        // Who opens a connection does not reply to one.
+        let is_other = work.flow.backend == Flow::DIRECT && work.headers.is_opening();
+        if work.flow.is_reply != 0 && !is_other {
             advance(tables, work);
             fragment::note(tables, work);
             return if work.flow.backend == Flow::DIRECT {
@@ -79,6 +84,9 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
             forget(tables, work);
             reason = Reason::Moved;
         }
+    }
+    if may_clash {
+        return local_socket::leaving(tables, config, work);
     }
     if !may_be_masqueraded
         || !tables.is_own_pod(&work.headers.src)
@@ -114,10 +122,10 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     decision
 }
 
-/// Decides about a packet that leaves by an uplink and has no headers that could be translated: a pod's own address must not
+/// Why a packet passes or ends that leaves by an uplink and has no headers that could be translated: a pod's own address must not
 /// leave in it either.
 #[inline(always)]
-pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) -> Decision {
+pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) -> Reason {
     let is_refused = tables
         .config()
         .is_some_and(|config| masquerades(tables, config) && !config.is_service_address(&headers.dst))
@@ -125,9 +133,9 @@ pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) 
         && tables.is_own_pod(&headers.src)
         && is_outside(tables, &headers.dst);
     if is_refused {
-        Decision::Drop(Reason::NotMasqueraded)
+        Reason::NotMasqueraded
     } else {
-        Decision::Pass(reason)
+        reason
     }
 }
 
@@ -144,7 +152,7 @@ fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
 /// Whether a masqueraded flow goes on as it is: what has no connections to lose follows a change of the node's address, and
 /// a connection that is over leaves its entry to the next.
 #[inline(always)]
-fn stands(config: &Config, work: &Work) -> bool {
+pub(super) fn stands(config: &Config, work: &Work) -> bool {
     let Work { headers, flow, .. } = work;
     if headers.has_connections() {
         return !(headers.is_opening() && flow.state().has(FlowState::CLOSED));

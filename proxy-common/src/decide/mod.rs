@@ -4,7 +4,7 @@
 //! the node's part of the network, [`egress`] that for packets that leave it, [`select`] the choice of a backend,
 //! [`host_port`] that of a pod by a port of the node's, `translate` how a new flow is translated, `conntrack` how flows are
 //! remembered and how they end, `fragment` where later fragments get their ports from, `related` what becomes of ICMP
-//! errors, [`sender`] what a pod may send at all, [`limit`] what goes through a limiter first, [`gateway`] what a pod's gateway answers, [`socket`] the decision of the socket hooks.
+//! errors, [`sender`] what a pod may send at all, `local_socket` what the node's own sockets send from ports of masqueraded flows, [`neighbour`] which packets of a pod may ask for a neighbour of the node, [`limit`] what goes through a limiter first, [`gateway`] what a pod's gateway answers, [`socket`] the decision of the socket hooks.
 
 pub mod admission;
 pub mod conntrack;
@@ -15,6 +15,8 @@ pub mod gateway;
 pub mod host_port;
 pub mod limit;
 pub mod local;
+mod local_socket;
+pub mod neighbour;
 pub mod packet;
 mod related;
 pub mod select;
@@ -104,10 +106,35 @@ pub trait Tables {
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool;
     /// Counts one less.
     fn note_answered(&self, client: &Ip);
+    /// Whether the node would have to look for the neighbour that the packet goes to.
+    fn lacks_neighbour(&self, headers: &Headers, interface: u32) -> bool;
+    /// Counts one more packet by the pod's interface that makes the node look for a neighbour; false, and nothing is counted,
+    /// if that is one too many.
+    fn note_neighbour(&self, config: &Config, interface: u32) -> bool;
     /// The ports of a datagram whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram for its later fragments.
     fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+    /// Whether a packet is admitted; see [`admission::admit`]. As above.
+    fn admit<P: Packet + ?Sized>(
+        &self,
+        config: &Config,
+        packet: &P,
+        work: &mut Work,
+        entry: Entry,
+    ) -> Option<Reason>
+    where
+        Self: Sized,
+    {
+        admission::admit(self, config, packet, work, entry)
+    }
+    /// Whether a flow to the backend that was selected may begin; see [`packet::may_begin`]. As above.
+    fn may_begin(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
+    where
+        Self: Sized,
+    {
+        packet::may_begin(self, config, work, entry)
+    }
     /// Prepares a new flow; see [`prepare`]. As above.
     fn prepare(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
     where
@@ -137,6 +164,8 @@ pub trait Tables {
     fn leads_back(&self, headers: &Headers, interface: u32) -> bool;
     /// Whether packets with this key would find a socket of the node's.
     fn has_own_socket(&self, key: &FlowKey) -> bool;
+    /// Whether packets with this key belong to a connected socket of the node's.
+    fn has_own_connection(&self, key: &FlowKey) -> bool;
     /// Tries a source port for a new flow; see [`try_port`]. As above.
     fn try_port(&self, config: &Config, work: &mut Work, attempt: u32) -> bool
     where
@@ -193,6 +222,12 @@ pub struct Work {
     pub socket: u64,
     /// The interface that the packet is on.
     pub interface: u32,
+    /// The interface that a packet on its way out has arrived by; 0 if the node itself sends it.
+    pub arrived_by: u32,
+    /// Whether the frame goes to all hosts of its link, or to a group of them.
+    pub is_for_group: u32,
+    /// Whether the packet is one that the nodes' tunnel may take, see [`tunnel`].
+    pub is_for_tunnel: u32,
     /// What [`settle`] has to do: [`Self::MOVES`] with the flow's old state, [`Self::ANSWERED`], or nothing.
     pub unsettled: u32,
     selected: Selected,
@@ -203,9 +238,10 @@ pub struct Work {
     over: Port,
     reserved: [u8; 2],
     over_for: u32,
+    /// The side that begins the flow, as shares are counted.
+    client: Ip,
     /// Whether the client's own source port may be kept.
     keeps_port: u32,
-    reserved2: u32,
 }
 
 impl Work {
@@ -228,6 +264,9 @@ impl Work {
             receiver: Pod::EMPTY,
             socket: 0,
             interface: 0,
+            arrived_by: 0,
+            is_for_group: 0,
+            is_for_tunnel: 0,
             unsettled: 0,
             selected: Selected::NONE,
             reply_key: key,
@@ -236,8 +275,8 @@ impl Work {
             over: Port::new(0),
             reserved: [0; 2],
             over_for: 0,
+            client: Ip::UNSPECIFIED,
             keeps_port: 0,
-            reserved2: 0,
         }
     }
 
@@ -247,6 +286,7 @@ impl Work {
         parse_into(packet, ether_type, l3, &mut self.headers)?;
         self.key = self.headers.flow_key();
         self.socket = 0;
+        self.is_for_tunnel = 0;
         Ok(())
     }
 }

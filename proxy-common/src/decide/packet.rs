@@ -1,10 +1,10 @@
 //! The decision for one packet, at each place where packets meet a program.
 
-use super::conntrack::{advance, client_of, find, forget};
+use super::conntrack::{advance, age, client_of, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::select::select;
 use super::translate::begin;
-use super::{Tables, Work, admission, fragment, related, tunnel};
+use super::{Tables, Work, admission, fragment, local_socket, related, tunnel};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
@@ -37,13 +37,12 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if admission::is_forged(tables, config, &work.headers, entry) {
-        return Decision::Drop(Reason::ForgedSource);
-    }
-    if tunnel::is_for_port(config, &work.headers)
-        && let Some(decision) = tunnel::admit(tables, config, packet, &work.headers, entry)
-    {
-        return decision;
+    if let Some(reason) = tables.admit(config, packet, work, entry) {
+        return if reason.is_drop() {
+            Decision::Drop(reason)
+        } else {
+            Decision::Pass(reason)
+        };
     }
     if is_error_of_a_flow(tables, work, packet) && !is_for_later(&work.flow, &work.reply_key, entry) {
         return Decision::TranslateError;
@@ -62,10 +61,10 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         return elsewhere(tables, config, work, entry);
     };
     let decision = match new {
-        Ok(_) if admission::is_astray(tables, config, work, entry) => Decision::Drop(Reason::ReversePath),
-        Ok(reason) => match may_begin(tables, config, work, entry) {
+        Ok(reason) => match tables.may_begin(config, work, entry) {
             Ok(()) => begin(tables, config, work, entry, reason),
-            Err(reason) => Decision::Drop(reason),
+            Err(reason) if reason.is_drop() => Decision::Drop(reason),
+            Err(reason) => Decision::Pass(reason),
         },
         Err(decision) => decision,
     };
@@ -76,9 +75,17 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
 }
 
 /// Whether a flow to the backend that was selected may begin.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-#[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Result<(), Reason> {
+///
+/// # Errors
+/// The reason why it may not; [`Reason::is_drop`] tells whether the packet is dropped.
+#[inline(always)]
+pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Result<(), Reason> {
+    if admission::is_astray(tables, work, entry) {
+        return Err(Reason::ReversePath);
+    }
+    if belongs_to_node(tables, config, work, entry) {
+        return Err(Reason::NotOurs);
+    }
     let backend = &work.selected.backend;
     if tunnel::is_end(
         tables,
@@ -95,6 +102,18 @@ fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
     Ok(())
 }
 
+/// Whether a packet to a port of the node's is one of a connection that the node itself made from that port. The connection
+/// was there first: a service or a host port with its port gets new connections only.
+#[inline(always)]
+fn belongs_to_node<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
+    let headers = &work.headers;
+    matches!(entry, Entry::Uplink | Entry::Pod)
+        && !headers.is_opening()
+        && (config.is_node_address(&headers.dst)
+            || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(&headers.dst).is_node()))
+        && tables.has_own_connection(&work.key)
+}
+
 /// Decides about a packet on its way to a client that is a pod, or out of the node to one outside: it may be an answer
 /// to a translated flow.
 #[inline(always)]
@@ -108,6 +127,9 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     fragment::complete(tables, work);
     if answers(tables, config, work) {
         return Decision::Translate(Reason::Reply);
+    }
+    if local_socket::may_clash(config, work) {
+        return local_socket::leaving(tables, config, work);
     }
     Decision::Pass(Reason::NotOurs)
 }
@@ -161,13 +183,14 @@ fn to_frontend<T: Tables>(
     let reason = match established(tables, config, work, &frontend) {
         // A connection outlives it that its peer's address became a service's.
         Ok(()) if is_for_later(&work.flow, &work.key, entry) => return Err(Decision::Pass(Reason::NotOurs)),
+        Ok(()) if work.flow.is_reply != 0 => return Err(Decision::Translate(Reason::Reply)),
         Ok(()) => return Err(Decision::Translate(Reason::Established)),
         Err(reason) if reason.is_drop() => return Err(Decision::Drop(reason)),
         Err(reason) => reason,
     };
     let headers = &work.headers;
     if frontend.flags().has(FrontendFlags::SOURCE_RANGES)
-        && !is_of_node_itself(entry, headers)
+        && !is_of_node_itself(entry, work)
         && !tables.is_allowed(frontend.service, &headers.src)
     {
         return Err(Decision::Drop(Reason::SourceNotAllowed));
@@ -199,8 +222,13 @@ fn to_frontend<T: Tables>(
 
 /// Whether the node reaches itself by an address that it does not hold, and has taken it for its own source.
 #[inline(always)]
-fn is_of_node_itself(entry: Entry, headers: &Headers) -> bool {
-    matches!(entry, Entry::Host | Entry::Loopback) && headers.src.same(&headers.dst)
+fn is_of_node_itself(entry: Entry, work: &Work) -> bool {
+    let is_sender = match entry {
+        Entry::Host => work.arrived_by == 0,
+        Entry::Loopback => true,
+        _ => false,
+    };
+    is_sender && work.headers.src.same(&work.headers.dst)
 }
 
 /// Decides about a packet to a host port, whose pod is selected. As with a frontend, an established connection stays where it
@@ -215,10 +243,13 @@ fn to_host_port<T: Tables>(
     if !find(tables, config, work) {
         return Ok(Reason::NewFlow);
     }
-    if work.flow.is_reply != 0 {
-        return Ok(Reason::Moved);
-    }
     let opens = work.headers.is_opening();
+    if work.flow.is_reply != 0 {
+        if opens || work.flow.backend == Flow::DIRECT {
+            return Ok(Reason::Moved);
+        }
+        return Err(reply(tables, work, entry));
+    }
     let is_current = work.flow.backend == work.selected.id
         && work.flow.generation == work.selected.backend.generation
         && !(opens && work.flow.state().has(FlowState::CLOSED));
@@ -231,6 +262,16 @@ fn to_host_port<T: Tables>(
     }
     advance(tables, work);
     Err(Decision::Translate(Reason::Established))
+}
+
+/// A reply to a flow whose source port is a port of the node's that leads somewhere as well. The flow was there first.
+#[inline(always)]
+fn reply<T: Tables>(tables: &T, work: &mut Work, entry: Entry) -> Decision {
+    if is_for_later(&work.flow, &work.key, entry) {
+        return Decision::Pass(Reason::NotOurs);
+    }
+    advance(tables, work);
+    Decision::Translate(Reason::Reply)
 }
 
 /// Whether a client that enters by `entry` is neither a pod of this node nor the node itself.
@@ -259,12 +300,23 @@ fn established<T: Tables>(
         return Err(Reason::NewFlow);
     }
     let opens = work.headers.is_opening();
+    if work.flow.is_reply != 0 {
+        if opens || work.flow.backend == Flow::DIRECT {
+            return Err(Reason::Moved);
+        }
+        // A reply to a flow whose source is the frontend's address and port: the flow was there first.
+        advance(tables, work);
+        return Ok(());
+    }
     let resets = frontend.flags().has(FrontendFlags::RESET_REMOVED);
     if !work.headers.has_connections() || opens || resets {
         let stands = match tables.backend(work.flow.backend) {
             Some(backend) if backend.generation == work.flow.generation => {
                 if opens {
-                    backend.is_active() && !work.flow.state().has(FlowState::CLOSED)
+                    // A SYN within a connection may be forged; its backend says what it is (RFC 5961 §4).
+                    let state = work.flow.state();
+                    !state.has(FlowState::CLOSED)
+                        && (backend.is_active() || (state.has(FlowState::CONFIRMED) && backend.is_alive()))
                 } else {
                     backend.is_alive()
                 }
@@ -279,9 +331,6 @@ fn established<T: Tables>(
                 Reason::BackendRemoved
             });
         }
-    }
-    if work.flow.is_reply != 0 {
-        return Err(Reason::Moved);
     }
     advance(tables, work);
     Ok(())
@@ -313,7 +362,7 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
         if work.flow.is_for_egress() {
             // No concern of packets here; to others it is as if there was none.
             if work.flow.backend == Flow::DIRECT {
-                advance(tables, work);
+                go_on_direct(tables, config, work);
             }
         } else if is_for_later(&work.flow, &work.key, entry) {
             return Decision::Pass(Reason::NotOurs);
@@ -367,6 +416,17 @@ fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Ent
     }
 }
 
+/// Takes note of a packet of a flow that is not translated. A connection by the port of one that is over begins anew.
+#[inline(always)]
+fn go_on_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
+    if work.headers.is_opening() && work.flow.state().has(FlowState::CLOSED) {
+        forget(tables, work);
+        tables.note_direct(config, work);
+    } else {
+        advance(tables, work);
+    }
+}
+
 /// Whether a packet from outside belongs to a connection to a pod's own address, whose replies must not be taken for the
 /// pod's own connections and masqueraded. One that is under way is looked up only if its client is surely no pod.
 #[inline(always)]
@@ -379,11 +439,13 @@ fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
 }
 
 /// Ends a flow whose answers could not be told from those to this datagram, which goes to the backend itself or by another
-/// node's translation: the newer conversation of a client port is the one that goes on. Connections need no such care, see
-/// [`find`].
+/// node's translation: the newer conversation of a client port is the one that goes on. A stream that is in use stays, since
+/// the datagram may be forged. Connections need no such care, see [`find`].
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
 fn give_way<T: Tables>(tables: &T, work: &mut Work) {
+    /// Ticks of silence after which a stream may have ended.
+    const IN_USE: u32 = 10;
     let FlowKey {
         src,
         dst,
@@ -395,7 +457,11 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work) {
     work.reply_key = FlowKey::new(dst, src, dport, sport, protocol);
     let is_known = tables.flow(&work.reply_key, &mut work.found);
     if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
-        let is_protected = work.found.state().is_protected();
+        let state = work.found.state();
+        if state.has(FlowState::CONFIRMED) && age(tables.now(), work.found.seen) < IN_USE {
+            return;
+        }
+        let is_protected = state.is_protected();
         let other = work.found.reply_key(&work.reply_key);
         tables.forget_flow(&work.reply_key, is_protected);
         tables.forget_flow(&other, is_protected);

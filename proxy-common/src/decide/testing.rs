@@ -18,7 +18,7 @@ use super::sender::may_send;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Flow, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
-    RangeFlags, Share, Slot, SlotRange, SocketKey, SocketPeer, Unanswered,
+    RangeFlags, RecentCount, Share, Slot, SlotRange, SocketKey, SocketPeer,
 };
 use crate::packet::{ETHERNET_LEN, Headers, parse};
 use crate::{Ip, Port, protocol};
@@ -84,7 +84,7 @@ pub fn check_frame(frame: &[u8]) {
     let beside = Frame {
         ether_type,
         vlan: Frame::UNTAGGED,
-        is_for_interface: true,
+        is_for_other: false,
     };
     assert!(
         may_send(&fake, frame, beside, 7, false),
@@ -112,6 +112,19 @@ fn check_translation(fake: &Fake, headers: &Headers, work: &Work, decision: Deci
             (work.headers.dport, work.headers.sport)
         );
     }
+}
+
+/// Counts one more, unless there are `most` already.
+fn count(recent: &mut RecentCount, now: u32, most: u32) -> bool {
+    let count = recent.at(now);
+    let has_room = count < most;
+    if has_room {
+        *recent = RecentCount {
+            tick: now,
+            count: count + 1,
+        };
+    }
+    has_room
 }
 
 /// Tables of plain hash maps.
@@ -146,7 +159,11 @@ pub struct Fake {
     /// `SHARES`.
     pub shares: RefCell<HashMap<Ip, Share>>,
     /// `UNANSWERED`.
-    pub unanswered: RefCell<HashMap<Ip, Unanswered>>,
+    pub unanswered: RefCell<HashMap<Ip, RecentCount>>,
+    /// `NEIGHBOURS`.
+    pub neighbours: RefCell<HashMap<u32, RecentCount>>,
+    /// Neighbours whose hardware addresses are known.
+    pub known_neighbours: Vec<Ip>,
     /// The interfaces that routes to some addresses lead out by; to all others any one does.
     pub routes_back: HashMap<Ip, u32>,
     /// `AFFINITY`.
@@ -159,6 +176,8 @@ pub struct Fake {
     pub socket_peers: RefCell<HashMap<SocketKey, SocketPeer>>,
     /// Ports that sockets of the node's are bound to.
     pub own_ports: Vec<u16>,
+    /// Connections of the node's own sockets, as their peers' packets have them.
+    pub own_connections: Vec<FlowKey>,
     /// Whether the uplink translated without masquerading.
     pub outside: Cell<bool>,
     /// Whether the uplink translated to the node itself.
@@ -335,41 +354,35 @@ impl Tables for Fake {
     }
 
     fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool {
+        let is_own = self.is_own_pod(client);
         let mut shares = self.shares.borrow_mut();
-        let share = shares.entry(*client).or_default();
-        let (taken, most) = if matches!(protocol, protocol::TCP | protocol::SCTP) {
-            (&mut share.connections, config.connection_share)
-        } else {
-            (&mut share.streams, config.stream_share)
-        };
-        let has_more = *taken < most;
-        *taken += u32::from(has_more);
-        has_more
+        let mut of = |key: &Ip| *Share::part(shares.entry(*key).or_default(), protocol);
+        let (taken, all) = (of(client), of(&Share::ALL));
+        if !config.has_share(protocol, taken, all, is_own) {
+            return false;
+        }
+        for key in [client, &Share::ALL] {
+            *Share::part(shares.entry(*key).or_default(), protocol) += 1;
+        }
+        true
     }
 
     fn return_share(&self, client: &Ip, protocol: u8) {
         let mut shares = self.shares.borrow_mut();
-        let share = shares.get_mut(client).expect("a share that was taken");
-        let taken = if matches!(protocol, protocol::TCP | protocol::SCTP) {
-            &mut share.connections
-        } else {
-            &mut share.streams
-        };
-        *taken = taken.checked_sub(1).expect("a share is given back once");
+        for key in [client, &Share::ALL] {
+            let share = shares.get_mut(key).expect("a share that was taken");
+            let taken = Share::part(share, protocol);
+            *taken = taken.checked_sub(1).expect("a share is given back once");
+        }
     }
 
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
         let mut waiting = self.unanswered.borrow_mut();
-        let waiting = waiting.entry(*client).or_default();
-        let (now, count) = (self.now(), waiting.at(self.now()));
-        if count >= config.unanswered_share {
-            return false;
-        }
-        *waiting = Unanswered {
-            tick: now,
-            count: count + 1,
-        };
-        true
+        count(
+            waiting.entry(*client).or_default(),
+            self.now(),
+            config.unanswered_share,
+        )
     }
 
     fn note_answered(&self, client: &Ip) {
@@ -382,6 +395,19 @@ impl Tables for Fake {
         self.routes_back
             .get(&headers.src)
             .is_none_or(|by| *by == interface)
+    }
+
+    fn lacks_neighbour(&self, headers: &Headers, _interface: u32) -> bool {
+        !self.known_neighbours.contains(&headers.dst)
+    }
+
+    fn note_neighbour(&self, config: &Config, interface: u32) -> bool {
+        let mut recent = self.neighbours.borrow_mut();
+        count(
+            recent.entry(interface).or_default(),
+            self.now(),
+            config.neighbour_share,
+        )
     }
 
     fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool {
@@ -413,6 +439,10 @@ impl Tables for Fake {
 
     fn has_own_socket(&self, key: &FlowKey) -> bool {
         self.own_ports.contains(&key.dport.number())
+    }
+
+    fn has_own_connection(&self, key: &FlowKey) -> bool {
+        self.own_connections.contains(key)
     }
 
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer> {

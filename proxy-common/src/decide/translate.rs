@@ -10,8 +10,9 @@
 //! - everybody, where the operator wants it so: the node's address;
 //! - a pod that speaks with the world outside, see [`super::egress`]: the node's address.
 //!
-//! A client that waits for more replies than its share of source ports allows begins no flow that needs one. A port whose
-//! flow is over, or has waited in vain for some seconds, is given to the next.
+//! A client has half of the source ports towards a backend, see [`side`]. One that waits for more replies than its share
+//! allows begins no flow that needs a source port. A port whose flow is over, or has waited in vain for some seconds, is
+//! given to the next.
 //!
 //! What goes through the tunnel to another node carries the node's address within the tunnel instead, so that the answer
 //! comes back by it.
@@ -85,18 +86,16 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
     flow.state = 0;
     let flags = selected.flags;
     let is_safe = choose_source(tables, config, work, entry, flags);
-    let offset = work.key.sport.number().wrapping_sub(config.masquerade_first);
-    work.keeps_port = u32::from(is_safe || offset < config.masquerade_count);
+    work.client = client_of(tables, &work.key, &work.flow);
+    work.keeps_port = u32::from(is_safe || has_port(config, work, work.key.sport));
     work.over = Port::new(0);
     work.over_for = 0;
     if work.flow.src.is_unspecified() {
         return Err(Reason::NoNodeAddress);
     }
-    if !work.flow.src.same(&work.headers.src) {
-        let client = client_of(tables, &work.key, &work.flow);
-        if !tables.note_unanswered(config, &client) {
-            return Err(Reason::SourcePortShare);
-        }
+    let is_masqueraded = !work.flow.src.same(&work.headers.src);
+    if is_masqueraded && !tables.note_unanswered(config, &work.client) {
+        return Err(Reason::SourcePortShare);
     }
     Ok(())
 }
@@ -200,8 +199,8 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
         work.flow.sport = masquerade_port(config, work, attempt);
     }
     answer(work);
-    let is_masqueraded = !work.flow.src.same(&work.headers.src);
-    if is_masqueraded && tables.has_own_socket(&work.reply_key) {
+    let is_exchanged = !work.flow.src.same(&work.headers.src) || work.flow.sport != work.headers.sport;
+    if is_exchanged && tables.has_own_socket(&work.reply_key) {
         return false;
     }
     if tables.insert_flow(&work.reply_key, &work.reply) {
@@ -224,8 +223,9 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
 }
 
 /// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One that is over
-/// comes before one that only a RST ended, and that before one that is not proven: that waits for a reply or the end of its handshake,
-/// or had one question and its reply. Of each kind the one goes that has been silent for the longest.
+/// comes before one that is not proven: that waits for a reply or the end of its handshake, or had one question and its
+/// reply. One that only a RST ended comes last, since a RST may be forged. Of each kind the one goes that has been silent for
+/// the longest.
 #[inline(always)]
 fn standing(config: &Config, work: &Work) -> u32 {
     /// More ticks than a year has.
@@ -238,11 +238,12 @@ fn standing(config: &Config, work: &Work) -> u32 {
     let state = found.state();
     if is_expired(config, found, work.key.protocol, now) {
         3 * KIND + silent
-    } else if state.has(FlowState::CLOSED) {
-        let kind = if state.has(FlowState::RESET) { 1 } else { 2 };
-        kind * KIND + silent
-    } else if !state.has(FlowState::CONFIRMED) && idle >= PATIENCE {
+    } else if state.has(FlowState::RESET) {
         silent
+    } else if state.has(FlowState::CLOSED) {
+        2 * KIND + silent
+    } else if !state.has(FlowState::CONFIRMED) && idle >= PATIENCE {
+        KIND + silent
     } else {
         0
     }
@@ -256,11 +257,15 @@ fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
     }
     work.flow.sport = work.over;
     answer(work);
-    if tables.flow(&work.reply_key, &mut work.found) {
-        // Its key is not needed any more; the new one stands in its own place.
-        let other = work.found.reply_key(&work.reply_key);
-        tables.forget_flow(&other, work.found.state().is_protected());
+    if !tables.flow(&work.reply_key, &mut work.found) {
+        // It has gone meanwhile.
+        work.found.state = 0;
+        take_over(tables, work);
+        return true;
     }
+    // Its key is not needed any more; the new one stands in its own place.
+    let other = work.found.reply_key(&work.reply_key);
+    tables.forget_flow(&other, work.found.state().is_protected());
     take_over(tables, work);
     true
 }
@@ -277,8 +282,45 @@ fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
         key.protocol,
         attempt + 1,
     );
-    let offset = pick(hash, u32::from(config.masquerade_count)) as u16;
-    Port::new(config.masquerade_first.wrapping_add(offset))
+    let count = u32::from(config.masquerade_count);
+    let offset = if count < LEAST_DIVIDED {
+        pick(hash, count)
+    } else {
+        let pair = pick(hash, count / 2);
+        2 * pair + side(work, pair)
+    };
+    Port::new(config.masquerade_first.wrapping_add(offset as u16))
+}
+
+/// A range with fewer ports than this is not divided among clients.
+const LEAST_DIVIDED: u32 = 64;
+
+/// Which port of a pair a client has towards a backend, 0 or 1.
+///
+/// So one client holds half of the ports towards a backend at the most, however long its flows last, and of these any other
+/// client has but half.
+#[inline(always)]
+const fn side(work: &Work, pair: u32) -> u32 {
+    let flow = &work.flow;
+    flow_hash(
+        &work.client,
+        &flow.dst,
+        Port::new(0),
+        flow.dport,
+        work.key.protocol,
+        pair,
+    ) & 1
+}
+
+/// Whether a client may have this port of the masquerade range.
+#[inline(always)]
+fn has_port(config: &Config, work: &Work, port: Port) -> bool {
+    let offset = port.number().wrapping_sub(config.masquerade_first);
+    if offset >= config.masquerade_count {
+        return false;
+    }
+    let offset = u32::from(offset);
+    u32::from(config.masquerade_count) < LEAST_DIVIDED || side(work, offset / 2) == offset & 1
 }
 
 /// Works out the entry of the flow's answers.

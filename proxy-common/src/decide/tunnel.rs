@@ -5,9 +5,13 @@
 //! node, and no service leads there: the node would lend its address to whoever may use the service.
 //!
 //! A fragment is refused: the first one need not hold the inner headers, and RFC 7348 §4.3 forbids them.
+//!
+//! The kernel's socket takes more than what an uplink sees: broadcasts, and packets by other interfaces. So what an uplink has
+//! admitted bears a note beside the packet (`tc_index`), which the tunnel's device asks for and removes. That holds where
+//! programs watch all interfaces that others can send by ([`ConfigFlags::TUNNEL_SEALED`]).
 
 use super::Tables;
-use super::decision::{Decision, Entry};
+use super::decision::Entry;
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, RangeFlags, Reason};
 use crate::packet::{Headers, Ipv4Header, Ipv6Header, Packet, ether_type};
@@ -19,6 +23,9 @@ const VXLAN_HEADER: u32 = 8;
 /// Offset of the `EtherType` in the inner frame.
 const ETHER_TYPE: u32 = 12;
 const ETHERNET_LEN: u32 = 14;
+
+/// The note beside a packet that an uplink has admitted for the tunnel (`tc_index`). The kernel sets none.
+pub const ADMITTED: u32 = 0x6d72;
 
 /// Whether the packet is for the port of the nodes' tunnels, wherever it goes.
 #[inline(always)]
@@ -41,13 +48,29 @@ fn is_node<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     known.is_node() || known.is_peer()
 }
 
+/// Whether an address is one at which a node's socket for the tunnel listens: a node's, its end of the tunnel, one that is
+/// local by a route, and all that several hosts share.
+#[inline(always)]
+fn is_heard<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+    is_node(tables, config, address) || is_shared(tables, config, address)
+}
+
+#[inline(always)]
+fn is_shared<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+    config.is_tunnel_address(address)
+        || !address.is_one_host()
+        || (!address.is_v4() && address.is_link_local())
+        || config.is_broadcast(address)
+        || (config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL))
+}
+
 /// Whether an end of a flow is a node's tunnel, where no pod and no service may lead.
 #[inline(always)]
 pub fn is_end<T: Tables>(tables: &T, config: &Config, address: &Ip, port: Port, protocol: u8) -> bool {
-    protocol == protocol::UDP && is_port(config, port) && is_node(tables, config, address)
+    protocol == protocol::UDP && is_port(config, port) && is_heard(tables, config, address)
 }
 
-/// What becomes of a packet for the port of the tunnels, if that is for this to say.
+/// Why a packet for the port of the tunnels passes or is dropped, if that is for this to say.
 #[inline(always)]
 pub fn admit<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -55,14 +78,14 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     packet: &P,
     headers: &Headers,
     entry: Entry,
-) -> Option<Decision> {
+) -> Option<Reason> {
     match entry {
-        Entry::Pod if is_node(tables, config, &headers.dst) => Some(Decision::Drop(Reason::TunnelPort)),
+        Entry::Pod if is_heard(tables, config, &headers.dst) => Some(Reason::TunnelPort),
         Entry::Uplink if is_for_node(tables, config, headers) => {
             Some(if may_carry(tables, config, packet, headers) {
-                Decision::Pass(Reason::NotOurs)
+                Reason::NotOurs
             } else {
-                Decision::Drop(Reason::TunnelSource)
+                Reason::TunnelSource
             })
         }
         _ => None,
@@ -74,6 +97,28 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
 fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> bool {
     config.is_node_address(&headers.dst)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(&headers.dst).is_node())
+        || is_shared(tables, config, &headers.dst)
+}
+
+/// Whether what comes out of the tunnel's device was admitted by an uplink. `note` stands beside the packet.
+#[inline(always)]
+pub fn was_admitted(config: &Config, interface: u32, note: u32) -> bool {
+    !config.has(ConfigFlags::TUNNEL_SEALED)
+        || config.tunnel_device == 0
+        || interface != config.tunnel_device
+        || note == ADMITTED
+}
+
+/// Whether `IPsec` of another node protects a packet for this node, which may hold one for the tunnel: ESP and AH (RFC 4303,
+/// RFC 4302), in UDP too (RFC 3948). The stack looks into it without a program.
+#[inline(always)]
+pub fn is_protected<T: Tables>(tables: &T, headers: &Headers) -> bool {
+    const ESP: u8 = 50;
+    const AH: u8 = 51;
+    const IN_UDP: Port = Port::new(4500);
+    let is_ipsec = matches!(headers.protocol, ESP | AH)
+        || (headers.protocol == protocol::UDP && headers.has_ports && headers.dport.raw() == IN_UDP.raw());
+    is_ipsec && tables.address(&headers.src).is_peer()
 }
 
 /// Whether a packet for this node's tunnel comes from another node and carries what that node may send.

@@ -2,7 +2,7 @@
 //!
 //! Both lie in one-element mmapped arrays: the agent changes them with a store, without a reload.
 
-use crate::{Ip, Port};
+use crate::{Ip, Port, protocol};
 
 /// How many service ranges the programs compare a destination with.
 pub const MAX_SERVICE_RANGES: usize = 4;
@@ -10,6 +10,8 @@ pub const MAX_SERVICE_RANGES: usize = 4;
 pub const MAX_OWN_RANGES: usize = 4;
 /// How many broadcast and network addresses there may be.
 pub const MAX_BROADCASTS: usize = 4;
+/// How many ranges of neighbours there may be.
+pub const MAX_ON_LINK_RANGES: usize = 8;
 /// How many interfaces with strict reverse-path filtering there may be.
 pub const MAX_STRICT_INTERFACES: usize = 8;
 
@@ -36,6 +38,11 @@ impl ConfigFlags {
     pub const REDIRECT_TO_PODS: u32 = 128;
     /// Some ranges are local to the node by a route, see [`RangeFlags::LOCAL`].
     pub const LOCAL_RANGES: u32 = 256;
+    /// The kernel gives ports of the masquerade range to sockets of the node.
+    pub const LOCAL_PORTS_OVERLAP: u32 = 512;
+    /// Programs watch all interfaces that others can send to the node by, so that the tunnel's device takes only what they
+    /// have admitted.
+    pub const TUNNEL_SEALED: u32 = 1024;
 }
 
 /// What a flow is, as far as it matters for how long it is remembered: an index into [`Config::lifetimes`].
@@ -113,17 +120,21 @@ pub struct Config {
     pub strict_interfaces: [u32; MAX_STRICT_INTERFACES],
     /// How many exchanges of datagrams of one client `STREAMS` protects.
     pub stream_share: u32,
-    /// How many flows of one client may hold a source port of the node's before they are proven, see [`super::Unanswered`].
+    /// How many flows of one client may hold a source port of the node's before they are proven, see [`super::RecentCount`].
     pub unanswered_share: u32,
     /// The device of the tunnel between nodes; 0 if there is none.
     pub tunnel_device: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How many packets of a pod may lately have made the node look for a neighbour, see [`super::RecentCount`].
+    pub neighbour_share: u32,
     /// Broadcast and network addresses of IPv4 subnets of uplinks, as header fields; 0 ends the list.
     pub broadcasts: [u32; MAX_BROADCASTS],
+    /// Ranges whose hosts are neighbours of the node: network addresses.
+    pub on_link_range: [Ip; MAX_ON_LINK_RANGES],
+    /// The same: masks; an unspecified mask ends the list.
+    pub on_link_mask: [Ip; MAX_ON_LINK_RANGES],
 }
 
-const _: () = assert!(size_of::<Config>() == 512);
+const _: () = assert!(size_of::<Config>() == 768);
 
 /// Whether `address` lies in one of the ranges; an unspecified mask ends the list.
 #[inline(always)]
@@ -162,6 +173,12 @@ impl Config {
     #[inline(always)]
     pub const fn is_own_pod_address(&self, address: &Ip) -> bool {
         is_in(address, &self.own_range, &self.own_mask)
+    }
+
+    /// Whether the host at `address` is a neighbour of the node.
+    #[inline(always)]
+    pub const fn is_on_link(&self, address: &Ip) -> bool {
+        is_in(address, &self.on_link_range, &self.on_link_mask)
     }
 
     /// Whether `address` lies in a range around all pods; not every address there is a pod's.
@@ -231,6 +248,22 @@ impl Config {
         } else {
             self.tunnel_v6
         }
+    }
+
+    /// Whether a client that has `taken` flows in a table that evicts nothing may have one more, where all clients have `all`.
+    ///
+    /// A client has a quarter of a table at the most, and never more than is still free: so of `n` clients that want all
+    /// each has one part in `n + 1`, and one part stays free for others. What comes from outside leaves the last quarter to
+    /// pods of this node, since one host outside may have many addresses.
+    #[inline(always)]
+    pub const fn has_share(&self, protocol: u8, taken: u32, all: u32, is_own_pod: bool) -> bool {
+        let share = match protocol {
+            protocol::TCP | protocol::SCTP => self.connection_share,
+            _ => self.stream_share,
+        };
+        let reach = if is_own_pod { 4 } else { 3 };
+        let most = share.saturating_mul(reach);
+        taken < share && taken < most.saturating_sub(all)
     }
 
     /// Whether a flag is set.

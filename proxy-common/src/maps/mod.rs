@@ -11,7 +11,8 @@
 //! | `STREAMS` | the same: datagrams that go both ways for some time | the same | packet programs |
 //! | `NEW_FLOWS` | the same (LRU): flows that begin, those that ended, and those beyond a share | packet programs | packet programs |
 //! | `SHARES` | client's [`crate::Ip`] → [`Share`] (LRU) | packet programs, agent | packet programs |
-//! | `UNANSWERED` | client's [`crate::Ip`] → [`Unanswered`] (LRU) | packet programs | packet programs |
+//! | `UNANSWERED` | client's [`crate::Ip`] → [`RecentCount`] (LRU) | packet programs | packet programs |
+//! | `NEIGHBOURS` | pod's interface → [`RecentCount`] (LRU) | packet programs | packet programs |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
 //! | `FRAGMENTS` | [`FragmentKey`] → [`FragmentPorts`] (LRU) | packet programs | packet programs |
 //! | `SOURCE_RANGES` | LPM of [`SourceRangeKey`] → `u32` | agent | programs that choose a backend |
@@ -42,10 +43,10 @@ mod source_range;
 
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
-pub use client::{Share, Unanswered};
+pub use client::{RecentCount, Share};
 pub use config::{
-    AddressFlags, Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_OWN_RANGES, MAX_SERVICE_RANGES,
-    MAX_STRICT_INTERFACES, NodeNumber, RangeFlags, RangeKey, TraceCell,
+    AddressFlags, Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_ON_LINK_RANGES, MAX_OWN_RANGES,
+    MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES, NodeNumber, RangeFlags, RangeKey, TraceCell,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};

@@ -112,6 +112,12 @@ pub struct HostPort {
 
 const _: () = assert!(size_of::<HostPort>() == 28);
 
+impl HostPort {
+    /// How many host ports one pod may have: with an entry for each family an eighth of the table, which all pods of the node
+    /// share. More than that no server listens at.
+    pub const SHARE: u32 = 8192;
+}
+
 /// Indices of `IN_USE`: which of the plugin's tables have ever held something. The value is 1 then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InUse;

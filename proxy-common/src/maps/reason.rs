@@ -135,6 +135,8 @@ reasons! {
     NotMasqueraded = 39, drop, "not_masqueraded";
     /// An IPv6 packet from or to an IPv4-mapped address.
     MappedAddress = 40, drop, "mapped_address";
+    /// The pod has sent to as many new neighbours of the node as its share of neighbour entries allows.
+    NeighbourShare = 41, drop, "neighbour_share";
 }
 
 /// Value of `COUNTERS`.

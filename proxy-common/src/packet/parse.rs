@@ -32,6 +32,8 @@ pub const TCP_ACK: u8 = 0x10;
 const SCTP_FIRST_CHUNK: u32 = 12;
 const SCTP_INIT: u8 = 1;
 const SCTP_INIT_ACK: u8 = 2;
+/// SCTP: the cookie that the client has returned is right.
+pub const SCTP_COOKIE_ACK: u8 = 11;
 /// No chunk's type that means anything here: the packet ends before it.
 const SCTP_NONE: u8 = 0xff;
 
@@ -145,6 +147,12 @@ impl Headers {
         self.is_fragment
             && !self.has_ports
             && (self.is_balanced() || (self.l4 == 0 && !self.src.is_v4() && is_extension(self.protocol)))
+    }
+
+    /// Whether the extension headers are too many to be walked, or end too early.
+    #[inline(always)]
+    pub const fn is_unwalked(&self, reason: Reason) -> bool {
+        !self.src.is_v4() && (is_extension(self.protocol) || matches!(reason, Reason::Malformed))
     }
 
     /// Whether this is ICMP, of either family.

@@ -16,7 +16,7 @@ mod socket;
 use aya_ebpf::helpers::generated as helper;
 use proxy_common::Plain;
 use proxy_common::decide::Work;
-use proxy_common::maps::{Config, Counter, Flow, Frontend, Refusals, Share, Unanswered};
+use proxy_common::maps::{Config, Counter, Flow, Frontend, RecentCount, Refusals, Share};
 
 pub use self::skb::{
     Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour,
@@ -113,25 +113,25 @@ pub fn set_number(number: *mut u32, value: u32) {
     unsafe { number.write_volatile(value) }
 }
 
-/// Counts one more flow that waits for a reply; false, and nothing is counted, if there are `most` already. Two CPUs that
-/// do it at once may count one of two.
+/// Counts one more; false, and nothing is counted, if there are `most` already. Two CPUs that do it at once may count one of
+/// two.
 #[inline(always)]
-pub fn count_unanswered(unanswered: *mut Unanswered, now: u32, most: u32) -> bool {
+pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
     unsafe {
-        let count = read(unanswered).at(now);
+        let count = read(recent).at(now);
         if count >= most {
             return false;
         }
-        (&raw mut (*unanswered).tick).write_volatile(now);
-        (&raw mut (*unanswered).count).write_volatile(count + 1);
+        (&raw mut (*recent).tick).write_volatile(now);
+        (&raw mut (*recent).count).write_volatile(count + 1);
     }
     true
 }
 
 /// Counts one less, if there is one.
 #[inline(always)]
-pub fn count_answered(unanswered: *mut Unanswered) {
+pub fn count_answered(unanswered: *mut RecentCount) {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
     unsafe {
         let count = (&raw const (*unanswered).count).read_volatile();

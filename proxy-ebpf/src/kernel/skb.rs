@@ -13,8 +13,37 @@ use proxy_common::maps::FlowKey;
 use proxy_common::packet::Packet;
 use proxy_common::{Plain, protocol};
 
-/// `PACKET_HOST` in `linux/if_packet.h`.
+/// `PACKET_HOST`, `PACKET_BROADCAST` and `PACKET_MULTICAST` in `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
+
+/// The network namespace that the packet is in (`BPF_F_CURRENT_NETNS`), for socket look-ups.
+const HERE: u64 = u64::MAX;
+
+/// Writes a key as the socket look-ups take it; how many bytes of it they read.
+#[inline(always)]
+fn set_tuple(tuple: &mut MaybeUninit<Tuple>, key: &FlowKey) -> u32 {
+    // SAFETY: a union of integers.
+    unsafe {
+        let tuple = tuple.as_mut_ptr();
+        if key.dst.is_v4() {
+            let v4 = &raw mut (*tuple).__bindgen_anon_1.ipv4;
+            (*v4).saddr = key.src.v4_word();
+            (*v4).daddr = key.dst.v4_word();
+            (*v4).sport = key.sport.raw();
+            (*v4).dport = key.dport.raw();
+            12
+        } else {
+            let v6 = &raw mut (*tuple).__bindgen_anon_1.ipv6;
+            (*v6).saddr = key.src.v6_words();
+            (*v6).daddr = key.dst.v6_words();
+            (*v6).sport = key.sport.raw();
+            (*v6).dport = key.dport.raw();
+            36
+        }
+    }
+}
 
 /// A socket buffer.
 pub struct Skb<'a>(pub &'a TcContext);
@@ -52,7 +81,7 @@ impl Skb<'_> {
             } else {
                 Frame::UNTAGGED
             },
-            is_for_interface: self.is_for_interface(),
+            is_for_other: !self.is_for_interface() && !self.is_for_group(),
         }
     }
 
@@ -82,6 +111,13 @@ impl Skb<'_> {
     pub fn ifindex(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// The interface the packet has arrived by; 0 if the node itself sends it.
+    #[inline(always)]
+    pub fn arrived_by(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).ingress_ifindex }
     }
 
     /// The mark, which is the node's own: it does not come with the packet from another namespace.
@@ -123,6 +159,28 @@ impl Skb<'_> {
     pub fn is_for_interface(&self) -> bool {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
+    }
+
+    /// Whether the frame is addressed to all hosts of its link, or to a group of them.
+    #[inline(always)]
+    pub fn is_for_group(&self) -> bool {
+        // SAFETY: a field of the context.
+        let kind = unsafe { (*self.0.skb.skb).pkt_type };
+        kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
+    }
+
+    /// The note beside the packet, which stays with it in its network namespace (`tc_index`, 16 bits).
+    #[inline(always)]
+    pub fn note(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).tc_index }
+    }
+
+    /// Sets the note.
+    #[inline(always)]
+    pub fn set_note(&self, value: u32) {
+        // SAFETY: a field of the context.
+        unsafe { (*self.0.skb.skb).tc_index = value }
     }
 
     /// The cookie of the socket that sends the packet; 0 if none of this node's does, or it is not known any more.
@@ -192,29 +250,11 @@ impl Skb<'_> {
     /// Whether a packet with this key would find a socket in the network namespace that this one is in.
     #[inline(always)]
     pub fn finds_socket(&self, key: &FlowKey) -> bool {
-        /// That namespace (`BPF_F_CURRENT_NETNS`).
-        const HERE: u64 = u64::MAX;
         let mut tuple = MaybeUninit::<Tuple>::uninit();
-        // SAFETY: a union of integers, of which the helpers read as much as told, all of it written; and a socket that
-        // they give is released.
+        let len = set_tuple(&mut tuple, key);
+        // SAFETY: the helpers read as much of the tuple as is written; a socket that they give is released.
         unsafe {
-            let tuple = tuple.as_mut_ptr();
-            let len = if key.dst.is_v4() {
-                let v4 = &raw mut (*tuple).__bindgen_anon_1.ipv4;
-                (*v4).saddr = key.src.v4_word();
-                (*v4).daddr = key.dst.v4_word();
-                (*v4).sport = key.sport.raw();
-                (*v4).dport = key.dport.raw();
-                12
-            } else {
-                let v6 = &raw mut (*tuple).__bindgen_anon_1.ipv6;
-                (*v6).saddr = key.src.v6_words();
-                (*v6).daddr = key.dst.v6_words();
-                (*v6).sport = key.sport.raw();
-                (*v6).dport = key.dport.raw();
-                36
-            };
-            let context = self.0.as_ptr();
+            let (context, tuple) = (self.0.as_ptr(), tuple.as_mut_ptr());
             let socket = match key.protocol {
                 protocol::TCP => helper::bpf_skc_lookup_tcp(context, tuple, len, HERE, 0),
                 protocol::UDP => helper::bpf_sk_lookup_udp(context, tuple, len, HERE, 0),
@@ -226,6 +266,28 @@ impl Skb<'_> {
             helper::bpf_sk_release(socket.cast());
         }
         true
+    }
+
+    /// As [`Self::finds_socket`], but that socket has to have a peer: listeners and unconnected ones do not count.
+    #[inline(always)]
+    pub fn finds_connection(&self, key: &FlowKey) -> bool {
+        let mut tuple = MaybeUninit::<Tuple>::uninit();
+        let len = set_tuple(&mut tuple, key);
+        // SAFETY: as above; the socket is read before it is released.
+        unsafe {
+            let (context, tuple) = (self.0.as_ptr(), tuple.as_mut_ptr());
+            let socket = match key.protocol {
+                protocol::TCP => helper::bpf_sk_lookup_tcp(context, tuple, len, HERE, 0),
+                protocol::UDP => helper::bpf_sk_lookup_udp(context, tuple, len, HERE, 0),
+                _ => return false,
+            };
+            if socket.is_null() {
+                return false;
+            }
+            let has_peer = (*socket).dst_port != 0;
+            helper::bpf_sk_release(socket.cast());
+            has_peer
+        }
     }
 
     /// Looks up the route of a packet.

@@ -4,9 +4,10 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use harness::PacketSocket;
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
+use harness::{PacketSocket, eventually};
 use proxy_common::maps::{Flow, FlowKey};
 
 use crate::tags::sender;
@@ -18,6 +19,28 @@ fn forget_all(town: &Town) -> usize {
     const VALUE: usize = size_of::<Flow>();
     let forget = |table| town.node().clear_table::<KEY, VALUE>(table);
     forget("FLOWS") + forget("STREAMS") + forget("NEW_FLOWS")
+}
+
+/// Makes every flow of the first node this much older.
+fn age_all(town: &Town, by: Duration) {
+    const KEY: usize = size_of::<FlowKey>();
+    const VALUE: usize = size_of::<Flow>();
+    const SEEN: usize = std::mem::offset_of!(Flow, seen);
+    let ticks = u32::try_from(by.as_nanos() >> 30).expect("few ticks");
+    for table in ["FLOWS", "STREAMS", "NEW_FLOWS"] {
+        for (key, mut flow) in town.node().table::<KEY, VALUE>(table) {
+            let seen = u32::from_ne_bytes(flow[SEEN..SEEN + 4].try_into().expect("four bytes"));
+            flow[SEEN..SEEN + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
+            town.node().set_element::<KEY, VALUE>(table, key, flow);
+        }
+    }
+}
+
+/// How many flows are past their handshake.
+fn open_flows(town: &Town) -> usize {
+    town.node()
+        .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("FLOWS")
+        .len()
 }
 
 fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
@@ -91,6 +114,68 @@ fn a_clients_segment_in_mid_flow_finds_its_backend_without_an_entry() {
                 .unwrap_or_else(|error| panic!("{to}: {error}"));
             assert_eq!(&buffer[..answered], b"web word\n", "{to}");
         }
+    }
+}
+
+/// kube-proxy has the kernel remember a silent connection for 24 hours (`conntrack.tcpEstablishedTimeout`).
+#[test]
+fn connections_go_on_after_a_day_of_silence() {
+    const HOUR: Duration = Duration::from_hours(1);
+    harness::require_root!();
+    let town = Town::build();
+    let listener = town.outside.tcp_listen(9100).expect("a listener");
+    let capture = captured(&town.outside);
+    for (silence, is_remembered) in [(23 * HOUR, true), (25 * HOUR, false)] {
+        let mut out = Vec::new();
+        let mut inward = Vec::new();
+        for v4 in [true, false] {
+            let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
+            for outside_first in [false, true] {
+                let mut near = town.pod.tcp_connect(to).expect("a connection");
+                let (mut far, _) = listener.accept().expect("a connection");
+                exchange(&mut near, &mut far)
+                    .and_then(|()| exchange(&mut far, &mut near))
+                    .expect("before");
+                out.push((near, far, outside_first));
+            }
+            for to in town.entrances(v4).into_iter().take(4) {
+                let mut client = town.outside.tcp_connect(to).expect("a connection");
+                let greeted = client.read(&mut [0; 256]).expect("a greeting");
+                assert!(greeted > 0);
+                inward.push((client, to));
+            }
+        }
+        age_all(&town, silence);
+        if !is_remembered {
+            eventually("what has expired to be collected", 4 * SOON, || {
+                open_flows(&town) == 0
+            });
+        }
+        for (mut near, mut far, outside_first) in out {
+            // Nothing knows whom a segment from outside belongs to, with netfilter neither.
+            if outside_first && !is_remembered {
+                continue;
+            }
+            let what = format!("after {silence:?}, outside first: {outside_first}");
+            let (first, second) = if outside_first {
+                (&mut far, &mut near)
+            } else {
+                (&mut near, &mut far)
+            };
+            exchange(first, second).unwrap_or_else(|error| panic!("{what}: {error}"));
+            exchange(second, first).unwrap_or_else(|error| panic!("{what}, back: {error}"));
+        }
+        for (mut client, to) in inward {
+            client.write_all(b"word\n").expect("to write");
+            client.set_read_timeout(Some(SOON)).expect("a deadline");
+            let mut buffer = [0; 256];
+            let answered = client
+                .read(&mut buffer)
+                .unwrap_or_else(|error| panic!("{to} after {silence:?}: {error}"));
+            assert_eq!(&buffer[..answered], b"web word\n", "{to}");
+        }
+        let own = untranslated(&town, &capture);
+        assert!(own.is_empty(), "after {silence:?}: {own:?} came out");
     }
 }
 

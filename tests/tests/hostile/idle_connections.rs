@@ -147,6 +147,37 @@ fn untranslated(capture: &PacketSocket) -> usize {
     came.iter().filter(|frame| is_pods(&frame.bytes)).count()
 }
 
+/// The metrics of the tables of flows are right within 1 %.
+#[track_caller]
+fn assert_gauges_are_right(town: &Town) {
+    const TABLES: [&str; 3] = ["FLOWS", "STREAMS", "NEW_FLOWS"];
+    let count = || TABLES.map(|table| town.node().table::<40, 64>(table).len());
+    let before = count();
+    let metrics = town
+        .node()
+        .http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/metrics")
+        .expect("metrics")
+        .body;
+    let after = count();
+    for (number, table) in TABLES.iter().enumerate() {
+        let name = format!("millrace_map_entries{{map=\"{}\"}} ", table.to_lowercase());
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        let gauge: usize = line.expect(&name).parse().expect("a number");
+        let (least, most) = (
+            before[number].min(after[number]),
+            before[number].max(after[number]),
+        );
+        assert!(
+            gauge * 100 >= least * 99 && gauge * 100 <= most * 101,
+            "{table}: {gauge} are told, {least} to {most} are there"
+        );
+    }
+    assert!(
+        before[0] > 0 && before[2] > 1000,
+        "there are flows to count: {before:?}"
+    );
+}
+
 #[test]
 fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     harness::require_root!();
@@ -237,6 +268,7 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
             flood.send(&packet::tcp(from, node_port, packet::SYN, number, b""));
         }
     });
+    assert_gauges_are_right(&town);
     let capture = outside.packet_socket("eth0").expect("a capture");
     let dead = dead(&mut idle);
     let left = untranslated(&capture);

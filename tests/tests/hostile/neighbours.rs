@@ -1,13 +1,14 @@
 //! A pod's share of the node's table of neighbours is its own addresses. The table is one for all interfaces
 //! (`gc_thresh3`), so a pod that fills it cuts the node off.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use harness::forge::{Ethernet, link, packet};
-use harness::{Frame, Pod};
+use harness::{Frame, Node, Pod, Probe, eventually};
+use proxy_common::maps::Reason;
 use serde_json::Value;
 
-use crate::town::{SOON, Town, captured};
+use crate::town::{SECOND, SOON, Town, captured, of_family};
 
 const MANY: u16 = 100;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -15,9 +16,15 @@ const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The neighbours that the node knows at a pod's interface.
 fn known(pod: &Pod) -> Vec<String> {
-    let mut command = pod.node().command("ip");
+    known_at(pod.node(), pod.host_interface(), &[])
+}
+
+/// The neighbours that the node knows at an interface, by what `ip neigh` selects.
+fn known_at(node: &Node, interface: &str, selected: &[&str]) -> Vec<String> {
+    let mut command = node.command("ip");
     let output = command
-        .args(["-j", "neigh", "show", "dev", pod.host_interface()])
+        .args(["-j", "neigh", "show", "dev", interface])
+        .args(selected)
         .output();
     let output = output.expect("running ip");
     let entries: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -25,6 +32,11 @@ fn known(pod: &Pod) -> Vec<String> {
         .iter()
         .filter_map(|entry| Some(entry["dst"].as_str()?.to_owned()))
         .collect()
+}
+
+/// How many neighbours the node has an entry of at its uplink, those that it looks for included.
+fn looked_for(node: &Node) -> usize {
+    known_at(node, "eth0", &["nud", "all"]).len()
 }
 
 fn own(pod: &Pod) -> Vec<String> {
@@ -177,4 +189,77 @@ fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
         forge.send(&packet::udp((foreign, 9).into(), (GATEWAY6, 9).into(), b"?"));
     }
     assert_only_own_are_known(&town, "echo requests");
+}
+
+/// The hosts of the node's subnets are the node's neighbours, and a pod may send to each of them.
+#[test]
+fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
+    /// What a pod's share lets through in the time of a scan.
+    const FEW: usize = 100;
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    let _servers = town.outside.serve(9100);
+    let refused = || node.counters()[Reason::NeighbourShare as usize];
+    for v4 in [true, false] {
+        let before = (looked_for(node), refused());
+        let forge = town.pod.forge_out();
+        let from = of_family(&town.pod, v4);
+        // Any packet: a datagram, a segment of no connection, an echo request.
+        for number in 0..600_u16 {
+            let last = 20 + number % 200;
+            let to: IpAddr = match of_family(node, v4) {
+                IpAddr::V4(ip) => Ipv4Addr::from((ip.to_bits() & !0xff) | u32::from(last)).into(),
+                IpAddr::V6(ip) => Ipv6Addr::from((ip.to_bits() & !0xffff) | u128::from(1000 + number)).into(),
+            };
+            if town.outside.addresses().contains(&to) || town.world.node(2).addresses().contains(&to) {
+                continue;
+            }
+            let (source, target) = ((from, 4000).into(), (to, 53).into());
+            forge.send(&match number % 3 {
+                0 => packet::udp(source, target, b"?"),
+                1 => packet::tcp(source, target, packet::ACK, 7, b"?"),
+                _ => packet::echo(from, to, true, number, b"?"),
+            });
+        }
+        eventually("packets to be refused", SOON, || refused() > before.1 + 300);
+        let new = looked_for(node).saturating_sub(before.0);
+        assert!(new <= FEW, "{new} neighbours for a scan from {from}");
+        // The pod still reaches a neighbour that the node knows, and others reach new ones.
+        let to = (of_family(&town.outside, v4), 9100).into();
+        for pod in [&town.pod, &town.web] {
+            let answer = pod.ask_within(Probe::Tcp, to, SECOND);
+            assert!(answer.is_ok(), "from {} after a scan: {answer:?}", pod.ip());
+        }
+    }
+}
+
+/// A neighbour that the node does not know any more is found for each pod.
+#[test]
+fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    let _servers = town.outside.serve(9100);
+    let IpAddr::V4(own) = of_family(node, true) else {
+        panic!("an IPv4 address")
+    };
+    let forge = town.pod.forge_out();
+    for round in 0..3 {
+        for last in 20..220_u32 {
+            let to = Ipv4Addr::from((own.to_bits() & !0xff) | last);
+            if to != town.outside.ip() {
+                forge.send(&packet::udp((town.pod.ip(), 4000).into(), (to, 53).into(), b"?"));
+            }
+        }
+        let mut forget = node.command("ip");
+        let gone = forget
+            .args(["neigh", "del", &town.outside.ip().to_string(), "dev", "eth0"])
+            .status();
+        assert!(gone.expect("running ip").success());
+        let answer = town
+            .web
+            .ask_within(Probe::Udp, (town.outside.ip(), 9100).into(), SECOND);
+        assert!(answer.is_ok(), "round {round}: {answer:?}");
+    }
 }

@@ -1,7 +1,9 @@
 //! What the programs need to know of the node: the one element of the map `CONFIG`.
 
 use ipnet::IpNet;
-use proxy_common::maps::{Config, ConfigFlags, Lifetime, MAX_OWN_RANGES, MAX_SERVICE_RANGES};
+use proxy_common::maps::{
+    Config, ConfigFlags, Lifetime, MAX_ON_LINK_RANGES, MAX_OWN_RANGES, MAX_SERVICE_RANGES,
+};
 use proxy_common::{Ip, Port};
 
 use crate::agent::ranges::range_words;
@@ -24,8 +26,8 @@ pub struct Facts<'a> {
     pub pods: &'a Plan,
     /// The ranges of virtual addresses.
     pub service_cidrs: &'a [IpNet],
-    /// Whether there are virtual addresses outside of those.
-    pub stray_addresses: bool,
+    /// Bits of [`ConfigFlags`] that follow from the node's links, settings and virtual addresses.
+    pub flags: u32,
     /// The ranges of this node's pods, if our plugin makes them: with another plugin they may be used anywhere.
     pub own_pods: Vec<IpNet>,
     /// A range of each family around all pods.
@@ -33,9 +35,7 @@ pub struct Facts<'a> {
     /// The index of the tunnel's device.
     pub tunnel: Option<u32>,
     /// Interfaces with strict reverse-path filtering.
-    pub strict_interfaces: Vec<u32>,
-    /// Whether ranges are the node's own by a route.
-    pub has_local_ranges: bool,
+    pub strict_interfaces: &'a [u32],
 }
 
 impl Facts<'_> {
@@ -76,6 +76,7 @@ impl Facts<'_> {
             connection_share: share(datapath.flows.capacity()),
             stream_share: share(datapath.streams.capacity()),
             // Older ones give their ports up after two ticks, so a client holds half of them at the most.
+            neighbour_share: NEIGHBOUR_SHARE,
             unanswered_share: (u32::from(ports.count()) / 2).max(1),
             ..Config::default()
         };
@@ -91,7 +92,10 @@ impl Facts<'_> {
         for (to, address) in config.broadcasts.iter_mut().zip(broadcasts) {
             *to = Ip::from(*address).v4_word();
         }
-        for (to, interface) in config.strict_interfaces.iter_mut().zip(&self.strict_interfaces) {
+        for (index, range) in self.addresses.on_link.iter().take(MAX_ON_LINK_RANGES).enumerate() {
+            (config.on_link_range[index], config.on_link_mask[index]) = range_words(range);
+        }
+        for (to, interface) in config.strict_interfaces.iter_mut().zip(self.strict_interfaces) {
             *to = *interface;
         }
         for (index, range) in self.service_cidrs.iter().take(MAX_SERVICE_RANGES).enumerate() {
@@ -104,7 +108,8 @@ impl Facts<'_> {
 
     fn flags(&self, options: &AgentOptions) -> u32 {
         let configuration = &options.configuration;
-        let mut flags = match configuration.socket_lb {
+        let mut flags = self.flags;
+        flags |= match configuration.socket_lb {
             SocketLb::All => ConfigFlags::SOCKETS_OF_NODE | ConfigFlags::SOCKETS_OF_PODS,
             SocketLb::Host => ConfigFlags::SOCKETS_OF_NODE,
             SocketLb::Off => 0,
@@ -113,10 +118,8 @@ impl Facts<'_> {
             let all = self.addresses.all.iter();
             all.filter(|address| address.is_ipv4() == v4).count() > 1
         };
-        for (set, flag) in [
+        flags |= of_conditions([
             (several(true) || several(false), ConfigFlags::MORE_NODE_ADDRESSES),
-            (self.stray_addresses, ConfigFlags::STRAY_ADDRESSES),
-            (self.has_local_ranges, ConfigFlags::LOCAL_RANGES),
             (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
             (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
             (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),
@@ -124,12 +127,20 @@ impl Facts<'_> {
                 configuration.host_routing == HostRouting::Redirect,
                 ConfigFlags::REDIRECT_TO_PODS,
             ),
-        ] {
-            flags |= if set { flag } else { 0 };
-        }
+        ]);
         flags
     }
 }
+
+/// The bits whose conditions hold.
+pub fn of_conditions<const N: usize>(conditions: [(bool, u32); N]) -> u32 {
+    let holding = conditions.into_iter().filter(|(holds, _)| *holds);
+    holding.fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// How many new neighbours a pod may make the node look for: half of it in each second. With the 8 seconds that an entry
+/// stays, a pod holds an eighth of the kernel's table (`net.ipv4.neigh.default.gc_thresh3`) at the most.
+const NEIGHBOUR_SHARE: u32 = 32;
 
 /// A client's share of a table that evicts nothing: a quarter of its flows, each of which has two entries.
 const fn share(entries: u32) -> u32 {

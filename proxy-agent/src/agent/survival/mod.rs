@@ -155,7 +155,7 @@ async fn look_at_node(agent: &mut Agent) {
     let turn = agent.survival.turn.wrapping_add(1);
     agent.survival.turn = turn;
     look_at_pins(agent);
-    if agent.node.has_other_filters() {
+    if agent.node.has_other_settings(&agent.options) {
         agent.refresh_node().await;
     }
     let changed = agent.node.changed_settings();

@@ -226,11 +226,24 @@ impl Tables for Live<'_> {
         true
     }
 
+    fn lacks_neighbour(&self, _headers: &Headers, _interface: u32) -> bool {
+        false
+    }
+
+    fn note_neighbour(&self, _config: &Config, _interface: u32) -> bool {
+        true
+    }
+
     fn fragment(&self, _key: &FragmentKey) -> Option<FragmentPorts> {
         None
     }
 
     fn replace_fragment(&self, _key: &FragmentKey, _ports: &FragmentPorts) {}
+
+    /// A packet's affair.
+    fn has_own_connection(&self, _key: &FlowKey) -> bool {
+        false
+    }
 
     /// Hooks change no source.
     fn has_own_socket(&self, _key: &FlowKey) -> bool {

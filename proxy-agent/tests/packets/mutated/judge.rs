@@ -80,6 +80,11 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         Err(_) if program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) => {
             return check(verdict == SHOT && is_pods_outwards(frame), || "not owed".into());
         }
+        // Nor does a source that comes from nowhere enter in it.
+        Err(_) if is_forged_unread(frontends, program, frame) => {
+            let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
+            return check(is_dropped, || "a forged source before odd headers".into());
+        }
         Err(odd) => return check(reason == Some(odd), || format!("left alone as {odd:?}")),
     };
     let [from, _] = layout.ends(frame, L3);
@@ -107,8 +112,9 @@ fn is_forged(frontends: &Frontends, program: usize, from: IpAddr) -> bool {
         IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
         IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0]),
     };
+    let is_virtual = !is_node(from) && frontends.keys().any(|(known, _)| known.ip() == from);
     if program == super::FROM_POD {
-        return in_service_range;
+        return in_service_range || is_virtual;
     }
     if program != FROM_UPLINK {
         return false;
@@ -127,22 +133,44 @@ fn is_forged(frontends: &Frontends, program: usize, from: IpAddr) -> bool {
                 || address.segments().starts_with(&[0xfd00, 0x244, 1, 0])
         }
     };
-    in_service_range || is_no_host || is_node(from) || frontends.keys().any(|(known, _)| known.ip() == from)
+    in_service_range || is_no_host || is_node(from) || is_virtual
+}
+
+/// Whether the addresses of a packet stand before what cannot be read, and the table of entries refuses the source. What goes
+/// to no single host is none of it.
+fn is_forged_unread(frontends: &Frontends, program: usize, frame: &[u8]) -> bool {
+    let is_whole = match crate::frame::ether_type(frame) {
+        0x0800 => frame.len() >= L3 + 20 && frame[L3] >> 4 == 4 && frame[L3] & 15 >= 5,
+        0x86dd => frame.len() >= L3 + 40 && frame[L3] >> 4 == 6,
+        _ => false,
+    };
+    let Some((from, to)) = is_whole.then(|| addresses(frame)).flatten() else {
+        return false;
+    };
+    let has_one_receiver = match to {
+        IpAddr::V4(to) => matches!(to.octets()[0], 1..=223),
+        IpAddr::V6(to) => !to.is_multicast() && !to.is_unspecified(),
+    };
+    !from.is_unspecified() && has_one_receiver && is_forged(frontends, program, from)
+}
+
+/// Source and destination of an IP packet, as far as they are there.
+fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let of = |at: usize, len: usize| frame.get(L3 + at..L3 + at + len);
+    let address = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
+        Ok(v4) => Some(IpAddr::from(v4)),
+        Err(_) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+    };
+    let (from, to) = match crate::frame::ether_type(frame) {
+        0x0800 => (of(12, 4)?, of(16, 4)?),
+        _ => (of(8, 16)?, of(24, 16)?),
+    };
+    Some((address(from)?, address(to)?))
 }
 
 /// Whether an IP packet of a pod's goes to the world outside, as far as its addresses are there.
 fn is_pods_outwards(frame: &[u8]) -> bool {
-    let of = |at: usize, len: usize| frame.get(L3 + at..L3 + at + len).map(<[u8]>::to_vec);
-    let address = |bytes: Vec<u8>| match <[u8; 4]>::try_from(bytes.clone()) {
-        Ok(v4) => Some(IpAddr::from(v4)),
-        Err(_) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-    };
-    let ends = match crate::frame::ether_type(frame) {
-        0x0800 => (of(12, 4), of(16, 4)),
-        _ => (of(8, 16), of(24, 16)),
-    };
-    let (from, to) = (ends.0.and_then(address), ends.1.and_then(address));
-    from.is_some_and(is_pod) && to.is_some_and(is_outside)
+    addresses(frame).is_some_and(|(from, to)| is_pod(from) && is_outside(to))
 }
 
 /// Whether the rules allow this reason, by where the packet goes.

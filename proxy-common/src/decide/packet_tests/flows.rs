@@ -307,3 +307,64 @@ fn the_state_of_a_flow_is_the_same_in_both_entries() {
     let expected = FlowState::ANSWERED | FlowState::CONFIRMED | FlowState::CLIENT_DONE;
     assert_eq!(states, [expected; 2]);
 }
+
+/// Both are RFC 5961: what a forger can send does not end a connection that is in use.
+#[test]
+fn a_forged_syn_or_fin_ends_no_connection() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
+    let (flow, _) = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Pod));
+    let _ = leaving(
+        &fake,
+        &with_flags(answer(&flow, protocol::TCP), TCP_SYN | TCP_ACK),
+    );
+    let first = Headers {
+        sequence: 1,
+        ..with_flags(request, TCP_ACK)
+    };
+    let _ = entering(&fake, &first, Entry::Pod);
+    let state = || fake.known_flow(&request.flow_key()).unwrap().state();
+    assert!(state().has(FlowState::CONFIRMED));
+    let far = Headers {
+        sequence: 0x1234_5678,
+        ..with_flags(request, TCP_FIN | TCP_ACK)
+    };
+    let _ = entering(&fake, &far, Entry::Pod);
+    assert!(!state().has(FlowState::CLIENT_DONE), "a FIN with any number");
+    let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
+    assert!(state().has(FlowState::CLIENT_DONE));
+
+    let other = packet(protocol::TCP, (POD, 40_001), (VIP, 80));
+    let (flow, _) = translated(entering(&fake, &with_flags(other, TCP_SYN), Entry::Pod));
+    let _ = leaving(
+        &fake,
+        &with_flags(answer(&flow, protocol::TCP), TCP_SYN | TCP_ACK),
+    );
+    let _ = entering(&fake, &with_flags(other, TCP_ACK), Entry::Pod);
+    fake.backends[0].state = BackendState::Terminating as u8;
+    let again = translated(entering(&fake, &with_flags(other, TCP_SYN), Entry::Pod)).1;
+    assert_eq!(again, Reason::Established, "of a backend that is going");
+}
+
+#[test]
+fn a_stream_that_is_in_use_gives_no_way_to_a_datagram_to_its_backend() {
+    let mut fake = masquerading();
+    let key = node_port(&mut fake, protocol::UDP, &[(POD, 8080)]);
+    fake.frontends.get_mut(&key).unwrap().flags |= FrontendFlags::KEEP_SOURCE;
+    fake.config.pods_answer_outside = 1;
+    let request = packet(protocol::UDP, (OUTSIDE, 40_000), (NODE, 30_080));
+    let reply = packet(protocol::UDP, (POD, 8080), (OUTSIDE, 40_000));
+    for _ in 0..3 {
+        let _ = translated(entering(&fake, &request, Entry::Uplink));
+        let _ = translated(entering(&fake, &reply, Entry::Pod));
+        fake.pass_ticks(1);
+    }
+    let direct = packet(protocol::UDP, (OUTSIDE, 40_000), (POD, 8080));
+    let _ = entering(&fake, &direct, Entry::Uplink);
+    let _ = translated(entering(&fake, &reply, Entry::Pod));
+    fake.pass_ticks(11);
+    let _ = entering(&fake, &direct, Entry::Uplink);
+    let after = entering(&fake, &reply, Entry::Pod).0;
+    assert_eq!(after, Decision::Pass(Reason::NotOurs), "it was silent");
+}

@@ -187,3 +187,74 @@ fn an_unconnected_socket_follows_the_port_to_another_pod() {
         }
     }
 }
+
+/// A pod may ask for any host port, those that flows have as source included.
+#[test]
+fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
+    for protocol in [protocol::TCP, protocol::UDP] {
+        let mut fake = masquerading();
+        let detail = if protocol == protocol::TCP { TCP_SYN } else { 0 };
+        let request = packet(protocol, (POD, 40_000), (OUTSIDE, 443));
+        let (flow, _) = translated(leaving_node(&fake, &with_flags(request, detail)));
+        let key = HostPortKey {
+            address: ip("0.0.0.0"),
+            port: flow.sport,
+            protocol,
+            reserved: 0,
+        };
+        fake.host_ports.insert(
+            key,
+            HostPort {
+                pod: ip("10.244.1.99"),
+                port: Port::new(80),
+                reserved: [0; 2],
+                interface: 7,
+                generation: 1,
+            },
+        );
+        let reply = answer(&flow, protocol);
+        let detail = if protocol == protocol::TCP {
+            TCP_SYN | TCP_ACK
+        } else {
+            0
+        };
+        let reply = with_flags(reply, detail);
+        assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
+    }
+}
+
+#[test]
+fn replies_to_the_node_itself_do_not_go_to_a_host_port() {
+    for protocol in [protocol::TCP, protocol::UDP] {
+        let mut fake = masquerading();
+        let key = HostPortKey {
+            address: ip("0.0.0.0"),
+            port: Port::new(45_678),
+            protocol,
+            reserved: 0,
+        };
+        fake.host_ports.insert(
+            key,
+            HostPort {
+                pod: ip("10.244.1.99"),
+                port: Port::new(80),
+                reserved: [0; 2],
+                interface: 7,
+                generation: 1,
+            },
+        );
+        let reply = packet(protocol, (OUTSIDE, 443), (NODE, 45_678));
+        let detail = if protocol == protocol::TCP {
+            TCP_SYN | TCP_ACK
+        } else {
+            0
+        };
+        fake.own_connections.push(reply.flow_key());
+        let to_node = entering(&fake, &with_flags(reply, detail), Entry::Uplink).0;
+        assert_eq!(to_node, Decision::Pass(Reason::NotOurs));
+        let other = packet(protocol, (OUTSIDE, 444), (NODE, 45_678));
+        let detail = if protocol == protocol::TCP { TCP_SYN } else { 0 };
+        let (flow, _) = translated(entering(&fake, &with_flags(other, detail), Entry::Uplink));
+        assert_eq!(flow.dst, ip("10.244.1.99"));
+    }
+}

@@ -1,11 +1,13 @@
 //! What the packet decision owes, one test per rule.
 
 mod cluster_ip;
+mod direct;
 mod egress;
 mod flows;
 mod fragments;
 mod host_ports;
 mod local;
+mod local_sockets;
 mod outside;
 mod sender;
 mod shares;
@@ -70,8 +72,14 @@ fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
     assert_eq!(reply.deliver, deliver as u8);
 }
 
+/// The same with these flags; a FIN stands behind a SYN with the number 0.
 fn with_flags(headers: Headers, detail: u8) -> Headers {
-    Headers { detail, ..headers }
+    let sequence = u32::from(headers.protocol == protocol::TCP && detail & TCP_FIN != 0);
+    Headers {
+        detail,
+        sequence,
+        ..headers
+    }
 }
 
 /// An echo request, or the reply to one, with this identifier.

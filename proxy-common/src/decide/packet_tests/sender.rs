@@ -58,7 +58,7 @@ const fn beside(ether_type: u16) -> Frame {
     Frame {
         ether_type,
         vlan: Frame::UNTAGGED,
-        is_for_interface: true,
+        is_for_other: false,
     }
 }
 

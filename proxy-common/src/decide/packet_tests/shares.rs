@@ -1,7 +1,7 @@
 //! What a client may use of the tables and source ports that all clients share.
 
 use super::*;
-use crate::maps::{FlowKey, Unanswered};
+use crate::maps::{FlowKey, RecentCount};
 
 /// Lets a connection of this client through its handshake.
 fn open(fake: &Fake, client: &str, sport: u16) -> FlowKey {
@@ -102,9 +102,9 @@ fn flows_without_a_reply_have_a_share_of_source_ports_that_comes_back_with_time(
     assert_eq!(begins("172.31.0.6"), 10, "another client");
     fake.pass_ticks(1);
     assert_eq!(connect(OUTSIDE, 50_000), Decision::Translate(Reason::NewFlow));
-    assert_eq!(Unanswered { tick: 5, count: 8 }.at(5), 8);
+    assert_eq!(RecentCount { tick: 5, count: 8 }.at(5), 8);
     assert_eq!(
-        [6, 7, 8].map(|now| Unanswered { tick: 5, count: 8 }.at(now)),
+        [6, 7, 8].map(|now| RecentCount { tick: 5, count: 8 }.at(now)),
         [4, 2, 0]
     );
 }
@@ -142,4 +142,45 @@ fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
     let _ = translated(connect(40_001, TCP_ACK));
     fake.pass_ticks(100);
     assert_eq!(connect(40_002, TCP_SYN).0, Decision::Drop(Reason::NoSourcePort));
+}
+
+#[test]
+fn a_client_has_half_of_the_source_ports_towards_a_backend() {
+    let mut fake = Fake::node();
+    node_port(&mut fake, protocol::UDP, &[("10.244.2.2", 8080)]);
+    fake.config.masquerade_count = 100;
+    fake.config.unanswered_share = u32::MAX;
+    let ports = |client| -> std::collections::BTreeSet<u16> {
+        let begun = (0..2000).filter_map(|n| {
+            let request = packet(protocol::UDP, (client, 20_000 + n), (NODE, 30_080));
+            match entering(&fake, &request, Entry::Uplink) {
+                (Decision::Translate(_), flow) => Some(flow.sport.number()),
+                _ => None,
+            }
+        });
+        begun.collect()
+    };
+    let first = ports(OUTSIDE);
+    assert!(first.len() > 45 && first.len() <= 50, "{} ports", first.len());
+    let second = ports("172.31.0.6");
+    assert!(second.len() > 15, "{} ports for another client", second.len());
+    assert!(first.is_disjoint(&second), "none is given twice");
+}
+
+#[test]
+fn clients_that_want_all_leave_room_for_others() {
+    let mut fake = Fake::node();
+    fake.own_pods.insert(ip(POD), Pod::default());
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    fake.config.connection_share = 25;
+    let protected = |client: &str, count: u16| {
+        let opened = (0..count).map(|n| open(&fake, client, 40_000 + n));
+        let keys: Vec<_> = opened.collect();
+        keys.iter().filter(|key| is_protected(&fake, key)).count()
+    };
+    let all: Vec<_> = (1..=9).map(|n| protected(&format!("172.31.0.{n}"), 40)).collect();
+    assert_eq!(all[..2], [25, 25], "{all:?}");
+    let taken: usize = all.iter().sum();
+    assert!(taken <= 75, "{all:?}: the last quarter is for pods of this node");
+    assert_eq!(protected(POD, 12), 12);
 }

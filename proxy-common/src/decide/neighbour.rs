@@ -1,0 +1,59 @@
+//! Which packets of a pod may make the node look for a neighbour.
+//!
+//! The kernel's neighbour tables hold `gc_thresh3` entries for all interfaces, 1024 by default. A pod that sends to all
+//! addresses of the node's subnet would fill them, and the node then finds neither its gateway nor other nodes. So a pod has
+//! a share: few packets in a tick may go to neighbours that the node does not know. What goes to known ones is not counted.
+//!
+//! Only hosts on a link of the node are asked for here. All others are reached by a gateway, and pods have fixed entries.
+
+use super::{Tables, Work};
+
+/// Whether a packet of a pod that goes on as it is may go to the neighbour it needs.
+#[inline(always)]
+pub fn may_resolve<T: Tables>(tables: &T, work: &Work) -> bool {
+    let Some(config) = tables.config() else {
+        return true;
+    };
+    let to = &work.headers.dst;
+    !config.is_on_link(to)
+        || config.is_node_address(to)
+        || !tables.lacks_neighbour(&work.headers, work.interface)
+        || tables.note_neighbour(config, work.interface)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::testing::{Fake, ip, packet};
+    use crate::protocol;
+
+    fn fake() -> Fake {
+        let mut fake = Fake::node();
+        fake.config.on_link_range[0] = ip("192.168.50.0");
+        fake.config.on_link_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
+        fake.config.neighbour_share = 4;
+        fake
+    }
+
+    fn may_send(fake: &Fake, interface: u32, to: &str) -> bool {
+        let mut work = Work::new(packet(protocol::UDP, ("10.244.1.10", 4000), (to, 53)));
+        work.interface = interface;
+        may_resolve(fake, &work)
+    }
+
+    #[test]
+    fn a_pod_asks_for_a_few_neighbours_in_a_tick() {
+        let mut fake = fake();
+        fake.known_neighbours.push(ip("192.168.50.1"));
+        let unknown: Vec<_> = (20..40).map(|last| format!("192.168.50.{last}")).collect();
+        let went = |interface| unknown.iter().filter(|to| may_send(&fake, interface, to)).count();
+        assert_eq!(went(7), 4);
+        assert_eq!(went(7), 0);
+        assert!(may_send(&fake, 7, "192.168.50.1"), "a neighbour that is known");
+        assert!(may_send(&fake, 7, "192.168.50.11"), "the node itself");
+        assert!(may_send(&fake, 7, "172.31.0.5"), "by a gateway");
+        assert_eq!(went(8), 4, "another pod");
+        fake.pass_ticks(1);
+        assert_eq!(went(7), 2, "half of them are forgotten");
+    }
+}
