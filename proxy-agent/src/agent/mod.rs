@@ -51,7 +51,7 @@ use bookkeeping::{Bookkeeping, Wishes};
 use flows::Passes;
 use node::NodeSide;
 use outward::{Note, Outward};
-use survival::Survival;
+use survival::{Survival, Teller};
 use table_sizes::Arrivals;
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
@@ -133,13 +133,9 @@ impl Agent {
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
         let (source, recorder) = start_source(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
-        let bookkeeping = Bookkeeping::start(places(&options), outward.faults());
-        let survival = Survival::start(
-            places(&options),
-            &options.node_name,
-            outward.recorder(),
-            outward.metrics.clone(),
-        );
+        let teller = Teller::new(&options.node_name, outward.recorder(), outward.metrics.clone());
+        let bookkeeping = Bookkeeping::start(places(&options), outward.faults(), teller.clone());
+        let survival = Survival::start(places(&options), teller);
         let mut readings = reconfigure::start(options.config_files.clone());
         let (passes, mut outcomes, mut walk) = Passes::new();
 
@@ -359,8 +355,12 @@ impl Agent {
     }
 
     async fn network_changed(&mut self, relevant: bool) {
-        if self.node.take_concern_of_pods() {
+        let concerns = self.node.take_concerns();
+        if concerns.pods {
             self.survival.wake();
+        }
+        if concerns.limits {
+            self.bookkeeping.look_again();
         }
         if relevant && self.synced {
             self.refresh_node().await;

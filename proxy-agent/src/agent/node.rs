@@ -7,6 +7,7 @@ mod pod_sockets;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
 use proxy_common::Ip;
 use proxy_common::maps::{AddressFlags, InUse, NodeNumber};
@@ -53,8 +54,16 @@ pub struct NodeSide {
     opens_loopback: bool,
     /// Interfaces that something was taken from since it was asked last.
     touched: BTreeSet<u32>,
-    /// Whether something of pods may have gone.
-    concerns_pods: bool,
+    concerns: Concerns,
+}
+
+/// What may have gone since this was asked last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Concerns {
+    /// Something of pods of ours.
+    pub pods: bool,
+    /// Something of their limits.
+    pub limits: bool,
 }
 
 impl NodeSide {
@@ -78,7 +87,10 @@ impl NodeSide {
             pod_ranges: PodRanges::default(),
             opens_loopback: false,
             touched: BTreeSet::new(),
-            concerns_pods: true,
+            concerns: Concerns {
+                pods: true,
+                limits: false,
+            },
             monitor,
             netlink,
         };
@@ -113,18 +125,22 @@ impl NodeSide {
             link.is_none_or(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod)
         };
         let is_pods = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
-        self.concerns_pods |= change.resynced
+        self.concerns.pods |= change.resynced
             || change.links.iter().chain(&change.touched).any(is_own_pods)
             || change.routes.iter().any(is_pods);
+        let is_limiters = |index: &u32| links.get(*index).is_some_and(|link| is_of_limiter(&link.name));
+        self.concerns.limits |= change.resynced
+            || !change.queues.is_empty()
+            || change.links.iter().chain(&change.touched).any(is_limiters);
         self.touched.extend(&change.touched);
         if change.resynced {
             self.touched.extend(links.iter().map(|link| link.index));
         }
     }
 
-    /// Whether something of our own pods may have gone since this was asked last.
-    pub fn take_concern_of_pods(&mut self) -> bool {
-        std::mem::take(&mut self.concerns_pods)
+    /// What may have gone of our own pods since this was asked last.
+    pub fn take_concerns(&mut self) -> Concerns {
+        std::mem::take(&mut self.concerns)
     }
 
     /// Interfaces that something was taken from since this was asked last.

@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::link::{Address, Link};
@@ -27,6 +29,8 @@ pub struct Change {
     pub routes: BTreeSet<IpNet>,
     /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came.
     pub touched: BTreeSet<u32>,
+    /// Parts of limiters that went, and links whose outermost queue came or went.
+    pub queues: BTreeSet<u32>,
     /// Messages were lost and everything was read anew: anything else may have changed too.
     pub resynced: bool,
 }
@@ -122,8 +126,11 @@ impl Links {
     }
 
     fn remove_link(&mut self, index: u32, change: &mut Change) {
-        if self.by_index.remove(&index).is_some() {
+        if let Some(link) = self.by_index.remove(&index) {
             change.links.insert(index);
+            if is_of_limiter(&link.name) {
+                change.queues.insert(index);
+            }
         }
         change.addresses |= self
             .addresses
@@ -201,6 +208,12 @@ impl Links {
             RouteNetlinkMessage::DelRoute(message) => self.take_route(message, false, change),
             RouteNetlinkMessage::DelNeighbour(message) => {
                 change.touched.insert(message.header.ifindex);
+            }
+            RouteNetlinkMessage::NewQueueDiscipline(message)
+            | RouteNetlinkMessage::DelQueueDiscipline(message)
+                if message.header.parent == TcHandle::ROOT =>
+            {
+                change.queues.extend(u32::try_from(message.header.index));
             }
             RouteNetlinkMessage::DelQueueDiscipline(message)
             | RouteNetlinkMessage::NewTrafficFilter(message)

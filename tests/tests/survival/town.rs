@@ -30,7 +30,7 @@ pub struct Town {
     pub web: Pod,
     pub near: Pod,
     pub far: Pod,
-    outside: Client,
+    pub outside: Client,
     _servers: Vec<Server>,
 }
 

@@ -9,6 +9,7 @@
 mod keeper;
 mod open;
 mod self_test;
+mod teller;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,11 +18,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use open::open_datapath;
+pub use teller::Teller;
 
 use super::Agent;
 use crate::control::ObjectError;
-use crate::events::{Event, Recorder};
-use crate::metrics::Metrics;
 use crate::network::netlink::Restored;
 use crate::pods::Places;
 use crate::pods::restore::Restored as PodsRestored;
@@ -31,14 +31,10 @@ use keeper::Waker;
 const LOOK: Duration = Duration::from_secs(1);
 /// Filters of all interfaces are looked at once in so many looks: the kernel tells when they change.
 const ROUNDS: u32 = 16;
-/// An event names no more than this.
-const MOST_TOLD: usize = 8;
 
 /// What the agent watches.
 pub struct Survival {
-    node: String,
-    recorder: Recorder,
-    metrics: Metrics,
+    teller: Teller,
     looks: Interval,
     turn: u32,
     waker: Waker,
@@ -52,14 +48,12 @@ pub struct Survival {
 
 impl Survival {
     /// Starts to watch. Must be called within a tokio runtime.
-    pub fn start(places: Places, node: &str, recorder: Recorder, metrics: Metrics) -> Self {
+    pub fn start(places: Places, teller: Teller) -> Self {
         let (waker, of_pods) = keeper::start(places);
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            node: node.to_owned(),
-            recorder,
-            metrics,
+            teller,
             looks,
             turn: 0,
             waker,
@@ -102,12 +96,7 @@ impl Survival {
     fn lacks(&mut self, what: &'static str, lacking: Vec<ObjectError>) {
         for problem in &lacking {
             if !self.told.contains(problem) {
-                tracing::warn!(object = problem.object, "{}", problem.message);
-                self.tell(
-                    "Warning",
-                    "DataPlaneIncomplete",
-                    format!("{}: {}", problem.object, problem.message),
-                );
+                self.teller.incomplete(problem);
             }
         }
         self.lacking.insert(what, lacking);
@@ -116,26 +105,7 @@ impl Survival {
 
     /// Counts, logs and tells what was made again.
     pub fn restored(&self, restored: &[Restored]) {
-        for (what, object) in restored {
-            tracing::warn!("restored what had gone: {what} ({object})");
-            self.metrics.own.restored(what);
-        }
-        if restored.is_empty() {
-            return;
-        }
-        let named = restored.iter().take(MOST_TOLD);
-        let named: Vec<_> = named.map(|(what, object)| format!("{what} ({object})")).collect();
-        let rest = match restored.len().saturating_sub(MOST_TOLD) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let note = format!("restored what had gone: {}{rest}", named.join(", "));
-        self.tell("Normal", "DataPlaneRestored", note);
-    }
-
-    fn tell(&self, type_: &'static str, reason: &'static str, note: String) {
-        self.recorder
-            .record(Event::of_node(type_, &self.node, reason, "Restore", note));
+        self.teller.restored(restored);
     }
 }
 
