@@ -18,6 +18,7 @@ mod leftovers;
 mod local_ports;
 mod measure;
 mod node;
+mod open_files;
 mod outward;
 mod pod_network;
 mod pod_ranges;
@@ -116,6 +117,7 @@ impl Agent {
     async fn run(options: AgentOptions) -> anyhow::Result<()> {
         tracing::info!(node = options.node_name, source = %options.source, "starting");
         log_configuration(&options);
+        open_files::raise();
         let socket = control::bind(&options.run_dir)?;
         if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {
             tracing::warn!(%error, "others may enter the state directory");
