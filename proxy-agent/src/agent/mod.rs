@@ -25,6 +25,7 @@ mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod sources;
 mod survival;
 mod table_sizes;
 mod trace;
@@ -42,9 +43,8 @@ use crate::apply::{Limits, Programmer, Progress};
 use crate::bpf::Datapath;
 use crate::bpf::pins::Pins;
 use crate::cluster::{Changes, ClusterState};
-use crate::config::{AgentOptions, SourceSpec};
+use crate::config::AgentOptions;
 use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
-use crate::events::Recorder;
 use crate::plan::NodeContext;
 use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
@@ -133,7 +133,7 @@ impl Agent {
         let (questions, mut asked) = mpsc::channel::<Question>(16);
         tokio::spawn(control::serve(socket, questions));
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
-        let (source, recorder) = start_source(&options, events).await?;
+        let (source, recorder) = sources::start(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
         let teller = Teller::new(&options.node_name, outward.recorder(), outward.metrics.clone());
         let bookkeeping = Bookkeeping::start(places(&options), outward.faults(), teller.clone());
@@ -438,27 +438,6 @@ impl Agent {
 /// Whole microseconds, as scripts like them.
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-async fn start_source(
-    options: &AgentOptions,
-    events: mpsc::Sender<Event>,
-) -> anyhow::Result<(source::StateHandle, Recorder)> {
-    match &options.source {
-        SourceSpec::Directory(path) => {
-            let state = source::directory::start(path.clone(), events)?;
-            Ok((state, Recorder::nowhere()))
-        }
-        SourceSpec::Kubernetes => {
-            let kubeconfig = options.kubeconfig.as_deref();
-            let addresses = options.configuration.api_servers.iter();
-            let addresses: Vec<_> = addresses.map(|server| server.uri().clone()).collect();
-            let servers = source::kubernetes::connect(kubeconfig, &addresses).await?;
-            let state = source::kubernetes::start(&servers, &options.node_name, &events);
-            let recorder = Recorder::start(servers, &options.node_name);
-            Ok((state, recorder))
-        }
-    }
 }
 
 /// Where the CNI plugin of this node keeps what it knows.

@@ -87,7 +87,7 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
                 Ok(true) if rate.is_some() && rate == known => {
                     applied
                         .restored
-                        .push(format!("{}: it {way} {}", note.holder(), in_words(rate)))
+                        .push(format!("{}: it {way} {}", note.holder(), in_words(rate)));
                 }
                 Ok(true) => applied
                     .changes
