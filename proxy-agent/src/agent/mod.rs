@@ -123,7 +123,7 @@ impl Agent {
             tracing::warn!(%error, "others may enter the state directory");
         }
         // Another run directory is no leave to work with the same maps.
-        let _owned = Pins::open(&options.bpf_root)?.own()?;
+        let owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
         let datapath = survival::open_datapath(&options, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
@@ -137,7 +137,7 @@ impl Agent {
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
         let teller = Teller::new(&options.node_name, outward.recorder(), outward.metrics.clone());
         let bookkeeping = Bookkeeping::start(places(&options), outward.faults(), teller.clone());
-        let survival = Survival::start(places(&options), teller);
+        let survival = Survival::start(places(&options), teller, owned);
         let mut readings = reconfigure::start(options.config_files.clone());
         let (passes, mut outcomes, mut walk) = Passes::new();
 
@@ -392,6 +392,9 @@ impl Agent {
     }
 
     async fn refresh_node(&mut self) {
+        if self.survival.is_taken() {
+            return;
+        }
         let virtual_addresses = NodeSide::stray_addresses(&self.cluster, &self.options, &self.programmer);
         self.node
             .refresh(

@@ -21,6 +21,8 @@ pub use open::open_datapath;
 pub use teller::Teller;
 
 use super::Agent;
+use crate::bpf::BpfError;
+use crate::bpf::pins::Owned;
 use crate::control::ObjectError;
 use crate::network::netlink::Restored;
 use crate::pods::Places;
@@ -35,6 +37,9 @@ const ROUNDS: u32 = 16;
 /// What the agent watches.
 pub struct Survival {
     teller: Teller,
+    owned: Owned,
+    /// Whether another agent works with the bpf root by now.
+    is_taken: bool,
     looks: Interval,
     turn: u32,
     waker: Waker,
@@ -48,12 +53,14 @@ pub struct Survival {
 
 impl Survival {
     /// Starts to watch. Must be called within a tokio runtime.
-    pub fn start(places: Places, teller: Teller) -> Self {
+    pub fn start(places: Places, teller: Teller, owned: Owned) -> Self {
         let (waker, of_pods) = keeper::start(places);
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             teller,
+            owned,
+            is_taken: false,
             looks,
             turn: 0,
             waker,
@@ -70,6 +77,11 @@ impl Survival {
             Some(done) = self.of_pods.recv() => Some(done),
             _ = self.looks.tick() => None,
         }
+    }
+
+    /// Whether another agent works with the bpf root by now, so that this one would undo its work.
+    pub fn is_taken(&self) -> bool {
+        self.is_taken
     }
 
     /// Hears that something of pods may have gone.
@@ -125,6 +137,9 @@ async fn look_at_node(agent: &mut Agent) {
     let turn = agent.survival.turn.wrapping_add(1);
     agent.survival.turn = turn;
     look_at_pins(agent);
+    if agent.survival.is_taken {
+        return;
+    }
     if agent.node.has_other_filters() {
         agent.refresh_node().await;
     }
@@ -153,7 +168,9 @@ async fn look_at_node(agent: &mut Agent) {
 }
 
 fn look_at_pins(agent: &mut Agent) {
-    let kept = agent.programmer.store().keep_pinned();
+    let owned = agent.survival.owned.keep();
+    agent.survival.is_taken = matches!(owned, Err(BpfError::Taken(_)));
+    let kept = owned.and_then(|()| agent.programmer.store().keep_pinned());
     let lacking = match kept {
         Ok(false) => Vec::new(),
         Ok(true) => {
