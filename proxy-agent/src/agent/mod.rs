@@ -413,7 +413,8 @@ impl Agent {
             any_source,
         });
         self.bookkeeping.look(wishes);
-        self.survival.restored(&self.node.take_restored());
+        let restored = self.node.take_restored();
+        self.survival.restored(&restored);
     }
 
     fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {

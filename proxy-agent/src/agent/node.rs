@@ -149,8 +149,12 @@ impl NodeSide {
     }
 
     /// What was made again since this was asked last.
-    pub fn take_restored(&self) -> Vec<Restored> {
-        self.netlink.take_restored()
+    pub fn take_restored(&mut self) -> Vec<Restored> {
+        let files = self.pods.take_reinstalled().into_iter();
+        let files = files.map(|path| ("file", path.display().to_string()));
+        let mut restored = self.netlink.take_restored();
+        restored.extend(files);
+        restored
     }
 
     /// Settings of the kernel that were made and have another value now.
@@ -161,6 +165,11 @@ impl NodeSide {
         changed.extend(of_loopback.map(|setting| setting.to_string()));
         changed.extend(self.pods.changed_settings());
         changed
+    }
+
+    /// Whether the files for container runtimes are there as they were put.
+    pub fn is_installed(&mut self) -> bool {
+        self.pods.is_installed()
     }
 
     /// Where packets to services and to pods of other nodes should go.

@@ -2,7 +2,7 @@
 
 use harness::{cni, eventually};
 
-use super::town::{SECOND, SOON, Town, of_family};
+use super::town::{LOOKS, SECOND, SOON, Town, of_family};
 
 /// Takes something away, and sees that it is made again.
 #[track_caller]
@@ -123,6 +123,28 @@ fn forwarding_that_is_switched_off_is_switched_on_where_packets_of_pods_come_in(
     town.agents[0].start_again();
     town.agents[0].wait_ready(10 * SECOND);
     town.assert_in_order("after a start");
+}
+
+#[test]
+fn files_for_container_runtimes_come_back() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    for path in [
+        cni::conf_dir(node).join("10-millrace.conflist"),
+        cni::bin_dir(node).join("millrace-cni"),
+    ] {
+        let before = std::fs::read(&path).expect("a file");
+        let count = town.restored("file");
+        std::fs::remove_file(&path).expect("to remove");
+        eventually("the file to come back", LOOKS, || town.restored("file") > count);
+        assert!(
+            std::fs::read(&path).expect("a file") == before,
+            "{}",
+            path.display()
+        );
+    }
+    town.assert_in_order("in the end");
 }
 
 #[test]

@@ -140,7 +140,8 @@ async fn look_at_node(agent: &mut Agent) {
     if agent.survival.is_taken {
         return;
     }
-    if agent.node.has_other_filters() {
+    let is_installed = !turn.is_multiple_of(ROUNDS) || agent.node.is_installed();
+    if agent.node.has_other_filters() || !is_installed {
         agent.refresh_node().await;
     }
     let changed = agent.node.changed_settings();
