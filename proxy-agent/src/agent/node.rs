@@ -11,6 +11,7 @@ use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
 use proxy_common::Ip;
 use proxy_common::maps::{AddressFlags, InUse, NodeNumber};
+use rtnetlink::packet_route::link::LinkFlags;
 
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
@@ -187,6 +188,12 @@ impl NodeSide {
     /// The interface by which the kernel sends to an address.
     pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetworkError> {
         self.netlink.way_to(address).await
+    }
+
+    /// Whether an interface has a carrier: that of a pod has none while the pod keeps its own side switched off.
+    pub fn has_carrier(&self, index: u32) -> bool {
+        let link = self.monitor.links().get(index);
+        link.is_some_and(|link| link.flags.contains(LinkFlags::LowerUp))
     }
 
     /// Whether there is an interface of this index.

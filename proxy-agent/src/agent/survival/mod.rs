@@ -46,6 +46,8 @@ pub struct Survival {
     of_pods: mpsc::Receiver<PodsRestored>,
     /// What is lacking, by who found it.
     lacking: BTreeMap<&'static str, Vec<ObjectError>>,
+    /// What is wrong and no reason for the node not to be ready, by who found it.
+    odd: BTreeMap<&'static str, Vec<ObjectError>>,
     /// What the last self-test found. What is being changed right now may fail once.
     suspects: Vec<ObjectError>,
     told: Vec<ObjectError>,
@@ -66,6 +68,7 @@ impl Survival {
             waker,
             of_pods,
             lacking: BTreeMap::new(),
+            odd: BTreeMap::new(),
             suspects: Vec::new(),
             told: Vec::new(),
         }
@@ -89,9 +92,9 @@ impl Survival {
         self.waker.wake();
     }
 
-    /// What is lacking and cannot be made again.
+    /// What is lacking and cannot be made again, and what is odd.
     pub fn problems(&self) -> impl Iterator<Item = &ObjectError> {
-        self.lacking.values().flatten()
+        self.lacking.values().chain(self.odd.values()).flatten()
     }
 
     /// What `ready` waits for.
@@ -112,7 +115,16 @@ impl Survival {
             }
         }
         self.lacking.insert(what, lacking);
-        self.told = self.problems().cloned().collect();
+        self.told = self.lacking.values().flatten().cloned().collect();
+    }
+
+    /// Names what does not keep the node from being ready. No event tells of it, since pods can cause as much as they like.
+    fn names(&mut self, what: &'static str, odd: Vec<ObjectError>) {
+        let before = self.odd.get(what).map(Vec::as_slice).unwrap_or_default();
+        for problem in odd.iter().filter(|problem| !before.contains(problem)) {
+            tracing::warn!(object = problem.object, "{}", problem.message);
+        }
+        self.odd.insert(what, odd);
     }
 
     /// Counts, logs and tells what was made again.
@@ -127,6 +139,9 @@ pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
         Some(done) => {
             agent.survival.restored(&done.restored);
             agent.survival.lacks("pods to be whole", done.problems);
+            agent
+                .survival
+                .names("pods without an interface", done.without_interface);
         }
         None if agent.synced => look_at_node(agent).await,
         None => {}
@@ -238,8 +253,9 @@ impl Survival {
 
 async fn test(agent: &mut Agent) {
     let before = std::mem::take(&mut agent.survival.suspects);
-    let mut found = self_test::programs(agent);
-    found.extend(self_test::ways(agent, agent.survival.turn as usize, &before).await);
+    let turn = agent.survival.turn as usize;
+    let mut found = self_test::programs(agent, turn, !before.is_empty());
+    found.extend(self_test::ways(agent, turn, &before).await);
     let is_known = |problem: &&ObjectError| before.iter().any(|known| known.object == problem.object);
     let lacking = found.iter().filter(is_known).cloned().collect();
     agent.survival.suspects = found;
