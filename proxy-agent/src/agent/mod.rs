@@ -380,6 +380,7 @@ impl Agent {
         let touched = self.node.take_touched();
         if self.synced && !touched.is_empty() {
             survival::look_at_programs(self, |index| touched.contains(&index)).await;
+            survival::look_ahead(self, |index| touched.contains(&index));
         }
     }
 

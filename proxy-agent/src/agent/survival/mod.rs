@@ -6,6 +6,7 @@
 //! things in the first place; here is only noticed what is to be set again, and counted, logged and told what was. Pods of
 //! ours are [`keeper`]'s. [`self_test`] sends packets that do not exist through all of it.
 
+mod ahead;
 mod keeper;
 mod open;
 mod self_test;
@@ -17,11 +18,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+pub use ahead::look as look_ahead;
 pub use open::open_datapath;
 pub use teller::Teller;
 
 use super::Agent;
 use crate::bpf::BpfError;
+use crate::bpf::links::ahead::{Ahead, Place};
 use crate::bpf::pins::Owned;
 use crate::control::ObjectError;
 use crate::network::netlink::Restored;
@@ -51,6 +54,8 @@ pub struct Survival {
     /// What the last self-test found. What is being changed right now may fail once.
     suspects: Vec<ObjectError>,
     told: Vec<ObjectError>,
+    /// What was last seen before our programs.
+    ahead: BTreeMap<Place, Vec<Ahead>>,
 }
 
 impl Survival {
@@ -71,6 +76,7 @@ impl Survival {
             odd: BTreeMap::new(),
             suspects: Vec::new(),
             told: Vec::new(),
+            ahead: BTreeMap::new(),
         }
     }
 
@@ -176,7 +182,9 @@ async fn look_at_node(agent: &mut Agent) {
         });
         agent.survival.lacks("settings of the kernel", lacking.collect());
     }
-    look_at_programs(agent, |index| index % ROUNDS == turn % ROUNDS).await;
+    let is_due = |index| index % ROUNDS == turn % ROUNDS;
+    look_at_programs(agent, is_due).await;
+    ahead::look(agent, is_due);
     // Programs are run by their pins.
     if !agent.survival.is_lacking(PINS) {
         test(agent).await;
