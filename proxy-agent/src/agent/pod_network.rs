@@ -179,7 +179,10 @@ impl PodNetwork {
     /// Settings that were made and have another value now. The next look makes them again.
     pub fn changed_settings(&mut self) -> Vec<String> {
         let names: Vec<_> = self.let_in.iter().map(String::as_str).collect();
-        let changed = forwarding::changed(&names, self.has(true), self.has(false));
+        let mut changed = forwarding::changed(&names, self.has(true), self.has(false));
+        if let Some(plan) = &self.plan.tunnel {
+            changed.extend(self.tunnel.changed_settings(plan));
+        }
         self.unsettled |= !changed.is_empty();
         changed
     }

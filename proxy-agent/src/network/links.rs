@@ -9,12 +9,14 @@ use std::net::IpAddr;
 
 use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::link::{Address, Link};
 use super::netlink;
+use crate::bpf::links::InterfaceRole;
 
 /// What became different.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,7 +29,8 @@ pub struct Change {
     pub default_routes: bool,
     /// Prefixes of the main table whose routes came or went.
     pub routes: BTreeSet<IpNet>,
-    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came.
+    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of our pods also
+    /// where a neighbour came.
     pub touched: BTreeSet<u32>,
     /// Parts of limiters that went, and links whose outermost queue came or went.
     pub queues: BTreeSet<u32>,
@@ -181,6 +184,18 @@ impl Links {
         }
     }
 
+    /// Whether a neighbour may stand in the place of a pod's, which is there for good. Link-local ones are the kernel's,
+    /// which learns as many as a pod likes.
+    fn may_replace_a_pods(&self, message: &NeighbourMessage) -> bool {
+        let link = self.get(message.header.ifindex);
+        let is_pods = link.is_some_and(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod);
+        let is_link_local = message.attributes.iter().any(|attribute| {
+            matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip))
+                if ip.is_unicast_link_local() || ip.is_multicast())
+        });
+        is_pods && !is_link_local
+    }
+
     /// Folds one message in.
     pub fn take(&mut self, message: &RouteNetlinkMessage, change: &mut Change) {
         match message {
@@ -207,6 +222,9 @@ impl Links {
             RouteNetlinkMessage::NewRoute(message) => self.take_route(message, true, change),
             RouteNetlinkMessage::DelRoute(message) => self.take_route(message, false, change),
             RouteNetlinkMessage::DelNeighbour(message) => {
+                change.touched.insert(message.header.ifindex);
+            }
+            RouteNetlinkMessage::NewNeighbour(message) if self.may_replace_a_pods(message) => {
                 change.touched.insert(message.header.ifindex);
             }
             RouteNetlinkMessage::NewQueueDiscipline(message)

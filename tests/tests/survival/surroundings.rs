@@ -40,6 +40,13 @@ fn what_a_pods_interface_is_owed_comes_back() {
                 .run_ip(&format!("neigh del {address} dev {interface}"));
         });
     }
+    let address = of_family(town.web.addresses(), true);
+    for state in ["permanent", "reachable"] {
+        lose(&town, "neighbour", |town| {
+            let entry = format!("{address} lladdr 02:00:00:00:00:99 dev {interface} nud {state}");
+            town.node().run_ip(&format!("neigh replace {entry}"));
+        });
+    }
     lose(&town, "address", |town| {
         town.node()
             .run_ip(&format!("addr del fe80::1/64 dev {interface}"));
@@ -168,6 +175,12 @@ fn our_own_devices_and_their_entries_come_back() {
     lose(&town, "route", |town| {
         town.node().run_ip(&format!("route flush dev {tunnel}"));
     });
+    for family in ["ipv4", "ipv6"] {
+        lose(&town, "setting", |town| {
+            town.node()
+                .sysctl(&format!("net/{family}/conf/{tunnel}/forwarding"), "0");
+        });
+    }
     let neighbours = shown(&format!("neigh show dev {tunnel}"));
     let end = neighbours.split(' ').next().expect("an end").to_owned();
     lose(&town, "neighbour", |town| {
