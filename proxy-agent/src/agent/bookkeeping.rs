@@ -126,8 +126,8 @@ fn report(collected: &Collected) {
     }
 }
 
-/// Brings limits and exemptions in line with what is wanted, whenever something may have changed, and now and then for what
-/// failed or was not told of.
+/// Brings limits and exemptions in line with what is wanted, whenever something may have changed, and now and
+/// then for what failed or was not told of.
 async fn grant_for_ever(
     places: Places,
     faults: Faults,

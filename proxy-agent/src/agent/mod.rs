@@ -77,18 +77,6 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     result
 }
 
-/// Logs what is in force, and what is odd about it.
-fn log_configuration(options: &AgentOptions) {
-    match serde_json::to_string(&options.configuration) {
-        Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
-        Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
-    }
-    let odd = options.warnings.iter().cloned();
-    for warning in odd.chain(options.configuration.warnings()) {
-        tracing::warn!("{warning}");
-    }
-}
-
 /// All state of a running agent.
 struct Agent {
     options: AgentOptions,
@@ -116,7 +104,7 @@ struct Agent {
 impl Agent {
     async fn run(options: AgentOptions) -> anyhow::Result<()> {
         tracing::info!(node = options.node_name, source = %options.source, "starting");
-        log_configuration(&options);
+        configz::log(&options);
         open_files::raise();
         let socket = control::bind(&options.run_dir)?;
         if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {

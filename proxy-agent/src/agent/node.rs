@@ -190,7 +190,8 @@ impl NodeSide {
         self.netlink.way_to(address).await
     }
 
-    /// Whether an interface has a carrier: that of a pod has none while the pod keeps its own side switched off.
+    /// Whether an interface has a carrier: that of a pod has none while the pod keeps its own side switched
+    /// off.
     pub fn has_carrier(&self, index: u32) -> bool {
         let link = self.monitor.links().get(index);
         link.is_some_and(|link| link.flags.contains(LinkFlags::LowerUp))

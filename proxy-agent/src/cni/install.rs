@@ -137,8 +137,8 @@ impl Installer {
         std::mem::take(&mut self.restored)
     }
 
-    /// Installs the plugin, and then describes the network, if it is ready for pods. What was done is not looked at again
-    /// unless [`Self::is_whole`] found it otherwise.
+    /// Installs the plugin, and then describes the network, if it is ready for pods. What was done is not
+    /// looked at again unless [`Self::is_whole`] found it otherwise.
     pub fn install(&mut self, network: Option<&Network>) -> Result<(), InstallError> {
         if !self.plugin_is_there
             && let Some(dir) = self.bin_dir.clone()

@@ -2,7 +2,8 @@
 //!
 //! A fault that comes and goes every second is one event every ten minutes, and whatever happens, the API server sees no more
 //! than a burst of twenty-five and then one each ten seconds: a thousand nodes may have the same trouble at the same time.
-//! The last ten are for events about the Node: the text of a Service's problem is its owner's, who can change it without end.
+//! The last ten are for events about the Node: the text of a Service's problem is its owner's, who can change
+//! it without end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -29,8 +29,8 @@ pub struct Change {
     pub default_routes: bool,
     /// Prefixes of the main table whose routes came or went.
     pub routes: BTreeSet<IpNet>,
-    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of our pods also
-    /// where a neighbour came.
+    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of
+    /// our pods also where a neighbour came.
     pub touched: BTreeSet<u32>,
     /// Parts of limiters that went, and links whose outermost queue came or went.
     pub queues: BTreeSet<u32>,
@@ -184,8 +184,8 @@ impl Links {
         }
     }
 
-    /// Whether a neighbour may stand in the place of a pod's, which is there for good. Link-local ones are the kernel's,
-    /// which learns as many as a pod likes.
+    /// Whether a neighbour may stand in the place of a pod's, which is there for good. Link-local ones are
+    /// the kernel's, which learns as many as a pod likes.
     fn may_replace_a_pods(&self, message: &NeighbourMessage) -> bool {
         let link = self.get(message.header.ifindex);
         let is_pods = link.is_some_and(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod);

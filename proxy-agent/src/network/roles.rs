@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_limiter_is_no_uplink_whatever_address_it_has() {
+    fn a_pods_limiter_with_an_address_is_no_uplink() {
         let world = node()
             .add(link(9, "ml0123456789ab", "veth"))
             .holding(9, &["198.51.100.1/24"])

@@ -189,7 +189,8 @@ impl Limits<'_> {
         Ok(true)
     }
 
-    /// Whether what enters a limiter comes out at the pod's interface: both ends are on, and the far one leads there.
+    /// Whether what enters a limiter comes out at the pod's interface: both ends are on, and the far one
+    /// leads there.
     fn is_passable(&mut self, limiter: u32) -> Result<bool, NetlinkError> {
         let interfaces = &self.kernel.interfaces;
         let is_on = |index: u32| {

@@ -106,7 +106,8 @@ impl Surroundings {
         }
     }
 
-    /// Where a route leads that keeps a pod's interface from having one to this address, if there is one: an interface, or
+    /// Where a route leads that keeps a pod's interface from having one to this address, if there is one: an
+    /// interface, or
     /// `None` for a route that names none.
     pub fn rival(&self, index: u32, address: IpAddr) -> Option<Option<u32>> {
         let routes = self.routes.get(&address);

@@ -34,8 +34,9 @@ pub struct Restored {
     pub problems: Vec<ObjectError>,
     /// Interfaces of pods, for who looks at their settings.
     pub watched: Vec<Watched>,
-    /// Pods of which a namespace is left and no interface. One that is being removed is among them for a moment. The kernel
-    /// does not tell whether the pod itself removed its end, which every pod with `CAP_NET_ADMIN` can, or the node its own.
+    /// Pods of which a namespace is left and no interface. One that is being removed is among them for a
+    /// moment. The kernel does not tell whether the pod itself removed its end, which every pod with
+    /// `CAP_NET_ADMIN` can, or the node its own.
     pub without_interface: Vec<ObjectError>,
 }
 

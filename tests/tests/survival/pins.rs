@@ -187,7 +187,7 @@ fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
     let before = town.restored("pins");
     drop(lock);
     town.wait_restored("pins", before);
-    // Nobody else gets it now.
+    // No other agent gets it now.
     let place = fs::File::open(root.join("agent")).expect("a directory");
     Flock::lock(place, FlockArg::LockExclusiveNonblock).expect_err("it is locked");
     remove_below(&root);

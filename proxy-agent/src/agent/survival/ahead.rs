@@ -1,4 +1,5 @@
-//! What runs before our programs: named where it is another's; leftovers of ours are detached, or keep the node from being ready.
+//! What runs before our programs: named where it is another's; leftovers of ours are detached, or keep the
+//! node from being ready.
 
 use super::Agent;
 use crate::agent::node::hooks;

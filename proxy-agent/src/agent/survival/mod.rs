@@ -124,7 +124,8 @@ impl Survival {
         self.told = self.lacking.values().flatten().cloned().collect();
     }
 
-    /// Names what does not keep the node from being ready. No event tells of it, since pods can cause as much as they like.
+    /// Names what does not keep the node from being ready. No event tells of it, since pods can cause as much
+    /// as they like.
     fn names(&mut self, what: &'static str, odd: Vec<ObjectError>) {
         let before = self.odd.get(what).map(Vec::as_slice).unwrap_or_default();
         for problem in odd.iter().filter(|problem| !before.contains(problem)) {

@@ -34,8 +34,8 @@ const SERVICES: usize = 8;
 const LOOKED_AT: usize = 64;
 const SOURCE_PORT: u16 = 40_000;
 
-/// Runs all programs that hang somewhere. Those that translate are asked for some services, and fail if all of these do: one
-/// that leads nowhere may be its owner's doing. After a failure, `turn` chooses others.
+/// Runs all programs that hang somewhere. Those that translate are asked for some services, and fail if all
+/// of these do: one that leads nowhere may be its owner's doing. After a failure, `turn` chooses others.
 pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError> {
     let datapath = agent.programmer.store();
     let services = some_services(agent, if has_failed { turn } else { 0 });

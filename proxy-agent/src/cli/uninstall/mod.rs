@@ -2,8 +2,9 @@
 //!
 //! Programs and maps live as long as their pins, so removing the pins below the bpf root detaches and frees them; then
 //! the routes, the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
-//! would put everything back: the locks of the run directory and of the bpf root are held throughout. With `--wait` it is held until a signal ends the program,
-//! which is for pods: a DaemonSet counts only those that stay.
+//! would put everything back: the locks of the run directory and of the bpf root are held throughout. With
+//! `--wait` the former is held until a signal ends the program, which is for pods: a DaemonSet counts only
+//! those that stay.
 //!
 //! Invariant: it can be repeated; whatever an interrupted run left is removed by the next.
 

@@ -1,10 +1,11 @@
 //! What runs before our programs, at the places where they hang.
 //!
-//! A program ahead of ours may end a packet's way or let it pass unseen, and socket hooks may find another address than was
-//! asked for. Other projects do that for good reasons, so it is named and nothing more. Programs of our own that hang there
-//! beside ours are another matter: they are left over from a bpf root that nothing leads to any more, such as one that another
-//! mount hides, and decide by tables that stand still. They are detached if it is certain that they are of this node: they use
-//! a `CONFIG` that names its network namespace and is not the one in force, or a table that such a program uses.
+//! A program ahead of ours may end a packet's way or let it pass unseen, and socket hooks may find another
+//! address than was asked for. Other projects do that for good reasons, so it is named and nothing more.
+//! Programs of our own that hang there beside ours are another matter: they are left over from a bpf root
+//! that nothing leads to any more, such as one that another mount hides, and decide by tables that stand
+//! still. They are detached if it is certain that they are of this node: they use a `CONFIG` that names its
+//! network namespace and is not the one in force, or a table that such a program uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -57,8 +58,8 @@ pub struct InForce {
 }
 
 impl Links {
-    /// Looks what runs before our programs: at the cgroup, at interfaces with links, and at those with filters that `is_due`
-    /// says. Gives all places that were looked at.
+    /// Looks what runs before our programs: at the cgroup, at interfaces with links, and at those with
+    /// filters that `is_due` says. Gives all places that were looked at.
     pub fn ahead(
         &mut self,
         programs: &Programs,
@@ -164,7 +165,8 @@ fn detach_leftover(
     Ok(Kind::Leftover(Some(info.id)))
 }
 
-/// Whether some of these maps belong to a program by one of our names with a `CONFIG` of this node that is not in force.
+/// Whether some of these maps belong to a program by one of our names with a `CONFIG` of this node that is
+/// not in force.
 fn shares_with_the_node(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<bool> {
     for id in query::programs()? {
         // It may have gone meanwhile.

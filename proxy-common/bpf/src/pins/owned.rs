@@ -1,7 +1,7 @@
 //! Whose bpf root it is: the lock that an agent holds for as long as it runs.
 //!
-//! The lock is that of a directory and not of its name. Where the directory is removed, or a mount hides it, another agent could
-//! lock its successor; so the holder compares both, and locks anew.
+//! The lock is that of a directory and not of its name. Where the directory is removed, or a mount hides it,
+//! another agent could lock its successor; so the holder compares both, and locks anew.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -21,12 +21,13 @@ pub struct Owned {
 }
 
 impl Pins {
-    /// Keeps other agents from this root for as long as the answer lives: two would undo each other's work. Fails at once
-    /// where another one has it.
+    /// Keeps other agents from this root for as long as the answer lives: two would undo each other's work.
+    /// Fails at once where another one has it.
     pub fn own(&self) -> Result<Owned, BpfError> {
         let dir = agents_place(&self.root);
         make_dir(&dir)?;
-        // The kernel locks directories of a bpffs as any others; the root itself is locked by those that attach.
+        // The kernel locks directories of a bpffs as any others; the root itself is locked by those that
+        // attach.
         let open = File::open(&dir).map_err(BpfError::file("opening directory", &dir))?;
         match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Owned {

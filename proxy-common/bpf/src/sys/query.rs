@@ -76,8 +76,8 @@ struct NamedMapInfo {
     name: [u8; 16],
 }
 
-/// The ids of the programs that hang at a target (an interface's index, or a cgroup's descriptor), in the order in which they
-/// run.
+/// The ids of the programs that hang at a target (an interface's index, or a cgroup's descriptor), in the
+/// order in which they run.
 pub fn hanging(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; MOST];
     let mut attr = QueryAttr {
