@@ -40,6 +40,14 @@ pub fn limiter_end(attachment: &Attachment) -> String {
     format!("{LIMITER_END_PREFIX}{:012x}", hash(0, attachment) >> 16)
 }
 
+/// Whether an interface is part of a limiter, by its name.
+pub fn is_of_limiter(interface: &str) -> bool {
+    [LIMITER_PREFIX, LIMITER_END_PREFIX].iter().any(|prefix| {
+        let digits = interface.strip_prefix(prefix).unwrap_or_default();
+        digits.len() == 12 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 /// The Ethernet address of the pod's side, unless another is asked for.
 pub fn pod_mac(attachment: &Attachment) -> [u8; 6] {
     mac(hash(1, attachment))

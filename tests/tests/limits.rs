@@ -238,7 +238,7 @@ fn a_limit_holds_where_packets_between_pods_pass_by_the_stack() {
 }
 
 #[test]
-fn a_limiter_that_somebody_removed_is_made_again() {
+fn a_limiter_that_an_administrator_removed_is_made_again() {
     harness::require_root!();
     let town = Town::build(DEFAULTS);
     let node = town.world.node(1);

@@ -336,6 +336,26 @@ fn while_an_agent_runs_nothing_is_removed() {
         message.contains("an agent is running with --run-dir"),
         "{message}"
     );
+    // One with another run directory finds the agent by the bpf root.
+    let output = node
+        .command(harness::millrace())
+        .args(["uninstall", "--run-dir"])
+        .arg(node.dir().join("another-run"))
+        .arg("--bpf-root")
+        .arg(node.bpf_root())
+        .arg("--state-dir")
+        .arg(node.dir().join("state"))
+        .output()
+        .expect("to run it");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && output.stdout.is_empty(), "{message}");
+    for said in [
+        "an agent (process ",
+        "is running with --bpf-root",
+        "stop it first",
+    ] {
+        assert!(message.contains(said), "{message}");
+    }
     assert_same(&before, &network_state(node));
     assert_eq!(pinned.alive(), pinned);
     assert!(agent.is_running());

@@ -84,6 +84,58 @@ impl Limiter<'_> {
     }
 }
 
+/// Whether what comes in by the far end of a limiter goes on to an interface, and to nothing else before.
+pub fn leads_to(node: &mut Conversation, end: u32, interface: u32) -> Result<bool, NetlinkError> {
+    let mut message = TcMessage::with_index(end.cast_signed());
+    message.header.parent = TcHandle {
+        major: TcHandle::CLSACT.major,
+        minor: TcHandle::MIN_INGRESS,
+    };
+    let what = format!("listing the filters of interface {end}");
+    let filters = match node.ask(Request::list(
+        what,
+        RouteNetlinkMessage::GetTrafficFilter(message),
+    )) {
+        Err(error) if is_gone(&error) => return Ok(false),
+        found => found?,
+    };
+    let filters = || {
+        filters.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
+            _ => None,
+        })
+    };
+    let is_alone = filters().all(|filter| filter.header.info >> 16 == u32::from(PRIORITY));
+    Ok(is_alone && filters().any(|filter| redirects_to(filter) == Some(interface)))
+}
+
+/// The interface that a filter leads packets to.
+fn redirects_to(filter: &TcMessage) -> Option<u32> {
+    let options = filter.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    let actions = options.flatten().filter_map(|option| match option {
+        TcOption::U32(TcFilterU32Option::Action(actions)) => Some(actions),
+        _ => None,
+    });
+    let attributes = actions.flatten().flat_map(|action| &action.attributes);
+    let mut mirrors = attributes.filter_map(|attribute| match attribute {
+        TcActionAttribute::Options(options) => options.iter().find_map(|option| match option {
+            TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)) => Some(mirror),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let redirects = |mirror: &&TcMirror| mirror.eaction == TcMirrorActionType::IngressRedir;
+    mirrors.find(redirects).map(|mirror| mirror.ifindex)
+}
+
+/// Without an interface ENODEV, without a qdisc EINVAL, without a filter ENOENT.
+fn is_gone(error: &NetlinkError) -> bool {
+    matches!(errno(error), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT))
+}
+
 /// Leads nothing through a limiter of an older version any more: an ifb device, to which a filter at the pod's interface leads.
 pub fn release(node: &mut Conversation, interface: u32) -> Result<(), NetlinkError> {
     let mut message = filter(interface);
@@ -96,8 +148,7 @@ pub fn release(node: &mut Conversation, interface: u32) -> Result<(), NetlinkErr
         RouteNetlinkMessage::DelTrafficFilter(message),
     ));
     match removed {
-        // Without an interface ENODEV, without a qdisc EINVAL, without a filter ENOENT.
-        Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)) => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
         removed => removed.map(drop),
     }
 }

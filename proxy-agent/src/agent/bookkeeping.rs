@@ -10,7 +10,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use crate::cluster::{BandwidthByPod, PodNames};
+use super::survival::Teller;
+use crate::cluster::{Bandwidth, BandwidthByPod, PodNames};
 use crate::control::Reply;
 use crate::http::Faults;
 use crate::pods::collect::Collected;
@@ -19,7 +20,10 @@ use crate::pods::{Places, PodsError, any_source, collect, limits};
 /// How often to look for what was left behind. Nothing younger than a minute is removed anyway.
 const INTERVAL: Duration = Duration::from_mins(3);
 
-/// When to look again at a pod that was just being made.
+/// How often to look at limits, while some pod has one: the kernel tells when they go, as a rule.
+const LIMITS: Duration = Duration::from_secs(20);
+
+/// When to look again at a pod that was just being made, and at a limit that could not be set.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What is said about the pods of this node.
@@ -39,10 +43,10 @@ pub struct Bookkeeping {
 
 impl Bookkeeping {
     /// Starts to look. What is wrong is noted in `faults`.
-    pub fn start(places: Places, faults: Faults) -> Self {
+    pub fn start(places: Places, faults: Faults, teller: Teller) -> Self {
         let (wishes, wanted) = watch::channel(None);
         tokio::spawn(collect_for_ever(places.clone(), faults.clone()));
-        tokio::spawn(grant_for_ever(places.clone(), faults, wanted));
+        tokio::spawn(grant_for_ever(places.clone(), faults, teller, wanted));
         Self { places, wishes }
     }
 
@@ -55,6 +59,11 @@ impl Bookkeeping {
             *known = wishes;
             news
         });
+    }
+
+    /// Hears that something of the limits of pods may have gone.
+    pub fn look_again(&self) {
+        self.wishes.send_modify(|_| {});
     }
 
     /// Answers a question as soon as there is an answer.
@@ -117,40 +126,60 @@ fn report(collected: &Collected) {
     }
 }
 
-/// Brings limits and exemptions in line with what is wanted, whenever something may have changed, and every few minutes for
-/// what failed.
-async fn grant_for_ever(places: Places, faults: Faults, mut wanted: watch::Receiver<Option<Wishes>>) {
-    let mut early = false;
+/// Brings limits and exemptions in line with what is wanted, whenever something may have changed, and now and
+/// then for what failed or was not told of.
+async fn grant_for_ever(
+    places: Places,
+    faults: Faults,
+    teller: Teller,
+    mut wanted: watch::Receiver<Option<Wishes>>,
+) {
+    let mut known = limits::Known::default();
+    let mut again = false;
     loop {
-        let patience = if early { AGAIN } else { INTERVAL };
+        let is_limited = known.values().any(|limits| *limits != Bandwidth::default());
+        let patience = match (again, is_limited) {
+            (true, _) => AGAIN,
+            (_, true) => LIMITS,
+            _ => INTERVAL,
+        };
         if let Ok(Err(_)) = timeout(patience, wanted.changed()).await {
             return;
         }
         let Some(wishes) = wanted.borrow_and_update().clone() else {
             continue;
         };
-        let (looked, bandwidth) = (places.clone(), wishes.bandwidth);
-        let limited = spawn_blocking(move || {
-            let applied = limits::apply(&looked, &bandwidth)?;
-            Ok((applied.changes, applied.errors, applied.early))
+        let (looked, before) = (places.clone(), known.clone());
+        let limited = {
+            let bandwidth = wishes.bandwidth;
+            spawn_blocking(move || limits::apply(&looked, &bandwidth, &before)).await
+        };
+        let limited = limited.map(|looked| {
+            looked.map(|applied| {
+                known = applied.known;
+                let restored = applied.restored.into_iter().map(|limit| ("limit", limit));
+                teller.restored(&restored.collect::<Vec<_>>());
+                let again = applied.early || !applied.errors.is_empty();
+                (applied.changes, applied.errors, again)
+            })
         });
-        early = note(&faults, "limits of pods", limited.await);
+        again = note(&faults, "limits of pods", limited);
         let looked = places.clone();
         let exempted = spawn_blocking(move || {
             let exempted = any_source::apply(&looked, &wishes.any_source)?;
             Ok((exempted.changes, Vec::new(), exempted.early))
         });
-        early |= note(&faults, "podsWithAnySource", exempted.await);
+        again |= note(&faults, "podsWithAnySource", exempted.await);
     }
 }
 
-/// What was changed and what failed, in words, and whether some pod was just being made.
+/// What was changed and what failed, in words, and whether to look again soon.
 type Done = (Vec<String>, Vec<String>, bool);
 
 /// Says what was done, and whether to look again soon.
 fn note(faults: &Faults, subject: &str, done: Result<Result<Done, PodsError>, JoinError>) -> bool {
     match done {
-        Ok(Ok((changes, errors, early))) => {
+        Ok(Ok((changes, errors, again))) => {
             for change in &changes {
                 tracing::info!("{change}");
             }
@@ -159,7 +188,7 @@ fn note(faults: &Faults, subject: &str, done: Result<Result<Done, PodsError>, Jo
             } else if faults.set(subject, errors.join("; ")) {
                 tracing::warn!("{}", errors.join("; "));
             }
-            return early;
+            return again;
         }
         Ok(Err(error)) => {
             if faults.set(subject, error.to_string()) {

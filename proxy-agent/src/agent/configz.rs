@@ -1,4 +1,5 @@
-//! The configuration in force as `/configz` shows it: in kube-proxy's words as far as they go, and in our own.
+//! The configuration in force as the log and `/configz` show it: in kube-proxy's words as far as they go, and in
+//! our own.
 
 use serde_json::{Value, json};
 
@@ -10,6 +11,18 @@ pub fn page(options: &AgentOptions) -> Value {
         "kubeproxy.config.k8s.io": kube_proxy(options),
         "millrace.dev": own(&options.configuration),
     })
+}
+
+/// Logs what is in force, and what is odd about it.
+pub fn log(options: &AgentOptions) {
+    match serde_json::to_string(&options.configuration) {
+        Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
+        Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
+    }
+    let odd = options.warnings.iter().cloned();
+    for warning in odd.chain(options.configuration.warnings()) {
+        tracing::warn!("{warning}");
+    }
 }
 
 fn own(configuration: &Configuration) -> Value {

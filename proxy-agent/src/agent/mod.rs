@@ -18,12 +18,14 @@ mod leftovers;
 mod local_ports;
 mod measure;
 mod node;
+mod open_files;
 mod outward;
 mod pod_network;
 mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod sources;
 mod survival;
 mod table_sizes;
 mod trace;
@@ -41,9 +43,8 @@ use crate::apply::{Limits, Programmer, Progress};
 use crate::bpf::Datapath;
 use crate::bpf::pins::Pins;
 use crate::cluster::{Changes, ClusterState};
-use crate::config::{AgentOptions, SourceSpec};
+use crate::config::AgentOptions;
 use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
-use crate::events::Recorder;
 use crate::plan::NodeContext;
 use crate::pods::{self, Places};
 use crate::source::{self, Event, ObjectIdSet};
@@ -51,7 +52,7 @@ use bookkeeping::{Bookkeeping, Wishes};
 use flows::Passes;
 use node::NodeSide;
 use outward::{Note, Outward};
-use survival::Survival;
+use survival::{Survival, Teller};
 use table_sizes::Arrivals;
 
 /// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
@@ -74,18 +75,6 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     // A source that waits for an API server must not hold up the end.
     runtime.shutdown_background();
     result
-}
-
-/// Logs what is in force, and what is odd about it.
-fn log_configuration(options: &AgentOptions) {
-    match serde_json::to_string(&options.configuration) {
-        Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
-        Err(error) => tracing::warn!(%error, "the configuration cannot be shown"),
-    }
-    let odd = options.warnings.iter().cloned();
-    for warning in odd.chain(options.configuration.warnings()) {
-        tracing::warn!("{warning}");
-    }
 }
 
 /// All state of a running agent.
@@ -115,13 +104,14 @@ struct Agent {
 impl Agent {
     async fn run(options: AgentOptions) -> anyhow::Result<()> {
         tracing::info!(node = options.node_name, source = %options.source, "starting");
-        log_configuration(&options);
+        configz::log(&options);
+        open_files::raise();
         let socket = control::bind(&options.run_dir)?;
         if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {
             tracing::warn!(%error, "others may enter the state directory");
         }
         // Another run directory is no leave to work with the same maps.
-        let _owned = Pins::open(&options.bpf_root)?.own()?;
+        let owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
         let datapath = survival::open_datapath(&options, &table_sizes::initial(limits))?;
         let node = NodeSide::start(&options).await?;
@@ -131,15 +121,11 @@ impl Agent {
         let (questions, mut asked) = mpsc::channel::<Question>(16);
         tokio::spawn(control::serve(socket, questions));
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
-        let (source, recorder) = start_source(&options, events).await?;
+        let (source, recorder) = sources::start(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
-        let bookkeeping = Bookkeeping::start(places(&options), outward.faults());
-        let survival = Survival::start(
-            places(&options),
-            &options.node_name,
-            outward.recorder(),
-            outward.metrics.clone(),
-        );
+        let teller = Teller::new(&options.node_name, outward.recorder(), outward.metrics.clone());
+        let bookkeeping = Bookkeeping::start(places(&options), outward.faults(), teller.clone());
+        let survival = Survival::start(places(&options), teller, owned);
         let mut readings = reconfigure::start(options.config_files.clone());
         let (passes, mut outcomes, mut walk) = Passes::new();
 
@@ -359,8 +345,12 @@ impl Agent {
     }
 
     async fn network_changed(&mut self, relevant: bool) {
-        if self.node.take_concern_of_pods() {
+        let concerns = self.node.take_concerns();
+        if concerns.pods {
             self.survival.wake();
+        }
+        if concerns.limits {
+            self.bookkeeping.look_again();
         }
         if relevant && self.synced {
             self.refresh_node().await;
@@ -378,6 +368,7 @@ impl Agent {
         let touched = self.node.take_touched();
         if self.synced && !touched.is_empty() {
             survival::look_at_programs(self, |index| touched.contains(&index)).await;
+            survival::look_ahead(self, |index| touched.contains(&index));
         }
     }
 
@@ -390,6 +381,9 @@ impl Agent {
     }
 
     async fn refresh_node(&mut self) {
+        if self.survival.is_taken() {
+            return;
+        }
         let virtual_addresses = NodeSide::stray_addresses(&self.cluster, &self.options, &self.programmer);
         self.node
             .refresh(
@@ -408,7 +402,8 @@ impl Agent {
             any_source,
         });
         self.bookkeeping.look(wishes);
-        self.survival.restored(&self.node.take_restored());
+        let restored = self.node.take_restored();
+        self.survival.restored(&restored);
     }
 
     fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {
@@ -436,27 +431,6 @@ impl Agent {
 /// Whole microseconds, as scripts like them.
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-async fn start_source(
-    options: &AgentOptions,
-    events: mpsc::Sender<Event>,
-) -> anyhow::Result<(source::StateHandle, Recorder)> {
-    match &options.source {
-        SourceSpec::Directory(path) => {
-            let state = source::directory::start(path.clone(), events)?;
-            Ok((state, Recorder::nowhere()))
-        }
-        SourceSpec::Kubernetes => {
-            let kubeconfig = options.kubeconfig.as_deref();
-            let addresses = options.configuration.api_servers.iter();
-            let addresses: Vec<_> = addresses.map(|server| server.uri().clone()).collect();
-            let servers = source::kubernetes::connect(kubeconfig, &addresses).await?;
-            let state = source::kubernetes::start(&servers, &options.node_name, &events);
-            let recorder = Recorder::start(servers, &options.node_name);
-            Ok((state, recorder))
-        }
-    }
 }
 
 /// Where the CNI plugin of this node keeps what it knows.

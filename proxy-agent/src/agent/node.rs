@@ -7,9 +7,11 @@ mod pod_sockets;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
 use proxy_common::Ip;
 use proxy_common::maps::{AddressFlags, ConfigFlags, InUse, NodeNumber};
+use rtnetlink::packet_route::link::LinkFlags;
 
 use super::local_ports;
 use super::pod_network::{PodNetwork, Prepared};
@@ -62,8 +64,16 @@ pub struct NodeSide {
     opens_loopback: bool,
     /// Interfaces that something was taken from since it was asked last.
     touched: BTreeSet<u32>,
-    /// Whether something of pods may have gone.
-    concerns_pods: bool,
+    concerns: Concerns,
+}
+
+/// What may have gone since this was asked last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Concerns {
+    /// Something of pods of ours.
+    pub pods: bool,
+    /// Something of their limits.
+    pub limits: bool,
 }
 
 impl NodeSide {
@@ -87,7 +97,10 @@ impl NodeSide {
             pod_ranges: PodRanges::default(),
             opens_loopback: false,
             touched: BTreeSet::new(),
-            concerns_pods: true,
+            concerns: Concerns {
+                pods: true,
+                limits: false,
+            },
             monitor,
             netlink,
         };
@@ -122,18 +135,22 @@ impl NodeSide {
             link.is_none_or(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod)
         };
         let is_pods = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
-        self.concerns_pods |= change.resynced
+        self.concerns.pods |= change.resynced
             || change.links.iter().chain(&change.touched).any(is_own_pods)
             || change.routes.iter().any(is_pods);
+        let is_limiters = |index: &u32| links.get(*index).is_some_and(|link| is_of_limiter(&link.name));
+        self.concerns.limits |= change.resynced
+            || !change.queues.is_empty()
+            || change.links.iter().chain(&change.touched).any(is_limiters);
         self.touched.extend(&change.touched);
         if change.resynced {
             self.touched.extend(links.iter().map(|link| link.index));
         }
     }
 
-    /// Whether something of our own pods may have gone since this was asked last.
-    pub fn take_concern_of_pods(&mut self) -> bool {
-        std::mem::take(&mut self.concerns_pods)
+    /// What may have gone of our own pods since this was asked last.
+    pub fn take_concerns(&mut self) -> Concerns {
+        std::mem::take(&mut self.concerns)
     }
 
     /// Interfaces that something was taken from since this was asked last.
@@ -142,8 +159,12 @@ impl NodeSide {
     }
 
     /// What was made again since this was asked last.
-    pub fn take_restored(&self) -> Vec<Restored> {
-        self.netlink.take_restored()
+    pub fn take_restored(&mut self) -> Vec<Restored> {
+        let files = self.pods.take_reinstalled().into_iter();
+        let files = files.map(|path| ("file", path.display().to_string()));
+        let mut restored = self.netlink.take_restored();
+        restored.extend(files);
+        restored
     }
 
     /// Settings of the kernel that were made and have another value now.
@@ -154,6 +175,11 @@ impl NodeSide {
         changed.extend(of_loopback.map(|setting| setting.to_string()));
         changed.extend(self.pods.changed_settings());
         changed
+    }
+
+    /// Whether the files for container runtimes are there as they were put.
+    pub fn is_installed(&mut self) -> bool {
+        self.pods.is_installed()
     }
 
     /// Where packets to services and to pods of other nodes should go.
@@ -171,6 +197,13 @@ impl NodeSide {
     /// The interface by which the kernel sends to an address.
     pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetworkError> {
         self.netlink.way_to(address).await
+    }
+
+    /// Whether an interface has a carrier: that of a pod has none while the pod keeps its own side switched
+    /// off.
+    pub fn has_carrier(&self, index: u32) -> bool {
+        let link = self.monitor.links().get(index);
+        link.is_some_and(|link| link.flags.contains(LinkFlags::LowerUp))
     }
 
     /// Whether there is an interface of this index.

@@ -7,6 +7,7 @@
 //! Invariant: nothing is removed before the first full lists are complete, since this does not run before.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 
@@ -178,9 +179,22 @@ impl PodNetwork {
     /// Settings that were made and have another value now. The next look makes them again.
     pub fn changed_settings(&mut self) -> Vec<String> {
         let names: Vec<_> = self.let_in.iter().map(String::as_str).collect();
-        let changed = forwarding::changed(&names, self.has(true), self.has(false));
+        let mut changed = forwarding::changed(&names, self.has(true), self.has(false));
+        if let Some(plan) = &self.plan.tunnel {
+            changed.extend(self.tunnel.changed_settings(plan));
+        }
         self.unsettled |= !changed.is_empty();
         changed
+    }
+
+    /// Whether what was put into the directories of container runtimes is there as it was.
+    pub fn is_installed(&mut self) -> bool {
+        self.installer.is_whole()
+    }
+
+    /// What of it was put there again since this was asked last.
+    pub fn take_reinstalled(&mut self) -> Vec<PathBuf> {
+        self.installer.take_restored()
     }
 
     /// Where packets to pods of other nodes should go: prefixes and interfaces.

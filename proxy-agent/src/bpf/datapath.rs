@@ -6,6 +6,7 @@
 //! object, or when a map must grow; then a directory of the next generation is filled, sharing every map that stays as
 //! it is, and the links are switched one by one.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
@@ -20,6 +21,7 @@ use proxy_common::{Ip, LAYOUT_VERSION};
 use super::array::MappedArray;
 use super::error::BpfError;
 use super::hash::HashTable;
+use super::links::ahead::{Ahead, InForce, Place};
 use super::links::{Links, Means, Programs};
 use super::object::{self, MAPS, MapSizes, PROGRAMS};
 use super::pins::{LayoutDir, Pins};
@@ -290,6 +292,21 @@ impl Datapath {
         is_due: impl Fn(u32) -> bool,
     ) -> Result<Vec<(Option<u32>, &'static str)>, BpfError> {
         self.links.broken(&self.programs, is_due)
+    }
+
+    /// What runs before our programs, see [`Links::ahead`].
+    pub fn ahead(
+        &mut self,
+        cgroup: Option<&Path>,
+        is_due: impl Fn(u32) -> bool,
+    ) -> Result<BTreeMap<Place, Vec<Ahead>>, BpfError> {
+        let ids = self.maps.iter().map(|(_, map)| sys::map_info(map.as_fd()));
+        let ids = ids.map(|info| info.map(|info| info.id)).collect::<Result<_, _>>();
+        let in_force = InForce {
+            maps: ids.map_err(BpfError::syscall("reading the maps in force"))?,
+            netns: self.config.get(0).map_or(0, |config| config.node_netns),
+        };
+        self.links.ahead(&self.programs, &in_force, cgroup, is_due)
     }
 
     /// The capacities in force.

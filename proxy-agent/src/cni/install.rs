@@ -1,10 +1,12 @@
 //! Putting plugin and description into the directories of container runtimes, and the note of what was put there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +90,19 @@ pub struct Installer {
     bin_dir: Option<PathBuf>,
     plugin_is_there: bool,
     network: Option<Network>,
+    /// What was put where, as it looked afterwards.
+    put: BTreeMap<PathBuf, Option<Stamp>>,
+    /// Files that are gone or look otherwise.
+    lost: BTreeSet<PathBuf>,
+    restored: Vec<PathBuf>,
+}
+
+/// Inode, length and modification: what tells that a file is another one.
+type Stamp = (u64, u64, SystemTime);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    Some((metadata.ino(), metadata.len(), metadata.modified().ok()?))
 }
 
 impl Installer {
@@ -99,14 +114,34 @@ impl Installer {
             bin_dir: bin_dir.map(Path::to_owned),
             plugin_is_there: false,
             network: None,
+            put: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            restored: Vec::new(),
         }
     }
 
-    /// Installs the plugin, and then describes the network, if it is ready for pods. What was done already is not looked at
-    /// again.
+    /// Looks whether all files are as they were put there, for the price of a system call each. Where not,
+    /// [`Self::install`] puts them there again.
+    pub fn is_whole(&mut self) -> bool {
+        let lost = self.put.iter().filter(|(path, put)| stamp(path) != **put);
+        self.lost = lost.map(|(path, _)| path.clone()).collect();
+        self.plugin_is_there &= !self.lost.iter().any(|path| path.ends_with(PLUGIN));
+        if self.lost.iter().any(|path| path.ends_with(CONFLIST)) {
+            self.network = None;
+        }
+        self.lost.is_empty()
+    }
+
+    /// Files that were gone or others and were put there again, since this was asked last.
+    pub fn take_restored(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.restored)
+    }
+
+    /// Installs the plugin, and then describes the network, if it is ready for pods. What was done is not
+    /// looked at again unless [`Self::is_whole`] found it otherwise.
     pub fn install(&mut self, network: Option<&Network>) -> Result<(), InstallError> {
         if !self.plugin_is_there
-            && let Some(dir) = &self.bin_dir
+            && let Some(dir) = self.bin_dir.clone()
         {
             let source = own_plugin()?;
             let plugin = fs::read(&source).map_err(|error| InstallError {
@@ -116,7 +151,7 @@ impl Installer {
             self.put(&dir.join(PLUGIN), &plugin, 0o755)?;
             self.plugin_is_there = true;
         }
-        if let (Some(network), Some(dir)) = (network, &self.conf_dir)
+        if let (Some(network), Some(dir)) = (network, self.conf_dir.clone())
             && self.network.as_ref() != Some(network)
         {
             self.put(&dir.join(CONFLIST), network.text().as_bytes(), 0o644)?;
@@ -125,14 +160,19 @@ impl Installer {
         Ok(())
     }
 
-    fn put(&self, path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
+    fn put(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
         let dir = path.parent().unwrap_or(path);
         // A runtime that has never had a plugin may not have made them.
         fs::create_dir_all(dir).map_err(failed("making", dir))?;
         Installed::add(&self.state_dir, path)?;
-        if files::replace(path, content, mode).map_err(failed("writing", path))? {
+        let is_written = files::replace(path, content, mode).map_err(failed("writing", path))?;
+        if is_written {
             tracing::info!(path = %path.display(), "written");
         }
+        if self.lost.remove(path) && is_written {
+            self.restored.push(path.to_owned());
+        }
+        self.put.insert(path.to_owned(), stamp(path));
         Ok(())
     }
 }
@@ -202,6 +242,19 @@ mod tests {
         assert_eq!(written(), before, "a restarted agent leaves it alone");
         installer.install(Some(&network(1450))).unwrap();
         assert_eq!(fs::read_to_string(&conflist).unwrap(), network(1450).text());
+
+        assert!(installer.is_whole() && installer.take_restored().is_empty());
+        for damage in [
+            |path: &Path| fs::remove_file(path).unwrap(),
+            |path: &Path| fs::write(path, "{}").unwrap(),
+        ] {
+            damage(&conflist);
+            assert!(!installer.is_whole());
+            installer.install(Some(&network(1450))).unwrap();
+            assert_eq!(fs::read_to_string(&conflist).unwrap(), network(1450).text());
+            assert_eq!(installer.take_restored(), std::slice::from_ref(&conflist));
+            assert!(installer.is_whole());
+        }
 
         for name in ["05-readme.txt", "20-bridge.conf"] {
             fs::write(conf.join(name), "").unwrap();

@@ -2,6 +2,8 @@
 //!
 //! A fault that comes and goes every second is one event every ten minutes, and whatever happens, the API server sees no more
 //! than a burst of twenty-five and then one each ten seconds: a thousand nodes may have the same trouble at the same time.
+//! The last ten are for events about the Node: the text of a Service's problem is its owner's, who can change
+//! it without end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ use super::Event;
 const AGAIN: Duration = Duration::from_mins(10);
 /// Events that may be told at once.
 const BURST: u32 = 25;
+/// What of it is for events about the Node alone.
+const OF_THE_NODE: u32 = 10;
 /// How long it takes until one more may be told.
 const REFILL: Duration = Duration::from_secs(10);
 
@@ -41,7 +45,8 @@ impl Limit {
             self.left += 1;
             self.refilled += REFILL;
         }
-        if self.left == 0 || self.told.contains_key(event) {
+        let reserved = if event.is_of_node() { 0 } else { OF_THE_NODE };
+        if self.left <= reserved || self.told.contains_key(event) {
             return false;
         }
         if self.left == BURST {
@@ -80,9 +85,27 @@ mod tests {
                 .filter(|number| limit.admit(&event(*number), at))
                 .count()
         };
-        assert_eq!(admitted(0, start), 25);
+        assert_eq!(admitted(0, start), 15);
         assert_eq!(admitted(100, start + 3 * REFILL), 3);
         assert_eq!(admitted(200, start + 3 * REFILL), 0);
-        assert_eq!(admitted(300, start + 100 * REFILL), 25);
+        assert_eq!(admitted(300, start + 100 * REFILL), 15);
+    }
+
+    #[test]
+    fn events_about_services_leave_room_for_those_about_the_node() {
+        let start = Instant::now();
+        let mut limit = Limit::new(start);
+        for number in 0..100 {
+            limit.admit(&event(number), start);
+        }
+        let of_node =
+            |number: u32| Event::warning_of_node("n1", "DataPlaneIncomplete", "Restore", number.to_string());
+        let admitted = (0..100)
+            .filter(|number| limit.admit(&of_node(*number), start))
+            .count();
+        assert_eq!(admitted, 10);
+        // What comes back is the Node's first.
+        assert!(!limit.admit(&event(100), start + REFILL));
+        assert!(limit.admit(&of_node(100), start + REFILL));
     }
 }

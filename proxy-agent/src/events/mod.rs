@@ -15,6 +15,8 @@ use crate::source::kubernetes::Servers;
 
 /// Events that wait to be posted; more are lost.
 const WAITING: usize = 64;
+/// Of these places the ones for events about the Node alone.
+const OF_THE_NODE: usize = 16;
 
 /// Something to tell about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +67,11 @@ impl Event {
 }
 
 impl Event {
+    /// Whether it is about a node: then no tenant of the cluster writes its text.
+    fn is_of_node(&self) -> bool {
+        self.kind == "Node"
+    }
+
     /// About a node.
     pub fn of_node(
         type_: &'static str,
@@ -107,6 +114,7 @@ impl Recorder {
     /// Tells an event, if somebody wants to hear it.
     pub fn record(&self, event: Event) {
         if let Some(sender) = &self.0
+            && (event.is_of_node() || sender.capacity() > OF_THE_NODE)
             && let Err(error) = sender.try_send(event)
         {
             tracing::debug!(%error, "an event is lost");

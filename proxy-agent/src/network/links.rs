@@ -7,12 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::link::{Address, Link};
 use super::netlink;
+use crate::bpf::links::InterfaceRole;
 
 /// What became different.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,8 +29,11 @@ pub struct Change {
     pub default_routes: bool,
     /// Prefixes of the main table whose routes came or went.
     pub routes: BTreeSet<IpNet>,
-    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came.
+    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of
+    /// our pods also where a neighbour came.
     pub touched: BTreeSet<u32>,
+    /// Parts of limiters that went, and links whose outermost queue came or went.
+    pub queues: BTreeSet<u32>,
     /// Messages were lost and everything was read anew: anything else may have changed too.
     pub resynced: bool,
 }
@@ -122,8 +129,11 @@ impl Links {
     }
 
     fn remove_link(&mut self, index: u32, change: &mut Change) {
-        if self.by_index.remove(&index).is_some() {
+        if let Some(link) = self.by_index.remove(&index) {
             change.links.insert(index);
+            if is_of_limiter(&link.name) {
+                change.queues.insert(index);
+            }
         }
         change.addresses |= self
             .addresses
@@ -174,6 +184,18 @@ impl Links {
         }
     }
 
+    /// Whether a neighbour may stand in the place of a pod's, which is there for good. Link-local ones are
+    /// the kernel's, which learns as many as a pod likes.
+    fn may_replace_a_pods(&self, message: &NeighbourMessage) -> bool {
+        let link = self.get(message.header.ifindex);
+        let is_pods = link.is_some_and(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod);
+        let is_link_local = message.attributes.iter().any(|attribute| {
+            matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip))
+                if ip.is_unicast_link_local() || ip.is_multicast())
+        });
+        is_pods && !is_link_local
+    }
+
     /// Folds one message in.
     pub fn take(&mut self, message: &RouteNetlinkMessage, change: &mut Change) {
         match message {
@@ -201,6 +223,15 @@ impl Links {
             RouteNetlinkMessage::DelRoute(message) => self.take_route(message, false, change),
             RouteNetlinkMessage::DelNeighbour(message) => {
                 change.touched.insert(message.header.ifindex);
+            }
+            RouteNetlinkMessage::NewNeighbour(message) if self.may_replace_a_pods(message) => {
+                change.touched.insert(message.header.ifindex);
+            }
+            RouteNetlinkMessage::NewQueueDiscipline(message)
+            | RouteNetlinkMessage::DelQueueDiscipline(message)
+                if message.header.parent == TcHandle::ROOT =>
+            {
+                change.queues.extend(u32::try_from(message.header.index));
             }
             RouteNetlinkMessage::DelQueueDiscipline(message)
             | RouteNetlinkMessage::NewTrafficFilter(message)

@@ -31,6 +31,8 @@ mod route;
 mod sys;
 pub mod sysctl;
 
+use cni_plugin::attachment::is_of_limiter;
+
 pub use addresses::NodeAddresses;
 pub use cookie::own_netns_cookie;
 pub use error::{NetworkError, Problem};
@@ -81,5 +83,5 @@ pub fn loopback_settings() -> impl Iterator<Item = sysctl::Setting<'static>> {
 
 /// Whether an interface is one of ours, pods' apart.
 pub fn is_own(name: &str) -> bool {
-    [HOST_DEVICE, HOST_DEVICE_PEER, pods::TUNNEL_DEVICE].contains(&name)
+    [HOST_DEVICE, HOST_DEVICE_PEER, pods::TUNNEL_DEVICE].contains(&name) || is_of_limiter(name)
 }

@@ -299,6 +299,23 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_limiter_with_an_address_is_no_uplink() {
+        let world = node()
+            .add(link(9, "ml0123456789ab", "veth"))
+            .holding(9, &["198.51.100.1/24"])
+            .default_route(9)
+            .add(link(10, "mk0123456789ab", "veth"))
+            .holding(10, &["198.51.100.2/24"]);
+        let object = RoleOptions {
+            node_addresses: vec!["198.51.100.1".parse().expect("address")],
+            ..RoleOptions::default()
+        };
+        for options in [RoleOptions::default(), object] {
+            assert_eq!(named(&world, &options).0, strings(&["eth0"]));
+        }
+    }
+
+    #[test]
     fn a_node_address_on_loopback_names_no_uplink() {
         let world = node().holding(1, &["203.0.113.1/32"]).default_route(2);
         let object = RoleOptions {

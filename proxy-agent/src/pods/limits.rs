@@ -22,19 +22,26 @@ use super::kernel::{Kernel, index_of};
 use super::{Places, PodsError};
 use crate::cluster::{Bandwidth, BandwidthByPod};
 
+/// The limits that were in force after the last look, by the pods' interfaces.
+pub type Known = BTreeMap<String, Bandwidth>;
+
 /// What was done.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Limits that were changed, in words.
     pub changes: Vec<String>,
+    /// Limits that had gone without a change of what is wanted, and were made again.
+    pub restored: Vec<String>,
     /// What failed, in words.
     pub errors: Vec<String>,
     /// Whether some pod was just being made, and has to be looked at again.
     pub early: bool,
+    /// What is in force now.
+    pub known: Known,
 }
 
-/// Brings the limits of all pods in line.
-pub fn apply(places: &Places, wanted: &BandwidthByPod) -> Result<Applied, PodsError> {
+/// Brings the limits of all pods in line. `known` is what the last look came to.
+pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<Applied, PodsError> {
     let mut applied = Applied::default();
     let Some(store) = Store::existing(&places.lease_dir) else {
         return Ok(applied);
@@ -53,26 +60,47 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod) -> Result<Applied, PodsEr
             continue;
         };
         let now = wanted_of(note, wanted);
+        // ADD has set those of the note.
+        let made = Bandwidth {
+            ingress: note.ingress_rate,
+            egress: note.egress_rate,
+        };
+        let before = known.get(&note.host_interface).copied().unwrap_or(made);
+        let mut in_force = now;
         let mut pod = Limits {
             kernel: &mut kernel,
             rates: &rates,
             note,
             index,
         };
-        for (way, changed) in [
-            ("receives", pod.set_ingress(now.ingress)),
-            ("sends", pod.set_egress(now.egress)),
+        for (way, changed, rate, known) in [
+            (
+                "receives",
+                pod.set_ingress(now.ingress),
+                now.ingress,
+                before.ingress,
+            ),
+            ("sends", pod.set_egress(now.egress), now.egress, before.egress),
         ] {
             match changed {
-                Ok(None) => {}
-                Ok(Some(rate)) => applied
+                Ok(false) => {}
+                Ok(true) if rate.is_some() && rate == known => {
+                    applied
+                        .restored
+                        .push(format!("{}: it {way} {}", note.holder(), in_words(rate)));
+                }
+                Ok(true) => applied
                     .changes
-                    .push(format!("{} {way} {rate} now", note.holder())),
+                    .push(format!("{} {way} {} now", note.holder(), in_words(rate))),
                 // A pod that has gone meanwhile has no limits.
                 Err(_) if !is_there(&mut kernel, note) => {}
-                Err(error) => applied.errors.push(format!("{}: {error}", note.holder())),
+                Err(error) => {
+                    applied.errors.push(format!("{}: {error}", note.holder()));
+                    in_force = before;
+                }
             }
         }
+        applied.known.insert(note.host_interface.clone(), in_force);
     }
     Ok(applied)
 }
@@ -107,10 +135,10 @@ struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    /// Limits what the pod receives; says how if that is new.
-    fn set_ingress(&mut self, rate: Option<u64>) -> Result<Option<String>, PodsError> {
+    /// Limits what the pod receives; says whether something had to be done.
+    fn set_ingress(&mut self, rate: Option<u64>) -> Result<bool, PodsError> {
         if !differs(rate, self.rates.get(&self.index).copied()) {
-            return Ok(None);
+            return Ok(false);
         }
         if let Some(rate) = rate {
             self.flag(PodFlags::LIMITED_INGRESS, true)?;
@@ -119,22 +147,26 @@ impl Limits<'_> {
             self.kernel.node.ask(limit::unlimit(self.index))?;
             self.flag(PodFlags::LIMITED_INGRESS, false)?;
         }
-        Ok(Some(in_words(rate)))
+        Ok(true)
     }
 
-    /// Limits what the pod sends; says how if that is new.
-    fn set_egress(&mut self, rate: Option<u64>) -> Result<Option<String>, PodsError> {
+    /// Limits what the pod sends; says whether something had to be done.
+    fn set_egress(&mut self, rate: Option<u64>) -> Result<bool, PodsError> {
         let name = limiter(&self.note.attachment());
         let there = index_of(&self.kernel.interfaces, &name);
         let is_new = differs(rate, there.and_then(|index| self.rates.get(&index)).copied());
         // A limiter of an older version stands behind the programs, and is not for all that the pod sends.
         let is_old = there.is_some_and(|index| self.kernel.interfaces[&index].is_ifb);
-        if !is_new && (is_old || self.is_noted(there)) {
-            return Ok(None);
+        let is_broken = match there {
+            Some(index) if !is_old => !self.is_passable(index)?,
+            _ => false,
+        };
+        if !is_new && !is_broken && (is_old || self.is_noted(there)) {
+            return Ok(false);
         }
         match (rate, there) {
-            (Some(_), Some(limiter)) if !is_new => self.note_limiter(limiter)?,
-            (Some(rate), Some(limiter)) if !is_old => {
+            (Some(_), Some(limiter)) if !is_new && !is_broken => self.note_limiter(limiter)?,
+            (Some(rate), Some(limiter)) if !is_old && !is_broken => {
                 self.limit(limiter, rate)?;
                 self.note_limiter(limiter)?;
             }
@@ -154,7 +186,22 @@ impl Limits<'_> {
                 }
             }
         }
-        Ok(Some(in_words(rate)))
+        Ok(true)
+    }
+
+    /// Whether what enters a limiter comes out at the pod's interface: both ends are on, and the far one
+    /// leads there.
+    fn is_passable(&mut self, limiter: u32) -> Result<bool, NetlinkError> {
+        let interfaces = &self.kernel.interfaces;
+        let is_on = |index: u32| {
+            let interface = interfaces.get(&index);
+            interface.is_some_and(|interface| interface.is_up && interface.is_veth)
+        };
+        let end = index_of(interfaces, &limiter_end(&self.note.attachment()));
+        let Some(end) = end.filter(|end| is_on(*end) && is_on(limiter)) else {
+            return Ok(false);
+        };
+        device::leads_to(&mut self.kernel.node, end, self.index)
     }
 
     fn make_limiter(&mut self, name: &str, rate: u64) -> Result<u32, NetlinkError> {

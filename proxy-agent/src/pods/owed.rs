@@ -28,6 +28,8 @@ pub type Mac = [u8; 6];
 #[derive(Debug, Default)]
 pub struct Surroundings {
     routes: BTreeMap<IpAddr, BTreeSet<u32>>,
+    /// Routes of any kind to one address, in the main table, by the interface where they name one.
+    others: BTreeMap<IpAddr, Option<u32>>,
     neighbours: BTreeMap<(u32, IpAddr), Mac>,
     addresses: BTreeSet<(u32, IpNet)>,
 }
@@ -60,6 +62,8 @@ pub enum Mend {
     Set(&'static str, &'static str, &'static str),
     /// By a request.
     Ask(Request),
+    /// By a route to this address.
+    Route(IpAddr),
 }
 
 impl Surroundings {
@@ -68,10 +72,16 @@ impl Surroundings {
         let mut found = Self::default();
         let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         for answer in node.ask(Request::list("listing the node's routes", routes))? {
-            if let RouteNetlinkMessage::NewRoute(route) = answer
-                && let Some((to, interface)) = host_route(&route)
-            {
-                found.routes.entry(to).or_default().insert(interface);
+            let RouteNetlinkMessage::NewRoute(route) = answer else {
+                continue;
+            };
+            match host_route(&route) {
+                Some((to, Some(interface), false)) => {
+                    found.routes.entry(to).or_default().insert(interface);
+                    found.others.insert(to, Some(interface));
+                }
+                Some((to, interface, _)) => drop(found.others.insert(to, interface)),
+                None => {}
             }
         }
         let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
@@ -94,6 +104,15 @@ impl Surroundings {
         if address.is_ipv6() {
             self.addresses.insert((index, gateway_v6()));
         }
+    }
+
+    /// Where a route leads that keeps a pod's interface from having one to this address, if there is one: an
+    /// interface, or
+    /// `None` for a route that names none.
+    pub fn rival(&self, index: u32, address: IpAddr) -> Option<Option<u32>> {
+        let routes = self.routes.get(&address);
+        let is_led = routes.is_some_and(|routes| routes.contains(&index));
+        self.others.get(&address).copied().filter(|_| !is_led)
     }
 
     /// The Ethernet address that an address has for good at an interface.
@@ -139,8 +158,11 @@ impl Pod<'_> {
             let routes = surroundings.routes.get(address);
             if !routes.is_some_and(|routes| routes.contains(&index)) {
                 let message = format!("there is no route to {address} by interface {name}");
-                let request = ip::link_route(index, *address);
-                lacks.push(Lack::asking("route", message, request));
+                lacks.push(Lack {
+                    what: "route",
+                    message,
+                    mend: Mend::Route(*address),
+                });
             }
         }
         lacks
@@ -206,22 +228,22 @@ pub fn setting<'a>(
     }
 }
 
-/// A route of the main table to one address by one interface.
-fn host_route(message: &RouteMessage) -> Option<(IpAddr, u32)> {
+/// A route of the main table to one address: its interface, and whether it leads by a gateway.
+fn host_route(message: &RouteMessage) -> Option<(IpAddr, Option<u32>, bool)> {
     let (mut to, mut interface, mut via) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
             RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
             RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::Gateway(_) => via = true,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => via = true,
             _ => {}
         }
     }
     let to = to?;
     let is_alone = message.header.destination_prefix_length == if to.is_ipv4() { 32 } else { 128 };
-    let is_ours = is_alone && !via && message.header.table == RouteHeader::RT_TABLE_MAIN;
-    Some((to, interface.filter(|_| is_ours)?))
+    let is_ours = is_alone && message.header.table == RouteHeader::RT_TABLE_MAIN;
+    is_ours.then_some((to, interface, via))
 }
 
 /// A neighbour that is known for good.

@@ -14,6 +14,7 @@ use cni_plugin::attachment::limiter;
 use cni_plugin::datapath::{Datapath, DatapathError, Entry};
 use cni_plugin::ipam::{Note, Store};
 use cni_plugin::netlink::conversation::errno;
+use cni_plugin::netlink::ip;
 use cni_plugin::netlink::rates::rates;
 use cni_plugin::spec::CniError;
 use proxy_bpf::BpfError;
@@ -33,7 +34,9 @@ pub struct Restored {
     pub problems: Vec<ObjectError>,
     /// Interfaces of pods, for who looks at their settings.
     pub watched: Vec<Watched>,
-    /// Pods of which a namespace is left and no interface. One that is being removed is among them for a moment.
+    /// Pods of which a namespace is left and no interface. One that is being removed is among them for a
+    /// moment. The kernel does not tell whether the pod itself removed its end, which every pod with
+    /// `CAP_NET_ADMIN` can, or the node its own.
     pub without_interface: Vec<ObjectError>,
 }
 
@@ -151,7 +154,7 @@ impl<'a> Look<'a> {
             self.done.watched.push(watched);
             for lack in pod.lacks(&self.interfaces, &self.surroundings) {
                 let what = (lack.what, format!("{}: {}", note.holder(), lack.message));
-                match self.mend(&note, lack) {
+                match self.mend(&note, index, lack) {
                     Ok(true) => self.done.restored.push(what),
                     Ok(false) => {}
                     Err(error) => {
@@ -164,7 +167,7 @@ impl<'a> Look<'a> {
     }
 
     /// Makes one thing again; false if it is there by now, or its interface has gone.
-    fn mend(&mut self, note: &Note, lack: Lack) -> Result<bool, String> {
+    fn mend(&mut self, note: &Note, index: u32, lack: Lack) -> Result<bool, String> {
         match lack.mend {
             Mend::Set(family, name, value) => {
                 let setting = setting(&note.host_interface, (family, name, value));
@@ -175,7 +178,32 @@ impl<'a> Look<'a> {
                 Err(error) if matches!(errno(&error), Some(libc::EEXIST | libc::ENODEV)) => Ok(false),
                 Err(error) => Err(error.to_string()),
             },
+            Mend::Route(to) => match self.node.ask(ip::link_route(index, to)) {
+                Ok(_) => Ok(true),
+                Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(false),
+                Err(error) if errno(&error) == Some(libc::EEXIST) => self.name_rival(index, to),
+                Err(error) => Err(error.to_string()),
+            },
         }
+    }
+
+    /// Where a route is that may not be made: it is ours by now, or another's, which is left alone.
+    fn name_rival(&mut self, index: u32, to: IpAddr) -> Result<bool, String> {
+        let now = Surroundings::read(&mut self.node).map_err(|error| error.to_string())?;
+        let Some(rival) = now.rival(index, to) else {
+            return Ok(false);
+        };
+        let name = |index: u32| {
+            let known = self.interfaces.get(&index);
+            known.map_or_else(
+                || format!("interface {index}"),
+                |known| format!("interface {}", known.name),
+            )
+        };
+        let leads = rival.map_or_else(|| "nowhere".to_owned(), |index| format!("by {}", name(index)));
+        Err(format!(
+            "a route of another leads to {to} {leads}: remove it with `ip route del {to}`"
+        ))
     }
 }
 

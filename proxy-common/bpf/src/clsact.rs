@@ -149,6 +149,17 @@ impl Clsact {
         Ok(ours.map(|filter| filter.program))
     }
 
+    /// The filters of others that packets of a direction meet before our program, if that hangs there.
+    pub fn before(&mut self, interface: u32, direction: Direction) -> Result<Vec<Filter>, BpfError> {
+        let filters = self.filters(interface, direction)?;
+        let ours = |filter: &Filter| filter.position == POSITION && filter.name.starts_with(NAME);
+        if !filters.iter().any(ours) {
+            return Ok(Vec::new());
+        }
+        // The kernel lists them in the order in which it runs them.
+        Ok(filters.into_iter().take_while(|filter| !ours(filter)).collect())
+    }
+
     /// Takes our programs from an interface, and the qdisc if it is ours and nothing else hangs there.
     pub fn detach(&mut self, interface: u32) -> Result<(), BpfError> {
         for direction in Direction::ALL {

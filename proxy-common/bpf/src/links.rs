@@ -11,6 +11,7 @@
 //! Two processes may attach to one interface at the same moment: the CNI plugin, which has just made it, and an agent,
 //! which has just seen it. Both put the same filter in the same place, where the second replaces what the first put there.
 
+pub mod ahead;
 mod held;
 
 use std::collections::BTreeMap;

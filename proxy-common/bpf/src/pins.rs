@@ -17,18 +17,21 @@
 //! kernel takes back the lock of a process that dies. Another lock, on `links`, is held by who enters host ports. A third one,
 //! on `agent`, is held by the agent for as long as it runs.
 
+mod owned;
+
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::LAYOUT_VERSION;
 use serde::Serialize;
 
 use super::error::BpfError;
+
+pub use owned::{Owned, holder};
 
 /// The pins below one bpf root.
 #[derive(Debug, Clone)]
@@ -124,19 +127,6 @@ impl Pins {
     /// free, and that has to be one step.
     pub fn claim(&self) -> Result<Flock<File>, BpfError> {
         lock(&self.links(), FlockArg::LockExclusive)
-    }
-
-    /// Keeps other agents from this root for as long as the answer lives: two would undo each other's work. Fails at once
-    /// where another one has it.
-    pub fn own(&self) -> Result<Flock<File>, BpfError> {
-        let dir = agents_place(&self.root);
-        make_dir(&dir)?;
-        // The kernel locks directories of a bpffs as any others; the root itself is locked by those that attach.
-        let open = File::open(&dir).map_err(BpfError::file("opening directory", &dir))?;
-        Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => BpfError::Taken(self.root.clone()),
-            errno => BpfError::file("locking directory", &dir)(errno.into()),
-        })
     }
 
     fn lock(&self, how: FlockArg) -> Result<Flock<File>, BpfError> {

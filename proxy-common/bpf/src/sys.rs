@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
 
 mod memory;
+pub mod query;
 
 use std::ffi::CString;
 use std::io;

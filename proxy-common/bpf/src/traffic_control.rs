@@ -85,9 +85,11 @@ impl Hung<'_> {
     }
 }
 
-/// A filter that is a program.
+/// A filter of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
+    /// Its kind, `bpf` for programs; empty where it cannot be read.
+    pub kind: String,
     /// Where it stands.
     pub position: Position,
     /// The name it was given; empty for another kind of filter.
@@ -320,6 +322,7 @@ fn kind(message: &TcMessage) -> Option<&str> {
 /// Filters come with a message for each priority that has no handle, which says nothing.
 fn read_filter(answer: Option<&RouteNetlinkMessage>) -> Option<Filter> {
     let foreign = |position| Filter {
+        kind: String::new(),
         position,
         name: String::new(),
         program: 0,
@@ -343,6 +346,7 @@ fn read_filter(answer: Option<&RouteNetlinkMessage>) -> Option<Filter> {
         priority: (message.header.info >> 16) as u16,
         handle,
     });
+    kind(message).unwrap_or_default().clone_into(&mut filter.kind);
     for attribute in &message.attributes {
         let TcAttribute::Options(options) = attribute else {
             continue;

@@ -1,13 +1,17 @@
 //! Pins, maps, links and filters that go.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData};
-use harness::{LongFlows, Place, Probe};
+use harness::{Endpoint, LongFlows, Place, Probe, Service, eventually};
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proxy_common::maps::Reason;
+use serde_json::json;
 
-use super::town::{SECOND, Town, of_family};
+use super::town::{CLUSTER_IP, LOOKS, SECOND, SOON, Town, of_family};
 
 /// Removes everything below a directory, as `rm -r` does it.
 fn remove_below(dir: &Path) {
@@ -18,6 +22,29 @@ fn remove_below(dir: &Path) {
         } else {
             fs::remove_file(&path).expect("to remove");
         }
+    }
+}
+
+/// A bpffs, until it is dropped.
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn mount(place: PathBuf) -> Self {
+        mount(Some("bpf"), &place, Some("bpf"), MsFlags::empty(), None::<&str>).expect("to mount");
+        Self(place)
+    }
+
+    /// Mounts it at another place too, over what is there.
+    fn also_at(&self, place: PathBuf) -> Self {
+        let none = None::<&str>;
+        mount(Some(&self.0), &place, none, MsFlags::MS_BIND, none).expect("to mount");
+        Self(place)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
 }
 
@@ -139,6 +166,106 @@ fn a_bpffs_that_is_unmounted_is_named_and_one_that_is_mounted_anew_is_filled() {
 }
 
 #[test]
+fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
+    harness::require_root!();
+    let town = Town::build();
+    let root = town.node().bpf_root().to_owned();
+    let mount = root.parent().expect("a mount").to_owned();
+    let second = mount.with_file_name("another-bpf");
+    fs::create_dir(&second).expect("a directory");
+    let bpffs = Bpffs::mount(second.clone());
+    // As another agent would do it, with another run directory.
+    let place = second.join(root.file_name().expect("a name")).join("agent");
+    fs::create_dir_all(&place).expect("directories");
+    let place = fs::File::open(place).expect("a directory");
+    let lock = Flock::lock(place, FlockArg::LockExclusiveNonblock).expect("the lock");
+    let _over = bpffs.also_at(mount);
+    let says = format!("another agent is running with --bpf-root {}", root.display());
+    let status = town.wait_named(&says);
+    assert!(status["waitingFor"].to_string().contains("pins"), "{status}");
+    assert!(!root.join("current").exists(), "nothing is pinned there");
+    let before = town.restored("pins");
+    drop(lock);
+    town.wait_restored("pins", before);
+    // No other agent gets it now.
+    let place = fs::File::open(root.join("agent")).expect("a directory");
+    Flock::lock(place, FlockArg::LockExclusiveNonblock).expect_err("it is locked");
+    remove_below(&root);
+    eventually("the root to be locked again", SOON, || {
+        fs::File::open(root.join("agent"))
+            .is_ok_and(|place| Flock::lock(place, FlockArg::LockExclusiveNonblock).is_err())
+    });
+    town.assert_in_order("in the end");
+}
+
+#[test]
+fn programs_of_a_hidden_bpf_root_do_not_run_before_ours() {
+    harness::require_root!();
+    let mut town = Town::build();
+    let mount = town.node().bpf_root().parent().expect("a mount").to_owned();
+    town.agents[0].kill();
+    let _over = Bpffs::mount(mount);
+    town.agents[0].start_again();
+    town.agents[0].wait_ready(10 * SECOND);
+    // What stands still leads there.
+    let service = Service::new("web").cluster_ip(CLUSTER_IP).tcp("http", 80, 8080);
+    town.world.apply(&service);
+    town.world.apply_all(service.slices([Endpoint::of(&town.far)]));
+    let to = (CLUSTER_IP.parse::<IpAddr>().expect("an address"), 80).into();
+    for client in [town.node() as &Place, &town.near] {
+        eventually("the service to lead elsewhere", LOOKS, || {
+            let answer = client.ask_within(Probe::Tcp, to, SECOND);
+            answer.is_ok_and(|answer| answer.backend == "far")
+        });
+    }
+    town.wait_ready();
+    assert!(town.restored("program") > 0, "they were told");
+}
+
+#[test]
+fn a_filter_ahead_of_ours_is_named() {
+    harness::require_root!();
+    let town = Town::build();
+    let interface = town.near.host_interface().to_owned();
+    town.run(
+        "tc",
+        &format!("filter add dev {interface} ingress prio 1 protocol all u32 match u32 0 0 flowid 1:1"),
+    );
+    let status = town.wait_told("a filter of kind u32 with priority 1");
+    let names = format!("from_own_pod at {interface}");
+    assert!(status["errors"].to_string().contains(&names), "{status}");
+    town.run("tc", &format!("filter del dev {interface} ingress prio 1"));
+    eventually("nothing to be told", LOOKS, || {
+        town.status()["errors"] == json!([])
+    });
+}
+
+#[test]
+fn a_filter_in_the_place_of_ours_is_named_until_it_goes() {
+    harness::require_root!();
+    let mut town = Town::build();
+    let interface = town.near.host_interface().to_owned();
+    let place = format!("dev {interface} ingress protocol all pref 77 handle 0x6d72 bpf");
+    let program = current(&town).join("programs/to_pod");
+    let batch = town.node().dir().join("batch");
+    // An agent that runs puts its own back between the two.
+    town.agents[0].kill();
+    let text = format!(
+        "filter del {place}\nfilter add {place} da object-pinned {}\n",
+        program.display()
+    );
+    fs::write(&batch, text).expect("a file");
+    town.run("tc", &format!("-batch {}", batch.display()));
+    town.agents[0].start_again();
+    let status = town.wait_named("priority 77");
+    assert!(status["errors"].to_string().contains(&interface), "{status}");
+    let before = town.restored("program");
+    town.run("tc", &format!("filter del {place}"));
+    town.wait_restored("program", before);
+    town.assert_in_order("in the end");
+}
+
+#[test]
 fn filters_and_qdiscs_are_hung_up_again() {
     harness::require_root!();
     let town = Town::build();
@@ -159,13 +286,13 @@ fn filters_and_qdiscs_are_hung_up_again() {
     }
 }
 
-/// Removes all elements of a hash table.
-fn empty<const K: usize, const V: usize>(town: &Town, name: &str) {
+/// Removes elements of a hash table.
+pub fn empty<const K: usize, const V: usize>(town: &Town, name: &str, is_doomed: fn(&[u8; K]) -> bool) {
     let path = current(town).join("maps").join(name);
     let data = MapData::from_pin(path).expect("a map");
     let mut table: HashMap<_, [u8; K], [u8; V]> =
         HashMap::try_from(Map::HashMap(data)).expect("a hash table");
-    let keys: Vec<_> = table.keys().flatten().collect();
+    let keys: Vec<_> = table.keys().flatten().filter(is_doomed).collect();
     assert!(!keys.is_empty(), "{name} holds something");
     for key in keys {
         table.remove(&key).expect("to remove");
@@ -179,12 +306,12 @@ fn entries_that_are_removed_are_made_again_and_their_pods_send_nothing_meanwhile
     let town = Town::build();
     let forger = town.forge();
     let losses: [(&str, Remove); 3] = [
-        ("PODS", |town| empty::<16, 24>(town, "PODS")),
+        ("PODS", |town| empty::<16, 24>(town, "PODS", |_| true)),
         ("POD_LINKS", |town| {
-            empty::<4, 16>(town, "POD_LINKS");
-            empty::<16, 24>(town, "PODS");
+            empty::<4, 16>(town, "POD_LINKS", |_| true);
+            empty::<16, 24>(town, "PODS", |_| true);
         }),
-        ("HOST_PORTS", |town| empty::<20, 28>(town, "HOST_PORTS")),
+        ("HOST_PORTS", |town| empty::<20, 28>(town, "HOST_PORTS", |_| true)),
     ];
     for (name, remove) in losses {
         let before = town.restored("entry");

@@ -2,7 +2,7 @@
 
 use harness::{cni, eventually};
 
-use super::town::{SECOND, SOON, Town, of_family};
+use super::town::{LOOKS, SECOND, SOON, Town, of_family};
 
 /// Takes something away, and sees that it is made again.
 #[track_caller]
@@ -38,6 +38,13 @@ fn what_a_pods_interface_is_owed_comes_back() {
         lose(&town, "neighbour", |town| {
             town.node()
                 .run_ip(&format!("neigh del {address} dev {interface}"));
+        });
+    }
+    let address = of_family(town.web.addresses(), true);
+    for state in ["permanent", "reachable"] {
+        lose(&town, "neighbour", |town| {
+            let entry = format!("{address} lladdr 02:00:00:00:00:99 dev {interface} nud {state}");
+            town.node().run_ip(&format!("neigh replace {entry}"));
         });
     }
     lose(&town, "address", |town| {
@@ -126,6 +133,28 @@ fn forwarding_that_is_switched_off_is_switched_on_where_packets_of_pods_come_in(
 }
 
 #[test]
+fn files_for_container_runtimes_come_back() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    for path in [
+        cni::conf_dir(node).join("10-millrace.conflist"),
+        cni::bin_dir(node).join("millrace-cni"),
+    ] {
+        let before = std::fs::read(&path).expect("a file");
+        let count = town.restored("file");
+        std::fs::remove_file(&path).expect("to remove");
+        eventually("the file to come back", LOOKS, || town.restored("file") > count);
+        assert!(
+            std::fs::read(&path).expect("a file") == before,
+            "{}",
+            path.display()
+        );
+    }
+    town.assert_in_order("in the end");
+}
+
+#[test]
 fn our_own_devices_and_their_entries_come_back() {
     harness::require_root!();
     let town = Town::with("routingMode: vxlan\n");
@@ -146,6 +175,12 @@ fn our_own_devices_and_their_entries_come_back() {
     lose(&town, "route", |town| {
         town.node().run_ip(&format!("route flush dev {tunnel}"));
     });
+    for family in ["ipv4", "ipv6"] {
+        lose(&town, "setting", |town| {
+            town.node()
+                .sysctl(&format!("net/{family}/conf/{tunnel}/forwarding"), "0");
+        });
+    }
     let neighbours = shown(&format!("neigh show dev {tunnel}"));
     let end = neighbours.split(' ').next().expect("an end").to_owned();
     lose(&town, "neighbour", |town| {

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 pub const SECOND: Duration = Duration::from_secs(1);
 /// The agent owes three seconds; this machine may be busy with other tests.
 pub const SOON: Duration = Duration::from_secs(6);
+/// What the kernel does not tell is looked for every sixteen seconds.
+pub const LOOKS: Duration = Duration::from_secs(25);
 const METRICS: u16 = 10249;
 const HOST_PORT: u16 = 8081;
 /// Only the one who forges sends there.
@@ -30,7 +32,7 @@ pub struct Town {
     pub web: Pod,
     pub near: Pod,
     pub far: Pod,
-    outside: Client,
+    pub outside: Client,
     _servers: Vec<Server>,
 }
 
@@ -115,6 +117,35 @@ impl Town {
                 Err(format!("{status}"))
             }
         })
+    }
+
+    /// Waits until an error says something, and sees that the agent is ready all the same.
+    #[track_caller]
+    pub fn wait_told(&self, says: &str) -> Value {
+        let status = wait_for(&format!("{says:?} to be told"), LOOKS, || {
+            let status = self.status();
+            if status["errors"].to_string().contains(says) {
+                Ok(status)
+            } else {
+                Err(format!("{status}"))
+            }
+        });
+        assert_eq!(status["ready"], true, "{status}");
+        status
+    }
+
+    /// Waits until the agent has looked at everything some times, as pins that come back show.
+    #[track_caller]
+    pub fn await_looks(&self, looks: u32) {
+        let pin = self.node().bpf_root().join("current/maps/PODS");
+        for _ in 0..looks {
+            let before = self.restored("pins");
+            std::fs::remove_file(&pin).expect("to remove");
+            wait_for("a look", SOON, || match self.restored("pins") {
+                count if count > before => Ok(()),
+                count => Err(count),
+            });
+        }
     }
 
     #[track_caller]

@@ -74,7 +74,7 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
         // An interface that goes with its pod is not missed: it is one that stays away.
         let gone = std::mem::take(&mut done.without_interface);
         let stays = gone.iter().filter(|problem| suspects.contains(problem)).cloned();
-        done.problems.extend(stays);
+        done.without_interface = stays.collect();
         suspects = gone;
         if results.send(done).await.is_err() {
             return;

@@ -6,9 +6,11 @@
 //! things in the first place; here is only noticed what is to be set again, and counted, logged and told what was. Pods of
 //! ours are [`keeper`]'s. [`self_test`] sends packets that do not exist through all of it.
 
+mod ahead;
 mod keeper;
 mod open;
 mod self_test;
+mod teller;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,12 +18,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+pub use ahead::look as look_ahead;
 pub use open::open_datapath;
+pub use teller::Teller;
 
 use super::Agent;
+use crate::bpf::BpfError;
+use crate::bpf::links::ahead::{Ahead, Place};
+use crate::bpf::pins::Owned;
 use crate::control::ObjectError;
-use crate::events::{Event, Recorder};
-use crate::metrics::Metrics;
 use crate::network::netlink::Restored;
 use crate::pods::Places;
 use crate::pods::restore::Restored as PodsRestored;
@@ -31,42 +36,47 @@ use keeper::Waker;
 const LOOK: Duration = Duration::from_secs(1);
 /// Filters of all interfaces are looked at once in so many looks: the kernel tells when they change.
 const ROUNDS: u32 = 16;
-/// An event names no more than this.
-const MOST_TOLD: usize = 8;
 
 /// What the agent watches.
 pub struct Survival {
-    node: String,
-    recorder: Recorder,
-    metrics: Metrics,
+    teller: Teller,
+    owned: Owned,
+    /// Whether another agent works with the bpf root by now.
+    is_taken: bool,
     looks: Interval,
     turn: u32,
     waker: Waker,
     of_pods: mpsc::Receiver<PodsRestored>,
     /// What is lacking, by who found it.
     lacking: BTreeMap<&'static str, Vec<ObjectError>>,
+    /// What is wrong and no reason for the node not to be ready, by who found it.
+    odd: BTreeMap<&'static str, Vec<ObjectError>>,
     /// What the last self-test found. What is being changed right now may fail once.
     suspects: Vec<ObjectError>,
     told: Vec<ObjectError>,
+    /// What was last seen before our programs.
+    ahead: BTreeMap<Place, Vec<Ahead>>,
 }
 
 impl Survival {
     /// Starts to watch. Must be called within a tokio runtime.
-    pub fn start(places: Places, node: &str, recorder: Recorder, metrics: Metrics) -> Self {
+    pub fn start(places: Places, teller: Teller, owned: Owned) -> Self {
         let (waker, of_pods) = keeper::start(places);
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            node: node.to_owned(),
-            recorder,
-            metrics,
+            teller,
+            owned,
+            is_taken: false,
             looks,
             turn: 0,
             waker,
             of_pods,
             lacking: BTreeMap::new(),
+            odd: BTreeMap::new(),
             suspects: Vec::new(),
             told: Vec::new(),
+            ahead: BTreeMap::new(),
         }
     }
 
@@ -78,14 +88,19 @@ impl Survival {
         }
     }
 
+    /// Whether another agent works with the bpf root by now, so that this one would undo its work.
+    pub fn is_taken(&self) -> bool {
+        self.is_taken
+    }
+
     /// Hears that something of pods may have gone.
     pub fn wake(&self) {
         self.waker.wake();
     }
 
-    /// What is lacking and cannot be made again.
+    /// What is lacking and cannot be made again, and what is odd.
     pub fn problems(&self) -> impl Iterator<Item = &ObjectError> {
-        self.lacking.values().flatten()
+        self.lacking.values().chain(self.odd.values()).flatten()
     }
 
     /// What `ready` waits for.
@@ -102,40 +117,26 @@ impl Survival {
     fn lacks(&mut self, what: &'static str, lacking: Vec<ObjectError>) {
         for problem in &lacking {
             if !self.told.contains(problem) {
-                tracing::warn!(object = problem.object, "{}", problem.message);
-                self.tell(
-                    "Warning",
-                    "DataPlaneIncomplete",
-                    format!("{}: {}", problem.object, problem.message),
-                );
+                self.teller.incomplete(problem);
             }
         }
         self.lacking.insert(what, lacking);
-        self.told = self.problems().cloned().collect();
+        self.told = self.lacking.values().flatten().cloned().collect();
+    }
+
+    /// Names what does not keep the node from being ready. No event tells of it, since pods can cause as much
+    /// as they like.
+    fn names(&mut self, what: &'static str, odd: Vec<ObjectError>) {
+        let before = self.odd.get(what).map(Vec::as_slice).unwrap_or_default();
+        for problem in odd.iter().filter(|problem| !before.contains(problem)) {
+            tracing::warn!(object = problem.object, "{}", problem.message);
+        }
+        self.odd.insert(what, odd);
     }
 
     /// Counts, logs and tells what was made again.
     pub fn restored(&self, restored: &[Restored]) {
-        for (what, object) in restored {
-            tracing::warn!("restored what had gone: {what} ({object})");
-            self.metrics.own.restored(what);
-        }
-        if restored.is_empty() {
-            return;
-        }
-        let named = restored.iter().take(MOST_TOLD);
-        let named: Vec<_> = named.map(|(what, object)| format!("{what} ({object})")).collect();
-        let rest = match restored.len().saturating_sub(MOST_TOLD) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let note = format!("restored what had gone: {}{rest}", named.join(", "));
-        self.tell("Normal", "DataPlaneRestored", note);
-    }
-
-    fn tell(&self, type_: &'static str, reason: &'static str, note: String) {
-        self.recorder
-            .record(Event::of_node(type_, &self.node, reason, "Restore", note));
+        self.teller.restored(restored);
     }
 }
 
@@ -145,6 +146,9 @@ pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
         Some(done) => {
             agent.survival.restored(&done.restored);
             agent.survival.lacks("pods to be whole", done.problems);
+            agent
+                .survival
+                .names("pods without an interface", done.without_interface);
         }
         None if agent.synced => look_at_node(agent).await,
         None => {}
@@ -155,7 +159,11 @@ async fn look_at_node(agent: &mut Agent) {
     let turn = agent.survival.turn.wrapping_add(1);
     agent.survival.turn = turn;
     look_at_pins(agent);
-    if agent.node.has_other_settings(&agent.options) {
+    if agent.survival.is_taken {
+        return;
+    }
+    let is_installed = !turn.is_multiple_of(ROUNDS) || agent.node.is_installed();
+    if agent.node.has_other_settings(&agent.options) || !is_installed {
         agent.refresh_node().await;
     }
     let changed = agent.node.changed_settings();
@@ -175,7 +183,9 @@ async fn look_at_node(agent: &mut Agent) {
         });
         agent.survival.lacks("settings of the kernel", lacking.collect());
     }
-    look_at_programs(agent, |index| index % ROUNDS == turn % ROUNDS).await;
+    let is_due = |index| index % ROUNDS == turn % ROUNDS;
+    look_at_programs(agent, is_due).await;
+    ahead::look(agent, is_due);
     // Programs are run by their pins.
     if !agent.survival.is_lacking(PINS) {
         test(agent).await;
@@ -183,7 +193,9 @@ async fn look_at_node(agent: &mut Agent) {
 }
 
 fn look_at_pins(agent: &mut Agent) {
-    let kept = agent.programmer.store().keep_pinned();
+    let owned = agent.survival.owned.keep();
+    agent.survival.is_taken = matches!(owned, Err(BpfError::Taken(_)));
+    let kept = owned.and_then(|()| agent.programmer.store().keep_pinned());
     let lacking = match kept {
         Ok(false) => Vec::new(),
         Ok(true) => {
@@ -250,8 +262,9 @@ impl Survival {
 
 async fn test(agent: &mut Agent) {
     let before = std::mem::take(&mut agent.survival.suspects);
-    let mut found = self_test::programs(agent);
-    found.extend(self_test::ways(agent, agent.survival.turn as usize, &before).await);
+    let turn = agent.survival.turn as usize;
+    let mut found = self_test::programs(agent, turn, !before.is_empty());
+    found.extend(self_test::ways(agent, turn, &before).await);
     let is_known = |problem: &&ObjectError| before.iter().any(|known| known.object == problem.object);
     let lacking = found.iter().filter(is_known).cloned().collect();
     agent.survival.suspects = found;

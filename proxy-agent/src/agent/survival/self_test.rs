@@ -29,12 +29,16 @@ const PROGRAMS: [&str; 7] = [
 const TRANSLATE: [&str; 3] = ["from_pod", "from_own_pod", "from_host"];
 /// Ways that are asked for each time.
 const WAYS: usize = 8;
+/// Services that are asked for until one is translated, and among how many they are looked for.
+const SERVICES: usize = 8;
+const LOOKED_AT: usize = 64;
 const SOURCE_PORT: u16 = 40_000;
 
-/// Runs all programs that hang somewhere.
-pub fn programs(agent: &Agent) -> Vec<ObjectError> {
+/// Runs all programs that hang somewhere. Those that translate are asked for some services, and fail if all
+/// of these do: one that leads nowhere may be its owner's doing. After a failure, `turn` chooses others.
+pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError> {
     let datapath = agent.programmer.store();
-    let service = some_service(agent);
+    let services = some_services(agent, if has_failed { turn } else { 0 });
     let mut problems = Vec::new();
     for program in PROGRAMS {
         let hangs = datapath
@@ -43,34 +47,57 @@ pub fn programs(agent: &Agent) -> Vec<ObjectError> {
             .iter()
             .find(|(_, role)| role.has(program));
         let Some((interface, _)) = hangs else { continue };
-        let failed = |message: String| ObjectError {
-            object: format!("program {program}"),
-            message: format!("a packet did not get through it: {message}; restart the agent if that stays"),
-        };
-        let (to, protocol) = service.unwrap_or_else(|| (nowhere(agent), Protocol::Tcp));
-        let frame = craft::frame(client(agent, to.ip()), to, SOURCE_PORT, protocol);
-        let run = DryRunner::new(datapath, program).and_then(|runner| runner.answer(&frame, *interface));
-        match run {
-            Err(error) => problems.push(failed(error.to_string())),
-            Ok(Some(run)) if service.is_some() && TRANSLATE.contains(&program) => {
-                if run.kind != DryRunKind::Translate {
+        let ask = |(to, protocol): (SocketAddr, Protocol)| {
+            let frame = craft::frame(client(agent, to.ip()), to, SOURCE_PORT, protocol);
+            let run = DryRunner::new(datapath, program).and_then(|runner| runner.answer(&frame, *interface));
+            let run = run.map_err(|error| error.to_string())?;
+            match run {
+                Some(run) if !services.is_empty() && TRANSLATE.contains(&program) => {
+                    if run.kind == DryRunKind::Translate {
+                        return Ok(());
+                    }
                     let reason = run.reason.name();
-                    problems.push(failed(format!("{to} {protocol} leads to no endpoint ({reason})")));
+                    Err(format!("{to} {protocol} leads to no endpoint ({reason})"))
                 }
+                _ => Ok(()),
             }
-            Ok(_) => {}
+        };
+        let nowhere = [(nowhere(agent), Protocol::Tcp)];
+        let asked = if services.is_empty() {
+            &nowhere[..]
+        } else {
+            &services
+        };
+        let mut failed: Result<(), String> = Ok(());
+        for service in asked {
+            let answer = ask(*service);
+            let is_answered = answer.is_ok();
+            failed = failed.and(answer);
+            if is_answered {
+                failed = Ok(());
+                break;
+            }
+        }
+        if let Err(message) = failed {
+            problems.push(ObjectError {
+                object: format!("program {program}"),
+                message: format!(
+                    "a packet did not get through it: {message}; restart the agent if that stays"
+                ),
+            });
         }
     }
     problems
 }
 
-/// A cluster IP that leads to some endpoint, if all of its service is programmed.
-fn some_service(agent: &Agent) -> Option<(SocketAddr, Protocol)> {
+/// Cluster IPs that lead to some endpoint, of services all of which is programmed.
+fn some_services(agent: &Agent, turn: usize) -> Vec<(SocketAddr, Protocol)> {
     if agent.programmer.pending() > 0 {
-        return None;
+        return Vec::new();
     }
-    let mut services = agent.cluster.services().take(WAYS);
-    services.find_map(|(id, _)| {
+    let skipped = turn * SERVICES % agent.cluster.service_count().max(1);
+    let services = agent.cluster.services().skip(skipped).take(LOOKED_AT);
+    let frontends = services.filter_map(|(id, _)| {
         if !agent.programmer.problems_of(id).is_empty() {
             return None;
         }
@@ -84,7 +111,8 @@ fn some_service(agent: &Agent) -> Option<(SocketAddr, Protocol)> {
             let to = SocketAddr::new(key.address.into(), key.port.number());
             Some((to, Protocol::from_number(key.protocol)?))
         })
-    })
+    });
+    frontends.take(SERVICES).collect()
 }
 
 /// An address of a family that the node has, for a packet that leads nowhere.
@@ -115,6 +143,8 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> Vec<Obj
         .pods
         .for_each(|ip, pod| pods.push((IpNet::from(IpAddr::from(ip)), pod.interface)));
     if walked.is_ok() {
+        // Where the kernel leaves out routes without a carrier, a pod could make its own fail.
+        pods.retain(|(_, interface)| agent.node.has_carrier(*interface));
         pods.sort_unstable();
         ways.extend(pods);
     }

@@ -2,8 +2,9 @@
 //!
 //! Programs and maps live as long as their pins, so removing the pins below the bpf root detaches and frees them; then
 //! the routes, the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
-//! would put everything back: the run directory's lock is held throughout. With `--wait` it is held until a signal ends the program,
-//! which is for pods: a DaemonSet counts only those that stay.
+//! would put everything back: the locks of the run directory and of the bpf root are held throughout. With
+//! `--wait` the former is held until a signal ends the program, which is for pods: a DaemonSet counts only
+//! those that stay.
 //!
 //! Invariant: it can be repeated; whatever an interrupted run left is removed by the next.
 
@@ -11,7 +12,7 @@ mod devices;
 mod files;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -22,8 +23,8 @@ use super::Global;
 use super::output;
 use super::table::{Align, Table};
 use super::text::{WARNING, line, styled};
-use crate::bpf::clsact;
-use crate::bpf::pins::{self, Removed};
+use crate::bpf::pins::{self, Owned, Pins, Removed};
+use crate::bpf::{BpfError, clsact};
 use crate::control::{RunDir, RunDirError};
 
 /// `millrace uninstall`
@@ -95,6 +96,8 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<(Uninstall
     let bpf_root = &global.bpf_root;
     // Filters hold their programs without a pin.
     let is_bpffs = files::is_bpffs(bpf_root)?;
+    // An agent with another run directory may work with this root.
+    let _owned = is_bpffs.then(|| own(bpf_root)).transpose()?;
     let qdiscs = is_bpffs.then(|| pins::qdiscs(bpf_root));
     uninstalled.removed =
         clsact::remove_all(qdiscs.as_deref()).context("removing filters from interfaces")?;
@@ -120,6 +123,22 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<(Uninstall
     files::remove_directory(&args.state_dir, files::STATE, &mut uninstalled)?;
     files::remove_directory(&global.run_dir, files::RUN, &mut uninstalled)?;
     Ok((uninstalled, run_dir))
+}
+
+/// Keeps agents from a bpf root that is there.
+fn own(root: &Path) -> anyhow::Result<Option<Owned>> {
+    let owned = Pins::existing(root).map(|pins| pins.own()).transpose();
+    owned.map_err(|error| match error {
+        BpfError::Taken(path) => {
+            let process = pins::holder(root).map_or_else(String::new, |process| format!(" (process {process})"));
+            anyhow::anyhow!(
+                "an agent{process} is running with --bpf-root {} and another --run-dir: stop it first (systemctl stop, or \
+                 delete its DaemonSet), else it would put everything back",
+                path.display()
+            )
+        }
+        other => other.into(),
+    })
 }
 
 /// What was done, for people.

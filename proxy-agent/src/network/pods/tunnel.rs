@@ -193,28 +193,19 @@ impl Tunnel {
     }
 
     fn ensure_settings(&self, plan: &TunnelPlan) -> Result<(), NetworkError> {
-        let ensure = |family, name, value| {
-            let device = TUNNEL_DEVICE;
-            let setting = Setting {
-                family,
-                device,
-                name,
-                value,
-            };
+        for setting in settings(plan) {
             if setting.ensure()? {
                 self.netlink.note_write();
             }
-            Ok(())
-        };
-        ensure("ipv4", "forwarding", "1")?;
-        if !sysctl::has_ipv6() || plan.mtu < IPV6_MIN_MTU {
-            return Ok(());
-        }
-        let used = plan.addresses.iter().any(IpAddr::is_ipv6);
-        for (name, value) in QUIET_IPV6.iter().chain(IPV6.iter().filter(|_| used)) {
-            ensure("ipv6", name, value)?;
         }
         Ok(())
+    }
+
+    /// Settings that were made and have another value now.
+    pub fn changed_settings(&self, plan: &TunnelPlan) -> Vec<String> {
+        let made = self.index.map(|_| settings(plan)).into_iter().flatten();
+        let changed = made.filter(Setting::is_changed);
+        changed.map(|setting| setting.to_string()).collect()
     }
 
     async fn ensure_addresses(&self, index: u32, plan: &TunnelPlan) -> Result<(), NetworkError> {
@@ -281,4 +272,19 @@ impl Identity {
             mac: mac?,
         })
     }
+}
+/// What the device is set to.
+fn settings(plan: &TunnelPlan) -> impl Iterator<Item = Setting<'static>> + use<> {
+    let with_v6 = sysctl::has_ipv6() && plan.mtu >= IPV6_MIN_MTU;
+    let used = plan.addresses.iter().any(IpAddr::is_ipv6);
+    let quiet = QUIET_IPV6.iter().filter(move |_| with_v6);
+    let v6 = quiet.chain(IPV6.iter().filter(move |_| with_v6 && used));
+    let v6 = v6.map(|(name, value)| ("ipv6", *name, *value));
+    let all = [("ipv4", "forwarding", "1")].into_iter().chain(v6);
+    all.map(|(family, name, value)| Setting {
+        family,
+        device: TUNNEL_DEVICE,
+        name,
+        value,
+    })
 }

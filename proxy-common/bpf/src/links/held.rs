@@ -115,7 +115,7 @@ impl Links {
     }
 }
 
-fn id_of(program: &OwnedFd, name: &str) -> Result<u32, BpfError> {
+pub(super) fn id_of(program: &OwnedFd, name: &str) -> Result<u32, BpfError> {
     let info = sys::program_info(program.as_fd());
     Ok(info
         .map_err(BpfError::syscall(format!("reading the program {name}")))?

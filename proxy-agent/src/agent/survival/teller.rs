@@ -1,0 +1,59 @@
+//! Telling what was made again and what cannot be: in the log, as a metric, and as events on the Node.
+
+use crate::control::ObjectError;
+use crate::events::{Event, Recorder};
+use crate::metrics::Metrics;
+use crate::network::netlink::Restored;
+
+/// An event names no more than this.
+const MOST_TOLD: usize = 8;
+
+/// Tells it for one node; clones tell to the same places.
+#[derive(Clone)]
+pub struct Teller {
+    node: String,
+    recorder: Recorder,
+    metrics: Metrics,
+}
+
+impl Teller {
+    /// Tells of a node by its name.
+    pub fn new(node: &str, recorder: Recorder, metrics: Metrics) -> Self {
+        Self {
+            node: node.to_owned(),
+            recorder,
+            metrics,
+        }
+    }
+
+    /// Counts, logs and tells what was made again.
+    pub fn restored(&self, restored: &[Restored]) {
+        for (what, object) in restored {
+            tracing::warn!("restored what had gone: {what} ({object})");
+            self.metrics.own.restored(what);
+        }
+        if restored.is_empty() {
+            return;
+        }
+        let named = restored.iter().take(MOST_TOLD);
+        let named: Vec<_> = named.map(|(what, object)| format!("{what} ({object})")).collect();
+        let rest = match restored.len().saturating_sub(MOST_TOLD) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let note = format!("restored what had gone: {}{rest}", named.join(", "));
+        self.tell("Normal", "DataPlaneRestored", note);
+    }
+
+    /// Logs and tells what is lacking.
+    pub fn incomplete(&self, problem: &ObjectError) {
+        tracing::warn!(object = problem.object, "{}", problem.message);
+        let note = format!("{}: {}", problem.object, problem.message);
+        self.tell("Warning", "DataPlaneIncomplete", note);
+    }
+
+    fn tell(&self, type_: &'static str, reason: &'static str, note: String) {
+        self.recorder
+            .record(Event::of_node(type_, &self.node, reason, "Restore", note));
+    }
+}

@@ -1,0 +1,93 @@
+//! Whose bpf root it is: the lock that an agent holds for as long as it runs.
+//!
+//! The lock is that of a directory and not of its name. Where the directory is removed, or a mount hides it,
+//! another agent could lock its successor; so the holder compares both, and locks anew.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{Pins, agents_place, make_dir};
+use crate::error::BpfError;
+
+/// A bpf root that no other agent works with.
+#[derive(Debug)]
+pub struct Owned {
+    root: PathBuf,
+    lock: Flock<File>,
+}
+
+impl Pins {
+    /// Keeps other agents from this root for as long as the answer lives: two would undo each other's work.
+    /// Fails at once where another one has it.
+    pub fn own(&self) -> Result<Owned, BpfError> {
+        let dir = agents_place(&self.root);
+        make_dir(&dir)?;
+        // The kernel locks directories of a bpffs as any others; the root itself is locked by those that
+        // attach.
+        let open = File::open(&dir).map_err(BpfError::file("opening directory", &dir))?;
+        match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Owned {
+                root: self.root.clone(),
+                lock,
+            }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(BpfError::Taken(self.root.clone())),
+            Err((_, errno)) => Err(BpfError::file("locking directory", &dir)(errno.into())),
+        }
+    }
+}
+
+impl Owned {
+    /// Sees to it that the root is still locked, also one that was made or mounted anew.
+    pub fn keep(&mut self) -> Result<(), BpfError> {
+        if !self.is_whole() {
+            *self = Pins::open(&self.root)?.own()?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is locked is what others would lock.
+    fn is_whole(&self) -> bool {
+        let locked = self.lock.metadata().map(|held| (held.dev(), held.ino()));
+        let there = fs::metadata(agents_place(&self.root)).map(|there| (there.dev(), there.ino()));
+        matches!((locked, there), (Ok(locked), Ok(there)) if locked == there)
+    }
+}
+
+/// The process that holds the lock of a bpf root, where the kernel tells it to this one (`proc_locks(5)`).
+pub fn holder(root: &Path) -> Option<u32> {
+    let inode = fs::metadata(agents_place(root)).ok()?.ino();
+    holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+}
+
+fn holder_in(locks: &str, inode: u64) -> Option<u32> {
+    let suffix = format!(":{inode}");
+    locks.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", process, file, ..] = words[..] else {
+            return None;
+        };
+        file.ends_with(&suffix).then(|| process.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_found_by_the_inode() {
+        let locks = "\
+1: POSIX  ADVISORY  WRITE 11 00:19:77 0 EOF
+2: FLOCK  ADVISORY  READ 12 00:19:77 0 EOF
+3: -> FLOCK  ADVISORY  WRITE 13 00:19:77 0 EOF
+4: FLOCK  ADVISORY  WRITE 14 00:19:177 0 EOF
+5: FLOCK  ADVISORY  WRITE 15 00:19:77 0 EOF
+";
+        assert_eq!(holder_in(locks, 77), Some(15));
+        assert_eq!(holder_in(locks, 7), None);
+    }
+}
