@@ -16,7 +16,7 @@ use crate::source::ObjectIdMap;
 #[derive(Default)]
 pub struct Found {
     frontends: HashMap<FrontendKey, Frontend>,
-    /// Source ranges by service id.
+    /// Source ranges by service id, in order.
     ranges: HashMap<u32, Vec<SourceRangeKey>>,
 }
 
@@ -29,6 +29,9 @@ impl Found {
         })?;
         let mut ranges: HashMap<u32, Vec<SourceRangeKey>> = HashMap::new();
         store.each_range(&mut |range| ranges.entry(range.service).or_default().push(range))?;
+        for ranges in ranges.values_mut() {
+            ranges.sort_unstable();
+        }
         Ok(Self { frontends, ranges })
     }
 

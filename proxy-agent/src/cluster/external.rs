@@ -5,11 +5,12 @@
 //! 0.0.0.0/8) is refused here. Whether it lies in a range of pods or of cluster IPs is known only later, see `plan`.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use super::address::{canonical_ip, canonical_net};
+use super::address::{Family, canonical_ip, canonical_net};
 use super::problems::Findings;
 use super::service::ServicePort;
 use crate::source::wire;
@@ -24,9 +25,41 @@ pub struct External {
     /// `status.loadBalancer.ingress`, without those whose balancer is a proxy.
     pub load_balancer_ips: SmallVec<[IpAddr; 1]>,
     /// Whose packets to the load balancer's addresses are let through; `None` for everybody's.
-    pub source_ranges: Option<Box<[IpNet]>>,
+    pub source_ranges: Option<SourceRanges>,
     /// Where a load balancer asks for the health of this node's endpoints, or 0.
     pub health_check_node_port: u16,
+}
+
+/// `spec.loadBalancerSourceRanges`: ranges of one family mean nothing to clients of the other.
+///
+/// A range lets through every client that it contains. So ranges that others contain are left out, and neighbours
+/// become one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    v4: Arc<[IpNet]>,
+    v6: Arc<[IpNet]>,
+}
+
+impl SourceRanges {
+    /// The fewest ranges that mean the same as these.
+    pub fn new(ranges: &Vec<IpNet>) -> Self {
+        let mut ranges = IpNet::aggregate(ranges);
+        // The order of the table's keys.
+        ranges.sort_unstable_by_key(|range| (range.addr().is_ipv6(), range.prefix_len(), range.network()));
+        let (v4, v6) = ranges.split_at(ranges.partition_point(|range| range.addr().is_ipv4()));
+        Self {
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
+
+    /// Those of one family, by length and then by address.
+    pub const fn of(&self, family: Family) -> &Arc<[IpNet]> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
 }
 
 impl External {
@@ -129,7 +162,7 @@ pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<Box<[IpNet]>> {
+fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<SourceRanges> {
     let listed = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     if listed.is_empty() {
         return None;
@@ -144,9 +177,7 @@ fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Opti
             }),
         }
     }
-    ranges.sort_unstable();
-    ranges.dedup();
-    Some(ranges.into_boxed_slice())
+    Some(SourceRanges::new(&ranges))
 }
 
 fn read_health_check_port(spec: &wire::ServiceSpec, findings: &mut Findings) -> u16 {
