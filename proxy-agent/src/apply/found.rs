@@ -40,6 +40,11 @@ impl Found {
         self.frontends.len() as u32
     }
 
+    /// How many source ranges there are that no plan has taken over.
+    pub fn range_count(&self) -> u32 {
+        self.ranges.values().map(|ranges| ranges.len() as u32).sum()
+    }
+
     /// The keys of those.
     pub fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
         self.frontends.keys()

@@ -13,6 +13,7 @@ use fake::{Fake, sizes};
 
 mod fake;
 mod full;
+mod source_ranges;
 
 /// A cluster and the programmer of its node.
 struct World {
