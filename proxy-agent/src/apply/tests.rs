@@ -11,6 +11,7 @@ use crate::plan::NodeContext;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet};
 use fake::{Fake, sizes};
 
+mod cluster_ips;
 mod fake;
 mod full;
 mod source_ranges;

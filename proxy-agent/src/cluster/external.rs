@@ -1,8 +1,9 @@
 //! How a Service is reached from outside the cluster: by ports of the nodes, addresses of a load balancer, and addresses
 //! that the cluster's operator routes to the nodes.
 //!
-//! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local, multicast,
-//! 0.0.0.0/8) is refused here. Whether it lies in a range of pods or of cluster IPs is known only later, see `plan`.
+//! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local,
+//! multicast, 0.0.0.0/8) is refused here. `plan` refuses cluster IPs and addresses in the cluster's own ranges,
+//! which are known only later.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -63,6 +64,11 @@ impl SourceRanges {
 }
 
 impl External {
+    /// The addresses that it is reached at, besides those of nodes.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.external_ips.iter().chain(&self.load_balancer_ips).copied()
+    }
+
     /// Reads what concerns clients from outside; `None` if they are not served.
     pub(super) fn read(
         spec: &wire::ServiceSpec,

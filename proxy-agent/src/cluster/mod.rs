@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod bandwidth;
+mod cluster_ips;
 pub mod endpoint;
 pub mod endpoint_slice;
 pub mod external;

@@ -89,7 +89,7 @@ pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> Service
         let family = Family::of(address);
         for port in &service.ports {
             let merged = cluster.endpoints_of(id, family, port);
-            let found = frontends(service, port, address, node, &mut plan.remarks);
+            let found = frontends(cluster, service, port, address, node, &mut plan.remarks);
             for (frontends, local) in [(found.cluster, false), (found.local, true)] {
                 if !frontends.is_empty() {
                     let source_ranges = source_ranges::of(service, family, &frontends);
