@@ -154,3 +154,27 @@ fn a_cluster_ip_that_comes_later_is_its_services_and_when_it_goes_the_other_has_
         assert_thiefs(&world, way, port);
     });
 }
+
+#[test]
+fn a_cluster_ip_comes_before_age_where_a_node_port_claims_it() {
+    let node = NodeContext {
+        node_port_addresses: vec!["10.96.0.1".parse().unwrap()],
+        ..NodeContext::default()
+    };
+    let mut world = World::new(Fake::new(64), 64);
+    let port = r#","ports":[{"name":"p","port":90,"nodePort":80}],"type":"NodePort"}"#;
+    both_families(&mut world, VICTIM, 1, NEW, 80, "}");
+    world.programmer.sync(&world.cluster, &node).unwrap();
+    let json = format!(
+        r#"{{"metadata":{{"namespace":"t","name":"thief","creationTimestamp":"{OLD}"}},"spec":{{"clusterIP":"10.96.0.9"{port}}}"#
+    );
+    let thief = serde_json::from_str(&json).unwrap();
+    world.event(Apply(Box::new(Object::Service(thief))));
+    let ids: ObjectIdSet = world.changes.services.drain().collect();
+    world.programmer.update(&ids, &world.cluster, &node);
+    assert_eq!(served(&world, "10.96.0.1"), [(80, vec!["10.244.1.1".to_owned()])]);
+    assert_eq!(
+        told(&world),
+        ["10.96.0.1 port 80: the cluster IP of Service t/victim; left out"]
+    );
+}
