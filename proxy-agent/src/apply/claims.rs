@@ -1,4 +1,5 @@
-//! Frontends that more than one service claims: the oldest service gets it, and the others wait for it to go.
+//! Frontends that more than one service claims: one whose cluster IP it is comes first, then the oldest. The others wait
+//! for it to go.
 //!
 //! Almost every frontend has one claimant, so only the contested ones are remembered here.
 
@@ -51,10 +52,10 @@ impl Claims {
                 let winner = claimants
                     .iter()
                     .copied()
-                    .min_by_key(|claimant| age(cluster, *claimant));
+                    .min_by_key(|claimant| (!is_its_own(cluster, *claimant, key), age(cluster, *claimant)));
                 if let Some(winner) = winner.filter(|winner| *winner != id) {
                     lost.insert(*key);
-                    plan.remarks.push(remark(cluster, key, winner));
+                    plan.remarks.push(remark(cluster, key, id, winner));
                 }
             }
         }
@@ -94,6 +95,14 @@ pub fn holder(programmed: &ObjectIdMap<Programmed>, service: u32) -> Option<Obje
         .map(|(id, _)| *id)
 }
 
+/// Whether a frontend has the cluster IP of a service.
+fn is_its_own(cluster: &ClusterState, id: ObjectId, key: &FrontendKey) -> bool {
+    let address = std::net::IpAddr::from(key.address);
+    cluster
+        .service(id)
+        .is_some_and(|service| service.cluster_ips().any(|own| own == address))
+}
+
 /// Orders services by age, then by name.
 fn age(cluster: &ClusterState, id: ObjectId) -> (i64, String) {
     cluster.service(id).map_or((i64::MAX, String::new()), |service| {
@@ -109,11 +118,13 @@ pub fn name(cluster: &ClusterState, id: ObjectId) -> String {
     )
 }
 
-fn remark(cluster: &ClusterState, key: &FrontendKey, winner: ObjectId) -> String {
+fn remark(cluster: &ClusterState, key: &FrontendKey, id: ObjectId, winner: ObjectId) -> String {
     let address = std::net::IpAddr::from(key.address);
-    format!(
-        "{address} port {}: already taken by the older Service {}; left out",
-        key.port.number(),
-        name(cluster, winner)
-    )
+    let why = if is_its_own(cluster, winner, key) && !is_its_own(cluster, id, key) {
+        "the cluster IP of"
+    } else {
+        "already taken by the older"
+    };
+    let (port, winner) = (key.port.number(), name(cluster, winner));
+    format!("{address} port {port}: {why} Service {winner}; left out")
 }

@@ -16,7 +16,7 @@ use crate::source::ObjectIdMap;
 #[derive(Default)]
 pub struct Found {
     frontends: HashMap<FrontendKey, Frontend>,
-    /// Source ranges by service id.
+    /// Source ranges by service id, in order.
     ranges: HashMap<u32, Vec<SourceRangeKey>>,
 }
 
@@ -29,12 +29,20 @@ impl Found {
         })?;
         let mut ranges: HashMap<u32, Vec<SourceRangeKey>> = HashMap::new();
         store.each_range(&mut |range| ranges.entry(range.service).or_default().push(range))?;
+        for ranges in ranges.values_mut() {
+            ranges.sort_unstable();
+        }
         Ok(Self { frontends, ranges })
     }
 
     /// How many frontends there are that no plan has taken over.
     pub fn count(&self) -> u32 {
         self.frontends.len() as u32
+    }
+
+    /// How many source ranges there are that no plan has taken over.
+    pub fn range_count(&self) -> u32 {
+        self.ranges.values().map(|ranges| ranges.len() as u32).sum()
     }
 
     /// The keys of those.

@@ -1,7 +1,8 @@
 //! Brings the tables in line with the plan, service by service, and remembers what it wrote.
 //!
 //! Invariants: what `programmed` says is what the tables hold, or will hold once [`Tables`] has nothing pending; a
-//! service whose new form does not fit keeps its old one.
+//! service whose new form does not fit keeps its old one. Where only source ranges do not fit, the addresses that they
+//! are for are left out, and everything else of the service goes on.
 
 use std::collections::HashMap;
 
@@ -16,7 +17,7 @@ use super::store::Store;
 use super::tables::Tables;
 use crate::bpf::object::MapSizes;
 use crate::cluster::ClusterState;
-use crate::plan::{Full, NodeContext, Programmed, ServicePlan, plan};
+use crate::plan::{Full, NodeContext, Programmed, ServicePlan, plan, source_ranges};
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
 
 /// Services planned before their writes are carried out together.
@@ -45,6 +46,7 @@ pub struct Programmer<S> {
     claims: Claims,
     addresses: Addresses,
     frontends: u32,
+    source_ranges: u32,
     endpoints: u64,
     /// During the first sync, what the tables hold that was not taken over so far.
     found: Found,
@@ -65,6 +67,7 @@ impl<S: Store> Programmer<S> {
             claims: Claims::default(),
             addresses: Addresses::default(),
             frontends: 0,
+            source_ranges: 0,
             endpoints: 0,
             found: Found::default(),
             problems: ObjectIdMap::default(),
@@ -261,30 +264,40 @@ impl<S: Store> Programmer<S> {
     /// Compares plan and tables of one service and adds the writes.
     fn program(&mut self, id: ObjectId, planned: &ServicePlan, old: &Programmed, cluster: &ClusterState) {
         let mut problems = planned.remarks.clone();
-        let result = self.fit(planned, old);
+        let mut result = self.fit(planned, old);
+        let mut full = result.as_ref().err().copied();
+        if full == Some(Full::SourceRanges) {
+            let mut closed = planned.clone();
+            source_ranges::close(&mut closed);
+            result = self.fit(&closed, old);
+            full = result.as_ref().err().copied().or(full);
+        }
         match result {
             Ok(new) => {
                 self.count(old, &new);
-                self.unfit.remove(&id);
                 if new.groups.is_empty() {
                     self.programmed.remove(&id);
                 } else {
                     self.programmed.insert(id, new);
                 }
             }
-            Err(full) => {
-                problems.push(format!("no room left: {}", self.tables.describe(full)));
-                if self.unfit.insert(id) {
-                    tracing::error!(
-                        service = name(cluster, id),
-                        ?full,
-                        "a table is full; the service stays as it is until there is room"
-                    );
-                }
+            Err(_) => {
                 if !old.groups.is_empty() {
                     self.programmed.insert(id, old.clone());
                 }
             }
+        }
+        if let Some(full) = full {
+            let message = format!("no room left: {}", self.tables.describe(full));
+            if self.unfit.insert(id) {
+                tracing::error!(
+                    service = name(cluster, id),
+                    "{message}; it is tried again when room comes free"
+                );
+            }
+            problems.push(message);
+        } else {
+            self.unfit.remove(&id);
         }
         if problems.is_empty() {
             self.problems.remove(&id);
@@ -297,6 +310,7 @@ impl<S: Store> Programmer<S> {
     fn fit(&mut self, planned: &ServicePlan, old: &Programmed) -> Result<Programmed, Full> {
         loop {
             let room = self.room_for_frontends(planned, old);
+            let room = room.and_then(|()| self.room_for_ranges(planned, old));
             match room.and_then(|()| self.tables.diff(old, planned)) {
                 Err(full) if self.tables.make_room(full, self.load(planned)) => {}
                 result => return result,
@@ -326,6 +340,13 @@ impl<S: Store> Programmer<S> {
             return Err(Full::Addresses);
         }
         Ok(())
+    }
+
+    fn room_for_ranges(&self, planned: &ServicePlan, old: &Programmed) -> Result<(), Full> {
+        let wanted = source_ranges::entries(planned) as u32;
+        let more = wanted.saturating_sub(old.range_count());
+        let fits = || self.source_ranges + self.found.range_count() + more <= self.store().max_ranges();
+        (more == 0 || fits()).then_some(()).ok_or(Full::SourceRanges)
     }
 
     /// What the tables would hold with a plan besides, at the most.
@@ -370,6 +391,7 @@ impl<S: Store> Programmer<S> {
         };
         let endpoints = |p: &Programmed| p.groups.iter().map(|group| u64::from(group.active)).sum::<u64>();
         self.endpoints = self.endpoints + endpoints(new) - endpoints(old);
+        self.source_ranges = self.source_ranges + new.range_count() - old.range_count();
         let (old, new) = (keys(old), keys(new));
         // Loopback addresses are for socket hooks, which do not ask what an address is.
         for key in new.iter().filter(|key| !old.contains(key)) {

@@ -5,9 +5,13 @@ use std::io;
 use proxy_common::Ip;
 use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot, SourceRangeKey};
 
-use crate::bpf::object::MapSizes;
+use crate::bpf::object::{MapSizes, SOURCE_RANGES};
 use crate::bpf::{BpfError, Datapath};
 use crate::plan::programmed::View;
+use crate::plan::source_ranges::SHARE;
+
+// A service fills a small part of the table at the most.
+const _: () = assert!(SHARE * 16 <= SOURCE_RANGES as usize);
 
 /// The tables that the programmer writes.
 pub trait Store: View {
@@ -37,6 +41,8 @@ pub trait Store: View {
     fn each_range(&self, each: &mut dyn FnMut(SourceRangeKey)) -> io::Result<()>;
     /// Capacities; those of other tables do not matter.
     fn sizes(&self) -> MapSizes;
+    /// How many source ranges there may be.
+    fn max_ranges(&self) -> u32;
     /// Moves to larger tables with the same contents.
     fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError>;
 }
@@ -102,6 +108,10 @@ impl Store for Datapath {
 
     fn sizes(&self) -> MapSizes {
         Datapath::sizes(self)
+    }
+
+    fn max_ranges(&self) -> u32 {
+        SOURCE_RANGES
     }
 
     fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {

@@ -101,7 +101,9 @@ impl<S: Store> Tables<S> {
 
     /// Carries out the writes collected so far.
     pub fn flush(&mut self) {
-        self.freed |= !self.writes.gone.is_empty() || !self.writes.freed_slots.is_empty();
+        self.freed |= !self.writes.gone.is_empty()
+            || !self.writes.freed_slots.is_empty()
+            || !self.writes.remove_ranges.is_empty();
         self.writer
             .carry_out(&mut self.writes, &self.store, &mut self.quarantine);
     }
@@ -148,6 +150,7 @@ impl<S: Store> Tables<S> {
             Full::Slots => wanted.slots > sizes.slots,
             Full::Backends => wanted.backends > sizes.backends,
             Full::Addresses => wanted.addresses > sizes.addresses,
+            Full::SourceRanges => false,
         };
         grows && self.grow(wanted)
     }
@@ -175,6 +178,12 @@ impl<S: Store> Tables<S> {
             Full::Slots => ("slots", sizes.slots),
             Full::Backends => ("backends", sizes.backends),
             Full::Addresses => ("addresses", sizes.addresses),
+            Full::SourceRanges => {
+                return format!(
+                    "the table of source ranges holds {} at the most; the load balancer's addresses are left out",
+                    self.store.max_ranges()
+                );
+            }
         };
         format!("the table of {name} holds {size} at the most; raise maps.{name} in the configuration")
     }

@@ -11,8 +11,10 @@ use crate::plan::NodeContext;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet};
 use fake::{Fake, sizes};
 
+mod cluster_ips;
 mod fake;
 mod full;
+mod source_ranges;
 
 /// A cluster and the programmer of its node.
 struct World {

@@ -85,7 +85,7 @@ impl Writer {
         for range in &writes.set_ranges {
             self.ranges.insert(*range, true);
         }
-        self.write_ranges(store);
+        self.write_ranges(true, store);
         self.set_frontends(&writes.set_frontends, store);
         self.set_addresses(&writes.set_addresses, store);
         for (key, service) in writes.remove_frontends.drain(..) {
@@ -112,9 +112,13 @@ impl Writer {
         self.retry(store, quarantine);
     }
 
-    fn write_ranges(&mut self, store: &impl Store) {
+    /// Sets the source ranges that are wanted, or removes those that are not.
+    fn write_ranges(&mut self, set: bool, store: &impl Store) {
         let count = &mut self.count;
         self.ranges.retain(|range, wanted| {
+            if *wanted != set {
+                return true;
+            }
             *count += 1;
             let result = if *wanted {
                 store.set_range(range)
@@ -181,7 +185,9 @@ impl Writer {
                 result.is_err()
             });
         }
-        self.write_ranges(store);
+        // Where the table was full, those that go make room for those that come.
+        self.write_ranges(false, store);
+        self.write_ranges(true, store);
         if self.frontends.is_empty() {
             for Leftover { gone, slots } in std::mem::take(&mut self.held) {
                 for (id, backend) in &gone {

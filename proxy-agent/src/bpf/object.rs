@@ -88,10 +88,13 @@ pub const PROGRAMS: [&str; 17] = [
     "post_bind6",
 ];
 
+/// Entries of the map of source ranges.
+pub const SOURCE_RANGES: u32 = 1 << 20;
+
 /// Maps of a fixed size; the tries take memory only for what is in them.
 const FIXED_MAPS: [(&str, u32); 7] = [
     ("POD_RANGES", 65_536),
-    ("SOURCE_RANGES", 1 << 20),
+    ("SOURCE_RANGES", SOURCE_RANGES),
     ("FRAGMENTS", 8192),
     ("SHARES", 16_384),
     ("UNANSWERED", 16_384),

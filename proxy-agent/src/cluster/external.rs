@@ -1,15 +1,17 @@
 //! How a Service is reached from outside the cluster: by ports of the nodes, addresses of a load balancer, and addresses
 //! that the cluster's operator routes to the nodes.
 //!
-//! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local, multicast,
-//! 0.0.0.0/8) is refused here. Whether it lies in a range of pods or of cluster IPs is known only later, see `plan`.
+//! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local,
+//! multicast, 0.0.0.0/8) is refused here. `plan` refuses cluster IPs and addresses in the cluster's own ranges,
+//! which are known only later.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use super::address::{canonical_ip, canonical_net};
+use super::address::{Family, canonical_ip, canonical_net};
 use super::problems::Findings;
 use super::service::ServicePort;
 use crate::source::wire;
@@ -24,12 +26,49 @@ pub struct External {
     /// `status.loadBalancer.ingress`, without those whose balancer is a proxy.
     pub load_balancer_ips: SmallVec<[IpAddr; 1]>,
     /// Whose packets to the load balancer's addresses are let through; `None` for everybody's.
-    pub source_ranges: Option<Box<[IpNet]>>,
+    pub source_ranges: Option<SourceRanges>,
     /// Where a load balancer asks for the health of this node's endpoints, or 0.
     pub health_check_node_port: u16,
 }
 
+/// `spec.loadBalancerSourceRanges`: ranges of one family mean nothing to clients of the other.
+///
+/// A range lets through every client that it contains. So ranges that others contain are left out, and neighbours
+/// become one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    v4: Arc<[IpNet]>,
+    v6: Arc<[IpNet]>,
+}
+
+impl SourceRanges {
+    /// The fewest ranges that mean the same as these.
+    pub fn new(ranges: &Vec<IpNet>) -> Self {
+        let mut ranges = IpNet::aggregate(ranges);
+        // The order of the table's keys.
+        ranges.sort_unstable_by_key(|range| (range.addr().is_ipv6(), range.prefix_len(), range.network()));
+        let (v4, v6) = ranges.split_at(ranges.partition_point(|range| range.addr().is_ipv4()));
+        Self {
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
+
+    /// Those of one family, by length and then by address.
+    pub const fn of(&self, family: Family) -> &Arc<[IpNet]> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
+
 impl External {
+    /// The addresses that it is reached at, besides those of nodes.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.external_ips.iter().chain(&self.load_balancer_ips).copied()
+    }
+
     /// Reads what concerns clients from outside; `None` if they are not served.
     pub(super) fn read(
         spec: &wire::ServiceSpec,
@@ -129,7 +168,7 @@ pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<Box<[IpNet]>> {
+fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<SourceRanges> {
     let listed = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     if listed.is_empty() {
         return None;
@@ -144,9 +183,7 @@ fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Opti
             }),
         }
     }
-    ranges.sort_unstable();
-    ranges.dedup();
-    Some(ranges.into_boxed_slice())
+    Some(SourceRanges::new(&ranges))
 }
 
 fn read_health_check_port(spec: &wire::ServiceSpec, findings: &mut Findings) -> u16 {

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::External;
 use super::problems::Findings;
 use super::service::ServicePort;
+use super::{External, Family, SourceRanges};
 use crate::cluster::Protocol;
 use crate::cluster::names::Names;
 
@@ -27,6 +28,10 @@ fn read(spec: Value, status: Value, node_port: u16) -> (Option<External>, Vec<St
 }
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
@@ -93,10 +98,41 @@ fn ranges_that_cannot_be_read_let_nobody_through() {
     let spec = json!({"loadBalancerSourceRanges": [" 203.0.113.0/25", "x"]});
     let (external, messages) = read(spec, json!({}), 30_080);
     let ranges = external.unwrap().source_ranges.unwrap();
-    assert_eq!(*ranges, ["203.0.113.0/25".parse().unwrap()]);
+    assert_eq!(ranges, SourceRanges::new(&nets(&["203.0.113.0/25"])));
     assert_eq!(messages.len(), 1);
     let (external, _) = read(json!({"loadBalancerSourceRanges": ["x"]}), json!({}), 30_080);
-    assert_eq!(external.unwrap().source_ranges.as_deref(), Some(&[][..]));
+    assert_eq!(external.unwrap().source_ranges, Some(SourceRanges::default()));
+}
+
+#[test]
+fn source_ranges_are_as_few_as_say_the_same() {
+    for (listed, v4, v6) in [
+        (
+            &["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/8"][..],
+            &["10.0.0.0/8"][..],
+            &[][..],
+        ),
+        (&["10.0.0.128/25", "10.0.0.0/25"], &["10.0.0.0/24"], &[]),
+        (
+            &["10.0.1.0/24", "10.0.0.2/32", "10.0.0.0/31"],
+            &["10.0.1.0/24", "10.0.0.0/31", "10.0.0.2/32"],
+            &[],
+        ),
+        (
+            &["0.0.0.0/0", "255.255.255.255/32", "::/0", "fd00::/8"],
+            &["0.0.0.0/0"],
+            &["::/0"],
+        ),
+        (
+            &["0.0.0.0/1", "128.0.0.0/1", "fd00::1/128"],
+            &["0.0.0.0/0"],
+            &["fd00::1/128"],
+        ),
+    ] {
+        let ranges = SourceRanges::new(&nets(listed));
+        assert_eq!(ranges.of(Family::V4).to_vec(), nets(v4), "{listed:?}");
+        assert_eq!(ranges.of(Family::V6).to_vec(), nets(v6), "{listed:?}");
+    }
 }
 
 #[test]

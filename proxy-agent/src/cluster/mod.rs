@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod bandwidth;
+mod cluster_ips;
 pub mod endpoint;
 pub mod endpoint_slice;
 pub mod external;
@@ -36,7 +37,7 @@ pub use address::{Family, canonical_ip, canonical_net};
 pub use bandwidth::Bandwidth;
 pub use endpoint::{Conditions, Endpoint, Endpoints};
 pub use endpoint_slice::{EndpointPort, EndpointSlice};
-pub use external::External;
+pub use external::{External, SourceRanges};
 pub use interner::Symbol;
 pub use merge::{Merged, MergedEndpoint};
 pub use names::{Names, Placement};

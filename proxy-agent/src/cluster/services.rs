@@ -3,7 +3,12 @@
 //! Services and slices arrive in any order, so a service's row exists as soon as either is known, and the slices of a
 //! service hang on its row as a list. A row with neither goes.
 
+use std::net::IpAddr;
+
+use super::address::Family;
+use super::cluster_ips::ClusterIps;
 use super::endpoint_slice::EndpointSlice;
+use super::external::External;
 use super::names::Names;
 use super::service::Service;
 use crate::source::table::{Row, Table};
@@ -42,7 +47,7 @@ impl Row for SliceRow {
     }
 }
 
-// Together with its endpoints and its share of two indexes, a service with one slice takes some 270 bytes.
+// Together with its endpoints and its share of three indexes, a service with one slice takes some 280 bytes.
 const _: () = assert!(size_of::<ServiceRow>() <= 120 && size_of::<SliceRow>() <= 104);
 
 /// All services that count and all slices.
@@ -50,12 +55,21 @@ const _: () = assert!(size_of::<ServiceRow>() <= 120 && size_of::<SliceRow>() <=
 pub(super) struct Services {
     rows: Table<ServiceRow>,
     slices: Table<SliceRow>,
+    cluster_ips: ClusterIps,
     served: usize,
 }
 
 impl Services {
     pub(super) fn get(&self, id: ObjectId) -> Option<&Service> {
         self.rows.get(self.rows.find(id)?)?.service.as_ref()
+    }
+
+    /// A service with this cluster IP.
+    pub(super) fn at(&self, address: IpAddr) -> Option<&Service> {
+        let number = self.cluster_ips.find(address, |number| {
+            cluster_ip(&self.rows, number, Family::of(address)) == Some(address)
+        });
+        self.rows.get(number?)?.service.as_ref()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Service)> {
@@ -99,15 +113,43 @@ impl Services {
             return;
         };
         row.seen = true;
-        if row.service != service {
-            dirty.insert(id);
-        }
+        let differs = row.service != service;
         self.served += usize::from(service.is_some());
-        if let Some(old) = std::mem::replace(&mut row.service, service) {
+        let old = std::mem::replace(&mut row.service, service);
+        if differs {
+            dirty.insert(id);
+            self.index(number, old.as_ref(), dirty);
+        }
+        if let Some(old) = old {
             self.served -= 1;
             old.release(names);
         }
         self.drop_empty(number);
+    }
+
+    /// Brings the index of addresses in line with a row that held `old` before.
+    fn index(&mut self, number: u32, old: Option<&Service>, dirty: &mut ObjectIdSet) {
+        let Self {
+            rows, cluster_ips, ..
+        } = self;
+        let Some(row) = rows.get(number) else { return };
+        let (before, after) = (outside(old), outside(row.service.as_ref()));
+        cluster_ips.name(row.id, before, after);
+        for family in [Family::V4, Family::V6] {
+            let before = old.and_then(|service| service.cluster_ip(family));
+            let after = cluster_ip(rows, number, family);
+            if before == after {
+                continue;
+            }
+            if let Some(address) = before {
+                cluster_ips.remove(address, number);
+            }
+            if let Some(address) = after {
+                cluster_ips.add(address, number, |number| cluster_ip(rows, number, family));
+            }
+            let touched = before.into_iter().chain(after);
+            dirty.extend(touched.flat_map(|address| cluster_ips.named_by(address)));
+        }
     }
 
     /// Stores a slice of the service `owner`; `dirty` gains what that makes a difference to.
@@ -232,4 +274,15 @@ impl Services {
             self.rows.remove(number);
         }
     }
+}
+
+/// The cluster IP of the service of a row.
+fn cluster_ip(rows: &Table<ServiceRow>, number: u32, family: Family) -> Option<IpAddr> {
+    rows.get(number)?.service.as_ref()?.cluster_ip(family)
+}
+
+/// The addresses that a service is reached at from outside.
+fn outside(service: Option<&Service>) -> impl Iterator<Item = IpAddr> {
+    let external = service.and_then(|service| service.external.as_deref());
+    external.into_iter().flat_map(External::addresses)
 }

@@ -151,6 +151,11 @@ impl ClusterState {
         self.services.len()
     }
 
+    /// A service that counts and has this cluster IP.
+    pub fn service_at(&self, cluster_ip: IpAddr) -> Option<&Service> {
+        self.services.at(cluster_ip)
+    }
+
     /// The slices of a service, in no order.
     pub fn slices_of(&self, service: ObjectId) -> impl Iterator<Item = &EndpointSlice> {
         self.services.slices_of(service)

@@ -17,6 +17,8 @@ pub enum Full {
     Backends,
     /// `ADDRESSES`.
     Addresses,
+    /// `SOURCE_RANGES`, which does not grow.
+    SourceRanges,
 }
 
 /// Ranges of slots, backend ids and service ids.

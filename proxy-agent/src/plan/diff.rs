@@ -5,13 +5,13 @@
 //! and a change costs what the change is: for one endpoint of a service a new slice by stores, and one map write for each
 //! of its frontends.
 
-use ipnet::IpNet;
-use proxy_common::maps::{Backend, BackendState, FrontendKey, Slot, SourceRangeKey};
+use proxy_common::maps::{Backend, BackendState, FrontendKey, Slot};
 use proxy_common::{Ip, Port};
 
 use super::allocator::{Allocator, Full};
 use super::programmed::{Programmed, ProgrammedGroup, View};
 use super::service::{Group, ServicePlan, Target};
+use super::source_ranges;
 use super::writes::Writes;
 
 /// Adds to `writes` what leads from `old` to `new`, and gives what is programmed then.
@@ -149,12 +149,9 @@ fn diff_group(
     let (known, planned) = (
         old.and_then(|old| old.source_ranges.as_deref())
             .unwrap_or_default(),
-        range_keys(&new.source_ranges, group.service),
+        source_ranges::keys(new, group.service),
     );
-    let new_ranges = planned.iter().filter(|key| !known.contains(key));
-    writes.set_ranges.extend(new_ranges.copied());
-    let old_ranges = known.iter().filter(|key| !planned.contains(key));
-    writes.remove_ranges.extend(old_ranges.copied());
+    source_ranges::compare(known, &planned, &mut writes.set_ranges, &mut writes.remove_ranges);
     group.source_ranges = Some(planned.into_boxed_slice()).filter(|ranges| !ranges.is_empty());
     let targets = || new.active.iter().chain(draining);
     if !old.is_some_and(|old| has_exactly(old, &group, targets(), view)) {
@@ -300,16 +297,6 @@ fn new_backend(id: u32, service: u32, target: &Target, view: &impl View) -> Back
         service,
         ..Backend::default()
     }
-}
-
-/// The source ranges of a service as the map has them.
-fn range_keys(ranges: &[IpNet], service: u32) -> Vec<SourceRangeKey> {
-    let key = |range: &IpNet| SourceRangeKey {
-        prefix_len: 32 + u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 },
-        service,
-        address: range.network().into(),
-    };
-    ranges.iter().map(key).collect()
 }
 
 /// Removes what a group that is no longer planned leaves behind its frontends.

@@ -5,8 +5,8 @@
 //! `externalTrafficPolicy: Local` pods of this node and the node itself reach all endpoints, and only clients from outside
 //! are held to those of this node.
 //!
-//! Addresses from outside that lie in a range of pods or cluster IPs would turn the cluster's own traffic away, so they are
-//! refused.
+//! Addresses from outside that are a cluster IP, or lie in a range of pods or cluster IPs, would turn the cluster's own
+//! traffic away, so they are refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ use proxy_common::maps::{FrontendFlags, FrontendKey, FrontendKind, Scope};
 use smallvec::SmallVec;
 
 use super::service::NodeContext;
-use crate::cluster::{External, Family, Service, ServicePort};
+use crate::cluster::{ClusterState, External, Family, Service, ServicePort};
 
 /// One frontend of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,7 @@ pub struct ByPolicy {
 
 /// The frontends of a port, and remarks about addresses that are refused.
 pub fn frontends(
+    cluster: &ClusterState,
     service: &Service,
     port: &ServicePort,
     cluster_ip: IpAddr,
@@ -79,12 +80,21 @@ pub fn frontends(
         found.cluster.push(internal);
     }
     if let Some(external) = service.external.as_deref() {
-        add_external(external, port, Family::of(cluster_ip), node, &mut found, remarks);
+        add_external(
+            cluster,
+            external,
+            port,
+            Family::of(cluster_ip),
+            node,
+            &mut found,
+            remarks,
+        );
     }
     found
 }
 
 fn add_external(
+    cluster: &ClusterState,
     external: &External,
     port: &ServicePort,
     family: Family,
@@ -132,15 +142,11 @@ fn add_external(
         0
     };
     let mut refused = |address: &IpAddr, field: &str| {
-        let range = node.cluster_ranges.iter().find(|range| range.contains(address));
-        if let Some(range) = range {
-            let remark =
-                format!("{field}: {address} lies in {range}, a range of the cluster's own; it is left out");
-            if !remarks.contains(&remark) {
-                remarks.push(remark);
-            }
-        }
-        range.is_some()
+        let remark = why_refused(cluster, node, address)
+            .map(|why| format!("{field}: {address} {why}; it is left out"));
+        let is_refused = remark.is_some();
+        remarks.extend(remark.filter(|remark| !remarks.contains(remark)));
+        is_refused
     };
     for address in external.load_balancer_ips.iter().filter(of_family) {
         if !refused(address, "status.loadBalancer.ingress") {
@@ -168,4 +174,15 @@ fn add_external(
             flags,
         ));
     }
+}
+
+/// What an address from outside is that would take the cluster's own traffic.
+fn why_refused(cluster: &ClusterState, node: &NodeContext, address: &IpAddr) -> Option<String> {
+    let range = node.cluster_ranges.iter().find(|range| range.contains(address));
+    if let Some(range) = range {
+        return Some(format!("lies in {range}, a range of the cluster's own"));
+    }
+    let owner = cluster.service_at(*address)?;
+    let namespace = cluster.names().text(owner.namespace);
+    Some(format!("is the cluster IP of Service {namespace}/{}", owner.name))
 }

@@ -10,6 +10,7 @@ pub mod endpoints;
 pub mod frontends;
 pub mod programmed;
 pub mod service;
+pub mod source_ranges;
 pub mod writes;
 
 pub use allocator::{Allocator, Full};

@@ -29,7 +29,7 @@ pub struct ProgrammedGroup {
     pub flags: u16,
     /// For how many seconds a client stays with its backend, or 0.
     pub affinity: u32,
-    /// Whose packets some of the frontends let through; rare.
+    /// Whose packets some of the frontends let through, in order; rare.
     pub source_ranges: Option<Box<[SourceRangeKey]>>,
 }
 
@@ -39,10 +39,24 @@ const GROUP_FLAGS: u32 = FrontendFlags::LOCAL_ONLY | FrontendFlags::AFFINITY | F
 /// Bits of [`Frontend::flags`] that hold the number of draining slots, so that a restarted agent finds them.
 const DRAINING_SHIFT: u32 = 16;
 
+impl Programmed {
+    /// How many source ranges it has.
+    pub fn range_count(&self) -> u32 {
+        self.groups.iter().map(ProgrammedGroup::range_count).sum()
+    }
+}
+
 impl ProgrammedGroup {
     /// How many slots there are.
     pub fn slots(&self) -> u32 {
         self.active + u32::from(self.draining)
+    }
+
+    /// How many source ranges it has.
+    pub fn range_count(&self) -> u32 {
+        self.source_ranges
+            .as_deref()
+            .map_or(0, |ranges| ranges.len() as u32)
     }
 
     /// The keys of its frontends.

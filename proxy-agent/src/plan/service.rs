@@ -4,6 +4,7 @@
 //! service id.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::maps::{BackendState, FrontendFlags};
@@ -11,6 +12,7 @@ use proxy_common::{Ip, Port};
 
 use super::endpoints::{Locality, Policy, Use, choose};
 use super::frontends::{Frontends, frontends};
+use super::source_ranges;
 use crate::cluster::{ClusterState, Family, MergedEndpoint, Names, Service, Symbol};
 use crate::source::ObjectId;
 
@@ -60,7 +62,7 @@ pub struct Group {
     /// For how many seconds a client stays with its backend, or 0.
     pub affinity_seconds: u32,
     /// Whose packets frontends with [`FrontendFlags::SOURCE_RANGES`] let through.
-    pub source_ranges: Vec<IpNet>,
+    pub source_ranges: Arc<[IpNet]>,
 }
 
 /// What a service should look like in the tables.
@@ -87,23 +89,28 @@ pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> Service
         let family = Family::of(address);
         for port in &service.ports {
             let merged = cluster.endpoints_of(id, family, port);
-            let found = frontends(service, port, address, node, &mut plan.remarks);
+            let found = frontends(cluster, service, port, address, node, &mut plan.remarks);
             for (frontends, local) in [(found.cluster, false), (found.local, true)] {
                 if !frontends.is_empty() {
-                    plan.groups.push(group(
-                        service,
-                        port.name,
-                        frontends,
-                        &merged.endpoints,
-                        local,
-                        names,
-                        locality,
-                    ));
+                    let source_ranges = source_ranges::of(service, family, &frontends);
+                    plan.groups.push(Group {
+                        source_ranges,
+                        ..group(
+                            service,
+                            port.name,
+                            frontends,
+                            &merged.endpoints,
+                            local,
+                            names,
+                            locality,
+                        )
+                    });
                 }
             }
             plan.remarks.extend(merged.disagreements);
         }
     }
+    source_ranges::keep_to_share(&mut plan);
     plan
 }
 
@@ -122,15 +129,6 @@ fn group(
     };
     let (uses, local_only) = choose(endpoints, names, locality, policy);
     let flag = |set: bool, flag: u32| if set { flag as u16 } else { 0 };
-    let uses_ranges = frontends
-        .iter()
-        .any(|frontend| u32::from(frontend.flags) & FrontendFlags::SOURCE_RANGES != 0);
-    let source_ranges = service
-        .external
-        .as_deref()
-        .and_then(|external| external.source_ranges.as_deref())
-        .filter(|_| uses_ranges)
-        .unwrap_or_default();
     let mut group = Group {
         frontends,
         port_name,
@@ -141,7 +139,7 @@ fn group(
             | flag(service.affinity_seconds > 0, FrontendFlags::AFFINITY)
             | flag(service.reset_removed, FrontendFlags::RESET_REMOVED),
         affinity_seconds: service.affinity_seconds,
-        source_ranges: source_ranges.to_vec(),
+        source_ranges: Arc::default(),
     };
     for (endpoint, usage) in endpoints.iter().zip(uses) {
         let target = |state| Target {

@@ -55,6 +55,9 @@ impl ObjectId {
         }
     }
 
+    /// No id comes before this one.
+    pub const LEAST: Self = Self { high: 0, low: 0 };
+
     /// The kind of the object.
     pub const fn kind(self) -> Kind {
         Kind::ALL[(self.high & KIND_BITS) as usize]

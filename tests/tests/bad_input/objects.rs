@@ -183,6 +183,41 @@ fn of_two_services_with_one_address_the_older_has_it_and_the_other_inherits() {
 }
 
 #[test]
+fn an_external_address_that_becomes_a_cluster_ip_is_given_up_and_comes_back() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let _agent = started(shop.node().agent());
+    let born = |service: &Service, when: &str| -> Value {
+        let mut object = service.object();
+        object["metadata"]["creationTimestamp"] = json!(when);
+        object
+    };
+    // Outside of the ranges that are known.
+    let (address, port) = ("172.31.9.9", "172.31.9.9:80");
+    let old = shop.serve("old", (1, 7), &[&shop.b]);
+    let old = born(&old.set("externalIPs", json!([address])), "2026-01-01T00:00:00Z");
+    shop.world.apply(&old);
+    shop.wait_answer(port, "b");
+    shop.wait_errors(&[]);
+
+    let owner = Service::new("owner").cluster_ip(address).tcp("http", 80, 8080);
+    shop.world.apply_all(owner.slices([Endpoint::of(&shop.a)]));
+    let owner = born(&owner, "2026-02-01T00:00:00Z");
+    shop.world.apply(&owner);
+    shop.wait_answer(port, "a");
+    shop.wait_errors(&[(
+        "Service default/old",
+        "spec.externalIPs: 172.31.9.9 is the cluster IP of Service default/owner; it is left out",
+    )]);
+    shop.wait_answer("10.96.1.7:80", "b");
+
+    shop.world.delete(&owner);
+    shop.wait_answer(port, "b");
+    shop.wait_errors(&[]);
+    shop.assert_served();
+}
+
+#[test]
 fn where_two_slices_disagree_the_better_state_holds() {
     harness::require_root!();
     let shop = Shop::open();

@@ -171,6 +171,37 @@ fn each_of_two_hundred_ports_is_served() {
     shop.assert_served();
 }
 
+#[test]
+fn source_ranges_beyond_a_share_close_the_load_balancers_address_and_nothing_else() {
+    harness::require_root!();
+    let shop = Shop::open();
+    let agent = started(shop.node().agent());
+    let (own, balancer) = ("10.96.5.1:80", "203.0.113.9:80");
+    let client = format!("{}/32", shop.client.ip());
+    let with = |count: u32| {
+        let even = |number: u32| format!("{}/32", Ipv4Addr::from((11 << 24) + number * 2));
+        let ranges: Vec<_> = (0..count).map(even).chain([client.clone()]).collect();
+        let service = shop.serve("many", (5, 1), &[&shop.a]);
+        let service = service.load_balancer_ip("203.0.113.9");
+        shop.world
+            .apply(&service.set("loadBalancerSourceRanges", serde_json::json!(ranges)));
+    };
+    with(1000);
+    shop.wait_answer(balancer, "a");
+    with(70_000);
+    shop.wait_errors(&[(
+        "Service default/many",
+        "70001 entries for all ports together, where a service has 65536 at the most",
+    )]);
+    shop.wait_unserved(balancer);
+    shop.wait_answer(own, "a");
+    shop.assert_served();
+    assert_eq!(agent.cli(&["status"])["ready"], true);
+    with(1000);
+    shop.wait_answer(balancer, "a");
+    shop.wait_errors(&[]);
+}
+
 /// Fills a table with services until one does not fit, and makes room.
 #[track_caller]
 fn full_at(table: &str, max: u32, fitting: u8) {

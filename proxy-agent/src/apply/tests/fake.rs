@@ -16,7 +16,8 @@ use crate::plan::programmed::View;
 pub struct Fake {
     pub frontends: RefCell<BTreeMap<FrontendKey, Frontend>>,
     pub addresses: RefCell<BTreeMap<Ip, u32>>,
-    ranges: RefCell<BTreeSet<SourceRangeKey>>,
+    pub ranges: RefCell<BTreeSet<SourceRangeKey>>,
+    pub max_ranges: u32,
     slots: RefCell<Vec<Slot>>,
     backends: RefCell<Vec<Backend>>,
     pub sizes: MapSizes,
@@ -34,6 +35,7 @@ impl Fake {
             frontends: RefCell::default(),
             addresses: RefCell::default(),
             ranges: RefCell::default(),
+            max_ranges: 1 << 20,
             slots: RefCell::new(vec![Slot::default(); size as usize]),
             backends: RefCell::new(vec![Backend::default(); size as usize]),
             sizes: sizes(size),
@@ -50,6 +52,7 @@ impl Fake {
             frontends: self.frontends.clone(),
             addresses: self.addresses.clone(),
             ranges: self.ranges.clone(),
+            max_ranges: self.max_ranges,
             slots: self.slots.clone(),
             backends: self.backends.clone(),
             sizes: self.sizes,
@@ -164,7 +167,11 @@ impl Store for Fake {
 
     fn set_range(&self, range: &SourceRangeKey) -> io::Result<()> {
         self.write()?;
-        self.ranges.borrow_mut().insert(*range);
+        let mut ranges = self.ranges.borrow_mut();
+        if ranges.len() == self.max_ranges as usize && !ranges.contains(range) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        ranges.insert(*range);
         Ok(())
     }
 
@@ -222,6 +229,10 @@ impl Store for Fake {
             .iter()
             .for_each(|(address, flags)| each(*address, *flags));
         Ok(())
+    }
+
+    fn max_ranges(&self) -> u32 {
+        self.max_ranges
     }
 
     fn sizes(&self) -> MapSizes {
