@@ -99,7 +99,7 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
     let Some(config) = tables.config() else {
         return reason;
     };
-    if headers.src.is_unspecified() || !headers.dst.is_one_host() {
+    if reason.is_drop() || headers.src.is_unspecified() || !headers.dst.is_one_host() {
         return reason;
     }
     if is_forged(tables, config, work, entry) {

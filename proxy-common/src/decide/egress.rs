@@ -132,7 +132,7 @@ pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) 
         && !headers.src.is_unspecified()
         && tables.is_own_pod(&headers.src)
         && is_outside(tables, &headers.dst);
-    if is_refused {
+    if is_refused && !reason.is_drop() {
         Reason::NotMasqueraded
     } else {
         reason

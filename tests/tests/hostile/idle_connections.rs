@@ -150,8 +150,12 @@ fn untranslated(capture: &PacketSocket) -> usize {
 /// The metrics of the tables of flows are right within 1 %.
 #[track_caller]
 fn assert_gauges_are_right(town: &Town) {
-    const TABLES: [&str; 3] = ["FLOWS", "STREAMS", "NEW_FLOWS"];
-    let count = || TABLES.map(|table| town.node().table::<40, 64>(table).len());
+    const TABLES: [(&str, &str); 3] = [
+        ("FLOWS", "flows"),
+        ("STREAMS", "streams"),
+        ("NEW_FLOWS", "newFlows"),
+    ];
+    let count = || TABLES.map(|(table, _)| town.node().table::<40, 64>(table).len());
     let before = count();
     let metrics = town
         .node()
@@ -159,8 +163,8 @@ fn assert_gauges_are_right(town: &Town) {
         .expect("metrics")
         .body;
     let after = count();
-    for (number, table) in TABLES.iter().enumerate() {
-        let name = format!("millrace_map_entries{{map=\"{}\"}} ", table.to_lowercase());
+    for (number, (table, label)) in TABLES.iter().enumerate() {
+        let name = format!("millrace_map_entries{{map=\"{label}\"}} ");
         let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
         let gauge: usize = line.expect(&name).parse().expect("a number");
         let (least, most) = (

@@ -34,6 +34,7 @@ pub fn left_alone(ran: &Ran<'_>) -> Option<Reason> {
     }
     match Layout::of(ran.frame) {
         Err(reason) if is_left => Some(reason),
+        Ok(_) if is_left && is_for_group(ran) => Some(Reason::OtherHost),
         Ok(Layout { l4: Some(_), .. }) if is_left => Some(Reason::NotOurs),
         _ => None,
     }
@@ -41,7 +42,12 @@ pub fn left_alone(ran: &Ran<'_>) -> Option<Reason> {
 
 /// Whether an uplink hears a frame that is not addressed to it.
 fn is_for_another_host(ran: &Ran<'_>) -> bool {
-    ran.program == FROM_UPLINK && ran.frame[..6] != UPLINK_MAC
+    ran.program == FROM_UPLINK && ran.frame[..6] != UPLINK_MAC && !is_for_group(ran)
+}
+
+/// Whether a frame enters that is addressed to a group, which is looked at and never translated.
+fn is_for_group(ran: &Ran<'_>) -> bool {
+    matches!(ran.program, FROM_UPLINK | super::FROM_POD) && ran.frame[0] & 1 != 0
 }
 
 /// Compares a run with the rules; `counted` is the reason and how many bytes were counted under it.
@@ -87,10 +93,14 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         }
         Err(odd) => return check(reason == Some(odd), || format!("left alone as {odd:?}")),
     };
-    let [from, _] = layout.ends(frame, L3);
-    if is_forged(frontends, program, from) {
+    let [from, to] = layout.ends(frame, L3);
+    let has_one_receiver = !is_for_group(ran) || is_one_host(to);
+    if has_one_receiver && is_forged(frontends, program, from) {
         let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
         return check(is_dropped, || format!("{from} is no source here"));
+    }
+    if is_for_group(ran) {
+        return check(reason == Some(Reason::OtherHost), || "for a group".into());
     }
     check(is_owed(frontends, ran, layout, reason), || "not owed".into())?;
     match reason {
@@ -147,11 +157,17 @@ fn is_forged_unread(frontends: &Frontends, program: usize, frame: &[u8]) -> bool
     let Some((from, to)) = is_whole.then(|| addresses(frame)).flatten() else {
         return false;
     };
-    let has_one_receiver = match to {
+    // A host without an address asks for one over IPv6.
+    from != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+        && is_one_host(to)
+        && is_forged(frontends, program, from)
+}
+
+fn is_one_host(to: IpAddr) -> bool {
+    match to {
         IpAddr::V4(to) => matches!(to.octets()[0], 1..=223),
         IpAddr::V6(to) => !to.is_multicast() && !to.is_unspecified(),
-    };
-    !from.is_unspecified() && has_one_receiver && is_forged(frontends, program, from)
+    }
 }
 
 /// Source and destination of an IP packet, as far as they are there.
@@ -186,7 +202,9 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
         return is_owed_outwards(ran, layout, reason, belongs);
     }
     if ran.program == TO_POD {
-        return belongs || matches!(reason, None | Some(Reason::Malformed | Reason::NotBalanced));
+        return belongs
+            || is_exchange(from, reason)
+            || matches!(reason, None | Some(Reason::Malformed | Reason::NotBalanced));
     }
     let begins = fails
         || matches!(
@@ -218,6 +236,11 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
     }
     let frontend = frontends.get(&(to, layout.protocol));
     if let Some(frontend) = frontend {
+        // A reply goes to the flow that has this port of the node for its source, at once or by the stack.
+        let is_backend = frontends.values().any(|known| known.backends.contains(&from));
+        if is_backend && is_node(to.ip()) && (belongs || reason.is_none()) {
+            return true;
+        }
         let is_kept_here = frontend.has == Has::OnlyElsewhere
             && (frontend.is_cluster_ip
                 || ran.program == FROM_UPLINK
@@ -289,9 +312,31 @@ fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_b
             | Reason::NoSourcePort
             | Reason::SourcePortShare
             | Reason::FragmentBeforeFirst,
-        ) => is_pods,
+        ) => {
+            is_pods
+                || is_exchange(
+                    SocketAddr::new(from, layout.sockets(ran.frame, L3)[0].port()),
+                    reason,
+                )
+        }
         _ => may_belong,
     }
+}
+
+/// Whether a packet of the node itself may get another source port for this reason: its own may be a masqueraded flow's.
+fn is_exchange(from: SocketAddr, reason: Option<Reason>) -> bool {
+    let begins = matches!(
+        reason,
+        Some(Reason::NewFlow | Reason::Established | Reason::Moved | Reason::NoSourcePort)
+    );
+    // A later fragment has its ports from the first.
+    let has_such_port = from.port() == 0 || MASQUERADE_PORTS.contains(&from.port());
+    begins && is_node(from.ip()) && has_such_port
+}
+
+/// Whether only the source port of a packet of the node itself is another one.
+fn is_exchanged(old: [SocketAddr; 2], new: [SocketAddr; 2]) -> bool {
+    is_node(old[0].ip()) && old[0].ip() == new[0].ip() && old[1] == new[1]
 }
 
 pub fn is_pod(address: IpAddr) -> bool {
@@ -358,9 +403,14 @@ fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bo
         })
     };
     let is_whole = if is_reply {
-        leads((new[0], layout.protocol), old[0]) || is_masqueraded(layout, [new[1], new[0]], [old[1], old[0]])
+        let (client, node) = ([new[1], new[0]], [old[1], old[0]]);
+        leads((new[0], layout.protocol), old[0])
+            || is_masqueraded(layout, client, node)
+            || is_exchanged(client, node)
     } else if ran.program == TO_UPLINK {
-        is_masqueraded(layout, old, new)
+        is_masqueraded(layout, old, new) || is_exchanged(old, new)
+    } else if ran.program == TO_POD {
+        is_exchanged(old, new)
     } else {
         leads((old[1], layout.protocol), new[1])
     };
@@ -370,7 +420,9 @@ fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bo
         return Ok(());
     };
     let (at, width) = layout.checksum_at();
-    let [before, after] = [ran.frame, ran.out].map(|frame| &frame[l4 + at..l4 + at + width]);
+    // SCTP may end before its own, where the ports stay.
+    let [before, after] =
+        [ran.frame, ran.out].map(|frame| frame.get(l4 + at..l4 + at + width).unwrap_or_default());
     let is_absent = |field: &[u8]| field.iter().all(|byte| *byte == 0);
     match layout.protocol {
         protocol::UDP | protocol::SCTP if is_absent(before) => {
