@@ -80,9 +80,6 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     if has_one_receiver && is_forged(tables, config, work, entry) {
         return Some(Reason::ForgedSource);
     }
-    if is_against_route(tables, config, work, entry) {
-        return Some(Reason::ReversePath);
-    }
     if tunnel::is_for_port(config, &work.headers)
         && let Some(reason) = tunnel::admit(tables, config, packet, &work.headers, entry)
     {

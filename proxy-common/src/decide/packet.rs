@@ -44,6 +44,9 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
             Decision::Pass(reason)
         };
     }
+    if admission::is_against_route(tables, config, work, entry) {
+        return Decision::Drop(Reason::ReversePath);
+    }
     if is_error_of_a_flow(tables, work, packet) && !is_for_later(&work.flow, &work.reply_key, entry) {
         return Decision::TranslateError;
     }
@@ -61,10 +64,10 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         return elsewhere(tables, config, work, entry);
     };
     let decision = match new {
+        Ok(_) if belongs_to_node(tables, config, work, entry) => Decision::Pass(Reason::NotOurs),
         Ok(reason) => match tables.may_begin(config, work, entry) {
             Ok(()) => begin(tables, config, work, entry, reason),
-            Err(reason) if reason.is_drop() => Decision::Drop(reason),
-            Err(reason) => Decision::Pass(reason),
+            Err(reason) => Decision::Drop(reason),
         },
         Err(decision) => decision,
     };
@@ -77,14 +80,11 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
 /// Whether a flow to the backend that was selected may begin.
 ///
 /// # Errors
-/// The reason why it may not; [`Reason::is_drop`] tells whether the packet is dropped.
+/// The reason why it may not, and is dropped.
 #[inline(always)]
 pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Result<(), Reason> {
     if admission::is_astray(tables, work, entry) {
         return Err(Reason::ReversePath);
-    }
-    if belongs_to_node(tables, config, work, entry) {
-        return Err(Reason::NotOurs);
     }
     let backend = &work.selected.backend;
     if tunnel::is_end(
