@@ -3,7 +3,8 @@
 //! Inlined into every program, they would be walked anew for each way that leads to them, which is more than a verifier
 //! has patience for (a million instructions). A function with global linkage is verified once, for any arguments that
 //! have its types (Linux 5.6 and later, `Documentation/bpf/verifier.rst`): the context and numbers. What else a stage
-//! needs lies in the working memory of the CPU.
+//! needs lies in the working memory of the CPU. A stage takes no argument that it does not use: LLVM passes anything for it,
+//! which the verifier refuses.
 
 #![expect(unsafe_code, reason = "functions that the verifier knows by their symbols")]
 
@@ -94,8 +95,8 @@ pub fn admit_unread(entry: Entry, reason: Reason) -> Reason {
 
 /// Whether a flow to the backend that was selected may begin.
 #[inline(always)]
-pub fn may_begin(packet: *mut __sk_buff, entry: Entry) -> Result<(), Reason> {
-    match Reason::from_number(stage_may_begin(packet, number_of(entry))) {
+pub fn may_begin(entry: Entry) -> Result<(), Reason> {
+    match Reason::from_number(stage_may_begin(number_of(entry))) {
         None => Ok(()),
         Some(reason) => Err(reason),
     }
@@ -307,9 +308,8 @@ extern "C" fn stage_admit_unread(entry: u32, reason: u32) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_may_begin(skb: *mut __sk_buff, entry: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let tables = Live::of(&Skb(&context), false);
+extern "C" fn stage_may_begin(entry: u32) -> u32 {
+    let tables = Live::HOOK;
     let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
         return Reason::Inconsistent as u32;
     };

@@ -306,7 +306,7 @@ impl Tables for Live {
 
     #[inline(always)]
     fn may_begin(&self, _config: &Config, _work: &mut Work, entry: Entry) -> Result<(), Reason> {
-        stage::may_begin(self.packet, entry)
+        stage::may_begin(entry)
     }
 
     #[inline(always)]

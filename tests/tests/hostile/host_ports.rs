@@ -1,6 +1,7 @@
 //! A host port is a port of the node's own addresses. A pod that asks for one at another's address is
 //! refused, and an entry that says so all the same takes over nothing.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use harness::cni::{self, Attachment, PodSpec};
@@ -8,7 +9,7 @@ use harness::{Answer, Node, Place, Probe};
 use proxy_common::protocol;
 use serde_json::{Value, json};
 
-use crate::town::{CLUSTER_IP, LOCAL_BALANCER, SECOND, Town, at};
+use crate::town::{CLUSTER_IP, LOCAL_BALANCER, SECOND, SOON, Town, at};
 
 /// Adds a pod that asks for host ports, for the answer alone.
 #[track_caller]
@@ -218,4 +219,57 @@ fn a_pod_whose_host_ports_are_refused_leaves_none() {
     let called = add(town.node(), "mixed", &ports);
     assert!(!called.success, "one of three is refused, and the ADD with it");
     assert_eq!(town.node().table::<20, 28>("HOST_PORTS"), before);
+}
+
+/// The port of a flow that was there first, which a pod may ask for as well as any other.
+#[test]
+fn a_host_port_takes_no_replies_of_flows_that_were_there_first() {
+    harness::require_root!();
+    let town = Town::build();
+    let (node, outside) = (town.node(), &town.outside);
+    let _server = outside.serve_tcp(9300);
+    let _resolver = outside.serve_udp(9300);
+    let to = SocketAddr::new(outside.ip().into(), 9300);
+    // A pod's flow, masqueraded, and a connection and an exchange of the node's own.
+    let mut held = town.pod.tcp_connect(to).expect("a connection");
+    let masqueraded = read_answer(&held).peer.port();
+    let mut own = node.tcp_connect(to).expect("a connection");
+    let ephemeral = read_answer(&own).peer.port();
+    let asking = node
+        .udp_bind(SocketAddr::new(node.ip().into(), 0))
+        .expect("a socket");
+    asking.connect(to).expect("a peer");
+    let asking_port = asking.local_addr().expect("an address").port();
+    let ports = json!([
+        {"hostPort": masqueraded, "containerPort": 8080, "protocol": "tcp"},
+        {"hostPort": ephemeral, "containerPort": 8080, "protocol": "tcp"},
+        {"hostPort": asking_port, "containerPort": 8080, "protocol": "udp"},
+    ]);
+    let thief = node.add_pod_by_plugin(&PodSpec::new("thief").asking("portMappings", ports));
+    let _servers = thief.serve(8080);
+    for (what, stream) in [("a pod's", &mut held), ("the node's own", &mut own)] {
+        stream.write_all(b"still there\n").expect("to write");
+        let mut buffer = [0; 64];
+        stream.set_read_timeout(Some(SOON)).expect("a deadline");
+        let length = stream
+            .read(&mut buffer)
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(buffer[..length].ends_with(b"still there\n"), "{what}");
+    }
+    asking.set_read_timeout(Some(SOON)).expect("a deadline");
+    asking.send(b"?").expect("to send");
+    let length = asking.recv(&mut [0; 64]).expect("an answer to the node itself");
+    assert!(length > 0);
+    // Others reach the pod by these ports.
+    for port in [masqueraded, ephemeral] {
+        let answer = outside.ask(Probe::Tcp, SocketAddr::new(node.ip().into(), port));
+        assert_eq!(answer.expect("an answer").backend, "thief");
+    }
+}
+
+fn read_answer(mut from: &std::net::TcpStream) -> Answer {
+    let mut buffer = [0; 256];
+    from.set_read_timeout(Some(SOON)).expect("a deadline");
+    let length = from.read(&mut buffer).expect("a greeting");
+    Answer::parse(&String::from_utf8_lossy(&buffer[..length])).expect("an answer of a test server")
 }

@@ -120,6 +120,77 @@ fn vxlan_of_a_pod_reaches_no_node() {
     }
 }
 
+/// The tunnel's socket listens at more addresses than the nodes': at the tunnel's own, and at those of groups.
+#[test]
+fn vxlan_at_other_addresses_of_the_socket_reaches_no_pod() {
+    harness::require_root!();
+    let town = Town::build();
+    let (attacker, n1) = (town.pod(1), town.world.node(1));
+    let near = n1.add_pod("near");
+    let capture = captured(&near);
+    let end = |number: u8| IpAddr::from([10, 244, number, 0]);
+    let mut places: Vec<IpAddr> = vec![end(1), n1.ip().into()];
+    for group in ["192.168.50.255", "255.255.255.255", "224.0.0.1", "239.1.2.3"] {
+        places.push(group.parse().expect("an address"));
+    }
+    let forgery = forgery(n1, town.pod(3).ip().into(), &near);
+    for (sender, forge) in [
+        (attacker.ip(), attacker.forge_out()),
+        (town.outside.ip(), town.outside.forge_to(n1)),
+    ] {
+        for place in &places {
+            let packet = datagram((sender.into(), 12_345), SocketAddr::new(*place, PORT), &forgery);
+            // As it should be addressed, to all hosts of the link, and to a group of them.
+            forge.send(&packet);
+            for to in [link::BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
+                let ethernet = Ethernet {
+                    to,
+                    ..forge.ethernet()
+                };
+                forge.send_frame(&ethernet.of_packet(&packet));
+            }
+        }
+    }
+    // By the tunnel, to the end of it on another node.
+    let far = captured(town.pod(2));
+    let to_far = self::forgery(town.world.node(2), town.pod(3).ip().into(), town.pod(2));
+    let own = (attacker.ip().into(), 12_345);
+    attacker
+        .forge_out()
+        .send(&datagram(own, SocketAddr::new(end(2), PORT), &to_far));
+    for (capture, victim) in [(&capture, &near), (&far, town.pod(2))] {
+        let to = SocketAddr::new(victim.ip().into(), 9);
+        assert_nothing_came(capture, FORGED, "to other addresses", honest(attacker, to));
+    }
+}
+
+/// IPv6 extension headers that no program walks do not hide a forged source.
+#[test]
+fn extension_headers_beyond_the_limit_hide_no_source() {
+    harness::require_root!();
+    let town = Town::build();
+    let (victim, n1) = (town.pod(1), town.world.node(1));
+    let near = n1.add_pod("near");
+    let capture = captured(victim);
+    let forge = town.outside.forge_to(n1);
+    for source in [near.ip6(), n1.ip6()] {
+        let inner = datagram((source.into(), 999), (victim.ip6(), 9).into(), FORGED);
+        // Seven headers of destination options, each of eight bytes, before the datagram.
+        let mut bytes = inner[..40].to_vec();
+        for number in 0..7_u8 {
+            let next = if number == 6 { inner[6] } else { 60 };
+            bytes.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        bytes.extend(&inner[40..]);
+        bytes[6] = 60;
+        let payload = u16::try_from(bytes.len() - 40).expect("a short packet");
+        bytes[4..6].copy_from_slice(&payload.to_be_bytes());
+        forge.send(&bytes);
+    }
+    let to = SocketAddr::new(victim.ip().into(), 9);
+    assert_nothing_came(&capture, FORGED, "behind seven headers", honest(town.pod(2), to));
+}
+
 #[test]
 fn vxlan_of_a_pod_through_the_tunnel_itself_reaches_no_node() {
     harness::require_root!();
