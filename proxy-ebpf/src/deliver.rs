@@ -3,8 +3,8 @@
 //! What is done once a packet has been decided about is in functions of their own for the verifier too, see [`stage`].
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT,
-    TC_ACT_UNSPEC, bpf_fib_lookup as FibLookup,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as FibLookup,
 };
 use aya_ebpf::programs::TcContext;
 use proxy_common::Ip;
@@ -326,8 +326,11 @@ pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
     lookup.__bindgen_anon_3.ipv4_src = headers.dst.v4_word();
     lookup.__bindgen_anon_4.ipv4_dst = headers.src.v4_word();
     let result = skb.route(&mut lookup);
-    (result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH))
-        && lookup.ifindex == interface
+    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        return lookup.ifindex == interface;
+    }
+    // Where the interface does not forward, or the frame is too long for it, the stack has to tell.
+    result == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
 }
 
 /// Whether the packet, as it is, goes to a neighbour whose hardware address the node does not know.

@@ -81,6 +81,8 @@ impl Program for FromPod {
         // A packet that does not exist is on no interface.
         if matches!(decision, Decision::Pass(Reason::NotOurs))
             && !tables.dry_run
+            // On a bridge, frames between two pods are for other interfaces.
+            && skb.is_for_interface()
             && !neighbour::may_resolve(tables, work)
         {
             return Decision::Drop(Reason::NeighbourShare);

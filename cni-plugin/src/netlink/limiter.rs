@@ -105,8 +105,7 @@ pub fn leads_to(node: &mut Conversation, end: u32, interface: u32) -> Result<boo
             _ => None,
         })
     };
-    let is_alone = filters().all(|filter| filter.header.info >> 16 == u32::from(PRIORITY));
-    Ok(is_alone && filters().any(|filter| redirects_to(filter) == Some(interface)))
+    Ok(filters().any(|filter| redirects_to(filter) == Some(interface)))
 }
 
 /// The interface that a filter leads packets to.

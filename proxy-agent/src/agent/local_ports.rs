@@ -2,8 +2,8 @@
 //!
 //! The kernel takes the source port of a connection out of `net.ipv4.ip_local_port_range`, for IPv6 too. If a masqueraded
 //! flow to the same peer has that port, the programs exchange it, see `decide/local_socket.rs`; each packet of the node to an
-//! uplink costs a look then. If a node port has it, replies from outside go to the service, and the connection times out. So
-//! the ranges should be apart, or the ports reserved. Both settings are read anew each time, which takes microseconds.
+//! uplink costs a look then. If a node port has it, replies to sockets without a peer go to the service, and SCTP. So the
+//! ranges should be apart, or the ports reserved. Both settings are read anew each time, which takes microseconds.
 
 use std::fs;
 use std::io;
@@ -15,6 +15,10 @@ use crate::control::ObjectError;
 
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// What an overlap with node ports does.
+const NODE_PORTS: &str =
+    "replies by SCTP, and to unconnected UDP sockets of the node that get one of them, go to the service";
 
 type Ports = RangeInclusive<u16>;
 
@@ -62,9 +66,8 @@ impl LocalPorts {
         ObjectError {
             object: "net.ipv4.ip_local_port_range".to_owned(),
             message: format!(
-                "{local} has ports of {with} in it ({shared}): connections of the node itself that get one of them \
-                 {effect}; {advice}narrow net.ipv4.ip_local_port_range, or put {shared} into \
-                 net.ipv4.ip_local_reserved_ports"
+                "{local} has ports of {with} in it ({shared}): {effect}; {advice}narrow net.ipv4.ip_local_port_range, or \
+                 put {shared} into net.ipv4.ip_local_reserved_ports"
             ),
         }
     }
@@ -86,7 +89,9 @@ fn in_words(ports: &Ports) -> String {
 
 /// Whether a socket of the node may get a port of the masquerade range.
 pub fn overlaps_masquerade(options: &AgentOptions) -> bool {
-    LocalPorts::read().is_ok_and(|local| local.of_masquerade(options).is_some())
+    let masquerade = options.configuration.masquerade_ports;
+    let mut ports = masquerade.first()..=masquerade.last();
+    LocalPorts::read().is_ok_and(|local| ports.any(|port| local.gives(port)))
 }
 
 /// What overlaps now.
@@ -99,7 +104,7 @@ pub fn problems(agent: &Agent) -> Vec<ObjectError> {
         local.problem(
             &common,
             "masqueradePorts",
-            "leave by another port if a masqueraded flow has theirs",
+            "connections of the node itself that get one of them leave by another port if a masqueraded flow has theirs",
             "set masqueradePorts to a range outside of it, ",
         )
     });
@@ -107,7 +112,7 @@ pub fn problems(agent: &Agent) -> Vec<ObjectError> {
     let node_ports = services.flat_map(|(_, service)| service.ports.iter().map(|port| port.node_port));
     let node_ports = local
         .common(node_ports.filter(|port| *port != 0))
-        .map(|common| local.problem(&common, "node ports", "time out", ""));
+        .map(|common| local.problem(&common, "node ports", NODE_PORTS, ""));
     masquerade.into_iter().chain(node_ports).collect()
 }
 

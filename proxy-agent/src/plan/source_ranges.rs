@@ -133,15 +133,16 @@ mod tests {
     }
 
     #[test]
-    fn many_ranges_are_compared_within_a_second() {
+    fn many_ranges_are_compared_in_seconds() {
         let mut allocator = Allocator::new(64, 64);
         let mut writes = Writes::default();
         let mut diff = |old: &Programmed, first| {
             writes.clear();
             let started = Instant::now();
             let new = diff(old, &planned(first), &Empty, &mut allocator, &mut writes).expect("room");
+            // Comparing each with each would take minutes.
             assert!(
-                started.elapsed() < Duration::from_secs(1),
+                started.elapsed() < Duration::from_secs(10),
                 "{:?}",
                 started.elapsed()
             );

@@ -220,7 +220,7 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
         if !FlowState(old).has(FlowState::CONFIRMED) {
             return old | FlowState::CLOSED;
         }
-        if !is_near(headers.sequence, flow.sequence) {
+        if !is_within(headers.sequence, flow.sequence, OF_RST) {
             return old;
         }
         return (old | FlowState::CLOSED | FlowState::RESET) & !(FlowState::CONFIRMED | FlowState::EVICTABLE);
@@ -229,9 +229,10 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     if is_reply {
         new |= FlowState::ANSWERED;
     }
-    // As for a RST: a forged FIN must not shorten the life of an idle connection.
+    // As for a RST: a forged FIN should not shorten the life of an idle connection. A real one must be seen, or its flow
+    // would stay.
     let is_end = headers.detail & TCP_FIN != 0
-        && (!FlowState(old).has(FlowState::CONFIRMED) || is_near(headers.sequence, flow.sequence));
+        && (!FlowState(old).has(FlowState::CONFIRMED) || is_within(headers.sequence, flow.sequence, OF_FIN));
     if is_end {
         new |= if is_reply {
             FlowState::BACKEND_DONE
@@ -283,13 +284,16 @@ const fn is_completing(acknowledgement: u32, expected: u32) -> bool {
     expected == 0 || acknowledgement.wrapping_sub(expected) < DATA_AT_MOST
 }
 
-/// Whether a RST stands where its receiver may expect it: at what it acknowledged last or, since that is noted once a tick,
-/// not much further. What is not known counts as near.
+/// How far a RST may stand behind the last note: 16 MiB.
+const OF_RST: u32 = 1 << 24;
+/// How far a FIN may: what 8 Gbit/s carry in a tick.
+const OF_FIN: u32 = 1 << 30;
+
+/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or, since that is
+/// noted once a tick, not much further. What is not known counts as near.
 #[inline(always)]
-const fn is_near(sequence: u32, expected: u32) -> bool {
-    /// What a connection may have carried since the last note: 16 MiB.
-    const REACH: u32 = 1 << 24;
-    expected == 0 || sequence.wrapping_sub(expected) < REACH
+const fn is_within(sequence: u32, expected: u32, reach: u32) -> bool {
+    expected == 0 || sequence.wrapping_sub(expected) < reach
 }
 
 #[cfg(test)]
@@ -386,9 +390,10 @@ mod tests {
             (499, false),
             (0x1234_5678, false),
         ] {
-            assert_eq!(is_near(sequence, 500), is_taken, "{sequence}");
+            assert_eq!(is_within(sequence, 500, OF_RST), is_taken, "{sequence}");
         }
-        assert!(is_near(7, u32::MAX - 7), "numbers begin again at 0");
+        assert!(is_within(7, u32::MAX - 7, OF_RST), "numbers begin again at 0");
+        assert!(is_within(20_000_500, 500, OF_FIN), "a fast transfer of one tick");
     }
 
     #[test]

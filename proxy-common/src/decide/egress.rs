@@ -64,7 +64,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     }
     let mut reason = Reason::NewFlow;
     if headers.has_flow() && find(tables, config, work) {
-        // Who opens a connection does not reply to one.
+        // A packet that opens a connection is no reply.
         let is_other = work.flow.backend == Flow::DIRECT && work.headers.is_opening();
         if work.flow.is_reply != 0 && !is_other {
             advance(tables, work);

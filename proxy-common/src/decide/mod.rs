@@ -283,10 +283,10 @@ impl Work {
     /// Takes up another packet, whose network header starts at `l3`.
     #[inline(always)]
     pub fn start<P: Packet + ?Sized>(&mut self, packet: &P, ether_type: u16, l3: u32) -> Result<(), Reason> {
+        self.is_for_tunnel = 0;
         parse_into(packet, ether_type, l3, &mut self.headers)?;
         self.key = self.headers.flow_key();
         self.socket = 0;
-        self.is_for_tunnel = 0;
         Ok(())
     }
 }

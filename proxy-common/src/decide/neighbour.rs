@@ -4,7 +4,8 @@
 //! addresses of the node's subnet would fill them, and the node then finds neither its gateway nor other nodes. So a pod has
 //! a share: few packets in a tick may go to neighbours that the node does not know. What goes to known ones is not counted.
 //!
-//! Only hosts on a link of the node are asked for here. All others are reached by a gateway, and pods have fixed entries.
+//! Only hosts in subnets of the node are asked for. Others are reached by a gateway; pods have fixed entries. Other nodes are
+//! few, and known.
 
 use super::{Tables, Work};
 
@@ -17,6 +18,7 @@ pub fn may_resolve<T: Tables>(tables: &T, work: &Work) -> bool {
     let to = &work.headers.dst;
     !config.is_on_link(to)
         || config.is_node_address(to)
+        || tables.address(to).is_peer()
         || !tables.lacks_neighbour(&work.headers, work.interface)
         || tables.note_neighbour(config, work.interface)
 }
@@ -25,6 +27,7 @@ pub fn may_resolve<T: Tables>(tables: &T, work: &Work) -> bool {
 mod tests {
     use super::*;
     use crate::decide::testing::{Fake, ip, packet};
+    use crate::maps::{AddressFlags, NodeNumber};
     use crate::protocol;
 
     fn fake() -> Fake {
@@ -45,12 +48,15 @@ mod tests {
     fn a_pod_asks_for_a_few_neighbours_in_a_tick() {
         let mut fake = fake();
         fake.known_neighbours.push(ip("192.168.50.1"));
+        let peer = AddressFlags::of_peer(NodeNumber(2));
+        fake.addresses.insert(ip("192.168.50.12"), peer);
         let unknown: Vec<_> = (20..40).map(|last| format!("192.168.50.{last}")).collect();
         let went = |interface| unknown.iter().filter(|to| may_send(&fake, interface, to)).count();
         assert_eq!(went(7), 4);
         assert_eq!(went(7), 0);
         assert!(may_send(&fake, 7, "192.168.50.1"), "a neighbour that is known");
         assert!(may_send(&fake, 7, "192.168.50.11"), "the node itself");
+        assert!(may_send(&fake, 7, "192.168.50.12"), "another node");
         assert!(may_send(&fake, 7, "172.31.0.5"), "by a gateway");
         assert_eq!(went(8), 4, "another pod");
         fake.pass_ticks(1);

@@ -297,8 +297,7 @@ const LEAST_DIVIDED: u32 = 64;
 
 /// Which port of a pair a client has towards a backend, 0 or 1.
 ///
-/// So one client holds half of the ports towards a backend at the most, however long its flows last, and of these any other
-/// client has but half.
+/// So one client holds at most half of the ports towards a backend. Another client has half of those as well.
 #[inline(always)]
 const fn side(work: &Work, pair: u32) -> u32 {
     let flow = &work.flow;

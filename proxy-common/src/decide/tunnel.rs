@@ -7,7 +7,7 @@
 //! A fragment is refused: the first one need not hold the inner headers, and RFC 7348 §4.3 forbids them.
 //!
 //! The kernel's socket takes more than what an uplink sees: broadcasts, and packets by other interfaces. So what an uplink has
-//! admitted bears a note beside the packet (`tc_index`), which the tunnel's device asks for and removes. That holds where
+//! admitted bears a note beside the packet (its priority), which the tunnel's device asks for and removes. That holds where
 //! programs watch all interfaces that others can send by ([`ConfigFlags::TUNNEL_SEALED`]).
 
 use super::Tables;
@@ -24,7 +24,8 @@ const VXLAN_HEADER: u32 = 8;
 const ETHER_TYPE: u32 = 12;
 const ETHERNET_LEN: u32 = 14;
 
-/// The note beside a packet that an uplink has admitted for the tunnel (`tc_index`). The kernel sets none.
+/// The note beside a packet that an uplink has admitted for the tunnel. It is no priority: those of VLANs are up to 7, and
+/// classes have a handle in the upper half.
 pub const ADMITTED: u32 = 0x6d72;
 
 /// Whether the packet is for the port of the nodes' tunnels, wherever it goes.

@@ -169,18 +169,19 @@ impl Skb<'_> {
         kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
     }
 
-    /// The note beside the packet, which stays with it in its network namespace (`tc_index`, 16 bits).
+    /// The note beside the packet, which stays with it on its way to a socket in this network namespace: its priority, which
+    /// nothing reads there.
     #[inline(always)]
     pub fn note(&self) -> u32 {
         // SAFETY: a field of the context.
-        unsafe { (*self.0.skb.skb).tc_index }
+        unsafe { (*self.0.skb.skb).priority }
     }
 
     /// Sets the note.
     #[inline(always)]
     pub fn set_note(&self, value: u32) {
         // SAFETY: a field of the context.
-        unsafe { (*self.0.skb.skb).tc_index = value }
+        unsafe { (*self.0.skb.skb).priority = value }
     }
 
     /// The cookie of the socket that sends the packet; 0 if none of this node's does, or it is not known any more.

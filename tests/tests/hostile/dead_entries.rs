@@ -152,7 +152,7 @@ fn connections_go_on_after_a_day_of_silence() {
             });
         }
         for (mut near, mut far, outside_first) in out {
-            // Nothing knows whom a segment from outside belongs to, with netfilter neither.
+            // No entry says which pod a segment from outside belongs to; netfilter has none either.
             if outside_first && !is_remembered {
                 continue;
             }

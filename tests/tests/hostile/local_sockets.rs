@@ -4,9 +4,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use harness::{Answer, Endpoint, Place, Service};
+use proxy_common::maps::{Config, ConfigFlags};
 use serde_json::json;
 
-use crate::town::{NODE_PORT, SECOND, SOON, Town, of_family, wait_served};
+use crate::town::{NODE_PORT, SOON, Town, of_family, wait_served};
 
 /// The node port of a service whose backend is on the second node.
 const REMOTE_NODE_PORT: u16 = 30_090;
@@ -14,8 +15,11 @@ const REMOTE_NODE_PORT: u16 = 30_090;
 fn town() -> Town {
     let town = Town::build();
     town.node().sysctl("net/ipv4/ip_local_port_range", "1024 65535");
-    // The agent follows within a second.
-    std::thread::sleep(2 * SECOND);
+    harness::eventually("the agent to follow", 2 * SOON, || {
+        let config = town.node().element::<{ size_of::<Config>() }>("CONFIG");
+        let flags = u32::from_ne_bytes(config[8..12].try_into().expect("four bytes"));
+        flags & ConfigFlags::LOCAL_PORTS_OVERLAP != 0
+    });
     town
 }
 

@@ -1,5 +1,5 @@
 //! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the
-//! wire or by other pods, by whichever way the packet takes.
+//! wire or by other pods, on any way that the packet takes.
 
 use std::net::SocketAddr;
 
@@ -25,10 +25,13 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
         for capture in &marked {
             let _ = capture.so_far().expect("to read");
         }
-        let _listener = town
-            .outside
-            .udp_bind(SocketAddr::new(town.outside.ip().into(), 9200))
-            .expect("a socket");
+        // A mark of the node's own socket is seen, so that none of a pod's means something.
+        let to = SocketAddr::new(town.outside.ip().into(), 9200);
+        let own = node.udp_socket_for(to).expect("a socket");
+        socket2::SockRef::from(&own).set_mark(7).expect("to mark");
+        own.send_to(b"control", to).expect("to send");
+        let seen = marked[0].find(SOON, |frame| frame.carries(b"control"));
+        assert!(seen.expect("to read").is_some(), "the capture sees marks");
         for v4 in [true, false] {
             let n = usize::from(!v4);
             let _listener = town
@@ -46,7 +49,6 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
                 let socket = town.pod.udp_socket_for(to).expect("a socket");
                 let settings = socket2::SockRef::from(&socket);
                 settings.set_mark(0x0400_0815).expect("to mark");
-                settings.set_priority(6).expect("to set a priority");
                 socket.send_to(b"marked", to).expect("to send");
                 let came = capture.find(SOON, |frame| !frame.outgoing && frame.carries(b"marked"));
                 assert!(came.expect("to read").is_some(), "{to}");

@@ -7,6 +7,7 @@ use crate::bpf::links::ahead::{Ahead, Kind, Place};
 use crate::control::ObjectError;
 
 const LEFTOVERS: &str = "older programs to be detached";
+const FOREIGN: &str = "programs before ours";
 
 /// Looks at the cgroup, at interfaces with links, and at those with filters that `is_due` says.
 pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
@@ -15,7 +16,7 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         Ok(found) => found,
         Err(error) => {
             let problem = ObjectError::new("programs before ours", &error);
-            return agent.survival.names(LEFTOVERS, vec![problem]);
+            return agent.survival.names(FOREIGN, vec![problem]);
         }
     };
     let name = |place: Place| {
@@ -70,5 +71,5 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
     }
     agent.survival.ahead = known;
     agent.survival.lacks(LEFTOVERS, leftovers);
-    agent.survival.names("programs before ours", foreign);
+    agent.survival.names(FOREIGN, foreign);
 }

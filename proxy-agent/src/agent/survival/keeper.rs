@@ -50,11 +50,12 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
     let mut known = Fingerprint::default();
     let mut looked: Option<Instant> = None;
     let mut suspects: Vec<ObjectError> = Vec::new();
+    let mut is_undecided = false;
     let mut watched: Arc<Vec<Watched>> = Arc::default();
     let mut turn = 0_usize;
     loop {
         let woken = timeout(PAUSE, waker.0.notified()).await.is_ok();
-        let must = woken || !suspects.is_empty() || looked.is_none_or(|looked| looked.elapsed() >= FULL);
+        let must = woken || is_undecided || looked.is_none_or(|looked| looked.elapsed() >= FULL);
         turn = turn.wrapping_add(1);
         let (at, before, interfaces) = (places.clone(), std::mem::take(&mut known), Arc::clone(&watched));
         let looking = spawn_blocking(move || {
@@ -75,6 +76,7 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
         let gone = std::mem::take(&mut done.without_interface);
         let stays = gone.iter().filter(|problem| suspects.contains(problem)).cloned();
         done.without_interface = stays.collect();
+        is_undecided = done.without_interface.len() < gone.len();
         suspects = gone;
         if results.send(done).await.is_err() {
             return;

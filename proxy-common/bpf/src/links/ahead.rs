@@ -58,8 +58,8 @@ pub struct InForce {
 }
 
 impl Links {
-    /// Looks what runs before our programs: at the cgroup, at interfaces with links, and at those with
-    /// filters that `is_due` says. Gives all places that were looked at.
+    /// Looks what runs before our programs: at the cgroup, and at interfaces that `is_due` says. Gives all
+    /// places that were looked at.
     pub fn ahead(
         &mut self,
         programs: &Programs,
@@ -70,10 +70,11 @@ impl Links {
         let mut found: BTreeMap<Place, Vec<Ahead>> = BTreeMap::new();
         let known = |id: u32, target: u32, before| describe(id, target, before, programs, in_force);
         for (index, role) in self.interfaces.clone() {
-            let by_filters = self.means_for(role) == Means::Clsact;
-            if by_filters && !is_due(index) {
+            // Each question takes the kernel's lock of all interfaces.
+            if !is_due(index) {
                 continue;
             }
+            let by_filters = self.means_for(role) == Means::Clsact;
             let here = found.entry(Some(index)).or_default();
             for (program, direction) in role.programs() {
                 let Some(fd) = programs.get(program) else { continue };

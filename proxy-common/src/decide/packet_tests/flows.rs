@@ -327,7 +327,7 @@ fn a_forged_syn_or_fin_ends_no_connection() {
     let state = || fake.known_flow(&request.flow_key()).unwrap().state();
     assert!(state().has(FlowState::CONFIRMED));
     let far = Headers {
-        sequence: 0x1234_5678,
+        sequence: 0x6234_5678,
         ..with_flags(request, TCP_FIN | TCP_ACK)
     };
     let _ = entering(&fake, &far, Entry::Pod);
