@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{Answer, Place, Probe, address};
+use proxy_common::maps::Config;
 
 use crate::town::{SECOND, SILENCE, Town, own_address};
 
@@ -31,7 +32,7 @@ fn nothing_is_left_behind() {
                     node.table::<24, 16>("AFFINITY"),
                 ),
                 node.table::<32, 28>("SOCKET_PEERS"),
-                node.element::<512>("CONFIG"),
+                node.element::<{ size_of::<Config>() }>("CONFIG"),
                 // Beyond the fourth they count what services had to do with.
                 node.counters().split_off(4),
             )
