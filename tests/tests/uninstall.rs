@@ -165,7 +165,7 @@ fn a_node_is_as_it_was_before_the_first_agent() {
             "the agent did something to take away"
         );
         let pinned = node.pinned();
-        assert_eq!((pinned.programs.len(), pinned.maps.len()), (17, 25));
+        assert_eq!((pinned.programs.len(), pinned.maps.len()), (17, 26));
         let on_interfaces = if has_tcx(node) { 2 * 2 + 2 + 1 } else { 0 };
         assert_eq!(
             pinned.links.len(),
