@@ -2,7 +2,7 @@
 //!
 //! | entry | frame | source | tunnel port |
 //! |---|---|---|---|
-//! | uplink | to this interface; a tag is the VLAN device's | none that only this node gives out | from nodes alone, see [`tunnel`](super::tunnel) |
+//! | uplink | to this interface; a tag is the VLAN device's | none that only this node gives out | from nodes alone, see [`tunnel`] |
 //! | tunnel | as above; what an uplink has admitted | as above | – |
 //! | pod of ours | see [`sender`](super::sender) | its own | never |
 //! | other pods | their plugin's business | no virtual address | never |

@@ -255,8 +255,8 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
 }
 
 /// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its reply is a stream.
-/// An SCTP association is proven by the server's COOKIE ACK, since only a real client returns the cookie (RFC 9260 §5.1), or
-/// by replies that go on.
+/// The server's COOKIE ACK proves an SCTP association: only a real client returns the cookie (RFC 9260 §5.1). Replies that
+/// go on prove it too.
 #[inline(always)]
 const fn next_of_datagrams(old: u8, headers: &Headers, is_reply: bool, is_later: bool) -> u8 {
     let mut new = old;

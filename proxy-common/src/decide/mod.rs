@@ -1,10 +1,16 @@
 //! The decisions: what becomes of a packet or of a socket's peer.
 //!
-//! [`Tables`] is everything a decision may ask. [`packet`] holds the decision for packets that enter
-//! the node's part of the network, [`egress`] that for packets that leave it, [`select`] the choice of a backend,
-//! [`host_port`] that of a pod by a port of the node's, `translate` how a new flow is translated, `conntrack` how flows are
-//! remembered and how they end, `fragment` where later fragments get their ports from, `related` what becomes of ICMP
-//! errors, [`sender`] what a pod may send at all, `local_socket` what the node's own sockets send from ports of masqueraded flows, [`neighbour`] which packets of a pod may ask for a neighbour of the node, [`limit`] what goes through a limiter first, [`gateway`] what a pod's gateway answers, [`socket`] the decision of the socket hooks.
+//! [`Tables`] is everything a decision may ask. One module holds each decision:
+//!
+//! - [`admission`]: who may come by an entry; [`tunnel`]: by the port of the nodes' tunnel; [`sender`]: out of a pod.
+//! - [`packet`]: packets that enter the node's part of the network; [`egress`]: packets that leave it.
+//! - [`socket`]: the socket hooks.
+//! - [`select`]: which backend; [`host_port`]: which pod, by a port of the node.
+//! - `translate`: how a new flow is translated; `conntrack`: how flows are remembered, and how they end.
+//! - `local_socket`: what sockets of the node send from ports of masqueraded flows.
+//! - [`neighbour`]: which packets of a pod may ask for a neighbour; [`limit`]: which go through a limiter first.
+//! - `fragment`: the ports of later fragments; `related`: ICMP errors; [`gateway`]: what a pod's gateway replies.
+//! - [`local`]: packets that go straight into another pod.
 
 pub mod admission;
 pub mod conntrack;
