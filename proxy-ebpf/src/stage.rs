@@ -1,10 +1,10 @@
 //! The stages behind a decision, as functions that the verifier proves one by one.
 //!
-//! Inlined into every program, they would be walked anew for each way that leads to them, which is more than a verifier
-//! has patience for (a million instructions). A function with global linkage is verified once, for any arguments that
-//! have its types (Linux 5.6 and later, `Documentation/bpf/verifier.rst`): the context and numbers. What else a stage
-//! needs lies in the working memory of the CPU. A stage takes no argument that it does not use: LLVM passes anything for it,
-//! which the verifier refuses.
+//! Inlined into every program, they would be walked anew for each way that leads to them, which is more than
+//! a verifier has patience for (a million instructions). A function with global linkage is verified once, for
+//! any arguments that have its types (Linux 5.6 and later, `Documentation/bpf/verifier.rst`): the context and
+//! numbers. What else a stage needs lies in the working memory of the CPU. A stage takes no argument that it
+//! does not use: LLVM passes anything for it, which the verifier refuses.
 
 #![expect(unsafe_code, reason = "functions that the verifier knows by their symbols")]
 

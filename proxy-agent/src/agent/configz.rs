@@ -1,5 +1,5 @@
-//! The configuration in force as the log and `/configz` show it: in kube-proxy's words as far as they go, and in
-//! our own.
+//! The configuration in force as the log and `/configz` show it: in kube-proxy's words as far as they go, and
+//! in our own.
 
 use serde_json::{Value, json};
 

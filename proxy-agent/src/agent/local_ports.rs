@@ -1,9 +1,10 @@
 //! Ports that the kernel gives to the node's own sockets and that mean something else to us.
 //!
-//! The kernel takes the source port of a connection out of `net.ipv4.ip_local_port_range`, for IPv6 too. If a masqueraded
-//! flow to the same peer has that port, the programs exchange it, see `decide/local_socket.rs`; each packet of the node to an
-//! uplink costs a look then. If a node port has it, replies to sockets without a peer go to the service, and SCTP. So the
-//! ranges should be apart, or the ports reserved. Both settings are read anew each time, which takes microseconds.
+//! The kernel takes the source port of a connection out of `net.ipv4.ip_local_port_range`, for IPv6 too. If a
+//! masqueraded flow to the same peer has that port, the programs exchange it, see `decide/local_socket.rs`;
+//! each packet of the node to an uplink costs a look then. If a node port has it, replies to sockets without
+//! a peer go to the service, and SCTP. So the ranges should be apart, or the ports reserved. Both settings
+//! are read anew each time, which takes microseconds.
 
 use std::fs;
 use std::io;

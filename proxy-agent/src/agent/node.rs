@@ -3,6 +3,7 @@
 mod facts;
 pub mod hooks;
 mod pod_sockets;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -10,10 +11,9 @@ use std::net::IpAddr;
 use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, ConfigFlags, InUse, NodeNumber};
+use proxy_common::maps::{AddressFlags, InUse, NodeNumber};
 use rtnetlink::packet_route::link::LinkFlags;
 
-use super::local_ports;
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
 use super::ranges::{
@@ -28,23 +28,14 @@ use crate::control::ObjectError;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::netlink::Restored;
 use crate::network::sysctl::Setting;
-use crate::network::sysctl::is_strict;
 use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
     Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
-use facts::{Facts, of_conditions};
+use facts::Facts;
 use hooks::AttachPoints;
 use pod_sockets::PodSockets;
-
-/// Settings of the kernel that the programs follow, and whose change the kernel does not tell.
-#[derive(Clone, Default, PartialEq, Eq)]
-struct Settings {
-    /// Uplinks with strict reverse-path filtering.
-    strict_interfaces: Vec<u32>,
-    /// Whether sockets of the node get ports of masqueraded flows.
-    local_ports_overlap: bool,
-}
+use settings::Settings;
 
 /// What the agent knows and does about its node's network.
 pub struct NodeSide {
@@ -298,43 +289,6 @@ impl NodeSide {
         chosen.sort_unstable();
         chosen.dedup();
         chosen
-    }
-
-    /// Whether the kernel's settings are other ones than the programs know.
-    pub fn has_other_settings(&self, options: &AgentOptions) -> bool {
-        self.attached && self.read_settings(options) != self.settings
-    }
-
-    fn read_settings(&self, options: &AgentOptions) -> Settings {
-        Settings {
-            strict_interfaces: self.strict_interfaces(),
-            local_ports_overlap: local_ports::overlaps_masquerade(options),
-        }
-    }
-
-    /// The uplinks with strict reverse-path filtering, if the kernel's answer is one that the programs can repeat: of several
-    /// default routes with one metric it takes any.
-    fn strict_interfaces(&self) -> Vec<u32> {
-        let links = self.monitor.links();
-        if links.has_equal_default_routes() {
-            return Vec::new();
-        }
-        let uplinks = self.roles.of(Role::Uplink);
-        let strict = uplinks.filter(|uplink| is_strict(&links.name(uplink.index)));
-        strict.map(|uplink| uplink.index).collect()
-    }
-
-    /// What of [`ConfigFlags`] follows from links and settings; `stray` says that virtual addresses lie outside of all ranges.
-    fn conditions(&self, stray: bool) -> u32 {
-        let links = self.monitor.links();
-        let has_local_ranges = links.local_ranges().any(|range| !is_host(&range));
-        let overlap = self.settings.local_ports_overlap;
-        of_conditions([
-            (stray, ConfigFlags::STRAY_ADDRESSES),
-            (has_local_ranges, ConfigFlags::LOCAL_RANGES),
-            (overlap, ConfigFlags::LOCAL_PORTS_OVERLAP),
-            (self.roles.watch_all(links), ConfigFlags::TUNNEL_SEALED),
-        ])
     }
 
     /// The node's addresses as the maps hold them.

@@ -1,5 +1,5 @@
-//! Frontends that more than one service claims: one whose cluster IP it is comes first, then the oldest. The others wait
-//! for it to go.
+//! Frontends that more than one service claims: one whose cluster IP it is comes first, then the oldest. The
+//! others wait for it to go.
 //!
 //! Almost every frontend has one claimant, so only the contested ones are remembered here.
 

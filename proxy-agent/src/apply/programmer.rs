@@ -1,8 +1,8 @@
 //! Brings the tables in line with the plan, service by service, and remembers what it wrote.
 //!
-//! Invariants: what `programmed` says is what the tables hold, or will hold once [`Tables`] has nothing pending; a
-//! service whose new form does not fit keeps its old one. Where only source ranges do not fit, the addresses that they
-//! are for are left out, and everything else of the service goes on.
+//! Invariants: what `programmed` says is what the tables hold, or will hold once [`Tables`] has nothing
+//! pending; a service whose new form does not fit keeps its old one. Where only source ranges do not fit, the
+//! addresses that they are for are left out, and everything else of the service goes on.
 
 use std::collections::HashMap;
 

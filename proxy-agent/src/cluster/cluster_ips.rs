@@ -1,7 +1,8 @@
 //! Which addresses are cluster IPs, and which services name an address as one of theirs from outside.
 //!
-//! An address from outside that is a cluster IP would take its service's traffic, so `plan` refuses it, also where
-//! no range is known. A cluster IP that comes or goes makes the services dirty that name it as one from outside.
+//! An address from outside that is a cluster IP would take its service's traffic, so `plan` refuses it, also
+//! where no range is known. A cluster IP that comes or goes makes the services dirty that name it as one from
+//! outside.
 //!
 //! Cluster IPs are found by the 4-byte numbers of their rows, as in [`Table`](crate::source::table::Table).
 

@@ -2,8 +2,8 @@
 //! that the cluster's operator routes to the nodes.
 //!
 //! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local,
-//! multicast, 0.0.0.0/8) is refused here. `plan` refuses cluster IPs and addresses in the cluster's own ranges,
-//! which are known only later.
+//! multicast, 0.0.0.0/8) is refused here. `plan` refuses cluster IPs and addresses in the cluster's own
+//! ranges, which are known only later.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ pub struct External {
 
 /// `spec.loadBalancerSourceRanges`: ranges of one family mean nothing to clients of the other.
 ///
-/// A range lets through every client that it contains. So ranges that others contain are left out, and neighbours
-/// become one.
+/// A range lets through every client that it contains. So ranges that others contain are left out, and
+/// neighbours become one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceRanges {
     v4: Arc<[IpNet]>,

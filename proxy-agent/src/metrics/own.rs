@@ -92,7 +92,7 @@ impl Own {
         );
         add.one(
             "clients_at_share",
-            "Clients that use all of their share of flows or source ports",
+            "Clients that use all of their share: of flows, source ports, neighbours or host ports",
             &families.clients_at_share,
         );
         add.one(

@@ -63,8 +63,8 @@ impl Roles {
             .filter(move |interface| interface.role == role)
     }
 
-    /// Whether programs read what comes by each interface that others can send by. Both ends of a veth in this namespace
-    /// lead to no other; a link without Ethernet header is not read.
+    /// Whether programs read what comes by each interface that others can send by. Both ends of a veth in
+    /// this namespace lead to no other; a link without Ethernet header is not read.
     pub fn watch_all(&self, links: &Links) -> bool {
         let leads_nowhere = |link: &Link| link.kind == "veth" && !link.leads_to_another_namespace();
         links

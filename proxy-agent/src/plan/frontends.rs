@@ -5,8 +5,8 @@
 //! `externalTrafficPolicy: Local` pods of this node and the node itself reach all endpoints, and only clients from outside
 //! are held to those of this node.
 //!
-//! Addresses from outside that are a cluster IP, or lie in a range of pods or cluster IPs, would turn the cluster's own
-//! traffic away, so they are refused.
+//! Addresses from outside that are a cluster IP, or lie in a range of pods or cluster IPs, would turn the
+//! cluster's own traffic away, so they are refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

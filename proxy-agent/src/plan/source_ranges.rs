@@ -1,7 +1,9 @@
-//! Which clients the addresses of load balancers let through, and a service's share of the table of source ranges.
+//! Which clients the addresses of load balancers let through, and a service's share of the table of source
+//! ranges.
 //!
-//! Every group has its own copy of the ranges of its family, and all services share one table of a fixed size.
-//! A service beyond its share is served without its load balancer's addresses: they are closed, never open.
+//! Every group has its own copy of the ranges of its family, and all services share one table of a fixed
+//! size. A service beyond its share is served without its load balancer's addresses: they are closed, never
+//! open.
 
 use std::sync::Arc;
 

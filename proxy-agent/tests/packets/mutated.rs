@@ -6,6 +6,7 @@
 //! a failure within seconds.
 
 mod corpus;
+mod entries;
 mod judge;
 mod layout;
 mod mutation;

@@ -9,10 +9,11 @@
 //! | host | by an interface without programs: as above | neither virtual nor the node's | |
 //! | host, loopback | the node's own packets | | |
 //!
-//! An uplink refuses as source: a virtual address, an address of this node or of its pods, none, loopback, multicast. The
-//! stack refuses most of them too, but translation comes before it and hides them. Strict reverse-path filtering is
-//! repeated for each packet, since the stack does not see what is redirected. A frame to a group is never translated, but
-//! the stack may deliver what it carries; so its source and the tunnel's port are looked at.
+//! An uplink refuses as source: a virtual address, an address of this node or of its pods, none, loopback,
+//! multicast. The stack refuses most of them too, but translation comes before it and hides them. Strict
+//! reverse-path filtering is repeated for each packet, since the stack does not see what is redirected. A
+//! frame to a group is never translated, but the stack may deliver what it carries; so its source and the
+//! tunnel's port are looked at.
 
 use super::decision::Entry;
 use super::{Tables, Work, gateway, host_port, tunnel};
@@ -65,7 +66,8 @@ pub const fn by_uplink(frame: Frame) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Why a packet that enters ends here or is none of the services' business, if so; [`Reason::is_drop`] tells which.
+/// Why a packet that enters ends here or is none of the services' business, if so; [`Reason::is_drop`] tells
+/// which.
 #[inline(always)]
 pub fn admit<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -103,7 +105,10 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
         return Reason::ForgedSource;
     }
     // The port may stand behind what was not read.
-    if config.tunnel_port.raw() != 0 && headers.is_unwalked(reason) {
+    if config.tunnel_port.raw() != 0
+        && headers.is_unwalked(reason)
+        && tunnel::is_heard(tables, config, &headers.dst)
+    {
         return match entry {
             Entry::Pod => Reason::TunnelPort,
             _ => Reason::TunnelSource,
@@ -317,11 +322,14 @@ mod tests {
         assert_eq!(by(&fake, "172.31.0.5"), reason);
         let igmp = of(&fake, 2, "0.0.0.0", "224.0.0.1", Entry::Uplink, reason);
         assert_eq!(igmp, reason);
+        fake.config.node_v6 = ip("fd00:50::11");
         let chain =
             |fake: &Fake, entry, reason| of(fake, options, "2001:db8::1", "fd00:50::11", entry, reason);
         assert_eq!(chain(&fake, Entry::Uplink, reason), reason);
         fake.config.tunnel_port = crate::Port::new(8472);
         assert_eq!(chain(&fake, Entry::Uplink, reason), Reason::TunnelSource);
         assert_eq!(chain(&fake, Entry::Pod, Reason::Malformed), Reason::TunnelPort);
+        let by_node = of(&fake, options, "2001:db8::1", "2001:db8::2", Entry::Pod, reason);
+        assert_eq!(by_node, reason, "to a host that is no node");
     }
 }

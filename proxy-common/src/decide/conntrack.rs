@@ -229,8 +229,8 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     if is_reply {
         new |= FlowState::ANSWERED;
     }
-    // As for a RST: a forged FIN should not shorten the life of an idle connection. A real one must be seen, or its flow
-    // would stay.
+    // As for a RST: a forged FIN should not shorten the life of an idle connection. A real one must be seen,
+    // or its flow would stay.
     let is_end = headers.detail & TCP_FIN != 0
         && (!FlowState(old).has(FlowState::CONFIRMED) || is_within(headers.sequence, flow.sequence, OF_FIN));
     if is_end {
@@ -254,9 +254,9 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     new
 }
 
-/// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its reply is a stream.
-/// The server's COOKIE ACK proves an SCTP association: only a real client returns the cookie (RFC 9260 §5.1). Replies that
-/// go on prove it too.
+/// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its
+/// reply is a stream. The server's COOKIE ACK proves an SCTP association: only a real client returns the
+/// cookie (RFC 9260 §5.1). Replies that go on prove it too.
 #[inline(always)]
 const fn next_of_datagrams(old: u8, headers: &Headers, is_reply: bool, is_later: bool) -> u8 {
     let mut new = old;
@@ -289,8 +289,8 @@ const OF_RST: u32 = 1 << 24;
 /// How far a FIN may: what 8 Gbit/s carry in a tick.
 const OF_FIN: u32 = 1 << 30;
 
-/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or, since that is
-/// noted once a tick, not much further. What is not known counts as near.
+/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or,
+/// since that is noted once a tick, not much further. What is not known counts as near.
 #[inline(always)]
 const fn is_within(sequence: u32, expected: u32, reach: u32) -> bool {
     expected == 0 || sequence.wrapping_sub(expected) < reach

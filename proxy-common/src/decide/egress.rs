@@ -21,8 +21,8 @@ use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, InUse, RangeFlags, Reason};
 use crate::packet::{Headers, Packet};
 
-/// Whether what leaves by an uplink has to be looked at: not before there are replies of the node to translate, pods
-/// of ours to masquerade, or sockets of the node with ports of masqueraded flows.
+/// Whether what leaves by an uplink has to be looked at: not before there are replies of the node to
+/// translate, pods of ours to masquerade, or sockets of the node with ports of masqueraded flows.
 #[inline(always)]
 pub fn is_watched<T: Tables>(tables: &T) -> bool {
     tables.config().is_some_and(|config| {
@@ -114,6 +114,18 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
             Reason::NotMasqueraded
         });
     }
+    masquerade(tables, config, work, reason)
+}
+
+/// Begins a flow that leaves with the node's address and a port of the masquerade range.
+#[inline(always)]
+pub(super) fn masquerade<T: Tables>(
+    tables: &T,
+    config: &Config,
+    work: &mut Work,
+    reason: Reason,
+) -> Decision {
+    let headers = &work.headers;
     work.selected = Selected::stand_in(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
     let decision = begin(tables, config, work, Entry::Egress, reason);
     if let Decision::Translate(_) = decision {
@@ -122,8 +134,8 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     decision
 }
 
-/// Why a packet passes or ends that leaves by an uplink and has no headers that could be translated: a pod's own address must not
-/// leave in it either.
+/// Why a packet passes or ends that leaves by an uplink and has no headers that could be translated: a pod's
+/// own address must not leave in it either.
 #[inline(always)]
 pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) -> Reason {
     let is_refused = tables

@@ -1,16 +1,15 @@
 //! Packets of the node's own sockets, whose source port a masqueraded flow may have.
 //!
-//! A socket gets a port of the masquerade range where `net.ipv4.ip_local_port_range` overlaps it, or binds one. If a
-//! masqueraded flow to the same peer has the port already, the replies of the two have the same addresses and ports. The flow
-//! of the socket, which is the later one, then gets another port of the range, as netfilter gives it one.
+//! A socket gets a port of the masquerade range where `net.ipv4.ip_local_port_range` overlaps it, or binds
+//! one. If a masqueraded flow to the same peer has the port already, the replies of the two have the same
+//! addresses and ports. The flow of the socket, which is the later one, then gets another port of the range,
+//! as netfilter gives it one.
 
 use super::conntrack::{advance, find, is_expired};
-use super::decision::{Decision, Entry};
-use super::egress::stands;
-use super::select::Selected;
-use super::translate::begin;
+use super::decision::Decision;
+use super::egress::{masquerade, stands};
 use super::{Tables, Work, fragment};
-use crate::maps::{Config, Flow, FlowKey, Reason};
+use crate::maps::{Config, Flow, Reason};
 
 /// Whether the packet comes from a socket of the node and has a source that masqueraded flows may have, too.
 #[inline(always)]
@@ -44,31 +43,17 @@ pub fn leaving<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> Decis
     if is_under_way || !is_taken(tables, config, work) {
         return Decision::Pass(Reason::NotOurs);
     }
-    let headers = &work.headers;
-    work.selected = Selected::stand_in(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
-    let decision = begin(tables, config, work, Entry::Egress, reason);
-    if let Decision::Translate(_) = decision {
-        fragment::note(tables, work);
-    }
-    decision
+    masquerade(tables, config, work, reason)
 }
 
-/// Whether replies to this packet would be taken for those of a masqueraded flow. The node's own flows to services have
-/// entries with the same addresses, which belong to their packets.
+/// Whether replies to this packet would be taken for those of a masqueraded flow. The node's own flows to
+/// services have entries with the same addresses, which belong to their packets.
 #[inline(always)]
 fn is_taken<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
-    let FlowKey {
-        src,
-        dst,
-        sport,
-        dport,
-        protocol,
-        ..
-    } = work.key;
-    work.reply_key = FlowKey::new(dst, src, dport, sport, protocol);
+    work.reply_key = work.key.reversed();
     tables.flow(&work.reply_key, &mut work.found)
         && work.found.is_reply != 0
         && work.found.backend != Flow::DIRECT
-        && !is_expired(config, &work.found, protocol, tables.now())
+        && !is_expired(config, &work.found, work.key.protocol, tables.now())
         && !tables.address(&work.found.dst).is_node()
 }

@@ -2,20 +2,25 @@
 //!
 //! [`Tables`] is everything a decision may ask. One module holds each decision:
 //!
-//! - [`admission`]: who may come by an entry; [`tunnel`]: by the port of the nodes' tunnel; [`sender`]: out of a pod.
-//! - [`packet`]: packets that enter the node's part of the network; [`egress`]: packets that leave it.
+//! - [`admission`]: who may come by an entry; [`tunnel`]: by the port of the nodes' tunnel; [`sender`]: out
+//!   of a pod.
+//! - [`packet`]: packets that enter the node's part of the network, `elsewhere` those to no frontend;
+//!   [`egress`]: packets that leave it.
 //! - [`socket`]: the socket hooks.
 //! - [`select`]: which backend; [`host_port`]: which pod, by a port of the node.
 //! - `translate`: how a new flow is translated; `conntrack`: how flows are remembered, and how they end.
 //! - `local_socket`: what sockets of the node send from ports of masqueraded flows.
-//! - [`neighbour`]: which packets of a pod may ask for a neighbour; [`limit`]: which go through a limiter first.
-//! - `fragment`: the ports of later fragments; `related`: ICMP errors; [`gateway`]: what a pod's gateway replies.
+//! - [`neighbour`]: which packets of a pod may ask for a neighbour; [`limit`]: which go through a limiter
+//!   first.
+//! - `fragment`: the ports of later fragments; `related`: ICMP errors; [`gateway`]: what a pod's gateway
+//!   replies.
 //! - [`local`]: packets that go straight into another pod.
 
 pub mod admission;
 pub mod conntrack;
 pub mod decision;
 pub mod egress;
+mod elsewhere;
 mod fragment;
 pub mod gateway;
 pub mod host_port;
@@ -114,8 +119,8 @@ pub trait Tables {
     fn note_answered(&self, client: &Ip);
     /// Whether the node would have to look for the neighbour that the packet goes to.
     fn lacks_neighbour(&self, headers: &Headers, interface: u32) -> bool;
-    /// Counts one more packet by the pod's interface that makes the node look for a neighbour; false, and nothing is counted,
-    /// if that is one too many.
+    /// Counts one more packet by the pod's interface that makes the node look for a neighbour; false, and
+    /// nothing is counted, if that is one too many.
     fn note_neighbour(&self, config: &Config, interface: u32) -> bool;
     /// The ports of a datagram whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;

@@ -1,11 +1,12 @@
 //! Which packets of a pod may make the node look for a neighbour.
 //!
-//! The kernel's neighbour tables hold `gc_thresh3` entries for all interfaces, 1024 by default. A pod that sends to all
-//! addresses of the node's subnet would fill them, and the node then finds neither its gateway nor other nodes. So a pod has
-//! a share: few packets in a tick may go to neighbours that the node does not know. What goes to known ones is not counted.
+//! The kernel's neighbour tables hold `gc_thresh3` entries for all interfaces, 1024 by default. A pod that
+//! sends to all addresses of the node's subnet would fill them, and the node then finds neither its gateway
+//! nor other nodes. So a pod has a share: few packets in a tick may go to neighbours that the node does not
+//! know. What goes to known ones is not counted.
 //!
-//! Only hosts in subnets of the node are asked for. Others are reached by a gateway; pods have fixed entries. Other nodes are
-//! few, and known.
+//! Only hosts in subnets of the node are asked for. Others are reached by a gateway; pods have fixed entries.
+//! Other nodes are few, and known.
 
 use super::{Tables, Work};
 

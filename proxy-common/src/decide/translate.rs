@@ -10,9 +10,9 @@
 //! - everybody, where the operator wants it so: the node's address;
 //! - a pod that speaks with the world outside, see [`super::egress`]: the node's address.
 //!
-//! A client has half of the source ports towards a backend, see [`side`]. One that waits for more replies than its share
-//! allows begins no flow that needs a source port. A port whose flow is over, or has waited in vain for some seconds, is
-//! given to the next.
+//! A client has half of the source ports towards a backend, see [`side`]. One that waits for more replies
+//! than its share allows begins no flow that needs a source port. A port whose flow is over, or has waited in
+//! vain for some seconds, is given to the next.
 //!
 //! What goes through the tunnel to another node carries the node's address within the tunnel instead, so that the answer
 //! comes back by it.
@@ -222,10 +222,10 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
     false
 }
 
-/// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One that is over
-/// comes before one that is not proven: that waits for a reply or the end of its handshake, or had one question and its
-/// reply. One that only a RST ended comes last, since a RST may be forged. Of each kind the one goes that has been silent for
-/// the longest.
+/// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One
+/// that is over comes before one that is not proven: that waits for a reply or the end of its handshake, or
+/// had one question and its reply. One that only a RST ended comes last, since a RST may be forged. Of each
+/// kind the one goes that has been silent for the longest.
 #[inline(always)]
 fn standing(config: &Config, work: &Work) -> u32 {
     /// More ticks than a year has.

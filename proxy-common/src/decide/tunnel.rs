@@ -6,9 +6,10 @@
 //!
 //! A fragment is refused: the first one need not hold the inner headers, and RFC 7348 §4.3 forbids them.
 //!
-//! The kernel's socket takes more than what an uplink sees: broadcasts, and packets by other interfaces. So what an uplink has
-//! admitted bears a note beside the packet (its priority), which the tunnel's device asks for and removes. That holds where
-//! programs watch all interfaces that others can send by ([`ConfigFlags::TUNNEL_SEALED`]).
+//! The kernel's socket takes more than what an uplink sees: broadcasts, and packets by other interfaces. So
+//! what an uplink has admitted bears a note beside the packet (its priority), which the tunnel's device asks
+//! for and removes. That holds where programs watch all interfaces that others can send by
+//! ([`ConfigFlags::TUNNEL_SEALED`]).
 
 use super::Tables;
 use super::decision::Entry;
@@ -24,8 +25,8 @@ const VXLAN_HEADER: u32 = 8;
 const ETHER_TYPE: u32 = 12;
 const ETHERNET_LEN: u32 = 14;
 
-/// The note beside a packet that an uplink has admitted for the tunnel. It is no priority: those of VLANs are up to 7, and
-/// classes have a handle in the upper half.
+/// The note beside a packet that an uplink has admitted for the tunnel. It is no priority: those of VLANs are
+/// up to 7, and classes have a handle in the upper half.
 pub const ADMITTED: u32 = 0x6d72;
 
 /// Whether the packet is for the port of the nodes' tunnels, wherever it goes.
@@ -49,10 +50,10 @@ fn is_node<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     known.is_node() || known.is_peer()
 }
 
-/// Whether an address is one at which a node's socket for the tunnel listens: a node's, its end of the tunnel, one that is
-/// local by a route, and all that several hosts share.
+/// Whether an address is one at which a node's socket for the tunnel listens: a node's, its end of the
+/// tunnel, one that is local by a route, and all that several hosts share.
 #[inline(always)]
-fn is_heard<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+pub fn is_heard<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     is_node(tables, config, address) || is_shared(tables, config, address)
 }
 
@@ -110,8 +111,8 @@ pub fn was_admitted(config: &Config, interface: u32, note: u32) -> bool {
         || note == ADMITTED
 }
 
-/// Whether `IPsec` of another node protects a packet for this node, which may hold one for the tunnel: ESP and AH (RFC 4303,
-/// RFC 4302), in UDP too (RFC 3948). The stack looks into it without a program.
+/// Whether `IPsec` of another node protects a packet for this node, which may hold one for the tunnel: ESP
+/// and AH (RFC 4303, RFC 4302), in UDP too (RFC 3948). The stack looks into it without a program.
 #[inline(always)]
 pub fn is_protected<T: Tables>(tables: &T, headers: &Headers) -> bool {
     const ESP: u8 = 50;

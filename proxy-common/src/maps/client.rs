@@ -31,12 +31,14 @@ impl Share {
     }
 }
 
-/// Value of `UNANSWERED` and `NEIGHBOURS`: how many there have been lately. The count is halved with each tick.
+/// Value of `UNANSWERED` and `NEIGHBOURS`: how many there have been lately. The count is halved with each
+/// tick.
 ///
-/// `UNANSWERED` counts flows of a client that hold a source port of the node and are not proven yet: connections without a
-/// reply, and datagrams. Such a flow gives its port up after two ticks. `NEIGHBOURS` counts packets of a pod for which the
-/// node had to look for a neighbour. An entry of the kernel's neighbour table fails after three seconds and may be removed
-/// five seconds later (`neigh_forced_gc` in `net/core/neighbour.c`).
+/// `UNANSWERED` counts flows of a client that hold a source port of the node and are not proven yet:
+/// connections without a reply, and datagrams. Such a flow gives its port up after two ticks. `NEIGHBOURS`
+/// counts packets of a pod for which the node had to look for a neighbour. An entry of the kernel's neighbour
+/// table fails after three seconds and may be removed five seconds later (`neigh_forced_gc` in
+/// `net/core/neighbour.c`).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RecentCount {

@@ -40,8 +40,8 @@ impl ConfigFlags {
     pub const LOCAL_RANGES: u32 = 256;
     /// The kernel gives ports of the masquerade range to sockets of the node.
     pub const LOCAL_PORTS_OVERLAP: u32 = 512;
-    /// Programs watch all interfaces that others can send to the node by, so that the tunnel's device takes only what they
-    /// have admitted.
+    /// Programs watch all interfaces that others can send to the node by, so that the tunnel's device takes
+    /// only what they have admitted.
     pub const TUNNEL_SEALED: u32 = 1024;
 }
 
@@ -120,11 +120,13 @@ pub struct Config {
     pub strict_interfaces: [u32; MAX_STRICT_INTERFACES],
     /// How many exchanges of datagrams of one client `STREAMS` protects.
     pub stream_share: u32,
-    /// How many flows of one client may hold a source port of the node's before they are proven, see [`super::RecentCount`].
+    /// How many flows of one client may hold a source port of the node's before they are proven, see
+    /// [`super::RecentCount`].
     pub unanswered_share: u32,
     /// The device of the tunnel between nodes; 0 if there is none.
     pub tunnel_device: u32,
-    /// How many packets of a pod may lately have made the node look for a neighbour, see [`super::RecentCount`].
+    /// How many packets of a pod may lately have made the node look for a neighbour, see
+    /// [`super::RecentCount`].
     pub neighbour_share: u32,
     /// Broadcast and network addresses of IPv4 subnets of uplinks, as header fields; 0 ends the list.
     pub broadcasts: [u32; MAX_BROADCASTS],
@@ -250,11 +252,12 @@ impl Config {
         }
     }
 
-    /// Whether a client that has `taken` flows in a table that evicts nothing may have one more, where all clients have `all`.
+    /// Whether a client that has `taken` flows in a table that evicts nothing may have one more, where all
+    /// clients have `all`.
     ///
-    /// A client has a quarter of a table at the most, and never more than is still free: so of `n` clients that want all
-    /// each has one part in `n + 1`, and one part stays free for others. What comes from outside leaves the last quarter to
-    /// pods of this node, since one host outside may have many addresses.
+    /// A client has a quarter of a table at the most, and never more than is still free: so of `n` clients
+    /// that want all each has one part in `n + 1`, and one part stays free for others. What comes from
+    /// outside leaves the last quarter to pods of this node, since one host outside may have many addresses.
     #[inline(always)]
     pub const fn has_share(&self, protocol: u8, taken: u32, all: u32, is_own_pod: bool) -> bool {
         let share = match protocol {

@@ -82,6 +82,13 @@ impl FlowKey {
             reserved2: 0,
         }
     }
+
+    /// The key of a packet from the receiver to the sender, as neither is translated.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self::new(self.dst, self.src, self.dport, self.sport, self.protocol)
+    }
 }
 
 /// What a packet becomes.

@@ -113,8 +113,8 @@ pub struct HostPort {
 const _: () = assert!(size_of::<HostPort>() == 28);
 
 impl HostPort {
-    /// How many host ports one pod may have: with an entry for each family an eighth of the table, which all pods of the node
-    /// share. More than that no server listens at.
+    /// How many host ports one pod may have: with an entry for each family an eighth of the table, which all
+    /// pods of the node share. More than that no server listens at.
     pub const SHARE: u32 = 8192;
 }
 

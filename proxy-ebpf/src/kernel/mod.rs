@@ -113,8 +113,8 @@ pub fn set_number(number: *mut u32, value: u32) {
     unsafe { number.write_volatile(value) }
 }
 
-/// Counts one more; false, and nothing is counted, if there are `most` already. Two CPUs that do it at once may count one of
-/// two.
+/// Counts one more; false, and nothing is counted, if there are `most` already. Two CPUs that do it at once
+/// may count one of two.
 #[inline(always)]
 pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
     // SAFETY: the pointer comes from a map look-up and was checked for null.

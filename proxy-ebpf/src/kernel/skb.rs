@@ -169,8 +169,8 @@ impl Skb<'_> {
         kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
     }
 
-    /// The note beside the packet, which stays with it on its way to a socket in this network namespace: its priority, which
-    /// nothing reads there.
+    /// The note beside the packet, which stays with it on its way to a socket in this network namespace: its
+    /// priority, which nothing reads there.
     #[inline(always)]
     pub fn note(&self) -> u32 {
         // SAFETY: a field of the context.
@@ -269,7 +269,8 @@ impl Skb<'_> {
         true
     }
 
-    /// As [`Self::finds_socket`], but that socket has to have a peer: listeners and unconnected ones do not count.
+    /// As [`Self::finds_socket`], but that socket has to have a peer: listeners and unconnected ones do not
+    /// count.
     #[inline(always)]
     pub fn finds_connection(&self, key: &FlowKey) -> bool {
         let mut tuple = MaybeUninit::<Tuple>::uninit();

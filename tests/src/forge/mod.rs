@@ -143,8 +143,8 @@ impl Forge {
 
     /// Sends a frame as it is.
     ///
-    /// A packet socket does not wait for room: the kernel answers `ENOBUFS` when the receiving CPU's backlog is full.
-    /// The frame is then sent again, for at most [`PATIENCE`].
+    /// A packet socket does not wait for room: the kernel answers `ENOBUFS` when the receiving CPU's backlog
+    /// is full. The frame is then sent again, for at most [`PATIENCE`].
     #[track_caller]
     pub fn send_frame(&self, frame: &[u8]) {
         let end = Instant::now() + PATIENCE;

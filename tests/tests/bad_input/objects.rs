@@ -135,16 +135,18 @@ fn a_backend_of_another_family_is_left_out() {
     shop.assert_served();
 }
 
+/// A service with this time of creation.
+fn born(service: &Service, when: &str) -> Value {
+    let mut object = service.object();
+    object["metadata"]["creationTimestamp"] = json!(when);
+    object
+}
+
 #[test]
 fn of_two_services_with_one_address_the_older_has_it_and_the_other_inherits() {
     harness::require_root!();
     let shop = Shop::open();
     let _agent = started(shop.node().agent());
-    let born = |service: &Service, when: &str| -> Value {
-        let mut object = service.object();
-        object["metadata"]["creationTimestamp"] = json!(when);
-        object
-    };
     let young = shop.serve("young", (1, 5), &[&shop.b]);
     shop.world.apply(&born(&young, "2026-02-01T00:00:00Z"));
     shop.wait_answer("10.96.1.5:80", "b");
@@ -187,11 +189,6 @@ fn an_external_address_that_becomes_a_cluster_ip_is_given_up_and_comes_back() {
     harness::require_root!();
     let shop = Shop::open();
     let _agent = started(shop.node().agent());
-    let born = |service: &Service, when: &str| -> Value {
-        let mut object = service.object();
-        object["metadata"]["creationTimestamp"] = json!(when);
-        object
-    };
     // Outside of the ranges that are known.
     let (address, port) = ("172.31.9.9", "172.31.9.9:80");
     let old = shop.serve("old", (1, 7), &[&shop.b]);

@@ -1,4 +1,5 @@
-//! Sockets of the node that have the port of a masqueraded flow to the same peer: both go on, as with netfilter.
+//! Sockets of the node that have the port of a masqueraded flow to the same peer: both go on, as with
+//! netfilter.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -32,8 +33,8 @@ fn read_answer(mut from: &TcpStream) -> Answer {
     Answer::parse(&text).expect("an answer of a test server")
 }
 
-/// Opens a connection of a client by the service, and one of the node by the port that the first has at the backend. Both
-/// must go on.
+/// Opens a connection of a client by the service, and one of the node by the port that the first has at the
+/// backend. Both must go on.
 fn assert_both_connect(client: &Place, to: SocketAddr, node: &Place, source: IpAddr, backend: SocketAddr) {
     let held = client.tcp_connect(to).expect("a connection");
     let seen = read_answer(&held).peer;

@@ -120,7 +120,8 @@ fn vxlan_of_a_pod_reaches_no_node() {
     }
 }
 
-/// The tunnel's socket listens at more addresses than the nodes': at the tunnel's own, and at those of groups.
+/// The tunnel's socket listens at more addresses than the nodes': at the tunnel's own, and at those of
+/// groups.
 #[test]
 fn vxlan_at_other_addresses_of_the_socket_reaches_no_pod() {
     harness::require_root!();

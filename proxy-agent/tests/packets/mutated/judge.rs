@@ -5,10 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::maps::Reason;
 use proxy_common::protocol;
 
+use super::entries::{
+    addresses, is_for_another_host, is_for_group, is_forged, is_forged_unread, is_one_host,
+};
 use super::layout::{L3, Layout};
 use super::refusal;
 use super::world::{Frontends, Has, MASQUERADE_PORTS, POD, is_in_ranges};
-use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK, UPLINK_MAC};
+use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::frame::crc32c;
 use crate::node::NODE;
 use crate::{PASS, REDIRECT, SHOT};
@@ -38,16 +41,6 @@ pub fn left_alone(ran: &Ran<'_>) -> Option<Reason> {
         Ok(Layout { l4: Some(_), .. }) if is_left => Some(Reason::NotOurs),
         _ => None,
     }
-}
-
-/// Whether an uplink hears a frame that is not addressed to it.
-fn is_for_another_host(ran: &Ran<'_>) -> bool {
-    ran.program == FROM_UPLINK && ran.frame[..6] != UPLINK_MAC && !is_for_group(ran)
-}
-
-/// Whether a frame enters that is addressed to a group, which is looked at and never translated.
-fn is_for_group(ran: &Ran<'_>) -> bool {
-    matches!(ran.program, FROM_UPLINK | super::FROM_POD) && ran.frame[0] & 1 != 0
 }
 
 /// Compares a run with the rules; `counted` is the reason and how many bytes were counted under it.
@@ -114,74 +107,6 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         Some(reason) if reason.is_drop() => check(verdict == SHOT, || "the wrong verdict".into()),
         Some(_) => Err("a reason that no packet has".into()),
     }
-}
-
-/// Whether the table of entries refuses a source.
-fn is_forged(frontends: &Frontends, program: usize, from: IpAddr) -> bool {
-    let in_service_range = match from {
-        IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
-        IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0]),
-    };
-    let is_virtual = !is_node(from) && frontends.keys().any(|(known, _)| known.ip() == from);
-    if program == super::FROM_POD {
-        return in_service_range || is_virtual;
-    }
-    if program != FROM_UPLINK {
-        return false;
-    }
-    let is_no_host = match from {
-        IpAddr::V4(address) => {
-            !matches!(address.octets()[0], 1..=223)
-                || address.is_loopback()
-                || address.octets().starts_with(&[10, 244, 1])
-                || address.octets() == [169, 254, 1, 1]
-        }
-        IpAddr::V6(address) => {
-            address.is_multicast()
-                || address.is_unspecified()
-                || address.is_loopback()
-                || address.segments().starts_with(&[0xfd00, 0x244, 1, 0])
-        }
-    };
-    in_service_range || is_no_host || is_node(from) || is_virtual
-}
-
-/// Whether the addresses of a packet stand before what cannot be read, and the table of entries refuses the source. What goes
-/// to no single host is none of it.
-fn is_forged_unread(frontends: &Frontends, program: usize, frame: &[u8]) -> bool {
-    let is_whole = match crate::frame::ether_type(frame) {
-        0x0800 => frame.len() >= L3 + 20 && frame[L3] >> 4 == 4 && frame[L3] & 15 >= 5,
-        0x86dd => frame.len() >= L3 + 40 && frame[L3] >> 4 == 6,
-        _ => false,
-    };
-    let Some((from, to)) = is_whole.then(|| addresses(frame)).flatten() else {
-        return false;
-    };
-    // A host without an address asks for one over IPv6.
-    from != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
-        && is_one_host(to)
-        && is_forged(frontends, program, from)
-}
-
-fn is_one_host(to: IpAddr) -> bool {
-    match to {
-        IpAddr::V4(to) => matches!(to.octets()[0], 1..=223),
-        IpAddr::V6(to) => !to.is_multicast() && !to.is_unspecified(),
-    }
-}
-
-/// Source and destination of an IP packet, as far as they are there.
-fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
-    let of = |at: usize, len: usize| frame.get(L3 + at..L3 + at + len);
-    let address = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {
-        Ok(v4) => Some(IpAddr::from(v4)),
-        Err(_) => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-    };
-    let (from, to) = match crate::frame::ether_type(frame) {
-        0x0800 => (of(12, 4)?, of(16, 4)?),
-        _ => (of(8, 16)?, of(24, 16)?),
-    };
-    Some((address(from)?, address(to)?))
 }
 
 /// Whether an IP packet of a pod's goes to the world outside, as far as its addresses are there.
@@ -323,7 +248,8 @@ fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_b
     }
 }
 
-/// Whether a packet of the node itself may get another source port for this reason: its own may be a masqueraded flow's.
+/// Whether a packet of the node itself may get another source port for this reason: its own may be a
+/// masqueraded flow's.
 fn is_exchange(from: SocketAddr, reason: Option<Reason>) -> bool {
     let begins = matches!(
         reason,
@@ -343,7 +269,7 @@ pub fn is_pod(address: IpAddr) -> bool {
     POD.iter().any(|pod| address == pod.parse::<IpAddr>().unwrap())
 }
 
-fn is_node(address: IpAddr) -> bool {
+pub fn is_node(address: IpAddr) -> bool {
     NODE.iter().any(|node| address == node.parse::<IpAddr>().unwrap())
 }
 

@@ -188,6 +188,24 @@ fn an_unconnected_socket_follows_the_port_to_another_pod() {
     }
 }
 
+/// Has a port of the node lead to a pod that others do not mean.
+fn lead_to_thief(fake: &mut Fake, port: Port, protocol: u8) {
+    let key = HostPortKey {
+        address: ip("0.0.0.0"),
+        port,
+        protocol,
+        reserved: 0,
+    };
+    let thief = HostPort {
+        pod: ip("10.244.1.99"),
+        port: Port::new(80),
+        reserved: [0; 2],
+        interface: 7,
+        generation: 1,
+    };
+    fake.host_ports.insert(key, thief);
+}
+
 /// A pod may ask for any host port, those that flows have as source included.
 #[test]
 fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
@@ -196,22 +214,7 @@ fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
         let detail = if protocol == protocol::TCP { TCP_SYN } else { 0 };
         let request = packet(protocol, (POD, 40_000), (OUTSIDE, 443));
         let (flow, _) = translated(leaving_node(&fake, &with_flags(request, detail)));
-        let key = HostPortKey {
-            address: ip("0.0.0.0"),
-            port: flow.sport,
-            protocol,
-            reserved: 0,
-        };
-        fake.host_ports.insert(
-            key,
-            HostPort {
-                pod: ip("10.244.1.99"),
-                port: Port::new(80),
-                reserved: [0; 2],
-                interface: 7,
-                generation: 1,
-            },
-        );
+        lead_to_thief(&mut fake, flow.sport, protocol);
         let reply = answer(&flow, protocol);
         let detail = if protocol == protocol::TCP {
             TCP_SYN | TCP_ACK
@@ -227,22 +230,7 @@ fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
 fn replies_to_the_node_itself_do_not_go_to_a_host_port() {
     for protocol in [protocol::TCP, protocol::UDP] {
         let mut fake = masquerading();
-        let key = HostPortKey {
-            address: ip("0.0.0.0"),
-            port: Port::new(45_678),
-            protocol,
-            reserved: 0,
-        };
-        fake.host_ports.insert(
-            key,
-            HostPort {
-                pod: ip("10.244.1.99"),
-                port: Port::new(80),
-                reserved: [0; 2],
-                interface: 7,
-                generation: 1,
-            },
-        );
+        lead_to_thief(&mut fake, Port::new(45_678), protocol);
         let reply = packet(protocol, (OUTSIDE, 443), (NODE, 45_678));
         let detail = if protocol == protocol::TCP {
             TCP_SYN | TCP_ACK

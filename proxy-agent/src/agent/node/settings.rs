@@ -1,0 +1,60 @@
+//! Settings and links of the node that the programs go by, and of whose change the kernel tells nothing.
+
+use proxy_common::maps::ConfigFlags;
+
+use super::facts::of_conditions;
+use super::{NodeSide, is_host};
+use crate::agent::local_ports;
+use crate::config::AgentOptions;
+use crate::network::Role;
+use crate::network::sysctl::is_strict;
+
+/// Settings of the kernel that the programs follow, and whose change the kernel does not tell.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Uplinks with strict reverse-path filtering.
+    pub strict_interfaces: Vec<u32>,
+    /// Whether sockets of the node get ports of masqueraded flows.
+    pub local_ports_overlap: bool,
+}
+
+impl NodeSide {
+    /// Whether the kernel's settings are other ones than the programs know.
+    pub fn has_other_settings(&self, options: &AgentOptions) -> bool {
+        self.attached && self.read_settings(options) != self.settings
+    }
+
+    /// Reads them from the kernel, which takes microseconds.
+    pub fn read_settings(&self, options: &AgentOptions) -> Settings {
+        Settings {
+            strict_interfaces: self.strict_interfaces(),
+            local_ports_overlap: local_ports::overlaps_masquerade(options),
+        }
+    }
+
+    /// The uplinks with strict reverse-path filtering, if the kernel's answer is one that the programs can
+    /// repeat: of several default routes with one metric it takes any.
+    fn strict_interfaces(&self) -> Vec<u32> {
+        let links = self.monitor.links();
+        if links.has_equal_default_routes() {
+            return Vec::new();
+        }
+        let uplinks = self.roles.of(Role::Uplink);
+        let strict = uplinks.filter(|uplink| is_strict(&links.name(uplink.index)));
+        strict.map(|uplink| uplink.index).collect()
+    }
+
+    /// What of [`ConfigFlags`] follows from links and settings; `stray` says that virtual addresses lie
+    /// outside of all ranges.
+    pub fn conditions(&self, stray: bool) -> u32 {
+        let links = self.monitor.links();
+        let has_local_ranges = links.local_ranges().any(|range| !is_host(&range));
+        let overlap = self.settings.local_ports_overlap;
+        of_conditions([
+            (stray, ConfigFlags::STRAY_ADDRESSES),
+            (has_local_ranges, ConfigFlags::LOCAL_RANGES),
+            (overlap, ConfigFlags::LOCAL_PORTS_OVERLAP),
+            (self.roles.watch_all(links), ConfigFlags::TUNNEL_SEALED),
+        ])
+    }
+}

@@ -1,0 +1,144 @@
+//! The decision for packets that enter and are addressed to no frontend.
+//!
+//! Most of them only pass. The others are replies to translated flows, connections that outlive the service
+//! that they were made by, flows from outside to a pod itself, and packets to virtual addresses that no
+//! frontend has.
+
+use super::conntrack::{advance, age, client_of, find, forget};
+use super::decision::{Decision, Entry};
+use super::packet::is_for_later;
+use super::{Tables, Work, fragment};
+use crate::Ip;
+use crate::maps::{Config, ConfigFlags, Flow, FlowState, Reason};
+use crate::packet::Headers;
+
+/// Decides about a packet that is not addressed to a frontend.
+#[inline(always)]
+pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
+    let headers = &work.headers;
+    let to_service = matches!(entry, Entry::Host) || config.is_service_address(&headers.dst);
+    let is_direct = matches!(entry, Entry::Uplink) && is_connection_to_pod(config, headers);
+    let may_be_known = to_service
+        || is_direct
+        || matches!(entry, Entry::Loopback)
+        || may_be_answer(tables, config, &headers.dst);
+    if headers.has_flow() && may_be_known && find(tables, config, work) {
+        let is_reply = work.flow.is_reply != 0;
+        if work.flow.is_for_egress() {
+            // No concern of packets here; to others it is as if there was none.
+            if work.flow.backend == Flow::DIRECT {
+                go_on_direct(tables, config, work);
+            }
+        } else if is_for_later(&work.flow, &work.key, entry) {
+            return Decision::Pass(Reason::NotOurs);
+        } else if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
+            // A connection outlives the service it was made through.
+            advance(tables, work);
+            fragment::note(tables, work);
+            return Decision::Translate(if is_reply {
+                Reason::Reply
+            } else {
+                Reason::Established
+            });
+        }
+    } else if is_direct {
+        tables.note_direct(config, work);
+    }
+    let is_datagram = work.headers.has_ports && !work.headers.has_connections();
+    if is_datagram && !to_service {
+        give_way(tables, work);
+    }
+    if (is_datagram || work.headers.is_echo_request())
+        && !to_service
+        && matches!(entry, Entry::Uplink)
+        && config.has(ConfigFlags::MASQUERADE_PODS)
+    {
+        tables.note_direct(config, work);
+    }
+    let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
+    let lost_fragment = work.headers.is_lost_fragment();
+    let may_be_virtual = config.has(ConfigFlags::STRAY_ADDRESSES)
+        && (work.headers.is_balanced() || lost_fragment)
+        && (work.headers.is_opening() || !work.headers.has_connections());
+    if !to_service && !echo && !lost_fragment && !may_be_virtual {
+        return Decision::Pass(Reason::NotOurs);
+    }
+    let address = tables.address(&work.headers.dst);
+    if address.is_virtual_only() {
+        if echo {
+            Decision::Echo
+        } else if lost_fragment {
+            Decision::Drop(Reason::FragmentBeforeFirst)
+        } else {
+            Decision::Drop(Reason::NoSuchPort)
+        }
+    } else if to_service && !address.is_node() {
+        Decision::Drop(Reason::NoSuchService)
+    } else if lost_fragment {
+        Decision::Pass(Reason::Fragment)
+    } else {
+        Decision::Pass(Reason::NotOurs)
+    }
+}
+
+/// Takes note of a packet of a flow that is not translated. A connection by the port of one that is over
+/// begins anew.
+#[inline(always)]
+fn go_on_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
+    if work.headers.is_opening() && work.flow.state().has(FlowState::CLOSED) {
+        forget(tables, work);
+        tables.note_direct(config, work);
+    } else {
+        advance(tables, work);
+    }
+}
+
+/// Whether a packet from outside belongs to a connection to a pod's own address, whose replies must not be
+/// taken for the pod's own connections and masqueraded. One that is under way is looked up only if its client
+/// is surely no pod.
+#[inline(always)]
+fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
+    config.has(ConfigFlags::MASQUERADE_PODS)
+        && headers.has_connections()
+        && headers.has_ports
+        && config.is_own_pod_address(&headers.dst)
+        && (headers.is_opening() || !config.may_be_pod(&headers.src))
+}
+
+/// Ends a flow whose answers could not be told from those to this datagram, which goes to the backend itself
+/// or by another node's translation: the newer conversation of a client port is the one that goes on. A
+/// stream that is in use stays, since the datagram may be forged. Connections need no such care, see
+/// [`find`].
+#[cfg_attr(target_arch = "bpf", inline(never))]
+#[cfg_attr(not(target_arch = "bpf"), inline(always))]
+fn give_way<T: Tables>(tables: &T, work: &mut Work) {
+    /// Ticks of silence after which a stream may have ended.
+    const IN_USE: u32 = 10;
+    work.reply_key = work.key.reversed();
+    let is_known = tables.flow(&work.reply_key, &mut work.found);
+    if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
+        let state = work.found.state();
+        if state.has(FlowState::CONFIRMED) && age(tables.now(), work.found.seen) < IN_USE {
+            return;
+        }
+        let is_protected = state.is_protected();
+        let other = work.found.reply_key(&work.reply_key);
+        tables.forget_flow(&work.reply_key, is_protected);
+        tables.forget_flow(&other, is_protected);
+        if is_protected {
+            let client = client_of(tables, &work.reply_key, &work.found);
+            tables.return_share(&client, work.reply_key.protocol);
+        }
+    }
+}
+
+/// Whether answers to translated flows may be addressed to `dst`: the node's addresses, which flows are
+/// masqueraded with and the node's own flows come from; and anybody, once the uplink translated without
+/// masquerading.
+#[inline(always)]
+fn may_be_answer<T: Tables>(tables: &T, config: &Config, dst: &Ip) -> bool {
+    config.pods_answer_outside != 0
+        || config.is_node_address(dst)
+        || config.is_tunnel_address(dst)
+        || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(dst).is_node())
+}
