@@ -75,8 +75,8 @@ impl Facts<'_> {
             tunnel_device: self.tunnel.unwrap_or_default(),
             connection_share: share(datapath.flows.capacity()),
             stream_share: share(datapath.streams.capacity()),
-            // Older ones give their ports up after two ticks, so a client holds half of them at the most.
             neighbour_share: NEIGHBOUR_SHARE,
+            // A flow without a reply gives its port up after two ticks, so a client may hold half of the ports.
             unanswered_share: (u32::from(ports.count()) / 2).max(1),
             ..Config::default()
         };
