@@ -159,3 +159,27 @@ fn a_hop_is_counted_and_the_last_one_is_told() {
         assert!(late.is_none(), "its time to live was over");
     }
 }
+
+/// Replies of the endpoint come with the service's address as long as the service is asked, and with its own afterwards.
+#[test]
+fn a_socket_that_asks_a_service_may_ask_its_endpoint_next() {
+    harness::require_root!();
+    for host_routing in ["stack", "redirect"] {
+        let (world, _agent) = town(host_routing);
+        let [client, server] = ["client", "server"].map(|name| world.node(1).add_pod(name));
+        let _server = server.serve(8080);
+        service(&world, &server);
+        wait_for_service(&client);
+        for (vip, endpoint) in VIPS.iter().zip([server.ip().into(), server.ip6().into()]) {
+            let vip = SocketAddr::new(vip.parse().expect("an address"), 80);
+            let endpoint = SocketAddr::new(endpoint, 8080);
+            let socket = client.udp_socket_for(vip).expect("a socket");
+            // Three questions make the flow a stream.
+            for to in [vip, vip, vip, endpoint, vip, endpoint] {
+                socket.send_to(b"?", to).expect("to send");
+                let (_, from) = socket.recv_from(&mut [0; 64]).expect("a reply");
+                assert_eq!(from, to, "{host_routing}");
+            }
+        }
+    }
+}

@@ -46,7 +46,7 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
     }
     let is_datagram = work.headers.has_ports && !work.headers.has_connections();
     if is_datagram && !to_service {
-        give_way(tables, work);
+        give_way(tables, work, matches!(entry, Entry::Uplink));
     }
     if (is_datagram || work.headers.is_echo_request())
         && !to_service
@@ -111,14 +111,15 @@ fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
 /// [`find`].
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn give_way<T: Tables>(tables: &T, work: &mut Work) {
+fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
     /// Ticks of silence after which a stream may have ended.
     const IN_USE: u32 = 10;
     work.reply_key = work.key.reversed();
     let is_known = tables.flow(&work.reply_key, &mut work.found);
     if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
         let state = work.found.state();
-        if state.has(FlowState::CONFIRMED) && age(tables.now(), work.found.seen) < IN_USE {
+        let is_in_use = state.has(FlowState::CONFIRMED) && age(tables.now(), work.found.seen) < IN_USE;
+        if may_be_forged && is_in_use {
             return;
         }
         let is_protected = state.is_protected();

@@ -368,3 +368,22 @@ fn a_stream_that_is_in_use_gives_no_way_to_a_datagram_to_its_backend() {
     let after = entering(&fake, &reply, Entry::Pod).0;
     assert_eq!(after, Decision::Pass(Reason::NotOurs), "it was silent");
 }
+
+/// A pod's source is checked where it enters, so that no other host can end its stream.
+#[test]
+fn a_stream_in_use_gives_way_to_a_datagram_of_the_pod_that_has_it() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 53, protocol::UDP, &[("10.244.1.9", 5353)]);
+    let request = packet(protocol::UDP, (POD, 40_000), (VIP, 53));
+    for _ in 0..3 {
+        let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
+        let reply = answer(&flow, protocol::UDP);
+        assert_answered(leaving(&fake, &reply), &request, Deliver::Stack);
+        fake.pass_ticks(1);
+    }
+    let direct = packet(protocol::UDP, (POD, 40_000), ("10.244.1.9", 5353));
+    let pass = Decision::Pass(Reason::NotOurs);
+    assert_eq!(entering(&fake, &direct, Entry::Pod).0, pass);
+    let reply = packet(protocol::UDP, ("10.244.1.9", 5353), (POD, 40_000));
+    assert_eq!(leaving(&fake, &reply).0, pass);
+}
