@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Returns only if the benchmarks could not be started.
-pub fn run(quick: bool, json: &Path, names: &[String]) -> Result<()> {
+pub fn run(quick: bool, json: &Path, against: Option<&Path>, names: &[String]) -> Result<()> {
     if !geteuid().is_root() {
         bail!("benchmarks make network namespaces and load eBPF programs: run them as root");
     }
@@ -37,6 +37,9 @@ pub fn run(quick: bool, json: &Path, names: &[String]) -> Result<()> {
         .args(names);
     if quick {
         bench.arg("--quick");
+    }
+    if let Some(program) = against {
+        bench.arg("--against").arg(program);
     }
     match assets {
         Assets::Ready(folder) => {

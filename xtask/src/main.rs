@@ -75,6 +75,9 @@ enum Verb {
         /// Where to write the results as JSON
         #[arg(long, value_name = "FILE")]
         json: PathBuf,
+        /// Another build of the agent, to measure packets beside ours; its plugin lies beside it
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
         /// The benchmarks to run (default: all)
         #[arg(value_name = "NAME")]
         names: Vec<String>,
@@ -115,7 +118,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Manifests { check } => manifests::run(check)?,
         Verb::Test(options) => return test::run(&options),
         Verb::Demo { keep } => demo::run(keep)?,
-        Verb::Bench { quick, json, names } => bench::run(quick, &json, &names)?,
+        Verb::Bench {
+            quick,
+            json,
+            against,
+            names,
+        } => bench::run(quick, &json, against.as_deref(), &names)?,
         Verb::Vm(options) => return vm::run(&options),
         Verb::Guest(options) => vm::guest::run(&options)?,
         Verb::Cluster(verb) => return cluster::run(verb),

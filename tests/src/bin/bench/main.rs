@@ -9,6 +9,7 @@ mod cni;
 mod cpu;
 mod figures;
 mod machine;
+mod packets;
 mod quantiles;
 mod sync;
 
@@ -29,7 +30,13 @@ struct Arguments {
     /// Where to write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Benchmarks (`cni`, `sync`) or single quantities of one (`sync.cold`); default: all
+    /// Another build of the agent, whose packets are measured beside ours (`packets`)
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// Measures on request, for another process of this program
+    #[arg(long, hide = true)]
+    subject: bool,
+    /// Benchmarks (`cni`, `packets`, `sync`) or single quantities of one (`sync.cold`); default: all
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -40,9 +47,10 @@ struct Quantity {
     measure: fn(&mut Figures, &Effort) -> Result<()>,
 }
 
-/// How much time a run may take.
+/// How much time a run may take, and what it is compared with.
 pub struct Effort {
     quick: bool,
+    against: Option<PathBuf>,
 }
 
 impl Effort {
@@ -66,7 +74,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(missing) = harness::skip::missing() {
         bail!("{missing}");
     }
-    let all = || cni::QUANTITIES.iter().chain(&sync::QUANTITIES);
+    if arguments.subject {
+        return packets::serve();
+    }
+    let all = || {
+        let first = cni::QUANTITIES.iter().chain(&packets::QUANTITIES);
+        first.chain(&sync::QUANTITIES)
+    };
     let wanted: Vec<_> = all()
         .filter(|quantity| is_wanted(quantity.name, &arguments.names))
         .collect();
@@ -79,6 +93,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut figures = Figures::default();
     let effort = Effort {
         quick: arguments.quick,
+        against: arguments.against.clone(),
     };
     let mut failed = Vec::new();
     for quantity in wanted {

@@ -1,0 +1,88 @@
+//! `packets`: what a packet costs on each way, in the order of the ways of [`Way`].
+//!
+//! Each contender is a process of its own ([`subject`]) with a world of two nodes and real agents, whose sockets are outside
+//! of the agents' cgroup: all packets take the packet path. The contenders measure one after the other in rounds of
+//! alternating order, and a ratio is formed within a round. With `--against FILE` a second build of the agent is the other
+//! contender; without it, ours is compared with its own way between two pods.
+
+mod subject;
+mod ways;
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+pub use subject::serve;
+
+use crate::figures::{Figure, Figures};
+use crate::{Effort, Quantity};
+use subject::Subject;
+use ways::{Kind, Way};
+
+/// In the order in which they are measured.
+pub const QUANTITIES: [Quantity; 1] = [Quantity {
+    name: "packets",
+    measure,
+}];
+
+/// The other contender's name.
+const OTHER: &str = "against";
+
+fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
+    let ours = Subject::start(None)?;
+    let other = effort
+        .against
+        .as_deref()
+        .map(|program| Subject::start(Some(program)));
+    let mut subjects = vec![ours];
+    subjects.extend(other.transpose()?);
+    for kind in Kind::ALL {
+        let mut samples = vec![vec![Vec::new(); Way::ALL.len()]; subjects.len()];
+        for round in 0..effort.pick(4, 12) {
+            let mut order: Vec<_> = (0..Way::ALL.len())
+                .flat_map(|way| (0..subjects.len()).map(move |subject| (way, subject)))
+                .collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for (way, subject) in order {
+                let value = subjects[subject]
+                    .measure(Way::ALL[way], kind, effort.pick(500, 3_000))
+                    .with_context(|| format!("{} of {}", kind.name(), Way::ALL[way].name()))?;
+                samples[subject][way].push(value);
+            }
+        }
+        report(figures, kind, &samples);
+    }
+    Ok(())
+}
+
+fn report(figures: &mut Figures, kind: Kind, samples: &[Vec<Vec<f64>>]) {
+    for (index, way) in Way::ALL.into_iter().enumerate() {
+        let name = format!("packets.{}.{}", kind.name(), way.name());
+        let ours = &samples[0][index];
+        let base = match samples.get(1) {
+            Some(other) => {
+                figures.add(Figure::new(name.clone(), 1, kind.unit(), &other[index]).of(OTHER));
+                &other[index]
+            }
+            None => &samples[0][0],
+        };
+        let ratios: Vec<_> = ours.iter().zip(base).map(|(ours, base)| ours / base).collect();
+        let (to, unit) = match samples.get(1) {
+            Some(_) => (OTHER, "of the other build"),
+            None => (Way::ALL[0].name(), "of pod to pod"),
+        };
+        figures.add(Figure::new(name.clone(), 1, kind.unit(), ours).ratio(to, &ratios));
+        figures.add(Figure::new(format!("{name}.ratio"), 1, unit, &ratios));
+    }
+}
+
+/// The argument by which the benchmark's program becomes a subject.
+pub const SUBJECT: &str = "--subject";
+
+/// A file that a command line names, or an error that says which.
+pub fn existing(path: &Path) -> Result<()> {
+    std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
+    Ok(())
+}

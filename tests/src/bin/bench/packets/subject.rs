@@ -1,0 +1,94 @@
+//! A contender: a process of its own, since which build of the agent a world runs is a matter of its environment.
+//!
+//! The benchmark writes a line `WAY KIND COUNT` for each measurement, by places among [`Way::ALL`] and [`Kind::ALL`]; the
+//! subject replies with a line, the value. It ends with its standard input.
+
+use std::env;
+use std::io::{BufRead as _, BufReader, Write as _, stdin, stdout};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::ways::{Kind, Site, Way};
+use super::{SUBJECT, existing};
+
+/// The benchmark's handle to a subject, which ends when it is dropped.
+pub struct Subject {
+    process: Child,
+    // None only while it is being dropped.
+    requests: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
+}
+
+impl Subject {
+    /// Starts one with another build of the agent, or with ours.
+    pub fn start(program: Option<&Path>) -> Result<Self> {
+        let mut command = Command::new(env::current_exe().context("finding the benchmark's program")?);
+        command.arg(SUBJECT).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if let Some(program) = program {
+            existing(program)?;
+            // The plugin of a build lies beside its agent.
+            command
+                .env("MILLRACE_BIN", program)
+                .env_remove("MILLRACE_CNI_BIN");
+        }
+        let mut process = command.spawn().context("starting a subject")?;
+        let (requests, replies) = (process.stdin.take(), process.stdout.take());
+        let replies = BufReader::new(replies.context("the subject's standard output")?);
+        Ok(Self {
+            process,
+            requests,
+            replies,
+        })
+    }
+
+    pub fn measure(&mut self, way: Way, kind: Kind, count: usize) -> Result<f64> {
+        let place = |found: Option<usize>| found.unwrap_or_default();
+        let way = place(Way::ALL.iter().position(|other| *other == way));
+        let kind = place(Kind::ALL.iter().position(|other| *other == kind));
+        let requests = self.requests.as_mut().context("the subject's standard input")?;
+        writeln!(requests, "{way} {kind} {count}").context("asking a subject")?;
+        let mut line = String::new();
+        self.replies
+            .read_line(&mut line)
+            .context("reading from a subject")?;
+        match line.trim().parse() {
+            Ok(value) => Ok(value),
+            Err(_) if line.is_empty() => bail!("the subject has ended"),
+            Err(_) => bail!("{}", line.trim()),
+        }
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        // It removes its world, and ends.
+        let _ = self.process.wait();
+    }
+}
+
+/// The subject's side: makes the world, and measures until standard input ends.
+pub fn serve() -> Result<()> {
+    let site = Site::new()?;
+    for line in stdin().lines() {
+        let line = line.context("reading what to measure")?;
+        let reply = match measure(&site, &line) {
+            Ok(value) => value.to_string(),
+            Err(error) => format!("{error:#}"),
+        };
+        writeln!(stdout(), "{reply}").context("writing a value")?;
+    }
+    Ok(())
+}
+
+fn measure(site: &Site, line: &str) -> Result<f64> {
+    let numbers: Vec<usize> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+    let &[way, kind, count] = numbers.as_slice() else {
+        bail!("{line:?} is not WAY KIND COUNT");
+    };
+    let way = *Way::ALL.get(way).context("no such way")?;
+    let kind = *Kind::ALL.get(kind).context("no such kind")?;
+    site.measure(way, kind, count)
+}
