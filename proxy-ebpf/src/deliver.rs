@@ -333,6 +333,22 @@ pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
     result == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
 }
 
+/// The interface that the route to the backend that was selected leads out by; 0 if there is none.
+#[inline(always)]
+pub fn way_out(skb: &Skb<'_>, work: &Work) -> u32 {
+    let mut lookup = FibLookup::zeroed();
+    lookup.set_addresses(&work.headers.src, work.destination(), work.interface);
+    let result = skb.route(&mut lookup);
+    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+        || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+        || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
+    {
+        lookup.ifindex
+    } else {
+        0
+    }
+}
+
 /// Whether the packet, as it is, goes to a neighbour whose hardware address the node does not know.
 #[inline(always)]
 pub fn lacks_neighbour(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {

@@ -78,6 +78,12 @@ pub fn leads_back(packet: *mut __sk_buff, interface: u32) -> bool {
     stage_leads_back(packet, interface) != 0
 }
 
+/// The interface that the route to where the flow goes leads out by; 0 if there is none.
+#[inline(always)]
+pub fn way_out(packet: *mut __sk_buff) -> u32 {
+    stage_way_out(packet)
+}
+
 /// Why a packet that enters ends here or is none of the services' business, if so.
 #[inline(always)]
 pub fn admit_packet(packet: *mut __sk_buff, entry: Entry) -> Option<Reason> {
@@ -279,6 +285,13 @@ extern "C" fn stage_settle() -> u32 {
 extern "C" fn stage_leads_back(skb: *mut __sk_buff, interface: u32) -> u32 {
     let context = TcContext::new(skb);
     u32::from(kernel::work().is_some_and(|work| deliver::leads_back(&Skb(&context), work, interface)))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_way_out(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    kernel::work().map_or(0, |work| deliver::way_out(&Skb(&context), work))
 }
 
 #[inline(never)]

@@ -342,6 +342,11 @@ impl Tables for Live {
     }
 
     #[inline(always)]
+    fn way_out(&self, _work: &Work) -> u32 {
+        stage::way_out(self.packet)
+    }
+
+    #[inline(always)]
     fn has_own_socket(&self, key: &FlowKey) -> bool {
         let context = TcContext::new(self.packet);
         Skb(&context).finds_socket(key)

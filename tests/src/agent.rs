@@ -39,6 +39,7 @@ pub struct AgentBuilder {
     node: Node,
     program: PathBuf,
     source: Source,
+    finds_uplinks: bool,
     cgroup: Option<PathBuf>,
     bpf_root: PathBuf,
     wrapper: Vec<String>,
@@ -54,6 +55,7 @@ impl AgentBuilder {
             node,
             program: binary::millrace(),
             source: Source::Directory,
+            finds_uplinks: false,
             wrapper: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
@@ -73,6 +75,15 @@ impl AgentBuilder {
     #[must_use]
     pub fn source(self, source: Source) -> Self {
         Self { source, ..self }
+    }
+
+    /// Leaves the choice of the uplinks to the agent.
+    #[must_use]
+    pub fn find_uplinks(self) -> Self {
+        Self {
+            finds_uplinks: true,
+            ..self
+        }
     }
 
     /// Attaches its socket hooks to another cgroup than the node's; `None` leaves the choice to the agent.
@@ -148,9 +159,10 @@ impl AgentBuilder {
                 command
             }
         };
-        command
-            .arg("agent")
-            .args(["--node-name", node.name(), "--uplink", UPLINK]);
+        command.arg("agent").args(["--node-name", node.name()]);
+        if !self.finds_uplinks {
+            command.args(["--uplink", UPLINK]);
+        }
         if let Some(cgroup) = &self.cgroup {
             command.arg("--cgroup").arg(cgroup);
         }

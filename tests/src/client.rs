@@ -1,7 +1,9 @@
 //! A client outside of the cluster: on the underlay, as a neighbour of the
 //! nodes, or in a subnet of its own behind the fabric's router.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
+use std::os::fd::AsFd as _;
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -9,6 +11,7 @@ use ipnet::IpNet;
 use crate::fabric::{BRIDGE, Fabric};
 use crate::failure::OrPanic;
 use crate::names::Tag;
+use crate::netlink::Veth;
 use crate::netns::Netns;
 use crate::node::{Node, UPLINK};
 use crate::place::Place;
@@ -44,6 +47,41 @@ impl Client {
             place,
             router: fabric.place().clone(),
             router_link: BRIDGE,
+        })
+    }
+
+    /// A client at the other end of a link of its own to a node, whose side is named `link` there. It has a route
+    /// to that link only. The node's addresses end in 1 there, the client's in 2: `172.30.<number>.0/24` and
+    /// `fd00:30:<number>::/64`.
+    pub(crate) fn on_link(node: &Node, link: &'static str, name: &str, number: u8) -> Result<Self> {
+        let tag = node.tag();
+        let netns = Netns::create(&tag.netns(name), END_HOST)?;
+        let rtnl = node.netns().rtnl();
+        rtnl.add_veth(&Veth {
+            name: link,
+            mac: [2, 0x30, 0, 0, 1, number],
+            peer_name: UPLINK,
+            peer_mac: [2, 0x30, 0, 0, 2, number],
+            peer_netns: netns.as_fd(),
+        })?;
+        rtnl.set_up(link)?;
+        netns.rtnl().set_up(UPLINK)?;
+        let addresses = |last: u8| -> [IpAddr; 2] {
+            [
+                Ipv4Addr::new(172, 30, number, last).into(),
+                Ipv6Addr::new(0xfd00, 0x30, number.into(), 0, 0, 0, 0, last.into()).into(),
+            ]
+        };
+        for ((near, far), prefix) in addresses(1).into_iter().zip(addresses(2)).zip([24, 64]) {
+            rtnl.add_address(link, near, prefix)?;
+            netns.rtnl().add_address(UPLINK, far, prefix)?;
+        }
+        netns.rtnl().wait_operational(UPLINK)?;
+        let place = Place::start(name, netns, tag.cgroup()?.join(name), addresses(2).to_vec())?;
+        Ok(Self {
+            router: place.clone(),
+            place,
+            router_link: UPLINK,
         })
     }
 

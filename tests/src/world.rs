@@ -140,6 +140,12 @@ impl World {
         Client::behind_router(&self.tag, &self.fabric, name, self.next_client()).or_panic()
     }
 
+    /// Makes a client at the other end of a link of its own to a node, 172.30.x.2, where the node is 172.30.x.1.
+    #[track_caller]
+    pub fn add_client_on_link(&self, node: &Node, link: &'static str, name: &str) -> Client {
+        Client::on_link(node, link, name, self.next_client()).or_panic()
+    }
+
     fn next_client(&self) -> u8 {
         self.clients.fetch_add(1, Ordering::Relaxed) + 1
     }

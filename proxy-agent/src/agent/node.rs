@@ -18,6 +18,7 @@ use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
 use super::ranges::{
     around, is_host, is_stray, node_addresses, own_pod_cidrs, peers, pod_cidrs, service_cidrs, too_many,
+    too_many_uplinks,
 };
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
@@ -340,6 +341,7 @@ impl NodeSide {
         };
         let service_cidrs = service_cidrs(cluster, options);
         problems.extend(too_many(&service_cidrs));
+        problems.extend(too_many_uplinks(&self.addresses.elsewhere, self.monitor.links()));
         let stray = virtual_addresses
             .iter()
             .any(|address| !self.addresses.holds(*address));

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::Ip;
-use proxy_common::maps::{MAX_SERVICE_RANGES, NodeNumber, RangeKey};
+use proxy_common::maps::{MAX_SERVICE_RANGES, MAX_UPLINKS, NodeNumber, RangeKey};
 use siphasher::sip::SipHasher13;
 
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
+use crate::network::{Links, UplinkAddresses};
 
 /// The node's addresses as its object or the configuration has them.
 pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr> {
@@ -124,6 +125,20 @@ pub fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
         message: format!(
             "there is room for {MAX_SERVICE_RANGES}: in {} services are served, but what no service has is not refused",
             rest.join(", ")
+        ),
+    })
+}
+
+/// What the programs do not know of the node's uplinks, if there are more than they have room for.
+pub fn too_many_uplinks(uplinks: &[UplinkAddresses], links: &Links) -> Option<ObjectError> {
+    let rest = uplinks.get(MAX_UPLINKS..).filter(|rest| !rest.is_empty())?;
+    let names: Vec<_> = rest.iter().map(|uplink| links.name(uplink.interface)).collect();
+    Some(ObjectError {
+        object: "uplinks".into(),
+        message: format!(
+            "there is room for the addresses of {MAX_UPLINKS}: what is masqueraded and leaves by {} carries the \
+             address of the Node, and its replies may go astray. Name the uplinks in use with --uplink",
+            names.join(", ")
         ),
     })
 }

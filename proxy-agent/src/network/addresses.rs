@@ -25,8 +25,21 @@ pub struct NodeAddresses {
     pub all: Vec<IpAddr>,
     /// Broadcast and network addresses of IPv4 subnets on interfaces.
     pub broadcasts: Vec<IpAddr>,
+    /// Uplinks where the node is called by another address than the primary ones, and those addresses.
+    pub elsewhere: Vec<UplinkAddresses>,
     /// The subnets of addresses on interfaces, whose hosts are neighbours; those within others are left out.
     pub on_link: Vec<IpNet>,
+}
+
+/// The addresses that the kernel masquerades with on an uplink (`inet_select_addr` in `net/ipv4/devinet.c`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UplinkAddresses {
+    /// The interface index.
+    pub interface: u32,
+    /// The IPv4 address, where the uplink has one.
+    pub v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub v6: Option<Ipv6Addr>,
 }
 
 impl NodeAddresses {
@@ -74,19 +87,34 @@ impl NodeAddresses {
                     .find_map(|uplink| best(links.addresses(uplink.index), is_family))
             })
         };
-        let primary_v4 = match primary(IpAddr::is_ipv4) {
-            Some(IpAddr::V4(ip)) => Some(ip),
-            _ => None,
+        let (primary_v4, primary_v6) = (
+            primary(IpAddr::is_ipv4).and_then(v4),
+            primary(IpAddr::is_ipv6).and_then(v6),
+        );
+        let named = roles.of(Role::Uplink).map(|uplink| {
+            let held = links.addresses(uplink.index);
+            let is_primary = |ip: IpAddr| held.iter().any(|address| address.ip == ip);
+            UplinkAddresses {
+                interface: uplink.index,
+                v4: primary_v4
+                    .filter(|ip| is_primary((*ip).into()))
+                    .or_else(|| best(held, IpAddr::is_ipv4).and_then(v4)),
+                v6: primary_v6
+                    .filter(|ip| is_primary((*ip).into()))
+                    .or_else(|| best(held, IpAddr::is_ipv6).and_then(v6)),
+            }
+        });
+        let is_other = |uplink: &UplinkAddresses| {
+            (uplink.v4.is_some() && uplink.v4 != primary_v4)
+                || (uplink.v6.is_some() && uplink.v6 != primary_v6)
         };
-        let primary_v6 = match primary(IpAddr::is_ipv6) {
-            Some(IpAddr::V6(ip)) => Some(ip),
-            _ => None,
-        };
+        let elsewhere = named.filter(is_other).collect();
         Self {
             primary_v4,
             primary_v6,
             all,
             broadcasts,
+            elsewhere,
             on_link: IpNet::aggregate(&on_link),
         }
     }
@@ -103,6 +131,20 @@ impl NodeAddresses {
         } else {
             self.primary_v6.map(IpAddr::V6)
         }
+    }
+}
+
+const fn v4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }
+}
+
+const fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(ip),
     }
 }
 
@@ -212,6 +254,27 @@ mod tests {
         .map(ip);
         assert_eq!(found.all, expected);
         assert!(found.holds(ip("192.0.2.7")) && !found.holds(ip("10.1.1.1")));
+    }
+
+    #[test]
+    fn each_uplink_has_the_address_that_the_kernel_masquerades_with() {
+        let world = node()
+            .add(link(9, "eth1", ""))
+            .holding(9, &["198.51.100.7/24", "198.51.100.5/24"])
+            .add(link(10, "eth2", ""))
+            .default_route(10);
+        let found = find(&world, &["192.0.2.5"]);
+        assert_eq!(found.primary_v4, Some([192, 0, 2, 5].into()));
+        let expected = UplinkAddresses {
+            interface: 9,
+            v4: Some([198, 51, 100, 7].into()),
+            v6: None,
+        };
+        assert_eq!(
+            found.elsewhere,
+            [expected],
+            "not of those that have the primary ones, or none"
+        );
     }
 
     #[test]

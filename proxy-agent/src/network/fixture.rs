@@ -13,6 +13,7 @@ pub fn link(index: u32, name: &str, kind: &str) -> Link {
         index,
         name: name.into(),
         kind: kind.into(),
+        mac: Some([2, 0, 0, 0, 0, 7]),
         mtu: 1500,
         flags: LinkFlags::Up | LinkFlags::LowerUp,
         ..Link::default()

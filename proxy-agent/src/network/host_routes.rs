@@ -240,11 +240,9 @@ mod tests {
                 .map(ip)
                 .into(),
             node: NodeAddresses {
-                broadcasts: Vec::new(),
-                on_link: Vec::new(),
                 primary_v4: Some([192, 0, 2, 1].into()),
-                primary_v6: None,
                 all: vec![ip("192.0.2.1")],
+                ..NodeAddresses::default()
             },
         };
         assert_eq!(

@@ -45,9 +45,10 @@ impl Change {
     }
 }
 
-/// A default route of the main table.
+/// A default route of any table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DefaultRoute {
+    table: u32,
     ipv6: bool,
     interface: u32,
     metric: u32,
@@ -90,14 +91,15 @@ impl Links {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
     }
 
-    /// The interfaces that default routes of either family lead to.
+    /// The interfaces that default routes of either family lead to, in whichever table.
     pub fn default_interfaces(&self) -> BTreeSet<u32> {
         self.default_routes.iter().map(|route| route.interface).collect()
     }
 
-    /// Whether several interfaces have default routes of IPv4 with the same metric.
+    /// Whether several interfaces have default routes of IPv4 with the same metric in the main table.
     pub fn has_equal_default_routes(&self) -> bool {
-        let v4 = || self.default_routes.iter().filter(|route| !route.ipv6);
+        let is_main = |route: &&DefaultRoute| !route.ipv6 && route.table == netlink::MAIN_TABLE;
+        let v4 = || self.default_routes.iter().filter(is_main);
         v4().any(|one| v4().any(|other| other.interface != one.interface && other.metric == one.metric))
     }
 
@@ -158,6 +160,9 @@ impl Links {
     }
 
     fn take_route(&mut self, message: &RouteMessage, present: bool, change: &mut Change) {
+        if netlink::is_cached(message) {
+            return;
+        }
         let Some(prefix) = netlink::prefix(message) else {
             return;
         };
@@ -168,11 +173,10 @@ impl Links {
                 self.local_ranges.remove(&prefix)
             };
         }
-        if !netlink::is_main_table(message) {
-            return;
-        }
         if prefix.prefix_len() > 0 {
-            change.routes.insert(prefix);
+            if netlink::is_main_table(message) {
+                change.routes.insert(prefix);
+            }
             return;
         }
         for route in read_default_routes(message) {
@@ -253,11 +257,9 @@ impl Links {
         let local = local.filter_map(|message| netlink::prefix(message)).collect();
         change.addresses |= self.local_ranges != local;
         self.local_ranges = local;
-        let routes = routes
-            .into_iter()
-            .filter(|message| netlink::is_main_table(message));
-        let defaults =
-            routes.filter(|message| netlink::prefix(message).is_some_and(|prefix| prefix.prefix_len() == 0));
+        let is_default =
+            |message: &&RouteMessage| netlink::prefix(message).is_some_and(|prefix| prefix.prefix_len() == 0);
+        let defaults = routes.into_iter().filter(is_default);
         let defaults = defaults.flat_map(read_default_routes).collect();
         change.default_routes |= self.default_routes != defaults;
         self.default_routes = defaults;
@@ -316,7 +318,6 @@ fn is_same(a: &Address, b: &Address) -> bool {
     a.ip == b.ip && a.prefix_len == b.prefix_len
 }
 
-/// The default routes a message describes: one for each next hop.
 /// Whether a route makes addresses the node's own that no interface has.
 fn is_local(message: &RouteMessage) -> bool {
     let header = &message.header;
@@ -325,10 +326,12 @@ fn is_local(message: &RouteMessage) -> bool {
         && header.protocol != RouteProtocol::Kernel
 }
 
+/// The default routes a message describes: one for each next hop.
 fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
     if message.header.kind != RouteType::Unicast {
         return Vec::new();
     }
+    let table = netlink::table(message);
     let ipv6 = message.header.address_family == AddressFamily::Inet6;
     let metric = netlink::metric(message);
     let gateway = |attributes: &[RouteAttribute]| {
@@ -343,6 +346,7 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
             RouteAttribute::Oif(interface) => {
                 let gateway = gateway(&message.attributes);
                 routes.push(DefaultRoute {
+                    table,
                     ipv6,
                     interface: *interface,
                     metric,
@@ -352,6 +356,7 @@ fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
             RouteAttribute::MultiPath(hops) => routes.extend(hops.iter().map(|hop| {
                 let gateway = gateway(&hop.attributes);
                 DefaultRoute {
+                    table,
                     ipv6,
                     interface: hop.interface_index,
                     metric,

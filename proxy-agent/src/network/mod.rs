@@ -33,7 +33,7 @@ pub mod sysctl;
 
 use cni_plugin::attachment::is_of_limiter;
 
-pub use addresses::NodeAddresses;
+pub use addresses::{NodeAddresses, UplinkAddresses};
 pub use cookie::own_netns_cookie;
 pub use error::{NetworkError, Problem};
 pub use host_device::HostDevice;

@@ -14,7 +14,7 @@ use rtnetlink::packet_core::{DefaultNla, NLM_F_REQUEST, NetlinkMessage, NetlinkP
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -208,7 +208,7 @@ impl Netlink {
             .collect())
     }
 
-    /// Every route of both families and all tables.
+    /// Every route of both families and all tables, without entries of the cache.
     pub async fn routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
         let mut routes = Vec::new();
         let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
@@ -223,6 +223,7 @@ impl Netlink {
                 .await;
             routes.extend(messages.map_err(NetworkError::request("listing the routes"))?);
         }
+        routes.retain(|route| !is_cached(route));
         Ok(routes)
     }
 
@@ -256,9 +257,27 @@ impl Netlink {
     }
 }
 
+/// The number of the main table.
+pub(super) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// The table that a route stands in.
+pub(super) fn table(message: &RouteMessage) -> u32 {
+    let long = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    long.unwrap_or_else(|| message.header.table.into())
+}
+
 /// Whether a route stands in the main table.
 pub(super) fn is_main_table(message: &RouteMessage) -> bool {
-    message.header.table == RouteHeader::RT_TABLE_MAIN
+    table(message) == MAIN_TABLE
+}
+
+/// Whether the message shows an entry of the cache, such as one that an ICMP redirect has made. It is an
+/// exception of a next hop that comes and goes, and no route (`RTM_F_CLONED`).
+pub(super) fn is_cached(message: &RouteMessage) -> bool {
+    message.header.flags.contains(RouteFlags::Cloned)
 }
 
 /// The destination of a route.

@@ -1,10 +1,11 @@
 //! Which interfaces lead to pods and which to other machines.
 //!
-//! A program hangs on each interface by its role. The uplinks are found first, by the strongest evidence
-//! there is: named by the operator; holding an address of the Node object; leading to a default route;
-//! holding an address at all. A pod's interface is then the host side of any veth that leads to another
-//! namespace, so that beside any CNI plugin, and on the ports of a bridge too, the program sees what a pod
-//! sends; the operator may name them instead. The order matters: the uplink of a virtual node is such a veth.
+//! A program hangs on each interface by its role. Uplinks are those that the operator names; else each
+//! interface that holds an address of the Node object, that a default route of any table leads to, or that
+//! holds an address with which other machines know the node: packets of pods and services take all of these.
+//! A pod's interface is then the host side of any veth that leads to another namespace, so that beside any CNI
+//! plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator may name them
+//! instead. The order matters: the uplink of a virtual node is such a veth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -49,8 +50,12 @@ pub struct RoleOptions {
 /// The interfaces with a role.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roles {
-    /// Uplinks first, in the order the operator named them or by index; then those of pods, by index.
+    /// Uplinks first: in the order the operator named them; else those that hold an address of the Node
+    /// object, those of default routes, and the rest, by index. Then those of pods, by index.
     pub interfaces: Vec<Interface>,
+    /// How many of the uplinks, from the first on, lead to other nodes or to the world outside. The rest lead
+    /// to hosts on their links.
+    pub main: usize,
     /// Uplinks that are named and not there, or no uplink at all.
     pub problems: Vec<Problem>,
 }
@@ -79,9 +84,10 @@ impl Roles {
             })
     }
 
-    /// The smallest MTU among the uplinks.
+    /// The smallest MTU among the main uplinks.
     pub fn uplink_mtu(&self, links: &Links) -> Option<u32> {
         self.of(Role::Uplink)
+            .take(self.main)
             .filter_map(|uplink| Some(links.get(uplink.index)?.mtu))
             .min()
     }
@@ -90,7 +96,16 @@ impl Roles {
 /// Gives each interface its role.
 pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let mut problems = Vec::new();
-    let uplinks = uplinks(links, options, &mut problems);
+    let (mut uplinks, mut main) = uplinks(links, options, &mut problems);
+    let is_read = |index: &u32| links.get(*index).is_some_and(|link| link.mac.is_some());
+    for index in uplinks.iter().filter(|index| !is_read(index)) {
+        problems.push(Problem {
+            object: format!("interface {}", links.name(*index)),
+            message: NO_ETHERNET.into(),
+        });
+    }
+    main = uplinks.iter().take(main).filter(|index| is_read(index)).count();
+    uplinks.retain(is_read);
     let named = &options.pod_interfaces;
     let is_pods = |link: &Link| {
         if named.is_empty() {
@@ -113,10 +128,20 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
         .map(|link| interface(link, Role::Uplink))
         .chain(pods.map(|link| interface(link, Role::Pod)))
         .collect();
-    Roles { interfaces, problems }
+    Roles {
+        interfaces,
+        main,
+        problems,
+    }
 }
 
-fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) -> Vec<u32> {
+/// Of a link without Ethernet header, such as `WireGuard`, a tun device or an IP tunnel.
+const NO_ETHERNET: &str = "packets here have no Ethernet header, which the programs do not read: no service is served \
+                           here, and packets of pods leave here with the pod's address. Lead them by another interface, \
+                           or translate them by a rule of yours";
+
+/// The uplinks, and how many of them, from the first on, are main ones.
+fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) -> (Vec<u32>, usize) {
     let mut problem = |object, message: &str| {
         problems.push(Problem {
             object,
@@ -142,42 +167,41 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
                 ),
             }
         }
-        return named;
+        let main = named.len();
+        return (named, main);
     }
     let candidates = || {
-        links
-            .iter()
-            .filter(|link| !link.is_loopback() && !is_own(&link.name))
+        let is_candidate = |link: &&Link| !link.is_loopback() && !is_own(&link.name);
+        links.iter().filter(is_candidate)
     };
-    let holds_node_address = |link: &&Link| {
-        links
-            .addresses(link.index)
-            .iter()
+    let holds_node_address = |link: &Link| {
+        let held = links.addresses(link.index).iter();
+        held.clone()
             .any(|address| options.node_addresses.contains(&address.ip))
     };
     let defaults = links.default_interfaces();
-    let mut found: Vec<u32> = candidates()
-        .filter(holds_node_address)
-        .map(|link| link.index)
+    let bridges: BTreeSet<u32> = candidates()
+        .filter(|port| !port.leads_to_another_namespace())
+        .filter_map(|port| port.master)
         .collect();
-    if found.is_empty() {
-        found = candidates()
-            .map(|link| link.index)
-            .filter(|index| defaults.contains(index))
-            .collect();
-    }
-    if found.is_empty() {
-        let bridges_of_pods: BTreeSet<u32> = candidates()
-            .filter(|link| link.leads_to_another_namespace())
-            .filter_map(|link| link.master)
-            .collect();
-        let looks_like_one =
-            |link: &&Link| !bridges_of_pods.contains(&link.index) && may_be_uplink(links, link);
-        found = candidates()
-            .filter(looks_like_one)
-            .map(|link| link.index)
-            .collect();
-    }
+    // One whose ports are pods' at the most leads to no other machine.
+    let leads_nowhere = |link: &Link| link.kind == "bridge" && !bridges.contains(&link.index);
+    // What speaks for a link, the strongest first.
+    let evidence = |link: &Link| {
+        if holds_node_address(link) {
+            Some(0)
+        } else if defaults.contains(&link.index) {
+            Some(1)
+        } else if !leads_nowhere(link) && may_be_uplink(links, link) {
+            Some(2)
+        } else {
+            None
+        }
+    };
+    let mut found: Vec<(u8, u32)> = candidates()
+        .filter_map(|link| Some((evidence(link)?, link.index)))
+        .collect();
+    found.sort_unstable();
     if found.is_empty() {
         problem(
             "uplink".into(),
@@ -185,32 +209,23 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
              name the uplinks with --uplink",
         );
     }
-    found
+    let is_main = |(evidence, _): &&(u8, u32)| *evidence < 2;
+    let main = match found.iter().filter(is_main).count() {
+        0 => found.len(),
+        some => some,
+    };
+    (found.into_iter().map(|(_, index)| index).collect(), main)
 }
 
-/// Where nothing but its addresses speaks for a link. Tunnels and devices that only hold addresses are none,
-/// nor the veths of plugins that give each a lone gateway address.
+/// Where nothing but its addresses speaks for a link. Devices that only hold addresses are none, nor the veths
+/// of plugins that give each a lone gateway address, nor those that lead nowhere else.
 fn may_be_uplink(links: &Links, link: &Link) -> bool {
-    const NEVER: [&str; 10] = [
-        "dummy",
-        "vxlan",
-        "geneve",
-        "ipip",
-        "sit",
-        "ip6tnl",
-        "gre",
-        "ip6gre",
-        "gretap",
-        "ip6gretap",
-    ];
-    let mut public = links
-        .addresses(link.index)
-        .iter()
-        .filter(|address| address.is_public());
-    if link.leads_to_another_namespace() {
-        public.any(super::link::Address::has_network)
-    } else {
-        !NEVER.contains(&link.kind.as_str()) && public.next().is_some()
+    const NEVER: [&str; 4] = ["dummy", "ifb", "nlmon", "vrf"];
+    let held = links.addresses(link.index).iter();
+    let mut public = held.filter(|address| address.is_public());
+    match link.kind.as_str() {
+        "veth" => link.leads_to_another_namespace() && public.any(super::link::Address::has_network),
+        kind => !NEVER.contains(&kind) && public.next().is_some(),
     }
 }
 
@@ -279,23 +294,58 @@ mod tests {
     const HOST: &str = crate::network::HOST_DEVICE;
 
     #[test]
-    fn addresses_alone_find_the_uplink_of_a_virtual_node() {
-        let expected = (strings(&["eth0"]), strings(&["veth3", "veth4"]));
+    fn addresses_alone_find_the_uplinks_of_a_virtual_node() {
+        let expected = (strings(&["eth0", "flannel.1"]), strings(&["veth3", "veth4"]));
         assert_eq!(named(&node(), &RoleOptions::default()), expected);
     }
 
     #[test]
-    fn the_node_object_beats_default_routes() {
+    fn interfaces_of_the_node_object_come_first_and_then_those_of_default_routes() {
         let world = node()
             .add(link(9, "eth1", ""))
             .holding(9, &["198.51.100.1/24"])
             .default_route(9);
-        assert_eq!(named(&world, &RoleOptions::default()).0, strings(&["eth1"]));
+        let by_default = strings(&["eth1", "eth0", "flannel.1"]);
+        assert_eq!(named(&world, &RoleOptions::default()).0, by_default);
         let object = RoleOptions {
             node_addresses: vec!["192.0.2.1".parse().expect("address")],
             ..RoleOptions::default()
         };
-        assert_eq!(named(&world, &object).0, strings(&["eth0"]));
+        assert_eq!(named(&world, &object).0, strings(&["eth0", "eth1", "flannel.1"]));
+        let small = Link {
+            mtu: 1450,
+            ..link(6, "flannel.1", "vxlan")
+        };
+        let world = world.add(small);
+        assert_eq!(roles(&world.0, &object).uplink_mtu(&world.0), Some(1500));
+    }
+
+    #[test]
+    fn a_bridge_is_an_uplink_if_a_port_leads_to_other_machines() {
+        let port = Link {
+            master: Some(5),
+            ..link(9, "eth1", "")
+        };
+        let world = node().add(port).pod(4, "veth4", Some(5));
+        let found = named(&world, &RoleOptions::default());
+        assert_eq!(found.0, strings(&["eth0", "cni0", "flannel.1"]));
+    }
+
+    #[test]
+    fn an_uplink_without_ethernet_is_named_and_not_read() {
+        let wireguard = Link {
+            mac: None,
+            ..link(9, "wg0", "wireguard")
+        };
+        let world = node().add(wireguard).holding(9, &["198.51.100.1/32"]);
+        let object = RoleOptions {
+            node_addresses: vec!["198.51.100.1".parse().expect("address")],
+            ..RoleOptions::default()
+        };
+        assert_eq!(named(&world, &object).0, strings(&["eth0", "flannel.1"]));
+        let problems = roles(&world.0, &object).problems;
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].object, "interface wg0");
     }
 
     #[test]
@@ -311,7 +361,7 @@ mod tests {
             ..RoleOptions::default()
         };
         for options in [RoleOptions::default(), object] {
-            assert_eq!(named(&world, &options).0, strings(&["eth0"]));
+            assert_eq!(named(&world, &options).0, strings(&["eth0", "flannel.1"]));
         }
     }
 
@@ -322,7 +372,7 @@ mod tests {
             node_addresses: vec!["203.0.113.1".parse().expect("address")],
             ..RoleOptions::default()
         };
-        assert_eq!(named(&world, &object).0, strings(&["eth0"]));
+        assert_eq!(named(&world, &object).0, strings(&["eth0", "flannel.1"]));
     }
 
     #[test]
@@ -349,7 +399,7 @@ mod tests {
                 .into(),
             ..RoleOptions::default()
         };
-        let expected = (strings(&["eth0"]), strings(&["veth3", "cni0"]));
+        let expected = (strings(&["eth0", "flannel.1"]), strings(&["veth3", "cni0"]));
         assert_eq!(named(&node(), &options), expected);
     }
 

@@ -99,11 +99,10 @@ fn node(primary_v4: &str) -> NodeAddresses {
     let mut all: Vec<IpAddr> = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(address).into();
     all.sort_unstable();
     NodeAddresses {
-        broadcasts: Vec::new(),
-        on_link: Vec::new(),
         primary_v4: Some(primary_v4.parse().expect("IPv4")),
         primary_v6: Some("2001:db8::1".parse().expect("IPv6")),
         all,
+        ..NodeAddresses::default()
     }
 }
 

@@ -58,7 +58,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         && !config.is_tunnel_address(&headers.src)
         && !config.is_service_address(&headers.dst)
         && (is_likely || is_outside(tables, &headers.dst));
-    let may_clash = local_socket::may_clash(config, work);
+    let may_clash = local_socket::may_clash(tables, config, work);
     if !may_be_masqueraded && !may_clash && config.node_answers_outside == 0 {
         return PASS;
     }
@@ -161,15 +161,15 @@ fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
             .has(RangeFlags::PODS | RangeFlags::NO_MASQUERADE)
 }
 
-/// Whether a masqueraded flow goes on as it is: what has no connections to lose follows a change of the node's address, and
-/// a connection that is over leaves its entry to the next.
+/// Whether a masqueraded flow goes on as it is. What has no connections to lose follows a change of the node's address, and
+/// of the way out, as in netfilter (`nf_nat_oif_changed`). A connection that is over leaves its entry to the next.
 #[inline(always)]
 pub(super) fn stands(config: &Config, work: &Work) -> bool {
     let Work { headers, flow, .. } = work;
     if headers.has_connections() {
         return !(headers.is_opening() && flow.state().has(FlowState::CLOSED));
     }
-    config.is_node_address(&flow.src) || config.is_tunnel_address(&flow.src)
+    config.address_at(work.interface, &flow.src).same(&flow.src) || config.is_tunnel_address(&flow.src)
 }
 
 /// Notes a datagram, an echo request or a connection that came from outside to a pod itself, so that the reply is not taken for the first

@@ -9,16 +9,18 @@ use super::conntrack::{advance, find, is_expired};
 use super::decision::Decision;
 use super::egress::{masquerade, stands};
 use super::{Tables, Work, fragment};
-use crate::maps::{Config, Flow, Reason};
+use crate::maps::{Config, ConfigFlags, Flow, Reason};
 
 /// Whether the packet comes from a socket of the node and has a source that masqueraded flows may have, too.
 #[inline(always)]
-pub fn may_clash(config: &Config, work: &Work) -> bool {
+pub fn may_clash<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
     let headers = &work.headers;
     work.arrived_by == 0
         && headers.has_ports
         && headers.sport.number().wrapping_sub(config.masquerade_first) < config.masquerade_count
-        && (config.is_node_address(&headers.src) || config.is_tunnel_address(&headers.src))
+        && (config.is_node_address(&headers.src)
+            || config.is_tunnel_address(&headers.src)
+            || (config.has(ConfigFlags::MORE_UPLINKS) && tables.address(&headers.src).is_node()))
 }
 
 /// Decides about such a packet on its way out of the node or into a pod.

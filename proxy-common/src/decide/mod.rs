@@ -173,6 +173,8 @@ pub trait Tables {
     }
     /// Whether the route to the packet's source leads out by this interface.
     fn leads_back(&self, headers: &Headers, interface: u32) -> bool;
+    /// The interface that the route to where the flow goes leads out by; 0 if there is none.
+    fn way_out(&self, work: &Work) -> u32;
     /// Whether packets with this key would find a socket of the node's.
     fn has_own_socket(&self, key: &FlowKey) -> bool;
     /// Whether packets with this key belong to a connected socket of the node's.
@@ -235,6 +237,8 @@ pub struct Work {
     pub interface: u32,
     /// The interface that a packet on its way out has arrived by; 0 if the node itself sends it.
     pub arrived_by: u32,
+    /// The interface by which a flow that begins leaves, where its source depends on that.
+    pub out: u32,
     /// Whether the frame goes to all hosts of its link, or to a group of them.
     pub is_for_group: u32,
     /// Whether the packet is one that the nodes' tunnel may take, see [`tunnel`].
@@ -256,6 +260,12 @@ pub struct Work {
 }
 
 impl Work {
+    /// Where the flow that begins goes.
+    #[inline(always)]
+    pub const fn destination(&self) -> &Ip {
+        &self.selected.backend.address
+    }
+
     /// The flow has to move to another table, from that of the state in the lowest byte.
     pub const MOVES: u32 = 1 << 8;
     /// The first reply came to a flow with a source port of the node's.
@@ -276,6 +286,7 @@ impl Work {
             socket: 0,
             interface: 0,
             arrived_by: 0,
+            out: 0,
             is_for_group: 0,
             is_for_tunnel: 0,
             unsettled: 0,

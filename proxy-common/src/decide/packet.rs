@@ -129,7 +129,7 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     if answers(tables, config, work) {
         return Decision::Translate(Reason::Reply);
     }
-    if local_socket::may_clash(config, work) {
+    if local_socket::may_clash(tables, config, work) {
         return local_socket::leaving(tables, config, work);
     }
     Decision::Pass(Reason::NotOurs)

@@ -166,6 +166,8 @@ pub struct Fake {
     pub known_neighbours: Vec<Ip>,
     /// The interfaces that routes to some addresses lead out by; to all others any one does.
     pub routes_back: HashMap<Ip, u32>,
+    /// The interfaces that routes to some addresses lead out by, for flows that begin.
+    pub routes_out: HashMap<Ip, u32>,
     /// `AFFINITY`.
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     /// `FRAGMENTS`.
@@ -395,6 +397,10 @@ impl Tables for Fake {
         self.routes_back
             .get(&headers.src)
             .is_none_or(|by| *by == interface)
+    }
+
+    fn way_out(&self, work: &Work) -> u32 {
+        self.routes_out.get(work.destination()).copied().unwrap_or(0)
     }
 
     fn lacks_neighbour(&self, headers: &Headers, _interface: u32) -> bool {

@@ -41,6 +41,13 @@ pub fn begin<T: Tables>(
     entry: Entry,
     reason: Reason,
 ) -> Decision {
+    work.out = if matches!(entry, Entry::Egress) {
+        work.interface
+    } else if config.has(ConfigFlags::MORE_UPLINKS) {
+        tables.way_out(work)
+    } else {
+        0
+    };
     if let Err(reason) = tables.prepare(config, work, entry) {
         return Decision::Drop(reason);
     }
@@ -110,9 +117,12 @@ fn choose_source<T: Tables>(
     entry: Entry,
     flags: FrontendFlags,
 ) -> bool {
-    let Work { headers, flow, .. } = work;
+    let Work {
+        headers, flow, out, ..
+    } = work;
+    let out = *out;
     if matches!(entry, Entry::Egress) {
-        flow.src = address_towards(tables, config, &flow.dst);
+        flow.src = address_towards(tables, config, &flow.dst, out);
         return false;
     }
     let masquerade_all = config.has(ConfigFlags::MASQUERADE_ALL);
@@ -126,7 +136,7 @@ fn choose_source<T: Tables>(
         if !masquerade_all || tables.address(&flow.dst).is_node() {
             return true;
         }
-        flow.src = address_towards(tables, config, &flow.dst);
+        flow.src = address_towards(tables, config, &flow.dst, out);
         flow.deliver = Deliver::Route as u8;
         flow.reply_deliver = Deliver::Route as u8;
         return false;
@@ -170,18 +180,18 @@ fn choose_source<T: Tables>(
         tables.pods_answer_outside();
         return true;
     }
-    flow.src = address_towards(tables, config, &flow.dst);
+    flow.src = address_towards(tables, config, &flow.dst, out);
     false
 }
 
-/// The node's address for what is masqueraded and goes to `to`.
+/// The node's address for what is masqueraded and goes to `to`, by the interface `out`.
 #[inline(always)]
-fn address_towards<T: Tables>(tables: &T, config: &Config, to: &Ip) -> Ip {
+fn address_towards<T: Tables>(tables: &T, config: &Config, to: &Ip, out: u32) -> Ip {
     let tunnel = config.tunnel_address(to);
     if !tunnel.is_unspecified() && tables.range(to).has(RangeFlags::TUNNEL) {
         tunnel
     } else {
-        config.node_address(to)
+        config.address_at(out, to)
     }
 }
 

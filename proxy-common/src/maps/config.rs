@@ -15,6 +15,9 @@ pub const MAX_ON_LINK_RANGES: usize = 8;
 /// How many interfaces with strict reverse-path filtering there may be.
 pub const MAX_STRICT_INTERFACES: usize = 8;
 
+/// How many uplinks there may be where the node has other addresses than its primary ones.
+pub const MAX_UPLINKS: usize = 16;
+
 /// Bits of [`Config::flags`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ConfigFlags(pub u32);
@@ -43,7 +46,23 @@ impl ConfigFlags {
     /// Programs watch all interfaces that others can send to the node by, so that the tunnel's device takes
     /// only what they have admitted.
     pub const TUNNEL_SEALED: u32 = 1024;
+    /// What is masqueraded may leave by uplinks with other addresses, see [`Config::uplinks`].
+    pub const MORE_UPLINKS: u32 = 2048;
 }
+
+/// The addresses that flows are masqueraded with which leave by an uplink.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UplinkAddresses {
+    /// The interface index; 0 ends a list.
+    pub interface: u32,
+    /// The IPv4 address as a header field; 0 if the uplink has none.
+    pub v4: u32,
+    /// The IPv6 address; unspecified if the uplink has none.
+    pub v6: Ip,
+}
+
+const _: () = assert!(size_of::<UplinkAddresses>() == 24);
 
 /// What a flow is, as far as it matters for how long it is remembered: an index into [`Config::lifetimes`].
 #[repr(u8)]
@@ -134,9 +153,11 @@ pub struct Config {
     pub on_link_range: [Ip; MAX_ON_LINK_RANGES],
     /// The same: masks; an unspecified mask ends the list.
     pub on_link_mask: [Ip; MAX_ON_LINK_RANGES],
+    /// Uplinks where the node has other addresses than [`Self::node_v4`] and [`Self::node_v6`].
+    pub uplinks: [UplinkAddresses; MAX_UPLINKS],
 }
 
-const _: () = assert!(size_of::<Config>() == 768);
+const _: () = assert!(size_of::<Config>() == 1152);
 
 /// Whether `address` lies in one of the ranges; an unspecified mask ends the list.
 #[inline(always)]
@@ -219,6 +240,30 @@ impl Config {
     #[inline(always)]
     pub const fn node_address(&self, like: &Ip) -> Ip {
         if like.is_v4() { self.node_v4 } else { self.node_v6 }
+    }
+
+    /// The node's address of the family of `like` for what leaves by `interface`: the uplink's, else the
+    /// primary one.
+    #[inline(always)]
+    pub const fn address_at(&self, interface: u32, like: &Ip) -> Ip {
+        let mut index = 0;
+        while index < MAX_UPLINKS {
+            let uplink = &self.uplinks[index];
+            if uplink.interface == 0 {
+                break;
+            }
+            if uplink.interface == interface {
+                if like.is_v4() && uplink.v4 != 0 {
+                    return Ip::from_v4_word(uplink.v4);
+                }
+                if !like.is_v4() && !uplink.v6.is_unspecified() {
+                    return uplink.v6;
+                }
+                break;
+            }
+            index += 1;
+        }
+        self.node_address(like)
     }
 
     /// Whether an address is the node's own for masquerading. Compared in place: a copy would lie on the stack, of which

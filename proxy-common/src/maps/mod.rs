@@ -46,7 +46,8 @@ pub use backend::{Backend, BackendState};
 pub use client::{RecentCount, Share};
 pub use config::{
     AddressFlags, Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_ON_LINK_RANGES, MAX_OWN_RANGES,
-    MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES, NodeNumber, RangeFlags, RangeKey, TraceCell,
+    MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES, MAX_UPLINKS, NodeNumber, RangeFlags, RangeKey, TraceCell,
+    UplinkAddresses,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};

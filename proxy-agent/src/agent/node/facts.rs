@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use proxy_common::maps::{
-    Config, ConfigFlags, Lifetime, MAX_ON_LINK_RANGES, MAX_OWN_RANGES, MAX_SERVICE_RANGES,
+    Config, ConfigFlags, Lifetime, MAX_ON_LINK_RANGES, MAX_OWN_RANGES, MAX_SERVICE_RANGES, UplinkAddresses,
 };
 use proxy_common::{Ip, Port};
 
@@ -95,6 +95,13 @@ impl Facts<'_> {
         for (index, range) in self.addresses.on_link.iter().take(MAX_ON_LINK_RANGES).enumerate() {
             (config.on_link_range[index], config.on_link_mask[index]) = range_words(range);
         }
+        for (to, uplink) in config.uplinks.iter_mut().zip(&self.addresses.elsewhere) {
+            *to = UplinkAddresses {
+                interface: uplink.interface,
+                v4: uplink.v4.map_or(0, |ip| Ip::from(ip).v4_word()),
+                v6: uplink.v6.map(Ip::from).unwrap_or_default(),
+            };
+        }
         for (to, interface) in config.strict_interfaces.iter_mut().zip(self.strict_interfaces) {
             *to = *interface;
         }
@@ -120,6 +127,7 @@ impl Facts<'_> {
         };
         flags |= of_conditions([
             (several(true) || several(false), ConfigFlags::MORE_NODE_ADDRESSES),
+            (!self.addresses.elsewhere.is_empty(), ConfigFlags::MORE_UPLINKS),
             (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
             (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
             (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),

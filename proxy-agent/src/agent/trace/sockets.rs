@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use proxy_common::decide::host_port;
 use proxy_common::decide::socket::{Owner, Sender, SocketDecision, connect, send};
+use proxy_common::decide::{Work, host_port};
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot, SocketKey, SocketPeer,
@@ -224,6 +224,10 @@ impl Tables for Live<'_> {
     /// A socket's packets come by no interface.
     fn leads_back(&self, _headers: &Headers, _interface: u32) -> bool {
         true
+    }
+
+    fn way_out(&self, _work: &Work) -> u32 {
+        0
     }
 
     fn lacks_neighbour(&self, _headers: &Headers, _interface: u32) -> bool {

@@ -11,6 +11,7 @@ mod local_sockets;
 mod outside;
 mod sender;
 mod shares;
+mod uplinks;
 mod verdicts;
 
 use super::Work;
