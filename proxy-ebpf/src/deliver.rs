@@ -58,6 +58,7 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let skb = Skb(context);
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
     work.arrived_by = skb.arrived_by();
+    work.interface = skb.ifindex();
     if let Err(reason) = stage::parse(&skb) {
         let reason = P::decide_unread(&tables, work, reason);
         if reason.is_drop() && !tables.dry_run {
@@ -66,7 +67,6 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
         P::note(&skb, &tables, work);
         return pass(&skb, &tables, reason);
     }
-    work.interface = skb.ifindex();
     // A packet that does not exist is addressed to no interface.
     work.is_for_group =
         u32::from(matches!(entry, Entry::Pod | Entry::Uplink) && !tables.dry_run && skb.is_for_group());
@@ -349,11 +349,16 @@ pub fn way_out(skb: &Skb<'_>, work: &Work) -> u32 {
     }
 }
 
-/// Whether the packet, as it is, goes to a neighbour whose hardware address the node does not know.
+/// Whether the packet, as it is or translated, goes to a neighbour whose hardware address the node does not know.
 #[inline(always)]
-pub fn lacks_neighbour(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
+pub fn lacks_neighbour(skb: &Skb<'_>, work: &Work, is_translated: bool) -> bool {
+    let to = if is_translated {
+        &work.flow.dst
+    } else {
+        &work.headers.dst
+    };
     let mut lookup = FibLookup::zeroed();
-    lookup.set_addresses(&work.headers.src, &work.headers.dst, interface);
+    lookup.set_addresses(&work.headers.src, to, work.interface);
     skb.route(&mut lookup) == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 

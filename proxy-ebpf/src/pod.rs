@@ -78,12 +78,13 @@ impl Program for FromPod {
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
         let decision = entering(tables, work, skb, Entry::Pod);
         let decision = stage::shorten(skb, tables, decision);
+        let is_translated = matches!(decision, Decision::Translate(_));
         // A packet that does not exist is on no interface.
-        if matches!(decision, Decision::Pass(Reason::NotOurs))
+        if (is_translated || matches!(decision, Decision::Pass(Reason::NotOurs)))
             && !tables.dry_run
             // On a bridge, frames between two pods are for other interfaces.
             && skb.is_for_interface()
-            && !neighbour::may_resolve(tables, work)
+            && !neighbour::may_resolve(tables, work, is_translated)
         {
             return Decision::Drop(Reason::NeighbourShare);
         }

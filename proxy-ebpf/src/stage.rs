@@ -114,10 +114,10 @@ pub fn has_own_connection(packet: *mut __sk_buff) -> bool {
     stage_has_own_connection(packet) != 0
 }
 
-/// Whether the node would have to look for the neighbour that the packet goes to.
+/// Whether the node would have to look for the neighbour that the packet goes to, as it is or translated.
 #[inline(always)]
-pub fn lacks_neighbour(packet: *mut __sk_buff, interface: u32) -> bool {
-    stage_lacks_neighbour(packet, interface) != 0
+pub fn lacks_neighbour(packet: *mut __sk_buff, is_translated: bool) -> bool {
+    stage_lacks_neighbour(packet, u32::from(is_translated)) != 0
 }
 
 /// Tries a source port for the flow that begins.
@@ -341,9 +341,10 @@ extern "C" fn stage_has_own_connection(skb: *mut __sk_buff) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_lacks_neighbour(skb: *mut __sk_buff, interface: u32) -> u32 {
+extern "C" fn stage_lacks_neighbour(skb: *mut __sk_buff, is_translated: u32) -> u32 {
     let context = TcContext::new(skb);
-    u32::from(kernel::work().is_some_and(|work| deliver::lacks_neighbour(&Skb(&context), work, interface)))
+    let lacks = |work| deliver::lacks_neighbour(&Skb(&context), work, is_translated != 0);
+    u32::from(kernel::work().is_some_and(|work| lacks(work)))
 }
 
 #[inline(never)]

@@ -266,8 +266,8 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn lacks_neighbour(&self, _headers: &Headers, interface: u32) -> bool {
-        stage::lacks_neighbour(self.packet, interface)
+    fn lacks_neighbour(&self, _work: &Work, is_translated: bool) -> bool {
+        stage::lacks_neighbour(self.packet, is_translated)
     }
 
     #[inline(always)]

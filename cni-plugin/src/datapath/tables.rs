@@ -176,8 +176,10 @@ fn pod_of(entry: &Entry<'_>) -> Pod {
 }
 
 impl Traces<'_> {
-    /// Whether an entry for an address is the attachment's, whoever else may have made one.
+    /// Whether an entry for an address is the attachment's. One at an interface of another pod is not, though
+    /// the address is leased to this attachment: the lease of that pod may have been lost.
     pub(super) fn is_ours(&self, address: IpAddr, interface: u32) -> bool {
-        self.interface == Some(interface) || self.leased.contains(&address)
+        let is_anothers = || nix::net::if_::if_indextoname(interface).is_ok();
+        self.interface == Some(interface) || (self.leased.contains(&address) && !is_anothers())
     }
 }

@@ -3,8 +3,8 @@
 //! Every step finds what it removes by names alone and is content if it is gone, so the whole can be repeated after a
 //! crash at any point. The order matters: first the interface, and with it addresses, routes, neighbours, limits and
 //! programs; then what the kernel keeps apart from it; the leases last, so that nobody gets an address that something
-//! still refers to. Entries of maps go while nobody else can get a lease: what is entered for an address that is leased to
-//! this attachment must be its own.
+//! still refers to. Entries of maps go while no other attachment can get a lease: what is entered for an address that is leased
+//! to this attachment is its own, unless it names the interface of another pod, whose lease was lost.
 
 use std::net::IpAddr;
 use std::path::Path;

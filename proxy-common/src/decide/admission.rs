@@ -2,11 +2,11 @@
 //!
 //! | entry | frame | source | tunnel port |
 //! |---|---|---|---|
-//! | uplink | to this interface; a tag is the VLAN device's | none that only this node gives out | from nodes alone, see [`tunnel`] |
+//! | uplink | to this interface; a tag is the VLAN device's | none that only this node gives out, no tunnelled pod's | from nodes alone, see [`tunnel`] |
 //! | tunnel | as above; what an uplink has admitted | as above | – |
 //! | pod of ours | see [`sender`](super::sender) | its own | never |
 //! | other pods | their plugin's business | no virtual address | never |
-//! | host | by an interface without programs: as above | neither virtual nor the node's | |
+//! | host | by an interface without programs: as above | neither virtual nor the node's nor its pods' | |
 //! | host, loopback | the node's own packets | | |
 //!
 //! An uplink refuses as source: a virtual address, an address of this node or of its pods, none, loopback,
@@ -18,7 +18,7 @@
 use super::decision::Entry;
 use super::{Tables, Work, gateway, host_port, tunnel};
 use crate::Ip;
-use crate::maps::{Config, ConfigFlags, FrontendKey, Reason};
+use crate::maps::{Config, ConfigFlags, FrontendKey, RangeFlags, Reason};
 use crate::packet::{Headers, Packet, ether_type};
 use crate::protocol;
 
@@ -79,6 +79,9 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     let is_for_group = work.is_for_group != 0;
     // Neighbour discovery and DHCP ask a group from no address.
     let has_one_receiver = !is_for_group || work.headers.dst.is_one_host();
+    if matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback() {
+        return Some(Reason::LoopbackDestination);
+    }
     if has_one_receiver && is_forged(tables, config, work, entry) {
         return Some(Reason::ForgedSource);
     }
@@ -134,6 +137,7 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
             !source.is_one_host()
                 || source.is_loopback()
                 || config.is_service_address(source)
+                || config.is_own_pod_address(source)
                 || config.is_node_address(source)
                 || {
                     let known = tables.address(source);
@@ -149,6 +153,13 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
                 || config.is_tunnel_address(source)
                 || source.same(&GATEWAY)
                 || config.is_broadcast(source)
+            {
+                return true;
+            }
+            if config.has(ConfigFlags::TUNNEL_ONLY)
+                && config.may_be_pod(source)
+                && work.interface != config.tunnel_device
+                && tables.range(source).has(RangeFlags::TUNNEL)
             {
                 return true;
             }
@@ -181,19 +192,26 @@ pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, ent
 
 /// Whether a datagram that begins a flow between two node ports comes from a node port itself, so that two servers that
 /// reply to anything would go on for ever (CVE-2024-2169). No client of another node has such a port: the kernel gives none
-/// out, and no process may bind one.
+/// out, and no process may bind one. A node may have addresses that its Node object lacks, so that each host on
+/// a link of this node counts.
 #[inline(always)]
 pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry: Entry) -> bool {
     if headers.protocol != protocol::UDP
         || !matches!(entry, Entry::Uplink)
-        || !tables.address(&headers.src).is_peer()
+        || !(config.is_on_link(&headers.src) || tables.address(&headers.src).is_peer())
     {
         return false;
     }
     let node = config.node_address(&headers.dst);
-    let key = FrontendKey::new(node, headers.sport, headers.protocol);
+    leads_somewhere(tables, config, headers, &node) || leads_somewhere(tables, config, headers, &headers.dst)
+}
+
+/// Whether the source port of a datagram is a node port or a host port at an address.
+#[inline(always)]
+fn leads_somewhere<T: Tables>(tables: &T, config: &Config, headers: &Headers, address: &Ip) -> bool {
+    let key = FrontendKey::new(*address, headers.sport, headers.protocol);
     tables.frontend(&key).is_some()
-        || host_port::find(tables, config, &node, headers.sport, headers.protocol).is_some()
+        || host_port::find(tables, config, address, headers.sport, headers.protocol).is_some()
 }
 
 #[cfg(test)]
@@ -300,10 +318,64 @@ mod tests {
             "192.168.50.11",
             "127.0.0.1",
             "0.0.0.0",
+            "10.244.1.7",
         ] {
             assert!(forwarded(source), "{source}");
         }
-        assert!(!forwarded("172.31.0.5") && !forwarded("10.244.1.7"));
+        assert!(!forwarded("172.31.0.5") && !forwarded("10.244.2.7"));
+    }
+
+    #[test]
+    fn a_tunnelled_pod_is_a_source_in_the_tunnel_only() {
+        const TUNNEL: u32 = 9;
+        let mut fake = Fake::node();
+        fake.config.tunnel_device = TUNNEL;
+        fake.config.around_pods[0] = ip("10.244.0.0");
+        fake.config.around_pods_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0");
+        fake.ranges.insert(
+            ip("10.244.2.2"),
+            RangeFlags(RangeFlags::PODS | RangeFlags::TUNNEL),
+        );
+        fake.ranges.insert(ip("10.244.3.3"), RangeFlags(RangeFlags::PODS));
+        let forged = |fake: &Fake, source, interface| {
+            let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("10.244.1.10", 7)));
+            work.interface = interface;
+            is_forged(fake, &fake.config, &work, Entry::Uplink)
+        };
+        assert!(
+            !forged(&fake, "10.244.2.2", 2),
+            "nodes may disagree about the way"
+        );
+        fake.config.flags |= ConfigFlags::TUNNEL_ONLY;
+        assert!(forged(&fake, "10.244.2.2", 2) && !forged(&fake, "10.244.2.2", TUNNEL));
+        assert!(!forged(&fake, "10.244.3.3", 2) && !forged(&fake, "172.31.0.5", 2));
+    }
+
+    #[test]
+    fn a_datagram_from_a_node_port_of_a_host_on_the_link_begins_no_loop() {
+        let mut fake = Fake::node();
+        fake.config.on_link_range[0] = ip("192.168.50.0");
+        fake.config.on_link_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
+        fake.service("192.168.50.11", 30_080, protocol::UDP, &[("10.244.2.2", 7)]);
+        fake.service("192.168.50.211", 30_081, protocol::UDP, &[("10.244.2.2", 7)]);
+        let loops = |source, sport, to| {
+            let headers = packet(protocol::UDP, (source, sport), (to, 30_080));
+            is_loop(&fake, &fake.config, &headers, Entry::Uplink)
+        };
+        assert!(loops("192.168.50.12", 30_080, "192.168.50.11"));
+        assert!(
+            loops("192.168.50.212", 30_080, "192.168.50.11"),
+            "of no Node object"
+        );
+        assert!(
+            loops("192.168.50.212", 30_081, "192.168.50.211"),
+            "at another address"
+        );
+        assert!(!loops("192.168.50.212", 40_000, "192.168.50.11"));
+        assert!(
+            !loops("172.31.0.5", 30_080, "192.168.50.11"),
+            "a client behind a router"
+        );
     }
 
     #[test]

@@ -117,8 +117,8 @@ pub trait Tables {
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool;
     /// Counts one less.
     fn note_answered(&self, client: &Ip);
-    /// Whether the node would have to look for the neighbour that the packet goes to.
-    fn lacks_neighbour(&self, headers: &Headers, interface: u32) -> bool;
+    /// Whether the node would have to look for the neighbour that the packet goes to, as it is or translated.
+    fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool;
     /// Counts one more packet by the pod's interface that makes the node look for a neighbour; false, and
     /// nothing is counted, if that is one too many.
     fn note_neighbour(&self, config: &Config, interface: u32) -> bool;

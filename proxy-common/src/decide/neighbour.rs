@@ -9,18 +9,32 @@
 //! Other nodes are few, and known.
 
 use super::{Tables, Work};
+use crate::maps::Deliver;
 
-/// Whether a packet of a pod that goes on as it is may go to the neighbour it needs.
+/// Whether a packet of a pod that goes on through the stack, as it is or translated, may go to the neighbour it
+/// needs.
 #[inline(always)]
-pub fn may_resolve<T: Tables>(tables: &T, work: &Work) -> bool {
+pub fn may_resolve<T: Tables>(tables: &T, work: &Work, is_translated: bool) -> bool {
     let Some(config) = tables.config() else {
         return true;
     };
-    let to = &work.headers.dst;
+    if is_translated
+        && !matches!(
+            Deliver::from_number(work.flow.deliver),
+            Deliver::Stack | Deliver::Route
+        )
+    {
+        return true;
+    }
+    let to = if is_translated {
+        &work.flow.dst
+    } else {
+        &work.headers.dst
+    };
     !config.is_on_link(to)
         || config.is_node_address(to)
         || tables.address(to).is_peer()
-        || !tables.lacks_neighbour(&work.headers, work.interface)
+        || !tables.lacks_neighbour(work, is_translated)
         || tables.note_neighbour(config, work.interface)
 }
 
@@ -42,7 +56,20 @@ mod tests {
     fn may_send(fake: &Fake, interface: u32, to: &str) -> bool {
         let mut work = Work::new(packet(protocol::UDP, ("10.244.1.10", 4000), (to, 53)));
         work.interface = interface;
-        may_resolve(fake, &work)
+        may_resolve(fake, &work, false)
+    }
+
+    #[test]
+    fn endpoints_on_a_link_count_as_what_the_pod_sends_to() {
+        let fake = fake();
+        let asked = |last: u8| {
+            let mut work = Work::new(packet(protocol::UDP, ("10.244.1.10", 4000), ("10.96.0.1", 53)));
+            work.interface = 7;
+            work.flow.dst = ip(&format!("192.168.50.{last}"));
+            work.flow.deliver = Deliver::Stack as u8;
+            may_resolve(&fake, &work, true)
+        };
+        assert_eq!((20..40).filter(|last| asked(*last)).count(), 4);
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub use super::decision::{Decision, Entry};
 use super::elsewhere::elsewhere;
 use super::select::select;
 use super::translate::begin;
-use super::{Tables, Work, admission, fragment, local_socket, related, tunnel};
+use super::{Tables, Work, admission, fragment, local_socket, related, sender, tunnel};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
@@ -49,7 +49,11 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         return Decision::Drop(Reason::ReversePath);
     }
     if is_error_of_a_flow(tables, work, packet) && !is_for_later(&work.flow, &work.reply_key, entry) {
-        return Decision::TranslateError;
+        return if matches!(entry, Entry::Pod) && !may_report(tables, work) {
+            Decision::Drop(Reason::ForgedSource)
+        } else {
+            Decision::TranslateError
+        };
     }
     fragment::complete(tables, work);
     // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
@@ -169,6 +173,16 @@ pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
     parse_carried_into(packet, &work.headers, &mut work.carried).is_some()
         && related::find(tables, work)
         && work.flow.backend != Flow::DIRECT
+}
+
+/// Whether a pod may send the ICMP error: one about a packet to itself. A pod that the operator lets send from
+/// any address may be a router, and one of another plugin is that plugin's business.
+#[inline(always)]
+fn may_report<T: Tables>(tables: &T, work: &Work) -> bool {
+    work.headers.src.same(&work.carried.dst)
+        || tables
+            .pod_link(work.interface)
+            .is_none_or(|link| sender::is_exempt(&link))
 }
 
 /// Decides about a packet to a frontend. If it begins a flow, the backend is selected then, and the reason is why.

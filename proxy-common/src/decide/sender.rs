@@ -93,7 +93,7 @@ pub fn may_send<T: Tables, P: Packet + ?Sized>(
 
 /// Whether the operator lets the pod send from any address.
 #[inline(always)]
-const fn is_exempt(link: &PodLink) -> bool {
+pub const fn is_exempt(link: &PodLink) -> bool {
     link.flags & PodLinkFlags::ANY_SOURCE != 0
 }
 

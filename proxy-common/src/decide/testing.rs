@@ -403,8 +403,13 @@ impl Tables for Fake {
         self.routes_out.get(work.destination()).copied().unwrap_or(0)
     }
 
-    fn lacks_neighbour(&self, headers: &Headers, _interface: u32) -> bool {
-        !self.known_neighbours.contains(&headers.dst)
+    fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool {
+        let to = if is_translated {
+            work.flow.dst
+        } else {
+            work.headers.dst
+        };
+        !self.known_neighbours.contains(&to)
     }
 
     fn note_neighbour(&self, config: &Config, interface: u32) -> bool {

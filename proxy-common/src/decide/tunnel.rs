@@ -66,10 +66,14 @@ fn is_shared<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
         || (config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL))
 }
 
-/// Whether an end of a flow is a node's tunnel, where no pod and no service may lead.
+/// Whether an end of a flow may be a node's tunnel, where no pod and no service may lead. Another node's
+/// tunnel hears at each of its addresses, and the Node object need not have them all. So each address that is
+/// no pod's counts.
 #[inline(always)]
 pub fn is_end<T: Tables>(tables: &T, config: &Config, address: &Ip, port: Port, protocol: u8) -> bool {
-    protocol == protocol::UDP && is_port(config, port) && is_heard(tables, config, address)
+    protocol == protocol::UDP
+        && is_port(config, port)
+        && (is_heard(tables, config, address) || !tables.range(address).has(RangeFlags::PODS))
 }
 
 /// Why a packet for the port of the tunnels passes or is dropped, if that is for this to say.
@@ -82,7 +86,8 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     entry: Entry,
 ) -> Option<Reason> {
     match entry {
-        Entry::Pod if is_heard(tables, config, &headers.dst) => Some(Reason::TunnelPort),
+        Entry::Pod if is_open(tables, config, &headers.dst) => None,
+        Entry::Pod => Some(Reason::TunnelPort),
         Entry::Uplink if is_for_node(tables, config, headers) => {
             Some(if may_carry(tables, config, packet, headers) {
                 Reason::NotOurs
@@ -92,6 +97,15 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
         }
         _ => None,
     }
+}
+
+/// Whether a pod may send to the port of the tunnels at an address: a pod's, or a service's, which may have
+/// this port too.
+#[inline(always)]
+fn is_open<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+    config.is_service_address(address)
+        || tables.address(address).is_virtual_only()
+        || (tables.range(address).has(RangeFlags::PODS) && !is_heard(tables, config, address))
 }
 
 /// Whether a packet by an uplink, for the port of the tunnels, is for this node's.
@@ -270,7 +284,9 @@ mod tests {
             assert!(end(&fake, address, 8472, protocol::UDP));
             assert!(!end(&fake, address, 8473, protocol::UDP) && !end(&fake, address, 8472, protocol::TCP));
         }
-        assert!(!end(&fake, "172.31.0.5", 8472, protocol::UDP));
+        // Nodes have addresses that their Node objects lack.
+        assert!(end(&fake, "192.168.50.212", 8472, protocol::UDP));
+        assert!(!end(&fake, "10.244.2.2", 8472, protocol::UDP), "a pod's");
         fake.config.tunnel_port = Port::default();
         assert!(
             !end(&fake, "192.168.50.12", 8472, protocol::UDP),

@@ -46,6 +46,8 @@ impl ConfigFlags {
     /// Programs watch all interfaces that others can send to the node by, so that the tunnel's device takes
     /// only what they have admitted.
     pub const TUNNEL_SEALED: u32 = 1024;
+    /// All nodes send to each other's pods by the tunnel, so that no uplink takes a packet of theirs.
+    pub const TUNNEL_ONLY: u32 = 4096;
     /// What is masqueraded may leave by uplinks with other addresses, see [`Config::uplinks`].
     pub const MORE_UPLINKS: u32 = 2048;
 }

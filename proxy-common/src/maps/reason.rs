@@ -137,6 +137,8 @@ reasons! {
     MappedAddress = 40, drop, "mapped_address";
     /// The pod has sent to as many new neighbours of the node as its share of neighbour entries allows.
     NeighbourShare = 41, drop, "neighbour_share";
+    /// A pod or a host outside sent to a loopback address.
+    LoopbackDestination = 42, drop, "loopback_destination";
 }
 
 /// Value of `COUNTERS`.

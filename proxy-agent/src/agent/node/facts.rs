@@ -8,7 +8,7 @@ use proxy_common::{Ip, Port};
 
 use crate::agent::ranges::range_words;
 use crate::bpf::Datapath;
-use crate::config::{AgentOptions, Conntrack, GoDuration, HostRouting, SocketLb};
+use crate::config::{AgentOptions, Conntrack, GoDuration, HostRouting, RoutingMode, SocketLb};
 use crate::network::NodeAddresses;
 use crate::network::pods::Plan;
 
@@ -128,6 +128,10 @@ impl Facts<'_> {
         flags |= of_conditions([
             (several(true) || several(false), ConfigFlags::MORE_NODE_ADDRESSES),
             (!self.addresses.elsewhere.is_empty(), ConfigFlags::MORE_UPLINKS),
+            (
+                configuration.routing_mode == RoutingMode::Vxlan,
+                ConfigFlags::TUNNEL_ONLY,
+            ),
             (configuration.masquerade_all, ConfigFlags::MASQUERADE_ALL),
             (configuration.protect_node_ports, ConfigFlags::PROTECT_NODE_PORTS),
             (options.masquerades_pods(), ConfigFlags::MASQUERADE_PODS),

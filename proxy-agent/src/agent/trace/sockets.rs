@@ -230,7 +230,7 @@ impl Tables for Live<'_> {
         0
     }
 
-    fn lacks_neighbour(&self, _headers: &Headers, _interface: u32) -> bool {
+    fn lacks_neighbour(&self, _work: &Work, _is_translated: bool) -> bool {
         false
     }
 

@@ -80,16 +80,18 @@ fn the_nodes_packet_to_its_own_node_port_comes_and_goes_by_the_loopback() {
     );
 }
 
+/// Where `net.ipv4.conf.*.route_localnet` is 1, as kube-proxy leaves it, the stack would take them (CVE-2020-8558).
 #[test]
-fn packets_to_loopback_addresses_are_nobodys_on_a_wire() {
+fn packets_to_loopback_addresses_come_by_the_loopback_only() {
     let mut fake = Fake::node();
     fake.service("127.0.0.1", 30_080, protocol::TCP, &[("10.244.2.2", 8080)]);
-    for entry in [Entry::Pod, Entry::Uplink, Entry::Loopback] {
+    for (entry, decision) in [
+        (Entry::Pod, Decision::Drop(Reason::LoopbackDestination)),
+        (Entry::Uplink, Decision::Drop(Reason::LoopbackDestination)),
+        (Entry::Loopback, Decision::Pass(Reason::NotOurs)),
+    ] {
         let request = packet(protocol::TCP, (OUTSIDE, 40_000), ("127.0.0.1", 30_080));
-        assert_eq!(
-            entering(&fake, &request, entry).0,
-            Decision::Pass(Reason::NotOurs)
-        );
+        assert_eq!(entering(&fake, &request, entry).0, decision);
     }
 }
 
