@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 
 use crate::http::Faults;
+use crate::network::Problem;
 use crate::network::leftovers::kube_proxy;
 
 /// How often to look; somebody may bring it back.
@@ -17,23 +18,26 @@ pub async fn look_for_them(faults: Faults) {
     loop {
         // With ten thousand services kube-proxy has as many chains, which take the kernel a while to list.
         match spawn_blocking(kube_proxy).await {
-            Ok(Ok(problems)) => {
-                let mut found = BTreeSet::new();
-                for problem in problems {
-                    if faults.set(&problem.object, problem.message.clone()) {
-                        tracing::warn!(object = problem.object, "{}", problem.message);
-                    }
-                    found.insert(problem.object);
-                }
-                for gone in known.difference(&found) {
-                    tracing::info!(object = gone, "it is gone");
-                    faults.clear(gone);
-                }
-                known = found;
-            }
+            Ok(Ok(problems)) => keep_in_step(&faults, &mut known, problems),
             Ok(Err(error)) => tracing::debug!(%error, "cannot look for kube-proxy's rules"),
             Err(error) => tracing::debug!(%error, "looking for kube-proxy's rules ended early"),
         }
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// Notes and logs what was found, and that what was `known` and was not found is gone.
+pub fn keep_in_step(faults: &Faults, known: &mut BTreeSet<String>, problems: Vec<Problem>) {
+    let mut found = BTreeSet::new();
+    for problem in problems {
+        if faults.set(&problem.object, problem.message.clone()) {
+            tracing::warn!(object = problem.object, "{}", problem.message);
+        }
+        found.insert(problem.object);
+    }
+    for gone in known.difference(&found) {
+        tracing::info!(object = gone, "it is gone");
+        faults.clear(gone);
+    }
+    *known = found;
 }

@@ -13,6 +13,7 @@
 mod at_share;
 mod bookkeeping;
 mod configz;
+mod firewall;
 mod flows;
 mod leftovers;
 mod local_ports;
@@ -393,6 +394,10 @@ impl Agent {
                 virtual_addresses,
             )
             .await;
+        let interfaces = self.node.pod_interfaces(&self.options);
+        self.outward
+            .firewall
+            .tell(&self.cluster, &self.options, interfaces);
         let node = &self.options.node_name;
         let bandwidth = self.cluster.bandwidth_of_pods(node);
         let choices = &self.options.configuration.pods_with_any_source;

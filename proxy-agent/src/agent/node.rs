@@ -26,6 +26,7 @@ use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
 use crate::config::{AgentOptions, NodePortAddress};
 use crate::control::ObjectError;
+use crate::network::firewall::PodInterfaces;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::netlink::Restored;
 use crate::network::sysctl::Setting;
@@ -226,6 +227,19 @@ impl NodeSide {
     /// The name of an interface.
     pub fn interface_name(&self, index: u32) -> String {
         self.monitor.links().name(index)
+    }
+
+    /// By which interfaces packets of pods come and go, as netfilter sees it: a bridge stands for its ports.
+    pub fn pod_interfaces(&self, options: &AgentOptions) -> PodInterfaces {
+        if options.cni_conf_dir.is_some() {
+            return PodInterfaces::Own;
+        }
+        let links = self.monitor.links();
+        let pods = self.roles.of(Role::Pod).filter_map(|pod| links.get(pod.index));
+        let names: BTreeSet<_> = pods
+            .map(|link| links.name(link.master.unwrap_or(link.index)))
+            .collect();
+        PodInterfaces::Named(names.into_iter().collect())
     }
 
     /// The index of an interface of this role, if there is one.

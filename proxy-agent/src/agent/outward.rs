@@ -9,6 +9,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use super::firewall::Firewall;
 use crate::cluster::{Changes, ClusterState, Family};
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
@@ -29,6 +30,8 @@ const MOST_NOTED: usize = 4096;
 pub struct Outward {
     /// The metrics.
     pub metrics: Metrics,
+    /// Looks for firewalls that drop what pods send.
+    pub firewall: Firewall,
     health: Health,
     checks: ServiceChecks,
     faults: Faults,
@@ -125,6 +128,7 @@ impl Outward {
             checks: ServiceChecks::new(health.clone(), room.clone(), faults.clone(), recorder.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
+            firewall: Firewall::start(faults.clone()),
             faults: faults.clone(),
             seats,
             shown: Shown::default(),

@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::{fs, io};
 
 use super::Problem;
-use super::nfnetlink::{RuleFamily, chains, tables};
+use super::nfnetlink::{RuleFamily, chain_names, table_names};
 use super::sys;
 
 /// kube-proxy's table in mode nftables.
@@ -27,7 +27,7 @@ const CLEAN_UP: &str = "stop kube-proxy on this node first, then run `kube-proxy
 /// Looks for them. It may take as long as it takes the kernel to list all chains: not for a thread that others wait for.
 pub fn kube_proxy() -> io::Result<Vec<Problem>> {
     let mut problems = Vec::new();
-    for (family, _) in tables()?.into_iter().filter(|(_, name)| name == TABLE) {
+    for (family, _) in table_names()?.into_iter().filter(|(_, name)| name == TABLE) {
         let family = family.name();
         problems.push(problem(
             &format!("table {family} {TABLE}"),
@@ -35,7 +35,7 @@ pub fn kube_proxy() -> io::Result<Vec<Problem>> {
         ));
     }
     let mut found = BTreeSet::<RuleFamily>::new();
-    chains(&mut |family, table, name| {
+    chain_names(&mut |family, table, name| {
         if name == CHAIN && CHAIN_TABLES.contains(&table) {
             found.insert(family);
         }

@@ -5,7 +5,7 @@
 //! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
 //! a device whose routes take the node's own packets to virtual addresses past a
 //! program; [`mod@pods`] is the way to pods of other nodes. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
-//! [`mod@leftovers`] looks for another Service proxy.
+//! [`mod@leftovers`] looks for another Service proxy, [`mod@firewall`] for chains that drop what pods send or are sent.
 //!
 //! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
 //! that a restarted agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not
@@ -14,6 +14,7 @@
 pub mod addresses;
 pub mod cookie;
 pub mod error;
+pub mod firewall;
 #[cfg(test)]
 mod fixture;
 pub mod host_device;

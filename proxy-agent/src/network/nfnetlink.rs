@@ -1,7 +1,9 @@
-//! Which tables and chains netfilter holds, by netlink: two dumps, and no more of nftables than their names.
+//! What netfilter holds, by netlink: questions, and the attributes of the answers.
 //!
 //! The messages are those of `linux/netfilter/nf_tables.h`: a header, four bytes that name the family, and attributes. iptables
 //! as distributions ship it (`iptables-nft`) keeps its rules in tables and chains of nftables too, so they are found here.
+//!
+//! Answers are read within their bounds: what is cut off or no attribute ends the reading.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -18,14 +20,27 @@ const NEW_TABLE: u16 = NFTABLES;
 const GET_TABLE: u16 = NFTABLES | 1;
 const NEW_CHAIN: u16 = NFTABLES | 3;
 const GET_CHAIN: u16 = NFTABLES | 4;
+const NEW_RULE: u16 = NFTABLES | 6;
+const GET_RULE: u16 = NFTABLES | 7;
+const NEW_GENERATION: u16 = NFTABLES | 15;
+const GET_GENERATION: u16 = NFTABLES | 16;
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
+/// `NLM_F_REQUEST`, and with it `NLM_F_DUMP`.
+const REQUEST: u16 = 1;
 const REQUEST_DUMP: u16 = 0x301;
 /// `NFTA_TABLE_NAME` and `NFTA_CHAIN_TABLE` are both the first attribute.
 const TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
+/// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`.
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const EXPRESSIONS: u16 = 4;
+/// `NFTA_GEN_ID`.
+const GENERATION: u16 = 1;
+/// What of an attribute's type is not a flag (`NLA_TYPE_MASK`).
+const KIND: u16 = 0x3fff;
 /// Length of `nlmsghdr`, and of `nfgenmsg` behind it.
 const HEADER: usize = 16;
 const FAMILY: usize = 4;
@@ -37,6 +52,8 @@ pub enum RuleFamily {
     Ip,
     /// IPv6.
     Ip6,
+    /// Both.
+    Inet,
 }
 
 impl RuleFamily {
@@ -45,12 +62,23 @@ impl RuleFamily {
         match self {
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
+            Self::Inet => "inet",
         }
     }
 
-    /// From `NFPROTO_…`; other families hold no rules of a Service proxy.
+    /// `NFPROTO_…`.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
+        }
+    }
+
+    /// From `NFPROTO_…`; other families hold no rules about IP packets.
     const fn from_number(number: u8) -> Option<Self> {
         match number {
+            1 => Some(Self::Inet),
             2 => Some(Self::Ip),
             10 => Some(Self::Ip6),
             _ => None,
@@ -58,37 +86,113 @@ impl RuleFamily {
     }
 }
 
-/// The tables of both families, by family and name.
-pub fn tables() -> io::Result<Vec<(RuleFamily, String)>> {
-    let mut tables = Vec::new();
-    dump(GET_TABLE, NEW_TABLE, &mut |family, attributes| {
-        tables.extend(attribute(attributes, TABLE).map(|name| (family, name)));
-        true
-    })?;
-    Ok(tables)
+/// Calls `each` with family and attributes of each table, until it wants no more.
+pub fn tables(each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()> {
+    dump(GET_TABLE, NEW_TABLE, &[0; FAMILY], each)
 }
 
-/// Calls `each` with family, table and name of each chain, until it wants no more.
-pub fn chains(each: &mut dyn FnMut(RuleFamily, &str, &str) -> bool) -> io::Result<()> {
-    dump(GET_CHAIN, NEW_CHAIN, &mut |family, attributes| match (
-        attribute(attributes, TABLE),
-        attribute(attributes, CHAIN_NAME),
-    ) {
-        (Some(table), Some(name)) => each(family, &table, &name),
-        _ => true,
-    })
+/// The tables of one family alone, by family and name.
+pub fn table_names() -> io::Result<Vec<(RuleFamily, String)>> {
+    let mut names = Vec::new();
+    tables(&mut |family, attributes| {
+        if family != RuleFamily::Inet {
+            names.extend(attribute(attributes, TABLE).map(|name| (family, text(name))));
+        }
+        true
+    })?;
+    Ok(names)
+}
+
+/// Calls `each` with family and attributes of each chain, until it wants no more.
+pub fn chains(each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()> {
+    dump(GET_CHAIN, NEW_CHAIN, &[0; FAMILY], each)
+}
+
+/// Calls `each` with family, table and name of each chain of one family alone, until it wants no more.
+pub fn chain_names(each: &mut dyn FnMut(RuleFamily, &str, &str) -> bool) -> io::Result<()> {
+    chains(
+        &mut |family, attributes| match (attribute(attributes, TABLE), attribute(attributes, CHAIN_NAME)) {
+            (Some(table), Some(name)) if family != RuleFamily::Inet => {
+                each(family, &text(table), &text(name))
+            }
+            _ => true,
+        },
+    )
+}
+
+/// The expressions of each rule of a chain, in order.
+pub fn rules(family: RuleFamily, table: &str, chain: &str) -> io::Result<Vec<Vec<u8>>> {
+    let mut body = vec![family.number(), 0, 0, 0];
+    for (kind, name) in [(RULE_TABLE, table), (RULE_CHAIN, chain)] {
+        let length = u16::try_from(4 + name.len() + 1).map_err(io::Error::other)?;
+        body.extend(length.to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(name.bytes().chain([0]));
+        body.resize(aligned(body.len()), 0);
+    }
+    let mut rules = Vec::new();
+    dump(GET_RULE, NEW_RULE, &body, &mut |found, attributes| {
+        let is_of = |kind, name| attribute(attributes, kind).is_some_and(|value| text(value) == name);
+        if found == family && is_of(RULE_TABLE, table) && is_of(RULE_CHAIN, chain) {
+            rules.push(attribute(attributes, EXPRESSIONS).unwrap_or_default().to_vec());
+        }
+        true
+    })?;
+    Ok(rules)
+}
+
+/// Asks for the generation of the rules: a number that is another one after each change.
+#[derive(Debug)]
+pub struct Generations(OwnedFd);
+
+impl Generations {
+    /// Makes the socket.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self(open()?))
+    }
+
+    /// The generation; none where the kernel has no nftables. After an error the answer to an earlier question may still come.
+    pub fn current(&self) -> io::Result<Option<u32>> {
+        send_request(&self.0, GET_GENERATION, REQUEST, &[0; FAMILY])?;
+        let mut generation = None;
+        receive(&self.0, NEW_GENERATION, &mut |_, attributes| {
+            generation = attribute(attributes, GENERATION).and_then(number);
+            false
+        })?;
+        Ok(generation)
+    }
 }
 
 /// Asks for everything of a kind; where the kernel has no nftables there is nothing.
-fn dump(request: u16, answer: u16, each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()> {
+fn dump(
+    request: u16,
+    answer: u16,
+    body: &[u8],
+    each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool,
+) -> io::Result<()> {
     let socket = open()?;
-    let mut message = Vec::with_capacity(HEADER + FAMILY);
-    message.extend(((HEADER + FAMILY) as u32).to_ne_bytes());
+    send_request(&socket, request, REQUEST_DUMP, body)?;
+    receive(&socket, answer, &mut |family, attributes| {
+        RuleFamily::from_number(family).is_none_or(|family| each(family, attributes))
+    })
+}
+
+/// Sends a question; its body is the family, version 0, no resource, and attributes.
+fn send_request(socket: &OwnedFd, request: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    let length = HEADER + body.len();
+    let mut message = Vec::with_capacity(length);
+    message.extend((length as u32).to_ne_bytes());
     message.extend(request.to_ne_bytes());
-    message.extend(REQUEST_DUMP.to_ne_bytes());
-    // Sequence number, port, then any family, version 0, no resource.
-    message.extend([0; 8 + FAMILY]);
+    message.extend(flags.to_ne_bytes());
+    // Sequence number, port.
+    message.extend([0; 8]);
+    message.extend(body);
     send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
+    Ok(())
+}
+
+/// Calls `each` with the number of the family and the attributes of each answer.
+fn receive(socket: &OwnedFd, answer: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -122,7 +226,7 @@ enum Progress {
 }
 
 /// Reads one datagram, which holds several messages.
-fn read(mut bytes: &[u8], wanted: u16, each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> Progress {
+fn read(mut bytes: &[u8], wanted: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) -> Progress {
     while let Some((length, kind)) = header(bytes) {
         let Some(message) = bytes.get(HEADER..length) else {
             return Progress::Done;
@@ -138,9 +242,8 @@ fn read(mut bytes: &[u8], wanted: u16, each: &mut dyn FnMut(RuleFamily, &[u8]) -
                 };
             }
             kind if kind == wanted => {
-                let family = message.first().copied().and_then(RuleFamily::from_number);
-                if let (Some(family), Some(attributes)) = (family, message.get(FAMILY..))
-                    && !each(family, attributes)
+                if let (Some(family), Some(attributes)) = (message.first(), message.get(FAMILY..))
+                    && !each(*family, attributes)
                 {
                     return Progress::Done;
                 }
@@ -159,18 +262,33 @@ fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     (length >= HEADER).then_some((length, kind))
 }
 
-/// A text attribute.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<String> {
-    loop {
+/// The attributes in some bytes, by type.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
         let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
         let value = bytes.get(4..length)?;
-        if kind == wanted {
-            let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
-            return Some(String::from_utf8_lossy(text).into_owned());
-        }
-        bytes = bytes.get(aligned(length)..)?;
-    }
+        bytes = bytes.get(aligned(length)..).unwrap_or_default();
+        Some((kind & KIND, value))
+    })
+}
+
+/// The value of an attribute.
+pub fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes)
+        .find(|(kind, _)| *kind == wanted)
+        .map(|(_, value)| value)
+}
+
+/// A value that is a text.
+pub fn text(value: &[u8]) -> String {
+    let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// A value that is a number, as nftables writes them.
+pub fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 /// Messages and attributes begin at multiples of four.
@@ -207,12 +325,11 @@ mod tests {
         ]
         .concat();
         let mut found = Vec::new();
-        let mut note = |family: RuleFamily, attributes: &[u8]| {
-            found.push((
-                family,
-                attribute(attributes, TABLE),
-                attribute(attributes, CHAIN_NAME),
-            ));
+        let mut note = |family: u8, attributes: &[u8]| {
+            let name = |kind| attribute(attributes, kind).map(text);
+            found.extend(
+                RuleFamily::from_number(family).map(|family| (family, name(TABLE), name(CHAIN_NAME))),
+            );
             true
         };
         assert_eq!(read(&datagram, NEW_CHAIN, &mut note), Progress::More);
@@ -235,5 +352,19 @@ mod tests {
         assert_eq!(read(&error), Progress::Failed(Errno::EPERM));
         assert_eq!(read(&message(NEW_TABLE, 2, &[])[..18]), Progress::Done);
         assert_eq!(read(&[]), Progress::More);
+    }
+    #[test]
+    fn attributes_end_where_bytes_do() {
+        let mut bytes = message(NEW_TABLE, 2, &[(1, "nat"), (2 | 0x8000, "x")]).split_off(HEADER + FAMILY);
+        let found: Vec<_> = attributes(&bytes).collect();
+        assert_eq!(found, [(1, &b"nat\0"[..]), (2, &b"x\0"[..])], "flags apart");
+        for length in 0..bytes.len() {
+            assert!(attributes(&bytes[..length]).count() < 3);
+        }
+        for length in [0, 3, 200] {
+            bytes[0] = length;
+            assert_eq!(attributes(&bytes).count(), 0, "{length}");
+        }
+        assert_eq!((number(&[0, 0, 1, 2]), number(&[0, 1])), (Some(258), None));
     }
 }

@@ -66,6 +66,11 @@ const EXPECTED: &[Expected] = &[
         start: "no SO_NETNS_COOKIE",
         holds: || true,
     },
+    // It is installed before, where that can be done.
+    Expected {
+        start: "no `nft`",
+        holds: || !Path::new("/usr/sbin/nft").exists(),
+    },
     Expected {
         start: "the kernel has no nftables",
         holds: || true,

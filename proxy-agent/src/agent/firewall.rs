@@ -1,0 +1,127 @@
+//! Looks whether a firewall of the node's drops what pods send or are sent, and says how to mend it.
+//!
+//! Each second the kernel is asked for the generation of its rules, which takes 4 µs, and after a change for chains and rules.
+//! To list a few chains takes 20 µs; where kube-proxy left 30 000 it takes 22 ms, at most once a second. Messages about changes
+//! would cost more: there is one for each rule.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use super::leftovers::keep_in_step;
+use super::ranges::{around, own_pod_cidrs, pod_cidrs};
+use crate::cluster::ClusterState;
+use crate::config::AgentOptions;
+use crate::http::Faults;
+use crate::network::firewall::{PodInterfaces, Pods, Seen, Watcher};
+
+/// How often to look.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often to look where the kernel has no nftables: it starts a program each time.
+const LOOK_FOR_NFTABLES: Duration = Duration::from_mins(1);
+/// Ranges of pods are taken together up to a range of this length: a wider one may be others' too.
+const WIDEST: [u8; 2] = [12, 32];
+
+/// Tells the task whose packets are to pass.
+pub struct Firewall(watch::Sender<Pods>);
+
+impl Firewall {
+    /// Starts to look, and keeps `faults` in step with what is there. Must be called within a tokio runtime.
+    pub fn start(faults: Faults) -> Self {
+        let (sender, told) = watch::channel(Pods::default());
+        tokio::spawn(keep_looking(told, faults));
+        Self(sender)
+    }
+
+    /// Tells it what is known now.
+    pub fn tell(&self, cluster: &ClusterState, options: &AgentOptions, interfaces: PodInterfaces) {
+        let all = pod_cidrs(cluster, options);
+        let own = own_pod_cidrs(cluster, options);
+        let pods = Pods {
+            of_cluster: together(&all),
+            of_node: if own.is_empty() { all } else { own },
+            interfaces,
+        };
+        self.0.send_if_modified(|known| {
+            let is_news = *known != pods;
+            *known = pods;
+            is_news
+        });
+    }
+}
+
+async fn keep_looking(mut told: watch::Receiver<Pods>, faults: Faults) {
+    let mut watcher = Watcher::default();
+    let mut known = BTreeSet::new();
+    // Until the agent ends.
+    while let Ok(must) = told.has_changed() {
+        let pods = told.borrow_and_update().clone();
+        let looking = spawn_blocking(move || {
+            let seen = watcher.look(&pods, must);
+            (watcher, seen)
+        });
+        let seen = match looking.await {
+            Ok((looked, seen)) => {
+                watcher = looked;
+                seen
+            }
+            Err(error) => {
+                watcher = Watcher::default();
+                Err(error.into())
+            }
+        };
+        let mut pause = LOOK;
+        match seen {
+            Ok(Seen::Same) => {}
+            Ok(Seen::Nothing) => {
+                keep_in_step(&faults, &mut known, Vec::new());
+                pause = LOOK_FOR_NFTABLES;
+            }
+            Ok(Seen::Problems(problems)) => keep_in_step(&faults, &mut known, problems),
+            Err(error) => tracing::debug!(%error, "cannot look for firewalls"),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Few ranges that hold all of these, and not much else.
+fn together(ranges: &[IpNet]) -> Vec<IpNet> {
+    let families = around(ranges).into_iter().zip([true, false]).zip(WIDEST);
+    families
+        .flat_map(|((around, is_v4), widest)| match around {
+            Some(around) if around.prefix_len() >= widest => vec![around],
+            _ => {
+                let of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == is_v4);
+                IpNet::aggregate(&of_family.map(IpNet::trunc).collect())
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_taken_together_where_they_lie_together() {
+        for (ranges, expected) in [
+            (
+                &["10.244.1.0/24", "10.244.2.0/24", "fd00:244:1::/64"][..],
+                &["10.244.0.0/22", "fd00:244:1::/64"][..],
+            ),
+            (
+                &["10.244.1.0/24", "10.0.0.0/24", "10.0.1.0/24"],
+                &["10.0.0.0/23", "10.244.1.0/24"],
+            ),
+            (&["10.244.1.0/24", "10.244.0.0/16"], &["10.244.0.0/16"]),
+            (&[], &[]),
+        ] {
+            let nets =
+                |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+            assert_eq!(together(&nets(ranges)), nets(expected), "{ranges:?}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! A firewall of the node's that drops what pods send or are sent.
+//!
+//! The packets of pods that the stack forwards pass every base chain of the hook *forward*, and one that drops is enough: an
+//! accept in a table of ours would not overrule it. Nothing is written into tables of others. The chain is named, with the
+//! commands that mend it.
+//!
+//! A chain is named only if all new packets from pods, or all to pods, are dropped there. A rule accepts them if nothing
+//! but pods' addresses, pods' interfaces, the family or a new flow is its condition. One that asks a set about them counts as
+//! accepting, one that asks for anything else as not. The rules of the legacy iptables are elsewhere, and are not read.
+
+mod packet;
+#[cfg(test)]
+mod packet_tests;
+mod rule;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use ipnet::IpNet;
+use nix::net::if_::if_nameindex;
+
+use super::Problem;
+use super::nfnetlink::{self, Generations, RuleFamily, attribute, number, text};
+use packet::Packet;
+pub use packet::PodInterfaces;
+use walk::{Chains, Outcome, Read};
+
+/// How many ranges of a family the commands name.
+const MOST_RANGES: usize = 4;
+/// How often it is looked while the rules change meanwhile.
+const TRIES: usize = 3;
+/// `NF_INET_FORWARD`.
+const FORWARD: u32 = 2;
+/// `NFT_TABLE_F_DORMANT`, `NFT_TABLE_F_OWNER`.
+const DORMANT: u32 = 1;
+const OWNED: u32 = 2;
+
+/// Whose packets are to pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Where this node's pods have their addresses from. One side of what the node forwards is one of them.
+    pub of_node: Vec<IpNet>,
+    /// The ranges that a firewall should accept.
+    pub of_cluster: Vec<IpNet>,
+    /// By which interfaces their packets come and go.
+    pub interfaces: PodInterfaces,
+}
+
+/// What a look came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing changed since the last one.
+    Same,
+    /// The kernel has no nftables. It looks for a module with each question.
+    Nothing,
+    /// What is wrong now.
+    Problems(Vec<Problem>),
+}
+
+/// Looks again and again.
+#[derive(Debug, Default)]
+pub struct Watcher {
+    generations: Option<Generations>,
+    seen: Option<u32>,
+}
+
+impl Watcher {
+    /// Looks if the rules are other ones than at the last look, or if it must. It may take as long as it takes the kernel to
+    /// list all chains: not for a thread that others wait for.
+    pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<Seen> {
+        if must {
+            self.seen = None;
+        }
+        let generations = match self.generations.take() {
+            Some(generations) => generations,
+            None => Generations::open()?,
+        };
+        let Some(mut now) = generations.current()? else {
+            self.seen = None;
+            return Ok(Seen::Nothing);
+        };
+        let mut seen = Seen::Same;
+        for _ in 0..TRIES {
+            if self.seen == Some(now) {
+                break;
+            }
+            seen = Seen::Problems(problems(pods)?);
+            self.seen = Some(now);
+            // Chains of one generation say nothing with rules of another.
+            now = generations.current()?.unwrap_or(now);
+        }
+        self.generations = Some(generations);
+        Ok(seen)
+    }
+}
+
+/// A base chain of the hook *forward*.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct BaseChain {
+    family: RuleFamily,
+    table: String,
+    name: String,
+    /// Whether what reaches its end is dropped.
+    drops: bool,
+}
+
+impl BaseChain {
+    /// From the attributes of a chain.
+    fn read(family: RuleFamily, chain: &[u8]) -> Option<Self> {
+        // `NFTA_CHAIN_HOOK` and `NFTA_HOOK_HOOKNUM`, `NFTA_CHAIN_TABLE`, `…_NAME` and `…_POLICY`.
+        let hook = attribute(chain, 4)?;
+        if number(attribute(hook, 1)?)? != FORWARD {
+            return None;
+        }
+        Some(Self {
+            family,
+            table: text(attribute(chain, 1)?),
+            name: text(attribute(chain, 3)?),
+            drops: attribute(chain, 5).and_then(number) == Some(0),
+        })
+    }
+
+    /// What it drops: pairs of a family, whether that is IPv4, and a direction, whether from pods.
+    fn dropped(
+        &self,
+        pods: &Pods,
+        names: &BTreeMap<u32, String>,
+        read: &mut Read<'_>,
+    ) -> io::Result<BTreeSet<(bool, bool)>> {
+        let mut chains = Chains::new(read);
+        let mut dropped = BTreeSet::new();
+        for range in &pods.of_node {
+            let is_v4 = range.addr().is_ipv4();
+            if self.family == (if is_v4 { RuleFamily::Ip6 } else { RuleFamily::Ip }) {
+                continue;
+            }
+            for from_pods in [true, false] {
+                let packet = Packet {
+                    range: range.trunc(),
+                    from_pods,
+                    interfaces: &pods.interfaces,
+                    names,
+                };
+                let outcome = chains.outcome(&self.name, &packet)?;
+                if outcome == Outcome::Dropped || (outcome == Outcome::Through && self.drops) {
+                    dropped.insert((is_v4, from_pods));
+                }
+            }
+        }
+        Ok(dropped)
+    }
+
+    fn problem(&self, pods: &Pods, dropped: &BTreeSet<(bool, bool)>, is_owned: bool) -> Problem {
+        let directions: BTreeSet<_> = dropped.iter().map(|(_, from_pods)| *from_pods).collect();
+        let what = match (directions.contains(&true), directions.contains(&false)) {
+            (true, false) => "what pods send",
+            (false, true) => "what pods are sent",
+            _ => "what pods send and are sent",
+        };
+        let mut commands = Vec::new();
+        let mut are_all = true;
+        // IPv4 first, and first what pods send.
+        for (is_v4, from_pods) in dropped.iter().rev() {
+            let ranges = pods.of_cluster.iter();
+            let mut ranges = ranges.filter(|range| range.addr().is_ipv4() == *is_v4);
+            let named = ranges.by_ref().take(MOST_RANGES);
+            commands.extend(named.map(|range| self.command(range, *from_pods)));
+            are_all &= ranges.next().is_none();
+        }
+        let mend = if is_owned {
+            "the program that made it has to accept both directions of the pods' ranges".to_owned()
+        } else {
+            let rest = if are_all {
+                ""
+            } else {
+                ", and so on for the other ranges of pods"
+            };
+            format!(
+                "run {}{rest}, and let the firewall do so when it starts",
+                commands.join(" and ")
+            )
+        };
+        Problem {
+            object: format!("chain {} {} {}", self.family.name(), self.table, self.name),
+            message: format!("this firewall drops {what}: {mend}"),
+        }
+    }
+
+    /// Accepts a range before anything else.
+    fn command(&self, range: &IpNet, from_pods: bool) -> String {
+        let is_v4 = range.addr().is_ipv4();
+        let (table, chain) = (&self.table, &self.name);
+        if self.family != RuleFamily::Inet && table == "filter" && chain == "FORWARD" {
+            let program = if is_v4 { "iptables" } else { "ip6tables" };
+            let side = if from_pods { "-s" } else { "-d" };
+            return format!("`{program} -I FORWARD {side} {range} -j ACCEPT`");
+        }
+        let family = self.family.name();
+        let ip = if is_v4 { "ip" } else { "ip6" };
+        let side = if from_pods { "saddr" } else { "daddr" };
+        format!("`nft insert rule {family} {table} {chain} {ip} {side} {range} accept`")
+    }
+}
+
+/// The chains that drop packets of pods.
+fn problems(pods: &Pods) -> io::Result<Vec<Problem>> {
+    let mut found = Vec::new();
+    if pods.of_node.is_empty() {
+        return Ok(found);
+    }
+    let mut chains = Vec::new();
+    nfnetlink::chains(&mut |family, attributes| {
+        chains.extend(BaseChain::read(family, attributes));
+        true
+    })?;
+    if chains.is_empty() {
+        return Ok(found);
+    }
+    let names = interface_names();
+    for chain in chains {
+        let mut read = |name: &str| nfnetlink::rules(chain.family, &chain.table, name);
+        let dropped = chain.dropped(pods, &names, &mut read)?;
+        if dropped.is_empty() {
+            continue;
+        }
+        let flags = flags(chain.family, &chain.table)?;
+        if flags & DORMANT == 0 {
+            found.push(chain.problem(pods, &dropped, flags & OWNED != 0));
+        }
+    }
+    Ok(found)
+}
+
+/// `NFTA_TABLE_FLAGS`.
+fn flags(family: RuleFamily, table: &str) -> io::Result<u32> {
+    let mut flags = 0;
+    nfnetlink::tables(&mut |found, attributes| {
+        if found == family && attribute(attributes, 1).map(text).as_deref() == Some(table) {
+            flags = attribute(attributes, 2).and_then(number).unwrap_or(0);
+        }
+        true
+    })?;
+    Ok(flags)
+}
+
+fn interface_names() -> BTreeMap<u32, String> {
+    let interfaces = if_nameindex();
+    let interfaces = interfaces.iter().flatten();
+    interfaces
+        .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
+        .collect()
+}
