@@ -10,6 +10,7 @@ use harness::{
     Agent, Client, Endpoint, Forge, Frame, Node, NodeSpec, PacketSocket, Place, Pod, Probe, Server, Service,
     World, eventually, wait_for,
 };
+use proxy_common::maps::Reason;
 use serde_json::json;
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -165,6 +166,13 @@ pub fn captured(place: &Place) -> PacketSocket {
 /// The place's address of a family.
 pub fn of_family(place: &Place, is_v4: bool) -> IpAddr {
     place.addresses()[usize::from(!is_v4)]
+}
+
+/// How many packets a node has counted for some reasons.
+#[track_caller]
+pub fn counted(node: &Node, reasons: &[Reason]) -> u64 {
+    let counters = node.counters();
+    reasons.iter().map(|reason| counters[*reason as usize]).sum()
 }
 
 /// A number among a node's metrics; 0 if it is not there.
