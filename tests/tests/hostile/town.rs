@@ -175,6 +175,36 @@ pub fn counted(node: &Node, reasons: &[Reason]) -> u64 {
     reasons.iter().map(|reason| counters[*reason as usize]).sum()
 }
 
+/// What a node has refused for some reasons, from now on.
+pub struct Refusals<'a> {
+    node: &'a Node,
+    reasons: &'a [Reason],
+    before: u64,
+}
+
+impl<'a> Refusals<'a> {
+    #[track_caller]
+    pub fn of(node: &'a Node, reasons: &'a [Reason]) -> Self {
+        let before = counted(node, reasons);
+        Self {
+            node,
+            reasons,
+            before,
+        }
+    }
+
+    /// Asserts that so many packets at least were refused, all of which are through.
+    #[track_caller]
+    pub fn assert_rose_by(&self, sent: u64, what: &str) {
+        let refused = counted(self.node, self.reasons) - self.before;
+        let names: Vec<_> = self.reasons.iter().map(|reason| reason.name()).collect();
+        assert!(
+            refused >= sent,
+            "{what}: {refused} of {sent} were refused for {names:?}"
+        );
+    }
+}
+
 /// A number among a node's metrics; 0 if it is not there.
 #[track_caller]
 pub fn metric(node: &Node, series: &str) -> u64 {
