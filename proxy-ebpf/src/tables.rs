@@ -215,9 +215,18 @@ impl Tables for Live {
         let connections = has_connections(protocol);
         let taken = SHARES.get_ptr_mut(client);
         let all = SHARES.get_ptr_mut(Share::ALL);
-        let count =
-            |share: Option<*mut Share>| share.map_or(0, |share| read(kernel::share_of(share, connections)));
-        if !config.has_share(protocol, count(taken), count(all), self.is_own_pod(client)) {
+        let count = |share: Option<*mut Share>| {
+            share.map_or(0, |share| {
+                Share::count(read(kernel::share_of(share, connections)))
+            })
+        };
+        let used = count(taken);
+        if !config.has_share(protocol, used, count(all), self.is_own_pod(client)) {
+            if used >= Share::limit(config, protocol)
+                && let Some(share) = taken
+            {
+                kernel::set_number(kernel::share_of(share, connections), used | Share::REFUSED);
+            }
             return false;
         }
         add_share(client, taken, connections) && add_share(&Share::ALL, all, connections)
@@ -232,7 +241,7 @@ impl Tables for Live {
             if let Some(share) = SHARES.get_ptr_mut(key) {
                 let taken = kernel::share_of(share, has_connections(protocol));
                 let count = read(taken);
-                if count > 0 {
+                if Share::count(count) > 0 {
                     kernel::set_number(taken, count - 1);
                 }
             }
@@ -243,7 +252,7 @@ impl Tables for Live {
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
         let now = self.now();
         let Some(unanswered) = UNANSWERED.get_ptr_mut(client) else {
-            let first = RecentCount { tick: now, count: 1 };
+            let first = RecentCount::first(now);
             if !self.dry_run {
                 // One that cannot be counted goes uncounted.
                 let _ = UNANSWERED.insert(client, &first, 0);
@@ -274,7 +283,7 @@ impl Tables for Live {
     fn note_neighbour(&self, config: &Config, interface: u32) -> bool {
         let now = self.now();
         let Some(recent) = NEIGHBOURS.get_ptr_mut(interface) else {
-            let first = RecentCount { tick: now, count: 1 };
+            let first = RecentCount::first(now);
             let _ = NEIGHBOURS.insert(&interface, &first, 0);
             return config.neighbour_share > 0;
         };

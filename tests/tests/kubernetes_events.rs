@@ -3,12 +3,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::forge::packet;
 use harness::kubernetes::ControlPlane;
-use harness::{Service, Source, World, require_kubernetes, wait_for};
+use harness::{Endpoint, Service, Source, World, require_kubernetes, wait_for};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 const CHECK: u16 = 31999;
+const HEALTHZ: u16 = 10256;
+const NODE_PORT: u16 = 30_080;
+/// More SYN of one client, and more connections of one peer, than their shares are.
+const HANDSHAKES: u16 = 30_000;
+const CONNECTIONS: usize = 32;
 
 #[test]
 fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
@@ -83,4 +89,66 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
     for series in [requests(200, "GET"), requests(201, "POST")] {
         assert!(page.contains(&series), "no {series}in {page}");
     }
+}
+
+#[test]
+fn what_a_node_suffers_is_an_event_on_it() {
+    require_kubernetes!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let outside = world.add_client("outside");
+    let plane = ControlPlane::start(&world);
+    plane.apply(&node.object());
+    plane.apply_status(&node.object());
+    let service = Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .tcp("http", 80, 8080)
+        .node_port("http", NODE_PORT);
+    plane.apply(&service);
+    for slice in service.slices([Endpoint::at(&[outside.ip().into()])]) {
+        plane.apply(&slice);
+    }
+    let source = Source::Kubernetes {
+        kubeconfig: plane.kubeconfig(),
+    };
+    let mut agent = node.agent().source(source).start();
+    agent.wait_ready(30 * SECOND);
+    let told = |reason: &str, type_: &str, says: &str| {
+        wait_for(&format!("the event {reason}"), 20 * SECOND, || {
+            let list = plane.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
+            let items = list["items"].as_array().cloned().unwrap_or_default();
+            let ours = |event: &&serde_json::Value| {
+                event["reason"] == reason && event["note"].as_str().is_some_and(|note| note.contains(says))
+            };
+            let event = items.iter().find(ours);
+            let event = event.ok_or_else(|| anyhow::anyhow!("none among {items:?}"))?;
+            assert_eq!(event["type"], type_, "{event}");
+            assert_eq!(event["regarding"]["kind"], "Node", "{event}");
+            assert_eq!(event["regarding"]["name"], "n1", "{event}");
+            Ok::<_, anyhow::Error>(())
+        });
+    };
+
+    std::fs::remove_file(node.bpf_root().join("current/maps/FRONTENDS")).expect("a pin");
+    told("DataPlaneRestored", "Normal", "pins");
+
+    node.run_ip("rule add to 10.96.0.0/16 pref 100 unreachable");
+    told("DataPlaneIncomplete", "Warning", "route 10.96.");
+    node.run_ip("rule del to 10.96.0.0/16 pref 100 unreachable");
+
+    let (forge, to) = (
+        outside.forge_to(node),
+        SocketAddr::new(node.ip().into(), NODE_PORT),
+    );
+    for number in 0..HANDSHAKES {
+        let from = SocketAddr::from(([192, 168, 50, 222], 1024 + number));
+        forge.send(&packet::tcp(from, to, packet::SYN, 1, b""));
+    }
+    told("ClientShareReached", "Warning", "192.168.50.222: the share of ");
+
+    let healthz = SocketAddr::new(node.ip().into(), HEALTHZ);
+    let _held: Vec<_> = (0..CONNECTIONS)
+        .filter_map(|_| outside.tcp_connect(healthz).ok())
+        .collect();
+    told("TooManyConnections", "Warning", &outside.ip().to_string());
 }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
+use harness::forge::packet;
 use harness::{
     Agent, Client, Endpoint, Frame, NodeSpec, PATIENCE, Place, Pod, Probe, Server, Service, World, address,
-    eventually,
+    eventually, wait_for,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -211,6 +212,32 @@ fn datagrams_in_fragments_go_and_come_whole() {
                 ask_at_length(&place.udp_socket_for(to).expect("a socket"), to);
             }
         }
+    }
+}
+
+/// As of a host that puts options for the destination into its datagrams.
+#[test]
+fn datagrams_in_fragments_behind_destination_options_go_whole() {
+    harness::require_root!();
+    let town = Town::build(HOOKS_OFF);
+    let from = SocketAddr::new(town.client.ip6().into(), 4000);
+    let socket = town.client.udp_bind(from).expect("a socket");
+    socket.set_read_timeout(Some(SECOND)).expect("a deadline");
+    let forge = town.client.forge_out();
+    let question = vec![b'q'; 600];
+    let node_port = SocketAddr::new(town.world.node(1).ip6().into(), PORT);
+    for (id, to) in (7..).zip([cluster_ips()[1], node_port]) {
+        // A later fragment that overtakes its first one is lost, as everywhere.
+        wait_for("a datagram in fragments to be answered", PATIENCE, || {
+            for fragment in packet::fragments_with_options(&packet::udp(from, to, &question), id, 256) {
+                forge.send(&fragment);
+            }
+            let mut answer = vec![0; 8000];
+            let (length, by) = socket.recv_from(&mut answer)?;
+            assert_eq!(by, to);
+            assert!(answer[..length].ends_with(&question), "{length} bytes from {to}");
+            std::io::Result::Ok(())
+        });
     }
 }
 

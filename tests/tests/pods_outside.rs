@@ -89,6 +89,41 @@ fn what_pods_send_outside_carries_the_nodes_address() {
     }
 }
 
+/// Cloud providers serve facts about a machine at a link-local address of the link, and know none but machines.
+#[test]
+fn what_pods_send_to_a_metadata_server_carries_the_nodes_address() {
+    const METADATA: &str = "169.254.169.254";
+    harness::require_root!();
+    let town = Town::build("");
+    let server = town.world.add_client("metadata");
+    server.run_ip(&format!("addr add {METADATA}/32 dev eth0"));
+    let address: IpAddr = METADATA.parse().expect("an address");
+    let listener = server.tcp_listen(80).expect("a listener");
+    let socket = server.udp_bind(SocketAddr::new(address, 8053)).expect("a socket");
+    socket.set_read_timeout(Some(3 * SECOND)).expect("a deadline");
+    for number in [1, 2] {
+        let node = town.world.node(number);
+        node.run_ip(&format!("route add {METADATA}/32 dev eth0"));
+        let pod = node.add_pod(&format!("pod-{number}"));
+        let own = IpAddr::from(node.ip());
+        let _near = pod
+            .tcp_connect(SocketAddr::new(address, 80))
+            .expect("a connection");
+        let (_far, peer) = listener.accept().expect("a connection");
+        assert_eq!(peer.ip().to_canonical(), own);
+        let to = SocketAddr::new(address, 8053);
+        let asking = pod.udp_socket_for(to).expect("a socket");
+        asking.set_read_timeout(Some(3 * SECOND)).expect("a deadline");
+        asking.send_to(b"?", to).expect("to send");
+        let mut buffer = [0; 8];
+        let (_, peer) = socket.recv_from(&mut buffer).expect("a question");
+        assert_eq!(peer.ip().to_canonical(), own);
+        socket.send_to(b"!", peer).expect("to answer");
+        assert_eq!(asking.recv_from(&mut buffer).expect("an answer"), (1, to));
+        pod.ping(address, 3 * SECOND).expect("an echo reply");
+    }
+}
+
 /// A datagram in fragments, answered in fragments.
 #[track_caller]
 fn large_datagram(place: &Place, to: SocketAddr, seen_as: IpAddr) {

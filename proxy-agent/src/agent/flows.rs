@@ -1,4 +1,4 @@
-//! Passes over the flows: when, and what is told of them.
+//! Passes over the flows and looks at shares: when, and what is told of them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::outward::Outward;
 use crate::bpf::Datapath;
 use crate::events::Event;
-use crate::flows::{AtShare, Collected, ShareKind, Tables, pass};
+use crate::flows::{AtShare, Collected, ShareKind, Tables, look, pass};
 
-/// How often the tables are walked.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// How often shares are looked at. The flows are walked every second time.
+const INTERVAL: Duration = Duration::from_secs(5);
 /// Clients that a message names.
 const NAMED: usize = 5;
 const SUBJECT: &str = "flows";
@@ -25,6 +25,8 @@ pub type Outcome = std::io::Result<Collected>;
 pub struct Passes {
     outcomes: mpsc::Sender<Outcome>,
     is_under_way: bool,
+    /// Whether the last one walked the flows.
+    has_walked: bool,
     known: BTreeSet<AtShare>,
 }
 
@@ -37,6 +39,7 @@ impl Passes {
         let passes = Self {
             outcomes,
             is_under_way: false,
+            has_walked: false,
             known: BTreeSet::new(),
         };
         (passes, receiver, timer)
@@ -52,10 +55,12 @@ impl Passes {
             Err(error) => return tracing::warn!(%error, "walking the tables of flows"),
         };
         self.is_under_way = true;
+        let is_pass = !self.has_walked;
+        self.has_walked = is_pass;
         let outcomes = self.outcomes.clone();
         spawn_blocking(move || {
             // The loop may have ended.
-            let _ = outcomes.try_send(pass(&tables));
+            let _ = outcomes.try_send(if is_pass { pass(&tables) } else { look(&tables) });
         });
     }
 

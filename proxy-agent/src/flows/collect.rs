@@ -1,4 +1,4 @@
-//! One pass over the tables of flows that evict nothing.
+//! One pass over the tables of flows that evict nothing, and a look at what clients use of their shares.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,12 +18,12 @@ pub fn now() -> u32 {
     (now.as_nanos() >> 30) as u32
 }
 
+/// For how long a refusal counts: no less than the time between two looks.
+const LATELY: u16 = 10;
+
 /// Removes what has expired by `now`, and sets the counts of clients right.
 pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
-    let mut pods = HashMap::new();
-    tables.pods.for_each(|address, pod| {
-        pods.insert(address, pod.interface);
-    })?;
+    let pods = pods(tables)?;
     let mut walk = Walk {
         config: &tables.config,
         pods,
@@ -46,11 +46,46 @@ pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
     }
     let clients = shares.clone();
     shares.insert(Share::ALL, all);
-    correct(&tables.shares, &shares)?;
+    let noted = correct(&tables.shares, &shares)?;
     Ok(Collected {
         expired,
-        at_share: at_share(tables, &clients, &pods, now)?,
+        at_share: at_share(tables, &with_refusals(clients, &noted), &pods, now)?,
     })
+}
+
+/// What clients use by the programs' own counts.
+pub fn look(tables: &Tables, now: u32) -> io::Result<Collected> {
+    let mut shares = HashMap::new();
+    tables.shares.for_each(|client, share| {
+        shares.insert(client, share);
+    })?;
+    shares.remove(&Share::ALL);
+    Ok(Collected {
+        expired: 0,
+        at_share: at_share(tables, &shares, &pods(tables)?, now)?,
+    })
+}
+
+/// The pods' interfaces by their addresses.
+fn pods(tables: &Tables) -> io::Result<HashMap<Ip, u32>> {
+    let mut pods = HashMap::new();
+    tables.pods.for_each(|address, pod| {
+        pods.insert(address, pod.interface);
+    })?;
+    Ok(pods)
+}
+
+/// What was counted, with the refusals that the programs noted.
+fn with_refusals(mut counted: HashMap<Ip, Share>, noted: &HashMap<Ip, Share>) -> HashMap<Ip, Share> {
+    for (client, noted) in noted {
+        let (connections, streams) = (noted.connections & Share::REFUSED, noted.streams & Share::REFUSED);
+        if connections | streams != 0 {
+            let share = counted.entry(*client).or_default();
+            share.connections |= connections;
+            share.streams |= streams;
+        }
+    }
+    counted
 }
 
 struct Walk<'a> {
@@ -97,8 +132,9 @@ impl Walk<'_> {
     }
 }
 
-/// Writes the counts that differ, and removes those of clients that have nothing any more.
-fn correct(table: &HashTable<Ip, Share>, counted: &HashMap<Ip, Share>) -> io::Result<()> {
+/// Writes the counts that differ, and removes those of clients that have nothing any more. What the programs noted comes
+/// back.
+fn correct(table: &HashTable<Ip, Share>, counted: &HashMap<Ip, Share>) -> io::Result<HashMap<Ip, Share>> {
     let mut found = HashMap::new();
     table.for_each(|client, share| {
         found.insert(client, share);
@@ -113,7 +149,7 @@ fn correct(table: &HashTable<Ip, Share>, counted: &HashMap<Ip, Share>) -> io::Re
     for (client, share) in counted.iter().filter(|(client, _)| !found.contains_key(client)) {
         table.set(client, share)?;
     }
-    Ok(())
+    Ok(found)
 }
 
 fn at_share(
@@ -124,8 +160,8 @@ fn at_share(
 ) -> io::Result<Vec<AtShare>> {
     let config = &tables.config;
     let mut at_share = Vec::new();
-    let mut note = |client: &Ip, kind, used, share| {
-        if share > 0 && used >= share {
+    let mut note = |client: &Ip, kind, is_used_up: bool, share| {
+        if share > 0 && is_used_up {
             at_share.push(AtShare {
                 client: (*client).into(),
                 kind,
@@ -134,25 +170,26 @@ fn at_share(
         }
     };
     for (client, used) in shares {
-        note(
-            client,
-            ShareKind::Connections,
-            used.connections,
-            config.connection_share,
-        );
-        note(client, ShareKind::Streams, used.streams, config.stream_share);
+        for (kind, used, share) in [
+            (ShareKind::Connections, used.connections, config.connection_share),
+            (ShareKind::Streams, used.streams, config.stream_share),
+        ] {
+            // With the mark of a refusal it is larger than any share.
+            note(client, kind, used >= share, share);
+        }
     }
-    tables.unanswered.for_each(|client, unanswered| {
-        // Half of it is what was used up a tick ago.
-        let used = unanswered.at(now).saturating_mul(2);
-        note(&client, ShareKind::SourcePorts, used, config.unanswered_share);
+    tables.unanswered.for_each(|client, recent| {
+        let share = config.unanswered_share;
+        let is_used_up = recent.at(now) >= share || recent.was_refused(now, LATELY);
+        note(&client, ShareKind::SourcePorts, is_used_up, share);
     })?;
     tables.neighbours.for_each(|interface, recent| {
-        let used = recent.at(now).saturating_mul(2);
+        let share = config.neighbour_share;
+        let is_used_up = recent.at(now) >= share || recent.was_refused(now, LATELY);
         // A pod with several addresses is named by the least of them.
         let addresses = pods.iter().filter(|(_, of)| **of == interface);
         if let Some((pod, _)) = addresses.min_by_key(|(address, _)| **address) {
-            note(pod, ShareKind::Neighbours, used, config.neighbour_share);
+            note(pod, ShareKind::Neighbours, is_used_up, share);
         }
     })?;
     let mut host_ports: HashMap<Ip, u32> = HashMap::new();
@@ -160,7 +197,12 @@ fn at_share(
         *host_ports.entry(port.pod).or_default() += 1;
     })?;
     for (pod, used) in &host_ports {
-        note(pod, ShareKind::HostPorts, *used, HostPort::SHARE);
+        note(
+            pod,
+            ShareKind::HostPorts,
+            *used >= HostPort::SHARE,
+            HostPort::SHARE,
+        );
     }
     at_share.sort_unstable();
     Ok(at_share)

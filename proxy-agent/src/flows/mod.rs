@@ -7,6 +7,9 @@
 //!
 //! The programs count the flows of each client in `SHARES` as they come and go, without atomic operations. A pass sets the
 //! counts right.
+//!
+//! A client that reaches a share may be through before the next pass. So the programs leave a note where they refuse, and
+//! between two passes there is a look at counts and notes alone.
 
 mod collect;
 
@@ -115,6 +118,14 @@ impl ShareKind {
             Self::HostPorts => "a pod that asks for more is refused",
         }
     }
+}
+
+/// Looks which clients use all of a share, and walks no flows.
+///
+/// # Errors
+/// A map that cannot be read.
+pub fn look(tables: &Tables) -> io::Result<Collected> {
+    collect::look(tables, collect::now())
 }
 
 /// Walks the tables once.

@@ -114,19 +114,6 @@ fn check_translation(fake: &Fake, headers: &Headers, work: &Work, decision: Deci
     }
 }
 
-/// Counts one more, unless there are `most` already.
-fn count(recent: &mut RecentCount, now: u32, most: u32) -> bool {
-    let count = recent.at(now);
-    let has_room = count < most;
-    if has_room {
-        *recent = RecentCount {
-            tick: now,
-            count: count + 1,
-        };
-    }
-    has_room
-}
-
 /// Tables of plain hash maps.
 #[derive(Default)]
 pub struct Fake {
@@ -358,9 +345,12 @@ impl Tables for Fake {
     fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool {
         let is_own = self.is_own_pod(client);
         let mut shares = self.shares.borrow_mut();
-        let mut of = |key: &Ip| *Share::part(shares.entry(*key).or_default(), protocol);
+        let mut of = |key: &Ip| Share::count(*Share::part(shares.entry(*key).or_default(), protocol));
         let (taken, all) = (of(client), of(&Share::ALL));
         if !config.has_share(protocol, taken, all, is_own) {
+            if taken >= Share::limit(config, protocol) {
+                *Share::part(shares.entry(*client).or_default(), protocol) |= Share::REFUSED;
+            }
             return false;
         }
         for key in [client, &Share::ALL] {
@@ -374,17 +364,15 @@ impl Tables for Fake {
         for key in [client, &Share::ALL] {
             let share = shares.get_mut(key).expect("a share that was taken");
             let taken = Share::part(share, protocol);
-            *taken = taken.checked_sub(1).expect("a share is given back once");
+            assert!(Share::count(*taken) > 0, "a share is given back once");
+            *taken -= 1;
         }
     }
 
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
         let mut waiting = self.unanswered.borrow_mut();
-        count(
-            waiting.entry(*client).or_default(),
-            self.now(),
-            config.unanswered_share,
-        )
+        let recent = waiting.entry(*client).or_default();
+        recent.another(self.now(), config.unanswered_share)
     }
 
     fn note_answered(&self, client: &Ip) {
@@ -414,11 +402,8 @@ impl Tables for Fake {
 
     fn note_neighbour(&self, config: &Config, interface: u32) -> bool {
         let mut recent = self.neighbours.borrow_mut();
-        count(
-            recent.entry(interface).or_default(),
-            self.now(),
-            config.neighbour_share,
-        )
+        let recent = recent.entry(interface).or_default();
+        recent.another(self.now(), config.neighbour_share)
     }
 
     fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool {

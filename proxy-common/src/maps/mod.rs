@@ -11,8 +11,8 @@
 //! | `STREAMS` | the same: datagrams that go both ways for some time | the same | packet programs |
 //! | `NEW_FLOWS` | the same (LRU): flows that begin, those that ended, and those beyond a share | packet programs | packet programs |
 //! | `SHARES` | client's [`crate::Ip`] → [`Share`] (LRU) | packet programs, agent | packet programs |
-//! | `UNANSWERED` | client's [`crate::Ip`] → [`RecentCount`] (LRU) | packet programs | packet programs |
-//! | `NEIGHBOURS` | pod's interface → [`RecentCount`] (LRU) | packet programs | packet programs |
+//! | `UNANSWERED` | client's [`crate::Ip`] → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
+//! | `NEIGHBOURS` | pod's interface → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
 //! | `FRAGMENTS` | [`FragmentKey`] → [`FragmentPorts`] (LRU) | packet programs | packet programs |
 //! | `SOURCE_RANGES` | LPM of [`SourceRangeKey`] → `u32` | agent | programs that choose a backend |

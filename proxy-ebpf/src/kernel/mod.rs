@@ -113,20 +113,22 @@ pub fn set_number(number: *mut u32, value: u32) {
     unsafe { number.write_volatile(value) }
 }
 
-/// Counts one more; false, and nothing is counted, if there are `most` already. Two CPUs that do it at once
-/// may count one of two.
+/// Counts one more; false, and nothing is counted, if there are `most` already. Two CPUs that do it at once may count one
+/// of two.
 #[inline(always)]
 pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
     unsafe {
-        let count = read(recent).at(now);
-        if count >= most {
-            return false;
+        let mut counted = read(recent);
+        let has_room = counted.another(now, most);
+        if has_room {
+            (&raw mut (*recent).tick).write_volatile(counted.tick);
+            (&raw mut (*recent).count).write_volatile(counted.count);
+        } else {
+            (&raw mut (*recent).refused).write_volatile(counted.refused);
         }
-        (&raw mut (*recent).tick).write_volatile(now);
-        (&raw mut (*recent).count).write_volatile(count + 1);
+        has_room
     }
-    true
 }
 
 /// Counts one less, if there is one.

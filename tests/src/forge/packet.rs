@@ -12,6 +12,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
 
 /// TCP's flag FIN.
 pub const FIN: u8 = 0x01;
@@ -112,6 +113,29 @@ pub fn fragments(packet: &[u8], size: usize) -> Vec<Vec<u8>> {
         let offset = (number * size / 8) as u16 | if number < last { MORE } else { 0 };
         header[6..8].copy_from_slice(&offset.to_be_bytes());
         set_header_sum(&mut header);
+        [header.as_slice(), piece].concat()
+    };
+    content.chunks(size).enumerate().map(fragment).collect()
+}
+
+/// An IPv6 packet in fragments of `size` bytes, a multiple of eight, with options for its destination behind the fragment
+/// header: so the next header of each fragment is those options (RFC 8200 §4.5).
+#[must_use]
+pub fn fragments_with_options(packet: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
+    const FRAGMENT: u8 = 44;
+    const DESTINATION_OPTIONS: u8 = 60;
+    let (header, content) = packet.split_at(IPV6_HEADER);
+    // Padding of four bytes.
+    let content = [&[header[6], 0, 1, 4, 0, 0, 0, 0], content].concat();
+    let last = content.len().div_ceil(size) - 1;
+    let fragment = |(number, piece): (usize, &[u8])| {
+        let mut header = header.to_vec();
+        header[4..6].copy_from_slice(&length_of(8 + piece.len()));
+        header[6] = FRAGMENT;
+        let offset = (number * size) as u16 | u16::from(number < last);
+        header.extend([DESTINATION_OPTIONS, 0]);
+        header.extend(offset.to_be_bytes());
+        header.extend(id.to_be_bytes());
         [header.as_slice(), piece].concat()
     };
     content.chunks(size).enumerate().map(fragment).collect()

@@ -7,11 +7,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
-use harness::{PacketSocket, eventually};
+use harness::{Endpoint, PacketSocket, Service, eventually, wait_for};
 use proxy_common::maps::{Flow, FlowKey};
 
 use crate::tags::sender;
 use crate::town::{SOON, Town, came_before, captured, honest, of_family};
+
+const HOUR: Duration = Duration::from_hours(1);
 
 /// Forgets every flow of the first node's.
 fn forget_all(town: &Town) -> usize {
@@ -22,7 +24,7 @@ fn forget_all(town: &Town) -> usize {
 }
 
 /// Makes every flow of the first node this much older.
-fn age_all(town: &Town, by: Duration) {
+pub fn age_all(town: &Town, by: Duration) {
     const KEY: usize = size_of::<FlowKey>();
     const VALUE: usize = size_of::<Flow>();
     const SEEN: usize = std::mem::offset_of!(Flow, seen);
@@ -120,14 +122,37 @@ fn a_clients_segment_in_mid_flow_finds_its_backend_without_an_entry() {
 /// kube-proxy has the kernel remember a silent connection for 24 hours (`conntrack.tcpEstablishedTimeout`).
 #[test]
 fn connections_go_on_after_a_day_of_silence() {
-    const HOUR: Duration = Duration::from_hours(1);
     harness::require_root!();
-    let town = Town::build();
+    assert_remembered("", [23 * HOUR, 25 * HOUR]);
+}
+
+#[test]
+fn connections_are_remembered_for_as_long_as_the_operator_says() {
+    harness::require_root!();
+    let config = "conntrack: {tcpEstablishedTimeout: 1h}\n";
+    assert_remembered(config, [HOUR * 11 / 12, HOUR * 13 / 12]);
+}
+
+/// Connections are remembered after the first silence and not after the second. In both cases those go on that netfilter would
+/// let go on.
+#[track_caller]
+fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
+    let town = Town::with(harness::NodeSpec::millrace(), config);
     let listener = town.outside.tcp_listen(9100).expect("a listener");
     let capture = captured(&town.outside);
-    for (silence, is_remembered) in [(23 * HOUR, true), (25 * HOUR, false)] {
+    // The town's own servers would take the connections.
+    let at_web = town.web.tcp_listen(8181).expect("a listener");
+    let talk = Service::new("talk")
+        .cluster_ip("10.96.3.10")
+        .cluster_ip("fd00:96::3:10")
+        .tcp("talk", 90, 8181)
+        .node_port("talk", 30_090);
+    town.world.apply_all(talk.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&talk);
+    for (silence, is_remembered) in [(shorter, true), (longer, false)] {
         let mut out = Vec::new();
         let mut inward = Vec::new();
+        let mut speaking = Vec::new();
         for v4 in [true, false] {
             let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
             for outside_first in [false, true] {
@@ -143,6 +168,17 @@ fn connections_go_on_after_a_day_of_silence() {
                 let greeted = client.read(&mut [0; 256]).expect("a greeting");
                 assert!(greeted > 0);
                 inward.push((client, to));
+            }
+        }
+        for v4 in [true, false] {
+            let to = SocketAddr::new(of_family(town.node(), v4), 30_090);
+            for _ in 0..3 {
+                let mut client = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(to));
+                let (mut server, _) = at_web.accept().expect("a connection");
+                exchange(&mut client, &mut server)
+                    .and_then(|()| exchange(&mut server, &mut client))
+                    .expect("before");
+                speaking.push((client, server));
             }
         }
         age_all(&town, silence);
@@ -164,6 +200,14 @@ fn connections_go_on_after_a_day_of_silence() {
             };
             exchange(first, second).unwrap_or_else(|error| panic!("{what}: {error}"));
             exchange(second, first).unwrap_or_else(|error| panic!("{what}, back: {error}"));
+        }
+        for (mut client, mut server) in speaking {
+            // A segment of the server's says as little of its client.
+            let what = format!("after {silence:?}, the server of a node port first");
+            if is_remembered {
+                exchange(&mut server, &mut client).unwrap_or_else(|error| panic!("{what}: {error}"));
+            }
+            exchange(&mut client, &mut server).unwrap_or_else(|error| panic!("{what}, back: {error}"));
         }
         for (mut client, to) in inward {
             client.write_all(b"word\n").expect("to write");

@@ -3,48 +3,99 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::cni::PodSpec;
 use harness::forge::packet;
-use harness::{Place, Probe};
+use harness::{Forge, Place, Probe};
+use proxy_common::maps::Reason;
 use serde_json::json;
 
-use crate::town::{BALANCER, LOCAL_BALANCER, NODE_PORT, SOON, Town, at, of_family};
+use crate::town::{BALANCER, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, at, counted, of_family};
 
 const HANDSHAKES: u16 = 30_000;
 const DATAGRAMS: u16 = 60_000;
 /// Others who try.
 const OTHERS: usize = 100;
+/// Within what a share that was reached is told.
+const TOLD: Duration = Duration::from_secs(10);
+/// What becomes of a flow that begins.
+const BEGINS: [Reason; 3] = [Reason::NewFlow, Reason::SourcePortShare, Reason::NoSourcePort];
 
-/// Tries until it succeeds or the time is over.
-fn succeeds(within: Duration, attempt: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + within;
-    loop {
-        if attempt() {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-    }
+/// A flood that is over.
+struct Flood<'a> {
+    town: &'a Town,
+    what: &'a str,
+    sent: u64,
+    begun: u64,
+    refused: u64,
+    ended: Instant,
 }
 
-/// How many of a hundred others get an answer within the time that each has. Where the first ten all fail,
-/// the rest would.
-#[track_caller]
-fn assert_others_are_served(client: &Place, probe: Probe, to: SocketAddr, what: &str) {
-    let attempt = || client.ask_within(probe, to, SOON / 5).is_ok();
-    let (mut served, mut tried) = (0, 0);
-    while tried < OTHERS && (tried < 3 || served > 0) {
-        served += usize::from(succeeds(SOON, attempt));
-        tried += 1;
+impl<'a> Flood<'a> {
+    /// Sends packets as fast as they go.
+    fn send(town: &'a Town, forge: &Forge, what: &'a str, packets: impl Iterator<Item = Vec<u8>>) -> Self {
+        let begun = counted(town.node(), &BEGINS);
+        let refused = counted(town.node(), &[Reason::SourcePortShare]);
+        let mut sent = 0;
+        for packet in packets {
+            forge.send(&packet);
+            sent += 1;
+        }
+        Self {
+            town,
+            what,
+            sent,
+            begun,
+            refused,
+            ended: Instant::now(),
+        }
     }
-    assert!(
-        served * 100 >= tried * 99,
-        "{what}: {served} of {tried} were served at {to} by {probe:?}"
-    );
+
+    /// A hundred others begin at once when the flood ends, and 99 of them have an answer five seconds later.
+    #[track_caller]
+    fn assert_others_are_served(&self, client: &Place, probe: Probe, to: SocketAddr) {
+        let deadline = Instant::now() + SOON;
+        let served = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..OTHERS {
+                scope.spawn(|| {
+                    while let Some(left) = deadline.checked_duration_since(Instant::now()) {
+                        if client.ask_within(probe, to, left.min(SECOND)).is_ok() {
+                            served.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let (served, what) = (served.into_inner(), self.what);
+        assert!(
+            served * 100 >= OTHERS * 99,
+            "after {what}: {served} of {OTHERS} were served at {to} by {probe:?} within {SOON:?}"
+        );
+    }
+
+    /// The programs met what was sent.
+    #[track_caller]
+    fn assert_arrived(&self) {
+        let (sent, what) = (self.sent, self.what);
+        let begun = counted(self.town.node(), &BEGINS) - self.begun;
+        assert!(
+            begun * 100 >= sent * 95,
+            "{what}: {begun} flows of {sent} packets began or were refused"
+        );
+    }
+
+    /// The share was reached, and the gauge and `status` say so in time.
+    #[track_caller]
+    fn assert_share_is_told(&self, client: &str) {
+        let refused = counted(self.town.node(), &[Reason::SourcePortShare]) - self.refused;
+        assert!(refused > 0, "{}: nothing was refused", self.what);
+        self.town
+            .assert_share_is_told("source_ports", client, TOLD.saturating_sub(self.ended.elapsed()));
+    }
 }
 
 #[test]
@@ -52,22 +103,23 @@ fn handshakes_of_a_silent_client_do_not_close_a_service() {
     harness::require_root!();
     let town = Town::build();
     let forge = town.forge();
-    for (silent, v4) in [("192.168.50.222", true), ("fd00:50::222", false)] {
+    for (silent, named, v4) in [
+        ("192.168.50.222", "192.168.50.222", true),
+        ("fd00:50::222", "fd00:50::", false),
+    ] {
         let silent: IpAddr = silent.parse().expect("an address");
         for to in [
             SocketAddr::new(of_family(town.node(), v4), NODE_PORT),
             at(BALANCER[usize::from(!v4)], 80),
         ] {
-            for number in 0..HANDSHAKES {
+            let handshakes = (0..HANDSHAKES).map(|number| {
                 let from = SocketAddr::new(silent, 1024 + number);
-                forge.send(&packet::tcp(from, to, packet::SYN, 1, b""));
-            }
-            assert_others_are_served(
-                &town.outside,
-                Probe::Tcp,
-                to,
-                "after a silent client's handshakes",
-            );
+                packet::tcp(from, to, packet::SYN, 1, b"")
+            });
+            let flood = Flood::send(&town, &forge, "a silent client's handshakes", handshakes);
+            flood.assert_others_are_served(&town.outside, Probe::Tcp, to);
+            flood.assert_arrived();
+            flood.assert_share_is_told(named);
         }
     }
 }
@@ -78,14 +130,16 @@ fn handshakes_of_many_silent_clients_do_not_close_a_service() {
     harness::require_root!();
     let town = Town::build();
     let (forge, to) = (town.forge(), SocketAddr::new(town.node().ip().into(), NODE_PORT));
-    for number in 0..HANDSHAKES {
+    let handshakes = (0..HANDSHAKES).map(|number| {
         let [high, low] = number.to_be_bytes();
         let from = SocketAddr::from(([172, 31, high, low], 40_000));
-        forge.send(&packet::tcp(from, to, packet::SYN, 1, b""));
-    }
-    assert_others_are_served(&town.outside, Probe::Tcp, to, "after handshakes of many");
+        packet::tcp(from, to, packet::SYN, 1, b"")
+    });
+    let flood = Flood::send(&town, &forge, "handshakes of many", handshakes);
+    flood.assert_others_are_served(&town.outside, Probe::Tcp, to);
+    flood.assert_arrived();
     let local = at(LOCAL_BALANCER[0], 80);
-    assert_others_are_served(&town.outside, Probe::Tcp, local, "after handshakes of many");
+    flood.assert_others_are_served(&town.outside, Probe::Tcp, local);
 }
 
 /// Datagrams that are answered by errors or not at all do not close a service either.
@@ -95,10 +149,12 @@ fn datagrams_of_a_silent_client_do_not_close_a_service() {
     let town = Town::build();
     let (forge, to) = (town.forge(), SocketAddr::new(town.node().ip().into(), NODE_PORT));
     let silent: IpAddr = "192.168.50.222".parse().expect("an address");
-    for number in 0..DATAGRAMS {
-        forge.send(&packet::udp(SocketAddr::new(silent, 1024 + number), to, b"?"));
-    }
-    assert_others_are_served(&town.outside, Probe::Udp, to, "after a silent client's datagrams");
+    let datagrams =
+        (0..DATAGRAMS).map(|number| packet::udp(SocketAddr::new(silent, 1024 + number), to, b"?"));
+    let flood = Flood::send(&town, &forge, "a silent client's datagrams", datagrams);
+    flood.assert_others_are_served(&town.outside, Probe::Udp, to);
+    flood.assert_arrived();
+    flood.assert_share_is_told("192.168.50.222");
 }
 
 #[test]
@@ -111,16 +167,13 @@ fn handshakes_to_a_host_port_do_not_close_it() {
         .add_pod_by_plugin(&PodSpec::new("host-port").asking("portMappings", ports));
     let _server = pod.serve_tcp(8080);
     let (forge, to) = (town.forge(), SocketAddr::new(town.node().ip().into(), 8081));
-    for number in 0..HANDSHAKES {
+    let handshakes = (0..HANDSHAKES).map(|number| {
         let from = SocketAddr::from(([192, 168, 50, 222], 1024 + number));
-        forge.send(&packet::tcp(from, to, packet::SYN, 1, b""));
-    }
-    assert_others_are_served(
-        &town.outside,
-        Probe::Tcp,
-        to,
-        "after a silent client's handshakes",
-    );
+        packet::tcp(from, to, packet::SYN, 1, b"")
+    });
+    let flood = Flood::send(&town, &forge, "a silent client's handshakes", handshakes);
+    flood.assert_others_are_served(&town.outside, Probe::Tcp, to);
+    flood.assert_arrived();
 }
 
 /// A resolver outside that answers questions, and nothing else that comes.
@@ -171,20 +224,13 @@ fn datagrams_of_one_pod_do_not_close_a_destination_to_others() {
     for v4 in [true, false] {
         let to = SocketAddr::new(of_family(&town.outside, v4), 5300);
         let from = of_family(&town.pod, v4);
-        for number in 0..DATAGRAMS {
-            forge.send(&packet::udp(
-                SocketAddr::new(from, 1024 + number),
-                to,
-                b"not a question",
-            ));
-        }
-        assert_others_are_served(&town.web, Probe::Udp, to, "after another pod's datagrams");
-        assert_others_are_served(
-            &town.web,
-            Probe::UdpConnected,
-            to,
-            "after another pod's datagrams",
-        );
+        let datagrams = (0..DATAGRAMS)
+            .map(|number| packet::udp(SocketAddr::new(from, 1024 + number), to, b"not a question"));
+        let flood = Flood::send(&town, &forge, "another pod's datagrams", datagrams);
+        flood.assert_others_are_served(&town.web, Probe::Udp, to);
+        flood.assert_arrived();
+        flood.assert_share_is_told(&from.to_string());
+        flood.assert_others_are_served(&town.web, Probe::UdpConnected, to);
     }
 }
 
@@ -199,12 +245,22 @@ fn other_packets_of_one_pod_do_not_close_a_destination_to_others() {
         town.pod.ip().into(),
         SocketAddr::new(town.outside.ip().into(), 8080),
     );
-    for number in 0..DATAGRAMS {
+    let packets = (0..DATAGRAMS).flat_map(|number| {
         let source = SocketAddr::new(from, 1024 + number);
-        forge.send(&packet::tcp(source, to, packet::SYN, 1, b""));
-        forge.send(&packet::echo(from, to.ip(), true, 1024 + number, b"?"));
-    }
-    assert_others_are_served(&town.web, Probe::Tcp, to, "after another pod's handshakes");
+        [
+            packet::tcp(source, to, packet::SYN, 1, b""),
+            packet::echo(from, to.ip(), true, 1024 + number, b"?"),
+        ]
+    });
+    let flood = Flood::send(
+        &town,
+        &forge,
+        "another pod's handshakes and echo requests",
+        packets,
+    );
+    flood.assert_others_are_served(&town.web, Probe::Tcp, to);
+    flood.assert_arrived();
+    flood.assert_share_is_told(&from.to_string());
     town.web
         .ping(to.ip(), SOON)
         .expect("an echo reply, after another pod's echo requests");

@@ -3,12 +3,17 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::cni::PodSpec;
 use harness::forge::packet;
-use harness::{Endpoint, Forge, PacketSocket, Place, Server, Service};
+use harness::{Endpoint, Forge, PacketSocket, Place, Pod, Probe, Server, Service, eventually};
+use proxy_common::maps::Reason;
+use serde_json::json;
 
-use crate::town::{SECOND, SOON, Town, at, of_family, wait_served};
+use crate::town::{SECOND, SOON, Town, at, counted, metric, of_family, wait_served};
 
 /// Connections of each kind.
 const EACH: usize = 10;
@@ -16,6 +21,16 @@ const EACH: usize = 10;
 const PORTS: u32 = 50_000;
 /// Questions that may be under way, which the server's socket has room for.
 const WINDOW: usize = 256;
+/// Services that are asked.
+const SERVICES: u16 = 3;
+/// What becomes of a flow that begins.
+const BEGINS: [Reason; 3] = [Reason::NewFlow, Reason::SourcePortShare, Reason::NoSourcePort];
+/// Where the connections lead.
+const BALANCER: [&str; 2] = ["203.0.113.91", "2001:db8:7::91"];
+const LOCAL_BALANCER: [&str; 2] = ["203.0.113.90", "2001:db8:7::90"];
+const PORT: u16 = 30_090;
+const LOCAL_PORT: u16 = 30_091;
+const HOST_PORT: u16 = 8091;
 
 /// Who speaks first after the silence.
 #[derive(Clone, Copy, Debug)]
@@ -104,14 +119,13 @@ impl Questions<'_> {
 
     /// Asks `count` times, not faster than the server answers.
     #[track_caller]
-    fn ask(&self, count: u32, mut meanwhile: impl FnMut(u32)) {
+    fn ask(&self, count: u32) {
         let (start, mut lost) = (self.served(), 0);
         for number in 0..count {
             let to = self.services[(number / PORTS) as usize % self.services.len()];
             let port = u16::try_from(10_000 + number % PORTS).expect("a port");
             self.forge
                 .send(&packet::udp(SocketAddr::new(self.from, port), to, b"?"));
-            meanwhile(number);
             let asked = number as usize + 1;
             if asked.is_multiple_of(WINDOW) {
                 // A few may be lost where the machine has much else to do.
@@ -157,16 +171,11 @@ fn assert_gauges_are_right(town: &Town) {
     ];
     let count = || TABLES.map(|(table, _)| town.node().table::<40, 64>(table).len());
     let before = count();
-    let metrics = town
-        .node()
-        .http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/metrics")
-        .expect("metrics")
-        .body;
+    let gauges =
+        TABLES.map(|(_, label)| metric(town.node(), &format!("millrace_map_entries{{map=\"{label}\"}}")));
     let after = count();
-    for (number, (table, label)) in TABLES.iter().enumerate() {
-        let name = format!("millrace_map_entries{{map=\"{label}\"}} ");
-        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
-        let gauge: usize = line.expect(&name).parse().expect("a number");
+    for (number, (table, _)) in TABLES.iter().enumerate() {
+        let gauge = usize::try_from(gauges[number]).expect("a number");
         let (least, most) = (
             before[number].min(after[number]),
             before[number].max(after[number]),
@@ -182,14 +191,107 @@ fn assert_gauges_are_right(town: &Town) {
     );
 }
 
+/// Handshakes of ever other hosts, as fast as they go, until the end is asked for; how many there were.
+fn flood(forge: &Forge, to: SocketAddr, is_over: &AtomicBool) -> u64 {
+    let mut sent = 0_u32;
+    while !is_over.load(Ordering::Relaxed) {
+        let [round, site, high, low] = sent.to_be_bytes();
+        let from = SocketAddr::from(([172, 16 + site % 16, high, low], 1024 + u16::from(round)));
+        forge.send(&packet::tcp(from, to, packet::SYN, sent, b""));
+        sent += 1;
+    }
+    sent.into()
+}
+
+/// Services whose only backend is a pod, by ports of its own, since servers of the town's would take the connections.
+fn serve(town: &Town, backend: &Pod) {
+    let long = Service::new("long")
+        .cluster_ip("10.96.3.10")
+        .cluster_ip("fd00:96::3:10")
+        .tcp("talk", 90, 9000)
+        .node_port("talk", PORT)
+        .load_balancer_ip(BALANCER[0])
+        .load_balancer_ip(BALANCER[1]);
+    let near = Service::new("long-near")
+        .cluster_ip("10.96.3.11")
+        .cluster_ip("fd00:96::3:11")
+        .tcp("talk", 90, 9000)
+        .node_port("talk", LOCAL_PORT)
+        .load_balancer_ip(LOCAL_BALANCER[0])
+        .load_balancer_ip(LOCAL_BALANCER[1])
+        .set("externalTrafficPolicy", json!("Local"));
+    for service in [&long, &near] {
+        town.world.apply_all(service.slices([Endpoint::of(backend)]));
+        town.world.apply(service);
+    }
+    for address in [BALANCER, LOCAL_BALANCER].concat() {
+        let length = if address.contains(':') { 128 } else { 32 };
+        let prefix = format!("{address}/{length}");
+        town.outside
+            .route_via(prefix.parse().expect("a prefix"), town.node());
+    }
+    let _talking = backend.serve_tcp(9000);
+    for address in [BALANCER, LOCAL_BALANCER].concat() {
+        eventually("the service", 2 * SOON, || {
+            let answer = town.outside.ask_within(Probe::Tcp, at(address, 90), SECOND);
+            answer.is_ok()
+        });
+    }
+}
+
+/// Opens connections of every kind.
+fn open_all(town: &Town) -> Vec<Idle> {
+    let (outside, web, pod) = (&town.outside, &town.web, &town.pod);
+    serve(town, web);
+    let ports = json!([{"hostPort": HOST_PORT, "containerPort": 9000, "protocol": "tcp"}]);
+    let mapped = town
+        .node()
+        .add_pod_by_plugin(&PodSpec::new("mapped").asking("portMappings", ports));
+    let far = town.world.node(2).add_pod("far");
+    let listen = |place: &Place, port: u16| place.tcp_listen(port).expect("a listener");
+    let (at_web, at_mapped) = (listen(web, 9000), listen(&mapped, 9000));
+    let (at_outside, at_far) = (listen(outside, 9100), listen(&far, 9000));
+    let mut idle = Vec::new();
+    for v4 in [true, false] {
+        let n = usize::from(!v4);
+        let own = |port: u16| SocketAddr::new(of_family(town.node(), v4), port);
+        let cluster_ip = at(["10.96.3.10", "fd00:96::3:10"][n], 90);
+        let to_outside = SocketAddr::new(of_family(outside, v4), 9100);
+        let to_far = SocketAddr::new(of_family(&far, v4), 9000);
+        let kinds: [(&Place, SocketAddr, &TcpListener, &str); 10] = [
+            (pod, to_outside, &at_outside, "pod to outside"),
+            (pod, to_far, &at_far, "pod to a pod of another node"),
+            (pod, cluster_ip, &at_web, "pod to a cluster IP"),
+            (pod, own(PORT), &at_web, "pod to a node port"),
+            (outside, own(PORT), &at_web, "outside to a node port"),
+            (outside, own(LOCAL_PORT), &at_web, "outside to a node port, Local"),
+            (outside, at(BALANCER[n], 90), &at_web, "outside to a balancer"),
+            (
+                outside,
+                at(LOCAL_BALANCER[n], 90),
+                &at_web,
+                "outside to a balancer, Local",
+            ),
+            (outside, own(HOST_PORT), &at_mapped, "outside to a host port"),
+            (pod, own(HOST_PORT), &at_mapped, "pod to a host port"),
+        ];
+        for (client, to, listener, what) in kinds {
+            idle.extend(open(client, to, listener, what));
+        }
+    }
+    idle
+}
+
 #[test]
 fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     harness::require_root!();
     let town = Town::build();
     // Three services with a server each, so that a source port makes three flows.
     let resolver = town.node().add_pod("resolver");
-    let servers: Vec<Server> = (0..3).map(|number| resolver.serve_udp(5353 + number)).collect();
-    let services: Vec<SocketAddr> = (0..3)
+    let servers: Vec<Server> = (0..SERVICES)
+        .map(|number| resolver.serve_udp(5353 + number))
+        .collect();
+    let services: Vec<SocketAddr> = (0..SERVICES)
         .map(|number| {
             let ip = format!("10.96.3.{number}");
             let service =
@@ -201,79 +303,43 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
             at(&ip, 53)
         })
         .collect();
-    let (outside, web) = (&town.outside, &town.web);
-    // By ports of its own, since servers of the town's would take the connections.
-    let long = Service::new("long")
-        .cluster_ip("10.96.3.10")
-        .cluster_ip("fd00:96::3:10")
-        .tcp("talk", 90, 9000)
-        .node_port("talk", 30_090);
-    let near = Service::new("long-near")
-        .cluster_ip("10.96.3.11")
-        .cluster_ip("fd00:96::3:11")
-        .tcp("talk", 90, 9000)
-        .load_balancer_ip("203.0.113.90")
-        .load_balancer_ip("2001:db8:7::90")
-        .set("externalTrafficPolicy", serde_json::json!("Local"));
-    for service in [&long, &near] {
-        town.world.apply_all(service.slices([Endpoint::of(web)]));
-        town.world.apply(service);
-    }
-    for prefix in ["203.0.113.90/32", "2001:db8:7::90/128"] {
-        outside.route_via(prefix.parse().expect("a prefix"), town.node());
-    }
-    {
-        let _talking = web.serve_tcp(9000);
-        for to in ["203.0.113.90", "2001:db8:7::90"] {
-            harness::eventually("the service", 2 * SOON, || {
-                outside
-                    .ask_within(harness::Probe::Tcp, at(to, 90), SECOND)
-                    .is_ok()
-            });
-        }
-    }
-    harness::eventually("the resolver", 2 * SOON, || {
-        town.pod
-            .ask_within(harness::Probe::Udp, services[2], SECOND)
-            .is_ok()
+    // Another pod than those with connections.
+    let asker = town.node().add_pod("asker");
+    eventually("the resolver", 2 * SOON, || {
+        asker.ask_within(Probe::Udp, services[2], SECOND).is_ok()
     });
-    let at_outside = outside.tcp_listen(9100).expect("a listener");
-    let at_web = web.tcp_listen(9000).expect("a listener");
-    let mut idle = Vec::new();
-    for v4 in [true, false] {
-        let n = usize::from(!v4);
-        let to_outside = SocketAddr::new(of_family(outside, v4), 9100);
-        idle.extend(open(&town.pod, to_outside, &at_outside, "pod to outside"));
-        let node_port = SocketAddr::new(of_family(town.node(), v4), 30_090);
-        idle.extend(open(outside, node_port, &at_web, "outside to a node port"));
-        let balancer = at(["203.0.113.90", "2001:db8:7::90"][n], 90);
-        idle.extend(open(
-            outside,
-            balancer,
-            &at_web,
-            "outside to a balancer's address, Local",
-        ));
-        let cluster_ip = at(["10.96.3.10", "fd00:96::3:10"][n], 90);
-        idle.extend(open(&town.pod, cluster_ip, &at_web, "pod to a cluster IP"));
-        idle.extend(open(&town.pod, node_port, &at_web, "pod to a node port"));
-    }
+    let mut idle = open_all(&town);
     let asking = Questions {
-        forge: town.pod.forge_out(),
-        from: town.pod.ip().into(),
+        forge: asker.forge_out(),
+        from: asker.ip().into(),
         services,
         servers: &servers,
     };
-    // One silent client's handshakes meanwhile, one for each three questions.
-    let (flood, node_port) = (town.forge(), SocketAddr::new(town.node().ip().into(), 30_080));
-    asking.ask(questions(), |number| {
-        if number % 3 == 0 {
-            let port = u16::try_from(1024 + number / 3 % 60_000).expect("a port");
-            let from = SocketAddr::new("192.168.50.222".parse().expect("an address"), port);
-            flood.send(&packet::tcp(from, node_port, packet::SYN, number, b""));
-        }
+    let node_port = SocketAddr::new(town.node().ip().into(), 30_080);
+    let (handshakes, is_over) = (town.forge(), AtomicBool::new(false));
+    let (count, begun) = (questions(), counted(town.node(), &BEGINS));
+    let (start, sent) = (Instant::now(), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let _ends = Ends(&is_over);
+        scope.spawn(|| sent.store(flood(&handshakes, node_port, &is_over), Ordering::Relaxed));
+        asking.ask(count);
     });
+    let (sent, took) = (sent.into_inner(), start.elapsed());
+    let rate = |count: u64| count * 1000 / u64::try_from(took.as_millis()).expect("some days").max(1);
+    println!(
+        "{count} questions, {} each second, beside {sent} handshakes, {} each second",
+        rate(count.into()),
+        rate(sent)
+    );
+    // Of the questions no more than these are new flows for certain.
+    let new = u64::from(count.min(PORTS * u32::from(SERVICES)));
+    let begun = counted(town.node(), &BEGINS) - begun;
+    assert!(
+        sent > 0 && begun * 100 >= (sent + new) * 95,
+        "{begun} flows began or were refused, of {sent} handshakes and {new} questions"
+    );
     assert_gauges_are_right(&town);
-    let capture = outside.packet_socket("eth0").expect("a capture");
+    let capture = town.outside.packet_socket("eth0").expect("a capture");
     let dead = dead(&mut idle);
     let left = untranslated(&capture);
     assert!(
@@ -283,5 +349,14 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
         idle.len()
     );
     assert_eq!(left, 0, "packets that left with a pod's address");
-    wait_served(outside, node_port);
+    wait_served(&town.outside, node_port);
+}
+
+/// Ends what runs beside, also where something fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

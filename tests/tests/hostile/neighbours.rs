@@ -223,6 +223,8 @@ fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
             });
         }
         eventually("packets to be refused", SOON, || refused() > before.1 + 300);
+        // A pod is named by its IPv4 address.
+        town.assert_share_is_told("neighbours", &town.pod.ip().to_string(), 2 * SOON);
         let new = looked_for(node).saturating_sub(before.0);
         assert!(new <= FEW, "{new} neighbours for a scan from {from}");
         // The pod still reaches a neighbour that the node knows, and others reach new ones.

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use harness::forge::packet;
 use harness::{NodeSpec, PacketSocket, Service, eventually};
 use ipnet::IpNet;
+use proxy_common::maps::Reason;
 use serde_json::json;
 
 use crate::town::{
-    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, SOON, Town, assert_nothing_came, at, captured,
-    datagram, honest, of_family, wait_served,
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, Refusals, SOON, Town, assert_nothing_came, at,
+    captured, datagram, honest, of_family, wait_served,
 };
 
 const FORGED: &[u8] = b"forged";
@@ -26,6 +27,7 @@ fn assert_are_no_sources(town: &Town, capture: &PacketSocket, sources: &[IpAddr]
     for source in sources {
         let mut all = town.entrances(source.is_ipv4());
         all.push(SocketAddr::new(of_family(&town.web, source.is_ipv4()), 9));
+        let refused = Refusals::of(town.node(), &[Reason::ForgedSource, Reason::MappedAddress]);
         for to in &all {
             forge.send(&datagram((*source, 999), *to, FORGED));
             forge.send(&packet::tcp(
@@ -38,6 +40,7 @@ fn assert_are_no_sources(town: &Town, capture: &PacketSocket, sources: &[IpAddr]
         }
         let what = format!("{when}, in the name of {source}");
         assert_nothing_came(capture, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+        refused.assert_rose_by(2 * all.len() as u64, &what);
     }
 }
 
@@ -203,6 +206,7 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
         eventually("the programs to know", SOON * 5, || {
             node.cli(&asked).is_ok_and(|trace| trace["verdict"] == "drop")
         });
+        let refused = Refusals::of(node, &[Reason::ReversePath]);
         for to in town.entrances(true) {
             forge.send(&datagram(elsewhere, to, FORGED));
             forge.send(&packet::tcp(
@@ -220,6 +224,7 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
             &what,
             honest(&town.outside, at(BALANCER[0], 80)),
         );
+        refused.assert_rose_by(2 * town.entrances(true).len() as u64, &what);
         node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
     }
     // Loose filters and none ask for no such thing; and the stricter of both settings counts.

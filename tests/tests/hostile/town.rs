@@ -8,8 +8,9 @@ use harness::config::DEFAULTS;
 use harness::forge::packet;
 use harness::{
     Agent, Client, Endpoint, Forge, Frame, Node, NodeSpec, PacketSocket, Place, Pod, Probe, Server, Service,
-    World, eventually,
+    World, eventually, wait_for,
 };
+use proxy_common::maps::Reason;
 use serde_json::json;
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -34,7 +35,7 @@ pub struct Town {
     /// Another pod there.
     pub pod: Pod,
     _servers: [Server; 2],
-    _agents: Vec<Agent>,
+    agents: Vec<Agent>,
 }
 
 impl Town {
@@ -72,7 +73,7 @@ impl Town {
             web,
             pod,
             _servers: servers,
-            _agents: agents,
+            agents,
         }
     }
 
@@ -89,6 +90,26 @@ impl Town {
     /// What comes in at the backend.
     pub fn at_web(&self) -> PacketSocket {
         captured(&self.web)
+    }
+
+    /// Waits until the first node's gauge, `status` and log say that a client uses all of a share.
+    #[track_caller]
+    pub fn assert_share_is_told(&self, kind: &str, client: &str, within: Duration) {
+        let what = format!("the share of {kind} of {client} to be told");
+        let series = format!("millrace_clients_at_share{{share=\"{kind}\"}}");
+        wait_for(&what, within, || {
+            let gauge = metric(self.node(), &series);
+            let status = self.node().cli(&["status"]).expect("a status");
+            let errors = status["errors"].to_string();
+            if gauge >= 1 && errors.contains(&format!("{client}: the share of ")) {
+                Ok(())
+            } else {
+                Err(format!("{gauge} in the gauge: {errors}"))
+            }
+        });
+        // An event has the line of the log.
+        let log = self.agents[0].log();
+        assert!(log.contains(&format!("{client}: the share of ")), "{log}");
     }
 
     /// The places of both services that a host outside may send to, of this family, with the backend's own
@@ -145,6 +166,54 @@ pub fn captured(place: &Place) -> PacketSocket {
 /// The place's address of a family.
 pub fn of_family(place: &Place, is_v4: bool) -> IpAddr {
     place.addresses()[usize::from(!is_v4)]
+}
+
+/// How many packets a node has counted for some reasons.
+#[track_caller]
+pub fn counted(node: &Node, reasons: &[Reason]) -> u64 {
+    let counters = node.counters();
+    reasons.iter().map(|reason| counters[*reason as usize]).sum()
+}
+
+/// What a node has refused for some reasons, from now on.
+pub struct Refusals<'a> {
+    node: &'a Node,
+    reasons: &'a [Reason],
+    before: u64,
+}
+
+impl<'a> Refusals<'a> {
+    #[track_caller]
+    pub fn of(node: &'a Node, reasons: &'a [Reason]) -> Self {
+        let before = counted(node, reasons);
+        Self {
+            node,
+            reasons,
+            before,
+        }
+    }
+
+    /// Asserts that so many packets at least were refused, all of which are through.
+    #[track_caller]
+    pub fn assert_rose_by(&self, sent: u64, what: &str) {
+        let refused = counted(self.node, self.reasons) - self.before;
+        let names: Vec<_> = self.reasons.iter().map(|reason| reason.name()).collect();
+        assert!(
+            refused >= sent,
+            "{what}: {refused} of {sent} were refused for {names:?}"
+        );
+    }
+}
+
+/// A number among a node's metrics; 0 if it is not there.
+#[track_caller]
+pub fn metric(node: &Node, series: &str) -> u64 {
+    let page = node
+        .http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/metrics")
+        .expect("metrics")
+        .body;
+    let value = page.lines().find_map(|line| line.strip_prefix(series));
+    value.map_or(0, |text| text.trim().parse().expect("a number"))
 }
 
 /// Asserts that nothing of a forgery came before the honest packet, which must come. Neighbours may have to

@@ -4,13 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use harness::config::DEFAULTS;
 use harness::forge::{Ethernet, VLAN, link, packet};
-use harness::{Client, Endpoint, Node, NodeSpec, Place, Pod, Service, World};
+use harness::{Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Service, World, eventually};
+use proxy_common::maps::Reason;
 
-use crate::town::{assert_nothing_came, at, captured, datagram, honest, wait_served};
+use crate::town::{Refusals, SECOND, SOON, assert_nothing_came, at, captured, datagram, honest, wait_served};
 
 const PORT: u16 = 8472;
 const SEGMENT: u32 = 1;
 const FORGED: &[u8] = b"forged";
+/// Why a node refuses what strangers send to its tunnel, or in it.
+const STRANGE: &[Reason] = &[Reason::TunnelSource, Reason::ForgedSource];
 
 /// Three nodes with pods and a tunnel between them, and a host on their link.
 struct Town {
@@ -104,6 +107,7 @@ fn vxlan_of_a_pod_reaches_no_node() {
             .udp_socket_for(town.tunnel_port(number))
             .expect("a socket");
         let forge = attacker.forge_out();
+        let refused = Refusals::of(n1, &[Reason::TunnelPort]);
         for source in sources {
             let forgery = forgery(node, source, victim);
             let _ = socket.send_to(&forgery, town.tunnel_port(number));
@@ -117,6 +121,8 @@ fn vxlan_of_a_pod_reaches_no_node() {
         let to = SocketAddr::new(victim.ip().into(), 9);
         let what = format!("from a pod by the tunnel to n{number}");
         assert_nothing_came(&capture, FORGED, &what, honest(attacker, to));
+        // By the port, by the service, and the first fragments.
+        refused.assert_rose_by(3 * sources.len() as u64, &what);
     }
 }
 
@@ -203,9 +209,11 @@ fn vxlan_of_a_pod_through_the_tunnel_itself_reaches_no_node() {
     let inner = datagram((attacker.ip().into(), 999), town.tunnel_port(2), &forgery);
     let n1 = SocketAddr::new(town.world.node(1).ip().into(), 40_000);
     let outer = packet::udp(n1, town.tunnel_port(2), &carried(n2, &inner));
+    let refused = Refusals::of(n2, STRANGE);
     town.outside.forge_to(n2).send(&outer);
     let to = SocketAddr::new(victim.ip().into(), 9);
     assert_nothing_came(&capture, FORGED, "a tunnel in the tunnel", honest(attacker, to));
+    refused.assert_rose_by(1, "a tunnel in the tunnel");
 }
 
 #[test]
@@ -223,6 +231,7 @@ fn vxlan_of_a_stranger_reaches_no_pod() {
         n2.ip(),
         Ipv4Addr::LOCALHOST,
     ];
+    let refused = Refusals::of(n2, STRANGE);
     for stranger in strangers {
         for source in [
             IpAddr::from(town.pod(1).ip()),
@@ -248,6 +257,8 @@ fn vxlan_of_a_stranger_reaches_no_pod() {
     let _ = socket.send_to(&forgery(n2, town.pod(1).ip().into(), victim), town.tunnel_port(2));
     let to = SocketAddr::new(victim.ip().into(), 9);
     assert_nothing_came(&capture, FORGED, "from a stranger", honest(town.pod(1), to));
+    // Whole, and by their first fragments.
+    refused.assert_rose_by(2 * 4 * strangers.len() as u64 + 1, "from a stranger");
 }
 
 #[test]
@@ -278,6 +289,7 @@ fn a_nodes_tunnel_carries_that_nodes_pods_only() {
         "::1".parse().expect("an address"),
         "10.96.0.1".parse().expect("an address"),
     ];
+    let refused = Refusals::of(n2, STRANGE);
     for source in sources {
         by_tunnel(&forgery(n2, source, victim));
     }
@@ -287,6 +299,7 @@ fn a_nodes_tunnel_carries_that_nodes_pods_only() {
     assert_nothing_came(&capture, FORGED, "in a node's name", |mark| {
         by_tunnel(&carried(n2, &datagram((pod_of_n1, 999), to, mark)));
     });
+    refused.assert_rose_by(sources.len() as u64, "in a node's name");
 }
 
 /// A peer sends to this node and its pods by the tunnel, and to nothing behind them.
@@ -301,10 +314,48 @@ fn a_tunnels_end_is_no_way_on() {
     let source: IpAddr = town.pod(1).ip().into();
     let places: [&Place; 3] = [town.pod(3), &town.outside, n3];
     for place in places {
+        let refused = Refusals::of(n2, STRANGE);
         let (capture, to) = (captured(place), SocketAddr::new(place.ip().into(), 9));
         by_tunnel(&carried(n2, &datagram((source, 999), to, FORGED)));
         let what = format!("by the tunnel of n2 to {to}");
         assert_nothing_came(&capture, FORGED, &what, honest(town.pod(2), to));
+        refused.assert_rose_by(1, &what);
+    }
+}
+
+/// A peer translates for its own pods, and clients outside come by the node's uplink.
+#[test]
+fn a_tunnels_end_is_no_way_to_services() {
+    const NODE_PORT: u16 = 30_053;
+    harness::require_root!();
+    let town = Town::build();
+    let (n2, pod) = (town.world.node(2), town.pod(2));
+    let service = Service::new("dns")
+        .cluster_ip("10.96.0.20")
+        .udp("dns", 53, 8080)
+        .node_port("dns", NODE_PORT);
+    town.world.apply_all(service.slices([Endpoint::of(pod)]));
+    town.world.apply(&service);
+    let _server = pod.serve(8080);
+    let node_port = SocketAddr::new(n2.ip().into(), NODE_PORT);
+    let cluster_ip = at("10.96.0.20", 53);
+    for to in [node_port, cluster_ip] {
+        eventually("the service", 2 * SOON, || {
+            n2.ask_within(Probe::Udp, to, SECOND).is_ok()
+        });
+    }
+    let forge = town.outside.forge_to(n2);
+    let n1 = (town.world.node(1).ip().into(), 40_000);
+    let capture = captured(pod);
+    let source: IpAddr = town.pod(1).ip().into();
+    for to in [node_port, cluster_ip] {
+        let refused = Refusals::of(n2, STRANGE);
+        let inner = carried(n2, &datagram((source, 999), to, FORGED));
+        forge.send(&datagram(n1, town.tunnel_port(2), &inner));
+        let what = format!("by the tunnel of n2 to {to}");
+        let direct = SocketAddr::new(pod.ip().into(), 9);
+        assert_nothing_came(&capture, FORGED, &what, honest(town.pod(1), direct));
+        refused.assert_rose_by(1, &what);
     }
 }
 

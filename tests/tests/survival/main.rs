@@ -2,6 +2,7 @@
 //! within seconds, or `millrace status` is not ready and names it; and no pod sends in another's name meanwhile.
 
 mod limits;
+mod many_pods;
 mod named;
 mod pins;
 mod surroundings;

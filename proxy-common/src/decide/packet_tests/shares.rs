@@ -1,7 +1,7 @@
 //! What a client may use of the tables and source ports that all clients share.
 
 use super::*;
-use crate::maps::{FlowKey, RecentCount};
+use crate::maps::{FlowKey, RecentCount, Share};
 
 /// Lets a connection of this client through its handshake.
 fn open(fake: &Fake, client: &str, sport: u16) -> FlowKey {
@@ -48,7 +48,8 @@ fn a_client_that_has_used_up_its_share_leaves_room_for_others_and_goes_on() {
     fake.pass_ticks(1);
     let _ = translated(entering(&fake, &third, Entry::Pod));
     assert!(is_protected(&fake, &keys[2]));
-    assert_eq!(fake.shares.borrow()[&ip(POD)].connections, 2);
+    let used = fake.shares.borrow()[&ip(POD)].connections;
+    assert_eq!(used, 2 | Share::REFUSED, "the refusal stays noted");
 }
 
 #[test]
@@ -102,11 +103,42 @@ fn flows_without_a_reply_have_a_share_of_source_ports_that_comes_back_with_time(
     assert_eq!(begins("172.31.0.6"), 10, "another client");
     fake.pass_ticks(1);
     assert_eq!(connect(OUTSIDE, 50_000), Decision::Translate(Reason::NewFlow));
-    assert_eq!(RecentCount { tick: 5, count: 8 }.at(5), 8);
-    assert_eq!(
-        [6, 7, 8].map(|now| RecentCount { tick: 5, count: 8 }.at(now)),
-        [4, 2, 0]
-    );
+    let recent = RecentCount {
+        tick: 5,
+        count: 8,
+        refused: 0,
+    };
+    assert_eq!([5, 6, 7, 8].map(|now| recent.at(now)), [8, 4, 2, 0]);
+}
+
+#[test]
+fn a_refusal_is_known_after_its_count_has_gone() {
+    let fill = |now| {
+        let mut recent = RecentCount::first(now);
+        assert!(!recent.was_refused(now, 10));
+        assert!(recent.another(now, 2) && !recent.another(now, 2));
+        recent
+    };
+    for now in [5, 0x1_0000, 0x7fff_ffff, u32::MAX] {
+        let recent = fill(now);
+        assert_eq!((recent.at(now), recent.at(now.wrapping_add(3))), (2, 0));
+        let was_refused = [0, 1, 9, 12].map(|later| recent.was_refused(now.wrapping_add(later), 10));
+        assert_eq!(was_refused, [true, true, true, false], "tick {now}");
+        assert!(
+            !recent.was_refused(now.wrapping_add(1 << 16), 10),
+            "half a number ago"
+        );
+    }
+    // It goes on where there is room again.
+    let mut recent = fill(5);
+    assert!(recent.another(9, 2) && recent.was_refused(9, 10) && !recent.was_refused(19, 10));
+    // No count is larger than its number.
+    let mut recent = RecentCount {
+        tick: 5,
+        count: u16::MAX,
+        refused: 0,
+    };
+    assert!(!recent.another(5, u32::MAX));
 }
 
 /// As when one client has sent 30 000 SYN and stays silent.
