@@ -110,3 +110,22 @@ fn entries_are_made_again_from_what_is_noted() {
         assert!(world.pods().is_empty() && world.host_ports().is_empty());
     });
 }
+
+/// Leases are lost, and the address of a running pod is leased again: the ADD fails, and takes nothing of that pod's along.
+#[test]
+fn an_add_that_fails_leaves_the_entries_of_a_running_pod() {
+    on_a_node(|world| {
+        let pod = world.pod("runs");
+        add(world, "runs", &pod);
+        let entries = world.pods();
+        for name in names(&world.data_dir) {
+            if name.starts_with("10.") || name.starts_with("last_reserved") {
+                fs::remove_file(world.data_dir.join(name)).unwrap();
+            }
+        }
+        let other = world.pod("comes");
+        let called = World::call("ADD", "comes", Some(&other), &world.config());
+        assert_ne!(called.status, 0, "{}", called.document);
+        assert_eq!(world.pods(), entries);
+    });
+}

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use harness::forge::packet;
-use harness::{Endpoint, Place, Service};
+use harness::{Endpoint, NodeSpec, Place, Service};
 
 use crate::town::{BALANCER, CLUSTER_IP, LOCAL_BALANCER, SECOND, Town, at, of_family, wait_served};
 
@@ -275,4 +275,35 @@ fn an_echo_request_between_virtual_addresses_ends() {
         forge.send(&packet::echo(from, to, true, 7, LOOPING));
         assert!(settles(&town, || node.counters().iter().sum()), "{from} to {to}");
     }
+}
+
+/// Addresses of nodes that their Node objects lack: to each other the nodes are any hosts there.
+#[test]
+fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
+    const ADDRESSES: [&str; 2] = ["192.168.50.211", "192.168.50.212"];
+    harness::require_root!();
+    let town = Town::with(NodeSpec::millrace(), "nodePortAddresses: [192.168.50.0/24]\n");
+    for (number, address) in (1..).zip(ADDRESSES) {
+        let node = town.world.node(number);
+        node.run_ip(&format!("addr add {address}/24 dev eth0"));
+    }
+    let echo = Echo::start(&town.web, 7007);
+    let service = echo_service("echo", 40);
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    let [one, two] = ADDRESSES.map(|address| at(address, 30_040));
+    for to in [one, two] {
+        harness::eventually("the node port", 10 * SECOND, || {
+            let socket = town.outside.udp_socket_for(to).expect("a socket");
+            socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
+            let _ = socket.send_to(b"?", to);
+            socket.recv_from(&mut [0; 8]).is_ok()
+        });
+    }
+    let before = echo.looping();
+    let forge = town.outside.forge_to(town.world.node(1));
+    forge.send(&packet::udp(two, one, LOOPING));
+    a_hundred_questions(&town.outside, one);
+    let looping = echo.looping() - before;
+    assert!(looping <= 4, "{looping} of the loop arrived");
 }

@@ -4,11 +4,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use harness::forge::{Ethernet, link, packet};
-use harness::{Frame, Node, Pod, Probe, eventually};
+use harness::{Endpoint, Frame, Node, Pod, Probe, Service, eventually};
 use proxy_common::maps::Reason;
 use serde_json::Value;
 
-use crate::town::{SECOND, SOON, Town, captured, of_family};
+use crate::town::{SECOND, SOON, Town, at, captured, of_family};
 
 const MANY: u16 = 100;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -264,4 +264,33 @@ fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
             .ask_within(Probe::Udp, (town.outside.ip(), 9100).into(), SECOND);
         assert!(answer.is_ok(), "round {round}: {answer:?}");
     }
+}
+
+/// A tenant's endpoints that are no hosts: the node looks for those that the pod's share allows.
+#[test]
+fn a_pod_that_asks_a_service_of_dead_hosts_fills_no_table() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    let service = Service::new("scan").cluster_ip("fd00:96::99").udp("scan", 80, 80);
+    let endpoints = (1..=200_u16).map(|last| {
+        let ip = Ipv6Addr::from([0xfd00, 0x50, 0, 0, 0, 0, 5, last]);
+        Endpoint::at(&[ip.into()])
+    });
+    town.world.apply(&service);
+    town.world.apply_all(service.slices(endpoints));
+    let refused = || node.counters()[Reason::NeighbourShare as usize];
+    let (before, known) = (refused(), looked_for(node));
+    let forge = town.pod.forge_out();
+    let from = of_family(&town.pod, false);
+    let mut port = 2000;
+    eventually("packets to be refused", SOON, || {
+        for _ in 0..200 {
+            port += 1;
+            forge.send(&packet::udp((from, port).into(), at("fd00:96::99", 80), b"?"));
+        }
+        refused() > before
+    });
+    let new = looked_for(node).saturating_sub(known);
+    assert!(new <= 100, "{new} neighbours for the endpoints of one service");
 }

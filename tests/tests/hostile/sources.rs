@@ -1,17 +1,18 @@
 //! A host on the link sends to services and pods in names that no packet from outside can have. The kernel
 //! drops such martians (RFC 1812 §5.3.7, RFC 1122 §3.2.1.3), and a translation must not carry them past it.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
 use harness::forge::packet;
-use harness::{NodeSpec, PacketSocket, Service, eventually};
+use harness::{NodeSpec, PacketSocket, Place, Service, eventually};
 use ipnet::IpNet;
 use proxy_common::maps::Reason;
 use serde_json::json;
 
 use crate::town::{
-    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, Refusals, SOON, Town, assert_nothing_came, at,
-    captured, datagram, honest, of_family, wait_served,
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, LOCAL_CLUSTER_IP, Refusals, SECOND, SOON, Town,
+    assert_nothing_came, at, captured, datagram, honest, of_family, wait_served,
 };
 
 const FORGED: &[u8] = b"forged";
@@ -238,4 +239,56 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
             found.expect("to read").is_some()
         });
     }
+}
+
+/// As kube-proxy in iptables mode sets `route_localnet`, and leaves it (CVE-2020-8558).
+#[test]
+fn the_loopback_of_the_node_is_reached_by_no_pod_and_no_host_outside() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    node.sysctl("net/ipv4/conf/all/route_localnet", "1");
+    let own = node.udp_bind(at("127.0.0.1", 9999)).expect("a socket");
+    own.set_read_timeout(Some(SECOND)).expect("a deadline");
+    let to = at("127.0.0.1", 9999);
+    for (place, forge) in [
+        (&town.pod as &Place, town.pod.forge_out()),
+        (&town.outside as &Place, town.forge()),
+    ] {
+        let refused = Refusals::of(node, &[Reason::LoopbackDestination]);
+        forge.send(&datagram((place.ip().into(), 999), to, FORGED));
+        let came = own.recv_from(&mut [0; 64]);
+        assert!(came.is_err(), "from {}: {came:?}", place.name());
+        refused.assert_rose_by(1, place.name());
+    }
+}
+
+/// A pod may tell what became of packets to itself, and of no others.
+#[test]
+fn a_pods_errors_end_no_questions_of_others() {
+    harness::require_root!();
+    let town = Town::build();
+    let silent = SocketAddr::new(town.outside.ip().into(), 5300);
+    let listener = town.outside.udp_bind(silent).expect("a socket");
+    let victim = town.web.udp_socket_for(silent).expect("a socket");
+    victim.connect(silent).expect("to connect");
+    victim.set_read_timeout(Some(SECOND)).expect("a deadline");
+    let about = |seen: SocketAddr| {
+        let about = packet::udp(seen, silent, b"?");
+        [&[3, 3, 0, 0, 0, 0, 0, 0][..], &about].concat()
+    };
+    victim.send(b"?").expect("to send");
+    let (_, seen) = listener.recv_from(&mut [0; 64]).expect("a question");
+    let refused = Refusals::of(town.node(), &[Reason::ForgedSource]);
+    let message = about(seen);
+    town.pod
+        .forge_out()
+        .send(&packet::icmp(town.pod.ip().into(), seen.ip(), &message));
+    let got = victim.recv(&mut [0; 64]).map_err(|error| error.kind());
+    assert_eq!(got, Err(ErrorKind::WouldBlock));
+    refused.assert_rose_by(1, "by another pod");
+    // Who was asked may.
+    town.forge().send(&packet::icmp(silent.ip(), seen.ip(), &message));
+    let got = victim.recv(&mut [0; 64]).map_err(|error| error.kind());
+    assert_eq!(got, Err(ErrorKind::ConnectionRefused));
 }

@@ -7,9 +7,12 @@ use harness::forge::{Ethernet, VLAN, link, packet};
 use harness::{Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Service, World, eventually};
 use proxy_common::maps::Reason;
 
-use crate::town::{Refusals, SECOND, SOON, assert_nothing_came, at, captured, datagram, honest, wait_served};
+use crate::town::{
+    Refusals, SECOND, SOON, assert_nothing_came, at, captured, counted, datagram, honest, wait_served,
+};
 
 const PORT: u16 = 8472;
+const NODE_PORT: u16 = 30_053;
 const SEGMENT: u32 = 1;
 const FORGED: &[u8] = b"forged";
 /// Why a node refuses what strangers send to its tunnel, or in it.
@@ -326,7 +329,6 @@ fn a_tunnels_end_is_no_way_on() {
 /// A peer translates for its own pods, and clients outside come by the node's uplink.
 #[test]
 fn a_tunnels_end_is_no_way_to_services() {
-    const NODE_PORT: u16 = 30_053;
     harness::require_root!();
     let town = Town::build();
     let (n2, pod) = (town.world.node(2), town.pod(2));
@@ -388,4 +390,57 @@ fn a_frame_in_the_tunnel_has_no_tag_and_is_for_its_end() {
         let what = format!("to {mac:x?} with {:x?}", ethernet.tags);
         assert_nothing_came(&capture, FORGED, &what, honest(town.pod(1), to));
     }
+}
+
+/// An address of n2 that its Node object lacks: to n1 it is any host's, and n1 would lend its own address.
+#[test]
+fn vxlan_reaches_no_node_by_an_address_that_its_object_lacks() {
+    const UNLISTED: &str = "192.168.50.212";
+    harness::require_root!();
+    let town = Town::build();
+    let (n1, n2) = (town.world.node(1), town.world.node(2));
+    n2.run_ip(&format!("addr add {UNLISTED}/24 dev eth0"));
+    let service = Service::new("round")
+        .cluster_ip("10.96.0.20")
+        .udp("vxlan", 53, PORT)
+        .node_port("vxlan", NODE_PORT);
+    town.world.apply(&service);
+    let endpoint: IpAddr = UNLISTED.parse().expect("an address");
+    town.world.apply_all(service.slices([Endpoint::at(&[endpoint])]));
+    let (attacker, victim) = (town.pod(1), town.pod(2));
+    let capture = captured(victim);
+    let to = SocketAddr::new(victim.ip().into(), 9);
+    let ways: [(&Place, SocketAddr); 3] = [
+        (attacker, at(UNLISTED, PORT)),
+        (attacker, at("10.96.0.20", 53)),
+        (&town.outside, SocketAddr::new(n1.ip().into(), NODE_PORT)),
+    ];
+    for (place, entrance) in ways {
+        let socket = place.udp_socket_for(entrance).expect("a socket");
+        let inner = datagram(("10.244.1.99".parse().expect("an address"), 999), to, FORGED);
+        let what = format!("from {} to {entrance}", place.name());
+        let refused = || counted(n1, &[Reason::TunnelPort]);
+        let before = refused();
+        eventually(&format!("{what} to be refused"), SOON, || {
+            // Before the service is programmed it leads nowhere.
+            let _ = socket.send_to(&carried(n2, &inner), entrance);
+            refused() > before
+        });
+        assert_nothing_came(&capture, FORGED, &what, honest(attacker, to));
+    }
+}
+
+/// With `routingMode: vxlan` each node's pods come by the tunnel only.
+#[test]
+fn a_host_on_the_link_sends_as_no_pod_of_another_node() {
+    harness::require_root!();
+    let town = Town::build();
+    let (n1, victim, named) = (town.world.node(1), town.pod(1), town.pod(2));
+    let capture = captured(victim);
+    let forge = town.outside.forge_to(n1);
+    let to = SocketAddr::new(victim.ip().into(), 9);
+    let refused = Refusals::of(n1, STRANGE);
+    forge.send(&datagram((named.ip().into(), 999), to, FORGED));
+    assert_nothing_came(&capture, FORGED, "without the tunnel", honest(named, to));
+    refused.assert_rose_by(1, "without the tunnel");
 }
