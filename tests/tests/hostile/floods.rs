@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use harness::cni::PodSpec;
 use harness::forge::packet;
-use harness::{Forge, Place, Probe};
+use harness::{Forge, NodeSpec, Place, Probe, eventually};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
-use crate::town::{BALANCER, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, at, counted, of_family};
+use crate::town::{BALANCER, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, at, counted, metric, of_family};
 
 const HANDSHAKES: u16 = 30_000;
 const DATAGRAMS: u16 = 60_000;
@@ -174,6 +174,26 @@ fn handshakes_to_a_host_port_do_not_close_it() {
     let flood = Flood::send(&town, &forge, "a silent client's handshakes", handshakes);
     flood.assert_others_are_served(&town.outside, Probe::Tcp, to);
     flood.assert_arrived();
+}
+
+/// Connections that are over when the agent looks leave a note as well.
+#[test]
+fn a_share_of_connections_that_was_reached_is_told_when_they_are_over() {
+    /// More than a quarter of the flows that so small a table holds.
+    const CONNECTIONS: usize = 600;
+    harness::require_root!();
+    let town = Town::with(NodeSpec::millrace(), "maps: {flows: 2048}\n");
+    let _server = town.outside.serve_tcp(8080);
+    let to = SocketAddr::new(town.outside.ip().into(), 8080);
+    let open: Vec<_> = (0..CONNECTIONS)
+        .map(|_| town.pod.tcp_connect(to).expect("a connection"))
+        .collect();
+    drop(open);
+    town.assert_share_is_told("connections", &town.pod.ip().to_string(), TOLD);
+    // It is told no more when the agent has looked twice.
+    eventually("the share to come back", 3 * TOLD, || {
+        metric(town.node(), "millrace_clients_at_share{share=\"connections\"}") == 0
+    });
 }
 
 /// A resolver outside that answers questions, and nothing else that comes.
