@@ -215,17 +215,10 @@ impl Tables for Live {
         let connections = has_connections(protocol);
         let taken = SHARES.get_ptr_mut(client);
         let all = SHARES.get_ptr_mut(Share::ALL);
-        let count = |share: Option<*mut Share>| {
-            share.map_or(0, |share| {
-                Share::count(read(kernel::share_of(share, connections)))
-            })
-        };
-        let used = count(taken);
-        if !config.has_share(protocol, used, count(all), self.is_own_pod(client)) {
-            if used >= Share::limit(config, protocol)
-                && let Some(share) = taken
-            {
-                kernel::set_number(kernel::share_of(share, connections), used | Share::REFUSED);
+        let [used, of_all] = [taken, all].map(|share| kernel::used_of(share, connections));
+        if !config.has_share(protocol, used, of_all, self.is_own_pod(client)) {
+            if used >= Share::limit(config, protocol) {
+                kernel::note_refusal(taken, connections);
             }
             return false;
         }
@@ -239,11 +232,7 @@ impl Tables for Live {
         }
         for key in [client, &Share::ALL] {
             if let Some(share) = SHARES.get_ptr_mut(key) {
-                let taken = kernel::share_of(share, has_connections(protocol));
-                let count = read(taken);
-                if Share::count(count) > 0 {
-                    kernel::set_number(taken, count - 1);
-                }
+                kernel::return_one(share, has_connections(protocol));
             }
         }
     }

@@ -106,6 +106,31 @@ pub fn share_of(share: *mut Share, connections: bool) -> *mut u32 {
     }
 }
 
+/// How many flows of a kind a share counts, which may not be there.
+#[inline(always)]
+pub fn used_of(share: Option<*mut Share>, connections: bool) -> u32 {
+    share.map_or(0, |share| Share::count(read(share_of(share, connections))))
+}
+
+/// Notes in a share that one more was refused.
+#[inline(always)]
+pub fn note_refusal(share: Option<*mut Share>, connections: bool) {
+    if let Some(share) = share {
+        let number = share_of(share, connections);
+        set_number(number, read(number) | Share::REFUSED);
+    }
+}
+
+/// Counts one flow less in a share, if there is one.
+#[inline(always)]
+pub fn return_one(share: *mut Share, connections: bool) {
+    let number = share_of(share, connections);
+    let count = read(number);
+    if Share::count(count) > 0 {
+        set_number(number, count - 1);
+    }
+}
+
 /// Sets a number in a map. Of two CPUs that do it at once one is lost, which the agent sets right.
 #[inline(always)]
 pub fn set_number(number: *mut u32, value: u32) {
