@@ -181,6 +181,28 @@ pub fn up(index: u32) -> Request {
     )
 }
 
+/// Gives an interface an Ethernet address.
+pub fn address(index: u32, mac: &[u8; 6]) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    Request::plain(
+        format!("setting the Ethernet address of interface {index}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Takes an interface out of the bridge, bond or VRF that it is a port of.
+pub fn release(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::Controller(0));
+    Request::plain(
+        format!("taking interface {index} out of its master"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
 /// Lets an interface pass on what comes in by it, the setting `forwarding`, and answer no ARP, `arp_ignore`: whoever is answered
 /// gets an entry in the node's table of neighbours, which all pods share and one could fill with forged addresses. A pod asks
 /// for its gateway alone, for which the program at the interface answers, and its own address has an entry already.

@@ -15,7 +15,7 @@ use cni_plugin::ipam::{Lease, Note, Store};
 
 use super::kernel::{Entries, Interfaces, Kernel, index_of};
 use super::leases::note_of;
-use super::owed::{Pod, Surroundings, mac_of};
+use super::owed::{Pod, Surroundings, host_mac_of, mac_of};
 use super::{Places, PodsError};
 use crate::control::ObjectError;
 
@@ -165,6 +165,7 @@ impl Found<'_> {
             index,
             name,
             mac: mac_of(note, index, self.surroundings),
+            host_mac: host_mac_of(note),
             addresses: &note.addresses,
         };
         let lacks = pod.lacks(self.interfaces, self.surroundings);
@@ -287,7 +288,7 @@ impl Found<'_> {
 mod tests {
     use super::super::kernel::Interface;
     use super::*;
-    use cni_plugin::attachment::{host_interface, pod_mac};
+    use cni_plugin::attachment::{host_interface, host_mac, pod_mac};
     use cni_plugin::config::Attachment;
     use proxy_common::maps::{self, PodLink};
 
@@ -333,6 +334,8 @@ mod tests {
                     Interface {
                         name,
                         mtu: 1450,
+                        mac: Some(host_mac(&attachment)),
+                        master: None,
                         is_up: true,
                         is_ifb: false,
                         is_veth: true,

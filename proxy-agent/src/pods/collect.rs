@@ -192,6 +192,8 @@ mod tests {
         let interface = |name: &str, is_ifb, is_veth| Interface {
             name: name.into(),
             mtu: 1450,
+            mac: None,
+            master: None,
             is_up: true,
             is_ifb,
             is_veth,

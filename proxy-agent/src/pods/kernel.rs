@@ -30,6 +30,10 @@ pub struct Interface {
     pub name: String,
     /// Its MTU.
     pub mtu: u32,
+    /// Its Ethernet address.
+    pub mac: Option<[u8; 6]>,
+    /// The device that it is a port of.
+    pub master: Option<u32>,
     /// Whether it is switched on.
     pub is_up: bool,
     /// Whether it is an intermediate functional block, which older versions made limits of.
@@ -55,6 +59,8 @@ fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
     let mut interface = Interface {
         name: String::new(),
         mtu: 0,
+        mac: None,
+        master: None,
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_ifb: false,
         is_veth: false,
@@ -63,6 +69,8 @@ fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Address(bytes) => interface.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Controller(index) => interface.master = Some(*index).filter(|index| *index != 0),
             LinkAttribute::LinkInfo(infos) => {
                 interface.is_ifb = infos.contains(&LinkInfo::Kind(InfoKind::Ifb));
                 interface.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));

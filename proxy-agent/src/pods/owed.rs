@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cni_plugin::attachment::pod_mac;
+use cni_plugin::attachment::{host_mac, pod_mac};
 use cni_plugin::ipam::Note;
 use cni_plugin::netlink::host_side::{HOST_V4, HOST_V6, gateway_v6};
 use cni_plugin::netlink::{Conversation, NetlinkError, Request, ip, link};
@@ -42,6 +42,8 @@ pub struct Pod<'a> {
     pub name: &'a str,
     /// The Ethernet address of the pod's side.
     pub mac: Mac,
+    /// That of the node's side, if our plugin gave it.
+    pub host_mac: Option<Mac>,
     /// Its addresses.
     pub addresses: &'a [IpAddr],
 }
@@ -135,14 +137,30 @@ pub fn mac_of(note: &Note, index: u32, surroundings: &Surroundings) -> Mac {
         .unwrap_or_else(|| pod_mac(&note.attachment()))
 }
 
+/// The Ethernet address of the node's side; `None` for a pod that another plugin made.
+pub fn host_mac_of(note: &Note) -> Option<Mac> {
+    (!note.adopted).then(|| host_mac(&note.attachment()))
+}
+
 impl Pod<'_> {
     /// What is missing.
     pub fn lacks(&self, interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<Lack> {
         let mut lacks = self.settings();
         let (index, name) = (self.index, self.name);
-        if interfaces.get(&index).is_some_and(|interface| !interface.is_up) {
-            let message = format!("interface {name} is switched off");
-            lacks.push(Lack::asking("interface", message, link::up(index)));
+        if let Some(interface) = interfaces.get(&index) {
+            if !interface.is_up {
+                let message = format!("interface {name} is switched off");
+                lacks.push(Lack::asking("interface", message, link::up(index)));
+            }
+            if let Some(mac) = self.host_mac.filter(|mac| interface.mac != Some(*mac)) {
+                let message = format!("interface {name} has another Ethernet address than its pod sends to");
+                lacks.push(Lack::asking("interface", message, link::address(index, &mac)));
+            }
+            if interface.master.is_some() {
+                let message =
+                    format!("interface {name} is a port of another device, which takes its packets");
+                lacks.push(Lack::asking("interface", message, link::release(index)));
+            }
         }
         if self.has(false) && !surroundings.addresses.contains(&(index, gateway_v6())) {
             let message = format!("interface {name} lacks the gateway's address {}", gateway_v6());
@@ -268,6 +286,7 @@ mod tests {
     use super::*;
 
     const MAC: Mac = [2, 0, 0, 0, 0, 1];
+    const HOST_MAC: Mac = [2, 0, 0, 0, 0, 2];
 
     fn addresses() -> Vec<IpAddr> {
         ["10.244.1.2", "fd00:1::2"]
@@ -280,6 +299,8 @@ mod tests {
         let interface = Interface {
             name: "mr0".into(),
             mtu: 1500,
+            mac: Some(HOST_MAC),
+            master: None,
             is_up: true,
             is_ifb: false,
             is_veth: true,
@@ -297,6 +318,7 @@ mod tests {
             // There is no such interface, and so no setting that differs.
             name: "mr-none",
             mac: MAC,
+            host_mac: Some(HOST_MAC),
             addresses: &addresses(),
         };
         let lacks = pod.lacks(interfaces, surroundings).into_iter();
@@ -306,10 +328,16 @@ mod tests {
     #[test]
     fn each_missing_thing_is_owed() {
         type Damage = fn(&mut Interfaces, &mut Surroundings);
-        let damages: [(&[&str], Damage); 7] = [
+        let damages: [(&[&str], Damage); 9] = [
             (&[], |_, _| {}),
             (&["interface"], |interfaces, _| {
                 interfaces.get_mut(&7).expect("it").is_up = false;
+            }),
+            (&["interface"], |interfaces, _| {
+                interfaces.get_mut(&7).expect("it").mac = Some([9; 6]);
+            }),
+            (&["interface"], |interfaces, _| {
+                interfaces.get_mut(&7).expect("it").master = Some(8);
             }),
             (&["address"], |_, surroundings| surroundings.addresses.clear()),
             (&["neighbour", "neighbour"], |_, surroundings| {

@@ -21,7 +21,7 @@ use proxy_bpf::BpfError;
 use proxy_bpf::pins::{LayoutDir, Pins};
 
 use super::kernel::{Interfaces, index_of, interfaces};
-use super::owed::{Lack, Mend, Pod, Surroundings, Watched, mac_of, setting};
+use super::owed::{Lack, Mend, Pod, Surroundings, Watched, host_mac_of, mac_of, setting};
 use super::{Places, PodsError};
 use crate::control::ObjectError;
 
@@ -147,6 +147,7 @@ impl<'a> Look<'a> {
                 index,
                 name: &note.host_interface,
                 mac: mac_of(&note, index, &self.surroundings),
+                host_mac: host_mac_of(&note),
                 addresses: &note.addresses,
             };
             let has = |v4: bool| note.addresses.iter().any(|ip| ip.is_ipv4() == v4);

@@ -29,6 +29,15 @@ fn what_a_pods_interface_is_owed_comes_back() {
         town.node().run_ip(&format!("link set {interface} down"));
     });
     forger.assert_held("after down");
+    lose(&town, "interface", |town| {
+        let other = format!("link set {interface} address 02:00:00:00:00:99");
+        town.node().run_ip(&other);
+    });
+    town.node().run_ip("link add br7 type bridge");
+    lose(&town, "interface", |town| {
+        town.node().run_ip(&format!("link set {interface} master br7"));
+    });
+    town.node().run_ip("link del br7");
     for v4 in [true, false] {
         let address = of_family(town.web.addresses(), v4);
         lose(&town, "route", |town| {
