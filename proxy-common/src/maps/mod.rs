@@ -29,6 +29,7 @@
 //! | `REFUSALS` | 0 → [`Refusals`] (per CPU) | packet programs | the same |
 //! | `WORK` | 0 → [`Work`](crate::decide::Work) (per CPU) | packet programs | the same run of the same program |
 
+mod address;
 mod affinity;
 mod backend;
 mod client;
@@ -41,13 +42,13 @@ mod reason;
 mod socket;
 mod source_range;
 
+pub use address::{AddressFlags, NodeNumber, RangeFlags, RangeKey};
 pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
 pub use client::{RecentCount, Share};
 pub use config::{
-    AddressFlags, Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_ON_LINK_RANGES, MAX_OWN_RANGES,
-    MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES, MAX_UPLINKS, NodeNumber, RangeFlags, RangeKey, TraceCell,
-    UplinkAddresses,
+    Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_ON_LINK_RANGES, MAX_OWN_RANGES, MAX_SERVICE_RANGES,
+    MAX_STRICT_INTERFACES, MAX_UPLINKS, TraceCell, UplinkAddresses,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};

@@ -1,0 +1,203 @@
+//! Roles of the interfaces of small nodes.
+
+use rtnetlink::packet_route::link::LinkFlags;
+
+use super::*;
+use crate::network::fixture::{World, link};
+
+fn named(world: &World, options: &RoleOptions) -> (Vec<String>, Vec<String>) {
+    let roles = roles(&world.0, options);
+    let names = |role| roles.of(role).map(|interface| interface.name.clone()).collect();
+    (names(Role::Uplink), names(Role::Pod))
+}
+
+fn strings(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+/// A virtual node: its uplink is a veth into another namespace, as are its pods.
+fn node() -> World {
+    World::new()
+        .pod(2, "eth0", None)
+        .holding(2, &["192.0.2.1/24", "2001:db8::1/64"])
+        .pod(3, "veth3", None)
+        .pod(4, "veth4", Some(5))
+        .add(link(5, "cni0", "bridge"))
+        .holding(5, &["10.244.0.1/24"])
+        .add(link(6, "flannel.1", "vxlan"))
+        .holding(6, &["10.244.0.0/32"])
+        .add(link(7, HOST, "veth"))
+        .add(link(8, "kube-ipvs0", "dummy"))
+        .holding(8, &["10.96.0.10/32"])
+}
+
+const HOST: &str = crate::network::HOST_DEVICE;
+
+#[test]
+fn addresses_alone_find_the_uplinks_of_a_virtual_node() {
+    let expected = (strings(&["eth0", "flannel.1"]), strings(&["veth3", "veth4"]));
+    assert_eq!(named(&node(), &RoleOptions::default()), expected);
+}
+
+#[test]
+fn interfaces_of_the_node_object_come_first_and_then_those_of_default_routes() {
+    let world = node()
+        .add(link(9, "eth1", ""))
+        .holding(9, &["198.51.100.1/24"])
+        .default_route(9);
+    let by_default = strings(&["eth1", "eth0", "flannel.1"]);
+    assert_eq!(named(&world, &RoleOptions::default()).0, by_default);
+    let object = RoleOptions {
+        node_addresses: vec!["192.0.2.1".parse().expect("address")],
+        ..RoleOptions::default()
+    };
+    assert_eq!(named(&world, &object).0, strings(&["eth0", "eth1", "flannel.1"]));
+    let small = Link {
+        mtu: 1450,
+        ..link(6, "flannel.1", "vxlan")
+    };
+    let world = world.add(small);
+    assert_eq!(roles(&world.0, &object).uplink_mtu(&world.0), Some(1500));
+}
+
+#[test]
+fn a_bridge_is_an_uplink_if_a_port_leads_to_other_machines() {
+    let port = Link {
+        master: Some(5),
+        ..link(9, "eth1", "")
+    };
+    let world = node().add(port).pod(4, "veth4", Some(5));
+    let found = named(&world, &RoleOptions::default());
+    assert_eq!(found.0, strings(&["eth0", "cni0", "flannel.1"]));
+}
+
+#[test]
+fn an_uplink_without_ethernet_is_named_and_not_read() {
+    let wireguard = Link {
+        mac: None,
+        ..link(9, "wg0", "wireguard")
+    };
+    let world = node().add(wireguard).holding(9, &["198.51.100.1/32"]);
+    let object = RoleOptions {
+        node_addresses: vec!["198.51.100.1".parse().expect("address")],
+        ..RoleOptions::default()
+    };
+    assert_eq!(named(&world, &object).0, strings(&["eth0", "flannel.1"]));
+    let problems = roles(&world.0, &object).problems;
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].object, "interface wg0");
+}
+
+#[test]
+fn a_pods_limiter_with_an_address_is_no_uplink() {
+    let world = node()
+        .add(link(9, "ml0123456789ab", "veth"))
+        .holding(9, &["198.51.100.1/24"])
+        .default_route(9)
+        .add(link(10, "mk0123456789ab", "veth"))
+        .holding(10, &["198.51.100.2/24"]);
+    let object = RoleOptions {
+        node_addresses: vec!["198.51.100.1".parse().expect("address")],
+        ..RoleOptions::default()
+    };
+    for options in [RoleOptions::default(), object] {
+        assert_eq!(named(&world, &options).0, strings(&["eth0", "flannel.1"]));
+    }
+}
+
+#[test]
+fn a_node_address_on_loopback_names_no_uplink() {
+    let world = node().holding(1, &["203.0.113.1/32"]).default_route(2);
+    let object = RoleOptions {
+        node_addresses: vec!["203.0.113.1".parse().expect("address")],
+        ..RoleOptions::default()
+    };
+    assert_eq!(named(&world, &object).0, strings(&["eth0", "flannel.1"]));
+}
+
+#[test]
+fn the_operator_beats_everything_and_hears_of_mistakes() {
+    let options = RoleOptions {
+        uplinks: strings(&["veth3", "eth7", HOST, "veth3"]),
+        ..RoleOptions::default()
+    };
+    let world = node().default_route(2);
+    assert_eq!(
+        named(&world, &options),
+        (strings(&["veth3"]), strings(&["eth0", "veth4"]))
+    );
+    let problems = roles(&world.0, &options).problems;
+    let objects: Vec<_> = problems.iter().map(|problem| problem.object.as_str()).collect();
+    assert_eq!(objects, ["interface eth7", "interface millrace0"]);
+}
+
+#[test]
+fn the_operator_names_the_interfaces_of_pods() {
+    let options = RoleOptions {
+        pod_interfaces: ["veth3", "cni*", "eth0"]
+            .map(|text| text.parse().expect("a pattern"))
+            .into(),
+        ..RoleOptions::default()
+    };
+    let expected = (strings(&["eth0", "flannel.1"]), strings(&["veth3", "cni0"]));
+    assert_eq!(named(&node(), &options), expected);
+}
+
+#[test]
+fn each_interface_is_watched_or_some_are_not() {
+    let watched = |world: &World| {
+        let found = roles(&world.0, &RoleOptions::default());
+        found.watch_all(&world.0)
+    };
+    let of = |index, name, kind, mac| Link {
+        mac,
+        ..link(index, name, kind)
+    };
+    let mac = Some([2, 0, 0, 0, 0, 7]);
+    let eth0 = of(2, "eth0", "", mac);
+    let world = || World::new().add(eth0.clone()).holding(2, &["192.0.2.1/24"]);
+    assert!(watched(&world()));
+    assert!(
+        watched(&world().add(of(7, "ml1", "veth", mac))),
+        "ends in this namespace"
+    );
+    let down = Link {
+        flags: LinkFlags::empty(),
+        ..of(7, "eth1", "", mac)
+    };
+    assert!(watched(&world().add(down)));
+    assert!(!watched(&world().add(of(7, "eth1", "", mac))), "of no role");
+    let tunnel = of(2, "wg0", "wireguard", None);
+    assert!(!watched(&World::new().add(tunnel).holding(2, &["192.0.2.1/24"])));
+}
+
+#[test]
+fn lone_gateway_addresses_make_no_uplinks() {
+    let world = World::new().pod(2, "veth2", None).holding(2, &["10.1.1.1/32"]);
+    assert_eq!(
+        named(&world, &RoleOptions::default()),
+        (vec![], strings(&["veth2"]))
+    );
+    assert_eq!(roles(&world.0, &RoleOptions::default()).problems.len(), 1);
+}
+
+#[test]
+fn a_veth_within_the_namespace_is_no_pod() {
+    let world = World::new().add(link(2, "a", "veth")).add(link(3, "b", "veth"));
+    assert_eq!(roles(&world.0, &RoleOptions::default()).interfaces, []);
+}
+
+#[test]
+fn a_changed_role_is_detached_and_attached() {
+    let pod = |index| Interface {
+        index,
+        name: format!("veth{index}"),
+        role: Role::Pod,
+    };
+    let attached = BTreeMap::from([(2, Role::Uplink), (3, Role::Pod), (4, Role::Pod)]);
+    let changes = RoleChanges::between(&attached, &[pod(2), pod(3), pod(5)]);
+    assert_eq!(changes.detach, [(2, Role::Uplink), (4, Role::Pod)]);
+    assert_eq!(changes.attach, [pod(2), pod(5)]);
+    let attached = BTreeMap::from([(2, Role::Pod)]);
+    assert_eq!(RoleChanges::between(&attached, &[pod(2)]), RoleChanges::default());
+}
