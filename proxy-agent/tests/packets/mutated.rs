@@ -216,7 +216,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// What no run may leave out.
-const USUAL: [Reason; 23] = [
+const USUAL: [Reason; 24] = [
     Reason::NotBalanced,
     Reason::Malformed,
     Reason::Fragment,
@@ -240,6 +240,7 @@ const USUAL: [Reason; 23] = [
     Reason::OtherHost,
     Reason::NotMasqueraded,
     Reason::MappedAddress,
+    Reason::LoopbackDestination,
 ];
 
 #[test]

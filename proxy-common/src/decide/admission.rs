@@ -79,7 +79,7 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     let is_for_group = work.is_for_group != 0;
     // Neighbour discovery and DHCP ask a group from no address.
     let has_one_receiver = !is_for_group || work.headers.dst.is_one_host();
-    if matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback() {
+    if is_for_loopback(work, entry) {
         return Some(Reason::LoopbackDestination);
     }
     if has_one_receiver && is_forged(tables, config, work, entry) {
@@ -104,6 +104,9 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
     if reason.is_drop() || headers.src.is_unspecified() || !headers.dst.is_one_host() {
         return reason;
     }
+    if is_for_loopback(work, entry) {
+        return Reason::LoopbackDestination;
+    }
     if is_forged(tables, config, work, entry) {
         return Reason::ForgedSource;
     }
@@ -118,6 +121,13 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
         };
     }
     reason
+}
+
+/// Whether a packet that comes from elsewhere goes to a loopback address (RFC 1122 §3.2.1.3). The stack would
+/// take it where `route_localnet` is 1.
+#[inline(always)]
+const fn is_for_loopback(work: &Work, entry: Entry) -> bool {
+    matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback()
 }
 
 /// Whether the source of a packet is one that no packet may have that enters here.

@@ -47,21 +47,32 @@ pub fn is_forged(frontends: &Frontends, program: usize, from: IpAddr) -> bool {
     in_service_range || is_no_host || is_node(from) || is_virtual
 }
 
+/// Whether a packet from elsewhere goes to a loopback address.
+pub fn is_for_loopback(program: usize, to: IpAddr) -> bool {
+    matches!(program, FROM_UPLINK | super::FROM_POD) && to.is_loopback()
+}
+
+/// The same where its addresses stand before what cannot be read.
+pub fn is_for_loopback_unread(program: usize, frame: &[u8]) -> bool {
+    unread(frame).is_some_and(|(_, to)| is_for_loopback(program, to))
+}
+
 /// Whether the addresses of a packet stand before what cannot be read, and the table of entries refuses the
 /// source. What goes to no single host is none of it.
 pub fn is_forged_unread(frontends: &Frontends, program: usize, frame: &[u8]) -> bool {
+    unread(frame).is_some_and(|(from, _)| is_forged(frontends, program, from))
+}
+
+/// The addresses of a packet to one host that stand before what cannot be read.
+fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let is_whole = match crate::frame::ether_type(frame) {
         0x0800 => frame.len() >= L3 + 20 && frame[L3] >> 4 == 4 && frame[L3] & 15 >= 5,
         0x86dd => frame.len() >= L3 + 40 && frame[L3] >> 4 == 6,
         _ => false,
     };
-    let Some((from, to)) = is_whole.then(|| addresses(frame)).flatten() else {
-        return false;
-    };
+    let ends = is_whole.then(|| addresses(frame)).flatten();
     // A host without an address asks for one over IPv6.
-    from != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
-        && is_one_host(to)
-        && is_forged(frontends, program, from)
+    ends.filter(|(from, to)| *from != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) && is_one_host(*to))
 }
 
 pub fn is_one_host(to: IpAddr) -> bool {

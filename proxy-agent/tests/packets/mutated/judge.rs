@@ -6,7 +6,8 @@ use proxy_common::maps::Reason;
 use proxy_common::protocol;
 
 use super::entries::{
-    addresses, is_for_another_host, is_for_group, is_forged, is_forged_unread, is_one_host,
+    addresses, is_for_another_host, is_for_group, is_for_loopback, is_for_loopback_unread, is_forged,
+    is_forged_unread, is_one_host,
 };
 use super::layout::{L3, Layout};
 use super::refusal;
@@ -79,6 +80,10 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         Err(_) if program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) => {
             return check(verdict == SHOT && is_pods_outwards(frame), || "not owed".into());
         }
+        Err(_) if is_for_loopback_unread(program, frame) => {
+            let is_dropped = reason == Some(Reason::LoopbackDestination) && verdict == SHOT;
+            return check(is_dropped, || "to a loopback address, before odd headers".into());
+        }
         // Nor does a source that comes from nowhere enter in it.
         Err(_) if is_forged_unread(frontends, program, frame) => {
             let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
@@ -87,6 +92,10 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         Err(odd) => return check(reason == Some(odd), || format!("left alone as {odd:?}")),
     };
     let [from, to] = layout.ends(frame, L3);
+    if is_for_loopback(program, to) {
+        let is_dropped = reason == Some(Reason::LoopbackDestination) && verdict == SHOT;
+        return check(is_dropped, || format!("{to} is no destination here"));
+    }
     let has_one_receiver = !is_for_group(ran) || is_one_host(to);
     if has_one_receiver && is_forged(frontends, program, from) {
         let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
