@@ -6,6 +6,7 @@
 
 mod dead_entries;
 mod floods;
+mod fuzz;
 mod host_ports;
 mod idle_connections;
 mod links;
