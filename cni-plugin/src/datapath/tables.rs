@@ -14,6 +14,7 @@ use proxy_common::{Ip, LAYOUT_VERSION, Plain};
 
 use super::error::DatapathError;
 use super::{Entry, Traces};
+use crate::netlink::link;
 
 const PODS: &str = "PODS";
 const POD_LINKS: &str = "POD_LINKS";
@@ -179,7 +180,7 @@ impl Traces<'_> {
     /// Whether an entry for an address is the attachment's. One at an interface of another pod is not, though
     /// the address is leased to this attachment: the lease of that pod may have been lost.
     pub(super) fn is_ours(&self, address: IpAddr, interface: u32) -> bool {
-        let is_anothers = || nix::net::if_::if_indextoname(interface).is_ok();
+        let is_anothers = || link::name_of(interface).is_some();
         self.interface == Some(interface) || (self.leased.contains(&address) && !is_anothers())
     }
 }

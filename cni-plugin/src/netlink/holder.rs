@@ -22,6 +22,7 @@ use proxy_bpf::links::InterfaceRole;
 use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 use super::ip::{alone, family, is_no_way};
+use super::link;
 use super::neighbour::{Neighbour, Verdict, told, verdict};
 use crate::attachment::mac_text;
 
@@ -196,11 +197,7 @@ fn held(at: Neighbour, mac: Vec<u8>) -> Held {
 
 /// An interface's name, or its number if it has just gone.
 fn name(interface: u32) -> String {
-    let name = nix::net::if_::if_indextoname(interface);
-    name.map_or_else(
-        |_| interface.to_string(),
-        |name| name.to_string_lossy().into_owned(),
-    )
+    link::name_of(interface).unwrap_or_else(|| interface.to_string())
 }
 
 fn way(node: &mut Conversation, to: IpAddr) -> Result<Way, NetlinkError> {

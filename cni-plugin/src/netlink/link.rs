@@ -115,6 +115,13 @@ pub fn find(conversation: &mut Conversation, name: &str) -> Result<Option<Link>,
     }
 }
 
+/// The name of the interface with an index, in the network namespace of this thread.
+pub fn name_of(index: u32) -> Option<String> {
+    // nix takes the null pointer of an interface that is gone for success, and gives an empty name.
+    let name = nix::net::if_::if_indextoname(index).ok()?;
+    Some(name.to_string_lossy().into_owned()).filter(|name| !name.is_empty())
+}
+
 /// Whether there is an interface of an index.
 pub fn exists(conversation: &mut Conversation, index: u32) -> Result<bool, NetlinkError> {
     let mut message = LinkMessage::default();
