@@ -49,7 +49,7 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         let (object, Ahead { what, kind, .. }) = of_kind(place, ahead);
         let object = format!("program {object}");
         match kind {
-            Kind::Detached => {}
+            Kind::Detached | Kind::OtherNode => {}
             Kind::Leftover(link) => leftovers.push(ObjectError {
                 object,
                 message: format!(

@@ -46,6 +46,8 @@ pub enum Kind {
     Leftover(Option<u32>),
     /// Left over of ours, and detached just now.
     Detached,
+    /// Of the agent of another node on this machine, whose programs leave this node's sockets alone.
+    OtherNode,
 }
 
 /// The tables in force.
@@ -106,6 +108,9 @@ impl Links {
                 here.extend(first.map(|it| known(*it, id as u32, program)));
             }
         }
+        for here in found.values_mut() {
+            here.retain(|ahead| ahead.kind != Kind::OtherNode);
+        }
         Ok(found)
     }
 }
@@ -159,38 +164,48 @@ fn detach_leftover(
         return Ok(Kind::Leftover(None));
     };
     let is_apart = maps.iter().all(|id| !in_force.maps.contains(id));
-    if is_apart && shares_with_the_node(maps, programs, in_force)? && query::link_detach(link.as_fd()).is_ok()
-    {
-        return Ok(Kind::Detached);
+    let node = if is_apart && in_force.netns != 0 {
+        node_of(maps, programs, in_force)?
+    } else {
+        None
+    };
+    match node {
+        Some(netns) if netns != in_force.netns => Ok(Kind::OtherNode),
+        Some(_) if query::link_detach(link.as_fd()).is_ok() => Ok(Kind::Detached),
+        _ => Ok(Kind::Leftover(Some(info.id))),
     }
-    Ok(Kind::Leftover(Some(info.id)))
 }
 
-/// Whether some of these maps belong to a program by one of our names with a `CONFIG` of this node that is
-/// not in force.
-fn shares_with_the_node(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<bool> {
+/// The network namespace of the node that these maps are of: what a `CONFIG` says that is not in force, and that
+/// a program by one of our names uses beside one of them.
+fn node_of(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<Option<u64>> {
     for id in query::programs()? {
         // It may have gone meanwhile.
         let Ok((name, others)) = query::program_by_id(id) else {
             continue;
         };
-        let is_related = programs.contains_key(name.as_str()) && others.iter().any(|id| maps.contains(id));
-        let mut others = others.iter();
-        if is_related && others.any(|id| names_the_node(*id, in_force).unwrap_or(false)) {
-            return Ok(true);
+        if !programs.contains_key(name.as_str()) || !others.iter().any(|id| maps.contains(id)) {
+            continue;
+        }
+        let told = others
+            .iter()
+            .filter_map(|id| told_by(*id, in_force).ok().flatten());
+        if let Some(netns) = told.into_iter().next() {
+            return Ok(Some(netns));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
-/// Whether a map is a `CONFIG` of this node that is not in force.
-fn names_the_node(id: u32, in_force: &InForce) -> io::Result<bool> {
+/// The network namespace of a node, if a map is a `CONFIG` of any layout that is not in force.
+fn told_by(id: u32, in_force: &InForce) -> io::Result<Option<u64>> {
+    const NETNS: usize = offset_of!(Config, node_netns);
     let (map, name, size) = query::map_by_id(id)?;
-    if name != "CONFIG" || size != size_of::<Config>() || in_force.maps.contains(&id) {
-        return Ok(false);
+    if name != "CONFIG" || size < NETNS + size_of::<u64>() || in_force.maps.contains(&id) {
+        return Ok(None);
     }
     let mut value = vec![0_u8; size];
     sys::map_lookup(map.as_fd(), &0_u32.to_ne_bytes(), &mut value)?;
-    let netns = value[offset_of!(Config, node_netns)..].first_chunk().copied();
-    Ok(in_force.netns != 0 && netns.map(u64::from_ne_bytes) == Some(in_force.netns))
+    let netns = value[NETNS..].first_chunk().copied().map(u64::from_ne_bytes);
+    Ok(netns.filter(|netns| *netns != 0))
 }
