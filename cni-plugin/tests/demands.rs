@@ -57,6 +57,8 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
         // The address of a service that an interface of the node has, as IPVS wants it.
         support::give_node("10.96.0.10");
         world.enter_address("10.96.0.10".parse().unwrap(), AddressFlags::VIRTUAL);
+        // As a resolver on each node has it.
+        support::give_node("169.254.20.10");
         ask(world, "other", &json!({})).done();
         let before = world.traces();
         for (address, named) in [
@@ -76,6 +78,9 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
             ("ff02::1", "ff02::1"),
             ("0.0.0.1", "0.0.0.1"),
             ("169.254.1.1", "169.254.1.1"),
+            // The gateway of all pods, which each of their interfaces has, and another link-local address.
+            ("fe80::1", "fe80::1"),
+            ("169.254.20.10", "169.254.20.10"),
         ] {
             let refused = ask_for_port(world, "pod", address);
             assert_eq!(refused.code(), 110, "{address}: {}", refused.document);
@@ -102,11 +107,15 @@ fn a_host_port_is_for_each_address_of_the_node() {
             NODE_V4.parse().unwrap(),
             AddressFlags::VIRTUAL | AddressFlags::NODE,
         );
+        // A link-local address that a route makes the node's, as agents note it.
+        support::give_node("169.254.20.10");
+        world.enter_address("169.254.20.10".parse().unwrap(), AddressFlags::NODE);
         for address in [
             NODE_V4,
             "::ffff:192.0.2.1",
             NODE_V6,
             "198.51.100.7",
+            "169.254.20.10",
             "127.0.0.1",
             "127.9.9.9",
             "::1",
@@ -119,6 +128,30 @@ fn a_host_port_is_for_each_address_of_the_node() {
             assert!(!world.host_ports().is_empty(), "{address}");
             world.del("pod", None).done();
         }
+    });
+}
+
+#[test]
+fn the_port_of_the_nodes_tunnels_is_no_host_port() {
+    on_a_node(|world| {
+        let ask_for = |name: &str, protocol: &str, host_ip: &str| {
+            let port =
+                json!({"hostPort": 8472, "containerPort": 53, "protocol": protocol, "hostIP": host_ip});
+            ask(world, name, &json!({"portMappings": [port]}))
+        };
+        // Without tunnels it is a port like any other.
+        ask_for("free", "udp", "").done();
+        world.del("free", None).done();
+        world.enter_tunnel_port(8472);
+        let before = world.traces();
+        for host_ip in ["", NODE_V4, NODE_V6, "127.0.0.1"] {
+            let refused = ask_for("pod", "udp", host_ip);
+            assert_eq!(refused.code(), 109, "{host_ip}: {}", refused.document);
+            let told = refused.document["details"].as_str().unwrap();
+            assert!(told.contains("tunnels"), "{told}");
+            assert_eq!(world.traces(), before, "{host_ip}");
+        }
+        ask_for("pod", "tcp", "").done();
     });
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use cni_plugin::config::HostPort;
 use cni_plugin::datapath::{Datapath, Entry};
 use cni_plugin::ipam::Store;
-use cni_plugin::netlink::{Conversation, link};
+use cni_plugin::netlink::{Conversation, ip, link};
 use serde_json::{Value, json};
 use support::{World, names, on_a_node, with};
 
@@ -111,21 +111,64 @@ fn entries_are_made_again_from_what_is_noted() {
     });
 }
 
-/// Leases are lost, and the address of a running pod is leased again: the ADD fails, and takes nothing of that pod's along.
+/// Leases are lost, and the address of a running pod is leased again: the ADD fails, names that pod, and
+/// takes nothing of it along.
 #[test]
-fn an_add_that_fails_leaves_the_entries_of_a_running_pod() {
+fn an_add_that_fails_names_the_running_pod_and_leaves_its_entries() {
+    type Lose = fn(&Path);
+    let losses: [(Lose, &str); 2] = [
+        (
+            |dir| {
+                for name in names(dir) {
+                    if name.starts_with("10.") || name.starts_with("last_reserved") {
+                        fs::remove_file(dir.join(name)).unwrap();
+                    }
+                }
+            },
+            "container runs",
+        ),
+        (|dir| fs::remove_dir_all(dir).unwrap(), "another pod"),
+    ];
+    for (lose, holder) in losses {
+        on_a_node(|world| {
+            let pod = world.pod("runs");
+            let result = add(world, "runs", &pod);
+            let host = result["interfaces"][0]["name"].as_str().unwrap();
+            let entries = world.pods();
+            lose(&world.data_dir);
+            let other = world.pod("comes");
+            let called = World::call("ADD", "comes", Some(&other), &world.config());
+            assert_eq!(called.code(), 11, "{called:?}");
+            assert_eq!(called.document["msg"], "address 10.244.1.2 is in use");
+            let details = called.document["details"].as_str().unwrap();
+            let says = format!("{holder} has it at interface {host}, and its lease is gone from");
+            assert!(details.starts_with(&says), "{details}");
+            assert!(
+                details.ends_with("the next ADD tries the next one of its range"),
+                "{details}"
+            );
+            assert_eq!(world.pods(), entries);
+            // An address that is asked for is not another one the next time.
+            let asked = with(world.config(), &json!({"runtimeConfig": {"ips": ["10.244.1.2"]}}));
+            let called = World::call("ADD", "comes", Some(&other), &asked);
+            assert_eq!(called.code(), 102, "{called:?}");
+            World::call("ADD", "comes", Some(&other), &world.config()).done();
+        });
+    }
+}
+
+#[test]
+fn a_route_that_another_made_to_a_pods_address_is_named() {
     on_a_node(|world| {
-        let pod = world.pod("runs");
-        add(world, "runs", &pod);
-        let entries = world.pods();
-        for name in names(&world.data_dir) {
-            if name.starts_with("10.") || name.starts_with("last_reserved") {
-                fs::remove_file(world.data_dir.join(name)).unwrap();
-            }
-        }
         let other = world.pod("comes");
+        let mut node = Conversation::open().unwrap();
+        node.ask(link::up(1)).unwrap();
+        node.ask(ip::link_route(1, "10.244.1.2".parse().unwrap()))
+            .unwrap();
         let called = World::call("ADD", "comes", Some(&other), &world.config());
-        assert_ne!(called.status, 0, "{}", called.document);
-        assert_eq!(world.pods(), entries);
+        assert_eq!(called.code(), 11, "{called:?}");
+        let details = called.document["details"].as_str().unwrap();
+        let says = "a route of another leads to it by interface lo, see `ip route show 10.244.1.2`";
+        assert!(details.starts_with(says), "{details}");
     });
 }

@@ -86,6 +86,58 @@ fn gc_frees_what_is_not_named() {
 }
 
 #[test]
+fn gc_of_a_node_without_pods_frees_everything() {
+    on_a_node(|world| {
+        let (pod, before) = (world.pod("c1"), world.traces());
+        let [first, second] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        // Go writes a list without elements so; libcni writes both keys.
+        for none in [
+            json!({first: null, second: null}),
+            json!({first: null}),
+            json!({second: null}),
+            json!({first: [], second: []}),
+        ] {
+            world.add("c1", &pod).done();
+            assert_ne!(world.traces(), before);
+            World::call("GC", "", None, &with(world.config(), &none)).done();
+            assert_eq!(world.traces(), before, "{none}");
+        }
+    });
+}
+
+#[test]
+fn a_call_with_null_for_all_that_is_empty_is_as_one_without() {
+    on_a_node(|world| {
+        let before = world.traces();
+        let nulls = json!({
+            "args": null, "capabilities": null, "dns": null, "prevResult": null, "mtu": null, "enabledad": null,
+            "runtimeConfig": {"portMappings": null, "bandwidth": null, "ips": null, "mac": null, "dns": null, "ipRanges": null},
+        });
+        let config = with(world.config(), &nulls);
+        let pod = world.pod("pod");
+        let result = World::call("ADD", "c1", Some(&pod), &config).done();
+        let mut previous = result.clone();
+        previous["dns"] = json!(null);
+        let check = with(world.config(), &nulls);
+        World::call(
+            "CHECK",
+            "c1",
+            Some(&pod),
+            &with(check, &json!({"prevResult": previous})),
+        )
+        .done();
+        World::call("DEL", "c1", Some(&pod), &config).done();
+        // The result of an earlier plugin that had nothing to say.
+        let empty = json!({"prevResult": {"cniVersion": "1.1.0", "interfaces": null, "ips": null, "routes": null, "dns": null}});
+        let chained = World::call("ADD", "c1", Some(&pod), &with(config, &empty)).done();
+        assert_eq!(chained["interfaces"].as_array().map(Vec::len), Some(2));
+        assert_eq!(chained["dns"], json!({}));
+        World::call("DEL", "c1", Some(&pod), &world.config()).done();
+        assert_eq!(world.traces(), before);
+    });
+}
+
+#[test]
 fn status_says_whether_add_would_work() {
     on_a_bare_node(|world| {
         let status = |changes: Value| World::call("STATUS", "", None, &with(world.config(), &changes));

@@ -28,3 +28,4 @@ pub mod plan;
 pub mod pods;
 pub mod private_dir;
 pub mod source;
+pub mod trouble;

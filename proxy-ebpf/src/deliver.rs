@@ -40,8 +40,15 @@ pub trait Program {
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision;
     /// Why a packet passes or ends here whose headers could not be read for a reason.
     #[inline(always)]
-    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Reason {
+    fn decide_unread(_tables: &Live, _work: &Work, _skb: &Skb<'_>, reason: Reason) -> Reason {
         reason
+    }
+    /// Whether a packet that passes or is translated may make the node look for a neighbour, if it has to.
+    /// The
+    /// programs ask where the decision is told apart: LLVM would copy a reason that some decisions lack.
+    #[inline(always)]
+    fn may_go_on(_tables: &Live, _work: &Work, _skb: &Skb<'_>, _is_translated: bool) -> bool {
+        true
     }
     /// Notes something beside a packet that passes.
     #[inline(always)]
@@ -59,8 +66,8 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
     work.arrived_by = skb.arrived_by();
     work.interface = skb.ifindex();
-    if let Err(reason) = stage::parse(&skb) {
-        let reason = P::decide_unread(&tables, work, reason);
+    if let Err(reason) = stage::parse(&skb, network_header(&skb, &tables, entry)) {
+        let reason = P::decide_unread(&tables, work, &skb, reason);
         if reason.is_drop() && !tables.dry_run {
             return drop(&skb, reason);
         }
@@ -79,6 +86,12 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     match decision {
+        Decision::Pass(_) if !P::may_go_on(&tables, work, &skb, false) => {
+            end(&skb, entry, Reason::NeighbourShare)
+        }
+        Decision::Translate(_) if !P::may_go_on(&tables, work, &skb, true) => {
+            end(&skb, entry, Reason::NeighbourShare)
+        }
         Decision::Pass(reason) => {
             P::note(&skb, &tables, work);
             pass(&skb, &tables, reason)
@@ -149,10 +162,26 @@ pub fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
     TC_ACT_SHOT
 }
 
+/// Where a packet's network header starts. What comes in without an Ethernet header was given one; what leaves by
+/// such an interface has none. A packet that does not exist always has one.
+#[inline(always)]
+fn network_header(skb: &Skb<'_>, tables: &Live, entry: Entry) -> u32 {
+    if matches!(entry, Entry::Egress)
+        && !tables.dry_run
+        && tables
+            .config()
+            .is_some_and(|config| config.is_headerless(skb.ifindex()))
+    {
+        0
+    } else {
+        NETWORK_HEADER
+    }
+}
+
 /// Parses the packet into the working memory.
 #[inline(always)]
-pub fn read(skb: &Skb<'_>, work: &mut Work) -> Result<(), Reason> {
-    work.start(skb, skb.ether_type(), NETWORK_HEADER)
+pub fn read(skb: &Skb<'_>, work: &mut Work, l3: u32) -> Result<(), Reason> {
+    work.start(skb, skb.ether_type(), l3)
 }
 
 /// Makes the packet what it becomes, or the ICMP error what it becomes.
@@ -185,14 +214,37 @@ pub fn echo(skb: &Skb<'_>, work: &Work, entry: Entry) -> i32 {
     }
 }
 
-/// Tells the sender that nobody is there, or that its packet is too big.
+/// Tells the sender that nothing listens there, or that its packet is too big or has no time to live.
 #[inline(always)]
 pub fn refuse(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i32 {
     count(reason, skb.len());
     let mtu = work.mtu;
-    reject::refuse(skb, &work.headers, reason, mtu, &mut work.scratch)
-        .and_then(|()| answer(skb, entry).ok())
-        .unwrap_or(TC_ACT_SHOT)
+    work.error_source = work.headers.dst;
+    if reason as u8 == Reason::TtlExceeded as u8 {
+        // A hop is known by its own address (RFC 1812 §4.3.2.4).
+        note_own_address(skb.ifindex(), work);
+    }
+    reject::refuse(
+        skb,
+        &work.headers,
+        reason,
+        mtu,
+        &work.error_source,
+        &mut work.scratch,
+    )
+    .and_then(|()| answer(skb, entry).ok())
+    .unwrap_or(TC_ACT_SHOT)
+}
+
+/// Notes the node's address at an interface, if it has one of the packet's family, as the source of an error.
+#[inline(always)]
+fn note_own_address(interface: u32, work: &mut Work) {
+    if let Some(config) = Live::HOOK.config() {
+        let own = config.address_at(interface, &work.headers.dst);
+        if !own.is_unspecified() {
+            work.error_source = own;
+        }
+    }
 }
 
 /// Sends a packet that was turned into an answer to where it came from.
@@ -212,19 +264,16 @@ fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
 /// `Work::mtu` is then what would have been small enough.
 #[inline(always)]
 pub fn find_way(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> Result<u32, Reason> {
-    let Work {
-        headers, flow, mtu, ..
-    } = work;
-    match Deliver::from_number(flow.deliver) {
+    match Deliver::from_number(work.flow.deliver) {
         Deliver::Route => {}
         // What was routed to our own device has left the stack already.
         Deliver::Stack if matches!(entry, Entry::Host) => {}
         _ => return Ok(0),
     }
-    if is_forwarded(entry) && headers.ttl <= 1 {
+    if is_forwarded(entry) && work.headers.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    route(skb, headers, flow, mtu)
+    route(skb, work)
 }
 
 /// Sends a translated packet on.
@@ -245,7 +294,7 @@ pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32
             if is_forwarded(entry) {
                 rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
             }
-            Ok(redirect_to_neighbour(out))
+            Ok(redirect_to_neighbour(out, work.next_hop_family, work.next_hop))
         }
     }
 }
@@ -291,18 +340,21 @@ fn to_pod(skb: &Skb<'_>, work: &Work) -> Result<i32, Reason> {
     Ok(redirect_to_peer(receiver.interface))
 }
 
-/// The interface that the routing table names, and that takes packets of this size.
+/// The interface that the routing table names, and that takes packets of this size. Notes the next hop.
 #[inline(always)]
-fn route(skb: &Skb<'_>, headers: &Headers, flow: &Flow, mtu: &mut u32) -> Result<u32, Reason> {
+fn route(skb: &Skb<'_>, work: &mut Work) -> Result<u32, Reason> {
+    let Work { headers, flow, .. } = work;
     let mut lookup = FibLookup::zeroed();
     lookup.set_packet(headers, flow, skb.ifindex());
     let len = packet_len(skb, headers);
     kernel::set_len(&mut lookup, len);
     let result = skb.route(&mut lookup);
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        work.next_hop = kernel::next_hop_of(&lookup);
+        work.next_hop_family = u32::from(lookup.family);
         Ok(lookup.ifindex)
     } else if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        *mtu = match kernel::mtu_of(&lookup) {
+        work.mtu = match kernel::mtu_of(&lookup) {
             told if told < len => u32::from(told),
             _ => LEAST_MTU,
         };

@@ -10,7 +10,7 @@ use proxy_common::decide::Work;
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Connected, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, RecentCount, Refusals, Share,
-    Slot, SocketKey, SocketPeer, TraceCell,
+    SkbLayout, Slot, SocketKey, SocketPeer, TraceCell,
 };
 
 #[map]
@@ -84,9 +84,9 @@ pub static TRACE: Array<TraceCell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 
-/// How many refusals were sent in the current tick.
+/// How many refusals each group of senders got in the current tick.
 #[map]
-pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(1, 0);
+pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(Refusals::GROUPS, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
@@ -99,3 +99,10 @@ pub static CONNECTED: SkStorage<Connected> = SkStorage::new();
 #[expect(unsafe_code, reason = "the loader finds the constant by its symbol")]
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
+
+/// Where a packet's checksum stands in the kernel's `struct sk_buff`, if it is left to the NIC: offsets in
+/// bytes, see [`proxy_common::maps::SkbLayout`]. All are 0 where the kernel does not tell, so that the
+/// verifier removes the check.
+#[expect(unsafe_code, reason = "the loader finds the constant by its symbol")]
+#[unsafe(no_mangle)]
+pub static SKB_LAYOUT: Global<[u32; SkbLayout::WORDS]> = Global::new([0; SkbLayout::WORDS]);

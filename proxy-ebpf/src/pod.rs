@@ -76,24 +76,32 @@ impl Program for FromPod {
 
     #[inline(always)]
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
-        let decision = entering(tables, work, skb, Entry::Pod);
-        let decision = stage::shorten(skb, tables, decision);
-        let is_translated = matches!(decision, Decision::Translate(_));
-        // A packet that does not exist is on no interface.
-        if (is_translated || matches!(decision, Decision::Pass(Reason::NotOurs)))
-            && !tables.dry_run
-            // On a bridge, frames between two pods are for other interfaces.
-            && skb.is_for_interface()
-            && !neighbour::may_resolve(tables, work, is_translated)
-        {
-            return Decision::Drop(Reason::NeighbourShare);
+        if !tables.dry_run && !stage::spares_headers(skb, true) {
+            return Decision::Drop(Reason::OffloadedChecksum);
         }
-        decision
+        let decision = entering(tables, work, skb, Entry::Pod);
+        stage::shorten(skb, tables, decision)
     }
 
     #[inline(always)]
-    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Reason {
-        stage::admit_unread(Entry::Pod, reason)
+    fn may_go_on(tables: &Live, work: &Work, skb: &Skb<'_>, is_translated: bool) -> bool {
+        // On a bridge, frames between two pods are for other interfaces.
+        !skb.is_for_interface() || neighbour::may_resolve(tables, work, is_translated)
+    }
+
+    #[inline(always)]
+    fn decide_unread(tables: &Live, work: &Work, skb: &Skb<'_>, reason: Reason) -> Reason {
+        // Of what is no IP packet nothing was read.
+        let has_addresses = !work.headers.src.is_unspecified();
+        if has_addresses && !tables.dry_run && !stage::spares_headers(skb, false) {
+            return Reason::OffloadedChecksum;
+        }
+        let reason = stage::admit_unread(Entry::Pod, reason);
+        if has_addresses && !reason.is_drop() && !tables.dry_run && !Self::may_go_on(tables, work, skb, false)
+        {
+            return Reason::NeighbourShare;
+        }
+        reason
     }
 }
 

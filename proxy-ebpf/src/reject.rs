@@ -1,12 +1,14 @@
-//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP error for everything else.
+//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP error for everything else and
+//! for what the path does not take (too large, no time to live).
 //!
 //! The refused packet itself becomes the answer. A TCP segment turns into a RST by exchanging its ends and flags, options and
 //! all, which updates its checksum word by word and so stays right whether that checksum is whole or left to the NIC. For an
 //! ICMP error the packet is cut behind the bytes that an error carries of it, and room is made in front (RFC 792;
 //! RFC 4443 would allow more, but senders look at the ports only).
 //!
-//! Errors are limited to so many a second, as the kernel's own are (RFC 1812 §4.3.2.8).
+//! Errors are limited to so many a second for each group of senders (RFC 1812 §4.3.2.8).
 
+use proxy_common::Ip;
 use proxy_common::decide::SCRATCH_WORDS;
 use proxy_common::maps::Reason;
 use proxy_common::packet::{Headers, Packet, TCP_ACK, TCP_RST};
@@ -27,49 +29,41 @@ const IPV6_HEADER: u32 = 40;
 const ICMP_HEADER: u32 = 8;
 
 /// Turns the packet into its refusal; `None` if there is none to be sent, or the kernel refused a step. `mtu` is that of
-/// the link that a packet is too big for.
+/// the link that a packet is too big for. `source` is the address that an ICMP error comes from.
 #[inline(always)]
 pub fn refuse(
     skb: &Skb<'_>,
     headers: &Headers,
     reason: Reason,
     mtu: u32,
+    source: &Ip,
     sum: &mut [u32; SCRATCH_WORDS],
 ) -> Option<()> {
     let is_too_big = reason as u8 == Reason::TooBig as u8;
+    let is_too_late = reason as u8 == Reason::TtlExceeded as u8;
     if headers.l4 == 0 || (headers.is_fragment && !is_too_big) || !headers.may_be_refused() {
         return None;
     }
-    if headers.protocol == protocol::TCP && !is_too_big {
+    if headers.protocol == protocol::TCP && !is_too_big && !is_too_late {
         return reset(skb, headers);
     }
-    if !may_refuse() {
+    if !may_refuse(&headers.src) {
         return None;
     }
-    let error = match (headers.dst.is_v4(), is_too_big) {
-        // RFC 792, and RFC 1191 for the link's size.
-        (true, false) => Error {
-            head: 0x0303_0000,
-            rest: 0,
-        },
-        (true, true) => Error {
-            head: 0x0304_0000,
-            rest: mtu,
-        },
-        // RFC 4443.
-        (false, false) => Error {
-            head: 0x0104_0000,
-            rest: 0,
-        },
-        (false, true) => Error {
-            head: 0x0200_0000,
-            rest: mtu,
-        },
+    let is_v4 = headers.dst.is_v4();
+    let (head, rest) = match (is_too_big, is_too_late) {
+        // RFC 1191 and RFC 4443 §3.2.
+        (true, _) => (if is_v4 { 0x0304_0000 } else { 0x0200_0000 }, mtu),
+        // RFC 792 and RFC 4443 §3.3.
+        (_, true) => (if is_v4 { 0x0b00_0000 } else { 0x0300_0000 }, 0),
+        // RFC 792 and RFC 4443 §3.1: port unreachable.
+        _ => (if is_v4 { 0x0303_0000 } else { 0x0104_0000 }, 0),
     };
-    if headers.dst.is_v4() {
-        error_v4(skb, headers, &error, sum)
+    let error = Error { head, rest };
+    if is_v4 {
+        error_v4(skb, headers, &error, source, sum)
     } else {
-        error_v6(skb, headers, &error, sum)
+        error_v6(skb, headers, &error, source, sum)
     }
 }
 
@@ -115,7 +109,13 @@ fn reset(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
 }
 
 #[inline(always)]
-fn error_v4(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCRATCH_WORDS]) -> Option<()> {
+fn error_v4(
+    skb: &Skb<'_>,
+    headers: &Headers,
+    error: &Error,
+    source: &Ip,
+    sum: &mut [u32; SCRATCH_WORDS],
+) -> Option<()> {
     // Options would move the ports out of reach; who uses them finds out by time-out.
     if headers.l4 != headers.l3 + IPV4_HEADER {
         return None;
@@ -134,7 +134,7 @@ fn error_v4(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCR
         (0x45c0_0000 | len).to_be(),
         0,
         (u32::from(TTL) << 24 | u32::from(protocol::ICMP) << 16).to_be(),
-        headers.dst.v4_word(),
+        source.v4_word(),
         headers.src.v4_word(),
     ];
     ip[2] |= u32::from(checksum(&mut ip)) << 16;
@@ -142,7 +142,13 @@ fn error_v4(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCR
 }
 
 #[inline(always)]
-fn error_v6(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCRATCH_WORDS]) -> Option<()> {
+fn error_v6(
+    skb: &Skb<'_>,
+    headers: &Headers,
+    error: &Error,
+    source: &Ip,
+    sum: &mut [u32; SCRATCH_WORDS],
+) -> Option<()> {
     if headers.l4 != headers.l3 + IPV6_HEADER {
         return None;
     }
@@ -152,7 +158,7 @@ fn error_v6(skb: &Skb<'_>, headers: &Headers, error: &Error, sum: &mut [u32; SCR
     skb.truncate(headers.l4 + carried)?;
     skb.insert_behind_ethernet(IPV6_HEADER + ICMP_HEADER)?;
     let len = ICMP_HEADER + IPV6_HEADER + carried;
-    let (src, dst) = (headers.dst.v6_words(), headers.src.v6_words());
+    let (src, dst) = (source.v6_words(), headers.src.v6_words());
     let head = (len << 16 | u32::from(protocol::ICMPV6) << 8 | u32::from(TTL)).to_be();
     skb.store(headers.l3, &[0x6000_0000_u32.to_be(), head])?;
     skb.store(headers.l3 + 8, &src)?;

@@ -11,17 +11,21 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
-use proxy_common::decide;
 use proxy_common::decide::admission::{self, by_uplink};
+use proxy_common::decide::conntrack;
 use proxy_common::decide::local;
-use proxy_common::decide::packet::{Decision, Entry};
+use proxy_common::decide::offload;
+use proxy_common::decide::packet::{self, Decision, Entry};
 use proxy_common::decide::sender;
 use proxy_common::decide::tunnel;
-use proxy_common::maps::{Config, Reason};
+use proxy_common::decide::{self, Work};
+use proxy_common::maps::{Reason, SkbLayout};
 
 use crate::deliver;
 use crate::gateway;
 use crate::kernel::{self, Skb};
+use crate::maps::SKB_LAYOUT;
+use crate::rewrite::NETWORK_HEADER;
 use crate::tables::Live;
 
 /// An entry as a number, and back.
@@ -45,10 +49,10 @@ const fn number_of(entry: Entry) -> u32 {
     }
 }
 
-/// Parses the packet. Behind this the verifier knows nothing of the headers, and so walks what follows but once.
+/// Parses the packet, whose network header starts at `l3`. Behind this the verifier knows nothing of the headers, and so walks what follows but once.
 #[inline(always)]
-pub fn parse(skb: &Skb<'_>) -> Result<(), Reason> {
-    match Reason::from_number(stage_parse(skb.0.skb.skb)) {
+pub fn parse(skb: &Skb<'_>, l3: u32) -> Result<(), Reason> {
+    match Reason::from_number(stage_parse(skb.0.skb.skb, l3)) {
         None => Ok(()),
         Some(reason) => Err(reason),
     }
@@ -97,6 +101,18 @@ pub fn admit_unread(entry: Entry, reason: Reason) -> Reason {
         Some(reason) => reason,
         None => Reason::Inconsistent,
     }
+}
+
+/// Writes the packet into its flow's entries, unless it is one of a dry run.
+#[inline(always)]
+pub fn note(dry_run: bool) -> u32 {
+    stage_note(u32::from(dry_run))
+}
+
+/// Whether an ICMP error is about a flow that is translated here.
+#[inline(always)]
+pub fn is_error_of_a_flow(packet: *mut __sk_buff) -> bool {
+    stage_is_error_of_a_flow(packet) != 0
 }
 
 /// Whether a flow to the backend that was selected may begin.
@@ -239,6 +255,12 @@ pub fn echo(skb: &Skb<'_>, entry: Entry) -> i32 {
     stage_echo(skb.0.skb.skb, number_of(entry))
 }
 
+/// Whether the headers that were read stay as they are, wherever a checksum goes that is left to the NIC.
+#[inline(always)]
+pub fn spares_headers(skb: &Skb<'_>, is_read: bool) -> bool {
+    stage_spares_headers(skb.0.skb.skb, u32::from(is_read)) != 0
+}
+
 /// Refuses the packet.
 #[inline(always)]
 pub fn refuse(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
@@ -247,13 +269,24 @@ pub fn refuse(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn stage_parse(skb: *mut __sk_buff) -> u32 {
+extern "C" fn stage_parse(skb: *mut __sk_buff, l3: u32) -> u32 {
     let context = TcContext::new(skb);
-    match kernel::work().map(|work| deliver::read(&Skb(&context), work)) {
+    match kernel::work().map(|work| deliver::read(&Skb(&context), work, l3)) {
         Some(Ok(())) => DONE,
         Some(Err(reason)) => reason as u32,
         None => Reason::NotBalanced as u32,
     }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_spares_headers(skb: *mut __sk_buff, is_read: u32) -> u32 {
+    let context = TcContext::new(skb);
+    let Some(offload) = Skb(&context).offload(SkbLayout::from_words(SKB_LAYOUT.load())) else {
+        return 1;
+    };
+    let spares = |work: &mut Work| offload::spares_headers(&work.headers, is_read != 0, offload);
+    u32::from(kernel::work().is_some_and(spares))
 }
 
 #[inline(never)]
@@ -321,12 +354,26 @@ extern "C" fn stage_admit_unread(entry: u32, reason: u32) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
+extern "C" fn stage_note(dry_run: u32) -> u32 {
+    kernel::work().map_or(0, |work| conntrack::note(&Live::HOOK.dry_run(dry_run != 0), work))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_is_error_of_a_flow(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let is_of_a_flow = |work| packet::is_error_of_a_flow(&Live::HOOK, work, &Skb(&context));
+    u32::from(kernel::work().is_some_and(is_of_a_flow))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
 extern "C" fn stage_may_begin(entry: u32) -> u32 {
     let tables = Live::HOOK;
     let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
         return Reason::Inconsistent as u32;
     };
-    match decide::packet::may_begin(&tables, config, work, entry_of(entry)) {
+    match packet::may_begin(&tables, config, work, entry_of(entry)) {
         Ok(()) => DONE,
         Err(reason) => reason as u32,
     }
@@ -420,9 +467,14 @@ extern "C" fn stage_admit(skb: *mut __sk_buff) -> u32 {
     if let Err(reason) = by_uplink(skb.frame()) {
         return reason as u32;
     }
-    let was_admitted = |config: &Config| tunnel::was_admitted(config, skb.ifindex(), skb.note());
-    if !Live::HOOK.config().is_some_and(was_admitted) {
+    let Some(config) = Live::HOOK.config() else {
         return Reason::TunnelSource as u32;
+    };
+    if !tunnel::was_admitted(config, skb.ifindex(), skb.note()) {
+        return Reason::TunnelSource as u32;
+    }
+    if config.is_headerless(skb.ifindex()) && skb.add_ethernet_header(NETWORK_HEADER).is_none() {
+        return Reason::RewriteFailed as u32;
     }
     // It is of no use any more, and belongs to this packet alone.
     skb.set_note(0);

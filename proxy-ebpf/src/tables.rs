@@ -10,7 +10,7 @@ use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
     Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason, RecentCount,
-    Share, Slot, SocketKey, SocketPeer,
+    Refusals, Share, Slot, SocketKey, SocketPeer,
 };
 use proxy_common::packet::{Headers, Packet};
 use proxy_common::{Ip, Tables, protocol};
@@ -28,7 +28,7 @@ use crate::stage;
 pub struct Live {
     /// Whether nothing may be written.
     pub dry_run: bool,
-    /// Whether what a packet's notes leave is for the caller to settle: a stage calls no other.
+    /// Whether what a packet's notes leave is for the caller to settle, so that one stage calls few others.
     pub settles_later: bool,
     /// The packet that is decided about; null in a socket hook.
     packet: *mut __sk_buff,
@@ -303,6 +303,16 @@ impl Tables for Live {
     }
 
     #[inline(always)]
+    fn note(&self, _work: &mut Work) -> u32 {
+        stage::note(self.dry_run)
+    }
+
+    #[inline(always)]
+    fn is_error_of_a_flow<P: Packet + ?Sized>(&self, _work: &mut Work, _packet: &P) -> bool {
+        stage::is_error_of_a_flow(self.packet)
+    }
+
+    #[inline(always)]
     fn may_begin(&self, _config: &Config, _work: &mut Work, entry: Entry) -> Result<(), Reason> {
         stage::may_begin(entry)
     }
@@ -430,12 +440,20 @@ pub fn is_pod_netns(cookie: u64) -> bool {
     POD_NETNS.get_ptr(cookie).is_some()
 }
 
-/// Whether one more refusal may be sent now.
+/// Whether one more refusal may be sent to a sender now.
 #[inline(always)]
-pub fn may_refuse() -> bool {
-    REFUSALS
-        .get_ptr_mut(0)
-        .is_some_and(|refusals| kernel::another_refusal(refusals, (kernel::clock() >> 30) as u32))
+pub fn may_refuse(sender: &Ip) -> bool {
+    let Some(config) = CONFIG.get_ptr(0).map(array_element) else {
+        return false;
+    };
+    let now = (kernel::clock() >> 30) as u32;
+    let another = |group: u32, most: u32| {
+        let refusals = REFUSALS.get_ptr_mut(group);
+        refusals.is_some_and(|refusals| kernel::another_refusal(refusals, now, most))
+    };
+    let is_own_pod = config.is_own_pod_address(sender);
+    another(Refusals::group(sender, is_own_pod), Refusals::MOST)
+        && (is_own_pod || another(Refusals::ALL_OTHERS, Refusals::MOST_OF_OTHERS))
 }
 
 /// Counts a packet, or with 0 bytes a socket call.

@@ -55,7 +55,7 @@ impl Program for FromUplink {
     }
 
     #[inline(always)]
-    fn decide_unread(_tables: &Live, _work: &Work, reason: Reason) -> Reason {
+    fn decide_unread(_tables: &Live, _work: &Work, _skb: &Skb<'_>, reason: Reason) -> Reason {
         stage::admit_unread(Entry::Uplink, reason)
     }
 
@@ -78,7 +78,7 @@ impl Program for ToUplink {
     }
 
     #[inline(always)]
-    fn decide_unread(tables: &Live, work: &Work, reason: Reason) -> Reason {
+    fn decide_unread(tables: &Live, work: &Work, _skb: &Skb<'_>, reason: Reason) -> Reason {
         leaving_unread(tables, &work.headers, reason)
     }
 }

@@ -20,9 +20,9 @@ const SHARE: usize = proxy_common::maps::HostPort::SHARE as usize;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PortMapping {
-    #[serde(alias = "HostPort")]
+    #[serde(default, alias = "HostPort")]
     host_port: i64,
-    #[serde(alias = "ContainerPort")]
+    #[serde(default, alias = "ContainerPort")]
     container_port: i64,
     #[serde(default, alias = "Protocol")]
     protocol: Option<String>,

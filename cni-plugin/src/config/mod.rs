@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod environment;
+pub mod go;
 pub mod host_port;
 pub mod network;
 pub mod requests;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::args::Args;
 use super::environment::{Attachment, is_name_byte};
+use super::go::remove_nulls;
 use super::requests::{Asked, Requests};
 use super::runtime::{Bandwidth, RuntimeConfig, Wishes};
 use crate::ipam::range::{RangeConfig, RangeSet};
@@ -21,6 +22,8 @@ const BPF_ROOT: &str = "/sys/fs/bpf/millrace";
 const STATE_DIR: &str = "/var/lib/millrace";
 /// host-local's directory; each network has one below it.
 const NETWORKS: &str = "/var/lib/cni/networks";
+/// The attachments that exist, in a document of GC. The second key is that of a draft; libcni writes both.
+const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Smaller ones are no use: IPv4 demands 68, and IPv6 cannot do with less than 1280 (RFC 791, RFC 8200).
 const MTUS: std::ops::RangeInclusive<u64> = 68..=65_535;
 
@@ -37,13 +40,16 @@ pub struct NetworkConfig {
     pub state_dir: PathBuf,
     /// Where leases are.
     pub data_dir: PathBuf,
+    /// Whether a runtime that knows of no attachment said so.
+    names_attachments: bool,
+    /// Without keys whose value is `null`.
     document: Map<String, Value>,
 }
 
 impl NetworkConfig {
     /// Reads a document.
     pub fn read(bytes: &[u8]) -> Result<Self, CniError> {
-        let document = match serde_json::from_slice(bytes) {
+        let mut document = match serde_json::from_slice(bytes) {
             Ok(Value::Object(document)) => document,
             Ok(_) => {
                 let message = "the configuration on standard input is no JSON object";
@@ -54,6 +60,8 @@ impl NetworkConfig {
                 return Err(CniError::new(Code::Decoding, message).with_details(error.to_string()));
             }
         };
+        let names_attachments = VALID_ATTACHMENTS.iter().any(|key| document.contains_key(*key));
+        remove_nulls(&mut document);
         // Without the key it is version 0.1.0, which had other documents.
         let version: Option<String> = part(&document, &["cniVersion"])?;
         let version = Version::parse(version.as_deref().unwrap_or("0.1.0"))?;
@@ -71,6 +79,7 @@ impl NetworkConfig {
             state_dir: directory(&document, &["stateDir"], STATE_DIR)?,
             data_dir: directory(&document, &["ipam", "dataDir"], &format!("{NETWORKS}/{name}"))?,
             name,
+            names_attachments,
             document,
         })
     }
@@ -80,10 +89,10 @@ impl NetworkConfig {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Stated {
-            cni_version: String,
+            cni_version: Option<String>,
         }
         let stated = serde_json::from_slice::<Stated>(bytes).ok()?;
-        Some(stated.cni_version)
+        stated.cni_version
     }
 
     /// The MTU, where it is set.
@@ -110,8 +119,12 @@ impl NetworkConfig {
             return Err(CniError::new(Code::UnsupportedField, message)
                 .with_details("this plugin gives addresses itself: leave ipam.type out"));
         }
-        let sets: Option<Vec<Vec<RangeConfig>>> = part(&self.document, &["ipam", "ranges"])?;
-        let sets = sets.unwrap_or_default();
+        let sets: Option<Vec<Option<Vec<RangeConfig>>>> = part(&self.document, &["ipam", "ranges"])?;
+        let sets = sets
+            .unwrap_or_default()
+            .into_iter()
+            .map(Option::unwrap_or_default);
+        let sets: Vec<_> = sets.collect();
         if sets.is_empty() {
             return Err(invalid("ipam.ranges", "there is none: name at least one subnet"));
         }
@@ -168,15 +181,19 @@ impl NetworkConfig {
         part(&self.document, &["prevResult"])
     }
 
-    /// The attachments that exist, for GC. The second key is that of a draft that some runtimes use.
+    /// The attachments that exist, for GC. A list of Go's without elements is `null`, and says that none
+    /// exists.
     pub fn valid_attachments(&self) -> Result<Vec<Attachment>, CniError> {
-        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
-            if let Some(valid) = part(&self.document, &[key])? {
-                return Ok(valid);
+        for key in VALID_ATTACHMENTS {
+            if let Some(valid) = part::<Vec<Option<Attachment>>>(&self.document, &[key])? {
+                return Ok(valid.into_iter().flatten().collect());
             }
         }
+        if self.names_attachments {
+            return Ok(Vec::new());
+        }
         Err(invalid(
-            "cni.dev/valid-attachments",
+            VALID_ATTACHMENTS[0],
             "it is missing: without it nothing can be told from what is in use",
         ))
     }
@@ -331,5 +348,72 @@ mod tests {
             let config = read(json!({key: [{"containerID": "a", "ifname": "eth0"}]})).unwrap();
             assert_eq!(config.valid_attachments().unwrap()[0].if_name, "eth0");
         }
+    }
+
+    #[test]
+    fn a_list_of_attachments_that_is_null_names_none() {
+        let valid = |changes| read(changes).unwrap().valid_attachments();
+        let [first, second] = VALID_ATTACHMENTS;
+        assert_eq!(valid(json!({first: null, second: null})), Ok(Vec::new()));
+        assert_eq!(valid(json!({first: null})), Ok(Vec::new()));
+        assert_eq!(valid(json!({second: null})), Ok(Vec::new()));
+        assert_eq!(valid(json!({first: [null]})), Ok(Vec::new()));
+        let one = json!([{"containerID": "a", "ifname": "eth0"}]);
+        assert_eq!(valid(json!({first: null, second: one})).unwrap().len(), 1);
+        for bad in [
+            json!({first: {}}),
+            json!({first: [{"containerID": "a", "ifname": null}]}),
+        ] {
+            assert_eq!(valid(bad).unwrap_err().code, Code::Decoding);
+        }
+    }
+
+    #[test]
+    fn null_says_what_a_missing_key_says() {
+        let ranges =
+            json!([[{"subnet": "10.1.0.0/24", "rangeStart": null, "rangeEnd": "", "gateway": null}]]);
+        let config = read(json!({
+            "bpfRoot": null, "stateDir": null, "mtu": null, "enabledad": null, "dns": null, "capabilities": null,
+            "ingressRate": null, "ingressBurst": null, "egressRate": null, "egressBurst": null,
+            "ipam": {"type": null, "dataDir": null, "ranges": ranges, "routes": [{"dst": "0.0.0.0/0", "gw": null, "mtu": null}]},
+            "args": {"cni": {"ips": null, "mac": null}},
+            "prevResult": {"interfaces": null, "ips": null, "routes": null, "dns": null},
+            "runtimeConfig": {
+                "ips": null, "mac": null, "dns": {"servers": null, "searches": null, "options": null},
+                "bandwidth": {"ingressRate": null, "ingressBurst": null, "egressRate": null, "egressBurst": null},
+                "portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": null, "hostIP": null}, {"hostPort": null}],
+            },
+        }))
+        .unwrap();
+        assert_eq!(config.range_sets().unwrap().len(), 1);
+        assert_eq!(config.routes().unwrap().unwrap().len(), 1);
+        assert_eq!((config.mtu(), config.refuses_duplicates()), (Ok(None), Ok(false)));
+        let wishes = config.wishes().unwrap();
+        assert_eq!(
+            (wishes.host_ports.len(), wishes.ingress, wishes.egress),
+            (1, None, None)
+        );
+        assert_eq!(config.requests(&Args::default()), Ok(Requests::default()));
+        assert_eq!(config.previous(), Ok(Some(Map::new())));
+        for nothing in [
+            json!({"args": null}),
+            json!({"args": {"cni": null}, "runtimeConfig": null}),
+        ] {
+            let config = read(nothing).unwrap();
+            assert_eq!(config.requests(&Args::default()), Ok(Requests::default()));
+            assert_eq!(config.wishes(), Ok(Wishes::default()));
+        }
+        let whole = read(json!({
+            "runtimeConfig": {"portMappings": null, "bandwidth": null, "dns": null}, "prevResult": null,
+            "ipam": {"ranges": [null], "routes": null},
+        }));
+        let whole = whole.unwrap();
+        assert_eq!(whole.wishes(), Ok(Wishes::default()));
+        assert_eq!((whole.previous(), whole.routes()), (Ok(None), Ok(None)));
+        assert_eq!(
+            whole.range_sets().unwrap_err().code,
+            Code::InvalidConfig,
+            "a set without ranges"
+        );
     }
 }

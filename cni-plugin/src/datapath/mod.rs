@@ -17,8 +17,8 @@ use std::path::Path;
 use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
 use proxy_bpf::pins::{LayoutDir, Pins};
 use proxy_bpf::{BpfError, HashTable, sys};
-use proxy_common::Ip;
-use proxy_common::maps::AddressFlags;
+use proxy_common::maps::{AddressFlags, Config};
+use proxy_common::{Ip, Plain};
 
 pub use self::error::DatapathError;
 use self::host_ports::HostPorts;
@@ -30,6 +30,7 @@ use crate::netlink::Conversation;
 const PROGRAMS: [&str; 2] = ["from_own_pod", "to_pod"];
 const NAMESPACES: &str = "POD_NETNS";
 const ADDRESSES: &str = "ADDRESSES";
+const CONFIG: &str = "CONFIG";
 
 /// What is entered of a pod.
 #[derive(Debug, Clone, Copy)]
@@ -151,12 +152,30 @@ impl Datapath {
 
     /// Whether an address is a service's, and not also the node's, as far as the agent has noted.
     pub fn is_virtual(&self, address: IpAddr) -> Result<bool, DatapathError> {
-        if !is_known(&self.dir) || !self.dir.map(ADDRESSES).exists() {
-            return Ok(false);
-        }
-        let known = table::<Ip, u32>(&self.dir, ADDRESSES)?.get(&Ip::from(address));
-        let known = known.map_err(BpfError::syscall(format!("reading {ADDRESSES}")))?;
+        let known = self.noted::<Ip, u32>(ADDRESSES, &Ip::from(address))?;
         Ok(known.is_some_and(|flags| AddressFlags(flags).is_virtual_only()))
+    }
+
+    /// Whether an address is the node's, as far as the agent has noted.
+    pub fn is_node(&self, address: IpAddr) -> Result<bool, DatapathError> {
+        let known = self.noted::<Ip, u32>(ADDRESSES, &Ip::from(address))?;
+        Ok(known.is_some_and(|flags| AddressFlags(flags).is_node()))
+    }
+
+    /// The UDP port of the nodes' tunnels, as far as the agent has noted.
+    pub fn tunnel_port(&self) -> Result<Option<u16>, DatapathError> {
+        let config = self.noted::<u32, Config>(CONFIG, &0)?;
+        let port = config.map(|config| config.tunnel_port.number());
+        Ok(port.filter(|port| *port != 0))
+    }
+
+    /// What the agent has noted in a table, where there is one whose layout is known here.
+    fn noted<K: Plain, V: Plain>(&self, name: &str, key: &K) -> Result<Option<V>, DatapathError> {
+        if !is_known(&self.dir) || !self.dir.map(name).exists() {
+            return Ok(None);
+        }
+        let found = table::<K, V>(&self.dir, name)?.get(key);
+        Ok(found.map_err(BpfError::syscall(format!("reading {name}")))?)
     }
 
     fn host_ports(&self) -> Result<HostPorts, DatapathError> {

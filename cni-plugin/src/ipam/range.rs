@@ -11,16 +11,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::config::go;
+
 /// A range as the configuration has it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RangeConfig {
     subnet: IpNet,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "go::address")]
     range_start: Option<IpAddr>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "go::address")]
     range_end: Option<IpAddr>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "go::address")]
     gateway: Option<IpAddr>,
 }
 

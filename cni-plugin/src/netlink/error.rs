@@ -59,6 +59,7 @@ fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM) => ": needs CAP_NET_ADMIN and CAP_SYS_ADMIN",
         Some(libc::EOPNOTSUPP) => ": the kernel lacks support for it",
+        Some(libc::EEXIST) => ": this ADD did not make what is there; it is left alone",
         _ => "",
     }
 }

@@ -33,7 +33,10 @@ pub const GATEWAY_V4: Ipv4Addr = {
     Ipv4Addr::new(a, b, c, d)
 };
 /// The way out of every pod, in IPv6.
-pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+pub const GATEWAY_V6: Ipv6Addr = {
+    let [a, b, c, d, e, f, g, h] = gateway::ADDRESS_V6;
+    Ipv6Addr::new(a, b, c, d, e, f, g, h)
+};
 
 /// The way out, in the family of an address.
 pub fn gateway(of: IpAddr) -> IpAddr {
@@ -154,6 +157,38 @@ pub fn link_route(interface: u32, to: IpAddr) -> Request {
         format!("making the route to {to} by interface {interface}"),
         RouteNetlinkMessage::NewRoute(message),
     )
+}
+
+/// An address to which the main table has a route of its own that does not lead by the interface `own`, and
+/// where it leads.
+pub fn rival(
+    conversation: &mut Conversation,
+    own: u32,
+    addresses: &[IpAddr],
+) -> Result<Option<(IpAddr, Option<u32>)>, NetlinkError> {
+    let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    let answers = conversation.ask(Request::list("listing routes", request))?;
+    let mut routes = answers.iter().filter_map(route_to_one);
+    Ok(routes.find(|(to, interface)| addresses.contains(to) && *interface != Some(own)))
+}
+
+/// Where a route of the main table to one address alone leads.
+fn route_to_one(answer: &RouteNetlinkMessage) -> Option<(IpAddr, Option<u32>)> {
+    let RouteNetlinkMessage::NewRoute(route) = answer else {
+        return None;
+    };
+    let (mut to, mut interface) = (None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            _ => {}
+        }
+    }
+    let to = to?;
+    let is_one = route.header.destination_prefix_length == alone(to).prefix_len();
+    (is_one && route.header.table == RouteHeader::RT_TABLE_MAIN).then_some((to, interface))
 }
 
 /// A route by the gateway.

@@ -54,7 +54,7 @@ const TCA_FQ_CODEL_QUANTUM: u16 = 6;
 const TCA_FQ_CODEL_MEMORY_LIMIT: u16 = 9;
 
 /// The bucket's own number, the only class in it, and its queue's.
-const BUCKET: TcHandle = TcHandle { major: 1, minor: 0 };
+pub(super) const BUCKET: TcHandle = TcHandle { major: 1, minor: 0 };
 const INSIDE: TcHandle = TcHandle { major: 1, minor: 1 };
 const FAIR: TcHandle = TcHandle { major: 2, minor: 0 };
 

@@ -188,6 +188,28 @@ pub fn up(index: u32) -> Request {
     )
 }
 
+/// Switches an interface off.
+pub fn down(index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.change_mask = LinkFlags::Up;
+    Request::plain(
+        format!("switching off interface {index}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Gives an interface another name.
+pub fn rename(index: u32, name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    Request::plain(
+        format!("giving interface {index} the name {name}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
 /// Gives an interface an Ethernet address.
 pub fn address(index: u32, mac: &[u8; 6]) -> Request {
     let mut message = LinkMessage::default();
@@ -195,6 +217,17 @@ pub fn address(index: u32, mac: &[u8; 6]) -> Request {
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
     Request::plain(
         format!("setting the Ethernet address of interface {index}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Gives an interface an MTU.
+pub fn mtu(index: u32, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    Request::plain(
+        format!("setting the MTU of interface {index} to {mtu}"),
         RouteNetlinkMessage::SetLink(message),
     )
 }

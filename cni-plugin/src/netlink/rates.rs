@@ -1,6 +1,10 @@
-//! Which limits are in force: the rates of all token buckets, as the kernel tells them.
+//! Which limits are in force: the rates of our token buckets, as the kernel tells them, and what others
+//! hung in their place.
+//!
+//! A bucket is ours by its number, [`BUCKET`]. Who hangs one up by hand gets another number from `tc`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use netlink_packet_core::Nla;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -8,6 +12,7 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 
 use super::conversation::{Conversation, Request};
 use super::error::NetlinkError;
+use super::limit::BUCKET;
 
 /// `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
@@ -17,21 +22,70 @@ const RATE: usize = 8;
 /// A rate that does not fit there is in an attribute of its own.
 const ELSEWHERE: u64 = u32::MAX as u64;
 
-/// The rates of interfaces whose packets leave by a token bucket, in bits per second, by index.
-pub fn rates(conversation: &mut Conversation) -> Result<BTreeMap<u32, u64>, NetlinkError> {
-    let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-    let answers = conversation.ask(Request::list("listing queueing disciplines", all))?;
-    Ok(answers.iter().filter_map(rate).collect())
+/// The outermost queues of all interfaces, unless the kernel chose them itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Queues {
+    /// The rates of our token buckets, in bits per second, by the interface's index.
+    pub rates: BTreeMap<u32, u64>,
+    /// Those that are not ours.
+    pub foreign: BTreeMap<u32, Foreign>,
 }
 
-fn rate(answer: &RouteNetlinkMessage) -> Option<(u32, u64)> {
-    let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else {
-        return None;
-    };
-    let is_bucket = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "tbf");
-    if message.header.parent != TcHandle::ROOT || !message.attributes.iter().any(is_bucket) {
-        return None;
+/// A queueing discipline that another program attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    kind: String,
+    major: u16,
+}
+
+/// As `tc` writes it.
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:x}:", self.kind, self.major)
     }
+}
+
+impl Queues {
+    /// Asks for all of them.
+    pub fn read(conversation: &mut Conversation) -> Result<Self, NetlinkError> {
+        let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let answers = conversation.ask(Request::list("listing queueing disciplines", all))?;
+        Ok(Self::of(&answers))
+    }
+
+    fn of(answers: &[RouteNetlinkMessage]) -> Self {
+        let mut queues = Self::default();
+        for answer in answers {
+            let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else {
+                continue;
+            };
+            // The kernel numbers none of those that it chooses itself.
+            if message.header.parent != TcHandle::ROOT || message.header.handle == TcHandle::UNSPEC {
+                continue;
+            }
+            let index = message.header.index.cast_unsigned();
+            let kind = message.attributes.iter().find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some(kind.as_str()),
+                _ => None,
+            });
+            if kind == Some("tbf") && message.header.handle == BUCKET {
+                queues.rates.extend(rate(message).map(|rate| (index, rate)));
+            } else {
+                let kind = kind.unwrap_or("of an unknown kind,").to_owned();
+                let major = message.header.handle.major;
+                queues.foreign.insert(index, Foreign { kind, major });
+            }
+        }
+        queues
+    }
+}
+
+/// The rates of interfaces whose packets leave by a token bucket of ours, in bits per second, by index.
+pub fn rates(conversation: &mut Conversation) -> Result<BTreeMap<u32, u64>, NetlinkError> {
+    Queues::read(conversation).map(|queues| queues.rates)
+}
+
+fn rate(message: &TcMessage) -> Option<u64> {
     let options = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => options.first(),
         _ => None,
@@ -42,7 +96,7 @@ fn rate(answer: &RouteNetlinkMessage) -> Option<(u32, u64)> {
     };
     let mut bytes = vec![0; all.value_len()];
     all.emit_value(&mut bytes);
-    Some((message.header.index.cast_unsigned(), bits_per_second(&bytes)?))
+    bits_per_second(&bytes)
 }
 
 /// Reads the rate from the attributes of a token bucket.
@@ -67,6 +121,7 @@ fn bits_per_second(mut attributes: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netlink_packet_core::DefaultNla;
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -81,6 +136,37 @@ mod tests {
         let mut bytes = vec![0; 36];
         bytes[RATE..RATE + 4].copy_from_slice(&rate.to_ne_bytes());
         attribute(TCA_TBF_PARMS, &bytes)
+    }
+
+    #[test]
+    fn only_what_bears_our_number_is_ours() {
+        let queue = |index: i32, kind: &str, parent, major| {
+            let mut message = TcMessage::with_index(index);
+            message.header.parent = parent;
+            message.header.handle = TcHandle { major, minor: 0 };
+            let options = DefaultNla::new(2, parameters(125_000));
+            message.attributes = vec![
+                TcAttribute::Kind(kind.to_owned()),
+                TcAttribute::Options(vec![TcOption::Other(options)]),
+            ];
+            RouteNetlinkMessage::NewQueueDiscipline(message)
+        };
+        let (root, inside) = (TcHandle::ROOT, TcHandle { major: 1, minor: 1 });
+        let queues = Queues::of(&[
+            queue(3, "tbf", root, BUCKET.major),
+            queue(3, "fq_codel", inside, 2),
+            queue(4, "tbf", root, 0x8001),
+            queue(5, "htb", root, BUCKET.major),
+            queue(6, "noqueue", root, 0),
+            queue(7, "clsact", TcHandle::CLSACT, 0xffff),
+        ]);
+        assert_eq!(queues.rates, BTreeMap::from([(3, 1_000_000)]));
+        let foreign: Vec<_> = queues
+            .foreign
+            .iter()
+            .map(|(index, queue)| (*index, queue.to_string()))
+            .collect();
+        assert_eq!(foreign, [(4, "tbf 8001:".to_owned()), (5, "htb 1:".to_owned())]);
     }
 
     #[test]

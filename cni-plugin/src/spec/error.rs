@@ -47,7 +47,7 @@ pub enum Code {
     Mismatch = 107,
     /// GC could not free everything.
     Incomplete = 108,
-    /// A host port is another pod's.
+    /// A host port is another pod's, or that of the nodes' tunnels.
     PortTaken = 109,
     /// A host port is asked for at an address that is not the node's.
     ForeignAddress = 110,

@@ -12,9 +12,10 @@ use serde_json::{Map, Value, json};
 
 use super::error::{CniError, Code};
 use super::version::Version;
+use crate::config::go;
 
 /// An interface of a result.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Interface {
     /// Its name.
     pub name: String,
@@ -38,7 +39,7 @@ pub struct Address {
     /// The address and its prefix.
     pub address: IpNet,
     /// The way out.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "go::address")]
     pub gateway: Option<IpAddr>,
 }
 
@@ -48,7 +49,7 @@ pub struct Route {
     /// Where to.
     pub dst: IpNet,
     /// By which neighbour.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "go::address")]
     pub gw: Option<IpAddr>,
     /// The largest packet on this way.
     #[serde(default)]
@@ -115,15 +116,22 @@ impl CniResult {
     /// Reads a `prevResult` of any version, as far as CHECK compares it.
     pub fn read(document: &Map<String, Value>) -> Result<Self, CniError> {
         Ok(Self {
-            interfaces: list(document, "interfaces")?,
-            ips: list(document, "ips")?,
-            routes: list(document, "routes")?,
+            // Addresses name interfaces by their place, so one that is null keeps its own.
+            interfaces: list(document, "interfaces")?
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect(),
+            ips: list(document, "ips")?.into_iter().flatten().collect(),
+            routes: list(document, "routes")?.into_iter().flatten().collect(),
             dns: document.get("dns").cloned(),
         })
     }
 }
 
-fn list<T: for<'a> Deserialize<'a>>(document: &Map<String, Value>, key: &str) -> Result<Vec<T>, CniError> {
+fn list<T: for<'a> Deserialize<'a>>(
+    document: &Map<String, Value>,
+    key: &str,
+) -> Result<Vec<Option<T>>, CniError> {
     let found = document.get(key).filter(|value| !value.is_null());
     let Some(found) = found else { return Ok(Vec::new()) };
     Vec::deserialize(found).map_err(|error| {
@@ -242,6 +250,21 @@ mod tests {
         assert_eq!(new["ips"][0].get("version"), None);
         assert_eq!(new["interfaces"][0]["mtu"], 1450);
         assert_eq!(new["dns"], json!({}));
+    }
+
+    #[test]
+    fn pointers_of_go_may_be_null() {
+        let previous = json!({
+            "interfaces": [null, {"name": "eth0"}], "routes": [null, {"dst": "::/0", "gw": ""}],
+            "ips": [null, {"address": "10.1.0.2/32", "gateway": "", "interface": 1}],
+        });
+        let read = CniResult::read(previous.as_object().unwrap()).unwrap();
+        assert_eq!(read.interfaces[1].name, "eth0");
+        assert_eq!(
+            (read.ips.len(), read.ips[0].gateway, read.ips[0].interface),
+            (1, None, Some(1))
+        );
+        assert_eq!((read.routes.len(), read.routes[0].gw), (1, None));
     }
 
     #[test]

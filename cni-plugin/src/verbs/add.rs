@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
+use proxy_bpf::links::InterfaceRole;
 use serde_json::Value;
 
 use super::demands;
@@ -19,6 +20,7 @@ use crate::datapath::{Datapath, DatapathError, Entry};
 use crate::ipam::boot::Moment;
 use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
+use crate::netlink::conversation::errno;
 use crate::netlink::holder::{self, Held};
 use crate::netlink::host_side::{self, HOST_V6};
 use crate::netlink::limiter::Limiter;
@@ -72,6 +74,13 @@ impl MakeError {
     }
 }
 
+impl MakeError {
+    /// Whether something is there already that was to be made.
+    fn is_rival(&self) -> bool {
+        matches!(self, Self::Netlink(error) if errno(error) == Some(libc::EEXIST))
+    }
+}
+
 /// Gives the container an interface, and says what it is.
 pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, CniError> {
     let attachment = environment.attachment()?;
@@ -86,6 +95,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let datapath = Datapath::open(&config.bpf_root)?;
     let mut node = Conversation::open()?;
+    demands::check_tunnel_port(datapath.tunnel_port()?, &wishes.host_ports)?;
     demands::check_host_addresses(&mut node, &datapath, &wishes.host_ports)?;
     let mtu = match config.mtu()? {
         Some(mtu) => mtu,
@@ -138,7 +148,10 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let made = plan.furnish(&mut node, datapath, &host, addresses, &routes);
     drop(turn);
     if let Err(error) = made {
-        let error = name_holder(error, &store);
+        let rival = error
+            .is_rival()
+            .then(|| rival(&mut node, &store, host.index, addresses, &requests.ips));
+        let error = rival.flatten().unwrap_or_else(|| name_holder(error, &store));
         return Err(undone(error, detach(config, &mut node, attachment)));
     }
     let result = plan.result(environment, &allocation.addresses, routes, wishes.dns)?;
@@ -163,9 +176,13 @@ fn check_holders(
     addresses: &[IpAddr],
     requested: &[IpAddr],
 ) -> Result<(), CniError> {
-    let Some(Held { address, by }) = holder::find(node, addresses)? else {
-        return Ok(());
-    };
+    match holder::find(node, addresses)? {
+        Some(Held { address, by }) => Err(in_use(address, requested, &format!("{by} has it"))),
+        None => Ok(()),
+    }
+}
+
+fn in_use(address: IpAddr, requested: &[IpAddr], why: &str) -> CniError {
     // The turn of a range goes on behind the last address that was given, even if it was given back.
     let (code, advice) = if requested.contains(&address) {
         (Code::AddressUnavailable, "ask for another one")
@@ -175,8 +192,39 @@ fn check_holders(
             "the next ADD tries the next one of its range",
         )
     };
-    Err(CniError::new(code, format!("address {address} is in use"))
-        .with_details(format!("{by} has it: {advice}")))
+    CniError::new(code, format!("address {address} is in use")).with_details(format!("{why}: {advice}"))
+}
+
+/// Names the route that keeps the interface from having one to its pod, if there is one: the leases know
+/// nothing of what it leads to.
+fn rival(
+    node: &mut Conversation,
+    store: &Store,
+    own: u32,
+    addresses: &[IpAddr],
+    requested: &[IpAddr],
+) -> Option<CniError> {
+    // The failure itself is told if this cannot be found out.
+    let (address, leads_to) = ip::rival(node, own, addresses).ok()??;
+    let name = leads_to.and_then(link::name_of);
+    let why = match name {
+        Some(name) if InterfaceRole::of_pod(&name) == InterfaceRole::OwnPod => {
+            let dir = store.dir().display();
+            let holder = match store.note(&name) {
+                Ok(Some(found)) => found.holder(),
+                _ => "another pod".to_owned(),
+            };
+            format!(
+                "{holder} has it at interface {name}, and its lease is gone from {dir}; the pod keeps the address until it is \
+                 deleted, and `millrace ipam check` lists what else is lost"
+            )
+        }
+        Some(name) => {
+            format!("a route of another leads to it by interface {name}, see `ip route show {address}`")
+        }
+        None => format!("a route of another leads to it, see `ip route show {address}`"),
+    };
+    Some(in_use(address, requested, &why))
 }
 
 /// What failed for the runtime; who has a host port is told by name.

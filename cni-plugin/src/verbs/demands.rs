@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use crate::attachment::{host_mac, mac_text};
+use crate::config::host_port::Protocol;
 use crate::config::{Attachment, HostPort};
 use crate::datapath::Datapath;
 use crate::ipam::RangeSet;
@@ -40,11 +41,28 @@ pub fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniEr
     }
 }
 
+/// Refuses the port of the nodes' tunnels, if there is one: no packet to it reaches a pod, at any address.
+pub fn check_tunnel_port(tunnel: Option<u16>, ports: &[HostPort]) -> Result<(), CniError> {
+    let is_tunnels = |port: &&HostPort| port.protocol == Protocol::Udp && Some(port.host_port) == tunnel;
+    match ports.iter().find(is_tunnels) {
+        None => Ok(()),
+        Some(port) => Err(
+            CniError::new(Code::PortTaken, format!("{port} is in use")).with_details(
+                "it is the port of the nodes' tunnels, at each address: choose another port, or another one \
+                 for the tunnels (vxlan.port)",
+            ),
+        ),
+    }
+}
+
 /// Refuses a port of an address that is not the node's: packets for somebody else would be led to the pod.
 ///
-/// An address is the node's if the kernel takes in packets for it, which is what portmap asks for (`addrtype --dst-type LOCAL`):
-/// addresses of interfaces, the loopback's, and those that a route makes local. A service's address never is, even where an
-/// interface has it, as those of a proxy by IPVS do; unless the agent knows it as the node's own.
+/// An address is the node's if the kernel takes in packets for it, which is what portmap asks for
+/// (`addrtype --dst-type LOCAL`): addresses of interfaces, the loopback's, and those that a route makes
+/// local. A service's address never is, even where an interface has it, as those of a proxy by IPVS do;
+/// unless the agent knows it as the node's own. A link-local address means another host on each link, and
+/// [`ip::GATEWAY_V6`] stands on the interfaces of all pods. So programs take none for the node's, unless a
+/// route makes it so.
 pub fn check_host_addresses(
     node: &mut Conversation,
     datapath: &Datapath,
@@ -59,6 +77,8 @@ pub fn check_host_addresses(
             "it is no address of this node"
         } else if datapath.is_virtual(address)? {
             "it is the address of a Service"
+        } else if is_link_local(address) && !datapath.is_node(address)? {
+            "it is a link-local address, where no host ports are served"
         } else {
             continue;
         };
@@ -70,9 +90,37 @@ pub fn check_host_addresses(
     Ok(())
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tunnels_port_is_not_for_a_pod() {
+        let port = |host_port, protocol, host_ip: Option<&str>| HostPort {
+            host_port,
+            container_port: 8472,
+            protocol,
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+        };
+        for host_ip in [None, Some("192.0.2.1"), Some("::")] {
+            let asked = [port(80, Protocol::Udp, None), port(8472, Protocol::Udp, host_ip)];
+            let error = check_tunnel_port(Some(8472), &asked).unwrap_err();
+            assert_eq!(error.code, Code::PortTaken);
+            assert!(error.msg.contains("host port 8472/udp"), "{error}");
+            assert!(error.details.contains("tunnels"), "{error}");
+            assert!(check_tunnel_port(Some(4789), &asked).is_ok());
+            assert!(check_tunnel_port(None, &asked).is_ok());
+        }
+        let others = [port(8472, Protocol::Tcp, None), port(8472, Protocol::Sctp, None)];
+        assert!(check_tunnel_port(Some(8472), &others).is_ok());
+    }
 
     #[test]
     fn the_gateways_ethernet_address_is_not_for_the_pod() {

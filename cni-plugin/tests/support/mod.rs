@@ -23,7 +23,7 @@ use nix::unistd::Uid;
 use proxy_bpf::pins::Pins;
 use proxy_bpf::sys;
 use proxy_common::Ip;
-use proxy_common::maps::{HostPort, HostPortKey, InUse, LIMITED_MARK, Pod, PodLink};
+use proxy_common::maps::{Config, HostPort, HostPortKey, InUse, LIMITED_MARK, Pod, PodLink};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -204,6 +204,7 @@ impl World {
             ),
             ("IN_USE", ARRAY, 4, 4, InUse::COUNT),
             ("ADDRESSES", HASH, size_of::<Ip>(), 4, 128),
+            ("CONFIG", ARRAY, 4, size_of::<Config>(), 1),
         ] {
             let map = sys::map_create(kind, key as u32, value as u32, capacity).expect("making a map");
             sys::pin(map.as_fd(), &dir.map(name)).expect("pinning a map");

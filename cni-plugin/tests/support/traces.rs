@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use proxy_bpf::links::{InterfaceRole, Links, Means};
 use proxy_bpf::pins::Pins;
 use proxy_bpf::{HashTable, sys};
-use proxy_common::maps::{HostPort, HostPortKey, Pod, PodLink};
-use proxy_common::{Ip, Plain};
+use proxy_common::maps::{Config, HostPort, HostPortKey, Pod, PodLink};
+use proxy_common::{Ip, Plain, Port};
 
 use super::{World, interfaces, names, text};
 
@@ -60,6 +60,19 @@ impl World {
         let map = sys::open_pin(&dir.map("ADDRESSES")).expect("a map");
         let table = HashTable::<Ip, u32>::new(map).expect("a table");
         table.set(&Ip::from(address), &flags).expect("an entry");
+    }
+
+    /// Enters the port of the nodes' tunnels in `CONFIG`, as an agent does.
+    pub fn enter_tunnel_port(&self, port: u16) {
+        let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
+        let dir = pins.current().expect("pins").expect("pins in force");
+        let map = sys::open_pin(&dir.map("CONFIG")).expect("a map");
+        let config = Config {
+            tunnel_port: Port::new(port),
+            ..Config::default()
+        };
+        let table = HashTable::<u32, Config>::new(map).expect("a table");
+        table.set(&0, &config).expect("an element");
     }
 
     /// Enters addresses in `PODS` as somebody else's.

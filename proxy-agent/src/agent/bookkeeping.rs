@@ -16,6 +16,7 @@ use crate::control::Reply;
 use crate::http::Faults;
 use crate::pods::collect::Collected;
 use crate::pods::{Places, PodsError, any_source, collect, limits};
+use crate::trouble::Trouble;
 
 /// How often to look for what was left behind. Nothing younger than a minute is removed anyway.
 const INTERVAL: Duration = Duration::from_mins(3);
@@ -93,7 +94,7 @@ async fn collect_for_ever(places: Places, faults: Faults) {
                 faults.clear(SUBJECT);
                 report(&collected);
                 for left in &collected.left {
-                    if faults.set(&left.object, left.message.clone()) {
+                    if faults.set(Trouble::PodRecordsBroken, &left.object, left.message.clone()) {
                         tracing::warn!(object = left.object, "{}", left.message);
                     }
                 }
@@ -104,7 +105,7 @@ async fn collect_for_ever(places: Places, faults: Faults) {
                 known = now;
             }
             Ok(Err(error)) => {
-                if faults.set(SUBJECT, error.to_string()) {
+                if faults.set(Trouble::PodRecordsBroken, SUBJECT, error.to_string()) {
                     tracing::warn!(%error, "looking for leaked leases failed");
                 }
             }
@@ -160,7 +161,8 @@ async fn grant_for_ever(
                 let restored = applied.restored.into_iter().map(|limit| ("limit", limit));
                 teller.restored(&restored.collect::<Vec<_>>());
                 let again = applied.early || !applied.errors.is_empty();
-                (applied.changes, applied.errors, again)
+                let told = [applied.errors, applied.named].concat();
+                (applied.changes, told, again)
             })
         });
         again = note(&faults, "limits of pods", limited);
@@ -185,13 +187,13 @@ fn note(faults: &Faults, subject: &str, done: Result<Result<Done, PodsError>, Jo
             }
             if errors.is_empty() {
                 faults.clear(subject);
-            } else if faults.set(subject, errors.join("; ")) {
+            } else if faults.set(Trouble::PodSettingNotApplied, subject, errors.join("; ")) {
                 tracing::warn!("{}", errors.join("; "));
             }
             return again;
         }
         Ok(Err(error)) => {
-            if faults.set(subject, error.to_string()) {
+            if faults.set(Trouble::PodRecordsBroken, subject, error.to_string()) {
                 tracing::warn!(%error, "looking at {subject} failed");
             }
         }

@@ -37,13 +37,20 @@ impl Firewall {
     }
 
     /// Tells it what is known now.
-    pub fn tell(&self, cluster: &ClusterState, options: &AgentOptions, interfaces: PodInterfaces) {
+    pub fn tell(
+        &self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        interfaces: PodInterfaces,
+        uplinks: Vec<String>,
+    ) {
         let all = pod_cidrs(cluster, options);
         let own = own_pod_cidrs(cluster, options);
         let pods = Pods {
             of_cluster: together(&all),
             of_node: if own.is_empty() { all } else { own },
             interfaces,
+            uplinks,
         };
         self.0.send_if_modified(|known| {
             let is_news = *known != pods;

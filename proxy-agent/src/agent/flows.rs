@@ -11,6 +11,7 @@ use super::outward::Outward;
 use crate::bpf::Datapath;
 use crate::events::Event;
 use crate::flows::{AtShare, Collected, ShareKind, Tables, look, pass};
+use crate::trouble::Trouble;
 
 /// How often shares are looked at. The flows are walked every second time.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -72,7 +73,7 @@ impl Passes {
             Ok(collected) => collected,
             Err(error) => {
                 let message = format!("walking the tables of flows: {error}; what has expired stays for now");
-                if faults.set(SUBJECT, message.clone()) {
+                if faults.set(Trouble::MapAccessFailed, SUBJECT, message.clone()) {
                     tracing::warn!("{message}");
                 }
                 return;
@@ -90,7 +91,7 @@ impl Passes {
                 continue;
             }
             let message = message(kind, &clients);
-            faults.set(&subject, message.clone());
+            faults.set(Trouble::ClientShareReached, &subject, message.clone());
             if clients.iter().any(|at| !self.known.contains(at)) {
                 tracing::warn!("{message}");
                 outward.record(Event::warning_of_node(

@@ -30,7 +30,7 @@ pub async fn look_for_them(faults: Faults) {
 pub fn keep_in_step(faults: &Faults, known: &mut BTreeSet<String>, problems: Vec<Problem>) {
     let mut found = BTreeSet::new();
     for problem in problems {
-        if faults.set(&problem.object, problem.message.clone()) {
+        if faults.set(problem.code, &problem.object, problem.message.clone()) {
             tracing::warn!(object = problem.object, "{}", problem.message);
         }
         found.insert(problem.object);

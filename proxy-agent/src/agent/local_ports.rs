@@ -13,6 +13,7 @@ use std::ops::RangeInclusive;
 use super::Agent;
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
+use crate::trouble::Trouble;
 
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
@@ -21,6 +22,12 @@ const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const NODE_PORTS: &str =
     "replies by SCTP, and to unconnected UDP sockets of the node that get one of them, go to the service";
 
+/// What an overlap with the masquerade range does.
+const MASQUERADE: &str = "connections of the node itself that get one of them leave by another port if a masqueraded flow has theirs";
+
+/// Where an API server takes node ports from that is told no other range (`--service-node-port-range`).
+const NODE_PORT_RANGE: Ports = 30_000..=32_767;
+
 type Ports = RangeInclusive<u16>;
 
 /// What the kernel gives out.
@@ -28,6 +35,14 @@ type Ports = RangeInclusive<u16>;
 struct LocalPorts {
     range: Ports,
     reserved: Vec<Ports>,
+}
+
+/// Ports with two meanings.
+struct Overlap {
+    common: Ports,
+    with: &'static str,
+    effect: &'static str,
+    advice: &'static str,
 }
 
 impl LocalPorts {
@@ -62,21 +77,40 @@ impl LocalPorts {
         })
     }
 
-    fn problem(&self, common: &Ports, with: &str, effect: &str, advice: &str) -> ObjectError {
-        let (local, shared) = (in_words(&self.range), in_words(common));
-        ObjectError {
+    /// Says what overlaps. One command keeps all of it apart, as the setting is written as a whole.
+    fn problems(&self, overlaps: &[Overlap]) -> Vec<ObjectError> {
+        let shared = overlaps.iter().map(|overlap| &overlap.common);
+        let reserved: Vec<_> = self.reserved.iter().chain(shared).map(in_words).collect();
+        let problem = |overlap: &Overlap| ObjectError {
+            code: Trouble::LocalPortsOverlap,
             object: "net.ipv4.ip_local_port_range".to_owned(),
             message: format!(
-                "{local} has ports of {with} in it ({shared}): {effect}; {advice}narrow net.ipv4.ip_local_port_range, or \
-                 put {shared} into net.ipv4.ip_local_reserved_ports"
+                "{} has ports of {} in it ({}), for IPv6 too: {}; {}narrow net.ipv4.ip_local_port_range, or reserve the ports: \
+                 `sysctl -w net.ipv4.ip_local_reserved_ports={}`",
+                in_words(&self.range),
+                overlap.with,
+                in_words(&overlap.common),
+                overlap.effect,
+                overlap.advice,
+                reserved.join(",")
             ),
-        }
+        };
+        overlaps.iter().map(problem).collect()
     }
 
     /// The ports of the masquerade range that a socket may get.
     fn of_masquerade(&self, options: &AgentOptions) -> Option<Ports> {
         let masquerade = options.configuration.masquerade_ports;
         self.common(masquerade.first()..=masquerade.last())
+    }
+
+    /// The node ports that a socket may get: those in use, and those that the API server may give next, where
+    /// one in use shows its range.
+    fn of_node_ports(&self, ports: impl Iterator<Item = u16>) -> Option<Ports> {
+        let in_use: Vec<_> = ports.filter(|port| *port != 0).collect();
+        let shows_range = in_use.iter().any(|port| NODE_PORT_RANGE.contains(port));
+        let next = shows_range.then_some(NODE_PORT_RANGE);
+        self.common(in_use.into_iter().chain(next.into_iter().flatten()))
     }
 }
 
@@ -101,20 +135,22 @@ pub fn problems(agent: &Agent) -> Vec<ObjectError> {
         // A kernel without these settings gives no such ports.
         return Vec::new();
     };
-    let masquerade = local.of_masquerade(&agent.options).map(|common| {
-        local.problem(
-            &common,
-            "masqueradePorts",
-            "connections of the node itself that get one of them leave by another port if a masqueraded flow has theirs",
-            "set masqueradePorts to a range outside of it, ",
-        )
+    let masquerade = local.of_masquerade(&agent.options).map(|common| Overlap {
+        common,
+        with: "masqueradePorts",
+        effect: MASQUERADE,
+        advice: "set masqueradePorts to a range outside of it, ",
     });
     let services = agent.cluster.services();
     let node_ports = services.flat_map(|(_, service)| service.ports.iter().map(|port| port.node_port));
-    let node_ports = local
-        .common(node_ports.filter(|port| *port != 0))
-        .map(|common| local.problem(&common, "node ports", NODE_PORTS, ""));
-    masquerade.into_iter().chain(node_ports).collect()
+    let node_ports = local.of_node_ports(node_ports).map(|common| Overlap {
+        common,
+        with: "node ports",
+        effect: NODE_PORTS,
+        advice: "",
+    });
+    let overlaps: Vec<_> = masquerade.into_iter().chain(node_ports).collect();
+    local.problems(&overlaps)
 }
 
 /// Logs what overlaps, where that is news.
@@ -149,13 +185,37 @@ mod tests {
             local("1024 65535", "80,10000-20000,20001-29999").common(masquerade()),
             None
         );
-        let message = wide
-            .problem(&(30_080..=30_080), "node ports", "time out", "")
-            .message;
-        assert!(
-            message.contains("put 30080 into net.ipv4.ip_local_reserved_ports"),
-            "{message}"
-        );
         assert_eq!(LocalPorts::parse("1024", ""), None);
+    }
+
+    #[test]
+    fn node_ports_are_those_in_use_and_their_range() {
+        let local = |range: &str| LocalPorts::parse(range, "31000-32767").expect("ports");
+        let of = |range: &str, ports: &[u16]| local(range).of_node_ports(ports.iter().copied());
+        assert_eq!(of("1024 65535", &[0]), None);
+        assert_eq!(of("1024 65535", &[0, 40_000, 40_019]), Some(40_000..=40_019));
+        assert_eq!(of("1024 65535", &[30_080]), Some(30_000..=30_999));
+        assert_eq!(of("31000 60999", &[31_080]), None);
+    }
+
+    #[test]
+    fn one_command_keeps_everything_apart() {
+        let local = LocalPorts::parse("1024 65535", "80,8000-8080\n").expect("ports");
+        let overlap = |common, with| Overlap {
+            common,
+            with,
+            effect: "answers go astray",
+            advice: "",
+        };
+        let overlaps = [overlap(10_000..=29_999, "a"), overlap(30_080..=30_080, "b")];
+        for problem in local.problems(&overlaps) {
+            assert!(
+                problem
+                    .message
+                    .ends_with("`sysctl -w net.ipv4.ip_local_reserved_ports=80,8000-8080,10000-29999,30080`"),
+                "{}",
+                problem.message
+            );
+        }
     }
 }

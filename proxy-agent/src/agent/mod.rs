@@ -10,6 +10,7 @@
 //! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
 //! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
 
+mod api_servers;
 mod at_share;
 mod bookkeeping;
 mod configz;
@@ -20,7 +21,9 @@ mod local_ports;
 mod measure;
 mod node;
 mod open_files;
+mod outside;
 mod outward;
+mod own_node;
 mod pod_network;
 mod pod_ranges;
 mod ranges;
@@ -86,6 +89,7 @@ struct Agent {
     changes: Changes,
     programmer: Programmer<Datapath>,
     node: NodeSide,
+    own_node: own_node::OwnNode,
     source: source::StateHandle,
     outward: Outward,
     bookkeeping: Bookkeeping,
@@ -146,6 +150,7 @@ impl Agent {
             changes: Changes::default(),
             programmer,
             node,
+            own_node: own_node::OwnNode::default(),
             source,
             outward,
             bookkeeping,
@@ -179,6 +184,7 @@ impl Agent {
                     None => bail!("the source of objects ended"),
                 },
                 changed = agent.node.changed() => agent.network_changed(changed?).await,
+                () = agent.source.moved() => agent.look_outside().await,
                 Some((request, answer)) = asked.recv() => agent.answer(&request, answer),
                 Some(reading) = readings.recv() => agent.reconfigure(reading).await,
                 Some(done) = scrapes.recv() => {
@@ -239,7 +245,8 @@ impl Agent {
         if changes.synced || !self.synced {
             self.first_sync().await;
         } else {
-            if changes.nodes || changes.service_cidrs {
+            let api_servers = changes.services.contains(&api_servers::service());
+            if changes.nodes || changes.service_cidrs || api_servers {
                 self.update_context(&mut changes.services);
             }
             if !changes.services.is_empty() {
@@ -256,7 +263,12 @@ impl Agent {
                 }
             }
             let addresses = self.programmer.take_changed_addresses();
-            if changes.nodes || changes.service_cidrs || self.concern_node(&addresses) {
+            if changes.nodes
+                || changes.service_cidrs
+                || api_servers
+                || self.concern_node(&addresses)
+                || self.node.has_other_ports(&self.cluster, &self.programmer)
+            {
                 self.refresh_node().await;
             }
         }
@@ -276,11 +288,13 @@ impl Agent {
         let started = Instant::now();
         self.node.observe(&self.cluster, &self.options);
         self.update_context(&mut ObjectIdSet::default());
-        let others = self
+        let named = ranges::named_outside(&self.cluster, &self.options);
+        let named = (&named, &self.context.api_servers);
+        // What is wrong with them comes up again below.
+        let _ = self
             .node
-            .other_addresses(&ranges::peers(&self.cluster, &self.options));
-        self.programmer
-            .set_node_addresses(&self.node.held_addresses(), others);
+            .tell_addresses(&self.cluster, &self.options, &mut self.programmer, named)
+            .await;
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
         drop(self.programmer.take_changed_addresses());
@@ -315,36 +329,6 @@ impl Agent {
         }
     }
 
-    /// Finds out what plans depend on besides their service, and adds to `services` those whose plans may change by it:
-    /// all of them if this node is in another zone, else those that are reached from outside.
-    fn update_context(&mut self, services: &mut ObjectIdSet) {
-        self.outward.look_at_node(&self.cluster, &self.context.name);
-        let zone = self
-            .cluster
-            .node(&self.context.name)
-            .and_then(|node| node.zone.as_ref())
-            .map(ToString::to_string);
-        let mut cluster_ranges = ranges::service_cidrs(&self.cluster, &self.options);
-        cluster_ranges.extend(ranges::pod_cidrs(&self.cluster, &self.options));
-        let context = NodeContext {
-            name: self.context.name.clone(),
-            zone,
-            node_port_addresses: self.node.node_port_addresses(&self.options),
-            external_ips: self.options.configuration.external_ips,
-            cluster_ranges,
-        };
-        let old = std::mem::replace(&mut self.context, context);
-        if old == self.context {
-            return;
-        }
-        let everywhere = old.zone != self.context.zone;
-        let concerned = self
-            .cluster
-            .services()
-            .filter(|(_, service)| everywhere || service.external.is_some());
-        services.extend(concerned.map(|(id, _)| id));
-    }
-
     async fn network_changed(&mut self, relevant: bool) {
         let concerns = self.node.take_concerns();
         if concerns.pods {
@@ -353,18 +337,8 @@ impl Agent {
         if concerns.limits {
             self.bookkeeping.look_again();
         }
-        if relevant && self.synced {
-            self.refresh_node().await;
-            // Node ports are served on addresses that may have come or gone.
-            let mut services = ObjectIdSet::default();
-            self.update_context(&mut services);
-            if !services.is_empty() {
-                let progress = self.programmer.update(&services, &self.cluster, &self.context);
-                self.note(progress.writes);
-                if !self.programmer.take_changed_addresses().is_empty() {
-                    self.refresh_node().await;
-                }
-            }
+        if relevant {
+            self.look_outside().await;
         }
         let touched = self.node.take_touched();
         if self.synced && !touched.is_empty() {
@@ -391,13 +365,15 @@ impl Agent {
                 &self.cluster,
                 &self.options,
                 &mut self.programmer,
-                virtual_addresses,
+                (virtual_addresses, &self.context.api_servers),
             )
             .await;
+        own_node::look(self);
         let interfaces = self.node.pod_interfaces(&self.options);
+        let uplinks = self.node.uplink_names();
         self.outward
             .firewall
-            .tell(&self.cluster, &self.options, interfaces);
+            .tell(&self.cluster, &self.options, interfaces, uplinks);
         let node = &self.options.node_name;
         let bandwidth = self.cluster.bandwidth_of_pods(node);
         let choices = &self.options.configuration.pods_with_any_source;
@@ -407,8 +383,7 @@ impl Agent {
             any_source,
         });
         self.bookkeeping.look(wishes);
-        let restored = self.node.take_restored();
-        self.survival.restored(&restored);
+        self.survival.restored(&self.node.take_restored());
     }
 
     fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {

@@ -1,32 +1,37 @@
 //! The node's side of things: its interfaces, addresses, own device and routes, kept in step with the kernel and the cluster.
 
+mod addresses;
 mod facts;
+mod holders;
 pub mod hooks;
+mod inside;
+mod lacking;
+pub mod left_to_node;
 mod pod_sockets;
 mod settings;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
-use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, InUse, NodeNumber};
+use proxy_common::maps::InUse;
 use rtnetlink::packet_route::link::LinkFlags;
 
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
 use super::ranges::{
-    around, is_host, is_stray, node_addresses, own_pod_cidrs, peers, pod_cidrs, service_cidrs, too_many,
+    around, is_host, is_stray, node_addresses, own_pod_cidrs, pod_cidrs, service_cidrs, too_many,
     too_many_uplinks,
 };
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
 use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
-use crate::config::{AgentOptions, NodePortAddress};
+use crate::config::AgentOptions;
 use crate::control::ObjectError;
 use crate::network::firewall::PodInterfaces;
+use crate::network::inside::Led;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::netlink::Restored;
 use crate::network::sysctl::Setting;
@@ -35,7 +40,9 @@ use crate::network::{
     Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
 use facts::Facts;
+use holders::Holders;
 use hooks::AttachPoints;
+use lacking::Families;
 use pod_sockets::PodSockets;
 use settings::Settings;
 
@@ -48,7 +55,15 @@ pub struct NodeSide {
     roles: Roles,
     settings: Settings,
     addresses: NodeAddresses,
+    holders: Holders,
+    /// Addresses of other nodes that services have, and those nodes.
+    shared_with_nodes: BTreeMap<IpAddr, String>,
     problems: Vec<ObjectError>,
+    /// Ranges that routes of ours lead, and what was last found of routes of others inside them.
+    led: Led,
+    inside: Vec<ObjectError>,
+    /// Whether to look for these: something changed.
+    looks_inside: bool,
     attached: bool,
     pod_ranges: PodRanges,
     pods: PodNetwork,
@@ -85,7 +100,12 @@ impl NodeSide {
             roles: Roles::default(),
             settings: Settings::default(),
             addresses: NodeAddresses::default(),
+            holders: Holders::default(),
+            shared_with_nodes: BTreeMap::new(),
             problems: Vec::new(),
+            led: Led::default(),
+            inside: Vec::new(),
+            looks_inside: true,
             attached: false,
             pod_ranges: PodRanges::default(),
             opens_loopback: false,
@@ -118,6 +138,8 @@ impl NodeSide {
             || change.default_routes
             || !change.links.is_empty()
             || self.device.is_concerned(change)
+            || self.holders.is_concerned(change)
+            || self.looks_inside
     }
 
     /// Notes what may have been taken from interfaces, and from pods of ours.
@@ -125,7 +147,11 @@ impl NodeSide {
         let links = self.monitor.links();
         let is_own_pods = |index: &u32| {
             let link = links.get(*index);
-            link.is_none_or(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod)
+            // One that was renamed may be a pod's of ours.
+            link.is_none_or(|link| {
+                InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod
+                    || link.leads_to_another_namespace()
+            })
         };
         let is_pods = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
         self.concerns.pods |= change.resynced
@@ -135,6 +161,9 @@ impl NodeSide {
         self.concerns.limits |= change.resynced
             || !change.queues.is_empty()
             || change.links.iter().chain(&change.touched).any(is_limiters);
+        // The kernel takes IPv4 routes along with a link, without a word.
+        self.looks_inside |=
+            self.led.is_concerned(change) || (!self.inside.is_empty() && !change.links.is_empty());
         self.touched.extend(&change.touched);
         if change.resynced {
             self.touched.extend(links.iter().map(|link| link.index));
@@ -170,6 +199,11 @@ impl NodeSide {
         changed
     }
 
+    /// Puts back what another process took of the table of pods' namespaces, and says so.
+    pub fn compare_pod_sockets(&self, datapath: &Datapath) -> std::io::Result<Option<String>> {
+        self.pod_sockets.compare(datapath)
+    }
+
     /// Whether the files for container runtimes are there as they were put.
     pub fn is_installed(&mut self) -> bool {
         self.pods.is_installed()
@@ -185,6 +219,11 @@ impl NodeSide {
         };
         let ways = services.chain(self.pods.ways());
         ways.filter(|(prefix, _)| !is_disturbed(prefix)).collect()
+    }
+
+    /// Whether such a place is there only because services name its address, as every tenant's may.
+    pub fn is_named_by_services(&self, prefix: IpNet) -> bool {
+        self.device.is_lone(prefix)
     }
 
     /// The interface by which the kernel sends to an address.
@@ -242,6 +281,14 @@ impl NodeSide {
         PodInterfaces::Named(names.into_iter().collect())
     }
 
+    /// The names of the uplinks.
+    pub fn uplink_names(&self) -> Vec<String> {
+        self.roles
+            .of(Role::Uplink)
+            .map(|uplink| uplink.name.clone())
+            .collect()
+    }
+
     /// The index of an interface of this role, if there is one.
     pub fn interface_of(&self, role: Role) -> Option<u32> {
         self.roles.of(role).map(|interface| interface.index).next()
@@ -275,63 +322,19 @@ impl NodeSide {
         self.roles.problems.iter().map(ObjectError::from).collect()
     }
 
-    /// The node's addresses that node ports are served on.
-    pub fn node_port_addresses(&self, options: &AgentOptions) -> Vec<IpAddr> {
-        let NodeAddresses {
-            primary_v4,
-            primary_v6,
-            ..
-        } = self.addresses;
-        let primary = || {
-            [primary_v4.map(IpAddr::from), primary_v6.map(IpAddr::from)]
-                .into_iter()
-                .flatten()
-        };
-        let mut chosen: Vec<IpAddr> = options
-            .configuration
-            .node_port_addresses
-            .iter()
-            .flat_map(|choice| -> Vec<IpAddr> {
-                match choice {
-                    NodePortAddress::Primary => primary().collect(),
-                    NodePortAddress::In(range) => {
-                        let all = self.addresses.all.iter().copied();
-                        all.filter(|address| range.contains(address)).collect()
-                    }
-                }
-            })
-            .collect();
-        chosen.sort_unstable();
-        chosen.dedup();
-        chosen
-    }
-
-    /// The node's addresses as the maps hold them.
-    pub fn held_addresses(&self) -> Vec<Ip> {
-        self.addresses.all.iter().copied().map(Ip::from).collect()
-    }
-
-    /// What the maps hold of addresses that are not the node's: other nodes', and those of no host.
-    pub fn other_addresses(&self, peers: &BTreeMap<IpAddr, NodeNumber>) -> HashMap<Ip, AddressFlags> {
-        let broadcasts = self.addresses.broadcasts.iter();
-        let broadcasts = broadcasts.map(|ip| (Ip::from(*ip), AddressFlags(AddressFlags::BROADCAST)));
-        let peers = peers.iter();
-        let peers = peers.map(|(ip, number)| (Ip::from(*ip), AddressFlags::of_peer(*number)));
-        broadcasts.chain(peers).collect()
-    }
-
     /// Brings interfaces, addresses, device, routes and the node's facts in the maps in line.
     pub async fn refresh(
         &mut self,
         cluster: &ClusterState,
         options: &AgentOptions,
         programmer: &mut Programmer<Datapath>,
-        mut virtual_addresses: BTreeSet<IpAddr>,
+        (mut virtual_addresses, api_servers): (BTreeSet<IpAddr>, &BTreeSet<SocketAddr>),
     ) {
         let mut problems = self.observe(cluster, options);
-        let peers = peers(cluster, options);
-        programmer.set_node_addresses(&self.held_addresses(), self.other_addresses(&peers));
-        virtual_addresses.retain(|address| self.addresses.holds(*address) || !peers.contains_key(address));
+        let named = (&virtual_addresses, api_servers);
+        problems.extend(self.tell_addresses(cluster, options, programmer, named).await);
+        problems.extend(self.holders.problems());
+        virtual_addresses.retain(|address| !self.is_anothers(*address));
         let seen = (self.monitor.links(), &self.roles, &self.addresses);
         let Prepared { tunnel, mtu: pod_mtu } =
             self.pods.prepare(cluster, options, seen, &mut problems).await;
@@ -344,18 +347,24 @@ impl NodeSide {
         problems.extend(ranges.err());
 
         // What a service's backend is sent may have to go through the tunnel.
-        let uplink_mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
-        let mtu = pod_mtu.map_or(uplink_mtu, |pods| pods.min(uplink_mtu));
-        let device = match self.device.ensure(mtu).await {
-            Ok(index) => Some(index),
-            Err(error) => {
-                problems.push(ObjectError::new("device millrace0", &error));
-                None
-            }
-        };
+        let device = self.ensure_device(pod_mtu, &mut problems).await;
         let service_cidrs = service_cidrs(cluster, options);
         problems.extend(too_many(&service_cidrs));
         problems.extend(too_many_uplinks(&self.addresses.elsewhere, self.monitor.links()));
+        let own_pods = own_pod_cidrs(cluster, options);
+        let lacking = Families {
+            node: &self.addresses,
+            own_pods: &own_pods,
+            services: &service_cidrs,
+            strays: &virtual_addresses,
+            uplinks: self
+                .roles
+                .of(Role::Uplink)
+                .map(|uplink| uplink.name.as_str())
+                .collect(),
+            masquerades: options.masquerades_pods(),
+        };
+        problems.extend(lacking.problems());
         let stray = virtual_addresses
             .iter()
             .any(|address| !self.addresses.holds(*address));
@@ -369,13 +378,14 @@ impl NodeSide {
             service_cidrs: &service_cidrs,
             flags: self.conditions(stray),
             own_pods: if options.cni_conf_dir.is_some() {
-                own_pod_cidrs(cluster, options)
+                own_pods
             } else {
                 Vec::new()
             },
             around_pods: around(&pod_cidrs(cluster, options)),
             tunnel,
             strict_interfaces: &self.settings.strict_interfaces,
+            headerless: &self.roles.headerless,
         };
         facts.write(options, programmer.store());
         // The plugin enters host ports whenever it likes, and nobody tells the agent.
@@ -401,20 +411,43 @@ impl NodeSide {
             };
             match self.device.sync_routes(routes).await {
                 Ok(found) => problems.extend(found.iter().map(ObjectError::from)),
-                Err(error) => problems.push(ObjectError::new("routes", &error)),
+                Err(error) => problems.push(ObjectError::new(error.trouble(), "routes", &error)),
             }
+            problems.extend(self.lead_shared_ports(cluster, programmer).await);
         }
         self.pods.finish(options, self.attached, &mut problems).await;
+        problems.extend(self.routes_of_others().await);
+        self.refresh_sockets(cluster, options, programmer.store(), &mut problems)
+            .await;
+        self.tell(problems);
+    }
+
+    /// Sees to it that our own device is there; its index.
+    async fn ensure_device(&mut self, pod_mtu: Option<u32>, problems: &mut Vec<ObjectError>) -> Option<u32> {
+        let uplink_mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
+        let mtu = pod_mtu.map_or(uplink_mtu, |pods| pods.min(uplink_mtu));
+        let ensured = self.device.ensure(mtu).await;
+        ensured
+            .map_err(|error| problems.push(ObjectError::new(error.trouble(), "device millrace0", &error)))
+            .ok()
+    }
+
+    async fn refresh_sockets(
+        &mut self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        datapath: &Datapath,
+        problems: &mut Vec<ObjectError>,
+    ) {
         let with_sockets = cluster.pods_with_sockets(&options.node_name);
         let interfaces = (self.monitor.links(), &self.roles);
         self.pod_sockets
-            .refresh(
-                interfaces,
-                with_sockets.as_ref(),
-                programmer.store(),
-                &mut problems,
-            )
+            .refresh(interfaces, with_sockets.as_ref(), datapath, problems)
             .await;
+    }
+
+    /// Keeps what is wrong for `status`, and logs what is new.
+    fn tell(&mut self, problems: Vec<ObjectError>) {
         for problem in &problems {
             if !self.problems.contains(problem) {
                 tracing::warn!(object = problem.object, "{}", problem.message);
@@ -427,6 +460,7 @@ impl NodeSide {
 impl From<&Problem> for ObjectError {
     fn from(problem: &Problem) -> Self {
         Self {
+            code: problem.code,
             object: problem.object.clone(),
             message: problem.message.clone(),
         }

@@ -20,6 +20,7 @@ use crate::http::{Answer, Faults, Room, Seats, Use, keep_serving, listen, serve}
 use crate::metrics::server::{MetricsServer, Shown};
 use crate::metrics::{Metrics, Round, Scrape};
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdMap};
+use crate::trouble::Remark;
 
 /// Questions of the metrics server that wait for the loop.
 const SCRAPES_AHEAD: usize = 8;
@@ -182,7 +183,11 @@ impl Outward {
     pub fn problems(&self) -> Vec<ObjectError> {
         let faults = self.faults.list().into_iter();
         faults
-            .map(|(object, message)| ObjectError { object, message })
+            .map(|(object, Remark { code, message })| ObjectError {
+                code,
+                object,
+                message,
+            })
             .collect()
     }
 
@@ -265,8 +270,10 @@ impl Outward {
 
     /// Tells the owner of a service what of it is not served, if that is something new. `problems` are those that came up
     /// with the tables, beside those of the object itself.
-    pub fn tell(&mut self, id: ObjectId, cluster: &ClusterState, problems: &[String]) {
-        let note = [cluster.problems_of(id), problems].concat().join("; ");
+    pub fn tell(&mut self, id: ObjectId, cluster: &ClusterState, problems: &[Remark]) {
+        let of_object = cluster.problems_of(id).iter().map(String::as_str);
+        let of_tables = problems.iter().map(|problem| problem.message.as_str());
+        let note = of_object.chain(of_tables).collect::<Vec<_>>().join("; ");
         let Some(service) = cluster.service(id).filter(|_| !note.is_empty()) else {
             self.told.remove(&id);
             return;

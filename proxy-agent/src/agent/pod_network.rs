@@ -7,6 +7,7 @@
 //! Invariant: nothing is removed before the first full lists are complete, since this does not run before.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -16,8 +17,10 @@ use crate::cluster::ClusterState;
 use crate::cni::{Installer, Network, preferred_to_ours};
 use crate::config::AgentOptions;
 use crate::control::{NodeEntry, NodeMode, ObjectError};
+use crate::network::inside::Leading;
 use crate::network::pods::{self, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, Way, forwarding, routes};
 use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles};
+use crate::trouble::Trouble;
 
 /// An uplink has one; this is for a node that has none yet.
 const DEFAULT_MTU: u32 = 1500;
@@ -38,6 +41,8 @@ pub struct PodNetwork {
     unsettled: bool,
     /// What the last look at the kernel came to.
     found: Vec<ObjectError>,
+    /// Why other nodes cannot send through the tunnel, which this node does not need itself.
+    deaf: Option<ObjectError>,
     nodes: BTreeMap<String, NodeEntry>,
 }
 
@@ -67,6 +72,7 @@ impl PodNetwork {
             let_in: Vec::new(),
             unsettled: true,
             found: Vec::new(),
+            deaf: None,
             nodes: BTreeMap::new(),
         }
     }
@@ -95,18 +101,28 @@ impl PodNetwork {
             };
         }
         problems.extend(plan.problems.iter().map(ObjectError::from));
+        problems.extend(missing_addresses(&self.own, addresses));
         self.unsettled |= plan != self.plan;
         self.plan = plan;
         if self.unsettled {
             self.found.clear();
+            self.deaf = None;
             self.underlay = roles.of(Role::Uplink).map(|uplink| uplink.index).collect();
             self.let_through(roles);
             if let Some(plan) = &self.plan.tunnel
                 && let Err(error) = self.tunnel.ensure(plan).await
             {
-                self.note(format!("interface {TUNNEL_DEVICE}"), &error);
+                let object = format!("interface {TUNNEL_DEVICE}");
+                let error = ObjectError::new(error.trouble(), object, &error);
+                if plan.ends.is_empty() {
+                    // No route leads there: this is told, and tried again with the next change.
+                    self.deaf = Some(error);
+                } else {
+                    self.found.push(error);
+                }
             }
         }
+        problems.extend(self.deaf.iter().cloned());
         Prepared {
             tunnel: self.plan.tunnel.as_ref().and(self.tunnel.index()),
             mtu: Some(self.plan.pod_mtu),
@@ -212,6 +228,21 @@ impl PodNetwork {
         ways.filter(|(prefix, _)| self.led.contains(prefix))
     }
 
+    /// How packets to pods of other nodes are to be led, by range.
+    pub fn leading(&self) -> impl Iterator<Item = (ipnet::IpNet, Leading)> {
+        let tunnel = self.tunnel.index();
+        let routes = self.plan.routes.iter();
+        routes.filter_map(move |(range, hop)| {
+            let (via, interface) = match *hop {
+                pods::Hop::Direct { via, interface } => (via, interface),
+                pods::Hop::Tunnel { via } => (via, tunnel?),
+                pods::Hop::Nowhere => return None,
+            };
+            let via = Some(via);
+            Some((*range, Leading { interface, via }))
+        })
+    }
+
     /// Sets routes and removes what is left behind; whether all of it is done.
     async fn lead(&mut self) -> bool {
         let tunnel = self.plan.tunnel.as_ref().and(self.tunnel.index());
@@ -243,7 +274,8 @@ impl PodNetwork {
     }
 
     fn describe(&mut self, options: &AgentOptions, ready: bool) -> Result<(), ObjectError> {
-        let problem = |message: String| ObjectError {
+        let problem = |code, message: String| ObjectError {
+            code,
             object: "pod network".into(),
             message,
         };
@@ -267,21 +299,22 @@ impl PodNetwork {
         let can_take_pods = ready && why_not.is_none() && options.cni_conf_dir.is_some();
         self.installer
             .install(can_take_pods.then_some(&network))
-            .map_err(|error| problem(error.to_string()))?;
+            .map_err(|error| problem(Trouble::PodNetworkNotInstalled, error.to_string()))?;
         if let Some(why) = why_not {
-            return Err(problem(why));
+            return Err(problem(Trouble::PodRangeMissing, why));
         }
         let other = options.cni_conf_dir.as_deref().and_then(preferred_to_ours);
         other.map_or(Ok(()), |other| {
             let other = other.display();
-            Err(problem(format!(
+            let message = format!(
                 "container runtimes use {other}, which comes before ours by name: remove it to have Millrace make pods"
-            )))
+            );
+            Err(problem(Trouble::PodNetworkNotInstalled, message))
         })
     }
 
     fn note(&mut self, object: String, error: &NetworkError) {
-        self.found.push(ObjectError::new(object, error));
+        self.found.push(ObjectError::new(error.trouble(), object, error));
     }
 
     /// Notes how each node is reached, and when that was last another way.
@@ -311,6 +344,23 @@ impl PodNetwork {
             self.nodes.insert(entry.name.clone(), entry);
         }
     }
+}
+
+/// Addresses that other nodes take for this node's, and that it does not hold.
+fn missing_addresses(own: &Peer, held: &NodeAddresses) -> Vec<ObjectError> {
+    let missing = own.addresses.iter().filter(|ip| !held.holds(**ip));
+    let error = |ip: &IpAddr| {
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        ObjectError {
+            code: Trouble::NodeAddressMissing,
+            object: format!("node {}", own.name),
+            message: format!(
+                "the address {ip} of this Node is on no interface: other nodes' {family} packets to this node and its pods \
+                 may be lost; give it to an interface (ip address add {ip} …), or have the kubelet register another one"
+            ),
+        }
+    };
+    missing.map(error).collect()
 }
 
 fn situation(

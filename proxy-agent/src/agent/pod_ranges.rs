@@ -13,6 +13,7 @@ use crate::config::AgentOptions;
 use crate::control::ObjectError;
 use crate::network::Links;
 use crate::network::pods::Plan;
+use crate::trouble::Trouble;
 
 /// What the table holds.
 #[derive(Debug, Default)]
@@ -64,6 +65,7 @@ impl PodRanges {
                 Ok(())
             }
             Some(error) => Err(ObjectError {
+                code: Trouble::MapAccessFailed,
                 object: "pod ranges".into(),
                 message: format!(
                     "writing the map POD_RANGES: {error}; will be tried again with the next change"

@@ -1,6 +1,6 @@
 //! Addresses and ranges of addresses that the cluster's objects and the configuration name, together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,10 +8,11 @@ use proxy_common::Ip;
 use proxy_common::maps::{MAX_SERVICE_RANGES, MAX_UPLINKS, NodeNumber, RangeKey};
 use siphasher::sip::SipHasher13;
 
-use crate::cluster::ClusterState;
+use crate::cluster::{ClusterState, External, Node};
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
 use crate::network::{Links, UplinkAddresses};
+use crate::trouble::Trouble;
 
 /// The node's addresses as its object or the configuration has them.
 pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr> {
@@ -26,15 +27,51 @@ pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpA
     }
 }
 
-/// The addresses of the other nodes, internal and external, and which node has each.
+/// The addresses of the other nodes, of every type, and which node has each. An internal one is of the node that says so,
+/// whatever others say of it.
 pub fn peers(cluster: &ClusterState, options: &AgentOptions) -> BTreeMap<IpAddr, NodeNumber> {
+    let others = || cluster.nodes().filter(|node| node.name != options.node_name);
+    let numbered = |node: &Node, addresses: &[IpAddr]| {
+        let number = node_number(&node.name);
+        let numbered = addresses.iter().map(|address| (*address, number));
+        numbered.collect::<Vec<_>>()
+    };
+    let outer = others().flat_map(|node| numbered(node, &node.other_addresses));
+    let inner = others().flat_map(|node| numbered(node, &node.addresses));
+    outer.chain(inner).collect()
+}
+
+/// Those of some addresses that are other nodes', and the names of the nodes.
+pub fn node_names(
+    cluster: &ClusterState,
+    options: &AgentOptions,
+    addresses: &BTreeSet<IpAddr>,
+) -> BTreeMap<IpAddr, String> {
     let others = cluster.nodes().filter(|node| node.name != options.node_name);
-    others
-        .flat_map(|node| {
-            let number = node_number(&node.name);
-            let all = node.addresses.iter().chain(&node.external_addresses);
-            all.map(move |address| (*address, number))
-        })
+    let named = others.flat_map(|node| {
+        let all = node.other_addresses.iter().chain(&node.addresses);
+        all.map(move |address| (*address, node.name.to_string()))
+    });
+    named.filter(|(address, _)| addresses.contains(address)).collect()
+}
+
+/// Every address from outside that a service names and that lies in no range of cluster IPs.
+pub fn named_outside(cluster: &ClusterState, options: &AgentOptions) -> BTreeSet<IpAddr> {
+    let ranges = service_cidrs(cluster, options);
+    let external = cluster
+        .services()
+        .filter_map(|(_, service)| service.external.as_deref());
+    let named = external.flat_map(External::addresses);
+    named.filter(|address| is_stray(address, &ranges)).collect()
+}
+
+/// The addresses that this node's object names, of every type; the node need not hold them.
+pub fn own_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr> {
+    let object = cluster.node(&options.node_name).into_iter();
+    let named = object.flat_map(|node| node.addresses.iter().chain(&node.other_addresses));
+    named
+        .chain(&options.configuration.node_addresses)
+        .copied()
         .collect()
 }
 
@@ -76,6 +113,14 @@ pub fn around(ranges: &[IpNet]) -> [Option<IpNet>; 2] {
 /// Whether no service range covers a virtual address, so that it needs a route of its own.
 pub fn is_stray(address: &IpAddr, ranges: &[IpNet]) -> bool {
     !ranges.iter().any(|range| range.contains(address))
+}
+
+/// An address of a range that is not the range's own.
+pub fn inside(prefix: &IpNet) -> IpAddr {
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        return prefix.addr();
+    }
+    prefix.hosts().next().unwrap_or_else(|| prefix.addr())
 }
 
 /// The ranges of cluster IPs, from objects and configuration.
@@ -121,6 +166,7 @@ pub fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
         .filter(|rest| !rest.is_empty())?;
     let rest: Vec<_> = rest.iter().map(ToString::to_string).collect();
     Some(ObjectError {
+        code: Trouble::LimitExceeded,
         object: "service ranges".into(),
         message: format!(
             "there is room for {MAX_SERVICE_RANGES}: in {} services are served, but what no service has is not refused",
@@ -134,6 +180,7 @@ pub fn too_many_uplinks(uplinks: &[UplinkAddresses], links: &Links) -> Option<Ob
     let rest = uplinks.get(MAX_UPLINKS..).filter(|rest| !rest.is_empty())?;
     let names: Vec<_> = rest.iter().map(|uplink| links.name(uplink.interface)).collect();
     Some(ObjectError {
+        code: Trouble::LimitExceeded,
         object: "uplinks".into(),
         message: format!(
             "there is room for the addresses of {MAX_UPLINKS}: what is masqueraded and leaves by {} carries the \

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::Agent;
 use crate::config::{Configuration, Reading, Reload, follow};
 use crate::control::ObjectError;
+use crate::trouble::Trouble;
 
 /// Follows the files; a receiver that never receives where there are none.
 pub fn start(files: Vec<PathBuf>) -> mpsc::Receiver<Reading> {
@@ -70,11 +71,12 @@ impl Agent {
 }
 
 fn as_error(error: &crate::config::ConfigError) -> ObjectError {
-    ObjectError::new("configuration", error)
+    ObjectError::new(Trouble::ConfigurationInvalid, "configuration", error)
 }
 
 fn needs_restart(setting: &str) -> ObjectError {
     ObjectError {
+        code: Trouble::ConfigurationNeedsRestart,
         object: "configuration".to_owned(),
         message: format!("{setting} has changed in the files: start the agent again for it to count"),
     }

@@ -8,16 +8,17 @@ use proxy_common::maps::{BackendState as State, FrontendKind};
 
 use super::Agent;
 use super::local_ports;
-use super::node::hooks;
+use super::node::{hooks, left_to_node};
 use crate::apply::name;
 use crate::bpf::links::SOCKET_HOOKS;
-use crate::bpf::{capabilities, sys};
-use crate::cluster::Names;
+use crate::bpf::{capabilities, skb_layout, sys};
+use crate::cluster::{Names, Problem};
 use crate::control::{
     BackendEntry, BackendState, MapUsage, ObjectError, ProgramStatus, Protocol, ServiceEntry, ServiceKind,
     Status, TrafficPolicy, Writes,
 };
 use crate::plan::{Group, Target, plan};
+use crate::trouble::Trouble;
 
 pub fn status(agent: &Agent) -> Status {
     let waiting_for = waiting_for(agent);
@@ -39,6 +40,7 @@ pub fn status(agent: &Agent) -> Status {
             last_sync: agent.last_writes,
         },
         sync: agent.first_sync,
+        shared_addresses: agent.node.shared_addresses(),
     }
 }
 
@@ -53,6 +55,7 @@ fn waiting_for(agent: &Agent) -> Vec<String> {
         if !agent.node.is_attached() {
             waiting.push("programs to be attached (see errors)".to_owned());
         }
+        waiting.extend(agent.own_node.waiting_for());
         waiting.extend(agent.survival.waiting_for());
         let pending = agent.programmer.pending();
         if pending > 0 {
@@ -64,24 +67,31 @@ fn waiting_for(agent: &Agent) -> Vec<String> {
 
 fn errors(agent: &Agent) -> Vec<ObjectError> {
     let input = agent.cluster.problems().into_iter().flat_map(|problem| {
-        let object = problem.object;
-        problem.messages.into_iter().map(move |message| ObjectError {
+        let Problem {
+            code,
+            object,
+            messages,
+        } = problem;
+        messages.into_iter().map(move |message| ObjectError {
+            code,
             object: object.clone(),
             message,
         })
     });
-    let services = agent.programmer.problems().flat_map(|(id, messages)| {
+    let services = agent.programmer.problems().flat_map(|(id, remarks)| {
         let object = format!("Service {}", name(&agent.cluster, id));
-        messages.iter().map(move |message| ObjectError {
+        remarks.iter().map(move |remark| ObjectError {
+            code: remark.code,
             object: object.clone(),
-            message: message.clone(),
+            message: remark.message.clone(),
         })
     });
-    let source = agent
-        .source
-        .errors()
-        .into_iter()
-        .map(|(object, message)| ObjectError { object, message });
+    let source = agent.source.errors().into_iter();
+    let source = source.map(|(object, message)| ObjectError {
+        code: Trouble::SourceUnreachable,
+        object,
+        message,
+    });
     source
         .chain(input)
         .chain(services)
@@ -89,17 +99,33 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .chain(agent.config_errors.iter().cloned())
         .chain(pressure(agent))
         .chain(local_ports::problems(agent))
+        .chain(left_to_node::problems(agent))
+        .chain(agent.own_node.problems().iter().cloned())
         .chain(agent.node.problems().iter().cloned())
         .chain(agent.survival.problems().cloned())
         .chain(foreign_pins(agent))
         .chain(capabilities())
+        .chain(unchecked_checksums(agent))
         .collect()
+}
+
+/// Only pods of our own plugin are held to what they send.
+fn unchecked_checksums(agent: &Agent) -> Option<ObjectError> {
+    let has_pods = agent.options.cni_conf_dir.is_some();
+    skb_layout::limitation().filter(|_| has_pods).map(|why| ObjectError {
+        code: Trouble::ChecksumsNotChecked,
+        object: "programs".to_owned(),
+        message: format!(
+            "{why}: a pod with CAP_NET_RAW can have the NIC write over the headers of a packet that was checked"
+        ),
+    })
 }
 
 /// What is pinned can be used without; a new pod or a larger table cannot be served.
 fn capabilities() -> Option<ObjectError> {
     let missing = capabilities::missing();
     (!missing.is_empty()).then(|| ObjectError {
+        code: Trouble::CapabilityMissing,
         object: "capabilities".to_owned(),
         message: format!(
             "{} missing: what is attached goes on serving, but nothing can be loaded or attached; start the agent with them",
@@ -110,6 +136,7 @@ fn capabilities() -> Option<ObjectError> {
 
 fn foreign_pins(agent: &Agent) -> Vec<ObjectError> {
     let report = |path: std::path::PathBuf| ObjectError {
+        code: Trouble::ForeignPin,
         object: format!("pin {}", path.display()),
         message: "not made by Millrace and left alone: remove it, or choose another --bpf-root".to_owned(),
     };
@@ -135,6 +162,7 @@ fn pressure(agent: &Agent) -> Vec<ObjectError> {
     .into_iter()
     .filter(|(_, entries, max)| u64::from(*entries) * 10 >= u64::from(*max) * 9)
     .map(|(name, entries, max)| ObjectError {
+        code: Trouble::MapNearlyFull,
         object: format!("map {name}"),
         message: format!("{entries} of at most {max} entries are in use: raise maps.{name} in the configuration before it is full"),
     })

@@ -6,17 +6,18 @@
 
 pub mod craft;
 mod sockets;
+mod tunnel;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::maps::{Flow, FrontendKey, Reason};
+use proxy_common::maps::{Flow, FrontendKey, InUse, Reason};
 use proxy_common::{Ip, Port};
 
 use super::Agent;
 use crate::bpf::test_run::{DryRun, DryRunKind, DryRunner};
 use crate::config::SocketLb;
-use crate::control::{Entry, ServiceKind, TraceBackend, TraceReply, TraceRequest, Verdict};
+use crate::control::{Entry, Protocol, ServiceKind, TraceBackend, TraceReply, TraceRequest, Verdict};
 use crate::network::Role;
 use crate::plan::plan;
 use crate::source::ObjectId;
@@ -50,8 +51,8 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
         }
         Entry::Node => from_node(agent, request, &mut steps)?,
         Entry::Pod => {
-            let interface = agent.node.interface_of(Role::Pod);
-            let samples = packets(agent, request, "from_pod", interface, &mut steps)?;
+            let (program, interface) = at_pod(agent, request.from, &mut steps);
+            let samples = packets(agent, request, program, interface, &mut steps)?;
             if is_masqueraded(agent, request)? {
                 steps.push("if it leaves by an uplink, it carries an address of this node".to_owned());
             }
@@ -100,10 +101,46 @@ fn place(entry: Entry, named: bool) -> String {
     }
 }
 
+/// The program that meets what a pod sends, and its interface: the pod's own, if it is known.
+fn at_pod(agent: &Agent, from: IpAddr, steps: &mut Vec<String>) -> (&'static str, Option<u32>) {
+    /// That of our own pods first.
+    const PROGRAMS: [&str; 2] = ["from_own_pod", "from_pod"];
+    let datapath = agent.programmer.store();
+    let roles = datapath.links.interfaces();
+    let hangs = |index: u32| {
+        let role = roles.get(&index)?;
+        PROGRAMS.into_iter().find(|program| role.has(program))
+    };
+    let own = datapath.pods.get(&Ip::from(from)).ok().flatten();
+    let own = own.map(|pod| pod.interface);
+    if own.is_none() && datapath.is_in_use(InUse::PODS) {
+        steps.push(format!(
+            "no pod that `millrace-cni` made on this node has {from}: what one of them sends from it is dropped as spoofed, \
+             and what follows holds for a pod that has it"
+        ));
+    }
+    let others = || {
+        let mut pods = roles.keys().copied();
+        let mut programs = PROGRAMS.into_iter();
+        let program = programs.find(|program| roles.values().any(|role| role.has(program)))?;
+        pods.find(|index| hangs(*index) == Some(program))
+    };
+    let interface = own.filter(|index| hangs(*index).is_some()).or_else(others);
+    let program = interface.and_then(hangs).unwrap_or("from_pod");
+    if let Some(index) = own {
+        steps.push(format!(
+            "{from} is a pod of this node at interface {}",
+            agent.node.interface_name(index)
+        ));
+    }
+    (program, interface)
+}
+
 /// A packet of the node itself: the kernel's routes bring those to virtual addresses to our device.
 fn from_node(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
     let to = request.to.ip();
-    if is_routed_to_us(agent, to) {
+    let (protocol, port) = (request.protocol.number(), request.to.port());
+    if is_routed_to_us(agent, to) || agent.node.leads_port(to, protocol, port) {
         return packets(agent, request, "from_host", None, steps);
     }
     if agent.node.addresses().holds(to) {
@@ -126,7 +163,7 @@ fn is_routed_to_us(agent: &Agent, address: IpAddr) -> bool {
     let ip = Ip::from(address);
     let is_virtual =
         config.is_service_address(&ip) || agent.programmer.virtual_addresses().any(|found| found == ip);
-    is_virtual && !agent.node.addresses().holds(address)
+    is_virtual && !agent.node.addresses().holds(address) && !agent.node.is_anothers(address)
 }
 
 /// What is meant: a service's frontend, or a host port.
@@ -164,10 +201,10 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
             names.text(group.port_name)
         );
         steps.push(format!(
-            "{} {} is a {kind} of {service}, with {} usable endpoints",
+            "{} {} is a {kind} of {service}, with {}",
             request.to,
             request.protocol,
-            group.active.len()
+            usable_endpoints(group.active.len())
         ));
         return Some(Target {
             service: Some((id, service)),
@@ -188,6 +225,11 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
     None
 }
 
+fn usable_endpoints(count: usize) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} usable endpoint{plural}")
+}
+
 fn packets(
     agent: &Agent,
     request: &TraceRequest,
@@ -195,7 +237,22 @@ fn packets(
     ifindex: Option<u32>,
     steps: &mut Vec<String>,
 ) -> Result<Vec<Sample>, String> {
-    steps.push(format!("the program {program} decides, packet by packet"));
+    let is_of_pod = program == "from_own_pod" || program == "from_pod";
+    let hooks = agent.options.configuration.socket_lb == SocketLb::All && request.protocol == Protocol::Tcp;
+    steps.push(if is_of_pod && hooks {
+        format!(
+            "the program {program} decides about flows to {}; sockets of pods get a backend from connect(), each a random one, \
+             and their packets go to that",
+            request.to
+        )
+    } else {
+        format!("the program {program} decides, packet by packet")
+    });
+    let payload = if program == "from_uplink" {
+        tunnel::payload(agent, request, steps)
+    } else {
+        Vec::new()
+    };
     let datapath = agent.programmer.store();
     let runner = DryRunner::new(datapath, program).map_err(|error| format!("running {program}: {error}"))?;
     (0..request.samples)
@@ -203,7 +260,7 @@ fn packets(
             // Round the ports, of which 0 is none.
             let first = request.source_port.unwrap_or(DEFAULT_SOURCE_PORT);
             let sport = (u32::from(first) - 1 + sample) % u32::from(u16::MAX) + 1;
-            let frame = craft::frame(request.from, request.to, sport as u16, request.protocol);
+            let frame = craft::packet(request.from, request.to, sport as u16, request.protocol, &payload);
             let run = runner
                 .run(&frame, ifindex.unwrap_or(0))
                 .map_err(|error| format!("running {program}: {error}"))?;
@@ -313,4 +370,18 @@ fn node_of(agent: &Agent, id: ObjectId, address: SocketAddr) -> Option<String> {
     target
         .node
         .map(|node| agent.cluster.names().text(node).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_counted_in_words() {
+        let counted = [0, 1, 2].map(usable_endpoints);
+        assert_eq!(
+            counted,
+            ["0 usable endpoints", "1 usable endpoint", "2 usable endpoints"]
+        );
+    }
 }

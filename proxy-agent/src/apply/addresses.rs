@@ -1,8 +1,8 @@
 //! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, the node's own, and those of
 //! other nodes.
 //!
-//! An external address may be another node's. Its frontends are served all the same, but it is not virtual: what else is
-//! sent there is for that node.
+//! An external address may be another node's, or another machine's. Its frontends are served all the same, but it is not
+//! virtual: what else is sent there is for that machine. A machine that is no node leaves no trace in the table.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,13 +11,16 @@ use proxy_common::maps::AddressFlags;
 #[cfg(test)]
 use proxy_common::maps::NodeNumber;
 
+/// What is known of the address of a machine that is no node of the cluster: it is no virtual address.
+pub const ANOTHERS: AddressFlags = AddressFlags(0);
+
 /// The addresses that the table should hold.
 #[derive(Debug, Default)]
 pub struct Addresses {
     /// How many frontends use each virtual address.
     uses: HashMap<Ip, u32>,
     node: Vec<Ip>,
-    /// Addresses of other nodes, and those that are no host's.
+    /// Addresses of other machines, and those that are no host's.
     others: HashMap<Ip, AddressFlags>,
     changed: Vec<Ip>,
 }
@@ -77,11 +80,12 @@ impl Addresses {
     /// What the table should say of an address, 0 if it should not hold it.
     pub fn flags(&self, address: &Ip) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let other = self.others.get(address).copied().unwrap_or_default();
+        let other = self.others.get(address).copied();
+        let is_anothers = other.is_some_and(|other| other == ANOTHERS || other.is_peer());
         flag(self.node.contains(address), AddressFlags::NODE)
-            | other.0
+            | other.unwrap_or_default().0
             | flag(
-                self.uses.contains_key(address) && !other.is_peer(),
+                self.uses.contains_key(address) && !is_anothers,
                 AddressFlags::VIRTUAL,
             )
     }
@@ -92,7 +96,8 @@ impl Addresses {
         let node_only = self.node.iter().filter(unused);
         let others_only = self.others.keys().filter(unused);
         let others_only = others_only.filter(|address| !self.node.contains(address));
-        self.uses.keys().chain(node_only).chain(others_only)
+        let all = self.uses.keys().chain(node_only).chain(others_only);
+        all.filter(|address| self.others.get(*address) != Some(&ANOTHERS) || self.node.contains(address))
     }
 
     /// How many addresses the table should hold if these came too.
@@ -158,6 +163,28 @@ mod tests {
         );
         assert_eq!(addresses.set_nodes(&[], HashMap::new()), [other]);
         assert_eq!(addresses.flags(&other), AddressFlags::VIRTUAL);
+    }
+
+    #[test]
+    fn the_address_of_another_machine_is_not_virtual_and_not_in_the_table() {
+        let mut addresses = Addresses::default();
+        let other = ip("192.0.2.100");
+        let known = HashMap::from([(other, ANOTHERS)]);
+        assert_eq!(addresses.add(other), Some(AddressFlags::VIRTUAL));
+        assert_eq!(addresses.set_nodes(&[], known.clone()), [other]);
+        assert_eq!(addresses.flags(&other), 0, "the element goes");
+        assert_eq!(addresses.all().count(), 0);
+        assert_eq!(addresses.remove(&other), Some(0));
+        assert_eq!(addresses.add(other), None, "nothing to write");
+        addresses.set_nodes(&[other], known);
+        assert_eq!(addresses.flags(&other), AddressFlags::NODE);
+        assert_eq!(addresses.all().count(), 1);
+        addresses.set_nodes(&[], HashMap::new());
+        assert_eq!(
+            addresses.flags(&other),
+            AddressFlags::VIRTUAL,
+            "the machine is gone"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use proxy_common::maps::FrontendKey;
 use crate::cluster::ClusterState;
 use crate::plan::{Programmed, ServicePlan};
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
+use crate::trouble::{Remark, Trouble};
 
 /// The contested frontends and who claims them.
 #[derive(Debug, Default)]
@@ -118,7 +119,7 @@ pub fn name(cluster: &ClusterState, id: ObjectId) -> String {
     )
 }
 
-fn remark(cluster: &ClusterState, key: &FrontendKey, id: ObjectId, winner: ObjectId) -> String {
+fn remark(cluster: &ClusterState, key: &FrontendKey, id: ObjectId, winner: ObjectId) -> Remark {
     let address = std::net::IpAddr::from(key.address);
     let why = if is_its_own(cluster, winner, key) && !is_its_own(cluster, id, key) {
         "the cluster IP of"
@@ -126,5 +127,6 @@ fn remark(cluster: &ClusterState, key: &FrontendKey, id: ObjectId, winner: Objec
         "already taken by the older"
     };
     let (port, winner) = (key.port.number(), name(cluster, winner));
-    format!("{address} port {port}: {why} Service {winner}; left out")
+    let message = format!("{address} port {port}: {why} Service {winner}; left out");
+    Remark::new(Trouble::AddressHeldTwice, message)
 }

@@ -16,6 +16,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use addresses::ANOTHERS;
 pub use claims::name;
 pub use programmer::{Limits, Programmer, Progress};
 pub use store::Store;

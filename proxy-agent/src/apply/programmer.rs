@@ -4,6 +4,8 @@
 //! pending; a service whose new form does not fit keeps its old one. Where only source ranges do not fit, the
 //! addresses that they are for are left out, and everything else of the service goes on.
 
+mod compare;
+
 use std::collections::HashMap;
 
 use proxy_common::Ip;
@@ -19,6 +21,7 @@ use crate::bpf::object::MapSizes;
 use crate::cluster::ClusterState;
 use crate::plan::{Full, NodeContext, Programmed, ServicePlan, plan, source_ranges};
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
+use crate::trouble::{Remark, Trouble};
 
 /// Services planned before their writes are carried out together.
 const CHUNK: usize = 2048;
@@ -50,7 +53,7 @@ pub struct Programmer<S> {
     endpoints: u64,
     /// During the first sync, what the tables hold that was not taken over so far.
     found: Found,
-    problems: ObjectIdMap<Vec<String>>,
+    problems: ObjectIdMap<Vec<Remark>>,
     /// Services that did not fit as they should be.
     unfit: ObjectIdSet,
     /// During the first sync addresses are compared with the table all at once.
@@ -138,15 +141,15 @@ impl<S: Store> Programmer<S> {
     }
 
     /// What is wrong with a service.
-    pub fn problems_of(&self, id: ObjectId) -> &[String] {
+    pub fn problems_of(&self, id: ObjectId) -> &[Remark] {
         self.problems.get(&id).map_or(&[], Vec::as_slice)
     }
 
     /// What is wrong with services.
-    pub fn problems(&self) -> impl Iterator<Item = (ObjectId, &[String])> {
+    pub fn problems(&self) -> impl Iterator<Item = (ObjectId, &[Remark])> {
         self.problems
             .iter()
-            .map(|(id, messages)| (*id, messages.as_slice()))
+            .map(|(id, remarks)| (*id, remarks.as_slice()))
     }
 
     /// Makes room for what has arrived of the cluster so far and a little more, and says how many more entries fit into every
@@ -295,7 +298,7 @@ impl<S: Store> Programmer<S> {
                     "{message}; it is tried again when room comes free"
                 );
             }
-            problems.push(message);
+            problems.push(Remark::new(Trouble::MapFull, message));
         } else {
             self.unfit.remove(&id);
         }
@@ -416,8 +419,8 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Removes addresses that nobody wants, and sets those that are missing.
-    fn sync_addresses(&mut self) -> std::io::Result<()> {
+    /// Removes addresses that nothing wants, and sets those that are missing; gives both.
+    fn sync_addresses(&mut self) -> std::io::Result<(Vec<Ip>, Vec<Ip>)> {
         let mut found = HashMap::new();
         self.store().each_address(&mut |address, flags| {
             found.insert(address, flags);
@@ -432,10 +435,11 @@ impl<S: Store> Programmer<S> {
             .into_keys()
             .filter(|address| self.addresses.flags(address) == 0)
             .collect();
-        for address in unwanted {
-            self.tables.want_address(address, None);
+        for address in &unwanted {
+            self.tables.want_address(*address, None);
         }
         self.tables.retry();
-        Ok(())
+        let missing = missing.into_iter().map(|(address, _)| address);
+        Ok((missing.collect(), unwanted))
     }
 }

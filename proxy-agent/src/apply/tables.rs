@@ -113,6 +113,15 @@ impl<S: Store> Tables<S> {
         self.writer.set_addresses(addresses, &self.store);
     }
 
+    /// Removes frontends that another process made, and sets those that it took or altered; what fails is
+    /// tried again.
+    pub fn put_back_frontends(&mut self, lost: &[(FrontendKey, Frontend)], foreign: &[FrontendKey]) {
+        if let Err((_, error)) = self.store.remove_frontends(foreign) {
+            tracing::warn!(%error, "removing a foreign frontend failed, will be looked for again");
+        }
+        self.writer.set_frontends(lost, &self.store);
+    }
+
     /// Notes what an address should become, for the next [`Self::retry`].
     pub fn want_address(&mut self, address: Ip, flags: Option<u32>) {
         self.writer.want_address(address, flags);

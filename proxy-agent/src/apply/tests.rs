@@ -9,9 +9,12 @@ use crate::bpf::object::MapSizes;
 use crate::cluster::{Changes, ClusterState};
 use crate::plan::NodeContext;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet};
+use crate::trouble::{Remark, Trouble};
 use fake::{Fake, sizes};
 
+mod altered;
 mod cluster_ips;
+mod failing;
 mod fake;
 mod full;
 mod source_ranges;
@@ -146,6 +149,41 @@ fn what_did_not_change_is_not_written() {
     assert_eq!(world.update(), 0);
 }
 
+/// As after a watch that expired, and by an agent that is new.
+#[test]
+fn ten_thousand_services_that_are_listed_again_are_not_written() {
+    const SERVICES: u32 = 10_000;
+    const ENDPOINTS: u32 = 10;
+    const ROOM: u32 = 1 << 18;
+    fn list(world: &mut World) {
+        for kind in Kind::ALL {
+            world.event(Change::Begin(kind));
+        }
+        for number in 0..SERVICES {
+            let [.., high, low] = number.to_be_bytes();
+            let name = format!("s{number}");
+            world.service(&name, &format!("10.96.{high}.{low}"), OLD, 80);
+            let addresses: Vec<_> = (1..=ENDPOINTS).map(|n| format!("10.{n}.{high}.{low}")).collect();
+            let endpoints: Vec<_> = addresses.iter().map(|address| (address.as_str(), "")).collect();
+            world.slice(&name, &endpoints);
+        }
+        for kind in Kind::ALL {
+            world.event(Change::End(kind));
+        }
+    }
+    let mut world = World::new(Fake::new(ROOM), ROOM);
+    list(&mut world);
+    assert!(world.sync() > u64::from(2 * SERVICES * ENDPOINTS));
+    world.changes.clear();
+    list(&mut world);
+    assert_eq!(world.cluster.service_count(), SERVICES as usize);
+    let all = world.cluster.services().map(|(id, _)| id);
+    world.changes.services.extend(all);
+    assert_eq!(world.update(), 0);
+    world.restart(sizes(ROOM));
+    assert_eq!(world.sync(), 0);
+}
+
 #[test]
 fn a_restarted_agent_adopts_everything_and_writes_only_what_differs() {
     let mut world = World::new(Fake::new(64), 64);
@@ -226,11 +264,9 @@ fn an_address_from_outside_is_the_oldest_services_whatever_kind_it_is() {
             .problems()
             .flat_map(|(_, told)| told.to_vec())
             .collect();
-        assert!(
-            told.iter()
-                .any(|told| told.contains("198.51.100.7 port 80: already taken by the older Service t/old")),
-            "{told:?}"
-        );
+        let part = "198.51.100.7 port 80: already taken by the older Service t/old";
+        let is_it = |told: &Remark| told.code == Trouble::AddressHeldTwice && told.message.contains(part);
+        assert!(told.iter().any(is_it), "{told:?}");
         world.restart(sizes(64));
         world.programmer.sync(&world.cluster, &node).unwrap();
         assert_eq!(
@@ -259,8 +295,57 @@ fn an_address_from_outside_in_a_range_of_the_cluster_is_refused() {
             let told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
             assert!(
                 told.into_iter()
-                    .any(|told| told.contains("a range of the cluster's own"))
+                    .any(|told| told.message.contains("a range of the cluster's own"))
             );
+        }
+    }
+}
+
+#[test]
+fn an_address_from_outside_that_is_no_hosts_on_a_link_is_refused() {
+    let node = NodeContext {
+        external_ips: true,
+        no_hosts: vec!["198.51.100.7".parse().unwrap()],
+        ..NodeContext::default()
+    };
+    for how in ["", r#""externalIPs":["198.51.100.7"],"#] {
+        let mut world = World::new(Fake::new(64), 64);
+        world.slice("a", &[("10.244.1.1", "")]);
+        exposed(&mut world, "a", 1, OLD, how);
+        world.programmer.sync(&world.cluster, &node).unwrap();
+        assert_eq!(world.backends_of("198.51.100.7"), [""; 0], "{how}");
+        assert_eq!(world.backends_of("10.96.0.1"), ["10.244.1.1"], "{how}");
+        let mut told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
+        let is_it = |told: Remark| {
+            told.code == Trouble::AddressRefused && told.message.contains("198.51.100.7 is no host's")
+        };
+        assert!(told.any(is_it), "{how}");
+    }
+}
+
+#[test]
+fn the_port_of_an_api_server_is_no_services_at_its_address() {
+    let at = |text: &str| text.parse().unwrap();
+    for (server, is_refused) in [("198.51.100.7:80", true), ("198.51.100.7:6443", false)] {
+        let node = NodeContext {
+            external_ips: true,
+            api_servers: [at(server), at("10.96.0.1:80")].into(),
+            ..NodeContext::default()
+        };
+        for how in ["", r#""externalIPs":["198.51.100.7"],"#] {
+            let mut world = World::new(Fake::new(64), 64);
+            world.slice("a", &[("10.244.1.1", "")]);
+            exposed(&mut world, "a", 1, OLD, how);
+            world.programmer.sync(&world.cluster, &node).unwrap();
+            let expected: &[&str] = if is_refused { &[] } else { &["10.244.1.1"] };
+            assert_eq!(world.backends_of("198.51.100.7"), expected, "{server} {how}");
+            let own = world.backends_of("10.96.0.1");
+            assert_eq!(own, ["10.244.1.1"], "the cluster IP is its own");
+            let told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
+            let told: Vec<_> = told
+                .filter(|told| told.message.contains("an API server of this cluster"))
+                .collect();
+            assert_eq!(told.is_empty(), !is_refused, "{told:?}");
         }
     }
 }
@@ -282,36 +367,4 @@ fn the_oldest_service_keeps_a_contested_address_and_the_next_inherits_it() {
     world.service("a", "10.96.0.1", OLD, 80);
     world.update();
     assert_eq!(world.backends_of("10.96.0.1"), ["10.244.1.1", "10.244.1.2"]);
-}
-
-#[test]
-fn writes_that_fail_are_made_up_for() {
-    let mut faulty = World::new(Fake::new(256), 256);
-    let mut sound = World::new(Fake::new(256), 256);
-    faulty.sync();
-    sound.sync();
-    faulty.programmer.store().fail_every.set(10);
-    for step in 0..500_u32 {
-        for world in [&mut faulty, &mut sound] {
-            let name = format!("s{}", step % 20);
-            match step % 7 {
-                0 => world.delete(&name),
-                1 | 2 => world.service(&name, &format!("10.96.0.{}", 1 + step % 20), OLD, 80),
-                _ => {
-                    let address = format!("10.244.1.{}", step % 50);
-                    world.slice(&name, &[(address.as_str(), ""), ("10.244.3.3", "")]);
-                }
-            }
-            world.update();
-        }
-    }
-    for _ in 0..20 {
-        faulty.programmer.retry();
-    }
-    assert_eq!(faulty.programmer.pending(), 0);
-    assert_eq!(faulty.programmer.store().dump(), sound.programmer.store().dump());
-    assert_eq!(
-        *faulty.programmer.store().addresses.borrow(),
-        *sound.programmer.store().addresses.borrow()
-    );
 }

@@ -89,11 +89,14 @@ impl Writer {
         self.set_frontends(&writes.set_frontends, store);
         self.set_addresses(&writes.set_addresses, store);
         for (key, service) in writes.remove_frontends.drain(..) {
-            let taken_over =
-                matches!(self.frontends.get(&key), Some(Wanted::Set(value)) if value.service != service);
-            if !taken_over {
-                self.frontends.insert(key, Wanted::Removed(service));
-            }
+            let holder = match self.frontends.get(&key) {
+                // It is another service's by now.
+                Some(Wanted::Set(value)) if value.service != service => continue,
+                // Its value was never written, so that of the service before it may stand there.
+                Some(Wanted::Set(_)) => store.frontend(&key).map_or(service, |found| found.service),
+                _ => service,
+            };
+            self.frontends.insert(key, Wanted::Removed(holder));
         }
         for address in writes.remove_addresses.drain(..) {
             self.addresses.insert(address, None);
@@ -129,7 +132,8 @@ impl Writer {
         });
     }
 
-    fn set_frontends(&mut self, mut frontends: &[(FrontendKey, Frontend)], store: &impl Store) {
+    /// Sets frontends at once; what fails is tried again.
+    pub fn set_frontends(&mut self, mut frontends: &[(FrontendKey, Frontend)], store: &impl Store) {
         while let Err((index, error)) = store.set_frontends(frontends) {
             let Some((key, value)) = frontends.get(index) else {
                 break;

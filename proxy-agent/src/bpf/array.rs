@@ -12,7 +12,7 @@ use proxy_common::Plain;
 use super::sys::{self, SharedWords};
 
 /// The size of the largest element.
-const LARGEST: usize = 1152;
+const LARGEST: usize = 1280;
 
 /// A mmapped array map of `T`.
 pub struct MappedArray<T> {

@@ -120,7 +120,7 @@ impl Datapath {
                     .iter()
                     .filter(|dir| dir.layout == LAYOUT_VERSION)
                     .flat_map(|dir| MAPS.map(|name| (name, dir)))
-                    .filter(|(name, _)| *name != WORKING_MEMORY)
+                    .filter(|(name, _)| !OF_EACH_OBJECT.contains(name))
                     .collect();
                 let dir = fill(&pins, &object, sizes, &shared)?;
                 tracing::info!(path = %dir.path.display(), "loaded the kernel programs");
@@ -359,8 +359,9 @@ impl Datapath {
 /// Without these the programs know of no service and no node; only the agent can fill them.
 const FILLED_BY_THE_AGENT: [&str; 5] = ["FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "CONFIG"];
 
-/// What each object has for itself: another one may need more of it, whatever the layout.
-const WORKING_MEMORY: &str = "WORK";
+/// What each object has for itself: another one may need more of it in the same layout. Nothing in it
+/// outlives a second.
+const OF_EACH_OBJECT: [&str; 2] = ["WORK", "REFUSALS"];
 
 fn is_complete(dir: &LayoutDir) -> bool {
     MAPS.iter().all(|name| dir.map(name).exists()) && PROGRAMS.iter().all(|name| dir.program(name).exists())

@@ -8,6 +8,7 @@ pub mod array;
 pub mod datapath;
 pub mod grace;
 pub mod object;
+pub mod skb_layout;
 pub mod test_run;
 pub mod witness;
 

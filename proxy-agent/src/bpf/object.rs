@@ -8,15 +8,17 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError};
+use proxy_common::maps::SkbLayout;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
 use super::error::{BpfError, hint};
 use super::pins::LayoutDir;
-use super::sys;
+use super::{skb_layout, sys};
 
 /// The kernel programs, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/millrace-ebpf"));
@@ -152,14 +154,36 @@ pub fn hash() -> String {
 
 /// Loads the object and pins its maps and programs in `dir`. Maps that are pinned there already are used as they are.
 pub fn load(dir: &LayoutDir, sizes: &MapSizes) -> Result<(), BpfError> {
-    // A kernel without bpf_set_retval refuses the program that calls it.
-    match load_with(dir, sizes, 1) {
-        Err(BpfError::Load { program, .. }) if program.starts_with("connect") => load_with(dir, sizes, 0),
-        result => result,
+    let mut may = Constants {
+        has_set_retval: true,
+        skb_layout: skb_layout::of_kernel(),
+    };
+    loop {
+        match load_with(dir, sizes, may) {
+            // A kernel without bpf_set_retval refuses the program that calls it.
+            Err(BpfError::Load { program, .. }) if program.starts_with("connect") && may.has_set_retval => {
+                may.has_set_retval = false;
+            }
+            // One that is locked down refuses programs that read its memory.
+            Err(BpfError::Load { program, .. })
+                if program.starts_with("from_") && may.skb_layout != SkbLayout::default() =>
+            {
+                skb_layout::give_up();
+                may.skb_layout = SkbLayout::default();
+            }
+            result => return result,
+        }
     }
 }
 
-fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<(), BpfError> {
+/// What the programs may use, as constants that the verifier knows.
+#[derive(Clone, Copy)]
+struct Constants {
+    has_set_retval: bool,
+    skb_layout: SkbLayout,
+}
+
+fn load_with(dir: &LayoutDir, sizes: &MapSizes, may: Constants) -> Result<(), BpfError> {
     let pins: BTreeMap<&str, _> = MAPS.iter().map(|name| (*name, dir.map(name))).collect();
     let mut loader = EbpfLoader::new();
     for (name, size) in sizes.by_name() {
@@ -171,7 +195,10 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, has_set_retval: u8) -> Result<()
     for (name, path) in &pins {
         loader.map_pin_path(name, path.as_path());
     }
+    let has_set_retval = u8::from(may.has_set_retval);
     loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    let skb_layout = may.skb_layout.to_words();
+    loader.override_global("SKB_LAYOUT", &skb_layout[..], true);
     let mut object = loader.load(OBJECT).map_err(|error| load_error("maps", &error))?;
     load_programs(dir, object.programs_mut().collect())
 }
@@ -209,10 +236,17 @@ fn load_and_pin(dir: &LayoutDir, name: &str, program: &mut Program) -> Result<()
     if path.exists() {
         std::fs::remove_file(&path).map_err(BpfError::file("removing", &path))?;
     }
+    let started = Instant::now();
     load_program(program).map_err(|error| BpfError::Load {
         program: name.to_owned(),
         message: program_message(&error),
     })?;
+    // None before Linux 5.16.
+    let verified = program
+        .info()
+        .ok()
+        .and_then(|info| info.verified_instruction_count());
+    tracing::debug!(name, ?verified, took = ?started.elapsed(), "the kernel took a program");
     pin_program(program, &path)
 }
 

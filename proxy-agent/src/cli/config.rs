@@ -108,6 +108,9 @@ mod tests {
             text.starts_with("warning: serviceCIDRs 10.0.0.0/8 and clusterCIDRs 10.244.0.0/16 overlap"),
             "{text}"
         );
+        let (check, text) = checked("masqueradePorts: 20000-31000\nvxlan: {port: 10256}\n");
+        assert!(check.valid);
+        assert_eq!(text.matches("warning: ").count(), 2, "{text}");
     }
 
     #[test]

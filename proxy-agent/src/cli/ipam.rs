@@ -190,6 +190,7 @@ fn render_checked(checked: &Checked) -> String {
 mod tests {
     use super::*;
     use crate::control::ObjectError;
+    use crate::trouble::Trouble;
 
     fn lease(address: &str, container: &str, state: LeaseState) -> LeaseEntry {
         LeaseEntry {
@@ -253,13 +254,14 @@ fd00:1::2   -             -          leaked
             plain(&render_checked(&checked)),
             "all agree: 2 leases, 1 interface of pods\n"
         );
-        checked.problems.push(ObjectError {
-            object: "lease 10.244.1.2".into(),
-            message: "nobody's".into(),
-        });
+        checked.problems.push(ObjectError::new(
+            Trouble::PodRecordsBroken,
+            "lease 10.244.1.2",
+            &"no pod has it",
+        ));
         assert_eq!(
             plain(&render_checked(&checked)),
-            "lease 10.244.1.2: nobody's\n2 leases, 1 interface of pods\n"
+            "lease 10.244.1.2: no pod has it\n2 leases, 1 interface of pods\n"
         );
     }
 }

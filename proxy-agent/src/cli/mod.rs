@@ -157,7 +157,7 @@ fn run(
         Verb::Node(verb) => node::run(global.output, &client, &verb),
         Verb::Pod(verb) => pod::run(global.output, &client, &verb),
         Verb::Ipam(verb) => ipam::run(global, &client, &verb),
-        Verb::Trace(args) => trace::run(global.output, &client, &args),
+        Verb::Trace(args) => return trace::run(global.output, &client, &args),
         Verb::Uninstall(args) => uninstall::run(global, &args),
         Verb::Config(verb) => config::run(global.output, &verb),
         Verb::Version => version::run(global.output),

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use super::output::{self, OutputFormat};
 use super::table::{Align, Cell, Table};
 use super::text::{self, BAD, FAINT, GOOD, TITLE, WARNING, styled};
-use crate::control::{Client, ClientError, MapUsage, ProgramStatus, Status};
+use crate::control::{Client, ClientError, MapUsage, ObjectError, ProgramStatus, Status};
+use crate::trouble::Trouble;
 
 /// Prints the status; true if the agent is ready.
 pub fn run(format: OutputFormat, client: &Client) -> anyhow::Result<bool> {
@@ -32,6 +33,7 @@ pub fn render(status: &Status, now: Timestamp) -> String {
         summary(status, now),
         maps(status),
         programs(status),
+        shared_addresses(status),
         errors(status),
     ];
     for section in sections.into_iter().filter(|section| !section.is_empty()) {
@@ -171,6 +173,17 @@ fn runs(program: &ProgramStatus) -> (String, String) {
     )
 }
 
+fn shared_addresses(status: &Status) -> String {
+    if status.shared_addresses.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[("ADDRESS OF SERVICES", Align::Left), ("ALSO OF", Align::Left)]);
+    for shared in &status.shared_addresses {
+        table.row([shared.address.to_string().into(), shared.holder.as_str().into()]);
+    }
+    table.to_string()
+}
+
 fn errors(status: &Status) -> String {
     if status.errors.is_empty() {
         return String::new();
@@ -183,17 +196,26 @@ fn errors(status: &Status) -> String {
         let _ = writeln!(
             text,
             "  {} {}",
-            styled(BAD, text::line(format!("{}:", error.object))),
+            styled(BAD, text::line(heading(error))),
             text::line(error.message.as_str())
         );
     }
     text
 }
 
+/// What an error is about, and its code, if the agent gives one that is known here.
+fn heading(error: &ObjectError) -> String {
+    let object = &error.object;
+    match error.code {
+        Trouble::Unknown => format!("{object}:"),
+        code => format!("{object} [{}]:", code.name()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{FirstSync, ObjectError, Writes};
+    use crate::control::{FirstSync, SharedAddress, Writes};
 
     fn plain(status: &Status) -> String {
         anstream::adapter::strip_str(&render(status, "2026-03-01T12:00:00Z".parse().unwrap())).to_string()
@@ -240,6 +262,7 @@ mod tests {
                 micros: 12_345,
                 ..FirstSync::default()
             }),
+            shared_addresses: vec![],
         }
     }
 
@@ -288,12 +311,20 @@ from_uplink  nothing
                 },
             )]
             .into(),
-            errors: vec![ObjectError {
-                object: "file shop.yaml".into(),
-                message: "line 3: spec.ports[0].port: 80000 is outside 1-65535".into(),
-            }],
+            errors: vec![
+                ObjectError::new(
+                    Trouble::FileInvalid,
+                    "file shop.yaml",
+                    &"line 3: spec.ports[0].port: 80000 is outside 1-65535",
+                ),
+                ObjectError::new(Trouble::Unknown, "flux", &"of an agent of another version"),
+            ],
             last_change: None,
             sync: None,
+            shared_addresses: vec![SharedAddress {
+                address: [198, 51, 100, 3].into(),
+                holder: "Node worker-2".into(),
+            }],
             ..sample()
         };
         assert_eq!(
@@ -311,8 +342,12 @@ Map writes   45,678 since the start, 3 by the last change
 PROGRAM   ATTACHED TO   RUNS    EACH
 connect4  /cg          2,000  410 ns
 
-1 problem
-  file shop.yaml: line 3: spec.ports[0].port: 80000 is outside 1-65535
+ADDRESS OF SERVICES  ALSO OF
+198.51.100.3         Node worker-2
+
+2 problems
+  file shop.yaml [FileInvalid]: line 3: spec.ports[0].port: 80000 is outside 1-65535
+  flux: of an agent of another version
 "
         );
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
 
 use anstyle::Style;
 use anyhow::bail;
@@ -34,10 +35,17 @@ pub struct TraceArgs {
     /// address, else uplink]
     #[arg(long, value_name = "WHERE")]
     entry: Option<Entry>,
+    /// Exit with 3 if the verdict is drop or reject; without this flag each verdict exits with 0, since the
+    /// trace itself succeeded
+    #[arg(long)]
+    exit_code: bool,
 }
 
+/// What [`TraceArgs::exit_code`] asks for. 1 is a trace that failed, 2 a command line that is wrong.
+const REFUSED: u8 = 3;
+
 /// Asks the agent and prints its answer.
-pub fn run(format: OutputFormat, client: &Client, args: &TraceArgs) -> anyhow::Result<bool> {
+pub fn run(format: OutputFormat, client: &Client, args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let &TraceArgs {
         from,
         to,
@@ -45,6 +53,7 @@ pub fn run(format: OutputFormat, client: &Client, args: &TraceArgs) -> anyhow::R
         sport,
         samples,
         entry,
+        exit_code,
     } = args;
     let request = TraceRequest {
         from,
@@ -59,7 +68,14 @@ pub fn run(format: OutputFormat, client: &Client, args: &TraceArgs) -> anyhow::R
     }
     let reply = client.trace(request)?;
     output::print(format, &reply, || render(&reply, samples))?;
-    Ok(true)
+    Ok(ExitCode::from(status(exit_code, reply.verdict)))
+}
+
+fn status(is_asked: bool, verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Drop | Verdict::Reject if is_asked => REFUSED,
+        _ => 0,
+    }
 }
 
 /// The answer for people.
@@ -142,6 +158,22 @@ mod tests {
         assert!(
             Line::try_parse_from("trace --from 10.0.0.1 --to 10.0.0.2:80 --proto icmp".split(' ')).is_err()
         );
+    }
+
+    #[test]
+    fn a_verdict_is_an_exit_status_only_if_that_is_asked_for() {
+        for (verdict, asked) in [
+            (Verdict::Forward, 0),
+            (Verdict::Pass, 0),
+            (Verdict::Drop, 3),
+            (Verdict::Reject, 3),
+        ] {
+            assert_eq!(
+                (status(false, verdict), status(true, verdict)),
+                (0, asked),
+                "{verdict}"
+            );
+        }
     }
 
     #[test]

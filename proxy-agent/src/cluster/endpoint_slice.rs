@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::address::{Family, canonical_ip};
 use super::endpoint::{Endpoint, Endpoints};
+use super::external::unfit;
 use super::interner::Symbol;
 use super::names::{Names, Placement};
 use super::port::{Protocol, read_port};
@@ -166,8 +167,8 @@ fn read_address<A: Address>(endpoint: &wire::Endpoint) -> Result<A, String> {
         let (is, of) = (Family::of(address).name(), A::FAMILY.name());
         return Err(format!("[0]: {address} is {is} in a slice of addressType {of}"));
     };
-    if address.is_unspecified() || address.is_multicast() {
-        return Err(format!("[0]: {address} is no host's address"));
+    if let Some(what) = unfit(address) {
+        return Err(format!("[0]: {address} is {what} and can be no endpoint's"));
     }
     Ok(right)
 }

@@ -19,8 +19,9 @@ pub struct Node {
     pub name: CompactString,
     /// Its internal addresses, in the order given.
     pub addresses: Vec<IpAddr>,
-    /// Its external addresses, which a balancer in front of it may use.
-    pub external_addresses: Vec<IpAddr>,
+    /// Its addresses of all other types: external ones, which a balancer in front of it may use, and names that are
+    /// addresses.
+    pub other_addresses: Vec<IpAddr>,
     /// The ranges its pods take their addresses from.
     pub pod_cidrs: Vec<IpNet>,
     /// The zone it stands in.
@@ -33,21 +34,22 @@ pub struct Node {
 
 impl Node {
     pub(super) fn read(wire: &wire::Node, findings: &mut Findings) -> Self {
-        let (mut addresses, mut external_addresses) = (Vec::new(), Vec::new());
+        let (mut addresses, mut other_addresses) = (Vec::new(), Vec::new());
         let listed = wire
             .status
             .as_ref()
             .and_then(|status| status.addresses.as_deref())
             .unwrap_or_default();
         for (i, entry) in listed.iter().enumerate() {
-            let of_kind = match &*entry.type_ {
-                "InternalIP" => &mut addresses,
-                "ExternalIP" => &mut external_addresses,
-                _ => continue,
+            let (of_kind, may_be_name) = match &*entry.type_ {
+                "InternalIP" => (&mut addresses, false),
+                "ExternalIP" => (&mut other_addresses, false),
+                _ => (&mut other_addresses, true),
             };
             match canonical_ip(&entry.address) {
                 Some(address) if !of_kind.contains(&address) => of_kind.push(address),
                 Some(_) => {}
+                None if may_be_name => {}
                 None => findings.add(|| {
                     format!(
                         "status.addresses[{i}].address: {:?} is not an address; it is left out",
@@ -72,7 +74,7 @@ impl Node {
         Self {
             name: wire.metadata.name.clone(),
             addresses,
-            external_addresses,
+            other_addresses,
             pod_cidrs: read_nets(listed.unwrap_or_default(), "spec.podCIDRs", findings),
             zone: zone.filter(|zone| !zone.is_empty()),
             tunnel_mac: read_tunnel_mac(wire, findings),
@@ -160,6 +162,36 @@ mod tests {
         let mut findings = Findings::default();
         let node = Node::read(&wire, &mut findings);
         (node.tunnel_mac, findings.into_messages().len())
+    }
+
+    #[test]
+    fn addresses_of_every_type_are_the_nodes() {
+        let typed = |type_: &str, address: &str| serde_json::json!({"type": type_, "address": address});
+        let node = serde_json::json!({
+            "metadata": {"name": "a"},
+            "status": {"addresses": [
+                typed("Hostname", "192.0.2.9"),
+                typed("InternalIP", "192.0.2.12"),
+                typed("ExternalIP", "198.51.100.3"),
+                typed("ExternalIP", "2001:db8:3::3"),
+                typed("InternalDNS", "a.example"),
+                typed("ExternalDNS", " 198.51.100.004"),
+                typed("ExternalIP", "nowhere"),
+            ]},
+        });
+        let wire: wire::Node = serde_json::from_value(node).unwrap();
+        let mut findings = Findings::default();
+        let node = Node::read(&wire, &mut findings);
+        let ips =
+            |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        assert_eq!(node.addresses, ips(&["192.0.2.12"]));
+        let others = ["192.0.2.9", "198.51.100.3", "2001:db8:3::3", "198.51.100.4"];
+        assert_eq!(node.other_addresses, ips(&others));
+        assert_eq!(
+            findings.into_messages().len(),
+            1,
+            "an external IP has to be an address, and a name need not"
+        );
     }
 
     #[test]

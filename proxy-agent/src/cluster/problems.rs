@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::source::{Kind, ObjectId, ObjectIdMap};
+use crate::trouble::Trouble;
 
 /// More lines than this about one object help nobody.
 const MAX_MESSAGES: usize = 8;
@@ -14,6 +15,8 @@ const MAX_MESSAGES: usize = 8;
 /// The messages about one object or file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// Its kind.
+    pub code: Trouble,
     /// As a person names it: `Service shop/cart`.
     pub object: String,
     /// One line for each thing that is wrong: which field, what it says, what becomes of it.
@@ -50,7 +53,16 @@ impl Findings {
 #[derive(Debug, Default)]
 pub struct Problems {
     objects: ObjectIdMap<Row>,
-    inputs: BTreeMap<String, Vec<String>>,
+    inputs: BTreeMap<String, Problem>,
+}
+
+/// What is wrong with an object of this kind.
+pub(super) const fn code_of(kind: Kind) -> Trouble {
+    match kind {
+        Kind::Service => Trouble::ServiceInvalid,
+        Kind::EndpointSlice => Trouble::EndpointsInvalid,
+        Kind::Node | Kind::ServiceCidr | Kind::Namespace | Kind::Pod => Trouble::ObjectInvalid,
+    }
 }
 
 /// What is wrong with an object.
@@ -80,7 +92,11 @@ impl Problems {
 
     fn insert(&mut self, id: ObjectId, object: String, messages: Vec<String>, unreadable: bool) {
         let row = Row {
-            problem: Problem { object, messages },
+            problem: Problem {
+                code: code_of(id.kind()),
+                object,
+                messages,
+            },
             unreadable,
             seen: true,
         };
@@ -119,11 +135,16 @@ impl Problems {
     }
 
     /// Replaces what is wrong with an input that is no object.
-    pub fn set_input(&mut self, subject: String, messages: Vec<String>) {
+    pub fn set_input(&mut self, code: Trouble, subject: String, messages: Vec<String>) {
         if messages.is_empty() {
             self.inputs.remove(&subject);
         } else {
-            self.inputs.insert(subject, messages);
+            let problem = Problem {
+                code,
+                object: subject.clone(),
+                messages,
+            };
+            self.inputs.insert(subject, problem);
         }
     }
 
@@ -131,11 +152,7 @@ impl Problems {
     pub fn list(&self) -> Vec<Problem> {
         let mut objects: Vec<_> = self.objects.values().map(|row| row.problem.clone()).collect();
         objects.sort_unstable_by(|a, b| a.object.cmp(&b.object));
-        let inputs = self.inputs.iter().map(|(subject, messages)| Problem {
-            object: subject.clone(),
-            messages: messages.clone(),
-        });
-        inputs.chain(objects).collect()
+        self.inputs.values().cloned().chain(objects).collect()
     }
 
     /// Whether nothing is wrong.
@@ -165,17 +182,20 @@ mod tests {
         let mut problems = Problems::default();
         let id = ObjectId::new(Kind::Service, "a", "b");
         problems.set(id, vec!["bad".into()], || "Service a/b".into());
-        problems.set_input("file x.yaml".into(), vec!["worse".into()]);
+        problems.set_input(Trouble::FileInvalid, "file x.yaml".into(), vec!["worse".into()]);
         assert_eq!(
             problems
                 .list()
                 .iter()
-                .map(|p| p.object.as_str())
+                .map(|p| (p.code, p.object.as_str()))
                 .collect::<Vec<_>>(),
-            ["file x.yaml", "Service a/b"]
+            [
+                (Trouble::FileInvalid, "file x.yaml"),
+                (Trouble::ServiceInvalid, "Service a/b")
+            ]
         );
         problems.set(id, vec![], || unreachable!("named only when bad"));
-        problems.set_input("file x.yaml".into(), vec![]);
+        problems.set_input(Trouble::FileInvalid, "file x.yaml".into(), vec![]);
         assert!(problems.is_empty());
     }
 }

@@ -25,6 +25,7 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// A Service that is served.
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of the object")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// The namespace.
@@ -43,6 +44,8 @@ pub struct Service {
     pub internal_local: bool,
     /// Connections to endpoints that are removed are reset.
     pub reset_removed: bool,
+    /// Its cluster IPs are left to whoever holds them on the node, such as a cache of names.
+    pub left_to_node: bool,
     /// How it is reached from outside, if it is.
     pub external: Option<Box<External>>,
     // The unspecified address stands for none: no Service can have it.
@@ -111,6 +114,7 @@ impl Service {
         let ports = read_ports(spec, names, findings);
         let annotations = wire.metadata.annotations.as_ref();
         let reset_removed = annotations.and_then(|annotations| annotations.reset_removed.as_deref());
+        let leave_to_node = annotations.and_then(|annotations| annotations.leave_to_node.as_deref());
         Some(Self {
             namespace: names.intern(wire.metadata.namespace()),
             name: wire.metadata.name.clone(),
@@ -125,6 +129,7 @@ impl Service {
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             reset_removed: read_switch(reset_removed, "millrace.dev/reset-removed-backends", findings),
+            left_to_node: read_switch(leave_to_node, "millrace.dev/leave-to-node", findings),
             cluster_v4: v4,
             cluster_v6: v6,
         })

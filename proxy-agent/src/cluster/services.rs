@@ -72,6 +72,12 @@ impl Services {
         self.rows.get(number?)?.service.as_ref()
     }
 
+    /// The services that name this address as one from outside.
+    pub(super) fn naming(&self, address: IpAddr) -> impl Iterator<Item = (ObjectId, &Service)> {
+        let named = self.cluster_ips.named_by(address);
+        named.filter_map(|id| Some((id, self.get(id)?)))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Service)> {
         self.rows
             .iter()

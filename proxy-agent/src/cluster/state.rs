@@ -18,11 +18,12 @@ use super::node::{Node, ServiceCidr};
 use super::pod_choice::PodChoice;
 use super::pods::Pod;
 use super::pods::{BandwidthByPod, PodNames, Pods, Settings};
-use super::problems::{Findings, Problem, Problems};
+use super::problems::{Findings, Problem, Problems, code_of};
 use super::service::{Service, ServicePort};
 use super::services::Services;
 use super::small::Small;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, Unreadable, wire};
+use crate::trouble::Trouble;
 
 /// What has to be looked at again after one or more events.
 #[derive(Debug, Default)]
@@ -92,7 +93,9 @@ impl ClusterState {
             Change::Delete(kind, id) => self.delete(kind, id, changes),
             Change::Unreadable(what) => self.keep(what, changes),
             Change::End(kind) => self.end(kind, changes),
-            Change::Problems { subject, messages } => self.problems.set_input(subject, messages),
+            Change::Problems { subject, messages } => {
+                self.problems.set_input(Trouble::FileInvalid, subject, messages);
+            }
         }
         if !was_synced {
             changes.clear();
@@ -156,6 +159,18 @@ impl ClusterState {
         self.services.at(cluster_ip)
     }
 
+    /// The services that name an address as one from outside.
+    pub fn services_naming(&self, address: IpAddr) -> impl Iterator<Item = (ObjectId, &Service)> {
+        self.services.naming(address)
+    }
+
+    /// Whether a service has this address as an external IP, and not only as a balancer's.
+    pub fn is_external_ip(&self, address: IpAddr) -> bool {
+        let external = self.services_naming(address);
+        let mut external = external.filter_map(|(_, service)| service.external.as_deref());
+        external.any(|external| external.external_ips.contains(&address))
+    }
+
     /// The slices of a service, in no order.
     pub fn slices_of(&self, service: ObjectId) -> impl Iterator<Item = &EndpointSlice> {
         self.services.slices_of(service)
@@ -216,7 +231,7 @@ impl ClusterState {
         if listing.vague {
             return;
         }
-        self.problems.set_input(nameless(kind), Vec::new());
+        self.problems.set_input(code_of(kind), nameless(kind), Vec::new());
         let gone = match kind {
             Kind::Service => self.services.unseen(),
             Kind::EndpointSlice => self.services.unseen_slices(),
@@ -238,7 +253,9 @@ impl ClusterState {
         let message = |rest| format!("it cannot be read: {}; {rest}", what.message);
         let Some((id, object)) = what.object else {
             let rest = "everything else is served, and nothing is taken away before a good list has come";
-            self.problems.set_input(nameless(what.kind), vec![message(rest)]);
+            let code = code_of(what.kind);
+            self.problems
+                .set_input(code, nameless(what.kind), vec![message(rest)]);
             self.listings[what.kind as usize].vague = true;
             return;
         };

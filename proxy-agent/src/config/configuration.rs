@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::conntrack::Conntrack;
 use super::map_sizes::MapLimits;
 use super::pod_network::{RoutingMode, Vxlan};
+use super::port_conflicts;
 use super::settings::Settings;
 use super::values::{ApiServer, HostRouting, NodePortAddress, PortRange, SocketLb};
 use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
@@ -214,6 +215,7 @@ impl Configuration {
                 self.masquerade_ports
             ));
         }
+        warnings.extend(port_conflicts::warnings(self));
         warnings
     }
 }

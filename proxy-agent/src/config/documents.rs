@@ -3,9 +3,18 @@
 //! A file is cut at its `---` lines, as kubectl does: a line that starts so at the left margin separates documents
 //! whatever stands around it (YAML 1.2.2, c-forbidden). So an error in one document does not hide those of the next, and every
 //! error has the line of the file and the path of the field.
+//!
+//! A document is read strictly, or leniently as Kubernetes' own decoders can: then keys that the type does
+//! not have are left out, of a key that is given more than once the last value counts, and both are reported.
 
+use std::collections::HashSet;
+
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
+use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter};
+
+use super::outline::{Outline, Step};
 
 /// One document of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +35,26 @@ pub struct DocumentError {
     pub field: String,
     /// What is wrong.
     pub message: String,
+}
+
+/// A key that was read leniently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lenience {
+    /// The line of the file; of a key that is given more than once that of the last.
+    pub line: Option<u64>,
+    /// The path of the field.
+    pub field: String,
+    /// Which kind it is.
+    pub kind: LenienceKind,
+}
+
+/// Why a key had to be read leniently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LenienceKind {
+    /// The type has no such field.
+    Unknown,
+    /// It is given more than once.
+    Repeated,
 }
 
 /// Cuts a file into its documents, leaving out the empty ones.
@@ -70,12 +99,59 @@ fn is_empty(text: &str) -> bool {
 }
 
 impl Document<'_> {
-    /// Reads the document.
+    /// Reads the document strictly.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, DocumentError> {
-        let mut field = String::new();
-        let options = serde_saphyr::options! { with_snippet: false };
+        self.read_as(DuplicateKeyPolicy::Error, &mut Vec::new())
+    }
+
+    /// Reads the document leniently, where the type itself refuses no field.
+    pub fn read_leniently<T: DeserializeOwned>(&self) -> Result<(T, Vec<Lenience>), DocumentError> {
+        let mut unknown = Vec::new();
+        let read = self.read_as(DuplicateKeyPolicy::LastWins, &mut unknown)?;
+        let outline = self.outline();
+        let found = |path: &[Step], line: Option<u64>, kind| Lenience {
+            line: line.map(|line| self.first_line - 1 + line),
+            field: Step::join(path),
+            kind,
+        };
+        let unknown: HashSet<Vec<Step>> = unknown.into_iter().collect();
+        // What is unknown is left out whole, however often keys are given in it.
+        let is_left_out = |path: &[Step]| (1..=path.len()).any(|length| unknown.contains(&path[..length]));
+        let repeated = outline.repeated().into_iter();
+        let repeated = repeated
+            .filter(|(path, _)| !is_left_out(path))
+            .map(|(path, line)| found(&path, Some(line), LenienceKind::Repeated));
+        let mut lenience: Vec<_> = repeated.collect();
+        let unknown = unknown
+            .iter()
+            .map(|path| found(path, outline.line(path), LenienceKind::Unknown));
+        lenience.extend(unknown);
+        lenience.sort_by(|one, other| (one.line, &one.field).cmp(&(other.line, &other.field)));
+        Ok((read, lenience))
+    }
+
+    /// What the type could be read from has an outline; without one the lines are missing.
+    fn outline(&self) -> Outline {
+        let options =
+            serde_saphyr::options! { with_snippet: false, duplicate_keys: DuplicateKeyPolicy::LastWins };
         let read =
             serde_saphyr::with_deserializer_from_str_with_options(self.text, options, |deserializer| {
+                Outline::deserialize(deserializer)
+            });
+        read.unwrap_or_default()
+    }
+
+    fn read_as<T: DeserializeOwned>(
+        &self,
+        duplicate_keys: DuplicateKeyPolicy,
+        unknown: &mut Vec<Vec<Step>>,
+    ) -> Result<T, DocumentError> {
+        let mut field = String::new();
+        let options = serde_saphyr::options! { with_snippet: false, duplicate_keys: duplicate_keys };
+        let read =
+            serde_saphyr::with_deserializer_from_str_with_options(self.text, options, |deserializer| {
+                let mut note = |path: serde_ignored::Path<'_>| unknown.push(Step::path(&path));
+                let deserializer = serde_ignored::Deserializer::new(deserializer, &mut note);
                 serde_path_to_error::deserialize(deserializer).map_err(|error| {
                     field = error.path().to_string();
                     error.into_inner()
@@ -168,6 +244,38 @@ mod tests {
             errors[1].message.starts_with("unknown field `prot`"),
             "{errors:?}"
         );
+    }
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default)]
+    struct Lenient {
+        name: Option<String>,
+        inner: Vec<Lenient>,
+    }
+
+    #[test]
+    fn lenience_has_a_line_and_a_field() {
+        let text = "# first\nname: a\n---\nother: {x: 1, x: 2}\nname: a\ninner:\n- name: b\n  more:\n  - y: 1\n- Name: c\n\
+                    other: 1\nname: null\nname: d\n";
+        let (read, lenience) = split(text)[1].read_leniently::<Lenient>().unwrap();
+        assert_eq!((read.name.as_deref(), read.inner.len()), (Some("d"), 2));
+        let found: Vec<_> = lenience
+            .iter()
+            .map(|found| (found.line, found.field.as_str(), found.kind))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Some(8), "inner[0].more", LenienceKind::Unknown),
+                (Some(10), "inner[1].Name", LenienceKind::Unknown),
+                (Some(11), "other", LenienceKind::Unknown),
+                (Some(13), "name", LenienceKind::Repeated),
+            ]
+        );
+        let error = split("name: [1]\nother: 1\n")[0]
+            .read_leniently::<Lenient>()
+            .unwrap_err();
+        assert_eq!((error.line, error.field.as_str()), (Some(1), "name"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::documents::{self, Document, DocumentError};
+use super::documents::{self, Document, DocumentError, Lenience, LenienceKind};
 use super::kube_proxy::KubeProxyConfiguration;
 use super::settings::Settings;
 use super::unheeded::unheeded;
@@ -163,7 +163,7 @@ fn read_text(path: &Path, text: &str) -> FileReport {
 /// A document that could be read.
 enum Content {
     Own(Box<Settings>),
-    KubeProxy(Box<KubeProxyConfiguration>),
+    KubeProxy(Box<KubeProxyConfiguration>, Vec<Lenience>),
 }
 
 /// Adds a document to what the file says, or gives what is wrong with that.
@@ -175,7 +175,10 @@ fn take(
 ) -> Vec<DocumentError> {
     let (kind, settings, place) = match content {
         Content::Own(settings) => (KIND, *settings, &mut report.own),
-        Content::KubeProxy(config) => {
+        Content::KubeProxy(config, lenience) => {
+            report
+                .warnings
+                .extend(lenience.iter().map(|it| warning(path, it)));
             let warnings = unheeded(&config).into_iter();
             report
                 .warnings
@@ -197,17 +200,28 @@ fn take(
     errors.into_iter().map(error).collect()
 }
 
+/// What is said of a field that kube-proxy takes with a warning.
+fn warning(path: &Path, lenience: &Lenience) -> String {
+    let line = lenience.line.map(|line| format!(":{line}")).unwrap_or_default();
+    let what = match lenience.kind {
+        LenienceKind::Unknown => "is ignored: kube-proxy has no field of this name, and case counts",
+        LenienceKind::Repeated => "is given more than once: the last value counts, as for kube-proxy",
+    };
+    format!("{}{line}: {} {what}", path.display(), lenience.field)
+}
+
 fn read_document(document: &Document<'_>) -> Result<Content, DocumentError> {
-    let header: Header = document.read()?;
+    // Whether a key may be given twice depends on what the document is.
+    let (header, _): (Header, _) = document.read_leniently()?;
     let unknown_version = |version: &str, known: &str| {
         let message = format!("{version:?} is not known: write {known}");
         Err(at_start(document, "apiVersion", message))
     };
     match (header.api_version.as_str(), header.kind.as_str()) {
         (API_VERSION, KIND) => document.read().map(|read| Content::Own(Box::new(read))),
-        (KUBE_PROXY_VERSION, KUBE_PROXY_KIND) => {
-            document.read().map(|read| Content::KubeProxy(Box::new(read)))
-        }
+        (KUBE_PROXY_VERSION, KUBE_PROXY_KIND) => document
+            .read_leniently()
+            .map(|(read, lenience)| Content::KubeProxy(Box::new(read), lenience)),
         (version, KUBE_PROXY_KIND) if version.starts_with(KUBE_PROXY_GROUP) => {
             unknown_version(version, KUBE_PROXY_VERSION)
         }

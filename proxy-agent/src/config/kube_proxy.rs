@@ -1,8 +1,11 @@
 //! `kubeproxy.config.k8s.io/v1alpha1` KubeProxyConfiguration, the file that every kubeadm cluster has in a ConfigMap.
 //!
-//! Every field of the type as of v1.36 is known here, so that a misspelt one is an error as it is for kube-proxy. What has a
-//! meaning becomes [`Settings`]; what has none is for [`unheeded`](super::unheeded) to name. In Go's form a field that is
-//! not set may also be written as its zero value, and kubeadm writes all of them so: zero says nothing.
+//! Every field of the type as of v1.36 is known here. kube-proxy reads v1alpha1 leniently: a field that it
+//! does not have, such as one that is gone, is left out with a warning, and so it is here. Of a key that is
+//! given twice the last value counts, and the case of names counts (`loadConfig` in
+//! cmd/kube-proxy/app/options.go, `UnmarshalCaseSensitivePreserveInts`). What has a meaning becomes
+//! [`Settings`]; what has none is for [`unheeded`](super::unheeded) to name. In Go's form a field that is not
+//! set may also be written as its zero value, and kubeadm writes all of them so: zero says nothing.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -17,12 +20,12 @@ use super::settings::{Ignored, Settings};
 use super::values::{Cidr, NodePortAddress};
 use super::{HEALTH_PORT, METRICS_PORT};
 
-/// A struct whose fields may all be left out, and none misspelt.
+/// A struct whose fields may all be left out.
 macro_rules! part {
     ($(#[$doc:meta])+ $name:ident { $($(#[$attribute:meta])* $field:ident: $type:ty,)+ }) => {
         $(#[$doc])+
         #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-        #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+        #[serde(default, rename_all = "camelCase")]
         pub(super) struct $name { $($(#[$attribute])* pub(super) $field: Option<$type>,)+ }
     };
 }

@@ -259,13 +259,91 @@ fn what_has_a_meaning_is_taken_and_what_has_none_is_named_once() {
 }
 
 #[test]
-fn a_field_that_kube_proxy_does_not_have_is_an_error_with_its_place() {
+fn what_kube_proxy_reads_leniently_is_taken_and_named_once_with_its_line() {
+    const UNKNOWN: &str = "is ignored: kube-proxy has no field of this name, and case counts";
+    const REPEATED: &str = "is given more than once: the last value counts, as for kube-proxy";
     for (text, expected) in [
-        ("modus: x\n", "0.yaml:3: document 1: modus: unknown field `modus`"),
+        ("udpIdleTimeout: 250ms\n", vec![(3, "udpIdleTimeout", UNKNOWN)]),
         (
-            "iptables:\n  masqueradeAll: true\n  masqueradeal: true\n",
-            "0.yaml:5: document 1: iptables.masqueradeal: unknown field",
+            "resourceContainer: /kube-proxy\n",
+            vec![(3, "resourceContainer", UNKNOWN)],
         ),
+        ("conntrack: {max: 0}\n", vec![(3, "conntrack.max", UNKNOWN)]),
+        (
+            "metadata: {name: config, labels: {a: b, a: c}}\n",
+            vec![(3, "metadata", UNKNOWN)],
+        ),
+        (
+            "metadata:\n  creationTimestamp: null\n",
+            vec![(3, "metadata", UNKNOWN)],
+        ),
+        ("modus: x\n", vec![(3, "modus", UNKNOWN)]),
+        ("ClusterCIDR: x\n", vec![(3, "ClusterCIDR", UNKNOWN)]),
+        (
+            "iptables:\n  masqueradeAll: true\n  masqueradeall: [1]\n",
+            vec![(5, "iptables.masqueradeall", UNKNOWN)],
+        ),
+        (
+            "logging:\n  sanitization: true\n  options:\n    json: {infoBufferSize: '0', x: 1}\n",
+            vec![
+                (4, "logging.sanitization", UNKNOWN),
+                (6, "logging.options.json.x", UNKNOWN),
+            ],
+        ),
+        (
+            "configSyncPeriod: 1m\nconfigSyncPeriod: 0s\n",
+            vec![(4, "configSyncPeriod", REPEATED)],
+        ),
+        (
+            "kind: KubeProxyConfiguration\nudpIdleTimeout: 1s\nudpIdleTimeout: 2s\n",
+            vec![(3, "kind", REPEATED), (5, "udpIdleTimeout", UNKNOWN)],
+        ),
+        (
+            "ipvs: {minSyncPeriod: 1s}\nipvs:\n  syncPeriod: 1s\n  syncPeriod: 2s\n  syncPeriod: 30s\n",
+            vec![(4, "ipvs", REPEATED), (7, "ipvs.syncPeriod", REPEATED)],
+        ),
+        (
+            "featureGates: {A: true, A: false}\n",
+            vec![(3, "featureGates.A", REPEATED)],
+        ),
+    ] {
+        let text =
+            format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{text}");
+        let report = read(&text);
+        assert_eq!(report.errors, [], "{text}");
+        let mut warnings = report.warnings.clone();
+        warnings.retain(|warning| !warning.contains("featureGates is ignored"));
+        assert_eq!(warnings.len(), expected.len(), "{warnings:#?}\n{text}");
+        for (warning, (line, field, what)) in warnings.iter().zip(expected) {
+            let expected = format!("0.yaml:{line}: {field} {what}");
+            assert!(warning.ends_with(&expected), "{warning}\nexpected {expected}");
+        }
+    }
+}
+
+#[test]
+fn the_last_of_several_values_counts() {
+    let report = read(
+        "apiVersion: v1\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+         clusterCIDR: 10.1.0.0/16\nclusterCIDR: 10.2.0.0/16\niptables: {masqueradeAll: true}\niptables: {}\n\
+         nodePortAddresses: [10.0.0.0/8]\nnodePortAddresses: null\n",
+    );
+    assert_eq!(
+        (report.errors.len(), report.warnings.len()),
+        (0, 4),
+        "{report:#?}"
+    );
+    let configuration = Configuration::of(&[report.kube_proxy.unwrap()], &Settings::default());
+    let expected = Configuration {
+        cluster_cidrs: vec!["10.2.0.0/16".parse().unwrap()],
+        ..Configuration::default()
+    };
+    assert_eq!(configuration, expected);
+}
+
+#[test]
+fn a_value_that_kube_proxy_refuses_is_an_error_with_its_place() {
+    for (text, expected) in [
         (
             "clusterCIDR: 10.244.0.0/16,x\n",
             "0.yaml:3: document 1: clusterCIDR: \"x\" is no range of addresses",

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use proxy_common::maps::MAX_SERVICE_RANGES;
 
@@ -88,7 +87,8 @@ pub struct Ignored;
 
 impl<'de> Deserialize<'de> for Ignored {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        IgnoredAny::deserialize(deserializer).map(|_| Self)
+        // Asking for nothing would look as if the type had no such field.
+        String::deserialize(deserializer).map(|_| Self)
     }
 }
 

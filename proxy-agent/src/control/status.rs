@@ -1,9 +1,12 @@
 //! How the agent is doing: the document of `millrace status -o json`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::trouble::Trouble;
 
 /// The answer to `millrace status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -38,6 +41,9 @@ pub struct Status {
     /// How long the first sync took; none before.
     #[serde(default)]
     pub sync: Option<FirstSync>,
+    /// Addresses of services that another machine has as well: services have their ports there and nothing else.
+    #[serde(default)]
+    pub shared_addresses: Vec<SharedAddress>,
 }
 
 impl Status {
@@ -50,9 +56,21 @@ impl Status {
     }
 }
 
+/// An address of services that another machine has as well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Which machine, in words.
+    pub holder: String,
+}
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectError {
+    /// Its kind.
+    #[serde(default)]
+    pub code: Trouble,
     /// What it is about, as a person names it: `Service shop/cart`, `file services.yaml`.
     pub object: String,
     /// What is wrong, where, and what to do.
@@ -60,9 +78,10 @@ pub struct ObjectError {
 }
 
 impl ObjectError {
-    /// An error, and what it is about.
-    pub fn new(object: impl Into<String>, error: &impl ToString) -> Self {
+    /// An error, its kind, and what it is about.
+    pub fn new(code: Trouble, object: impl Into<String>, error: &impl ToString) -> Self {
         Self {
+            code,
             object: object.into(),
             message: error.to_string(),
         }
@@ -131,10 +150,7 @@ mod tests {
                 },
             )]
             .into(),
-            errors: vec![ObjectError {
-                object: "Service a/b".into(),
-                message: "bad".into(),
-            }],
+            errors: vec![ObjectError::new(Trouble::ServiceInvalid, "Service a/b", &"bad")],
             ..Status::without_agent()
         };
         assert_eq!(
@@ -142,11 +158,22 @@ mod tests {
             concat!(
                 r#"{"ready":false,"waitingFor":["agent"],"node":null,"source":null,"version":null,"layoutVersion":null,"#,
                 r#""lastChange":"2026-03-01T12:00:00Z","services":0,"endpoints":0,"#,
-                r#""errors":[{"object":"Service a/b","message":"bad"}],"#,
+                r#""errors":[{"code":"ServiceInvalid","object":"Service a/b","message":"bad"}],"#,
                 r#""maps":{"frontends":{"entries":1,"capacity":2}},"#,
                 r#""programs":{"connect4":{"attachedTo":[],"runCount":null,"runTimeNs":null}},"#,
-                r#""writes":{"sinceStart":0,"lastSync":0},"sync":null}"#,
+                r#""writes":{"sinceStart":0,"lastSync":0},"sync":null,"sharedAddresses":[]}"#,
             )
         );
+    }
+
+    #[test]
+    fn a_code_that_is_missing_or_new_is_unknown() {
+        for text in [
+            r#"{"object":"Service a/b","message":"bad"}"#,
+            r#"{"code":"OfAnotherVersion","object":"Service a/b","message":"bad"}"#,
+        ] {
+            let error: ObjectError = serde_json::from_str(text).unwrap();
+            assert_eq!(error, ObjectError::new(Trouble::Unknown, "Service a/b", &"bad"));
+        }
     }
 }

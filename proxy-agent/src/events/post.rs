@@ -96,7 +96,7 @@ impl Poster {
             "kind": "Event",
             "metadata": {
                 "namespace": namespace,
-                "name": format!("{}.{:x}", event.name, now.as_nanosecond()),
+                "name": format!("{}.{:x}", object_name(&event.name), now.as_nanosecond()),
             },
             "eventTime": format!("{now:.6}"),
             "reportingController": CONTROLLER,
@@ -108,6 +108,16 @@ impl Poster {
             "type": event.type_,
         })
     }
+}
+
+/// A name as the name of an object begins with it: an agent may be told a name that no object can have.
+fn object_name(name: &str) -> String {
+    let plain = |character: char| match character.to_ascii_lowercase() {
+        plain @ ('a'..='z' | '0'..='9' | '-' | '.') => plain,
+        _ => '-',
+    };
+    let plain: String = name.chars().map(plain).collect();
+    plain.trim_matches(['-', '.']).to_owned()
 }
 
 #[cfg(test)]
@@ -122,6 +132,13 @@ mod tests {
 
     use super::*;
     use crate::events::Recorder;
+
+    #[test]
+    fn an_events_name_can_be_an_objects() {
+        for (name, expected) in [("n1.example", "n1.example"), ("N1", "n1"), ("_Node_1.", "node-1")] {
+            assert_eq!(object_name(name), expected);
+        }
+    }
 
     #[tokio::test]
     async fn an_event_is_posted_once() {

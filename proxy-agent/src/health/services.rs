@@ -254,9 +254,9 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         checks.update([check("cart", port, 1)].into_iter());
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let (subject, message) = faults.list().remove(0);
+        let (subject, fault) = faults.list().remove(0);
         assert_eq!(subject, "Service shop/cart");
-        assert!(message.contains("Address already in use"), "{message}");
+        assert!(fault.message.contains("Address already in use"), "{fault:?}");
         checks.update([(id("cart"), None)].into_iter());
         assert!(faults.list().is_empty());
     }

@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::trouble::{Remark, Trouble};
+
 /// Faults by what they are about; clones show the same ones.
 #[derive(Clone, Debug, Default)]
-pub struct Faults(Arc<Mutex<BTreeMap<String, String>>>);
+pub struct Faults(Arc<Mutex<BTreeMap<String, Remark>>>);
 
 impl Faults {
     /// Notes what is wrong with `subject`; true if that is news.
-    pub fn set(&self, subject: &str, message: String) -> bool {
+    pub fn set(&self, code: Trouble, subject: &str, message: String) -> bool {
         let mut faults = self.lock();
-        let news = faults.get(subject) != Some(&message);
-        faults.insert(subject.to_owned(), message);
+        let fault = Remark { code, message };
+        let news = faults.get(subject) != Some(&fault);
+        faults.insert(subject.to_owned(), fault);
         news
     }
 
@@ -22,15 +25,15 @@ impl Faults {
     }
 
     /// Everything that is wrong, as pairs of what and how.
-    pub fn list(&self) -> Vec<(String, String)> {
+    pub fn list(&self) -> Vec<(String, Remark)> {
         let faults = self.lock();
         let pairs = faults.iter();
         pairs
-            .map(|(subject, message)| (subject.clone(), message.clone()))
+            .map(|(subject, fault)| (subject.clone(), fault.clone()))
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Remark>> {
         // Every change is one call, so a panic elsewhere leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -43,10 +46,12 @@ mod tests {
     #[test]
     fn a_fault_is_news_once() {
         let faults = Faults::default();
-        assert!(faults.set("port 1", "in use".to_owned()));
-        assert!(!faults.set("port 1", "in use".to_owned()));
-        assert!(faults.set("port 1", "not allowed".to_owned()));
-        assert_eq!(faults.list(), [("port 1".to_owned(), "not allowed".to_owned())]);
+        let set = |message: &str| faults.set(Trouble::PortUnavailable, "port 1", message.to_owned());
+        assert!(set("in use"));
+        assert!(!set("in use"));
+        assert!(set("not allowed"));
+        let fault = Remark::new(Trouble::PortUnavailable, "not allowed");
+        assert_eq!(faults.list(), [("port 1".to_owned(), fault)]);
         faults.clear("port 1");
         assert!(faults.list().is_empty());
     }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 use super::seats::{Port, Seat, Seats};
 use super::{Faults, listen};
+use crate::trouble::Trouble;
 
 /// An answer: all of it at once.
 pub type Response = http::Response<Full<Bytes>>;
@@ -89,7 +90,7 @@ pub async fn keep_serving(
             }
             Err(error) => {
                 let message = format!("listening at {address}: {error}; tried again every second");
-                if faults.set(&subject, message.clone()) {
+                if faults.set(Trouble::PortUnavailable, &subject, message.clone()) {
                     tracing::warn!(subject, "{message}");
                     failed(&message);
                 }

@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::is_own;
 use super::link::Address;
 use super::links::Links;
+use super::on_link::{has_neighbours, subnet_of};
 use super::roles::{Role, Roles};
 
 /// The node's own addresses.
@@ -23,11 +24,16 @@ pub struct NodeAddresses {
     /// Every address of the node that others may know, sorted; loopback and link-local ones are none, nor are
     /// those of pods' interfaces and of our own device.
     pub all: Vec<IpAddr>,
+    /// Ranges that are the node's own by a route of the table `local`.
+    pub local: Vec<IpNet>,
     /// Broadcast and network addresses of IPv4 subnets on interfaces.
     pub broadcasts: Vec<IpAddr>,
+    /// Network addresses of IPv6 subnets on interfaces, which stand for all routers there (RFC 4291 §2.6.1).
+    /// A node is one.
+    pub anycasts: Vec<IpAddr>,
     /// Uplinks where the node is called by another address than the primary ones, and those addresses.
     pub elsewhere: Vec<UplinkAddresses>,
-    /// The subnets of addresses on interfaces, whose hosts are neighbours; those within others are left out.
+    /// The ranges whose hosts are neighbours, by subnets of addresses and by routes; those within others are left out.
     pub on_link: Vec<IpNet>,
 }
 
@@ -49,6 +55,8 @@ impl NodeAddresses {
     pub fn find(links: &Links, roles: &Roles, node_object: &[IpAddr]) -> Self {
         let pods: BTreeSet<u32> = roles.of(Role::Pod).map(|pod| pod.index).collect();
         let (mut all, mut broadcasts, mut on_link) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut given, mut anycasts) = (Vec::new(), Vec::new());
+        let by_routes = links.ranges_on_links();
         for link in links
             .iter()
             .filter(|link| !is_own(&link.name) && !pods.contains(&link.index))
@@ -58,21 +66,32 @@ impl NodeAddresses {
                 held.clone()
                     .flat_map(|address| ends_of(address.ip, address.prefix_len)),
             );
-            on_link.extend(
-                held.clone()
-                    .filter(|address| address.is_public())
-                    .filter_map(subnet_of),
-            );
+            given.extend(held.clone().filter_map(|address| address.broadcast));
+            let public = held.clone().filter(|address| address.is_public());
+            anycasts.extend(public.clone().filter_map(anycast_of));
+            on_link.extend(public.filter_map(subnet_of));
+            if has_neighbours(link) {
+                on_link.extend(by_routes.get(&link.index).into_iter().flatten());
+            }
             all.extend(
                 held.filter(|address| address.is_public() && address.usable)
                     .map(|address| address.ip),
             );
         }
+        for broadcast in given
+            .into_iter()
+            .filter(|ip| !ip.is_broadcast() && !ip.is_unspecified())
+        {
+            if !broadcasts.contains(&broadcast.into()) {
+                broadcasts.push(broadcast.into());
+            }
+        }
         // Addresses that no interface has, and a route makes the node's.
-        let local = links
+        let (lone, local): (Vec<_>, Vec<_>) = links
             .local_ranges()
-            .filter(|range| range.prefix_len() == range.max_prefix_len());
-        all.extend(local.map(|range| range.addr()).filter(|ip| !ip.is_loopback()));
+            .filter(|range| !range.addr().is_loopback())
+            .partition(|range| range.prefix_len() == range.max_prefix_len());
+        all.extend(lone.iter().map(IpNet::addr));
         all.sort_unstable();
         all.dedup();
 
@@ -113,7 +132,9 @@ impl NodeAddresses {
             primary_v4,
             primary_v6,
             all,
+            local,
             broadcasts,
+            anycasts,
             elsewhere,
             on_link: IpNet::aggregate(&on_link),
         }
@@ -121,7 +142,17 @@ impl NodeAddresses {
 
     /// Whether the node holds the address.
     pub fn holds(&self, ip: IpAddr) -> bool {
-        self.all.binary_search(&ip).is_ok()
+        self.all.binary_search(&ip).is_ok() || self.local.iter().any(|range| range.contains(&ip))
+    }
+
+    /// Addresses on the node's links that are no host's, sorted: the kernel takes what is sent there for
+    /// itself or for all.
+    pub fn no_hosts(&self) -> Vec<IpAddr> {
+        let all = self.broadcasts.iter().chain(&self.anycasts).copied();
+        let mut addresses: Vec<_> = all.filter(|ip| !self.holds(*ip)).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
     }
 
     /// The primary address of the family of `ip`.
@@ -148,12 +179,6 @@ const fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
     }
 }
 
-/// The subnet of an address, unless the address is alone.
-fn subnet_of(address: &Address) -> Option<IpNet> {
-    let subnet = IpNet::new(address.ip, address.prefix_len).ok()?.trunc();
-    (subnet.prefix_len() < subnet.max_prefix_len()).then_some(subnet)
-}
-
 /// The first and the last address of an IPv4 subnet, which are no host's (RFC 1122 §3.3.6) unless it has two at the most
 /// (RFC 3021).
 fn ends_of(ip: IpAddr, prefix_len: u8) -> Vec<IpAddr> {
@@ -163,6 +188,12 @@ fn ends_of(ip: IpAddr, prefix_len: u8) -> Vec<IpAddr> {
             .unwrap_or_default(),
         _ => Vec::new(),
     }
+}
+
+/// The first address of an IPv6 subnet, unless that has two at the most (RFC 6164).
+fn anycast_of(address: &Address) -> Option<IpAddr> {
+    let subnet = subnet_of(address)?;
+    (address.ip.is_ipv6() && address.prefix_len < 127).then(|| subnet.addr())
 }
 
 /// The address to talk from: one with a network before lone (floating) ones, in good standing, and then for
@@ -186,8 +217,10 @@ fn best(held: &[Address], is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::Change;
     use crate::network::fixture::{World, address, link};
     use crate::network::roles::{RoleOptions, roles};
+    use rtnetlink::packet_route::link::LinkFlags;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -254,6 +287,58 @@ mod tests {
         .map(ip);
         assert_eq!(found.all, expected);
         assert!(found.holds(ip("192.0.2.7")) && !found.holds(ip("10.1.1.1")));
+    }
+
+    #[test]
+    fn the_ends_of_subnets_are_no_hosts_unless_the_node_holds_them() {
+        let given = Address {
+            broadcast: Some([198, 51, 100, 77].into()),
+            ..address("198.51.100.1/24")
+        };
+        let unlimited = Address {
+            broadcast: Some([255, 255, 255, 255].into()),
+            ..address("198.51.100.2/24")
+        };
+        let mut world = node()
+            .add(link(9, "eth1", ""))
+            .add(link(10, "flannel.1", "vxlan"))
+            // As flannel has it: the network's address is the node's.
+            .holding(10, &["10.244.0.0/32"])
+            .holding(9, &["203.0.113.1/31", "203.0.113.9/32", "2001:db8:9::1/127"]);
+        for address in [given, unlimited] {
+            world.0.set_address(9, address, &mut Change::default());
+        }
+        let expected = [
+            "10.244.0.255",
+            "192.0.2.0",
+            "192.0.2.255",
+            "198.51.100.0",
+            "198.51.100.77",
+            "198.51.100.255",
+            "2001:db8::",
+        ]
+        .map(ip);
+        assert_eq!(find(&world, &[]).no_hosts(), expected);
+    }
+
+    #[test]
+    fn routes_without_gateway_put_hosts_on_links_that_resolve_neighbours() {
+        let mut tunnel = link(5, "tun0", "tun");
+        tunnel.flags |= LinkFlags::Noarp;
+        let world = World::new()
+            .add(link(2, "eth0", ""))
+            .holding(2, &["192.0.2.9/24"])
+            .pod(4, "veth4", None)
+            .add(tunnel)
+            .link_route(2, "198.51.100.0/24")
+            .link_route(2, "192.0.2.128/25")
+            .link_route(4, "10.1.1.1/32")
+            .link_route(5, "100.64.0.0/10");
+        let expected = ["192.0.2.0/24", "198.51.100.0/24"];
+        let expected = expected.map(|text| text.parse::<IpNet>().expect("a range"));
+        assert_eq!(find(&world, &[]).on_link, expected);
+        let everywhere = find(&world.default_route(2), &[]).on_link;
+        assert_eq!(everywhere, ["0.0.0.0/0".parse::<IpNet>().expect("a range")]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::trouble::Trouble;
+
 /// A failed operation. The agent goes on without what it was for.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -70,6 +72,19 @@ impl NetworkError {
         }
     }
 
+    /// What kind of trouble it is, wherever it happened.
+    pub const fn trouble(&self) -> Trouble {
+        match self {
+            Self::Sysctl { .. } => Trouble::SettingRefused,
+            Self::ForeignDevice { .. } => Trouble::ForeignInterface,
+            Self::Socket(_)
+            | Self::Request { .. }
+            | Self::Closed
+            | Self::Cookie { .. }
+            | Self::File { .. } => Trouble::KernelRefused,
+        }
+    }
+
     /// The error number that the kernel answered with, if it did.
     pub(super) fn raw_os_error(&self) -> Option<i32> {
         match self {
@@ -114,6 +129,8 @@ fn cookie_hint(error: &io::Error) -> &'static str {
 /// Something wrong with the node's network that an operator should know of, as `millrace status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// Its kind.
+    pub code: Trouble,
     /// What it is about: `interface eth7`, `route 10.96.0.0/12`.
     pub object: String,
     /// What is wrong and what to do.

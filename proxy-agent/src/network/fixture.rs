@@ -26,6 +26,7 @@ pub fn address(text: &str) -> Address {
     Address {
         ip: net.addr(),
         prefix_len: net.prefix_len(),
+        broadcast: None,
         global: true,
         usable: true,
         demerit: 0,
@@ -82,6 +83,17 @@ impl World {
     /// Adds a default route.
     pub fn default_route(mut self, interface: u32) -> Self {
         self.0.take(&default_route(interface), &mut Change::default());
+        self
+    }
+
+    /// Adds a route of IPv4 without a gateway.
+    pub fn link_route(mut self, interface: u32, prefix: &str) -> Self {
+        let prefix: Ipv4Net = prefix.parse().expect("a prefix");
+        let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .destination_prefix(prefix.addr(), prefix.prefix_len())
+            .output_interface(interface);
+        let message = RouteNetlinkMessage::NewRoute(route.build());
+        self.0.take(&message, &mut Change::default());
         self
     }
 }

@@ -11,6 +11,8 @@
 //! the agent. Neighbours are not resolved on it and it says nothing of its own accord (no link-local address,
 //! no duplicate detection, no router solicitation, no multicast).
 
+use std::collections::BTreeSet;
+
 use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
@@ -18,8 +20,9 @@ use super::error::NetworkError;
 use super::link::Link;
 use super::links::Change;
 use super::netlink::Netlink;
+use super::port_rules::{PortAt, PortRules};
 use super::sysctl::{self, Setting};
-use super::{HOST_DEVICE, HOST_DEVICE_PEER, HostRoutes, Problem};
+use super::{HOST_DEVICE, HOST_DEVICE_PEER, HostRoutes, NodeAddresses, Problem};
 
 const fn setting(
     family: &'static str,
@@ -67,6 +70,7 @@ pub struct HostDevice {
     has_ipv6: bool,
     settings_written: u64,
     routes: HostRoutes,
+    rules: PortRules,
 }
 
 impl HostDevice {
@@ -78,6 +82,7 @@ impl HostDevice {
             has_ipv6: false,
             settings_written: 0,
             routes: HostRoutes::default(),
+            rules: PortRules::default(),
         }
     }
 
@@ -128,9 +133,31 @@ impl HostDevice {
         self.routes.sync(&self.netlink, index, &before).await
     }
 
+    /// Keeps the rules in step that lead the node's packets to single ports to the device.
+    pub async fn sync_rules(
+        &mut self,
+        node: &NodeAddresses,
+        wanted: BTreeSet<PortAt>,
+    ) -> Result<Vec<Problem>, NetworkError> {
+        match self.index {
+            Some(index) => self.rules.sync(&self.netlink, index, node, wanted).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The rules.
+    pub const fn rules(&self) -> &PortRules {
+        &self.rules
+    }
+
     /// Prefixes that lead to the device, and its index.
     pub fn led(&self) -> Option<(u32, Vec<ipnet::IpNet>)> {
         Some((self.index?, self.routes.wanted().into_keys().collect()))
+    }
+
+    /// Whether a prefix leads to the device only because services name its one address.
+    pub fn is_lone(&self, prefix: ipnet::IpNet) -> bool {
+        self.routes.is_lone(prefix)
     }
 
     /// Settings of the device that were made and have another value now.
@@ -145,6 +172,7 @@ impl HostDevice {
     pub fn is_concerned(&self, change: &Change) -> bool {
         change.resynced
             || change.addresses
+            || change.lost_rules.iter().any(|port| self.rules.leads(port))
             || self.index.is_some_and(|index| change.links.contains(&index))
             || change.routes.iter().any(|prefix| self.routes.wants(*prefix))
     }

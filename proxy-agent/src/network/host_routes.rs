@@ -15,6 +15,7 @@ use super::addresses::NodeAddresses;
 use super::error::{NetworkError, Problem};
 use super::netlink::{self, Netlink};
 use super::route;
+use crate::trouble::Trouble;
 
 /// The origin our routes carry (`proto 157` in `ip route`): a number neither the kernel's header nor
 /// iproute2's table gives to anybody.
@@ -79,6 +80,13 @@ impl HostRoutes {
         let lone =
             prefix.prefix_len() == prefix.max_prefix_len() && self.virtual_addresses.contains(&prefix.addr());
         lone || self.service_cidrs.iter().any(|range| range.trunc() == prefix)
+    }
+
+    /// Whether a route of ours to this prefix is there for services that name its one address, and no range
+    /// needs it.
+    pub(super) fn is_lone(&self, prefix: IpNet) -> bool {
+        let is_range = self.service_cidrs.iter().any(|range| range.trunc() == prefix);
+        self.wants(prefix) && !is_range
     }
 
     /// Brings the kernel's routes in step. `before` were made earlier.
@@ -191,6 +199,7 @@ fn report_foreign(route: &Route) -> Problem {
         .interface
         .map_or_else(|| "nowhere, or by several ways".into(), route::through);
     Problem {
+        code: Trouble::RouteTaken,
         object: format!("route {}", route.prefix),
         message: format!(
             "already there, leading {leading} (protocol {}), and left alone: the node's own packets to these \
@@ -251,6 +260,8 @@ mod tests {
         );
         assert!(routes.wants(net("10.96.0.0/12")) && routes.wants(net("203.0.113.9/32")));
         assert!(!routes.wants(net("10.96.0.0/16")));
+        assert!(routes.is_lone(net("203.0.113.9/32")));
+        assert!(!routes.is_lone(net("10.96.0.0/12")) && !routes.is_lone(net("203.0.113.8/32")));
     }
 
     #[test]

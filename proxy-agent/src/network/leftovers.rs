@@ -12,6 +12,7 @@ use std::{fs, io};
 use super::Problem;
 use super::nfnetlink::{RuleFamily, chain_names, table_names};
 use super::sys;
+use crate::trouble::Trouble;
 
 /// kube-proxy's table in mode nftables.
 const TABLE: &str = "kube-proxy";
@@ -89,6 +90,7 @@ fn legacy_table_of(family: RuleFamily) -> io::Result<Option<&'static str>> {
 
 fn problem(object: &str, advice: &str) -> Problem {
     Problem {
+        code: Trouble::KubeProxyLeftover,
         object: format!("kube-proxy's {object}"),
         message: format!(
             "kube-proxy runs here or left it behind, and it translates packets that are ours: {advice}"

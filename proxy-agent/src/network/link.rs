@@ -2,13 +2,13 @@
 //!
 //! Equality is the point: a message that changes none of these facts (counters, queue lengths) is no change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 
 /// A link of the namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,11 +21,13 @@ pub struct Link {
     pub kind: String,
     /// The Ethernet address, where it has one.
     pub mac: Option<[u8; 6]>,
+    /// Whether its packets begin with the IP header, as on `WireGuard`, tun and PPP.
+    pub is_headerless: bool,
     /// The MTU.
     pub mtu: u32,
     /// Its state, as far as [`Link::FLAGS`] goes.
     pub flags: LinkFlags,
-    /// The bridge or bond it is a port of.
+    /// The bridge, bond or VRF it is a port of.
     pub master: Option<u32>,
     /// The index of the peer of a veth, or of the link below it. Counted in [`Self::peer_namespace`] where
     /// that is some.
@@ -54,6 +56,10 @@ impl Link {
         let mut link = Self {
             index: header.index,
             flags: header.flags.intersection(Self::FLAGS),
+            is_headerless: matches!(
+                header.link_layer_type,
+                LinkLayerType::None | LinkLayerType::Ppp | LinkLayerType::Rawip
+            ),
             ..Self::default()
         };
         for attribute in &message.attributes {
@@ -74,6 +80,8 @@ impl Link {
                 _ => {}
             }
         }
+        // The kernel leaves the Ethernet header of the packet around it in front of what comes out of IPsec.
+        link.is_headerless &= link.kind != "xfrm";
         Some(link)
     }
 
@@ -85,6 +93,11 @@ impl Link {
     /// Whether it can carry packets now.
     pub fn has_carrier(&self) -> bool {
         self.flags.contains(LinkFlags::LowerUp)
+    }
+
+    /// Whether the programs read its packets: they begin with an Ethernet header, or with the IP header.
+    pub fn is_readable(&self) -> bool {
+        self.mac.is_some() || self.is_headerless
     }
 
     /// Whether it is the loopback device.
@@ -106,6 +119,8 @@ pub struct Address {
     pub ip: IpAddr,
     /// The length of the prefix that is on the link.
     pub prefix_len: u8,
+    /// The broadcast address that the operator configured, for IPv4.
+    pub broadcast: Option<Ipv4Addr>,
     /// May be used to talk to other links (scope `global` or `site`).
     pub global: bool,
     /// Can be used now: an IPv6 address that is still, or in vain, looking for duplicates can not.
@@ -117,12 +132,13 @@ pub struct Address {
 impl Address {
     /// Reads a message; gives the link's index too.
     pub fn read(message: &AddressMessage) -> Option<(u32, Self)> {
-        let (mut local, mut address, mut flags) = (None, None, None);
+        let (mut local, mut address, mut broadcast, mut flags) = (None, None, None, None);
         for attribute in &message.attributes {
             match attribute {
                 AddressAttribute::Local(ip) => local = Some(*ip),
                 // On a point-to-point link this is the other end's.
                 AddressAttribute::Address(ip) => address = Some(*ip),
+                AddressAttribute::Broadcast(ip) => broadcast = Some(*ip),
                 AddressAttribute::Flags(all) => flags = Some(*all),
                 _ => {}
             }
@@ -135,6 +151,7 @@ impl Address {
             Self {
                 ip,
                 prefix_len: message.header.prefix_len,
+                broadcast,
                 global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
                 usable: !waiting && !flags.contains(AddressFlags::Dadfailed),
                 demerit: 2 * u8::from(flags.contains(AddressFlags::Deprecated))

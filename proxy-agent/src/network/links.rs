@@ -9,13 +9,18 @@ use std::net::IpAddr;
 
 use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol, RouteType};
 use rtnetlink::packet_route::tc::TcHandle;
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::default_route::DefaultRoute;
+use super::is_own;
 use super::link::{Address, Link};
 use super::netlink;
+use super::on_link::LinkRoutes;
+use super::others::Neighbour;
+use super::port_rules::PortAt;
 use crate::bpf::links::InterfaceRole;
 
 /// What became different.
@@ -23,15 +28,23 @@ use crate::bpf::links::InterfaceRole;
 pub struct Change {
     /// Links that came, went or are another than before.
     pub links: BTreeSet<u32>,
-    /// Some address that others may know came, went or changed.
+    /// Some address that others may know came, went or changed, or other ranges of hosts are on links.
     pub addresses: bool,
     /// The default routes lead elsewhere.
     pub default_routes: bool,
     /// Prefixes of the main table whose routes came or went.
     pub routes: BTreeSet<IpNet>,
+    /// The same of other tables, but for the table `local`.
+    pub other_routes: BTreeSet<IpNet>,
+    /// How many rules of others came or went.
+    pub rules: usize,
     /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of
     /// our pods also where a neighbour came.
     pub touched: BTreeSet<u32>,
+    /// Rules of ours that went.
+    pub lost_rules: BTreeSet<PortAt>,
+    /// Addresses of neighbours, other than pods of ours, that answered or did not.
+    pub neighbours: BTreeSet<IpAddr>,
     /// Parts of limiters that went, and links whose outermost queue came or went.
     pub queues: BTreeSet<u32>,
     /// Messages were lost and everything was read anew: anything else may have changed too.
@@ -45,16 +58,6 @@ impl Change {
     }
 }
 
-/// A default route of any table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct DefaultRoute {
-    table: u32,
-    ipv6: bool,
-    interface: u32,
-    metric: u32,
-    gateway: Option<IpAddr>,
-}
-
 /// The links of the namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
@@ -62,6 +65,7 @@ pub struct Links {
     addresses: BTreeMap<u32, Vec<Address>>,
     default_routes: BTreeSet<DefaultRoute>,
     local_ranges: BTreeSet<IpNet>,
+    link_routes: LinkRoutes,
 }
 
 impl Links {
@@ -86,6 +90,14 @@ impl Links {
         self.iter().find(|link| link.name == name)
     }
 
+    /// The link at which what comes by this one is received: its bridge or bond, else the link itself. A
+    /// port of a VRF receives by itself.
+    pub fn receiver<'a>(&'a self, link: &'a Link) -> &'a Link {
+        let master = link.master.and_then(|index| self.get(index));
+        let takes_over = |master: &&Link| matches!(master.kind.as_str(), "bridge" | "bond" | "team");
+        master.filter(takes_over).unwrap_or(link)
+    }
+
     /// The addresses of a link, as the kernel orders them.
     pub fn addresses(&self, index: u32) -> &[Address] {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
@@ -107,6 +119,21 @@ impl Links {
     /// address of an interface.
     pub fn local_ranges(&self) -> impl Iterator<Item = IpNet> {
         self.local_ranges.iter().copied()
+    }
+
+    /// The ranges that are on a link by a route, by interface.
+    pub fn ranges_on_links(&self) -> BTreeMap<u32, Vec<IpNet>> {
+        self.link_routes.by_interface()
+    }
+
+    /// Whether routes to an interface may say which hosts are on a link. Those to pods of ours come and go with the pods,
+    /// whose neighbours are there for good.
+    fn has_hosts(&self, index: u32) -> bool {
+        self.get(index).is_none_or(|link| {
+            !link.is_loopback()
+                && !is_own(&link.name)
+                && InterfaceRole::of_pod(&link.name) != InterfaceRole::OwnPod
+        })
     }
 
     /// Adds a link, or replaces it.
@@ -144,6 +171,7 @@ impl Links {
         let routes = self.default_routes.len();
         self.default_routes.retain(|route| route.interface != index);
         change.default_routes |= self.default_routes.len() != routes;
+        change.addresses |= self.link_routes.forget(index);
     }
 
     fn remove_address(&mut self, index: u32, address: &Address, change: &mut Change) {
@@ -166,6 +194,9 @@ impl Links {
         let Some(prefix) = netlink::prefix(message) else {
             return;
         };
+        let mut link_routes = std::mem::take(&mut self.link_routes);
+        change.addresses |= link_routes.take(message, present, |index| self.has_hosts(index));
+        self.link_routes = link_routes;
         if is_local(message) {
             change.addresses |= if present {
                 self.local_ranges.insert(prefix)
@@ -176,10 +207,12 @@ impl Links {
         if prefix.prefix_len() > 0 {
             if netlink::is_main_table(message) {
                 change.routes.insert(prefix);
+            } else if message.header.table != libc::RT_TABLE_LOCAL {
+                change.other_routes.insert(prefix);
             }
             return;
         }
-        for route in read_default_routes(message) {
+        for route in DefaultRoute::read(message) {
             change.default_routes |= if present {
                 self.default_routes.insert(route)
             } else {
@@ -225,11 +258,24 @@ impl Links {
             }
             RouteNetlinkMessage::NewRoute(message) => self.take_route(message, true, change),
             RouteNetlinkMessage::DelRoute(message) => self.take_route(message, false, change),
+            RouteNetlinkMessage::NewRule(message) => {
+                change.rules += usize::from(PortAt::read(message).is_none());
+            }
+            RouteNetlinkMessage::DelRule(message) => match PortAt::read(message) {
+                Some(port) => {
+                    change.lost_rules.insert(port);
+                }
+                None => change.rules += 1,
+            },
             RouteNetlinkMessage::DelNeighbour(message) => {
                 change.touched.insert(message.header.ifindex);
             }
             RouteNetlinkMessage::NewNeighbour(message) if self.may_replace_a_pods(message) => {
                 change.touched.insert(message.header.ifindex);
+            }
+            RouteNetlinkMessage::NewNeighbour(message) if self.has_hosts(message.header.ifindex) => {
+                let told = Neighbour::read(message);
+                change.neighbours.extend(told.map(|neighbour| neighbour.address));
             }
             RouteNetlinkMessage::NewQueueDiscipline(message)
             | RouteNetlinkMessage::DelQueueDiscipline(message)
@@ -246,8 +292,8 @@ impl Links {
         }
     }
 
-    /// Replaces the default routes, and the local ones, by those among `routes`.
-    pub(super) fn set_default_routes<'a>(
+    /// Replaces the routes that are kept by those among `routes`.
+    pub(super) fn set_routes<'a>(
         &mut self,
         routes: impl IntoIterator<Item = &'a RouteMessage>,
         change: &mut Change,
@@ -257,10 +303,16 @@ impl Links {
         let local = local.filter_map(|message| netlink::prefix(message)).collect();
         change.addresses |= self.local_ranges != local;
         self.local_ranges = local;
+        let mut link_routes = LinkRoutes::default();
+        for message in &routes {
+            link_routes.take(message, true, |index| self.has_hosts(index));
+        }
+        change.addresses |= self.link_routes != link_routes;
+        self.link_routes = link_routes;
         let is_default =
             |message: &&RouteMessage| netlink::prefix(message).is_some_and(|prefix| prefix.prefix_len() == 0);
         let defaults = routes.into_iter().filter(is_default);
-        let defaults = defaults.flat_map(read_default_routes).collect();
+        let defaults = defaults.flat_map(DefaultRoute::read).collect();
         change.default_routes |= self.default_routes != defaults;
         self.default_routes = defaults;
     }
@@ -290,6 +342,7 @@ impl Links {
             .iter()
             .any(|index| public(self, *index) != public(&dumped, *index));
         change.default_routes |= self.default_routes != dumped.default_routes;
+        change.addresses |= self.link_routes != dumped.link_routes;
         change.addresses |= self.local_ranges != dumped.local_ranges;
         *self = dumped;
     }
@@ -304,12 +357,16 @@ impl Links {
         self.iter().filter(stays).map(|link| link.index)
     }
 
-    /// Whether IPv4 default routes lead to the link: the kernel removes them without a word when it goes
+    /// Whether IPv4 routes that are kept lead to the link: the kernel removes them without a word when it goes
     /// down.
-    pub(super) fn may_lose_default_route(&self, index: u32) -> bool {
-        self.default_routes
-            .iter()
-            .any(|route| !route.ipv6 && route.interface == index)
+    /// Whether a route of this prefix and table is kept here, which a new one may replace.
+    pub(super) fn keeps_route_like(&self, message: &RouteMessage) -> bool {
+        message.header.destination_prefix_length == 0 || self.link_routes.has_prefix_of(message)
+    }
+
+    pub(super) fn may_lose_routes(&self, index: u32) -> bool {
+        let mut defaults = self.default_routes.iter();
+        defaults.any(|route| !route.ipv6 && route.interface == index) || self.link_routes.may_lose(index)
     }
 }
 
@@ -324,49 +381,6 @@ fn is_local(message: &RouteMessage) -> bool {
     header.table == libc::RT_TABLE_LOCAL
         && header.kind == RouteType::Local
         && header.protocol != RouteProtocol::Kernel
-}
-
-/// The default routes a message describes: one for each next hop.
-fn read_default_routes(message: &RouteMessage) -> Vec<DefaultRoute> {
-    if message.header.kind != RouteType::Unicast {
-        return Vec::new();
-    }
-    let table = netlink::table(message);
-    let ipv6 = message.header.address_family == AddressFamily::Inet6;
-    let metric = netlink::metric(message);
-    let gateway = |attributes: &[RouteAttribute]| {
-        attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(address) => netlink::ip(address),
-            _ => None,
-        })
-    };
-    let mut routes = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(interface) => {
-                let gateway = gateway(&message.attributes);
-                routes.push(DefaultRoute {
-                    table,
-                    ipv6,
-                    interface: *interface,
-                    metric,
-                    gateway,
-                });
-            }
-            RouteAttribute::MultiPath(hops) => routes.extend(hops.iter().map(|hop| {
-                let gateway = gateway(&hop.attributes);
-                DefaultRoute {
-                    table,
-                    ipv6,
-                    interface: hop.interface_index,
-                    metric,
-                    gateway,
-                }
-            })),
-            _ => {}
-        }
-    }
-    routes
 }
 
 #[cfg(test)]

@@ -13,12 +13,14 @@
 
 pub mod addresses;
 pub mod cookie;
+mod default_route;
 pub mod error;
 pub mod firewall;
 #[cfg(test)]
 mod fixture;
 pub mod host_device;
 pub mod host_routes;
+pub mod inside;
 pub mod leftovers;
 pub mod link;
 pub mod links;
@@ -26,7 +28,10 @@ pub mod monitor;
 pub mod namespaces;
 pub mod netlink;
 pub mod nfnetlink;
+pub mod on_link;
+pub mod others;
 pub mod pods;
+pub mod port_rules;
 pub mod roles;
 mod route;
 mod sys;

@@ -1,4 +1,4 @@
-//! Follows the kernel's messages about links, addresses, routes, neighbours and filters, and keeps [`Links`] true.
+//! Follows the kernel's messages about links, addresses, routes, rules, neighbours and filters, and keeps [`Links`] true.
 //!
 //! The socket joins its groups before the first dump, so that nothing falls between the two; what a message
 //! repeats of the dump changes nothing. When the kernel had to drop messages because this process was slow
@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use futures::channel::mpsc::UnboundedReceiver;
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::sys::{AsyncSocket as _, SocketAddr};
@@ -20,7 +20,7 @@ use super::error::NetworkError;
 use super::links::{Change, Links};
 use super::netlink::Netlink;
 
-const GROUPS: [MulticastGroup; 7] = [
+const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Tc,
@@ -28,6 +28,8 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
 ];
 
 /// Room for the messages about some thousand links that come while the agent does something else. The kernel
@@ -48,7 +50,7 @@ pub struct Monitor {
 #[derive(Debug, Default)]
 struct Stale {
     everything: bool,
-    default_routes: bool,
+    routes: bool,
     links: Vec<u32>,
 }
 
@@ -99,6 +101,7 @@ impl Monitor {
     }
 
     fn take(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) {
+        let flags = message.header.flags;
         match &message.payload {
             NetlinkPayload::Overrun(_) => self.stale.everything = true,
             NetlinkPayload::InnerMessage(message) => {
@@ -110,10 +113,15 @@ impl Monitor {
                         let down = !header
                             .flags
                             .contains(rtnetlink::packet_route::link::LinkFlags::Up);
-                        self.stale.default_routes |= down && self.links.may_lose_default_route(header.index);
+                        self.stale.routes |= down && self.links.may_lose_routes(header.index);
                     }
                     RouteNetlinkMessage::DelAddress(message) => {
-                        self.stale.default_routes |= self.links.may_lose_default_route(message.header.index);
+                        self.stale.routes |= self.links.may_lose_routes(message.header.index);
+                    }
+                    // Of the route that gives way there is no message.
+                    RouteNetlinkMessage::NewRoute(message) => {
+                        self.stale.routes |=
+                            flags & NLM_F_REPLACE != 0 && self.links.keeps_route_like(message);
                     }
                     _ => {}
                 }
@@ -131,10 +139,10 @@ impl Monitor {
             self.noted.resynced = true;
             self.stale = Stale::default();
         }
-        if self.stale.default_routes {
+        if self.stale.routes {
             let routes = self.netlink.routes().await?;
-            self.links.set_default_routes(&routes, &mut self.noted);
-            self.stale.default_routes = false;
+            self.links.set_routes(&routes, &mut self.noted);
+            self.stale.routes = false;
         }
         while let Some(index) = self.stale.links.last().copied() {
             // One that is gone by now is told of by a message of its own.
@@ -157,7 +165,7 @@ impl Monitor {
         for (index, address) in self.netlink.addresses().await? {
             dumped.set_address(index, address, &mut ignored);
         }
-        dumped.set_default_routes(&self.netlink.routes().await?, &mut ignored);
+        dumped.set_routes(&self.netlink.routes().await?, &mut ignored);
         self.links.replace(dumped, &mut self.noted);
         Ok(())
     }

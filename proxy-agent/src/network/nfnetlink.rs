@@ -54,6 +54,8 @@ pub enum RuleFamily {
     Ip6,
     /// Both.
     Inet,
+    /// What comes in or goes out by single interfaces.
+    Netdev,
 }
 
 impl RuleFamily {
@@ -63,7 +65,13 @@ impl RuleFamily {
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
             Self::Inet => "inet",
+            Self::Netdev => "netdev",
         }
+    }
+
+    /// Whether it is one of IPv4 or IPv6 alone.
+    const fn is_of_one(self) -> bool {
+        matches!(self, Self::Ip | Self::Ip6)
     }
 
     /// `NFPROTO_…`.
@@ -71,6 +79,7 @@ impl RuleFamily {
         match self {
             Self::Inet => 1,
             Self::Ip => 2,
+            Self::Netdev => 5,
             Self::Ip6 => 10,
         }
     }
@@ -80,6 +89,7 @@ impl RuleFamily {
         match number {
             1 => Some(Self::Inet),
             2 => Some(Self::Ip),
+            5 => Some(Self::Netdev),
             10 => Some(Self::Ip6),
             _ => None,
         }
@@ -95,7 +105,7 @@ pub fn tables(each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()>
 pub fn table_names() -> io::Result<Vec<(RuleFamily, String)>> {
     let mut names = Vec::new();
     tables(&mut |family, attributes| {
-        if family != RuleFamily::Inet {
+        if family.is_of_one() {
             names.extend(attribute(attributes, TABLE).map(|name| (family, text(name))));
         }
         true
@@ -112,9 +122,7 @@ pub fn chains(each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()>
 pub fn chain_names(each: &mut dyn FnMut(RuleFamily, &str, &str) -> bool) -> io::Result<()> {
     chains(
         &mut |family, attributes| match (attribute(attributes, TABLE), attribute(attributes, CHAIN_NAME)) {
-            (Some(table), Some(name)) if family != RuleFamily::Inet => {
-                each(family, &text(table), &text(name))
-            }
+            (Some(table), Some(name)) if family.is_of_one() => each(family, &text(table), &text(name)),
             _ => true,
         },
     )

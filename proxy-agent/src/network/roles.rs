@@ -5,7 +5,9 @@
 //! holds an address with which other machines know the node: packets of pods and services take all of these.
 //! A pod's interface is then the host side of any veth that leads to another namespace, so that beside any CNI
 //! plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator may name them
-//! instead. The order matters: the uplink of a virtual node is such a veth.
+//! instead. The order matters: the uplink of a virtual node is such a veth. An uplink that is refused, since
+//! the
+//! programs cannot read it or it is in a VRF, has no role at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,6 +17,8 @@ use super::is_own;
 use super::link::Link;
 use super::links::Links;
 use crate::config::NamePattern;
+use crate::trouble::Trouble;
+use proxy_common::maps::MAX_HEADERLESS;
 
 /// What an interface is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,7 +60,9 @@ pub struct Roles {
     /// How many of the uplinks, from the first on, lead to other nodes or to the world outside. The rest lead
     /// to hosts on their links.
     pub main: usize,
-    /// Uplinks that are named and not there, or no uplink at all.
+    /// Uplinks whose packets have no Ethernet header, by index.
+    pub headerless: Vec<u32>,
+    /// Uplinks that are named and not there, those that are down or refused, or no uplink at all.
     pub problems: Vec<Problem>,
 }
 
@@ -69,18 +75,20 @@ impl Roles {
     }
 
     /// Whether programs read what comes by each interface that others can send by. Both ends of a veth in
-    /// this namespace lead to no other; a link without Ethernet header is not read.
+    /// this namespace lead to no other; links with some other link-layer header are not read. What comes by a
+    /// port of a bridge or a bond is read there.
     pub fn watch_all(&self, links: &Links) -> bool {
         let leads_nowhere = |link: &Link| link.kind == "veth" && !link.leads_to_another_namespace();
         links
             .iter()
             .filter(|link| link.is_up() && !link.is_loopback() && !is_own(&link.name) && !leads_nowhere(link))
             .all(|link| {
+                let reading = links.receiver(link);
                 let has_role = self
                     .interfaces
                     .iter()
-                    .any(|interface| interface.index == link.index);
-                has_role && link.mac.is_some()
+                    .any(|interface| interface.index == reading.index);
+                has_role && reading.is_readable()
             })
     }
 
@@ -96,20 +104,48 @@ impl Roles {
 /// Gives each interface its role.
 pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let mut problems = Vec::new();
-    let (mut uplinks, mut main) = uplinks(links, options, &mut problems);
-    let is_read = |index: &u32| links.get(*index).is_some_and(|link| link.mac.is_some());
-    for index in uplinks.iter().filter(|index| !is_read(index)) {
+    let (uplinks, main) = uplinks(links, options, &mut problems);
+    let is_in_vrf = |index: &u32| vrf_of(links, *index).is_some();
+    let headerless: Vec<u32> = uplinks
+        .iter()
+        .copied()
+        .filter(|index| !is_in_vrf(index))
+        .filter(|index| links.get(*index).is_some_and(|link| link.is_headerless))
+        .collect();
+    let is_read = |index: &u32| {
+        let is_one_too_many = headerless.iter().skip(MAX_HEADERLESS).any(|other| other == index);
+        !is_one_too_many && links.get(*index).is_some_and(Link::is_readable)
+    };
+    let in_vrfs = uplinks.iter().filter_map(|index| vrf_of(links, *index));
+    problems.extend(in_vrfs.map(|(link, vrf)| in_vrf(link, vrf)));
+    for index in uplinks
+        .iter()
+        .filter(|index| !is_in_vrf(index) && !is_read(index))
+    {
+        let why = if headerless.contains(index) {
+            format!("more than {MAX_HEADERLESS} uplinks have packets without Ethernet header")
+        } else {
+            "packets here have neither an Ethernet header nor none".to_owned()
+        };
         problems.push(Problem {
+            code: Trouble::LinkNotServed,
             object: format!("interface {}", links.name(*index)),
-            message: NO_ETHERNET.into(),
+            message: format!("{why}, which the programs do not read: {NOT_READ}"),
         });
     }
-    main = uplinks.iter().take(main).filter(|index| is_read(index)).count();
-    uplinks.retain(is_read);
+    problems.extend(down(links, options, &uplinks));
+    let is_served = |index: &u32| !is_in_vrf(index) && is_read(index);
+    let main = uplinks.iter().take(main).filter(|index| is_served(index)).count();
     let named = &options.pod_interfaces;
+    let with_own_ports = bridges_with_own_ports(links);
+    // By one of its ports an uplink leads out of the machine, and which one is not known where all are veths.
+    let may_lead_out = |link: &Link| {
+        let leads_out = |bridge: &u32| uplinks.contains(bridge) && !with_own_ports.contains(bridge);
+        link.master.as_ref().is_some_and(leads_out)
+    };
     let is_pods = |link: &Link| {
         if named.is_empty() {
-            link.leads_to_another_namespace()
+            link.leads_to_another_namespace() && !may_lead_out(link)
         } else {
             !link.is_loopback() && named.iter().any(|pattern| pattern.matches(&link.name))
         }
@@ -124,26 +160,101 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     };
     let interfaces = uplinks
         .iter()
+        .filter(|index| is_served(index))
         .filter_map(|index| links.get(*index))
         .map(|link| interface(link, Role::Uplink))
         .chain(pods.map(|link| interface(link, Role::Pod)))
         .collect();
+    let headerless = headerless.into_iter().take(MAX_HEADERLESS).collect();
     Roles {
         interfaces,
         main,
+        headerless,
         problems,
     }
 }
 
-/// Of a link without Ethernet header, such as `WireGuard`, a tun device or an IP tunnel.
-const NO_ETHERNET: &str = "packets here have no Ethernet header, which the programs do not read: no service is served \
-                           here, and packets of pods leave here with the pod's address. Lead them by another interface, \
-                           or translate them by a rule of yours";
+/// A link, and the VRF whose table the kernel takes for it, if there is one: the link itself, or what it is a
+/// port of (`l3mdev_master_ifindex_rcu` in `net/l3mdev/l3mdev.c`).
+fn vrf_of(links: &Links, index: u32) -> Option<(&Link, &Link)> {
+    let link = links.get(index)?;
+    let master = link.master.and_then(|master| links.get(master));
+    let mut places = [Some(link), master].into_iter().flatten();
+    let vrf = places.find(|place| place.kind == "vrf")?;
+    Some((link, vrf))
+}
+
+/// Of an uplink in a VRF. The kernel routes what comes in there by the VRF's table, and what pods reply by
+/// the
+/// main one. With programs here, a packet for a node port could leave by the VRF's default route with a pod's
+/// address.
+fn in_vrf(link: &Link, vrf: &Link) -> Problem {
+    let (what, remedy) = if link.index == vrf.index {
+        (
+            "is a VRF".to_owned(),
+            "Lead packets of pods by an interface outside of it".to_owned(),
+        )
+    } else {
+        (
+            format!("is a port of the VRF {}", vrf.name),
+            format!(
+                "Take it out with `ip link set {} nomaster`, and give it its IPv6 addresses and its routes again",
+                link.name
+            ),
+        )
+    };
+    Problem {
+        code: Trouble::UplinkInVrf,
+        object: format!("interface {}", link.name),
+        message: format!(
+            "{what}, where the kernel routes by another table than for pods: no service is served here, and \
+             packets of pods that a route leads here leave with the pod's address. {remedy}; or name the \
+             uplinks in use with --uplink"
+        ),
+    }
+}
+
+/// Uplinks by which nothing can be sent, of those that the operator names or that lead to other nodes or the
+/// world outside. The kernel keeps IPv4 addresses of a link that is down, and often its routes, so that
+/// nothing else shows it.
+fn down(links: &Links, options: &RoleOptions, uplinks: &[u32]) -> Vec<Problem> {
+    let defaults = links.default_interfaces();
+    let is_main = |link: &&Link| {
+        let mut held = links.addresses(link.index).iter();
+        !options.uplinks.is_empty()
+            || defaults.contains(&link.index)
+            || held.any(|address| options.node_addresses.contains(&address.ip))
+    };
+    let problem = |link: &Link| {
+        let why = match (link.is_up(), link.has_carrier()) {
+            (true, true) => return None,
+            (true, false) => {
+                "it has no carrier: see to its cable, and to the device at the other end".to_owned()
+            }
+            (false, _) => format!(
+                "it is switched off: `ip link set {} up` switches it on",
+                link.name
+            ),
+        };
+        Some(Problem {
+            code: Trouble::UplinkDown,
+            object: format!("interface {}", link.name),
+            message: format!("is down: {why}. Other machines, and pods there, are not reached by it"),
+        })
+    };
+    let found = uplinks.iter().filter_map(|index| links.get(*index));
+    found.filter(is_main).filter_map(problem).collect()
+}
+
+/// Of a link whose packets the programs do not read, such as an IP tunnel.
+const NOT_READ: &str = "no service is served here, and packets of pods leave here with the pod's address. Lead them by \
+                        another interface, or translate them by a rule of yours";
 
 /// The uplinks, and how many of them, from the first on, are main ones.
 fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) -> (Vec<u32>, usize) {
     let mut problem = |object, message: &str| {
         problems.push(Problem {
+            code: Trouble::UplinkNotFound,
             object,
             message: message.into(),
         });
@@ -180,10 +291,7 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
             .any(|address| options.node_addresses.contains(&address.ip))
     };
     let defaults = links.default_interfaces();
-    let bridges: BTreeSet<u32> = candidates()
-        .filter(|port| !port.leads_to_another_namespace())
-        .filter_map(|port| port.master)
-        .collect();
+    let bridges = bridges_with_own_ports(links);
     // One whose ports are pods' at the most leads to no other machine.
     let leads_nowhere = |link: &Link| link.kind == "bridge" && !bridges.contains(&link.index);
     // What speaks for a link, the strongest first.
@@ -215,6 +323,15 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
         some => some,
     };
     (found.into_iter().map(|(_, index)| index).collect(), main)
+}
+
+/// The bridges and bonds with a port that is no veth of a pod: a card, a VLAN, a tunnel.
+fn bridges_with_own_ports(links: &Links) -> BTreeSet<u32> {
+    links
+        .iter()
+        .filter(|port| !port.is_loopback() && !is_own(&port.name) && !port.leads_to_another_namespace())
+        .filter_map(|port| port.master)
+        .collect()
 }
 
 /// Where nothing but its addresses speaks for a link. Devices that only hold addresses are none, nor the veths

@@ -61,6 +61,52 @@ fn interfaces_of_the_node_object_come_first_and_then_those_of_default_routes() {
 }
 
 #[test]
+fn an_uplink_that_is_down_is_named_if_it_leads_to_other_machines() {
+    let down = |flags| Link {
+        flags,
+        ..link(9, "eth1", "")
+    };
+    let problems = |world: &World, options: &RoleOptions| -> Vec<String> {
+        let problems = roles(&world.0, options).problems.into_iter();
+        problems
+            .map(|problem| format!("{:?} {}: {}", problem.code, problem.object, problem.message))
+            .collect()
+    };
+    let none = RoleOptions::default();
+    let object = RoleOptions {
+        node_addresses: vec!["198.51.100.1".parse().expect("address")],
+        ..RoleOptions::default()
+    };
+    let named = RoleOptions {
+        uplinks: strings(&["eth1"]),
+        ..RoleOptions::default()
+    };
+    for (flags, why) in [
+        (LinkFlags::empty(), "is down: it is switched off"),
+        (LinkFlags::Up, "is down: it has no carrier"),
+    ] {
+        let world = || node().add(down(flags)).holding(9, &["198.51.100.1/24"]);
+        assert_eq!(
+            problems(&world(), &none),
+            [""; 0],
+            "it may lead to hosts at the most"
+        );
+        for (world, options) in [
+            (world(), &object),
+            (world(), &named),
+            (world().default_route(9), &none),
+        ] {
+            let found = problems(&world, options);
+            assert_eq!(found.len(), 1, "{found:?}");
+            let start = format!("UplinkDown interface eth1: {why}");
+            assert!(found[0].starts_with(&start), "{found:?}");
+        }
+    }
+    let up = node().add(link(9, "eth1", "")).holding(9, &["198.51.100.1/24"]);
+    assert_eq!(problems(&up.default_route(9), &object), [""; 0]);
+}
+
+#[test]
 fn a_bridge_is_an_uplink_if_a_port_leads_to_other_machines() {
     let port = Link {
         master: Some(5),
@@ -86,6 +132,57 @@ fn an_uplink_without_ethernet_is_named_and_not_read() {
     let problems = roles(&world.0, &object).problems;
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].object, "interface wg0");
+}
+
+#[test]
+fn an_uplink_in_a_vrf_is_named_and_has_no_role() {
+    let vrf = || node().add(link(10, "vrf0", "vrf"));
+    let card = |master| Link {
+        master,
+        ..link(9, "eth1", "")
+    };
+    let address = ["198.51.100.1/24"];
+    let port = || vrf().add(card(Some(10))).holding(9, &address);
+    let object = RoleOptions {
+        node_addresses: vec!["198.51.100.1".parse().expect("address")],
+        ..RoleOptions::default()
+    };
+    let by_operator = RoleOptions {
+        uplinks: strings(&["eth0", "flannel.1", "eth1"]),
+        ..RoleOptions::default()
+    };
+    let none = RoleOptions::default();
+    let others = (strings(&["eth0", "flannel.1"]), strings(&["veth3", "veth4"]));
+    let remedy = "`ip link set eth1 nomaster`";
+    for (world, options, name, says) in [
+        (port(), &none, "eth1", remedy),
+        (port().default_route(9), &none, "eth1", remedy),
+        (port(), &object, "eth1", remedy),
+        (port(), &by_operator, "eth1", remedy),
+        // The end of a veth, which is no pod's either.
+        (
+            vrf().pod(9, "eth1", Some(10)).holding(9, &address),
+            &none,
+            "eth1",
+            remedy,
+        ),
+        // The main table leads into the VRF.
+        (vrf().default_route(10), &none, "vrf0", "is a VRF"),
+    ] {
+        assert_eq!(named(&world, options), others);
+        let problems = roles(&world.0, options).problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0].code, Trouble::UplinkInVrf);
+        assert_eq!(problems[0].object, format!("interface {name}"));
+        assert!(problems[0].message.contains(says), "{problems:?}");
+    }
+    let taken_out = port().add(card(None));
+    assert_eq!(
+        named(&taken_out, &none).0,
+        strings(&["eth0", "flannel.1", "eth1"])
+    );
+    assert_eq!(roles(&taken_out.0, &none).problems, []);
+    assert_eq!(roles(&vrf().0, &none).problems, [], "nothing leads into it");
 }
 
 #[test]
@@ -169,6 +266,48 @@ fn each_interface_is_watched_or_some_are_not() {
     assert!(!watched(&world().add(of(7, "eth1", "", mac))), "of no role");
     let tunnel = of(2, "wg0", "wireguard", None);
     assert!(!watched(&World::new().add(tunnel).holding(2, &["192.0.2.1/24"])));
+}
+
+#[test]
+fn a_veth_of_an_uplink_bridge_is_a_pods_if_another_port_leads_out() {
+    let bridge = World::new()
+        .add(link(5, "br0", "bridge"))
+        .holding(5, &["192.0.2.1/24"])
+        .default_route(5)
+        .pod(4, "veth4", Some(5));
+    let options = RoleOptions::default();
+    assert_eq!(named(&bridge, &options), (strings(&["br0"]), vec![]));
+    let card = Link {
+        master: Some(5),
+        ..link(9, "eth1", "")
+    };
+    assert_eq!(
+        named(&bridge.add(card), &options),
+        (strings(&["br0"]), strings(&["veth4"]))
+    );
+}
+
+#[test]
+fn what_comes_by_a_port_is_watched_at_its_bridge_or_bond() {
+    for (kind, is_watched) in [("bond", true), ("bridge", true), ("vrf", false)] {
+        let mac = Some([2, 0, 0, 0, 0, 1]);
+        let port = Link {
+            master: Some(2),
+            mac,
+            ..link(3, "eth1", "")
+        };
+        let master = Link {
+            mac,
+            ..link(2, "master", kind)
+        };
+        let world = World::new()
+            .add(master)
+            .holding(2, &["192.0.2.1/24"])
+            .default_route(2)
+            .add(port);
+        let roles = roles(&world.0, &RoleOptions::default());
+        assert_eq!(roles.watch_all(&world.0), is_watched, "{kind}");
+    }
 }
 
 #[test]

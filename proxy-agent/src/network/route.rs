@@ -59,6 +59,7 @@ pub async fn remove(netlink: &Netlink, mut route: RouteMessage, metric: u32) -> 
 pub fn note(problems: &mut Vec<Problem>, prefix: IpNet, done: Result<(), rtnetlink::Error>, what: &str) {
     if let Err(error) = done.map_err(NetworkError::request(what)) {
         problems.push(Problem {
+            code: error.trouble(),
             object: format!("route {prefix}"),
             message: error.to_string(),
         });

@@ -5,17 +5,22 @@
 //! `externalTrafficPolicy: Local` pods of this node and the node itself reach all endpoints, and only clients from outside
 //! are held to those of this node.
 //!
+//! A service that is left to the node has no frontend at its cluster IPs; addresses from outside it has as
+//! any other.
+//!
 //! Addresses from outside that are a cluster IP, or lie in a range of pods or cluster IPs, would turn the
-//! cluster's own traffic away, so they are refused.
+//! cluster's own traffic away, so they are refused. So is the port of an API server at its address, which the
+//! agent itself depends on.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use proxy_common::Port;
 use proxy_common::maps::{FrontendFlags, FrontendKey, FrontendKind, Scope};
 use smallvec::SmallVec;
 
 use super::service::NodeContext;
-use crate::cluster::{ClusterState, External, Family, Service, ServicePort};
+use crate::cluster::{ClusterState, External, Family, Protocol, Service, ServicePort};
+use crate::trouble::{Remark, Trouble};
 
 /// One frontend of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,15 +75,16 @@ pub fn frontends(
     port: &ServicePort,
     cluster_ip: IpAddr,
     node: &NodeContext,
-    remarks: &mut Vec<String>,
+    remarks: &mut Vec<Remark>,
 ) -> ByPolicy {
     let mut found = ByPolicy::default();
     let internal = PlannedFrontend::new(cluster_ip, port.port, port, Scope::Any, 0);
-    if service.internal_local {
-        found.local.push(internal);
+    let of_policy = if service.internal_local {
+        &mut found.local
     } else {
-        found.cluster.push(internal);
-    }
+        &mut found.cluster
+    };
+    of_policy.extend(Some(internal).filter(|_| !service.left_to_node));
     if let Some(external) = service.external.as_deref() {
         add_external(
             cluster,
@@ -100,7 +106,7 @@ fn add_external(
     family: Family,
     node: &NodeContext,
     found: &mut ByPolicy,
-    remarks: &mut Vec<String>,
+    remarks: &mut Vec<Remark>,
 ) {
     let mut add = |address: IpAddr, number: u16, kind: FrontendKind, flags: u32| {
         let flags = flags | FrontendFlags::of_kind(kind);
@@ -133,7 +139,11 @@ fn add_external(
     let of_family = |address: &&IpAddr| Family::of(**address) == family;
     if port.node_port != 0 {
         for address in node.node_port_addresses.iter().filter(of_family) {
-            add(*address, port.node_port, FrontendKind::NodePort, 0);
+            let at = SocketAddr::new(*address, port.node_port);
+            match remark_on_api_server(node, at, port.protocol, "spec.ports.nodePort") {
+                None => add(*address, port.node_port, FrontendKind::NodePort, 0),
+                Some(remark) => remarks.push(remark),
+            }
         }
     }
     let ranges = if external.source_ranges.is_some() {
@@ -143,7 +153,13 @@ fn add_external(
     };
     let mut refused = |address: &IpAddr, field: &str| {
         let remark = why_refused(cluster, node, address)
-            .map(|why| format!("{field}: {address} {why}; it is left out"));
+            .map(|why| {
+                let message = format!("{field}: {address} {why}; it is left out");
+                Remark::new(Trouble::AddressRefused, message)
+            })
+            .or_else(|| {
+                remark_on_api_server(node, SocketAddr::new(*address, port.port), port.protocol, field)
+            });
         let is_refused = remark.is_some();
         remarks.extend(remark.filter(|remark| !remarks.contains(remark)));
         is_refused
@@ -176,11 +192,34 @@ fn add_external(
     }
 }
 
-/// What an address from outside is that would take the cluster's own traffic.
+/// What is said of a frontend that would stand in the way to an API server.
+fn remark_on_api_server(
+    node: &NodeContext,
+    at: SocketAddr,
+    protocol: Protocol,
+    field: &str,
+) -> Option<Remark> {
+    let is_taken = protocol == Protocol::Tcp && node.api_servers.contains(&at);
+    is_taken.then(|| {
+        let (address, port) = (at.ip(), at.port());
+        let message = format!(
+            "{field}: an API server of this cluster is at {address} port {port}; this port is left out there, and goes \
+             where it went before. Give the service another address or port"
+        );
+        Remark::new(Trouble::AddressRefused, message)
+    })
+}
+
+/// What an address from outside is that would take the cluster's own traffic, or never be asked.
 fn why_refused(cluster: &ClusterState, node: &NodeContext, address: &IpAddr) -> Option<String> {
     let range = node.cluster_ranges.iter().find(|range| range.contains(address));
     if let Some(range) = range {
         return Some(format!("lies in {range}, a range of the cluster's own"));
+    }
+    if node.no_hosts.contains(address) {
+        let what =
+            "is no host's address: on a link of this node it is for broadcast, or stands for the network";
+        return Some(what.to_owned());
     }
     let owner = cluster.service_at(*address)?;
     let namespace = cluster.names().text(owner.namespace);

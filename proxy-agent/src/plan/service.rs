@@ -3,7 +3,8 @@
 //! A *group* is one service port in one family under one policy: its frontends share one slice of backends and one
 //! service id.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,6 +16,7 @@ use super::frontends::{Frontends, frontends};
 use super::source_ranges;
 use crate::cluster::{ClusterState, Family, MergedEndpoint, Names, Service, Symbol};
 use crate::source::ObjectId;
+use crate::trouble::{Remark, Trouble};
 
 /// What a plan depends on besides the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub struct NodeContext {
     pub external_ips: bool,
     /// Ranges of pods and of cluster IPs, in which no address from outside may lie.
     pub cluster_ranges: Vec<IpNet>,
+    /// Addresses on links of the node that are no host's, such as those for broadcast.
+    pub no_hosts: Vec<IpAddr>,
+    /// Where API servers are reached: no frontend from outside may stand there.
+    pub api_servers: BTreeSet<SocketAddr>,
 }
 
 /// Where a backend listens, and what it may be used for.
@@ -71,7 +77,22 @@ pub struct ServicePlan {
     /// The groups.
     pub groups: Vec<Group>,
     /// What is odd about it.
-    pub remarks: Vec<String>,
+    pub remarks: Vec<Remark>,
+}
+
+/// The context of a service that leads to the API servers themselves, as a balancer in front of them does: it may
+/// have their address and port.
+fn leads_to_api_servers(endpoints: &[MergedEndpoint], node: &NodeContext) -> Option<NodeContext> {
+    let is_server = |endpoint: &MergedEndpoint| {
+        let mut servers = node.api_servers.iter();
+        servers.any(|server| server.ip() == endpoint.address)
+    };
+    (!node.api_servers.is_empty() && !endpoints.is_empty() && endpoints.iter().all(is_server)).then(|| {
+        NodeContext {
+            api_servers: BTreeSet::new(),
+            ..node.clone()
+        }
+    })
 }
 
 /// Plans a service; an empty plan if it is not there.
@@ -89,6 +110,8 @@ pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> Service
         let family = Family::of(address);
         for port in &service.ports {
             let merged = cluster.endpoints_of(id, family, port);
+            let open = leads_to_api_servers(&merged.endpoints, node);
+            let node = open.as_ref().unwrap_or(node);
             let found = frontends(cluster, service, port, address, node, &mut plan.remarks);
             for (frontends, local) in [(found.cluster, false), (found.local, true)] {
                 if !frontends.is_empty() {
@@ -107,7 +130,9 @@ pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> Service
                     });
                 }
             }
-            plan.remarks.extend(merged.disagreements);
+            let disagreements = merged.disagreements.into_iter();
+            plan.remarks
+                .extend(disagreements.map(|message| Remark::new(Trouble::EndpointsInvalid, message)));
         }
     }
     source_ranges::keep_to_share(&mut plan);

@@ -13,6 +13,7 @@ use proxy_common::maps::{FrontendFlags, SourceRangeKey};
 use super::frontends::PlannedFrontend;
 use super::service::{Group, ServicePlan};
 use crate::cluster::{Family, Service};
+use crate::trouble::{Remark, Trouble};
 
 /// Entries of the table that one service may have.
 pub const SHARE: usize = 65_536;
@@ -32,10 +33,11 @@ pub fn keep_to_share(plan: &mut ServicePlan) {
     let count = entries(plan);
     if count > SHARE {
         close(plan);
-        plan.remarks.push(format!(
+        let message = format!(
             "spec.loadBalancerSourceRanges: {count} entries for all ports together, where a service has {SHARE} at the \
              most; the load balancer's addresses are left out"
-        ));
+        );
+        plan.remarks.push(Remark::new(Trouble::LimitExceeded, message));
     }
 }
 

@@ -15,9 +15,10 @@ use cni_plugin::ipam::{Lease, Note, Store};
 
 use super::kernel::{Entries, Interfaces, Kernel, index_of};
 use super::leases::note_of;
-use super::owed::{Pod, Surroundings, host_mac_of, mac_of};
+use super::owed::{Pod, Surroundings, host_mac_of, mac_of, mtu_of};
 use super::{Places, PodsError};
 use crate::control::ObjectError;
+use crate::trouble::Trouble;
 
 /// What was compared, and where it disagrees.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -83,16 +84,13 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
 }
 
 /// Whether an interface has a name that the plugin gives to the node's side of a pod's.
-fn is_pods(name: &str) -> bool {
+pub(super) fn is_pods(name: &str) -> bool {
     let hash = name.strip_prefix(PREFIX);
     hash.is_some_and(|hash| hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn problem(object: String, message: impl std::fmt::Display) -> ObjectError {
-    ObjectError {
-        object,
-        message: message.to_string(),
-    }
+    ObjectError::new(Trouble::PodRecordsBroken, object, &message)
 }
 
 impl Found<'_> {
@@ -166,6 +164,7 @@ impl Found<'_> {
             name,
             mac: mac_of(note, index, self.surroundings),
             host_mac: host_mac_of(note),
+            mtu: mtu_of(note),
             addresses: &note.addresses,
         };
         let lacks = pod.lacks(self.interfaces, self.surroundings);

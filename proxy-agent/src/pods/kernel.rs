@@ -17,7 +17,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use nix::sys::statfs::{FsType, fstatfs};
 use proxy_bpf::pins::Pins;
 use proxy_bpf::{BpfError, HashTable, sys};
-use proxy_common::maps::{HostPort, HostPortKey, Pod, PodLink};
+use proxy_common::maps::{Config, HostPort, HostPortKey, Pod, PodLink};
 use proxy_common::{Ip, LAYOUT_VERSION, Plain};
 
 /// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
@@ -97,6 +97,8 @@ pub struct Tables {
     pub host_ports: HashTable<HostPortKey, HostPort>,
     /// Whose namespace is which.
     pub namespaces: HashTable<u64, u32>,
+    /// What the programs know of the node.
+    config: HashTable<u32, Config>,
 }
 
 /// What stands in them.
@@ -128,7 +130,17 @@ impl Tables {
             links: open(&dir.map("POD_LINKS"))?,
             host_ports: open(&dir.map("HOST_PORTS"))?,
             namespaces: open(&dir.map("POD_NETNS"))?,
+            config: open(&dir.map("CONFIG"))?,
         }))
+    }
+
+    /// What the programs know of the node, from the agent.
+    pub fn config(&self) -> Result<Config, BpfError> {
+        let config = self
+            .config
+            .get(&0)
+            .map_err(BpfError::syscall("reading the map CONFIG"))?;
+        Ok(config.unwrap_or_default())
     }
 
     /// Reads all of them.

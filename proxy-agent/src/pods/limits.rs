@@ -1,10 +1,12 @@
 //! Limits that follow the annotations of pods while they run.
 //!
-//! The annotation is written by the pod's owner, the runtime's limit is what the operator admitted when the pod was made.
-//! So an annotation narrows and never widens: each way the smaller rate holds. Where an annotation is gone, the runtime's
-//! limit holds again, or none. Rates are compared with those in force, so a look that finds nothing
-//! to do writes nothing. While a limit comes or goes the flags in `PODS` and `POD_LINKS` are set for longer than the queue
-//! is there: a packet may take the slower way past no queue, but not the faster one past a queue.
+//! The annotation is written by the pod's owner, the runtime's limit is what the operator admitted when the
+//! pod was made. So an annotation narrows and never widens: each way the smaller rate holds. Where an
+//! annotation is gone, the runtime's limit holds again, or none. Rates are compared with those in force, so
+//! a look that finds nothing to do writes nothing. A queue of another program stays at an interface without
+//! a limit, and is named; with one it gives way. While a limit comes or goes the flags in `PODS` and
+//! `POD_LINKS` are set for longer than the queue is there: a packet may take the slower way past no queue,
+//! but not the faster one past a queue.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,7 @@ use cni_plugin::attachment::{host_mac, limiter, limiter_end};
 use cni_plugin::config::runtime::Limit;
 use cni_plugin::ipam::{Note, Store};
 use cni_plugin::netlink::limiter::{self as device, Limiter};
-use cni_plugin::netlink::rates::rates;
+use cni_plugin::netlink::rates::{Foreign, Queues};
 use cni_plugin::netlink::{NetlinkError, limit, link};
 use proxy_bpf::BpfError;
 use proxy_common::Ip;
@@ -34,6 +36,8 @@ pub struct Applied {
     pub restored: Vec<String>,
     /// What failed, in words.
     pub errors: Vec<String>,
+    /// What others have hung up at interfaces of pods without a limit, in words. It stays.
+    pub named: Vec<String>,
     /// Whether some pod was just being made, and has to be looked at again.
     pub early: bool,
     /// What is in force now.
@@ -54,7 +58,7 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
         !early && !note.adopted
     });
     let mut kernel = Kernel::read(&places.bpf_root)?;
-    let rates = rates(&mut kernel.node)?;
+    let Queues { rates, foreign } = Queues::read(&mut kernel.node)?;
     for note in &notes {
         let Some(index) = index_of(&kernel.interfaces, &note.host_interface) else {
             continue;
@@ -67,22 +71,26 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
         };
         let before = known.get(&note.host_interface).copied().unwrap_or(made);
         let mut in_force = now;
+        let limiter = limiter(&note.attachment());
+        let stranger = |index: Option<u32>, name: &str| Some(name_foreign(foreign.get(&index?)?, name));
+        let of_pod = stranger(Some(index), &note.host_interface);
+        let of_limiter = stranger(index_of(&kernel.interfaces, &limiter), &limiter);
         let mut pod = Limits {
             kernel: &mut kernel,
             rates: &rates,
             note,
             index,
         };
-        for (way, changed, rate, known) in [
-            (
-                "receives",
-                pod.set_ingress(now.ingress),
-                now.ingress,
-                before.ingress,
-            ),
-            ("sends", pod.set_egress(now.egress), now.egress, before.egress),
+        let received = (pod.set_ingress(now.ingress), of_pod);
+        let sent = (pod.set_egress(now.egress), of_limiter);
+        for (way, (changed, stranger), rate, known) in [
+            ("receives", received, now.ingress, before.ingress),
+            ("sends", sent, now.egress, before.egress),
         ] {
             match changed {
+                Ok(false) if rate.is_none() => applied
+                    .named
+                    .extend(stranger.map(|stranger| format!("{}: {stranger}", note.holder()))),
                 Ok(false) => {}
                 Ok(true) if rate.is_some() && rate == known => {
                     applied
@@ -95,7 +103,9 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
                 // A pod that has gone meanwhile has no limits.
                 Err(_) if !is_there(&mut kernel, note) => {}
                 Err(error) => {
-                    applied.errors.push(format!("{}: {error}", note.holder()));
+                    // The kernel refuses to change what another has hung up by the number of ours.
+                    let why = stranger.unwrap_or_else(|| error.to_string());
+                    applied.errors.push(format!("{}: {why}", note.holder()));
                     in_force = before;
                 }
             }
@@ -189,13 +199,15 @@ impl Limits<'_> {
         Ok(true)
     }
 
-    /// Whether what enters a limiter comes out at the pod's interface: both ends are on, and the far one
-    /// leads there.
+    /// Whether what enters a limiter comes out at the pod's interface: both ends are on and take packets of
+    /// the pod's size, and the far one leads there.
     fn is_passable(&mut self, limiter: u32) -> Result<bool, NetlinkError> {
         let interfaces = &self.kernel.interfaces;
         let is_on = |index: u32| {
             let interface = interfaces.get(&index);
-            interface.is_some_and(|interface| interface.is_up && interface.is_veth)
+            interface.is_some_and(|interface| {
+                interface.is_up && interface.is_veth && interface.mtu >= self.note.mtu
+            })
         };
         let end = index_of(interfaces, &limiter_end(&self.note.attachment()));
         let Some(end) = end.filter(|end| is_on(*end) && is_on(limiter)) else {
@@ -267,6 +279,14 @@ impl Limits<'_> {
         }
         Ok(())
     }
+}
+
+/// What an operator does about a queue of another program.
+fn name_foreign(foreign: &Foreign, interface: &str) -> String {
+    format!(
+        "interface {interface} has the queueing discipline {foreign} that is not Millrace's, which may hold up \
+         and drop its packets and is left alone: remove it with `tc qdisc del dev {interface} root`"
+    )
 }
 
 /// The kernel counts in bytes.

@@ -16,6 +16,8 @@ pub mod kernel;
 pub mod leases;
 pub mod limits;
 pub mod list;
+mod lost;
+mod names;
 pub mod owed;
 pub mod restore;
 

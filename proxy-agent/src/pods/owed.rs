@@ -44,6 +44,8 @@ pub struct Pod<'a> {
     pub mac: Mac,
     /// That of the node's side, if our plugin gave it.
     pub host_mac: Option<Mac>,
+    /// The MTU that the plugin gave both sides, where it is noted.
+    pub mtu: Option<u32>,
     /// Its addresses.
     pub addresses: &'a [IpAddr],
 }
@@ -142,6 +144,11 @@ pub fn host_mac_of(note: &Note) -> Option<Mac> {
     (!note.adopted).then(|| host_mac(&note.attachment()))
 }
 
+/// The MTU of both sides; `None` for a pod of another plugin, and where the note is older than that.
+pub fn mtu_of(note: &Note) -> Option<u32> {
+    Some(note.mtu).filter(|mtu| *mtu != 0)
+}
+
 impl Pod<'_> {
     /// What is missing.
     pub fn lacks(&self, interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<Lack> {
@@ -155,6 +162,14 @@ impl Pod<'_> {
             if let Some(mac) = self.host_mac.filter(|mac| interface.mac != Some(*mac)) {
                 let message = format!("interface {name} has another Ethernet address than its pod sends to");
                 lacks.push(Lack::asking("interface", message, link::address(index, &mac)));
+            }
+            // A smaller one loses datagrams of the pod's size; a larger one lets in more than the pod takes.
+            if let Some(mtu) = self.mtu.filter(|mtu| interface.mtu != *mtu) {
+                let message = format!(
+                    "interface {name} has the MTU {} and not {mtu}, as its pod has it",
+                    interface.mtu
+                );
+                lacks.push(Lack::asking("interface", message, link::mtu(index, mtu)));
             }
             if interface.master.is_some() {
                 let message =
@@ -319,6 +334,7 @@ mod tests {
             name: "mr-none",
             mac: MAC,
             host_mac: Some(HOST_MAC),
+            mtu: Some(1500),
             addresses: &addresses(),
         };
         let lacks = pod.lacks(interfaces, surroundings).into_iter();
@@ -328,7 +344,7 @@ mod tests {
     #[test]
     fn each_missing_thing_is_owed() {
         type Damage = fn(&mut Interfaces, &mut Surroundings);
-        let damages: [(&[&str], Damage); 9] = [
+        let damages: [(&[&str], Damage); 11] = [
             (&[], |_, _| {}),
             (&["interface"], |interfaces, _| {
                 interfaces.get_mut(&7).expect("it").is_up = false;
@@ -338,6 +354,12 @@ mod tests {
             }),
             (&["interface"], |interfaces, _| {
                 interfaces.get_mut(&7).expect("it").master = Some(8);
+            }),
+            (&["interface"], |interfaces, _| {
+                interfaces.get_mut(&7).expect("it").mtu = 1300;
+            }),
+            (&["interface"], |interfaces, _| {
+                interfaces.get_mut(&7).expect("it").mtu = 9000;
             }),
             (&["address"], |_, surroundings| surroundings.addresses.clear()),
             (&["neighbour", "neighbour"], |_, surroundings| {
@@ -359,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_note_tells_no_ethernet_address() {
+    fn an_older_note_tells_no_ethernet_address_and_no_mtu() {
         let attachment = cni_plugin::config::Attachment {
             container_id: "c".into(),
             if_name: "eth0".into(),
@@ -373,6 +395,9 @@ mod tests {
             pod_mac(&attachment),
             "as pods get it"
         );
+        assert_eq!(mtu_of(&note), None);
+        note.mtu = 1450;
+        assert_eq!(mtu_of(&note), Some(1450));
         note.mac = "0a:00:00:00:00:ff".into();
         assert_eq!(mac_of(&note, 7, &surroundings), [10, 0, 0, 0, 0, 255]);
     }

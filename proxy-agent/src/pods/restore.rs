@@ -1,13 +1,16 @@
-//! Giving running pods back what they lost: their entries in maps, and what belongs to the node's side of their interfaces.
+//! Giving running pods back what they lost: their leases, their entries in maps, the names of their
+//! interfaces, and what belongs to the node's side of these.
 //!
-//! Both follow from the plugin's notes and from what the kernel still has, so nothing else has to be remembered. Entries are
-//! made again under the lock of the leases, which DEL takes before it removes any: one that is under way finds what was made
-//! for it and takes it away. Pods that an ADD is just making are left to it. Limits are read from the kernel, where they are.
+//! All of it follows from the plugin's notes and from what the kernel still has, so nothing else has to be
+//! remembered. Leases and entries are made again under the lock of the leases, which DEL takes before it
+//! removes any: one that is under way finds what was made for it and takes it away. Pods that an ADD is just
+//! making are left to it. Limits are read from the kernel, where they are. A pod whose note is gone as well
+//! is named, see [`super::lost`].
 //!
 //! An attachment that was taken over from another plugin has no interface of ours. One whose note was lost and written anew
 //! from its leases has: then its host ports are unknown, and everything else is as before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cni_plugin::attachment::limiter;
@@ -21,9 +24,12 @@ use proxy_bpf::BpfError;
 use proxy_bpf::pins::{LayoutDir, Pins};
 
 use super::kernel::{Interfaces, index_of, interfaces};
-use super::owed::{Lack, Mend, Pod, Surroundings, Watched, host_mac_of, mac_of, setting};
+use super::lost;
+use super::names::{self, Renamed};
+use super::owed::{Lack, Mend, Pod, Surroundings, Watched, host_mac_of, mac_of, mtu_of, setting};
 use super::{Places, PodsError};
 use crate::control::ObjectError;
+use crate::trouble::Trouble;
 
 /// What was done.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -53,9 +59,18 @@ pub fn prepare(places: &Places, pins: &Pins, dir: &LayoutDir) -> Result<Restored
 /// Looks once at all pods and makes what is missing.
 pub fn restore(places: &Places) -> Result<Restored, PodsError> {
     let Some(store) = Store::existing(&places.lease_dir) else {
-        return Ok(Restored::default());
+        let mut node = cni_plugin::netlink::Conversation::open()?;
+        let interfaces = interfaces(&mut node)?;
+        return Ok(Restored {
+            problems: lost::without_notes(places, &mut node, &interfaces)?,
+            ..Restored::default()
+        });
     };
     let mut look = Look::new(&store)?;
+    look.names(places)?;
+    look.leases()?;
+    let without_notes = lost::without_notes(places, &mut look.node, &look.interfaces)?;
+    look.done.problems.extend(without_notes);
     let datapath = match Datapath::open(&places.bpf_root) {
         Ok(datapath) => Some(datapath),
         // Without pins there is nothing that could lack an entry; the agent makes them.
@@ -74,6 +89,8 @@ struct Look<'a> {
     node: cni_plugin::netlink::Conversation,
     interfaces: Interfaces,
     surroundings: Surroundings,
+    /// Names that interfaces could not be given back.
+    misnamed: BTreeSet<String>,
     done: Restored,
 }
 
@@ -88,8 +105,77 @@ impl<'a> Look<'a> {
             interfaces: interfaces(&mut node)?,
             surroundings: Surroundings::read(&mut node)?,
             node,
+            misnamed: BTreeSet::new(),
             done: Restored::default(),
         })
+    }
+
+    /// Gives interfaces the names back by which DEL and the programs know them.
+    fn names(&mut self, places: &Places) -> Result<(), PodsError> {
+        let renamed = names::renamed(places, &self.interfaces, &self.notes)?;
+        if renamed.is_empty() {
+            return Ok(());
+        }
+        for Renamed {
+            index,
+            now,
+            owed,
+            holder,
+        } in renamed
+        {
+            let what = format!("interface {owed} was renamed to {now}");
+            match names::take_back(&mut self.node, index, &owed) {
+                Ok(()) => self
+                    .done
+                    .restored
+                    .push(("interface", format!("{holder}: {what}"))),
+                Err(error) => {
+                    let message = format!(
+                        "{what}, and renaming it back fails: {error}: run `ip link set {now} down` and `ip link set {now} \
+                         name {owed}`"
+                    );
+                    self.done.problems.push(problem(holder, message));
+                    self.misnamed.insert(owed);
+                }
+            }
+        }
+        self.interfaces = interfaces(&mut self.node)?;
+        self.surroundings = Surroundings::read(&mut self.node)?;
+        Ok(())
+    }
+
+    /// Makes leases that are missing of pods whose interfaces are there.
+    fn leases(&mut self) -> Result<(), PodsError> {
+        for note in &self.notes {
+            if index_of(&self.interfaces, &note.host_interface).is_none()
+                || !lost::lacks_lease(self.store, note)?
+            {
+                continue;
+            }
+            let locked = self.store.lock()?;
+            // DEL may have come since.
+            let Some(note) = self.store.note(&note.host_interface)? else {
+                continue;
+            };
+            let attachment = note.attachment();
+            for address in &note.addresses {
+                match self.store.lease(*address)? {
+                    None if locked.add_lease(*address, &attachment)? => {
+                        let what = format!("{}: {address}", note.holder());
+                        self.done.restored.push(("lease", what));
+                    }
+                    Some(lease) if !lease.is_of(&attachment) => {
+                        let message = format!(
+                            "its address {address} is leased to {}: delete one of the two pods",
+                            lease.holder()
+                        );
+                        self.done.problems.push(problem(note.holder(), message));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes entries that are missing.
@@ -134,12 +220,14 @@ impl<'a> Look<'a> {
     fn surroundings(&mut self) {
         for note in std::mem::take(&mut self.notes) {
             let Some(index) = index_of(&self.interfaces, &note.host_interface) else {
-                if !note.adopted && super::kernel::is_namespace(&note.netns) {
+                let is_told = note.adopted || self.misnamed.contains(&note.host_interface);
+                if !is_told && super::kernel::is_namespace(&note.netns) {
                     let message = format!(
                         "interface {} is gone while its pod is there: delete the pod, so that it is made anew",
                         note.host_interface
                     );
-                    self.done.without_interface.push(problem(note.holder(), message));
+                    let gone = ObjectError::new(Trouble::PodInterfaceGone, note.holder(), &message);
+                    self.done.without_interface.push(gone);
                 }
                 continue;
             };
@@ -148,6 +236,7 @@ impl<'a> Look<'a> {
                 name: &note.host_interface,
                 mac: mac_of(&note, index, &self.surroundings),
                 host_mac: host_mac_of(&note),
+                mtu: mtu_of(&note),
                 addresses: &note.addresses,
             };
             let has = |v4: bool| note.addresses.iter().any(|ip| ip.is_ipv4() == v4);
@@ -209,12 +298,18 @@ impl<'a> Look<'a> {
 }
 
 fn problem(object: String, message: String) -> ObjectError {
-    ObjectError { object, message }
+    ObjectError {
+        code: Trouble::PodNotWhole,
+        object,
+        message,
+    }
 }
 
-/// What stands in the tables of pods and in the directory of notes, in short: as long as it is the same, no entry was lost.
+/// What stands in the tables of pods and in the directories of leases and notes, in short: as long as it is
+/// the same, no entry and no lease was lost.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
+    leases: Option<std::time::SystemTime>,
     notes: Option<std::time::SystemTime>,
     pods: BTreeMap<IpAddr, u32>,
     links: Vec<u32>,
@@ -224,14 +319,15 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// Reads it, in a few system calls.
     pub fn read(places: &Places) -> Result<Self, PodsError> {
-        let notes = std::fs::metadata(places.lease_dir.join("millrace"));
+        let changed = |dir: &std::path::Path| std::fs::metadata(dir).and_then(|metadata| metadata.modified());
         let tables = super::kernel::Tables::open(&places.bpf_root)?;
         let entries = tables
             .map(|tables| tables.read())
             .transpose()?
             .unwrap_or_default();
         Ok(Self {
-            notes: notes.and_then(|metadata| metadata.modified()).ok(),
+            leases: changed(&places.lease_dir).ok(),
+            notes: changed(&places.lease_dir.join("millrace")).ok(),
             pods: entries
                 .pods
                 .iter()

@@ -3,21 +3,31 @@
 //! A source that cannot reach its objects goes on trying and says nothing to the next stage, since what is served stays
 //! served. Whoever asks for the agent's state must see it all the same: which kinds it cannot read, why, and since when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use super::Kind;
 
 /// The state of a running source; clones show the same one.
 #[derive(Clone, Debug)]
-pub struct StateHandle(Arc<Mutex<State>>);
+pub struct StateHandle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// An API server was found at another address.
+    moved: Notify,
+}
 
 #[derive(Debug)]
 struct State {
     origin: String,
+    servers: BTreeSet<SocketAddr>,
     requests: BTreeMap<(&'static str, Option<u16>), u64>,
     connections: [Connection; Kind::ALL.len()],
 }
@@ -37,11 +47,16 @@ enum Connection {
 impl StateHandle {
     /// A source that starts to read from `origin`, a directory or the address of an API server.
     pub(crate) fn new(origin: String) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             origin,
+            servers: BTreeSet::new(),
             requests: BTreeMap::new(),
             connections: Default::default(),
-        })))
+        };
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            moved: Notify::new(),
+        }))
     }
 
     /// Objects of this kind are being followed.
@@ -102,6 +117,26 @@ impl StateHandle {
         self.lock().origin = origin;
     }
 
+    /// API servers are reached at these addresses too. Those from before stay, since connections may hold on to them.
+    pub(super) fn add_servers(&self, found: impl IntoIterator<Item = SocketAddr>) {
+        let mut state = self.lock();
+        let before = state.servers.len();
+        state.servers.extend(found);
+        if state.servers.len() != before {
+            self.0.moved.notify_one();
+        }
+    }
+
+    /// Where API servers are reached; nowhere if objects come from a directory.
+    pub fn servers(&self) -> BTreeSet<SocketAddr> {
+        self.lock().servers.clone()
+    }
+
+    /// Waits until an API server is found at another address.
+    pub async fn moved(&self) {
+        self.0.moved.notified().await;
+    }
+
     /// Counts a request to the API server by the status of its answer, if there was one.
     pub fn count_request(&self, method: &'static str, code: Option<u16>) {
         *self.lock().requests.entry((method, code)).or_default() += 1;
@@ -118,7 +153,7 @@ impl StateHandle {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every write is one assignment or one call, so a panic elsewhere leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -88,6 +88,9 @@ pub struct Annotations {
     /// Whether connections to removed endpoints of this Service are reset: `true` or `false`.
     #[serde(rename = "millrace.dev/reset-removed-backends")]
     pub reset_removed: Option<Text>,
+    /// Whether the cluster IPs of this Service are left to sockets of the node: `true` or `false`.
+    #[serde(rename = "millrace.dev/leave-to-node")]
+    pub leave_to_node: Option<Text>,
     /// What flannel's backend on this Node tells others, as JSON.
     #[serde(rename = "flannel.alpha.coreos.com/backend-data")]
     pub flannel_backend: Option<Text>,

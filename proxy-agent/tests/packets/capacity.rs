@@ -16,14 +16,14 @@ use proxy_common::protocol;
 use serde_json::json;
 
 use super::PASS;
-use super::frame::frame;
+use super::frame::{SEQUENCE, frame};
 use super::live::{Counters, Program, open_map};
 use super::node::Node;
 
 /// Entries of `FLOWS`, each flow having two; `NEW_FLOWS` has half as many.
 const CAPACITY: u32 = 250_000;
 const FLOWS: u32 = 1_000_000;
-/// A quarter of the flows that speak each way once in so many new ones.
+/// A quarter of the flows that speak each way once in so many new ones, and all that are silent.
 const LIVE: u32 = 1000;
 const SILENCE: u32 = 20_000;
 const BACKENDS: [[u8; 4]; 2] = [[10, 244, 1, 2], [10, 244, 2, 2]];
@@ -32,6 +32,7 @@ const BACKENDS: [[u8; 4]; 2] = [[10, 244, 1, 2], [10, 244, 2, 2]];
 const SOURCE: usize = 26;
 const DESTINATION: usize = 30;
 const PORTS: usize = 34;
+const ACKNOWLEDGED: std::ops::Range<usize> = 42..46;
 const TCP_FLAGS: usize = 47;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
@@ -86,6 +87,9 @@ impl Traffic {
         request[PORTS..PORTS + 2].copy_from_slice(&port.to_be_bytes());
         if is_tcp {
             request[TCP_FLAGS] = flags;
+            // Only who has seen the SYN,ACK knows its number.
+            let number = if flags == ACK { SEQUENCE + 1 } else { 0 };
+            request[ACKNOWLEDGED].copy_from_slice(&number.to_be_bytes());
         }
         request
     }
@@ -212,6 +216,13 @@ impl Live {
 fn flows_that_speak_outlive_a_million_others_that_never_fail() {
     let mut traffic = Traffic::new();
     let before = traffic.counters.read();
+    // Connections past their handshake, which wait for the end in silence.
+    let silent: Vec<_> = (FLOWS + 8 * LIVE..).step_by(4).take(LIVE as usize).collect();
+    let mut said = Vec::new();
+    for n in &silent {
+        traffic.begin(*n);
+        said.push(traffic.speak(*n));
+    }
     let mut live = vec![Live::begin(&mut traffic, FLOWS)];
     let mut spoken = 0;
     for n in 0..FLOWS {
@@ -226,9 +237,13 @@ fn flows_that_speak_outlive_a_million_others_that_never_fail() {
             let entries = traffic.entries();
             println!("after {n} flows, gauges and entries: {entries:?}");
             for (gauge, entries) in entries {
+                assert!(entries > 0, "what is not there is not counted");
                 assert!(gauge.abs_diff(entries) * 100 <= entries, "{gauge} for {entries}");
             }
         }
+    }
+    for (n, said) in silent.iter().zip(said) {
+        assert_eq!(traffic.speak(*n), said, "the silent connection {n}");
     }
     let counts = traffic.counters.read().since(&before);
     let counted: Vec<_> = counts
@@ -236,14 +251,14 @@ fn flows_that_speak_outlive_a_million_others_that_never_fail() {
         .map(|(reason, count)| (reason, count.packets))
         .collect();
     // Each flow was new once, and the rest of its packets belonged to it.
-    let live = u64::from(4 * LIVE);
+    let (live, silent) = (u64::from(4 * LIVE), u64::from(LIVE));
     let (answered, handshakes) = (u64::from(FLOWS / 2) + live, u64::from(FLOWS / 4) + live / 2);
     assert_eq!(
         counted,
         [
-            (Reason::NewFlow, u64::from(FLOWS) + live),
-            (Reason::Established, handshakes + live + spoken),
-            (Reason::Reply, answered + live + spoken),
+            (Reason::NewFlow, u64::from(FLOWS) + live + silent),
+            (Reason::Established, handshakes + live + spoken + 3 * silent),
+            (Reason::Reply, answered + live + spoken + 3 * silent),
         ]
     );
 }

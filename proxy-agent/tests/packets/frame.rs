@@ -13,9 +13,8 @@ pub fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> V
     l4.extend(to.port().to_be_bytes());
     let checksum_at = match protocol {
         protocol::TCP => {
-            l4.extend([
-                0, 0, 0, 7, 0, 0, 0, 0, 0x60, flags, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4,
-            ]);
+            l4.extend(SEQUENCE.to_be_bytes());
+            l4.extend([0, 0, 0, 0, 0x60, flags, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4]);
             16
         }
         protocol::UDP => {
@@ -43,6 +42,21 @@ pub fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> V
         let sum = !transport_sum(&frame, l4_at, protocol);
         frame[l4_at + checksum_at..l4_at + checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
     }
+    frame
+}
+
+/// The number of the first byte that each of these frames sends by TCP.
+pub const SEQUENCE: u32 = 7;
+
+/// A TCP frame that acknowledges a SYN of [`SEQUENCE`], with a correct checksum.
+pub fn acknowledging(mut frame: Vec<u8>) -> Vec<u8> {
+    let l4 = if frame[14] >> 4 == 4 { 34 } else { 54 };
+    let number = (SEQUENCE + 1).to_be_bytes();
+    frame[l4 + 8..l4 + 12].copy_from_slice(&number);
+    let before = u16::from_be_bytes([frame[l4 + 16], frame[l4 + 17]]);
+    // The number was 0.
+    let sum = !sum(&number, u32::from(!before));
+    frame[l4 + 16..l4 + 18].copy_from_slice(&sum.to_be_bytes());
     frame
 }
 

@@ -37,17 +37,28 @@ impl Program {
     /// Runs it over a frame: the verdict, and the frame as it is then. `None` if the kernel takes no such frame: newer ones
     /// want the whole IP header in it.
     pub fn run(&mut self, frame: &[u8]) -> Option<(u32, &[u8])> {
+        self.run_noted(frame, 0).map(|(verdict, out, _)| (verdict, out))
+    }
+
+    /// The same for a frame with a note beside it, its priority; gives what is left of that, too.
+    pub fn run_noted(&mut self, frame: &[u8], note: u32) -> Option<(u32, &[u8], u32)> {
+        /// Offset in `struct __sk_buff`.
+        const PRIORITY: std::ops::Range<usize> = 32..36;
+        self.context[PRIORITY].copy_from_slice(&note.to_ne_bytes());
+        let mut left = self.context;
         self.out.resize(self.out.len().max(frame.len() + ROOM), 0);
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut self.out);
         options.ctx_in = Some(&self.context);
+        options.ctx_out = Some(&mut left);
         let result = match self.classifier.test_run(options) {
             Err(_) if frame.len() < SHORTEST_RUN => return None,
             result => result.expect("a run"),
         };
         let len = result.data_size_out as usize;
-        Some((result.return_value, &self.out[..len]))
+        let left = left[PRIORITY].try_into().expect("four bytes");
+        Some((result.return_value, &self.out[..len], u32::from_ne_bytes(left)))
     }
 }
 
@@ -67,7 +78,9 @@ pub fn open_map(datapath: &Datapath, name: &str) -> OwnedFd {
 pub fn forgive_refusals(refusals: &OwnedFd) {
     let cpus = aya::util::nr_cpus().expect("the number of CPUs");
     let none = vec![0_u8; cpus * size_of::<Refusals>()];
-    sys::map_update(refusals.as_fd(), &0_u32.to_ne_bytes(), &none).expect("to forget refusals");
+    for group in 0..Refusals::GROUPS {
+        sys::map_update(refusals.as_fd(), &group.to_ne_bytes(), &none).expect("to forget refusals");
+    }
 }
 
 /// How often each reason was counted, over all CPUs.

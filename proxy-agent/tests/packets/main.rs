@@ -10,6 +10,7 @@
 mod capacity;
 mod errors;
 mod frame;
+mod halves;
 mod live;
 mod mutated;
 mod node;
@@ -70,6 +71,7 @@ impl Bench {
             connection_share: 100,
             stream_share: 100,
             unanswered_share: 1000,
+            neighbour_share: 1000,
             ..Config::default()
         };
         config.service_range[0] = ip("10.96.0.0");

@@ -11,6 +11,9 @@ mod judge;
 mod layout;
 mod mutation;
 mod refusal;
+mod rewritten;
+mod sender;
+mod tunnel;
 mod world;
 
 use std::fmt::Write as _;
@@ -24,19 +27,38 @@ use proxy_common::maps::{Flow, FlowKey, FragmentKey, FragmentPorts, Reason};
 use self::corpus::Corpus;
 use self::judge::{Ran, check, is_outside, is_pod, judge, left_alone};
 use self::layout::{L3, Layout};
-use self::mutation::{Dice, mutated};
+use self::mutation::{Dice, by_own_pod, mutated};
+use self::tunnel::ADMITTED;
 use self::world::Frontends;
 use super::PASS;
 use super::live::{Counters, Counts, Program, forgive_refusals, open_map};
 use super::node::Node;
 
-const PROGRAMS: [&str; 6] = [
-    "from_pod",
-    "to_pod",
-    "from_uplink",
-    "to_uplink",
-    "from_host",
-    "from_loopback",
+/// A program at an interface, and the one whose rules it follows.
+struct Entry {
+    program: &'static str,
+    at: At,
+    rules: usize,
+}
+
+/// Where frames come in or go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Uplink,
+    OwnPod,
+    Tunnel,
+}
+
+const ENTRIES: [Entry; 9] = [
+    entry("from_pod", At::Uplink, FROM_POD),
+    entry("to_pod", At::Uplink, TO_POD),
+    entry("from_uplink", At::Uplink, FROM_UPLINK),
+    entry("to_uplink", At::Uplink, TO_UPLINK),
+    entry("from_host", At::Uplink, FROM_HOST),
+    entry("from_loopback", At::Uplink, FROM_LOOPBACK),
+    entry("from_own_pod", At::OwnPod, FROM_POD),
+    entry("from_uplink", At::Tunnel, FROM_UPLINK),
+    entry("to_uplink", At::Tunnel, TO_UPLINK),
 ];
 const FROM_POD: usize = 0;
 const TO_POD: usize = 1;
@@ -44,6 +66,22 @@ const FROM_UPLINK: usize = 2;
 const TO_UPLINK: usize = 3;
 const FROM_HOST: usize = 4;
 const FROM_LOOPBACK: usize = 5;
+
+const fn entry(program: &'static str, at: At, rules: usize) -> Entry {
+    Entry { program, at, rules }
+}
+
+/// What may stand beside a frame at the tunnel's device.
+const NOTES: [u32; 8] = [
+    ADMITTED,
+    ADMITTED,
+    ADMITTED,
+    ADMITTED,
+    ADMITTED,
+    0,
+    7,
+    ADMITTED ^ 1,
+];
 
 /// Where frames are addressed to.
 const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -65,7 +103,7 @@ fn setting(name: &str, default: u64) -> u64 {
 
 struct Fuzz {
     node: Node,
-    programs: [Program; 6],
+    programs: [Program; ENTRIES.len()],
     frontends: Frontends,
     fragments: HashTable<FragmentKey, FragmentPorts>,
     refusals: OwnedFd,
@@ -78,11 +116,18 @@ impl Fuzz {
     fn new() -> Self {
         let mut node = Node::new();
         node.program(&world::objects());
-        world::add_pods(&node);
+        let [pod, tunnel] = world::add_links(&node);
         let datapath = node.programmer.store();
         let mut counters = Counters::open(datapath);
         Self {
-            programs: PROGRAMS.map(|name| Program::open(datapath, name, node.uplink)),
+            programs: ENTRIES.map(|entry| {
+                let interface = match entry.at {
+                    At::Uplink => node.uplink,
+                    At::OwnPod => pod,
+                    At::Tunnel => tunnel,
+                };
+                Program::open(datapath, entry.program, interface)
+            }),
             frontends: world::frontends(),
             fragments: HashTable::new(open_map(datapath, "FRAGMENTS")).expect("fragments"),
             refusals: open_map(datapath, "REFUSALS"),
@@ -157,18 +202,22 @@ impl Fuzz {
 
     /// Runs a program over a frame and compares with what is owed. Counters are read only where the outcome does not tell
     /// what they have to say.
-    fn run(&mut self, program: usize, frame: &[u8]) -> Result<(), String> {
-        let Some((verdict, out)) = self.programs[program].run(frame) else {
+    fn run(&mut self, index: usize, frame: &[u8], note: u32) -> Result<(), String> {
+        let Entry { program, at, rules } = ENTRIES[index];
+        let Some((verdict, out, left)) = self.programs[index].run_noted(frame, note) else {
             return Ok(());
         };
         let ran = Ran {
-            program,
+            program: rules,
+            at,
             frame,
             verdict,
             out,
+            note,
+            left,
         };
-        let leaves = program == TO_UPLINK && verdict == PASS && out == frame;
-        let outcome = match left_alone(&ran) {
+        let leaves = rules == TO_UPLINK && verdict == PASS && out == frame;
+        let outcome = match left_alone(&self.frontends, &ran) {
             Some(Reason::NotOurs) => judge(&self.frontends, &ran, None),
             Some(reason) => {
                 self.expected.add(reason, 0);
@@ -191,8 +240,7 @@ impl Fuzz {
         let outcome = outcome.map_err(|error| {
             let (frame, out) = (hex(frame), hex(out));
             format!(
-                "{}: {error}; verdict {verdict}\n  in  {frame}\n  out {out}",
-                PROGRAMS[program]
+                "{program} at {at:?} with {note:x}: {error}; verdict {verdict}\n  in  {frame}\n  out {out}"
             )
         });
         outcome?;
@@ -216,7 +264,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// What no run may leave out.
-const USUAL: [Reason; 24] = [
+const USUAL: [Reason; 28] = [
     Reason::NotBalanced,
     Reason::Malformed,
     Reason::Fragment,
@@ -241,6 +289,10 @@ const USUAL: [Reason; 24] = [
     Reason::NotMasqueraded,
     Reason::MappedAddress,
     Reason::LoopbackDestination,
+    Reason::SpoofedSource,
+    Reason::TunnelPort,
+    Reason::TunnelSource,
+    Reason::ReversePath,
 ];
 
 #[test]
@@ -261,12 +313,20 @@ fn mutated_frames_get_stated_verdicts_and_are_never_half_rewritten() {
         if index % FORGIVE == 0 {
             forgive_refusals(&fuzz.refusals);
         }
-        let frame = mutated(&mut Dice::new(seed, index), &corpus);
-        for program in 0..PROGRAMS.len() {
-            if program == TO_UPLINK && fuzz.is_translated_before(&frame) {
+        let mut dice = Dice::new(seed, index);
+        let frame = mutated(&mut dice, &corpus);
+        let sent = by_own_pod(&mut dice, &frame, &corpus);
+        let note = dice.of(&NOTES);
+        for (number, entry) in ENTRIES.iter().enumerate() {
+            if entry.rules == TO_UPLINK && fuzz.is_translated_before(&frame) {
                 continue;
             }
-            if let Err(error) = fuzz.run(program, &frame) {
+            let (frame, note) = match (entry.at, entry.rules) {
+                (At::OwnPod, _) => (&sent, 0),
+                (At::Tunnel, FROM_UPLINK) => (&frame, note),
+                _ => (&frame, 0),
+            };
+            if let Err(error) = fuzz.run(number, frame, note) {
                 let round = index - index % ROUND;
                 wrong.push(format!(
                     "frame {index} of seed {seed}, in the round from {round}, {error}"

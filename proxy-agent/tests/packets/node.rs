@@ -80,6 +80,7 @@ impl Node {
             connection_share: flows / 8,
             stream_share: flows / 32,
             unanswered_share: 1000,
+            neighbour_share: 1000,
             flags: ConfigFlags::STRAY_ADDRESSES,
             ..Config::default()
         };

@@ -20,7 +20,8 @@ const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
-fn ip(line: &str) {
+/// Runs `ip` in the node's namespace.
+pub fn ip(line: &str) {
     let output = Command::new("ip").args(line.split(' ')).output().expect("ip");
     assert!(output.status.success(), "ip {line}: {output:?}");
 }

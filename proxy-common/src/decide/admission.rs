@@ -110,17 +110,21 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
     if is_forged(tables, config, work, entry) {
         return Reason::ForgedSource;
     }
+    if !headers.is_unwalked(reason) {
+        return reason;
+    }
     // The port may stand behind what was not read.
-    if config.tunnel_port.raw() != 0
-        && headers.is_unwalked(reason)
-        && tunnel::is_heard(tables, config, &headers.dst)
-    {
+    if config.tunnel_port.raw() != 0 && tunnel::is_heard(tables, config, &headers.dst) {
         return match entry {
             Entry::Pod => Reason::TunnelPort,
             _ => Reason::TunnelSource,
         };
     }
-    reason
+    match entry {
+        // So may an ICMP error about a packet of others.
+        Entry::Pod => Reason::ForgedSource,
+        _ => reason,
+    }
 }
 
 /// Whether a packet that comes from elsewhere goes to a loopback address (RFC 1122 §3.2.1.3). The stack would
@@ -153,6 +157,7 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
                     let known = tables.address(source);
                     known.is_node() || known.is_virtual_only()
                 }
+                || is_local_by_route(tables, config, source)
         }
         Entry::Uplink => {
             if !source.is_one_host()
@@ -173,6 +178,9 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
             {
                 return true;
             }
+            if is_local_by_route(tables, config, source) {
+                return true;
+            }
             if !config.has(ConfigFlags::STRAY_ADDRESSES | ConfigFlags::MORE_NODE_ADDRESSES) {
                 return false;
             }
@@ -181,6 +189,12 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
         }
         Entry::Host | Entry::Loopback | Entry::Egress => false,
     }
+}
+
+/// Whether an address is local to the node by a route, as `ip route add local` makes it.
+#[inline(always)]
+pub fn is_local_by_route<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+    config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL)
 }
 
 /// Whether a packet that begins a flow comes from where its replies would not lead back, in ways that only the first packet
@@ -314,6 +328,23 @@ mod tests {
         ] {
             assert!(!forged(Entry::Uplink, source), "{source}");
         }
+        let mut by_route = Fake::node();
+        by_route.config.flags |= ConfigFlags::LOCAL_RANGES;
+        by_route
+            .ranges
+            .insert(ip("198.51.100.7"), RangeFlags(RangeFlags::LOCAL));
+        for (source, is_refused) in [("198.51.100.7", true), ("198.51.100.8", false)] {
+            let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
+            assert_eq!(
+                is_forged(&by_route, &by_route.config, &work, Entry::Uplink),
+                is_refused
+            );
+            work.arrived_by = 5;
+            assert_eq!(
+                is_forged(&by_route, &by_route.config, &work, Entry::Host),
+                is_refused
+            );
+        }
         assert!(forged(Entry::Pod, "10.96.3.4") && !forged(Entry::Pod, "10.244.1.7"));
         assert!(forged(Entry::Pod, "203.0.113.10"), "a pod of another plugin");
         // By an interface without programs.
@@ -411,7 +442,12 @@ mod tests {
         fake.config.tunnel_port = crate::Port::new(8472);
         assert_eq!(chain(&fake, Entry::Uplink, reason), Reason::TunnelSource);
         assert_eq!(chain(&fake, Entry::Pod, Reason::Malformed), Reason::TunnelPort);
-        let by_node = of(&fake, options, "2001:db8::1", "2001:db8::2", Entry::Pod, reason);
-        assert_eq!(by_node, reason, "to a host that is no node");
+        let elsewhere = |protocol| of(&fake, protocol, "2001:db8::1", "2001:db8::2", Entry::Pod, reason);
+        assert_eq!(
+            elsewhere(options),
+            Reason::ForgedSource,
+            "an ICMP error of others perhaps"
+        );
+        assert_eq!(elsewhere(gre), reason);
     }
 }

@@ -30,7 +30,10 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     if !tables.flow(&work.key, &mut work.flow) {
         return false;
     }
-    let is_over = work.flow.state().has(FlowState::CLOSED) && work.flow.is_reply != 0;
+    let state = work.flow.state();
+    // What replies to a SYN that came after a RST belongs to this flow.
+    let is_over = work.flow.is_reply != 0
+        && (state.is_over() || (state.has(FlowState::RESET) && !state.has(FlowState::SYN_AFTER_RESET)));
     if is_expired(config, &work.flow, work.key.protocol, tables.now())
         || (is_over && work.headers.is_opening_answer())
     {
@@ -80,18 +83,15 @@ pub fn client_of<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Ip {
 /// Takes note of a packet of a known flow.
 #[inline(always)]
 pub fn advance<T: Tables>(tables: &T, work: &mut Work) {
-    work.unsettled = 0;
-    note(tables, work);
+    work.unsettled = tables.note(work);
     if work.unsettled != 0 {
         tables.settle(work);
     }
 }
 
-/// Writes the packet into the flow's entries. What is left to [`settle`] stands in [`Work::unsettled`].
-// A function of its own for the kernel: inlined wherever it is needed, its copies would not fit on a program's stack.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-#[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn note<T: Tables>(tables: &T, work: &mut Work) {
+/// Writes the packet into the flow's entries; gives what is left to [`settle`], see [`Work::unsettled`].
+#[inline(always)]
+pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     let now = tables.now();
     let is_later = work.flow.seen != now;
     let Work {
@@ -100,20 +100,24 @@ fn note<T: Tables>(tables: &T, work: &mut Work) {
         flow,
         reply_key,
         reply,
-        unsettled,
         ..
     } = work;
     let old = flow.state;
     let new = next(flow, headers, is_later);
     let is_confirmed = FlowState(new).has(FlowState::CONFIRMED);
     let mut sequence = flow.sequence;
-    if headers.is_opening_answer() && flow.is_reply != 0 && !is_confirmed {
+    let is_opening_reply = headers.is_opening_answer() && flow.is_reply != 0 && !is_confirmed;
+    if is_opening_reply {
         sequence = headers.sequence.wrapping_add(1);
     }
-    if new == old && !is_later && sequence == flow.sequence {
-        return;
+    // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that.
+    let is_repeated = is_opening_reply && FlowState(old).has(FlowState::ANSWERED);
+    if new == old && (!is_later || is_repeated) && sequence == flow.sequence {
+        return 0;
     }
-    flow.seen = now;
+    if !is_repeated {
+        flow.seen = now;
+    }
     flow.state = new;
     flow.sequence = sequence;
     flow.reply_into(key, reply_key, reply);
@@ -126,22 +130,22 @@ fn note<T: Tables>(tables: &T, work: &mut Work) {
         if is_confirmed && moves && acknowledges {
             flow.sequence = headers.sequence;
         }
-        *unsettled = u32::from(old) | Work::MOVES;
-        return;
+        return u32::from(old) | Work::MOVES;
     }
     // The same for both entries, but for the sequence; one that was lost meanwhile is written again.
     let noted = reply.sequence;
-    if !tables.touch_flow(key, now, new, 0) {
+    if !tables.touch_flow(key, flow.seen, new, 0) {
         tables.replace_flow(key, flow);
     }
-    if !tables.touch_flow(reply_key, now, new, noted) {
+    if !tables.touch_flow(reply_key, flow.seen, new, noted) {
         tables.replace_flow(reply_key, reply);
     }
     // An exchange of datagrams keeps its port for some seconds, so it goes on counting.
     if (new & !old) & FlowState::ANSWERED != 0 && headers.has_connections() && !reply.src.same(&reply_key.src)
     {
-        *unsettled = Work::ANSWERED;
+        return Work::ANSWERED;
     }
+    0
 }
 
 /// Does what [`advance`] has left: moves a flow to the table of its state, or notes that its client has a reply.
@@ -210,11 +214,7 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     }
     let acknowledges = headers.detail & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK;
     if FlowState(old).has(FlowState::CLOSED) {
-        if FlowState(old).has(FlowState::RESET) && acknowledges && headers.detail & TCP_FIN == 0 {
-            return (old & !(FlowState::CLOSED | FlowState::RESET | FlowState::EVICTABLE))
-                | FlowState::CONFIRMED;
-        }
-        return old;
+        return next_of_closed(old, headers, is_reply);
     }
     if headers.detail & TCP_RST != 0 {
         if !FlowState(old).has(FlowState::CONFIRMED) {
@@ -252,6 +252,29 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
         new |= FlowState::CONFIRMED;
     }
     new
+}
+
+/// The state of a connection that is closed. A RST may be forged, and a SYN behind it as well: neither ends
+/// the
+/// flow. What acknowledges something opens it again. The backend's SYN,ACK begins it anew, if a SYN came
+/// before.
+#[inline(always)]
+const fn next_of_closed(old: u8, headers: &Headers, is_reply: bool) -> u8 {
+    if !FlowState(old).has(FlowState::RESET) {
+        return old;
+    }
+    let flags = headers.detail & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN);
+    if flags == TCP_ACK {
+        let ended = FlowState::CLOSED | FlowState::RESET | FlowState::SYN_AFTER_RESET | FlowState::EVICTABLE;
+        return (old & !ended) | FlowState::CONFIRMED;
+    }
+    if flags == TCP_SYN && !is_reply {
+        return old | FlowState::SYN_AFTER_RESET;
+    }
+    if flags == TCP_SYN | TCP_ACK && is_reply && FlowState(old).has(FlowState::SYN_AFTER_RESET) {
+        return FlowState::ANSWERED;
+    }
+    old
 }
 
 /// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its
@@ -370,6 +393,22 @@ mod tests {
             let state = state_after(&[&reset[..], &[follows]].concat(), protocol::TCP);
             assert!(state.has(FlowState::CLOSED), "{follows:?}");
         }
+    }
+
+    #[test]
+    fn a_handshake_behind_a_rst_ends_a_connection_only_if_the_backend_takes_part() {
+        let (syn, syn_ack, ack) = ((false, TCP_SYN), (true, TCP_SYN | TCP_ACK), (false, TCP_ACK));
+        let reset = [syn, syn_ack, ack, (true, TCP_RST), syn];
+        let state = |more: &[(bool, u8)]| state_after(&[&reset[..], more].concat(), protocol::TCP);
+        assert!(state(&[]).has(FlowState::RESET) && !state(&[]).is_over());
+        // The SYN was forged: the backend sends its last acknowledgement (RFC 5961 §4).
+        assert!(state(&[(true, TCP_ACK)]).is_protected());
+        let begun = state(&[syn_ack]);
+        assert_eq!(begun.lifetime(protocol::TCP), Lifetime::Opening);
+        assert!(state(&[syn_ack, ack]).is_protected());
+        // A further RST counts again.
+        let again = state(&[(true, TCP_ACK), (true, TCP_RST), syn_ack]);
+        assert!(again.has(FlowState::RESET) && !again.has(FlowState::SYN_AFTER_RESET));
     }
 
     #[test]

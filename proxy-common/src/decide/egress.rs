@@ -13,7 +13,6 @@
 
 use super::conntrack::{advance, find, forget};
 use super::decision::{Decision, Entry};
-use super::packet::is_error_of_a_flow;
 use super::select::Selected;
 use super::translate::begin;
 use super::{Tables, Work, fragment, local_socket};
@@ -44,7 +43,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     let Some(config) = tables.config() else {
         return PASS;
     };
-    if is_error_of_a_flow(tables, work, packet) {
+    if work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet) {
         return Decision::TranslateError;
     }
     fragment::complete(tables, work);

@@ -85,7 +85,7 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
 /// begins anew.
 #[inline(always)]
 fn go_on_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
-    if work.headers.is_opening() && work.flow.state().has(FlowState::CLOSED) {
+    if work.headers.is_opening() && work.flow.state().is_over() {
         forget(tables, work);
         tables.note_direct(config, work);
     } else {

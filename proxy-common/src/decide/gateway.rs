@@ -7,10 +7,20 @@
 //! gateway's address, which is link-local, and the stack answers.) The node learns nothing from what was asked.
 
 use super::Tables;
+use crate::Ip;
 use crate::packet::{ETHERNET_LEN, Packet, ether_type};
 
 /// The way out of every pod, in IPv4.
 pub const ADDRESS: [u8; 4] = [169, 254, 1, 1];
+/// The way out of every pod, in IPv6: `fe80::1`.
+pub const ADDRESS_V6: [u16; 8] = [0xfe80, 0, 0, 0, 0, 0, 0, 1];
+
+/// Whether an address is [`ADDRESS_V6`].
+#[inline(always)]
+pub const fn is_address_v6(address: &Ip) -> bool {
+    let words = address.v6_words();
+    words[0] == 0xfe80_0000_u32.to_be() && words[1] | words[2] == 0 && words[3] == 1_u32.to_be()
+}
 
 /// An ARP packet that is about IPv4 addresses on Ethernet (RFC 826).
 #[repr(C)]

@@ -4,11 +4,10 @@
 //! services come before either. What was found stands in for a selected backend, and everything that follows is a flow
 //! like any other: the client keeps its address, since the pod is here and its answers pass by.
 
+use super::admission::is_local_by_route;
 use super::select::Selected;
 use super::{Tables, Work};
-use crate::maps::{
-    Config, ConfigFlags, Flow, FrontendFlags, FrontendKind, HostPort, HostPortKey, InUse, RangeFlags,
-};
+use crate::maps::{Config, ConfigFlags, Flow, FrontendFlags, FrontendKind, HostPort, HostPortKey, InUse};
 use crate::{Ip, Port};
 
 /// Finds where a port at an address leads to. An address of the loopback counts as the node's: who may mean that is for the
@@ -29,7 +28,7 @@ pub fn find<T: Tables>(
     let is_node = config.is_node_address(address)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(address).is_node())
         || address.is_loopback()
-        || (config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL));
+        || is_local_by_route(tables, config, address);
     if !is_node {
         return None;
     }

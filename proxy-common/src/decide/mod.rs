@@ -3,7 +3,7 @@
 //! [`Tables`] is everything a decision may ask. One module holds each decision:
 //!
 //! - [`admission`]: who may come by an entry; [`tunnel`]: by the port of the nodes' tunnel; [`sender`]: out
-//!   of a pod.
+//!   of a pod, [`offload`]: with a checksum that the NIC writes.
 //! - [`packet`]: packets that enter the node's part of the network, `elsewhere` those to no frontend;
 //!   [`egress`]: packets that leave it.
 //! - [`socket`]: the socket hooks.
@@ -28,6 +28,7 @@ pub mod limit;
 pub mod local;
 mod local_socket;
 pub mod neighbour;
+pub mod offload;
 pub mod packet;
 mod related;
 pub mod select;
@@ -139,6 +140,21 @@ pub trait Tables {
     {
         admission::admit(self, config, packet, work, entry)
     }
+    /// Writes a packet into its flow's entries; see [`conntrack::note`]. As above.
+    fn note(&self, work: &mut Work) -> u32
+    where
+        Self: Sized,
+    {
+        conntrack::note(self, work)
+    }
+    /// Whether an ICMP error is about a flow that is translated here; see [`packet::is_error_of_a_flow`]. As
+    /// above.
+    fn is_error_of_a_flow<P: Packet + ?Sized>(&self, work: &mut Work, packet: &P) -> bool
+    where
+        Self: Sized,
+    {
+        packet::is_error_of_a_flow(self, work, packet)
+    }
     /// Whether a flow to the backend that was selected may begin; see [`packet::may_begin`]. As above.
     fn may_begin(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
     where
@@ -224,6 +240,10 @@ pub struct Work {
     pub carried: Headers,
     /// The source that such an error gets.
     pub error_source: Ip,
+    /// The next hop that the routing table named, as words of an address of `next_hop_family`.
+    pub next_hop: [u32; 4],
+    /// `AF_INET` or `AF_INET6`; not always the packet's family (RFC 8950).
+    pub next_hop_family: u32,
     /// The size of the link that the packet turned out to be too big for.
     pub mtu: u32,
     /// Room for whoever acts on the decision, to sum up a checksum.
@@ -280,6 +300,8 @@ impl Work {
             flow: Flow::EMPTY,
             carried: headers,
             error_source: Ip::UNSPECIFIED,
+            next_hop: [0; 4],
+            next_hop_family: 0,
             mtu: 0,
             scratch: [0; SCRATCH_WORDS],
             receiver: Pod::EMPTY,

@@ -5,10 +5,12 @@
 //! nor other nodes. So a pod has a share: few packets in a tick may go to neighbours that the node does not
 //! know. What goes to known ones is not counted.
 //!
-//! Only hosts in subnets of the node are asked for. Others are reached by a gateway; pods have fixed entries.
+//! Only hosts in subnets of the node are asked for, and link-local ones of IPv6. Others are reached by a
+//! gateway;
+//! pods have fixed entries.
 //! Other nodes are few, and known.
 
-use super::{Tables, Work};
+use super::{Tables, Work, gateway};
 use crate::maps::Deliver;
 
 /// Whether a packet of a pod that goes on through the stack, as it is or translated, may go to the neighbour it
@@ -31,6 +33,12 @@ pub fn may_resolve<T: Tables>(tables: &T, work: &Work, is_translated: bool) -> b
     } else {
         &work.headers.dst
     };
+    // The kernel forwards these out of the interface that they came by, where only the pod and the gateway
+    // are. A
+    // route look-up does not tell whether it knows the neighbour, since each interface has such a route.
+    if !to.is_v4() && to.is_link_local() {
+        return gateway::is_address_v6(to) || tables.note_neighbour(config, work.interface);
+    }
     !config.is_on_link(to)
         || config.is_node_address(to)
         || tables.address(to).is_peer()
@@ -87,6 +95,13 @@ mod tests {
         assert!(may_send(&fake, 7, "192.168.50.12"), "another node");
         assert!(may_send(&fake, 7, "172.31.0.5"), "by a gateway");
         assert_eq!(went(8), 4, "another pod");
+        let link_local = (1..30).filter(|last| may_send(&fake, 9, &format!("fe80::{last}")));
+        assert_eq!(
+            link_local.count(),
+            5,
+            "at the pod's own interface, and the gateway"
+        );
+        assert!(may_send(&fake, 9, "fe80::1"), "the gateway");
         fake.pass_ticks(1);
         assert_eq!(went(7), 2, "half of them are forgotten");
     }

@@ -39,21 +39,29 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         return Decision::Pass(Reason::NotOurs);
     };
     if let Some(reason) = tables.admit(config, packet, work, entry) {
-        return if reason.is_drop() {
-            Decision::Drop(reason)
-        } else {
-            Decision::Pass(reason)
-        };
+        if reason.is_drop() {
+            return Decision::Drop(reason);
+        }
+        // The stack takes what a frame to a group carries.
+        if work.headers.is_icmp_error() {
+            tables.is_error_of_a_flow(work, packet);
+            if let Some(refused) = refused_error(tables, config, work, entry) {
+                return Decision::Drop(refused);
+            }
+        }
+        return Decision::Pass(reason);
     }
     if admission::is_against_route(tables, config, work, entry) {
         return Decision::Drop(Reason::ReversePath);
     }
-    if is_error_of_a_flow(tables, work, packet) && !is_for_later(&work.flow, &work.reply_key, entry) {
-        return if matches!(entry, Entry::Pod) && !may_report(tables, work) {
-            Decision::Drop(Reason::ForgedSource)
-        } else {
-            Decision::TranslateError
-        };
+    let is_of_a_flow = work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet);
+    if work.headers.is_icmp_error() {
+        if let Some(reason) = refused_error(tables, config, work, entry) {
+            return Decision::Drop(reason);
+        }
+        if is_of_a_flow && !is_for_later(&work.flow, &work.reply_key, entry) {
+            return Decision::TranslateError;
+        }
     }
     fragment::complete(tables, work);
     // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
@@ -92,6 +100,10 @@ pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
         return Err(Reason::ReversePath);
     }
     let backend = &work.selected.backend;
+    // The agent refuses such endpoints; with `route_localnet` the stack would take one for the node's own.
+    if backend.address.is_loopback() {
+        return Err(Reason::LoopbackDestination);
+    }
     if tunnel::is_end(
         tables,
         config,
@@ -126,7 +138,7 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if is_error_of_a_flow(tables, work, packet) {
+    if work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet) {
         return Decision::TranslateError;
     }
     fragment::complete(tables, work);
@@ -154,19 +166,13 @@ pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work) -
     is_answer
 }
 
-// A function of its own for the kernel, whose stack does not add to that of the stages.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-#[cfg_attr(not(target_arch = "bpf"), inline(always))]
-pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
-    tables: &T,
-    work: &mut Work,
-    packet: &P,
-) -> bool {
-    if !work.headers.is_icmp_error() {
-        return false;
-    }
-    // What is known of the flow after this is of this packet.
+/// Whether an ICMP error is about a flow that is translated here.
+#[inline(always)]
+pub fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> bool {
+    // What is known of the flow and of the packet in the error after this is of this packet.
     work.flow.backend = 0;
+    work.carried.src = Ip::UNSPECIFIED;
+    work.carried.dst = Ip::UNSPECIFIED;
     if work.headers.is_fragment {
         return false;
     }
@@ -175,8 +181,20 @@ pub(super) fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
         && work.flow.backend != Flow::DIRECT
 }
 
-/// Whether a pod may send the ICMP error: one about a packet to itself. A pod that the operator lets send from
-/// any address may be a router, and one of another plugin is that plugin's business.
+/// Why an ICMP error is dropped, whether it is about a flow that is known here or not: the stack that
+/// receives it acts upon it. [`is_error_of_a_flow`] comes before, which reads what the error carries.
+#[inline(always)]
+fn refused_error<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Option<Reason> {
+    match entry {
+        Entry::Pod => (!may_report(tables, work)).then_some(Reason::ForgedSource),
+        Entry::Uplink => tunnel::is_error(tables, config, work).then_some(Reason::TunnelSource),
+        _ => None,
+    }
+}
+
+/// Whether a pod may send the ICMP error: one about a packet to itself, in one piece. A pod that the
+/// operator lets send from any address may be a router, and one of another plugin is that plugin's
+/// business.
 #[inline(always)]
 fn may_report<T: Tables>(tables: &T, work: &Work) -> bool {
     work.headers.src.same(&work.carried.dst)
@@ -195,7 +213,7 @@ fn to_frontend<T: Tables>(
     mut key: FrontendKey,
     mut frontend: Frontend,
 ) -> Result<Reason, Decision> {
-    let reason = match established(tables, config, work, &frontend) {
+    let reason = match established(tables, config, work, entry, &frontend) {
         // A connection outlives it that its peer's address became a service's.
         Ok(()) if is_for_later(&work.flow, &work.key, entry) => return Err(Decision::Pass(Reason::NotOurs)),
         Ok(()) if work.flow.is_reply != 0 => return Err(Decision::Translate(Reason::Reply)),
@@ -267,7 +285,7 @@ fn to_host_port<T: Tables>(
     }
     let is_current = work.flow.backend == work.selected.id
         && work.flow.generation == work.selected.backend.generation
-        && !(opens && work.flow.state().has(FlowState::CLOSED));
+        && !(opens && is_over(work.flow.state(), entry));
     if !is_current && (opens || !work.headers.has_connections()) {
         forget(tables, work);
         return Ok(Reason::Moved);
@@ -300,6 +318,14 @@ fn is_outside<T: Tables>(tables: &T, entry: Entry, client: &Ip) -> bool {
     }
 }
 
+/// Whether a SYN by `entry` begins a new connection in place of the flow. From outside both the RST before
+/// it and
+/// the SYN may be forged.
+#[inline(always)]
+const fn is_over(state: FlowState, entry: Entry) -> bool {
+    state.is_over() || (state.has(FlowState::CLOSED) && !matches!(entry, Entry::Uplink))
+}
+
 /// Finds the live entry of a packet to a frontend; else says why the flow needs a new one, or why it ends.
 ///
 /// An established connection stays where it is whatever becomes of its backend: it goes on if the endpoint still
@@ -310,6 +336,7 @@ fn established<T: Tables>(
     tables: &T,
     config: &Config,
     work: &mut Work,
+    entry: Entry,
     frontend: &Frontend,
 ) -> Result<(), Reason> {
     if !find(tables, config, work) {
@@ -331,8 +358,8 @@ fn established<T: Tables>(
                 if opens {
                     // A SYN within a connection may be forged; its backend says what it is (RFC 5961 §4).
                     let state = work.flow.state();
-                    !state.has(FlowState::CLOSED)
-                        && (backend.is_active() || (state.has(FlowState::CONFIRMED) && backend.is_alive()))
+                    let was_confirmed = state.has(FlowState::CONFIRMED | FlowState::RESET);
+                    !is_over(state, entry) && (backend.is_active() || (was_confirmed && backend.is_alive()))
                 } else {
                     backend.is_alive()
                 }

@@ -5,7 +5,8 @@
 use super::select::{Selected, select};
 use super::{Tables, host_port};
 use crate::maps::{
-    Backend, Config, Direction, FlowKey, Frontend, FrontendFlags, FrontendKey, Reason, SocketKey, SocketPeer,
+    Backend, Config, ConfigFlags, Direction, FlowKey, Frontend, FrontendFlags, FrontendKey, Reason,
+    SocketKey, SocketPeer,
 };
 use crate::{Ip, Port, protocol};
 
@@ -53,6 +54,10 @@ fn client<T: Tables>(
     } else {
         Ip::UNSPECIFIED
     };
+    // A hook gives a pod's socket another peer, and no other source.
+    if !is_node && config.has(ConfigFlags::MASQUERADE_ALL) {
+        return Err(Reason::NotOurs);
+    }
     let flags = frontend.flags();
     if flags.has(FrontendFlags::AFFINITY | FrontendFlags::SOURCE_RANGES) {
         if !is_node {

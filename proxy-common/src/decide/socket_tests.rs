@@ -4,7 +4,7 @@ use super::Work;
 use super::packet::{Decision, Entry, entering};
 use super::socket::{self as decide, Owner, Sender, SocketDecision, may_bind, receive};
 use super::testing::{Fake, ip, packet};
-use crate::maps::{BackendState, FrontendFlags, FrontendKind, Reason};
+use crate::maps::{BackendState, ConfigFlags, FrontendFlags, FrontendKind, Reason};
 use crate::{Ip, Port, protocol};
 
 const VIP: &str = "10.96.0.1";
@@ -142,6 +142,15 @@ fn what_depends_on_a_pods_address_is_left_to_the_packet_path() {
             assert_eq!(backend(connect(&fake, ip(VIP), Port::new(80), protocol::TCP)), 0);
         }
     }
+}
+
+#[test]
+fn where_all_is_masqueraded_pods_are_left_to_the_packet_path() {
+    let mut fake = Fake::node();
+    fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
+    fake.config.flags |= ConfigFlags::MASQUERADE_ALL;
+    assert_eq!(connect_of_pod(&fake, VIP), SocketDecision::Leave(Reason::NotOurs));
+    assert_eq!(backend(connect(&fake, ip(VIP), Port::new(80), protocol::TCP)), 0);
 }
 
 #[test]

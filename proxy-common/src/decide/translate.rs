@@ -25,7 +25,7 @@ use super::decision::{Decision, Entry};
 use super::{Tables, Work};
 use crate::flow_hash::{flow_hash, pick};
 use crate::maps::{
-    Config, ConfigFlags, Deliver, Direction, FlowState, FrontendFlags, RangeFlags, Reason, SocketKey,
+    Config, ConfigFlags, Deliver, Direction, Flow, FlowState, FrontendFlags, RangeFlags, Reason, SocketKey,
 };
 use crate::{Ip, Port};
 
@@ -146,6 +146,7 @@ fn choose_source<T: Tables>(
         if !to_node {
             flow.deliver = Deliver::Route as u8;
             flow.reply_deliver = Deliver::Loopback as u8;
+            return !follow_way(tables, config, flow, out);
         }
         return true;
     }
@@ -156,6 +157,8 @@ fn choose_source<T: Tables>(
         if to_node {
             flow.src = headers.dst;
             flow.deliver = Deliver::Host as u8;
+        } else if follow_way(tables, config, flow, out) {
+            return false;
         }
         // The socket may be in a conversation with this backend already, by its hooks, which no entry tells of.
         let peer = SocketKey::new(work.socket, flow.dst, flow.dport, Direction::FromBackend);
@@ -182,6 +185,21 @@ fn choose_source<T: Tables>(
     }
     flow.src = address_towards(tables, config, &flow.dst, out);
     false
+}
+
+/// Gives a flow of the node itself the node's address for its way out, if it has the primary one: the kernel chose that
+/// one by the route to services, before the backend was known. True if the source changes.
+#[inline(always)]
+fn follow_way<T: Tables>(tables: &T, config: &Config, flow: &mut Flow, out: u32) -> bool {
+    if !config.is_node_address(&flow.src) {
+        return false;
+    }
+    let own = address_towards(tables, config, &flow.dst, out);
+    if own.same(&flow.src) {
+        return false;
+    }
+    flow.src = own;
+    true
 }
 
 /// The node's address for what is masqueraded and goes to `to`, by the interface `out`.

@@ -11,11 +11,12 @@
 //! for and removes. That holds where programs watch all interfaces that others can send by
 //! ([`ConfigFlags::TUNNEL_SEALED`]).
 
-use super::Tables;
+use super::admission::is_local_by_route;
 use super::decision::Entry;
+use super::{Tables, Work};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, RangeFlags, Reason};
-use crate::packet::{Headers, Ipv4Header, Ipv6Header, Packet, ether_type};
+use crate::packet::{Headers, Ipv4Header, Ipv6Header, Packet, ether_type, is_extension};
 use crate::{Port, protocol};
 
 const UDP_HEADER: u32 = 8;
@@ -63,7 +64,7 @@ fn is_shared<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
         || !address.is_one_host()
         || (!address.is_v4() && address.is_link_local())
         || config.is_broadcast(address)
-        || (config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL))
+        || is_local_by_route(tables, config, address)
 }
 
 /// Whether an end of a flow may be a node's tunnel, where no pod and no service may lead. Another node's
@@ -114,6 +115,28 @@ fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> boo
     config.is_node_address(&headers.dst)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(&headers.dst).is_node())
         || is_shared(tables, config, &headers.dst)
+}
+
+/// Whether an ICMP error by an uplink is about what this node's tunnel sends to another node, or may be.
+/// The kernel would lower the path MTU of all pods' traffic to that node, and cut it into fragments, which
+/// no tunnel takes. The MTU of pods follows from that of the uplinks, so such an error tells nothing.
+///
+/// The kernel looks behind extension headers, and at the port of a fragment.
+#[inline(always)]
+pub fn is_error<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
+    let (headers, carried) = (&work.headers, &work.carried);
+    if config.tunnel_port.raw() == 0 {
+        return false;
+    }
+    if headers.is_fragment {
+        return is_heard(tables, config, &headers.dst);
+    }
+    let is_to_port = if carried.has_ports {
+        carried.protocol == protocol::UDP && is_port(config, carried.dport)
+    } else {
+        carried.protocol == protocol::UDP || (!headers.src.is_v4() && is_extension(carried.protocol))
+    };
+    is_to_port && is_node(tables, config, &carried.src) && tables.address(&carried.dst).is_peer()
 }
 
 /// Whether what comes out of the tunnel's device was admitted by an uplink. `note` stands beside the packet.

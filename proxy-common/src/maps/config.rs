@@ -15,6 +15,9 @@ pub const MAX_ON_LINK_RANGES: usize = 8;
 /// How many interfaces with strict reverse-path filtering there may be.
 pub const MAX_STRICT_INTERFACES: usize = 8;
 
+/// How many uplinks without Ethernet header there may be.
+pub const MAX_HEADERLESS: usize = 8;
+
 /// How many uplinks there may be where the node has other addresses than its primary ones.
 pub const MAX_UPLINKS: usize = 16;
 
@@ -157,9 +160,11 @@ pub struct Config {
     pub on_link_mask: [Ip; MAX_ON_LINK_RANGES],
     /// Uplinks where the node has other addresses than [`Self::node_v4`] and [`Self::node_v6`].
     pub uplinks: [UplinkAddresses; MAX_UPLINKS],
+    /// Uplinks whose packets have no Ethernet header, such as `WireGuard`; 0 ends the list.
+    pub headerless: [u32; MAX_HEADERLESS],
 }
 
-const _: () = assert!(size_of::<Config>() == 1152);
+const _: () = assert!(size_of::<Config>() == 1184);
 
 /// Whether `address` lies in one of the ranges; an unspecified mask ends the list.
 #[inline(always)]
@@ -223,6 +228,19 @@ impl Config {
                 || self.broadcasts[1] == word
                 || self.broadcasts[2] == word
                 || self.broadcasts[3] == word)
+    }
+
+    /// Whether packets on an interface have no Ethernet header.
+    #[inline(always)]
+    pub const fn is_headerless(&self, interface: u32) -> bool {
+        let mut index = 0;
+        while index < MAX_HEADERLESS && self.headerless[index] != 0 {
+            if self.headerless[index] == interface {
+                return true;
+            }
+            index += 1;
+        }
+        false
     }
 
     /// Whether an interface has strict reverse-path filtering.

@@ -145,11 +145,19 @@ impl FlowState {
     pub const RESET: u8 = 32;
     /// The entries lie in `NEW_FLOWS` although the flow is confirmed: its client's share is used up, or the table is full.
     pub const EVICTABLE: u8 = 64;
+    /// After the RST, the client has sent a SYN.
+    pub const SYN_AFTER_RESET: u8 = 128;
 
     /// Whether a bit is set.
     #[inline(always)]
     pub const fn has(self, bit: u8) -> bool {
         self.0 & bit != 0
+    }
+
+    /// Whether the connection is over for sure: a RST alone may be forged.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        self.0 & (Self::CLOSED | Self::RESET) == Self::CLOSED
     }
 
     /// Whether the entries lie in a table that evicts nothing, `FLOWS` or `STREAMS`.

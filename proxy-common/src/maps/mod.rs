@@ -26,7 +26,7 @@
 //! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, two fields by packet programs | packet programs, socket hooks |
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
 //! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
-//! | `REFUSALS` | 0 → [`Refusals`] (per CPU) | packet programs | the same |
+//! | `REFUSALS` | group of senders → [`Refusals`] (per CPU) | packet programs | the same |
 //! | `WORK` | 0 → [`Work`](crate::decide::Work) (per CPU) | packet programs | the same run of the same program |
 
 mod address;
@@ -39,6 +39,7 @@ mod fragment;
 mod frontend;
 mod pod;
 mod reason;
+mod skb_layout;
 mod socket;
 mod source_range;
 
@@ -47,13 +48,14 @@ pub use affinity::{Affinity, AffinityKey};
 pub use backend::{Backend, BackendState};
 pub use client::{RecentCount, Share};
 pub use config::{
-    Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_ON_LINK_RANGES, MAX_OWN_RANGES, MAX_SERVICE_RANGES,
-    MAX_STRICT_INTERFACES, MAX_UPLINKS, TraceCell, UplinkAddresses,
+    Config, ConfigFlags, Lifetime, MAX_BROADCASTS, MAX_HEADERLESS, MAX_ON_LINK_RANGES, MAX_OWN_RANGES,
+    MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES, MAX_UPLINKS, TraceCell, UplinkAddresses,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Scope, Slot, SlotRange};
 pub use pod::{HostPort, HostPortKey, InUse, LIMITED_MARK, Pod, PodFlags, PodLink, PodLinkFlags};
 pub use reason::{Counter, Reason, Refusals};
+pub use skb_layout::SkbLayout;
 pub use socket::{Connected, Direction, SocketKey, SocketPeer};
 pub use source_range::SourceRangeKey;

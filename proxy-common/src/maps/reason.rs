@@ -3,6 +3,8 @@
 //! The number is an index into the per-CPU array `COUNTERS` and part of the layout: variants are only ever added at
 //! the end.
 
+use crate::Ip;
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $kind:ident, $name:literal;)+) => {
         /// Why a packet or a socket went where it went.
@@ -40,7 +42,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => reasons!(@drop $kind),)+ }
             }
 
-            /// Whether the sender of such a packet is told: by a TCP RST, or an ICMP port unreachable.
+            /// Whether the sender of such a packet is told: by a TCP RST, or an ICMP error.
             pub const fn is_reject(self) -> bool {
                 match self { $(Self::$variant => reasons!(@reject $kind),)+ }
             }
@@ -91,8 +93,8 @@ reasons! {
     NoRoute = 17, drop, "no_route";
     /// The kernel refused to change the packet.
     RewriteFailed = 18, drop, "rewrite_failed";
-    /// The packet's time to live ended here.
-    TtlExceeded = 19, drop, "ttl_exceeded";
+    /// The packet's time to live ended here; its sender is told.
+    TtlExceeded = 19, reject, "ttl_exceeded";
     /// The tables changed under the packet twice in a row.
     Inconsistent = 20, drop, "inconsistent";
     /// A later fragment of a datagram to a virtual address, whose first was not seen before it.
@@ -139,6 +141,8 @@ reasons! {
     NeighbourShare = 41, drop, "neighbour_share";
     /// A pod or a host outside sent to a loopback address.
     LoopbackDestination = 42, drop, "loopback_destination";
+    /// A pod's packet whose checksum is left to the NIC, which would write it over the headers.
+    OffloadedChecksum = 43, drop, "offloaded_checksum";
 }
 
 /// Value of `COUNTERS`.
@@ -153,7 +157,10 @@ pub struct Counter {
 
 const _: () = assert!(size_of::<Counter>() == 16);
 
-/// Value of `REFUSALS`: how many refusals were sent in a tick.
+/// Value of `REFUSALS`: how many refusals one group of senders got in a tick.
+///
+/// A pod of this node is in the group of its address's last byte, everything else in one by a hash, from
+/// [`Refusals::OTHERS`] on. So a flood takes the refusals of few others.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Refusals {
@@ -164,19 +171,42 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// The most that are sent in a tick on each CPU: the kernel's own limit for ICMP errors
-    /// (`net.ipv4.icmp_msgs_per_sec`) is of this order.
-    pub const MOST: u32 = 1000;
+    /// The most that a group gets in a tick on each CPU. The kernel's own limit for all is 1000 a second
+    /// (`net.ipv4.icmp_msgs_per_sec`).
+    pub const MOST: u32 = 250;
+    /// The first group of senders that are no pods of this node.
+    pub const OTHERS: u32 = 256;
+    /// All groups of others together.
+    pub const ALL_OTHERS: u32 = 512;
+    /// The most that these get in a tick on each CPU: any of them may have forged its address.
+    pub const MOST_OF_OTHERS: u32 = 1000;
+    /// How many numbers there are.
+    pub const GROUPS: u32 = 513;
 
-    /// Takes note of another one; false if it is one too many.
+    /// The group of a sender.
     #[inline(always)]
-    pub const fn another(&mut self, now: u32) -> bool {
+    pub const fn group(sender: &Ip, is_own_pod: bool) -> u32 {
+        if is_own_pod {
+            return u32::from_be(sender.v4_word()) & 0xff;
+        }
+        let folded = if sender.is_v4() {
+            sender.v4_word()
+        } else {
+            let [high, low, ..] = sender.site().v6_words();
+            high ^ low.rotate_left(16)
+        };
+        Self::OTHERS + (folded.wrapping_mul(0x9e37_79b1) >> 24)
+    }
+
+    /// Takes note of another one; false if that is more than `most`.
+    #[inline(always)]
+    pub const fn another(&mut self, now: u32, most: u32) -> bool {
         if self.tick != now {
             self.tick = now;
             self.count = 0;
         }
         self.count += 1;
-        self.count <= Self::MOST
+        self.count <= most
     }
 }
 
@@ -185,6 +215,29 @@ const _: () = assert!(size_of::<Refusals>() == 8);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::testing::ip;
+
+    #[test]
+    fn pods_get_refusals_of_their_own() {
+        let of = |text: &str, is_own_pod| Refusals::group(&ip(text), is_own_pod);
+        assert_eq!(of("10.244.1.2", true), 2);
+        assert_eq!(of("fd00:244:1::3", true), 3);
+        for sender in [
+            "10.244.1.2",
+            "203.0.113.9",
+            "2001:db8::1",
+            "::",
+            "255.255.255.255",
+        ] {
+            let group = of(sender, false);
+            assert!(
+                (Refusals::OTHERS..Refusals::ALL_OTHERS).contains(&group),
+                "{sender}: {group}"
+            );
+        }
+        assert_eq!(of("2001:db8::1", false), of("2001:db8::2", false), "one client");
+        assert_ne!(of("203.0.113.9", false), of("203.0.113.10", false));
+    }
 
     #[test]
     fn numbers_are_indices() {
@@ -196,9 +249,9 @@ mod tests {
     #[test]
     fn refusals_are_limited_by_tick() {
         let mut refusals = Refusals::default();
-        let sent = |refusals: &mut Refusals, now| (0..2000).filter(|_| refusals.another(now)).count();
-        assert_eq!(sent(&mut refusals, 7), 1000);
+        let sent = |refusals: &mut Refusals, now| (0..2000).filter(|_| refusals.another(now, 250)).count();
+        assert_eq!(sent(&mut refusals, 7), 250);
         assert_eq!(sent(&mut refusals, 7), 0);
-        assert_eq!(sent(&mut refusals, 8), 1000);
+        assert_eq!(sent(&mut refusals, 8), 250);
     }
 }

@@ -15,7 +15,8 @@ pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Optio
     parse_carried_into(packet, headers, &mut carried).map(|()| carried)
 }
 
-/// As [`parse_carried`], to where the headers are kept.
+/// As [`parse_carried`], to where the headers are kept. Also where it fails, the addresses are those of the
+/// packet in the error, or unspecified where they cannot be read.
 #[inline(always)]
 pub fn parse_carried_into<P: Packet + ?Sized>(
     packet: &P,
@@ -23,12 +24,17 @@ pub fn parse_carried_into<P: Packet + ?Sized>(
     carried: &mut Headers,
 ) -> Option<()> {
     let l3 = headers.l4 + ICMP_HEADER;
+    carried.src = Ip::UNSPECIFIED;
+    carried.dst = Ip::UNSPECIFIED;
+    let is_unread;
     *carried = if headers.src.is_v4() {
         let ip: Ipv4Header = packet.load(l3)?;
         let header_len = u32::from(ip.version_ihl & 0xf) * 4;
-        if ip.version_ihl >> 4 != 4 || header_len < 20 || u16::from_be(ip.fragment) & 0x1fff != 0 {
+        if header_len < 20 {
             return None;
         }
+        // The kernel does not look at the version.
+        is_unread = ip.version_ihl >> 4 != 4 || u16::from_be(ip.fragment) & 0x1fff != 0;
         Headers {
             src: Ip::from_v4_word(ip.src),
             dst: Ip::from_v4_word(ip.dst),
@@ -39,15 +45,14 @@ pub fn parse_carried_into<P: Packet + ?Sized>(
         }
     } else {
         let ip: Ipv6Header = packet.load(l3)?;
-        let (mut protocol, mut l4) = (ip.next_header, l3 + 40);
+        let (mut protocol, mut l4, mut offset) = (ip.next_header, l3 + 40, 0);
         if protocol == FRAGMENT {
             // A first fragment has the ports. Only senders make fragments, so a router's errors are about those.
             let extension: Ipv6Extension = packet.load(l4)?;
-            if u16::from_be(extension.fragment) & 0xfff8 != 0 {
-                return None;
-            }
+            offset = u16::from_be(extension.fragment) & 0xfff8;
             (protocol, l4) = (extension.next_header, l4 + 8);
         }
+        is_unread = offset != 0;
         Headers {
             src: Ip::from_v6_words(ip.src),
             dst: Ip::from_v6_words(ip.dst),
@@ -57,6 +62,10 @@ pub fn parse_carried_into<P: Packet + ?Sized>(
             ..*headers
         }
     };
+    carried.has_ports = false;
+    if is_unread {
+        return None;
+    }
     let is_mapped = carried.src.is_v4() != headers.src.is_v4() || carried.dst.is_v4() != headers.src.is_v4();
     if is_mapped {
         return None;

@@ -209,21 +209,29 @@ pub fn parse_into<P: Packet + ?Sized>(
     l3: u32,
     headers: &mut Headers,
 ) -> Result<(), Reason> {
-    // No header of an earlier packet may be taken for one of this.
-    headers.src = Ip::UNSPECIFIED;
     match ether_type {
         ether_type::IPV4 => parse_v4(packet, l3, headers),
         ether_type::IPV6 => parse_v6(packet, l3, headers),
-        _ => Err(Reason::NotBalanced),
+        _ => unread(headers, Reason::NotBalanced),
     }
+}
+
+/// Gives up on a packet before its addresses are read. No address of an earlier packet may be taken for one
+/// of this.
+#[inline(always)]
+const fn unread(headers: &mut Headers, reason: Reason) -> Result<(), Reason> {
+    headers.src = Ip::UNSPECIFIED;
+    Err(reason)
 }
 
 #[inline(always)]
 fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(), Reason> {
-    let ip: Ipv4Header = packet.load(l3).ok_or(Reason::Malformed)?;
+    let Some(ip) = packet.load::<Ipv4Header>(l3) else {
+        return unread(headers, Reason::Malformed);
+    };
     let header_len = u32::from(ip.version_ihl & 0xf) * 4;
     if ip.version_ihl >> 4 != 4 || header_len < 20 {
-        return Err(Reason::Malformed);
+        return unread(headers, Reason::Malformed);
     }
     let fragment = u16::from_be(ip.fragment);
     let later = fragment & 0x1fff != 0;
@@ -243,9 +251,11 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> R
 
 #[inline(always)]
 fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> Result<(), Reason> {
-    let ip: Ipv6Header = packet.load(l3).ok_or(Reason::Malformed)?;
+    let Some(ip) = packet.load::<Ipv6Header>(l3) else {
+        return unread(headers, Reason::Malformed);
+    };
     if u32::from_be(ip.version_class_label) >> 28 != 6 {
-        return Err(Reason::Malformed);
+        return unread(headers, Reason::Malformed);
     }
     *headers = Headers {
         src: Ip::from_v6_words(ip.src),

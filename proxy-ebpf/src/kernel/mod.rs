@@ -19,8 +19,8 @@ use proxy_common::decide::Work;
 use proxy_common::maps::{Config, Counter, Flow, Frontend, RecentCount, Refusals, Share};
 
 pub use self::skb::{
-    Skb, checksum, checksum_difference, mtu_of, redirect_in, redirect_out, redirect_to_neighbour,
-    redirect_to_peer, set_len, zeroed_fib_lookup,
+    Skb, checksum, checksum_difference, mtu_of, next_hop_of, redirect_in, redirect_out,
+    redirect_to_neighbour, redirect_to_peer, set_len, zeroed_fib_lookup,
 };
 pub use self::socket::{Bound, Peer};
 use crate::maps::WORK;
@@ -170,9 +170,9 @@ pub fn count_answered(unanswered: *mut RecentCount) {
 
 /// Takes note of one more refusal on this CPU; false if it is one too many.
 #[inline(always)]
-pub fn another_refusal(refusals: *mut Refusals, now: u32) -> bool {
+pub fn another_refusal(refusals: *mut Refusals, now: u32, most: u32) -> bool {
     // SAFETY: the pointer comes from a per-CPU array's look-up and was checked for null.
-    unsafe { (*refusals).another(now) }
+    unsafe { (*refusals).another(now, most) }
 }
 
 /// Adds to a per-CPU counter, which no other CPU touches.

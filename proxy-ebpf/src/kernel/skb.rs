@@ -5,11 +5,15 @@ use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_sock_tuple as Tuple};
+use aya_ebpf::bindings::{
+    BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour,
+    bpf_redir_neigh__bindgen_ty_1 as NextHop, bpf_sock_tuple as Tuple,
+};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::admission::Frame;
-use proxy_common::maps::FlowKey;
+use proxy_common::decide::offload::Offload;
+use proxy_common::maps::{FlowKey, SkbLayout};
 use proxy_common::packet::Packet;
 use proxy_common::{Plain, protocol};
 
@@ -62,6 +66,41 @@ impl Packet for Skb<'_> {
 }
 
 impl Skb<'_> {
+    /// Where the packet's checksum goes, if it is left to the NIC and the layout is known.
+    #[inline(always)]
+    pub fn offload(&self, layout: SkbLayout) -> Option<Offload> {
+        /// `CHECKSUM_PARTIAL` in `linux/skbuff.h`.
+        const PARTIAL: u8 = 3;
+        if layout.summed == 0 {
+            return None;
+        }
+        if self.field::<u8>(layout.summed)? >> (layout.shift & 7) & 3 != PARTIAL {
+            return None;
+        }
+        let [start, offset] = self.field::<[u16; 2]>(layout.sum)?;
+        let [head, data] = self.field::<[u64; 2]>(layout.head)?;
+        // The packet begins within its buffer.
+        let start = i32::from(start) - data.wrapping_sub(head) as i32;
+        Some(Offload {
+            start,
+            place: start + i32::from(offset),
+        })
+    }
+
+    /// Reads a field of the kernel's `struct sk_buff`. The context of a packet program is its address.
+    #[inline(always)]
+    fn field<T: Plain>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the buffer is as long as told; it is read only if the helper filled it, which checks the
+        // address.
+        unsafe {
+            let from = self.0.as_ptr().cast::<u8>().wrapping_add(offset as usize);
+            let to = value.as_mut_ptr().cast::<c_void>();
+            let error = helper::bpf_probe_read_kernel(to, size_of::<T>() as u32, from.cast());
+            (error == 0).then(|| value.assume_init())
+        }
+    }
+
     /// The EtherType, in host order.
     #[inline(always)]
     pub fn ether_type(&self) -> u16 {
@@ -240,6 +279,21 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
+    /// Puts an Ethernet header without addresses in front of a packet that arrived without one. The kernel takes
+    /// off as much as stands there (`skb->mac_len`) when the packet goes on through the stack.
+    #[inline(always)]
+    pub fn add_ethernet_header(&self, bytes: u32) -> Option<()> {
+        // SAFETY: the helper checks its arguments; a field of the context.
+        let (error, ether_type) = unsafe {
+            let ether_type = (*self.0.skb.skb).protocol as u16;
+            (helper::bpf_skb_change_head(self.0.skb.skb, bytes, 0), ether_type)
+        };
+        if error != 0 {
+            return None;
+        }
+        self.store(bytes - size_of::<u16>() as u32, &ether_type)
+    }
+
     /// Cuts the packet to a length.
     #[inline(always)]
     pub fn truncate(&self, len: u32) -> Option<()> {
@@ -301,11 +355,27 @@ impl Skb<'_> {
     }
 }
 
-/// Empty parameters of a route look-up.
+/// Empty parameters of a route look-up. They are written word by word: LLVM calls a `memset` otherwise, whose
+/// loop writes byte by byte.
 #[inline(always)]
 pub fn zeroed_fib_lookup() -> FibLookup {
+    const WORDS: usize = size_of::<FibLookup>() / size_of::<u32>();
+    const _: () = assert!(WORDS * size_of::<u32>() == size_of::<FibLookup>());
+    let mut lookup = MaybeUninit::<FibLookup>::uninit();
+    let words = lookup.as_mut_ptr().cast::<u32>();
+    for word in 0..WORDS {
+        // SAFETY: within the struct, whose fields are aligned like this or less.
+        unsafe { words.add(word).write_volatile(0) }
+    }
     // SAFETY: a struct of integers and unions of integers, for which zero is a value.
-    unsafe { MaybeUninit::zeroed().assume_init() }
+    unsafe { lookup.assume_init() }
+}
+
+/// The next hop that a look-up found, as words of an address of [`FibLookup::family`].
+#[inline(always)]
+pub fn next_hop_of(lookup: &FibLookup) -> [u32; 4] {
+    // SAFETY: a union of integers, all of it initialised.
+    unsafe { lookup.__bindgen_anon_4.ipv6_dst }
 }
 
 /// Has a look-up compare the length of the packet with the size that the route allows. Without this only the device's counts, and
@@ -336,11 +406,19 @@ pub fn redirect_in(ifindex: u32) -> i32 {
     unsafe { helper::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// The verdict that sends the packet out of an interface, to the neighbour that the routing table names.
+/// The verdict that sends the packet out of an interface, to a neighbour there. Without one the kernel would ask the
+/// routing table again, and in IPv6 may then take another of several routes of equal cost.
 #[inline(always)]
-pub fn redirect_to_neighbour(ifindex: u32) -> i32 {
-    // SAFETY: without parameters the kernel looks the neighbour up itself.
-    unsafe { helper::bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+pub fn redirect_to_neighbour(ifindex: u32, family: u32, next_hop: [u32; 4]) -> i32 {
+    let mut neighbour = Neighbour {
+        nh_family: family,
+        __bindgen_anon_1: NextHop { ipv6_nh: next_hop },
+    };
+    // SAFETY: the parameters are a live, initialised struct of the size told.
+    unsafe {
+        let size = size_of::<Neighbour>() as i32;
+        helper::bpf_redirect_neigh(ifindex, &raw mut neighbour, size, 0) as i32
+    }
 }
 
 /// The verdict that has the packet come in at the other end of a pair of interfaces, in whatever namespace that is.

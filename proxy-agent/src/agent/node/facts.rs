@@ -10,6 +10,7 @@ use crate::agent::ranges::range_words;
 use crate::bpf::Datapath;
 use crate::config::{AgentOptions, Conntrack, GoDuration, HostRouting, RoutingMode, SocketLb};
 use crate::network::NodeAddresses;
+use crate::network::on_link::fit;
 use crate::network::pods::Plan;
 
 /// What the agent knows of its node that the programs need to know.
@@ -36,6 +37,8 @@ pub struct Facts<'a> {
     pub tunnel: Option<u32>,
     /// Interfaces with strict reverse-path filtering.
     pub strict_interfaces: &'a [u32],
+    /// Uplinks whose packets have no Ethernet header.
+    pub headerless: &'a [u32],
 }
 
 impl Facts<'_> {
@@ -92,7 +95,8 @@ impl Facts<'_> {
         for (to, address) in config.broadcasts.iter_mut().zip(broadcasts) {
             *to = Ip::from(*address).v4_word();
         }
-        for (index, range) in self.addresses.on_link.iter().take(MAX_ON_LINK_RANGES).enumerate() {
+        let on_link = fit(&self.addresses.on_link, MAX_ON_LINK_RANGES);
+        for (index, range) in on_link.iter().take(MAX_ON_LINK_RANGES).enumerate() {
             (config.on_link_range[index], config.on_link_mask[index]) = range_words(range);
         }
         for (to, uplink) in config.uplinks.iter_mut().zip(&self.addresses.elsewhere) {
@@ -103,6 +107,9 @@ impl Facts<'_> {
             };
         }
         for (to, interface) in config.strict_interfaces.iter_mut().zip(self.strict_interfaces) {
+            *to = *interface;
+        }
+        for (to, interface) in config.headerless.iter_mut().zip(self.headerless) {
             *to = *interface;
         }
         for (index, range) in self.service_cidrs.iter().take(MAX_SERVICE_RANGES).enumerate() {
@@ -126,7 +133,10 @@ impl Facts<'_> {
             all.filter(|address| address.is_ipv4() == v4).count() > 1
         };
         flags |= of_conditions([
-            (several(true) || several(false), ConfigFlags::MORE_NODE_ADDRESSES),
+            (
+                several(true) || several(false) || !self.addresses.local.is_empty(),
+                ConfigFlags::MORE_NODE_ADDRESSES,
+            ),
             (!self.addresses.elsewhere.is_empty(), ConfigFlags::MORE_UPLINKS),
             (
                 configuration.routing_mode == RoutingMode::Vxlan,
@@ -179,4 +189,34 @@ fn lifetimes(conntrack: &Conntrack) -> [u32; Lifetime::COUNT] {
         lifetimes[lifetime as usize] = u32::try_from(ticks).unwrap_or(u32::MAX);
     }
     lifetimes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_remembered_for_as_long_as_the_operator_says() {
+        let conntrack = Conntrack {
+            tcp_established_timeout: GoDuration::seconds(10_000),
+            tcp_close_wait_timeout: GoDuration::seconds(2000),
+            udp_timeout: GoDuration::seconds(50),
+            udp_stream_timeout: GoDuration::seconds(400),
+        };
+        let lifetimes = lifetimes(&conntrack);
+        for (lifetime, seconds) in [
+            (Lifetime::Open, 10_000_u64),
+            (Lifetime::Closing, 2000),
+            (Lifetime::Datagram, 50),
+            (Lifetime::Stream, 400),
+        ] {
+            // A tick is 2^30 ns, and the one that has begun counts.
+            let longest = u64::from(lifetimes[lifetime as usize]) << 30;
+            let owed = seconds * 1_000_000_000;
+            assert!(
+                (owed..owed + (1 << 31)).contains(&longest),
+                "{lifetime:?}: {longest}"
+            );
+        }
+    }
 }

@@ -12,6 +12,7 @@ use crate::config::{AgentOptions, SocketLb};
 use crate::control::ObjectError;
 use crate::network::cookie::Witness;
 use crate::network::{self, Links, Role, Roles};
+use crate::trouble::Trouble;
 
 /// The loopback has this index in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -41,33 +42,39 @@ impl AttachPoints<'_> {
         if self.own_frontends
             && let Err(error) = network::open_loopback()
         {
-            problems.push(ObjectError::new("interface lo", &error));
+            problems.push(ObjectError::new(error.trouble(), "interface lo", &error));
         }
         if let Err(error) = datapath.take_over() {
-            problems.push(ObjectError::new("programs", &error));
+            problems.push(ObjectError::new(Trouble::ProgramNotAttached, "programs", &error));
             return false;
         }
-        let errors = datapath
-            .links
-            .set_interfaces(&self.interfaces(), &datapath.programs);
+        let wanted = self.interfaces(datapath.links.interfaces());
+        let errors = datapath.links.set_interfaces(&wanted, &datapath.programs);
         let mut complete = errors.is_empty();
         for (index, error) in errors {
             let object = format!("interface {}", self.links.name(index));
-            problems.push(ObjectError::new(object, &error));
+            problems.push(ObjectError::new(Trouble::ProgramNotAttached, object, &error));
         }
         if complete && let Err(error) = attach_sockets(options, datapath) {
-            problems.push(ObjectError::new("socket hooks", &error));
+            problems.push(ObjectError::new(
+                Trouble::ProgramNotAttached,
+                "socket hooks",
+                &error,
+            ));
             complete = false;
         }
         complete
     }
 
-    /// What each interface is to the programs.
-    fn interfaces(&self) -> BTreeMap<u32, InterfaceRole> {
+    /// What each interface is to the programs, which was something to them before. One that our plugin made
+    /// stays that under another name: its pod would send from any address until the name is back.
+    fn interfaces(&self, before: &BTreeMap<u32, InterfaceRole>) -> BTreeMap<u32, InterfaceRole> {
+        let is_own = |index: u32| before.get(&index) == Some(&InterfaceRole::OwnPod);
         let interfaces = self.roles.interfaces.iter();
         let mut wanted: BTreeMap<u32, InterfaceRole> = interfaces
             .map(|interface| match interface.role {
                 Role::Uplink => (interface.index, InterfaceRole::Uplink),
+                Role::Pod if is_own(interface.index) => (interface.index, InterfaceRole::OwnPod),
                 Role::Pod => (interface.index, InterfaceRole::of_pod(&interface.name)),
             })
             .collect();

@@ -5,6 +5,7 @@ use super::Agent;
 use crate::agent::node::hooks;
 use crate::bpf::links::ahead::{Ahead, Kind, Place};
 use crate::control::ObjectError;
+use crate::trouble::Trouble;
 
 const LEFTOVERS: &str = "older programs to be detached";
 const FOREIGN: &str = "programs before ours";
@@ -15,7 +16,7 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
     let found = match agent.programmer.store_mut().ahead(cgroup.as_deref(), is_due) {
         Ok(found) => found,
         Err(error) => {
-            let problem = ObjectError::new("programs before ours", &error);
+            let problem = ObjectError::new(Trouble::KernelRefused, "programs before ours", &error);
             return agent.survival.names(FOREIGN, vec![problem]);
         }
     };
@@ -51,6 +52,7 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         match kind {
             Kind::Detached | Kind::OtherNode => {}
             Kind::Leftover(link) => leftovers.push(ObjectError {
+                code: Trouble::LeftoverProgram,
                 object,
                 message: format!(
                     "{what} of an older bpf root runs first, over tables that nothing fills: {}",
@@ -61,6 +63,7 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
                 ),
             }),
             Kind::Foreign => foreign.push(ObjectError {
+                code: Trouble::ForeignProgram,
                 object,
                 message: format!(
                     "{what} runs first, and what it decides is not seen here: remove it, or have it run later, unless it is \

@@ -17,6 +17,7 @@ use crate::control::ObjectError;
 use crate::pods::owed::{Watched, is_cut_off};
 use crate::pods::restore::{Fingerprint, Restored, restore};
 use crate::pods::{Places, PodsError};
+use crate::trouble::Trouble;
 
 /// How often tables are compared.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -51,6 +52,7 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
     let mut looked: Option<Instant> = None;
     let mut suspects: Vec<ObjectError> = Vec::new();
     let mut is_undecided = false;
+    let mut failed_before = false;
     let mut watched: Arc<Vec<Watched>> = Arc::default();
     let mut turn = 0_usize;
     loop {
@@ -67,8 +69,9 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
         known = now;
         let Some(found) = found else { continue };
         looked = Some(Instant::now());
+        let has_failed = found.is_err();
         let mut done = found.unwrap_or_else(|error| Restored {
-            problems: vec![ObjectError::new("pods", &error)],
+            problems: vec![ObjectError::new(Trouble::PodRecordsBroken, "pods", &error)],
             ..Restored::default()
         });
         watched = Arc::new(std::mem::take(&mut done.watched));
@@ -76,7 +79,9 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
         let gone = std::mem::take(&mut done.without_interface);
         let stays = gone.iter().filter(|problem| suspects.contains(problem)).cloned();
         done.without_interface = stays.collect();
-        is_undecided = done.without_interface.len() < gone.len();
+        // One that failed came upon what was just being removed, as a rule. One that fails again waits its turn.
+        let is_new_failure = has_failed && !std::mem::replace(&mut failed_before, has_failed);
+        is_undecided = is_new_failure || done.without_interface.len() < gone.len();
         suspects = gone;
         if results.send(done).await.is_err() {
             return;

@@ -10,6 +10,7 @@ mod ahead;
 mod keeper;
 mod open;
 mod self_test;
+mod tables;
 mod teller;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ pub use ahead::look as look_ahead;
 pub use open::open_datapath;
 pub use teller::Teller;
 
-use super::Agent;
+use super::{Agent, own_node};
 use crate::bpf::BpfError;
 use crate::bpf::links::ahead::{Ahead, Place};
 use crate::bpf::pins::Owned;
@@ -30,7 +31,9 @@ use crate::control::ObjectError;
 use crate::network::netlink::Restored;
 use crate::pods::Places;
 use crate::pods::restore::Restored as PodsRestored;
+use crate::trouble::Trouble;
 use keeper::Waker;
+use self_test::WrongWays;
 
 /// How often to look.
 const LOOK: Duration = Duration::from_secs(1);
@@ -134,6 +137,11 @@ impl Survival {
         self.odd.insert(what, odd);
     }
 
+    /// Logs and tells what the Nodes say that cannot be.
+    pub fn tell_of_node(&self, problem: &ObjectError) {
+        self.teller.unknown(problem);
+    }
+
     /// Counts, logs and tells what was made again.
     pub fn restored(&self, restored: &[Restored]) {
         self.teller.restored(restored);
@@ -162,6 +170,7 @@ async fn look_at_node(agent: &mut Agent) {
     if agent.survival.is_taken {
         return;
     }
+    own_node::look_when_due(agent);
     let is_installed = !turn.is_multiple_of(ROUNDS) || agent.node.is_installed();
     if agent.node.has_other_settings(&agent.options) || !is_installed {
         agent.refresh_node().await;
@@ -178,11 +187,13 @@ async fn look_at_node(agent: &mut Agent) {
         let mended: Vec<_> = mended.map(|setting| ("setting", setting.clone())).collect();
         agent.survival.restored(&mended);
         let lacking = still.into_iter().map(|setting| ObjectError {
+            code: Trouble::SettingRefused,
             message: format!("it has another value, and setting it fails: `sysctl -w {setting}=1`"),
             object: setting,
         });
         agent.survival.lacks("settings of the kernel", lacking.collect());
     }
+    tables::look(agent);
     let is_due = |index| index % ROUNDS == turn % ROUNDS;
     look_at_programs(agent, is_due).await;
     ahead::look(agent, is_due);
@@ -206,7 +217,7 @@ fn look_at_pins(agent: &mut Agent) {
         }
         Err(error) => {
             let object = format!("pins below {}", agent.options.bpf_root.display());
-            vec![ObjectError::new(object, &error)]
+            vec![ObjectError::new(Trouble::PinsNotKept, object, &error)]
         }
     };
     agent.survival.lacks(PINS, lacking);
@@ -220,7 +231,7 @@ pub async fn look_at_programs(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
     let broken = match agent.programmer.store_mut().broken(&is_due) {
         Ok(broken) => broken,
         Err(error) => {
-            let problem = ObjectError::new("programs", &error);
+            let problem = ObjectError::new(Trouble::KernelRefused, "programs", &error);
             return agent.survival.lacks(PROGRAMS, vec![problem]);
         }
     };
@@ -241,6 +252,7 @@ pub async fn look_at_programs(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
     agent.survival.restored(&mended);
     let lacking = still.iter().filter(|place| is_there(agent, place));
     let lacking = lacking.map(|place| ObjectError {
+        code: Trouble::ProgramNotAttached,
         object: format!("program {}", name(agent, place)),
         message: "it does not hang there, and attaching it again fails: see the other errors, and `tc filter show` and \
                   `bpftool net` for what does"
@@ -263,10 +275,18 @@ impl Survival {
 async fn test(agent: &mut Agent) {
     let before = std::mem::take(&mut agent.survival.suspects);
     let turn = agent.survival.turn as usize;
-    let mut found = self_test::programs(agent, turn, !before.is_empty());
-    found.extend(self_test::ways(agent, turn, &before).await);
+    let has_failed = before
+        .iter()
+        .any(|problem| problem.object.starts_with("program "));
+    let mut found = self_test::programs(agent, turn, has_failed);
+    let WrongWays { needed, named } = self_test::ways(agent, turn, &before).await;
+    found.extend(needed);
     let is_known = |problem: &&ObjectError| before.iter().any(|known| known.object == problem.object);
-    let lacking = found.iter().filter(is_known).cloned().collect();
+    let known =
+        |found: &[ObjectError]| -> Vec<ObjectError> { found.iter().filter(is_known).cloned().collect() };
+    let (lacking, odd) = (known(&found), known(&named));
+    found.extend(named);
     agent.survival.suspects = found;
     agent.survival.lacks(SELF_TEST, lacking);
+    agent.survival.names(SELF_TEST, odd);
 }

@@ -12,9 +12,11 @@ use ipnet::IpNet;
 use proxy_common::maps::{FrontendFlags, FrontendKind};
 
 use crate::agent::Agent;
+use crate::agent::ranges::inside;
 use crate::agent::trace::craft;
 use crate::bpf::test_run::{DryRunKind, DryRunner};
 use crate::control::{ObjectError, Protocol};
+use crate::trouble::Trouble;
 
 /// Programs that meet packets at interfaces.
 const PROGRAMS: [&str; 7] = [
@@ -84,6 +86,7 @@ pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError
         }
         if let Err(message) = failed {
             problems.push(ObjectError {
+                code: Trouble::SelfTestFailed,
                 object: format!("program {program}"),
                 message: format!(
                     "a packet did not get through it: {message}; restart the agent if that stays"
@@ -136,9 +139,19 @@ fn client(agent: &Agent, to: IpAddr) -> IpAddr {
     own.unwrap_or(to)
 }
 
+/// What is wrong with ways.
+#[derive(Default)]
+pub struct WrongWays {
+    /// Of those that every node needs.
+    pub needed: Vec<ObjectError>,
+    /// Of those to addresses that services name. A service's owner chooses them, and may choose one that the
+    /// kernel leads elsewhere.
+    pub named: Vec<ObjectError>,
+}
+
 /// Asks for ways to services, other nodes' pods and pods of this node: for those that failed `before`, and some others in turn;
 /// `turn` counts the tests.
-pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> Vec<ObjectError> {
+pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWays {
     let ways: Vec<(IpNet, u32)> = agent.node.ways();
     let mut pods = Vec::new();
     let walked = agent
@@ -153,7 +166,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> Vec<Obj
     } else {
         pods.clear();
     }
-    let mut problems = Vec::new();
+    let mut wrong = WrongWays::default();
     let failed = |prefix: &IpNet| {
         if before.is_empty() {
             return false;
@@ -170,35 +183,34 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> Vec<Obj
         if !agent.node.has_interface(*interface) {
             continue;
         }
-        match agent.node.way_to(address).await {
-            Ok(Some(found)) if found == *interface => {}
+        let object = format!("route {prefix}");
+        let problem = match agent.node.way_to(address).await {
+            Ok(Some(found)) if found == *interface => continue,
             Ok(found) => {
                 let name = |index| agent.node.interface_name(index);
                 let found = found.map_or_else(|| "nowhere".to_owned(), |index| format!("by {}", name(index)));
-                problems.push(ObjectError {
-                    object: format!("route {prefix}"),
+                ObjectError {
+                    code: Trouble::SelfTestFailed,
+                    object,
                     message: format!(
                         "packets to {address} go {found} and not by {}: see `ip rule` and `ip route get {address}`",
                         name(*interface)
                     ),
-                });
+                }
             }
-            Err(error) => problems.push(ObjectError::new(format!("route {prefix}"), &error)),
+            Err(error) => ObjectError::new(error.trouble(), object, &error),
+        };
+        if agent.node.is_named_by_services(*prefix) {
+            wrong.named.push(problem);
+        } else {
+            wrong.needed.push(problem);
         }
     }
-    problems
+    wrong
 }
 
 /// As many as `most`, and others with each turn.
 fn in_turn<T>(all: &[T], turn: usize, most: usize) -> impl Iterator<Item = &T> {
     let first = turn.wrapping_mul(most) % all.len().max(1);
     all.iter().cycle().skip(first).take(most.min(all.len()))
-}
-
-/// An address of a range that is not the range's own.
-fn inside(prefix: &IpNet) -> IpAddr {
-    if prefix.prefix_len() == prefix.max_prefix_len() {
-        return prefix.addr();
-    }
-    prefix.hosts().next().unwrap_or_else(|| prefix.addr())
 }

@@ -52,6 +52,14 @@ impl Teller {
         self.tell("Warning", "DataPlaneIncomplete", note);
     }
 
+    /// Logs and tells what the Nodes say that cannot be.
+    pub fn unknown(&self, problem: &ObjectError) {
+        tracing::warn!(object = problem.object, "{}", problem.message);
+        let note = format!("{}: {}", problem.object, problem.message);
+        let event = Event::warning_of_node(&self.node, "NodeMismatch", "Start", note);
+        self.recorder.record(event);
+    }
+
     fn tell(&self, type_: &'static str, reason: &'static str, note: String) {
         self.recorder
             .record(Event::of_node(type_, &self.node, reason, "Restore", note));

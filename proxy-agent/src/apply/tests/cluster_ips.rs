@@ -56,7 +56,8 @@ fn served(world: &World, address: &str) -> Vec<(u16, Vec<String>)> {
 
 fn told(world: &World) -> Vec<String> {
     let problems = world.programmer.problems();
-    problems.flat_map(|(_, told)| told.to_vec()).collect()
+    let remarks = problems.flat_map(|(_, told)| told);
+    remarks.map(|remark| remark.message.clone()).collect()
 }
 
 /// Calls `check` with each way to name the victim's cluster IPs, and with a port.

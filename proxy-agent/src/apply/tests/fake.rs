@@ -12,7 +12,26 @@ use crate::bpf::BpfError;
 use crate::bpf::object::MapSizes;
 use crate::plan::programmed::View;
 
-/// Tables in memory; every `fail_every`-th write fails.
+/// A generator of numbers (xorshift64*), good enough to choose what is edited and what fails.
+pub struct Dice(u64);
+
+impl Dice {
+    /// The same numbers for the same seed.
+    pub fn new(seed: u64) -> Self {
+        // From 0 it would not get away.
+        Self(seed | 1)
+    }
+
+    /// A number below this one.
+    pub fn below(&mut self, bound: u32) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as u32 % bound
+    }
+}
+
+/// Tables in memory.
 pub struct Fake {
     pub frontends: RefCell<BTreeMap<FrontendKey, Frontend>>,
     pub addresses: RefCell<BTreeMap<Ip, u32>>,
@@ -23,9 +42,13 @@ pub struct Fake {
     pub sizes: MapSizes,
     /// How often they have grown.
     pub grown: u32,
-    pub fail_every: Cell<u32>,
-    calls: Cell<u32>,
+    /// Chooses which writes fail: one of so many.
+    pub faults: RefCell<Option<(Dice, u32)>>,
+    /// How many writes have failed.
+    pub failed: Cell<u32>,
     writes: Cell<u32>,
+    /// The slots that frontends lead to, from and to; worked out where it is not known.
+    live: RefCell<Option<BTreeMap<u32, u32>>>,
 }
 
 impl Fake {
@@ -40,9 +63,10 @@ impl Fake {
             backends: RefCell::new(vec![Backend::default(); size as usize]),
             sizes: sizes(size),
             grown: 0,
-            fail_every: Cell::new(0),
-            calls: Cell::new(0),
+            faults: RefCell::default(),
+            failed: Cell::new(0),
             writes: Cell::new(0),
+            live: RefCell::default(),
         }
     }
 
@@ -57,21 +81,53 @@ impl Fake {
             backends: self.backends.clone(),
             sizes: self.sizes,
             grown: 0,
-            fail_every: Cell::new(0),
-            calls: Cell::new(0),
+            faults: RefCell::default(),
+            failed: Cell::new(0),
             writes: Cell::new(0),
+            live: RefCell::default(),
         }
     }
 
     fn write(&self) -> io::Result<()> {
         self.writes.set(self.writes.get() + 1);
-        self.calls.set(self.calls.get() + 1);
-        let every = self.fail_every.get();
-        if every > 0 && self.calls.get().is_multiple_of(every) {
-            Err(io::ErrorKind::OutOfMemory.into())
-        } else {
-            Ok(())
+        let mut faults = self.faults.borrow_mut();
+        if faults.as_mut().is_some_and(|(dice, of)| dice.below(*of) == 0) {
+            self.failed.set(self.failed.get() + 1);
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
+        Ok(())
+    }
+
+    /// Whether a frontend leads to a slot.
+    fn is_live(&self, index: u32) -> bool {
+        let ranges = || {
+            let frontends = self.frontends.borrow();
+            let ranges = frontends.values().map(|value| SlotRange(value.slots));
+            let ranges = ranges.filter(|range| range.count() > 0);
+            ranges
+                .map(|range| (range.start(), range.start() + range.count()))
+                .collect()
+        };
+        let mut live = self.live.borrow_mut();
+        let before = live.get_or_insert_with(ranges).range(..=index).next_back();
+        before.is_some_and(|(_, end)| index < *end)
+    }
+
+    /// Whom frontends let through: prefix lengths and addresses. Each range is one of a frontend.
+    pub fn ranges_by_frontend(&self) -> BTreeMap<FrontendKey, Vec<(u32, Ip)>> {
+        let (frontends, ranges) = (self.frontends.borrow(), self.ranges.borrow());
+        for range in ranges.iter() {
+            let mut services = frontends.values().map(|value| value.service);
+            assert!(
+                services.any(|service| service == range.service),
+                "{range:?} is of no frontend"
+            );
+        }
+        let of = |value: &Frontend| {
+            let own = ranges.iter().filter(|range| range.service == value.service);
+            own.map(|range| (range.prefix_len, range.address)).collect()
+        };
+        frontends.iter().map(|(key, value)| (*key, of(value))).collect()
     }
 
     /// What clients can reach: frontend → backends, by value.
@@ -125,6 +181,7 @@ impl Store for Fake {
     }
 
     fn set_frontends(&self, frontends: &[(FrontendKey, Frontend)]) -> Result<(), (usize, io::Error)> {
+        *self.live.borrow_mut() = None;
         for (index, (key, value)) in frontends.iter().enumerate() {
             self.write().map_err(|error| (index, error))?;
             let range = SlotRange(value.slots);
@@ -142,6 +199,7 @@ impl Store for Fake {
     }
 
     fn remove_frontends(&self, keys: &[FrontendKey]) -> Result<(), (usize, io::Error)> {
+        *self.live.borrow_mut() = None;
         for (index, key) in keys.iter().enumerate() {
             self.write().map_err(|error| (index, error))?;
             self.frontends.borrow_mut().remove(key);
@@ -204,13 +262,7 @@ impl Store for Fake {
     }
 
     fn write_slot(&self, index: u32, slot: Slot) {
-        for value in self.frontends.borrow().values() {
-            let range = SlotRange(value.slots);
-            assert!(
-                index < range.start() || index >= range.start() + range.count(),
-                "a live slice is edited"
-            );
-        }
+        assert!(!self.is_live(index), "a live slice is edited");
         self.writes.set(self.writes.get() + 1);
         self.slots.borrow_mut()[index as usize] = slot;
     }

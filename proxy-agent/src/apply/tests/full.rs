@@ -18,7 +18,7 @@ fn a_full_table_leaves_services_as_they_were_and_says_so() {
         .problems()
         .flat_map(|(_, messages)| messages)
         .collect();
-    assert!(messages[0].contains("no room left"), "{messages:?}");
+    assert!(messages[0].message.contains("no room left"), "{messages:?}");
 }
 
 #[test]
@@ -101,7 +101,10 @@ fn what_did_not_fit_gets_the_room_that_others_leave() {
             .problems()
             .flat_map(|(_, told)| told.to_vec())
             .collect();
-        assert!(told.len() == 1 && told[0].contains(full), "{full}: {told:?}");
+        assert!(
+            told.len() == 1 && told[0].message.contains(full),
+            "{full}: {told:?}"
+        );
         assert_eq!(world.backends_of("10.96.0.3"), [""; 0], "{full}");
 
         // A restarted agent is not better off, and knows what to do later.
@@ -158,7 +161,10 @@ fn the_nodes_own_addresses_take_room_too() {
         .problems()
         .flat_map(|(_, told)| told.to_vec())
         .collect();
-    assert!(told.len() == 1 && told[0].contains("addresses"), "{told:?}");
+    assert!(
+        told.len() == 1 && told[0].message.contains("addresses"),
+        "{told:?}"
+    );
     world.programmer.set_node_addresses(&node[..1], HashMap::new());
     world.service("c", "10.96.0.9", OLD, 80);
     world.update();

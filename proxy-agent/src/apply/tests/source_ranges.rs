@@ -5,7 +5,7 @@ use super::*;
 const BALANCER: &str = "198.51.100.";
 
 /// A service of a load balancer with so many ports, and one endpoint.
-fn balanced(world: &mut World, number: u8, ports: u16, ranges: &[String]) {
+pub(super) fn balanced(world: &mut World, number: u8, ports: u16, ranges: &[String]) {
     let ports: Vec<_> = (0..ports)
         .map(|port| format!(r#"{{"name":"p{port}","port":{}}}"#, 80 + port))
         .collect();
@@ -31,7 +31,7 @@ fn balanced(world: &mut World, number: u8, ports: u16, ranges: &[String]) {
 }
 
 /// So many ranges that do not become fewer.
-fn ranges(from: u32, count: u32) -> Vec<String> {
+pub(super) fn ranges(from: u32, count: u32) -> Vec<String> {
     let range = |number: u32| {
         let [a, b, c, d] = (number * 2).to_be_bytes();
         format!("{}.{b}.{c}.{d}/32", a + 11)
@@ -45,7 +45,8 @@ fn is_served(world: &World, ip: &str) -> bool {
 
 fn told(world: &World) -> Vec<String> {
     let problems = world.programmer.problems();
-    problems.flat_map(|(_, told)| told.to_vec()).collect()
+    let remarks = problems.flat_map(|(_, told)| told);
+    remarks.map(|remark| remark.message.clone()).collect()
 }
 
 fn set(world: &World) -> usize {

@@ -1,12 +1,12 @@
-//! Removing our devices from this network namespace, and the routes to other nodes' pods; a device's peer and the routes on it
-//! go with it.
+//! Removing our devices from this network namespace, the routes to other nodes' pods, and the rules for ports; a device's peer
+//! and the routes on it go with it.
 
 use anyhow::Context as _;
 
 use super::{Left, Uninstalled};
 use crate::bpf::pins::Removed;
 use crate::network::pods::{TUNNEL_DEVICE, Tunnel, routes};
-use crate::network::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, Netlink, NetworkError};
+use crate::network::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, Netlink, NetworkError, port_rules};
 
 /// Removes what there is of them, and mentions foreign devices of those names.
 pub fn remove(uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
@@ -22,6 +22,13 @@ pub fn remove(uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
             name: prefix.to_string(),
         };
         uninstalled.removed.extend(removed.into_iter().map(route));
+        let removed = port_rules::remove_all(&netlink).await;
+        let removed = removed.context("removing the rules for ports of services")?;
+        let rule = |port: port_rules::PortAt| Removed {
+            kind: "rule".into(),
+            name: port.to_string(),
+        };
+        uninstalled.removed.extend(removed.into_iter().map(rule));
         let removed = Tunnel::new(netlink.clone()).remove().await;
         note(removed, &[TUNNEL_DEVICE], uninstalled)?;
         let removed = HostDevice::new(netlink).remove().await;

@@ -4,10 +4,15 @@
 //! accept in a table of ours would not overrule it. Nothing is written into tables of others. The chain is named, with the
 //! commands that mend it.
 //!
+//! Chains at single interfaces (the family *netdev*, and *inet* with the hook *ingress*) come on top: what a
+//! pod sends meets those at its interface behind our program, and what other machines send to pods those at
+//! an uplink.
+//!
 //! A chain is named only if all new packets from pods, or all to pods, are dropped there. A rule accepts them if nothing
 //! but pods' addresses, pods' interfaces, the family or a new flow is its condition. One that asks a set about them counts as
 //! accepting, one that asks for anything else as not. The rules of the legacy iptables are elsewhere, and are not read.
 
+mod hook;
 mod packet;
 #[cfg(test)]
 mod packet_tests;
@@ -24,6 +29,8 @@ use nix::net::if_::if_nameindex;
 
 use super::Problem;
 use super::nfnetlink::{self, Generations, RuleFamily, attribute, number, text};
+use crate::trouble::Trouble;
+use hook::{Hook, Passing};
 use packet::Packet;
 pub use packet::PodInterfaces;
 use walk::{Chains, Outcome, Read};
@@ -32,8 +39,6 @@ use walk::{Chains, Outcome, Read};
 const MOST_RANGES: usize = 4;
 /// How often it is looked while the rules change meanwhile.
 const TRIES: usize = 3;
-/// `NF_INET_FORWARD`.
-const FORWARD: u32 = 2;
 /// `NFT_TABLE_F_DORMANT`, `NFT_TABLE_F_OWNER`.
 const DORMANT: u32 = 1;
 const OWNED: u32 = 2;
@@ -47,6 +52,8 @@ pub struct Pods {
     pub of_cluster: Vec<IpNet>,
     /// By which interfaces their packets come and go.
     pub interfaces: PodInterfaces,
+    /// The interfaces that lead to other machines.
+    pub uplinks: Vec<String>,
 }
 
 /// What a look came to.
@@ -97,10 +104,11 @@ impl Watcher {
     }
 }
 
-/// A base chain of the hook *forward*.
+/// A base chain that packets of pods may pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct BaseChain {
     family: RuleFamily,
+    hook: Hook,
     table: String,
     name: String,
     /// Whether what reaches its end is dropped.
@@ -110,13 +118,11 @@ struct BaseChain {
 impl BaseChain {
     /// From the attributes of a chain.
     fn read(family: RuleFamily, chain: &[u8]) -> Option<Self> {
-        // `NFTA_CHAIN_HOOK` and `NFTA_HOOK_HOOKNUM`, `NFTA_CHAIN_TABLE`, `…_NAME` and `…_POLICY`.
+        // `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_TABLE`, `…_NAME` and `…_POLICY`.
         let hook = attribute(chain, 4)?;
-        if number(attribute(hook, 1)?)? != FORWARD {
-            return None;
-        }
         Some(Self {
             family,
+            hook: Hook::read(family, hook)?,
             table: text(attribute(chain, 1)?),
             name: text(attribute(chain, 3)?),
             drops: attribute(chain, 5).and_then(number) == Some(0),
@@ -132,16 +138,23 @@ impl BaseChain {
     ) -> io::Result<BTreeSet<(bool, bool)>> {
         let mut chains = Chains::new(read);
         let mut dropped = BTreeSet::new();
+        let passing = self.hook.passing(pods);
         for range in &pods.of_node {
             let is_v4 = range.addr().is_ipv4();
             if self.family == (if is_v4 { RuleFamily::Ip6 } else { RuleFamily::Ip }) {
                 continue;
             }
-            for from_pods in [true, false] {
+            for Passing {
+                from_pods,
+                interfaces,
+                ..
+            } in &passing
+            {
+                let from_pods = *from_pods;
                 let packet = Packet {
                     range: range.trunc(),
                     from_pods,
-                    interfaces: &pods.interfaces,
+                    interfaces,
                     names,
                 };
                 let outcome = chains.outcome(&self.name, &packet)?;
@@ -159,6 +172,18 @@ impl BaseChain {
             (true, false) => "what pods send",
             (false, true) => "what pods are sent",
             _ => "what pods send and are sent",
+        };
+        let passing = self.hook.passing(pods);
+        let at = passing
+            .iter()
+            .filter(|passing| directions.contains(&passing.from_pods));
+        let at: Vec<_> = at
+            .flat_map(|passing| passing.devices.iter().map(String::as_str))
+            .collect();
+        let at = match at.len() {
+            0 => String::new(),
+            1 => format!(" at interface {}", at[0]),
+            _ => format!(" at interfaces {}", at.join(", ")),
         };
         let mut commands = Vec::new();
         let mut are_all = true;
@@ -184,8 +209,9 @@ impl BaseChain {
             )
         };
         Problem {
+            code: Trouble::FirewallDrops,
             object: format!("chain {} {} {}", self.family.name(), self.table, self.name),
-            message: format!("this firewall drops {what}: {mend}"),
+            message: format!("this firewall drops {what}{at}: {mend}"),
         }
     }
 
@@ -193,7 +219,8 @@ impl BaseChain {
     fn command(&self, range: &IpNet, from_pods: bool) -> String {
         let is_v4 = range.addr().is_ipv4();
         let (table, chain) = (&self.table, &self.name);
-        if self.family != RuleFamily::Inet && table == "filter" && chain == "FORWARD" {
+        let is_iptables = matches!(self.family, RuleFamily::Ip | RuleFamily::Ip6);
+        if is_iptables && table == "filter" && chain == "FORWARD" {
             let program = if is_v4 { "iptables" } else { "ip6tables" };
             let side = if from_pods { "-s" } else { "-d" };
             return format!("`{program} -I FORWARD {side} {range} -j ACCEPT`");
@@ -213,7 +240,8 @@ fn problems(pods: &Pods) -> io::Result<Vec<Problem>> {
     }
     let mut chains = Vec::new();
     nfnetlink::chains(&mut |family, attributes| {
-        chains.extend(BaseChain::read(family, attributes));
+        let chain = BaseChain::read(family, attributes);
+        chains.extend(chain.filter(|chain| !chain.hook.passing(pods).is_empty()));
         true
     })?;
     if chains.is_empty() {

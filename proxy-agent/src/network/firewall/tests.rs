@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::hook::Hook;
 use super::packet::{Match, Packet, PodInterfaces};
 use super::rule::{Action, judge};
 use super::{BaseChain, Pods};
@@ -118,6 +119,7 @@ fn pods() -> Pods {
         of_node: nets(&["10.244.1.0/24", "fd00:244:1::/64"]),
         of_cluster: nets(&["10.244.0.0/16", "fd00:244::/32"]),
         interfaces: PodInterfaces::Own,
+        uplinks: vec!["eth0".into()],
     }
 }
 
@@ -136,6 +138,7 @@ fn judged(expressions: &[Vec<u8>]) -> (Match, Action) {
 fn dropped(family: RuleFamily, drops: bool, chains: &[(&str, Vec<Vec<u8>>)]) -> [bool; 4] {
     let chain = BaseChain {
         family,
+        hook: Hook::Forward,
         table: "filter".into(),
         name: "FORWARD".into(),
         drops,
@@ -367,6 +370,7 @@ fn base_chains_of_the_hook_are_told_from_others() {
     let expected = |drops| {
         Some(BaseChain {
             family: RuleFamily::Ip,
+            hook: Hook::Forward,
             table: "filter".into(),
             name: "FORWARD".into(),
             drops,
@@ -383,6 +387,7 @@ fn the_commands_fit_the_chain() {
     let problem = |family, table: &str, name: &str, dropped: &[(bool, bool)], is_owned| {
         let chain = BaseChain {
             family,
+            hook: Hook::Forward,
             table: table.into(),
             name: name.into(),
             drops: true,
@@ -428,5 +433,77 @@ fn the_commands_fit_the_chain() {
         )
         .1,
         "this firewall drops what pods are sent: the program that made it has to accept both directions of the pods' ranges"
+    );
+}
+
+/// A hook at some devices, as the kernel tells of it.
+fn hook_at(number_of: u32, devices: &[&str]) -> Vec<u8> {
+    let name = |kind, device: &str| put(kind, &[device.as_bytes(), &[0]].concat());
+    let all: Vec<_> = devices.iter().flat_map(|device| name(1, device)).collect();
+    // One device is told of twice.
+    let one = devices.first().filter(|_| devices.len() == 1);
+    let one = one.map(|device| name(3, device)).unwrap_or_default();
+    [number(1, number_of), number(2, 0), put(4 | NESTED, &all), one].concat()
+}
+
+#[test]
+fn hooks_at_interfaces_meet_one_direction_of_pods() {
+    let read = |family, number, devices: &[&str]| Hook::read(family, &hook_at(number, devices));
+    let netdev = RuleFamily::Netdev;
+    let ingress = read(netdev, 0, &["mr0123456789ab", "eth0", "eth9"]).unwrap();
+    assert_eq!(
+        ingress,
+        Hook::Ingress(vec!["eth0".into(), "eth9".into(), "mr0123456789ab".into()])
+    );
+    assert_eq!(
+        read(RuleFamily::Inet, 5, &["eth0"]),
+        Some(Hook::Ingress(vec!["eth0".into()]))
+    );
+    assert_eq!(read(netdev, 2, &["eth0"]), None);
+    let passing = |hook: Hook| -> Vec<(bool, Vec<String>)> {
+        let passing = hook.passing(&pods()).into_iter();
+        passing
+            .map(|passing| (passing.from_pods, passing.devices))
+            .collect()
+    };
+    let of_pod = |from_pods| (from_pods, vec!["mr0123456789ab".to_owned()]);
+    let of_uplink = |from_pods| (from_pods, vec!["eth0".to_owned()]);
+    assert_eq!(passing(ingress), [of_pod(true), of_uplink(false)]);
+    let egress = read(netdev, 1, &["mr0123456789ab", "eth0"]).unwrap();
+    assert_eq!(passing(egress), [of_pod(false), of_uplink(true)]);
+    assert_eq!(passing(Hook::Ingress(vec!["docker0".into()])), []);
+}
+
+#[test]
+fn a_chain_at_an_interface_is_named_with_it() {
+    let chain = |devices: &[&str], drops| BaseChain {
+        family: RuleFamily::Netdev,
+        hook: Hook::read(RuleFamily::Netdev, &hook_at(0, devices)).unwrap(),
+        table: "guard".into(),
+        name: "entry".into(),
+        drops,
+    };
+    let dropped = |chain: &BaseChain, rules: &[Vec<u8>]| {
+        let mut read = |_: &str| Ok(rules.to_vec());
+        let dropped = chain.dropped(&pods(), &BTreeMap::new(), &mut read).unwrap();
+        dropped.into_iter().collect::<Vec<_>>()
+    };
+    let closed = chain(&["mr0123456789ab"], true);
+    let of_both = dropped(&closed, &[]);
+    assert_eq!(of_both, [(false, true), (true, true)]);
+    assert_eq!(dropped(&closed, &[source(&[10, 244])]), [(false, true)]);
+    let open = chain(&["eth0"], false);
+    assert_eq!(
+        dropped(&open, &[rule(&[verdict(0, "")])]),
+        [(false, false), (true, false)]
+    );
+    assert_eq!(dropped(&open, &[]), []);
+    let problem = closed.problem(&pods(), &of_both.into_iter().collect(), false);
+    assert_eq!(problem.object, "chain netdev guard entry");
+    assert_eq!(
+        problem.message,
+        "this firewall drops what pods send at interface mr0123456789ab: run `nft insert rule netdev guard entry ip saddr \
+         10.244.0.0/16 accept` and `nft insert rule netdev guard entry ip6 saddr fd00:244::/32 accept`, and let the firewall \
+         do so when it starts"
     );
 }

@@ -1,8 +1,12 @@
 //! How each node is reached, and what that takes: a pure function of what is known.
 //!
-//! A node is reached *directly* if for every family of its pod ranges one of its addresses lies in a subnet of one of our
-//! uplinks, and then by that address; else through the tunnel, all of it: each node has one mode. One tunnel serves
-//! both families of pods. It runs over IPv4 where this node has an IPv4 address, over IPv6 otherwise.
+//! Each family of a node's pods is reached by itself. It is reached *directly* by an address of that node
+//! and family in a subnet of one of our uplinks, else through the tunnel. So a node that loses its addresses
+//! of one family keeps the other. One tunnel serves both families of pods. It runs over IPv4 where this node
+//! has an IPv4 address, over IPv6 otherwise.
+//!
+//! Two nodes need not judge alike. A node therefore has its end of the tunnel as soon as another node may send
+//! through it, also if it reaches all of them directly itself.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;
@@ -13,6 +17,7 @@ use siphasher::sip::SipHasher24;
 
 use crate::config::{RoutingMode, Vxlan};
 use crate::network::Problem;
+use crate::trouble::Trouble;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
@@ -52,7 +57,7 @@ pub struct Situation {
 pub enum Way {
     /// By the network between the nodes.
     Direct,
-    /// Through the tunnel.
+    /// Through the tunnel, at least one family of its pods.
     Vxlan,
 }
 
@@ -97,7 +102,7 @@ pub struct TunnelPlan {
 pub struct Plan {
     /// How each other node is reached; not at all if it is missing.
     pub ways: BTreeMap<String, Way>,
-    /// The tunnel, if some node needs it.
+    /// The tunnel, if other nodes may send through it.
     pub tunnel: Option<TunnelPlan>,
     /// The routes.
     pub routes: BTreeMap<IpNet, Hop>,
@@ -201,23 +206,27 @@ impl Planner<'_> {
             // It was just added, and nobody has assigned it a range yet.
             return;
         }
-        let direct = |range: &IpNet| Some((*range, self.on_link(peer, range.addr().is_ipv4())?));
-        let direct: Option<Vec<_>> = peer.pod_cidrs.iter().map(direct).collect();
-        let way = match (self.situation.mode, &direct) {
-            (RoutingMode::Direct, _) | (RoutingMode::Auto, Some(_)) => Way::Direct,
-            (RoutingMode::Vxlan, _) | (RoutingMode::Auto, None) => Way::Vxlan,
-        };
-        match way {
-            Way::Direct => {
+        let (mut direct, mut tunnelled) = (Vec::new(), Vec::new());
+        for range in &peer.pod_cidrs {
+            match (self.situation.mode, self.on_link(peer, range.addr().is_ipv4())) {
+                (RoutingMode::Direct | RoutingMode::Auto, Some(hop)) => direct.push((range.trunc(), hop)),
                 // Where the network between the nodes has to know the way, so does the route that leads there.
-                for (range, hop) in direct.into_iter().flatten() {
-                    self.route(&peer.name, range.trunc(), hop);
-                }
+                (RoutingMode::Direct, None) => {}
+                (RoutingMode::Auto, None) | (RoutingMode::Vxlan, _) => tunnelled.push(*range),
             }
-            Way::Vxlan => {
-                if let Err(why) = self.tunnel_to(peer) {
-                    return self.problem(&peer.name, &why);
-                }
+        }
+        for (range, hop) in &direct {
+            self.route(&peer.name, *range, *hop);
+        }
+        let way = if tunnelled.is_empty() {
+            Way::Direct
+        } else {
+            Way::Vxlan
+        };
+        if let Err(why) = self.tunnel_to(peer, &tunnelled) {
+            self.problem(&peer.name, &why);
+            if direct.is_empty() {
+                return;
             }
         }
         self.plan.ways.insert(peer.name.clone(), way);
@@ -236,7 +245,10 @@ impl Planner<'_> {
         })
     }
 
-    fn tunnel_to(&mut self, peer: &Peer) -> Result<(), String> {
+    fn tunnel_to(&mut self, peer: &Peer, ranges: &[IpNet]) -> Result<(), String> {
+        if ranges.is_empty() {
+            return Ok(());
+        }
         let Some(local) = self.local else {
             return Err("this node has no address, so there is no tunnel to that one's pods".into());
         };
@@ -261,7 +273,7 @@ impl Planner<'_> {
             ));
         }
         self.ends.insert(mac, (*remote, ends.clone()));
-        for range in &peer.pod_cidrs {
+        for range in ranges {
             let end = ends.iter().find(|ip| ip.is_ipv4() == range.addr().is_ipv4());
             if let Some(via) = end.copied() {
                 self.route(&peer.name, range.trunc(), Hop::Tunnel { via });
@@ -282,14 +294,18 @@ impl Planner<'_> {
 
     fn problem(&mut self, node: &str, message: &str) {
         self.plan.problems.push(Problem {
+            code: Trouble::PodsUnreachable,
             object: format!("node {node}"),
             message: message.to_owned(),
         });
     }
 
     fn finish(mut self) -> Plan {
-        let own = &self.situation.own;
-        if let Some(local) = self.local.filter(|_| !self.ends.is_empty()) {
+        let Situation { mode, own, peers, .. } = self.situation;
+        let may_be_sent_to = *mode != RoutingMode::Direct
+            && !own.pod_cidrs.is_empty()
+            && peers.iter().any(|peer| !peer.pod_cidrs.is_empty());
+        if let Some(local) = self.local.filter(|_| may_be_sent_to) {
             self.plan.tunnel = Some(TunnelPlan {
                 vxlan: self.situation.vxlan,
                 local,

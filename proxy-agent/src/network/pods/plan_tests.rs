@@ -109,12 +109,33 @@ fn a_mode_that_is_asked_for_is_everybodys() {
 }
 
 #[test]
-fn a_neighbour_in_one_family_only_is_reached_by_the_tunnel() {
+fn a_family_without_an_address_on_a_link_is_reached_by_the_tunnel_alone() {
+    let mut theirs = situation(RoutingMode::Auto);
+    theirs.peers[0].addresses.pop();
+    let mut ours = situation(RoutingMode::Auto);
+    ours.subnets.pop();
+    for situation in [theirs, ours] {
+        let plan = plan(&situation);
+        assert_eq!(plan.ways["b"], Way::Vxlan);
+        assert_eq!(plan.routes[&net("10.2.0.0/24")], direct("192.0.2.2"));
+        assert_eq!(plan.routes[&net("fd00:2::/64")], tunnel("fd00:2::"));
+        assert_eq!(plan.tunnelled().filter(|range| range.addr().is_ipv4()).count(), 1);
+        assert_eq!(plan.problems, []);
+    }
+}
+
+#[test]
+fn a_node_that_reaches_all_others_directly_can_be_sent_to_through_the_tunnel() {
     let mut situation = situation(RoutingMode::Auto);
-    situation.peers[0].addresses.pop();
-    let plan = plan(&situation);
-    assert_eq!(plan.ways["b"], Way::Vxlan);
-    assert_eq!(plan.routes[&net("10.2.0.0/24")], tunnel("10.2.0.0"));
+    situation.peers.pop();
+    let plan_of = |situation: &Situation| plan(situation).tunnel.map(|tunnel| tunnel.ends.len());
+    assert_eq!(plan(&situation).ways, [("b".into(), Way::Direct)].into());
+    assert_eq!(plan_of(&situation), Some(0));
+    situation.mode = RoutingMode::Direct;
+    assert_eq!(plan_of(&situation), None);
+    situation.mode = RoutingMode::Auto;
+    situation.peers.clear();
+    assert_eq!(plan_of(&situation), None, "no other node");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::plan::Hop;
 use crate::network::error::{NetworkError, Problem};
 use crate::network::netlink::{self, Netlink};
 use crate::network::route;
+use crate::trouble::Trouble;
 
 /// The origin that these routes carry (`proto 158` in `ip route`): the one after that of routes to services.
 pub const PROTOCOL: u8 = 158;
@@ -91,7 +92,7 @@ pub async fn remove_all(netlink: &Netlink) -> Result<Vec<IpNet>, NetworkError> {
     let routes = netlink.routes().await?;
     let ours: Vec<_> = routes.iter().filter_map(read).filter(Route::is_ours).collect();
     let (problems, _) = sync(netlink, &BTreeMap::new(), None, &BTreeSet::new()).await?;
-    if let Some(Problem { object, message }) = problems.into_iter().next() {
+    if let Some(Problem { object, message, .. }) = problems.into_iter().next() {
         let error = std::io::Error::other(message);
         return Err(NetworkError::Request { what: object, error });
     }
@@ -218,6 +219,7 @@ fn report_foreign(route: &Route) -> Problem {
         Target::Nowhere => "nowhere".into(),
     };
     Problem {
+        code: Trouble::RouteTaken,
         object: format!("route {}", route.prefix),
         message: format!(
             "already there, leading {leading} (protocol {}), and left alone: packets to these pods go that way; remove that \

@@ -6,6 +6,7 @@
 mod backoff;
 mod decode;
 mod lines;
+mod places;
 mod reflector;
 #[cfg(test)]
 mod reflector_tests;
@@ -18,6 +19,7 @@ use kube::Config;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio::sync::mpsc;
 
+use self::places::Places;
 use self::reflector::Reflector;
 pub use self::servers::Servers;
 pub(crate) use self::servers::is_no_answer;
@@ -63,7 +65,12 @@ pub async fn connect(kubeconfig: Option<&Path>, addresses: &[Uri]) -> Result<Ser
         // Whatever the environment says of its address, of the service account only the files count.
         None => Config::incluster_dns()?,
     };
-    Servers::new(&config, addresses)
+    let servers = Servers::new(&config, addresses)?;
+    let named = [config.cluster_url];
+    let asked = if addresses.is_empty() { &named } else { addresses };
+    let places = Places::of(asked.iter().chain(&config.proxy_url));
+    places.tell(servers.state().clone()).await;
+    Ok(servers)
 }
 
 /// Follows an API server until the receiver of `events` goes. Of the pods only those of the node are asked for.

@@ -23,15 +23,30 @@ const LISTING: &[&str] = &[
     "resourceVersionMatch=NotOlderThan",
 ];
 
+/// Answers that are left.
+type Script = Arc<Mutex<VecDeque<Step>>>;
+
 /// Starts a reflector against a server that answers by `script` and then no more.
 fn start(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>) {
     start_at(kind, vec![script])
 }
 
+/// The same; gives what is left of the script, too.
+fn start_counted(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>, Script) {
+    let script = Arc::new(Mutex::new(VecDeque::from(script)));
+    let (state, events) = start_with(kind, [serve(Arc::clone(&script))]);
+    (state, events, script)
+}
+
 /// The same, against a server with several addresses that each have a script of their own.
 fn start_at(kind: Kind, scripts: Vec<Vec<Step>>) -> (StateHandle, Receiver<Event>) {
+    let scripts = scripts.into_iter().map(VecDeque::from);
+    start_with(kind, scripts.map(|script| serve(Arc::new(Mutex::new(script)))))
+}
+
+fn start_with(kind: Kind, clients: impl IntoIterator<Item = Client>) -> (StateHandle, Receiver<Event>) {
     let (events, receiver) = mpsc::channel(64);
-    let servers = Servers::of_clients(scripts.into_iter().map(serve));
+    let servers = Servers::of_clients(clients);
     let state = servers.state().clone();
     tokio::spawn(
         Reflector {
@@ -45,8 +60,7 @@ fn start_at(kind: Kind, scripts: Vec<Vec<Step>>) -> (StateHandle, Receiver<Event
     (state, receiver)
 }
 
-fn serve(script: Vec<Step>) -> Client {
-    let script = Arc::new(Mutex::new(VecDeque::from(script)));
+fn serve(script: Script) -> Client {
     let server = tower::service_fn(move |request: Request<Body>| {
         let step = script.lock().expect("nobody panicked").pop_front();
         async move {
@@ -101,6 +115,10 @@ fn end_of_list(version: u32) -> String {
     )
 }
 
+fn bookmark(version: u32) -> String {
+    format!("{{\"type\":\"BOOKMARK\",\"object\":{{\"metadata\":{{\"resourceVersion\":\"{version}\"}}}}}}\n")
+}
+
 fn status(code: u16, reason: &str) -> String {
     format!(
         r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"because","reason":"{reason}","code":{code}}}"#
@@ -133,6 +151,44 @@ async fn a_watch_is_taken_up_where_it_ended_and_listed_again_where_it_expired() 
     expect(&mut events, &["begin", "b", "end", "begin", "end"]).await;
     assert!(state.errors().is_empty());
     expect_silence(&mut events, Duration::from_secs(30)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bookmark_moves_the_watch_and_ends_no_list() {
+    let listed =
+        line("ADDED", "a", 5) + &bookmark(6) + &line("ADDED", "b", 4) + &end_of_list(7) + &bookmark(40);
+    let (state, mut events) = start(
+        Kind::Service,
+        vec![
+            (LISTING, 200, listed),
+            (
+                &["resourceVersion=40", "!sendInitialEvents"],
+                200,
+                line("ADDED", "c", 41),
+            ),
+        ],
+    );
+    expect(&mut events, &["begin", "a", "b", "end", "c"]).await;
+    assert!(state.errors().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_goes_on_where_it_was_after_other_errors() {
+    let broken = format!(
+        "{{\"type\":\"ERROR\",\"object\":{}}}\n",
+        status(500, "InternalError")
+    );
+    let again: &[&str] = &["resourceVersion=7", "!sendInitialEvents"];
+    let (_state, mut events) = start(
+        Kind::Service,
+        vec![
+            (LISTING, 200, end_of_list(7) + &broken),
+            (again, 429, status(429, "TooManyRequests")),
+            (again, 401, status(401, "Unauthorized")),
+            (again, 200, line("ADDED", "a", 8)),
+        ],
+    );
+    expect(&mut events, &["begin", "end", "a"]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,11 +276,15 @@ async fn a_server_that_refuses_is_asked_again_and_nothing_is_said_meanwhile() {
 
 #[tokio::test(start_paused = true)]
 async fn the_refusal_is_shown() {
-    let script = (0..1000)
+    const REFUSALS: usize = 1000;
+    let script = (0..REFUSALS)
         .map(|_| (LISTING, 403, status(403, "Forbidden")))
         .collect();
-    let (state, mut events) = start(Kind::Service, script);
+    let (state, mut events, left) = start_counted(Kind::Service, script);
     expect_silence(&mut events, Duration::from_secs(30)).await;
+    // Waits grow from half a second to five.
+    let asked = REFUSALS - left.lock().expect("nobody panicked").len();
+    assert!((5..=30).contains(&asked), "{asked} requests in 30 seconds");
     assert_eq!(
         state.waiting_for(&[Kind::Service]),
         ["list of services from https://api-0.example: because (403 Forbidden)"]

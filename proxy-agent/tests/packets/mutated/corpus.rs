@@ -5,7 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::protocol;
 
 use super::layout::Layout;
-use super::world::{Frontends, OTHER_NODE, OUTSIDE, POD, ROUTER};
+use super::sender::LINK_LOCAL;
+use super::world::{
+    BROADCASTS, Frontends, LOCAL, MAC, OTHER_NODE, OUTSIDE, POD, REMOTE, ROUTER, STRANGER, THIRD_NODE,
+    THIRD_POD, TUNNEL, TUNNEL_PORT,
+};
 use super::{FROM_HOST, FROM_LOOPBACK, FROM_POD, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::frame::{frame, icmp_error};
 use crate::node::{NODE, of_family};
@@ -51,6 +55,8 @@ impl Corpus {
             }
         }
         corpus.strangers();
+        corpus.tunnelled();
+        corpus.by_ipsec();
         for family in [0, 1] {
             corpus.masqueraded(family, run);
         }
@@ -154,6 +160,64 @@ impl Corpus {
         }
     }
 
+    /// What goes to the port of the tunnel, with frames of right and wrong pods inside.
+    fn tunnelled(&mut self) {
+        const INSIDE: [([&str; 2], [&str; 2]); 8] = [
+            (REMOTE, LOCAL),
+            (THIRD_POD, LOCAL),
+            (REMOTE, POD),
+            (THIRD_POD, TUNNEL),
+            (POD, LOCAL),
+            (OUTSIDE, LOCAL),
+            (REMOTE, OUTSIDE),
+            (OTHER_NODE, NODE),
+        ];
+        let between = |from: IpAddr, to: IpAddr, to_port: u16, payload: &[u8]| {
+            let [from, to] = [(from, 40_000), (to, to_port)].map(|(ip, port)| SocketAddr::new(ip, port));
+            frame(&from.to_string(), &to.to_string(), protocol::UDP, 0, payload)
+        };
+        for family in [0, 1] {
+            for (sender, receiver) in INSIDE {
+                for inner in [0, 1] {
+                    let [source, to] = [sender, receiver].map(|addresses| of_family(addresses, inner));
+                    let mut content = between(source, to, 9, b"inside");
+                    if family == inner && sender == THIRD_POD {
+                        // By the tunnel's device, once it is out of the tunnel.
+                        self.frames.push(content.clone());
+                    }
+                    if source.is_ipv6() && receiver == POD {
+                        // A tag of a VLAN, which nobody has to expect there.
+                        content.splice(12..12, [0x81, 0, 0, 5]);
+                    }
+                    let content = [&[8, 0, 0, 0, 0, 0, 1, 0], &content[..]].concat();
+                    for from in [OTHER_NODE, THIRD_NODE, OUTSIDE, POD] {
+                        for to in [NODE, OTHER_NODE, TUNNEL, LOCAL] {
+                            let [from, to] = [from, to].map(|addresses| of_family(addresses, family));
+                            self.frames.push(between(from, to, TUNNEL_PORT, &content));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What another node and a stranger protect, whole and in UDP.
+    fn by_ipsec(&mut self) {
+        for family in [0, 1] {
+            for from in [OTHER_NODE, OUTSIDE] {
+                let [from, to] = [from, NODE].map(|addresses| of_family(addresses, family));
+                let [from, to] = [from, to].map(|ip| SocketAddr::new(ip, 4500).to_string());
+                let packet = frame(&from, &to, protocol::UDP, 0, &[7; 40]);
+                for kind in [50, 51] {
+                    let mut protected = packet.clone();
+                    protected[if family == 0 { 23 } else { 20 }] = kind;
+                    self.frames.push(protected);
+                }
+                self.frames.push(packet);
+            }
+        }
+    }
+
     /// What belongs to no service.
     fn strangers(&mut self) {
         for family in [0, 1] {
@@ -181,10 +245,12 @@ fn addresses(frontends: &Frontends) -> [Vec<IpAddr>; 2] {
         .iter()
         .flat_map(|((frontend, _), what)| what.backends.iter().chain([frontend]).map(SocketAddr::ip))
         .chain(
-            [POD, OUTSIDE, OTHER_NODE, ROUTER]
-                .concat()
-                .iter()
-                .map(|text| text.parse().unwrap()),
+            [
+                POD, OUTSIDE, OTHER_NODE, ROUTER, THIRD_NODE, THIRD_POD, TUNNEL, BROADCASTS,
+            ]
+            .concat()
+            .iter()
+            .map(|text| text.parse().unwrap()),
         )
         .collect();
     for text in [
@@ -199,6 +265,7 @@ fn addresses(frontends: &Frontends) -> [Vec<IpAddr>; 2] {
         "ff02::1",
         "::ffff:10.96.0.1",
         "fe80::1",
+        STRANGER,
     ] {
         all.push(text.parse().expect("an address"));
     }
@@ -206,6 +273,34 @@ fn addresses(frontends: &Frontends) -> [Vec<IpAddr>; 2] {
     all.dedup();
     let (v4, v6) = all.into_iter().partition(IpAddr::is_ipv4);
     [v4, v6]
+}
+
+/// ARP from one end to the other, a request or a reply.
+pub fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+    let mut frame = [[0xff; 6], MAC].concat();
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+    frame.extend(mac);
+    frame.extend(from);
+    frame.extend([0; 6]);
+    frame.extend(to);
+    frame.resize(60, 0);
+    frame
+}
+
+/// A message of neighbour discovery or of multicast listeners (RFC 4861, RFC 3810), from one of some addresses
+/// by its number, or from the pod's own.
+pub fn discovery(kind: u8, from: usize, to_group: bool) -> Vec<u8> {
+    let own: IpAddr = LINK_LOCAL.into();
+    let others =
+        ["::", "fe80::1", "fe80::77", POD[1], LOCAL[1]].map(|text| text.parse().expect("an address"));
+    let from = if from < others.len() { others[from] } else { own };
+    let to = if to_group { "ff02::1" } else { "fe80::1" };
+    icmp_error(
+        from,
+        to.parse().expect("an address"),
+        [kind, 0, 0, 0, 0, 0, 0, 0],
+        &[0; 24],
+    )
 }
 
 /// Fragmentation needed, or packet too big.

@@ -1,15 +1,18 @@
 //! Who may come by an entry, by the rules that are stated and without the code that is tested.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::protocol;
 
 use super::judge::{Ran, is_node};
-use super::layout::L3;
-use super::world::Frontends;
-use super::{FROM_UPLINK, UPLINK_MAC};
+use super::layout::{L3, Layout};
+use super::world::{BROADCASTS, ELSEWHERE, Frontends, PEERS, is_in_pods_of, is_in_pods_range, is_tunnelled};
+use super::{At, FROM_UPLINK, UPLINK_MAC};
+use crate::node::{NODE, of_family};
 
-/// Whether an uplink hears a frame that is not addressed to it.
+/// Whether an uplink or a pod's interface hears a frame that is not addressed to it.
 pub fn is_for_another_host(ran: &Ran<'_>) -> bool {
-    ran.program == FROM_UPLINK && ran.frame[..6] != UPLINK_MAC && !is_for_group(ran)
+    (ran.program == FROM_UPLINK || ran.at == At::OwnPod) && ran.frame[..6] != UPLINK_MAC && !is_for_group(ran)
 }
 
 /// Whether a frame enters that is addressed to a group, which is looked at and never translated.
@@ -17,34 +20,75 @@ pub fn is_for_group(ran: &Ran<'_>) -> bool {
     matches!(ran.program, FROM_UPLINK | super::FROM_POD) && ran.frame[0] & 1 != 0
 }
 
-/// Whether the table of entries refuses a source.
-pub fn is_forged(frontends: &Frontends, program: usize, from: IpAddr) -> bool {
-    let in_service_range = match from {
+/// Whether a service's range has an address.
+pub fn is_in_service_range(address: IpAddr) -> bool {
+    match address {
         IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
         IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0]),
-    };
-    let is_virtual = !is_node(from) && frontends.keys().any(|(known, _)| known.ip() == from);
-    if program == super::FROM_POD {
-        return in_service_range || is_virtual;
     }
-    if program != FROM_UPLINK {
+}
+
+/// Whether a service has an address, and not the node.
+pub fn is_virtual(frontends: &Frontends, address: IpAddr) -> bool {
+    !is_node(address) && frontends.keys().any(|(known, _)| known.ip() == address)
+}
+
+/// Whether the table of entries refuses a source.
+pub fn is_forged(frontends: &Frontends, ran: &Ran<'_>, from: IpAddr) -> bool {
+    if ran.program == super::FROM_POD {
+        return is_in_service_range(from) || (is_virtual(frontends, from) && !is_in_pods_range(from));
+    }
+    if ran.program != FROM_UPLINK {
         return false;
     }
     let is_no_host = match from {
         IpAddr::V4(address) => {
             !matches!(address.octets()[0], 1..=223)
                 || address.is_loopback()
-                || address.octets().starts_with(&[10, 244, 1])
                 || address.octets() == [169, 254, 1, 1]
+                || is_of(&BROADCASTS, from)
         }
-        IpAddr::V6(address) => {
-            address.is_multicast()
-                || address.is_unspecified()
-                || address.is_loopback()
-                || address.segments().starts_with(&[0xfd00, 0x244, 1, 0])
-        }
+        IpAddr::V6(address) => address.is_multicast() || address.is_unspecified() || address.is_loopback(),
     };
-    in_service_range || is_no_host || is_node(from) || is_virtual
+    is_in_service_range(from)
+        || is_no_host
+        || is_in_pods_of(1, from)
+        || is_node(from)
+        || is_virtual(frontends, from)
+        || (ran.at == At::Uplink && is_tunnelled(from))
+}
+
+fn is_of(addresses: &[&str; 2], address: IpAddr) -> bool {
+    let mut all = addresses.iter();
+    all.any(|known| address == known.parse::<IpAddr>().expect("an address"))
+}
+
+/// Whether the route to the source of a packet leads out by another interface than the uplink, which has
+/// strict reverse-path filtering.
+pub fn is_against_route(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
+    ran.program == FROM_UPLINK
+        && ran.at == At::Uplink
+        && is_one_host(to)
+        && matches!(from, IpAddr::V4(from) if from.octets().starts_with(&ELSEWHERE))
+}
+
+/// Whether a datagram goes from a port of a node that leads somewhere to another one.
+pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2], layout: Layout) -> bool {
+    let node = of_family(NODE, usize::from(to.is_ipv6()));
+    let leads = |ip| frontends.contains_key(&(SocketAddr::new(ip, from.port()), protocol::UDP));
+    layout.protocol == protocol::UDP
+        && ran.program == FROM_UPLINK
+        && PEERS.iter().any(|peer| is_of(peer, from.ip()))
+        && (leads(node) || leads(to.ip()))
+}
+
+/// Whether a pod of ours sends an ICMP error about a packet that did not go to the pod itself, or one in
+/// pieces.
+pub fn is_error_of_another(ran: &Ran<'_>, layout: Layout) -> bool {
+    let [from, _] = layout.ends(ran.frame, L3);
+    ran.at == At::OwnPod
+        && layout.is_error(ran.frame)
+        && (layout.is_fragment || layout.carried_ends(ran.frame).is_none_or(|[_, to]| to != from))
 }
 
 /// Whether a packet from elsewhere goes to a loopback address.
@@ -59,12 +103,12 @@ pub fn is_for_loopback_unread(program: usize, frame: &[u8]) -> bool {
 
 /// Whether the addresses of a packet stand before what cannot be read, and the table of entries refuses the
 /// source. What goes to no single host is none of it.
-pub fn is_forged_unread(frontends: &Frontends, program: usize, frame: &[u8]) -> bool {
-    unread(frame).is_some_and(|(from, _)| is_forged(frontends, program, from))
+pub fn is_forged_unread(frontends: &Frontends, ran: &Ran<'_>) -> bool {
+    unread(ran.frame).is_some_and(|(from, _)| is_forged(frontends, ran, from))
 }
 
 /// The addresses of a packet to one host that stand before what cannot be read.
-fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+pub fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let is_whole = match crate::frame::ether_type(frame) {
         0x0800 => frame.len() >= L3 + 20 && frame[L3] >> 4 == 4 && frame[L3] & 15 >= 5,
         0x86dd => frame.len() >= L3 + 40 && frame[L3] >> 4 == 6,

@@ -3,26 +3,33 @@
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::maps::Reason;
-use proxy_common::protocol;
 
 use super::entries::{
-    addresses, is_for_another_host, is_for_group, is_for_loopback, is_for_loopback_unread, is_forged,
-    is_forged_unread, is_one_host,
+    addresses, is_against_route, is_error_of_another, is_for_another_host, is_for_group, is_for_loopback,
+    is_for_loopback_unread, is_forged, is_forged_unread, is_in_service_range, is_loop, is_one_host,
+    is_virtual,
 };
 use super::layout::{L3, Layout};
 use super::refusal;
+use super::rewritten::{translated, translated_error};
+use super::sender::{self, Fate};
+use super::tunnel::{self, Owed};
 use super::world::{Frontends, Has, MASQUERADE_PORTS, POD, is_in_ranges};
-use super::{FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
-use crate::frame::crc32c;
+use super::{At, FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::node::NODE;
 use crate::{PASS, REDIRECT, SHOT};
 
 /// A run of a program.
 pub struct Ran<'a> {
+    /// Whose rules it follows.
     pub program: usize,
+    pub at: At,
     pub frame: &'a [u8],
     pub verdict: u32,
     pub out: &'a [u8],
+    /// What stands beside the frame before the run, and what is left of it.
+    pub note: u32,
+    pub left: u32,
 }
 
 /// Whether something is as it should be.
@@ -31,14 +38,18 @@ pub fn check(right: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 }
 
 /// The reason for which a packet was left alone, if its headers tell; nothing is counted as `NotOurs`.
-pub fn left_alone(ran: &Ran<'_>) -> Option<Reason> {
+pub fn left_alone(frontends: &Frontends, ran: &Ran<'_>) -> Option<Reason> {
     let is_left = ran.verdict == PASS && ran.out == ran.frame;
     if is_left && is_for_another_host(ran) {
         return Some(Reason::OtherHost);
     }
     match Layout::of(ran.frame) {
         Err(reason) if is_left => Some(reason),
-        Ok(_) if is_left && is_for_group(ran) => Some(Reason::OtherHost),
+        Ok(layout) if is_left && is_for_group(ran) => match tunnel::owed(frontends, ran, layout) {
+            // The counters tell.
+            Some(_) => None,
+            None => Some(Reason::OtherHost),
+        },
         Ok(Layout { l4: Some(_), .. }) if is_left => Some(Reason::NotOurs),
         _ => None,
     }
@@ -51,6 +62,7 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         frame,
         verdict,
         out,
+        ..
     } = *ran;
     check(out.len() <= frame.len() + 48, || "too long".into())?;
     let reason = counted.map(|(reason, _)| reason);
@@ -58,9 +70,14 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         reason,
         None | Some(Reason::NotBalanced | Reason::Malformed | Reason::Fragment | Reason::OtherHost)
     );
+    let is_dropped = |owed| reason == Some(owed) && verdict == SHOT;
     let bytes = counted.map_or(0, |(_, bytes)| bytes);
     let owed_bytes = if is_passed { 0 } else { frame.len() as u64 };
     check(bytes == owed_bytes, || format!("{bytes} bytes counted"))?;
+    tunnel::notes(frontends, ran)?;
+    if let Some(outcome) = judge_own_pod(ran, reason) {
+        return outcome;
+    }
     if is_passed {
         check(out == frame, || "passed and touched".into())?;
         // What is not translated at our own device ends there.
@@ -70,39 +87,17 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
     if is_for_another_host(ran) {
         return check(reason == Some(Reason::OtherHost), || "of another host".into());
     }
+    if tunnel::lacks_note(ran) {
+        return check(is_dropped(Reason::TunnelSource), || {
+            "no uplink has admitted it".into()
+        });
+    }
     let layout = match Layout::of(frame) {
         Ok(layout) => layout,
-        Err(Reason::MappedAddress) => {
-            let is_dropped = reason == Some(Reason::MappedAddress) && verdict == SHOT;
-            return check(is_dropped, || "a mapped address".into());
-        }
-        // A pod's address does not leave in what cannot be translated.
-        Err(_) if program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) => {
-            return check(verdict == SHOT && is_pods_outwards(frame), || "not owed".into());
-        }
-        Err(_) if is_for_loopback_unread(program, frame) => {
-            let is_dropped = reason == Some(Reason::LoopbackDestination) && verdict == SHOT;
-            return check(is_dropped, || "to a loopback address, before odd headers".into());
-        }
-        // Nor does a source that comes from nowhere enter in it.
-        Err(_) if is_forged_unread(frontends, program, frame) => {
-            let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
-            return check(is_dropped, || "a forged source before odd headers".into());
-        }
-        Err(odd) => return check(reason == Some(odd), || format!("left alone as {odd:?}")),
+        Err(odd) => return judge_unread(frontends, ran, reason, odd),
     };
-    let [from, to] = layout.ends(frame, L3);
-    if is_for_loopback(program, to) {
-        let is_dropped = reason == Some(Reason::LoopbackDestination) && verdict == SHOT;
-        return check(is_dropped, || format!("{to} is no destination here"));
-    }
-    let has_one_receiver = !is_for_group(ran) || is_one_host(to);
-    if has_one_receiver && is_forged(frontends, program, from) {
-        let is_dropped = reason == Some(Reason::ForgedSource) && verdict == SHOT;
-        return check(is_dropped, || format!("{from} is no source here"));
-    }
-    if is_for_group(ran) {
-        return check(reason == Some(Reason::OtherHost), || "for a group".into());
+    if let Some(outcome) = judge_admission(frontends, ran, reason, layout) {
+        return outcome;
     }
     check(is_owed(frontends, ran, layout, reason), || "not owed".into())?;
     match reason {
@@ -116,6 +111,113 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         Some(reason) if reason.is_drop() => check(verdict == SHOT, || "the wrong verdict".into()),
         Some(_) => Err("a reason that no packet has".into()),
     }
+}
+
+/// Judges what ends at the interface of a pod of ours.
+fn judge_own_pod(ran: &Ran<'_>, reason: Option<Reason>) -> Option<Result<(), String>> {
+    if ran.at != At::OwnPod {
+        return None;
+    }
+    let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
+    let outcome = match sender::fate(ran.frame) {
+        Fate::Refused => check(is_dropped(Reason::SpoofedSource), || {
+            "no packet of this pod's".into()
+        }),
+        Fate::Mapped => {
+            let is_right = is_dropped(Reason::SpoofedSource) || is_dropped(Reason::MappedAddress);
+            check(is_right, || "a mapped source".into())
+        }
+        Fate::Answered(answer) => {
+            let is_right = ran.verdict == REDIRECT && reason.is_none() && ran.out == answer;
+            check(is_right, || "the gateway has to answer".into())
+        }
+        Fate::Read => return None,
+    };
+    Some(outcome)
+}
+
+/// Judges a packet whose headers cannot be read for a reason.
+fn judge_unread(
+    frontends: &Frontends,
+    ran: &Ran<'_>,
+    reason: Option<Reason>,
+    odd: Reason,
+) -> Result<(), String> {
+    let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
+    if odd == Reason::MappedAddress {
+        return check(is_dropped(odd), || "a mapped address".into());
+    }
+    // A pod's address does not leave in what cannot be translated.
+    if ran.program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) {
+        return check(ran.verdict == SHOT && is_pods_outwards(ran.frame), || {
+            "not owed".into()
+        });
+    }
+    if is_for_loopback_unread(ran.program, ran.frame) {
+        return check(is_dropped(Reason::LoopbackDestination), || {
+            "to a loopback address, before odd headers".into()
+        });
+    }
+    // Nor does a source that comes from nowhere enter in it.
+    if is_forged_unread(frontends, ran) {
+        return check(is_dropped(Reason::ForgedSource), || {
+            "a forged source before odd headers".into()
+        });
+    }
+    match tunnel::hidden(ran, odd) {
+        Some(owed) => check(is_dropped(owed), || format!("{owed:?} behind odd headers")),
+        None => check(reason == Some(odd), || format!("left alone as {odd:?}")),
+    }
+}
+
+/// Judges what the table of entries refuses, or leaves alone.
+fn judge_admission(
+    frontends: &Frontends,
+    ran: &Ran<'_>,
+    reason: Option<Reason>,
+    layout: Layout,
+) -> Option<Result<(), String>> {
+    let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
+    let [from, to] = layout.ends(ran.frame, L3);
+    let has_one_receiver = !is_for_group(ran) || is_one_host(to);
+    let (is_right, what) = if is_for_loopback(ran.program, to) {
+        (
+            is_dropped(Reason::LoopbackDestination),
+            format!("{to} is no destination here"),
+        )
+    } else if has_one_receiver && is_forged(frontends, ran, from) {
+        (
+            is_dropped(Reason::ForgedSource),
+            format!("{from} is no source here"),
+        )
+    } else if let Some(owed) = tunnel::owed(frontends, ran, layout) {
+        let is_right = match owed {
+            Owed::Admitted => reason.is_none(),
+            Owed::Refused(owed) => is_dropped(owed),
+            Owed::Either => reason.is_none() || is_dropped(Reason::TunnelSource),
+        };
+        (is_right, format!("for the tunnel: {owed:?}"))
+    } else if !is_for_group(ran) && is_against_route(ran, from, to) {
+        (
+            is_dropped(Reason::ReversePath),
+            format!("the route to {from} leads elsewhere"),
+        )
+    } else if is_error_of_another(ran, layout) {
+        (
+            is_dropped(Reason::ForgedSource),
+            "an error of this pod's about another's packet".to_owned(),
+        )
+    } else if tunnel::is_error(ran, layout) {
+        (
+            is_dropped(Reason::TunnelSource),
+            "an error about this node's tunnel".to_owned(),
+        )
+    } else if is_for_group(ran) {
+        (reason == Some(Reason::OtherHost), "for a group".to_owned())
+    } else {
+        return None;
+    };
+    Some(check(is_right, || what))
 }
 
 /// Whether an IP packet of a pod's goes to the world outside, as far as its addresses are there.
@@ -151,11 +253,8 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
                     | Reason::SourcePortShare
             )
         );
-    let is_virtual = frontends.keys().any(|(frontend, _)| frontend.ip() == to.ip()) && !is_node(to.ip());
-    let in_range = match to.ip() {
-        IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
-        IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x96, 0, 0, 0, 0, 0]),
-    };
+    let is_virtual = is_virtual(frontends, to.ip());
+    let in_range = is_in_service_range(to.ip());
     let to_service = in_range || ran.program == FROM_HOST;
     if layout.l4.is_none() {
         return match reason {
@@ -191,6 +290,9 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
                     && !is_in_ranges(from.ip()) =>
             {
                 reason == Some(Reason::SourceNotAllowed)
+            }
+            _ if is_loop(frontends, ran, [from, to], layout) => {
+                fails || matches!(reason, Some(Reason::ReplyLoop | Reason::Established))
             }
             // Nobody can be answered who has no address.
             _ => begins || (from.ip().is_unspecified() && reason == Some(Reason::NoNodeAddress)),
@@ -269,183 +371,12 @@ fn is_exchange(from: SocketAddr, reason: Option<Reason>) -> bool {
     begins && is_node(from.ip()) && has_such_port
 }
 
-/// Whether only the source port of a packet of the node itself is another one.
-fn is_exchanged(old: [SocketAddr; 2], new: [SocketAddr; 2]) -> bool {
-    is_node(old[0].ip()) && old[0].ip() == new[0].ip() && old[1] == new[1]
-}
-
 pub fn is_pod(address: IpAddr) -> bool {
     POD.iter().any(|pod| address == pod.parse::<IpAddr>().unwrap())
 }
 
 pub fn is_node(address: IpAddr) -> bool {
     NODE.iter().any(|node| address == node.parse::<IpAddr>().unwrap())
-}
-
-/// Whether only bytes in these ranges differ.
-pub fn differs_only_in(ran: &Ran<'_>, ranges: &[std::ops::Range<usize>]) -> Result<(), String> {
-    check(ran.out.len() == ran.frame.len(), || "another length".into())?;
-    let both = ran.frame.iter().zip(ran.out).enumerate();
-    let stray = both
-        .filter(|(_, (old, new))| old != new)
-        .find(|(at, _)| !ranges.iter().any(|range| range.contains(at)));
-    check(stray.is_none(), || {
-        format!("byte {} changed", stray.map_or(0, |(at, _)| at))
-    })
-}
-
-/// The time to live may be one less where the packet is sent on, and hardware addresses may be others.
-fn ranges_of_headers(ran: &Ran<'_>, layout: Layout) -> Result<Vec<std::ops::Range<usize>>, String> {
-    check(matches!(ran.verdict, PASS | REDIRECT), || {
-        "the wrong verdict".into()
-    })?;
-    let addresses = layout.addresses_at();
-    let start = if layout.is_v4 { 10 } else { addresses.start };
-    let hardware = 0..if ran.verdict == REDIRECT { 12 } else { 0 };
-    let mut ranges = vec![hardware, L3 + start..L3 + addresses.end];
-    if ran.verdict == REDIRECT {
-        let ttl = L3 + if layout.is_v4 { 8 } else { 7 };
-        let (old, new) = (ran.frame[ttl], *ran.out.get(ttl).unwrap_or(&0));
-        let is_forwarded = !is_own(ran.program);
-        check(
-            new == old || (is_forwarded && new == old.wrapping_sub(1) && new > 0),
-            || format!("TTL {new} of {old}"),
-        )?;
-        ranges.push(ttl..ttl + 1);
-    }
-    Ok(ranges)
-}
-
-fn translated(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, is_reply: bool) -> Result<(), String> {
-    let mut ranges = ranges_of_headers(ran, layout)?;
-    if let Some(l4) = layout.l4 {
-        let (at, width) = layout.checksum_at();
-        let ports = layout.ports_at();
-        ranges.extend([l4 + ports.start..l4 + ports.end, l4 + at..l4 + at + width]);
-    }
-    differs_only_in(ran, &ranges)?;
-    let (old, new) = (layout.sockets(ran.frame, L3), layout.sockets(ran.out, L3));
-    // Where the ports are in another packet, addresses have to do.
-    let leads = |(frontend, protocol): (SocketAddr, u8), backend: SocketAddr| {
-        let mut all = frontends.iter().filter(|((known, of), _)| {
-            (*of == protocol || !layout.has_ports())
-                && known.ip() == frontend.ip()
-                && (layout.l4.is_none() || *known == frontend)
-        });
-        all.any(|(_, frontend)| {
-            let mut backends = frontend.backends.iter();
-            backends.any(|known| known.ip() == backend.ip() && (layout.l4.is_none() || *known == backend))
-        })
-    };
-    let is_whole = if is_reply {
-        let (client, node) = ([new[1], new[0]], [old[1], old[0]]);
-        leads((new[0], layout.protocol), old[0])
-            || is_masqueraded(layout, client, node)
-            || is_exchanged(client, node)
-    } else if ran.program == TO_UPLINK {
-        is_masqueraded(layout, old, new) || is_exchanged(old, new)
-    } else if ran.program == TO_POD {
-        is_exchanged(old, new)
-    } else {
-        leads((old[1], layout.protocol), new[1])
-    };
-    check(is_whole, || format!("{old:?} became {new:?}"))?;
-    check_sums(ran, layout)?;
-    let Some(l4) = layout.l4 else {
-        return Ok(());
-    };
-    let (at, width) = layout.checksum_at();
-    // SCTP may end before its own, where the ports stay.
-    let [before, after] =
-        [ran.frame, ran.out].map(|frame| frame.get(l4 + at..l4 + at + width).unwrap_or_default());
-    let is_absent = |field: &[u8]| field.iter().all(|byte| *byte == 0);
-    match layout.protocol {
-        protocol::UDP | protocol::SCTP if is_absent(before) => {
-            check(is_absent(after), || "a checksum where none was".into())
-        }
-        protocol::SCTP => {
-            let [before, after] = [ran.frame, ran.out].map(|frame| layout.sctp(frame).map(sctp_error));
-            check(before == after, || {
-                format!("SCTP checksum off by {before:?}, then {after:?}")
-            })
-        }
-        protocol::UDP if is_absent(after) => Err("the checksum is gone".into()),
-        _ => {
-            let (before, after) = (layout.transport_error(ran.frame), layout.transport_error(ran.out));
-            check(before == after, || {
-                format!("checksum off by {before}, then {after}")
-            })
-        }
-    }
-}
-
-/// Whether a packet of a pod's, from one end to the other, became one of the node's on a port of its range.
-fn is_masqueraded(layout: Layout, pods: [SocketAddr; 2], nodes: [SocketAddr; 2]) -> bool {
-    let has_port = layout.l4.is_some() && layout.has_ports();
-    is_pod(pods[0].ip())
-        && is_node(nodes[0].ip())
-        && pods[1] == nodes[1]
-        && (!has_port || MASQUERADE_PORTS.contains(&nodes[0].port()))
-}
-
-fn sctp_error(packet: &[u8]) -> u32 {
-    let found = u32::from_le_bytes(std::array::from_fn(|byte| packet[8 + byte]));
-    let without = [&packet[..8], &[0; 4], &packet[12..]].concat();
-    found ^ crc32c(&without)
-}
-
-/// The header's checksum is as far from right as it was.
-fn check_sums(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
-    let (before, after) = (
-        layout.header_error(ran.frame, L3),
-        layout.header_error(ran.out, L3),
-    );
-    check(before == after, || {
-        format!("header checksum off by {before}, then {after}")
-    })
-}
-
-fn translated_error(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
-    let l4 = layout.l4.ok_or("no ICMP header")?;
-    let (l3, carried) = Layout::carried(ran.frame, layout.is_v4, l4).ok_or("nothing inside")?;
-    let inside = carried.l4.ok_or("no ports inside")?;
-    let [[_, to], [sender, _]] = [layout.ends(ran.frame, L3), carried.ends(ran.frame, l3)];
-    check(to == sender, || {
-        "not addressed to the sender of what it carries".into()
-    })?;
-    let mut ranges = ranges_of_headers(ran, layout)?;
-    let addresses = carried.addresses_at();
-    ranges.extend([
-        l4 + 2..l4 + 4,
-        l3 + addresses.start..l3 + addresses.end,
-        inside + carried.ports_at().start..inside + carried.ports_at().end,
-    ]);
-    if layout.is_v4 {
-        ranges.push(l3 + 10..l3 + 12);
-    }
-    differs_only_in(ran, &ranges)?;
-    check_sums(ran, layout)?;
-    let (before, after) = (
-        carried.header_error(ran.frame, l3),
-        carried.header_error(ran.out, l3),
-    );
-    check(before == after, || "the header checksum inside".into())?;
-    let (before, after) = (layout.transport_error(ran.frame), layout.transport_error(ran.out));
-    check(before == after, || {
-        format!("ICMP checksum off by {before}, then {after}")
-    })?;
-    let [_, to] = layout.ends(ran.out, L3);
-    let [sender, receiver] = carried.sockets(ran.out, l3);
-    check(to == sender.ip(), || {
-        format!("to {to} about a packet of {sender}")
-    })?;
-    let is_known = frontends.contains_key(&(receiver, carried.protocol))
-        || frontends
-            .values()
-            .any(|frontend| frontend.backends.contains(&sender))
-        || is_pod(sender.ip())
-        || (is_node(receiver.ip()) && (carried.is_icmp() || MASQUERADE_PORTS.contains(&receiver.port())));
-    check(is_known, || format!("about a packet from {sender} to {receiver}"))
 }
 
 /// Whether packets turn back into the node where they are answered.

@@ -11,6 +11,10 @@ use crate::frame::{ether_type, sum};
 pub const L3: usize = 14;
 const EXTENSIONS: usize = 6;
 
+pub fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 51 | 60)
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     pub is_v4: bool,
@@ -28,6 +32,11 @@ impl Layout {
             0x86dd => Self::v6(frame)?.with_transport(frame),
             _ => Err(Reason::NotBalanced),
         }
+    }
+
+    /// Whether an IPv6 frame has more extension headers than are walked.
+    pub fn is_unwalked(frame: &[u8]) -> bool {
+        Self::v6(frame).is_ok_and(|layout| layout.l4.is_some() && is_extension(layout.protocol))
     }
 
     fn v4(frame: &[u8], l3: usize) -> Result<Self, Reason> {
@@ -56,7 +65,7 @@ impl Layout {
         }
         let (mut protocol, mut l4, mut is_fragment) = (header[6], L3 + 40, false);
         for _ in 0..EXTENSIONS {
-            if !matches!(protocol, 0 | 43 | 44 | 51 | 60) {
+            if !is_extension(protocol) {
                 break;
             }
             let start = frame.get(l4..l4 + 4).ok_or(Reason::Malformed)?;
@@ -128,10 +137,45 @@ impl Layout {
         Some((l3, carried))
     }
 
+    /// Whether this is an ICMP error, whose first bytes are there.
+    pub fn is_error(self, frame: &[u8]) -> bool {
+        let kind = self.l4.and_then(|l4| frame.get(l4));
+        match (self.protocol, self.is_v4) {
+            (protocol::ICMP, true) => matches!(kind, Some(3 | 11 | 12)),
+            (protocol::ICMPV6, false) => matches!(kind, Some(1..=4)),
+            _ => false,
+        }
+    }
+
+    /// The protocol of the packet that an ICMP error carries, behind a fragment header that begins one.
+    pub fn carried_protocol(self, frame: &[u8]) -> Option<u8> {
+        let l3 = self.l4? + 8;
+        if self.is_v4 {
+            return frame.get(l3 + 9).copied();
+        }
+        match *frame.get(l3 + 6)? {
+            44 => frame.get(l3 + 40).copied(),
+            protocol => Some(protocol),
+        }
+    }
+
+    /// Source and destination of the packet that an ICMP error carries, also of one whose ports cannot be
+    /// read.
+    pub fn carried_ends(self, frame: &[u8]) -> Option<[IpAddr; 2]> {
+        let l3 = self.l4? + 8;
+        if self.is_v4 {
+            let header = frame.get(l3..l3 + 20)?;
+            // The kernel does not look at the version.
+            return (header[0] & 15 >= 5).then(|| self.ends(frame, l3));
+        }
+        let header = frame.get(l3..l3 + 40)?;
+        let is_whole = header[6] != 44 || frame.len() >= l3 + 44;
+        is_whole.then(|| self.ends(frame, l3))
+    }
+
     /// The same of a later fragment too, which may name an extension header in place of the protocol.
     pub fn may_have_ports(&self) -> bool {
-        self.has_ports()
-            || (!self.is_v4 && self.l4.is_none() && matches!(self.protocol, 0 | 43 | 44 | 51 | 60))
+        self.has_ports() || (!self.is_v4 && self.l4.is_none() && is_extension(self.protocol))
     }
 
     pub fn has_ports(self) -> bool {

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use proxy_common::protocol;
 
-use super::corpus::Corpus;
+use super::corpus::{Corpus, arp, discovery};
 use super::layout::{L3, Layout};
+use super::world::{MAC, POD};
 use crate::frame::{crc32c, ether_type, sum};
+use crate::node::of_family;
 
 /// As long as a test run takes it, with what a program adds.
 const LONGEST: usize = 2500;
@@ -40,7 +42,7 @@ impl Dice {
         self.below(n) == 0
     }
 
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
     }
 
@@ -76,15 +78,82 @@ pub fn mutated(dice: &mut Dice, corpus: &Corpus) -> Vec<u8> {
         forge(dice, &mut frame, corpus);
     }
     let strikes = dice.of(&[0, 1, 1, 1, 2, 2, 3, 5]);
+    strike_often(dice, &mut frame, corpus, strikes);
+    if dice.one_in(2) {
+        mend(dice, &mut frame);
+    }
+    frame
+}
+
+fn strike_often(dice: &mut Dice, frame: &mut Vec<u8>, corpus: &Corpus, strikes: usize) {
     for _ in 0..strikes {
-        strike(dice, &mut frame, corpus);
+        strike(dice, frame, corpus);
         frame.truncate(LONGEST);
         while frame.len() < SHORTEST {
             frame.push(dice.byte());
         }
     }
-    if dice.one_in(2) {
+}
+
+/// What a pod of ours sends in place of a frame: the frame in its own name, or what is spoken on its link, and
+/// sometimes as another.
+pub fn by_own_pod(dice: &mut Dice, frame: &[u8], corpus: &Corpus) -> Vec<u8> {
+    let mut frame = match dice.below(6) {
+        0 => asked(dice),
+        1 => discovered(dice),
+        _ => frame.to_vec(),
+    };
+    let is_v4 = ether_type(&frame) == 0x0800;
+    let is_ip = is_v4 || ether_type(&frame) == 0x86dd;
+    if is_ip && dice.one_in(2) {
+        match of_family(POD, usize::from(!is_v4)) {
+            IpAddr::V4(own) => put(&mut frame, L3 + 12, &own.octets()),
+            IpAddr::V6(own) => put(&mut frame, L3 + 8, &own.octets()),
+        }
         mend(dice, &mut frame);
+    }
+    if dice.one_in(16) {
+        frame[6 + dice.below(6)] ^= 1 << dice.below(8);
+    }
+    let strikes = dice.of(&[0, 0, 0, 0, 0, 1, 1, 2]);
+    strike_often(dice, &mut frame, corpus, strikes);
+    frame
+}
+
+/// An ARP message, of the pod itself or of others.
+fn asked(dice: &mut Dice) -> Vec<u8> {
+    const OWN: [u8; 4] = [10, 244, 1, 5];
+    const GATEWAY: [u8; 4] = [169, 254, 1, 1];
+    let mac = dice.of(&[MAC, MAC, MAC, [2, 0, 0, 0, 0, 9]]);
+    let from = dice.of(&[
+        OWN,
+        OWN,
+        OWN,
+        [0; 4],
+        [10, 244, 1, 7],
+        GATEWAY,
+        [192, 168, 50, 11],
+    ]);
+    let to = dice.of(&[GATEWAY, GATEWAY, OWN, [10, 244, 1, 7], [192, 168, 50, 11]]);
+    let operation = dice.of(&[1, 1, 1, 2, 3]);
+    let mut frame = arp(operation, mac, from, to);
+    if dice.one_in(4) {
+        frame.splice(12..12, [0x81, 0, 0, dice.of(&[0, 5])]);
+    }
+    frame
+}
+
+/// What is sent before there is an address, by the pod itself or in the name of others.
+fn discovered(dice: &mut Dice) -> Vec<u8> {
+    let kind = dice.of(&[128, 130, 131, 132, 133, 134, 135, 135, 136, 136, 137, 143]);
+    let mut frame = discovery(kind, dice.below(9), dice.one_in(2));
+    if matches!(kind, 130..=132 | 143) && !dice.one_in(4) {
+        // The router alert.
+        extend_v6(&mut frame, 0, 0, 0x0502);
+        set_length(&mut frame);
+    }
+    if dice.one_in(8) {
+        decorate(dice, &mut frame);
     }
     frame
 }

@@ -6,6 +6,7 @@ use proxy_common::protocol;
 use super::judge::{Ran, check, is_own};
 use super::layout::{L3, Layout};
 use crate::frame::sum;
+use crate::node::NODE;
 use crate::{REDIRECT, SHOT};
 
 const RST: u8 = 4;
@@ -61,6 +62,11 @@ pub fn echo(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     is_same_but_checksums(ran, layout, owed, l4)
 }
 
+/// Whether the path does not take the packet, which is told by an ICMP error about connections too.
+fn is_of_path(reason: Reason) -> bool {
+    matches!(reason, Reason::TooBig | Reason::TtlExceeded)
+}
+
 /// Whether a refusal has a form: not where headers are cut short or in the way, or there is nobody to tell.
 fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
     let Some(l4) = layout.l4 else {
@@ -70,7 +76,7 @@ fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
         return false;
     }
     let (len, is_tcp) = (ran.frame.len(), layout.protocol == protocol::TCP);
-    if is_tcp && reason != Reason::TooBig {
+    if is_tcp && !is_of_path(reason) {
         return ran.frame[l4 + 13] & RST == 0 && len >= l4 + 18;
     }
     let plain = L3 + if layout.is_v4 { 20 } else { 40 };
@@ -82,7 +88,7 @@ pub fn refused(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), Stri
         return check(ran.verdict == SHOT, || "an answer that is not owed".into());
     }
     check(ran.verdict == REDIRECT, || "an answer is owed".into())?;
-    if layout.protocol == protocol::TCP && reason != Reason::TooBig {
+    if layout.protocol == protocol::TCP && !is_of_path(reason) {
         reset(ran, layout)
     } else {
         error(ran, layout, reason)
@@ -139,12 +145,21 @@ fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
     })?;
     check(out[L3 + ttl] == 64, || "the time to live".into())?;
     let [from, to] = layout.ends(ran.frame, L3);
-    check(error.ends(out, L3) == [to, from], || "addresses".into())?;
-    let owed = match (is_v4, reason == Reason::TooBig) {
-        (true, false) => [3, 3],
-        (true, true) => [3, 4],
-        (false, false) => [1, 4],
-        (false, true) => [2, 0],
+    // A hop is known by its own address.
+    let source = if reason == Reason::TtlExceeded {
+        let own = NODE[usize::from(!is_v4)].parse();
+        own.map_err(|error| format!("{error}"))?
+    } else {
+        to
+    };
+    check(error.ends(out, L3) == [source, from], || "addresses".into())?;
+    let owed = match (is_v4, reason) {
+        (true, Reason::TooBig) => [3, 4],
+        (false, Reason::TooBig) => [2, 0],
+        (true, Reason::TtlExceeded) => [11, 0],
+        (false, Reason::TtlExceeded) => [3, 0],
+        (true, _) => [3, 3],
+        (false, _) => [1, 4],
     };
     check(out[l4..l4 + 2] == owed, || "type and code".into())?;
     check(out[l4 + 8..] == ran.frame[L3..L3 + carried], || {

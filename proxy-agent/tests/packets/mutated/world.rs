@@ -3,21 +3,38 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::protocol;
+use proxy_common::maps::{AddressFlags, ConfigFlags, NodeNumber, Pod, PodLink, RangeFlags, RangeKey};
+use proxy_common::{Port, protocol};
 use serde_json::{Value, json};
 
+use crate::ip;
 use crate::node::{NODE, Node, of_family};
+use crate::pod_links::ip as run_ip;
 
 pub const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
 pub const OUTSIDE: [&str; 2] = ["172.31.0.5", "fd00:31::5"];
+/// The pod's hardware address, which all frames have as source.
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const OTHER_NODE: [&str; 2] = ["192.168.50.12", "fd00:50::12"];
+/// The node that the tunnel leads to.
+pub const THIRD_NODE: [&str; 2] = ["192.168.50.13", "fd00:50::13"];
+pub const THIRD_POD: [&str; 2] = ["10.244.3.2", "fd00:244:3::2"];
+/// The other nodes, from number 2 on.
+pub const PEERS: [[&str; 2]; 2] = [OTHER_NODE, THIRD_NODE];
+/// This node's end of the tunnel.
+pub const TUNNEL: [&str; 2] = ["10.244.1.0", "fd00:244:1::"];
+pub const TUNNEL_PORT: u16 = 8472;
+pub const BROADCASTS: [&str; 2] = ["192.168.50.0", "192.168.50.255"];
+/// Hosts that the route to leads elsewhere than to the uplink.
+pub const ELSEWHERE: [u8; 2] = [172, 29];
+pub const STRANGER: &str = "172.29.0.5";
 pub const ROUTER: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
 /// Ports of what is masqueraded.
 pub const MASQUERADE_PORTS: std::ops::Range<u16> = 61_000..65_000;
 /// The port of the node's that leads to a pod, by each protocol.
 const HOST_PORT: u16 = 8081;
-const LOCAL: [&str; 2] = ["10.244.1.2", "fd00:244:1::2"];
-const REMOTE: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
+pub const LOCAL: [&str; 2] = ["10.244.1.2", "fd00:244:1::2"];
+pub const REMOTE: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
 pub const PROTOCOLS: [(&str, u8); 3] = [
     ("TCP", protocol::TCP),
     ("UDP", protocol::UDP),
@@ -114,10 +131,108 @@ pub fn frontends() -> Frontends {
     frontends
 }
 
+/// Whether the pods of a node have an address, by the node's number.
+pub fn is_in_pods_of(node: u8, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets().starts_with(&[10, 244, node]),
+        IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x244, node.into(), 0]),
+    }
+}
+
+/// Whether some node's pods have it.
+pub fn is_in_pods_range(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets().starts_with(&[10, 244]),
+        IpAddr::V6(address) => address.segments().starts_with(&[0xfd00, 0x244]),
+    }
+}
+
+/// Whether what comes from an address comes by the tunnel only.
+pub fn is_tunnelled(address: IpAddr) -> bool {
+    is_in_pods_of(3, address)
+}
+
+/// Makes the interface of a pod and the device of the tunnel; their indices.
+pub fn add_links(node: &Node) -> [u32; 2] {
+    for (name, peer) in [("pod0", "eth0"), ("tunnel0", "other1")] {
+        run_ip(&format!("link add {name} type veth peer name {peer}"));
+        run_ip(&format!("link set {peer} up"));
+        // Where frames are addressed to.
+        run_ip(&format!("link set {name} address 02:00:00:00:00:01"));
+        run_ip(&format!("link set {name} up"));
+    }
+    run_ip(&format!("route add {} dev pod0", POD[0]));
+    run_ip(&format!(
+        "neigh add {} lladdr 02:00:00:00:00:02 dev pod0 nud permanent",
+        POD[0]
+    ));
+    run_ip("route add 172.29.0.0/16 dev tunnel0");
+    let [pod, tunnel] =
+        ["pod0", "tunnel0"].map(|name| nix::net::if_::if_nametoindex(name).expect("an interface"));
+    add_pods(node, pod);
+    add_tunnel(node, tunnel);
+    [pod, tunnel]
+}
+
 /// Enters the pod, which is masqueraded, and its neighbour's host ports.
-pub fn add_pods(node: &Node) {
+fn add_pods(node: &Node, interface: u32) {
     crate::pods::add_pod(node, POD);
     crate::pods::add_host_ports(node, HOST_PORT, LOCAL, 1);
+    let datapath = node.programmer.store();
+    let pod = Pod {
+        interface,
+        mac: MAC,
+        ..Pod::default()
+    };
+    for address in POD {
+        datapath.pods.set(&ip(address), &pod).expect("a pod");
+    }
+    let link = PodLink {
+        mac: MAC,
+        ..PodLink::default()
+    };
+    datapath.pod_links.set(&interface, &link).expect("a link");
+}
+
+/// Tells of the other nodes, of which one is behind the tunnel.
+fn add_tunnel(node: &Node, device: u32) {
+    let datapath = node.programmer.store();
+    let mut config = datapath.config.get(0).expect("a configuration");
+    config.flags |= ConfigFlags::TUNNEL_SEALED | ConfigFlags::TUNNEL_ONLY;
+    config.tunnel_device = device;
+    config.tunnel_port = Port::new(TUNNEL_PORT);
+    [config.tunnel_v4, config.tunnel_v6] = TUNNEL.map(ip);
+    config.around_pods = ["10.244.0.0", "fd00:244::"].map(ip);
+    config.around_pods_mask = ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:0", "ffff:ffff::"].map(ip);
+    config.strict_interfaces[0] = node.uplink;
+    for (place, address) in config.broadcasts.iter_mut().zip(BROADCASTS) {
+        *place = ip(address).v4_word();
+    }
+    datapath.config.set(0, &config);
+    for (number, peer) in (2..).zip(PEERS) {
+        let flags = AddressFlags::of_peer(NodeNumber(number)).0;
+        for address in peer {
+            datapath.addresses.set(&ip(address), &flags).expect("a peer");
+        }
+    }
+    for (number, flags) in [(1, 0), (2, 0), (3, RangeFlags::TUNNEL)] {
+        let of = if number == 1 {
+            0
+        } else {
+            number << NodeNumber::SHIFT
+        };
+        for (address, prefix_len) in [
+            (format!("10.244.{number}.0"), 120),
+            (format!("fd00:244:{number}::"), 64),
+        ] {
+            let key = RangeKey {
+                prefix_len,
+                address: ip(&address),
+            };
+            let flags = RangeFlags::PODS | flags | of;
+            datapath.pod_ranges.set(&key, &flags).expect("a range of pods");
+        }
+    }
 }
 
 /// Cluster IP, load balancer's and external address, and node port.

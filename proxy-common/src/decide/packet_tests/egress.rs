@@ -290,6 +290,33 @@ fn what_goes_through_the_tunnel_carries_the_nodes_address_there() {
     );
 }
 
+/// The other node takes what comes from this node's pods and its end of the tunnel only.
+#[test]
+fn what_the_node_itself_sends_through_the_tunnel_carries_its_address_there() {
+    for (entry, to) in [(Entry::Host, "10.96.0.1"), (Entry::Loopback, NODE)] {
+        let mut fake = masquerading();
+        fake.config.tunnel_v4 = ip("10.244.1.0");
+        fake.ranges.insert(
+            ip("10.244.3.3"),
+            RangeFlags(RangeFlags::PODS | RangeFlags::TUNNEL),
+        );
+        fake.service(to, 80, protocol::UDP, &[("10.244.3.3", 8080)]);
+        fake.service(to, 81, protocol::UDP, &[("10.244.2.2", 8080)]);
+        let request = packet(protocol::UDP, (NODE, 40_000), (to, 80));
+        let (flow, _) = translated(entering(&fake, &request, entry));
+        assert_eq!(flow.src, ip("10.244.1.0"), "{entry:?}");
+        let way = Deliver::from_number(flow.reply_deliver);
+        assert_answered(
+            entering(&fake, &answer(&flow, protocol::UDP), Entry::Uplink),
+            &request,
+            way,
+        );
+        let direct = packet(protocol::UDP, (NODE, 40_000), (to, 81));
+        let (flow, _) = translated(entering(&fake, &direct, entry));
+        assert_eq!(flow.src, ip(NODE), "{entry:?}: to a node on the link");
+    }
+}
+
 #[test]
 fn datagrams_follow_a_change_of_the_nodes_address_and_connections_do_not() {
     for protocol in [protocol::TCP, protocol::UDP] {

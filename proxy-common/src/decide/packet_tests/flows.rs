@@ -187,6 +187,48 @@ fn a_client_port_that_is_used_again_begins_a_new_connection() {
     );
 }
 
+/// From outside, the RST and the SYN may both be forged.
+#[test]
+fn a_reset_and_a_handshake_from_outside_leave_a_connection_where_it_is() {
+    let mut fake = Fake::node();
+    node_port(
+        &mut fake,
+        protocol::TCP,
+        &[("10.244.2.2", 8080), ("10.244.2.3", 8080)],
+    );
+    let request = packet(protocol::TCP, (OUTSIDE, 40_000), (NODE, 30_080));
+    let (first, _) = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Uplink));
+    let reply = answer(&first, protocol::TCP);
+    let by_backend = |flags| translated(entering(&fake, &with_flags(reply, flags), Entry::Uplink)).1;
+    let by_client = |flags| {
+        let expected = Headers {
+            sequence: 1,
+            ..with_flags(request, flags)
+        };
+        translated(entering(&fake, &expected, Entry::Uplink)).1
+    };
+    assert_eq!(by_backend(TCP_SYN | TCP_ACK), Reason::Reply);
+    assert_eq!(by_client(TCP_ACK), Reason::Established);
+    let _ = by_client(TCP_RST);
+    assert_eq!(by_client(TCP_SYN), Reason::Established);
+    assert!(!is_kept(&fake, &request));
+    // The backend has an open connection, and says so (RFC 5961 §4).
+    assert_eq!(by_backend(TCP_ACK), Reason::Reply);
+    assert!(is_kept(&fake, &request));
+    // It had none any more: a new one begins.
+    let _ = by_client(TCP_RST);
+    assert_eq!(by_client(TCP_SYN), Reason::Established);
+    assert_eq!(by_backend(TCP_SYN | TCP_ACK), Reason::Reply);
+    assert!(!is_kept(&fake, &request));
+    assert_eq!(by_client(TCP_ACK), Reason::Established);
+    assert!(is_kept(&fake, &request));
+}
+
+/// Whether the entries of a flow lie where nothing is evicted.
+fn is_kept(fake: &Fake, request: &Headers) -> bool {
+    fake.flows.borrow().contains_key(&request.flow_key())
+}
+
 #[test]
 fn ports_of_the_nodes_own_sockets_are_never_taken() {
     let mut fake = Fake::node();
@@ -200,6 +242,25 @@ fn ports_of_the_nodes_own_sockets_are_never_taken() {
         assert_eq!(flow.sport, Port::new(61_002));
         fake.new_flows.borrow_mut().clear();
     }
+}
+
+/// CPUs read the clock one after the other, so a packet may be a tick older than the flow in its way.
+#[test]
+fn a_flow_that_was_seen_a_tick_later_does_not_look_idle() {
+    let mut fake = Fake::node();
+    fake.config.masquerade_count = 1;
+    node_port(&mut fake, protocol::UDP, &[("10.244.2.2", 8080)]);
+    let ask = |fake: &Fake, sport| {
+        let request = packet(protocol::UDP, (OUTSIDE, sport), (NODE, 30_080));
+        entering(fake, &request, Entry::Uplink)
+    };
+    fake.pass_ticks(10);
+    let (flow, _) = translated(ask(&fake, 40_000));
+    fake.clock.set(fake.clock.get() - (1 << 30));
+    assert_eq!(ask(&fake, 40_001).0, Decision::Drop(Reason::NoSourcePort));
+    // It does when it has been silent for long enough.
+    fake.pass_ticks(4);
+    assert_eq!(translated(ask(&fake, 40_001)).0.sport, flow.sport);
 }
 
 /// As when two nodes translate for one client port, or one and nobody.

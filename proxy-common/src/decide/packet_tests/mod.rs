@@ -3,6 +3,7 @@
 mod cluster_ip;
 mod direct;
 mod egress;
+mod errors;
 mod flows;
 mod fragments;
 mod host_ports;

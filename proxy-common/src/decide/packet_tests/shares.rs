@@ -152,14 +152,11 @@ fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
         entering(&fake, &with_flags(request, flags), Entry::Uplink)
     };
     let (first, _) = translated(connect(40_000, TCP_SYN));
-    // Replied to, and still not proven.
-    let reply = answer(&first, protocol::TCP);
-    let _ = translated(entering(
-        &fake,
-        &with_flags(reply, TCP_SYN | TCP_ACK),
-        Entry::Uplink,
-    ));
+    // Replied to, and still not proven. The server repeats its reply.
+    let reply = with_flags(answer(&first, protocol::TCP), TCP_SYN | TCP_ACK);
+    let _ = translated(entering(&fake, &reply, Entry::Uplink));
     fake.pass_ticks(1);
+    let _ = translated(entering(&fake, &reply, Entry::Uplink));
     assert_eq!(connect(40_001, TCP_SYN).0, Decision::Drop(Reason::NoSourcePort));
     fake.pass_ticks(1);
     let (second, _) = translated(connect(40_001, TCP_SYN));

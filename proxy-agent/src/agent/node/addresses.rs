@@ -1,0 +1,173 @@
+//! Which addresses are this node's, another node's or another machine's, as the maps and `millrace status` have it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::Ip;
+use proxy_common::maps::{AddressFlags, NodeNumber};
+
+use super::NodeSide;
+use super::holders::{Evidence, Holder};
+use crate::agent::ranges::{node_names, own_addresses, peers};
+use crate::apply::{ANOTHERS, Programmer};
+use crate::bpf::Datapath;
+use crate::cluster::ClusterState;
+use crate::config::{AgentOptions, NodePortAddress};
+use crate::control::{ObjectError, SharedAddress};
+use crate::network::NodeAddresses;
+use crate::network::port_rules::PortAt;
+use crate::plan::ProgrammedGroup;
+
+/// How many addresses of other nodes may have rules for ports of services.
+const MAX_LED_NODES: usize = 8;
+
+impl NodeSide {
+    /// The node's addresses that node ports are served on.
+    pub fn node_port_addresses(&self, options: &AgentOptions) -> Vec<IpAddr> {
+        let NodeAddresses {
+            primary_v4,
+            primary_v6,
+            ..
+        } = self.addresses;
+        let primary = || {
+            [primary_v4.map(IpAddr::from), primary_v6.map(IpAddr::from)]
+                .into_iter()
+                .flatten()
+        };
+        let mut chosen: Vec<IpAddr> = options
+            .configuration
+            .node_port_addresses
+            .iter()
+            .flat_map(|choice| -> Vec<IpAddr> {
+                match choice {
+                    NodePortAddress::Primary => primary().collect(),
+                    NodePortAddress::In(range) => {
+                        let all = self.addresses.all.iter().copied();
+                        all.filter(|address| range.contains(address)).collect()
+                    }
+                }
+            })
+            .collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    }
+
+    /// Addresses of services that another machine has as well, and which.
+    pub fn shared_addresses(&self) -> Vec<SharedAddress> {
+        let nodes = self.shared_with_nodes.iter();
+        let nodes = nodes.map(|(address, node)| (*address, format!("Node {node}")));
+        let others = self.holders.named();
+        let others = others.map(|(address, holder)| (address, holder.to_string()));
+        let all: BTreeMap<IpAddr, String> = others.chain(nodes).collect();
+        let shared = all.into_iter();
+        shared
+            .map(|(address, holder)| SharedAddress { address, holder })
+            .collect()
+    }
+
+    /// Whether packets to a virtual address are left to where the kernel's routes lead, but for the ports of
+    /// services.
+    pub fn is_anothers(&self, address: IpAddr) -> bool {
+        self.shared_with_nodes.contains_key(&address) || self.holders.of(address).is_some()
+    }
+
+    /// Ports that services have at addresses which other machines have as well. Each costs a rule, and the kernel
+    /// walks over all rules for each look-up. So addresses of other nodes count in small clusters only: what goes
+    /// there is served by that node.
+    fn shared_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> BTreeSet<PortAt> {
+        let mut ports = BTreeSet::new();
+        let with_others = self.holders.named().map(|(address, _)| address);
+        let with_nodes = self.shared_with_nodes.keys().copied();
+        let with_nodes = with_nodes.filter(|_| self.shared_with_nodes.len() <= MAX_LED_NODES);
+        for address in with_nodes.chain(with_others) {
+            let services = cluster.services_naming(address);
+            let served = services.filter_map(|(id, _)| programmer.programmed(id));
+            let groups = served.flat_map(|service| &service.groups);
+            let keys = groups.flat_map(ProgrammedGroup::keys);
+            let there = keys.filter(|key| IpAddr::from(key.address) == address);
+            ports.extend(there.map(|key| PortAt {
+                address,
+                protocol: key.protocol,
+                port: key.port.number(),
+            }));
+        }
+        ports
+    }
+
+    /// Leads the node's own packets to those ports to our device, and nothing else that it sends there.
+    pub(super) async fn lead_shared_ports(
+        &mut self,
+        cluster: &ClusterState,
+        programmer: &Programmer<Datapath>,
+    ) -> Vec<ObjectError> {
+        let wanted = self.shared_ports(cluster, programmer);
+        match self.device.sync_rules(&self.addresses, wanted).await {
+            Ok(found) => found.iter().map(ObjectError::from).collect(),
+            Err(error) => vec![ObjectError::new(error.trouble(), "rules", &error)],
+        }
+    }
+
+    /// Whether services have other ports at such addresses than before.
+    pub fn has_other_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> bool {
+        let wanted = self.shared_ports(cluster, programmer);
+        self.device.rules().differ(&wanted)
+    }
+
+    /// Whether the node's packets to a port of an address of another machine take our device.
+    pub fn leads_port(&self, address: IpAddr, protocol: u8, port: u16) -> bool {
+        self.device.rules().leads(&PortAt {
+            address,
+            protocol,
+            port,
+        })
+    }
+
+    /// Finds out whose else addresses are that services `named` from outside, and tells the maps whose addresses are whose.
+    pub async fn tell_addresses(
+        &mut self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        programmer: &mut Programmer<Datapath>,
+        (named, api_servers): (&BTreeSet<IpAddr>, &BTreeSet<SocketAddr>),
+    ) -> Option<ObjectError> {
+        let peers = peers(cluster, options);
+        let of_node = own_addresses(cluster, options).into_iter();
+        let of_node = of_node.map(|address| (address, Holder::ThisNode));
+        let servers = api_servers.iter();
+        let servers = servers.map(|server| (server.ip(), Holder::ApiServer));
+        let mut known: BTreeMap<IpAddr, Holder> = of_node.chain(servers).collect();
+        known.retain(|address, _| !peers.contains_key(address) && !self.addresses.holds(*address));
+        let evidence = Evidence {
+            netlink: &self.netlink,
+            links: self.monitor.links(),
+            roles: &self.roles,
+            addresses: &self.addresses,
+            cluster,
+        };
+        let open = named.iter().filter(|address| !peers.contains_key(*address));
+        let open = open.copied().collect();
+        let looked = self.holders.look(&evidence, open, known).await;
+        self.shared_with_nodes = node_names(cluster, options, named);
+        self.shared_with_nodes
+            .retain(|address, _| !self.addresses.holds(*address));
+        let of_services = named.iter().filter(|address| self.addresses.holds(**address));
+        let held = self.addresses.all.iter().chain(of_services);
+        let held: BTreeSet<Ip> = held.copied().map(Ip::from).collect();
+        let held: Vec<Ip> = held.into_iter().collect();
+        programmer.set_node_addresses(&held, self.other_addresses(&peers));
+        looked
+            .err()
+            .map(|error| ObjectError::new(error.trouble(), "addresses", &error))
+    }
+
+    /// What the maps hold of addresses that are not the node's: other machines', and those of no host.
+    fn other_addresses(&self, peers: &BTreeMap<IpAddr, NodeNumber>) -> HashMap<Ip, AddressFlags> {
+        let others = self.holders.addresses().map(|ip| (Ip::from(ip), ANOTHERS));
+        let broadcasts = self.addresses.broadcasts.iter();
+        let broadcasts = broadcasts.map(|ip| (Ip::from(*ip), AddressFlags(AddressFlags::BROADCAST)));
+        let peers = peers.iter();
+        let peers = peers.map(|(ip, number)| (Ip::from(*ip), AddressFlags::of_peer(*number)));
+        others.chain(broadcasts).chain(peers).collect()
+    }
+}

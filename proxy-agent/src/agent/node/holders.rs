@@ -1,0 +1,213 @@
+//! Whose else an address is that services name from outside.
+//!
+//! An address of a service may be another machine's: an API server's, one that this node's object names and a router translates,
+//! a host's on a link, or one that a route leads to. There the service has its own ports, and everything else goes where it went
+//! before, as with addresses of other nodes. Evidence is what cluster and kernel say anyway; of an address on a link the kernel is
+//! asked once. That a host was there counts until it gives no answer, since the kernel forgets those that are not spoken to.
+//!
+//! For the address of a balancer some host of the link answers as a rule, the node that announces it, and a route to a range
+//! around it leads to the balancer. So there neither is evidence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::cluster::ClusterState;
+use crate::control::ObjectError;
+use crate::network::others::{Neighbour, Way};
+use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles, is_own};
+use crate::trouble::Trouble;
+
+/// Who holds an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// An API server.
+    ApiServer,
+    /// This node, by its object; no interface has the address.
+    ThisNode,
+    /// A host of a link.
+    Neighbour { mac: String, interface: String },
+    /// A route leads there.
+    Route(Way),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ApiServer => write!(f, "an API server of the cluster"),
+            Self::ThisNode => write!(f, "this node, as its Node object says; no interface has it"),
+            Self::Neighbour { mac, interface } => write!(f, "the host {mac} on the link of {interface}"),
+            Self::Route(way) => write!(f, "where the route {way} leads"),
+        }
+    }
+}
+
+/// What is known of addresses of services that others hold.
+#[derive(Debug, Default)]
+pub struct Holders {
+    found: BTreeMap<IpAddr, Holder>,
+    /// The addresses that services name, outside of all ranges.
+    named: BTreeSet<IpAddr>,
+    /// Those of them that are external IPs.
+    external: BTreeSet<IpAddr>,
+    /// Those whose holder the kernel may tell of.
+    watched: BTreeSet<IpAddr>,
+    /// Those that the kernel was asked for.
+    asked: BTreeSet<IpAddr>,
+}
+
+/// Where evidence comes from.
+pub struct Evidence<'a> {
+    pub netlink: &'a Netlink,
+    pub links: &'a Links,
+    pub roles: &'a Roles,
+    pub addresses: &'a NodeAddresses,
+    pub cluster: &'a ClusterState,
+}
+
+impl Holders {
+    /// Looks who holds the addresses `named` by services. `known` are those of which the cluster tells.
+    pub async fn look(
+        &mut self,
+        evidence: &Evidence<'_>,
+        named: BTreeSet<IpAddr>,
+        known: BTreeMap<IpAddr, Holder>,
+    ) -> Result<(), NetworkError> {
+        let cluster = evidence.cluster;
+        let is_cluster_ip = |address: &IpAddr| cluster.service_at(*address).is_some();
+        let is_open = |address: &&IpAddr| {
+            !evidence.addresses.holds(**address) && !known.contains_key(*address) && !is_cluster_ip(address)
+        };
+        self.watched = named.iter().filter(is_open).copied().collect();
+        self.asked.retain(|address| self.watched.contains(address));
+        let external = named.iter().copied();
+        self.external = external
+            .filter(|address| cluster.is_external_ip(*address))
+            .collect();
+        let mut found = known;
+        found.retain(|address, _| !is_cluster_ip(address));
+        if !self.watched.is_empty() {
+            found.extend(self.told_by_kernel(evidence).await?);
+        }
+        for (address, holder) in found.iter().filter(|(address, _)| named.contains(address)) {
+            if !self.named.contains(address) || self.found.get(address) != Some(holder) {
+                tracing::info!(%address, %holder, "of this address only the ports of services are taken");
+            }
+        }
+        (self.found, self.named) = (found, named);
+        Ok(())
+    }
+
+    async fn told_by_kernel(
+        &mut self,
+        evidence: &Evidence<'_>,
+    ) -> Result<Vec<(IpAddr, Holder)>, NetworkError> {
+        let is_ours = |index| evidence.links.get(index).is_some_and(|link| is_own(&link.name));
+        let routes = evidence.netlink.routes().await?;
+        let ways = routes.iter().filter_map(|route| Way::read(route, is_ours));
+        let ways: Vec<_> = ways.collect();
+        let neighbours = evidence.netlink.neighbours().await?;
+        let mut found = Vec::new();
+        for address in self.watched.clone() {
+            let holder = match self.leading_way(&ways, address) {
+                Some(way) => Some(Holder::Route(way)),
+                None if self.external.contains(&address) => {
+                    self.neighbour(evidence, &neighbours, address).await
+                }
+                None => None,
+            };
+            found.extend(holder.map(|holder| (address, holder)));
+        }
+        Ok(found)
+    }
+
+    fn leading_way(&self, ways: &[Way], address: IpAddr) -> Option<Way> {
+        let way = Way::longest(ways, address)?;
+        let is_lone = way.prefix.prefix_len() == way.prefix.max_prefix_len();
+        (is_lone || (way.has_gateway && self.external.contains(&address))).then(|| way.clone())
+    }
+
+    async fn neighbour(
+        &mut self,
+        evidence: &Evidence<'_>,
+        neighbours: &[Neighbour],
+        address: IpAddr,
+    ) -> Option<Holder> {
+        let links = evidence.links;
+        let ranges = links.ranges_on_links();
+        // An entry of an address that is on no link of the interface is that of a host which may send from there.
+        let is_here = |interface: &u32| {
+            let mut ranges = ranges.get(interface).into_iter().flatten();
+            ranges.any(|range| range.contains(&address))
+        };
+        let uplinks = evidence.roles.of(Role::Uplink).map(|uplink| uplink.index);
+        let here: BTreeSet<u32> = uplinks.filter(is_here).collect();
+        let entries = neighbours
+            .iter()
+            .filter(|entry| entry.address == address && here.contains(&entry.interface));
+        let entries: Vec<_> = entries.collect();
+        if entries.is_empty() {
+            if let Some(interface) = here.first()
+                && self.asked.insert(address)
+                && let Err(error) = evidence.netlink.ask_for(*interface, address).await
+            {
+                tracing::debug!(%address, %error, "asking who has an address");
+            }
+            let before = self.found.get(&address).cloned();
+            return before.filter(|holder| !here.is_empty() && matches!(holder, Holder::Neighbour { .. }));
+        }
+        let is_ours = |mac: &[u8; 6]| links.iter().any(|link| link.mac.as_ref() == Some(mac));
+        let mut there = entries
+            .into_iter()
+            .filter_map(|entry| Some((entry.interface, entry.mac.filter(|mac| !is_ours(mac))?)));
+        let (interface, mac) = there.next()?;
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        Some(Holder::Neighbour {
+            mac,
+            interface: links.name(interface),
+        })
+    }
+
+    /// Whether the kernel tells something new of a holder.
+    pub fn is_concerned(&self, change: &Change) -> bool {
+        let is_told = |address: &IpAddr| {
+            (self.external.contains(address) && change.neighbours.contains(address))
+                || change.routes.iter().any(|prefix| prefix.contains(address))
+        };
+        self.watched.iter().any(is_told)
+    }
+
+    /// Who holds an address.
+    pub fn of(&self, address: IpAddr) -> Option<&Holder> {
+        self.found.get(&address)
+    }
+
+    /// Every address that another machine holds.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.found.keys().copied()
+    }
+
+    /// Those that services have, and who holds each.
+    pub fn named(&self) -> impl Iterator<Item = (IpAddr, &Holder)> {
+        let found = self.found.iter();
+        let named = found.filter(|(address, _)| self.named.contains(*address));
+        named.map(|(address, holder)| (*address, holder))
+    }
+
+    /// What an operator should look at: services whose address is somebody else's, most likely by mistake.
+    pub fn problems(&self) -> impl Iterator<Item = ObjectError> {
+        let amiss = self.named().filter(|(address, holder)| match holder {
+            Holder::ApiServer => true,
+            Holder::ThisNode => false,
+            Holder::Neighbour { .. } | Holder::Route(_) => self.external.contains(address),
+        });
+        amiss.map(|(address, holder)| ObjectError {
+            code: Trouble::AddressOfAnother,
+            object: format!("address {address}"),
+            message: format!(
+                "a service has it, and it is somebody else's: {holder}. Only the ports of the service are served \
+                 there, and everything else goes where it went before; give the service another address if this is a mistake"
+            ),
+        })
+    }
+}

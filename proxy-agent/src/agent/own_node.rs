@@ -1,0 +1,338 @@
+//! Whether the cluster knows this node by the name that the agent was started with, and by addresses that are
+//! its alone.
+//!
+//! A name that no Node has makes other machines' endpoints of all endpoints here: health checks find none,
+//! and policy Local drops. So the agent is not ready without its Node. A kubelet may register it seconds
+//! after the agent's start, so for a while the agent only says that it waits; a Node of another name with an
+//! address of this node is wrong at once. Of two Nodes with one address at least one is not what it says,
+//! whichever of the two this node is.
+//!
+//! A directory without any Node says nothing about nodes, and is no reason to wait.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::Agent;
+use crate::cluster::{ClusterState, Node};
+use crate::config::{AgentOptions, SourceSpec};
+use crate::control::ObjectError;
+use crate::network::NodeAddresses;
+use crate::trouble::Trouble;
+
+/// How long a kubelet may take to register its Node.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// More Nodes are not named in one message.
+const MOST_NAMED: usize = 4;
+
+/// What the cluster says of this node.
+#[derive(Debug, Default)]
+pub struct OwnNode {
+    /// Since when no Node has the name.
+    missing_since: Option<Instant>,
+    /// Whether somebody was told by now that it is missing.
+    is_told: bool,
+    name: String,
+    problems: Vec<ObjectError>,
+}
+
+/// What the Nodes say.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// A Node has the name; these others have addresses of this node too.
+    Known(Vec<(String, IpAddr)>),
+    /// No Node has the name.
+    Missing {
+        /// These have an address of this node.
+        with_address: Vec<(String, IpAddr)>,
+        /// These are called much like it.
+        alike: Vec<String>,
+    },
+}
+
+/// Looks for this node among the cluster's, and tells what is wrong.
+pub fn look(agent: &mut Agent) {
+    let addresses = agent.node.addresses();
+    let news = agent
+        .own_node
+        .look(&agent.cluster, &agent.options, addresses, Instant::now());
+    for problem in news {
+        agent.survival.tell_of_node(&problem);
+    }
+}
+
+/// Looks again where a Node did not come in time.
+pub fn look_when_due(agent: &mut Agent) {
+    if agent.own_node.is_due(Instant::now()) {
+        look(agent);
+    }
+}
+
+impl OwnNode {
+    /// Looks at what is known now, and gives what was not wrong before.
+    fn look(
+        &mut self,
+        cluster: &ClusterState,
+        options: &AgentOptions,
+        addresses: &NodeAddresses,
+        now: Instant,
+    ) -> Vec<ObjectError> {
+        let without_nodes = cluster.nodes().next().is_none();
+        let said = if without_nodes && options.source != SourceSpec::Kubernetes {
+            Said::Known(Vec::new())
+        } else {
+            let configured = &options.configuration.node_addresses;
+            let own = addresses.all.iter().chain(configured).copied().collect();
+            said(&options.node_name, cluster.nodes(), own)
+        };
+        self.name.clone_from(&options.node_name);
+        self.take(&said, &addresses.all, now)
+    }
+
+    /// Takes in what the Nodes say.
+    fn take(&mut self, said: &Said, own: &[IpAddr], now: Instant) -> Vec<ObjectError> {
+        let found = match said {
+            Said::Known(twins) => {
+                self.missing_since = None;
+                self.is_told = false;
+                twins.iter().map(|twin| twin_problem(&self.name, twin)).collect()
+            }
+            Said::Missing { with_address, alike } => {
+                let since = *self.missing_since.get_or_insert(now);
+                self.is_told = !with_address.is_empty() || now.duration_since(since) >= PATIENCE;
+                let problem = || missing_problem(&self.name, with_address, alike, own);
+                self.is_told.then(problem).into_iter().collect()
+            }
+        };
+        let before = std::mem::replace(&mut self.problems, found);
+        let news = self.problems.iter().filter(|problem| !before.contains(problem));
+        news.cloned().collect()
+    }
+
+    /// Whether patience has come to its end since the last look.
+    fn is_due(&self, now: Instant) -> bool {
+        let is_over = |since: Instant| now.duration_since(since) >= PATIENCE;
+        !self.is_told && self.missing_since.is_some_and(is_over)
+    }
+
+    /// What is wrong.
+    pub fn problems(&self) -> &[ObjectError] {
+        &self.problems
+    }
+
+    /// What `ready` waits for.
+    pub fn waiting_for(&self) -> Option<String> {
+        self.missing_since.map(|_| {
+            let name = &self.name;
+            if self.is_told {
+                format!("a Node called {name} (see errors)")
+            } else {
+                format!("the Node {name}, which its kubelet registers")
+            }
+        })
+    }
+}
+
+fn said<'a>(name: &str, nodes: impl Iterator<Item = &'a Node>, mut own: BTreeSet<IpAddr>) -> Said {
+    let (of_name, others): (Vec<_>, Vec<_>) = nodes.partition(|node| node.name == name);
+    own.extend(of_name.iter().flat_map(|node| &node.addresses));
+    let own = &own;
+    let of_others = others.iter().flat_map(|node| {
+        let held = node
+            .addresses
+            .iter()
+            .filter(move |address| own.contains(*address));
+        held.map(move |address| (node.name.to_string(), *address))
+    });
+    let mut shared: Vec<_> = of_others.collect();
+    shared.sort_unstable();
+    if !of_name.is_empty() {
+        return Said::Known(shared);
+    }
+    let first_label = |name: &str| name.split('.').next().unwrap_or_default().to_lowercase();
+    let alike = others
+        .iter()
+        .filter(|node| first_label(&node.name) == first_label(name));
+    let mut alike: Vec<_> = alike.map(|node| node.name.to_string()).collect();
+    alike.sort_unstable();
+    Said::Missing {
+        with_address: shared,
+        alike,
+    }
+}
+
+fn twin_problem(name: &str, (other, address): &(String, IpAddr)) -> ObjectError {
+    ObjectError {
+        code: Trouble::NodeAddressTwice,
+        object: format!("Node {other}"),
+        message: format!(
+            "it has the address {address}, which is this node's too (Node {name}): packets for one of the two reach the \
+             other. Delete the Node that no machine has any more (`kubectl delete node`), or give each its own address"
+        ),
+    }
+}
+
+fn missing_problem(
+    name: &str,
+    with_address: &[(String, IpAddr)],
+    alike: &[String],
+    own: &[IpAddr],
+) -> ObjectError {
+    let advice = match with_address {
+        [] => {
+            let own: Vec<_> = own.iter().map(ToString::to_string).collect();
+            let own = if own.is_empty() {
+                "an address of this node".to_owned()
+            } else {
+                format!("an address of this node ({})", own.join(", "))
+            };
+            let alike: Vec<_> = alike
+                .iter()
+                .take(MOST_NAMED)
+                .map(|alike| format!("; one is called {alike}"))
+                .collect();
+            format!(
+                "no Node has {own}{}: see `kubectl get nodes -o wide`, and start with the Node's name as --node-name",
+                alike.concat()
+            )
+        }
+        several => {
+            let mut named: Vec<String> = Vec::new();
+            for (node, address) in several {
+                let this =
+                    format!("Node {node} has this node's address {address}: start with --node-name {node}");
+                let is_known = several
+                    .iter()
+                    .any(|(other, before)| other == node && before < address);
+                if !is_known && named.len() < MOST_NAMED {
+                    named.push(this);
+                }
+            }
+            named.join("; ")
+        }
+    };
+    ObjectError {
+        code: Trouble::NodeNotFound,
+        object: format!("Node {name}"),
+        message: format!(
+            "no Node has this name, with which the agent was started: {advice}. Until then health checks of services find no \
+             endpoint on this node, and policy Local drops what it should serve"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn node(name: &str, addresses: &[&str]) -> Node {
+        Node {
+            name: name.into(),
+            addresses: addresses.iter().map(|text| ip(text)).collect(),
+            other_addresses: vec![ip("203.0.113.1")],
+            pod_cidrs: Vec::new(),
+            zone: None,
+            tunnel_mac: None,
+            leaving: false,
+        }
+    }
+
+    fn own(addresses: &[&str]) -> BTreeSet<IpAddr> {
+        addresses.iter().map(|text| ip(text)).collect()
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_very_name() {
+        let nodes = [
+            node("n1", &["192.0.2.11", "2001:db8::11"]),
+            node("n2", &["192.0.2.12"]),
+        ];
+        let here = || own(&["192.0.2.11", "2001:db8::11", "172.17.0.1", "203.0.113.1"]);
+        assert_eq!(said("n1", nodes.iter(), here()), Said::Known(Vec::new()));
+        for name in ["N1", "n1.example.internal", "other"] {
+            let Said::Missing { with_address, alike } = said(name, nodes.iter(), here()) else {
+                panic!("{name} is known");
+            };
+            assert_eq!(with_address[0], ("n1".to_owned(), ip("192.0.2.11")));
+            assert_eq!(alike.is_empty(), name == "other", "{name}");
+            let problem = missing_problem(name, &with_address, &alike, &[]);
+            assert_eq!(problem.object, format!("Node {name}"));
+            assert!(
+                problem.message.contains(
+                    ": Node n1 has this node's address 192.0.2.11: start with --node-name n1. Until"
+                ),
+                "{}",
+                problem.message
+            );
+        }
+    }
+
+    #[test]
+    fn a_node_that_nothing_is_known_of_has_its_addresses_named() {
+        let nodes = [node("worker-1", &["192.0.2.99"])];
+        let Said::Missing { with_address, alike } =
+            said("worker-1.example", nodes.iter(), own(&["192.0.2.11"]))
+        else {
+            panic!("it is known");
+        };
+        let problem = missing_problem("worker-1.example", &with_address, &alike, &[ip("192.0.2.11")]);
+        assert!(
+            problem
+                .message
+                .contains("no Node has an address of this node (192.0.2.11); one is called worker-1: see"),
+            "{}",
+            problem.message
+        );
+    }
+
+    #[test]
+    fn an_address_of_two_nodes_is_named_on_both() {
+        let nodes = [
+            node("n1", &["192.0.2.11"]),
+            node("n2", &["192.0.2.12", "192.0.2.11"]),
+        ];
+        let shared = |other: &str| Said::Known(vec![(other.to_owned(), ip("192.0.2.11"))]);
+        assert_eq!(said("n1", nodes.iter(), own(&["192.0.2.11"])), shared("n2"));
+        // Held by nobody here, and yet in its own object.
+        assert_eq!(said("n2", nodes.iter(), own(&["192.0.2.12"])), shared("n1"));
+    }
+
+    #[test]
+    fn a_late_node_is_waited_for_before_it_is_missed() {
+        let mut own_node = OwnNode {
+            name: "n1".into(),
+            ..OwnNode::default()
+        };
+        let missing = || Said::Missing {
+            with_address: Vec::new(),
+            alike: Vec::new(),
+        };
+        let (begin, address) = (Instant::now(), [ip("192.0.2.11")]);
+        assert_eq!(own_node.take(&missing(), &address, begin), []);
+        let waits = own_node.waiting_for().unwrap();
+        assert_eq!(waits, "the Node n1, which its kubelet registers");
+        let soon = begin + PATIENCE / 2;
+        assert_eq!(own_node.take(&missing(), &address, soon), []);
+        assert!(!own_node.is_due(soon) && own_node.is_due(begin + PATIENCE));
+        assert_eq!(own_node.take(&missing(), &address, begin + PATIENCE).len(), 1);
+        assert_eq!(own_node.problems().len(), 1);
+        assert!(!own_node.is_due(begin + 2 * PATIENCE));
+        assert_eq!(
+            own_node.take(&missing(), &address, begin + 2 * PATIENCE),
+            [],
+            "told"
+        );
+        own_node.take(&Said::Known(Vec::new()), &address, begin + 3 * PATIENCE);
+        assert_eq!((own_node.problems().len(), own_node.waiting_for()), (0, None));
+        // A Node of another name that is this node is wrong at once.
+        let other = Said::Missing {
+            with_address: vec![("n1.example".into(), address[0])],
+            alike: Vec::new(),
+        };
+        assert_eq!(own_node.take(&other, &address, begin + 4 * PATIENCE).len(), 1);
+    }
+}

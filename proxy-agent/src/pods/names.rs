@@ -1,0 +1,155 @@
+//! Interfaces of pods that bear another name than the plugin gave them.
+//!
+//! DEL, the programs' roles and the agent find a pod's interface by its name, which follows from the
+//! container. A pod cannot change the name on the node's side, but a rule of udev or an administrator can.
+//! The interface itself is known by its Ethernet address, which follows from the container too, and by its
+//! index, which the entries of the pod name; the kernel uses no index again.
+
+use cni_plugin::attachment::is_of_limiter;
+use cni_plugin::ipam::Note;
+use cni_plugin::netlink::conversation::errno;
+use cni_plugin::netlink::{Conversation, NetlinkError, link};
+
+use super::check::is_pods;
+use super::kernel::{Entries, Interfaces, Tables, index_of};
+use super::owed::host_mac_of;
+use super::{Places, PodsError};
+
+/// An interface that bears another name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub now: String,
+    /// The name that the plugin gave it.
+    pub owed: String,
+    /// The pod.
+    pub holder: String,
+}
+
+/// The interfaces of noted pods that bear another name.
+pub fn renamed(places: &Places, interfaces: &Interfaces, notes: &[Note]) -> Result<Vec<Renamed>, PodsError> {
+    let missing: Vec<_> = notes
+        .iter()
+        .filter(|note| !note.adopted && index_of(interfaces, &note.host_interface).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tables = Tables::open(&places.bpf_root)?;
+    let entries = tables
+        .map(|tables| tables.read())
+        .transpose()?
+        .unwrap_or_default();
+    Ok(missing
+        .into_iter()
+        .filter_map(|note| find(interfaces, &entries, note))
+        .collect())
+}
+
+fn find(interfaces: &Interfaces, entries: &Entries, note: &Note) -> Option<Renamed> {
+    let mac = host_mac_of(note)?;
+    let mut found = interfaces.iter().filter(|(_, interface)| {
+        // Both ends of a limiter have the same Ethernet address.
+        interface.is_veth
+            && interface.mac == Some(mac)
+            && !is_pods(&interface.name)
+            && !is_of_limiter(&interface.name)
+    });
+    let (index, interface) = found.next().filter(|_| found.next().is_none())?;
+    let entered = note
+        .addresses
+        .iter()
+        .find_map(|address| entries.pods.get(address));
+    entered
+        .is_none_or(|pod| pod.interface == *index)
+        .then(|| Renamed {
+            index: *index,
+            now: interface.name.clone(),
+            owed: note.host_interface.clone(),
+            holder: note.holder(),
+        })
+}
+
+/// Gives an interface its name back. Before Linux 6.2 an interface that is switched on keeps its name; what
+/// it loses by being switched off is made again like any other loss.
+pub fn take_back(node: &mut Conversation, index: u32, name: &str) -> Result<(), NetlinkError> {
+    match node.ask(link::rename(index, name)) {
+        Err(error) if errno(&error) == Some(libc::EBUSY) => {
+            let requests = vec![link::down(index), link::rename(index, name), link::up(index)];
+            node.batch(requests).map(drop)
+        }
+        done => done.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cni_plugin::attachment::host_mac;
+    use cni_plugin::config::Attachment;
+    use cni_plugin::ipam::boot::Moment;
+    use proxy_common::maps::Pod;
+
+    use super::super::kernel::Interface;
+    use super::*;
+
+    #[test]
+    fn a_renamed_interface_is_known_by_what_does_not_change() {
+        let attachment = Attachment {
+            container_id: "c".into(),
+            if_name: "eth0".into(),
+        };
+        let address = "10.244.1.2".parse().unwrap();
+        let note = Note {
+            adopted: false,
+            ..Note::adopting(
+                &attachment,
+                "mr0123456789ab".into(),
+                vec![address],
+                &Moment::now(),
+            )
+        };
+        let interface = |name: &str| Interface {
+            name: name.into(),
+            mtu: 1500,
+            mac: Some(host_mac(&attachment)),
+            master: None,
+            is_up: true,
+            is_ifb: false,
+            is_veth: true,
+        };
+        let entries = |interface| Entries {
+            pods: [(
+                address,
+                Pod {
+                    interface,
+                    ..Pod::default()
+                },
+            )]
+            .into(),
+            ..Entries::default()
+        };
+        let limiter = (8, interface("ml0123456789ab"));
+        let mut all = Interfaces::from([(7, interface("tap0")), limiter]);
+        let found = find(&all, &entries(7), &note).expect("the interface");
+        assert_eq!(
+            (found.index, &*found.now, &*found.owed),
+            (7, "tap0", "mr0123456789ab")
+        );
+        assert_eq!(
+            find(&all, &Entries::default(), &note),
+            Some(found),
+            "its entries are lost too"
+        );
+        assert_eq!(
+            find(&all, &entries(9), &note),
+            None,
+            "the pod's interface is another one"
+        );
+        all.insert(9, interface("tap1"));
+        assert_eq!(find(&all, &entries(7), &note), None, "which one is not known");
+        all.retain(|index, _| *index == 8);
+        assert_eq!(find(&all, &entries(7), &note), None, "the limiter is not it");
+    }
+}

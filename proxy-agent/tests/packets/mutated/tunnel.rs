@@ -1,0 +1,168 @@
+//! Who may send to the port of the nodes' tunnel, and what may be inside (RFC 7348), by the table of entries
+//! and without the code that is tested.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proxy_common::maps::Reason;
+use proxy_common::protocol;
+
+use super::entries::{addresses, is_for_another_host, is_in_service_range, is_one_host, is_virtual, unread};
+use super::judge::{Ran, check, is_node};
+use super::layout::{L3, Layout, is_extension};
+use super::world::{BROADCASTS, Frontends, PEERS, TUNNEL, TUNNEL_PORT, is_in_pods_of, is_in_pods_range};
+use super::{At, FROM_POD, FROM_UPLINK};
+use crate::frame::ether_type;
+use crate::{PASS, SHOT};
+
+/// The note beside a packet that an uplink has admitted.
+pub const ADMITTED: u32 = proxy_common::decide::tunnel::ADMITTED;
+
+/// Behind the UDP header.
+const FRAME: usize = 8 + 8;
+
+/// What is owed to a packet for the port of the tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owed {
+    Admitted,
+    Refused(Reason),
+    /// Inside is an IPv4-mapped address, so that it ends here or at the tunnel's device.
+    Either,
+}
+
+/// What is owed where the port says it.
+pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed> {
+    let [from, to] = layout.sockets(ran.frame, L3);
+    let l4 = layout.l4?;
+    if layout.protocol != protocol::UDP || to.port() != TUNNEL_PORT {
+        return None;
+    }
+    let to = to.ip();
+    match ran.program {
+        FROM_POD => {
+            let is_open = is_in_service_range(to)
+                || is_virtual(frontends, to)
+                || (is_in_pods_range(to) && !is_heard(to));
+            (!is_open).then_some(Owed::Refused(Reason::TunnelPort))
+        }
+        FROM_UPLINK if is_node(to) || is_shared(to) => Some(if layout.is_fragment {
+            Owed::Refused(Reason::TunnelSource)
+        } else {
+            inside(from.ip(), ran.frame.get(l4 + FRAME..).unwrap_or_default())
+        }),
+        _ => None,
+    }
+}
+
+/// Whether the frame is from a pod of the node that sends it, to a pod of this node.
+fn inside(from: IpAddr, frame: &[u8]) -> Owed {
+    let ends: Option<[IpAddr; 2]> = match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.get(L3..L3 + 20).map(|header| {
+            [12, 16].map(|at| Ipv4Addr::from_octets(std::array::from_fn(|byte| header[at + byte])).into())
+        }),
+        Some([0x86, 0xdd]) => frame.get(L3..L3 + 40).map(|header| {
+            [8, 24].map(|at| Ipv6Addr::from_octets(std::array::from_fn(|byte| header[at + byte])).into())
+        }),
+        _ => None,
+    };
+    let peer = (2..).zip(PEERS).find(|(_, addresses)| is_among(addresses, from));
+    match (ends, peer) {
+        (Some(ends), Some(_)) if ends.iter().any(|end| is_mapped(*end)) => Owed::Either,
+        (Some([source, to]), Some((number, _))) if is_in_pods_of(number, source) && is_in_pods_of(1, to) => {
+            Owed::Admitted
+        }
+        _ => Owed::Refused(Reason::TunnelSource),
+    }
+}
+
+/// Whether an ICMP error is about what a node's tunnel sends to another node, as far as the error tells.
+pub fn is_error(ran: &Ran<'_>, layout: Layout) -> bool {
+    if ran.program != FROM_UPLINK || !layout.is_error(ran.frame) {
+        return false;
+    }
+    if layout.is_fragment {
+        return is_heard(layout.ends(ran.frame, L3)[1]);
+    }
+    let Some([from, to]) = layout
+        .carried_ends(ran.frame)
+        .map(|ends| ends.map(|end| end.to_canonical()))
+    else {
+        return false;
+    };
+    let is_peer = |address: IpAddr| PEERS.iter().any(|peer| is_among(peer, address));
+    let carried = layout
+        .l4
+        .and_then(|l4| Layout::carried(ran.frame, layout.is_v4, l4));
+    let ports = carried.filter(|(_, carried)| carried.has_ports());
+    let ports = ports.and_then(|(_, carried)| ran.frame.get(carried.l4?..carried.l4? + 4));
+    let protocol = layout.carried_protocol(ran.frame);
+    let is_to_port = match ports {
+        Some(ports) => protocol == Some(protocol::UDP) && ports[2..] == TUNNEL_PORT.to_be_bytes(),
+        // The kernel looks behind extension headers, and at fragments.
+        None => protocol.is_some_and(|it| it == protocol::UDP || (!layout.is_v4 && is_extension(it))),
+    };
+    is_to_port && (is_node(from) || is_peer(from)) && is_peer(to)
+}
+
+/// Why a packet is refused in which the port may stand behind what cannot be read, if so.
+pub fn hidden(ran: &Ran<'_>, odd: Reason) -> Option<Reason> {
+    if ether_type(ran.frame) != 0x86dd || !(odd == Reason::Malformed || Layout::is_unwalked(ran.frame)) {
+        return None;
+    }
+    let (_, to) = unread(ran.frame)?;
+    match ran.program {
+        FROM_POD if is_heard(to) => Some(Reason::TunnelPort),
+        // An ICMP error about a packet of others perhaps.
+        FROM_POD => Some(Reason::ForgedSource),
+        FROM_UPLINK if is_heard(to) => Some(Reason::TunnelSource),
+        _ => None,
+    }
+}
+
+/// What the tunnel's device takes: nothing without the note that it was admitted, and the note ends there.
+pub fn notes(frontends: &Frontends, ran: &Ran<'_>) -> Result<(), String> {
+    if ran.program != FROM_UPLINK || is_for_another_host(ran) {
+        return check(ran.left == ran.note, || format!("the note {:x}", ran.left));
+    }
+    let is_admitted = match Layout::of(ran.frame) {
+        Ok(layout) => owed(frontends, ran, layout).unwrap_or(Owed::Refused(Reason::NotOurs)),
+        Err(_) => Owed::Refused(Reason::NotOurs),
+    };
+    if ran.verdict == PASS && is_admitted == Owed::Admitted {
+        return check(ran.left == ADMITTED, || "admitted, and not noted".into());
+    }
+    // IPsec of another node bears the note as well, which the stack looks into without a program.
+    let is_peers =
+        addresses(ran.frame).is_some_and(|(from, _)| PEERS.iter().any(|peer| is_among(peer, from)));
+    let may_be_noted = ran.verdict == PASS && (is_admitted == Owed::Either || is_peers);
+    check(
+        ran.left == 0 || may_be_noted || (ran.verdict == SHOT && ran.left == ran.note),
+        || format!("the note {:x}", ran.left),
+    )
+}
+
+/// Whether the tunnel's device refuses a frame since no uplink has admitted it.
+pub fn lacks_note(ran: &Ran<'_>) -> bool {
+    ran.at == At::Tunnel && ran.program == FROM_UPLINK && ran.note != ADMITTED
+}
+
+fn is_among(addresses: &[&str; 2], address: IpAddr) -> bool {
+    let mut all = addresses.iter();
+    all.any(|known| address == known.parse::<IpAddr>().expect("an address"))
+}
+
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
+}
+
+/// Whether a node's socket for the tunnel listens at an address.
+fn is_heard(to: IpAddr) -> bool {
+    is_node(to) || PEERS.iter().any(|peer| is_among(peer, to)) || is_shared(to)
+}
+
+/// Whether more hosts than one may have an address, or it is this node's end of the tunnel.
+fn is_shared(to: IpAddr) -> bool {
+    is_among(&TUNNEL, to)
+        || !is_one_host(to)
+        || is_among(&BROADCASTS, to)
+        || matches!(to, IpAddr::V6(to) if to.is_unicast_link_local())
+}
