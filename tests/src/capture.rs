@@ -2,10 +2,14 @@
 //! socket would. Frames that never left this machine may carry a checksum that
 //! was left to the NIC, and be larger than the MTU (GSO).
 
+use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use aya::programs::SocketFilter;
+use millrace::bpf::sys;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, send, setsockopt};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -87,13 +91,47 @@ impl Place {
         self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
     }
 
+    /// Opens a packet socket that has the frames only that carry a priority (`SO_PRIORITY` of socket(7)).
+    /// Classic filters do not see it, so this one is an eBPF program, pinned in `bpffs` until it is attached.
+    pub fn prioritised_socket(&self, link: &str, bpffs: &Path) -> io::Result<PacketSocket> {
+        /// `BPF_PROG_TYPE_SOCKET_FILTER` of `linux/bpf.h`.
+        const SOCKET_FILTER: u32 = 1;
+        const HAS_PRIORITY: [u64; 4] = [
+            0x0000_0000_0020_1061, // r0 = r1->priority
+            0x0000_0000_0001_0015, // if r0 == 0 goto exit
+            0x7fff_ffff_0000_00b7, // r0 = all of the frame
+            0x0000_0000_0000_0095, // exit
+        ];
+        let loaded = sys::program_load(SOCKET_FILTER, 0, &HAS_PRIORITY)?;
+        let pin = bpffs.join(format!("has-priority-{:016x}", fastrand::u64(..)));
+        sys::pin(loaded.as_fd(), &pin)?;
+        let program = SocketFilter::from_pin(&pin);
+        fs::remove_file(&pin)?;
+        let program = program.map_err(io::Error::other)?;
+        self.packet_socket_with(link, EVERY_PROTOCOL, |socket| {
+            program.attach(socket).map_err(io::Error::other)
+        })
+    }
+
     fn packet_socket_of(&self, link: &str, protocol: u16, filter: &[SockFilter]) -> io::Result<PacketSocket> {
+        self.packet_socket_with(link, protocol, |socket| {
+            if filter.is_empty() {
+                return Ok(());
+            }
+            socket.attach_filter(filter)
+        })
+    }
+
+    fn packet_socket_with(
+        &self,
+        link: &str,
+        protocol: u16,
+        attach: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<PacketSocket> {
         let address = self.enter(|| link_address(link))?;
         let protocol = Protocol::from(i32::from(protocol.to_be()));
         let socket = self.socket(Domain::PACKET, Type::RAW, Some(protocol))?;
-        if !filter.is_empty() {
-            socket.attach_filter(filter)?;
-        }
+        attach(&socket)?;
         // A few large transfers fit.
         setsockopt(&socket, RcvBufForce, &(16 << 20))?;
         // A protocol of 0 in the address keeps the socket's.

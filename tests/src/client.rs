@@ -16,6 +16,7 @@ use crate::netns::Netns;
 use crate::node::{Node, UPLINK};
 use crate::place::Place;
 use crate::pod::END_HOST;
+use crate::tun::TunLink;
 
 /// A client of a world; it lives as long as the world.
 pub struct Client {
@@ -23,6 +24,8 @@ pub struct Client {
     /// Where a route of this client goes: its own table, or the router's.
     router: Place,
     router_link: &'static str,
+    /// What carries its packets, where no kernel does.
+    _carrier: Option<TunLink>,
 }
 
 impl Client {
@@ -35,6 +38,7 @@ impl Client {
             router: place.clone(),
             place,
             router_link: UPLINK,
+            _carrier: None,
         })
     }
 
@@ -47,6 +51,7 @@ impl Client {
             place,
             router: fabric.place().clone(),
             router_link: BRIDGE,
+            _carrier: None,
         })
     }
 
@@ -66,23 +71,67 @@ impl Client {
         })?;
         rtnl.set_up(link)?;
         netns.rtnl().set_up(UPLINK)?;
-        let addresses = |last: u8| -> [IpAddr; 2] {
-            [
-                Ipv4Addr::new(172, 30, number, last).into(),
-                Ipv6Addr::new(0xfd00, 0x30, number.into(), 0, 0, 0, 0, last.into()).into(),
-            ]
-        };
-        for ((near, far), prefix) in addresses(1).into_iter().zip(addresses(2)).zip([24, 64]) {
+        Self::at_end(node, link, name, number, netns, None)
+    }
+
+    /// The same on a link whose packets have no Ethernet header.
+    pub(crate) fn on_tun(node: &Node, link: &'static str, name: &str, number: u8) -> Result<Self> {
+        let netns = Netns::create(&node.tag().netns(name), END_HOST)?;
+        let carrier = TunLink::between([(node.netns(), link), (&netns, UPLINK)])?;
+        Self::at_end(node, link, name, number, netns, Some(carrier))
+    }
+
+    fn at_end(
+        node: &Node,
+        link: &str,
+        name: &str,
+        number: u8,
+        netns: Netns,
+        carrier: Option<TunLink>,
+    ) -> Result<Self> {
+        let rtnl = node.netns().rtnl();
+        for ((near, far), prefix) in ends(number, 1).into_iter().zip(ends(number, 2)).zip([24, 64]) {
             rtnl.add_address(link, near, prefix)?;
             netns.rtnl().add_address(UPLINK, far, prefix)?;
         }
-        netns.rtnl().wait_operational(UPLINK)?;
-        let place = Place::start(name, netns, tag.cgroup()?.join(name), addresses(2).to_vec())?;
+        if carrier.is_none() {
+            netns.rtnl().wait_operational(UPLINK)?;
+        }
+        let cgroup = node.tag().cgroup()?.join(name);
+        let place = Place::start(name, netns, cgroup, ends(number, 2).to_vec())?;
         Ok(Self {
             router: place.clone(),
             place,
             router_link: UPLINK,
+            _carrier: carrier,
         })
+    }
+
+    /// Adds another link to a node, as [`Self::on_link`] makes the first one. The names are those of its ends; gives
+    /// the node's addresses there.
+    #[track_caller]
+    pub fn add_link(&self, node: &Node, link: &'static str, own: &'static str, number: u8) -> [IpAddr; 2] {
+        let make = || -> Result<[IpAddr; 2]> {
+            let (near, far) = (node.netns().rtnl(), self.place.netns().rtnl());
+            near.add_veth(&Veth {
+                name: link,
+                mac: [2, 0x30, 0, 0, 1, number],
+                peer_name: own,
+                peer_mac: [2, 0x30, 0, 0, 2, number],
+                peer_netns: self.place.netns().as_fd(),
+            })?;
+            near.set_up(link)?;
+            far.set_up(own)?;
+            for ((at_node, at_client), prefix) in
+                ends(number, 1).into_iter().zip(ends(number, 2)).zip([24, 64])
+            {
+                near.add_address(link, at_node, prefix)?;
+                far.add_address(own, at_client, prefix)?;
+            }
+            far.wait_operational(own)?;
+            Ok(ends(number, 1))
+        };
+        make().or_panic()
     }
 
     /// Sends what this client has for `to` by way of a node. For a client
@@ -96,6 +145,14 @@ impl Client {
             .add_route(to, Some(via), self.router_link)
             .or_panic();
     }
+}
+
+/// The addresses of one end of a link between a node and a client.
+fn ends(number: u8, last: u8) -> [IpAddr; 2] {
+    [
+        Ipv4Addr::new(172, 30, number, last).into(),
+        Ipv6Addr::new(0xfd00, 0x30, number.into(), 0, 0, 0, 0, last.into()).into(),
+    ]
 }
 
 impl Deref for Client {

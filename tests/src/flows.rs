@@ -33,6 +33,19 @@ pub struct FlowReport {
     pub interruptions: Vec<String>,
 }
 
+impl FlowReport {
+    /// Panics if a connection broke, or if a line waited for its answer for this long.
+    #[track_caller]
+    pub fn assert_unnoticed(&self, longest: Duration) {
+        assert!(self.interruptions.is_empty(), "{self:?}");
+        let longest = longest * wait::slowness();
+        assert!(
+            self.longest_wait < longest,
+            "a line waited for {longest:?} or longer: {self:?}"
+        );
+    }
+}
+
 /// Connections to echoing servers, driven by a background thread until stopped.
 pub struct LongFlows {
     stop: watch::Sender<bool>,
@@ -114,17 +127,16 @@ impl LongFlows {
     }
 
     /// Closes the connections and says what happened.
+    #[track_caller]
     pub fn stop(mut self) -> FlowReport {
-        self.end();
+        assert!(self.end(), "the driver of the connections has panicked");
         self.report()
     }
 
-    fn end(&mut self) {
+    /// Whether the driver has ended well; its panic has been printed.
+    fn end(&mut self) -> bool {
         self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            // Its panic has been printed; the exchanges that are missing show it.
-            let _ = thread.join();
-        }
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
     }
 }
 

@@ -15,6 +15,11 @@ use nix::mount::{MntFlags, umount2};
 use crate::names::{NETNS_DIR, Tag};
 use crate::{bpffs, cgroup};
 
+/// Fails if a text is not the tag of a world, and says what one looks like.
+pub fn check_tag(text: &str) -> Result<()> {
+    text.parse::<Tag>().map(drop)
+}
+
 /// Removes the world of this tag, processes first; also one that was kept.
 pub fn remove(tag: &str) -> Result<()> {
     let tag: Tag = tag.parse()?;

@@ -5,6 +5,7 @@
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::process::Command;
 
 use nix::unistd::geteuid;
 use serde_json::json;
@@ -43,6 +44,15 @@ pub fn missing() -> Option<String> {
 pub fn no_sctp() -> Option<String> {
     let error = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::SCTP)).err()?;
     Some(format!("no SCTP sockets: {error}"))
+}
+
+/// Why there are no nftables rules here, if that is so.
+pub fn no_nft() -> Option<String> {
+    let Ok(output) = Command::new("nft").args(["list", "tables"]).output() else {
+        return Some("no `nft`: install nftables".to_owned());
+    };
+    let error = String::from_utf8_lossy(&output.stderr);
+    (!output.status.success()).then(|| format!("the kernel has no nftables: {error}"))
 }
 
 /// The path of the function it stands in: the test's file and name.

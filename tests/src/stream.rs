@@ -21,6 +21,21 @@ pub struct StreamReport {
     pub answers: BTreeMap<String, usize>,
     /// Failures: when, how.
     pub failures: Vec<String>,
+    /// The longest that any question took.
+    pub longest_wait: Duration,
+}
+
+impl StreamReport {
+    /// Panics if a question failed or took this long. A SYN that got lost is sent again after a second.
+    #[track_caller]
+    pub fn assert_unnoticed(&self, longest: Duration) {
+        assert!(self.failures.is_empty(), "{self:?}");
+        let longest = longest * wait::slowness();
+        assert!(
+            self.longest_wait < longest,
+            "a question took {longest:?} or longer: {self:?}"
+        );
+    }
 }
 
 /// Asks again and again, each time by a new socket, until stopped.
@@ -39,9 +54,12 @@ impl ConnectStream {
         let thread = std::thread::spawn(move || {
             let started = Instant::now();
             while !stopped.load(Ordering::Relaxed) {
+                let asked = Instant::now();
                 let outcome = place.ask_within(probe, to, PATIENCE);
+                let took = asked.elapsed();
                 let mut report = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 report.asked += 1;
+                report.longest_wait = report.longest_wait.max(took);
                 match outcome {
                     Ok(answer) => *report.answers.entry(answer.backend).or_default() += 1,
                     Err(error) => report
@@ -72,17 +90,16 @@ impl ConnectStream {
     }
 
     /// Ends it and says what happened.
+    #[track_caller]
     pub fn stop(mut self) -> StreamReport {
-        self.end();
+        assert!(self.end(), "the thread that asks has panicked");
         self.report()
     }
 
-    fn end(&mut self) {
+    /// Whether its thread has ended well; its panic has been printed.
+    fn end(&mut self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // Its panic has been printed; the questions that are missing show it.
-            let _ = thread.join();
-        }
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
     }
 }
 

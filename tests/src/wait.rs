@@ -23,7 +23,7 @@ pub(crate) fn poll<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T
 }
 
 /// How many times longer than on a machine of its own everything may take here.
-fn slowness() -> u32 {
+pub fn slowness() -> u32 {
     static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
         let given = std::env::var("MILLRACE_SLOWNESS");
         given.ok().and_then(|text| text.parse().ok()).unwrap_or(1)

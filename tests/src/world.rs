@@ -146,6 +146,12 @@ impl World {
         Client::on_link(node, link, name, self.next_client()).or_panic()
     }
 
+    /// The same on a link whose packets have no Ethernet header, as those of `WireGuard`.
+    #[track_caller]
+    pub fn add_client_on_tun(&self, node: &Node, link: &'static str, name: &str) -> Client {
+        Client::on_tun(node, link, name, self.next_client()).or_panic()
+    }
+
     fn next_client(&self) -> u8 {
         self.clients.fetch_add(1, Ordering::Relaxed) + 1
     }

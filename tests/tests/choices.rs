@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use harness::config::HOOKS_OFF;
+use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{
     Endpoint, NodeSpec, PATIENCE, Place, Pod, Probe, Service, World, address, eventually, uniform_p_value,
 };
@@ -208,12 +208,19 @@ fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
 #[test]
 fn where_all_is_masqueraded_backends_see_nodes_only() {
     harness::require_root!();
+    for hooks in [DEFAULTS, HOOKS_OFF] {
+        assert_backends_see_nodes_only(hooks);
+    }
+}
+
+#[track_caller]
+fn assert_backends_see_nodes_only(hooks: &str) {
     let (world, clients, backends) = zones();
-    let _servers = backends.each_ref().map(|pod| pod.serve_tcp(8080));
-    let service = web();
+    let _servers = backends.each_ref().map(|pod| pod.serve(8080));
+    let service = Service::web();
     world.apply(&service);
     world.apply_all(service.slices(backends.iter().map(Endpoint::of)));
-    let config = format!("{HOOKS_OFF}masqueradeAll: true\n");
+    let config = format!("{hooks}masqueradeAll: true\n");
     let start = |node: &harness::Node| {
         let mut agent = node.agent().config(&config).start();
         agent.wait_ready(10 * SECOND);
@@ -223,21 +230,21 @@ fn where_all_is_masqueraded_backends_see_nodes_only() {
     for vip in VIPS {
         let to = address(vip);
         for (client, node) in clients.iter().zip(world.nodes()) {
-            for place in [client as &Place, node] {
-                let ask = |_| place.ask(Probe::Tcp, to).expect("an answer");
+            let own = BTreeSet::from([node.address_like(to.ip())]);
+            for (place, probe) in [client as &Place, node]
+                .into_iter()
+                .flat_map(|place| Probe::ALL.map(|probe| (place, probe)))
+            {
+                let what = format!("{} by {probe:?}, {hooks}", place.name());
+                let ask = |_| place.ask(probe, to).expect("an answer");
                 let answers: Vec<_> = (0..40).map(ask).collect();
                 let seen: BTreeSet<_> = answers
                     .iter()
                     .map(|answer| answer.peer.ip().to_canonical())
                     .collect();
-                assert_eq!(
-                    seen,
-                    BTreeSet::from([node.address_like(to.ip())]),
-                    "{}",
-                    place.name()
-                );
+                assert_eq!(seen, own, "{what}");
                 let backends: BTreeSet<_> = answers.iter().map(|answer| answer.backend.as_str()).collect();
-                assert_eq!(backends.len(), 2, "{}", place.name());
+                assert_eq!(backends.len(), 2, "{what}");
             }
         }
     }

@@ -131,7 +131,7 @@ fn pods_on_a_bridge_reach_every_backend() {
 fn clients_outside_reach_every_backend_and_are_masqueraded() {
     harness::require_root!();
     let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
-    // Conntrack does not follow TCP to its end yet, so each of these connections holds its port until it is evicted.
+    // Each of these connections holds its port for a while after its end.
     let ports = format!("{DEFAULTS}masqueradePorts: 10000-32767\n");
     let _agents = shop.world.start_agents_with(&ports);
     let client = shop.world.add_remote_client("outside");
@@ -291,8 +291,10 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
             .is_ok_and(|answer| answer.backend == "c")
     });
     shop.world.delete(&renamed);
+    // Packets to an address that no service has are dropped, and a refusal would be another's.
     eventually("the service is gone", SECOND, || {
-        shop.client.tcp_connect_within(address(WEB), SECOND / 10).is_err()
+        let outcome = shop.client.tcp_connect_within(address(WEB), SECOND / 10);
+        outcome.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
     });
 }
 

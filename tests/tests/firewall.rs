@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use harness::{Agent, Client, Node, NodeSpec, Place, Pod, Probe, Server, World, skip_if, wait_for};
+use harness::{Agent, Client, Node, NodeSpec, Place, Pod, Probe, Server, World, skip, skip_if, wait_for};
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -186,22 +186,10 @@ fn translated(program: &str, words: &[&str]) -> String {
     format!("insert rule {ip} filter {chain} {ip} {side} {range} accept")
 }
 
-/// What rules cannot be made without.
-fn missing() -> Option<String> {
-    let Ok(output) = std::process::Command::new("nft")
-        .args(["list", "tables"])
-        .output()
-    else {
-        return Some("no `nft`: install nftables".to_owned());
-    };
-    let error = String::from_utf8_lossy(&output.stderr);
-    (!output.status.success()).then(|| format!("the kernel has no nftables: {error}"))
-}
-
 #[test]
 fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     harness::require_root!();
-    skip_if!(missing());
+    skip_if!(skip::no_nft());
     let mut town = Town::build();
     // As Docker leaves it.
     town.nft("add table ip filter");
@@ -243,7 +231,7 @@ fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
 #[test]
 fn chains_of_ipv6_and_of_both_families_are_named() {
     harness::require_root!();
-    skip_if!(missing());
+    skip_if!(skip::no_nft());
     let mut town = Town::build();
     town.nft("add table ip6 filter");
     town.nft("add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }");
@@ -287,7 +275,7 @@ fn chains_of_ipv6_and_of_both_families_are_named() {
 #[test]
 fn a_firewall_that_lets_pods_through_is_not_named() {
     harness::require_root!();
-    skip_if!(missing());
+    skip_if!(skip::no_nft());
     let mut town = Town::build();
     // As ufw has it: a policy that drops, and chains of the operator's.
     for line in [
@@ -329,9 +317,62 @@ fn a_firewall_that_lets_pods_through_is_not_named() {
 }
 
 #[test]
+fn chains_at_interfaces_of_pods_and_uplinks_are_named() {
+    harness::require_root!();
+    skip_if!(skip::no_nft());
+    let town = Town::build();
+    let (pod, chain) = (town.near.host_interface().to_owned(), "netdev guard entry");
+    let hook = |device: &str| format!("type filter hook ingress device {device} priority 0;");
+    town.nft("add table netdev guard");
+    town.nft(&format!(
+        "add chain netdev guard entry {{ {} policy drop; }}",
+        hook(&pod)
+    ));
+    let message = town.wait_named(&[chain]);
+    assert!(
+        message.contains(&format!("what pods send at interface {pod}")),
+        "{message}"
+    );
+    let to = SocketAddr::new(of_family(town.far.addresses(), true), 8080);
+    town.near
+        .ask_within(Probe::Udp, to, SECOND / 2)
+        .expect_err("it is dropped");
+    town.mend(&message);
+    town.wait_named(&[]);
+    town.assert_passes(true, "mended");
+    town.nft("delete table netdev guard");
+
+    town.nft("add table netdev guard");
+    town.nft(&format!(
+        "add chain netdev guard entry {{ {} policy accept; }}",
+        hook("eth0")
+    ));
+    town.nft("add rule netdev guard entry ip saddr 203.0.113.0/24 drop");
+    town.nft("add rule netdev guard entry udp dport 9 drop");
+    town.assert_not_named();
+    town.nft("add rule netdev guard entry ip daddr 10.244.0.0/16 drop");
+    let message = town.wait_named(&[chain]);
+    assert!(
+        message.contains("what pods are sent at interface eth0"),
+        "{message}"
+    );
+    town.mend(&message);
+    town.wait_named(&[]);
+    town.assert_passes(true, "mended at the uplink");
+    // What leads nowhere that pods are is another's business.
+    town.nft("delete table netdev guard");
+    town.nft("add table netdev guard");
+    town.nft(&format!(
+        "add chain netdev guard entry {{ {} policy drop; }}",
+        hook("lo")
+    ));
+    town.assert_not_named();
+}
+
+#[test]
 fn beside_another_pod_network_its_interfaces_count() {
     harness::require_root!();
-    skip_if!(missing());
+    skip_if!(skip::no_nft());
     for (spec, interfaces) in [(NodeSpec::routed(), "veth*"), (NodeSpec::bridged(), "cni0")] {
         let world = World::builder().node(spec).build();
         let node = world.node(1);

@@ -113,6 +113,34 @@ fn a_kept_world_stays_until_it_is_removed() {
     assert_nothing_left(&tag, &dir, &cgroup);
 }
 
+#[test]
+fn the_tool_says_in_one_line_which_argument_is_wrong() {
+    let wrong: [(&[&str], &str); 11] = [
+        (&[], "usage: "),
+        (&["dance"], "usage: "),
+        (&["remove"], "usage: "),
+        (&["remove", "mr-"], "eight hexadecimal digits"),
+        (&["remove", "../etc"], "`../etc`"),
+        (&["guard", "n1"], "`n1`"),
+        (&["place", "/run/netns/none-such", "/"], "none-such"),
+        (&["run", "/", "/none-such", "true"], "none-such"),
+        (&["serve", "web", "http"], "http"),
+        (&["serve", "web", "65536"], "65536"),
+        (&["ask", "192.0.2.1"], "192.0.2.1"),
+    ];
+    for (arguments, says) in wrong {
+        let output = Command::new(env!("CARGO_BIN_EXE_millrace-world"))
+            .args(arguments)
+            .env("RUST_BACKTRACE", "1")
+            .output()
+            .expect("to run it");
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+    }
+}
+
 #[track_caller]
 fn assert_nothing_left(tag: &str, dir: &Path, cgroup: &Path) {
     let named = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(tag);

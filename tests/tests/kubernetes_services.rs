@@ -1,5 +1,7 @@
 //! Services and EndpointSlices of a real kube-apiserver become traffic, and stay traffic when the API server goes.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::config::HOOKS_OFF;
@@ -9,12 +11,14 @@ use harness::{
     Agent, ConnectStream, Endpoint, EndpointSlice, LongFlows, Place, Pod, Probe, Server, Service, Source,
     World, address, eventually, require_kubernetes, spread,
 };
+use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
 const WEB: &str = "10.96.0.10:80";
 const WEB6: &str = "[fd00:96::10]:80";
 const ALL: [&str; 3] = ["a", "b", "c"];
+const NODE_PORT: u16 = 30_080;
 
 /// Two nodes, a control plane, a client pod and the backends `a`, `b`, `c`.
 struct Cluster {
@@ -135,7 +139,7 @@ fn follows_the_api_server(config: Option<&str>) {
     let refused = |place: &Place| {
         place
             .tcp_connect(address(WEB))
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     };
     eventually("the renamed port has no endpoints", SECOND, || {
         cluster.places().iter().all(|place| refused(place))
@@ -146,12 +150,15 @@ fn follows_the_api_server(config: Option<&str>) {
     reaches(&cluster.client, Probe::Tcp, WEB, &["c"]);
     // Deleting.
     cluster.plane.delete(&renamed);
-    eventually("the service is gone", SECOND, || {
-        cluster
-            .places()
-            .iter()
-            .all(|place| place.tcp_connect_within(address(WEB), SECOND / 10).is_err())
-    });
+    let dropped = || cluster.world.node(1).counters()[Reason::NoSuchService as usize];
+    for place in cluster.places() {
+        let what = format!("the service to be gone for {}", place.name());
+        eventually(&what, SECOND, || {
+            let before = dropped();
+            let error = place.tcp_connect_within(address(WEB), SECOND / 10).err();
+            error.is_some_and(|error| error.kind() == ErrorKind::TimedOut) && dropped() > before
+        });
+    }
     eventually("nothing of it is programmed", SECOND, || {
         cluster
             .programmed()
@@ -172,21 +179,74 @@ fn services_of_a_real_api_server_without_socket_hooks() {
     follows_the_api_server(Some(HOOKS_OFF));
 }
 
+/// Services at `10.96.<group>.1` and up.
+fn group(group: u8, count: u8) -> Vec<Service> {
+    let service = |number| {
+        Service::new(&format!("s{group}-{number}"))
+            .cluster_ip(&format!("10.96.{group}.{number}"))
+            .tcp("http", 80, 8080)
+    };
+    (1..=count).map(service).collect()
+}
+
+impl Cluster {
+    /// Creates services, each with the backend `b`.
+    fn create(&self, services: &[Service]) {
+        let slices = |service: &Service| service.slices([Endpoint::of(self.pod("b"))]);
+        self.plane.create_all(services.iter().cloned());
+        self.plane.create_all(services.iter().flat_map(slices));
+    }
+
+    /// Waits until these services have a backend each, those are gone, and `web` has so many backends.
+    #[track_caller]
+    fn wait_programmed(&self, within: Duration, these: &[&[Service]], gone: &[Service], web: usize) {
+        eventually("the exact state is reached", within, || {
+            self.programmed().iter().all(|list| {
+                let entries = list.as_array().expect("a list");
+                let of = |name: &str| -> Vec<usize> {
+                    let own = entries.iter().filter(|entry| entry["name"] == name);
+                    own.map(|entry| entry["backends"].as_array().map_or(0, Vec::len))
+                        .collect()
+                };
+                of("web") == [web; 4]
+                    && these.concat().iter().all(|service| of(service.name()) == [1])
+                    && gone.iter().all(|service| of(service.name()).is_empty())
+            })
+        });
+    }
+}
+
 #[test]
 fn a_minute_without_the_api_server_costs_no_connection() {
     require_kubernetes!();
     let mut cluster = Cluster::start(None);
     reaches(&cluster.client, Probe::Tcp, WEB, &ALL);
-    let flows =
-        LongFlows::start(&cluster.client, address(WEB), 50, Duration::from_millis(50)).expect("50 flows");
-    let stream = ConnectStream::start(
-        &cluster.client,
-        Probe::Tcp,
-        address(WEB),
-        Duration::from_millis(5),
-    );
+    let outside = cluster.world.add_client("outside");
+    let held = Service::new("held")
+        .cluster_ip("10.96.0.50")
+        .tcp("http", 80, 8080)
+        .node_port("http", NODE_PORT);
+    let (stay, go, come) = (group(1, 50), group(2, 100), group(3, 150));
+    cluster.create(&[held]);
+    cluster.create(&stay);
+    cluster.create(&go);
+    cluster.wait_programmed(20 * SECOND, &[&stay, &go], &[], 3);
+    // What clients outside send is translated packet by packet, what a pod's socket does once.
+    let at_node = SocketAddr::new(cluster.world.node(1).ip().into(), NODE_PORT);
+    eventually("the node port", 5 * SECOND, || {
+        outside.ask(Probe::Tcp, at_node).is_ok()
+    });
+    let ways: [(&Place, SocketAddr); 2] = [(&cluster.client, address(WEB)), (&outside, at_node)];
+    let every = Duration::from_millis(50);
+    let flows = ways.map(|(from, to)| LongFlows::start(from, to, 50, every).expect("50 flows"));
+    let streams = ways.map(|(from, to)| ConnectStream::start(from, Probe::Tcp, to, every / 10));
 
-    // An object written directly into etcd's next life: changes made between the kill and the agents' return.
+    // Something that no agent follows, so that the versions which they know are old.
+    cluster.plane.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "unknown", "namespace": "default"},
+    }));
     cluster.plane.kill_api_server();
     let down = std::time::Instant::now();
     eventually("the agents say that they lost it", 60 * SECOND, || {
@@ -197,7 +257,9 @@ fn a_minute_without_the_api_server_costs_no_connection() {
         })
     });
     while down.elapsed() < 60 * SECOND {
-        stream.wait_more(100, 10 * SECOND);
+        for stream in &streams {
+            stream.wait_more(100, 10 * SECOND);
+        }
     }
     let writes: Vec<_> = cluster
         .agents
@@ -205,57 +267,50 @@ fn a_minute_without_the_api_server_costs_no_connection() {
         .map(|agent| agent.cli(&["status"])["writes"]["sinceStart"].clone())
         .collect();
     cluster.plane.start_api_server();
-    let more: Vec<_> = (20..40)
-        .map(|host| {
-            Service::new(&format!("s{host}"))
-                .cluster_ip(&format!("10.96.0.{host}"))
-                .tcp("http", 80, 8080)
-        })
-        .collect();
-    for service in &more {
-        cluster.plane.apply(service);
-        for slice in service.slices([Endpoint::of(cluster.pod("b"))]) {
-            cluster.plane.apply(&slice);
+    for service in &go {
+        cluster.plane.delete(service);
+        for slice in service.slices([]) {
+            cluster.plane.delete(&slice);
         }
     }
+    cluster.create(&come);
     cluster.endpoints(&["a", "b"]);
     cluster.plane.patch(
         &cluster.web,
         &json!({"metadata": {"annotations": {"irrelevant": "change"}}}),
     );
 
-    eventually("the exact state is reached", 10 * SECOND, || {
-        cluster.agents.iter().all(|agent| {
-            let list = agent.cli(&["service", "list"]);
-            let entries = list.as_array().expect("a list");
-            let of = |name: &str| {
-                entries
-                    .iter()
-                    .filter(|entry| entry["name"] == name)
-                    .collect::<Vec<_>>()
-            };
-            let web = of("web");
-            web.len() == 4
-                && web
-                    .iter()
-                    .all(|entry| entry["backends"].as_array().map(Vec::len) == Some(2))
-                && more.iter().all(|service| of(service.name()).len() == 1)
-        })
-    });
+    cluster.wait_programmed(10 * SECOND, &[&stay, &come], &go, 2);
     for (agent, before) in cluster.agents.iter().zip(writes) {
         let after = agent.cli(&["status"])["writes"]["sinceStart"]
             .as_u64()
             .expect("a number");
         let before = before.as_u64().expect("a number");
-        // Each of 20 services: frontend and address when it is created, backend, slot and frontend when its slice follows.
+        // Each service that comes: frontend and address, then with its slice backend, slot and frontend.
+        // Each that goes: frontend and backend if its slice goes first, then frontend and address.
         // Each of 4 groups of the web service: two slots, a frontend, a backend that is gone.
-        let owed = 20 * 5 + 4 * 4;
+        let owed = 150 * 5 + 100 * 4 + 4 * 4;
         assert!(
             after - before <= owed,
             "what did not change is not rewritten: {before} → {after}, {owed} are owed"
         );
+        let log = agent.log();
+        for kind in ["Service", "EndpointSlice"] {
+            let of_kind = format!("kind={kind}");
+            let mut expired = log.lines().filter(|line| line.contains("the server forgot"));
+            let is_told = expired.any(|line| line.trim_end().ends_with(&of_kind));
+            assert!(is_told, "no watch of {kind} has expired:\n{log}");
+        }
     }
-    let (flows, stream) = (flows.stop(), stream.stop());
-    assert!(flows.interruptions.is_empty(), "{flows:?}");
-    assert!(stream.failures.is_empty(), "{stream:?}");
+    // What has hung since the server is back would not have been noticed yet.
+    for flows in &flows {
+        flows.wait_progress(10 * SECOND);
+    }
+    for flows in flows {
+        flows.stop().assert_unnoticed(2 * SECOND);
+    }
+    for stream in streams {
+        stream.wait_more(100, 10 * SECOND);
+        stream.stop().assert_unnoticed(2 * SECOND);
+    }
 }

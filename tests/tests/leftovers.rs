@@ -25,6 +25,7 @@ fn what_kube_proxy_left_is_in_the_status_with_the_command_that_removes_it() {
             Err("there is none")
         }
     });
+    assert_eq!(errors[0]["code"], "KubeProxyLeftover");
     assert_eq!(errors[0]["object"], "kube-proxy's device kube-ipvs0");
     let message = errors[0]["message"].as_str().expect("text");
     assert!(

@@ -80,11 +80,10 @@ fn metrics_follow_objects_and_traffic() {
     ] {
         let found = value(&page_now, series);
         assert!(
-            found.is_some_and(|found| found >= 0.0),
+            found.is_some_and(|found| found > 0.0),
             "{series}: {found:?}\n{page_now}"
         );
     }
-    assert!(value(&page_now, "millrace_event_to_map_seconds_count") >= Some(1.0));
 
     let connects = "millrace_packets_total{reason=\"socket_connect\"}";
     let sockets = value(&page_now, connects).unwrap_or_default();

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use harness::manifest::Family;
-use harness::{Agent, Node, NodeSpec, PATIENCE, Place, Pod, Probe, Server, World, cni, eventually, wait_for};
+use harness::{
+    Agent, Node, NodeSpec, PATIENCE, Place, Pod, Probe, Server, World, cni, eventually, slowness, wait_for,
+};
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -112,10 +115,27 @@ fn assert_everybody_reaches_everybody(pods: &[Pod]) {
     }
 }
 
+/// Has the plugin's note of a pod say another MTU, or the agent would restore the one that it says.
+fn note_mtu(pod: &Pod, mtu: u16) {
+    let description = cni::conflist(pod.node()).expect("a description");
+    let leases = description["plugins"][0]["ipam"]["dataDir"]
+        .as_str()
+        .expect("a directory");
+    let path = Path::new(leases).join("millrace").join(pod.host_interface());
+    let text = fs::read(&path).expect("a note");
+    let mut note: Value = serde_json::from_slice(&text).expect("a document");
+    note["mtu"] = json!(mtu);
+    // The agent may read it at any time.
+    let new = pod.node().dir().join("note");
+    fs::write(&new, note.to_string()).expect("to write");
+    fs::rename(&new, &path).expect("to exchange the note");
+}
+
 /// A datagram as large as fits arrives whole; with a larger one the sender is told.
 fn assert_packets_fit(client: &Pod, server: &Pod, mtu: u16) {
     let own = client.node();
     // As if the pod had been made when the tunnel was not needed: it does not know that less fits.
+    note_mtu(client, 1500);
     client.run_ip("link set eth0 mtu 1500");
     own.run_ip(&format!("link set {} mtu 1500", client.host_interface()));
     for to in server.addresses() {
@@ -243,12 +263,10 @@ fn ways_follow_the_nodes_within_a_second() {
         (Some(["192.168.50.99", "fd00:50::99"]), false),
         (None, false),
     ];
-    // Where other tests keep the machine busy a step may take longer, so there are several rounds; in one of them all of them
-    // have to be quick.
-    let mut rounds = Vec::new();
-    while rounds.len() < 4 && rounds.last().is_none_or(|slowest| *slowest >= SECOND) {
-        let mut took = Vec::new();
-        for (address, tunnelled) in steps {
+    // Where the machine is busy a step may take longer, so the median of five rounds counts.
+    let mut took: [Vec<Duration>; 6] = Default::default();
+    for _ in 0..5 {
+        for ((address, tunnelled), took) in steps.into_iter().zip(&mut took) {
             let started = Instant::now();
             match address {
                 Some(_) => world.apply(&stranger(address)),
@@ -281,14 +299,17 @@ fn ways_follow_the_nodes_within_a_second() {
             });
             took.push(started.elapsed());
             // It goes after the routes; the kernel takes its time over a device.
-            eventually("the tunnel to be there where it is needed", 5 * SECOND, || {
+            // Another node may send through it, whichever way this one sends.
+            eventually("the tunnel to be there as long as the node", 5 * SECOND, || {
                 let links = shown(node, "link");
-                links.iter().any(|line| line.contains("millrace-vxlan")) == tunnelled
+                links.iter().any(|line| line.contains("millrace-vxlan")) == address.is_some()
             });
         }
-        rounds.extend(took.into_iter().max());
     }
-    assert!(rounds.iter().any(|slowest| *slowest < SECOND), "{rounds:?}");
+    for (step, took) in steps.into_iter().zip(&mut took) {
+        took.sort_unstable();
+        assert!(took[2] < SECOND * slowness(), "{step:?} took {took:?}");
+    }
 
     // What somebody else made stays, and is told.
     let foreign = "10.244.9.0/24 via 192.168.50.1";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::cni::PodSpec;
 use harness::config::DEFAULTS;
-use harness::{Agent, Client, NodeSpec, Place, Pod, Probe, Server, World, eventually, wait_for};
+use harness::{Agent, Client, NodeSpec, Place, Pod, Probe, Server, World, eventually};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
@@ -76,7 +76,7 @@ fn what_pods_send_outside_carries_the_nodes_address() {
                 }
             }
             pod.ping(*outside, 3 * SECOND).expect("an echo reply");
-            large_datagram(&pod, SocketAddr::new(*outside, 8080), own);
+            large_datagrams(&pod, SocketAddr::new(*outside, 8080), own);
         }
         let addresses = pod.addresses().to_vec();
         while let Some(frame) = capture.receive(Duration::ZERO).expect("to read") {
@@ -124,25 +124,32 @@ fn what_pods_send_to_a_metadata_server_carries_the_nodes_address() {
     }
 }
 
-/// A datagram in fragments, answered in fragments.
+/// Datagrams in fragments are answered in fragments. A later one that overtakes its first is lost, as
+/// everywhere.
 #[track_caller]
-fn large_datagram(place: &Place, to: SocketAddr, seen_as: IpAddr) {
+fn large_datagrams(place: &Place, to: SocketAddr, seen_as: IpAddr) {
+    const SENT: usize = 10;
     let socket = place.udp_socket_for(to).expect("a socket");
-    let text = "x".repeat(4000);
-    // A later fragment that overtakes its first one is lost, as everywhere.
-    wait_for(
-        "a large datagram to be answered",
-        10 * SECOND,
-        || -> anyhow::Result<()> {
-            socket.send_to(text.as_bytes(), to)?;
-            let mut buffer = vec![0; 8192];
-            let (len, _) = socket.recv_from(&mut buffer)?;
-            let answer = String::from_utf8_lossy(&buffer[..len]).into_owned();
-            anyhow::ensure!(answer.ends_with(&text), "{len} bytes came back");
-            let answer = harness::Answer::parse(&answer)?;
-            assert_eq!(answer.peer.ip().to_canonical(), seen_as);
-            Ok(())
-        },
+    socket.set_read_timeout(Some(SECOND)).expect("a deadline");
+    let mut buffer = vec![0; 8192];
+    let mut answered = 0;
+    for number in 0..SENT {
+        let text = format!("{number}{}", "x".repeat(4000));
+        socket.send_to(text.as_bytes(), to).expect("to send");
+        // What comes late is the answer to another one.
+        while let Ok((len, _)) = socket.recv_from(&mut buffer) {
+            let answer = String::from_utf8_lossy(&buffer[..len]);
+            let peer = harness::Answer::parse(&answer).expect("an answer").peer;
+            assert_eq!(peer.ip().to_canonical(), seen_as);
+            if answer.ends_with(&text) {
+                answered += 1;
+                break;
+            }
+        }
+    }
+    assert!(
+        answered > SENT / 2,
+        "{to}: {answered} of {SENT} were answered whole"
     );
 }
 

@@ -1,12 +1,15 @@
 //! The configuration changes while an agent runs: what can change does, the rest is named, and a bad file changes nothing.
 
+use std::fmt::Debug;
 use std::fs;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use harness::config::DEFAULTS;
-use harness::{Agent, Node, World, wait_for};
-use serde_json::Value;
+use harness::{Agent, Endpoint, Node, Place, Probe, Service, World, address, wait_for};
+use proxy_common::maps::Reason;
+use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -39,7 +42,7 @@ fn what_can_change_does_and_the_rest_is_named() {
         .arg(file.display().to_string())
         .start();
     agent.wait_ready(10 * SECOND);
-    assert_eq!(shown(node)["serviceCIDRs"], serde_json::json!(["10.97.0.0/16"]));
+    assert_eq!(shown(node)["serviceCIDRs"], json!(["10.97.0.0/16"]));
     let route = |range: &str| {
         let output = node
             .command("ip")
@@ -58,7 +61,7 @@ fn what_can_change_does_and_the_rest_is_named() {
             Err("it is not")
         }
     });
-    assert_eq!(shown(node)["serviceCIDRs"], serde_json::json!(["10.98.0.0/16"]));
+    assert_eq!(shown(node)["serviceCIDRs"], json!(["10.98.0.0/16"]));
     assert_ne!(shown(node)["maps"]["flows"], 1000);
     let found = complaints(&agent);
     assert!(
@@ -87,4 +90,104 @@ fn what_can_change_does_and_the_rest_is_named() {
             Err(format!("{found:?}"))
         }
     });
+}
+
+/// Waits until this is so.
+#[track_caller]
+fn wait_until<T: PartialEq + Debug>(what: &str, so: &T, look: impl Fn() -> T) {
+    wait_for(what, 5 * SECOND, || {
+        let found = look();
+        if found == *so {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    });
+}
+
+/// Settings are changed in the file and back; clients and the backend tell what they do.
+#[test]
+fn what_changes_shows_in_the_traffic() {
+    const PORT: u16 = 30_080;
+    const EXTERNAL: &str = "198.51.100.7";
+    const MORE: [&str; 2] = ["192.168.50.77", "fd00:50::77"];
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    for (address, length) in MORE.iter().zip([24, 64]) {
+        node.add_address("eth0", format!("{address}/{length}").parse().expect("an address"));
+    }
+    let [client, web] = ["client", "web"].map(|name| node.add_pod(name));
+    let _server = web.serve_tcp(8080);
+    let outside = world.add_client("outside");
+    for range in [format!("{EXTERNAL}/32"), "10.96.0.0/16".to_owned()] {
+        outside.route_via(range.parse().expect("a range"), node);
+    }
+    let service = Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .tcp("http", 80, 8080)
+        .node_port("http", PORT)
+        .set("externalIPs", json!([EXTERNAL]));
+    world.apply(&service);
+    world.apply_all(service.slices([Endpoint::of(&web)]));
+    let file = node.dir().join("agent.yaml");
+    let write = |text: &str| fs::write(&file, format!("{DEFAULTS}{text}")).expect("writing the file");
+    write("");
+    let path = file.display().to_string();
+    let mut agent = node.agent().arg("--config").arg(path).start();
+    agent.wait_ready(10 * SECOND);
+
+    let (vip, external) = (address("10.96.0.10:80"), SocketAddr::new(ip(EXTERNAL), 80));
+    let [first, second] = [IpAddr::from(node.ip()), ip(MORE[0])];
+    let ports = [first, second].map(|address| SocketAddr::new(address, PORT));
+    let seen = |from: &Place, to: SocketAddr| {
+        let answer = from.ask_within(Probe::Tcp, to, SECOND / 2).ok();
+        answer.map(|answer| answer.peer.ip().to_canonical())
+    };
+    // Whom the backend sees by the external address and both node ports.
+    let by_all = || [external, ports[0], ports[1]].map(|to| seen(&outside, to));
+    let usual = [Some(first), Some(first), None];
+    wait_until("the defaults", &usual, by_all);
+
+    write("externalIPs: false\n");
+    wait_until("no external address", &[None, Some(first), None], by_all);
+    write(&format!("nodePortAddresses: [{second}/32]\n"));
+    wait_until("the other node port", &[Some(first), None, Some(first)], by_all);
+    write(&format!("nodeAddresses: [{}, \"{}\"]\n", MORE[0], MORE[1]));
+    wait_until("the other address", &[Some(second), None, Some(second)], by_all);
+    write("");
+    wait_until("the defaults again", &usual, by_all);
+
+    // A client that is no pod comes to a cluster IP by the node's address.
+    let by_cluster_ip = || seen(&outside, vip);
+    wait_until("a client that is no pod", &Some(first), by_cluster_ip);
+    write(&format!("clusterCIDRs: [{}/32]\n", outside.ip()));
+    wait_until("a client that is one", &Some(outside.ip().into()), by_cluster_ip);
+
+    let bind = || node.tcp_listen(PORT).map(drop).map_err(|error| error.kind());
+    assert_eq!(bind(), Err(ErrorKind::PermissionDenied));
+    write("protectNodePorts: false\n");
+    wait_until("the node to bind the port", &Ok(()), bind);
+    write("");
+    wait_until("the port to be kept", &Err(ErrorKind::PermissionDenied), bind);
+
+    let is_hooked = || {
+        let connects = || node.counters()[Reason::SocketConnect as usize];
+        let before = connects();
+        let peer = seen(&client, vip);
+        (peer, connects() > before)
+    };
+    let [own, nodes] = [client.ip(), node.ip()].map(|ip| Some(IpAddr::from(ip)));
+    wait_until("sockets to be translated", &(own, true), is_hooked);
+    write("socketLB: \"off\"\n");
+    wait_until("packets to be translated", &(own, false), is_hooked);
+    write("socketLB: \"off\"\nmasqueradeAll: true\n");
+    wait_until("all to be masqueraded", &(nodes, false), is_hooked);
+    write("");
+    wait_until("the defaults in the end", &(own, true), is_hooked);
+    assert_eq!(complaints(&agent), [""; 0]);
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
 }

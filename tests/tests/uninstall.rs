@@ -1,6 +1,6 @@
 //! `millrace uninstall` takes away everything of ours and nothing else: the node is as it was before the first agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -214,6 +214,52 @@ fn a_node_is_as_it_was_before_the_first_agent() {
             .ask(Probe::Tcp, WEB[0].parse().expect("an address"))
             .expect("an answer");
     }
+}
+
+/// Others may rely on kernel settings by then, so those that were made stay.
+#[test]
+fn of_a_pod_network_and_node_ports_only_settings_stay() {
+    const PORT: u16 = 30_080;
+    const STAYS: [&str; 3] = [
+        "/proc/sys/net/ipv4/conf/lo/accept_local",
+        "/proc/sys/net/ipv4/conf/lo/forwarding",
+        "/proc/sys/net/ipv6/conf/lo/forwarding",
+    ];
+    harness::require_root!();
+    let world = World::builder().node(NodeSpec::millrace()).build();
+    let node = world.node(1);
+    // What follows from forwarding, such as groups of routers, is there before.
+    node.sysctl("net/ipv4/ip_forward", "1");
+    node.sysctl("net/ipv6/conf/all/forwarding", "1");
+    for address in world.fabric().addresses() {
+        node.ping(*address, SECOND).expect("an echo reply");
+    }
+    let before = network_state(node);
+    let mut agent = started(node);
+    let pod = node.add_pod("web");
+    let server = pod.serve_tcp(8080);
+    let service = Service::web().node_port("http", PORT);
+    world.apply(&service);
+    world.apply_all(service.slices([Endpoint::of(&pod)]));
+    for address in node.addresses() {
+        let to = (*address, PORT).into();
+        eventually("the node port", 5 * SECOND, || node.ask(Probe::Tcp, to).is_ok());
+    }
+    drop(server);
+    pod.delete();
+    assert!(agent.stop(5 * SECOND).success());
+    let answer = uninstall(node);
+    assert_eq!(answer["left"], serde_json::json!([]), "{answer}");
+    let after = network_state(node);
+    let keys = before.keys().chain(after.keys());
+    let changed: BTreeSet<&String> = keys.filter(|key| before.get(*key) != after.get(*key)).collect();
+    let others: Vec<_> = changed
+        .iter()
+        .filter(|key| !STAYS.contains(&key.as_str()))
+        .map(|key| (*key, before.get(*key), after.get(*key)))
+        .collect();
+    assert!(others.is_empty(), "{others:#?}");
+    assert!(!changed.is_empty(), "node ports take settings of the loopback");
 }
 
 #[test]

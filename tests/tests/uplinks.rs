@@ -7,7 +7,10 @@ use std::time::Duration;
 use harness::cni::PodSpec;
 use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::forge::packet;
-use harness::{Agent, Client, Endpoint, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually};
+use harness::{
+    Agent, Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually, skip_if,
+    wait_for,
+};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -16,12 +19,16 @@ const SOON: Duration = Duration::from_secs(5);
 const ANYWHERE: &str = "nodePortAddresses: [0.0.0.0/0, \"::/0\"]\n";
 const CLUSTER_IP: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 const REMOTE_CLUSTER_IP: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
+const BEYOND_CLUSTER_IP: [&str; 2] = ["10.96.0.12", "fd00:96::12"];
 const BALANCER: [&str; 2] = ["203.0.113.66", "2001:db8:66::66"];
 const NODE_PORT: u16 = 30_080;
 const REMOTE_NODE_PORT: u16 = 30_081;
 const HOST_PORT: u16 = 18_080;
 /// Addresses of the far host that only a route leads to.
 const BEYOND: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
+
+/// How the far host's link is made.
+type AddClient = fn(&World, &Node, &'static str, &str) -> Client;
 
 /// Two nodes, the first with a link to a host that knows nothing but this link.
 struct Town {
@@ -31,18 +38,22 @@ struct Town {
     local: Pod,
     remote: Pod,
     _servers: Vec<Server>,
-    _agents: Vec<Agent>,
+    agents: Vec<Agent>,
 }
 
 impl Town {
     /// `routes` are given to `ip` in the first node, before its agent starts.
     fn build(config: &str, routes: &[&str]) -> Self {
+        Self::build_on(World::add_client_on_link, config, routes)
+    }
+
+    fn build_on(add_client: AddClient, config: &str, routes: &[&str]) -> Self {
         let world = World::builder()
             .node(NodeSpec::millrace())
             .node(NodeSpec::millrace())
             .build();
         let node = world.node(1);
-        let far = world.add_client_on_link(node, "wan0", "far");
+        let far = add_client(&world, node, "wan0", "far");
         let outside = world.add_client("outside");
         for address in BEYOND {
             let length = if address.contains(':') { 128 } else { 32 };
@@ -74,6 +85,7 @@ impl Town {
             servers.extend(pod.serve(8080));
         }
         servers.extend(far.serve(53));
+        servers.extend(far.serve(8080));
         let near = service("near", CLUSTER_IP, NODE_PORT)
             .load_balancer_ip(BALANCER[0])
             .load_balancer_ip(BALANCER[1]);
@@ -89,7 +101,7 @@ impl Town {
             local,
             remote,
             _servers: servers,
-            _agents: agents,
+            agents,
         };
         for vip in [CLUSTER_IP, REMOTE_CLUSTER_IP].concat() {
             let to = SocketAddr::new(ip(vip), 80);
@@ -171,6 +183,36 @@ impl Town {
             !came.iter().any(|frame| frame.carries(&forged)),
             "{source} arrived"
         );
+    }
+
+    /// A datagram of the far host with the source of another pod of this node does not arrive at the pod.
+    #[track_caller]
+    fn assert_takes_in_no_pods_source(&self) {
+        for (n, forged) in ["10.244.1.200", "fd00:244:1::200"].into_iter().enumerate() {
+            let to = SocketAddr::new(self.local.addresses()[n], 9);
+            let length = if to.is_ipv4() { 32 } else { 128 };
+            self.far
+                .add_address("lo", format!("{forged}/{length}").parse().expect("a prefix"));
+            let capture = self.local.packet_socket("eth0").expect("a capture");
+            let send = |source: IpAddr, payload: &[u8]| {
+                let socket = self.far.udp_bind(SocketAddr::new(source, 0)).expect("a socket");
+                socket.send_to(payload, to).expect("to send");
+            };
+            self.far.run_ip(&format!(
+                "route replace {} via {} dev eth0",
+                to.ip(),
+                near_end(self.far.addresses()[n])
+            ));
+            send(ip(forged), b"a forged datagram");
+            send(self.far.addresses()[n], b"an honest datagram");
+            let mut came = Vec::new();
+            let has_come = capture.receive_until(b"an honest datagram", SECOND, &mut came);
+            assert!(has_come.expect("to read"), "nothing is proven");
+            assert!(
+                !came.iter().any(|frame| frame.carries(b"a forged datagram")),
+                "{forged}"
+            );
+        }
     }
 
     /// What goes neither by the far host's link nor comes from it.
@@ -289,12 +331,45 @@ fn a_link_that_comes_later_is_served_and_one_that_goes_leaves_the_others_alone()
     node.run_ip("addr add 172.30.3.77/24 dev wan1");
     let to = SocketAddr::new(later.addresses()[0], 53);
     eventually("the new address as source", SECOND, || {
-        let answer = town.local.ask(Probe::UdpConnected, to);
+        // What leaves before the agent knows carries the old address, and gets no reply.
+        let answer = town.local.ask_within(Probe::UdpConnected, to, SECOND / 8);
         answer.is_ok_and(|answer| answer.peer.ip() == ip("172.30.3.77"))
     });
     node.run_ip("link del wan1");
     town.assert_masqueraded(town.far.addresses());
     town.assert_served();
+}
+
+#[test]
+fn an_uplink_that_is_down_is_named_until_it_is_up() {
+    harness::require_root!();
+    // The second link is a way to the world outside, though not the first that is taken.
+    let routes = ["route add default via 172.30.1.2 dev wan0 metric 4096"];
+    let town = Town::build(DEFAULTS, &routes);
+    let node = town.world.node(1);
+    let assert_told = |interface: &str, why: Option<&str>| {
+        let object = json!(format!("interface {interface}"));
+        wait_for(&format!("{interface} to be {why:?}"), SOON, || {
+            let errors = town.agents[0].cli(&["status"])["errors"].clone();
+            let mut listed = errors.as_array().expect("a list").iter();
+            let told = listed.find(|error| error["object"] == object && error["code"] == "UplinkDown");
+            let message = told.and_then(|error| error["message"].as_str());
+            let is_so = match (message, why) {
+                (Some(message), Some(why)) => message.starts_with("is down: ") && message.contains(why),
+                (message, why) => message.is_none() && why.is_none(),
+            };
+            if is_so { Ok(()) } else { Err(errors) }
+        });
+    };
+    assert_told("wan0", None);
+    town.far.run_ip("link set eth0 down");
+    assert_told("wan0", Some("no carrier"));
+    town.far.run_ip("link set eth0 up");
+    assert_told("wan0", None);
+    node.run_ip("link set eth0 down");
+    assert_told("eth0", Some("switched off"));
+    node.run_ip("link set eth0 up");
+    assert_told("eth0", None);
 }
 
 #[test]
@@ -317,9 +392,48 @@ fn a_second_link_lets_no_forged_source_in() {
     }
 }
 
-/// The programs read Ethernet frames. A `WireGuard`, tun or IP tunnel device that packets may take is named.
+/// `WireGuard`, tun and PPP devices.
 #[test]
-fn a_link_without_ethernet_header_is_named() {
+fn a_link_without_ethernet_header_is_served() {
+    harness::require_root!();
+    let routes = [
+        "route replace default via 172.30.1.2 dev wan0",
+        "-6 route replace default via fd00:30:1::2 dev wan0",
+    ];
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let town = Town::build_on(World::add_client_on_tun, config, &routes);
+        town.assert_masqueraded(&[town.far.addresses(), &BEYOND.map(ip)[..]].concat());
+        town.assert_served();
+        town.assert_others_work();
+        town.assert_takes_in_no_pods_source();
+        let node = town.world.node(1);
+        let errors = || town.agents[0].cli(&["status"])["errors"].clone();
+        assert_eq!(errors(), json!([]));
+        // A service whose endpoint is the far host.
+        let beyond = service("beyond", BEYOND_CLUSTER_IP, 30_082);
+        town.world.apply(&beyond);
+        let endpoints = [Endpoint::at(town.far.addresses())];
+        town.world.apply_all(beyond.slices(endpoints));
+        for vip in BEYOND_CLUSTER_IP {
+            let to = SocketAddr::new(ip(vip), 80);
+            for place in [&town.local as &Place, node] {
+                wait_for("the far host by a service", SOON, || {
+                    [Probe::Tcp, Probe::UdpConnected]
+                        .into_iter()
+                        .try_for_each(|probe| {
+                            let answer = place.ask_within(probe, to, SECOND / 2);
+                            let failed = |error| format!("{} to {to}, {probe:?}: {error}", place.name());
+                            answer.map(|_| ()).map_err(failed)
+                        })
+                });
+            }
+        }
+    }
+}
+
+/// Packets of an IP tunnel have a header of their own.
+#[test]
+fn a_link_with_another_header_is_named() {
     harness::require_root!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
@@ -327,14 +441,21 @@ fn a_link_without_ethernet_header_is_named() {
     agent.wait_ready(20 * SECOND);
     let errors = || agent.cli(&["status"])["errors"].clone();
     assert_eq!(errors(), json!([]));
-    node.run_ip("tuntap add dev wg0 mode tun");
-    node.run_ip("addr add 198.51.100.2/24 dev wg0");
-    node.run_ip("link set wg0 up");
-    eventually("wg0 to be named", 3 * SECOND, || {
+    let made = node
+        .command("ip")
+        .args("link add ipip7 type ipip remote 192.0.2.7".split(' '))
+        .status();
+    let has_kind = made.is_ok_and(|status| status.success());
+    skip_if!((!has_kind).then(|| "no devices of kind ipip".to_owned()));
+    node.run_ip("addr add 198.51.100.2/24 dev ipip7");
+    node.run_ip("link set ipip7 up");
+    eventually("ipip7 to be named", 3 * SECOND, || {
         let errors = errors();
-        let of_link = |error: &serde_json::Value| error["object"] == "interface wg0";
+        let of_link = |error: &serde_json::Value| {
+            error["object"] == "interface ipip7" && error["code"] == "LinkNotServed"
+        };
         errors.as_array().is_some_and(|errors| errors.iter().any(of_link))
     });
-    node.run_ip("link del wg0");
+    node.run_ip("link del ipip7");
     eventually("no error", 3 * SECOND, || errors() == json!([]));
 }

@@ -8,47 +8,98 @@
 
 use std::env;
 use std::io::stdin;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, anyhow};
 use harness::{guard, server, worker};
 
-const USAGE: &str = "usage: millrace-world remove TAG
-       millrace-world guard TAG
-       millrace-world place NETNS CGROUP
-       millrace-world run NETNS CGROUP PROGRAM [ARGUMENT…]
-       millrace-world serve NAME PORT
-       millrace-world ask ADDRESS:PORT";
+const USAGE: &str = "usage: millrace-world remove TAG | guard TAG | place NETNS CGROUP | \
+                     run NETNS CGROUP PROGRAM [ARGUMENT…] | serve NAME PORT | ask ADDRESS:PORT";
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = env::args().skip(1).collect();
+/// Why it ends before its time.
+enum Failure {
+    /// An argument cannot be what is meant.
+    Argument(Error),
+    /// What the arguments ask for fails.
+    Work(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Work(error)
+    }
+}
+
+fn main() -> ExitCode {
+    // A person reads this: one line, also where backtraces are asked for.
+    let (error, status) = match run() {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Argument(error)) => (error, 2),
+        Err(Failure::Work(error)) => (error, 1),
+    };
+    eprintln!("millrace-world: {error:#}");
+    ExitCode::from(status)
+}
+
+fn run() -> Result<(), Failure> {
+    let arguments = env::args_os().skip(1).map(|argument| {
+        let text = argument.into_string();
+        text.map_err(|bytes| Failure::Argument(anyhow!("{} is no text", bytes.display())))
+    });
+    let arguments: Vec<String> = arguments.collect::<Result<_, _>>()?;
     match arguments
         .iter()
         .map(String::as_str)
         .collect::<Vec<_>>()
         .as_slice()
     {
-        ["remove", tag] => harness::remove(tag),
-        ["guard", tag] => guard::run(tag),
+        ["remove", tag] => {
+            harness::check_tag(tag).map_err(Failure::Argument)?;
+            harness::remove(tag)?;
+        }
+        ["guard", tag] => {
+            harness::check_tag(tag).map_err(Failure::Argument)?;
+            guard::run(tag)?;
+        }
         ["place", namespace, group] => {
-            worker::enter(Path::new(namespace), Path::new(group))?;
-            worker::serve(
-                &stdin()
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .context("duplicating stdin")?,
-            )
+            enter(namespace, group)?;
+            let pipe = stdin().as_fd().try_clone_to_owned();
+            worker::serve(&pipe.context("duplicating stdin")?)?;
         }
         ["run", namespace, group, program, arguments @ ..] => {
-            worker::enter(Path::new(namespace), Path::new(group))?;
+            enter(namespace, group)?;
             let error = Command::new(program).args(arguments).exec();
-            Err(error).with_context(|| format!("running {program}"))
+            return Err(Error::new(error).context(format!("running {program}")).into());
         }
-        ["ask", to] => server::ask(to.parse().context("ADDRESS:PORT is none")?),
-        ["serve", name, port] => server::run(name, port.parse().context("PORT is not a port")?),
-        _ => bail!("{USAGE}"),
+        ["ask", to] => {
+            let to = to
+                .parse::<SocketAddr>()
+                .map_err(|_| bad(to, "an address and a port"))?;
+            server::ask(to)?;
+        }
+        ["serve", name, port] => {
+            let port = port.parse::<u16>().map_err(|_| bad(port, "a port"))?;
+            server::run(name, port)?;
+        }
+        _ => return Err(Failure::Argument(anyhow!("{USAGE}"))),
     }
+    Ok(())
+}
+
+fn enter(namespace: &str, group: &str) -> Result<(), Failure> {
+    for (path, what) in [(namespace, "a network namespace"), (group, "a cgroup")] {
+        if !Path::new(path).exists() {
+            return Err(bad(path, what));
+        }
+    }
+    worker::enter(Path::new(namespace), Path::new(group))?;
+    Ok(())
+}
+
+fn bad(argument: &str, what: &str) -> Failure {
+    Failure::Argument(anyhow!("{argument:?} is not {what}"))
 }

@@ -52,6 +52,14 @@ impl Place {
         Server::start(Sockets::Udp(sockets), self.name())
     }
 
+    /// Serves UDP at one address, which need not be among those of the place.
+    #[track_caller]
+    pub fn serve_udp_at(&self, at: SocketAddr) -> Server {
+        let socket = self.udp_bind(at);
+        let socket = socket.with_context(|| self.cannot_serve(at.port())).or_panic();
+        Server::start(Sockets::Udp(vec![socket]), self.name())
+    }
+
     /// Serves TCP and UDP on a port.
     #[track_caller]
     pub fn serve(&self, port: u16) -> [Server; 2] {

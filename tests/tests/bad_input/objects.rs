@@ -2,6 +2,7 @@
 
 use harness::manifest::Family;
 use harness::{Endpoint, EndpointSlice, Manifest, Service};
+use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
 use crate::shop::{Shop, started};
@@ -179,7 +180,7 @@ fn of_two_services_with_one_address_the_older_has_it_and_the_other_inherits() {
 
     shop.world.delete(&old);
     shop.wait_answer("10.96.1.5:80", "b");
-    shop.wait_unserved("10.96.1.5:81");
+    shop.wait_unserved("10.96.1.5:81", &[Reason::NoSuchPort]);
     shop.wait_errors(&[]);
     shop.assert_served();
 }
@@ -225,7 +226,7 @@ fn where_two_slices_disagree_the_better_state_holds() {
         shop.world.apply(&slice.endpoints(endpoints));
     };
     slice("twice-1", vec![Endpoint::of(&shop.a).not_ready()]);
-    shop.wait_unserved("10.96.1.6:80");
+    shop.wait_unserved("10.96.1.6:80", &[Reason::SocketRefused, Reason::NoEndpoints]);
     slice("twice-2", vec![Endpoint::of(&shop.a)]);
     shop.wait_answer("10.96.1.6:80", "a");
     shop.wait_errors(&[("Service default/twice", "EndpointSlice twice-2")]);

@@ -1,10 +1,10 @@
 //! A node with a client and a service that must stay served whatever else happens, and the agent's list of errors.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use harness::{
-    Agent, Endpoint, Node, Place, Pod, Probe, Server, Service, World, address, eventually, wait_for,
-};
+use harness::{Agent, Endpoint, Node, Place, Pod, Probe, Server, Service, World, address, wait_for};
+use proxy_common::maps::Reason;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
@@ -82,13 +82,28 @@ impl Shop {
         });
     }
 
-    /// Waits until the client is not answered there.
+    /// Waits until the client is refused there or hears nothing, as is owed for these reasons. The node
+    /// counts one of them; an address that no service has is left to the stack, and counts for none.
     #[track_caller]
-    pub fn wait_unserved(&self, to: &str) {
-        eventually(&format!("nobody to answer at {to}"), SECOND, || {
-            self.client
-                .ask_within(Probe::Tcp, address(to), SECOND / 10)
-                .is_err()
+    pub fn wait_unserved(&self, to: &str, reasons: &[Reason]) {
+        let is_told = |reason: &Reason| reason.is_reject() || *reason == Reason::SocketRefused;
+        let owed = if reasons.iter().any(is_told) {
+            ErrorKind::ConnectionRefused
+        } else {
+            ErrorKind::TimedOut
+        };
+        let counted = || -> u64 {
+            let counters = self.node().counters();
+            reasons.iter().map(|reason| counters[*reason as usize]).sum()
+        };
+        wait_for(&format!("{owed:?} at {to} for {reasons:?}"), SECOND, || {
+            let before = counted();
+            let outcome = self.client.ask_within(Probe::Tcp, address(to), SECOND / 10);
+            let more = counted().saturating_sub(before);
+            match &outcome {
+                Err(error) if error.kind() == owed && (more > 0 || reasons.is_empty()) => Ok(()),
+                _ => Err(format!("{outcome:?}, and {more} were counted")),
+            }
         });
     }
 

@@ -3,11 +3,14 @@
 //! An agent that cannot start says what it lacks and touches nothing: what an earlier one programmed goes on serving.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use aya::programs::SchedClassifier;
 use harness::config::DEFAULTS;
-use harness::{Agent, AgentBuilder, Probe, address, wait_for};
+use harness::{
+    Agent, AgentBuilder, Endpoint, Node, NodeSpec, Place, Probe, Service, World, address, wait_for,
+};
 
 use crate::shop::{SECOND, Shop, errors, started};
 
@@ -144,6 +147,52 @@ fn three_capabilities_are_enough() {
     agent.wait_ready(10 * SECOND);
     assert_eq!(errors(shop.node()), []);
     shop.assert_served();
+}
+
+/// With what the manifest gives: the node's pods are Millrace's, and ports of nodes lead to them.
+#[test]
+fn three_capabilities_are_enough_for_a_pod_network() {
+    const PORT: u16 = 30_080;
+    harness::require_root!();
+    let spec = NodeSpec::millrace;
+    let world = World::builder().node(spec()).node(spec()).build();
+    let outside = world.add_remote_client("outside");
+    let least = ["setpriv", "--bounding-set=-all,+bpf,+perfmon,+net_admin", "--"];
+    let start = |node: &Node| started(node.agent().under(&least));
+    let mut agents: Vec<_> = world.nodes().iter().map(start).collect();
+    let pods = [1, 2].map(|number| world.node(number).add_pod(&format!("pod-{number}")));
+    let _servers = pods.each_ref().map(|pod| pod.serve_tcp(8080));
+    let _outer = outside.serve_tcp(8080);
+    let service = Service::web().node_port("http", PORT);
+    world.apply(&service);
+    world.apply_all(service.slices([Endpoint::of(&pods[0])]));
+    for when in ["at first", "after a restart"] {
+        let far: &Place = &pods[1];
+        let ways: [(&Place, IpAddr, u16); 4] = [
+            (far, pods[0].ip().into(), 8080),
+            (far, pods[0].ip6().into(), 8080),
+            (far, outside.ip().into(), 8080),
+            (&outside, world.node(2).ip().into(), PORT),
+        ];
+        for (from, to, port) in ways {
+            wait_for(
+                &format!("{} to reach {to}, {when}", from.name()),
+                5 * SECOND,
+                || from.ask_within(Probe::Tcp, SocketAddr::new(to, port), SECOND),
+            );
+        }
+        for agent in &mut agents {
+            wait_for(&format!("nothing to be wrong, {when}"), 5 * SECOND, || {
+                let status = agent.cli(&["status"]);
+                let errors = status["errors"].as_array().expect("a list").iter();
+                // Older kernels tell namespaces of pods to those only who may enter them.
+                let mut others = errors.filter(|error| error["code"] != "PodNamespacesUnknown");
+                others.next().map_or(Ok(()), |error| Err(error.to_string()))
+            });
+            agent.restart();
+            agent.wait_ready(10 * SECOND);
+        }
+    }
 }
 
 /// An agent that has no cgroup for its socket hooks is not ready, and serves packet by packet.

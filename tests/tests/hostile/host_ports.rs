@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use harness::cni::{self, Attachment, PodSpec};
 use harness::{Answer, Node, Place, Probe};
+use proxy_common::maps::HostPort;
 use proxy_common::protocol;
 use serde_json::{Value, json};
 
@@ -124,7 +125,12 @@ fn a_host_port_at_anothers_address_takes_over_nothing() {
             node.set_element("HOST_PORTS", key, *value);
         }
     }
-    let clients: [&Place; 2] = [&town.pod, node];
+    // What the host outside has for these goes by the node with the entries.
+    let virtual_addresses = CLUSTER_IP.map(|text| text.parse::<IpAddr>().expect("an address"));
+    for address in town.web.addresses().iter().chain(&virtual_addresses) {
+        town.outside.route_via((*address).into(), node);
+    }
+    let clients: [&Place; 3] = [&town.pod, node, &town.outside];
     for client in clients {
         for probe in Probe::ALL {
             for (place, address) in &to_real {
@@ -180,12 +186,10 @@ fn one_pod_does_not_take_all_host_ports() {
     // Beside the node ports, of which a host port cannot be.
     let many = [ports(31_000, 30_000, "udp"), ports(31_000, 30_000, "tcp")].concat();
     let greedy = add(town.node(), "greedy", &json!(many));
-    if !greedy.success {
-        let text = greedy.document.to_string();
-        assert!(
-            text.contains("host port"),
-            "the error says of what there are too many: {text}"
-        );
+    assert!(!greedy.success, "60 000 ports of one pod: {}", greedy.document);
+    let text = greedy.document.to_string();
+    for said in ["60000 host ports", &HostPort::SHARE.to_string()] {
+        assert!(text.contains(said), "the error says {said:?}: {text}");
     }
     let modest = add(town.node(), "modest", &json!(ports(1024, 64, "tcp")));
     assert!(modest.success, "{}", modest.document);
@@ -202,6 +206,14 @@ fn one_pod_does_not_take_all_host_ports() {
         "beside 60 000 ports of another pod: {}",
         other.document
     );
+    // All of a share is given, and told.
+    let share = u16::try_from(HostPort::SHARE).expect("fewer than there are ports");
+    let full = add(town.node(), "full", &json!(ports(40_000, share, "udp")));
+    assert!(full.success, "{share} ports: {}", full.document);
+    // Of the pod's addresses, this one is told last.
+    let address = full.document["ips"][1]["address"].as_str().expect("an address");
+    let (pod, _length) = address.split_once('/').expect("a prefix");
+    town.assert_share_is_told("host_ports", pod, 3 * SOON);
 }
 
 #[test]

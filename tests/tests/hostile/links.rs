@@ -4,16 +4,21 @@ use std::net::SocketAddr;
 
 use harness::Frame;
 use harness::forge::{Ethernet, Forge, link, packet};
+use proxy_common::maps::Reason;
 
 use crate::tags::sender;
 use crate::town::{
-    BALANCER, CLUSTER_IP, NODE_PORT, SOON, Town, assert_nothing_came, at, came_before, captured, datagram,
-    honest, of_family,
+    BALANCER, CLUSTER_IP, NODE_PORT, Refusals, SOON, Town, assert_nothing_came, at, came_before, captured,
+    datagram, honest, of_family,
 };
 
 const FORGED: &[u8] = b"forged";
 /// `ETH_P_802_2` of `linux/if_ether.h`.
 const LLC: u16 = 4;
+/// Why a frame is left to the stack that is not addressed to the node.
+const OTHER_HOST: &[Reason] = &[Reason::OtherHost];
+/// Why a frame of a pod ends at the pod's interface.
+const SPOOFED: &[Reason] = &[Reason::SpoofedSource];
 
 /// Hardware addresses that are not the node's: of a stranger, of all, and of groups.
 const FOREIGN: [[u8; 6]; 4] = [
@@ -38,6 +43,8 @@ fn a_frame_for_another_host_is_not_translated() {
     town.node().run_ip("link set eth0 promisc on");
     let (at_web, at_outside, forge) = (town.at_web(), captured(&town.outside), town.forge());
     for mac in FOREIGN {
+        let left = Refusals::of(town.node(), OTHER_HOST);
+        let mut sent = 0;
         for v4 in [true, false] {
             let from = (of_family(&town.outside, v4), 999);
             let mut all = town.entrances(v4);
@@ -46,8 +53,10 @@ fn a_frame_for_another_host_is_not_translated() {
                 send_to(&forge, mac, &datagram(from, to, FORGED));
                 let syn = packet::tcp(SocketAddr::new(from.0, 999), to, packet::SYN, 1, FORGED);
                 send_to(&forge, mac, &syn);
+                sent += 2;
                 if to.port() == 80 {
                     send_to(&forge, mac, &packet::echo(from.0, to.ip(), true, 1, FORGED));
+                    sent += 1;
                 }
             }
         }
@@ -60,6 +69,7 @@ fn a_frame_for_another_host_is_not_translated() {
         };
         let came = came.iter().filter(is_echo).count();
         assert_eq!(came, 0, "{what}: {came} echo requests were answered");
+        left.assert_rose_by(sent, &what);
     }
 }
 
@@ -83,12 +93,14 @@ fn an_answer_for_another_host_does_not_reach_the_pod_that_was_masqueraded() {
         let seen = question
             .and_then(|frame| sender(&frame.bytes))
             .expect("the question");
+        let left = Refusals::of(town.node(), OTHER_HOST);
         for mac in FOREIGN {
             send_to(&forge, mac, &packet::udp(to, seen, FORGED));
         }
         assert_nothing_came(&at_pod, FORGED, "an answer for another host", |mark| {
             forge.send(&packet::udp(to, seen, mark));
         });
+        left.assert_rose_by(FOREIGN.len() as u64, "an answer for another host");
     }
 }
 
@@ -98,6 +110,7 @@ fn a_pods_frame_for_another_host_is_not_translated() {
     let town = Town::build();
     let (at_web, forge) = (town.at_web(), town.pod.forge_out());
     for mac in FOREIGN {
+        let left = Refusals::of(town.node(), OTHER_HOST);
         for v4 in [true, false] {
             let from = (of_family(&town.pod, v4), 999);
             for to in [
@@ -110,7 +123,9 @@ fn a_pods_frame_for_another_host_is_not_translated() {
             }
         }
         let to = SocketAddr::new(town.web.ip().into(), 9);
-        assert_nothing_came(&at_web, FORGED, &format!("for {mac:x?}"), honest(&town.pod, to));
+        let what = format!("for {mac:x?}");
+        assert_nothing_came(&at_web, FORGED, &what, honest(&town.pod, to));
+        left.assert_rose_by(2 * 4, &what);
     }
 }
 
@@ -137,6 +152,7 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
         let capture = node
             .protocol_socket(pod.host_interface(), other)
             .expect("a capture");
+        let refused = Refusals::of(node, SPOOFED);
         for mac in [
             node.mac(pod.host_interface()),
             link::BROADCAST,
@@ -159,6 +175,7 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
         assert!(honest.is_some(), "ARP is answered");
         let came = capture.so_far().expect("to read").len();
         assert_eq!(came, 0, "{came} frames of EtherType {other:#06x} passed");
+        refused.assert_rose_by(3, &format!("EtherType {other:#06x}"));
     }
     // A frame of IEEE 802.3, whose length stands in place of an EtherType, as bridges speak.
     let capture = node
@@ -168,6 +185,7 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
         to: [1, 0x80, 0xc2, 0, 0, 0],
         ..forge.ethernet()
     };
+    let refused = Refusals::of(node, SPOOFED);
     forge.send_frame(&bridge.of(38, &[&[0x42, 0x42, 3], [0_u8; 35].as_slice()].concat()));
     let question = link::arp(
         true,
@@ -184,4 +202,5 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
         0,
         "a bridge's frame passed"
     );
+    refused.assert_rose_by(1, "a bridge's frame");
 }

@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 
 use harness::forge::packet;
 use harness::{Endpoint, NodeSpec, Place, Service};
+use proxy_common::maps::Reason;
 
-use crate::town::{BALANCER, CLUSTER_IP, LOCAL_BALANCER, SECOND, Town, at, of_family, wait_served};
+use crate::town::{BALANCER, CLUSTER_IP, LOCAL_BALANCER, Refusals, SECOND, Town, at, of_family, wait_served};
 
 /// A datagram with this is the loop's.
 const LOOPING: &[u8] = b"round and round";
@@ -144,6 +145,7 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
             (node, node),
         ];
         for (from, to) in pairs {
+            let refused = Refusals::of(town.node(), &[Reason::ForgedSource]);
             forge.send(&packet::udp(from, to, LOOPING));
             a_hundred_questions(&town.outside, ask);
             let looping = echo.looping();
@@ -151,6 +153,7 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
                 looping, 0,
                 "{from} to {to}: {looping} of the loop arrived, {ENOUGH} at the most were answered"
             );
+            refused.assert_rose_by(1, &format!("{from} to {to}"));
         }
     }
 }
@@ -178,6 +181,7 @@ fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
         }
         for (to, source, entrance) in [(n1, two, one), (n2, one, two)] {
             let before = echo.looping();
+            let refused = Refusals::of(to, &[Reason::ReplyLoop]);
             town.outside
                 .forge_to(to)
                 .send(&packet::udp(source, entrance, LOOPING));
@@ -188,6 +192,7 @@ fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
                 looping <= 4,
                 "{source} to {entrance}: {looping} of the loop arrived"
             );
+            refused.assert_rose_by(1, &format!("{source} to {entrance}"));
         }
     }
 }
@@ -272,8 +277,10 @@ fn an_echo_request_between_virtual_addresses_ends() {
         (CLUSTER_IP[1], CLUSTER_IP[1]),
     ] {
         let [from, to] = [from, to].map(|ip| ip.parse::<IpAddr>().expect("an address"));
+        let refused = Refusals::of(node, &[Reason::ForgedSource]);
         forge.send(&packet::echo(from, to, true, 7, LOOPING));
         assert!(settles(&town, || node.counters().iter().sum()), "{from} to {to}");
+        refused.assert_rose_by(1, &format!("an echo request of {from} to {to}"));
     }
 }
 
@@ -301,9 +308,11 @@ fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
         });
     }
     let before = echo.looping();
+    let refused = Refusals::of(town.world.node(1), &[Reason::ReplyLoop]);
     let forge = town.outside.forge_to(town.world.node(1));
     forge.send(&packet::udp(two, one, LOOPING));
     a_hundred_questions(&town.outside, one);
     let looping = echo.looping() - before;
     assert!(looping <= 4, "{looping} of the loop arrived");
+    refused.assert_rose_by(1, "between unlisted addresses");
 }

@@ -12,6 +12,8 @@ use crate::town::{SECOND, SOON, Town, at, captured, of_family};
 
 const MANY: u16 = 100;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// For experiments (RFC 3692 §2.1).
+const EXPERIMENTAL: u8 = 253;
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The neighbours that the node knows at a pod's interface.
@@ -194,39 +196,12 @@ fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
 /// The hosts of the node's subnets are the node's neighbours, and a pod may send to each of them.
 #[test]
 fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
-    /// What a pod's share lets through in the time of a scan.
-    const FEW: usize = 100;
     harness::require_root!();
     let town = Town::build();
     let node = town.node();
     let _servers = town.outside.serve(9100);
-    let refused = || node.counters()[Reason::NeighbourShare as usize];
     for v4 in [true, false] {
-        let before = (looked_for(node), refused());
-        let forge = town.pod.forge_out();
-        let from = of_family(&town.pod, v4);
-        // Any packet: a datagram, a segment of no connection, an echo request.
-        for number in 0..600_u16 {
-            let last = 20 + number % 200;
-            let to: IpAddr = match of_family(node, v4) {
-                IpAddr::V4(ip) => Ipv4Addr::from((ip.to_bits() & !0xff) | u32::from(last)).into(),
-                IpAddr::V6(ip) => Ipv6Addr::from((ip.to_bits() & !0xffff) | u128::from(1000 + number)).into(),
-            };
-            if town.outside.addresses().contains(&to) || town.world.node(2).addresses().contains(&to) {
-                continue;
-            }
-            let (source, target) = ((from, 4000).into(), (to, 53).into());
-            forge.send(&match number % 3 {
-                0 => packet::udp(source, target, b"?"),
-                1 => packet::tcp(source, target, packet::ACK, 7, b"?"),
-                _ => packet::echo(from, to, true, number, b"?"),
-            });
-        }
-        eventually("packets to be refused", SOON, || refused() > before.1 + 300);
-        // A pod is named by its IPv4 address.
-        town.assert_share_is_told("neighbours", &town.pod.ip().to_string(), 2 * SOON);
-        let new = looked_for(node).saturating_sub(before.0);
-        assert!(new <= FEW, "{new} neighbours for a scan from {from}");
+        assert_scan_fills_no_table(&town, of_family(node, v4));
         // The pod still reaches a neighbour that the node knows, and others reach new ones.
         let to = (of_family(&town.outside, v4), 9100).into();
         for pod in [&town.pod, &town.web] {
@@ -234,6 +209,100 @@ fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
             assert!(answer.is_ok(), "from {} after a scan: {answer:?}", pod.ip());
         }
     }
+}
+
+/// A route without a gateway makes neighbours too, in whichever table, and without an address of the node's there.
+#[test]
+fn a_pod_that_scans_the_range_of_a_link_route_fills_no_table() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    // More of them than the programs have room for.
+    for number in 0..12 {
+        node.run_ip(&format!("route add 198.18.{}.0/24 dev eth0", number * 16));
+    }
+    node.run_ip("-6 route add 2001:db8:77::/64 dev eth0");
+    node.run_ip("rule add to 198.51.100.0/24 lookup 77");
+    node.run_ip("route add 198.51.100.0/24 dev eth0 table 77");
+    for range in ["198.18.0.9", "198.18.176.9", "2001:db8:77::9", "198.51.100.9"] {
+        let range: IpAddr = range.parse().expect("an address");
+        let (forge, refused) = (
+            town.pod.forge_out(),
+            node.counters()[Reason::NeighbourShare as usize],
+        );
+        let from = of_family(&town.pod, range.is_ipv4());
+        eventually("the agent to know of the route", SOON, || {
+            for _ in 0..100 {
+                forge.send(&packet::udp((from, 4000).into(), (range, 53).into(), b"?"));
+            }
+            node.counters()[Reason::NeighbourShare as usize] > refused
+        });
+        assert_scan_fills_no_table(&town, range);
+    }
+}
+
+/// Has the pod send to many addresses of a range, and tells how many of them the node looks for.
+#[track_caller]
+fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
+    /// What a pod's share lets through in the time of a scan.
+    const FEW: usize = 100;
+    let node = town.node();
+    let refused = || node.counters()[Reason::NeighbourShare as usize];
+    let forge = town.pod.forge_out();
+    let from = of_family(&town.pod, range.is_ipv4());
+    let known = looked_for(node);
+    let before = refused();
+    // Any packet: a datagram, whole or in pieces, a segment of no connection, an echo request, a protocol
+    // without ports.
+    for number in 0..1000_u16 {
+        let last = 20 + number % 200;
+        let to: IpAddr = match range {
+            IpAddr::V4(ip) => Ipv4Addr::from((ip.to_bits() & !0xff) | u32::from(last)).into(),
+            IpAddr::V6(ip) => Ipv6Addr::from((ip.to_bits() & !0xffff) | u128::from(1000 + number)).into(),
+        };
+        if town.outside.addresses().contains(&to) || town.world.node(2).addresses().contains(&to) {
+            continue;
+        }
+        let (source, target) = ((from, 4000).into(), (to, 53).into());
+        match number % 5 {
+            0 => forge.send(&packet::udp(source, target, b"?")),
+            1 => forge.send(&packet::tcp(source, target, packet::ACK, 7, b"?")),
+            2 => forge.send(&packet::echo(from, to, true, number, b"?")),
+            3 => forge.send(&packet::ip(from, to, EXPERIMENTAL, b"?")),
+            _ => {
+                let large = packet::udp(source, target, &[b'?'; 600]);
+                for piece in packet::fragments(&large, 400) {
+                    forge.send(&piece);
+                }
+            }
+        }
+    }
+    eventually("packets to be refused", SOON, || refused() > before + 500);
+    // A pod is named by its IPv4 address.
+    town.assert_share_is_told("neighbours", &town.pod.ip().to_string(), 2 * SOON);
+    let new = looked_for(node).saturating_sub(known);
+    assert!(new <= FEW, "{new} neighbours for a scan of {range} from {from}");
+}
+
+/// The kernel forwards to link-local addresses of IPv6 as well, out of the interface that the packet came by.
+#[test]
+fn a_pod_that_scans_link_local_addresses_fills_no_table() {
+    harness::require_root!();
+    let town = Town::build();
+    let (node, pod) = (town.node(), &town.pod);
+    let forge = pod.forge_out();
+    let from = of_family(pod, false);
+    for number in 0..200_u16 {
+        let to = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 7, 1000 + number).into();
+        forge.send(&match number % 2 {
+            0 => packet::udp((from, 4000).into(), (to, 53).into(), b"?"),
+            _ => packet::ip(from, to, EXPERIMENTAL, b"?"),
+        });
+    }
+    let refused = || node.counters()[Reason::NeighbourShare as usize];
+    eventually("packets to be refused", SOON, || refused() > 100);
+    let looked_for = known_at(node, pod.host_interface(), &["nud", "all"]).len();
+    assert!(looked_for < 100, "{looked_for} neighbours at the pod's interface");
 }
 
 /// A neighbour that the node does not know any more is found for each pod.

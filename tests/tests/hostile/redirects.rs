@@ -1,72 +1,129 @@
 //! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the
 //! wire or by other pods, on any way that the packet takes.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
-use harness::NodeSpec;
+use harness::{NodeSpec, PacketSocket, Place};
+use nix::sys::socket::{setsockopt, sockopt};
+use proxy_common::decide::tunnel;
+use socket2::SockRef;
 
 use crate::town::{CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SOON, Town, at, captured, of_family};
+
+/// What the pod sends.
+const BESIDE: &[u8] = b"with something beside it";
+
+fn town(routing: &str) -> Town {
+    let config = format!("hostRouting: {routing}\nsocketLB: \"off\"\n");
+    Town::with(NodeSpec::millrace(), &config)
+}
+
+/// Has the pod send to each kind of receiver by a socket with such a setting; returns once all has come.
+#[track_caller]
+fn send_everywhere(town: &Town, set: impl Fn(&UdpSocket)) {
+    let node = town.node();
+    for v4 in [true, false] {
+        let n = usize::from(!v4);
+        let _listener = town
+            .outside
+            .udp_bind(SocketAddr::new(of_family(&town.outside, v4), 9300))
+            .expect("a socket");
+        let (at_web, at_outside) = (captured(&town.web), captured(&town.outside));
+        for (to, capture) in [
+            (SocketAddr::new(of_family(&town.web, v4), 8080), &at_web),
+            (at(CLUSTER_IP[n], 80), &at_web),
+            (at(LOCAL_BALANCER[n], 80), &at_web),
+            (SocketAddr::new(of_family(node, v4), NODE_PORT), &at_web),
+            (SocketAddr::new(of_family(&town.outside, v4), 9300), &at_outside),
+        ] {
+            let socket = town.pod.udp_socket_for(to).expect("a socket");
+            set(&socket);
+            socket.send_to(BESIDE, to).expect("to send");
+            let came = capture.find(SOON, |frame| !frame.outgoing && frame.carries(BESIDE));
+            assert!(came.expect("to read").is_some(), "{to}");
+        }
+    }
+}
+
+/// Asserts that a capture, which has only frames with something beside them, has none of the pod's.
+#[track_caller]
+fn assert_none(capture: &PacketSocket, what: &str) {
+    let came = capture.so_far().expect("to read");
+    // The kernel sets marks and priorities of its own, as of reports of multicast listeners.
+    let frames: Vec<_> = came
+        .iter()
+        .filter(|frame| frame.carries(BESIDE))
+        .map(|frame| format!("outgoing {}: {:02x?}", frame.outgoing, frame.bytes))
+        .collect();
+    assert!(frames.is_empty(), "{what}: {} frames: {frames:#?}", frames.len());
+}
+
+/// Has a place send to an address with such a setting, and waits until the capture has it.
+#[track_caller]
+fn assert_seen(place: &Place, to: SocketAddr, capture: &PacketSocket, set: impl Fn(&UdpSocket)) {
+    let control = format!("control {:016x}", fastrand::u64(..));
+    let socket = place.udp_socket_for(to).expect("a socket");
+    set(&socket);
+    socket.send_to(control.as_bytes(), to).expect("to send");
+    let seen = capture.find(SOON, |frame| frame.carries(control.as_bytes()));
+    assert!(seen.expect("to read").is_some(), "{to}: the capture sees it");
+}
 
 #[test]
 fn a_mark_of_a_pods_socket_ends_at_its_interface() {
     harness::require_root!();
     for routing in ["stack", "redirect"] {
-        let town = Town::with(
-            NodeSpec::millrace(),
-            &format!("hostRouting: {routing}\nsocketLB: \"off\"\n"),
-        );
-        let node = town.node();
-        let marked = [
-            node.marked_socket("eth0").expect("a capture"),
-            town.web.marked_socket("eth0").expect("a capture"),
-            town.outside.marked_socket("eth0").expect("a capture"),
-        ];
-        // What came before a capture had its filter.
-        for capture in &marked {
-            let _ = capture.so_far().expect("to read");
-        }
+        let town = town(routing);
+        let places: [&Place; 3] = [town.node(), &town.web, &town.outside];
+        let marked = places.map(|place| place.marked_socket("eth0").expect("a capture"));
         // A mark of the node's own socket is seen, so that none of a pod's means something.
         let to = SocketAddr::new(town.outside.ip().into(), 9200);
-        let own = node.udp_socket_for(to).expect("a socket");
-        socket2::SockRef::from(&own).set_mark(7).expect("to mark");
-        own.send_to(b"control", to).expect("to send");
-        let seen = marked[0].find(SOON, |frame| frame.carries(b"control"));
-        assert!(seen.expect("to read").is_some(), "the capture sees marks");
-        for v4 in [true, false] {
-            let n = usize::from(!v4);
-            let _listener = town
-                .outside
-                .udp_bind(SocketAddr::new(of_family(&town.outside, v4), 9300))
-                .expect("a socket");
-            let (at_web, at_outside) = (captured(&town.web), captured(&town.outside));
-            for (to, capture) in [
-                (SocketAddr::new(of_family(&town.web, v4), 8080), &at_web),
-                (at(CLUSTER_IP[n], 80), &at_web),
-                (at(LOCAL_BALANCER[n], 80), &at_web),
-                (SocketAddr::new(of_family(node, v4), NODE_PORT), &at_web),
-                (SocketAddr::new(of_family(&town.outside, v4), 9300), &at_outside),
-            ] {
-                let socket = town.pod.udp_socket_for(to).expect("a socket");
-                let settings = socket2::SockRef::from(&socket);
-                settings.set_mark(0x0400_0815).expect("to mark");
-                socket.send_to(b"marked", to).expect("to send");
-                let came = capture.find(SOON, |frame| !frame.outgoing && frame.carries(b"marked"));
-                assert!(came.expect("to read").is_some(), "{to}");
-            }
+        let mark = |socket: &UdpSocket| {
+            SockRef::from(socket).set_mark(0x0400_0815).expect("to mark");
+        };
+        assert_seen(town.node(), to, &marked[0], mark);
+        send_everywhere(&town, mark);
+        for (place, capture) in places.iter().zip(&marked) {
+            assert_none(capture, &format!("{routing}: marks at {}", place.name()));
         }
-        for (number, capture) in marked.iter().enumerate() {
-            let came = capture.so_far().expect("to read");
-            // The kernel marks its own reports of multicast listeners.
-            let frames: Vec<_> = came
-                .iter()
-                .filter(|frame| frame.carries(b"marked"))
-                .map(|frame| format!("outgoing {}: {:02x?}", frame.outgoing, frame.bytes))
-                .collect();
-            assert!(
-                frames.is_empty(),
-                "{routing}: capture {number} has {} packets with a mark: {frames:#?}",
-                frames.len()
-            );
+    }
+}
+
+/// A priority chooses a class of an interface's queue, and the tunnel's device takes one for an uplink's note.
+#[test]
+fn a_priority_of_a_pods_socket_ends_at_its_interface() {
+    harness::require_root!();
+    for routing in ["stack", "redirect"] {
+        let town = town(routing);
+        let (node, web, pod) = (town.node(), &town.web, &town.pod);
+        let bpffs = node.bpf_root().parent().expect("a bpffs");
+        let prioritised = |place: &Place, link: &str| {
+            let capture = place.prioritised_socket(link, bpffs);
+            (format!("{link} of {}", place.name()), capture.expect("a capture"))
+        };
+        let captures = [
+            prioritised(node, "eth0"),
+            prioritised(node, web.host_interface()),
+            prioritised(node, pod.host_interface()),
+            prioritised(web, "eth0"),
+            prioritised(&town.outside, "eth0"),
+        ];
+        // Priorities are seen where packets leave, and where they come in by no other namespace.
+        let (_, at_pod) = prioritised(pod, "eth0");
+        let (_, at_loopback) = prioritised(web, "lo");
+        for priority in [6_u32, tunnel::ADMITTED] {
+            let set = |socket: &UdpSocket| {
+                setsockopt(socket, sockopt::Priority, &priority.cast_signed()).expect("a priority");
+            };
+            let outside = SocketAddr::new(town.outside.ip().into(), 9200);
+            assert_seen(node, outside, &captures[0].1, set);
+            assert_seen(pod, outside, &at_pod, set);
+            let itself = SocketAddr::new(web.ip().into(), 9200);
+            assert_seen(web, itself, &at_loopback, set);
+            send_everywhere(&town, set);
+            for (place, capture) in &captures {
+                assert_none(capture, &format!("{routing}: priority {priority:#x} at {place}"));
+            }
         }
     }
 }

@@ -197,6 +197,14 @@ fn a_connection_outlives_a_reset_in_its_window() {
     assert_outlives(&[(RST, Ahead(1000))]);
 }
 
+/// Its receiver answers no reset that lies ahead of its window. The handshake behind it looks like that of a
+/// new connection.
+#[test]
+fn a_connection_outlives_a_reset_and_a_handshake() {
+    harness::require_root!();
+    assert_outlives(&[(RST, Ahead(8 << 20)), (SYN, At(77_777))]);
+}
+
 #[test]
 fn a_connection_outlives_an_end_of_any_number() {
     harness::require_root!();

@@ -6,14 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 use harness::cni::PodSpec;
 use harness::forge::{Ethernet, SERVICE_VLAN, Tag, VLAN, link, packet};
 use harness::{NodeSpec, Probe};
+use proxy_common::maps::Reason;
 use serde_json::json;
 
 use crate::town::{
-    CLUSTER_IP, LOCAL_BALANCER, LOCAL_NODE_PORT, NODE_PORT, SECOND, Town, assert_nothing_came, at,
+    CLUSTER_IP, LOCAL_BALANCER, LOCAL_NODE_PORT, NODE_PORT, Refusals, SECOND, Town, assert_nothing_came, at,
     came_before, captured, datagram, honest, of_family,
 };
 
 const FORGED: &[u8] = b"forged";
+/// Why a pod's tag ends at the pod's interface.
+const SPOOFED: &[Reason] = &[Reason::SpoofedSource];
 
 /// Tags that hide a packet from a program that looks at the first `EtherType` only.
 fn doubled() -> Vec<Vec<Tag>> {
@@ -48,6 +51,7 @@ fn assert_goes_nowhere(town: &Town, all_tags: &[Vec<Tag>], only_own: bool) {
         .set_read_timeout(Some(SECOND / 100))
         .expect("a deadline");
     for tags in all_tags {
+        let refused = Refusals::of(town.node(), SPOOFED);
         for source in &sources {
             let v4 = source.is_ipv4();
             for to in [
@@ -64,6 +68,7 @@ fn assert_goes_nowhere(town: &Town, all_tags: &[Vec<Tag>], only_own: bool) {
         assert_nothing_came(&at_web, FORGED, &what, honest(&town.pod, to));
         let at_node = node_socket.recv_from(&mut [0; 64]);
         assert!(at_node.is_err(), "{what}: it arrived at the node");
+        refused.assert_rose_by(4 * sources.len() as u64, &what);
     }
 }
 
@@ -119,6 +124,7 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
             tags,
             ..forge.ethernet()
         };
+        let refused = Refusals::of(node, SPOOFED);
         forge.send_frame(&ethernet.of(link::ARP, &question));
         let to = SocketAddr::new(town.web.ip().into(), 9);
         let what = format!("an ARP question of {}", node.name());
@@ -135,6 +141,7 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
         };
         let answers = came.iter().filter(|frame| is_answer(frame)).count();
         assert_eq!(answers > 0, !is_tagged, "{what}: {:x?}", ethernet.tags);
+        refused.assert_rose_by(is_tagged.into(), &what);
     }
 }
 
@@ -178,6 +185,7 @@ fn a_pods_tag_does_not_travel_on_with_its_answer() {
                 .expect("the question");
             let own = SocketAddr::new(of_family(place, v4), port);
             let forge = place.forge_out();
+            let refused = Refusals::of(town.node(), SPOOFED);
             for tags in &tags {
                 forge.send_tagged(tags, &packet::udp(own, seen, FORGED));
             }
@@ -186,6 +194,7 @@ fn a_pods_tag_does_not_travel_on_with_its_answer() {
             });
             let tagged = wire.so_far().expect("to read");
             assert!(tagged.is_empty(), "{to}: {} frames left with a tag", tagged.len());
+            refused.assert_rose_by(tags.len() as u64, "answers with a tag");
         }
     }
 }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 
 use harness::Frame;
 use harness::forge::{SERVICE_VLAN, Tag, VLAN, packet};
+use proxy_common::maps::Reason;
 
 use crate::tags::sender;
 use crate::town::{
-    BALANCER, LOCAL_BALANCER, NODE_PORT, SOON, Town, assert_nothing_came, at, came_before, captured,
-    datagram, honest, of_family,
+    BALANCER, LOCAL_BALANCER, NODE_PORT, Refusals, SOON, Town, assert_nothing_came, at, came_before,
+    captured, datagram, honest, of_family,
 };
 
 const FORGED: &[u8] = b"forged";
@@ -35,7 +36,9 @@ fn a_frame_of_a_vlan_is_not_served_at_the_uplink_below() {
             let from = (of_family(&town.outside, v4), 999);
             let mut all = town.entrances(v4);
             all.push(SocketAddr::new(of_family(&town.web, v4), 9));
-            for to in all {
+            let left = Refusals::of(town.node(), &[Reason::Tagged]);
+            for to in &all {
+                let to = *to;
                 forge.send_tagged(&tags, &datagram(from, to, FORGED));
                 let syn = packet::tcp(SocketAddr::new(from.0, 999), to, packet::SYN, 1, FORGED);
                 forge.send_tagged(&tags, &syn);
@@ -52,6 +55,7 @@ fn a_frame_of_a_vlan_is_not_served_at_the_uplink_below() {
                 0,
                 "{what}: echo requests and datagrams were answered"
             );
+            left.assert_rose_by(3 * all.len() as u64, &what);
         }
     }
 }
@@ -62,14 +66,18 @@ fn a_doubled_priority_tag_is_not_served() {
     let town = Town::build();
     let (at_web, forge) = (town.at_web(), town.forge());
     for tags in [vec![(VLAN, 0), (VLAN, 0)], vec![(SERVICE_VLAN, 0), (VLAN, 0)]] {
+        let refused = Refusals::of(town.node(), &[Reason::Retagged]);
+        let mut sent = 0;
         for v4 in [true, false] {
             let from = (of_family(&town.outside, v4), 999);
             for to in town.entrances(v4) {
                 forge.send_tagged(&tags, &datagram(from, to, FORGED));
+                sent += 1;
             }
         }
         let what = format!("with {tags:x?}");
         assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+        refused.assert_rose_by(sent, &what);
     }
 }
 
@@ -136,12 +144,14 @@ fn an_answer_with_a_tag_does_not_reach_the_pod_that_was_masqueraded() {
             .and_then(|frame| sender(&frame.bytes))
             .expect("the question");
         assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
+        let left = Refusals::of(town.node(), &[Reason::Tagged]);
         for tags in foreign() {
             forge.send_tagged(&tags, &packet::udp(to, seen, FORGED));
         }
         assert_nothing_came(&at_pod, FORGED, "an answer with a tag", |mark| {
             forge.send(&packet::udp(to, seen, mark));
         });
+        left.assert_rose_by(foreign().len() as u64, "an answer with a tag");
     }
 }
 
@@ -156,10 +166,12 @@ fn a_frame_of_a_vlan_is_left_to_the_stack_as_it_is() {
         .expect("a capture");
     let (from, forge) = ((of_family(&town.outside, true), 999), town.forge());
     for to in town.entrances(true) {
+        let left = Refusals::of(town.node(), &[Reason::Tagged]);
         let question = datagram(from, to, FORGED);
         forge.send_tagged(&[(VLAN, 100)], &question);
         let came = stack.find(SOON, |frame| frame.carries(FORGED)).expect("to read");
         let came = came.unwrap_or_else(|| panic!("{to}: a frame of a VLAN does not reach the stack"));
         assert!(came.bytes.ends_with(&question), "{to}: it was changed");
+        left.assert_rose_by(1, "a frame of a VLAN");
     }
 }

@@ -104,17 +104,6 @@ pub const DIFFERENCES: &[Known] = &[
         },
     },
     Known {
-        what: "a node's packets to an external address that is another node's are translated by that node",
-        why: "what is not translated by a hook goes where the routes lead, and so do packets to that node's other ports; \
-              as a client from outside it is masqueraded there",
-        covers: |it| {
-            it.only_sources_differ()
-                && it.is_at(&[Kind::External])
-                && it.question.asker == "n1"
-                && it.ours.sources.iter().all(|source| source == "n2")
-        },
-    },
-    Known {
         what: "pods reach the other node's ports under policy Local without losses",
         why: "to the other node they are clients from outside and get its endpoints; kube-proxy takes every pod for one \
               of its own node, lets it have all endpoints, and loses the answers of those on the pod's node",

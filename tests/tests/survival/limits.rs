@@ -45,17 +45,50 @@ fn limits_that_only_the_runtime_gave_come_back() {
             "tc",
             format!("qdisc replace dev {ml} root tbf rate 1gbit burst 1m limit 1m"),
         ),
+        // A queue of another program gives way.
+        ("tc", format!("qdisc replace dev {mr} root htb")),
         ("tc", format!("filter del dev {mk} ingress")),
         ("tc", format!("qdisc del dev {mk} clsact")),
         ("ip", format!("link set {ml} down")),
         ("ip", format!("link set {mk} down")),
+        ("ip", format!("link set {ml} mtu 1000")),
+        ("ip", format!("link set {mk} mtu 1000")),
         ("ip", format!("link del {ml}")),
     ] {
-        let before = town.restored("limit");
-        town.run(program, &loss);
-        town.wait_restored("limit", before);
+        town.lose("limit", |town| town.run(program, &loss));
         assert_limited(&town, &pod, &loss);
     }
+    town.assert_in_time();
     pod.delete();
     town.assert_in_order("without the pod");
+}
+
+/// Waits until the queue of another program is named, with the command that removes it.
+#[track_caller]
+fn assert_foreign(town: &Town, interface: &str, queue: &str) {
+    let status = town.wait_told(&format!("`tc qdisc del dev {interface} root`"));
+    let told = status["errors"].to_string();
+    let is_named = told.contains(&format!(
+        "interface {interface} has the queueing discipline {queue} "
+    ));
+    assert!(is_named && !told.contains("os error"), "{told}");
+}
+
+#[test]
+fn the_queue_of_another_program_at_a_pod_without_a_limit_is_named_and_stays() {
+    harness::require_root!();
+    let town = Town::build();
+    let interface = town.near.host_interface();
+    for (queue, shown_as) in [
+        ("handle 77: tbf rate 1gbit burst 1m limit 1m", "tbf 77:"),
+        ("handle 1: htb", "htb 1:"),
+    ] {
+        town.run("tc", &format!("qdisc add dev {interface} root {queue}"));
+        assert_foreign(&town, interface, shown_as);
+        let there = shown(&town, &format!("qdisc show dev {interface} root"));
+        assert!(there.contains(shown_as), "{there}");
+        town.run("tc", &format!("qdisc del dev {interface} root"));
+        town.wait_ready();
+    }
+    town.assert_in_order("without it");
 }

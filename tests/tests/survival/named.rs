@@ -1,9 +1,11 @@
 //! What the agent cannot make again makes it not ready, and is named.
 
+use aya::maps::{Array, HashMap, Map, MapData};
 use harness::{Endpoint, Service, eventually};
+use proxy_common::Plain as _;
+use proxy_common::maps::{Frontend, SlotRange};
 use serde_json::json;
 
-use super::pins::empty;
 use super::town::{CLUSTER_IP, SOON, Town, of_family};
 
 #[test]
@@ -25,6 +27,87 @@ fn a_rule_that_leads_packets_elsewhere_is_named() {
         town.wait_ready();
     }
     town.assert_in_order("without rules");
+}
+
+#[test]
+fn a_route_inside_a_range_is_named_with_the_command_that_removes_it() {
+    harness::require_root!();
+    let town = Town::build();
+    let [v4, v6] = [true, false].map(|v4| of_family(town.far.addresses(), v4));
+    let (v4, v6) = (format!("{v4}/32"), format!("{v6}/128"));
+    let service = format!("{CLUSTER_IP}/32");
+    town.node().run_ip("rule add to 10.244.0.0/16 pref 50 lookup 77");
+    for (prefix, route) in [
+        (&v4, format!("blackhole {v4}")),
+        (&v4, format!("unreachable {v4}")),
+        (&v4, format!("prohibit {v4} metric 7")),
+        (&v4, format!("{v4} via 192.168.50.9 dev eth0 onlink")),
+        (&v4, format!("blackhole {v4} table 77")),
+        (&v6, format!("blackhole {v6}")),
+        (&v6, format!("{v6} via fd00:50::9 dev eth0 onlink")),
+        (&service, format!("blackhole {service}")),
+        (&service, format!("{service} dev eth0")),
+    ] {
+        town.node().run_ip(&format!("route add {route}"));
+        let status = town.wait_told(&format!("\"route {prefix}\""));
+        let errors = status["errors"].as_array().expect("a list").iter();
+        let told: Vec<_> = errors
+            .filter_map(|error| error["message"].as_str()?.split('`').nth(1))
+            .collect();
+        let [command] = told[..] else {
+            panic!("{route}: {status}")
+        };
+        let command = command.strip_prefix("ip ").expect("a command of ip");
+        town.node().run_ip(command);
+        town.wait_ready();
+    }
+    town.node().run_ip("rule del to 10.244.0.0/16 pref 50 lookup 77");
+    // A table that no rule leads to, and a route that leads where ours does.
+    town.node().run_ip(&format!("route add blackhole {v4} table 78"));
+    town.await_looks(2);
+    assert_eq!(town.status()["errors"], json!([]));
+    town.assert_in_order("in the end");
+}
+
+#[test]
+fn an_address_that_a_service_chose_does_not_keep_the_node_from_being_ready() {
+    harness::require_root!();
+    let town = Town::build();
+    // The first and the last of the nodes' own subnet, and all routers there.
+    let no_hosts = ["192.168.50.255", "192.168.50.0", "fd00:50::"];
+    let elsewhere = "203.0.113.77";
+    let loud = Service::new("loud")
+        .cluster_ip("10.96.0.12")
+        .cluster_ip("fd00:96::12");
+    let loud = loud.tcp("http", 80, 80).set("externalIPs", json!(no_hosts));
+    let lost = Service::new("lost").cluster_ip("10.96.0.13").tcp("http", 80, 80);
+    let lost = lost.set("externalIPs", json!([elsewhere]));
+    for service in [&loud, &lost] {
+        town.world.apply(service);
+    }
+    town.node()
+        .run_ip(&format!("rule add to {elsewhere} pref 100 unreachable"));
+    town.wait_told(&format!("route {elsewhere}/32"));
+    for address in no_hosts {
+        town.wait_told(&format!("spec.externalIPs: {address} is no host's address"));
+    }
+    town.await_looks(4);
+    let status = town.status();
+    assert_eq!(
+        (&status["ready"], &status["waitingFor"]),
+        (&json!(true), &json!([]))
+    );
+    assert!(
+        !status["errors"].to_string().contains("route 192.168.50."),
+        "{status}"
+    );
+    town.node()
+        .run_ip(&format!("rule del to {elsewhere} pref 100 unreachable"));
+    for service in [&loud, &lost] {
+        town.world.delete(service);
+    }
+    town.wait_ready();
+    town.assert_in_order("without such services");
 }
 
 #[test]
@@ -57,6 +140,23 @@ fn a_pod_whose_interface_is_gone_is_named_until_it_is_deleted_and_the_node_stays
     town.assert_in_order("without it");
 }
 
+/// Takes the backends away from some frontends, which the agent does not compare.
+fn blank_slots(town: &Town, is_doomed: fn(&[u8; 20]) -> bool) {
+    let map = |name: &str| {
+        let path = town.node().bpf_root().join("current/maps").join(name);
+        MapData::from_pin(path).expect("a map")
+    };
+    let frontends: HashMap<_, [u8; 20], [u8; 32]> =
+        HashMap::try_from(Map::HashMap(map("FRONTENDS"))).expect("a hash table");
+    let mut slots: Array<_, [u8; 8]> = Array::try_from(Map::Array(map("SLOTS"))).expect("an array");
+    for (_, value) in frontends.iter().flatten().filter(|(key, _)| is_doomed(key)) {
+        let range = SlotRange(Frontend::from_bytes(&value).expect("a frontend").slots);
+        for slot in range.start()..range.start() + range.count() {
+            slots.set(slot, [0; 8], 0).expect("to write");
+        }
+    }
+}
+
 #[test]
 fn a_service_that_leads_nowhere_does_not_keep_the_node_from_being_ready() {
     harness::require_root!();
@@ -66,12 +166,12 @@ fn a_service_that_leads_nowhere_does_not_keep_the_node_from_being_ready() {
     town.world.apply(&other);
     town.world.apply_all(other.slices([Endpoint::of(&town.far)]));
     eventually("the other service", SOON, || town.status()["services"] == 2);
-    empty::<20, 32>(&town, "FRONTENDS", |key| key[12..16] == [10, 96, 0, 10]);
+    blank_slots(&town, |key| key[12..16] == [10, 96, 0, 10]);
     town.await_looks(4);
     let status = town.status();
     assert_eq!((&status["ready"], &status["errors"]), (&json!(true), &json!([])));
     // With none left, what the programs do is wrong.
-    empty::<20, 32>(&town, "FRONTENDS", |_| true);
+    blank_slots(&town, |_| true);
     let status = town.wait_named("leads to no endpoint");
     assert!(status["waitingFor"].to_string().contains("self-test"), "{status}");
 }

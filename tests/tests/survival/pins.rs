@@ -1,17 +1,19 @@
 //! Pins, maps, links and filters that go.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData};
-use harness::{Endpoint, LongFlows, Place, Probe, Service, eventually};
+use harness::{Endpoint, LongFlows, Place, Probe, Service, eventually, wait_for};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
-use super::town::{CLUSTER_IP, LOOKS, SECOND, SOON, Town, of_family};
+use super::town::{CLUSTER_IP, HOST_PORT, LOOKS, PROMISED, SECOND, SOON, Town, of_family};
+
+const NODE_PORT: u16 = 30_080;
 
 /// Removes everything below a directory, as `rm -r` does it.
 fn remove_below(dir: &Path) {
@@ -52,6 +54,36 @@ fn current(town: &Town) -> PathBuf {
     town.node().bpf_root().join("current")
 }
 
+/// Holds connections of each kind in both families: between pods, as the node, and from outside by a host
+/// port and a node port.
+fn hold(town: &Town) -> Vec<LongFlows> {
+    let service = Service::new("held")
+        .cluster_ip("10.96.0.12")
+        .cluster_ip("fd00:96::12")
+        .tcp("http", 80, 80)
+        .node_port("http", NODE_PORT);
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    let mut flows = Vec::new();
+    for v4 in [true, false] {
+        let of = |place: &Place| of_family(place.addresses(), v4);
+        let ways: [(&Place, IpAddr, u16); 4] = [
+            (&town.near, of(&town.far), 8080),
+            (&town.near, of(&town.outside), 8080),
+            (&town.outside, of(town.node()), HOST_PORT),
+            (&town.outside, of(town.node()), NODE_PORT),
+        ];
+        for (from, to, port) in ways {
+            let to = SocketAddr::new(to, port);
+            wait_for(&format!("{to} to be served"), SOON, || {
+                from.ask_within(Probe::Tcp, to, SECOND)
+            });
+            flows.push(LongFlows::start(from, to, 4, SECOND / 20).expect("flows"));
+        }
+    }
+    flows
+}
+
 /// Something that is removed, and how.
 type Loss<'a> = (&'a str, Box<dyn Fn() + 'a>);
 
@@ -75,6 +107,18 @@ fn running_pods_keep_all_they_have_if_pins_go_while_the_agent_is_away() {
     town.assert_in_order("after one more start");
 }
 
+/// Has what is in force look as if an agent with this layout had left it; gives the name of its own layout.
+fn name_layout(town: &Town, layout: &str) -> String {
+    let root = town.node().bpf_root();
+    let name = fs::read_link(current(town)).expect("a link");
+    let (own, rest) = name.to_str().expect("text").split_once('-').expect("a name");
+    let other = format!("{layout}-{rest}");
+    fs::rename(root.join(&name), root.join(&other)).expect("to rename");
+    fs::remove_file(current(town)).expect("to remove");
+    std::os::unix::fs::symlink(&other, current(town)).expect("a link");
+    own.to_owned()
+}
+
 #[test]
 fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
     harness::require_root!();
@@ -83,21 +127,45 @@ fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
     let server = of_family(town.far.addresses(), true);
     let flows = LongFlows::start(&town.near, (server, 8080).into(), 4, SECOND / 20).expect("flows");
     town.agents[0].kill();
-    // As an agent with another layout would have left it.
-    let name = fs::read_link(current(&town)).expect("a link");
-    let (_, rest) = name.to_str().expect("text").split_once('-').expect("a name");
-    let older = format!("l1-{rest}");
-    let root = town.node().bpf_root();
-    fs::rename(root.join(&name), root.join(&older)).expect("to rename");
-    fs::remove_file(current(&town)).expect("to remove");
-    std::os::unix::fs::symlink(&older, current(&town)).expect("a link");
+    name_layout(&town, "l1");
     town.agents[0].start_again();
     town.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("with another layout");
     town.assert_in_order("with another layout");
     flows.wait_progress(10 * SECOND);
-    let report = flows.stop();
-    assert_eq!(report.interruptions, [""; 0], "{report:?}");
+    flows.stop().assert_unnoticed(PROMISED);
+}
+
+/// An upgrade is taken back: the agent from before it does not know the layout that it finds.
+#[test]
+fn an_agent_that_finds_a_later_layout_is_refused_and_interrupts_nothing() {
+    harness::require_root!();
+    let mut town = Town::build();
+    let forger = town.forge();
+    let flows = hold(&town);
+    town.agents[0].kill();
+    let own = name_layout(&town, "l99");
+    let pinned = town.node().pinned();
+    town.agents[0].start_again();
+    assert!(!town.agents[0].wait_ended(10 * SECOND).success());
+    let log = town.agents[0].log();
+    assert!(log.contains("pinned by an agent with layout 99"), "{log}");
+    assert_eq!(town.node().pinned(), pinned, "nothing was touched");
+    forger.assert_held("after the refusal");
+    town.assert_whole("after the refusal");
+    // The agent that made them goes on where it was.
+    name_layout(&town, &own);
+    town.agents[0].start_again();
+    town.agents[0].wait_ready(10 * SECOND);
+    assert_eq!(town.node().pinned(), pinned, "nothing was made anew");
+    forger.assert_held("with the agent that knows them");
+    town.assert_in_order("with the agent that knows them");
+    for flows in &flows {
+        flows.wait_progress(10 * SECOND);
+    }
+    for flows in flows {
+        flows.stop().assert_unnoticed(SECOND);
+    }
 }
 
 #[test]
@@ -105,10 +173,9 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
     harness::require_root!();
     let town = Town::build();
     let forger = town.forge();
+    let flows = hold(&town);
     let pinned = town.node().pinned();
     let node: &Place = town.node();
-    let server = of_family(town.far.addresses(), true);
-    let flows = LongFlows::start(&town.near, (server, 8080).into(), 4, SECOND / 20).expect("flows");
     let links = town.node().bpf_root().join("links");
     let losses: [Loss<'_>; 4] = [
         ("everything", Box::new(|| remove_below(town.node().bpf_root()))),
@@ -130,9 +197,12 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
         town.wait_restored("pins", before);
         assert_eq!(town.node().pinned(), pinned, "{what}: the same objects as before");
     }
-    flows.wait_progress(10 * SECOND);
-    let report = flows.stop();
-    assert_eq!(report.interruptions, [""; 0], "{report:?}");
+    for flows in &flows {
+        flows.wait_progress(10 * SECOND);
+    }
+    for flows in flows {
+        flows.stop().assert_unnoticed(PROMISED);
+    }
     // The plugin works with what was pinned again, and takes away what is its own.
     let other = town.node().add_pod("other");
     let to = (of_family(town.web.addresses(), true), 80).into();
@@ -275,15 +345,14 @@ fn filters_and_qdiscs_are_hung_up_again() {
         format!("filter del dev {interface} ingress"),
         format!("filter del dev {interface} egress"),
     ] {
-        let before = town.restored("program");
-        town.run("tc", &loss);
-        town.wait_restored("program", before);
+        town.lose("program", |town| town.run("tc", &loss));
         let forger = town.forge();
         forger.assert_held(&loss);
         drop(forger);
         town.near.run_ip("addr del 10.9.9.9/32 dev eth0");
         town.assert_in_order(&loss);
     }
+    town.assert_in_time();
 }
 
 /// Removes elements of a hash table.

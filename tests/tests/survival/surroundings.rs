@@ -7,9 +7,7 @@ use super::town::{LOOKS, SECOND, SOON, Town, of_family};
 /// Takes something away, and sees that it is made again.
 #[track_caller]
 fn lose(town: &Town, what: &str, loss: impl FnOnce(&Town)) {
-    let before = town.restored(what);
-    loss(town);
-    town.wait_restored(what, before);
+    town.lose(what, loss);
     town.assert_in_order(&format!("after the loss of a {what}"));
 }
 
@@ -33,6 +31,21 @@ fn what_a_pods_interface_is_owed_comes_back() {
         let other = format!("link set {interface} address 02:00:00:00:00:99");
         town.node().run_ip(&other);
     });
+    // A smaller and a larger one, and one with which the kernel takes IPv6 away.
+    let mtu = || {
+        let arguments = ["link", "show", "dev", &interface];
+        let output = town.node().command("ip").args(arguments).output();
+        let text = String::from_utf8(output.expect("to run ip").stdout).expect("text");
+        let mut words = text.split(' ').skip_while(|word| *word != "mtu");
+        words.nth(1).map(str::to_owned).expect("an MTU")
+    };
+    let before = mtu();
+    for other in ["1300", "9000", "600"] {
+        lose(&town, "interface", |town| {
+            town.node().run_ip(&format!("link set {interface} mtu {other}"));
+        });
+        assert_eq!(mtu(), before, "after {other}");
+    }
     town.node().run_ip("link add br7 type bridge");
     lose(&town, "interface", |town| {
         town.node().run_ip(&format!("link set {interface} master br7"));
@@ -72,6 +85,7 @@ fn what_a_pods_interface_is_owed_comes_back() {
             .run_ip("route replace default via fd00:50::1 dev eth0");
     });
     forger.assert_held("in the end");
+    town.assert_in_time();
 }
 
 #[test]
@@ -131,6 +145,7 @@ fn forwarding_that_is_switched_off_is_switched_on_where_packets_of_pods_come_in(
                 .sysctl(&format!("net/{family}/conf/{interface}/forwarding"), "0");
         });
     }
+    town.assert_in_time();
     town.agents[0].stop(5 * SECOND);
     town.node()
         .sysctl(&format!("net/ipv4/conf/{interface}/forwarding"), "0");
@@ -215,4 +230,5 @@ fn our_own_devices_and_their_entries_come_back() {
     eventually("the tunnel to be whole", SOON, || {
         shown(&format!("neigh show dev {tunnel}")).contains(&end)
     });
+    town.assert_in_time();
 }

@@ -1,26 +1,31 @@
 //! Two nodes whose pod network is Millrace's, a pod with a host port, one that sends in another's name without end, and a
 //! client outside.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::cni::PodSpec;
 use harness::config::DEFAULTS;
 use harness::{
-    Agent, Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually, wait_for,
+    Agent, Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, eventually, slowness,
+    wait_for,
 };
 use serde_json::{Value, json};
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// The agent owes three seconds; this machine may be busy with other tests.
+/// What the agent owes. One time or the other may be late where the machine has much else to do.
+pub const PROMISED: Duration = Duration::from_secs(3);
+/// How long one of them may take at the most.
 pub const SOON: Duration = Duration::from_secs(6);
 /// What the kernel does not tell is looked for every sixteen seconds.
 pub const LOOKS: Duration = Duration::from_secs(25);
 const METRICS: u16 = 10249;
-const HOST_PORT: u16 = 8081;
+/// Of the pod `web`, as is the port of its service.
+pub const HOST_PORT: u16 = 8081;
 /// Only the one who forges sends there.
 const FORGED: u16 = 9099;
 const FOREIGN: &str = "10.9.9.9";
@@ -34,6 +39,8 @@ pub struct Town {
     pub far: Pod,
     pub outside: Client,
     _servers: Vec<Server>,
+    /// How long it took each time to make again what was lost.
+    took: RefCell<Vec<Duration>>,
 }
 
 impl Town {
@@ -68,6 +75,7 @@ impl Town {
             far,
             outside,
             _servers: servers,
+            took: RefCell::default(),
         };
         town.assert_whole("at first");
         town
@@ -92,9 +100,10 @@ impl Town {
         line.map_or(0, |count| count.parse().expect("a number"))
     }
 
-    /// Waits until the agent has made something of a kind again and is content.
+    /// Waits until the agent has made something of a kind again and is content, and gives how long that took.
     #[track_caller]
-    pub fn wait_restored(&self, what: &str, before: u64) {
+    pub fn wait_restored(&self, what: &str, before: u64) -> Duration {
+        let begun = Instant::now();
         wait_for(&format!("{what} to be restored"), SOON, || {
             let (count, status) = (self.restored(what), self.status());
             if count > before && status["ready"] == true && status["errors"] == json!([]) {
@@ -103,6 +112,26 @@ impl Town {
                 Err(format!("{count} times, {status}"))
             }
         });
+        begun.elapsed()
+    }
+
+    /// Takes something of a kind away, and sees that it is made again.
+    #[track_caller]
+    pub fn lose(&self, what: &str, loss: impl FnOnce(&Self)) {
+        let before = self.restored(what);
+        loss(self);
+        let took = self.wait_restored(what, before);
+        self.took.borrow_mut().push(took);
+    }
+
+    /// Asserts that what was lost was made again in time, by the median of all losses.
+    #[track_caller]
+    pub fn assert_in_time(&self) {
+        let mut took = self.took.borrow().clone();
+        took.sort_unstable();
+        println!("made again after {took:?}");
+        let median = *took.get(took.len() / 2).expect("a loss");
+        assert!(median <= PROMISED * slowness(), "made again after {took:?}");
     }
 
     /// Waits until the agent is not ready, and an error says something.

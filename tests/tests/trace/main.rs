@@ -11,6 +11,7 @@ use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{Answer, Place, Probe, World, address};
 
 mod dry_runs;
+mod own_pods;
 mod town;
 
 use town::{Backend, SECOND, SILENCE, Town, Trace, own_address};

@@ -166,7 +166,8 @@ impl Check<'_> {
             for error in &report.errors {
                 println!("    {error}");
             }
-            good &= report.interrupted == 0 && report.failed == 0 && report.opened > 0;
+            let is_answered = report.answers >= report.held as u64;
+            good &= report.interrupted == 0 && report.failed == 0 && report.opened > 0 && is_answered;
         }
         ensure!(good, "connections broke while the agents were exchanged");
         Ok(())

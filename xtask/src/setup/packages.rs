@@ -92,6 +92,15 @@ const VM_TOOLS: &[(&str, Need)] = &[
             elsewhere: "install dpkg, apt and debian-archive-keyring",
         },
     ),
+    (
+        "wg",
+        Need {
+            what: "`wg`",
+            why: "tests of a WireGuard uplink give its keys",
+            packages: &["wireguard-tools"],
+            elsewhere: "install wireguard-tools",
+        },
+    ),
 ];
 
 /// The compiler for the eBPF programs, asked for only where no rustup toolchain can do it (see `compiler`).

@@ -120,8 +120,8 @@ async fn run(options: Options) -> Result<()> {
             report.tell(&error);
         }
     }
-    // Each of them is asked once more, so that one which broke unnoticed is noticed.
-    sleep(PERIOD).await;
+    // Each of them is asked once more, with its time to answer, so that one which broke unnoticed is noticed.
+    sleep(PERIOD + PATIENCE).await;
     for holder in &holders {
         holder.abort();
     }

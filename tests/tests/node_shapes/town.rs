@@ -1,0 +1,320 @@
+//! What every shape of a node has around it, and each way that packets take there.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use harness::cni::PodSpec;
+use harness::config::{DEFAULTS, HOOKS_OFF};
+use harness::{Agent, Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, wait_for};
+use serde_json::{Value, json};
+
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const ANYWHERE: &str = "nodePortAddresses: [0.0.0.0/0, \"::/0\"]\n";
+const HOST_PORT: u16 = 18_080;
+/// Addresses of the far host that only a route leads to.
+const BEYOND: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
+/// Of services whose endpoint is a pod of the first node, and one of the second.
+const LOCAL: Entrances = Entrances {
+    cluster_ips: ["10.96.0.10", "fd00:96::10"],
+    balancers: ["203.0.113.66", "2001:db8:66::66"],
+    node_port: 30_080,
+};
+const REMOTE: Entrances = Entrances {
+    cluster_ips: ["10.96.0.11", "fd00:96::11"],
+    balancers: ["203.0.113.67", "2001:db8:66::67"],
+    node_port: 30_081,
+};
+/// Where clouds have their server of metadata, which takes requests from the machine's own address only.
+const METADATA: &str = "169.254.169.254";
+
+struct Entrances {
+    cluster_ips: [&'static str; 2],
+    balancers: [&'static str; 2],
+    node_port: u16,
+}
+
+/// What a shape has outside of the cluster.
+pub(crate) struct Outside {
+    pub(crate) far: Client,
+    /// The first node's addresses that the far host sends to.
+    pub(crate) near: Vec<IpAddr>,
+    /// The far host's addresses that are asked, and that it asks from.
+    pub(crate) far_addresses: Vec<IpAddr>,
+    /// Addresses that packets of pods to the far host may carry.
+    pub(crate) sources: Vec<IpAddr>,
+}
+
+impl Outside {
+    /// A host on the underlay.
+    pub(crate) fn on_underlay(world: &World) -> Self {
+        let near = world.node(1).addresses().to_vec();
+        let far = world.add_client("far");
+        Self {
+            far_addresses: far.addresses().to_vec(),
+            far,
+            sources: near.clone(),
+            near,
+        }
+    }
+
+    /// A host at a link of its own, asked at the address on that link.
+    pub(crate) fn on_link(far: Client) -> Self {
+        let near: Vec<_> = far.addresses().iter().map(|far| near_end(*far)).collect();
+        Self {
+            far_addresses: far.addresses().to_vec(),
+            far,
+            sources: near.clone(),
+            near,
+        }
+    }
+
+    /// The same, asked at addresses that only a route leads to.
+    pub(crate) fn beyond(self) -> Self {
+        for address in BEYOND {
+            self.far.add_address(
+                "lo",
+                format!("{address}/{}", host_len(ip(address)))
+                    .parse()
+                    .expect("a prefix"),
+            );
+        }
+        Self {
+            far_addresses: BEYOND.map(ip).into(),
+            ..self
+        }
+    }
+}
+
+/// A shape of the first node's network.
+pub(crate) struct Shape {
+    /// Of a node, by its number.
+    pub(crate) spec: fn(usize) -> NodeSpec,
+    pub(crate) build: fn(&World) -> Outside,
+    /// Whether pods are Millrace's, so that it masquerades what they send.
+    pub(crate) is_pod_network: bool,
+}
+
+struct Town {
+    world: World,
+    outside: Outside,
+    local: Pod,
+    remote: Pod,
+    is_pod_network: bool,
+    _servers: Vec<Server>,
+    agents: Vec<Agent>,
+}
+
+impl Town {
+    fn build(shape: &Shape, config: &str) -> Self {
+        let world = World::builder()
+            .node((shape.spec)(1))
+            .node((shape.spec)(2))
+            .build();
+        let outside = (shape.build)(&world);
+        let node = world.node(1);
+        outside
+            .far
+            .add_address("lo", format!("{METADATA}/32").parse().expect("a prefix"));
+        for (n, balancer) in [LOCAL, REMOTE]
+            .iter()
+            .flat_map(|of| of.balancers.iter().enumerate())
+        {
+            let prefix = format!("{balancer}/{}", host_len(ip(balancer)))
+                .parse()
+                .expect("a prefix");
+            outside.far.add_route(prefix, Some(outside.near[n]), "eth0");
+        }
+        let config = format!("{config}{ANYWHERE}");
+        let agents: Vec<_> = world
+            .nodes()
+            .iter()
+            .map(|node| {
+                let mut agent = node.agent().find_uplinks().config(&config).start();
+                agent.wait_ready(30 * SECOND);
+                agent
+            })
+            .collect();
+        let local = if shape.is_pod_network {
+            let ports = json!([
+                {"hostPort": HOST_PORT, "containerPort": 8080, "protocol": "tcp"},
+                {"hostPort": HOST_PORT, "containerPort": 8080, "protocol": "udp"},
+            ]);
+            node.add_pod_by_plugin(&PodSpec::new("local").asking("portMappings", ports))
+        } else {
+            node.add_pod("local")
+        };
+        let remote = world.node(2).add_pod("remote");
+        let mut servers: Vec<Server> = [&local, &remote]
+            .into_iter()
+            .flat_map(|pod| pod.serve(8080))
+            .collect();
+        servers.extend(outside.far.serve(53));
+        for (name, of, pod) in [("local", &LOCAL, &local), ("remote", &REMOTE, &remote)] {
+            let service = Service::new(name)
+                .cluster_ip(of.cluster_ips[0])
+                .cluster_ip(of.cluster_ips[1])
+                .tcp("http", 80, 8080)
+                .udp("dns", 80, 8080)
+                .node_port("http", of.node_port)
+                .node_port("dns", of.node_port)
+                .load_balancer_ip(of.balancers[0])
+                .load_balancer_ip(of.balancers[1]);
+            world.apply(&service);
+            world.apply_all(service.slices([Endpoint::of(pod)]));
+        }
+        let town = Self {
+            world,
+            outside,
+            local,
+            remote,
+            is_pod_network: shape.is_pod_network,
+            _servers: servers,
+            agents,
+        };
+        for vip in [LOCAL.cluster_ips, REMOTE.cluster_ips].concat() {
+            let to = SocketAddr::new(ip(vip), 80);
+            wait_for(&format!("the service at {to}"), 10 * SECOND, || {
+                let answer = town.world.node(1).ask_within(Probe::Tcp, to, SECOND / 2);
+                answer.map(|_| ()).map_err(|error| error.to_string())
+            });
+        }
+        town
+    }
+
+    /// Takes each way; gives those that failed.
+    fn failures(&self) -> Vec<String> {
+        let node = self.world.node(1);
+        let mut failed = Vec::new();
+        let mut tell = |what: &str, to: SocketAddr, probe: Probe, found: Result<(), String>| {
+            if let Err(why) = found {
+                failed.push(format!("{what} ({to}, {probe:?}): {why}"));
+            }
+        };
+        let all = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+        for n in [0, 1] {
+            for (what, from, to) in [
+                ("pod → pod of another node", &self.local, &self.remote),
+                ("pod of another node → pod", &self.remote, &self.local),
+            ] {
+                let source = self.is_pod_network.then(|| from.addresses()[n]);
+                let to = SocketAddr::new(to.addresses()[n], 8080);
+                for probe in all {
+                    tell(what, to, probe, ask(from, probe, to, source.as_slice()));
+                }
+            }
+            for (of, place) in [("local", &LOCAL), ("remote", &REMOTE)] {
+                let cluster_ip = SocketAddr::new(ip(place.cluster_ips[n]), 80);
+                let clients = [
+                    ("pod", &self.local as &Place),
+                    ("node", node),
+                    ("pod of another node", &self.remote),
+                ];
+                for (who, client) in clients {
+                    for probe in all {
+                        let what = format!("{who} → {of} Service");
+                        tell(&what, cluster_ip, probe, ask(client, probe, cluster_ip, &[]));
+                    }
+                }
+                let mut entrances = vec![
+                    ("NodePort", SocketAddr::new(self.outside.near[n], place.node_port)),
+                    ("LoadBalancer", SocketAddr::new(ip(place.balancers[n]), 80)),
+                ];
+                if self.is_pod_network && of == "local" {
+                    entrances.push(("host port", SocketAddr::new(self.outside.near[n], HOST_PORT)));
+                }
+                for (entrance, to) in entrances {
+                    for probe in all {
+                        let from = SocketAddr::new(self.outside.far_addresses[n], 0);
+                        let answer = self.outside.far.ask_from(probe, from, to, 2 * SECOND);
+                        let found = answer.map(|_| ()).map_err(|error| error.to_string());
+                        tell(&format!("outside → {entrance} of {of}"), to, probe, found);
+                    }
+                }
+            }
+            if self.is_pod_network {
+                let to = SocketAddr::new(self.outside.far_addresses[n], 53);
+                // A server of datagrams replies from its address on the link, not from one beyond it.
+                let is_on_link = self.outside.far.addresses().contains(&to.ip());
+                for probe in all.into_iter().take(if is_on_link { 3 } else { 1 }) {
+                    tell(
+                        "pod → outside",
+                        to,
+                        probe,
+                        ask(&self.local, probe, to, &self.outside.sources),
+                    );
+                }
+            }
+        }
+        if self.is_pod_network {
+            let to = SocketAddr::new(ip(METADATA), 53);
+            let found = ask(&self.local, Probe::Tcp, to, &self.outside.sources);
+            tell("pod → metadata", to, Probe::Tcp, found);
+        }
+        failed
+    }
+}
+
+/// Asks, and looks at the source that the server saw if some are named.
+fn ask(from: &Place, probe: Probe, to: SocketAddr, sources: &[IpAddr]) -> Result<(), String> {
+    let answer = from
+        .ask_within(probe, to, 2 * SECOND)
+        .map_err(|error| error.to_string())?;
+    let source = answer.peer.ip().to_canonical();
+    if sources.is_empty() || sources.contains(&source) {
+        Ok(())
+    } else {
+        Err(format!("the source was {source}"))
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub(crate) const fn host_len(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+/// The node's end of a link whose far end ends in 2.
+fn near_end(far: IpAddr) -> IpAddr {
+    match far {
+        IpAddr::V4(far) => IpAddr::from((u32::from(far) - 1).to_be_bytes()),
+        IpAddr::V6(far) => IpAddr::from((u128::from(far) - 1).to_be_bytes()),
+    }
+}
+
+/// Gives lines to `ip` in a node.
+pub(crate) fn run_ip(node: &Node, lines: &[&str]) {
+    for line in lines {
+        node.run_ip(line);
+    }
+}
+
+#[track_caller]
+pub(crate) fn assert_all_ways(shape: &Shape) {
+    assert_all_ways_but(shape, &[]);
+}
+
+/// The same on a node of which status names something: codes, and what they are about.
+#[track_caller]
+pub(crate) fn assert_all_ways_but(shape: &Shape, named: &[(&str, &str)]) {
+    for (name, config) in [("hooks on", DEFAULTS), ("hooks off", HOOKS_OFF)] {
+        let town = Town::build(shape, config);
+        let failed = town.failures();
+        let status = town.agents[0].cli(&["status"]);
+        let errors = &status["errors"];
+        assert!(failed.is_empty(), "{name}:\n{}\n{errors}", failed.join("\n"));
+        let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
+        let told: Vec<_> = errors
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|error| (text(&error["code"]), text(&error["object"])))
+            .collect();
+        let named: Vec<_> = named
+            .iter()
+            .map(|(code, object)| ((*code).to_owned(), (*object).to_owned()))
+            .collect();
+        assert_eq!(told, named, "{name}: {errors}");
+    }
+}

@@ -1,0 +1,148 @@
+//! What the cluster's Nodes say of the node that an agent runs on, and what they lack: told by `millrace
+//! status` until it is mended.
+
+use std::time::Duration;
+
+use harness::{Agent, Node, NodeSpec, World, wait_for};
+use serde_json::{Value, json};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Waits until status waits for just these, and its errors are just these: pairs of an object and a part of
+/// the message.
+#[track_caller]
+fn wait_told(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
+    let what = format!("{waiting_for:?} and {errors:?}");
+    wait_for(&what, 10 * SECOND, || {
+        let status = node
+            .cli(&["status"])
+            .map_err(|error| json!(format!("{error:#}")))?;
+        let listed = status["errors"].as_array().cloned().unwrap_or_default();
+        let fits = |(error, (object, part)): (&Value, &(&str, &str))| {
+            let message = error["message"].as_str().unwrap_or_default();
+            error["object"] == *object && message.contains(part)
+        };
+        let is_it = listed.len() == errors.len()
+            && listed.iter().zip(errors).all(fits)
+            && status["waitingFor"] == json!(waiting_for)
+            && status["ready"] == waiting_for.is_empty();
+        if is_it { Ok(()) } else { Err(status) }
+    });
+}
+
+/// Starts an agent and waits until it has heard of all objects.
+fn start(node: &Node) -> Agent {
+    let agent = node.agent().start();
+    wait_for("the first lists", 10 * SECOND, || {
+        let status = node.cli(&["status"]).map_err(|error| format!("{error:#}"))?;
+        if status["sync"].is_null() {
+            Err(status.to_string())
+        } else {
+            Ok(())
+        }
+    });
+    agent
+}
+
+/// The Node object under another name.
+fn called(object: &Value, name: &str) -> Value {
+    let mut object = object.clone();
+    object["metadata"]["name"] = json!(name);
+    object
+}
+
+#[test]
+fn a_name_that_no_node_has_is_told_until_a_node_has_it() {
+    harness::require_root!();
+    let world = World::with_nodes(1);
+    let node = world.node(1);
+    let own = node.object();
+    let full = called(&own, "n1.example.internal");
+    world.apply(&full);
+    world.delete(&own);
+    let agent = start(node);
+    let address = own["status"]["addresses"][0]["address"]
+        .as_str()
+        .expect("an address");
+    let told = format!(
+        "Node n1.example.internal has this node's address {address}: start with --node-name n1.example.internal"
+    );
+    wait_told(node, &["a Node called n1 (see errors)"], &[("Node n1", &told)]);
+    assert!(agent.log().contains(&told), "{}", agent.log());
+    // Both of them: one is not what it says.
+    world.apply(&own);
+    let addresses = own["status"]["addresses"].as_array().expect("a list");
+    let twins: Vec<_> = addresses
+        .iter()
+        .map(|entry| format!("it has the address {},", entry["address"].as_str().expect("text")))
+        .collect();
+    let mut twins: Vec<_> = twins
+        .iter()
+        .map(|twin| ("Node n1.example.internal", twin.as_str()))
+        .collect();
+    // IPv4 addresses come first.
+    twins.sort_by_key(|(_, twin)| twin.contains("::"));
+    wait_told(node, &[], &twins);
+    world.delete(&full);
+    wait_told(node, &[], &[]);
+}
+
+#[test]
+fn an_address_of_two_nodes_is_told_on_both() {
+    harness::require_root!();
+    let world = World::with_nodes(2);
+    let [one, other] = [world.node(1), world.node(2)];
+    let _agents = world.start_agents();
+    let mut object = other.object();
+    let twin = one.object()["status"]["addresses"][0].clone();
+    let told = format!("it has the address {}, ", twin["address"].as_str().expect("text"));
+    object["status"]["addresses"]
+        .as_array_mut()
+        .expect("a list")
+        .push(twin);
+    world.apply(&object);
+    wait_told(one, &[], &[("Node n2", &told)]);
+    wait_told(other, &[], &[("Node n1", &told)]);
+    world.apply(&other.object());
+    wait_told(one, &[], &[]);
+    wait_told(other, &[], &[]);
+}
+
+#[test]
+fn a_node_that_comes_late_is_waited_for_without_an_alarm() {
+    harness::require_root!();
+    let world = World::with_nodes(2);
+    let node = world.node(1);
+    world.delete(&node.object());
+    let agent = start(node);
+    wait_told(node, &["the Node n1, which its kubelet registers"], &[]);
+    world.apply(&node.object());
+    wait_told(node, &[], &[]);
+    assert!(!agent.log().contains("no Node has this name"), "{}", agent.log());
+}
+
+#[test]
+fn a_family_that_the_node_has_no_address_of_is_told_until_it_has_one() {
+    harness::require_root!();
+    let world = World::builder().node(NodeSpec::millrace()).build();
+    let node = world.node(1);
+    let _agents = world.start_agents();
+    wait_told(node, &[], &[]);
+    let own = node.object();
+    for (family, flag, place) in [("IPv4", "-4", 0), ("IPv6", "-6", 1)] {
+        let address = node.addresses()[place];
+        assert_eq!(address.is_ipv4(), family == "IPv4");
+        let mut without = own.clone();
+        let listed = without["status"]["addresses"].as_array_mut().expect("a list");
+        listed.retain(|entry| entry["address"] != json!(address));
+        world.apply(&without);
+        let length = if address.is_ipv4() { 24 } else { 64 };
+        node.run_ip(&format!("{flag} addr flush dev eth0 scope global"));
+        let object = format!("{family} address of this node");
+        let advice = format!("Give eth0 a global {family} address");
+        wait_told(node, &[], &[(&object, &advice)]);
+        node.run_ip(&format!("{flag} addr add {address}/{length} dev eth0"));
+        wait_told(node, &[], &[]);
+        world.apply(&own);
+    }
+}

@@ -1,0 +1,369 @@
+//! Addresses of services that other machines have as well. The service has its ports there; everything else goes to the
+//! machine, from pods, from the node, and from outside through the node.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use harness::config::{DEFAULTS, HOOKS_OFF};
+use harness::{Agent, Client, Endpoint, Place, Pod, Probe, Server, Service, World, eventually};
+use serde_json::{Value, json};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// How long a change may take to be served.
+const SOON: Duration = Duration::from_secs(5);
+/// A port of the other machine's.
+const OTHER_PORT: u16 = 9000;
+const API_PORT: u16 = 6443;
+/// Addresses that no link has in its subnet.
+const FAR: [&str; 2] = ["198.51.100.3", "2001:db8:51::3"];
+/// Addresses in the subnet of all nodes.
+const FLOATING: [&str; 2] = ["192.168.50.77", "fd00:50::77"];
+
+/// Two nodes, of which the first has an agent, a client and the backend of a service. The second one is the other machine.
+struct Town {
+    world: World,
+    outside: Client,
+    backend: Pod,
+    client: Pod,
+    agent: Agent,
+    servers: Vec<Server>,
+}
+
+impl Town {
+    /// The other machine holds these addresses.
+    fn build(config: &str, addresses: &[&str]) -> Self {
+        let world = World::with_nodes(2);
+        let outside = world.add_client("outside");
+        // The node is to go on being asked, though it knows a shorter way.
+        outside.sysctl("net/ipv6/conf/eth0/accept_redirects", "0");
+        let [backend, client] = ["backend", "client"].map(|name| world.node(1).add_pod(name));
+        let mut servers: Vec<Server> = backend.serve(8080).into();
+        servers.push(world.node(2).serve_tcp(OTHER_PORT));
+        servers.push(world.node(2).serve_tcp(API_PORT));
+        let mut agent = world.node(1).agent().config(config).start();
+        agent.wait_ready(20 * SECOND);
+        let mut town = Self {
+            world,
+            outside,
+            backend,
+            client,
+            agent,
+            servers,
+        };
+        for address in addresses.iter().map(|text| ip(text)) {
+            town.hold(address);
+        }
+        town
+    }
+
+    /// Gives the other machine an address, by way of the first node for the client outside.
+    fn hold(&mut self, address: IpAddr) {
+        let other = self.world.node(2);
+        let nodad = if address.is_ipv6() { " nodad" } else { "" };
+        if FAR.map(ip).contains(&address) {
+            other.run_ip(&format!("addr add {} dev lo{nodad}", lone(address)));
+            let via = other.address_like(address);
+            let fabric = self.world.fabric();
+            fabric.run_ip(&format!("route add {} via {via}", lone(address)));
+        } else {
+            other.run_ip(&format!("addr add {} dev eth0{nodad}", lone(address)));
+        }
+        let server = other.serve_udp_at(SocketAddr::new(address, OTHER_PORT));
+        self.servers.push(server);
+        self.lead_by_node(address);
+    }
+
+    fn lead_by_node(&self, address: IpAddr) {
+        let prefix = lone(address).parse().expect("a prefix");
+        self.outside.route_via(prefix, self.world.node(1));
+    }
+
+    fn apply(&self, service: &Service) {
+        self.world
+            .apply_all(service.slices([Endpoint::of(&self.backend)]));
+        self.world.apply(service);
+    }
+
+    /// A node's object, with these addresses beside its own.
+    fn node_with(&self, number: usize, more: &[(&str, &str)]) -> Value {
+        let mut object = self.world.node(number).object();
+        let addresses = object["status"]["addresses"].as_array_mut().expect("addresses");
+        let more = more.iter();
+        addresses.extend(more.map(|(kind, address)| json!({"type": kind, "address": address})));
+        object
+    }
+
+    fn places(&self) -> [&Place; 3] {
+        [&self.client, self.world.node(1), &self.outside]
+    }
+
+    /// Asks for a port in all ways, from everywhere, until this backend answers.
+    #[track_caller]
+    fn assert_answers(&self, to: SocketAddr, backend: &str, what: &str) {
+        for place in self.places() {
+            for probe in Probe::ALL {
+                let question = format!("{what}: {probe:?} {to} from {}", place.name());
+                eventually(&question, SOON, || {
+                    let answer = place.ask_within(probe, to, SECOND);
+                    answer.is_ok_and(|answer| answer.backend == backend)
+                });
+            }
+        }
+    }
+
+    /// The other machine has its ports and answers ping.
+    #[track_caller]
+    fn assert_open(&self, address: IpAddr, what: &str) {
+        self.assert_answers(SocketAddr::new(address, OTHER_PORT), "n2", what);
+        for place in self.places() {
+            let echo = place.ping(address, SECOND);
+            assert!(echo.is_ok(), "{what}: echo from {}: {echo:?}", place.name());
+        }
+    }
+
+    /// The service has its port.
+    #[track_caller]
+    fn assert_served(&self, address: IpAddr, what: &str) {
+        self.assert_answers(SocketAddr::new(address, 80), "backend", what);
+    }
+
+    /// Waits until the service has the address as a whole.
+    #[track_caller]
+    fn wait_whole(&self, address: IpAddr, what: &str) {
+        let to = SocketAddr::new(address, OTHER_PORT);
+        for place in [&self.client as &Place, self.world.node(1)] {
+            let question = format!("{what}: {to} to be refused from {}", place.name());
+            eventually(&question, SOON, || {
+                let answer = place.ask_within(Probe::Tcp, to, SECOND);
+                answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+            });
+        }
+    }
+
+    /// Who else has an address, as `status` says it.
+    fn holder(&self, address: IpAddr) -> Option<String> {
+        let status = self.agent.cli(&["status"]);
+        let mut shared = status["sharedAddresses"].as_array().expect("a list").iter();
+        let shared = shared.find(|shared| shared["address"] == address.to_string())?;
+        Some(shared["holder"].as_str().expect("words").to_owned())
+    }
+
+    /// Errors of `status` about an object.
+    fn errors_about(&self, object: &str) -> Vec<String> {
+        let status = self.agent.cli(&["status"]);
+        let errors = status["errors"].as_array().expect("a list").iter();
+        let about = errors.filter(|error| error["object"] == object);
+        let messages = about.filter_map(|error| error["message"].as_str());
+        messages.map(ToOwned::to_owned).collect()
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// An address as a prefix.
+fn lone(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
+}
+
+#[test]
+fn a_balancers_address_that_is_an_external_ip_of_another_node_takes_nothing_from_it() {
+    harness::require_root!();
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let town = Town::build(config, &FAR);
+        let external = town.node_with(2, &[("ExternalIP", FAR[0]), ("Hostname", FAR[1])]);
+        town.world.apply(&external);
+        for address in FAR.map(ip) {
+            town.assert_open(address, "before the service");
+        }
+        let service = Service::web().load_balancer_ip(FAR[0]).load_balancer_ip(FAR[1]);
+        town.apply(&service);
+        for address in FAR.map(ip) {
+            town.assert_served(address, "with the service");
+            town.assert_open(address, "with the service");
+            assert_eq!(town.holder(address).as_deref(), Some("Node n2"));
+        }
+        // Addresses of nodes come and go while the service stays.
+        town.world.apply(&town.node_with(2, &[]));
+        for address in FAR.map(ip) {
+            town.wait_whole(address, "without the node's address");
+            assert_eq!(town.holder(address), None);
+        }
+        town.world.apply(&external);
+        for address in FAR.map(ip) {
+            town.assert_open(address, "with the node's address again");
+            town.assert_served(address, "with the node's address again");
+        }
+        town.world.delete(&service);
+        for address in FAR.map(ip) {
+            town.assert_open(address, "after the service");
+        }
+    }
+}
+
+#[test]
+fn an_external_ip_of_this_node_that_no_interface_holds_is_not_taken_whole() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS, &FAR);
+    town.world
+        .apply(&town.node_with(1, &FAR.map(|address| ("ExternalIP", address))));
+    town.apply(&Service::web().set("externalIPs", json!(FAR)));
+    for address in FAR.map(ip) {
+        town.assert_served(address, "this node's");
+        town.assert_open(address, "this node's");
+    }
+}
+
+#[test]
+fn the_address_of_an_api_server_stays_open_and_its_port_is_no_services() {
+    harness::require_root!();
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let town = Town::build(config, &FAR);
+        for (family, address) in ["IPv4", "IPv6"].iter().zip(FAR) {
+            town.world.apply(&json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+                "metadata": {
+                    "name": format!("kubernetes-{}", family.to_lowercase()),
+                    "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": "kubernetes"},
+                },
+                "ports": [{"name": "https", "port": API_PORT}],
+                "endpoints": [{"addresses": [address]}],
+            }));
+        }
+        let kubernetes = Service::new("kubernetes")
+            .cluster_ip("10.96.0.1")
+            .cluster_ip("fd00:96::1")
+            .tcp("https", 443, API_PORT);
+        town.world.apply(&kubernetes);
+        let service = Service::web()
+            .tcp("thief", API_PORT, 8080)
+            .load_balancer_ip(FAR[0]);
+        town.apply(&service.set("externalIPs", json!([FAR[1]])));
+        for address in FAR.map(ip) {
+            town.assert_served(address, "an API server's");
+            town.assert_open(address, "an API server's");
+            let about = town.errors_about(&format!("address {address}"));
+            let is_named = about.iter().any(|message| message.contains("an API server"));
+            assert!(is_named, "{about:?}");
+            let by_cluster_ip = if address.is_ipv4() {
+                "10.96.0.1"
+            } else {
+                "fd00:96::1"
+            };
+            let direct = SocketAddr::new(address, API_PORT);
+            let ways = town.places().map(|place| (place, direct));
+            for (place, to) in ways
+                .into_iter()
+                .chain([(&*town.client, (ip(by_cluster_ip), 443).into())])
+            {
+                let answer = place.ask_within(Probe::Tcp, to, SECOND);
+                let answer = answer.unwrap_or_else(|error| panic!("{to} from {}: {error}", place.name()));
+                assert_eq!(answer.backend, "n2", "the API server");
+            }
+        }
+        let about = town.errors_about("Service default/web");
+        let refused = about.iter().filter(|message| message.contains("port 6443"));
+        assert_eq!(refused.count(), 2, "{about:?}");
+    }
+}
+
+#[test]
+fn an_address_that_a_neighbour_answers_for_is_not_taken_whole() {
+    harness::require_root!();
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let town = Town::build(config, &FLOATING);
+        // These are the service's alone.
+        let own = ["192.168.50.78", "fd00:50::78"];
+        town.apply(&Service::web().set("externalIPs", json!([FLOATING, own].concat())));
+        for address in FLOATING.map(ip) {
+            town.assert_open(address, "a neighbour's");
+            town.assert_served(address, "a neighbour's");
+            let about = town.errors_about(&format!("address {address}"));
+            let is_named = about
+                .iter()
+                .any(|message| message.contains("on the link of eth0"));
+            assert!(is_named, "{about:?}");
+        }
+        for address in own.map(ip) {
+            town.wait_whole(address, "the service's alone");
+            assert_eq!(town.holder(address), None);
+        }
+        // What the kernel forgets is still somebody's.
+        for address in FLOATING {
+            town.world
+                .node(1)
+                .run_ip(&format!("neigh del {address} dev eth0"));
+            town.assert_open(ip(address), "forgotten");
+        }
+    }
+}
+
+#[test]
+fn an_address_that_a_route_leads_to_is_not_taken_whole() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS, &FAR);
+    let node = town.world.node(1);
+    town.apply(&Service::web().set("externalIPs", json!(FAR)));
+    for address in FAR.map(ip) {
+        town.wait_whole(address, "the service's alone");
+        let via = town.world.node(2).address_like(address);
+        let range = if address.is_ipv4() {
+            "198.51.100.0/24"
+        } else {
+            "2001:db8:51::/64"
+        };
+        for prefix in [range.to_owned(), lone(address)] {
+            // There may be one to this prefix, which leads to the service.
+            node.run_ip(&format!("route add {prefix} via {via} metric 2048"));
+            town.assert_open(address, &prefix);
+            town.assert_served(address, &prefix);
+            let holder = town.holder(address).expect("a holder");
+            assert!(holder.contains(&prefix), "{holder}");
+            node.run_ip(&format!("route del {prefix} via {via} metric 2048"));
+            town.wait_whole(address, "without the route");
+        }
+    }
+}
+
+#[test]
+fn an_address_in_a_range_that_is_local_by_a_route_stays_the_nodes() {
+    harness::require_root!();
+    for config in [DEFAULTS, HOOKS_OFF] {
+        let town = Town::build(config, &[]);
+        let node = town.world.node(1);
+        for (address, range) in FAR
+            .map(ip)
+            .into_iter()
+            .zip(["198.51.100.0/24", "2001:db8:51::/64"])
+        {
+            node.run_ip(&format!("route add local {range} dev lo"));
+            town.lead_by_node(address);
+        }
+        let _servers = [
+            node.serve_tcp(OTHER_PORT),
+            node.serve_udp_at(SocketAddr::new(ip(FAR[0]), OTHER_PORT)),
+        ];
+        town.apply(&Service::web().set("externalIPs", json!(FAR)));
+        for address in FAR.map(ip) {
+            town.assert_served(address, "a local range");
+            // A socket for datagrams would have to be bound there, which IPv6 refuses.
+            let probes = if address.is_ipv4() {
+                &Probe::ALL[..]
+            } else {
+                &[Probe::Tcp]
+            };
+            let to = SocketAddr::new(address, OTHER_PORT);
+            for place in town.places() {
+                for probe in probes {
+                    let answer = place.ask_within(*probe, to, SECOND);
+                    let answer = answer
+                        .unwrap_or_else(|error| panic!("{probe:?} {to} from {}: {error}", place.name()));
+                    assert_eq!(answer.backend, "n1");
+                }
+            }
+        }
+    }
+}
