@@ -177,7 +177,7 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool {
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32, fin: u32) -> bool {
         if self.dry_run {
             return true;
         }
@@ -188,7 +188,7 @@ impl Tables for Live {
         };
         let found = protected.or_else(|| NEW_FLOWS.get_ptr_mut(key));
         found
-            .map(|flow| kernel::touch_flow(flow, now, state, sequence))
+            .map(|flow| kernel::touch_flow(flow, now, state, sequence, fin))
             .is_some()
     }
 

@@ -11,6 +11,9 @@
 //! TCP is proven by an acknowledgement of the SYN,ACK's sequence number, which a forger of the client's address has not
 //! seen. Datagrams are proven as in netfilter: a packet follows in a later tick than the first reply.
 //!
+//! Each side of TCP is done once the other side acknowledges its FIN. A forged FIN is not acknowledged: its receiver repeats
+//! what it acknowledged before (RFC 9293 §3.10.7.4).
+//!
 //! A RST counts only near the sequence number that its receiver acknowledged last (RFC 5961 §3), and what follows it opens
 //! the flow again. So a forged one costs an idle connection nothing.
 //!
@@ -112,7 +115,8 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     }
     // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that.
     let is_repeated = is_opening_reply && FlowState(old).has(FlowState::ANSWERED);
-    if new == old && (!is_later || is_repeated) && sequence == flow.sequence {
+    let ends = is_confirmed && ends(headers, flow);
+    if new == old && (!is_later || is_repeated) && sequence == flow.sequence && !ends {
         return 0;
     }
     if !is_repeated {
@@ -125,6 +129,9 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     if is_confirmed && acknowledges {
         reply.sequence = headers.acknowledgement;
     }
+    if ends {
+        reply.fin = if headers.sequence == 0 { 1 } else { headers.sequence };
+    }
     let moves = (new ^ old) & (FlowState::CONFIRMED | FlowState::CLOSED) != 0;
     if moves || FlowState(new).has(FlowState::EVICTABLE) {
         if is_confirmed && moves && acknowledges {
@@ -134,10 +141,10 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     }
     // The same for both entries, but for the sequence; one that was lost meanwhile is written again.
     let noted = reply.sequence;
-    if !tables.touch_flow(key, flow.seen, new, 0) {
+    if !tables.touch_flow(key, flow.seen, new, 0, 0) {
         tables.replace_flow(key, flow);
     }
-    if !tables.touch_flow(reply_key, flow.seen, new, noted) {
+    if !tables.touch_flow(reply_key, flow.seen, new, noted, reply.fin) {
         tables.replace_flow(reply_key, reply);
     }
     // An exchange of datagrams keeps its port for some seconds, so it goes on counting.
@@ -229,16 +236,11 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     if is_reply {
         new |= FlowState::ANSWERED;
     }
-    // As for a RST: a forged FIN should not shorten the life of an idle connection. A real one must be seen,
-    // or its flow would stay.
-    let is_end = headers.detail & TCP_FIN != 0
-        && (!FlowState(old).has(FlowState::CONFIRMED) || is_within(headers.sequence, flow.sequence, OF_FIN));
-    if is_end {
-        new |= if is_reply {
-            FlowState::BACKEND_DONE
-        } else {
-            FlowState::CLIENT_DONE
-        };
+    if headers.detail & TCP_FIN != 0 && !FlowState(old).has(FlowState::CONFIRMED) {
+        new |= done(is_reply);
+    }
+    if headers.detail & TCP_ACK != 0 && is_acknowledged(flow.fin, headers.acknowledgement) {
+        new |= done(!is_reply);
     }
     let both_done = FlowState::CLIENT_DONE | FlowState::BACKEND_DONE;
     if new & both_done == both_done {
@@ -252,6 +254,32 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
         new |= FlowState::CONFIRMED;
     }
     new
+}
+
+/// The bit of a side that has sent its last byte.
+#[inline(always)]
+const fn done(is_backend: bool) -> u8 {
+    if is_backend {
+        FlowState::BACKEND_DONE
+    } else {
+        FlowState::CLIENT_DONE
+    }
+}
+
+/// Whether a packet carries a FIN that its receiver may believe. The other side's acknowledgement shows whether it does.
+#[inline(always)]
+const fn ends(headers: &Headers, flow: &Flow) -> bool {
+    headers.has_tcp_flag(TCP_FIN)
+        && headers.detail & TCP_RST == 0
+        && is_within(headers.sequence, flow.sequence, OF_FIN)
+}
+
+/// Whether a number acknowledges the FIN of a segment at `fin`, whose length is not known here.
+#[inline(always)]
+const fn is_acknowledged(fin: u32, acknowledgement: u32) -> bool {
+    /// The largest segment that Linux gives a program as one packet: `GSO_MAX_SIZE` of BIG TCP.
+    const SEGMENT_AT_MOST: u32 = 1 << 19;
+    fin != 0 && acknowledgement.wrapping_sub(fin).wrapping_sub(1) < SEGMENT_AT_MOST
 }
 
 /// The state of a connection that is closed. A RST may be forged, and a SYN behind it as well: neither ends
@@ -324,13 +352,20 @@ mod tests {
     use super::*;
     use crate::maps::Lifetime;
 
-    /// The state of a flow after packets, one in each tick; the server's first sequence number is 100.
+    /// The state of a flow after packets, one in each tick. Each side acknowledges what the other one has sent.
     fn state_after(packets: &[(bool, u8)], protocol: u8) -> FlowState {
         let mut flow = Flow::EMPTY;
+        let mut fins = [0; 2];
         for (is_reply, flags) in packets {
             let mut headers = crate::decide::testing::packet(protocol, ("10.0.0.1", 1), ("10.0.0.2", 2));
             headers.detail = *flags;
+            headers.sequence = 500;
             flow.is_reply = u8::from(*is_reply);
+            flow.fin = fins[usize::from(!is_reply)];
+            headers.acknowledgement = flow.fin + 1;
+            if ends(&headers, &flow) {
+                fins[usize::from(*is_reply)] = headers.sequence;
+            }
             flow.state = next(&flow, &headers, true);
         }
         flow.state()
@@ -353,14 +388,24 @@ mod tests {
             (&[syn, client, client], Lifetime::Opening),
             (&[syn, syn_ack, client], Lifetime::Open),
             (&[client, backend, client], Lifetime::Open),
-            (&[syn, syn_ack, client, client_fin], Lifetime::Closing),
+            (&[syn, syn_ack, client, client_fin], Lifetime::Open),
+            (&[syn, syn_ack, client, client_fin, client], Lifetime::Open),
+            (&[syn, syn_ack, client, client_fin, backend], Lifetime::Closing),
+            (&[syn, client_fin], Lifetime::Closing),
             (
                 &[syn, syn_ack, client, backend_fin, backend, client],
                 Lifetime::Closing,
             ),
-            (&[syn, syn_ack, client, backend_fin, client_fin], Lifetime::Closed),
+            (
+                &[syn, syn_ack, client, backend_fin, client_fin],
+                Lifetime::Closing,
+            ),
             (
                 &[syn, syn_ack, client, backend_fin, client_fin, backend],
+                Lifetime::Closed,
+            ),
+            (
+                &[syn, syn_ack, client, client_fin, backend, backend_fin, client, backend],
                 Lifetime::Closed,
             ),
             (&[syn, rst], Lifetime::Closed),
@@ -433,6 +478,21 @@ mod tests {
         }
         assert!(is_within(7, u32::MAX - 7, OF_RST), "numbers begin again at 0");
         assert!(is_within(20_000_500, 500, OF_FIN), "a fast transfer of one tick");
+    }
+
+    #[test]
+    fn a_fin_counts_once_it_is_acknowledged() {
+        for (acknowledgement, is_taken) in [
+            (501, true),
+            (501 + 65_535, true),
+            (500, false),
+            (400, false),
+            (500 + (1 << 20), false),
+        ] {
+            assert_eq!(is_acknowledged(500, acknowledgement), is_taken, "{acknowledgement}");
+        }
+        assert!(!is_acknowledged(0, 1), "there was none");
+        assert!(is_acknowledged(u32::MAX, 0), "numbers begin again at 0");
     }
 
     #[test]

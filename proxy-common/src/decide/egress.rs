@@ -193,7 +193,7 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     let now = tables.now();
     if tables.flow(&work.reply_key, &mut work.found) {
         if work.found.backend == Flow::DIRECT && work.found.seen != now {
-            let _ = tables.touch_flow(&work.reply_key, now, 0, 0);
+            let _ = tables.touch_flow(&work.reply_key, now, 0, 0, 0);
         }
         return;
     }

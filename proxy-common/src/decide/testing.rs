@@ -406,7 +406,7 @@ impl Tables for Fake {
         recent.another(self.now(), config.neighbour_share)
     }
 
-    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32) -> bool {
+    fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32, fin: u32) -> bool {
         let (mut flows, mut new_flows) = (self.flows.borrow_mut(), self.new_flows.borrow_mut());
         let found = flows.get_mut(key).or_else(|| new_flows.get_mut(key));
         found
@@ -415,6 +415,9 @@ impl Tables for Fake {
                 flow.state |= state;
                 if sequence != 0 {
                     flow.sequence = sequence;
+                }
+                if fin != 0 {
+                    flow.fin = fin;
                 }
             })
             .is_some()

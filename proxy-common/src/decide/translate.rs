@@ -86,7 +86,7 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
     flow.service = selected.service;
     flow.seen = tables.now();
     flow.sequence = 0;
-    flow.reserved = 0;
+    flow.fin = 0;
     flow.deliver = Deliver::Stack as u8;
     flow.reply_deliver = Deliver::Stack as u8;
     flow.is_reply = 0;

@@ -114,8 +114,9 @@ pub struct Flow {
     /// TCP, in host order: the acknowledgement number that completes the handshake, in both entries; once the flow is
     /// confirmed, the last one that the other side sent, which is where a RST of this direction has to stand. 0 if unknown.
     pub sequence: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// TCP, in host order: where the other side's FIN stands that the packets of this entry should acknowledge. 0 if there
+    /// was none; a number of 0 is kept as 1.
+    pub fin: u32,
     /// [`Deliver`] as a number.
     pub deliver: u8,
     /// [`Deliver`] of the packets in the other direction.
@@ -234,7 +235,7 @@ impl Flow {
         service: 0,
         seen: 0,
         sequence: 0,
-        reserved: 0,
+        fin: 0,
         deliver: 0,
         reply_deliver: 0,
         is_reply: 0,
@@ -254,7 +255,7 @@ impl Flow {
         reply.service = self.service;
         reply.seen = self.seen;
         reply.sequence = self.sequence;
-        reply.reserved = 0;
+        reply.fin = 0;
         reply.deliver = self.reply_deliver;
         reply.reply_deliver = self.deliver;
         reply.is_reply = self.is_reply ^ 1;
@@ -291,6 +292,7 @@ impl Flow {
             deliver: self.reply_deliver,
             reply_deliver: self.deliver,
             is_reply: self.is_reply ^ 1,
+            fin: 0,
             ..*self
         }
     }
@@ -314,7 +316,7 @@ mod tests {
             service: 9,
             seen: 10,
             sequence: 11,
-            reserved: 0,
+            fin: 0,
             deliver: Deliver::Route as u8,
             reply_deliver: Deliver::Host as u8,
             is_reply: 0,

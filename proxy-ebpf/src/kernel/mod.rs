@@ -81,12 +81,15 @@ pub fn copy_flow(from: *const Flow, into: &mut Flow) {
 /// Notes in a conntrack entry that it is in use, and how far its flow is. States only gain bits this way, so two CPUs
 /// that do it at once lose one at the worst, until the next packet.
 #[inline(always)]
-pub fn touch_flow(flow: *mut Flow, now: u32, state: u8, sequence: u32) {
+pub fn touch_flow(flow: *mut Flow, now: u32, state: u8, sequence: u32, fin: u32) {
     // SAFETY: the pointer comes from a map look-up and was checked for null; the fields are aligned.
     unsafe {
         (&raw mut (*flow).seen).write_volatile(now);
         if sequence != 0 {
             (&raw mut (*flow).sequence).write_volatile(sequence);
+        }
+        if fin != 0 {
+            (&raw mut (*flow).fin).write_volatile(fin);
         }
         let known = (&raw const (*flow).state).read_volatile();
         (&raw mut (*flow).state).write_volatile(known | state);

@@ -203,7 +203,7 @@ impl Tables for Live<'_> {
         true
     }
 
-    fn touch_flow(&self, _key: &FlowKey, _now: u32, _state: u8, _sequence: u32) -> bool {
+    fn touch_flow(&self, _key: &FlowKey, _now: u32, _state: u8, _sequence: u32, _fin: u32) -> bool {
         true
     }
 

@@ -160,15 +160,18 @@ fn connections_move_between_the_tables_as_they_open_and_close() {
     assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (2, 0));
     let reply = answer(&flow, protocol::TCP);
     let _ = translated(leaving(&fake, &with_flags(reply, TCP_FIN | TCP_ACK)));
+    let _ = translated(entering(&fake, &acknowledging_fin(request), Entry::Pod));
     assert_eq!(fake.flows.borrow().len(), 2, "one side still speaks");
     let _ = translated(entering(
         &fake,
         &with_flags(request, TCP_FIN | TCP_ACK),
         Entry::Pod,
     ));
+    assert_eq!(fake.flows.borrow().len(), 2, "the FIN may be forged");
+    let _ = translated(leaving(&fake, &acknowledging_fin(reply)));
     assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (0, 2));
-    // The last acknowledgement still finds its way.
-    let (_, reason) = translated(leaving(&fake, &with_flags(reply, TCP_ACK)));
+    // A repeated acknowledgement still finds its way.
+    let (_, reason) = translated(leaving(&fake, &acknowledging_fin(reply)));
     assert_eq!(reason, Reason::Reply);
 }
 
@@ -363,7 +366,9 @@ fn the_state_of_a_flow_is_the_same_in_both_entries() {
     let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
     let flow = open(&fake, &request);
     let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
-    let reply_key = answer(&flow, protocol::TCP).flow_key();
+    let reply = answer(&flow, protocol::TCP);
+    let _ = leaving(&fake, &acknowledging_fin(reply));
+    let reply_key = reply.flow_key();
     let states = [request.flow_key(), reply_key].map(|key| fake.known_flow(&key).unwrap().state);
     let expected = FlowState::ANSWERED | FlowState::CONFIRMED | FlowState::CLIENT_DONE;
     assert_eq!(states, [expected; 2]);
@@ -391,9 +396,20 @@ fn a_forged_syn_or_fin_ends_no_connection() {
         sequence: 0x6234_5678,
         ..with_flags(request, TCP_FIN | TCP_ACK)
     };
+    let reply = answer(&flow, protocol::TCP);
     let _ = entering(&fake, &far, Entry::Pod);
+    let _ = leaving(&fake, &with_flags(reply, TCP_ACK));
     assert!(!state().has(FlowState::CLIENT_DONE), "a FIN with any number");
+    let near = Headers {
+        sequence: 1 << 29,
+        ..far
+    };
+    let _ = entering(&fake, &near, Entry::Pod);
+    let _ = leaving(&fake, &with_flags(reply, TCP_ACK));
+    assert!(!state().has(FlowState::CLIENT_DONE), "a FIN that is not acknowledged");
     let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
+    assert!(!state().has(FlowState::CLIENT_DONE), "not yet");
+    let _ = leaving(&fake, &acknowledging_fin(reply));
     assert!(state().has(FlowState::CLIENT_DONE));
 
     let other = packet(protocol::TCP, (POD, 40_001), (VIP, 80));

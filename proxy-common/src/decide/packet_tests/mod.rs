@@ -84,6 +84,14 @@ fn with_flags(headers: Headers, detail: u8) -> Headers {
     }
 }
 
+/// The acknowledgement of a FIN of [`with_flags`].
+fn acknowledging_fin(headers: Headers) -> Headers {
+    Headers {
+        acknowledgement: 2,
+        ..with_flags(headers, TCP_ACK)
+    }
+}
+
 /// An echo request, or the reply to one, with this identifier.
 fn echo(src: &str, dst: &str, id: u16, is_reply: bool) -> Headers {
     let (sport, dport) = if is_reply { (0, id) } else { (id, 0) };
