@@ -66,7 +66,7 @@ impl Runner {
             return Ok(());
         }
         let step = Step::start(format!("{}: {}", program.layer.name(), program.name));
-        let outcomes = self.outcomes(program, filter, names.len(), &step)?;
+        let outcomes = self.outcomes(program, filter.as_slice(), names.len(), &step)?;
         let mut counts = Counts::default();
         for (_, outcome) in &outcomes {
             counts.add(outcome);
@@ -83,6 +83,18 @@ impl Runner {
             summary.add(&program.name, name, outcome);
         }
         Ok(())
+    }
+
+    /// Whether a test passes with no other one beside it.
+    pub fn passes_alone(&self, program: &TestProgram, test: &str) -> Result<bool> {
+        let step = Step::start(format!("again: {}: {test}", program.name));
+        let outcomes = self.outcomes(program, &["--exact", test], 1, &step)?;
+        let passed = outcomes == [(test.to_owned(), Outcome::Passed)];
+        step.end(
+            if passed { '✔' } else { '✘' },
+            &format!("again: {}: {test}", program.name),
+        );
+        Ok(passed)
     }
 
     fn why_not(&mut self, program: &TestProgram) -> Result<Option<String>> {
@@ -107,7 +119,7 @@ impl Runner {
         })
     }
 
-    fn command(&self, program: &TestProgram, filter: Option<&str>, skips: &Path) -> Command {
+    fn command(&self, program: &TestProgram, filter: &[&str], skips: &Path) -> Command {
         let mut command = if program.layer.needs_root() {
             let mut unshare = Command::new("unshare");
             unshare
@@ -145,7 +157,7 @@ impl Runner {
     fn outcomes(
         &self,
         program: &TestProgram,
-        filter: Option<&str>,
+        filter: &[&str],
         planned: usize,
         step: &Step,
     ) -> Result<Vec<(String, Outcome)>> {

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Passed,
+    /// It failed, then passed when it was run again with no other test beside it.
+    PassedAgain,
     /// With the test's output or the error.
     Failed(String),
     /// With the reason.
@@ -18,6 +20,13 @@ struct Entry {
     program: String,
     test: String,
     outcome: Outcome,
+}
+
+/// A test that failed.
+pub struct Failed<'a> {
+    pub program: &'a str,
+    pub test: &'a str,
+    pub outcome: &'a mut Outcome,
 }
 
 /// Everything that was run, or should have been.
@@ -48,7 +57,7 @@ impl Counts {
     /// Counts one more.
     pub fn add(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Passed => self.passed += 1,
+            Outcome::Passed | Outcome::PassedAgain => self.passed += 1,
             Outcome::Failed(_) => self.failed += 1,
             Outcome::Skipped(_) => self.skipped += 1,
         }
@@ -71,6 +80,18 @@ impl Summary {
             .map(|entry| (entry.program, entry.test, entry.outcome))
     }
 
+    /// What failed, to be run again.
+    pub fn failed(&mut self) -> impl Iterator<Item = Failed<'_>> {
+        let failed = self.entries.iter_mut();
+        failed
+            .filter(|entry| matches!(entry.outcome, Outcome::Failed(_)))
+            .map(|entry| Failed {
+                program: &entry.program,
+                test: &entry.test,
+                outcome: &mut entry.outcome,
+            })
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -78,7 +99,7 @@ impl Summary {
     /// Nothing failed, and no test was skipped for a reason that does not hold here.
     pub fn is_success(&self, is_expected: impl Fn(&str) -> bool) -> bool {
         self.entries.iter().all(|entry| match &entry.outcome {
-            Outcome::Passed => true,
+            Outcome::Passed | Outcome::PassedAgain => true,
             Outcome::Failed(_) => false,
             Outcome::Skipped(reason) => is_expected(reason),
         })
@@ -88,20 +109,26 @@ impl Summary {
     pub fn render(&self, is_expected: impl Fn(&str) -> bool) -> String {
         let mut text = String::new();
         let mut counts = Counts::default();
-        let mut failed = Vec::new();
+        let (mut failed, mut again) = (Vec::new(), Vec::new());
         let mut skipped: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for entry in &self.entries {
             counts.add(&entry.outcome);
             let name = format!("{}: {}", entry.program, entry.test);
             match &entry.outcome {
                 Outcome::Passed => {}
+                Outcome::PassedAgain => again.push(name),
                 Outcome::Failed(_) => failed.push(name),
                 Outcome::Skipped(reason) => skipped.entry(reason).or_default().push(name),
             }
         }
-        if !failed.is_empty() {
-            text.push_str("\nFailed:\n");
-            for name in &failed {
+        for (title, names) in [
+            ("Passed only when run again, alone: each is a fault to mend", &again),
+            ("Failed", &failed),
+        ] {
+            if !names.is_empty() {
+                let _ = writeln!(text, "\n{title}:");
+            }
+            for name in names {
                 indent(&mut text, name);
             }
         }
@@ -160,6 +187,15 @@ mod tests {
             Summary::default().render(|_| true),
             "\n0 passed, 0 failed, 0 skipped\n"
         );
+    }
+
+    #[test]
+    fn a_test_that_passes_when_run_again_is_counted_and_named() {
+        let summary = summary([Outcome::Passed, Outcome::PassedAgain]);
+        assert!(summary.is_success(|_| false));
+        let text = summary.render(|_| true);
+        assert_eq!(text.lines().last(), Some("2 passed, 0 failed, 0 skipped"));
+        assert!(text.contains("each is a fault to mend:\n  tests/world: t1\n"), "{text}");
     }
 
     #[test]

@@ -114,7 +114,7 @@ fn listen(
 fn show(kernel: &Kernel, program: &str, test: &str, outcome: &Outcome) {
     let name = format!("{} {program}: {test}", kernel.name);
     match outcome {
-        Outcome::Passed => eprintln!("  ✔ {name}"),
+        Outcome::Passed | Outcome::PassedAgain => eprintln!("  ✔ {name}"),
         Outcome::Failed(output) => eprintln!("  ✘ {name}\n{}\n", output.trim_end()),
         Outcome::Skipped(reason) => eprintln!("  – {name}: {reason}"),
     }
