@@ -39,4 +39,4 @@ pub mod protocol {
 /// The version of everything that outlives a process: map names, key and value layouts, and their meaning.
 ///
 /// It stands in the pin path, so that an agent never reads maps of another layout.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;

@@ -8,7 +8,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_common::Ip;
 use proxy_common::decide::Work;
 use proxy_common::maps::{
-    Affinity, AffinityKey, Backend, Config, Connected, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
+    Affinity, AffinityKey, Backend, Config, Connected, Counter, FirstFragment, Flow, FlowKey, FragmentKey,
     Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, RecentCount, Refusals, Share,
     SkbLayout, Slot, SocketKey, SocketPeer, TraceCell,
 };
@@ -50,7 +50,7 @@ pub static NEIGHBOURS: LruHashMap<u32, RecentCount> = LruHashMap::with_max_entri
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1, 0);
 
 #[map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
+pub static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> = LruHashMap::with_max_entries(1, 0);
 
 /// See `proxy_common::maps::SourceRangeKey`; aya keeps the length of the prefix apart.
 #[map]

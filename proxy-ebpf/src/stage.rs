@@ -13,6 +13,7 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
 use proxy_common::decide::admission::{self, by_uplink};
 use proxy_common::decide::conntrack;
+use proxy_common::decide::fragment::{self, Passage};
 use proxy_common::decide::local;
 use proxy_common::decide::offload;
 use proxy_common::decide::packet::{self, Decision, Entry};
@@ -152,6 +153,18 @@ pub fn choose_host_port() -> bool {
 #[inline(always)]
 pub fn note_direct() {
     stage_note_direct();
+}
+
+/// Fills in the ports of a later fragment.
+#[inline(always)]
+pub fn complete_fragment(passage: Passage) {
+    stage_complete_fragment(u32::from(passage.is_leaving()));
+}
+
+/// Notes the ports of a first fragment.
+#[inline(always)]
+pub fn note_fragment(passage: Passage) {
+    stage_note_fragment(u32::from(passage.is_leaving()));
 }
 
 /// Leads a pod's packet that was decided about past the stack, if it goes to a pod of this node and nothing needs the stack.
@@ -441,6 +454,24 @@ extern "C" fn stage_note_direct() -> u32 {
     let tables = Live::HOOK;
     if let (Some(work), Some(config)) = (kernel::work(), tables.config()) {
         decide::note_direct(&tables, config, work);
+    }
+    0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_complete_fragment(is_leaving: u32) -> u32 {
+    if let Some(work) = kernel::work() {
+        fragment::fill_in(&Live::HOOK, work, Passage::from_leaving(is_leaving != 0));
+    }
+    0
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stage_note_fragment(is_leaving: u32) -> u32 {
+    if let Some(work) = kernel::work() {
+        fragment::keep(&Live::HOOK, work, Passage::from_leaving(is_leaving != 0));
     }
     0
 }

@@ -6,11 +6,12 @@ use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
+use proxy_common::decide::fragment::Passage;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, RangeFlags, Reason, RecentCount,
-    Refusals, Share, Slot, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Datagram, FirstFragment, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
+    RangeFlags, Reason, RecentCount, Refusals, Share, Slot, SocketKey, SocketPeer,
 };
 use proxy_common::packet::{Headers, Packet};
 use proxy_common::{Ip, Tables, protocol};
@@ -280,14 +281,27 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        FRAGMENTS.get_ptr(key).map(read)
+    fn fragment(&self, key: &FragmentKey, datagram: &Datagram) -> Option<FragmentPorts> {
+        let first = FRAGMENTS.get_ptr(key)?;
+        kernel::ports_of(first, datagram)
     }
 
     #[inline(always)]
-    fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+    fn replace_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
         if !self.dry_run {
-            let _ = FRAGMENTS.insert(key, ports, 0);
+            let _ = FRAGMENTS.insert(key, first, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn complete_fragment(&self, _work: &mut Work, passage: Passage) {
+        stage::complete_fragment(passage);
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, _work: &mut Work, passage: Passage) {
+        if !self.dry_run {
+            stage::note_fragment(passage);
         }
     }
 

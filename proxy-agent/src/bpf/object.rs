@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use aya::EbpfLoader;
 use aya::programs::{Program, ProgramError};
-use proxy_common::maps::SkbLayout;
+use proxy_common::maps::{FragmentKey, SkbLayout};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
@@ -93,11 +93,15 @@ pub const PROGRAMS: [&str; 17] = [
 /// Entries of the map of source ranges.
 pub const SOURCE_RANGES: u32 = 1 << 20;
 
+/// Entries of the map of first fragments: the places of 256 sources for datagrams that enter. An entry takes
+/// 136 bytes, the map 2.1 MiB.
+const FRAGMENTS: u32 = 256 * FragmentKey::PLACES;
+
 /// Maps of a fixed size; the tries take memory only for what is in them.
 const FIXED_MAPS: [(&str, u32); 7] = [
     ("POD_RANGES", 65_536),
     ("SOURCE_RANGES", SOURCE_RANGES),
-    ("FRAGMENTS", 8192),
+    ("FRAGMENTS", FRAGMENTS),
     ("SHARES", 16_384),
     ("UNANSWERED", 16_384),
     ("NEIGHBOURS", 4096),

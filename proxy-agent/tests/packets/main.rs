@@ -9,6 +9,7 @@
 
 mod capacity;
 mod errors;
+mod fragments;
 mod frame;
 mod halves;
 mod live;
@@ -30,7 +31,7 @@ use proxy_common::maps::{
 };
 use proxy_common::{Ip, Port, protocol};
 
-use frame::{checked, ends, frame, socket, sum};
+use frame::{checked, ends, frame, socket};
 use support::Sandbox;
 
 const SIZES: MapSizes = MapSizes {
@@ -311,31 +312,6 @@ fn unallocated_addresses_and_foreign_ones() {
     let foreign = frame("10.244.1.5:40000", "10.244.2.7:80", protocol::UDP, 0, b"x");
     assert_eq!(bench.run("from_pod", &foreign), (PASS, foreign));
     assert_eq!(bench.count(Reason::NoSuchService), 1);
-}
-
-#[test]
-fn fragments_follow_the_first_and_are_dropped_by_name_before_it() {
-    let bench = Bench::new();
-    let whole = frame(FAMILIES[0].0, FAMILIES[0].1, protocol::UDP, 0, &[0; 64]);
-    let fragment = |flags_and_offset: u16, payload: &[u8]| {
-        let mut fragment = [&whole[..34], payload].concat();
-        fragment[16..18].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
-        fragment[20..22].copy_from_slice(&flags_and_offset.to_be_bytes());
-        fragment[24..26].copy_from_slice(&[0; 2]);
-        let header = !sum(&fragment[14..34], 0);
-        fragment[24..26].copy_from_slice(&header.to_be_bytes());
-        fragment
-    };
-    let (first, later) = (fragment(0x2000, &whole[34..66]), fragment(4, &whole[66..]));
-    assert_eq!(bench.run("from_pod", &later).0, SHOT);
-    assert_eq!(bench.count(Reason::FragmentBeforeFirst), 1);
-    for (fragment, reason) in [(first, Reason::NewFlow), (later, Reason::Established)] {
-        let (verdict, out) = bench.run("from_pod", &fragment);
-        assert_eq!(verdict, PASS);
-        assert_eq!(out[30..34], [10, 244, 2, 2], "the backend's address");
-        assert_eq!(sum(&out[14..34], 0), 0xffff, "the header's checksum");
-        assert_eq!(bench.count(reason), 1);
-    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::os::fd::OwnedFd;
 
 use millrace::bpf::HashTable;
 use proxy_common::Plain;
-use proxy_common::maps::{Flow, FlowKey, FragmentKey, FragmentPorts, Reason};
+use proxy_common::maps::{FirstFragment, Flow, FlowKey, FragmentKey, Reason};
 
 use self::corpus::Corpus;
 use self::judge::{Ran, check, is_outside, is_pod, judge, left_alone};
@@ -105,7 +105,7 @@ struct Fuzz {
     node: Node,
     programs: [Program; ENTRIES.len()],
     frontends: Frontends,
-    fragments: HashTable<FragmentKey, FragmentPorts>,
+    fragments: HashTable<FragmentKey, FirstFragment>,
     refusals: OwnedFd,
     counters: Counters,
     /// What the counters have to say.

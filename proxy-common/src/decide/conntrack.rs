@@ -76,10 +76,16 @@ pub fn forget<T: Tables>(tables: &T, work: &mut Work) {
 #[inline(always)]
 pub fn client_of<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Ip {
     let client = if flow.is_reply == 0 { key.src } else { flow.dst };
-    if client.is_v4() || tables.is_own_pod(&client) {
-        client
+    as_counted(tables, &client)
+}
+
+/// An address as shares are counted: an IPv6 address of no pod of this node counts with its /64.
+#[inline(always)]
+pub fn as_counted<T: Tables>(tables: &T, address: &Ip) -> Ip {
+    if address.is_v4() || tables.is_own_pod(address) {
+        *address
     } else {
-        client.site()
+        address.site()
     }
 }
 
@@ -130,7 +136,11 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
         reply.sequence = headers.acknowledgement;
     }
     if ends {
-        reply.fin = if headers.sequence == 0 { 1 } else { headers.sequence };
+        reply.fin = if headers.sequence == 0 {
+            1
+        } else {
+            headers.sequence
+        };
     }
     let moves = (new ^ old) & (FlowState::CONFIRMED | FlowState::CLOSED) != 0;
     if moves || FlowState(new).has(FlowState::EVICTABLE) {
@@ -405,7 +415,16 @@ mod tests {
                 Lifetime::Closed,
             ),
             (
-                &[syn, syn_ack, client, client_fin, backend, backend_fin, client, backend],
+                &[
+                    syn,
+                    syn_ack,
+                    client,
+                    client_fin,
+                    backend,
+                    backend_fin,
+                    client,
+                    backend,
+                ],
                 Lifetime::Closed,
             ),
             (&[syn, rst], Lifetime::Closed),
@@ -489,7 +508,11 @@ mod tests {
             (400, false),
             (500 + (1 << 20), false),
         ] {
-            assert_eq!(is_acknowledged(500, acknowledgement), is_taken, "{acknowledgement}");
+            assert_eq!(
+                is_acknowledged(500, acknowledgement),
+                is_taken,
+                "{acknowledgement}"
+            );
         }
         assert!(!is_acknowledged(0, 1), "there was none");
         assert!(is_acknowledged(u32::MAX, 0), "numbers begin again at 0");

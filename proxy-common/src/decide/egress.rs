@@ -13,6 +13,7 @@
 
 use super::conntrack::{advance, find, forget};
 use super::decision::{Decision, Entry};
+use super::fragment::Passage;
 use super::select::Selected;
 use super::translate::begin;
 use super::{Tables, Work, fragment, local_socket};
@@ -46,7 +47,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     if work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet) {
         return Decision::TranslateError;
     }
-    fragment::complete(tables, work);
+    fragment::complete(tables, work, Passage::Leaving);
     let headers = &work.headers;
     let is_under_way = headers.has_connections() && !headers.is_opening();
     // The look-ups that spare others come first: most packets are the node's own, or go to another pod. Of a connection to
@@ -67,7 +68,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         let is_other = work.flow.backend == Flow::DIRECT && work.headers.is_opening();
         if work.flow.is_reply != 0 && !is_other {
             advance(tables, work);
-            fragment::note(tables, work);
+            fragment::note(tables, work, Passage::Leaving);
             return if work.flow.backend == Flow::DIRECT {
                 PASS
             } else {
@@ -77,7 +78,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         if work.flow.backend == Flow::MASQUERADED {
             if stands(config, work) {
                 advance(tables, work);
-                fragment::note(tables, work);
+                fragment::note(tables, work, Passage::Leaving);
                 return Decision::Translate(Reason::Established);
             }
             forget(tables, work);
@@ -128,7 +129,7 @@ pub(super) fn masquerade<T: Tables>(
     work.selected = Selected::stand_in(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
     let decision = begin(tables, config, work, Entry::Egress, reason);
     if let Decision::Translate(_) = decision {
-        fragment::note(tables, work);
+        fragment::note(tables, work, Passage::Leaving);
     }
     decision
 }

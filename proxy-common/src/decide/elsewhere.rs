@@ -6,6 +6,7 @@
 
 use super::conntrack::{advance, age, client_of, find, forget};
 use super::decision::{Decision, Entry};
+use super::fragment::Passage;
 use super::packet::is_for_later;
 use super::{Tables, Work, fragment};
 use crate::Ip;
@@ -34,7 +35,7 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
         } else if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
             // A connection outlives the service it was made through.
             advance(tables, work);
-            fragment::note(tables, work);
+            fragment::note(tables, work, Passage::Entering);
             return Decision::Translate(if is_reply {
                 Reason::Reply
             } else {

@@ -1,22 +1,59 @@
 //! Fragments: only the first one of a datagram carries the ports, and the others follow it.
 //!
-//! Whoever translates a first fragment notes its ports for the rest, so a later fragment meets the same flow. One that
-//! comes before its first cannot be told from a stranger's: it is left alone, or dropped by name if it goes to a
-//! virtual address.
+//! A first fragment that is translated leaves its ports for the rest, so a later one meets the same flow. A
+//! later one before its first cannot be told from a stranger's: it is left alone, or dropped by name if it
+//! goes to a virtual address.
+//!
+//! A source has a fixed number of places, see [`FragmentKey::PLACES`]. A newer datagram overwrites an older
+//! one of the same source only, so a flood of first fragments costs no other source its later ones.
 
+use super::conntrack::as_counted;
 use super::{Tables, Work};
 use crate::maps::{FragmentKey, FragmentPorts};
 use crate::packet::is_extension;
 
+/// Where a datagram meets a program.
+///
+/// A datagram that is translated at both has the same source and identification there, but another
+/// destination. Each of the two therefore has its own places.
+#[derive(Clone, Copy)]
+pub enum Passage {
+    /// It enters the node's part of the network.
+    Entering,
+    /// It leaves the node, or goes into a pod.
+    Leaving,
+}
+
+impl Passage {
+    /// Whether it leaves.
+    #[inline(always)]
+    pub const fn is_leaving(self) -> bool {
+        matches!(self, Self::Leaving)
+    }
+
+    /// The passage that [`Self::is_leaving`] tells.
+    #[inline(always)]
+    pub const fn from_leaving(is_leaving: bool) -> Self {
+        if is_leaving { Self::Leaving } else { Self::Entering }
+    }
+}
+
 /// Fills in the ports of a later fragment, if its first was seen.
 #[inline(always)]
-pub fn complete<T: Tables>(tables: &T, work: &mut Work) {
+pub fn complete<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
+    if work.headers.is_fragment && work.headers.l4 == 0 {
+        tables.complete_fragment(work, passage);
+    }
+}
+
+/// The same of what is a later fragment for sure.
+#[inline(always)]
+pub fn fill_in<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     let headers = &work.headers;
     // Behind an IPv6 fragment header a later fragment names the next extension header, if there is one.
-    let may_follow = headers.is_balanced() || headers.is_icmp() || is_extension(headers.protocol);
-    if headers.is_fragment && headers.l4 == 0 && may_follow {
-        let key = key_of(work);
-        if let Some(ports) = tables.fragment(&key)
+    if headers.is_balanced() || headers.is_icmp() || is_extension(headers.protocol) {
+        identify(tables, work, passage);
+        if let Some(ports) = tables.fragment(&work.fragment_key, &work.first_fragment.datagram)
             && (ports.protocol == work.headers.protocol || is_extension(work.headers.protocol))
         {
             set_ports(work, &ports);
@@ -26,18 +63,29 @@ pub fn complete<T: Tables>(tables: &T, work: &mut Work) {
 
 /// Notes the ports of a first fragment that is translated.
 #[inline(always)]
-pub fn note<T: Tables>(tables: &T, work: &Work) {
-    let headers = &work.headers;
-    if headers.is_fragment && headers.l4 != 0 {
-        let ports = FragmentPorts {
-            sport: headers.sport,
-            dport: headers.dport,
-            protocol: headers.protocol,
-            reserved: 0,
-            reserved2: 0,
-        };
-        tables.replace_fragment(&key_of(work), &ports);
+pub fn note<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
+    if work.headers.is_fragment && work.headers.l4 != 0 {
+        tables.note_fragment(work, passage);
     }
+}
+
+/// The same of what is a first fragment for sure.
+#[inline(always)]
+pub fn keep<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
+    identify(tables, work, passage);
+    let Work {
+        headers,
+        fragment_key,
+        first_fragment,
+        ..
+    } = work;
+    let ports = &mut first_fragment.ports;
+    ports.sport = headers.sport;
+    ports.dport = headers.dport;
+    ports.protocol = headers.protocol;
+    ports.reserved = 0;
+    ports.reserved2 = 0;
+    tables.replace_fragment(fragment_key, first_fragment);
 }
 
 #[inline(always)]
@@ -51,15 +99,30 @@ const fn set_ports(work: &mut Work, ports: &FragmentPorts) {
     work.key.protocol = ports.protocol;
 }
 
+/// Works out which datagram a fragment belongs to, and its place. Both lie in the working memory: the stack
+/// of a kernel program has no room for them.
 #[inline(always)]
-const fn key_of(work: &Work) -> FragmentKey {
-    let headers = &work.headers;
-    FragmentKey {
-        src: headers.src,
-        dst: headers.dst,
-        id: headers.fragment_id,
-        protocol: if headers.src.is_v4() { headers.protocol } else { 0 },
-        reserved: 0,
-        reserved2: 0,
-    }
+fn identify<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
+    let Work {
+        headers,
+        fragment_key: key,
+        first_fragment,
+        ..
+    } = work;
+    let is_v4 = headers.src.is_v4();
+    let number = if is_v4 {
+        u32::from(u16::from_be(headers.fragment_id as u16))
+    } else {
+        u32::from_be(headers.fragment_id)
+    };
+    key.source = as_counted(tables, &headers.src);
+    key.place = FragmentKey::place(number, passage.is_leaving());
+    key.reserved = 0;
+    let datagram = &mut first_fragment.datagram;
+    datagram.src = headers.src;
+    datagram.dst = headers.dst;
+    datagram.id = headers.fragment_id;
+    datagram.protocol = if is_v4 { headers.protocol } else { 0 };
+    datagram.reserved = 0;
+    datagram.reserved2 = 0;
 }

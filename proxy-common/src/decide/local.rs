@@ -11,6 +11,7 @@
 //! stack also gets single packets that need it: those whose time to live ends, and ICMP errors, which may be about
 //! translated flows.
 
+use super::fragment::Passage;
 use super::packet::answers;
 use super::{Tables, Work, fragment};
 use crate::Ip;
@@ -83,10 +84,11 @@ pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_t
 /// later.
 #[inline(always)]
 pub fn is_answer<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    fragment::complete(tables, work);
+    // This is the program by which the packet enters. The later fragments meet it too.
+    fragment::complete(tables, work, Passage::Entering);
     let is_answer = tables
         .config()
-        .is_some_and(|config| answers(tables, config, work));
+        .is_some_and(|config| answers(tables, config, work, Passage::Entering));
     work.flow.deliver = Deliver::Pod as u8;
     is_answer
 }

@@ -8,6 +8,7 @@
 use super::conntrack::{advance, find, is_expired};
 use super::decision::Decision;
 use super::egress::{masquerade, stands};
+use super::fragment::Passage;
 use super::{Tables, Work, fragment};
 use crate::maps::{Config, ConfigFlags, Flow, Reason};
 
@@ -35,7 +36,7 @@ pub fn leaving<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> Decis
         }
         if stands(config, work) {
             advance(tables, work);
-            fragment::note(tables, work);
+            fragment::note(tables, work, Passage::Leaving);
             return Decision::Translate(Reason::Established);
         }
         reason = Reason::Moved;

@@ -21,7 +21,7 @@ pub mod conntrack;
 pub mod decision;
 pub mod egress;
 mod elsewhere;
-mod fragment;
+pub mod fragment;
 pub mod gateway;
 pub mod host_port;
 pub mod limit;
@@ -45,9 +45,9 @@ pub use translate::{prepare, try_port};
 use self::decision::Entry;
 use self::select::Selected;
 use crate::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Reason, Slot, SocketKey,
-    SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Datagram, FirstFragment, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags,
+    Reason, Slot, SocketKey, SocketPeer,
 };
 use crate::packet::{Headers, Packet, parse_into};
 use crate::{Ip, Port};
@@ -123,10 +123,24 @@ pub trait Tables {
     /// Counts one more packet by the pod's interface that makes the node look for a neighbour; false, and
     /// nothing is counted, if that is one too many.
     fn note_neighbour(&self, config: &Config, interface: u32) -> bool;
-    /// The ports of a datagram whose first fragment was seen.
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
-    /// Remembers the ports of a datagram for its later fragments.
-    fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts);
+    /// The ports of a datagram whose first fragment was seen; none if its place holds another datagram.
+    fn fragment(&self, key: &FragmentKey, datagram: &Datagram) -> Option<FragmentPorts>;
+    /// Remembers a first fragment for the later ones, over the datagram that its place holds.
+    fn replace_fragment(&self, key: &FragmentKey, first: &FirstFragment);
+    /// Fills in the ports of a later fragment; see [`fragment::fill_in`]. As above.
+    fn complete_fragment(&self, work: &mut Work, passage: fragment::Passage)
+    where
+        Self: Sized,
+    {
+        fragment::fill_in(self, work, passage);
+    }
+    /// Notes the ports of a first fragment; see [`fragment::keep`]. As above.
+    fn note_fragment(&self, work: &mut Work, passage: fragment::Passage)
+    where
+        Self: Sized,
+    {
+        fragment::keep(self, work, passage);
+    }
     /// Whether a packet is admitted; see [`admission::admit`]. As above.
     fn admit<P: Packet + ?Sized>(
         &self,
@@ -269,6 +283,10 @@ pub struct Work {
     reply_key: FlowKey,
     reply: Flow,
     found: Flow,
+    /// The place of the datagram that the packet is a fragment of.
+    fragment_key: FragmentKey,
+    /// That datagram.
+    first_fragment: FirstFragment,
     /// Of the source ports that were tried, the one whose flow has been over for the longest, and how long that is.
     over: Port,
     reserved: [u8; 2],
@@ -316,6 +334,8 @@ impl Work {
             reply_key: key,
             reply: Flow::EMPTY,
             found: Flow::EMPTY,
+            fragment_key: FragmentKey::EMPTY,
+            first_fragment: FirstFragment::EMPTY,
             over: Port::new(0),
             reserved: [0; 2],
             over_for: 0,

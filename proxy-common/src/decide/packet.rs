@@ -3,6 +3,7 @@
 use super::conntrack::{advance, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::elsewhere::elsewhere;
+use super::fragment::Passage;
 use super::select::select;
 use super::translate::begin;
 use super::{Tables, Work, admission, fragment, local_socket, related, sender, tunnel};
@@ -63,7 +64,7 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
             return Decision::TranslateError;
         }
     }
-    fragment::complete(tables, work);
+    fragment::complete(tables, work, Passage::Entering);
     // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
     if !work.headers.has_ports || work.headers.dst.is_loopback() {
         return elsewhere(tables, config, work, entry);
@@ -85,7 +86,7 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         Err(decision) => decision,
     };
     if let Decision::Translate(_) = decision {
-        fragment::note(tables, work);
+        fragment::note(tables, work, Passage::Entering);
     }
     decision
 }
@@ -141,8 +142,8 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     if work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet) {
         return Decision::TranslateError;
     }
-    fragment::complete(tables, work);
-    if answers(tables, config, work) {
+    fragment::complete(tables, work, Passage::Leaving);
+    if answers(tables, config, work, Passage::Leaving) {
         return Decision::Translate(Reason::Reply);
     }
     if local_socket::may_clash(tables, config, work) {
@@ -154,14 +155,14 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
 /// Whether a packet that nothing stands before but its receiver answers to a translated flow; it then becomes what
 /// [`Work::flow`] says.
 #[inline(always)]
-pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
+pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work, passage: Passage) -> bool {
     let is_answer = work.headers.has_ports
         && find(tables, config, work)
         && work.flow.is_reply != 0
         && work.flow.backend != Flow::DIRECT;
     if is_answer {
         advance(tables, work);
-        fragment::note(tables, work);
+        fragment::note(tables, work, passage);
     }
     is_answer
 }

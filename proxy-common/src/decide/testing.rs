@@ -16,9 +16,9 @@ use super::egress::leaving_node;
 use super::packet::{Decision, Entry, entering, leaving};
 use super::sender::may_send;
 use crate::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Flow, FlowKey,
-    FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
-    RangeFlags, RecentCount, Share, Slot, SlotRange, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Datagram, FirstFragment,
+    Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod,
+    PodLink, RangeFlags, RecentCount, Share, Slot, SlotRange, SocketKey, SocketPeer,
 };
 use crate::packet::{ETHERNET_LEN, Headers, parse};
 use crate::{Ip, Port, protocol};
@@ -158,7 +158,7 @@ pub struct Fake {
     /// `AFFINITY`.
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     /// `FRAGMENTS`.
-    pub fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
+    pub fragments: RefCell<HashMap<FragmentKey, FirstFragment>>,
     /// `SOURCE_RANGES`, single addresses only.
     pub allowed: Vec<(u32, Ip)>,
     /// `SOCKET_PEERS`.
@@ -428,12 +428,14 @@ impl Tables for Fake {
         flows.borrow_mut().remove(key);
     }
 
-    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
-        self.fragments.borrow().get(key).copied()
+    fn fragment(&self, key: &FragmentKey, datagram: &Datagram) -> Option<FragmentPorts> {
+        let fragments = self.fragments.borrow();
+        let first = fragments.get(key).filter(|first| first.datagram == *datagram);
+        first.map(|first| first.ports)
     }
 
-    fn replace_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
-        self.fragments.borrow_mut().insert(*key, *ports);
+    fn replace_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        self.fragments.borrow_mut().insert(*key, *first);
     }
 
     fn has_own_socket(&self, key: &FlowKey) -> bool {

@@ -1,18 +1,53 @@
 //! Fragments: the ports that only the first fragment of a datagram carries.
+//!
+//! The table is divided by source. A source has a fixed number of places, so its datagrams overwrite each
+//! other only.
 
 use crate::{Ip, Port};
 
-/// Key of `FRAGMENTS`: what all fragments of a datagram have in common (RFC 791 §3.2; RFC 8200 §4.5).
+/// Key of `FRAGMENTS`: a place of a source, which holds the newest datagram that falls to it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FragmentKey {
+    /// Source address as shares are counted: an IPv6 address of no pod of this node counts with its /64.
+    pub source: Ip,
+    /// Number of the place, below twice [`Self::PLACES`]; in host order.
+    pub place: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl FragmentKey {
+    /// How many places a source has for datagrams that enter, and again for those that leave.
+    pub const PLACES: u32 = 64;
+
+    /// The key of no source.
+    pub const EMPTY: Self = Self {
+        source: Ip::UNSPECIFIED,
+        place: 0,
+        reserved: 0,
+    };
+
+    /// The place of a datagram. `number` is its identification in host order: sequential ones fall to
+    /// different places.
+    #[inline(always)]
+    pub const fn place(number: u32, is_leaving: bool) -> u32 {
+        let first = if is_leaving { Self::PLACES } else { 0 };
+        first + number % Self::PLACES
+    }
+}
+
+/// What all fragments of a datagram have in common (RFC 791 §3.2; RFC 8200 §4.5).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Datagram {
     /// Source address.
     pub src: Ip,
     /// Destination address.
     pub dst: Ip,
     /// Identification, as it stands in the header.
     pub id: u32,
-    /// IP protocol number of an IPv4 packet; 0 for IPv6, whose fragments are told by the rest (RFC 8200 §4.5).
+    /// IP protocol number of an IPv4 packet; 0 for IPv6, where the rest tells fragments (RFC 8200 §4.5).
     pub protocol: u8,
     /// Zero; as in [`super::FlowKey`].
     pub reserved: u8,
@@ -20,7 +55,7 @@ pub struct FragmentKey {
     pub reserved2: u16,
 }
 
-/// Value of `FRAGMENTS`.
+/// The ports of a datagram.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FragmentPorts {
@@ -36,5 +71,38 @@ pub struct FragmentPorts {
     pub reserved2: u16,
 }
 
-const _: () = assert!(size_of::<FragmentKey>() == 40);
+/// Value of `FRAGMENTS`: what the first fragment of a datagram leaves for the later ones.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FirstFragment {
+    /// The datagram. It is first in memory and read last: an element that is being overwritten shows.
+    pub datagram: Datagram,
+    /// What it carries.
+    pub ports: FragmentPorts,
+}
+
+impl FirstFragment {
+    /// That of no datagram.
+    pub const EMPTY: Self = Self {
+        datagram: Datagram {
+            src: Ip::UNSPECIFIED,
+            dst: Ip::UNSPECIFIED,
+            id: 0,
+            protocol: 0,
+            reserved: 0,
+            reserved2: 0,
+        },
+        ports: FragmentPorts {
+            sport: Port::new(0),
+            dport: Port::new(0),
+            protocol: 0,
+            reserved: 0,
+            reserved2: 0,
+        },
+    };
+}
+
+const _: () = assert!(size_of::<FragmentKey>() == 24);
+const _: () = assert!(size_of::<Datagram>() == 40);
 const _: () = assert!(size_of::<FragmentPorts>() == 8);
+const _: () = assert!(size_of::<FirstFragment>() == 48);

@@ -14,7 +14,7 @@
 //! | `UNANSWERED` | client's [`crate::Ip`] → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
 //! | `NEIGHBOURS` | pod's interface → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
-//! | `FRAGMENTS` | [`FragmentKey`] → [`FragmentPorts`] (LRU) | packet programs | packet programs |
+//! | `FRAGMENTS` | [`FragmentKey`] → [`FirstFragment`] (LRU) | packet programs | packet programs |
 //! | `SOURCE_RANGES` | LPM of [`SourceRangeKey`] → `u32` | agent | programs that choose a backend |
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
@@ -52,7 +52,7 @@ pub use config::{
     MAX_SERVICE_RANGES, MAX_STRICT_INTERFACES, MAX_UPLINKS, TraceCell, UplinkAddresses,
 };
 pub use flow::{Deliver, Flow, FlowKey, FlowState};
-pub use fragment::{FragmentKey, FragmentPorts};
+pub use fragment::{Datagram, FirstFragment, FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Scope, Slot, SlotRange};
 pub use pod::{HostPort, HostPortKey, InUse, LIMITED_MARK, Pod, PodFlags, PodLink, PodLinkFlags};
 pub use reason::{Counter, Reason, Refusals};

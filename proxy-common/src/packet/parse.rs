@@ -61,7 +61,8 @@ pub struct Headers {
     pub is_fragment: bool,
     /// Whether the ports are known: read from the packet, or remembered of the first fragment.
     pub has_ports: bool,
-    /// What all fragments of a datagram have in common; only of fragments.
+    /// Identification of the datagram, as it stands in the header (RFC 791 §3.1; RFC 8200 §4.5); only of
+    /// fragments.
     pub fragment_id: u32,
     /// TCP: sequence number, in host order.
     pub sequence: u32,

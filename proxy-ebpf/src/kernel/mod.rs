@@ -16,7 +16,9 @@ mod socket;
 use aya_ebpf::helpers::generated as helper;
 use proxy_common::Plain;
 use proxy_common::decide::Work;
-use proxy_common::maps::{Config, Counter, Flow, Frontend, RecentCount, Refusals, Share};
+use proxy_common::maps::{
+    Config, Counter, Datagram, FirstFragment, Flow, FragmentPorts, Frontend, RecentCount, Refusals, Share,
+};
 
 pub use self::skb::{
     Skb, checksum, checksum_difference, mtu_of, next_hop_of, redirect_in, redirect_out,
@@ -76,6 +78,26 @@ pub fn work() -> Option<&'static mut Work> {
 pub fn copy_flow(from: *const Flow, into: &mut Flow) {
     // SAFETY: the pointer comes from a map look-up and was checked for null; any bit pattern is a `Flow`.
     unsafe { core::ptr::copy_nonoverlapping(from, into, 1) }
+}
+
+/// The ports that a first fragment left, if it is of this datagram. The comparison is by words and in place.
+/// The datagram is first in memory and read last: an element that is being overwritten shows.
+#[inline(always)]
+pub fn ports_of(first: *const FirstFragment, datagram: &Datagram) -> Option<FragmentPorts> {
+    const WORDS: usize = size_of::<Datagram>() / size_of::<u32>();
+    const _: () = assert!(WORDS * size_of::<u32>() == size_of::<Datagram>());
+    let wanted = (&raw const *datagram).cast::<u32>();
+    // SAFETY: the pointer comes from a map look-up and was checked for null; volatile reads keep their order.
+    // A `Datagram` has no padding and is aligned like its words.
+    unsafe {
+        let ports = (&raw const (*first).ports).read_volatile();
+        let known = (&raw const (*first).datagram).cast::<u32>();
+        let mut difference = 0;
+        for word in 0..WORDS {
+            difference |= known.add(word).read_volatile() ^ wanted.add(word).read();
+        }
+        (difference == 0).then_some(ports)
+    }
 }
 
 /// Notes in a conntrack entry that it is in use, and how far its flow is. States only gain bits this way, so two CPUs

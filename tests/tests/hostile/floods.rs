@@ -1,5 +1,5 @@
 //! What stays without an answer costs others a moment at the most: half-open handshakes of a silent client,
-//! and datagrams of a pod to where other pods ask.
+//! and datagrams of a pod to where other pods ask. First fragments that no others follow cost others nothing.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +12,10 @@ use harness::{Forge, NodeSpec, Place, Probe, eventually};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
-use crate::town::{BALANCER, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, at, counted, metric, of_family};
+use crate::town::{
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, at, came_before, captured, counted,
+    metric, of_family,
+};
 
 const HANDSHAKES: u16 = 30_000;
 const DATAGRAMS: u16 = 60_000;
@@ -292,4 +295,58 @@ fn other_packets_of_one_pod_do_not_close_a_destination_to_others() {
     town.web
         .ping(to.ip(), SOON)
         .expect("an echo reply, after another pod's echo requests");
+}
+
+/// Both fragments of a datagram, which carry the mark.
+fn in_fragments(from: SocketAddr, to: SocketAddr, id: u16, mark: &[u8]) -> Vec<Vec<u8>> {
+    /// A multiple of eight.
+    const SIZE: usize = 400;
+    let mut packet = packet::udp(from, to, &[mark, &[b'?'; SIZE], mark].concat());
+    if from.is_ipv6() {
+        return packet::fragments_with_options(&packet, id.into(), SIZE);
+    }
+    packet[4..6].copy_from_slice(&id.to_be_bytes());
+    packet::fragments(&packet, SIZE)
+}
+
+/// Datagrams of a host outside are half-way when a pod sends first fragments to the same service.
+#[test]
+fn first_fragments_of_one_pod_do_not_cost_others_their_later_ones() {
+    /// More than the table has entries.
+    const FIRSTS: u16 = 20_000;
+    const HALF_WAY: u16 = 32;
+    const TRANSLATED: [Reason; 2] = [Reason::NewFlow, Reason::Established];
+    harness::require_root!();
+    let town = Town::build();
+    let (client, attacker) = (town.forge(), town.pod.forge_out());
+    for v4 in [true, false] {
+        let n = usize::from(!v4);
+        let from = SocketAddr::new(of_family(&town.outside, v4), 4000);
+        let to = at(BALANCER[n], 80);
+        let send = |id: u16, number: usize, mark: &[u8]| {
+            let fragments = in_fragments(from, to, id, mark);
+            client.send(&fragments[number]);
+        };
+        let capture = captured(&town.web);
+        for id in 0..HALF_WAY {
+            let what = format!("the first fragment of datagram {id} to {to}");
+            came_before(&capture, &what, &mut |mark| send(id, 0, mark));
+        }
+        drop(capture);
+        let before = counted(town.node(), &TRANSLATED);
+        let pod = SocketAddr::new(of_family(&town.pod, v4), 4000);
+        for id in 0..FIRSTS {
+            attacker.send(&in_fragments(pod, at(CLUSTER_IP[n], 80), id, b"")[0]);
+        }
+        let translated = counted(town.node(), &TRANSLATED) - before;
+        assert!(
+            translated * 100 >= u64::from(FIRSTS) * 95,
+            "{translated} of {FIRSTS} first fragments of {pod} were translated"
+        );
+        let capture = captured(&town.web);
+        for id in 0..HALF_WAY {
+            let what = format!("the later fragment of datagram {id} to {to}");
+            came_before(&capture, &what, &mut |mark| send(id, 1, mark));
+        }
+    }
 }

@@ -122,7 +122,10 @@ impl Summary {
             }
         }
         for (title, names) in [
-            ("Passed only when run again, alone: each is a fault to mend", &again),
+            (
+                "Passed only when run again, alone: each is a fault to mend",
+                &again,
+            ),
             ("Failed", &failed),
         ] {
             if !names.is_empty() {
@@ -195,7 +198,10 @@ mod tests {
         assert!(summary.is_success(|_| false));
         let text = summary.render(|_| true);
         assert_eq!(text.lines().last(), Some("2 passed, 0 failed, 0 skipped"));
-        assert!(text.contains("each is a fault to mend:\n  tests/world: t1\n"), "{text}");
+        assert!(
+            text.contains("each is a fault to mend:\n  tests/world: t1\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -10,9 +10,9 @@ use nix::time::{ClockId, clock_gettime};
 use proxy_common::decide::socket::{Owner, Sender, SocketDecision, connect, send};
 use proxy_common::decide::{Work, host_port};
 use proxy_common::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, FragmentKey, FragmentPorts,
-    Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot, SocketKey, SocketPeer,
-    SourceRangeKey,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Datagram, FirstFragment, Flow, FlowKey,
+    FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot,
+    SocketKey, SocketPeer, SourceRangeKey,
 };
 use proxy_common::packet::Headers;
 use proxy_common::{Ip, Port, Tables};
@@ -238,11 +238,11 @@ impl Tables for Live<'_> {
         true
     }
 
-    fn fragment(&self, _key: &FragmentKey) -> Option<FragmentPorts> {
+    fn fragment(&self, _key: &FragmentKey, _datagram: &Datagram) -> Option<FragmentPorts> {
         None
     }
 
-    fn replace_fragment(&self, _key: &FragmentKey, _ports: &FragmentPorts) {}
+    fn replace_fragment(&self, _key: &FragmentKey, _first: &FirstFragment) {}
 
     /// A packet's affair.
     fn has_own_connection(&self, _key: &FlowKey) -> bool {

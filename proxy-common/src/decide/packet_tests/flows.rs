@@ -406,7 +406,10 @@ fn a_forged_syn_or_fin_ends_no_connection() {
     };
     let _ = entering(&fake, &near, Entry::Pod);
     let _ = leaving(&fake, &with_flags(reply, TCP_ACK));
-    assert!(!state().has(FlowState::CLIENT_DONE), "a FIN that is not acknowledged");
+    assert!(
+        !state().has(FlowState::CLIENT_DONE),
+        "a FIN that is not acknowledged"
+    );
     let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
     assert!(!state().has(FlowState::CLIENT_DONE), "not yet");
     let _ = leaving(&fake, &acknowledging_fin(reply));
