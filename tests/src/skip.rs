@@ -55,6 +55,16 @@ pub fn no_nft() -> Option<String> {
     (!output.status.success()).then(|| format!("the kernel has no nftables: {error}"))
 }
 
+/// Why there are no tables of the legacy iptables here, if that is so. To ask makes some, in a namespace of its own.
+pub fn no_legacy_iptables() -> Option<String> {
+    let mut list = Command::new("unshare");
+    let Ok(output) = list.args(["--net", "--", "iptables-legacy", "-S"]).output() else {
+        return Some("no `iptables-legacy`: install iptables".to_owned());
+    };
+    let error = String::from_utf8_lossy(&output.stderr);
+    (!output.status.success()).then(|| format!("no tables of the legacy iptables: {error}"))
+}
+
 /// The path of the function it stands in: the test's file and name.
 #[macro_export]
 macro_rules! current_test {

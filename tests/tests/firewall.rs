@@ -139,7 +139,7 @@ impl Town {
         for command in commands {
             let mut words: Vec<_> = command.split(' ').collect();
             let program = words.remove(0);
-            if program == "nft" || keeps_rules_in_nftables(program) {
+            if program == "nft" || program.ends_with("-legacy") || keeps_rules_in_nftables(program) {
                 run(self.node(), program, &words);
             } else {
                 self.nft(&translated(program, &words));
@@ -226,6 +226,112 @@ fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     town.wait_named(&[chain]);
     town.nft("delete table ip filter");
     town.wait_named(&[]);
+}
+
+/// Its tables are apart from those of nftables.
+#[test]
+fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
+    harness::require_root!();
+    skip_if!(skip::no_legacy_iptables());
+    let mut town = Town::build();
+    for (program, chain, range, v4) in [
+        (
+            "iptables-legacy",
+            "ip filter FORWARD (legacy iptables)",
+            "10.244.0.0/16",
+            true,
+        ),
+        (
+            "ip6tables-legacy",
+            "ip6 filter FORWARD (legacy iptables)",
+            "fd00:244::/32",
+            false,
+        ),
+    ] {
+        let rules = |town: &Town, rules: &[&str]| {
+            for words in rules {
+                run(town.node(), program, &words.split(' ').collect::<Vec<_>>());
+            }
+        };
+        // As Docker leaves it.
+        rules(
+            &town,
+            &[
+                "-N DOCKER-USER",
+                "-A DOCKER-USER -j RETURN",
+                "-A FORWARD -j DOCKER-USER",
+                "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+                "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+                "-A FORWARD -p udp --dport 53 -j ACCEPT",
+                "-P FORWARD DROP",
+            ],
+        );
+        let message = town.wait_named(&[chain]);
+        assert!(
+            message.contains(&format!("`{program} -t filter -I FORWARD -s ")),
+            "{message}"
+        );
+        town.assert_dropped(v4);
+        town.restart();
+        assert_eq!(town.wait_named(&[chain]), message);
+        town.mend(&message);
+        town.wait_named(&[]);
+        town.assert_passes(v4, "mended");
+        // Each way in which rules let pods through, and one that is not enough.
+        let (from, to) = (
+            format!("-I DOCKER-USER -s {range} -j ACCEPT"),
+            format!("-I DOCKER-USER -d {range} -j ACCEPT"),
+        );
+        let (not_from, not_to) = (
+            format!("-I FORWARD ! -s {range} ! -d {range} -j DROP"),
+            "-P FORWARD ACCEPT".to_owned(),
+        );
+        for (more, is_open) in [
+            (&[from.as_str()][..], false),
+            (&[&from, &to], true),
+            (
+                &[
+                    "-N PODS",
+                    "-A PODS -j ACCEPT",
+                    "-A FORWARD -i mr+ -g PODS",
+                    "-A FORWARD -o mr+ -g PODS",
+                ],
+                true,
+            ),
+            (&["-I FORWARD -j REJECT"], false),
+            (
+                &["-I FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT"],
+                true,
+            ),
+            (
+                &["-I FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT"],
+                false,
+            ),
+            (&[&not_from, &not_to], true),
+        ] {
+            rules(
+                &town,
+                &[
+                    "-F",
+                    "-X",
+                    "-N DOCKER-USER",
+                    "-A FORWARD -j DOCKER-USER",
+                    "-P FORWARD DROP",
+                ],
+            );
+            town.wait_named(&[chain]);
+            rules(&town, more);
+            if is_open {
+                town.wait_named(&[]);
+                town.assert_passes(v4, &format!("{more:?}"));
+            } else {
+                std::thread::sleep(2 * SECOND);
+                town.wait_named(&[chain]);
+            }
+        }
+        rules(&town, &["-F", "-P FORWARD ACCEPT"]);
+        town.wait_named(&[]);
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Each second the kernel is asked for the generation of its rules, which takes 4 µs, and after a change for chains and rules.
 //! To list a few chains takes 20 µs; where kube-proxy left 30 000 it takes 22 ms, at most once a second. Messages about changes
-//! would cost more: there is one for each rule.
+//! would cost more: there is one for each rule. The tables of the legacy iptables have no generation: they are read each
+//! second, where there are any.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,12 +17,10 @@ use super::ranges::{around, own_pod_cidrs, pod_cidrs};
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::http::Faults;
-use crate::network::firewall::{PodInterfaces, Pods, Seen, Watcher};
+use crate::network::firewall::{PodInterfaces, Pods, Watcher};
 
 /// How often to look.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often to look where the kernel has no nftables: it starts a program each time.
-const LOOK_FOR_NFTABLES: Duration = Duration::from_mins(1);
 /// Ranges of pods are taken together up to a range of this length: a wider one may be others' too.
 const WIDEST: [u8; 2] = [12, 32];
 
@@ -80,17 +79,12 @@ async fn keep_looking(mut told: watch::Receiver<Pods>, faults: Faults) {
                 Err(error.into())
             }
         };
-        let mut pause = LOOK;
         match seen {
-            Ok(Seen::Same) => {}
-            Ok(Seen::Nothing) => {
-                keep_in_step(&faults, &mut known, Vec::new());
-                pause = LOOK_FOR_NFTABLES;
-            }
-            Ok(Seen::Problems(problems)) => keep_in_step(&faults, &mut known, problems),
+            Ok(None) => {}
+            Ok(Some(problems)) => keep_in_step(&faults, &mut known, problems),
             Err(error) => tracing::debug!(%error, "cannot look for firewalls"),
         }
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -5,13 +5,12 @@
 //! that removes them. Nothing is removed here: a kube-proxy that still runs would put it back.
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
-use std::os::fd::AsFd as _;
-use std::{fs, io};
+use std::io;
 
 use super::Problem;
+use super::firewall::legacy;
 use super::nfnetlink::{RuleFamily, chain_names, table_names};
-use super::sys;
+use super::sys::LegacyTable;
 use crate::trouble::Trouble;
 
 /// kube-proxy's table in mode nftables.
@@ -67,19 +66,10 @@ pub fn kube_proxy() -> io::Result<Vec<Problem>> {
 
 /// The table of the legacy iptables that has the chain, if one has: those are apart from what nftables lists.
 fn legacy_table_of(family: RuleFamily) -> io::Result<Option<&'static str>> {
-    let v4 = matches!(family, RuleFamily::Ip);
-    let list = if v4 { "ip_tables_names" } else { "ip6_tables_names" };
-    // A kernel without them has no such file.
-    let Ok(names) = fs::read_to_string(format!("/proc/thread-self/net/{list}")) else {
-        return Ok(None);
-    };
-    let there = CHAIN_TABLES
-        .into_iter()
-        .filter(|table| names.lines().any(|name| name == *table));
-    let anywhere = if v4 { "0.0.0.0:0" } else { "[::]:0" };
-    for table in there {
-        let socket = UdpSocket::bind(anywhere)?;
-        let rules = sys::legacy_table(socket.as_fd(), v4, table)?;
+    for table in CHAIN_TABLES {
+        let Some(LegacyTable { rules, .. }) = legacy::read(family, table)? else {
+            continue;
+        };
         let name = format!("{CHAIN}\0");
         if rules.windows(name.len()).any(|bytes| bytes == name.as_bytes()) {
             return Ok(Some(table));

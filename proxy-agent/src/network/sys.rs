@@ -79,9 +79,17 @@ struct LegacyInfo {
 /// The head of `struct ipt_get_entries`, which the rules follow at a multiple of eight.
 const LEGACY_HEAD: usize = 40;
 
-/// All rules of a table of the legacy iptables, as the kernel keeps them. To be asked only for a table that is there: the
+/// A table of the legacy iptables.
+pub struct LegacyTable {
+    /// All rules, as the kernel keeps them.
+    pub rules: Vec<u8>,
+    /// Where the chain of each hook begins (`NF_INET_…`), in bytes.
+    pub hooks: [Option<u32>; 5],
+}
+
+/// All rules of a table of the legacy iptables. To be asked only for a table that is there: the
 /// question makes one that is not. Any socket of the family will do.
-pub fn legacy_table(socket: BorrowedFd<'_>, v4: bool, table: &str) -> io::Result<Vec<u8>> {
+pub fn legacy_table(socket: BorrowedFd<'_>, v4: bool, table: &str) -> io::Result<LegacyTable> {
     // `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 are the same.
     const GET_INFO: i32 = 64;
     const GET_ENTRIES: i32 = 65;
@@ -102,12 +110,17 @@ pub fn legacy_table(socket: BorrowedFd<'_>, v4: bool, table: &str) -> io::Result
     let mut info = [0; size_of::<LegacyInfo>()];
     info[..table.len()].copy_from_slice(table.as_bytes());
     get(GET_INFO, &mut info)?;
-    let size_at = std::mem::offset_of!(LegacyInfo, size);
-    let size = u32::from_ne_bytes(std::array::from_fn(|byte| info[size_at + byte]));
+    let word = |at: usize| u32::from_ne_bytes(std::array::from_fn(|byte| info[at + byte]));
+    let size = word(std::mem::offset_of!(LegacyInfo, size));
+    let valid = word(std::mem::offset_of!(LegacyInfo, valid_hooks));
+    let entry = |hook: usize| word(std::mem::offset_of!(LegacyInfo, hook_entry) + hook * size_of::<u32>());
     let mut entries = vec![0; LEGACY_HEAD + size as usize];
     entries[..table.len()].copy_from_slice(table.as_bytes());
     entries[32..36].copy_from_slice(&size.to_ne_bytes());
     get(GET_ENTRIES, &mut entries)?;
     entries.drain(..LEGACY_HEAD);
-    Ok(entries)
+    Ok(LegacyTable {
+        rules: entries,
+        hooks: std::array::from_fn(|hook| (valid & (1 << hook) != 0).then(|| entry(hook))),
+    })
 }

@@ -80,6 +80,10 @@ const EXPECTED: &[Expected] = &[
         start: "the kernel has no nftables",
         holds: || true,
     },
+    Expected {
+        start: "no tables of the legacy iptables",
+        holds: || true,
+    },
 ];
 
 /// Whether a skip for this reason is right on this machine.

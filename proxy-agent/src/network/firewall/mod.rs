@@ -10,9 +10,10 @@
 //!
 //! A chain is named only if all new packets from pods, or all to pods, are dropped there. A rule accepts them if nothing
 //! but pods' addresses, pods' interfaces, the family or a new flow is its condition. One that asks a set about them counts as
-//! accepting, one that asks for anything else as not. The rules of the legacy iptables are elsewhere, and are not read.
+//! accepting, one that asks for anything else as not. The tables of the legacy iptables are read too ([`legacy`]).
 
 mod hook;
+pub mod legacy;
 mod packet;
 #[cfg(test)]
 mod packet_tests;
@@ -23,6 +24,7 @@ mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use nix::net::if_::if_nameindex;
@@ -33,6 +35,7 @@ use crate::trouble::Trouble;
 use hook::{Hook, Passing};
 use packet::Packet;
 pub use packet::PodInterfaces;
+use rule::judge;
 use walk::{Chains, Outcome, Read};
 
 /// How many ranges of a family the commands name.
@@ -56,28 +59,41 @@ pub struct Pods {
     pub uplinks: Vec<String>,
 }
 
-/// What a look came to.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// Nothing changed since the last one.
-    Same,
-    /// The kernel has no nftables. It looks for a module with each question.
-    Nothing,
-    /// What is wrong now.
-    Problems(Vec<Problem>),
-}
+/// How often to ask a kernel that has no nftables: it starts a program each time, which looks for a module.
+const ASK_FOR_NFTABLES: Duration = Duration::from_mins(1);
 
 /// Looks again and again.
 #[derive(Debug, Default)]
 pub struct Watcher {
     generations: Option<Generations>,
     seen: Option<u32>,
+    /// When to ask again, if the kernel has no nftables.
+    ask: Option<Instant>,
+    of_nftables: Vec<Problem>,
+    legacy: legacy::Watcher,
+    /// What the last look came to.
+    known: Option<Vec<Problem>>,
 }
 
 impl Watcher {
-    /// Looks if the rules are other ones than at the last look, or if it must. It may take as long as it takes the kernel to
-    /// list all chains: not for a thread that others wait for.
-    pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<Seen> {
+    /// What is wrong now, if that is something else than at the last look. Chains are read again after changes, or if it
+    /// must. It may take as long as it takes the kernel to list all chains: not for a thread that others wait for.
+    pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<Option<Vec<Problem>>> {
+        self.look_at_nftables(pods, must)?;
+        let legacy = self.legacy.look(pods, must)?;
+        let now = [self.of_nftables.as_slice(), legacy].concat();
+        if self.known.as_ref() == Some(&now) {
+            return Ok(None);
+        }
+        self.known = Some(now.clone());
+        Ok(Some(now))
+    }
+
+    fn look_at_nftables(&mut self, pods: &Pods, must: bool) -> io::Result<()> {
+        if self.ask.is_some_and(|ask| Instant::now() < ask) {
+            return Ok(());
+        }
+        self.ask = None;
         if must {
             self.seen = None;
         }
@@ -87,30 +103,39 @@ impl Watcher {
         };
         let Some(mut now) = generations.current()? else {
             self.seen = None;
-            return Ok(Seen::Nothing);
+            self.of_nftables.clear();
+            self.ask = Some(Instant::now() + ASK_FOR_NFTABLES);
+            return Ok(());
         };
-        let mut seen = Seen::Same;
         for _ in 0..TRIES {
             if self.seen == Some(now) {
                 break;
             }
-            seen = Seen::Problems(problems(pods)?);
+            self.of_nftables = problems(pods)?;
             self.seen = Some(now);
             // Chains of one generation say nothing with rules of another.
             now = generations.current()?.unwrap_or(now);
         }
         self.generations = Some(generations);
-        Ok(seen)
+        Ok(())
     }
+}
+
+/// A chain by its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Chain {
+    family: RuleFamily,
+    table: String,
+    name: String,
+    /// Whether it is one of the legacy iptables.
+    is_legacy: bool,
 }
 
 /// A base chain that packets of pods may pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct BaseChain {
-    family: RuleFamily,
+    chain: Chain,
     hook: Hook,
-    table: String,
-    name: String,
     /// Whether what reaches its end is dropped.
     drops: bool,
 }
@@ -121,10 +146,13 @@ impl BaseChain {
         // `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_TABLE`, `…_NAME` and `…_POLICY`.
         let hook = attribute(chain, 4)?;
         Some(Self {
-            family,
+            chain: Chain {
+                family,
+                table: text(attribute(chain, 1)?),
+                name: text(attribute(chain, 3)?),
+                is_legacy: false,
+            },
             hook: Hook::read(family, hook)?,
-            table: text(attribute(chain, 1)?),
-            name: text(attribute(chain, 3)?),
             drops: attribute(chain, 5).and_then(number) == Some(0),
         })
     }
@@ -136,44 +164,60 @@ impl BaseChain {
         names: &BTreeMap<u32, String>,
         read: &mut Read<'_>,
     ) -> io::Result<BTreeSet<(bool, bool)>> {
-        let mut chains = Chains::new(read);
-        let mut dropped = BTreeSet::new();
-        let passing = self.hook.passing(pods);
-        for range in &pods.of_node {
-            let is_v4 = range.addr().is_ipv4();
-            if self.family == (if is_v4 { RuleFamily::Ip6 } else { RuleFamily::Ip }) {
-                continue;
-            }
-            for Passing {
+        let mut chains = Chains::new(read, &judge);
+        dropped_of(pods, self.chain.family, &self.hook, names, &mut |packet| {
+            let outcome = chains.outcome(&self.chain.name, packet)?;
+            Ok(outcome == Outcome::Dropped || (outcome == Outcome::Through && self.drops))
+        })
+    }
+}
+
+/// What of the packets that pass a hook is dropped there: pairs of a family, whether that is IPv4, and a direction, whether
+/// from pods.
+fn dropped_of(
+    pods: &Pods,
+    family: RuleFamily,
+    hook: &Hook,
+    names: &BTreeMap<u32, String>,
+    is_dropped: &mut dyn FnMut(&Packet<'_>) -> io::Result<bool>,
+) -> io::Result<BTreeSet<(bool, bool)>> {
+    let mut dropped = BTreeSet::new();
+    let passing = hook.passing(pods);
+    for range in &pods.of_node {
+        let is_v4 = range.addr().is_ipv4();
+        if family == (if is_v4 { RuleFamily::Ip6 } else { RuleFamily::Ip }) {
+            continue;
+        }
+        for Passing {
+            from_pods,
+            interfaces,
+            ..
+        } in &passing
+        {
+            let from_pods = *from_pods;
+            let packet = Packet {
+                range: range.trunc(),
                 from_pods,
                 interfaces,
-                ..
-            } in &passing
-            {
-                let from_pods = *from_pods;
-                let packet = Packet {
-                    range: range.trunc(),
-                    from_pods,
-                    interfaces,
-                    names,
-                };
-                let outcome = chains.outcome(&self.name, &packet)?;
-                if outcome == Outcome::Dropped || (outcome == Outcome::Through && self.drops) {
-                    dropped.insert((is_v4, from_pods));
-                }
+                names,
+            };
+            if is_dropped(&packet)? {
+                dropped.insert((is_v4, from_pods));
             }
         }
-        Ok(dropped)
     }
+    Ok(dropped)
+}
 
-    fn problem(&self, pods: &Pods, dropped: &BTreeSet<(bool, bool)>, is_owned: bool) -> Problem {
+impl Chain {
+    fn problem(&self, pods: &Pods, hook: &Hook, dropped: &BTreeSet<(bool, bool)>, is_owned: bool) -> Problem {
         let directions: BTreeSet<_> = dropped.iter().map(|(_, from_pods)| *from_pods).collect();
         let what = match (directions.contains(&true), directions.contains(&false)) {
             (true, false) => "what pods send",
             (false, true) => "what pods are sent",
             _ => "what pods send and are sent",
         };
-        let passing = self.hook.passing(pods);
+        let passing = hook.passing(pods);
         let at = passing
             .iter()
             .filter(|passing| directions.contains(&passing.from_pods));
@@ -208,9 +252,10 @@ impl BaseChain {
                 commands.join(" and ")
             )
         };
+        let kind = if self.is_legacy { " (legacy iptables)" } else { "" };
         Problem {
             code: Trouble::FirewallDrops,
-            object: format!("chain {} {} {}", self.family.name(), self.table, self.name),
+            object: format!("chain {} {} {}{kind}", self.family.name(), self.table, self.name),
             message: format!("this firewall drops {what}{at}: {mend}"),
         }
     }
@@ -220,9 +265,12 @@ impl BaseChain {
         let is_v4 = range.addr().is_ipv4();
         let (table, chain) = (&self.table, &self.name);
         let is_iptables = matches!(self.family, RuleFamily::Ip | RuleFamily::Ip6);
+        let program = if is_v4 { "iptables" } else { "ip6tables" };
+        let side = if from_pods { "-s" } else { "-d" };
+        if self.is_legacy {
+            return format!("`{program}-legacy -t {table} -I {chain} {side} {range} -j ACCEPT`");
+        }
         if is_iptables && table == "filter" && chain == "FORWARD" {
-            let program = if is_v4 { "iptables" } else { "ip6tables" };
-            let side = if from_pods { "-s" } else { "-d" };
             return format!("`{program} -I FORWARD {side} {range} -j ACCEPT`");
         }
         let family = self.family.name();
@@ -249,14 +297,17 @@ fn problems(pods: &Pods) -> io::Result<Vec<Problem>> {
     }
     let names = interface_names();
     for chain in chains {
-        let mut read = |name: &str| nfnetlink::rules(chain.family, &chain.table, name);
+        let BaseChain {
+            chain: by_name, hook, ..
+        } = &chain;
+        let mut read = |name: &str| nfnetlink::rules(by_name.family, &by_name.table, name);
         let dropped = chain.dropped(pods, &names, &mut read)?;
         if dropped.is_empty() {
             continue;
         }
-        let flags = flags(chain.family, &chain.table)?;
+        let flags = flags(by_name.family, &by_name.table)?;
         if flags & DORMANT == 0 {
-            found.push(chain.problem(pods, &dropped, flags & OWNED != 0));
+            found.push(by_name.problem(pods, hook, &dropped, flags & OWNED != 0));
         }
     }
     Ok(found)

@@ -118,8 +118,8 @@ impl Run<'_> {
             "reject" => self.action = Action::Drop,
             "queue" => self.action = Action::Accept,
             "match" => {
-                let matched = self.iptables(&attribute(data, 1).map(text)?, data);
-                self.meet(matched);
+                let name = attribute(data, 1).map(text)?;
+                self.meet(iptables(self.packet, &name, attribute(data, 3)));
             }
             "target" => match attribute(data, 1).map(text)?.as_str() {
                 "REJECT" | "DROP" => self.action = Action::Drop,
@@ -162,15 +162,16 @@ impl Run<'_> {
             _ => {}
         }
     }
+}
 
-    fn iptables(&self, name: &str, data: &[u8]) -> Match {
-        match name {
-            "comment" => Match::All,
-            "conntrack" => attribute(data, 3).and_then(state).unwrap_or(Match::Part),
-            "set" => Match::Unsure,
-            "mark" | "connmark" => self.packet.mark(),
-            _ => Match::Part,
-        }
+/// What a match of iptables asks; `info` is what its module has.
+pub fn iptables(packet: &Packet<'_>, name: &str, info: Option<&[u8]>) -> Match {
+    match name {
+        "comment" => Match::All,
+        "conntrack" => info.and_then(state).unwrap_or(Match::Part),
+        "set" => Match::Unsure,
+        "mark" | "connmark" => packet.mark(),
+        _ => Match::Part,
     }
 }
 

@@ -5,8 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::hook::Hook;
 use super::packet::{Match, Packet, PodInterfaces};
 use super::rule::{Action, judge};
-use super::{BaseChain, Pods};
+use super::{BaseChain, Chain, Pods};
 use crate::network::nfnetlink::RuleFamily;
+
+fn named(family: RuleFamily, table: &str, name: &str) -> Chain {
+    Chain {
+        family,
+        table: table.to_owned(),
+        name: name.to_owned(),
+        is_legacy: false,
+    }
+}
 
 const NESTED: u16 = 0x8000;
 
@@ -137,10 +146,8 @@ fn judged(expressions: &[Vec<u8>]) -> (Match, Action) {
 /// What a chain with this policy drops: from pods and to pods in IPv4, then in IPv6.
 fn dropped(family: RuleFamily, drops: bool, chains: &[(&str, Vec<Vec<u8>>)]) -> [bool; 4] {
     let chain = BaseChain {
-        family,
+        chain: named(family, "filter", "FORWARD"),
         hook: Hook::Forward,
-        table: "filter".into(),
-        name: "FORWARD".into(),
         drops,
     };
     let mut read = |name: &str| {
@@ -369,10 +376,8 @@ fn base_chains_of_the_hook_are_told_from_others() {
     };
     let expected = |drops| {
         Some(BaseChain {
-            family: RuleFamily::Ip,
+            chain: named(RuleFamily::Ip, "filter", "FORWARD"),
             hook: Hook::Forward,
-            table: "filter".into(),
-            name: "FORWARD".into(),
             drops,
         })
     };
@@ -385,15 +390,9 @@ fn base_chains_of_the_hook_are_told_from_others() {
 #[test]
 fn the_commands_fit_the_chain() {
     let problem = |family, table: &str, name: &str, dropped: &[(bool, bool)], is_owned| {
-        let chain = BaseChain {
-            family,
-            hook: Hook::Forward,
-            table: table.into(),
-            name: name.into(),
-            drops: true,
-        };
         let dropped: BTreeSet<_> = dropped.iter().copied().collect();
-        let problem = chain.problem(&pods(), &dropped, is_owned);
+        let chain = named(family, table, name);
+        let problem = chain.problem(&pods(), &Hook::Forward, &dropped, is_owned);
         (problem.object, problem.message)
     };
     assert_eq!(
@@ -477,10 +476,8 @@ fn hooks_at_interfaces_meet_one_direction_of_pods() {
 #[test]
 fn a_chain_at_an_interface_is_named_with_it() {
     let chain = |devices: &[&str], drops| BaseChain {
-        family: RuleFamily::Netdev,
+        chain: named(RuleFamily::Netdev, "guard", "entry"),
         hook: Hook::read(RuleFamily::Netdev, &hook_at(0, devices)).unwrap(),
-        table: "guard".into(),
-        name: "entry".into(),
         drops,
     };
     let dropped = |chain: &BaseChain, rules: &[Vec<u8>]| {
@@ -498,7 +495,9 @@ fn a_chain_at_an_interface_is_named_with_it() {
         [(false, false), (true, false)]
     );
     assert_eq!(dropped(&open, &[]), []);
-    let problem = closed.problem(&pods(), &of_both.into_iter().collect(), false);
+    let problem = closed
+        .chain
+        .problem(&pods(), &closed.hook, &of_both.into_iter().collect(), false);
     assert_eq!(problem.object, "chain netdev guard entry");
     assert_eq!(
         problem.message,

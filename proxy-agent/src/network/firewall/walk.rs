@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::packet::{Match, Packet};
-use super::rule::{Action, judge};
+use super::rule::Action;
 
 /// How deep chains call each other; the kernel allows no more (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
@@ -23,20 +23,25 @@ pub enum Outcome {
     Through,
 }
 
-/// Gives the expressions of each rule of a chain.
+/// Gives the rules of a chain.
 pub type Read<'a> = dyn FnMut(&str) -> io::Result<Vec<Vec<u8>>> + 'a;
+
+/// Says how many packets a rule matches, and what becomes of those.
+pub type Judge<'a> = dyn Fn(&[u8], &Packet<'_>) -> (Match, Action) + 'a;
 
 /// The chains of one table, read when a packet comes to them.
 pub struct Chains<'a> {
     read: &'a mut Read<'a>,
+    judge: &'a Judge<'a>,
     known: BTreeMap<String, Rc<[Vec<u8>]>>,
 }
 
 impl<'a> Chains<'a> {
-    /// Of a table that is read so.
-    pub fn new(read: &'a mut Read<'a>) -> Self {
+    /// Of a table that is read so, whose rules say what `judge` finds in them.
+    pub fn new(read: &'a mut Read<'a>, judge: &'a Judge<'a>) -> Self {
         Self {
             read,
+            judge,
             known: BTreeMap::new(),
         }
     }
@@ -70,7 +75,7 @@ impl<'a> Chains<'a> {
                 return Ok(Outcome::Accepted);
             };
             *left = fewer;
-            let (matched, action) = judge(rule, packet);
+            let (matched, action) = (self.judge)(rule, packet);
             if matched < Match::Unsure {
                 continue;
             }
