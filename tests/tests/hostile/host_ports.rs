@@ -5,12 +5,18 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
 use harness::cni::{self, Attachment, PodSpec};
-use harness::{Answer, Node, Place, Probe};
+use harness::{Answer, Node, NodeSpec, Place, Probe};
 use proxy_common::maps::HostPort;
 use proxy_common::protocol;
 use serde_json::{Value, json};
 
-use crate::town::{CLUSTER_IP, LOCAL_BALANCER, SECOND, SOON, Town, at};
+use crate::town::{CLUSTER_IP, LOCAL_BALANCER, SECOND, SOON, Town, at, wait_served};
+
+/// Ranges that a route makes the node's, and two addresses of each.
+const BY_ROUTE: [(&str, [&str; 2]); 2] = [
+    ("198.51.101.0/24", ["198.51.101.9", "198.51.101.8"]),
+    ("2001:db8:77::/64", ["2001:db8:77::9", "2001:db8:77::8"]),
+];
 
 /// Adds a pod that asks for host ports, for the answer alone.
 #[track_caller]
@@ -165,6 +171,80 @@ fn a_host_port_at_anothers_address_takes_over_nothing() {
             .expect("an answer");
         assert_eq!(answer.backend, "taker");
     }
+}
+
+/// Port 8443 at the first address of each range that is local by a route, and port 8444 at each address of
+/// the node.
+fn ports_by_route() -> Value {
+    let mut ports = Vec::new();
+    for protocol in ["tcp", "udp"] {
+        let target = json!({"hostPort": 8444, "containerPort": 8080, "protocol": protocol});
+        for (_, [named, _]) in BY_ROUTE {
+            let mut port = target.clone();
+            port["hostIP"] = json!(named);
+            port["hostPort"] = json!(8443);
+            ports.push(port);
+        }
+        ports.push(target);
+    }
+    json!(ports)
+}
+
+#[track_caller]
+fn assert_leads_to(client: &Place, to: SocketAddr, backend: &str) {
+    wait_served(client, to);
+    for probe in Probe::ALL {
+        let answer = client.ask(probe, to);
+        let answer =
+            answer.unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", client.name()));
+        let who = client.name();
+        assert_eq!(answer.backend, backend, "{who} asks {to} by {probe:?}");
+    }
+}
+
+/// Asks for host ports at addresses that no interface has.
+#[track_caller]
+fn assert_local_ranges_have_host_ports(town: &Town) {
+    let node = town.node();
+    for (range, _) in BY_ROUTE {
+        node.run_ip(&format!("route add local {range} dev lo"));
+        town.outside.route_via(range.parse().expect("a prefix"), node);
+    }
+    let spec = PodSpec::new("by-route").asking("portMappings", ports_by_route());
+    let pod = node.add_pod_by_plugin(&spec);
+    let _servers = pod.serve(8080);
+    let _own = node.serve_tcp(8445);
+    let clients: [&Place; 3] = [&town.outside, &town.pod, node];
+    for (_, [named, other]) in BY_ROUTE {
+        for client in clients {
+            assert_leads_to(client, at(named, 8443), "by-route");
+            for address in [named, other] {
+                assert_leads_to(client, at(address, 8444), "by-route");
+                // All other ports of the range stay the node's.
+                let own = client.ask(Probe::Tcp, at(address, 8445));
+                assert_eq!(own.expect("an answer").backend, "n1", "{address}");
+            }
+            // The port that has an address is no port of another one.
+            for probe in [Probe::Tcp, Probe::UdpConnected] {
+                let answer = client.ask_within(probe, at(other, 8443), SECOND / 2);
+                assert!(answer.is_err(), "{} asks {other}: {answer:?}", client.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_host_port_at_an_address_that_is_local_by_a_route_leads_to_its_pod() {
+    harness::require_root!();
+    assert_local_ranges_have_host_ports(&Town::build());
+}
+
+/// Packets of the node and of its pods meet programs at interfaces then.
+#[test]
+fn a_host_port_at_an_address_that_is_local_by_a_route_leads_to_its_pod_without_socket_hooks() {
+    harness::require_root!();
+    let town = Town::with(NodeSpec::millrace(), "socketLB: \"off\"\n");
+    assert_local_ranges_have_host_ports(&town);
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {
