@@ -28,7 +28,7 @@ const LARGE: usize = 1300;
 
 /// The place's address of a family, of which it may have one only.
 #[track_caller]
-fn like(place: &Place, v4: bool) -> IpAddr {
+pub fn like(place: &Place, v4: bool) -> IpAddr {
     let found = place.addresses().iter().find(|ip| ip.is_ipv4() == v4);
     *found.expect("an address of that family")
 }

@@ -1,20 +1,27 @@
 //! The tunnel to other nodes believes Nodes only, each for its own pods, and no pod comes by its port.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use harness::config::DEFAULTS;
-use harness::forge::{Ethernet, VLAN, link, packet};
-use harness::{Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Service, World, eventually};
+use harness::forge::{Ethernet, Tag, VLAN, link, packet};
+use harness::manifest::Family;
+use harness::{
+    Client, Endpoint, Forge, Node, NodeSpec, Place, Pod, Probe, Service, World, eventually, wait_for,
+};
 use proxy_common::maps::Reason;
 
+use crate::icmp::like;
 use crate::town::{
-    Refusals, SECOND, SOON, assert_nothing_came, at, captured, counted, datagram, honest, wait_served,
+    Refusals, SECOND, SOON, assert_nothing_came, at, came_before, captured, counted, datagram, honest,
+    wait_served,
 };
 
 const PORT: u16 = 8472;
 const NODE_PORT: u16 = 30_053;
 const SEGMENT: u32 = 1;
 const FORGED: &[u8] = b"forged";
+/// A node's end of the tunnel.
+const DEVICE: &str = "millrace-vxlan";
 /// Why a node refuses what strangers send to its tunnel, or in it.
 const STRANGE: &[Reason] = &[Reason::TunnelSource, Reason::ForgedSource];
 
@@ -24,13 +31,25 @@ struct Town {
     outside: Client,
     /// One for each node.
     pods: Vec<Pod>,
+    /// Whether the outer header is IPv4's.
+    over_v4: bool,
     _agents: Vec<harness::Agent>,
 }
 
 impl Town {
+    /// Nodes of both families, whose tunnel runs over IPv4.
     fn build() -> Self {
-        let spec = NodeSpec::millrace;
-        let world = World::builder().node(spec()).node(spec()).node(spec()).build();
+        Self::of(&NodeSpec::millrace(), true)
+    }
+
+    /// Nodes of IPv6 alone, whose tunnel runs over it.
+    fn over_ipv6() -> Self {
+        Self::of(&NodeSpec::millrace().only(Family::V6), false)
+    }
+
+    fn of(spec: &NodeSpec, over_v4: bool) -> Self {
+        let builder = World::builder().node(spec.clone()).node(spec.clone());
+        let world = builder.node(spec.clone()).build();
         let agents = world.start_agents_with(&format!("{DEFAULTS}routingMode: vxlan\n"));
         let outside = world.add_client("outside");
         let pods: Vec<Pod> = (1..=3)
@@ -39,13 +58,14 @@ impl Town {
         let _servers: Vec<_> = pods.iter().map(|pod| pod.serve(8080)).collect();
         for client in &pods {
             for server in &pods {
-                wait_served(client, SocketAddr::new(server.ip().into(), 8080));
+                wait_served(client, SocketAddr::new(like(server, over_v4), 8080));
             }
         }
         Self {
             world,
             outside,
             pods,
+            over_v4,
             _agents: agents,
         }
     }
@@ -54,78 +74,166 @@ impl Town {
         &self.pods[number - 1]
     }
 
+    /// A place's address of the outer header's family.
+    #[track_caller]
+    fn ip(&self, place: &Place) -> IpAddr {
+        like(place, self.over_v4)
+    }
+
+    /// Where nothing listens.
+    #[track_caller]
+    fn discard(&self, place: &Place) -> SocketAddr {
+        SocketAddr::new(self.ip(place), 9)
+    }
+
     fn tunnel_port(&self, number: usize) -> SocketAddr {
-        SocketAddr::new(self.world.node(number).ip().into(), PORT)
+        SocketAddr::new(self.ip(self.world.node(number)), PORT)
+    }
+
+    /// The port of a node's tunnel at the address of the tunnel itself.
+    fn end_port(&self, number: usize) -> SocketAddr {
+        let ranges = self.world.node(number).pod_cidrs();
+        SocketAddr::new(ranges[usize::from(!self.over_v4)].network(), PORT)
+    }
+
+    /// A service of the outer header's family that leads to tunnels.
+    fn round(&self) -> (Service, SocketAddr) {
+        let ip = if self.over_v4 { "10.96.0.20" } else { "fd00:96::20" };
+        let service = Service::new("round").cluster_ip(ip).udp("vxlan", 53, PORT);
+        (service, at(ip, 53))
+    }
+
+    /// Sends as the tunnel of a node does for its pod, to the port of another node's tunnel.
+    fn by_tunnel(
+        &self,
+        from: usize,
+        (node, entrance): (&Node, SocketAddr),
+        victim: &Pod,
+    ) -> impl FnMut(&[u8]) {
+        let (forge, mac, to) = (self.outside.forge_to(node), end_of(node), self.discard(victim));
+        let outer = (self.ip(self.world.node(from)), 40_000);
+        let inner = (self.ip(self.pod(from)), 999);
+        move |mark| {
+            let content = carried_to(mac, Vec::new(), &datagram(inner, to, mark));
+            forge.send(&datagram(outer, entrance, &content));
+        }
     }
 }
 
 /// The hardware address of a node's end of the tunnel.
 fn end_of(node: &Node) -> [u8; 6] {
-    let [a, b, c, d] = node.ip().octets();
-    [0x0a, 0x6d, a, b, c, d]
+    node.mac(DEVICE)
 }
 
 /// What the tunnel carries to a node.
 fn carried(node: &Node, packet: &[u8]) -> Vec<u8> {
-    let ethernet = Ethernet {
-        to: end_of(node),
-        from: [2; 6],
-        tags: Vec::new(),
-    };
-    link::vxlan(SEGMENT, &ethernet.of_packet(packet))
+    carried_to(end_of(node), Vec::new(), packet)
+}
+
+fn carried_to(to: [u8; 6], tags: Vec<Tag>, packet: &[u8]) -> Vec<u8> {
+    let from = [2; 6];
+    link::vxlan(SEGMENT, &Ethernet { to, from, tags }.of_packet(packet))
 }
 
 /// A forged datagram within the tunnel.
 fn forgery(node: &Node, from: IpAddr, to: &Pod) -> Vec<u8> {
-    let to = to.addresses()[usize::from(from.is_ipv6())];
+    let to = like(to, from.is_ipv4());
     carried(node, &datagram((from, 999), SocketAddr::new(to, 9), FORGED))
+}
+
+/// A packet of either family in fragments, the first of which has the ports.
+fn in_fragments(packet: &[u8]) -> Vec<Vec<u8>> {
+    if packet[0] >> 4 == 4 {
+        packet::fragments(packet, 32)
+    } else {
+        packet::fragments_with_options(packet, fastrand::u32(..), 32)
+    }
+}
+
+/// Waits until a node has refused so many packets in all: the last ones may be on their way.
+#[track_caller]
+fn wait_refused(node: &Node, reasons: &[Reason], count: u64, what: &str) {
+    wait_for(&format!("{what} to be refused"), SOON, || {
+        let refused = counted(node, reasons);
+        if refused >= count {
+            Ok(())
+        } else {
+            Err(format!("{refused} of {count}"))
+        }
+    });
+}
+
+/// Sends one packet, which a node counts for one of these reasons.
+#[track_caller]
+fn assert_is_counted(node: &Node, reasons: &[Reason], what: &str, send: impl FnOnce()) {
+    let before = counted(node, reasons);
+    send();
+    wait_refused(node, reasons, before + 1, what);
+}
+
+/// Sends until a node refuses it: a service leads nowhere before it is programmed.
+#[track_caller]
+fn send_until_refused(node: &Node, what: &str, mut send: impl FnMut()) {
+    let refused = || counted(node, &[Reason::TunnelPort]);
+    let before = refused();
+    eventually(&format!("{what} to be refused"), SOON, || {
+        send();
+        refused() > before
+    });
 }
 
 #[test]
 fn vxlan_of_a_pod_reaches_no_node() {
     harness::require_root!();
-    let town = Town::build();
+    assert_no_pod_reaches_a_tunnel(&Town::build());
+}
+
+#[test]
+fn vxlan_of_a_pod_reaches_no_node_over_ipv6() {
+    harness::require_root!();
+    assert_no_pod_reaches_a_tunnel(&Town::over_ipv6());
+}
+
+#[track_caller]
+fn assert_no_pod_reaches_a_tunnel(town: &Town) {
     let (attacker, n1) = (town.pod(1), town.world.node(1));
     let near = n1.add_pod("near");
     // A way round: a service whose endpoints are tunnels.
-    let service = Service::new("round")
-        .cluster_ip("10.96.0.20")
-        .udp("vxlan", 53, PORT);
-    let tunnels = [1, 2].map(|number| Endpoint::at(&[town.world.node(number).ip().into()]));
+    let (service, round) = town.round();
     town.world.apply(&service);
+    let socket = attacker.udp_socket_for(round).expect("a socket");
     for (number, victim) in [(1, &near), (2, town.pod(2))] {
-        let node = town.world.node(number);
+        let (node, tunnel) = (town.world.node(number), town.tunnel_port(number));
         let capture = captured(victim);
         town.world
-            .apply_all(service.slices([tunnels[number - 1].clone()]));
+            .apply_all(service.slices([Endpoint::at(&[tunnel.ip()])]));
+        let what = format!("from a pod by the tunnel to n{number}");
+        send_until_refused(n1, &what, || drop(socket.send_to(b"early", round)));
         let sources = [
-            town.pod(3).ip().into(),
-            town.pod(2).ip().into(),
-            town.pod(1).ip().into(),
-            town.outside.ip().into(),
-            town.world.node(3).ip().into(),
+            town.ip(town.pod(3)),
+            town.ip(town.pod(2)),
+            town.ip(town.pod(1)),
+            town.ip(&town.outside),
+            town.ip(town.world.node(3)),
             town.pod(3).ip6().into(),
         ];
-        let socket = attacker
-            .udp_socket_for(town.tunnel_port(number))
-            .expect("a socket");
         let forge = attacker.forge_out();
         let refused = Refusals::of(n1, &[Reason::TunnelPort]);
         for source in sources {
             let forgery = forgery(node, source, victim);
-            let _ = socket.send_to(&forgery, town.tunnel_port(number));
-            let _ = socket.send_to(&forgery, at("10.96.0.20", 53));
-            let own = (attacker.ip().into(), 12_345);
-            let packet = datagram(own, town.tunnel_port(number), &forgery);
-            for fragment in packet::fragments(&packet, 32) {
+            let _ = socket.send_to(&forgery, tunnel);
+            let _ = socket.send_to(&forgery, round);
+            let packet = datagram((town.ip(attacker), 12_345), tunnel, &forgery);
+            for fragment in in_fragments(&packet) {
                 forge.send(&fragment);
             }
         }
-        let to = SocketAddr::new(victim.ip().into(), 9);
-        let what = format!("from a pod by the tunnel to n{number}");
-        assert_nothing_came(&capture, FORGED, &what, honest(attacker, to));
+        assert_nothing_came(&capture, FORGED, &what, honest(attacker, town.discard(victim)));
         // By the port, by the service, and the first fragments.
         refused.assert_rose_by(3 * sources.len() as u64, &what);
+        // The first of them arrives from the node whose pod is inside.
+        let mut by_tunnel = town.by_tunnel(3, (node, tunnel), victim);
+        came_before(&capture, "from a node", &mut by_tunnel);
     }
 }
 
@@ -134,44 +242,74 @@ fn vxlan_of_a_pod_reaches_no_node() {
 #[test]
 fn vxlan_at_other_addresses_of_the_socket_reaches_no_pod() {
     harness::require_root!();
-    let town = Town::build();
-    let (attacker, n1) = (town.pod(1), town.world.node(1));
+    let groups = ["192.168.50.255", "255.255.255.255", "224.0.0.1", "239.1.2.3"];
+    assert_no_other_address_leads_to_a_pod(&Town::build(), &groups);
+}
+
+#[test]
+fn vxlan_at_other_addresses_of_the_socket_reaches_no_pod_over_ipv6() {
+    harness::require_root!();
+    assert_no_other_address_leads_to_a_pod(&Town::over_ipv6(), &["ff02::1", "ff0e::1"]);
+}
+
+#[track_caller]
+fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
+    let (attacker, n1, n2) = (town.pod(1), town.world.node(1), town.world.node(2));
     let near = n1.add_pod("near");
     let capture = captured(&near);
-    let end = |number: u8| IpAddr::from([10, 244, number, 0]);
-    let mut places: Vec<IpAddr> = vec![end(1), n1.ip().into()];
-    for group in ["192.168.50.255", "255.255.255.255", "224.0.0.1", "239.1.2.3"] {
-        places.push(group.parse().expect("an address"));
-    }
-    let forgery = forgery(n1, town.pod(3).ip().into(), &near);
-    for (sender, forge) in [
-        (attacker.ip(), attacker.forge_out()),
-        (town.outside.ip(), town.outside.forge_to(n1)),
-    ] {
+    let own = [town.end_port(1), town.tunnel_port(1)];
+    let groups = groups.iter().map(|group| at(group, PORT));
+    let places: Vec<SocketAddr> = own.into_iter().chain(groups).collect();
+    let forged = forgery(n1, town.ip(town.pod(3)), &near);
+    let senders: [(&Place, Forge, &[Reason]); 2] = [
+        (attacker, attacker.forge_out(), &[Reason::TunnelPort]),
+        (&town.outside, town.outside.forge_to(n1), STRANGE),
+    ];
+    for (sender, forge, reasons) in senders {
         for place in &places {
-            let packet = datagram((sender.into(), 12_345), SocketAddr::new(*place, PORT), &forgery);
+            let packet = datagram((town.ip(sender), 12_345), *place, &forged);
             // As it should be addressed, to all hosts of the link, and to a group of them.
-            forge.send(&packet);
-            for to in [link::BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
+            for to in [forge.ethernet().to, link::BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
                 let ethernet = Ethernet {
                     to,
                     ..forge.ethernet()
                 };
-                forge.send_frame(&ethernet.of_packet(&packet));
+                let frame = ethernet.of_packet(&packet);
+                let what = format!("{place} at {to:x?} from {}", sender.name());
+                assert_is_counted(n1, reasons, &what, || forge.send_frame(&frame));
             }
         }
     }
     // By the tunnel, to the end of it on another node.
     let far = captured(town.pod(2));
-    let to_far = self::forgery(town.world.node(2), town.pod(3).ip().into(), town.pod(2));
-    let own = (attacker.ip().into(), 12_345);
-    attacker
-        .forge_out()
-        .send(&datagram(own, SocketAddr::new(end(2), PORT), &to_far));
+    let to_far = forgery(n2, town.ip(town.pod(3)), town.pod(2));
+    let packet = datagram((town.ip(attacker), 12_345), town.end_port(2), &to_far);
+    let forge = attacker.forge_out();
+    assert_is_counted(n2, STRANGE, "by the tunnel to its end", || forge.send(&packet));
     for (capture, victim) in [(&capture, &near), (&far, town.pod(2))] {
-        let to = SocketAddr::new(victim.ip().into(), 9);
+        let to = town.discard(victim);
         assert_nothing_came(capture, FORGED, "to other addresses", honest(attacker, to));
     }
+    // What is forged above arrives at the node's own addresses from the node whose pod is inside.
+    for entrance in own {
+        let what = format!("from a node to {entrance}");
+        came_before(&capture, &what, &mut town.by_tunnel(3, (n1, entrance), &near));
+    }
+}
+
+/// A datagram behind seven headers of destination options, each of eight bytes.
+fn behind_seven_headers(from: Ipv6Addr, to: SocketAddr, mark: &[u8]) -> Vec<u8> {
+    let inner = datagram((from.into(), 999), to, mark);
+    let mut bytes = inner[..40].to_vec();
+    for number in 0..7_u8 {
+        let next = if number == 6 { inner[6] } else { 60 };
+        bytes.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    bytes.extend(&inner[40..]);
+    bytes[6] = 60;
+    let payload = u16::try_from(bytes.len() - 40).expect("a short packet");
+    bytes[4..6].copy_from_slice(&payload.to_be_bytes());
+    bytes
 }
 
 /// IPv6 extension headers that no program walks do not hide a forged source.
@@ -183,22 +321,18 @@ fn extension_headers_beyond_the_limit_hide_no_source() {
     let near = n1.add_pod("near");
     let capture = captured(victim);
     let forge = town.outside.forge_to(n1);
-    for source in [near.ip6(), n1.ip6()] {
-        let inner = datagram((source.into(), 999), (victim.ip6(), 9).into(), FORGED);
-        // Seven headers of destination options, each of eight bytes, before the datagram.
-        let mut bytes = inner[..40].to_vec();
-        for number in 0..7_u8 {
-            let next = if number == 6 { inner[6] } else { 60 };
-            bytes.extend([next, 0, 1, 4, 0, 0, 0, 0]);
-        }
-        bytes.extend(&inner[40..]);
-        bytes[6] = 60;
-        let payload = u16::try_from(bytes.len() - 40).expect("a short packet");
-        bytes[4..6].copy_from_slice(&payload.to_be_bytes());
-        forge.send(&bytes);
+    let to = SocketAddr::new(victim.ip6().into(), 9);
+    let sources = [near.ip6(), n1.ip6()];
+    let refused = Refusals::of(n1, &[Reason::ForgedSource]);
+    for source in sources {
+        forge.send(&behind_seven_headers(source, to, FORGED));
     }
-    let to = SocketAddr::new(victim.ip().into(), 9);
-    assert_nothing_came(&capture, FORGED, "behind seven headers", honest(town.pod(2), to));
+    // The same with the source of a host on the link arrives.
+    let from = town.outside.ip6();
+    assert_nothing_came(&capture, FORGED, "behind seven headers", |mark| {
+        forge.send(&behind_seven_headers(from, to, mark));
+    });
+    refused.assert_rose_by(sources.len() as u64, "behind seven headers");
 }
 
 #[test]
@@ -222,83 +356,103 @@ fn vxlan_of_a_pod_through_the_tunnel_itself_reaches_no_node() {
 #[test]
 fn vxlan_of_a_stranger_reaches_no_pod() {
     harness::require_root!();
-    let town = Town::build();
+    let strangers = ["192.168.50.222", "198.51.100.9", "127.0.0.1"];
+    assert_no_stranger_reaches_a_pod(&Town::build(), strangers);
+}
+
+#[test]
+fn vxlan_of_a_stranger_reaches_no_pod_over_ipv6() {
+    harness::require_root!();
+    let strangers = ["fd00:50::222", "2001:db8:9::9", "::1"];
+    assert_no_stranger_reaches_a_pod(&Town::over_ipv6(), strangers);
+}
+
+#[track_caller]
+fn assert_no_stranger_reaches_a_pod(town: &Town, unknown: [&str; 3]) {
     let (victim, n2) = (town.pod(2), town.world.node(2));
-    let capture = captured(victim);
+    let (capture, tunnel) = (captured(victim), town.tunnel_port(2));
     let forge = town.outside.forge_to(n2);
-    let strangers = [
-        town.outside.ip(),
-        Ipv4Addr::new(192, 168, 50, 222),
-        Ipv4Addr::new(198, 51, 100, 9),
-        town.pod(1).ip(),
-        n2.ip(),
-        Ipv4Addr::LOCALHOST,
+    let mut strangers = vec![town.ip(&town.outside), town.ip(town.pod(1)), town.ip(n2)];
+    strangers.extend(unknown.map(|text| text.parse::<IpAddr>().expect("an address")));
+    let sources = [
+        town.ip(town.pod(1)),
+        town.pod(1).ip6().into(),
+        town.ip(&town.outside),
+        town.ip(town.world.node(1)),
     ];
-    let refused = Refusals::of(n2, STRANGE);
-    for stranger in strangers {
-        for source in [
-            IpAddr::from(town.pod(1).ip()),
-            town.pod(1).ip6().into(),
-            town.outside.ip().into(),
-            town.world.node(1).ip().into(),
-        ] {
-            let packet = datagram(
-                (stranger.into(), 40_000),
-                town.tunnel_port(2),
-                &forgery(n2, source, victim),
-            );
+    let before = counted(n2, STRANGE);
+    for stranger in &strangers {
+        for source in sources {
+            let packet = datagram((*stranger, 40_000), tunnel, &forgery(n2, source, victim));
             forge.send(&packet);
-            for fragment in packet::fragments(&packet, 32) {
+            for fragment in in_fragments(&packet) {
                 forge.send(&fragment);
             }
         }
     }
-    let socket = town
-        .outside
-        .udp_socket_for(town.tunnel_port(2))
-        .expect("a socket");
-    let _ = socket.send_to(&forgery(n2, town.pod(1).ip().into(), victim), town.tunnel_port(2));
-    let to = SocketAddr::new(victim.ip().into(), 9);
-    assert_nothing_came(&capture, FORGED, "from a stranger", honest(town.pod(1), to));
+    let socket = town.outside.udp_socket_for(tunnel).expect("a socket");
+    let _ = socket.send_to(&forgery(n2, sources[0], victim), tunnel);
     // Whole, and by their first fragments.
-    refused.assert_rose_by(2 * 4 * strangers.len() as u64 + 1, "from a stranger");
+    let sent = 2 * sources.len() as u64 * strangers.len() as u64 + 1;
+    wait_refused(n2, STRANGE, before + sent, "from a stranger");
+    // The first of them arrives from the node whose pod is inside.
+    let by_tunnel = town.by_tunnel(1, (n2, tunnel), victim);
+    assert_nothing_came(&capture, FORGED, "from a stranger", by_tunnel);
 }
 
 #[test]
 fn a_nodes_tunnel_carries_that_nodes_pods_only() {
     harness::require_root!();
-    let town = Town::build();
-    let (victim, n2) = (town.pod(2), town.world.node(2));
+    assert_a_node_sends_for_its_pods_only(&Town::build());
+}
+
+#[test]
+fn a_nodes_tunnel_carries_that_nodes_pods_only_over_ipv6() {
+    harness::require_root!();
+    assert_a_node_sends_for_its_pods_only(&Town::over_ipv6());
+}
+
+#[track_caller]
+fn assert_a_node_sends_for_its_pods_only(town: &Town) {
+    let (victim, n2, n3) = (town.pod(2), town.world.node(2), town.world.node(3));
     let capture = captured(victim);
     let forge = town.outside.forge_to(n2);
-    let n1 = (town.world.node(1).ip().into(), 40_000);
+    let n1 = (town.ip(town.world.node(1)), 40_000);
     let by_tunnel = |content: &[u8]| forge.send(&datagram(n1, town.tunnel_port(2), content));
-    let sources: [IpAddr; 16] = [
-        // Another peer's, the own ones, and no peer's.
-        town.pod(3).ip().into(),
-        town.pod(3).ip6().into(),
-        n2.ip().into(),
-        n2.ip6().into(),
-        victim.ip().into(),
-        victim.ip6().into(),
-        "10.244.2.77".parse().expect("an address"),
-        "fd00:244:2::77".parse().expect("an address"),
-        town.world.node(3).ip().into(),
-        town.outside.ip().into(),
-        town.outside.ip6().into(),
-        "127.0.0.1".parse().expect("an address"),
-        "0.0.0.0".parse().expect("an address"),
-        "224.0.0.1".parse().expect("an address"),
-        "::1".parse().expect("an address"),
-        "10.96.0.1".parse().expect("an address"),
-    ];
+    let mut sources: Vec<IpAddr> = Vec::new();
+    // Another peer's, the own ones, and no peer's.
+    let places: [&Place; 5] = [town.pod(3), n2, victim, n3, &town.outside];
+    for place in places {
+        sources.extend(place.addresses());
+    }
+    for text in [
+        "10.244.2.77",
+        "fd00:244:2::77",
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "::",
+        "ff02::1",
+        "10.96.0.1",
+        "fd00:96::1",
+    ] {
+        sources.push(text.parse().expect("an address"));
+    }
+    // Pods have the families of their nodes.
+    sources.retain(|source| town.over_v4 || source.is_ipv6());
     let refused = Refusals::of(n2, STRANGE);
-    for source in sources {
-        by_tunnel(&forgery(n2, source, victim));
+    for source in &sources {
+        by_tunnel(&forgery(n2, *source, victim));
     }
     // The same forgery with a source of that node's arrives, so it is the source that counts.
-    let pod_of_n1: IpAddr = "10.244.1.77".parse().expect("an address");
-    let to = SocketAddr::new(victim.ip().into(), 9);
+    let pod_of_n1 = if town.over_v4 {
+        "10.244.1.77"
+    } else {
+        "fd00:244:1::77"
+    };
+    let pod_of_n1: IpAddr = pod_of_n1.parse().expect("an address");
+    let to = town.discard(victim);
     assert_nothing_came(&capture, FORGED, "in a node's name", |mark| {
         by_tunnel(&carried(n2, &datagram((pod_of_n1, 999), to, mark)));
     });
@@ -366,29 +520,29 @@ fn a_frame_in_the_tunnel_has_no_tag_and_is_for_its_end() {
     harness::require_root!();
     let town = Town::build();
     let (victim, n2) = (town.pod(2), town.world.node(2));
-    let capture = captured(victim);
+    let (capture, tunnel) = (captured(victim), town.tunnel_port(2));
     let forge = town.outside.forge_to(n2);
-    let n1 = (town.world.node(1).ip().into(), 40_000);
-    let to = SocketAddr::new(victim.ip().into(), 9);
-    let packet = datagram((town.pod(1).ip().into(), 999), to, FORGED);
+    let n1 = (town.ip(town.world.node(1)), 40_000);
+    let packet = datagram((town.ip(town.pod(1)), 999), town.discard(victim), FORGED);
     let end = end_of(n2);
     let priority = vec![(VLAN, 0)];
-    for (mac, tags) in [
-        (end, priority.clone()),
-        (end, vec![(VLAN, 5)]),
-        (end, [priority.clone(), priority].concat()),
-        (end_of(town.world.node(3)), Vec::new()),
-        (link::BROADCAST, Vec::new()),
+    // The uplink refuses a tag inside. The tunnel's device leaves a frame for others to the stack.
+    let (tagged, for_other) = ([Reason::TunnelSource], [Reason::OtherHost]);
+    for (mac, tags, reason) in [
+        (end, priority.clone(), tagged),
+        (end, vec![(VLAN, 5)], tagged),
+        (end, [priority.clone(), priority].concat(), tagged),
+        (end_of(town.world.node(3)), Vec::new(), for_other),
+        (link::BROADCAST, Vec::new(), for_other),
     ] {
-        let ethernet = Ethernet {
-            to: mac,
-            from: [2; 6],
-            tags,
-        };
-        let content = link::vxlan(SEGMENT, &ethernet.of_packet(&packet));
-        forge.send(&datagram(n1, town.tunnel_port(2), &content));
-        let what = format!("to {mac:x?} with {:x?}", ethernet.tags);
-        assert_nothing_came(&capture, FORGED, &what, honest(town.pod(1), to));
+        let what = format!("to {mac:x?} with {tags:x?}");
+        let content = carried_to(mac, tags, &packet);
+        assert_is_counted(n2, &reason, &what, || {
+            forge.send(&datagram(n1, tunnel, &content));
+        });
+        // The same frame without a tag, to the end itself, arrives.
+        let by_tunnel = town.by_tunnel(1, (n2, tunnel), victim);
+        assert_nothing_came(&capture, FORGED, &what, by_tunnel);
     }
 }
 
@@ -419,13 +573,8 @@ fn vxlan_reaches_no_node_by_an_address_that_its_object_lacks() {
         let socket = place.udp_socket_for(entrance).expect("a socket");
         let inner = datagram(("10.244.1.99".parse().expect("an address"), 999), to, FORGED);
         let what = format!("from {} to {entrance}", place.name());
-        let refused = || counted(n1, &[Reason::TunnelPort]);
-        let before = refused();
-        eventually(&format!("{what} to be refused"), SOON, || {
-            // Before the service is programmed it leads nowhere.
-            let _ = socket.send_to(&carried(n2, &inner), entrance);
-            refused() > before
-        });
+        let frame = carried(n2, &inner);
+        send_until_refused(n1, &what, || drop(socket.send_to(&frame, entrance)));
         assert_nothing_came(&capture, FORGED, &what, honest(attacker, to));
     }
 }
