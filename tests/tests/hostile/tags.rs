@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use harness::cni::PodSpec;
 use harness::forge::{Ethernet, SERVICE_VLAN, Tag, VLAN, link, packet};
-use harness::{NodeSpec, Probe};
+use harness::{Forge, Frame, NodeSpec, PacketSocket, Place, Pod, Probe};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
 use crate::town::{
-    CLUSTER_IP, LOCAL_BALANCER, LOCAL_NODE_PORT, NODE_PORT, Refusals, SECOND, Town, assert_nothing_came, at,
-    came_before, captured, datagram, honest, of_family,
+    CLUSTER_IP, LOCAL_BALANCER, LOCAL_NODE_PORT, NODE_PORT, Refusals, SECOND, SOON, Town,
+    assert_nothing_came, at, came_before, captured, datagram, honest, of_family,
 };
 
 const FORGED: &[u8] = b"forged";
@@ -145,57 +145,111 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
     }
 }
 
-/// Answers of a pod with a tag to clients that only a translation leads to.
-#[test]
-fn a_pods_tag_does_not_travel_on_with_its_answer() {
-    harness::require_root!();
-    let town = Town::build();
-    let ports = json!([{"hostPort": 8081, "containerPort": 8082, "protocol": "udp"}]);
-    let host_port = town
-        .node()
-        .add_pod_by_plugin(&PodSpec::new("host-port").asking("portMappings", ports));
-    let wire = town.outside.tagged_socket("eth0").expect("a capture");
+/// Asserts that a socket for frames with a tag has those that come in: what it lacks later did not come.
+#[track_caller]
+pub fn assert_sees_tags(socket: &PacketSocket, forge: &Forge, (from, to): (IpAddr, IpAddr)) {
+    for tags in [
+        vec![(VLAN, 5)],
+        vec![(SERVICE_VLAN, 5)],
+        vec![(VLAN, 0)],
+        vec![(VLAN, 5), (VLAN, 6)],
+    ] {
+        let mark = format!("tagged {:016x}", fastrand::u64(..));
+        let packet = datagram((from, 999), SocketAddr::new(to, 9), mark.as_bytes());
+        forge.send_tagged(&tags, &packet);
+        let comes = |frame: &Frame| !frame.outgoing && frame.carries(mark.as_bytes());
+        let seen = socket.find(SOON, comes).expect("to read");
+        assert!(seen.is_some(), "a frame with {tags:x?} is not seen");
+    }
+}
+
+/// Asks a pod at a port by a translation, has it answer with tags and without one, and looks at what comes
+/// to the client with a tag.
+#[track_caller]
+fn assert_no_tag_travels_on(
+    (client, wire): (&Place, &PacketSocket),
+    (pod, port): (&Pod, u16),
+    to: SocketAddr,
+) {
     let tags = [
         vec![(VLAN, 5)],
         vec![(SERVICE_VLAN, 5)],
         vec![(VLAN, 0)],
         vec![(VLAN, 5), (VLAN, 6)],
     ];
+    let (at_pod, at_client) = (captured(pod), captured(client));
+    let asking = client.udp_socket_for(to).expect("a socket");
+    // The pod answers the client that it sees.
+    let came = came_before(&at_pod, "a question", &mut |mark| {
+        let _ = asking.send_to(b"which client do you see?", to);
+        let _ = asking.send_to(mark, to);
+    });
+    let question = came
+        .iter()
+        .find(|frame| frame.carries(b"which client do you see?"));
+    let seen = question
+        .and_then(|frame| sender(&frame.bytes))
+        .expect("the question");
+    let own = SocketAddr::new(of_family(pod, to.is_ipv4()), port);
+    let forge = pod.forge_out();
+    let refused = Refusals::of(pod.node(), SPOOFED);
+    for tags in &tags {
+        forge.send_tagged(tags, &packet::udp(own, seen, FORGED));
+    }
+    came_before(&at_client, "an answer without a tag", &mut |mark| {
+        forge.send(&packet::udp(own, seen, mark));
+    });
+    let tagged = wire.so_far().expect("to read");
+    assert!(tagged.is_empty(), "{to}: {} frames left with a tag", tagged.len());
+    refused.assert_rose_by(tags.len() as u64, "answers with a tag");
+}
+
+/// Has pods answer clients that only a translation leads to: the host outside, and a pod of the same node.
+#[track_caller]
+fn assert_answers_have_no_tags(town: &Town) {
+    let (node, outside) = (town.node(), &town.outside);
+    let ports = json!([{"hostPort": 8081, "containerPort": 8082, "protocol": "udp"}]);
+    let host_port = node.add_pod_by_plugin(&PodSpec::new("host-port").asking("portMappings", ports));
+    let [to_outside, to_pod] = [
+        node.forge("eth0", outside.mac("eth0")),
+        node.forge(town.pod.host_interface(), town.pod.mac("eth0")),
+    ];
+    let places: [&Place; 2] = [outside, &town.pod];
+    let [at_outside, at_pod] = places.map(|place| place.tagged_socket("eth0").expect("a capture"));
+    let from = of_family(node, true);
+    assert_sees_tags(&at_outside, &to_outside, (from, of_family(outside, true)));
+    assert_sees_tags(&at_pod, &to_pod, (from, of_family(&town.pod, true)));
     for v4 in [true, false] {
         let n = usize::from(!v4);
-        let node = of_family(town.node(), v4);
-        for (place, to, port) in [
-            (&town.web, SocketAddr::new(node, NODE_PORT), 8080),
-            (&town.web, SocketAddr::new(node, LOCAL_NODE_PORT), 8080),
+        let address = of_family(node, v4);
+        for (pod, to, port) in [
+            (&town.web, SocketAddr::new(address, NODE_PORT), 8080),
+            (&town.web, SocketAddr::new(address, LOCAL_NODE_PORT), 8080),
             (&town.web, at(LOCAL_BALANCER[n], 80), 8080),
-            (&host_port, SocketAddr::new(node, 8081), 8082),
+            (&host_port, SocketAddr::new(address, 8081), 8082),
         ] {
-            let (at_pod, at_outside) = (captured(place), captured(&town.outside));
-            let client = town.outside.udp_socket_for(to).expect("a socket");
-            // The pod answers the client that it sees.
-            let came = came_before(&at_pod, "a question", &mut |mark| {
-                let _ = client.send_to(b"which client do you see?", to);
-                let _ = client.send_to(mark, to);
-            });
-            let question = came
-                .iter()
-                .find(|frame| frame.carries(b"which client do you see?"));
-            let seen = question
-                .and_then(|frame| sender(&frame.bytes))
-                .expect("the question");
-            let own = SocketAddr::new(of_family(place, v4), port);
-            let forge = place.forge_out();
-            let refused = Refusals::of(town.node(), SPOOFED);
-            for tags in &tags {
-                forge.send_tagged(tags, &packet::udp(own, seen, FORGED));
-            }
-            came_before(&at_outside, "an answer without a tag", &mut |mark| {
-                forge.send(&packet::udp(own, seen, mark));
-            });
-            let tagged = wire.so_far().expect("to read");
-            assert!(tagged.is_empty(), "{to}: {} frames left with a tag", tagged.len());
-            refused.assert_rose_by(tags.len() as u64, "answers with a tag");
+            assert_no_tag_travels_on((outside, &at_outside), (pod, port), to);
         }
+        let to = at(CLUSTER_IP[n], 80);
+        assert_no_tag_travels_on((&town.pod, &at_pod), (&town.web, 8080), to);
+    }
+}
+
+#[test]
+fn a_pods_tag_does_not_travel_on_with_its_answer() {
+    harness::require_root!();
+    for config in ["", "socketLB: \"off\"\n"] {
+        assert_answers_have_no_tags(&Town::with(NodeSpec::millrace(), config));
+    }
+}
+
+#[test]
+fn a_pods_tag_does_not_travel_on_with_its_answer_past_the_stack() {
+    harness::require_root!();
+    // Without socket hooks the answers to a pod are translated too.
+    for config in ["", "socketLB: \"off\"\n"] {
+        let config = format!("hostRouting: redirect\n{config}");
+        assert_answers_have_no_tags(&Town::with(NodeSpec::millrace(), &config));
     }
 }
 

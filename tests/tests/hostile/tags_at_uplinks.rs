@@ -3,11 +3,11 @@
 
 use std::net::SocketAddr;
 
-use harness::Frame;
 use harness::forge::{SERVICE_VLAN, Tag, VLAN, packet};
+use harness::{Frame, Place};
 use proxy_common::maps::Reason;
 
-use crate::tags::sender;
+use crate::tags::{assert_sees_tags, sender};
 use crate::town::{
     BALANCER, LOCAL_BALANCER, NODE_PORT, Refusals, SOON, Town, assert_nothing_came, at, came_before,
     captured, datagram, honest, of_family,
@@ -85,43 +85,47 @@ fn a_doubled_priority_tag_is_not_served() {
 fn a_priority_tag_is_served_and_ends_at_the_uplink() {
     harness::require_root!();
     let town = Town::build();
-    let tagged = [
-        town.web.tagged_socket("eth0").expect("a capture"),
-        town.outside.tagged_socket("eth0").expect("a capture"),
-    ];
-    let (at_web, at_outside, forge) = (captured(&town.web), captured(&town.outside), town.forge());
+    let (node, web, outside) = (town.node(), &town.web, &town.outside);
+    let places: [&Place; 2] = [web, outside];
+    let [tagged_at_web, tagged_at_outside] =
+        places.map(|place| place.tagged_socket("eth0").expect("a capture"));
+    let from = of_family(node, true);
+    let into_pod = node.forge(web.host_interface(), web.mac("eth0"));
+    assert_sees_tags(&tagged_at_web, &into_pod, (from, of_family(web, true)));
+    let out = node.forge("eth0", outside.mac("eth0"));
+    assert_sees_tags(&tagged_at_outside, &out, (from, of_family(outside, true)));
+    let (at_web, at_outside, forge) = (captured(web), captured(outside), town.forge());
+    let mut sent = 0;
     for v4 in [true, false] {
         let n = usize::from(!v4);
-        let from = of_family(&town.outside, v4);
+        let from = of_family(outside, v4);
         let all = [
             at(BALANCER[n], 80),
             at(LOCAL_BALANCER[n], 80),
-            SocketAddr::new(of_family(town.node(), v4), NODE_PORT),
+            SocketAddr::new(of_family(node, v4), NODE_PORT),
         ];
         for (number, to) in (0..).zip(all) {
             for priority in [0, 0xa000] {
                 let mark = format!("served {v4} {number} {priority}");
-                let socket = town.outside.udp_socket_for(to).expect("a socket");
+                let socket = outside.udp_socket_for(to).expect("a socket");
                 let own = socket.local_addr().expect("an address").port();
                 let question = packet::udp(SocketAddr::new(from, own), to, mark.as_bytes());
                 forge.send_tagged(&[(VLAN, priority)], &question);
+                sent += 1;
                 let carries = |frame: &Frame| !frame.outgoing && frame.carries(mark.as_bytes());
                 let arrived = at_web.find(SOON, carries).expect("to read");
                 assert!(arrived.is_some(), "{mark} to {to}");
-                let answer = at_outside
-                    .find(SOON, carries)
-                    .expect("to read")
-                    .expect("an answer");
-                assert_eq!(sender(&answer.bytes), Some(to));
+                let answer = at_outside.find(SOON, carries).expect("to read");
+                assert_eq!(sender(&answer.expect("an answer").bytes), Some(to));
             }
         }
     }
-    // What we sent with a tag is ours; what came in with one would be the node's.
-    for socket in tagged {
-        let came = socket.so_far().expect("to read");
-        let tagged = came.iter().filter(|frame| !frame.outgoing).count();
-        assert_eq!(tagged, 0, "a tag travelled on");
-    }
+    // What the host outside sent with a tag is its own; what came in with one would be the node's.
+    let [at_web, at_outside] =
+        [tagged_at_web, tagged_at_outside].map(|socket| socket.so_far().expect("to read"));
+    let (own, others): (Vec<_>, Vec<_>) = at_outside.iter().partition(|frame| frame.outgoing);
+    assert_eq!(own.len(), sent, "the questions had tags");
+    assert_eq!((at_web.len(), others.len()), (0, 0), "a tag travelled on");
 }
 
 #[test]
