@@ -1,20 +1,119 @@
 //! What asks at the ports that listen is answered within a second, however many others hold connections and stay silent.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use harness::{Agent, Client, Endpoint, Place, Pod, Service, World};
+use harness::{Agent, Client, Endpoint, Place, Pod, Service, World, eventually, wait_for};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HEALTH: u16 = 10256;
 const METRICS: u16 = 10249;
 const CHECK: u16 = 31999;
-/// Where a balancer, a balancer of one service and a collector of metrics ask.
-const ASKED: [(u16, &str); 3] = [(HEALTH, "/healthz"), (CHECK, "/"), (METRICS, "/metrics")];
+/// Where a balancer, a balancer of one service and a collector of metrics ask, and how metrics name the port.
+const ASKED: [(u16, &str, &str); 3] = [
+    (HEALTH, "/healthz", "health"),
+    (CHECK, "/", "service"),
+    (METRICS, "/metrics", "metrics"),
+];
 /// As many as one greedy client holds at each address.
 const MANY: usize = 1000;
+/// So many at each address are a load.
+const LOAD: usize = 900;
+/// Between two connections of a client that holds that many. A silent one is cut within a second.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A client that opens connections to a port at each address of the node until it is dropped.
+struct Opener {
+    port: u16,
+    stop: Arc<AtomicBool>,
+    opened: Arc<[AtomicUsize; 2]>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Opener {
+    /// Each connection says one of these texts in turn, and no more.
+    fn start(place: &Place, port: u16, addresses: Vec<SocketAddr>, says: [&'static str; 2]) -> Self {
+        let (stop, opened) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::<[AtomicUsize; 2]>::default(),
+        );
+        let (place, is_over, counts) = (place.clone(), Arc::clone(&stop), Arc::clone(&opened));
+        let thread = std::thread::spawn(move || open_many(&place, &addresses, says, &counts, &is_over));
+        Self {
+            port,
+            stop,
+            opened,
+            thread: Some(thread),
+        }
+    }
+
+    /// How many connections came about at each address.
+    fn opened(&self) -> [usize; 2] {
+        self.opened.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Waits until each address has its load.
+    #[track_caller]
+    fn wait_loaded(&self, who: &str) {
+        let what = format!(
+            "{LOAD} connections of {who} to each address of port {}",
+            self.port
+        );
+        wait_for(&what, 20 * SECOND, || {
+            let opened = self.opened();
+            if opened.iter().all(|count| *count >= LOAD) {
+                Ok(())
+            } else {
+                Err(format!("{opened:?} came about"))
+            }
+        });
+    }
+}
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Its panic has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Opens connections until the end is asked for. They come slowly once one client holds as many as it may.
+fn open_many(
+    place: &Place,
+    addresses: &[SocketAddr],
+    says: [&str; 2],
+    counts: &[AtomicUsize; 2],
+    is_over: &AtomicBool,
+) {
+    let mut held = VecDeque::<TcpStream>::new();
+    let mut number = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let family = number % counts.len();
+        let text = says[number / counts.len() % says.len()];
+        number += 1;
+        let Ok(mut stream) = place.tcp_connect(addresses[family]) else {
+            continue;
+        };
+        // It may be cut off at once.
+        let _ = stream.write_all(text.as_bytes());
+        held.push_back(stream);
+        if held.len() > MANY * counts.len() {
+            held.pop_front();
+        }
+        if counts[family].fetch_add(1, Ordering::Relaxed) >= MANY {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
 
 /// A node with a service that is checked, and those who ask.
 struct Town {
@@ -63,23 +162,37 @@ impl Town {
         addresses.map(|address| SocketAddr::new(*address, port)).collect()
     }
 
-    /// Opens as many connections in each family as one client holds, each of which says no more than this.
-    fn hold(&self, place: &Place, port: u16, says: &str) -> Vec<TcpStream> {
-        let open = |to: SocketAddr| {
-            let mut stream = place.tcp_connect(to).ok()?;
-            // It may be cut off at once.
-            let _ = stream.write_all(says.as_bytes());
-            Some(stream)
-        };
-        let all = self.at(port).into_iter();
-        all.flat_map(|to| std::iter::repeat_n(to, MANY))
-            .filter_map(open)
-            .collect()
+    /// Has a client open connections to a port, and renew them.
+    fn open_at(&self, place: &Place, port: u16, says: [&'static str; 2]) -> Opener {
+        Opener::start(place, port, self.at(port), says)
+    }
+
+    /// Has a client load every port. Each port answers while connections to it are opened and cut.
+    #[track_caller]
+    fn assert_undelayed(&self, place: &Place, who: &str, says: &'static str, how: &str) {
+        // A port that answers at once cuts no connection that has asked, so that half of them are silent.
+        let openers = ASKED.map(|(port, ..)| self.open_at(place, port, [says, ""]));
+        for opener in &openers {
+            opener.wait_loaded(who);
+        }
+        let opened = openers.each_ref().map(Opener::opened);
+        let cut = ASKED.map(|(.., kind)| self.cut(kind));
+        self.assert_answers(&format!("beside {how} connections of {who}"));
+        for (number, (.., kind)) in ASKED.into_iter().enumerate() {
+            let what = format!("{how} connections of {who} to {kind} ports");
+            eventually(&format!("{what} to be cut"), 5 * SECOND, || {
+                self.cut(kind) > cut[number]
+            });
+            eventually(&format!("{what} to be renewed"), 5 * SECOND, || {
+                let now = openers[number].opened();
+                now.iter().zip(opened[number]).all(|(now, before)| *now > before)
+            });
+        }
     }
 
     #[track_caller]
     fn assert_answers(&self, when: &str) {
-        for (port, path) in ASKED {
+        for (port, path, _) in ASKED {
             for place in [&self.balancer as &Place, self.world.node(1)] {
                 for to in self.at(port) {
                     let asked = Instant::now();
@@ -120,24 +233,16 @@ fn a_thousand_silent_or_slow_connections_delay_no_probe() {
             // The page of metrics is asked for and never read.
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "not reading"),
         ] {
-            let held: Vec<_> = ASKED
-                .iter()
-                .map(|(port, _)| town.hold(place, *port, says))
-                .collect();
-            let opened: usize = held.iter().map(Vec::len).sum();
-            assert!(opened > 2 * MANY, "{opened} connections of {who} are no load");
-            town.assert_answers(&format!("beside {how} connections of {who}"));
+            town.assert_undelayed(place, who, says, how);
         }
     }
-    for port in ["health", "service", "metrics"] {
-        assert!(town.cut(port) > 0, "{port}");
-    }
     let log = town.agent.log();
-    let told = format!(
-        "{} holds its share of connections to a health port",
-        town.greedy.ip()
-    );
-    assert!(log.contains(&told), "{told} is not in the log");
+    // Each address is told of once, for the port where it reaches its share first.
+    let told = format!("{} holds its share of connections to a ", town.greedy.ip());
+    let is_told = ASKED
+        .iter()
+        .any(|(.., kind)| log.contains(&format!("{told}{kind} port")));
+    assert!(is_told, "{told} is not in the log");
     assert_eq!(town.agent.cli(&["status"])["ready"], true);
 }
 
@@ -145,7 +250,9 @@ fn a_thousand_silent_or_slow_connections_delay_no_probe() {
 fn a_client_that_holds_its_share_can_still_ask() {
     harness::require_root!();
     let town = Town::open();
-    let _held = town.hold(&town.greedy, HEALTH, "");
+    let opener = town.open_at(&town.greedy, HEALTH, [""; 2]);
+    opener.wait_loaded("a pod");
+    let cut = town.cut("health");
     for to in town.at(HEALTH) {
         let asked = Instant::now();
         let answer = town.greedy.http_get(to, "/healthz");
@@ -153,4 +260,7 @@ fn a_client_that_holds_its_share_can_still_ask() {
         assert_eq!(answer.expect("an answer").status, 200, "{to}");
         assert!(took < SECOND, "{to}: {took:?}");
     }
+    eventually("connections beyond the share to be cut", 5 * SECOND, || {
+        town.cut("health") > cut
+    });
 }
