@@ -38,7 +38,7 @@ fn lose<const K: usize, const V: usize>(town: &Town, name: &str, losses: &[&dyn 
     for (way, loss) in losses.iter().enumerate() {
         let what = format!("{name} in way {way}");
         let before = contents::<K, V>(town, name);
-        town.lose("entry", loss);
+        town.lose_one_of(&what, "entry", loss);
         assert_eq!(contents::<K, V>(town, name), before, "{what}");
         let service = (CLUSTER_IP.parse::<IpAddr>().expect("an address"), 80).into();
         for client in [&town.near as &Place, town.node()] {

@@ -25,9 +25,7 @@ fn leases_of_running_pods_are_made_again_from_their_notes() {
     let town = Town::build();
     let path = lease_dir(&town).join(of_family(town.web.addresses(), true).to_string());
     let contents = fs::read(&path).expect("a lease");
-    let before = town.restored("lease");
-    remove_leases(&town, &town.web);
-    town.wait_restored("lease", before);
+    town.lose("lease", |town| remove_leases(town, &town.web));
     assert_eq!(fs::read(&path).expect("a lease"), contents);
     town.assert_in_order("with new leases");
 }

@@ -188,9 +188,10 @@ fn a_route_in_the_place_of_a_pods_is_named_with_its_interface() {
             status["errors"].to_string().contains("by interface eth0"),
             "{status}"
         );
-        let before = town.restored("route");
+        let lost = town.before_loss("route");
         town.node().run_ip(&format!("route del {address}/32 dev eth0"));
-        town.wait_restored("route", before);
+        lost.wait_restored();
     }
     town.assert_in_order("without a rival");
+    town.assert_in_time();
 }

@@ -2,11 +2,11 @@
 
 use harness::{cni, eventually};
 
-use super::town::{LOOKS, SECOND, SOON, Town, of_family};
+use super::town::{SECOND, SOON, Town, of_family};
 
 /// Takes something away, and sees that it is made again.
 #[track_caller]
-fn lose(town: &Town, what: &str, loss: impl FnOnce(&Town)) {
+fn lose(town: &Town, what: &'static str, loss: impl Fn(&Town)) {
     town.lose(what, loss);
     town.assert_in_order(&format!("after the loss of a {what}"));
 }
@@ -166,9 +166,7 @@ fn files_for_container_runtimes_come_back() {
         cni::bin_dir(node).join("millrace-cni"),
     ] {
         let before = std::fs::read(&path).expect("a file");
-        let count = town.restored("file");
-        std::fs::remove_file(&path).expect("to remove");
-        eventually("the file to come back", LOOKS, || town.restored("file") > count);
+        town.lose("file", |_| std::fs::remove_file(&path).expect("to remove"));
         assert!(
             std::fs::read(&path).expect("a file") == before,
             "{}",
@@ -176,6 +174,7 @@ fn files_for_container_runtimes_come_back() {
         );
     }
     town.assert_in_order("in the end");
+    town.assert_in_time();
 }
 
 #[test]
