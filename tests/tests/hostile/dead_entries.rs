@@ -2,8 +2,9 @@
 //! pick a connection up in its middle (`nf_conntrack_tcp_loose`), it goes on; and in no case does a packet
 //! leave with a pod's own address.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
@@ -11,7 +12,7 @@ use harness::{Endpoint, PacketSocket, Service, eventually, wait_for};
 use proxy_common::maps::{Flow, FlowKey};
 
 use crate::tags::sender;
-use crate::town::{SOON, Town, came_before, captured, honest, of_family};
+use crate::town::{SOON, Town, await_collection, came_before, captured, honest, of_family};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -38,11 +39,12 @@ pub fn age_all(town: &Town, by: Duration) {
     }
 }
 
-/// How many flows are past their handshake.
-fn open_flows(town: &Town) -> usize {
-    town.node()
-        .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("FLOWS")
-        .len()
+/// The flows that are past their handshake.
+fn open_flows(town: &Town) -> HashSet<[u8; size_of::<FlowKey>()]> {
+    let flows = town
+        .node()
+        .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("FLOWS");
+    flows.into_keys().collect()
 }
 
 fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
@@ -133,8 +135,11 @@ fn connections_are_remembered_for_as_long_as_the_operator_says() {
     assert_remembered(config, [HOUR * 11 / 12, HOUR * 13 / 12]);
 }
 
-/// Connections are remembered after the first silence and not after the second. In both cases those go on that netfilter would
-/// let go on.
+/// A service whose server the test speaks for.
+const TALK: u16 = 30_090;
+
+/// Connections are remembered after the first silence, not after the second. In both cases those go on that
+/// netfilter would let go on.
 #[track_caller]
 fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
     let town = Town::with(harness::NodeSpec::millrace(), config);
@@ -146,18 +151,58 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
         .cluster_ip("10.96.3.10")
         .cluster_ip("fd00:96::3:10")
         .tcp("talk", 90, 8181)
-        .node_port("talk", 30_090);
+        .node_port("talk", TALK);
     town.world.apply_all(talk.slices([Endpoint::of(&town.web)]));
     town.world.apply(&talk);
     for (silence, is_remembered) in [(shorter, true), (longer, false)] {
-        let mut out = Vec::new();
-        let mut inward = Vec::new();
-        let mut speaking = Vec::new();
+        let others = open_flows(&town);
+        let held = Held::open(&town, &listener, &at_web);
+        let flows: HashSet<_> = open_flows(&town).difference(&others).copied().collect();
+        let connections = held.out.len() + held.inward.len() + held.speaking.len();
+        assert!(
+            flows.len() >= connections,
+            "{} flows of {connections} connections",
+            flows.len()
+        );
+        age_all(&town, silence);
+        if is_remembered {
+            await_collection(&town);
+            let left = open_flows(&town).intersection(&flows).count();
+            assert_eq!(
+                left,
+                flows.len(),
+                "flows that a collection leaves after {silence:?}"
+            );
+        } else {
+            eventually("what has expired to be collected", 4 * SOON, || {
+                open_flows(&town).is_empty()
+            });
+        }
+        held.assert_goes_on(silence, is_remembered);
+        let own = untranslated(&town, &capture);
+        assert!(own.is_empty(), "after {silence:?}: {own:?} came out");
+    }
+}
+
+/// Connections that say nothing for a while.
+struct Held {
+    /// Of the pod to the host outside, and whether the latter speaks first afterwards.
+    out: Vec<(TcpStream, TcpStream, bool)>,
+    /// Of the host outside to services.
+    inward: Vec<(TcpStream, SocketAddr)>,
+    /// Of the host outside to a node port, whose server speaks first afterwards.
+    speaking: Vec<(TcpStream, TcpStream)>,
+}
+
+impl Held {
+    #[track_caller]
+    fn open(town: &Town, at_outside: &TcpListener, at_web: &TcpListener) -> Self {
+        let (mut out, mut inward, mut speaking) = (Vec::new(), Vec::new(), Vec::new());
         for v4 in [true, false] {
             let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
             for outside_first in [false, true] {
                 let mut near = town.pod.tcp_connect(to).expect("a connection");
-                let (mut far, _) = listener.accept().expect("a connection");
+                let (mut far, _) = at_outside.accept().expect("a connection");
                 exchange(&mut near, &mut far)
                     .and_then(|()| exchange(&mut far, &mut near))
                     .expect("before");
@@ -169,9 +214,7 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
                 assert!(greeted > 0);
                 inward.push((client, to));
             }
-        }
-        for v4 in [true, false] {
-            let to = SocketAddr::new(of_family(town.node(), v4), 30_090);
+            let to = SocketAddr::new(of_family(town.node(), v4), TALK);
             for _ in 0..3 {
                 let mut client = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(to));
                 let (mut server, _) = at_web.accept().expect("a connection");
@@ -181,13 +224,16 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
                 speaking.push((client, server));
             }
         }
-        age_all(&town, silence);
-        if !is_remembered {
-            eventually("what has expired to be collected", 4 * SOON, || {
-                open_flows(&town) == 0
-            });
+        Self {
+            out,
+            inward,
+            speaking,
         }
-        for (mut near, mut far, outside_first) in out {
+    }
+
+    #[track_caller]
+    fn assert_goes_on(self, silence: Duration, is_remembered: bool) {
+        for (mut near, mut far, outside_first) in self.out {
             // No entry says which pod a segment from outside belongs to; netfilter has none either.
             if outside_first && !is_remembered {
                 continue;
@@ -201,7 +247,7 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
             exchange(first, second).unwrap_or_else(|error| panic!("{what}: {error}"));
             exchange(second, first).unwrap_or_else(|error| panic!("{what}, back: {error}"));
         }
-        for (mut client, mut server) in speaking {
+        for (mut client, mut server) in self.speaking {
             // A segment of the server's says as little of its client.
             let what = format!("after {silence:?}, the server of a node port first");
             if is_remembered {
@@ -209,7 +255,7 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
             }
             exchange(&mut client, &mut server).unwrap_or_else(|error| panic!("{what}, back: {error}"));
         }
-        for (mut client, to) in inward {
+        for (mut client, to) in self.inward {
             client.write_all(b"word\n").expect("to write");
             client.set_read_timeout(Some(SOON)).expect("a deadline");
             let mut buffer = [0; 256];
@@ -218,8 +264,6 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
                 .unwrap_or_else(|error| panic!("{to} after {silence:?}: {error}"));
             assert_eq!(&buffer[..answered], b"web word\n", "{to}");
         }
-        let own = untranslated(&town, &capture);
-        assert!(own.is_empty(), "after {silence:?}: {own:?} came out");
     }
 }
 

@@ -2,16 +2,15 @@
 //! not do is make the node forget the connection.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use harness::PacketSocket;
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
-use harness::{PacketSocket, eventually};
-use proxy_common::Ip;
 
 use crate::dead_entries::age_all;
 use crate::tags::sender;
-use crate::town::{SOON, Town, captured, of_family};
+use crate::town::{SOON, Town, await_collection, captured, of_family};
 
 /// Tables so small that what may be forgotten is forgotten soon: it is the newest flows that push out.
 const SMALL: &str = "maps: {flows: 2048}\n";
@@ -87,16 +86,6 @@ fn next_numbers(capture: &PacketSocket, hosts: [SocketAddr; 2]) -> [u32; 2] {
             .next()
             .unwrap_or_else(|| panic!("no segment of {host} was seen"))
     })
-}
-
-/// Waits until the agent has walked the flows: it takes away what it finds of a client without any.
-#[track_caller]
-fn await_collection(town: &Town) {
-    let key = Ip::from(Ipv4Addr::new(198, 51, 100, 77)).octets();
-    town.node().set_element::<16, 8>("SHARES", key, [0; 8]);
-    eventually("a collection", 3 * SOON, || {
-        !town.node().table::<16, 8>("SHARES").contains_key(&key)
-    });
 }
 
 /// A connection that is masqueraded, by forgeries of what its server would send, and one that came in by a

@@ -1,7 +1,7 @@
 //! A world for attackers: two nodes with pods of the plugin's, a host on their link, services of each kind,
 //! and the means to tell what arrived.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use harness::config::DEFAULTS;
@@ -10,6 +10,7 @@ use harness::{
     Agent, Client, Endpoint, Forge, Frame, Node, NodeSpec, PacketSocket, Place, Pod, Probe, Server, Service,
     World, eventually, wait_for,
 };
+use proxy_common::Ip;
 use proxy_common::maps::Reason;
 use serde_json::json;
 
@@ -214,6 +215,16 @@ pub fn metric(node: &Node, series: &str) -> u64 {
         .body;
     let value = page.lines().find_map(|line| line.strip_prefix(series));
     value.map_or(0, |text| text.trim().parse().expect("a number"))
+}
+
+/// Waits until the agent has walked the flows: it takes away what it finds of a client without any.
+#[track_caller]
+pub fn await_collection(town: &Town) {
+    let key = Ip::from(Ipv4Addr::new(198, 51, 100, 77)).octets();
+    town.node().set_element::<16, 8>("SHARES", key, [0; 8]);
+    eventually("a collection", 3 * SOON, || {
+        !town.node().table::<16, 8>("SHARES").contains_key(&key)
+    });
 }
 
 /// Asserts that nothing of a forgery came before the honest packet, which must come. Neighbours may have to
