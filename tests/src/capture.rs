@@ -14,6 +14,7 @@ use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, send, setsockopt};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use crate::forge::packet::{IPV4, IPV6};
 use crate::forge::{SERVICE_VLAN, VLAN, link_address};
 use crate::place::Place;
 
@@ -76,6 +77,34 @@ impl Place {
     /// have let them in.
     pub fn protocol_socket(&self, link: &str, ether_type: u16) -> io::Result<PacketSocket> {
         self.packet_socket_of(link, ether_type, &[])
+    }
+
+    /// Opens a packet socket that has only frames whose source is in a world's pod ranges, 10.244.0.0/16 and
+    /// `fd00:244::/32`. A frame to another hardware address is none of them.
+    pub fn pod_sources_socket(&self, link: &str) -> io::Result<PacketSocket> {
+        const BYTE: u16 = 0x30;
+        const HALF: u16 = 0x28;
+        const WORD: u16 = 0x20;
+        const IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        /// `SKF_AD_OFF + SKF_AD_PKTTYPE` of `linux/filter.h`.
+        const KIND: u32 = (-0x1000_i32 + 4).cast_unsigned();
+        /// `PACKET_OTHERHOST` of `linux/if_packet.h`.
+        const OTHER_HOST: u32 = 3;
+        let filter = [
+            SockFilter::new(BYTE, 0, 0, KIND),
+            SockFilter::new(IF_EQUAL, 7, 0, OTHER_HOST),
+            SockFilter::new(HALF, 0, 0, 12),
+            SockFilter::new(IF_EQUAL, 0, 2, IPV4.into()),
+            SockFilter::new(HALF, 0, 0, 26),
+            SockFilter::new(IF_EQUAL, 4, 3, 0x0af4),
+            SockFilter::new(IF_EQUAL, 0, 2, IPV6.into()),
+            SockFilter::new(WORD, 0, 0, 22),
+            SockFilter::new(IF_EQUAL, 1, 0, 0xfd00_0244),
+            SockFilter::new(RETURN, 0, 0, 0),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+        ];
+        self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
     }
 
     /// Opens a packet socket that has the frames that carry a firewall mark only.

@@ -1,15 +1,18 @@
 //! Connections that say nothing for a while, and pods that ask a resolver meanwhile. The newest flows of
 //! others cost an established one nothing, whichever side made it and whichever speaks first afterwards.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::cni::PodSpec;
 use harness::forge::packet;
-use harness::{Endpoint, Forge, PacketSocket, Place, Pod, Probe, Server, Service, eventually};
+use harness::{
+    Answer, Endpoint, Forge, PacketSocket, Place, Pod, Probe, Server, Service, eventually, wait_for,
+};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
@@ -31,6 +34,14 @@ const LOCAL_BALANCER: [&str; 2] = ["203.0.113.90", "2001:db8:7::90"];
 const PORT: u16 = 30_090;
 const LOCAL_PORT: u16 = 30_091;
 const HOST_PORT: u16 = 8091;
+/// Exchanges of datagrams of each kind and family, a hundred together.
+const EXCHANGES: usize = 17;
+const EXCHANGES_IP: [&str; 2] = ["10.96.3.20", "fd00:96::3:20"];
+const EXCHANGES_PORT: u16 = 30_092;
+/// Longer than a tick, 2³⁰ ns.
+const TICK: Duration = Duration::from_millis(1100);
+/// How often entries of maps are counted for metrics, and a moment more.
+const COUNTED: Duration = Duration::from_millis(10_500);
 
 /// Who speaks first after the silence.
 #[derive(Clone, Copy, Debug)]
@@ -150,15 +161,160 @@ fn questions() -> u32 {
     given.and_then(|text| text.parse().ok()).unwrap_or(150_000)
 }
 
-/// Packets that left with an address of the pod range.
-fn untranslated(capture: &PacketSocket) -> usize {
-    let came = capture.so_far().expect("to read");
-    let is_pods = |bytes: &[u8]| match bytes.get(12..14) {
-        Some([0x08, 0x00]) => bytes.get(26..28) == Some(&[10, 244]),
-        Some([0x86, 0xdd]) => bytes.get(22..26) == Some(&[0xfd, 0, 2, 0x44]),
-        _ => false,
-    };
-    came.iter().filter(|frame| is_pods(&frame.bytes)).count()
+/// Packets that left with an address of the pod range, to the host outside and to the router.
+struct Leaks([PacketSocket; 2]);
+
+impl Leaks {
+    /// Counts from now on. Each capture has seen a packet of a pod that may leave with its own address.
+    #[track_caller]
+    fn watch(town: &Town) -> Self {
+        let remote = town.world.add_remote_client("remote");
+        let captures = [(&town.outside as &Place, "eth0"), (town.world.fabric(), "br0")]
+            .map(|(place, link)| place.pod_sources_socket(link).expect("a capture"));
+        let leaks = Self(captures);
+        let _server = town.pod.serve_udp(9300);
+        for (number, client) in [&town.outside, &remote].into_iter().enumerate() {
+            for v4 in [true, false] {
+                // Asked by its own address, a pod answers with that address.
+                client.route_via(town.node().pod_cidrs()[usize::from(!v4)], town.node());
+                let to = SocketAddr::new(of_family(&town.pod, v4), 9300);
+                let what = format!("an answer of {to} to {}", client.name());
+                wait_for(&what, SOON, || client.ask_within(Probe::Udp, to, SECOND));
+                assert!(leaks.counts()[number] > 0, "{what} was not captured");
+            }
+        }
+        leaks
+    }
+
+    /// How many each capture has since the last time.
+    fn counts(&self) -> [usize; 2] {
+        self.0
+            .each_ref()
+            .map(|capture| capture.so_far().expect("to read").len())
+    }
+}
+
+/// An exchange of datagrams that goes on, and how it is answered.
+struct Exchange {
+    what: String,
+    socket: UdpSocket,
+    to: SocketAddr,
+    answer: Answer,
+}
+
+impl Exchange {
+    #[track_caller]
+    fn start(client: &Place, to: SocketAddr, what: &str) -> Self {
+        let socket = client.udp_socket_for(to).expect("a socket");
+        socket.set_read_timeout(Some(SECOND)).expect("to set");
+        let what = format!("{what} to {to}");
+        let answer = wait_for(&what, SOON, || ask_by(&socket, to));
+        Self {
+            what,
+            socket,
+            to,
+            answer,
+        }
+    }
+
+    /// Asserts that the same backend sees the same client and port as at first.
+    #[track_caller]
+    fn assert_same(&self, when: &str) {
+        let answer = wait_for(&self.what, SOON, || ask_by(&self.socket, self.to));
+        assert_eq!(answer, self.answer, "{when}: {}", self.what);
+    }
+}
+
+/// One more question of an exchange.
+fn ask_by(socket: &UdpSocket, to: SocketAddr) -> io::Result<Answer> {
+    let mut buffer = [0; 512];
+    socket.send_to(b"?", to)?;
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    if from != to {
+        return Err(io::Error::other(format!("asked {to}, answered by {from}")));
+    }
+    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+}
+
+/// Exchanges of datagrams that are streams, and their entries. A new flow may get another backend.
+struct Exchanges {
+    all: Vec<Exchange>,
+    entries: BTreeSet<[u8; 40]>,
+    _servers: Vec<Server>,
+}
+
+impl Exchanges {
+    /// Holds exchanges of each kind for several ticks, and has another backend come.
+    #[track_caller]
+    fn hold(town: &Town) -> Self {
+        let backends = ["left", "right", "third"].map(|name| town.node().add_pod(name));
+        let mut servers: Vec<_> = backends.iter().map(|backend| backend.serve_udp(5400)).collect();
+        servers.push(town.outside.serve_udp(9200));
+        let service = Service::new("exchanges")
+            .cluster_ip(EXCHANGES_IP[0])
+            .cluster_ip(EXCHANGES_IP[1])
+            .udp("talk", 90, 5400)
+            .node_port("talk", EXCHANGES_PORT);
+        let slices = |pods: &[Pod]| service.slices(pods.iter().map(Endpoint::of));
+        town.world.apply_all(slices(&backends[..2]));
+        town.world.apply(&service);
+        let mut all = Vec::new();
+        for v4 in [true, false] {
+            let cluster_ip = at(EXCHANGES_IP[usize::from(!v4)], 90);
+            let outside = SocketAddr::new(of_family(&town.outside, v4), 9200);
+            let node_port = SocketAddr::new(of_family(town.node(), v4), EXCHANGES_PORT);
+            let kinds: [(&Place, SocketAddr, &str); 3] = [
+                (&town.pod, cluster_ip, "a pod's datagrams"),
+                (&town.pod, outside, "a pod's datagrams to the outside"),
+                (&town.outside, node_port, "datagrams from outside"),
+            ];
+            for (client, to, what) in kinds {
+                all.extend((0..EXCHANGES).map(|_| Exchange::start(client, to, what)));
+            }
+        }
+        for _ in 0..3 {
+            thread::sleep(TICK);
+            for exchange in &all {
+                exchange.assert_same("at first");
+            }
+        }
+        let entries: BTreeSet<_> = town.node().table::<40, 64>("STREAMS").into_keys().collect();
+        assert!(entries.len() >= all.len(), "{} entries", entries.len());
+        town.world.apply_all(slices(&backends));
+        eventually("the third backend", 2 * SOON, || {
+            let answer = town.pod.ask_within(Probe::Udp, at(EXCHANGES_IP[0], 90), SECOND);
+            answer.is_ok_and(|answer| answer.backend == "third")
+        });
+        Self {
+            all,
+            entries,
+            _servers: servers,
+        }
+    }
+
+    /// Asserts that each one has its entries, its backend and its port.
+    #[track_caller]
+    fn assert_kept(&self, town: &Town) {
+        let now = town.node().table::<40, 64>("STREAMS");
+        let lost = self.entries.iter().filter(|key| !now.contains_key(*key)).count();
+        assert_eq!(lost, 0, "of {} entries of streams are lost", self.entries.len());
+        for exchange in &self.all {
+            exchange.assert_same("in the end");
+        }
+    }
+}
+
+/// Waits until the gauge tells of so many streams; gives when it is counted anew.
+#[track_caller]
+fn wait_gauge_of_streams(town: &Town, least: usize) -> Instant {
+    let series = "millrace_map_entries{map=\"streams\"}";
+    wait_for("the gauge of streams", 3 * SOON, || {
+        match metric(town.node(), series) {
+            streams if streams >= least as u64 => Ok(()),
+            streams => Err(streams),
+        }
+    });
+    Instant::now() + COUNTED
 }
 
 /// The metrics of the tables of flows are right within 1 %.
@@ -186,7 +342,7 @@ fn assert_gauges_are_right(town: &Town) {
         );
     }
     assert!(
-        before[0] > 0 && before[2] > 1000,
+        before[0] > 0 && before[1] > 0 && before[2] > 1000,
         "there are flows to count: {before:?}"
     );
 }
@@ -282,13 +438,11 @@ fn open_all(town: &Town) -> Vec<Idle> {
     idle
 }
 
-#[test]
-fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
-    harness::require_root!();
-    let town = Town::build();
-    // Three services with a server each, so that a source port makes three flows.
+/// A resolver with several services, and a pod that asks them.
+fn open_resolver(town: &Town) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
     let resolver = town.node().add_pod("resolver");
-    let servers: Vec<Server> = (0..SERVICES)
+    // A server for each service, so that a source port makes as many flows.
+    let servers = (0..SERVICES)
         .map(|number| resolver.serve_udp(5353 + number))
         .collect();
     let services: Vec<SocketAddr> = (0..SERVICES)
@@ -308,7 +462,17 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     eventually("the resolver", 2 * SOON, || {
         asker.ask_within(Probe::Udp, services[2], SECOND).is_ok()
     });
+    (asker, servers, services)
+}
+
+#[test]
+fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
+    harness::require_root!();
+    let town = Town::build();
+    let (asker, servers, services) = open_resolver(&town);
     let mut idle = open_all(&town);
+    let exchanges = Exchanges::hold(&town);
+    let counted_anew = wait_gauge_of_streams(&town, exchanges.all.len());
     let asking = Questions {
         forge: asker.forge_out(),
         from: asker.ip().into(),
@@ -316,6 +480,27 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
         servers: &servers,
     };
     let node_port = SocketAddr::new(town.node().ip().into(), 30_080);
+    let leaks = Leaks::watch(&town);
+    assert_floods_begin(&town, &asking, node_port);
+    thread::sleep(counted_anew.saturating_duration_since(Instant::now()));
+    assert_gauges_are_right(&town);
+    let dead = dead(&mut idle);
+    let left = leaks.counts();
+    assert!(
+        dead.is_empty(),
+        "{} of {} connections are dead, {left:?} packets left with a pod's address: {dead:#?}",
+        dead.len(),
+        idle.len()
+    );
+    exchanges.assert_kept(&town);
+    assert_eq!(left, [0, 0], "packets that left with a pod's address");
+    assert_eq!(leaks.counts(), [0, 0], "packets of streams that did");
+    wait_served(&town.outside, node_port);
+}
+
+/// A pod asks beside a flood of handshakes, and the programs meet both.
+#[track_caller]
+fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAddr) {
     let (handshakes, is_over) = (town.forge(), AtomicBool::new(false));
     let (count, begun) = (questions(), counted(town.node(), &BEGINS));
     let (start, sent) = (Instant::now(), AtomicU64::new(0));
@@ -338,18 +523,6 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
         sent > 0 && begun * 100 >= (sent + new) * 95,
         "{begun} flows began or were refused, of {sent} handshakes and {new} questions"
     );
-    assert_gauges_are_right(&town);
-    let capture = town.outside.packet_socket("eth0").expect("a capture");
-    let dead = dead(&mut idle);
-    let left = untranslated(&capture);
-    assert!(
-        dead.is_empty(),
-        "{} of {} connections are dead, {left} packets left with a pod's address: {dead:#?}",
-        dead.len(),
-        idle.len()
-    );
-    assert_eq!(left, 0, "packets that left with a pod's address");
-    wait_served(&town.outside, node_port);
 }
 
 /// Ends what runs beside, also where something fails.
