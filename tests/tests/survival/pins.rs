@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use harness::{Endpoint, LongFlows, Place, Probe, Service, eventually, wait_for};
@@ -54,8 +55,8 @@ fn current(town: &Town) -> PathBuf {
 }
 
 /// Holds connections of each kind in both families: between pods, as the node, and from outside by a host
-/// port and a node port.
-fn hold(town: &Town) -> Vec<LongFlows> {
+/// port and a node port. Each kind has its name.
+fn hold(town: &Town) -> Vec<(String, LongFlows)> {
     let service = Service::new("held")
         .cluster_ip("10.96.0.12")
         .cluster_ip("fd00:96::12")
@@ -66,21 +67,39 @@ fn hold(town: &Town) -> Vec<LongFlows> {
     let mut flows = Vec::new();
     for v4 in [true, false] {
         let of = |place: &Place| of_family(place.addresses(), v4);
-        let ways: [(&Place, IpAddr, u16); 4] = [
-            (&town.near, of(&town.far), 8080),
-            (&town.near, of(&town.outside), 8080),
-            (&town.outside, of(town.node()), HOST_PORT),
-            (&town.outside, of(town.node()), NODE_PORT),
+        let ways: [(&str, &Place, IpAddr, u16); 4] = [
+            ("between pods", &town.near, of(&town.far), 8080),
+            ("masqueraded", &town.near, of(&town.outside), 8080),
+            ("to a host port", &town.outside, of(town.node()), HOST_PORT),
+            ("to a node port", &town.outside, of(town.node()), NODE_PORT),
         ];
-        for (from, to, port) in ways {
+        for (kind, from, to, port) in ways {
             let to = SocketAddr::new(to, port);
             wait_for(&format!("{to} to be served"), SOON, || {
                 from.ask_within(Probe::Tcp, to, SECOND)
             });
-            flows.push(LongFlows::start(from, to, 4, SECOND / 20).expect("flows"));
+            let held = LongFlows::start(from, to, 4, SECOND / 20).expect("flows");
+            flows.push((format!("{kind}, to {to}"), held));
         }
     }
     flows
+}
+
+/// Asserts that connections of every kind go on, and that none has waited for this long.
+#[track_caller]
+fn assert_went_on(flows: Vec<(String, LongFlows)>, longest: Duration) {
+    for (_, flows) in &flows {
+        flows.wait_progress(10 * SECOND);
+    }
+    for (kind, flows) in flows {
+        let report = flows.stop();
+        println!(
+            "{kind}: {} exchanges, the longest {:?}",
+            report.exchanges, report.longest_wait
+        );
+        assert!(report.interruptions.is_empty(), "{kind}: {report:?}");
+        report.assert_unnoticed(longest);
+    }
 }
 
 /// Something that is removed, and how.
@@ -118,21 +137,26 @@ fn name_layout(town: &Town, layout: &str) -> String {
     own.to_owned()
 }
 
+/// Flows begin anew by the next segment of a client's, which finds the same port and the same backend.
 #[test]
 fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
     harness::require_root!();
     let mut town = Town::build();
     let forger = town.forge();
-    let server = of_family(town.far.addresses(), true);
-    let flows = LongFlows::start(&town.near, (server, 8080).into(), 4, SECOND / 20).expect("flows");
+    let flows = hold(&town);
+    let before = town.node().pinned();
     town.agents[0].kill();
     name_layout(&town, "l1");
     town.agents[0].start_again();
     town.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("with another layout");
     town.assert_in_order("with another layout");
-    flows.wait_progress(10 * SECOND);
-    flows.stop().assert_unnoticed(PROMISED);
+    let now = town.node().pinned();
+    assert!(
+        now.maps.is_disjoint(&before.maps),
+        "{now:?} has tables of {before:?}"
+    );
+    assert_went_on(flows, PROMISED);
 }
 
 /// An upgrade is taken back: the agent from before it does not know the layout that it finds.
@@ -159,12 +183,7 @@ fn an_agent_that_finds_a_later_layout_is_refused_and_interrupts_nothing() {
     assert_eq!(town.node().pinned(), pinned, "nothing was made anew");
     forger.assert_held("with the agent that knows them");
     town.assert_in_order("with the agent that knows them");
-    for flows in &flows {
-        flows.wait_progress(10 * SECOND);
-    }
-    for flows in flows {
-        flows.stop().assert_unnoticed(SECOND);
-    }
+    assert_went_on(flows, SECOND);
 }
 
 #[test]
@@ -198,12 +217,7 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
         assert_eq!(town.node().pinned(), pinned, "{what}: the same objects as before");
     }
     town.assert_in_time();
-    for flows in &flows {
-        flows.wait_progress(10 * SECOND);
-    }
-    for flows in flows {
-        flows.stop().assert_unnoticed(PROMISED);
-    }
+    assert_went_on(flows, PROMISED);
     // The plugin works with what was pinned again, and takes away what is its own.
     let other = town.node().add_pod("other");
     let to = (of_family(town.web.addresses(), true), 80).into();
