@@ -172,15 +172,15 @@ impl Town {
     /// The same for what has a median of its own among what the metric counts as one kind.
     #[track_caller]
     pub fn lose_one_of(&self, kind: &str, what: &'static str, loss: impl Fn(&Self)) {
-        let lose = || {
-            let lost = self.before_loss_of(kind, what);
+        let time = || {
+            let before = self.before_loss_of(kind, what);
             loss(self);
-            lost.wait_restored()
+            before.wait_restored()
         };
-        let (took, owed) = (lose(), owed(what));
+        let (took, owed) = (time(), owed(what));
         // One time or the other may be late where the machine has much else to do.
         if took > owed {
-            let again = lose();
+            let again = time();
             assert!(
                 again <= owed,
                 "{kind}: made again after {took:?} and {again:?}, not {owed:?}"
