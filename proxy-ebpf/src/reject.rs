@@ -24,6 +24,8 @@ const TTL: u8 = 64;
 /// them where it was left to the NIC.
 const CARRIED: u32 = 8;
 const CARRIED_OF_TCP: u32 = 20;
+/// Size of IPv6's fragment header, in bytes.
+const FRAGMENT_HEADER: u32 = 8;
 const IPV4_HEADER: u32 = 20;
 const IPV6_HEADER: u32 = 40;
 const ICMP_HEADER: u32 = 8;
@@ -149,13 +151,19 @@ fn error_v6(
     source: &Ip,
     sum: &mut [u32; SCRATCH_WORDS],
 ) -> Option<()> {
-    if headers.l4 != headers.l3 + IPV6_HEADER {
-        return None;
-    }
+    let behind = headers.l3 + IPV6_HEADER;
     *sum = [0; SCRATCH_WORDS];
     copy::<10>(skb, headers.l3, sum, 12)?;
-    let carried = carry(skb, headers, sum, 22)?;
-    skb.truncate(headers.l4 + carried)?;
+    let carried = if headers.l4 == behind {
+        carry(skb, headers, sum, 22)?
+    } else if headers.is_fragment && headers.l4 == behind + FRAGMENT_HEADER {
+        copy::<4>(skb, behind, sum, 22)?;
+        FRAGMENT_HEADER + CARRIED
+    } else {
+        // Other extension headers would move the ports out of reach.
+        return None;
+    };
+    skb.truncate(behind + carried)?;
     skb.insert_behind_ethernet(IPV6_HEADER + ICMP_HEADER)?;
     let len = ICMP_HEADER + IPV6_HEADER + carried;
     let (src, dst) = (source.v6_words(), headers.src.v6_words());

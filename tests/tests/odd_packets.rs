@@ -215,6 +215,32 @@ fn datagrams_in_fragments_go_and_come_whole() {
     }
 }
 
+/// Only the sender can make fragments of IPv6 smaller, so it has to hear of the link (RFC 4443 §3.2).
+#[test]
+fn a_sender_of_fragments_learns_of_a_small_link() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS);
+    for prefix in town.world.node(2).pod_cidrs() {
+        let via = town.world.node(2).address_like(prefix.addr());
+        town.world.node(1).run_ip(&format!(
+            "route replace {prefix} via {via} dev eth0 mtu lock {SMALL}"
+        ));
+    }
+    for to in town.node_ports() {
+        let socket = town.outside.udp_socket_for(to).expect("a socket");
+        socket.connect(to).expect("connected");
+        socket.set_read_timeout(Some(SECOND / 2)).expect("a deadline");
+        let question = vec![b'q'; 4000];
+        wait_for(&format!("{to} to be asked at length"), PATIENCE, || {
+            socket.send(&question)?;
+            let mut answer = vec![0; 8000];
+            let length = socket.recv(&mut answer)?;
+            assert!(answer[..length].ends_with(&question), "{length} bytes from {to}");
+            std::io::Result::Ok(())
+        });
+    }
+}
+
 /// As of a host that puts options for the destination into its datagrams.
 #[test]
 fn datagrams_in_fragments_behind_destination_options_go_whole() {

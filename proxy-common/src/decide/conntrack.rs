@@ -11,11 +11,13 @@
 //! TCP is proven by an acknowledgement of the SYN,ACK's sequence number, which a forger of the client's address has not
 //! seen. Datagrams are proven as in netfilter: a packet follows in a later tick than the first reply.
 //!
-//! Each side of TCP is done once the other side acknowledges its FIN. A forged FIN is not acknowledged: its receiver repeats
-//! what it acknowledged before (RFC 9293 §3.10.7.4).
+//! Each side of TCP is done once the other side acknowledges exactly the number behind its FIN. A forged FIN is not
+//! acknowledged: its receiver repeats what it acknowledged before (RFC 9293 §3.10.7.4). Its number would have to be where a
+//! later segment ends.
 //!
 //! A RST counts only near the sequence number that its receiver acknowledged last (RFC 5961 §3), and what follows it opens
-//! the flow again. So a forged one costs an idle connection nothing.
+//! the flow again. So a forged one costs an idle connection nothing. That number is noted once a tick, and as soon as a
+//! direction is far ahead of it.
 //!
 //! An entry that was idle for longer than its state allows is not believed any more. The agent removes such entries from
 //! the tables that evict nothing.
@@ -121,7 +123,12 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     }
     // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that.
     let is_repeated = is_opening_reply && FlowState(old).has(FlowState::ANSWERED);
-    let ends = is_confirmed && ends(headers, flow);
+    let ends = ends(headers);
+    if is_confirmed && is_far_ahead(headers, flow) {
+        // The next acknowledgement seems the first one of its tick, and is noted.
+        flow.reply_key_into(key, reply_key);
+        let _ = tables.touch_flow(reply_key, now.wrapping_sub(1), 0, 0, 0);
+    }
     if new == old && (!is_later || is_repeated) && sequence == flow.sequence && !ends {
         return 0;
     }
@@ -132,15 +139,11 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     flow.sequence = sequence;
     flow.reply_into(key, reply_key, reply);
     let acknowledges = headers.has_tcp_flag(TCP_ACK);
-    if is_confirmed && acknowledges {
-        reply.sequence = headers.acknowledgement;
+    if is_confirmed {
+        reply.sequence = if acknowledges { headers.acknowledgement } else { 0 };
     }
     if ends {
-        reply.fin = if headers.sequence == 0 {
-            1
-        } else {
-            headers.sequence
-        };
+        reply.fin = headers.sequence.wrapping_add(headers.payload).wrapping_add(1);
     }
     let moves = (new ^ old) & (FlowState::CONFIRMED | FlowState::CLOSED) != 0;
     if moves || FlowState(new).has(FlowState::EVICTABLE) {
@@ -209,8 +212,15 @@ fn relocate<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
         }
     }
     if !is_protected {
-        tables.replace_flow(key, flow);
-        tables.replace_flow(reply_key, reply);
+        let was_evictable = FlowState(work.unsettled as u8).has(FlowState::EVICTABLE);
+        let stays = was_evictable && flow.state().has(FlowState::EVICTABLE);
+        // What the other direction has noted stays.
+        if !(stays && tables.touch_flow(key, flow.seen, flow.state, 0, 0)) {
+            tables.replace_flow(key, flow);
+        }
+        if !(stays && tables.touch_flow(reply_key, flow.seen, flow.state, reply.sequence, reply.fin)) {
+            tables.replace_flow(reply_key, reply);
+        }
     }
     if is_protected != was_protected {
         tables.forget_flow(key, was_protected);
@@ -246,10 +256,7 @@ const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     if is_reply {
         new |= FlowState::ANSWERED;
     }
-    if headers.detail & TCP_FIN != 0 && !FlowState(old).has(FlowState::CONFIRMED) {
-        new |= done(is_reply);
-    }
-    if headers.detail & TCP_ACK != 0 && is_acknowledged(flow.fin, headers.acknowledgement) {
+    if acknowledges && flow.fin != 0 && headers.acknowledgement == flow.fin {
         new |= done(!is_reply);
     }
     let both_done = FlowState::CLIENT_DONE | FlowState::BACKEND_DONE;
@@ -276,20 +283,19 @@ const fn done(is_backend: bool) -> u8 {
     }
 }
 
-/// Whether a packet carries a FIN that its receiver may believe. The other side's acknowledgement shows whether it does.
+/// Whether a packet carries a FIN that its receiver may take. The other side's acknowledgement shows whether it does.
 #[inline(always)]
-const fn ends(headers: &Headers, flow: &Flow) -> bool {
-    headers.has_tcp_flag(TCP_FIN)
-        && headers.detail & TCP_RST == 0
-        && is_within(headers.sequence, flow.sequence, OF_FIN)
+const fn ends(headers: &Headers) -> bool {
+    const FLAGS: u8 = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN;
+    headers.protocol == protocol::TCP && headers.detail & FLAGS == TCP_ACK | TCP_FIN
 }
 
-/// Whether a number acknowledges the FIN of a segment at `fin`, whose length is not known here.
+/// Whether a direction has sent so much since its last note that a RST might stand beyond [`OF_RST`].
 #[inline(always)]
-const fn is_acknowledged(fin: u32, acknowledgement: u32) -> bool {
-    /// The largest segment that Linux gives a program as one packet: `GSO_MAX_SIZE` of BIG TCP.
-    const SEGMENT_AT_MOST: u32 = 1 << 19;
-    fin != 0 && acknowledgement.wrapping_sub(fin).wrapping_sub(1) < SEGMENT_AT_MOST
+const fn is_far_ahead(headers: &Headers, flow: &Flow) -> bool {
+    headers.protocol == protocol::TCP
+        && flow.sequence != 0
+        && headers.sequence.wrapping_sub(flow.sequence).wrapping_sub(OF_NOTE) < (1 << 31) - OF_NOTE
 }
 
 /// The state of a connection that is closed. A RST may be forged, and a SYN behind it as well: neither ends
@@ -345,13 +351,13 @@ const fn is_completing(acknowledgement: u32, expected: u32) -> bool {
     expected == 0 || acknowledgement.wrapping_sub(expected) < DATA_AT_MOST
 }
 
-/// How far a RST may stand behind the last note: 16 MiB.
-const OF_RST: u32 = 1 << 24;
-/// How far a FIN may: what 8 Gbit/s carry in a tick.
-const OF_FIN: u32 = 1 << 30;
+/// How far a RST may stand ahead of the last note: 32 MiB.
+const OF_RST: u32 = 1 << 25;
+/// How far a direction may be ahead of the last note until a new one is due: 8 MiB. What is under way comes on top.
+const OF_NOTE: u32 = 1 << 23;
 
-/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or,
-/// since that is noted once a tick, not much further. What is not known counts as near.
+/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or, since that is
+/// not noted each time, not much further. What is not known counts as near.
 #[inline(always)]
 const fn is_within(sequence: u32, expected: u32, reach: u32) -> bool {
     expected == 0 || sequence.wrapping_sub(expected) < reach
@@ -372,9 +378,9 @@ mod tests {
             headers.sequence = 500;
             flow.is_reply = u8::from(*is_reply);
             flow.fin = fins[usize::from(!is_reply)];
-            headers.acknowledgement = flow.fin + 1;
-            if ends(&headers, &flow) {
-                fins[usize::from(*is_reply)] = headers.sequence;
+            headers.acknowledgement = if flow.fin == 0 { 1 } else { flow.fin };
+            if ends(&headers) {
+                fins[usize::from(*is_reply)] = headers.sequence + 1;
             }
             flow.state = next(&flow, &headers, true);
         }
@@ -401,7 +407,8 @@ mod tests {
             (&[syn, syn_ack, client, client_fin], Lifetime::Open),
             (&[syn, syn_ack, client, client_fin, client], Lifetime::Open),
             (&[syn, syn_ack, client, client_fin, backend], Lifetime::Closing),
-            (&[syn, client_fin], Lifetime::Closing),
+            (&[syn, client_fin], Lifetime::Opening),
+            (&[client_fin, syn, syn_ack, client], Lifetime::Open),
             (
                 &[syn, syn_ack, client, backend_fin, backend, client],
                 Lifetime::Closing,
@@ -490,32 +497,48 @@ mod tests {
         for (sequence, is_taken) in [
             (500, true),
             (500 + (1 << 20), true),
+            (500 + (1 << 25), false),
             (499, false),
             (0x1234_5678, false),
         ] {
             assert_eq!(is_within(sequence, 500, OF_RST), is_taken, "{sequence}");
         }
         assert!(is_within(7, u32::MAX - 7, OF_RST), "numbers begin again at 0");
-        assert!(is_within(20_000_500, 500, OF_FIN), "a fast transfer of one tick");
     }
 
     #[test]
-    fn a_fin_counts_once_it_is_acknowledged() {
-        for (acknowledgement, is_taken) in [
-            (501, true),
-            (501 + 65_535, true),
-            (500, false),
-            (400, false),
-            (500 + (1 << 20), false),
+    fn a_direction_that_is_far_ahead_of_its_note_is_noted_again() {
+        let mut headers = crate::decide::testing::packet(protocol::TCP, ("10.0.0.1", 1), ("10.0.0.2", 2));
+        let mut flow = Flow::EMPTY;
+        flow.sequence = u32::MAX - 5;
+        for (ahead, is_far) in [
+            (0, false),
+            (OF_NOTE - 1, false),
+            (OF_NOTE, true),
+            (1 << 30, true),
+            // Behind it: an old segment.
+            (u32::MAX - 1000, false),
         ] {
-            assert_eq!(
-                is_acknowledged(500, acknowledgement),
-                is_taken,
-                "{acknowledgement}"
-            );
+            headers.sequence = flow.sequence.wrapping_add(ahead);
+            assert_eq!(is_far_ahead(&headers, &flow), is_far, "{ahead}");
         }
-        assert!(!is_acknowledged(0, 1), "there was none");
-        assert!(is_acknowledged(u32::MAX, 0), "numbers begin again at 0");
+        flow.sequence = 0;
+        assert!(!is_far_ahead(&headers, &flow), "nothing is known");
+    }
+
+    #[test]
+    fn what_contradicts_itself_ends_nothing() {
+        let mut headers = crate::decide::testing::packet(protocol::TCP, ("10.0.0.1", 1), ("10.0.0.2", 2));
+        for (flags, is_end) in [
+            (TCP_FIN | TCP_ACK, true),
+            (TCP_FIN, false),
+            (TCP_FIN | TCP_SYN | TCP_ACK, false),
+            (TCP_FIN | TCP_RST | TCP_ACK, false),
+            (TCP_ACK, false),
+        ] {
+            headers.detail = flags;
+            assert_eq!(ends(&headers), is_end, "{flags:#x}");
+        }
     }
 
     #[test]

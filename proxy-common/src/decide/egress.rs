@@ -211,6 +211,7 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     flow.service = 0;
     flow.seen = now;
     flow.sequence = 0;
+    flow.fin = 0;
     flow.deliver = Deliver::Stack as u8;
     flow.reply_deliver = Deliver::Stack as u8;
     flow.is_reply = 1;

@@ -44,6 +44,7 @@ pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
         sequence: 0,
         // Of a first sequence number of 0.
         acknowledgement: 1,
+        payload: 0,
         l3: 14,
         l4: 34,
     }

@@ -114,8 +114,7 @@ pub struct Flow {
     /// TCP, in host order: the acknowledgement number that completes the handshake, in both entries; once the flow is
     /// confirmed, the last one that the other side sent, which is where a RST of this direction has to stand. 0 if unknown.
     pub sequence: u32,
-    /// TCP, in host order: where the other side's FIN stands that the packets of this entry should acknowledge. 0 if there
-    /// was none; a number of 0 is kept as 1.
+    /// TCP, in host order: the number by which packets of this entry acknowledge the other side's FIN. 0 if there was none.
     pub fin: u32,
     /// [`Deliver`] as a number.
     pub deliver: u8,

@@ -25,6 +25,8 @@ pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
 /// TCP: the connection is over.
 pub const TCP_RST: u8 = 0x04;
+/// Size of the IPv6 header, in bytes.
+const IPV6_HEADER: u32 = 40;
 /// TCP: the acknowledgement number counts.
 pub const TCP_ACK: u8 = 0x10;
 
@@ -68,6 +70,8 @@ pub struct Headers {
     pub sequence: u32,
     /// TCP: acknowledgement number, in host order.
     pub acknowledgement: u32,
+    /// TCP: bytes of data, by the length in the IP header. Not known of packets of more than 64 KiB (BIG TCP).
+    pub payload: u32,
     /// Offset of the IP header.
     pub l3: u32,
     /// Offset of the transport header; 0 if the packet has none (a later fragment).
@@ -89,6 +93,7 @@ impl Headers {
         fragment_id: 0,
         sequence: 0,
         acknowledgement: 0,
+        payload: 0,
         l3: 0,
         l4: 0,
     };
@@ -243,6 +248,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> R
         ttl: ip.ttl,
         is_fragment: later || fragment & 0x2000 != 0,
         fragment_id: u32::from(ip.id),
+        payload: u32::from(u16::from_be(ip.total_len)),
         l3,
         l4: if later { 0 } else { l3 + header_len },
         ..Headers::EMPTY
@@ -263,8 +269,9 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> R
         dst: Ip::from_v6_words(ip.dst),
         protocol: ip.next_header,
         ttl: ip.hop_limit,
+        payload: u32::from(u16::from_be(ip.payload_len)) + IPV6_HEADER,
         l3,
-        l4: l3 + 40,
+        l4: l3 + IPV6_HEADER,
         ..Headers::EMPTY
     };
     if headers.src.is_v4() || headers.dst.is_v4() {
@@ -315,6 +322,8 @@ fn parse_transport<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Res
             headers.detail = tcp.flags;
             headers.sequence = u32::from_be(tcp.sequence);
             headers.acknowledgement = u32::from_be(tcp.acknowledgement);
+            let all_headers = headers.l4 - headers.l3 + u32::from(tcp.offset >> 4) * 4;
+            headers.payload = headers.payload.wrapping_sub(all_headers);
             Ok(())
         }
         protocol::UDP | protocol::SCTP => {

@@ -4,6 +4,7 @@
 //! Each test forges frames or floods tables in a world of its own, and ends with an honest packet by the
 //! same way. So what did not arrive was refused, and did not only come late.
 
+mod closes;
 mod dead_entries;
 mod floods;
 mod fuzz;

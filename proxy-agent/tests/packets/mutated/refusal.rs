@@ -80,7 +80,23 @@ fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
         return ran.frame[l4 + 13] & RST == 0 && len >= l4 + 18;
     }
     let plain = L3 + if layout.is_v4 { 20 } else { 40 };
-    l4 == plain && len >= l4 + if is_tcp { 20 } else { 8 }
+    (l4 == plain || is_behind_fragment_header(layout)) && len >= plain + carried(layout)
+}
+
+/// Whether nothing but a fragment header stands between the IPv6 header and the transport's.
+fn is_behind_fragment_header(layout: Layout) -> bool {
+    !layout.is_v4 && layout.is_fragment && layout.l4 == Some(L3 + 48)
+}
+
+/// How much an error carries of what stands behind the IP header.
+fn carried(layout: Layout) -> usize {
+    if is_behind_fragment_header(layout) {
+        16
+    } else if layout.protocol == protocol::TCP {
+        20
+    } else {
+        8
+    }
 }
 
 pub fn refused(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
@@ -120,10 +136,7 @@ fn reset(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
 /// RFC 792, RFC 1191 and RFC 4443: whole and right, whatever the refused packet was.
 fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
     let is_v4 = layout.is_v4;
-    let (ip, transport) = (
-        if is_v4 { 20 } else { 40 },
-        if layout.protocol == protocol::TCP { 20 } else { 8 },
-    );
+    let (ip, transport) = (if is_v4 { 20 } else { 40 }, carried(layout));
     let (l4, carried) = (L3 + ip, ip + transport);
     let out = ran.out;
     check(out.len() == l4 + 8 + carried, || format!("{} bytes", out.len()))?;

@@ -410,6 +410,13 @@ fn a_forged_syn_or_fin_ends_no_connection() {
         !state().has(FlowState::CLIENT_DONE),
         "a FIN that is not acknowledged"
     );
+    // The acknowledgement of data beyond it.
+    let more = Headers {
+        acknowledgement: (1 << 29) + 20_000,
+        ..with_flags(reply, TCP_ACK)
+    };
+    let _ = leaving(&fake, &more);
+    assert!(!state().has(FlowState::CLIENT_DONE), "a FIN that was passed by");
     let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
     assert!(!state().has(FlowState::CLIENT_DONE), "not yet");
     let _ = leaving(&fake, &acknowledging_fin(reply));

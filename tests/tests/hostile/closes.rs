@@ -1,0 +1,210 @@
+//! Connections that end, or seem to: by forged FINs, after transfers that are faster than the programs take notes, and before
+//! they began.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use harness::forge::packet::{self, ACK, FIN};
+use harness::{Endpoint, Service, eventually, wait_for};
+use proxy_common::maps::{Flow, FlowKey};
+
+use crate::dead_entries::age_all;
+use crate::town::{SOON, Town, await_collection, of_family};
+
+const NODE_PORT: u16 = 30_090;
+/// Longer than what one side has ended is remembered, and less than an open connection.
+const LONG: Duration = Duration::from_hours(2);
+
+/// A connection, its client first.
+type Ends = [TcpStream; 2];
+
+fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
+    from.write_all(b"word")?;
+    to.set_read_timeout(Some(SOON))?;
+    to.read_exact(&mut [0; 4])
+}
+
+#[track_caller]
+fn assert_goes_on(ends: &mut Ends, what: &str) {
+    let [client, server] = ends;
+    exchange(server, client).unwrap_or_else(|error| panic!("{what}, to the client: {error}"));
+    exchange(client, server).unwrap_or_else(|error| panic!("{what}, to the server: {error}"));
+}
+
+/// Sends data one way, as fast as it goes.
+fn send(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let block = vec![7; 1 << 18];
+            for _ in 0..bytes / block.len() {
+                from.write_all(&block).expect("to send");
+            }
+        });
+        let mut block = vec![0; 1 << 20];
+        let mut left = bytes;
+        to.set_read_timeout(Some(SOON)).expect("a deadline");
+        while left > 0 {
+            let most = left.min(block.len());
+            left -= to.read(&mut block[..most]).expect("what was sent");
+        }
+    });
+}
+
+/// A listener in a pod, behind a service with a node port.
+fn behind_a_service(town: &Town) -> TcpListener {
+    let listener = town.web.tcp_listen(8181).expect("a listener");
+    let service = Service::new("long")
+        .cluster_ip("10.96.3.10")
+        .cluster_ip("fd00:96::3:10")
+        .tcp("talk", 90, 8181)
+        .node_port("talk", NODE_PORT);
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    for v4 in [true, false] {
+        let to = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
+        drop(wait_for("the service", 2 * SOON, || town.outside.tcp_connect(to)));
+        drop(listener.accept().expect("a connection"));
+    }
+    listener
+}
+
+/// Two places to connect to: outside, masqueraded; and a pod, by a node port.
+struct Listeners {
+    outside: TcpListener,
+    web: TcpListener,
+}
+
+impl Listeners {
+    fn of(town: &Town) -> Self {
+        Self {
+            outside: town.outside.tcp_listen(9100).expect("a listener"),
+            web: behind_a_service(town),
+        }
+    }
+
+    /// A connection each, and where a host outside forges from and to: the server's packets of the first, the client's of
+    /// the second.
+    fn connect(&self, town: &Town, v4: bool) -> [(Ends, [SocketAddr; 2]); 2] {
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let server = SocketAddr::new(of_family(&town.outside, v4), 9100);
+        let near = town.pod.tcp_connect(server).expect("a connection");
+        let (far, seen) = self.outside.accept().expect("a connection");
+        let node_port = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
+        let client = town.outside.tcp_connect(node_port).expect("a connection");
+        let (backend, _) = self.web.accept().expect("a connection");
+        let from = plain(client.local_addr().expect("an address"));
+        [
+            ([near, far], [server, plain(seen)]),
+            ([client, backend], [from, node_port]),
+        ]
+    }
+}
+
+/// How many entries of TCP the table of open connections has.
+fn entries(town: &Town) -> usize {
+    const PROTOCOL: usize = std::mem::offset_of!(FlowKey, protocol);
+    let flows = town
+        .node()
+        .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("FLOWS");
+    flows.keys().filter(|key| key[PROTOCOL] == 6).count()
+}
+
+/// The FINs stand all over the sequence numbers, so that data that follows passes many of them by.
+#[test]
+fn data_that_passes_forged_ends_confirms_none() {
+    harness::require_root!();
+    let town = Town::build();
+    let forge = town.forge();
+    let listeners = Listeners::of(&town);
+    for (v4, flags) in [(true, FIN | ACK), (false, FIN | ACK), (true, FIN)] {
+        let mut held = listeners.connect(&town, v4);
+        for (ends, _) in &mut held {
+            assert_goes_on(ends, "before");
+        }
+        // Beyond the tick of the handshake.
+        std::thread::sleep(Duration::from_millis(1500));
+        for (ends, _) in &mut held {
+            assert_goes_on(ends, "before");
+        }
+        for number in (0..8192).rev() {
+            for (which, (_, [from, to])) in (0..).zip(&held) {
+                let number = (number << 19) ^ (which << 31);
+                forge.send(&packet::tcp(*from, *to, flags, number, b""));
+            }
+        }
+        for (index, (ends, _)) in held.iter_mut().enumerate() {
+            let [client, server] = ends;
+            // The side that the forger speaks for goes on.
+            if index == 0 {
+                send(server, client, 1 << 20);
+            } else {
+                send(client, server, 1 << 20);
+            }
+            assert_goes_on(ends, "after the data");
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        age_all(&town, LONG);
+        await_collection(&town);
+        for (ends, [from, to]) in &mut held {
+            assert_goes_on(
+                ends,
+                &format!("{from} to {to} after flags {flags:#x} and two hours"),
+            );
+        }
+    }
+}
+
+/// A flow that begins by a forged FIN has nothing to say of the connection that follows.
+#[test]
+fn an_end_before_the_handshake_shortens_no_connection() {
+    harness::require_root!();
+    let town = Town::build();
+    let forge = town.forge();
+    let listener = behind_a_service(&town);
+    for (v4, flags) in [(true, FIN), (false, FIN | ACK)] {
+        let to = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
+        let from = SocketAddr::new(of_family(&town.outside, v4), 45_678);
+        for _ in 0..3 {
+            forge.send(&packet::tcp(from, to, flags, 0x1234_5678, b""));
+        }
+        let client = town.outside.tcp_connect_from(from, to).expect("a connection");
+        let (backend, _) = listener.accept().expect("a connection");
+        let mut ends = [client, backend];
+        assert_goes_on(&mut ends, "before");
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_goes_on(&mut ends, "a tick later");
+        age_all(&town, LONG);
+        await_collection(&town);
+        assert_goes_on(&mut ends, "two hours later");
+    }
+}
+
+/// Uploads at the speed of the machine, and a few that are slow. What is over leaves no entry, and no source port, for as long
+/// as an open connection.
+#[test]
+fn connections_that_end_after_fast_transfers_leave_no_entries() {
+    const FAST: usize = 256 << 20;
+    harness::require_root!();
+    let town = Town::build();
+    let listeners = Listeners::of(&town);
+    eventually("earlier connections to end", 2 * SOON, || entries(&town) == 0);
+    for v4 in [true, false] {
+        for (bytes, aborts) in [(FAST, true), (FAST, false), (1 << 18, true), (1 << 18, false)] {
+            for _ in 0..2 {
+                for (mut ends, _) in listeners.connect(&town, v4) {
+                    let [client, server] = &mut ends;
+                    send(client, server, bytes);
+                    assert!(entries(&town) >= 2, "it is open");
+                    if aborts {
+                        let socket = socket2::SockRef::from(&*client);
+                        socket.set_linger(Some(Duration::ZERO)).expect("to linger");
+                    }
+                }
+            }
+            let what =
+                format!("connections of {bytes} bytes, aborted: {aborts}, IPv4: {v4}, to leave nothing");
+            eventually(&what, SOON, || entries(&town) == 0);
+        }
+    }
+}
