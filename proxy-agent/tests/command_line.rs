@@ -85,7 +85,7 @@ fn a_configuration_can_be_checked_before_it_is_used() {
     assert!(good.status.success());
     assert_eq!(
         document(&good),
-        json!({"valid": true, "errors": [], "warnings": []})
+        json!({"file": file.display().to_string(), "valid": true, "errors": [], "warnings": []})
     );
     fs::write(
         &file,

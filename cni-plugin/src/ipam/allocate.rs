@@ -87,7 +87,7 @@ fn take_back(
     attachment: &Attachment,
 ) -> Result<(), IpamError> {
     for address in addresses {
-        let lease = store.lease(*address)?;
+        let lease = store.lease(*address);
         if lease.is_some_and(|lease| lease.is_of(attachment)) {
             locked.remove_lease(*address)?;
         }
@@ -152,10 +152,7 @@ pub fn leased(
     noted: Option<&Note>,
 ) -> Result<Vec<IpAddr>, IpamError> {
     let leases: Vec<Lease> = match noted {
-        Some(note) => {
-            let leases: Result<Vec<_>, _> = note.addresses.iter().map(|ip| store.lease(*ip)).collect();
-            leases?.into_iter().flatten().collect()
-        }
+        Some(note) => note.addresses.iter().filter_map(|ip| store.lease(*ip)).collect(),
         None => store.leases()?,
     };
     let own = leases.iter().filter(|lease| lease.is_of(attachment));
@@ -287,6 +284,20 @@ mod tests {
             give(&store, "f", &["fd00::77"]).unwrap(),
             ["10.0.0.3", "fd00::77"]
         );
+    }
+
+    #[test]
+    fn an_address_whose_lease_cannot_be_read_is_not_given_and_others_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("10.0.0.2")).unwrap();
+        fs::create_dir(dir.path().join("millrace/lost+found")).unwrap();
+        assert_eq!(give(&store, "a", &[]).unwrap(), ["10.0.0.3", "fd00::2"]);
+        let refused = give(&store, "b", &["10.0.0.2"]).unwrap_err();
+        assert!(matches!(refused, IpamError::Taken { .. }), "{refused}");
+        assert_eq!(free_addresses(&store, &small()[0], 9).unwrap(), 3);
+        assert_eq!(free(&store, "a").len(), 2);
+        assert!(dir.path().join("10.0.0.2").is_dir(), "it is left as it is");
     }
 
     #[test]

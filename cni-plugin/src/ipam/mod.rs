@@ -25,4 +25,4 @@ pub use error::IpamError;
 pub use lease::Lease;
 pub use note::Note;
 pub use range::{Range, RangeSet};
-pub use store::{LockedStore, Store};
+pub use store::{LockedStore, Store, Unreadable};

@@ -2,9 +2,12 @@
 //!
 //! Reading needs no lock: a file comes into being with all of its contents and is never changed. Everything that makes or
 //! removes one goes through [`LockedStore`]. The lock is host-local's, so both may work in one directory.
+//!
+//! Invariant: what bears the name of a lease or a note and cannot be read as one costs its own place only. An
+//! address whose lease cannot be read is taken, by no attachment.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -38,6 +41,15 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
+}
+
+/// What lies among leases or notes and cannot be read as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why it cannot be read.
+    pub why: String,
 }
 
 /// The same while nobody else changes it.
@@ -120,34 +132,43 @@ impl Store {
         }
     }
 
-    /// All leases.
+    /// All leases. One that cannot be read says nothing.
     pub fn leases(&self) -> Result<Vec<Lease>, IpamError> {
-        let (leases, broken) = self.readable_leases()?;
-        broken.into_iter().next().map_or(Ok(leases), Err)
+        let names = names(&self.dir)?;
+        let leases = names.iter().filter_map(|name| self.lease_named(name));
+        Ok(leases.collect())
     }
 
     /// All leases that can be read, and why others cannot.
-    pub fn readable_leases(&self) -> Result<(Vec<Lease>, Vec<IpamError>), IpamError> {
+    pub fn readable_leases(&self) -> Result<(Vec<Lease>, Vec<Unreadable>), IpamError> {
         let (mut leases, mut broken) = (Vec::new(), Vec::new());
         for name in names(&self.dir)? {
             if name.parse::<IpAddr>().is_ok() {
                 match self.read_lease(&name) {
                     Ok(lease) => leases.extend(lease),
-                    Err(error) => broken.push(error),
+                    Err(unreadable) => broken.push(unreadable),
                 }
             }
         }
         Ok((leases, broken))
     }
 
-    /// The lease of an address.
-    pub fn lease(&self, address: IpAddr) -> Result<Option<Lease>, IpamError> {
-        self.read_lease(&address.to_string())
+    /// The lease of an address. One that cannot be read says nothing.
+    pub fn lease(&self, address: IpAddr) -> Option<Lease> {
+        self.lease_named(&address.to_string())
     }
 
-    fn read_lease(&self, name: &str) -> Result<Option<Lease>, IpamError> {
-        let contents = read(&self.dir.join(name))?;
-        Ok(contents.and_then(|contents| Lease::read(name, &contents)))
+    fn lease_named(&self, name: &str) -> Option<Lease> {
+        name.parse::<IpAddr>().ok()?;
+        self.read_lease(name).unwrap_or_else(|_| Lease::read(name, &[]))
+    }
+
+    fn read_lease(&self, name: &str) -> Result<Option<Lease>, Unreadable> {
+        let path = self.dir.join(name);
+        match read(&path) {
+            Ok(contents) => Ok(contents.and_then(|contents| Lease::read(name, &contents))),
+            Err(error) => Err(Unreadable::new(path, &error)),
+        }
     }
 
     /// How long ago the file of a lease was written, by the wall clock.
@@ -158,20 +179,41 @@ impl Store {
 
     /// The note that bears the name of an interface of the node. One that cannot be read counts as none.
     pub fn note(&self, host_interface: &str) -> Result<Option<Note>, IpamError> {
-        let contents = read(&self.note_path(host_interface))?;
+        let path = self.note_path(host_interface);
+        let contents = read(&path).map_err(IpamError::file("reading", &path))?;
         Ok(contents.and_then(|contents| serde_json::from_slice(&contents).ok()))
     }
 
-    /// All notes.
+    /// What bears the name of a note and cannot be read as one.
+    pub fn unreadable_note(&self, host_interface: &str) -> Option<Unreadable> {
+        self.read_note(host_interface).err()
+    }
+
+    /// All notes that can be read.
     pub fn notes(&self) -> Result<Vec<Note>, IpamError> {
-        let mut notes = Vec::new();
+        self.readable_notes().map(|(notes, _)| notes)
+    }
+
+    /// All notes that can be read, and why others cannot.
+    pub fn readable_notes(&self) -> Result<(Vec<Note>, Vec<Unreadable>), IpamError> {
+        let (mut notes, mut broken) = (Vec::new(), Vec::new());
         let dir = self.dir.join(NOTES);
         if dir.is_dir() {
             for name in names(&dir)? {
-                notes.extend(self.note(&name)?);
+                match self.read_note(&name) {
+                    Ok(note) => notes.extend(note),
+                    Err(unreadable) => broken.push(unreadable),
+                }
             }
         }
-        Ok(notes)
+        Ok((notes, broken))
+    }
+
+    fn read_note(&self, name: &str) -> Result<Option<Note>, Unreadable> {
+        let path = self.note_path(name);
+        let parse = |contents: Vec<u8>| serde_json::from_slice::<Note>(&contents).map_err(io::Error::from);
+        let note = read(&path).and_then(|contents| contents.map(parse).transpose());
+        note.map_err(|error| Unreadable::new(path, &error))
     }
 
     /// Whether the ADD that wrote a note still runs.
@@ -187,7 +229,8 @@ impl Store {
 
     /// The address that was given last from a set of ranges.
     pub fn last(&self, set: usize) -> Result<Option<IpAddr>, IpamError> {
-        let contents = read(&self.dir.join(format!("{LAST}{set}")))?;
+        let path = self.dir.join(format!("{LAST}{set}"));
+        let contents = read(&path).map_err(IpamError::file("reading", &path))?;
         Ok(contents.and_then(|contents| String::from_utf8(contents).ok()?.trim().parse().ok()))
     }
 
@@ -294,11 +337,29 @@ fn link(file: &Path, name: &Path) -> io::Result<bool> {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, IpamError> {
-    match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        contents => contents.map(Some).map_err(IpamError::file("reading", path)),
+impl Unreadable {
+    fn new(path: PathBuf, error: &io::Error) -> Self {
+        let why = error.to_string();
+        Self { path, why }
     }
+}
+
+/// Reads a regular file. Nothing else is waited for, as a pipe would be.
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let open = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path);
+    let mut file = match open {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut contents = Vec::new();
+    file.read_to_end(&mut contents)?;
+    Ok(Some(contents))
 }
 
 fn remove(path: &Path) -> Result<(), IpamError> {
@@ -324,6 +385,37 @@ fn names(dir: &Path) -> Result<Vec<String>, IpamError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_told_apart_and_costs_its_own_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        fs::write(dir.path().join("10.0.0.2"), "c1\r\neth0").unwrap();
+        fs::create_dir(dir.path().join("10.0.0.3")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("10.0.0.4"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let notes = dir.path().join(NOTES);
+        fs::create_dir(notes.join("lost+found")).unwrap();
+        fs::write(notes.join("mr000000000001"), "").unwrap();
+        fs::write(notes.join("mr000000000002"), "{").unwrap();
+        let taken: std::collections::BTreeSet<_> = store
+            .leases()
+            .unwrap()
+            .into_iter()
+            .map(|lease| lease.address.to_string())
+            .collect();
+        assert!(taken.iter().eq(["10.0.0.2", "10.0.0.3", "10.0.0.4"]), "{taken:?}");
+        let (leases, broken) = store.readable_leases().unwrap();
+        assert_eq!((leases.len(), broken.len()), (1, 2), "{broken:?}");
+        assert!(
+            broken.iter().all(|broken| broken.why == "it is no regular file"),
+            "{broken:?}"
+        );
+        assert!(!store.lease("10.0.0.3".parse().unwrap()).unwrap().is_readable());
+        let (found, broken) = store.readable_notes().unwrap();
+        assert_eq!((found.len(), broken.len()), (0, 3), "{broken:?}");
+        assert!(store.unreadable_note("mr000000000001").is_some());
+        assert_eq!(store.unreadable_note("mr000000000003"), None);
+    }
 
     #[test]
     fn a_file_that_needs_a_name_is_made_whole_over_what_a_killed_call_left() {

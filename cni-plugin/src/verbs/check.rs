@@ -157,7 +157,7 @@ fn check_leases(
     })?;
     for ip in expected.ips() {
         let address = ip.address.addr();
-        if !store.lease(address)?.is_some_and(|lease| lease.is_of(attachment)) {
+        if !store.lease(address).is_some_and(|lease| lease.is_of(attachment)) {
             return Err(mismatch(format!("{address} is not leased to this container")));
         }
     }

@@ -59,7 +59,7 @@ fn known(store: &Store) -> Result<BTreeSet<Attachment>, IpamError> {
 
 /// Leases that name no interface, or nothing at all, belong to no attachment that could be detached.
 fn free_nameless(store: &Store, valid: &BTreeSet<Attachment>) -> Result<(), IpamError> {
-    let mut leases = store.leases()?;
+    let (mut leases, _) = store.readable_leases()?;
     leases.retain(|lease| lease.if_name.is_none());
     if leases.is_empty() {
         return Ok(());

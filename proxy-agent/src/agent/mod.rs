@@ -124,11 +124,14 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
 
         let (questions, mut asked) = mpsc::channel::<Question>(16);
-        tokio::spawn(control::serve(socket, questions));
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
         let (source, recorder) = sources::start(&options, events).await?;
         let (outward, mut scrapes) = Outward::start(&options, recorder)?;
         let teller = Teller::new(&options.node_name, outward.recorder(), outward.metrics.clone());
+        let teller_of_socket = teller.clone();
+        tokio::spawn(control::serve(socket, questions, move |path| {
+            teller_of_socket.restored(&[("socket", path.display().to_string())]);
+        }));
         let bookkeeping = Bookkeeping::start(places(&options), outward.faults(), teller.clone());
         let survival = Survival::start(places(&options), teller, owned);
         let mut readings = reconfigure::start(options.config_files.clone());

@@ -124,7 +124,7 @@ impl PodNetwork {
         }
         problems.extend(self.deaf.iter().cloned());
         Prepared {
-            tunnel: self.plan.tunnel.as_ref().and(self.tunnel.index()),
+            tunnel: self.tunnel(),
             mtu: Some(self.plan.pod_mtu),
         }
     }
@@ -160,6 +160,11 @@ impl PodNetwork {
         concerned
     }
 
+    /// Has the kernel looked at again: a route with our protocol number that is not planned may have come.
+    pub fn look_again(&mut self) {
+        self.unsettled = true;
+    }
+
     /// Whether something is to be tried again.
     pub fn is_unfinished(&self) -> bool {
         self.unsettled && !self.found.is_empty()
@@ -168,6 +173,11 @@ impl PodNetwork {
     /// The plan in force.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// The device of the tunnel, if there is one.
+    pub fn tunnel(&self) -> Option<u32> {
+        self.plan.tunnel.as_ref().and(self.tunnel.index())
     }
 
     /// Every node, by name.
@@ -201,6 +211,13 @@ impl PodNetwork {
         }
         self.unsettled |= !changed.is_empty();
         changed
+    }
+
+    /// Whether the tunnel is as it was made. If not, the next look makes it so.
+    pub async fn is_tunnel_whole(&mut self) -> bool {
+        let is_whole = self.plan.tunnel.is_none() || self.tunnel.is_whole().await.unwrap_or(false);
+        self.unsettled |= !is_whole;
+        is_whole
     }
 
     /// Whether what was put into the directories of container runtimes is there as it was.
@@ -245,7 +262,7 @@ impl PodNetwork {
 
     /// Sets routes and removes what is left behind; whether all of it is done.
     async fn lead(&mut self) -> bool {
-        let tunnel = self.plan.tunnel.as_ref().and(self.tunnel.index());
+        let tunnel = self.tunnel();
         let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel, &self.led).await {
             Ok((problems, complete)) => {
                 if problems.is_empty() {

@@ -23,6 +23,8 @@ pub enum ConfigVerb {
 /// The answer to `millrace config check`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigCheck {
+    /// The file.
+    pub file: String,
     /// Whether an agent would take the file.
     pub valid: bool,
     /// Everything that is wrong.
@@ -47,6 +49,7 @@ fn check(file: &Path) -> ConfigCheck {
         warnings.extend(Configuration::of(&settings, &Settings::default()).warnings());
     }
     ConfigCheck {
+        file: file.display().to_string(),
         valid: report.errors.is_empty(),
         errors: report.errors,
         warnings,
@@ -95,9 +98,16 @@ mod tests {
         assert!(check.valid);
         assert_eq!(text, "DIR/agent.yaml: valid\n");
         assert_eq!(
-            serde_json::to_string(&check).unwrap(),
-            r#"{"valid":true,"errors":[],"warnings":[]}"#
+            serde_json::to_value(&check).unwrap(),
+            serde_json::json!({"file": check.file, "valid": true, "errors": [], "warnings": []})
         );
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let check = check(Path::new("/nonexistent/agent.yaml"));
+        assert_eq!((check.valid, check.errors.len()), (false, 1));
+        assert_eq!(check.file, "/nonexistent/agent.yaml");
     }
 
     #[test]

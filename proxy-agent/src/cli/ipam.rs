@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -82,7 +83,18 @@ pub fn run(global: &Global, client: &Client, verb: &IpamVerb) -> anyhow::Result<
 }
 
 impl Place {
+    /// A directory that is named by mistake looks like a node without leases.
+    fn check(&self) -> anyhow::Result<()> {
+        if let Some(dir) = &self.data_dir
+            && !dir.is_dir()
+        {
+            bail!("--data-dir {}: there is no such directory", dir.display());
+        }
+        Ok(())
+    }
+
     fn leases(&self, global: &Global, client: &Client) -> anyhow::Result<Leases> {
+        self.check()?;
         if self.data_dir.is_none() {
             match client.leases() {
                 Err(ClientError::NoAgent(_)) => {}
@@ -97,6 +109,7 @@ impl Place {
     }
 
     fn places(&self, global: &Global, client: &Client) -> anyhow::Result<Places> {
+        self.check()?;
         if self.data_dir.is_some() {
             return Ok(self.known(global, None));
         }
@@ -203,6 +216,17 @@ mod tests {
 
     fn plain(text: &str) -> String {
         anstream::adapter::strip_str(text).to_string()
+    }
+
+    #[test]
+    fn a_directory_that_is_named_has_to_be_there() {
+        let place = |dir: &str| Place {
+            data_dir: Some(dir.into()),
+        };
+        let error = place("/nonexistent").check().unwrap_err().to_string();
+        assert_eq!(error, "--data-dir /nonexistent: there is no such directory");
+        place("/").check().unwrap();
+        Place { data_dir: None }.check().unwrap();
     }
 
     #[test]

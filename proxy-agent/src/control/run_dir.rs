@@ -4,10 +4,12 @@
 //! repaired at once. So whoever works with a run directory holds an exclusive lock on the directory itself, which the
 //! kernel gives back when the process ends, however it ends: there is no stale lock, and a socket file that lies in a directory
 //! one could lock is stale by definition.
+//!
+//! The lock is that of a directory and not of its name, so the holder can ask whether the two still agree.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -22,7 +24,7 @@ pub const SOCKET: &str = "agent.sock";
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 /// Why a run directory cannot be used.
@@ -100,11 +102,17 @@ impl RunDir {
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self {
                 path: path.to_owned(),
-                _lock: lock,
+                lock,
             }),
             Err((_, Errno::EWOULDBLOCK)) => Err(RunDirError::Taken(path.to_owned())),
             Err((_, errno)) => Err(failed("locking it")(errno.into())),
         }
+    }
+
+    /// Whether the directory that is locked still bears its name.
+    pub fn is_there(&self) -> bool {
+        let locked = self.lock.metadata().map(|held| (held.dev(), held.ino()));
+        matches!((locked, file_id(&self.path)), (Ok(locked), Ok(there)) if locked == there)
     }
 
     /// The directory.
@@ -116,6 +124,11 @@ impl RunDir {
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
     }
+}
+
+/// Device and inode of what bears a name. No other file has both while this one is open.
+pub fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|there| (there.dev(), there.ino()))
 }
 
 #[cfg(test)]
@@ -139,6 +152,18 @@ mod tests {
         assert!(matches!(RunDir::existing(&path), Err(RunDirError::Taken(_))));
         drop(first);
         RunDir::create(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_removed_or_made_anew_is_not_the_locked_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        let first = RunDir::create(&path).unwrap();
+        assert!(first.is_there());
+        fs::remove_dir(&path).unwrap();
+        assert!(!first.is_there());
+        let second = RunDir::create(&path).unwrap();
+        assert!(second.is_there() && !first.is_there());
     }
 
     #[test]

@@ -3,13 +3,16 @@
 //! The agent's state belongs to its one loop, so this task answers nothing itself: it reads a request, hands it to the
 //! loop with a place for the answer, and writes the answer out. The loop makes a reply out of values; turning it into
 //! JSON, which takes long for 100 000 services, happens on another thread.
+//!
+//! A clean-up of temporary files may remove the socket, or the run directory with it. So the task compares
+//! inodes each second, and binds and locks anew; connections under way go on.
 
 use std::collections::VecDeque;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,11 +21,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::protocol::{Answer, MAX_REQUEST, Reply, Request};
-use super::run_dir::{RunDir, RunDirError};
+use super::run_dir::{RunDir, RunDirError, file_id};
 
 /// A request, and where the agent's loop puts the answer.
 pub type Question = (Request, oneshot::Sender<Result<Reply, String>>);
@@ -41,11 +44,15 @@ const TO_ASK: Duration = Duration::from_millis(100);
 const TO_READ: Duration = Duration::from_secs(5);
 /// How often to look for a connection that can be cut.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often to see whether clients still find the socket.
+const KEEP: Duration = Duration::from_secs(1);
 
 /// The socket, and the lock on the run directory that it lies in. Dropping it removes the socket.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: StdListener,
+    /// Device and inode of the socket.
+    bound: (u64, u64),
     run_dir: RunDir,
 }
 
@@ -54,6 +61,16 @@ pub struct ControlSocket {
 /// Fails where another agent has the directory; replaces a socket that one left behind.
 pub fn bind(run_dir: &Path) -> Result<ControlSocket, RunDirError> {
     let run_dir = RunDir::create(run_dir)?;
+    let (listener, bound) = listen(&run_dir)?;
+    Ok(ControlSocket {
+        listener,
+        bound,
+        run_dir,
+    })
+}
+
+/// Listens in a run directory, in place of what bears the socket's name.
+fn listen(run_dir: &RunDir) -> Result<(StdListener, (u64, u64)), RunDirError> {
     let socket = run_dir.socket();
     let failed = |what| {
         let path = run_dir.path().to_owned();
@@ -72,28 +89,85 @@ pub fn bind(run_dir: &Path) -> Result<ControlSocket, RunDirError> {
     listener
         .set_nonblocking(true)
         .map_err(failed("listening on agent.sock"))?;
-    Ok(ControlSocket { listener, run_dir })
+    let bound = file_id(&socket).map_err(failed("listening on agent.sock"))?;
+    Ok((listener, bound))
+}
+
+impl ControlSocket {
+    /// Whether clients find the socket.
+    fn is_found(&self) -> bool {
+        self.run_dir.is_there() && self.is_there()
+    }
+
+    /// Whether the socket still bears its name.
+    fn is_there(&self) -> bool {
+        file_id(&self.run_dir.socket()).is_ok_and(|there| there == self.bound)
+    }
+
+    /// Sees to it that clients find the socket. The answer is what to accept from now on, if it was made again.
+    fn keep(&mut self) -> Result<Option<UnixListener>, RunDirError> {
+        if self.is_found() {
+            return Ok(None);
+        }
+        if !self.run_dir.is_there() {
+            self.run_dir = RunDir::create(self.run_dir.path())?;
+        }
+        let (listener, bound) = listen(&self.run_dir)?;
+        let accepting = listener.try_clone().and_then(UnixListener::from_std);
+        let accepting = accepting.map_err(|source| RunDirError::Io {
+            path: self.run_dir.path().to_owned(),
+            what: "listening on agent.sock",
+            source,
+        })?;
+        // Until here the next look finds another inode, and tries again.
+        (self.listener, self.bound) = (listener, bound);
+        Ok(Some(accepting))
+    }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // The lock is still held, so this cannot be another agent's socket.
-        if let Err(error) = fs::remove_file(self.run_dir.socket()) {
+        // In a directory that was made anew it may be another agent's.
+        if self.is_there()
+            && let Err(error) = fs::remove_file(self.run_dir.socket())
+        {
             debug!("removing {}: {error}", self.run_dir.socket().display());
         }
     }
 }
 
-/// Passes requests to `questions` until nobody takes them any more.
+/// Passes requests to `questions` as long as they are taken. `restored` hears the path of a socket that
+/// had gone and was made again.
 ///
 /// Dropping the future ends every connection and removes the socket.
-pub async fn serve(socket: ControlSocket, questions: mpsc::Sender<Question>) -> io::Result<()> {
-    let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
+pub async fn serve(
+    mut socket: ControlSocket,
+    questions: mpsc::Sender<Question>,
+    restored: impl Fn(PathBuf),
+) -> io::Result<()> {
+    let mut listener = UnixListener::from_std(socket.listener.try_clone()?)?;
+    let mut looks = interval(KEEP);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = None;
     let mut connections = JoinSet::new();
     let mut guests = VecDeque::<Guest>::new();
     loop {
         tokio::select! {
             () = questions.closed() => return Ok(()),
+            _ = looks.tick() => match socket.keep() {
+                Ok(None) => told = None,
+                Ok(Some(new)) => {
+                    listener = new;
+                    restored(socket.run_dir.socket());
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    if told.as_ref() != Some(&message) {
+                        warn!("control socket: it is gone, and making it again fails: {message}");
+                        told = Some(message);
+                    }
+                }
+            },
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     make_room(&mut guests).await;

@@ -30,7 +30,7 @@ impl Served {
                 .build()?;
             runtime.block_on(async move {
                 let (sender, mut questions) = mpsc::channel::<Question>(1);
-                let mut serving = Box::pin(serve(socket, sender));
+                let mut serving = Box::pin(serve(socket, sender, |_| {}));
                 loop {
                     tokio::select! {
                         ended = &mut serving => return ended,
@@ -124,6 +124,55 @@ fn only_the_owner_can_open_the_socket() {
         (mode(&served.run_dir()), mode(&served.run_dir().join(SOCKET))),
         (0o700, 0o600)
     );
+}
+
+/// Asks until an agent answers.
+fn await_answer(client: &Client) {
+    let asked = Instant::now();
+    while client.status().is_err() {
+        assert!(asked.elapsed() < Duration::from_secs(10), "an agent answers");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_socket_that_is_removed_or_replaced_is_made_again() {
+    let served = Served::start(one_of_each);
+    let client = Client::new(&served.run_dir());
+    let socket = served.run_dir().join(SOCKET);
+    fs::remove_file(&socket).unwrap();
+    await_answer(&client);
+    fs::remove_file(&socket).unwrap();
+    fs::write(&socket, "").unwrap();
+    await_answer(&client);
+    assert!(matches!(bind(&served.run_dir()), Err(RunDirError::Taken(_))));
+}
+
+#[test]
+fn a_run_directory_that_is_removed_is_made_and_locked_again() {
+    let served = Served::start(one_of_each);
+    fs::remove_dir_all(served.run_dir()).unwrap();
+    await_answer(&Client::new(&served.run_dir()));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode(&served.run_dir()), mode(&served.run_dir().join(SOCKET))),
+        (0o700, 0o600)
+    );
+    assert!(matches!(bind(&served.run_dir()), Err(RunDirError::Taken(_))));
+}
+
+#[test]
+fn a_run_directory_that_another_agent_has_made_anew_is_left_to_it() {
+    let served = Served::start(one_of_each);
+    fs::remove_dir_all(served.run_dir()).unwrap();
+    let Ok(other) = bind(&served.run_dir()) else {
+        // The first one was faster.
+        return;
+    };
+    thread::sleep(Duration::from_millis(1500));
+    assert!(matches!(bind(&served.run_dir()), Err(RunDirError::Taken(_))));
+    drop(other);
+    await_answer(&Client::new(&served.run_dir()));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use cni_plugin::attachment::PREFIX;
 use cni_plugin::datapath::Datapath;
 use cni_plugin::ipam::boot::Moment;
 use cni_plugin::ipam::collect::is_leaked;
-use cni_plugin::ipam::{Lease, Note, Store};
+use cni_plugin::ipam::{Lease, Note, Store, Unreadable};
 
 use super::kernel::{Entries, Interfaces, Kernel, index_of};
 use super::leases::note_of;
@@ -35,6 +35,8 @@ pub struct Checked {
 struct Found<'a> {
     leases: &'a [Lease],
     notes: &'a [Note],
+    /// Interfaces whose notes cannot be read, which are named by themselves.
+    half_noted: &'a BTreeSet<String>,
     interfaces: &'a Interfaces,
     entries: &'a Entries,
     surroundings: &'a Surroundings,
@@ -46,10 +48,13 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
     let surroundings = Surroundings::read(&mut kernel.node)?;
     let store = Store::existing(&places.lease_dir);
     let (mut leases, mut notes, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    let mut half_noted = BTreeSet::new();
     if let Some(store) = &store {
-        let (readable, broken) = store.readable_leases()?;
-        (leases, notes) = (readable, store.notes()?);
-        problems.extend(broken.iter().map(|error| problem("leases".into(), error)));
+        (leases, notes) = (store.readable_leases()?.0, store.notes()?);
+        problems.extend(unreadable(store)?);
+        let names = kernel.interfaces.values().map(|interface| &interface.name);
+        let names = names.filter(|name| is_pods(name) && store.unreadable_note(name).is_some());
+        half_noted = names.cloned().collect();
         let now = Moment::now();
         notes.retain(|note| {
             let leaked = is_leaked(store, note, &now, |note| kernel.has(note));
@@ -66,6 +71,7 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
     let found = Found {
         leases: &leases,
         notes: &notes,
+        half_noted: &half_noted,
         interfaces: &kernel.interfaces,
         entries: &kernel.entries,
         surroundings: &surroundings,
@@ -76,11 +82,36 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
         .interfaces
         .values()
         .filter(|interface| is_pods(&interface.name));
+    let interfaces = of_pods.count();
+    // The first ADD makes it.
+    if store.is_none() && interfaces > 0 {
+        let object = places.lease_dir.display().to_string();
+        problems.insert(0, problem(object, "the directory of leases is missing"));
+    }
     Ok(Checked {
         leases: leases.len(),
-        interfaces: of_pods.count(),
+        interfaces,
         problems,
     })
+}
+
+/// Names what lies among leases and notes and can be read as neither.
+pub(super) fn unreadable(store: &Store) -> Result<Vec<ObjectError>, PodsError> {
+    let path = |found: &Unreadable| found.path.display().to_string();
+    let (_, leases) = store.readable_leases()?;
+    let leases = leases.into_iter().map(|found| {
+        let message = format!(
+            "it cannot be read as a lease ({}), and its address is given to no pod: remove it",
+            found.why
+        );
+        problem(path(&found), message)
+    });
+    let (_, notes) = store.readable_notes()?;
+    let notes = notes.into_iter().map(|found| {
+        let message = format!("it cannot be read as a note on a pod ({}): remove it", found.why);
+        problem(path(&found), message)
+    });
+    Ok(leases.chain(notes).collect())
 }
 
 /// Whether an interface has a name that the plugin gives to the node's side of a pod's.
@@ -213,6 +244,7 @@ impl Found<'_> {
             .notes
             .iter()
             .map(|note| note.host_interface.as_str())
+            .chain(self.half_noted.iter().map(String::as_str))
             .collect();
         let mut problems = Vec::new();
         for interface in self.interfaces.values() {
@@ -355,6 +387,7 @@ mod tests {
             let found = Found {
                 leases: &self.leases,
                 notes: &self.notes,
+                half_noted: &BTreeSet::new(),
                 interfaces: &self.interfaces,
                 entries: &self.entries,
                 surroundings: &self.surroundings,

@@ -15,7 +15,7 @@ use cni_plugin::netlink::{Conversation, NetlinkError, Request, link};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::sys::statfs::{FsType, fstatfs};
-use proxy_bpf::pins::Pins;
+use proxy_bpf::pins::{LayoutDir, Pins};
 use proxy_bpf::{BpfError, HashTable, sys};
 use proxy_common::maps::{Config, HostPort, HostPortKey, Pod, PodLink};
 use proxy_common::{Ip, LAYOUT_VERSION, Plain};
@@ -117,21 +117,37 @@ pub struct Entries {
 impl Tables {
     /// The maps in force below a bpf root; `None` if there are none of the layout that is known here.
     pub fn open(bpf_root: &Path) -> Result<Option<Self>, BpfError> {
-        let Some(dir) = Pins::existing(bpf_root)
-            .map(|pins| pins.current())
-            .transpose()?
-            .flatten()
-            .filter(|dir| dir.layout == LAYOUT_VERSION)
-        else {
+        let Some(pins) = Pins::existing(bpf_root) else {
             return Ok(None);
         };
-        Ok(Some(Self {
+        let current = || -> Result<_, BpfError> {
+            let dir = pins.current()?;
+            Ok(dir.filter(|dir| dir.layout == LAYOUT_VERSION))
+        };
+        let mut dir = current()?;
+        while let Some(tried) = dir {
+            match Self::open_in(&tried) {
+                Ok(tables) => return Ok(Some(tables)),
+                Err(error) => {
+                    // The agent may have made its maps larger, in another directory.
+                    dir = current()?;
+                    if dir.as_ref() == Some(&tried) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn open_in(dir: &LayoutDir) -> Result<Self, BpfError> {
+        Ok(Self {
             pods: open(&dir.map("PODS"))?,
             links: open(&dir.map("POD_LINKS"))?,
             host_ports: open(&dir.map("HOST_PORTS"))?,
             namespaces: open(&dir.map("POD_NETNS"))?,
             config: open(&dir.map("CONFIG"))?,
-        }))
+        })
     }
 
     /// What the programs know of the node, from the agent.

@@ -62,7 +62,7 @@ pub fn release(places: &Places, address: IpAddr, force: bool) -> Result<Vec<Leas
         dir: places.lease_dir.clone(),
     };
     let store = Store::existing(&places.lease_dir).ok_or_else(no_lease)?;
-    let lease = store.lease(address)?.ok_or_else(no_lease)?;
+    let lease = store.lease(address).ok_or_else(no_lease)?;
     let before = list(places)?;
     let of_lease = |entry: &&LeaseEntry| entry.address == address;
     let used = before.iter().find(of_lease).map(|entry| entry.state) == Some(LeaseState::Used);
@@ -83,7 +83,7 @@ pub fn release(places: &Places, address: IpAddr, force: bool) -> Result<Vec<Leas
     }
     let mut released = Vec::new();
     for entry in before {
-        if store.lease(entry.address)?.is_none() {
+        if store.lease(entry.address).is_none() {
             released.push(entry);
         }
     }

@@ -3,12 +3,12 @@
 //! A note tells whose an address is, so its lease can be made again. Where the note is gone too, the
 //! container is unknown: the name of an interface is a hash of it. Such a pod goes on, and its routes keep
 //! its addresses from being given twice. But an ADD that comes to one of them fails, so the pod is named
-//! until it is deleted.
+//! until it is deleted. A note that cannot be read is told apart, since the collection may write a new one.
 
 use std::net::IpAddr;
 use std::path::Path;
 
-use cni_plugin::ipam::{Note, Store};
+use cni_plugin::ipam::{Note, Store, Unreadable};
 use cni_plugin::netlink::{Conversation, link};
 use proxy_common::Ip;
 
@@ -19,17 +19,13 @@ use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
 /// Whether a lease is missing of those that a note names, or another attachment's.
-pub fn lacks_lease(store: &Store, note: &Note) -> Result<bool, PodsError> {
+pub fn lacks_lease(store: &Store, note: &Note) -> bool {
     let attachment = note.attachment();
-    for address in &note.addresses {
-        if !store
-            .lease(*address)?
-            .is_some_and(|lease| lease.is_of(&attachment))
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let has_lease = |address: &IpAddr| {
+        let lease = store.lease(*address);
+        lease.is_some_and(|lease| lease.is_of(&attachment))
+    };
+    !note.addresses.iter().all(has_lease)
 }
 
 /// Interfaces of ours without a note. ADD writes the note before it makes the interface, and DEL removes it
@@ -40,14 +36,17 @@ pub fn without_notes(
     interfaces: &Interfaces,
 ) -> Result<Vec<ObjectError>, PodsError> {
     let store = Store::existing(&places.lease_dir);
-    let written = |name: &str| store.as_ref().map_or(Ok(None), |store| store.note(name));
+    let written = |name: &str| {
+        let store = store.as_ref();
+        store.is_some_and(|store| matches!(store.note(name), Ok(Some(_))))
+    };
     let mut lost = Vec::new();
     for (index, interface) in interfaces
         .iter()
         .filter(|(_, interface)| is_pods(&interface.name))
     {
         let name = &interface.name;
-        if written(name)?.is_none() && link::find(node, name)?.is_some_and(|found| found.index == *index) {
+        if !written(name) && link::find(node, name)?.is_some_and(|found| found.index == *index) {
             lost.push((*index, name));
         }
     }
@@ -58,6 +57,7 @@ pub fn without_notes(
         return Ok(Vec::new());
     };
     let (entries, config) = (tables.read()?, tables.config()?);
+    let unreadable = |name: &str| store.as_ref()?.unreadable_note(name);
     let problem = |(index, name): (u32, &String)| {
         let of_pod = entries.pods.iter().filter(|(_, pod)| pod.interface == index);
         let addresses: Vec<IpAddr> = of_pod.map(|(address, _)| *address).collect();
@@ -67,23 +67,40 @@ pub fn without_notes(
         is_of_network.then(|| ObjectError {
             code: Trouble::PodNotWhole,
             object: format!("interface {name}"),
-            message: message(&places.lease_dir, &addresses),
+            message: message(&places.lease_dir, &addresses, unreadable(name).as_ref()),
         })
     };
     Ok(lost.into_iter().filter_map(problem).collect())
 }
 
-fn message(dir: &Path, addresses: &[IpAddr]) -> String {
+fn message(dir: &Path, addresses: &[IpAddr], unreadable: Option<&Unreadable>) -> String {
+    if let Some(Unreadable { path, why }) = unreadable {
+        let path = path.display();
+        return format!(
+            "the note on its pod{} cannot be read: {path}: {why}: the agent writes a new one from the leases within \
+             minutes; if this stays, remove the file and delete the pod",
+            listed(addresses)
+        );
+    }
     let dir = dir.display();
     let Some(first) = addresses.first() else {
         return format!("the leases of its pod are gone from {dir}: delete the pod, so that it is made anew");
     };
-    let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!(
-        "the leases of its pod ({}) are gone from {dir}, and an ADD that comes to one of these addresses fails: delete the \
+        "the leases of its pod{} are gone from {dir}, and an ADD that comes to one of these addresses fails: delete the \
          pod, which `kubectl get pods -A -o wide | grep -wF {first}` names",
-        all.join(", ")
+        listed(addresses)
     )
+}
+
+/// Addresses behind a word, in brackets.
+fn listed(addresses: &[IpAddr]) -> String {
+    let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    if all.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", all.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -95,10 +112,21 @@ mod tests {
         let dir = Path::new("/var/lib/x");
         let addresses = ["10.244.1.2", "fd00::2"].map(|text| text.parse().unwrap());
         assert_eq!(
-            message(dir, &addresses),
+            message(dir, &addresses, None),
             "the leases of its pod (10.244.1.2, fd00::2) are gone from /var/lib/x, and an ADD that comes to one of these \
              addresses fails: delete the pod, which `kubectl get pods -A -o wide | grep -wF 10.244.1.2` names"
         );
-        assert!(message(dir, &[]).ends_with("delete the pod, so that it is made anew"));
+        assert!(message(dir, &[], None).ends_with("delete the pod, so that it is made anew"));
+        let half = Unreadable {
+            path: "/var/lib/x/millrace/mr0".into(),
+            why: "EOF".into(),
+        };
+        let said = message(dir, &addresses, Some(&half));
+        assert!(
+            said.starts_with(
+                "the note on its pod (10.244.1.2, fd00::2) cannot be read: /var/lib/x/millrace/mr0: EOF: "
+            ),
+            "{said}"
+        );
     }
 }

@@ -23,6 +23,7 @@ use cni_plugin::spec::CniError;
 use proxy_bpf::BpfError;
 use proxy_bpf::pins::{LayoutDir, Pins};
 
+use super::check;
 use super::kernel::{Interfaces, index_of, interfaces};
 use super::lost;
 use super::names::{self, Renamed};
@@ -44,6 +45,8 @@ pub struct Restored {
     /// moment. The kernel does not tell whether the pod itself removed its end, which every pod with
     /// `CAP_NET_ADMIN` can, or the node its own.
     pub without_interface: Vec<ObjectError>,
+    /// What lies among leases and notes and can be read as neither.
+    pub unreadable: Vec<ObjectError>,
 }
 
 /// Makes entries of pods in tables that are to be in force in a moment.
@@ -79,6 +82,7 @@ pub fn restore(places: &Places) -> Result<Restored, PodsError> {
     };
     look.entries(datapath.as_ref())?;
     look.surroundings();
+    look.unreadable()?;
     Ok(look.done)
 }
 
@@ -148,7 +152,7 @@ impl<'a> Look<'a> {
     fn leases(&mut self) -> Result<(), PodsError> {
         for note in &self.notes {
             if index_of(&self.interfaces, &note.host_interface).is_none()
-                || !lost::lacks_lease(self.store, note)?
+                || !lost::lacks_lease(self.store, note)
             {
                 continue;
             }
@@ -159,10 +163,18 @@ impl<'a> Look<'a> {
             };
             let attachment = note.attachment();
             for address in &note.addresses {
-                match self.store.lease(*address)? {
+                match self.store.lease(*address) {
                     None if locked.add_lease(*address, &attachment)? => {
                         let what = format!("{}: {address}", note.holder());
                         self.done.restored.push(("lease", what));
+                    }
+                    Some(lease) if !lease.is_readable() => {
+                        let path = self.store.dir().join(address.to_string());
+                        let message = format!(
+                            "the lease of its address {address} cannot be read: remove {}, so that it is made anew",
+                            path.display()
+                        );
+                        self.done.problems.push(problem(note.holder(), message));
                     }
                     Some(lease) if !lease.is_of(&attachment) => {
                         let message = format!(
@@ -175,6 +187,20 @@ impl<'a> Look<'a> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Names what can be read neither as a lease nor as a note, and stands in no other problem.
+    fn unreadable(&mut self) -> Result<(), PodsError> {
+        let mut found = check::unreadable(self.store)?;
+        let is_named = |found: &ObjectError| {
+            let problems = self.done.problems.iter();
+            problems
+                .map(|problem| &problem.message)
+                .any(|message| message.contains(&found.object))
+        };
+        found.retain(|found| !is_named(found));
+        self.done.unreadable = found;
         Ok(())
     }
 

@@ -7,5 +7,6 @@ mod limits;
 mod many_pods;
 mod named;
 mod pins;
+mod socket;
 mod surroundings;
 mod town;
