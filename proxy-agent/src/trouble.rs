@@ -137,6 +137,9 @@ troubles! {
     ForeignProgram, "Remove it or have it run later, unless it is meant to be first.";
     /// A program of an older bpf root runs first, over tables that nothing fills.
     LeftoverProgram, "Detach it with `bpftool link detach`, or see `bpftool net` and `bpftool cgroup tree`.";
+    /// Another program attached a queueing discipline to a device of Millrace's, which may hold up and drop
+    /// packets.
+    ForeignQueue, "Remove it with the `tc` command in the message, unless it is meant to be there.";
     /// Pins are gone, and the agent cannot make them again.
     PinsNotKept, "See that a bpf file system is mounted and writable at `--bpf-root`, then restart the \
         agent.";

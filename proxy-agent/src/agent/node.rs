@@ -8,6 +8,7 @@ mod inside;
 mod lacking;
 pub mod left_to_node;
 mod pod_sockets;
+mod queues;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,9 +32,9 @@ use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
 use crate::network::firewall::PodInterfaces;
-use crate::network::inside::Led;
+use crate::network::inside::{Leading, Led};
 use crate::network::namespaces::RUNTIME_DIRECTORY;
-use crate::network::netlink::Restored;
+use crate::network::netlink::{Packet, Restored};
 use crate::network::sysctl::Setting;
 use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
@@ -44,6 +45,7 @@ use holders::Holders;
 use hooks::AttachPoints;
 use lacking::Families;
 use pod_sockets::PodSockets;
+use queues::Queues;
 use settings::Settings;
 
 /// What the agent knows and does about its node's network.
@@ -64,6 +66,8 @@ pub struct NodeSide {
     inside: Vec<ObjectError>,
     /// Whether to look for these: something changed.
     looks_inside: bool,
+    /// Queues of others at our own devices.
+    queues: Queues,
     attached: bool,
     pod_ranges: PodRanges,
     pods: PodNetwork,
@@ -106,6 +110,7 @@ impl NodeSide {
             led: Led::default(),
             inside: Vec::new(),
             looks_inside: true,
+            queues: Queues::default(),
             attached: false,
             pod_ranges: PodRanges::default(),
             opens_loopback: false,
@@ -140,6 +145,7 @@ impl NodeSide {
             || self.device.is_concerned(change)
             || self.holders.is_concerned(change)
             || self.looks_inside
+            || self.queues.is_due()
     }
 
     /// Notes what may have been taken from interfaces, and from pods of ours.
@@ -162,8 +168,12 @@ impl NodeSide {
             || !change.queues.is_empty()
             || change.links.iter().chain(&change.touched).any(is_limiters);
         // The kernel takes IPv4 routes along with a link, without a word.
-        self.looks_inside |=
-            self.led.is_concerned(change) || (!self.inside.is_empty() && !change.links.is_empty());
+        let may_be_inside = self.led.is_concerned(change);
+        self.looks_inside |= may_be_inside || (!self.inside.is_empty() && !change.links.is_empty());
+        if may_be_inside && !change.routes.is_empty() {
+            self.pods.look_again();
+        }
+        self.queues.note(change);
         self.touched.extend(&change.touched);
         if change.resynced {
             self.touched.extend(links.iter().map(|link| link.index));
@@ -209,6 +219,11 @@ impl NodeSide {
         self.pods.is_installed()
     }
 
+    /// Whether the tunnel to other nodes is as it was made.
+    pub async fn is_tunnel_whole(&mut self) -> bool {
+        self.pods.is_tunnel_whole().await
+    }
+
     /// Where packets to services and to pods of other nodes should go.
     pub fn ways(&self) -> Vec<(IpNet, u32)> {
         let led = self.device.led().into_iter();
@@ -226,9 +241,14 @@ impl NodeSide {
         self.device.is_lone(prefix)
     }
 
-    /// The interface by which the kernel sends to an address.
-    pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetworkError> {
-        self.netlink.way_to(address).await
+    /// Where the kernel leads a packet.
+    pub async fn way_of(&self, packet: Packet) -> Result<Option<Leading>, NetworkError> {
+        self.netlink.way_of(packet).await
+    }
+
+    /// Whether an interface is an uplink.
+    pub fn is_uplink(&self, index: u32) -> bool {
+        self.roles.of(Role::Uplink).any(|uplink| uplink.index == index)
     }
 
     /// Whether an interface has a carrier: that of a pod has none while the pod keeps its own side switched
@@ -417,6 +437,7 @@ impl NodeSide {
         }
         self.pods.finish(options, self.attached, &mut problems).await;
         problems.extend(self.routes_of_others().await);
+        problems.extend(self.queues_of_others().await);
         self.refresh_sockets(cluster, options, programmer.store(), &mut problems)
             .await;
         self.tell(problems);

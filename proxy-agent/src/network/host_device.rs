@@ -150,6 +150,11 @@ impl HostDevice {
         &self.rules
     }
 
+    /// The device's index, if there has been one.
+    pub const fn index(&self) -> Option<u32> {
+        self.index
+    }
+
     /// Prefixes that lead to the device, and its index.
     pub fn led(&self) -> Option<(u32, Vec<ipnet::IpNet>)> {
         Some((self.index?, self.routes.wanted().into_keys().collect()))

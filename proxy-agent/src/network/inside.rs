@@ -2,8 +2,10 @@
 //!
 //! Such a route is more specific than ours, or stands in a table that rules look up before the main one. So
 //! packets to its addresses go its way, or nowhere. It is left alone, and named with the command that removes
-//! it. Not meant are routes of the kernel's own (table `local`, subnets of interfaces), those to pods of ours
-//! and those that lead where ours do.
+//! it. Not meant are subnets of interfaces, routes to pods of ours and those that lead where ours do.
+//!
+//! Addresses of other nodes' pods that are this node's own take packets before any other route does. Those of
+//! services are translated first, and caches on the node may have them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,13 +19,15 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use super::error::{NetworkError, Problem};
 use super::links::{Change, Links};
 use super::netlink::{self, Netlink};
-use super::{host_routes, pods, route};
+use super::{host_routes, is_own, route};
 use crate::bpf::links::InterfaceRole;
 use crate::trouble::Trouble;
 
 /// How many are named one by one.
 const MOST: usize = 16;
 const LOCAL_TABLE: u32 = libc::RT_TABLE_LOCAL as u32;
+/// The kind of a route whose addresses are the node's own, as `ip` writes it.
+const LOCAL: &str = "local";
 
 /// Where a route of ours leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,19 +96,27 @@ impl Led {
     }
 
     fn problems(&self, routes: &[RouteMessage], tables: &TablesAhead, links: &Links) -> Vec<Problem> {
-        let leads_to_pod = |route: &Foreign| {
+        let is_meant = |route: &Foreign, leading: Leading| {
+            if route.is_local() && leading.via.is_none() {
+                return true;
+            }
             let link = route.interface.and_then(|index| links.get(index));
-            link.is_some_and(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod)
+            link.is_some_and(|link| {
+                let is_pods = InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod;
+                // One address of services may lie inside a range of pods.
+                let is_ours = route.is_local() || route.protocol == host_routes::PROTOCOL;
+                (is_pods && !route.is_local()) || (is_own(&link.name) && is_ours)
+            })
         };
         let inside = |route: Foreign| {
             let (range, leading) = self.around(route.prefix)?;
-            let comes_first = if route.table == netlink::MAIN_TABLE {
+            let comes_first = match route.table {
                 // One for the range itself is found where ours is to be set.
-                route.prefix != range
-            } else {
-                tables[usize::from(range.addr().is_ipv6())].contains(&route.table)
+                netlink::MAIN_TABLE => route.prefix != range,
+                LOCAL_TABLE => true,
+                table => tables[usize::from(range.addr().is_ipv6())].contains(&table),
             };
-            let is_odd = comes_first && !route.leads_where(leading) && !leads_to_pod(&route);
+            let is_odd = comes_first && !route.leads_where(leading) && !is_meant(&route, leading);
             is_odd.then_some((range, route))
         };
         let found: Vec<_> = routes
@@ -128,7 +140,7 @@ impl Led {
     }
 }
 
-/// A route that is neither ours nor the kernel's own.
+/// A route that may be one of others. One with a protocol number of ours may be, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Foreign {
     prefix: IpNet,
@@ -149,11 +161,11 @@ impl Foreign {
             RouteType::Unreachable => "unreachable",
             RouteType::Prohibit => "prohibit",
             RouteType::Throw => "throw",
+            RouteType::Local => LOCAL,
             _ => return None,
         };
         let (protocol, table) = (message.header.protocol, netlink::table(message));
-        let is_ours = [host_routes::PROTOCOL, pods::routes::PROTOCOL].contains(&u8::from(protocol));
-        if is_ours || protocol == RouteProtocol::Kernel || table == LOCAL_TABLE {
+        if kind != LOCAL && (protocol == RouteProtocol::Kernel || table == LOCAL_TABLE) {
             return None;
         }
         let (mut interface, mut via) = (None, None);
@@ -175,6 +187,11 @@ impl Foreign {
         })
     }
 
+    /// Whether its addresses are the node's own.
+    fn is_local(&self) -> bool {
+        self.kind == LOCAL
+    }
+
     fn leads_where(&self, ours: Leading) -> bool {
         let by_the_same = self.kind.is_empty() && self.interface == Some(ours.interface);
         by_the_same && (ours.via.is_none() || ours.via == self.via)
@@ -185,6 +202,7 @@ impl Foreign {
             ("", Some(interface), Some(via)) => format!("{} to {via}", route::through(interface)),
             ("", Some(interface), None) => route::through(interface),
             ("", None, _) => "by several ways".to_owned(),
+            (LOCAL, ..) => "to this node itself".to_owned(),
             _ => "nowhere".to_owned(),
         };
         Problem {
@@ -201,6 +219,9 @@ impl Foreign {
 
     /// The command that removes it and no other.
     fn removal(&self, links: &Links) -> String {
+        if let Some((address, link)) = self.address(links) {
+            return format!("ip addr del {address} dev {link}");
+        }
         let mut command = "ip route del".to_owned();
         let mut add = |words: &[&str]| {
             for word in words.iter().filter(|word| !word.is_empty()) {
@@ -209,13 +230,15 @@ impl Foreign {
             }
         };
         add(&[self.kind, &self.prefix.to_string()]);
-        if self.kind.is_empty() {
-            if let Some(via) = self.via {
-                add(&["via", &via.to_string()]);
-            }
-            if let Some(link) = self.interface.and_then(|index| links.get(index)) {
-                add(&["dev", &link.name]);
-            }
+        if self.kind.is_empty()
+            && let Some(via) = self.via
+        {
+            add(&["via", &via.to_string()]);
+        }
+        if (self.kind.is_empty() || self.is_local())
+            && let Some(link) = self.interface.and_then(|index| links.get(index))
+        {
+            add(&["dev", &link.name]);
         }
         if self.table != netlink::MAIN_TABLE {
             add(&["table", &self.table.to_string()]);
@@ -224,6 +247,18 @@ impl Foreign {
             add(&["metric", &self.metric.to_string()]);
         }
         command
+    }
+
+    /// The address, with its prefix length, for which the kernel has made this route, and the interface.
+    fn address<'a>(&self, links: &'a Links) -> Option<(IpNet, &'a str)> {
+        if !self.is_local() || self.protocol != u8::from(RouteProtocol::Kernel) {
+            return None;
+        }
+        links.iter().find_map(|link| {
+            let mut held = links.addresses(link.index).iter();
+            let held = held.find(|held| held.ip == self.prefix.addr())?;
+            Some((IpNet::new(held.ip, held.prefix_len).ok()?, link.name.as_str()))
+        })
     }
 }
 
@@ -273,6 +308,7 @@ fn ahead(rules: &[RuleMessage]) -> BTreeSet<u32> {
 mod tests {
     use super::*;
     use crate::network::fixture::{World, link};
+    use crate::network::pods::routes::PROTOCOL as PODS_PROTOCOL;
     use rtnetlink::RouteMessageBuilder;
 
     fn net(text: &str) -> IpNet {
@@ -397,7 +433,79 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours_or_the_kernels_or_does_the_same_is_not_named() {
+    fn an_address_of_another_nodes_pod_that_is_the_nodes_own_is_named() {
+        let local = |prefix: &str, interface: u32, table: u32, protocol: RouteProtocol| {
+            let mut message = route(prefix, RouteType::Local, Some((interface, None)));
+            message
+                .attributes
+                .retain(|it| !matches!(it, RouteAttribute::Table(_)));
+            message.attributes.push(RouteAttribute::Table(table));
+            message.header.protocol = protocol;
+            message
+        };
+        let tables = [BTreeSet::from([77]), BTreeSet::new()];
+        let links = links().holding(2, &["10.244.2.3/25", "fd00:244:2::3/64"]);
+        for (message, command) in [
+            (
+                local("10.244.2.3/32", 2, LOCAL_TABLE, RouteProtocol::Kernel),
+                Some("ip addr del 10.244.2.3/25 dev eth0"),
+            ),
+            (
+                local("fd00:244:2::3/128", 1, LOCAL_TABLE, RouteProtocol::Kernel),
+                Some("ip addr del fd00:244:2::3/64 dev eth0"),
+            ),
+            (
+                local("10.244.2.0/24", 1, LOCAL_TABLE, RouteProtocol::Boot),
+                Some("ip route del local 10.244.2.0/24 dev lo table 255"),
+            ),
+            (
+                local("10.244.2.2/32", 1, 77, RouteProtocol::Boot),
+                Some("ip route del local 10.244.2.2/32 dev lo table 77"),
+            ),
+            (local("10.244.2.2/32", 1, 78, RouteProtocol::Boot), None),
+            // Of a cache on the node, and of a device of ours.
+            (
+                local("10.96.0.10/32", 1, LOCAL_TABLE, RouteProtocol::Kernel),
+                None,
+            ),
+            (
+                local("10.244.2.2/32", 7, LOCAL_TABLE, RouteProtocol::Kernel),
+                None,
+            ),
+            (local("192.0.2.1/32", 2, LOCAL_TABLE, RouteProtocol::Kernel), None),
+        ] {
+            let problems = led().problems(&[message], &tables, &links.0);
+            let told: Vec<_> = problems
+                .iter()
+                .filter_map(|it| it.message.split('`').nth(1))
+                .collect();
+            let expected: Vec<_> = command.into_iter().collect();
+            assert_eq!(told, expected, "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn our_protocol_number_alone_makes_no_route_ours() {
+        let with = |prefix: &str, protocol, leading| {
+            let mut message = route(prefix, RouteType::Unicast, Some(leading));
+            message.header.protocol = RouteProtocol::Other(protocol);
+            message
+        };
+        let astray = with("10.244.2.0/25", PODS_PROTOCOL, (2, Some("192.0.2.9")));
+        let command = "ip route del 10.244.2.0/25 via 192.0.2.9 dev eth0".to_owned();
+        let expected = [("route 10.244.2.0/25".to_owned(), command)];
+        assert_eq!(told(&[astray], &TablesAhead::default()), expected);
+        // An address of services inside a range of pods, and routes of ours where they should lead.
+        let ours = [
+            with("10.244.2.9/32", host_routes::PROTOCOL, (7, None)),
+            with("10.244.2.0/24", PODS_PROTOCOL, (2, Some("192.0.2.2"))),
+            with("10.96.0.0/12", host_routes::PROTOCOL, (7, None)),
+        ];
+        assert_eq!(told(&ours, &TablesAhead::default()), []);
+    }
+
+    #[test]
+    fn what_is_the_kernels_or_does_the_same_is_not_named() {
         let with = |protocol: RouteProtocol, kind: RouteType, leading| {
             let mut message = route("10.244.2.2/32", kind, leading);
             message.header.protocol = protocol;
@@ -410,13 +518,7 @@ mod tests {
             .retain(|it| !matches!(it, RouteAttribute::Table(_)));
         local.header.table = libc::RT_TABLE_LOCAL;
         let routes = [
-            with(
-                RouteProtocol::Other(pods::routes::PROTOCOL),
-                RouteType::Unicast,
-                somewhere,
-            ),
             with(RouteProtocol::Kernel, RouteType::Unicast, Some((3, None))),
-            with(RouteProtocol::Boot, RouteType::Local, Some((1, None))),
             local,
             // To a pod of this node, and where ours lead.
             with(RouteProtocol::Boot, RouteType::Unicast, Some((8, None))),

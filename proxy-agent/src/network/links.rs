@@ -20,6 +20,7 @@ use super::link::{Address, Link};
 use super::netlink;
 use super::on_link::LinkRoutes;
 use super::others::Neighbour;
+use super::pods::TUNNEL_DEVICE;
 use super::port_rules::PortAt;
 use crate::bpf::links::InterfaceRole;
 
@@ -34,12 +35,12 @@ pub struct Change {
     pub default_routes: bool,
     /// Prefixes of the main table whose routes came or went.
     pub routes: BTreeSet<IpNet>,
-    /// The same of other tables, but for the table `local`.
+    /// The same of other tables; of the table `local` only those that make addresses the node's own.
     pub other_routes: BTreeSet<IpNet>,
     /// How many rules of others came or went.
     pub rules: usize,
     /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of
-    /// our pods also where a neighbour came.
+    /// our pods and the tunnel also where a neighbour came. The tunnel's where the kernel told of it at all.
     pub touched: BTreeSet<u32>,
     /// Rules of ours that went.
     pub lost_rules: BTreeSet<PortAt>,
@@ -207,7 +208,8 @@ impl Links {
         if prefix.prefix_len() > 0 {
             if netlink::is_main_table(message) {
                 change.routes.insert(prefix);
-            } else if message.header.table != libc::RT_TABLE_LOCAL {
+            } else if message.header.table != libc::RT_TABLE_LOCAL || message.header.kind == RouteType::Local
+            {
                 change.other_routes.insert(prefix);
             }
             return;
@@ -221,16 +223,18 @@ impl Links {
         }
     }
 
-    /// Whether a neighbour may stand in the place of a pod's, which is there for good. Link-local ones are
-    /// the kernel's, which learns as many as a pod likes.
-    fn may_replace_a_pods(&self, message: &NeighbourMessage) -> bool {
+    /// Whether a neighbour or a forwarding entry may stand in the place of one that is there for good: a pod's,
+    /// or that of an end of the tunnel. Link-local ones are the kernel's, which learns as many as a pod likes.
+    fn may_replace_ours(&self, message: &NeighbourMessage) -> bool {
         let link = self.get(message.header.ifindex);
-        let is_pods = link.is_some_and(|link| InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod);
+        let is_kept = link.is_some_and(|link| {
+            link.name == TUNNEL_DEVICE || InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod
+        });
         let is_link_local = message.attributes.iter().any(|attribute| {
             matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip))
                 if ip.is_unicast_link_local() || ip.is_multicast())
         });
-        is_pods && !is_link_local
+        is_kept && !is_link_local
     }
 
     /// Folds one message in.
@@ -238,6 +242,10 @@ impl Links {
         match message {
             RouteNetlinkMessage::NewLink(message) => {
                 if let Some(link) = Link::read(message) {
+                    // What makes it a tunnel is none of the facts that are kept of a link.
+                    if link.name == TUNNEL_DEVICE {
+                        change.touched.insert(link.index);
+                    }
                     self.set_link(link, change);
                 }
             }
@@ -270,7 +278,7 @@ impl Links {
             RouteNetlinkMessage::DelNeighbour(message) => {
                 change.touched.insert(message.header.ifindex);
             }
-            RouteNetlinkMessage::NewNeighbour(message) if self.may_replace_a_pods(message) => {
+            RouteNetlinkMessage::NewNeighbour(message) if self.may_replace_ours(message) => {
                 change.touched.insert(message.header.ifindex);
             }
             RouteNetlinkMessage::NewNeighbour(message) if self.has_hosts(message.header.ifindex) => {
@@ -385,6 +393,8 @@ fn is_local(message: &RouteMessage) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::AddressFamily;
+
     use super::*;
     use crate::network::fixture::{address, default_route, link};
 
@@ -430,6 +440,45 @@ mod tests {
         message.header.index = 2;
         assert!(taken(&mut links, &RouteNetlinkMessage::DelLink(message)).default_routes);
         assert!(links.default_interfaces().is_empty());
+    }
+
+    #[test]
+    fn what_may_stand_in_the_place_of_an_entry_of_the_tunnel_is_noted() {
+        let mut links = Links::default();
+        links.set_link(link(2, "eth0", ""), &mut Change::default());
+        links.set_link(link(3, TUNNEL_DEVICE, "vxlan"), &mut Change::default());
+        let mut touched = |index, family, address| {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family;
+            message.header.ifindex = index;
+            message.attributes = vec![NeighbourAttribute::Destination(address)];
+            let change = taken(&mut links, &RouteNetlinkMessage::NewNeighbour(message));
+            change.touched.contains(&index)
+        };
+        let end = NeighbourAddress::Inet([10, 244, 2, 0].into());
+        let node = NeighbourAddress::Other(vec![192, 0, 2, 9]);
+        let link_local = NeighbourAddress::Inet6("fe80::2".parse().expect("an address"));
+        assert!(touched(3, AddressFamily::Inet, end.clone()));
+        assert!(touched(3, AddressFamily::Bridge, node));
+        assert!(!touched(3, AddressFamily::Inet6, link_local));
+        assert!(!touched(2, AddressFamily::Inet, end));
+    }
+
+    #[test]
+    fn each_message_about_the_tunnel_is_noted() {
+        use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+
+        let mut links = Links::default();
+        for (index, name) in [(2, "eth0"), (3, TUNNEL_DEVICE)] {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            message.attributes = vec![LinkAttribute::IfName(name.into())];
+            let message = RouteNetlinkMessage::NewLink(message);
+            assert!(!taken(&mut links, &message).is_empty());
+            let again = taken(&mut links, &message);
+            assert!(again.links.is_empty());
+            assert_eq!(again.touched.contains(&index), name == TUNNEL_DEVICE);
+        }
     }
 
     #[test]

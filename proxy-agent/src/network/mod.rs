@@ -5,7 +5,8 @@
 //! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
 //! a device whose routes take the node's own packets to virtual addresses past a
 //! program; [`mod@pods`] is the way to pods of other nodes. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
-//! [`mod@leftovers`] looks for another Service proxy, [`mod@firewall`] for chains that drop what pods send or are sent.
+//! [`mod@leftovers`] looks for another Service proxy, [`mod@firewall`] for chains that drop what pods send or are sent,
+//! [`mod@queues`] for queues of other programs at our devices.
 //!
 //! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
 //! that a restarted agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not
@@ -32,6 +33,7 @@ pub mod on_link;
 pub mod others;
 pub mod pods;
 pub mod port_rules;
+pub mod queues;
 pub mod roles;
 mod route;
 mod sys;

@@ -20,6 +20,7 @@ use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::error::NetworkError;
+use super::inside::Leading;
 use super::link::{Address, Link};
 
 /// `ENODEV` is how the kernel says that no link has a name.
@@ -34,6 +35,53 @@ pub struct Netlink {
     handle: Handle,
     writes: Arc<AtomicU64>,
     restored: Arc<Mutex<Vec<Restored>>>,
+}
+
+/// A packet that does not exist, whose way the kernel is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it goes.
+    pub to: IpAddr,
+    /// The number of its protocol, which rules may ask for: that of TCP or UDP. Old kernels ignore it.
+    pub protocol: u8,
+    /// The address it comes from, and the interface it comes in by; `None` if the node itself sends it.
+    pub from: Option<(IpAddr, u32)>,
+}
+
+impl Packet {
+    fn question(self) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        let (family, length) = match self.to {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        route.header.address_family = family;
+        route.header.destination_prefix_length = length;
+        route.attributes.push(RouteAttribute::Destination(self.to.into()));
+        if let Some((source, interface)) = self.from {
+            route.header.source_prefix_length = length;
+            route.attributes.push(RouteAttribute::Source(source.into()));
+            route.attributes.push(RouteAttribute::Iif(interface));
+        }
+        route.attributes.push(RouteAttribute::IpProto(self.protocol));
+        route
+    }
+}
+
+/// Where an answer leads.
+fn leading(answer: &RouteMessage) -> Option<Leading> {
+    let (mut interface, mut via) = (None, None);
+    for attribute in &answer.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Gateway(address) => via = ip(address),
+            _ => {}
+        }
+    }
+    Some(Leading {
+        interface: interface?,
+        via,
+    })
 }
 
 /// Something of ours that was there before, was lost, and was made again: what kind of thing, and which.
@@ -72,27 +120,16 @@ impl Netlink {
         std::mem::take(&mut *self.restored.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The interface by which the kernel sends to an address; `None` if it knows no way.
-    pub async fn way_to(&self, address: IpAddr) -> Result<Option<u32>, NetworkError> {
-        let mut route = RouteMessage::default();
-        (
-            route.header.address_family,
-            route.header.destination_prefix_length,
-        ) = match address {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        route.attributes.push(RouteAttribute::Destination(address.into()));
-        let mut answers = Box::pin(self.handle.route().get(route).execute());
+    /// Where the kernel leads a packet; `None` if it knows no way.
+    pub async fn way_of(&self, packet: Packet) -> Result<Option<Leading>, NetworkError> {
+        let mut answers = Box::pin(self.handle.route().get(packet.question()).execute());
         match answers.try_next().await {
-            Ok(answer) => Ok(answer.and_then(|answer| {
-                answer.attributes.iter().find_map(|attribute| match attribute {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                })
-            })),
+            Ok(answer) => Ok(answer.as_ref().and_then(leading)),
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
-            Err(error) => Err(NetworkError::request(format!("looking for the way to {address}"))(error)),
+            Err(error) => {
+                let what = format!("looking for the way to {}", packet.to);
+                Err(NetworkError::request(what)(error))
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use cni_plugin::attachment::{host_mac, limiter, limiter_end};
 use cni_plugin::config::runtime::Limit;
 use cni_plugin::ipam::{Note, Store};
 use cni_plugin::netlink::limiter::{self as device, Limiter};
-use cni_plugin::netlink::rates::{Foreign, Queues};
+use cni_plugin::netlink::rates::Queues;
 use cni_plugin::netlink::{NetlinkError, limit, link};
 use proxy_bpf::BpfError;
 use proxy_common::Ip;
@@ -23,6 +23,7 @@ use proxy_common::maps::{PodFlags, PodLinkFlags};
 use super::kernel::{Kernel, index_of};
 use super::{Places, PodsError};
 use crate::cluster::{Bandwidth, BandwidthByPod};
+use crate::network::queues::name_foreign;
 
 /// The limits that were in force after the last look, by the pods' interfaces.
 pub type Known = BTreeMap<String, Bandwidth>;
@@ -279,14 +280,6 @@ impl Limits<'_> {
         }
         Ok(())
     }
-}
-
-/// What an operator does about a queue of another program.
-fn name_foreign(foreign: &Foreign, interface: &str) -> String {
-    format!(
-        "interface {interface} has the queueing discipline {foreign} that is not Millrace's, which may hold up \
-         and drop its packets and is left alone: remove it with `tc qdisc del dev {interface} root`"
-    )
 }
 
 /// The kernel counts in bytes.

@@ -1,5 +1,7 @@
 //! Limits of pods that go: each is made again, whether an annotation or the runtime alone gave it.
 
+use std::time::Instant;
+
 use harness::cni::PodSpec;
 use harness::{Pod, Probe, wait_for};
 use serde_json::json;
@@ -91,4 +93,28 @@ fn the_queue_of_another_program_at_a_pod_without_a_limit_is_named_and_stays() {
         town.wait_ready();
     }
     town.assert_in_order("without it");
+}
+
+#[test]
+fn the_queue_of_another_program_at_a_device_of_ours_is_named_and_stays() {
+    harness::require_root!();
+    let town = Town::with("routingMode: vxlan\n");
+    let shaped = "root handle 1: tbf rate 1gbit burst 1m limit 1m";
+    for interface in ["millrace0", "millrace-vxlan"] {
+        town.run("tc", &format!("qdisc add dev {interface} {shaped}"));
+        let begun = Instant::now();
+        assert_foreign(&town, interface, "tbf 1:");
+        let took = begun.elapsed();
+        assert!(took <= SOON, "{interface}: named after {took:?}");
+        let there = shown(&town, &format!("qdisc show dev {interface} root"));
+        assert!(there.contains("tbf 1:"), "{there}");
+        town.run("tc", &format!("qdisc del dev {interface} root"));
+        town.wait_ready();
+    }
+    // An operator may shape what leaves by an uplink.
+    town.run("tc", &format!("qdisc add dev eth0 {shaped}"));
+    town.await_looks(3);
+    assert_eq!(town.status()["errors"], json!([]));
+    town.run("tc", "qdisc del dev eth0 root");
+    town.assert_in_order("without them");
 }

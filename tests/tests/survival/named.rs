@@ -1,12 +1,14 @@
 //! What the agent cannot make again makes it not ready, and is named.
 
+use std::time::Instant;
+
 use aya::maps::{Array, HashMap, Map, MapData};
-use harness::{Endpoint, Service, eventually};
+use harness::{Endpoint, Service, eventually, slowness};
 use proxy_common::Plain as _;
 use proxy_common::maps::{Frontend, SlotRange};
 use serde_json::json;
 
-use super::town::{CLUSTER_IP, SOON, Town, of_family};
+use super::town::{CLUSTER_IP, PROMISED, SOON, Town, of_family};
 
 #[test]
 fn a_rule_that_leads_packets_elsewhere_is_named() {
@@ -26,6 +28,53 @@ fn a_rule_that_leads_packets_elsewhere_is_named() {
             .run_ip(&format!("rule del to {range} pref 100 unreachable"));
         town.wait_ready();
     }
+    town.assert_in_order("without rules");
+}
+
+#[test]
+fn a_rule_that_looks_at_sources_interfaces_or_protocols_is_named() {
+    harness::require_root!();
+    let town = Town::build();
+    let near = town.near.host_interface().to_owned();
+    town.node().run_ip("route add blackhole default table 77");
+    town.node()
+        .run_ip("route add default via 192.168.50.1 dev eth0 table 78");
+    let mut times = Vec::new();
+    for (family, rule) in [
+        ("", "from 10.244.0.0/16 pref 100 unreachable".to_owned()),
+        ("", "from 10.244.0.0/16 pref 100 lookup 78".to_owned()),
+        ("", format!("iif {near} pref 100 prohibit")),
+        ("-6 ", format!("iif {near} pref 100 prohibit")),
+        ("", format!("iif {near} pref 100 lookup 77")),
+        ("", "iif eth0 to 10.244.0.0/16 pref 100 prohibit".to_owned()),
+        ("", "ipproto tcp to 10.244.0.0/16 pref 100 prohibit".to_owned()),
+        (
+            "",
+            "iif lo ipproto udp to 10.244.0.0/16 pref 100 prohibit".to_owned(),
+        ),
+    ] {
+        town.node().run_ip(&format!("{family}rule add {rule}"));
+        let begun = Instant::now();
+        let status = town.wait_named("`ip rule`");
+        times.push(begun.elapsed());
+        assert!(
+            status["waitingFor"].to_string().contains("self-test"),
+            "{rule}: {status}"
+        );
+        town.node().run_ip(&format!("{family}rule del {rule}"));
+        town.wait_ready();
+    }
+    // What an operator does to packets that leave the cluster is told alone.
+    let rule = format!("iif {near} to 192.0.2.0/24 pref 100 prohibit");
+    town.node().run_ip(&format!("rule add {rule}"));
+    let address = of_family(town.near.addresses(), true);
+    town.wait_told(&format!("packets from {address}"));
+    town.node().run_ip(&format!("rule del {rule}"));
+    town.wait_ready();
+    times.sort_unstable();
+    println!("named after {times:?}");
+    // One or the other may be late where the machine has much else to do.
+    assert!(times[times.len() / 2] <= PROMISED * slowness(), "{times:?}");
     town.assert_in_order("without rules");
 }
 
@@ -67,6 +116,74 @@ fn a_route_inside_a_range_is_named_with_the_command_that_removes_it() {
     town.await_looks(2);
     assert_eq!(town.status()["errors"], json!([]));
     town.assert_in_order("in the end");
+}
+
+#[test]
+fn an_address_of_another_nodes_pod_that_is_the_nodes_own_is_named() {
+    harness::require_root!();
+    let town = Town::build();
+    let [v4, v6] = [true, false].map(|v4| of_family(town.far.addresses(), v4));
+    town.node().run_ip("rule add to 10.244.0.0/16 pref 50 lookup 77");
+    let mut times = Vec::new();
+    for (prefix, added) in [
+        (format!("{v4}/32"), format!("addr add {v4}/32 dev lo")),
+        (format!("{v4}/32"), format!("addr add {v4}/32 dev eth0")),
+        (format!("{v6}/128"), format!("addr add {v6}/128 dev lo")),
+        (
+            format!("{v4}/32"),
+            format!("route add local {v4} dev lo table 77"),
+        ),
+        (format!("{v4}/32"), format!("route add local {v4} dev lo")),
+    ] {
+        town.node().run_ip(&added);
+        let begun = Instant::now();
+        let status = town.wait_told(&format!("\"route {prefix}\""));
+        times.push(begun.elapsed());
+        let errors = status["errors"].as_array().expect("a list").iter();
+        let told: Vec<_> = errors
+            .filter_map(|error| error["message"].as_str()?.split('`').nth(1))
+            .collect();
+        let [command] = told[..] else {
+            panic!("{added}: {status}")
+        };
+        let command = command.strip_prefix("ip ").expect("a command of ip");
+        town.node().run_ip(command);
+        town.wait_ready();
+    }
+    town.node().run_ip("rule del to 10.244.0.0/16 pref 50 lookup 77");
+    times.sort_unstable();
+    println!("named after {times:?}");
+    // One or the other may be late where the machine has much else to do.
+    assert!(times[times.len() / 2] <= PROMISED * slowness(), "{times:?}");
+    town.assert_in_order("in the end");
+}
+
+#[test]
+fn a_route_with_our_protocol_number_that_is_not_planned_is_removed() {
+    harness::require_root!();
+    let town = Town::build();
+    let far = of_family(town.far.addresses(), true);
+    let begun = Instant::now();
+    let route = format!("{far} via 192.168.50.99 dev eth0 onlink proto 158");
+    town.node().run_ip(&format!("route add {route}"));
+    eventually("the route to be removed", SOON, || {
+        let arguments = ["route", "show", "proto", "158"];
+        let output = town.node().command("ip").args(arguments).output();
+        let shown = output.expect("to run ip").stdout;
+        !String::from_utf8_lossy(&shown).contains("192.168.50.99")
+    });
+    let took = begun.elapsed();
+    assert!(took <= PROMISED * slowness(), "removed after {took:?}");
+    town.wait_ready();
+    town.assert_in_order("without it");
+    // Another table is left alone.
+    town.node().run_ip("rule add pref 50 lookup 77");
+    town.node().run_ip(&format!("route add {route} table 77"));
+    town.wait_told(&format!("\"route {far}/32\""));
+    town.node().run_ip(&format!("route del {route} table 77"));
+    town.wait_ready();
+    town.node().run_ip("rule del pref 50 lookup 77");
+    town.assert_in_order("without the rule");
 }
 
 #[test]

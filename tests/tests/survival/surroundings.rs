@@ -209,6 +209,13 @@ fn our_own_devices_and_their_entries_come_back() {
     lose(&town, "neighbour", |town| {
         town.node().run_ip(&format!("neigh del {end} dev {tunnel}"));
     });
+    // One that is replaced leads elsewhere, and the kernel tells of no loss.
+    for state in ["permanent", "reachable"] {
+        lose(&town, "neighbour", |town| {
+            let entry = format!("{end} lladdr 02:00:00:00:00:98 dev {tunnel} nud {state}");
+            town.node().run_ip(&format!("neigh replace {entry}"));
+        });
+    }
     let entries = town
         .node()
         .command("bridge")
@@ -226,8 +233,39 @@ fn our_own_devices_and_their_entries_come_back() {
         let entry = format!("fdb del {} dev {tunnel} dst {}", words[0], words[at + 1]);
         town.run("bridge", &entry);
     });
+    for to in ["192.168.50.77".to_owned(), format!("{} port 9999", words[at + 1])] {
+        lose(&town, "forwarding entry", |town| {
+            let entry = format!("fdb replace {} dev {tunnel} dst {to}", words[0]);
+            town.run("bridge", &entry);
+        });
+    }
     eventually("the tunnel to be whole", SOON, || {
         shown(&format!("neigh show dev {tunnel}")).contains(&end)
     });
+    town.assert_in_time();
+}
+
+#[test]
+fn a_tunnel_that_another_program_alters_is_as_it_was_again() {
+    harness::require_root!();
+    let town = Town::with("routingMode: vxlan\n");
+    let tunnel = "millrace-vxlan";
+    town.node().run_ip("link add br7 type bridge");
+    lose(&town, "interface", |town| {
+        town.node().run_ip(&format!("link set {tunnel} master br7"));
+    });
+    town.node().run_ip("link del br7");
+    for altered in [
+        "local 192.168.50.99",
+        "dev lo local 192.168.50.99",
+        "remote 192.168.50.77",
+        "ttl 1",
+        "learning",
+    ] {
+        lose(&town, "interface", |town| {
+            town.node()
+                .run_ip(&format!("link set {tunnel} type vxlan id 1 {altered}"));
+        });
+    }
     town.assert_in_time();
 }

@@ -7,6 +7,7 @@
 //! ours are [`keeper`]'s. [`self_test`] sends packets that do not exist through all of it.
 
 mod ahead;
+mod forwarded;
 mod keeper;
 mod open;
 mod self_test;
@@ -157,6 +158,9 @@ pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
             agent
                 .survival
                 .names("pods without an interface", done.without_interface);
+            agent
+                .survival
+                .names("what is no lease and no note", done.unreadable);
         }
         None if agent.synced => look_at_node(agent).await,
         None => {}
@@ -171,8 +175,10 @@ async fn look_at_node(agent: &mut Agent) {
         return;
     }
     own_node::look_when_due(agent);
-    let is_installed = !turn.is_multiple_of(ROUNDS) || agent.node.is_installed();
-    if agent.node.has_other_settings(&agent.options) || !is_installed {
+    let is_round = turn.is_multiple_of(ROUNDS);
+    let is_installed = !is_round || agent.node.is_installed();
+    let is_tunnel_whole = !is_round || agent.node.is_tunnel_whole().await;
+    if agent.node.has_other_settings(&agent.options) || !is_installed || !is_tunnel_whole {
         agent.refresh_node().await;
     }
     let changed = agent.node.changed_settings();

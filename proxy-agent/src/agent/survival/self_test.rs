@@ -5,17 +5,21 @@
 //! compared here with what was written. A test costs a run of each program, some tens of microseconds, and a question to the
 //! kernel for each address of a pod and some other ways: 5 µs of the kernel's and about as much of the agent's. For 105 pods with
 //! two addresses that is 2 ms each second, and what is wrong with one of them is named after the next two tests.
+//! As much again goes for what pods send, see [`forwarded`].
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use proxy_common::maps::{FrontendFlags, FrontendKind};
 
+use super::forwarded;
 use crate::agent::Agent;
 use crate::agent::ranges::inside;
 use crate::agent::trace::craft;
 use crate::bpf::test_run::{DryRunKind, DryRunner};
 use crate::control::{ObjectError, Protocol};
+use crate::network::netlink::Packet;
 use crate::trouble::Trouble;
 
 /// Programs that meet packets at interfaces.
@@ -32,13 +36,15 @@ const PROGRAMS: [&str; 7] = [
 const TRANSLATE: [&str; 3] = ["from_pod", "from_own_pod", "from_host"];
 /// Addresses of pods that are asked for each time: those of 110 pods, which is Kubernetes' default for a node, and more. Of
 /// more than these some are asked for in turn.
-const PODS: usize = 256;
+pub(super) const PODS: usize = 256;
 /// Ways to services and to other nodes' pods that are asked for each time, in turn.
-const WAYS: usize = 16;
+pub(super) const WAYS: usize = 16;
 /// Services that are asked for until one is translated, and among how many they are looked for.
 const SERVICES: usize = 8;
 const LOOKED_AT: usize = 64;
 const SOURCE_PORT: u16 = 40_000;
+/// Rules may ask for the protocol.
+static PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// Runs all programs that hang somewhere. Those that translate are asked for some services, and fail if all
 /// of these do: one that leads nowhere may be its owner's doing. After a failure, `turn` chooses others.
@@ -145,7 +151,7 @@ pub struct WrongWays {
     /// Of those that every node needs.
     pub needed: Vec<ObjectError>,
     /// Of those to addresses that services name. A service's owner chooses them, and may choose one that the
-    /// kernel leads elsewhere.
+    /// kernel leads elsewhere. Also of those between pods and the world outside, which the operator may close.
     pub named: Vec<ObjectError>,
 }
 
@@ -177,6 +183,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
     let again = ways.iter().chain(&pods).filter(|(prefix, _)| failed(prefix));
     let others = in_turn(&ways, turn, WAYS).chain(in_turn(&pods, turn, PODS));
     let others = others.filter(|(prefix, _)| !failed(prefix));
+    let mut astray = BTreeSet::new();
     for (prefix, interface) in again.chain(others) {
         let address = inside(prefix);
         // A pod that has just gone has no interface any more.
@@ -184,33 +191,75 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
             continue;
         }
         let object = format!("route {prefix}");
-        let problem = match agent.node.way_to(address).await {
-            Ok(Some(found)) if found == *interface => continue,
-            Ok(found) => {
-                let name = |index| agent.node.interface_name(index);
-                let found = found.map_or_else(|| "nowhere".to_owned(), |index| format!("by {}", name(index)));
-                ObjectError {
-                    code: Trouble::SelfTestFailed,
-                    object,
-                    message: format!(
-                        "packets to {address} go {found} and not by {}: see `ip rule` and `ip route get {address}`",
-                        name(*interface)
-                    ),
-                }
-            }
-            Err(error) => ObjectError::new(error.trouble(), object, &error),
+        let protocols = if failed(prefix) {
+            &PROTOCOLS[..]
+        } else {
+            &PROTOCOLS[turn % 2..=turn % 2]
         };
+        let Some(problem) = wrong_way(agent, (address, *interface), protocols, object).await else {
+            continue;
+        };
+        astray.insert(address);
         if agent.node.is_named_by_services(*prefix) {
             wrong.named.push(problem);
         } else {
             wrong.needed.push(problem);
         }
     }
+    let pods: Vec<_> = pods
+        .iter()
+        .map(|(ip, interface)| (ip.addr(), *interface))
+        .collect();
+    // Those whose routes are set, and that no route of others disturbs.
+    let set: BTreeSet<_> = ways.iter().map(|(range, _)| range).collect();
+    let others = agent.node.pods().leading();
+    let others: Vec<_> = others
+        .filter(|(range, _)| set.contains(range))
+        .map(|(range, leading)| (inside(&range), leading))
+        .collect();
+    let of_forwarded = forwarded::ways(agent, (&pods, &others), (turn, before), &astray).await;
+    wrong.needed.extend(of_forwarded.needed);
+    wrong.named.extend(of_forwarded.named);
     wrong
 }
 
+/// What is wrong with the way of the node's own packets to an address, which should go by an interface.
+async fn wrong_way(
+    agent: &Agent,
+    (to, interface): (IpAddr, u32),
+    protocols: &[Protocol],
+    object: String,
+) -> Option<ObjectError> {
+    for protocol in protocols {
+        let packet = Packet {
+            to,
+            protocol: protocol.number(),
+            from: None,
+        };
+        let found = match agent.node.way_of(packet).await {
+            Ok(Some(found)) if found.interface == interface => continue,
+            Ok(found) => found,
+            Err(error) => return Some(ObjectError::new(error.trouble(), object, &error)),
+        };
+        let name = |index| agent.node.interface_name(index);
+        let found = found.map_or_else(
+            || "nowhere".to_owned(),
+            |found| format!("by {}", name(found.interface)),
+        );
+        return Some(ObjectError {
+            code: Trouble::SelfTestFailed,
+            object,
+            message: format!(
+                "{protocol} packets to {to} go {found} and not by {}: see `ip rule` and `ip route get {to}`",
+                name(interface)
+            ),
+        });
+    }
+    None
+}
+
 /// As many as `most`, and others with each turn.
-fn in_turn<T>(all: &[T], turn: usize, most: usize) -> impl Iterator<Item = &T> {
+pub(super) fn in_turn<T>(all: &[T], turn: usize, most: usize) -> impl Iterator<Item = &T> {
     let first = turn.wrapping_mul(most) % all.len().max(1);
     all.iter().cycle().skip(first).take(most.min(all.len()))
 }

@@ -79,6 +79,7 @@ pub async fn sync(
         route::note(&mut problems, prefix, done, what);
     }
     for stale in steps.remove {
+        tracing::info!(route = %stale.prefix, "removing a route to pods that is not planned");
         let message = message(stale.prefix, stale.target)?;
         let removed = route::remove(netlink, message, stale.metric).await;
         route::note(&mut problems, stale.prefix, removed, "removing it");

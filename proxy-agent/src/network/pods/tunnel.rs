@@ -2,8 +2,8 @@
 //! that follow from the Node objects, so it asks nobody and believes nobody.
 //!
 //! It is made when a node needs it and removed when none does any more. Made once it is left as it is, and survives the
-//! agent; where its identity has to change (port, segment, addresses of our end) it is made anew. One of its name that
-//! is no VXLAN interface is somebody else's.
+//! agent; where its identity has to change (port, segment, addresses of our end) it is made anew, and so it is where another
+//! program has altered it. It is a port of no bridge. One of its name that is no VXLAN interface is somebody else's.
 
 use std::net::IpAddr;
 
@@ -28,13 +28,21 @@ const IPV6: [(&str, &str); 2] = [("disable_ipv6", "0"), ("forwarding", "1")];
 /// The least that IPv6 works with (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// What cannot be changed while the device is there.
+/// What the device is made as. Where it is something else, it is made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     port: u16,
     id: u32,
     local: IpAddr,
     mac: Mac,
+    /// Where frames for unknown ends go: nowhere.
+    remote: Option<IpAddr>,
+    /// The one interface that it sends by: none, the routes say.
+    lower: Option<u32>,
+    /// The hop limit of what it sends; 0 is the node's own.
+    ttl: u8,
+    /// Whether it believes what it receives: it does not.
+    learns: bool,
 }
 
 /// The tunnel's device.
@@ -84,6 +92,13 @@ impl Tunnel {
             }
         };
         self.index = Some(found.index);
+        if found.master.is_some() {
+            self.set(LinkUnspec::new_with_index(found.index).nocontroller().build())
+                .await?;
+            if self.made.is_some() {
+                self.netlink.note_restored("interface", TUNNEL_DEVICE.to_owned());
+            }
+        }
         if found.mtu != plan.mtu {
             self.set(LinkUnspec::new_with_index(found.index).mtu(plan.mtu).build())
                 .await?;
@@ -100,6 +115,19 @@ impl Tunnel {
         self.made = Some((wanted, if added.is_ok() { entries } else { before }));
         added?;
         Ok(found.index)
+    }
+
+    /// Whether the device and its entries are as they were made, if they were.
+    pub async fn is_whole(&self) -> Result<bool, NetworkError> {
+        let Some((made, entries)) = &self.made else {
+            return Ok(true);
+        };
+        match self.find().await? {
+            Some((link, found)) if found == Some(*made) && link.master.is_none() => {
+                entries.are_on(&self.netlink, link.index).await
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Removes what leads to nodes that are not reached this way any more.
@@ -242,6 +270,10 @@ impl Identity {
             id: plan.vxlan.id.get(),
             local: plan.local,
             mac: plan.mac,
+            remote: None,
+            lower: None,
+            ttl: 0,
+            learns: false,
         }
     }
 
@@ -256,12 +288,18 @@ impl Identity {
             _ => None,
         })?;
         let (mut port, mut id, mut local) = (None, None, None);
+        let (mut remote, mut lower, mut ttl, mut learns) = (None, None, 0, false);
         for info in infos {
             match info {
                 InfoVxlan::Port(found) => port = Some(*found),
                 InfoVxlan::Id(found) => id = Some(*found),
                 InfoVxlan::Local(found) => local = Some(IpAddr::V4(*found)),
                 InfoVxlan::Local6(found) => local = Some(IpAddr::V6(*found)),
+                InfoVxlan::Group(found) => remote = Some(IpAddr::V4(*found)),
+                InfoVxlan::Group6(found) => remote = Some(IpAddr::V6(*found)),
+                InfoVxlan::Link(found) => lower = Some(*found),
+                InfoVxlan::Ttl(found) => ttl = *found,
+                InfoVxlan::Learning(found) => learns = *found,
                 _ => {}
             }
         }
@@ -270,9 +308,14 @@ impl Identity {
             id: id?,
             local: local?,
             mac: mac?,
+            remote,
+            lower,
+            ttl,
+            learns,
         })
     }
 }
+
 /// What the device is set to.
 fn settings(plan: &TunnelPlan) -> impl Iterator<Item = Setting<'static>> + use<> {
     let with_v6 = sysctl::has_ipv6() && plan.mtu >= IPV6_MIN_MTU;
@@ -287,4 +330,53 @@ fn settings(plan: &TunnelPlan) -> impl Iterator<Item = Setting<'static>> + use<>
         name,
         value,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_another_program_altered_is_another_one() {
+        let mac = [0x0a, 0x6d, 192, 0, 2, 1];
+        let read = |more: Option<InfoVxlan>| {
+            let mut infos = vec![
+                InfoVxlan::Id(1),
+                InfoVxlan::Local(Ipv4Addr::new(192, 0, 2, 1)),
+                InfoVxlan::Ttl(0),
+                InfoVxlan::Learning(false),
+                InfoVxlan::Port(8472),
+            ];
+            infos.extend(more);
+            let mut message = LinkMessage::default();
+            message.attributes = vec![LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(infos)),
+            ])];
+            Identity::read(&message, Some(mac))
+        };
+        let made = Identity {
+            port: 8472,
+            id: 1,
+            local: Ipv4Addr::new(192, 0, 2, 1).into(),
+            mac,
+            remote: None,
+            lower: None,
+            ttl: 0,
+            learns: false,
+        };
+        assert_eq!(read(None), Some(made));
+        for altered in [
+            InfoVxlan::Port(4789),
+            InfoVxlan::Local(Ipv4Addr::new(192, 0, 2, 99)),
+            InfoVxlan::Group(Ipv4Addr::new(192, 0, 2, 9)),
+            InfoVxlan::Link(1),
+            InfoVxlan::Ttl(1),
+            InfoVxlan::Learning(true),
+        ] {
+            assert_ne!(read(Some(altered)), Some(made));
+        }
+    }
 }

@@ -77,6 +77,19 @@ impl Entries {
         Ok(())
     }
 
+    /// Whether all of them are there.
+    pub(super) async fn are_on(&self, netlink: &Netlink, device: u32) -> Result<bool, NetworkError> {
+        let found = Self::read(netlink, device).await?;
+        Ok(self.are_among(&found))
+    }
+
+    fn are_among(&self, found: &Self) -> bool {
+        let mut forwarding = self.forwarding.iter();
+        let mut neighbours = self.neighbours.iter();
+        forwarding.all(|(mac, node)| found.forwarding.get(mac) == Some(node))
+            && neighbours.all(|(end, mac)| found.neighbours.get(end) == Some(mac))
+    }
+
     /// Removes all others.
     pub(super) async fn remove_others(&self, netlink: &Netlink, device: u32) -> Result<(), NetworkError> {
         let found = Self::read(netlink, device).await?;
@@ -129,6 +142,10 @@ impl Entries {
             match attribute {
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
                 NeighbourAttribute::Destination(address) => ip = address_of(address),
+                // The kernel tells these where they are not the device's own: such an entry leads elsewhere.
+                NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => {
+                    return;
+                }
                 _ => {}
             }
         }
@@ -180,5 +197,43 @@ fn address_of(address: &NeighbourAddress) -> Option<IpAddr> {
                 .ok()
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = [0x0a, 0x6d, 192, 0, 2, 9];
+
+    /// The forwarding entry of a node, with more said of it.
+    fn taken(state: NeighbourState, more: Option<NeighbourAttribute>) -> Entries {
+        let mut message = message(7, AddressFamily::Bridge);
+        message.header.state = state;
+        message.attributes = vec![
+            NeighbourAttribute::LinkLayerAddress(MAC.to_vec()),
+            NeighbourAttribute::Destination(NeighbourAddress::Other(vec![192, 0, 2, 9])),
+        ];
+        message.attributes.extend(more);
+        let mut entries = Entries::default();
+        entries.take(&message);
+        entries
+    }
+
+    #[test]
+    fn an_entry_that_leads_elsewhere_or_goes_by_itself_is_none() {
+        let wanted = Entries {
+            forwarding: BTreeMap::from([(MAC, IpAddr::from([192, 0, 2, 9]))]),
+            ..Entries::default()
+        };
+        assert!(wanted.are_among(&taken(NeighbourState::Permanent, None)));
+        assert!(!wanted.are_among(&taken(NeighbourState::Reachable, None)));
+        for elsewhere in [
+            NeighbourAttribute::Port(9999),
+            NeighbourAttribute::Vni(7),
+            NeighbourAttribute::IfIndex(1),
+        ] {
+            assert!(!wanted.are_among(&taken(NeighbourState::Permanent, Some(elsewhere))));
+        }
     }
 }

@@ -1,0 +1,388 @@
+//! Where does the kernel lead what comes in by an interface?
+//!
+//! A rule of routing may look at the source, the interface and the protocol of a packet. Such a rule cuts
+//! pods off while the node's own packets go as they should. So the kernel is asked for the ways of packets
+//! that pods send, and of those that come to pods from elsewhere: by interface, source, and TCP or UDP.
+//!
+//! Each address of a pod is asked for once a second, with another destination or protocol each time. Where
+//! all questions fit into that many, as on a small node, all of them are asked.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::self_test::{PODS, WAYS, WrongWays, in_turn};
+use crate::agent::Agent;
+use crate::control::{ObjectError, Protocol};
+use crate::network::inside::Leading;
+use crate::network::netlink::Packet;
+use crate::trouble::Trouble;
+
+/// Outside of the cluster: addresses for documentation, which a default route leads.
+const OUTSIDE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+/// Sources that are named one by one. One rule may hit all.
+const MOST: usize = 16;
+/// What an error is about begins with this; the source's address follows.
+const OBJECT: &str = "packets from ";
+/// Destinations of pods' packets, by each of two protocols.
+const KINDS: usize = 6;
+
+/// A packet that comes in, and where it should go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Question {
+    source: IpAddr,
+    arrives_by: u32,
+    to: IpAddr,
+    protocol: Protocol,
+    /// `None` if any way will do.
+    expected: Option<Leading>,
+    /// Whether every node needs that way. What leads outside is the operator's choice.
+    is_needed: bool,
+}
+
+impl Question {
+    fn packet(&self) -> Packet {
+        Packet {
+            to: self.to,
+            protocol: self.protocol.number(),
+            from: Some((self.source, self.arrives_by)),
+        }
+    }
+
+    fn is_met_by(&self, found: Option<Leading>) -> bool {
+        match (found, self.expected) {
+            (Some(found), Some(expected)) => found == expected,
+            (Some(_), None) => true,
+            (None, _) => false,
+        }
+    }
+
+    fn problem(&self, found: Option<Leading>, name: impl Fn(u32) -> String) -> ObjectError {
+        let by = |leading: Leading| {
+            let via = leading.via.map(|via| format!(" to {via}")).unwrap_or_default();
+            format!("by {}{via}", name(leading.interface))
+        };
+        let found = found.map_or_else(|| "nowhere".to_owned(), by);
+        let expected = self.expected.map(by).unwrap_or_default();
+        let expected = if expected.is_empty() {
+            expected
+        } else {
+            format!(" and not {expected}")
+        };
+        let (source, to, interface) = (self.source, self.to, name(self.arrives_by));
+        let protocol = self.protocol.to_string();
+        ObjectError {
+            code: Trouble::SelfTestFailed,
+            object: object(source),
+            message: format!(
+                "{protocol} packets to {to} that come in by {interface} go {found}{expected}: a rule is the \
+                 cause, see `ip rule` and `ip route get {to} from {source} iif {interface} ipproto {}`",
+                protocol.to_lowercase()
+            ),
+        }
+    }
+}
+
+fn object(source: IpAddr) -> String {
+    format!("{OBJECT}{source}")
+}
+
+/// A pod's address and its interface on the node.
+type Pod = (IpAddr, u32);
+/// An address within a range of another node's pods, and how it is reached.
+type Other = (IpAddr, Leading);
+
+/// What can be asked about: addresses with their interfaces or with their ways, those of IPv4 first.
+#[derive(Debug, Clone, Copy)]
+struct Places<'a> {
+    /// In order.
+    pods: &'a [Pod],
+    /// One address within each range of other nodes' pods.
+    others: &'a [Other],
+    /// One address of each family, where an uplink leads there.
+    outside: &'a [(IpAddr, u32)],
+}
+
+impl Places<'_> {
+    /// Of what pods send: each address once before one comes a second time.
+    fn sent_by_pods(&self) -> Vec<Question> {
+        let mut questions = Vec::new();
+        for round in 0..KINDS {
+            for (number, pod) in self.pods.iter().enumerate() {
+                questions.extend(self.sent_by_pod(number, *pod, number + round));
+            }
+        }
+        questions
+    }
+
+    fn sent_by_pod(
+        &self,
+        number: usize,
+        (source, arrives_by): (IpAddr, u32),
+        kind: usize,
+    ) -> Option<Question> {
+        let (to, expected) = match kind % KINDS / 2 {
+            0 => {
+                let pods = of_family(self.pods, source);
+                let next = pods.partition_point(|(ip, _)| *ip <= source);
+                let (to, interface) = *pods.get(next).or(pods.first())?;
+                if interface == arrives_by {
+                    return None;
+                }
+                (to, Some(Leading { interface, via: None }))
+            }
+            1 => {
+                let others = of_family(self.others, source);
+                let (to, leading) = *others.get(number % others.len().max(1))?;
+                (to, Some(leading))
+            }
+            _ => (of_family(self.outside, source).first()?.0, None),
+        };
+        Some(Question {
+            source,
+            arrives_by,
+            to,
+            protocol: protocol(kind),
+            expected,
+            is_needed: expected.is_some(),
+        })
+    }
+
+    /// Of what comes to pods: from other nodes' pods and from outside.
+    fn sent_to_pods(&self) -> Vec<Question> {
+        let others = self
+            .others
+            .iter()
+            .map(|(ip, leading)| (*ip, leading.interface, true));
+        let outside = self
+            .outside
+            .iter()
+            .map(|(ip, interface)| (*ip, *interface, false));
+        let mut questions = Vec::new();
+        for (number, (source, arrives_by, is_needed)) in others.chain(outside).enumerate() {
+            let pods = of_family(self.pods, source);
+            let Some((to, interface)) = pods.get(number % pods.len().max(1)).copied() else {
+                continue;
+            };
+            questions.extend([0, 1].map(|kind| Question {
+                source,
+                arrives_by,
+                to,
+                protocol: protocol(kind),
+                expected: Some(Leading { interface, via: None }),
+                is_needed,
+            }));
+        }
+        questions
+    }
+}
+
+/// Those of the same family as an address.
+fn of_family<T>(places: &[(IpAddr, T)], like: IpAddr) -> &[(IpAddr, T)] {
+    let (v4, v6) = places.split_at(places.partition_point(|(ip, _)| ip.is_ipv4()));
+    if like.is_ipv4() { v4 } else { v6 }
+}
+
+fn protocol(kind: usize) -> Protocol {
+    if kind.is_multiple_of(2) {
+        Protocol::Tcp
+    } else {
+        Protocol::Udp
+    }
+}
+
+/// Asks about packets of `pods` and to them; `others` are addresses of other nodes' pods. Sources that
+/// failed `before` are asked for in any case. Places to which the node's own packets go `astray` as well are
+/// named by themselves.
+pub async fn ways(
+    agent: &Agent,
+    (pods, others): (&[Pod], &[Other]),
+    (turn, before): (usize, &[ObjectError]),
+    astray: &BTreeSet<IpAddr>,
+) -> WrongWays {
+    let mut wrong = WrongWays::default();
+    if pods.is_empty() {
+        return wrong;
+    }
+    let outside = outside(agent).await;
+    let places = Places {
+        pods,
+        others,
+        outside: &outside,
+    };
+    let (from_pods, to_pods) = (places.sent_by_pods(), places.sent_to_pods());
+    let failed = before
+        .iter()
+        .filter_map(|problem| problem.object.strip_prefix(OBJECT));
+    let failed: BTreeSet<IpAddr> = failed.filter_map(|source| source.parse().ok()).collect();
+    let has_failed = |question: &&Question| failed.contains(&question.source);
+    let again = from_pods.iter().chain(&to_pods).filter(has_failed);
+    let due = in_turn(&from_pods, turn, PODS).chain(in_turn(&to_pods, turn, 2 * WAYS));
+    let due = due.filter(|question| !has_failed(question));
+    let mut named = BTreeSet::new();
+    for question in again.chain(due) {
+        // What failed before is asked again, though the node's own packets may fail by now.
+        let is_astray = astray.contains(&question.to) && !has_failed(&question);
+        let is_known = is_astray || named.contains(&(question.source, question.is_needed));
+        // One that has just gone leads nowhere.
+        if is_known || !agent.node.has_interface(question.arrives_by) {
+            continue;
+        }
+        let problem = match agent.node.way_of(question.packet()).await {
+            Ok(found) if question.is_met_by(found) => continue,
+            Ok(found) => question.problem(found, |index| agent.node.interface_name(index)),
+            Err(error) => ObjectError::new(error.trouble(), object(question.source), &error),
+        };
+        named.insert((question.source, question.is_needed));
+        if question.is_needed {
+            wrong.needed.push(problem);
+        } else {
+            wrong.named.push(problem);
+        }
+        if named.len() == MOST {
+            break;
+        }
+    }
+    wrong
+}
+
+/// Addresses outside that an uplink leads to, and that uplink. Elsewhere pods may not be meant to send.
+async fn outside(agent: &Agent) -> Vec<(IpAddr, u32)> {
+    let mut outside = Vec::new();
+    for to in OUTSIDE.iter().filter_map(|ip| ip.parse().ok()) {
+        let packet = Packet {
+            to,
+            protocol: Protocol::Udp.number(),
+            from: None,
+        };
+        if let Ok(Some(found)) = agent.node.way_of(packet).await
+            && agent.node.is_uplink(found.interface)
+        {
+            outside.push((to, found.interface));
+        }
+    }
+    outside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn pods(count: u8) -> Vec<(IpAddr, u32)> {
+        let of_family = |v4: bool| {
+            (0..count).map(move |host| {
+                let address = if v4 {
+                    format!("10.244.1.{host}")
+                } else {
+                    format!("fd00:244:1::{host:x}")
+                };
+                (ip(&address), 100 + u32::from(host))
+            })
+        };
+        of_family(true).chain(of_family(false)).collect()
+    }
+
+    fn other(address: &str, via: &str) -> (IpAddr, Leading) {
+        let via = Some(ip(via));
+        (ip(address), Leading { interface: 2, via })
+    }
+
+    #[test]
+    fn pods_are_asked_for_with_each_destination_and_protocol_and_none_waits_for_another() {
+        let pods = pods(30);
+        let others = [
+            other("10.244.2.1", "192.168.50.12"),
+            other("fd00:244:2::1", "fd00:50::12"),
+        ];
+        let outside = OUTSIDE.map(|address| (ip(address), 2));
+        let places = Places {
+            pods: &pods,
+            others: &others,
+            outside: &outside,
+        };
+        let questions = places.sent_by_pods();
+        assert_eq!(questions.len(), pods.len() * KINDS);
+        for (source, interface) in &pods {
+            let of_it: Vec<_> = questions.iter().filter(|it| it.source == *source).collect();
+            assert!(of_it.iter().all(|it| it.arrives_by == *interface));
+            assert!(of_it.iter().all(|it| it.to.is_ipv4() == source.is_ipv4()));
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let asked = of_it.iter().filter(|it| it.protocol == protocol);
+                let asked: BTreeSet<_> = asked.map(|it| it.to).collect();
+                assert!(
+                    asked.len() == 3 && !asked.contains(source),
+                    "{source} to {asked:?}"
+                );
+            }
+        }
+        let first: BTreeSet<_> = questions.iter().take(pods.len()).map(|it| it.source).collect();
+        assert_eq!(first.len(), pods.len());
+    }
+
+    #[test]
+    fn pods_are_reached_from_other_nodes_and_from_outside() {
+        let pods = pods(3);
+        let others = [
+            other("10.244.2.1", "192.168.50.12"),
+            other("fd00:244:2::1", "fd00:50::12"),
+        ];
+        let outside = [(ip(OUTSIDE[0]), 2)];
+        let places = Places {
+            pods: &pods,
+            others: &others,
+            outside: &outside,
+        };
+        let asked = places.sent_to_pods();
+        let asked: Vec<_> = asked
+            .iter()
+            .map(|it| (it.source, it.protocol, it.is_needed))
+            .collect();
+        let expected = [(others[0].0, true), (others[1].0, true), (outside[0].0, false)];
+        let expected = expected.map(|(source, is_needed)| {
+            [Protocol::Tcp, Protocol::Udp].map(|protocol| (source, protocol, is_needed))
+        });
+        assert_eq!(asked, expected.concat());
+        let none = Places {
+            pods: &[],
+            others: &others,
+            outside: &outside,
+        };
+        assert_eq!((none.sent_by_pods(), none.sent_to_pods()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn an_answer_must_name_the_gateway_too() {
+        let (to, expected) = other("10.244.2.1", "192.168.50.12");
+        let question = Question {
+            source: ip("10.244.1.3"),
+            arrives_by: 9,
+            to,
+            protocol: Protocol::Tcp,
+            expected: Some(expected),
+            is_needed: true,
+        };
+        let elsewhere = Leading {
+            via: Some(ip("192.168.50.1")),
+            ..expected
+        };
+        assert!(question.is_met_by(Some(expected)));
+        assert!(!question.is_met_by(Some(elsewhere)) && !question.is_met_by(None));
+        let problem = question.problem(Some(elsewhere), |index| format!("eth{index}"));
+        assert_eq!(problem.object, "packets from 10.244.1.3");
+        for said in [
+            "go by eth2 to 192.168.50.1 and not by eth2 to 192.168.50.12",
+            "`ip route get 10.244.2.1 from 10.244.1.3 iif eth9 ipproto tcp`",
+        ] {
+            assert!(problem.message.contains(said), "{}", problem.message);
+        }
+        let outside = Question {
+            expected: None,
+            is_needed: false,
+            ..question
+        };
+        assert!(outside.is_met_by(Some(elsewhere)) && !outside.is_met_by(None));
+    }
+}

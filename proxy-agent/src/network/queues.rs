@@ -1,0 +1,83 @@
+//! Queueing disciplines of other programs at our own devices, which may hold up and drop what leaves by them.
+//!
+//! They are named and stay, as at interfaces of pods ([`crate::pods::limits`]). Those at uplinks are the
+//! operator's, who may shape there as much as they like.
+
+use std::fmt::Display;
+
+use futures::TryStreamExt as _;
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+
+use super::error::{NetworkError, Problem};
+use super::netlink::Netlink;
+use crate::trouble::Trouble;
+
+/// A device by index and name.
+pub type Device = (u32, &'static str);
+
+/// The outermost queues of devices, unless the kernel chose them itself.
+pub async fn foreign(netlink: &Netlink, devices: &[Device]) -> Result<Vec<Problem>, NetworkError> {
+    let messages = netlink.reading().qdisc().get().execute();
+    let messages = messages.try_collect::<Vec<_>>().await;
+    let messages = messages.map_err(NetworkError::request("listing queueing disciplines"))?;
+    Ok(messages
+        .iter()
+        .filter_map(|message| told(message, devices))
+        .collect())
+}
+
+fn told(message: &TcMessage, devices: &[Device]) -> Option<Problem> {
+    let header = &message.header;
+    // The kernel numbers none of those that it chooses itself.
+    if header.parent != TcHandle::ROOT || header.handle == TcHandle::UNSPEC {
+        return None;
+    }
+    let mut devices = devices.iter();
+    let (_, device) = devices.find(|(index, _)| *index == header.index.cast_unsigned())?;
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    });
+    let kind = kind.unwrap_or("of an unknown kind,");
+    // As `tc` writes it.
+    let queue = format!("{kind} {:x}:", header.handle.major);
+    Some(Problem {
+        code: Trouble::ForeignQueue,
+        object: format!("interface {device}"),
+        message: name_foreign(&queue, device),
+    })
+}
+
+/// What an operator does about a queue of another program.
+pub fn name_foreign(queue: &impl Display, interface: &str) -> String {
+    format!(
+        "interface {interface} has the queueing discipline {queue} that is not Millrace's, which may hold up \
+         and drop its packets and is left alone: remove it with `tc qdisc del dev {interface} root`"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_program_hung_up_at_a_device_of_ours_is_told() {
+        let told = |index: i32, parent, major| {
+            let mut message = TcMessage::with_index(index);
+            message.header.parent = parent;
+            message.header.handle = TcHandle { major, minor: 0 };
+            message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
+            told(&message, &[(7, "millrace0")])
+        };
+        let problem = told(7, TcHandle::ROOT, 1).expect("a problem");
+        assert_eq!(problem.object, "interface millrace0");
+        assert!(
+            problem.message.contains("discipline tbf 1: that"),
+            "{}",
+            problem.message
+        );
+        assert_eq!(told(7, TcHandle::ROOT, 0), None);
+        assert_eq!(told(7, TcHandle::CLSACT, 0xffff), None);
+        assert_eq!(told(8, TcHandle::ROOT, 1), None);
+    }
+}
