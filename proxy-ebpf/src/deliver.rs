@@ -162,8 +162,8 @@ pub fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Where a packet's network header starts. What comes in without an Ethernet header was given one; what leaves by
-/// such an interface has none. A packet that does not exist always has one.
+/// Where a packet's network header starts. What comes in without an Ethernet header was given one; what
+/// leaves by such an interface has none. A packet that does not exist always has one.
 #[inline(always)]
 fn network_header(skb: &Skb<'_>, tables: &Live, entry: Entry) -> u32 {
     if matches!(entry, Entry::Egress)

@@ -1,5 +1,5 @@
-//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP error for everything else and
-//! for what the path does not take (too large, no time to live).
+//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP error for everything else
+//! and for what the path does not take (too large, no time to live).
 //!
 //! The refused packet itself becomes the answer. A TCP segment turns into a RST by exchanging its ends and flags, options and
 //! all, which updates its checksum word by word and so stays right whether that checksum is whole or left to the NIC. For an

@@ -50,7 +50,8 @@ const fn number_of(entry: Entry) -> u32 {
     }
 }
 
-/// Parses the packet, whose network header starts at `l3`. Behind this the verifier knows nothing of the headers, and so walks what follows but once.
+/// Parses the packet, whose network header starts at `l3`. Behind this the verifier knows nothing of the
+/// headers, and so walks what follows but once.
 #[inline(always)]
 pub fn parse(skb: &Skb<'_>, l3: u32) -> Result<(), Reason> {
     match Reason::from_number(stage_parse(skb.0.skb.skb, l3)) {

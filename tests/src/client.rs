@@ -107,8 +107,8 @@ impl Client {
         })
     }
 
-    /// Adds another link to a node, as [`Self::on_link`] makes the first one. The names are those of its ends; gives
-    /// the node's addresses there.
+    /// Adds another link to a node, as [`Self::on_link`] makes the first one. The names are those of its
+    /// ends; gives the node's addresses there.
     #[track_caller]
     pub fn add_link(&self, node: &Node, link: &'static str, own: &'static str, number: u8) -> [IpAddr; 2] {
         let make = || -> Result<[IpAddr; 2]> {

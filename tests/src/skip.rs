@@ -55,7 +55,8 @@ pub fn no_nft() -> Option<String> {
     (!output.status.success()).then(|| format!("the kernel has no nftables: {error}"))
 }
 
-/// Why there are no tables of the legacy iptables here, if that is so. To ask makes some, in a namespace of its own.
+/// Why there are no tables of the legacy iptables here, if that is so. To ask makes some, in a namespace of
+/// its own.
 pub fn no_legacy_iptables() -> Option<String> {
     let mut list = Command::new("unshare");
     let Ok(output) = list.args(["--net", "--", "iptables-legacy", "-S"]).output() else {

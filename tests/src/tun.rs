@@ -1,5 +1,5 @@
-//! A link whose packets have no Ethernet header: tun devices in two namespaces, between which packets are copied. To the
-//! rest of the kernel it looks like `WireGuard` or PPP.
+//! A link whose packets have no Ethernet header: tun devices in two namespaces, between which packets are
+//! copied. To the rest of the kernel it looks like `WireGuard` or PPP.
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd as _;

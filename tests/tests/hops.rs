@@ -1,5 +1,5 @@
-//! The node is a hop like any router: a packet whose time to live ends here is told so, by the node's address (RFC 1812
-//! §5.2.7.3, RFC 4443 §3.3), whichever program forwards in the stack's place.
+//! The node is a hop like any router: a packet whose time to live ends here is told so, by the node's address
+//! (RFC 1812 §5.2.7.3, RFC 4443 §3.3), whichever program forwards in the stack's place.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 const SECOND: Duration = Duration::from_secs(1);
 const ETHERNET: usize = 14;
 
-/// An error about a packet whose time to live ended: who says so, where the packet went, and its first bytes behind the
-/// IP header.
+/// An error about a packet whose time to live ended: who says so, where the packet went, and its first bytes
+/// behind the IP header.
 struct TimeExceeded {
     from: IpAddr,
     to: IpAddr,

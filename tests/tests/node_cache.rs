@@ -110,7 +110,7 @@ fn a_cache_answers_in_place_of_the_service(config: &str) {
     }
     let _cache = node.serve_tcp(53);
     town.wait_answers(&[OWN], "n1");
-    // A service has its address, whoever else does.
+    // A service has its address, whichever other program does.
     town.wait_answers(&DNS, "dns");
 
     let left = service("kube-dns", DNS).annotation("millrace.dev/leave-to-node", "true");

@@ -79,7 +79,7 @@ fn sent_by_the_node(capture: &PacketSocket) -> usize {
     count
 }
 
-/// How many IP packets the pod received, by whatever way.
+/// How many IP packets the pod received, by any way.
 fn received_by_the_pod(capture: &PacketSocket) -> usize {
     let came = capture.so_far().expect("to read");
     came.iter()

@@ -144,7 +144,7 @@ fn what_changes_shows_in_the_traffic() {
         let answer = from.ask_within(Probe::Tcp, to, SECOND / 2).ok();
         answer.map(|answer| answer.peer.ip().to_canonical())
     };
-    // Whom the backend sees by the external address and both node ports.
+    // The client that the backend sees by the external address and both node ports.
     let by_all = || [external, ports[0], ports[1]].map(|to| seen(&outside, to));
     let usual = [Some(first), Some(first), None];
     wait_until("the defaults", &usual, by_all);

@@ -1,5 +1,5 @@
-//! Addresses of services that other machines have as well. The service has its ports there; everything else goes to the
-//! machine, from pods, from the node, and from outside through the node.
+//! Addresses of services that other machines have as well. The service has its ports there; everything else
+//! goes to the machine, from pods, from the node, and from outside through the node.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,8 @@ const FAR: [&str; 2] = ["198.51.100.3", "2001:db8:51::3"];
 /// Addresses in the subnet of all nodes.
 const FLOATING: [&str; 2] = ["192.168.50.77", "fd00:50::77"];
 
-/// Two nodes, of which the first has an agent, a client and the backend of a service. The second one is the other machine.
+/// Two nodes, of which the first has an agent, a client and the backend of a service. The second one is the
+/// other machine.
 struct Town {
     world: World,
     outside: Client,
@@ -291,7 +292,7 @@ fn an_address_that_a_neighbour_answers_for_is_not_taken_whole() {
             town.wait_whole(address, "the service's alone");
             assert_eq!(town.holder(address), None);
         }
-        // What the kernel forgets is still somebody's.
+        // What the kernel forgets still belongs to a node.
         for address in FLOATING {
             town.world
                 .node(1)

@@ -1,5 +1,5 @@
-//! Two nodes that judge the network between them differently: one has lost an address, or has another netmask. What one
-//! sends, the other receives.
+//! Two nodes that judge the network between them differently: one has lost an address, or has another
+//! netmask. What one sends, the other receives.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -101,8 +101,8 @@ fn the_loss_of_a_familys_address_costs_that_family_and_is_named() {
     }
 }
 
-/// The second node has its address without a network and a route instead, so that it does not count the first one as its
-/// neighbour: it sends through the tunnel, and the first one straight.
+/// The second node has its address without a network and a route instead, so that it does not count the first
+/// one as its neighbour: it sends through the tunnel, and the first one straight.
 #[test]
 fn unlike_netmasks_do_not_cut_nodes_apart() {
     harness::require_root!();

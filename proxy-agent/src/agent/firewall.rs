@@ -1,9 +1,9 @@
 //! Looks whether a firewall of the node's drops what pods send or are sent, and says how to mend it.
 //!
-//! Each second the kernel is asked for the generation of its rules, which takes 4 µs, and after a change for chains and rules.
-//! To list a few chains takes 20 µs; where kube-proxy left 30 000 it takes 22 ms, at most once a second. Messages about changes
-//! would cost more: there is one for each rule. The tables of the legacy iptables have no generation: they are read each
-//! second, where there are any.
+//! Each second the kernel is asked for the generation of its rules, which takes 4 µs, and after a change for
+//! chains and rules. To list a few chains takes 20 µs; where kube-proxy left 30 000 it takes 22 ms, at most
+//! once a second. Messages about changes would cost more: there is one for each rule. The tables of the
+//! legacy iptables have no generation: they are read each second, where there are any.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

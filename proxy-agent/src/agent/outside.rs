@@ -1,12 +1,13 @@
-//! What plans depend on besides their service: the node's addresses and zone, ranges of the cluster, API servers.
+//! What plans depend on besides their service: the node's addresses and zone, ranges of the cluster, API
+//! servers.
 
 use super::{Agent, api_servers, ranges};
 use crate::plan::NodeContext;
 use crate::source::ObjectIdSet;
 
 impl Agent {
-    /// Finds out what plans depend on besides their service, and adds to `services` those whose plans may change by it:
-    /// all of them if this node is in another zone, else those that are reached from outside.
+    /// Finds out what plans depend on besides their service, and adds to `services` those whose plans may
+    /// change by it: all of them if this node is in another zone, else those that are reached from outside.
     pub(super) fn update_context(&mut self, services: &mut ObjectIdSet) {
         self.outward.look_at_node(&self.cluster, &self.context.name);
         let zone = self
@@ -37,7 +38,8 @@ impl Agent {
         services.extend(concerned.map(|(id, _)| id));
     }
 
-    /// Looks at the node anew, and plans the services anew whose addresses from outside may mean something else now.
+    /// Looks at the node anew, and plans the services anew whose addresses from outside may mean something
+    /// else now.
     pub(super) async fn look_outside(&mut self) {
         if !self.synced {
             return;

@@ -30,7 +30,7 @@ const MOST_NAMED: usize = 4;
 pub struct OwnNode {
     /// Since when no Node has the name.
     missing_since: Option<Instant>,
-    /// Whether somebody was told by now that it is missing.
+    /// Whether its absence was told by now.
     is_told: bool,
     name: String,
     problems: Vec<ObjectError>,
@@ -297,7 +297,7 @@ mod tests {
         ];
         let shared = |other: &str| Said::Known(vec![(other.to_owned(), ip("192.0.2.11"))]);
         assert_eq!(said("n1", nodes.iter(), own(&["192.0.2.11"])), shared("n2"));
-        // Held by nobody here, and yet in its own object.
+        // No interface here holds it, and yet its own object names it.
         assert_eq!(said("n2", nodes.iter(), own(&["192.0.2.12"])), shared("n1"));
     }
 

@@ -27,8 +27,8 @@ pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpA
     }
 }
 
-/// The addresses of the other nodes, of every type, and which node has each. An internal one is of the node that says so,
-/// whatever others say of it.
+/// The addresses of the other nodes, of every type, and which node has each. An internal one is of the node
+/// that says so, and what others say of it does not count.
 pub fn peers(cluster: &ClusterState, options: &AgentOptions) -> BTreeMap<IpAddr, NodeNumber> {
     let others = || cluster.nodes().filter(|node| node.name != options.node_name);
     let numbered = |node: &Node, addresses: &[IpAddr]| {

@@ -1,8 +1,9 @@
 //! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, the node's own, and those of
 //! other nodes.
 //!
-//! An external address may be another node's, or another machine's. Its frontends are served all the same, but it is not
-//! virtual: what else is sent there is for that machine. A machine that is no node leaves no trace in the table.
+//! An external address may be another node's, or another machine's. Its frontends are served all the same,
+//! but it is not virtual: what else is sent there is for that machine. A machine that is no node leaves no
+//! trace in the table.
 
 use std::collections::{HashMap, HashSet};
 

@@ -19,8 +19,8 @@ pub struct Node {
     pub name: CompactString,
     /// Its internal addresses, in the order given.
     pub addresses: Vec<IpAddr>,
-    /// Its addresses of all other types: external ones, which a balancer in front of it may use, and names that are
-    /// addresses.
+    /// Its addresses of all other types: external ones, which a balancer in front of it may use, and names
+    /// that are addresses.
     pub other_addresses: Vec<IpAddr>,
     /// The ranges its pods take their addresses from.
     pub pod_cidrs: Vec<IpNet>,

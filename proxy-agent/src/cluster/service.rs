@@ -44,7 +44,7 @@ pub struct Service {
     pub internal_local: bool,
     /// Connections to endpoints that are removed are reset.
     pub reset_removed: bool,
-    /// Its cluster IPs are left to whoever holds them on the node, such as a cache of names.
+    /// Its cluster IPs are left to the program that holds them on the node, such as a cache of names.
     pub left_to_node: bool,
     /// How it is reached from outside, if it is.
     pub external: Option<Box<External>>,

@@ -104,7 +104,8 @@ impl ControlSocket {
         file_id(&self.run_dir.socket()).is_ok_and(|there| there == self.bound)
     }
 
-    /// Sees to it that clients find the socket. The answer is what to accept from now on, if it was made again.
+    /// Sees to it that clients find the socket. The answer is what to accept from now on, if it was made
+    /// again.
     fn keep(&mut self) -> Result<Option<UnixListener>, RunDirError> {
         if self.is_found() {
             return Ok(None);

@@ -41,7 +41,8 @@ pub struct Status {
     /// How long the first sync took; none before.
     #[serde(default)]
     pub sync: Option<FirstSync>,
-    /// Addresses of services that another machine has as well: services have their ports there and nothing else.
+    /// Addresses of services that another machine has as well: services have their ports there and nothing
+    /// else.
     #[serde(default)]
     pub shared_addresses: Vec<SharedAddress>,
 }

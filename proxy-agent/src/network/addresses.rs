@@ -33,7 +33,8 @@ pub struct NodeAddresses {
     pub anycasts: Vec<IpAddr>,
     /// Uplinks where the node is called by another address than the primary ones, and those addresses.
     pub elsewhere: Vec<UplinkAddresses>,
-    /// The ranges whose hosts are neighbours, by subnets of addresses and by routes; those within others are left out.
+    /// The ranges whose hosts are neighbours, by subnets of addresses and by routes; those within others are
+    /// left out.
     pub on_link: Vec<IpNet>,
 }
 

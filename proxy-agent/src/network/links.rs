@@ -127,8 +127,8 @@ impl Links {
         self.link_routes.by_interface()
     }
 
-    /// Whether routes to an interface may say which hosts are on a link. Those to pods of ours come and go with the pods,
-    /// whose neighbours are there for good.
+    /// Whether routes to an interface may say which hosts are on a link. Those to pods of ours come and go
+    /// with the pods, whose neighbours are there for good.
     fn has_hosts(&self, index: u32) -> bool {
         self.get(index).is_none_or(|link| {
             !link.is_loopback()
@@ -223,8 +223,9 @@ impl Links {
         }
     }
 
-    /// Whether a neighbour or a forwarding entry may stand in the place of one that is there for good: a pod's,
-    /// or that of an end of the tunnel. Link-local ones are the kernel's, which learns as many as a pod likes.
+    /// Whether a neighbour or a forwarding entry may stand in the place of one that is there for good: a
+    /// pod's, or that of an end of the tunnel. Link-local ones are the kernel's, which learns as many as a
+    /// pod likes.
     fn may_replace_ours(&self, message: &NeighbourMessage) -> bool {
         let link = self.get(message.header.ifindex);
         let is_kept = link.is_some_and(|link| {
@@ -365,9 +366,8 @@ impl Links {
         self.iter().filter(stays).map(|link| link.index)
     }
 
-    /// Whether IPv4 routes that are kept lead to the link: the kernel removes them without a word when it goes
-    /// down.
-    /// Whether a route of this prefix and table is kept here, which a new one may replace.
+    /// Whether IPv4 routes that are kept lead to the link: the kernel removes them without a word when it
+    /// goes down. Whether a route of this prefix and table is kept here, which a new one may replace.
     pub(super) fn keeps_route_like(&self, message: &RouteMessage) -> bool {
         message.header.destination_prefix_length == 0 || self.link_routes.has_prefix_of(message)
     }

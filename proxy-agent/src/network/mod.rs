@@ -1,12 +1,12 @@
 //! What the agent does by netlink: it knows the links of its network namespace, and owns two devices and the routes to
 //! services and pods.
 //!
-//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles()`] says which interfaces lead to
-//! pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`] is
-//! a device whose routes take the node's own packets to virtual addresses past a
-//! program; [`mod@pods`] is the way to pods of other nodes. [`PodNamespaces`] names the network namespaces of pods as the socket hooks see them.
-//! [`mod@leftovers`] looks for another Service proxy, [`mod@firewall`] for chains that drop what pods send or are sent,
-//! [`mod@queues`] for queues of other programs at our devices.
+//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles()`] says which interfaces lead
+//! to pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`]
+//! is a device whose routes take the node's own packets to virtual addresses past a program; [`mod@pods`] is
+//! the way to pods of other nodes. [`PodNamespaces`] names the network namespaces of pods as the socket hooks
+//! see them. [`mod@leftovers`] looks for another Service proxy, [`mod@firewall`] for chains that drop what
+//! pods send or are sent, [`mod@queues`] for queues of other programs at our devices.
 //!
 //! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
 //! that a restarted agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not

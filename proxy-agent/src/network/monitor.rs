@@ -1,4 +1,5 @@
-//! Follows the kernel's messages about links, addresses, routes, rules, neighbours and filters, and keeps [`Links`] true.
+//! Follows the kernel's messages about links, addresses, routes, rules, neighbours and filters, and keeps
+//! [`Links`] true.
 //!
 //! The socket joins its groups before the first dump, so that nothing falls between the two; what a message
 //! repeats of the dump changes nothing. When the kernel had to drop messages because this process was slow

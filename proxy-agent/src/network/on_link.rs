@@ -1,11 +1,12 @@
-//! The ranges whose hosts are neighbours of the node: the kernel looks for each host there by ARP or neighbour discovery.
+//! The ranges whose hosts are neighbours of the node: the kernel looks for each host there by ARP or
+//! neighbour discovery.
 //!
-//! A range is on a link by a route without a gateway, in any table. The kernel makes such a route for the subnet of an
-//! address, and an operator or a DHCP client makes others, for which the node needs no address. Devices that resolve no
-//! neighbours (`IFF_NOARP`) and the loopback have none.
+//! A range is on a link by a route without a gateway, in any table. The kernel makes such a route for the
+//! subnet of an address, and an operator or a DHCP client makes others, for which the node needs no address.
+//! Devices that resolve no neighbours (`IFF_NOARP`) and the loopback have none.
 //!
-//! Invariant: [`fit`] may add hosts that are no neighbours, and never leaves a neighbour out. Who asks whether a host is a
-//! neighbour asks the kernel as well, or refuses little by a wrong answer.
+//! Invariant: [`fit`] may add hosts that are no neighbours, and never leaves a neighbour out. Who asks
+//! whether a host is a neighbour asks the kernel as well, or refuses little by a wrong answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -31,8 +32,8 @@ struct LinkRoute {
 pub(super) struct LinkRoutes(BTreeSet<LinkRoute>);
 
 impl LinkRoutes {
-    /// Takes in what a message says; true if something is different. `counts` tells whether an interface may have
-    /// neighbours.
+    /// Takes in what a message says; true if something is different. `counts` tells whether an interface may
+    /// have neighbours.
     pub fn take(&mut self, message: &RouteMessage, present: bool, counts: impl Fn(u32) -> bool) -> bool {
         let routes = read(message).into_iter();
         let routes = routes.filter(|route| !present || counts(route.interface));
@@ -134,9 +135,10 @@ pub(super) fn subnet_of(address: &Address) -> Option<IpNet> {
     address.has_network().then_some(subnet)
 }
 
-/// Ranges that hold all of these, at most `room` of them: where there are more, the two that lie closest become one, again and
-/// again. Two lie the closer the less of the shorter prefix their common supernet gives up, so that a family as a whole is the
-/// last resort. All of IPv6 is told as two halves, since programs take an empty mask for the end of a list.
+/// Ranges that hold all of these, at most `room` of them: where there are more, the two that lie closest
+/// become one, again and again. Two lie the closer the less of the shorter prefix their common supernet gives
+/// up, so that a family as a whole is the last resort. All of IPv6 is told as two halves, since programs take
+/// an empty mask for the end of a list.
 pub fn fit(ranges: &[IpNet], room: usize) -> Vec<IpNet> {
     let mut ranges = IpNet::aggregate(&ranges.to_vec());
     ranges.sort_unstable();

@@ -18,7 +18,7 @@ use super::error::NetworkError;
 use super::netlink::{self, Netlink};
 use super::{host_routes, pods, route};
 
-/// A route of the main table that somebody else made, and no default one.
+/// A route of the main table that another program made, and no default one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
     /// Its destination.
@@ -121,7 +121,8 @@ impl Netlink {
         Ok(messages.iter().filter_map(Neighbour::read).collect())
     }
 
-    /// Has the kernel ask a link for an address that it knows nothing of. The answer comes as a change of its table.
+    /// Has the kernel ask a link for an address that it knows nothing of. The answer comes as a change of its
+    /// table.
     pub async fn ask_for(&self, interface: u32, address: IpAddr) -> Result<(), NetworkError> {
         let mut entry = self.reading().neighbours().add(interface, address);
         let mut message = std::mem::take(entry.message_mut());

@@ -1,10 +1,12 @@
 //! Rules that lead the node's own packets to single ports of an address to our device.
 //!
-//! An address that another machine has as well gets no route of ours, since all that the node sends there would take it. For the
-//! ports of services there are rules instead (`ip rule`), which look into a table with one route, the default one, to our device.
-//! They concern packets of the node alone (`iif lo`), and come before the rules of others, which name no port.
+//! An address that another machine has as well gets no route of ours, since all that the node sends there
+//! would take it. For the ports of services there are rules instead (`ip rule`), which look into a table with
+//! one route, the default one, to our device. They concern packets of the node alone (`iif lo`), and come
+//! before the rules of others, which name no port.
 //!
-//! Invariant: of rules and of routes in our table, only those with our protocol number are changed or removed.
+//! Invariant: of rules and of routes in our table, only those with our protocol number are changed or
+//! removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -80,8 +80,8 @@ pub struct ServicePlan {
     pub remarks: Vec<Remark>,
 }
 
-/// The context of a service that leads to the API servers themselves, as a balancer in front of them does: it may
-/// have their address and port.
+/// The context of a service that leads to the API servers themselves, as a balancer in front of them does: it
+/// may have their address and port.
 fn leads_to_api_servers(endpoints: &[MergedEndpoint], node: &NodeContext) -> Option<NodeContext> {
     let is_server = |endpoint: &MergedEndpoint| {
         let mut servers = node.api_servers.iter();

@@ -117,7 +117,8 @@ impl StateHandle {
         self.lock().origin = origin;
     }
 
-    /// API servers are reached at these addresses too. Those from before stay, since connections may hold on to them.
+    /// API servers are reached at these addresses too. Those from before stay, since connections may hold on
+    /// to them.
     pub(super) fn add_servers(&self, found: impl IntoIterator<Item = SocketAddr>) {
         let mut state = self.lock();
         let before = state.servers.len();

@@ -11,13 +11,13 @@
 //! TCP is proven by an acknowledgement of the SYN,ACK's sequence number, which a forger of the client's address has not
 //! seen. Datagrams are proven as in netfilter: a packet follows in a later tick than the first reply.
 //!
-//! Each side of TCP is done once the other side acknowledges exactly the number behind its FIN. A forged FIN is not
-//! acknowledged: its receiver repeats what it acknowledged before (RFC 9293 §3.10.7.4). Its number would have to be where a
-//! later segment ends.
+//! Each side of TCP is done once the other side acknowledges exactly the number behind its FIN. A forged FIN
+//! is not acknowledged: its receiver repeats what it acknowledged before (RFC 9293 §3.10.7.4). Its number
+//! would have to be where a later segment ends.
 //!
-//! A RST counts only near the sequence number that its receiver acknowledged last (RFC 5961 §3), and what follows it opens
-//! the flow again. So a forged one costs an idle connection nothing. That number is noted once a tick, and as soon as a
-//! direction is far ahead of it.
+//! A RST counts only near the sequence number that its receiver acknowledged last (RFC 5961 §3), and what
+//! follows it opens the flow again. So a forged one costs an idle connection nothing. That number is noted
+//! once a tick, and as soon as a direction is far ahead of it.
 //!
 //! An entry that was idle for longer than its state allows is not believed any more. The agent removes such entries from
 //! the tables that evict nothing.
@@ -283,7 +283,8 @@ const fn done(is_backend: bool) -> u8 {
     }
 }
 
-/// Whether a packet carries a FIN that its receiver may take. The other side's acknowledgement shows whether it does.
+/// Whether a packet carries a FIN that its receiver may take. The other side's acknowledgement shows whether
+/// it does.
 #[inline(always)]
 const fn ends(headers: &Headers) -> bool {
     const FLAGS: u8 = TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN;
@@ -353,11 +354,12 @@ const fn is_completing(acknowledgement: u32, expected: u32) -> bool {
 
 /// How far a RST may stand ahead of the last note: 32 MiB.
 const OF_RST: u32 = 1 << 25;
-/// How far a direction may be ahead of the last note until a new one is due: 8 MiB. What is under way comes on top.
+/// How far a direction may be ahead of the last note until a new one is due: 8 MiB. What is under way comes
+/// on top.
 const OF_NOTE: u32 = 1 << 23;
 
-/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or, since that is
-/// not noted each time, not much further. What is not known counts as near.
+/// Whether the end of a connection stands where its receiver may expect it: at what it acknowledged last or,
+/// since that is not noted each time, not much further. What is not known counts as near.
 #[inline(always)]
 const fn is_within(sequence: u32, expected: u32, reach: u32) -> bool {
     expected == 0 || sequence.wrapping_sub(expected) < reach
@@ -368,7 +370,8 @@ mod tests {
     use super::*;
     use crate::maps::Lifetime;
 
-    /// The state of a flow after packets, one in each tick. Each side acknowledges what the other one has sent.
+    /// The state of a flow after packets, one in each tick. Each side acknowledges what the other one has
+    /// sent.
     fn state_after(packets: &[(bool, u8)], protocol: u8) -> FlowState {
         let mut flow = Flow::EMPTY;
         let mut fins = [0; 2];

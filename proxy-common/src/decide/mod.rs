@@ -94,8 +94,8 @@ pub trait Tables {
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Remembers a flow in the table that its state belongs to, over an entry with this key; false if there is no room.
     fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
-    /// Notes in an entry that it is in use, how far its flow is and, unless they are 0, [`Flow::sequence`] and [`Flow::fin`];
-    /// false if there is no entry.
+    /// Notes in an entry that it is in use, how far its flow is and, unless they are 0, [`Flow::sequence`]
+    /// and [`Flow::fin`]; false if there is no entry.
     fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32, fin: u32) -> bool;
     /// Forgets an entry, in the table that evicts nothing or in `NEW_FLOWS`.
     fn forget_flow(&self, key: &FlowKey, protected: bool);

@@ -187,8 +187,8 @@ fn choose_source<T: Tables>(
     false
 }
 
-/// Gives a flow of the node itself the node's address for its way out, if it has the primary one: the kernel chose that
-/// one by the route to services, before the backend was known. True if the source changes.
+/// Gives a flow of the node itself the node's address for its way out, if it has the primary one: the kernel
+/// chose that one by the route to services, before the backend was known. True if the source changes.
 #[inline(always)]
 fn follow_way<T: Tables>(tables: &T, config: &Config, flow: &mut Flow, out: u32) -> bool {
     if !config.is_node_address(&flow.src) {

@@ -114,7 +114,8 @@ pub struct Flow {
     /// TCP, in host order: the acknowledgement number that completes the handshake, in both entries; once the flow is
     /// confirmed, the last one that the other side sent, which is where a RST of this direction has to stand. 0 if unknown.
     pub sequence: u32,
-    /// TCP, in host order: the number by which packets of this entry acknowledge the other side's FIN. 0 if there was none.
+    /// TCP, in host order: the number by which packets of this entry acknowledge the other side's FIN. 0 if
+    /// there was none.
     pub fin: u32,
     /// [`Deliver`] as a number.
     pub deliver: u8,

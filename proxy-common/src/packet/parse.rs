@@ -70,7 +70,8 @@ pub struct Headers {
     pub sequence: u32,
     /// TCP: acknowledgement number, in host order.
     pub acknowledgement: u32,
-    /// TCP: bytes of data, by the length in the IP header. Not known of packets of more than 64 KiB (BIG TCP).
+    /// TCP: bytes of data, by the length in the IP header. Not known of packets of more than 64 KiB (BIG
+    /// TCP).
     pub payload: u32,
     /// Offset of the IP header.
     pub l3: u32,

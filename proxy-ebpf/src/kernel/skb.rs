@@ -279,8 +279,8 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
-    /// Puts an Ethernet header without addresses in front of a packet that arrived without one. The kernel takes
-    /// off as much as stands there (`skb->mac_len`) when the packet goes on through the stack.
+    /// Puts an Ethernet header without addresses in front of a packet that arrived without one. The kernel
+    /// takes off as much as stands there (`skb->mac_len`) when the packet goes on through the stack.
     #[inline(always)]
     pub fn add_ethernet_header(&self, bytes: u32) -> Option<()> {
         // SAFETY: the helper checks its arguments; a field of the context.
@@ -406,8 +406,8 @@ pub fn redirect_in(ifindex: u32) -> i32 {
     unsafe { helper::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
-/// The verdict that sends the packet out of an interface, to a neighbour there. Without one the kernel would ask the
-/// routing table again, and in IPv6 may then take another of several routes of equal cost.
+/// The verdict that sends the packet out of an interface, to a neighbour there. Without one the kernel would
+/// ask the routing table again, and in IPv6 may then take another of several routes of equal cost.
 #[inline(always)]
 pub fn redirect_to_neighbour(ifindex: u32, family: u32, next_hop: [u32; 4]) -> i32 {
     let mut neighbour = Neighbour {

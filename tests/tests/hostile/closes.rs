@@ -1,5 +1,5 @@
-//! Connections that end, or seem to: by forged FINs, after transfers that are faster than the programs take notes, and before
-//! they began.
+//! Connections that end, or seem to: by forged FINs, after transfers that are faster than the programs take
+//! notes, and before they began.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -83,8 +83,8 @@ impl Listeners {
         }
     }
 
-    /// A connection each, and where a host outside forges from and to: the server's packets of the first, the client's of
-    /// the second.
+    /// A connection each, and where a host outside forges from and to: the server's packets of the first, the
+    /// client's of the second.
     fn connect(&self, town: &Town, v4: bool) -> [(Ends, [SocketAddr; 2]); 2] {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         let server = SocketAddr::new(of_family(&town.outside, v4), 9100);
@@ -180,8 +180,8 @@ fn an_end_before_the_handshake_shortens_no_connection() {
     }
 }
 
-/// Uploads at the speed of the machine, and a few that are slow. What is over leaves no entry, and no source port, for as long
-/// as an open connection.
+/// Uploads at the speed of the machine, and a few that are slow. What is over leaves no entry, and no source
+/// port, for as long as an open connection.
 #[test]
 fn connections_that_end_after_fast_transfers_leave_no_entries() {
     const FAST: usize = 256 << 20;

@@ -211,7 +211,8 @@ fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
     }
 }
 
-/// A route without a gateway makes neighbours too, in whichever table, and without an address of the node's there.
+/// A route without a gateway makes neighbours too, in whichever table, and without an address of the node's
+/// there.
 #[test]
 fn a_pod_that_scans_the_range_of_a_link_route_fills_no_table() {
     harness::require_root!();

@@ -89,7 +89,8 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
     }
 }
 
-/// A priority chooses a class of an interface's queue, and the tunnel's device takes one for an uplink's note.
+/// A priority chooses a class of an interface's queue, and the tunnel's device takes one for an uplink's
+/// note.
 #[test]
 fn a_priority_of_a_pods_socket_ends_at_its_interface() {
     harness::require_root!();

@@ -200,7 +200,8 @@ fn a_connection_outlives_an_end_of_any_number() {
     assert_outlives(&[(FIN, At(0x1234_5678)), (FIN | ACK, At(0x8765_4321))]);
 }
 
-/// One of four numbers lies ahead of the last note by less than a tick may carry. Its receiver does not acknowledge it.
+/// One of four numbers lies ahead of the last note by less than a tick may carry. Its receiver does not
+/// acknowledge it.
 #[test]
 fn a_connection_outlives_an_end_ahead_of_its_window() {
     harness::require_root!();

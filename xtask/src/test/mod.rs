@@ -6,9 +6,10 @@
 //! machine does not explain fails the run ([`skips`]): a suite that quietly tests less is worse than one that
 //! fails. The last line is always `N passed, N failed, N skipped`.
 //!
-//! Tests on real traffic measure times, and a machine may stand still meanwhile. So up to [`RUN_AGAIN_AT_MOST`] of them that
-//! failed are run again, alone, at the end. One that passes then is named by the summary: it is a fault of the test or of the
-//! code, but the run passes. A unit test is not run again.
+//! Tests on real traffic measure times, and a machine may stand still meanwhile. So up to
+//! [`RUN_AGAIN_AT_MOST`] of them that failed are run again, alone, at the end. One that passes then is named
+//! by the summary: it is a fault of the test or of the code, but the run passes. A unit test is not run
+//! again.
 
 mod checks;
 pub mod layer;

@@ -1,4 +1,5 @@
-//! Which addresses are this node's, another node's or another machine's, as the maps and `millrace status` have it.
+//! Which addresses are this node's, another node's or another machine's, as the maps and `millrace status`
+//! have it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -72,9 +73,9 @@ impl NodeSide {
         self.shared_with_nodes.contains_key(&address) || self.holders.of(address).is_some()
     }
 
-    /// Ports that services have at addresses which other machines have as well. Each costs a rule, and the kernel
-    /// walks over all rules for each look-up. So addresses of other nodes count in small clusters only: what goes
-    /// there is served by that node.
+    /// Ports that services have at addresses which other machines have as well. Each costs a rule, and the
+    /// kernel walks over all rules for each look-up. So addresses of other nodes count in small clusters
+    /// only: what goes there is served by that node.
     fn shared_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> BTreeSet<PortAt> {
         let mut ports = BTreeSet::new();
         let with_others = self.holders.named().map(|(address, _)| address);
@@ -123,7 +124,8 @@ impl NodeSide {
         })
     }
 
-    /// Finds out whose else addresses are that services `named` from outside, and tells the maps whose addresses are whose.
+    /// Finds out whose else addresses are that services `named` from outside, and tells the maps whose
+    /// addresses are whose.
     pub async fn tell_addresses(
         &mut self,
         cluster: &ClusterState,

@@ -1,12 +1,13 @@
 //! Whose else an address is that services name from outside.
 //!
-//! An address of a service may be another machine's: an API server's, one that this node's object names and a router translates,
-//! a host's on a link, or one that a route leads to. There the service has its own ports, and everything else goes where it went
-//! before, as with addresses of other nodes. Evidence is what cluster and kernel say anyway; of an address on a link the kernel is
-//! asked once. That a host was there counts until it gives no answer, since the kernel forgets those that are not spoken to.
+//! An address of a service may be another machine's: an API server's, one that this node's object names and a
+//! router translates, a host's on a link, or one that a route leads to. There the service has its own ports,
+//! and everything else goes where it went before, as with addresses of other nodes. Evidence is what cluster
+//! and kernel say anyway; of an address on a link the kernel is asked once. That a host was there counts
+//! until it gives no answer, since the kernel forgets those that are not spoken to.
 //!
-//! For the address of a balancer some host of the link answers as a rule, the node that announces it, and a route to a range
-//! around it leads to the balancer. So there neither is evidence.
+//! For the address of a balancer some host of the link answers as a rule, the node that announces it, and a
+//! route to a range around it leads to the balancer. So there neither is evidence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -135,7 +136,8 @@ impl Holders {
     ) -> Option<Holder> {
         let links = evidence.links;
         let ranges = links.ranges_on_links();
-        // An entry of an address that is on no link of the interface is that of a host which may send from there.
+        // An entry of an address that is on no link of the interface is that of a host which may send from
+        // there.
         let is_here = |interface: &u32| {
             let mut ranges = ranges.get(interface).into_iter().flatten();
             ranges.any(|range| range.contains(&address))
@@ -194,7 +196,7 @@ impl Holders {
         named.map(|(address, holder)| (*address, holder))
     }
 
-    /// What an operator should look at: services whose address is somebody else's, most likely by mistake.
+    /// What an operator should look at: services whose address another holder has, most likely by mistake.
     pub fn problems(&self) -> impl Iterator<Item = ObjectError> {
         let amiss = self.named().filter(|(address, holder)| match holder {
             Holder::ApiServer => true,
@@ -205,7 +207,7 @@ impl Holders {
             code: Trouble::AddressOfAnother,
             object: format!("address {address}"),
             message: format!(
-                "a service has it, and it is somebody else's: {holder}. Only the ports of the service are served \
+                "a service has it, and another holder too: {holder}. Only the ports of the service are served \
                  there, and everything else goes where it went before; give the service another address if this is a mistake"
             ),
         })

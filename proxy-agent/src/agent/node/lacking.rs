@@ -122,7 +122,7 @@ mod tests {
             lacking(&[V4], &["10.244.1.0/24"], both, &["2001:db8:96::1"]),
             none
         );
-        // Where nobody says what pods have, services do.
+        // Where nothing says what pods have, services do.
         assert_eq!(lacking(&[V4], &[], both, &[]), lacks_v6);
         assert_eq!(lacking(&[V4], &[], &[], &["2001:db8:96::1"]), lacks_v6);
         assert_eq!(lacking(&[V4], &[], &[], &["10.96.0.1"]), none);

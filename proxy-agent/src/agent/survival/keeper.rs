@@ -79,7 +79,8 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
         let gone = std::mem::take(&mut done.without_interface);
         let stays = gone.iter().filter(|problem| suspects.contains(problem)).cloned();
         done.without_interface = stays.collect();
-        // One that failed came upon what was just being removed, as a rule. One that fails again waits its turn.
+        // One that failed came upon what was just being removed, as a rule. One that fails again waits its
+        // turn.
         let is_new_failure = has_failed && !std::mem::replace(&mut failed_before, has_failed);
         is_undecided = is_new_failure || done.without_interface.len() < gone.len();
         suspects = gone;

@@ -151,7 +151,8 @@ pub struct WrongWays {
     /// Of those that every node needs.
     pub needed: Vec<ObjectError>,
     /// Of those to addresses that services name. A service's owner chooses them, and may choose one that the
-    /// kernel leads elsewhere. Also of those between pods and the world outside, which the operator may close.
+    /// kernel leads elsewhere. Also of those between pods and the world outside, which the operator may
+    /// close.
     pub named: Vec<ObjectError>,
 }
 

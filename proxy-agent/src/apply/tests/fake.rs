@@ -113,7 +113,7 @@ impl Fake {
         before.is_some_and(|(_, end)| index < *end)
     }
 
-    /// Whom frontends let through: prefix lengths and addresses. Each range is one of a frontend.
+    /// Clients that frontends let through: prefix lengths and addresses. Each range is one of a frontend.
     pub fn ranges_by_frontend(&self) -> BTreeMap<FrontendKey, Vec<(u32, Ip)>> {
         let (frontends, ranges) = (self.frontends.borrow(), self.ranges.borrow());
         for range in ranges.iter() {

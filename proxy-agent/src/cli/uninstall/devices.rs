@@ -1,5 +1,5 @@
-//! Removing our devices from this network namespace, the routes to other nodes' pods, and the rules for ports; a device's peer
-//! and the routes on it go with it.
+//! Removing our devices from this network namespace, the routes to other nodes' pods, and the rules for
+//! ports; a device's peer and the routes on it go with it.
 
 use anyhow::Context as _;
 

@@ -1,9 +1,9 @@
-//! The tables of the legacy iptables, which `nft` does not list (`include/uapi/linux/netfilter_ipv4/ip_tables.h`,
-//! `…_ipv6/ip6_tables.h`).
+//! The tables of the legacy iptables, which `nft` does not list
+//! (`include/uapi/linux/netfilter_ipv4/ip_tables.h`, `…_ipv6/ip6_tables.h`).
 //!
-//! A table is one block of rules, which name each other by their distance from its start. Each rule has conditions about
-//! addresses and interfaces, then matches, then a target. A chain of a user begins behind a rule with the target `ERROR`; a
-//! chain of a hook ends with the rule of its policy.
+//! A table is one block of rules, which name each other by their distance from its start. Each rule has
+//! conditions about addresses and interfaces, then matches, then a target. A chain of a user begins behind a
+//! rule with the target `ERROR`; a chain of a hook ends with the rule of its policy.
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -24,7 +24,8 @@ use crate::network::sys::{self, LegacyTable};
 const TABLES: [&str; 3] = ["mangle", "filter", "security"];
 /// `NF_INET_FORWARD`.
 const FORWARD: usize = 2;
-/// Nothing tells of changes, so the tables are read again: at most one part in so many of the time is spent with that.
+/// Nothing tells of changes, so the tables are read again: at most one part in so many of the time is spent
+/// with that.
 const SHARE: u32 = 100;
 /// How often they are read.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,7 +38,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// The chains that drop packets of pods, by the last look if it is too early for another one and `must` is not.
+    /// The chains that drop packets of pods, by the last look if it is too early for another one and `must`
+    /// is not.
     pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<&[Problem]> {
         let started = Instant::now();
         if must || self.next.is_none_or(|next| next <= started) {
@@ -103,7 +105,8 @@ struct Layout {
     protocol: usize,
     flags: usize,
     inverted: usize,
-    /// Flags: to go to a chain and not come back, and to ask for fragments (IPv4) or a type of service (IPv6).
+    /// Flags: to go to a chain and not come back, and to ask for fragments (IPv4) or a type of service
+    /// (IPv6).
     goes: u8,
     asks: u8,
     /// `target_offset`; `next_offset` is behind it.
@@ -112,7 +115,8 @@ struct Layout {
     head: usize,
 }
 
-/// `struct xt_entry_match` and `struct xt_entry_target`: a size, a name, a revision, then what the module has.
+/// `struct xt_entry_match` and `struct xt_entry_target`: a size, a name, a revision, then what the module
+/// has.
 const PART_NAME: std::ops::Range<usize> = 2..31;
 const PART: usize = 32;
 /// `IFNAMSIZ`.

@@ -8,9 +8,10 @@
 //! pod sends meets those at its interface behind our program, and what other machines send to pods those at
 //! an uplink.
 //!
-//! A chain is named only if all new packets from pods, or all to pods, are dropped there. A rule accepts them if nothing
-//! but pods' addresses, pods' interfaces, the family or a new flow is its condition. One that asks a set about them counts as
-//! accepting, one that asks for anything else as not. The tables of the legacy iptables are read too ([`legacy`]).
+//! A chain is named only if all new packets from pods, or all to pods, are dropped there. A rule accepts them
+//! if nothing but pods' addresses, pods' interfaces, the family or a new flow is its condition. One that asks
+//! a set about them counts as accepting, one that asks for anything else as not. The tables of the legacy
+//! iptables are read too ([`legacy`]).
 
 mod hook;
 pub mod legacy;
@@ -76,8 +77,9 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// What is wrong now, if that is something else than at the last look. Chains are read again after changes, or if it
-    /// must. It may take as long as it takes the kernel to list all chains: not for a thread that others wait for.
+    /// What is wrong now, if that is something else than at the last look. Chains are read again after
+    /// changes, or if it must. It may take as long as it takes the kernel to list all chains: not for a
+    /// thread that others wait for.
     pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<Option<Vec<Problem>>> {
         self.look_at_nftables(pods, must)?;
         let legacy = self.legacy.look(pods, must)?;
@@ -172,8 +174,8 @@ impl BaseChain {
     }
 }
 
-/// What of the packets that pass a hook is dropped there: pairs of a family, whether that is IPv4, and a direction, whether
-/// from pods.
+/// What of the packets that pass a hook is dropped there: pairs of a family, whether that is IPv4, and a
+/// direction, whether from pods.
 fn dropped_of(
     pods: &Pods,
     family: RuleFamily,

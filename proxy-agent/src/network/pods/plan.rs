@@ -5,8 +5,8 @@
 //! of one family keeps the other. One tunnel serves both families of pods. It runs over IPv4 where this node
 //! has an IPv4 address, over IPv6 otherwise.
 //!
-//! Two nodes need not judge alike. A node therefore has its end of the tunnel as soon as another node may send
-//! through it, also if it reaches all of them directly itself.
+//! Two nodes need not judge alike. A node therefore has its end of the tunnel as soon as another node may
+//! send through it, also if it reaches all of them directly itself.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;

@@ -1,9 +1,10 @@
 //! The device of the tunnel to other nodes, a VXLAN interface (RFC 7348) that learns nothing: who is where stands in entries
 //! that follow from the Node objects, so it asks nobody and believes nobody.
 //!
-//! It is made when a node needs it and removed when none does any more. Made once it is left as it is, and survives the
-//! agent; where its identity has to change (port, segment, addresses of our end) it is made anew, and so it is where another
-//! program has altered it. It is a port of no bridge. One of its name that is no VXLAN interface is somebody else's.
+//! It is made when a node needs it and removed when none does any more. Made once it is left as it is, and
+//! survives the agent; where its identity has to change (port, segment, addresses of our end) it is made
+//! anew, and so it is where another program has altered it. It is a port of no bridge. One of its name that
+//! is no VXLAN interface is another program's.
 
 use std::net::IpAddr;
 

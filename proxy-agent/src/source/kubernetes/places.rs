@@ -1,7 +1,7 @@
 //! Where the API servers are: the addresses of their names, and of the proxy before them.
 //!
-//! A service must not take an API server's address from the agent, so the addresses are known before the first list is applied.
-//! Names may get other addresses later, and are looked up again from time to time.
+//! A service must not take an API server's address from the agent, so the addresses are known before the
+//! first list is applied. Names may get other addresses later, and are looked up again from time to time.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

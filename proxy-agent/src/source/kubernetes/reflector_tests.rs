@@ -62,7 +62,7 @@ fn start_with(kind: Kind, clients: impl IntoIterator<Item = Client>) -> (StateHa
 
 fn serve(script: Script) -> Client {
     let server = tower::service_fn(move |request: Request<Body>| {
-        let step = script.lock().expect("nobody panicked").pop_front();
+        let step = script.lock().expect("no thread panicked").pop_front();
         async move {
             let Some((expected, code, body)) = step else {
                 return std::future::pending().await;

@@ -186,7 +186,7 @@ impl Corpus {
                         self.frames.push(content.clone());
                     }
                     if source.is_ipv6() && receiver == POD {
-                        // A tag of a VLAN, which nobody has to expect there.
+                        // A tag of a VLAN, which no host has to expect there.
                         content.splice(12..12, [0x81, 0, 0, 5]);
                     }
                     let content = [&[8, 0, 0, 0, 0, 0, 1, 0], &content[..]].concat();
@@ -287,8 +287,8 @@ pub fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-/// A message of neighbour discovery or of multicast listeners (RFC 4861, RFC 3810), from one of some addresses
-/// by its number, or from the pod's own.
+/// A message of neighbour discovery or of multicast listeners (RFC 4861, RFC 3810), from one of some
+/// addresses by its number, or from the pod's own.
 pub fn discovery(kind: u8, from: usize, to_group: bool) -> Vec<u8> {
     let own: IpAddr = LINK_LOCAL.into();
     let others =

@@ -95,8 +95,8 @@ fn strike_often(dice: &mut Dice, frame: &mut Vec<u8>, corpus: &Corpus, strikes: 
     }
 }
 
-/// What a pod of ours sends in place of a frame: the frame in its own name, or what is spoken on its link, and
-/// sometimes as another.
+/// What a pod of ours sends in place of a frame: the frame in its own name, or what is spoken on its link,
+/// and sometimes as another.
 pub fn by_own_pod(dice: &mut Dice, frame: &[u8], corpus: &Corpus) -> Vec<u8> {
     let mut frame = match dice.below(6) {
         0 => asked(dice),

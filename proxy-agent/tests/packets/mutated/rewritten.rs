@@ -1,5 +1,5 @@
-//! What a packet becomes that is translated: other addresses and ports that belong together, and checksums that
-//! are as far from right as they were.
+//! What a packet becomes that is translated: other addresses and ports that belong together, and checksums
+//! that are as far from right as they were.
 
 use std::net::SocketAddr;
 
