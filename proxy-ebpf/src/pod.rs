@@ -54,6 +54,10 @@ fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
         {
             return verdict;
         }
+        // A VLAN's device or a VLAN of the bridge is meant. What our plugin made sends no tags.
+        if !IS_OWN && skb.frame().belongs_to_vlan() {
+            return pass(&skb, &Live::HOOK, Reason::Tagged);
+        }
         // On a bridge of another plugin's, frames between two pods are for other interfaces too.
         if IS_OWN && skb.frame().is_for_other {
             return pass(&skb, &Live::HOOK, Reason::OtherHost);

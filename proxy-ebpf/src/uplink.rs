@@ -38,7 +38,8 @@ pub fn from_uplink(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_uplink(context: TcContext) -> i32 {
-    if !is_watched(&Live::HOOK) {
+    // What has a tag here was read at the VLAN's own device.
+    if !is_watched(&Live::HOOK) || Skb(&context).has_tag() {
         return TC_ACT_UNSPEC;
     }
     handle::<ToUplink>(&context)

@@ -144,6 +144,23 @@ impl Town {
         }
     }
 
+    /// Waits until status says this of an interface, or nothing under this code.
+    #[track_caller]
+    fn assert_told(&self, code: &str, interface: &str, why: Option<&str>) {
+        let object = json!(format!("interface {interface}"));
+        wait_for(&format!("{interface} to be {why:?}"), SOON, || {
+            let errors = self.agents[0].cli(&["status"])["errors"].clone();
+            let mut listed = errors.as_array().expect("a list").iter();
+            let told = listed.find(|error| error["object"] == object && error["code"] == code);
+            let message = told.and_then(|error| error["message"].as_str());
+            let is_so = match (message, why) {
+                (Some(message), Some(why)) => message.contains(why),
+                (message, why) => message.is_none() && why.is_none(),
+            };
+            if is_so { Ok(()) } else { Err(errors) }
+        });
+    }
+
     /// What pods send to the far host carries the node's address of that link.
     #[track_caller]
     fn assert_masqueraded(&self, to: &[IpAddr]) {
@@ -347,29 +364,32 @@ fn an_uplink_that_is_down_is_named_until_it_is_up() {
     let routes = ["route add default via 172.30.1.2 dev wan0 metric 4096"];
     let town = Town::build(DEFAULTS, &routes);
     let node = town.world.node(1);
-    let assert_told = |interface: &str, why: Option<&str>| {
-        let object = json!(format!("interface {interface}"));
-        wait_for(&format!("{interface} to be {why:?}"), SOON, || {
-            let errors = town.agents[0].cli(&["status"])["errors"].clone();
-            let mut listed = errors.as_array().expect("a list").iter();
-            let told = listed.find(|error| error["object"] == object && error["code"] == "UplinkDown");
-            let message = told.and_then(|error| error["message"].as_str());
-            let is_so = match (message, why) {
-                (Some(message), Some(why)) => message.starts_with("is down: ") && message.contains(why),
-                (message, why) => message.is_none() && why.is_none(),
-            };
-            if is_so { Ok(()) } else { Err(errors) }
-        });
-    };
+    let assert_told = |interface, why| town.assert_told("UplinkDown", interface, why);
     assert_told("wan0", None);
     town.far.run_ip("link set eth0 down");
-    assert_told("wan0", Some("no carrier"));
+    assert_told("wan0", Some("is down: it has no carrier"));
     town.far.run_ip("link set eth0 up");
     assert_told("wan0", None);
     node.run_ip("link set eth0 down");
-    assert_told("eth0", Some("switched off"));
+    assert_told("eth0", Some("is down: it is switched off"));
     node.run_ip("link set eth0 up");
     assert_told("eth0", None);
+}
+
+/// The kernel hands what comes in by a port to the bridge, so the link's addresses get no packet.
+#[test]
+fn an_uplink_that_is_made_a_port_of_a_bridge_is_named_until_it_is_taken_out() {
+    harness::require_root!();
+    let town = Town::build(DEFAULTS, &[]);
+    let node = town.world.node(1);
+    let assert_told = |interface, why| town.assert_told("UplinkIsPort", interface, why);
+    assert_told("wan0", None);
+    node.run_ip("link add br9 type bridge");
+    node.run_ip("link set wan0 master br9");
+    assert_told("wan0", Some("a port of the bridge br9"));
+    assert_told("eth0", None);
+    node.run_ip("link set wan0 nomaster");
+    assert_told("wan0", None);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! A program hangs on each interface by its role. Uplinks are those that the operator names; else each
 //! interface that holds an address of the Node object, that a default route of any table leads to, or that
 //! holds an address with which other machines know the node: packets of pods and services take all of these.
+//! The link below a VLAN that is found so is one as well, for its frames without a tag.
 //! A pod's interface is then the host side of any veth that leads to another namespace, so that beside any CNI
 //! plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator may name them
 //! instead. The order matters: the uplink of a virtual node is such a veth. An uplink that is refused, since
@@ -104,7 +105,16 @@ impl Roles {
 /// Gives each interface its role.
 pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let mut problems = Vec::new();
-    let (uplinks, main) = uplinks(links, options, &mut problems);
+    let (mut uplinks, main) = uplinks(links, options, &mut problems);
+    let trunks = trunks(links, &uplinks);
+    if options.uplinks.is_empty() {
+        uplinks.extend(
+            trunks
+                .iter()
+                .filter(|index| !uplinks.contains(index))
+                .collect::<Vec<_>>(),
+        );
+    }
     let is_in_vrf = |index: &u32| vrf_of(links, *index).is_some();
     let headerless: Vec<u32> = uplinks
         .iter()
@@ -134,6 +144,11 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
         });
     }
     problems.extend(down(links, options, &uplinks));
+    problems.extend(
+        uplinks
+            .iter()
+            .filter_map(|index| port_with_addresses(links, *index)),
+    );
     let is_served = |index: &u32| !is_in_vrf(index) && is_read(index);
     let main = uplinks.iter().take(main).filter(|index| is_served(index)).count();
     let named = &options.pod_interfaces;
@@ -150,9 +165,10 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
             !link.is_loopback() && named.iter().any(|pattern| pattern.matches(&link.name))
         }
     };
+    let leads_out = |link: &Link| uplinks.contains(&link.index) || trunks.contains(&link.index);
     let pods = links
         .iter()
-        .filter(|link| is_pods(link) && !is_own(&link.name) && !uplinks.contains(&link.index));
+        .filter(|link| is_pods(link) && !is_own(&link.name) && !leads_out(link));
     let interface = |link: &Link, role| Interface {
         index: link.index,
         name: link.name.clone(),
@@ -212,6 +228,28 @@ fn in_vrf(link: &Link, vrf: &Link) -> Problem {
              uplinks in use with --uplink"
         ),
     }
+}
+
+/// Of an uplink that holds addresses and is a port. The kernel hands what comes in there to the device above
+/// (`rx_handler` in `net/core/dev.c`), so its own sockets and its neighbours' questions get no reply.
+fn port_with_addresses(links: &Links, index: u32) -> Option<Problem> {
+    const TAKE_ALL: [&str; 4] = ["bridge", "bond", "team", "openvswitch"];
+    let link = links.get(index)?;
+    let master = links.get(link.master?)?;
+    let mut held = links.addresses(index).iter();
+    let address = held.find(|address| address.is_public())?.ip;
+    TAKE_ALL.contains(&master.kind.as_str()).then(|| Problem {
+        code: Trouble::UplinkIsPort,
+        object: format!("interface {}", link.name),
+        message: format!(
+            "has {address} and is a port of the {} {above}, which takes each packet that comes in here: other \
+             machines do not reach {address}. Move the addresses and routes of {name} to {above}, or run `ip link \
+             set {name} nomaster`",
+            master.kind,
+            above = master.name,
+            name = link.name,
+        ),
+    })
 }
 
 /// Uplinks by which nothing can be sent, of those that the operator names or that lead to other nodes or the
@@ -331,6 +369,22 @@ fn bridges_with_own_ports(links: &Links) -> BTreeSet<u32> {
         .iter()
         .filter(|port| !port.is_loopback() && !is_own(&port.name) && !port.leads_to_another_namespace())
         .filter_map(|port| port.master)
+        .collect()
+}
+
+/// The links below VLANs that are uplinks. What comes in there without a tag is for this node as well. A bridge
+/// is none: it is read at its ports or has a role of its own.
+fn trunks(links: &Links, uplinks: &[u32]) -> BTreeSet<u32> {
+    let below = |index: u32| {
+        let vlan = links.get(index).filter(|link| link.kind == "vlan")?;
+        let lower = vlan.peer.filter(|_| vlan.peer_namespace.is_none());
+        let lower = links.get(lower?)?;
+        (lower.kind != "bridge").then_some(lower.index)
+    };
+    // A VLAN may lie on another one.
+    uplinks
+        .iter()
+        .flat_map(|index| std::iter::successors(below(*index), |lower| below(*lower)))
         .collect()
 }
 

@@ -186,6 +186,83 @@ fn an_uplink_in_a_vrf_is_named_and_has_no_role() {
 }
 
 #[test]
+fn the_link_below_a_vlan_is_an_uplink_too() {
+    let vlan = |index, name, lower| Link {
+        peer: Some(lower),
+        mac: Some([2, 0, 0, 0, 0, 9]),
+        ..link(index, name, "vlan")
+    };
+    let world = |trunk: Link| {
+        let trunk = Link {
+            mac: Some([2, 0, 0, 0, 0, 9]),
+            ..trunk
+        };
+        World::new()
+            .add(trunk)
+            .add(vlan(9, "eth9.5", 2))
+            .add(vlan(10, "eth9.5.6", 9))
+            .holding(10, &["192.0.2.1/24"])
+            .default_route(10)
+    };
+    let veth = Link {
+        peer: Some(7),
+        peer_namespace: Some(3),
+        ..link(2, "eth9", "veth")
+    };
+    let none = RoleOptions::default();
+    for trunk in [link(2, "eth9", ""), veth.clone()] {
+        let world = world(trunk);
+        let names = strings(&["eth9.5.6", "eth9", "eth9.5"]);
+        assert_eq!(named(&world, &none), (names, vec![]));
+        let roles = roles(&world.0, &none);
+        assert_eq!((roles.main, roles.problems.as_slice()), (1, [].as_slice()));
+        assert!(roles.watch_all(&world.0));
+    }
+    let by_operator = RoleOptions {
+        uplinks: strings(&["eth9.5.6"]),
+        ..RoleOptions::default()
+    };
+    assert_eq!(
+        named(&world(veth), &by_operator),
+        (strings(&["eth9.5.6"]), vec![]),
+        "the operator narrows, and the trunk is no pod's"
+    );
+    // A bridge below would take its ports from their pods.
+    let bridge = link(2, "eth9", "bridge");
+    assert_eq!(named(&world(bridge), &none).0, strings(&["eth9.5.6", "eth9.5"]));
+}
+
+#[test]
+fn an_uplink_with_addresses_that_is_a_port_is_named() {
+    let above = |kind: &str| node().add(link(10, "above0", kind));
+    let port = |kind: &str| {
+        let card = Link {
+            master: Some(10),
+            ..link(9, "eth1", "")
+        };
+        above(kind).add(card).default_route(9)
+    };
+    let address = ["198.51.100.1/24"];
+    let none = RoleOptions::default();
+    for kind in ["bridge", "bond", "team", "openvswitch"] {
+        let problems = roles(&port(kind).holding(9, &address).0, &none).problems;
+        assert_eq!(problems.len(), 1, "{kind}: {problems:?}");
+        assert_eq!(problems[0].code, Trouble::UplinkIsPort);
+        assert_eq!(problems[0].object, "interface eth1");
+        for part in [
+            "198.51.100.1",
+            &format!("the {kind} above0"),
+            "`ip link set eth1 nomaster`",
+        ] {
+            assert!(problems[0].message.contains(part), "{part}: {problems:?}");
+        }
+        // The device above has the address, as it should be.
+        let moved = roles(&port(kind).holding(10, &address).0, &none).problems;
+        assert_eq!(moved, [], "{kind}");
+    }
+}
+
+#[test]
 fn a_pods_limiter_with_an_address_is_no_uplink() {
     let world = node()
         .add(link(9, "ml0123456789ab", "veth"))

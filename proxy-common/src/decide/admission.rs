@@ -40,6 +40,12 @@ impl Frame {
     /// No tag.
     pub const UNTAGGED: u32 = u32::MAX;
 
+    /// Whether the frame is one of a VLAN. A priority tag names none.
+    #[inline(always)]
+    pub const fn belongs_to_vlan(self) -> bool {
+        self.vlan != Self::UNTAGGED && self.vlan != 0
+    }
+
     /// Whether the frame has a tag behind the outermost one.
     #[inline(always)]
     const fn has_more_tags(self) -> bool {
@@ -57,7 +63,7 @@ pub const fn by_uplink(frame: Frame) -> Result<(), Reason> {
         // The stack would take all of them off, one by one, and deliver what no program has read.
         return Err(Reason::Retagged);
     }
-    if frame.vlan != Frame::UNTAGGED && frame.vlan != 0 {
+    if frame.belongs_to_vlan() {
         return Err(Reason::Tagged);
     }
     if frame.is_for_other {

@@ -38,6 +38,8 @@ const HOST_PORT: u16 = 8091;
 const EXCHANGES: usize = 17;
 const EXCHANGES_IP: [&str; 2] = ["10.96.3.20", "fd00:96::3:20"];
 const EXCHANGES_PORT: u16 = 30_092;
+/// How long a stream lives without a datagram (`nf_conntrack_udp_timeout_stream`).
+const STREAM_LIFETIME: Duration = Duration::from_secs(180);
 /// Longer than a tick, 2³⁰ ns.
 const TICK: Duration = Duration::from_millis(1100);
 /// How often entries of maps are counted for metrics, and a moment more.
@@ -292,6 +294,20 @@ impl Exchanges {
         }
     }
 
+    /// Has each one speak before its lifetime ends, until the end is asked for.
+    fn keep_in_use(&self, is_over: &AtomicBool) {
+        let mut spoken = Instant::now();
+        while !is_over.load(Ordering::Relaxed) {
+            thread::sleep(SECOND / 10);
+            if spoken.elapsed() > STREAM_LIFETIME / 3 {
+                for exchange in &self.all {
+                    exchange.assert_same("beside the floods");
+                }
+                spoken = Instant::now();
+            }
+        }
+    }
+
     /// Asserts that each one has its entries, its backend and its port.
     #[track_caller]
     fn assert_kept(&self, town: &Town) {
@@ -481,7 +497,7 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     };
     let node_port = SocketAddr::new(town.node().ip().into(), 30_080);
     let leaks = Leaks::watch(&town);
-    assert_floods_begin(&town, &asking, node_port);
+    assert_floods_begin(&town, &asking, node_port, &exchanges);
     thread::sleep(counted_anew.saturating_duration_since(Instant::now()));
     assert_gauges_are_right(&town);
     let dead = dead(&mut idle);
@@ -498,15 +514,16 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     wait_served(&town.outside, node_port);
 }
 
-/// A pod asks beside a flood of handshakes, and the programs meet both.
+/// A pod asks beside a flood of handshakes, and the programs meet both. The exchanges go on meanwhile.
 #[track_caller]
-fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAddr) {
+fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAddr, exchanges: &Exchanges) {
     let (handshakes, is_over) = (town.forge(), AtomicBool::new(false));
     let (count, begun) = (questions(), counted(town.node(), &BEGINS));
     let (start, sent) = (Instant::now(), AtomicU64::new(0));
     thread::scope(|scope| {
         let _ends = Ends(&is_over);
         scope.spawn(|| sent.store(flood(&handshakes, node_port, &is_over), Ordering::Relaxed));
+        scope.spawn(|| exchanges.keep_in_use(&is_over));
         asking.ask(count);
     });
     let (sent, took) = (sent.into_inner(), start.elapsed());

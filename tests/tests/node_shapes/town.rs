@@ -6,6 +6,7 @@ use std::time::Duration;
 use harness::cni::PodSpec;
 use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{Agent, Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, wait_for};
+use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -171,12 +172,14 @@ impl Town {
             _servers: servers,
             agents,
         };
-        for vip in [LOCAL.cluster_ips, REMOTE.cluster_ips].concat() {
-            let to = SocketAddr::new(ip(vip), 80);
-            wait_for(&format!("the service at {to}"), 10 * SECOND, || {
-                let answer = town.world.node(1).ask_within(Probe::Tcp, to, SECOND / 2);
-                answer.map(|_| ()).map_err(|error| error.to_string())
-            });
+        for node in town.world.nodes() {
+            for vip in [LOCAL.cluster_ips, REMOTE.cluster_ips].concat() {
+                let to = SocketAddr::new(ip(vip), 80);
+                wait_for(&format!("the service at {to}"), 10 * SECOND, || {
+                    let answer = node.ask_within(Probe::Tcp, to, SECOND / 2);
+                    answer.map(|_| ()).map_err(|error| error.to_string())
+                });
+            }
         }
         town
     }
@@ -303,7 +306,15 @@ pub(crate) fn assert_all_ways_but(shape: &Shape, named: &[(&str, &str)]) {
         let failed = town.failures();
         let status = town.agents[0].cli(&["status"]);
         let errors = &status["errors"];
-        assert!(failed.is_empty(), "{name}:\n{}\n{errors}", failed.join("\n"));
+        if !failed.is_empty() {
+            let counted = town.world.node(1).counters();
+            let counted: Vec<_> = Reason::ALL
+                .iter()
+                .zip(counted)
+                .filter(|(_, packets)| *packets > 0)
+                .collect();
+            panic!("{name}:\n{}\n{errors}\n{counted:?}", failed.join("\n"));
+        }
         let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
         let told: Vec<_> = errors
             .as_array()
