@@ -5,6 +5,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::Work;
 use proxy_common::decide::egress::{is_watched, leaving_node, leaving_unread};
+use proxy_common::decide::neighbour;
 use proxy_common::decide::packet::{Decision, Entry, entering};
 use proxy_common::decide::tunnel;
 use proxy_common::maps::Reason;
@@ -58,6 +59,11 @@ impl Program for FromUplink {
     #[inline(always)]
     fn decide_unread(_tables: &Live, _work: &Work, _skb: &Skb<'_>, reason: Reason) -> Reason {
         stage::admit_unread(Entry::Uplink, reason)
+    }
+
+    #[inline(always)]
+    fn may_go_on(tables: &Live, work: &Work, _skb: &Skb<'_>, is_translated: bool) -> bool {
+        !is_translated || neighbour::may_reach_backend(tables, work)
     }
 
     #[inline(always)]

@@ -60,6 +60,7 @@ pub struct NodeSide {
     holders: Holders,
     /// Addresses of other nodes that services have, and those nodes.
     shared_with_nodes: BTreeMap<IpAddr, String>,
+    tunnel_port: Option<u16>,
     problems: Vec<ObjectError>,
     /// Ranges that routes of ours lead, and what was last found of routes of others inside them.
     led: Led,
@@ -106,6 +107,7 @@ impl NodeSide {
             addresses: NodeAddresses::default(),
             holders: Holders::default(),
             shared_with_nodes: BTreeMap::new(),
+            tunnel_port: options.tunnel_port(),
             problems: Vec::new(),
             led: Led::default(),
             inside: Vec::new(),

@@ -25,6 +25,7 @@ impl Agent {
             cluster_ranges,
             no_hosts: self.node.addresses().no_hosts(),
             api_servers: api_servers::find(&self.cluster, &self.source),
+            tunnel_port: self.options.tunnel_port(),
         };
         let old = std::mem::replace(&mut self.context, context);
         if old == self.context {

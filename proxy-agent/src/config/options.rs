@@ -44,6 +44,11 @@ pub struct AgentOptions {
 }
 
 impl AgentOptions {
+    /// The UDP port of the nodes' tunnels, if the agent does the pod network.
+    pub fn tunnel_port(&self) -> Option<u16> {
+        self.cni_conf_dir.as_ref().map(|_| self.configuration.vxlan.port)
+    }
+
     /// Whether what pods send to the world outside carries the node's address.
     pub fn masquerades_pods(&self) -> bool {
         self.configuration

@@ -158,7 +158,9 @@ fn add_external(
                 Remark::new(Trouble::AddressRefused, message)
             })
             .or_else(|| {
-                remark_on_api_server(node, SocketAddr::new(*address, port.port), port.protocol, field)
+                let at = SocketAddr::new(*address, port.port);
+                remark_on_api_server(node, at, port.protocol, field)
+                    .or_else(|| remark_on_tunnel(cluster, node, at, port.protocol, field))
             });
         let is_refused = remark.is_some();
         remarks.extend(remark.filter(|remark| !remarks.contains(remark)));
@@ -208,6 +210,31 @@ fn remark_on_api_server(
         );
         Remark::new(Trouble::AddressRefused, message)
     })
+}
+
+/// What is said of a frontend that would take what a node sends through the tunnel to another one.
+fn remark_on_tunnel(
+    cluster: &ClusterState,
+    node: &NodeContext,
+    at: SocketAddr,
+    protocol: Protocol,
+    field: &str,
+) -> Option<Remark> {
+    if protocol != Protocol::Udp || node.tunnel_port != Some(at.port()) {
+        return None;
+    }
+    let owner = cluster.nodes().find(|node| {
+        let mut all = node.addresses.iter().chain(&node.other_addresses);
+        all.any(|address| *address == at.ip())
+    })?;
+    let message = format!(
+        "{field}: {} is an address of Node {}, and port {} is the one of the nodes' tunnels; this port is left out \
+         there. Give the service another address or port",
+        at.ip(),
+        owner.name,
+        at.port(),
+    );
+    Some(Remark::new(Trouble::AddressRefused, message))
 }
 
 /// What an address from outside is that would take the cluster's own traffic, or never be asked.

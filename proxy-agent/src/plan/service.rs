@@ -35,6 +35,8 @@ pub struct NodeContext {
     pub no_hosts: Vec<IpAddr>,
     /// Where API servers are reached: no frontend from outside may stand there.
     pub api_servers: BTreeSet<SocketAddr>,
+    /// The UDP port of the nodes' tunnels, if there may be any.
+    pub tunnel_port: Option<u16>,
 }
 
 /// Where a backend listens, and what it may be used for.

@@ -84,11 +84,11 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
 ) -> Option<Reason> {
     let is_for_group = work.is_for_group != 0;
     // Neighbour discovery and DHCP ask a group from no address.
-    let has_one_receiver = !is_for_group || work.headers.dst.is_one_host();
+    let needs_source = !is_for_group || work.headers.dst.is_one_host();
     if is_for_loopback(work, entry) {
         return Some(Reason::LoopbackDestination);
     }
-    if has_one_receiver && is_forged(tables, config, work, entry) {
+    if (needs_source || !is_no_address(&work.headers.src)) && is_forged(tables, config, work, entry) {
         return Some(Reason::ForgedSource);
     }
     if tunnel::is_for_port(config, &work.headers)
@@ -107,7 +107,9 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
     let Some(config) = tables.config() else {
         return reason;
     };
-    if reason.is_drop() || headers.src.is_unspecified() || !headers.dst.is_one_host() {
+    let is_for_group = !headers.dst.is_one_host();
+    // Without addresses nothing was read; from no address a group is asked.
+    if reason.is_drop() || (is_no_address(&headers.src) && is_for_group) {
         return reason;
     }
     if is_for_loopback(work, entry) {
@@ -138,6 +140,12 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
 #[inline(always)]
 const fn is_for_loopback(work: &Work, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback()
+}
+
+/// Whether this stands for no address, in either family.
+#[inline(always)]
+const fn is_no_address(ip: &Ip) -> bool {
+    ip.is_unspecified() || ip.is_v4_unspecified()
 }
 
 /// Whether the source of a packet is one that no packet may have that enters here.
@@ -232,8 +240,11 @@ pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry:
     {
         return false;
     }
+    // At another node's address a service may have ports as well, which all nodes know.
     let node = config.node_address(&headers.dst);
-    leads_somewhere(tables, config, headers, &node) || leads_somewhere(tables, config, headers, &headers.dst)
+    leads_somewhere(tables, config, headers, &node)
+        || leads_somewhere(tables, config, headers, &headers.dst)
+        || leads_somewhere(tables, config, headers, &headers.src)
 }
 
 /// Whether the source port of a datagram is a node port or a host port at an address.
@@ -439,8 +450,10 @@ mod tests {
         let by = |fake: &Fake, source| of(fake, gre, source, "10.244.1.3", Entry::Uplink, reason);
         assert_eq!(by(&fake, "10.244.1.2"), Reason::ForgedSource);
         assert_eq!(by(&fake, "172.31.0.5"), reason);
-        let igmp = of(&fake, 2, "0.0.0.0", "224.0.0.1", Entry::Uplink, reason);
-        assert_eq!(igmp, reason);
+        let igmp = |source| of(&fake, 2, source, "224.0.0.1", Entry::Uplink, reason);
+        assert_eq!(igmp("0.0.0.0"), reason);
+        assert_eq!(igmp("172.31.0.5"), reason);
+        assert_eq!(igmp("10.244.1.2"), Reason::ForgedSource);
         fake.config.node_v6 = ip("fd00:50::11");
         let chain =
             |fake: &Fake, entry, reason| of(fake, options, "2001:db8::1", "fd00:50::11", entry, reason);

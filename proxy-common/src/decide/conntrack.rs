@@ -25,7 +25,9 @@
 use super::{Tables, Work};
 use crate::Ip;
 use crate::maps::{Config, Flow, FlowKey, FlowState};
-use crate::packet::{Headers, SCTP_COOKIE_ACK, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::packet::{
+    Headers, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_SHUTDOWN_COMPLETE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+};
 use crate::protocol;
 
 /// Finds the entry of the packet. One that has outlived its time is forgotten, and one of a connection that is over when its
@@ -36,16 +38,26 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
         return false;
     }
     let state = work.flow.state();
-    // What replies to a SYN that came after a RST belongs to this flow.
-    let is_over = work.flow.is_reply != 0
-        && (state.is_over() || (state.has(FlowState::RESET) && !state.has(FlowState::SYN_AFTER_RESET)));
     if is_expired(config, &work.flow, work.key.protocol, tables.now())
-        || (is_over && work.headers.is_opening_answer())
+        || (work.flow.is_reply != 0
+            && work.headers.is_opening_answer()
+            && begins_another(tables, work, state))
     {
         forget(tables, work);
         return false;
     }
     true
+}
+
+/// Whether a backend's SYN,ACK is one of another connection than the flow's. What replies to a SYN that came
+/// after a RST belongs to the flow. From another machine both the RST and the SYN,ACK may be forged; a pod of
+/// this node sends its own.
+#[inline(always)]
+fn begins_another<T: Tables>(tables: &T, work: &Work, state: FlowState) -> bool {
+    state.is_over()
+        || (state.has(FlowState::RESET)
+            && !state.has(FlowState::SYN_AFTER_RESET)
+            && tables.is_own_pod(&work.headers.src))
 }
 
 /// Whether an entry was idle for longer than its state allows. A lifetime of 0 has no end.
@@ -74,6 +86,19 @@ pub fn forget<T: Tables>(tables: &T, work: &mut Work) {
     }
 }
 
+/// Forgets both entries of the flow in [`Work::found`], of which one has the key [`Work::reply_key`].
+#[inline(always)]
+pub fn forget_found<T: Tables>(tables: &T, work: &Work) {
+    let is_protected = work.found.state().is_protected();
+    let other = work.found.reply_key(&work.reply_key);
+    tables.forget_flow(&work.reply_key, is_protected);
+    tables.forget_flow(&other, is_protected);
+    if is_protected {
+        let client = client_of(tables, &work.reply_key, &work.found);
+        tables.return_share(&client, work.reply_key.protocol);
+    }
+}
+
 /// The side that began the flow, as shares are counted.
 #[inline(always)]
 pub fn client_of<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Ip {
@@ -87,7 +112,9 @@ pub fn as_counted<T: Tables>(tables: &T, address: &Ip) -> Ip {
     if address.is_v4() || tables.is_own_pod(address) {
         *address
     } else {
-        address.site()
+        // Without a network part it would count as all clients together.
+        let site = address.site();
+        if site.is_unspecified() { *address } else { site }
     }
 }
 
@@ -121,8 +148,10 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     if is_opening_reply {
         sequence = headers.sequence.wrapping_add(1);
     }
-    // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that.
-    let is_repeated = is_opening_reply && FlowState(old).has(FlowState::ANSWERED);
+    // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that. A SYN in a
+    // connection may be forged, and keeps nothing alive either.
+    let is_repeated = (is_opening_reply && FlowState(old).has(FlowState::ANSWERED))
+        || (headers.is_opening() && FlowState(old).has(FlowState::CONFIRMED | FlowState::RESET));
     let ends = ends(headers);
     if is_confirmed && is_far_ahead(headers, flow) {
         // The next acknowledgement seems the first one of its tick, and is noted.
@@ -322,11 +351,41 @@ const fn next_of_closed(old: u8, headers: &Headers, is_reply: bool) -> u8 {
     old
 }
 
+/// Whether a chunk shows that an association goes on, or that the next one has begun: data, heartbeats, what
+/// acknowledges them, and the last chunk of a handshake (RFC 9260 §3.2).
+#[inline(always)]
+const fn goes_on_after_end(chunk: u8) -> bool {
+    const DATA: u8 = 0;
+    const SACK: u8 = 3;
+    const HEARTBEAT: u8 = 4;
+    const HEARTBEAT_ACK: u8 = 5;
+    matches!(chunk, DATA | SACK | HEARTBEAT | HEARTBEAT_ACK | SCTP_COOKIE_ACK)
+}
+
 /// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its
 /// reply is a stream. The server's COOKIE ACK proves an SCTP association: only a real client returns the
 /// cookie (RFC 9260 §5.1). Replies that go on prove it too.
 #[inline(always)]
 const fn next_of_datagrams(old: u8, headers: &Headers, is_reply: bool, is_later: bool) -> u8 {
+    if headers.protocol == protocol::SCTP {
+        // An end may be forged; what goes on after it opens the flow again.
+        let is_end = matches!(headers.detail, SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE);
+        if is_end && !FlowState(old).has(FlowState::CLOSED) {
+            let reset = if FlowState(old).has(FlowState::CONFIRMED) {
+                FlowState::RESET
+            } else {
+                0
+            };
+            return (old | FlowState::CLOSED | reset) & !(FlowState::CONFIRMED | FlowState::EVICTABLE);
+        }
+        if FlowState(old).has(FlowState::RESET) {
+            return if goes_on_after_end(headers.detail) {
+                (old & !(FlowState::CLOSED | FlowState::RESET | FlowState::EVICTABLE)) | FlowState::CONFIRMED
+            } else {
+                old
+            };
+        }
+    }
     let mut new = old;
     if is_reply {
         new |= FlowState::ANSWERED;

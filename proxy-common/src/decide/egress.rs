@@ -11,7 +11,7 @@
 //! [`note_direct`]; its replies go on as they are. Everything else is masqueraded, a connection under way included whose
 //! entry is gone: its source port is a hash, and so comes out the same. Nothing leaves with the address of a pod.
 
-use super::conntrack::{advance, find, forget};
+use super::conntrack::{advance, find, forget, forget_found, is_expired};
 use super::decision::{Decision, Entry};
 use super::fragment::Passage;
 use super::select::Selected;
@@ -193,10 +193,13 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     );
     let now = tables.now();
     if tables.flow(&work.reply_key, &mut work.found) {
-        if work.found.backend == Flow::DIRECT && work.found.seen != now {
-            let _ = tables.touch_flow(&work.reply_key, now, 0, 0, 0);
+        if !is_expired(config, &work.found, work.reply_key.protocol, now) {
+            if work.found.backend == Flow::DIRECT && work.found.seen != now {
+                let _ = tables.touch_flow(&work.reply_key, now, 0, 0, 0);
+            }
+            return;
         }
-        return;
+        forget_found(tables, work);
     }
     if !tables.is_own_pod(&work.headers.dst) {
         return;

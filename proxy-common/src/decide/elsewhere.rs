@@ -4,7 +4,7 @@
 //! that they were made by, flows from outside to a pod itself, and packets to virtual addresses that no
 //! frontend has.
 
-use super::conntrack::{advance, age, client_of, find, forget};
+use super::conntrack::{advance, age, find, forget, forget_found};
 use super::decision::{Decision, Entry};
 use super::fragment::Passage;
 use super::packet::is_for_later;
@@ -46,7 +46,9 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
         tables.note_direct(config, work);
     }
     let is_datagram = work.headers.has_ports && !work.headers.has_connections();
-    if is_datagram && !to_service {
+    // A pod of this node sends its own SYN; one by an uplink may be forged.
+    let begins = is_datagram || (matches!(entry, Entry::Pod) && work.headers.is_opening());
+    if begins && !to_service {
         give_way(tables, work, matches!(entry, Entry::Uplink));
     }
     if (is_datagram || work.headers.is_echo_request())
@@ -106,10 +108,9 @@ fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
         && (headers.is_opening() || !config.may_be_pod(&headers.src))
 }
 
-/// Ends a flow whose answers could not be told from those to this datagram, which goes to the backend itself
+/// Ends a flow whose replies could not be told from those to this packet, which goes to the backend itself
 /// or by another node's translation: the newer conversation of a client port is the one that goes on. A
-/// stream that is in use stays, since the datagram may be forged. Connections need no such care, see
-/// [`find`].
+/// stream that is in use stays, since the datagram may be forged. A connection goes only if it is closed.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
 fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
@@ -119,18 +120,14 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
     let is_known = tables.flow(&work.reply_key, &mut work.found);
     if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
         let state = work.found.state();
+        if work.headers.has_connections() && !state.has(FlowState::CLOSED) {
+            return;
+        }
         let is_in_use = state.has(FlowState::CONFIRMED) && age(tables.now(), work.found.seen) < IN_USE;
         if may_be_forged && is_in_use {
             return;
         }
-        let is_protected = state.is_protected();
-        let other = work.found.reply_key(&work.reply_key);
-        tables.forget_flow(&work.reply_key, is_protected);
-        tables.forget_flow(&other, is_protected);
-        if is_protected {
-            let client = client_of(tables, &work.reply_key, &work.found);
-            tables.return_share(&client, work.reply_key.protocol);
-        }
+        forget_found(tables, work);
     }
 }
 

@@ -1,9 +1,10 @@
-//! Which packets of a pod may make the node look for a neighbour.
+//! Which packets of a pod, or of clients of a service, may make the node look for a neighbour.
 //!
 //! The kernel's neighbour tables hold `gc_thresh3` entries for all interfaces, 1024 by default. A pod that
 //! sends to all addresses of the node's subnet would fill them, and the node then finds neither its gateway
 //! nor other nodes. So a pod has a share: few packets in a tick may go to neighbours that the node does not
-//! know. What goes to known ones is not counted.
+//! know. What goes to known ones is not counted. So has a service whose endpoints are hosts of the node's
+//! subnet, for what clients from outside send to it.
 //!
 //! Only hosts in subnets of the node are asked for, and link-local ones of IPv6. Others are reached by a
 //! gateway;
@@ -13,10 +14,26 @@
 use super::{Tables, Work, gateway};
 use crate::maps::Deliver;
 
+/// In a share's key, says that the rest is a service port and no interface.
+const OF_SERVICE: u32 = 1 << 31;
+
+/// Whether a packet that an uplink has translated may go to the neighbour that it needs. Replies go where
+/// packets came from.
+#[inline(always)]
+pub fn may_reach_backend<T: Tables>(tables: &T, work: &Work) -> bool {
+    work.flow.is_reply != 0 || may_find(tables, work, true, OF_SERVICE | work.flow.service)
+}
+
 /// Whether a packet of a pod that goes on through the stack, as it is or translated, may go to the neighbour it
 /// needs.
 #[inline(always)]
 pub fn may_resolve<T: Tables>(tables: &T, work: &Work, is_translated: bool) -> bool {
+    may_find(tables, work, is_translated, work.interface)
+}
+
+/// The same, counted under a key.
+#[inline(always)]
+fn may_find<T: Tables>(tables: &T, work: &Work, is_translated: bool, key: u32) -> bool {
     let Some(config) = tables.config() else {
         return true;
     };
@@ -37,13 +54,13 @@ pub fn may_resolve<T: Tables>(tables: &T, work: &Work, is_translated: bool) -> b
     // are. A
     // route look-up does not tell whether it knows the neighbour, since each interface has such a route.
     if !to.is_v4() && to.is_link_local() {
-        return gateway::is_address_v6(to) || tables.note_neighbour(config, work.interface);
+        return gateway::is_address_v6(to) || tables.note_neighbour(config, key);
     }
     !config.is_on_link(to)
         || config.is_node_address(to)
         || tables.address(to).is_peer()
         || !tables.lacks_neighbour(work, is_translated)
-        || tables.note_neighbour(config, work.interface)
+        || tables.note_neighbour(config, key)
 }
 
 #[cfg(test)]

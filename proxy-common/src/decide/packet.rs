@@ -1,6 +1,6 @@
 //! The decision for one packet, at each place where packets meet a program.
 
-use super::conntrack::{advance, find, forget};
+use super::conntrack::{advance, age, find, forget};
 pub use super::decision::{Decision, Entry};
 use super::elsewhere::elsewhere;
 use super::fragment::Passage;
@@ -14,6 +14,7 @@ use crate::maps::{
     Scope,
 };
 use crate::packet::{Headers, Packet, parse_carried_into};
+use crate::protocol;
 
 impl Headers {
     /// The conntrack key of the packet.
@@ -116,6 +117,21 @@ pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
     }
     if admission::is_loop(tables, config, &work.headers, entry) {
         return Err(Reason::ReplyLoop);
+    }
+    if matches!(entry, Entry::Uplink) {
+        let headers = &work.headers;
+        // The replies would go from this node to the port of another one's tunnel.
+        if headers.protocol == protocol::UDP
+            && tunnel::is_port(config, headers.sport)
+            && tables.address(&headers.src).is_peer()
+        {
+            return Err(Reason::TunnelPort);
+        }
+        // RFC 4291 §2.5.6: no router forwards it.
+        if !headers.src.is_v4() && headers.src.is_link_local() && !tables.address(&backend.address).is_node()
+        {
+            return Err(Reason::ForgedSource);
+        }
     }
     Ok(())
 }
@@ -286,7 +302,7 @@ fn to_host_port<T: Tables>(
     }
     let is_current = work.flow.backend == work.selected.id
         && work.flow.generation == work.selected.backend.generation
-        && !(opens && is_over(work.flow.state(), entry));
+        && !(opens && is_over(work.flow.state(), is_outside(tables, entry, &work.headers.src)));
     if !is_current && (opens || !work.headers.has_connections()) {
         forget(tables, work);
         return Ok(Reason::Moved);
@@ -319,12 +335,22 @@ fn is_outside<T: Tables>(tables: &T, entry: Entry, client: &Ip) -> bool {
     }
 }
 
-/// Whether a SYN by `entry` begins a new connection in place of the flow. From outside both the RST before
-/// it and
-/// the SYN may be forged.
+/// Whether a SYN begins a new connection in place of the flow. From outside both the RST before it and the
+/// SYN may be forged.
 #[inline(always)]
-const fn is_over(state: FlowState, entry: Entry) -> bool {
-    state.is_over() || (state.has(FlowState::CLOSED) && !matches!(entry, Entry::Uplink))
+const fn is_over(state: FlowState, from_outside: bool) -> bool {
+    state.is_over() || (state.has(FlowState::CLOSED) && !from_outside)
+}
+
+/// Whether a connection goes on in spite of a SYN from outside, which may be forged, also where its backend
+/// takes no new ones. A client that begins anew by the same port waits until the old one has been silent for
+/// a minute; netfilter leaves it to the old backend for the whole lifetime.
+#[inline(always)]
+fn outlives_syn<T: Tables>(tables: &T, work: &Work) -> bool {
+    /// Ticks.
+    const SILENCE: u32 = 60;
+    let state = work.flow.state();
+    state.has(FlowState::CONFIRMED | FlowState::RESET) && age(tables.now(), work.flow.seen) < SILENCE
 }
 
 /// Finds the live entry of a packet to a frontend; else says why the flow needs a new one, or why it ends.
@@ -352,6 +378,7 @@ fn established<T: Tables>(
         advance(tables, work);
         return Ok(());
     }
+    let from_outside = is_outside(tables, entry, &work.headers.src);
     let resets = frontend.flags().has(FrontendFlags::RESET_REMOVED);
     if !work.headers.has_connections() || opens || resets {
         let stands = match tables.backend(work.flow.backend) {
@@ -360,14 +387,16 @@ fn established<T: Tables>(
                     // A SYN within a connection may be forged; its backend says what it is (RFC 5961 §4).
                     let state = work.flow.state();
                     let was_confirmed = state.has(FlowState::CONFIRMED | FlowState::RESET);
-                    !is_over(state, entry) && (backend.is_active() || (was_confirmed && backend.is_alive()))
+                    !is_over(state, from_outside)
+                        && (backend.is_active() || (was_confirmed && backend.is_alive()))
                 } else {
                     backend.is_alive()
                 }
             }
             _ => false,
         };
-        if !stands {
+        let is_kept = opens && from_outside && !resets && outlives_syn(tables, work);
+        if !stands && !is_kept {
             forget(tables, work);
             return Err(if opens || !work.headers.has_connections() {
                 Reason::Moved

@@ -252,26 +252,32 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
 
 /// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One
 /// that is over comes before one that is not proven: that waits for a reply or the end of its handshake, or
-/// had one question and its reply. One that only a RST ended comes last, since a RST may be forged. Of each
-/// kind the one goes that has been silent for the longest.
+/// had one question and its reply. Then come one that only a RST ended, since a RST may be forged, and a
+/// stream of datagrams that has been silent for some seconds: two datagrams of a client that does not exist
+/// make one. Of each kind the one goes that has been silent for the longest.
 #[inline(always)]
 fn standing(config: &Config, work: &Work) -> u32 {
     /// More ticks than a year has.
     const KIND: u32 = 1 << 26;
     /// How long a flow may be silent before it is proven, while others want its port.
     const PATIENCE: u32 = 2;
+    /// The same of a stream.
+    const STREAM: u32 = 10;
     let (now, found) = (work.flow.seen, &work.found);
     let idle = age(now, found.seen);
     let silent = if idle < KIND { idle } else { KIND - 1 };
     let state = found.state();
     if is_expired(config, found, work.key.protocol, now) {
-        3 * KIND + silent
+        4 * KIND + silent
     } else if state.has(FlowState::RESET) {
-        silent
+        // One of this very tick has no rank, and keeps its port.
+        if silent == 0 { 0 } else { KIND + silent }
     } else if state.has(FlowState::CLOSED) {
-        2 * KIND + silent
+        3 * KIND + silent
     } else if !state.has(FlowState::CONFIRMED) && idle >= PATIENCE {
-        KIND + silent
+        2 * KIND + silent
+    } else if !work.headers.has_connections() && idle >= STREAM {
+        silent
     } else {
         0
     }

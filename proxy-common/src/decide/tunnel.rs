@@ -36,8 +36,9 @@ pub const fn is_for_port(config: &Config, headers: &Headers) -> bool {
     headers.protocol == protocol::UDP && headers.has_ports && is_port(config, headers.dport)
 }
 
+/// Whether a UDP port is that of the nodes' tunnels.
 #[inline(always)]
-const fn is_port(config: &Config, port: Port) -> bool {
+pub const fn is_port(config: &Config, port: Port) -> bool {
     config.tunnel_port.raw() != 0 && port.raw() == config.tunnel_port.raw()
 }
 
@@ -90,7 +91,10 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
         Entry::Pod if is_open(tables, config, &headers.dst) => None,
         Entry::Pod => Some(Reason::TunnelPort),
         Entry::Uplink if is_for_node(tables, config, headers) => {
-            Some(if may_carry(tables, config, packet, headers) {
+            // Other nodes send to the node's addresses. What comes to its end of the tunnel was led there by a
+            // service, whose node lent its address to it.
+            let is_peers = !config.is_tunnel_address(&headers.dst);
+            Some(if is_peers && may_carry(tables, config, packet, headers) {
                 Reason::NotOurs
             } else {
                 Reason::TunnelSource

@@ -36,6 +36,10 @@ const SCTP_INIT: u8 = 1;
 const SCTP_INIT_ACK: u8 = 2;
 /// SCTP: the cookie that the client has returned is right.
 pub const SCTP_COOKIE_ACK: u8 = 11;
+/// The association is over at once (RFC 9260 §3.3.7).
+pub const SCTP_ABORT: u8 = 6;
+/// The last chunk of an association (RFC 9260 §3.3.13).
+pub const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
 /// No chunk's type that means anything here: the packet ends before it.
 const SCTP_NONE: u8 = 0xff;
 
@@ -228,6 +232,7 @@ pub fn parse_into<P: Packet + ?Sized>(
 #[inline(always)]
 const fn unread(headers: &mut Headers, reason: Reason) -> Result<(), Reason> {
     headers.src = Ip::UNSPECIFIED;
+    headers.dst = Ip::UNSPECIFIED;
     Err(reason)
 }
 

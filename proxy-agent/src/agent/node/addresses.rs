@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::Ip;
-use proxy_common::maps::{AddressFlags, NodeNumber};
+use proxy_common::maps::{AddressFlags, FrontendKey, NodeNumber};
+use proxy_common::{Ip, protocol};
 
 use super::NodeSide;
 use super::holders::{Evidence, Holder};
@@ -75,7 +75,8 @@ impl NodeSide {
 
     /// Ports that services have at addresses which other machines have as well. Each costs a rule, and the
     /// kernel walks over all rules for each look-up. So addresses of other nodes count in small clusters
-    /// only: what goes there is served by that node.
+    /// only: what goes there is served by that node. The tunnel's port is none of them: what this node sends
+    /// to other tunnels takes the same rules.
     fn shared_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> BTreeSet<PortAt> {
         let mut ports = BTreeSet::new();
         let with_others = self.holders.named().map(|(address, _)| address);
@@ -86,7 +87,10 @@ impl NodeSide {
             let served = services.filter_map(|(id, _)| programmer.programmed(id));
             let groups = served.flat_map(|service| &service.groups);
             let keys = groups.flat_map(ProgrammedGroup::keys);
-            let there = keys.filter(|key| IpAddr::from(key.address) == address);
+            let is_tunnels = |key: &FrontendKey| {
+                key.protocol == protocol::UDP && self.tunnel_port == Some(key.port.number())
+            };
+            let there = keys.filter(|key| IpAddr::from(key.address) == address && !is_tunnels(key));
             ports.extend(there.map(|key| PortAt {
                 address,
                 protocol: key.protocol,

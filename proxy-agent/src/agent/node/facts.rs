@@ -71,10 +71,7 @@ impl Facts<'_> {
             node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
             tunnel_v4: tunnel(true),
             tunnel_v6: tunnel(false),
-            tunnel_port: match options.cni_conf_dir {
-                Some(_) => Port::new(configuration.vxlan.port),
-                None => Port::default(),
-            },
+            tunnel_port: options.tunnel_port().map(Port::new).unwrap_or_default(),
             tunnel_device: self.tunnel.unwrap_or_default(),
             connection_share: share(datapath.flows.capacity()),
             stream_share: share(datapath.streams.capacity()),

@@ -305,7 +305,16 @@ fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
         ..with_flags(answer(&flow, protocol::TCP), TCP_RST)
     };
     assert_answered(leaving(&fake, &rst), &request, Deliver::Stack);
-    // That one is over; this SYN,ACK belongs to another connection.
+    // The RST and a SYN,ACK may be forged. The pod's own SYN to the backend shows that the connection is over.
+    assert_answered(leaving(&fake, &syn_ack), &request, Deliver::Stack);
+    let direct = with_flags(
+        packet(protocol::TCP, (POD, 40_000), ("10.244.2.2", 8080)),
+        TCP_SYN,
+    );
+    assert_eq!(
+        entering(&fake, &direct, Entry::Pod).0,
+        Decision::Pass(Reason::NotOurs)
+    );
     for packet in [syn_ack, with_flags(syn_ack, TCP_ACK)] {
         assert_eq!(leaving(&fake, &packet).0, Decision::Pass(Reason::NotOurs));
     }
