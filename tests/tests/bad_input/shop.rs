@@ -30,11 +30,7 @@ impl Shop {
             b,
             _servers: servers,
         };
-        let good = Service::new("good")
-            .cluster_ip("10.96.0.10")
-            .cluster_ip("fd00:96::10")
-            .tcp("http", 80, 8080)
-            .udp("dns", 80, 8080);
+        let good = good();
         shop.world
             .apply_all(good.slices([&shop.a, &shop.b].map(Endpoint::of)));
         shop.world.apply(&good);
@@ -126,6 +122,15 @@ impl Shop {
             }
         });
     }
+}
+
+/// The service that must stay served.
+pub fn good() -> Service {
+    Service::new("good")
+        .cluster_ip("10.96.0.10")
+        .cluster_ip("fd00:96::10")
+        .tcp("http", 80, 8080)
+        .udp("dns", 80, 8080)
 }
 
 pub fn started(agent: harness::AgentBuilder) -> Agent {

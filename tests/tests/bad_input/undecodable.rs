@@ -1,0 +1,102 @@
+//! Objects of an API server that cannot be decoded, among others that can.
+
+use harness::manifest::{Family, service_cidrs};
+use harness::{Endpoint, EndpointSlice, Manifest, Service};
+use serde_json::{Value, json};
+
+use crate::api_server::ApiServer;
+use crate::shop::{SECOND, Shop, good, started};
+
+/// A Service with a number in place of its ports.
+fn broken_service(name: &str) -> Value {
+    let service = Service::new(name).cluster_ip("10.96.1.9").tcp("http", 80, 8080);
+    let mut object = service.object();
+    object["spec"]["ports"] = json!(7);
+    object
+}
+
+/// A slice of a Service, with a text in place of its endpoints.
+fn broken_slice(service: &Service, name: &str) -> Value {
+    let mut object = EndpointSlice::of(service, Family::V4).named(name).object();
+    object["endpoints"] = json!("none");
+    object
+}
+
+/// Serves bad objects at the beginning and later on, restarts the agent, and looks at the good ones.
+fn assert_spoil_only_themselves(streams_lists: bool) {
+    let shop = Shop::open();
+    let api = ApiServer::start(&shop.world, streams_lists);
+    let (service, slices) = (good(), good().slices([&shop.a, &shop.b].map(Endpoint::of)));
+    api.put(&service_cidrs());
+    api.put(&shop.node().object());
+    // In lists some stand before the good ones.
+    for name in ["a-torn", "torn"] {
+        api.put(&broken_service(name));
+        api.put(&broken_slice(&service, name));
+    }
+    api.put(&service);
+    for slice in &slices {
+        api.put(slice);
+    }
+    let mut agent = started(shop.node().agent().source(api.source()));
+    let (ports, endpoints) = (
+        "it cannot be read: spec.ports: ",
+        "it cannot be read: endpoints: ",
+    );
+    let mut bad = vec![
+        ("Service default/a-torn", ports),
+        ("Service default/torn", ports),
+        ("EndpointSlice default/a-torn", endpoints),
+        ("EndpointSlice default/torn", endpoints),
+    ];
+    shop.wait_errors(&bad);
+    shop.assert_served();
+
+    // One of each in the watch, and good ones behind them.
+    let next = Service::new("next").cluster_ip("10.96.1.2").tcp("http", 80, 8080);
+    api.put(&broken_service("later"));
+    api.put(&broken_slice(&next, "later"));
+    api.put(&EndpointSlice::of(&next, Family::V4).endpoints([Endpoint::of(&shop.a)]));
+    api.put(&next);
+    shop.wait_answer("10.96.1.2:80", "a");
+    bad.extend([
+        ("Service default/later", ports),
+        ("EndpointSlice default/later", endpoints),
+    ]);
+    shop.wait_errors(&bad);
+
+    // A good one becomes bad, and good again.
+    api.put(&broken_service("good"));
+    let all: Vec<_> = bad
+        .iter()
+        .copied()
+        .chain([("Service default/good", ports)])
+        .collect();
+    shop.wait_errors(&all);
+    shop.assert_served();
+    api.put(&service);
+    shop.wait_errors(&bad);
+
+    agent.restart();
+    agent.wait_ready(10 * SECOND);
+    shop.wait_answer("10.96.1.2:80", "a");
+    shop.assert_served();
+    shop.wait_errors(&bad);
+
+    api.delete(&broken_service("torn"));
+    bad.retain(|(object, _)| *object != "Service default/torn");
+    shop.wait_errors(&bad);
+    shop.assert_served();
+}
+
+#[test]
+fn objects_that_cannot_be_decoded_spoil_only_themselves() {
+    harness::require_root!();
+    assert_spoil_only_themselves(true);
+}
+
+#[test]
+fn objects_that_cannot_be_decoded_spoil_only_themselves_in_lists_of_pages() {
+    harness::require_root!();
+    assert_spoil_only_themselves(false);
+}
