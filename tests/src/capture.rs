@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use aya::programs::SocketFilter;
 use millrace::bpf::sys;
-use nix::sys::socket::sockopt::RcvBufForce;
-use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, send, setsockopt};
+use nix::libc;
+use nix::sys::socket::sockopt::{GetStruct, RcvBufForce};
+use nix::sys::socket::{LinkAddr, MsgFlags, bind, getsockopt, recvfrom, send, setsockopt};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::forge::packet::{IPV4, IPV6};
@@ -23,6 +24,22 @@ const EVERY_PROTOCOL: u16 = 3;
 
 /// `PACKET_OUTGOING` of `linux/if_packet.h`.
 const OUTGOING: u8 = 4;
+
+/// `PACKET_STATISTICS` of `linux/if_packet.h`.
+const PACKET_STATISTICS: libc::c_int = 6;
+
+/// How many frames a socket was given, and how many of them were dropped for want of room, since it was
+/// asked last: `struct tpacket_stats`.
+#[derive(Clone, Copy)]
+struct Statistics;
+
+nix::getsockopt_impl!(
+    Statistics,
+    libc::SOL_PACKET,
+    PACKET_STATISTICS,
+    [u32; 2],
+    GetStruct<[u32; 2]>
+);
 
 /// A frame with its Ethernet header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,8 +178,8 @@ impl Place {
         let protocol = Protocol::from(i32::from(protocol.to_be()));
         let socket = self.socket(Domain::PACKET, Type::RAW, Some(protocol))?;
         attach(&socket)?;
-        // A few large transfers fit.
-        setsockopt(&socket, RcvBufForce, &(16 << 20))?;
+        // A few large transfers fit, or a hundred thousand small frames.
+        setsockopt(&socket, RcvBufForce, &(64 << 20))?;
         // A protocol of 0 in the address keeps the socket's.
         bind(socket.as_raw_fd(), &address)?;
         let capture = PacketSocket { socket };
@@ -224,6 +241,12 @@ impl PacketSocket {
     /// What has come by now.
     pub fn so_far(&self) -> io::Result<Vec<Frame>> {
         std::iter::from_fn(|| self.receive(Duration::ZERO).transpose()).collect()
+    }
+
+    /// How many frames the kernel has dropped since this was asked last, because they were not read in time.
+    pub fn lost(&self) -> io::Result<u32> {
+        let [_, dropped] = getsockopt(&self.socket, Statistics)?;
+        Ok(dropped)
     }
 
     /// Sends a frame out of the link.

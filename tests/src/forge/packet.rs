@@ -141,7 +141,8 @@ pub fn fragments_with_options(packet: &[u8], id: u32, size: usize) -> Vec<Vec<u8
     content.chunks(size).enumerate().map(fragment).collect()
 }
 
-fn set_header_sum(header: &mut [u8]) {
+/// Fills in the checksum of an IPv4 header.
+pub fn set_header_sum(header: &mut [u8]) {
     header[10..12].fill(0);
     let sum = !sum(header, 0);
     header[10..12].copy_from_slice(&sum.to_be_bytes());

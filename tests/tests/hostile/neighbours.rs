@@ -17,7 +17,7 @@ const EXPERIMENTAL: u8 = 253;
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The neighbours that the node knows at a pod's interface.
-fn known(pod: &Pod) -> Vec<String> {
+pub fn known(pod: &Pod) -> Vec<String> {
     known_at(pod.node(), pod.host_interface(), &[])
 }
 
@@ -41,15 +41,20 @@ fn looked_for(node: &Node) -> usize {
     known_at(node, "eth0", &["nud", "all"]).len()
 }
 
-fn own(pod: &Pod) -> Vec<String> {
+/// The addresses that are the pod's, its link-local one included.
+pub fn own(pod: &Pod) -> Vec<String> {
     let mut own: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
     own.push(link_local(pod).to_string());
     own
 }
 
-/// What the pod's hardware address gives (RFC 4291 appendix A).
-fn link_local(pod: &Pod) -> Ipv6Addr {
-    let mac = pod.mac("eth0");
+/// What the pod's hardware address gives.
+pub fn link_local(pod: &Pod) -> Ipv6Addr {
+    link_local_of(pod.mac("eth0"))
+}
+
+/// What a hardware address gives (RFC 4291 appendix A).
+pub fn link_local_of(mac: [u8; 6]) -> Ipv6Addr {
     let pair = |high, low| u16::from_be_bytes([high, low]);
     Ipv6Addr::new(
         0xfe80,

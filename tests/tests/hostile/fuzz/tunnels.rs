@@ -1,0 +1,146 @@
+//! What the fuzz sends to tunnels: VXLAN of any sender, with any frame inside.
+
+use std::net::{IpAddr, SocketAddr};
+
+use fastrand::Rng;
+use harness::forge::{Ethernet, link, packet};
+
+use super::frames::{BEYOND, Draw, Mac, Mark, NODE, NOWHERE, Reach, Sender, TUNNEL, tags};
+use super::packets::{self, Transport, pick};
+
+const SEGMENT: u32 = 1;
+
+/// What is sent to tunnels, and in them.
+pub struct Tunnel {
+    /// Where datagrams for a tunnel go. The first one of a family takes honest ones.
+    pub entrances: [Vec<SocketAddr>; 2],
+    /// Pods, whose port of that number is any port.
+    pub pods: Vec<IpAddr>,
+    /// The hardware address of the node's end.
+    pub end: Mac,
+    /// Inner destinations: in the node's own pod ranges, and elsewhere.
+    pub own: [Vec<SocketAddr>; 2],
+    pub foreign: [Vec<SocketAddr>; 2],
+    /// Inner sources in the other node's pod ranges.
+    pub carried: [Vec<IpAddr>; 2],
+}
+
+impl Sender {
+    /// By the link to the tunnel: from another node alone, with a packet of that node's pods for a pod of
+    /// this one.
+    pub(super) fn to_tunnel(&self, rng: &mut Rng, draw: &Draw, mark: Mark) -> (Reach, Vec<u8>) {
+        let tunnel = &self.tunnel;
+        let is_from_peer = draw.is_honest || rng.bool();
+        let source = if is_from_peer {
+            self.nodes[1][draw.family]
+        } else {
+            draw.source
+        };
+        let is_from_peer = self.nodes[1].contains(&source);
+        let entrances = &tunnel.entrances[draw.family];
+        let entrance = if draw.is_honest {
+            entrances[0]
+        } else {
+            pick(rng, entrances)
+        };
+        let (inside, frame) = self.inside(rng, draw.is_honest, mark);
+        let segment = if draw.is_honest || rng.bool() {
+            SEGMENT
+        } else {
+            pick(rng, &[0, 2, 4096, 0xff_ffff])
+        };
+        let flags = if draw.is_honest || rng.u8(..4) != 0 {
+            8
+        } else {
+            rng.u8(..)
+        };
+        let is_fragment = draw.family == 0 && !draw.is_honest && rng.u8(..8) == 0;
+        let is_heard = self.reach_of(&draw.ethernet) != NOWHERE && !entrance.ip().is_loopback();
+        let is_admitted = is_heard && is_from_peer && inside.is_some() && !is_fragment;
+        let mut reach = NOWHERE;
+        if is_admitted {
+            reach |= TUNNEL;
+            // It runs over IPv4.
+            if draw.family == 0 && segment == SEGMENT && flags == 8 {
+                reach |= inside.unwrap_or(NOWHERE);
+            }
+        }
+        let mut content = link::vxlan(segment, &frame(reach));
+        content[0] = flags;
+        let mut outer = packet::udp(SocketAddr::new(source, rng.u16(1024..)), entrance, &content);
+        if is_fragment {
+            packets::as_first_fragment(&mut outer);
+        }
+        (reach, outer)
+    }
+
+    /// Of a pod to a port of that number: at addresses of pods only, with any frame inside.
+    pub(super) fn to_tunnel_of_pod(&self, rng: &mut Rng, draw: &Draw, mark: Mark) -> (Reach, Vec<u8>) {
+        let entrances = &self.tunnel.entrances[draw.family];
+        let entrance = if draw.is_honest {
+            entrances[0]
+        } else {
+            pick(rng, entrances)
+        };
+        // Inside it should be another node's pod that sends, so that a tunnel that hears it believes it.
+        let is_convincing = draw.is_honest || rng.bool();
+        let (_, frame) = self.inside(rng, is_convincing, mark);
+        let reach = self.reach(draw, entrance, Some(Transport::Udp)) & BEYOND;
+        let content = link::vxlan(SEGMENT, &frame(reach));
+        let from = draw.from(rng);
+        (reach, packet::udp(from, entrance, &content))
+    }
+
+    /// A frame for the tunnel, to be made with a mark, and where it may arrive if the tunnel of the other
+    /// node carries it; none if the tunnel carries no such frame.
+    fn inside(
+        &self,
+        rng: &mut Rng,
+        is_honest: bool,
+        mark: Mark,
+    ) -> (Option<Reach>, impl Fn(Reach) -> Vec<u8> + use<>) {
+        let tunnel = &self.tunnel;
+        let family = rng.usize(..2);
+        let good = |rng: &mut Rng| is_honest || rng.u8(..4) != 0;
+        let is_pods_source = good(rng);
+        let sources = if is_pods_source {
+            &tunnel.carried
+        } else {
+            &self.forged
+        };
+        let source = pick(rng, &sources[family]);
+        let is_pods_source = tunnel.carried[family].contains(&source);
+        let is_own = good(rng);
+        let targets = if is_own { &tunnel.own } else { &tunnel.foreign };
+        let to = pick(rng, &targets[family]);
+        let mac = if good(rng) {
+            tunnel.end
+        } else {
+            pick(rng, &self.macs)
+        };
+        let tags = if good(rng) { Vec::new() } else { tags(rng) };
+        let is_ip = good(rng);
+        let is_taken = is_pods_source && is_own && tags.is_empty() && is_ip;
+        let reach = match mac {
+            mac if mac == tunnel.end => BEYOND | NODE,
+            mac if mac[0] & 1 == 1 => NODE,
+            _ => NOWHERE,
+        };
+        let ethernet = Ethernet {
+            to: mac,
+            from: [2; 6],
+            tags,
+        };
+        let (transport, from) = (Transport::any(rng), SocketAddr::new(source, rng.u16(1024..)));
+        let state = rng.clone();
+        let frame = move |reach| {
+            let packet = packets::whole(&mut state.clone(), transport, from, to, &mark.of(reach));
+            if is_ip {
+                ethernet.of_packet(&packet)
+            } else {
+                ethernet.of(link::ARP, &packet)
+            }
+        };
+        (is_taken.then_some(reach), frame)
+    }
+}
