@@ -66,6 +66,9 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
     work.arrived_by = skb.arrived_by();
     work.interface = skb.ifindex();
+    // A packet that does not exist is addressed to no interface.
+    work.is_for_group =
+        u32::from(matches!(entry, Entry::Pod | Entry::Uplink) && !tables.dry_run && skb.is_for_group());
     if let Err(reason) = stage::parse(&skb, network_header(&skb, &tables, entry)) {
         let reason = P::decide_unread(&tables, work, &skb, reason);
         if reason.is_drop() && !tables.dry_run {
@@ -74,9 +77,6 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
         P::note(&skb, &tables, work);
         return pass(&skb, &tables, reason);
     }
-    // A packet that does not exist is addressed to no interface.
-    work.is_for_group =
-        u32::from(matches!(entry, Entry::Pod | Entry::Uplink) && !tables.dry_run && skb.is_for_group());
     if let Entry::Host = entry {
         work.socket = skb.socket_cookie();
     }

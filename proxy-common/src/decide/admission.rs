@@ -82,13 +82,10 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     work: &mut Work,
     entry: Entry,
 ) -> Option<Reason> {
-    let is_for_group = work.is_for_group != 0;
-    // Neighbour discovery and DHCP ask a group from no address.
-    let needs_source = !is_for_group || work.headers.dst.is_one_host();
     if is_for_loopback(work, entry) {
         return Some(Reason::LoopbackDestination);
     }
-    if (needs_source || !is_no_address(&work.headers.src)) && is_forged(tables, config, work, entry) {
+    if !is_from_no_address(work) && is_forged(tables, config, work, entry) {
         return Some(Reason::ForgedSource);
     }
     if tunnel::is_for_port(config, &work.headers)
@@ -97,7 +94,7 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
         work.is_for_tunnel = u32::from(!reason.is_drop());
         return Some(reason);
     }
-    is_for_group.then_some(Reason::OtherHost)
+    (work.is_for_group != 0).then_some(Reason::OtherHost)
 }
 
 /// Why a packet passes or ends here of which the parser has read the addresses at the most, for a reason.
@@ -107,9 +104,8 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
     let Some(config) = tables.config() else {
         return reason;
     };
-    let is_for_group = !headers.dst.is_one_host();
-    // Without addresses nothing was read; from no address a group is asked.
-    if reason.is_drop() || (is_no_address(&headers.src) && is_for_group) {
+    let is_read = !(headers.src.is_unspecified() && headers.dst.is_unspecified());
+    if reason.is_drop() || !is_read || is_from_no_address(work) {
         return reason;
     }
     if is_for_loopback(work, entry) {
@@ -142,10 +138,14 @@ const fn is_for_loopback(work: &Work, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback()
 }
 
-/// Whether this stands for no address, in either family.
+/// Whether a packet asks a group from no address, as neighbour discovery and DHCP do. Frame and packet go to a
+/// group then.
 #[inline(always)]
-const fn is_no_address(ip: &Ip) -> bool {
-    ip.is_unspecified() || ip.is_v4_unspecified()
+const fn is_from_no_address(work: &Work) -> bool {
+    let source = &work.headers.src;
+    work.is_for_group != 0
+        && !work.headers.dst.is_one_host()
+        && (source.is_unspecified() || source.is_v4_unspecified())
 }
 
 /// Whether the source of a packet is one that no packet may have that enters here.
@@ -442,7 +442,8 @@ mod tests {
         fake.config.own_range[0] = ip("10.244.1.0");
         fake.config.own_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
         let of = |fake: &Fake, protocol, source, to, entry, reason| {
-            let work = Work::new(packet(protocol, (source, 0), (to, 0)));
+            let mut work = Work::new(packet(protocol, (source, 0), (to, 0)));
+            work.is_for_group = u32::from(!work.headers.dst.is_one_host());
             unread(fake, &work, entry, reason)
         };
         let (gre, options) = (47, 60);

@@ -45,7 +45,7 @@ struct Capture<'a> {
 struct NodeSocket {
     socket: Socket,
     is_v4: bool,
-    is_udp: bool,
+    protocol: i32,
 }
 
 /// What came.
@@ -75,7 +75,7 @@ impl NodeSocket {
         Self {
             socket,
             is_v4,
-            is_udp: protocol == nix::libc::IPPROTO_UDP,
+            protocol,
         }
     }
 
@@ -90,12 +90,26 @@ impl NodeSocket {
 
     /// Whether a packet is for the tunnel, whose socket takes it.
     fn is_for_tunnel(&self, packet: &[u8]) -> bool {
-        let header = if self.is_v4 {
+        let header = self.header(packet);
+        self.protocol == nix::libc::IPPROTO_UDP
+            && packet.get(header + 2..header + 4) == Some(&TUNNEL_PORT.to_be_bytes())
+    }
+
+    /// Whether a packet is an echo reply. Other hosts of the link send these to the node, where a frame to a
+    /// group asks them in the node's name.
+    fn is_echo_reply(&self, packet: &[u8]) -> bool {
+        let kind = packet.get(self.header(packet));
+        (self.protocol == nix::libc::IPPROTO_ICMP && kind == Some(&0))
+            || (self.protocol == nix::libc::IPPROTO_ICMPV6 && kind == Some(&129))
+    }
+
+    /// The length of the network header that comes with a packet.
+    fn header(&self, packet: &[u8]) -> usize {
+        if self.is_v4 {
             packet.first().map_or(0, |first| usize::from(first & 0xf) * 4)
         } else {
             0
-        };
-        self.is_udp && packet.get(header + 2..header + 4) == Some(&TUNNEL_PORT.to_be_bytes())
+        }
     }
 }
 
@@ -169,6 +183,9 @@ impl<'a> Receivers<'a> {
                 } else {
                     (NODE, "the node")
                 };
+                if socket.is_echo_reply(packet) {
+                    continue;
+                }
                 judge(outcome, self.captures.len(), name, place, packet);
             }
         }
