@@ -37,8 +37,26 @@ const SILENCE: Duration = Duration::from_mins(5);
 /// How much of a dead guest's console is shown.
 const LINES_OF_CONSOLE: usize = 30;
 
-/// Boots a guest and adds what it reports, as it does, to the summary.
+/// Boots a guest and adds what it reports, as it does, to the summary. A kernel that dies before the guest is
+/// up boots once more: emulated processors see code that another one is patching, now and then.
 pub fn run(kernel: &Kernel, guest: &Guest, options: &Options, summary: &mut Summary) -> Result<()> {
+    let mut is_up = false;
+    let first = boot(kernel, guest, options, summary, &mut is_up);
+    if first.is_ok() || is_up {
+        return first;
+    }
+    eprintln!("  Linux {} died before it was up: once more", kernel.name);
+    boot(kernel, guest, options, summary, &mut is_up)
+}
+
+/// Boots a guest once; says whether it came up.
+fn boot(
+    kernel: &Kernel,
+    guest: &Guest,
+    options: &Options,
+    summary: &mut Summary,
+    is_up: &mut bool,
+) -> Result<()> {
     let step = Step::start(format!("Linux {}", kernel.name));
     let errors = guest.console.with_extension("qemu");
     let log = File::create(&errors).with_context(|| format!("creating {}", errors.display()))?;
@@ -49,7 +67,8 @@ pub fn run(kernel: &Kernel, guest: &Guest, options: &Options, summary: &mut Summ
         .with_context(|| format!("cannot start `{}`", command::describe(&qemu)))?;
     let mut running = Running(child);
     let mut counts = Counts::default();
-    let result = listen(kernel, &mut running.0, &step, &mut counts, summary);
+    let lines = lines_of(&mut running.0);
+    let result = listen(kernel, &lines, &step, &mut counts, summary, is_up);
     if options.verbose {
         eprintln!("{}", tail(&guest.console, usize::MAX));
     }
@@ -71,12 +90,12 @@ pub fn run(kernel: &Kernel, guest: &Guest, options: &Options, summary: &mut Summ
 
 fn listen(
     kernel: &Kernel,
-    qemu: &mut Child,
+    lines: &Receiver<String>,
     step: &Step,
     counts: &mut Counts,
     summary: &mut Summary,
+    is_up: &mut bool,
 ) -> Result<()> {
-    let lines = lines_of(qemu);
     let mut at = "booting".to_owned();
     loop {
         let line = match lines.recv_timeout(SILENCE) {
@@ -91,7 +110,10 @@ fn listen(
         };
         match Line::decode(&line) {
             None => {}
-            Some(Line::Booted(release)) => eprintln!("  Linux {release} is up"),
+            Some(Line::Booted(release)) => {
+                *is_up = true;
+                eprintln!("  Linux {release} is up");
+            }
             Some(Line::Running(program)) => {
                 step.note(&program);
                 at = format!("running {program}");
