@@ -4,11 +4,12 @@
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
-use harness::{Endpoint, PacketSocket, Service, eventually, wait_for};
+use harness::{Endpoint, PacketSocket, Place, Service, eventually, wait_for};
+use proxy_common::Plain;
 use proxy_common::maps::{Flow, FlowKey};
 
 use crate::tags::sender;
@@ -265,6 +266,50 @@ impl Held {
             assert_eq!(&buffer[..answered], b"web word\n", "{to}");
         }
     }
+}
+
+/// A pod replies to what comes to it from outside, by its own address. An exchange of the same ports that it
+/// began before, long over, was masqueraded.
+#[test]
+fn an_expired_exchange_has_no_say_about_what_comes_from_outside() {
+    const PORT: u16 = 7946;
+    harness::require_root!();
+    let town = Town::build();
+    for range in town.node().pod_cidrs() {
+        town.outside.route_via(range, town.node());
+    }
+    for v4 in [true, false] {
+        let [outside, inside] =
+            [&*town.outside as &Place, &town.pod].map(|place| SocketAddr::new(of_family(place, v4), PORT));
+        let far = town.outside.udp_bind(outside).expect("a socket");
+        let near = town.pod.udp_bind(inside).expect("a socket");
+        let mut buffer = [0; 16];
+        near.send_to(b"first", outside).expect("to send");
+        let (_, seen) = far.recv_from(&mut buffer).expect("the first");
+        assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
+        let expired = waiting_flows(&town, inside);
+        assert!(expired > 0, "the exchange has an entry");
+        age_all(&town, HOUR);
+        assert_eq!(waiting_flows(&town, inside), expired, "its entry is still there");
+        for round in 0..3 {
+            far.send_to(b"hello", inside).expect("to send");
+            let (_, from) = near.recv_from(&mut buffer).expect("a hello");
+            assert_eq!(from, outside);
+            near.send_to(b"reply", outside).expect("to send");
+            let (_, seen) = far.recv_from(&mut buffer).expect("a reply");
+            assert_eq!(seen, inside, "reply {round}");
+        }
+    }
+}
+
+/// How many flows that began there are not proven.
+fn waiting_flows(town: &Town, from: SocketAddr) -> usize {
+    let flows = town
+        .node()
+        .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("NEW_FLOWS");
+    let keys = flows.keys().filter_map(|key| FlowKey::from_bytes(key));
+    keys.filter(|key| IpAddr::from(key.src) == from.ip() && key.sport.number() == from.port())
+        .count()
 }
 
 /// Segments and messages that belong to nothing, as a pod can send them at any time.

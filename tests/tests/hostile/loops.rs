@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use harness::forge::packet;
 use harness::{Endpoint, Node, NodeSpec, Place, Service};
 use proxy_common::maps::Reason;
+use serde_json::json;
 
 use crate::town::{
     BALANCER, CLUSTER_IP, LOCAL_BALANCER, Refusals, SECOND, SOON, Town, at, counted, of_family, wait_served,
@@ -72,6 +73,17 @@ fn answer(socket: &UdpSocket, looping: &AtomicUsize, end: &AtomicBool) {
     }
 }
 
+/// Waits until a server answers there by itself.
+#[track_caller]
+fn wait_echoed(client: &Place, to: SocketAddr) {
+    harness::eventually(&format!("{to} to be served"), 10 * SECOND, || {
+        let socket = client.udp_socket_for(to).expect("a socket");
+        socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
+        let _ = socket.send_to(b"?", to);
+        socket.recv_from(&mut [0; 8]).is_ok()
+    });
+}
+
 /// Has a server answer a hundred honest questions by way of a service, one after the other: longer than a
 /// loop needs to show.
 #[track_caller]
@@ -127,12 +139,7 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
             texts.map(|text| at(&text, 7))
         });
         let ask = own[1];
-        harness::eventually("the service", 10 * SECOND, || {
-            let socket = town.outside.udp_socket_for(ask).expect("a socket");
-            socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
-            let _ = socket.send_to(b"?", ask);
-            socket.recv_from(&mut [0; 8]).is_ok()
-        });
+        wait_echoed(&town.outside, ask);
         let node = SocketAddr::new(of_family(town.node(), v4), 30_040);
         let pairs = [
             (own[0], own[0]),
@@ -174,12 +181,7 @@ fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
     for v4 in [true, false] {
         let [one, two] = [n1, n2].map(|node| SocketAddr::new(of_family(node, v4), 30_040));
         for to in [one, two] {
-            harness::eventually("the node port", 10 * SECOND, || {
-                let socket = town.outside.udp_socket_for(to).expect("a socket");
-                socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
-                let _ = socket.send_to(b"?", to);
-                socket.recv_from(&mut [0; 8]).is_ok()
-            });
+            wait_echoed(&town.outside, to);
         }
         for (to, source, entrance) in [(n1, two, one), (n2, one, two)] {
             let before = echo.looping();
@@ -195,6 +197,47 @@ fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
                 "{source} to {entrance}: {looping} of the loop arrived"
             );
             refused.assert_rose_by(1, &format!("{source} to {entrance}"));
+        }
+    }
+}
+
+/// Services at addresses of two nodes: each node knows the ports of both.
+#[test]
+fn a_datagram_between_external_addresses_of_two_nodes_goes_round_no_loop() {
+    harness::require_root!();
+    let town = Town::build();
+    let [n1, n2] = [1, 2].map(|number| town.world.node(number));
+    let far = n2.add_pod("far");
+    let echoes = [&*town.web, &*far].map(|place| Echo::start(place, 7007));
+    let service = |number: u8, port: u16| {
+        Service::new(&format!("echo-{number}"))
+            .cluster_ip(&format!("10.96.1.{number}"))
+            .cluster_ip(&format!("fd00:96::1:{number}"))
+            .udp("echo", port, 7007)
+    };
+    let [v4, v6] = [true, false].map(|v4| of_family(n1, v4).to_string());
+    let one = service(40, 9).load_balancer_ip(&v4).load_balancer_ip(&v6);
+    let external = [true, false].map(|v4| of_family(n2, v4).to_string());
+    let two = service(41, 7).set("externalIPs", json!(external));
+    for (service, pod) in [(one, &town.web), (two, &far)] {
+        town.world.apply_all(service.slices([Endpoint::of(pod)]));
+        town.world.apply(&service);
+    }
+    let looping = || echoes.iter().map(Echo::looping).sum::<usize>();
+    for v4 in [true, false] {
+        let [one, two] = [(n1, 9), (n2, 7)].map(|(node, port)| SocketAddr::new(of_family(node, v4), port));
+        for to in [one, two] {
+            wait_echoed(&town.outside, to);
+        }
+        for (node, source, to) in [(n1, two, one), (n2, one, two)] {
+            let before = looping();
+            let refused = Refusals::of(node, &[Reason::ReplyLoop]);
+            let forge = town.outside.forge_to(node);
+            forge.send(&packet::udp(source, to, LOOPING));
+            a_hundred_questions(&town.outside, to);
+            let came = looping() - before;
+            assert!(came <= 4, "{source} to {to}: {came} of the loop arrived");
+            refused.assert_rose_by(1, &format!("{source} to {to}"));
         }
     }
 }
@@ -362,12 +405,7 @@ fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
     town.world.apply(&service);
     let [one, two] = ADDRESSES.map(|address| at(address, 30_040));
     for to in [one, two] {
-        harness::eventually("the node port", 10 * SECOND, || {
-            let socket = town.outside.udp_socket_for(to).expect("a socket");
-            socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
-            let _ = socket.send_to(b"?", to);
-            socket.recv_from(&mut [0; 8]).is_ok()
-        });
+        wait_echoed(&town.outside, to);
     }
     let before = echo.looping();
     let refused = Refusals::of(town.world.node(1), &[Reason::ReplyLoop]);

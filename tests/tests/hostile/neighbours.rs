@@ -1,16 +1,18 @@
 //! A pod's share of the node's table of neighbours is its own addresses. The table is one for all interfaces
 //! (`gc_thresh3`), so a pod that fills it cuts the node off.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use harness::forge::{Ethernet, link, packet};
-use harness::{Endpoint, Frame, Node, Pod, Probe, Service, eventually};
+use harness::{Endpoint, Forge, Frame, Node, Place, Pod, Probe, Service, eventually};
 use proxy_common::maps::Reason;
 use serde_json::Value;
 
 use crate::town::{SECOND, SOON, Town, at, captured, of_family};
 
 const MANY: u16 = 100;
+/// Where a service of dead hosts is served.
+const SCAN_PORT: u16 = 30_099;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// For experiments (RFC 3692 §2.1).
 const EXPERIMENTAL: u8 = 253;
@@ -341,31 +343,86 @@ fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
     }
 }
 
-/// A tenant's endpoints that are no hosts: the node looks for those that the pod's share allows.
-#[test]
-fn a_pod_that_asks_a_service_of_dead_hosts_fills_no_table() {
-    harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
-    let service = Service::new("scan").cluster_ip("fd00:96::99").udp("scan", 80, 80);
-    let endpoints = (1..=200_u16).map(|last| {
+/// A service whose endpoints a tenant has put at addresses of the node's link that no host has. Of IPv6 alone:
+/// the link's IPv4 addresses are fewer than the table's entries.
+fn service_of_dead_hosts(town: &Town, endpoints: u16) {
+    let service = Service::new("scan")
+        .cluster_ip("fd00:96::99")
+        .udp("scan", 80, 80)
+        .node_port("scan", SCAN_PORT);
+    let endpoints = (1..=endpoints).map(|last| {
         let ip = Ipv6Addr::from([0xfd00, 0x50, 0, 0, 0, 0, 5, last]);
         Endpoint::at(&[ip.into()])
     });
     town.world.apply(&service);
     town.world.apply_all(service.slices(endpoints));
+}
+
+/// Has a place send to the service until the first node refuses so many packets, and tells how many neighbours
+/// that node looks for.
+#[track_caller]
+fn assert_dead_hosts_fill_no_table(
+    town: &Town,
+    (from, forge): (IpAddr, &Forge),
+    to: SocketAddr,
+    [refusals, most]: [u64; 2],
+) {
+    let node = town.node();
     let refused = || node.counters()[Reason::NeighbourShare as usize];
     let (before, known) = (refused(), looked_for(node));
-    let forge = town.pod.forge_out();
-    let from = of_family(&town.pod, false);
     let mut port = 2000;
     eventually("packets to be refused", SOON, || {
         for _ in 0..200 {
             port += 1;
-            forge.send(&packet::udp((from, port).into(), at("fd00:96::99", 80), b"?"));
+            forge.send(&packet::udp((from, port).into(), to, b"?"));
         }
-        refused() > before
+        refused() >= before + refusals
     });
-    let new = looked_for(node).saturating_sub(known);
-    assert!(new <= 100, "{new} neighbours for the endpoints of one service");
+    let new = u64::try_from(looked_for(node).saturating_sub(known)).expect("a count");
+    assert!(new <= most, "{new} neighbours for the endpoints of one service");
+}
+
+/// The node looks for those that the pod's share allows.
+#[test]
+fn a_pod_that_asks_a_service_of_dead_hosts_fills_no_table() {
+    harness::require_root!();
+    let town = Town::build();
+    service_of_dead_hosts(&town, 200);
+    let (from, forge) = (of_family(&town.pod, false), town.pod.forge_out());
+    assert_dead_hosts_fill_no_table(&town, (from, &forge), at("fd00:96::99", 80), [1, 100]);
+}
+
+/// Addresses of clients outside may be forged, so the share is the service's.
+#[test]
+fn endpoints_on_the_link_asked_for_from_outside_fill_no_table_of_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    assert_asked_for_at_a_node_port(&town, &town.outside, &town.forge());
+}
+
+#[test]
+fn endpoints_on_the_link_asked_for_by_another_nodes_pod_fill_no_table_of_neighbours() {
+    harness::require_root!();
+    let town = Town::build();
+    let pod = town.world.node(2).add_pod("far");
+    assert_asked_for_at_a_node_port(&town, &pod, &pod.forge_out());
+}
+
+#[track_caller]
+fn assert_asked_for_at_a_node_port(town: &Town, client: &Place, forge: &Forge) {
+    let node = town.node();
+    let _server = town.outside.serve_udp(9100);
+    service_of_dead_hosts(town, 1000);
+    let to = SocketAddr::new(of_family(node, false), SCAN_PORT);
+    let client = (of_family(client, false), forge);
+    assert_dead_hosts_fill_no_table(town, client, to, [1000, 200]);
+    // A neighbour that the node does not know any more is found.
+    let mut forget = node.command("ip");
+    let host = town.outside.ip6();
+    let gone = forget
+        .args(["neigh", "del", &host.to_string(), "dev", "eth0"])
+        .status();
+    assert!(gone.expect("running ip").success());
+    let answer = node.ask_within(Probe::Udp, (host, 9100).into(), SECOND);
+    assert!(answer.is_ok(), "{answer:?}");
 }

@@ -5,15 +5,17 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use harness::PacketSocket;
 use harness::forge::packet::{self, ACK, FIN, RST, SYN};
+use harness::{Endpoint, NodeSpec, PacketSocket, Service, eventually, wait_for};
+use proxy_common::maps::Reason;
 
 use crate::dead_entries::age_all;
 use crate::tags::sender;
-use crate::town::{SOON, Town, await_collection, captured, of_family};
+use crate::town::{SECOND, SOON, Town, at, await_collection, captured, counted, of_family};
 
 /// Tables so small that what may be forgotten is forgotten soon: it is the newest flows that push out.
 const SMALL: &str = "maps: {flows: 2048}\n";
+const NODE_PORT: u16 = 30_090;
 /// Flows that push out all that may be.
 const PUSHING: u16 = 5000;
 /// Longer than what is over is remembered, and what one side has ended.
@@ -45,6 +47,19 @@ fn assert_goes_on(ends: &mut [TcpStream; 2], what: &str) {
     let [one, other] = ends;
     exchange(one, other).unwrap_or_else(|error| panic!("{what}: {error}"));
     exchange(other, one).unwrap_or_else(|error| panic!("{what}, back: {error}"));
+}
+
+fn long_service() -> Service {
+    Service::new("long")
+        .cluster_ip("10.96.3.10")
+        .cluster_ip("fd00:96::3:10")
+        .tcp("talk", 90, 8181)
+        .node_port("talk", NODE_PORT)
+}
+
+/// An address as its own family has it.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Has a pod begin many flows, none of which is answered: they push out what is over, and nothing that is
@@ -92,35 +107,31 @@ fn next_numbers(capture: &PacketSocket, hosts: [SocketAddr; 2]) -> [u32; 2] {
 /// service, by forgeries of its client's.
 #[track_caller]
 fn assert_outlives(forgeries: &[(u8, Number)]) {
-    let town = Town::with(harness::NodeSpec::millrace(), SMALL);
+    let town = Town::with(NodeSpec::millrace(), SMALL);
     let forge = town.forge();
     let capture = captured(&town.outside);
     let at_outside = town.outside.tcp_listen(9100).expect("a listener");
     let at_web = town.web.tcp_listen(8181).expect("a listener");
-    let service = harness::Service::new("long")
-        .cluster_ip("10.96.3.10")
-        .cluster_ip("fd00:96::3:10")
-        .tcp("talk", 90, 8181)
-        .node_port("talk", 30_090);
-    town.world
-        .apply_all(service.slices([harness::Endpoint::of(&town.web)]));
+    let service = long_service();
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
     town.world.apply(&service);
     for v4 in [true, false] {
         let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
         let near = town.pod.tcp_connect(to).expect("a connection");
         let (far, seen) = at_outside.accept().expect("a connection");
-        let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
+        let seen = plain(seen);
         assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
         let mut outgoing = [near, far];
         assert_goes_on(&mut outgoing, "before");
-        let node_port = SocketAddr::new(of_family(town.node(), v4), 30_090);
-        let near = harness::wait_for("the service", 2 * SOON, || town.outside.tcp_connect(node_port));
-        let client = near.local_addr().expect("an address");
+        let node_port = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
+        let near = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(node_port));
+        let client = plain(near.local_addr().expect("an address"));
         let (far, _) = at_web.accept().expect("a connection");
         let mut incoming = [far, near];
-        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         assert_goes_on(&mut incoming, "before");
+        let met = || town.node().counters().iter().sum::<u64>();
         let forge_all = |[next_of_server, next_of_client]: [u32; 2]| {
+            let before = met();
             for (flags, number) in forgeries {
                 let number = |next: u32| match number {
                     At(number) => *number,
@@ -135,6 +146,9 @@ fn assert_outlives(forgeries: &[(u8, Number)]) {
                     b"",
                 ));
             }
+            eventually("forgeries to come in", SOON, || {
+                met() >= before + 2 * forgeries.len() as u64
+            });
         };
         let mut nexts = next_numbers(&capture, [to, client]);
         forge_all(nexts);
@@ -186,6 +200,115 @@ fn a_connection_outlives_a_reset_in_its_window() {
     assert_outlives(&[(RST, Ahead(1000))]);
 }
 
+/// A SYN,ACK behind it looks like one of another connection of the server's.
+#[test]
+fn a_connection_outlives_a_rst_and_a_syn_ack_that_are_forged() {
+    harness::require_root!();
+    assert_outlives(&[(RST, Ahead(8 << 20)), (SYN | ACK, At(77_777))]);
+}
+
+#[test]
+fn a_connection_outlives_blind_rsts_and_a_syn_ack() {
+    harness::require_root!();
+    assert_outlives(&blind());
+}
+
+/// RSTs all over the sequence numbers, one of which is near what is expected, and a SYN,ACK behind them.
+fn blind() -> Vec<(u8, Number)> {
+    let mut all: Vec<_> = (0..128)
+        .map(|number| (RST, At((number << 25) + 12_345)))
+        .collect();
+    all.push((SYN | ACK, At(77_777)));
+    all
+}
+
+/// A host on the nodes' link sends in the name of a pod that is the backend of another one's connection.
+#[test]
+fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
+    harness::require_root!();
+    let town = Town::with(NodeSpec::millrace(), "socketLB: \"off\"\n");
+    let forge = town.forge();
+    let far = town.world.node(2).add_pod("far");
+    let listener = far.tcp_listen(8181).expect("a listener");
+    let service = long_service();
+    town.world.apply_all(service.slices([Endpoint::of(&far)]));
+    town.world.apply(&service);
+    for (v4, cluster_ip) in [(true, "10.96.3.10"), (false, "fd00:96::3:10")] {
+        let to = at(cluster_ip, 90);
+        let near = wait_for("the service", 2 * SOON, || town.pod.tcp_connect(to));
+        let (server, seen) = listener.accept().expect("a connection");
+        let seen = plain(seen);
+        let backend = SocketAddr::new(of_family(&far, v4), 8181);
+        let mut ends = [near, server];
+        assert_goes_on(&mut ends, "before");
+        let before = counted(town.node(), &[Reason::Reply]);
+        let forgeries = blind();
+        for (flags, number) in &forgeries {
+            let At(number) = *number else {
+                panic!("{number:?} needs a capture")
+            };
+            forge.send(&packet::tcp(backend, seen, *flags, number, b""));
+        }
+        eventually("forgeries to be taken for the backend's", SOON, || {
+            counted(town.node(), &[Reason::Reply]) >= before + forgeries.len() as u64
+        });
+        assert_goes_on(&mut ends, &format!("to {to}, after blind RSTs and a SYN,ACK"));
+    }
+}
+
+/// What a service leads to when a connection's own endpoint takes no new ones.
+#[track_caller]
+fn assert_outlives_a_handshake(when: &str, endpoints: impl FnOnce(&Town) -> Vec<Endpoint>) {
+    let town = Town::build();
+    let forge = town.forge();
+    let at_web = town.web.tcp_listen(8181).expect("a listener");
+    let at_pod = town.pod.tcp_listen(8181).expect("a listener");
+    at_pod.set_nonblocking(true).expect("to set");
+    let service = long_service();
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    let node_ports = [true, false].map(|v4| SocketAddr::new(of_family(town.node(), v4), NODE_PORT));
+    let mut held = node_ports.map(|node_port| {
+        let near = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(node_port));
+        let (far, _) = at_web.accept().expect("a connection");
+        let client = plain(near.local_addr().expect("an address"));
+        let mut ends = [near, far];
+        assert_goes_on(&mut ends, "before");
+        (ends, client)
+    });
+    town.world.apply_all(service.slices(endpoints(&town)));
+    let capture = captured(&town.web);
+    for ((ends, client), node_port) in held.iter_mut().zip(node_ports) {
+        eventually("new connections to lead elsewhere", 2 * SOON, || {
+            let _ = town.outside.tcp_connect_within(node_port, SECOND);
+            at_pod.accept().is_ok()
+        });
+        let what = format!("a connection to {node_port} when {when}");
+        assert_goes_on(ends, &what);
+        forge.send(&packet::tcp(*client, node_port, SYN, 77_777, b"forged"));
+        let came = capture.find(SOON, |frame| !frame.outgoing && frame.carries(b"forged"));
+        assert!(
+            came.expect("to read").is_some(),
+            "{what}: the SYN is its backend's"
+        );
+        assert_goes_on(ends, &format!("{what}, after a forged SYN"));
+    }
+}
+
+#[test]
+fn a_connection_to_an_endpoint_that_left_outlives_a_forged_handshake() {
+    harness::require_root!();
+    assert_outlives_a_handshake("its endpoint has left", |town| vec![Endpoint::of(&town.pod)]);
+}
+
+#[test]
+fn a_connection_to_an_endpoint_that_is_not_ready_outlives_a_forged_handshake() {
+    harness::require_root!();
+    assert_outlives_a_handshake("its endpoint is not ready", |town| {
+        vec![Endpoint::of(&town.web).not_ready(), Endpoint::of(&town.pod)]
+    });
+}
+
 /// Its receiver answers no reset that lies ahead of its window. The handshake behind it looks like that of a
 /// new connection.
 #[test]
@@ -230,14 +353,14 @@ fn a_connection_outlives_flags_that_contradict_each_other() {
 #[test]
 fn a_connection_outlives_forged_errors() {
     harness::require_root!();
-    let town = Town::with(harness::NodeSpec::millrace(), SMALL);
+    let town = Town::with(NodeSpec::millrace(), SMALL);
     let forge = town.forge();
     let listener = town.outside.tcp_listen(9100).expect("a listener");
     for v4 in [true, false] {
         let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
         let near = town.pod.tcp_connect(to).expect("a connection");
         let (far, seen) = listener.accept().expect("a connection");
-        let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
+        let seen = plain(seen);
         let mut ends = [near, far];
         assert_goes_on(&mut ends, "before");
         // Port unreachable, about a segment of a number that was never sent.

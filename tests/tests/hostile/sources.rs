@@ -3,8 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use harness::forge::packet;
-use harness::{NodeSpec, PacketSocket, Place, Service, eventually};
+use harness::cni::PodSpec;
+use harness::forge::{Ethernet, link, packet};
+use harness::{NodeSpec, PacketSocket, Place, Pod, Service, eventually};
 use ipnet::IpNet;
 use proxy_common::maps::Reason;
 use serde_json::json;
@@ -15,6 +16,7 @@ use crate::town::{
 };
 
 const FORGED: &[u8] = b"forged";
+const HOST_PORT: u16 = 8081;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -273,5 +275,146 @@ fn the_loopback_of_the_node_is_reached_by_no_pod_and_no_host_outside() {
         let came = own.recv_from(&mut [0; 64]);
         assert!(came.is_err(), "from {}: {came:?}", place.name());
         refused.assert_rose_by(1, place.name());
+    }
+}
+
+/// Ways from outside to a backend, which are translated, with the place where it is.
+fn translated_ways<'a>(town: &'a Town, with_host_port: &'a Pod, v4: bool) -> Vec<(&'a Place, SocketAddr)> {
+    let to_services = town.entrances(v4).into_iter().take(4);
+    let mut ways: Vec<(&Place, SocketAddr)> = to_services.map(|to| (&*town.web as &Place, to)).collect();
+    ways.push((
+        with_host_port,
+        SocketAddr::new(of_family(town.node(), v4), HOST_PORT),
+    ));
+    ways
+}
+
+fn add_pod_with_host_port(town: &Town) -> Pod {
+    let ports = json!([{"hostPort": HOST_PORT, "containerPort": 8080, "protocol": "udp"}]);
+    let spec = PodSpec::new("host-port").asking("portMappings", ports);
+    town.node().add_pod_by_plugin(&spec)
+}
+
+/// No router forwards from such a source (RFC 4291 §2.5.6), and `fe80::1` is the pods' gateway.
+#[test]
+fn a_link_local_source_is_not_forwarded_into_a_pod() {
+    harness::require_root!();
+    let town = Town::build();
+    let with_port = add_pod_with_host_port(&town);
+    let (forge, honest_source) = (town.forge(), of_family(&town.outside, false));
+    let assert_is_no_source = |source: IpAddr, place: &Place, to: SocketAddr| {
+        let what = format!("from {source} to {to}");
+        let capture = captured(place);
+        forge.send(&datagram((source, 999), to, FORGED));
+        assert_nothing_came(&capture, FORGED, &what, |mark| {
+            forge.send(&datagram((honest_source, 999), to, mark));
+        });
+        what
+    };
+    for source in ["fe80::1", "fe80::7"].map(ip) {
+        for (place, to) in translated_ways(&town, &with_port, false) {
+            let refused = Refusals::of(town.node(), &[Reason::ForgedSource]);
+            let what = assert_is_no_source(source, place, to);
+            refused.assert_rose_by(1, &what);
+        }
+        // Untranslated, by the kernel's own rule.
+        let direct = SocketAddr::new(of_family(&town.web, false), 9);
+        assert_is_no_source(source, &town.web, direct);
+    }
+}
+
+/// A reply of the pod's would leave this node for the port of the other one's tunnel, which believes this node.
+#[test]
+fn a_pods_reply_reaches_no_tunnels_port() {
+    const TUNNEL: u16 = 8472;
+    harness::require_root!();
+    let town = Town::build();
+    let with_port = add_pod_with_host_port(&town);
+    let (forge, far) = (town.forge(), town.world.node(2));
+    for v4 in [true, false] {
+        let source = of_family(far, v4);
+        for (place, to) in translated_ways(&town, &with_port, v4) {
+            let what = format!("from the tunnel's port of {source} to {to}");
+            let capture = captured(place);
+            let refused = Refusals::of(town.node(), &[Reason::TunnelPort]);
+            forge.send(&datagram((source, TUNNEL), to, FORGED));
+            // From another port of that node it arrives.
+            assert_nothing_came(&capture, FORGED, &what, |mark| {
+                forge.send(&datagram((source, TUNNEL + 1), to, mark));
+            });
+            refused.assert_rose_by(1, &what);
+        }
+    }
+}
+
+/// Sockets that listen at all addresses take what comes to groups, in a frame to a group.
+#[test]
+fn a_packet_to_a_group_has_no_forged_source() {
+    harness::require_root!();
+    let town = Town::build();
+    let node = town.node();
+    let mut sources: Vec<IpAddr> = [CLUSTER_IP, BALANCER].concat().into_iter().map(ip).collect();
+    sources.extend(town.pod.addresses());
+    sources.extend(node.addresses());
+    sources.extend(
+        [
+            "169.254.1.1",
+            "127.0.0.1",
+            "10.244.1.200",
+            "fd00:244:1::200",
+            "::1",
+        ]
+        .map(ip),
+    );
+    let multicast = [0x01, 0, 0x5e, 0, 0, 1];
+    let groups = [
+        (link::BROADCAST, ip("255.255.255.255")),
+        (link::BROADCAST, ip("192.168.50.255")),
+        (multicast, ip("224.0.0.1")),
+        ([0x33, 0x33, 0, 0, 0, 1], ip("ff02::1")),
+    ];
+    let sockets = [at("0.0.0.0", 9998), at("::", 9999)].map(|at| {
+        let socket = node.udp_bind(at).expect("a socket");
+        socket.set_read_timeout(Some(SECOND / 4)).expect("a deadline");
+        (socket, at.port())
+    });
+    let forge = town.forge();
+    for rp_filter in ["0", "2"] {
+        for interface in ["all", "eth0"] {
+            node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), rp_filter);
+        }
+        for (mac, group) in groups {
+            let (socket, port) = &sockets[usize::from(group.is_ipv6())];
+            let send = |source: IpAddr, mark: &[u8]| {
+                let to = SocketAddr::new(group, *port);
+                let ethernet = Ethernet {
+                    to: mac,
+                    ..forge.ethernet()
+                };
+                forge.send_frame(&ethernet.of_packet(&datagram((source, 999), to, mark)));
+            };
+            let refused = Refusals::of(node, &[Reason::ForgedSource]);
+            let like = |source: &&IpAddr| source.is_ipv4() == group.is_ipv4();
+            let forged: Vec<&IpAddr> = sources.iter().filter(like).collect();
+            for source in &forged {
+                send(**source, FORGED);
+            }
+            let what = format!("to {group}, rp_filter {rp_filter}");
+            let honest = of_family(&town.outside, group.is_ipv4());
+            let mut came = Vec::new();
+            eventually(&format!("an honest datagram {what}"), SOON, || {
+                send(honest, b"honest");
+                let mut buffer = [0; 64];
+                while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    if from.ip() == honest {
+                        return true;
+                    }
+                    came.push((from, buffer[..length].to_vec()));
+                }
+                false
+            });
+            assert!(came.is_empty(), "{what}: {came:?}");
+            refused.assert_rose_by(forged.len() as u64, &what);
+        }
     }
 }

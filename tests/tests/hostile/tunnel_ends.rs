@@ -1,0 +1,149 @@
+//! Services, which tenants write, neither lead into a node's tunnel nor take it over: not by an endpoint at its
+//! end, and not by an address of a node with the tunnel's port.
+
+use std::net::{IpAddr, SocketAddr};
+
+use harness::{Endpoint, Node, Place, Probe, Service, eventually, wait_for};
+use proxy_common::maps::Reason;
+use serde_json::json;
+
+use crate::town::{SECOND, SOON, assert_nothing_came, came_before, captured, counted, datagram, honest};
+use crate::tunnel_town::{FORGED, PORT, Town, carried};
+
+const NODE_PORT: u16 = 30_053;
+/// A port that the same service may have at a node's address.
+const OTHER_PORT: u16 = 7;
+const SECRET: &[u8] = b"secret";
+/// Why nodes refuse what a service leads to a tunnel.
+const REFUSED: &[Reason] = &[Reason::TunnelPort, Reason::TunnelSource, Reason::ForgedSource];
+
+#[test]
+fn a_service_leads_to_no_end_of_a_tunnel_within_a_range_of_pods() {
+    harness::require_root!();
+    assert_no_service_leads_to_an_end(&Town::build());
+}
+
+/// Where routes lead to the pods, they lead to the end of the tunnel as well.
+#[test]
+fn a_service_leads_to_no_end_of_a_tunnel_that_stands_ready() {
+    harness::require_root!();
+    assert_no_service_leads_to_an_end(&Town::routed());
+}
+
+#[test]
+fn a_service_leads_to_no_end_of_a_tunnel_over_ipv6() {
+    harness::require_root!();
+    assert_no_service_leads_to_an_end(&Town::over_ipv6());
+}
+
+/// The node of a node port lends its address to those who ask there, and the other node believes that one.
+#[track_caller]
+fn assert_no_service_leads_to_an_end(town: &Town) {
+    let [n1, n2] = [1, 2].map(|number| town.world.node(number));
+    let [near, victim, far] = [1, 2, 3].map(|number| town.pod(number));
+    let service = town.round().0.node_port("vxlan", NODE_PORT);
+    let end = town.end_port(2).ip();
+    town.world.apply(&service);
+    town.world.apply_all(service.slices([Endpoint::at(&[end])]));
+    let capture = captured(victim);
+    let node_port = SocketAddr::new(town.ip(n1), NODE_PORT);
+    let free = if town.over_v4 {
+        "10.244.1.99"
+    } else {
+        "fd00:244:1::99"
+    };
+    let free: IpAddr = free.parse().expect("an address");
+    let refused = || (1..=3).map(|n| counted(town.world.node(n), REFUSED)).sum::<u64>();
+    let ways: [(&Place, IpAddr); 3] = [
+        (&town.outside, town.ip(near)),
+        (&town.outside, free),
+        (far, town.ip(near)),
+    ];
+    for (place, source) in ways {
+        let what = format!("from {} as {source} by a service at {end}", place.name());
+        let socket = place.udp_socket_for(node_port).expect("a socket");
+        let inner = datagram((source, 999), town.discard(victim), FORGED);
+        let content = carried(n2, &inner);
+        let before = refused();
+        // The service leads nowhere before it is programmed.
+        eventually(&format!("{what}: to be refused"), 2 * SOON, || {
+            let _ = socket.send_to(&content, node_port);
+            refused() > before
+        });
+        assert_nothing_came(&capture, FORGED, &what, honest(near, town.discard(victim)));
+    }
+}
+
+#[test]
+fn an_external_ip_does_not_take_the_tunnel_over() {
+    harness::require_root!();
+    assert_no_service_takes_the_tunnel_over(&Town::build());
+}
+
+#[test]
+fn an_external_ip_does_not_take_the_tunnel_over_ipv6() {
+    harness::require_root!();
+    assert_no_service_takes_the_tunnel_over(&Town::over_ipv6());
+}
+
+/// What a node sends through the tunnel is a datagram to another node's address, as clients of services there
+/// send.
+#[track_caller]
+fn assert_no_service_takes_the_tunnel_over(town: &Town) {
+    let (n1, near, far) = (town.world.node(1), town.pod(1), town.pod(2));
+    let thief = n1.add_pod("thief");
+    let _servers = [far.serve(8080), thief.serve(8080)];
+    let address = town.tunnel_port(2).ip();
+    let cluster_ip = if town.over_v4 { "10.96.0.66" } else { "fd00:96::66" };
+    let service = |name: &str| {
+        let service = Service::new(name).cluster_ip(cluster_ip);
+        service.udp("vxlan", PORT, PORT).udp("other", OTHER_PORT, 8080)
+    };
+    for service in [
+        service("external").set("externalIPs", json!([address.to_string()])),
+        service("balancer").load_balancer_ip(&address.to_string()),
+    ] {
+        let what = format!("a service with the tunnel's port, {}", service.name());
+        town.world.apply_all(service.slices([Endpoint::of(&thief)]));
+        town.world.apply(&service);
+        // Its other port there takes what was the node's.
+        let other = SocketAddr::new(address, OTHER_PORT);
+        wait_for(&format!("the other port of {what}"), 2 * SOON, || {
+            let answer = near.ask_within(Probe::Udp, other, SECOND);
+            match answer {
+                Ok(answer) if answer.backend == thief.name() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        wait_named(n1, service.name());
+        let [at_thief, at_far] = [&thief, far].map(|pod| captured(pod));
+        let mut send = honest(near, town.discard(far));
+        for _ in 0..10 {
+            send(SECRET);
+        }
+        let came = came_before(&at_far, &what, &mut send);
+        let secrets = came.iter().filter(|frame| frame.carries(SECRET)).count();
+        assert_eq!(secrets, 10, "{what}: all go through the tunnel");
+        for _ in 0..5 {
+            let answer = near.ask_within(Probe::Tcp, SocketAddr::new(town.ip(far), 8080), SECOND);
+            assert!(answer.is_ok(), "{what}: {answer:?}");
+        }
+        assert_nothing_came(&at_thief, SECRET, &what, honest(near, town.discard(&thief)));
+        town.world.delete(&service);
+    }
+}
+
+/// Waits until a node's `status` says of a service that its address is refused, and why.
+#[track_caller]
+fn wait_named(node: &Node, service: &str) {
+    wait_for(&format!("{service} to be named"), SOON, || {
+        let errors = node.cli(&["status"]).expect("a status")["errors"].take();
+        let is_told = errors.as_array().expect("a list").iter().any(|error| {
+            let text = |key: &str| error[key].as_str().unwrap_or_default();
+            text("code") == "AddressRefused"
+                && text("object").contains(service)
+                && text("message").contains("the nodes' tunnels")
+        });
+        if is_told { Ok(()) } else { Err(errors) }
+    });
+}
