@@ -129,7 +129,7 @@ fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
     let mut to_end = town.by_tunnel(3, (n1, town.end_port(1)), &near);
     let refused = [Reason::TunnelSource];
     assert_is_counted(n1, &refused, "from a node to the end of the tunnel", || {
-        to_end(FORGED)
+        to_end(FORGED);
     });
     let to_node = town.by_tunnel(3, (n1, town.tunnel_port(1)), &near);
     assert_nothing_came(&capture, FORGED, "from a node to the end of the tunnel", to_node);
