@@ -39,7 +39,7 @@ const EXCHANGES: usize = 17;
 const EXCHANGES_IP: [&str; 2] = ["10.96.3.20", "fd00:96::3:20"];
 const EXCHANGES_PORT: u16 = 30_092;
 /// How long a stream lives without a datagram (`nf_conntrack_udp_timeout_stream`).
-const STREAM_LIFETIME: Duration = Duration::from_secs(180);
+const STREAM_LIFETIME: Duration = Duration::from_mins(3);
 /// Longer than a tick, 2³⁰ ns.
 const TICK: Duration = Duration::from_millis(1100);
 /// How often entries of maps are counted for metrics, and a moment more.
