@@ -214,9 +214,8 @@ impl Sender {
     pub(super) fn reach_of(&self, ethernet: &Ethernet) -> Reach {
         let own = self.forge.ethernet();
         let is_bare = match (self.entry, ethernet.tags.as_slice()) {
-            (_, []) => true,
             // A priority tag is taken off.
-            (Entry::Link, [(_, 0)]) => true,
+            (_, []) | (Entry::Link, [(_, 0)]) => true,
             _ => false,
         };
         // The link vouches for no sender's address; a pod has one.

@@ -24,7 +24,7 @@ use crate::town::{SECOND, Town, at, wait_served};
 
 const FRAMES: u64 = 40_000;
 /// A hardware address that no host has.
-const NOBODY: Mac = [2, 0, 0, 0, 0, 0x99];
+const NO_HOST: Mac = [2, 0, 0, 0, 0, 0x99];
 const GROUPS: [Mac; 3] = [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]];
 
 /// Which frames are sent.
@@ -145,7 +145,7 @@ impl Country {
     }
 
     /// What these give for each family.
-    fn places(&self, of: &[(&Place, u16)], more: [&[(&str, u16)]; 2]) -> [Vec<SocketAddr>; 2] {
+    fn places(of: &[(&Place, u16)], more: [&[(&str, u16)]; 2]) -> [Vec<SocketAddr>; 2] {
         [0, 1].map(|family| {
             let places = of
                 .iter()
@@ -156,7 +156,7 @@ impl Country {
     }
 
     /// Addresses of these, and others, for each family.
-    fn sources(&self, of: &[&Place], more: [&[&str]; 2]) -> [Vec<IpAddr>; 2] {
+    fn sources(of: &[&Place], more: [&[&str]; 2]) -> [Vec<IpAddr>; 2] {
         [0, 1].map(|family| {
             let own = of.iter().map(|place| place.addresses()[family]);
             own.chain(ips(more[family])).collect()
@@ -172,21 +172,21 @@ impl Country {
             entrances,
             pods: [town.web.addresses(), town.pod.addresses(), far.addresses()].concat(),
             end: n1.mac("millrace-vxlan"),
-            own: self.places(
+            own: Self::places(
                 &[(&town.web, 8080), (&town.pod, 9)],
                 [
                     &[("10.244.1.0", 9), ("10.244.1.200", 9)],
                     &[("fd00:244:1::", 9), ("fd00:244:1::200", 9)],
                 ],
             ),
-            foreign: self.places(
+            foreign: Self::places(
                 &[(far, 8080), (n1, 30_080), (n1, 9), (n2, 9), (&town.outside, 9)],
                 [
                     &[("10.96.0.10", 80), ("203.0.113.7", 80)],
                     &[("fd00:96::10", 80), ("2001:db8:7::7", 80)],
                 ],
             ),
-            carried: self.sources(
+            carried: Self::sources(
                 &[far],
                 [
                     &["10.244.2.77", "10.244.2.0"],
@@ -196,11 +196,11 @@ impl Country {
         }
     }
 
-    fn from_link(&self) -> Sender {
+    fn on_link(&self) -> Sender {
         let (town, far) = (&self.town, &self.far);
         let (n1, n2) = (town.node(), town.world.node(2));
         let forge = town.forge();
-        let mut targets = self.places(
+        let mut targets = Self::places(
             &[(&town.web, 8080), (&town.pod, 8080), (n1, TUNNEL_PORT), (n1, 9)],
             [
                 &[
@@ -215,7 +215,7 @@ impl Country {
         for (targets, is_v4) in targets.iter_mut().zip([true, false]) {
             targets.extend(town.entrances(is_v4));
         }
-        let entrances = self.places(
+        let entrances = Self::places(
             &[(n1, TUNNEL_PORT)],
             [
                 &[
@@ -229,10 +229,10 @@ impl Country {
         );
         Sender {
             entry: Entry::Link,
-            macs: [[town.web.mac("eth0"), NOBODY].as_slice(), &GROUPS].concat(),
-            honest: self.sources(&[&town.outside, n2], [&[], &[]]),
+            macs: [[town.web.mac("eth0"), NO_HOST].as_slice(), &GROUPS].concat(),
+            honest: Self::sources(&[&town.outside, n2], [&[], &[]]),
             // With a tunnel, pods of other nodes come by nothing else.
-            forged: self.sources(
+            forged: Self::sources(
                 &[&town.web, &town.pod, far, n1],
                 [
                     &[
@@ -272,11 +272,11 @@ impl Country {
         }
     }
 
-    fn from_pod(&self) -> Sender {
+    fn in_pod(&self) -> Sender {
         let (town, far) = (&self.town, &self.far);
         let (n1, n2) = (town.node(), town.world.node(2));
         let forge = town.pod.forge_out();
-        let targets = self.places(
+        let targets = Self::places(
             &[
                 (&town.web, 8080),
                 (n1, 30_080),
@@ -301,7 +301,7 @@ impl Country {
                 ],
             ],
         );
-        let entrances = self.places(
+        let entrances = Self::places(
             &[
                 (&town.web, TUNNEL_PORT),
                 (n1, TUNNEL_PORT),
@@ -325,9 +325,9 @@ impl Country {
         );
         Sender {
             entry: Entry::Pod,
-            macs: [[town.web.mac("eth0"), n1.mac("eth0"), NOBODY].as_slice(), &GROUPS].concat(),
-            honest: self.sources(&[&town.pod], [&[], &[]]),
-            forged: self.sources(
+            macs: [[town.web.mac("eth0"), n1.mac("eth0"), NO_HOST].as_slice(), &GROUPS].concat(),
+            honest: Self::sources(&[&town.pod], [&[], &[]]),
+            forged: Self::sources(
                 &[&town.web, n1, &town.outside, far],
                 [
                     &[
@@ -363,8 +363,8 @@ fn frames_from_the_link_arrive_as_the_table_of_entries_says() {
     harness::require_root!();
     let country = Country::build();
     let town = &country.town;
-    let sender = country.from_link();
-    let strange = vec![sender.forge.ethernet().from, NOBODY];
+    let sender = country.on_link();
+    let strange = vec![sender.forge.ethernet().from, NO_HOST];
     let pods: [&Place; 3] = [&town.web, &town.pod, &country.far];
     let receivers = Receivers::open(town.node(), &pods, None, strange);
     assert_held("from the link", &sender, &receivers);
@@ -375,8 +375,8 @@ fn frames_of_a_pod_arrive_as_the_table_of_entries_says() {
     harness::require_root!();
     let country = Country::build();
     let town = &country.town;
-    let sender = country.from_pod();
-    let strange = vec![sender.forge.ethernet().from, NOBODY];
+    let sender = country.in_pod();
+    let strange = vec![sender.forge.ethernet().from, NO_HOST];
     let pods: [&Place; 2] = [&town.web, &country.far];
     let receivers = Receivers::open(town.node(), &pods, Some(&town.outside), strange);
     assert_held("from a pod", &sender, &receivers);

@@ -268,7 +268,7 @@ fn is_of_pods(address: IpAddr) -> bool {
     }
 }
 
-/// How many packets raw sockets of a node had no room for: the last column (proc(5)). Those of ICMPv6 count
+/// How many packets raw sockets of a node had no room for: the last column (proc(5)). Those of `ICMPv6` count
 /// wrong checksums there too, of datagrams that were put together of several ones' fragments, and the stack
 /// counts them as well.
 fn lost_by_sockets(node: &Node) -> u64 {
