@@ -343,8 +343,8 @@ fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
     }
 }
 
-/// A service whose endpoints a tenant has put at addresses of the node's link that no host has. Of IPv6 alone:
-/// the link's IPv4 addresses are fewer than the table's entries.
+/// A service whose endpoints a tenant has put at addresses of the node's link that no host has. Of IPv6
+/// alone: the link's IPv4 addresses are fewer than the table's entries.
 fn service_of_dead_hosts(town: &Town, endpoints: u16) {
     let service = Service::new("scan")
         .cluster_ip("fd00:96::99")
@@ -358,8 +358,8 @@ fn service_of_dead_hosts(town: &Town, endpoints: u16) {
     town.world.apply_all(service.slices(endpoints));
 }
 
-/// Has a place send to the service until the first node refuses so many packets, and tells how many neighbours
-/// that node looks for.
+/// Has a place send to the service until the first node refuses so many packets. Asserts that the node then
+/// looks for no more neighbours than the second number.
 #[track_caller]
 fn assert_dead_hosts_fill_no_table(
     town: &Town,

@@ -256,7 +256,7 @@ fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
     }
 }
 
-/// What a service leads to when a connection's own endpoint takes no new ones.
+/// Holds connections to a node port while other endpoints take the new ones, and forges a SYN within each.
 #[track_caller]
 fn assert_outlives_a_handshake(when: &str, endpoints: impl FnOnce(&Town) -> Vec<Endpoint>) {
     let town = Town::build();

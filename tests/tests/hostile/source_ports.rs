@@ -1,5 +1,5 @@
-//! Source ports of the node's come back from flows that nobody uses: from streams of clients that do not exist,
-//! from those of a tenant's pods, and from associations that are over.
+//! Source ports of the node's come back from flows that are out of use: from streams of clients that do not
+//! exist, from those of a tenant's pods, and from associations that are over.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const PORTS: usize = 2000;
 const TICK: Duration = Duration::from_millis(1200);
 /// A stream that is silent for ten of these units gives up its port.
 const SILENT: Duration = Duration::from_secs(12);
-/// A server answers each of them by then, or does not.
+/// Questions of which all but one have to be answered.
 const TRIES: usize = 20;
 const SCTP: u8 = 132;
 
@@ -170,8 +170,8 @@ impl<'a> Associations<'a> {
         }
     }
 
-    /// Begins one to a port of the host outside, from a port of the pod's. It ends if one says how; false if it
-    /// got no source port.
+    /// Begins one to a port of the host outside, from a port of the pod's, and ends it if an end is given.
+    /// False if it got no source port.
     fn open(&self, v4: bool, (from, to): (u16, u16), end: Option<End>) -> bool {
         use chunk::{
             ABORT, COOKIE_ACK, COOKIE_ECHO, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,

@@ -323,7 +323,8 @@ fn a_link_local_source_is_not_forwarded_into_a_pod() {
     }
 }
 
-/// A reply of the pod's would leave this node for the port of the other one's tunnel, which believes this node.
+/// A reply of the pod's would leave this node for the port of the other one's tunnel, which believes this
+/// node.
 #[test]
 fn a_pods_reply_reaches_no_tunnels_port() {
     const TUNNEL: u16 = 8472;

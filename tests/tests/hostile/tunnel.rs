@@ -124,8 +124,8 @@ fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
         let to = town.discard(victim);
         assert_nothing_came(capture, FORGED, "to other addresses", honest(attacker, to));
     }
-    // From the node whose pod is inside, what is forged above arrives at the node's own address alone: a service
-    // may lead to the end of the tunnel, in the name of a node that lends its address.
+    // From the node whose pod is inside, what is forged above arrives at the node's own address alone. To the
+    // end of the tunnel a service may lead, in the name of a node that lends its address.
     let mut to_end = town.by_tunnel(3, (n1, town.end_port(1)), &near);
     let refused = [Reason::TunnelSource];
     assert_is_counted(n1, &refused, "from a node to the end of the tunnel", || {

@@ -1,5 +1,5 @@
-//! Services, which tenants write, neither lead into a node's tunnel nor take it over: not by an endpoint at its
-//! end, and not by an address of a node with the tunnel's port.
+//! Services, which tenants write, neither lead into a node's tunnel nor take it over: not by an endpoint at
+//! its end, and not by an address of a node with the tunnel's port.
 
 use std::net::{IpAddr, SocketAddr};
 
