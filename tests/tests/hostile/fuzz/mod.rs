@@ -325,7 +325,11 @@ impl Country {
         );
         Sender {
             entry: Entry::Pod,
-            macs: [[town.web.mac("eth0"), n1.mac("eth0"), NO_HOST].as_slice(), &GROUPS].concat(),
+            macs: [
+                [town.web.mac("eth0"), n1.mac("eth0"), NO_HOST].as_slice(),
+                &GROUPS,
+            ]
+            .concat(),
             honest: Self::sources(&[&town.pod], [&[], &[]]),
             forged: Self::sources(
                 &[&town.web, n1, &town.outside, far],
