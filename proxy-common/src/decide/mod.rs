@@ -21,6 +21,7 @@ pub mod conntrack;
 pub mod decision;
 pub mod egress;
 mod elsewhere;
+mod flow_state;
 pub mod fragment;
 pub mod gateway;
 pub mod host_port;
