@@ -188,6 +188,7 @@ impl PodNetwork {
     fn let_through(&mut self, roles: &Roles) {
         let uplinks: Vec<_> = roles
             .of(Role::Uplink)
+            .filter(|uplink| !roles.trunks.contains(&uplink.index))
             .map(|uplink| uplink.name.as_str())
             .collect();
         if let Err(error) = forwarding::ensure(&uplinks, self.has(true), self.has(false)) {

@@ -3,7 +3,8 @@
 //! A program hangs on each interface by its role. Uplinks are those that the operator names; else each
 //! interface that holds an address of the Node object, that a default route of any table leads to, or that
 //! holds an address with which other machines know the node: packets of pods and services take all of these.
-//! The link below a VLAN that is found so is one as well, for its frames without a tag.
+//! A link below a VLAN that is found so is one as well, for its frames without a tag, unless it is a bridge or
+//! a port.
 //! A pod's interface is then the host side of any veth that leads to another namespace, so that beside any CNI
 //! plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator may name them
 //! instead. The order matters: the uplink of a virtual node is such a veth. An uplink that is refused, since
@@ -17,6 +18,7 @@ use super::error::Problem;
 use super::is_own;
 use super::link::Link;
 use super::links::Links;
+use crate::bpf::links::InterfaceRole;
 use crate::config::NamePattern;
 use crate::trouble::Trouble;
 use proxy_common::maps::MAX_HEADERLESS;
@@ -63,6 +65,9 @@ pub struct Roles {
     pub main: usize,
     /// Uplinks whose packets have no Ethernet header, by index.
     pub headerless: Vec<u32>,
+    /// Links below VLANs that are uplinks for nothing but untagged frames: no route leads there. They keep
+    /// the settings that they have.
+    pub trunks: BTreeSet<u32>,
     /// Uplinks that are named and not there, those that are down or refused, or no uplink at all.
     pub problems: Vec<Problem>,
 }
@@ -106,7 +111,8 @@ impl Roles {
 pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let mut problems = Vec::new();
     let (mut uplinks, main) = uplinks(links, options, &mut problems);
-    let trunks = trunks(links, &uplinks);
+    let mut trunks = trunks(links, &uplinks, options);
+    trunks.retain(|index| !uplinks.contains(index));
     if options.uplinks.is_empty() {
         uplinks.extend(
             trunks
@@ -186,6 +192,7 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
         interfaces,
         main,
         headerless,
+        trunks,
         problems,
     }
 }
@@ -372,14 +379,19 @@ fn bridges_with_own_ports(links: &Links) -> BTreeSet<u32> {
         .collect()
 }
 
-/// The links below VLANs that are uplinks. What comes in there without a tag is for this node as well. A bridge
-/// is none: it is read at its ports or has a role of its own.
-fn trunks(links: &Links, uplinks: &[u32]) -> BTreeSet<u32> {
+/// The links below VLANs that are uplinks. What comes in there without a tag may be for this node as well. A
+/// bridge or the port of a device is none, since the device above receives, nor is a pod's interface.
+fn trunks(links: &Links, uplinks: &[u32], options: &RoleOptions) -> BTreeSet<u32> {
+    let is_pods = |name: &str| {
+        let mut named = options.pod_interfaces.iter();
+        InterfaceRole::of_pod(name) == InterfaceRole::OwnPod || named.any(|pattern| pattern.matches(name))
+    };
     let below = |index: u32| {
         let vlan = links.get(index).filter(|link| link.kind == "vlan")?;
         let lower = vlan.peer.filter(|_| vlan.peer_namespace.is_none());
         let lower = links.get(lower?)?;
-        (lower.kind != "bridge").then_some(lower.index)
+        let is_other = lower.kind == "bridge" || lower.master.is_some() || is_own(&lower.name);
+        (!is_other && !is_pods(&lower.name)).then_some(lower.index)
     };
     // A VLAN may lie on another one.
     uplinks

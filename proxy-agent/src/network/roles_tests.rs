@@ -216,6 +216,7 @@ fn the_link_below_a_vlan_is_an_uplink_too() {
         assert_eq!(named(&world, &none), (names, vec![]));
         let roles = roles(&world.0, &none);
         assert_eq!((roles.main, roles.problems.as_slice()), (1, [].as_slice()));
+        assert_eq!(roles.trunks, [2, 9].into(), "without forwarding of their own");
         assert!(roles.watch_all(&world.0));
     }
     let by_operator = RoleOptions {
@@ -223,13 +224,27 @@ fn the_link_below_a_vlan_is_an_uplink_too() {
         ..RoleOptions::default()
     };
     assert_eq!(
-        named(&world(veth), &by_operator),
+        named(&world(veth.clone()), &by_operator),
         (strings(&["eth9.5.6"]), vec![]),
         "the operator narrows, and the trunk is no pod's"
     );
-    // A bridge below would take its ports from their pods.
-    let bridge = link(2, "eth9", "bridge");
-    assert_eq!(named(&world(bridge), &none).0, strings(&["eth9.5.6", "eth9.5"]));
+    // A bridge below would take its ports from their pods, and what comes by a port is the bridge's.
+    let port = Link {
+        master: Some(11),
+        ..link(2, "eth9", "")
+    };
+    let of_pod = Link {
+        name: "cali9".into(),
+        ..veth
+    };
+    let cali = RoleOptions {
+        pod_interfaces: vec!["cali*".parse().expect("a pattern")],
+        ..RoleOptions::default()
+    };
+    for (lower, options) in [(link(2, "eth9", "bridge"), &none), (port, &none), (of_pod, &cali)] {
+        let world = world(lower).add(link(11, "br0", "bridge"));
+        assert_eq!(named(&world, options).0, strings(&["eth9.5.6", "eth9.5"]));
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@
 //! An entry that was idle for longer than its state allows is not believed any more. The agent removes such entries from
 //! the tables that evict nothing.
 
-use super::flow_state::{ends, is_far_ahead, next};
+use super::flow_state::{aborts, ends, is_far_ahead, next};
 use super::{Tables, Work};
 use crate::Ip;
 use crate::maps::{Config, Flow, FlowKey, FlowState};
@@ -40,13 +40,13 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
 
 /// Whether a backend's SYN,ACK is one of another connection than the flow's. What replies to a SYN that came
 /// after a RST belongs to the flow. From another machine both the RST and the SYN,ACK may be forged; a pod of
-/// this node sends its own.
+/// this node sends its own, and the node's own socket waits for one.
 #[inline(always)]
 fn begins_another<T: Tables>(tables: &T, work: &Work, state: FlowState) -> bool {
     state.is_over()
         || (state.has(FlowState::RESET)
             && !state.has(FlowState::SYN_AFTER_RESET)
-            && tables.is_own_pod(&work.headers.src))
+            && (tables.is_own_pod(&work.headers.src) || tables.has_own_connection(&work.key)))
 }
 
 /// Whether an entry was idle for longer than its state allows. A lifetime of 0 has no end.
@@ -138,9 +138,10 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
         sequence = headers.sequence.wrapping_add(1);
     }
     // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that. A SYN in a
-    // connection may be forged, and keeps nothing alive either.
+    // connection may be forged, as may a RST that does not count: they keep nothing alive either.
     let is_repeated = (is_opening_reply && FlowState(old).has(FlowState::ANSWERED))
-        || (headers.is_opening() && FlowState(old).has(FlowState::CONFIRMED | FlowState::RESET));
+        || (headers.is_opening() && FlowState(old).has(FlowState::CONFIRMED | FlowState::RESET))
+        || (new == old && aborts(headers));
     let ends = ends(headers);
     if is_confirmed && is_far_ahead(headers, flow) {
         // The next acknowledgement seems the first one of its tick, and is noted.

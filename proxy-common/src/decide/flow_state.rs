@@ -14,7 +14,8 @@
 
 use crate::maps::{Flow, FlowState};
 use crate::packet::{
-    Headers, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_SHUTDOWN_COMPLETE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+    Headers, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_INIT, SCTP_INIT_ACK, SCTP_SHUTDOWN_COMPLETE, TCP_ACK, TCP_FIN,
+    TCP_RST, TCP_SYN,
 };
 use crate::protocol;
 
@@ -62,6 +63,17 @@ pub const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     new
 }
 
+/// What ends with a connection that goes on after a RST.
+const ENDED: u8 = FlowState::CLOSED | FlowState::RESET | FlowState::SYN_AFTER_RESET | FlowState::EVICTABLE;
+
+/// Whether a packet ends a connection at once, if it is not forged: a RST, or what stands for it in SCTP.
+#[inline(always)]
+pub const fn aborts(headers: &Headers) -> bool {
+    headers.has_tcp_flag(TCP_RST)
+        || (headers.protocol == protocol::SCTP
+            && matches!(headers.detail, SCTP_ABORT | SCTP_SHUTDOWN_COMPLETE))
+}
+
 /// The bit of a side that has sent its last byte.
 #[inline(always)]
 const fn done(is_backend: bool) -> u8 {
@@ -99,8 +111,7 @@ const fn next_of_closed(old: u8, headers: &Headers, is_reply: bool) -> u8 {
     }
     let flags = headers.detail & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN);
     if flags == TCP_ACK {
-        let ended = FlowState::CLOSED | FlowState::RESET | FlowState::SYN_AFTER_RESET | FlowState::EVICTABLE;
-        return (old & !ended) | FlowState::CONFIRMED;
+        return (old & !ENDED) | FlowState::CONFIRMED;
     }
     if flags == TCP_SYN && !is_reply {
         return old | FlowState::SYN_AFTER_RESET;
@@ -119,7 +130,23 @@ const fn goes_on_after_end(chunk: u8) -> bool {
     const SACK: u8 = 3;
     const HEARTBEAT: u8 = 4;
     const HEARTBEAT_ACK: u8 = 5;
-    matches!(chunk, DATA | SACK | HEARTBEAT | HEARTBEAT_ACK | SCTP_COOKIE_ACK)
+    /// Interleaved data (RFC 8260 §2.1).
+    const I_DATA: u8 = 64;
+    /// What is given up (RFC 3758 §3.2), and changes of addresses (RFC 5061 §4.1).
+    const FORWARD_TSN: u8 = 192;
+    const ASCONF: u8 = 193;
+    const ASCONF_ACK: u8 = 128;
+    matches!(
+        chunk,
+        DATA | SACK
+            | HEARTBEAT
+            | HEARTBEAT_ACK
+            | I_DATA
+            | FORWARD_TSN
+            | ASCONF
+            | ASCONF_ACK
+            | SCTP_COOKIE_ACK
+    )
 }
 
 /// The state of an association after a packet with this chunk first. The server's COOKIE ACK proves it: only a
@@ -137,15 +164,19 @@ const fn next_of_associations(old: u8, chunk: u8, is_reply: bool, is_later: bool
         return (old | FlowState::CLOSED | reset) & !(FlowState::CONFIRMED | FlowState::EVICTABLE);
     }
     if state.has(FlowState::RESET) {
-        return if goes_on_after_end(chunk) {
-            (old & !(FlowState::CLOSED | FlowState::RESET | FlowState::EVICTABLE)) | FlowState::CONFIRMED
-        } else {
-            old
+        return match chunk {
+            SCTP_INIT if !is_reply => old | FlowState::SYN_AFTER_RESET,
+            SCTP_INIT_ACK if is_reply && state.has(FlowState::SYN_AFTER_RESET) => FlowState::ANSWERED,
+            _ if goes_on_after_end(chunk) => (old & !ENDED) | FlowState::CONFIRMED,
+            _ => old,
         };
     }
     let goes_on = is_later && state.has(FlowState::ANSWERED);
-    let is_proven = is_reply && (chunk == SCTP_COOKIE_ACK || goes_on);
-    old | answered(is_reply) | confirmed(is_proven)
+    if is_reply && (chunk == SCTP_COOKIE_ACK || goes_on) {
+        // A forged end of the handshake is none.
+        return (old & !FlowState::CLOSED) | FlowState::ANSWERED | FlowState::CONFIRMED;
+    }
+    old | answered(is_reply)
 }
 
 /// As netfilter has it (`nf_conntrack_udp_packet`): what goes on after the exchange of a question and its
@@ -153,17 +184,13 @@ const fn next_of_associations(old: u8, chunk: u8, is_reply: bool, is_later: bool
 #[inline(always)]
 const fn next_of_datagrams(old: u8, is_reply: bool, is_later: bool) -> u8 {
     let goes_on = is_later && FlowState(old).has(FlowState::ANSWERED);
-    old | answered(is_reply) | confirmed(goes_on)
+    let confirmed = if goes_on { FlowState::CONFIRMED } else { 0 };
+    old | answered(is_reply) | confirmed
 }
 
 #[inline(always)]
 const fn answered(is_reply: bool) -> u8 {
     if is_reply { FlowState::ANSWERED } else { 0 }
-}
-
-#[inline(always)]
-const fn confirmed(is_proven: bool) -> u8 {
-    if is_proven { FlowState::CONFIRMED } else { 0 }
 }
 
 /// Whether a number acknowledges a SYN,ACK. A server may send data with it (RFC 7413), whose length is not known here. Of a
@@ -393,8 +420,8 @@ mod tests {
 
     #[test]
     fn an_association_ends_until_something_follows() {
-        const INIT: u8 = 1;
-        const INIT_ACK: u8 = 2;
+        const INIT: u8 = SCTP_INIT;
+        const INIT_ACK: u8 = SCTP_INIT_ACK;
         const SHUTDOWN: u8 = 7;
         let open = [(false, INIT), (true, INIT_ACK), (true, SCTP_COOKIE_ACK)];
         let state = |more: &[(bool, u8)]| state_after(&[&open[..], more].concat(), protocol::SCTP);
@@ -403,8 +430,11 @@ mod tests {
             for is_reply in [true, false] {
                 let ended = state(&[(is_reply, end)]);
                 assert!(ended.has(FlowState::RESET) && !ended.is_protected(), "{end}");
-                let again = state(&[(is_reply, end), (false, INIT), (true, INIT_ACK)]);
-                assert!(again.has(FlowState::RESET), "{end}: no proof yet");
+                assert!(state(&[(is_reply, end), (false, INIT)]).has(FlowState::SYN_AFTER_RESET));
+                let begun = [(is_reply, end), (false, INIT), (true, INIT_ACK)];
+                assert_eq!(state(&begun).lifetime(protocol::SCTP), Lifetime::Opening);
+                let proven = state(&[&begun[..], &[(true, SCTP_COOKIE_ACK)]].concat());
+                assert!(proven.is_protected() && !proven.has(FlowState::CLOSED), "{end}");
             }
             // DATA, SACK, HEARTBEAT and what acknowledges it, and the next association.
             for follows in [0, 3, 4, 5, SCTP_COOKIE_ACK] {
@@ -416,6 +446,11 @@ mod tests {
             }
             let unproven = state_after(&[(false, INIT), (true, end)], protocol::SCTP);
             assert!(unproven.is_over(), "{end}");
+            let forged = [open[0], open[1], (true, end), open[2]];
+            assert!(
+                !state_after(&forged, protocol::SCTP).has(FlowState::CLOSED),
+                "{end}"
+            );
         }
     }
 }

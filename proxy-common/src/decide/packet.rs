@@ -343,14 +343,14 @@ const fn is_over(state: FlowState, from_outside: bool) -> bool {
 }
 
 /// Whether a connection goes on in spite of a SYN from outside, which may be forged, also where its backend
-/// takes no new ones. A client that begins anew by the same port waits until the old one has been silent for
-/// a minute; netfilter leaves it to the old backend for the whole lifetime.
+/// takes no new ones. A client that begins anew by the same port, and whose old connection got no RST, waits
+/// until that one has been silent for a minute. Netfilter leaves it to the old backend for the whole lifetime.
 #[inline(always)]
 fn outlives_syn<T: Tables>(tables: &T, work: &Work) -> bool {
     /// Ticks.
     const SILENCE: u32 = 60;
     let state = work.flow.state();
-    state.has(FlowState::CONFIRMED | FlowState::RESET) && age(tables.now(), work.flow.seen) < SILENCE
+    state.has(FlowState::CONFIRMED) && age(tables.now(), work.flow.seen) < SILENCE
 }
 
 /// Finds the live entry of a packet to a frontend; else says why the flow needs a new one, or why it ends.

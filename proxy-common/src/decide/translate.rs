@@ -253,7 +253,7 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
 /// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One
 /// that is over comes before one that is not proven: that waits for a reply or the end of its handshake, or
 /// had one question and its reply. Then come one that only a RST ended, since a RST may be forged, and a
-/// stream of datagrams that has been silent for some seconds: two datagrams of a client that does not exist
+/// stream of datagrams that has been silent for half a minute: two datagrams of a client that does not exist
 /// make one. Of each kind the one goes that has been silent for the longest.
 #[inline(always)]
 fn standing(config: &Config, work: &Work) -> u32 {
@@ -261,8 +261,8 @@ fn standing(config: &Config, work: &Work) -> u32 {
     const KIND: u32 = 1 << 26;
     /// How long a flow may be silent before it is proven, while others want its port.
     const PATIENCE: u32 = 2;
-    /// The same of a stream.
-    const STREAM: u32 = 10;
+    /// The same of a stream: longer than what keeps one alive takes, 20 to 30 s.
+    const STREAM: u32 = 32;
     let (now, found) = (work.flow.seen, &work.found);
     let idle = age(now, found.seen);
     let silent = if idle < KIND { idle } else { KIND - 1 };

@@ -11,8 +11,8 @@ mod parse;
 pub use carried::{parse_carried, parse_carried_into};
 pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports, TcpHead};
 pub use parse::{
-    ECHO_ID, Headers, MAX_EXTENSIONS, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_SHUTDOWN_COMPLETE, TCP_ACK, TCP_FIN,
-    TCP_RST, TCP_SYN, is_extension, parse, parse_into,
+    ECHO_ID, Headers, MAX_EXTENSIONS, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_INIT, SCTP_INIT_ACK,
+    SCTP_SHUTDOWN_COMPLETE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, is_extension, parse, parse_into,
 };
 
 use crate::Plain;

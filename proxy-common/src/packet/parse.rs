@@ -32,8 +32,10 @@ pub const TCP_ACK: u8 = 0x10;
 
 /// Offset of the first chunk's type in an SCTP packet (RFC 9260 §3).
 const SCTP_FIRST_CHUNK: u32 = 12;
-const SCTP_INIT: u8 = 1;
-const SCTP_INIT_ACK: u8 = 2;
+/// Begins an association (RFC 9260 §3.3.2).
+pub const SCTP_INIT: u8 = 1;
+/// The reply to it (RFC 9260 §3.3.3).
+pub const SCTP_INIT_ACK: u8 = 2;
 /// SCTP: the cookie that the client has returned is right.
 pub const SCTP_COOKIE_ACK: u8 = 11;
 /// The association is over at once (RFC 9260 §3.3.7).

@@ -17,8 +17,8 @@ const FEW_PORTS: &str = "masqueradePorts: 10000-11999\n";
 const PORTS: usize = 2000;
 /// Longer than the programs' unit of time, in which a second datagram begins no stream.
 const TICK: Duration = Duration::from_millis(1200);
-/// A stream that is silent for ten of these units gives up its port.
-const SILENT: Duration = Duration::from_secs(12);
+/// A stream that is silent for 32 of these units gives up its port.
+const SILENT: Duration = Duration::from_secs(36);
 /// Questions of which all but one have to be answered.
 const TRIES: usize = 20;
 const SCTP: u8 = 132;

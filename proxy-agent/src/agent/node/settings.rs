@@ -40,6 +40,7 @@ impl NodeSide {
             return Vec::new();
         }
         let uplinks = self.roles.of(Role::Uplink);
+        let uplinks = uplinks.filter(|uplink| !self.roles.trunks.contains(&uplink.index));
         let strict = uplinks.filter(|uplink| is_strict(&links.name(uplink.index)));
         strict.map(|uplink| uplink.index).collect()
     }

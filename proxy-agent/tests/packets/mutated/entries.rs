@@ -6,7 +6,9 @@ use proxy_common::protocol;
 
 use super::judge::{Ran, is_node};
 use super::layout::{L3, Layout};
-use super::world::{BROADCASTS, ELSEWHERE, Frontends, PEERS, is_in_pods_of, is_in_pods_range, is_tunnelled};
+use super::world::{
+    BROADCASTS, ELSEWHERE, Frontends, PEERS, TUNNEL_PORT, is_in_pods_of, is_in_pods_range, is_tunnelled,
+};
 use super::{At, FROM_UPLINK, UPLINK_MAC};
 use crate::node::{NODE, of_family};
 
@@ -79,7 +81,25 @@ pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2]
     layout.protocol == protocol::UDP
         && ran.program == FROM_UPLINK
         && PEERS.iter().any(|peer| is_of(peer, from.ip()))
-        && (leads(node) || leads(to.ip()))
+        && (leads(node) || leads(to.ip()) || leads(from.ip()))
+}
+
+/// Whether a packet asks a group from no address. Frame and packet go to a group then.
+pub fn is_from_no_address(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
+    is_for_group(ran) && !is_one_host(to) && from.is_unspecified()
+}
+
+/// Whether replies to a client from outside would go to the port of another node's tunnel.
+pub fn is_client_at_tunnel(ran: &Ran<'_>, from: SocketAddr, layout: Layout) -> bool {
+    layout.protocol == protocol::UDP
+        && ran.program == FROM_UPLINK
+        && from.port() == TUNNEL_PORT
+        && PEERS.iter().any(|peer| is_of(peer, from.ip()))
+}
+
+/// Whether a client's address is good on its link only, so that its packets are not forwarded.
+pub fn is_link_local_client(ran: &Ran<'_>, from: IpAddr) -> bool {
+    ran.program == FROM_UPLINK && matches!(from, IpAddr::V6(from) if from.is_unicast_link_local())
 }
 
 /// Whether a pod of ours sends an ICMP error about a packet that did not go to the pod itself, or one in
@@ -102,12 +122,13 @@ pub fn is_for_loopback_unread(program: usize, frame: &[u8]) -> bool {
 }
 
 /// Whether the addresses of a packet stand before what cannot be read, and the table of entries refuses the
-/// source. What goes to no single host is none of it.
+/// source.
 pub fn is_forged_unread(frontends: &Frontends, ran: &Ran<'_>) -> bool {
-    unread(ran.frame).is_some_and(|(from, _)| is_forged(frontends, ran, from))
+    unread(ran.frame)
+        .is_some_and(|(from, to)| !is_from_no_address(ran, from, to) && is_forged(frontends, ran, from))
 }
 
-/// The addresses of a packet to one host that stand before what cannot be read.
+/// The addresses of a packet that stand before what cannot be read.
 pub fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let is_whole = match crate::frame::ether_type(frame) {
         0x0800 => frame.len() >= L3 + 20 && frame[L3] >> 4 == 4 && frame[L3] & 15 >= 5,
@@ -115,8 +136,9 @@ pub fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
         _ => false,
     };
     let ends = is_whole.then(|| addresses(frame)).flatten();
-    // A host without an address asks for one over IPv6.
-    ends.filter(|(from, to)| *from != IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) && is_one_host(*to))
+    // The programs take these for addresses that are not there.
+    let none = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+    ends.filter(|ends| *ends != (none, none))
 }
 
 pub fn is_one_host(to: IpAddr) -> bool {

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::maps::Reason;
 
 use super::entries::{
-    addresses, is_against_route, is_error_of_another, is_for_another_host, is_for_group, is_for_loopback,
-    is_for_loopback_unread, is_forged, is_forged_unread, is_in_service_range, is_loop, is_one_host,
-    is_virtual,
+    addresses, is_against_route, is_client_at_tunnel, is_error_of_another, is_for_another_host, is_for_group,
+    is_for_loopback, is_for_loopback_unread, is_forged, is_forged_unread, is_from_no_address,
+    is_in_service_range, is_link_local_client, is_loop, is_virtual,
 };
 use super::layout::{L3, Layout};
 use super::refusal;
@@ -179,13 +179,12 @@ fn judge_admission(
 ) -> Option<Result<(), String>> {
     let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
     let [from, to] = layout.ends(ran.frame, L3);
-    let has_one_receiver = !is_for_group(ran) || is_one_host(to);
     let (is_right, what) = if is_for_loopback(ran.program, to) {
         (
             is_dropped(Reason::LoopbackDestination),
             format!("{to} is no destination here"),
         )
-    } else if has_one_receiver && is_forged(frontends, ran, from) {
+    } else if !is_from_no_address(ran, from, to) && is_forged(frontends, ran, from) {
         (
             is_dropped(Reason::ForgedSource),
             format!("{from} is no source here"),
@@ -290,6 +289,19 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
                     && !is_in_ranges(from.ip()) =>
             {
                 reason == Some(Reason::SourceNotAllowed)
+            }
+            _ if is_client_at_tunnel(ran, from, layout) => {
+                fails
+                    || matches!(
+                        reason,
+                        Some(Reason::TunnelPort | Reason::ReplyLoop | Reason::Established)
+                    )
+            }
+            // What the node itself serves is not forwarded.
+            _ if is_link_local_client(ran, from.ip())
+                && !frontend.backends.iter().any(|backend| is_node(backend.ip())) =>
+            {
+                fails || matches!(reason, Some(Reason::ForgedSource | Reason::Established))
             }
             _ if is_loop(frontends, ran, [from, to], layout) => {
                 fails || matches!(reason, Some(Reason::ReplyLoop | Reason::Established))

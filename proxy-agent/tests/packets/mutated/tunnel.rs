@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proxy_common::maps::Reason;
 use proxy_common::protocol;
 
-use super::entries::{addresses, is_for_another_host, is_in_service_range, is_one_host, is_virtual, unread};
+use super::entries::{
+    addresses, is_for_another_host, is_from_no_address, is_in_service_range, is_one_host, is_virtual, unread,
+};
 use super::judge::{Ran, check, is_node};
 use super::layout::{L3, Layout, is_extension};
 use super::world::{BROADCASTS, Frontends, PEERS, TUNNEL, TUNNEL_PORT, is_in_pods_of, is_in_pods_range};
@@ -47,7 +49,12 @@ pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed
         FROM_UPLINK if is_node(to) || is_shared(to) => Some(if layout.is_fragment {
             Owed::Refused(Reason::TunnelSource)
         } else {
-            inside(from.ip(), ran.frame.get(l4 + FRAME..).unwrap_or_default())
+            let content = ran.frame.get(l4 + FRAME..).unwrap_or_default();
+            // Other nodes send to the node, not to its end of the tunnel.
+            match inside(from.ip(), content) {
+                Owed::Admitted | Owed::Either if is_among(&TUNNEL, to) => Owed::Refused(Reason::TunnelSource),
+                owed => owed,
+            }
         }),
         _ => None,
     }
@@ -108,7 +115,10 @@ pub fn hidden(ran: &Ran<'_>, odd: Reason) -> Option<Reason> {
     if ether_type(ran.frame) != 0x86dd || !(odd == Reason::Malformed || Layout::is_unwalked(ran.frame)) {
         return None;
     }
-    let (_, to) = unread(ran.frame)?;
+    let (from, to) = unread(ran.frame)?;
+    if is_from_no_address(ran, from, to) {
+        return None;
+    }
     match ran.program {
         FROM_POD if is_heard(to) => Some(Reason::TunnelPort),
         // An ICMP error about a packet of others perhaps.
