@@ -40,13 +40,13 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
 
 /// Whether a backend's SYN,ACK is one of another connection than the flow's. What replies to a SYN that came
 /// after a RST belongs to the flow. From another machine both the RST and the SYN,ACK may be forged; a pod of
-/// this node sends its own, and the node's own socket waits for one.
+/// our plugin sends its own.
 #[inline(always)]
 fn begins_another<T: Tables>(tables: &T, work: &Work, state: FlowState) -> bool {
     state.is_over()
         || (state.has(FlowState::RESET)
             && !state.has(FlowState::SYN_AFTER_RESET)
-            && (tables.is_own_pod(&work.headers.src) || tables.has_own_connection(&work.key)))
+            && tables.is_own_pod(&work.headers.src))
 }
 
 /// Whether an entry was idle for longer than its state allows. A lifetime of 0 has no end.
