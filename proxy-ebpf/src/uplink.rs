@@ -39,7 +39,7 @@ pub fn from_uplink(context: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_uplink(context: TcContext) -> i32 {
-    // What has a tag here was read at the VLAN's own device.
+    // What has a tag here was read at the VLAN's own device, unless `--uplink` leaves that one out.
     if !is_watched(&Live::HOOK) || Skb(&context).has_tag() {
         return TC_ACT_UNSPEC;
     }

@@ -10,7 +10,7 @@
 //! - [`select`]: which backend; [`host_port`]: which pod, by a port of the node.
 //! - `translate`: how a new flow is translated; `conntrack`: how flows are remembered, and how they end.
 //! - `local_socket`: what sockets of the node send from ports of masqueraded flows.
-//! - [`neighbour`]: which packets of a pod may ask for a neighbour; [`limit`]: which go through a limiter
+//! - [`neighbour`]: which packets may ask for a neighbour; [`limit`]: which go through a limiter
 //!   first.
 //! - `fragment`: the ports of later fragments; `related`: ICMP errors; [`gateway`]: what a pod's gateway
 //!   replies.
@@ -121,9 +121,9 @@ pub trait Tables {
     fn note_answered(&self, client: &Ip);
     /// Whether the node would have to look for the neighbour that the packet goes to, as it is or translated.
     fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool;
-    /// Counts one more packet by the pod's interface that makes the node look for a neighbour; false, and
-    /// nothing is counted, if that is one too many.
-    fn note_neighbour(&self, config: &Config, interface: u32) -> bool;
+    /// Counts one more packet that makes the node look for a neighbour, under the index of the pod's interface
+    /// or a service port; false, and nothing is counted, if that is one too many.
+    fn note_neighbour(&self, config: &Config, key: u32) -> bool;
     /// The ports of a datagram whose first fragment was seen; none if its place holds another datagram.
     fn fragment(&self, key: &FragmentKey, datagram: &Datagram) -> Option<FragmentPorts>;
     /// Remembers a first fragment for the later ones, over the datagram that its place holds.

@@ -56,7 +56,8 @@ impl Share {
 ///
 /// `UNANSWERED` counts flows of a client that hold a source port of the node and are not proven yet:
 /// connections without a reply, and datagrams. Such a flow gives its port up after two ticks. `NEIGHBOURS`
-/// counts packets of a pod for which the node had to look for a neighbour. An entry of the kernel's neighbour
+/// counts packets for which the node had to look for a neighbour, of a pod or, from outside, to a service
+/// port. An entry of the kernel's neighbour
 /// table fails after three seconds and may be removed five seconds later (`neigh_forced_gc` in
 /// `net/core/neighbour.c`).
 ///

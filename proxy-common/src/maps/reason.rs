@@ -115,7 +115,8 @@ reasons! {
     BindRefused = 28, drop, "bind_refused";
     /// A pod sent from an address that is not its own, or from another hardware address.
     SpoofedSource = 29, drop, "spoofed_source";
-    /// The source is one that no packet may have that comes in here: virtual, this node's, a pod's of it, or no host's.
+    /// The source is one that no packet may have that comes in here: virtual, this node's, a pod's of it, or no
+    /// host's; of a client of a service also one that is good on its link only.
     ForgedSource = 30, drop, "forged_source";
     /// A frame of a VLAN, left to that VLAN's device.
     Tagged = 31, keep, "tagged";
@@ -123,7 +124,7 @@ reasons! {
     Retagged = 32, drop, "retagged";
     /// A frame that is addressed to another host, left to the kernel.
     OtherHost = 33, keep, "other_host";
-    /// A pod, or a service, leads to the port of a node's tunnel.
+    /// A pod, or a service, leads to the port of a node's tunnel, or a service's replies would go there.
     TunnelPort = 34, drop, "tunnel_port";
     /// What came for the tunnel is not from a node, or carries what that node may not send.
     TunnelSource = 35, drop, "tunnel_source";
@@ -131,7 +132,7 @@ reasons! {
     ReversePath = 36, drop, "reverse_path";
     /// The client has as many flows without a reply as its share of source ports allows.
     SourcePortShare = 37, drop, "source_port_share";
-    /// A datagram from a node port to a node port, which two servers would answer for ever.
+    /// A datagram between ports of services at addresses of nodes, to which two servers would reply for ever.
     ReplyLoop = 38, drop, "reply_loop";
     /// A pod's packet to the world outside that cannot get the node's address.
     NotMasqueraded = 39, drop, "not_masqueraded";

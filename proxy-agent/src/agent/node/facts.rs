@@ -157,9 +157,9 @@ pub fn of_conditions<const N: usize>(conditions: [(bool, u32); N]) -> u32 {
     holding.fold(0, |flags, (_, flag)| flags | flag)
 }
 
-/// How many new neighbours a pod may make the node look for: half of it in each second. With the 8 seconds
-/// that an entry stays, a pod holds an eighth of the kernel's table (`net.ipv4.neigh.default.gc_thresh3`) at
-/// the most.
+/// How many packets to unknown neighbours a pod may send, or clients from outside to a service port: half of it
+/// in each second. With the 8 seconds that an entry stays, each holds an eighth of the kernel's table
+/// (`net.ipv4.neigh.default.gc_thresh3`) at the most.
 const NEIGHBOUR_SHARE: u32 = 32;
 
 /// A client's share of a table that evicts nothing: a quarter of its flows, each of which has two entries.
