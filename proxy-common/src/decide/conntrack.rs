@@ -30,7 +30,7 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     if is_expired(config, &work.flow, work.key.protocol, tables.now())
         || (work.flow.is_reply != 0
             && work.headers.is_opening_answer()
-            && begins_another(tables, work, state))
+            && begins_another(tables, config, work, state))
     {
         forget(tables, work);
         return false;
@@ -40,13 +40,13 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
 
 /// Whether a backend's SYN,ACK is one of another connection than the flow's. What replies to a SYN that came
 /// after a RST belongs to the flow. From another machine both the RST and the SYN,ACK may be forged; a pod of
-/// our plugin sends its own.
+/// our plugin sends its own. Beside another plugin it is not known which pods are here, so each one counts.
 #[inline(always)]
-fn begins_another<T: Tables>(tables: &T, work: &Work, state: FlowState) -> bool {
+fn begins_another<T: Tables>(tables: &T, config: &Config, work: &Work, state: FlowState) -> bool {
     state.is_over()
         || (state.has(FlowState::RESET)
             && !state.has(FlowState::SYN_AFTER_RESET)
-            && tables.is_own_pod(&work.headers.src))
+            && (!config.has_own_pods() || tables.is_own_pod(&work.headers.src)))
 }
 
 /// Whether an entry was idle for longer than its state allows. A lifetime of 0 has no end.

@@ -205,6 +205,12 @@ impl Config {
         is_in(address, &self.own_range, &self.own_mask)
     }
 
+    /// Whether pods of this node are our plugin's, so that their ranges are known.
+    #[inline(always)]
+    pub const fn has_own_pods(&self) -> bool {
+        self.own_mask[0].v6_words()[0] != 0
+    }
+
     /// Whether the host at `address` is a neighbour of the node.
     #[inline(always)]
     pub const fn is_on_link(&self, address: &Ip) -> bool {

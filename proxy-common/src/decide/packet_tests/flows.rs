@@ -295,6 +295,8 @@ fn the_newer_of_two_conversations_by_datagrams_gets_its_answers() {
 #[test]
 fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
     let mut fake = Fake::node();
+    fake.config.own_range[0] = ip("10.244.1.0");
+    fake.config.own_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
     fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
     let request = with_flags(packet(protocol::TCP, (POD, 40_000), (VIP, 80)), TCP_SYN);
     let flow = open(&fake, &request);
@@ -318,6 +320,12 @@ fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
     for packet in [syn_ack, with_flags(syn_ack, TCP_ACK)] {
         assert_eq!(leaving(&fake, &packet).0, Decision::Pass(Reason::NotOurs));
     }
+    // Beside another plugin a SYN,ACK is taken for a pod's own.
+    fake.config.own_mask[0] = ip("::");
+    let _ = open(&fake, &request);
+    assert_answered(leaving(&fake, &syn_ack), &request, Deliver::Stack);
+    assert_answered(leaving(&fake, &rst), &request, Deliver::Stack);
+    assert_eq!(leaving(&fake, &syn_ack).0, Decision::Pass(Reason::NotOurs));
 }
 
 #[test]
