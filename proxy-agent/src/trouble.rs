@@ -115,7 +115,8 @@ troubles! {
     /// Service
     /// is served there.
     UplinkInVrf, "Take it out with `ip link set NAME nomaster`, or name the uplinks in use with `--uplink`.";
-    /// An uplink with addresses is a port of a bridge, bond or team, so the kernel takes no packet for them there.
+    /// An uplink with addresses is a port of a bridge, bond or team, so the kernel takes no packet for them
+    /// there.
     UplinkIsPort, "Move its addresses and routes to the device that it is a port of, or run `ip link set NAME nomaster`.";
     /// An interface that is not Millrace's has the name of one of its own.
     ForeignInterface, "Rename or remove that interface.";

@@ -3,13 +3,11 @@
 //! A program hangs on each interface by its role. Uplinks are those that the operator names; else each
 //! interface that holds an address of the Node object, that a default route of any table leads to, or that
 //! holds an address with which other machines know the node: packets of pods and services take all of these.
-//! A link below a VLAN that is found so is one as well, for its frames without a tag, unless it is a bridge or
-//! a port.
-//! A pod's interface is then the host side of any veth that leads to another namespace, so that beside any CNI
-//! plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator may name them
-//! instead. The order matters: the uplink of a virtual node is such a veth. An uplink that is refused, since
-//! the
-//! programs cannot read it or it is in a VRF, has no role at all.
+//! A link below a VLAN that is found so is one as well, for its frames without a tag, unless it is a bridge
+//! or a port. A pod's interface is then the host side of any veth that leads to another namespace, so that
+//! beside any CNI plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator
+//! may name them instead. The order matters: the uplink of a virtual node is such a veth. An uplink that is
+//! refused, since the programs cannot read it or it is in a VRF, has no role at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

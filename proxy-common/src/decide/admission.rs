@@ -138,8 +138,8 @@ const fn is_for_loopback(work: &Work, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback()
 }
 
-/// Whether a packet asks a group from no address, as neighbour discovery and DHCP do. Frame and packet go to a
-/// group then.
+/// Whether a packet asks a group from no address, as neighbour discovery and DHCP do. Frame and packet go to
+/// a group then.
 #[inline(always)]
 const fn is_from_no_address(work: &Work) -> bool {
     let source = &work.headers.src;

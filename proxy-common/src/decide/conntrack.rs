@@ -137,8 +137,8 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     if is_opening_reply {
         sequence = headers.sequence.wrapping_add(1);
     }
-    // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that. A SYN in a
-    // connection may be forged, as may a RST that does not count: they keep nothing alive either.
+    // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that. A SYN in
+    // a connection may be forged, as may a RST that does not count: they keep nothing alive either.
     let is_repeated = (is_opening_reply && FlowState(old).has(FlowState::ANSWERED))
         || (headers.is_opening() && FlowState(old).has(FlowState::CONFIRMED | FlowState::RESET))
         || (new == old && aborts(headers));

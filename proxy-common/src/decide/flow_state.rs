@@ -1,7 +1,8 @@
 //! The state of a flow after a packet: [`crate::maps::FlowState`], a table in [`super::conntrack`].
 //!
-//! TCP is proven by an acknowledgement of the SYN,ACK's sequence number, which a forger of the client's address has not
-//! seen. Datagrams are proven as in netfilter: a packet follows in a later tick than the first reply.
+//! TCP is proven by an acknowledgement of the SYN,ACK's sequence number, which a forger of the client's
+//! address has not seen. Datagrams are proven as in netfilter: a packet follows in a later tick than the
+//! first reply.
 //!
 //! Each side of TCP is done once the other side acknowledges exactly the number behind its FIN. A forged FIN
 //! is not acknowledged: its receiver repeats what it acknowledged before (RFC 9293 §3.10.7.4). Its number
@@ -149,9 +150,9 @@ const fn goes_on_after_end(chunk: u8) -> bool {
     )
 }
 
-/// The state of an association after a packet with this chunk first. The server's COOKIE ACK proves it: only a
-/// real client returns the cookie (RFC 9260 §5.1). Replies that go on prove it too. Its end may be forged, and
-/// what goes on after it opens the flow again.
+/// The state of an association after a packet with this chunk first. The server's COOKIE ACK proves it: only
+/// a real client returns the cookie (RFC 9260 §5.1). Replies that go on prove it too. Its end may be forged,
+/// and what goes on after it opens the flow again.
 #[inline(always)]
 const fn next_of_associations(old: u8, chunk: u8, is_reply: bool, is_later: bool) -> u8 {
     let state = FlowState(old);
@@ -193,8 +194,8 @@ const fn answered(is_reply: bool) -> u8 {
     if is_reply { FlowState::ANSWERED } else { 0 }
 }
 
-/// Whether a number acknowledges a SYN,ACK. A server may send data with it (RFC 7413), whose length is not known here. Of a
-/// connection that was under way when its flow began no SYN,ACK is known.
+/// Whether a number acknowledges a SYN,ACK. A server may send data with it (RFC 7413), whose length is not
+/// known here. Of a connection that was under way when its flow began no SYN,ACK is known.
 #[inline(always)]
 const fn is_completing(acknowledgement: u32, expected: u32) -> bool {
     const DATA_AT_MOST: u32 = 1 << 16;

@@ -121,8 +121,8 @@ pub trait Tables {
     fn note_answered(&self, client: &Ip);
     /// Whether the node would have to look for the neighbour that the packet goes to, as it is or translated.
     fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool;
-    /// Counts one more packet that makes the node look for a neighbour, under the index of the pod's interface
-    /// or a service port; false, and nothing is counted, if that is one too many.
+    /// Counts one more packet that makes the node look for a neighbour, under the index of the pod's
+    /// interface or a service port; false, and nothing is counted, if that is one too many.
     fn note_neighbour(&self, config: &Config, key: u32) -> bool;
     /// The ports of a datagram whose first fragment was seen; none if its place holds another datagram.
     fn fragment(&self, key: &FragmentKey, datagram: &Datagram) -> Option<FragmentPorts>;

@@ -344,7 +344,8 @@ const fn is_over(state: FlowState, from_outside: bool) -> bool {
 
 /// Whether a connection goes on in spite of a SYN from outside, which may be forged, also where its backend
 /// takes no new ones. A client that begins anew by the same port, and whose old connection got no RST, waits
-/// until that one has been silent for a minute. Netfilter leaves it to the old backend for the whole lifetime.
+/// until that one has been silent for a minute. Netfilter leaves it to the old backend for the whole
+/// lifetime.
 #[inline(always)]
 fn outlives_syn<T: Tables>(tables: &T, work: &Work) -> bool {
     /// Ticks.

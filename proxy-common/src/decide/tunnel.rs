@@ -91,8 +91,8 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
         Entry::Pod if is_open(tables, config, &headers.dst) => None,
         Entry::Pod => Some(Reason::TunnelPort),
         Entry::Uplink if is_for_node(tables, config, headers) => {
-            // Other nodes send to the node's addresses. What comes to its end of the tunnel was led there by a
-            // service, whose node lent its address to it.
+            // Other nodes send to the node's addresses. What comes to its end of the tunnel was led there by
+            // a service, whose node lent its address to it.
             let is_peers = !config.is_tunnel_address(&headers.dst);
             Some(if is_peers && may_carry(tables, config, packet, headers) {
                 Reason::NotOurs

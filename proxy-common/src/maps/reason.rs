@@ -115,8 +115,8 @@ reasons! {
     BindRefused = 28, drop, "bind_refused";
     /// A pod sent from an address that is not its own, or from another hardware address.
     SpoofedSource = 29, drop, "spoofed_source";
-    /// The source is one that no packet may have that comes in here: virtual, this node's, a pod's of it, or no
-    /// host's; of a client of a service also one that is good on its link only.
+    /// The source is one that no packet may have that comes in here: virtual, this node's, a pod's of it, or
+    /// no host's; of a client of a service also one that is good on its link only.
     ForgedSource = 30, drop, "forged_source";
     /// A frame of a VLAN, left to that VLAN's device.
     Tagged = 31, keep, "tagged";

@@ -157,8 +157,8 @@ pub fn of_conditions<const N: usize>(conditions: [(bool, u32); N]) -> u32 {
     holding.fold(0, |flags, (_, flag)| flags | flag)
 }
 
-/// How many packets to unknown neighbours a pod may send, or clients from outside to a service port: half of it
-/// in each second. With the 8 seconds that an entry stays, each holds an eighth of the kernel's table
+/// How many packets to unknown neighbours a pod may send, or clients from outside to a service port: half of
+/// it in each second. With the 8 seconds that an entry stays, each holds an eighth of the kernel's table
 /// (`net.ipv4.neigh.default.gc_thresh3`) at the most.
 const NEIGHBOUR_SHARE: u32 = 32;
 

@@ -307,7 +307,8 @@ fn a_connection_made_to_the_backend_itself_gets_its_answer_as_it_is() {
         ..with_flags(answer(&flow, protocol::TCP), TCP_RST)
     };
     assert_answered(leaving(&fake, &rst), &request, Deliver::Stack);
-    // The RST and a SYN,ACK may be forged. The pod's own SYN to the backend shows that the connection is over.
+    // The RST and a SYN,ACK may be forged. The pod's own SYN to the backend shows that the connection is
+    // over.
     assert_answered(leaving(&fake, &syn_ack), &request, Deliver::Stack);
     let direct = with_flags(
         packet(protocol::TCP, (POD, 40_000), ("10.244.2.2", 8080)),
