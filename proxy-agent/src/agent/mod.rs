@@ -6,9 +6,10 @@
 //! control socket ───────┘
 //! ```
 //!
-//! All state belongs to the loop, which shares one thread with the tasks, so nothing that decides anything is locked. One more
-//! thread waits for RCU grace periods; others come for a while, to write large answers or to read large files. Nothing waits
-//! for a timer: what has arrived is applied, and while that goes on, more gathers for the next round.
+//! All state belongs to the loop, which shares one thread with the tasks, so no state of a decision needs a
+//! lock. One more thread waits for RCU grace periods. Other threads run for a while, to write large replies
+//! or to read large files. No event waits for a timer: the loop applies the events that have arrived, and
+//! more gather for the next round meanwhile.
 
 mod api_servers;
 mod at_share;
@@ -59,16 +60,17 @@ use outward::{Note, Outward};
 use survival::{Survival, Teller};
 use table_sizes::Arrivals;
 
-/// Events taken before what they changed is applied. While an apply runs, more gather in the channel.
+/// The most events that the loop takes in before it applies them. While it applies them, more gather in the
+/// channel.
 const EVENTS_PER_ROUND: usize = 1024;
-/// Room in the channel of events; a source that is ahead waits.
+/// The capacity of the channel of events; a source that is ahead waits.
 const EVENTS_AHEAD: usize = 4096;
-/// How long a failed write waits for the next try.
+/// The delay of the next try after a failed write.
 const RETRY: Duration = Duration::from_millis(100);
-/// How often what waits for a grace period is looked at while nothing else happens.
+/// The interval between two checks for ended grace periods while the agent is idle.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
-/// Runs the agent until SIGTERM or SIGINT. What it programmed goes on serving.
+/// Runs the agent until SIGTERM or SIGINT. The programs and maps go on serving afterwards.
 pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -76,7 +78,7 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?;
     let result = runtime.block_on(Agent::run(options));
-    // A source that waits for an API server must not hold up the end.
+    // A source that waits for an API server must not delay the end.
     runtime.shutdown_background();
     result
 }
@@ -97,7 +99,7 @@ struct Agent {
     survival: Survival,
     walked: Option<Instant>,
     config_errors: Vec<ObjectError>,
-    /// What was logged of ports that overlap.
+    /// The overlaps of ports that were logged last.
     overlaps: Vec<ObjectError>,
     synced: bool,
     first_sync: Option<FirstSync>,
@@ -115,7 +117,7 @@ impl Agent {
         if let Err(error) = crate::cni::close_state_dir(&options.state_dir) {
             tracing::warn!(%error, "others may enter the state directory");
         }
-        // Another run directory is no leave to work with the same maps.
+        // Another agent with another run directory must not work with the same maps.
         let owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
         let datapath = survival::open_datapath(&options, &table_sizes::initial(limits))?;
@@ -180,7 +182,7 @@ impl Agent {
                 biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                // Before events, which may come without end: a look is short and comes once a second.
+                // Before events, which may come without end: this check is short and comes once a second.
                 of_pods = agent.survival.due() => survival::look(&mut agent, of_pods).await,
                 event = arrived.recv() => match event {
                     Some(event) => agent.take(event, &mut arrived).await,
@@ -209,16 +211,23 @@ impl Agent {
         Ok(())
     }
 
-    /// What failed before, and what waits.
+    /// Tries again the writes that failed and the part of the pod network that is unfinished; logs new
+    /// overlaps of ports.
     async fn try_again(&mut self) {
         let _ = self.programmer.retry();
+        if self.synced {
+            self.changes
+                .services
+                .extend(self.programmer.due_again(Instant::now()));
+            self.apply_changes().await;
+        }
         local_ports::say(self);
         if self.synced && self.node.pods().is_unfinished() {
             self.refresh_node().await;
         }
     }
 
-    /// Takes in an event and whatever else has arrived by now, and applies what it changed.
+    /// Takes in an event and all others that have arrived by now, and applies the changes.
     async fn take(&mut self, event: Event, arrived: &mut mpsc::Receiver<Event>) {
         self.take_in(event);
         for _ in 1..EVENTS_PER_ROUND {
@@ -279,7 +288,7 @@ impl Agent {
         self.changes = changes;
     }
 
-    /// Lets the tables grow while the first lists come in, ahead of what has arrived.
+    /// Lets the tables grow while the first lists come in, ahead of the objects that have arrived.
     fn make_room_ahead(&mut self) {
         if self.arrivals.are_many() {
             let left = self.programmer.make_room_ahead(&self.cluster, &self.context);
@@ -293,7 +302,7 @@ impl Agent {
         self.update_context(&mut ObjectIdSet::default());
         let named = ranges::named_outside(&self.cluster, &self.options);
         let named = (&named, &self.context.api_servers);
-        // What is wrong with them comes up again below.
+        // The refresh below reports the same problems again.
         let _ = self
             .node
             .tell_addresses(&self.cluster, &self.options, &mut self.programmer, named)
@@ -350,7 +359,7 @@ impl Agent {
         }
     }
 
-    /// Whether virtual addresses that came or went are a reason to look at the node's side: most lie in a service
+    /// Whether new or removed virtual addresses require a refresh of the node's side. Most lie in a service
     /// range that has its route already.
     fn concern_node(&self, addresses: &[Ip]) -> bool {
         let ranges = ranges::service_cidrs(&self.cluster, &self.options);
@@ -406,17 +415,17 @@ impl Agent {
                 });
             }
         };
-        // Whoever asked may have gone away by now.
+        // The client may have closed its connection by now.
         let _ = to.send(reply);
     }
 }
 
-/// Whole microseconds, as scripts like them.
+/// Whole microseconds, the unit that scripts read.
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Where the CNI plugin of this node keeps what it knows.
+/// The directories and pins in which the CNI plugin of this node keeps its state.
 fn places(options: &AgentOptions) -> Places {
     Places {
         lease_dir: crate::cni::lease_dir(&options.state_dir),

@@ -1,9 +1,9 @@
-//! Which addresses the table of addresses should hold: virtual ones while a frontend uses them, the node's own, and those of
-//! other nodes.
+//! The content of the table of addresses: virtual addresses while a frontend uses them, the node's own, and
+//! those of other nodes.
 //!
-//! An external address may be another node's, or another machine's. Its frontends are served all the same,
-//! but it is not virtual: what else is sent there is for that machine. A machine that is no node leaves no
-//! trace in the table.
+//! An external address may belong to another node or another machine. Its frontends are served all the same,
+//! but it is not virtual: other packets to it are for that machine. The table has no entry for a machine that
+//! is no node.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,13 +12,14 @@ use proxy_common::maps::AddressFlags;
 #[cfg(test)]
 use proxy_common::maps::NodeNumber;
 
-/// What is known of the address of a machine that is no node of the cluster: it is no virtual address.
+/// The flags of an address that belongs to a machine outside of the cluster's nodes: it is no virtual
+/// address.
 pub const ANOTHERS: AddressFlags = AddressFlags(0);
 
 /// The addresses that the table should hold.
 #[derive(Debug, Default)]
 pub struct Addresses {
-    /// How many frontends use each virtual address.
+    /// The number of frontends that use each virtual address.
     uses: HashMap<Ip, u32>,
     node: Vec<Ip>,
     /// Addresses of other machines, and those that are no host's.
@@ -32,12 +33,12 @@ impl Addresses {
         self.uses.keys().copied()
     }
 
-    /// The virtual addresses that came or went since this was asked last.
+    /// The virtual addresses that came or went since the last call.
     pub fn take_changed(&mut self) -> Vec<Ip> {
         std::mem::take(&mut self.changed)
     }
 
-    /// A frontend with this address came: the flags to write if it is the first one.
+    /// Counts a new frontend with this address. Returns the flags to write if it is the first one.
     pub fn add(&mut self, address: Ip) -> Option<u32> {
         let uses = self.uses.entry(address).or_default();
         *uses += 1;
@@ -48,7 +49,8 @@ impl Addresses {
         Some(self.flags(&address)).filter(|flags| *flags != 0)
     }
 
-    /// A frontend with this address went: the flags to write if it was the last one, 0 if the address goes too.
+    /// Counts the removal of a frontend with this address. Returns the flags to write if it was the last one,
+    /// 0 to remove the address.
     pub fn remove(&mut self, address: &Ip) -> Option<u32> {
         let uses = self.uses.get_mut(address)?;
         *uses -= 1;
@@ -60,7 +62,8 @@ impl Addresses {
         Some(self.flags(address))
     }
 
-    /// Replaces the node's own addresses, and what is known of others, and gives those whose flags may be different now.
+    /// Replaces the node's own addresses and the flags of other machines' addresses. Returns the addresses
+    /// whose flags may have changed.
     pub fn set_nodes(&mut self, own: &[Ip], others: HashMap<Ip, AddressFlags>) -> Vec<Ip> {
         let mut touched = Vec::new();
         if self.node != own {
@@ -78,7 +81,7 @@ impl Addresses {
         touched
     }
 
-    /// What the table should say of an address, 0 if it should not hold it.
+    /// The flags that the table should have for an address; 0 for no entry.
     pub fn flags(&self, address: &Ip) -> u32 {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         let other = self.others.get(address).copied();
@@ -101,7 +104,7 @@ impl Addresses {
         all.filter(|address| self.others.get(*address) != Some(&ANOTHERS) || self.node.contains(address))
     }
 
-    /// How many addresses the table should hold if these came too.
+    /// The number of addresses in the table once `more` are added.
     pub fn count_with<'a>(&'a self, more: impl Iterator<Item = &'a Ip>) -> u32 {
         let new: HashSet<_> = more
             .chain(&self.node)
@@ -111,7 +114,7 @@ impl Addresses {
         (self.uses.len() + new.len()) as u32
     }
 
-    /// At least as many as the table should hold.
+    /// An upper bound of the number of addresses in the table.
     pub fn at_most(&self) -> u32 {
         (self.uses.len() + self.node.len() + self.others.len()) as u32
     }

@@ -1,5 +1,5 @@
-//! Frontends that more than one service claims: one whose cluster IP it is comes first, then the oldest. The
-//! others wait for it to go.
+//! Frontends that more than one service claims: the service whose cluster IP it is comes first, then the
+//! oldest. The others wait until it releases the frontend.
 //!
 //! Almost every frontend has one claimant, so only the contested ones are remembered here.
 
@@ -12,15 +12,16 @@ use crate::plan::{Programmed, ServicePlan};
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
 use crate::trouble::{Remark, Trouble};
 
-/// The contested frontends and who claims them.
+/// The contested frontends and the services that claim them.
 #[derive(Debug, Default)]
 pub struct Claims {
     contested: HashMap<FrontendKey, Vec<ObjectId>>,
 }
 
 impl Claims {
-    /// Takes from the plan what an older service holds, and says so in its remarks. Services whose plans may change by
-    /// this are added to `again`. `owner` says which other service holds a key that is new to this one.
+    /// Removes from the plan the frontends that another service wins, and notes that in the plan's remarks.
+    /// Adds services whose plans may change by this to `again`. `owner` returns the other service that holds
+    /// a key that is new to this one.
     pub fn settle(
         &mut self,
         id: ObjectId,
@@ -68,7 +69,7 @@ impl Claims {
         }
     }
 
-    /// Withdraws the claims on what is no longer planned.
+    /// Withdraws the claims to frontends that are no longer planned.
     fn forget_unclaimed(&mut self, id: ObjectId, plan: &ServicePlan, again: &mut ObjectIdSet) {
         if self.contested.is_empty() {
             return;
@@ -87,7 +88,8 @@ impl Claims {
     }
 }
 
-/// Who is programmed with a frontend; a walk, since it is asked only when two services meet.
+/// The service that is programmed with a service number. It walks over all services, since it is called only
+/// for a contested frontend.
 pub fn holder(programmed: &ObjectIdMap<Programmed>, service: u32) -> Option<ObjectId> {
     let holds = |programmed: &Programmed| programmed.groups.iter().any(|group| group.service == service);
     programmed
@@ -111,7 +113,7 @@ fn age(cluster: &ClusterState, id: ObjectId) -> (i64, String) {
     })
 }
 
-/// A service as a person would name it.
+/// A service in the form for messages.
 pub fn name(cluster: &ClusterState, id: ObjectId) -> String {
     cluster.service(id).map_or_else(
         || "a service that is gone".to_owned(),

@@ -1,7 +1,7 @@
-//! What a starting agent finds in the tables, and what becomes of it.
+//! The elements that a starting agent finds in the tables, and their further use.
 //!
-//! What the plan wants is taken over as it is, ids and slices included; what it does not want is removed like anything else that
-//! is no longer planned. Nothing of this is stored outside of the tables.
+//! Elements that the plan wants are adopted as they are, ids and slices included. The others are removed like
+//! all elements that are no longer planned. The agent stores this state in the tables only.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use crate::plan::programmed::ProgrammedGroup;
 use crate::plan::{Allocator, Programmed, ServicePlan, Writes, diff};
 use crate::source::ObjectIdMap;
 
-/// What a starting agent finds in the tables.
+/// The elements that a starting agent finds in the tables.
 #[derive(Default)]
 pub struct Found {
     frontends: HashMap<FrontendKey, Frontend>,
@@ -35,22 +35,22 @@ impl Found {
         Ok(Self { frontends, ranges })
     }
 
-    /// How many frontends there are that no plan has taken over.
+    /// The number of frontends that no plan has adopted.
     pub fn count(&self) -> u32 {
         self.frontends.len() as u32
     }
 
-    /// How many source ranges there are that no plan has taken over.
+    /// The number of source ranges that no plan has adopted.
     pub fn range_count(&self) -> u32 {
         self.ranges.values().map(|ranges| ranges.len() as u32).sum()
     }
 
-    /// The keys of those.
+    /// The keys of the frontends that no plan has adopted.
     pub fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
         self.frontends.keys()
     }
 
-    /// An allocator that gives out nothing that is in use.
+    /// An allocator that gives out no number that is in use.
     pub fn allocator<S: Store>(&self, store: &S) -> Allocator {
         let sizes = store.sizes();
         let mut groups: Vec<_> = self
@@ -76,7 +76,7 @@ impl Found {
         Allocator::with_used(sizes.slots, sizes.backends, slots, backends, last)
     }
 
-    /// What the tables hold for the frontends of a plan.
+    /// Adopts the elements for the frontends of a plan, and returns them as the programmed state.
     pub fn adopt(&mut self, planned: &ServicePlan) -> Programmed {
         if self.frontends.is_empty() {
             return Programmed::default();
@@ -104,7 +104,7 @@ impl Found {
         }
     }
 
-    /// Adds the writes that remove what no plan wanted.
+    /// Adds the writes that remove the elements that no plan wanted.
     pub fn remove_rest<S: Store>(
         self,
         programmed: &ObjectIdMap<Programmed>,
@@ -120,7 +120,7 @@ impl Found {
                 .and_modify(|found| found.frontends.push(ProgrammedGroup::frontend(key, &value)))
                 .or_insert(group);
         }
-        // Frontends of one group that stay keep its slice in use.
+        // Frontends of a group that stay keep its slice in use.
         let kept: HashSet<u32> = programmed
             .values()
             .flat_map(|programmed| programmed.groups.iter().map(|group| group.service))
@@ -138,7 +138,7 @@ impl Found {
             let result = diff(&old, &ServicePlan::default(), store, allocator, writes);
             debug_assert!(result.is_ok(), "removing needs no room");
         }
-        // Ranges of groups that stay were taken over with them.
+        // The ranges of groups that stay were adopted with them.
         writes.remove_ranges.extend(self.ranges.into_values().flatten());
     }
 }

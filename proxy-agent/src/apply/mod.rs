@@ -1,7 +1,7 @@
-//! The fourth stage: carrying out writes, and remembering what is programmed.
+//! The fourth stage: carries out writes, and remembers the programmed state.
 //!
-//! [`Programmer`] owns the bookkeeping; [`Store`] is all that it may do to the kernel, so that tests can stand in front of
-//! it with a table that fails.
+//! [`Programmer`] owns the bookkeeping. [`Store`] has all operations of the programmer on the kernel, so that
+//! tests can replace it by a table that fails.
 
 mod addresses;
 mod claims;

@@ -1,10 +1,11 @@
-//! Brings the tables in line with the plan, service by service, and remembers what it wrote.
+//! Updates the tables to the plan, service by service, and remembers the written state.
 //!
-//! Invariants: what `programmed` says is what the tables hold, or will hold once [`Tables`] has nothing
-//! pending; a service whose new form does not fit keeps its old one. Where only source ranges do not fit, the
-//! addresses that they are for are left out, and everything else of the service goes on.
+//! Invariants: `programmed` equals the content of the tables, or will once [`Tables`] has no pending writes.
+//! A service whose new form does not fit keeps its old one. If only source ranges do not fit, the addresses
+//! that they are for are left out, and the rest of the service is programmed.
 
 mod compare;
+mod growth;
 
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ use proxy_common::maps::{AddressFlags, FrontendKey};
 use super::addresses::Addresses;
 use super::claims::{Claims, holder, name};
 use super::found::Found;
-use super::room::{Load, Need};
+use super::room::Need;
 use super::store::Store;
 use super::tables::Tables;
 use crate::bpf::object::MapSizes;
@@ -23,20 +24,20 @@ use crate::plan::{Full, NodeContext, Programmed, ServicePlan, plan, source_range
 use crate::source::{ObjectId, ObjectIdMap, ObjectIdSet};
 use crate::trouble::{Remark, Trouble};
 
-/// Services planned before their writes are carried out together.
+/// The number of services that are planned before their writes are carried out together.
 const CHUNK: usize = 2048;
 
-/// How far tables may grow.
+/// The limits for the growth of tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// The largest sizes.
     pub max: MapSizes,
 }
 
-/// What a sync did.
+/// The work of one sync.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Elements written into tables, by store or by system call.
+    /// Elements written into tables, by a store to memory or by a system call.
     pub writes: u64,
     /// Services looked at.
     pub services: usize,
@@ -51,18 +52,18 @@ pub struct Programmer<S> {
     frontends: u32,
     source_ranges: u32,
     endpoints: u64,
-    /// During the first sync, what the tables hold that was not taken over so far.
+    /// During the first sync, the elements in the tables that no plan has adopted so far.
     found: Found,
     problems: ObjectIdMap<Vec<Remark>>,
-    /// Services that did not fit as they should be.
+    /// Services that did not fit into the tables in their planned form.
     unfit: ObjectIdSet,
-    /// During the first sync addresses are compared with the table all at once.
+    /// True during the first sync, which compares all addresses with the table at once.
     bulk: bool,
     synced: bool,
 }
 
 impl<S: Store> Programmer<S> {
-    /// Nothing is known of what the tables hold; [`Self::sync`] finds out.
+    /// A programmer that does not know the content of the tables; [`Self::sync`] reads it.
     pub fn new(store: S, limits: Limits) -> Self {
         Self {
             tables: Tables::new(store, limits.max),
@@ -80,27 +81,27 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// The tables.
+    /// The tables in the kernel.
     pub fn store(&self) -> &S {
         self.tables.store()
     }
 
-    /// The tables, for what does not concern the programmer.
+    /// The tables, for operations outside of the programmer's work.
     pub fn store_mut(&mut self) -> &mut S {
         self.tables.store_mut()
     }
 
-    /// What is programmed for a service.
+    /// The programmed state of a service.
     pub fn programmed(&self, id: ObjectId) -> Option<&Programmed> {
         self.programmed.get(&id)
     }
 
-    /// Frontends in the tables.
+    /// The number of frontends in the tables.
     pub fn frontend_count(&self) -> u32 {
         self.frontends
     }
 
-    /// Backends that frontends lead to, each as often as it is led to.
+    /// The number of backends of all frontends; a backend of two frontends counts twice.
     pub fn endpoint_count(&self) -> u64 {
         self.endpoints
     }
@@ -110,7 +111,7 @@ impl<S: Store> Programmer<S> {
         self.tables.largest()
     }
 
-    /// Addresses in the tables.
+    /// The number of addresses in the tables.
     pub fn address_count(&self) -> u32 {
         self.addresses.count_with([].iter())
     }
@@ -120,7 +121,7 @@ impl<S: Store> Programmer<S> {
         self.addresses.virtual_addresses()
     }
 
-    /// The virtual addresses that came or went since this was asked last.
+    /// The virtual addresses that came or went since the last call.
     pub fn take_changed_addresses(&mut self) -> Vec<Ip> {
         self.addresses.take_changed()
     }
@@ -140,32 +141,25 @@ impl<S: Store> Programmer<S> {
         self.tables.pending()
     }
 
-    /// What is wrong with a service.
+    /// The problems of a service.
     pub fn problems_of(&self, id: ObjectId) -> &[Remark] {
         self.problems.get(&id).map_or(&[], Vec::as_slice)
     }
 
-    /// What is wrong with services.
+    /// The problems of all services.
     pub fn problems(&self) -> impl Iterator<Item = (ObjectId, &[Remark])> {
         self.problems
             .iter()
             .map(|(id, remarks)| (*id, remarks.as_slice()))
     }
 
-    /// Makes room for what has arrived of the cluster so far and a little more, and says how many more entries fit into every
-    /// table then. To be called before [`Self::sync`], as often as one likes.
-    pub fn make_room_ahead(&mut self, cluster: &ClusterState, node: &NodeContext) -> u32 {
-        let need = Need::of(cluster, node);
-        self.grow_to(need.and_more());
-        need.left(&self.store().sizes())
-    }
-
-    /// Brings everything in line for the first time: what the tables hold and the plan wants is taken over as it is, what the
-    /// plan does not want is removed. To be called once, after the first full list of every kind.
+    /// Updates all tables for the first time. Elements that the plan wants are adopted as they are, and all
+    /// others are removed. To be called once, after the first full list of every kind.
     pub fn sync(&mut self, cluster: &ClusterState, node: &NodeContext) -> std::io::Result<Progress> {
         let before = self.tables.written();
         self.found = Found::read(self.store())?;
         self.tables.adopt(&self.found);
+        self.tables.forget_refusal();
         self.grow_to(Need::of(cluster, node));
         self.bulk = true;
         let mut again = ObjectIdSet::default();
@@ -189,7 +183,8 @@ impl<S: Store> Programmer<S> {
         drop(claimed);
         self.programmed.shrink_to_fit();
         self.make_room_for_addresses();
-        // Addresses first: a frontend never stands without its address, nor an address for long without a frontend.
+        // Addresses come first: a frontend is never without its address, and an address is not long without a
+        // frontend.
         self.sync_addresses()?;
         self.bulk = false;
         self.synced = true;
@@ -206,15 +201,16 @@ impl<S: Store> Programmer<S> {
         })
     }
 
-    /// Brings some services in line.
+    /// Updates the tables for some services.
     pub fn update(&mut self, ids: &ObjectIdSet, cluster: &ClusterState, node: &NodeContext) -> Progress {
         let before = self.tables.written();
         let mut todo: Vec<_> = ids.iter().copied().collect();
         let mut again = ObjectIdSet::default();
         self.tables.release();
         let services = todo.len();
-        // Settling a claim may touch the other claimant, whose claim is then settled too: three rounds reach everybody.
-        // One more is for those that did not fit, which get the room that others left.
+        // A settled claim may change the other claimant, whose claim is then settled too: three rounds reach
+        // all of them. One more round is for services that did not fit, which get the space that others
+        // freed.
         for _ in 0..4 {
             for (index, id) in todo.drain(..).enumerate() {
                 let mut planned = plan(cluster, id, node);
@@ -243,7 +239,8 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Tells which addresses the node itself holds, and what is known of others. Before the first sync nothing is written: that compares them all.
+    /// Sets the node's own addresses, and the flags of other machines' addresses. Before the first sync it
+    /// writes no address, since the sync compares all of them.
     pub fn set_node_addresses(&mut self, own: &[Ip], others: HashMap<Ip, AddressFlags>) {
         let touched = self.addresses.set_nodes(own, others);
         if !self.synced || touched.is_empty() {
@@ -257,7 +254,7 @@ impl<S: Store> Programmer<S> {
         self.retry();
     }
 
-    /// Tries again what failed before; true if nothing is left.
+    /// Tries again the writes that failed; true if none is left.
     pub fn retry(&mut self) -> bool {
         self.tables.release();
         self.tables.retry();
@@ -309,81 +306,7 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Diffs, and makes room where there is none.
-    fn fit(&mut self, planned: &ServicePlan, old: &Programmed) -> Result<Programmed, Full> {
-        loop {
-            let room = self.room_for_frontends(planned, old);
-            let room = room.and_then(|()| self.room_for_ranges(planned, old));
-            match room.and_then(|()| self.tables.diff(old, planned)) {
-                Err(full) if self.tables.make_room(full, self.load(planned)) => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn room_for_frontends(&self, planned: &ServicePlan, old: &Programmed) -> Result<(), Full> {
-        let wanted: usize = planned.groups.iter().map(|group| group.frontends.len()).sum();
-        let old: usize = old.groups.iter().map(|group| group.frontends.len()).sum();
-        let more = wanted.saturating_sub(old) as u32;
-        if more == 0 {
-            return Ok(());
-        }
-        let sizes = self.store().sizes();
-        let others = self.found.count();
-        if self.frontends + others + more > sizes.frontends {
-            return Err(Full::Frontends);
-        }
-        // Each frontend has one address at the most; only where that might not fit, they are counted.
-        let frontends = planned.groups.iter().flat_map(|group| &group.frontends);
-        let keys = frontends.map(|frontend| &frontend.key);
-        let addresses = keys.chain(self.found.keys()).map(|key| &key.address);
-        if self.addresses.at_most() + others + more > sizes.addresses
-            && self.addresses.count_with(addresses) > sizes.addresses
-        {
-            return Err(Full::Addresses);
-        }
-        Ok(())
-    }
-
-    fn room_for_ranges(&self, planned: &ServicePlan, old: &Programmed) -> Result<(), Full> {
-        let wanted = source_ranges::entries(planned) as u32;
-        let more = wanted.saturating_sub(old.range_count());
-        let fits = || self.source_ranges + self.found.range_count() + more <= self.store().max_ranges();
-        (more == 0 || fits()).then_some(()).ok_or(Full::SourceRanges)
-    }
-
-    /// What the tables would hold with a plan besides, at the most.
-    fn load(&self, planned: &ServicePlan) -> Load {
-        let groups = planned.groups.iter();
-        let (frontends, targets) = groups.fold((0, 0), |(frontends, targets), group| {
-            let more = group.active.len() + group.draining.len();
-            (frontends + group.frontends.len() as u32, targets + more as u32)
-        });
-        let (slots, backends) = self.tables.allocated();
-        let others = self.found.count();
-        Load {
-            frontends: self.frontends + others + frontends,
-            slots: slots + targets,
-            backends: backends + targets,
-            addresses: self.address_count() + others + frontends,
-        }
-    }
-
-    /// Grows the table of addresses until the node's own fit in, if it can.
-    fn make_room_for_addresses(&mut self) {
-        let load = |programmer: &Self| programmer.load(&ServicePlan::default());
-        while self.address_count() > self.store().sizes().addresses
-            && self.tables.make_room(Full::Addresses, load(self))
-        {}
-    }
-
-    /// Grows the tables as far as a need asks for.
-    fn grow_to(&mut self, need: Need) {
-        let wanted = need.sizes(self.store().sizes(), self.largest());
-        self.tables.grow(wanted);
-    }
-
-    /// Keeps the counts and the addresses in step with the frontends.
+    /// Updates the counts and the addresses for changed frontends.
     fn count(&mut self, old: &Programmed, new: &Programmed) {
         let keys = |programmed: &Programmed| -> Vec<FrontendKey> {
             programmed
@@ -396,7 +319,7 @@ impl<S: Store> Programmer<S> {
         self.endpoints = self.endpoints + endpoints(new) - endpoints(old);
         self.source_ranges = self.source_ranges + new.range_count() - old.range_count();
         let (old, new) = (keys(old), keys(new));
-        // Loopback addresses are for socket hooks, which do not ask what an address is.
+        // Loopback addresses are for socket hooks, which do not look addresses up.
         for key in new.iter().filter(|key| !old.contains(key)) {
             self.frontends += 1;
             if !key.address.is_loopback()
@@ -419,7 +342,7 @@ impl<S: Store> Programmer<S> {
         }
     }
 
-    /// Removes addresses that nothing wants, and sets those that are missing; gives both.
+    /// Removes addresses that are not wanted, and sets those that are missing; returns both.
     fn sync_addresses(&mut self) -> std::io::Result<(Vec<Ip>, Vec<Ip>)> {
         let mut found = HashMap::new();
         self.store().each_address(&mut |address, flags| {

@@ -1,6 +1,7 @@
-//! Slots and backend ids that readers may still hold.
+//! Slots and backend ids that readers may still use.
 //!
-//! They come back to the allocator when the grace period has ended that began after the last pointer to them was removed.
+//! The grace period of a number begins after the last pointer to it was removed. Once it has ended, the
+//! number goes back to the allocator.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,16 +9,16 @@ use std::time::{Duration, Instant};
 use crate::bpf::grace::GracePeriods;
 use crate::plan::Allocator;
 
-/// How long a full table waits for what is in quarantine before it is called full.
+/// The time that a full table waits for numbers in quarantine before it counts as full.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What waits for a grace period.
+/// The numbers that wait for a grace period.
 pub struct Quarantine {
     periods: GracePeriods,
     waiting: VecDeque<Batch>,
 }
 
-/// What was put away together.
+/// Numbers with the same grace period.
 struct Batch {
     epoch: u64,
     slots: Vec<(u32, u32)>,
@@ -25,7 +26,7 @@ struct Batch {
 }
 
 impl Quarantine {
-    /// Nothing waits.
+    /// An empty quarantine.
     pub fn new() -> Self {
         Self {
             periods: GracePeriods::start(),
@@ -33,7 +34,8 @@ impl Quarantine {
         }
     }
 
-    /// Puts slots (start and count) and backend ids away; nothing in the tables points at them any more.
+    /// Puts slots (start and count) and backend ids into quarantine. No element of the tables may point to
+    /// them any more.
     pub fn put(&mut self, slots: Vec<(u32, u32)>, backends: Vec<u32>) {
         if !slots.is_empty() || !backends.is_empty() {
             let epoch = self.periods.begin();
@@ -45,7 +47,7 @@ impl Quarantine {
         }
     }
 
-    /// Gives back what is free by now.
+    /// Returns the numbers whose grace period has ended to the allocator.
     pub fn release(&mut self, allocator: &mut Allocator) {
         if self.waiting.is_empty() {
             return;
@@ -64,7 +66,7 @@ impl Quarantine {
         }
     }
 
-    /// Waits until everything is free, within reason; whether anything came free.
+    /// Waits until all numbers are free, for a limited time; true if any number came free.
     pub fn drain(&mut self, allocator: &mut Allocator) -> bool {
         let before = self.waiting.len();
         let deadline = Instant::now() + PATIENCE;

@@ -1,27 +1,28 @@
-//! How large the tables have to be.
+//! The sizes of the tables.
 //!
-//! Growing means new tables and programs, which costs a good part of a second whatever it is by. While the first lists still
-//! come in, tables grow ahead of what has arrived, so that nothing has to grow when they are complete; before the first sync
-//! it is plain what the cluster needs, so that everything grows at once; later a table grows when something does not fit.
-//! Then all grow that would be full before it is full again, and each as far as what comes in needs, so that tables that
-//! fill together cost one set of programs for each doubling of the cluster.
+//! To grow, the agent makes new tables and programs, which costs a good part of a second for any difference
+//! in size. While the first lists still come in, tables grow ahead of the objects that have arrived. So no
+//! table has to grow when the lists are complete. Before the first sync the needs of the whole cluster are
+//! known, so that all tables grow at once. Later a table grows when an element does not fit. Then all tables
+//! grow that would be full before this one is full again, and each as far as the new elements need. So tables
+//! that fill together cost one set of programs for each doubling of the cluster.
 
 use crate::bpf::object::MapSizes;
 use crate::cluster::{ClusterState, Family};
 use crate::plan::{Full, NodeContext};
 use crate::source::{Change, Object};
 
-/// Entries that each table needs.
+/// The number of entries that each table needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     frontends: u32,
     addresses: u32,
-    /// Of slots, and of backends.
+    /// The need of slots, and of backends.
     endpoints: u32,
 }
 
 impl Need {
-    /// What a whole cluster needs.
+    /// The need of a whole cluster.
     pub fn of(cluster: &ClusterState, node: &NodeContext) -> Self {
         let (mut frontends, mut addresses, mut endpoints) = (0_usize, 0_usize, 0_usize);
         for (id, service) in cluster.services() {
@@ -31,7 +32,7 @@ impl Need {
                 frontends += ports;
                 if let Some(external) = service.external.as_deref() {
                     let listed = external.load_balancer_ips.len() + external.external_ips.len();
-                    // Node ports have the loopback too, and under policy Local each address has two views.
+                    // Node ports have the loopback too. Under policy Local each address has two views.
                     let each = if external.local { 2 } else { 1 };
                     addresses += listed;
                     frontends += ports * each * (listed + node.node_port_addresses.len() + 1);
@@ -39,7 +40,7 @@ impl Need {
                 let family = Family::of(address);
                 let slices = cluster.slices_of(id).map(|slice| &slice.endpoints);
                 let own = slices.filter(|endpoints| endpoints.family() == family);
-                // Some ports may have fewer endpoints; that costs no more than a table of twice the size.
+                // Some ports may have fewer endpoints. That costs no more than a table of twice the size.
                 endpoints += ports * own.map(crate::cluster::Endpoints::len).sum::<usize>();
             }
         }
@@ -50,7 +51,7 @@ impl Need {
         }
     }
 
-    /// The same and a little more.
+    /// The same need and one part in 64 more.
     #[must_use]
     pub fn and_more(self) -> Self {
         let more = |entries: u32| entries + entries / 64;
@@ -61,7 +62,7 @@ impl Need {
         }
     }
 
-    /// Sizes with room for it, as far as the largest ones allow.
+    /// Sizes that satisfy the need, as far as the largest sizes allow.
     pub fn sizes(self, now: MapSizes, max: MapSizes) -> MapSizes {
         MapSizes {
             frontends: size(now.frontends, self.frontends, max.frontends),
@@ -72,7 +73,7 @@ impl Need {
         }
     }
 
-    /// How many more entries fit into every table.
+    /// The number of further entries that fit into every table.
     pub fn left(self, sizes: &MapSizes) -> u32 {
         [
             (sizes.frontends, self.frontends),
@@ -90,21 +91,21 @@ impl Need {
 /// Entries that the tables hold, with those of a service that does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// Of frontends.
+    /// The number of frontends.
     pub frontends: u32,
-    /// Of slots.
+    /// The number of slots.
     pub slots: u32,
-    /// Of backends.
+    /// The number of backends.
     pub backends: u32,
-    /// Of addresses.
+    /// The number of addresses.
     pub addresses: u32,
 }
 
 impl Load {
-    /// Sizes with room for it where a table is full, as far as the largest ones allow.
+    /// Sizes that hold the load if a table is full, as far as the largest sizes allow.
     pub fn sizes(self, full: Full, now: MapSizes, max: MapSizes) -> MapSizes {
         let next = |table: Full, now: u32, load: u32, max: u32| {
-            // What is more than half full would be full before a table that doubles is full again.
+            // A table that is more than half full would be full before a table that doubles is full again.
             let doubles = table == full || load > now / 2;
             let least = if doubles { now.saturating_add(1) } else { now };
             size(now, load.max(least), max)
@@ -119,7 +120,7 @@ impl Load {
     }
 }
 
-/// The most entries that what happened to an object can add to a table.
+/// An upper bound of the entries that a change of an object adds to a table.
 pub fn most_entries(change: &Change) -> usize {
     let Change::Apply(object) = change else { return 0 };
     match &**object {
@@ -143,7 +144,8 @@ pub fn most_entries(change: &Change) -> usize {
     }
 }
 
-/// A size for so many entries: twice the size as often as needed, never less than now, nor above the largest.
+/// A size for so many entries: the present size, doubled as often as needed, and no more than the largest. It
+/// is never less than the present size.
 pub fn size(now: u32, entries: u32, max: u32) -> u32 {
     let mut size = now.max(1);
     while size < entries {

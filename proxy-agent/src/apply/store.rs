@@ -1,4 +1,4 @@
-//! What the programmer may do to the kernel.
+//! The operations of the programmer on the kernel.
 
 use std::io;
 
@@ -15,9 +15,9 @@ const _: () = assert!(SHARE * 16 <= SOURCE_RANGES as usize);
 
 /// The tables that the programmer writes.
 pub trait Store: View {
-    /// A frontend that is set.
+    /// The present value of a frontend.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
-    /// Sets frontends; on an error gives the index of the one that failed, those before it are set.
+    /// Sets frontends. On an error it returns the index of the frontend that failed; those before it are set.
     fn set_frontends(&self, frontends: &[(FrontendKey, Frontend)]) -> Result<(), (usize, io::Error)>;
     /// Removes frontends, with the same kind of error.
     fn remove_frontends(&self, keys: &[FrontendKey]) -> Result<(), (usize, io::Error)>;
@@ -39,9 +39,9 @@ pub trait Store: View {
     fn each_address(&self, each: &mut dyn FnMut(Ip, u32)) -> io::Result<()>;
     /// Calls `each` with every source range that is set.
     fn each_range(&self, each: &mut dyn FnMut(SourceRangeKey)) -> io::Result<()>;
-    /// Capacities; those of other tables do not matter.
+    /// The capacities of the tables; those of other tables do not matter.
     fn sizes(&self) -> MapSizes;
-    /// How many source ranges there may be.
+    /// The capacity of the table of source ranges.
     fn max_ranges(&self) -> u32;
     /// Moves to larger tables with the same contents.
     fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError>;

@@ -1,4 +1,4 @@
-//! What the programmer owes, over tables that can be told to fail.
+//! Tests of the programmer, over tables that can be told to fail.
 
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ impl World {
         world
     }
 
-    /// Puts another programmer before the same tables.
+    /// Replaces the programmer, and keeps the tables.
     fn restart(&mut self, max: MapSizes) {
         self.programmer = Programmer::new(self.programmer.store().copy(), Limits { max });
     }
@@ -149,7 +149,7 @@ fn what_did_not_change_is_not_written() {
     assert_eq!(world.update(), 0);
 }
 
-/// As after a watch that expired, and by an agent that is new.
+/// As after a watch that expired, and by a new agent.
 #[test]
 fn ten_thousand_services_that_are_listed_again_are_not_written() {
     const SERVICES: u32 = 10_000;
@@ -215,7 +215,8 @@ fn a_restarted_agent_adopts_everything_and_writes_only_what_differs() {
     assert_eq!(world.programmer.store().addresses.borrow().len(), 1);
 }
 
-/// A service with an address from outside, of one kind or another.
+/// A service with an address from outside. `how` adds fields to its spec, such as the address as an external
+/// IP.
 fn exposed(world: &mut World, name: &str, number: u8, created: &str, how: &str) {
     let json = format!(
         r#"{{"metadata":{{"namespace":"t","name":"{name}","creationTimestamp":"{created}"}},
@@ -251,7 +252,7 @@ fn an_address_from_outside_is_the_oldest_services_whatever_kind_it_is() {
         let mut world = World::new(Fake::new(64), 64);
         world.slice("old", &[("10.244.1.1", "")]);
         world.slice("young", &[("10.244.1.2", "")]);
-        // The young one is there first.
+        // The younger service is there first.
         exposed(&mut world, "young", 2, NEW, young);
         world.programmer.sync(&world.cluster, &node).unwrap();
         assert_eq!(world.backends_of("198.51.100.7"), ["10.244.1.2"], "{old} {young}");

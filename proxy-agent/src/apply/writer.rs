@@ -1,7 +1,7 @@
-//! Carrying out writes, and trying again what failed.
+//! Carries out writes, and tries again those that failed.
 //!
-//! A write that fails is kept by its key, where a later write for the same key overtakes it. As long as a frontend is pending,
-//! nothing that the frontends of the same or later writes used to point at is marked gone or freed.
+//! A failed write is kept by its key, and a later write for the same key replaces it. While a write of a
+//! frontend is pending, the writer marks no backend gone, and frees no slot and no backend.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +12,17 @@ use super::quarantine::Quarantine;
 use super::store::Store;
 use crate::plan::Writes;
 
-/// What a frontend should become.
+/// The wanted state of a frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// This value.
+    /// The frontend has this value.
     Set(Frontend),
-    /// Nothing, if it still belongs to this service id: another service may have taken it over in between.
+    /// No frontend, if it still belongs to this service id: another service may have taken it over in
+    /// between.
     Removed(u32),
 }
 
-/// What nothing points at any more once every write before it has succeeded.
+/// Elements without pointers to them once every write before has succeeded.
 struct Leftover {
     gone: Vec<(u32, Backend)>,
     slots: Vec<(u32, u32)>,
@@ -32,14 +33,14 @@ struct Leftover {
 pub struct Writer {
     frontends: BTreeMap<FrontendKey, Wanted>,
     addresses: BTreeMap<Ip, Option<u32>>,
-    /// Whether each of these source ranges should be there.
+    /// Whether each of these source ranges is wanted.
     ranges: BTreeMap<SourceRangeKey, bool>,
     held: Vec<Leftover>,
     count: u64,
 }
 
 impl Writer {
-    /// Elements written since the start, by store or by system call.
+    /// Elements written since the start, by a store to memory or by a system call.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -49,7 +50,7 @@ impl Writer {
         self.frontends.len() + self.addresses.len() + self.ranges.len()
     }
 
-    /// A frontend as it is, or will be once nothing is pending.
+    /// A frontend as it is, or will be once no write is pending.
     pub fn frontend(&self, key: &FrontendKey, store: &impl Store) -> Option<Frontend> {
         match self.frontends.get(key) {
             Some(Wanted::Set(value)) => Some(*value),
@@ -58,7 +59,7 @@ impl Writer {
         }
     }
 
-    /// Notes what an address should become, for the next [`Self::retry`].
+    /// Notes the wanted flags of an address, for the next [`Self::retry`].
     pub fn want_address(&mut self, address: Ip, flags: Option<u32>) {
         self.addresses.insert(address, flags);
     }
@@ -75,7 +76,7 @@ impl Writer {
             }
         }
         self.count += (writes.backends.len() + writes.slots.len()) as u64;
-        // What is pending for a key is overtaken by what is written now.
+        // A new write replaces a pending one for the same key.
         for (key, _) in &writes.set_frontends {
             self.frontends.remove(key);
         }
@@ -90,9 +91,9 @@ impl Writer {
         self.set_addresses(&writes.set_addresses, store);
         for (key, service) in writes.remove_frontends.drain(..) {
             let holder = match self.frontends.get(&key) {
-                // It is another service's by now.
+                // The frontend belongs to another service by now.
                 Some(Wanted::Set(value)) if value.service != service => continue,
-                // Its value was never written, so that of the service before it may stand there.
+                // Its value was never written, so the value of the service before it may still be there.
                 Some(Wanted::Set(_)) => store.frontend(&key).map_or(service, |found| found.service),
                 _ => service,
             };
@@ -132,7 +133,7 @@ impl Writer {
         });
     }
 
-    /// Sets frontends at once; what fails is tried again.
+    /// Sets frontends at once; a failed write is tried again.
     pub fn set_frontends(&mut self, mut frontends: &[(FrontendKey, Frontend)], store: &impl Store) {
         while let Err((index, error)) = store.set_frontends(frontends) {
             let Some((key, value)) = frontends.get(index) else {
@@ -146,7 +147,7 @@ impl Writer {
         self.count += frontends.len() as u64;
     }
 
-    /// Sets addresses at once; what fails is tried again.
+    /// Sets addresses at once; a failed write is tried again.
     pub fn set_addresses(&mut self, mut addresses: &[(Ip, u32)], store: &impl Store) {
         while let Err((index, error)) = store.set_addresses(addresses) {
             let Some((address, flags)) = addresses.get(index) else {
@@ -160,7 +161,8 @@ impl Writer {
         self.count += addresses.len() as u64;
     }
 
-    /// Carries out what is pending, and once nothing is, marks backends gone and sends what is free into quarantine.
+    /// Carries out the pending writes. Once none is left, it marks backends gone and puts free numbers into
+    /// quarantine.
     pub fn retry(&mut self, store: &impl Store, quarantine: &mut Quarantine) {
         if !self.frontends.is_empty() {
             let count = &mut self.count;
@@ -189,7 +191,7 @@ impl Writer {
                 result.is_err()
             });
         }
-        // Where the table was full, those that go make room for those that come.
+        // If the table was full, removed ranges make space for new ones.
         self.write_ranges(false, store);
         self.write_ranges(true, store);
         if self.frontends.is_empty() {

@@ -1,11 +1,11 @@
-//! Comparing the tables with what was written: the kernel does not tell of elements that another process
+//! Compares the tables with the written state: the kernel does not report elements that another process
 //! removes or changes.
 //!
-//! The agent is the only one that writes frontends and addresses. So a difference while nothing is pending is
-//! another process's doing, `bpftool`'s for instance, and what was written is put back. A look costs as much
-//! as [`COUNTED`] elements at the most, on average: smaller tables are counted in each look, larger ones as
-//! much more seldom. Of frontends the number alone is compared that way, and in each look those of [`SLICE`]
-//! services, in turn.
+//! Only the agent writes frontends and addresses. So a difference without pending writes comes from another
+//! process, such as `bpftool`, and the agent restores the written state. A check walks over [`COUNTED`]
+//! elements at the most, on average: each check counts smaller tables, and larger ones less often in
+//! proportion. The walk over frontends compares their number and the check value of each. In addition each
+//! check compares the frontends of [`SLICE`] services, in turn.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -18,14 +18,14 @@ use proxy_common::maps::FrontendKey;
 use super::Programmer;
 use crate::apply::store::Store;
 
-/// Services whose frontends are compared in one look.
+/// The number of services whose frontends one check compares.
 const SLICE: usize = 256;
-/// How many elements are walked over in one look, on average.
+/// The number of elements that one check walks over, on average.
 const COUNTED: u32 = 16_384;
 
 impl<S: Store> Programmer<S> {
-    /// Compares a part of the tables with what was written, puts all of a table back that differs, and says
-    /// so. `look` counts the looks.
+    /// Compares a part of the tables with the written state, restores each table that differs, and reports
+    /// it. `look` counts the checks.
     pub fn compare(&mut self, look: usize) -> io::Result<Vec<String>> {
         let mut done = Vec::new();
         if !self.synced || self.pending() > 0 {
@@ -92,7 +92,7 @@ impl<S: Store> Programmer<S> {
         Ok(summary("FRONTENDS", lost, foreign.iter().map(text)))
     }
 
-    /// Each element is compared, since each is found by its address.
+    /// Compares each element, since each is found by its address.
     fn addresses_differ(&self, look: usize) -> io::Result<bool> {
         let wanted = self.address_count();
         if !is_counted(wanted, look) {
@@ -111,7 +111,7 @@ fn is_counted(elements: u32, look: usize) -> bool {
     look.is_multiple_of((elements / COUNTED + 1) as usize)
 }
 
-/// What was done with a table, with one example.
+/// A message about the restored elements of a table, with one example.
 fn summary<T: Display>(
     table: &str,
     put_back: impl ExactSizeIterator<Item = T>,

@@ -1,4 +1,4 @@
-//! What another process does to the tables is found and undone.
+//! The agent finds the changes of another process to the tables, and undoes them.
 
 use proxy_common::Ip;
 use proxy_common::maps::{AddressFlags, Frontend};
@@ -17,7 +17,7 @@ fn world() -> World {
     world
 }
 
-/// Alters the tables, and says what the next look finds. The look after it finds nothing.
+/// Alters the tables, and returns the findings of the next check. The check after it finds no difference.
 #[track_caller]
 fn found(alter: impl FnOnce(&Fake)) -> Vec<String> {
     let mut world = world();
@@ -59,7 +59,7 @@ fn values_that_were_altered_are_put_back() {
     let altered = found(|store| {
         let mut frontends = store.frontends.borrow_mut();
         let value = frontends.values_mut().nth(1).unwrap();
-        // Where it leads, with the right check.
+        // Another slot, with the right check.
         *value = Frontend {
             slots: value.slots + 1,
             ..*value

@@ -43,7 +43,7 @@ fn bring(world: &mut World, first: bool) {
     }
 }
 
-/// The ports that are served at an address, with the backends that they lead to.
+/// The ports that are served at an address, with their backends.
 fn served(world: &World, address: &str) -> Vec<(u16, Vec<String>)> {
     let address = Ip::from(address.parse::<IpAddr>().expect("an address"));
     let dump = world.programmer.store().dump();
@@ -60,7 +60,7 @@ fn told(world: &World) -> Vec<String> {
     remarks.map(|remark| remark.message.clone()).collect()
 }
 
-/// Calls `check` with each way to name the victim's cluster IPs, and with a port.
+/// Calls `check` with each field that can name the victim's cluster IPs, and with a port.
 fn each_way(check: impl Fn(&str, u16)) {
     let addresses = r#""10.96.0.1","fd00:96::1""#;
     let ingress = r#"{"ip":"10.96.0.1"},{"ip":"fd00:96::1"}"#;
@@ -147,7 +147,7 @@ fn a_cluster_ip_that_comes_later_is_its_services_and_when_it_goes_the_other_has_
             bring(&mut world, false);
             assert_thiefs(&world, way, port);
         }
-        // One that gets other cluster IPs leaves those that it had.
+        // A service that gets other cluster IPs releases those that it had.
         both_families(&mut world, VICTIM, 1, NEW, 80, "}");
         bring(&mut world, false);
         both_families(&mut world, VICTIM, 2, NEW, 80, "}");

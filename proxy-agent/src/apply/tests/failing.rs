@@ -1,6 +1,6 @@
-//! Writes that fail: in the end the tables are those of a programmer whose writes do not.
+//! Writes that fail: in the end the tables are those of a programmer without failures.
 //!
-//! Edits and faults are others in each run; `MILLRACE_FAULTS_SEED` has those of an earlier one.
+//! Edits and faults differ in each run; `MILLRACE_FAULTS_SEED` repeats those of an earlier one.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -19,7 +19,7 @@ fn seed() -> u64 {
     }
 }
 
-/// One edit of a cluster, the same one for the same numbers.
+/// One edit of a cluster; the same numbers give the same edit.
 fn edit(world: &mut World, [kind, which, how, more]: [u32; 4]) {
     let plain = format!("s{}", which % 20);
     let with_ranges = 30 + (which % 5) as u8;
@@ -27,7 +27,7 @@ fn edit(world: &mut World, [kind, which, how, more]: [u32; 4]) {
         0 => world.delete(&plain),
         1 => world.delete(&format!("s{with_ranges}")),
         2 | 3 => {
-            // Some want one address; which of them is older does not change.
+            // Some services want one address; the order of their ages does not change.
             let created = if which.is_multiple_of(2) { OLD } else { NEW };
             world.service(&plain, &format!("10.96.0.{}", 1 + how % 15), created, 80);
         }
@@ -80,8 +80,8 @@ fn writes_that_fail_are_made_up_for() {
     assert_eq!(*faulty.addresses.borrow(), *sound.addresses.borrow());
 }
 
-/// Of two services the older goes and the younger inherits its address, but no write succeeds; then it goes,
-/// too.
+/// Of two services the older is removed and the younger inherits its address, but every write fails. Then the
+/// younger is removed too.
 #[test]
 fn a_frontend_that_its_next_service_never_got_goes_with_it() {
     let mut world = World::new(Fake::new(64), 64);

@@ -1,4 +1,4 @@
-//! Tables in memory in place of the kernel's, which insist on the order of writes and can be told to fail.
+//! Tables in memory in place of the kernel's. They check the order of writes, and can be told to fail.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,13 +12,13 @@ use crate::bpf::BpfError;
 use crate::bpf::object::MapSizes;
 use crate::plan::programmed::View;
 
-/// A generator of numbers (xorshift64*), good enough to choose what is edited and what fails.
+/// A generator of numbers (xorshift64*), good enough to choose edits and faults.
 pub struct Dice(u64);
 
 impl Dice {
-    /// The same numbers for the same seed.
+    /// The same seed gives the same numbers.
     pub fn new(seed: u64) -> Self {
-        // From 0 it would not get away.
+        // The generator would stay at 0.
         Self(seed | 1)
     }
 
@@ -40,14 +40,16 @@ pub struct Fake {
     slots: RefCell<Vec<Slot>>,
     backends: RefCell<Vec<Backend>>,
     pub sizes: MapSizes,
-    /// How often they have grown.
+    /// The number of times that they have grown.
     pub grown: u32,
-    /// Chooses which writes fail: one of so many.
+    /// How often growing fails from now on.
+    pub refuses_growth: u32,
+    /// Chooses the writes that fail: one of so many.
     pub faults: RefCell<Option<(Dice, u32)>>,
-    /// How many writes have failed.
+    /// The number of writes that have failed.
     pub failed: Cell<u32>,
     writes: Cell<u32>,
-    /// The slots that frontends lead to, from and to; worked out where it is not known.
+    /// The slots of frontends, from and to; `None` until they are computed.
     live: RefCell<Option<BTreeMap<u32, u32>>>,
 }
 
@@ -63,6 +65,7 @@ impl Fake {
             backends: RefCell::new(vec![Backend::default(); size as usize]),
             sizes: sizes(size),
             grown: 0,
+            refuses_growth: 0,
             faults: RefCell::default(),
             failed: Cell::new(0),
             writes: Cell::new(0),
@@ -70,7 +73,7 @@ impl Fake {
         }
     }
 
-    /// The same tables, none of whose writes fail.
+    /// The same tables without faults.
     pub fn copy(&self) -> Self {
         Self {
             frontends: self.frontends.clone(),
@@ -81,6 +84,7 @@ impl Fake {
             backends: self.backends.clone(),
             sizes: self.sizes,
             grown: 0,
+            refuses_growth: 0,
             faults: RefCell::default(),
             failed: Cell::new(0),
             writes: Cell::new(0),
@@ -98,7 +102,7 @@ impl Fake {
         Ok(())
     }
 
-    /// Whether a frontend leads to a slot.
+    /// Whether a frontend uses a slot.
     fn is_live(&self, index: u32) -> bool {
         let ranges = || {
             let frontends = self.frontends.borrow();
@@ -113,7 +117,7 @@ impl Fake {
         before.is_some_and(|(_, end)| index < *end)
     }
 
-    /// Clients that frontends let through: prefix lengths and addresses. Each range is one of a frontend.
+    /// Clients that frontends let through: prefix lengths and addresses. Each range belongs to one frontend.
     pub fn ranges_by_frontend(&self) -> BTreeMap<FrontendKey, Vec<(u32, Ip)>> {
         let (frontends, ranges) = (self.frontends.borrow(), self.ranges.borrow());
         for range in ranges.iter() {
@@ -130,7 +134,7 @@ impl Fake {
         frontends.iter().map(|(key, value)| (*key, of(value))).collect()
     }
 
-    /// What clients can reach: frontend → backends, by value.
+    /// The destinations that clients can reach: frontend → backends, by value.
     pub fn dump(&self) -> BTreeMap<FrontendKey, Vec<(Ip, u16, u8)>> {
         let backends = |value: &Frontend| {
             let range = SlotRange(value.slots);
@@ -292,6 +296,12 @@ impl Store for Fake {
     }
 
     fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {
+        if self.refuses_growth > 0 {
+            self.refuses_growth -= 1;
+            return Err(BpfError::syscall("making a map")(
+                io::ErrorKind::OutOfMemory.into(),
+            ));
+        }
         self.sizes = *sizes;
         self.grown += 1;
         self.slots

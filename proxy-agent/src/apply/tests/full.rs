@@ -1,6 +1,7 @@
-//! Tables that are full: what fits stays, and what does not is told of and gets the room that others leave.
+//! Full tables: the elements that fit stay. The others are reported, and get the space that others free.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -36,7 +37,7 @@ fn tables_grow_up_to_their_limit() {
 
 #[test]
 fn tables_that_fill_together_grow_together() {
-    // For each service one address, and so many frontends, slots and backends.
+    // Each service has one address, and so many frontends, slots and backends.
     for endpoints in [1, 2, 3] {
         let mut world = World::new(Fake::new(64), 1 << 20);
         world.sync();
@@ -73,8 +74,31 @@ fn tables_grow_at_once_as_far_as_a_large_service_needs() {
 }
 
 #[test]
+fn a_service_gets_its_room_once_the_kernel_grants_larger_tables() {
+    let mut world = World::new(Fake::new(2), 1024);
+    two_services(&mut world);
+    world.sync();
+    world.programmer.store_mut().refuses_growth = 1;
+    world.slice("b", &[("10.244.1.1", ""), ("10.244.1.2", ""), ("10.244.1.3", "")]);
+    world.update();
+    assert_eq!(world.programmer.problems().count(), 1);
+    assert!(
+        world.programmer.due_again(Instant::now()).is_empty(),
+        "in the pause"
+    );
+    let due = world
+        .programmer
+        .due_again(Instant::now() + Duration::from_secs(10));
+    assert_eq!(due.len(), 1);
+    world.changes.services.extend(due);
+    world.update();
+    assert_eq!(world.backends_of("10.96.0.2").len(), 3);
+    assert_eq!(world.programmer.problems().count(), 0);
+}
+
+#[test]
 fn what_did_not_fit_gets_the_room_that_others_leave() {
-    // Three groups of one slot each, and room for two.
+    // Three groups of one slot each, and space for two.
     for full in ["frontends", "slots", "backends", "addresses"] {
         let mut fake = Fake::new(64);
         let table = match full {
@@ -107,7 +131,7 @@ fn what_did_not_fit_gets_the_room_that_others_leave() {
         );
         assert_eq!(world.backends_of("10.96.0.3"), [""; 0], "{full}");
 
-        // A restarted agent is not better off, and knows what to do later.
+        // A restarted agent has the same limits, and programs the rest later.
         world.restart(max);
         world.changes.clear();
         assert_eq!(world.sync(), 0, "{full}");

@@ -1,4 +1,4 @@
-//! Source ranges: how many a service may have, and what becomes of those that do not fit.
+//! Source ranges: the most that a service may have, and the treatment of those that do not fit.
 
 use super::*;
 
@@ -30,7 +30,7 @@ pub(super) fn balanced(world: &mut World, number: u8, ports: u16, ranges: &[Stri
     ))));
 }
 
-/// So many ranges that do not become fewer.
+/// So many ranges that cannot be joined.
 pub(super) fn ranges(from: u32, count: u32) -> Vec<String> {
     let range = |number: u32| {
         let [a, b, c, d] = (number * 2).to_be_bytes();
@@ -106,7 +106,7 @@ fn a_service_beyond_its_share_is_served_without_its_load_balancer() {
         "spec.loadBalancerSourceRanges: 120000 entries for all ports together, where a service has 65536 at the most; \
          the load balancer's addresses are left out"
     );
-    // With fewer ports it fits.
+    // With fewer ports the ranges fit.
     balanced(&mut world, 1, 2, &ranges(0, 30_000));
     world.update();
     assert!(is_served(&world, "198.51.100.1"));
@@ -149,12 +149,12 @@ fn a_full_table_closes_the_service_that_does_not_fit_and_no_other() {
     assert_eq!(world.sync(), 0);
     assert_closed(&world);
 
-    // Other ranges in place of those that are there fit.
+    // Other ranges in place of the present ones fit.
     balanced(&mut world, 1, 1, &ranges(1000, 60));
     world.update();
     assert_closed(&world);
 
-    // What others leave is used, whether they go or have fewer.
+    // The space that others free is used, whether they are removed or have fewer ranges.
     balanced(&mut world, 1, 1, &ranges(1000, 59));
     world.update();
     assert!(is_served(&world, "198.51.100.3"));
