@@ -1,8 +1,8 @@
 //! Compiles the kernel programs into the agent, and notes the git revision.
 //!
-//! The programs need a compiler that has the source of `core`: the toolchain that `cargo xtask setup` links under the name
-//! `millrace-bpf`, or else a rustup nightly with `rust-src`. `bpf-linker` is looked for in the project's own tools
-//! directory first.
+//! The programs need a compiler that has the source of `core`. This is the toolchain that `cargo xtask setup`
+//! links under the name `millrace-bpf`, or else a rustup nightly with `rust-src`. The script looks for
+//! `bpf-linker` in the project's own tools directory first.
 
 use std::env;
 use std::fs;
@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::Context as _;
 use aya_build::{Package, Toolchain};
 
-/// The toolchain that set-up links.
+/// The toolchain that `cargo xtask setup` links.
 const LINKED_TOOLCHAIN: &str = "millrace-bpf";
 
 fn main() -> anyhow::Result<()> {
@@ -43,8 +43,8 @@ fn main() -> anyhow::Result<()> {
         .context("building the kernel programs; `cargo xtask setup` installs what this needs")
 }
 
-/// The file that says which branch is checked out. In a worktree `.git` is a file that names the folder. (A file that is not there
-/// would count as changed each time.)
+/// The file that names the checked-out branch. In a worktree `.git` is a file that names the directory.
+/// (Cargo would count a file that does not exist as changed at each build.)
 fn head() -> Option<PathBuf> {
     let git = Path::new("../.git");
     let folder = match fs::read_to_string(git) {
@@ -54,7 +54,7 @@ fn head() -> Option<PathBuf> {
     Some(folder.join("HEAD")).filter(|head| head.exists())
 }
 
-/// The commit this is built from, or `unknown` outside a git checkout.
+/// The commit of the checkout, or `unknown` outside a git checkout.
 fn revision() -> String {
     let output = Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
@@ -65,7 +65,7 @@ fn revision() -> String {
     }
 }
 
-/// Where set-up puts bpf-linker.
+/// The directory into which `cargo xtask setup` puts bpf-linker.
 fn tools() -> Option<PathBuf> {
     let cache = env::var_os("MILLRACE_CACHE").map(PathBuf::from).or_else(|| {
         let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

@@ -1,7 +1,9 @@
-//! What follows from the names of container and interface alone: the names on the node and both Ethernet addresses.
+//! Values that follow from the names of container and interface alone: the names on the node and both
+//! Ethernet addresses.
 //!
-//! So a repeated ADD gives the same result, and DEL finds everything without having been told. The names are hashed with
-//! fixed keys, which makes them part of the interface between versions.
+//! So a repeated ADD gives the same result, and DEL finds every object of the attachment without further
+//! input. The names are hashed with fixed keys. A newer version must keep these keys: it has to find the
+//! interfaces that an older version made.
 
 use std::hash::Hasher as _;
 
@@ -9,11 +11,11 @@ use siphasher::sip::SipHasher13;
 
 use crate::config::Attachment;
 
-/// How the names of interfaces on the node's side begin.
+/// Prefix of the names of interfaces on the node's side.
 pub const PREFIX: &str = proxy_bpf::links::OWN_POD;
-/// How the names of devices begin that limit what pods send; the rest is that of the interface.
+/// Prefix of the names of the devices that limit packets from pods. The rest is that of the interface's name.
 pub const LIMITER_PREFIX: &str = "ml";
-/// The same of their far ends.
+/// Prefix of the names of the far ends of these devices.
 const LIMITER_END_PREFIX: &str = "mk";
 
 fn hash(what: u64, attachment: &Attachment) -> u64 {
@@ -26,21 +28,21 @@ fn hash(what: u64, attachment: &Attachment) -> u64 {
 
 /// The name of the interface on the node's side.
 pub fn host_interface(attachment: &Attachment) -> String {
-    // 48 bits: among ten thousand pods two names collide once in 5 million nodes.
+    // 48 bits: with ten thousand pods on each node, two names collide on one node in 5 million.
     format!("{PREFIX}{:012x}", hash(0, attachment) >> 16)
 }
 
-/// The name of the device that limits what the pod sends.
+/// The name of the device that limits packets from the pod.
 pub fn limiter(attachment: &Attachment) -> String {
     format!("{LIMITER_PREFIX}{:012x}", hash(0, attachment) >> 16)
 }
 
-/// The name of that device's far end.
+/// The name of the far end of that device.
 pub fn limiter_end(attachment: &Attachment) -> String {
     format!("{LIMITER_END_PREFIX}{:012x}", hash(0, attachment) >> 16)
 }
 
-/// Whether an interface is part of a limiter, by its name.
+/// Whether an interface belongs to a limiter, by its name.
 pub fn is_of_limiter(interface: &str) -> bool {
     [LIMITER_PREFIX, LIMITER_END_PREFIX].iter().any(|prefix| {
         let digits = interface.strip_prefix(prefix).unwrap_or_default();
@@ -48,7 +50,7 @@ pub fn is_of_limiter(interface: &str) -> bool {
     })
 }
 
-/// The Ethernet address of the pod's side, unless another is asked for.
+/// The Ethernet address of the pod's side, unless the runtime asks for another one.
 pub fn pod_mac(attachment: &Attachment) -> [u8; 6] {
     mac(hash(1, attachment))
 }
@@ -58,13 +60,13 @@ pub fn host_mac(attachment: &Attachment) -> [u8; 6] {
     mac(hash(2, attachment))
 }
 
-/// Locally administered, of one station.
+/// A locally administered unicast address.
 fn mac(hash: u64) -> [u8; 6] {
     let [first, rest @ ..] = hash.to_be_bytes();
     [first & 0xfc | 2, rest[0], rest[1], rest[2], rest[3], rest[4]]
 }
 
-/// As people write it.
+/// The address as hexadecimal bytes with colons between them.
 pub fn mac_text(mac: &[u8]) -> String {
     let bytes: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     bytes.join(":")

@@ -1,12 +1,14 @@
-//! The CNI plugin of Millrace: what a container runtime executes to give a pod its interface and take it away.
+//! The CNI plugin of Millrace. A container runtime executes it to give a pod its interface and to remove the
+//! interface.
 //!
 //! ```text
 //! environment, standard input → config → verbs → ipam, netlink, datapath → spec (result or error) → standard output
 //! ```
 //!
-//! The process lives for a millisecond or two, starts no other and needs no running agent: only the programs that an agent
-//! has pinned. Whatever it makes can be found again from the names of container and interface, so DEL works after any
-//! crash. The agent uses this library for leases: to list them, and to collect what is leaked.
+//! The process lives for a millisecond or two and starts no other process. It needs no running agent, only
+//! the programs that an agent has pinned. It finds all of its objects again from the names of container and
+//! interface, so DEL works after any crash. The agent uses this library for leases: it lists them and
+//! collects the leaked ones.
 
 #![deny(unsafe_code)]
 
@@ -29,16 +31,16 @@ use spec::{CniError, Code, Version};
 /// Far more than the list of attachments of the largest node.
 const LARGEST_INPUT: u64 = 16 << 20;
 
-/// What goes to standard output, and whether the call succeeded.
+/// The document for standard output, and the success of the call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// The document, if there is one.
     pub document: Option<Value>,
-    /// Whether it is a result and not an error.
+    /// Whether the document is a result and not an error.
     pub success: bool,
 }
 
-/// Carries out a call: its environment is read through `variable`, its configuration from `input`.
+/// Carries out a call: reads its environment through `variable` and its configuration from `input`.
 pub fn call(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
     let mut bytes = Vec::new();
     let read = read(input, &mut bytes);

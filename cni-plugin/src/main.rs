@@ -1,4 +1,4 @@
-//! `millrace-cni`: the environment and standard input in, a document on standard output out.
+//! `millrace-cni`: reads the environment and standard input, and writes a document to standard output.
 
 use std::env;
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         let mut out = io::stdout().lock();
         writeln!(out, "{document}").and_then(|()| out.flush())
     });
-    // A result that nobody got is no success: the runtime calls DEL then.
+    // An unwritten result counts as failure: the runtime calls DEL then.
     if answer.success && told.is_ok() {
         ExitCode::SUCCESS
     } else {

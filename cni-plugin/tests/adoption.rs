@@ -1,5 +1,5 @@
-//! What an agent finds of the plugin's work when it takes over what hangs: filters on our own pods' interfaces, whatever the
-//! kernel has for those of others.
+//! Adoption of the plugin's attachments by an agent. It finds filters on the interfaces of this plugin's
+//! pods. On the interfaces of other pods it uses the best kind of attachment that the kernel has.
 
 #![expect(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ fn filters(interface: u32) -> Vec<u32> {
     found.map(|filter| filter.program).collect()
 }
 
-/// Of the programs that belong there.
+/// The ids of the programs that belong on such an interface.
 fn ids(programs: &Programs) -> Vec<u32> {
     let id = |name| sys::program_info(programs[name].as_fd()).unwrap().id;
     ["from_own_pod", "to_pod"].map(id).into()
@@ -73,7 +73,7 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
             if by_links { 2 } else { 0 },
             "links on the interface of others"
         );
-        // Older agents and plugins hung the same program on all pods' interfaces.
+        // Older agents and plugins attached the same program to all pods' interfaces.
         let mut control = TrafficControl::open().unwrap();
         let older = Hung {
             direction: Direction::Ingress,
@@ -89,7 +89,7 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
         let links = adopt(&second);
         let expected = [(ours, InterfaceRole::OwnPod), (others, InterfaceRole::Pod)];
         assert_eq!(*links.interfaces(), BTreeMap::from(expected));
-        // Of an interface that is gone nothing is left.
+        // No pin is left of an interface that is gone.
         world.del("c1", None).done();
         let mut links = adopt(&second);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The plugin beside a real agent: who comes second finds the work of the first done.
+//! The plugin beside a real agent: each of them accepts the attachments that the other one made.
 //!
 //! The agent is `MILLRACE_BIN`, or the one that was built beside the plugin.
 
@@ -99,7 +99,7 @@ fn wait_for(world: &World, what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Where the agent says that `from_own_pod` hangs.
+/// The interfaces to which `from_own_pod` is attached, according to the agent.
 fn attached(world: &World, binary: &Path) -> Vec<String> {
     let output = Command::new(binary)
         .args(["status", "-o", "json", "--run-dir"])
@@ -120,7 +120,7 @@ fn attached(world: &World, binary: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The filters of pods' interfaces, each with its interface, and how many links there are.
+/// The filters of pods' interfaces, each with its interface, and the number of pinned links.
 fn hanging(world: &World, interfaces: &[&str]) -> (Vec<(String, Filter)>, usize) {
     let mut control = TrafficControl::open().unwrap();
     let mut filters = Vec::new();
@@ -155,7 +155,7 @@ fn an_agent_and_the_plugin_adopt_what_the_other_attached() {
             attached(world, &binary).contains(&first)
         });
         agent.stop();
-        // Without an agent it works too.
+        // ADD works without an agent too.
         let client = world.pod("client");
         let second = host_name(&world.add("client", &client).done());
         let before = hanging(world, &[&first, &second]);
@@ -183,14 +183,14 @@ fn an_agent_and_the_plugin_adopt_what_the_other_attached() {
             world.del(container, None).done();
         }
         wait_for(world, "nothing is left", || {
-            // Others may stay: before tcx the agent's own interfaces have some too.
+            // The agent's own interfaces may keep some qdiscs: before tcx they need them too.
             !qdiscs.iter().any(|qdisc| qdisc.exists()) && world.namespaces().is_empty()
         });
         agent.stop();
     });
 }
 
-/// Asks the server in one pod from another by the service's address.
+/// Sends a request from one pod to the server in another by the service's address.
 fn through_the_service(server: &Path, client: &Path) {
     let timeout = Some(Duration::from_secs(5));
     let open = |port| {

@@ -1,4 +1,4 @@
-//! What ADD makes and DEL removes, with the real binary on nodes of namespaces.
+//! The objects that ADD makes and DEL removes, with the real binary on nodes of namespaces.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,7 +18,7 @@ use cni_plugin::netlink::{Conversation, ip, link};
 use serde_json::{Value, json};
 use support::{NODE_V4, NODE_V6, World, interfaces, names, on_a_node, with};
 
-/// Sends a datagram from the pod to an address of the node and back; gives the address that the node saw.
+/// Sends a datagram from the pod to an address of the node and back. Returns the address that the node saw.
 fn reach(pod: &Path, node: &str) -> String {
     let server = UdpSocket::bind(SocketAddr::new(node.parse().unwrap(), 0)).unwrap();
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -69,7 +69,7 @@ fn a_pod_gets_an_interface_of_both_families() {
             .unwrap()
             .unwrap()
             .index;
-        // Before Linux 5.14 no socket tells it, and the agent finds it out.
+        // Before Linux 5.14 no socket reports the cookie, and the agent finds it otherwise.
         let cookie = World::inside(&pod, || Conversation::open().unwrap().netns_cookie());
         let entries: Vec<_> = cookie.map(|cookie| (cookie, index)).into_iter().collect();
         assert_eq!(world.namespaces(), entries);
@@ -114,7 +114,7 @@ fn del_needs_nothing_and_leaves_nothing() {
         World::end_pod(&pod);
         world.del("c1", Some(&pod)).done();
         assert_eq!(world.traces(), before);
-        // Ranges that ADD would refuse, and no data plane.
+        // A configuration that ADD would refuse, and no data plane.
         let other = world.pod("other");
         world.add("c2", &other).done();
         std::fs::remove_file(world.bpf_root.join("current")).unwrap();
@@ -147,7 +147,7 @@ fn an_interface_that_exists_is_left_alone() {
             "the same container in another namespace"
         );
         assert_eq!(world.traces(), before);
-        // Even if its leases were lost.
+        // ADD refuses the attachment even if its leases were lost.
         for address in ["10.244.1.2", "fd00:1::2"] {
             std::fs::remove_file(world.data_dir.join(address)).unwrap();
         }
@@ -188,7 +188,7 @@ fn what_add_cannot_do_it_refuses_without_a_trace() {
         );
         assert_eq!(refused(&pod, json!({"runtimeConfig": {"mac": "x"}})), 7);
         assert_eq!(refused(&pod, json!({"bpfRoot": missing})), 11);
-        // A route that the kernel refuses: everything was made by then.
+        // The kernel refuses the second route, when all other objects exist.
         let ipam = json!({"dataDir": world.data_dir, "ranges": base["ipam"]["ranges"],
                           "routes": [{"dst": "0.0.0.0/0"}, {"dst": "0.0.0.0/0"}]});
         assert_eq!(refused(&pod, json!({"ipam": ipam})), 105);
@@ -285,7 +285,7 @@ fn a_reused_address_is_announced() {
             let frame = &frame[..length];
             // ARP: ethertype 0806, sender and target protocol address the same.
             arp |= frame[12..14] == [8, 6] && frame[28..32] == v4 && frame[38..42] == v4;
-            // ICMPv6 136 from the address itself, which is the target.
+            // ICMPv6 type 136 from the announced address, which is also the target.
             advertisement |= frame[12..14] == [0x86, 0xdd]
                 && frame[20] == 58
                 && frame[22..38] == v6

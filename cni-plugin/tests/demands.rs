@@ -1,4 +1,4 @@
-//! What a tenant can ask for by its runtime: it reaches what the pod has, never what others have.
+//! The requests that a tenant can make by its runtime: they affect its own pod and never another one.
 
 #![expect(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ fn ask_for_port(world: &World, name: &str, host_ip: &str) -> Called {
     ask(world, name, &json!({"portMappings": [port]}))
 }
 
-/// Makes a whole range local by a route, as anycast addresses are.
+/// Makes a whole prefix local by a route, as for anycast addresses.
 fn make_local() {
     let mut message = RouteMessage::default();
     message.header.address_family = netlink_packet_route::AddressFamily::Inet;
@@ -54,10 +54,10 @@ fn make_local() {
 fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
     on_a_node(|world| {
         make_local();
-        // The address of a service that an interface of the node has, as IPVS wants it.
+        // The address of a service on an interface of the node, as with an IPVS proxy.
         support::give_node("10.96.0.10");
         world.enter_address("10.96.0.10".parse().unwrap(), AddressFlags::VIRTUAL);
-        // As a resolver on each node has it.
+        // A link-local address of the node, as for a DNS cache on each node.
         support::give_node("169.254.20.10");
         ask(world, "other", &json!({})).done();
         let before = world.traces();
@@ -65,9 +65,9 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
             ("8.8.8.8", "8.8.8.8"),
             ("::ffff:8.8.8.8", "8.8.8.8"),
             ("2001:4860:4860::8888", "2001:4860:4860::8888"),
-            // What is written like an IPv4 address of the node, and is none.
+            // An address that looks like an IPv4 address of the node and is a different one.
             ("::192.0.2.1", "::c000:201"),
-            // Another pod's, and one that no pod has yet.
+            // The address of another pod, and one that no pod has yet.
             ("10.244.1.2", "10.244.1.2"),
             ("fd00:1::2", "fd00:1::2"),
             ("10.244.1.77", "10.244.1.77"),
@@ -78,7 +78,7 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
             ("ff02::1", "ff02::1"),
             ("0.0.0.1", "0.0.0.1"),
             ("169.254.1.1", "169.254.1.1"),
-            // The gateway of all pods, which each of their interfaces has, and another link-local address.
+            // The gateway's address, which the interfaces of all pods have, and another link-local address.
             ("fe80::1", "fe80::1"),
             ("169.254.20.10", "169.254.20.10"),
         ] {
@@ -102,12 +102,12 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
 fn a_host_port_is_for_each_address_of_the_node() {
     on_a_node(|world| {
         make_local();
-        // A node's own address that is a service's too, by externalIPs.
+        // An address of the node that is also a service's, by externalIPs.
         world.enter_address(
             NODE_V4.parse().unwrap(),
             AddressFlags::VIRTUAL | AddressFlags::NODE,
         );
-        // A link-local address that a route makes the node's, as agents note it.
+        // A link-local address that a route makes the node's, with the entry of an agent.
         support::give_node("169.254.20.10");
         world.enter_address("169.254.20.10".parse().unwrap(), AddressFlags::NODE);
         for address in [
@@ -139,7 +139,7 @@ fn the_port_of_the_nodes_tunnels_is_no_host_port() {
                 json!({"hostPort": 8472, "containerPort": 53, "protocol": protocol, "hostIP": host_ip});
             ask(world, name, &json!({"portMappings": [port]}))
         };
-        // Without tunnels it is a port like any other.
+        // Without tunnels the port is an ordinary one.
         ask_for("free", "udp", "").done();
         world.del("free", None).done();
         world.enter_tunnel_port(8472);
@@ -172,7 +172,7 @@ fn one_pod_leaves_room_in_the_table_of_host_ports() {
         );
         assert_eq!(world.traces(), before);
         ask(world, "first", &ports(1, 32)).done();
-        // More than has room: nothing of it stays, and others go on.
+        // More ports than the table has entries for: the plugin undoes the call, and later calls succeed.
         let before = world.traces();
         let full = ask(world, "second", &ports(1000, 200));
         assert_eq!(full.code(), 106);
@@ -198,7 +198,7 @@ fn addresses_are_those_that_the_operator_gives() {
             "10.244.2.9",
             "fd00:2::9",
             "192.0.2.1",
-            // The network's, the gateway's, and for broadcast.
+            // The subnet's own address, the gateway's, and the broadcast address.
             "10.244.1.0",
             "10.244.1.1",
             "10.244.1.255",
@@ -214,7 +214,7 @@ fn addresses_are_those_that_the_operator_gives() {
             assert!(told.contains(address), "{told}");
             assert_eq!(world.traces(), before, "{address}");
         }
-        // Even where the range is the whole subnet.
+        // The refusal holds even if the range is the whole subnet.
         let mut whole = with(world.config(), &json!({"runtimeConfig": {"ips": ["10.244.1.0"]}}));
         whole["ipam"]["ranges"] =
             json!([[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.0", "rangeEnd": "10.244.1.255"}]]);

@@ -1,4 +1,4 @@
-//! With `enabledad` nobody's address is given a second time, with the real binary and real neighbours.
+//! With `enabledad` ADD gives no address that another host uses, with the real binary and real neighbours.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,14 +22,14 @@ use serde_json::{Value, json};
 use support::{Called, World, interfaces, on_a_node, with};
 use wire::{MAC, MAC_TEXT, WIRE, Wire, known, pretend};
 
-/// Calls ADD with the key and some other changes.
+/// Calls ADD with the key `enabledad` and some other changes.
 #[expect(clippy::needless_pass_by_value, reason = "callers make the value in place")]
 fn add(world: &World, container: &str, pod: &Path, changes: Value) -> Called {
     let config = with(world.config(), &json!({"enabledad": true}));
     World::call("ADD", container, Some(pod), &with(config, &changes))
 }
 
-/// What a refusal with a code says, that it names the address, and that nothing is left of the call.
+/// The details of a refusal, after checks of its code and of the address in its message.
 #[track_caller]
 fn refused(called: &Called, code: u64, address: &str) -> String {
     assert_eq!(called.code(), code, "{called:?}");
@@ -111,7 +111,7 @@ fn what_another_pod_of_the_node_has_is_not_given() {
         let result = add(world, "c1", &one, json!({})).done();
         let host = result["interfaces"][0]["name"].as_str().unwrap();
         let before = world.traces();
-        // The leases of another network know nothing of the first one.
+        // The leases of another network do not contain those of the first one.
         let elsewhere = |v4: &str, v6: &str| {
             let ranges = json!([[{"subnet": v4}], [{"subnet": v6}]]);
             json!({"ipam": {"dataDir": world.path("elsewhere"), "ranges": ranges}})
@@ -125,11 +125,11 @@ fn what_another_pod_of_the_node_has_is_not_given() {
         let v6 = elsewhere("10.9.9.0/24", "fd00:1::/64");
         let asked = with(v6, &json!({"runtimeConfig": {"ips": ["fd00:1::2"]}}));
         refused(&add(world, "c2", &other, asked.clone()), 102, "fd00:1::2");
-        // As a runtime does after a failure.
+        // A runtime calls DEL after a failed ADD.
         World::call("DEL", "c2", None, &with(world.config(), &asked)).done();
         assert_eq!(world.traces(), before);
         assert_eq!(World::inside(&other, interfaces), ["lo"]);
-        // Pods of other plugins may answer nobody either, if their Ethernet address was told to the node.
+        // A pod of another plugin may send no ARP reply, if the node has a permanent entry for it.
         let mut node = Conversation::open().unwrap();
         node.ask(ip::link_route(wire.index, "10.244.1.3".parse().unwrap()))
             .unwrap();
@@ -181,7 +181,7 @@ fn what_the_kernel_knew_before_is_asked_for_again() {
             ([NeighbourState::Reachable, NeighbourState::Delay], 3),
             ([NeighbourState::Probe, NeighbourState::Stale], 4),
         ] {
-            // Their owner is gone.
+            // The owner of the addresses is gone.
             let pair = [format!("10.244.1.{index}"), format!("fd00:1::{index}")];
             for (address, state) in pair.iter().zip(states) {
                 pretend(wire.index, address, MAC, state);
@@ -190,7 +190,7 @@ fn what_the_kernel_knew_before_is_asked_for_again() {
             assert_eq!(addresses(&result)[0], format!("{}/32", pair[0]), "{states:?}");
             world.del("c1", None).done();
         }
-        // It has moved, to another Ethernet address than the kernel knows.
+        // The owner has moved to another Ethernet address than that of the kernel's entry.
         let before = world.traces();
         for address in ["10.244.1.5", "fd00:1::6"] {
             let length = if address.contains(':') { 64 } else { 24 };
@@ -204,7 +204,7 @@ fn what_the_kernel_knew_before_is_asked_for_again() {
     });
 }
 
-/// A route of a type that leads nowhere, as the agent makes one for the node's own range.
+/// A route of a type without a next hop; the agent makes one for the node's own range.
 fn nowhere(to: &str, kind: RouteType) -> Request {
     let net: ipnet::IpNet = to.parse().unwrap();
     let mut message = RouteMessage::default();
@@ -237,7 +237,7 @@ fn where_nobody_can_be_asked_nobody_is() {
             let (v4, v6) = (format!("10.{index}.0.0/16"), format!("fd00:{index}00::/48"));
             node.batch(vec![nowhere(&v4, kind), nowhere(&v6, kind)]).unwrap();
         }
-        // By a gateway, and without any route.
+        // Addresses behind a gateway, and addresses without a route.
         let routes: Vec<cni_plugin::spec::result::Route> =
             serde_json::from_value(json!([{"dst": "10.8.0.0/16"}])).unwrap();
         node.ask(ip::link_route(wire.index, "169.254.1.1".parse().unwrap()))
@@ -262,7 +262,7 @@ fn without_the_key_nobody_is_asked() {
         for address in ["10.244.1.2/24", "fd00:1::2/64", "10.244.1.4/24"] {
             wire.give(address);
         }
-        // What came of setting the cable up.
+        // Discards the frames from the set-up of the link.
         wire.is_asked();
         for (container, key) in [("c1", json!({})), ("c2", json!({"enabledad": false}))] {
             let pod = world.pod(container);

@@ -1,4 +1,4 @@
-//! What ADD enters in the tables that programs look up, and that nothing of it stays.
+//! The entries that ADD makes in the tables of the programs, and their complete removal.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ fn asking(world: &World, mappings: &Value) -> Value {
     )
 }
 
-/// ADD with host ports, of a pod that Kubernetes calls `default/NAME`.
+/// ADD with host ports, for a pod with the Kubernetes name `default/NAME`.
 fn add(world: &World, name: &str, mappings: &Value) -> Called {
     let path = world.path(name);
     let pod = if path.exists() { path } else { world.pod(name) };
@@ -109,7 +109,7 @@ fn host_ports_are_entered_for_the_families_of_the_pod() {
         assert_eq!(world.in_use(), [1, 1]);
         let check = with(asking(world, &mappings), &json!({"prevResult": result}));
         World::call("CHECK", "web", Some(&world.path("web")), &check).done();
-        // DEL knows neither the result nor the mappings.
+        // DEL gets neither the result nor the mappings.
         world.del("web", None).done();
         assert_eq!(world.traces(), before);
     });
@@ -134,7 +134,7 @@ fn a_host_port_is_one_pods() {
             assert!(told.contains("default/first"), "{told}");
             assert_eq!(world.traces(), before, "{same:?}");
         }
-        // Another address, another protocol, another family.
+        // Entries with another address, protocol or family do not clash.
         add(world, "third", &port("192.0.2.2", "tcp")).done();
         add(world, "fourth", &port("192.0.2.1", "udp")).done();
         add(world, "fifth", &port("::", "tcp")).done();
@@ -144,7 +144,7 @@ fn a_host_port_is_one_pods() {
             !generations().contains(&first[0]),
             "another entry has another number"
         );
-        // A pod that ended without DEL keeps nobody from its ports.
+        // A pod that ended without DEL does not block its ports for other pods.
         World::end_pod(&world.path("second"));
         let gone = || {
             let index = world
@@ -163,7 +163,7 @@ fn a_host_port_is_one_pods() {
         let ports = world.host_ports();
         let tcp: Vec<_> = ports.iter().filter(|(key, _)| key.protocol == 6).collect();
         assert_eq!(tcp.len(), 2, "those of the sixth and the fifth: {tcp:?}");
-        // Its DEL comes late and removes nothing that is another's.
+        // A late DEL of the ended pod removes no entry of another pod.
         world.del("second", None).done();
         assert_eq!(world.host_ports(), ports);
         for container in ["fourth", "fifth", "sixth"] {
@@ -184,7 +184,8 @@ fn of_parallel_adds_one_wins_a_host_port() {
         let children: Vec<_> = names
             .iter()
             .map(|name| {
-                // Half of them want it of one address, which clashes with all.
+                // Half of the pods ask for the port at one address, which clashes with the port at all
+                // addresses.
                 let host_ip = ["", "192.0.2.1"][name.len() % 2];
                 let mapping = json!([{"hostPort": 80, "containerPort": 80, "hostIP": host_ip}]);
                 let pod = world.pod(name);
@@ -237,16 +238,16 @@ fn check_and_del_find_entries_by_their_owner() {
         let config = with(asking(world, &mapping), &json!({"prevResult": result}));
         let check = || World::call("CHECK", "c1", Some(&pod), &config);
         check().done();
-        // Somebody has taken the entry over.
+        // Another pod has taken over the entry.
         world.enter_pods(&["10.244.1.2".parse().unwrap()]);
         let told = check();
         assert_eq!(told.code(), 107);
         let details = told.document["details"].as_str().unwrap();
         assert!(details.contains("10.244.1.2"), "{details}");
-        // Nobody else can have an address that is leased to this container.
+        // The address is leased to this container, so DEL removes the entry as well.
         world.del("c1", None).done();
         assert_eq!(world.pods().len(), 0);
-        // But of one that is leased to somebody else.
+        // DEL leaves the entry of an address that is leased to another container.
         add(world, "c2", &json!([])).done();
         let lease = world.data_dir.join("10.244.1.3");
         std::fs::write(&lease, "other\r\neth0").unwrap();

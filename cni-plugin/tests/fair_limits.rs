@@ -1,5 +1,5 @@
-//! Flows under one limit: one that sends little does not wait for those that send as much as they can, where the kernel
-//! has a queue for each.
+//! Flows under one limit. A flow that sends little does not wait for flows that send at full speed, where the
+//! kernel has a queue for each flow.
 
 #![expect(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ const RATE: u64 = 20_000_000;
 const BULK_FLOWS: usize = 32;
 const QUESTIONS: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Two full packets of other flows are on their way before, at most, and the machine takes its time.
+/// At most two full packets of other flows go first; the rest is for the scheduling of the machine.
 const USUAL: Duration = Duration::from_millis(5);
 
 /// Whether the flows under a limit have queues of their own.
@@ -84,8 +84,8 @@ fn median(times: &[Duration]) -> Duration {
     times[times.len() / 2]
 }
 
-/// How long answers to small questions take. One that gets lost, by its flow's number being another's as well or in a queue of
-/// the machine's, took as long as was waited for it.
+/// The times until the replies to small requests arrive. A lost request counts as `PATIENCE`. It may be lost
+/// if its flow shares a queue with another one, or in a queue of the machine.
 fn round_trips(pod: &Path) -> Vec<Duration> {
     let outer = UdpSocket::bind((NODE_V4, 0)).unwrap();
     let to = outer.local_addr().unwrap();
@@ -100,7 +100,7 @@ fn round_trips(pod: &Path) -> Vec<Duration> {
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut question = [0; 16];
-            // Until nobody asks any more.
+            // The loop ends when no more requests arrive.
             for _ in 0..QUESTIONS {
                 let Ok((length, from)) = outer.recv_from(&mut question) else {
                     return;
@@ -114,7 +114,7 @@ fn round_trips(pod: &Path) -> Vec<Duration> {
             let question = number.to_ne_bytes();
             inner.send(&question).unwrap();
             let mut answer = [0; 8];
-            // An answer that comes late is to another question.
+            // A late reply belongs to an earlier request.
             while answer != question && inner.recv(&mut answer).is_ok() {}
             begin.elapsed()
         };
@@ -122,7 +122,7 @@ fn round_trips(pod: &Path) -> Vec<Duration> {
     })
 }
 
-/// Sets it, also when a test fails.
+/// Sets the flag when it is dropped, also when a test fails.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -158,7 +158,7 @@ fn round_trips_beside_bulk(pod: &Path, to_pod: bool) -> Vec<Duration> {
                 let _ = sender.shutdown(std::net::Shutdown::Both);
             });
         }
-        // Until they have filled what they can.
+        // Waits until the bulk flows have filled their queues.
         thread::sleep(Duration::from_secs(2));
         let _end = End(&done);
         round_trips(pod)

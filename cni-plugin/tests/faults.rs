@@ -1,8 +1,8 @@
-//! A plugin that is killed leaves nothing that DEL does not remove.
+//! DEL removes all objects of a plugin that was killed.
 //!
-//! The kernel lets this process stop the plugin at each of its system calls, so that every point between two effects is
-//! tried, and not only those that somebody thought of. Most calls are on the way to `main` or read something; killing at
-//! every one of them costs little.
+//! This process traces the plugin and stops it at each system call. So the test covers every point between
+//! two effects, and not only the points that a developer thinks of. Most calls come before `main` or only
+//! read; a kill at each of them costs little.
 
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
@@ -22,7 +22,7 @@ use serde_json::json;
 use support::{World, interfaces, on_a_node, run, with};
 use wire::Wire;
 
-/// Starts a call that waits to be traced.
+/// Starts a call that waits for its tracer.
 fn start(mut command: Command, input: &str) -> (Child, Pid) {
     // SAFETY: the closure makes one system call and allocates nothing.
     #[expect(unsafe_code, reason = "tracing has to be asked for between fork and exec")]
@@ -59,7 +59,7 @@ fn kill_at(command: Command, input: &str, stop: u32) -> bool {
     false
 }
 
-/// Goes through the stops of a call in steps, with a DEL after each that has to leave nothing.
+/// Goes through the stops of a call in steps. After each kill DEL has to remove all objects.
 fn at_every_step(world: &World, verb: &str, step: u32, mut prepare: impl FnMut(&str, &Path)) {
     let pod = world.pod("pod");
     let everything = json!({"enabledad": true, "runtimeConfig": {
@@ -72,7 +72,7 @@ fn at_every_step(world: &World, verb: &str, step: u32, mut prepare: impl FnMut(&
     for stop in (1..).step_by(step as usize) {
         prepare(&input, &pod);
         let ended = kill_at(World::command(verb, "c1", Some(&pod)), &input, stop);
-        // The pod's side goes with the node's, and the next container may have the address.
+        // DEL removes the pod's side with the node's and frees the address.
         world.del("c1", Some(&pod)).done();
         assert_eq!(world.traces(), before, "killed at stop {stop}");
         assert_eq!(World::inside(&pod, interfaces), ["lo"], "killed at stop {stop}");
@@ -89,7 +89,7 @@ fn at_every_step(world: &World, verb: &str, step: u32, mut prepare: impl FnMut(&
 #[test]
 fn an_add_that_is_killed_leaves_nothing_behind_del() {
     on_a_node(|world| {
-        // Somebody to ask for addresses.
+        // A neighbour to which the kernel sends requests for addresses.
         Wire::connect(world);
         Wire::hurry(10);
         at_every_step(world, "ADD", 3, |_, _| {});

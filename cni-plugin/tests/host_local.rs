@@ -1,4 +1,4 @@
-//! A directory of leases goes from host-local to us and back, with no address changed.
+//! A directory of leases passes from host-local to this plugin and back, without a change of addresses.
 //!
 //! host-local is that of Debian's `containernetworking-plugins`, unpacked or installed.
 
@@ -30,7 +30,8 @@ fn host_local() -> Option<PathBuf> {
     places.find(|path| path.exists())
 }
 
-/// Calls host-local for the same directory. Its `dataDir` is the one above, and the network's name the directory.
+/// Calls host-local for the same directory: its `dataDir` is the parent, and the network has the directory's
+/// name.
 fn call(world: &World, program: &PathBuf, verb: &str, container: &str) -> Value {
     let config = json!({
         "cniVersion": "1.0.0", "name": "leases", "type": "host-local",
@@ -65,7 +66,7 @@ fn leases_change_hands_both_ways() {
         let theirs = call(world, &program, "ADD", "old1");
         assert_eq!(theirs["ips"][0]["address"], "10.244.1.2/24");
         call(world, &program, "ADD", "old2");
-        // Ours goes on where theirs stopped, and refuses what they gave.
+        // This plugin continues after host-local's last address and refuses the addresses that it gave.
         let pod = world.pod("pod");
         let ours = world.add("new1", &pod).done();
         assert_eq!(ours["ips"][0]["address"], "10.244.1.4/32");
@@ -75,7 +76,7 @@ fn leases_change_hands_both_ways() {
             World::call("ADD", "new2", Some(&world.pod("pod2")), &taken).code(),
             102
         );
-        // Theirs goes on where ours stopped, and frees what ours gave.
+        // host-local continues after this plugin's last address and frees the addresses that it gave.
         assert_eq!(
             call(world, &program, "ADD", "old3")["ips"][0]["address"],
             "10.244.1.5/24"
@@ -83,7 +84,7 @@ fn leases_change_hands_both_ways() {
         call(world, &program, "DEL", "new1");
         assert!(!world.data_dir.join("10.244.1.4").exists() && !world.data_dir.join("fd00:1::4").exists());
         world.del("new1", Some(&pod)).done();
-        // Ours frees what theirs gave.
+        // This plugin frees the addresses that host-local gave.
         for container in ["old1", "old2", "old3"] {
             world.del(container, None).done();
         }

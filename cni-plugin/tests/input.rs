@@ -1,10 +1,9 @@
-//! Whatever comes in by environment and standard input, the plugin answers with a document and the right code.
+//! For any environment and standard input the plugin writes a document with the right code.
 //!
-//! A seed makes each run the same. Mutated calls go through the library, in a namespace where nothing is there to be
-//! changed and no pins exist, so that none can succeed; a sample of them goes through the binary, which has to say the
-//! same. `MILLRACE_CNI_INPUTS` sets how many there are. A few hundred ADDs find all that they need: those
-//! that succeed
-//! leave nothing behind DEL, and the others nothing at all.
+//! A seed makes each run the same. Mutated calls go through the library, in a namespace without interfaces
+//! and pins, so that none can succeed. A sample of them goes through the binary, which has to give the same
+//! document. `MILLRACE_CNI_INPUTS` sets the number of calls. A few hundred ADDs run on a complete node: DEL
+//! removes all objects of those that succeed, and the others leave none.
 
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
@@ -17,7 +16,7 @@ use cni_plugin::Answer;
 use serde_json::{Value, json};
 use support::{World, interfaces, on_a_bare_node, on_a_node, run};
 
-/// xorshift64*; good enough to pick mutations.
+/// xorshift64*, which is good enough to pick mutations.
 struct Random(u64);
 
 impl Random {
@@ -58,7 +57,7 @@ fn full_config(world: &World) -> Value {
     )
 }
 
-/// Puts something else in the place of one part of a document.
+/// Replaces one part of a document by another value.
 fn mutate_value(random: &mut Random, value: &mut Value, depth: usize) {
     match value {
         Value::Object(object) if depth > 0 && !object.is_empty() => {
@@ -163,12 +162,12 @@ fn ask(variables: &Variables, input: &[u8]) -> Answer {
     cni_plugin::call(variable, input)
 }
 
-/// What a code must not be, whatever was mutated, and what a document must have.
+/// Checks the code and the document of a reply to any mutated call.
 fn judge(variables: &Variables, input: &[u8], answer: &Answer) {
     let context = || format!("{variables:?} {}: {answer:?}", String::from_utf8_lossy(input));
     let verb = variables["CNI_COMMAND"].as_slice();
     if answer.success {
-        // Nothing can be added or checked here, and there is nothing to delete.
+        // ADD and CHECK cannot succeed here, and DEL has nothing to remove.
         assert!(matches!(verb, b"DEL" | b"GC" | b"VERSION"), "{}", context());
         assert_eq!(answer.document.is_some(), verb == b"VERSION", "{}", context());
         return;
@@ -235,7 +234,7 @@ fn mutated_calls_are_answered_with_the_right_code() {
     });
 }
 
-/// What a pod asks for that gets everything.
+/// The configuration of a pod with all kinds of requests.
 fn wishes(world: &World) -> Value {
     let ports = json!([
         {"hostPort": 80, "containerPort": 80, "protocol": "tcp"},
@@ -264,7 +263,7 @@ fn mutated_adds_on_a_node_leave_nothing_behind() {
         for _ in 0..CALLS {
             let mut config = wishes(world);
             for _ in 0..=random.below(2) {
-                // What says where things lie on the machine stays.
+                // The paths of the configuration stay unchanged.
                 let part = match random.below(4) {
                     0 => &mut config["ipam"]["ranges"],
                     1 => &mut config["mtu"],

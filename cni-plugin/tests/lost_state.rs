@@ -1,4 +1,4 @@
-//! Pins that are removed while a pod runs: DEL goes on without them, and what they held can be made again.
+//! Pins that are removed while a pod runs: DEL works without them, and their entries can be restored.
 
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
@@ -102,7 +102,7 @@ fn entries_are_made_again_from_what_is_noted() {
         );
         let datapath = Datapath::open(&world.bpf_root).unwrap();
         let restored = datapath.restore(&mut socket, &entry).unwrap();
-        // Two addresses, an interface, what says that they are used, and a port of two families.
+        // Two addresses, an interface, the two notes of use, and one port in two families.
         assert_eq!(restored.len(), 6, "{restored:?}");
         assert_eq!(seen(world), before);
         assert_eq!(datapath.restore(&mut socket, &entry).unwrap(), [""; 0]);
@@ -111,8 +111,8 @@ fn entries_are_made_again_from_what_is_noted() {
     });
 }
 
-/// Leases are lost, and the address of a running pod is leased again: the ADD fails, names that pod, and
-/// takes nothing of it along.
+/// A running pod's leases are lost, and its address is leased again. The second ADD fails, names the pod, and
+/// leaves its entries unchanged.
 #[test]
 fn an_add_that_fails_names_the_running_pod_and_leaves_its_entries() {
     type Lose = fn(&Path);
@@ -148,7 +148,7 @@ fn an_add_that_fails_names_the_running_pod_and_leaves_its_entries() {
                 "{details}"
             );
             assert_eq!(world.pods(), entries);
-            // An address that is asked for is not another one the next time.
+            // The next ADD cannot replace a requested address by another one.
             let asked = with(world.config(), &json!({"runtimeConfig": {"ips": ["10.244.1.2"]}}));
             let called = World::call("ADD", "comes", Some(&other), &asked);
             assert_eq!(called.code(), 102, "{called:?}");

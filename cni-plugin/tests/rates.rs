@@ -1,8 +1,10 @@
-//! Limits: what they are made of, that they hold both ways and for TCP and UDP, and that nothing of them stays.
+//! Limits: the objects that make them, their effect in both directions and for TCP and UDP, and their
+//! complete removal.
 //!
-//! Counted is what the token bucket counts, bytes on the wire with Ethernet headers: of datagrams exactly, of TCP by the size
-//! of its segments, which are full while a flow has more to send than may pass. Only ratios are looked at. A machine that
-//! does something else for a while may make a flow slower, so a flow that stays behind is tried again; none may be faster.
+//! The tests count the same bytes as the token bucket: bytes on the wire with Ethernet headers. For datagrams
+//! the count is exact. For TCP it follows from the size of segments, which are full while a flow has more to
+//! send than may pass. Only ratios are checked. A busy machine may slow a flow, so a slow flow is tried
+//! again. No flow may be faster than its limit.
 
 #![expect(
     clippy::unwrap_used,
@@ -68,7 +70,7 @@ fn what_a_pod_sends_goes_through_a_device_of_its_own() {
         }
         let check = with(both.clone(), &json!({"prevResult": result}));
         World::call("CHECK", "c1", Some(&pod), &check).done();
-        // The pod ended by itself: the device is left alone, and DEL takes it.
+        // The pod ended without DEL: the device stays, and DEL removes it.
         World::end_pod(&pod);
         support::wait_until("the pod's interface is gone", || {
             !interfaces().iter().any(|name| name.starts_with("mr"))
@@ -98,7 +100,7 @@ fn gc_removes_a_device_that_is_left() {
     });
 }
 
-/// Which way the limited traffic goes.
+/// The direction of the limited traffic.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Way {
     ToPod,
@@ -144,11 +146,11 @@ fn hold(what: &str, rate: u64, measure: impl Fn() -> f64) {
     panic!("{what} at {rate} bit/s stays behind: {ratios:?}");
 }
 
-/// Reads for a while, and gives the bits per second after the burst.
+/// Reads for a while and returns the bits per second after the burst.
 fn rate_of(limit: u64, mut read: impl FnMut() -> usize) -> f64 {
     let begin = Instant::now();
-    // What fills buffers and buckets at first is not the rate; and a packet more or less must not count, nor what waits behind
-    // a lost one and is read in one go.
+    // The bytes that fill buffers and buckets at first do not count. The window is long, so that single
+    // packets do not matter. The same holds for packets that wait behind a lost one and are read together.
     let (warm_up, window) = match limit {
         ..5_000_000 => (Duration::from_secs(2), Duration::from_secs(15)),
         5_000_000..50_000_000 => (Duration::from_secs(1), Duration::from_secs(8)),
@@ -167,7 +169,7 @@ fn rate_of(limit: u64, mut read: impl FnMut() -> usize) -> f64 {
     }
 }
 
-/// The rate of one flow of TCP.
+/// The rate of one TCP flow.
 fn tcp(pod: &Path, way: Way, limit: u64) -> f64 {
     let listener = TcpListener::bind((NODE_V4, 0)).unwrap();
     let to = listener.local_addr().unwrap();
@@ -181,7 +183,7 @@ fn tcp(pod: &Path, way: Way, limit: u64) -> f64 {
     thread::scope(|scope| {
         scope.spawn(|| {
             let full = vec![0; 65536];
-            // Ends when the receiver does.
+            // The loop ends when the receiver closes the connection.
             while (&sender).write_all(&full).is_ok() {}
         });
         let mut buffer = vec![0; 65536];
@@ -192,10 +194,11 @@ fn tcp(pod: &Path, way: Way, limit: u64) -> f64 {
     })
 }
 
-/// The rate of datagrams that are sent without regard to the limit.
+/// The rate of datagrams whose sender ignores the limit.
 fn udp(pod: &Path, way: Way, limit: u64) -> f64 {
     const HEADERS: usize = 14 + 20 + 8;
-    // Small ones where the rate is low, so that many of them count. Where it is high, many to a system call (udp(7)).
+    // At low rates datagrams are small, so that the count is fine enough. At high rates one system call sends
+    // many (udp(7)).
     let (size, at_once): (u16, u16) = match limit {
         0..50_000_000 => (500, 1),
         50_000_000..500_000_000 => (1400, 1),
@@ -225,14 +228,14 @@ fn udp(pod: &Path, way: Way, limit: u64) -> f64 {
     thread::scope(|scope| {
         scope.spawn(|| {
             let datagrams = vec![0; size * usize::from(at_once)];
-            // Twice as fast as may pass, in bursts, since a thread that sleeps is late.
+            // Sends twice as fast as the limit, in bursts, since a sleeping thread wakes up late.
             let begin = Instant::now();
             let per_second = limit as f64 / 4.0 / (size + HEADERS) as f64;
             let mut sent = 0.0;
             while !done.load(Ordering::Relaxed) {
                 let due = begin.elapsed().as_secs_f64() * per_second;
                 while sent < due {
-                    // A full queue answers ENOBUFS.
+                    // The kernel returns ENOBUFS when the queue is full.
                     let _ = sender.send(&datagrams);
                     sent += f64::from(at_once);
                 }

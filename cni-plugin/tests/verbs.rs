@@ -1,4 +1,5 @@
-//! The verbs beside ADD and DEL: CHECK finds what is different, GC frees what nobody has, STATUS says whether ADD would work.
+//! The other verbs: CHECK finds differences, GC frees leaked attachments, STATUS reports whether ADD would
+//! work.
 
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
@@ -34,7 +35,7 @@ fn check_tells_what_is_different() {
                 .contains("from_own_pod"),
             "{told:?}"
         );
-        // Switching the interface off takes its routes and IPv6 addresses.
+        // The removal of the interface removes its routes and addresses.
         World::inside(&pod, || {
             let mut conversation = Conversation::open().unwrap();
             let index = link::find(&mut conversation, "eth0").unwrap().unwrap().index;
@@ -52,7 +53,7 @@ fn gc_frees_what_is_not_named() {
         for container in ["c1", "c2", "c3"] {
             world.add(container, &world.pod(container)).done();
         }
-        // None before Linux 5.14, which gives namespaces no number.
+        // There are no entries before Linux 5.14, where namespaces have no cookie.
         let each = world.namespaces().len() / 3;
         std::fs::write(world.data_dir.join("10.244.1.99"), "old\r\neth0").unwrap();
         std::fs::write(world.data_dir.join("10.244.1.98"), "").unwrap();
@@ -90,7 +91,7 @@ fn gc_of_a_node_without_pods_frees_everything() {
     on_a_node(|world| {
         let (pod, before) = (world.pod("c1"), world.traces());
         let [first, second] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-        // Go writes a list without elements so; libcni writes both keys.
+        // Go writes a list without elements as `null`; libcni writes both keys.
         for none in [
             json!({first: null, second: null}),
             json!({first: null}),
@@ -127,7 +128,7 @@ fn a_call_with_null_for_all_that_is_empty_is_as_one_without() {
         )
         .done();
         World::call("DEL", "c1", Some(&pod), &config).done();
-        // The result of an earlier plugin that had nothing to say.
+        // The result of an earlier plugin that made nothing.
         let empty = json!({"prevResult": {"cniVersion": "1.1.0", "interfaces": null, "ips": null, "routes": null, "dns": null}});
         let chained = World::call("ADD", "c1", Some(&pod), &with(config, &empty)).done();
         assert_eq!(chained["interfaces"].as_array().map(Vec::len), Some(2));

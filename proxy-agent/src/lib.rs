@@ -1,12 +1,12 @@
-//! The Millrace agent: one direction of flow, from what the cluster says to what the kernel holds.
+//! The Millrace agent: its stages carry the objects of the cluster, in one direction, into the kernel's maps.
 //!
 //! ```text
 //! source → cluster → plan → apply → bpf
 //!                 network, cni, pods, control, health, metrics, events, cli beside it; agent ties them together
 //! ```
 //!
-//! Each stage knows those before it and nothing of those after it; `apply` alone knows the kernel, and `bpf` knows no stage.
-//! ARCHITECTURE.md has the whole picture.
+//! A stage depends on the stages before it, never on those after it. Of the stages only `apply` uses `bpf`,
+//! and `bpf` depends on no stage. ARCHITECTURE.md describes the whole.
 
 #![deny(unsafe_code)]
 

@@ -1,10 +1,11 @@
 //! Directories that only root may enter.
 //!
-//! What lies in the run directory and the state directory is for the agent, the command line and the CNI plugin, which all
-//! run as root. A directory that was made wider, by a container's volume or by an older agent, is closed.
+//! The agent, the command line and the CNI plugin use the files of the run directory and the state directory.
+//! All three run as root. A container's volume or an older agent may have made such a directory with a wider
+//! mode; the agent closes it.
 //!
-//! Invariant: a directory with something foreign in it keeps its mode. An operator may have named `/run` or `/var/lib`,
-//! and closing these would stop the machine.
+//! Invariant: a directory with a foreign file in it keeps its mode. An operator may have named `/run` or
+//! `/var/lib`, and a closed one would stop the machine.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, Permissions};
@@ -12,19 +13,20 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// What others may do.
+/// The mode bits of users other than root.
 const OTHERS: u32 = 0o077;
 
-/// Whether a directory is closed to others.
+/// Whether a directory is closed to users other than root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privacy {
-    /// It is.
+    /// Only root may enter the directory.
     Closed,
-    /// It is not, since something that is not ours lies in it.
+    /// The directory keeps its mode, since it holds a file that is not ours.
     Shared,
 }
 
-/// Makes a directory, or closes the one that is there. `is_ours` tells by its name what may lie in it.
+/// Makes a directory, or closes an existing one. `is_ours` decides by the name of a file whether it may lie
+/// in it.
 pub fn make(path: &Path, is_ours: impl Fn(&OsStr) -> bool) -> io::Result<Privacy> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;

@@ -1,8 +1,9 @@
-//! What can be wrong, by kind: the codes that `millrace status` shows, for alerts and scripts.
+//! The kinds of problems: the codes that `millrace status` shows, for alerts and scripts.
 //!
 //! A message is for a person and changes from version to version. A code is for a machine and stays: codes
-//! are only added, and none changes its name or its meaning. A kind of trouble has a code of its own if an
-//! operator does something else about it. Every module may name a code, so this one depends on none.
+//! are only added, and none changes its name or its meaning. A kind has a code of its own if the operator's
+//! remedy differs from those of other kinds. Every module may name a code, so this module depends on no
+//! other.
 //!
 //! docs/status-codes.md has the same table; a test here compares the two.
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! troubles {
     ($($(#[doc = $doc:literal])+ $variant:ident, $remedy:literal;)+) => {
-        /// A kind of trouble. Its name is the code.
+        /// A kind of problem. The name of the variant is the code.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum Trouble {
             $($(#[doc = $doc])+ $variant,)+
@@ -21,10 +22,10 @@ macro_rules! troubles {
         }
 
         impl Trouble {
-            /// All of them: of objects first, then of the configuration, the node and its pods.
+            /// All kinds: first those of objects, then those of the configuration, the node and its pods.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+ Self::Unknown];
 
-            /// The code, as documents have it.
+            /// The code, as it stands in JSON documents.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => stringify!($variant),)+
@@ -32,7 +33,7 @@ macro_rules! troubles {
                 }
             }
 
-            /// What it means, for people.
+            /// The meaning, for people.
             pub const fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$variant => concat!($($doc),+).trim_ascii(),)+
@@ -40,7 +41,7 @@ macro_rules! troubles {
                 }
             }
 
-            /// What an operator does about it.
+            /// The remedy, for the operator.
             pub const fn remedy(self) -> &'static str {
                 match self {
                     $(Self::$variant => $remedy,)+
@@ -176,17 +177,17 @@ troubles! {
     PodSettingNotApplied, "Correct what the message names; the agent tries again by itself.";
 }
 
-/// One thing that is wrong, where what it is about is known from elsewhere.
+/// One problem. The caller knows the object that it concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remark {
-    /// Its kind.
+    /// The kind of the problem.
     pub code: Trouble,
-    /// What is wrong, where, and what to do.
+    /// The problem, its place and the remedy.
     pub message: String,
 }
 
 impl Remark {
-    /// From its parts.
+    /// Makes a remark of its parts.
     pub fn new(code: Trouble, message: impl Into<String>) -> Self {
         let message = message.into();
         Self { code, message }

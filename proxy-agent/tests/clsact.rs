@@ -1,4 +1,5 @@
-//! Programs on clsact qdiscs, on the live kernel: by these means they hang where there is no tcx, and any kernel can do it.
+//! Tests of programs on clsact qdiscs, on the live kernel. The agent attaches them there if the kernel has no
+//! tcx, and every kernel supports it.
 
 #![expect(
     clippy::unwrap_used,
@@ -29,7 +30,7 @@ const SIZES: MapSizes = MapSizes {
     pod_netns: 16,
 };
 
-/// Where somebody else's filter stands.
+/// The position of another program's filter.
 const THEIRS: Position = Position {
     priority: 1,
     handle: 1,
@@ -38,7 +39,7 @@ const THEIRS: Position = Position {
 struct Bench {
     datapath: Datapath,
     control: TrafficControl,
-    /// One end of a veth pair.
+    /// The index of one end of a veth pair.
     interface: u32,
     sandbox: Sandbox,
 }
@@ -61,7 +62,7 @@ impl Bench {
         self.sandbox.bpf_root().join("qdiscs")
     }
 
-    /// What an agent does at its start.
+    /// Adopts the links as an agent does at its start.
     fn links(&self) -> Links {
         let dir = self.sandbox.bpf_root().join("links");
         Links::adopt(dir, self.qdiscs(), Means::Clsact, &self.datapath.programs).unwrap()
@@ -155,7 +156,7 @@ fn another_generation_of_programs_takes_the_place_of_the_old_one() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].program, wanted.id);
 
-    // An interface that becomes something else loses what it had.
+    // An interface that changes its role loses its earlier programs.
     assert!(bench.attach(&mut links, InterfaceRole::Host).is_empty());
     assert_eq!(bench.names(Direction::Ingress), [""; 0]);
     assert_eq!(bench.names(Direction::Egress), ["millrace-from_host"]);

@@ -1,4 +1,5 @@
-//! The program itself, as an operator and a script meet it: documents on stdout, everything else on stderr, exit statuses.
+//! Tests of the program itself, as an operator and a script use it: documents on stdout, everything else on
+//! stderr, exit statuses.
 
 mod support;
 
@@ -152,7 +153,8 @@ fn uninstall_removes_ours_leaves_the_rest_and_can_be_repeated() {
     assert_eq!(document(&run()), json!({"removed": [], "left": []}));
 }
 
-/// As in the pod of `manifests/uninstall`: directories of the node are volumes, and the root is read-only.
+/// The set-up is that of the pod of `manifests/uninstall`: directories of the node are volumes, and the root
+/// is read-only.
 #[test]
 fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_told_to_end() {
     let sandbox = Sandbox::enter();
@@ -203,14 +205,14 @@ fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_to
         })
     );
     assert!(!plugin.exists());
-    // An agent of the node would have this directory.
+    // An agent of the node would need this directory.
     assert!(matches!(
         control::bind(&node.path().join("run")),
         Err(RunDirError::Taken(_))
     ));
     assert!(waiting.try_wait().unwrap().is_none(), "it stays");
 
-    // Signals are blocked by then.
+    // The program has blocked its signals by then.
     line.clear();
     BufReader::new(waiting.stderr.take().unwrap())
         .read_line(&mut line)
@@ -223,7 +225,7 @@ fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_to
     umount2(root, MntFlags::MNT_DETACH).unwrap();
 }
 
-/// Puts on the node what an agent would.
+/// Puts the objects of an agent on the node.
 fn install(bpf_root: &Path) {
     let sizes = MapSizes {
         frontends: 64,

@@ -1,6 +1,7 @@
-//! What kube-proxy leaves behind is found in the kernel, and only that.
+//! Tests that the agent finds the objects in the kernel that kube-proxy leaves behind, and only those.
 //!
-//! Tables and chains are made by the messages that `nft` would send, in a namespace that is gone with the test's thread.
+//! The tests make tables and chains by the messages that `nft` would send, in a namespace that disappears
+//! with the test's thread.
 
 #[path = "support/skip.rs"]
 mod skip;
@@ -19,7 +20,7 @@ const NEW_TABLE: u16 = NFTABLES;
 const NEW_CHAIN: u16 = NFTABLES | 3;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
-/// `NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE`.
+/// The flags `NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE`.
 const CREATE: u16 = 0x405;
 const REQUEST: u16 = 1;
 const IP: u8 = 2;
@@ -42,7 +43,7 @@ fn message(kind: u16, flags: u16, family: u8, resource: u16, attributes: &[(u16,
     message
 }
 
-/// Makes one thing; an error is the kernel's.
+/// Makes one object; the error is the kernel's error number.
 fn make(kind: u16, family: u8, attributes: &[(u16, &str)]) -> Result<(), i32> {
     let socket: OwnedFd = socket(
         AddressFamily::Netlink,

@@ -1,4 +1,4 @@
-//! Loading, pinning, adopting and growing, on the live kernel.
+//! Tests of loading, pinning, adopting and growing, on the live kernel.
 
 mod support;
 
@@ -163,7 +163,7 @@ fn the_working_memory_of_another_object_is_not_taken_over() {
     let first = Datapath::open(&root, &SIZES).unwrap();
     first.frontends.set(&key(1), &frontend(&key(1))).unwrap();
     drop(first);
-    // As an object would have left it that needs less.
+    // The name is that of an object that needs less.
     let name = std::fs::read_link(root.join("current")).unwrap();
     let text = name.to_str().unwrap();
     let mut parts: Vec<_> = text.split('-').collect();

@@ -1,17 +1,17 @@
-//! Addresses and ports as the maps hold them: sixteen bytes and two bytes, in network order.
+//! Addresses and ports as they are in the maps: sixteen bytes and two bytes, in network order.
 //!
-//! IPv4 and IPv6 share every table and every decision: an IPv4 address is kept as its IPv4-mapped IPv6 address
-//! (RFC 4291 §2.5.5.2). One set of maps and one code path cost a few nanoseconds of hashing per look-up and save
-//! half of the programs; sockets that speak IPv4 through `AF_INET6` need no special case at all.
+//! IPv4 and IPv6 share every table and every decision: an IPv4 address is stored as its IPv4-mapped IPv6
+//! address (RFC 4291 §2.5.5.2). One set of maps and one code path cost a few nanoseconds of hashing per
+//! look-up and save half of the programs. Sockets that use IPv4 through `AF_INET6` need no special case.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The third word of an IPv4-mapped address, `0x0000ffff`, as it lies in memory.
+/// The third word of an IPv4-mapped address, `0x0000ffff`, in memory order.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
 /// An IP address, IPv4 in its IPv4-mapped form.
 ///
-/// The words are in network order as they lie in memory, so that a header's bytes are copied and never swapped.
+/// The words are in network order, so that a header's bytes are copied and never swapped.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Ip([u32; 4]);
@@ -20,19 +20,19 @@ impl Ip {
     /// The unspecified IPv6 address, which stands for "none".
     pub const UNSPECIFIED: Self = Self([0; 4]);
 
-    /// `127.0.0.1`
+    /// The IPv4 loopback address `127.0.0.1`.
     pub const LOOPBACK_V4: Self = Self([0, 0, MAPPED, 0x7f00_0001_u32.to_be()]);
 
-    /// `::1`
+    /// The IPv6 loopback address `::1`.
     pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
 
-    /// From the four bytes of an IPv4 header field, read as one native word.
+    /// From an IPv4 header field of four bytes, read as one native word.
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
         Self([0, 0, MAPPED, word])
     }
 
-    /// From the sixteen bytes of an IPv6 header field, read as four native words.
+    /// From an IPv6 header field of sixteen bytes, read as four native words.
     #[inline(always)]
     pub const fn from_v6_words(words: [u32; 4]) -> Self {
         Self(words)
@@ -56,13 +56,13 @@ impl Ip {
         self.0
     }
 
-    /// Whether no address is held.
+    /// Whether this is `::`, which stands for no address.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 0
     }
 
-    /// Whether this is `0.0.0.0`, which is not what [`Self::is_unspecified`] means.
+    /// Whether this is `0.0.0.0`, for which [`Self::is_unspecified`] is false.
     #[inline(always)]
     pub const fn is_v4_unspecified(&self) -> bool {
         self.is_v4() && self.0[3] == 0
@@ -78,8 +78,8 @@ impl Ip {
         }
     }
 
-    /// Whether this is the address of one host, as far as that can be told: not unspecified, not multicast, not broadcast,
-    /// not reserved (RFC 1122 §3.2.1.3; RFC 4291 §2.4).
+    /// Whether this may be the address of one host: not unspecified, multicast, broadcast or reserved (RFC
+    /// 1122 §3.2.1.3; RFC 4291 §2.4).
     #[inline(always)]
     pub const fn is_one_host(&self) -> bool {
         if self.is_v4() {
@@ -89,7 +89,7 @@ impl Ip {
         }
     }
 
-    /// Whether this is an address that is good on its link alone (RFC 3927; RFC 4291 §2.5.6).
+    /// Whether this is a link-local address (RFC 3927; RFC 4291 §2.5.6).
     #[inline(always)]
     pub const fn is_link_local(&self) -> bool {
         if self.is_v4() {
@@ -99,7 +99,7 @@ impl Ip {
         }
     }
 
-    /// The network of 64 bits that an IPv6 address lies in, which is one customer's at least (RFC 6177).
+    /// The /64 that contains an IPv6 address. A customer has at least one /64 (RFC 6177).
     #[inline(always)]
     #[must_use]
     pub const fn site(&self) -> Self {
@@ -125,7 +125,8 @@ impl Ip {
         }
     }
 
-    /// Whether the two are the same; word by word, which the verifier follows and LLVM does not turn into a call.
+    /// Whether the two are the same. It compares word by word, because LLVM does not turn that into a call,
+    /// and the verifier follows it.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
         (self.0[0] ^ other.0[0])

@@ -1,8 +1,9 @@
-//! The hash by which a packet chooses its backend.
+//! The hash by which the packet path chooses a backend.
 //!
-//! The choice of the packet path is a pure function of the 5-tuple, so that a flow whose conntrack entry was evicted
-//! finds the same backend again, and `millrace trace` can predict it. Clients differ mostly in the low bits of the
-//! source port, hence every word is mixed fully (the block mix and the finaliser of `MurmurHash3` by Austin Appleby, public domain).
+//! The choice is a pure function of the 5-tuple. So a flow whose conntrack entry was evicted finds the same
+//! backend again, and `millrace trace` can predict it. Clients differ mostly in the low bits of the source
+//! port, so every word is mixed fully. The block mix and the finaliser are those of `MurmurHash3` by Austin
+//! Appleby (public domain).
 
 use crate::{Ip, Port};
 
@@ -33,7 +34,7 @@ const fn prefix(words: [u32; 4]) -> u32 {
     words[0] ^ words[1].rotate_left(7) ^ words[2].rotate_left(19)
 }
 
-/// Hashes a flow; the seed separates independent choices over one flow (which backend, which source port).
+/// Hashes a flow. The seed separates independent choices for one flow (which backend, which source port).
 #[inline(always)]
 pub const fn flow_hash(src: &Ip, dst: &Ip, sport: Port, dport: Port, protocol: u8, seed: u32) -> u32 {
     let (src, dst) = (src.v6_words(), dst.v6_words());
@@ -69,7 +70,8 @@ mod tests {
                 .iter()
                 .map(|&n| (f64::from(n) - expected).powi(2) / expected)
                 .sum();
-            // Mean count-1, variance 2(count-1): five standard deviations above is far beyond p = 0.001.
+            // The mean is count-1 and the variance 2(count-1). Five standard deviations above is far beyond p
+            // = 0.001.
             let limit = f64::from(count - 1) + 5.0 * (2.0 * f64::from(count - 1)).sqrt();
             assert!(chi2 < limit, "{count} backends: chi2 {chi2} over {limit}");
         }

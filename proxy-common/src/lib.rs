@@ -1,12 +1,12 @@
-//! What the kernel programs and user space share: the map types and the packet decisions.
+//! The code that the kernel programs and user space share: the map types and the packet decisions.
 //!
-//! A service proxy decides one thing, over and over: where does this packet, or this socket, go? The decision is
-//! written once, here, without I/O and without `std`, against the trait [`Tables`]. The kernel programs implement
-//! that trait over their maps, the agent implements it over the same maps from user space (for `millrace trace`),
-//! and tests implement it over plain hash maps. So the code that is fuzzed and unit-tested is the code that runs.
+//! A service proxy decides where a packet goes, and which peer a socket gets. These decisions are written
+//! once, here, without I/O and without `std`, against the trait [`Tables`]. The kernel programs implement
+//! that trait over their maps. The agent implements it over the same maps from user space (for `millrace
+//! trace`), and tests over plain hash maps. So the code that is fuzzed and unit-tested is the code that runs.
 //!
-//! Invariants: nothing here allocates, loops without a bound, or panics on any input; every type that crosses into
-//! a map is `repr(C)`, has no implicit padding, and has its size pinned by a const assertion beside it.
+//! Invariants: no code here allocates, loops without a bound, or panics on any input. Every type in a map is
+//! `repr(C)` and has no implicit padding, and a const assertion beside it fixes its size.
 
 #![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![deny(unsafe_code)]
@@ -22,7 +22,7 @@ pub use addr::{Ip, Port};
 pub use decide::Tables;
 pub use plain::Plain;
 
-/// IP protocol numbers that decisions know (RFC 5237); services are balanced by those with ports.
+/// IP protocol numbers that decisions know (RFC 5237). Services exist for TCP, UDP and SCTP.
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
@@ -36,7 +36,8 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
 }
 
-/// The version of everything that outlives a process: map names, key and value layouts, and their meaning.
+/// The version of the state that outlives a process: map names, layouts of keys and values, and their
+/// meaning.
 ///
-/// It stands in the pin path, so that an agent never reads maps of another layout.
+/// It is part of the pin path, so that an agent never reads maps of another layout.
 pub const LAYOUT_VERSION: u32 = 7;

@@ -1,7 +1,8 @@
 //! The marker for types that may be read from raw bytes, and the only unsafe code of this crate.
 //!
-//! A header in a packet and a value in a map are both "some bytes that somebody else wrote". Reading them as a type
-//! is sound only if every bit pattern is a value of that type and the type has no padding: that promise is [`Plain`].
+//! A header in a packet and a value in a map are bytes that other code wrote. Reading them as a type is sound
+//! only if every bit pattern is a value of that type and the type has no padding. The trait [`Plain`]
+//! promises that.
 
 #![expect(
     unsafe_code,
@@ -10,13 +11,13 @@
 
 use core::{mem, slice};
 
-/// A type of which every bit pattern is valid, without padding, references or interior mutability.
+/// A type for which every bit pattern is valid, without padding, references or interior mutability.
 ///
 /// # Safety
-/// The implementor is `repr(C)` or `repr(transparent)`, consists of `Plain` fields only, and its size is the sum of
-/// their sizes (which the map types assert beside their definition).
+/// The implementor is `repr(C)` or `repr(transparent)` and consists of `Plain` fields only. Its size is the
+/// sum of their sizes, which the map types assert beside their definition.
 pub unsafe trait Plain: Copy + 'static {
-    /// The value's bytes as they lie in memory.
+    /// The value's bytes in memory order.
     fn as_bytes(&self) -> &[u8] {
         // SAFETY: `self` is a live value without padding, so all of its bytes are initialised.
         unsafe { slice::from_raw_parts((&raw const *self).cast::<u8>(), mem::size_of::<Self>()) }
@@ -35,9 +36,10 @@ pub unsafe trait Plain: Copy + 'static {
 macro_rules! plain {
     ($($type:ty),+ $(,)?) => {
         $(
-            // SAFETY: integers, arrays of them, and repr(C) structs of them whose size is asserted at their definition.
+            // SAFETY: the types are integers, arrays of them, and repr(C) structs of them whose size is
+            // asserted at their definition.
             unsafe impl $crate::Plain for $type {}
-            // SAFETY: as above; aya's marker promises the same thing.
+            // SAFETY: as above; aya's marker promises the same properties.
             #[cfg(feature = "user")]
             unsafe impl aya::Pod for $type {}
         )+

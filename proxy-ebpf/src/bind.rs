@@ -1,7 +1,7 @@
-//! The hooks that keep the node's own processes off node ports.
+//! The hooks that prevent the node's own processes from binding node ports.
 //!
-//! A process that binds a node port would wait for connections in vain: the proxy takes them. So `bind()` fails with
-//! EPERM. Sockets of other network namespaces may bind what they like.
+//! A process that binds a node port would wait for connections in vain, because the proxy takes them. So
+//! `bind()` fails with EPERM. Sockets of other network namespaces may bind any port.
 
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
@@ -9,8 +9,9 @@ use proxy_common::decide::socket::may_bind;
 use proxy_common::maps::{ConfigFlags, Reason};
 use proxy_common::{Ip, Port, Tables};
 
+use crate::counters::count;
 use crate::kernel::Bound;
-use crate::tables::{Live, count};
+use crate::tables::Live;
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;

@@ -1,11 +1,8 @@
-//! Acting on a decision: the one place where a decision becomes a verdict and a count.
+//! The execution of a decision: the one place where a decision becomes a verdict and a count.
 //!
-//! What is done once a packet has been decided about is in functions of their own for the verifier too, see [`stage`].
+//! The verifier also gets the steps after a decision as functions of their own, see [`stage`].
 
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_fib_lookup as FibLookup,
-};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Ip;
 use proxy_common::Tables;
@@ -15,47 +12,43 @@ use proxy_common::maps::{Deliver, Flow, Reason};
 use proxy_common::packet::{Headers, Packet as _};
 use proxy_common::protocol;
 
+use crate::counters::count;
 use crate::dry_run;
 use crate::kernel::{self, Skb, redirect_in, redirect_out, redirect_to_neighbour, redirect_to_peer};
 use crate::reject;
 use crate::rewrite::{self, NETWORK_HEADER};
+use crate::route;
 use crate::stage;
-use crate::tables::{Live, count};
+use crate::tables::Live;
 
-/// The loopback has this index in every network namespace.
+/// The index of the loopback in every network namespace.
 const LOOPBACK: u32 = 1;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const TCP_DATA_OFFSET: u32 = 12;
-const UDP_HEADER: u32 = 8;
-/// The size that every link has (RFC 8200 §5), for kernels that do not tell a route's.
-const LEAST_MTU: u32 = 1280;
 
-/// What a program asks about a packet. (A closure would do, but that it is inlined cannot be said of one, and a frame of its
-/// own is too much for the verifier.)
+/// The questions that a program asks about a packet. It is a trait because inlining cannot be forced for a
+/// closure, and a stack frame of its own is too much for the verifier.
 pub trait Program {
-    /// Where it meets packets.
+    /// The hook at which it sees packets.
     const ENTRY: Entry;
-    /// Decides.
+    /// The verdict on a packet.
     fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision;
-    /// Why a packet passes or ends here whose headers could not be read for a reason.
+    /// The reason for the verdict on a packet whose headers could not be read because of `reason`.
     #[inline(always)]
     fn decide_unread(_tables: &Live, _work: &Work, _skb: &Skb<'_>, reason: Reason) -> Reason {
         reason
     }
-    /// Whether a packet that passes or is translated may make the node look for a neighbour, if it has to.
-    /// The
-    /// programs ask where the decision is told apart: LLVM would copy a reason that some decisions lack.
+    /// Whether a packet that passes or is translated may go to its neighbour, which the node may have to
+    /// resolve. The caller asks after it has matched the decision. Otherwise LLVM would copy a reason that
+    /// some decisions lack.
     #[inline(always)]
     fn may_go_on(_tables: &Live, _work: &Work, _skb: &Skb<'_>, _is_translated: bool) -> bool {
         true
     }
-    /// Notes something beside a packet that passes.
+    /// Sets a note on a packet that passes.
     #[inline(always)]
     fn note(_skb: &Skb<'_>, _tables: &Live, _work: &Work) {}
 }
 
-/// Parses the packet, asks the program, and does what it says.
+/// Parses the packet, asks the program for the verdict, and executes it.
 #[inline(always)]
 pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let entry = P::ENTRY;
@@ -66,7 +59,7 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     let tables = Live::of(&skb, dry_run::is_marked(&skb));
     work.arrived_by = skb.arrived_by();
     work.interface = skb.ifindex();
-    // A packet that does not exist is addressed to no interface.
+    // The packet of a dry run is not addressed to an interface.
     work.is_for_group =
         u32::from(matches!(entry, Entry::Pod | Entry::Uplink) && !tables.dry_run && skb.is_for_group());
     if let Err(reason) = stage::parse(&skb, network_header(&skb, &tables, entry)) {
@@ -107,8 +100,8 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
     }
 }
 
-/// Whether the pod may send this packet; one that it may not is counted. A packet that does not exist has no interface.
-/// `strict` is an interface of our own, which has an entry.
+/// Whether the pod may send this packet. If not, the packet is counted. The packet of a dry run has no
+/// interface. `strict` says that the interface is one of our own, which must have an entry.
 #[inline(always)]
 pub fn may_send(context: &TcContext, strict: bool) -> bool {
     let skb = Skb(context);
@@ -119,8 +112,8 @@ pub fn may_send(context: &TcContext, strict: bool) -> bool {
     false
 }
 
-/// Translates the packet and sends it on, in three stages: the way first, so that a packet that is too big for it can be
-/// refused as it came.
+/// Translates the packet and sends it on, in three stages. The route comes first, so that a packet that is
+/// too big for it can be refused before it is changed.
 #[inline(always)]
 fn translate(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
     let is_error = reason as u8 == Reason::RelatedError as u8;
@@ -136,7 +129,7 @@ fn translate(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
     }
 }
 
-/// Ends the packet's way for a reason, which its sender is told if the reason is one of those.
+/// Drops the packet for a reason, and sends an error to its sender if the reason demands it.
 #[inline(always)]
 fn end(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
     if reason.is_reject() {
@@ -162,8 +155,8 @@ pub fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Where a packet's network header starts. What comes in without an Ethernet header was given one; what
-/// leaves by such an interface has none. A packet that does not exist always has one.
+/// The offset of a packet's network header. A packet that came in without an Ethernet header was given one
+/// before. A packet that leaves by such an interface has none. The packet of a dry run always has one.
 #[inline(always)]
 fn network_header(skb: &Skb<'_>, tables: &Live, entry: Entry) -> u32 {
     if matches!(entry, Entry::Egress)
@@ -184,7 +177,7 @@ pub fn read(skb: &Skb<'_>, work: &mut Work, l3: u32) -> Result<(), Reason> {
     work.start(skb, skb.ether_type(), l3)
 }
 
-/// Makes the packet what it becomes, or the ICMP error what it becomes.
+/// Translates the packet, or the ICMP error.
 #[inline(always)]
 pub fn rewrite(skb: &Skb<'_>, work: &Work, is_error: bool) -> Option<()> {
     let Work {
@@ -201,7 +194,7 @@ pub fn rewrite(skb: &Skb<'_>, work: &Work, is_error: bool) -> Option<()> {
     }
 }
 
-/// Answers an echo request in the client's direction.
+/// Turns an echo request into the reply and sends it to the client.
 #[inline(always)]
 pub fn echo(skb: &Skb<'_>, work: &Work, entry: Entry) -> i32 {
     let answered = rewrite::answer_echo(skb, &work.headers).ok_or(Reason::RewriteFailed);
@@ -214,14 +207,15 @@ pub fn echo(skb: &Skb<'_>, work: &Work, entry: Entry) -> i32 {
     }
 }
 
-/// Tells the sender that nothing listens there, or that its packet is too big or has no time to live.
+/// Sends an error to the sender: no server listens there, or the packet is too big or has no time to live
+/// left.
 #[inline(always)]
 pub fn refuse(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i32 {
     count(reason, skb.len());
     let mtu = work.mtu;
     work.error_source = work.headers.dst;
     if reason as u8 == Reason::TtlExceeded as u8 {
-        // A hop is known by its own address (RFC 1812 §4.3.2.4).
+        // A router uses its own address as source (RFC 1812 §4.3.2.4).
         note_own_address(skb.ifindex(), work);
     }
     reject::refuse(
@@ -236,7 +230,7 @@ pub fn refuse(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i
     .unwrap_or(TC_ACT_SHOT)
 }
 
-/// Notes the node's address at an interface, if it has one of the packet's family, as the source of an error.
+/// Sets the source of an error to the node's address at an interface, if there is one of the packet's family.
 #[inline(always)]
 fn note_own_address(interface: u32, work: &mut Work) {
     if let Some(config) = Live::HOOK.config() {
@@ -247,7 +241,7 @@ fn note_own_address(interface: u32, work: &mut Work) {
     }
 }
 
-/// Sends a packet that was turned into an answer to where it came from.
+/// Sends a packet that was turned into a reply back to its sender.
 #[inline(always)]
 fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     if skb.has_tag() {
@@ -260,27 +254,28 @@ fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     }
 }
 
-/// The interface by which a translated packet leaves, if it is for us to say; 0 if not. If the packet is too big for it,
-/// `Work::mtu` is then what would have been small enough.
+/// The output device of a translated packet; 0 if the kernel's stack chooses it. If the packet is too big,
+/// this sets `Work::mtu` to the size that would fit.
 #[inline(always)]
 pub fn find_way(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> Result<u32, Reason> {
     match Deliver::from_number(work.flow.deliver) {
         Deliver::Route => {}
-        // What was routed to our own device has left the stack already.
+        // A packet that was routed to our own device has left the stack already.
         Deliver::Stack if matches!(entry, Entry::Host) => {}
         _ => return Ok(0),
     }
     if is_forwarded(entry) && work.headers.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    route(skb, work)
+    route::look_up(skb, work)
 }
 
 /// Sends a translated packet on.
 #[inline(always)]
 pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32, Reason> {
     let Work { headers, flow, .. } = work;
-    // The stack would take a priority tag off; what it does not see must not carry one out of the node.
+    // The stack would remove a priority tag. A packet that bypasses the stack must not leave the node with
+    // one.
     if skb.has_tag() {
         skb.take_tag().ok_or(Reason::RewriteFailed)?;
     }
@@ -299,21 +294,21 @@ pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32
     }
 }
 
-/// Whether a packet that enters here is forwarded by the node rather than sent by it.
+/// Whether the node forwards a packet that enters here, and does not send it itself.
 #[inline(always)]
 const fn is_forwarded(entry: Entry) -> bool {
     matches!(entry, Entry::Pod | Entry::Uplink)
 }
 
-/// Out of the interface it came in by.
+/// Sends a packet out of the interface by which it came in.
 #[inline(always)]
 fn back(skb: &Skb<'_>) -> Result<i32, Reason> {
     rewrite::swap_macs(skb).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_out(skb.ifindex()))
 }
 
-/// Into the node's stack by our own device, which the routes of virtual addresses name: strict reverse-path
-/// filtering agrees.
+/// Sends a packet into the node's stack by our own device. The routes of virtual addresses name that device,
+/// so strict reverse-path filtering accepts the packet.
 #[inline(always)]
 fn to_host(skb: &Skb<'_>) -> Result<i32, Reason> {
     let config = Live::HOOK.config().ok_or(Reason::NoRoute)?;
@@ -322,14 +317,15 @@ fn to_host(skb: &Skb<'_>) -> Result<i32, Reason> {
     Ok(redirect_in(device))
 }
 
-/// Into the node's stack by the loopback, from where it takes packets between its own addresses.
+/// Sends a packet into the node's stack by the loopback, from where the stack accepts packets between the
+/// node's own addresses.
 #[inline(always)]
 fn to_loopback(skb: &Skb<'_>) -> Result<i32, Reason> {
     rewrite::set_destination_mac(skb, &[0; 6]).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_in(LOOPBACK))
 }
 
-/// Into a pod by its side of the pair, as if the node had forwarded the packet.
+/// Sends a packet into a pod by the pod's side of the pair, as if the node had forwarded it.
 #[inline(always)]
 fn to_pod(skb: &Skb<'_>, work: &Work) -> Result<i32, Reason> {
     let Work {
@@ -338,129 +334,4 @@ fn to_pod(skb: &Skb<'_>, work: &Work) -> Result<i32, Reason> {
     rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
     rewrite::forward_to_mac(skb, &receiver.mac).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_to_peer(receiver.interface))
-}
-
-/// The interface that the routing table names, and that takes packets of this size. Notes the next hop.
-#[inline(always)]
-fn route(skb: &Skb<'_>, work: &mut Work) -> Result<u32, Reason> {
-    let Work { headers, flow, .. } = work;
-    let mut lookup = FibLookup::zeroed();
-    lookup.set_packet(headers, flow, skb.ifindex());
-    let len = packet_len(skb, headers);
-    kernel::set_len(&mut lookup, len);
-    let result = skb.route(&mut lookup);
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        work.next_hop = kernel::next_hop_of(&lookup);
-        work.next_hop_family = u32::from(lookup.family);
-        Ok(lookup.ifindex)
-    } else if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        work.mtu = match kernel::mtu_of(&lookup) {
-            told if told < len => u32::from(told),
-            _ => LEAST_MTU,
-        };
-        Err(Reason::TooBig)
-    } else {
-        Err(Reason::NoRoute)
-    }
-}
-
-/// Whether the route to the packet's source leads out by this interface, as strict reverse-path filtering asks
-/// (RFC 3704 §2.2; `__fib_validate_source` in `net/ipv4/fib_frontend.c`). IPv6 has no such setting.
-#[inline(always)]
-pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
-    let headers = &work.headers;
-    if !headers.src.is_v4() {
-        return true;
-    }
-    let mut lookup = FibLookup::zeroed();
-    lookup.family = AF_INET;
-    lookup.ifindex = interface;
-    lookup.__bindgen_anon_3.ipv4_src = headers.dst.v4_word();
-    lookup.__bindgen_anon_4.ipv4_dst = headers.src.v4_word();
-    let result = skb.route(&mut lookup);
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        return lookup.ifindex == interface;
-    }
-    // Where the interface does not forward, or the frame is too long for it, the stack has to tell.
-    result == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
-}
-
-/// The interface that the route to the backend that was selected leads out by; 0 if there is none.
-#[inline(always)]
-pub fn way_out(skb: &Skb<'_>, work: &Work) -> u32 {
-    let mut lookup = FibLookup::zeroed();
-    lookup.set_addresses(&work.headers.src, work.destination(), work.interface);
-    let result = skb.route(&mut lookup);
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
-        || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
-        || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
-    {
-        lookup.ifindex
-    } else {
-        0
-    }
-}
-
-/// Whether the packet, as it is or translated, goes to a neighbour whose hardware address the node does not know.
-#[inline(always)]
-pub fn lacks_neighbour(skb: &Skb<'_>, work: &Work, is_translated: bool) -> bool {
-    let to = if is_translated {
-        &work.flow.dst
-    } else {
-        &work.headers.dst
-    };
-    let mut lookup = FibLookup::zeroed();
-    lookup.set_addresses(&work.headers.src, to, work.interface);
-    skb.route(&mut lookup) == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
-}
-
-/// The length of the packet without its Ethernet header; of a buffer with several segments, that of the largest one.
-#[inline(always)]
-fn packet_len(skb: &Skb<'_>, headers: &Headers) -> u16 {
-    let segment = skb.gso_size();
-    if segment == 0 {
-        return skb.len().wrapping_sub(headers.l3) as u16;
-    }
-    let transport = if headers.protocol == protocol::TCP {
-        u32::from(skb.load::<u8>(headers.l4 + TCP_DATA_OFFSET).unwrap_or(0x50) >> 4) * 4
-    } else {
-        UDP_HEADER
-    };
-    (headers.l4.wrapping_sub(headers.l3) + transport + segment) as u16
-}
-
-/// The parameters of a route look-up.
-trait RouteLookup {
-    fn zeroed() -> Self;
-    fn set_packet(&mut self, headers: &Headers, flow: &Flow, ifindex: u32);
-    fn set_addresses(&mut self, src: &Ip, dst: &Ip, ifindex: u32);
-}
-
-impl RouteLookup for FibLookup {
-    #[inline(always)]
-    fn zeroed() -> Self {
-        crate::kernel::zeroed_fib_lookup()
-    }
-
-    #[inline(always)]
-    fn set_packet(&mut self, headers: &Headers, flow: &Flow, ifindex: u32) {
-        self.l4_protocol = headers.protocol;
-        self.sport = flow.sport.raw();
-        self.dport = flow.dport.raw();
-        self.set_addresses(&flow.src, &flow.dst, ifindex);
-    }
-
-    #[inline(always)]
-    fn set_addresses(&mut self, src: &Ip, dst: &Ip, ifindex: u32) {
-        self.ifindex = ifindex;
-        if dst.is_v4() {
-            self.family = AF_INET;
-            self.__bindgen_anon_3.ipv4_src = src.v4_word();
-            self.__bindgen_anon_4.ipv4_dst = dst.v4_word();
-        } else {
-            self.family = AF_INET6;
-            self.__bindgen_anon_3.ipv6_src = src.v6_words();
-            self.__bindgen_anon_4.ipv6_dst = dst.v6_words();
-        }
-    }
 }

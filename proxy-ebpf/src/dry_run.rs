@@ -1,8 +1,9 @@
 //! Dry runs: `millrace trace` runs the live program over a packet that does not exist.
 //!
-//! The agent arms the cell `TRACE` with a random nonce, and `BPF_PROG_TEST_RUN` puts the same nonce into the packet's
-//! control block. Only a packet with both is a dry run: it changes no map, sends nothing, and carries the decision
-//! back in the rest of its control block. Nothing on the wire can put a value into the control block.
+//! The agent arms the cell `TRACE` with a random nonce, and `BPF_PROG_TEST_RUN` writes the same nonce into
+//! the packet's control block. Only a packet with both is a dry run. It changes no map and sends no packet.
+//! It returns the decision in the rest of its control block. No packet from the network can set a value in
+//! the control block.
 
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::Decision;
@@ -11,8 +12,8 @@ use proxy_common::maps::Reason;
 use crate::kernel::{Skb, read};
 use crate::maps::TRACE;
 
-/// What `cb[2]` holds: the kind of the decision in the low byte, the reason in the next, 1 in the third if the source
-/// is exchanged.
+/// The value of `cb[2]`: the kind of the decision in the low byte, and the reason in the next one. The third
+/// byte is 1 if the source is exchanged.
 #[inline(always)]
 fn outcome(kind: u32, reason: Reason, masquerade: bool) -> u32 {
     kind | (reason as u32) << 8 | u32::from(masquerade) << 16
@@ -25,7 +26,7 @@ pub fn is_marked(skb: &Skb<'_>) -> bool {
     nonce != 0 && skb.control::<0>() == nonce as u32 && skb.control::<1>() == (nonce >> 32) as u32
 }
 
-/// Reports a decision: `cb[2]` as [`outcome`] says, `cb[3]` the backend's id, `cb[4]` the service's.
+/// Reports a decision: `cb[2]` is [`outcome`], `cb[3]` the backend's id, `cb[4]` the service's.
 #[inline(always)]
 pub fn report(skb: &Skb<'_>, work: &Work, decision: Decision) {
     match decision {
@@ -43,7 +44,7 @@ pub fn report(skb: &Skb<'_>, work: &Work, decision: Decision) {
     }
 }
 
-/// Reports that the packet was left alone before any decision.
+/// Reports that the packet passed before any decision.
 #[inline(always)]
 pub fn report_unparsed(skb: &Skb<'_>, reason: Reason) {
     skb.set_control::<2>(outcome(1, reason, false));

@@ -1,7 +1,7 @@
-//! Answering for the gateway's address: a pod's request becomes the answer, and goes back to the pod.
+//! The ARP reply for the gateway's address: a pod's request becomes the reply, and goes back to the pod.
 //!
-//! The gateway's Ethernet address is that of the pod's interface on the node's side. The kernel tells it with the way to the
-//! pod, which has to be this interface.
+//! The gateway's Ethernet address is that of the pod's interface on the node's side. The kernel returns it
+//! with the route to the pod, whose output device has to be this interface.
 
 use aya_ebpf::bindings::BPF_FIB_LKUP_RET_SUCCESS;
 use proxy_common::decide::gateway::{self, Arp};
@@ -11,7 +11,7 @@ use crate::tables::Live;
 
 const AF_INET: u8 = 2;
 
-/// The verdict of a packet that asks for the gateway's address.
+/// The verdict on a packet that asks for the gateway's address.
 #[inline(always)]
 pub fn answer(skb: &Skb<'_>) -> Option<i32> {
     let interface = skb.ifindex();

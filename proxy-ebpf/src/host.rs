@@ -1,7 +1,8 @@
 //! The packet program at our own device, which holds the routes of the virtual addresses.
 //!
-//! Only packets to virtual addresses are routed here: those of the node's own processes that no socket hook
-//! translated, and those of interfaces that no other program watches. What is not translated ends here.
+//! The kernel routes only packets to virtual addresses here. These are packets of the node's own processes
+//! that no socket hook translated, and packets from interfaces that no other program watches. A packet that
+//! is not translated is dropped.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -14,7 +15,7 @@ use crate::dry_run;
 use crate::kernel::Skb;
 use crate::tables::Live;
 
-/// What was routed to a virtual address.
+/// Handles packets that were routed to a virtual address.
 #[classifier]
 #[inline(always)]
 pub fn from_host(context: TcContext) -> i32 {

@@ -1,7 +1,7 @@
-//! The packet program at the loopback, where the node speaks with itself.
+//! The packet program at the loopback, for packets from the node to itself.
 //!
-//! Packets of the node's own processes to a node port at one of its addresses go this way, and answers of its own
-//! processes to them. It hangs there only while some frontend has an address of the node's.
+//! It sees packets of the node's own processes to a node port at one of the node's addresses, and the replies
+//! to them. It is attached only while a frontend has an address of the node.
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -12,7 +12,7 @@ use crate::deliver::{Program, handle};
 use crate::kernel::Skb;
 use crate::tables::Live;
 
-/// What the node sends to itself.
+/// Handles packets that the node sends to itself.
 #[classifier]
 #[inline(always)]
 pub fn from_loopback(context: TcContext) -> i32 {

@@ -1,4 +1,4 @@
-//! The maps. Their sizes here are only the smallest ones: the agent sets the real ones at load time.
+//! The maps. Their sizes here are minimal: the agent sets the real sizes at load time.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
@@ -52,7 +52,7 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_en
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> = LruHashMap::with_max_entries(1, 0);
 
-/// See `proxy_common::maps::SourceRangeKey`; aya keeps the length of the prefix apart.
+/// See `proxy_common::maps::SourceRangeKey`; aya keeps the length of the prefix separate.
 #[map]
 pub static SOURCE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
@@ -80,11 +80,11 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static TRACE: Array<TraceCell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// What the packet programs work on; see [`Work`].
+/// The working memory of the packet programs; see [`Work`].
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 
-/// How many refusals each group of senders got in the current tick.
+/// The number of refusals that each group of senders got in the current tick.
 #[map]
 pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(Refusals::GROUPS, 0);
 
@@ -94,14 +94,14 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Reason
 #[btf_map]
 pub static CONNECTED: SkStorage<Connected> = SkStorage::new();
 
-/// Whether the kernel has `bpf_set_retval` (5.18), with which a hook chooses the error of `connect()`. Set at load
-/// time, so that the verifier removes the branch that is not taken.
+/// Whether the kernel has `bpf_set_retval` (5.18), with which a hook sets the error of `connect()`. The
+/// loader sets it, so that the verifier removes the unused branch.
 #[expect(unsafe_code, reason = "the loader finds the constant by its symbol")]
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
-/// Where a packet's checksum stands in the kernel's `struct sk_buff`, if it is left to the NIC: offsets in
-/// bytes, see [`proxy_common::maps::SkbLayout`]. All are 0 where the kernel does not tell, so that the
+/// The offsets in bytes of the fields of the kernel's `struct sk_buff` that locate a checksum left to the
+/// NIC, see [`proxy_common::maps::SkbLayout`]. All are 0 if the kernel does not show its layout, so that the
 /// verifier removes the check.
 #[expect(unsafe_code, reason = "the loader finds the constant by its symbol")]
 #[unsafe(no_mangle)]

@@ -16,35 +16,36 @@ use crate::kernel::{Skb, redirect_out};
 use crate::stage;
 use crate::tables::Live;
 
-/// What a pod sends by an interface that another plugin made, if it may.
+/// Handles packets that a pod sends by an interface that another plugin made.
 #[classifier]
 #[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
     receive::<false>(&context)
 }
 
-/// What a pod sends by an interface that our plugin made, if it may: without its entry it may not.
+/// Handles packets that a pod sends by an interface that our plugin made. Without its entry the pod may not
+/// send.
 #[classifier]
 #[inline(always)]
 pub fn from_own_pod(context: TcContext) -> i32 {
     receive::<true>(&context)
 }
 
-/// What a pod sends, if it may: at once, or when it comes back from the pod's limiter.
+/// Checks and handles a packet that a pod sends: at once, or when it comes back from the pod's limiter.
 #[inline(always)]
 fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
     let skb = Skb(context);
     let mark = skb.mark();
     let step = limit::step(&Live::HOOK, skb.ifindex(), mark);
     if mark == LIMITED_MARK {
-        // Also where the limit has gone meanwhile.
+        // The mark may also come back after the limit was removed.
         skb.set_mark(0);
     }
     if step != Step::LIMITED && !may_send(context, IS_OWN) {
         return TC_ACT_SHOT;
     }
     if !dry_run::is_marked(&skb) {
-        // A packet that does not exist is decided about at once.
+        // The packet of a dry run does not go through the limiter.
         if step.device() != 0 {
             skb.set_mark(LIMITED_MARK);
             return redirect_out(step.device());
@@ -54,11 +55,11 @@ fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
         {
             return verdict;
         }
-        // A VLAN's device or a VLAN of the bridge is meant. What our plugin made sends no tags.
+        // The frame is for a VLAN's device or a VLAN of the bridge. A pod of our plugin sends no tags.
         if !IS_OWN && skb.frame().belongs_to_vlan() {
             return pass(&skb, &Live::HOOK, Reason::Tagged);
         }
-        // On a bridge of another plugin's, frames between two pods are for other interfaces too.
+        // On a bridge of another plugin, frames between two pods are for other interfaces too.
         if IS_OWN && skb.frame().is_for_other {
             return pass(&skb, &Live::HOOK, Reason::OtherHost);
         }
@@ -66,7 +67,7 @@ fn receive<const IS_OWN: bool>(context: &TcContext) -> i32 {
     handle::<FromPod>(context)
 }
 
-/// What a pod receives.
+/// Handles packets that a pod receives.
 #[classifier]
 #[inline(always)]
 pub fn to_pod(context: TcContext) -> i32 {
@@ -95,7 +96,7 @@ impl Program for FromPod {
 
     #[inline(always)]
     fn decide_unread(tables: &Live, work: &Work, skb: &Skb<'_>, reason: Reason) -> Reason {
-        // Of what is no IP packet nothing was read.
+        // The parser reads no addresses of a packet that is not IP.
         let has_addresses = !work.headers.src.is_unspecified();
         if has_addresses && !tables.dry_run && !stage::spares_headers(skb, false) {
             return Reason::OffloadedChecksum;

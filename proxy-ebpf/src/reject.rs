@@ -1,12 +1,13 @@
-//! Refusing a packet so that its sender learns it at once: a TCP RST, or an ICMP error for everything else
-//! and for what the path does not take (too large, no time to live).
+//! Refusals, so that a sender learns of a dropped packet at once. A TCP segment gets a RST. All other packets
+//! get an ICMP error, and so do packets that are too large or have no time to live left.
 //!
-//! The refused packet itself becomes the answer. A TCP segment turns into a RST by exchanging its ends and flags, options and
-//! all, which updates its checksum word by word and so stays right whether that checksum is whole or left to the NIC. For an
-//! ICMP error the packet is cut behind the bytes that an error carries of it, and room is made in front (RFC 792;
-//! RFC 4443 would allow more, but senders look at the ports only).
+//! The refused packet itself becomes the refusal. A TCP segment becomes a RST by an exchange of its ends and
+//! its flags, and its options stay. That updates its checksum word by word, so the checksum stays right,
+//! whether it is complete or left to the NIC. For an ICMP error, the packet is truncated behind the bytes
+//! that an error carries, and the headers are inserted in front (RFC 792). RFC 4443 would allow more bytes,
+//! but senders read only the ports.
 //!
-//! Errors are limited to so many a second for each group of senders (RFC 1812 §4.3.2.8).
+//! The number of errors in a second is limited for each group of senders (RFC 1812 §4.3.2.8).
 
 use proxy_common::Ip;
 use proxy_common::decide::SCRATCH_WORDS;
@@ -14,14 +15,14 @@ use proxy_common::maps::Reason;
 use proxy_common::packet::{Headers, Packet, TCP_ACK, TCP_RST};
 use proxy_common::protocol;
 
+use crate::counters::may_refuse;
 use crate::kernel::{Skb, checksum};
 use crate::rewrite::{set_ttl, swap_addresses};
-use crate::tables::may_refuse;
 
 const TCP_CHECKSUM: u32 = 16;
 const TTL: u8 = 64;
-/// Bytes of the refused packet's transport header that an error carries: of TCP more, since its checksum has to be among
-/// them where it was left to the NIC.
+/// Bytes of the refused packet's transport header that an error carries. TCP needs more bytes, which have to
+/// include its checksum if that was left to the NIC.
 const CARRIED: u32 = 8;
 const CARRIED_OF_TCP: u32 = 20;
 /// Size of IPv6's fragment header, in bytes.
@@ -30,8 +31,8 @@ const IPV4_HEADER: u32 = 20;
 const IPV6_HEADER: u32 = 40;
 const ICMP_HEADER: u32 = 8;
 
-/// Turns the packet into its refusal; `None` if there is none to be sent, or the kernel refused a step. `mtu` is that of
-/// the link that a packet is too big for. `source` is the address that an ICMP error comes from.
+/// Turns the packet into its refusal. `None` if no refusal may be sent, or the kernel refused a step. `mtu`
+/// is the MTU of the link that a packet is too big for. `source` is the source address of an ICMP error.
 #[inline(always)]
 pub fn refuse(
     skb: &Skb<'_>,
@@ -54,11 +55,11 @@ pub fn refuse(
     }
     let is_v4 = headers.dst.is_v4();
     let (head, rest) = match (is_too_big, is_too_late) {
-        // RFC 1191 and RFC 4443 §3.2.
+        // Packet too big: RFC 1191 and RFC 4443 §3.2.
         (true, _) => (if is_v4 { 0x0304_0000 } else { 0x0200_0000 }, mtu),
-        // RFC 792 and RFC 4443 §3.3.
+        // Time exceeded: RFC 792 and RFC 4443 §3.3.
         (_, true) => (if is_v4 { 0x0b00_0000 } else { 0x0300_0000 }, 0),
-        // RFC 792 and RFC 4443 §3.1: port unreachable.
+        // Port unreachable: RFC 792 and RFC 4443 §3.1.
         _ => (if is_v4 { 0x0303_0000 } else { 0x0104_0000 }, 0),
     };
     let error = Error { head, rest };
@@ -69,14 +70,15 @@ pub fn refuse(
     }
 }
 
-/// The first two words of an ICMP error, in host order: type and code, and what depends on them.
+/// The first two words of an ICMP error, in host order: type and code, and the word that depends on them.
 struct Error {
     head: u32,
     rest: u32,
 }
 
-/// RFC 9293 §3.10.7.1: what acknowledges something is answered with `<SEQ=SEG.ACK><CTL=RST>`, everything else with
-/// `<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>`, and a RST with nothing. What does not acknowledge is a SYN, of length 1.
+/// Turns a TCP segment into a RST (RFC 9293 §3.10.7.1). A segment with an ACK gets `<SEQ=SEG.ACK><CTL=RST>`.
+/// Any other one gets `<SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>`; it is a SYN, of length 1. A RST gets no
+/// reply.
 #[inline(always)]
 fn reset(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     if headers.has_tcp_flag(TCP_RST) || skb.is_gso() {
@@ -88,7 +90,7 @@ fn reset(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
         skb.load(headers.l4 + 8)?,
         skb.load(headers.l4 + 12)?,
     ];
-    // Data offset stays; the window is closed.
+    // The data offset stays; the window becomes 0.
     let offset = u32::from_be(old[3]) & 0xf000_0000;
     let (sequence, acknowledged, flags) = if headers.has_tcp_flag(TCP_ACK) {
         (old[2], 0, 0x0004_0000)
@@ -118,7 +120,7 @@ fn error_v4(
     source: &Ip,
     sum: &mut [u32; SCRATCH_WORDS],
 ) -> Option<()> {
-    // Options would move the ports out of reach; who uses them finds out by time-out.
+    // Options would move the ports out of reach. A sender that uses them gets no error and times out.
     if headers.l4 != headers.l3 + IPV4_HEADER {
         return None;
     }
@@ -186,7 +188,7 @@ fn error_v6(
     skb.store(headers.l3 + IPV6_HEADER, &[head, error.rest.to_be()])
 }
 
-/// Copies `N` words of the packet to where they are summed up.
+/// Copies `N` words of the packet to the words that are summed up.
 #[inline(always)]
 fn copy<const N: usize>(skb: &Skb<'_>, offset: u32, sum: &mut [u32; SCRATCH_WORDS], at: usize) -> Option<()> {
     let words: [u32; N] = skb.load(offset)?;
@@ -198,7 +200,8 @@ fn copy<const N: usize>(skb: &Skb<'_>, offset: u32, sum: &mut [u32; SCRATCH_WORD
     Some(())
 }
 
-/// Copies what an error carries of the refused packet's transport header, and says how many bytes that is.
+/// Copies the part of the refused packet's transport header that an error carries, and returns its length in
+/// bytes.
 #[inline(always)]
 fn carry(skb: &Skb<'_>, headers: &Headers, sum: &mut [u32; SCRATCH_WORDS], at: usize) -> Option<u32> {
     if headers.protocol == protocol::TCP {

@@ -1,7 +1,7 @@
-//! Changing addresses and ports in a packet, checksums included.
+//! Changes of addresses and ports in a packet, checksums included.
 //!
-//! The checksum helpers know whether a checksum is whole, left to the NIC, or absent; what is told to them is which
-//! part of the change also counts in the pseudo-header: the addresses do, the ports do not.
+//! The checksum helpers know whether a checksum is complete, left to the NIC, or absent. The caller says
+//! which part of the change is also in the pseudo-header: the addresses are, the ports are not.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use proxy_common::maps::Flow;
@@ -21,15 +21,16 @@ const IPV4_TOTAL_LEN: u32 = 2;
 const IPV6_PAYLOAD_LEN: u32 = 4;
 const ICMP_CHECKSUM: u32 = 2;
 const SCTP_CHECKSUM: u32 = 8;
-/// `include/uapi/linux/bpf.h` since Linux 6.16.
+/// A flag of `include/uapi/linux/bpf.h` since Linux 6.16.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// Makes the packet what `flow` says. `None` if the kernel refused a step, after which the packet must be dropped.
+/// Translates the packet as `flow` says. `None` if the kernel refused a step; the packet must then be
+/// dropped.
 #[inline(always)]
 pub fn rewrite(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<()> {
     let difference = rewrite_addresses(skb, headers, &flow.src, &flow.dst)?;
     if headers.l4 == 0 {
-        // A later fragment: the checksum is in the first one, where the difference was taken into account.
+        // A later fragment: the checksum is in the first one, whose translation included this difference.
         return Some(());
     }
     let (checksum, mangled) = match headers.protocol {
@@ -47,14 +48,15 @@ pub fn rewrite(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<()> {
     skb.store(headers.l4, &new)
 }
 
-/// Source and destination port as they lie in a header.
+/// Source and destination port in memory order of a header.
 #[inline(always)]
 fn ports(source: Port, destination: Port) -> u32 {
     u32::from(source.raw()) | u32::from(destination.raw()) << 16
 }
 
-/// Updates a transport checksum for other addresses. Where the NIC has summed up the whole packet, IPv6 needs to be told
-/// from IPv4, whose own header checksum cancels the change out; kernels before 6.16 do not know the flag.
+/// Updates a transport checksum for other addresses. If the NIC has summed up the whole packet, the helper
+/// has to know IPv6 from IPv4, whose own header checksum cancels the change out. Kernels before 6.16 do not
+/// know the flag.
 #[inline(always)]
 fn update_for_addresses(
     skb: &Skb<'_>,
@@ -74,7 +76,8 @@ fn update_for_addresses(
     skb.update_transport_checksum(checksum, 0, difference, flags)
 }
 
-/// The identifier of an echo stands in for the port of whoever asks. `ICMPv6` sums up the addresses too (RFC 4443 §2.3).
+/// Translates an echo, whose identifier takes the place of the port of the side that sends the requests. The
+/// checksum of `ICMPv6` includes the addresses (RFC 4443 §2.3).
 #[inline(always)]
 fn rewrite_echo(skb: &Skb<'_>, headers: &Headers, flow: &Flow, difference: u64) -> Option<()> {
     let checksum = headers.l4 + ICMP_CHECKSUM;
@@ -89,7 +92,8 @@ fn rewrite_echo(skb: &Skb<'_>, headers: &Headers, flow: &Flow, difference: u64) 
     skb.store(headers.l4 + ECHO_ID, &new.raw())
 }
 
-/// SCTP's checksum covers no addresses. One that is zero was left to the NIC, and stays so.
+/// Translates the ports of SCTP, whose checksum does not include addresses. A checksum of zero was left to
+/// the NIC, and stays zero.
 #[inline(always)]
 fn rewrite_sctp_ports(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<()> {
     let (old, new) = (ports(headers.sport, headers.dport), ports(flow.sport, flow.dport));
@@ -99,7 +103,7 @@ fn rewrite_sctp_ports(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<(
     let checksum: u32 = skb.load(headers.l4 + SCTP_CHECKSUM)?;
     if checksum != 0 {
         if headers.is_fragment {
-            // It covers what is in the other fragments too, and how much that is nobody knows yet.
+            // The checksum includes the other fragments, whose length is not known yet.
             return None;
         }
         let change = crc32c::change(u32::from_le(old ^ new), sctp_len(skb, headers)?);
@@ -108,7 +112,7 @@ fn rewrite_sctp_ports(skb: &Skb<'_>, headers: &Headers, flow: &Flow) -> Option<(
     skb.store(headers.l4, &new)
 }
 
-/// The length of the packet without its IP headers; the frame may be longer.
+/// The length of the packet without its IP headers. The frame may be longer.
 #[inline(always)]
 fn sctp_len(skb: &Skb<'_>, headers: &Headers) -> Option<u32> {
     let (offset, fixed) = if headers.dst.is_v4() {
@@ -120,11 +124,12 @@ fn sctp_len(skb: &Skb<'_>, headers: &Headers) -> Option<u32> {
     (u32::from(u16::from_be(len)) + fixed).checked_sub(headers.l4 - headers.l3)
 }
 
-/// Turns an ICMP error about a translated packet into one about that packet as its sender knows it.
+/// Turns an ICMP error about a translated packet into an error about that packet as its sender sent it.
 ///
-/// The entry says what a packet becomes that goes the error's way, so the packet in the error, which went the other way,
-/// was from that one's destination to that one's source. The transport checksum inside stays as it was on the wire:
-/// errors often end before it, and nobody checks it.
+/// The entry translates a packet in the error's direction. The packet in the error went in the other
+/// direction, so it gets the entry's new destination as source and its new source as destination. The
+/// transport checksum inside stays as it was on the wire: errors often end before it, and receivers do not
+/// check it.
 #[inline(always)]
 pub fn rewrite_error(
     skb: &Skb<'_>,
@@ -146,14 +151,15 @@ pub fn rewrite_error(
     let inside = rewrite_addresses(skb, carried, &flow.dst, &flow.src)?;
     let outside = rewrite_addresses(skb, headers, source, &flow.dst)?;
     if !headers.dst.is_v4() {
-        // No header checksum keeps the sum over the inner addresses as it was, and the outer ones count as well.
+        // IPv6 has no header checksum that would cancel the change of the inner addresses, and the outer
+        // addresses count as well.
         skb.update_transport_checksum(checksum, 0, inside, 0)?;
         update_for_addresses(skb, headers, checksum, outside, 0)?;
     }
     Some(())
 }
 
-/// Writes the addresses and gives the difference they make to a checksum.
+/// Writes the addresses and returns the difference that they make to a checksum.
 #[inline(always)]
 fn rewrite_addresses(skb: &Skb<'_>, headers: &Headers, source: &Ip, destination: &Ip) -> Option<u64> {
     if headers.dst.is_v4() {
@@ -175,14 +181,14 @@ fn rewrite_addresses(skb: &Skb<'_>, headers: &Headers, source: &Ip, destination:
     }
 }
 
-/// Two words as they lie in memory.
+/// Two words in memory order.
 #[inline(always)]
 const fn u64_of(words: [u32; 2]) -> [u8; 8] {
     let ([a, b, c, d], [e, f, g, h]) = (words[0].to_ne_bytes(), words[1].to_ne_bytes());
     [a, b, c, d, e, f, g, h]
 }
 
-/// Turns an echo request into its answer: swapped addresses leave every checksum as it is, the type does not.
+/// Turns an echo request into its reply. Swapped addresses do not change a checksum, but the new type does.
 #[inline(always)]
 pub fn answer_echo(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     let (old, new) = if headers.dst.is_v4() {
@@ -202,7 +208,7 @@ pub fn answer_echo(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     skb.store(headers.l4, &new)
 }
 
-/// Exchanges source and destination address, which leaves every checksum as it is.
+/// Exchanges source and destination address, which does not change any checksum.
 #[inline(always)]
 pub fn swap_addresses(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     if headers.dst.is_v4() {
@@ -214,7 +220,7 @@ pub fn swap_addresses(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     }
 }
 
-/// Takes one off the time to live; `None` if nothing is left of it.
+/// Decrements the time to live; `None` if that ends it.
 #[inline(always)]
 pub fn decrement_ttl(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     if headers.ttl <= 1 {
@@ -237,7 +243,7 @@ pub fn set_ttl(skb: &Skb<'_>, headers: &Headers, ttl: u8) -> Option<()> {
     }
 }
 
-/// Sends the frame back to where it came from.
+/// Exchanges the hardware addresses, so that the frame goes back to its sender.
 #[inline(always)]
 pub fn swap_macs(skb: &Skb<'_>) -> Option<()> {
     let dst: [u8; 6] = skb.load(0)?;
@@ -246,13 +252,13 @@ pub fn swap_macs(skb: &Skb<'_>) -> Option<()> {
     skb.store(6, &dst)
 }
 
-/// Addresses the frame to a device.
+/// Sets the destination address of the frame.
 #[inline(always)]
 pub fn set_destination_mac(skb: &Skb<'_>, mac: &[u8; 6]) -> Option<()> {
     skb.store(0, mac)
 }
 
-/// Addresses the frame to the next device on its way, from the one that it came to.
+/// Sets the destination address of the frame, and its old destination address as source.
 #[inline(always)]
 pub fn forward_to_mac(skb: &Skb<'_>, mac: &[u8; 6]) -> Option<()> {
     let here: [u8; 6] = skb.load(0)?;

@@ -1,8 +1,8 @@
-//! The socket hooks: one translation per connection, nothing per packet.
+//! The socket hooks: one translation per connection, and no work per packet.
 //!
-//! A hook sees every socket below its cgroup, whichever network namespace it lives in, so those that translate first ask
-//! whose socket it is: the node's, or one of its pods'. Everybody else's is left alone; the hooks that turn answers back find
-//! nothing noted for it.
+//! A hook sees every socket below its cgroup, in any network namespace. So the hooks that translate first
+//! determine the owner of the socket: the node, or one of its pods. They ignore all other sockets. The hooks
+//! that translate replies back find no entry for those.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -10,13 +10,14 @@ use proxy_common::decide::socket::{Owner, SocketDecision, connect, receive, send
 use proxy_common::maps::{Config, ConfigFlags, Connected, Reason};
 use proxy_common::{Ip, Port, Tables, protocol};
 
+use crate::counters::count;
 use crate::kernel::Peer;
-use crate::maps::HAS_SET_RETVAL;
-use crate::tables::{Live, count, is_pod_netns};
+use crate::maps::{HAS_SET_RETVAL, POD_NETNS};
+use crate::tables::Live;
 
-/// The call goes on.
+/// The call continues.
 const ALLOW: i32 = 1;
-/// The call fails, with EPERM unless the program chose another error.
+/// The call fails, with EPERM unless the program sets another error.
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
@@ -142,7 +143,7 @@ fn on_receive(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(I
     ALLOW
 }
 
-/// Whose sockets live in this network namespace, if they are translated at `connect()`.
+/// The owner of sockets in this network namespace, if `connect()` translates them.
 #[inline(always)]
 fn owner(config: &Config, netns: u64) -> Option<Owner> {
     if config.node_netns == netns {
@@ -150,4 +151,10 @@ fn owner(config: &Config, netns: u64) -> Option<Owner> {
     } else {
         (config.has(ConfigFlags::SOCKETS_OF_PODS) && is_pod_netns(netns)).then_some(Owner::Pod)
     }
+}
+
+/// Whether a network namespace belongs to a pod of this node.
+#[inline(always)]
+fn is_pod_netns(cookie: u64) -> bool {
+    POD_NETNS.get_ptr(cookie).is_some()
 }

@@ -1,6 +1,6 @@
-//! The decisions' view of the maps.
+//! The maps as the decisions read and write them.
 //!
-//! In a dry run every look-up is real and nothing is written.
+//! In a dry run every look-up is real and no map is written.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -9,41 +9,40 @@ use proxy_common::decide::Work;
 use proxy_common::decide::fragment::Passage;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, Config, Counter, Datagram, FirstFragment, Flow, FlowKey,
+    AddressFlags, Affinity, AffinityKey, Backend, Config, Datagram, FirstFragment, Flow, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
-    RangeFlags, Reason, RecentCount, Refusals, Share, Slot, SocketKey, SocketPeer,
+    RangeFlags, Reason, RecentCount, Share, Slot, SocketKey, SocketPeer,
 };
 use proxy_common::packet::{Headers, Packet};
 use proxy_common::{Ip, Tables, protocol};
 
 use crate::kernel::{self, Skb, array_element, read};
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS, CONFIG, COUNTERS, FLOWS, FRAGMENTS, FRONTENDS, HOST_PORTS, IN_USE,
-    NEIGHBOURS, NEW_FLOWS, POD_LINKS, POD_NETNS, POD_RANGES, PODS, REFUSALS, SHARES, SLOTS, SOCKET_PEERS,
-    SOURCE_RANGES, STREAMS, UNANSWERED,
+    ADDRESSES, AFFINITY, BACKENDS, CONFIG, FLOWS, FRAGMENTS, FRONTENDS, HOST_PORTS, IN_USE, NEIGHBOURS,
+    NEW_FLOWS, POD_LINKS, POD_RANGES, PODS, SHARES, SLOTS, SOCKET_PEERS, SOURCE_RANGES, STREAMS, UNANSWERED,
 };
 use crate::stage;
 
 /// The live maps.
 #[derive(Clone, Copy)]
 pub struct Live {
-    /// Whether nothing may be written.
+    /// Whether the maps may not be written.
     pub dry_run: bool,
-    /// Whether what a packet's notes leave is for the caller to settle, so that one stage calls few others.
+    /// Whether the caller settles the work that a packet's notes leave, so that one stage calls few others.
     pub settles_later: bool,
-    /// The packet that is decided about; null in a socket hook.
+    /// The packet that the decision is about; null in a socket hook.
     packet: *mut __sk_buff,
 }
 
 impl Live {
-    /// For a socket hook.
+    /// The maps in a socket hook.
     pub const HOOK: Self = Self {
         dry_run: false,
         settles_later: false,
         packet: core::ptr::null_mut(),
     };
 
-    /// The same, for a stage whose caller settles.
+    /// The same maps, in a stage whose caller settles.
     #[inline(always)]
     pub const fn settling_later(self) -> Self {
         Self {
@@ -52,13 +51,13 @@ impl Live {
         }
     }
 
-    /// The same, and nothing may be written if so.
+    /// The same maps, read-only if `dry_run`.
     #[inline(always)]
     pub const fn dry_run(self, dry_run: bool) -> Self {
         Self { dry_run, ..self }
     }
 
-    /// For a packet.
+    /// The maps for a packet.
     #[inline(always)]
     pub const fn of(skb: &Skb<'_>, dry_run: bool) -> Self {
         Self {
@@ -244,7 +243,7 @@ impl Tables for Live {
         let Some(unanswered) = UNANSWERED.get_ptr_mut(client) else {
             let first = RecentCount::first(now);
             if !self.dry_run {
-                // One that cannot be counted goes uncounted.
+                // If the insertion fails, the flow is not counted.
                 let _ = UNANSWERED.insert(client, &first, 0);
             }
             return config.unanswered_share > 0;
@@ -418,7 +417,7 @@ impl Tables for Live {
     }
 }
 
-/// Counts one more flow in a share, which may not be there yet.
+/// Counts one more flow in a share, whose entry may not exist yet.
 #[inline(always)]
 fn add_share(key: &Ip, share: Option<*mut Share>, connections: bool) -> bool {
     let Some(share) = share else {
@@ -445,41 +444,5 @@ fn protected(key: &FlowKey) -> Option<*const Flow> {
         FLOWS.get_ptr(key)
     } else {
         STREAMS.get_ptr(key)
-    }
-}
-
-/// Whether a network namespace is one of this node's pods'.
-#[inline(always)]
-pub fn is_pod_netns(cookie: u64) -> bool {
-    POD_NETNS.get_ptr(cookie).is_some()
-}
-
-/// Whether one more refusal may be sent to a sender now.
-#[inline(always)]
-pub fn may_refuse(sender: &Ip) -> bool {
-    let Some(config) = CONFIG.get_ptr(0).map(array_element) else {
-        return false;
-    };
-    let now = (kernel::clock() >> 30) as u32;
-    let another = |group: u32, most: u32| {
-        let refusals = REFUSALS.get_ptr_mut(group);
-        refusals.is_some_and(|refusals| kernel::another_refusal(refusals, now, most))
-    };
-    let is_own_pod = config.is_own_pod_address(sender);
-    another(Refusals::group(sender, is_own_pod), Refusals::MOST)
-        && (is_own_pod || another(Refusals::ALL_OTHERS, Refusals::MOST_OF_OTHERS))
-}
-
-/// Counts a packet, or with 0 bytes a socket call.
-#[inline(always)]
-pub fn count(reason: Reason, bytes: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
-        kernel::add(
-            counter,
-            Counter {
-                packets: 1,
-                bytes: u64::from(bytes),
-            },
-        );
     }
 }

@@ -16,12 +16,12 @@ use crate::kernel::Skb;
 use crate::stage;
 use crate::tables::Live;
 
-/// What comes from other machines.
+/// Handles packets from other machines.
 #[classifier]
 #[inline(always)]
 pub fn from_uplink(context: TcContext) -> i32 {
     let skb = Skb(&context);
-    // A packet that does not exist is addressed to no interface.
+    // The packet of a dry run is not addressed to an interface.
     if !dry_run::is_marked(&skb)
         && let Err(reason) = stage::admit(&skb)
     {
@@ -34,12 +34,13 @@ pub fn from_uplink(context: TcContext) -> i32 {
     handle::<FromUplink>(&context)
 }
 
-/// What the node and its pods send. There is nothing to be done before there are pods, or clients from outside that the node
-/// itself answers.
+/// Handles packets that the node and its pods send. It has no work until there are pods, or clients from
+/// outside to which the node itself replies.
 #[classifier]
 #[inline(always)]
 pub fn to_uplink(context: TcContext) -> i32 {
-    // What has a tag here was read at the VLAN's own device, unless `--uplink` leaves that one out.
+    // A packet with a tag has passed the program at the VLAN's own device, unless `--uplink` omits that
+    // device.
     if !is_watched(&Live::HOOK) || Skb(&context).has_tag() {
         return TC_ACT_UNSPEC;
     }

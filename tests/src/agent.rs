@@ -1,6 +1,5 @@
-//! Real `millrace agent` processes on nodes, and the command line against
-//! them. An agent that a test started is ended with the test, and its log is
-//! printed when the test panics.
+//! Real `millrace agent` processes on nodes, and the command line against them. An agent that a test started
+//! ends with the test. Its log is printed when the test panics.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -18,10 +17,10 @@ use crate::node::{Node, PodNetwork, UPLINK};
 use crate::wait;
 use crate::{binary, cni};
 
-/// How much of a log a panic shows.
+/// How many lines of a log a panic shows.
 const LOG_TAIL: usize = 60;
 
-/// Where an agent gets its objects from.
+/// The source of an agent's objects.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// The node's directory of manifests.
@@ -33,7 +32,7 @@ pub enum Source {
     },
 }
 
-/// How an agent is to be started.
+/// The settings of an agent that is to be started.
 #[derive(Clone)]
 pub struct AgentBuilder {
     node: Node,
@@ -102,7 +101,7 @@ impl AgentBuilder {
         }
     }
 
-    /// Starts it by another program, such as `["setpriv", "--bounding-set=-bpf"]`.
+    /// Starts the agent by another program, such as `["setpriv", "--bounding-set=-bpf"]`.
     #[must_use]
     pub fn under(self, wrapper: &[&str]) -> Self {
         let wrapper = wrapper.iter().map(ToString::to_string).collect();
@@ -116,7 +115,7 @@ impl AgentBuilder {
         self
     }
 
-    /// Gives it a configuration document, as `--config` with a file of the node.
+    /// Gives the agent a configuration document, as `--config` with a file of the node.
     #[must_use]
     #[track_caller]
     pub fn config(self, yaml: &str) -> Self {
@@ -130,14 +129,14 @@ impl AgentBuilder {
         self.arg("--config").arg(path.display().to_string())
     }
 
-    /// Sets a variable of its environment.
+    /// Sets a variable of the agent's environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts it, without waiting for anything.
+    /// Starts the agent, without waiting for anything.
     #[track_caller]
     pub fn start(self) -> Agent {
         let process = self.spawn().or_panic();
@@ -147,7 +146,8 @@ impl AgentBuilder {
         }
     }
 
-    /// The agent's process. Proxies that the environment names can't be reached from a world.
+    /// Starts the agent's process. It gets no proxy variables: an agent in a world cannot reach the proxies
+    /// that they name.
     fn spawn(&self) -> Result<Child> {
         let node = &self.node;
         let log = log_file(node)?;
@@ -194,7 +194,7 @@ impl AgentBuilder {
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("duplicating the log")?)
             .stderr(log);
-        // Ctrl-C is for the test; the guard sees to the agents, which a kept world goes on needing.
+        // Ctrl-C is meant for the test only. The guard ends the agents; a kept world goes on needing them.
         command.process_group(0);
         command
             .spawn()
@@ -209,18 +209,21 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The node it runs on.
+    /// The node that the agent runs on.
     pub fn node(&self) -> &Node {
         &self.builder.node
     }
 
-    /// Its process id.
+    /// The process id of the agent.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// Waits until `millrace status` says ready; panics with what it waits for
-    /// and the log when `within` has passed or the agent has ended.
+    /// Waits until `millrace status` says ready.
+    ///
+    /// # Panics
+    ///
+    /// If `within` has passed or the agent has ended. The output of the test then has the reason and the log.
     #[track_caller]
     pub fn wait_ready(&mut self, within: Duration) {
         let node = self.node().clone();
@@ -241,13 +244,13 @@ impl Agent {
         );
     }
 
-    /// Runs a verb of the command line against it; see [`Node::cli`].
+    /// Runs a verb of the command line against this agent; see [`Node::cli`].
     #[track_caller]
     pub fn cli(&self, verb: &[&str]) -> Value {
         cli(self.node(), verb).or_panic()
     }
 
-    /// Ends it at once, by SIGKILL.
+    /// Kills the agent by SIGKILL.
     #[track_caller]
     pub fn kill(&mut self) {
         self.process.kill().context("killing an agent").or_panic();
@@ -257,7 +260,7 @@ impl Agent {
             .or_panic();
     }
 
-    /// Asks it to stop, by SIGTERM, and waits until it has.
+    /// Sends SIGTERM to the agent and waits until it has ended.
     #[track_caller]
     pub fn stop(&mut self, within: Duration) -> ExitStatus {
         let pid = Pid::from_raw(self.process.id().cast_signed());
@@ -265,7 +268,7 @@ impl Agent {
         self.wait_ended(within)
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the agent has ended by itself.
     #[track_caller]
     pub fn wait_ended(&mut self, within: Duration) -> ExitStatus {
         wait::wait_for("the agent to end", within, || match self.process.try_wait() {
@@ -275,25 +278,25 @@ impl Agent {
         })
     }
 
-    /// Starts it again as it was started before; it must have ended.
+    /// Starts the agent again with the same settings. Its process must have ended.
     #[track_caller]
     pub fn start_again(&mut self) {
         self.process = self.builder.spawn().or_panic();
     }
 
-    /// Kills it and starts it again.
+    /// Kills the agent and starts it again.
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill();
         self.start_again();
     }
 
-    /// Has its process not ended?
+    /// Whether the agent's process still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))
     }
 
-    /// All it and its predecessors on this node have logged.
+    /// The log of this agent and of its predecessors on this node.
     pub fn log(&self) -> String {
         fs::read_to_string(log_path(self.node())).unwrap_or_default()
     }
@@ -311,7 +314,7 @@ impl Drop for Agent {
             );
         }
         if !self.node().is_kept() {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = self.process.kill();
             let _ = self.process.wait();
         }

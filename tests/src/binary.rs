@@ -1,5 +1,5 @@
-//! Finding the programs that worlds run: the agent under test and the tool
-//! that does what must happen in a process of its own.
+//! Finds the programs that worlds run: the agent under test, and the tool for the parts that need a process
+//! of their own.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ pub fn millrace() -> PathBuf {
     find("MILLRACE_BIN", "millrace", "cargo build -p proxy-agent").or_panic()
 }
 
-/// The `millrace-cni` binary: `MILLRACE_CNI_BIN`, else the one beside [`millrace`], else the one of the build that the
-/// current executable belongs to.
+/// The `millrace-cni` binary: `MILLRACE_CNI_BIN`, else the one beside [`millrace`], else the one of the build
+/// that the current executable belongs to.
 pub fn millrace_cni() -> PathBuf {
     const NAME: &str = "millrace-cni";
     let variable = "MILLRACE_CNI_BIN";
@@ -40,7 +40,7 @@ fn find(variable: &str, name: &str, build: &str) -> Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let current = env::current_exe().context("finding the current executable")?;
-    // Test executables lie in target/<profile>/deps, examples in …/examples, binaries one above.
+    // Test executables are in target/<profile>/deps, examples in …/examples, binaries in the directory above.
     let candidates = current
         .ancestors()
         .skip(1)
@@ -52,7 +52,7 @@ fn find(variable: &str, name: &str, build: &str) -> Result<PathBuf> {
     }
 }
 
-/// The path of `millrace` for a text, its plain name where there is none.
+/// The path of `millrace` for a message; its plain name if the binary is not found.
 pub(crate) fn millrace_or_name() -> String {
     match find("MILLRACE_BIN", "millrace", "") {
         Ok(path) => path.display().to_string(),

@@ -25,17 +25,17 @@ pub(crate) fn mount_at(path: &Path) -> Result<()> {
     })
 }
 
-/// Makes the directory of one node below the mount: what an agent takes as `--bpf-root`.
+/// Makes the directory of one node below the mount, for the agent's option `--bpf-root`.
 pub(crate) fn node_root(mount: &Path, node: &str) -> Result<PathBuf> {
     let root = mount.join(node);
     fs::create_dir(&root).with_context(|| format!("making {}", root.display()))?;
     Ok(root)
 }
 
-/// Unmounts it, which frees what was pinned there and not held elsewhere.
+/// Unmounts the bpffs, which frees every pinned object that has no other reference.
 pub(crate) fn unmount(path: &Path) -> Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
-        // EINVAL: not a mount point; ENOENT: not there at all. Either way nothing is mounted.
+        // EINVAL: not a mount point; ENOENT: the path does not exist. In both cases nothing is mounted.
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("unmounting {}", path.display())),
     }

@@ -1,6 +1,6 @@
-//! Whole frames of one link: what really was on the wire, and sending what no
-//! socket would. Frames that never left this machine may carry a checksum that
-//! was left to the NIC, and be larger than the MTU (GSO).
+//! Captures of whole frames on one link, and sending of frames that no socket would send. Frames that never
+//! left this machine may have an incomplete checksum, which was left to the NIC, and be larger than the MTU
+//! (GSO).
 
 use std::fs;
 use std::io;
@@ -28,8 +28,8 @@ const OUTGOING: u8 = 4;
 /// `PACKET_STATISTICS` of `linux/if_packet.h`.
 const PACKET_STATISTICS: libc::c_int = 6;
 
-/// How many frames a socket was given, and how many of them were dropped for want of room, since it was
-/// asked last: `struct tpacket_stats`.
+/// The number of frames that a socket was given, and of those that were dropped because its buffer was full.
+/// Both count from the last time that they were read: `struct tpacket_stats`.
 #[derive(Clone, Copy)]
 struct Statistics;
 
@@ -44,14 +44,14 @@ nix::getsockopt_impl!(
 /// A frame with its Ethernet header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// All of it.
+    /// The bytes of the frame, from the Ethernet header on.
     pub bytes: Vec<u8>,
-    /// Did this namespace send it, rather than receive it?
+    /// Whether this namespace sent the frame, rather than received it.
     pub outgoing: bool,
 }
 
 impl Frame {
-    /// Whether these bytes stand in it.
+    /// Whether the frame contains these bytes.
     pub fn carries(&self, mark: &[u8]) -> bool {
         self.bytes.windows(mark.len()).any(|bytes| bytes == mark)
     }
@@ -63,13 +63,13 @@ pub struct PacketSocket {
 }
 
 impl Place {
-    /// Opens a packet socket on a link; it has every frame from now on.
+    /// Opens a packet socket on a link; it receives every frame from now on.
     pub fn packet_socket(&self, link: &str) -> io::Result<PacketSocket> {
         self.packet_socket_of(link, EVERY_PROTOCOL, &[])
     }
 
-    /// Opens a packet socket that has the frames with a VLAN tag only. The kernel keeps a tag beside the
-    /// frame, where only a filter sees it, and gives the frame without it.
+    /// Opens a packet socket that receives only frames with a VLAN tag. The kernel keeps a tag beside the
+    /// frame, where only a filter sees it, and delivers the frame without it.
     pub fn tagged_socket(&self, link: &str) -> io::Result<PacketSocket> {
         const HALF: u16 = 0x28;
         const BYTE: u16 = 0x30;
@@ -80,7 +80,7 @@ impl Place {
         let filter = [
             SockFilter::new(BYTE, 0, 0, HAS_TAG),
             SockFilter::new(IF_EQUAL, 4, 0, 1),
-            // A tag further in stays where it is.
+            // The kernel leaves an inner tag in the frame.
             SockFilter::new(HALF, 0, 0, 12),
             SockFilter::new(IF_EQUAL, 2, 0, VLAN.into()),
             SockFilter::new(IF_EQUAL, 1, 0, SERVICE_VLAN.into()),
@@ -90,14 +90,14 @@ impl Place {
         self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
     }
 
-    /// Opens a packet socket that has the frames of one `EtherType` once the programs at the link's entry
-    /// have let them in.
+    /// Opens a packet socket that receives the frames of one `EtherType`, after the programs at the link's
+    /// ingress have passed them.
     pub fn protocol_socket(&self, link: &str, ether_type: u16) -> io::Result<PacketSocket> {
         self.packet_socket_of(link, ether_type, &[])
     }
 
-    /// Opens a packet socket that has only frames whose source is in a world's pod ranges, 10.244.0.0/16 and
-    /// `fd00:244::/32`. A frame to another hardware address is none of them.
+    /// Opens a packet socket that receives only frames whose source is in a world's pod ranges, 10.244.0.0/16
+    /// and `fd00:244::/32`. Frames to another hardware address are not among them.
     pub fn pod_sources_socket(&self, link: &str) -> io::Result<PacketSocket> {
         const BYTE: u16 = 0x30;
         const HALF: u16 = 0x28;
@@ -124,7 +124,7 @@ impl Place {
         self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
     }
 
-    /// Opens a packet socket that has the frames that carry a firewall mark only.
+    /// Opens a packet socket that receives only frames that carry a firewall mark.
     pub fn marked_socket(&self, link: &str) -> io::Result<PacketSocket> {
         /// `SKF_AD_OFF + SKF_AD_MARK` of `linux/filter.h`.
         const MARK: u32 = (-0x1000_i32 + 20).cast_unsigned();
@@ -137,15 +137,16 @@ impl Place {
         self.packet_socket_of(link, EVERY_PROTOCOL, &filter)
     }
 
-    /// Opens a packet socket that has the frames only that carry a priority (`SO_PRIORITY` of socket(7)).
-    /// Classic filters do not see it, so this one is an eBPF program, pinned in `bpffs` until it is attached.
+    /// Opens a packet socket that receives only frames that carry a priority (`SO_PRIORITY` of socket(7)). A
+    /// classic filter cannot read the priority, so this filter is an eBPF program, pinned in `bpffs` until it
+    /// is attached.
     pub fn prioritised_socket(&self, link: &str, bpffs: &Path) -> io::Result<PacketSocket> {
         /// `BPF_PROG_TYPE_SOCKET_FILTER` of `linux/bpf.h`.
         const SOCKET_FILTER: u32 = 1;
         const HAS_PRIORITY: [u64; 4] = [
             0x0000_0000_0020_1061, // r0 = r1->priority
             0x0000_0000_0001_0015, // if r0 == 0 goto exit
-            0x7fff_ffff_0000_00b7, // r0 = all of the frame
+            0x7fff_ffff_0000_00b7, // r0 = 0x7fffffff: the whole frame
             0x0000_0000_0000_0095, // exit
         ];
         let loaded = sys::program_load(SOCKET_FILTER, 0, &HAS_PRIORITY)?;
@@ -178,12 +179,12 @@ impl Place {
         let protocol = Protocol::from(i32::from(protocol.to_be()));
         let socket = self.socket(Domain::PACKET, Type::RAW, Some(protocol))?;
         attach(&socket)?;
-        // A few large transfers fit, or a hundred thousand small frames.
+        // The buffer holds a few large transfers, or a hundred thousand small frames.
         setsockopt(&socket, RcvBufForce, &(64 << 20))?;
-        // A protocol of 0 in the address keeps the socket's.
+        // A protocol of 0 in the address keeps the socket's protocol.
         bind(socket.as_raw_fd(), &address)?;
         let capture = PacketSocket { socket };
-        // From its creation until now it was on every link.
+        // Between its creation and the bind the socket received frames of every link.
         while capture.receive(Duration::ZERO)?.is_some() {}
         Ok(capture)
     }
@@ -192,7 +193,7 @@ impl Place {
 impl PacketSocket {
     /// The next frame, or none within this time.
     pub fn receive(&self, within: Duration) -> io::Result<Option<Frame>> {
-        // A timeout of zero would mean to wait for ever.
+        // A timeout of zero would mean no limit.
         self.socket
             .set_read_timeout(Some(within.max(Duration::from_micros(1))))?;
         let mut buffer = vec![0; usize::from(u16::MAX)];
@@ -223,7 +224,7 @@ impl PacketSocket {
         }
     }
 
-    /// Reads what comes in until a frame with this mark; false if that does not come within this time.
+    /// Reads frames until one with this mark comes; false if none comes within this time.
     pub fn receive_until(&self, mark: &[u8], within: Duration, before: &mut Vec<Frame>) -> io::Result<bool> {
         let deadline = Instant::now() + within;
         while let Some(frame) = self.receive(deadline.saturating_duration_since(Instant::now()))? {
@@ -238,12 +239,13 @@ impl PacketSocket {
         Ok(false)
     }
 
-    /// What has come by now.
+    /// The frames that have come so far.
     pub fn so_far(&self) -> io::Result<Vec<Frame>> {
         std::iter::from_fn(|| self.receive(Duration::ZERO).transpose()).collect()
     }
 
-    /// How many frames the kernel has dropped since this was asked last, because they were not read in time.
+    /// The number of frames that the kernel has dropped since the last call, because the test did not read
+    /// them in time.
     pub fn lost(&self) -> io::Result<u32> {
         let [_, dropped] = getsockopt(&self.socket, Statistics)?;
         Ok(dropped)

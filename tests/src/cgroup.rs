@@ -1,6 +1,5 @@
-//! Cgroups: every place has its own, below the world's, below the cgroup v2
-//! root. A socket belongs for good to the cgroup of the process that created
-//! it, which is what cgroup-attached programs go by.
+//! Cgroups: every place has its own, below the world's, below the cgroup v2 root. A socket belongs for good
+//! to the cgroup of the process that created it. Cgroup-attached programs go by that cgroup.
 //!
 //! No controller is enabled, so processes may live at every level.
 
@@ -14,8 +13,8 @@ use nix::unistd::Pid;
 
 use crate::wait;
 
-/// Where cgroup v2 is mounted: `/sys/fs/cgroup` on most machines, elsewhere
-/// where version 1 controllers are still in use.
+/// The mount point of cgroup v2: `/sys/fs/cgroup` on most machines. It differs where version 1 controllers
+/// are still in use.
 pub(crate) fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
     // proc(5): fields up to " - " end with mount point (5th), then the file system type follows.
@@ -42,8 +41,7 @@ pub(crate) fn join(path: &Path) -> Result<()> {
     fs::write(path.join("cgroup.procs"), "0").with_context(|| format!("joining cgroup {}", path.display()))
 }
 
-/// Ends every process in a cgroup and below it, each by its id, and waits until
-/// they are gone.
+/// Kills every process in a cgroup and below it, each by its id, and waits until they have ended.
 pub(crate) fn kill_all(path: &Path) -> Result<()> {
     wait::poll(Duration::from_secs(10), || match kill_once(path).as_slice() {
         [] => Ok(()),
@@ -54,10 +52,10 @@ pub(crate) fn kill_all(path: &Path) -> Result<()> {
     })
 }
 
-/// Removes a cgroup with its children and whatever process is left in them.
+/// Removes a cgroup with its children and the processes that are left in them.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     wait::poll(Duration::from_secs(10), || {
-        // One that was just being started may have joined after all others were ended.
+        // A process that was starting may have joined after all others were killed.
         kill_once(path);
         descendants(path).iter().rev().try_for_each(fs::remove_dir)
     })

@@ -1,5 +1,5 @@
-//! A client outside of the cluster: on the underlay, as a neighbour of the
-//! nodes, or in a subnet of its own behind the fabric's router.
+//! A client outside of the cluster: on the underlay, as a neighbour of the nodes, or in a subnet of its own.
+//! The fabric's router leads to such a subnet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
@@ -21,10 +21,10 @@ use crate::tun::TunLink;
 /// A client of a world; it lives as long as the world.
 pub struct Client {
     place: Place,
-    /// Where a route of this client goes: its own table, or the router's.
+    /// The place that holds the routes of this client: the client itself, or the router.
     router: Place,
     router_link: &'static str,
-    /// What carries its packets, where no kernel does.
+    /// The link that copies its packets, for a client on tun devices.
     _carrier: Option<TunLink>,
 }
 
@@ -55,9 +55,9 @@ impl Client {
         })
     }
 
-    /// A client at the other end of a link of its own to a node, whose side is named `link` there. It has a route
-    /// to that link only. The node's addresses end in 1 there, the client's in 2: `172.30.<number>.0/24` and
-    /// `fd00:30:<number>::/64`.
+    /// A client at the other end of a link of its own to a node, whose side is named `link` there. The client
+    /// has a route to that link only. The node's addresses end in 1, the client's in 2:
+    /// `172.30.<number>.0/24` and `fd00:30:<number>::/64`.
     pub(crate) fn on_link(node: &Node, link: &'static str, name: &str, number: u8) -> Result<Self> {
         let tag = node.tag();
         let netns = Netns::create(&tag.netns(name), END_HOST)?;
@@ -107,8 +107,8 @@ impl Client {
         })
     }
 
-    /// Adds another link to a node, as [`Self::on_link`] makes the first one. The names are those of its
-    /// ends; gives the node's addresses there.
+    /// Adds another link to a node, as [`Self::on_link`] makes the first one. `link` and `own` name its ends.
+    /// Returns the node's addresses there.
     #[track_caller]
     pub fn add_link(&self, node: &Node, link: &'static str, own: &'static str, number: u8) -> [IpAddr; 2] {
         let make = || -> Result<[IpAddr; 2]> {
@@ -134,8 +134,8 @@ impl Client {
         make().or_panic()
     }
 
-    /// Sends what this client has for `to` by way of a node. For a client
-    /// behind the router the route is the router's, thus for all such clients.
+    /// Sends the client's packets for `to` by way of a node. A client behind the router uses the router's
+    /// route, so the change applies to all such clients.
     #[track_caller]
     pub fn route_via(&self, to: IpNet, node: &Node) {
         let via = node.address_like(to.addr());

@@ -1,8 +1,8 @@
-//! Executing `millrace-cni` as a container runtime does: the description that the agent wrote, one plugin of it with what
-//! the runtime puts in, a call in the node's network namespace.
+//! Calls `millrace-cni` as a container runtime does. It takes the description that the agent wrote, and adds
+//! the runtime's fields to one plugin of it. Then it executes the plugin in the node's network namespace.
 //!
-//! A failed call is a value here, since tests want to see it. [`Node::add_pod`] makes pods this way on nodes whose pod
-//! network is Millrace's.
+//! A failed call is a value here, because tests examine it. [`Node::add_pod`] makes pods by these calls on
+//! nodes whose pod network is Millrace's.
 
 use std::fs;
 use std::io::Write as _;
@@ -21,7 +21,7 @@ use crate::node::Node;
 /// The interface of a pod.
 pub(crate) const INTERFACE: &str = "eth0";
 
-/// What a pod is to be like.
+/// The description of a pod that is to be made.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     name: String,
@@ -31,7 +31,7 @@ pub struct PodSpec {
 }
 
 impl PodSpec {
-    /// A pod in the namespace `default` without wishes. Its container is called `<name>-container`.
+    /// A pod in the namespace `default` without requests. Its container is called `<name>-container`.
     pub fn new(name: &str) -> Self {
         let container = format!("{name}-container");
         Self {
@@ -44,7 +44,7 @@ impl PodSpec {
         }
     }
 
-    /// Asks for something by a capability: `portMappings`, `bandwidth`, `ips`, `mac`.
+    /// Adds a request by a capability: `portMappings`, `bandwidth`, `ips`, `mac`.
     #[must_use]
     pub fn asking(mut self, capability: &str, value: Value) -> Self {
         self.runtime_config.insert(capability.to_owned(), value);
@@ -57,16 +57,16 @@ impl PodSpec {
     }
 }
 
-/// One container's place in the network, as a runtime remembers it.
+/// The attachment of one container to the network, as a runtime remembers it.
 #[derive(Clone, Debug)]
 pub struct Attachment {
-    /// What was asked for.
+    /// The description that the pod was made from.
     pub spec: PodSpec,
     /// The file that names the network namespace.
     pub netns: PathBuf,
 }
 
-/// What a call came to.
+/// The outcome of a call.
 #[derive(Debug)]
 pub struct Called {
     /// Whether it succeeded.
@@ -85,12 +85,12 @@ impl Called {
     }
 }
 
-/// The directory that an agent describes the network in.
+/// The directory where an agent writes the description of the network.
 pub fn conf_dir(node: &Node) -> PathBuf {
     node.dir().join("cni/net.d")
 }
 
-/// The directory that an agent installs the plugin in.
+/// The directory where an agent installs the plugin.
 pub fn bin_dir(node: &Node) -> PathBuf {
     node.dir().join("cni/bin")
 }
@@ -103,7 +103,7 @@ pub fn conflist(node: &Node) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Calls the plugin about one attachment. DEL and CHECK get the result of ADD as `previous`, if it is known.
+/// Calls the plugin for one attachment. DEL and CHECK get the result of ADD as `previous`, if it is known.
 pub fn call(node: &Node, verb: &str, attachment: &Attachment, previous: Option<&Value>) -> Result<Called> {
     start(node, verb, attachment, previous)?.finish()
 }
@@ -114,7 +114,7 @@ pub fn start(node: &Node, verb: &str, attachment: &Attachment, previous: Option<
     let Attachment { spec, netns } = attachment;
     let mut document = list["plugins"][0].clone();
     document["name"] = list["name"].clone();
-    // The newest that both sides know, as libcni chooses it.
+    // The newest version that both sides know, as libcni chooses it.
     let newest = list["cniVersions"]
         .as_array()
         .and_then(|versions| versions.last());
@@ -141,7 +141,7 @@ pub fn start(node: &Node, verb: &str, attachment: &Attachment, previous: Option<
         .spawn()
         .context("starting millrace-cni")?;
     if let Some(mut input) = child.stdin.take() {
-        // It may fail before it has read everything.
+        // The plugin may fail before it has read all its input.
         let _ = input.write_all(document.to_string().as_bytes());
     }
     Ok(Running(child))
@@ -151,7 +151,7 @@ pub fn start(node: &Node, verb: &str, attachment: &Attachment, previous: Option<
 pub struct Running(Child);
 
 impl Running {
-    /// Waits for its end.
+    /// Waits for the end of the call.
     pub fn finish(self) -> Result<Called> {
         let output = self.0.wait_with_output().context("waiting for millrace-cni")?;
         let document = if output.stdout.is_empty() {
@@ -165,7 +165,7 @@ impl Running {
         })
     }
 
-    /// Ends it by SIGKILL; false if it had ended by then.
+    /// Ends the call by SIGKILL; false if it had ended before.
     pub fn kill(&mut self) -> Result<bool> {
         self.0.kill().context("killing millrace-cni")?;
         let status = self.0.wait().context("waiting for millrace-cni")?;
@@ -190,7 +190,7 @@ pub(crate) fn host_interface(result: &Value) -> Result<String> {
     Ok(name.context("no interface in the result")?.to_owned())
 }
 
-/// Puts an attachment on record.
+/// Records an attachment.
 pub(crate) fn attachment(spec: &PodSpec, netns: &Path) -> Attachment {
     Attachment {
         spec: spec.clone(),

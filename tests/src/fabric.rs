@@ -1,6 +1,5 @@
-//! The fabric: a namespace with a bridge that nodes and outside clients are
-//! plugged into, the underlay, and everybody's default gateway. There is no
-//! way on from it.
+//! The fabric: a namespace with a bridge for the underlay, which connects nodes and outside clients. The
+//! fabric is their default gateway. It has no route to other networks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -13,7 +12,7 @@ use crate::netns::Netns;
 use crate::node::UPLINK;
 use crate::place::Place;
 
-/// The fabric's own addresses, everybody's gateways.
+/// The fabric's own addresses, the gateways of all nodes and clients.
 const GATEWAYS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(192, 168, 50, 1)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, 1)),
@@ -73,8 +72,8 @@ impl Fabric {
         netns.rtnl().set_up(UPLINK)
     }
 
-    /// Puts a namespace into subnets of its own behind the router, `172.31.<number>.0/24` and `fd00:31:<number>::/64`,
-    /// where its addresses end in 2.
+    /// Puts a namespace into subnets of its own behind the router, `172.31.<number>.0/24` and
+    /// `fd00:31:<number>::/64`. Its addresses there end in 2.
     pub(crate) fn attach_behind_router(&self, port: &str, netns: &Netns, number: u8) -> Result<Vec<IpAddr>> {
         let host = |last: u8| -> [IpAddr; 2] {
             [
@@ -99,7 +98,7 @@ impl Fabric {
         self.place.netns().rtnl().set_bridge(port, BRIDGE)?;
         let addresses = vec![
             IpAddr::from(Ipv4Addr::new(192, 168, 50, number)),
-            // Written alike in both families: .11 and ::11.
+            // Both families have the same digits: .11 and ::11.
             format!("fd00:50::{number}")
                 .parse()
                 .context("making an underlay address")?,

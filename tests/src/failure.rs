@@ -1,9 +1,9 @@
-//! Set-up that cannot go on ends in a panic that tells the whole chain of
-//! causes; this is the one place that turns errors into it.
+//! A failed set-up ends in a panic that shows the whole chain of causes. Only this file turns errors into
+//! panics.
 
 use anyhow::Result;
 
-/// Unwraps what set-up code returns.
+/// Unwraps the results of set-up code.
 pub(crate) trait OrPanic<T> {
     /// The value, or a panic at the caller's line with every cause.
     #[track_caller]

@@ -31,7 +31,7 @@ pub(crate) fn send(socket: impl AsFd, payload: &[u8], fds: &[BorrowedFd<'_>]) ->
     Ok(())
 }
 
-/// Receives one message; a length of 0 means that the other side is gone.
+/// Receives one message; a length of 0 means that the other side has closed its socket.
 pub(crate) fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);

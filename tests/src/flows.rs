@@ -1,5 +1,5 @@
-//! Long-lived connections that keep talking while a test does something to the
-//! data plane, and the proof that none of them noticed.
+//! Long-lived connections that exchange lines while a test changes the data plane, and the proof that none of
+//! them was interrupted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,19 +22,19 @@ use crate::wait;
 /// A reply that takes longer than this counts as an interruption.
 const STALLED: Duration = Duration::from_secs(5);
 
-/// What long-lived connections have been through.
+/// The events on long-lived connections.
 #[derive(Clone, Debug, Default)]
 pub struct FlowReport {
-    /// Lines sent and answered, all connections together.
+    /// Lines that were sent and answered, on all connections together.
     pub exchanges: u64,
-    /// The longest that any line waited for its answer.
+    /// The longest wait of a line for its answer.
     pub longest_wait: Duration,
-    /// What broke a connection: which one, when, how.
+    /// Broken connections: which one, when, and by which error.
     pub interruptions: Vec<String>,
 }
 
 impl FlowReport {
-    /// Panics if a connection broke, or if a line waited for its answer for this long.
+    /// Panics if a connection broke, or if a line waited this long for its answer.
     #[track_caller]
     pub fn assert_unnoticed(&self, longest: Duration) {
         assert!(self.interruptions.is_empty(), "{self:?}");
@@ -63,7 +63,7 @@ struct State {
 }
 
 impl LongFlows {
-    /// Opens `count` connections, each of which sends a line `every` so often.
+    /// Opens `count` connections, each of which sends a line in each interval `every`.
     pub fn start(from: &Place, to: SocketAddr, count: usize, every: Duration) -> io::Result<Self> {
         let mut flows = Vec::with_capacity(count);
         let mut backends = BTreeMap::new();
@@ -91,7 +91,7 @@ impl LongFlows {
         })
     }
 
-    /// How many connections each backend has.
+    /// The number of connections of each backend.
     pub fn backends(&self) -> &BTreeMap<String, usize> {
         &self.backends
     }
@@ -100,7 +100,7 @@ impl LongFlows {
     /// was sent after this call.
     #[track_caller]
     pub fn wait_progress(&self, within: Duration) {
-        // Two more, since one may be under way.
+        // Two more exchanges: one may have begun before the call.
         let goals: Vec<u64> = self.progress().map(|done| done.saturating_add(2)).collect();
         wait::eventually("every flow to exchange lines", within, || {
             self.progress().zip(&goals).all(|(done, goal)| done >= *goal)
@@ -114,7 +114,7 @@ impl LongFlows {
             .map(|done| done.load(Ordering::Relaxed))
     }
 
-    /// What happened so far.
+    /// The report so far.
     pub fn report(&self) -> FlowReport {
         let mut report = self
             .state
@@ -126,7 +126,7 @@ impl LongFlows {
         report
     }
 
-    /// Closes the connections and says what happened.
+    /// Closes the connections and returns the report.
     #[track_caller]
     pub fn stop(mut self) -> FlowReport {
         assert!(self.end(), "the driver of the connections has panicked");
@@ -146,7 +146,7 @@ impl Drop for LongFlows {
     }
 }
 
-/// Connects and learns the backend; what is buffered beyond its line is nothing yet.
+/// Connects and reads the backend's name. The server sends nothing beyond its line yet.
 fn open(from: &Place, to: SocketAddr) -> io::Result<(TcpStream, String)> {
     let stream = from.tcp_connect(to)?;
     let mut line = String::new();
@@ -180,7 +180,7 @@ fn drive(
     });
 }
 
-/// Talks until something goes wrong.
+/// Exchanges lines until an error.
 async fn talk(
     stream: TcpStream,
     backend: &str,

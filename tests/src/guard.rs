@@ -1,7 +1,6 @@
-//! The guard of a world: a child process that holds the reading end of a pipe
-//! whose writing end belongs to the world's owner. When that end closes, be it
-//! because the world was dropped or because the owner was killed, the guard
-//! removes the world. Told to keep the world, it just goes.
+//! The guard of a world: a child process that holds the reading end of a pipe. The world's owner holds the
+//! writing end. The owner closes that end when the world is dropped, and the kernel closes it when the owner
+//! is killed. Then the guard removes the world, unless the owner has told it to keep the world.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -25,14 +24,14 @@ impl Guard {
             .args(["guard", &tag.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            // A group of its own: Ctrl-C ends the owner, and must not end the guard with it.
+            // A process group of its own: Ctrl-C ends the owner, and must not end the guard with it.
             .process_group(0)
             .spawn()
             .context("starting the guard of a world")?;
         Ok(Self { process })
     }
 
-    /// Leaves the world as it is.
+    /// Tells the guard to leave the world as it is, and waits until the guard has ended.
     pub(crate) fn keep(&mut self) -> Result<()> {
         if let Some(pipe) = &mut self.process.stdin {
             pipe.write_all(KEEP)
@@ -63,7 +62,7 @@ impl Drop for Guard {
     }
 }
 
-/// What the guard process does.
+/// The main function of the guard's process.
 pub fn run(tag: &str) -> Result<()> {
     let mut order = Vec::new();
     std::io::stdin()

@@ -1,4 +1,4 @@
-//! Asking an HTTP server a question from a place, and no more of HTTP than that takes.
+//! HTTP GET requests from a place to a server, and no other part of HTTP.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -7,25 +7,25 @@ use serde_json::Value;
 
 use crate::place::Place;
 
-/// An answer to a GET.
+/// The response to a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpAnswer {
     /// The status code.
     pub status: u16,
     /// Header fields, their names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body.
+    /// The body of the response.
     pub body: String,
 }
 
 impl HttpAnswer {
-    /// A header field.
+    /// The value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(field, _)| field == name);
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
@@ -47,7 +47,7 @@ impl HttpAnswer {
 }
 
 impl Place {
-    /// Asks a server that closes the connection after its answer.
+    /// Sends a GET to a server that closes the connection after its response.
     pub fn http_get(&self, to: SocketAddr, path: &str) -> io::Result<HttpAnswer> {
         let mut stream = self.tcp_connect(to)?;
         write!(

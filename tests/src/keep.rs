@@ -1,4 +1,4 @@
-//! What a person is told about a world that stays up.
+//! The instructions for a person about a world that stays up.
 
 use std::fmt::Write;
 

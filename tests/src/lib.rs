@@ -1,11 +1,9 @@
-//! Worlds to test Millrace in: network namespaces as nodes, pods and outside
-//! clients, real `millrace agent` processes, real sockets, and optionally a
-//! real etcd and kube-apiserver.
+//! Worlds to test Millrace in. Network namespaces act as nodes, pods and outside clients, with real
+//! `millrace agent` processes and real sockets. A real etcd and kube-apiserver are optional.
 //!
-//! A [`World`] is made in a fraction of a second and has no route out of it. It
-//! is taken down by a process of its own that notices when the world's owner is
-//! gone, so nothing is left behind whether a test passes, panics, or is
-//! interrupted from the keyboard.
+//! A [`World`] is made in a fraction of a second and has no route out of it. A process of its own notices
+//! when the world's owner has ended, and removes the world. So nothing is left behind whether a test passes,
+//! panics, or is interrupted from the keyboard.
 //!
 //! ```no_run
 //! use harness::{Endpoint, Probe, Service, World, manifest::Family};
@@ -22,10 +20,9 @@
 //! assert_eq!(answer.expect("an answer").backend, "web");
 //! ```
 //!
-//! **Conventions.** What sets a world up panics with its whole cause, as tests
-//! do; what a test may want to see fail (connecting, asking, pinging) returns
-//! `io::Result`. Everything blocks: call it from ordinary threads, never from
-//! inside an async runtime.
+//! **Conventions.** A function that sets up a world panics with its whole chain of causes. A function that a
+//! test may want to see fail (connecting, asking, pinging) returns `io::Result`. All functions block: call
+//! them from ordinary threads, never from inside an async runtime.
 #![forbid(unsafe_code)]
 
 mod agent;

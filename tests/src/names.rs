@@ -1,6 +1,5 @@
-//! The names of a world. Everything outside of its namespaces that a world
-//! makes carries the world's random tag, so that worlds never meet and a world
-//! can be taken down by its tag alone.
+//! The names of a world. Everything that a world creates outside of its namespaces carries the world's random
+//! tag. So two worlds never share a name, and the tag is enough to remove a world.
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -12,8 +11,8 @@ use anyhow::{Result, bail};
 
 use crate::cgroup;
 
-/// Where named network namespaces live; iproute2's choice, so that
-/// `ip netns` and `nsenter --net=…` work for a person too.
+/// The directory of named network namespaces. It is that of iproute2, so that `ip netns` and `nsenter
+/// --net=…` work for a person too.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 
 const PREFIX: &str = "mr-";
@@ -24,7 +23,7 @@ pub(crate) struct Tag(String);
 
 impl Tag {
     pub(crate) fn random() -> Self {
-        // RandomState is seeded by the system; no other use is made of it here.
+        // The system seeds RandomState, which is used here for its random seed only.
         let random = RandomState::new().build_hasher().finish();
         Self(format!("{PREFIX}{:08x}", random as u32))
     }
@@ -34,7 +33,7 @@ impl Tag {
         format!("{}-{place}", self.0)
     }
 
-    /// Does a namespace of this name belong to this world?
+    /// Whether a namespace of this name belongs to this world.
     pub(crate) fn owns_netns(&self, name: &str) -> bool {
         name.strip_prefix(&self.0)
             .is_some_and(|rest| rest.starts_with('-'))
@@ -45,7 +44,7 @@ impl Tag {
         std::env::temp_dir().join(&self.0)
     }
 
-    /// Where the private bpffs is mounted.
+    /// The mount point of the private bpffs.
     pub(crate) fn bpffs(&self) -> PathBuf {
         self.dir().join("bpf")
     }

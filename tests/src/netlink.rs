@@ -1,6 +1,5 @@
-//! Links, addresses, routes and neighbours by rtnetlink, for set-up code that
-//! wants one plain call per step. A conversation belongs to the namespace it
-//! was opened in, whichever thread uses it later.
+//! Links, addresses, routes and neighbours by rtnetlink, with one call per step of a set-up. A netlink socket
+//! belongs to the namespace of the thread that opened it, and every thread may use it later.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -32,14 +31,14 @@ pub(crate) struct Veth<'a> {
     pub(crate) peer_netns: BorrowedFd<'a>,
 }
 
-/// A conversation with the kernel about one namespace.
+/// A netlink socket for one namespace.
 pub(crate) struct Rtnl {
     runtime: Runtime,
     handle: Handle,
 }
 
 impl Rtnl {
-    /// Opens a conversation about the namespace of the calling thread.
+    /// Opens a netlink socket in the namespace of the calling thread.
     pub(crate) fn open() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -78,7 +77,7 @@ impl Rtnl {
         )
     }
 
-    /// Takes a link down, as a pulled cable would.
+    /// Takes a link down, as a pulled cable does.
     pub(crate) fn set_down(&self, link: &str) -> Result<()> {
         let message = LinkUnspec::new_with_index(self.index(link)?).down().build();
         self.run(
@@ -155,8 +154,8 @@ impl Rtnl {
         )
     }
 
-    /// Routes `to` out of `link`, through the gateway `via` where there is one.
-    /// The gateway need not lie in a subnet of the link.
+    /// Routes `to` out of `link`, through the gateway `via` if there is one. The gateway may be outside of
+    /// the link's subnets.
     pub(crate) fn add_route(&self, to: IpNet, via: Option<IpAddr>, link: &str) -> Result<()> {
         let what = match via {
             Some(gateway) => format!("adding route {to} via {gateway} dev {link}"),

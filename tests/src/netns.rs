@@ -1,6 +1,5 @@
-//! Network namespaces with a name. A thread that belongs to a namespace for a
-//! moment does there what has to be done there; no thread of the caller ever
-//! changes its own namespace.
+//! Network namespaces with a name. For work inside a namespace a thread is started that joins it. No thread
+//! of the caller ever changes its own namespace.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,10 +14,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::names::NETNS_DIR;
 use crate::netlink::Rtnl;
 
-/// Kernel settings are paths below this one.
+/// The directory of the kernel settings.
 const SYSCTL: &str = "/proc/sys";
 
-/// A namespace, held open, and a netlink conversation in it.
+/// A namespace, held open, and a netlink socket in it.
 pub(crate) struct Netns {
     path: PathBuf,
     file: File,
@@ -26,7 +25,7 @@ pub(crate) struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace with these kernel settings; its loopback is up.
+    /// Creates a namespace with these kernel settings; its loopback is up.
     pub(crate) fn create(name: &str, sysctls: &[(&str, &str)]) -> Result<Self> {
         let path = Path::new(NETNS_DIR).join(name);
         let make = || -> Result<Self> {
@@ -59,7 +58,7 @@ impl Netns {
         &self.path
     }
 
-    /// Links, addresses and routes of this namespace.
+    /// The netlink socket for links, addresses and routes of this namespace.
     pub(crate) fn rtnl(&self) -> &Rtnl {
         &self.rtnl
     }

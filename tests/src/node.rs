@@ -1,6 +1,5 @@
-//! A node: a namespace on the underlay that forwards for its pods. Pods hang
-//! on it in one of the two ways that CNI plugins use, since what hooks a pod's
-//! traffic meets a different device in each.
+//! A node: a namespace on the underlay that forwards packets of its pods. Pods are attached in one of the two
+//! designs of CNI plugins: the programs on a pod's traffic meet a different device in each.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
@@ -26,27 +25,27 @@ use crate::pod::{END_HOST, Pod};
 use crate::removal;
 use crate::source_dir::SourceDir;
 
-/// The link of a node to the underlay, what an agent takes as `--uplink`.
+/// The link of a node to the underlay, the value of the agent's option `--uplink`.
 pub(crate) const UPLINK: &str = "eth0";
 
 /// The bridge of a node whose pods are bridged.
 pub(crate) const BRIDGE: &str = "cni0";
 
-/// How pods hang on a node.
+/// How pods are attached to a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodNetwork {
-    /// A veth pair per pod without an address on the node's side; the pod's
-    /// gateways are 169.254.1.1 and `fe80::1`, its neighbours permanent.
+    /// A veth pair per pod without an address on the node's side. The pod's gateways are 169.254.1.1 and
+    /// `fe80::1`, and its neighbour entries are permanent.
     #[default]
     Routed,
     /// A Linux bridge `cni0` with the gateway address, as the CNI plugin `bridge` makes it.
     Bridged,
-    /// The agent's: it describes the network and routes to other nodes, and `millrace-cni` makes the pods. Nothing works
-    /// before an agent runs.
+    /// The agent's own pod network: the agent describes the network and routes to other nodes, and
+    /// `millrace-cni` makes the pods. Pods work only after an agent has run.
     Millrace,
 }
 
-/// What a node is to be like.
+/// The description of a node that is to be made.
 #[derive(Clone, Debug, Default)]
 pub struct NodeSpec {
     network: PodNetwork,
@@ -87,7 +86,7 @@ impl NodeSpec {
         }
     }
 
-    /// Its Node object has addresses and pod ranges of this family only.
+    /// The Node object has addresses and pod ranges of this family only.
     #[must_use]
     pub fn only(self, family: Family) -> Self {
         Self {
@@ -96,7 +95,8 @@ impl NodeSpec {
         }
     }
 
-    /// The kernel drops what comes in by another interface than replies would take (RFC 3704).
+    /// The kernel drops packets that come in by another interface than their replies would leave by (RFC
+    /// 3704).
     #[must_use]
     pub fn strict_rp_filter(self) -> Self {
         Self {
@@ -105,7 +105,7 @@ impl NodeSpec {
         }
     }
 
-    /// The zone that its Node object names.
+    /// The zone in the Node object.
     #[must_use]
     pub fn zone(self, zone: &str) -> Self {
         Self {
@@ -149,7 +149,7 @@ impl Node {
         let netns = Netns::create(
             &tag.netns(&name),
             &[
-                // Where the pod network is the agent's, so is forwarding.
+                // An agent with its own pod network sets forwarding itself.
                 ("net/ipv4/ip_forward", forwarding),
                 ("net/ipv6/conf/all/forwarding", forwarding),
                 ("net/ipv6/conf/all/accept_dad", "0"),
@@ -157,7 +157,7 @@ impl Node {
                 // The kernel applies the stricter of "all" and the interface's own.
                 ("net/ipv4/conf/all/rp_filter", rp_filter),
                 ("net/ipv4/conf/default/rp_filter", "0"),
-                // Clients on the underlay that send by a node would be told about the next hop.
+                // The node would send redirects to clients on the underlay that use it as a router.
                 ("net/ipv4/conf/all/send_redirects", "0"),
                 ("net/ipv4/conf/default/send_redirects", "0"),
             ],
@@ -193,7 +193,7 @@ impl Node {
     fn prepare_pod_network(&self) -> Result<()> {
         let netns = self.netns();
         match self.0.spec.network {
-            // Host sides of pods get no address at all, link-local ones included.
+            // The host sides of pods' veth pairs get no address at all, not even a link-local one.
             PodNetwork::Routed => netns.sysctl("net/ipv6/conf/default/addr_gen_mode", "1"),
             PodNetwork::Millrace => Ok(()),
             PodNetwork::Bridged => {
@@ -219,26 +219,26 @@ impl Node {
         Pod::create(self, name, number).or_panic()
     }
 
-    /// Makes a pod by `millrace-cni`, as a runtime does; an agent must have described the network.
+    /// Makes a pod by `millrace-cni`, as a runtime does. An agent must have described the network before.
     #[track_caller]
     pub fn add_pod_by_plugin(&self, spec: &PodSpec) -> Pod {
         Pod::create_by_plugin(self, spec).or_panic()
     }
 
-    /// Makes a network namespace for the plugin to be called about, and gives its file.
+    /// Makes a network namespace for calls of the plugin, and returns its file.
     #[track_caller]
     pub fn add_namespace(&self, name: &str) -> PathBuf {
         let netns = Netns::create(&self.tag().netns(name), END_HOST).or_panic();
         netns.path().to_owned()
     }
 
-    /// Lets go of such a namespace, so that it ends.
+    /// Removes such a namespace.
     #[track_caller]
     pub fn remove_namespace(&self, name: &str) {
         removal::remove_namespace(&Path::new(NETNS_DIR).join(self.tag().netns(name))).or_panic();
     }
 
-    /// Pod ranges, IPv4 first.
+    /// The pod ranges, IPv4 first.
     pub fn pod_cidrs(&self) -> [IpNet; 2] {
         let n = self.0.number;
         [
@@ -247,7 +247,7 @@ impl Node {
         ]
     }
 
-    /// The address of number `number` in each pod range.
+    /// The address with this number in each pod range.
     pub(crate) fn pod_addresses(&self, number: u8) -> Vec<IpAddr> {
         let n = self.0.number;
         vec![
@@ -256,7 +256,7 @@ impl Node {
         ]
     }
 
-    /// The pods' gateways where the network has them on the node.
+    /// The pods' gateways, for a network that has them on the node.
     pub(crate) fn gateways(&self) -> Vec<IpAddr> {
         match self.0.spec.network {
             PodNetwork::Routed | PodNetwork::Millrace => {
@@ -281,17 +281,17 @@ impl Node {
         &self.0.tag
     }
 
-    /// Is the world to outlive its owner?
+    /// Whether the world outlives its owner.
     pub(crate) fn is_kept(&self) -> bool {
         self.0.kept.load(Ordering::Relaxed)
     }
 
-    /// Set once the world is to outlive its owner.
+    /// A flag that is set once the world is to outlive its owner.
     pub(crate) fn kept(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0.kept)
     }
 
-    /// Routes the pods of `other` to it.
+    /// Adds routes to the pods of `other`, by that node.
     pub(crate) fn route_pods_of(&self, other: &Node) -> Result<()> {
         for (cidr, via) in other.pod_cidrs().into_iter().zip(other.addresses()) {
             self.netns().rtnl().add_route(cidr, Some(*via), UPLINK)?;
@@ -308,38 +308,38 @@ impl Node {
         }
     }
 
-    /// An agent to be configured and started on this node.
+    /// The builder of an agent for this node.
     pub fn agent(&self) -> AgentBuilder {
         AgentBuilder::new(self.clone())
     }
 
-    /// Runs a verb of the command line against this node's agent and parses
-    /// what it prints (`-o json` is added), whatever the exit status.
+    /// Runs a verb of the command line against this node's agent and parses its output (`-o json` is added).
+    /// The exit status does not matter.
     pub fn cli(&self, verb: &[&str]) -> Result<Value> {
         crate::agent::cli(self, verb)
     }
 
-    /// Runs a verb of the command line as [`Node::cli`] does, for those who also want its exit status and messages.
+    /// Runs a verb of the command line as [`Node::cli`] does, and returns the exit status and messages too.
     pub fn run(&self, verb: &[&str]) -> Result<Output> {
         crate::agent::run(self, verb)
     }
 
-    /// The directory its agent reads manifests from.
+    /// The directory that the node's agent reads manifests from.
     pub fn source(&self) -> &SourceDir {
         &self.0.source
     }
 
-    /// Its own directory: `run/`, `state/`, `source/`, `agent.log`.
+    /// The node's own directory: `run/`, `state/`, `source/`, `agent.log`.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
 
-    /// What its agent pins under.
+    /// The directory that the node's agent pins under.
     pub fn bpf_root(&self) -> &Path {
         &self.0.bpf_root
     }
 
-    /// Its Node object, as the world wrote it to every node's source.
+    /// The Node object, as the world wrote it to every node's source.
     pub fn object(&self) -> Value {
         let is_in = |ip: &IpAddr| match self.0.spec.only {
             None => true,

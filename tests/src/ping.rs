@@ -14,12 +14,12 @@ use crate::place::Place;
 const TYPES_V4: (u8, u8) = (8, 0);
 const TYPES_V6: (u8, u8) = (128, 129);
 
-/// Tells the questions of one test process apart.
+/// Separates the echo requests of one test process.
 static IDENTIFIER: AtomicU16 = AtomicU16::new(1);
 
 impl Place {
-    /// Sends one echo request; the time its reply took, or `TimedOut`. Only a
-    /// reply from the address asked counts.
+    /// Sends one echo request; returns the time until its reply, or `TimedOut`. Only a reply from the address
+    /// asked counts.
     pub fn ping(&self, to: IpAddr, within: Duration) -> io::Result<Duration> {
         let (domain, protocol, (request, reply)) = match to {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, TYPES_V4),
@@ -43,7 +43,7 @@ impl Place {
                     return Ok(started.elapsed());
                 }
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                // Somebody else's message, or time is up, which the next round notices.
+                // Another socket's message, or the time is over, which the next round notices.
                 _ => {}
             }
         }
@@ -61,7 +61,7 @@ fn echo(kind: u8, id: u16) -> [u8; 16] {
         .iter()
         .map(|pair| u32::from(u16::from_be_bytes(*pair)))
         .sum();
-    // 16-bit one's complement; so short a message carries at most once.
+    // 16-bit one's complement; a message this short carries at most once.
     let checksum = !((sum >> 16) as u16 + (sum & 0xffff) as u16);
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
     message

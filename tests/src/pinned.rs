@@ -1,7 +1,7 @@
-//! What an agent has left in the kernel, seen from outside of it: its maps element by element, and which of
-//! its programs, maps and links exist.
+//! An agent's objects in the kernel, seen from outside of the agent: the elements of its maps, and the
+//! programs, maps and links that exist.
 //!
-//! Kernel-wide ids tell objects apart even where another world has objects of the same names.
+//! Kernel-wide ids identify an object even where another world has objects of the same names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,19 +18,19 @@ use crate::node::Node;
 /// Ids of kernel objects, by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelObjects {
-    /// Of programs.
+    /// The ids of programs.
     pub programs: BTreeSet<u32>,
-    /// Of maps.
+    /// The ids of maps.
     pub maps: BTreeSet<u32>,
-    /// Of links.
+    /// The ids of links.
     pub links: BTreeSet<u32>,
 }
 
 impl KernelObjects {
-    /// Those of these that exist now.
+    /// The objects among these that exist now.
     #[must_use]
     pub fn alive(&self) -> Self {
-        // One that goes while all are listed is an error for the list, and gone for us.
+        // An object that ends during the listing is an error in the list, and does not exist any more.
         let programs: BTreeSet<u32> = loaded_programs().flatten().map(|found| found.id()).collect();
         let maps: BTreeSet<u32> = loaded_maps().flatten().map(|found| found.id()).collect();
         let links: BTreeSet<u32> = loaded_links().flatten().map(|found| found.id()).collect();
@@ -43,7 +43,7 @@ impl KernelObjects {
 }
 
 impl Node {
-    /// The ids of everything that is pinned below this node's bpf root.
+    /// The ids of all objects that are pinned below this node's bpf root.
     #[track_caller]
     pub fn pinned(&self) -> KernelObjects {
         let mut found = KernelObjects::default();
@@ -52,7 +52,7 @@ impl Node {
         found
     }
 
-    /// All elements of a pinned hash table, `FLOWS` and the like.
+    /// All elements of a pinned hash table, such as `FLOWS`.
     #[track_caller]
     pub fn table<const K: usize, const V: usize>(&self, name: &str) -> BTreeMap<[u8; K], [u8; V]> {
         let map = self.open_map(name);
@@ -66,7 +66,7 @@ impl Node {
             .or_panic()
     }
 
-    /// Forgets all elements of a pinned hash table; how many there were.
+    /// Removes all elements of a pinned hash table; returns their number.
     #[track_caller]
     pub fn clear_table<const K: usize, const V: usize>(&self, name: &str) -> usize {
         let elements = self.table::<K, V>(name);
@@ -74,7 +74,7 @@ impl Node {
             .with_context(|| format!("opening the map {name}"))
             .or_panic();
         for key in elements.keys() {
-            // One that went by itself is gone, too.
+            // An error means that the element is gone already.
             let _ = table.remove(key);
         }
         elements.len()
@@ -93,7 +93,7 @@ impl Node {
             .or_panic();
     }
 
-    /// The first element of a pinned array, `CONFIG` and the like.
+    /// The first element of a pinned array, such as `CONFIG`.
     #[track_caller]
     pub fn element<const V: usize>(&self, name: &str) -> [u8; V] {
         let array: Array<_, [u8; V]> = Array::try_from(self.open_map(name))
@@ -105,7 +105,7 @@ impl Node {
             .or_panic()
     }
 
-    /// How many packets and socket calls were counted for each reason, by the reason's number.
+    /// The number of packets and socket calls for each reason, by the reason's number.
     #[track_caller]
     pub fn counters(&self) -> Vec<u64> {
         let map = self.open_map("COUNTERS");

@@ -1,6 +1,6 @@
-//! A place in a world where sockets can be opened and programs run: a node, a
-//! pod, a client, the fabric. Sockets made here carry the place's network
-//! namespace and cgroup, and are otherwise ordinary sockets of the test.
+//! A place in a world where sockets can be opened and programs run: a node, a pod, a client, the fabric. A
+//! socket made here belongs to the place's network namespace and cgroup. Otherwise it is an ordinary socket
+//! of the test.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,8 +20,7 @@ use crate::netns::Netns;
 use crate::worker::{self, Request};
 use crate::{binary, cgroup};
 
-/// How long connecting, asking and reading may take before they count as
-/// failed. Only a verdict "no answer" waits for it.
+/// The time limit of connecting, asking and reading. Only the verdict "no answer" waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Pending connections a listener takes; the default of `net.core.somaxconn`.
@@ -72,12 +71,12 @@ impl Place {
         Ok(place)
     }
 
-    /// Its name: `n1`, `web-1`, `c1`.
+    /// The name of the place: `n1`, `web-1`, `c1`.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Its IPv4 address.
+    /// The IPv4 address of the place.
     pub fn ip(&self) -> Ipv4Addr {
         let found = self
             .0
@@ -87,7 +86,7 @@ impl Place {
         found.unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// Its IPv6 address.
+    /// The IPv6 address of the place.
     pub fn ip6(&self) -> Ipv6Addr {
         let found = self
             .0
@@ -97,17 +96,17 @@ impl Place {
         found.unwrap_or(Ipv6Addr::UNSPECIFIED)
     }
 
-    /// Its addresses of both families.
+    /// The addresses of the place, of both families.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.0.addresses
     }
 
-    /// Its cgroup's directory.
+    /// The directory of the place's cgroup.
     pub fn cgroup(&self) -> &Path {
         &self.0.cgroup
     }
 
-    /// The file that names its network namespace.
+    /// The file that names the place's network namespace.
     pub fn netns_path(&self) -> &Path {
         self.0.netns.path()
     }
@@ -147,8 +146,8 @@ impl Place {
         self.tcp_connect_within(to, PATIENCE)
     }
 
-    /// Opens a TCP connection; `TimedOut` if nothing answers in time. Reads
-    /// from it time out after [`PATIENCE`].
+    /// Opens a TCP connection; `TimedOut` if there is no reply in time. Reads from it time out after
+    /// [`PATIENCE`].
     pub fn tcp_connect_within(&self, to: SocketAddr, within: Duration) -> io::Result<TcpStream> {
         connect(
             self.socket(Domain::for_address(to), Type::STREAM, None)?,
@@ -186,7 +185,7 @@ impl Place {
         self.udp_bind(unspecified_like(peer))
     }
 
-    /// A program to be run here: in this network namespace and cgroup.
+    /// A command that runs a program in this network namespace and cgroup.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(binary::world_tool().or_panic());
         command
@@ -195,7 +194,7 @@ impl Place {
         command
     }
 
-    /// Runs `ip` inside with the words of a line, for what the harness has no call for.
+    /// Runs `ip` inside with the words of a line, for settings without a function here.
     #[track_caller]
     pub fn run_ip(&self, line: &str) {
         let output = self.command("ip").args(line.split(' ')).output();
@@ -209,12 +208,12 @@ impl Place {
         self.netns().enter(work).or_panic()
     }
 
-    /// Sets a kernel setting of this namespace, `net/ipv4/ip_forward` and the like.
+    /// Sets a kernel setting of this namespace, such as `net/ipv4/ip_forward`.
     pub fn sysctl(&self, key: &str, value: &str) {
         self.netns().sysctl(key, value).or_panic();
     }
 
-    /// Adds an address to one of its links.
+    /// Adds an address to a link of this namespace.
     pub fn add_address(&self, link: &str, address: IpNet) {
         self.netns()
             .rtnl()
@@ -222,7 +221,7 @@ impl Place {
             .or_panic();
     }
 
-    /// Adds or replaces a route out of one of its links, `via` a gateway or directly.
+    /// Adds or replaces a route out of a link of this namespace, `via` a gateway or directly.
     pub fn add_route(&self, to: IpNet, via: Option<IpAddr>, link: &str) {
         self.netns().rtnl().add_route(to, via, link).or_panic();
     }
@@ -246,7 +245,7 @@ impl Place {
     /// Ends the place's process.
     pub(crate) fn stop(&self) {
         let mut process = lock(&self.0.process);
-        // Already ended, by the guard or by itself: nothing to do.
+        // The guard may have ended the process, or it may have ended by itself.
         let _ = process.kill();
         let _ = process.wait();
     }
@@ -274,7 +273,7 @@ pub fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The wildcard address of `peer`'s family, port chosen by the kernel.
+/// The wildcard address of `peer`'s family; the kernel chooses the port.
 pub(crate) fn unspecified_like(peer: SocketAddr) -> SocketAddr {
     match peer {
         SocketAddr::V4(_) => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
@@ -298,6 +297,6 @@ pub(crate) fn listen(socket: Socket, port: u16) -> io::Result<TcpListener> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A test that panicked while holding it left no half-done state: requests are answered as a whole.
+    // A test that panicked with the lock held left no half-done state: the worker completes each request.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

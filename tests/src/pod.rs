@@ -1,5 +1,5 @@
-//! A pod: a namespace joined to its node by a veth pair, `eth0` in the pod and
-//! `veth<n>` on the node, or whatever name the plugin gives it.
+//! A pod: a namespace joined to its node by a veth pair. The ends are `eth0` in the pod and `veth<n>` on the
+//! node. The plugin may give the node's end another name.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
@@ -17,7 +17,7 @@ use crate::{cgroup, removal};
 
 /// Kernel settings of a pod, and of every place that only sends and receives.
 pub(crate) const END_HOST: &[(&str, &str)] = &[
-    // IPv4 settings of a new namespace come from the machine's.
+    // A new namespace inherits its IPv4 settings from the machine.
     ("net/ipv4/ip_forward", "0"),
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
@@ -30,7 +30,7 @@ pub struct Pod {
     place: Place,
     node: Node,
     host_interface: String,
-    /// Of pods that the plugin made.
+    /// Set for a pod that the plugin made.
     attachment: Option<Attachment>,
 }
 
@@ -75,22 +75,22 @@ impl Pod {
         })
     }
 
-    /// What the plugin was called about, if it made the pod.
+    /// The attachment that the plugin was called for, if the plugin made the pod.
     pub fn attachment(&self) -> Option<&Attachment> {
         self.attachment.as_ref()
     }
 
-    /// The node it runs on.
+    /// The node that the pod runs on.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// The node's side of its veth pair.
+    /// The name of the node's end of the pod's veth pair.
     pub fn host_interface(&self) -> &str {
         &self.host_interface
     }
 
-    /// Takes the pod away as a runtime does: its process, interface, namespace, cgroup.
+    /// Removes the pod as a runtime does: its process, interface, namespace, cgroup.
     #[track_caller]
     pub fn delete(self) {
         self.take_down().or_panic();
@@ -180,7 +180,7 @@ impl Wire<'_> {
     }
 }
 
-/// The range that holds just this address.
+/// The range that holds only this address.
 pub(crate) fn single(address: IpAddr) -> IpNet {
     let length = match address {
         IpAddr::V4(_) => Ipv4Addr::BITS,

@@ -1,5 +1,5 @@
-//! One question to a server, by a new socket: which backend are you, and whom
-//! do you take me for? The answer comes as a line `<backend> <peer address>`.
+//! One question to a server, by a new socket: the name of the backend, and the client's address as the
+//! backend sees it. The answer is a line `<backend> <peer address>`.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
@@ -9,7 +9,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::place::{PATIENCE, Place, connect, unspecified_like};
 
-/// How to ask. Each way takes another path through the data plane.
+/// The kind of socket call. Each kind takes another path through the data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// A TCP connection.
@@ -21,7 +21,7 @@ pub enum Probe {
 }
 
 impl Probe {
-    /// Every one of them.
+    /// All kinds of probes.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::UdpConnected];
 
     pub(crate) fn socket_type(self) -> Type {
@@ -32,7 +32,7 @@ impl Probe {
     }
 }
 
-/// What a server says of itself and of its client.
+/// A server's answer: its own name and the address of its client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The server's name.
@@ -42,7 +42,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads the first line of what a server sent.
+    /// Parses the first line of a server's output.
     pub fn parse(text: &str) -> io::Result<Self> {
         let line = text.lines().next().unwrap_or_default();
         let parsed = line.split_once(' ').and_then(|(backend, peer)| {
@@ -56,12 +56,12 @@ impl Answer {
 }
 
 impl Place {
-    /// Asks whoever answers at `to`, within [`PATIENCE`].
+    /// Asks the server at `to`, within [`PATIENCE`].
     pub fn ask(&self, probe: Probe, to: SocketAddr) -> io::Result<Answer> {
         self.ask_within(probe, to, PATIENCE)
     }
 
-    /// Asks whoever answers at `to`; `TimedOut` or `WouldBlock` if nobody does in time.
+    /// Asks the server at `to`; `TimedOut` or `WouldBlock` if no answer comes in time.
     pub fn ask_within(&self, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
         ask_by(
             self.socket(Domain::for_address(to), probe.socket_type(), None)?,
@@ -86,7 +86,7 @@ impl Place {
     }
 }
 
-/// Asks by a socket made before.
+/// Asks by a given socket.
 pub(crate) fn ask_by(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
     if probe != Probe::Tcp {
         socket.bind(&unspecified_like(to).into())?;
@@ -100,7 +100,8 @@ fn ask_bound(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> 
         stream.set_read_timeout(Some(within))?;
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line)?;
-        // Reset instead of FIN: ten thousand of these would leave as many ports in TIME_WAIT.
+        // Reset instead of FIN: ten thousand connections closed by FIN would leave as many ports in
+        // TIME_WAIT.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
         return Answer::parse(&line);
     }
@@ -118,7 +119,7 @@ fn ask_by_udp(socket: &UdpSocket, probe: Probe, to: SocketAddr) -> io::Result<An
     } else {
         socket.send_to(b"?", to)?;
         let (length, from) = socket.recv_from(&mut buffer)?;
-        // An answer from elsewhere is none: a resolver would throw it away.
+        // An answer from another address is an error: a resolver would discard it.
         if from != to {
             return Err(io::Error::other(format!("asked {to}, answered by {from}")));
         }

@@ -1,9 +1,7 @@
-//! Taking a world down, knowing nothing but its tag. It runs in a process of
-//! its own (see [`crate::guard`]), so that the way a world ends does not depend
-//! on how its owner ended.
+//! Removes a world by its tag alone. It runs in a process of its own (see [`crate::guard`]), so that the
+//! removal does not depend on how the owner ended.
 //!
-//! Every step is tried even when one before it failed; the first failure is
-//! reported in the end.
+//! A failed step does not stop the steps after it; the first failure is reported in the end.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,18 +13,19 @@ use nix::mount::{MntFlags, umount2};
 use crate::names::{NETNS_DIR, Tag};
 use crate::{bpffs, cgroup};
 
-/// Fails if a text is not the tag of a world, and says what one looks like.
+/// Fails if a text is not the tag of a world. The error shows the form of a tag.
 pub fn check_tag(text: &str) -> Result<()> {
     text.parse::<Tag>().map(drop)
 }
 
-/// Removes the world of this tag, processes first; also one that was kept.
+/// Removes the world of this tag, processes first; also a world that was kept.
 pub fn remove(tag: &str) -> Result<()> {
     let tag: Tag = tag.parse()?;
     let group = tag.cgroup()?;
     let steps = [
         cgroup::kill_all(&group),
-        // Before the cgroup and the interfaces go: it detaches pinned programs from both.
+        // The unmount comes before the removal of the cgroup and the interfaces: it detaches pinned programs
+        // from both.
         bpffs::unmount(&tag.bpffs()),
         cgroup::remove(&group),
         remove_namespaces(&tag),
@@ -47,7 +46,7 @@ fn remove_namespaces(tag: &Tag) -> Result<()> {
 
 /// Removes the name of a namespace; the namespace ends with its last user.
 pub(crate) fn remove_namespace(path: &Path) -> Result<()> {
-    // EINVAL: the file is there but nothing is mounted on it; removing it is what matters.
+    // EINVAL: the file exists but nothing is mounted on it. The file must be removed in any case.
     let _ = umount2(path, MntFlags::MNT_DETACH);
     fs::remove_file(path).with_context(|| format!("removing namespace {}", path.display()))
 }

@@ -1,6 +1,5 @@
-//! Skipping a test is a result, not silence: it says why, and where the run
-//! keeps a list (`MILLRACE_SKIPS` names its file) it is added there, so that
-//! the run can fail when a skip was not expected on that machine.
+//! Skipping a test is a result: it prints the reason. If `MILLRACE_SKIPS` names a file, the reason is added
+//! to that file. So the run can fail when a skip was not expected on that machine.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -13,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cgroup;
 
-/// Records that a test is skipped, and why.
+/// Records that a test is skipped, and the reason.
 #[track_caller]
 pub fn skip(test: &str, reason: &str) {
     eprintln!("skipped {test}: {reason}");
@@ -21,7 +20,7 @@ pub fn skip(test: &str, reason: &str) {
         return;
     };
     let line = format!("{}\n", json!({"test": test, "reason": reason}));
-    // One write of less than a page to a file opened for appending: lines of parallel tests don't mix.
+    // One write of less than a page to a file opened for appending: lines of parallel tests do not mix.
     let written = OpenOptions::new()
         .create(true)
         .append(true)
@@ -32,7 +31,7 @@ pub fn skip(test: &str, reason: &str) {
     }
 }
 
-/// What this machine lacks for making worlds, if anything.
+/// The reason why this machine cannot make worlds, if there is one.
 pub fn missing() -> Option<String> {
     if !geteuid().is_root() {
         return Some("needs root: makes network namespaces and loads BPF programs".to_owned());
@@ -40,13 +39,13 @@ pub fn missing() -> Option<String> {
     cgroup::mount_point().err().map(|error| format!("{error:#}"))
 }
 
-/// Why there are no SCTP sockets here, if that is so. Asking for one loads the module where there is one.
+/// The reason why SCTP sockets do not work here, if they do not. The check loads the module if there is one.
 pub fn no_sctp() -> Option<String> {
     let error = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::SCTP)).err()?;
     Some(format!("no SCTP sockets: {error}"))
 }
 
-/// Why there are no nftables rules here, if that is so.
+/// The reason why nftables rules do not work here, if they do not.
 pub fn no_nft() -> Option<String> {
     let Ok(output) = Command::new("nft").args(["list", "tables"]).output() else {
         return Some("no `nft`: install nftables".to_owned());
@@ -55,8 +54,8 @@ pub fn no_nft() -> Option<String> {
     (!output.status.success()).then(|| format!("the kernel has no nftables: {error}"))
 }
 
-/// Why there are no tables of the legacy iptables here, if that is so. To ask makes some, in a namespace of
-/// its own.
+/// The reason why tables of the legacy iptables do not work here, if they do not. The check creates some, in
+/// a namespace of its own.
 pub fn no_legacy_iptables() -> Option<String> {
     let mut list = Command::new("unshare");
     let Ok(output) = list.args(["--net", "--", "iptables-legacy", "-S"]).output() else {
@@ -66,7 +65,7 @@ pub fn no_legacy_iptables() -> Option<String> {
     (!output.status.success()).then(|| format!("no tables of the legacy iptables: {error}"))
 }
 
-/// The path of the function it stands in: the test's file and name.
+/// The path of the enclosing function: the test's file and name.
 #[macro_export]
 macro_rules! current_test {
     () => {{
@@ -75,7 +74,7 @@ macro_rules! current_test {
     }};
 }
 
-/// Returns from the test, recording a skip, where an expression gives a reason to.
+/// Returns from the test and records a skip, if an expression gives a reason.
 #[macro_export]
 macro_rules! skip_if {
     ($reason:expr) => {
@@ -86,7 +85,7 @@ macro_rules! skip_if {
     };
 }
 
-/// Returns from the test, recording a skip, unless this machine can make worlds.
+/// Returns from the test and records a skip, unless this machine can make worlds.
 #[macro_export]
 macro_rules! require_root {
     () => {

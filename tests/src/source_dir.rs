@@ -1,6 +1,5 @@
-//! The directory that an agent with `--source dir:` follows. Each object has a
-//! file of its own, and a file appears and changes at once (a temporary file,
-//! then rename), as an operator's tooling would do it.
+//! The directory that an agent with `--source dir:` follows. Each object has a file of its own. A file
+//! appears and changes at once (a temporary file, then rename), as an operator's tools do it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,7 +22,7 @@ impl SourceDir {
         Ok(Self { path })
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -35,7 +34,7 @@ impl SourceDir {
         self.write(&file_name(&object), &[object]).or_panic();
     }
 
-    /// Removes an object's file; it need not exist.
+    /// Removes an object's file, if it exists.
     #[track_caller]
     pub fn delete(&self, object: &impl Manifest) {
         self.delete_file(&file_name(&object.object()));
@@ -47,13 +46,13 @@ impl SourceDir {
         self.write(file, objects).or_panic();
     }
 
-    /// Writes any text to a file, at once.
+    /// Writes any text to a file, atomically.
     #[track_caller]
     pub fn write_text(&self, file: &str, text: &str) {
         self.replace(file, text).or_panic();
     }
 
-    /// Removes a file; it need not exist.
+    /// Removes a file, if it exists.
     #[track_caller]
     pub fn delete_file(&self, file: &str) {
         let path = self.path.join(file);

@@ -1,5 +1,5 @@
-//! How new connections spread over backends, and whether that can be chance:
-//! Pearson's chi-squared test against the uniform distribution.
+//! The spread of new connections over backends, and whether chance explains it: Pearson's chi-squared test
+//! against the uniform distribution.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,13 +10,13 @@ use statrs::distribution::{ChiSquared, ContinuousCDF};
 use crate::place::{PATIENCE, Place};
 use crate::probe::{Probe, ask_by};
 
-/// Sockets fetched at a time.
+/// The number of sockets that are requested at a time.
 const BATCH: usize = 256;
 
-/// Below this a spread is taken for uneven. One test in a thousand would fail by chance.
+/// A spread less probable than this counts as uneven. Chance alone fails one test in a thousand.
 const SIGNIFICANT: f64 = 0.001;
 
-/// What came of many questions.
+/// The outcomes of many questions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spread {
     /// Answers per backend.
@@ -26,8 +26,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Panics unless exactly these backends answered, all questions were
-    /// answered, and the spread over them may be uniform (p > 0.001).
+    /// Panics unless exactly these backends answered, all questions were answered, and the spread may be
+    /// uniform (p > 0.001).
     #[track_caller]
     pub fn assert_uniform(&self, backends: &[&str]) {
         assert!(
@@ -48,7 +48,7 @@ impl Spread {
         assert!(p > SIGNIFICANT, "not uniform (p = {p:.6}): {:?}", self.answers);
     }
 
-    /// Whether the counts are as uneven as chance makes them once in a thousand times.
+    /// Whether chance makes counts this uneven at most once in a thousand times.
     fn looks_uneven(&self) -> bool {
         uniform_p_value(self.answers.values().copied()) <= SIGNIFICANT
     }
@@ -83,8 +83,8 @@ pub fn spread(place: &Place, probe: Probe, to: SocketAddr, count: usize) -> Spre
     spread
 }
 
-/// Asks `count` times, and panics unless exactly these backends answered evenly. A spread that looks uneven, which one in a
-/// thousand does by chance, is looked at a second time.
+/// Asks `count` times, and panics unless exactly these backends answered evenly. A spread that looks uneven,
+/// as chance makes one in a thousand, gets a second try.
 #[track_caller]
 pub fn assert_even(place: &Place, probe: Probe, to: SocketAddr, count: usize, backends: &[&str]) {
     let mut seen = spread(place, probe, to, count);

@@ -1,5 +1,5 @@
-//! A stream of new connections that goes on while a test does something, and
-//! the proof that none of them failed.
+//! A stream of new connections that goes on while a test changes something, and the proof that none of them
+//! failed.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,21 +12,21 @@ use crate::place::{PATIENCE, Place};
 use crate::probe::Probe;
 use crate::wait;
 
-/// What became of a stream of connections.
+/// The outcomes of a stream of connections.
 #[derive(Clone, Debug, Default)]
 pub struct StreamReport {
-    /// Questions asked and ended, one way or the other.
+    /// Questions that have ended, with an answer or a failure.
     pub asked: usize,
     /// Answers per backend.
     pub answers: BTreeMap<String, usize>,
-    /// Failures: when, how.
+    /// Failures: the time and the error.
     pub failures: Vec<String>,
-    /// The longest that any question took.
+    /// The longest time of a question.
     pub longest_wait: Duration,
 }
 
 impl StreamReport {
-    /// Panics if a question failed or took this long. A SYN that got lost is sent again after a second.
+    /// Panics if a question failed or took this long. A lost SYN is sent again after a second.
     #[track_caller]
     pub fn assert_unnoticed(&self, longest: Duration) {
         assert!(self.failures.is_empty(), "{self:?}");
@@ -46,7 +46,7 @@ pub struct ConnectStream {
 }
 
 impl ConnectStream {
-    /// Starts asking, pausing in between (zero is allowed).
+    /// Starts to ask, with a pause between questions (zero is allowed).
     pub fn start(from: &Place, probe: Probe, to: SocketAddr, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let report = Arc::new(Mutex::new(StreamReport::default()));
@@ -84,19 +84,19 @@ impl ConnectStream {
         wait::eventually("more connections", within, || self.report().asked >= goal);
     }
 
-    /// What happened so far.
+    /// The report so far.
     pub fn report(&self) -> StreamReport {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends it and says what happened.
+    /// Ends the stream and returns the report.
     #[track_caller]
     pub fn stop(mut self) -> StreamReport {
         assert!(self.end(), "the thread that asks has panicked");
         self.report()
     }
 
-    /// Whether its thread has ended well; its panic has been printed.
+    /// Whether the stream's thread has ended well; its panic has been printed.
     fn end(&mut self) -> bool {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().is_none_or(|thread| thread.join().is_ok())

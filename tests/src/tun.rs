@@ -1,5 +1,5 @@
-//! A link whose packets have no Ethernet header: tun devices in two namespaces, between which packets are
-//! copied. To the rest of the kernel it looks like `WireGuard` or PPP.
+//! A link whose packets have no Ethernet header: tun devices in two namespaces, and threads that copy packets
+//! between them. The rest of the kernel sees a device like that of `WireGuard` or PPP.
 
 use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
@@ -13,19 +13,19 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 
 use crate::netns::Netns;
 
-/// How often, in milliseconds, an idle copier looks whether it has to stop.
+/// The interval in milliseconds at which an idle copier checks whether it has to stop.
 const GLANCE: u16 = 100;
-/// More than a device's MTU.
+/// A buffer size above a device's MTU.
 const LARGEST: usize = 65_536;
 
-/// Two devices and what copies between them. The devices go with it.
+/// Two devices and the threads that copy between them. The devices are removed when it is dropped.
 pub(crate) struct TunLink {
     stop: Arc<AtomicBool>,
     copiers: Vec<JoinHandle<()>>,
 }
 
 impl TunLink {
-    /// Makes a device of a name in either namespace. Both are up.
+    /// Makes a device in each namespace, with the given name. Both are up.
     pub(crate) fn between(ends: [(&Netns, &str); 2]) -> Result<Self> {
         let open = |(netns, name): (&Netns, &str)| -> Result<Arc<SyncDevice>> {
             let device = netns.enter(|| DeviceBuilder::new().name(name).mtu(1420).build_sync())??;
@@ -54,7 +54,8 @@ impl Drop for TunLink {
     }
 }
 
-/// Copies packets until it is told to stop, or a device is gone. One that does not fit is lost, as on a link.
+/// Copies packets until it is told to stop, or a device is removed. A packet that the device refuses is lost,
+/// as on a link.
 fn copy(from: &SyncDevice, to: &SyncDevice, stop: &AtomicBool) {
     let mut packet = vec![0; LARGEST];
     while !stop.load(Ordering::Relaxed) {

@@ -1,13 +1,13 @@
-//! Waiting for a condition with a deadline, instead of sleeping and hoping.
+//! Waits for a condition with a deadline, instead of a fixed sleep.
 //!
-//! Deadlines are meant for a machine's own processor. Where it is emulated, `MILLRACE_SLOWNESS` says how many times longer
-//! things may take.
+//! The deadlines fit a real processor. On an emulated one, `MILLRACE_SLOWNESS` is the factor by which they
+//! are extended.
 
 use std::fmt::Display;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// Tries until it succeeds or `within` has passed; then the last error.
+/// Tries until the attempt succeeds or `within` has passed; then returns the last error.
 pub(crate) fn poll<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     let deadline = Instant::now() + within * slowness();
     let mut pause = Duration::from_micros(500);
@@ -22,7 +22,7 @@ pub(crate) fn poll<T, E>(within: Duration, mut attempt: impl FnMut() -> Result<T
     }
 }
 
-/// How many times longer than on a machine of its own everything may take here.
+/// The factor by which all times are longer here than on a real processor.
 pub fn slowness() -> u32 {
     static SLOWNESS: LazyLock<u32> = LazyLock::new(|| {
         let given = std::env::var("MILLRACE_SLOWNESS");

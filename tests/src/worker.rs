@@ -1,13 +1,11 @@
-//! The process that stands in for a place. A socket belongs to the network
-//! namespace and the cgroup of the process that creates it, and a process
-//! belongs to one cgroup as a whole; so each place has a small process that
-//! creates sockets on request and hands them over. The test then uses them
-//! directly: nothing stands between it and the kernel.
+//! The process of a place. A socket belongs to the network namespace and the cgroup of the process that
+//! creates it. A process belongs to one cgroup as a whole. So each place has a small process that creates
+//! sockets on request and passes them to the test. The test then uses the sockets directly, without the
+//! process.
 //!
-//! Protocol, over a `SOCK_SEQPACKET` pair: a request of four native
-//! integers; then replies of one integer, 0 with some of the sockets, or the
-//! errno that stopped it, until all sockets have come or an errno has. A reply
-//! without a request says that the process has arrived in its place.
+//! Protocol, over a `SOCK_SEQPACKET` pair: a request is four native integers. Each reply is one integer: 0
+//! with some of the sockets, or the errno of a failure. Replies follow until all sockets have come, or an
+//! errno. A reply without a request says that the process has arrived in its place.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{cgroup, fdpass, netns};
 
-/// What to create.
+/// The sockets to create.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     pub(crate) domain: Domain,

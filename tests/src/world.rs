@@ -1,5 +1,4 @@
-//! A world: the fabric, the nodes, what is written to their directories, and
-//! the guard that removes it all.
+//! A world: the fabric, the nodes, the contents of their directories, and the guard that removes it all.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,10 +20,10 @@ use crate::node::{Node, NodeSpec, PodNetwork, UPLINK};
 use crate::place::Place;
 use crate::{bpffs, cgroup};
 
-/// How long an agent may take to become ready when nothing is wrong.
+/// The time in which a healthy agent becomes ready.
 const READY: Duration = Duration::from_secs(20);
 
-/// What a world is to be like.
+/// The description of a world that is to be made.
 #[derive(Default)]
 pub struct WorldBuilder {
     nodes: Vec<NodeSpec>,
@@ -38,22 +37,22 @@ impl WorldBuilder {
         self
     }
 
-    /// Makes it.
+    /// Makes the world.
     #[track_caller]
     pub fn build(self) -> World {
         World::create(self.nodes).context("making a world").or_panic()
     }
 }
 
-/// Namespaces, links, directories and processes under one tag; all of it is
-/// removed when this value is dropped or its process ends.
+/// Namespaces, links, directories and processes under one tag. All of it is removed when this value is
+/// dropped or its process ends.
 pub struct World {
     tag: Tag,
     fabric: Fabric,
     nodes: Vec<Node>,
     clients: AtomicU8,
     kept: Arc<AtomicBool>,
-    // Last: dropped after everything else has let go.
+    // The last field: dropped after everything else.
     guard: Guard,
 }
 
@@ -75,7 +74,7 @@ impl World {
     fn create(specs: Vec<NodeSpec>) -> Result<Self> {
         raise_descriptor_limit()?;
         let tag = Tag::random();
-        // First of all, so that a failure further down leaves nothing either.
+        // The guard starts first, so that a failure in the steps below leaves nothing behind.
         let guard = Guard::start(&tag)?;
         fs::create_dir(tag.dir()).with_context(|| format!("making {}", tag.dir().display()))?;
         cgroup::create(&tag.cgroup()?)?;
@@ -103,7 +102,7 @@ impl World {
     fn connect_nodes(&self) -> Result<()> {
         for node in &self.nodes {
             let others = self.nodes.iter().filter(|other| other.number() != node.number());
-            // Where the pod network is the agent's, the agent makes routes.
+            // An agent with its own pod network makes the routes itself.
             for other in others.filter(|_| node.network() != PodNetwork::Millrace) {
                 node.route_pods_of(other)?;
             }
@@ -140,7 +139,8 @@ impl World {
         Client::behind_router(&self.tag, &self.fabric, name, self.next_client()).or_panic()
     }
 
-    /// Makes a client at the other end of a link of its own to a node, 172.30.x.2, where the node is 172.30.x.1.
+    /// Makes a client at the other end of a link of its own to a node, 172.30.x.2, where the node is
+    /// 172.30.x.1.
     #[track_caller]
     pub fn add_client_on_link(&self, node: &Node, link: &'static str, name: &str) -> Client {
         Client::on_link(node, link, name, self.next_client()).or_panic()
@@ -187,7 +187,7 @@ impl World {
         self.start_each(AgentBuilder::start)
     }
 
-    /// The same with agents that read a configuration file of these contents.
+    /// The same with agents that read a configuration file of this content.
     #[track_caller]
     pub fn start_agents_with(&self, config: &str) -> Vec<Agent> {
         self.start_each(|agent| agent.config(config).start())
@@ -202,7 +202,7 @@ impl World {
         agents
     }
 
-    /// Set once the world is to outlive its owner.
+    /// A flag that is set once the world is to outlive its owner.
     pub(crate) fn kept(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.kept)
     }
@@ -212,14 +212,13 @@ impl World {
         self.tag.dir()
     }
 
-    /// The world's tag, with which everything outside of its namespaces is named.
+    /// The world's tag, a part of every name outside of its namespaces.
     pub fn tag(&self) -> String {
         self.tag.to_string()
     }
 
-    /// Leaves the world up when its owner ends, agents included. What lives in
-    /// the owner's own process ends with it: use [`Place::serve_apart`] for
-    /// backends. Returns how to get in and how to remove it.
+    /// Leaves the world and its agents up when its owner ends. Servers in the owner's own process end with
+    /// it: use [`Place::serve_apart`] for backends. Returns instructions to enter and to remove the world.
     #[track_caller]
     pub fn keep(mut self) -> String {
         self.kept.store(true, Ordering::Relaxed);
@@ -228,8 +227,8 @@ impl World {
     }
 }
 
-/// Thousands of connections, both ends of each in one process, need more
-/// descriptors than the usual soft limit of 1024.
+/// Raises the soft limit of descriptors, usually 1024. Thousands of connections with both ends in one process
+/// need more.
 fn raise_descriptor_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the descriptor limit")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the descriptor limit")

@@ -1,6 +1,6 @@
-//! What the data plane owes while the agent is away: everything.
+//! Traffic goes on in full while the agent is away.
 //!
-//! `MILLRACE_KILLS` says how often the agents are killed.
+//! The variable `MILLRACE_KILLS` sets how often the agents are killed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,9 +16,9 @@ use proxy_common::maps::Reason;
 const VIP: &str = "10.96.0.10:80";
 const VIP6: &str = "[fd00:96::10]:80";
 const NODE_PORT: u16 = 30_080;
-/// How often the agents are killed, unless something else is asked for.
+/// The default number of kills.
 const KILLS: usize = 20;
-/// How long a line of a connection may wait for its answer, and a new connection for its first one.
+/// The longest wait of a line of a connection for its answer, and of a new connection for its first line.
 const UNNOTICED: Duration = Duration::from_secs(1);
 
 /// The node port at every address of every node.
@@ -114,7 +114,7 @@ fn assert_kills_interrupt_nothing(config: &str) {
     }
 }
 
-/// Addresses of a pod besides its own, all of which its server answers.
+/// Adds addresses to a pod besides its own. The pod's server answers at all of them.
 fn crowd(pod: &Pod, count: u8) -> Vec<Endpoint> {
     pod.run_ip("route add local 10.245.0.0/24 dev lo");
     let range = "10.245.0.0/24".parse().expect("a range");
@@ -143,7 +143,7 @@ fn what_changed_while_the_agent_was_away_is_made_up_for() {
         world.apply_all(service.slices([Endpoint::of(&backend)]));
         world.apply(service);
     }
-    // The one that stays is large, so that it has several slices.
+    // The service that stays is large, so that it has several slices.
     let stays = service(10);
     for (number, endpoints) in crowd(&backend, 150).chunks(60).enumerate() {
         let slice = EndpointSlice::of(&stays, Family::V4).named(&format!("s10-{number}"));
@@ -172,7 +172,7 @@ fn what_changed_while_the_agent_was_away_is_made_up_for() {
     agent.start_again();
     agent.wait_ready(Duration::from_secs(10));
     assert_eq!(backends(&agent), [150]);
-    // Of each that is gone a frontend, an address and a backend.
+    // Three writes for each deleted service: a frontend, an address and a backend.
     let written = agent.cli(&["status"])["writes"]["sinceStart"].clone();
     assert_eq!(written, 3 * gone.len(), "what stays is not written");
     client

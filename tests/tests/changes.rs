@@ -1,5 +1,5 @@
-//! A node whose network changes while connections are held: the change is served within a second or named
-//! within three, and connections that do not depend on it go on.
+//! The network of a node changes while connections are held. The agent serves the change within a second or
+//! reports it within three. Connections that do not depend on the change go on.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -13,9 +13,9 @@ use harness::{
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a change may take to be served.
+/// The time limit until a change is served.
 const SERVED: Duration = SECOND;
-/// How long it may take to be named.
+/// The time limit until the status names the change.
 const NAMED: Duration = Duration::from_secs(3);
 const ANYWHERE: &str = "nodePortAddresses: [0.0.0.0/0, \"::/0\"]\n";
 const NEAR: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -24,7 +24,7 @@ const NEAR_PORT: u16 = 30_080;
 const FAR_PORT: u16 = 30_081;
 /// Addresses of the host on the second link that only a default route leads to.
 const BEYOND: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
-/// Connections that are held in each of the eight ways.
+/// The number of connections that are held on each of the eight paths.
 const EACH: usize = 63;
 
 struct Town {
@@ -91,7 +91,7 @@ impl Town {
         self.world.node(1)
     }
 
-    /// Connections by the first node's own uplink, to its pods and within it, in both families.
+    /// Connections over the first node's own uplink, to its pods and within it, in both families.
     fn hold(&self) -> Vec<LongFlows> {
         let mut ways: Vec<(&Place, SocketAddr)> = Vec::new();
         for n in [0, 1] {
@@ -131,8 +131,8 @@ impl Town {
     }
 }
 
-/// Waits for a second at most until a connection gets a reply, from a server that saw this source if one is
-/// given.
+/// Waits for a second at most until a connection gets a reply. If `source` is given, the server must have
+/// seen it.
 #[track_caller]
 fn served(from: &Place, to: SocketAddr, source: Option<IpAddr>) {
     wait_for(&format!("{} to reach {to}", from.name()), SERVED, || {
@@ -149,7 +149,7 @@ fn served(from: &Place, to: SocketAddr, source: Option<IpAddr>) {
     });
 }
 
-/// Sends many segments of full size through one connection and reads them back.
+/// Sends many full-size segments through one connection and reads them back.
 #[track_caller]
 fn echoes(from: &Place, to: SocketAddr) {
     const LINE: usize = 60_000;
@@ -181,7 +181,7 @@ fn ip(text: &str) -> IpAddr {
 /// A host on a link that the first node gets while it runs, and the node's addresses there.
 struct Later {
     host: Client,
-    /// Where the host listens, by its addresses on the link.
+    /// The addresses where the host listens, one for each of its addresses on the link.
     listens: [SocketAddr; 2],
     near: [IpAddr; 2],
 }
@@ -202,7 +202,8 @@ impl Later {
         }
     }
 
-    /// The host reaches pods of both nodes, and what pods send to it carries the node's address on the link.
+    /// The host reaches pods of both nodes. Packets that pods send to the host carry the node's address on
+    /// the link.
     #[track_caller]
     fn assert_served(&self, town: &Town) {
         for near in self.near {
@@ -231,7 +232,8 @@ impl Later {
         node.run_ip("-6 route del default via fd00:30:2::2 dev wan0 metric 1");
     }
 
-    /// The link gets another name, which takes its IPv6 addresses away for a moment.
+    /// The link gets another name. For the change the link is down, so it loses its IPv6 addresses for a
+    /// moment.
     fn rename(&self, town: &Town) {
         for line in [
             "link set wan0 down",
@@ -244,8 +246,8 @@ impl Later {
         self.assert_served(town);
     }
 
-    /// The link gets another IPv4 address by hand, and another IPv6 prefix as a router renumbers: the old
-    /// one runs out.
+    /// The link gets another IPv4 address by hand, and another IPv6 prefix as after a router's renumbering:
+    /// the old prefix expires.
     fn renumber(&mut self, town: &Town) {
         self.host.run_ip("-6 addr add fd00:31:2::2/64 dev eth0 nodad");
         for line in [
@@ -271,7 +273,7 @@ impl Later {
         self.assert_served(town);
     }
 
-    /// The links carry shorter packets. All hosts on one agree about that.
+    /// The links get a smaller MTU. All hosts of a link have the same one.
     fn shorten(&self, town: &Town) {
         let (node, other) = (town.node(), town.world.node(2));
         node.run_ip("link set lan0 mtu 1300");
@@ -290,7 +292,7 @@ impl Later {
     }
 }
 
-/// The link goes away.
+/// The link is removed.
 fn lose_the_link(town: &Town) {
     town.node().run_ip("link del lan0");
     town.wait_no_error();
@@ -301,7 +303,8 @@ fn lose_the_link(town: &Town) {
     }
 }
 
-/// A firewall comes and goes as Docker leaves it: what it drops is named, and what it knows goes on.
+/// A firewall with Docker's rules comes and goes. The status names the chain that drops packets, and
+/// established connections go on.
 fn meet_a_firewall(town: &Town) {
     let nft = |command: &str| {
         let done = town.node().command("nft").arg(command).status();

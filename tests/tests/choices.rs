@@ -1,5 +1,5 @@
-//! What a service can ask for beside its endpoints: clients that stay, nearness, connections that end with their backend,
-//! and the node's address for everybody.
+//! Options of a service beside its endpoints: session affinity, topology hints, connections that end with
+//! their backend, and masquerading of all clients.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
@@ -14,7 +14,7 @@ use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PORT: u16 = 30_080;
-/// How long a client stays, in seconds.
+/// The timeout of the affinity, in seconds.
 const TIMEOUT: u64 = 6;
 const VIPS: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
@@ -25,7 +25,7 @@ fn web() -> Service {
         .tcp("http", 80, 8080)
 }
 
-/// The names of those that answer.
+/// The names of the backends that answer.
 fn answering(place: &Place, to: SocketAddr, count: usize) -> io::Result<BTreeSet<String>> {
     let ask = |_| Ok(place.ask(Probe::Tcp, to)?.backend);
     (0..count).map(ask).collect()
@@ -44,7 +44,7 @@ fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
     world.apply_all(service.slices(backends.iter().map(Endpoint::of)));
     let mut agent = node.agent().start();
     agent.wait_ready(10 * SECOND);
-    // One client that is a thousand, with addresses that the fabric leads to it.
+    // One client acts as a thousand, with addresses that the fabric routes to it.
     outside.run_ip("route add local 198.18.0.0/22 dev lo");
     let via = outside.ip();
     world
@@ -64,7 +64,8 @@ fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
     let first = choices();
     let counts = ["a", "b", "c"].map(|name| first.values().filter(|backend| *backend == name).count());
     assert!(uniform_p_value(counts) > 0.001, "{counts:?}");
-    // Each use counts: they stay for longer than one timeout, as long as they come back in time.
+    // Each use renews the affinity: clients keep their backend for longer than one timeout, as long as they
+    // come back in time.
     let started = Instant::now();
     let mut last = Instant::now();
     while started.elapsed() < Duration::from_secs(TIMEOUT + 1) {
@@ -76,7 +77,7 @@ fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
         last = Instant::now();
         assert_eq!(again, first);
     }
-    // A timeout is a time, so this has to pass.
+    // The timeout has to expire in real time.
     std::thread::sleep(Duration::from_secs(TIMEOUT) + SECOND / 2);
     let anew = choices();
     let moved = clients
@@ -135,10 +136,10 @@ fn hints_keep_clients_in_their_zone_or_on_their_node_while_every_endpoint_has_th
     let node = |name| Some(json!({"forNodes": [{"name": name}]}));
     endpoints([zone("east"), zone("west")]);
     settle([&["a"], &["b"]]);
-    // Crosswise: hints are followed, wherever the endpoints are.
+    // The hints are crosswise: the agent follows them regardless of the endpoints' nodes.
     endpoints([zone("west"), zone("east")]);
     settle([&["b"], &["a"]]);
-    // One without a hint, or no hint that is for here: everybody.
+    // If an endpoint has no hint, or no hint is for this zone, all endpoints are used.
     endpoints([zone("east"), None]);
     settle([&["a", "b"], &["a", "b"]]);
     endpoints([zone("north"), zone("east")]);
@@ -150,7 +151,7 @@ fn hints_keep_clients_in_their_zone_or_on_their_node_while_every_endpoint_has_th
     settle([&["a", "b"], &["a", "b"]]);
 }
 
-/// Waits until this backend answers there.
+/// Waits until this backend answers at `to`.
 #[track_caller]
 fn served_by(client: &Place, to: SocketAddr, backend: &str) {
     eventually(&format!("{backend} at {to}"), 2 * SECOND, || {
@@ -175,7 +176,7 @@ fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
         agent.wait_ready(10 * SECOND);
         for vip in VIPS {
             let to = address(vip);
-            // The slices of the two families are objects of their own, so one comes later.
+            // The slices of the two families are separate objects, so one comes later.
             served_by(&client, to, "old");
             let mut stream = client.tcp_connect(to).expect("a connection");
             stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");

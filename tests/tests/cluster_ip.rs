@@ -1,7 +1,9 @@
-//! `ClusterIP` services, from every place that can reach one, by every path through the data plane.
+//! `ClusterIP` services, from every place that can reach one, on every path through the data plane:
 //!
-//! The paths: socket hooks (TCP of pods and the node, unconnected UDP of the node), packet by packet at a pod's interface,
-//! through the node's own device (connected UDP, hooks off), and by the uplink (clients outside of the cluster).
+//! - the socket hooks (TCP of pods and the node, unconnected UDP of the node),
+//! - packet by packet at a pod's interface,
+//! - the node's own device (connected UDP, hooks off),
+//! - the uplink (clients outside of the cluster).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,8 +19,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const WEB: &str = "10.96.0.10:80";
 const WEB6: &str = "[fd00:96::10]:80";
 
-/// Two nodes with a client pod on the first and three backends `a`, `b`, `c` on both, behind one dual-stack service that
-/// speaks TCP and UDP.
+/// Two nodes with a client pod on the first one. The backends `a`, `b` and `c` are on both, behind one
+/// dual-stack service with TCP and UDP.
 struct Shop {
     world: World,
     client: Pod,
@@ -131,7 +133,7 @@ fn pods_on_a_bridge_reach_every_backend() {
 fn clients_outside_reach_every_backend_and_are_masqueraded() {
     harness::require_root!();
     let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
-    // Each of these connections holds its port for a while after its end.
+    // Each of these connections keeps its port for a while after its end, so the range must be large.
     let ports = format!("{DEFAULTS}masqueradePorts: 10000-32767\n");
     let _agents = shop.world.start_agents_with(&ports);
     let client = shop.world.add_remote_client("outside");
@@ -291,7 +293,7 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
             .is_ok_and(|answer| answer.backend == "c")
     });
     shop.world.delete(&renamed);
-    // Packets to an address that no service has are dropped, and a refusal would be another's.
+    // The node drops packets to an address without a service. A refusal would come from another host.
     eventually("the service is gone", SECOND, || {
         let outcome = shop.client.tcp_connect_within(address(WEB), SECOND / 10);
         outcome.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
@@ -315,7 +317,7 @@ fn the_next_datagram_after_a_backend_is_gone_reaches_a_live_one() {
     }
 }
 
-/// One socket, from its first backend to the next one and the last one.
+/// One UDP socket goes on to another backend each time that its backend is removed.
 fn moves_on(shop: &Shop, place: &Place, connected: bool, to: SocketAddr) {
     let what = format!("{} to {to}, connected: {connected}", place.name());
     let socket = place.udp_socket_for(to).expect("a socket");

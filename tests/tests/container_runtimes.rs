@@ -27,7 +27,7 @@ fn socket(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
-/// Whatever a pod has on its node is gone.
+/// Asserts that no state of a pod is left on its node.
 #[track_caller]
 fn nothing_is_left(agent: &Agent) {
     assert_eq!(agent.cli(&["pod", "list"]), json!([]));
@@ -90,7 +90,7 @@ fn containerd_runs_pods_by_the_cri() {
     let (webs, clients) = (of(&web), of(&client));
     assert_eq!((webs.len(), clients.len()), (2, 2), "one of each family");
 
-    // Another pod on this node, and one on another, each with its own address.
+    // Another pod on this node, and one on another node, each with its own address.
     for (address, own) in webs.iter().zip(&clients) {
         let answer = wait_for("the other pod to answer", SOON, || {
             runtime.ask(&client, socket(*address, 8080))
@@ -109,7 +109,7 @@ fn containerd_runs_pods_by_the_cri() {
         ("client", far.addresses()[0])
     );
 
-    // A Service, and a port of the node.
+    // A Service with a node port.
     let service = Service::new("web").cluster_ip("10.96.0.10").tcp("http", 80, 8080);
     world.apply(&service);
     world.apply_all(service.slices([Endpoint::at(&webs).on_node(world.node(1).name())]));
@@ -167,7 +167,7 @@ fn cnitool_adds_checks_and_deletes() {
     let agents = started(&world);
     let node = world.node(1);
     let netns = node.add_namespace("tool");
-    // libcni remembers results below /var/lib/cni, which is nobody else's here.
+    // libcni stores results below /var/lib/cni. The mount keeps those of other programs out.
     let script = r#"
         set -e
         mount -t tmpfs tmpfs /var/lib

@@ -1,4 +1,4 @@
-//! The demo tells its story to the end; it checks each step itself.
+//! The demo runs to its end; it checks each step itself.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Beside flannel: a node whose tunnel is flannel's, laid out by hand as flannel's daemon does it from the annotations of Node
-//! objects, reaches pods of ours and is reached by them.
+//! Millrace beside flannel. The tunnel of one node is flannel's: the test sets it up as flannel's daemon
+//! does, from the annotations of Node objects. That node reaches Millrace's pods, and they reach it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 const SECOND: Duration = Duration::from_secs(1);
 /// The MAC address of the other node's end of the tunnel.
 const OTHER: &str = "02:00:00:00:09:01";
-/// What follows from 192.168.50.11.
+/// The MAC address that is derived from 192.168.50.11.
 const DERIVED: &str = "0a:6d:c0:a8:32:0b";
 
-/// A Node object with what flannel's daemon notes on it.
+/// A Node object with the annotations of flannel's daemon.
 fn annotated(mut node: Value, mac: &str) -> Value {
     node["metadata"]["annotations"] = json!({
         "flannel.alpha.coreos.com/backend-type": "vxlan",
@@ -34,7 +34,7 @@ fn object(other: &Client) -> Value {
     annotated(node, OTHER)
 }
 
-/// What flannel's daemon makes; an address of the loopback stands for a pod.
+/// The set-up that flannel's daemon makes. An address of the loopback stands for a pod.
 fn lay_out(other: &Client) {
     for line in [
         &format!(
@@ -50,7 +50,7 @@ fn lay_out(other: &Client) {
     }
 }
 
-/// What it does with the annotation of a node of ours.
+/// The entries that flannel's daemon makes from the annotation of a Millrace node.
 fn tell(other: &Client, node: &Node, mac: &str) {
     other.run_ip(&format!(
         "neigh replace 10.244.1.0 lladdr {mac} dev flannel.1 nud permanent"
@@ -91,7 +91,7 @@ fn mac_of_tunnel(node: &Node) -> String {
 fn assert_reach_each_other(pod: &Pod, other: &Client) {
     let there = SocketAddr::from(([10, 244, 9, 1], 8080));
     let here = SocketAddr::from((pod.ip(), 8080));
-    // By TCP alone: a node that stands for its pod sends datagrams from the address of its tunnel.
+    // By TCP only: a host that acts as its own pod sends datagrams from the address of its tunnel.
     let answer = pod.ask(Probe::Tcp, there);
     let answer = answer.unwrap_or_else(|error| panic!("to {there}: {error}"));
     assert_eq!(answer.peer.ip(), here.ip());
@@ -124,7 +124,7 @@ fn a_node_of_flannels_and_one_of_ours_reach_each_other() {
     assert_eq!(mac_of_tunnel(node), DERIVED);
     assert_reach_each_other(&pod, &other);
 
-    // A node that was flannel's keeps the MAC address that others know it by.
+    // A node that flannel served before keeps the MAC address that other nodes know.
     let known = "02:00:00:00:01:01";
     world.apply(&annotated(node.object(), known));
     eventually("the tunnel to be made anew", 5 * SECOND, || {

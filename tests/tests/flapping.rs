@@ -1,7 +1,7 @@
-//! An endpoint that comes and goes twenty times a second: clients notice nothing, and the agent writes what
-//! changes and no more.
+//! An endpoint that comes and goes twenty times a second. No client's connection is disturbed, and the agent
+//! writes only the entries that change.
 //!
-//! `MILLRACE_FLAPS` says how often it goes.
+//! The variable `MILLRACE_FLAPS` sets how often it goes.
 
 use std::thread;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{ConnectStream, Endpoint, LongFlows, Place, Probe, Service, World, address, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How often the endpoint goes, and comes again, unless something else is asked for.
+/// The default number of times that the endpoint goes and comes again.
 const FLAPS: u64 = 20;
-/// How long it stays away or there.
+/// The time that the endpoint stays away, or stays.
 const PACE: Duration = Duration::from_millis(50);
-/// What a change writes at most: a backend that comes, a slice of two slots, a frontend.
+/// The most writes of a change: a backend that comes, a slice of two slots, a frontend.
 const WRITES: u64 = 4;
-/// Services beside the one that changes.
+/// The number of services beside the one that changes.
 const OTHERS: u8 = 50;
 
 #[test]
@@ -80,7 +80,7 @@ fn assert_undisturbed(config: &str) {
     for _ in 0..flaps {
         for is_ready in [false, true] {
             endpoint(is_ready);
-            // A pace is a time, so this has to pass.
+            // The pause has to pass in real time.
             thread::sleep(PACE);
         }
     }
@@ -91,7 +91,7 @@ fn assert_undisturbed(config: &str) {
     });
     let (changes, writes) = (2 * flaps, written() - before);
     println!("{changes} changes, {writes} writes");
-    // Changes that come while the agent is busy may be seen as one.
+    // The agent may see changes as one if they come while it is busy.
     assert!(
         (changes / 4..=WRITES * changes).contains(&writes),
         "{changes} changes are {writes} writes"

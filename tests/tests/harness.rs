@@ -1,5 +1,5 @@
-//! The harness itself, without any agent: a world's places reach each other as
-//! hosts of a real network would, sockets carry the place they were made in.
+//! The harness itself, without any agent. The places of a world reach each other as hosts of a real network
+//! would, and sockets belong to the place where they were made.
 
 mod socket_cgroup;
 
@@ -15,7 +15,7 @@ use harness::{
 
 const PORT: u16 = 8080;
 
-/// Every address of `server` answers `client` by TCP and UDP, and sees its address.
+/// Asserts that every address of `server` answers `client` by TCP and UDP, and sees the client's address.
 #[track_caller]
 fn assert_reaches(client: &Place, server: &Place) {
     let _tcp = server.serve_tcp(PORT);
@@ -65,7 +65,7 @@ fn bridged_pods_reach_routed_ones_and_strict_rp_filter_minds_nothing() {
     assert_reaches(&left, &far);
     assert_reaches(&far, &right);
     assert_reaches(two, &far);
-    // A node's own address towards its bridge is the gateway's.
+    // The node's own address towards its bridge is the gateway address.
     let _server = left.serve_tcp(PORT);
     let answer = one.ask(Probe::Tcp, (left.ip(), PORT).into()).expect("an answer");
     assert_eq!(answer.peer.ip().to_string(), "10.244.1.1");

@@ -1,5 +1,4 @@
-//! However a world ends, nothing of it is left: neither namespaces nor mounts,
-//! cgroups, files or processes.
+//! Every end of a world removes all of it: namespaces, mounts, cgroups, files and processes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -47,10 +46,10 @@ fn a_panic_leaves_nothing_either() {
     assert_nothing_left(&tag, &dir, &cgroup);
 }
 
-/// Set for the process that the next test kills.
+/// The variable is set for the process that the next test kills.
 const TO_BE_KILLED: &str = "MILLRACE_TEST_TO_BE_KILLED";
 
-/// Does nothing on its own: the next test runs it as a process, which waits to be killed.
+/// Does nothing by itself: the next test runs it as a process, which waits to be killed.
 #[test]
 fn owner_of_a_world() {
     if std::env::var_os(TO_BE_KILLED).is_none() {

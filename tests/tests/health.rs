@@ -1,4 +1,5 @@
-//! What balancers, kubelets and operators are told about a node: its health, that of single services, the mode.
+//! The reports about a node to balancers, kubelets and operators: the health of the node, the health of
+//! single services, the mode.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -59,7 +60,7 @@ impl Stage {
         });
     }
 
-    /// The node's object with something changed.
+    /// The node's object with one field changed.
     fn change_node(&self, part: &str, key: &str, value: Value) {
         let mut object = self.node().object();
         object[part][key] = value;
@@ -138,7 +139,7 @@ fn the_health_of_a_service_follows_its_endpoints_on_the_node() {
     slices(vec![Endpoint::of(&pods[0])]);
     stage.wait_status(CHECK, "/", 200);
 
-    // Another port, then no port, then none because every node will do.
+    // Another port, then no port, and then none because every node is suitable.
     stage
         .world
         .apply(&balanced("web").set("healthCheckNodePort", json!(CHECK + 1)));
@@ -154,7 +155,7 @@ fn the_health_of_a_service_follows_its_endpoints_on_the_node() {
     stage.wait_closed(CHECK);
 }
 
-/// The errors of `millrace status` about something.
+/// The errors of `millrace status` about an object.
 fn errors(agent: &Agent, object: &str) -> Vec<String> {
     let status = agent.cli(&["status"]);
     let errors = status["errors"].as_array().expect("errors");
@@ -206,7 +207,7 @@ fn two_agents_have_their_ports_each_in_its_own_namespace() {
         assert_eq!(shown["millrace.dev"]["healthAddress"], "0.0.0.0:10256");
         assert_eq!(agent.cli(&["status"])["errors"], json!([]));
     }
-    // Metrics are for the node alone.
+    // Only the node itself reaches the metrics.
     let to = SocketAddr::new(world.node(1).ip().into(), METRICS);
     assert!(world.node(2).tcp_connect(to).is_err());
 }

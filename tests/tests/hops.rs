@@ -1,5 +1,6 @@
-//! The node is a hop like any router: a packet whose time to live ends here is told so, by the node's address
-//! (RFC 1812 §5.2.7.3, RFC 4443 §3.3), whichever program forwards in the stack's place.
+//! The node is a hop like any router. If a packet's time to live ends here, its sender gets an error from the
+//! node's address (RFC 1812 §5.2.7.3, RFC 4443 §3.3). That also holds for programs that forward in the
+//! stack's place.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,8 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 const SECOND: Duration = Duration::from_secs(1);
 const ETHERNET: usize = 14;
 
-/// An error about a packet whose time to live ended: who says so, where the packet went, and its first bytes
-/// behind the IP header.
+/// An ICMP error about a packet whose time to live ended: the error's sender, the packet's destination, and
+/// the four bytes after its IP header.
 struct TimeExceeded {
     from: IpAddr,
     to: IpAddr,
@@ -59,7 +60,7 @@ fn send(client: &Client, kind: Type, to: SocketAddr, hops: u32) -> Option<TimeEx
         socket.set_unicast_hops_v6(hops).expect("to set");
     }
     socket.set_nonblocking(true).expect("to set");
-    // Of a connection this is the SYN, and `EINPROGRESS` no error.
+    // For TCP this sends the SYN, and `EINPROGRESS` is no failure.
     let _ = socket.connect(&to.into());
     if kind == Type::DGRAM {
         socket.send(b"?").expect("to send");

@@ -1,4 +1,5 @@
-//! Agents keep to themselves: to their own node, to one run directory each, and out of the data plane's way when they stop.
+//! Agents are separate: each has its own node and its own run directory, and a stopped agent does not disturb
+//! the data plane.
 
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
@@ -12,11 +13,11 @@ use harness::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a line of a connection may wait for its answer.
+/// The longest wait of a line of a connection for its answer.
 const UNNOTICED: Duration = Duration::from_secs(2);
 const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
-/// A pod that serves.
+/// A pod with servers.
 fn backend(node: &Node, name: &str) -> (Pod, [Server; 2]) {
     let pod = node.add_pod(name);
     let servers = pod.serve(8080);
@@ -28,8 +29,8 @@ fn ready(mut agent: Agent) -> Agent {
     agent
 }
 
-/// Two nodes whose agents hang their hooks on one cgroup and are told different things of one service: `one` and `two`
-/// serve it on the first and the second node.
+/// Two nodes whose agents attach their hooks to one cgroup. The agents get different objects for one service:
+/// `one` serves it on the first node and `two` on the second.
 struct Neighbours {
     world: World,
     clients: [Pod; 2],
@@ -55,7 +56,7 @@ impl Neighbours {
         }
     }
 
-    /// An agent whose hooks see every socket of the world.
+    /// An agent whose hooks apply to every socket of the world.
     fn agent(&self, number: usize) -> Agent {
         let everybody = self.world.fabric().cgroup().parent().expect("the world's cgroup");
         ready(self.world.node(number).agent().cgroup(Some(everybody)).start())
@@ -83,7 +84,7 @@ fn agents_of_one_machine_do_not_disturb_each_other() {
     town.assert_served(1);
     town.assert_served(2);
 
-    // The one comes and goes, the other does not notice.
+    // The first agent stops and starts again, and the second one is not disturbed.
     let vip = address(WEB[0]);
     let flows = LongFlows::start(&town.clients[1], vip, 20, Duration::from_millis(10)).expect("flows");
     let stream = ConnectStream::start(&town.clients[1], Probe::Tcp, vip, Duration::from_millis(1));
@@ -123,14 +124,14 @@ fn sockets_of_foreign_namespaces_are_left_alone() {
     harness::require_root!();
     let town = Neighbours::meet();
     let _agents = [town.agent(1), town.agent(2)];
-    // A machine of its own that happens to hold the same address, in the same part of the cgroup tree.
+    // A separate machine that happens to have the same address, in the same part of the cgroup tree.
     let stranger = town.world.add_client("stranger");
     for address in ["10.96.0.10/32", "fd00:96::10/128"] {
         stranger.add_address("lo", address.parse().expect("an address"));
     }
     let _server = stranger.serve_tcp(80);
     for to in WEB {
-        // The kernel takes a moment to use an address, longer where much is going on.
+        // The kernel takes a moment to use an address, and longer on a busy machine.
         let answer = wait_for("an answer", 10 * SECOND, || stranger.ask(Probe::Tcp, address(to)));
         assert_eq!(answer.backend, "stranger", "{to}");
         let bound = SocketAddr::new(address(to).ip(), 5353);
@@ -145,7 +146,7 @@ fn sockets_of_foreign_namespaces_are_left_alone() {
         server.send_to(b"and back", from).expect("to send");
         assert_eq!(client.recv_from(&mut buffer).expect("an answer").1, bound);
     }
-    // A pod and a node that come later are not strangers.
+    // The hooks also serve a pod and a node that come later.
     town.assert_served(1);
     town.assert_served(2);
 }
@@ -162,7 +163,7 @@ fn a_stopped_agent_leaves_the_data_plane_serving() {
     let vip = address(WEB[0]);
     let flows = LongFlows::start(&client, vip, 50, Duration::from_millis(10)).expect("flows");
     let streams = Probe::ALL.map(|probe| ConnectStream::start(&client, probe, vip, Duration::from_millis(1)));
-    // While there is work to do, and while somebody asks.
+    // The agent has work to do and clients ask.
     let churn: Vec<_> = (0..500)
         .map(|n| {
             web_at(
@@ -242,7 +243,7 @@ fn a_second_agent_with_the_same_bpf_root_is_refused() {
     let mut first = ready(node.agent().start());
     let pinned = node.pinned();
     let objects = format!("dir:{}", node.source().path().display());
-    // One that is let in goes on, and is ended then.
+    // An agent that is let in would go on, so `timeout` ends it.
     let output = node
         .command("timeout")
         .arg("5")
@@ -275,7 +276,7 @@ fn a_second_agent_with_the_same_bpf_root_is_refused() {
     assert_eq!(first.cli(&["status"])["ready"], true, "the first one goes on");
     assert_eq!(pinned.alive(), pinned);
 
-    // A killed agent keeps nobody out, and nothing of the lock stays behind.
+    // A killed agent leaves no lock behind that would stop the next one.
     first.restart();
     first.wait_ready(10 * SECOND);
     assert!(first.stop(5 * SECOND).success());
@@ -294,7 +295,7 @@ fn mode(path: &Path) -> u32 {
     metadata.permissions().mode() & 0o7777
 }
 
-/// Everything below a directory that is no symbolic link.
+/// All files and directories below a directory, without symbolic links.
 fn below(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut found = Vec::new();
@@ -315,7 +316,7 @@ fn what_an_agent_keeps_is_for_root_alone() {
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
     let [run, state] = ["run", "state"].map(|name| node.dir().join(name));
-    // As a container's volume is made, or an older agent made it.
+    // The directories exist with wider permissions, as a container's volume or an older agent makes them.
     for dir in [&run, &state] {
         fs::create_dir_all(dir).expect("a directory");
         fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("to set");

@@ -1,4 +1,4 @@
-//! An API server that is known by several addresses is asked at one that answers.
+//! An agent that knows several addresses of an API server uses one that answers.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn the_next_address_is_asked_where_one_gives_no_answer() {
     plane.apply(&world.node(1).object());
     plane.apply_status(&world.node(1).object());
     let (relay, relayed) = plane.serve_at(7443);
-    // Nobody listens at the first one.
+    // There is no listener at the first address.
     let nobody = relayed.replace("7443", "9");
     let mut agent = world
         .node(1)

@@ -1,4 +1,4 @@
-//! What the agent tells the owners of objects: events at the API server.
+//! The agent's reports to the owners of objects: events at the API server.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const CHECK: u16 = 31999;
 const HEALTHZ: u16 = 10256;
 const NODE_PORT: u16 = 30_080;
-/// More SYN of one client, and more connections of one peer, than their shares are.
+/// More SYNs of one client, and more connections of one peer, than their shares.
 const HANDSHAKES: u16 = 30_000;
 const CONNECTIONS: usize = 32;
 
@@ -35,7 +35,7 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
     let source = Source::Kubernetes {
         kubeconfig: plane.kubeconfig(),
     };
-    // Another one has addresses that no service may have.
+    // Another service has addresses that no service may have.
     let greedy = Service::new("greedy")
         .cluster_ip("10.96.0.11")
         .tcp("http", 80, 8080)

@@ -1,4 +1,5 @@
-//! What `manifests/` says is what a real kube-apiserver takes, and it lets the agent do what it does and no more.
+//! A real kube-apiserver accepts the manifests in `manifests/`. They give the agent exactly the rights that
+//! it needs.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -22,12 +23,12 @@ fn objects_of(file: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).expect("documents of YAML")
 }
 
-/// What is installed without an overlay.
+/// The objects that are installed without an overlay.
 fn objects() -> Vec<Value> {
     objects_of("install.yaml")
 }
 
-/// May the service account do this to a resource of a group, anywhere in the cluster?
+/// Whether the service account may do this to a resource of a group, anywhere in the cluster.
 fn may(plane: &ControlPlane, verb: &str, group: &str, resource: &str) -> bool {
     let answer = plane.ask(&json!({
         "apiVersion": "authorization.k8s.io/v1",
@@ -63,7 +64,7 @@ fn an_api_server_takes_every_object() {
             "DaemonSet"
         ]
     );
-    // The judge has teeth.
+    // The validation rejects a misspelt field.
     let mut misspelt = objects().pop().expect("a DaemonSet");
     misspelt["spec"]["template"]["spec"]["hostNetwrok"] = json!(true);
     assert!(plane.judge(&misspelt).is_err());
@@ -93,7 +94,7 @@ fn kustomizations_are_rendered_as_they_are_meant_and_an_api_server_takes_them() 
     taken(&example);
     assert_eq!(capabilities(&example), usual);
 
-    // An overlay can name others by relative paths only.
+    // An overlay can name other directories by relative paths only.
     let overlay = world.dir().canonicalize().expect("its path").join("overlay");
     fs::create_dir(&overlay).expect("a folder");
     let names = |part: &Component<'_>| matches!(part, Component::Normal(_));
@@ -140,7 +141,7 @@ fn the_role_is_enough_and_no_more() {
     ];
     for (group, resource) in read {
         for verb in ["get", "list", "watch"] {
-            // The API server learns of a role a moment after it is there.
+            // The API server applies a role a moment after its creation.
             eventually(&format!("the right to {verb} {resource}"), 10 * SECOND, || {
                 may(&plane, verb, group, resource)
             });

@@ -1,4 +1,5 @@
-//! Services and EndpointSlices of a real kube-apiserver become traffic, and stay traffic when the API server goes.
+//! Services and EndpointSlices of a real kube-apiserver are served, and are still served when the API server
+//! is gone.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -99,7 +100,7 @@ impl Cluster {
         [&self.client, self.world.node(1)]
     }
 
-    /// What every agent has programmed for Services of this test, for comparing.
+    /// The entries that every agent has programmed for Services of this test, for comparisons.
     fn programmed(&self) -> Vec<Value> {
         self.agents
             .iter()
@@ -124,12 +125,12 @@ fn follows_the_api_server(config: Option<&str>) {
             }
         }
     }
-    // Scaling.
+    // The number of endpoints changes.
     cluster.endpoints(&["b", "c"]);
     reaches(&cluster.client, Probe::Tcp, WEB, &["b", "c"]);
     cluster.endpoints(&ALL);
     reaches(cluster.world.node(1), Probe::Udp, WEB6, &ALL);
-    // Renaming a port: no slice has a port of that name, then one has.
+    // A port gets another name: at first no slice has a port of that name, then one has.
     let renamed = Service::new("web")
         .cluster_ip("10.96.0.10")
         .cluster_ip("fd00:96::10")
@@ -148,7 +149,7 @@ fn follows_the_api_server(config: Option<&str>) {
         .plane
         .apply(&EndpointSlice::of(&renamed, Family::V4).endpoints([Endpoint::of(cluster.pod("c"))]));
     reaches(&cluster.client, Probe::Tcp, WEB, &["c"]);
-    // Deleting.
+    // The service is deleted.
     cluster.plane.delete(&renamed);
     let dropped = || cluster.world.node(1).counters()[Reason::NoSuchService as usize];
     for place in cluster.places() {
@@ -197,7 +198,8 @@ impl Cluster {
         self.plane.create_all(services.iter().flat_map(slices));
     }
 
-    /// Waits until these services have a backend each, those are gone, and `web` has so many backends.
+    /// Waits until these services have a backend each, the `gone` ones are removed, and `web` has this number
+    /// of backends.
     #[track_caller]
     fn wait_programmed(&self, within: Duration, these: &[&[Service]], gone: &[Service], web: usize) {
         eventually("the exact state is reached", within, || {
@@ -231,7 +233,7 @@ fn a_minute_without_the_api_server_costs_no_connection() {
     cluster.create(&stay);
     cluster.create(&go);
     cluster.wait_programmed(20 * SECOND, &[&stay, &go], &[], 3);
-    // What clients outside send is translated packet by packet, what a pod's socket does once.
+    // Packets of clients outside are translated one by one, and a connection of a pod once, at its socket.
     let at_node = SocketAddr::new(cluster.world.node(1).ip().into(), NODE_PORT);
     eventually("the node port", 5 * SECOND, || {
         outside.ask(Probe::Tcp, at_node).is_ok()
@@ -241,7 +243,7 @@ fn a_minute_without_the_api_server_costs_no_connection() {
     let flows = ways.map(|(from, to)| LongFlows::start(from, to, 50, every).expect("50 flows"));
     let streams = ways.map(|(from, to)| ConnectStream::start(from, Probe::Tcp, to, every / 10));
 
-    // Something that no agent follows, so that the versions which they know are old.
+    // An object that no agent follows, so that the versions that the agents know are old.
     cluster.plane.apply(&json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -286,9 +288,9 @@ fn a_minute_without_the_api_server_costs_no_connection() {
             .as_u64()
             .expect("a number");
         let before = before.as_u64().expect("a number");
-        // Each service that comes: frontend and address, then with its slice backend, slot and frontend.
-        // Each that goes: frontend and backend if its slice goes first, then frontend and address.
-        // Each of 4 groups of the web service: two slots, a frontend, a backend that is gone.
+        // Writes for each service that comes: frontend and address, then with its slice backend, slot and
+        // frontend. For each that goes: frontend and backend if its slice goes first, then frontend and
+        // address. For each of 4 groups of the web service: two slots, a frontend, a removed backend.
         let owed = 150 * 5 + 100 * 4 + 4 * 4;
         assert!(
             after - before <= owed,
@@ -302,7 +304,8 @@ fn a_minute_without_the_api_server_costs_no_connection() {
             assert!(is_told, "no watch of {kind} has expired:\n{log}");
         }
     }
-    // What has hung since the server is back would not have been noticed yet.
+    // A connection that has stalled since the return of the server could not have been noticed before this
+    // point.
     for flows in &flows {
         flows.wait_progress(10 * SECOND);
     }

@@ -1,4 +1,5 @@
-//! A kube-proxy that is still there, or left its traces, is reported with what to do about it.
+//! The agent reports a kube-proxy that still runs, or the rules that one left behind, with the steps to
+//! remove them.
 
 use std::time::Duration;
 

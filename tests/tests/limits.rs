@@ -1,7 +1,8 @@
-//! The limits of a pod hold on every way to it and from it, whoever decides where a packet goes: the stack or a program of ours.
+//! The limits of a pod hold on every path to it and from it, whether the stack or a program of Millrace
+//! forwards the packets.
 //!
-//! Counted is what a token bucket counts, by the size of full segments. A machine that does something else for a while may make
-//! a flow slower, so one that stays behind is tried again; none may be faster.
+//! The measure is that of a token bucket: the size of full segments. A busy machine may make a flow slower,
+//! so a slow flow gets another try; no flow may be faster than its limit.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -21,7 +22,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const RATE: u32 = 5_000_000;
 const TOLERANCE: f64 = 0.15;
 const ATTEMPTS: usize = 5;
-/// What fills buffers and buckets at first is not the rate.
+/// Full buffers and buckets would distort the rate at first.
 const WARM_UP: Duration = Duration::from_millis(700);
 const WINDOW: Duration = Duration::from_millis(1500);
 
@@ -92,7 +93,7 @@ impl Town {
         }
     }
 
-    /// The ways of clients on other machines, in a family.
+    /// The paths of clients on other machines, in a family.
     fn ways_from_outside(&self, family: usize) -> Vec<Way<'_>> {
         let node = self.world.node(1).addresses()[family];
         let balancer: IpAddr = BALANCER[family].parse().expect("an address");
@@ -112,7 +113,7 @@ impl Town {
         .into()
     }
 
-    /// The ways of pods of the same node, the limited one included.
+    /// The paths of pods of the same node, the limited one included.
     fn ways_from_pods(&self, family: usize) -> Vec<Way<'_>> {
         let cluster: IpAddr = CLUSTER[family].parse().expect("an address");
         let node = self.world.node(1).addresses()[family];
@@ -135,7 +136,7 @@ impl Town {
         .into()
     }
 
-    /// Has the limited pod ask for limits by annotations.
+    /// Writes annotations with limits to the limited pod.
     fn annotate(&self, annotations: &Value) {
         self.world.apply(&json!({
             "apiVersion": "v1",
@@ -155,7 +156,7 @@ impl Town {
         }
     }
 
-    /// Measures each way once: in turns from the pod and to it, the first as told.
+    /// Measures each path once, alternately from the pod and to it. `first` is the first direction.
     fn measure_in_turns(&self, ways: &[Way<'_>], first: Direction) {
         let listener = self.limited.tcp_listen(PORT).expect("to listen");
         let turns = BOTH.into_iter().cycle().skip_while(|turn| *turn != first);
@@ -164,7 +165,7 @@ impl Town {
         }
     }
 
-    /// Measures datagrams to the pod by a way, of which twice as many come as may pass.
+    /// Measures datagrams to the pod on a path. The sender sends at twice the limit.
     fn measure_datagrams(&self, way: &Way<'_>) {
         let own = self.limited.addresses()[usize::from(way.to.is_ipv6())];
         let receiver = self.limited.udp_bind(SocketAddr::new(own, PORT));
@@ -173,7 +174,7 @@ impl Town {
         sender.connect(way.to).expect("a peer");
         receiver.set_read_timeout(Some(SECOND / 10)).expect("a time-out");
         eventually(&format!("a datagram to {}", way.to), 10 * SECOND, || {
-            // An error is about an earlier one.
+            // An error is about an earlier datagram.
             let _ = sender.send(b"?");
             receiver.recv(&mut [0; 1]).is_ok()
         });
@@ -183,14 +184,14 @@ impl Town {
     }
 }
 
-/// Which way the limited traffic goes.
+/// The direction of the limited traffic.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Direction {
     FromPod,
     ToPod,
 }
 
-/// A way to the limited pod.
+/// A path to the limited pod.
 struct Way<'a> {
     what: &'static str,
     client: &'a Place,
@@ -215,13 +216,13 @@ impl Way<'_> {
             Direction::FromPod => (outer, inner),
             Direction::ToPod => (inner, outer),
         };
-        // What buffers hold is more of what little passes.
+        // With a small limit, the contents of buffers are a larger part of the traffic.
         let window = if self.limit < RATE { 2 * WINDOW } else { WINDOW };
         flow(&sender, receiver, window)
     }
 }
 
-/// Measures until a flow does not stay behind, which may never be faster than its limit.
+/// Measures until a flow comes close to its limit. It may never be faster.
 fn hold(what: &str, limit: u32, measure: impl Fn() -> f64) {
     let mut ratios = Vec::new();
     for _ in 0..ATTEMPTS {
@@ -236,7 +237,7 @@ fn hold(what: &str, limit: u32, measure: impl Fn() -> f64) {
     panic!("{what} stays behind: {ratios:?}");
 }
 
-/// Bits per second of datagrams that are sent without regard to the limit.
+/// Bits per second of received datagrams. They are sent without regard to the limit.
 fn datagrams(sender: &UdpSocket, receiver: &UdpSocket, limit: u32) -> f64 {
     const PAYLOAD: u16 = 1000;
     const ETHERNET_AND_UDP: u16 = 14 + 8;
@@ -246,12 +247,12 @@ fn datagrams(sender: &UdpSocket, receiver: &UdpSocket, limit: u32) -> f64 {
     let per_second = thread::scope(|scope| {
         scope.spawn(|| {
             let datagram = vec![0; PAYLOAD.into()];
-            // Bursts, since a thread that sleeps is late.
+            // The sender sends in bursts, since a sleeping thread wakes late.
             let (begin, mut sent) = (Instant::now(), 0.0);
             while !done.load(Ordering::Relaxed) {
                 let due = begin.elapsed().as_secs_f64() * 2.0 * f64::from(limit) / bits;
                 while sent < due {
-                    // A full queue answers ENOBUFS.
+                    // A full queue causes ENOBUFS.
                     let _ = sender.send(&datagram);
                     sent += 1.0;
                 }
@@ -265,7 +266,7 @@ fn datagrams(sender: &UdpSocket, receiver: &UdpSocket, limit: u32) -> f64 {
     per_second.expect("datagrams") * bits
 }
 
-/// Datagrams per second.
+/// Received datagrams per second.
 fn received(receiver: &UdpSocket) -> io::Result<f64> {
     let mut buffer = [0; 2048];
     let begin = Instant::now();
@@ -291,7 +292,7 @@ fn flow(sender: &TcpStream, mut receiver: TcpStream, window: Duration) -> f64 {
     thread::scope(|scope| {
         scope.spawn(move || {
             let full = vec![0; 65_536];
-            // Ends when the receiver does.
+            // The loop ends when the receiver closes the connection.
             while { sender }.write_all(&full).is_ok() {}
         });
         let mut buffer = vec![0; 65_536];
@@ -338,8 +339,8 @@ fn a_limit_holds_where_packets_between_pods_pass_by_the_stack() {
     harness::require_root!();
     let town = Town::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
     town.measure(&town.ways_from_pods(0), &BOTH);
-    // Each takes seconds, so each way of IPv6 is measured once. The node port and the balancer's address are
-    // left out, which take the way of the cluster IP.
+    // Each measurement takes seconds, so each path of IPv6 is measured once. The node port and the balancer's
+    // address are left out, as they share the path of the cluster IP.
     let mut ways = town.ways_from_pods(1);
     ways.retain(|way| way.to.port() != NODE_PORT && way.to.ip().to_string() != BALANCER[1]);
     town.measure_in_turns(&ways, Direction::FromPod);
@@ -349,7 +350,7 @@ fn a_limit_holds_where_packets_between_pods_pass_by_the_stack() {
 fn a_limit_holds_for_clients_outside_where_packets_between_pods_pass_by_the_stack() {
     harness::require_root!();
     let town = Town::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
-    // What goes from the pod in one family goes to it in the other.
+    // Each path is measured in one direction with IPv4, and in the other with IPv6.
     town.measure_in_turns(&town.ways_from_outside(0), Direction::FromPod);
     town.measure_in_turns(&town.ways_from_outside(1), Direction::ToPod);
     let ways = town.ways_from_outside(1);
@@ -362,13 +363,13 @@ fn a_limiter_that_an_administrator_removed_is_made_again() {
     harness::require_root!();
     let town = Town::build(DEFAULTS);
     let node = town.world.node(1);
-    // The agent looks after limits as pods ask for them.
+    // The agent restores limits from the pods' annotations.
     town.annotate(&json!({"kubernetes.io/egress-bandwidth": "5M"}));
     let limiter = town.limited.host_interface().replacen("mr", "ml", 1);
     let ways = town.ways_from_outside(0);
     for _ in 0..2 {
         node.run_ip(&format!("link del {limiter}"));
-        // A connection proves that there is one: without it nothing of the pod goes anywhere.
+        // A connection shows that the limiter is back: without it no packet of the pod is forwarded.
         town.measure(&ways[1..2], &BOTH[..1]);
     }
 }
@@ -379,7 +380,7 @@ fn an_annotation_lets_no_more_through_than_the_runtime_gave() {
     harness::require_root!();
     let town = Town::with_rate(DEFAULTS, GIVEN);
     let node = town.world.node(1);
-    // A narrower one first, so that it is seen when the wide one counts.
+    // The narrower limit comes first, so that the test sees when the wider one is in force.
     for (rate, effective) in [("500k", 500_000), ("900M", GIVEN)] {
         town.annotate(&json!({
             "kubernetes.io/ingress-bandwidth": rate,

@@ -1,4 +1,4 @@
-//! More connections than a client, a backend or a table has room for at once.
+//! More connections than a client, a backend or a table can hold at once.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -28,7 +28,7 @@ fn fifty_thousand_short_connections_of_one_client_fail_none() {
     let agents = world.start_agents();
     let to = SocketAddr::new(world.node(1).ip().into(), PORT);
     let node = world.node(1).address_like(to.ip());
-    // Each is closed by a reset, so that the client's port is free again at once.
+    // A reset closes each connection, so that the client's port is free again at once.
     let ask = || {
         for _ in 0..CONNECTIONS / THREADS {
             let answer = outside.ask(Probe::Tcp, to).expect("an answer");
@@ -58,7 +58,8 @@ fn masqueraded_flows_take_no_port_of_the_nodes_own_sockets() {
     let two_ports = format!("{DEFAULTS}masqueradePorts: 20000-20001\n");
     let mut agent = node.agent().config(&two_ports).start();
     agent.wait_ready(Duration::from_secs(10));
-    // One of two is taken. Ports are drawn sixteen times, so that the other one is all but sure to be met.
+    // One of the two ports is taken. Ports are drawn sixteen times, so the free one is almost certainly
+    // found.
     let _tcp = node.tcp_listen(20_000).expect("bound");
     let bind = |address: &IpAddr| node.udp_bind(SocketAddr::new(*address, 20_000)).expect("bound");
     let _udp: Vec<_> = node.addresses().iter().map(bind).collect();

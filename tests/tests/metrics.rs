@@ -1,4 +1,5 @@
-//! Metrics of a running agent: they are those that are promised, and they follow the traffic and the objects.
+//! The metrics of a running agent: all documented series exist, and their values follow the traffic and the
+//! objects.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use serde_json::json;
 const SECOND: Duration = Duration::from_secs(1);
 const METRICS: u16 = 10249;
 
-/// The page of a node's agent.
+/// The metrics page of a node's agent.
 fn page(node: &Node) -> String {
     let answer = node.http_get(SocketAddr::from(([127, 0, 0, 1], METRICS)), "/metrics");
     let answer = answer.expect("the page");
@@ -55,7 +56,8 @@ fn metrics_follow_objects_and_traffic() {
     wait_value(node, "millrace_services", |count| count >= 1.0);
     for slice in service.slices([Endpoint::of(&pod)]) {
         let mut object = slice.object();
-        // Two seconds ahead, so that it counts as a change after the agent's start whatever the clock's precision.
+        // The time is two seconds ahead. So it counts as a change after the agent's start at any precision of
+        // the clock.
         let time = Timestamp::now() + 2 * SECOND;
         object["metadata"]["annotations"] =
             json!({"endpoints.kubernetes.io/last-change-trigger-time": time.to_string()});
@@ -98,7 +100,7 @@ fn metrics_follow_objects_and_traffic() {
         count >= 1.0
     });
 
-    // A policy that leaves nothing here.
+    // The policy leaves no endpoint on this node.
     let elsewhere = Endpoint::at(&["10.244.9.9".parse().expect("an address")]).on_node("n9");
     let local = Service::new("local")
         .cluster_ip("10.96.0.11")

@@ -1,6 +1,6 @@
-//! A cache of names on the node, as `NodeLocal DNSCache` is one: on an interface of its own, at an address of
-//! its own and at the cluster IP of the service that it stands in for, which the annotation
-//! `millrace.dev/leave-to-node` leaves to it.
+//! A DNS cache on the node, such as `NodeLocal DNSCache`. It has an interface of its own, with an address of
+//! its own and the cluster IP of the DNS service. The annotation `millrace.dev/leave-to-node` leaves that
+//! cluster IP to the cache.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
@@ -11,11 +11,11 @@ use harness::{Endpoint, NodeSpec, Place, Pod, Probe, Service, World, wait_for};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// The cluster IPs of the service that the cache stands in for.
+/// The cluster IPs of the DNS service that the cache replaces.
 const DNS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
-/// Those by which the cache reaches what it asks.
+/// The cluster IPs that the cache sends its own queries to.
 const UPSTREAM: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
-/// The cache's own address, as its manifest has it.
+/// The cache's own address, the one in its manifest.
 const OWN: &str = "169.254.20.10";
 const NODE_PORT: u16 = 30_053;
 
@@ -70,7 +70,7 @@ impl Town {
     }
 }
 
-/// Answers datagrams at one address of the node, in the node's name.
+/// Replies to datagrams at one address of the node, under the node's name.
 fn answer_at(node: &Place, address: IpAddr) {
     let socket = node.udp_bind(SocketAddr::new(address, 53)).expect("a socket");
     let name = node.name().to_owned();
@@ -100,7 +100,7 @@ fn a_cache_answers_in_place_of_the_service(config: &str) {
     let (world, node) = (&town.world, town.world.node(1));
     town.wait_answers(&DNS, "dns");
 
-    // Any interface that leads nowhere will do, and dummies are a module that not every kernel has.
+    // Any interface without a link will do. The dummy module does not exist on every kernel.
     node.run_ip("link add nodelocaldns type bridge");
     node.run_ip("link set nodelocaldns up");
     for address in [OWN, DNS[0], DNS[1]] {
@@ -110,7 +110,7 @@ fn a_cache_answers_in_place_of_the_service(config: &str) {
     }
     let _cache = node.serve_tcp(53);
     town.wait_answers(&[OWN], "n1");
-    // A service has its address, whichever other program does.
+    // Without the annotation the service keeps its address, even if another program holds it.
     town.wait_answers(&DNS, "dns");
 
     let left = service("kube-dns", DNS).annotation("millrace.dev/leave-to-node", "true");
@@ -119,7 +119,7 @@ fn a_cache_answers_in_place_of_the_service(config: &str) {
     town.wait_answers(&DNS, "n1");
     town.wait_answers(&[OWN], "n1");
     town.wait_answers(&UPSTREAM, "dns");
-    // Its other addresses stay served.
+    // The service's other addresses are still served.
     let node_port = SocketAddr::from((node.ip(), NODE_PORT));
     let answer = town.client.ask(Probe::Udp, node_port).expect("an answer");
     assert_eq!(answer.backend, "dns");

@@ -1,5 +1,5 @@
-//! Packets that are more than an address and a port: too big for a link, in fragments, or errors about others. By real
-//! sockets over real links, with captures as witnesses.
+//! Packets with more than an address and a port: too big for a link, in fragments, or errors about other
+//! packets. The tests use real sockets over real links, and captures for the checks.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -61,7 +61,7 @@ fn cluster_ips() -> [SocketAddr; 2] {
     ["10.96.0.10:80", "[fd00:96::10]:80"].map(address)
 }
 
-/// Sends many bytes and gets them all back.
+/// Sends many bytes and reads them all back.
 #[track_caller]
 fn exchange(place: &Place, to: SocketAddr) {
     const BYTES: usize = 200_000;
@@ -83,7 +83,7 @@ fn exchange(place: &Place, to: SocketAddr) {
     assert!(line.ends_with(&text), "{} of {BYTES} bytes came back", line.len());
 }
 
-/// Whether a frame is an ICMP error that says a packet was too big.
+/// Whether a frame is the ICMP error for a packet that is too big.
 fn is_too_big(frame: &Frame) -> bool {
     let bytes = &frame.bytes;
     match bytes.get(12..14) {
@@ -123,7 +123,7 @@ fn a_client_and_its_backend_learn_of_a_small_link_on_either_side_of_the_node() {
     for to in town.node_ports() {
         exchange(&town.outside, to);
     }
-    // Behind the node, towards the pods of the other one.
+    // The small link is now behind the node, towards the pods of the other one.
     let node = town.world.node(1);
     for prefix in town.world.node(2).pod_cidrs() {
         let via = town.world.node(2).address_like(prefix.addr());
@@ -174,7 +174,7 @@ fn a_backend_learns_of_a_small_link_before_the_client() {
     }
 }
 
-/// Asks by a datagram that no link takes whole, and gets it back.
+/// Sends a datagram that is larger than the MTU of any link, and asserts that it comes back whole.
 #[track_caller]
 fn ask_at_length(socket: &UdpSocket, to: SocketAddr) {
     let question = vec![b'q'; 4000];
@@ -215,7 +215,8 @@ fn datagrams_in_fragments_go_and_come_whole() {
     }
 }
 
-/// Only the sender can make fragments of IPv6 smaller, so it has to hear of the link (RFC 4443 §3.2).
+/// Only the sender can make IPv6 fragments smaller, so the sender must learn the MTU of the link (RFC 4443
+/// §3.2).
 #[test]
 fn a_sender_of_fragments_learns_of_a_small_link() {
     harness::require_root!();
@@ -241,7 +242,7 @@ fn a_sender_of_fragments_learns_of_a_small_link() {
     }
 }
 
-/// As of a host that puts options for the destination into its datagrams.
+/// The sender puts destination options into its datagrams.
 #[test]
 fn datagrams_in_fragments_behind_destination_options_go_whole() {
     harness::require_root!();
@@ -253,7 +254,7 @@ fn datagrams_in_fragments_behind_destination_options_go_whole() {
     let question = vec![b'q'; 600];
     let node_port = SocketAddr::new(town.world.node(1).ip6().into(), PORT);
     for (id, to) in (7..).zip([cluster_ips()[1], node_port]) {
-        // A later fragment that overtakes its first one is lost, as everywhere.
+        // A later fragment that overtakes its first one is lost, as with other implementations.
         wait_for("a datagram in fragments to be answered", PATIENCE, || {
             for fragment in packet::fragments_with_options(&packet::udp(from, to, &question), id, 256) {
                 forge.send(&fragment);
@@ -272,7 +273,7 @@ fn an_error_about_a_datagram_reaches_the_socket_that_sent_it() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
         let mut town = Town::build(config);
-        // Nobody listens at the backend any more, which its kernel says.
+        // No socket listens at the backend any more, so its kernel sends an error.
         let [_tcp, udp] = &mut town.servers;
         udp.drain();
         drop(std::mem::replace(udp, town.backend.serve_tcp(8081)));
@@ -297,7 +298,7 @@ fn an_error_about_a_datagram_reaches_the_socket_that_sent_it() {
     }
 }
 
-/// Flags, source and destination of a TCP segment, whose checksum is right or left to the NIC.
+/// Flags, source and destination of a TCP segment whose checksum is right or left to the NIC.
 fn segment(frame: &Frame) -> Option<(u8, SocketAddr, SocketAddr)> {
     let bytes = &frame.bytes;
     let (l4, addresses) = match bytes.get(12..14)? {
@@ -357,7 +358,7 @@ fn captures_show_whom_a_backend_sees_and_that_a_refusal_is_a_reset() {
             "{to}"
         );
     }
-    // Without endpoints.
+    // The service has no endpoints now.
     town.world.apply_all(town.service.slices([]));
     for to in town.node_ports() {
         let refused = || {

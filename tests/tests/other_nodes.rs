@@ -1,4 +1,4 @@
-//! What one node's translation must leave to another node.
+//! The traffic that one node's translation must leave to another node.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What the cluster's Nodes say of the node that an agent runs on, and what they lack: told by `millrace
-//! status` until it is mended.
+//! Node objects that contradict the node where the agent runs, or that lack something. `millrace status`
+//! reports it until it is mended.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Waits until status waits for just these, and its errors are just these: pairs of an object and a part of
-/// the message.
+/// Waits until `waitingFor` and the errors in the status are exactly these. An error is a pair of an object
+/// and a part of the message.
 #[track_caller]
 fn wait_told(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
     let what = format!("{waiting_for:?} and {errors:?}");
@@ -30,7 +30,7 @@ fn wait_told(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
     });
 }
 
-/// Starts an agent and waits until it has heard of all objects.
+/// Starts an agent and waits until it has received all objects.
 fn start(node: &Node) -> Agent {
     let agent = node.agent().start();
     wait_for("the first lists", 10 * SECOND, || {
@@ -69,7 +69,7 @@ fn a_name_that_no_node_has_is_told_until_a_node_has_it() {
     );
     wait_told(node, &["a Node called n1 (see errors)"], &[("Node n1", &told)]);
     assert!(agent.log().contains(&told), "{}", agent.log());
-    // Both of them: one is not what it says.
+    // Both Node objects exist: one of them claims addresses that are not its own.
     world.apply(&own);
     let addresses = own["status"]["addresses"].as_array().expect("a list");
     let twins: Vec<_> = addresses

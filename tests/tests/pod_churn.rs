@@ -1,10 +1,11 @@
-//! Pods come and go by the hundred while plugin and agent are killed at random: nothing is given twice, nothing is lost.
+//! Pods come and go by the hundred while plugin and agent are killed at random: no address is given twice and
+//! none is lost.
 //!
-//! `MILLRACE_CHURN_PODS` says how many pods, `MILLRACE_CHURN_SEED` which fates they have. Workers add and delete pods in
-//! parallel; a call may be killed at any moment, a DEL may come after the pod's namespace is gone, and some pods get no DEL
-//! at all. Beside them an agent is killed and started again, and each start collects what is leaked. What makes that a
-//! test is that notes are made to look old all the time: so only what protects pods that live or are being made keeps their
-//! addresses, and not their youth.
+//! `MILLRACE_CHURN_PODS` sets the number of pods, `MILLRACE_CHURN_SEED` the seed of their fates. Workers add
+//! and delete pods in parallel. A call may be killed at any moment, and a DEL may come after the pod's
+//! namespace is gone. Some pods get no DEL at all. Meanwhile an agent is killed and started again, and each
+//! start collects leaked addresses. The test makes all notes look old before each start. So the youth of a
+//! pod does not protect its addresses; only the agent's knowledge of living and starting pods does.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,11 +21,11 @@ use harness::{Agent, Node, NodeSpec, World, eventually};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
-/// How many pods there are, unless something else is asked for.
+/// The default number of pods.
 const PODS: usize = 100;
-/// How many are made and taken away at a time.
+/// The number of workers, which make and remove pods in parallel.
 const WORKERS: usize = 6;
-/// The pods of a node that has been up for long.
+/// The pods of a node that has run for a long time.
 const SETTLED: usize = 4;
 
 fn setting(name: &str, default: usize) -> usize {
@@ -35,22 +36,22 @@ fn setting(name: &str, default: usize) -> usize {
     })
 }
 
-/// What happens to a pod.
+/// The fate of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// ADD, DEL.
+    /// ADD, then DEL.
     Plain,
     /// ADD is killed; DEL.
     AddKilled,
-    /// ADD is killed, and nobody calls DEL.
+    /// ADD is killed, and there is no DEL.
     AddLost,
     /// ADD; DEL is killed; DEL.
     DelKilled,
-    /// ADD; DEL is killed, and nobody calls it again.
+    /// ADD; DEL is killed, and not called again.
     DelLost,
-    /// ADD; the namespace goes; DEL.
+    /// ADD; the namespace is removed; DEL.
     GoneFirst,
-    /// ADD; the namespace goes, and nobody calls DEL.
+    /// ADD; the namespace is removed, and there is no DEL.
     Lost,
 }
 
@@ -68,7 +69,7 @@ impl Fate {
     }
 }
 
-/// What all workers share.
+/// The state that all workers share.
 struct Churn<'a> {
     node: &'a Node,
     pods: usize,
@@ -76,9 +77,9 @@ struct Churn<'a> {
     next: AtomicUsize,
     kills: AtomicUsize,
     done: AtomicBool,
-    /// Who has which address, of pods whose ADD succeeded and whose end has not begun.
+    /// The holder of each address: pods whose ADD succeeded and whose end has not begun.
     live: Mutex<BTreeMap<IpAddr, usize>>,
-    /// How long a call takes, in microseconds, to kill within.
+    /// The duration of a call in microseconds. Kills come within about that time.
     took: AtomicU64,
 }
 
@@ -89,7 +90,7 @@ impl Churn<'_> {
             if number >= self.pods {
                 return;
             }
-            // A pod's fate depends on seed and number alone.
+            // A pod's fate depends on seed and number only.
             let mut random = fastrand::Rng::with_seed(self.seed.wrapping_mul(1_000_003) ^ number as u64);
             let fate = Fate::draw(&mut random);
             self.live_and_die(number, fate, &mut random);
@@ -158,7 +159,7 @@ impl Churn<'_> {
         }
     }
 
-    /// Kills the agent and starts it again, until all pods are through.
+    /// Kills the agent and starts it again, until all pods are done.
     fn unsettle(&self, agent: &mut Agent) {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let mut restarts = 0;
@@ -217,7 +218,7 @@ fn age_notes(node: &Node) {
     }
 }
 
-/// What is there beside pods, and must be the same afterwards.
+/// The interfaces, queues and routes, which must be the same before and after the pods.
 fn surroundings(node: &Node) -> Vec<String> {
     let lines = |program: &str, arguments: &[&str]| -> Vec<String> {
         let output = node.command(program).args(arguments).output();
@@ -238,7 +239,7 @@ fn surroundings(node: &Node) -> Vec<String> {
     all
 }
 
-/// What is left of pods in maps and among the pins.
+/// The entries and pins of pods that are left.
 fn left_in_maps(node: &Node) -> Vec<String> {
     let mut left = Vec::new();
     for (name, entries) in [
@@ -299,7 +300,7 @@ fn nothing_is_given_twice_and_nothing_is_lost() {
     println!("{} pods, {kills} calls of the plugin were killed", churn.pods);
     assert!(kills > churn.pods / 20, "{kills} kills are no test");
 
-    // What is leaked is old by now, and the next collection frees it.
+    // Leaked addresses are old by now, and the next collection frees them.
     age_notes(node);
     agent.restart();
     agent.wait_ready(Duration::from_mins(1));

@@ -1,4 +1,4 @@
-//! Addresses of pods as the agent and the command line look after them.
+//! Addresses of pods, and how the agent and the command line manage them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ fn lease_dir(node: &Node) -> PathBuf {
     node.dir().join("state/networks/millrace")
 }
 
-/// An address and who has it, from `ipam list`.
+/// The addresses and their holders, from `ipam list`.
 fn leases(agent: &Agent) -> Vec<(String, String, String)> {
     let listed = agent.cli(&["ipam", "list"]);
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
@@ -52,7 +52,7 @@ fn fails_with(output: &Output, what: &str) {
     );
 }
 
-/// Makes the note of a pod look two minutes older than it is.
+/// Makes the note of a pod look two minutes older.
 fn age_note(node: &Node, host_interface: &str) {
     let path = lease_dir(node).join("millrace").join(host_interface);
     let mut document: Value = serde_json::from_slice(&fs::read(&path).expect("a note")).expect("a note");
@@ -61,7 +61,7 @@ fn age_note(node: &Node, host_interface: &str) {
     fs::write(&path, document.to_string()).expect("writing a note");
 }
 
-/// A container that host-local gave an address to, as a runtime remembers it.
+/// A container with an address from host-local, as a runtime remembers it.
 fn former(container: &str) -> Attachment {
     Attachment {
         spec: PodSpec::new(container.trim_end_matches("-container")),
@@ -104,7 +104,7 @@ fn leases_of_host_local_are_adopted_with_no_address_changed() {
     let checked = agent.cli(&["ipam", "check"]);
     assert_eq!(checked["problems"], json!([]));
 
-    // Beside them, from where host-local would go on.
+    // New pods get the addresses after host-local's last one, beside the adopted leases.
     let pods = ["a", "b", "c", "d"].map(|name| node.add_pod(name));
     let given: Vec<_> = pods.iter().map(|pod| pod.ip().to_string()).collect();
     assert_eq!(given, ["10.244.1.4", "10.244.1.5", "10.244.1.6", "10.244.1.8"]);
@@ -122,7 +122,7 @@ fn leases_of_host_local_are_adopted_with_no_address_changed() {
         adopted.len()
     );
 
-    // Its containers end in the ordinary way.
+    // Containers with adopted leases are deleted by DEL as usual.
     let called = cni::call(node, "DEL", &former("old1-container"), None).expect("a call");
     assert!(called.success, "{}", called.document);
     let left = leases(&agent);
@@ -131,7 +131,7 @@ fn leases_of_host_local_are_adopted_with_no_address_changed() {
         "{left:?}"
     );
 
-    // And by hand, if it must be.
+    // An operator can also release a lease by hand.
     let refused = node.run(&["ipam", "release", "10.244.1.3"]).expect("a call");
     fails_with(&refused, "10.244.1.3 is in use by container old2-container");
     let released = agent.cli(&["ipam", "release", "10.244.1.3", "--force"]);
@@ -235,7 +235,7 @@ fn an_address_in_use_is_released_by_force_with_its_interface() {
     assert_eq!(leases(&agent), []);
     assert_eq!(agent.cli(&["pod", "list"]), json!([]));
     assert_eq!(agent.cli(&["ipam", "check"])["problems"], json!([]));
-    // Whoever runs the pod finds that nothing is left to take away.
+    // The DEL for the pod succeeds although nothing is left to remove.
     pod.delete();
 }
 
@@ -280,9 +280,9 @@ fn limits_follow_annotations_while_a_pod_runs() {
         (Some("20M"), Some("5M"), [Some(20_000_000), Some(5_000_000)]),
         (Some("20M"), Some("6M"), [Some(20_000_000), Some(6_000_000)]),
         (None, Some("1G"), [Some(30_000_000), Some(1_000_000_000)]),
-        // An annotation narrows what the runtime gave, and never widens it.
+        // An annotation lowers the runtime's limit, and never raises it.
         (Some("900M"), Some("2M"), [Some(30_000_000), Some(2_000_000)]),
-        // What makes no sense counts as absent.
+        // An invalid value counts as absent.
         (Some("fast"), None, [Some(30_000_000), None]),
     ] {
         annotate(ingress, egress);

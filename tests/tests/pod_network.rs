@@ -1,5 +1,6 @@
-//! The pod network between nodes: every pod reaches every pod with its own address, straight or through the tunnel, and the
-//! ways follow the Node objects. Pods are made by `millrace-cni` from the description that the agent wrote.
+//! The pod network between nodes: every pod reaches every pod with its own address, directly or through the
+//! tunnel. The routes follow the Node objects. `millrace-cni` makes the pods from the description that the
+//! agent wrote.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +36,7 @@ fn modes(node: &Node) -> BTreeMap<String, Option<String>> {
         .collect()
 }
 
-/// What `ip` shows, a line for each thing.
+/// The output of `ip`, as lines.
 fn shown(node: &Node, what: &str) -> Vec<String> {
     let output = node
         .command("ip")
@@ -48,7 +49,7 @@ fn shown(node: &Node, what: &str) -> Vec<String> {
     text.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
-/// Our routes to pods.
+/// Millrace's routes to pods.
 fn routes(node: &Node) -> Vec<String> {
     let mut routes = shown(node, "-4 route show proto 158");
     routes.extend(shown(node, "-6 route show proto 158"));
@@ -63,7 +64,7 @@ fn problems(agent: &Agent) -> Vec<String> {
         .collect()
 }
 
-/// Pods with servers, which know who asks them.
+/// Makes pods with servers, whose answers contain the client's address.
 fn populate(world: &World) -> (Vec<Pod>, Vec<Server>) {
     let mut pods = Vec::new();
     for node in world.nodes() {
@@ -89,7 +90,7 @@ fn assert_reaches(client: &Place, from: IpAddr, server: &Pod, to: IpAddr) {
     }
 }
 
-/// Everybody asks everybody in every family that both have.
+/// Asserts that every pod reaches every pod, in every family that both have.
 fn assert_everybody_reaches_everybody(pods: &[Pod]) {
     for (client, server) in pods
         .iter()
@@ -115,7 +116,7 @@ fn assert_everybody_reaches_everybody(pods: &[Pod]) {
     }
 }
 
-/// Has the plugin's note of a pod say another MTU, or the agent would restore the one that it says.
+/// Writes another MTU to the plugin's note of a pod. Otherwise the agent would restore the MTU in the note.
 fn note_mtu(pod: &Pod, mtu: u16) {
     let description = cni::conflist(pod.node()).expect("a description");
     let leases = description["plugins"][0]["ipam"]["dataDir"]
@@ -125,16 +126,17 @@ fn note_mtu(pod: &Pod, mtu: u16) {
     let text = fs::read(&path).expect("a note");
     let mut note: Value = serde_json::from_slice(&text).expect("a document");
     note["mtu"] = json!(mtu);
-    // The agent may read it at any time.
+    // The agent may read the note at any time.
     let new = pod.node().dir().join("note");
     fs::write(&new, note.to_string()).expect("to write");
     fs::rename(&new, &path).expect("to exchange the note");
 }
 
-/// A datagram as large as fits arrives whole; with a larger one the sender is told.
+/// Asserts that the largest possible datagram arrives whole, and that the sender of a larger one gets an
+/// error.
 fn assert_packets_fit(client: &Pod, server: &Pod, mtu: u16) {
     let own = client.node();
-    // As if the pod had been made when the tunnel was not needed: it does not know that less fits.
+    // As if the pod had been made before the tunnel was needed: its MTU is too large.
     note_mtu(client, 1500);
     client.run_ip("link set eth0 mtu 1500");
     own.run_ip(&format!("link set {} mtu 1500", client.host_interface()));
@@ -174,7 +176,7 @@ fn every_pod_reaches_every_pod_with_its_own_address() {
     assert_eq!(modes(world.node(3)), expected("vxlan", "vxlan", "self"));
     let (pods, _servers) = populate(&world);
     assert_everybody_reaches_everybody(&pods);
-    // Nodes reach pods, and pods nodes.
+    // Nodes reach pods, and pods reach nodes.
     for node in world.nodes() {
         for pod in &pods {
             for to in pod.addresses() {
@@ -210,7 +212,7 @@ fn one_family_alone_is_enough() {
     }
 }
 
-/// The object of a node that is not there.
+/// The object of a node that does not exist.
 fn stranger(address: Option<[&str; 2]>) -> Value {
     let addresses = address.into_iter().flatten();
     let addresses = addresses.map(|ip| json!({"type": "InternalIP", "address": ip}));
@@ -244,7 +246,8 @@ fn ways_follow_the_nodes_within_a_second() {
         routes(node)
     );
 
-    // Added, on the link; re-addressed on it; moved behind a router; re-addressed there; back again; gone.
+    // A node is added on the link, gets another address there, moves behind a router, gets another address
+    // there, moves back, and is removed.
     let direct = |v4: &str, v6: &str| {
         [
             format!("{v4} dev eth0 onlink"),
@@ -263,7 +266,7 @@ fn ways_follow_the_nodes_within_a_second() {
         (Some(["192.168.50.99", "fd00:50::99"]), false),
         (None, false),
     ];
-    // Where the machine is busy a step may take longer, so the median of five rounds counts.
+    // A step may take longer on a busy machine, so the median of five rounds counts.
     let mut took: [Vec<Duration>; 6] = Default::default();
     for _ in 0..5 {
         for ((address, tunnelled), took) in steps.into_iter().zip(&mut took) {
@@ -298,8 +301,8 @@ fn ways_follow_the_nodes_within_a_second() {
                 }
             });
             took.push(started.elapsed());
-            // It goes after the routes; the kernel takes its time over a device.
-            // Another node may send through it, whichever way this one sends.
+            // The tunnel device is removed after the routes, and the kernel takes some time for a device. It
+            // exists as long as the other node, which may send through it even if this node sends directly.
             eventually("the tunnel to be there as long as the node", 5 * SECOND, || {
                 let links = shown(node, "link");
                 links.iter().any(|line| line.contains("millrace-vxlan")) == address.is_some()
@@ -311,7 +314,7 @@ fn ways_follow_the_nodes_within_a_second() {
         assert!(took[2] < SECOND * slowness(), "{step:?} took {took:?}");
     }
 
-    // What somebody else made stays, and is told.
+    // The agent keeps and reports a route that another program made.
     let foreign = "10.244.9.0/24 via 192.168.50.1";
     node.run_ip(&format!("route add {foreign} dev eth0 metric 7"));
     world.apply(&stranger(Some(["192.168.50.99", "fd00:50::99"])));
@@ -328,7 +331,7 @@ fn ways_follow_the_nodes_within_a_second() {
     );
     node.run_ip(&format!("route del {foreign} dev eth0 metric 7"));
     eventually("our route", 5 * SECOND, || to_stranger().len() == 2);
-    // Ours comes back when somebody takes it.
+    // The agent restores its route when another program removes it.
     node.run_ip("route del 10.244.9.0/24");
     eventually("our route", 5 * SECOND, || to_stranger().len() == 2);
 }
@@ -371,7 +374,7 @@ fn a_restart_writes_nothing_and_an_uninstall_leaves_nothing() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("running ip");
-    // It follows as soon as it shows something that is made now.
+    // `ip monitor` is ready once it shows a change that is made now.
     node.run_ip("neigh replace 192.168.50.200 lladdr 02:00:00:00:02:00 dev eth0 nud permanent");
     let mut output = monitor.stdout.take().expect("its output");
     let mut seen = vec![0; 1 << 16];
@@ -394,7 +397,7 @@ fn a_restart_writes_nothing_and_an_uninstall_leaves_nothing() {
     assert_eq!((routes(node), written()), (before, was_written));
     assert_everybody_reaches_everybody(&pods);
 
-    // Traffic needs no agent, nor does taking pods away.
+    // Neither traffic nor the removal of pods needs an agent.
     for agent in &mut agents {
         agent.stop(5 * SECOND);
     }

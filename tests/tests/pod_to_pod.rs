@@ -1,5 +1,5 @@
-//! Pods of one node among themselves, with `hostRouting: redirect`: packets go straight from one into the other. What would be
-//! seen on the receiver's side of the node is the witness.
+//! Packets between pods of one node, with `hostRouting: redirect`: they pass directly from one pod to the
+//! other. A capture at the node's side of the receiver shows it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde_json::json;
 const SECOND: Duration = Duration::from_secs(1);
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
-/// A node, and the agent on it with packets of pods translated one by one.
+/// A node with its agent, which translates packets of pods one by one.
 fn town(host_routing: &str) -> (World, Agent) {
     let world = World::builder().node(NodeSpec::millrace()).build();
     let config = format!("{HOOKS_OFF}hostRouting: {host_routing}\n");
@@ -58,11 +58,11 @@ fn wait_for_service(client: &Pod) {
 }
 
 fn is_ip(frame: &Frame) -> bool {
-    // Who is a member of which group is told to all.
+    // Reports of multicast group members go to all pods.
     let is_multicast = frame.bytes.first().is_some_and(|byte| byte & 1 == 1);
     match frame.bytes.get(12..14).filter(|_| !is_multicast) {
         Some([0x08, 0x00]) => true,
-        // Neighbours ask for each other by ICMPv6.
+        // ICMPv6 neighbour discovery and multicast reports are no IP packets of the test.
         Some([0x86, 0xdd]) => {
             !(frame.bytes.get(20) == Some(&58) && matches!(frame.bytes.get(54), Some(130..=143)))
         }
@@ -70,7 +70,7 @@ fn is_ip(frame: &Frame) -> bool {
     }
 }
 
-/// How many IP packets the node sent into the pod by its own side of the pair.
+/// The number of IP packets that the node sent into the pod by the node's end of the pair.
 fn sent_by_the_node(capture: &PacketSocket) -> usize {
     let mut count = 0;
     while let Some(frame) = capture.receive(Duration::from_millis(50)).expect("to read") {
@@ -79,7 +79,7 @@ fn sent_by_the_node(capture: &PacketSocket) -> usize {
     count
 }
 
-/// How many IP packets the pod received, by any way.
+/// The number of IP packets that the pod received, by any path.
 fn received_by_the_pod(capture: &PacketSocket) -> usize {
     let came = capture.so_far().expect("to read");
     came.iter()
@@ -104,7 +104,7 @@ fn packets_between_pods_of_a_node_pass_by_its_stack() {
             let count = sent_by_the_node(capture);
             assert_eq!(count > 0, through_the_stack, "{host_routing}: {count} packets");
         }
-        // The node itself and its pods reach each other by the stack in any case.
+        // Packets between the node itself and its pods always go through the stack.
         for address in server.addresses() {
             for probe in Probe::ALL {
                 let answer = node
@@ -130,7 +130,7 @@ fn a_pod_with_a_limit_keeps_to_the_stack_both_ways() {
     let captures = [&limited, &other].map(|pod| node.packet_socket(pod.host_interface()).expect("a capture"));
     let in_pods = [&limited, &other].map(|pod| pod.packet_socket("eth0").expect("a capture"));
     ask(&limited, &other);
-    // Read first, so that the node has sent each of these already.
+    // The pods' captures are read first, so that the node has already sent each of these packets.
     let received = in_pods.iter().map(received_by_the_pod).sum::<usize>();
     let by_the_node = captures.iter().map(sent_by_the_node).sum::<usize>();
     assert!(received > 0, "the pods have received something");
@@ -174,7 +174,8 @@ fn a_hop_is_counted_and_the_last_one_is_told() {
     }
 }
 
-/// Replies of the endpoint come with the service's address as long as the service is asked, and with its own afterwards.
+/// Replies of the endpoint carry the service's address as long as the socket asks the service, and the
+/// endpoint's own address afterwards.
 #[test]
 fn a_socket_that_asks_a_service_may_ask_its_endpoint_next() {
     harness::require_root!();

@@ -1,4 +1,5 @@
-//! What the operator and the pods themselves say about pods: whose sockets are translated, which interfaces are theirs.
+//! Settings of the operator and of pods: the pods whose sockets are translated, and the interfaces that
+//! belong to pods.
 
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ fn entries(agent: &Agent, map: &str) -> u64 {
     status["maps"][map]["entries"].as_u64().expect("a number")
 }
 
-/// Of connections that are open, and those that are over.
+/// The number of flows, established ones and ended ones.
 fn flows(agent: &Agent) -> u64 {
     entries(agent, "flows") + entries(agent, "newFlows")
 }
@@ -72,7 +73,8 @@ fn sockets_of_pods_that_opt_out_are_left_to_the_packet_path() {
     ask(&shy);
     assert!(flows(&agent) > 0, "translated packet by packet");
 
-    // A pod that nothing is known of yet is left alone while some opt out; it is served all the same.
+    // While some pods opt out, the sockets of a pod without a known object are not translated. The pod is
+    // served all the same.
     let stranger = node.add_pod("stranger");
     ask(&stranger);
     assert_eq!(entries(&agent, "podNamespaces"), 2);

@@ -1,4 +1,5 @@
-//! Pods that an operator exempts may send from addresses that are not their own; no other pod may, whatever it says itself.
+//! A pod that the operator exempts may send from addresses that are not its own. No other pod may, regardless
+//! of its own annotations.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -15,7 +16,7 @@ const PORT: u16 = 9000;
 const FOREIGN: [&str; 2] = ["172.20.0.9", "fd20::9"];
 const CHOICE: &str = "podsWithAnySource: [{namespace: default, podSelector: {matchLabels: {app: router}}}]\n";
 
-/// A node whose pods our plugin makes, and a pod that hears what the others send.
+/// A node whose pods Millrace's plugin makes, and a pod that receives the packets of the others.
 struct Town {
     server: Pod,
     sockets: [UdpSocket; 2],
@@ -77,7 +78,7 @@ impl Town {
         }));
     }
 
-    /// Whether something that a pod sends from a foreign address of this family arrives, and with that address.
+    /// Whether a datagram that a pod sends from a foreign address of this family arrives, with that address.
     fn arrives(&self, pod: &Place, family: usize) -> bool {
         let from: IpAddr = FOREIGN[family].parse().expect("an address");
         let to = self.server.addresses()[family];
@@ -131,7 +132,7 @@ fn the_operator_and_nobody_else_exempts_a_pod_from_the_source_check() {
     town.assert_unheard(&plain);
     town.assert_unheard(&greedy);
 
-    // One that comes later, one that is labelled later, and back again.
+    // A pod that comes later, a pod that gets the label later, and one that loses it again.
     let second = town.add_pod("second", json!({"labels": {"app": "router"}}));
     town.wait(&second, true);
     town.describe("plain", json!({"labels": {"app": "router"}}));
@@ -139,7 +140,7 @@ fn the_operator_and_nobody_else_exempts_a_pod_from_the_source_check() {
     town.describe("plain", json!({"labels": {"app": "web"}}));
     town.wait(&plain, false);
 
-    // An agent that starts finds it as it was.
+    // A restarted agent restores the exemptions.
     town.agent.restart();
     town.agent.wait_ready(10 * SECOND);
     town.wait(&router, true);

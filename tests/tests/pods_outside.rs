@@ -1,5 +1,6 @@
-//! Pods and the world beyond their network: what they send leaves with the node's address, ports of the node's lead to them,
-//! and nobody sends in another's name. By pods that `millrace-cni` made, real sockets, and captures as witnesses.
+//! Pods and the world beyond their network. Their packets leave with the node's address, and ports of the
+//! node lead to them. No pod sends with a foreign source. The tests use pods that `millrace-cni` made, real
+//! sockets, and captures.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Two nodes whose pod network is Millrace's, and a client in a subnet of its own that knows no way to pods.
+/// Two nodes whose pod network is Millrace's, and a client in a subnet of its own without a route to pods.
 struct Town {
     world: World,
     outside: Client,
@@ -40,7 +41,7 @@ fn of_family(addresses: &[IpAddr], like: IpAddr) -> IpAddr {
     *found.expect("an address of that family")
 }
 
-/// Asks, and gives for whom the server took the client.
+/// Asks, and returns the backend's name and the client address that it saw.
 #[track_caller]
 fn seen_as(place: &Place, probe: Probe, to: SocketAddr) -> (String, IpAddr) {
     let answer = place
@@ -89,7 +90,7 @@ fn what_pods_send_outside_carries_the_nodes_address() {
     }
 }
 
-/// Cloud providers serve facts about a machine at a link-local address of the link, and know none but machines.
+/// A cloud's metadata server has a link-local address on the link, and knows only the addresses of machines.
 #[test]
 fn what_pods_send_to_a_metadata_server_carries_the_nodes_address() {
     const METADATA: &str = "169.254.169.254";
@@ -124,8 +125,8 @@ fn what_pods_send_to_a_metadata_server_carries_the_nodes_address() {
     }
 }
 
-/// Datagrams in fragments are answered in fragments. A later one that overtakes its first is lost, as
-/// everywhere.
+/// Datagrams in fragments get replies in fragments. A later fragment that overtakes its first one is lost, as
+/// with other implementations.
 #[track_caller]
 fn large_datagrams(place: &Place, to: SocketAddr, seen_as: IpAddr) {
     const SENT: usize = 10;
@@ -136,7 +137,7 @@ fn large_datagrams(place: &Place, to: SocketAddr, seen_as: IpAddr) {
     for number in 0..SENT {
         let text = format!("{number}{}", "x".repeat(4000));
         socket.send_to(text.as_bytes(), to).expect("to send");
-        // What comes late is the answer to another one.
+        // A late answer belongs to another question.
         while let Ok((len, _)) = socket.recv_from(&mut buffer) {
             let answer = String::from_utf8_lossy(&buffer[..len]);
             let peer = harness::Answer::parse(&answer).expect("an answer").peer;
@@ -164,7 +165,7 @@ fn pods_and_nodes_reach_pods_with_their_own_addresses() {
         for target in pods[0].addresses() {
             let own = of_family(client.addresses(), *target);
             for probe in Probe::ALL {
-                // Answers that were masqueraded would not be answers.
+                // A masqueraded reply would not reach the socket that asked.
                 for _ in 0..3 {
                     let (_, peer) = seen_as(client, probe, SocketAddr::new(*target, 8080));
                     assert_eq!(peer, own, "{} by {probe:?}", client.name());
@@ -228,7 +229,7 @@ fn a_pod_that_forges_arp_leaves_the_nodes_neighbours_alone() {
     let _agents = world.start_agents();
     let node = world.node(1);
     let pod = node.add_pod("pod");
-    // Strict filtering would drop what names a sender of another link.
+    // Strict filtering would drop a message with a sender of another link.
     for interface in ["all", pod.host_interface()] {
         node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
     }
@@ -248,7 +249,7 @@ fn a_pod_that_forges_arp_leaves_the_nodes_neighbours_alone() {
         frame.extend(asked.octets());
         socket.send(&frame).expect("to send");
     }
-    // What was sent before has been taken in when this is answered.
+    // The node has handled the frames before this one when it replies.
     pod.ping(asked.into(), 3 * SECOND).expect("an echo reply");
     let neighbours = node
         .command("ip")
@@ -263,7 +264,7 @@ fn a_pod_that_forges_arp_leaves_the_nodes_neighbours_alone() {
     );
 }
 
-/// A pod with host ports: 8081 at all addresses by TCP and UDP, and 8082 at the loopback's.
+/// A pod with host ports: 8081 at all addresses by TCP and UDP, and 8082 at the loopback address.
 fn with_host_ports(node: &harness::Node, name: &str) -> (Pod, [Server; 2]) {
     let spec = PodSpec::new(name).asking(
         "portMappings",
@@ -299,7 +300,7 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
                     "{what}"
                 );
                 assert_eq!(asked(&near), ("web".into(), like(&near)), "{what}");
-                // By its own node's address, as everything beyond the pod network sees it.
+                // The pod sees the address of the client's node, as all hosts beyond the pod network do.
                 let from_far = of_family(town.world.node(2).addresses(), *own);
                 assert_eq!(asked(&far), ("web".into(), from_far), "{what}");
                 assert_eq!(asked(&web).0, "web", "{what}, by the pod itself");
@@ -384,7 +385,7 @@ fn nobody_sends_in_anothers_name() {
         pod.run_ip(&format!("addr add {foreign}/{length} dev eth0"));
         let from = SocketAddr::new(foreign.parse().expect("an address"), 0);
         eventually("a datagram in another's name to be dropped", 5 * SECOND, || {
-            // Nobody answers it.
+            // There is no reply to this datagram.
             let _ = pod.ask_from(Probe::Udp, from, to, Duration::from_millis(20));
             dropped() > before
         });

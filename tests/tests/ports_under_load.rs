@@ -1,4 +1,4 @@
-//! What asks at the ports that listen is answered within a second, however many others hold connections and stay silent.
+//! The agent's ports answer within a second, even if other clients hold many silent connections.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -15,17 +15,19 @@ const SECOND: Duration = Duration::from_secs(1);
 const HEALTH: u16 = 10256;
 const METRICS: u16 = 10249;
 const CHECK: u16 = 31999;
-/// Where a balancer, a balancer of one service and a collector of metrics ask, and how metrics name the port.
+/// The ports that a balancer, one service's balancer and a metrics collector ask, each with the path and the
+/// port's name in metrics.
 const ASKED: [(u16, &str, &str); 3] = [
     (HEALTH, "/healthz", "health"),
     (CHECK, "/", "service"),
     (METRICS, "/metrics", "metrics"),
 ];
-/// As many as one greedy client holds at each address.
+/// The number of connections that one greedy client holds at each address.
 const MANY: usize = 1000;
-/// So many at each address are a load.
+/// The number of connections at each address that counts as load.
 const LOAD: usize = 900;
-/// Between two connections of a client that holds that many. A silent one is cut within a second.
+/// The pause between two connections of a client that holds that many. The agent cuts a silent connection
+/// within a second.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// A client that opens connections to a port at each address of the node until it is dropped.
@@ -37,7 +39,7 @@ struct Opener {
 }
 
 impl Opener {
-    /// Each connection says one of these texts in turn, and no more.
+    /// Each connection sends one of these texts in turn, and nothing more.
     fn start(place: &Place, port: u16, addresses: Vec<SocketAddr>, says: [&'static str; 2]) -> Self {
         let (stop, opened) = (
             Arc::new(AtomicBool::new(false)),
@@ -53,7 +55,7 @@ impl Opener {
         }
     }
 
-    /// How many connections came about at each address.
+    /// The number of connections that were opened at each address.
     fn opened(&self) -> [usize; 2] {
         self.opened.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
@@ -80,13 +82,13 @@ impl Drop for Opener {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Its panic has been printed.
+            // The panic of the thread has been printed.
             let _ = thread.join();
         }
     }
 }
 
-/// Opens connections until the end is asked for. They come slowly once one client holds as many as it may.
+/// Opens connections until `is_over` is set, more slowly once it has opened [`MANY`] at an address.
 fn open_many(
     place: &Place,
     addresses: &[SocketAddr],
@@ -103,7 +105,7 @@ fn open_many(
         let Ok(mut stream) = place.tcp_connect(addresses[family]) else {
             continue;
         };
-        // It may be cut off at once.
+        // The agent may have cut the connection already.
         let _ = stream.write_all(text.as_bytes());
         held.push_back(stream);
         if held.len() > MANY * counts.len() {
@@ -115,7 +117,7 @@ fn open_many(
     }
 }
 
-/// A node with a service that is checked, and those who ask.
+/// A node with a service that has health checks, and the clients.
 struct Town {
     agent: Agent,
     greedy: Pod,
@@ -170,7 +172,8 @@ impl Town {
     /// Has a client load every port. Each port answers while connections to it are opened and cut.
     #[track_caller]
     fn assert_undelayed(&self, place: &Place, who: &str, says: &'static str, how: &str) {
-        // A port that answers at once cuts no connection that has asked, so that half of them are silent.
+        // The agent does not cut a connection that has sent its request and gets its response at once. So
+        // half of the connections are silent.
         let openers = ASKED.map(|(port, ..)| self.open_at(place, port, [says, ""]));
         for opener in &openers {
             opener.wait_loaded(who);
@@ -206,7 +209,7 @@ impl Town {
         }
     }
 
-    /// Connections that were cut or refused at this kind of port.
+    /// The number of connections that were cut or refused at this kind of port.
     fn cut(&self, port: &str) -> u64 {
         let page = self
             .balancer
@@ -230,14 +233,14 @@ fn a_thousand_silent_or_slow_connections_delay_no_probe() {
         for (says, how) in [
             ("", "silent"),
             ("GET /healthz HTTP/1.1\r\nHost:", "slow"),
-            // The page of metrics is asked for and never read.
+            // The client requests the metrics page and never reads it.
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "not reading"),
         ] {
             town.assert_undelayed(place, who, says, how);
         }
     }
     let log = town.agent.log();
-    // Each address is told of once, for the port where it reaches its share first.
+    // The log names each address once, for the port where it reaches its share first.
     let told = format!("{} holds its share of connections to a ", town.greedy.ip());
     let is_told = ASKED
         .iter()

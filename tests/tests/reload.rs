@@ -1,4 +1,5 @@
-//! The configuration changes while an agent runs: what can change does, the rest is named, and a bad file changes nothing.
+//! The configuration changes while an agent runs. The agent applies the settings that it can change, and
+//! names the others. It rejects a bad file as a whole.
 
 use std::fmt::Debug;
 use std::fs;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the agent shows of its configuration.
+/// The configuration in the agent's status.
 fn shown(node: &Node) -> Value {
     let answer = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/configz");
     answer.expect("an answer").json()["millrace.dev"].take()
@@ -92,7 +93,7 @@ fn what_can_change_does_and_the_rest_is_named() {
     });
 }
 
-/// Waits until this is so.
+/// Waits until `look` returns this value.
 #[track_caller]
 fn wait_until<T: PartialEq + Debug>(what: &str, so: &T, look: impl Fn() -> T) {
     wait_for(what, 5 * SECOND, || {
@@ -105,7 +106,7 @@ fn wait_until<T: PartialEq + Debug>(what: &str, so: &T, look: impl Fn() -> T) {
     });
 }
 
-/// Settings are changed in the file and back; clients and the backend tell what they do.
+/// Settings are changed in the file and back. Clients and the backend show their effect.
 #[test]
 fn what_changes_shows_in_the_traffic() {
     const PORT: u16 = 30_080;
@@ -144,7 +145,7 @@ fn what_changes_shows_in_the_traffic() {
         let answer = from.ask_within(Probe::Tcp, to, SECOND / 2).ok();
         answer.map(|answer| answer.peer.ip().to_canonical())
     };
-    // The client that the backend sees by the external address and both node ports.
+    // The client addresses that the backend sees by the external address and both node ports.
     let by_all = || [external, ports[0], ports[1]].map(|to| seen(&outside, to));
     let usual = [Some(first), Some(first), None];
     wait_until("the defaults", &usual, by_all);
@@ -158,7 +159,7 @@ fn what_changes_shows_in_the_traffic() {
     write("");
     wait_until("the defaults again", &usual, by_all);
 
-    // A client that is no pod comes to a cluster IP by the node's address.
+    // A client outside of the pod ranges is masqueraded with the node's address at a cluster IP.
     let by_cluster_ip = || seen(&outside, vip);
     wait_until("a client that is no pod", &Some(first), by_cluster_ip);
     write(&format!("clusterCIDRs: [{}/32]\n", outside.ip()));

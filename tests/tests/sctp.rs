@@ -1,5 +1,5 @@
-//! SCTP by real sockets. Many kernels have none (a module that is seldom there), so where this runs is mostly a guest of
-//! `cargo xtask vm`; packet by packet SCTP is tested everywhere, in `proxy-agent/tests/packets.rs`.
+//! SCTP by real sockets. Many kernels lack its module, so this test mostly runs in guests of `cargo xtask
+//! vm`. `proxy-agent/tests/packets.rs` tests SCTP everywhere, with forged packets.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use harness::manifest::Protocol;
 use harness::{Endpoint, PATIENCE, Place, Service, World};
 use socket2::{Domain, Socket, Type};
 
-/// Diameter's, which is also the target port: another one cannot be served yet.
+/// The port of Diameter, which is also the target port: Millrace cannot serve another target port yet.
 const PORT: u16 = 3868;
 const VIP: &str = "10.96.0.10";
 

@@ -1,5 +1,5 @@
-//! Addresses of services that other machines have as well. The service has its ports there; everything else
-//! goes to the machine, from pods, from the node, and from outside through the node.
+//! External addresses of services that other machines hold as well. The service gets its own ports there. All
+//! other packets go to the machine, from pods, from the node, and from outside through the node.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -10,18 +10,18 @@ use harness::{Agent, Client, Endpoint, Place, Pod, Probe, Server, Service, World
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a change may take to be served.
+/// The time limit until a change is served.
 const SOON: Duration = Duration::from_secs(5);
-/// A port of the other machine's.
+/// A port of the other machine.
 const OTHER_PORT: u16 = 9000;
 const API_PORT: u16 = 6443;
-/// Addresses that no link has in its subnet.
+/// Addresses that are in no link's subnet.
 const FAR: [&str; 2] = ["198.51.100.3", "2001:db8:51::3"];
 /// Addresses in the subnet of all nodes.
 const FLOATING: [&str; 2] = ["192.168.50.77", "fd00:50::77"];
 
-/// Two nodes, of which the first has an agent, a client and the backend of a service. The second one is the
-/// other machine.
+/// Two nodes. The first has an agent, a client and the backend of a service. The second one is the other
+/// machine.
 struct Town {
     world: World,
     outside: Client,
@@ -32,11 +32,11 @@ struct Town {
 }
 
 impl Town {
-    /// The other machine holds these addresses.
+    /// A town whose other machine holds these addresses.
     fn build(config: &str, addresses: &[&str]) -> Self {
         let world = World::with_nodes(2);
         let outside = world.add_client("outside");
-        // The node is to go on being asked, though it knows a shorter way.
+        // The client must go on sending through the node, although the node knows a shorter route.
         outside.sysctl("net/ipv6/conf/eth0/accept_redirects", "0");
         let [backend, client] = ["backend", "client"].map(|name| world.node(1).add_pod(name));
         let mut servers: Vec<Server> = backend.serve(8080).into();
@@ -58,7 +58,7 @@ impl Town {
         town
     }
 
-    /// Gives the other machine an address, by way of the first node for the client outside.
+    /// Gives the other machine an address. The client outside reaches it through the first node.
     fn hold(&mut self, address: IpAddr) {
         let other = self.world.node(2);
         let nodad = if address.is_ipv6() { " nodad" } else { "" };
@@ -86,7 +86,7 @@ impl Town {
         self.world.apply(service);
     }
 
-    /// A node's object, with these addresses beside its own.
+    /// A node's object, with these addresses in addition.
     fn node_with(&self, number: usize, more: &[(&str, &str)]) -> Value {
         let mut object = self.world.node(number).object();
         let addresses = object["status"]["addresses"].as_array_mut().expect("addresses");
@@ -99,7 +99,7 @@ impl Town {
         [&self.client, self.world.node(1), &self.outside]
     }
 
-    /// Asks for a port in all ways, from everywhere, until this backend answers.
+    /// Asks at a port by all probes, from all places, until this backend answers.
     #[track_caller]
     fn assert_answers(&self, to: SocketAddr, backend: &str, what: &str) {
         for place in self.places() {
@@ -113,7 +113,7 @@ impl Town {
         }
     }
 
-    /// The other machine has its ports and answers ping.
+    /// Asserts that the other machine has its ports and replies to ping.
     #[track_caller]
     fn assert_open(&self, address: IpAddr, what: &str) {
         self.assert_answers(SocketAddr::new(address, OTHER_PORT), "n2", what);
@@ -123,7 +123,7 @@ impl Town {
         }
     }
 
-    /// The service has its port.
+    /// Asserts that the service has its port.
     #[track_caller]
     fn assert_served(&self, address: IpAddr, what: &str) {
         self.assert_answers(SocketAddr::new(address, 80), "backend", what);
@@ -142,7 +142,7 @@ impl Town {
         }
     }
 
-    /// Who else has an address, as `status` says it.
+    /// The other holder of an address, as `status` shows it.
     fn holder(&self, address: IpAddr) -> Option<String> {
         let status = self.agent.cli(&["status"]);
         let mut shared = status["sharedAddresses"].as_array().expect("a list").iter();
@@ -164,7 +164,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// An address as a prefix.
+/// The prefix that holds only this address.
 fn lone(address: IpAddr) -> String {
     format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
 }
@@ -186,7 +186,7 @@ fn a_balancers_address_that_is_an_external_ip_of_another_node_takes_nothing_from
             town.assert_open(address, "with the service");
             assert_eq!(town.holder(address).as_deref(), Some("Node n2"));
         }
-        // Addresses of nodes come and go while the service stays.
+        // Addresses of nodes come and go while the service exists.
         town.world.apply(&town.node_with(2, &[]));
         for address in FAR.map(ip) {
             town.wait_whole(address, "without the node's address");
@@ -276,7 +276,7 @@ fn an_address_that_a_neighbour_answers_for_is_not_taken_whole() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
         let town = Town::build(config, &FLOATING);
-        // These are the service's alone.
+        // These addresses belong to the service only.
         let own = ["192.168.50.78", "fd00:50::78"];
         town.apply(&Service::web().set("externalIPs", json!([FLOATING, own].concat())));
         for address in FLOATING.map(ip) {
@@ -292,7 +292,7 @@ fn an_address_that_a_neighbour_answers_for_is_not_taken_whole() {
             town.wait_whole(address, "the service's alone");
             assert_eq!(town.holder(address), None);
         }
-        // What the kernel forgets still belongs to a node.
+        // A removed neighbour entry does not give the address to the service.
         for address in FLOATING {
             town.world
                 .node(1)
@@ -317,7 +317,7 @@ fn an_address_that_a_route_leads_to_is_not_taken_whole() {
             "2001:db8:51::/64"
         };
         for prefix in [range.to_owned(), lone(address)] {
-            // There may be one to this prefix, which leads to the service.
+            // A route to this prefix may exist, which leads to the service.
             node.run_ip(&format!("route add {prefix} via {via} metric 2048"));
             town.assert_open(address, &prefix);
             town.assert_served(address, &prefix);
@@ -350,7 +350,7 @@ fn an_address_in_a_range_that_is_local_by_a_route_stays_the_nodes() {
         town.apply(&Service::web().set("externalIPs", json!(FAR)));
         for address in FAR.map(ip) {
             town.assert_served(address, "a local range");
-            // A socket for datagrams would have to be bound there, which IPv6 refuses.
+            // A UDP socket would have to be bound to this address, which IPv6 refuses.
             let probes = if address.is_ipv4() {
                 &Probe::ALL[..]
             } else {

@@ -1,4 +1,4 @@
-//! Which endpoints get new connections, and which keep those that they have.
+//! The endpoints that get new connections, and those that keep their existing ones.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -14,12 +14,13 @@ use harness::{
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long nothing must come before a packet counts as dropped.
+/// Without a packet for this time, a packet counts as dropped.
 const SILENCE: Duration = Duration::from_millis(250);
 const CONFIGS: [&str; 2] = [DEFAULTS, HOOKS_OFF];
 const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
-/// Two nodes with an agent and a client each; backend `a` on the first, `b` and `c` on the second.
+/// Two nodes with an agent and a client each. Backend `a` is on the first node, `b` and `c` are on the second
+/// one.
 struct Shop {
     world: World,
     clients: [Pod; 2],
@@ -71,7 +72,7 @@ impl Shop {
         [&self.clients[0], self.world.node(1)]
     }
 
-    /// Waits until new connections of every kind go to exactly these.
+    /// Waits until new connections of every kind go to exactly these backends.
     #[track_caller]
     fn wait_served_by(&self, names: &[&str]) {
         for place in self.askers() {
@@ -93,7 +94,7 @@ fn wait_served_by(place: &Place, names: &[&str]) {
     }
 }
 
-/// The names of those that answer when asked so many times, each time as a new client.
+/// The names of the backends that answer this number of questions, each by a new client.
 #[track_caller]
 fn answering(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String> {
     let to = address(to);
@@ -101,7 +102,7 @@ fn answering(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String>
     for _ in 0..count {
         let answer = match probe {
             Probe::Tcp => place.ask(probe, to),
-            // By datagrams one is a new client only from a port that nobody sent from a moment ago.
+            // With UDP, a new client needs a port that no socket has used a moment ago.
             Probe::Udp | Probe::UdpConnected => {
                 let from = if to.is_ipv4() {
                     place.ip().into()
@@ -119,7 +120,7 @@ fn answering(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String>
     answering.into_iter().collect()
 }
 
-/// A port below those that the kernel chooses from, and another one every time.
+/// A port below those that the kernel chooses from, another one in each call.
 fn fresh_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(2000);
     let port = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -127,7 +128,7 @@ fn fresh_port() -> u16 {
     port
 }
 
-/// Ready, serving, terminating.
+/// The conditions ready, serving and terminating.
 #[derive(Clone, Copy)]
 struct State(bool, bool, bool);
 
@@ -172,7 +173,7 @@ fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
             );
         }
 
-        // Endpoints go from the slices before their processes end.
+        // Endpoints are removed from the slices before their processes end.
         shop.endpoints(&[("a", READY), ("c", READY)]);
         for socket in &datagrams {
             eventually("the conversation to move on", SECOND, || {
@@ -188,11 +189,11 @@ fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
     }
 }
 
-/// A conversation by datagrams, from one socket.
+/// A UDP exchange from one socket.
 struct Datagrams(std::net::UdpSocket);
 
 impl Datagrams {
-    /// A conversation with the backend `b`.
+    /// A UDP exchange with the backend `b`.
     fn to_b(place: &Place) -> Self {
         let to = address(WEB[0]);
         for _ in 0..200 {
@@ -222,7 +223,7 @@ fn is_active(agent: &Agent, backend: &str) -> bool {
     backends.any(|found| found["address"] == backend && found["state"] == "active")
 }
 
-/// A rolling update: a new pod is ready, an old one terminates, takes no more connections, and is gone.
+/// A rolling update: a new pod becomes ready, an old one terminates, takes no more connections, and is gone.
 #[test]
 fn ten_backends_are_replaced_one_by_one_and_no_connection_breaks() {
     const BACKENDS: usize = 10;
@@ -259,7 +260,8 @@ fn ten_backends_are_replaced_one_by_one_and_no_connection_breaks() {
             eventually("new connections to be kept from it", SECOND, || {
                 !agents.iter().any(|agent| is_active(agent, &backend))
             });
-            // Those that had begun are made by then, and a new one would be refused.
+            // By then the connections that had begun are established. A new one to the old backend would be
+            // refused.
             for stream in &streams {
                 stream.wait_more(2, 5 * SECOND);
             }
@@ -298,7 +300,7 @@ fn when_all_terminate_those_that_serve_get_new_connections() {
     }
 }
 
-/// Waits until nobody is there, as the service says it.
+/// Waits until the service refuses, since it has no endpoint.
 #[track_caller]
 fn wait_refused(place: &Place) {
     for to in WEB {
@@ -344,11 +346,11 @@ fn policy_local_uses_this_nodes_endpoints_and_is_silent_where_there_are_none() {
             wait_silent(place);
         }
 
-        // Of this node's endpoints the usual fallback holds.
+        // Among this node's endpoints the usual fallback applies.
         shop.endpoints(&[("a", TERMINATING), ("b", READY)]);
         shop.wait_served_by(&["a"]);
 
-        // Nobody anywhere: that is not for another node to serve.
+        // Without any endpoint there is a refusal, since no other node can serve either.
         shop.endpoints(&[]);
         for place in [near as &Place, far, shop.world.node(1), shop.world.node(2)] {
             wait_refused(place);
@@ -356,14 +358,14 @@ fn policy_local_uses_this_nodes_endpoints_and_is_silent_where_there_are_none() {
     }
 }
 
-/// Waits until what is sent to the service vanishes.
+/// Waits until packets to the service get no reply.
 #[track_caller]
 fn wait_silent(place: &Place) {
     for to in WEB {
         for probe in Probe::ALL {
             let what = format!("{} to hear nothing from {to} by {probe:?}", place.name());
             let is_silence = |error: std::io::Error| {
-                // An errno from the hook or the network would be one of the others.
+                // An error of the hook or the network would be of another kind.
                 matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
             };
             eventually(&what, 3 * SECOND, || {

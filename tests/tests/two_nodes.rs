@@ -1,5 +1,5 @@
-//! Two nodes that judge the network between them differently: one has lost an address, or has another
-//! netmask. What one sends, the other receives.
+//! Two nodes that see the network between them differently: one has lost an address, or has another netmask.
+//! Each node still accepts the packets of the other one.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use harness::{Agent, NodeSpec, Pod, Probe, Server, World, eventually};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long the pods may be apart after a change.
+/// The longest interruption between the pods after a change.
 const SOON: Duration = Duration::from_secs(2);
 
 /// A pod on each of two nodes.
@@ -43,7 +43,7 @@ impl Pair {
         pair
     }
 
-    /// Whether each pod is reached by the other one, with its own address.
+    /// Whether each pod reaches the other one, with its own address.
     fn are_joined(&self, v4: bool) -> bool {
         let [one, two] = &self.pods;
         let of = |pod: &Pod| pod.addresses().iter().copied().find(|ip| ip.is_ipv4() == v4);
@@ -101,8 +101,8 @@ fn the_loss_of_a_familys_address_costs_that_family_and_is_named() {
     }
 }
 
-/// The second node has its address without a network and a route instead, so that it does not count the first
-/// one as its neighbour: it sends through the tunnel, and the first one straight.
+/// The second node has its address without a subnet, and a route instead. So it does not treat the first one
+/// as a neighbour and sends through the tunnel, while the first one sends directly.
 #[test]
 fn unlike_netmasks_do_not_cut_nodes_apart() {
     harness::require_root!();

@@ -1,4 +1,5 @@
-//! `millrace uninstall` takes away everything of ours and nothing else: the node is as it was before the first agent.
+//! `millrace uninstall` removes everything of Millrace and nothing else: the node is as it was before the
+//! first agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +16,7 @@ use serde_json::Value;
 const SECOND: Duration = Duration::from_secs(1);
 const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
-/// A node with an agent's worth of work: pods, a service in and one outside of the service ranges.
+/// Gives a node work for an agent: pods, a service inside the service ranges, and one outside of them.
 fn furnish(node: &Node) -> (Pod, Pod, [Server; 2]) {
     let (client, pod) = (node.add_pod("client"), node.add_pod("web"));
     let servers = pod.serve(8080);
@@ -54,7 +55,7 @@ fn uninstall(node: &Node) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// What `ip` and `tc` say of a namespace, its kernel settings, and the programs on its links.
+/// The output of `ip` and `tc` in a namespace, its kernel settings, and the programs on its links.
 fn network_state(node: &Node) -> BTreeMap<String, String> {
     let mut state = BTreeMap::new();
     let commands: [(&str, &[&str]); 9] = [
@@ -96,12 +97,12 @@ fn network_state(node: &Node) -> BTreeMap<String, String> {
     state
 }
 
-/// Whether programs hang on interfaces by links. Where they are filters, `tc` shows the qdisc they hang on.
+/// Whether programs are attached to interfaces by links. If they are filters, `tc` shows their qdisc.
 fn has_tcx(node: &Node) -> bool {
     node.enter(|| SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok())
 }
 
-/// Bridges show how long each of their timers has still to run.
+/// Removes the remaining times of bridges' timers from a text.
 fn without_timers(text: &str) -> String {
     let mut words = text.split(' ').filter(|word| !word.is_empty());
     let mut kept = Vec::new();
@@ -114,7 +115,7 @@ fn without_timers(text: &str) -> String {
     kept.join(" ")
 }
 
-/// Kernel settings, as far as they can be read.
+/// Kernel settings, without those that cannot be read.
 fn settings(directory: &Path, state: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(directory).expect("a directory of settings") {
         let path = entry.expect("an entry").path();
@@ -142,7 +143,7 @@ fn a_node_is_as_it_was_before_the_first_agent() {
         let world = World::builder().node(spec()).build();
         let node = world.node(1);
         let (client, pod, _servers) = furnish(node);
-        // Neighbours are resolved by then, and whatever else a first packet brings with it.
+        // The first packets have been sent by then, so neighbours are resolved.
         node.ask(Probe::Tcp, (pod.ip(), 8080).into()).expect("an answer");
         client
             .ask(Probe::Tcp, (pod.ip6(), 8080).into())
@@ -206,7 +207,7 @@ fn a_node_is_as_it_was_before_the_first_agent() {
             serde_json::json!([]),
             "a second run finds nothing"
         );
-        // Sources are the operator's.
+        // The directory of manifests belongs to the operator.
         assert!(node.source().path().exists());
         agent.start_again();
         agent.wait_ready(10 * SECOND);
@@ -216,7 +217,7 @@ fn a_node_is_as_it_was_before_the_first_agent() {
     }
 }
 
-/// Others may rely on kernel settings by then, so those that were made stay.
+/// Other programs may rely on kernel settings by then, so the changed settings stay.
 #[test]
 fn of_a_pod_network_and_node_ports_only_settings_stay() {
     const PORT: u16 = 30_080;
@@ -228,7 +229,8 @@ fn of_a_pod_network_and_node_ports_only_settings_stay() {
     harness::require_root!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
-    // What follows from forwarding, such as groups of routers, is there before.
+    // Forwarding changes other state, such as multicast groups of routers. So it is enabled before the first
+    // snapshot.
     node.sysctl("net/ipv4/ip_forward", "1");
     node.sysctl("net/ipv6/conf/all/forwarding", "1");
     for address in world.fabric().addresses() {
@@ -283,7 +285,7 @@ fn foreign_things_stay() {
     let world = World::with_nodes(2);
     let (node, other) = (world.node(1), world.node(2));
     let (client, _pod, _servers) = furnish(node);
-    // Another project's programs are played by those of another node's agent, which know nothing of this node.
+    // Programs of another node's agent stand for those of another project; they do not belong to this node.
     let _other_agent = started(other);
     let programs = other.bpf_root().join("current/programs");
 
@@ -382,7 +384,7 @@ fn while_an_agent_runs_nothing_is_removed() {
         message.contains("an agent is running with --run-dir"),
         "{message}"
     );
-    // One with another run directory finds the agent by the bpf root.
+    // An uninstall with another run directory finds the running agent by the bpf root.
     let output = node
         .command(harness::millrace())
         .args(["uninstall", "--run-dir"])

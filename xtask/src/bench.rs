@@ -1,8 +1,7 @@
-//! `cargo xtask bench`: sets up, builds what ships, and becomes the benchmark program.
+//! `cargo xtask bench`: sets up, builds the released binaries, and becomes the benchmark program.
 //!
-//! Figures are only worth something for the code that people run, so everything is built with the release
-//! profile. The Kubernetes programs are made too; a benchmark that needs them and finds none says so in its
-//! result.
+//! Figures count only for the released code, so all binaries are built with the release profile. The
+//! Kubernetes programs are made too. A benchmark that needs them and finds none reports that in its result.
 
 use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
 

@@ -1,8 +1,8 @@
-//! Building the binaries that people and programs run.
+//! Building the binaries for operators and for other programs.
 //!
-//! `cargo xtask build` is for use and hence optimised. Demo and tests share the dev profile, so that
-//! whichever runs second finds everything built; benchmarks measure what ships and build with the release
-//! profile.
+//! `cargo xtask build` builds for use, hence with optimisation. Demo and tests share the dev profile, so that
+//! the second of them finds all binaries built. Benchmarks measure the released code and build with the
+//! release profile.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +15,17 @@ use serde::Deserialize;
 
 use crate::{command, setup};
 
-/// Names the `millrace` under test to demo, tests and benchmarks.
+/// The variable that names the `millrace` under test to demo, tests and benchmarks.
 pub const MILLRACE_BIN: &str = "MILLRACE_BIN";
 
-/// How far the compiler goes.
+/// The profile of cargo.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     Dev,
     Release,
 }
 
-/// A line of cargo's account of what it built; other lines have other reasons.
+/// A line of cargo's output about a built artifact; other lines have other reasons.
 #[derive(Deserialize)]
 pub struct Artifact {
     pub reason: String,
@@ -47,7 +47,7 @@ pub struct BuiltWith {
     pub test: bool,
 }
 
-/// `cargo xtask build`.
+/// Carries out `cargo xtask build`.
 pub fn run(dev: bool) -> Result<()> {
     setup::run()?;
     let profile = if dev { Profile::Dev } else { Profile::Release };
@@ -60,12 +60,12 @@ pub fn run(dev: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds binaries of the workspace and says where each of them is.
+/// Builds binaries of the workspace and returns the path of each.
 pub fn binaries(profile: Profile, names: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     eprintln!("… building {}", names.join(", "));
     let mut cargo = command::cargo()?;
-    // The same packages whichever binary is asked for: cargo unites the features of what is built together,
-    // and another set of packages would mean other features and everything once more.
+    // The set of packages is the same for each binary. The build unites the features of its packages, so
+    // another set would mean other features and a full rebuild.
     cargo.arg("build");
     for package in ["proxy-agent", "cni-plugin", "millrace-tests"] {
         cargo.args(["--package", package]);
@@ -86,7 +86,7 @@ pub fn binaries(profile: Profile, names: &[&str]) -> Result<BTreeMap<String, Pat
     }
 }
 
-/// Runs a cargo command that builds; cargo itself shows progress and errors, the artifacts are returned.
+/// Runs a cargo command that builds, and returns the artifacts. Cargo itself shows progress and errors.
 pub fn artifacts(cargo: &mut Command) -> Result<Vec<Artifact>> {
     cargo
         .arg("--message-format=json-render-diagnostics")

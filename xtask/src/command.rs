@@ -1,4 +1,4 @@
-//! Running other programs: every failure names the command, how it ended, and the last thing it said.
+//! Running other programs: every failure names the command, its exit, and its last output.
 
 use std::{
     ffi::OsStr,
@@ -12,13 +12,14 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{paths, step::Step};
 
-/// How much of a failed command's output an error repeats.
+/// The number of output lines of a failed command that an error repeats.
 const LINES_IN_ERROR: usize = 100;
 
 /// The cargo that runs this program, for the workspace of this program.
 ///
-/// Cargo describes the package it runs in variables that build scripts further down react to; with them
-/// inherited, `cargo xtask build` and `cargo build` would each undo the other's cache.
+/// Cargo describes the package it runs in environment variables, and build scripts of dependencies react to
+/// them. If a build inherited them, `cargo xtask build` and `cargo build` would each invalidate the other's
+/// cache.
 pub fn cargo() -> Result<Command> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(paths::repository()?);
@@ -31,7 +32,7 @@ pub fn cargo() -> Result<Command> {
     Ok(cargo)
 }
 
-/// Runs a command in silence and returns what it wrote to its standard output.
+/// Runs a command without output on the terminal and returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -50,7 +51,7 @@ pub fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("`{}` wrote bytes that are no text", describe(command)))
 }
 
-/// Runs a command that takes a while: its last line is the step's detail, its last lines are the error's.
+/// Runs a slow command: its last line is the step's detail, its last lines are the error's.
 pub fn run_in(step: &Step, command: &mut Command) -> Result<()> {
     command
         .stdin(Stdio::null())
@@ -89,7 +90,7 @@ fn follow(stream: Option<impl Read + Send + 'static>, sender: mpsc::Sender<Strin
     });
 }
 
-/// The command as one would type it.
+/// The command as a user types it.
 pub fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: sets up, builds, and becomes the demo.
 //!
-//! The demo is a program of the `millrace-tests` package, since it lives in the same worlds of namespaces as
-//! the tests. It replaces this process, so that signals and the terminal are its own.
+//! The demo is a program of the `millrace-tests` package, since it uses the same worlds of namespaces as the
+//! tests. It replaces this process, so that it receives the signals and owns the terminal.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 

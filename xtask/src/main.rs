@@ -1,8 +1,8 @@
-//! `cargo xtask`: every chore of this repository that is more than one cargo command.
+//! `cargo xtask`: every task of this repository that is more than one cargo command.
 //!
-//! Each verb works from a clean clone: it sets up what it needs first (see [`setup`]), says what it does
-//! while it does it, and writes outside the repository only into Millrace's cache folder (see [`paths`]).
-//! Nothing here runs on a node; the agent depends on none of it.
+//! Each verb works from a clean clone: it sets up its requirements first (see [`setup`]) and reports each
+//! step. It writes outside the repository only into Millrace's cache folder (see [`paths`]). No part of this
+//! program runs on a node, and the agent does not depend on it.
 
 #![forbid(unsafe_code)]
 
@@ -39,7 +39,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Install what builds and tests need: packages, the eBPF compiler, bpf-linker
+    /// Install the requirements of builds and tests: packages, the eBPF compiler, bpf-linker
     Setup,
     /// Build `millrace` for use: optimised, with the eBPF programs inside
     Build {
@@ -49,33 +49,33 @@ enum Verb {
     },
     /// Make the container image, as an archive that runtimes import
     Image {
-        /// Where to write it (default: target/millrace-image.tar)
+        /// The path of the archive (default: target/millrace-image.tar)
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },
     /// Render manifests/install.yaml and uninstall.yaml from the folders base and uninstall
     Manifests {
-        /// Change nothing, and fail if they are not what those say
+        /// Change nothing, and fail if the files differ from the rendered ones
         #[arg(long)]
         check: bool,
     },
     /// Run every check and test that this machine can run
     Test(test::Options),
-    /// See Millrace work: nodes, pods, real traffic, every step checked
+    /// Show Millrace at work: nodes, pods, real traffic, every step checked
     Demo {
-        /// Leave the nodes and pods in place to play with
+        /// Leave the nodes and pods running for experiments
         #[arg(long)]
         keep: bool,
     },
-    /// Measure; the result is a table and a JSON file
+    /// Run benchmarks; the result is a table and a JSON file
     Bench {
-        /// Fewer repetitions and smaller sizes
+        /// Use fewer repetitions and smaller sizes
         #[arg(long)]
         quick: bool,
-        /// Where to write the results as JSON
+        /// The path of the results in JSON
         #[arg(long, value_name = "FILE")]
         json: PathBuf,
-        /// Another build of the agent, to measure packets beside ours; its plugin lies beside it
+        /// Another build of the agent, for comparison of packet paths; its plugin lies beside it
         #[arg(long, value_name = "FILE")]
         against: Option<PathBuf>,
         /// The benchmarks to run (default: all)
@@ -84,17 +84,17 @@ enum Verb {
     },
     /// Run the tests of the kernel and world layers on Debian's kernels, in virtual machines
     Vm(vm::Options),
-    /// What `vm` runs inside of its guests
+    /// The command that `vm` runs inside its guests
     #[command(hide = true)]
     Guest(vm::guest::Options),
-    /// A real Kubernetes cluster on this machine
+    /// Manage a real Kubernetes cluster on this machine
     #[command(subcommand)]
     Cluster(cluster::Verb),
     /// Run Kubernetes' end-to-end suite for networking in a cluster
     E2e(e2e::Options),
     /// Build the Go programs that tests and clusters run
     Kubernetes {
-        /// Programs in place of those the tests need
+        /// Programs in place of those that tests need
         #[arg(value_name = "PROGRAM")]
         programs: Vec<kubernetes::Program>,
     },

@@ -1,8 +1,8 @@
-//! `cargo xtask manifests`: what is installed, and what takes it away again, as one file each, for `kubectl apply --filename`.
+//! `cargo xtask manifests`: the installation and the removal as one file each, for
+//! `kubectl apply --filename`.
 //!
-//! Each is a kustomization that changes nothing: it lists files, and what they say is what is applied. So rendering it is putting
-//! them one after the other, and nobody needs kustomize for that. What has to be changed for a cluster is changed by an overlay,
-//! which kubectl renders.
+//! Each is a kustomization without changes: it lists files, and their contents are applied. So rendering
+//! joins the files, and needs no kustomize. Changes for a cluster are in an overlay, which kubectl renders.
 
 use std::{fs, path::PathBuf};
 
@@ -11,11 +11,11 @@ use serde::Deserialize;
 
 use crate::paths;
 
-/// A kustomization, and the file that says the same.
+/// A kustomization, and the file with the same objects.
 struct Rendered {
     folder: &'static str,
     file: &'static str,
-    /// What the file is.
+    /// The title of the file.
     title: &'static str,
 }
 
@@ -30,7 +30,7 @@ const UNINSTALL: Rendered = Rendered {
     title: "What takes Millrace off the nodes, in one file",
 };
 
-/// The fields that a kustomization of ours may have, unless it is an overlay.
+/// The fields that a kustomization here may have, unless it is an overlay.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[serde(rename_all = "camelCase")]
@@ -42,7 +42,7 @@ struct Kustomization {
     resources: Vec<PathBuf>,
 }
 
-/// `cargo xtask manifests`.
+/// Carries out `cargo xtask manifests`.
 pub fn run(check: bool) -> Result<()> {
     for one in [BASE, UNINSTALL] {
         let path = folder()?.join(one.file);
@@ -64,7 +64,7 @@ pub fn run(check: bool) -> Result<()> {
     Ok(())
 }
 
-/// Where they are.
+/// The folder of the manifests.
 pub fn folder() -> Result<PathBuf> {
     Ok(paths::repository()?.join("manifests"))
 }
@@ -107,7 +107,7 @@ mod tests {
         found.unwrap_or_else(|| panic!("there is no {kind} in the base"))
     }
 
-    /// The patch of an overlay or a component, which has one.
+    /// The only patch of an overlay or a component.
     fn patch(of: &str) -> Value {
         let file = folder().expect("a folder").join(of).join("kustomization.yaml");
         let text = fs::read_to_string(file).expect("a kustomization");
@@ -175,7 +175,8 @@ mod tests {
             names(&set),
             BTreeSet::from(["MILLRACE_API_SERVER", "MILLRACE_CGROUP", name])
         );
-        // Kustomize puts what a patch names before the rest, and values may contain what stands before them.
+        // Kustomize puts the variables of a patch before the others. A value may refer only to variables that
+        // precede it.
         let base = &object("DaemonSet")["spec"]["template"]["spec"]["containers"][0]["env"];
         let mut base = base.as_array().expect("a list").iter();
         assert_eq!(base.find(|variable| variable["name"] == name), Some(&set[0]));
@@ -218,7 +219,7 @@ mod tests {
             uninstall["metadata"]["namespace"],
             agents["metadata"]["namespace"]
         );
-        // Each has its own pods.
+        // Each of the two DaemonSets selects its own pods.
         let labels = |of: &Value| of["spec"]["selector"]["matchLabels"].clone();
         assert_ne!(labels(&uninstall), labels(&agents));
         let [agents, uninstall] = [&agents, &uninstall].map(|of| &of["spec"]["template"]["spec"]);
@@ -233,7 +234,7 @@ mod tests {
             for key in ["image", "imagePullPolicy", "securityContext"] {
                 assert_eq!(container[key], agent[key], "{key}");
             }
-            // Some of the agent's, as it has them.
+            // The mounts and volumes are a part of the agent's, unchanged.
             for (some, all) in [
                 (&container["volumeMounts"], &agent["volumeMounts"]),
                 (&uninstall["volumes"], &agents["volumes"]),

@@ -1,8 +1,8 @@
-//! Where things lie: the repository, and the cache folder that outlives `target/`.
+//! The paths of the repository and of the cache folder, which outlives `target/`.
 //!
-//! What takes minutes to build and does not depend on the sources here (bpf-linker, the Kubernetes control
-//! plane) goes to the cache, so that neither `cargo clean` nor a second clone pays for it again.
-//! `proxy-agent/build.rs` looks for bpf-linker in the same place: change both or neither.
+//! The cache holds programs that take minutes to build and do not depend on the sources here (bpf-linker, the
+//! Kubernetes control plane). So neither `cargo clean` nor a second clone needs to build them again.
+//! `proxy-agent/build.rs` looks for bpf-linker in the same folder: change both or neither.
 
 use std::{
     env,
@@ -34,8 +34,8 @@ pub fn cache() -> Result<PathBuf> {
         .context("no place for caches: set HOME, XDG_CACHE_HOME or MILLRACE_CACHE")
 }
 
-/// Finds a program the way a root shell would: the folders of administrators' commands count even where
-/// `PATH` leaves them out.
+/// Finds a program as root's shell does: it searches the folders of administrators' commands even where
+/// `PATH` lacks them.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -1,5 +1,5 @@
-//! One line per thing that takes time: a spinner with the latest output while it runs on a terminal, plain
-//! lines elsewhere, so that a log of a CI run reads like the story of that run.
+//! One line for each slow step. On a terminal it is a spinner with the latest output while the step runs.
+//! Elsewhere it is a plain line, so that a CI log lists the steps of the run.
 
 use std::{
     io::IsTerminal as _,
@@ -36,7 +36,7 @@ impl Step {
         }
     }
 
-    /// Shows what the step is at; only a terminal sees it.
+    /// Shows the progress of the step, on a terminal only.
     pub fn note(&self, detail: &str) {
         self.bar.set_message(format!("{}: {detail}", self.title));
     }
@@ -47,7 +47,7 @@ impl Step {
         self.end('✔', &title);
     }
 
-    /// Ends the step with a line that says more than that it is done.
+    /// Ends the step with a mark and an outcome of the caller.
     pub fn end(self, mark: char, outcome: &str) {
         let seconds = self.started.elapsed().as_secs_f64();
         self.bar.finish_and_clear();

@@ -1,7 +1,7 @@
 //! `CNI_ARGS`: pairs that a runtime or its user adds to a call.
 //!
-//! Kubernetes' runtimes say by them whose pod it is. A pair that this plugin does not know is an error unless
-//! `IgnoreUnknown` is among them, as the reference plugins have it.
+//! Kubernetes runtimes name the pod in them. A pair that this plugin does not know is an error unless the
+//! pair `IgnoreUnknown` permits it; the reference plugins do the same.
 
 use std::net::IpAddr;
 
@@ -9,16 +9,16 @@ use super::environment::invalid;
 use super::requests::{parse_ip, parse_mac};
 use crate::spec::CniError;
 
-/// The pairs that this plugin heeds.
+/// The pairs that this plugin reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Args {
-    /// `IP`: addresses that are asked for.
+    /// `IP`: the requested addresses.
     pub ips: Vec<IpAddr>,
-    /// `MAC`: the Ethernet address that is asked for.
+    /// `MAC`: the requested Ethernet address.
     pub mac: Option<[u8; 6]>,
-    /// `K8S_POD_NAMESPACE`.
+    /// `K8S_POD_NAMESPACE`: the namespace of the pod in Kubernetes.
     pub pod_namespace: Option<String>,
-    /// `K8S_POD_NAME`.
+    /// `K8S_POD_NAME`: the name of the pod in Kubernetes.
     pub pod_name: Option<String>,
 }
 

@@ -1,9 +1,13 @@
 //! The environment variables of a call.
 //!
-//! Names of containers and interfaces become parts of paths and of netlink messages, so the rules of the specification for
-//! them are kept strictly: a container begins with a letter or digit and goes on with those and `_.-`; an interface has 1
-//! to 15 bytes, is not `.` or `..`, and has no `/`, `:` or white space. ADD refuses besides what the kernel takes for
-//! something else than a name; the other verbs do not, since an older version may have made such an interface.
+//! Names of containers and interfaces become parts of paths and of netlink messages. So the plugin checks
+//! them strictly by the rules of the specification:
+//!
+//! - A container name begins with a letter or digit. Letters, digits and `_.-` follow.
+//! - An interface name has 1 to 15 bytes, is not `.` or `..`, and has no `/`, `:` or white space.
+//!
+//! ADD also refuses interface names that the kernel does not take literally. The other verbs accept them,
+//! since an older version may have made such an interface.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,22 +20,22 @@ use crate::spec::{CniError, Code};
 pub enum Command {
     /// Give a container an interface.
     Add,
-    /// Take it away.
+    /// Remove the interface.
     Del,
-    /// See whether it is as it was made.
+    /// Check that the interface is as ADD made it.
     Check,
-    /// Free what no container has.
+    /// Free the resources that no container has.
     Gc,
-    /// Say whether ADD can work.
+    /// Report whether ADD can work.
     Status,
-    /// Say which versions are spoken.
+    /// Report the supported versions of the specification.
     Version,
 }
 
-/// One interface of one container: what ADD makes and DEL removes.
+/// One interface of one container: ADD makes it and DEL removes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize)]
 pub struct Attachment {
-    /// The container, as the runtime names it.
+    /// The container's id, as the runtime gives it.
     #[serde(rename = "containerID")]
     pub container_id: String,
     /// The interface's name in the container.
@@ -42,18 +46,18 @@ pub struct Attachment {
 /// The environment of a call, checked.
 #[derive(Debug, Clone)]
 pub struct Environment {
-    /// The verb.
+    /// The verb of the call.
     pub command: Command,
     attachment: Option<Attachment>,
     netns: Option<PathBuf>,
-    /// `CNI_ARGS`.
+    /// The pairs of `CNI_ARGS`; empty for all verbs but ADD.
     pub args: Args,
     /// Whether a container may live in the node's own network namespace.
     pub netns_override: bool,
 }
 
 impl Environment {
-    /// Reads the environment through `variable`.
+    /// Reads and checks the environment; `variable` looks up one variable.
     pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, CniError> {
         let text = |name: &str| match variable(name).map(OsString::into_string) {
             None => Ok(None),
@@ -87,7 +91,7 @@ impl Environment {
         if environment.netns.is_none() && command != Command::Del {
             return Err(missing("CNI_NETNS"));
         }
-        // DEL must not fail for want of an argument that it has no use for.
+        // DEL must not fail because of a variable that it does not use.
         if command == Command::Add {
             environment.args = Args::parse(&text("CNI_ARGS")?.unwrap_or_default())?;
         }
@@ -99,7 +103,7 @@ impl Environment {
         self.attachment.as_ref().ok_or_else(|| missing("CNI_CONTAINERID"))
     }
 
-    /// The container's network namespace, of ADD and CHECK.
+    /// The path of the container's network namespace, for ADD and CHECK.
     pub fn netns(&self) -> Result<&PathBuf, CniError> {
         self.netns.as_ref().ok_or_else(|| missing("CNI_NETNS"))
     }
@@ -142,7 +146,7 @@ pub fn is_name_byte(byte: u8) -> bool {
 }
 
 fn check_if_name(name: &str) -> Result<(), CniError> {
-    // IFNAMSIZ counts the zero at the end; dev_valid_name() of net/core/dev.c.
+    // IFNAMSIZ includes the terminating zero; see `dev_valid_name()` of net/core/dev.c.
     let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
     if name.len() <= 15 && name != "." && name != ".." && !name.contains(forbidden) {
         return Ok(());
@@ -154,8 +158,9 @@ fn check_if_name(name: &str) -> Result<(), CniError> {
     ))
 }
 
-/// Refuses names that the kernel replaces or cannot have: `%d` stands for a free number (`__dev_alloc_name()` of
-/// net/core/dev.c), and two names for settings of all interfaces (`sysctl_dev_name_is_allowed()` of `net/core/sysctl_net_core.c`).
+/// Refuses names that the kernel replaces or cannot give. `%d` stands for a free number (`__dev_alloc_name()`
+/// of net/core/dev.c). `all` and `default` stand for the settings of all interfaces
+/// (`sysctl_dev_name_is_allowed()` of `net/core/sysctl_net_core.c`).
 fn check_literal(name: &str) -> Result<(), CniError> {
     if !name.contains('%') && !matches!(name, "all" | "default") {
         return Ok(());

@@ -1,15 +1,15 @@
-//! `null` where Go has nothing to write.
+//! `null` in documents that programs in Go write.
 //!
-//! Runtimes and libcni write a nil slice, map or pointer as `null`, and Go's decoder leaves a field as it is
-//! where it meets one (`encoding/json`, Unmarshal). So a key with `null` says what a key that is missing
-//! says. In a list `null` is an element: it counts, and stands for an empty one.
+//! Runtimes and libcni write a nil slice, map or pointer as `null`. Go's decoder leaves a field unchanged
+//! where it reads `null` (`encoding/json`, Unmarshal). So a key with `null` means the same as a missing key.
+//! In a list `null` is an element: it counts as an empty one.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-/// Removes the keys that say nothing, at any depth.
+/// Removes the keys whose value is `null`, at any depth.
 pub fn remove_nulls(object: &mut Map<String, Value>) {
     object.retain(|_, value| !value.is_null());
     object.values_mut().for_each(remove_below);
@@ -23,7 +23,7 @@ fn remove_below(value: &mut Value) {
     }
 }
 
-/// An address of Go's type `net.IP`, whose nil is the empty text.
+/// Reads an address of Go's type `net.IP`, which writes nil as the empty string.
 pub fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
     if text.is_empty() {

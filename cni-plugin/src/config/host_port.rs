@@ -1,7 +1,8 @@
 //! Ports of the node that lead to ports of a pod, as runtimes ask for them (`portMappings`).
 //!
-//! A host port is one of all of the node's addresses, of those of a family (`0.0.0.0`, `::`), or of one address. Which
-//! families count is decided by the addresses that the pod has. Two of them clash if one packet could be meant for both.
+//! A host port applies to all addresses of the node, to those of one family (`0.0.0.0`, `::`), or to one
+//! address. The addresses of the pod decide which families count. Two host ports clash if one packet could
+//! match both.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +17,8 @@ use crate::spec::{CniError, Code};
 /// How many host ports one pod may have.
 const SHARE: usize = proxy_common::maps::HostPort::SHARE as usize;
 
-/// As a runtime writes it. containerd begins keys with capitals, which plugins in Go read as well.
+/// A mapping as the runtime writes it. containerd begins keys with capitals, which plugins in Go accept as
+/// well.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PortMapping {
@@ -34,11 +36,11 @@ pub(super) struct PortMapping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// TCP.
+    /// TCP, protocol 6.
     Tcp,
-    /// UDP.
+    /// UDP, protocol 17.
     Udp,
-    /// SCTP.
+    /// SCTP, protocol 132.
     Sctp,
 }
 
@@ -50,15 +52,16 @@ pub struct HostPort {
     pub host_port: u16,
     /// The pod's port.
     pub container_port: u16,
-    /// The protocol.
+    /// The transport protocol.
     pub protocol: Protocol,
-    /// Which address of the node, unspecified for all of its family; `None` for all of both.
+    /// The address of the node. An unspecified address stands for all addresses of its family, `None` for all
+    /// of both families.
     #[serde(rename = "hostIP", default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
 }
 
 impl Protocol {
-    /// Its number in IP headers.
+    /// The protocol's number in IP headers.
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => protocol::TCP,
@@ -67,7 +70,7 @@ impl Protocol {
         }
     }
 
-    /// Its name, as a runtime writes it.
+    /// The protocol's name, as a runtime writes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -78,9 +81,9 @@ impl Protocol {
 }
 
 impl HostPort {
-    /// Checks what a runtime asks for; nothing of it may clash.
+    /// Checks the mappings that a runtime asks for; no two of them may clash.
     pub(super) fn all(mappings: &[PortMapping]) -> Result<Vec<Self>, CniError> {
-        // Port 0 stands for "none" in Kubernetes' objects.
+        // Kubernetes objects write port 0 for "no host port".
         let wanted = mappings.iter().filter(|mapping| mapping.host_port != 0);
         let count = wanted.clone().count();
         if count > SHARE {
@@ -90,13 +93,13 @@ impl HostPort {
             )));
         }
         let ports: Vec<Self> = wanted.map(PortMapping::check).collect::<Result<_, _>>()?;
-        // As if the pod had both families.
+        // The keys are those of a pod with both families.
         let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let keys = ports
             .iter()
             .flat_map(|port| port.keys(&both).into_iter().map(move |(key, _)| (key, port)));
         let mut keys: Vec<_> = keys.collect();
-        // The key of all addresses comes first of those that it clashes with.
+        // The key of all addresses sorts before the keys that it clashes with.
         keys.sort_by_key(|(key, _)| (key.port, key.protocol, key.address.is_v4(), key.address));
         if let Some(pair) = keys.windows(2).find(|pair| clash(&pair[0].0, &pair[1].0)) {
             let message = format!("runtimeConfig.portMappings has {} twice", pair[1].1);
@@ -106,7 +109,8 @@ impl HostPort {
         Ok(ports)
     }
 
-    /// The keys of its entries for a pod with some addresses, each with the address that it leads to.
+    /// The map keys of the host port for a pod with the addresses `pod`. Each key comes with the pod's
+    /// address that it leads to.
     pub fn keys(&self, pod: &[IpAddr]) -> Vec<(HostPortKey, IpAddr)> {
         let every: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         let wanted = match &self.host_ip {
@@ -169,7 +173,7 @@ impl PortMapping {
     }
 }
 
-/// Whether a packet could be meant for two entries.
+/// Whether one packet could match both keys.
 pub fn clash(one: &HostPortKey, other: &HostPortKey) -> bool {
     let every = |key: &HostPortKey| key.address.is_unspecified() || key.address.is_v4_unspecified();
     (one.port, one.protocol) == (other.port, other.protocol)
@@ -219,7 +223,7 @@ mod tests {
         let ports = |count: usize| {
             let protocol = |number: usize| ["tcp", "udp"][number % 2];
             let mapping = |number: usize| json!({"hostPort": 1 + number / 2, "containerPort": 1, "protocol": protocol(number)});
-            // Those of port 0 ask for nothing.
+            // A mapping with host port 0 asks for nothing.
             let none = json!({"hostPort": 0, "containerPort": 1});
             let mappings = (0..count).map(mapping).chain([none]);
             read(mappings.collect::<Vec<_>>().into())

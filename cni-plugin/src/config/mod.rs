@@ -1,7 +1,8 @@
-//! What the runtime tells this plugin: the environment of the process and the document on standard input.
+//! The input of a call: the environment of the process and the document on standard input, both from the
+//! runtime.
 //!
-//! Everything is checked here, once, and becomes a type that cannot be wrong. DEL and GC read only what they need, since
-//! they must work with a configuration under which ADD would fail.
+//! This module checks all input once and turns it into types that hold valid values only. DEL and GC read
+//! only the parts that they need, since they must work with a configuration that ADD refuses.
 
 pub mod args;
 pub mod environment;

@@ -1,8 +1,8 @@
-//! The document on standard input: the plugin's entry of a network, with what the runtime put into it.
+//! The document on standard input: the plugin's entry of a network, with the values that the runtime added.
 //!
-//! It is kept as it came, and each verb has the parts converted that it uses. So a range that makes no sense fails ADD and
-//! does not keep DEL from cleaning up. A part of the wrong type is code 6, a value that cannot be is code 7; keys that are
-//! unknown here are for others.
+//! The document is kept as received, and each verb converts the parts that it uses. So an invalid range makes
+//! ADD fail and does not prevent DEL. A part of the wrong type is error code 6, an invalid value is code 7.
+//! Unknown keys are left to other plugins.
 
 use std::path::PathBuf;
 
@@ -20,34 +20,35 @@ use crate::spec::{CniError, Code, Version};
 
 const BPF_ROOT: &str = "/sys/fs/bpf/millrace";
 const STATE_DIR: &str = "/var/lib/millrace";
-/// host-local's directory; each network has one below it.
+/// host-local's directory; each network has a subdirectory.
 const NETWORKS: &str = "/var/lib/cni/networks";
-/// The attachments that exist, in a document of GC. The second key is that of a draft; libcni writes both.
+/// The keys of the attachments that exist, in a document of GC. The second key is that of a draft; libcni
+/// writes both.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-/// Smaller ones are no use: IPv4 demands 68, and IPv6 cannot do with less than 1280 (RFC 791, RFC 8200).
+/// No interface works with an MTU below 68: IPv4 needs 68 bytes and IPv6 1280 (RFC 791, RFC 8200).
 const MTUS: std::ops::RangeInclusive<u64> = 68..=65_535;
 
 /// A network as the runtime describes it.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// The version to answer in.
+    /// The version of the specification for the result.
     pub version: Version,
     /// The network's name.
     pub name: String,
-    /// Where the agent pins programs and maps.
+    /// The directory in which the agent pins programs and maps.
     pub bpf_root: PathBuf,
-    /// Where the agent keeps what outlives it.
+    /// The directory of the state that outlives the agent.
     pub state_dir: PathBuf,
-    /// Where leases are.
+    /// The directory of the leases.
     pub data_dir: PathBuf,
-    /// Whether a runtime that knows of no attachment said so.
+    /// Whether the document has a key for valid attachments, even one with `null`.
     names_attachments: bool,
-    /// Without keys whose value is `null`.
+    /// The document without keys whose value is `null`.
     document: Map<String, Value>,
 }
 
 impl NetworkConfig {
-    /// Reads a document.
+    /// Reads a document and checks the parts that all verbs need.
     pub fn read(bytes: &[u8]) -> Result<Self, CniError> {
         let mut document = match serde_json::from_slice(bytes) {
             Ok(Value::Object(document)) => document,
@@ -62,7 +63,7 @@ impl NetworkConfig {
         };
         let names_attachments = VALID_ATTACHMENTS.iter().any(|key| document.contains_key(*key));
         remove_nulls(&mut document);
-        // Without the key it is version 0.1.0, which had other documents.
+        // A document without the key has version 0.1.0, whose documents have another form.
         let version: Option<String> = part(&document, &["cniVersion"])?;
         let version = Version::parse(version.as_deref().unwrap_or("0.1.0"))?;
         let name: String = part(&document, &["name"])?.unwrap_or_default();
@@ -84,7 +85,8 @@ impl NetworkConfig {
         })
     }
 
-    /// What a document says of its version, whatever it is; for the answer to a document that cannot be used.
+    /// The version that a document states, even an unsupported one. The error for an unusable document needs
+    /// it.
     pub fn stated_version(bytes: &[u8]) -> Option<String> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -95,7 +97,7 @@ impl NetworkConfig {
         stated.cni_version
     }
 
-    /// The MTU, where it is set.
+    /// The MTU in bytes, where the network sets one.
     pub fn mtu(&self) -> Result<Option<u32>, CniError> {
         let mtu = part::<u64>(&self.document, &["mtu"])?.filter(|mtu| *mtu != 0);
         match mtu {
@@ -106,12 +108,13 @@ impl NetworkConfig {
         }
     }
 
-    /// Whether an address is refused that somebody else holds. The key is that of the stock bridge plugin.
+    /// Whether ADD refuses an address that another host already uses. The key is that of the stock bridge
+    /// plugin.
     pub fn refuses_duplicates(&self) -> Result<bool, CniError> {
         Ok(part(&self.document, &["enabledad"])?.unwrap_or_default())
     }
 
-    /// The ranges; an interface gets an address of each set.
+    /// The ranges; an interface gets one address of each set.
     pub fn range_sets(&self) -> Result<Vec<RangeSet>, CniError> {
         let kind: Option<String> = part(&self.document, &["ipam", "type"])?;
         if let Some(kind) = kind.filter(|kind| !matches!(kind.as_str(), "" | "millrace" | "host-local")) {
@@ -131,7 +134,7 @@ impl NetworkConfig {
         RangeSet::all(&sets).map_err(|why| invalid("ipam.ranges", &why))
     }
 
-    /// The routes of a pod; `None` for one default route for each family.
+    /// The routes of a pod; `None` stands for one default route for each family.
     pub fn routes(&self) -> Result<Option<Vec<Route>>, CniError> {
         let routes: Option<Vec<Route>> = part(&self.document, &["ipam", "routes"])?;
         if let Some(route) = routes.iter().flatten().find(|route| route.gw.is_some()) {
@@ -142,7 +145,7 @@ impl NetworkConfig {
         Ok(routes.filter(|routes| !routes.is_empty()))
     }
 
-    /// What is asked for by capabilities.
+    /// The requests that come by capabilities: host ports, limits and name resolution.
     pub fn wishes(&self) -> Result<Wishes, CniError> {
         let mut wishes = object::<RuntimeConfig>(&self.document, &["runtimeConfig"])?
             .unwrap_or_default()
@@ -154,7 +157,7 @@ impl NetworkConfig {
         Ok(wishes)
     }
 
-    /// The limits of every pod of the network. The keys are those of the stock bandwidth plugin.
+    /// The limits of every pod of the network, from the keys of the stock bandwidth plugin.
     fn bandwidth(&self) -> Result<Bandwidth, CniError> {
         let of_key = |key: &str| part::<u64>(&self.document, &[key]).map(Option::unwrap_or_default);
         Ok(Bandwidth {
@@ -165,7 +168,7 @@ impl NetworkConfig {
         })
     }
 
-    /// The addresses that are asked for.
+    /// The requested addresses, including the Ethernet address.
     pub fn requests(&self, args: &Args) -> Result<Requests, CniError> {
         let in_args: Option<Asked> = object(&self.document, &["args", "cni"])?;
         let in_runtime: Option<Asked> = object(&self.document, &["runtimeConfig"])?;
@@ -176,13 +179,12 @@ impl NetworkConfig {
         )
     }
 
-    /// What earlier plugins of a chain, or ADD, said.
+    /// The result of the earlier plugins of a chain, or of ADD for the other verbs.
     pub fn previous(&self) -> Result<Option<Map<String, Value>>, CniError> {
         part(&self.document, &["prevResult"])
     }
 
-    /// The attachments that exist, for GC. A list of Go's without elements is `null`, and says that none
-    /// exists.
+    /// The attachments that exist, for GC. A Go list without elements is `null`: then no attachment exists.
     pub fn valid_attachments(&self) -> Result<Vec<Attachment>, CniError> {
         for key in VALID_ATTACHMENTS {
             if let Some(valid) = part::<Vec<Option<Attachment>>>(&self.document, &[key])? {
@@ -223,7 +225,7 @@ fn part<T: for<'a> Deserialize<'a>>(
         .map_err(|error| undecodable(path, &error.to_string()))
 }
 
-/// The same for types that would take a list for their fields in order.
+/// Like [`part`], but refuses a list. serde reads a list as the fields of a type in order.
 fn object<T: for<'a> Deserialize<'a>>(
     document: &Map<String, Value>,
     path: &[&str],

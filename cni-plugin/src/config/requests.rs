@@ -1,7 +1,8 @@
-//! What a call asks for beside its network: addresses, an Ethernet address.
+//! The requests of one call: addresses and an Ethernet address.
 //!
-//! There are three places to ask in: `CNI_ARGS` (`IP`, `MAC`), `args.cni` (`ips`, `mac`) and `runtimeConfig` (`ips`, `mac`),
-//! and all addresses count together. Of several Ethernet addresses that of `runtimeConfig` counts, which is the newest way.
+//! A call can ask in three places: `CNI_ARGS` (`IP`, `MAC`), `args.cni` (`ips`, `mac`) and `runtimeConfig`
+//! (`ips`, `mac`). The addresses of all three places count together. Of several Ethernet addresses that of
+//! `runtimeConfig`, the newest place, counts.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use super::args::Args;
 use crate::spec::{CniError, Code};
 
-/// The part of a document that asks: `args.cni` and `runtimeConfig` have it in common.
+/// The keys for requests, which `args.cni` and `runtimeConfig` have in common.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Asked {
     #[serde(default)]
@@ -20,17 +21,17 @@ pub struct Asked {
     mac: Option<String>,
 }
 
-/// What is asked for.
+/// The requests of a call, from all places.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Requests {
-    /// Addresses, each once.
+    /// The requested addresses, each once.
     pub ips: Vec<IpAddr>,
-    /// The Ethernet address.
+    /// The requested Ethernet address.
     pub mac: Option<[u8; 6]>,
 }
 
 impl Requests {
-    /// Puts together what was asked for in the three places.
+    /// Collects the requests of the three places.
     pub fn gather(args: &Args, in_args: &Asked, in_runtime: &Asked) -> Result<Self, CniError> {
         let mut requests = Self {
             ips: args.ips.clone(),
@@ -56,7 +57,7 @@ fn invalid(place: &str, why: String) -> CniError {
     CniError::new(Code::InvalidConfig, format!("{place} is invalid")).with_details(why)
 }
 
-/// An address, with or without a prefix, whose length the range decides.
+/// Reads an address with or without a prefix length; the range decides the length.
 pub(super) fn parse_ip(text: &str) -> Result<IpAddr, String> {
     let text = text.trim();
     text.parse::<IpAddr>()
@@ -64,7 +65,7 @@ pub(super) fn parse_ip(text: &str) -> Result<IpAddr, String> {
         .map_err(|_| format!("{text:?} is no IP address"))
 }
 
-/// An Ethernet address of one station.
+/// Reads a unicast Ethernet address.
 pub(super) fn parse_mac(text: &str) -> Result<[u8; 6], String> {
     let mut mac = [0; 6];
     let mut parts = text.split([':', '-']);

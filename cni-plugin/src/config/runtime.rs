@@ -1,9 +1,9 @@
-//! What a runtime asks for by capabilities: host ports, limits, name resolution.
+//! The requests that a runtime makes by capabilities: host ports, limits, name resolution.
 //!
-//! Rates are in bits per second and bursts in bits, as Kubernetes' annotations give them, from 1 kbit/s to 1 Pbit/s.
-//! `ingress` is towards the pod. containerd begins keys with capitals, which plugins in Go read as well. The description of
-//! the network may limit all of its pods, by the keys of the stock bandwidth plugin: a pod's own wish narrows that, and the
-//! smaller of the two holds.
+//! Rates are in bits per second and bursts in bits, as in the annotations of Kubernetes, from 1 kbit/s to 1
+//! Pbit/s. `ingress` is towards the pod. containerd begins keys with capitals, which plugins in Go accept as
+//! well. The network's configuration may limit all of its pods, by the keys of the stock bandwidth plugin. If
+//! both the pod and the network set a limit, the smaller one applies.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::spec::{CniError, Code};
 /// The slowest and the fastest limit, in bits per second (`pkg/util/bandwidth` of Kubernetes).
 const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 
-/// `runtimeConfig`, as far as it is not asked for elsewhere too.
+/// The keys of `runtimeConfig` that only this module reads.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeConfig {
@@ -26,7 +26,7 @@ pub struct RuntimeConfig {
     dns: Option<Dns>,
 }
 
-/// Limits both ways, as runtimes and descriptions of networks have them; 0 for none.
+/// The limits of both directions, in the form of runtimes and network configurations; 0 stands for none.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Bandwidth {
@@ -53,27 +53,27 @@ struct Dns {
 /// A limit in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// Bits per second.
+    /// The rate in bits per second.
     pub rate: u64,
-    /// Bits that may pass at once; `None` if it is left to us.
+    /// The bits that may pass at once; `None` if the plugin chooses.
     pub burst: Option<u64>,
 }
 
-/// What was asked for, checked.
+/// The requests, checked.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wishes {
-    /// Host ports.
+    /// The ports of the node that lead to the pod.
     pub host_ports: Vec<HostPort>,
-    /// Towards the pod.
+    /// The limit towards the pod.
     pub ingress: Option<Limit>,
-    /// From the pod.
+    /// The limit from the pod.
     pub egress: Option<Limit>,
-    /// Name resolution, as a result has it.
+    /// The settings of name resolution, in the form of a result.
     pub dns: Option<Value>,
 }
 
 impl RuntimeConfig {
-    /// Checks what was asked for, where the network has limits of its own.
+    /// Checks the requests. `of_network` holds the limits of the network.
     pub(super) fn check(self, of_network: &Bandwidth) -> Result<Wishes, CniError> {
         let asked = self
             .bandwidth
@@ -96,7 +96,7 @@ impl RuntimeConfig {
 }
 
 impl Bandwidth {
-    /// Both ways, towards the pod first; `place` is how the names of keys begin.
+    /// The limits of both directions, towards the pod first. `place` is the prefix of the keys in messages.
     fn limits(&self, place: &str) -> Result<[Option<Limit>; 2], CniError> {
         let ingress = limit(place, "ingress", self.ingress_rate, self.ingress_burst)?;
         let egress = limit(place, "egress", self.egress_rate, self.egress_burst)?;

@@ -1,4 +1,4 @@
-//! What can go wrong with the data plane.
+//! Errors of the data plane.
 
 use std::io;
 use std::net::IpAddr;
@@ -13,44 +13,44 @@ use crate::spec::{CniError, Code};
 /// An error of the data plane.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// No agent has pinned anything since the machine was started.
+    /// No agent has pinned programs since the machine started.
     #[error(
         "{0} names no programs: `millrace agent` has not been up yet since the machine started; it pins them"
     )]
     NotReady(PathBuf),
-    /// The agent that pinned the maps knows nothing of host ports.
+    /// The agent that pinned the maps does not know host ports.
     #[error(
         "the agent whose maps are in force in {0} has layout {1}, which has no host ports: let the newer agent take over first"
     )]
     NoHostPorts(PathBuf, u32),
-    /// A map has no room.
+    /// A map has no free entry.
     #[error(
         "{map} is full with {capacity} entries: more pods than the agent made room for are on this node, or entries were leaked, which the agent removes every few minutes"
     )]
     Full {
-        /// The map.
+        /// The name of the map.
         map: &'static str,
-        /// How many entries fit.
+        /// The capacity of the map in entries.
         capacity: u32,
     },
-    /// Another pod has a host port.
+    /// Another pod has the host port.
     #[error("{port} leads to the pod with address {pod} already")]
     PortTaken {
-        /// The port that was asked for.
+        /// The requested host port.
         port: HostPort,
-        /// The address of who has it.
+        /// The address of the pod that has it.
         pod: IpAddr,
     },
-    /// Something about interfaces failed.
+    /// A request about interfaces failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// Something failed.
+    /// A BPF operation failed.
     #[error(transparent)]
     Bpf(#[from] BpfError),
 }
 
 impl DatapathError {
-    /// For `map_err` on writes of a map.
+    /// An error constructor for `map_err` on writes of a map.
     pub(super) fn writing(map: &'static str, capacity: u32) -> impl Fn(io::Error) -> Self {
         move |error| match error.raw_os_error() {
             Some(libc::E2BIG) => Self::Full { map, capacity },
@@ -58,7 +58,7 @@ impl DatapathError {
         }
     }
 
-    /// Whether it may go away by itself.
+    /// Whether a later attempt may succeed without action of the operator.
     fn is_temporary(&self) -> bool {
         matches!(
             self,

@@ -1,8 +1,8 @@
-//! Host ports of pods: who asks first has them.
+//! Host ports of pods. The first pod that asks for a host port gets it.
 //!
-//! Two entries clash although their keys differ, if one is of all addresses. So whoever enters some first looks through the
-//! whole table, which is short, and nobody else may enter any meanwhile. An entry whose interface is gone belongs to nobody:
-//! its pod ended, and DEL has not come yet or never will.
+//! Two entries clash, although their keys differ, if one is for all addresses. So the plugin reads the whole
+//! table, which is short, before it enters ports, and a lock keeps out other writers meanwhile. An entry
+//! whose interface is gone belongs to no pod: its pod ended, and DEL is late or never comes.
 
 use std::collections::hash_map::Entry as Known;
 use std::collections::{HashMap, HashSet};
@@ -31,7 +31,7 @@ pub(super) struct HostPorts {
 }
 
 impl HostPorts {
-    /// `None` if an older agent's maps are in force.
+    /// Opens the table; `None` if the maps of an older agent are in force.
     pub(super) fn open(dir: &LayoutDir) -> Result<Option<Self>, BpfError> {
         if !is_known(dir) {
             return Ok(None);
@@ -42,8 +42,9 @@ impl HostPorts {
         }))
     }
 
-    /// Says whether a pod with some addresses could have ports, and which entries of nobody are in the way. Only entries of
-    /// the same port can be, and a pod may have thousands: so they are looked up by that.
+    /// Checks that a pod with the addresses `pod` could have the ports. Returns the entries without a pod
+    /// that clash with them. Only entries of the same port can clash, and a pod may have thousands of ports:
+    /// so the entries are indexed by port.
     pub(super) fn check_free(
         &self,
         node: &mut Conversation,
@@ -77,7 +78,7 @@ impl HostPorts {
         Ok(orphans)
     }
 
-    /// Enters a pod's ports. The caller holds the lock, and has made the pod's interface.
+    /// Enters a pod's ports. The caller holds the lock and has made the pod's interface.
     pub(super) fn enter(&self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let orphans = self.check_free(node, entry.host_ports, entry.addresses)?;
         for port in entry.host_ports {
@@ -106,7 +107,8 @@ impl HostPorts {
         note_use(&self.in_use, InUse::HOST_PORTS)
     }
 
-    /// Removes a pod's ports. Where it is not known which they are, all that lead to its interface.
+    /// Removes a pod's ports. Where they are not known, it removes all ports that lead to the pod's
+    /// interface.
     pub(super) fn erase(&self, traces: &Traces<'_>) -> Result<(), DatapathError> {
         let mut keys = Vec::new();
         match (traces.host_ports, traces.interface) {
@@ -139,7 +141,7 @@ impl HostPorts {
         Ok(removed.map_err(BpfError::syscall("removing an entry of HOST_PORTS"))?)
     }
 
-    /// What is not as it was entered, in words.
+    /// The differences between the table and `entry`, as messages.
     pub(super) fn differences(&self, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
         let mut differences = Vec::new();
         for port in entry.host_ports {
@@ -159,7 +161,7 @@ impl HostPorts {
         Ok(differences)
     }
 
-    /// The ports of which an entry is missing or leads elsewhere.
+    /// The ports with an entry that is missing or leads elsewhere.
     pub(super) fn lost(&self, entry: &Entry<'_>) -> Result<Vec<HostPort>, DatapathError> {
         let mut lost = Vec::new();
         for port in entry.host_ports {
@@ -174,7 +176,7 @@ impl HostPorts {
         Ok(lost)
     }
 
-    /// Says again that there are host ports, if that was lost.
+    /// Restores the note of use for host ports, if it was lost. Returns the message of that.
     pub(super) fn restore_use(&self) -> Result<Option<String>, DatapathError> {
         restore_use(&self.in_use, InUse::HOST_PORTS)
     }
@@ -185,13 +187,13 @@ impl HostPorts {
     }
 }
 
-/// What two entries have in common if they clash.
+/// The part of the key that two clashing entries share.
 fn by_port(key: &HostPortKey) -> (Port, u8) {
     (key.port, key.protocol)
 }
 
-/// A number that tells an entry from the one that had its place before, even if that is gone: microseconds since the boot,
-/// which come again after an hour and a bit.
+/// A number that differs from that of the entry that had the same key before, even a removed one. It is the
+/// time since boot in microseconds, which repeats after 72 minutes.
 fn generation(before: u32) -> u32 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
     let number = (now.as_micros() as u32).max(1);

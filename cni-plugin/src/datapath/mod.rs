@@ -1,9 +1,10 @@
-//! The programs at a pod's interface, as the agent would hang them there, and the pod's entries in maps.
+//! The programs at a pod's interface, as the agent would attach them there, and the pod's entries in maps.
 //!
-//! `BPF_ROOT/current` leads to the programs in force. They are attached in the places and under the names that the agent
-//! uses, so that it finds its own work done; no agent has to run. While that happens a shared lock keeps the agent from exchanging
-//! what is in force. The pod's namespace is entered in `POD_NETNS` too, so that the first connection of the pod is
-//! translated even before the agent has seen the pod; what this plugin alone writes is in [`tables`] and [`host_ports`].
+//! `BPF_ROOT/current` leads to the programs in force. The plugin attaches them at the agent's hooks and under
+//! the agent's names. So an agent finds them as its own work, and no agent has to run. Meanwhile a shared
+//! lock keeps the agent from exchanging the programs and maps in force. The plugin also enters the pod's
+//! namespace in `POD_NETNS`. So the pod's first connection is translated even before the agent has seen the
+//! pod. [`tables`] and [`host_ports`] hold the entries that this plugin alone writes.
 
 mod error;
 mod host_ports;
@@ -26,54 +27,54 @@ use self::tables::{Tables, is_known, table};
 use crate::config::HostPort;
 use crate::netlink::Conversation;
 
-/// What hangs on a pod's interface.
+/// The programs that are attached to a pod's interface.
 const PROGRAMS: [&str; 2] = ["from_own_pod", "to_pod"];
 const NAMESPACES: &str = "POD_NETNS";
 const ADDRESSES: &str = "ADDRESSES";
 const CONFIG: &str = "CONFIG";
 
-/// What is entered of a pod.
+/// The data of one pod for the maps.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
-    /// The interface on the node's side.
+    /// The index of the interface on the node's side.
     pub interface: u32,
-    /// What the kernel calls the pod's namespace, where it tells.
+    /// The kernel's cookie of the pod's namespace, where the kernel gives one.
     pub netns_cookie: Option<u64>,
     /// The Ethernet address of the pod's side.
     pub mac: [u8; 6],
-    /// Its addresses.
+    /// The pod's addresses.
     pub addresses: &'a [IpAddr],
-    /// Whether a queue limits what the pod receives.
+    /// Whether a queue limits the packets towards the pod.
     pub is_limited: bool,
-    /// The device that limits what it sends.
+    /// The index of the device that limits the packets from the pod.
     pub limiter: Option<u32>,
-    /// Ports of the node that lead to it.
+    /// The ports of the node that lead to the pod.
     pub host_ports: &'a [HostPort],
 }
 
-/// What is known of an attachment whose interface is gone.
+/// The known data of an attachment whose interface is gone.
 #[derive(Debug, Clone, Copy)]
 pub struct Traces<'a> {
-    /// The index of the interface on the node's side, if it was there.
+    /// The index of the interface on the node's side, if it existed.
     pub interface: Option<u32>,
-    /// What the kernel called the pod's namespace.
+    /// The kernel's cookie of the pod's namespace.
     pub netns_cookie: Option<u64>,
-    /// The addresses that it has or had.
+    /// The addresses that the attachment has or had.
     pub addresses: &'a [IpAddr],
-    /// Those of them that are leased to it still, so that nobody else can have an entry.
+    /// The addresses that are still leased to it, so that no other pod can have entries for them.
     pub leased: &'a [IpAddr],
     /// Its host ports, where they are known.
     pub host_ports: Option<&'a [HostPort]>,
 }
 
-/// The pins, and what is in force.
+/// The pins, and the directory of the layout in force.
 pub struct Datapath {
     pins: Pins,
     dir: LayoutDir,
 }
 
 impl Datapath {
-    /// Finds what is in force below a bpf root.
+    /// Finds the programs and maps in force below a BPF root.
     pub fn open(root: &Path) -> Result<Self, DatapathError> {
         let not_ready = || DatapathError::NotReady(root.join("current"));
         let pins = Pins::existing(root).ok_or_else(not_ready)?;
@@ -84,13 +85,13 @@ impl Datapath {
         Ok(Self { pins, dir })
     }
 
-    /// What is to be in force in a moment.
+    /// The data plane of a layout that the caller is about to bring into force.
     pub fn in_dir(pins: Pins, dir: LayoutDir) -> Self {
         Self { pins, dir }
     }
 
-    /// Enters again what was lost of a pod whose interface is there, and gives it in words. What is as it should be stays,
-    /// limits and exemptions included. The caller holds the lock of the leases.
+    /// Restores the lost entries of a pod whose interface exists, and returns a message for each. Correct
+    /// entries stay, limits and exemptions included. The caller holds the lock of the leases.
     pub fn restore(&self, node: &mut Conversation, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
         let mut restored = Vec::new();
         if let Some(tables) = Tables::open(&self.dir)? {
@@ -114,7 +115,8 @@ impl Datapath {
         Ok(restored)
     }
 
-    /// Says whether a pod with some addresses could have host ports. What is said holds for this moment only.
+    /// Checks that a pod with the addresses `pod` could have host ports. The result holds for this moment
+    /// only.
     pub fn check_host_ports(
         &self,
         node: &mut Conversation,
@@ -127,20 +129,22 @@ impl Datapath {
         self.host_ports()?.check_free(node, ports, pod).map(drop)
     }
 
-    /// Enters what the programs look up of a pod whose interface was just made, and hangs them on it.
+    /// Enters the data of a pod, whose interface was made a moment ago, into the maps and attaches the
+    /// programs to the interface.
     pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let _lock = self.pins.hold()?;
-        // Perhaps the agent has exchanged it since.
+        // The agent may have exchanged the directory before the lock was taken.
         let this = Self::open(self.pins.root())?;
         let programs = programs(&this.dir)?;
-        // What the pod may send is known before the program that asks for it hangs there.
+        // The entry that permits the pod's packets exists before the program that looks it up is attached.
         if let Some(tables) = Tables::open(&this.dir)? {
             tables.enter(entry)?;
         }
         this.links()?
             .attach_new(entry.interface, InterfaceRole::OwnPod, &programs)?;
         if let (Some(cookie), Some(namespaces)) = (entry.netns_cookie, namespaces(&this.dir)) {
-            // Without the entry the pod's sockets are left to the packet path, as the agent does with a full table.
+            // Without the entry the packet path handles the pod's sockets. The agent does the same with a
+            // full table.
             let _ = namespaces.set(&cookie, &entry.interface);
         }
         if entry.host_ports.is_empty() {
@@ -150,26 +154,26 @@ impl Datapath {
         this.host_ports()?.enter(node, entry)
     }
 
-    /// Whether an address is a service's, and not also the node's, as far as the agent has noted.
+    /// Whether an address belongs to a service and not also to the node, by the agent's entries.
     pub fn is_virtual(&self, address: IpAddr) -> Result<bool, DatapathError> {
         let known = self.noted::<Ip, u32>(ADDRESSES, &Ip::from(address))?;
         Ok(known.is_some_and(|flags| AddressFlags(flags).is_virtual_only()))
     }
 
-    /// Whether an address is the node's, as far as the agent has noted.
+    /// Whether an address belongs to the node, by the agent's entries.
     pub fn is_node(&self, address: IpAddr) -> Result<bool, DatapathError> {
         let known = self.noted::<Ip, u32>(ADDRESSES, &Ip::from(address))?;
         Ok(known.is_some_and(|flags| AddressFlags(flags).is_node()))
     }
 
-    /// The UDP port of the nodes' tunnels, as far as the agent has noted.
+    /// The UDP port of the nodes' tunnels, by the agent's entries.
     pub fn tunnel_port(&self) -> Result<Option<u16>, DatapathError> {
         let config = self.noted::<u32, Config>(CONFIG, &0)?;
         let port = config.map(|config| config.tunnel_port.number());
         Ok(port.filter(|port| *port != 0))
     }
 
-    /// What the agent has noted in a table, where there is one whose layout is known here.
+    /// The agent's entry for a key of a table; `None` also for a missing table and an unknown layout.
     fn noted<K: Plain, V: Plain>(&self, name: &str, key: &K) -> Result<Option<V>, DatapathError> {
         if !is_known(&self.dir) || !self.dir.map(name).exists() {
             return Ok(None);
@@ -183,7 +187,7 @@ impl Datapath {
         HostPorts::open(&self.dir)?.ok_or_else(none)
     }
 
-    /// What is entered of a pod and is not as it should be, in words.
+    /// The differences between a pod's entries and `entry`, as messages.
     pub fn differences(&self, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
         let mut differences = Vec::new();
         if let Some(tables) = Tables::open(&self.dir)? {
@@ -195,12 +199,13 @@ impl Datapath {
         Ok(differences)
     }
 
-    /// The programs that should hang on a pod's interface and do not.
+    /// The programs that should be attached to a pod's interface and are not.
     pub fn missing(&self, interface: u32) -> Result<Vec<&'static str>, DatapathError> {
         Ok(self.links()?.missing(interface, InterfaceRole::OwnPod)?)
     }
 
-    /// Removes what is noted of an interface that is gone. `interface` is its index, if it was there a moment ago.
+    /// Removes the pins and notes of an interface that is gone. `interface` is its index, if it existed a
+    /// moment ago.
     pub fn unpin(&self, interface: Option<u32>) -> Result<(), DatapathError> {
         match interface {
             Some(index) => Links::forget_pod(&self.pins.links(), &self.pins.qdiscs(), index),
@@ -213,8 +218,8 @@ impl Datapath {
         Links::beside(self.pins.links(), self.pins.qdiscs(), Means::Clsact)
     }
 
-    /// Removes the entries of an attachment whose interface is gone. A table whose pin was removed is done without: an agent
-    /// that holds it open looks for entries of interfaces that are gone.
+    /// Removes the entries of an attachment whose interface is gone. A table without a pin is skipped: an
+    /// agent that holds it open looks for entries of interfaces that are gone.
     pub fn erase(&self, traces: &Traces<'_>) -> Result<(), DatapathError> {
         if let Some(host_ports) = if_pinned(HostPorts::open(&self.dir))? {
             host_ports.erase(traces)?;
@@ -223,7 +228,7 @@ impl Datapath {
             tables.erase(traces)?;
         }
         if let (Some(cookie), Some(namespaces)) = (traces.netns_cookie, namespaces(&self.dir)) {
-            // Another interface of the same pod may have taken the entry.
+            // Another interface of the same pod may have taken over the entry.
             let entered = namespaces.get(&cookie).ok().flatten();
             let ours = |entered| traces.interface.is_none_or(|index| index == entered);
             if entered.is_some_and(ours) {
@@ -236,7 +241,7 @@ impl Datapath {
     }
 }
 
-/// What was opened, unless its pin is missing.
+/// The opened table; `None` if its pin is missing.
 fn if_pinned<T>(opened: Result<Option<T>, BpfError>) -> Result<Option<T>, BpfError> {
     match opened {
         Err(BpfError::File { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -1,8 +1,9 @@
-//! The entries of a pod in the tables that this plugin alone writes: who has which address, and what it may send.
+//! The entries of a pod in the tables that this plugin alone writes: which pod has an address, and which
+//! packets it may send.
 //!
-//! Programs look a pod up by its address (`PODS`) and by its interface (`POD_LINKS`); `IN_USE` tells them whether looking is
-//! worth it at all. An entry names the interface that it was made for. Whoever removes one makes sure that it is his own:
-//! by that, or by holding the lease of its address.
+//! Programs look a pod up by its address (`PODS`) and by its interface (`POD_LINKS`). `IN_USE` tells them
+//! whether a table has entries at all. An entry names the interface that it was made for. A caller removes
+//! only entries of its own attachment: those that name its interface, or those whose address is leased to it.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -27,27 +28,27 @@ pub(super) struct Tables {
     in_use: HashTable<u32, u32>,
 }
 
-/// Opens a pinned table. It is only asked for where the layout is the one that is known here.
+/// Opens a pinned table. The caller has checked that the layout is the one that is known here.
 pub(super) fn table<K: Plain, V: Plain>(dir: &LayoutDir, name: &str) -> Result<HashTable<K, V>, BpfError> {
     let path = dir.map(name);
     let map: OwnedFd = sys::open_pin(&path).map_err(BpfError::file("opening", &path))?;
     HashTable::new(map).map_err(BpfError::file("reading", &path))
 }
 
-/// Whether the maps in force have the layout that is known here. Those of an older agent have no tables of pods, and its
-/// programs do without.
+/// Whether the maps in force have the layout that is known here. Those of an older agent have no tables of
+/// pods, and its programs do not need them.
 pub(super) fn is_known(dir: &LayoutDir) -> bool {
     dir.layout == LAYOUT_VERSION
 }
 
-/// Says that a table holds something.
+/// Notes in `IN_USE` that a table has entries.
 pub(super) fn note_use(in_use: &HashTable<u32, u32>, which: u32) -> Result<(), DatapathError> {
     in_use
         .set(&which, &1)
         .map_err(DatapathError::writing(IN_USE, InUse::COUNT))
 }
 
-/// Says again that a table holds something, if that was lost.
+/// Restores the note that a table has entries, if it was lost. Returns the message of that.
 pub(super) fn restore_use(in_use: &HashTable<u32, u32>, which: u32) -> Result<Option<String>, DatapathError> {
     let noted = in_use.get(&which).map_err(BpfError::syscall("reading IN_USE"))?;
     if noted == Some(1) {
@@ -57,7 +58,7 @@ pub(super) fn restore_use(in_use: &HashTable<u32, u32>, which: u32) -> Result<Op
     Ok(Some(format!("{IN_USE} lacks table {which}")))
 }
 
-/// The table that says which of the others are used.
+/// Opens the table that notes which of the others have entries.
 pub(super) fn in_use(dir: &LayoutDir) -> Result<HashTable<u32, u32>, BpfError> {
     table(dir, IN_USE)
 }
@@ -89,7 +90,7 @@ impl Tables {
         note_use(&self.in_use, InUse::PODS)
     }
 
-    /// Enters what is missing or another pod's; says whether the note of use was lost too.
+    /// Enters data that is missing or another pod's. Returns a message if the note of use was lost too.
     pub(super) fn restore(&self, entry: &Entry<'_>) -> Result<Option<String>, DatapathError> {
         let reading = |map: &str| BpfError::syscall(format!("reading {map}"));
         let found = self.links.get(&entry.interface).map_err(reading(POD_LINKS))?;
@@ -110,7 +111,8 @@ impl Tables {
         restore_use(&self.in_use, InUse::PODS)
     }
 
-    /// Removes a pod's entries. What names its interface goes last: a DEL that repeats this knows it from nowhere else.
+    /// Removes a pod's entries. The entries of `PODS`, which name the interface, go last: a repeated DEL
+    /// finds the interface only there.
     pub(super) fn erase(&self, traces: &Traces<'_>) -> Result<(), DatapathError> {
         let removing = |map: &str| BpfError::syscall(format!("removing an entry of {map}"));
         let mut ours = Vec::new();
@@ -133,12 +135,12 @@ impl Tables {
         Ok(())
     }
 
-    /// What is not as it was entered, in words.
+    /// The differences between the tables and `entry`, as messages.
     pub(super) fn differences(&self, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
         let reading = |map: &str| BpfError::syscall(format!("reading {map}"));
         let mut differences = Vec::new();
         let link = self.links.get(&entry.interface).map_err(reading(POD_LINKS))?;
-        // The agent changes limits while the pod lives.
+        // Only the Ethernet address counts: the agent changes limits while the pod lives.
         if link.is_none_or(|link| link.mac != entry.mac) {
             differences.push(format!(
                 "{POD_LINKS} lacks interface {} with its Ethernet address",
@@ -177,8 +179,8 @@ fn pod_of(entry: &Entry<'_>) -> Pod {
 }
 
 impl Traces<'_> {
-    /// Whether an entry for an address is the attachment's. One at an interface of another pod is not, though
-    /// the address is leased to this attachment: the lease of that pod may have been lost.
+    /// Whether an entry for an address belongs to the attachment. An entry at another pod's interface does
+    /// not, although the address is leased to this attachment: the lease of that pod may have been lost.
     pub(super) fn is_ours(&self, address: IpAddr, interface: u32) -> bool {
         let is_anothers = || link::name_of(interface).is_some();
         self.interface == Some(interface) || (self.leased.contains(&address) && !is_anothers())

@@ -1,7 +1,8 @@
 //! Giving addresses to an attachment, and finding them again.
 //!
-//! An attachment gets one address of each set of ranges: the one it asked for, or the next one that is free after the last
-//! that was given, so that an address rests for as long as possible before somebody else has it.
+//! An attachment gets one address of each set of ranges. That is the requested address, or the next free one
+//! after the last that was given. So an address stays unused for as long as possible before another pod gets
+//! it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,9 +17,9 @@ use super::range::RangeSet;
 use super::store::{LockedStore, Store};
 use crate::config::Attachment;
 
-/// Addresses that were given. While it lives, the attachment counts as one in the making.
+/// Addresses that were given. While this value lives, the attachment counts as one in the making.
 pub struct Allocation {
-    /// One of each set, in their order.
+    /// One address of each set, in the order of the sets.
     pub addresses: Vec<IpAddr>,
     _in_the_making: Flock<File>,
 }
@@ -33,7 +34,7 @@ pub fn allocate(
     let attachment = note.attachment();
     let locked = store.lock()?;
     let leases = store.leases()?;
-    // A lease that names no interface may be of another one.
+    // A lease that names no interface may belong to another interface of the container.
     let own = |lease: &&Lease| lease.if_name.is_some() && lease.is_of(&attachment);
     if let Some(lease) = leases.iter().find(own) {
         return Err(IpamError::Duplicate {
@@ -42,7 +43,7 @@ pub fn allocate(
             if_name: attachment.if_name,
         });
     }
-    // Names on the node are hashes, and an unlikely clash must not cost another pod its note.
+    // Names on the node are hashes; a clash, though unlikely, must not overwrite the note of another pod.
     let other = store
         .note(&note.host_interface)?
         .filter(|other| other.attachment() != attachment);
@@ -67,7 +68,7 @@ pub fn allocate(
 }
 
 impl Allocation {
-    /// Takes back what was given, where nothing has been made of it.
+    /// Frees the addresses again, before an interface was made with them.
     pub fn give_back(
         &self,
         store: &Store,
@@ -145,7 +146,7 @@ fn lease_all(
     Ok(())
 }
 
-/// The addresses that are leased to an attachment; `noted` is its note, which says where to look.
+/// The addresses that are leased to an attachment. `noted` is its note, which lists the candidates.
 pub fn leased(
     store: &Store,
     attachment: &Attachment,

@@ -1,7 +1,7 @@
-//! When something happened, in a way that survives clocks being set and machines being restarted.
+//! The time of an event, in a form that survives changes of the clock and restarts of the machine.
 //!
-//! A wall clock may jump by years when a machine without a battery learns the time, so ages are counted by the kernel's
-//! time since the boot, which means something only together with the boot's id.
+//! A wall clock may jump by years when a machine without a battery learns the time. So an age is measured by
+//! the kernel's time since boot, which is valid only together with the boot's id.
 
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,14 +18,14 @@ pub struct Moment {
     /// The kernel's id of the boot; empty where it is not known.
     #[serde(rename = "bootID")]
     pub boot_id: String,
-    /// Milliseconds since that boot, sleep included.
+    /// Milliseconds since that boot, time in suspend included.
     pub since_boot_ms: u64,
-    /// Seconds since 1970, for people.
+    /// Seconds since 1970, for human readers.
     pub unix_time: u64,
 }
 
 impl Moment {
-    /// Now.
+    /// The present moment.
     pub fn now() -> Self {
         let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -36,12 +36,13 @@ impl Moment {
         }
     }
 
-    /// Whether it was in another boot than `now`. Where one of both is not known it counts as the same.
+    /// Whether the moment was in another boot than `now`. If either boot is not known, they count as the
+    /// same.
     pub fn is_of_another_boot(&self, now: &Self) -> bool {
         !self.boot_id.is_empty() && !now.boot_id.is_empty() && self.boot_id != now.boot_id
     }
 
-    /// How long it has been; nothing for a moment of another boot.
+    /// The time from the moment to `now`; `None` for a moment of another boot.
     pub fn age(&self, now: &Self) -> Option<Duration> {
         let of_this_boot = self.boot_id == now.boot_id;
         of_this_boot.then(|| Duration::from_millis(now.since_boot_ms.saturating_sub(self.since_boot_ms)))

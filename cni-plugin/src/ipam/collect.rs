@@ -1,9 +1,11 @@
-//! Finding what was leaked, for the agent: runtimes need not call GC, and some never do.
+//! Finding leaked attachments, for the agent: runtimes need not call GC, and some never do.
 //!
-//! An attachment is leaked if nothing of it is left in the kernel, or if it was made in an earlier boot. Two kinds are
-//! never touched: those younger than a minute, and those whose ADD still runs. A lease without a note was made by
-//! host-local. Whether its container lives cannot be seen from here, so it is adopted: it gets a note, and counts as leaked
-//! when the machine has been restarted since. One failure does not keep the rest from being freed.
+//! An attachment is leaked if no object of it is left in the kernel, or if it was made in an earlier boot.
+//! Two kinds are never touched: those younger than a minute, and those whose ADD still runs.
+//!
+//! host-local made a lease that has no note. The agent cannot see whether its container lives, so it adopts
+//! the lease: it writes a note for it. An adopted lease counts as leaked after a restart of the machine. One
+//! failure does not prevent the release of the others.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,39 +21,39 @@ use crate::attachment::host_interface;
 use crate::config::Attachment;
 use crate::spec::CniError;
 
-/// How old something must be to count as leaked.
+/// The minimum age of a leaked attachment or lease.
 const MINIMUM_AGE: Duration = Duration::from_mins(1);
 
-/// What was done.
+/// The result of a collection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Addresses that were freed.
     pub freed: Vec<IpAddr>,
     /// Addresses that got a note.
     pub adopted: Vec<IpAddr>,
-    /// What is broken or could not be freed, and why. It is left as it is.
+    /// Objects that are broken or could not be freed, with the reason. They are left unchanged.
     pub left: Vec<Left>,
 }
 
-/// Something that was left as it is.
+/// An object that was left unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
-    /// What it is.
+    /// The object's description.
     pub object: String,
-    /// What is wrong with it.
+    /// The reason why it was left.
     pub message: String,
 }
 
-/// What is known of an attachment besides its files.
+/// The parts of an attachment that its files do not hold.
 pub trait Kernel {
-    /// Whether something of it is there that may be in use: its interface, its namespace.
+    /// Whether an object of the attachment exists that may be in use: its interface or its namespace.
     fn exists(&mut self, note: &Note) -> bool;
-    /// Takes away what the kernel keeps apart from these: entries of maps, and what a limit is made of. The attachment has
-    /// the addresses `leased` still.
+    /// Removes the kernel's other objects of the attachment: entries of maps, and the devices of a limit. The
+    /// attachment still has the addresses `leased`.
     fn remove(&mut self, note: &Note, leased: &[IpAddr]) -> Result<(), CniError>;
 }
 
-/// Frees what is leaked and adopts what has no note.
+/// Frees the leaked attachments and adopts the leases without a note.
 pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<Collected, IpamError> {
     let mut collected = Collected::default();
     let locked = store.lock()?;
@@ -61,7 +63,7 @@ pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<
             continue;
         }
         let leased = leased(store, &note.attachment(), Some(note))?;
-        // Nobody may get an address that something still refers to.
+        // No pod may get an address that an object in the kernel still refers to.
         if let Err(error) = kernel.remove(note, &leased) {
             collected.left.push(Left {
                 object: note.holder(),
@@ -79,7 +81,7 @@ pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<
         .iter()
         .flat_map(|note| note.addresses.iter().copied())
         .collect();
-    // Those that cannot be read are named where they are looked for each second.
+    // The agent's check of each second names the unreadable leases.
     let (mut found, _) = store.readable_leases()?;
     found.retain(|lease| !with_note.contains(&lease.address));
     found.sort_by_key(|lease| lease.address);
@@ -87,7 +89,8 @@ pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<
     Ok(collected)
 }
 
-/// Whether nothing can need the addresses of an attachment any more. `exists` is asked last, since it may take a while.
+/// Whether no pod can need the addresses of an attachment any more. `exists` is called last, since it may
+/// take a while.
 pub fn is_leaked(store: &Store, note: &Note, now: &Moment, mut exists: impl FnMut(&Note) -> bool) -> bool {
     if store.is_in_the_making(&note.host_interface) {
         return false;
@@ -99,7 +102,7 @@ pub fn is_leaked(store: &Store, note: &Note, now: &Moment, mut exists: impl FnMu
     old && !note.adopted && !exists(note)
 }
 
-/// Writes notes for leases that have none. One that says nothing is what a crash left, and freed once it is old.
+/// Writes notes for leases that have none. A crash leaves an empty lease, which is freed once it is old.
 fn adopt(
     locked: &LockedStore<'_>,
     found: &[Lease],
@@ -118,7 +121,7 @@ fn adopt(
             }
             continue;
         }
-        // Leases of one attachment share a note, written with the first of them.
+        // Leases of one attachment share a note, which is written with the first of them.
         let Some(if_name) = &lease.if_name else {
             collected.left.push(Left {
                 object: format!("lease {}", locked.store.dir().join(lease.address.to_string()).display()),
@@ -184,7 +187,7 @@ mod tests {
         lock
     }
 
-    /// A kernel in which all attachments are there, or none, and from which they can be removed, or not.
+    /// A kernel in which all attachments exist or none, and from which they can be removed or not.
     struct Fake {
         alive: bool,
         removable: bool,

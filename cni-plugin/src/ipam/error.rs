@@ -1,4 +1,4 @@
-//! What can go wrong with addresses.
+//! Errors of address management.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,21 +12,21 @@ pub enum IpamError {
     /// A file operation failed.
     #[error("{what} {path}: {error}")]
     File {
-        /// What was tried.
+        /// The attempted operation.
         what: &'static str,
-        /// On what.
+        /// The path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the kernel.
         error: io::Error,
     },
-    /// Somebody has held the lock for too long.
+    /// Another process has held the lock for too long.
     #[error(
         "{path} has been locked by another process for {seconds} s: find it with `fuser {path}`, it seems to hang"
     )]
     Locked {
-        /// The lock.
+        /// The path of the lock.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long the plugin waited, in seconds.
         seconds: u64,
     },
     /// A set of ranges has no free address.
@@ -34,37 +34,37 @@ pub enum IpamError {
         "no address is left in range set {set} of {dir}: give the node a larger range, or free what is leaked with the verb GC"
     )]
     Exhausted {
-        /// The number of the set.
+        /// The index of the set.
         set: usize,
-        /// Where leases are.
+        /// The directory of the leases.
         dir: PathBuf,
     },
-    /// An address that was asked for is in use.
+    /// A requested address is in use.
     #[error("address {address} was asked for and is held by {holder}")]
     Taken {
-        /// The address.
+        /// The requested address.
         address: IpAddr,
-        /// By whom.
+        /// The pod or container that holds it.
         holder: String,
     },
-    /// Addresses that were asked for cannot be given.
+    /// The configured ranges do not offer the requested addresses.
     #[error(
         "{} asked for, but {} not offered by the configured ranges, or more than one of a set",
         list(.addresses),
         if addresses.len() == 1 { "it is" } else { "they are" }
     )]
     NotOffered {
-        /// The addresses.
+        /// The refused addresses.
         addresses: Vec<IpAddr>,
     },
     /// The attachment holds an address already.
     #[error("{address} was given to interface {if_name} of container {container_id} already: DEL it first")]
     Duplicate {
-        /// The address.
+        /// The address that it holds.
         address: IpAddr,
-        /// The container.
+        /// The container's id.
         container_id: String,
-        /// Its interface.
+        /// The name of its interface.
         if_name: String,
     },
     /// Another attachment has the same name on the node.
@@ -72,11 +72,11 @@ pub enum IpamError {
         "interface {if_name} of container {container_id} has the name {host_interface} on the node already: DEL it first, or use another container id"
     )]
     SameName {
-        /// The name.
+        /// The name on the node.
         host_interface: String,
-        /// The other's container.
+        /// The id of the other attachment's container.
         container_id: String,
-        /// Its interface.
+        /// The name of the other attachment's interface.
         if_name: String,
     },
 }
@@ -87,7 +87,7 @@ fn list(addresses: &[IpAddr]) -> String {
 }
 
 impl IpamError {
-    /// For `map_err` on file operations.
+    /// An error constructor for `map_err` on file operations.
     pub(super) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |error| Self::File { what, path, error }

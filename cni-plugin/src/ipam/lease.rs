@@ -1,28 +1,28 @@
-//! The file of a lease: its name is the address, its contents say who has it.
+//! The file of a lease: its name is the address, its contents name the owner.
 //!
-//! host-local writes the container, a line break of two bytes and the interface, and nothing behind it; very old versions
-//! wrote the container alone. A file that says nothing is what a crash left of one.
+//! host-local writes the container, a line break of two bytes and the interface, and nothing after it. Very
+//! old versions wrote the container alone. A crash may leave a file without contents.
 
 use std::net::IpAddr;
 
 use crate::config::Attachment;
 
-/// What stands between container and interface.
+/// The separator between container and interface.
 pub const LINE_BREAK: &str = "\r\n";
 
-/// A lease.
+/// The lease of one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// The address.
+    /// The leased address.
     pub address: IpAddr,
-    /// The container; empty if the file says nothing.
+    /// The container's id; empty if the file has no contents.
     pub container_id: String,
-    /// Its interface; `None` in leases of very old versions.
+    /// The interface's name; `None` in leases of very old versions.
     pub if_name: Option<String>,
 }
 
 impl Lease {
-    /// Reads a lease; `None` if the name is no address, so that the file is none.
+    /// Reads a lease; `None` if the name is no address, as with other files of the directory.
     pub fn read(name: &str, contents: &[u8]) -> Option<Self> {
         let address: IpAddr = name.parse().ok()?;
         let contents = String::from_utf8_lossy(contents);
@@ -36,17 +36,18 @@ impl Lease {
         })
     }
 
-    /// What the file of an attachment's lease contains.
+    /// The contents of the file of an attachment's lease.
     pub fn contents(attachment: &Attachment) -> String {
         format!("{}{LINE_BREAK}{}", attachment.container_id, attachment.if_name)
     }
 
-    /// Whether it says whose it is.
+    /// Whether the lease names its container.
     pub fn is_readable(&self) -> bool {
         !self.container_id.is_empty()
     }
 
-    /// Whether an attachment has it.
+    /// Whether the lease belongs to an attachment. A lease without an interface belongs to all of its
+    /// container.
     pub fn is_of(&self, attachment: &Attachment) -> bool {
         self.container_id == attachment.container_id
             && self
@@ -55,7 +56,7 @@ impl Lease {
                 .is_none_or(|if_name| *if_name == attachment.if_name)
     }
 
-    /// Who has it, for people.
+    /// The owner of the lease, for messages.
     pub fn holder(&self) -> String {
         match (&self.if_name, self.is_readable()) {
             (_, false) => "a lease that cannot be read".to_owned(),

@@ -1,16 +1,20 @@
-//! Who has which address, kept in a directory that host-local could take over, and was perhaps taken over from.
+//! The owners of addresses, kept in a directory in the format of host-local, so that either plugin can take
+//! over from the other.
 //!
 //! ```text
 //! DATA_DIR/10.244.1.7             a lease: "<container id>\r\n<interface>", as host-local writes it
 //! DATA_DIR/last_reserved_ip.0     the last address that was given from the first set of ranges
-//! DATA_DIR/lock                   locked by whoever gives or frees addresses
-//! DATA_DIR/millrace/<interface>   our note on an attachment, named like the node's side of it: see [`note`]
+//! DATA_DIR/lock                   locked by the process that gives or frees addresses
+//! DATA_DIR/millrace/<interface>   the note on an attachment, named like the node's side of it: see [`note`]
 //! ```
 //!
-//! host-local finds a lease by comparing whole files, so nothing may be added to one; what we have to know beside is in the
-//! notes. Invariants: a note is there before the first lease of its attachment and until the last one is gone; a lease is
-//! never seen half-written; a lease is freed only when nothing in the kernel refers to its address any more, for which
-//! whoever calls this module is responsible.
+//! host-local finds a lease by comparing whole files, so no byte may be added to one. All further data is in
+//! the notes. Invariants:
+//!
+//! - A note exists before the first lease of its attachment and until the last one is gone.
+//! - No reader sees a half-written lease.
+//! - A lease is freed only when no object in the kernel refers to its address any more. The caller of this
+//!   module ensures this.
 
 pub mod allocate;
 pub mod boot;

@@ -1,8 +1,9 @@
-//! What we know of an attachment beside its addresses.
+//! The data on an attachment beside its leases.
 //!
-//! A note lies in `millrace/`, named like the interface on the node's side, which follows from container and interface: so
-//! DEL finds it without looking through anything. Its file stays locked while ADD runs; the kernel gives the lock back
-//! however ADD ends, so nobody takes an attachment in the making for a leaked one, and nobody waits for a dead process.
+//! A note lies in `millrace/` and has the name of the interface on the node's side, which follows from
+//! container and interface. So DEL finds it without a search. The file stays locked while ADD runs, and the
+//! kernel releases the lock however ADD ends. So no process takes an attachment in the making for a leaked
+//! one, or waits for a dead process.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,57 +13,57 @@ use serde::{Deserialize, Serialize};
 use super::boot::Moment;
 use crate::config::{Attachment, HostPort};
 
-/// A note on one attachment.
+/// The note on one attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Note {
-    /// The container.
+    /// The container's id.
     #[serde(rename = "containerID")]
     pub container_id: String,
-    /// Its interface.
+    /// The interface's name in the container.
     pub if_name: String,
-    /// The interface on the node's side.
+    /// The name of the interface on the node's side.
     pub host_interface: String,
-    /// Its addresses.
+    /// The addresses of the attachment.
     pub addresses: Vec<IpAddr>,
-    /// When it was made.
+    /// The time of ADD, or of the adoption.
     #[serde(flatten)]
     pub made: Moment,
-    /// Whether the lease was found and not given by us: then nothing is known but its addresses and the boot in which it
-    /// was found.
+    /// Whether the lease was found and not given by this plugin. Then only its addresses and the boot in
+    /// which it was found are known.
     #[serde(default)]
     pub adopted: bool,
-    /// What the kernel calls the pod's network namespace, which is the key of `POD_NETNS`.
+    /// The kernel's cookie of the pod's network namespace, which is the key of `POD_NETNS`.
     #[serde(default)]
     pub netns_cookie: Option<u64>,
-    /// Where the pod's network namespace was.
+    /// The path of the pod's network namespace at the time of ADD.
     #[serde(default)]
     pub netns: PathBuf,
     /// The Ethernet address of the pod's side.
     #[serde(default)]
     pub mac: String,
-    /// The MTU.
+    /// The MTU of the interface in bytes.
     #[serde(default)]
     pub mtu: u32,
-    /// Bits per second towards the pod, if they are limited.
+    /// The limit towards the pod in bits per second, if there is one.
     #[serde(default)]
     pub ingress_rate: Option<u64>,
-    /// Bits per second from the pod, if they are limited.
+    /// The limit from the pod in bits per second, if there is one.
     #[serde(default)]
     pub egress_rate: Option<u64>,
-    /// Ports of the node that lead to the pod.
+    /// The ports of the node that lead to the pod.
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
-    /// The pod's namespace in Kubernetes, where the runtime told it.
+    /// The pod's namespace in Kubernetes, where the runtime gave it.
     #[serde(default)]
     pub pod_namespace: Option<String>,
-    /// The pod's name in Kubernetes, where the runtime told it.
+    /// The pod's name in Kubernetes, where the runtime gave it.
     #[serde(default)]
     pub pod_name: Option<String>,
 }
 
 impl Note {
-    /// The attachment.
+    /// The attachment of this note.
     pub fn attachment(&self) -> Attachment {
         Attachment {
             container_id: self.container_id.clone(),
@@ -70,7 +71,7 @@ impl Note {
         }
     }
 
-    /// The pod, for people: by its name in Kubernetes, where that is known.
+    /// The pod for messages: its name in Kubernetes where that is known, otherwise the container.
     pub fn holder(&self) -> String {
         match (&self.pod_namespace, &self.pod_name) {
             (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
@@ -78,7 +79,7 @@ impl Note {
         }
     }
 
-    /// A note on an attachment of which nothing is known but its addresses.
+    /// A note on an attachment of which only the addresses are known.
     pub fn adopting(
         attachment: &Attachment,
         host_interface: String,

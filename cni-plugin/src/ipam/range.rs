@@ -1,10 +1,12 @@
-//! Ranges of addresses, with the rules of host-local: an interface gets one address of each *set*, and a set consists of
-//! ranges of one family that are used one after the other.
+//! Ranges of addresses, with the rules of host-local. An interface gets one address of each *set*. A set
+//! consists of ranges of one family that are used one after the other.
 //!
-//! Where a range does not say otherwise it goes from the second address of its subnet (the first is the network's) to the
-//! last (in IPv4 to the one before, which is for broadcast), and the gateway is the first of these. No pod gets the
-//! gateway's address, although our pods have another gateway: so the directory stays good for host-local, and addresses
-//! are the same after taking over a node.
+//! By default a range goes from the second address of its subnet to the last one, in IPv4 to the last but
+//! one. The first address is the network's, and the last one of IPv4 is for broadcast. The default gateway is
+//! the second address of the subnet.
+//!
+//! No pod gets the gateway's address, although Millrace's pods have another gateway. So host-local can use
+//! the directory later, and the addresses stay the same when a plugin takes over a node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -26,23 +28,23 @@ pub struct RangeConfig {
     gateway: Option<IpAddr>,
 }
 
-/// A range, checked. Both ends belong to it.
+/// A checked range. Both ends belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    /// The subnet that it lies in.
+    /// The subnet that contains the range.
     pub subnet: IpNet,
     /// The first address.
     pub start: IpAddr,
     /// The last address.
     pub end: IpAddr,
-    /// Given to no pod.
+    /// The gateway, whose address no pod gets.
     pub gateway: IpAddr,
 }
 
-/// Ranges of one family that do not overlap; there is at least one.
+/// At least one range, all of one family and without overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeSet {
-    /// The ranges.
+    /// The ranges in the order of use.
     pub ranges: Vec<Range>,
 }
 
@@ -52,7 +54,7 @@ impl Range {
         if subnet.addr() != subnet.network() {
             return Err(format!("{subnet} has host bits set: write {}", subnet.trunc()));
         }
-        // A network needs room for itself, a gateway and somebody else.
+        // A subnet needs addresses for itself, a gateway and at least one pod.
         if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
             return Err(format!("{subnet} is too small to give addresses from"));
         }
@@ -85,12 +87,12 @@ impl Range {
         Ok(range)
     }
 
-    /// Whether an address belongs to it; the gateway's does.
+    /// Whether an address belongs to the range, even as the gateway.
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.start.is_ipv4() && self.start <= ip && ip <= self.end
     }
 
-    /// How many addresses it has, up to the largest number.
+    /// The number of addresses; `u128::MAX` for all addresses of IPv6.
     fn size(&self) -> u128 {
         (number(self.end) - number(self.start)).saturating_add(1)
     }
@@ -140,30 +142,30 @@ impl RangeSet {
         self.ranges.iter().any(overlaps)
     }
 
-    /// Whether its addresses are IPv6.
+    /// Whether the addresses are IPv6.
     pub fn is_ipv6(&self) -> bool {
         self.ranges.first().is_some_and(|range| range.start.is_ipv6())
     }
 
-    /// Whether who asks for an address may have it: no network's own one and none for broadcast, even where a range was
-    /// written so that it begins or ends there.
+    /// Whether a pod may have an address that it asks for. The network's own address and the broadcast
+    /// address are refused, even where the range begins or ends with them.
     pub fn offers(&self, ip: IpAddr) -> bool {
         let is_whole =
             |range: &Range| ip == range.subnet.network() || (ip.is_ipv4() && ip == range.subnet.broadcast());
         self.contains(ip) && !self.is_gateway(ip) && !self.ranges.iter().any(is_whole)
     }
 
-    /// Whether an address is a gateway's; ranges of one subnet may name several.
+    /// Whether an address is a gateway's; several ranges of one subnet may name several gateways.
     fn is_gateway(&self, ip: IpAddr) -> bool {
         self.ranges.iter().any(|range| range.gateway == ip)
     }
 
-    /// Whether an address belongs to it, though perhaps as a gateway.
+    /// Whether an address belongs to the set, even as a gateway.
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.ranges.iter().any(|range| range.contains(ip))
     }
 
-    /// All addresses that may be given, beginning after `last` and coming back to it in the end.
+    /// All addresses that may be given, from the one after `last` round to `last` itself.
     pub fn after(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
         let position = last.and_then(|last| {
             let range = self.ranges.iter().position(|range| range.contains(last))?;
@@ -171,7 +173,7 @@ impl RangeSet {
         });
         let (first, offset) = position.unwrap_or((0, 0));
         let count = self.ranges.len();
-        // The range of `last` comes twice: from behind `last`, and in the end up to it.
+        // The range of `last` comes twice: first the part after `last`, in the end the part up to it.
         let all = (0..=count).flat_map(move |turn| {
             let range = &self.ranges[(first + turn) % count];
             let (from, to) = match turn {
@@ -186,7 +188,7 @@ impl RangeSet {
     }
 }
 
-/// `Range<u128>` without the detours that its iterator takes.
+/// Like `Range<u128>`, with a simpler iterator.
 struct Offsets {
     next: u128,
     end: u128,

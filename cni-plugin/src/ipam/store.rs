@@ -1,10 +1,10 @@
 //! The directory of leases and notes.
 //!
-//! Reading needs no lock: a file comes into being with all of its contents and is never changed. Everything that makes or
-//! removes one goes through [`LockedStore`]. The lock is host-local's, so both may work in one directory.
+//! Reading needs no lock: a file appears with all of its contents and never changes. All writers use
+//! [`LockedStore`]. The lock is that of host-local, so both plugins may work in one directory.
 //!
-//! Invariant: what bears the name of a lease or a note and cannot be read as one costs its own place only. An
-//! address whose lease cannot be read is taken, by no attachment.
+//! Invariant: an unreadable file with the name of a lease or note blocks only that name. An address whose
+//! lease is unreadable counts as taken, by no attachment.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -24,16 +24,18 @@ use super::lease::Lease;
 use super::note::Note;
 use crate::config::Attachment;
 
-/// Our own directory beside the leases.
+/// This plugin's own directory beside the leases.
 const NOTES: &str = "millrace";
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
-/// What is being written where files cannot do without a name. It is nobody's lease, for host-local either.
+/// The name of a file while it is written, on file systems without unnamed files. host-local does not take it
+/// for a lease.
 const UNFINISHED: &str = "millrace.new";
-/// How long the lock is waited for: half of what kubelet gives a runtime at the least.
+/// The time to wait for the lock: half of the time that kubelet gives a runtime at the least.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between looks at the lock. Of many that wait there is always one that looks soon, and looking costs the one who has it.
+/// The pauses between attempts to lock. Of many waiting processes one always tries soon, and each attempt
+/// slows the process that holds the lock.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 
@@ -43,24 +45,24 @@ pub struct Store {
     dir: PathBuf,
 }
 
-/// What lies among leases or notes and cannot be read as one.
+/// A file among leases or notes that cannot be read as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Why it cannot be read.
+    /// The reason why it cannot be read.
     pub why: String,
 }
 
-/// The same while nobody else changes it.
+/// A directory of leases that no other process changes.
 pub struct LockedStore<'a> {
-    /// The directory.
+    /// The locked directory.
     pub store: &'a Store,
     _lock: Flock<File>,
 }
 
 impl Store {
-    /// The directory, made where it is missing.
+    /// Opens the directory and makes it if it is missing.
     pub fn create(dir: &Path) -> Result<Self, IpamError> {
         for (path, mode) in [(dir.to_path_buf(), 0o755), (dir.join(NOTES), 0o700)] {
             let made = DirBuilder::new().recursive(true).mode(mode).create(&path);
@@ -71,19 +73,19 @@ impl Store {
         })
     }
 
-    /// The directory, if there is one.
+    /// Opens the directory, if it exists.
     pub fn existing(dir: &Path) -> Option<Self> {
         dir.is_dir().then(|| Self {
             dir: dir.to_path_buf(),
         })
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Locks the directory.
+    /// Locks the directory; fails when another process holds the lock for too long.
     pub fn lock(&self) -> Result<LockedStore<'_>, IpamError> {
         let path = self.dir.join(LOCK);
         let open = OpenOptions::new()
@@ -108,7 +110,7 @@ impl Store {
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         };
-        // Whoever wrote it was killed.
+        // A file of this name is left by a process that was killed while it wrote.
         remove(&self.dir.join(UNFINISHED))?;
         Ok(LockedStore {
             store: self,
@@ -116,12 +118,12 @@ impl Store {
         })
     }
 
-    /// Waits until it is the caller's turn to make a pod's interface. It lasts while the answer lives, at the longest until the
-    /// process ends.
+    /// Waits for the caller's turn to make a pod's interface. The turn lasts while the returned lock lives,
+    /// at the longest until the process ends.
     ///
-    /// The kernel changes one interface at a time, and of many who each take all of their steps in turns with the others, even
-    /// the first is done only when nearly all are. So they come one after the other, in the order in which they asked. Nothing
-    /// but this order depends on it.
+    /// The kernel changes one interface at a time. If many processes interleave their steps, even the first
+    /// one is done only when nearly all are. So they take turns, in the order in which they asked.
+    /// Correctness does not depend on the lock.
     pub fn turn(&self) -> Option<Flock<File>> {
         let mut notes = File::open(self.dir.join(NOTES)).ok()?;
         loop {
@@ -132,14 +134,14 @@ impl Store {
         }
     }
 
-    /// All leases. One that cannot be read says nothing.
+    /// All leases. An unreadable lease has an empty container.
     pub fn leases(&self) -> Result<Vec<Lease>, IpamError> {
         let names = names(&self.dir)?;
         let leases = names.iter().filter_map(|name| self.lease_named(name));
         Ok(leases.collect())
     }
 
-    /// All leases that can be read, and why others cannot.
+    /// All readable leases, and the reasons for the others.
     pub fn readable_leases(&self) -> Result<(Vec<Lease>, Vec<Unreadable>), IpamError> {
         let (mut leases, mut broken) = (Vec::new(), Vec::new());
         for name in names(&self.dir)? {
@@ -153,7 +155,7 @@ impl Store {
         Ok((leases, broken))
     }
 
-    /// The lease of an address. One that cannot be read says nothing.
+    /// The lease of an address. An unreadable lease has an empty container.
     pub fn lease(&self, address: IpAddr) -> Option<Lease> {
         self.lease_named(&address.to_string())
     }
@@ -177,24 +179,24 @@ impl Store {
         SystemTime::now().duration_since(metadata.modified().ok()?).ok()
     }
 
-    /// The note that bears the name of an interface of the node. One that cannot be read counts as none.
+    /// The note with the name of an interface of the node; `None` also for invalid contents.
     pub fn note(&self, host_interface: &str) -> Result<Option<Note>, IpamError> {
         let path = self.note_path(host_interface);
         let contents = read(&path).map_err(IpamError::file("reading", &path))?;
         Ok(contents.and_then(|contents| serde_json::from_slice(&contents).ok()))
     }
 
-    /// What bears the name of a note and cannot be read as one.
+    /// The file with the name of a note, if it cannot be read as one.
     pub fn unreadable_note(&self, host_interface: &str) -> Option<Unreadable> {
         self.read_note(host_interface).err()
     }
 
-    /// All notes that can be read.
+    /// All readable notes.
     pub fn notes(&self) -> Result<Vec<Note>, IpamError> {
         self.readable_notes().map(|(notes, _)| notes)
     }
 
-    /// All notes that can be read, and why others cannot.
+    /// All readable notes, and the reasons for the others.
     pub fn readable_notes(&self) -> Result<(Vec<Note>, Vec<Unreadable>), IpamError> {
         let (mut notes, mut broken) = (Vec::new(), Vec::new());
         let dir = self.dir.join(NOTES);
@@ -248,12 +250,12 @@ impl LockedStore<'_> {
             .map_err(IpamError::file("writing lease", &path))
     }
 
-    /// Removes a lease; one that is not there is no error.
+    /// Removes a lease; a missing lease is no error.
     pub fn remove_lease(&self, address: IpAddr) -> Result<(), IpamError> {
         remove(&self.store.dir.join(address.to_string()))
     }
 
-    /// Takes note of the last address that was given from a set.
+    /// Records the last address that was given from a set.
     pub fn set_last(&self, set: usize, address: IpAddr) -> Result<(), IpamError> {
         let path = self.store.dir.join(format!("{LAST}{set}"));
         let address = address.to_string();
@@ -263,7 +265,8 @@ impl LockedStore<'_> {
             .truncate(false)
             .mode(0o600)
             .open(&path);
-        // ext4 writes a file to disk at once that was emptied first, which takes milliseconds (`auto_da_alloc`).
+        // The file is not truncated first: ext4 would write it to disk at once, which takes milliseconds
+        // (`auto_da_alloc`).
         let write = |mut file: File| {
             file.write_all(address.as_bytes())?;
             file.set_len(address.len() as u64)
@@ -271,7 +274,8 @@ impl LockedStore<'_> {
         open.and_then(write).map_err(IpamError::file("writing", &path))
     }
 
-    /// Writes a note in place of an older one. It counts as in the making for as long as the answer lives.
+    /// Writes a note in place of an older one. The note counts as in the making for as long as the returned
+    /// lock lives.
     pub fn set_note(&self, note: &Note) -> Result<Flock<File>, IpamError> {
         let path = self.store.note_path(&note.host_interface);
         let failed = |error| IpamError::file("writing note", &path)(error);
@@ -287,12 +291,12 @@ impl LockedStore<'_> {
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| failed(errno.into()))
     }
 
-    /// Removes a note; one that is not there is no error.
+    /// Removes a note; a missing note is no error.
     pub fn remove_note(&self, host_interface: &str) -> Result<(), IpamError> {
         remove(&self.store.note_path(host_interface))
     }
 
-    /// Makes a file that is there with all of its contents or not at all; `None` if there is one of that name.
+    /// Makes a file that appears with all of its contents or not at all; `None` if the name is taken.
     fn publish(&self, path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
         let dir = path.parent().unwrap_or(path);
         let unnamed = OpenOptions::new()
@@ -301,7 +305,7 @@ impl LockedStore<'_> {
             .custom_flags(OFlag::O_TMPFILE.bits())
             .open(dir);
         let mut file = match unnamed {
-            // Not every file system has files without a name: overlays before Linux 6.3 have none.
+            // Some file systems have no unnamed files: overlayfs lacks them before Linux 6.3.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
                 return self.publish_named(path, contents);
             }
@@ -312,7 +316,8 @@ impl LockedStore<'_> {
         link(&unnamed, path).map(|linked| linked.then_some(file))
     }
 
-    /// The same by a file that has a name of its own at first. One that is left by who was killed goes with the next lock.
+    /// Like [`Self::publish`], with a temporary name. The next lock removes a file that a killed process
+    /// leaves.
     fn publish_named(&self, path: &Path, contents: &[u8]) -> io::Result<Option<File>> {
         let unfinished = self.store.dir.join(UNFINISHED);
         let mut file = OpenOptions::new()
@@ -328,7 +333,7 @@ impl LockedStore<'_> {
     }
 }
 
-/// Gives a file a further name; false if that is another's.
+/// Gives a file a further name; false if another file has it.
 fn link(file: &Path, name: &Path) -> io::Result<bool> {
     match linkat(AT_FDCWD, file, AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW) {
         Ok(()) => Ok(true),
@@ -344,7 +349,7 @@ impl Unreadable {
     }
 }
 
-/// Reads a regular file. Nothing else is waited for, as a pipe would be.
+/// Reads a regular file. It refuses other files, since the read of a pipe would block.
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let open = OpenOptions::new()
         .read(true)

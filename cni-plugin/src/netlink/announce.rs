@@ -1,9 +1,12 @@
-//! Telling the other end that an address has a new owner.
+//! Announcing that an address has a new owner.
 //!
-//! An address may have been another pod's a moment ago. For IPv4 the kernel sends gratuitous ARP itself when an interface
-//! that has its address is switched on, if `arp_notify` is set: a packet socket of ours would cost 15 ms, since closing one
-//! waits for a grace period. For IPv6 it does so only after looking for duplicates, which pods do not wait for; so an
-//! unsolicited advertisement is sent here (RFC 4861, 7.2.6), by a raw socket, whose checksum the kernel fills in.
+//! An address may have been another pod's a moment ago. For IPv4 the kernel sends gratuitous ARP itself, if
+//! `arp_notify` is set, when an interface with the address goes up. A packet socket of the plugin would cost
+//! 15 ms, since closing one waits for a grace period.
+//!
+//! For IPv6 the kernel announces only after duplicate address detection, which pods do without. So the plugin
+//! sends an unsolicited advertisement (RFC 4861, 7.2.6) by a raw socket, and the kernel fills in the
+//! checksum.
 
 use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -21,11 +24,11 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const OVERRIDE: u8 = 0x20;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 
-/// A socket of the pod's for advertisements.
+/// A socket for advertisements in the pod's network namespace.
 pub struct Announcer(OwnedFd);
 
 impl Announcer {
-    /// Opens it in the network namespace of this thread.
+    /// Opens the socket in the network namespace of this thread.
     pub fn open() -> Result<Self, NetlinkError> {
         let open = || {
             let fd = socket(
@@ -34,7 +37,8 @@ impl Announcer {
                 SockFlag::SOCK_CLOEXEC,
                 SockProtocol::IcmpV6,
             )?;
-            // Advertisements that crossed a router are ignored (RFC 4861, 7.1.2).
+            // Receivers ignore advertisements that crossed a router (RFC 4861, 7.1.2): the hop limit must be
+            // 255.
             setsockopt(&fd, sockopt::Ipv6MulticastHops, &255)?;
             Ok(Self(fd))
         };
@@ -43,7 +47,7 @@ impl Announcer {
         })
     }
 
-    /// Says that an address is at an Ethernet address.
+    /// Announces that an address is at an Ethernet address.
     pub fn announce(&self, interface: u32, ip: Ipv6Addr, mac: [u8; 6]) -> Result<(), NetlinkError> {
         let message = advertisement(ip, mac);
         let to = SockaddrIn6::from(SocketAddrV6::new(ALL_NODES, 0, 0, interface));
@@ -69,7 +73,7 @@ fn advertisement(ip: Ipv6Addr, mac: [u8; 6]) -> [u8; 32] {
     message[0] = NEIGHBOUR_ADVERTISEMENT;
     message[4] = OVERRIDE;
     message[8..24].copy_from_slice(&ip.octets());
-    // The option's length counts units of eight bytes.
+    // The length of the option counts units of eight bytes.
     message[24..26].copy_from_slice(&[TARGET_LINK_LAYER_ADDRESS, 1]);
     message[26..].copy_from_slice(&mac);
     message

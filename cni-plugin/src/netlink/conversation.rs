@@ -1,8 +1,9 @@
-//! A socket for requests to one network namespace.
+//! A netlink socket for requests to one network namespace.
 //!
-//! The kernel answers each request of a datagram in turn and goes on after one that it refuses. So a batch is sent as one
-//! datagram, all answers are read, and the first refusal counts: whoever sent the batch takes all of it back anyway. It tells
-//! each refusal, but success only of the last request: with that it is done with all of them.
+//! The kernel replies to each request of a datagram in turn and goes on after one that it refuses. So a batch
+//! is sent as one datagram, all replies are read, and the first refusal counts: the caller undoes the whole
+//! batch anyway. The kernel reports each refusal, but success only for the last request. That acknowledgement
+//! ends the batch.
 
 use std::io;
 
@@ -17,10 +18,11 @@ use netlink_sys::{Socket, SocketAddr};
 use super::error::NetlinkError;
 use super::sys;
 
-/// Room for an answer: no message is larger, and of a list the kernel sends as many at a time as there is room for.
+/// Size of the receive buffer in bytes. No message is larger, and the kernel fills the buffer with the
+/// elements of a list.
 const ROOM: usize = 32 << 10;
 
-/// A request, and what it is for.
+/// A request, with its purpose for messages.
 pub struct Request {
     what: String,
     message: RouteNetlinkMessage,
@@ -29,22 +31,22 @@ pub struct Request {
 }
 
 impl Request {
-    /// Makes something that must not be there yet.
+    /// Makes an object that must not exist yet.
     pub fn make(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self::new(what, message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Makes something, or puts it in the place of what is there.
+    /// Makes an object, or replaces the existing one.
     pub fn replace(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self::new(what, message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Changes or removes something, or asks for one thing.
+    /// Changes or removes an object, or asks for one.
     pub fn plain(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self::new(what, message, 0)
     }
 
-    /// Asks for all of a kind.
+    /// Asks for all objects of a kind.
     pub fn list(what: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self::new(what, message, NLM_F_DUMP)
     }
@@ -58,7 +60,8 @@ impl Request {
         }
     }
 
-    /// The same, done without where the kernel does not know this kind of thing (`ENOENT`).
+    /// The same request, whose failure is ignored where the kernel does not know the object or its kind
+    /// (`ENOENT`).
     #[must_use]
     pub fn if_known(self) -> Self {
         Self {
@@ -68,7 +71,7 @@ impl Request {
     }
 }
 
-/// A socket for requests.
+/// A netlink socket for requests.
 pub struct Conversation {
     socket: Socket,
     sequence: u32,
@@ -86,17 +89,17 @@ impl Conversation {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// The cookie of its network namespace, where the kernel tells it (Linux 5.14).
+    /// The cookie of the socket's network namespace, where the kernel gives it (Linux 5.14).
     pub fn netns_cookie(&self) -> Option<u64> {
         sys::netns_cookie(&self.socket).ok()
     }
 
-    /// Sends one request and gives the answers.
+    /// Sends one request and returns the replies.
     pub fn ask(&mut self, request: Request) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         self.batch(vec![request])
     }
 
-    /// Sends requests as one datagram and gives the answers to all of them.
+    /// Sends requests as one datagram and returns the replies to all of them.
     pub fn batch(&mut self, requests: Vec<Request>) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
         let first = self.sequence + 1;
         let (mut datagram, mut purposes) = (Vec::new(), Vec::new());
@@ -135,7 +138,7 @@ impl Conversation {
                 return Err(NetlinkError::refused(purpose(0))(io::Error::other(error)));
             }
             for bytes in messages(&received) {
-                // What this code cannot read is about something that it did not ask for.
+                // A message that this code cannot read is no reply to its requests.
                 let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
                     continue;
                 };
@@ -161,7 +164,7 @@ impl Conversation {
     }
 }
 
-/// The messages of a datagram. Each begins with its length, and the next one after that at a multiple of four.
+/// The messages of a datagram. Each begins with its length; the next one starts at a multiple of four bytes.
 fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -172,7 +175,7 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// What the kernel said, if it refused.
+/// The kernel's error number, if the kernel refused a request.
 pub fn errno(error: &NetlinkError) -> Option<i32> {
     match error {
         NetlinkError::Refused { error, .. } => io::Error::raw_os_error(error),

@@ -1,4 +1,4 @@
-//! What can go wrong in the kernel's network.
+//! Errors of the kernel's network.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,12 +8,12 @@ use crate::spec::{CniError, Code};
 /// An error of the kernel's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// A request was refused.
+    /// The kernel refused a request.
     #[error("{what}: {error}{}", hint(.error))]
     Refused {
-        /// What was asked for.
+        /// The purpose of the request.
         what: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         error: io::Error,
     },
     /// The container has an interface of this name.
@@ -24,33 +24,33 @@ pub enum NetlinkError {
     /// The node has an interface of the name that follows from container and interface.
     #[error("interface {0} exists on the node already: DEL this attachment before it is made again")]
     HostInterfaceExists(String),
-    /// There is no such namespace.
+    /// The network namespace does not exist.
     #[error("network namespace {path}: {error}: the container is gone, or was never there")]
     NoNamespace {
-        /// Where it should be.
+        /// The path of the namespace.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         error: io::Error,
     },
     /// The file is no namespace that a container can have.
     #[error("{path} {what}")]
     BadNamespace {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason, as the end of a sentence.
         what: &'static str,
     },
-    /// A setting under /proc/sys/net could not be made.
+    /// Writing a setting under /proc/sys/net failed.
     #[error("writing {value} to {path}: {error}")]
     Setting {
-        /// The setting.
+        /// The path of the setting.
         path: PathBuf,
-        /// The value.
+        /// The intended value.
         value: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         error: io::Error,
     },
-    /// An IPv6 address was to be given by a kernel without IPv6.
+    /// The pod should get an IPv6 address, and the kernel has no IPv6.
     #[error("the kernel does no IPv6: leave out the ranges of IPv6, or boot without ipv6.disable=1")]
     NoIpv6,
 }
@@ -65,7 +65,7 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl NetlinkError {
-    /// For `map_err` on requests.
+    /// An error constructor for `map_err` on requests.
     pub fn refused(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |error| Self::Refused { what, error }

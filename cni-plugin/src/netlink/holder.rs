@@ -1,13 +1,14 @@
-//! Who holds an address that a pod shall have.
+//! Finding the host that already uses an address that a pod shall have.
 //!
-//! The node's kernel says how it would reach the address. If that is the node itself or a pod, somebody has it. If it is a
-//! link, the kernel asks there, by ARP or neighbour discovery, as it does before it sends anything: an entry of its table
-//! of neighbours is used, and looked at until an owner has answered or the kernel has given up. By a gateway nobody can
-//! be asked. All addresses are asked for at the same time.
+//! The node's kernel gives its route to the address. If the route leads to the node itself or to a pod, the
+//! address is in use. If it leads to a link, the kernel asks there by ARP or neighbour discovery, as it does
+//! before it sends a packet. The plugin marks an entry of the neighbour table as used. It then reads the
+//! entry until an owner has replied or the kernel has given up. Addresses behind a gateway cannot be checked.
+//! All addresses are asked for at the same time.
 //!
-//! What the table knew before is not believed, since an owner may be gone or have moved: it is asked for anew, and not only
-//! at the old Ethernet address, which is what an entry in state PROBE would do. Only entries that somebody made on purpose
-//! count as they are.
+//! The plugin does not trust older entries of the table, since an owner may be gone or have moved. It starts
+//! a new request by broadcast or multicast: an entry in state PROBE would ask only at the old Ethernet
+//! address. Only entries that an operator or a program made on purpose count as they are.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -26,31 +27,31 @@ use super::link;
 use super::neighbour::{Neighbour, Verdict, told, verdict};
 use crate::attachment::mac_text;
 
-/// The kernel asks three times, a second apart, and gives up a second later, unless its settings say otherwise.
+/// The kernel's default: three requests, a second apart, and failure a second after the last.
 const PATIENCE: Duration = Duration::from_millis(3500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// An address that is held.
+/// An address that is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// The address.
+    /// The address in use.
     pub address: IpAddr,
-    /// By whom.
+    /// The owner of the address.
     pub by: Holder,
 }
 
-/// Who holds an address.
+/// The owner of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
     /// The node itself.
     Node,
-    /// A pod of ours at an interface of the node.
+    /// A pod of this plugin, at this interface of the node.
     Pod(String),
-    /// Somebody on a link.
+    /// A host on a link.
     Neighbour {
-        /// The node's interface there.
+        /// The node's interface on the link.
         interface: String,
-        /// His Ethernet address.
+        /// The Ethernet address of the host.
         mac: Vec<u8>,
     },
 }
@@ -67,25 +68,26 @@ impl fmt::Display for Holder {
     }
 }
 
-/// How the node would reach an address.
+/// The result of a look-up of the route to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// It need not go anywhere.
+    /// The node takes the packets in itself.
     Here,
-    /// On the link of an interface.
+    /// The address is on the link of this interface.
     Link(u32),
-    /// By a gateway, or not at all.
+    /// The route leads to a gateway, or there is no route.
     Elsewhere,
 }
 
-/// An address that is asked for on a link.
+/// An address that the kernel asks for on a link.
 struct Question {
     at: Neighbour,
-    /// The table knew nothing of it before.
+    /// Whether the neighbour table had no entry before.
     is_new: bool,
 }
 
-/// Finds one of the addresses that somebody holds. What the table of neighbours got by asking is removed again.
+/// Finds one of the addresses that is in use. Entries of the neighbour table that the requests made are
+/// removed again.
 pub fn find(node: &mut Conversation, addresses: &[IpAddr]) -> Result<Option<Held>, NetlinkError> {
     let mut questions = Vec::new();
     let found = search(node, addresses, &mut questions);
@@ -106,7 +108,7 @@ fn search(
     addresses: &[IpAddr],
     questions: &mut Vec<Question>,
 ) -> Result<Option<Held>, NetlinkError> {
-    // First what is known without asking anybody.
+    // First the checks that need no packets.
     let mut on_links = Vec::new();
     for address in addresses {
         let by = match way(node, *address)? {
@@ -137,7 +139,7 @@ fn search(
     await_answer(node, questions)
 }
 
-/// Has the kernel ask for an address, unless what it was told is enough.
+/// Makes the kernel ask for an address, unless an entry was made on purpose.
 fn begin(
     node: &mut Conversation,
     at: Neighbour,
@@ -150,14 +152,14 @@ fn begin(
         Some(entry) => match told(entry) {
             Some(Verdict::Held(mac)) => return Ok(Some(held(at, mac))),
             Some(_) => return Ok(None),
-            // Packets wait for this answer, and would be lost.
+            // The kernel holds packets for this entry, and a change to `NUD_FAILED` would drop them.
             None if entry.header.state == NeighbourState::Incomplete => vec![at.ask_again()],
             None => vec![at.doubt(), at.ask_again()],
         },
     };
     let mut is_new = known.is_none();
     match node.batch(requests) {
-        // Somebody else began to ask a moment ago.
+        // Another process made the entry a moment ago.
         Err(error) if errno(&error) == Some(libc::EEXIST) => is_new = false,
         asked => drop(asked?),
     }
@@ -195,7 +197,7 @@ fn held(at: Neighbour, mac: Vec<u8>) -> Held {
     }
 }
 
-/// An interface's name, or its number if it has just gone.
+/// The interface's name, or its number if it has gone.
 fn name(interface: u32) -> String {
     link::name_of(interface).unwrap_or_else(|| interface.to_string())
 }
@@ -218,7 +220,8 @@ fn way_of(answer: &RouteNetlinkMessage) -> Option<Way> {
         return None;
     };
     match route.header.kind {
-        // A network's broadcast address, and a router's anycast address, are taken in by the node as well.
+        // The node takes in packets to a network's broadcast address and to a router's anycast address as
+        // well.
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast => return Some(Way::Here),
         RouteType::Unicast => {}
         _ => return Some(Way::Elsewhere),

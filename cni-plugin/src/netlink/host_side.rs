@@ -1,13 +1,13 @@
-//! What belongs to the node's side of a pod's interface: the plugin makes it, and the agent looks whether it is still
-//! there.
+//! The settings and addresses of the node's side of a pod's interface. The plugin makes them, and the agent
+//! checks them.
 
 use ipnet::{IpNet, Ipv6Net};
 
 use super::ip::GATEWAY_V6;
 use super::sysctl::Setting;
 
-/// Settings, if the pod has IPv6. A pod must not change the node's routes, and the node's own link-local address there is the
-/// gateway's.
+/// The settings for a pod with IPv6. A pod must not change the node's routes, and the gateway's address is
+/// the only link-local address of the interface.
 pub const HOST_V6: &[Setting] = &[
     ("ipv6", "disable_ipv6", "0"),
     ("ipv6", "accept_ra", "0"),
@@ -15,10 +15,10 @@ pub const HOST_V6: &[Setting] = &[
     ("ipv6", "addr_gen_mode", "1"),
     ("ipv6", "forwarding", "1"),
 ];
-/// Settings, if the pod has IPv4.
+/// The settings for a pod with IPv4.
 pub const HOST_V4: &[Setting] = &[("ipv4", "forwarding", "1")];
 
-/// The gateway's address, so that the kernel answers who asks for it.
+/// The gateway's address with its prefix; with it the kernel replies to neighbour solicitations.
 pub fn gateway_v6() -> IpNet {
     Ipv6Net::new_assert(GATEWAY_V6, 64).into()
 }

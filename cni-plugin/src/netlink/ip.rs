@@ -1,8 +1,8 @@
 //! Addresses, neighbours and routes of both ends.
 //!
-//! A pod has its address alone, without a network around it, and one way out: a link-local gateway that every node has in
-//! common and whose Ethernet address is told in advance, as is the pod's to the node. So nobody asks by ARP or neighbour
-//! discovery before the first packet.
+//! A pod has its address alone, without a subnet. Its only next hop is a link-local gateway, which is the
+//! same on every node. The pod gets a permanent neighbour entry for the gateway, and the node one for the
+//! pod. So no ARP or neighbour discovery precedes the first packet.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,18 +27,18 @@ use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 use crate::spec::result::Route;
 
-/// The way out of every pod, in IPv4.
+/// The gateway of every pod, in IPv4.
 pub const GATEWAY_V4: Ipv4Addr = {
     let [a, b, c, d] = gateway::ADDRESS;
     Ipv4Addr::new(a, b, c, d)
 };
-/// The way out of every pod, in IPv6.
+/// The gateway of every pod, in IPv6.
 pub const GATEWAY_V6: Ipv6Addr = {
     let [a, b, c, d, e, f, g, h] = gateway::ADDRESS_V6;
     Ipv6Addr::new(a, b, c, d, e, f, g, h)
 };
 
-/// The way out, in the family of an address.
+/// The gateway of the family of an address.
 pub fn gateway(of: IpAddr) -> IpAddr {
     match of {
         IpAddr::V4(_) => GATEWAY_V4.into(),
@@ -59,7 +59,7 @@ pub(super) fn family(ip: IpAddr) -> AddressFamily {
     }
 }
 
-/// Gives an interface an address that can be used at once: nobody is asked whether he has it too.
+/// Gives an interface an address that is usable at once, without duplicate address detection.
 pub fn address(interface: u32, net: IpNet) -> Request {
     let ip = net.addr();
     let mut message = AddressMessage::default();
@@ -85,10 +85,11 @@ pub fn address(interface: u32, net: IpNet) -> Request {
     )
 }
 
-/// Waits until packets for an IPv6 address of this namespace are taken in.
+/// Waits until this namespace takes in packets for an IPv6 address.
 ///
 /// The kernel adds an address at once and its local route in a task of its own, `addrconf_dad_work()` of
-/// `net/ipv6/addrconf.c`, even where it does not look for duplicates; until then it drops what comes.
+/// `net/ipv6/addrconf.c`, even without duplicate address detection. Until then it drops packets for the
+/// address.
 pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !is_local(conversation, ip.into())? {
@@ -103,7 +104,8 @@ pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), 
     Ok(())
 }
 
-/// Whether packets for an address are taken in here: it is an interface's, or a route makes it local.
+/// Whether this namespace takes in packets for an address. Either an interface has the address, or a route
+/// makes it local.
 pub fn is_local(conversation: &mut Conversation, ip: IpAddr) -> Result<bool, NetlinkError> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(ip);
@@ -118,7 +120,8 @@ pub fn is_local(conversation: &mut Conversation, ip: IpAddr) -> Result<bool, Net
     Ok(answers.iter().any(local))
 }
 
-/// What a look-up of a route answers without one, or for a route of the types unreachable, prohibit and blackhole.
+/// Whether an error of a route look-up means that there is no route, or one of type unreachable, prohibit or
+/// blackhole.
 pub(super) fn is_no_way(errno: i32) -> bool {
     matches!(
         errno,
@@ -126,7 +129,7 @@ pub(super) fn is_no_way(errno: i32) -> bool {
     )
 }
 
-/// Says once and for all which Ethernet address an address has.
+/// Makes a permanent neighbour entry with the Ethernet address of an address.
 pub fn neighbour(interface: u32, ip: IpAddr, mac: [u8; 6]) -> Request {
     let mut message = NeighbourMessage::default();
     message.header.family = family(ip);
@@ -147,7 +150,7 @@ pub fn neighbour(interface: u32, ip: IpAddr, mac: [u8; 6]) -> Request {
     )
 }
 
-/// A route to what is at the other end of the cable.
+/// A route to an address at the other end of the veth pair.
 pub fn link_route(interface: u32, to: IpAddr) -> Request {
     let mut message = route_message(interface, alone(to));
     if to.is_ipv4() {
@@ -159,8 +162,8 @@ pub fn link_route(interface: u32, to: IpAddr) -> Request {
     )
 }
 
-/// An address to which the main table has a route of its own that does not lead by the interface `own`, and
-/// where it leads.
+/// An address with a host route in the main table that leads to another interface than `own`, and that
+/// interface.
 pub fn rival(
     conversation: &mut Conversation,
     own: u32,
@@ -172,7 +175,7 @@ pub fn rival(
     Ok(routes.find(|(to, interface)| addresses.contains(to) && *interface != Some(own)))
 }
 
-/// Where a route of the main table to one address alone leads.
+/// The destination and interface of a host route of the main table.
 fn route_to_one(answer: &RouteNetlinkMessage) -> Option<(IpAddr, Option<u32>)> {
     let RouteNetlinkMessage::NewRoute(route) = answer else {
         return None;
@@ -200,7 +203,7 @@ pub fn gateway_route(interface: u32, route: &Route) -> Request {
         message.header.scope = scope.into();
     }
     if let Some(table) = route.table {
-        // The header has room for the first 255 alone.
+        // The field of the header holds only the tables below 256.
         message.header.table = u8::try_from(table).unwrap_or_default();
         message.attributes.push(RouteAttribute::Table(table));
     }
@@ -241,7 +244,7 @@ fn route_message(interface: u32, to: IpNet) -> RouteMessage {
     message
 }
 
-/// The addresses of a namespace, with the interface of each.
+/// The addresses of a namespace, with the index of each interface.
 pub fn addresses(conversation: &mut Conversation) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let answers = conversation.ask(Request::list("listing the container's addresses", request))?;
@@ -261,7 +264,7 @@ pub fn addresses(conversation: &mut Conversation) -> Result<Vec<(u32, IpNet)>, N
         .collect())
 }
 
-/// The routes of a namespace by some gateway: destination, gateway, interface.
+/// The routes of a namespace by any gateway: destination, gateway and interface.
 pub fn gateway_routes(conversation: &mut Conversation) -> Result<Vec<(IpNet, IpAddr, u32)>, NetlinkError> {
     let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
     let answers = conversation.ask(Request::list("listing the container's routes", request))?;

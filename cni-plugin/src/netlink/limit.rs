@@ -1,16 +1,19 @@
-//! A limit of what leaves by an interface, which is a token bucket (tc-tbf(8)): what a pod receives leaves by the node's side
-//! of its cable, and what it sends by its [limiter](super::limiter).
+//! A limit of the packets that leave by an interface, as a token bucket (tc-tbf(8)). Packets to a pod leave
+//! by the node's side of its veth pair, and packets from it by its [limiter](super::limiter).
 //!
-//! What is queued waits, and what waits is latency. Where the kernel has `fq_codel` (tc-fq_codel(8)), that is the bucket's
-//! queue: each flow has a queue of its own, one that sends little never waits for one that sends much, and who makes its queue
-//! grow has packets marked (ECN) or dropped early. Elsewhere there is one queue for all, and TCP needs some of it to keep a
-//! link busy. So it holds what the rate carries in 5 ms, at low rates 10 ms, and the bucket no more: runtimes ask for bursts of
-//! half a gigabyte, which would let seconds of traffic through unlimited. Both hold some whole packets, without which TCP
-//! stalls.
+//! Queued packets wait, and waiting is latency. Where the kernel has `fq_codel` (tc-fq_codel(8)), that is the
+//! bucket's queue. It gives each flow a queue of its own, so a flow that sends little never waits for one
+//! that sends much. It marks (ECN) or drops packets early of a flow whose queue grows.
 //!
-//! The kernel passes many segments as one packet of up to 64 KiB. What fits into the bucket is passed whole, and dropped whole
-//! where it does not fit into the queue, which ends flows; what does not fit into the bucket is taken apart first. So the
-//! bucket is too small for such packets until the queue holds several of them.
+//! Other kernels have one queue for all flows, and TCP needs some of it to keep a link busy. So the queue
+//! holds the bytes of 5 ms at the rate, at low rates those of 10 ms. The bucket holds those of 10 ms at most.
+//! Runtimes ask for bursts of half a gigabyte, which would let seconds of traffic through without a limit.
+//! Both hold at least some whole packets, without which TCP stalls.
+//!
+//! The kernel passes many segments as one packet of up to 64 KiB. Such a packet passes whole if it fits into
+//! the bucket. It is then also dropped whole if it does not fit into the queue, which ends flows. A packet
+//! that does not fit into the bucket is segmented first. So the bucket is too small for such packets until
+//! the queue holds several of them.
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -19,29 +22,30 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use super::conversation::Request;
 use crate::config::runtime::Limit;
 
-/// What the queue holds, in time at the full rate.
+/// The length of the queue in milliseconds at the full rate.
 const QUEUE_MS: u64 = 5;
-/// The same where that is not much, and the largest burst.
+/// The length of the queue at low rates, and the largest burst, in milliseconds at the full rate.
 const LONG_MS: u64 = 10;
-/// The largest packet, and a bucket that it does not fit into.
+/// The largest packet, and the size of a bucket that it does not fit into, both in bytes.
 const LARGEST: u64 = 65_536;
 const SMALL: u64 = 60_000;
-/// What both hold at least, in packets of full size.
+/// The minimum of queue and bucket, in packets of full size.
 const PACKETS: u64 = 10;
-/// The Ethernet header, which the MTU does not count.
+/// The length of the Ethernet header, which the MTU does not include.
 const HEADER: u64 = 14;
 
-/// What `fq_codel` lets a flow's packets wait, as long as it is more than one takes, and the time in which it has to reach that.
+/// `fq_codel`'s target for the waiting time, and the interval in which a flow has to reach it, in
+/// microseconds. At low rates both grow with the time that one packet takes.
 const TARGET_US: u64 = 5_000;
 const INTERVAL_US: u64 = 100_000;
-/// What it holds of flows that do not care for marks and losses: packets, and their memory.
+/// `fq_codel`'s limits for flows that ignore marks and losses: packets, and bytes of memory.
 const FAIR_PACKETS: u32 = 1_024;
 const FAIR_MEMORY: u32 = 4 << 20;
-/// What each flow may send in turn, in bytes: less than a packet of full size, which then takes several turns, so that small
-/// packets do not wait for a whole one of every other flow.
+/// The bytes that each flow may send in turn. A packet of full size takes several turns, so that small
+/// packets do not wait for a whole packet of every other flow.
 const FAIR_TURN: u32 = 300;
 
-/// The rate, the limit and what they are for: `include/uapi/linux/pkt_sched.h`.
+/// Attributes of `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
@@ -53,12 +57,12 @@ const TCA_FQ_CODEL_ECN: u16 = 4;
 const TCA_FQ_CODEL_QUANTUM: u16 = 6;
 const TCA_FQ_CODEL_MEMORY_LIMIT: u16 = 9;
 
-/// The bucket's own number, the only class in it, and its queue's.
+/// The handle of the bucket, of the only class in it, and of its queue.
 pub(super) const BUCKET: TcHandle = TcHandle { major: 1, minor: 0 };
 const INSIDE: TcHandle = TcHandle { major: 1, minor: 1 };
 const FAIR: TcHandle = TcHandle { major: 2, minor: 0 };
 
-/// The numbers of a token bucket, in bytes.
+/// The parameters of a token bucket, in bytes; the rate in bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bucket {
     rate: u64,
@@ -99,7 +103,7 @@ impl Bucket {
     }
 }
 
-/// Limits what leaves by an interface, or changes the limit.
+/// Limits the packets that leave by an interface, or changes the limit.
 pub fn limit(interface: u32, limit: Limit, mtu: u32) -> [Request; 2] {
     let bucket = Bucket::new(limit, mtu);
     let bits = limit.rate;
@@ -127,7 +131,8 @@ pub fn limit(interface: u32, limit: Limit, mtu: u32) -> [Request; 2] {
     ]
 }
 
-/// What `fq_codel` lets packets wait and for how long it watches, in microseconds: a packet takes its time at a low rate.
+/// `fq_codel`'s target and interval in microseconds. The target exceeds the time of one packet at the rate,
+/// which is in bytes per second.
 fn patience(rate: u64, mtu: u32) -> [u32; 2] {
     let packet = (u64::from(mtu) + HEADER) * 1_000_000 / rate.max(1);
     let target = TARGET_US.max(packet * 3 / 2);
@@ -146,7 +151,7 @@ fn option(kind: u16, value: impl Into<Vec<u8>>) -> TcOption {
     TcOption::Other(DefaultNla::new(kind, value.into()))
 }
 
-/// Lets everything leave by an interface again.
+/// Removes the limit of an interface.
 pub fn unlimit(interface: u32) -> Request {
     let message = discipline(interface, "tbf", TcHandle::ROOT, BUCKET);
     Request::plain(

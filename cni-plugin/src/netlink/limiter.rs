@@ -1,19 +1,23 @@
-//! The limit of what a pod sends: a pair of devices of its own, and a queue that what the pod sends goes through before anything
-//! is decided about it.
+//! The limit of packets from a pod: a veth pair for each limited pod. The packets pass its token bucket
+//! before any decision about them.
 //!
 //! ```text
 //! pod's eth0 ─► mr…: from_pod redirects ─► ml…: token bucket ═ mk…: filter ─► mr…, again: from_pod decides and translates
 //! ```
 //!
-//! A queue meets only what leaves by an interface, and what a pod sends enters the node by its. A filter behind our program, as
-//! older versions had it with an ifb device, meets only what the program leaves to the stack: answers that it redirects went
-//! without a limit. So the program sends everything through the pair first, marked, and the far end hands it back to the pod's
-//! interface, where the mark says that it has been there. The mark survives the pair, whose ends are in one namespace, and not
-//! the way out of the pod (`skb_scrub_packet()` of net/core/skbuff.c): no pod can set it.
+//! A queue limits only packets that leave by an interface, and a packet from a pod enters the node by its
+//! interface. Older versions had a filter behind the program that led to an ifb device. That filter saw only
+//! packets that the program passes to the stack, so replies that the program redirects had no limit.
 //!
-//! The far end has the Ethernet address of the pod's interface, so that packets for that count as addressed to the node
-//! (`eth_type_trans()`). The filter is `cls_u32` that matches everything, for not every kernel has `cls_matchall`. A queue at the
-//! pod's end of the cable would need no devices, but who is root in a pod could remove it.
+//! So the program first redirects each packet through the pair, with a mark. The far end returns the packet
+//! to the pod's interface, where the mark shows that the packet has passed the bucket. The mark survives the
+//! pair, whose ends are in one namespace. A mark that the pod sets does not survive the pod's veth pair
+//! (`skb_scrub_packet()` of net/core/skbuff.c): so no pod can forge it.
+//!
+//! The far end has the Ethernet address of the node's side of the pod's interface. So packets to that address
+//! count as addressed to the node (`eth_type_trans()`). The filter is a `cls_u32` that matches all packets,
+//! since some kernels lack `cls_matchall`. A queue at the pod's end of its veth pair would need no devices,
+//! but root in a pod could remove it.
 
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use netlink_packet_route::tc::{
@@ -29,15 +33,16 @@ use super::limit;
 use super::link::{self, End, Link, Pair};
 use crate::config::runtime::Limit;
 
-/// The largest that a pair takes: the pod's own interface decides what is too large.
+/// The largest MTU of a pair: the pod's own interface decides which packets are too large.
 const MTU: u32 = 65_535;
-/// Of the filter. Those of older versions stood behind whatever programs hang on a pod's interface, ours (77) and those that
-/// let the kernel choose (49152 at the most).
+/// The priority of the filter. Filters of older versions came after all programs that are attached to a pod's
+/// interface. The programs of the agent have priority 77, and a priority that the kernel chooses is 49152 at
+/// the most.
 const PRIORITY: u16 = 65_000;
-/// `ETH_P_ALL`, as `tcm_info` has it.
+/// `ETH_P_ALL` in the byte order of `tcm_info`.
 const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
 
-/// A limiter that is to be made.
+/// The parameters of a limiter that the plugin makes.
 pub struct Limiter<'a> {
     /// The name of the end with the queue.
     pub name: &'a str,
@@ -47,14 +52,15 @@ pub struct Limiter<'a> {
     pub interface: u32,
     /// The Ethernet address of that interface.
     pub mac: [u8; 6],
-    /// The largest packet of the pod.
+    /// The MTU of the pod in bytes.
     pub mtu: u32,
-    /// The limit.
+    /// The limit of the token bucket.
     pub limit: Limit,
 }
 
 impl Limiter<'_> {
-    /// Makes it and gives its index. Nothing is sent there yet; what is comes back.
+    /// Makes the limiter and returns the index of the end with the queue. No packet enters it yet, and it
+    /// returns each packet that enters.
     pub fn make(&self, node: &mut Conversation) -> Result<u32, NetlinkError> {
         let end = |name| End { name, mac: self.mac };
         let pair = Pair {
@@ -77,14 +83,14 @@ impl Limiter<'_> {
             ),
             RouteNetlinkMessage::NewTrafficFilter(redirect(peer, self.interface)),
         ));
-        // The end that is switched on last carries packets at once, and only that sends any.
+        // The end that goes up last carries packets at once, and only that end sends any.
         requests.extend([link::up(peer), link::up(index)]);
         node.batch(requests)?;
         Ok(index)
     }
 }
 
-/// Whether what comes in by the far end of a limiter goes on to an interface, and to nothing else before.
+/// Whether a filter at the far end of a limiter redirects packets to an interface.
 pub fn leads_to(node: &mut Conversation, end: u32, interface: u32) -> Result<bool, NetlinkError> {
     let mut message = TcMessage::with_index(end.cast_signed());
     message.header.parent = TcHandle {
@@ -108,7 +114,7 @@ pub fn leads_to(node: &mut Conversation, end: u32, interface: u32) -> Result<boo
     Ok(filters().any(|filter| redirects_to(filter) == Some(interface)))
 }
 
-/// The interface that a filter leads packets to.
+/// The interface that a filter redirects packets to.
 fn redirects_to(filter: &TcMessage) -> Option<u32> {
     let options = filter.attributes.iter().filter_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
@@ -130,12 +136,12 @@ fn redirects_to(filter: &TcMessage) -> Option<u32> {
     mirrors.find(redirects).map(|mirror| mirror.ifindex)
 }
 
-/// Without an interface ENODEV, without a qdisc EINVAL, without a filter ENOENT.
+/// The kernel reports ENODEV without the interface, EINVAL without the qdisc, ENOENT without the filter.
 fn is_gone(error: &NetlinkError) -> bool {
     matches!(errno(error), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT))
 }
 
-/// Leads nothing through a limiter of an older version any more: an ifb device, to which a filter at the pod's interface leads.
+/// Removes the filter at the pod's interface with which an older version led packets through an ifb device.
 pub fn release(node: &mut Conversation, interface: u32) -> Result<(), NetlinkError> {
     let mut message = filter(interface);
     message
@@ -163,7 +169,7 @@ fn place_for_filters(interface: u32) -> TcMessage {
     message
 }
 
-/// A device that nobody talks to needs no address.
+/// Gives a device of the pair no IPv6 link-local address, since no peer communicates with it.
 fn without_addresses(interface: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = interface;
@@ -189,11 +195,11 @@ fn filter(interface: u32) -> TcMessage {
     message
 }
 
-/// Has everything that comes in by an interface come in by another.
+/// Redirects all packets that come in by `interface`, as if they came in by `to`.
 fn redirect(interface: u32, to: u32) -> TcMessage {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
-    // A mask of nothing, which every packet has.
+    // An empty mask, which matches every packet.
     selector.nkeys = 1;
     selector.keys = vec![TcU32Key::default()];
     let mut mirror = TcMirror::default();

@@ -1,4 +1,4 @@
-//! Interfaces: the veth pair and what can be asked about its ends.
+//! Interfaces: the veth pair, and requests about its ends.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -15,41 +15,42 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 
-/// A veth pair that is to be made.
+/// The parameters of a veth pair that the plugin makes.
 pub struct Pair<'a> {
     /// The node's side.
     pub host: End<'a>,
     /// The pod's side.
     pub pod: End<'a>,
-    /// The MTU of both.
+    /// The MTU of both sides in bytes.
     pub mtu: u32,
-    /// Where the pod's side is made; `None` for the node's own namespace.
+    /// The namespace of the pod's side; `None` for the node's own namespace.
     pub namespace: Option<BorrowedFd<'a>>,
 }
 
-/// One end of it.
+/// The parameters of one end of a pair.
 #[derive(Clone, Copy)]
 pub struct End<'a> {
-    /// Its name.
+    /// The name of the end.
     pub name: &'a str,
-    /// Its Ethernet address.
+    /// The Ethernet address of the end.
     pub mac: [u8; 6],
 }
 
 /// An interface that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its index.
+    /// The interface's index.
     pub index: u32,
-    /// The index of the other end of a veth, counted in that one's namespace.
+    /// The index of the other end of a veth, in the namespace of that end.
     pub peer: u32,
-    /// Its MTU.
+    /// The interface's MTU in bytes.
     pub mtu: u32,
-    /// Its Ethernet address.
+    /// The interface's Ethernet address.
     pub mac: Vec<u8>,
-    /// Whether the administrator switched it on.
+    /// Whether the interface is administratively up.
     pub is_up: bool,
-    /// Whether it carries packets: there is a carrier, and a queue in the place of the one that drops everything.
+    /// Whether the interface carries packets: it has a carrier, and its queue is not `noop`, which drops all
+    /// packets.
     pub carries: bool,
 }
 
@@ -64,8 +65,8 @@ impl Pair<'_> {
         message
     }
 
-    /// Makes the pair, both ends switched off, and gives the node's side. A pod's side is never in the node's namespace, so
-    /// its name clashes with nothing there, and it vanishes with the pod's namespace.
+    /// Makes the pair, both ends down, and returns the node's side. The pod's side starts in the pod's
+    /// namespace: its name clashes with no interface of the node, and it disappears with the pod's namespace.
     pub fn make(&self, conversation: &mut Conversation) -> Result<Link, NetlinkError> {
         let mut peer = self.end(&self.pod);
         let namespace = self.namespace.map(|namespace| namespace.as_raw_fd());
@@ -78,7 +79,7 @@ impl Pair<'_> {
         let what = format!("making the veth pair {} and {}", self.host.name, self.pod.name);
         let request = Request::make(what, RouteNetlinkMessage::NewLink(message));
         match make(conversation, self.host.name, request) {
-            // The kernel does not say which of the two is there.
+            // The kernel does not report which of the two names exists.
             Err(error) if errno(&error) == Some(libc::EEXIST) => {
                 Err(if find(conversation, self.host.name)?.is_some() {
                     NetlinkError::HostInterfaceExists(self.host.name.to_owned())
@@ -117,12 +118,12 @@ pub fn find(conversation: &mut Conversation, name: &str) -> Result<Option<Link>,
 
 /// The name of the interface with an index, in the network namespace of this thread.
 pub fn name_of(index: u32) -> Option<String> {
-    // nix takes the null pointer of an interface that is gone for success, and gives an empty name.
+    // nix takes the null pointer for a missing interface as success and returns an empty name.
     let name = nix::net::if_::if_indextoname(index).ok()?;
     Some(name.to_string_lossy().into_owned()).filter(|name| !name.is_empty())
 }
 
-/// Whether there is an interface of an index.
+/// Whether there is an interface with an index.
 pub fn exists(conversation: &mut Conversation, index: u32) -> Result<bool, NetlinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -159,9 +160,9 @@ fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
 
 /// Waits until an interface carries packets.
 ///
-/// The end of a pair that is switched on first gets its carrier with the other one, but its queue only from a task of the
-/// kernel, and drops what is sent until then. Since Linux 6.8 whoever asks for the interface runs that task himself
-/// (`linkwatch_sync_dev()` of `net/core/link_watch.c`); before, it is a matter of a moment.
+/// The end of a pair that goes up first gets its carrier with the other end. A task of the kernel installs
+/// its queue later, and until then the interface drops packets. Since Linux 6.8 a request for the interface
+/// runs that task first (`linkwatch_sync_dev()` of `net/core/link_watch.c`). Older kernels take a moment.
 pub fn await_queue(conversation: &mut Conversation, name: &str) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !find(conversation, name)?.is_some_and(|link| link.carries) {
@@ -176,7 +177,7 @@ pub fn await_queue(conversation: &mut Conversation, name: &str) -> Result<(), Ne
     Ok(())
 }
 
-/// Switches an interface on.
+/// Sets an interface up.
 pub fn up(index: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -188,7 +189,7 @@ pub fn up(index: u32) -> Request {
     )
 }
 
-/// Switches an interface off.
+/// Sets an interface down.
 pub fn down(index: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -232,7 +233,7 @@ pub fn mtu(index: u32, mtu: u32) -> Request {
     )
 }
 
-/// Takes an interface out of the bridge, bond or VRF that it is a port of.
+/// Removes an interface from the bridge, bond or VRF that it is a port of.
 pub fn release(index: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -243,11 +244,12 @@ pub fn release(index: u32) -> Request {
     )
 }
 
-/// Lets an interface pass on what comes in by it, the setting `forwarding`, and answer no ARP, `arp_ignore`: whoever is answered
-/// gets an entry in the node's table of neighbours, which all pods share and one could fill with forged addresses. A pod asks
-/// for its gateway alone, for which the program at the interface answers, and its own address has an entry already.
+/// Lets an interface forward packets (`forwarding`) and send no ARP replies (`arp_ignore`). A reply would
+/// make an entry in the node's neighbour table, which all pods share. One pod could fill that table with
+/// forged addresses. A pod asks for its gateway alone, and the program at the interface replies to that. The
+/// node has a permanent entry for the pod's own address.
 pub fn serve_pod_v4(index: u32) -> Request {
-    /// For no address that the node has.
+    /// The value for no replies to any address of the node.
     const NEVER: i32 = 8;
     let mut settings = InetDevConf::default();
     settings.forwarding = 1;
@@ -255,15 +257,15 @@ pub fn serve_pod_v4(index: u32) -> Request {
     configure_v4(index, settings)
 }
 
-/// Lets an interface send gratuitous ARP when it is switched on: the setting `arp_notify`.
+/// Lets an interface send gratuitous ARP when it goes up: the setting `arp_notify`.
 pub fn notify_v4(index: u32) -> Request {
     let mut settings = InetDevConf::default();
     settings.arp_notify = 1;
     configure_v4(index, settings)
 }
 
-/// Makes those settings that are not 0, as [`super::sysctl`] would, but with other requests in one go and without entering
-/// the namespace.
+/// Makes the settings that are not 0. Unlike [`super::sysctl`], this needs no entry into the namespace and
+/// joins a batch of requests.
 fn configure_v4(index: u32, settings: InetDevConf) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -277,7 +279,7 @@ fn configure_v4(index: u32, settings: InetDevConf) -> Request {
     )
 }
 
-/// Removes an interface, with its other end and everything that hangs on both; one that is gone is no error.
+/// Removes an interface with its other end and all objects attached to both. A missing interface is no error.
 pub fn remove(conversation: &mut Conversation, index: u32) -> Result<(), NetlinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -288,7 +290,8 @@ pub fn remove(conversation: &mut Conversation, index: u32) -> Result<(), Netlink
     }
 }
 
-/// The MTU of the way out of the node: the smallest of the interfaces that default routes lead to, else Ethernet's.
+/// The MTU of the node's uplinks: the smallest MTU of the interfaces of default routes. Without a default
+/// route it is Ethernet's.
 pub fn uplink_mtu(conversation: &mut Conversation) -> Result<u32, NetlinkError> {
     const ETHERNET: u32 = 1500;
     let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
@@ -316,6 +319,6 @@ fn default_interface(answer: &RouteNetlinkMessage) -> Option<u32> {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
-    // Where IPv6 has no default route, an unreachable one leads to the loopback.
+    // On a node without an IPv6 default route, the kernel's unreachable default route leads to the loopback.
     interface.filter(|index| message.header.destination_prefix_length == 0 && *index != LOOPBACK)
 }

@@ -1,8 +1,8 @@
-//! The kernel's network as the plugin changes it, by rtnetlink.
+//! The changes that the plugin makes in the kernel's network, by rtnetlink.
 //!
-//! There are two conversations: one with the node's namespace and one with the pod's, over sockets that stay in the
-//! namespace they were opened in. Each step is one datagram with all of its requests, and the answers are read together.
-//! Invariant: nothing here is found by looking through lists that grow with the number of pods.
+//! There are two netlink sockets: one in the node's namespace and one in the pod's. Each socket stays in the
+//! namespace in which it was opened. Each step is one datagram with all of its requests, and the plugin reads
+//! all replies together. Invariant: no look-up here goes through a list that grows with the number of pods.
 
 pub mod announce;
 pub mod conversation;

@@ -1,7 +1,8 @@
 //! The network namespace of a container.
 //!
-//! It is opened once, so that everything is done to the same one even if its path comes to lead elsewhere. Entering it
-//! counts for the thread; whatever is opened inside (sockets, files under /proc/sys/net) stays inside.
+//! It is opened once, so that all operations use the same namespace even if its path leads elsewhere later. A
+//! thread enters it alone. Sockets and files under /proc/sys/net that are opened inside stay with the
+//! namespace.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +19,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// `NSFS_MAGIC` of include/uapi/linux/magic.h.
 const NSFS: FsType = FsType(0x6e73_6673);
 
-/// An open network namespace, and the way back.
+/// An open network namespace, and the thread's own one for the return.
 pub struct Namespace {
     path: PathBuf,
     file: File,
@@ -61,7 +62,7 @@ impl Namespace {
         })
     }
 
-    /// Does something in the namespace and comes back.
+    /// Runs a function in the namespace, then returns this thread to its own.
     pub fn enter<T>(&self, inside: impl FnOnce() -> T) -> Result<T, NetlinkError> {
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|errno| NetlinkError::Refused {
             what: format!("entering network namespace {}", self.path.display()),

@@ -1,4 +1,4 @@
-//! An entry of the kernel's table of neighbours: how it is asked for, and what it says of an owner.
+//! An entry of the kernel's neighbour table: the requests for it, and its verdict about an owner.
 
 use std::net::IpAddr;
 
@@ -13,20 +13,20 @@ use super::ip::family;
 /// An address on the link of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
-    /// The address.
+    /// The address of the neighbour.
     pub address: IpAddr,
-    /// The interface.
+    /// The index of the interface.
     pub interface: u32,
 }
 
-/// What an entry of the table of neighbours says of an owner.
+/// The verdict of an entry of the neighbour table about an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// He is at this Ethernet address.
+    /// The owner is at this Ethernet address.
     Held(Vec<u8>),
-    /// There is none, or none can be asked.
+    /// There is no owner, or the link has no neighbour requests.
     Nobody,
-    /// He may still answer.
+    /// An owner may still reply.
     Open,
 }
 
@@ -39,13 +39,13 @@ impl Neighbour {
         message
     }
 
-    /// Looks at the entry; without one there is no answer.
+    /// Looks at the entry; a missing entry gives no reply.
     pub fn look(&self) -> Request {
         let what = format!("looking for the neighbour {}", self.address);
         Request::plain(what, RouteNetlinkMessage::GetNeighbour(self.message())).if_known()
     }
 
-    /// The entry, if an answer is about it.
+    /// The entry, if a reply contains it.
     pub fn entry<'a>(&self, answer: &'a RouteNetlinkMessage) -> Option<&'a NeighbourMessage> {
         let RouteNetlinkMessage::NewNeighbour(entry) = answer else {
             return None;
@@ -62,19 +62,19 @@ impl Neighbour {
         (what, RouteNetlinkMessage::NewNeighbour(message))
     }
 
-    /// Has the kernel ask for an owner that the table knows nothing of.
+    /// Makes the kernel ask for an owner; fails with `EEXIST` if the table has an entry.
     pub fn ask_new(&self) -> Request {
         let (what, message) = self.used();
         Request::make(what, message)
     }
 
-    /// The same if there may be an entry.
+    /// Makes the kernel ask for an owner, also if the table has an entry.
     pub fn ask_again(&self) -> Request {
         let (what, message) = self.used();
         Request::replace(what, message)
     }
 
-    /// Has the kernel forget where the owner was, so that it asks everybody.
+    /// Makes the kernel forget the owner's Ethernet address, so that it asks by broadcast or multicast.
     pub fn doubt(&self) -> Request {
         let mut message = self.message();
         message.header.state = NeighbourState::Failed;
@@ -82,14 +82,15 @@ impl Neighbour {
         Request::plain(what, RouteNetlinkMessage::NewNeighbour(message)).if_known()
     }
 
-    /// Removes the entry.
+    /// Removes the entry from the table.
     pub fn forget(&self) -> Request {
         let what = format!("removing the neighbour {}", self.address);
         Request::plain(what, RouteNetlinkMessage::DelNeighbour(self.message())).if_known()
     }
 }
 
-/// What an entry says that is true without asking: somebody made it, or nobody asks on such a link.
+/// The verdict of an entry that holds without a request: a program or operator made the entry, or the link
+/// has no neighbour requests.
 pub fn told(entry: &NeighbourMessage) -> Option<Verdict> {
     let verdict = verdict(entry);
     let is_told = match entry.header.state {
@@ -99,7 +100,7 @@ pub fn told(entry: &NeighbourMessage) -> Option<Verdict> {
     is_told.then_some(verdict)
 }
 
-/// What an entry says that has been asked for.
+/// The verdict of an entry after a request.
 pub fn verdict(entry: &NeighbourMessage) -> Verdict {
     match entry.header.state {
         NeighbourState::Reachable

@@ -1,7 +1,8 @@
-//! Which limits are in force: the rates of our token buckets, as the kernel tells them, and what others
-//! hung in their place.
+//! The limits in force: the rates of this plugin's token buckets, as the kernel reports them, and foreign
+//! queueing disciplines in their place.
 //!
-//! A bucket is ours by its number, [`BUCKET`]. Who hangs one up by hand gets another number from `tc`.
+//! A bucket is this plugin's if it has the handle [`BUCKET`]. `tc` gives another handle to a bucket that an
+//! operator attaches.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,20 +15,20 @@ use super::conversation::{Conversation, Request};
 use super::error::NetlinkError;
 use super::limit::BUCKET;
 
-/// `include/uapi/linux/pkt_sched.h`.
+/// Attributes of `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
-/// Where the rate stands in `struct tc_tbf_qopt`, whose first field is a `struct tc_ratespec`.
+/// Offset of the rate in `struct tc_tbf_qopt`, whose first field is a `struct tc_ratespec`.
 const RATE: usize = 8;
-/// A rate that does not fit there is in an attribute of its own.
+/// The value for a rate that does not fit into the field; an attribute of its own then holds the rate.
 const ELSEWHERE: u64 = u32::MAX as u64;
 
-/// The outermost queues of all interfaces, unless the kernel chose them itself.
+/// The root queueing disciplines of all interfaces, except those that the kernel chose itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Queues {
-    /// The rates of our token buckets, in bits per second, by the interface's index.
+    /// The rates of this plugin's token buckets, in bits per second, by the interface's index.
     pub rates: BTreeMap<u32, u64>,
-    /// Those that are not ours.
+    /// The other queueing disciplines, by the interface's index.
     pub foreign: BTreeMap<u32, Foreign>,
 }
 
@@ -38,7 +39,7 @@ pub struct Foreign {
     major: u16,
 }
 
-/// As `tc` writes it.
+/// The format is that of `tc`.
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:x}:", self.kind, self.major)
@@ -46,7 +47,7 @@ impl fmt::Display for Foreign {
 }
 
 impl Queues {
-    /// Asks for all of them.
+    /// Reads the queueing disciplines of all interfaces.
     pub fn read(conversation: &mut Conversation) -> Result<Self, NetlinkError> {
         let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
         let answers = conversation.ask(Request::list("listing queueing disciplines", all))?;
@@ -59,7 +60,7 @@ impl Queues {
             let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else {
                 continue;
             };
-            // The kernel numbers none of those that it chooses itself.
+            // A queueing discipline that the kernel chooses itself has no handle.
             if message.header.parent != TcHandle::ROOT || message.header.handle == TcHandle::UNSPEC {
                 continue;
             }
@@ -80,7 +81,8 @@ impl Queues {
     }
 }
 
-/// The rates of interfaces whose packets leave by a token bucket of ours, in bits per second, by index.
+/// The rates of the interfaces that have a token bucket of this plugin, in bits per second, by the
+/// interface's index.
 pub fn rates(conversation: &mut Conversation) -> Result<BTreeMap<u32, u64>, NetlinkError> {
     Queues::read(conversation).map(|queues| queues.rates)
 }
@@ -90,7 +92,7 @@ fn rate(message: &TcMessage) -> Option<u64> {
         TcAttribute::Options(options) => options.first(),
         _ => None,
     })?;
-    // A kind that the crate does not know is given as one attribute with all others in it.
+    // The crate returns an unknown kind as one attribute that contains all others.
     let TcOption::Other(all) = options else {
         return None;
     };

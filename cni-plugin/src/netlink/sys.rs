@@ -1,4 +1,4 @@
-//! One socket option that no crate has.
+//! A socket option that no crate has.
 
 use std::os::fd::AsFd;
 
@@ -17,7 +17,7 @@ getsockopt_impl!(
     GetStruct<u64>
 );
 
-/// The cookie of the network namespace a socket was made in; before Linux 5.14 a socket does not tell.
+/// The cookie of the network namespace in which a socket was made. Kernels before Linux 5.14 lack the option.
 pub fn netns_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
     getsockopt(socket, NetnsCookie)
 }

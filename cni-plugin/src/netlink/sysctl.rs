@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use super::error::NetlinkError;
 
-/// A setting: family, name, value.
+/// A setting: family, name and value.
 pub type Setting = (&'static str, &'static str, &'static str);
 
-/// Whether this kernel does IPv6 at all.
+/// Whether this kernel supports IPv6.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Makes settings of an interface. One that this kernel does not have is left out.
+/// Makes settings of an interface. A setting that this kernel lacks is skipped.
 pub fn set(interface: &str, settings: &[Setting]) -> Result<(), NetlinkError> {
     for (family, name, value) in settings {
         // A dot in an interface's name is part of one component here, as in any path.

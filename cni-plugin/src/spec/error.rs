@@ -1,39 +1,40 @@
-//! How a failure is told: a code that runtimes act on, and text for people.
+//! The report of a failure: a code for runtimes and text for human readers.
 //!
-//! The codes below 100 are the specification's ("Error" in SPEC.md); only 11 asks the runtime to try again, and 50 and 51
-//! only STATUS may answer. Ours begin at 100 and say which part of the work failed.
+//! The codes below 100 are the specification's ("Error" in SPEC.md). Only 11 asks the runtime to try again,
+//! and only STATUS may return 50 and 51. This plugin's own codes begin at 100 and name the part of the work
+//! that failed.
 
 use serde_json::{Value, json};
 
-/// The number of a failure.
+/// The code of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Code {
-    /// The version of the specification is not spoken here.
+    /// This plugin does not support the version of the specification.
     IncompatibleVersion = 1,
-    /// A field or value that cannot be heeded; the message names it.
+    /// The plugin cannot apply a field or value; the message names it.
     UnsupportedField = 2,
-    /// The container is not there, and nothing has to be cleaned up.
+    /// The container does not exist, and there is nothing to clean up.
     UnknownContainer = 3,
-    /// The environment is incomplete or wrong.
+    /// The environment is incomplete or invalid.
     InvalidEnvironment = 4,
     /// The configuration could not be read.
     Io = 5,
-    /// The configuration is no such document.
+    /// The configuration is no JSON document, or a part has the wrong type.
     Decoding = 6,
-    /// The configuration contradicts itself or lacks something.
+    /// The configuration has an invalid value or lacks one.
     InvalidConfig = 7,
-    /// Later it may work.
+    /// A later attempt may succeed.
     TryAgainLater = 11,
     /// ADD would fail.
     NotAvailable = 50,
-    /// ADD would fail, and running containers may be cut off.
+    /// ADD would fail, and running containers may have no connectivity.
     LimitedConnectivity = 51,
     /// A system call failed.
     System = 100,
     /// No address is left.
     Exhausted = 101,
-    /// The address that was asked for cannot be had.
+    /// The requested address is not available.
     AddressUnavailable = 102,
     /// The container has this interface already.
     Duplicate = 103,
@@ -43,30 +44,30 @@ pub enum Code {
     Netlink = 105,
     /// The programs could not be attached.
     Datapath = 106,
-    /// CHECK found something missing or different.
+    /// CHECK found a missing or different object.
     Mismatch = 107,
-    /// GC could not free everything.
+    /// GC could not free all leaked attachments.
     Incomplete = 108,
-    /// A host port is another pod's, or that of the nodes' tunnels.
+    /// The host port is another pod's, or that of the nodes' tunnels.
     PortTaken = 109,
-    /// A host port is asked for at an address that is not the node's.
+    /// The host port is requested for an address that is not the node's.
     ForeignAddress = 110,
 }
 
-/// A failure as the runtime gets it.
+/// A failure as the runtime receives it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{msg}{}", if details.is_empty() { String::new() } else { format!(": {details}") })]
 pub struct CniError {
-    /// What kind of failure it is.
+    /// The kind of the failure.
     pub code: Code,
-    /// What failed, on what.
+    /// The failed operation and its object.
     pub msg: String,
-    /// Why, and what to do.
+    /// The cause, and advice for the operator.
     pub details: String,
 }
 
 impl CniError {
-    /// A failure without details.
+    /// Makes a failure without details.
     pub fn new(code: Code, msg: impl Into<String>) -> Self {
         Self {
             code,
@@ -75,7 +76,7 @@ impl CniError {
         }
     }
 
-    /// Adds why, or what to do.
+    /// Adds the cause or advice.
     #[must_use]
     pub fn with_details(self, details: impl Into<String>) -> Self {
         Self {

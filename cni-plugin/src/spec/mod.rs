@@ -1,7 +1,7 @@
-//! What the CNI specification says about documents: its versions, its results and its errors.
+//! The documents of the CNI specification: versions, results and errors.
 //!
-//! The types are written by hand: they are few, and a plugin answers in the version it was asked in, which is easier to see
-//! where all versions are written side by side.
+//! The types are written by hand, since they are few. A plugin has to reply in the version of the request.
+//! That is easier to check where all versions are side by side.
 
 pub mod error;
 pub mod result;

@@ -1,8 +1,8 @@
-//! What ADD answers, and what comes back as `prevResult`.
+//! The result of ADD, which later calls receive as `prevResult`.
 //!
-//! Results of all versions differ in few keys: up to 0.4.0 an address names its family, and the MTU of an interface came
-//! with 1.1.0. What an earlier plugin of a chain said is passed on whole, keys that are unknown here included, so only the
-//! parts of a result that this plugin adds have a type.
+//! The versions of results differ in few keys. Up to 0.4.0 an address names its family, and 1.1.0 adds the
+//! MTU of an interface. The result of an earlier plugin of a chain is passed on whole, unknown keys included.
+//! So only the parts that this plugin adds have a type.
 
 use std::net::IpAddr;
 
@@ -17,15 +17,15 @@ use crate::config::go;
 /// An interface of a result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Interface {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// Its Ethernet address.
+    /// The Ethernet address in hexadecimal.
     #[serde(default)]
     pub mac: String,
-    /// The largest packet, since 1.1.0.
+    /// The MTU in bytes, since 1.1.0.
     #[serde(default)]
     pub mtu: Option<u32>,
-    /// The path of the namespace it lies in; empty on the node.
+    /// The path of the interface's network namespace; empty on the node.
     #[serde(default)]
     pub sandbox: String,
 }
@@ -33,12 +33,12 @@ pub struct Interface {
 /// An address of a result.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Address {
-    /// Which interface holds it.
+    /// The index of its interface in the result.
     #[serde(default)]
     pub interface: Option<usize>,
-    /// The address and its prefix.
+    /// The address with its prefix length.
     pub address: IpNet,
-    /// The way out.
+    /// The gateway of the address.
     #[serde(default, deserialize_with = "go::address")]
     pub gateway: Option<IpAddr>,
 }
@@ -46,43 +46,43 @@ pub struct Address {
 /// A route of a result, and of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Route {
-    /// Where to.
+    /// The destination prefix.
     pub dst: IpNet,
-    /// By which neighbour.
+    /// The next hop.
     #[serde(default, deserialize_with = "go::address")]
     pub gw: Option<IpAddr>,
-    /// The largest packet on this way.
+    /// The MTU of the route in bytes.
     #[serde(default)]
     pub mtu: Option<u32>,
-    /// The largest segment of TCP on this way.
+    /// The largest TCP segment on the route (MSS) in bytes.
     #[serde(default)]
     pub advmss: Option<u32>,
-    /// Lower ones come first.
+    /// The priority; the lowest one is preferred.
     #[serde(default)]
     pub priority: Option<u32>,
-    /// The routing table.
+    /// The number of the routing table.
     #[serde(default)]
     pub table: Option<u32>,
-    /// `RT_SCOPE_…`.
+    /// The scope: `RT_SCOPE_…` of include/uapi/linux/rtnetlink.h.
     #[serde(default)]
     pub scope: Option<u8>,
 }
 
-/// What this plugin adds to a result.
+/// The parts of a result that this plugin adds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CniResult {
-    /// Interfaces; addresses name them by their place here.
+    /// The interfaces; addresses refer to them by index.
     pub interfaces: Vec<Interface>,
-    /// Addresses.
+    /// The addresses of the pod.
     pub ips: Vec<Address>,
-    /// Routes.
+    /// The routes of the pod.
     pub routes: Vec<Route>,
-    /// Name resolution, as configured.
+    /// The settings of name resolution, as configured.
     pub dns: Option<Value>,
 }
 
 impl CniResult {
-    /// The document in one version, after what earlier plugins of the chain said.
+    /// The document in one version, added to the results of the earlier plugins of the chain.
     pub fn document(&self, version: Version, previous: Option<&Map<String, Value>>) -> Value {
         let mut document = previous.cloned().unwrap_or_default();
         let before = document
@@ -113,10 +113,10 @@ impl CniResult {
         Value::Object(document)
     }
 
-    /// Reads a `prevResult` of any version, as far as CHECK compares it.
+    /// Reads the parts that CHECK compares from a `prevResult` of any version.
     pub fn read(document: &Map<String, Value>) -> Result<Self, CniError> {
         Ok(Self {
-            // Addresses name interfaces by their place, so one that is null keeps its own.
+            // Addresses refer to interfaces by index, so a `null` interface keeps its index.
             interfaces: list(document, "interfaces")?
                 .into_iter()
                 .map(Option::unwrap_or_default)
@@ -140,7 +140,7 @@ fn list<T: for<'a> Deserialize<'a>>(
     })
 }
 
-/// What an earlier plugin said of addresses may be in another version than the one asked for.
+/// Converts the addresses of an earlier plugin, whose result may have another version than the requested one.
 fn convert_previous(document: &mut Map<String, Value>, version: Version) {
     let Some(Value::Array(ips)) = document.get_mut("ips") else {
         return;

@@ -1,4 +1,4 @@
-//! The versions of the specification that this plugin speaks.
+//! The versions of the specification that this plugin supports.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// All of them, oldest first.
+    /// All versions, oldest first.
     pub const ALL: [Self; 5] = [
         Self::V0_3_0,
         Self::V0_3_1,
@@ -28,10 +28,10 @@ impl Version {
         Self::V1_0_0,
         Self::V1_1_0,
     ];
-    /// The newest.
+    /// The newest supported version.
     pub const NEWEST: Self = Self::V1_1_0;
 
-    /// Its name in documents.
+    /// The version's name in documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::V0_3_0 => "0.3.0",
@@ -42,7 +42,7 @@ impl Version {
         }
     }
 
-    /// Finds the version of a name.
+    /// Finds the version by its name.
     pub fn parse(name: &str) -> Result<Self, CniError> {
         Self::ALL
             .into_iter()

@@ -1,9 +1,9 @@
 //! ADD: giving a container an interface.
 //!
-//! First what was asked for is looked at, without a trace; then an address is taken, which nobody else holds where that is to
-//! be looked for, and the interface made around it, unless there is one of its name. The pod's side is switched on only when
-//! the programs hang on the node's, so that no packet passes them by. Whatever fails, all of it is taken back before the
-//! failure is told.
+//! First the plugin checks the request, without any change. Then it takes an address, and checks that no
+//! other host uses it where the configuration demands that. Then it makes the interface, unless one of that
+//! name exists. The pod's side goes up only when the programs are attached to the node's side, so that no
+//! packet bypasses them. On any failure the plugin undoes all steps before it reports the failure.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -30,14 +30,14 @@ use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
-/// On the pod's side.
+/// The settings of the pod's side for IPv6.
 const POD_V6: &[Setting] = &[
     ("ipv6", "disable_ipv6", "0"),
     ("ipv6", "accept_ra", "0"),
     ("ipv6", "accept_dad", "0"),
 ];
 
-/// Everything that is decided before anything is made.
+/// The decisions that precede all changes.
 struct Plan<'a> {
     attachment: &'a Attachment,
     host_name: String,
@@ -52,7 +52,7 @@ struct Plan<'a> {
     pod: Conversation,
 }
 
-/// What can fail once an address is taken.
+/// A failure after an address was taken.
 #[derive(Debug, thiserror::Error)]
 enum MakeError {
     #[error(transparent)]
@@ -62,7 +62,7 @@ enum MakeError {
 }
 
 impl MakeError {
-    /// Whether making the pair failed before there was anything of it.
+    /// Whether [`Plan::make_pair`] failed before it made an object.
     fn is_before_anything(&self) -> bool {
         match self {
             Self::Datapath(_) => true,
@@ -75,13 +75,13 @@ impl MakeError {
 }
 
 impl MakeError {
-    /// Whether something is there already that was to be made.
+    /// Whether an object that the plugin wanted to make exists already.
     fn is_rival(&self) -> bool {
         matches!(self, Self::Netlink(error) if errno(error) == Some(libc::EEXIST))
     }
 }
 
-/// Gives the container an interface, and says what it is.
+/// Gives the container an interface and returns the result.
 pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, CniError> {
     let attachment = environment.attachment()?;
     let sets = config.range_sets()?;
@@ -128,14 +128,14 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         given_back.map_err(CniError::from)
     };
     if refuses_duplicates && let Err(error) = check_holders(&mut node, addresses, &requests.ips) {
-        // Whatever there is for such an address is its holder's.
+        // The objects of such an address belong to its holder, so only the lease and the note are removed.
         return Err(undone(error, give_back()));
     }
     let turn = store.turn();
     let host = match plan.make_pair(&mut node, &datapath, addresses) {
         Ok(host) => host,
         Err(error) => {
-            // What bears the interface's name already is somebody else's.
+            // An existing interface of that name is not this attachment's.
             let taken_back = if error.is_before_anything() {
                 give_back()
             } else {
@@ -158,11 +158,11 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     Ok(result.document(config.version, previous.as_ref()))
 }
 
-/// The failure to tell, after what was done has been taken back.
+/// The failure to report after the steps were undone.
 fn undone(error: CniError, taken_back: Result<(), CniError>) -> CniError {
     match taken_back {
         Ok(()) => error,
-        // The runtime calls DEL after a failed ADD, which tries again.
+        // The runtime calls DEL after a failed ADD, which repeats the removal.
         Err(left) => CniError {
             details: format!("{}; taking it back failed too: {left}", error.details),
             ..error
@@ -170,7 +170,7 @@ fn undone(error: CniError, taken_back: Result<(), CniError>) -> CniError {
     }
 }
 
-/// Refuses addresses that somebody holds whom the leases do not name.
+/// Refuses addresses that a host uses without a lease.
 fn check_holders(
     node: &mut Conversation,
     addresses: &[IpAddr],
@@ -183,7 +183,7 @@ fn check_holders(
 }
 
 fn in_use(address: IpAddr, requested: &[IpAddr], why: &str) -> CniError {
-    // The turn of a range goes on behind the last address that was given, even if it was given back.
+    // A range continues after the last address that was given, even if that was freed again.
     let (code, advice) = if requested.contains(&address) {
         (Code::AddressUnavailable, "ask for another one")
     } else {
@@ -195,8 +195,8 @@ fn in_use(address: IpAddr, requested: &[IpAddr], why: &str) -> CniError {
     CniError::new(code, format!("address {address} is in use")).with_details(format!("{why}: {advice}"))
 }
 
-/// Names the route that keeps the interface from having one to its pod, if there is one: the leases know
-/// nothing of what it leads to.
+/// The failure for a route that prevents the route to the pod, if there is such a route. No lease exists for
+/// the destination of that route.
 fn rival(
     node: &mut Conversation,
     store: &Store,
@@ -204,7 +204,7 @@ fn rival(
     addresses: &[IpAddr],
     requested: &[IpAddr],
 ) -> Option<CniError> {
-    // The failure itself is told if this cannot be found out.
+    // If the look-up fails, the caller reports the original failure.
     let (address, leads_to) = ip::rival(node, own, addresses).ok()??;
     let name = leads_to.and_then(link::name_of);
     let why = match name {
@@ -227,7 +227,7 @@ fn rival(
     Some(in_use(address, requested, &why))
 }
 
-/// What failed for the runtime; who has a host port is told by name.
+/// The failure for the runtime. For a taken host port it names the holder.
 fn name_holder(error: MakeError, store: &Store) -> CniError {
     match error {
         MakeError::Datapath(DatapathError::PortTaken { port, pod }) => {
@@ -242,7 +242,7 @@ fn name_holder(error: MakeError, store: &Store) -> CniError {
     }
 }
 
-/// The configured routes in the families that the pod has, or a default route for each.
+/// The configured routes of the pod's families, or a default route for each family.
 fn routes_of(configured: Option<Vec<Route>>, addresses: &[IpAddr]) -> Vec<Route> {
     let has = |is_v4: bool| addresses.iter().any(|ip| ip.is_ipv4() == is_v4);
     let routes = configured.unwrap_or_else(|| {
@@ -283,7 +283,8 @@ impl Plan<'_> {
         }
     }
 
-    /// Makes everything around the pair, in the order of the packet's way: nothing is sent before it can be answered.
+    /// Makes all objects around the pair, in the order in which a packet meets them. So the pod sends no
+    /// packet before a reply can reach it.
     fn furnish(
         &mut self,
         node: &mut Conversation,
@@ -391,7 +392,8 @@ impl Plan<'_> {
             Some(self.namespace.enter(prepare)??)
         };
         let held = |ip: &IpAddr| ip::address(index, ip::alone(*ip));
-        // IPv4 first, so that gratuitous ARP goes out when the interface is switched on, see [`crate::netlink::announce`].
+        // IPv4 addresses come first, so that the kernel sends gratuitous ARP when the interface goes up, see
+        // [`crate::netlink::announce`].
         let mut requests = vec![link::notify_v4(index)];
         requests.extend(v4.iter().map(held));
         requests.push(link::up(index));

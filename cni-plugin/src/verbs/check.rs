@@ -11,7 +11,8 @@ use crate::ipam::Store;
 use crate::netlink::{Conversation, Namespace, ip, link};
 use crate::spec::{CniError, CniResult, Code};
 
-/// Compares what ADD said with what is there. What other plugins of a chain said is theirs to check.
+/// Compares the result of ADD with the present state. Other plugins of a chain check the parts of their own
+/// results.
 pub fn check(environment: &Environment, config: &NetworkConfig) -> Result<(), CniError> {
     let attachment = environment.attachment()?;
     let previous = config.previous()?.ok_or_else(|| {
@@ -63,7 +64,7 @@ pub fn check(environment: &Environment, config: &NetworkConfig) -> Result<(), Cn
     }
 }
 
-/// What ADD said of the pod's side.
+/// The pod's side in the result of ADD.
 struct Expected {
     result: CniResult,
     position: usize,
@@ -89,7 +90,7 @@ impl Expected {
         self.result.ips.iter().filter(ours)
     }
 
-    /// Gives the Ethernet address that the pod's side has.
+    /// Compares the pod's side and returns its present Ethernet address.
     fn check_pod(&self, pod: &mut Conversation, name: &str, index: u32) -> Result<[u8; 6], CniError> {
         let link = link::find(pod, name)?
             .filter(|link| link.is_up && link.index == index)

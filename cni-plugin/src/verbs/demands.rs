@@ -1,7 +1,8 @@
-//! What a pod asks for by its runtime is checked against what the node owns, before anything is made.
+//! Checks of a pod's requests against the addresses and ports of the node, before any change.
 //!
-//! These values come from pod specs and annotations, and become keys of tables that serve the whole node. So they may narrow
-//! what their own pod has, and never reach what another has. Each refusal names the value.
+//! The values come from pod specs and annotations, and become keys of tables that serve the whole node. So
+//! they may narrow the resources of their own pod, and never reach those of another pod. Each refusal names
+//! the value.
 
 use std::net::IpAddr;
 
@@ -13,7 +14,7 @@ use crate::ipam::RangeSet;
 use crate::netlink::{Conversation, ip};
 use crate::spec::{CniError, Code};
 
-/// Refuses the Ethernet address of the pod's own gateway: the pod would take what it sends for its own.
+/// Refuses the Ethernet address of the pod's own gateway: the pod would take its own packets for itself.
 pub fn check_mac(attachment: &Attachment, asked: Option<[u8; 6]>) -> Result<(), CniError> {
     match asked {
         Some(mac) if mac == host_mac(attachment) => {
@@ -25,7 +26,8 @@ pub fn check_mac(attachment: &Attachment, asked: Option<[u8; 6]>) -> Result<(), 
     }
 }
 
-/// Refuses a port of an address of the node where the pod has no address of that family: it would lead nowhere.
+/// Refuses a host port of one address of the node if the pod has no address of that family: the port would
+/// lead nowhere.
 pub fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniError> {
     let lacks = |port: &&HostPort| {
         let is_ipv6 = port.host_ip.map(|ip| ip.is_ipv6());
@@ -41,7 +43,8 @@ pub fn check_families(ports: &[HostPort], sets: &[RangeSet]) -> Result<(), CniEr
     }
 }
 
-/// Refuses the port of the nodes' tunnels, if there is one: no packet to it reaches a pod, at any address.
+/// Refuses the UDP port of the nodes' tunnels, if there is one: no packet to it reaches a pod, at any
+/// address.
 pub fn check_tunnel_port(tunnel: Option<u16>, ports: &[HostPort]) -> Result<(), CniError> {
     let is_tunnels = |port: &&HostPort| port.protocol == Protocol::Udp && Some(port.host_port) == tunnel;
     match ports.iter().find(is_tunnels) {
@@ -55,14 +58,16 @@ pub fn check_tunnel_port(tunnel: Option<u16>, ports: &[HostPort]) -> Result<(), 
     }
 }
 
-/// Refuses a port of an address that is not the node's: packets for somebody else would be led to the pod.
+/// Refuses a port of an address that is not the node's: the pod would receive packets for another host.
 ///
-/// An address is the node's if the kernel takes in packets for it, which is what portmap asks for
-/// (`addrtype --dst-type LOCAL`): addresses of interfaces, the loopback's, and those that a route makes
-/// local. A service's address never is, even where an interface has it, as those of a proxy by IPVS do;
-/// unless the agent knows it as the node's own. A link-local address means another host on each link, and
-/// [`ip::GATEWAY_V6`] stands on the interfaces of all pods. So programs take none for the node's, unless a
-/// route makes it so.
+/// An address is the node's if the kernel takes in packets for it. portmap has the same rule
+/// (`addrtype --dst-type LOCAL`). Such addresses are those of interfaces, those of the loopback, and those
+/// that a route makes local.
+///
+/// A service's address is not the node's, even where an interface has it, as with an IPVS proxy. The
+/// exception is an address that the agent knows as the node's own. A link-local address means another host on
+/// each link, and [`ip::GATEWAY_V6`] is on the interfaces of all pods. So programs take no link-local address
+/// for the node's, unless a route makes it local.
 pub fn check_host_addresses(
     node: &mut Conversation,
     datapath: &Datapath,

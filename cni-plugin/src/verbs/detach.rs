@@ -1,10 +1,15 @@
-//! Taking an attachment away, for DEL, GC and an ADD that failed.
+//! Removing an attachment, for DEL, GC and a failed ADD.
 //!
-//! Every step finds what it removes by names alone and is content if it is gone, so the whole can be repeated after a
-//! crash at any point. The order matters: first the interface, and with it addresses, routes, neighbours, limits and
-//! programs; then what the kernel keeps apart from it; the leases last, so that nobody gets an address that something
-//! still refers to. Entries of maps go while no other attachment can get a lease: what is entered for an address that is leased
-//! to this attachment is its own, unless it names the interface of another pod, whose lease was lost.
+//! Every step finds its objects by names alone and accepts that they are gone. So the whole removal can be
+//! repeated after a crash at any point. The order matters:
+//!
+//! 1. The interface, and with it addresses, routes, neighbours, limits and programs.
+//! 2. The kernel's other objects of the attachment, such as entries of maps.
+//! 3. The leases, so that no pod gets an address that an object still refers to.
+//!
+//! Entries of maps are removed while no other attachment can get a lease. So an entry for an address that is
+//! leased to this attachment is its own. The exception is an entry that names the interface of another pod,
+//! whose lease was lost.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -18,7 +23,7 @@ use crate::ipam::{Note, Store, allocate};
 use crate::netlink::{Conversation, NetlinkError, link};
 use crate::spec::CniError;
 
-/// Takes an attachment away.
+/// Removes an attachment.
 pub fn detach(
     config: &NetworkConfig,
     node: &mut Conversation,
@@ -28,7 +33,7 @@ pub fn detach(
     detach_at(&config.bpf_root, store.as_ref(), node, attachment)
 }
 
-/// The same for whoever has no configuration at hand.
+/// Like [`detach`], for a caller without a configuration.
 pub fn detach_at(
     bpf_root: &Path,
     store: Option<&Store>,
@@ -40,7 +45,8 @@ pub fn detach_at(
         Some(store) => store.note(&name)?,
         None => None,
     };
-    // Names on the node are hashes. In the unlikely case of a clash they are the other attachment's, as is the note.
+    // Names on the node are hashes. If two names clash, the interface and the note are the other
+    // attachment's.
     let is_others = noted
         .as_ref()
         .is_some_and(|note| note.attachment() != *attachment);
@@ -51,7 +57,7 @@ pub fn detach_at(
         remove_interfaces(node, attachment)?
     };
     let datapath = datapath(bpf_root)?;
-    // The note goes last: without one nothing else is left to be looked for.
+    // The note goes last. If neither it nor the interface exists, no pins are left to look for.
     if let Some(datapath) = &datapath
         && (interface.is_some() || noted.is_some())
     {
@@ -76,8 +82,8 @@ pub fn detach_at(
     Ok(())
 }
 
-/// Removes what the kernel keeps of an attachment whose interface is gone; pins are left to whoever goes through all of
-/// them. The caller holds the lock of the leases, and may free `leased` after this.
+/// Removes the kernel's objects of an attachment whose interface is gone. It leaves the pins to the agent,
+/// which checks all of them. The caller holds the lock of the leases, and may free `leased` after this.
 pub fn forget(
     bpf_root: &Path,
     node: &mut Conversation,
@@ -98,7 +104,8 @@ pub fn forget(
     }
 }
 
-/// The pins in force. If there are none, nothing is in them, or it will be gone through by the agent that made it.
+/// The pins in force. `None` if there are none, or if a newer agent made them, which removes stale entries
+/// itself.
 fn datapath(bpf_root: &Path) -> Result<Option<Datapath>, CniError> {
     match Datapath::open(bpf_root) {
         Ok(datapath) => Ok(Some(datapath)),
@@ -107,13 +114,14 @@ fn datapath(bpf_root: &Path) -> Result<Option<Datapath>, CniError> {
     }
 }
 
-/// Removes the interface, and the device that limits what it sends. Gives the interface's index, if it was there.
+/// Removes the interface, and the device that limits packets from the pod. Returns the interface's index, if
+/// it existed.
 fn remove_interfaces(node: &mut Conversation, attachment: &Attachment) -> Result<Option<u32>, NetlinkError> {
     let interface = link::find(node, &host_interface(attachment))?.map(|link| link.index);
     if let Some(index) = interface {
         link::remove(node, index)?;
     }
-    // The agent may have made it, so the note need not know of it.
+    // The agent may have made the limiter, so the note need not mention it.
     if let Some(limiter) = link::find(node, &limiter(attachment))? {
         link::remove(node, limiter.index)?;
     }

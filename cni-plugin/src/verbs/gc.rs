@@ -1,7 +1,8 @@
-//! GC: taking away what belongs to no container any more.
+//! GC: removing attachments that belong to no container any more.
 //!
-//! The runtime names the attachments that exist and sees to it that none is being made. What else has a note or a lease in
-//! this network's directory goes. A failure at one does not keep the others from going, and all are told in the end.
+//! The runtime names the attachments that exist and ensures that no ADD runs meanwhile. All other attachments
+//! with a note or a lease in this network's directory are removed. One failure does not prevent the removal
+//! of the others, and the plugin reports all failures in the end.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use crate::ipam::{IpamError, Store};
 use crate::netlink::Conversation;
 use crate::spec::{CniError, Code};
 
-/// Takes away what is not named.
+/// Removes the attachments that the runtime does not name.
 pub fn gc(config: &NetworkConfig) -> Result<(), CniError> {
     let valid: BTreeSet<Attachment> = config.valid_attachments()?.into_iter().collect();
     let Some(store) = Store::existing(&config.data_dir) else {
@@ -57,7 +58,8 @@ fn known(store: &Store) -> Result<BTreeSet<Attachment>, IpamError> {
     Ok(known)
 }
 
-/// Leases that name no interface, or nothing at all, belong to no attachment that could be detached.
+/// Frees leases that name no interface, or not even a container: they belong to no attachment that could be
+/// detached.
 fn free_nameless(store: &Store, valid: &BTreeSet<Attachment>) -> Result<(), IpamError> {
     let (mut leases, _) = store.readable_leases()?;
     leases.retain(|lease| lease.if_name.is_none());

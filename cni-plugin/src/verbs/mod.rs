@@ -1,4 +1,4 @@
-//! The verbs of the specification, one file each, and what several of them have in common.
+//! The verbs of the specification, one file each, and the code that they share.
 
 pub mod add;
 pub mod check;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::config::{Command, Environment, NetworkConfig};
 use crate::spec::{CniError, Code, Version};
 
-/// Does what a call asks for. The answer is the document for standard output, if there is one.
+/// Carries out a call. Returns the document for standard output, if there is one.
 pub fn run(environment: &Environment, input: &[u8]) -> Result<Option<Value>, CniError> {
     if environment.command == Command::Version {
         return version::version(input).map(Some);

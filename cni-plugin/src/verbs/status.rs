@@ -1,4 +1,4 @@
-//! STATUS: whether an ADD would work, without trying it.
+//! STATUS: whether an ADD would work, without an attempt.
 
 use crate::config::NetworkConfig;
 use crate::datapath::Datapath;
@@ -6,14 +6,14 @@ use crate::ipam::allocate::free_addresses;
 use crate::ipam::{IpamError, Store};
 use crate::spec::{CniError, Code};
 
-/// Says what would keep ADD from working. Mistakes in the configuration keep their own codes.
+/// Reports the reason why ADD would fail. Mistakes in the configuration keep their own codes.
 pub fn status(config: &NetworkConfig) -> Result<(), CniError> {
     let sets = config.range_sets()?;
     config.mtu()?;
     config.routes()?;
     config.refuses_duplicates()?;
     Datapath::open(&config.bpf_root).map_err(|error| not_available(&error.into()))?;
-    // Before the first ADD there is no directory, and every address is free.
+    // Before the first ADD there is no directory, and all addresses are free.
     let Some(store) = Store::existing(&config.data_dir) else {
         return Ok(());
     };

@@ -1,11 +1,11 @@
-//! VERSION: which versions of the specification are spoken.
+//! VERSION: the supported versions of the specification.
 
 use serde_json::{Value, json};
 
 use crate::config::NetworkConfig;
 use crate::spec::{CniError, Version};
 
-/// Lists the versions. The answer repeats the version of the question, whichever it is.
+/// Lists the versions. The reply repeats the version of the request, even an unsupported one.
 pub fn version(input: &[u8]) -> Result<Value, CniError> {
     let asked = NetworkConfig::stated_version(input);
     Ok(json!({

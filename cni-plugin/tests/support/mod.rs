@@ -1,9 +1,9 @@
 //! A node for each test: network namespaces, a bpf file system with pinned programs, and the real binary.
 //!
-//! A test runs in a thread of its own that has left the network and mount namespaces of the machine, so whatever it makes
-//! is gone when the thread and its children are, also after a failure, and no packet can leave. The pinned programs do
-//! nothing but lead packets through limiters and let them pass: what the real ones do is tested elsewhere, here it counts that
-//! they are attached.
+//! A test runs in a thread of its own that has left the network and mount namespaces of the machine. So all
+//! of its objects disappear when the thread and its children end, also after a failure, and no packet can
+//! leave. The pinned programs only lead packets through limiters and let them pass. Other tests cover the
+//! real programs; these tests check that programs are attached.
 
 mod traces;
 
@@ -27,29 +27,29 @@ use proxy_common::maps::{Config, HostPort, HostPortKey, InUse, LIMITED_MARK, Pod
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// The node's own addresses.
+/// The node's own IPv4 address.
 pub const NODE_V4: &str = "192.0.2.1";
-/// The same in IPv6.
+/// The node's own IPv6 address.
 pub const NODE_V6: &str = "2001:db8::1";
 
-/// How many addresses fit into `PODS`.
+/// The capacity of `PODS` in addresses.
 pub const PODS_CAPACITY: u32 = 256;
 
-/// A node.
+/// A node in namespaces of its own.
 pub struct World {
     dir: TempDir,
-    /// `BPF_ROOT`.
+    /// `BPF_ROOT` of the node.
     pub bpf_root: PathBuf,
-    /// Where leases are.
+    /// The directory of the leases.
     pub data_dir: PathBuf,
 }
 
-/// What a call of the plugin came to.
+/// The outcome of a call of the plugin.
 #[derive(Debug)]
 pub struct Called {
-    /// The exit status.
+    /// The exit status of the process.
     pub status: i32,
-    /// What was printed; null if nothing was.
+    /// The printed document; null if there is none.
     pub document: Value,
 }
 
@@ -77,12 +77,13 @@ pub fn on_a_node(test: impl FnOnce(&World) + Send) {
     });
 }
 
-/// Runs a test on a node where no agent has been.
+/// Runs a test on a node where no agent has run.
 pub fn on_a_bare_node(test: impl FnOnce(&World) + Send) {
     if !Uid::effective().is_root() {
         return skip("needs root: makes network namespaces and loads BPF programs");
     }
-    // Before Linux 5.11 maps count as locked memory. Later it does no harm that not every root may lift the limit.
+    // Before Linux 5.11 maps count as locked memory. On later kernels a failure to lift the limit does no
+    // harm.
     let unlimited = libc::RLIM_INFINITY;
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
     let ran = thread::scope(|scope| scope.spawn(|| test(&World::new())).join());
@@ -91,7 +92,7 @@ pub fn on_a_bare_node(test: impl FnOnce(&World) + Send) {
     }
 }
 
-/// Says why a test does nothing; `cargo xtask test` knows which reasons are good ones.
+/// Reports why a test does nothing; `cargo xtask test` decides which reasons are acceptable.
 pub fn skip(reason: &str) {
     println!("skipped: {reason}");
     let Some(path) = std::env::var_os("MILLRACE_SKIPS") else {
@@ -120,7 +121,7 @@ impl World {
             nothing,
         )
         .expect("mounts of our own");
-        // Defaults of the configuration name places of the machine.
+        // The defaults of the configuration name directories of the machine.
         for place in ["/sys/fs/bpf", "/var/lib/cni"] {
             if Path::new(place).exists() {
                 mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), nothing)
@@ -146,12 +147,13 @@ impl World {
     /// Loads a program that lets every packet pass.
     pub fn load_program() -> OwnedFd {
         const SCHED_CLS: u32 = 3;
-        // r0 = TC_ACT_UNSPEC; exit
+        // The instructions `r0 = TC_ACT_UNSPEC; exit`.
         const PASS: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
         sys::program_load(SCHED_CLS, 0, &PASS).expect("loading a program")
     }
 
-    /// Loads a program that sends what comes from a limited pod through its limiter, and lets pass what comes back.
+    /// Loads a program that redirects packets from a limited pod through its limiter, and lets them pass when
+    /// they return.
     fn load_limiting_program(links: &OwnedFd) -> OwnedFd {
         const SCHED_CLS: u32 = 3;
         let mark = u64::from(LIMITED_MARK) << 32;
@@ -185,7 +187,7 @@ impl World {
         sys::program_load(SCHED_CLS, 0, &program).expect("loading a program")
     }
 
-    /// Pins programs as an agent would.
+    /// Pins programs as an agent does.
     pub fn pin_programs(&self) {
         const HASH: u32 = 1;
         const ARRAY: u32 = 2;
@@ -224,7 +226,7 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// Makes a network namespace and gives its path.
+    /// Makes a network namespace and returns its path.
     pub fn pod(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         File::create(&path).expect("a file");
@@ -239,13 +241,13 @@ impl World {
         path
     }
 
-    /// Lets go of a namespace, so that it ends.
+    /// Unmounts a namespace, so that it ends.
     pub fn end_pod(path: &Path) {
         nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).expect("unmounting a namespace");
         fs::remove_file(path).expect("removing a file");
     }
 
-    /// Does something in a namespace.
+    /// Runs a function in a namespace.
     pub fn inside<T: Send>(namespace: &Path, act: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let acting = scope.spawn(|| {
@@ -259,7 +261,7 @@ impl World {
         })
     }
 
-    /// The network's configuration, of both families.
+    /// The network's configuration, with both families.
     pub fn config(&self) -> Value {
         json!({
             "cniVersion": "1.1.0",
@@ -274,7 +276,7 @@ impl World {
         })
     }
 
-    /// A call that is ready to be run.
+    /// A call that is ready to run.
     pub fn command(verb: &str, container: &str, namespace: Option<&Path>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millrace-cni"));
         command
@@ -292,7 +294,7 @@ impl World {
         command
     }
 
-    /// Calls the plugin.
+    /// Calls the plugin and waits for its end.
     pub fn call(verb: &str, container: &str, namespace: Option<&Path>, config: &Value) -> Called {
         run(
             &mut Self::command(verb, container, namespace),
@@ -314,7 +316,7 @@ impl World {
 /// Runs a call with a document on standard input.
 pub fn run(command: &mut Command, input: &[u8]) -> Called {
     let mut child = command.spawn().expect("starting millrace-cni");
-    // It may fail before it has read everything.
+    // The plugin may fail before it has read all of its input.
     let _ = child.stdin.take().expect("a pipe").write_all(input);
     let output = child.wait_with_output().expect("waiting for millrace-cni");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -331,14 +333,14 @@ pub fn run(command: &mut Command, input: &[u8]) -> Called {
     }
 }
 
-/// Gives the node one address more.
+/// Gives the node a further address.
 pub fn give_node(address: &str) {
     let lone = ip::alone(address.parse().expect("an address"));
     let mut node = Conversation::open().expect("netlink");
     node.ask(ip::address(1, lone)).expect("an address of the node");
 }
 
-/// Waits for something that the kernel does in its own time.
+/// Waits for a condition that the kernel fulfils after a while.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_mins(1);

@@ -1,4 +1,5 @@
-//! What is left on a node and in directories: entries of maps, attachments, and everything that ADD makes, by name.
+//! The objects of a node and its directories: entries of maps, attachments, and all other objects that ADD
+//! makes, by name.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -53,7 +54,7 @@ impl World {
         ports
     }
 
-    /// Enters what an agent knows of an address in `ADDRESSES`.
+    /// Enters the flags of an address in `ADDRESSES`, as an agent does.
     pub fn enter_address(&self, address: IpAddr, flags: u32) {
         let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
         let dir = pins.current().expect("pins").expect("pins in force");
@@ -75,7 +76,7 @@ impl World {
         table.set(&0, &config).expect("an element");
     }
 
-    /// Enters addresses in `PODS` as somebody else's.
+    /// Enters addresses in `PODS` as those of another pod.
     pub fn enter_pods(&self, addresses: &[IpAddr]) {
         let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
         let dir = pins.current().expect("pins").expect("pins in force");
@@ -90,7 +91,7 @@ impl World {
         }
     }
 
-    /// What `IN_USE` says of `PODS` and of `HOST_PORTS`.
+    /// The values of `IN_USE` for `PODS` and `HOST_PORTS`.
     pub fn in_use(&self) -> [u32; 2] {
         let values = self.entries::<u32, u32>("IN_USE");
         [0, 1].map(|index| {
@@ -102,7 +103,7 @@ impl World {
         })
     }
 
-    /// Takes the programs from a pod's interface.
+    /// Detaches the programs from a pod's interface.
     pub fn detach(&self, interface: u32) {
         let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
         let mut links = Links::beside(pins.links(), pins.qdiscs(), Means::Clsact).expect("attachments");
@@ -111,7 +112,7 @@ impl World {
             .expect("detaching");
     }
 
-    /// Everything that ADD makes on the node and in directories, by name.
+    /// All objects that ADD makes on the node and in directories, by name.
     pub fn traces(&self) -> BTreeSet<String> {
         let mut traces = BTreeSet::new();
         for interface in interfaces() {
@@ -126,8 +127,8 @@ impl World {
             traces.insert(format!("route {route}"));
         }
         let v6 = text("/proc/thread-self/net/ipv6_route");
-        // Destination, length and interface; the others count. The loopback's belong to the node, and those of link-local
-        // and multicast addresses come and go with the interface, a moment later than it.
+        // Only destination, prefix length and interface count. The routes of the loopback belong to the node.
+        // Those of link-local and multicast addresses appear and disappear a moment after the interface.
         let of_pods =
             |line: &&str| !line.ends_with(" lo") && !line.starts_with("fe8") && !line.starts_with("ff");
         for route in v6.lines().filter(of_pods) {

@@ -1,4 +1,4 @@
-//! A cable from the node to somebody else: a veth pair, whose other end is in a namespace of its own.
+//! A link from the node to another host: a veth pair with its other end in a namespace of its own.
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,14 +17,14 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 
 use crate::support::World;
 
-/// The node's interface at the cable.
+/// The node's interface on the link.
 pub const WIRE: &str = "wire0";
-/// The Ethernet address at the other end.
+/// The Ethernet address of the other end.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0xee, 2];
-/// The same as people write it.
+/// The same address as text.
 pub const MAC_TEXT: &str = "02:00:00:00:ee:02";
 
-/// So that the only addresses are those of the test, and they work at once.
+/// With these settings the test's addresses are the only ones, and they work at once.
 const QUIET: &[Setting] = &[
     ("ipv6", "disable_ipv6", "0"),
     ("ipv6", "accept_ra", "0"),
@@ -32,17 +32,17 @@ const QUIET: &[Setting] = &[
     ("ipv6", "addr_gen_mode", "1"),
 ];
 
-/// A cable, with the pods' ranges on its link.
+/// A link with routes to the pods' ranges.
 pub struct Wire {
-    /// The namespace at its other end.
+    /// The namespace of the other end.
     pub neighbour: PathBuf,
-    /// The node's end.
+    /// The index of the node's end.
     pub index: u32,
     frames: OwnedFd,
 }
 
 impl Wire {
-    /// Connects the node with a neighbour that holds no address of the ranges.
+    /// Connects the node with a neighbour that has no address of the ranges.
     pub fn connect(world: &World) -> Self {
         let neighbour = world.pod("neighbour");
         let file = fs::File::open(&neighbour).expect("a namespace");
@@ -74,7 +74,7 @@ impl Wire {
         }
     }
 
-    /// How long the kernel waits before it asks again.
+    /// Sets the time after which the kernel repeats a request.
     pub fn hurry(milliseconds: u32) {
         for family in ["ipv4", "ipv6"] {
             let path = format!("/proc/sys/net/{family}/neigh/{WIRE}/retrans_time_ms");
@@ -82,7 +82,7 @@ impl Wire {
         }
     }
 
-    /// Whether anybody was asked for, by ARP or neighbour discovery, since this was last called.
+    /// Whether the node sent a request by ARP or neighbour discovery since the last call.
     pub fn is_asked(&self) -> bool {
         let (mut frame, mut found) = ([0; 2048], false);
         loop {
@@ -106,7 +106,7 @@ impl Wire {
     }
 }
 
-/// Switches this namespace's end on and gives it addresses; gives its index.
+/// Sets this namespace's end up, gives it addresses and returns its index.
 fn bring_up(addresses: &[&str]) -> u32 {
     sysctl::set(WIRE, QUIET).expect("settings");
     let mut conversation = Conversation::open().expect("netlink");
@@ -136,7 +136,7 @@ fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) {
     ip::await_local(conversation, ip).expect("an address that can be used");
 }
 
-/// What the node's kernel knows of a neighbour.
+/// The state of a neighbour in the node's neighbour table.
 pub fn known(address: &str) -> Option<NeighbourState> {
     let address: IpAddr = address.parse().expect("an address");
     let destination = NeighbourAttribute::Destination(NeighbourAddress::from(address));
@@ -152,7 +152,7 @@ pub fn known(address: &str) -> Option<NeighbourState> {
     })
 }
 
-/// Tells the node's kernel where a neighbour is, as if it had learnt it long ago.
+/// Makes an entry in the node's neighbour table, as if the kernel had learnt it long ago.
 pub fn pretend(interface: u32, address: &str, mac: [u8; 6], state: NeighbourState) {
     let mut message = NeighbourMessage::default();
     let address: IpAddr = address.parse().expect("an address");

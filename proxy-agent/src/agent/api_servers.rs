@@ -1,5 +1,5 @@
-//! Where the API servers of the cluster are: those that the source asks, and the endpoints of the Service
-//! `default/kubernetes`, by which pods ask them.
+//! The addresses of the cluster's API servers: those that the source asks, and the endpoints of the Service
+//! `default/kubernetes`, which pods use.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

@@ -1,13 +1,14 @@
-//! Tells of peers that hold their share of a port: in the log, and as an event on the Node.
+//! Reports peers that have used up their share of the connections to a port: in the log, and as an event on
+//! the Node.
 //!
-//! The seats say it once a minute for each peer, so nothing here has to be spaced out.
+//! The seats report each peer once a minute, so this module limits no rate.
 
 use tokio::sync::mpsc;
 
 use crate::events::{Event, Recorder};
 use crate::http::AtShare;
 
-/// Tells until nothing more can come.
+/// Reports until the sender of `reached` is gone.
 pub async fn tell(mut reached: mpsc::Receiver<AtShare>, node: String, recorder: Recorder) {
     while let Some(AtShare { peer, port }) = reached.recv().await {
         let message = format!(

@@ -1,8 +1,9 @@
-//! Pods of the CNI plugin: what a lost DEL left behind is removed, limits follow annotations, questions are answered.
+//! Upkeep of the CNI plugin's pods: removes the remains of a lost DEL, applies limits from annotations, and
+//! replies to requests about pods.
 //!
-//! All of it reads directories and waits for the kernel, so it happens on the blocking pool, one look at a time, and the
-//! loop only says what it has heard. The loop has no state of it: the plugin works without an agent, so the truth is where
-//! the plugin keeps it.
+//! All of it reads directories and waits for the kernel. So it runs on the blocking pool, one task at a time,
+//! and the loop only passes on the news. The loop keeps no state of it: the plugin works without an agent, so
+//! the plugin's own files hold the truth.
 
 use std::time::Duration;
 
@@ -18,21 +19,22 @@ use crate::pods::collect::Collected;
 use crate::pods::{Places, PodsError, any_source, collect, limits};
 use crate::trouble::Trouble;
 
-/// How often to look for what was left behind. Nothing younger than a minute is removed anyway.
+/// The interval between two searches for remains. Nothing younger than a minute is removed.
 const INTERVAL: Duration = Duration::from_mins(3);
 
-/// How often to look at limits, while some pod has one: the kernel tells when they go, as a rule.
+/// The interval between two checks of limits, while a pod has one. Usually the kernel reports their removal
+/// earlier.
 const LIMITS: Duration = Duration::from_secs(20);
 
-/// When to look again at a pod that was just being made, and at a limit that could not be set.
+/// The delay before the next try, for a pod that was still being made, or a limit that could not be set.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What is said about the pods of this node.
+/// The settings that apply to the pods of this node.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
-    /// By the pods: how much they receive and send.
+    /// From the pods' annotations: how much each receives and sends.
     pub bandwidth: BandwidthByPod,
-    /// By the operator: who may send from any address.
+    /// From the operator: the pods that may send from any address.
     pub any_source: PodNames,
 }
 
@@ -43,7 +45,7 @@ pub struct Bookkeeping {
 }
 
 impl Bookkeeping {
-    /// Starts to look. What is wrong is noted in `faults`.
+    /// Starts the tasks. They note problems in `faults`.
     pub fn start(places: Places, faults: Faults, teller: Teller) -> Self {
         let (wishes, wanted) = watch::channel(None);
         tokio::spawn(collect_for_ever(places.clone(), faults.clone()));
@@ -51,23 +53,24 @@ impl Bookkeeping {
         Self { places, wishes }
     }
 
-    /// Hears that pods or interfaces may have changed, and what is wanted for pods, if all of them are known by now.
+    /// Takes in that pods or interfaces may have changed. `wishes` are the pods' settings, once all pods are
+    /// known.
     pub fn look(&self, wishes: Option<Wishes>) {
         let none = |wishes: &Wishes| wishes.bandwidth.is_empty() && wishes.any_source.is_empty();
         self.wishes.send_if_modified(|known| {
-            // While nothing is asked for, only the first look could find something.
+            // While no pod has a setting, only the first check could find something.
             let news = !(known.as_ref().is_some_and(none) && wishes.as_ref().is_some_and(none));
             *known = wishes;
             news
         });
     }
 
-    /// Hears that something of the limits of pods may have gone.
+    /// Takes in that a limit of a pod may be gone.
     pub fn look_again(&self) {
         self.wishes.send_modify(|_| {});
     }
 
-    /// Answers a question as soon as there is an answer.
+    /// Replies to a request as soon as the result is there.
     pub fn answer<T: Send + 'static>(
         &self,
         to: oneshot::Sender<Result<Reply, String>>,
@@ -77,13 +80,13 @@ impl Bookkeeping {
         let places = self.places.clone();
         spawn_blocking(move || {
             let answer = find(&places).map(|found| reply(&places, found));
-            // Whoever asked may have gone away by now.
+            // The client may have closed its connection by now.
             let _ = to.send(answer.map_err(|error| error.to_string()));
         });
     }
 }
 
-/// Removes what was left behind, when the agent starts and every few minutes.
+/// Removes remains of lost DELs when the agent starts, and then every few minutes.
 async fn collect_for_ever(places: Places, faults: Faults) {
     const SUBJECT: &str = "leases of pods";
     let mut known: Vec<String> = Vec::new();
@@ -127,8 +130,8 @@ fn report(collected: &Collected) {
     }
 }
 
-/// Brings limits and exemptions in line with what is wanted, whenever something may have changed, and now and
-/// then for what failed or was not told of.
+/// Brings limits and exemptions in line with the wishes whenever something may have changed. It repeats this
+/// now and then, for changes that failed and changes that the kernel did not report.
 async fn grant_for_ever(
     places: Places,
     faults: Faults,
@@ -175,10 +178,10 @@ async fn grant_for_ever(
     }
 }
 
-/// What was changed and what failed, in words, and whether to look again soon.
+/// The changes, the failures, and whether to try again soon.
 type Done = (Vec<String>, Vec<String>, bool);
 
-/// Says what was done, and whether to look again soon.
+/// Logs the changes, notes the failures, and returns whether to try again soon.
 fn note(faults: &Faults, subject: &str, done: Result<Result<Done, PodsError>, JoinError>) -> bool {
     match done {
         Ok(Ok((changes, errors, again))) => {

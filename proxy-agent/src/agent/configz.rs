@@ -1,11 +1,11 @@
-//! The configuration in force as the log and `/configz` show it: in kube-proxy's words as far as they go, and
-//! in our own.
+//! The configuration in force as the log and `/configz` show it: in the format of kube-proxy as far as it
+//! goes, and in ours.
 
 use serde_json::{Value, json};
 
 use crate::config::{AgentOptions, Configuration};
 
-/// The document.
+/// The JSON document of `/configz`.
 pub fn page(options: &AgentOptions) -> Value {
     json!({
         "kubeproxy.config.k8s.io": kube_proxy(options),
@@ -13,7 +13,7 @@ pub fn page(options: &AgentOptions) -> Value {
     })
 }
 
-/// Logs what is in force, and what is odd about it.
+/// Logs the configuration in force, and warns of odd settings.
 pub fn log(options: &AgentOptions) {
     match serde_json::to_string(&options.configuration) {
         Ok(text) => tracing::info!(configuration = text, "the configuration in force"),
@@ -32,7 +32,8 @@ fn own(configuration: &Configuration) -> Value {
     own
 }
 
-/// What has a meaning, where somebody who knows kube-proxy looks for it.
+/// The settings that have a counterpart in kube-proxy, in the place where an operator of kube-proxy looks for
+/// them.
 fn kube_proxy(options: &AgentOptions) -> Value {
     let configuration = &options.configuration;
     let ranges: Vec<_> = configuration

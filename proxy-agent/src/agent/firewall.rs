@@ -1,9 +1,10 @@
-//! Looks whether a firewall of the node's drops what pods send or are sent, and says how to mend it.
+//! Checks whether a firewall of the node drops packets from or to pods, and reports how to mend it.
 //!
-//! Each second the kernel is asked for the generation of its rules, which takes 4 µs, and after a change for
-//! chains and rules. To list a few chains takes 20 µs; where kube-proxy left 30 000 it takes 22 ms, at most
-//! once a second. Messages about changes would cost more: there is one for each rule. The tables of the
-//! legacy iptables have no generation: they are read each second, where there are any.
+//! Each second the agent asks the kernel for the generation of its rules, which takes 4 µs. After a change it
+//! asks for chains and rules. A list of a few chains takes 20 µs. A list with the 30 000 chains that
+//! kube-proxy left takes 22 ms, at most once a second. Netlink messages about changes would cost more, since
+//! there is one for each rule. The tables of the legacy iptables have no generation, so the agent reads them
+//! each second, where there are any.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,23 +20,24 @@ use crate::config::AgentOptions;
 use crate::http::Faults;
 use crate::network::firewall::{PodInterfaces, Pods, Watcher};
 
-/// How often to look.
+/// The interval between two checks.
 const LOOK: Duration = Duration::from_secs(1);
-/// Ranges of pods are taken together up to a range of this length: a wider one may be others' too.
+/// Ranges of pods are joined into a range of this length (IPv4, IPv6) at the widest; a wider one may hold
+/// addresses of others.
 const WIDEST: [u8; 2] = [12, 32];
 
-/// Tells the task whose packets are to pass.
+/// Tells the task which packets must pass.
 pub struct Firewall(watch::Sender<Pods>);
 
 impl Firewall {
-    /// Starts to look, and keeps `faults` in step with what is there. Must be called within a tokio runtime.
+    /// Starts the checks, and keeps `faults` in step with the results. Must be called within a tokio runtime.
     pub fn start(faults: Faults) -> Self {
         let (sender, told) = watch::channel(Pods::default());
         tokio::spawn(keep_looking(told, faults));
         Self(sender)
     }
 
-    /// Tells it what is known now.
+    /// Passes the present addresses and interfaces on to the task.
     pub fn tell(
         &self,
         cluster: &ClusterState,
@@ -62,7 +64,7 @@ impl Firewall {
 async fn keep_looking(mut told: watch::Receiver<Pods>, faults: Faults) {
     let mut watcher = Watcher::default();
     let mut known = BTreeSet::new();
-    // Until the agent ends.
+    // The channel closes when the agent ends.
     while let Ok(must) = told.has_changed() {
         let pods = told.borrow_and_update().clone();
         let looking = spawn_blocking(move || {
@@ -88,7 +90,7 @@ async fn keep_looking(mut told: watch::Receiver<Pods>, faults: Faults) {
     }
 }
 
-/// Few ranges that hold all of these, and not much else.
+/// A few ranges that contain all of these, and few other addresses.
 fn together(ranges: &[IpNet]) -> Vec<IpNet> {
     let families = around(ranges).into_iter().zip([true, false]).zip(WIDEST);
     families

@@ -1,4 +1,4 @@
-//! Passes over the flows and looks at shares: when, and what is told of them.
+//! Passes over the flows and checks of clients' shares: their schedule, and the report of their results.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,26 +13,26 @@ use crate::events::Event;
 use crate::flows::{AtShare, Collected, ShareKind, Tables, look, pass};
 use crate::trouble::Trouble;
 
-/// How often shares are looked at. The flows are walked every second time.
+/// The interval between two checks of shares. Every second check also walks over the flows.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Clients that a message names.
+/// The most clients that a message names.
 const NAMED: usize = 5;
 const SUBJECT: &str = "flows";
 
-/// What a pass found, or why it failed.
+/// The result of a pass, or the error that ended it.
 pub type Outcome = std::io::Result<Collected>;
 
 /// Passes over the flows, one at a time.
 pub struct Passes {
     outcomes: mpsc::Sender<Outcome>,
     is_under_way: bool,
-    /// Whether the last one walked the flows.
+    /// Whether the last pass walked over the flows.
     has_walked: bool,
     known: BTreeSet<AtShare>,
 }
 
 impl Passes {
-    /// None yet; outcomes come by the receiver, and the timer says when to begin.
+    /// No pass yet. The receiver yields the outcomes, and the timer fires when a pass is due.
     pub fn new() -> (Self, mpsc::Receiver<Outcome>, Interval) {
         let (outcomes, receiver) = mpsc::channel(1);
         let mut timer = interval(INTERVAL);
@@ -46,7 +46,7 @@ impl Passes {
         (passes, receiver, timer)
     }
 
-    /// Begins one, unless the last one still walks.
+    /// Begins a pass, unless the last one still runs.
     pub fn begin(&mut self, datapath: &Datapath) {
         if self.is_under_way {
             return;
@@ -65,7 +65,7 @@ impl Passes {
         });
     }
 
-    /// Tells what a pass found.
+    /// Reports the result of a pass.
     pub fn end(&mut self, outcome: Outcome, outward: &Outward, node: &str) {
         self.is_under_way = false;
         let faults = outward.faults();

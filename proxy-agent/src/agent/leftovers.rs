@@ -1,4 +1,4 @@
-//! Looks for another Service proxy now and then, and says what to do about it.
+//! Looks for another Service proxy now and then, and reports the remedy.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,14 +9,15 @@ use crate::http::Faults;
 use crate::network::Problem;
 use crate::network::leftovers::kube_proxy;
 
-/// How often to look; somebody may bring it back.
+/// The interval between two checks; another Service proxy may come back.
 const INTERVAL: Duration = Duration::from_mins(3);
 
-/// Looks when the agent starts and every few minutes, and keeps `faults` in step with what is there.
+/// Checks when the agent starts and then every few minutes, and keeps `faults` in step with the results.
 pub async fn look_for_them(faults: Faults) {
     let mut known = BTreeSet::new();
     loop {
-        // With ten thousand services kube-proxy has as many chains, which take the kernel a while to list.
+        // With ten thousand services kube-proxy has as many chains, and the kernel takes a while to list
+        // them.
         match spawn_blocking(kube_proxy).await {
             Ok(Ok(problems)) => keep_in_step(&faults, &mut known, problems),
             Ok(Err(error)) => tracing::debug!(%error, "cannot look for kube-proxy's rules"),
@@ -26,7 +27,7 @@ pub async fn look_for_them(faults: Faults) {
     }
 }
 
-/// Notes and logs what was found, and that what was `known` and was not found is gone.
+/// Notes and logs the problems of `found`. Clears those of `known` that it no longer has.
 pub fn keep_in_step(faults: &Faults, known: &mut BTreeSet<String>, problems: Vec<Problem>) {
     let mut found = BTreeSet::new();
     for problem in problems {

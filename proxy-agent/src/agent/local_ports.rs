@@ -1,10 +1,11 @@
-//! Ports that the kernel gives to the node's own sockets and that mean something else to us.
+//! Ports that the kernel gives to the node's own sockets, and that have another meaning to Millrace.
 //!
 //! The kernel takes the source port of a connection out of `net.ipv4.ip_local_port_range`, for IPv6 too. If a
-//! masqueraded flow to the same peer has that port, the programs exchange it, see `decide/local_socket.rs`;
-//! each packet of the node to an uplink costs a look then. If a node port has it, replies to sockets without
-//! a peer go to the service, and SCTP. So the ranges should be apart, or the ports reserved. Both settings
-//! are read anew each time, which takes microseconds.
+//! masqueraded flow to the same peer has that port, the programs exchange the port, see
+//! `decide/local_socket.rs`. Then each packet of the node to an uplink costs a look-up. If a node port has
+//! it, replies to unconnected sockets go to the service, and so do replies by SCTP. So the ranges should not
+//! overlap, or the ports should be reserved. The agent reads both settings anew each time, which takes
+//! microseconds.
 
 use std::fs;
 use std::io;
@@ -18,19 +19,19 @@ use crate::trouble::Trouble;
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// What an overlap with node ports does.
+/// The effect of an overlap with node ports.
 const NODE_PORTS: &str =
     "replies by SCTP, and to unconnected UDP sockets of the node that get one of them, go to the service";
 
-/// What an overlap with the masquerade range does.
+/// The effect of an overlap with the masquerade range.
 const MASQUERADE: &str = "connections of the node itself that get one of them leave by another port if a masqueraded flow has theirs";
 
-/// Where an API server takes node ports from that is told no other range (`--service-node-port-range`).
+/// The default range of node ports of an API server (`--service-node-port-range`).
 const NODE_PORT_RANGE: Ports = 30_000..=32_767;
 
 type Ports = RangeInclusive<u16>;
 
-/// What the kernel gives out.
+/// The ports that the kernel gives out.
 #[derive(Debug, PartialEq, Eq)]
 struct LocalPorts {
     range: Ports,
@@ -68,7 +69,7 @@ impl LocalPorts {
         self.range.contains(&port) && !self.reserved.iter().any(|part| part.contains(&port))
     }
 
-    /// The first and the last of some ports that a socket of the node may get.
+    /// The first and the last of the given ports that a socket of the node may get.
     fn common(&self, ports: impl Iterator<Item = u16>) -> Option<Ports> {
         let given = ports.filter(|port| self.gives(*port));
         given.fold(None, |common, port| match common {
@@ -77,7 +78,8 @@ impl LocalPorts {
         })
     }
 
-    /// Says what overlaps. One command keeps all of it apart, as the setting is written as a whole.
+    /// Reports each overlap. One command reserves all of these ports, since the kernel's setting is written
+    /// as a whole.
     fn problems(&self, overlaps: &[Overlap]) -> Vec<ObjectError> {
         let shared = overlaps.iter().map(|overlap| &overlap.common);
         let reserved: Vec<_> = self.reserved.iter().chain(shared).map(in_words).collect();
@@ -104,8 +106,8 @@ impl LocalPorts {
         self.common(masquerade.first()..=masquerade.last())
     }
 
-    /// The node ports that a socket may get: those in use, and those that the API server may give next, where
-    /// one in use shows its range.
+    /// The node ports that a socket may get: those in use, and perhaps the default range. If a port in use
+    /// lies in the default range, the API server may assign the other ports of the range next.
     fn of_node_ports(&self, ports: impl Iterator<Item = u16>) -> Option<Ports> {
         let in_use: Vec<_> = ports.filter(|port| *port != 0).collect();
         let shows_range = in_use.iter().any(|port| NODE_PORT_RANGE.contains(port));
@@ -129,10 +131,10 @@ pub fn overlaps_masquerade(options: &AgentOptions) -> bool {
     LocalPorts::read().is_ok_and(|local| ports.any(|port| local.gives(port)))
 }
 
-/// What overlaps now.
+/// The present overlaps.
 pub fn problems(agent: &Agent) -> Vec<ObjectError> {
     let Ok(local) = LocalPorts::read() else {
-        // A kernel without these settings gives no such ports.
+        // A kernel without these settings gives out no such ports.
         return Vec::new();
     };
     let masquerade = local.of_masquerade(&agent.options).map(|common| Overlap {
@@ -153,7 +155,7 @@ pub fn problems(agent: &Agent) -> Vec<ObjectError> {
     local.problems(&overlaps)
 }
 
-/// Logs what overlaps, where that is news.
+/// Logs the overlaps that are new.
 pub fn say(agent: &mut Agent) {
     let overlaps = problems(agent);
     for overlap in overlaps

@@ -1,7 +1,8 @@
-//! What a reader of metrics is told that nobody counts as it happens: it is looked up when he asks.
+//! Metrics that no code counts as it happens: the agent looks them up when a client reads the metrics.
 //!
-//! A walk over the tables that the programs write takes some ten milliseconds when they are full, in which the loop stands
-//! still; so they are walked every ten seconds at the most, however many readers there are.
+//! A walk over the tables that the programs write takes some ten milliseconds when they are full, and the
+//! loop stands still meanwhile. So the agent walks over them every ten seconds at the most, however many
+//! clients read the metrics.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,10 @@ use crate::cluster::{ClusterState, Family};
 use crate::health::endpoints::only_elsewhere;
 use crate::metrics::Metrics;
 
-/// How old the counts of entries may be.
+/// The most age of the counts of entries.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// Brings what has to be looked up to date.
+/// Updates the metrics that have to be looked up.
 pub fn measure(agent: &mut Agent) {
     let metrics = agent.outward.metrics.clone();
     let own = &metrics.own;
@@ -48,7 +49,7 @@ pub fn measure(agent: &mut Agent) {
     }
 }
 
-/// Counts services whose policy leaves them nothing on this node.
+/// Counts services whose traffic policy leaves them no endpoint on this node.
 fn count_without_local(metrics: &Metrics, cluster: &ClusterState, node: &str) {
     for family in [Family::V4, Family::V6] {
         let (mut internal, mut external) = (0, 0);

@@ -1,10 +1,12 @@
-//! The node's side of things: its interfaces, addresses, own device and routes, kept in step with the kernel and the cluster.
+//! The node's side of the agent: its interfaces, addresses, own device and routes, kept in step with the
+//! kernel and the cluster.
 
 mod addresses;
 mod facts;
 mod holders;
 pub mod hooks;
 mod inside;
+mod interfaces;
 mod lacking;
 pub mod left_to_node;
 mod pod_sockets;
@@ -17,13 +19,11 @@ use std::net::{IpAddr, SocketAddr};
 use cni_plugin::attachment::is_of_limiter;
 use ipnet::IpNet;
 use proxy_common::maps::InUse;
-use rtnetlink::packet_route::link::LinkFlags;
 
 use super::pod_network::{PodNetwork, Prepared};
 use super::pod_ranges::PodRanges;
 use super::ranges::{
-    around, is_host, is_stray, node_addresses, own_pod_cidrs, pod_cidrs, service_cidrs, too_many,
-    too_many_uplinks,
+    around, is_host, node_addresses, own_pod_cidrs, pod_cidrs, service_cidrs, too_many, too_many_uplinks,
 };
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
@@ -31,10 +31,9 @@ use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
-use crate::network::firewall::PodInterfaces;
-use crate::network::inside::{Leading, Led};
+use crate::network::inside::Led;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
-use crate::network::netlink::{Packet, Restored};
+use crate::network::netlink::Restored;
 use crate::network::sysctl::Setting;
 use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
@@ -48,7 +47,7 @@ use pod_sockets::PodSockets;
 use queues::Queues;
 use settings::Settings;
 
-/// What the agent knows and does about its node's network.
+/// The agent's state of the node's network, and its actions on it.
 pub struct NodeSide {
     monitor: Monitor,
     device: HostDevice,
@@ -58,34 +57,35 @@ pub struct NodeSide {
     settings: Settings,
     addresses: NodeAddresses,
     holders: Holders,
-    /// Addresses of other nodes that services have, and those nodes.
+    /// Addresses of other nodes that services name too, and the name of each node.
     shared_with_nodes: BTreeMap<IpAddr, String>,
     tunnel_port: Option<u16>,
     problems: Vec<ObjectError>,
-    /// Ranges that routes of ours lead, and what was last found of routes of others inside them.
+    /// Ranges of our routes, and the foreign routes that the last look found inside them.
     led: Led,
     inside: Vec<ObjectError>,
-    /// Whether to look for these: something changed.
+    /// Whether to look for foreign routes again, since a change may concern them.
     looks_inside: bool,
-    /// Queues of others at our own devices.
+    /// Foreign queueing disciplines at our own devices.
     queues: Queues,
     attached: bool,
     pod_ranges: PodRanges,
     pods: PodNetwork,
     netlink: Netlink,
-    /// Whether programs hang at the loopback.
+    /// Whether programs are attached to the loopback.
     opens_loopback: bool,
-    /// Interfaces that something was taken from since it was asked last.
+    /// Interfaces with a change of a filter, qdisc, neighbour or link-local address since the last
+    /// [`Self::take_touched`].
     touched: BTreeSet<u32>,
     concerns: Concerns,
 }
 
-/// What may have gone since this was asked last.
+/// The parts of our pods that may be gone since the last [`NodeSide::take_concerns`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Concerns {
-    /// Something of pods of ours.
+    /// A part of the pods themselves: an interface, a route, a neighbour entry.
     pub pods: bool,
-    /// Something of their limits.
+    /// A part of their bandwidth limits.
     pub limits: bool,
 }
 
@@ -128,7 +128,7 @@ impl NodeSide {
         Ok(side)
     }
 
-    /// Waits for a change; true if something of ours may depend on it.
+    /// Waits for a change; true if a part of ours may depend on it.
     pub async fn changed(&mut self) -> Result<bool, NetworkError> {
         tokio::select! {
             change = self.monitor.changed() => {
@@ -150,12 +150,12 @@ impl NodeSide {
             || self.queues.is_due()
     }
 
-    /// Notes what may have been taken from interfaces, and from pods of ours.
+    /// Notes the interfaces and the parts of our pods that a change concerns.
     fn note_losses(&mut self, change: &Change) {
         let links = self.monitor.links();
         let is_own_pods = |index: &u32| {
             let link = links.get(*index);
-            // One that was renamed may be a pod's of ours.
+            // A renamed interface may belong to one of our pods.
             link.is_none_or(|link| {
                 InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod
                     || link.leads_to_another_namespace()
@@ -169,7 +169,7 @@ impl NodeSide {
         self.concerns.limits |= change.resynced
             || !change.queues.is_empty()
             || change.links.iter().chain(&change.touched).any(is_limiters);
-        // The kernel takes IPv4 routes along with a link, without a word.
+        // The kernel removes IPv4 routes along with a link, and sends no message about them.
         let may_be_inside = self.led.is_concerned(change);
         self.looks_inside |= may_be_inside || (!self.inside.is_empty() && !change.links.is_empty());
         if may_be_inside && !change.routes.is_empty() {
@@ -182,17 +182,17 @@ impl NodeSide {
         }
     }
 
-    /// What may have gone of our own pods since this was asked last.
+    /// The parts of our own pods that may be gone since the last call.
     pub fn take_concerns(&mut self) -> Concerns {
         std::mem::take(&mut self.concerns)
     }
 
-    /// Interfaces that something was taken from since this was asked last.
+    /// The interfaces with a change of a filter, qdisc, neighbour or link-local address since the last call.
     pub fn take_touched(&mut self) -> BTreeSet<u32> {
         std::mem::take(&mut self.touched)
     }
 
-    /// What was made again since this was asked last.
+    /// The objects that were made again since the last call.
     pub fn take_restored(&mut self) -> Vec<Restored> {
         let files = self.pods.take_reinstalled().into_iter();
         let files = files.map(|path| ("file", path.display().to_string()));
@@ -201,7 +201,7 @@ impl NodeSide {
         restored
     }
 
-    /// Settings of the kernel that were made and have another value now.
+    /// Settings of the kernel that the agent made and that have another value now.
     pub fn changed_settings(&mut self) -> Vec<String> {
         let mut changed = self.device.changed_settings();
         let of_loopback = crate::network::loopback_settings().filter(|_| self.opens_loopback);
@@ -211,71 +211,33 @@ impl NodeSide {
         changed
     }
 
-    /// Puts back what another process took of the table of pods' namespaces, and says so.
+    /// Restores the entries of the table of pods' namespaces that another process altered or removed, and
+    /// describes them.
     pub fn compare_pod_sockets(&self, datapath: &Datapath) -> std::io::Result<Option<String>> {
         self.pod_sockets.compare(datapath)
     }
 
-    /// Whether the files for container runtimes are there as they were put.
+    /// Whether the files for container runtimes are as the agent wrote them.
     pub fn is_installed(&mut self) -> bool {
         self.pods.is_installed()
     }
 
-    /// Whether the tunnel to other nodes is as it was made.
+    /// Whether the tunnel to other nodes is as the agent made it.
     pub async fn is_tunnel_whole(&mut self) -> bool {
         self.pods.is_tunnel_whole().await
     }
 
-    /// Where packets to services and to pods of other nodes should go.
-    pub fn ways(&self) -> Vec<(IpNet, u32)> {
-        let led = self.device.led().into_iter();
-        let services = led.flat_map(|(index, prefixes)| prefixes.into_iter().map(move |it| (it, index)));
-        let is_disturbed = |prefix: &IpNet| {
-            let object = format!("route {prefix}");
-            self.problems.iter().any(|problem| problem.object == object)
-        };
-        let ways = services.chain(self.pods.ways());
-        ways.filter(|(prefix, _)| !is_disturbed(prefix)).collect()
-    }
-
-    /// Whether such a place is there only because services name its address, as every tenant's may.
-    pub fn is_named_by_services(&self, prefix: IpNet) -> bool {
-        self.device.is_lone(prefix)
-    }
-
-    /// Where the kernel leads a packet.
-    pub async fn way_of(&self, packet: Packet) -> Result<Option<Leading>, NetworkError> {
-        self.netlink.way_of(packet).await
-    }
-
-    /// Whether an interface is an uplink.
-    pub fn is_uplink(&self, index: u32) -> bool {
-        self.roles.of(Role::Uplink).any(|uplink| uplink.index == index)
-    }
-
-    /// Whether an interface has a carrier: that of a pod has none while the pod keeps its own side switched
-    /// off.
-    pub fn has_carrier(&self, index: u32) -> bool {
-        let link = self.monitor.links().get(index);
-        link.is_some_and(|link| link.flags.contains(LinkFlags::LowerUp))
-    }
-
-    /// Whether there is an interface of this index.
-    pub fn has_interface(&self, index: u32) -> bool {
-        self.monitor.links().get(index).is_some()
-    }
-
-    /// The way to pods.
+    /// The pod network of this node.
     pub fn pods(&self) -> &PodNetwork {
         &self.pods
     }
 
-    /// What is wrong with the node.
+    /// The problems of the node.
     pub fn problems(&self) -> &[ObjectError] {
         &self.problems
     }
 
-    /// Whether every program that must be attached is.
+    /// Whether every program that must be attached is attached.
     pub fn is_attached(&self) -> bool {
         self.attached
     }
@@ -285,52 +247,7 @@ impl NodeSide {
         &self.addresses
     }
 
-    /// The name of an interface.
-    pub fn interface_name(&self, index: u32) -> String {
-        self.monitor.links().name(index)
-    }
-
-    /// By which interfaces packets of pods come and go, as netfilter sees it: a bridge stands for its ports.
-    pub fn pod_interfaces(&self, options: &AgentOptions) -> PodInterfaces {
-        if options.cni_conf_dir.is_some() {
-            return PodInterfaces::Own;
-        }
-        let links = self.monitor.links();
-        let pods = self.roles.of(Role::Pod).filter_map(|pod| links.get(pod.index));
-        let names: BTreeSet<_> = pods
-            .map(|link| links.name(link.master.unwrap_or(link.index)))
-            .collect();
-        PodInterfaces::Named(names.into_iter().collect())
-    }
-
-    /// The names of the uplinks.
-    pub fn uplink_names(&self) -> Vec<String> {
-        self.roles
-            .of(Role::Uplink)
-            .map(|uplink| uplink.name.clone())
-            .collect()
-    }
-
-    /// The index of an interface of this role, if there is one.
-    pub fn interface_of(&self, role: Role) -> Option<u32> {
-        self.roles.of(role).map(|interface| interface.index).next()
-    }
-
-    /// Virtual addresses that no service range covers, which need routes of their own.
-    pub fn stray_addresses(
-        cluster: &ClusterState,
-        options: &AgentOptions,
-        programmer: &Programmer<Datapath>,
-    ) -> BTreeSet<IpAddr> {
-        let ranges = service_cidrs(cluster, options);
-        programmer
-            .virtual_addresses()
-            .map(IpAddr::from)
-            .filter(|address| is_stray(address, &ranges))
-            .collect()
-    }
-
-    /// Reads interfaces and addresses as they are now, and gives what is wrong with them.
+    /// Reads the present interfaces and addresses, and returns the problems with them.
     pub fn observe(&mut self, cluster: &ClusterState, options: &AgentOptions) -> Vec<ObjectError> {
         let node_object = node_addresses(cluster, options);
         let links = self.monitor.links();
@@ -344,7 +261,7 @@ impl NodeSide {
         self.roles.problems.iter().map(ObjectError::from).collect()
     }
 
-    /// Brings interfaces, addresses, device, routes and the node's facts in the maps in line.
+    /// Updates interfaces, addresses, device, routes and the node's facts in the maps.
     pub async fn refresh(
         &mut self,
         cluster: &ClusterState,
@@ -368,7 +285,7 @@ impl NodeSide {
         );
         problems.extend(ranges.err());
 
-        // What a service's backend is sent may have to go through the tunnel.
+        // A packet to a service's backend may have to go through the tunnel.
         let device = self.ensure_device(pod_mtu, &mut problems).await;
         let service_cidrs = service_cidrs(cluster, options);
         problems.extend(too_many(&service_cidrs));
@@ -410,7 +327,7 @@ impl NodeSide {
             headerless: &self.roles.headerless,
         };
         facts.write(options, programmer.store());
-        // The plugin enters host ports whenever it likes, and nobody tells the agent.
+        // The plugin adds host ports at any time, and sends the agent no message about it.
         let own_frontends = options.cni_conf_dir.is_some()
             || programmer.store().is_in_use(InUse::PODS)
             || virtual_addresses
@@ -445,7 +362,7 @@ impl NodeSide {
         self.tell(problems);
     }
 
-    /// Sees to it that our own device is there; its index.
+    /// Makes sure that our own device exists, and returns its index.
     async fn ensure_device(&mut self, pod_mtu: Option<u32>, problems: &mut Vec<ObjectError>) -> Option<u32> {
         let uplink_mtu = self.roles.uplink_mtu(self.monitor.links()).unwrap_or(1500);
         let mtu = pod_mtu.map_or(uplink_mtu, |pods| pods.min(uplink_mtu));
@@ -469,7 +386,7 @@ impl NodeSide {
             .await;
     }
 
-    /// Keeps what is wrong for `status`, and logs what is new.
+    /// Keeps the problems for `status`, and logs those that are new.
     fn tell(&mut self, problems: Vec<ObjectError>) {
         for problem in &problems {
             if !self.problems.contains(problem) {

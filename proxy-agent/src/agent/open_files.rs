@@ -1,8 +1,8 @@
-//! Room for file descriptors: maps, programs, links and connections each take some, a link for each interface
-//! of a node.
+//! The limit of file descriptors: maps, programs, links and connections each take some, a link for each
+//! interface of a node.
 //!
-//! The soft limit is low (1024) for the sake of `select()`, which is not used here; the hard one is what the
-//! administrator allows.
+//! The soft limit is low (1024) because of `select()`, which the agent does not use. The administrator sets
+//! the hard limit.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 

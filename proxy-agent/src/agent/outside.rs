@@ -1,13 +1,13 @@
-//! What plans depend on besides their service: the node's addresses and zone, ranges of the cluster, API
-//! servers.
+//! The facts besides their service that plans depend on: the node's addresses and zone, ranges of the
+//! cluster, API servers.
 
 use super::{Agent, api_servers, ranges};
 use crate::plan::NodeContext;
 use crate::source::ObjectIdSet;
 
 impl Agent {
-    /// Finds out what plans depend on besides their service, and adds to `services` those whose plans may
-    /// change by it: all of them if this node is in another zone, else those that are reached from outside.
+    /// Collects these facts, and adds to `services` those whose plans may change by them. If the zone of this
+    /// node has changed, these are all services; otherwise those that are reached from outside.
     pub(super) fn update_context(&mut self, services: &mut ObjectIdSet) {
         self.outward.look_at_node(&self.cluster, &self.context.name);
         let zone = self
@@ -39,14 +39,14 @@ impl Agent {
         services.extend(concerned.map(|(id, _)| id));
     }
 
-    /// Looks at the node anew, and plans the services anew whose addresses from outside may mean something
-    /// else now.
+    /// Reads the facts of the node anew. Plans the services anew whose addresses from outside may have
+    /// another meaning now.
     pub(super) async fn look_outside(&mut self) {
         if !self.synced {
             return;
         }
         self.refresh_node().await;
-        // Node ports are served on addresses that may have come or gone, and API servers too.
+        // Node ports are served on addresses that may be new or gone; the same holds for API servers.
         let mut services = ObjectIdSet::default();
         let servers = self.context.api_servers.clone();
         self.update_context(&mut services);

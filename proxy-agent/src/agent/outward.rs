@@ -1,7 +1,8 @@
-//! What the agent tells those outside: its health, its metrics, the health of single services, events on objects.
+//! The agent's reports to clients: its health, its metrics, the health of single services, events on objects.
 //!
-//! The loop says what it takes in and when everything is applied; all that is told follows from that. A *round* begins with the
-//! first event that changes something and ends when nothing is left to write, however often that must be tried.
+//! The loop reports each event that it takes in, and when all of them are applied. All other reports follow
+//! from that. A *round* begins with the first event that changes something. It ends when no write is left,
+//! however many tries that takes.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -22,16 +23,16 @@ use crate::metrics::{Metrics, Round, Scrape};
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdMap};
 use crate::trouble::Remark;
 
-/// Questions of the metrics server that wait for the loop.
+/// The most requests of the metrics server that wait for the loop.
 const SCRAPES_AHEAD: usize = 8;
-/// Events of one round whose times are noted: a round that cannot end must not fill the memory.
+/// The most events of one round whose times are noted: a round that cannot end must not fill the memory.
 const MOST_NOTED: usize = 4096;
 
-/// What the agent tells those outside.
+/// The servers, the metrics and the recorder of events.
 pub struct Outward {
-    /// The metrics.
+    /// The agent's metrics.
     pub metrics: Metrics,
-    /// Looks for firewalls that drop what pods send.
+    /// Checks whether a firewall drops packets of pods.
     pub firewall: Firewall,
     health: Health,
     checks: ServiceChecks,
@@ -42,7 +43,7 @@ pub struct Outward {
     round: OpenRound,
     synced: bool,
     recorder: Recorder,
-    /// What owners of services were told last.
+    /// The last message to the owner of each service.
     told: ObjectIdMap<String>,
 }
 
@@ -50,15 +51,15 @@ pub struct Outward {
 #[derive(Default)]
 struct OpenRound {
     began: Option<Instant>,
-    /// When the bytes of each event arrived.
+    /// The time at which the bytes of each event arrived.
     received: Vec<Instant>,
-    /// When each slice was changed, by the clock of the control plane.
+    /// The time at which each slice was changed, by the clock of the control plane.
     triggers: Vec<(Family, Timestamp)>,
     services: u64,
     endpoints: u64,
 }
 
-/// What is noted of an event before it is taken in.
+/// The facts of an event that are noted before the loop takes it in.
 pub struct Note {
     received: Instant,
     kind: Option<Kind>,
@@ -66,7 +67,7 @@ pub struct Note {
 }
 
 impl Note {
-    /// Of this event.
+    /// The facts of this event.
     pub fn of(event: &Event) -> Self {
         let (kind, trigger) = match &event.change {
             Change::Apply(object) => (Some(object.kind()), trigger(object)),
@@ -83,7 +84,7 @@ impl Note {
     }
 }
 
-/// Of a slice: its service, its family, and when its content changed.
+/// The service of a slice, its family, and the time at which its content changed.
 fn trigger(object: &Object) -> Option<(ObjectId, Family, Timestamp)> {
     let Object::EndpointSlice(slice) = object else {
         return None;
@@ -106,12 +107,12 @@ fn trigger(object: &Object) -> Option<(ObjectId, Family, Timestamp)> {
 }
 
 impl Outward {
-    /// Tells an event.
+    /// Sends an event to the API server.
     pub fn record(&self, event: events::Event) {
         self.recorder.record(event);
     }
 
-    /// Starts to serve. What has to be looked up is asked for by the receiver.
+    /// Starts the servers. The receiver yields the requests for metrics that the loop has to look up.
     pub fn start(
         options: &AgentOptions,
         recorder: Recorder,
@@ -159,27 +160,27 @@ impl Outward {
         Ok((outward, asked))
     }
 
-    /// Shows the configuration in force to whoever asks for it.
+    /// Sets the configuration that `/configz` shows.
     pub fn show(&self, options: &AgentOptions) {
         self.shown.set(&super::configz::page(options).to_string());
     }
 
-    /// Where whoever works beside the loop notes what is wrong.
+    /// The store in which tasks beside the loop note problems.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }
 
-    /// How the ports that listen are used.
+    /// The use of the ports that listen.
     pub fn usage_of_ports(&self) -> impl Iterator<Item = (&'static str, Use)> {
         self.seats.usage().into_iter()
     }
 
-    /// Who takes events.
+    /// The recorder of events.
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
     }
 
-    /// What is wrong with ports, and with what is looked at beside the loop.
+    /// Problems with ports, and problems that tasks beside the loop noted.
     pub fn problems(&self) -> Vec<ObjectError> {
         let faults = self.faults.list().into_iter();
         faults
@@ -191,7 +192,7 @@ impl Outward {
             .collect()
     }
 
-    /// An event was taken in; `changes` is what has to be applied since the last round.
+    /// Takes note of an event that the loop took in; `changes` has to be applied since the last round.
     pub fn taken(&mut self, note: &Note, changes: &Changes) {
         let services = u64::from(note.kind == Some(Kind::Service));
         let endpoints = u64::from(note.kind == Some(Kind::EndpointSlice));
@@ -219,7 +220,7 @@ impl Outward {
         }
     }
 
-    /// Hears whether everything that was taken in is applied, after each thing that the loop does.
+    /// Takes note of whether every event is applied. The loop calls it after each step.
     pub fn observe(&mut self, settled: bool) {
         if !settled {
             if self.synced || self.round.began.is_some() {
@@ -245,19 +246,19 @@ impl Outward {
             self.metrics.own.applied(done.saturating_duration_since(received));
         }
         for (family, changed) in self.round.triggers.drain(..) {
-            // Clocks of two machines differ, and no time is negative.
+            // The clocks of two machines differ, and no time is negative.
             kube_proxy.programmed(family, (unix - seconds(changed)).max(0.0));
         }
         (self.round.services, self.round.endpoints) = (0, 0);
     }
 
-    /// Reads what concerns health from this node's object.
+    /// Reads from this node's object whether the node leaves the cluster.
     pub fn look_at_node(&self, cluster: &ClusterState, node: &str) {
         let leaving = cluster.node(node).is_some_and(|node| node.leaving);
         self.health.set_node_leaving(leaving);
     }
 
-    /// Brings the health of these services in line.
+    /// Updates the health of these services.
     pub fn look_at_services(
         &mut self,
         services: impl Iterator<Item = ObjectId>,
@@ -268,8 +269,8 @@ impl Outward {
             .update(services.map(|id| (id, check(id, cluster, node))));
     }
 
-    /// Tells the owner of a service what of it is not served, if that is something new. `problems` are those that came up
-    /// with the tables, beside those of the object itself.
+    /// Reports to the owner of a service which part of it is not served, if that is new. `problems` came up
+    /// with the tables; the object's own problems are added to them.
     pub fn tell(&mut self, id: ObjectId, cluster: &ClusterState, problems: &[Remark]) {
         let of_object = cluster.problems_of(id).iter().map(String::as_str);
         let of_tables = problems.iter().map(|problem| problem.message.as_str());
@@ -291,7 +292,7 @@ impl Outward {
     }
 }
 
-/// What is to be told about a service, if it wants that.
+/// The health of a service as its balancer asks for it, if the service has a port for it.
 fn check(id: ObjectId, cluster: &ClusterState, node: &str) -> Option<ServiceCheck> {
     let service = cluster.service(id)?;
     let external = service.external.as_deref()?;

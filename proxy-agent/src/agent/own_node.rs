@@ -1,13 +1,13 @@
-//! Whether the cluster knows this node by the name that the agent was started with, and by addresses that are
-//! its alone.
+//! Checks that the cluster knows this node by the name that the agent was started with, and that no other
+//! Node names its addresses.
 //!
-//! A name that no Node has makes other machines' endpoints of all endpoints here: health checks find none,
-//! and policy Local drops. So the agent is not ready without its Node. A kubelet may register it seconds
-//! after the agent's start, so for a while the agent only says that it waits; a Node of another name with an
-//! address of this node is wrong at once. Of two Nodes with one address at least one is not what it says,
-//! whichever of the two this node is.
+//! If no Node has the name, all endpoints here count as endpoints of other machines. Then health checks find
+//! no endpoint, and policy Local drops packets. So the agent is not ready without its Node. A kubelet may
+//! register the Node seconds after the agent's start, so for a while the agent only reports that it waits. A
+//! Node of another name with an address of this node is an error at once. If two Nodes have one address, at
+//! least one of them is wrong, and either may be this node.
 //!
-//! A directory without any Node says nothing about nodes, and is no reason to wait.
+//! A directory without any Node describes no nodes, and the agent does not wait.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,37 +20,37 @@ use crate::control::ObjectError;
 use crate::network::NodeAddresses;
 use crate::trouble::Trouble;
 
-/// How long a kubelet may take to register its Node.
+/// The time that a kubelet may take to register its Node.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// More Nodes are not named in one message.
+/// The most Nodes that one message names.
 const MOST_NAMED: usize = 4;
 
-/// What the cluster says of this node.
+/// The state of this node in the cluster.
 #[derive(Debug, Default)]
 pub struct OwnNode {
-    /// Since when no Node has the name.
+    /// The time since which no Node has the name.
     missing_since: Option<Instant>,
-    /// Whether its absence was told by now.
+    /// Whether the absence of the Node was reported.
     is_told: bool,
     name: String,
     problems: Vec<ObjectError>,
 }
 
-/// What the Nodes say.
+/// The evidence of the Nodes.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
-    /// A Node has the name; these others have addresses of this node too.
+    /// A Node has the name; the listed Nodes have addresses of this node too.
     Known(Vec<(String, IpAddr)>),
     /// No Node has the name.
     Missing {
-        /// These have an address of this node.
+        /// Nodes that have an address of this node.
         with_address: Vec<(String, IpAddr)>,
-        /// These are called much like it.
+        /// Names of Nodes that are similar to this node's.
         alike: Vec<String>,
     },
 }
 
-/// Looks for this node among the cluster's, and tells what is wrong.
+/// Looks for this node among the cluster's Nodes, and reports the problems.
 pub fn look(agent: &mut Agent) {
     let addresses = agent.node.addresses();
     let news = agent
@@ -61,7 +61,7 @@ pub fn look(agent: &mut Agent) {
     }
 }
 
-/// Looks again where a Node did not come in time.
+/// Looks again if a Node did not appear in time.
 pub fn look_when_due(agent: &mut Agent) {
     if agent.own_node.is_due(Instant::now()) {
         look(agent);
@@ -69,7 +69,7 @@ pub fn look_when_due(agent: &mut Agent) {
 }
 
 impl OwnNode {
-    /// Looks at what is known now, and gives what was not wrong before.
+    /// Updates the problems with the present Nodes, and returns those that are new.
     fn look(
         &mut self,
         cluster: &ClusterState,
@@ -89,7 +89,7 @@ impl OwnNode {
         self.take(&said, &addresses.all, now)
     }
 
-    /// Takes in what the Nodes say.
+    /// Takes in the evidence of the Nodes.
     fn take(&mut self, said: &Said, own: &[IpAddr], now: Instant) -> Vec<ObjectError> {
         let found = match said {
             Said::Known(twins) => {
@@ -109,18 +109,18 @@ impl OwnNode {
         news.cloned().collect()
     }
 
-    /// Whether patience has come to its end since the last look.
+    /// Whether the patience has run out since the last look.
     fn is_due(&self, now: Instant) -> bool {
         let is_over = |since: Instant| now.duration_since(since) >= PATIENCE;
         !self.is_told && self.missing_since.is_some_and(is_over)
     }
 
-    /// What is wrong.
+    /// The problems with this node's Node.
     pub fn problems(&self) -> &[ObjectError] {
         &self.problems
     }
 
-    /// What `ready` waits for.
+    /// The condition that `ready` waits for.
     pub fn waiting_for(&self) -> Option<String> {
         self.missing_since.map(|_| {
             let name = &self.name;
@@ -297,7 +297,7 @@ mod tests {
         ];
         let shared = |other: &str| Said::Known(vec![(other.to_owned(), ip("192.0.2.11"))]);
         assert_eq!(said("n1", nodes.iter(), own(&["192.0.2.11"])), shared("n2"));
-        // No interface here holds it, and yet its own object names it.
+        // No interface here holds the address, and yet the node's own object names it.
         assert_eq!(said("n2", nodes.iter(), own(&["192.0.2.12"])), shared("n1"));
     }
 
@@ -328,7 +328,7 @@ mod tests {
         );
         own_node.take(&Said::Known(Vec::new()), &address, begin + 3 * PATIENCE);
         assert_eq!((own_node.problems().len(), own_node.waiting_for()), (0, None));
-        // A Node of another name that is this node is wrong at once.
+        // A Node of another name with this node's address is an error at once.
         let other = Said::Missing {
             with_address: vec![("n1.example".into(), address[0])],
             alike: Vec::new(),

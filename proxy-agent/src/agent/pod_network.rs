@@ -1,10 +1,13 @@
-//! The pod network as the agent keeps it: from Node objects and interfaces to a plan, from the plan to the kernel, and the
-//! description for container runtimes when all of it stands.
+//! The agent's part of the pod network. The agent makes a plan from Node objects and interfaces, and sets the
+//! kernel's state by the plan. Once all of it is in place, the agent installs the description for container
+//! runtimes.
 //!
-//! It is done only where a directory for that description is named; beside another plugin nothing of it is touched. The
-//! kernel is looked at again when the plan is another one or something of it changed, and until all of it was set.
+//! The agent does this only if a directory for that description is named; beside another plugin it touches no
+//! part of it. It looks at the kernel again after a change of the plan or of the kernel's state, and until
+//! all of the plan is set.
 //!
-//! Invariant: nothing is removed before the first full lists are complete, since this does not run before.
+//! Invariant: the agent removes no route before the first full lists are complete, since this module does not
+//! run before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,10 +25,10 @@ use crate::network::pods::{self, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, W
 use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles};
 use crate::trouble::Trouble;
 
-/// An uplink has one; this is for a node that has none yet.
+/// The MTU of pods while the node has no uplink. An uplink has an MTU of its own.
 const DEFAULT_MTU: u32 = 1500;
 
-/// What the agent knows and does about the way to pods.
+/// The agent's state of the pod network, and its actions on it.
 pub struct PodNetwork {
     netlink: Netlink,
     tunnel: Tunnel,
@@ -35,18 +38,19 @@ pub struct PodNetwork {
     /// Prefixes whose routes were all set.
     led: BTreeSet<ipnet::IpNet>,
     underlay: Vec<u32>,
-    /// Interfaces that packets of pods are let in by.
+    /// Interfaces by which packets of pods are let in.
     let_in: Vec<String>,
-    /// The kernel may hold something else than the plan.
+    /// Whether the kernel's state may differ from the plan.
     unsettled: bool,
-    /// What the last look at the kernel came to.
+    /// The problems that the last look at the kernel found.
     found: Vec<ObjectError>,
-    /// Why other nodes cannot send through the tunnel, which this node does not need itself.
+    /// The reason why other nodes cannot send through the tunnel, on a node that does not need the tunnel
+    /// itself.
     deaf: Option<ObjectError>,
     nodes: BTreeMap<String, NodeEntry>,
 }
 
-/// What the rest of the node's side has to know.
+/// The results that the rest of the node's side needs.
 pub struct Prepared {
     /// The device of the tunnel, if there is one.
     pub tunnel: Option<u32>,
@@ -55,7 +59,7 @@ pub struct Prepared {
 }
 
 impl PodNetwork {
-    /// Nothing is looked at yet.
+    /// A pod network that has not looked at the kernel yet.
     pub fn new(netlink: &Netlink, options: &AgentOptions) -> Self {
         Self {
             netlink: netlink.clone(),
@@ -77,7 +81,7 @@ impl PodNetwork {
         }
     }
 
-    /// Makes what packets go through; nothing leads there yet.
+    /// Makes the devices that packets go through; no route leads there yet.
     pub async fn prepare(
         &mut self,
         cluster: &ClusterState,
@@ -115,7 +119,7 @@ impl PodNetwork {
                 let object = format!("interface {TUNNEL_DEVICE}");
                 let error = ObjectError::new(error.trouble(), object, &error);
                 if plan.ends.is_empty() {
-                    // No route leads there: this is told, and tried again with the next change.
+                    // No route leads there: the error is reported, and the next change tries it again.
                     self.deaf = Some(error);
                 } else {
                     self.found.push(error);
@@ -129,8 +133,8 @@ impl PodNetwork {
         }
     }
 
-    /// Leads packets there, removes what nothing leads to any more, and tells container runtimes, if `ready`: whether
-    /// programs hang where they belong.
+    /// Sets the routes to these devices, and removes the devices that no route uses any more. Then it
+    /// installs the description for container runtimes, if all programs are attached (`ready`).
     pub async fn finish(&mut self, options: &AgentOptions, ready: bool, problems: &mut Vec<ObjectError>) {
         if options.cni_conf_dir.is_some() && self.unsettled {
             let settled = self.found.is_empty() & self.lead().await;
@@ -142,7 +146,7 @@ impl PodNetwork {
         }
     }
 
-    /// Takes in a change; true if something of this may depend on it.
+    /// Takes in a change; true if the pod network may depend on it.
     pub fn is_concerned(&mut self, change: &Change) -> bool {
         let mut ours = self.underlay.iter().copied().chain(self.tunnel.index());
         let concerned = change.resynced
@@ -160,12 +164,13 @@ impl PodNetwork {
         concerned
     }
 
-    /// Has the kernel looked at again: a route with our protocol number that is not planned may have come.
+    /// Asks for another look at the kernel: a route with our protocol number that is not in the plan may have
+    /// appeared.
     pub fn look_again(&mut self) {
         self.unsettled = true;
     }
 
-    /// Whether something is to be tried again.
+    /// Whether a part has to be tried again.
     pub fn is_unfinished(&self) -> bool {
         self.unsettled && !self.found.is_empty()
     }
@@ -203,7 +208,7 @@ impl PodNetwork {
         ranges.map(ipnet::IpNet::addr).any(|ip| ip.is_ipv4() == v4)
     }
 
-    /// Settings that were made and have another value now. The next look makes them again.
+    /// Settings that the agent made and that have another value now. The next look makes them again.
     pub fn changed_settings(&mut self) -> Vec<String> {
         let names: Vec<_> = self.let_in.iter().map(String::as_str).collect();
         let mut changed = forwarding::changed(&names, self.has(true), self.has(false));
@@ -214,24 +219,24 @@ impl PodNetwork {
         changed
     }
 
-    /// Whether the tunnel is as it was made. If not, the next look makes it so.
+    /// Whether the tunnel is as the agent made it. If not, the next look repairs it.
     pub async fn is_tunnel_whole(&mut self) -> bool {
         let is_whole = self.plan.tunnel.is_none() || self.tunnel.is_whole().await.unwrap_or(false);
         self.unsettled |= !is_whole;
         is_whole
     }
 
-    /// Whether what was put into the directories of container runtimes is there as it was.
+    /// Whether the files in the directories of container runtimes are as the agent wrote them.
     pub fn is_installed(&mut self) -> bool {
         self.installer.is_whole()
     }
 
-    /// What of it was put there again since this was asked last.
+    /// The files that the agent has written there again since the last call.
     pub fn take_reinstalled(&mut self) -> Vec<PathBuf> {
         self.installer.take_restored()
     }
 
-    /// Where packets to pods of other nodes should go: prefixes and interfaces.
+    /// The routes that packets to pods of other nodes should take: prefixes and output devices.
     pub fn ways(&self) -> impl Iterator<Item = (ipnet::IpNet, u32)> {
         let tunnel = self.tunnel.index();
         let ways = self
@@ -246,7 +251,7 @@ impl PodNetwork {
         ways.filter(|(prefix, _)| self.led.contains(prefix))
     }
 
-    /// How packets to pods of other nodes are to be led, by range.
+    /// How packets to pods of other nodes should be routed, by range.
     pub fn leading(&self) -> impl Iterator<Item = (ipnet::IpNet, Leading)> {
         let tunnel = self.tunnel.index();
         let routes = self.plan.routes.iter();
@@ -261,7 +266,7 @@ impl PodNetwork {
         })
     }
 
-    /// Sets routes and removes what is left behind; whether all of it is done.
+    /// Sets routes and removes those that are left behind; true if all of it succeeded.
     async fn lead(&mut self) -> bool {
         let tunnel = self.tunnel();
         let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel, &self.led).await {
@@ -280,7 +285,7 @@ impl PodNetwork {
         let cleaned = match &self.plan.tunnel {
             Some(plan) => self.tunnel.forget_others(plan).await,
             None => match self.tunnel.remove().await {
-                // Nobody needs the name.
+                // Without a tunnel in the plan a foreign device may have the name.
                 Ok(_) | Err(NetworkError::ForeignDevice { .. }) => Ok(()),
                 Err(error) => Err(error),
             },
@@ -335,7 +340,7 @@ impl PodNetwork {
         self.found.push(ObjectError::new(error.trouble(), object, error));
     }
 
-    /// Notes how each node is reached, and when that was last another way.
+    /// Notes how each node is reached, and when the path to it last changed.
     fn note_nodes(&mut self, situation: &Situation, plan: &Plan, enabled: bool) {
         let now = Timestamp::now();
         let mut old = std::mem::take(&mut self.nodes);
@@ -364,7 +369,7 @@ impl PodNetwork {
     }
 }
 
-/// Addresses that other nodes take for this node's, and that it does not hold.
+/// Addresses that other nodes take for this node's, and that this node does not hold.
 fn missing_addresses(own: &Peer, held: &NodeAddresses) -> Vec<ObjectError> {
     let missing = own.addresses.iter().filter(|ip| !held.holds(**ip));
     let error = |ip: &IpAddr| {
@@ -393,7 +398,7 @@ fn situation(
         tunnel_mac: node.tunnel_mac,
     };
     let others = cluster.nodes().filter(|node| node.name != options.node_name);
-    // Others know this node by its object, whatever it was configured to be called by itself.
+    // Other nodes know this node by its object, so the object's addresses come before configured ones.
     let object = cluster.node(&options.node_name).map(peer).unwrap_or_default();
     let mut own = Peer {
         name: options.node_name.clone(),

@@ -1,5 +1,5 @@
-//! The table `POD_RANGES`: which addresses are pods', which are reached through the tunnel, and where what pods send keeps their
-//! address.
+//! The table `POD_RANGES`: ranges of pods, ranges reached through the tunnel, and ranges to which packets of
+//! pods keep their source address.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::network::Links;
 use crate::network::pods::Plan;
 use crate::trouble::Trouble;
 
-/// What the table holds.
+/// The content of the table.
 #[derive(Debug, Default)]
 pub struct PodRanges {
     known: BTreeMap<RangeKey, RangeFlags>,
@@ -23,7 +23,7 @@ pub struct PodRanges {
 }
 
 impl PodRanges {
-    /// Writes what differs. What an earlier agent wrote is read first.
+    /// Writes the differences. The first call reads the entries of an earlier agent.
     pub fn refresh(
         &mut self,
         cluster: &ClusterState,
@@ -75,23 +75,24 @@ impl PodRanges {
     }
 }
 
-/// Ranges by what holds for them.
+/// Ranges by their properties.
 #[derive(Default)]
 struct Ranges {
-    /// Pods have these addresses.
+    /// Ranges of pods.
     pods: Vec<IpNet>,
-    /// The pods of these nodes.
+    /// Ranges of the pods of other nodes, each with its node.
     of_others: Vec<(IpNet, NodeNumber)>,
-    /// They are reached through the tunnel.
+    /// Ranges that are reached through the tunnel.
     tunnelled: Vec<IpNet>,
-    /// What pods send there keeps its address.
+    /// Ranges to which packets of pods keep their source address.
     not_masqueraded: Vec<IpNet>,
-    /// They are the node's own by a route.
+    /// Ranges that a route makes the node's own.
     local: Vec<IpNet>,
 }
 
-/// What `POD_RANGES` says of each range. Only the smallest one that an address lies in is looked at, so a range says too what
-/// those around it do, but for the node: each range is of one node alone.
+/// The flags of each range in `POD_RANGES`. The programs look at the smallest range that contains an address.
+/// So each range has the flags of the ranges around it too. It has the node number of the ranges around it
+/// only if it has none of its own.
 fn range_flags(all: Ranges) -> BTreeMap<RangeKey, RangeFlags> {
     let mut ranges: BTreeMap<IpNet, u32> = BTreeMap::new();
     for (of_kind, flag) in [
@@ -106,12 +107,12 @@ fn range_flags(all: Ranges) -> BTreeMap<RangeKey, RangeFlags> {
     }
     let mut owners: BTreeMap<IpNet, u32> = BTreeMap::new();
     for (range, number) in all.of_others {
-        // Of two nodes with one range the first keeps it, as with its route.
+        // If two nodes have one range, the first of them keeps it, as with its route.
         owners
             .entry(range.trunc())
             .or_insert(number.0 << NodeNumber::SHIFT);
     }
-    // A range stands before those within it.
+    // The order puts a range before the ranges within it.
     let mut around: Vec<(IpNet, u32)> = Vec::new();
     let mut flags = BTreeMap::new();
     for (range, mut own) in ranges {
@@ -126,7 +127,7 @@ fn range_flags(all: Ranges) -> BTreeMap<RangeKey, RangeFlags> {
     flags
 }
 
-/// Flags, and the node's number.
+/// The flags of a value, and its node number.
 const fn split(value: u32) -> (u32, u32) {
     let flags = (1 << NodeNumber::SHIFT) - 1;
     (value & flags, value & !flags)

@@ -1,4 +1,4 @@
-//! Addresses and ranges of addresses that the cluster's objects and the configuration name, together.
+//! Addresses and ranges of addresses from the cluster's objects and the configuration together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::control::ObjectError;
 use crate::network::{Links, UplinkAddresses};
 use crate::trouble::Trouble;
 
-/// The node's addresses as its object or the configuration has them.
+/// The node's addresses from the configuration or its Node object.
 pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAddr> {
     let configured = &options.configuration.node_addresses;
     if configured.is_empty() {
@@ -27,8 +27,8 @@ pub fn node_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpA
     }
 }
 
-/// The addresses of the other nodes, of every type, and which node has each. An internal one is of the node
-/// that says so, and what others say of it does not count.
+/// The addresses of the other nodes, of every type, and the node of each. An internal address belongs to the
+/// node that names it as such; other nodes' claims to it do not count.
 pub fn peers(cluster: &ClusterState, options: &AgentOptions) -> BTreeMap<IpAddr, NodeNumber> {
     let others = || cluster.nodes().filter(|node| node.name != options.node_name);
     let numbered = |node: &Node, addresses: &[IpAddr]| {
@@ -41,7 +41,7 @@ pub fn peers(cluster: &ClusterState, options: &AgentOptions) -> BTreeMap<IpAddr,
     outer.chain(inner).collect()
 }
 
-/// Those of some addresses that are other nodes', and the names of the nodes.
+/// The addresses among `addresses` that belong to other nodes, with the names of these nodes.
 pub fn node_names(
     cluster: &ClusterState,
     options: &AgentOptions,
@@ -75,13 +75,14 @@ pub fn own_addresses(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpAd
         .collect()
 }
 
-/// A node's number, which follows from its name, so that an agent that restarts finds the same in the maps.
+/// The number of a node. It follows from the node's name, so that a restarted agent finds the same number in
+/// the maps.
 pub fn node_number(name: &str) -> NodeNumber {
     let hash = SipHasher13::new().hash(name.as_bytes());
     NodeNumber((hash % u64::from(NodeNumber::MAX)) as u32 + 1)
 }
 
-/// The ranges of other nodes' pods, and which node has each.
+/// The ranges of other nodes' pods, and the node of each.
 pub fn pod_cidrs_of_others(
     cluster: &ClusterState,
     options: &AgentOptions,
@@ -93,10 +94,10 @@ pub fn pod_cidrs_of_others(
     })
 }
 
-/// The smallest range of each family around some ranges, IPv4 first; none for a family without any, or if they have too
-/// little in common for the range to tell anything.
+/// The smallest range of each family that contains all given ranges, IPv4 first. `None` for a family without
+/// ranges, or if the range would be too wide to be of use.
 pub fn around(ranges: &[IpNet]) -> [Option<IpNet>; 2] {
-    /// What the ranges have to have in common.
+    /// The least prefix lengths: IPv4, IPv6.
     const LEAST: [u8; 2] = [4, 8];
     [true, false].map(|v4| {
         let mut of_family = ranges.iter().filter(|range| range.addr().is_ipv4() == v4);
@@ -110,12 +111,13 @@ pub fn around(ranges: &[IpNet]) -> [Option<IpNet>; 2] {
     })
 }
 
-/// Whether no service range covers a virtual address, so that it needs a route of its own.
+/// Whether no service range contains a virtual address, so that it needs a route of its own.
 pub fn is_stray(address: &IpAddr, ranges: &[IpNet]) -> bool {
     !ranges.iter().any(|range| range.contains(address))
 }
 
-/// An address of a range that is not the range's own.
+/// An address inside a range: the first host's, not the network's own. A range of one address yields that
+/// address.
 pub fn inside(prefix: &IpNet) -> IpAddr {
     if prefix.prefix_len() == prefix.max_prefix_len() {
         return prefix.addr();
@@ -147,7 +149,7 @@ pub fn pod_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNet> {
         .collect()
 }
 
-/// The ranges of this node's pods, as the configuration or its object has them.
+/// The ranges of this node's pods, from the configuration or its Node object.
 pub fn own_pod_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNet> {
     let configured = &options.configuration.pod_cidrs;
     if !configured.is_empty() {
@@ -159,7 +161,7 @@ pub fn own_pod_cidrs(cluster: &ClusterState, options: &AgentOptions) -> Vec<IpNe
         .unwrap_or_default()
 }
 
-/// Warns of ranges that the programs have no room for.
+/// Warns of ranges beyond the number that the programs can hold.
 pub fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
     let rest = service_cidrs
         .get(MAX_SERVICE_RANGES..)
@@ -175,7 +177,7 @@ pub fn too_many(service_cidrs: &[IpNet]) -> Option<ObjectError> {
     })
 }
 
-/// What the programs do not know of the node's uplinks, if there are more than they have room for.
+/// Warns of uplinks beyond the number that the programs can hold.
 pub fn too_many_uplinks(uplinks: &[UplinkAddresses], links: &Links) -> Option<ObjectError> {
     let rest = uplinks.get(MAX_UPLINKS..).filter(|rest| !rest.is_empty())?;
     let names: Vec<_> = rest.iter().map(|uplink| links.name(uplink.interface)).collect();
@@ -195,7 +197,7 @@ pub fn is_host(range: &IpNet) -> bool {
     range.prefix_len() == range.max_prefix_len()
 }
 
-/// Network and mask of a range, in the form of an IPv4-mapped or an IPv6 address.
+/// Network and mask of a range, as IPv6 or IPv4-mapped addresses.
 pub fn range_words(range: &IpNet) -> (Ip, Ip) {
     let bits = range_bits(range);
     let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
@@ -205,7 +207,7 @@ pub fn range_words(range: &IpNet) -> (Ip, Ip) {
     )
 }
 
-/// A range as the map `POD_RANGES` has it.
+/// A range as a key of the map `POD_RANGES`.
 pub fn range_key(range: &IpNet) -> RangeKey {
     RangeKey {
         prefix_len: range_bits(range),

@@ -1,8 +1,8 @@
 //! Changes of the configuration while the agent runs.
 //!
-//! What can change does so at once: the node's side is looked at anew and every service is planned anew, so that nobody has to
-//! know which setting concerns what. Files that are bad change nothing; the last good configuration stays in force, and
-//! `millrace status` says what is wrong.
+//! A setting that can change changes at once. The agent refreshes the node's side and plans every service
+//! anew, so that no code has to know which setting concerns which part. Invalid files change nothing: the
+//! last good configuration stays in force, and `millrace status` reports the problem.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use crate::config::{Configuration, Reading, Reload, follow};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
-/// Follows the files; a receiver that never receives where there are none.
+/// Follows the files; without files the receiver never yields a reading.
 pub fn start(files: Vec<PathBuf>) -> mpsc::Receiver<Reading> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         if files.is_empty() {
-            // Kept open: a closed channel would mean something.
+            // The channel stays open, since the loop would take a closed channel for the end of the task.
             return sender.closed().await;
         }
         if let Err(error) = follow(files, sender).await {
@@ -29,7 +29,7 @@ pub fn start(files: Vec<PathBuf>) -> mpsc::Receiver<Reading> {
 }
 
 impl Agent {
-    /// Takes over what the files say now.
+    /// Applies the present content of the files.
     pub(super) async fn reconfigure(&mut self, reading: Reading) {
         let read = match reading {
             Ok(read) => read,

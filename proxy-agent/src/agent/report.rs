@@ -1,4 +1,4 @@
-//! What `millrace status` and `millrace service list` are told.
+//! The data of `millrace status` and `millrace service list`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -44,7 +44,7 @@ pub fn status(agent: &Agent) -> Status {
     }
 }
 
-/// Whether the agent is ready, and how much is wrong.
+/// Whether the agent is ready, and the number of problems.
 pub fn summary(agent: &Agent) -> (bool, u64) {
     (waiting_for(agent).is_empty(), errors(agent).len() as u64)
 }
@@ -109,7 +109,7 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
         .collect()
 }
 
-/// Only pods of our own plugin are held to what they send.
+/// The programs check the packets of our own plugin's pods only.
 fn unchecked_checksums(agent: &Agent) -> Option<ObjectError> {
     let has_pods = agent.options.cni_conf_dir.is_some();
     skb_layout::limitation().filter(|_| has_pods).map(|why| ObjectError {
@@ -121,7 +121,8 @@ fn unchecked_checksums(agent: &Agent) -> Option<ObjectError> {
     })
 }
 
-/// What is pinned can be used without; a new pod or a larger table cannot be served.
+/// The pinned programs and maps work without these capabilities; the agent cannot serve a new pod or make a
+/// larger table.
 fn capabilities() -> Option<ObjectError> {
     let missing = capabilities::missing();
     (!missing.is_empty()).then(|| ObjectError {
@@ -149,7 +150,7 @@ fn foreign_pins(agent: &Agent) -> Vec<ObjectError> {
         .collect()
 }
 
-/// Warns of tables that are about to be as large as they may get.
+/// Warns of tables that are near the largest size that they may have.
 fn pressure(agent: &Agent) -> Vec<ObjectError> {
     let (slots, backends) = agent.programmer.allocated();
     let max = agent.programmer.largest();
@@ -169,7 +170,7 @@ fn pressure(agent: &Agent) -> Vec<ObjectError> {
     .collect()
 }
 
-/// How full the maps are.
+/// The use of each map.
 pub fn maps(agent: &Agent) -> BTreeMap<String, MapUsage> {
     let datapath = agent.programmer.store();
     let sizes = datapath.sizes();
@@ -313,7 +314,7 @@ pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
     entries
 }
 
-/// Every port of this node's that leads to a pod. The map knows no names.
+/// Every host port of this node that leads to a pod. The map holds no names.
 fn host_ports(agent: &Agent) -> Vec<ServiceEntry> {
     let mut entries = Vec::new();
     let walked = agent.programmer.store().host_ports.for_each(|key, target| {
@@ -343,7 +344,7 @@ fn host_ports(agent: &Agent) -> Vec<ServiceEntry> {
     entries
 }
 
-/// The kind as documents name it.
+/// The kind as JSON documents name it.
 pub fn kind(kind: FrontendKind) -> ServiceKind {
     match kind {
         FrontendKind::ClusterIp => ServiceKind::ClusterIp,

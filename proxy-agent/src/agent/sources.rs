@@ -1,4 +1,4 @@
-//! Where objects come from: a directory, or an API server.
+//! The source of objects: a directory, or an API server.
 
 use tokio::sync::mpsc;
 
@@ -6,7 +6,8 @@ use crate::config::{AgentOptions, SourceSpec};
 use crate::events::Recorder;
 use crate::source::{self, Event};
 
-/// Starts to read objects. Events go to where they come from, if that takes any.
+/// Starts to read objects. The recorder sends events to the API server that the objects come from; a
+/// directory takes no events.
 pub async fn start(
     options: &AgentOptions,
     events: mpsc::Sender<Event>,

@@ -1,14 +1,14 @@
-//! How large the tables are made, and when it is time to see whether they have to grow.
+//! The sizes of new tables, and the points at which the agent checks whether they have to grow.
 
 use crate::apply::room;
 use crate::bpf::object::MapSizes;
 use crate::config::MapLimits;
 use crate::source::Change;
 
-/// Entries that arrive in the first lists before the room in the tables is looked at again, at the least.
+/// The least number of entries from the first lists between two checks of the free space in the tables.
 const LEAST_ROOM: usize = 2048;
 
-/// The sizes of tables that are made anew.
+/// The sizes of new tables.
 pub fn initial(limits: &MapLimits) -> MapSizes {
     MapSizes {
         frontends: limits.frontends.initial,
@@ -22,7 +22,7 @@ pub fn initial(limits: &MapLimits) -> MapSizes {
     }
 }
 
-/// The sizes that they may grow to.
+/// The largest sizes that the tables may grow to.
 pub fn largest(limits: &MapLimits) -> MapSizes {
     MapSizes {
         frontends: limits.frontends.max,
@@ -33,17 +33,17 @@ pub fn largest(limits: &MapLimits) -> MapSizes {
     }
 }
 
-/// What has arrived of the first lists since the room in the tables was looked at.
+/// The entries that have arrived in the first lists since the last check of the free space.
 #[derive(Debug)]
 pub struct Arrivals {
-    /// Entries, at the most.
+    /// The most entries that may have arrived.
     entries: usize,
-    /// How many may arrive before the room is looked at again.
+    /// The number of entries that may arrive before the next check.
     room: usize,
 }
 
 impl Arrivals {
-    /// Nothing has arrived.
+    /// No entry has arrived.
     pub fn none() -> Self {
         Self {
             entries: 0,
@@ -51,19 +51,20 @@ impl Arrivals {
         }
     }
 
-    /// Counts what happened to an object.
+    /// Counts the entries of a change.
     pub fn count(&mut self, change: &Change) {
         self.entries += room::most_entries(change);
     }
 
-    /// Whether it is time to look at the room in the tables.
+    /// Whether the next check of the free space is due.
     pub fn are_many(&self) -> bool {
         self.entries >= self.room
     }
 
-    /// Counts anew, where there is room for so many more entries.
+    /// Starts a new count; `left` is the number of entries for which there is space.
     pub fn restart(&mut self, left: u32) {
-        // To look again when half of it may be gone, and not all the time where tables may not grow.
+        // The next check comes when half of the space may be used, and not all the time if tables may not
+        // grow.
         self.room = (left as usize / 2).max(LEAST_ROOM);
         self.entries = 0;
     }

@@ -1,8 +1,9 @@
-//! `millrace trace`: where would these packets go?
+//! `millrace trace`: finds where given packets would go.
 //!
-//! For packets of pods and from outside the live program runs over crafted packets, see [`crate::bpf::test_run`]. For the node's own
-//! sockets the hooks' decision runs here, by the same code over the live maps, and where it leaves the socket alone the live
-//! program of our own device decides. Nothing is sent and nothing is stored.
+//! For packets of pods and from outside the live program runs over crafted packets, see
+//! [`crate::bpf::test_run`]. For the node's own sockets the decision of the socket hooks runs here, by the
+//! same code over the live maps. If it leaves the socket alone, the live program of our own device decides.
+//! The trace sends no packet and stores nothing.
 
 pub mod craft;
 mod sockets;
@@ -25,7 +26,7 @@ use crate::source::ObjectId;
 /// The source port of a trace that names none: in the middle of the ephemeral range.
 const DEFAULT_SOURCE_PORT: u16 = 40_000;
 
-/// What one sample came to.
+/// The result of one sample.
 struct Sample {
     verdict: Verdict,
     reason: String,
@@ -66,7 +67,8 @@ pub fn trace(agent: &Agent, request: &TraceRequest) -> Result<TraceReply, String
     Ok(summarise(agent, target, &samples, steps))
 }
 
-/// A source in a pod range is a pod, one of this node's addresses is the node, all others come from outside.
+/// A source in a pod range is a pod, one of this node's addresses is the node, and any other comes from
+/// outside.
 fn entry_of(agent: &Agent, from: IpAddr) -> Entry {
     let in_nodes = agent
         .cluster
@@ -101,9 +103,9 @@ fn place(entry: Entry, named: bool) -> String {
     }
 }
 
-/// The program that meets what a pod sends, and its interface: the pod's own, if it is known.
+/// The program that sees the packets of a pod, and the pod's interface, if it is known.
 fn at_pod(agent: &Agent, from: IpAddr, steps: &mut Vec<String>) -> (&'static str, Option<u32>) {
-    /// That of our own pods first.
+    /// The program of our own pods comes first.
     const PROGRAMS: [&str; 2] = ["from_own_pod", "from_pod"];
     let datapath = agent.programmer.store();
     let roles = datapath.links.interfaces();
@@ -136,7 +138,7 @@ fn at_pod(agent: &Agent, from: IpAddr, steps: &mut Vec<String>) -> (&'static str
     (program, interface)
 }
 
-/// A packet of the node itself: the kernel's routes bring those to virtual addresses to our device.
+/// A packet of the node itself: the kernel routes packets to virtual addresses to our device.
 fn from_node(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
     let to = request.to.ip();
     let (protocol, port) = (request.protocol.number(), request.to.port());
@@ -166,7 +168,7 @@ fn is_routed_to_us(agent: &Agent, address: IpAddr) -> bool {
     is_virtual && !agent.node.addresses().holds(address) && !agent.node.is_anothers(address)
 }
 
-/// What is meant: a service's frontend, or a host port.
+/// The destination of a trace: a service's frontend, or a host port.
 struct Target {
     service: Option<(ObjectId, String)>,
     kind: ServiceKind,
@@ -257,7 +259,7 @@ fn packets(
     let runner = DryRunner::new(datapath, program).map_err(|error| format!("running {program}: {error}"))?;
     (0..request.samples)
         .map(|sample| {
-            // Round the ports, of which 0 is none.
+            // The ports wrap around; port 0 is left out.
             let first = request.source_port.unwrap_or(DEFAULT_SOURCE_PORT);
             let sport = (u32::from(first) - 1 + sample) % u32::from(u16::MAX) + 1;
             let frame = craft::packet(request.from, request.to, sport as u16, request.protocol, &payload);
@@ -278,7 +280,7 @@ fn is_masqueraded(agent: &Agent, request: &TraceRequest) -> Result<bool, String>
     let interface = agent.node.interface_of(Role::Uplink).unwrap_or(0);
     match runner.run(&frame, interface) {
         Ok(run) => Ok(run.masquerade),
-        // The program did not look at it at all.
+        // The program made no decision about the packet.
         Err(error) if error.kind() == std::io::ErrorKind::Other => Ok(false),
         Err(error) => Err(failed(error)),
     }
@@ -358,7 +360,7 @@ fn summarise(
     }
 }
 
-/// The node a backend is on, as its slice says.
+/// The node of a backend, as its slice names it.
 fn node_of(agent: &Agent, id: ObjectId, address: SocketAddr) -> Option<String> {
     let planned = plan(&agent.cluster, id, &agent.context);
     let (ip, port) = (Ip::from(address.ip()), Port::new(address.port()));

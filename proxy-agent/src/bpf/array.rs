@@ -1,7 +1,8 @@
-//! Array maps that the agent writes by store instead of by system call.
+//! Array maps that the agent writes by stores to memory in place of system calls.
 //!
-//! A store into a mmapped array costs less than a nanosecond, a bpf(2) call about a thousand. Elements are written word
-//! by word in ascending order; what publishes them to readers is a later store or system call (see `apply`).
+//! A store into a mmapped array takes less than a nanosecond, a bpf(2) call about a thousand. Elements are
+//! written word by word in ascending order. A later store or system call publishes them to readers (see
+//! `apply`).
 
 use std::io;
 use std::marker::PhantomData;
@@ -44,7 +45,7 @@ impl<T: Plain> MappedArray<T> {
         })
     }
 
-    /// How many elements there are.
+    /// The number of elements.
     pub fn capacity(&self) -> u32 {
         self.len
     }

@@ -1,10 +1,11 @@
 //! The maps and programs in force, opened from their pins.
 //!
-//! A warm start only opens pins, and pins that are removed while the agent runs are made again from what it holds open.
-//! Where maps had to be made anew, what hangs already keeps its programs until the new tables are filled
-//! ([`Datapath::take_over`]): a program over empty tables would drop what it should let through. Programs are loaded when there are none, when the pinned ones were built from another
-//! object, or when a map must grow; then a directory of the next generation is filled, sharing every map that stays as
-//! it is, and the links are switched one by one.
+//! A warm start only opens pins. Pins that are removed while the agent runs are made again from its open file
+//! descriptors. If maps had to be made anew, attached programs stay until the new tables are filled
+//! ([`Datapath::take_over`]). A program over empty tables would drop packets that it should let through. The
+//! agent loads programs in three cases: there are none, the pinned ones were built from another object, or a
+//! map must grow. Then it fills a directory of the next generation, which shares every map that stays as it
+//! is, and switches the links one by one.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -31,75 +32,77 @@ use super::sys;
 pub struct Datapath {
     pins: Pins,
     dir: LayoutDir,
-    /// The programs.
+    /// The programs in force.
     pub programs: Programs,
-    /// What hangs where.
+    /// The attachments of programs to interfaces and the cgroup.
     pub links: Links,
-    /// `FRONTENDS`.
+    /// The map `FRONTENDS`.
     pub frontends: HashTable<FrontendKey, Frontend>,
-    /// `SLOTS`.
+    /// The map `SLOTS`.
     pub slots: MappedArray<Slot>,
-    /// `BACKENDS`.
+    /// The map `BACKENDS`.
     pub backends: MappedArray<Backend>,
-    /// `ADDRESSES`.
+    /// The map `ADDRESSES`.
     pub addresses: HashTable<Ip, u32>,
-    /// `POD_RANGES`.
+    /// The map `POD_RANGES`.
     pub pod_ranges: HashTable<RangeKey, u32>,
-    /// `FLOWS`.
+    /// The map `FLOWS`.
     pub flows: HashTable<FlowKey, Flow>,
-    /// `STREAMS`.
+    /// The map `STREAMS`.
     pub streams: HashTable<FlowKey, Flow>,
-    /// `NEW_FLOWS`.
+    /// The map `NEW_FLOWS`.
     pub new_flows: HashTable<FlowKey, Flow>,
-    /// `SHARES`.
+    /// The map `SHARES`.
     pub shares: HashTable<Ip, Share>,
-    /// `UNANSWERED`.
+    /// The map `UNANSWERED`.
     pub unanswered: HashTable<Ip, RecentCount>,
-    /// `NEIGHBOURS`.
+    /// The map `NEIGHBOURS`.
     pub neighbours: HashTable<u32, RecentCount>,
-    /// `AFFINITY`.
+    /// The map `AFFINITY`.
     pub affinity: HashTable<AffinityKey, Affinity>,
-    /// `SOURCE_RANGES`.
+    /// The map `SOURCE_RANGES`.
     pub source_ranges: HashTable<SourceRangeKey, u32>,
-    /// `SOCKET_PEERS`.
+    /// The map `SOCKET_PEERS`.
     pub socket_peers: HashTable<SocketKey, SocketPeer>,
-    /// `POD_NETNS`.
+    /// The map `POD_NETNS`.
     pub pod_netns: HashTable<u64, u32>,
-    /// `PODS`.
+    /// The map `PODS`.
     pub pods: HashTable<Ip, Pod>,
-    /// `POD_LINKS`.
+    /// The map `POD_LINKS`.
     pub pod_links: HashTable<u32, PodLink>,
-    /// `HOST_PORTS`.
+    /// The map `HOST_PORTS`.
     pub host_ports: HashTable<HostPortKey, HostPort>,
-    /// `IN_USE`.
+    /// The map `IN_USE`.
     in_use: HashTable<u32, u32>,
-    /// `CONFIG`.
+    /// The map `CONFIG`.
     pub config: MappedArray<Config>,
-    /// `TRACE`.
+    /// The map `TRACE`.
     pub trace: MappedArray<TraceCell>,
     counters: OwnedFd,
     /// All maps by name, to be pinned again.
     maps: Vec<(&'static str, OwnedFd)>,
-    /// Whether what hangs already has programs of another generation still, over other tables.
+    /// Whether attached programs are still those of another generation, over other tables.
     waits: bool,
 }
 
-/// Fills in what must stand in the tables of a directory before a program over them hangs anywhere.
+/// Fills the tables of a directory before a program over them is attached anywhere.
 pub type Prepare<'a> = &'a mut dyn FnMut(&Pins, &LayoutDir);
 
 impl Datapath {
-    /// Opens the pins below `root`; loads what is missing or of another object.
+    /// Opens the pins below `root`; loads programs that are missing or of another object.
     pub fn open(root: &Path, sizes: &MapSizes) -> Result<Self, BpfError> {
         Self::open_prepared(root, sizes, &mut |_, _| {})
     }
 
-    /// The same; `prepare` sees the tables before anything that hangs already is given a program over them.
+    /// The same; `prepare` fills the tables before attached programs are replaced by programs over these
+    /// tables.
     pub fn open_prepared(root: &Path, sizes: &MapSizes, prepare: Prepare<'_>) -> Result<Self, BpfError> {
         let pins = Pins::open(root)?;
         for path in pins.foreign() {
             tracing::warn!(path = %path.display(), "something foreign lies below the bpf root and is left alone");
         }
-        // Kernels before 5.11 charge maps and programs to this limit; newer ones don't, nor must we be allowed to.
+        // Kernels before 5.11 charge maps and programs to this limit. On newer ones the agent need not be
+        // allowed to raise it.
         if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             tracing::debug!(%error, "the limit on locked memory stays");
         }
@@ -143,7 +146,7 @@ impl Datapath {
     fn from_dir(pins: Pins, dir: LayoutDir, waits: bool) -> Result<Self, BpfError> {
         let programs = open_programs(&dir)?;
         let config: MappedArray<Config> = array(&dir, "CONFIG")?;
-        // An agent that ended before its first sync has not filled it.
+        // An agent that ended before its first sync has not filled this element.
         let waits = waits || config.get(0).is_none_or(|config| config.node_netns == 0);
         let means = Means::probe(&programs);
         if means == Means::Clsact {
@@ -186,8 +189,8 @@ impl Datapath {
         })
     }
 
-    /// Moves to larger maps without a break: the new ones are filled while the old ones serve, then the links are
-    /// switched. Sizes that are smaller than now are ignored.
+    /// Moves to larger maps without an interruption: the new maps are filled while the old ones serve, then
+    /// the links are switched. Sizes below the present ones are ignored.
     pub fn grow(&mut self, sizes: &MapSizes) -> Result<(), BpfError> {
         let now = self.sizes();
         let sizes = MapSizes {
@@ -240,7 +243,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Gives what hangs already the programs in force, if it has those of another generation still: the tables are filled now.
+    /// Replaces attached programs of another generation by the programs in force: the tables are filled now.
     pub fn take_over(&mut self) -> Result<(), BpfError> {
         if self.waits {
             let _lock = self.pins.exchange()?;
@@ -251,8 +254,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Pins again what was unpinned, and says whether anything was missing. Maps, programs and links are held open,
-    /// so all of them went on.
+    /// Makes removed pins again, and returns whether any was missing. The agent holds maps, programs and
+    /// links open, so all of them stayed in use.
     pub fn keep_pinned(&self) -> Result<bool, BpfError> {
         let maps = || self.maps.iter().map(|(name, fd)| (self.dir.map(name), fd));
         let programs = || {
@@ -286,7 +289,7 @@ impl Datapath {
         Ok(true)
     }
 
-    /// Where a program does not hang that should, see [`Links::broken`].
+    /// The places where a program is not attached as it should be, see [`Links::broken`].
     pub fn broken(
         &mut self,
         is_due: impl Fn(u32) -> bool,
@@ -294,7 +297,7 @@ impl Datapath {
         self.links.broken(&self.programs, is_due)
     }
 
-    /// What runs before our programs, see [`Links::ahead`].
+    /// The programs that run before ours, see [`Links::ahead`].
     pub fn ahead(
         &mut self,
         cgroup: Option<&Path>,
@@ -309,7 +312,7 @@ impl Datapath {
         self.links.ahead(&self.programs, &in_force, cgroup, is_due)
     }
 
-    /// The capacities in force.
+    /// The present capacities.
     pub fn sizes(&self) -> MapSizes {
         MapSizes {
             frontends: self.frontends.capacity(),
@@ -323,24 +326,24 @@ impl Datapath {
         }
     }
 
-    /// What lies below the bpf root without being ours.
+    /// The foreign pins below the bpf root.
     pub fn foreign_pins(&self) -> Vec<std::path::PathBuf> {
         self.pins.foreign()
     }
 
-    /// Whether one of the plugin's tables ever held something, see [`proxy_common::maps::InUse`].
+    /// Whether one of the plugin's tables ever had an entry, see [`proxy_common::maps::InUse`].
     pub fn is_in_use(&self, table: u32) -> bool {
         self.in_use
             .get(&table)
             .is_ok_and(|used| used.is_some_and(|used| used != 0))
     }
 
-    /// Where a program is pinned.
+    /// The path of a program's pin.
     pub fn program_pin(&self, name: &str) -> std::path::PathBuf {
         self.dir.program(name)
     }
 
-    /// What was counted for a reason, over all CPUs.
+    /// The counter of a reason, summed over all CPUs.
     pub fn counter(&self, reason: Reason) -> std::io::Result<Counter> {
         let cpus = aya::util::nr_cpus()
             .map_err(|(file, error)| std::io::Error::other(format!("{file}: {error}")))?;
@@ -356,18 +359,19 @@ impl Datapath {
     }
 }
 
-/// Without these the programs know of no service and no node; only the agent can fill them.
+/// Without these maps the programs know no service and no node; only the agent can fill them.
 const FILLED_BY_THE_AGENT: [&str; 5] = ["FRONTENDS", "SLOTS", "BACKENDS", "ADDRESSES", "CONFIG"];
 
-/// What each object has for itself: another one may need more of it in the same layout. Nothing in it
-/// outlives a second.
+/// Maps that each object has for itself: another object may need more of such a map in the same layout. None
+/// of their content lasts longer than a second.
 const OF_EACH_OBJECT: [&str; 2] = ["WORK", "REFUSALS"];
 
 fn is_complete(dir: &LayoutDir) -> bool {
     MAPS.iter().all(|name| dir.map(name).exists()) && PROGRAMS.iter().all(|name| dir.program(name).exists())
 }
 
-/// Fills a directory of the next generation with the `shared` maps and whatever else is needed.
+/// Fills a directory of the next generation with the `shared` maps, and makes the other maps and the
+/// programs.
 fn fill(
     pins: &Pins,
     object: &str,

@@ -1,15 +1,16 @@
-//! RCU grace periods, waited for off the main thread.
+//! RCU grace periods; a thread of their own waits for them.
 //!
-//! A slice or backend id that was taken away from readers may be used again only when every program that could still
-//! hold it has ended. membarrier(2) waits for exactly that, 10 ms and more, so a thread of its own does the waiting.
-//! It is asked with an epoch number and answers with the epoch that has ended; asks that pile up share one wait.
+//! A slice or backend id that was removed from the tables must not be used again at once: running programs
+//! may still use it. The system call membarrier(2) waits until these have ended, 10 ms and more, so a thread
+//! of its own calls it. A request to the thread is an epoch number, and the reply is the epoch that has
+//! ended. Requests that pile up share one wait.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use super::sys;
 
-/// Asks for grace periods, and learns of their end.
+/// Requests grace periods, and receives their ends.
 pub struct GracePeriods {
     ask: Sender<u64>,
     ended: Receiver<u64>,
@@ -31,7 +32,8 @@ impl GracePeriods {
         }
     }
 
-    /// Begins an epoch: what was taken away from readers before this call is free once the epoch has ended.
+    /// Begins an epoch: numbers that were removed from the tables before this call are free once the epoch
+    /// has ended.
     pub fn begin(&mut self) -> u64 {
         self.asked += 1;
         if self.ask.send(self.asked).is_err() {

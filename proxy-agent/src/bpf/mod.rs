@@ -1,8 +1,8 @@
-//! The kernel side as the agent handles it: loading and pinning programs, and typed access to their maps.
+//! The agent's view of the kernel side: it loads and pins programs, and has typed access to their maps.
 //!
-//! Everything that must outlive the agent is pinned below the bpf root; see [`pins`]. The agent loads programs only
-//! if the pinned ones were built from another object than its own, or if a map must grow. What the CNI plugin needs too is
-//! in the crate `proxy-bpf` and only named here.
+//! All objects that must outlive the agent are pinned below the bpf root; see [`pins`]. The agent loads
+//! programs only if the pinned ones were built from another object than its own, or if a map must grow. The
+//! parts that the CNI plugin needs too are in the crate `proxy-bpf`; this module only re-exports them.
 
 pub mod array;
 pub mod datapath;

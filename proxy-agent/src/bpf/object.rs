@@ -1,4 +1,4 @@
-//! Loading the embedded object: maps of the right sizes, programs verified and pinned.
+//! Loads the embedded object: makes maps of the right sizes, verifies programs and pins both.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -69,7 +69,7 @@ pub const MAPS: [&str; 26] = [
     "CONNECTED",
 ];
 
-/// All programs.
+/// All programs of the object.
 pub const PROGRAMS: [&str; 17] = [
     "from_pod",
     "from_own_pod",
@@ -93,11 +93,11 @@ pub const PROGRAMS: [&str; 17] = [
 /// Entries of the map of source ranges.
 pub const SOURCE_RANGES: u32 = 1 << 20;
 
-/// Entries of the map of first fragments: the places of 256 sources for datagrams that enter. An entry takes
-/// 136 bytes, the map 2.1 MiB.
+/// Entries of the map of first fragments: the places of 256 sources for datagrams that enter the node. An
+/// entry takes 136 bytes, the map 2.1 MiB.
 const FRAGMENTS: u32 = 256 * FragmentKey::PLACES;
 
-/// Maps of a fixed size; the tries take memory only for what is in them.
+/// Maps of a fixed size. The tries among them take memory only for their entries.
 const FIXED_MAPS: [(&str, u32); 7] = [
     ("POD_RANGES", 65_536),
     ("SOURCE_RANGES", SOURCE_RANGES),
@@ -111,21 +111,21 @@ const FIXED_MAPS: [(&str, u32); 7] = [
 /// Capacities of the maps whose size the agent sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapSizes {
-    /// `FRONTENDS`.
+    /// The map `FRONTENDS`.
     pub frontends: u32,
-    /// `SLOTS`.
+    /// The map `SLOTS`.
     pub slots: u32,
-    /// `BACKENDS`.
+    /// The map `BACKENDS`.
     pub backends: u32,
-    /// `ADDRESSES`.
+    /// The map `ADDRESSES`.
     pub addresses: u32,
-    /// `FLOWS`; `NEW_FLOWS` has half as many, `STREAMS` a quarter.
+    /// The map `FLOWS`; `NEW_FLOWS` has half as many, `STREAMS` a quarter.
     pub flows: u32,
-    /// `AFFINITY`.
+    /// The map `AFFINITY`.
     pub affinity: u32,
-    /// `SOCKET_PEERS`.
+    /// The map `SOCKET_PEERS`.
     pub socket_peers: u32,
-    /// `POD_NETNS` and `POD_LINKS`; `PODS` has twice as many.
+    /// The maps `POD_NETNS` and `POD_LINKS`; `PODS` has twice as many.
     pub pod_netns: u32,
 }
 
@@ -143,7 +143,7 @@ impl MapSizes {
             self.affinity,
             self.socket_peers,
             self.pod_netns,
-            // Two families.
+            // A pod has an address of each of two families.
             self.pod_netns.saturating_mul(2),
             self.pod_netns,
         ];
@@ -151,12 +151,13 @@ impl MapSizes {
     }
 }
 
-/// Identifies the embedded object.
+/// A hash that identifies the embedded object.
 pub fn hash() -> String {
     format!("{:016x}", SipHasher13::new().hash(OBJECT))
 }
 
-/// Loads the object and pins its maps and programs in `dir`. Maps that are pinned there already are used as they are.
+/// Loads the object and pins its maps and programs in `dir`. It uses maps that are pinned there already as
+/// they are.
 pub fn load(dir: &LayoutDir, sizes: &MapSizes) -> Result<(), BpfError> {
     let mut may = Constants {
         has_set_retval: true,
@@ -168,7 +169,7 @@ pub fn load(dir: &LayoutDir, sizes: &MapSizes) -> Result<(), BpfError> {
             Err(BpfError::Load { program, .. }) if program.starts_with("connect") && may.has_set_retval => {
                 may.has_set_retval = false;
             }
-            // One that is locked down refuses programs that read its memory.
+            // A kernel in lockdown refuses programs that read its memory.
             Err(BpfError::Load { program, .. })
                 if program.starts_with("from_") && may.skb_layout != SkbLayout::default() =>
             {
@@ -180,7 +181,7 @@ pub fn load(dir: &LayoutDir, sizes: &MapSizes) -> Result<(), BpfError> {
     }
 }
 
-/// What the programs may use, as constants that the verifier knows.
+/// The features that the programs may use, as constants that the verifier knows.
 #[derive(Clone, Copy)]
 struct Constants {
     has_set_retval: bool,
@@ -207,8 +208,8 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, may: Constants) -> Result<(), Bp
     load_programs(dir, object.programs_mut().collect())
 }
 
-/// Loads and pins the programs, on all CPUs: the verifier takes its time for each, and needs no lock for the privileged
-/// (`bpf_check` in `kernel/bpf/verifier.c`).
+/// Loads and pins the programs, on all CPUs. The verifier takes its time for each, and takes no lock for
+/// privileged users (`bpf_check` in `kernel/bpf/verifier.c`).
 fn load_programs(dir: &LayoutDir, programs: Vec<(&str, &mut Program)>) -> Result<(), BpfError> {
     let threads = available_parallelism()
         .map_or(1, NonZero::get)
@@ -216,7 +217,7 @@ fn load_programs(dir: &LayoutDir, programs: Vec<(&str, &mut Program)>) -> Result
     let queue = Mutex::new(programs);
     let work = || {
         loop {
-            // Who panicked left the queue as it was.
+            // A thread that panicked left the queue as it was.
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some((name, program)) = next else {
                 return Ok(());
@@ -245,7 +246,7 @@ fn load_and_pin(dir: &LayoutDir, name: &str, program: &mut Program) -> Result<()
         program: name.to_owned(),
         message: program_message(&error),
     })?;
-    // None before Linux 5.16.
+    // Kernels before Linux 5.16 do not report it.
     let verified = program
         .info()
         .ok()
@@ -254,8 +255,8 @@ fn load_and_pin(dir: &LayoutDir, name: &str, program: &mut Program) -> Result<()
     pin_program(program, &path)
 }
 
-/// Loads a program, again if a signal came meanwhile: the verifier gives up for any (EAGAIN, `do_check` in
-/// `kernel/bpf/verifier.c`), and its work takes long enough for some to come.
+/// Loads a program, and again if a signal came meanwhile. The verifier gives up for any signal (EAGAIN,
+/// `do_check` in `kernel/bpf/verifier.c`), and it runs long enough for some to come.
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     const ATTEMPTS: u32 = 20;
     for _ in 1..ATTEMPTS {
@@ -289,7 +290,7 @@ fn load_error(program: &str, error: &(dyn std::error::Error + 'static)) -> BpfEr
     }
 }
 
-/// The verifier's last lines first; the whole log where verbose logging is on.
+/// The last line of the verifier's log that is no statistic; the whole log goes to the agent's debug log.
 fn program_message(error: &ProgramError) -> String {
     let ProgramError::LoadError {
         io_error,
@@ -313,14 +314,14 @@ fn program_message(error: &ProgramError) -> String {
     format!("{io_error}{advice}: {reason}")
 }
 
-/// An error with its causes, and what usually helps.
+/// An error with its causes, and the usual remedy.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut message = String::new();
     let mut advice = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
         let text = error.to_string();
-        // Many errors say what their cause says.
+        // Many errors repeat the text of their cause.
         if !message.contains(&text) {
             let colon = if message.is_empty() { "" } else { ": " };
             message = format!("{message}{colon}{text}");

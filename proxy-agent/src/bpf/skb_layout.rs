@@ -1,8 +1,8 @@
-//! Where the fields of `struct sk_buff` lie in this kernel, by its own description of its types (BTF,
+//! The offsets of the fields of `struct sk_buff` in this kernel, by its own description of its types (BTF,
 //! `Documentation/bpf/btf.rst`).
 //!
-//! The programs read the fields by their offsets. Rust's compiler makes no relocations for them, so that
-//! the agent finds the offsets and hands them over when it loads the programs.
+//! The programs read the fields by their offsets. Rust's compiler makes no relocations for them. So the agent
+//! finds the offsets, and passes them to the programs when it loads them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,16 +16,17 @@ const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 const MAGIC: u16 = 0xeb9f;
 const HEADER: usize = 24;
-/// What each type begins with: its name, what kind it is, its size or the type that it refers to.
+/// The size of the record with which each type begins: its name, its kind, and its size or the type that it
+/// refers to.
 const TYPE: usize = 12;
 const MEMBER: usize = 12;
 
-/// The layout in the running kernel; all zero where it is not known, see [`limitation`].
+/// The layout in the running kernel; all zero if it is not known, see [`limitation`].
 pub fn of_kernel() -> SkbLayout {
     known().as_ref().copied().unwrap_or_default()
 }
 
-/// Why the programs do not use the layout, if so.
+/// The reason why the programs do not use the layout, if they do not.
 pub fn limitation() -> Option<&'static str> {
     if IS_REFUSED.load(Ordering::Relaxed) {
         return Some("the kernel refuses programs that read its memory (lockdown)");
@@ -44,7 +45,7 @@ pub fn give_up() {
 fn known() -> &'static Result<SkbLayout, String> {
     static KNOWN: OnceLock<Result<SkbLayout, String>> = OnceLock::new();
     KNOWN.get_or_init(|| {
-        // The kernel refuses programs that read its memory then.
+        // Under this lockdown the kernel refuses programs that read its memory.
         if fs::read_to_string(LOCKDOWN).is_ok_and(|modes| modes.contains("[confidentiality]")) {
             return Err("the kernel is locked down (confidentiality)".to_owned());
         }
@@ -75,7 +76,7 @@ fn find(types: &[u8]) -> Option<SkbLayout> {
     is_as_read.then_some(layout)
 }
 
-/// A field of a structure: where it begins, and how many bits it has if it is not whole bytes.
+/// A field of a structure: its first bit, and its size in bits if it is a bit field.
 #[derive(Clone, Copy, Debug)]
 struct Field {
     bit: u32,
@@ -86,17 +87,17 @@ struct Field {
 struct Types<'a> {
     bytes: &'a [u8],
     strings: &'a [u8],
-    /// Where each type begins, by its number; number 0 is `void`.
+    /// The position of each type, by its number; number 0 is `void`.
     begins: Vec<usize>,
 }
 
 /// A structure or a union.
 #[derive(Clone, Copy)]
 struct Structure {
-    /// Where its members begin.
+    /// The position of its members.
     members: usize,
     count: usize,
-    /// Whether an offset has the number of bits in its upper byte.
+    /// Whether the upper byte of an offset holds the number of bits.
     has_bits: bool,
 }
 
@@ -118,7 +119,7 @@ impl<'a> Types<'a> {
             begins.push(at);
             let info = word(bytes, at + 4)?;
             let count = (info & 0xffff) as usize;
-            // BTF_KIND_*, linux/btf.h.
+            // The numbers of `BTF_KIND_*` in `linux/btf.h`.
             let rest = match info >> 24 & 0x1f {
                 1 | 14 | 17 => 4,
                 3 => 12,
@@ -159,7 +160,7 @@ impl<'a> Types<'a> {
         })
     }
 
-    /// Notes the fields of a structure by name, and those of structures without a name in it.
+    /// Notes the fields of a structure by name, and those of the unnamed structures in it.
     fn fields(&self, of: Structure, base: u32, into: &mut BTreeMap<String, Field>) -> Option<()> {
         for number in 0..of.count {
             let at = of.members + MEMBER * number;
@@ -196,10 +197,10 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// A name, the number of its type, the bit it begins with, its bits.
+    /// A member: its name, the number of its type, its first bit, its size in bits.
     type Member = (&'static str, u32, u32, u32);
 
-    /// Types: an integer, and these structures, numbered from 2 on.
+    /// The bytes of these types: an integer, and these structures, numbered from 2 on.
     fn types(structures: &[(&str, &[Member])]) -> Vec<u8> {
         let mut strings = vec![0];
         let mut types = Vec::new();

@@ -1,7 +1,7 @@
-//! Running a packet program over a packet that does not exist.
+//! Runs a packet program over a crafted packet.
 //!
-//! Every run is marked as a dry run: the cell `TRACE` is armed with a random nonce for the length of the run, and the
-//! packet's control block carries the same nonce. See `proxy-ebpf`'s `dry_run`.
+//! Every run is marked as a dry run. For its length the cell `TRACE` holds a random nonce, and the packet's
+//! control block has the same nonce. See `proxy-ebpf`'s `dry_run`.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -12,14 +12,14 @@ use proxy_common::maps::{Reason, TraceCell};
 use super::array::MappedArray;
 use super::datapath::Datapath;
 
-/// What a program decided.
+/// The decision of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DryRun {
     /// The kind of the decision.
     pub kind: DryRunKind,
-    /// Why.
+    /// The reason of the decision.
     pub reason: Reason,
-    /// Whether the source would be exchanged.
+    /// Whether the program would change the source address.
     pub masquerade: bool,
     /// The backend's id; meaningful for [`DryRunKind::Translate`].
     pub backend: u32,
@@ -30,21 +30,21 @@ pub struct DryRun {
 /// The kinds of decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DryRunKind {
-    /// The packet goes on untouched.
+    /// The packet goes on unchanged.
     Pass,
-    /// The packet ends.
+    /// The program drops the packet.
     Drop,
-    /// An echo request is answered.
+    /// The program replies to an echo request.
     Echo,
-    /// The packet is translated.
+    /// The program translates the packet.
     Translate,
 }
 
-/// Bytes of `struct __sk_buff` up to the end of what is set here.
+/// The size in bytes of `struct __sk_buff` up to the end of the fields that are set here.
 const CONTEXT_LEN: usize = 192;
-/// Offset of `ifindex`.
+/// The offset of `ifindex` in `struct __sk_buff`.
 const IFINDEX: usize = 40;
-/// Offset of `cb`.
+/// The offset of `cb` in `struct __sk_buff`.
 const CONTROL: usize = 48;
 
 /// Arms the cell, and disarms it when dropped.
@@ -63,7 +63,7 @@ pub struct DryRunner<'a> {
 }
 
 impl<'a> DryRunner<'a> {
-    /// For the program of this name that is in force.
+    /// A runner for the program of this name that is in force.
     pub fn new(datapath: &'a Datapath, program: &str) -> io::Result<Self> {
         let program = SchedClassifier::from_pin(datapath.program_pin(program)).map_err(io::Error::other)?;
         Ok(Self {
@@ -72,7 +72,8 @@ impl<'a> DryRunner<'a> {
         })
     }
 
-    /// Runs the program once over `frame` as if it were on the interface `ifindex` (0: on none in particular).
+    /// Runs the program once over `frame` as if it had arrived at the interface `ifindex` (0: at none in
+    /// particular).
     pub fn run(&self, frame: &[u8], ifindex: u32) -> io::Result<DryRun> {
         let answer = self.answer(frame, ifindex)?;
         answer.ok_or_else(|| io::Error::other("the program answered with outcome 0"))
@@ -80,7 +81,7 @@ impl<'a> DryRunner<'a> {
 
     /// The same; `None` if the program left the packet alone without a decision.
     pub fn answer(&self, frame: &[u8], ifindex: u32) -> io::Result<Option<DryRun>> {
-        // RandomState is the standard library's door to the system's random numbers.
+        // RandomState is the standard library's access to the system's random numbers.
         let nonce = RandomState::new().hash_one(0_u8) | 1;
         let mut context = [0_u8; CONTEXT_LEN];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());

@@ -1,8 +1,9 @@
-//! Whose network namespace is a socket in? A kernel before Linux 5.14 tells that to a program only.
+//! The network namespace of a socket. Kernels before Linux 5.14 report it to bpf programs only.
 //!
-//! So for a moment a program hangs on a cgroup that this process lives below, and notes for every socket that is made
-//! there the cookie of its namespace by the cookie of the socket. It has a dozen instructions and is written out here: the
-//! agent needs it before anything of its own is attached, on a few kernels only, and never twice the same.
+//! So the agent attaches a program for a moment to a cgroup above this process. For every socket that is made
+//! there the program notes the cookie of its namespace by the cookie of the socket. The program has a dozen
+//! instructions and is assembled here. The agent needs it before it attaches its own programs, and on a few
+//! kernels only.
 
 use std::fs::File;
 use std::io;
@@ -14,15 +15,15 @@ use super::sys;
 const LRU_HASH: u32 = 9;
 const CGROUP_SOCK: u32 = 9;
 const SOCK_CREATE: u32 = 2;
-/// Others make sockets at the same moment; ours is looked up right after it was made.
+/// Other processes make sockets at the same moment; the agent looks its own up at once.
 const CAPACITY: u32 = 1024;
 
 const UPDATE_ELEMENT: i32 = 2;
 const GET_SOCKET_COOKIE: i32 = 46;
 const GET_NETNS_COOKIE: i32 = 122;
 
-/// Has `make` make an internet socket and give its cookie, and answers with the cookie of the network namespace that it
-/// is in. This process must live below `cgroup`.
+/// Calls `make`, which makes an internet socket and returns its cookie. Returns the cookie of that socket's
+/// network namespace. This process must live below `cgroup`.
 pub fn namespace_of_socket(cgroup: &Path, make: &dyn Fn() -> io::Result<u64>) -> io::Result<u64> {
     let map = sys::map_create(LRU_HASH, 8, 8, CAPACITY)?;
     let program = sys::program_load(CGROUP_SOCK, SOCK_CREATE, &program(map.as_raw_fd()))?;
@@ -36,7 +37,7 @@ pub fn namespace_of_socket(cgroup: &Path, make: &dyn Fn() -> io::Result<u64>) ->
     Ok(u64::from_ne_bytes(namespace))
 }
 
-/// `map[socket cookie] = namespace cookie; return 1`
+/// The program: `map[socket cookie] = namespace cookie; return 1`.
 fn program(map: i32) -> [u64; 16] {
     let call = |helper| instruction(0x85, 0, 0, 0, helper);
     let copy = |to, from| instruction(0xbf, to, from, 0, 0);
@@ -64,7 +65,7 @@ fn program(map: i32) -> [u64; 16] {
     ]
 }
 
-/// One `struct bpf_insn`.
+/// The encoding of one `struct bpf_insn`.
 fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
     let [low, high] = offset.to_ne_bytes();
     let [a, b, c, d] = value.to_ne_bytes();

@@ -1,4 +1,4 @@
-//! `millrace agent`: what an agent is started with, from flags, the environment and files.
+//! `millrace agent`: the options of an agent, from flags, the environment and files.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub struct AgentArgs {
     /// The node's name, as its Node object has it [default: this host's name]
     #[arg(long, value_name = "NAME", env = "MILLRACE_NODE_NAME")]
     node_name: Option<String>,
-    /// Where objects come from: kubernetes, or dir:PATH for the manifests below a directory
+    /// The source of objects: kubernetes, or dir:PATH for the manifests below a directory
     #[arg(
         long,
         value_name = "SOURCE",
@@ -25,13 +25,13 @@ pub struct AgentArgs {
         env = "MILLRACE_SOURCE"
     )]
     source: SourceSpec,
-    /// How to reach the API server [default: as a pod of the cluster]
+    /// The kubeconfig file for the API server [default: as a pod of the cluster]
     #[arg(long, value_name = "FILE", env = "MILLRACE_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
     /// A file of configuration, ours or kube-proxy's; can be given several times, and the last one wins
     #[arg(long, value_name = "FILE", env = "MILLRACE_CONFIG", value_delimiter = ',')]
     config: Vec<PathBuf>,
-    /// What outlives a boot
+    /// The directory of files that outlive a boot
     #[arg(
         long,
         value_name = "DIR",
@@ -42,8 +42,8 @@ pub struct AgentArgs {
     /// The cgroup whose sockets are translated [default: the root of cgroup v2]
     #[arg(long, value_name = "DIR", env = "MILLRACE_CGROUP")]
     cgroup: Option<PathBuf>,
-    /// An interface to other machines; can be given several times [default: those that hold the node's addresses or
-    /// the default route]
+    /// An interface to other machines; can be given several times [default: those that hold the node's
+    /// addresses or the default route]
     #[arg(
         long = "uplink",
         value_name = "IFACE",
@@ -51,8 +51,8 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     uplinks: Vec<String>,
-    /// An interface by which pods' packets reach the node, such as cali*; can be given several times [default: all that lead
-    /// to other network namespaces]
+    /// An interface by which pods' packets reach the node, such as cali*; can be given several times
+    /// [default: all that lead to other network namespaces]
     #[arg(
         long = "pod-interfaces",
         value_name = "PATTERN",
@@ -60,7 +60,7 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     pod_interfaces: Vec<NamePattern>,
-    /// Do the pod network, and describe it for container runtimes in this directory
+    /// Set up the pod network, and describe it for container runtimes in this directory
     #[arg(long, value_name = "DIR", env = "MILLRACE_CNI_CONF_DIR")]
     cni_conf_dir: Option<PathBuf>,
     /// Install the plugin millrace-cni in this directory of container runtimes
@@ -73,12 +73,12 @@ pub struct AgentArgs {
     configuration: ConfigurationArgs,
 }
 
-/// Settings of files that the environment and flags can change.
+/// Settings of the files that the environment and flags override.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Configuration (comes before the files)")]
 struct ConfigurationArgs {
-    /// apiServers: an address of the API server, in place of the one that the kubeconfig or the cluster names; can be given
-    /// several times, and the first that answers is asked
+    /// apiServers: an API server's address, in place of that of the kubeconfig or the cluster; can be given
+    /// several times, the first that responds is used
     #[arg(
         long = "api-server",
         value_name = "URL",
@@ -86,13 +86,13 @@ struct ConfigurationArgs {
         value_delimiter = ','
     )]
     api_servers: Option<Vec<ApiServer>>,
-    /// socketLB: whose sockets are translated when they connect or send
+    /// socketLB: the sockets whose destination is translated when they connect or send
     #[arg(long, value_name = "WHOSE", env = "MILLRACE_SOCKET_LB")]
     socket_lb: Option<SocketLb>,
     /// masqueradePorts: source ports for masqueraded flows
     #[arg(long, value_name = "FIRST-LAST", env = "MILLRACE_MASQUERADE_PORTS")]
     masquerade_ports: Option<PortRange>,
-    /// serviceCIDRs: where services get their addresses from
+    /// serviceCIDRs: the ranges of services' addresses
     #[arg(
         long,
         value_name = "CIDR",
@@ -100,7 +100,7 @@ struct ConfigurationArgs {
         value_delimiter = ','
     )]
     service_cidrs: Option<Vec<Cidr>>,
-    /// clusterCIDRs: where pods get their addresses from
+    /// clusterCIDRs: the ranges of pods' addresses
     #[arg(
         long,
         value_name = "CIDR",
@@ -116,7 +116,7 @@ struct ConfigurationArgs {
         value_delimiter = ','
     )]
     node_addresses: Option<Vec<Address>>,
-    /// nodePortAddresses: which of the node's addresses node ports are served on, ranges or primary
+    /// nodePortAddresses: the addresses of the node that serve node ports, as ranges or primary
     #[arg(
         long,
         value_name = "CIDR",
@@ -124,7 +124,7 @@ struct ConfigurationArgs {
         value_delimiter = ','
     )]
     node_port_addresses: Option<Vec<NodePortAddress>>,
-    /// masqueradeAll: whether all flows to services carry the node's address
+    /// masqueradeAll: whether all flows to services get the node's address as their source
     #[arg(
         long,
         value_name = "BOOL",
@@ -134,16 +134,17 @@ struct ConfigurationArgs {
         default_missing_value = "true"
     )]
     masquerade_all: Option<bool>,
-    /// podCIDRs: where this node's pods get their addresses from [default: what its Node object says]
+    /// podCIDRs: the ranges of addresses for this node's pods [default: those of its Node object]
     #[arg(long, value_name = "CIDR", env = "MILLRACE_POD_CIDRS", value_delimiter = ',')]
     pod_cidrs: Option<Vec<Cidr>>,
-    /// routingMode: how packets get to the pods of other nodes
+    /// routingMode: how packets reach the pods of other nodes
     #[arg(long, value_name = "MODE", env = "MILLRACE_ROUTING_MODE")]
     routing_mode: Option<RoutingMode>,
-    /// hostRouting: how packets to pods of this node get there: through the stack, or redirected past it and netfilter
+    /// hostRouting: how packets reach pods of this node: through the stack, or redirected past it and
+    /// netfilter
     #[arg(long, value_name = "HOW", env = "MILLRACE_HOST_ROUTING")]
     host_routing: Option<HostRouting>,
-    /// masquerade: whether what pods send to the world outside carries the node's address
+    /// masquerade: whether packets from pods to the outside get the node's address as their source
     #[arg(
         long,
         value_name = "BOOL",
@@ -153,7 +154,7 @@ struct ConfigurationArgs {
         default_missing_value = "true"
     )]
     masquerade: Option<bool>,
-    /// nonMasqueradeCIDRs: where what pods send keeps their addresses
+    /// nonMasqueradeCIDRs: the ranges to which packets from pods keep their source address
     #[arg(
         long,
         value_name = "CIDR",
@@ -161,10 +162,10 @@ struct ConfigurationArgs {
         value_delimiter = ','
     )]
     non_masquerade_cidrs: Option<Vec<Cidr>>,
-    /// healthAddress: where health is told; 0 for nowhere
+    /// healthAddress: the address that serves health; 0 for none
     #[arg(long, value_name = "IP:PORT", env = "MILLRACE_HEALTH_ADDRESS")]
     health_address: Option<ListenAddress>,
-    /// metricsAddress: where metrics are shown; 0 for nowhere
+    /// metricsAddress: the address that serves metrics; 0 for none
     #[arg(long, value_name = "IP:PORT", env = "MILLRACE_METRICS_ADDRESS")]
     metrics_address: Option<ListenAddress>,
     /// maps: sizes of maps, such as {frontends: 1000, slots: {max: 50000}}
@@ -173,12 +174,12 @@ struct ConfigurationArgs {
 }
 
 impl AgentArgs {
-    /// How often `-v` was given.
+    /// The number of `-v` flags.
     pub fn verbosity(&self) -> u8 {
         self.verbose
     }
 
-    /// Everything an agent is started with, the configuration in force included.
+    /// All options of an agent, the configuration in force included.
     pub fn options(self, global: &Global) -> anyhow::Result<AgentOptions> {
         let read = read_files(&self.config).map_err(|errors| anyhow!(lines("reading --config", &errors)))?;
         let overrides = self.configuration.settings();

@@ -10,7 +10,7 @@ use super::Cli;
 /// `millrace completions`
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
-    /// The shell
+    /// The shell that the script is for
     shell: Shell,
 }
 

@@ -1,4 +1,4 @@
-//! `millrace config check`: what is wrong with a configuration file, before an agent reads it.
+//! `millrace config check`: reports the errors of a configuration file before an agent reads it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,27 +13,27 @@ use crate::config::{ConfigError, Configuration, Settings, read_file};
 /// `millrace config`
 #[derive(Debug, Subcommand)]
 pub enum ConfigVerb {
-    /// Say what is wrong with a configuration file; succeed if nothing is
+    /// Report the errors of a configuration file; succeed if there are none
     Check {
-        /// The file
+        /// The configuration file
         file: PathBuf,
     },
 }
 
-/// The answer to `millrace config check`.
+/// The result of `millrace config check`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigCheck {
-    /// The file.
+    /// The path of the file.
     pub file: String,
-    /// Whether an agent would take the file.
+    /// Whether an agent would accept the file.
     pub valid: bool,
-    /// Everything that is wrong.
+    /// All errors of the file.
     pub errors: Vec<ConfigError>,
-    /// What works and is hardly meant.
+    /// Settings that are valid and most likely not intended.
     pub warnings: Vec<String>,
 }
 
-/// Prints what is wrong; true if nothing is.
+/// Prints the errors; true if there are none.
 pub fn run(format: OutputFormat, verb: &ConfigVerb) -> anyhow::Result<bool> {
     let ConfigVerb::Check { file } = verb;
     let check = check(file);

@@ -1,8 +1,8 @@
-//! What the command line takes from the machine where it is not told.
+//! Defaults that the command line takes from the machine.
 
 use anyhow::{Context as _, bail};
 
-/// The name of this host, as a kubelet makes a node's name of it: trimmed and in lower case.
+/// The name of this host in the form of a kubelet's node name: trimmed and in lower case.
 pub fn node_name() -> anyhow::Result<String> {
     let names = nix::sys::utsname::uname().context("asking for the name of this host")?;
     let name = names.nodename().to_string_lossy().trim().to_lowercase();

@@ -1,7 +1,8 @@
-//! `millrace ipam`: which addresses of pods are taken, by whom, and whether that agrees with what the node has.
+//! `millrace ipam`: the pods' addresses in use and their holders, and whether these agree with the node's
+//! interfaces and maps.
 //!
-//! A running agent knows where leases are. Without one, a directory can be named, so that a node can be looked at whose
-//! agent does not start.
+//! A running agent knows the directory of leases. Without an agent the operator can name the directory, so
+//! that the command works on a node whose agent does not start.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -23,15 +24,15 @@ use crate::pods::{Places, check, leases};
 /// `millrace ipam`
 #[derive(Debug, Subcommand)]
 pub enum IpamVerb {
-    /// List every address that is taken, and by whom
+    /// List every address in use, and its holder
     List(Place),
-    /// Give an address back, and take its interface away if it still has one
+    /// Free an address, and remove its interface if it still has one
     Release(ReleaseArgs),
     /// Compare leases, interfaces and maps; succeed if they agree
     Check(Place),
 }
 
-/// Where leases are.
+/// The place of leases.
 #[derive(Debug, Args)]
 pub struct Place {
     /// The directory of leases [default: that of the running agent, else /var/lib/cni/networks/millrace]
@@ -42,23 +43,23 @@ pub struct Place {
 /// `millrace ipam release`
 #[derive(Debug, Args)]
 pub struct ReleaseArgs {
-    /// The address; others of the same interface are given back with it
+    /// The address; the other addresses of the same interface are freed with it
     address: IpAddr,
-    /// Also if it is in use: its interface goes with it
+    /// Free the address even if it is in use, and remove its interface
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// The answer to `millrace ipam release`.
+/// The result of `millrace ipam release`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Released {
-    /// What is free now, as it was.
+    /// The freed leases, as they were.
     pub released: Vec<LeaseEntry>,
 }
 
-/// Does what a verb says.
+/// Runs a verb.
 pub fn run(global: &Global, client: &Client, verb: &IpamVerb) -> anyhow::Result<bool> {
     match verb {
         IpamVerb::List(place) => {
@@ -83,7 +84,7 @@ pub fn run(global: &Global, client: &Client, verb: &IpamVerb) -> anyhow::Result<
 }
 
 impl Place {
-    /// A directory that is named by mistake looks like a node without leases.
+    /// Fails if a named directory does not exist, since the result would look like a node without leases.
     fn check(&self) -> anyhow::Result<()> {
         if let Some(dir) = &self.data_dir
             && !dir.is_dir()
@@ -129,7 +130,7 @@ impl Place {
     }
 }
 
-/// The list for people.
+/// The list as a table.
 pub fn render(found: &Leases) -> String {
     if found.leases.is_empty() {
         return format!(

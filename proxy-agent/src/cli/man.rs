@@ -13,7 +13,7 @@ use super::Cli;
 /// `millrace man`
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Where to write a page for each verb, or - to print the page of millrace
+    /// The directory for a page of each verb, or - to print the page of millrace
     #[arg(value_name = "DIR|-")]
     directory: PathBuf,
 }

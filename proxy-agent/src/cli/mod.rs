@@ -1,11 +1,11 @@
-//! The command line: `millrace agent`, and the verbs by which an operator asks and tells it things.
+//! The command line: `millrace agent`, and the verbs that query and control a running agent.
 //!
-//! Every verb makes one document. With `-o json` it is printed as it is, a shape that scripts rely on; otherwise as a table
-//! that a person likes to read. A verb is a file here: its flags, what it does, how its document looks as a table, and
-//! what that looks like exactly (its tests). Logs, progress and errors go to stderr, so that stdout is the document and nothing
-//! else.
+//! Every verb makes one document. With `-o json` it is printed as it is, in a form on which scripts rely;
+//! otherwise as a table for people. Each verb has a file here: its flags, its actions, its table, and the
+//! tests of the table. Logs, progress and errors go to stderr, so that stdout has the document alone.
 //!
-//! Invariant: the exit status is 0 only if the verb did what it says; `status` says that the agent is ready.
+//! Invariant: the exit status is 0 only if the verb did its work; for `status` this means that the agent is
+//! ready.
 
 pub mod agent;
 pub mod completions;
@@ -53,7 +53,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every verb")]
 pub struct Global {
-    /// How to print
+    /// The output format
     #[arg(
         short,
         long,
@@ -63,7 +63,7 @@ pub struct Global {
         env = "MILLRACE_OUTPUT"
     )]
     pub output: OutputFormat,
-    /// Holds the control socket of the agent
+    /// The directory of the agent's control socket
     #[arg(
         long,
         global = true,
@@ -72,7 +72,7 @@ pub struct Global {
         env = "MILLRACE_RUN_DIR"
     )]
     pub run_dir: PathBuf,
-    /// Holds the pinned maps, programs and links
+    /// The directory of the pinned maps, programs and links
     #[arg(
         long,
         global = true,
@@ -87,28 +87,28 @@ pub struct Global {
 enum Verb {
     /// Run the agent of this node
     Agent(Box<agent::AgentArgs>),
-    /// Say how the agent is doing; succeed if it is ready
+    /// Show the state of the agent; succeed if it is ready
     Status,
-    /// What is programmed for services
+    /// The programmed services
     #[command(subcommand)]
     Service(service::ServiceVerb),
-    /// How the pods of each node are reached
+    /// The routes to the pods of each node
     #[command(subcommand)]
     Node(node::NodeVerb),
     /// The pods of this node
     #[command(subcommand)]
     Pod(pod::PodVerb),
-    /// Addresses of pods
+    /// The addresses of pods
     #[command(subcommand)]
     Ipam(ipam::IpamVerb),
-    /// Say where packets would go, without sending any
+    /// Show where packets would go, without sending any
     Trace(trace::TraceArgs),
-    /// Remove everything of Millrace from this node
+    /// Remove all parts of Millrace from this node
     Uninstall(uninstall::UninstallArgs),
-    /// What stands in configuration files
+    /// The configuration files
     #[command(subcommand)]
     Config(config::ConfigVerb),
-    /// Say which version this is
+    /// Show the version
     Version,
     /// Print the completions of a shell
     Completions(completions::CompletionsArgs),
@@ -116,16 +116,17 @@ enum Verb {
     Man(man::ManArgs),
 }
 
-/// Runs the program: reads the command line and does what it says. `agent` runs the agent until it is told to stop.
+/// Runs the program: reads the command line and runs the verb. `agent` runs the agent until a signal stops
+/// it.
 pub fn main(agent: fn(AgentOptions) -> anyhow::Result<()>) -> ExitCode {
     let Cli { verb, global } = Cli::parse();
     match run(&global, verb, agent) {
         Ok(code) => code,
-        // Whoever reads us, such as `head`, has had enough.
+        // The reader of stdout, such as `head`, has closed the pipe.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let error = format!("{error:#}");
-            // A message may have several lines, and names that others chose in each.
+            // A message may have several lines, each with names that others chose.
             let lines: Vec<_> = error.lines().map(text::line).collect();
             anstream::eprintln!(
                 "{}error:{} {}",
@@ -179,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    /// Clears the screen, and forges a line.
+    /// This text clears the screen, and forges a line.
     const HOSTILE: &str = "x\n\u{1b}[2Jfake\u{9b}1m\u{202e}";
 
     fn with_hostile<T: DeserializeOwned>(mut document: serde_json::Value) -> T {

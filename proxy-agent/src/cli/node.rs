@@ -1,4 +1,4 @@
-//! `millrace node list`: how the pods of each node are reached from here.
+//! `millrace node list`: the route from this node to the pods of each node.
 
 use clap::Subcommand;
 
@@ -10,11 +10,11 @@ use crate::control::{Client, NodeEntry, NodeMode};
 /// `millrace node`
 #[derive(Debug, Subcommand)]
 pub enum NodeVerb {
-    /// List every node with the way to its pods
+    /// List every node with the route to its pods
     List,
 }
 
-/// Prints what is known.
+/// Prints the nodes.
 pub fn run(format: OutputFormat, client: &Client, verb: &NodeVerb) -> anyhow::Result<bool> {
     let NodeVerb::List = verb;
     let nodes = client.nodes()?;
@@ -22,7 +22,7 @@ pub fn run(format: OutputFormat, client: &Client, verb: &NodeVerb) -> anyhow::Re
     Ok(true)
 }
 
-/// The list for people.
+/// The list as a table.
 pub fn render(nodes: &[NodeEntry]) -> String {
     if nodes.is_empty() {
         return "No nodes are known.\n".into();

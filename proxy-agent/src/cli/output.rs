@@ -1,20 +1,21 @@
-//! Where documents go: stdout, as JSON or as text.
+//! The output of documents: to stdout, as JSON or as text.
 
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// How a document is printed.
+/// The format of a printed document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
-    /// For people
+    /// A table for people
     Table,
-    /// For programs: one document, whose keys are only ever added to
+    /// JSON for programs: one document, whose keys are only ever added to
     Json,
 }
 
-/// Prints a document; `table` makes the text for people, with colours, which are left out where nobody sees them.
+/// Prints a document. `table` makes the text for people, with colours; these are left out if stdout is no
+/// terminal.
 pub fn print<T: Serialize + ?Sized>(
     format: OutputFormat,
     document: &T,
@@ -36,7 +37,7 @@ pub fn print<T: Serialize + ?Sized>(
     Ok(())
 }
 
-/// Whether printing failed because nobody reads any more.
+/// Whether printing failed because the reader has closed the pipe.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()

@@ -22,7 +22,7 @@ pub fn run(format: OutputFormat, client: &Client, verb: &PodVerb) -> anyhow::Res
     Ok(true)
 }
 
-/// The list for people.
+/// The list as a table.
 pub fn render(pods: &[PodEntry]) -> String {
     if pods.is_empty() {
         return "No pods have an interface from Millrace.\n".into();
@@ -59,7 +59,7 @@ pub fn render(pods: &[PodEntry]) -> String {
     table.to_string()
 }
 
-/// As runtimes shorten ids of containers.
+/// The first twelve characters of a container's id, as runtimes print it.
 pub fn shortened(container_id: &str) -> String {
     container_id.chars().take(12).collect()
 }

@@ -1,4 +1,4 @@
-//! `millrace service list`: what is programmed, frontend by frontend.
+//! `millrace service list`: the programmed services, frontend by frontend.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ pub enum ServiceVerb {
     List,
 }
 
-/// Prints what is programmed.
+/// Prints the programmed services.
 pub fn run(format: OutputFormat, client: &Client, verb: &ServiceVerb) -> anyhow::Result<bool> {
     let ServiceVerb::List = verb;
     let services = client.services()?;
@@ -24,7 +24,7 @@ pub fn run(format: OutputFormat, client: &Client, verb: &ServiceVerb) -> anyhow:
     Ok(true)
 }
 
-/// The list for people.
+/// The list as a table.
 pub fn render(services: &[ServiceEntry]) -> String {
     if services.is_empty() {
         return "No services are programmed.\n".into();

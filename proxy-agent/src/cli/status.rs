@@ -1,4 +1,4 @@
-//! `millrace status`: how the agent is doing.
+//! `millrace status`: the state of the agent.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ use crate::trouble::Trouble;
 pub fn run(format: OutputFormat, client: &Client) -> anyhow::Result<bool> {
     let status = match client.status() {
         Ok(status) => status,
-        // That none runs is an answer to this question.
+        // The absence of an agent is a valid result of this verb.
         Err(error @ ClientError::NoAgent(_)) => {
             anstream::eprintln!("{error}");
             Status::without_agent()
@@ -26,7 +26,7 @@ pub fn run(format: OutputFormat, client: &Client) -> anyhow::Result<bool> {
     Ok(status.ready)
 }
 
-/// The status for people.
+/// The status as text for people.
 pub fn render(status: &Status, now: Timestamp) -> String {
     let mut text = headline(status);
     let sections = [
@@ -122,7 +122,7 @@ fn maps(status: &Status) -> String {
     table.to_string()
 }
 
-/// A map that is nearly full is about to grow or to evict; one that is full refuses.
+/// A map that is nearly full is about to grow or to evict; a full one refuses entries.
 fn alarm(entries: u64, capacity: u64) -> Style {
     if entries >= capacity {
         BAD
@@ -203,7 +203,7 @@ fn errors(status: &Status) -> String {
     text
 }
 
-/// What an error is about, and its code, if the agent gives one that is known here.
+/// The object of an error, and its code, if this command knows the code.
 fn heading(error: &ObjectError) -> String {
     let object = &error.object;
     match error.code {

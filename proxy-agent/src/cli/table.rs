@@ -1,6 +1,6 @@
-//! Tables: columns as wide as their widest cell, two spaces between them, nothing else.
+//! Tables: columns as wide as their widest cell, with two spaces between them.
 //!
-//! Invariant: what stands in a cell ends in its line, whatever names are in it.
+//! Invariant: the text of a cell stays in its line, for all names in it.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ use super::text::{self, FAINT};
 
 const GAP: usize = 2;
 
-/// On which side of its column a cell stands.
+/// The side of its column on which a cell stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Text.
+    /// Left, for text.
     Left,
-    /// Numbers.
+    /// Right, for numbers.
     Right,
 }
 
-/// One cell.
+/// One cell of a table.
 #[derive(Clone, Debug)]
 pub struct Cell {
     text: String,
@@ -79,7 +79,7 @@ impl fmt::Display for Table {
             .map(|column| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0))
             .collect();
         for row in &self.rows {
-            // Spaces that nothing follows are left out, so that lines can be compared and copied.
+            // Trailing spaces are left out, so that lines can be compared and copied.
             let mut spaces = 0;
             for ((cell, align), width) in row.iter().zip(&self.columns).zip(&widths) {
                 let padding = width - cell.width();

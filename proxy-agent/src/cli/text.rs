@@ -1,25 +1,25 @@
-//! Numbers and times as a person reads them, names that others chose, and the colours.
+//! Texts for people: numbers and times, names that others chose, and the colours.
 
 use std::fmt::Display;
 
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
 
-/// All is well.
+/// The colour of a good state.
 pub const GOOD: Style = AnsiColor::Green.on_default().bold();
-/// Something will need attention.
+/// The colour of a state that will need attention.
 pub const WARNING: Style = AnsiColor::Yellow.on_default().bold();
-/// Something is wrong.
+/// The colour of an error.
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
-/// Titles.
+/// The style of titles.
 pub const TITLE: Style = Style::new().bold();
-/// What stands in the background.
+/// The style of minor text.
 pub const FAINT: Style = Style::new().dimmed();
 
-/// Text that others wrote, for a place in a line of ours.
+/// Text that others wrote, for a place in one of our lines.
 ///
-/// Names and messages come from objects, runtimes and files. What would end the line, speak to the terminal or turn the
-/// direction of writing stands there as an escape sequence of Rust's.
+/// Names and messages come from objects, runtimes and files. Characters that would end the line, control the
+/// terminal or change the direction of writing become escape sequences in Rust's syntax.
 pub fn line(text: impl Into<String>) -> String {
     let text = text.into();
     let is_plain = |c: char| c.is_ascii_graphic() || c == ' ';
@@ -55,7 +55,7 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// A number of things: `1 service`, `2 services`, `no services`.
+/// A number of objects: `1 service`, `2 services`, `no services`.
 pub fn count(number: u64, one: &str, many: &str) -> String {
     match number {
         0 => format!("no {many}"),
@@ -64,7 +64,7 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
     }
 }
 
-/// A share in per cent, never 0% for something and never 100% for less than all.
+/// A share in per cent, never 0% for a part above zero and never 100% for less than all.
 pub fn percent(part: u64, whole: u64) -> String {
     if part == 0 || whole == 0 {
         return "0%".into();
@@ -77,7 +77,7 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// A share as a bar of `width` characters; something is never drawn as nothing.
+/// A share as a bar of `width` characters; a part above zero has at least one mark.
 pub fn bar(part: u64, whole: u64, width: usize) -> String {
     let (part, whole) = (u128::from(part.min(whole)), u128::from(whole.max(1)));
     let full = (part * width as u128).div_ceil(whole) as usize;
@@ -103,7 +103,7 @@ pub fn duration(seconds: u64) -> String {
     parts.join(" ")
 }
 
-/// How long ago something was, in its largest unit: `3 minutes ago`.
+/// The time since `then`, in its largest unit: `3 minutes ago`.
 pub fn ago(then: Timestamp, now: Timestamp) -> String {
     let seconds = now.as_second().saturating_sub(then.as_second());
     let largest = |length: i64, name: &str| match seconds / length {

@@ -1,4 +1,4 @@
-//! `millrace trace`: where packets would go, and why.
+//! `millrace trace`: the destination of given packets, and the reason.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +19,7 @@ pub struct TraceArgs {
     /// The client's address; it need not exist
     #[arg(long, value_name = "IP")]
     from: IpAddr,
-    /// What the client sends to (an IPv6 address in brackets); it need not exist
+    /// The destination of the client's packets (an IPv6 address in brackets); it need not exist
     #[arg(long, value_name = "IP:PORT")]
     to: SocketAddr,
     /// The transport protocol
@@ -31,8 +31,8 @@ pub struct TraceArgs {
     /// How many source ports to try, counting up
     #[arg(long, value_name = "N", default_value_t = 1)]
     samples: u32,
-    /// Where the packets enter this node [default: pod if the source lies in a pod range, node if it is this node's
-    /// address, else uplink]
+    /// The place where the packets enter this node [default: pod if the source lies in a pod range, node if
+    /// it is this node's address, else uplink]
     #[arg(long, value_name = "WHERE")]
     entry: Option<Entry>,
     /// Exit with 3 if the verdict is drop or reject; without this flag each verdict exits with 0, since the
@@ -41,10 +41,10 @@ pub struct TraceArgs {
     exit_code: bool,
 }
 
-/// What [`TraceArgs::exit_code`] asks for. 1 is a trace that failed, 2 a command line that is wrong.
+/// The exit status with [`TraceArgs::exit_code`]. 1 stands for a failed trace, 2 for a wrong command line.
 const REFUSED: u8 = 3;
 
-/// Asks the agent and prints its answer.
+/// Asks the agent and prints its reply.
 pub fn run(format: OutputFormat, client: &Client, args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let &TraceArgs {
         from,
@@ -78,7 +78,7 @@ fn status(is_asked: bool, verdict: Verdict) -> u8 {
     }
 }
 
-/// The answer for people.
+/// The reply as text for people.
 pub fn render(reply: &TraceReply, samples: u32) -> String {
     let mut text = styled(style(reply.verdict), reply.verdict.to_string().to_uppercase());
     if let Some(service) = &reply.service {

@@ -1,18 +1,18 @@
-//! `millrace version`: which version this is.
+//! `millrace version`: the version of this program.
 
 use serde::Serialize;
 
 use super::output::{self, OutputFormat};
 
-/// The answer to `millrace version`.
+/// The result of `millrace version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Version {
-    /// The release.
+    /// The version of the release.
     pub version: &'static str,
-    /// The commit it was built from, or `unknown`.
+    /// The commit that it was built from, or `unknown`.
     pub revision: &'static str,
-    /// The layout of the maps it makes.
+    /// The layout version of the maps that it makes.
     pub layout_version: u32,
 }
 
@@ -29,7 +29,7 @@ pub fn run(format: OutputFormat) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The version for people.
+/// The version as text for people.
 pub fn render(version: &Version) -> String {
     let Version {
         version,

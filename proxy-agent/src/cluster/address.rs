@@ -1,9 +1,9 @@
-//! Addresses as Kubernetes objects may write them, in one form.
+//! Addresses from Kubernetes objects, brought into one form.
 //!
-//! Objects older than strict validation carry leading zeros (`172.30.0.041`, which Kubernetes has always read as
-//! decimal), stray white space and IPv4 addresses in IPv6 clothing. One address must be one key in the maps, so all of
-//! these are read, and everything behind this file sees `IpAddr` and `IpNet` only. What an address cannot be (a zone, an octal or
-//! hexadecimal number, a name) is refused.
+//! Objects older than strict validation have leading zeros (`172.30.0.041`, which Kubernetes has always read
+//! as decimal), white space, or IPv4-mapped IPv6 addresses. One address must be one key in the maps. So this
+//! module reads all of these forms, and the code behind it sees `IpAddr` and `IpNet` only. Texts that cannot
+//! be an address (a zone, an octal or hexadecimal number, a name) are refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,9 +12,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
-    /// IPv4.
+    /// The family IPv4.
     V4,
-    /// IPv6.
+    /// The family IPv6.
     V6,
 }
 
@@ -43,7 +43,7 @@ pub fn canonical_ip(text: &str) -> Option<IpAddr> {
         return parse_v4(text).map(IpAddr::V4);
     }
     let address = match text.rsplit_once(':') {
-        // An IPv4 tail (`::ffff:010.0.0.1`) may carry leading zeros as well.
+        // An IPv4 tail (`::ffff:010.0.0.1`) may have leading zeros as well.
         Some((head, tail)) if tail.contains('.') => {
             let [a, b, c, d] = parse_v4(tail)?.octets();
             let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
@@ -79,7 +79,7 @@ fn parse_v4(text: &str) -> Option<Ipv4Addr> {
     parts.next().is_none().then(|| Ipv4Addr::from(octets))
 }
 
-/// A number of up to `digits` decimal digits. (`str::parse` would take a sign.)
+/// A number of up to `digits` decimal digits. (`str::parse` would accept a sign.)
 fn decimal(text: &str, digits: usize) -> Option<u32> {
     let good = !text.is_empty() && text.len() <= digits && text.bytes().all(|byte| byte.is_ascii_digit());
     good.then(|| text.parse().ok()).flatten()

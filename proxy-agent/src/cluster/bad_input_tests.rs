@@ -1,4 +1,5 @@
-//! What bad fields do: they are reported by name and spoil the place they stand in, and the rest of the object is served.
+//! Bad fields: they are reported by name, and the part that they stand in is left out. The rest of the object
+//! is served.
 
 use super::state_tests::{SERVICE, SLICE, World, cart, service, slice};
 use crate::source::{Change, Kind, ObjectId, Unreadable};
@@ -87,7 +88,7 @@ fn an_object_that_cannot_be_read_keeps_its_last_form_until_it_goes() {
         "it cannot be read: spec: a text; the last form of it that could be read counts, if there was one";
     assert_eq!(world.messages(), [told, told]);
 
-    // A list that names the one, still unreadable, and not the other.
+    // The list names the first Service, still unreadable, and not the second.
     world.apply(Change::Begin(Kind::Service));
     world.apply(unreadable(cart(), "Service shop/cart"));
     world.apply(Change::End(Kind::Service));

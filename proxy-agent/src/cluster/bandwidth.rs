@@ -1,8 +1,9 @@
-//! How much a pod may receive and send, by its annotations `kubernetes.io/ingress-bandwidth` and `…/egress-bandwidth`.
+//! The bandwidth limits of a pod, from its annotations `kubernetes.io/ingress-bandwidth` and
+//! `…/egress-bandwidth`.
 //!
-//! They hold a quantity of Kubernetes' (`apimachinery/pkg/api/resource`), in bits per second. The kubelet hands them to the
-//! runtime when the pod is made; we look at them later too, so that they can change while the pod runs. What makes no sense
-//! is reported and counts as absent.
+//! They hold a quantity of Kubernetes (`apimachinery/pkg/api/resource`), in bits per second. The kubelet
+//! hands them to the runtime when the pod is made. The agent reads them later too, so that they can change
+//! while the pod runs. Values that make no sense are reported and count as absent.
 
 use super::problems::Findings;
 use crate::source::wire;
@@ -10,12 +11,12 @@ use crate::source::wire;
 /// The slowest and the fastest limit, in bits per second (`pkg/util/bandwidth` of Kubernetes).
 const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 
-/// Limits of a pod, in bits per second.
+/// The limits of a pod, in bits per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bandwidth {
-    /// Towards the pod.
+    /// The limit of traffic to the pod.
     pub ingress: Option<u64>,
-    /// From the pod.
+    /// The limit of traffic from the pod.
     pub egress: Option<u64>,
 }
 
@@ -43,7 +44,7 @@ impl Bandwidth {
         }
     }
 
-    /// Whether nothing is limited.
+    /// Whether no limit is set.
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
     }
@@ -79,7 +80,7 @@ fn quantity(text: &str) -> Option<u64> {
         }
     };
     let whole = (number * factor).ceil();
-    // A cast ends at the type's bounds, which no limit reaches.
+    // A cast saturates at the type's bounds, which no limit reaches.
     #[expect(clippy::cast_sign_loss, reason = "it has no sign")]
     (whole.is_finite()).then_some(whole as u64)
 }

@@ -1,8 +1,8 @@
-//! Which addresses are cluster IPs, and which services name an address as one of theirs from outside.
+//! The index of cluster IPs, and of the addresses that services name from outside.
 //!
-//! An address from outside that is a cluster IP would take its service's traffic, so `plan` refuses it, also
-//! where no range is known. A cluster IP that comes or goes makes the services dirty that name it as one from
-//! outside.
+//! An address from outside that is a cluster IP would take its service's traffic. So `plan` refuses it, even
+//! if no range is known. A cluster IP that comes or goes makes the services dirty that name it as an address
+//! from outside.
 //!
 //! Cluster IPs are found by the 4-byte numbers of their rows, as in [`Table`](crate::source::table::Table).
 
@@ -25,7 +25,7 @@ pub(super) struct ClusterIps {
 }
 
 impl ClusterIps {
-    /// The row of a service with this cluster IP; `is_at` says whether a row has it.
+    /// The row of a service with this cluster IP; `is_at` returns whether a row has it.
     pub(super) fn find(&self, address: IpAddr, is_at: impl Fn(u32) -> bool) -> Option<u32> {
         let table = match Family::of(address) {
             Family::V4 => &self.v4,
@@ -35,7 +35,7 @@ impl ClusterIps {
         table.find(hash, |&number| is_at(number)).copied()
     }
 
-    /// A row gained this cluster IP; `address_of` says which one of the same family a row has.
+    /// Adds a cluster IP of a row; `address_of` returns the cluster IP of the same family that a row has.
     pub(super) fn add(&mut self, address: IpAddr, number: u32, address_of: impl Fn(u32) -> Option<IpAddr>) {
         let Self { hasher, v4, v6, .. } = self;
         let table = match Family::of(address) {
@@ -46,7 +46,7 @@ impl ClusterIps {
         table.insert_unique(hasher.hash_one(address), number, rehash);
     }
 
-    /// A row lost this cluster IP.
+    /// Removes a cluster IP of a row.
     pub(super) fn remove(&mut self, address: IpAddr, number: u32) {
         let table = match Family::of(address) {
             Family::V4 => &mut self.v4,
@@ -58,7 +58,7 @@ impl ClusterIps {
         }
     }
 
-    /// A service names other addresses from outside than before.
+    /// Replaces the addresses that a service names from outside.
     pub(super) fn name(
         &mut self,
         id: ObjectId,

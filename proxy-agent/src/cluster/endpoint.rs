@@ -1,7 +1,7 @@
 //! The endpoints of one slice.
 //!
-//! There are a few hundred thousand of them, so an IPv4 endpoint takes 12 bytes: its address, the number of its placement
-//! and three bits of state. An IPv6 one takes 24.
+//! There are a few hundred thousand of them, so an IPv4 endpoint takes 12 bytes. These hold its address, the
+//! number of its placement and three bits of state. An IPv6 one takes 24.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,14 +9,14 @@ use super::address::Family;
 use super::interner::Symbol;
 use crate::source::wire;
 
-/// One endpoint.
+/// One endpoint of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint<A = IpAddr> {
-    /// The address.
+    /// The address of the endpoint.
     pub address: A,
-    /// Where it stands; see [`super::Names::placement`].
+    /// The node and zone of the endpoint; see [`super::Names::placement`].
     pub placement: Symbol,
-    /// Its state.
+    /// The state of the endpoint.
     pub conditions: Conditions,
 }
 
@@ -38,9 +38,9 @@ impl<A: Copy + Into<IpAddr>> Endpoint<A> {
 /// Endpoints of one family, in the order in which the slice names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoints {
-    /// IPv4.
+    /// Endpoints with IPv4 addresses.
     V4(Box<[Endpoint<Ipv4Addr>]>),
-    /// IPv6.
+    /// Endpoints with IPv6 addresses.
     V6(Box<[Endpoint<Ipv6Addr>]>),
 }
 
@@ -53,7 +53,7 @@ impl Endpoints {
         }
     }
 
-    /// How many there are.
+    /// The number of endpoints.
     pub const fn len(&self) -> usize {
         match self {
             Self::V4(endpoints) => endpoints.len(),
@@ -66,7 +66,7 @@ impl Endpoints {
         self.len() == 0
     }
 
-    /// Each endpoint.
+    /// All endpoints in order.
     pub fn iter(&self) -> impl Iterator<Item = Endpoint> {
         let (v4, v6): (&[_], &[_]) = match self {
             Self::V4(endpoints) => (endpoints, &[]),
@@ -78,7 +78,7 @@ impl Endpoints {
     }
 }
 
-/// An endpoint's state.
+/// The state of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditions(u8);
 
@@ -87,23 +87,23 @@ impl Conditions {
     const SERVING: u8 = 2;
     const TERMINATING: u8 = 4;
 
-    /// Takes new connections.
+    /// Whether the endpoint takes new connections.
     pub const fn ready(self) -> bool {
         self.0 & Self::READY != 0
     }
 
-    /// Able to answer, even while terminating.
+    /// Whether the endpoint can serve, even while it is terminating.
     pub const fn serving(self) -> bool {
         self.0 & Self::SERVING != 0
     }
 
-    /// On its way out.
+    /// Whether the endpoint is terminating.
     pub const fn terminating(self) -> bool {
         self.0 & Self::TERMINATING != 0
     }
 }
 
-/// What is not said has the defaults of `discovery.k8s.io/v1`: ready and serving, not terminating.
+/// A condition that is absent has the default of `discovery.k8s.io/v1`: ready and serving, not terminating.
 impl From<wire::Conditions> for Conditions {
     fn from(wire: wire::Conditions) -> Self {
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };

@@ -1,7 +1,8 @@
 //! An EndpointSlice: some of the endpoints of one Service in one address family.
 //!
-//! A Service's endpoints are spread over any number of slices, so a slice alone says nothing about the Service; merging is
-//! in `merge.rs`. A port or endpoint that cannot be served is reported and left out, and the others stay.
+//! A Service's endpoints are spread over any number of slices, so a slice alone does not describe the
+//! Service; `merge.rs` merges them. A port or endpoint that cannot be served is reported and left out, and
+//! the others stay.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +18,7 @@ use super::port::{Protocol, read_port};
 use super::problems::Findings;
 use crate::source::wire;
 
-/// A slice that counts.
+/// A slice of IPv4 or IPv6 addresses; one of host names (`FQDN`) does not count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     /// The name; its namespace is the Service's.
@@ -31,16 +32,16 @@ pub struct EndpointSlice {
 /// A port of all endpoints of a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndpointPort {
-    /// Matches the port's name in the Service.
+    /// The name of the port in the Service.
     pub name: Symbol,
     /// The port that packets are sent to.
     pub port: u16,
-    /// The protocol.
+    /// The protocol of the port.
     pub protocol: Protocol,
 }
 
 impl EndpointSlice {
-    /// Gives up the uses that [`EndpointSlice::read`] gained.
+    /// Releases the uses that [`EndpointSlice::read`] acquired.
     pub(super) fn release(&self, names: &mut Names) {
         for port in &self.ports {
             names.release(port.name);
@@ -158,7 +159,7 @@ fn read_endpoints<A: Address>(
     endpoints.into_boxed_slice()
 }
 
-/// The endpoint's address, or what is wrong with it. Bad endpoints are rare enough for a message each.
+/// The endpoint's address, or the error. Bad endpoints are rare enough for a message each.
 fn read_address<A: Address>(endpoint: &wire::Endpoint) -> Result<A, String> {
     // Further addresses mean the same endpoint; kube-proxy uses the first too.
     let text = endpoint.addresses.iter().flatten().next().ok_or(": empty")?;

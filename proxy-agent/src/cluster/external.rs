@@ -1,9 +1,9 @@
-//! How a Service is reached from outside the cluster: by ports of the nodes, addresses of a load balancer, and addresses
-//! that the cluster's operator routes to the nodes.
+//! The external side of a Service: its node ports, its load balancer's addresses, and the external IPs that
+//! the cluster's operator routes to the nodes.
 //!
-//! An address that would turn traffic of the node itself or of its neighbours away (loopback, link-local,
-//! multicast, 0.0.0.0/8) is refused here. `plan` refuses cluster IPs and addresses in the cluster's own
-//! ranges, which are known only later.
+//! This module refuses an address that would divert traffic of the node itself or of its neighbours
+//! (loopback, link-local, multicast, 0.0.0.0/8). `plan` refuses cluster IPs and addresses in the cluster's
+//! own ranges, which are known only later.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,25 +16,26 @@ use super::problems::Findings;
 use super::service::ServicePort;
 use crate::source::wire;
 
-/// How a Service is reached from outside.
+/// The external side of a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct External {
-    /// Clients from outside reach only endpoints of the node they come to, and keep their address.
+    /// Clients from outside reach only endpoints of the node that receives their packets, and keep their
+    /// source address.
     pub local: bool,
-    /// `spec.externalIPs`.
+    /// The addresses of `spec.externalIPs`.
     pub external_ips: SmallVec<[IpAddr; 1]>,
-    /// `status.loadBalancer.ingress`, without those whose balancer is a proxy.
+    /// The addresses of `status.loadBalancer.ingress`, without those whose balancer is a proxy.
     pub load_balancer_ips: SmallVec<[IpAddr; 1]>,
-    /// Whose packets to the load balancer's addresses are let through; `None` for everybody's.
+    /// The clients whose packets to the load balancer's addresses are let through; `None` for all clients.
     pub source_ranges: Option<SourceRanges>,
-    /// Where a load balancer asks for the health of this node's endpoints, or 0.
+    /// The port at which a load balancer checks the health of this node's endpoints, or 0.
     pub health_check_node_port: u16,
 }
 
-/// `spec.loadBalancerSourceRanges`: ranges of one family mean nothing to clients of the other.
+/// The ranges of `spec.loadBalancerSourceRanges`: ranges of one family mean nothing to clients of the other.
 ///
-/// A range lets through every client that it contains. So ranges that others contain are left out, and
-/// neighbours become one.
+/// A range lets through every client that it contains. So ranges inside others are left out, and adjacent
+/// ranges become one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceRanges {
     v4: Arc<[IpNet]>,
@@ -42,10 +43,10 @@ pub struct SourceRanges {
 }
 
 impl SourceRanges {
-    /// The fewest ranges that mean the same as these.
+    /// The fewest ranges that contain the same addresses.
     pub fn new(ranges: &Vec<IpNet>) -> Self {
         let mut ranges = IpNet::aggregate(ranges);
-        // The order of the table's keys.
+        // The order of the table's keys: family, prefix length, address.
         ranges.sort_unstable_by_key(|range| (range.addr().is_ipv6(), range.prefix_len(), range.network()));
         let (v4, v6) = ranges.split_at(ranges.partition_point(|range| range.addr().is_ipv4()));
         Self {
@@ -54,7 +55,7 @@ impl SourceRanges {
         }
     }
 
-    /// Those of one family, by length and then by address.
+    /// The ranges of one family, by prefix length and then by address.
     pub const fn of(&self, family: Family) -> &Arc<[IpNet]> {
         match family {
             Family::V4 => &self.v4,
@@ -64,12 +65,12 @@ impl SourceRanges {
 }
 
 impl External {
-    /// The addresses that it is reached at, besides those of nodes.
+    /// The external addresses of the Service, besides those of nodes.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.external_ips.iter().chain(&self.load_balancer_ips).copied()
     }
 
-    /// Reads what concerns clients from outside; `None` if they are not served.
+    /// Reads the fields for clients from outside; `None` if the Service is not reached from there.
     pub(super) fn read(
         spec: &wire::ServiceSpec,
         status: Option<&wire::ServiceStatus>,
@@ -147,7 +148,7 @@ fn read_address(
     }
 }
 
-/// What an address is that no service may take.
+/// The kind of an address that no service may have, for the message.
 pub(super) fn unfit(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(address) => address.is_link_local(),

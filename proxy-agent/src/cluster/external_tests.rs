@@ -1,4 +1,4 @@
-//! What is read of how a Service is reached from outside, one test per rule.
+//! Tests of how the external side of a Service is read, one per rule.
 
 use std::net::IpAddr;
 

@@ -1,11 +1,12 @@
 //! Values that many objects share, stored once.
 //!
-//! A hundred thousand services live in a few namespaces, their ports carry a handful of names, and their endpoints stand on a few
-//! thousand nodes. Objects hold a [`Symbol`] of four bytes in place of each such value. Uses are counted, because nodes and
-//! namespaces come and go for as long as the agent runs: whoever stores an object keeps one use for every symbol in it,
-//! and releases it with the object.
+//! A hundred thousand services live in a few namespaces. Their ports have a handful of names, and their
+//! endpoints are on a few thousand nodes. Objects hold a [`Symbol`] of four bytes in place of each such
+//! value. Uses are counted, because nodes and namespaces come and go for as long as the agent runs. The code
+//! that stores an object keeps one use for every symbol in it, and releases these uses with the object.
 //!
-//! Invariant: a symbol is good as long as an object that holds it is stored; afterwards its number may name another value.
+//! Invariant: a symbol is valid as long as an object that holds it is stored; afterwards its number may name
+//! another value.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
@@ -13,7 +14,7 @@ use compact_str::CompactString;
 use hashbrown::HashTable;
 use slab::Slab;
 
-/// A shared value's number.
+/// The number of a shared value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Symbol(u32);
 
@@ -26,7 +27,7 @@ pub struct Interner<T> {
 }
 
 impl<T: Eq + Hash> Interner<T> {
-    /// Nothing stored yet.
+    /// An interner without values.
     pub fn new() -> Self {
         Self {
             values: Slab::new(),
@@ -35,7 +36,8 @@ impl<T: Eq + Hash> Interner<T> {
         }
     }
 
-    /// The number of `value`, which gains a use; the second is true if the value was not stored before.
+    /// The symbol of `value`, which gains a use; the second result is true if the value was not stored
+    /// before.
     pub fn intern(&mut self, value: T) -> (Symbol, bool) {
         let hash = self.hasher.hash_one(&value);
         if let Some(&number) = self
@@ -57,7 +59,7 @@ impl<T: Eq + Hash> Interner<T> {
         (Symbol(number), true)
     }
 
-    /// Gives up one use; returns the value if that was the last one.
+    /// Releases one use; returns the value if that was the last use.
     pub fn release(&mut self, symbol: Symbol) -> Option<T> {
         let number = symbol.0 as usize;
         let (_, uses) = self.values.get_mut(number)?;
@@ -73,17 +75,17 @@ impl<T: Eq + Hash> Interner<T> {
         Some(value)
     }
 
-    /// The value behind a symbol; `None` if no stored object holds it any more.
+    /// The value of a symbol; `None` if no stored object holds it any more.
     pub fn get(&self, symbol: Symbol) -> Option<&T> {
         self.values.get(symbol.0 as usize).map(|(value, _)| value)
     }
 
-    /// How many values are stored.
+    /// The number of stored values.
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether nothing is stored.
+    /// Whether no value is stored.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
@@ -96,7 +98,7 @@ impl<T: Eq + Hash> Default for Interner<T> {
 }
 
 impl Interner<CompactString> {
-    /// The symbol of `text`, if some object holds it. Gains no use.
+    /// The symbol of `text`, if some object holds it. The text gains no use.
     pub fn find(&self, text: &str) -> Option<Symbol> {
         let hash = self.hasher.hash_one(text);
         let number = self

@@ -1,12 +1,13 @@
 //! The endpoints of one port of a Service, merged over its slices.
 //!
-//! A Service may have many slices of a family, and each brings its own ports: an endpoint counts for a Service port if its
-//! slice has a port of that name and protocol. While an endpoint moves from one slice to another it may stand in both, and a pod
-//! may inherit the address of one that is still terminating. So one address and port is one endpoint, and where slices
-//! disagree about it the one that is not terminating wins, then the one that is ready, then the slice first in name; kube-proxy
-//! prefers the same (`pkg/proxy/endpointslicecache.go`), but leaves the rest to chance.
+//! A Service may have many slices of a family, and each has its own ports. An endpoint counts for a Service
+//! port if its slice has a port of that name and protocol. While an endpoint moves from one slice to another
+//! it may be in both. A new pod may inherit the address of one that is still terminating. So one address and
+//! port is one endpoint. If slices disagree about it, an endpoint wins that is not terminating, then one that
+//! is ready, then one that serves. After these the first slice by name wins. kube-proxy prefers the same
+//! (`pkg/proxy/endpointslicecache.go`), but leaves the rest to chance.
 //!
-//! Invariant: the result depends on what the slices say, never on the order in which they arrived.
+//! Invariant: the result depends on the content of the slices, never on the order in which they arrived.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -21,27 +22,27 @@ use super::service::ServicePort;
 /// One endpoint of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergedEndpoint {
-    /// The address.
+    /// The address of the endpoint.
     pub address: IpAddr,
     /// The port that packets are sent to.
     pub port: u16,
-    /// Its state.
+    /// The state of the endpoint.
     pub conditions: Conditions,
-    /// Where it stands; see [`super::Names::placement`].
+    /// The node and zone of the endpoint; see [`super::Names::placement`].
     pub placement: Symbol,
 }
 
 /// The endpoints of a Service port.
 #[derive(Debug, Default)]
 pub struct Merged {
-    /// Every endpoint once, in the order of address and port, whatever its state.
+    /// Every endpoint once, in the order of address and port, in any state.
     pub endpoints: Vec<MergedEndpoint>,
     /// One line for each endpoint about whose state two slices disagree.
     pub disagreements: Vec<String>,
 }
 
 impl Merged {
-    /// Merges what `slices` say about `port` in `family`.
+    /// Merges the endpoints of `slices` for `port` in `family`.
     pub fn new<'a>(
         slices: impl Iterator<Item = &'a EndpointSlice>,
         family: Family,
@@ -83,7 +84,7 @@ impl Merged {
     }
 }
 
-/// Lower is better.
+/// The rank of an endpoint; the lowest wins.
 fn rank(conditions: Conditions) -> (bool, Reverse<bool>, Reverse<bool>) {
     (
         conditions.terminating(),

@@ -1,11 +1,15 @@
-//! The second stage: what the cluster looks like now, in as little memory as it takes.
+//! The second stage: the present state of the cluster, in as little memory as possible.
 //!
-//! [`ClusterState`] takes the events of a source one by one, keeps of each object what decides where packets go, and says which
-//! services have to be planned again. It holds validated types only: whoever reads from it checks nothing again.
+//! [`ClusterState`] takes the events of a source one by one. It keeps the fields of each object that decide
+//! where packets go, and reports which services have to be planned again. It holds validated types only, so
+//! readers check nothing again.
 //!
-//! Invariants: an event that changes nothing that matters makes nothing dirty; an event costs the same however many
-//! objects there are (only the end of a full list looks at all objects of its kind); objects that do not count are not
-//! there; a bad field is reported and spoils the place it stands in, never the rest.
+//! Invariants:
+//! - An event that changes no kept field makes nothing dirty.
+//! - The cost of an event does not depend on the number of objects. Only the end of a full list looks at all
+//!   objects of its kind.
+//! - Objects that do not count are not stored.
+//! - A bad field is reported, and spoils the part that it stands in, never the rest.
 
 pub mod address;
 pub mod bandwidth;

@@ -1,10 +1,11 @@
-//! The shared values of all stored objects: their strings, and where their endpoints stand.
+//! The shared values of all stored objects: their strings, and the placements of their endpoints.
 
 use compact_str::CompactString;
 
 use super::interner::{Interner, Symbol};
 
-/// Where an endpoint stands and who should prefer it. All endpoints of a node in one service share one.
+/// The place of an endpoint, and the clients that should prefer it. All endpoints of a node in one service
+/// share one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Placement {
     /// The node, if the slice names one.
@@ -24,7 +25,8 @@ impl Placement {
     }
 }
 
-/// The interners. Who builds an object gains its uses here; who drops it releases them.
+/// The interners. Code that makes an object acquires its uses here, and code that drops the object releases
+/// them.
 #[derive(Debug, Default)]
 pub struct Names {
     strings: Interner<CompactString>,
@@ -33,12 +35,12 @@ pub struct Names {
 }
 
 impl Names {
-    /// The text behind a symbol of a stored object; empty behind any other.
+    /// The text of a symbol of a stored object; empty for any other symbol.
     pub fn text(&self, symbol: Symbol) -> &str {
         self.strings.get(symbol).map_or("", CompactString::as_str)
     }
 
-    /// The placement behind a symbol of a stored endpoint; nowhere behind any other.
+    /// The placement of a symbol of a stored endpoint; an empty one for any other symbol.
     pub fn placement(&self, symbol: Symbol) -> &Placement {
         self.placements.get(symbol).unwrap_or(&self.nowhere)
     }
@@ -48,12 +50,12 @@ impl Names {
         self.strings.find(text)
     }
 
-    /// A use of `text`.
+    /// Adds a use of `text`.
     pub fn intern(&mut self, text: &str) -> Symbol {
         self.strings.intern(text.into()).0
     }
 
-    /// A use of `placement`, in exchange for one use of each symbol in it.
+    /// Adds a use of `placement`, in exchange for one use of each symbol in it.
     pub fn intern_placement(&mut self, placement: Placement) -> Symbol {
         let (symbol, new) = self.placements.intern(placement);
         if !new {
@@ -68,12 +70,12 @@ impl Names {
         symbol
     }
 
-    /// Gives up a use of a text.
+    /// Releases a use of a text.
     pub fn release(&mut self, symbol: Symbol) {
         self.strings.release(symbol);
     }
 
-    /// Gives up a use of a placement.
+    /// Releases a use of a placement.
     pub fn release_placement(&mut self, symbol: Symbol) {
         if let Some(placement) = self.placements.release(symbol) {
             for text in placement.symbols() {
@@ -82,12 +84,12 @@ impl Names {
         }
     }
 
-    /// How many values are stored, for tests of leaks.
+    /// The number of stored values, for tests of leaks.
     pub fn len(&self) -> usize {
         self.strings.len() + self.placements.len()
     }
 
-    /// Whether nothing is stored.
+    /// Whether no value is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

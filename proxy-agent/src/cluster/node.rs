@@ -1,4 +1,4 @@
-//! Nodes and the ranges of cluster IPs: the few facts about the cluster that are not about one service.
+//! Nodes and the ranges of cluster IPs: the few facts about the cluster that do not concern one service.
 
 use std::net::IpAddr;
 
@@ -15,20 +15,20 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The name.
+    /// The name of the Node.
     pub name: CompactString,
     /// Its internal addresses, in the order given.
     pub addresses: Vec<IpAddr>,
     /// Its addresses of all other types: external ones, which a balancer in front of it may use, and names
     /// that are addresses.
     pub other_addresses: Vec<IpAddr>,
-    /// The ranges its pods take their addresses from.
+    /// The ranges of addresses for its pods.
     pub pod_cidrs: Vec<IpNet>,
-    /// The zone it stands in.
+    /// The zone of the node.
     pub zone: Option<CompactString>,
-    /// The MAC address of its end of a VXLAN tunnel, as flannel tells it.
+    /// The MAC address of its end of a VXLAN tunnel, from flannel's annotation.
     pub tunnel_mac: Option<[u8; 6]>,
-    /// It is being taken out of the cluster, so balancers should send it nothing new.
+    /// The node is being taken out of the cluster, so balancers should send it no new connections.
     pub leaving: bool,
 }
 
@@ -83,7 +83,7 @@ impl Node {
     }
 }
 
-/// `{"VNI":1,"VtepMAC":"8e:2b:…"}`; flannel's other backends write `null` or other keys.
+/// Reads `{"VNI":1,"VtepMAC":"8e:2b:…"}`; flannel's other backends write `null` or other keys.
 fn read_tunnel_mac(wire: &wire::Node, findings: &mut Findings) -> Option<[u8; 6]> {
     #[derive(serde::Deserialize)]
     struct Backend {
@@ -114,7 +114,7 @@ fn is_leaving(wire: &wire::Node) -> bool {
     doomed || wire.metadata.deletion_timestamp.is_some()
 }
 
-/// A range that cluster IPs are taken from, as one object names it.
+/// The ranges of cluster IPs in one ServiceCIDR object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceCidr {
     /// The ranges, at most one of each family.
@@ -198,7 +198,7 @@ mod tests {
     fn flannels_annotation_tells_the_end_of_the_tunnel() {
         let told = tunnel_mac(r#"{"VNI":1,"VtepMAC":"8e:2b:00:00:00:0f"}"#);
         assert_eq!(told, (Some([0x8e, 0x2b, 0, 0, 0, 0x0f]), 0));
-        // Those of other backends.
+        // Annotations of flannel's other backends.
         for other in ["null", r#"{"PublicKey":"x"}"#] {
             assert_eq!(tunnel_mac(other), (None, 0), "{other}");
         }

@@ -1,7 +1,8 @@
-//! Which pods an operator means: those of a namespace with certain names, or with certain labels.
+//! An operator's choice of pods: those of a namespace with certain names, or with certain labels.
 //!
-//! Selectors are Kubernetes' (`apimachinery` meta/v1 `LabelSelector`). A pod's owner writes its name and labels, so a choice
-//! is as good as the namespace that it names: who may make pods there may be chosen.
+//! Selectors are those of Kubernetes (`apimachinery` meta/v1 `LabelSelector`). A pod's owner writes its name
+//! and labels, so a choice is as safe as its namespace. A user with the right to make pods there can make a
+//! chosen one.
 
 use std::collections::BTreeMap;
 
@@ -13,51 +14,51 @@ use crate::source::wire::Text;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct PodChoice {
-    /// Their namespace.
+    /// The namespace of the pods.
     pub namespace: String,
-    /// Their names.
+    /// The names of the pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
-    /// What their labels say; an empty selector means all.
+    /// The selector of their labels; an empty selector means all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
 }
 
-/// What labels have to say: all of it.
+/// The requirements on labels; all of them must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels with these values.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub match_labels: BTreeMap<String, String>,
-    /// Conditions.
+    /// Requirements in the form of expressions.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub match_expressions: Vec<Requirement>,
 }
 
-/// One condition.
+/// One requirement on a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Requirement {
-    /// The label.
+    /// The name of the label.
     pub key: String,
-    /// How it is compared.
+    /// The kind of the comparison of values.
     pub operator: Operator,
-    /// With what.
+    /// The values for the comparison.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
 }
 
-/// How a label is compared.
+/// The comparison of a label with values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operator {
-    /// It has one of the values.
+    /// The label has one of the values.
     In,
-    /// It has none of them, or is not there.
+    /// The label has none of the values, or is absent.
     NotIn,
-    /// It is there.
+    /// The label is present.
     Exists,
-    /// It is not there.
+    /// The label is absent.
     DoesNotExist,
 }
 
@@ -65,7 +66,7 @@ pub enum Operator {
 pub type PodLabels = Box<[(Text, Text)]>;
 
 impl PodChoice {
-    /// What is wrong with it: a part and why.
+    /// An error in the choice: the field and the reason.
     pub fn error(&self) -> Option<(&'static str, String)> {
         if self.namespace.is_empty() {
             return Some(("namespace", "missing".to_owned()));
@@ -81,7 +82,7 @@ impl PodChoice {
         }
     }
 
-    /// Whether this pod is one of those.
+    /// Whether this pod is one of the chosen.
     pub fn means(&self, namespace: &str, name: &str, labels: &PodLabels) -> bool {
         let chosen = || match &self.pod_selector {
             Some(selector) => selector.matches(labels),

@@ -1,8 +1,8 @@
-//! Pods of the node, what they and their namespaces say about their sockets, and how much they may receive and send.
+//! Pods of the node, the settings of pods and namespaces for sockets, and the bandwidth limits of pods.
 //!
-//! `millrace.dev/socket-lb: "off"` leaves the sockets of a pod, or of all pods of a namespace, to the packet path: for pods
-//! whose side-car or guest wants to see virtual addresses. It only ever switches off, so that whoever may write the annotation
-//! gains nothing by it.
+//! `millrace.dev/socket-lb: "off"` leaves the sockets of a pod, or of all pods of a namespace, to the packet
+//! path. This is for pods whose side-car or guest must see virtual addresses. The annotation only switches
+//! the translation off, so that the right to write it gives a user no other right.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use super::problems::Findings;
 use super::small::Small;
 use crate::source::wire;
 
-/// What an object says about the sockets of pods.
+/// The settings of an object for the sockets of pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Settings {
     sockets_off: bool,
@@ -36,7 +36,7 @@ impl Settings {
     }
 }
 
-/// A pod.
+/// The kept fields of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pod {
     namespace: CompactString,
@@ -46,7 +46,7 @@ pub(super) struct Pod {
     settings: Settings,
     bandwidth: Bandwidth,
     labels: PodLabels,
-    /// Whether it has a network of its own, and is not over.
+    /// Whether the pod has a network of its own, and has not ended.
     counts: bool,
 }
 
@@ -80,7 +80,7 @@ pub type BandwidthByPod = BTreeMap<(String, String), Bandwidth>;
 /// Namespaces and names of pods.
 pub type PodNames = BTreeSet<(String, String)>;
 
-/// All pods that are known.
+/// All known pods.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     pub(super) pods: Small<Pod>,
@@ -101,14 +101,14 @@ impl Pods {
         })
     }
 
-    /// The limits of those pods of a node that have some.
+    /// The limits of the pods of a node that have any.
     pub(super) fn bandwidth(&self, node: &str) -> BandwidthByPod {
         let limited = |pod: &&Pod| pod.counts && pod.node == node && !pod.bandwidth.is_unlimited();
         let named = |pod: &Pod| ((pod.namespace.to_string(), pod.name.to_string()), pod.bandwidth);
         self.pods.iter().filter(limited).map(named).collect()
     }
 
-    /// Those pods of a node that one of the choices means.
+    /// The pods of a node that one of the choices means.
     pub(super) fn chosen(&self, node: &str, choices: &[PodChoice]) -> PodNames {
         let meant = |pod: &&Pod| {
             let by = |choice: &PodChoice| choice.means(&pod.namespace, &pod.name, &pod.labels);

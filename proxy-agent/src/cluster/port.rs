@@ -1,15 +1,15 @@
-//! Ports and protocols of objects, judged once.
+//! Ports and protocols of objects, validated once.
 
 use super::problems::Findings;
 
 /// A transport protocol that Services can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
-    /// TCP.
+    /// The protocol TCP.
     Tcp,
-    /// UDP.
+    /// The protocol UDP.
     Udp,
-    /// SCTP.
+    /// The protocol SCTP.
     Sctp,
 }
 
@@ -23,7 +23,7 @@ impl Protocol {
         }
     }
 
-    /// The IP protocol number.
+    /// The IP protocol number of the protocol.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
@@ -32,7 +32,7 @@ impl Protocol {
         }
     }
 
-    /// Reads `text`; nothing means TCP. What it is in the object (`spec.ports[0]`) is only asked for when it is bad.
+    /// Reads `text`; an absent one means TCP. `field` (`spec.ports[0]`) is called only for a bad text.
     pub(super) fn read(
         text: Option<&str>,
         findings: &mut Findings,

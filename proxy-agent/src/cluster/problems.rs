@@ -1,25 +1,25 @@
-//! What is wrong with the input, by object, as `millrace status` shows it.
+//! Problems with the input, by object, as `millrace status` shows them.
 //!
-//! One bad field spoils the place it stands in and nothing else, so the object goes on being served and its problems stand
-//! here until a good version of it arrives or it goes. Problems of files and documents, which have no object, are
-//! kept beside them under their own names.
+//! A bad field spoils the part that it stands in and no other, so the object goes on being served. Its
+//! problems are kept here until a good version arrives or the object goes. Problems of files and documents,
+//! which have no object, are kept beside them under their own names.
 
 use std::collections::BTreeMap;
 
 use crate::source::{Kind, ObjectId, ObjectIdMap};
 use crate::trouble::Trouble;
 
-/// More lines than this about one object help nobody.
+/// The most messages about one object; more are no help.
 const MAX_MESSAGES: usize = 8;
 
 /// The messages about one object or file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Its kind.
+    /// The kind of the problem.
     pub code: Trouble,
-    /// As a person names it: `Service shop/cart`.
+    /// The object in the form for messages: `Service shop/cart`.
     pub object: String,
-    /// One line for each thing that is wrong: which field, what it says, what becomes of it.
+    /// One line for each error: the field, its value, and the effect.
     pub messages: Vec<String>,
 }
 
@@ -31,7 +31,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Notes one thing that is wrong. The text is made only if it will be shown.
+    /// Adds a message. The text is made only if it will be shown.
     pub fn add(&mut self, message: impl FnOnce() -> String) {
         if self.messages.len() < MAX_MESSAGES {
             self.messages.push(message());
@@ -49,14 +49,14 @@ impl Findings {
     }
 }
 
-/// Everything that is wrong at the moment.
+/// All present problems.
 #[derive(Debug, Default)]
 pub struct Problems {
     objects: ObjectIdMap<Row>,
     inputs: BTreeMap<String, Problem>,
 }
 
-/// What is wrong with an object of this kind.
+/// The code of the problems of this kind of object.
 pub(super) const fn code_of(kind: Kind) -> Trouble {
     match kind {
         Kind::Service => Trouble::ServiceInvalid,
@@ -65,18 +65,19 @@ pub(super) const fn code_of(kind: Kind) -> Trouble {
     }
 }
 
-/// What is wrong with an object.
+/// The problems of an object.
 #[derive(Debug)]
 struct Row {
     problem: Problem,
     /// Whether the object could not be read at all.
     unreadable: bool,
-    /// Whether the full list under way has named the object.
+    /// Whether the running full list has named the object.
     seen: bool,
 }
 
 impl Problems {
-    /// Replaces what is wrong with an object; nothing wrong removes it. `object` names it when something is.
+    /// Replaces the problems of an object; without messages it removes them. `object` returns its name if
+    /// there are messages.
     pub fn set(&mut self, id: ObjectId, messages: Vec<String>, object: impl FnOnce() -> String) {
         if messages.is_empty() {
             self.clear(id);
@@ -85,7 +86,7 @@ impl Problems {
         }
     }
 
-    /// The object cannot be read.
+    /// Notes that the object cannot be read.
     pub fn set_unreadable(&mut self, id: ObjectId, object: String, message: String) {
         self.insert(id, object, vec![message], true);
     }
@@ -103,38 +104,38 @@ impl Problems {
         self.objects.insert(id, row);
     }
 
-    /// A full list of this kind begins: none of its objects was named yet.
+    /// Begins a full list of this kind: it has named none of its objects yet.
     pub fn forget_seen(&mut self, kind: Kind) {
         let rows = self.objects.iter_mut();
         rows.filter(|(id, _)| id.kind() == kind)
             .for_each(|(_, row)| row.seen = false);
     }
 
-    /// The full list of this kind is complete: what it did not name has no problems any more.
+    /// Ends the full list of this kind: the objects that it did not name have no problems any more.
     pub fn drop_unseen(&mut self, kind: Kind) {
         self.objects.retain(|id, row| row.seen || id.kind() != kind);
     }
 
-    /// Whether the object is there and cannot be read.
+    /// Whether the object exists and cannot be read.
     pub fn is_unreadable(&self, id: ObjectId) -> bool {
         self.objects
             .get(&id)
             .is_some_and(|row| row.unreadable && row.seen)
     }
 
-    /// What is wrong with an object.
+    /// The problems of an object.
     pub fn of(&self, id: ObjectId) -> &[String] {
         self.objects.get(&id).map_or(&[], |row| &row.problem.messages)
     }
 
-    /// The object is good, or gone.
+    /// Removes the problems of an object that is good or gone.
     pub fn clear(&mut self, id: ObjectId) {
         if !self.objects.is_empty() {
             self.objects.remove(&id);
         }
     }
 
-    /// Replaces what is wrong with an input that is no object.
+    /// Replaces the problems of an input that is no object.
     pub fn set_input(&mut self, code: Trouble, subject: String, messages: Vec<String>) {
         if messages.is_empty() {
             self.inputs.remove(&subject);
@@ -155,7 +156,7 @@ impl Problems {
         self.inputs.values().cloned().chain(objects).collect()
     }
 
-    /// Whether nothing is wrong.
+    /// Whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.objects.is_empty() && self.inputs.is_empty()
     }

@@ -1,10 +1,11 @@
-//! A Service, reduced to what decides where its packets go.
+//! A Service, reduced to the fields that decide where its packets go.
 //!
-//! Which Services count (semantics: "Which objects count"): one with a cluster IP, not of type `ExternalName`, not
-//! labelled headless, and not labelled for another proxy. All others are as if they did not exist.
+//! A Service counts (semantics: "Which objects count") if it has a cluster IP. It must not be of type
+//! `ExternalName`, labelled headless, or labelled for another proxy. All others are treated as if they did
+//! not exist.
 //!
-//! The struct is held a hundred thousand times: what only services have that are reached from outside stands behind one
-//! `Option<Box<…>>`, see [`External`].
+//! There may be a hundred thousand of these structs. So the fields of services that are reached from outside
+//! are behind one `Option<Box<…>>`, see [`External`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,24 +20,26 @@ use super::port::{Protocol, read_port};
 use super::problems::Findings;
 use crate::source::wire;
 
-/// Seconds that a client keeps its endpoint where `sessionAffinity: ClientIP` does not say (`k8s.io/api` core/v1).
+/// The default seconds for which a client keeps its endpoint with `sessionAffinity: ClientIP` (`k8s.io/api`
+/// core/v1).
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
-/// The most it may say (a day).
+/// The most seconds that the field may hold (a day).
 const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// A Service that is served.
 #[expect(clippy::struct_excessive_bools, reason = "each is a setting of the object")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The namespace.
+    /// The namespace of the Service.
     pub namespace: Symbol,
-    /// The name.
+    /// The name of the Service.
     pub name: CompactString,
-    /// When it was created, in Unix seconds; `i64::MAX` where nothing says. Of two Services that claim one address the older wins.
+    /// The time of creation, in Unix seconds; `i64::MAX` if it is not known. Of two Services that claim one
+    /// address the older wins.
     pub created: i64,
-    /// The ports.
+    /// The ports of the Service.
     pub ports: SmallVec<[ServicePort; 1]>,
-    /// How long a client keeps its endpoint, in seconds; 0 without session affinity.
+    /// The time for which a client keeps its endpoint, in seconds; 0 without session affinity.
     pub affinity_seconds: u32,
     /// Endpoints are used whether they are ready or not.
     pub publish_not_ready: bool,
@@ -44,11 +47,11 @@ pub struct Service {
     pub internal_local: bool,
     /// Connections to endpoints that are removed are reset.
     pub reset_removed: bool,
-    /// Its cluster IPs are left to the program that holds them on the node, such as a cache of names.
+    /// The cluster IPs are left to the program that holds them on the node, such as a DNS cache.
     pub left_to_node: bool,
-    /// How it is reached from outside, if it is.
+    /// The external side of the Service, if it is reached from outside.
     pub external: Option<Box<External>>,
-    // The unspecified address stands for none: no Service can have it.
+    // The unspecified address stands for none, since no Service can have it.
     cluster_v4: Ipv4Addr,
     cluster_v6: Ipv6Addr,
 }
@@ -56,13 +59,13 @@ pub struct Service {
 /// A port of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServicePort {
-    /// Matches the port's name in the slices.
+    /// The name of the port in the slices.
     pub name: Symbol,
     /// The port of the cluster IP.
     pub port: u16,
     /// The port of every node, or 0.
     pub node_port: u16,
-    /// The protocol.
+    /// The protocol of the port.
     pub protocol: Protocol,
 }
 
@@ -83,7 +86,7 @@ impl Service {
             .filter_map(|family| self.cluster_ip(family))
     }
 
-    /// Gives up the uses that [`Service::read`] gained.
+    /// Releases the uses that [`Service::read`] acquired.
     pub(super) fn release(&self, names: &mut Names) {
         names.release(self.namespace);
         for port in &self.ports {
@@ -91,7 +94,8 @@ impl Service {
         }
     }
 
-    /// Reads a Service; `None` if it does not count. `proxy_name` is our own `service-proxy-name`, if we have one.
+    /// Reads a Service; `None` if it does not count. `proxy_name` is our own `service-proxy-name`, if we have
+    /// one.
     pub(super) fn read(
         wire: &wire::Service,
         proxy_name: Option<&str>,
@@ -179,7 +183,8 @@ fn read_cluster_ips(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option
         }
     }
     if !any {
-        // An API server allocates one before anybody sees the Service; in a directory nobody does.
+        // An API server allocates a cluster IP before a client can see the Service. A Service in a directory
+        // may lack one.
         findings.add(|| {
             "spec.clusterIP: missing; the service is not served until it has an address (or is marked None)".to_owned()
         });
@@ -233,7 +238,7 @@ fn read_ports(
     ports
 }
 
-/// Reads an annotation that switches something on.
+/// Reads an annotation that switches a feature on.
 fn read_switch(text: Option<&str>, name: &str, findings: &mut Findings) -> bool {
     match text {
         None | Some("false") => false,

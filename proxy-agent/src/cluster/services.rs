@@ -1,7 +1,7 @@
 //! Services and their slices.
 //!
-//! Services and slices arrive in any order, so a service's row exists as soon as either is known, and the slices of a
-//! service hang on its row as a list. A row with neither goes.
+//! Services and slices arrive in any order, so a service's row exists as soon as either is known. The slices
+//! of a service form a linked list that begins in its row. A row with neither service nor slices is removed.
 
 use std::net::IpAddr;
 
@@ -32,7 +32,7 @@ struct SliceRow {
     seen: bool,
 }
 
-/// A slice's row, counted from one so that an absent one takes no room.
+/// A slice's row, counted from one so that an `Option` of it takes no more space.
 type SliceNumber = std::num::NonZeroU32;
 
 impl Row for ServiceRow {
@@ -84,7 +84,7 @@ impl Services {
             .filter_map(|row| Some((row.id, row.service.as_ref()?)))
     }
 
-    /// How many services count.
+    /// The number of services that count.
     pub(super) const fn len(&self) -> usize {
         self.served
     }
@@ -97,7 +97,7 @@ impl Services {
         std::iter::successors(self.slice(first), |row| self.slice(row.next)).map(|row| &row.slice)
     }
 
-    /// Stores a service, or that there is none; `dirty` gains it if that makes a difference.
+    /// Stores a service, or its absence; `dirty` gains it if that makes a difference.
     pub(super) fn put(
         &mut self,
         id: ObjectId,
@@ -133,7 +133,7 @@ impl Services {
         self.drop_empty(number);
     }
 
-    /// Brings the index of addresses in line with a row that held `old` before.
+    /// Updates the index of addresses for a row that held `old` before.
     fn index(&mut self, number: u32, old: Option<&Service>, dirty: &mut ObjectIdSet) {
         let Self {
             rows, cluster_ips, ..
@@ -158,7 +158,7 @@ impl Services {
         }
     }
 
-    /// Stores a slice of the service `owner`; `dirty` gains what that makes a difference to.
+    /// Stores a slice of the service `owner`; `dirty` gains the services for which that makes a difference.
     pub(super) fn put_slice(
         &mut self,
         id: ObjectId,
@@ -168,7 +168,7 @@ impl Services {
         dirty: &mut ObjectIdSet,
     ) {
         let owner_number = self.rows.find(owner).unwrap_or_else(|| {
-            // Whether the service itself was listed is for its own apply to say.
+            // Only the apply of the service itself marks it as listed.
             self.rows.insert(ServiceRow {
                 id: owner,
                 service: None,
@@ -188,7 +188,7 @@ impl Services {
                 }
                 return;
             }
-            // The label was moved to another service.
+            // The slice's label has been moved to another service.
             self.remove_slice(id, names, dirty);
         }
         let next = self.rows.get(owner_number).and_then(|row| row.first_slice);
@@ -236,12 +236,12 @@ impl Services {
         self.drop_empty(removed.service);
     }
 
-    /// A full list of services begins: none of them was named yet.
+    /// Begins a full list of services: it has named none of them yet.
     pub(super) fn forget_seen(&mut self) {
         self.rows.iter_mut().for_each(|row| row.seen = false);
     }
 
-    /// A full list of slices begins: none of them was named yet.
+    /// Begins a full list of slices: it has named none of them yet.
     pub(super) fn forget_seen_slices(&mut self) {
         self.slices.iter_mut().for_each(|row| row.seen = false);
     }
@@ -265,7 +265,7 @@ impl Services {
         self.slices.get(number?.get() - 1)
     }
 
-    /// A slice of this service changed; that matters if the service counts.
+    /// Marks a service dirty whose slice changed, if the service counts.
     fn touch(&self, number: u32, dirty: &mut ObjectIdSet) {
         if let Some(row) = self.rows.get(number)
             && row.service.is_some()
@@ -287,7 +287,7 @@ fn cluster_ip(rows: &Table<ServiceRow>, number: u32, family: Family) -> Option<I
     rows.get(number)?.service.as_ref()?.cluster_ip(family)
 }
 
-/// The addresses that a service is reached at from outside.
+/// The external addresses of a service.
 fn outside(service: Option<&Service>) -> impl Iterator<Item = IpAddr> {
     let external = service.and_then(|service| service.external.as_deref());
     external.into_iter().flat_map(External::addresses)

@@ -1,10 +1,10 @@
-//! A table of the objects of a kind of which there are few.
+//! A table for the objects of a kind with few objects.
 
 use std::collections::BTreeMap;
 
 use crate::source::ObjectId;
 
-/// The objects of a kind of which there are few, by name (and namespace); a walk over all of them will do.
+/// The objects of a kind with few objects, by name (and namespace). A look-up may walk over all of them.
 #[derive(Debug)]
 pub(super) struct Small<T>(BTreeMap<String, SmallRow<T>>);
 
@@ -30,7 +30,7 @@ impl<T: PartialEq> Small<T> {
         self.0.values().map(|row| &row.object)
     }
 
-    /// Stores an object; whether that made a difference.
+    /// Stores an object; true if that made a difference.
     pub(super) fn put(&mut self, name: &str, id: ObjectId, object: T) -> bool {
         if let Some(row) = self.0.get_mut(name) {
             row.seen = true;
@@ -49,7 +49,7 @@ impl<T: PartialEq> Small<T> {
         true
     }
 
-    /// Removes an object; whether it was there.
+    /// Removes an object; true if it was there.
     pub(super) fn remove(&mut self, id: ObjectId) -> bool {
         let before = self.0.len();
         self.0.retain(|_, row| row.id != id);

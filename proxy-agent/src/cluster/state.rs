@@ -1,9 +1,10 @@
-//! All objects that count, and what an event changes about them.
+//! All objects that count, and the changes of an event to them.
 //!
-//! During a full list every object of the kind carries a mark that it was named; at its end those without the mark go.
+//! During a full list every object that it names gets a mark; at the end of the list the objects without a
+//! mark are removed.
 //!
-//! Invariant: before the first full list of every kind is complete nothing is reported dirty, since nothing may be
-//! removed on the strength of half a list; the event that completes it reports [`Changes::synced`].
+//! Invariant: no service is reported dirty before the first full list of every kind is complete, since an
+//! incomplete list justifies no removal. The event that completes the last list reports [`Changes::synced`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,42 +26,42 @@ use super::small::Small;
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdSet, Unreadable, wire};
 use crate::trouble::Trouble;
 
-/// What has to be looked at again after one or more events.
+/// The objects to process again after one or more events.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// Services to plan again; those that are gone too.
+    /// Services to plan again; removed ones too.
     pub services: ObjectIdSet,
-    /// Some node or pod came, went or changed, or what a namespace says about its pods did.
+    /// Some node or pod came, went or changed, or a namespace changed a setting of its pods.
     pub nodes: bool,
     /// The ranges of cluster IPs changed.
     pub service_cidrs: bool,
-    /// The first full list of every kind is complete: everything has to be planned.
+    /// The first full list of every kind is complete, so every service has to be planned.
     pub synced: bool,
 }
 
 impl Changes {
-    /// Whether there is nothing to do.
+    /// Whether there are no changes.
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && !self.nodes && !self.service_cidrs && !self.synced
     }
 
-    /// Forgets what was done, keeping the memory for the next time.
+    /// Removes all changes, and keeps the memory for the next ones.
     pub fn clear(&mut self) {
         self.services.clear();
         (self.nodes, self.service_cidrs, self.synced) = (false, false, false);
     }
 }
 
-/// How far the full list of a kind is.
+/// The progress of the full list of a kind.
 #[derive(Clone, Copy, Debug, Default)]
 struct Listing {
     running: bool,
     complete: bool,
-    /// It had something that cannot be named, so it does not tell what is gone.
+    /// The list had an object without a readable name, so its end does not show which objects are gone.
     vague: bool,
 }
 
-/// Everything known about the cluster.
+/// The known state of the cluster.
 #[derive(Debug, Default)]
 pub struct ClusterState {
     proxy_name: Option<String>,
@@ -75,8 +76,8 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    /// Nothing known yet. `proxy_name` is the `service-proxy-name` that means us; without one every Service labelled with
-    /// some proxy is another's.
+    /// A state without objects. `proxy_name` is the `service-proxy-name` that means us; without it every
+    /// Service with that label belongs to another proxy.
     pub fn new(proxy_name: Option<String>) -> Self {
         Self {
             proxy_name,
@@ -84,7 +85,7 @@ impl ClusterState {
         }
     }
 
-    /// Takes in an event and adds to `changes` what it changed.
+    /// Takes in an event and adds its effects to `changes`.
     pub fn apply(&mut self, event: Event, changes: &mut Changes) {
         let was_synced = self.synced();
         match event.change {
@@ -103,7 +104,8 @@ impl ClusterState {
         }
     }
 
-    /// Whether the first full list of every vital kind is complete. Before that nothing may be removed from the maps.
+    /// Whether the first full list of every vital kind is complete. Before that nothing may be removed from
+    /// the maps.
     pub fn synced(&self) -> bool {
         let mut vital = Kind::ALL.into_iter().filter(|kind| kind.is_vital());
         vital.all(|kind| self.listings[kind as usize].complete)
@@ -117,7 +119,8 @@ impl ClusterState {
             .collect()
     }
 
-    /// If there are pods on the node whose sockets are to be left to the packet path: the addresses of all others.
+    /// The addresses of all other pods, if the sockets of some pods on the node are left to the packet path;
+    /// else `None`.
     pub fn pods_with_sockets(&self, node: &str) -> Option<BTreeSet<IpAddr>> {
         self.pods.with_sockets(node)
     }
@@ -128,13 +131,13 @@ impl ClusterState {
         listed.then(|| self.pods.bandwidth(node))
     }
 
-    /// Those pods on a node that one of the choices means, once all pods are known.
+    /// The pods on a node that one of the choices means, once all pods are known.
     pub fn chosen_pods(&self, node: &str, choices: &[PodChoice]) -> Option<PodNames> {
         let listed = self.listings[Kind::Pod as usize].complete;
         listed.then(|| self.pods.chosen(node, choices))
     }
 
-    /// The shared values that symbols stand for.
+    /// The shared values of symbols.
     pub fn names(&self) -> &Names {
         &self.names
     }
@@ -149,7 +152,7 @@ impl ClusterState {
         self.services.iter()
     }
 
-    /// How many services count.
+    /// The number of services that count.
     pub fn service_count(&self) -> usize {
         self.services.len()
     }
@@ -198,12 +201,12 @@ impl ClusterState {
             .flat_map(|object| object.cidrs.iter().copied())
     }
 
-    /// What is wrong with an object.
+    /// The problems of an object.
     pub fn problems_of(&self, id: ObjectId) -> &[String] {
         self.problems.of(id)
     }
 
-    /// What is wrong with the input.
+    /// The problems of the input.
     pub fn problems(&self) -> Vec<Problem> {
         self.problems.list()
     }
@@ -248,7 +251,7 @@ impl ClusterState {
         self.problems.drop_unseen(kind);
     }
 
-    /// Notes an object that cannot be read. What is known of it stays as it is.
+    /// Notes an object that cannot be read. Its last readable form stays.
     fn keep(&mut self, what: Unreadable, changes: &mut Changes) {
         let message = |rest| format!("it cannot be read: {}; {rest}", what.message);
         let Some((id, object)) = what.object else {
@@ -262,7 +265,7 @@ impl ClusterState {
         let rest = "the last form of it that could be read counts, if there was one";
         self.problems.set_unreadable(id, object, message(rest));
         if self.service(id).is_some() {
-            // Its owner is told.
+            // An event about the problem goes to the Service's owner.
             changes.services.insert(id);
         }
     }
@@ -346,7 +349,7 @@ impl ClusterState {
     }
 }
 
-/// What something of this kind is called that cannot be named.
+/// The name in messages for an object of this kind that has no readable name.
 fn nameless(kind: Kind) -> String {
     format!("one of the {}", kind.plural())
 }

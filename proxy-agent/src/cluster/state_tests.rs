@@ -1,4 +1,5 @@
-//! What events do to the state: which objects count, what is dirty, what a full list removes, what a bad field spoils.
+//! The effects of events on the state: objects that count, dirty services, removals by a full list, effects
+//! of a bad field.
 
 use std::time::Instant;
 
@@ -33,7 +34,7 @@ pub(super) fn cart() -> ObjectId {
     ObjectId::new(Kind::Service, "shop", "cart")
 }
 
-/// A state whose first lists, all empty, are complete.
+/// A state whose first lists are complete and empty.
 pub(super) struct World(pub(super) ClusterState);
 
 impl World {
@@ -56,7 +57,7 @@ impl World {
         changes
     }
 
-    /// Whether the event made the one service of these tests dirty, and nothing else.
+    /// Whether the event made only the one service of these tests dirty.
     pub(super) fn dirties(&mut self, change: Change) -> bool {
         let changes = self.apply(change);
         assert!(!changes.nodes && !changes.service_cidrs && !changes.synced);
@@ -320,7 +321,7 @@ fn a_full_list_removes_what_it_did_not_name_and_only_at_its_end() {
     world.apply(slice(SLICE));
     assert!(world.apply(Change::Begin(Kind::Service)).is_empty());
     assert!(!world.dirties(service(SERVICE)));
-    // The watch is lost in the middle of the list: a new one begins, and nothing went.
+    // The watch is lost in the middle of the list: a new list begins, and no object was removed.
     assert!(world.apply(Change::Begin(Kind::Service)).is_empty());
     assert_eq!(world.0.service_count(), 2);
     assert!(!world.dirties(service(SERVICE)));

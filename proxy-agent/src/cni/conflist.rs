@@ -1,6 +1,7 @@
 //! The description of the network for container runtimes, `10-millrace.conflist`.
 //!
-//! Older runtimes read `cniVersion` and know nothing of 1.1.0; newer ones choose the newest of `cniVersions` that they know.
+//! Older runtimes read `cniVersion` and do not know 1.1.0; newer ones choose the newest of `cniVersions` that
+//! they know.
 
 use std::path::{Path, PathBuf};
 
@@ -9,32 +10,32 @@ use serde_json::{Map, Value, json};
 
 use super::PLUGIN;
 
-/// The file's name. Runtimes take the first by name.
+/// The file's name. Runtimes take the first file by name.
 pub const CONFLIST: &str = "10-millrace.conflist";
 
 /// The network's name.
 const NAME: &str = "millrace";
 const STATE_DIR: &str = "/var/lib/millrace";
-/// Where host-local keeps the leases of a network of this name.
+/// The directory in which host-local keeps the leases of a network of this name.
 pub const LEASES: &str = "/var/lib/cni/networks/millrace";
 
-/// What the description says.
+/// The contents of the description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// The MTU of pods.
     pub mtu: u32,
-    /// Where maps and programs are pinned.
+    /// The directory of the pinned maps and programs.
     pub bpf_root: PathBuf,
-    /// Where the agent keeps what outlives it.
+    /// The directory of the agent's files that outlive it.
     pub state_dir: PathBuf,
-    /// Where pods get their addresses from: one of each family that there is.
+    /// The ranges of pods' addresses, one of each family in use.
     pub pod_cidrs: Vec<IpNet>,
 }
 
-/// The directory of leases below another state directory than the usual one.
+/// The name of the directory of leases below a state directory other than the default one.
 pub(super) const NETWORKS: &str = "networks";
 
-/// Where leases are kept by an agent with this state directory.
+/// The directory of leases of an agent with this state directory.
 pub fn lease_dir(state_dir: &Path) -> PathBuf {
     if state_dir == Path::new(STATE_DIR) {
         LEASES.into()
@@ -44,9 +45,9 @@ pub fn lease_dir(state_dir: &Path) -> PathBuf {
 }
 
 impl Network {
-    /// What keeps the plugin from giving addresses out of these ranges.
+    /// The reason why the plugin cannot assign addresses from these ranges, if there is one.
     pub fn unusable(&self) -> Option<String> {
-        // A network needs room for itself, a gateway and a pod.
+        // A network needs addresses for itself, a gateway and a pod.
         let small = |range: &&IpNet| range.prefix_len() + 2 > range.max_prefix_len();
         let small = self.pod_cidrs.iter().find(small)?;
         Some(format!("{small} is too small to give pods addresses from"))
@@ -111,7 +112,7 @@ mod tests {
         }
     }
 
-    /// What a runtime makes of the description for one call of the plugin.
+    /// The configuration that a runtime derives from the description for one call of the plugin.
     fn as_executed(network: &Network) -> NetworkConfig {
         let list: Value = serde_json::from_str(&network.text()).unwrap();
         let mut document = list["plugins"][0].clone();

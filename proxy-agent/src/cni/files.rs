@@ -1,14 +1,14 @@
-//! Files that others read at any moment, exchanged as a whole.
+//! Files that other programs read at any moment, replaced as a whole.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-/// Sees to it that a file has this content and mode; says whether it had to be written.
+/// Writes a file with this content and mode, unless it has them; true if it had to be written.
 ///
-/// The content goes into a temporary file beside it, to the disk, and then takes the name at once. The directory must be
-/// there.
+/// The content goes into a temporary file beside it, to the disk, and then takes the name at once. The
+/// directory must exist.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     if is_so(path, content, mode)? {
         return Ok(false);
@@ -24,13 +24,13 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What a file is called while it is written. Runtimes read names that end in .conf, .conflist or .json, and execute what a
-/// network's type names.
+/// The name of a file while it is written. Runtimes read names that end in .conf, .conflist or .json, and
+/// execute the file that a network's type names.
 pub fn temporary(name: &str) -> String {
     format!(".{name}.tmp")
 }
 
-/// Brings the names in a file's directory to the disk.
+/// Writes the names in a file's directory to the disk.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -47,14 +47,14 @@ fn is_so(path: &Path, content: &[u8], mode: u32) -> io::Result<bool> {
 }
 
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    // One that was left by an agent that died over it is no use, and could be a link to somewhere else.
+    // A temporary file of an agent that died is of no use, and could be a link to another place.
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)?;
-    // The mask of the process may have taken some of the mode.
+    // The umask of the process may have removed bits of the mode.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()

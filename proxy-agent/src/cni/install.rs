@@ -1,4 +1,5 @@
-//! Putting plugin and description into the directories of container runtimes, and the note of what was put there.
+//! Writes the plugin and the description into the directories of container runtimes, and notes the written
+//! files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -17,7 +18,7 @@ use crate::private_dir::{self, Privacy};
 /// The note in the state directory.
 pub const NOTE: &str = "installed.json";
 
-/// A file could not be had or put in its place.
+/// An error with a file: it could not be read, made or replaced.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {}: {error}{hint}", path.display())]
 pub struct InstallError {
@@ -27,11 +28,11 @@ pub struct InstallError {
     hint: &'static str,
 }
 
-/// What was put into directories of others.
+/// The files in foreign directories that an agent has written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Installed {
-    /// Paths.
+    /// The paths of the files.
     pub files: BTreeSet<PathBuf>,
 }
 
@@ -61,7 +62,8 @@ impl Installed {
     }
 }
 
-/// Closes the state directory to all but root, if it is there. Others could read which containers run here.
+/// Closes the state directory to users other than root, if it exists. They could read which containers run
+/// here.
 pub fn close_state_dir(state_dir: &Path) -> Result<(), InstallError> {
     match private_dir::close(state_dir, is_state) {
         Ok(Privacy::Closed) => Ok(()),
@@ -77,12 +79,13 @@ pub fn close_state_dir(state_dir: &Path) -> Result<(), InstallError> {
     }
 }
 
-/// Whether something in the state directory is ours by its name: the note, also while it is replaced, and leases.
+/// Whether a file in the state directory is ours by its name: the note, also while it is replaced, and
+/// leases.
 fn is_state(name: &OsStr) -> bool {
     name == NETWORKS || name == NOTE || name == files::temporary(NOTE).as_str()
 }
 
-/// Puts files into the directories of container runtimes.
+/// Writes files into the directories of container runtimes.
 #[derive(Debug)]
 pub struct Installer {
     state_dir: PathBuf,
@@ -90,14 +93,14 @@ pub struct Installer {
     bin_dir: Option<PathBuf>,
     plugin_is_there: bool,
     network: Option<Network>,
-    /// What was put where, as it looked afterwards.
+    /// The written files, with their stamps afterwards.
     put: BTreeMap<PathBuf, Option<Stamp>>,
-    /// Files that are gone or look otherwise.
+    /// Files that are gone or have another stamp.
     lost: BTreeSet<PathBuf>,
     restored: Vec<PathBuf>,
 }
 
-/// Inode, length and modification: what tells that a file is another one.
+/// Inode, length and time of modification: these show that a file is another one.
 type Stamp = (u64, u64, SystemTime);
 
 fn stamp(path: &Path) -> Option<Stamp> {
@@ -106,7 +109,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 impl Installer {
-    /// Nothing is looked at yet.
+    /// An installer that has not looked at the files yet.
     pub fn new(state_dir: &Path, conf_dir: Option<&Path>, bin_dir: Option<&Path>) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
@@ -120,8 +123,8 @@ impl Installer {
         }
     }
 
-    /// Looks whether all files are as they were put there, for the price of a system call each. Where not,
-    /// [`Self::install`] puts them there again.
+    /// Whether all files are as they were written; this takes a system call each. If not, [`Self::install`]
+    /// writes them again.
     pub fn is_whole(&mut self) -> bool {
         let lost = self.put.iter().filter(|(path, put)| stamp(path) != **put);
         self.lost = lost.map(|(path, _)| path.clone()).collect();
@@ -132,13 +135,13 @@ impl Installer {
         self.lost.is_empty()
     }
 
-    /// Files that were gone or others and were put there again, since this was asked last.
+    /// The files that were gone or altered and have been written again since the last call.
     pub fn take_restored(&mut self) -> Vec<PathBuf> {
         std::mem::take(&mut self.restored)
     }
 
-    /// Installs the plugin, and then describes the network, if it is ready for pods. What was done is not
-    /// looked at again unless [`Self::is_whole`] found it otherwise.
+    /// Installs the plugin, and then the description, if the network is ready for pods. Written files are not
+    /// checked again unless [`Self::is_whole`] found a difference.
     pub fn install(&mut self, network: Option<&Network>) -> Result<(), InstallError> {
         if !self.plugin_is_there
             && let Some(dir) = self.bin_dir.clone()
@@ -162,7 +165,7 @@ impl Installer {
 
     fn put(&mut self, path: &Path, content: &[u8], mode: u32) -> Result<(), InstallError> {
         let dir = path.parent().unwrap_or(path);
-        // A runtime that has never had a plugin may not have made them.
+        // A runtime that has never had a plugin may not have made the directories.
         fs::create_dir_all(dir).map_err(failed("making", dir))?;
         Installed::add(&self.state_dir, path)?;
         let is_written = files::replace(path, content, mode).map_err(failed("writing", path))?;
@@ -177,7 +180,8 @@ impl Installer {
     }
 }
 
-/// The description of another network in a directory that runtimes use in place of ours, since it comes first by name.
+/// The description of another network in a directory, if runtimes use it in place of ours, since it comes
+/// first by name.
 pub fn preferred_to_ours(conf_dir: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(conf_dir).ok()?.flatten().map(|entry| entry.path());
     let is_one = |path: &PathBuf| {
@@ -223,7 +227,7 @@ mod tests {
         let dir = |name: &str| root.path().join(name);
         let (state, conf, bin) = (dir("state"), dir("etc/cni/net.d"), dir("opt/cni/bin"));
         let conflist = conf.join(CONFLIST);
-        // Beside a test there is no plugin: nothing may tell a runtime of one.
+        // Beside a test there is no plugin, so the installer must not write a description.
         let mut installer = Installer::new(&state, Some(&conf), Some(&bin));
         let error = installer.install(Some(&network(1500))).unwrap_err().to_string();
         assert!(error.contains("beside the agent's own executable"), "{error}");

@@ -14,7 +14,8 @@ use super::values::{ApiServer, HostRouting, NodePortAddress, PortRange, SocketLb
 use super::{HEALTH_ADDRESS, METRICS_ADDRESS};
 use crate::cluster::PodChoice;
 
-/// The configuration in force: the defaults with all settings applied. Logged once, when the agent starts.
+/// The configuration in force: the defaults with all settings applied. The agent logs it once, when it
+/// starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(
@@ -22,53 +23,54 @@ use crate::cluster::PodChoice;
     reason = "each is a switch of its own, named by its key"
 )]
 pub struct Configuration {
-    /// Whose sockets are translated.
+    /// The sockets whose destination is translated.
     #[serde(rename = "socketLB")]
     pub socket_lb: SocketLb,
     /// Source ports for masqueraded flows.
     pub masquerade_ports: PortRange,
-    /// Where services get their addresses from, besides what ServiceCIDR objects say.
+    /// The ranges of services' addresses, besides those of ServiceCIDR objects.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Vec<IpNet>,
-    /// Where pods get their addresses from, besides what Node objects say.
+    /// The ranges of pods' addresses, besides those of Node objects.
     #[serde(rename = "clusterCIDRs")]
     pub cluster_cidrs: Vec<IpNet>,
-    /// The node's addresses, in place of those of its Node object or interfaces; empty if it has not been told.
+    /// The node's addresses, in place of those of its Node object or interfaces; empty if none are
+    /// configured.
     pub node_addresses: Vec<IpAddr>,
-    /// Which of the node's addresses node ports are served on.
+    /// The addresses of the node that serve node ports.
     pub node_port_addresses: Vec<NodePortAddress>,
     /// Whether processes of the node are kept from binding node ports.
     pub protect_node_ports: bool,
     /// Whether `spec.externalIPs` of services are served.
     #[serde(rename = "externalIPs")]
     pub external_ips: bool,
-    /// Whether all flows to services carry the node's address.
+    /// Whether all flows to services get the node's address as their source.
     pub masquerade_all: bool,
-    /// Where this node's pods get their addresses from; where its Node object says if there is none.
+    /// The ranges of addresses for this node's pods; empty for those of its Node object.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<IpNet>,
-    /// How packets get to the pods of other nodes.
+    /// How packets reach the pods of other nodes.
     pub routing_mode: RoutingMode,
-    /// How packets to pods of this node get there.
+    /// How packets reach pods of this node.
     pub host_routing: HostRouting,
     /// The tunnel to other nodes.
     pub vxlan: Vxlan,
-    /// Whether what pods send to the world outside carries the node's address; if nothing is said, where the agent does the
-    /// pod network.
+    /// Whether packets from pods to the outside get the node's address as their source. `None` means that
+    /// they do if the agent sets up the pod network.
     pub masquerade: Option<bool>,
-    /// Where what pods send keeps their addresses, besides other pods.
+    /// The ranges besides pods' to which packets from pods keep their source address.
     #[serde(rename = "nonMasqueradeCIDRs")]
     pub non_masquerade_cidrs: Vec<IpNet>,
     /// Pods that may send from addresses that are not their own.
     pub pods_with_any_source: Vec<PodChoice>,
-    /// How long flows are remembered.
+    /// The lifetimes of flows.
     pub conntrack: Conntrack,
-    /// The addresses of the API server, in place of the one that the kubeconfig or the cluster names; the first that
-    /// answers is asked.
+    /// The addresses of the API server, in place of that of the kubeconfig or the cluster; the first that
+    /// responds is used.
     pub api_servers: Vec<ApiServer>,
-    /// Where health is told; nowhere if there is none.
+    /// The address that serves health; `None` for no server.
     pub health_address: Option<SocketAddr>,
-    /// Where metrics are shown, likewise.
+    /// The address that serves metrics; `None` for no server.
     pub metrics_address: Option<SocketAddr>,
     /// Whether the agent ends if it cannot listen at these addresses when it starts.
     pub bind_address_hard_fail: bool,
@@ -76,8 +78,8 @@ pub struct Configuration {
     pub maps: MapLimits,
 }
 
-/// Below the kernel's default range for the node's own sockets, which begins at 32768, and below Kubernetes' default range of
-/// node ports.
+/// This range is below the kernel's default range for the node's own sockets, which begins at 32768. It is
+/// also below Kubernetes' default range of node ports.
 const MASQUERADE_PORTS: PortRange = match PortRange::new(10_000, 29_999) {
     Some(range) => range,
     None => panic!("the range is not empty"),
@@ -113,7 +115,7 @@ impl Default for Configuration {
 }
 
 impl Configuration {
-    /// What files and then the environment and flags make of the defaults.
+    /// The defaults, changed by the files and then by the environment and flags.
     pub fn of(files: &[Settings], overrides: &Settings) -> Self {
         let mut configuration = Self::default();
         for settings in files.iter().chain([overrides]) {
@@ -122,7 +124,7 @@ impl Configuration {
         configuration
     }
 
-    /// Changes what `settings` mention. They must have no [`Settings::errors`].
+    /// Applies `settings`, which must have no [`Settings::errors`].
     pub fn apply(&mut self, settings: &Settings) {
         if let Some(socket_lb) = settings.socket_lb {
             self.socket_lb = socket_lb;
@@ -199,7 +201,7 @@ impl Configuration {
         }
     }
 
-    /// What works and is hardly meant.
+    /// Settings that are valid and most likely not intended.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for service in &self.service_cidrs {

@@ -1,20 +1,20 @@
-//! How long a flow that nothing is heard of is remembered.
+//! The lifetimes of flows without packets.
 
 use serde::{Deserialize, Serialize};
 
 use super::duration::GoDuration;
 
-/// Lifetimes of flows by their state, named and preset as in a `KubeProxyConfiguration`.
+/// Lifetimes of flows by their state, with the names and defaults of a `KubeProxyConfiguration`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Conntrack {
-    /// TCP past its handshake.
+    /// TCP after its handshake.
     pub tcp_established_timeout: GoDuration,
     /// TCP that one side has closed.
     pub tcp_close_wait_timeout: GoDuration,
-    /// Datagrams that were never answered.
+    /// UDP without a reply.
     pub udp_timeout: GoDuration,
-    /// Datagrams that were.
+    /// UDP with replies.
     pub udp_stream_timeout: GoDuration,
 }
 
@@ -29,22 +29,22 @@ impl Default for Conntrack {
     }
 }
 
-/// Lifetimes that are given; zero stands for what is in force, as kube-proxy has it.
+/// Lifetimes from a file; zero keeps the present one, as with kube-proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ConntrackSettings {
-    /// TCP past its handshake.
+    /// TCP after its handshake.
     pub tcp_established_timeout: Option<GoDuration>,
     /// TCP that one side has closed.
     pub tcp_close_wait_timeout: Option<GoDuration>,
-    /// Datagrams that were never answered.
+    /// UDP without a reply.
     pub udp_timeout: Option<GoDuration>,
-    /// Datagrams that were.
+    /// UDP with replies.
     pub udp_stream_timeout: Option<GoDuration>,
 }
 
 impl ConntrackSettings {
-    /// Changes what is given.
+    /// Applies the lifetimes that are given.
     pub fn apply(&self, conntrack: &mut Conntrack) {
         let set = |given: Option<GoDuration>, to: &mut GoDuration| {
             if let Some(given) = given.filter(|given| !given.0.is_zero()) {

@@ -1,11 +1,11 @@
-//! Documents of a YAML file, read one by one, with the place of an error.
+//! The documents of a YAML file, read one by one, with the place of an error.
 //!
-//! A file is cut at its `---` lines, as kubectl does: a line that starts so at the left margin separates documents
-//! whatever stands around it (YAML 1.2.2, c-forbidden). So an error in one document does not hide those of the next, and every
-//! error has the line of the file and the path of the field.
+//! A file is cut at its `---` lines, as kubectl does. A line that begins so at the left margin separates
+//! documents in any context (YAML 1.2.2, c-forbidden). So an error in one document does not hide those of the
+//! next. Every error has the line of the file and the path of the field.
 //!
-//! A document is read strictly, or leniently as Kubernetes' own decoders can: then keys that the type does
-//! not have are left out, of a key that is given more than once the last value counts, and both are reported.
+//! A document is read strictly, or leniently as Kubernetes' own decoders can. Leniently, keys that the type
+//! does not have are left out. If a key is given more than once, the last value counts. Both are reported.
 
 use std::collections::HashSet;
 
@@ -19,45 +19,45 @@ use super::outline::{Outline, Step};
 /// One document of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Document<'a> {
-    /// Counts from 1; empty documents count too.
+    /// The document's number, counted from 1; empty documents count too.
     pub number: usize,
-    /// The line of the file that it starts on, counting from 1.
+    /// The line of the file on which it starts, counted from 1.
     pub first_line: u64,
     text: &'a str,
 }
 
-/// Where a document is not what it should be, and how.
+/// An error in a document, with its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentError {
     /// The line of the file, where it is known.
     pub line: Option<u64>,
-    /// The path of the field, such as `maps.frontends.max`; empty where the document as a whole is meant.
+    /// The path of the field, such as `maps.frontends.max`; empty for the document as a whole.
     pub field: String,
-    /// What is wrong.
+    /// The text of the error.
     pub message: String,
 }
 
 /// A key that was read leniently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lenience {
-    /// The line of the file; of a key that is given more than once that of the last.
+    /// The line of the file; for a key that is given more than once, the line of the last.
     pub line: Option<u64>,
     /// The path of the field.
     pub field: String,
-    /// Which kind it is.
+    /// The kind of the lenience.
     pub kind: LenienceKind,
 }
 
-/// Why a key had to be read leniently.
+/// The reason why a key was read leniently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LenienceKind {
     /// The type has no such field.
     Unknown,
-    /// It is given more than once.
+    /// The key is given more than once.
     Repeated,
 }
 
-/// Cuts a file into its documents, leaving out the empty ones.
+/// Cuts a file into its documents; empty ones are left out.
 pub fn split(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let (mut number, mut first_line, mut start) = (1, 1, 0);
@@ -67,7 +67,7 @@ pub fn split(text: &str) -> Vec<Document<'_>> {
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if separates {
-            // What stands before the first separator is a document only if something stands there.
+            // The text before the first separator is a document only if it is not empty.
             if end > 0 && !is_empty(&text[start..end]) {
                 documents.push(Document {
                     number,
@@ -90,7 +90,7 @@ pub fn split(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-/// Whether nothing but comments and a separator stand in `text`.
+/// Whether `text` has only comments and a separator.
 fn is_empty(text: &str) -> bool {
     text.lines().all(|line| {
         let line = line.strip_prefix("---").unwrap_or(line).trim();
@@ -115,7 +115,8 @@ impl Document<'_> {
             kind,
         };
         let unknown: HashSet<Vec<Step>> = unknown.into_iter().collect();
-        // What is unknown is left out whole, however often keys are given in it.
+        // An unknown key is left out with all of its content, also with keys in it that are given more than
+        // once.
         let is_left_out = |path: &[Step]| (1..=path.len()).any(|length| unknown.contains(&path[..length]));
         let repeated = outline.repeated().into_iter();
         let repeated = repeated
@@ -130,7 +131,8 @@ impl Document<'_> {
         Ok((read, lenience))
     }
 
-    /// What the type could be read from has an outline; without one the lines are missing.
+    /// The document's outline. Every document from which a type could be read has one. Without one the lines
+    /// are missing.
     fn outline(&self) -> Outline {
         let options =
             serde_saphyr::options! { with_snippet: false, duplicate_keys: DuplicateKeyPolicy::LastWins };
@@ -167,7 +169,8 @@ impl Document<'_> {
     }
 }
 
-/// What an error says, without the place. It may quote the file, and what is no text there is none in a terminal either.
+/// The text of an error, without its place. It may quote the file, so control characters are replaced before
+/// they reach a terminal.
 pub fn message(error: &Error) -> String {
     let message = DefaultMessageFormatter.format_message(error.without_snippet());
     let plain = |character: char| {

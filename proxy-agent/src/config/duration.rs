@@ -1,4 +1,4 @@
-//! Spans of time as Go writes them (`1m30s`), which is how Kubernetes' configuration files have them.
+//! Spans of time in Go's syntax (`1m30s`), which Kubernetes' configuration files use.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct GoDuration(pub Duration);
 
-/// Units and their length in nanoseconds, longer names before their beginnings.
+/// Units and their length in nanoseconds. A longer name comes before a name that is its beginning.
 const UNITS: [(&str, u64); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -24,7 +24,7 @@ const UNITS: [(&str, u64); 8] = [
 ];
 
 impl GoDuration {
-    /// So many seconds.
+    /// A span of so many seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
@@ -82,7 +82,8 @@ fn multiply(number: &str, unit: u64) -> Option<u64> {
 }
 
 impl fmt::Display for GoDuration {
-    /// As Go's `Duration.String` for whole seconds; smaller parts in milliseconds or nanoseconds.
+    /// The format of Go's `Duration.String` for whole seconds. Otherwise the seconds are written in
+    /// milliseconds or nanoseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, nanos) = (self.0.as_secs(), self.0.subsec_nanos());
         let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);

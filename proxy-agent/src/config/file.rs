@@ -1,4 +1,4 @@
-//! Configuration files: which documents may stand in one, and everything that is wrong with it.
+//! Configuration files: the documents that one may hold, and the errors in it.
 
 use std::fmt;
 use std::fs;
@@ -11,44 +11,44 @@ use super::kube_proxy::KubeProxyConfiguration;
 use super::settings::Settings;
 use super::unheeded::unheeded;
 
-/// The one version of our documents so far.
+/// The only version of our documents so far.
 const API_VERSION: &str = "millrace.dev/v1alpha1";
 const KIND: &str = "AgentConfiguration";
 
-/// A configuration file is written by hand; one that is larger is none.
+/// The largest configuration file, in bytes. A file written by hand is smaller.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// The file of a kubeadm cluster.
+/// The kind of the document in a kubeadm cluster.
 const KUBE_PROXY_KIND: &str = "KubeProxyConfiguration";
 const KUBE_PROXY_GROUP: &str = "kubeproxy.config.k8s.io/";
 const KUBE_PROXY_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 
-/// What a file says.
+/// The content of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FileReport {
-    /// What it tells kube-proxy, if it does and that is good.
+    /// The settings for kube-proxy, if the file has such a document without errors.
     pub kube_proxy: Option<Settings>,
-    /// What it tells us, likewise. It comes before what it tells kube-proxy.
+    /// The settings for Millrace, under the same condition. They override those for kube-proxy.
     pub own: Option<Settings>,
-    /// Everything that is wrong.
+    /// All errors of the file.
     pub errors: Vec<ConfigError>,
-    /// What works and is hardly meant.
+    /// Settings that are valid and most likely not intended.
     pub warnings: Vec<String>,
 }
 
-/// One thing that is wrong with a file.
+/// One error of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct ConfigError {
-    /// The file.
+    /// The path of the file.
     #[serde(skip)]
     pub file: PathBuf,
-    /// Which of its documents, counting from 1; none where the file as a whole is meant.
+    /// The number of the document, counted from 1; `None` for the file as a whole.
     pub document: Option<usize>,
-    /// The line of the file, where it is known.
+    /// The line of the file, if it is known.
     pub line: Option<u64>,
-    /// The path of the field, such as `maps.frontends.max`; empty where the document as a whole is meant.
+    /// The path of the field, such as `maps.frontends.max`; empty for the document as a whole.
     pub field: String,
-    /// What is wrong.
+    /// The text of the error.
     pub message: String,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Says what a document is.
+/// The fields that identify a document.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Header {
@@ -79,16 +79,17 @@ struct Header {
     kind: String,
 }
 
-/// What several files say.
+/// The content of several files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// To be applied in this order: what is meant for kube-proxy, then what is meant for us, each in the order of the files.
+    /// The settings, to be applied in this order: those for kube-proxy, then those for Millrace, each in the
+    /// order of the files.
     pub settings: Vec<Settings>,
-    /// What works and is hardly meant.
+    /// Settings that are valid and most likely not intended.
     pub warnings: Vec<String>,
 }
 
-/// Reads files, of which later ones win, or says everything that is wrong with them.
+/// Reads files, of which later ones override earlier ones. Fails with all errors of all files.
 pub fn read_files(paths: &[PathBuf]) -> Result<Read, Vec<ConfigError>> {
     let mut read = Read::default();
     let (mut own, mut errors) = (Vec::new(), Vec::new());
@@ -160,13 +161,13 @@ fn read_text(path: &Path, text: &str) -> FileReport {
     report
 }
 
-/// A document that could be read.
+/// The content of a document that could be read.
 enum Content {
     Own(Box<Settings>),
     KubeProxy(Box<KubeProxyConfiguration>, Vec<Lenience>),
 }
 
-/// Adds a document to what the file says, or gives what is wrong with that.
+/// Adds the content of a document to the report of its file, or returns the error.
 fn take(
     content: Content,
     document: &Document<'_>,
@@ -200,7 +201,7 @@ fn take(
     errors.into_iter().map(error).collect()
 }
 
-/// What is said of a field that kube-proxy takes with a warning.
+/// The warning for a field that kube-proxy accepts with a warning.
 fn warning(path: &Path, lenience: &Lenience) -> String {
     let line = lenience.line.map(|line| format!(":{line}")).unwrap_or_default();
     let what = match lenience.kind {
@@ -211,7 +212,7 @@ fn warning(path: &Path, lenience: &Lenience) -> String {
 }
 
 fn read_document(document: &Document<'_>) -> Result<Content, DocumentError> {
-    // Whether a key may be given twice depends on what the document is.
+    // The kind of the document decides whether a key may be given twice.
     let (header, _): (Header, _) = document.read_leniently()?;
     let unknown_version = |version: &str, known: &str| {
         let message = format!("{version:?} is not known: write {known}");

@@ -1,10 +1,10 @@
-//! Reading configuration files again when they change.
+//! Reads configuration files again when they change.
 //!
-//! The directories are watched that the files lie in, and those that links lead to on the way: editors replace files, and a
-//! ConfigMap's volume swaps a link that all of its files are reached by. Whatever happens there, the files are read again, and
-//! what they say is handed on if it is something else than before.
+//! It watches the directories of the files, and those of the links to them. Editors replace files, and a
+//! ConfigMap's volume exchanges a link that leads to all of its files. After any change there it reads the
+//! files again, and sends their content if it has changed.
 //!
-//! Invariant: a file is read after it was quiet for a moment, so nobody sees one that is half written.
+//! Invariant: a file is read after it was quiet for a moment, so no reader sees a half-written one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,24 +18,26 @@ use tokio::time::{sleep, timeout};
 
 use super::file::{ConfigError, Read, read_files};
 
-/// What the files say now.
+/// The present content of the files.
 pub type Reading = Result<Read, Vec<ConfigError>>;
 
-/// How long the files must be quiet before they are read.
+/// The time for which the files must be quiet before they are read.
 const QUIET: Duration = Duration::from_millis(100);
-/// The files are read this often even if nothing was heard of them, as where a directory was not there to be watched.
+/// The files are read this often even without a report of a change: a directory may not have existed when the
+/// watch began.
 const ANYWAY: Duration = Duration::from_mins(1);
-/// Links that may lead from one to the other.
+/// The most links that may lead from one to the other.
 const MOST_LINKS: usize = 16;
 
-/// Hands on what the files say, first what they say now, until nobody takes it. Must be called within a tokio runtime.
+/// Sends the content of the files: first the present one, then each change, until the receiver is gone. Must
+/// be called within a tokio runtime.
 pub async fn follow(files: Vec<PathBuf>, readings: mpsc::Sender<Reading>) -> io::Result<()> {
     let inotify = Inotify::init()?;
     let mut watches = inotify.watches();
     let mut events = inotify.into_event_stream(vec![0; 4096])?;
     let mut last = None;
     loop {
-        // Watched before they are read, so that nothing falls between the two.
+        // Watched before they are read, so that no change in between is lost.
         for directory in directories(&files) {
             let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::CREATE | WatchMask::DELETE;
             if let Err(error) = watches.add(&directory, mask) {
@@ -71,7 +73,7 @@ pub async fn follow(files: Vec<PathBuf>, readings: mpsc::Sender<Reading>) -> io:
     }
 }
 
-/// Where something may happen that changes what a file says.
+/// The directories in which an event may change the content of a file.
 fn directories(files: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut directories = BTreeSet::new();
     for file in files {

@@ -1,11 +1,12 @@
-//! `kubeproxy.config.k8s.io/v1alpha1` KubeProxyConfiguration, the file that every kubeadm cluster has in a ConfigMap.
+//! `kubeproxy.config.k8s.io/v1alpha1` KubeProxyConfiguration, the file that every kubeadm cluster has in a
+//! ConfigMap.
 //!
-//! Every field of the type as of v1.36 is known here. kube-proxy reads v1alpha1 leniently: a field that it
-//! does not have, such as one that is gone, is left out with a warning, and so it is here. Of a key that is
-//! given twice the last value counts, and the case of names counts (`loadConfig` in
-//! cmd/kube-proxy/app/options.go, `UnmarshalCaseSensitivePreserveInts`). What has a meaning becomes
-//! [`Settings`]; what has none is for [`unheeded`](super::unheeded) to name. In Go's form a field that is not
-//! set may also be written as its zero value, and kubeadm writes all of them so: zero says nothing.
+//! This module knows every field of the type as of v1.36. Like kube-proxy, it reads v1alpha1 leniently: a
+//! field that the type does not have, such as a removed one, is left out with a warning. If a key is given
+//! twice the last value counts, and the case of names counts. (See `loadConfig` in
+//! cmd/kube-proxy/app/options.go, `UnmarshalCaseSensitivePreserveInts`.) Fields with a meaning here become
+//! [`Settings`], and [`unheeded`](super::unheeded) names the others. In Go a field that is not set may also
+//! be written as its zero value, and kubeadm writes all of them so. So zero means that the field is not set.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,7 +21,7 @@ use super::settings::{Ignored, Settings};
 use super::values::{Cidr, NodePortAddress};
 use super::{HEALTH_PORT, METRICS_PORT};
 
-/// A struct whose fields may all be left out.
+/// Defines a struct whose fields are all optional.
 macro_rules! part {
     ($(#[$doc:meta])+ $name:ident { $($(#[$attribute:meta])* $field:ident: $type:ty,)+ }) => {
         $(#[$doc])+
@@ -31,7 +32,7 @@ macro_rules! part {
 }
 
 part! {
-    /// The document.
+    /// The whole document.
     KubeProxyConfiguration {
         api_version: Ignored,
         kind: Ignored,
@@ -64,7 +65,7 @@ part! {
 }
 
 part! {
-    /// How the API server is asked.
+    /// The connection to the API server.
     ClientConnection {
         kubeconfig: String,
         accept_content_types: String,
@@ -75,10 +76,10 @@ part! {
 }
 
 part! {
-    /// What is logged, and how.
+    /// The level and the format of the log.
     Logging {
         format: String,
-        // Nanoseconds, or a span of time as text.
+        // Nanoseconds as a number, or a span of time as text.
         flush_frequency: Value,
         verbosity: u32,
         vmodule: Vec<Value>,
@@ -87,7 +88,7 @@ part! {
 }
 
 part! {
-    /// What each format of the log has of its own.
+    /// The options of each format of the log.
     LoggingOptions {
         text: LoggingFormat,
         json: LoggingFormat,
@@ -95,7 +96,7 @@ part! {
 }
 
 part! {
-    /// How a format is written out.
+    /// The options of one format.
     LoggingFormat {
         split_stream: bool,
         // A quantity: a number, or text with a unit.
@@ -104,7 +105,7 @@ part! {
 }
 
 part! {
-    /// Mode iptables.
+    /// The options of mode iptables.
     Iptables {
         masquerade_bit: i32,
         masquerade_all: bool,
@@ -117,7 +118,7 @@ part! {
 }
 
 part! {
-    /// Mode ipvs.
+    /// The options of mode ipvs.
     Ipvs {
         sync_period: GoDuration,
         min_sync_period: GoDuration,
@@ -133,7 +134,7 @@ part! {
 }
 
 part! {
-    /// Mode nftables.
+    /// The options of mode nftables.
     Nftables {
         masquerade_bit: i32,
         masquerade_all: bool,
@@ -143,7 +144,7 @@ part! {
 }
 
 part! {
-    /// Windows.
+    /// The options for Windows.
     Winkernel {
         network_name: String,
         source_vip: String,
@@ -155,7 +156,7 @@ part! {
 }
 
 part! {
-    /// How kube-proxy tells local pods.
+    /// The detection of local pods.
     DetectLocal {
         bridge_interface: String,
         interface_name_prefix: String,
@@ -163,7 +164,7 @@ part! {
 }
 
 part! {
-    /// The kernel's table of connections, where kube-proxy keeps its flows.
+    /// The kernel's conntrack table, in which kube-proxy keeps its flows.
     ConntrackOfKubeProxy {
         max_per_core: i32,
         min: i32,
@@ -188,7 +189,7 @@ impl<'de> Deserialize<'de> for Cidrs {
     }
 }
 
-/// One entry of `nodePortAddresses`: a range, or a word for one or two.
+/// One entry of `nodePortAddresses`: a range, or a keyword for one or two ranges.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct NodePorts(Vec<NodePortAddress>);
 
@@ -206,7 +207,7 @@ impl<'de> Deserialize<'de> for NodePorts {
 }
 
 impl KubeProxyConfiguration {
-    /// What it says in our terms.
+    /// The document as our settings.
     pub(super) fn settings(&self) -> Settings {
         let (health, metrics) = self.listen_addresses();
         let mut settings = Settings {
@@ -215,7 +216,7 @@ impl KubeProxyConfiguration {
                 .as_ref()
                 .and_then(|client| given(client.kubeconfig.as_ref()))
                 .map(Into::into),
-            // A kubelet's name for its node is in lower case whatever the host calls itself.
+            // A kubelet's name for its node is in lower case, independent of the host's own name.
             node_name: given(self.hostname_override.as_ref()).map(|name| name.to_lowercase()),
             health_address: health,
             metrics_address: metrics,
@@ -251,7 +252,8 @@ impl KubeProxyConfiguration {
         iptables.unwrap_or(false) || nftables.unwrap_or(false)
     }
 
-    /// Where health and metrics are served: an IPv6 `bindAddress` makes their defaults IPv6 ones, all else is as written.
+    /// The addresses of health and metrics: an IPv6 `bindAddress` makes their defaults IPv6 ones, all else is
+    /// as written.
     fn listen_addresses(&self) -> (Option<ListenAddress>, Option<ListenAddress>) {
         let bind = self.bind_address.as_deref().unwrap_or_default().parse();
         let v6 = matches!(bind, Ok(IpAddr::V6(_)));

@@ -1,11 +1,11 @@
-//! Files that were written for kube-proxy: as kubeadm writes one, and with every field set.
+//! Files for kube-proxy: one as kubeadm writes it, and one with every field set.
 
 use std::path::PathBuf;
 
 use super::file::{FileReport, read_file, read_files};
 use super::{Configuration, Settings};
 
-/// What the ConfigMap `kube-proxy` holds after `kubeadm init --pod-network-cidr` of Kubernetes 1.36.
+/// The content of the ConfigMap `kube-proxy` after `kubeadm init --pod-network-cidr` of Kubernetes 1.36.
 const KUBEADM: &str = "\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 bindAddress: 0.0.0.0
@@ -76,7 +76,7 @@ winkernel:
   sourceVip: \"\"
 ";
 
-/// Every field of v1.36 is set, and to something else than its default.
+/// Every field of v1.36 has a value other than its default.
 const EVERYTHING: &str = "\
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -123,7 +123,7 @@ fn read(text: &str) -> FileReport {
     read_file(&paths[0])
 }
 
-/// The fields that are warned of, without the reasons.
+/// The fields in the warnings, without the reasons.
 fn warned(report: &FileReport) -> Vec<String> {
     let name = |warning: &String| {
         let (_, rest) = warning.split_once(".yaml: ").expect("the file's name");

@@ -1,7 +1,8 @@
-//! Where a server listens, read as kube-proxy reads its `healthzBindAddress` and `metricsBindAddress`.
+//! The address of a server, read as kube-proxy reads its `healthzBindAddress` and `metricsBindAddress`.
 //!
-//! Those are an address with or without a port; an empty text stands for the default. Ports alone, and 0 for "nowhere", were
-//! flags of kube-proxy once and are understood too. Names are not: what listens must not depend on a resolver.
+//! These are an address with or without a port; an empty text stands for the default. Ports alone, and 0 for
+//! "nowhere", were flags of kube-proxy once and are accepted too. Host names are not, since the listening
+//! address must not depend on a resolver.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::cluster::canonical_ip;
 
-/// What is said about an address to listen at; what is left out is the default's.
+/// An address to listen at; parts that are left out are those of the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListenAddress {
     ip: Option<IpAddr>,
@@ -18,7 +19,7 @@ pub struct ListenAddress {
 }
 
 impl ListenAddress {
-    /// Where that is, given the default; `None` for nowhere.
+    /// The address with the parts of the default; `None` for no server.
     pub fn or(self, default: SocketAddr) -> Option<SocketAddr> {
         let port = self.port.unwrap_or(default.port());
         (port != 0).then(|| SocketAddr::new(self.ip.unwrap_or(default.ip()), port))
@@ -61,7 +62,7 @@ impl FromStr for ListenAddress {
                 port: Some(port),
             });
         }
-        // An IPv6 address without brackets would have ended in another group, not in a port.
+        // An IPv6 address without brackets would have reached another branch, and would have no port.
         let bracketed = host.starts_with('[') && host.ends_with(']');
         let ip = ip(host)
             .filter(|ip| ip.is_ipv4() || bracketed)
@@ -73,7 +74,7 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// Numbers too: `healthAddress: 0` is no text in YAML.
+/// Accepts numbers too: `healthAddress: 0` is no text in YAML.
 impl<'de> Deserialize<'de> for ListenAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;

@@ -1,7 +1,8 @@
-//! How large the maps are made.
+//! The sizes of the maps.
 //!
-//! Maps of what the cluster holds start at a size for most clusters and grow, so they have two sizes; maps of flows are made once
-//! and evict their oldest entries, so they have one. A single number for a map that grows is where it starts.
+//! Maps of the cluster's objects start at a size for most clusters and grow, so they have two sizes. Maps of
+//! flows are made once and evict their oldest entries, so they have one. A single number for a map that grows
+//! is its first size.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,10 +17,10 @@ use serde::{Deserialize, Serialize};
 pub struct Entries(u32);
 
 impl Entries {
-    /// More than any node has memory for in one map: a number above it is a slip of the keyboard.
+    /// The most entries of one map. No node has memory for more, so a larger number is a typing error.
     pub const MAX: u32 = 1 << 26;
 
-    /// The number.
+    /// The number of entries.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -39,9 +40,9 @@ impl TryFrom<u64> for Entries {
 /// The sizes of a map that grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Growth {
-    /// Entries there is room for at first.
+    /// The number of entries for which there is space at first.
     pub initial: u32,
-    /// Entries beyond which it does not grow.
+    /// The number of entries beyond which it does not grow.
     pub max: u32,
 }
 
@@ -49,17 +50,17 @@ pub struct Growth {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MapLimits {
-    /// Addresses and ports that are balanced.
+    /// Addresses and ports of frontends.
     pub frontends: Growth,
     /// References from frontends to backends.
     pub slots: Growth,
-    /// Endpoints.
+    /// Backends of frontends.
     pub backends: Growth,
     /// Virtual addresses and addresses of the node.
     pub addresses: Growth,
-    /// Flows of the packet path; those that begin or have ended have half as much room besides.
+    /// Flows of the packet path. Flows that begin or have ended have half as much space in addition.
     pub flows: u32,
-    /// Clients that stay with their backend.
+    /// Clients with session affinity.
     pub affinity: u32,
     /// Peers of unconnected UDP sockets.
     pub socket_peers: u32,
@@ -94,7 +95,7 @@ impl Default for MapLimits {
     }
 }
 
-/// What is said about the size of a map that grows.
+/// The settings for the size of a map that grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MapSizing {
     initial: Option<Entries>,
@@ -102,7 +103,7 @@ pub struct MapSizing {
 }
 
 impl MapSizing {
-    /// What is said, if it does not contradict itself.
+    /// The sizes; fails if they contradict each other.
     pub fn new(initial: Option<Entries>, max: Option<Entries>) -> Result<Self, String> {
         match (initial, max) {
             (Some(initial), Some(max)) if initial > max => Err(format!(
@@ -114,7 +115,7 @@ impl MapSizing {
         }
     }
 
-    /// Changes `growth`; where only one size is given, the other gives way.
+    /// Changes `growth`. If only one size is given, the other is adjusted to it.
     fn apply(self, growth: &mut Growth) {
         if let Some(initial) = self.initial {
             growth.initial = initial.get();
@@ -163,7 +164,7 @@ impl<'de> Deserialize<'de> for MapSizing {
     }
 }
 
-/// What is said about the sizes of maps.
+/// The settings for the sizes of maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct MapSettings {
@@ -178,7 +179,7 @@ pub struct MapSettings {
 }
 
 impl MapSettings {
-    /// Changes what `limits` says about the maps that are mentioned.
+    /// Changes the sizes of `limits` that are set.
     pub fn apply(&self, limits: &mut MapLimits) {
         self.frontends.apply(&mut limits.frontends);
         self.slots.apply(&mut limits.slots);
@@ -195,7 +196,8 @@ impl MapSettings {
     }
 }
 
-/// Flags and the environment write the document's `maps` on one line: `{frontends: 1000, slots: {max: 50000}}`.
+/// Reads the value of the document's key `maps` on one line, for flags and the environment: `{frontends:
+/// 1000, slots: {max: 50000}}`.
 impl FromStr for MapSettings {
     type Err = String;
 

@@ -1,10 +1,12 @@
-//! How an agent is set up: what it was started with, and how it is configured.
+//! The options and the configuration of an agent.
 //!
-//! The command line, the environment and files of YAML documents all say part of it. Each part becomes [`Settings`], in which
-//! everything is optional; applied in the order defaults < files < environment < flags they make a [`Configuration`],
-//! in which nothing is. A file may have been written for kube-proxy: what has a meaning here is taken from it. Values are judged where they are read, so that an error can name the file and the field.
+//! The command line, the environment and files of YAML documents each give a part of it. Each part becomes
+//! [`Settings`], in which every field is optional. Applied in the order defaults < files < environment <
+//! flags, they make a [`Configuration`], in which no setting is missing. A file may have been written for
+//! kube-proxy: its fields with a meaning here are used. Values are validated where they are read, so that an
+//! error can name the file and the field.
 //!
-//! Invariant: a [`Configuration`] is valid; whoever holds one checks nothing again.
+//! Invariant: a [`Configuration`] is valid, so its readers check nothing again.
 
 mod configuration;
 mod conntrack;
@@ -41,11 +43,11 @@ pub use reload::Reload;
 pub use settings::{SettingError, Settings};
 pub use values::{Address, ApiServer, Cidr, HostRouting, NodePortAddress, PortRange, SocketLb};
 
-/// Where kube-proxy tells its health, and whoever asks kube-proxy asks us.
+/// The port of kube-proxy's health, so that its clients find ours.
 pub const HEALTH_PORT: u16 = 10256;
-/// Where kube-proxy shows its metrics.
+/// The port of kube-proxy's metrics.
 pub const METRICS_PORT: u16 = 10249;
-/// Health is asked for by balancers on other machines.
+/// All addresses, since load balancers on other machines ask for health.
 pub const HEALTH_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), HEALTH_PORT);
-/// Metrics are for this machine unless somebody says otherwise.
+/// The loopback: by default only this machine reads the metrics.
 pub const METRICS_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), METRICS_PORT);

@@ -1,4 +1,4 @@
-//! What an agent is started with.
+//! The options of an agent.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,50 +6,50 @@ use std::str::FromStr;
 
 use super::{Configuration, Settings};
 
-/// Everything that the command line, the environment and files say about an agent.
+/// All options of an agent from the command line, the environment and files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentOptions {
     /// The node's name, as its Node object has it.
     pub node_name: String,
-    /// Where objects come from.
+    /// The source of objects.
     pub source: SourceSpec,
-    /// How to reach the API server; as a pod of the cluster where it is not given.
+    /// The kubeconfig for the API server; `None` for a pod's access to its cluster.
     pub kubeconfig: Option<PathBuf>,
-    /// Where maps, programs and links are pinned.
+    /// The directory of the pinned maps, programs and links.
     pub bpf_root: PathBuf,
-    /// What outlives a boot.
+    /// The directory of files that outlive a boot.
     pub state_dir: PathBuf,
-    /// What does not: the control socket.
+    /// The directory of the control socket, which does not outlive a boot.
     pub run_dir: PathBuf,
-    /// The cgroup whose sockets are translated; the root of cgroup v2 where it is not given.
+    /// The cgroup whose sockets are translated; `None` for the root of cgroup v2.
     pub cgroup: Option<PathBuf>,
-    /// The interfaces to other machines; found by addresses and routes where none is given.
+    /// The interfaces to other machines; if empty, the agent finds them by addresses and routes.
     pub uplinks: Vec<String>,
-    /// The interfaces of pods; found by where they lead where none is given.
+    /// The interfaces of pods; if empty, the agent finds them by the namespace that they lead to.
     pub pod_interfaces: Vec<NamePattern>,
-    /// Where the network is described for container runtimes, if the agent does the pod network.
+    /// The directory for the description of the network, if the agent sets up the pod network.
     pub cni_conf_dir: Option<PathBuf>,
-    /// Where container runtimes look for plugins, if the agent is to put its own there.
+    /// The directory of container runtimes for plugins, if the agent must install its own there.
     pub cni_bin_dir: Option<PathBuf>,
-    /// Whether errors are shown at length: the verifier's whole log.
+    /// Whether errors are shown at length, such as the verifier's whole log.
     pub verbose: bool,
     /// The files that the configuration was read from.
     pub config_files: Vec<PathBuf>,
-    /// What the environment and flags say, which comes before the files.
+    /// The settings of the environment and flags, which override the files.
     pub overrides: Settings,
-    /// What is hardly meant in the files.
+    /// Warnings about settings in the files that are most likely not intended.
     pub warnings: Vec<String>,
     /// The configuration in force.
     pub configuration: Configuration,
 }
 
 impl AgentOptions {
-    /// The UDP port of the nodes' tunnels, if the agent does the pod network.
+    /// The UDP port of the nodes' tunnels, if the agent sets up the pod network.
     pub fn tunnel_port(&self) -> Option<u16> {
         self.cni_conf_dir.as_ref().map(|_| self.configuration.vxlan.port)
     }
 
-    /// Whether what pods send to the world outside carries the node's address.
+    /// Whether packets from pods to the outside get the node's address as their source.
     pub fn masquerades_pods(&self) -> bool {
         self.configuration
             .masquerade
@@ -57,12 +57,12 @@ impl AgentOptions {
     }
 }
 
-/// The name of an interface, or with a `*` at its end the beginning of one.
+/// The name of an interface, or its beginning with a `*` at the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(String);
 
 impl NamePattern {
-    /// Whether a name is meant.
+    /// Whether a name matches.
     pub fn matches(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
@@ -75,7 +75,7 @@ impl FromStr for NamePattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // `IFNAMSIZ` in `include/uapi/linux/if.h`, with the zero at the end.
+        // `IFNAMSIZ` in `include/uapi/linux/if.h`, less the zero at the end.
         const LONGEST: usize = 15;
         let name = text.strip_suffix('*').unwrap_or(text);
         if text.is_empty()
@@ -91,7 +91,7 @@ impl FromStr for NamePattern {
     }
 }
 
-/// Where objects come from, written `kubernetes` or `dir:PATH`.
+/// The source of objects, written `kubernetes` or `dir:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceSpec {
     /// An API server.

@@ -1,7 +1,7 @@
-//! The keys of a YAML document with their lines, and nothing of its values.
+//! The keys of a YAML document with their lines, without the values.
 //!
-//! What a type leaves out of a document is known by its path; the outline has the line to it. A key that is
-//! given more than once is in it as often, where a type has room for one.
+//! The reader knows the path of a key that a type left out, and the outline has its line. A key that is given
+//! more than once is in the outline as often, while a type has space for one value.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,16 +12,16 @@ use serde_saphyr::Spanned;
 /// A node of a document.
 #[derive(Debug, Default)]
 pub enum Outline {
-    /// Keys in their order, with lines.
+    /// Keys in their order, with their lines.
     Map(Vec<(String, u64, Outline)>),
-    /// Elements.
+    /// The elements of a list.
     List(Vec<Outline>),
-    /// Anything without keys.
+    /// A node without keys.
     #[default]
     Scalar,
 }
 
-/// A step of the way to a node.
+/// A step of the path to a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// To the value of a key.
@@ -31,7 +31,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// The way to what a type left out.
+    /// The path of a key that a type left out.
     pub fn path(path: &serde_ignored::Path<'_>) -> Vec<Self> {
         use serde_ignored::Path;
         let (parent, step) = match path {
@@ -47,7 +47,7 @@ impl Step {
         steps
     }
 
-    /// The path as people write it, such as `inner[0].port`.
+    /// The path in the form for messages, such as `inner[0].port`.
     pub fn join(steps: &[Self]) -> String {
         steps.iter().fold(String::new(), |path, step| match step {
             Self::Key(key) if path.is_empty() => key.clone(),
@@ -89,7 +89,7 @@ impl Outline {
                 for (key, ..) in keys {
                     *times.entry(key).or_default() += 1;
                 }
-                // From the end, since the last one of a name counts.
+                // From the end, since the last key of a name counts.
                 for (key, line, below) in keys.iter().rev() {
                     let Some(times) = times.remove(key.as_str()) else {
                         continue;

@@ -1,4 +1,4 @@
-//! Settings of the pod network: how packets get to the pods of other nodes, and by which tunnel.
+//! Settings of the pod network: how packets reach the pods of other nodes, and the tunnel for them.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -6,16 +6,17 @@ use std::num::NonZeroU16;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How packets get to the pods of another node.
+/// How packets reach the pods of another node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum RoutingMode {
-    /// Straight to nodes on a link of this one's, through a tunnel to all others.
+    /// Directly to nodes on a link of this one, through a tunnel to all others.
     #[default]
     Auto,
-    /// Straight to nodes on a link of this one's; what leads to the others is left to the network between them.
+    /// Directly to nodes on a link of this one; the routes to the others belong to the network between the
+    /// nodes.
     Direct,
-    /// Through a tunnel.
+    /// Through a tunnel to all other nodes.
     Vxlan,
 }
 
@@ -25,7 +26,7 @@ pub enum RoutingMode {
 pub struct VxlanId(u32);
 
 impl VxlanId {
-    /// The number.
+    /// The number of the segment.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -51,14 +52,14 @@ impl fmt::Display for VxlanId {
 /// The tunnel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Vxlan {
-    /// The UDP port it is received at.
+    /// The UDP port of the tunnel on every node.
     pub port: u16,
-    /// The segment.
+    /// The identifier of the segment.
     pub id: VxlanId,
 }
 
 impl Default for Vxlan {
-    /// Those of flannel, so that nodes can be taken over one by one.
+    /// The values of flannel, so that an operator can move nodes from flannel one by one.
     fn default() -> Self {
         Self {
             port: 8472,
@@ -67,7 +68,7 @@ impl Default for Vxlan {
     }
 }
 
-/// What is said about the tunnel.
+/// The settings of the tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VxlanSettings {
@@ -76,7 +77,7 @@ pub struct VxlanSettings {
 }
 
 impl VxlanSettings {
-    /// Changes what is mentioned.
+    /// Applies the settings that are given.
     pub fn apply(&self, vxlan: &mut Vxlan) {
         if let Some(port) = self.port {
             vxlan.port = port.get();

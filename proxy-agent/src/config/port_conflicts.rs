@@ -1,4 +1,5 @@
-//! Ports that two settings give to different things. All of it works, as far as the two do not meet.
+//! Ports that two settings use for different purposes. The configuration works as long as no port is used for
+//! both.
 
 use std::net::SocketAddr;
 
@@ -6,13 +7,13 @@ use super::configuration::Configuration;
 use super::pod_network::RoutingMode;
 use super::values::PortRange;
 
-/// What kube-apiserver gives node ports from, unless its `--service-node-port-range` says otherwise.
+/// The default range of node ports of kube-apiserver; `--service-node-port-range` changes it.
 const NODE_PORTS: PortRange = match PortRange::new(30_000, 32_767) {
     Some(range) => range,
     None => panic!("the range is not empty"),
 };
 
-/// What is odd about ports.
+/// Warnings about such ports.
 pub fn warnings(configuration: &Configuration) -> Vec<String> {
     let mut warnings = Vec::new();
     let masquerade = configuration.masquerade_ports;
@@ -58,7 +59,7 @@ fn of_tunnel(configuration: &Configuration) -> Vec<String> {
     warnings
 }
 
-/// What two ranges have in common.
+/// The common part of two ranges.
 fn common(one: PortRange, other: PortRange) -> Option<PortRange> {
     PortRange::new(one.first().max(other.first()), one.last().min(other.last()))
 }

@@ -1,13 +1,14 @@
-//! Taking over another configuration while the agent runs.
+//! A change of the configuration while the agent runs.
 //!
-//! Most settings are looked at again and again, so they are simply exchanged. Sizes of maps and addresses of servers are used once,
-//! when the agent starts; a change of those waits for the next start, and the operator is told so.
+//! The agent reads most settings again and again, so they are exchanged. Sizes of maps and addresses of
+//! servers are used once, when the agent starts. A change of those waits for the next start, and the agent
+//! reports that to the operator.
 
 use serde_json::{Map, Value};
 
 use super::Configuration;
 
-/// Settings that count only when the agent starts.
+/// The settings that the agent reads only when it starts.
 const AT_START: [&str; 5] = [
     "apiServers",
     "maps",
@@ -16,17 +17,17 @@ const AT_START: [&str; 5] = [
     "bindAddressHardFail",
 ];
 
-/// What another configuration changes.
+/// The effect of another configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reload {
-    /// Settings that are in force now.
+    /// The changed settings that are in force now.
     pub applied: Vec<String>,
-    /// Settings that will be after a restart.
+    /// The changed settings that wait for a restart.
     pub waiting: Vec<String>,
 }
 
 impl Configuration {
-    /// Takes over what can be taken over.
+    /// Takes over all settings that can change while the agent runs.
     pub fn reload(&mut self, wanted: Self) -> Reload {
         let (old, new) = (keys(self), keys(&wanted));
         let differing = new
@@ -46,7 +47,7 @@ impl Configuration {
     }
 }
 
-/// The settings, as a document has them.
+/// The settings in the form of a document.
 fn keys(configuration: &Configuration) -> Map<String, Value> {
     match serde_json::to_value(configuration) {
         Ok(Value::Object(keys)) => keys,

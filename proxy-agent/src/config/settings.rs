@@ -1,4 +1,4 @@
-//! What one place (a file, the environment and flags) says about the configuration.
+//! The settings from one place: a file, or the environment and flags.
 
 use std::path::PathBuf;
 
@@ -15,79 +15,79 @@ use crate::cluster::PodChoice;
 
 /// Settings that may be given; a list that is given replaces the one before it.
 ///
-/// As a document: `apiVersion: millrace.dev/v1alpha1`, `kind: AgentConfiguration`, and these keys.
+/// In a document: `apiVersion: millrace.dev/v1alpha1`, `kind: AgentConfiguration`, and these keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
-    /// Judged before the rest is read.
+    /// The reader validates it before the rest of the document.
     pub api_version: Ignored,
-    /// Likewise.
+    /// The reader validates it before the rest of the document.
     pub kind: Ignored,
-    /// Whose sockets are translated.
+    /// The sockets whose destination is translated.
     #[serde(rename = "socketLB")]
     pub socket_lb: Option<SocketLb>,
     /// Source ports for masqueraded flows.
     pub masquerade_ports: Option<PortRange>,
-    /// Where services get their addresses from, besides what ServiceCIDR objects say.
+    /// The ranges of services' addresses, besides those of ServiceCIDR objects.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Option<Vec<Cidr>>,
-    /// Where pods get their addresses from, besides what Node objects say.
+    /// The ranges of pods' addresses, besides those of Node objects.
     #[serde(rename = "clusterCIDRs")]
     pub cluster_cidrs: Option<Vec<Cidr>>,
     /// The node's addresses, in place of those of its Node object or interfaces.
     pub node_addresses: Option<Vec<Address>>,
-    /// Which of the node's addresses node ports are served on; an empty list stands for `primary`.
+    /// The addresses of the node that serve node ports; an empty list stands for `primary`.
     pub node_port_addresses: Option<Vec<NodePortAddress>>,
     /// Whether processes of the node are kept from binding node ports.
     pub protect_node_ports: Option<bool>,
     /// Whether `spec.externalIPs` of services are served.
     #[serde(rename = "externalIPs")]
     pub external_ips: Option<bool>,
-    /// Whether all flows to services carry the node's address.
+    /// Whether all flows to services get the node's address as their source.
     pub masquerade_all: Option<bool>,
-    /// Where this node's pods get their addresses from, in place of what its Node object says.
+    /// The ranges of addresses for this node's pods, in place of those of its Node object.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<Cidr>>,
-    /// How packets get to the pods of other nodes.
+    /// How packets reach the pods of other nodes.
     pub routing_mode: Option<RoutingMode>,
-    /// How packets to pods of this node get there.
+    /// How packets reach pods of this node.
     pub host_routing: Option<HostRouting>,
     /// The tunnel to other nodes.
     pub vxlan: Option<VxlanSettings>,
-    /// Whether what pods send to the world outside carries the node's address.
+    /// Whether packets from pods to the outside get the node's address as their source.
     pub masquerade: Option<bool>,
-    /// Where what pods send keeps their addresses, besides other pods.
+    /// The ranges besides pods' to which packets from pods keep their source address.
     #[serde(rename = "nonMasqueradeCIDRs")]
     pub non_masquerade_cidrs: Option<Vec<Cidr>>,
     /// Pods that may send from addresses that are not their own.
     pub pods_with_any_source: Option<Vec<PodChoice>>,
-    /// How long flows are remembered.
+    /// The lifetimes of flows.
     pub conntrack: Option<ConntrackSettings>,
-    /// The addresses of the API server, in place of the one that the kubeconfig or the cluster names.
+    /// The addresses of the API server, in place of that of the kubeconfig or the cluster.
     pub api_servers: Option<Vec<ApiServer>>,
-    /// Where health is told.
+    /// The address that serves health.
     pub health_address: Option<ListenAddress>,
-    /// Where metrics are shown.
+    /// The address that serves metrics.
     pub metrics_address: Option<ListenAddress>,
     /// Whether the agent ends if it cannot listen at these addresses when it starts.
     pub bind_address_hard_fail: Option<bool>,
     /// Sizes of maps.
     pub maps: Option<MapSettings>,
-    /// The node's name, where no flag says it; only a KubeProxyConfiguration does.
+    /// The node's name, if no flag gives it; only a KubeProxyConfiguration has it.
     #[serde(skip)]
     pub node_name: Option<String>,
-    /// How to reach the API server, likewise.
+    /// The kubeconfig for the API server, under the same condition.
     #[serde(skip)]
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// A field that is allowed and says nothing.
+/// A field that is accepted and has no effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ignored;
 
 impl<'de> Deserialize<'de> for Ignored {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Asking for nothing would look as if the type had no such field.
+        // If this asked for no value, serde would report a type without such a field.
         String::deserialize(deserializer).map(|_| Self)
     }
 }
@@ -98,12 +98,12 @@ impl<'de> Deserialize<'de> for Ignored {
 pub struct SettingError {
     /// The setting, as a document writes it.
     pub field: String,
-    /// What is wrong with it.
+    /// The text of the error.
     pub message: String,
 }
 
 impl Settings {
-    /// Everything that is wrong with values that could be read.
+    /// All errors of values that could be read.
     pub fn errors(&self) -> Vec<SettingError> {
         let mut errors = Vec::new();
         let mut error = |field: String, message| errors.push(SettingError { field, message });

@@ -1,8 +1,8 @@
-//! Which fields of a `KubeProxyConfiguration` ask for something that Millrace does not do.
+//! The fields of a `KubeProxyConfiguration` that ask for a feature that Millrace does not have.
 //!
-//! A file written for kube-proxy is taken as it is, but nobody shall believe that a knob turns something where it does
-//! not: a field without a meaning here that is set, and set to something other than kube-proxy's own default, is named
-//! in a warning, once, with the reason. Defaults are those of kube-proxy v1.36; a zero value stands for the default.
+//! Millrace accepts a file for kube-proxy as it is, but the operator must know which fields have no effect.
+//! If a field without a meaning here has a value other than kube-proxy's default, one warning names it with
+//! the reason. Defaults are those of kube-proxy v1.36; a zero value stands for the default.
 
 use super::duration::GoDuration;
 use super::kube_proxy::{
@@ -19,7 +19,7 @@ const LOGS: &str = "--verbose and RUST_LOG say what is logged";
 const LOCAL: &str = "a local pod is one whose packets enter by a pod's interface";
 const CONNTRACK: &str = "flows are not kept in the kernel's conntrack table";
 
-/// What was found so far.
+/// The warnings so far.
 #[derive(Default)]
 struct Found(Vec<String>);
 
@@ -193,7 +193,7 @@ fn iptables(part: &Iptables, found: &mut Found) {
         &[14],
         NETFILTER,
     );
-    // False is what must not pass silently here, and true is the default.
+    // Only false deserves a warning; true is the default.
     if part.localhost_node_ports == Some(false) {
         found.0.push(
             "iptables.localhostNodePorts is ignored: node ports of a loopback address are the node's own affair"

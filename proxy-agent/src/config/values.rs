@@ -1,4 +1,4 @@
-//! Values of single settings, read alike from files, flags and the environment.
+//! Values of single settings, with the same syntax in files, flags and the environment.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,27 +11,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{canonical_ip, canonical_net};
 
-/// Whose sockets are translated when they connect or send, rather than packet by packet.
+/// The sockets whose destination is translated when they connect or send, rather than packet by packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum SocketLb {
-    /// Those of pods and of the node.
+    /// The sockets of pods and of the node.
     #[default]
     All,
-    /// Those of the node.
+    /// The sockets of the node.
     Host,
-    /// None.
+    /// No sockets at all.
     Off,
 }
 
-/// How packets to pods of this node get there.
+/// How packets reach pods of this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum HostRouting {
     /// Through the node's stack, where netfilter sees them.
     #[default]
     Stack,
-    /// Straight into the pod.
+    /// Directly into the pod's namespace.
     Redirect,
 }
 
@@ -44,7 +44,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// A range; `None` if it is empty or has port 0 in it.
+    /// A range; `None` if it is empty or contains port 0.
     pub const fn new(first: u16, last: u16) -> Option<Self> {
         if first == 0 || first > last {
             None
@@ -63,9 +63,9 @@ impl PortRange {
         self.last
     }
 
-    /// How many ports there are.
+    /// The number of ports.
     pub const fn count(self) -> u16 {
-        // Port 0 is never in it, so the largest range has 65535 ports.
+        // Port 0 is in no range, so the largest range has 65535 ports.
         self.last - self.first + 1
     }
 }
@@ -102,7 +102,7 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// A range of addresses, as leniently read as one of an object.
+/// A range of addresses, read as leniently as one of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Cidr(pub IpNet);
@@ -126,7 +126,7 @@ impl TryFrom<String> for Cidr {
     }
 }
 
-/// An address, as leniently read as one of an object.
+/// An address, read as leniently as one of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Address(pub IpAddr);
@@ -149,13 +149,13 @@ impl TryFrom<String> for Address {
     }
 }
 
-/// Which of the node's addresses node ports are served on.
+/// The addresses of the node that serve node ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum NodePortAddress {
     /// The node's first address of each family.
     Primary,
-    /// Those of its addresses that lie in this range.
+    /// The node's addresses in this range.
     In(IpNet),
 }
 
@@ -195,7 +195,7 @@ impl From<NodePortAddress> for String {
 pub struct ApiServer(Uri);
 
 impl ApiServer {
-    /// The address.
+    /// The address as a URI.
     pub const fn uri(&self) -> &Uri {
         &self.0
     }
@@ -206,7 +206,7 @@ impl FromStr for ApiServer {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let uri = text.trim().parse::<Uri>().ok();
-        // A token goes with every request, so it is nothing to be sent in clear.
+        // Every request carries a token, which must not be sent unencrypted.
         let good = uri.filter(|uri| uri.scheme_str() == Some("https") && uri.authority().is_some());
         good.map(Self).ok_or_else(|| {
             format!("{text:?} is no address of an API server: write https://HOST:PORT, such as https://192.0.2.1:6443")

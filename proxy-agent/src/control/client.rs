@@ -1,7 +1,7 @@
-//! The command line's side of the control socket: one question, one answer, then the connection ends.
+//! The command line's side of the control socket: one request, one reply, then the connection ends.
 //!
-//! Blocking and with time-outs, since a verb has nothing else to do; it needs no runtime. That no agent runs is an
-//! outcome of its own, because some verbs have an answer to it.
+//! The client blocks and sets time-outs, since a verb has nothing else to do; it needs no runtime. A missing
+//! agent is an outcome of its own, because some verbs have a reply of their own to it.
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
@@ -13,56 +13,57 @@ use super::protocol::{Answer, Reply, Request};
 use super::run_dir::SOCKET;
 use super::{Leases, NodeEntry, PodEntry, ServiceEntry, Status, TraceReply, TraceRequest};
 
-/// How long to wait for the agent to take or to give the next bytes. Longer than the agent's own deadline.
+/// How long to wait for the agent to read or to send the next bytes. It is longer than the agent's own
+/// deadline.
 const PATIENCE: Duration = Duration::from_secs(35);
 
-/// Asks the agent that runs with one run directory.
+/// A client of the agent that runs with one run directory.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
 }
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No agent listens on the socket in this run directory.
     #[error("no agent answers at {}: start `millrace agent`, or say where it runs with --run-dir", .0.display())]
     NoAgent(PathBuf),
-    /// The socket is not ours to use.
+    /// This process has no permission to use the socket at this path.
     #[error("{}: permission denied: run this as root", .0.display())]
     Denied(PathBuf),
-    /// The agent said why not.
+    /// The agent refused the request, with this message.
     #[error("{0}")]
     Refused(String),
-    /// The conversation broke off.
+    /// Reading from or writing to the socket failed.
     #[error("{}: {what}: {source}", socket.display())]
     Io {
-        /// The socket.
+        /// The path of the socket.
         socket: PathBuf,
-        /// What was tried.
+        /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The answer is none to the question.
+    /// The reply does not match the request, or is no valid reply.
     #[error("{}: the agent's answer is not understood ({reason}): it may be of another version", socket.display())]
     NotUnderstood {
-        /// The socket.
+        /// The path of the socket.
         socket: PathBuf,
-        /// What is wrong with it.
+        /// Why the reply is not valid.
         reason: String,
     },
 }
 
 impl Client {
-    /// A client of the agent that runs with this run directory. Nothing is connected yet.
+    /// Makes a client of the agent that runs with this run directory. It does not connect yet.
     pub fn new(run_dir: &Path) -> Self {
         Self {
             socket: run_dir.join(SOCKET),
         }
     }
 
-    /// How the agent is doing.
+    /// Asks for the agent's state.
     pub fn status(&self) -> Result<Status, ClientError> {
         match self.ask(&Request::Status)? {
             Reply::Status(status) => Ok(*status),
@@ -70,7 +71,7 @@ impl Client {
         }
     }
 
-    /// Every frontend with its backends.
+    /// Asks for every frontend with its backends.
     pub fn services(&self) -> Result<Vec<ServiceEntry>, ClientError> {
         match self.ask(&Request::ListServices)? {
             Reply::ListServices(services) => Ok(services),
@@ -78,7 +79,7 @@ impl Client {
         }
     }
 
-    /// Every node with the way to its pods.
+    /// Asks for every node with the route to its pods.
     pub fn nodes(&self) -> Result<Vec<NodeEntry>, ClientError> {
         match self.ask(&Request::ListNodes)? {
             Reply::ListNodes(nodes) => Ok(nodes),
@@ -86,7 +87,7 @@ impl Client {
         }
     }
 
-    /// Where packets would go.
+    /// Asks for the path that packets would take.
     pub fn trace(&self, request: TraceRequest) -> Result<TraceReply, ClientError> {
         match self.ask(&Request::Trace(request))? {
             Reply::Trace(reply) => Ok(reply),
@@ -94,7 +95,7 @@ impl Client {
         }
     }
 
-    /// The pods that the plugin gave an interface to.
+    /// Asks for the pods that the plugin gave an interface to.
     pub fn pods(&self) -> Result<Vec<PodEntry>, ClientError> {
         match self.ask(&Request::ListPods)? {
             Reply::ListPods(pods) => Ok(pods),
@@ -102,7 +103,7 @@ impl Client {
         }
     }
 
-    /// Who has which address.
+    /// Asks for the addresses and their holders.
     pub fn leases(&self) -> Result<Leases, ClientError> {
         match self.ask(&Request::ListLeases)? {
             Reply::ListLeases(leases) => Ok(leases),
@@ -151,7 +152,7 @@ impl Client {
     fn failed(&self, what: &'static str) -> impl Fn(io::Error) -> ClientError + use<> {
         let socket = self.socket.clone();
         move |source| {
-            // What a time-out on a socket is called depends on the system; this one says "would block".
+            // The name of a time-out on a socket depends on the system; Linux says "would block".
             let timed_out = source.kind() == io::ErrorKind::WouldBlock;
             let source = if timed_out {
                 io::ErrorKind::TimedOut.into()

@@ -1,12 +1,14 @@
 //! The control socket: how the command line asks a running agent.
 //!
-//! An agent listens on `RUN_DIR/agent.sock`. A client sends one [`Request`] as a line of JSON and gets one line back,
-//! the reply or why there is none; then the connection ends. [`mod@protocol`] has the types, [`mod@server`] the agent's
-//! side, [`mod@client`] the command line's.
+//! An agent listens on `RUN_DIR/agent.sock`. A client sends one [`Request`] as a line of JSON. It gets one
+//! line back, with the reply or the reason why there is none; then the connection ends. [`mod@protocol`] has
+//! the types, [`mod@server`] the agent's side, [`mod@client`] the command line's.
 //!
-//! Invariants: only root is answered (the socket is 0600, and the peer's uid is checked as well); a client can hold up
-//! neither the agent nor another client for longer than a deadline; whoever holds the lock on the run directory is the
-//! one agent that uses it.
+//! Invariants:
+//! - The agent replies to root only: the socket has the mode 0600, and the agent checks the peer's uid as
+//!   well.
+//! - A client can delay neither the agent nor another client for longer than a deadline.
+//! - The process that holds the lock on the run directory is the one agent that uses it.
 
 pub mod client;
 pub mod node;

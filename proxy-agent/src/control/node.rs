@@ -10,34 +10,35 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeEntry {
-    /// Its name.
+    /// The node's name.
     pub name: String,
     /// Its internal addresses.
     pub addresses: Vec<IpAddr>,
-    /// Where its pods get their addresses from.
+    /// The networks that its pods get their addresses from.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<IpNet>,
-    /// How its pods are reached; null if they are not, or if that is not this agent's business.
+    /// How packets reach its pods. It is null if no packet reaches them, or if another component routes these
+    /// packets.
     pub mode: Option<NodeMode>,
-    /// When one of these was last another.
+    /// When one of the fields above last changed.
     pub last_change: Timestamp,
 }
 
-/// How a node's pods are reached.
+/// How packets reach a node's pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeMode {
-    /// It is this node.
+    /// This entry is this node.
     #[serde(rename = "self")]
     Own,
-    /// By the network between the nodes.
+    /// The network between the nodes routes the packets.
     Direct,
-    /// Through the tunnel.
+    /// The packets go through the VXLAN tunnel.
     Vxlan,
 }
 
 impl NodeEntry {
-    /// Whether two entries differ in nothing but the time.
+    /// Whether two entries differ in nothing but `last_change`.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let last_change = self.last_change;
         *self

@@ -1,4 +1,5 @@
-//! The pods of a node and who has which address: the documents of `millrace pod list` and `millrace ipam`.
+//! The pods of a node, and the addresses with their holders: the documents of `millrace pod list` and
+//! `millrace ipam`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,34 +12,34 @@ use super::Protocol;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodEntry {
-    /// The pod's namespace; null where the runtime did not tell it.
+    /// The pod's namespace; null where the runtime did not pass it.
     pub namespace: Option<String>,
-    /// The pod's name; null where the runtime did not tell it.
+    /// The pod's name; null where the runtime did not pass it.
     pub name: Option<String>,
-    /// The container.
+    /// The identifier of the pod's container in the runtime.
     #[serde(rename = "containerID")]
     pub container_id: String,
-    /// Its interface.
+    /// The name of the interface in the pod.
     pub if_name: String,
     /// The interface on the node's side.
     pub host_interface: String,
-    /// Its addresses.
+    /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Its Ethernet address.
     pub mac: String,
-    /// The MTU.
+    /// The MTU of the pod's interface, in bytes.
     pub mtu: u32,
-    /// Bits per second towards the pod; null if they are not limited.
+    /// The limit in bits per second towards the pod; null if there is none.
     pub ingress_bandwidth: Option<u64>,
-    /// Bits per second from the pod; null if they are not limited.
+    /// The limit in bits per second from the pod; null if there is none.
     pub egress_bandwidth: Option<u64>,
-    /// Ports of the node that lead to it.
+    /// The ports of the node that lead to the pod.
     pub host_ports: Vec<HostPortEntry>,
 }
 
 #[cfg(test)]
 impl PodEntry {
-    /// A pod of two families, with a limit one way and a host port.
+    /// A pod of two families, with a limit in one direction and a host port.
     pub fn example() -> Self {
         Self {
             namespace: Some("shop".into()),
@@ -76,18 +77,18 @@ pub struct HostPortEntry {
     pub protocol: Protocol,
 }
 
-/// An address that was given.
+/// An address that the plugin gave to a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LeaseEntry {
-    /// The address.
+    /// The address of the lease.
     pub address: IpAddr,
-    /// The container that has it; empty if the lease does not say.
+    /// The container that has the address; empty if the lease does not say.
     #[serde(rename = "containerID")]
     pub container_id: String,
     /// The container's interface; null if the lease does not say.
     pub if_name: Option<String>,
-    /// Whether it is still needed.
+    /// Whether the address is still needed.
     pub state: LeaseState,
 }
 
@@ -95,19 +96,19 @@ pub struct LeaseEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LeaseState {
-    /// It is, or may be.
+    /// The address is in use, or may be in use.
     Used,
-    /// Nothing is left that could need it.
+    /// No container is left that could need the address.
     Leaked,
 }
 
-/// The leases of a node, and where they are.
+/// The leases of a node, and the directory that holds them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Leases {
-    /// The directory.
+    /// The directory that holds the lease files.
     pub dir: PathBuf,
-    /// What lies there.
+    /// The leases in the directory.
     pub leases: Vec<LeaseEntry>,
 }
 

@@ -1,7 +1,7 @@
-//! What goes over the control socket: one line each way.
+//! The protocol of the control socket: one line in each direction.
 //!
-//! The replies are the documents that `-o json` prints, so their keys are an interface that people script against: keys
-//! are only ever added. A client skips keys it does not know, so an older command line can ask a newer agent.
+//! The replies are the documents that `-o json` prints. Scripts depend on their keys, so keys are only ever
+//! added. A client skips keys that it does not know, so an older command line can ask a newer agent.
 
 use std::fmt;
 
@@ -13,39 +13,39 @@ use super::{Leases, NodeEntry, PodEntry, ServiceEntry, Status, TraceReply, Trace
 /// The longest request line that an agent reads.
 pub const MAX_REQUEST: u64 = 4096;
 
-/// A question to the agent.
+/// A request to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "request")]
 pub enum Request {
-    /// How the agent is doing.
+    /// Asks for the agent's state.
     Status,
-    /// Every frontend with its backends.
+    /// Asks for every frontend with its backends.
     ListServices,
-    /// Every node with the way to its pods.
+    /// Asks for every node with the route to its pods.
     ListNodes,
-    /// Where packets would go.
+    /// Asks for the path that packets would take.
     Trace(TraceRequest),
-    /// The pods that the plugin gave an interface to.
+    /// Asks for the pods that the plugin gave an interface to.
     ListPods,
-    /// Who has which address.
+    /// Asks for the addresses and their holders.
     ListLeases,
 }
 
-/// The agent's answer to the request of the same name.
+/// The agent's reply to the request of the same name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reply {
-    /// To [`Request::Status`].
+    /// The reply to [`Request::Status`].
     Status(Box<Status>),
-    /// To [`Request::ListServices`].
+    /// The reply to [`Request::ListServices`].
     ListServices(Vec<ServiceEntry>),
-    /// To [`Request::ListNodes`].
+    /// The reply to [`Request::ListNodes`].
     ListNodes(Vec<NodeEntry>),
-    /// To [`Request::Trace`].
+    /// The reply to [`Request::Trace`].
     Trace(TraceReply),
-    /// To [`Request::ListPods`].
+    /// The reply to [`Request::ListPods`].
     ListPods(Vec<PodEntry>),
-    /// To [`Request::ListLeases`].
+    /// The reply to [`Request::ListLeases`].
     ListLeases(Leases),
 }
 
@@ -53,9 +53,9 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Answer {
-    /// The request was answered.
+    /// The agent carried out the request.
     Reply(Reply),
-    /// It was not: what failed, on what, and what to do.
+    /// The request failed. The message says what failed, on which object, and what to do.
     Error(String),
 }
 
@@ -63,11 +63,11 @@ pub enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
-    /// TCP.
+    /// TCP (RFC 9293).
     Tcp,
-    /// UDP.
+    /// UDP (RFC 768).
     Udp,
-    /// SCTP.
+    /// SCTP (RFC 9260).
     Sctp,
 }
 
@@ -81,7 +81,7 @@ impl Protocol {
         }
     }
 
-    /// The protocol with this IP protocol number, if it is one that is balanced.
+    /// The protocol with this IP protocol number; `None` for a protocol that is not balanced.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             proxy_common::protocol::TCP => Some(Self::Tcp),

@@ -1,11 +1,14 @@
-//! Who owns a run directory.
+//! The ownership of a run directory.
 //!
-//! Two agents that wrote the same maps would undo each other's work, and an uninstall beside a running agent would be
-//! repaired at once. So whoever works with a run directory holds an exclusive lock on the directory itself, which the
-//! kernel gives back when the process ends, however it ends: there is no stale lock, and a socket file that lies in a directory
-//! one could lock is stale by definition.
+//! Two agents that wrote the same maps would undo each other's work. An agent would at once repair what an
+//! uninstall beside it removes. So a process that works with a run directory holds an exclusive lock on the
+//! directory itself.
 //!
-//! The lock is that of a directory and not of its name, so the holder can ask whether the two still agree.
+//! The kernel releases the lock when the process ends, for every reason, so there is no stale lock. A socket
+//! file in a directory that a process could lock is therefore stale.
+//!
+//! The lock belongs to the directory and not to its name, so the holder can check whether the two still
+//! agree.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -30,31 +33,31 @@ pub struct RunDir {
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    /// Another process has it.
+    /// Another process holds the lock on this directory.
     #[error("another agent is running with --run-dir {}: stop it first, or give this one a run directory of its own", .0.display())]
     Taken(PathBuf),
-    /// Others could put a socket of theirs in the place of ours.
+    /// Other users could replace the agent's socket with one of theirs.
     #[error("--run-dir {}: others may write there (mode {mode:04o}): use a directory of the agent's own", path.display())]
     Shared {
-        /// The directory.
+        /// The path of the directory.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits of the directory.
         mode: u32,
     },
-    /// The system said no.
+    /// A system call failed.
     #[error("--run-dir {}: {what}: {source}", path.display())]
     Io {
-        /// The directory.
+        /// The path of the directory.
         path: PathBuf,
-        /// What was tried.
+        /// The step that failed.
         what: &'static str,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
 }
 
 impl RunDir {
-    /// Makes the directory where it is missing, and locks it.
+    /// Makes the directory if it is missing, and locks it.
     pub fn create(path: &Path) -> Result<Self, RunDirError> {
         let failed = |what| {
             move |source| RunDirError::Io {
@@ -78,7 +81,7 @@ impl RunDir {
         Self::lock(path)
     }
 
-    /// Locks the directory; `None` where there is none.
+    /// Locks the directory; `None` if it does not exist.
     pub fn existing(path: &Path) -> Result<Option<Self>, RunDirError> {
         match Self::lock(path) {
             Err(RunDirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -109,24 +112,24 @@ impl RunDir {
         }
     }
 
-    /// Whether the directory that is locked still bears its name.
+    /// Whether the locked directory still has its name.
     pub fn is_there(&self) -> bool {
         let locked = self.lock.metadata().map(|held| (held.dev(), held.ino()));
         matches!((locked, file_id(&self.path)), (Ok(locked), Ok(there)) if locked == there)
     }
 
-    /// The directory.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The control socket in it.
+    /// The path of the control socket in the directory.
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
     }
 }
 
-/// Device and inode of what bears a name. No other file has both while this one is open.
+/// The device and inode of the file that has a name. No other file has both while this file is open.
 pub fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|there| (there.dev(), there.ino()))
 }

@@ -1,11 +1,11 @@
 //! The agent's side of the control socket.
 //!
-//! The agent's state belongs to its one loop, so this task answers nothing itself: it reads a request, hands it to the
-//! loop with a place for the answer, and writes the answer out. The loop makes a reply out of values; turning it into
-//! JSON, which takes long for 100 000 services, happens on another thread.
+//! The agent's state belongs to its one loop, so this task builds no reply itself. It reads a request, hands
+//! it to the loop with a channel for the reply, and writes the reply to the client. The loop makes a reply
+//! out of values. Another thread turns it into JSON, which takes long for 100 000 services.
 //!
 //! A clean-up of temporary files may remove the socket, or the run directory with it. So the task compares
-//! inodes each second, and binds and locks anew; connections under way go on.
+//! inodes each second, and binds and locks anew; open connections continue.
 
 use std::collections::VecDeque;
 use std::fs::{self, Permissions};
@@ -27,38 +27,40 @@ use tracing::{debug, warn};
 use super::protocol::{Answer, MAX_REQUEST, Reply, Request};
 use super::run_dir::{RunDir, RunDirError, file_id};
 
-/// A request, and where the agent's loop puts the answer.
+/// A request, and the channel where the agent's loop puts the reply.
 pub type Question = (Request, oneshot::Sender<Result<Reply, String>>);
 
-/// How long one connection may take, from its request to the last byte of the answer.
+/// The time limit of one connection, from its request to the last byte of the reply.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a request may take. A client writes it as soon as it is connected.
+/// The time limit of a request. A client writes it as soon as it is connected.
 const REQUEST: Duration = Duration::from_secs(5);
 
-/// Connections served at a time. When there are more, the oldest that is silent is cut, else the oldest of all.
+/// Connections served at a time. For one more, the task cuts the oldest that has sent no request, else the
+/// oldest of all.
 const MAX_CONNECTIONS: usize = 128;
-/// A client that writes at once has asked by then.
+/// The age from which a connection without a request can be cut. A client that writes at once has sent its
+/// request by then.
 const TO_ASK: Duration = Duration::from_millis(100);
-/// A client that reads has its answer by then.
+/// The age from which a connection with a request can be cut. A client that reads has its reply by then.
 const TO_READ: Duration = Duration::from_secs(5);
 /// How often to look for a connection that can be cut.
 const LOOK: Duration = Duration::from_millis(10);
-/// How often to see whether clients still find the socket.
+/// How often to check whether clients still find the socket.
 const KEEP: Duration = Duration::from_secs(1);
 
-/// The socket, and the lock on the run directory that it lies in. Dropping it removes the socket.
+/// The socket, and the lock on its run directory. Dropping it removes the socket.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: StdListener,
-    /// Device and inode of the socket.
+    /// The device and inode of the socket.
     bound: (u64, u64),
     run_dir: RunDir,
 }
 
-/// Takes the run directory and listens in it.
+/// Locks the run directory and listens in it.
 ///
-/// Fails where another agent has the directory; replaces a socket that one left behind.
+/// Fails if another agent holds the directory. It replaces a socket that an earlier agent left behind.
 pub fn bind(run_dir: &Path) -> Result<ControlSocket, RunDirError> {
     let run_dir = RunDir::create(run_dir)?;
     let (listener, bound) = listen(&run_dir)?;
@@ -69,7 +71,7 @@ pub fn bind(run_dir: &Path) -> Result<ControlSocket, RunDirError> {
     })
 }
 
-/// Listens in a run directory, in place of what bears the socket's name.
+/// Listens in a run directory, and replaces the file that has the socket's name.
 fn listen(run_dir: &RunDir) -> Result<(StdListener, (u64, u64)), RunDirError> {
     let socket = run_dir.socket();
     let failed = |what| {
@@ -83,7 +85,8 @@ fn listen(run_dir: &RunDir) -> Result<(StdListener, (u64, u64)), RunDirError> {
         _ => {}
     }
     let listener = StdListener::bind(&socket).map_err(failed("listening on agent.sock"))?;
-    // Nobody can connect before this: the directory is closed to others, and the peer is asked who it is.
+    // No other user can connect before this: the directory is closed to them, and the agent checks the peer's
+    // uid.
     fs::set_permissions(&socket, Permissions::from_mode(0o600))
         .map_err(failed("closing agent.sock to others"))?;
     listener
@@ -94,18 +97,18 @@ fn listen(run_dir: &RunDir) -> Result<(StdListener, (u64, u64)), RunDirError> {
 }
 
 impl ControlSocket {
-    /// Whether clients find the socket.
+    /// Whether a client that opens the path of the socket finds this socket.
     fn is_found(&self) -> bool {
         self.run_dir.is_there() && self.is_there()
     }
 
-    /// Whether the socket still bears its name.
+    /// Whether the socket still has its name.
     fn is_there(&self) -> bool {
         file_id(&self.run_dir.socket()).is_ok_and(|there| there == self.bound)
     }
 
-    /// Sees to it that clients find the socket. The answer is what to accept from now on, if it was made
-    /// again.
+    /// Makes the socket again if clients do not find it. Returns the new listener, `None` if the socket is
+    /// still there.
     fn keep(&mut self) -> Result<Option<UnixListener>, RunDirError> {
         if self.is_found() {
             return Ok(None);
@@ -120,7 +123,7 @@ impl ControlSocket {
             what: "listening on agent.sock",
             source,
         })?;
-        // Until here the next look finds another inode, and tries again.
+        // If a step above fails, the next check finds another inode and tries again.
         (self.listener, self.bound) = (listener, bound);
         Ok(Some(accepting))
     }
@@ -128,7 +131,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // In a directory that was made anew it may be another agent's.
+        // In a directory that was made anew, the socket may be another agent's.
         if self.is_there()
             && let Err(error) = fs::remove_file(self.run_dir.socket())
         {
@@ -137,8 +140,8 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Passes requests to `questions` as long as they are taken. `restored` hears the path of a socket that
-/// had gone and was made again.
+/// Passes requests to `questions` as long as the loop receives them. `restored` gets the path of a socket
+/// that was missing and that this task made again.
 ///
 /// Dropping the future ends every connection and removes the socket.
 pub async fn serve(
@@ -180,7 +183,7 @@ pub async fn serve(
                 }
                 Err(error) => {
                     warn!("control socket: accepting a connection: {error}");
-                    // Out of descriptors, most likely: trying again at once would only spin.
+                    // The likely reason is a lack of file descriptors, and a retry at once would only spin.
                     sleep(Duration::from_millis(100)).await;
                 }
             },
@@ -195,14 +198,14 @@ pub async fn serve(
     }
 }
 
-/// A connection under way.
+/// An open connection.
 struct Guest {
     task: AbortHandle,
     since: Instant,
     asked: Arc<AtomicBool>,
 }
 
-/// Waits until there is a place, and cuts a connection for it if need be.
+/// Waits until there is a free place, and cuts a connection for it if necessary.
 async fn make_room(guests: &mut VecDeque<Guest>) {
     loop {
         guests.retain(|guest| !guest.task.is_finished());
@@ -248,7 +251,7 @@ async fn converse(
     stream.shutdown().await
 }
 
-/// Reads a request; what is wrong with it is told to the client.
+/// Reads a request. An error in it is sent to the client.
 async fn read(stream: &mut UnixStream) -> io::Result<Result<Request, String>> {
     if stream.peer_cred()?.uid() != 0 {
         return Ok(Err("the agent answers root only: run this as root".into()));
@@ -273,7 +276,7 @@ async fn read(stream: &mut UnixStream) -> io::Result<Result<Request, String>> {
     })
 }
 
-/// Puts a request to the loop.
+/// Hands a request to the loop, and waits for the reply.
 async fn ask(request: Request, questions: &mpsc::Sender<Question>) -> Result<Reply, String> {
     let stopping = || "the agent is stopping".to_owned();
     let (reply, replied) = oneshot::channel();

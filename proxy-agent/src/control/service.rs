@@ -1,4 +1,4 @@
-//! What is programmed, frontend by frontend: the document of `millrace service list -o json`.
+//! The programmed services by frontend: the document of `millrace service list -o json`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -7,40 +7,41 @@ use serde::{Deserialize, Serialize};
 
 use super::Protocol;
 
-/// One frontend: an address, protocol and port that packets are sent to, and where they may go.
+/// One frontend: an address, protocol and port that clients send packets to, and the backends of these
+/// packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEntry {
-    /// The service's namespace; empty for a host port, which belongs to none.
+    /// The service's namespace; empty for a host port, which belongs to no service.
     pub namespace: String,
     /// The service's name; empty for a host port.
     pub name: String,
     /// The name of the port; empty if it has none.
     pub port: String,
-    /// The transport protocol.
+    /// The transport protocol of the frontend.
     pub protocol: Protocol,
     /// Which of the service's addresses this is.
     pub kind: ServiceKind,
-    /// The address.
+    /// The address of the frontend.
     pub address: IpAddr,
-    /// The port's number.
+    /// The port number of the frontend.
     pub port_number: u16,
-    /// The traffic policy as it applies to this kind.
+    /// The traffic policy as it applies to this kind of address.
     pub policy: TrafficPolicy,
-    /// How long a client stays with its backend; null where it need not.
+    /// The time for which a client keeps its backend, in seconds; null without session affinity.
     pub affinity_seconds: Option<u32>,
-    /// Where packets may go.
+    /// The backends that packets may go to.
     pub backends: Vec<BackendEntry>,
 }
 
 /// One backend of a frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendEntry {
-    /// Address and port.
+    /// The address and port of the backend.
     pub address: SocketAddr,
-    /// The node it is on, where that is known.
+    /// The node of the backend, if it is known.
     pub node: Option<String>,
-    /// Whether it takes new connections.
+    /// Whether the backend takes new connections.
     pub state: BackendState,
 }
 
@@ -48,23 +49,23 @@ pub struct BackendEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
-    /// It does.
+    /// The backend takes new connections.
     Active,
-    /// It only keeps those it has.
+    /// The backend only keeps the connections that it has.
     Terminating,
 }
 
 /// Which of a service's addresses a frontend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceKind {
-    /// `spec.clusterIPs`.
+    /// An address of `spec.clusterIPs`.
     #[serde(rename = "ClusterIP")]
     ClusterIp,
-    /// `spec.ports[].nodePort` on an address of the node.
+    /// The port of `spec.ports[].nodePort` on an address of the node.
     NodePort,
-    /// `status.loadBalancer.ingress`.
+    /// An address of `status.loadBalancer.ingress`.
     LoadBalancer,
-    /// `spec.externalIPs`.
+    /// An address of `spec.externalIPs`.
     #[serde(rename = "ExternalIP")]
     ExternalIp,
     /// A pod's `hostPort`.
@@ -83,12 +84,12 @@ impl fmt::Display for ServiceKind {
     }
 }
 
-/// Which endpoints a frontend may choose.
+/// The endpoints that a frontend may choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TrafficPolicy {
-    /// All of the cluster.
+    /// All endpoints of the cluster.
     Cluster,
-    /// Those on this node.
+    /// The endpoints on this node.
     Local,
 }
 

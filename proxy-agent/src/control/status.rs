@@ -1,4 +1,4 @@
-//! How the agent is doing: the document of `millrace status -o json`.
+//! The agent's state: the document of `millrace status -o json`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,41 +8,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::trouble::Trouble;
 
-/// The answer to `millrace status`.
+/// The reply to `millrace status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// Whether everything that the sources have said is programmed and attached.
+    /// Whether all objects that the sources have sent are programmed and all programs are attached.
     pub ready: bool,
-    /// What is missing where it is not, in words: `the first list of EndpointSlices`.
+    /// The missing steps while the agent is not ready, in words: `the first list of EndpointSlices`.
     pub waiting_for: Vec<String>,
     /// The node's name.
     pub node: Option<String>,
-    /// Where objects come from, as `--source` writes it.
+    /// The source of objects, as `--source` writes it.
     pub source: Option<String>,
     /// The running agent's version.
     pub version: Option<String>,
-    /// The layout of its maps.
+    /// The version of the layout of its maps.
     pub layout_version: Option<u32>,
-    /// When an object last changed something in the maps.
+    /// When an object last caused a change in the maps.
     pub last_change: Option<Timestamp>,
-    /// Services that are proxied.
+    /// The number of services that the node proxies.
     pub services: u64,
-    /// Their endpoints.
+    /// The number of their endpoints.
     pub endpoints: u64,
-    /// What is wrong with the input or the node.
+    /// The errors of the input and of the node.
     pub errors: Vec<ObjectError>,
-    /// How full the maps are, by name.
+    /// The usage of each map, by name.
     pub maps: BTreeMap<String, MapUsage>,
-    /// The programs, by name.
+    /// The kernel programs, by name.
     pub programs: BTreeMap<String, ProgramStatus>,
-    /// What was written to the maps.
+    /// The writes to the maps.
     pub writes: Writes,
-    /// How long the first sync took; none before.
+    /// The duration of the first sync; null before it is complete.
     #[serde(default)]
     pub sync: Option<FirstSync>,
-    /// Addresses of services that another machine has as well: services have their ports there and nothing
-    /// else.
+    /// Addresses of services that another machine has as well. The node serves only the services' ports on
+    /// such an address.
     #[serde(default)]
     pub shared_addresses: Vec<SharedAddress>,
 }
@@ -60,26 +60,26 @@ impl Status {
 /// An address of services that another machine has as well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedAddress {
-    /// The address.
+    /// The shared address.
     pub address: IpAddr,
-    /// Which machine, in words.
+    /// The other machine, in words.
     pub holder: String,
 }
 
-/// One thing that is wrong.
+/// One error of the input or of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectError {
-    /// Its kind.
+    /// The kind of the error.
     #[serde(default)]
     pub code: Trouble,
-    /// What it is about, as a person names it: `Service shop/cart`, `file services.yaml`.
+    /// The object of the error, in words for an operator: `Service shop/cart`, `file services.yaml`.
     pub object: String,
-    /// What is wrong, where, and what to do.
+    /// The error, its place, and the remedy.
     pub message: String,
 }
 
 impl ObjectError {
-    /// An error, its kind, and what it is about.
+    /// Makes an error of a kind about an object.
     pub fn new(code: Trouble, object: impl Into<String>, error: &impl ToString) -> Self {
         Self {
             code,
@@ -89,12 +89,12 @@ impl ObjectError {
     }
 }
 
-/// How full a map is.
+/// The usage of one map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapUsage {
-    /// Entries in use.
+    /// The number of entries in use.
     pub entries: u64,
-    /// Entries there is room for, before the map grows.
+    /// The number of entries that fit before the map grows.
     pub capacity: u64,
 }
 
@@ -104,33 +104,33 @@ pub struct MapUsage {
 pub struct ProgramStatus {
     /// The interfaces or cgroups that it is attached to.
     pub attached_to: Vec<String>,
-    /// How often it ran; unknown unless `kernel.bpf_stats_enabled` is set.
+    /// How often the program ran; unknown unless `kernel.bpf_stats_enabled` is set.
     pub run_count: Option<u64>,
-    /// How long it ran altogether, likewise.
+    /// The total run time in nanoseconds; unknown unless `kernel.bpf_stats_enabled` is set.
     pub run_time_ns: Option<u64>,
 }
 
-/// Writes to the maps: stores into mmapped ones and system calls alike.
+/// The writes to the maps: stores into mmapped maps and system calls alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Writes {
-    /// Since the agent started.
+    /// The number of writes since the agent started.
     pub since_start: u64,
-    /// By the last change that was applied.
+    /// The number of writes of the last applied change.
     pub last_sync: u64,
 }
 
-/// How everything was programmed for the first time since the agent started.
+/// The first complete sync since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FirstSync {
-    /// Services that were looked at.
+    /// The number of services that the sync read.
     pub services: u64,
-    /// Map elements that were written.
+    /// The number of map elements that the sync wrote.
     pub writes: u64,
     /// Microseconds from the first complete list of every kind to complete maps.
     pub micros: u64,
-    /// Microseconds from there to everything attached and routed.
+    /// Microseconds from complete maps until all programs are attached and all routes are set.
     pub attach_micros: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Both sides of the socket against each other.
+//! Tests of both sides of the socket against each other.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 
-/// A served socket whose agent answers every question with `answer`.
+/// A served socket whose agent replies to every request with `answer`.
 struct Served {
     root: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -36,7 +36,7 @@ impl Served {
                         ended = &mut serving => return ended,
                         _ = &mut stopped => return Ok(()),
                         Some((request, reply)) = questions.recv() => {
-                            // A client that went away is no concern of the agent's.
+                            // A client may have closed the connection, which the agent ignores.
                             let _ = reply.send(answer(request));
                         }
                     }
@@ -126,7 +126,7 @@ fn only_the_owner_can_open_the_socket() {
     );
 }
 
-/// Asks until an agent answers.
+/// Sends requests until an agent replies.
 fn await_answer(client: &Client) {
     let asked = Instant::now();
     while client.status().is_err() {
@@ -166,7 +166,7 @@ fn a_run_directory_that_another_agent_has_made_anew_is_left_to_it() {
     let served = Served::start(one_of_each);
     fs::remove_dir_all(served.run_dir()).unwrap();
     let Ok(other) = bind(&served.run_dir()) else {
-        // The first one was faster.
+        // The first agent made the directory again before this one could bind.
         return;
     };
     thread::sleep(Duration::from_millis(1500));
@@ -210,7 +210,7 @@ fn silent_clients_without_number_hold_nobody_up() {
     let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&path).unwrap()).collect();
     let asked = Instant::now();
     assert!(Client::new(&served.run_dir()).status().is_ok());
-    // The silent ones are cut off after five seconds, and were not waited for.
+    // The agent cuts the silent connections after five seconds; the request did not wait for that.
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     drop(silent);
 }
@@ -230,7 +230,7 @@ fn no_agent_is_an_outcome_of_its_own() {
     let root = tempfile::tempdir().unwrap();
     let client = Client::new(root.path());
     assert!(matches!(client.status(), Err(ClientError::NoAgent(_))));
-    // What a killed agent leaves behind: a socket that nobody listens on.
+    // A killed agent leaves a socket file behind that no process listens on.
     drop(UnixListener::bind(root.path().join(SOCKET)).unwrap());
     assert!(matches!(client.status(), Err(ClientError::NoAgent(_))));
     drop(bind(root.path()).unwrap());

@@ -1,4 +1,4 @@
-//! Where packets would go: the question and the document of `millrace trace -o json`.
+//! The path that packets would take: the request and the document of `millrace trace -o json`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{Protocol, ServiceKind};
 
-/// The packets to trace. Source and destination need not exist.
+/// The packets to trace. The source and the destination need not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TraceRequest {
     /// The client's address.
     pub from: IpAddr,
-    /// What the client sends to; of the same family as `from`.
+    /// The address and port that the client sends to; of the same family as `from`.
     pub to: SocketAddr,
-    /// The transport protocol.
+    /// The transport protocol of the packets.
     pub protocol: Protocol,
-    /// The first source port; the agent takes one of the ephemeral range where none is given.
+    /// The first source port; the agent takes one of the ephemeral range if this is not given.
     pub source_port: Option<u16>,
-    /// How many source ports to try, counting up from the first one.
+    /// The number of source ports to try, counted up from the first one.
     pub samples: u32,
-    /// Where the packets enter; the agent decides by the source's address where that is not given.
+    /// Where the packets enter; the agent derives it from the source address if this is not given.
     pub entry: Option<Entry>,
 }
 
@@ -30,7 +30,7 @@ pub struct TraceRequest {
 pub const MAX_SAMPLES: u32 = 65_535;
 
 impl TraceRequest {
-    /// What is wrong with the request, if anything.
+    /// Checks the request; the error says why it is not valid.
     pub fn validate(&self) -> Result<(), String> {
         let Self {
             from, to, samples, ..
@@ -60,43 +60,43 @@ impl TraceRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
-    /// By a pod's interface.
+    /// The packet enters by a pod's interface.
     Pod,
-    /// From a socket of the node itself.
+    /// The packet comes from a socket of the node itself.
     Node,
-    /// From another machine.
+    /// The packet comes from another machine.
     Uplink,
 }
 
-/// What would happen to the packets.
+/// The result of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TraceReply {
-    /// What happens to them.
+    /// The verdict on the packets.
     pub verdict: Verdict,
-    /// Why.
+    /// The reason of the verdict.
     pub reason: String,
-    /// The service port, `NAMESPACE/NAME:PORT`.
+    /// The service port, as `NAMESPACE/NAME:PORT`.
     pub service: Option<String>,
-    /// Which of the service's addresses was meant.
+    /// The kind of the service's address that the packets match.
     pub kind: Option<ServiceKind>,
-    /// Where they went, one element for each backend.
+    /// The chosen backends, one element each.
     pub backends: Vec<TraceBackend>,
-    /// How the verdict came about, in order.
+    /// The steps that lead to the verdict, in order.
     pub steps: Vec<String>,
 }
 
-/// What happens to a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It goes to a backend.
+    /// The packet goes to a backend.
     Forward,
-    /// It is refused with a RST, an ICMP error or an errno.
+    /// The programs refuse the packet with a RST, an ICMP error or an errno.
     Reject,
-    /// It vanishes.
+    /// The programs drop the packet without a reply.
     Drop,
-    /// It is not ours and left to the kernel.
+    /// The packet belongs to no service, and the programs pass it to the kernel.
     Pass,
 }
 
@@ -114,13 +114,13 @@ impl fmt::Display for Verdict {
 /// A backend that samples went to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceBackend {
-    /// Address and port.
+    /// The address and port of the backend.
     pub address: SocketAddr,
-    /// The node it is on, where that is known.
+    /// The node of the backend, if it is known.
     pub node: Option<String>,
-    /// How many samples went there.
+    /// The number of samples that went to the backend.
     pub samples: u32,
-    /// Whether they leave with an address of this node.
+    /// Whether these packets leave with an address of this node as their source.
     pub masquerade: bool,
 }
 

@@ -1,25 +1,26 @@
-//! Which events are worth a request.
+//! The rate limit of events.
 //!
-//! A fault that comes and goes every second is one event every ten minutes, and whatever happens, the API server sees no more
-//! than a burst of twenty-five and then one each ten seconds: a thousand nodes may have the same trouble at the same time.
-//! The last ten are for events about the Node: the text of a Service's problem is its owner's, who can change
-//! it without end.
+//! A fault that comes and goes every second is one event every ten minutes. The API server gets a burst of at
+//! most twenty-five events and then one each ten seconds: a thousand nodes may have trouble at once.
+//!
+//! The last ten are for events about the Node. The owner of a Service writes the text of its problem, and can
+//! change it without end.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::Event;
 
-/// The same event is not told again within this time.
+/// The limit does not admit the same event again within this time.
 const AGAIN: Duration = Duration::from_mins(10);
-/// Events that may be told at once.
+/// Events that the limit admits at once.
 const BURST: u32 = 25;
-/// What of it is for events about the Node alone.
+/// The part of the burst that is for events about the Node alone.
 const OF_THE_NODE: u32 = 10;
-/// How long it takes until one more may be told.
+/// How long it takes until the limit admits one more event.
 const REFILL: Duration = Duration::from_secs(10);
 
-/// What was told, and how much more may be.
+/// The events that were admitted, and the number that may follow.
 #[derive(Debug)]
 pub struct Limit {
     told: HashMap<Event, Instant>,
@@ -28,7 +29,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Nothing was told yet.
+    /// A limit that has admitted no event yet.
     pub fn new(now: Instant) -> Self {
         Self {
             told: HashMap::new(),
@@ -37,7 +38,7 @@ impl Limit {
         }
     }
 
-    /// Whether to tell this event; if so it counts as told.
+    /// Whether to post this event; if so it counts as posted.
     pub fn admit(&mut self, event: &Event, now: Instant) -> bool {
         let fresh = |told: &Instant| now.saturating_duration_since(*told) < AGAIN;
         self.told.retain(|_, told| fresh(told));
@@ -104,7 +105,7 @@ mod tests {
             .filter(|number| limit.admit(&of_node(*number), start))
             .count();
         assert_eq!(admitted, 10);
-        // What comes back is the Node's first.
+        // The first event that comes back is reserved for the Node.
         assert!(!limit.admit(&event(100), start + REFILL));
         assert!(limit.admit(&of_node(100), start + REFILL));
     }

@@ -1,10 +1,11 @@
-//! Events on objects: what the agent has to say to the owner of an object, where he looks for it.
+//! Events on objects: the agent writes its messages to the owner of an object where that owner looks for
+//! them.
 //!
-//! `kubectl describe` shows them; `millrace status` shows the same to whoever is on the node. [`Recorder::record`] costs its caller
-//! nothing: a task decides ([`limit`]) whether an event is worth a request and posts it ([`post`]).
+//! `kubectl describe` shows them; `millrace status` shows the same on the node. [`Recorder::record`] does not
+//! block its caller: a task applies the rate limit ([`limit`]) and posts the event ([`post`]).
 //!
-//! Invariant: events are for people and may be lost. Nothing waits for one, an API server that refuses them is not asked again
-//! for each, and an agent whose objects come from a directory has nobody to tell.
+//! Invariant: events are for people and may be lost. Nothing waits for one, and the agent does not retry an
+//! event that the API server refuses. An agent whose objects come from a directory posts no events.
 
 mod limit;
 mod post;
@@ -13,15 +14,15 @@ use tokio::sync::mpsc;
 
 use crate::source::kubernetes::Servers;
 
-/// Events that wait to be posted; more are lost.
+/// Events that wait for the task; the agent loses further ones.
 const WAITING: usize = 64;
-/// Of these places the ones for events about the Node alone.
+/// Places of [`WAITING`] that are reserved for events about the Node.
 const OF_THE_NODE: usize = 16;
 
-/// Something to tell about an object.
+/// An event about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
-    /// `Warning` or `Normal`.
+    /// The type of the event: `Warning` or `Normal`.
     pub type_: &'static str,
     /// The version of the object's kind.
     pub api_version: &'static str,
@@ -31,21 +32,21 @@ pub struct Event {
     pub namespace: String,
     /// The object's name.
     pub name: String,
-    /// Why, as one word that programs compare.
+    /// The reason, as one word that programs compare.
     pub reason: &'static str,
-    /// What was tried, likewise.
+    /// The action that was tried, as one word that programs compare.
     pub action: &'static str,
-    /// What people read.
+    /// The text for people.
     pub note: String,
 }
 
 impl Event {
-    /// A warning about a Node.
+    /// Makes a warning about a Node.
     pub fn warning_of_node(name: &str, reason: &'static str, action: &'static str, note: String) -> Self {
         Self::of_node("Warning", name, reason, action, note)
     }
 
-    /// A warning about a Service.
+    /// Makes a warning about a Service.
     pub fn warning_of_service(
         namespace: &str,
         name: &str,
@@ -67,12 +68,12 @@ impl Event {
 }
 
 impl Event {
-    /// Whether it is about a node: then no tenant of the cluster writes its text.
+    /// Whether the event is about a Node. In that case no tenant of the cluster writes its text.
     fn is_of_node(&self) -> bool {
         self.kind == "Node"
     }
 
-    /// About a node.
+    /// Makes an event about a Node.
     pub fn of_node(
         type_: &'static str,
         name: &str,
@@ -93,17 +94,17 @@ impl Event {
     }
 }
 
-/// Takes events; clones lead to the same place.
+/// Takes events; all clones pass them to the same task.
 #[derive(Clone, Debug)]
 pub struct Recorder(Option<mpsc::Sender<Event>>);
 
 impl Recorder {
-    /// Takes events that nobody is told.
+    /// Makes a recorder that discards its events.
     pub const fn nowhere() -> Self {
         Self(None)
     }
 
-    /// Posts events to an API server, in the name of the agent of `node`. Must be called within a tokio runtime.
+    /// Posts events to an API server, as the agent of `node`. Must be called within a tokio runtime.
     pub fn start(servers: Servers, node: &str) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         let poster = post::Poster::new(servers, node);
@@ -111,7 +112,8 @@ impl Recorder {
         Self(Some(sender))
     }
 
-    /// Tells an event, if somebody wants to hear it.
+    /// Passes an event to the task. The event is lost if the queue is full, or if the recorder discards
+    /// events.
     pub fn record(&self, event: Event) {
         if let Some(sender) = &self.0
             && (event.is_of_node() || sender.capacity() > OF_THE_NODE)

@@ -1,7 +1,7 @@
 //! Posting events to the API server (`events.k8s.io/v1`).
 //!
-//! Each is an object of its own; series of events, which would need the right to change them, are not made. That right is all
-//! that is asked for: `create` on `events`.
+//! Each event is an object of its own. The agent makes no series of events, which would need the right to
+//! change them. It asks for one right only: `create` on `events`.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ use super::Event;
 use super::limit::Limit;
 use crate::source::kubernetes::{Servers, is_no_answer, status_code};
 
-/// The program, as events name it.
+/// The controller's name in events.
 const CONTROLLER: &str = "millrace.dev/agent";
-/// The API server refuses longer notes.
+/// The longest note in bytes; the API server refuses longer ones.
 const LONGEST_NOTE: usize = 1024;
-/// How long the server may take.
+/// The time limit of one request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Posts events one after the other.
+/// Posts events one after another.
 pub struct Poster {
     servers: Servers,
     instance: String,
@@ -30,7 +30,7 @@ pub struct Poster {
 }
 
 impl Poster {
-    /// In the name of the agent of `node`.
+    /// Makes a poster for the agent of `node`.
     pub fn new(servers: Servers, node: &str) -> Self {
         Self {
             servers,
@@ -39,7 +39,7 @@ impl Poster {
         }
     }
 
-    /// Runs until nobody has anything to tell any more.
+    /// Runs until every [`Recorder`](super::Recorder) is dropped.
     pub async fn run(self, mut events: mpsc::Receiver<Event>) {
         let mut limit = Limit::new(Instant::now());
         while let Some(event) = events.recv().await {
@@ -79,7 +79,7 @@ impl Poster {
     }
 
     fn object(&self, event: &Event, now: Timestamp) -> Value {
-        // An event about something without a namespace is kept in this one.
+        // The event of an object without a namespace goes to the namespace `default`.
         let namespace = if event.namespace.is_empty() {
             "default"
         } else {
@@ -110,7 +110,8 @@ impl Poster {
     }
 }
 
-/// A name as the name of an object begins with it: an agent may be told a name that no object can have.
+/// Makes the start of an event object's name from the name of its subject, which may hold characters that no
+/// object's name can have.
 fn object_name(name: &str) -> String {
     let plain = |character: char| match character.to_ascii_lowercase() {
         plain @ ('a'..='z' | '0'..='9' | '-' | '.') => plain,

@@ -1,4 +1,4 @@
-//! One pass over the tables of flows that evict nothing, and a look at what clients use of their shares.
+//! One pass over the flow tables that evict nothing, and a look at the clients' usage of their shares.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,16 +12,16 @@ use proxy_common::maps::{Config, Flow, FlowKey, HostPort, Share};
 use super::{AtShare, Collected, ShareKind, Tables};
 use crate::bpf::hash::HashTable;
 
-/// The programs' coarse clock, see [`proxy_common::Tables::now`].
+/// The programs' coarse clock in units of 2^30 ns, see [`proxy_common::Tables::now`].
 pub fn now() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     (now.as_nanos() >> 30) as u32
 }
 
-/// For how long a refusal counts: no less than the time between two looks.
+/// For how long a refusal counts, in the same units; no less than the time between two looks.
 const LATELY: u16 = 10;
 
-/// Removes what has expired by `now`, and sets the counts of clients right.
+/// Removes the flows that have expired by `now`, and corrects the counts of clients.
 pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
     let pods = pods(tables)?;
     let mut walk = Walk {
@@ -53,7 +53,7 @@ pub fn pass(tables: &Tables, now: u32) -> io::Result<Collected> {
     })
 }
 
-/// What clients use by the programs' own counts.
+/// The clients' usage by the programs' own counts.
 pub fn look(tables: &Tables, now: u32) -> io::Result<Collected> {
     let mut shares = HashMap::new();
     tables.shares.for_each(|client, share| {
@@ -75,7 +75,7 @@ fn pods(tables: &Tables) -> io::Result<HashMap<Ip, u32>> {
     Ok(pods)
 }
 
-/// What was counted, with the refusals that the programs noted.
+/// The counts of the pass, with the refusals that the programs noted.
 fn with_refusals(mut counted: HashMap<Ip, Share>, noted: &HashMap<Ip, Share>) -> HashMap<Ip, Share> {
     for (client, noted) in noted {
         let (connections, streams) = (noted.connections & Share::REFUSED, noted.streams & Share::REFUSED);
@@ -112,7 +112,7 @@ impl Walk<'_> {
             }
         })?;
         for key in expired {
-            // A packet may have come since.
+            // A packet may have refreshed the flow since.
             let still = table.get(&key)?;
             if still.is_some_and(|flow| is_expired(self.config, &flow, key.protocol, self.now)) {
                 table.remove(&key)?;
@@ -122,7 +122,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// As the programs count it (`proxy_common::decide::conntrack::client_of`).
+    /// The client that the programs count the flow for (`proxy_common::decide::conntrack::client_of`).
     fn client(&self, address: &Ip) -> Ip {
         if address.is_v4() || self.pods.contains_key(address) {
             *address
@@ -132,8 +132,8 @@ impl Walk<'_> {
     }
 }
 
-/// Writes the counts that differ, and removes those of clients that have nothing any more. What the programs noted comes
-/// back.
+/// Writes the counts that differ, and removes those of clients that have no flow any more. Returns the counts
+/// that the programs had.
 fn correct(table: &HashTable<Ip, Share>, counted: &HashMap<Ip, Share>) -> io::Result<HashMap<Ip, Share>> {
     let mut found = HashMap::new();
     table.for_each(|client, share| {
@@ -174,7 +174,7 @@ fn at_share(
             (ShareKind::Connections, used.connections, config.connection_share),
             (ShareKind::Streams, used.streams, config.stream_share),
         ] {
-            // With the mark of a refusal it is larger than any share.
+            // With the mark of a refusal, `used` is larger than any share.
             note(client, kind, used >= share, share);
         }
     }
@@ -186,7 +186,7 @@ fn at_share(
     tables.neighbours.for_each(|interface, recent| {
         let share = config.neighbour_share;
         let is_used_up = recent.at(now) >= share || recent.was_refused(now, LATELY);
-        // A pod with several addresses is named by the least of them.
+        // The lowest address stands for a pod with several addresses.
         let addresses = pods.iter().filter(|(_, of)| **of == interface);
         if let Some((pod, _)) = addresses.min_by_key(|(address, _)| **address) {
             note(pod, ShareKind::Neighbours, is_used_up, share);

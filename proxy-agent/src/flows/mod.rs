@@ -1,15 +1,19 @@
-//! The flows that the programs remember: what has expired is collected, and what each client uses is counted.
+//! The flows that the programs remember. This module removes the expired ones, and counts the usage of each
+//! client.
 //!
-//! `FLOWS` and `STREAMS` evict nothing, so that new flows cost established ones nothing. Their expired entries take up room
-//! until this removes them. A *pass* walks both tables by batches of 4096 entries on the blocking pool, every ten seconds:
-//! 0.4 µs for each entry on Linux 6.18, about 0.1 s of a processor for full tables of the default size, and next to nothing
-//! for empty ones. Without an agent nothing is lost: full tables leave new flows where the kernel may evict them.
+//! `FLOWS` and `STREAMS` evict nothing, so that new flows cost established ones nothing. Their expired
+//! entries occupy memory until this module removes them. A *pass* walks both tables by batches of 4096
+//! entries on the blocking pool, every ten seconds. It takes 0.4 µs for each entry on Linux 6.18. That is
+//! about 0.1 s of a processor for full tables of the default size.
 //!
-//! The programs count the flows of each client in `SHARES` as they come and go, without atomic operations. A pass sets the
-//! counts right.
+//! Without an agent nothing is lost: if the tables are full, new flows go to tables where the kernel may
+//! evict them.
 //!
-//! A client that reaches a share may be through before the next pass. So the programs leave a note where they refuse, and
-//! between two passes there is a look at counts and notes alone.
+//! The programs count the flows of each client in `SHARES` as they come and go, without atomic operations. A
+//! pass corrects the counts.
+//!
+//! A client may reach a share and fall below it before the next pass. So the programs note each refusal, and
+//! between two passes a look reads the counts and the notes alone.
 
 mod collect;
 
@@ -21,30 +25,30 @@ use proxy_common::maps::{Config, Flow, FlowKey, HostPort, HostPortKey, Pod, Rece
 
 use crate::bpf::hash::HashTable;
 
-/// What a pass works on.
+/// The tables that a pass works on.
 pub struct Tables {
-    /// `FLOWS`.
+    /// The map `FLOWS`.
     pub flows: HashTable<FlowKey, Flow>,
-    /// `STREAMS`.
+    /// The map `STREAMS`.
     pub streams: HashTable<FlowKey, Flow>,
-    /// `SHARES`.
+    /// The map `SHARES`.
     pub shares: HashTable<Ip, Share>,
-    /// `UNANSWERED`.
+    /// The map `UNANSWERED`.
     pub unanswered: HashTable<Ip, RecentCount>,
-    /// `NEIGHBOURS`.
+    /// The map `NEIGHBOURS`, by interface index.
     pub neighbours: HashTable<u32, RecentCount>,
-    /// `HOST_PORTS`.
+    /// The map `HOST_PORTS`.
     pub host_ports: HashTable<HostPortKey, HostPort>,
-    /// `PODS`.
+    /// The map `PODS`.
     pub pods: HashTable<Ip, Pod>,
-    /// What the programs go by.
+    /// The configuration that the programs use.
     pub config: Config,
 }
 
-/// What a pass found.
+/// The result of a pass or a look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Entries that were removed since they had expired.
+    /// The number of expired entries that the pass removed.
     pub expired: u64,
     /// Clients that use all of a share.
     pub at_share: Vec<AtShare>,
@@ -53,31 +57,31 @@ pub struct Collected {
 /// A client that uses all of a share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AtShare {
-    /// Its address; of an IPv6 client that is no pod of this node, its /64.
+    /// Its address. For an IPv6 client that is no pod of this node, this is its /64.
     pub client: IpAddr,
-    /// What it uses up.
+    /// The kind of the share.
     pub kind: ShareKind,
-    /// How many it may have.
+    /// The size of the share.
     pub share: u32,
 }
 
-/// What clients share.
+/// The resources that clients share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ShareKind {
     /// Connections in `FLOWS`.
     Connections,
     /// Exchanges of datagrams in `STREAMS`.
     Streams,
-    /// Flows that hold a source port of the node's and wait for a reply.
+    /// Flows that hold a source port of the node and wait for a reply.
     SourcePorts,
-    /// Neighbours that the node looks for.
+    /// Neighbours that the node tries to resolve.
     Neighbours,
-    /// Host ports.
+    /// Host ports of a pod.
     HostPorts,
 }
 
 impl ShareKind {
-    /// All kinds.
+    /// Every kind of share.
     pub const ALL: [Self; 5] = [
         Self::Connections,
         Self::Streams,
@@ -86,7 +90,7 @@ impl ShareKind {
         Self::HostPorts,
     ];
 
-    /// Its name in metrics.
+    /// The name of the kind in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connections => "connections",
@@ -97,7 +101,7 @@ impl ShareKind {
         }
     }
 
-    /// What becomes of a client's further flows.
+    /// The consequence for a client's further flows, in words.
     pub const fn consequence(self) -> &'static str {
         match self {
             Self::Connections => {
@@ -120,10 +124,10 @@ impl ShareKind {
     }
 }
 
-/// Looks which clients use all of a share, and walks no flows.
+/// Finds the clients that use all of a share, without a walk over the flows.
 ///
 /// # Errors
-/// A map that cannot be read.
+/// Fails if a map cannot be read.
 pub fn look(tables: &Tables) -> io::Result<Collected> {
     collect::look(tables, collect::now())
 }
@@ -131,7 +135,7 @@ pub fn look(tables: &Tables) -> io::Result<Collected> {
 /// Walks the tables once.
 ///
 /// # Errors
-/// A map that cannot be read or written; what was done until then stays done.
+/// Fails if a map cannot be read or written; the changes until then remain.
 pub fn pass(tables: &Tables) -> io::Result<Collected> {
     collect::pass(tables, collect::now())
 }

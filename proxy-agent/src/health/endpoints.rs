@@ -1,16 +1,17 @@
-//! Which endpoints of a service are on this node, counted for those who ask about the node.
+//! The endpoints of a service on this node, counted for health checks and metrics.
 //!
-//! These are questions about one service at a time and functions of the cluster alone; the plan answers others.
+//! These functions look at one service at a time and depend on the cluster alone; the plan does not use them.
 
 use std::collections::BTreeSet;
 
 use crate::cluster::{ClusterState, Conditions, Endpoint, Family};
 use crate::source::ObjectId;
 
-/// How many endpoints of a service take new connections on this node. A pod with an address of each family is one endpoint.
+/// How many endpoints of a service take new connections on this node. A pod with an address of each family is
+/// one endpoint.
 ///
-/// Endpoints that only still serve while they terminate do not count, though new connections are sent to them where there
-/// is nothing better: a balancer should look for a better node meanwhile (KEP-1669).
+/// Endpoints that only serve while they terminate do not count, though they get new connections if there are
+/// no better ones. A balancer should look for a better node meanwhile (KEP-1669).
 pub fn local_ready(cluster: &ClusterState, id: ObjectId, node: &str) -> u32 {
     let not_ready_too = cluster
         .service(id)
@@ -112,7 +113,7 @@ mod tests {
         assert_eq!(local_ready(&cluster(false, &endpoints), id(), "nowhere"), 0);
         let terminating = json!([endpoint("10.0.0.5", "there", false, true)]);
         assert_eq!(local_ready(&cluster(false, &terminating), id(), "there"), 0);
-        // Without an IPv4 endpoint the IPv6 one counts.
+        // Without an IPv4 endpoint, the IPv6 endpoint counts.
         assert_eq!(local_ready(&cluster(false, &json!([])), id(), "here"), 1);
     }
 

@@ -1,11 +1,12 @@
-//! Whether this node should be sent traffic, told to whoever asks.
+//! Whether load balancers and the kubelet should send traffic to this node.
 //!
-//! [`Health`] is what the agent's loop says of itself: since when something waits to be applied, and whether the node is on its
-//! way out. [`proxy`] answers for the whole proxy (`:10256/healthz` and `/livez`), [`ServiceChecks`] for one service each, at its
-//! `healthCheckNodePort`; [`endpoints`] counts what those tell.
+//! [`Health`] holds the state that the agent's loop reports: since when a change waits to be applied, and
+//! whether the node leaves the cluster. [`proxy`] responds for the whole proxy (`:10256/healthz` and
+//! `/livez`), [`ServiceChecks`] for one service each, at its `healthCheckNodePort`. [`endpoints`] has the
+//! counts for both.
 //!
-//! Invariant: the loop writes, servers read; a server never makes the loop wait. Time is compared when somebody asks, so a loop
-//! that hangs is found out.
+//! Invariant: the loop writes, servers read; a server never makes the loop wait. A server compares the time
+//! at each request, so it detects a loop that hangs.
 
 pub mod endpoints;
 pub mod proxy;

@@ -1,7 +1,8 @@
-//! `/healthz` and `/livez` of the whole proxy, in kube-proxy's words.
+//! `/healthz` and `/livez` of the whole proxy, with the bodies of kube-proxy.
 //!
-//! A load balancer asks `/healthz` whether to send new connections to this node, so a node that is leaving says no while it
-//! goes on serving what it has. A kubelet asks `/livez` whether to start the agent anew, which would not help a node that leaves.
+//! A load balancer asks `/healthz` whether to send new connections to this node. A node that leaves the
+//! cluster responds with an error there and still serves its connections. A kubelet asks `/livez` whether to
+//! restart the agent, which would not help a node that leaves.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -12,7 +13,7 @@ use super::{Health, Report};
 use crate::http::{Answer, Response, answer, not_found};
 use crate::metrics::Probes;
 
-/// The body of both answers.
+/// The body of both responses.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body {
@@ -22,12 +23,12 @@ struct Body {
     node_eligible: Option<bool>,
 }
 
-/// Answers for the proxy.
+/// The responses for the proxy.
 #[derive(Clone)]
 pub struct ProxyHealth {
-    /// What is told.
+    /// The state that the responses report.
     pub health: Health,
-    /// How often what was told.
+    /// The counters of the responses.
     pub probes: Probes,
 }
 
@@ -50,7 +51,7 @@ impl Answer for ProxyHealth {
     }
 }
 
-/// The status that says good or bad.
+/// The HTTP status for a good or a bad state.
 pub fn status(good: bool) -> StatusCode {
     if good {
         StatusCode::OK

@@ -1,10 +1,11 @@
-//! Health of single services: a server at the `healthCheckNodePort` of each that has one.
+//! The health of single services: a server at the `healthCheckNodePort` of each service that has one.
 //!
-//! A load balancer that keeps clients' addresses (`externalTrafficPolicy: Local`) must know which nodes have an endpoint, and
-//! asks every node at this port, whatever the path. Servers come, go and follow the services as they change.
+//! A load balancer that keeps clients' addresses (`externalTrafficPolicy: Local`) must know which nodes have
+//! an endpoint. It asks every node at this port, with any path. The servers start, stop and follow the
+//! services as they change.
 //!
-//! Invariant: there is one server for each service that wants one, and none besides; of two services that want one port the
-//! first has it, and the other is told that it is in use.
+//! Invariant: each service with a port has one server, and no other server runs. If two services want one
+//! port, the first has it; the agent reports to the other that the port is in use.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,23 +23,23 @@ use crate::events::{Event, Recorder};
 use crate::http::{Answer, Faults, Response, Room, answer, keep_serving};
 use crate::source::{ObjectId, ObjectIdMap};
 
-/// How many of the node's endpoints a balancer may weigh this node with.
+/// The header with the number of the node's endpoints, which a balancer may use as this node's weight.
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
 
-/// What is to be told about a service.
+/// The health check of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceCheck {
-    /// Its namespace.
+    /// The service's namespace.
     pub namespace: String,
-    /// Its name.
+    /// The service's name.
     pub name: String,
-    /// Where.
+    /// The value of `spec.healthCheckNodePort`.
     pub port: u16,
     /// How many ready endpoints this node has.
     pub endpoints: u32,
 }
 
-/// The servers.
+/// The running servers.
 pub struct ServiceChecks {
     running: ObjectIdMap<Running>,
     health: Health,
@@ -63,7 +64,7 @@ impl Drop for Running {
 }
 
 impl ServiceChecks {
-    /// None so far.
+    /// Makes a set without servers.
     pub fn new(health: Health, room: Room, faults: Faults, recorder: Recorder) -> Self {
         Self {
             running: ObjectIdMap::default(),
@@ -74,7 +75,7 @@ impl ServiceChecks {
         }
     }
 
-    /// Brings the servers of some services in line. Must be called within a tokio runtime.
+    /// Starts, stops and updates the servers of some services. Must be called within a tokio runtime.
     pub fn update(&mut self, checks: impl Iterator<Item = (ObjectId, Option<ServiceCheck>)>) {
         let mut wanted = Vec::new();
         for (id, check) in checks {
@@ -88,7 +89,7 @@ impl ServiceChecks {
                 }
             }
         }
-        // Only now, so that a port that moves from one service to another is free.
+        // New servers start last, so that a port that moves from one service to another is free.
         for (id, check) in wanted {
             let running = self.start(&check);
             self.running.insert(id, running);
@@ -190,7 +191,7 @@ mod tests {
         (id(name), Some(check))
     }
 
-    /// A port that is free now.
+    /// A port that no socket uses at the moment.
     fn port() -> u16 {
         let listener = std::net::TcpListener::bind("[::]:0").unwrap();
         listener.local_addr().unwrap().port()
@@ -229,7 +230,7 @@ mod tests {
         );
         checks.update([check("cart", one, 0)].into_iter());
         assert!(ask(one).await.unwrap().starts_with("HTTP/1.1 503 "));
-        // Another port, which another service had, and the first one to yet another service.
+        // The first service moves to a port that another service had, and a new service gets the first port.
         checks.update([check("till", other, 1)].into_iter());
         assert!(ask(other).await.unwrap().contains("till"));
         checks.update([check("cart", other, 1), (id("till"), None), check("new", one, 1)].into_iter());

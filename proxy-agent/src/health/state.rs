@@ -1,18 +1,19 @@
-//! How the proxy is doing.
+//! The state of the proxy.
 //!
-//! It is healthy while nothing waits, or nothing has waited for long: an update counts from the moment its event arrived to the
-//! moment all of its writes are carried out. Until the first full list it waits for nothing, so an agent that starts is healthy,
-//! as kube-proxy is: what is pinned serves meanwhile.
+//! The proxy is healthy while no update waits for long. An update counts from the moment its event arrived to
+//! the moment all of its writes are carried out. Until the first full list no update waits. So an agent that
+//! starts is healthy, as kube-proxy is: the pinned programs serve meanwhile.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-/// How long an update may wait before the proxy counts as stuck; kube-proxy's is twice its `syncPeriod`, 60 s by default.
+/// How long an update may wait before the proxy is unhealthy. kube-proxy waits for twice its `syncPeriod`, 60
+/// s by default.
 pub const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// The proxy's health; clones show the same one.
+/// The proxy's health; clones share one state.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<Mutex<State>>);
 
@@ -30,9 +31,9 @@ pub struct Report {
     pub healthy: bool,
     /// Whether the node may be sent new traffic.
     pub node_eligible: bool,
-    /// When everything was last in order.
+    /// The last time at which no update waited.
     pub last_updated: Timestamp,
-    /// Now.
+    /// The time of the report.
     pub current_time: Timestamp,
 }
 
@@ -47,13 +48,14 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Something that arrived at `since` waits to be applied; what waits for longer already counts.
+    /// Notes that an update, which arrived at `since`, waits to be applied. An earlier update that still
+    /// waits keeps its time.
     pub fn waits(&self, since: Instant) {
         let mut state = self.lock();
         state.waiting_since = Some(state.waiting_since.map_or(since, |earlier| earlier.min(since)));
     }
 
-    /// Nothing waits any more.
+    /// Notes that no update waits any more.
     pub fn settled(&self) {
         let mut state = self.lock();
         if state.waiting_since.take().is_some() {
@@ -61,12 +63,12 @@ impl Health {
         }
     }
 
-    /// Whether the node is being taken out of the cluster.
+    /// Sets whether the node is being taken out of the cluster.
     pub fn set_node_leaving(&self, leaving: bool) {
         self.lock().node_leaving = leaving;
     }
 
-    /// How things are now.
+    /// Reports the health at this moment.
     pub fn report(&self) -> Report {
         self.report_at(Instant::now())
     }
@@ -81,14 +83,14 @@ impl Health {
         Report {
             healthy,
             node_eligible: !state.node_leaving,
-            // Nothing to do is as good as just done; kube-proxy says it so too.
+            // While the proxy is healthy it is up to date now; kube-proxy reports the same.
             last_updated: if healthy { current_time } else { state.last_updated },
             current_time,
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every write is one assignment, so a panic elsewhere leaves nothing half done.
+        // Every write is one assignment, so a panic elsewhere leaves no half-written state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,16 +1,16 @@
-//! What is wrong with ports, for `millrace status`.
+//! The faults of ports, for `millrace status`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::trouble::{Remark, Trouble};
 
-/// Faults by what they are about; clones show the same ones.
+/// Faults by their subject; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<Mutex<BTreeMap<String, Remark>>>);
 
 impl Faults {
-    /// Notes what is wrong with `subject`; true if that is news.
+    /// Notes a fault of `subject`; returns true if the fault is new.
     pub fn set(&self, code: Trouble, subject: &str, message: String) -> bool {
         let mut faults = self.lock();
         let fault = Remark { code, message };
@@ -19,12 +19,12 @@ impl Faults {
         news
     }
 
-    /// Nothing is wrong with `subject` any more.
+    /// Removes the fault of `subject`.
     pub fn clear(&self, subject: &str) {
         self.lock().remove(subject);
     }
 
-    /// Everything that is wrong, as pairs of what and how.
+    /// All faults, as pairs of the subject and the remark.
     pub fn list(&self) -> Vec<(String, Remark)> {
         let faults = self.lock();
         let pairs = faults.iter();
@@ -34,7 +34,7 @@ impl Faults {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Remark>> {
-        // Every change is one call, so a panic elsewhere leaves nothing half done.
+        // Every change is one call, so a panic elsewhere leaves no half-written state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
-//! Opening a port.
+//! Opens a port.
 //!
-//! The unspecified address of either family means every address of both, as it does for kube-proxy (Go's `net.Listen`):
-//! a balancer that speaks IPv6 must find `0.0.0.0:10256` too. What a sysctl says about such sockets is therefore not left to
-//! decide.
+//! The unspecified address of either family means every address of both, as it does for kube-proxy (Go's
+//! `net.Listen`). A balancer that speaks IPv6 must reach `0.0.0.0:10256` too. So the code sets `IPV6_V6ONLY`
+//! itself, and the sysctl `net.ipv6.bindv6only` has no effect.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 use tokio::net::TcpListener;
 
-/// Connections that wait to be accepted: so many can come at once before the first is looked at.
+/// Connections that wait to be accepted: this many can arrive before the agent accepts the first.
 const BACKLOG: i32 = 4096;
 
 /// Listens at `address` in the network namespace of this thread. Must be called within a tokio runtime.
@@ -23,7 +23,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let everywhere = |ip: IpAddr| SocketAddr::new(ip, address.port());
     let opened = if address.ip().is_unspecified() {
         match open(everywhere(Ipv6Addr::UNSPECIFIED.into())) {
-            // The kernel has no IPv6, or none in this namespace.
+            // The kernel has no IPv6, or this namespace has none.
             Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => open(everywhere(Ipv4Addr::UNSPECIFIED.into())),
             opened => opened,
         }
@@ -41,7 +41,7 @@ fn open(address: SocketAddr) -> Result<std::net::TcpListener, Errno> {
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(family, SockType::Stream, flags, None)?;
-    // Connections of an agent that ended a moment ago are no reason to wait.
+    // Connections of an agent that ended shortly before must not block the port.
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     if address.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;

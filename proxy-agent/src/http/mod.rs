@@ -1,12 +1,14 @@
-//! The little HTTP that the agent speaks: short answers to anybody who may reach a port.
+//! A small HTTP server: it sends short responses to every client that can reach a port.
 //!
-//! [`listen`] opens a port, [`serve`] answers on it, and [`keep_serving`] does both for as long as the agent runs: a port that
-//! cannot be had is tried again, and [`Faults`] says so to whoever asks for the agent's state.
+//! [`listen`] opens a port, [`serve`] responds on it, and [`keep_serving`] does both for as long as the agent
+//! runs. It tries again to open a port that it cannot open, and [`Faults`] reports such a port in the agent's
+//! state.
 //!
-//! Places are shared out by [`Seats`].
+//! [`Seats`] shares out the places for connections.
 //!
-//! Invariants: servers are tasks on the agent's one thread and hold nothing that they ask it for; a client that is slow or
-//! silent, and a thousand like it, delay the answers of other addresses by no more than it takes to accept and cut them.
+//! Invariants: servers are tasks on the agent's one thread, and hold no lock or state that the loop waits
+//! for. A thousand slow or silent clients delay the responses to other addresses by no more than it takes to
+//! accept and cut their connections.
 
 mod faults;
 mod listen;

@@ -1,14 +1,16 @@
-//! Who may hold a connection to a port, and who gives one up for a newcomer.
+//! Which peers may hold a connection to a port, and which connection is cut for a newcomer.
 //!
-//! A place is cheap to take and dear to keep, so the newest connection is let in and an older one is cut for it. Each address
-//! has a share of a port, and so has each IPv6 network of 64 bits, since a host has all addresses of one. All ports together
-//! have room for a number of connections that fits into a process's descriptors.
+//! A place costs little to take and much to keep, so the newest connection gets one and an older one is cut
+//! for it. Each address has a share of a port. Each IPv6 network of 64 bits has one too, since a host has all
+//! addresses of one. All ports together have a limit that fits into a process's descriptors.
 //!
-//! Of the connections that compete, the address that holds most gives one up: the oldest that has not asked yet, else the
-//! oldest that takes long over its answer. A connection has a moment to ask before a silent newcomer can take its place; a
-//! newcomer whose request is there already takes it at once. If every place is that new, the newcomer is refused.
+//! Of the connections that compete, the address with the most connections loses one: the oldest without a
+//! request, else the oldest whose response takes long. A connection has a short time to send its request
+//! before a silent newcomer can take its place. A newcomer whose request is already there takes it at once.
+//! If every place is that new, the newcomer is refused.
 //!
-//! Invariant: an address within its share is never cut for an address that holds more, and nothing here waits.
+//! Invariant: a connection of an address within its share is never cut for an address that holds more, and no
+//! function here waits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,36 +21,37 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Connections of one address to one port.
+/// The limit of connections of one address to one port.
 const OF_ADDRESS: usize = 16;
-/// Connections of one IPv6 network to one port.
+/// The limit of connections of one IPv6 network to one port.
 const OF_NETWORK: usize = 64;
-/// Connections of all to all ports.
+/// The limit of all connections to all ports.
 const OF_ALL: usize = 512;
-/// A connection that asks at once has asked by then.
+/// The age from which a connection without a request can be cut. A client that writes at once has sent its
+/// request by then.
 const TO_ASK: Duration = Duration::from_millis(10);
-/// A client that reads has its answer by then.
+/// The age from which a connection with a request can be cut. A client that reads has its response by then.
 const TO_READ: Duration = Duration::from_secs(1);
-/// An address that stays at its share is told of again after this.
+/// The time after which an address that stays at its share is reported again.
 const QUIET: Duration = Duration::from_mins(1);
-/// Addresses that were told of and are remembered.
+/// The limit of reported addresses that are remembered.
 const MOST_TOLD: usize = 64;
-/// Messages about addresses that wait to be told; more are lost.
+/// The limit of queued reports about addresses; further ones are lost.
 const WAITING: usize = 16;
 
-/// Why a connection ended before its answer.
+/// Why a connection ended before its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cut {
-    /// Its address, or its network, had more than its share.
+    /// The connection's address, or its network, had more than its share.
     Share,
-    /// All places were taken.
+    /// All places of all ports were taken.
     Full,
-    /// Its request did not come, or it did not read the answer.
+    /// The client did not send its request in time, or did not read the response.
     Slow,
 }
 
 impl Cut {
-    /// The value of a metric's label.
+    /// The value of the metric's label.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Share => "share",
@@ -61,20 +64,20 @@ impl Cut {
 /// A peer that reached its share of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AtShare {
-    /// The address of the connection that was one too many.
+    /// The address of the connection that exceeded the share.
     pub peer: IpAddr,
-    /// What the port is for.
+    /// The purpose of the port.
     pub port: &'static str,
 }
 
-/// How a kind of port is used.
+/// The usage of one kind of port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Use {
-    /// Connections there are.
+    /// The number of open connections.
     pub open: u64,
-    /// Addresses that hold their share.
+    /// The number of addresses that hold their share.
     pub at_share: u64,
-    /// Connections that were cut or refused, by why.
+    /// The number of connections that were cut or refused, by reason.
     pub cut: BTreeMap<Cut, u64>,
 }
 
@@ -82,12 +85,12 @@ pub struct Use {
 #[derive(Clone, Debug)]
 pub struct Seats(Arc<Mutex<Room>>);
 
-/// Tells one port from another, and what it is for.
+/// A port: its number and its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// What it is for.
+    /// The purpose of the port.
     pub name: &'static str,
-    /// Its number.
+    /// The port number.
     pub number: u16,
 }
 
@@ -109,7 +112,7 @@ struct Held {
     end: oneshot::Sender<Cut>,
 }
 
-/// A place; dropping it gives it back.
+/// A place for one connection; dropping it frees the place.
 #[derive(Debug)]
 pub struct Seat {
     seats: Seats,
@@ -119,7 +122,7 @@ pub struct Seat {
     end: oneshot::Receiver<Cut>,
 }
 
-/// A connection that wants a place.
+/// A connection that needs a place.
 #[derive(Clone, Copy)]
 struct Newcomer {
     port: Port,
@@ -127,7 +130,7 @@ struct Newcomer {
     asks: bool,
 }
 
-/// Which connections compete with a newcomer.
+/// The set of connections that compete with a newcomer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Address,
@@ -136,7 +139,7 @@ enum Scope {
 }
 
 impl Seats {
-    /// Room for connections, and where it is told which peers reach their share.
+    /// Makes the places, and a channel that reports the peers that reach their share.
     pub fn new() -> (Self, mpsc::Receiver<AtShare>) {
         let (tell, told) = mpsc::channel(WAITING);
         let room = Room {
@@ -149,8 +152,8 @@ impl Seats {
         (Self(Arc::new(Mutex::new(room))), told)
     }
 
-    /// A place at `port` for a connection of `peer`, if need be that of another one; nothing if the newcomer is refused.
-    /// `asks` says that its request is there.
+    /// Takes a place at `port` for a connection of `peer`, and cuts another connection if necessary. Returns
+    /// `None` if the newcomer is refused. `asks` says that its request is already there.
     pub fn take(&self, port: Port, peer: IpAddr, asks: bool) -> Option<Seat> {
         let (peer, now) = (peer.to_canonical(), Instant::now());
         let mut room = self.lock();
@@ -181,7 +184,7 @@ impl Seats {
         })
     }
 
-    /// How each kind of port is used.
+    /// The usage of each kind of port.
     pub fn usage(&self) -> BTreeMap<&'static str, Use> {
         let room = self.lock();
         let mut usage = BTreeMap::<&'static str, Use>::new();
@@ -201,13 +204,13 @@ impl Seats {
     }
 
     fn lock(&self) -> MutexGuard<'_, Room> {
-        // Every change is one call, so a panic elsewhere leaves nothing half done.
+        // Every change is one call, so a panic elsewhere leaves no half-written state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Room {
-    /// Whether there is a place among those that compete in `scope`, perhaps by cutting a connection.
+    /// Whether there is a place among the connections that compete in `scope`; it may cut one of them.
     fn make_room(&mut self, scope: Scope, newcomer: Newcomer, now: Instant) -> bool {
         let Newcomer { port, peer, asks } = newcomer;
         let rivals = || {
@@ -237,7 +240,7 @@ impl Room {
             self.tell(port, peer, now);
         }
         if let Some(held) = victim.and_then(|id| self.held.remove(&id)) {
-            // A connection that ends at this moment does not hear it.
+            // A connection that ends at this moment has closed its receiver.
             let _ = held.end.send(why);
         }
         victim.is_some()
@@ -295,7 +298,7 @@ impl Scope {
     }
 }
 
-/// What one host may have to itself: an IPv4 address, or a network of IPv6 addresses.
+/// The addresses that one host may have to itself: an IPv4 address, or an IPv6 network of 64 bits.
 fn network(peer: IpAddr) -> IpAddr {
     match peer {
         IpAddr::V4(_) => peer,
@@ -304,17 +307,17 @@ fn network(peer: IpAddr) -> IpAddr {
 }
 
 impl Seat {
-    /// To be set when the request is there.
+    /// The flag that the server sets when the request is there.
     pub fn asked(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.asked)
     }
 
-    /// The connection is ended since it takes too long.
+    /// Counts a connection that the server ends since it takes too long.
     pub fn is_slow(&self) {
         self.seats.lock().count(self.port.name, Cut::Slow);
     }
 
-    /// Returns when the place is given to another.
+    /// Returns when the place goes to another connection.
     pub async fn lost(&mut self) -> Option<Cut> {
         (&mut self.end).await.ok()
     }
@@ -327,131 +330,4 @@ impl Drop for Seat {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEALTH: Port = Port {
-        name: "health",
-        number: 1,
-    };
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().expect("an address")
-    }
-
-    fn open(seats: &Seats) -> u64 {
-        seats.usage().values().map(|usage| usage.open).sum()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_newest_of_an_address_is_let_in_and_its_oldest_silent_one_is_cut() {
-        let (seats, mut told) = Seats::new();
-        let mut held: Vec<_> = (0..OF_ADDRESS)
-            .map(|_| seats.take(HEALTH, ip("10.0.0.1"), false).expect("room"))
-            .collect();
-        assert!(
-            seats.take(HEALTH, ip("10.0.0.1"), false).is_none(),
-            "all have just come"
-        );
-        let asking = seats.take(HEALTH, ip("10.0.0.1"), true);
-        assert!(asking.is_some(), "a request is there");
-        assert_eq!(held.remove(0).lost().await, Some(Cut::Share));
-        drop(asking);
-        held.extend(seats.take(HEALTH, ip("10.0.0.1"), false));
-        let other = Port { number: 2, ..HEALTH };
-        assert!(
-            seats.take(other, ip("10.0.0.1"), false).is_some(),
-            "another port has its own shares"
-        );
-        assert!(seats.take(HEALTH, ip("10.0.0.2"), false).is_some());
-        tokio::time::advance(TO_ASK).await;
-        held[0].asked().store(true, Ordering::Relaxed);
-        let newest = seats.take(HEALTH, ip("::ffff:10.0.0.1"), false);
-        assert!(newest.is_some(), "the same address in another form");
-        assert_eq!(
-            held[1].lost().await,
-            Some(Cut::Share),
-            "the first one has asked already"
-        );
-        let expected = AtShare {
-            peer: ip("10.0.0.1"),
-            port: "health",
-        };
-        assert_eq!(told.try_recv(), Ok(expected));
-        assert!(told.try_recv().is_err(), "once");
-        let usage = &seats.usage()["health"];
-        assert_eq!((usage.open, usage.at_share), (OF_ADDRESS as u64, 1));
-        assert_eq!(usage.cut[&Cut::Share], 3);
-        drop((held, newest));
-        assert_eq!(open(&seats), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn clients_that_do_not_read_give_way_after_a_second() {
-        let (seats, _told) = Seats::new();
-        let mut held = Vec::new();
-        for _ in 0..OF_ADDRESS {
-            let seat = seats.take(HEALTH, ip("10.0.0.1"), false).expect("room");
-            seat.asked().store(true, Ordering::Relaxed);
-            held.push(seat);
-        }
-        tokio::time::advance(TO_ASK).await;
-        assert!(
-            seats.take(HEALTH, ip("10.0.0.1"), false).is_none(),
-            "they are being answered"
-        );
-        tokio::time::advance(TO_READ).await;
-        assert!(seats.take(HEALTH, ip("10.0.0.1"), false).is_some());
-        assert_eq!(held[0].lost().await, Some(Cut::Share));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn addresses_of_one_network_compete_and_the_one_with_most_gives_way() {
-        let (seats, _told) = Seats::new();
-        let quiet = seats.take(HEALTH, ip("fd00::1:1"), false).expect("room");
-        tokio::time::advance(TO_ASK).await;
-        let mut greedy = Vec::new();
-        for number in 0.. {
-            let peer = ip(&format!("fd00::2:{:x}", number / OF_ADDRESS));
-            greedy.extend(seats.take(HEALTH, peer, false));
-            if greedy.len() + 1 == OF_NETWORK {
-                break;
-            }
-        }
-        assert!(
-            seats.take(HEALTH, ip("fd00::9"), false).is_some(),
-            "a silent one that came before the others"
-        );
-        drop(quiet);
-        tokio::time::advance(TO_ASK).await;
-        let back = seats.take(HEALTH, ip("fd00::1:1"), false).expect("room");
-        let again = seats.take(HEALTH, ip("fd00::1:2"), false).expect("room");
-        assert_eq!(greedy[0].lost().await, Some(Cut::Share));
-        assert!(
-            seats.take(HEALTH, ip("fd00:0:0:1::1"), false).is_some(),
-            "another network"
-        );
-        drop((back, again));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_room_of_all_has_an_end_and_who_holds_most_pays() {
-        let (seats, _told) = Seats::new();
-        let one = seats.take(HEALTH, ip("192.0.2.1"), false).expect("room");
-        let mut many = Vec::new();
-        for number in 0.. {
-            let peer = Ipv6Addr::from_bits(0xfd_u128 << 120 | (number / 16) << 64).into();
-            let Some(seat) = seats.take(HEALTH, peer, false) else {
-                break;
-            };
-            many.push(seat);
-        }
-        assert_eq!(many.len() + 1, OF_ALL);
-        tokio::time::advance(TO_ASK).await;
-        let newcomer = seats.take(HEALTH, ip("192.0.2.2"), false);
-        assert!(newcomer.is_some());
-        assert_eq!(many[0].lost().await, Some(Cut::Full));
-        assert_eq!(open(&seats), OF_ALL as u64);
-        drop(one);
-    }
-}
+mod tests;

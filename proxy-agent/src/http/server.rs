@@ -1,4 +1,4 @@
-//! Answering on a port.
+//! Serves HTTP on a port.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -25,44 +25,44 @@ use super::seats::{Port, Seat, Seats};
 use super::{Faults, listen};
 use crate::trouble::Trouble;
 
-/// An answer: all of it at once.
+/// A response with its whole body.
 pub type Response = http::Response<Full<Bytes>>;
 
-/// How long the head of a request may take. A client has it ready when it connects.
+/// The time limit of a request's head. A client has it ready when it connects.
 const HEAD: Duration = Duration::from_secs(1);
-/// How long one connection may take, from its first byte to the last of the answer.
+/// The time limit of one connection, from its first byte to the last of the response.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long a connection that finds no place may stand outside until its request comes.
+/// How long a connection without a place may wait until its request arrives.
 const OUTSIDE: Duration = Duration::from_millis(50);
-/// How often it is looked at meanwhile.
+/// How often a waiting connection is checked for its request.
 const LOOK: Duration = Duration::from_millis(5);
-/// How many stand outside of one port; for more the first is sent away.
+/// How many connections wait at one port; for one more, the first is closed.
 const MOST_OUTSIDE: usize = 64;
-/// The longest head of a request; as small as hyper allows.
+/// The longest head of a request in bytes; the smallest limit that hyper allows.
 const MOST_HEAD: usize = 8192;
-/// How long a port that cannot be had waits for the next try.
+/// How long to wait before the next try to open a port.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Which places a server uses.
+/// The places that a server uses.
 #[derive(Clone, Debug)]
 pub struct Room {
     /// The places of all ports.
     pub seats: Seats,
-    /// What this port is for.
+    /// The purpose of this port.
     pub name: &'static str,
 }
 
 impl Room {
-    /// Of a port for something else.
+    /// A copy for a port with another purpose.
     #[must_use]
     pub fn called(&self, name: &'static str) -> Self {
         Self { name, ..self.clone() }
     }
 }
 
-/// Makes the answer to a path.
+/// Makes the response to a path.
 pub trait Answer: Clone + Send + Sync + 'static {
-    /// The answer to GET; HEAD gets its head.
+    /// Makes the response to GET; HEAD gets its head.
     fn answer(&self, path: &str) -> BoxFuture<'static, Response>;
 }
 
@@ -72,8 +72,8 @@ impl<F: Fn(&str) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static
     }
 }
 
-/// Listens and serves until this is dropped. While the port cannot be had, `failed` hears of it whenever the reason is news, and
-/// `faults` has it by the name of `subject`.
+/// Listens and serves until this future is dropped. While the port cannot be opened, `failed` gets each new
+/// reason, and `faults` holds it under the name of `subject`.
 pub async fn keep_serving(
     address: SocketAddr,
     answers: impl Answer,
@@ -100,7 +100,7 @@ pub async fn keep_serving(
     }
 }
 
-/// Answers until this is dropped.
+/// Serves connections until this future is dropped.
 pub async fn serve(listener: TcpListener, answers: impl Answer, room: &Room) {
     let number = listener.local_addr().map_or(0, |address| address.port());
     let port = Port {
@@ -130,17 +130,17 @@ pub async fn serve(listener: TcpListener, answers: impl Answer, room: &Room) {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "accepting a connection");
-                    // Out of descriptors, most likely: trying again at once would only spin.
+                    // The likely reason is a lack of file descriptors, and a retry at once would only spin.
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            // A client that goes away in the middle, or is cut off, knows it.
+            // A client that closes its connection, or whose connection is cut, needs no log message.
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
     }
 }
 
-/// Whether the head of a request is there.
+/// Whether the whole head of a request is in the socket's buffer.
 fn has_asked(stream: &TcpStream) -> bool {
     let mut head = [0; MOST_HEAD];
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
@@ -148,7 +148,7 @@ fn has_asked(stream: &TcpStream) -> bool {
     head[..read].windows(4).any(|end| end == b"\r\n\r\n")
 }
 
-/// A connection that found no place.
+/// A connection that got no place.
 struct Outsider {
     task: AbortHandle,
     seated: Arc<AtomicBool>,
@@ -160,7 +160,7 @@ impl Outsider {
     }
 }
 
-/// Answers a connection that found no place if its request comes soon.
+/// Serves a connection without a place if its request arrives soon.
 async fn wait_outside(
     stream: TcpStream,
     answers: impl Answer,
@@ -180,7 +180,7 @@ async fn wait_outside(
     }
 }
 
-/// Answers one connection for as long as it keeps its place.
+/// Serves one connection for as long as it keeps its place.
 async fn attend(stream: TcpStream, answers: impl Answer, mut seat: Seat) {
     let asked = seat.asked();
     let mut conversation = pin!(converse(stream, answers, Arc::clone(&asked)));
@@ -215,7 +215,8 @@ async fn converse(stream: TcpStream, answers: impl Answer, asked: Arc<AtomicBool
             })
         }
     });
-    // One request a connection: a client that asks every few seconds loses nothing, and none keeps a place without a use.
+    // A connection carries one request. A client that asks every few seconds loses nothing, and no client
+    // keeps an idle place.
     let connection = http1::Builder::new()
         .keep_alive(false)
         .header_read_timeout(None)
@@ -226,7 +227,7 @@ async fn converse(stream: TcpStream, answers: impl Answer, asked: Arc<AtomicBool
     }
 }
 
-/// An answer that browsers take for what it says it is.
+/// Makes a response with a content type that browsers do not override.
 pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
@@ -239,7 +240,7 @@ pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<By
     response
 }
 
-/// The answer where nothing is.
+/// The response for an unknown path.
 pub fn not_found() -> Response {
     answer(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n")
 }
@@ -327,7 +328,7 @@ mod tests {
         let mut streams = Vec::new();
         for _ in 0..count {
             let mut stream = TcpStream::connect(to).await.expect("connecting");
-            // A connection that was cut at once says so here.
+            // This write fails on a connection that the server has already cut.
             let _ = stream.write_all(head.as_bytes()).await;
             streams.push(stream);
         }

@@ -1,8 +1,8 @@
-//! The families of kube-proxy v1.36 that have a meaning here, with its names, labels and buckets
+//! The metric families of kube-proxy v1.36 that apply to Millrace, with its names, labels and buckets
 //! (kubernetes, `pkg/proxy/metrics/metrics.go`).
 //!
-//! kube-proxy has a proxy for each family of addresses and labels its rounds with it. A round here is of both families at
-//! once, so it counts for both.
+//! kube-proxy has a proxy for each address family and labels its rounds with it. A round of Millrace covers
+//! both families, so it counts for both.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::cluster::Family as IpFamily;
 type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
 type Durations = Family<Label, Histogram, fn() -> Histogram>;
 
-/// The families.
+/// The families of kube-proxy.
 #[derive(Clone)]
 pub struct KubeProxy {
     rounds: Durations,
@@ -34,7 +34,7 @@ pub struct KubeProxy {
     requests: Family<[(&'static str, String); 3], Counter>,
 }
 
-/// How often health was told, by what was told.
+/// The counters of health responses, by HTTP status.
 #[derive(Clone, Default)]
 pub struct Probes {
     healthz: Family<Label, Counter>,
@@ -42,18 +42,18 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// `/healthz` was answered with this status.
+    /// Counts a response to `/healthz` with this status.
     pub fn healthz(&self, code: &str) {
         self.healthz.get_or_create(&[("code", fixed(code))]).inc();
     }
 
-    /// `/livez` was answered with this status.
+    /// Counts a response to `/livez` with this status.
     pub fn livez(&self, code: &str) {
         self.livez.get_or_create(&[("code", fixed(code))]).inc();
     }
 }
 
-/// Only two statuses are ever told.
+/// The servers send only two statuses.
 fn fixed(code: &str) -> &'static str {
     if code == "200" { "200" } else { "503" }
 }
@@ -65,12 +65,12 @@ struct Changes {
     total: Counter,
 }
 
-/// What a round of the loop did.
+/// A completed round of the loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// How long it took.
+    /// The duration of the round.
     pub took: Duration,
-    /// Whether everything was programmed, not only what changed.
+    /// Whether the round programmed everything, not only the changes.
     pub full: bool,
 }
 
@@ -80,12 +80,12 @@ fn of_family(family: IpFamily) -> Label {
     [("ip_family", family.name())]
 }
 
-/// 1 ms to 16 s.
+/// Buckets from 1 ms to 16 s.
 fn round_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-/// Up to five minutes, as the objective for network programming asks (SIG Scalability).
+/// Buckets up to five minutes, as the objective for network programming requires (SIG Scalability).
 fn programming_buckets() -> Histogram {
     let steps = |first: u32, step: u32, count: u32| (0..count).map(move |n| f64::from(first + n * step));
     let buckets = [0.25, 0.5].into_iter().chain(steps(1, 1, 59));
@@ -170,19 +170,19 @@ impl KubeProxy {
         families
     }
 
-    /// For whoever tells health.
+    /// The counters for the health servers.
     pub fn probes(&self) -> Probes {
         self.probes.clone()
     }
 
-    /// A round is asked for.
+    /// Notes the time at which a round was requested, in seconds since the epoch.
     pub fn queued(&self, now: f64) {
         for family in FAMILIES {
             self.last_queued.get_or_create(&of_family(family)).set(now);
         }
     }
 
-    /// A round is completed.
+    /// Notes a completed round.
     pub fn done(&self, round: Round, now: f64) {
         let kind = if round.full {
             &self.full_rounds
@@ -197,33 +197,34 @@ impl KubeProxy {
         }
     }
 
-    /// So many seconds passed from a change in the cluster until it was programmed.
+    /// Notes the seconds from a change in the cluster until it was programmed.
     pub fn programmed(&self, family: IpFamily, seconds: f64) {
         self.programming
             .get_or_create(&of_family(family))
             .observe(seconds);
     }
 
-    /// Changes were seen.
+    /// Counts changes that the loop received.
     pub fn changes(&self, services: u64, endpoints: u64) {
         self.service_changes.total.inc_by(services);
         self.endpoint_changes.total.inc_by(endpoints);
     }
 
-    /// Changes that wait.
+    /// Sets the number of changes that wait.
     pub fn pending(&self, services: u64, endpoints: u64) {
         self.service_changes.pending.set(services.cast_signed());
         self.endpoint_changes.pending.set(endpoints.cast_signed());
     }
 
-    /// Services whose policy (`internal`, `external`) keeps traffic on this node, where they have nothing.
+    /// Sets the number of services whose policy (`internal`, `external`) keeps traffic on this node, which
+    /// has no endpoint of theirs.
     pub fn no_local_endpoints(&self, policy: &'static str, family: IpFamily, services: u64) {
         let labels = [("traffic_policy", policy), ("ip_family", family.name())];
         let gauge = self.no_local_endpoints.get_or_create(&labels);
         gauge.set(services.cast_signed());
     }
 
-    /// So many requests to the API server were answered so.
+    /// Adds requests to the API server with this outcome.
     pub fn requests(&self, host: &str, method: &str, code: Option<u16>, count: u64) {
         let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
         let labels = [
@@ -239,7 +240,7 @@ impl KubeProxy {
 pub(super) struct Adder<'a>(pub(super) &'a mut Registry);
 
 impl Adder<'_> {
-    /// Adds one; a counter gets its `_total` when it is shown.
+    /// Adds one family; a counter gets its `_total` when the page is written.
     pub(super) fn one<M>(&mut self, name: &str, help: &str, metric: &M)
     where
         M: prometheus_client::registry::Metric + Clone,

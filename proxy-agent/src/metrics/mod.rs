@@ -1,12 +1,13 @@
-//! What is measured, in the form that Prometheus reads.
+//! The metrics of the agent, in the form that Prometheus reads.
 //!
-//! Families of kube-proxy keep their names, labels and buckets, so that its dashboards and alerts go on working
-//! ([`KubeProxy`]); what only Millrace has is called `millrace_…` ([`Own`]). The loop counts as it goes, which costs it no
-//! more than an addition; what has to be looked up (how full maps are, memory) is looked up when somebody asks, by a
-//! [`Scrape`]. [`server`] is the port that shows it.
+//! Families of kube-proxy keep their names, labels and buckets, so that its dashboards and alerts work
+//! unchanged ([`KubeProxy`]). Families that only Millrace has are called `millrace_…` ([`Own`]). The loop
+//! counts as it runs, with one addition per event. Values that need a lookup (map usage, memory) are read at
+//! a request, by a [`Scrape`]. [`server`] is the port that shows the page.
 //!
-//! Invariant: every family has a HELP and a TYPE, no series appears twice, counters end in `_total`, and times and sizes are in
-//! seconds and bytes. (One gauge of kube-proxy ends in `_total` too; its name is kept.)
+//! Invariant: every family has a HELP and a TYPE, no series appears twice, and counters end in `_total`.
+//! Times and sizes are in seconds and bytes. (One gauge of kube-proxy ends in `_total` too; its name is
+//! kept.)
 
 mod kube_proxy;
 mod own;
@@ -29,18 +30,18 @@ pub use kube_proxy::{KubeProxy, Probes, Round};
 pub use own::Own;
 pub use process::Process;
 
-/// A label whose value is one of few that are known beforehand.
+/// A label whose value is one of a few that are known at compile time.
 type Label = [(&'static str, &'static str); 1];
 
-/// Asks the loop to bring what has to be looked up to date; it answers when it has.
+/// Asks the loop to update the values that need a lookup; the loop replies when they are up to date.
 pub type Scrape = oneshot::Sender<()>;
 
-/// Every family. Clones show the same values.
+/// Every family. Clones share the values.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Those that kube-proxy has too.
+    /// The families that kube-proxy has too.
     pub kube_proxy: KubeProxy,
-    /// Those that only Millrace has.
+    /// The families that only Millrace has.
     pub own: Own,
     process: Process,
     registry: Arc<Registry>,
@@ -59,14 +60,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// The page.
+    /// The metrics page.
     pub fn page(&self) -> String {
         self.process.measure();
         text::page(&self.registry)
     }
 }
 
-/// Sets a counter that somebody else counts.
+/// Sets a counter to a value that another component counts.
 fn set<L>(family: &Family<L, Counter>, labels: &L, value: u64)
 where
     L: Clone + std::hash::Hash + Eq,
@@ -74,7 +75,7 @@ where
     store(&family.get_or_create(labels), value);
 }
 
-/// Likewise, for a counter without labels.
+/// Sets a counter without labels to a value that another component counts.
 fn store(counter: &Counter<u64, AtomicU64>, value: u64) {
     counter.inner().store(value, Ordering::Relaxed);
 }

@@ -12,7 +12,7 @@ use super::kube_proxy::Adder;
 use super::{Label, set, store};
 use crate::http::{Cut, Use};
 
-/// The families.
+/// The families of Millrace.
 #[derive(Clone)]
 pub struct Own {
     map_entries: Family<[(&'static str, String); 1], Gauge>,
@@ -42,7 +42,7 @@ impl Own {
             map_capacity: Family::default(),
             packets: Family::default(),
             bytes: Family::default(),
-            // 16 µs to half a second, then it is late: what is applied in time is applied within milliseconds.
+            // From 16 µs to half a second, where normal changes fall, and then coarse buckets for late ones.
             event_to_map: Histogram::new(exponential_buckets(0.000_016, 2.0, 16).chain([1.0, 10.0, 60.0])),
             conntrack_entries: Gauge::default(),
             conntrack_expired: Counter::default(),
@@ -139,17 +139,17 @@ impl Own {
         families
     }
 
-    /// Something was made again that had gone.
+    /// Counts an object of the data plane that was missing and that the agent made again.
     pub fn restored(&self, what: &'static str) {
         self.restored.get_or_create(&[("what", what)]).inc();
     }
 
-    /// A change was in the maps so long after it arrived.
+    /// Notes the time from the arrival of a change until it was in the maps.
     pub fn applied(&self, after: Duration) {
         self.event_to_map.observe(after.as_secs_f64());
     }
 
-    /// How full a map is.
+    /// Sets the usage of a map.
     pub fn map(&self, name: &str, entries: u64, capacity: u64) {
         let labels = [("map", name.to_owned())];
         self.map_entries.get_or_create(&labels).set(entries.cast_signed());
@@ -161,37 +161,37 @@ impl Own {
         }
     }
 
-    /// A pass over the flows removed so many entries.
+    /// Counts the entries that a pass over the flows removed.
     pub fn expired(&self, entries: u64) {
         self.conntrack_expired.inc_by(entries);
     }
 
-    /// So many clients use all of a share.
+    /// Sets the number of clients that use all of a share.
     pub fn at_share(&self, kind: &'static str, clients: usize) {
         self.clients_at_share
             .get_or_create(&[("share", kind)])
             .set(i64::try_from(clients).unwrap_or(i64::MAX));
     }
 
-    /// What was counted for a reason.
+    /// Sets the packets and bytes that the programs counted for a reason.
     pub fn reason(&self, name: &'static str, packets: u64, bytes: u64) {
         set(&self.packets, &[("reason", name)], packets);
         set(&self.bytes, &[("reason", name)], bytes);
     }
 
-    /// How much is served.
+    /// Sets the number of services and endpoints that are proxied.
     pub fn served(&self, services: u64, endpoints: u64) {
         self.services.set(services.cast_signed());
         self.endpoints.set(endpoints.cast_signed());
     }
 
-    /// Writes to maps: since the start, and those that fail now.
+    /// Sets the writes to maps since the start, and the writes that fail at present.
     pub fn written(&self, writes: u64, failing: u64) {
         store(&self.writes, writes);
         self.failing_writes.set(failing.cast_signed());
     }
 
-    /// How a kind of port is used.
+    /// Sets the usage of a kind of port.
     pub fn port(&self, port: &'static str, usage: &Use) {
         let label = [("port", port)];
         self.connections
@@ -207,7 +207,7 @@ impl Own {
         }
     }
 
-    /// What `millrace status` says.
+    /// Sets the state that `millrace status` shows.
     pub fn status(&self, ready: bool, problems: u64) {
         self.ready.set(i64::from(ready));
         self.problems.set(problems.cast_signed());

@@ -1,4 +1,4 @@
-//! What every Prometheus client tells of its process: memory, time, descriptors.
+//! The families that every Prometheus client has for its process: memory, time, descriptors.
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ pub struct Process {
 impl Process {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let families = Self::default();
-        // This is made as one of the first things that the process does.
+        // The process makes this object early, so this time is close to its start.
         families.start.set(Timestamp::now().as_duration().as_secs_f64());
         let mut add = Adder(registry.sub_registry_with_prefix("process"));
         add.one("cpu_seconds", "User and system time spent", &families.cpu);
@@ -47,7 +47,7 @@ impl Process {
         families
     }
 
-    /// Looks everything up; what cannot be had keeps its last value.
+    /// Reads every value; a value that cannot be read stays as it was.
     pub(super) fn measure(&self) {
         if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
             let spent = duration(usage.user_time()) + duration(usage.system_time());
@@ -56,7 +56,7 @@ impl Process {
                 .store(spent.as_secs_f64().to_bits(), Ordering::Relaxed);
         }
         if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-            // The directory itself is open while it is read.
+            // The open directory counts as a descriptor while it is read.
             let count = entries.count().saturating_sub(1);
             self.open_fds.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
@@ -72,13 +72,13 @@ impl Process {
     }
 }
 
-/// No process has spent a negative time.
+/// A process never spends a negative time.
 fn duration(time: TimeVal) -> Duration {
     let part = |part: i64| u64::try_from(part).unwrap_or_default();
     Duration::from_secs(part(time.tv_sec())) + Duration::from_micros(part(time.tv_usec()))
 }
 
-/// A number of `/proc/self/status`.
+/// The number of a field in `/proc/self/status`.
 fn field(status: &str, key: &str) -> Option<i64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()

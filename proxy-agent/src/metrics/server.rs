@@ -1,10 +1,10 @@
-//! The port that shows metrics, and what else kube-proxy shows there (`:10249`):
+//! The metrics port, with the other paths that kube-proxy has there (`:10249`):
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
 //! | `/metrics` | the metrics |
-//! | `/healthz` | `ok`: the agent answers |
-//! | `/proxyMode` | `millrace`: who serves here, where kube-proxy names the mode that it serves by |
+//! | `/healthz` | `ok`: the agent responds |
+//! | `/proxyMode` | `millrace`; kube-proxy responds with the mode that it uses |
 //! | `/configz` | the configuration in force |
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use super::text::CONTENT_TYPE;
 use super::{Metrics, Scrape};
 use crate::http::{Answer, Response, answer, not_found};
 
-/// The answer to `/proxyMode`.
+/// The response to `/proxyMode`.
 const MODE: &str = "millrace";
 
 /// The configuration in force, as `/configz` shows it; clones show the same one.
@@ -26,7 +26,7 @@ const MODE: &str = "millrace";
 pub struct Shown(Arc<Mutex<Arc<str>>>);
 
 impl Shown {
-    /// Shows another one.
+    /// Replaces the text.
     pub fn set(&self, text: &str) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
     }
@@ -36,14 +36,14 @@ impl Shown {
     }
 }
 
-/// Answers at the port.
+/// The responses at the port.
 #[derive(Clone)]
 pub struct MetricsServer {
-    /// What is shown.
+    /// The metrics that `/metrics` shows.
     pub metrics: Metrics,
-    /// What is shown of the configuration.
+    /// The configuration that `/configz` shows.
     pub shown: Shown,
-    /// Asks the loop.
+    /// The channel to the loop for values that need a lookup.
     pub scrapes: mpsc::Sender<Scrape>,
 }
 
@@ -64,7 +64,7 @@ impl Answer for MetricsServer {
 impl MetricsServer {
     async fn scrape(self) -> Response {
         let (done, looked) = oneshot::channel();
-        // An agent that stops shows what it has.
+        // While the agent stops, the loop takes no request, and the page shows the last values.
         if self.scrapes.send(done).await.is_ok() {
             let _ = looked.await;
         }

@@ -1,4 +1,5 @@
-//! The page as a reader checks it (`promtool check metrics`), and the families that kube-proxy's users rely on.
+//! Checks the page as a reader does (`promtool check metrics`), and the families that users of kube-proxy
+//! rely on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use super::{Metrics, Round};
 use crate::cluster::Family;
 use crate::http::Use;
 
-/// A page on which every family has a series.
+/// Makes a page on which every family has a series.
 fn page() -> String {
     let metrics = Metrics::default();
     let old = &metrics.kube_proxy;
@@ -40,14 +41,14 @@ fn page() -> String {
     metrics.page()
 }
 
-/// One family as a reader sees it.
+/// One family as a reader parses it.
 #[derive(Debug, Default)]
 struct Seen {
     kind: String,
     series: Vec<(String, f64)>,
 }
 
-/// Reads a page, and panics where a reader would complain.
+/// Parses a page, and panics where a reader would report an error.
 fn check(page: &str) -> BTreeMap<String, Seen> {
     let mut families = BTreeMap::<String, Seen>::new();
     let mut current = String::new();
@@ -88,14 +89,14 @@ fn check(page: &str) -> BTreeMap<String, Seen> {
     families
 }
 
-/// What the linter asks of a family.
+/// Checks the rules of the linter for a family.
 fn lint(name: &str, seen: &Seen) {
     assert!(
         name.chars()
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'),
         "{name}"
     );
-    // kube-proxy's own exception.
+    // kube-proxy breaks the rule with this name.
     let misnamed = name == "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
     assert_eq!(
         name.ends_with("_total"),
@@ -120,7 +121,7 @@ fn lint(name: &str, seen: &Seen) {
     }
 }
 
-/// Buckets grow up to the last, which is the count.
+/// Checks that buckets are cumulative, and that the last equals the count.
 fn cumulative(name: &str, seen: &Seen) {
     let mut last = BTreeMap::<String, (f64, f64)>::new();
     let without_le = |id: &str| {

@@ -1,18 +1,18 @@
 //! The page, in the text format that kube-proxy shows (Prometheus, version 0.0.4).
 //!
-//! The library writes `OpenMetrics`, where the name of a counter's family lacks the `_total` that its series have. In the older format,
-//! which is what a reader without content negotiation expects, a family has the name of its series; and numbers of buckets
-//! are written as Go writes them, since queries name them by that text.
+//! The library writes `OpenMetrics`, where the name of a counter's family lacks the `_total` that its series
+//! have. A reader without content negotiation expects the older format, where a family has the name of its
+//! series. This module also writes the numbers of buckets as Go does, since queries select them by that text.
 
 use std::fmt::Write as _;
 
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::registry::Registry;
 
-/// How the page is announced.
+/// The content type of the page.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything in a registry.
+/// Writes all families of a registry.
 pub fn page(registry: &Registry) -> String {
     let mut text = String::new();
     if let Err(error) = encode_registry(&mut text, registry) {
@@ -34,7 +34,7 @@ fn translate(text: &str) -> String {
             let total = if kind == "counter" { "_total" } else { "" };
             let _ = writeln!(page, "# HELP {name}{total} {help}\n# TYPE {name}{total} {kind}");
         } else if line.starts_with('#') {
-            // The type, which stands in the page already; units, which nobody reads.
+            // The TYPE line is already on the page, and no reader uses the UNIT line.
         } else {
             page.push_str(&bucket(line));
             page.push('\n');
@@ -43,7 +43,7 @@ fn translate(text: &str) -> String {
     page
 }
 
-/// A line whose bucket, if it has one, is written without a useless fraction.
+/// Writes the bucket of a line, if it has one, without a useless fraction.
 fn bucket(line: &str) -> String {
     match line.split_once("le=\"") {
         Some((before, after)) => match after.split_once('"') {

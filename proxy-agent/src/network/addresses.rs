@@ -1,7 +1,7 @@
-//! Which addresses the node holds, and which one of each family it talks from.
+//! The addresses that the node holds, and the primary address of each family.
 //!
-//! The choice must not depend on when the agent was started, since routes carry it: of several addresses the
-//! one that counts best wins, not the one that was seen first.
+//! The choice must not depend on the time at which the agent was started, since routes carry the address. So
+//! the best of several addresses wins, and not the first that the agent saw.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,42 +17,42 @@ use super::roles::{Role, Roles};
 /// The node's own addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeAddresses {
-    /// The IPv4 address the node talks to pods and virtual addresses from.
+    /// The IPv4 source address of the node's packets to pods and virtual addresses.
     pub primary_v4: Option<Ipv4Addr>,
-    /// The same for IPv6.
+    /// The IPv6 source address of the node's packets to pods and virtual addresses.
     pub primary_v6: Option<Ipv6Addr>,
-    /// Every address of the node that others may know, sorted; loopback and link-local ones are none, nor are
-    /// those of pods' interfaces and of our own device.
+    /// Every address of the node that other machines may know, sorted. It contains no loopback or link-local
+    /// addresses, and none of pods' interfaces or of the agent's own device.
     pub all: Vec<IpAddr>,
-    /// Ranges that are the node's own by a route of the table `local`.
+    /// Ranges that a route of the table `local` makes the node's own.
     pub local: Vec<IpNet>,
     /// Broadcast and network addresses of IPv4 subnets on interfaces.
     pub broadcasts: Vec<IpAddr>,
     /// Network addresses of IPv6 subnets on interfaces, which stand for all routers there (RFC 4291 §2.6.1).
     /// A node is one.
     pub anycasts: Vec<IpAddr>,
-    /// Uplinks where the node is called by another address than the primary ones, and those addresses.
+    /// Uplinks where the node masquerades with another address than the primary ones, and those addresses.
     pub elsewhere: Vec<UplinkAddresses>,
-    /// The ranges whose hosts are neighbours, by subnets of addresses and by routes; those within others are
-    /// left out.
+    /// The ranges whose hosts are neighbours, by the subnets of addresses and by routes. A range within
+    /// another one is left out.
     pub on_link: Vec<IpNet>,
 }
 
 /// The addresses that the kernel masquerades with on an uplink (`inet_select_addr` in `net/ipv4/devinet.c`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UplinkAddresses {
-    /// The interface index.
+    /// The interface index of the uplink.
     pub interface: u32,
-    /// The IPv4 address, where the uplink has one.
+    /// The uplink's IPv4 address, if it has one.
     pub v4: Option<Ipv4Addr>,
-    /// The same for IPv6.
+    /// The uplink's IPv6 address, if it has one.
     pub v6: Option<Ipv6Addr>,
 }
 
 impl NodeAddresses {
-    /// Reads them off the interfaces. `node_object` are the internal addresses of the Node object, of which
-    /// the first of each family that is held here is primary; else the best one of the first uplink that has
-    /// any.
+    /// Derives the addresses from the interfaces. `node_object` holds the internal addresses of the Node
+    /// object. The first of each family that the node holds is primary, else the best address of the first
+    /// uplink that has any.
     pub fn find(links: &Links, roles: &Roles, node_object: &[IpAddr]) -> Self {
         let pods: BTreeSet<u32> = roles.of(Role::Pod).map(|pod| pod.index).collect();
         let (mut all, mut broadcasts, mut on_link) = (Vec::new(), Vec::new(), Vec::new());
@@ -87,7 +87,7 @@ impl NodeAddresses {
                 broadcasts.push(broadcast.into());
             }
         }
-        // Addresses that no interface has, and a route makes the node's.
+        // Addresses that no interface has and that a route makes the node's.
         let (lone, local): (Vec<_>, Vec<_>) = links
             .local_ranges()
             .filter(|range| !range.addr().is_loopback())
@@ -146,8 +146,8 @@ impl NodeAddresses {
         self.all.binary_search(&ip).is_ok() || self.local.iter().any(|range| range.contains(&ip))
     }
 
-    /// Addresses on the node's links that are no host's, sorted: the kernel takes what is sent there for
-    /// itself or for all.
+    /// Addresses on the node's links that no host has, sorted. The kernel delivers packets to them locally or
+    /// broadcasts them.
     pub fn no_hosts(&self) -> Vec<IpAddr> {
         let all = self.broadcasts.iter().chain(&self.anycasts).copied();
         let mut addresses: Vec<_> = all.filter(|ip| !self.holds(*ip)).collect();
@@ -156,7 +156,7 @@ impl NodeAddresses {
         addresses
     }
 
-    /// The primary address of the family of `ip`.
+    /// The primary address of the same family as `ip`.
     pub fn primary_for(&self, ip: IpAddr) -> Option<IpAddr> {
         if ip.is_ipv4() {
             self.primary_v4.map(IpAddr::V4)
@@ -180,8 +180,8 @@ const fn v6(ip: IpAddr) -> Option<Ipv6Addr> {
     }
 }
 
-/// The first and the last address of an IPv4 subnet, which are no host's (RFC 1122 §3.3.6) unless it has two at the most
-/// (RFC 3021).
+/// The first and the last address of an IPv4 subnet, which no host may have (RFC 1122 §3.3.6). A subnet of at
+/// most two addresses has none (RFC 3021).
 fn ends_of(ip: IpAddr, prefix_len: u8) -> Vec<IpAddr> {
     match ip {
         IpAddr::V4(ip) if prefix_len < 31 && !ip.is_loopback() => Ipv4Net::new(ip, prefix_len)
@@ -191,14 +191,15 @@ fn ends_of(ip: IpAddr, prefix_len: u8) -> Vec<IpAddr> {
     }
 }
 
-/// The first address of an IPv6 subnet, unless that has two at the most (RFC 6164).
+/// The first address of an IPv6 subnet. A subnet of at most two addresses has none (RFC 6164).
 fn anycast_of(address: &Address) -> Option<IpAddr> {
     let subnet = subnet_of(address)?;
     (address.ip.is_ipv6() && address.prefix_len < 127).then(|| subnet.addr())
 }
 
-/// The address to talk from: one with a network before lone (floating) ones, in good standing, and then for
-/// IPv4 the first, for IPv6, whose order is not the same in a dump and in messages, the smallest.
+/// The best source address. An address with a network comes before a lone (floating) one, then the one with
+/// the lowest demerit. Then it is the first for IPv4 and the smallest for IPv6, whose order differs between a
+/// dump and messages.
 fn best(held: &[Address], is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let usable = held
         .iter()
@@ -303,7 +304,7 @@ mod tests {
         let mut world = node()
             .add(link(9, "eth1", ""))
             .add(link(10, "flannel.1", "vxlan"))
-            // As flannel has it: the network's address is the node's.
+            // flannel sets an address like this: the network's address is the node's.
             .holding(10, &["10.244.0.0/32"])
             .holding(9, &["203.0.113.1/31", "203.0.113.9/32", "2001:db8:9::1/127"]);
         for address in [given, unlimited] {

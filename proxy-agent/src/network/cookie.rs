@@ -1,9 +1,11 @@
-//! The cookie of a network namespace: the number that socket hooks compare to know whose socket they have.
+//! The cookie of a network namespace: the number by which socket hooks recognise the namespace of a socket.
 //!
-//! A cookie can be asked of any socket, but the socket must have been made inside the namespace, and only
-//! `CAP_SYS_ADMIN` may enter one. Since Linux 6.18 the open file of a namespace tells the same number to
-//! anybody. Whether it is the same is not taken on trust: it is compared for our own namespace first. Before
-//! Linux 5.14 not even a socket tells it, only a program that sees the socket made: a [`Witness`].
+//! Any socket has the cookie of the namespace where it was made, and only `CAP_SYS_ADMIN` may enter a
+//! namespace. Since Linux 6.18 the open file of a namespace gives the same number to every process. The code
+//! verifies that with its own namespace first.
+//!
+//! Before Linux 5.14 a socket does not give the cookie either. Only a program that sees the creation of the
+//! socket can read it: a [`Witness`].
 
 use std::fs::File;
 use std::io;
@@ -19,11 +21,11 @@ use super::sys;
 
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// Has its argument make an internet socket and give that socket's cookie; answers with the cookie of the
-/// network namespace in which it was made.
+/// Runs its argument, which makes an internet socket and returns that socket's cookie. Returns the cookie of
+/// the network namespace in which the socket was made.
 pub type Witness = Arc<dyn Fn(&dyn Fn() -> io::Result<u64>) -> io::Result<u64> + Send + Sync>;
 
-/// The cookie of the network namespace of this thread. Without a witness it fails before Linux 5.14.
+/// The cookie of the network namespace of this thread. It fails before Linux 5.14 if there is no witness.
 pub fn own_netns_cookie(witness: Option<&Witness>) -> Result<u64, NetworkError> {
     own_cookie(witness).map_err(failed("reading the cookie of the agent's network namespace"))
 }
@@ -38,7 +40,7 @@ fn own_cookie(witness: Option<&Witness>) -> io::Result<u64> {
     }
 }
 
-/// The cookies of open namespace files, one for each. An error is about all of them.
+/// The cookies of open namespace files, one for each. One failure is an error for all of them.
 pub fn cookies_of(namespaces: Vec<File>, witness: Option<&Witness>) -> Result<Vec<u64>, NetworkError> {
     if !namespace_ids_are_cookies() {
         return cookies_by_entering(namespaces, witness);
@@ -63,7 +65,7 @@ pub fn cookies_by_entering(
         };
         namespaces.iter().map(enter).collect::<io::Result<Vec<_>>>()
     };
-    // In a thread of its own, because entering is for good.
+    // A thread of its own enters the namespaces, because it does not return to its first one.
     let thread = std::thread::Builder::new()
         .name("netns-cookie".into())
         .spawn(enter_each);

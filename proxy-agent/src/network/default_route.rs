@@ -1,4 +1,4 @@
-//! Default routes, as messages describe them.
+//! Default routes, as netlink messages describe them.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ pub(super) struct DefaultRoute {
 }
 
 impl DefaultRoute {
-    /// The default routes a message describes: one for each next hop.
+    /// The default routes that a message describes: one for each next hop.
     pub fn read(message: &RouteMessage) -> Vec<Self> {
         if message.header.kind != RouteType::Unicast {
             return Vec::new();

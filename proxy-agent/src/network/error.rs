@@ -1,63 +1,63 @@
-//! What can go wrong with the network of the node, said so that an operator knows what to do.
+//! The errors of the node's network, with the remedy for an operator.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::trouble::Trouble;
 
-/// A failed operation. The agent goes on without what it was for.
+/// A failed operation. The agent continues without its result.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// A netlink socket could not be made.
+    /// The agent could not make a netlink socket.
     #[error("opening a netlink socket: {0}")]
     Socket(io::Error),
     /// The kernel refused a netlink request.
     #[error("{what}: {error}{}", hint(.error))]
     Request {
-        /// What was tried, on what.
+        /// The operation that failed, and its object.
         what: String,
-        /// Why it failed.
+        /// The reason of the failure.
         error: io::Error,
     },
-    /// The netlink socket was lost, which the kernel never does by itself.
+    /// The netlink socket was closed, which the kernel never does by itself.
     #[error("following the links of the node: the netlink socket was closed; restart the agent")]
     Closed,
-    /// A setting of a device could not be read or written.
+    /// The agent could not read or write a setting of a device.
     #[error(
         "{what} {path}: {error}: the agent needs /proc/sys/net writable, or in a container the node's at /host/proc/sys/net"
     )]
     Sysctl {
-        /// What was tried.
+        /// The operation that failed.
         what: &'static str,
-        /// On what.
+        /// The path of the setting.
         path: PathBuf,
-        /// Why it failed.
+        /// The reason of the failure.
         error: io::Error,
     },
-    /// The name of our device is taken.
+    /// A foreign device has the name of the agent's device.
     #[error("interface {name} is not ours ({what}): rename or remove it; nothing was changed")]
     ForeignDevice {
-        /// The interface.
+        /// The name of the interface.
         name: &'static str,
-        /// What it is.
+        /// A description of the foreign device.
         what: String,
     },
-    /// The cookie of a network namespace could not be had.
+    /// The agent could not read the cookie of a network namespace.
     #[error("{what}: {error}{}", cookie_hint(.error))]
     Cookie {
-        /// What was tried.
+        /// The operation that failed.
         what: &'static str,
-        /// Why it failed.
+        /// The reason of the failure.
         error: io::Error,
     },
-    /// A file the kernel offers could not be used.
+    /// The agent could not use a file of the kernel's.
     #[error("{what} {path}: {error}")]
     File {
-        /// What was tried.
+        /// The operation that failed.
         what: &'static str,
-        /// On what.
+        /// The path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// The reason of the failure.
         error: io::Error,
     },
 }
@@ -72,7 +72,7 @@ impl NetworkError {
         }
     }
 
-    /// What kind of trouble it is, wherever it happened.
+    /// The status code of this error.
     pub const fn trouble(&self) -> Trouble {
         match self {
             Self::Sysctl { .. } => Trouble::SettingRefused,
@@ -85,7 +85,7 @@ impl NetworkError {
         }
     }
 
-    /// The error number that the kernel answered with, if it did.
+    /// The error number of the kernel's reply, if there is one.
     pub(super) fn raw_os_error(&self) -> Option<i32> {
         match self {
             Self::Request { error, .. } => error.raw_os_error(),
@@ -93,7 +93,7 @@ impl NetworkError {
         }
     }
 
-    /// Whether trying again is useless: a capability or the kernel lacks.
+    /// Whether a retry is useless: a capability is missing, or the kernel lacks the feature.
     pub(super) fn is_for_good(&self) -> bool {
         let Self::Cookie { error, .. } = self else {
             return false;
@@ -102,7 +102,7 @@ impl NetworkError {
     }
 }
 
-/// The error number the kernel answered with, where it answered.
+/// The error number of the kernel's reply, if there is one.
 fn io_error(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
@@ -126,13 +126,13 @@ fn cookie_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Something wrong with the node's network that an operator should know of, as `millrace status` shows it.
+/// A problem of the node's network that an operator should know of, as `millrace status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// Its kind.
+    /// The status code of the problem.
     pub code: Trouble,
-    /// What it is about: `interface eth7`, `route 10.96.0.0/12`.
+    /// The object of the problem: `interface eth7`, `route 10.96.0.0/12`.
     pub object: String,
-    /// What is wrong and what to do.
+    /// The problem and its remedy.
     pub message: String,
 }

@@ -20,7 +20,7 @@ pub fn link(index: u32, name: &str, kind: &str) -> Link {
     }
 }
 
-/// An address in good standing.
+/// A usable address without demerits.
 pub fn address(text: &str) -> Address {
     let net: IpNet = text.parse().expect("an address with a prefix length");
     Address {
@@ -33,7 +33,7 @@ pub fn address(text: &str) -> Address {
     }
 }
 
-/// The message of a default route.
+/// The netlink message of a default route.
 pub fn default_route(interface: u32) -> RouteNetlinkMessage {
     let any = Ipv4Net::default();
     let route =
@@ -41,12 +41,12 @@ pub fn default_route(interface: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(route.output_interface(interface).build())
 }
 
-/// A namespace in the making.
+/// A network namespace that a test builds.
 #[derive(Default)]
 pub struct World(pub Links);
 
 impl World {
-    /// One with a loopback device.
+    /// A namespace with a loopback device.
     pub fn new() -> Self {
         Self::default()
             .add(Link {
@@ -86,7 +86,7 @@ impl World {
         self
     }
 
-    /// Adds a route of IPv4 without a gateway.
+    /// Adds an IPv4 route without a gateway.
     pub fn link_route(mut self, interface: u32, prefix: &str) -> Self {
         let prefix: Ipv4Net = prefix.parse().expect("a prefix");
         let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()

@@ -1,15 +1,17 @@
 //! Our own device, which takes the node's own packets to virtual addresses past a program.
 //!
-//! A socket hook translates most of them before there is a packet. The rest (connected UDP, raw sockets,
-//! ping, everything where hooks are off) follows the routes on this device, and a program on its way out
-//! translates and redirects; translated replies come in by it, so that strict reverse-path filtering finds
-//! them where their route points. It is a veth pair, since a dummy device is a module that not every kernel
-//! has, with both ends in the node's namespace; the other end is there for the carrier and is deaf: it
-//! neither forwards nor does IPv6, so that what no program redirected ends there.
+//! A socket hook translates most of them before there is a packet. The rest follows the routes on this
+//! device: connected UDP, raw sockets, ping, and all packets if the hooks are off. A program on its egress
+//! translates and redirects them. Translated replies enter by the device, so that strict reverse-path
+//! filtering finds them where their route points.
 //!
-//! The device is made once and then left as it is: the routes, the MAC address and the programs on it survive
-//! the agent. Neighbours are not resolved on it and it says nothing of its own accord (no link-local address,
-//! no duplicate detection, no router solicitation, no multicast).
+//! The device is a veth pair, since a dummy device needs a module that not every kernel has. Both ends are in
+//! the node's namespace. The other end exists for the carrier: it neither forwards nor has IPv6, so it
+//! discards a packet that no program redirected.
+//!
+//! The agent makes the device once and then keeps it: the routes, the MAC address and the programs on it
+//! survive the agent. The kernel does not resolve neighbours on it. It sends nothing by itself: no link-local
+//! address, no duplicate detection, no router solicitation, no multicast.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +45,8 @@ static IPV4_SETTINGS: [Setting<'static>; 2] = [
     setting("ipv4", HOST_DEVICE_PEER, "forwarding", "0"),
 ];
 
-/// In this order: nothing may start before it is forbidden. `addr_gen_mode` 1 is "none".
+/// The order matters: each feature must be off before it can start. The value 1 of `addr_gen_mode` means
+/// "none".
 static IPV6_SETTINGS: [Setting<'static>; 6] = [
     setting("ipv6", HOST_DEVICE_PEER, "disable_ipv6", "1"),
     setting("ipv6", HOST_DEVICE, "addr_gen_mode", "1"),
@@ -53,13 +56,13 @@ static IPV6_SETTINGS: [Setting<'static>; 6] = [
     setting("ipv6", HOST_DEVICE, "disable_ipv6", "0"),
 ];
 
-/// Those that are made.
+/// The settings that the agent makes.
 fn settings(has_ipv6: bool) -> impl Iterator<Item = &'static Setting<'static>> {
     let ipv6 = IPV6_SETTINGS.iter().filter(move |_| has_ipv6);
     IPV4_SETTINGS.iter().chain(ipv6)
 }
 
-/// The least that IPv6 works with (RFC 8200, section 5).
+/// The smallest MTU that IPv6 works with, in bytes (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
 /// Our own device.
@@ -74,7 +77,7 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// Nothing is looked at or changed yet.
+    /// Makes the object; it reads and changes nothing yet.
     pub fn new(netlink: Netlink) -> Self {
         Self {
             netlink,
@@ -86,10 +89,10 @@ impl HostDevice {
         }
     }
 
-    /// Sees to it that the device is there and right, and gives its index. `mtu` is that of the smallest
-    /// uplink.
+    /// Makes the device or corrects it, and returns its index. `mtu` is that of the smallest uplink, in
+    /// bytes.
     ///
-    /// The program belongs on the device before [`Self::sync_routes`] leads packets there.
+    /// The program must be on the device before [`Self::sync_routes`] leads packets there.
     pub async fn ensure(&mut self, mtu: u32) -> Result<u32, NetworkError> {
         let (device, peer) = if let Some(pair) = find(&self.netlink).await? {
             pair
@@ -123,8 +126,8 @@ impl HostDevice {
         Ok(device.index)
     }
 
-    /// Keeps the routes on the device in step. What stands in the way of one is returned and the others are
-    /// set all the same.
+    /// Brings the routes on the device in step. It returns the problems of single routes, and sets the others
+    /// all the same.
     pub async fn sync_routes(&mut self, wanted: HostRoutes) -> Result<Vec<Problem>, NetworkError> {
         let Some(index) = self.index else {
             return Ok(Vec::new());
@@ -133,7 +136,7 @@ impl HostDevice {
         self.routes.sync(&self.netlink, index, &before).await
     }
 
-    /// Keeps the rules in step that lead the node's packets to single ports to the device.
+    /// Brings the rules in step that lead the node's packets to single ports to the device.
     pub async fn sync_rules(
         &mut self,
         node: &NodeAddresses,
@@ -145,17 +148,17 @@ impl HostDevice {
         }
     }
 
-    /// The rules.
+    /// The rules that lead to the device.
     pub const fn rules(&self) -> &PortRules {
         &self.rules
     }
 
-    /// The device's index, if there has been one.
+    /// The index of the device, once the agent has made or found it.
     pub const fn index(&self) -> Option<u32> {
         self.index
     }
 
-    /// Prefixes that lead to the device, and its index.
+    /// The index of the device, and the prefixes that lead to it.
     pub fn led(&self) -> Option<(u32, Vec<ipnet::IpNet>)> {
         Some((self.index?, self.routes.wanted().into_keys().collect()))
     }
@@ -165,15 +168,15 @@ impl HostDevice {
         self.routes.is_lone(prefix)
     }
 
-    /// Settings of the device that were made and have another value now.
+    /// The agent's settings of the device that have another value now.
     pub fn changed_settings(&self) -> Vec<String> {
         let made = self.index.map(|_| settings(self.has_ipv6));
         let changed = made.into_iter().flatten().filter(|setting| setting.is_changed());
         changed.map(ToString::to_string).collect()
     }
 
-    /// Whether a change may have touched the device or its routes: [`Self::ensure`] and [`Self::sync_routes`]
-    /// should run again.
+    /// Whether a change may affect the device or its routes, so that [`Self::ensure`] and
+    /// [`Self::sync_routes`] should run again.
     pub fn is_concerned(&self, change: &Change) -> bool {
         change.resynced
             || change.addresses
@@ -182,13 +185,13 @@ impl HostDevice {
             || change.routes.iter().any(|prefix| self.routes.wants(*prefix))
     }
 
-    /// How often the kernel was told something, by netlink or a setting.
+    /// The number of writes to the kernel, by netlink or to a setting.
     pub fn writes(&self) -> u64 {
         self.netlink.writes() + self.settings_written
     }
 
-    /// Removes the device, and with it the routes. Says whether there was one; a foreign one of that name
-    /// stays.
+    /// Removes the device, and with it the routes. Returns whether there was one. A foreign device of that
+    /// name stays.
     pub async fn remove(&mut self) -> Result<bool, NetworkError> {
         self.index = None;
         let Some((device, _)) = find(&self.netlink).await? else {
@@ -200,8 +203,8 @@ impl HostDevice {
     }
 
     async fn create(&self) -> Result<(Link, Link), NetworkError> {
-        // A device is born with multicast, and where IPv6 forwards it would join the group of all routers and
-        // say so. Born too small for IPv6, it meets IPv6 only when it has no multicast any more.
+        // The kernel makes a device with multicast. If IPv6 forwarding is on, the device would join the group
+        // of all routers and announce that. An MTU too small for IPv6 keeps IPv6 off until multicast is off.
         let pair = LinkVeth::new(HOST_DEVICE, HOST_DEVICE_PEER)
             .multicast(false)
             .mtu(IPV6_MIN_MTU - 1)
@@ -224,7 +227,7 @@ impl HostDevice {
     }
 }
 
-/// The device and its peer, if they are there; an error if the name belongs to something else.
+/// The device and its peer, if they exist. A foreign device of that name is an error.
 async fn find(netlink: &Netlink) -> Result<Option<(Link, Link)>, NetworkError> {
     let device = netlink.link_by_name(HOST_DEVICE).await?;
     let peer = netlink.link_by_name(HOST_DEVICE_PEER).await?;

@@ -1,9 +1,9 @@
-//! The routes on our device: which there should be, and how to get there from those that are.
+//! The routes on our device: the wanted ones, and the steps from the existing ones to them.
 //!
-//! One route for each range of cluster IPs, and one for each virtual address outside of them, with the node's
-//! primary address as source, so that backends can answer. Ours are those on our device that carry our
-//! protocol number. Any other is left alone, also where it leads the same prefix elsewhere: then that is
-//! reported, and no rival is set up.
+//! There is one route for each range of cluster IPs, and one for each virtual address outside them. Their
+//! source is the node's primary address, so that backends can reply. Our routes are those on our device that
+//! carry our protocol number. The agent leaves every other route alone. If such a route leads the same prefix
+//! elsewhere, the agent reports it and adds no second route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,16 +17,16 @@ use super::netlink::{self, Netlink};
 use super::route;
 use crate::trouble::Trouble;
 
-/// The origin our routes carry (`proto 157` in `ip route`): a number neither the kernel's header nor
-/// iproute2's table gives to anybody.
+/// The origin of our routes (`proto 157` in `ip route`). Neither the kernel's header nor the table of
+/// iproute2 assigns this number.
 pub const PROTOCOL: u8 = 157;
 
-/// What the routes follow from.
+/// The input that the routes follow from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostRoutes {
     /// The ranges of cluster IPs.
     pub service_cidrs: Vec<IpNet>,
-    /// Virtual addresses. Those inside a range need no route of their own, and those that the node holds get
+    /// The virtual addresses. One inside a range needs no route of its own, and one that the node holds gets
     /// none.
     pub virtual_addresses: BTreeSet<IpAddr>,
     /// The node's addresses.
@@ -49,18 +49,18 @@ impl Route {
     }
 }
 
-/// What is to be done.
+/// The changes that lead to the wanted routes.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Steps {
     remove: Vec<Route>,
     replace: Vec<(IpNet, IpAddr)>,
     add: Vec<(IpNet, IpAddr)>,
-    /// Prefixes that others route elsewhere.
+    /// Prefixes that foreign routes lead elsewhere.
     foreign: Vec<Route>,
 }
 
 impl HostRoutes {
-    /// The routes there should be, with their sources. A family in which the node has no address has none.
+    /// The wanted routes, with their sources. A family in which the node has no address has none.
     pub(super) fn wanted(&self) -> BTreeMap<IpNet, IpAddr> {
         let ranges = self.service_cidrs.iter().map(IpNet::trunc);
         let outside = |ip: &&IpAddr| !self.service_cidrs.iter().any(|range| range.contains(*ip));
@@ -75,21 +75,20 @@ impl HostRoutes {
             .collect()
     }
 
-    /// Whether a route of ours has, or should have, this prefix.
+    /// Whether this prefix has one of our routes, or should have one.
     pub(super) fn wants(&self, prefix: IpNet) -> bool {
         let lone =
             prefix.prefix_len() == prefix.max_prefix_len() && self.virtual_addresses.contains(&prefix.addr());
         lone || self.service_cidrs.iter().any(|range| range.trunc() == prefix)
     }
 
-    /// Whether a route of ours to this prefix is there for services that name its one address, and no range
-    /// needs it.
+    /// Whether one of our routes has this prefix only for services that name its one address.
     pub(super) fn is_lone(&self, prefix: IpNet) -> bool {
         let is_range = self.service_cidrs.iter().any(|range| range.trunc() == prefix);
         self.wants(prefix) && !is_range
     }
 
-    /// Brings the kernel's routes in step. `before` were made earlier.
+    /// Brings the kernel's routes in step. `before` are the routes that the agent added earlier.
     pub(super) async fn sync(
         &self,
         netlink: &Netlink,
@@ -135,7 +134,7 @@ fn steps(wanted: &BTreeMap<IpNet, IpAddr>, existing: &[Route], device: u32) -> S
             steps.foreign.push(*foreign);
             continue;
         }
-        // One on our device that is not ours was put there on purpose and does the same.
+        // A foreign route on our device was added on purpose and has the same effect.
         let settled = here.iter().any(|route| !route.is_ours(device));
         let metric = route::default_metric(*prefix);
         let (proper, odd): (Vec<_>, Vec<_>) = here
@@ -154,7 +153,7 @@ fn steps(wanted: &BTreeMap<IpNet, IpAddr>, existing: &[Route], device: u32) -> S
     steps
 }
 
-/// The route a message describes, if it can stand in our way or be ours.
+/// Parses the route of a message. Returns `None` for a route that can neither conflict with ours nor be ours.
 fn read(message: &RouteMessage) -> Option<Route> {
     if !route::decides(message) {
         return None;
@@ -176,7 +175,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
     Some(route)
 }
 
-/// The message that adds or removes a route of ours.
+/// The message that adds or removes one of our routes.
 fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMessage, NetworkError> {
     let route =
         route::builder(prefix, PROTOCOL)?
@@ -187,7 +186,7 @@ fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMe
                 RouteScope::Universe
             });
     let route = match source {
-        // Families are never mixed: the source was chosen by the prefix.
+        // The families never differ: the source was chosen by the prefix.
         Some(source) => route.pref_source(source).map_err(route::refused(prefix))?,
         None => route,
     };

@@ -1,11 +1,13 @@
-//! Routes of others inside ranges that routes of ours lead.
+//! Foreign routes inside ranges that our routes lead.
 //!
-//! Such a route is more specific than ours, or stands in a table that rules look up before the main one. So
-//! packets to its addresses go its way, or nowhere. It is left alone, and named with the command that removes
-//! it. Not meant are subnets of interfaces, routes to pods of ours and those that lead where ours do.
+//! Such a route is more specific than ours, or is in a table that rules look up before the main one. So
+//! packets to its addresses follow it, or go nowhere. The agent leaves it alone, and reports it with the
+//! command that removes it. It does not report subnets of interfaces, routes to our pods, and routes to the
+//! same next hop as ours.
 //!
-//! Addresses of other nodes' pods that are this node's own take packets before any other route does. Those of
-//! services are translated first, and caches on the node may have them.
+//! A pod address of another node that is also this node's own address takes packets before any other route
+//! does. Addresses of services do not: the programs translate them first, and a cache on the node may have
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,33 +25,33 @@ use super::{host_routes, is_own, route};
 use crate::bpf::links::InterfaceRole;
 use crate::trouble::Trouble;
 
-/// How many are named one by one.
+/// How many routes are reported one by one.
 const MOST: usize = 16;
 const LOCAL_TABLE: u32 = libc::RT_TABLE_LOCAL as u32;
 /// The kind of a route whose addresses are the node's own, as `ip` writes it.
 const LOCAL: &str = "local";
 
-/// Where a route of ours leads.
+/// The next hop of one of our routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leading {
-    /// The interface.
+    /// The index of the output device.
     pub interface: u32,
-    /// The gateway; `None` where the interface alone counts.
+    /// The gateway; `None` if only the interface matters.
     pub via: Option<IpAddr>,
 }
 
-/// Ranges that routes of ours lead, and where to.
+/// Ranges that our routes lead, with their next hops.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Led {
     ranges: BTreeMap<IpNet, Leading>,
     shortest: u8,
 }
 
-/// Tables that are looked up before the main one, for IPv4 and for others.
+/// Tables that the kernel looks up before the main one, for IPv4 and for IPv6.
 type TablesAhead = [BTreeSet<u32>; 2];
 
 impl Led {
-    /// Of these ranges.
+    /// Makes the set from ranges and their next hops.
     pub fn new(ranges: impl IntoIterator<Item = (IpNet, Leading)>) -> Self {
         let ranges = ranges.into_iter();
         let ranges: BTreeMap<_, _> = ranges.map(|(range, leading)| (range.trunc(), leading)).collect();
@@ -60,7 +62,7 @@ impl Led {
         }
     }
 
-    /// The smallest range that a prefix lies in or is.
+    /// The smallest range that contains a prefix or equals it.
     fn around(&self, prefix: IpNet) -> Option<(IpNet, Leading)> {
         let mut at = prefix.trunc();
         while at.prefix_len() >= self.shortest {
@@ -72,7 +74,7 @@ impl Led {
         None
     }
 
-    /// Whether a change may have brought a route of others inside a range, or taken one away.
+    /// Whether a change may have added or removed a foreign route inside a range.
     pub fn is_concerned(&self, change: &Change) -> bool {
         let is_inside = |prefix: &IpNet| self.around(*prefix).is_some_and(|(range, _)| range != *prefix);
         let is_led = |prefix: &IpNet| self.around(*prefix).is_some();
@@ -82,7 +84,7 @@ impl Led {
             || change.other_routes.iter().any(is_led)
     }
 
-    /// What the kernel has of them.
+    /// Reads the foreign routes that lie inside the ranges.
     pub async fn routes_of_others(
         &self,
         netlink: &Netlink,
@@ -103,7 +105,7 @@ impl Led {
             let link = route.interface.and_then(|index| links.get(index));
             link.is_some_and(|link| {
                 let is_pods = InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod;
-                // One address of services may lie inside a range of pods.
+                // A single service address may lie inside a range of pods.
                 let is_ours = route.is_local() || route.protocol == host_routes::PROTOCOL;
                 (is_pods && !route.is_local()) || (is_own(&link.name) && is_ours)
             })
@@ -111,7 +113,7 @@ impl Led {
         let inside = |route: Foreign| {
             let (range, leading) = self.around(route.prefix)?;
             let comes_first = match route.table {
-                // One for the range itself is found where ours is to be set.
+                // A route for the range itself is reported where ours is set.
                 netlink::MAIN_TABLE => route.prefix != range,
                 LOCAL_TABLE => true,
                 table => tables[usize::from(range.addr().is_ipv6())].contains(&table),
@@ -140,11 +142,11 @@ impl Led {
     }
 }
 
-/// A route that may be one of others. One with a protocol number of ours may be, too.
+/// A route that may be foreign. A route with our protocol number may be foreign, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Foreign {
     prefix: IpNet,
-    /// As `ip` writes it; nothing if it leads somewhere.
+    /// The kind as `ip` writes it; empty for a unicast route.
     kind: &'static str,
     interface: Option<u32>,
     via: Option<IpAddr>,
@@ -187,7 +189,7 @@ impl Foreign {
         })
     }
 
-    /// Whether its addresses are the node's own.
+    /// Whether the route makes its addresses the node's own.
     fn is_local(&self) -> bool {
         self.kind == LOCAL
     }
@@ -217,7 +219,7 @@ impl Foreign {
         }
     }
 
-    /// The command that removes it and no other.
+    /// The command that removes this route and no other.
     fn removal(&self, links: &Links) -> String {
         if let Some((address, link)) = self.address(links) {
             return format!("ip addr del {address} dev {link}");
@@ -249,7 +251,7 @@ impl Foreign {
         command
     }
 
-    /// The address, with its prefix length, for which the kernel has made this route, and the interface.
+    /// The address, with its prefix length, for which the kernel made this route, and its interface.
     fn address<'a>(&self, links: &'a Links) -> Option<(IpNet, &'a str)> {
         if !self.is_local() || self.protocol != u8::from(RouteProtocol::Kernel) {
             return None;
@@ -262,8 +264,8 @@ impl Foreign {
     }
 }
 
-/// The tables that rules lead some packets to before the main one is looked up for all. A kernel without
-/// rules, or without IPv6, has none.
+/// The tables that rules lead some packets to before the main table, which all packets look up. A kernel
+/// without rules, or without IPv6, has none.
 async fn tables_ahead(netlink: &Netlink) -> Result<TablesAhead, NetworkError> {
     let mut tables = TablesAhead::default();
     for (tables, version) in tables.iter_mut().zip([IpVersion::V4, IpVersion::V6]) {
@@ -278,7 +280,7 @@ async fn tables_ahead(netlink: &Netlink) -> Result<TablesAhead, NetworkError> {
     Ok(tables)
 }
 
-/// Those among the rules of a family.
+/// The tables that the rules of one family look up before the main one.
 fn ahead(rules: &[RuleMessage]) -> BTreeSet<u32> {
     let table = |rule: &RuleMessage| {
         let long = rule.attributes.iter().find_map(|attribute| match attribute {
@@ -295,7 +297,7 @@ fn ahead(rules: &[RuleMessage]) -> BTreeSet<u32> {
         priority.unwrap_or_default()
     };
     let of_main = rules.iter().filter(|rule| table(rule) == netlink::MAIN_TABLE);
-    // One before it may be for some packets only.
+    // An earlier rule for the main table may match only some packets.
     let last = of_main.map(priority).max().unwrap_or(u32::MAX);
     let earlier = rules
         .iter()
@@ -305,5 +307,4 @@ fn ahead(rules: &[RuleMessage]) -> BTreeSet<u32> {
 }
 
 #[cfg(test)]
-#[path = "inside_tests.rs"]
 mod tests;

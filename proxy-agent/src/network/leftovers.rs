@@ -1,8 +1,9 @@
-//! What another Service proxy left in this network namespace.
+//! The rules and devices that another Service proxy left in this network namespace.
 //!
-//! kube-proxy's rules go on working after it is gone, and two proxies that translate one packet make a mess that nobody
-//! understands. Its traces are looked for by the names that it gives them in each of its modes, and reported with the command
-//! that removes them. Nothing is removed here: a kube-proxy that still runs would put it back.
+//! kube-proxy's rules stay in force after it stops, and two proxies that translate one packet have effects
+//! that are hard to diagnose. The agent looks for the names that kube-proxy uses in each of its modes, and
+//! reports each find with the command that removes it. It removes nothing: a kube-proxy that still runs would
+//! restore it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,10 +22,11 @@ const CHAIN_TABLES: [&str; 2] = ["nat", "filter"];
 /// The device that holds virtual addresses in mode ipvs.
 const DEVICE: &str = "kube-ipvs0";
 
-/// How to get rid of rules for good.
+/// The remedy that removes rules permanently.
 const CLEAN_UP: &str = "stop kube-proxy on this node first, then run `kube-proxy --cleanup`";
 
-/// Looks for them. It may take as long as it takes the kernel to list all chains: not for a thread that others wait for.
+/// Looks for kube-proxy's tables, chains and devices. The call blocks while the kernel lists all chains, so
+/// it must not run on a thread that others wait for.
 pub fn kube_proxy() -> io::Result<Vec<Problem>> {
     let mut problems = Vec::new();
     for (family, _) in table_names()?.into_iter().filter(|(_, name)| name == TABLE) {
@@ -64,7 +66,7 @@ pub fn kube_proxy() -> io::Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// The table of the legacy iptables that has the chain, if one has: those are apart from what nftables lists.
+/// The legacy iptables table that has the chain, if there is one. nftables does not list these tables.
 fn legacy_table_of(family: RuleFamily) -> io::Result<Option<&'static str>> {
     for table in CHAIN_TABLES {
         let Some(LegacyTable { rules, .. }) = legacy::read(family, table)? else {

@@ -1,6 +1,7 @@
-//! One link and its addresses, cut down from netlink messages to the facts that decisions here use.
+//! One link and its addresses, reduced from netlink messages to the facts that decisions here use.
 //!
-//! Equality is the point: a message that changes none of these facts (counters, queue lengths) is no change.
+//! The facts serve for comparison: a message that changes none of them (counters, queue lengths) is no
+//! change.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,25 +16,24 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLaye
 pub struct Link {
     /// The interface index.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
     /// The kind of a virtual device (`veth`, `bridge`, `vxlan`), empty for others.
     pub kind: String,
-    /// The Ethernet address, where it has one.
+    /// The Ethernet address, if the link has one.
     pub mac: Option<[u8; 6]>,
     /// Whether its packets begin with the IP header, as on `WireGuard`, tun and PPP.
     pub is_headerless: bool,
-    /// The MTU.
+    /// The MTU in bytes.
     pub mtu: u32,
-    /// Its state, as far as [`Link::FLAGS`] goes.
+    /// The state of the link: those of its flags that are in [`Link::FLAGS`].
     pub flags: LinkFlags,
-    /// The bridge, bond or VRF it is a port of.
+    /// The index of the bridge, bond or VRF that the link is a port of.
     pub master: Option<u32>,
-    /// The index of the peer of a veth, or of the link below it. Counted in [`Self::peer_namespace`] where
-    /// that is some.
+    /// The index of the peer of a veth, or of the link below. It is an index of the namespace
+    /// [`Self::peer_namespace`] if that is set.
     pub peer: Option<u32>,
-    /// The namespace of the peer, where it is another one: its id as this namespace counts
-    /// (`IFLA_LINK_NETNSID`).
+    /// The namespace of the peer if it is another one, as this namespace's id of it (`IFLA_LINK_NETNSID`).
     pub peer_namespace: Option<i32>,
 }
 
@@ -46,8 +46,8 @@ impl Link {
         .union(LinkFlags::Noarp)
         .union(LinkFlags::Multicast);
 
-    /// Reads a message of the link. `None` for what is said about a link in another role, such as a port of a
-    /// bridge.
+    /// Parses a message of the link. Returns `None` for a message about the link in another role, such as a
+    /// port of a bridge.
     pub fn read(message: &LinkMessage) -> Option<Self> {
         let header = &message.header;
         if header.interface_family != AddressFamily::Unspec {
@@ -80,33 +80,33 @@ impl Link {
                 _ => {}
             }
         }
-        // The kernel leaves the Ethernet header of the packet around it in front of what comes out of IPsec.
+        // After IPsec the kernel leaves the Ethernet header of the outer packet in front of the inner one.
         link.is_headerless &= link.kind != "xfrm";
         Some(link)
     }
 
-    /// Whether the administrator switched it on.
+    /// Whether the administrator switched the link on.
     pub fn is_up(&self) -> bool {
         self.flags.contains(LinkFlags::Up)
     }
 
-    /// Whether it can carry packets now.
+    /// Whether the link can carry packets now.
     pub fn has_carrier(&self) -> bool {
         self.flags.contains(LinkFlags::LowerUp)
     }
 
-    /// Whether the programs read its packets: they begin with an Ethernet header, or with the IP header.
+    /// Whether the programs can read its packets: they begin with an Ethernet header, or with the IP header.
     pub fn is_readable(&self) -> bool {
         self.mac.is_some() || self.is_headerless
     }
 
-    /// Whether it is the loopback device.
+    /// Whether the link is the loopback device.
     pub fn is_loopback(&self) -> bool {
         self.flags.contains(LinkFlags::Loopback)
     }
 
-    /// Whether it is a veth whose other end lies in another namespace: as pods, containers and virtual nodes
-    /// have it.
+    /// Whether the link is a veth whose peer is in another namespace, as for pods, containers and virtual
+    /// nodes.
     pub fn leads_to_another_namespace(&self) -> bool {
         self.kind == "veth" && self.peer_namespace.is_some()
     }
@@ -115,28 +115,29 @@ impl Link {
 /// An address of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// The address.
+    /// The address itself, without its prefix length.
     pub ip: IpAddr,
     /// The length of the prefix that is on the link.
     pub prefix_len: u8,
-    /// The broadcast address that the operator configured, for IPv4.
+    /// The IPv4 broadcast address that the operator configured.
     pub broadcast: Option<Ipv4Addr>,
-    /// May be used to talk to other links (scope `global` or `site`).
+    /// Whether the address can be the source of packets to other links (scope `global` or `site`).
     pub global: bool,
-    /// Can be used now: an IPv6 address that is still, or in vain, looking for duplicates can not.
+    /// Whether the address can be used now. An IPv6 address cannot while duplicate detection runs, or after
+    /// it failed.
     pub usable: bool,
-    /// How much speaks against using it as a source (secondary, deprecated, temporary); 0 is best.
+    /// The reasons against the address as a source (secondary, deprecated, temporary), as a count; 0 is best.
     pub demerit: u8,
 }
 
 impl Address {
-    /// Reads a message; gives the link's index too.
+    /// Parses a message; also returns the link's index.
     pub fn read(message: &AddressMessage) -> Option<(u32, Self)> {
         let (mut local, mut address, mut broadcast, mut flags) = (None, None, None, None);
         for attribute in &message.attributes {
             match attribute {
                 AddressAttribute::Local(ip) => local = Some(*ip),
-                // On a point-to-point link this is the other end's.
+                // On a point-to-point link this is the peer's address.
                 AddressAttribute::Address(ip) => address = Some(*ip),
                 AddressAttribute::Broadcast(ip) => broadcast = Some(*ip),
                 AddressAttribute::Flags(all) => flags = Some(*all),
@@ -155,18 +156,18 @@ impl Address {
                 global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
                 usable: !waiting && !flags.contains(AddressFlags::Dadfailed),
                 demerit: 2 * u8::from(flags.contains(AddressFlags::Deprecated))
-                    // IFA_F_TEMPORARY, the privacy addresses of IPv6, is the same bit.
+                    // `IFA_F_TEMPORARY`, for the privacy addresses of IPv6, is the same bit.
                     + u8::from(flags.contains(AddressFlags::Secondary)),
             },
         ))
     }
 
-    /// Whether it comes with a network on the link, and is not a lone address such as a floating one.
+    /// Whether the address has a network on the link. A lone address, such as a floating one, has none.
     pub fn has_network(&self) -> bool {
         self.prefix_len < if self.ip.is_ipv4() { 32 } else { 128 }
     }
 
-    /// Whether other machines may know the node by it.
+    /// Whether other machines may know the node by this address.
     pub fn is_public(&self) -> bool {
         let local = match self.ip {
             IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),

@@ -1,8 +1,8 @@
-//! The links of the namespace, their addresses and the default routes, as the kernel last told.
+//! The links of the namespace, their addresses and the default routes, as the kernel last reported them.
 //!
-//! Pure: [`Links::take`] folds one netlink message in and notes in a [`Change`] what became different; the
-//! sockets are [`super::monitor`]'s. Messages may arrive twice or describe what a dump has shown already:
-//! folding is idempotent.
+//! This module does no I/O. [`Links::take`] applies one netlink message and notes the differences in a
+//! [`Change`]; [`super::monitor`] owns the sockets. A message may arrive twice, or describe the state that a
+//! dump has already shown: its second application changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,36 +24,38 @@ use super::pods::TUNNEL_DEVICE;
 use super::port_rules::PortAt;
 use crate::bpf::links::InterfaceRole;
 
-/// What became different.
+/// The differences that messages made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Links that came, went or are another than before.
+    /// Links that were added, removed or changed.
     pub links: BTreeSet<u32>,
-    /// Some address that others may know came, went or changed, or other ranges of hosts are on links.
+    /// Whether a public address was added, removed or changed, or the ranges of hosts on links changed.
     pub addresses: bool,
-    /// The default routes lead elsewhere.
+    /// Whether the default routes changed.
     pub default_routes: bool,
-    /// Prefixes of the main table whose routes came or went.
+    /// Prefixes whose routes in the main table were added or removed.
     pub routes: BTreeSet<IpNet>,
-    /// The same of other tables; of the table `local` only those that make addresses the node's own.
+    /// Prefixes whose routes in other tables were added or removed. Of the table `local` only those count
+    /// that make addresses the node's own.
     pub other_routes: BTreeSet<IpNet>,
-    /// How many rules of others came or went.
+    /// How many foreign rules were added or removed.
     pub rules: usize,
-    /// Links of which a neighbour, a link-local address, a qdisc or a filter went, or a filter came; those of
-    /// our pods and the tunnel also where a neighbour came. The tunnel's where the kernel told of it at all.
+    /// Links that lost a neighbour, a link-local address, a qdisc or a filter, or got a filter. Links of our
+    /// pods and the tunnel are also in it if they got a neighbour. The tunnel's device is in it after every
+    /// message about it.
     pub touched: BTreeSet<u32>,
-    /// Rules of ours that went.
+    /// The ports whose rules of ours were removed.
     pub lost_rules: BTreeSet<PortAt>,
-    /// Addresses of neighbours, other than pods of ours, that answered or did not.
+    /// Addresses of neighbours, other than our pods, that the kernel resolved or failed to resolve.
     pub neighbours: BTreeSet<IpAddr>,
-    /// Parts of limiters that went, and links whose outermost queue came or went.
+    /// Links of limiters that were removed, and links whose root qdisc was added or removed.
     pub queues: BTreeSet<u32>,
-    /// Messages were lost and everything was read anew: anything else may have changed too.
+    /// Whether messages were lost and everything was read anew, so that anything else may have changed too.
     pub resynced: bool,
 }
 
 impl Change {
-    /// Whether nothing changed.
+    /// Whether the change is empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -80,7 +82,7 @@ impl Links {
         self.by_index.get(&index)
     }
 
-    /// The name of the link with this index, also if there is none any more.
+    /// The name of the link with this index; a generic name if the link no longer exists.
     pub fn name(&self, index: u32) -> String {
         self.get(index)
             .map_or_else(|| format!("interface {index}"), |link| link.name.clone())
@@ -91,8 +93,8 @@ impl Links {
         self.iter().find(|link| link.name == name)
     }
 
-    /// The link at which what comes by this one is received: its bridge or bond, else the link itself. A
-    /// port of a VRF receives by itself.
+    /// The link that receives the packets of this one: its bridge or bond, else the link itself. A port of a
+    /// VRF receives its own packets.
     pub fn receiver<'a>(&'a self, link: &'a Link) -> &'a Link {
         let master = link.master.and_then(|index| self.get(index));
         let takes_over = |master: &&Link| matches!(master.kind.as_str(), "bridge" | "bond" | "team");
@@ -104,7 +106,7 @@ impl Links {
         self.addresses.get(&index).map_or(&[], Vec::as_slice)
     }
 
-    /// The interfaces that default routes of either family lead to, in whichever table.
+    /// The interfaces that default routes of either family lead to, in any table.
     pub fn default_interfaces(&self) -> BTreeSet<u32> {
         self.default_routes.iter().map(|route| route.interface).collect()
     }
@@ -116,19 +118,19 @@ impl Links {
         v4().any(|one| v4().any(|other| other.interface != one.interface && other.metric == one.metric))
     }
 
-    /// Ranges and addresses that are the node's own by a route of the table `local` which the kernel did not make for an
-    /// address of an interface.
+    /// Ranges and addresses that a route of the table `local` makes the node's own. Routes that the kernel
+    /// made for an address of an interface do not count.
     pub fn local_ranges(&self) -> impl Iterator<Item = IpNet> {
         self.local_ranges.iter().copied()
     }
 
-    /// The ranges that are on a link by a route, by interface.
+    /// The ranges that a route puts on a link, by interface.
     pub fn ranges_on_links(&self) -> BTreeMap<u32, Vec<IpNet>> {
         self.link_routes.by_interface()
     }
 
-    /// Whether routes to an interface may say which hosts are on a link. Those to pods of ours come and go
-    /// with the pods, whose neighbours are there for good.
+    /// Whether routes to an interface may show which hosts are on its link. Routes to our pods do not count:
+    /// they come and go with the pods, whose neighbour entries are permanent.
     fn has_hosts(&self, index: u32) -> bool {
         self.get(index).is_none_or(|link| {
             !link.is_loopback()
@@ -223,9 +225,8 @@ impl Links {
         }
     }
 
-    /// Whether a neighbour or a forwarding entry may stand in the place of one that is there for good: a
-    /// pod's, or that of an end of the tunnel. Link-local ones are the kernel's, which learns as many as a
-    /// pod likes.
+    /// Whether a neighbour or forwarding entry may replace a permanent one: a pod's, or that of an end of the
+    /// tunnel. Link-local entries do not count: the kernel learns as many of them as a pod sends.
     fn may_replace_ours(&self, message: &NeighbourMessage) -> bool {
         let link = self.get(message.header.ifindex);
         let is_kept = link.is_some_and(|link| {
@@ -238,12 +239,12 @@ impl Links {
         is_kept && !is_link_local
     }
 
-    /// Folds one message in.
+    /// Applies one message.
     pub fn take(&mut self, message: &RouteNetlinkMessage, change: &mut Change) {
         match message {
             RouteNetlinkMessage::NewLink(message) => {
                 if let Some(link) = Link::read(message) {
-                    // What makes it a tunnel is none of the facts that are kept of a link.
+                    // A [`Link`] holds none of the facts that make the device a tunnel.
                     if link.name == TUNNEL_DEVICE {
                         change.touched.insert(link.index);
                     }
@@ -301,7 +302,7 @@ impl Links {
         }
     }
 
-    /// Replaces the routes that are kept by those among `routes`.
+    /// Replaces the kept routes by those among `routes`.
     pub(super) fn set_routes<'a>(
         &mut self,
         routes: impl IntoIterator<Item = &'a RouteMessage>,
@@ -326,7 +327,7 @@ impl Links {
         self.default_routes = defaults;
     }
 
-    /// Takes over what a dump has shown.
+    /// Replaces the state by that of a dump.
     pub(super) fn replace(&mut self, dumped: Self, change: &mut Change) {
         let indices: BTreeSet<u32> = self
             .by_index
@@ -356,8 +357,8 @@ impl Links {
         *self = dumped;
     }
 
-    /// The links here whose peer was the veth `index` and is not known to have left: they must be read again
-    /// when it goes, since the kernel does not tell the end that stays that the other one was moved to
+    /// The links here whose peer was the veth `index` and is not known to have moved. They must be read again
+    /// when that veth disappears. The kernel sends no message about the remaining end when its peer moves to
     /// another namespace.
     pub(super) fn peers_of(&self, index: u32) -> impl Iterator<Item = u32> {
         let stays = move |link: &&Link| {
@@ -366,19 +367,21 @@ impl Links {
         self.iter().filter(stays).map(|link| link.index)
     }
 
-    /// Whether IPv4 routes that are kept lead to the link: the kernel removes them without a word when it
-    /// goes down. Whether a route of this prefix and table is kept here, which a new one may replace.
+    /// Whether a kept route may be the one that this message replaces: any default route, or one with the
+    /// same prefix in any table.
     pub(super) fn keeps_route_like(&self, message: &RouteMessage) -> bool {
         message.header.destination_prefix_length == 0 || self.link_routes.has_prefix_of(message)
     }
 
+    /// Whether the kept routes of the link include IPv4 routes, which the kernel removes without a message
+    /// when the link goes down.
     pub(super) fn may_lose_routes(&self, index: u32) -> bool {
         let mut defaults = self.default_routes.iter();
         defaults.any(|route| !route.ipv6 && route.interface == index) || self.link_routes.may_lose(index)
     }
 }
 
-/// One address of one link: an address can be there once for each prefix length.
+/// Whether two are the same address of one link. An address can exist once for each prefix length.
 fn is_same(a: &Address, b: &Address) -> bool {
     a.ip == b.ip && a.prefix_len == b.prefix_len
 }
@@ -392,106 +395,4 @@ fn is_local(message: &RouteMessage) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use rtnetlink::packet_route::AddressFamily;
-
-    use super::*;
-    use crate::network::fixture::{address, default_route, link};
-
-    fn taken(links: &mut Links, message: &RouteNetlinkMessage) -> Change {
-        let mut change = Change::default();
-        links.take(message, &mut change);
-        change
-    }
-
-    #[test]
-    fn what_a_dump_has_shown_already_is_no_change() {
-        let mut links = Links::default();
-        let mut change = Change::default();
-        links.set_link(link(2, "eth0", ""), &mut change);
-        links.set_address(2, address("192.0.2.1/24"), &mut change);
-        assert_eq!(change.links, BTreeSet::from([2]));
-        assert!(change.addresses);
-        change = Change::default();
-        links.set_link(link(2, "eth0", ""), &mut change);
-        links.set_address(2, address("192.0.2.1/24"), &mut change);
-        let same = links.clone();
-        links.replace(same, &mut change);
-        assert!(change.is_empty());
-    }
-
-    #[test]
-    fn a_link_local_address_concerns_nobody() {
-        let mut links = Links::default();
-        let mut change = Change::default();
-        links.set_address(2, address("fe80::1/64"), &mut change);
-        assert!(change.is_empty());
-        assert_eq!(links.addresses(2).len(), 1);
-    }
-
-    #[test]
-    fn a_default_route_goes_with_its_link() {
-        let mut links = Links::default();
-        links.set_link(link(2, "eth0", ""), &mut Change::default());
-        assert!(taken(&mut links, &default_route(2)).default_routes);
-        assert!(taken(&mut links, &default_route(2)).is_empty());
-        assert_eq!(links.default_interfaces(), BTreeSet::from([2]));
-        let mut message = rtnetlink::packet_route::link::LinkMessage::default();
-        message.header.index = 2;
-        assert!(taken(&mut links, &RouteNetlinkMessage::DelLink(message)).default_routes);
-        assert!(links.default_interfaces().is_empty());
-    }
-
-    #[test]
-    fn what_may_stand_in_the_place_of_an_entry_of_the_tunnel_is_noted() {
-        let mut links = Links::default();
-        links.set_link(link(2, "eth0", ""), &mut Change::default());
-        links.set_link(link(3, TUNNEL_DEVICE, "vxlan"), &mut Change::default());
-        let mut touched = |index, family, address| {
-            let mut message = NeighbourMessage::default();
-            message.header.family = family;
-            message.header.ifindex = index;
-            message.attributes = vec![NeighbourAttribute::Destination(address)];
-            let change = taken(&mut links, &RouteNetlinkMessage::NewNeighbour(message));
-            change.touched.contains(&index)
-        };
-        let end = NeighbourAddress::Inet([10, 244, 2, 0].into());
-        let node = NeighbourAddress::Other(vec![192, 0, 2, 9]);
-        let link_local = NeighbourAddress::Inet6("fe80::2".parse().expect("an address"));
-        assert!(touched(3, AddressFamily::Inet, end.clone()));
-        assert!(touched(3, AddressFamily::Bridge, node));
-        assert!(!touched(3, AddressFamily::Inet6, link_local));
-        assert!(!touched(2, AddressFamily::Inet, end));
-    }
-
-    #[test]
-    fn each_message_about_the_tunnel_is_noted() {
-        use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-
-        let mut links = Links::default();
-        for (index, name) in [(2, "eth0"), (3, TUNNEL_DEVICE)] {
-            let mut message = LinkMessage::default();
-            message.header.index = index;
-            message.attributes = vec![LinkAttribute::IfName(name.into())];
-            let message = RouteNetlinkMessage::NewLink(message);
-            assert!(!taken(&mut links, &message).is_empty());
-            let again = taken(&mut links, &message);
-            assert!(again.links.is_empty());
-            assert_eq!(again.touched.contains(&index), name == TUNNEL_DEVICE);
-        }
-    }
-
-    #[test]
-    fn a_dump_after_lost_messages_reports_the_difference() {
-        let mut links = Links::default();
-        links.set_link(link(2, "eth0", ""), &mut Change::default());
-        links.set_link(link(3, "veth3", "veth"), &mut Change::default());
-        let mut dumped = Links::default();
-        dumped.set_link(link(2, "eth0", ""), &mut Change::default());
-        dumped.set_link(link(4, "veth4", "veth"), &mut Change::default());
-        let mut change = Change::default();
-        links.replace(dumped, &mut change);
-        assert_eq!(change.links, BTreeSet::from([3, 4]));
-        assert!(!change.addresses);
-    }
-}
+mod tests;

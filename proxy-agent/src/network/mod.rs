@@ -1,16 +1,19 @@
-//! What the agent does by netlink: it knows the links of its network namespace, and owns two devices and the routes to
-//! services and pods.
+//! The netlink side of the agent: it knows the links of its network namespace, and owns two devices and the
+//! routes to services and pods.
 //!
-//! [`Monitor`] follows the kernel and keeps [`Links`] true; from them [`roles()`] says which interfaces lead
-//! to pods and which to other machines, and [`NodeAddresses`] which addresses the node holds. [`HostDevice`]
-//! is a device whose routes take the node's own packets to virtual addresses past a program; [`mod@pods`] is
-//! the way to pods of other nodes. [`PodNamespaces`] names the network namespaces of pods as the socket hooks
-//! see them. [`mod@leftovers`] looks for another Service proxy, [`mod@firewall`] for chains that drop what
-//! pods send or are sent, [`mod@queues`] for queues of other programs at our devices.
+//! [`Monitor`] follows the kernel and keeps [`Links`] up to date. From them [`roles()`] derives the
+//! interfaces that lead to pods and to other machines, and [`NodeAddresses`] the addresses that the node
+//! holds. [`HostDevice`] is a device whose routes take the node's own packets to virtual addresses past a
+//! program. [`mod@pods`] sets the routes to pods of other nodes. [`PodNamespaces`] identifies the network
+//! namespaces of pods by the cookies that the socket hooks see.
 //!
-//! Invariants: nothing that somebody else made is changed; what is already right is not written again, so
-//! that a restarted agent writes nothing; what is wrong with the machine is returned as a [`Problem`] and not
-//! only logged.
+//! Three modules look for other programs: [`mod@leftovers`] for another Service proxy, [`mod@firewall`] for
+//! chains that drop packets from or to pods, [`mod@queues`] for queues at our devices.
+//!
+//! Invariants:
+//! - The agent changes nothing that another program made.
+//! - It does not write a value that is already right, so that a restarted agent writes nothing.
+//! - It returns each fault of the machine as a [`Problem`], and does not only log it.
 
 pub mod addresses;
 pub mod cookie;
@@ -53,15 +56,17 @@ pub use namespaces::PodNamespaces;
 pub use netlink::Netlink;
 pub use roles::{Interface, Role, RoleChanges, RoleOptions, Roles, roles};
 
-/// Our own device: the routes to virtual addresses lead to it.
+/// Our own device, which the routes to virtual addresses lead to.
 pub const HOST_DEVICE: &str = "millrace0";
-/// The other end of [`HOST_DEVICE`], in the same namespace. Nothing is sent from or to it.
+/// The other end of [`HOST_DEVICE`], in the same namespace. It sends and receives no packets.
 pub const HOST_DEVICE_PEER: &str = "millrace1";
 
-/// What the loopback must let through for the node to reach itself by node ports and host ports: the way to a backend is
-/// looked up from there, which takes leave to forward (`bpf_fib_lookup`), and answers come in there from an address of the
-/// node's own, see `proxy_common::maps::Deliver`. Everything else on the loopback was let in before it was sent, so nothing
-/// else changes.
+/// Sets the loopback so that the node can reach itself by node ports and host ports. The kernel looks up the
+/// route to a backend from the loopback, which requires forwarding there (`bpf_fib_lookup`).
+///
+/// Replies enter by the loopback with one of the node's own addresses as their source, see
+/// `proxy_common::maps::Deliver`. The kernel accepted every other packet on the loopback before it was sent,
+/// so nothing else changes.
 pub fn open_loopback() -> Result<(), NetworkError> {
     for setting in loopback_settings() {
         if setting.ensure()? {
@@ -89,7 +94,7 @@ pub fn loopback_settings() -> impl Iterator<Item = sysctl::Setting<'static>> {
     })
 }
 
-/// Whether an interface is one of ours, pods' apart.
+/// Whether an interface is one of ours, except those of pods.
 pub fn is_own(name: &str) -> bool {
     [HOST_DEVICE, HOST_DEVICE_PEER, pods::TUNNEL_DEVICE].contains(&name) || is_of_limiter(name)
 }

@@ -1,11 +1,11 @@
 //! Follows the kernel's messages about links, addresses, routes, rules, neighbours and filters, and keeps
-//! [`Links`] true.
+//! [`Links`] up to date.
 //!
-//! The socket joins its groups before the first dump, so that nothing falls between the two; what a message
-//! repeats of the dump changes nothing. When the kernel had to drop messages because this process was slow
-//! (`ENOBUFS`), everything is dumped anew and the difference reported like any other change.
+//! The socket joins its groups before the first dump, so that no message is lost between the two. A message
+//! that repeats a part of the dump changes nothing. If this process was slow and the kernel dropped messages
+//! (`ENOBUFS`), the monitor dumps everything anew and reports the difference like any other change.
 //!
-//! A waiting [`Monitor::changed`] may be dropped at any point: what was received stays noted for the next
+//! A waiting [`Monitor::changed`] may be dropped at any point: received messages stay noted for the next
 //! call.
 
 use futures::StreamExt as _;
@@ -33,11 +33,11 @@ const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Ipv6Rule,
 ];
 
-/// Room for the messages about some thousand links that come while the agent does something else. The kernel
-/// counts about 4 KiB for each, and its default would hold fifty.
+/// The receive buffer, in bytes, for the messages about some thousand links that arrive while the agent is
+/// busy. The kernel counts about 4 KiB for each, and its default would hold fifty.
 const RECEIVE_BUFFER: usize = 16 << 20;
 
-/// The live view of the namespace's links.
+/// The current state of the namespace's links.
 #[derive(Debug)]
 pub struct Monitor {
     netlink: Netlink,
@@ -47,7 +47,7 @@ pub struct Monitor {
     stale: Stale,
 }
 
-/// What has to be asked for, since no message will tell it.
+/// The state that must be requested, since the kernel sends no message about it.
 #[derive(Debug, Default)]
 struct Stale {
     everything: bool,
@@ -56,7 +56,7 @@ struct Stale {
 }
 
 impl Monitor {
-    /// Starts to follow the network namespace of this thread and reads what is there. Must be called within a
+    /// Starts to follow the network namespace of this thread and reads its state. Must be called within a
     /// tokio runtime, which drives the socket.
     pub async fn start(netlink: Netlink) -> Result<Self, NetworkError> {
         let (mut connection, _, messages) =
@@ -78,13 +78,13 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// The links as they are.
+    /// The links as last reported.
     pub fn links(&self) -> &Links {
         &self.links
     }
 
-    /// Waits until something is different and says what. Everything that has arrived by then is taken
-    /// together.
+    /// Waits until something changes, and returns the change. It covers all messages that have arrived by
+    /// then.
     pub async fn changed(&mut self) -> Result<Change, NetworkError> {
         loop {
             while let Ok(message) = self.messages.try_recv() {
@@ -119,7 +119,7 @@ impl Monitor {
                     RouteNetlinkMessage::DelAddress(message) => {
                         self.stale.routes |= self.links.may_lose_routes(message.header.index);
                     }
-                    // Of the route that gives way there is no message.
+                    // The kernel sends no message about the replaced route.
                     RouteNetlinkMessage::NewRoute(message) => {
                         self.stale.routes |=
                             flags & NLM_F_REPLACE != 0 && self.links.keeps_route_like(message);
@@ -132,7 +132,7 @@ impl Monitor {
         }
     }
 
-    /// Asks for what is stale.
+    /// Requests the stale state.
     async fn refresh(&mut self) -> Result<(), NetworkError> {
         if self.stale.everything {
             tracing::info!("netlink messages were lost: reading all links anew");
@@ -146,7 +146,7 @@ impl Monitor {
             self.stale.routes = false;
         }
         while let Some(index) = self.stale.links.last().copied() {
-            // One that is gone by now is told of by a message of its own.
+            // If the link no longer exists, the kernel has sent a message of its own about that.
             if let Some(link) = self.netlink.link_by_index(index).await?
                 && self.links.get(index).is_some()
             {

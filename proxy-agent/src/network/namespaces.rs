@@ -1,12 +1,14 @@
 //! Finds the network namespaces of pods and their cookies.
 //!
-//! A pod's interface names its peer's namespace only by an id that this namespace gave it. The container
-//! runtime keeps a file for each namespace in one directory, and the kernel tells the id of an open file; so
-//! the files are tried, youngest first, until each id has its namespace. Nothing is remembered by id or
-//! inode: both are given out again at once when a namespace dies, and before its interface is gone.
+//! A pod's interface refers to its peer's namespace only by an id that this namespace assigned. The container
+//! runtime keeps a file for each namespace in one directory, and the kernel returns the id of an open file.
+//! So the agent tries the files, youngest first, until each id has its namespace.
 //!
-//! The file is a mount, and so its coming is told by our own mount table; that is watched only while a pod
-//! waits.
+//! The agent remembers nothing by id or inode. The kernel reuses both as soon as a namespace is removed, and
+//! before its interface disappears.
+//!
+//! The file is a mount point, so a change of our own mount table reports it. The agent watches that table
+//! only while a pod waits.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +27,7 @@ use super::netlink::Netlink;
 use super::roles::{Role, Roles};
 use super::sys;
 
-/// Where container runtimes keep the namespaces of pods.
+/// The directory where container runtimes keep the namespaces of pods.
 pub const RUNTIME_DIRECTORY: &str = "/run/netns";
 
 /// The namespaces of pods.
@@ -33,7 +35,7 @@ pub struct PodNamespaces {
     netlink: Netlink,
     directory: PathBuf,
     mounts: AsyncFd<File>,
-    /// The pods' interfaces, with the id of the namespace they lead to.
+    /// The pods' interfaces, with the id of the namespace that each leads to.
     pods: BTreeMap<u32, Pod>,
     witness: Option<Witness>,
     limitation: Option<String>,
@@ -46,7 +48,8 @@ struct Pod {
 }
 
 impl PodNamespaces {
-    /// Looks in `directory`, in general [`RUNTIME_DIRECTORY`]. Must be called within a tokio runtime.
+    /// Makes the object, which looks in `directory`, in general [`RUNTIME_DIRECTORY`]. Must be called within
+    /// a tokio runtime.
     pub fn new(netlink: Netlink, directory: impl Into<PathBuf>) -> Result<Self, NetworkError> {
         const MOUNTS: &str = "/proc/thread-self/mountinfo";
         let failed = |error| NetworkError::File {
@@ -65,15 +68,14 @@ impl PodNamespaces {
         })
     }
 
-    /// Gives it a witness, for kernels where a socket does not tell the cookie.
+    /// Adds a witness, for kernels where a socket does not give the cookie.
     #[must_use]
     pub fn with_witness(self, witness: Option<Witness>) -> Self {
         Self { witness, ..self }
     }
 
-    /// Takes note of the pods' interfaces and looks for those whose namespace is not known. Call it when
-    /// roles or links changed and when [`Self::mounted`] returned. Says whether [`Self::cookies`] is
-    /// different from before.
+    /// Notes the pods' interfaces and looks for those whose namespace is not known. Call it after a change of
+    /// roles or links, and after [`Self::mounted`] returned. Returns whether [`Self::cookies`] has changed.
     pub async fn update(&mut self, links: &Links, roles: &Roles) -> bool {
         let before: Vec<_> = self.cookies().collect();
         let pods = roles.of(Role::Pod).filter_map(|pod| {
@@ -95,7 +97,7 @@ impl PodNamespaces {
         !self.cookies().eq(before)
     }
 
-    /// The cookies known, by the index of the pod's interface.
+    /// The known cookies, by the index of the pod's interface.
     pub fn cookies(&self) -> impl Iterator<Item = (u32, u64)> {
         self.pods
             .iter()
@@ -107,18 +109,17 @@ impl PodNamespaces {
         let Some(pod) = self.pods.get(&interface) else {
             return Vec::new();
         };
-        // It may be gone by now.
+        // The namespace may no longer exist.
         self.netlink.addresses_in(pod.namespace).await.unwrap_or_default()
     }
 
-    /// Why cookies cannot be had on this node, where that is so. The sockets of pods are then left to the
-    /// packet path, which does the same, at the cost of a translation for each packet.
+    /// The reason why this node cannot read cookies, if it cannot. The packet path then translates for the
+    /// sockets of pods: the result is the same, with one translation for each packet.
     pub fn limitation(&self) -> Option<&str> {
         self.limitation.as_deref()
     }
 
-    /// Waits until something was mounted while the namespace of a pod is not known; waits for ever while none
-    /// is missing.
+    /// Waits for a mount while the namespace of a pod is not known. It never returns while none is missing.
     pub async fn mounted(&mut self) {
         if !self.is_searching() {
             std::future::pending::<()>().await;
@@ -151,7 +152,7 @@ impl PodNamespaces {
             if missing.is_empty() {
                 break;
             }
-            // It may be gone by now, or not be mounted.
+            // The file may be removed already, or not yet be a mount point.
             let Ok(file) = File::open(&path) else { continue };
             let Ok(Some(id)) = self.netlink.namespace_id(file.as_fd()).await else {
                 continue;
@@ -181,10 +182,10 @@ impl PodNamespaces {
     }
 }
 
-/// The files of other network namespaces in a directory, youngest first: a pod that was just made is found at
-/// once.
+/// The files of other network namespaces in a directory, youngest first, so that the search finds a new pod
+/// at once.
 fn namespace_files(directory: &Path) -> Vec<PathBuf> {
-    // Without this file no other can be compared with it, and without the directory there is none.
+    // Without this file there is no inode to compare with, and without the directory there are no files.
     let Ok(own) = fs::metadata("/proc/thread-self/ns/net") else {
         return Vec::new();
     };

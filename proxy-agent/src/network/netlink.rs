@@ -1,7 +1,7 @@
-//! Requests to rtnetlink, with every write counted, and the few readings of route messages that several
-//! places need.
+//! Requests to rtnetlink, with a count of all writes, and parsers of route messages that several modules
+//! need.
 //!
-//! The count is how tests and `millrace status` see that nothing is written when nothing differs.
+//! Tests and `millrace status` use the count to check that the agent writes nothing if nothing differs.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -23,13 +23,13 @@ use super::error::NetworkError;
 use super::inside::Leading;
 use super::link::{Address, Link};
 
-/// `ENODEV` is how the kernel says that no link has a name.
+/// The kernel's error for a name that no link has.
 const ENODEV: i32 = libc::ENODEV;
 
-/// `include/uapi/linux/if_addr.h`.
+/// The attribute's number in `include/uapi/linux/if_addr.h`.
 const IFA_TARGET_NETNSID: u16 = 10;
 
-/// A socket for requests, shared by its clones.
+/// A netlink socket for requests, shared by its clones.
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
@@ -37,14 +37,14 @@ pub struct Netlink {
     restored: Arc<Mutex<Vec<Restored>>>,
 }
 
-/// A packet that does not exist, whose way the kernel is asked for.
+/// A hypothetical packet, for which the kernel looks up a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
-    /// Where it goes.
+    /// The destination of the packet.
     pub to: IpAddr,
-    /// The number of its protocol, which rules may ask for: that of TCP or UDP. Old kernels ignore it.
+    /// The IP protocol number, which rules may match: that of TCP or UDP. Old kernels ignore it.
     pub protocol: u8,
-    /// The address it comes from, and the interface it comes in by; `None` if the node itself sends it.
+    /// The source address and the input interface; `None` for a packet of the node itself.
     pub from: Option<(IpAddr, u32)>,
 }
 
@@ -68,7 +68,7 @@ impl Packet {
     }
 }
 
-/// Where an answer leads.
+/// The next hop in the kernel's reply.
 fn leading(answer: &RouteMessage) -> Option<Leading> {
     let (mut interface, mut via) = (None, None);
     for attribute in &answer.attributes {
@@ -84,11 +84,11 @@ fn leading(answer: &RouteMessage) -> Option<Leading> {
     })
 }
 
-/// Something of ours that was there before, was lost, and was made again: what kind of thing, and which.
+/// A lost object of ours that the agent made again: its kind and its name.
 pub type Restored = (&'static str, String);
 
 impl Netlink {
-    /// Opens a socket in the network namespace of this thread. Must be called within a tokio runtime.
+    /// Opens a netlink socket in the network namespace of this thread. Must be called within a tokio runtime.
     pub fn open() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
         tokio::spawn(connection);
@@ -99,28 +99,28 @@ impl Netlink {
         })
     }
 
-    /// How many writing requests were made.
+    /// The number of writing requests.
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
     }
 
-    /// Counts a write that went another way.
+    /// Counts a write that did not use [`Self::writing`].
     pub(super) fn note_write(&self) {
         self.writes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that something was made again.
+    /// Notes that the agent made an object again.
     pub(super) fn note_restored(&self, what: &'static str, object: String) {
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
         restored.push((what, object));
     }
 
-    /// What was made again since this was asked last.
+    /// The objects that the agent made again since the last call.
     pub fn take_restored(&self) -> Vec<Restored> {
         std::mem::take(&mut *self.restored.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where the kernel leads a packet; `None` if it knows no way.
+    /// The next hop that the kernel chooses for a packet; `None` if it has no route.
     pub async fn way_of(&self, packet: Packet) -> Result<Option<Leading>, NetworkError> {
         let mut answers = Box::pin(self.handle.route().get(packet.question()).execute());
         match answers.try_next().await {
@@ -144,7 +144,7 @@ impl Netlink {
         &self.handle
     }
 
-    /// Every link.
+    /// Lists every link.
     pub async fn links(&self) -> Result<Vec<Link>, NetworkError> {
         let messages = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
         let messages = messages.map_err(NetworkError::request("listing the links"))?;
@@ -161,7 +161,7 @@ impl Netlink {
         self.link(&index.to_string(), |get| get.match_index(index)).await
     }
 
-    /// All that the kernel says of the link with this name.
+    /// The whole message of the link with this name.
     pub(super) async fn link_message_by_name(&self, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
         self.link_message(name, |get| get.match_name(name.to_owned()))
             .await
@@ -193,7 +193,7 @@ impl Netlink {
         }
     }
 
-    /// Every address, with its link.
+    /// Lists every address, with the index of its link.
     pub async fn addresses(&self) -> Result<Vec<(u32, Address)>, NetworkError> {
         let messages = self
             .handle
@@ -206,7 +206,7 @@ impl Netlink {
         Ok(messages.iter().filter_map(Address::read).collect())
     }
 
-    /// The addresses of a link, with all that the kernel says of them.
+    /// The addresses of a link, with their whole messages.
     pub(super) async fn address_messages(
         &self,
         index: u32,
@@ -221,8 +221,8 @@ impl Netlink {
         Ok(of_link.collect())
     }
 
-    /// The addresses in another network namespace, by the id that this one knows it by (Linux 5.0). Only a socket that checks
-    /// requests strictly asks for them, and such a one is made for the occasion.
+    /// The addresses in another network namespace, by this namespace's id of it (Linux 5.0). Only a socket
+    /// with strict checking gets them, so the call opens one of its own.
     pub async fn addresses_in(&self, namespace: i32) -> Result<Vec<IpAddr>, NetworkError> {
         let (mut connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Socket)?;
         let socket = connection.socket_mut().socket_mut();
@@ -245,7 +245,7 @@ impl Netlink {
             .collect())
     }
 
-    /// Every route of both families and all tables, without entries of the cache.
+    /// Lists every route of both families and all tables, without cached entries.
     pub async fn routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
         let mut routes = Vec::new();
         let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
@@ -264,8 +264,7 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// The id by which this namespace knows another one, open as a file; `None` where no link has led there
-    /// yet.
+    /// This namespace's id of another one, which is open as a file; `None` if no link has led there yet.
     pub async fn namespace_id(&self, namespace: BorrowedFd<'_>) -> Result<Option<i32>, NetworkError> {
         let mut message = NsidMessage::default();
         message
@@ -297,7 +296,7 @@ impl Netlink {
 /// The number of the main table.
 pub(super) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// The table that a route stands in.
+/// The table of a route.
 pub(super) fn table(message: &RouteMessage) -> u32 {
     let long = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
@@ -306,13 +305,13 @@ pub(super) fn table(message: &RouteMessage) -> u32 {
     long.unwrap_or_else(|| message.header.table.into())
 }
 
-/// Whether a route stands in the main table.
+/// Whether a route is in the main table.
 pub(super) fn is_main_table(message: &RouteMessage) -> bool {
     table(message) == MAIN_TABLE
 }
 
-/// Whether the message shows an entry of the cache, such as one that an ICMP redirect has made. It is an
-/// exception of a next hop that comes and goes, and no route (`RTM_F_CLONED`).
+/// Whether the message shows a cached entry, such as one of an ICMP redirect. It is a temporary exception of
+/// a next hop, and no route (`RTM_F_CLONED`).
 pub(super) fn is_cached(message: &RouteMessage) -> bool {
     message.header.flags.contains(RouteFlags::Cloned)
 }

@@ -1,9 +1,10 @@
-//! What netfilter holds, by netlink: questions, and the attributes of the answers.
+//! Reads the tables, chains and rules of netfilter by netlink.
 //!
-//! The messages are those of `linux/netfilter/nf_tables.h`: a header, four bytes that name the family, and attributes. iptables
-//! as distributions ship it (`iptables-nft`) keeps its rules in tables and chains of nftables too, so they are found here.
+//! The messages are those of `linux/netfilter/nf_tables.h`: a header, four bytes with the family, and
+//! attributes. The iptables of the distributions (`iptables-nft`) keeps its rules in tables and chains of
+//! nftables too, so this module finds them.
 //!
-//! Answers are read within their bounds: what is cut off or no attribute ends the reading.
+//! The parser stays within the bounds of each reply: it stops at a truncated message or an invalid attribute.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -14,7 +15,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-/// `NFNL_SUBSYS_NFTABLES`, the upper byte of every type.
+/// `NFNL_SUBSYS_NFTABLES`, the upper byte of every message type.
 const NFTABLES: u16 = 10 << 8;
 const NEW_TABLE: u16 = NFTABLES;
 const GET_TABLE: u16 = NFTABLES | 1;
@@ -24,42 +25,42 @@ const NEW_RULE: u16 = NFTABLES | 6;
 const GET_RULE: u16 = NFTABLES | 7;
 const NEW_GENERATION: u16 = NFTABLES | 15;
 const GET_GENERATION: u16 = NFTABLES | 16;
-/// `NLMSG_ERROR` and `NLMSG_DONE`.
+/// The message types `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// `NLM_F_REQUEST`, and with it `NLM_F_DUMP`.
+/// The flags `NLM_F_REQUEST`, and the same with `NLM_F_DUMP`.
 const REQUEST: u16 = 1;
 const REQUEST_DUMP: u16 = 0x301;
 /// `NFTA_TABLE_NAME` and `NFTA_CHAIN_TABLE` are both the first attribute.
 const TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
-/// `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN`, `NFTA_RULE_EXPRESSIONS`.
+/// The attributes `NFTA_RULE_TABLE`, `NFTA_RULE_CHAIN` and `NFTA_RULE_EXPRESSIONS`.
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const EXPRESSIONS: u16 = 4;
-/// `NFTA_GEN_ID`.
+/// The attribute `NFTA_GEN_ID`.
 const GENERATION: u16 = 1;
-/// What of an attribute's type is not a flag (`NLA_TYPE_MASK`).
+/// The bits of an attribute's type that are no flags (`NLA_TYPE_MASK`).
 const KIND: u16 = 0x3fff;
-/// Length of `nlmsghdr`, and of `nfgenmsg` behind it.
+/// The lengths of `nlmsghdr` and of `nfgenmsg` behind it, in bytes.
 const HEADER: usize = 16;
 const FAMILY: usize = 4;
 
 /// A family of rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuleFamily {
-    /// IPv4.
+    /// Tables for IPv4 packets.
     Ip,
-    /// IPv6.
+    /// Tables for IPv6 packets.
     Ip6,
-    /// Both.
+    /// Tables for packets of both families.
     Inet,
-    /// What comes in or goes out by single interfaces.
+    /// Tables for packets that enter or leave by single interfaces.
     Netdev,
 }
 
 impl RuleFamily {
-    /// As `nft` writes it.
+    /// The name that `nft` uses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ip => "ip",
@@ -69,12 +70,12 @@ impl RuleFamily {
         }
     }
 
-    /// Whether it is one of IPv4 or IPv6 alone.
+    /// Whether the family is IPv4 alone or IPv6 alone.
     const fn is_of_one(self) -> bool {
         matches!(self, Self::Ip | Self::Ip6)
     }
 
-    /// `NFPROTO_…`.
+    /// The number `NFPROTO_…`.
     const fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
@@ -84,7 +85,7 @@ impl RuleFamily {
         }
     }
 
-    /// From `NFPROTO_…`; other families hold no rules about IP packets.
+    /// The family of a number `NFPROTO_…`; other families hold no rules about IP packets.
     const fn from_number(number: u8) -> Option<Self> {
         match number {
             1 => Some(Self::Inet),
@@ -96,12 +97,12 @@ impl RuleFamily {
     }
 }
 
-/// Calls `each` with family and attributes of each table, until it wants no more.
+/// Calls `each` with the family and the attributes of each table, until it returns false.
 pub fn tables(each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()> {
     dump(GET_TABLE, NEW_TABLE, &[0; FAMILY], each)
 }
 
-/// The tables of one family alone, by family and name.
+/// The tables for IPv4 alone or IPv6 alone, by family and name.
 pub fn table_names() -> io::Result<Vec<(RuleFamily, String)>> {
     let mut names = Vec::new();
     tables(&mut |family, attributes| {
@@ -113,12 +114,13 @@ pub fn table_names() -> io::Result<Vec<(RuleFamily, String)>> {
     Ok(names)
 }
 
-/// Calls `each` with family and attributes of each chain, until it wants no more.
+/// Calls `each` with the family and the attributes of each chain, until it returns false.
 pub fn chains(each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool) -> io::Result<()> {
     dump(GET_CHAIN, NEW_CHAIN, &[0; FAMILY], each)
 }
 
-/// Calls `each` with family, table and name of each chain of one family alone, until it wants no more.
+/// Calls `each` with family, table and name of each chain for IPv4 alone or IPv6 alone, until it returns
+/// false.
 pub fn chain_names(each: &mut dyn FnMut(RuleFamily, &str, &str) -> bool) -> io::Result<()> {
     chains(
         &mut |family, attributes| match (attribute(attributes, TABLE), attribute(attributes, CHAIN_NAME)) {
@@ -149,17 +151,18 @@ pub fn rules(family: RuleFamily, table: &str, chain: &str) -> io::Result<Vec<Vec
     Ok(rules)
 }
 
-/// Asks for the generation of the rules: a number that is another one after each change.
+/// Reads the generation of the rules: a number that differs after each change.
 #[derive(Debug)]
 pub struct Generations(OwnedFd);
 
 impl Generations {
-    /// Makes the socket.
+    /// Opens the netlink socket.
     pub fn open() -> io::Result<Self> {
         Ok(Self(open()?))
     }
 
-    /// The generation; none where the kernel has no nftables. After an error the answer to an earlier question may still come.
+    /// The generation; `None` if the kernel has no nftables. After an error, the reply to an earlier request
+    /// may still arrive.
     pub fn current(&self) -> io::Result<Option<u32>> {
         send_request(&self.0, GET_GENERATION, REQUEST, &[0; FAMILY])?;
         let mut generation = None;
@@ -171,7 +174,7 @@ impl Generations {
     }
 }
 
-/// Asks for everything of a kind; where the kernel has no nftables there is nothing.
+/// Requests all objects of a kind. A kernel without nftables has none.
 fn dump(
     request: u16,
     answer: u16,
@@ -185,21 +188,21 @@ fn dump(
     })
 }
 
-/// Sends a question; its body is the family, version 0, no resource, and attributes.
+/// Sends a request. Its body is the family, the version 0, no resource, and attributes.
 fn send_request(socket: &OwnedFd, request: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     let length = HEADER + body.len();
     let mut message = Vec::with_capacity(length);
     message.extend((length as u32).to_ne_bytes());
     message.extend(request.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
-    // Sequence number, port.
+    // The sequence number and the port.
     message.extend([0; 8]);
     message.extend(body);
     send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
     Ok(())
 }
 
-/// Calls `each` with the number of the family and the attributes of each answer.
+/// Calls `each` with the number of the family and the attributes of each reply.
 fn receive(socket: &OwnedFd, answer: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -225,7 +228,7 @@ fn open() -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// How far a dump is.
+/// The state of a dump.
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
     More,
@@ -233,7 +236,7 @@ enum Progress {
     Failed(Errno),
 }
 
-/// Reads one datagram, which holds several messages.
+/// Parses one datagram, which holds several messages.
 fn read(mut bytes: &[u8], wanted: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) -> Progress {
     while let Some((length, kind)) = header(bytes) {
         let Some(message) = bytes.get(HEADER..length) else {
@@ -263,7 +266,7 @@ fn read(mut bytes: &[u8], wanted: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) 
     Progress::More
 }
 
-/// Length and type of the message that `bytes` begin with.
+/// The length and the type of the message at the start of `bytes`.
 fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
@@ -288,18 +291,18 @@ pub fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
         .map(|(_, value)| value)
 }
 
-/// A value that is a text.
+/// Parses a string value, up to its first zero byte.
 pub fn text(value: &[u8]) -> String {
     let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// A value that is a number, as nftables writes them.
+/// Parses a number in network byte order, as nftables writes it.
 pub fn number(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-/// Messages and attributes begin at multiples of four.
+/// Rounds up to a multiple of four, where messages and attributes begin.
 const fn aligned(length: usize) -> usize {
     (length + 3) & !3
 }

@@ -1,12 +1,12 @@
-//! The ranges whose hosts are neighbours of the node: the kernel looks for each host there by ARP or
-//! neighbour discovery.
+//! The ranges whose hosts are neighbours of the node: the kernel resolves each host there by ARP or neighbour
+//! discovery.
 //!
-//! A range is on a link by a route without a gateway, in any table. The kernel makes such a route for the
-//! subnet of an address, and an operator or a DHCP client makes others, for which the node needs no address.
-//! Devices that resolve no neighbours (`IFF_NOARP`) and the loopback have none.
+//! A range is on a link if a route of any table leads to it without a gateway. The kernel makes such a route
+//! for the subnet of an address. An operator or a DHCP client adds others, for which the node needs no
+//! address. Devices that resolve no neighbours (`IFF_NOARP`) and the loopback have none.
 //!
-//! Invariant: [`fit`] may add hosts that are no neighbours, and never leaves a neighbour out. Who asks
-//! whether a host is a neighbour asks the kernel as well, or refuses little by a wrong answer.
+//! Invariant: [`fit`] may add hosts that are no neighbours, and never leaves a neighbour out. Its users must
+//! also ask the kernel, or refuse little if the result is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,7 +18,7 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use super::link::{Address, Link};
 use super::netlink;
 
-/// A route by which hosts are on a link.
+/// A route that makes hosts neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct LinkRoute {
     prefix: IpNet,
@@ -27,13 +27,13 @@ struct LinkRoute {
     metric: u32,
 }
 
-/// The routes of all tables that lead straight to hosts.
+/// The routes of all tables that lead directly to hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct LinkRoutes(BTreeSet<LinkRoute>);
 
 impl LinkRoutes {
-    /// Takes in what a message says; true if something is different. `counts` tells whether an interface may
-    /// have neighbours.
+    /// Applies a message; returns true if something changed. `counts` says whether an interface may have
+    /// neighbours.
     pub fn take(&mut self, message: &RouteMessage, present: bool, counts: impl Fn(u32) -> bool) -> bool {
         let routes = read(message).into_iter();
         let routes = routes.filter(|route| !present || counts(route.interface));
@@ -47,19 +47,20 @@ impl LinkRoutes {
         })
     }
 
-    /// Whether there is a route to the prefix of a message, in whichever table.
+    /// Whether there is a route to the prefix of a message, in any table.
     pub fn has_prefix_of(&self, message: &RouteMessage) -> bool {
         netlink::prefix(message).is_some_and(|prefix| self.0.iter().any(|route| route.prefix == prefix))
     }
 
-    /// Forgets the routes of an interface; true if there were some.
+    /// Removes the routes of an interface; returns true if there were some.
     pub fn forget(&mut self, interface: u32) -> bool {
         let before = self.0.len();
         self.0.retain(|route| route.interface != interface);
         self.0.len() != before
     }
 
-    /// Whether IPv4 routes lead to the interface: the kernel removes them without a word when it goes down.
+    /// Whether IPv4 routes lead to the interface. The kernel removes them without a message when it goes
+    /// down.
     pub fn may_lose(&self, interface: u32) -> bool {
         let is_lost = |route: &LinkRoute| route.interface == interface && route.prefix.addr().is_ipv4();
         self.0.iter().any(is_lost)
@@ -78,7 +79,7 @@ impl LinkRoutes {
     }
 }
 
-/// The routes of a message that lead straight to hosts: one for each next hop without a gateway.
+/// The routes of a message that lead directly to hosts: one for each next hop without a gateway.
 fn read(message: &RouteMessage) -> Vec<LinkRoute> {
     let prefix = netlink::prefix(message)
         .filter(|prefix| message.header.kind == RouteType::Unicast && may_be_forwarded_to(prefix.addr()));
@@ -114,9 +115,8 @@ fn read(message: &RouteMessage) -> Vec<LinkRoute> {
     routes
 }
 
-/// Whether the kernel forwards to addresses of this kind by the table's routes. The programs know those of
-/// IPv6
-/// that are link-local themselves.
+/// Whether the kernel forwards to addresses of this kind by the table's routes. The programs themselves
+/// recognise link-local IPv6 addresses.
 const fn may_be_forwarded_to(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_multicast(),
@@ -124,27 +124,27 @@ const fn may_be_forwarded_to(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether the kernel looks for the hosts of a link.
+/// Whether the kernel resolves the hosts of a link.
 pub(super) fn has_neighbours(link: &Link) -> bool {
     !link.is_loopback() && !link.flags.contains(LinkFlags::Noarp)
 }
 
-/// The subnet of an address, unless the address is alone.
+/// The subnet of an address; `None` for a lone address.
 pub(super) fn subnet_of(address: &Address) -> Option<IpNet> {
     let subnet = IpNet::new(address.ip, address.prefix_len).ok()?.trunc();
     address.has_network().then_some(subnet)
 }
 
-/// Ranges that hold all of these, at most `room` of them: where there are more, the two that lie closest
-/// become one, again and again. Two lie the closer the less of the shorter prefix their common supernet gives
-/// up, so that a family as a whole is the last resort. All of IPv6 is told as two halves, since programs take
-/// an empty mask for the end of a list.
+/// At most `room` ranges that contain all of these. While there are too many, the function joins the two
+/// closest. Two ranges are closer if their common supernet is less short than the shorter of their prefixes,
+/// so a whole family is the last resort. The result writes all of IPv6 as two halves, since the programs end
+/// a list at an empty mask.
 pub fn fit(ranges: &[IpNet], room: usize) -> Vec<IpNet> {
     let mut ranges = IpNet::aggregate(&ranges.to_vec());
     ranges.sort_unstable();
     let size = |ranges: &[IpNet]| ranges.len() + usize::from(ranges.iter().any(is_all_of_ipv6));
     while size(&ranges) > room {
-        // In this order, what lies closest to a range is next to it.
+        // In this order, the closest range is next to a range.
         let pairs = ranges.windows(2).enumerate();
         let joined = pairs.filter_map(|(place, pair)| Some((place, joined(pair[0], pair[1])?)));
         let Some((place, (_, supernet))) = joined.max_by_key(|(_, (closeness, _))| *closeness) else {
@@ -169,7 +169,8 @@ fn is_all_of_ipv6(range: &IpNet) -> bool {
     range.addr().is_ipv6() && range.prefix_len() == 0
 }
 
-/// The smallest range around two of one family, and how much of the shorter prefix is left, in thousandths.
+/// The smallest range that contains two of one family. The number is its prefix length in thousandths of the
+/// shorter one.
 fn joined(one: IpNet, other: IpNet) -> Option<(u32, IpNet)> {
     if one.addr().is_ipv4() != other.addr().is_ipv4() {
         return None;

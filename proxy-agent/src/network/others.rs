@@ -1,4 +1,4 @@
-//! What the kernel knows of other machines' addresses: the routes that lead to them, and neighbours.
+//! The kernel's state about the addresses of other machines: the routes that lead to them, and neighbours.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,12 +18,12 @@ use super::error::NetworkError;
 use super::netlink::{self, Netlink};
 use super::{host_routes, pods, route};
 
-/// A route of the main table that another program made, and no default one.
+/// A route of the main table that another program made, except default routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
-    /// Its destination.
+    /// The destination of the route.
     pub prefix: IpNet,
-    /// Whether it leads to a gateway.
+    /// Whether the route leads to a gateway.
     pub has_gateway: bool,
     interface: Option<u32>,
 }
@@ -41,7 +41,7 @@ impl fmt::Display for Way {
 }
 
 impl Way {
-    /// Reads a message. `is_own` tells devices of ours.
+    /// Parses a message. `is_own` recognises our devices.
     pub fn read(message: &RouteMessage, is_own: impl Fn(u32) -> bool) -> Option<Self> {
         let protocol = u8::from(message.header.protocol);
         let is_ours = [host_routes::PROTOCOL, pods::routes::PROTOCOL].contains(&protocol);
@@ -68,26 +68,26 @@ impl Way {
         (!way.interface.is_some_and(is_own)).then_some(way)
     }
 
-    /// The one that the kernel would take to an address.
+    /// The route that the kernel would choose for an address.
     pub fn longest(ways: &[Self], address: IpAddr) -> Option<&Self> {
         let fitting = ways.iter().filter(|way| way.prefix.contains(&address));
         fitting.max_by_key(|way| way.prefix.prefix_len())
     }
 }
 
-/// An entry of the table of neighbours that says whether a host is there.
+/// A neighbour entry that shows whether a host exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Neighbour {
-    /// The address.
+    /// The IP address of the neighbour.
     pub address: IpAddr,
-    /// The interface.
+    /// The index of the interface.
     pub interface: u32,
-    /// The Ethernet address of the host; none if there was no answer.
+    /// The Ethernet address of the host; `None` if the kernel got no reply.
     pub mac: Option<[u8; 6]>,
 }
 
 impl Neighbour {
-    /// Reads a message; none while the kernel still asks.
+    /// Parses a message; `None` while the kernel still resolves the address.
     pub fn read(message: &NeighbourMessage) -> Option<Self> {
         use NeighbourState::{Delay, Failed, Permanent, Probe, Reachable, Stale};
         let (mut address, mut mac) = (None, None);
@@ -113,7 +113,7 @@ impl Neighbour {
 }
 
 impl Netlink {
-    /// Every neighbour of which something is known.
+    /// Every neighbour whose state is known.
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetworkError> {
         let messages = self.reading().neighbours().get().execute();
         let messages = messages.try_collect::<Vec<_>>().await;
@@ -121,7 +121,7 @@ impl Netlink {
         Ok(messages.iter().filter_map(Neighbour::read).collect())
     }
 
-    /// Has the kernel ask a link for an address that it knows nothing of. The answer comes as a change of its
+    /// Makes the kernel resolve an unknown address on a link. The result arrives as a change of the neighbour
     /// table.
     pub async fn ask_for(&self, interface: u32, address: IpAddr) -> Result<(), NetworkError> {
         let mut entry = self.reading().neighbours().add(interface, address);
@@ -135,7 +135,7 @@ impl Netlink {
             .map_err(NetworkError::request(format!("asking for {address}")))
     }
 
-    /// Makes a request that this crate's library has no call for. It changes nothing that counts as a write.
+    /// Sends a request for which the netlink library has no call. It does not count as a write.
     pub(super) async fn tell(
         &self,
         request: NetlinkMessage<RouteNetlinkMessage>,

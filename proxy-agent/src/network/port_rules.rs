@@ -1,12 +1,12 @@
 //! Rules that lead the node's own packets to single ports of an address to our device.
 //!
-//! An address that another machine has as well gets no route of ours, since all that the node sends there
-//! would take it. For the ports of services there are rules instead (`ip rule`), which look into a table with
-//! one route, the default one, to our device. They concern packets of the node alone (`iif lo`), and come
-//! before the rules of others, which name no port.
+//! An address that another machine has as well gets no route of ours, which would take all packets of the
+//! node to it. For the ports of services there are rules instead (`ip rule`). They look up a table with one
+//! route, the default one, to our device. They match only packets of the node itself (`iif lo`), and come
+//! before foreign rules, which match no port.
 //!
-//! Invariant: of rules and of routes in our table, only those with our protocol number are changed or
-//! removed.
+//! Invariant: the agent changes or removes only those rules, and those routes in our table, that have our
+//! protocol number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,35 +26,35 @@ use super::host_routes::PROTOCOL;
 use super::netlink::{self, Netlink};
 use super::route;
 
-/// The table, and the preference of the rules: the number that our routes carry too.
+/// The number of the table and the preference of the rules, equal to the protocol number of our routes.
 const TABLE: u32 = PROTOCOL as u32;
 
-/// A port that a service has at an address which is another machine's as well.
+/// A service's port on an address that another machine has as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortAt {
-    /// The address.
+    /// The destination address.
     pub address: IpAddr,
-    /// The number of the protocol.
+    /// The IP protocol number.
     pub protocol: u8,
-    /// The port.
+    /// The destination port.
     pub port: u16,
 }
 
-/// What was brought in step last.
+/// The rules of the last sync.
 #[derive(Debug, Default)]
 pub struct PortRules {
     wanted: BTreeSet<PortAt>,
-    /// An earlier agent may have left some.
+    /// Whether a sync has read the kernel's rules; an earlier agent may have left some.
     is_known: bool,
 }
 
 impl PortRules {
-    /// Whether a port has, or should have, a rule.
+    /// Whether a port has a rule, or should have one.
     pub fn leads(&self, port: &PortAt) -> bool {
         self.wanted.contains(port)
     }
 
-    /// Whether rules are to be brought in step: other ones are wanted than last.
+    /// Whether the rules need a sync, since the wanted ones have changed.
     pub fn differ(&self, wanted: &BTreeSet<PortAt>) -> bool {
         self.wanted != *wanted
     }
@@ -92,7 +92,7 @@ impl PortRules {
         Ok(problems)
     }
 
-    /// The default routes there should be, and the source that each names.
+    /// The wanted default routes, and the source of each.
     fn sources(&self, node: &NodeAddresses) -> BTreeMap<IpNet, IpAddr> {
         let sources = self.wanted.iter().filter_map(|port| {
             let any = if port.address.is_ipv4() {
@@ -117,7 +117,7 @@ impl fmt::Display for PortAt {
 }
 
 impl PortAt {
-    /// The port that a rule of ours is for.
+    /// The port of a rule, if the rule is ours.
     pub(super) fn read(message: &RuleMessage) -> Option<Self> {
         let attributes = &message.attributes;
         let is_ours = attributes.contains(&RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)))
@@ -162,14 +162,14 @@ impl PortAt {
     }
 }
 
-/// Removes all rules of ours, for uninstalling, and says which. The routes go with the device.
+/// Removes all our rules, for an uninstall, and returns them. The routes disappear with the device.
 pub async fn remove_all(netlink: &Netlink) -> Result<Vec<PortAt>, NetworkError> {
     let found = rules(netlink).await?;
     for (port, message) in &found {
         let removed = netlink.writing().rule().del(message.clone()).execute().await;
         let removed = removed.map_err(NetworkError::request(format!("removing the rule for {port}")));
         match removed {
-            // Another process was earlier.
+            // Another process has already removed the rule.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             removed => removed?,
         }
@@ -177,7 +177,7 @@ pub async fn remove_all(netlink: &Netlink) -> Result<Vec<PortAt>, NetworkError> 
     Ok(found.into_keys().collect())
 }
 
-/// The rules of ours, as the kernel has them. A kernel without rules, or without IPv6, has none.
+/// Our rules, as the kernel has them. A kernel without rules, or without IPv6, has none.
 async fn rules(netlink: &Netlink) -> Result<BTreeMap<PortAt, RuleMessage>, NetworkError> {
     let mut found = BTreeMap::new();
     for version in [IpVersion::V4, IpVersion::V6] {

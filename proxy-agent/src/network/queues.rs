@@ -1,7 +1,8 @@
-//! Queueing disciplines of other programs at our own devices, which may hold up and drop what leaves by them.
+//! Queueing disciplines of other programs at our own devices, which may delay and drop packets that leave by
+//! them.
 //!
-//! They are named and stay, as at interfaces of pods ([`crate::pods::limits`]). Those at uplinks are the
-//! operator's, who may shape there as much as they like.
+//! The agent reports them and leaves them alone, as at interfaces of pods ([`crate::pods::limits`]). Those at
+//! uplinks belong to the operator, and the agent ignores them.
 
 use std::fmt::Display;
 
@@ -15,7 +16,7 @@ use crate::trouble::Trouble;
 /// A device by index and name.
 pub type Device = (u32, &'static str);
 
-/// The outermost queues of devices, unless the kernel chose them itself.
+/// The root qdiscs of devices, except those that the kernel chose itself.
 pub async fn foreign(netlink: &Netlink, devices: &[Device]) -> Result<Vec<Problem>, NetworkError> {
     let messages = netlink.reading().qdisc().get().execute();
     let messages = messages.try_collect::<Vec<_>>().await;
@@ -28,7 +29,7 @@ pub async fn foreign(netlink: &Netlink, devices: &[Device]) -> Result<Vec<Proble
 
 fn told(message: &TcMessage, devices: &[Device]) -> Option<Problem> {
     let header = &message.header;
-    // The kernel numbers none of those that it chooses itself.
+    // A qdisc that the kernel chose itself has no handle.
     if header.parent != TcHandle::ROOT || header.handle == TcHandle::UNSPEC {
         return None;
     }
@@ -39,7 +40,7 @@ fn told(message: &TcMessage, devices: &[Device]) -> Option<Problem> {
         _ => None,
     });
     let kind = kind.unwrap_or("of an unknown kind,");
-    // As `tc` writes it.
+    // The notation of `tc`.
     let queue = format!("{kind} {:x}:", header.handle.major);
     Some(Problem {
         code: Trouble::ForeignQueue,
@@ -48,7 +49,7 @@ fn told(message: &TcMessage, devices: &[Device]) -> Option<Problem> {
     })
 }
 
-/// What an operator does about a queue of another program.
+/// The message about a foreign qdisc, with the remedy for an operator.
 pub fn name_foreign(queue: &impl Display, interface: &str) -> String {
     format!(
         "interface {interface} has the queueing discipline {queue} that is not Millrace's, which may hold up \

@@ -1,13 +1,18 @@
-//! Which interfaces lead to pods and which to other machines.
+//! Finds the interfaces that lead to pods and those that lead to other machines.
 //!
-//! A program hangs on each interface by its role. Uplinks are those that the operator names; else each
-//! interface that holds an address of the Node object, that a default route of any table leads to, or that
-//! holds an address with which other machines know the node: packets of pods and services take all of these.
-//! A link below a VLAN that is found so is one as well, for its frames without a tag, unless it is a bridge
-//! or a port. A pod's interface is then the host side of any veth that leads to another namespace, so that
-//! beside any CNI plugin, and on the ports of a bridge too, the program sees what a pod sends; the operator
-//! may name them instead. The order matters: the uplink of a virtual node is such a veth. An uplink that is
-//! refused, since the programs cannot read it or it is in a VRF, has no role at all.
+//! The agent attaches programs to each interface by its role. Uplinks are the interfaces that the operator
+//! names. Without names, an uplink is an interface that holds an address of the Node object, or that a
+//! default route of any table leads to. An interface with an address by which other machines know the node is
+//! an uplink as well. Packets of pods and services use all of these.
+//!
+//! The link below a VLAN that is an uplink is one as well, for its untagged frames, unless it is a bridge or
+//! a port.
+//!
+//! A pod's interface is then the host side of any veth that leads to another namespace. So the program sees
+//! the packets that a pod sends beside any CNI plugin, and on the ports of a bridge too. The operator may
+//! name these interfaces instead.
+//!
+//! The order matters: the uplink of a virtual node is such a veth. A refused uplink has no role at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,12 +26,12 @@ use crate::config::NamePattern;
 use crate::trouble::Trouble;
 use proxy_common::maps::MAX_HEADERLESS;
 
-/// What an interface is to us.
+/// The role of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Leads to other machines.
+    /// The interface leads to other machines.
     Uplink,
-    /// The host side of a pod.
+    /// The interface is the host side of a pod's veth.
     Pod,
 }
 
@@ -35,16 +40,16 @@ pub enum Role {
 pub struct Interface {
     /// The interface index.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// What it is to us.
+    /// The role of the interface.
     pub role: Role,
 }
 
-/// What is known beside the links.
+/// The input of [`roles()`] beside the links.
 #[derive(Debug, Clone, Default)]
 pub struct RoleOptions {
-    /// The uplinks the operator named.
+    /// The uplinks that the operator named.
     pub uplinks: Vec<String>,
     /// The interfaces of pods that the operator named.
     pub pod_interfaces: Vec<NamePattern>,
@@ -55,18 +60,19 @@ pub struct RoleOptions {
 /// The interfaces with a role.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roles {
-    /// Uplinks first: in the order the operator named them; else those that hold an address of the Node
-    /// object, those of default routes, and the rest, by index. Then those of pods, by index.
+    /// The interfaces, uplinks first, in the order in which the operator named them. Unnamed uplinks come in
+    /// this order: those that hold an address of the Node object, those of default routes, and the rest, by
+    /// index. The interfaces of pods follow, by index.
     pub interfaces: Vec<Interface>,
-    /// How many of the uplinks, from the first on, lead to other nodes or to the world outside. The rest lead
+    /// How many of the uplinks, from the first on, lead to other nodes or out of the cluster. The rest lead
     /// to hosts on their links.
     pub main: usize,
     /// Uplinks whose packets have no Ethernet header, by index.
     pub headerless: Vec<u32>,
-    /// Links below VLANs that are uplinks for nothing but untagged frames: no route leads there. They keep
-    /// the settings that they have.
+    /// Links below VLANs that are uplinks for untagged frames only: no route leads there. They keep their
+    /// settings.
     pub trunks: BTreeSet<u32>,
-    /// Uplinks that are named and not there, those that are down or refused, or no uplink at all.
+    /// The problems: named uplinks that do not exist, uplinks that are down or refused, or no uplink at all.
     pub problems: Vec<Problem>,
 }
 
@@ -78,9 +84,9 @@ impl Roles {
             .filter(move |interface| interface.role == role)
     }
 
-    /// Whether programs read what comes by each interface that others can send by. Both ends of a veth in
-    /// this namespace lead to no other; links with some other link-layer header are not read. What comes by a
-    /// port of a bridge or a bond is read there.
+    /// Whether the programs read the packets of each interface by which other machines can send. The ends of
+    /// a veth within this namespace do not count. Links with other link-layer headers are not read. The
+    /// packets of a port of a bridge or a bond are read at that device.
     pub fn watch_all(&self, links: &Links) -> bool {
         let leads_nowhere = |link: &Link| link.kind == "veth" && !link.leads_to_another_namespace();
         links
@@ -96,7 +102,7 @@ impl Roles {
             })
     }
 
-    /// The smallest MTU among the main uplinks.
+    /// The smallest MTU among the main uplinks, in bytes.
     pub fn uplink_mtu(&self, links: &Links) -> Option<u32> {
         self.of(Role::Uplink)
             .take(self.main)
@@ -157,7 +163,7 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let main = uplinks.iter().take(main).filter(|index| is_served(index)).count();
     let named = &options.pod_interfaces;
     let with_own_ports = bridges_with_own_ports(links);
-    // By one of its ports an uplink leads out of the machine, and which one is not known where all are veths.
+    // An uplink leads out of the machine by one of its ports; if all ports are veths, it is unknown which.
     let may_lead_out = |link: &Link| {
         let leads_out = |bridge: &u32| uplinks.contains(bridge) && !with_own_ports.contains(bridge);
         link.master.as_ref().is_some_and(leads_out)
@@ -195,8 +201,8 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     }
 }
 
-/// A link, and the VRF whose table the kernel takes for it, if there is one: the link itself, or what it is a
-/// port of (`l3mdev_master_ifindex_rcu` in `net/l3mdev/l3mdev.c`).
+/// A link, and the VRF whose table the kernel uses for it, if there is one. The VRF is the link itself, or
+/// the link is a port of it (`l3mdev_master_ifindex_rcu` in `net/l3mdev/l3mdev.c`).
 fn vrf_of(links: &Links, index: u32) -> Option<(&Link, &Link)> {
     let link = links.get(index)?;
     let master = link.master.and_then(|master| links.get(master));
@@ -205,10 +211,9 @@ fn vrf_of(links: &Links, index: u32) -> Option<(&Link, &Link)> {
     Some((link, vrf))
 }
 
-/// Of an uplink in a VRF. The kernel routes what comes in there by the VRF's table, and what pods reply by
-/// the
-/// main one. With programs here, a packet for a node port could leave by the VRF's default route with a pod's
-/// address.
+/// The problem of an uplink in a VRF. The kernel routes packets that enter there by the VRF's table, and the
+/// pods' replies by the main one. With programs here, a packet for a node port could leave by the VRF's
+/// default route with a pod's address.
 fn in_vrf(link: &Link, vrf: &Link) -> Problem {
     let (what, remedy) = if link.index == vrf.index {
         (
@@ -235,8 +240,9 @@ fn in_vrf(link: &Link, vrf: &Link) -> Problem {
     }
 }
 
-/// Of an uplink that holds addresses and is a port. The kernel hands what comes in there to the device above
-/// (`rx_handler` in `net/core/dev.c`), so its own sockets and its neighbours' questions get no reply.
+/// The problem of an uplink that holds addresses and is a port. The kernel hands its packets to the device
+/// above (`rx_handler` in `net/core/dev.c`). So its own sockets receive nothing, and ARP requests for its
+/// addresses get no reply.
 fn port_with_addresses(links: &Links, index: u32) -> Option<Problem> {
     const TAKE_ALL: [&str; 4] = ["bridge", "bond", "team", "openvswitch"];
     let link = links.get(index)?;
@@ -257,9 +263,9 @@ fn port_with_addresses(links: &Links, index: u32) -> Option<Problem> {
     })
 }
 
-/// Uplinks by which nothing can be sent, of those that the operator names or that lead to other nodes or the
-/// world outside. The kernel keeps IPv4 addresses of a link that is down, and often its routes, so that
-/// nothing else shows it.
+/// The problems of uplinks that cannot send, if the operator names them or they lead to other nodes or out of
+/// the cluster. The kernel keeps IPv4 addresses of a link that is down, and often its routes, so that nothing
+/// else shows it.
 fn down(links: &Links, options: &RoleOptions, uplinks: &[u32]) -> Vec<Problem> {
     let defaults = links.default_interfaces();
     let is_main = |link: &&Link| {
@@ -289,11 +295,11 @@ fn down(links: &Links, options: &RoleOptions, uplinks: &[u32]) -> Vec<Problem> {
     found.filter(is_main).filter_map(problem).collect()
 }
 
-/// Of a link whose packets the programs do not read, such as an IP tunnel.
+/// The consequence for a link whose packets the programs do not read, such as an IP tunnel.
 const NOT_READ: &str = "no service is served here, and packets of pods leave here with the pod's address. Lead them by \
                         another interface, or translate them by a rule of yours";
 
-/// The uplinks, and how many of them, from the first on, are main ones.
+/// The uplinks, and the number of main ones, which come first.
 fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) -> (Vec<u32>, usize) {
     let mut problem = |object, message: &str| {
         problems.push(Problem {
@@ -335,9 +341,9 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
     };
     let defaults = links.default_interfaces();
     let bridges = bridges_with_own_ports(links);
-    // One whose ports are pods' at the most leads to no other machine.
+    // A bridge that has no ports but those of pods leads to no other machine.
     let leads_nowhere = |link: &Link| link.kind == "bridge" && !bridges.contains(&link.index);
-    // What speaks for a link, the strongest first.
+    // The reason why a link is an uplink, the strongest first.
     let evidence = |link: &Link| {
         if holds_node_address(link) {
             Some(0)
@@ -377,8 +383,8 @@ fn bridges_with_own_ports(links: &Links) -> BTreeSet<u32> {
         .collect()
 }
 
-/// The links below VLANs that are uplinks. What comes in there without a tag may be for this node as well. A
-/// bridge or the port of a device is none, since the device above receives, nor is a pod's interface.
+/// The links below VLANs that are uplinks. Untagged packets that enter there may be for this node as well. A
+/// bridge or the port of a device is none, since the device above receives. A pod's interface is none either.
 fn trunks(links: &Links, uplinks: &[u32], options: &RoleOptions) -> BTreeSet<u32> {
     let is_pods = |name: &str| {
         let mut named = options.pod_interfaces.iter();
@@ -391,15 +397,15 @@ fn trunks(links: &Links, uplinks: &[u32], options: &RoleOptions) -> BTreeSet<u32
         let is_other = lower.kind == "bridge" || lower.master.is_some() || is_own(&lower.name);
         (!is_other && !is_pods(&lower.name)).then_some(lower.index)
     };
-    // A VLAN may lie on another one.
+    // A VLAN may be on top of another VLAN.
     uplinks
         .iter()
         .flat_map(|index| std::iter::successors(below(*index), |lower| below(*lower)))
         .collect()
 }
 
-/// Where nothing but its addresses speaks for a link. Devices that only hold addresses are none, nor the veths
-/// of plugins that give each a lone gateway address, nor those that lead nowhere else.
+/// Whether a link may be an uplink because of its addresses alone. Devices that only hold addresses are none.
+/// A veth is none if it leads to no other namespace, or if its plugin gave it a lone gateway address.
 fn may_be_uplink(links: &Links, link: &Link) -> bool {
     const NEVER: [&str; 4] = ["dummy", "ifb", "nlmon", "vrf"];
     let held = links.addresses(link.index).iter();
@@ -410,17 +416,17 @@ fn may_be_uplink(links: &Links, link: &Link) -> bool {
     }
 }
 
-/// How attachments must change.
+/// The changes of attachments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoleChanges {
-    /// Interfaces that lose the role they were attached in. Those of links that are gone are among them.
+    /// Interfaces that lose the role that they are attached for, also those of removed links.
     pub detach: Vec<(u32, Role)>,
-    /// Interfaces to attach. One that changes its role is in both lists: detach first.
+    /// Interfaces to attach. An interface that changes its role is in both lists: detach it first.
     pub attach: Vec<Interface>,
 }
 
 impl RoleChanges {
-    /// What leads from `attached` to `wanted`.
+    /// The changes that lead from `attached` to `wanted`.
     pub fn between(attached: &BTreeMap<u32, Role>, wanted: &[Interface]) -> Self {
         let roles: BTreeMap<u32, Role> = wanted
             .iter()

@@ -1,4 +1,4 @@
-//! Roles of the interfaces of small nodes.
+//! Tests of the roles of interfaces on small nodes.
 
 use rtnetlink::packet_route::link::LinkFlags;
 
@@ -15,7 +15,7 @@ fn strings(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
-/// A virtual node: its uplink is a veth into another namespace, as are its pods.
+/// A virtual node: its uplink is a veth into another namespace, and so are the interfaces of its pods.
 fn node() -> World {
     World::new()
         .pod(2, "eth0", None)
@@ -159,14 +159,14 @@ fn an_uplink_in_a_vrf_is_named_and_has_no_role() {
         (port().default_route(9), &none, "eth1", remedy),
         (port(), &object, "eth1", remedy),
         (port(), &by_operator, "eth1", remedy),
-        // The end of a veth, which is no pod's either.
+        // This is the end of a veth, and not a pod's interface either.
         (
             vrf().pod(9, "eth1", Some(10)).holding(9, &address),
             &none,
             "eth1",
             remedy,
         ),
-        // The main table leads into the VRF.
+        // A route of the main table leads into the VRF.
         (vrf().default_route(10), &none, "vrf0", "is a VRF"),
     ] {
         assert_eq!(named(&world, options), others);
@@ -228,7 +228,8 @@ fn the_link_below_a_vlan_is_an_uplink_too() {
         (strings(&["eth9.5.6"]), vec![]),
         "the operator narrows, and the trunk is no pod's"
     );
-    // A bridge below would take its ports from their pods, and what comes by a port is the bridge's.
+    // A bridge below would take the role of pods' interfaces from its ports, and the packets of a port belong
+    // to the bridge.
     let port = Link {
         master: Some(11),
         ..link(2, "eth9", "")
@@ -271,7 +272,7 @@ fn an_uplink_with_addresses_that_is_a_port_is_named() {
         ] {
             assert!(problems[0].message.contains(part), "{part}: {problems:?}");
         }
-        // The device above has the address, as it should be.
+        // The device above has the address, as is right.
         let moved = roles(&port(kind).holding(10, &address).0, &none).problems;
         assert_eq!(moved, [], "{kind}");
     }

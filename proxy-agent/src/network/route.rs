@@ -1,4 +1,4 @@
-//! What every route that we set has in common, wherever it leads.
+//! The common parts of all routes that the agent sets.
 
 use std::net::IpAddr;
 
@@ -9,18 +9,18 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol
 use super::error::{NetworkError, Problem};
 use super::netlink::{self, Netlink};
 
-/// The metric that a route gets where none is given (`IP6_RT_PRIO_USER` for IPv6).
+/// The metric of a route without an explicit one (`IP6_RT_PRIO_USER` for IPv6).
 pub fn default_metric(prefix: IpNet) -> u32 {
     if prefix.addr().is_ipv6() { 1024 } else { 0 }
 }
 
-/// Whether a route is one of ours or can stand in the way of one.
+/// Whether a route is one of ours or can conflict with one.
 pub fn decides(message: &RouteMessage) -> bool {
     let leads = message.header.kind == RouteType::Unicast;
     (leads || leads_nowhere(message)) && netlink::is_main_table(message)
 }
 
-/// Whether a route is there for packets to go nowhere.
+/// Whether a route makes the kernel drop or refuse packets.
 pub fn leads_nowhere(message: &RouteMessage) -> bool {
     matches!(
         message.header.kind,
@@ -28,7 +28,7 @@ pub fn leads_nowhere(message: &RouteMessage) -> bool {
     )
 }
 
-/// The beginning of a message that adds or removes a route of ours.
+/// The start of a message that adds or removes one of our routes.
 pub fn builder(prefix: IpNet, protocol: u8) -> Result<RouteMessageBuilder<IpAddr>, NetworkError> {
     let route = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(prefix.addr(), prefix.prefix_len())
@@ -36,7 +36,7 @@ pub fn builder(prefix: IpNet, protocol: u8) -> Result<RouteMessageBuilder<IpAddr
     Ok(route.protocol(RouteProtocol::Other(protocol)))
 }
 
-/// For `map_err` where the rest of a message is refused.
+/// The error for `map_err` if the rest of a message is refused.
 pub fn refused<E: std::fmt::Debug>(prefix: IpNet) -> impl FnOnce(E) -> NetworkError {
     move |error| NetworkError::Request {
         what: format!("describing the route {prefix}"),
@@ -44,8 +44,8 @@ pub fn refused<E: std::fmt::Debug>(prefix: IpNet) -> impl FnOnce(E) -> NetworkEr
     }
 }
 
-/// Removes a route, which may be gone: the kernel removes routes itself when their device goes down or their source is taken
-/// away.
+/// Removes a route, which may no longer exist. The kernel itself removes routes when their device goes down
+/// or their source is removed.
 pub async fn remove(netlink: &Netlink, mut route: RouteMessage, metric: u32) -> Result<(), rtnetlink::Error> {
     route.attributes.push(RouteAttribute::Priority(metric));
     let removed = netlink.writing().route().del(route).execute().await;
@@ -55,7 +55,7 @@ pub async fn remove(netlink: &Netlink, mut route: RouteMessage, metric: u32) -> 
     })
 }
 
-/// Notes it if a request failed.
+/// Notes a problem if a request failed.
 pub fn note(problems: &mut Vec<Problem>, prefix: IpNet, done: Result<(), rtnetlink::Error>, what: &str) {
     if let Err(error) = done.map_err(NetworkError::request(what)) {
         problems.push(Problem {
@@ -66,7 +66,7 @@ pub fn note(problems: &mut Vec<Problem>, prefix: IpNet, done: Result<(), rtnetli
     }
 }
 
-/// An interface in a sentence about where a route leads.
+/// The text for an interface in a sentence about a route.
 pub fn through(interface: u32) -> String {
     match nix::net::if_::if_indextoname(interface) {
         Ok(name) => format!("through {}", name.to_string_lossy()),

@@ -1,5 +1,5 @@
-//! The unsafe code of the network side: the two numbers by which the kernel tells network namespaces apart, tables of the
-//! legacy iptables, and waiting for a file that reports urgent news; no crate has safe calls for them.
+//! The unsafe code of the network side: the two numbers of network namespaces, tables of the legacy iptables,
+//! and a wait for `POLLPRI`. No crate has safe calls for them.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
 
@@ -36,36 +36,36 @@ getsockopt_impl!(
 );
 
 mod ioctl {
-    // include/uapi/linux/nsfs.h: NSIO is 0xb7, NS_GET_ID is _IOR(NSIO, 13, __u64) since Linux 6.18.
+    // In include/uapi/linux/nsfs.h, NSIO is 0xb7, and NS_GET_ID is _IOR(NSIO, 13, __u64) since Linux 6.18.
     nix::ioctl_read!(ns_get_id, 0xb7, 13, u64);
 }
 
-/// The cookie of the namespace a socket was made in.
+/// The cookie of the network namespace in which a socket was made.
 pub fn netns_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
     getsockopt(socket, NetnsCookie)
 }
 
-/// The number that no other socket has.
+/// The cookie of a socket, which no other socket has.
 pub fn socket_cookie(socket: &impl AsFd) -> Result<u64, Errno> {
     getsockopt(socket, SocketCookie)
 }
 
-/// The id of an open namespace file, whichever kind it is of.
+/// The id of an open namespace file, of any kind of namespace.
 pub fn namespace_id(namespace: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut id = 0;
-    // SAFETY: the file descriptor is borrowed, hence open, and the kernel writes the eight bytes of `id` or
-    // nothing; a file of another kind refuses the number.
+    // SAFETY: the file descriptor is borrowed, hence open. The kernel writes the eight bytes of `id` or
+    // nothing; a file of another kind refuses the request.
     unsafe { ioctl::ns_get_id(namespace.as_raw_fd(), &raw mut id) }?;
     Ok(id)
 }
 
 /// Waits with `poll` for `POLLPRI` on a file. Must be called within a tokio runtime.
 pub fn await_priority(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: a `File` owns its descriptor, keeps it open and gives always the same one.
+    // SAFETY: a `File` owns its descriptor, keeps it open and always returns the same one.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
 }
 
-/// `struct ipt_getinfo` of `include/uapi/linux/netfilter_ipv4/ip_tables.h`; that of IPv6 is the same.
+/// `struct ipt_getinfo` of `include/uapi/linux/netfilter_ipv4/ip_tables.h`; the struct of IPv6 is the same.
 #[repr(C)]
 struct LegacyInfo {
     name: [u8; 32],
@@ -76,27 +76,28 @@ struct LegacyInfo {
     size: u32,
 }
 
-/// The head of `struct ipt_get_entries`, which the rules follow at a multiple of eight.
+/// The size of the head of `struct ipt_get_entries` in bytes; the rules follow at a multiple of eight.
 const LEGACY_HEAD: usize = 40;
 
 /// A table of the legacy iptables.
 pub struct LegacyTable {
-    /// All rules, as the kernel keeps them.
+    /// All rules, in the kernel's layout.
     pub rules: Vec<u8>,
-    /// Where the chain of each hook begins (`NF_INET_…`), in bytes.
+    /// The offset of each hook's chain (`NF_INET_…`), in bytes.
     pub hooks: [Option<u32>; 5],
 }
 
-/// All rules of a table of the legacy iptables. To be asked only for a table that is there: the
-/// question makes one that is not. Any socket of the family will do.
+/// All rules of a table of the legacy iptables. Call it only for a table that exists: the request makes the
+/// kernel create a missing one. Any socket of the family will do.
 pub fn legacy_table(socket: BorrowedFd<'_>, v4: bool, table: &str) -> io::Result<LegacyTable> {
-    // `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 are the same.
+    // The options `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 are the same.
     const GET_INFO: i32 = 64;
     const GET_ENTRIES: i32 = 65;
     let level = if v4 { libc::IPPROTO_IP } else { libc::IPPROTO_IPV6 };
     let get = |option: i32, buffer: &mut [u8]| {
         let mut len = libc::socklen_t::try_from(buffer.len()).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is borrowed, hence open; the kernel writes no more than `len` bytes into the buffer.
+        // SAFETY: the descriptor is borrowed, hence open; the kernel writes at most `len` bytes into the
+        // buffer.
         let result = unsafe {
             let to = buffer.as_mut_ptr().cast();
             libc::getsockopt(socket.as_raw_fd(), level, option, to, &raw mut len)

@@ -1,7 +1,7 @@
-//! Settings of devices under `/proc/sys/net`, written only where they differ.
+//! Settings of devices under `/proc/sys/net`, which the agent writes only if they differ.
 //!
-//! Container runtimes make all of `/proc/sys` read-only and let nobody mount there. In a container that shares the node's network
-//! the node's `/proc/sys/net` is therefore mounted at another place, where the same settings can be written.
+//! Container runtimes mount all of `/proc/sys` read-only and allow no mount there. So a container that shares
+//! the node's network has the node's `/proc/sys/net` at another path, where it can write the same settings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::error::NetworkError;
 
-/// Where the settings of the network are.
+/// The usual path of the network settings.
 const USUAL: &str = "/proc/sys/net";
-/// Where a container has them to write.
+/// The path of the writable settings in a container.
 const IN_CONTAINER: &str = "/host/proc/sys/net";
 
-/// Where they can be written.
+/// The path where the settings can be written.
 pub static ROOT: LazyLock<&Path> = LazyLock::new(|| {
     let read_only = statvfs(USUAL).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY));
     Path::new(if read_only { IN_CONTAINER } else { USUAL })
@@ -25,13 +25,13 @@ pub static ROOT: LazyLock<&Path> = LazyLock::new(|| {
 /// A setting of a device: `ipv4` or `ipv6`, device, name, value.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting<'a> {
-    /// `ipv4` or `ipv6`.
+    /// The family: `ipv4` or `ipv6`.
     pub family: &'static str,
-    /// The device.
+    /// The name of the device.
     pub device: &'a str,
-    /// The setting.
+    /// The name of the setting.
     pub name: &'static str,
-    /// What it must be.
+    /// The wanted value.
     pub value: &'static str,
 }
 
@@ -52,22 +52,22 @@ impl Setting<'_> {
         ROOT.join(family).join("conf").join(device).join(name)
     }
 
-    /// Whether it has its value.
+    /// Whether the setting has its value.
     pub fn is_so(&self) -> Result<bool, NetworkError> {
         let path = self.path();
         let found = fs::read_to_string(&path).map_err(|error| failed("reading", &path, error))?;
         Ok(found.trim_end() == self.value)
     }
 
-    /// Whether it has another value. One that cannot be read (its device is gone) has none.
+    /// Whether the setting has another value. A setting that cannot be read, since its device was removed,
+    /// has none.
     pub fn is_changed(&self) -> bool {
         matches!(self.is_so(), Ok(false))
     }
 
-    /// Sees to it that the setting has its value. Says whether it had to be written.
+    /// Sets the setting to its value. Returns whether it had to be written.
     ///
-    /// `/proc/sys/net` shows the namespace of the thread that opens it, which is why this does not go through
-    /// tokio's threads.
+    /// `/proc/sys/net` shows the namespace of the thread that opens it, so this does not use tokio's threads.
     pub fn ensure(&self) -> Result<bool, NetworkError> {
         if self.is_so()? {
             return Ok(false);
@@ -78,7 +78,7 @@ impl Setting<'_> {
     }
 }
 
-/// Whether a device has strict reverse-path filtering: the greater of its own setting and of `all` counts
+/// Whether a device has strict reverse-path filtering. The greater of its own setting and of `all` counts
 /// (`Documentation/networking/ip-sysctl.rst`).
 pub fn is_strict(device: &str) -> bool {
     let of = |device: &str| {
@@ -89,7 +89,7 @@ pub fn is_strict(device: &str) -> bool {
     of(device).max(of("all")) == Some(1)
 }
 
-/// Whether this kernel does IPv6 at all.
+/// Whether this kernel supports IPv6 at all.
 pub fn has_ipv6() -> bool {
     Path::new(USUAL).join("ipv6").exists()
 }

@@ -1,23 +1,23 @@
-//! Who owns which slot and which backend id.
+//! The owners of slots and backend ids.
 //!
-//! The kernel's arrays are shared with every service; this is the only place that says what is free. Freed things come
-//! back here only after their grace period. Nothing of it is stored: a restarted agent marks what the frontends in the
-//! tables use, and everything else is free.
+//! All services share the kernel's arrays, and only this module knows which parts are free. A freed part
+//! comes back here only after its grace period. The allocator stores nothing on disk: a restarted agent marks
+//! the parts that the frontends in the tables use, and all others are free.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A table that has no room left.
+/// A table that is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// `FRONTENDS`.
+    /// The table `FRONTENDS`.
     Frontends,
-    /// `SLOTS`.
+    /// The table `SLOTS`.
     Slots,
-    /// `BACKENDS`.
+    /// The table `BACKENDS`.
     Backends,
-    /// `ADDRESSES`.
+    /// The table `ADDRESSES`.
     Addresses,
-    /// `SOURCE_RANGES`, which does not grow.
+    /// The table `SOURCE_RANGES`, which does not grow.
     SourceRanges,
 }
 
@@ -30,7 +30,7 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// Everything is free.
+    /// An allocator in which everything is free.
     pub fn new(slots: u32, backends: u32) -> Self {
         Self {
             slots: Ranges {
@@ -45,7 +45,8 @@ impl Allocator {
         }
     }
 
-    /// Everything is free but these: ranges of slots, backend ids, and service ids up to one.
+    /// An allocator in which everything is free but these: ranges of slots (start and count), backend ids,
+    /// and all service ids up to `last_service`.
     pub fn with_used(
         slots: u32,
         backends: u32,
@@ -72,40 +73,41 @@ impl Allocator {
         allocator
     }
 
-    /// Makes room after the arrays have grown.
+    /// Extends the capacity after the arrays have grown.
     pub fn grow(&mut self, slots: u32, backends: u32) {
         self.slots.capacity = slots;
         self.backends.capacity = backends;
     }
 
-    /// A new service id. Ids are never used twice in the life of the pins, so that no slot is mistaken for another's.
+    /// A new service id. An id is never used twice while the pins exist, so that no slot passes for another
+    /// service's.
     pub fn service(&mut self) -> u32 {
         let id = self.next_service;
         self.next_service = id.wrapping_add(1).max(1);
         id
     }
 
-    /// A range of slots.
+    /// Allocates a range of slots, and returns the first.
     pub fn slots(&mut self, count: u32) -> Result<u32, Full> {
         self.slots.take(count).ok_or(Full::Slots)
     }
 
-    /// A backend id.
+    /// Allocates a backend id.
     pub fn backend(&mut self) -> Result<u32, Full> {
         self.backends.take().ok_or(Full::Backends)
     }
 
-    /// Gives slots back.
+    /// Frees a range of slots.
     pub fn free_slots(&mut self, start: u32, count: u32) {
         self.slots.free(start, count);
     }
 
-    /// Gives a backend id back.
+    /// Frees a backend id.
     pub fn free_backend(&mut self, id: u32) {
         self.backends.free.push(id);
     }
 
-    /// Slots and backends in use or in quarantine.
+    /// The numbers of slots and backends that are in use or in quarantine.
     pub fn used(&self) -> (u32, u32) {
         (
             self.slots.used(),
@@ -114,7 +116,7 @@ impl Allocator {
     }
 }
 
-/// Best-fit allocation of ranges; neighbours are merged when freed.
+/// Best-fit allocation of ranges; adjacent free ranges are merged.
 #[derive(Debug, Default)]
 struct Ranges {
     capacity: u32,

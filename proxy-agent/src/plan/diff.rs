@@ -1,9 +1,9 @@
-//! From what is programmed to what is planned.
+//! The changes from the programmed state to the planned one.
 //!
-//! Whatever stays is left alone: a backend keeps its id as long as its address and port stay in the group, and a slice
-//! that would be written as it stands is not written. So a restarted agent that finds everything right writes nothing,
-//! and a change costs what the change is: for one endpoint of a service a new slice by stores, and one map write for each
-//! of its frontends.
+//! The diff does not touch what stays. A backend keeps its id as long as its address and port stay in the
+//! group. A slice is not written if its content is the same. So a restarted agent that finds everything right
+//! writes nothing, and a change costs no more than its size. A new endpoint of a service costs a new slice by
+//! stores, and one map write for each of the service's frontends.
 
 use proxy_common::maps::{Backend, BackendState, FrontendKey, Slot};
 use proxy_common::{Ip, Port};
@@ -14,10 +14,10 @@ use super::service::{Group, ServicePlan, Target};
 use super::source_ranges;
 use super::writes::Writes;
 
-/// Adds to `writes` what leads from `old` to `new`, and gives what is programmed then.
+/// Adds to `writes` the changes that lead from `old` to `new`, and returns the state that is programmed then.
 ///
 /// # Errors
-/// A table is full. Then `writes` and `allocator` are as if nothing had been asked, and `old` stays in force.
+/// A table is full. Then `writes` and `allocator` are unchanged, and `old` stays in force.
 pub fn diff(
     old: &Programmed,
     new: &ServicePlan,
@@ -34,7 +34,7 @@ pub fn diff(
             .groups
             .iter()
             .position(|old| group.frontends.iter().any(|frontend| old.has_key(&frontend.key)));
-        // Two new groups never share a frontend, but both may once have belonged to one old group.
+        // Two new groups never share a frontend, but both may have been one old group.
         let matching = matching.filter(|index| !std::mem::replace(&mut kept[*index], true));
         match diff_group(
             matching.map(|index| &old.groups[index]),
@@ -68,7 +68,7 @@ pub fn diff(
     })
 }
 
-/// What was allocated so far, to be given back if it is not enough.
+/// The allocations so far, which are freed if one of them fails.
 #[derive(Default)]
 struct Taken {
     slots: Vec<(u32, u32)>,
@@ -190,7 +190,7 @@ fn stands_for(backend: &Backend, service: u32, target: &Target) -> bool {
         && backend.state == target.state as u8
 }
 
-/// Writes a new slice, with the ids of the backends that stay.
+/// Writes a new slice, with the same ids for the backends that stay.
 fn replace_slice<'a>(
     old: Option<&ProgrammedGroup>,
     group: &mut ProgrammedGroup,
@@ -299,7 +299,7 @@ fn new_backend(id: u32, service: u32, target: &Target, view: &impl View) -> Back
     }
 }
 
-/// Removes what a group that is no longer planned leaves behind its frontends.
+/// Removes the source ranges, backends and slots of a group that is no longer planned.
 fn remove(group: &ProgrammedGroup, view: &impl View, writes: &mut Writes) {
     writes.remove_ranges.extend(
         group

@@ -1,47 +1,50 @@
-//! Which endpoints of a service port are used on this node.
+//! Chooses the endpoints of a service port that this node uses.
 //!
-//! The ready ones; if there is none, those that still serve while they terminate; if there is none of those either,
-//! nothing. `publishNotReadyAddresses` makes all usable. Under policy Local the rule is applied to the endpoints of this
-//! node; under policy Cluster topology hints may narrow the choice, first by node, then by zone (KEP-2433, KEP-3015):
-//! hints count only if every ready endpoint carries them and one of them names us.
+//! These are the ready endpoints. If there is none, they are those that still serve while they terminate; if
+//! there is none of those, the node uses no endpoint. `publishNotReadyAddresses` makes all endpoints usable.
 //!
-//! Endpoints that serve but are not used keep what they have: they *drain*. Those that a policy keeps away are not among
-//! them.
+//! Under policy Local the rule applies to the endpoints of this node. Under policy Cluster, topology hints
+//! may narrow the choice, first by node, then by zone (KEP-2433, KEP-3015). Hints count only if every ready
+//! endpoint carries them and one of them names this node or zone.
+//!
+//! Endpoints that serve but are not used keep their connections: they *drain*. Endpoints that a policy
+//! excludes do not.
 
 use proxy_common::maps::BackendState;
 
 use crate::cluster::{Conditions, MergedEndpoint, Names, Placement, Symbol};
 
-/// What a choice depends on besides the endpoints.
+/// The input of a choice besides the endpoints.
 #[derive(Debug, Clone, Copy)]
 pub struct Locality {
-    /// This node's name, where any object mentions it.
+    /// This node's name, if an object mentions it.
     pub node: Option<Symbol>,
-    /// This node's zone, where any object mentions it.
+    /// This node's zone, if an object mentions it.
     pub zone: Option<Symbol>,
 }
 
-/// How a service port chooses.
+/// The policy of a service port.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
-    /// Only endpoints of this node.
+    /// Whether only endpoints of this node are usable.
     pub local: bool,
-    /// Endpoints are usable whether they are ready or not.
+    /// Whether endpoints are usable before they are ready.
     pub publish_not_ready: bool,
 }
 
-/// What becomes of each endpoint: its state if new flows use it, or if it drains; nothing if it is not to be reached.
+/// The use of each endpoint: for new flows with a state, for a drain, or not at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// New flows go there.
+    /// New flows go to the endpoint.
     New(BackendState),
-    /// Established flows may go on.
+    /// Established flows may continue.
     Drain,
-    /// Not reachable.
+    /// No flow reaches the endpoint.
     Not,
 }
 
-/// Decides about every endpoint, in their order; the flag says that endpoints exist, but policy Local leaves none.
+/// Decides about every endpoint, in their order. The flag says that endpoints exist, but policy Local leaves
+/// none.
 pub fn choose(
     endpoints: &[MergedEndpoint],
     names: &Names,
@@ -97,7 +100,7 @@ pub fn choose(
     (uses, policy.local && !any_used && usable_anywhere)
 }
 
-/// Which topology hints are in force.
+/// The topology hints that are in force.
 enum Hints {
     None,
     Node(Symbol),

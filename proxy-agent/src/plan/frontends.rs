@@ -1,16 +1,16 @@
-//! What clients address at one service port, and from where.
+//! The addresses and ports of one service port, with the clients that each is for.
 //!
-//! A service port has two sets of backends: those of policy Cluster, and those of policy Local. Which of them a frontend
-//! leads to depends on the kind of its address, the policy of that kind, and on where the client is: under
-//! `externalTrafficPolicy: Local` pods of this node and the node itself reach all endpoints, and only clients from outside
-//! are held to those of this node.
+//! A service port has two sets of backends: those of policy Cluster, and those of policy Local. A frontend
+//! leads to one of them, which depends on the kind of its address, the policy of that kind, and the client.
+//! Under `externalTrafficPolicy: Local`, pods of this node and the node itself reach all endpoints. Only
+//! clients from outside are limited to the endpoints of this node.
 //!
-//! A service that is left to the node has no frontend at its cluster IPs; addresses from outside it has as
-//! any other.
+//! A service that is left to the node has no frontend at its cluster IPs; its external addresses are
+//! frontends as usual.
 //!
-//! Addresses from outside that are a cluster IP, or lie in a range of pods or cluster IPs, would turn the
-//! cluster's own traffic away, so they are refused. So is the port of an API server at its address, which the
-//! agent itself depends on.
+//! An external address is refused if it is a cluster IP, or lies in a range of pods or cluster IPs. It would
+//! take the cluster's own traffic. The port of an API server at its address is refused too, since the agent
+//! itself depends on it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -25,7 +25,7 @@ use crate::trouble::{Remark, Trouble};
 /// One frontend of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedFrontend {
-    /// What clients address.
+    /// The address, port, protocol and scope that clients send to.
     pub key: FrontendKey,
     /// Flags that only this frontend has, see [`FrontendFlags`].
     pub flags: u16,
@@ -43,13 +43,13 @@ impl PlannedFrontend {
         }
     }
 
-    /// Which of the service's addresses it is.
+    /// The kind of the service's address.
     pub fn kind(&self) -> FrontendKind {
         FrontendFlags(u32::from(self.flags)).kind()
     }
 
-    /// Whether it is what people mean by the frontend: not the loopback of a node port, which comes with it, and of two
-    /// views the one from outside.
+    /// Whether the frontend is listed for people. The loopback frontend of a node port is not, since it comes
+    /// with the node port. Of two views only the one from outside is.
     pub fn is_listed(&self) -> bool {
         let flags = FrontendFlags(u32::from(self.flags));
         !self.key.address.is_loopback() && !flags.has(FrontendFlags::OUTSIDE_DIFFERS)
@@ -59,12 +59,12 @@ impl PlannedFrontend {
 /// Frontends of a group; most have one.
 pub type Frontends = SmallVec<[PlannedFrontend; 1]>;
 
-/// The frontends of a service port in one family, by the backends they lead to.
+/// The frontends of a service port in one family, by their set of backends.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ByPolicy {
-    /// Those that lead to all usable endpoints.
+    /// The frontends that lead to all usable endpoints.
     pub cluster: Frontends,
-    /// Those that lead to endpoints of this node.
+    /// The frontends that lead to endpoints of this node.
     pub local: Frontends,
 }
 
@@ -194,7 +194,7 @@ fn add_external(
     }
 }
 
-/// What is said of a frontend that would stand in the way to an API server.
+/// The remark about a frontend that would take the agent's packets to an API server.
 fn remark_on_api_server(
     node: &NodeContext,
     at: SocketAddr,
@@ -212,7 +212,7 @@ fn remark_on_api_server(
     })
 }
 
-/// What is said of a frontend that would take what a node sends through the tunnel to another one.
+/// The remark about a frontend that would take a node's tunnel packets to another node.
 fn remark_on_tunnel(
     cluster: &ClusterState,
     node: &NodeContext,
@@ -237,7 +237,8 @@ fn remark_on_tunnel(
     Some(Remark::new(Trouble::AddressRefused, message))
 }
 
-/// What an address from outside is that would take the cluster's own traffic, or never be asked.
+/// Why an external address is refused: it would take the cluster's own traffic, or no client can use it.
+/// `None` if it is accepted.
 fn why_refused(cluster: &ClusterState, node: &NodeContext, address: &IpAddr) -> Option<String> {
     let range = node.cluster_ranges.iter().find(|range| range.contains(address));
     if let Some(range) = range {

@@ -1,8 +1,8 @@
-//! The third stage: from what the cluster looks like to what the tables should hold, as pure functions.
+//! The third stage: from the state of the cluster to the content of the tables, as pure functions.
 //!
-//! [`service::plan`] says for one service which frontends it has and which backends each of them may use on this node.
-//! [`diff::diff`] compares that with what is programmed and gives the writes that lead from one to the other, in the
-//! order in which they must be made. Neither does any I/O.
+//! [`service::plan`] computes for one service its frontends and the backends that each of them may use on
+//! this node. [`diff::diff`] compares that with the programmed state. It returns the writes that lead from
+//! one to the other, in the order in which they must be made. Neither does any I/O.
 
 pub mod allocator;
 pub mod diff;

@@ -1,75 +1,77 @@
-//! What is programmed for a service: just enough to compare with, since the rest can be read from the tables.
+//! The programmed state of a service: only the part that a comparison needs, since the rest can be read from
+//! the tables.
 
 use proxy_common::maps::{Backend, Frontend, FrontendFlags, FrontendKey, Slot, SlotRange, SourceRangeKey};
 use smallvec::SmallVec;
 
 use super::frontends::{Frontends, PlannedFrontend};
 
-/// What is programmed for one service.
+/// The programmed state of one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Programmed {
-    /// The groups.
+    /// The groups of the service.
     pub groups: Box<[ProgrammedGroup]>,
 }
 
 /// One service port in one family under one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgrammedGroup {
-    /// What clients address.
+    /// The frontends of the group.
     pub frontends: Frontends,
-    /// The service id.
+    /// The service id of the group.
     pub service: u32,
-    /// First slot.
+    /// The first slot of the group.
     pub start: u32,
-    /// Slots of new flows.
+    /// The number of slots for new flows.
     pub active: u32,
-    /// Slots behind those, of backends that drain.
+    /// The number of slots behind those, of backends that drain.
     pub draining: u16,
-    /// Flags of all frontends.
+    /// The flags of all frontends.
     pub flags: u16,
-    /// For how many seconds a client stays with its backend, or 0.
+    /// The time for which a client keeps its backend, in seconds; 0 without affinity.
     pub affinity: u32,
-    /// Whose packets some of the frontends let through, in order; rare.
+    /// The clients that some of the frontends accept, in order; most groups have none.
     pub source_ranges: Option<Box<[SourceRangeKey]>>,
 }
 
-/// The flags that a group's frontends have in common.
+/// The flags that all frontends of a group have in common.
 const GROUP_FLAGS: u32 = FrontendFlags::LOCAL_ONLY | FrontendFlags::AFFINITY | FrontendFlags::RESET_REMOVED;
 
-/// Bits of [`Frontend::flags`] that hold the number of draining slots, so that a restarted agent finds them.
+/// The shift of the bits of [`Frontend::flags`] with the number of draining slots, which a restarted agent
+/// reads there.
 const DRAINING_SHIFT: u32 = 16;
 
 impl Programmed {
-    /// How many source ranges it has.
+    /// The number of source ranges of all groups.
     pub fn range_count(&self) -> u32 {
         self.groups.iter().map(ProgrammedGroup::range_count).sum()
     }
 }
 
 impl ProgrammedGroup {
-    /// How many slots there are.
+    /// The number of slots, active and draining.
     pub fn slots(&self) -> u32 {
         self.active + u32::from(self.draining)
     }
 
-    /// How many source ranges it has.
+    /// The number of source ranges of the group.
     pub fn range_count(&self) -> u32 {
         self.source_ranges
             .as_deref()
             .map_or(0, |ranges| ranges.len() as u32)
     }
 
-    /// The keys of its frontends.
+    /// The keys of the group's frontends.
     pub fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
         self.frontends.iter().map(|frontend| &frontend.key)
     }
 
-    /// Whether it has a frontend with this key.
+    /// Whether the group has a frontend with this key.
     pub fn has_key(&self, key: &FrontendKey) -> bool {
         self.keys().any(|known| known == key)
     }
 
-    /// The value of one of its frontends.
+    /// The map value of one of the group's frontends.
     pub fn value(&self, frontend: &PlannedFrontend) -> Frontend {
         Frontend {
             check: frontend.key.check(),
@@ -81,7 +83,7 @@ impl ProgrammedGroup {
         }
     }
 
-    /// What a frontend found in the tables says of its group.
+    /// The group that a frontend in the tables belongs to, as far as its value shows it.
     pub fn from_value(key: FrontendKey, value: &Frontend) -> Self {
         let range = SlotRange(value.slots);
         Self {
@@ -96,7 +98,7 @@ impl ProgrammedGroup {
         }
     }
 
-    /// A frontend found in the tables.
+    /// The frontend of a key and a value in the tables.
     pub fn frontend(key: FrontendKey, value: &Frontend) -> PlannedFrontend {
         PlannedFrontend {
             key,
@@ -105,10 +107,10 @@ impl ProgrammedGroup {
     }
 }
 
-/// Read access to the arrays, for comparing.
+/// Read access to the arrays, for comparisons.
 pub trait View {
-    /// A slot.
+    /// The slot with this index.
     fn slot(&self, index: u32) -> Slot;
-    /// A backend.
+    /// The backend with this id.
     fn backend(&self, id: u32) -> Backend;
 }

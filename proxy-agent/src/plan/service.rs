@@ -1,7 +1,7 @@
-//! The plan of one service: its frontends, and what each of them leads to.
+//! The plan of one service: its frontends, and the backends of each.
 //!
-//! A *group* is one service port in one family under one policy: its frontends share one slice of backends and one
-//! service id.
+//! A *group* is one service port in one family under one policy: its frontends share one slice of backends
+//! and one service id.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -18,72 +18,72 @@ use crate::cluster::{ClusterState, Family, MergedEndpoint, Names, Service, Symbo
 use crate::source::ObjectId;
 use crate::trouble::{Remark, Trouble};
 
-/// What a plan depends on besides the cluster.
+/// The input of a plan besides the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeContext {
-    /// This node's name.
+    /// The name of this node.
     pub name: String,
-    /// This node's zone.
+    /// The zone of this node.
     pub zone: Option<String>,
-    /// The node's addresses that node ports are served on.
+    /// The node's addresses that serve node ports.
     pub node_port_addresses: Vec<IpAddr>,
-    /// Whether `spec.externalIPs` are served.
+    /// Whether the node serves `spec.externalIPs`.
     pub external_ips: bool,
-    /// Ranges of pods and of cluster IPs, in which no address from outside may lie.
+    /// Ranges of pods and of cluster IPs, in which no external address may lie.
     pub cluster_ranges: Vec<IpNet>,
-    /// Addresses on links of the node that are no host's, such as those for broadcast.
+    /// Addresses on links of the node that no host has, such as broadcast addresses.
     pub no_hosts: Vec<IpAddr>,
-    /// Where API servers are reached: no frontend from outside may stand there.
+    /// The addresses and ports of API servers, which no external frontend may have.
     pub api_servers: BTreeSet<SocketAddr>,
     /// The UDP port of the nodes' tunnels, if there may be any.
     pub tunnel_port: Option<u16>,
 }
 
-/// Where a backend listens, and what it may be used for.
+/// The address and port of a backend, and its use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
-    /// Address.
+    /// The IP address of the backend.
     pub address: Ip,
-    /// Port.
+    /// The port of the backend.
     pub port: Port,
-    /// State.
+    /// The state of the backend.
     pub state: BackendState,
-    /// The node it stands on, where the slice says.
+    /// The node of the backend, if the slice names it.
     pub node: Option<Symbol>,
 }
 
 /// One service port in one family under one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// What clients address.
+    /// The frontends of the group.
     pub frontends: Frontends,
-    /// The port's name.
+    /// The name of the port.
     pub port_name: Symbol,
-    /// Whether only endpoints of this node are used.
+    /// Whether the group uses only endpoints of this node.
     pub local: bool,
-    /// Backends of new flows.
+    /// The backends of new flows.
     pub active: Vec<Target>,
-    /// Backends that only keep what they have.
+    /// The backends that only keep their connections.
     pub draining: Vec<Target>,
-    /// Flags that all of its frontends have, see [`FrontendFlags`].
+    /// The flags that all frontends of the group have, see [`FrontendFlags`].
     pub flags: u16,
-    /// For how many seconds a client stays with its backend, or 0.
+    /// The time for which a client keeps its backend, in seconds; 0 without affinity.
     pub affinity_seconds: u32,
-    /// Whose packets frontends with [`FrontendFlags::SOURCE_RANGES`] let through.
+    /// The clients that frontends with [`FrontendFlags::SOURCE_RANGES`] accept.
     pub source_ranges: Arc<[IpNet]>,
 }
 
-/// What a service should look like in the tables.
+/// The wanted state of a service in the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServicePlan {
-    /// The groups.
+    /// The groups of the service.
     pub groups: Vec<Group>,
-    /// What is odd about it.
+    /// The faults of the service, for its owner.
     pub remarks: Vec<Remark>,
 }
 
-/// The context of a service that leads to the API servers themselves, as a balancer in front of them does: it
-/// may have their address and port.
+/// The context of a service that leads to the API servers themselves, such as a balancer in front of them.
+/// Such a service may have their address and port.
 fn leads_to_api_servers(endpoints: &[MergedEndpoint], node: &NodeContext) -> Option<NodeContext> {
     let is_server = |endpoint: &MergedEndpoint| {
         let mut servers = node.api_servers.iter();
@@ -97,7 +97,7 @@ fn leads_to_api_servers(endpoints: &[MergedEndpoint], node: &NodeContext) -> Opt
     })
 }
 
-/// Plans a service; an empty plan if it is not there.
+/// Plans a service; the plan is empty if the service does not exist.
 pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> ServicePlan {
     let mut plan = ServicePlan::default();
     let Some(service) = cluster.service(id) else {

@@ -1,9 +1,8 @@
-//! Which clients the addresses of load balancers let through, and a service's share of the table of source
+//! The clients that the addresses of load balancers accept, and a service's share of the table of source
 //! ranges.
 //!
 //! Every group has its own copy of the ranges of its family, and all services share one table of a fixed
-//! size. A service beyond its share is served without its load balancer's addresses: they are closed, never
-//! open.
+//! size. A service beyond its share loses its load balancer's addresses: they are closed, never open.
 
 use std::sync::Arc;
 
@@ -15,10 +14,10 @@ use super::service::{Group, ServicePlan};
 use crate::cluster::{Family, Service};
 use crate::trouble::{Remark, Trouble};
 
-/// Entries of the table that one service may have.
+/// The number of table entries that one service may have.
 pub const SHARE: usize = 65_536;
 
-/// The ranges that count for some frontends of a service.
+/// The ranges that apply to some frontends of a service.
 pub fn of(service: &Service, family: Family, frontends: &[PlannedFrontend]) -> Arc<[IpNet]> {
     let external = service
         .external
@@ -41,12 +40,12 @@ pub fn keep_to_share(plan: &mut ServicePlan) {
     }
 }
 
-/// How many entries a plan needs.
+/// The number of entries that a plan needs.
 pub fn entries(plan: &ServicePlan) -> usize {
     plan.groups.iter().map(|group| group.source_ranges.len()).sum()
 }
 
-/// Leaves out what would be open to everybody without its ranges.
+/// Removes the frontends that would be open to every client without their ranges.
 pub fn close(plan: &mut ServicePlan) {
     for group in &mut plan.groups {
         group.frontends.retain(|frontend| !is_limited(frontend));
@@ -59,7 +58,7 @@ fn is_limited(frontend: &PlannedFrontend) -> bool {
     FrontendFlags(u32::from(frontend.flags)).has(FrontendFlags::SOURCE_RANGES)
 }
 
-/// The ranges of a group as the table has them, in the order of keys.
+/// The ranges of a group as keys of the table, in order.
 pub(super) fn keys(group: &Group, service: u32) -> Vec<SourceRangeKey> {
     let key = |range: &IpNet| SourceRangeKey {
         prefix_len: 32 + u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 },
@@ -67,13 +66,13 @@ pub(super) fn keys(group: &Group, service: u32) -> Vec<SourceRangeKey> {
         address: range.network().into(),
     };
     let mut keys: Vec<_> = group.source_ranges.iter().map(key).collect();
-    // They are in this order already, which costs one look at each.
+    // The keys are in this order already, so the sort compares each pair once.
     keys.sort_unstable();
     keys
 }
 
-/// Adds to `removed` what only the first list has, and to `added` what only the second has.
-/// Both lists are sorted.
+/// Adds to `removed` the elements that only the first list has, and to `added` those that only the second
+/// has. Both lists are sorted.
 pub(super) fn compare<T: Ord + Copy>(old: &[T], new: &[T], added: &mut Vec<T>, removed: &mut Vec<T>) {
     let mut old = old.iter().peekable();
     for key in new {
@@ -111,7 +110,7 @@ mod tests {
         }
     }
 
-    /// Four ports of a load balancer with 30 000 ranges.
+    /// Plans four ports of a load balancer with 30 000 ranges.
     fn planned(first: u32) -> ServicePlan {
         let address = |number: u32| std::net::Ipv4Addr::from((11 << 24) + number * 2);
         let source_ranges: Arc<[IpNet]> = (first..first + 30_000)
@@ -144,7 +143,7 @@ mod tests {
             writes.clear();
             let started = Instant::now();
             let new = diff(old, &planned(first), &Empty, &mut allocator, &mut writes).expect("room");
-            // Comparing each with each would take minutes.
+            // A comparison of each range with each other one would take minutes.
             assert!(
                 started.elapsed() < Duration::from_secs(10),
                 "{:?}",

@@ -1,27 +1,27 @@
 //! The writes that lead from one state of the tables to the next, by phase.
 //!
-//! A reader may look at any moment, so the order is the correctness:
+//! A program may read the tables at any moment, so the order of the phases keeps them consistent:
 //! 1. backends that become alive, or stay so in another state;
-//! 2. slices, which nothing points at yet;
-//! 3. source ranges, then frontends that point at the slices, then addresses;
-//! 4. frontends that go, then addresses, then source ranges;
-//! 5. backends that nothing points at any more become *gone*, so that flows to them are noticed;
-//! 6. slots and backend ids are free after a grace period, when no program can still hold one.
+//! 2. slices, which no frontend points to yet;
+//! 3. source ranges, then frontends that point to the slices, then addresses;
+//! 4. frontends to remove, then addresses, then source ranges;
+//! 5. backends that no slice points to any more become *gone*, so that the programs notice flows to them;
+//! 6. slots and backend ids are freed after a grace period, when no program can still hold one.
 //!
-//! The phases are fields, and whoever carries them out goes through the fields from top to bottom. The sixth must wait for
-//! the first five of the same writes to have succeeded.
+//! The phases are fields, and the caller carries them out from top to bottom. The sixth must wait until the
+//! first five of the same writes have succeeded.
 
 use proxy_common::Ip;
 use proxy_common::maps::{Backend, Frontend, FrontendKey, Slot, SourceRangeKey};
 
-/// Writes of any number of services.
+/// The writes of any number of services.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Writes {
     /// Phase 1: backends by id.
     pub backends: Vec<(u32, Backend)>,
-    /// Phase 2: the contents of all slices, one after the other.
+    /// Phase 2: the contents of all slices, one after another.
     pub slots: Vec<Slot>,
-    /// Phase 2: where each slice starts in `SLOTS`, and how many of `slots` belong to it.
+    /// Phase 2: the start of each slice in `SLOTS`, and the number of `slots` that belong to it.
     pub slices: Vec<(u32, u32)>,
     /// Phase 3: source ranges to set.
     pub set_ranges: Vec<SourceRangeKey>,
@@ -35,19 +35,19 @@ pub struct Writes {
     pub remove_addresses: Vec<Ip>,
     /// Phase 4: source ranges to remove.
     pub remove_ranges: Vec<SourceRangeKey>,
-    /// Phase 5 and 6: backends to mark gone, and to free.
+    /// Phases 5 and 6: backends to mark gone, and to free.
     pub gone: Vec<(u32, Backend)>,
     /// Phase 6: slots to free, as start and count.
     pub freed_slots: Vec<(u32, u32)>,
 }
 
 impl Writes {
-    /// Whether there is nothing to do.
+    /// Whether there are no writes.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Empties everything, keeping the memory.
+    /// Clears all lists and keeps their memory.
     pub fn clear(&mut self) {
         let Self {
             backends,

@@ -1,9 +1,10 @@
 //! Pods that may send from addresses that are not their own: routers, and hosts of virtual machines.
 //!
-//! Only the operator's configuration chooses them. The flag stands in `POD_LINKS`, beside what the plugin entered there,
-//! and is compared with each look: it comes when a chosen pod comes, and goes when the choice or the label goes.
+//! Only the operator's configuration chooses them. The flag is in `POD_LINKS`, beside the plugin's entry.
+//! Each look compares it: the agent sets it for a new chosen pod, and clears it if the choice or the label is
+//! removed.
 //!
-//! Invariant: an interface of which no note says the pod has no exemption.
+//! Invariant: an interface without a pod's note has no exemption.
 
 use std::collections::BTreeMap;
 
@@ -16,16 +17,16 @@ use super::kernel::{Tables, index_of, interfaces};
 use super::{Places, PodsError};
 use crate::cluster::PodNames;
 
-/// What was done.
+/// The result of a look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Exempted {
-    /// What was changed, in words.
+    /// The changes, in words.
     pub changes: Vec<String>,
-    /// Whether some chosen pod was just being made, and has to be looked at again.
+    /// Whether an ADD for some chosen pod is still running, so that another look is necessary.
     pub early: bool,
 }
 
-/// Brings the exemptions of all pods in line.
+/// Sets or clears the exemptions of all pods as chosen.
 pub fn apply(places: &Places, chosen: &PodNames) -> Result<Exempted, PodsError> {
     let mut exempted = Exempted::default();
     let Some(tables) = Tables::open(&places.bpf_root)? else {

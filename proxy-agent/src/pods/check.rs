@@ -1,8 +1,11 @@
-//! Whether leases, notes, interfaces and maps say the same.
+//! Compares leases, notes, interfaces and maps with each other.
 //!
-//! Each attachment should have one note, a lease for each of its addresses, an interface with routes, neighbours and settings
-//! around it, and an entry for the interface and for each address. Whatever lacks one of these, or is named by none, is a finding. Nothing is locked, so what is being
-//! added or removed right now may show up, and is no finding a moment later.
+//! Each attachment should have one note, and a lease for each of its addresses. It should have an interface
+//! with routes, neighbours and settings, and an entry for the interface and for each address. An object that
+//! lacks one of these, or that no note names, is a finding.
+//!
+//! The check takes no lock. So an attachment that the plugin adds or removes at that moment may be a finding,
+//! and is none at the next check.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,29 +23,29 @@ use super::{Places, PodsError};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
-/// What was compared, and where it disagrees.
+/// The number of compared objects, and the findings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Checked {
-    /// How many leases there are.
+    /// The number of leases.
     pub leases: usize,
-    /// How many pods' interfaces.
+    /// The number of pods' interfaces.
     pub interfaces: usize,
-    /// Where they disagree.
+    /// The findings, each with its object.
     pub problems: Vec<ObjectError>,
 }
 
-/// Everything that is compared.
+/// All compared objects.
 struct Found<'a> {
     leases: &'a [Lease],
     notes: &'a [Note],
-    /// Interfaces whose notes cannot be read, which are named by themselves.
+    /// Interfaces whose notes cannot be read, which have findings of their own.
     half_noted: &'a BTreeSet<String>,
     interfaces: &'a Interfaces,
     entries: &'a Entries,
     surroundings: &'a Surroundings,
 }
 
-/// Compares everything with everything.
+/// Compares all objects with each other.
 pub fn check(places: &Places) -> Result<Checked, PodsError> {
     let mut kernel = Kernel::read(&places.bpf_root)?;
     let surroundings = Surroundings::read(&mut kernel.node)?;
@@ -64,7 +67,7 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
                     "it is gone, and its addresses are leaked: the agent frees them within minutes",
                 ));
             }
-            // It is complete in a moment, or was given up.
+            // The ADD completes soon, or has failed.
             !leaked && !store.is_in_the_making(&note.host_interface)
         });
     }
@@ -83,7 +86,7 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
         .values()
         .filter(|interface| is_pods(&interface.name));
     let interfaces = of_pods.count();
-    // The first ADD makes it.
+    // The first ADD makes the directory.
     if store.is_none() && interfaces > 0 {
         let object = places.lease_dir.display().to_string();
         problems.insert(0, problem(object, "the directory of leases is missing"));
@@ -95,7 +98,7 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
     })
 }
 
-/// Names what lies among leases and notes and can be read as neither.
+/// The files among leases and notes that can be read as neither.
 pub(super) fn unreadable(store: &Store) -> Result<Vec<ObjectError>, PodsError> {
     let path = |found: &Unreadable| found.path.display().to_string();
     let (_, leases) = store.readable_leases()?;
@@ -114,7 +117,7 @@ pub(super) fn unreadable(store: &Store) -> Result<Vec<ObjectError>, PodsError> {
     Ok(leases.chain(notes).collect())
 }
 
-/// Whether an interface has a name that the plugin gives to the node's side of a pod's.
+/// Whether an interface has a name that the plugin gives to the node's side of a pod's veth.
 pub(super) fn is_pods(name: &str) -> bool {
     let hash = name.strip_prefix(PREFIX);
     hash.is_some_and(|hash| hash.len() == 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -176,7 +179,7 @@ impl Found<'_> {
                 Some(_) => {}
             }
         }
-        // Of one that was taken over nothing more is known.
+        // The agent knows no more of an attachment that it adopted.
         if note.adopted {
             return messages;
         }
@@ -219,7 +222,7 @@ impl Found<'_> {
         }
     }
 
-    /// Addresses that several notes name.
+    /// Finds the addresses that several notes contain.
     fn named_twice(&self) -> Vec<ObjectError> {
         let mut holders: BTreeMap<IpAddr, Vec<&Note>> = BTreeMap::new();
         for note in self.notes {
@@ -238,7 +241,7 @@ impl Found<'_> {
         twice.map(problem).collect()
     }
 
-    /// What belongs to nothing.
+    /// Finds the objects that belong to no note.
     fn without_owner(&self) -> Vec<ObjectError> {
         let noted: BTreeSet<&str> = self
             .notes
@@ -291,9 +294,9 @@ impl Found<'_> {
         problems
     }
 
-    /// Interfaces whose packets meet no program.
+    /// Finds the interfaces that have no programs attached.
     fn without_programs(&self, places: &Places) -> Vec<ObjectError> {
-        // Before an agent has been up there is nothing to attach.
+        // Before the first start of an agent there are no programs to attach.
         let Ok(datapath) = Datapath::open(&places.bpf_root) else {
             return Vec::new();
         };
@@ -316,150 +319,4 @@ impl Found<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::kernel::Interface;
-    use super::*;
-    use cni_plugin::attachment::{host_interface, host_mac, pod_mac};
-    use cni_plugin::config::Attachment;
-    use proxy_common::maps::{self, PodLink};
-
-    fn attachment(container: &str) -> Attachment {
-        Attachment {
-            container_id: container.into(),
-            if_name: "eth0".into(),
-        }
-    }
-
-    /// A node with two pods at which everything is as it should be.
-    struct Node {
-        leases: Vec<Lease>,
-        notes: Vec<Note>,
-        interfaces: Interfaces,
-        entries: Entries,
-        surroundings: Surroundings,
-    }
-
-    impl Node {
-        fn new() -> Self {
-            let mut node = Self {
-                leases: Vec::new(),
-                notes: Vec::new(),
-                interfaces: Interfaces::new(),
-                entries: Entries::default(),
-                surroundings: Surroundings::default(),
-            };
-            for (index, container, address) in [(7, "a", "10.0.0.2"), (8, "b", "10.0.0.3")] {
-                let attachment = attachment(container);
-                let address: IpAddr = address.parse().unwrap();
-                let name = host_interface(&attachment);
-                node.leases.extend(Lease::read(
-                    &address.to_string(),
-                    Lease::contents(&attachment).as_bytes(),
-                ));
-                node.notes.push(Note {
-                    adopted: false,
-                    ..Note::adopting(&attachment, name.clone(), vec![address], &Moment::now())
-                });
-                node.interfaces.insert(
-                    index,
-                    Interface {
-                        name,
-                        mtu: 1450,
-                        mac: Some(host_mac(&attachment)),
-                        master: None,
-                        is_up: true,
-                        is_ifb: false,
-                        is_veth: true,
-                    },
-                );
-                node.surroundings.put(index, address, pod_mac(&attachment));
-                let pod = maps::Pod {
-                    interface: index,
-                    ..maps::Pod::default()
-                };
-                node.entries.pods.insert(address, pod);
-                node.entries.links.insert(index, PodLink::default());
-            }
-            node
-        }
-
-        fn problems(&self) -> Vec<String> {
-            let found = Found {
-                leases: &self.leases,
-                notes: &self.notes,
-                half_noted: &BTreeSet::new(),
-                interfaces: &self.interfaces,
-                entries: &self.entries,
-                surroundings: &self.surroundings,
-            };
-            let problems = found.problems().into_iter();
-            problems
-                .map(|problem| format!("{}: {}", problem.object, problem.message))
-                .collect()
-        }
-    }
-
-    #[test]
-    fn nothing_is_wrong_with_a_node_in_order() {
-        assert_eq!(Node::new().problems(), [""; 0]);
-    }
-
-    #[test]
-    fn whatever_is_missing_is_found() {
-        type Damage = fn(&mut Node);
-        let damages: [(&str, Damage); 10] = [
-            ("its address 10.0.0.2 has no lease", |node| {
-                drop(node.leases.remove(0));
-            }),
-            ("no note", |node| drop(node.notes.remove(0))),
-            ("its lease was removed", |node| {
-                node.notes.remove(0);
-                node.leases.remove(0);
-            }),
-            ("the node has no interface", |node| {
-                drop(node.interfaces.remove(&7));
-            }),
-            ("is switched off", |node| {
-                node.interfaces.get_mut(&7).unwrap().is_up = false;
-            }),
-            ("PODS has no entry for 10.0.0.2", |node| {
-                node.entries.pods.pop_first();
-            }),
-            ("POD_LINKS has no entry", |node| {
-                node.entries.links.clear();
-            }),
-            ("leads 10.0.0.2 to interface 8", |node| {
-                let pod = node.entries.pods.first_entry().unwrap().into_mut();
-                pod.interface = 8;
-            }),
-            ("there is no route to 10.0.0.2", |node| {
-                node.surroundings = Surroundings::default();
-            }),
-            ("it belongs to", |node| {
-                node.notes[1].addresses = node.notes[0].addresses.clone();
-            }),
-        ];
-        for (expected, damage) in damages {
-            let mut node = Node::new();
-            damage(&mut node);
-            let problems = node.problems();
-            assert!(
-                problems.iter().any(|problem| problem.contains(expected)),
-                "{expected}: {problems:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_was_taken_over_has_addresses_only() {
-        let mut node = Node::new();
-        for note in &mut node.notes {
-            note.adopted = true;
-        }
-        node.interfaces.clear();
-        node.entries = Entries::default();
-        assert_eq!(node.problems(), [""; 0]);
-        node.leases[0] = Lease::read("10.0.0.2", b"c\r\neth0").unwrap();
-        assert_eq!(node.problems().len(), 2, "{:?}", node.problems());
-    }
-}
+mod tests;

@@ -1,9 +1,12 @@
-//! Removing what a lost DEL left behind.
+//! Removes the remains of a lost DEL.
 //!
-//! Runtimes are killed, nodes lose power, and containerd never calls GC. So the agent looks itself, when it starts and
-//! every few minutes: first for attachments of which nothing is left that could be in use, whose entries and leases go
-//! together; then for entries of maps and pins whose interface is gone. All of it happens under the lock of the leases, so
-//! no address changes hands meanwhile: an ADD or DEL that is under way has its note or its interface, and is left alone.
+//! A runtime may be killed, a node may lose power, and containerd never calls GC. So the agent looks itself,
+//! when it starts and every few minutes. First it finds attachments of which no part can be in use, and
+//! removes their entries and leases together. Then it removes entries of maps and pins whose interface no
+//! longer exists.
+//!
+//! It holds the lock of the leases meanwhile, so no address changes its holder. A running ADD or DEL has its
+//! note or its interface, and the collection leaves that attachment alone.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -23,20 +26,20 @@ use proxy_common::{Ip, Plain};
 use super::kernel::{Entries, Interface, Interfaces, Kernel, Tables, index_of};
 use super::{Places, PodsError};
 
-/// What was done.
+/// The result of a collection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Addresses that were freed.
+    /// The addresses that were freed.
     pub freed: Vec<IpAddr>,
-    /// Addresses of another plugin that are ours to look after now.
+    /// The addresses of another plugin that the agent manages from now on.
     pub adopted: Vec<IpAddr>,
-    /// Entries of maps and interfaces that were removed.
+    /// The entries of maps and the interfaces that were removed.
     pub removed: Vec<String>,
-    /// What is broken or could not be freed.
+    /// The remains that are broken or could not be freed.
     pub left: Vec<Left>,
 }
 
-/// The kernel as the collection of leases asks for it.
+/// The kernel, as the collection of leases queries it.
 struct Remains<'a> {
     kernel: Kernel,
     bpf_root: &'a Path,
@@ -52,7 +55,7 @@ impl collect::Kernel for Remains<'_> {
     }
 }
 
-/// Looks once and removes what is left behind.
+/// Looks once and removes all remains.
 pub fn collect(places: &Places) -> Result<Collected, PodsError> {
     let mut collected = Collected::default();
     let store = Store::existing(&places.lease_dir);
@@ -71,7 +74,7 @@ pub fn collect(places: &Places) -> Result<Collected, PodsError> {
     Ok(collected)
 }
 
-/// Removes entries, limiters and pins whose interface is gone, and names them.
+/// Removes entries, limiters and pins whose interface no longer exists, and returns their names.
 fn sweep(bpf_root: &Path) -> Result<Vec<String>, PodsError> {
     let mut kernel = Kernel::read(bpf_root)?;
     let mut removed = Vec::new();
@@ -92,8 +95,8 @@ fn sweep(bpf_root: &Path) -> Result<Vec<String>, PodsError> {
     }
 }
 
-/// Interfaces that entries name and that are gone. A list of interfaces may lack one where others came or went meanwhile,
-/// so each is asked for again.
+/// The interfaces that entries name and that no longer exist. A list of interfaces may lack one if others
+/// changed meanwhile, so the function queries each missing one again.
 fn gone(kernel: &mut Kernel) -> Result<BTreeSet<u32>, NetlinkError> {
     let entries = &kernel.entries;
     let mut named: BTreeSet<u32> = entries.links.keys().copied().collect();
@@ -103,7 +106,7 @@ fn gone(kernel: &mut Kernel) -> Result<BTreeSet<u32>, NetlinkError> {
     named.retain(|index| !kernel.interfaces.contains_key(index));
     let mut gone = BTreeSet::new();
     for index in named {
-        // 0 would ask for all of them.
+        // The index 0 would request all interfaces.
         if index == 0 || !link::exists(&mut kernel.node, index)? {
             gone.insert(index);
         }
@@ -111,7 +114,7 @@ fn gone(kernel: &mut Kernel) -> Result<BTreeSet<u32>, NetlinkError> {
     Ok(gone)
 }
 
-/// Devices that limit what an interface sends that is gone. A limiter is made after its interface.
+/// The limiters whose pod interface no longer exists. The plugin makes a limiter after its interface.
 fn lone_limiters(interfaces: &Interfaces) -> Vec<(u32, String)> {
     let is_device = |interface: &Interface| interface.is_ifb || interface.is_veth;
     let limiters = interfaces.iter().filter(|(_, interface)| is_device(interface));
@@ -167,7 +170,7 @@ fn remove_entries(
     Ok(())
 }
 
-/// Removes an entry that still says what it said.
+/// Removes an entry if its value has not changed.
 fn remove_if_same<K: Plain, V: Plain + PartialEq>(
     table: &proxy_bpf::HashTable<K, V>,
     key: &K,
@@ -203,7 +206,7 @@ mod tests {
             (2, interface("ml0000000000aa", false, true)),
             (3, interface("mk0000000000aa", false, true)),
             (4, interface("ml0000000000bb", false, true)),
-            // Its end goes with it.
+            // Its peer disappears with it.
             (5, interface("mk0000000000bb", false, true)),
             (6, interface("ml0000000000cc", true, false)),
             (7, interface("ml0000000000dd", false, false)),

@@ -1,7 +1,8 @@
-//! What the kernel has of pods: interfaces, and what the plugin's maps say.
+//! The kernel's state of pods: interfaces, and the entries of the plugin's maps.
 //!
-//! Maps are read before interfaces. An interface that is missing afterwards has been removed, so an entry that names it is
-//! stale and not early: numbers of interfaces are not used again before four thousand million others.
+//! The agent reads maps before interfaces. An interface that is missing afterwards has been removed, so an
+//! entry that names it is stale and not new. The kernel reuses an interface index only after four thousand
+//! million others.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,26 +27,26 @@ const NSFS: FsType = FsType(0x6e73_6673);
 /// An interface of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// Its MTU.
+    /// The MTU in bytes.
     pub mtu: u32,
-    /// Its Ethernet address.
+    /// The Ethernet address, if the interface has one.
     pub mac: Option<[u8; 6]>,
-    /// The device that it is a port of.
+    /// The index of the device that the interface is a port of.
     pub master: Option<u32>,
-    /// Whether it is switched on.
+    /// Whether the administrator switched the interface on.
     pub is_up: bool,
-    /// Whether it is an intermediate functional block, which older versions made limits of.
+    /// Whether it is an intermediate functional block, which older versions used as a limiter.
     pub is_ifb: bool,
-    /// Whether it is an end of a pair, which limits are made of.
+    /// Whether it is an end of a veth pair, which limiters consist of.
     pub is_veth: bool,
 }
 
 /// Interfaces by their index.
 pub type Interfaces = BTreeMap<u32, Interface>;
 
-/// Reads all interfaces of the network namespace that a conversation is with.
+/// Reads all interfaces of the network namespace of a netlink socket.
 pub fn interfaces(node: &mut Conversation) -> Result<Interfaces, NetlinkError> {
     let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let answers = node.ask(Request::list("listing interfaces", all))?;
@@ -81,7 +82,7 @@ fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
     Some((message.header.index, interface))
 }
 
-/// The index of the interface of a name.
+/// The index of the interface with a name.
 pub fn index_of(interfaces: &Interfaces, name: &str) -> Option<u32> {
     let named = interfaces.iter().find(|(_, interface)| interface.name == name);
     named.map(|(index, _)| *index)
@@ -89,33 +90,33 @@ pub fn index_of(interfaces: &Interfaces, name: &str) -> Option<u32> {
 
 /// The maps that the plugin writes.
 pub struct Tables {
-    /// Who has which address.
+    /// The addresses and their pods (`PODS`).
     pub pods: HashTable<Ip, Pod>,
-    /// What may be sent by which interface.
+    /// The permitted packets of each interface (`POD_LINKS`).
     pub links: HashTable<u32, PodLink>,
-    /// Ports of the node that lead to pods.
+    /// The ports of the node that lead to pods (`HOST_PORTS`).
     pub host_ports: HashTable<HostPortKey, HostPort>,
-    /// Whose namespace is which.
+    /// The interface of each network namespace cookie (`POD_NETNS`).
     pub namespaces: HashTable<u64, u32>,
-    /// What the programs know of the node.
+    /// The programs' configuration of the node (`CONFIG`).
     config: HashTable<u32, Config>,
 }
 
-/// What stands in them.
+/// The entries of the maps.
 #[derive(Debug, Default)]
 pub struct Entries {
-    /// Of `PODS`.
+    /// The entries of `PODS`.
     pub pods: BTreeMap<IpAddr, Pod>,
-    /// Of `POD_LINKS`.
+    /// The entries of `POD_LINKS`.
     pub links: BTreeMap<u32, PodLink>,
-    /// Of `HOST_PORTS`.
+    /// The entries of `HOST_PORTS`.
     pub host_ports: BTreeMap<HostPortKey, HostPort>,
-    /// Of `POD_NETNS`.
+    /// The entries of `POD_NETNS`.
     pub namespaces: BTreeMap<u64, u32>,
 }
 
 impl Tables {
-    /// The maps in force below a bpf root; `None` if there are none of the layout that is known here.
+    /// Opens the maps in force below a bpf root; `None` if there are none of the known layout.
     pub fn open(bpf_root: &Path) -> Result<Option<Self>, BpfError> {
         let Some(pins) = Pins::existing(bpf_root) else {
             return Ok(None);
@@ -129,7 +130,7 @@ impl Tables {
             match Self::open_in(&tried) {
                 Ok(tables) => return Ok(Some(tables)),
                 Err(error) => {
-                    // The agent may have made its maps larger, in another directory.
+                    // The agent may have made larger maps, in another directory.
                     dir = current()?;
                     if dir.as_ref() == Some(&tried) {
                         return Err(error);
@@ -150,7 +151,7 @@ impl Tables {
         })
     }
 
-    /// What the programs know of the node, from the agent.
+    /// Reads the programs' configuration of the node, which the agent writes.
     pub fn config(&self) -> Result<Config, BpfError> {
         let config = self
             .config
@@ -159,7 +160,7 @@ impl Tables {
         Ok(config.unwrap_or_default())
     }
 
-    /// Reads all of them.
+    /// Reads the entries of all maps.
     pub fn read(&self) -> Result<Entries, BpfError> {
         let mut entries = Entries::default();
         let failed = |table: &str| BpfError::syscall(format!("reading the map {table}"));
@@ -184,15 +185,15 @@ fn open<K: Plain, V: Plain>(path: &Path) -> Result<HashTable<K, V>, BpfError> {
     HashTable::new(map).map_err(BpfError::file("opening", path))
 }
 
-/// Everything at once.
+/// The maps, their entries and the interfaces.
 pub struct Kernel {
-    /// With the node's network namespace.
+    /// A netlink socket in the node's network namespace.
     pub node: Conversation,
-    /// The maps, where there are any.
+    /// The maps, if they exist.
     pub tables: Option<Tables>,
-    /// What stood in them.
+    /// The entries of the maps.
     pub entries: Entries,
-    /// The interfaces there are.
+    /// The interfaces of the node.
     pub interfaces: Interfaces,
 }
 
@@ -211,21 +212,21 @@ impl Kernel {
         })
     }
 
-    /// Whether something of an attachment is there that may be in use: its interface, also one that came since, or its
-    /// network namespace.
+    /// Whether a part of an attachment exists that may be in use: its interface, even one newer than the
+    /// list, or its network namespace.
     pub fn has(&mut self, note: &Note) -> bool {
         let name = &note.host_interface;
         index_of(&self.interfaces, name).is_some()
-            // What cannot be found out may be there.
+            // If the query fails, the interface may exist.
             || link::find(&mut self.node, name).map_or(true, |found| found.is_some())
             || is_namespace(&note.netns)
     }
 }
 
-/// Whether a network namespace is where a runtime said that it is.
+/// Whether a path that a runtime passed is a network namespace.
 pub fn is_namespace(path: &Path) -> bool {
     let mut places = vec![path.to_path_buf()];
-    // Runtimes like to write /var/run, which leads to /run on a node, and perhaps nowhere in a container.
+    // Runtimes often write /var/run, which is a link to /run on a node, and may not exist in a container.
     if let Ok(below) = path.strip_prefix("/var/run") {
         places.push(PathBuf::from("/run").join(below));
     }

@@ -1,8 +1,8 @@
-//! Who has which address, and giving one back by hand.
+//! Lists the addresses with their holders, and releases an address at an operator's command.
 //!
-//! An address counts as leaked by the very rule by which [`super::collect`] frees it, so what is listed as leaked is gone
-//! after the next collection. To release an address takes its whole attachment away, in the order that DEL keeps to: an
-//! address must not be free while something on the node still leads to its former pod.
+//! An address counts as leaked by the same rule by which [`super::collect`] frees it, so the next collection
+//! frees each listed leak. The release of an address removes its whole attachment, in the order of DEL. An
+//! address must not be free while an object on the node still leads to its former pod.
 
 use std::net::IpAddr;
 
@@ -37,7 +37,7 @@ pub fn list(places: &Places) -> Result<Vec<LeaseEntry>, PodsError> {
 fn state(store: &Store, lease: &Lease, notes: &[Note], now: &Moment, kernel: &mut Kernel) -> LeaseState {
     let leaked = match note_of(lease, notes) {
         Some(note) => is_leaked(store, note, now, |note| kernel.has(note)),
-        // What a crash left of one. All others are somebody's of whom we know nothing.
+        // An unreadable lease is the remains of a crash. Every other one belongs to a holder without a note.
         None => !lease.is_readable(),
     };
     if leaked {
@@ -47,15 +47,15 @@ fn state(store: &Store, lease: &Lease, notes: &[Note], now: &Moment, kernel: &mu
     }
 }
 
-/// The note with which a lease was given.
+/// The note that belongs to a lease.
 pub fn note_of<'a>(lease: &Lease, notes: &'a [Note]) -> Option<&'a Note> {
     notes
         .iter()
         .find(|note| note.addresses.contains(&lease.address) && lease.is_of(&note.attachment()))
 }
 
-/// Gives an address back, with all others of its attachment; what may be in use only if `force` says so. The answer is
-/// what is free now.
+/// Releases an address, with all others of its attachment. It releases an address that may be in use only
+/// with `force`. Returns the addresses that are free now.
 pub fn release(places: &Places, address: IpAddr, force: bool) -> Result<Vec<LeaseEntry>, PodsError> {
     let no_lease = || PodsError::NoLease {
         address,

@@ -1,12 +1,15 @@
-//! Limits that follow the annotations of pods while they run.
+//! Bandwidth limits that follow the annotations of running pods.
 //!
-//! The annotation is written by the pod's owner, the runtime's limit is what the operator admitted when the
-//! pod was made. So an annotation narrows and never widens: each way the smaller rate holds. Where an
-//! annotation is gone, the runtime's limit holds again, or none. Rates are compared with those in force, so
-//! a look that finds nothing to do writes nothing. A queue of another program stays at an interface without
-//! a limit, and is named; with one it gives way. While a limit comes or goes the flags in `PODS` and
-//! `POD_LINKS` are set for longer than the queue is there: a packet may take the slower way past no queue,
-//! but not the faster one past a queue.
+//! The pod's owner writes the annotation; the runtime's limit is the one that the operator admitted when the
+//! pod was made. So an annotation lowers the limit and never raises it: in each direction the smaller rate
+//! holds. Without an annotation the runtime's limit holds, or none. The agent compares the rates with those
+//! in force, so a look without changes writes nothing.
+//!
+//! The agent reports a foreign qdisc at an interface without a limit and leaves it there; a limit replaces
+//! it.
+//!
+//! While the agent adds or removes a limit, the flags in `PODS` and `POD_LINKS` are set for longer than the
+//! qdisc exists. A packet may take the slower path without a qdisc, but not the faster one past a qdisc.
 
 use std::collections::BTreeMap;
 
@@ -25,27 +28,27 @@ use super::{Places, PodsError};
 use crate::cluster::{Bandwidth, BandwidthByPod};
 use crate::network::queues::name_foreign;
 
-/// The limits that were in force after the last look, by the pods' interfaces.
+/// The limits in force after the last look, by the pods' interfaces.
 pub type Known = BTreeMap<String, Bandwidth>;
 
-/// What was done.
+/// The result of a look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Limits that were changed, in words.
+    /// The limits that were changed, in words.
     pub changes: Vec<String>,
-    /// Limits that had gone without a change of what is wanted, and were made again.
+    /// The limits that were lost without a change of the wanted rate, and were made again.
     pub restored: Vec<String>,
-    /// What failed, in words.
+    /// The failures, in words.
     pub errors: Vec<String>,
-    /// What others have hung up at interfaces of pods without a limit, in words. It stays.
+    /// The foreign qdiscs at interfaces of pods without a limit, in words. The agent leaves them there.
     pub named: Vec<String>,
-    /// Whether some pod was just being made, and has to be looked at again.
+    /// Whether an ADD for some pod is still running, so that another look is necessary.
     pub early: bool,
-    /// What is in force now.
+    /// The limits in force now.
     pub known: Known,
 }
 
-/// Brings the limits of all pods in line. `known` is what the last look came to.
+/// Sets the limits of all pods as wanted. `known` is the result of the last look.
 pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<Applied, PodsError> {
     let mut applied = Applied::default();
     let Some(store) = Store::existing(&places.lease_dir) else {
@@ -65,7 +68,7 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
             continue;
         };
         let now = wanted_of(note, wanted);
-        // ADD has set those of the note.
+        // ADD has set the limits of the note.
         let made = Bandwidth {
             ingress: note.ingress_rate,
             egress: note.egress_rate,
@@ -101,10 +104,10 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
                 Ok(true) => applied
                     .changes
                     .push(format!("{} {way} {} now", note.holder(), in_words(rate))),
-                // A pod that has gone meanwhile has no limits.
+                // A pod that was removed meanwhile has no limits.
                 Err(_) if !is_there(&mut kernel, note) => {}
                 Err(error) => {
-                    // The kernel refuses to change what another has hung up by the number of ours.
+                    // The kernel refuses to change a foreign qdisc that has the number of ours.
                     let why = stranger.unwrap_or_else(|| error.to_string());
                     applied.errors.push(format!("{}: {why}", note.holder()));
                     in_force = before;
@@ -128,7 +131,7 @@ fn wanted_of(note: &Note, wanted: &BandwidthByPod) -> Bandwidth {
     }
 }
 
-/// The smaller one of those that there are.
+/// The smaller one of the rates that exist.
 fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.into_iter().chain(other).min()
 }
@@ -137,7 +140,7 @@ fn is_there(kernel: &mut Kernel, note: &Note) -> bool {
     link::find(&mut kernel.node, &note.host_interface).is_ok_and(|found| found.is_some())
 }
 
-/// One pod's.
+/// The limits of one pod.
 struct Limits<'a> {
     kernel: &'a mut Kernel,
     rates: &'a BTreeMap<u32, u64>,
@@ -146,7 +149,7 @@ struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    /// Limits what the pod receives; says whether something had to be done.
+    /// Limits the packets that the pod receives; returns whether a change was necessary.
     fn set_ingress(&mut self, rate: Option<u64>) -> Result<bool, PodsError> {
         if !differs(rate, self.rates.get(&self.index).copied()) {
             return Ok(false);
@@ -161,12 +164,12 @@ impl Limits<'_> {
         Ok(true)
     }
 
-    /// Limits what the pod sends; says whether something had to be done.
+    /// Limits the packets that the pod sends; returns whether a change was necessary.
     fn set_egress(&mut self, rate: Option<u64>) -> Result<bool, PodsError> {
         let name = limiter(&self.note.attachment());
         let there = index_of(&self.kernel.interfaces, &name);
         let is_new = differs(rate, there.and_then(|index| self.rates.get(&index)).copied());
-        // A limiter of an older version stands behind the programs, and is not for all that the pod sends.
+        // A limiter of an older version is behind the programs, and misses some packets of the pod.
         let is_old = there.is_some_and(|index| self.kernel.interfaces[&index].is_ifb);
         let is_broken = match there {
             Some(index) if !is_old => !self.is_passable(index)?,
@@ -200,8 +203,8 @@ impl Limits<'_> {
         Ok(true)
     }
 
-    /// Whether what enters a limiter comes out at the pod's interface: both ends are on and take packets of
-    /// the pod's size, and the far one leads there.
+    /// Whether packets that enter a limiter leave at the pod's interface. Both ends must be on and carry
+    /// packets of the pod's size, and the far one must lead to the interface.
     fn is_passable(&mut self, limiter: u32) -> Result<bool, NetlinkError> {
         let interfaces = &self.kernel.interfaces;
         let is_on = |index: u32| {
@@ -230,7 +233,7 @@ impl Limits<'_> {
         limiter.make(&mut self.kernel.node)
     }
 
-    /// Whether the maps say that what the pod sends goes through this device. Who has no entry has none to be changed.
+    /// Whether the maps lead the pod's packets through this device. A pod without an entry needs no change.
     fn is_noted(&self, limiter: Option<u32>) -> bool {
         let entry = self.kernel.entries.links.get(&self.index);
         entry.is_none_or(|entry| {
@@ -245,7 +248,7 @@ impl Limits<'_> {
         self.kernel.node.batch(requests).map(drop)
     }
 
-    /// Says in the maps which device limits what the pod sends; 0 for none.
+    /// Writes into the maps which device limits the packets that the pod sends; 0 for none.
     fn note_limiter(&self, limiter: u32) -> Result<(), BpfError> {
         if let Some(tables) = &self.kernel.tables {
             let failed = || BpfError::syscall("changing an entry of POD_LINKS");
@@ -263,7 +266,7 @@ impl Limits<'_> {
         self.flag(PodFlags::LIMITED_EGRESS, limiter != 0)
     }
 
-    /// Sets or clears a flag of all addresses of the pod.
+    /// Sets or clears a flag in the entries of all addresses of the pod.
     fn flag(&self, flag: u32, set: bool) -> Result<(), BpfError> {
         let Some(tables) = &self.kernel.tables else {
             return Ok(());
@@ -282,7 +285,7 @@ impl Limits<'_> {
     }
 }
 
-/// The kernel counts in bytes.
+/// The kernel counts in bytes per second.
 fn differs(wanted: Option<u64>, in_force: Option<u64>) -> bool {
     wanted.map(|rate| rate / 8) != in_force.map(|rate| rate / 8)
 }

@@ -1,7 +1,7 @@
-//! The pods of this node: what the plugin noted of each, and what is in force now.
+//! The pods of this node: the plugin's note on each, and the limits and host ports in force.
 //!
-//! Names and addresses are the notes'. Rates and host ports are read where packets meet them, since the agent changes
-//! limits while pods run.
+//! Names and addresses come from the notes. Rates and host ports are read from the kernel, since the agent
+//! changes limits while pods run.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use super::kernel::{Kernel, index_of};
 use super::{Places, PodsError};
 use crate::control::{HostPortEntry, PodEntry, Protocol};
 
-/// All pods, by namespace and name. Addresses that were taken over from another plugin belong to no pod that is known.
+/// All pods, by namespace and name. Addresses that were adopted from another plugin belong to no known pod.
 pub fn list(places: &Places) -> Result<Vec<PodEntry>, PodsError> {
     let Some(store) = Store::existing(&places.lease_dir) else {
         return Ok(Vec::new());

@@ -1,9 +1,11 @@
-//! Leases that are gone while their pods run: the directory of leases was emptied, or a part of it.
+//! Leases that are missing while their pods run, since the directory of leases was emptied, or a part of it.
 //!
-//! A note tells whose an address is, so its lease can be made again. Where the note is gone too, the
-//! container is unknown: the name of an interface is a hash of it. Such a pod goes on, and its routes keep
-//! its addresses from being given twice. But an ADD that comes to one of them fails, so the pod is named
-//! until it is deleted. A note that cannot be read is told apart, since the collection may write a new one.
+//! A note names the holder of an address, so the agent can make its lease again. Without the note the
+//! container is unknown: the name of an interface is a hash of it. Such a pod continues to run, and its
+//! routes keep the plugin from giving its addresses twice. But an ADD that draws one of them fails, so the
+//! agent reports the pod until it is deleted.
+//!
+//! An unreadable note has a message of its own, since the collection may write a new one.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -18,7 +20,7 @@ use super::{Places, PodsError};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
-/// Whether a lease is missing of those that a note names, or another attachment's.
+/// Whether an address of a note has no lease, or a lease of another attachment.
 pub fn lacks_lease(store: &Store, note: &Note) -> bool {
     let attachment = note.attachment();
     let has_lease = |address: &IpAddr| {
@@ -28,8 +30,8 @@ pub fn lacks_lease(store: &Store, note: &Note) -> bool {
     !note.addresses.iter().all(has_lease)
 }
 
-/// Interfaces of ours without a note. ADD writes the note before it makes the interface, and DEL removes it
-/// after the interface; so an interface that is there after its note was found missing has lost it.
+/// Our interfaces without a note. ADD writes the note before it makes the interface, and DEL removes it after
+/// the interface. So if the note is missing and the interface still exists afterwards, the note was lost.
 pub fn without_notes(
     places: &Places,
     node: &mut Conversation,
@@ -61,7 +63,7 @@ pub fn without_notes(
     let problem = |(index, name): (u32, &String)| {
         let of_pod = entries.pods.iter().filter(|(_, pod)| pod.interface == index);
         let addresses: Vec<IpAddr> = of_pod.map(|(address, _)| *address).collect();
-        // Another network keeps its leases elsewhere, and has other ranges.
+        // Another pod network keeps its leases elsewhere, and has other ranges.
         let is_own = |address: &IpAddr| config.is_own_pod_address(&Ip::from(*address));
         let is_of_network = addresses.iter().any(is_own);
         is_of_network.then(|| ObjectError {
@@ -93,7 +95,7 @@ fn message(dir: &Path, addresses: &[IpAddr], unreadable: Option<&Unreadable>) ->
     )
 }
 
-/// Addresses behind a word, in brackets.
+/// Addresses in brackets, for use behind a word.
 fn listed(addresses: &[IpAddr]) -> String {
     let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     if all.is_empty() {

@@ -1,13 +1,15 @@
-//! The pods that `millrace-cni` gave an interface to, as the agent and the command line see them.
+//! The pods that `millrace-cni` gave an interface to, for the agent and the command line.
 //!
-//! The plugin keeps what it knows in three places: leases and notes in a directory, entries in its own maps, and interfaces
-//! in the kernel. Nobody else writes them, so nothing is kept here: each question reads all three as they are. [`list`] and
-//! [`leases`] show them, [`check`] says where they disagree, [`mod@restore`] gives pods back what they lost of it, and
-//! [`mod@collect`] removes what a lost DEL left behind. [`limits`] keeps what pods may receive and send in step with their
-//! annotations, [`any_source`] what addresses they may send from with the operator's choice.
+//! The plugin keeps its state in three places: leases and notes in a directory, entries in its own maps, and
+//! interfaces in the kernel. Only the plugin and the agent write them, so this module keeps no copy: each
+//! function reads all three as they are.
 //!
-//! Everything here blocks, for some milliseconds on a full node, so the agent calls it on the blocking pool. Invariant: what
-//! may still be in use is never removed, unless an operator forces it.
+//! [`list`] and [`leases`] show them, and [`check`] compares them. [`mod@restore`] makes lost parts of pods
+//! again, and [`mod@collect`] removes the remains of a lost DEL. [`limits`] keeps the rates of pods in step
+//! with their annotations, and [`any_source`] their permitted source addresses with the operator's choice.
+//!
+//! Every function here blocks, for some milliseconds on a full node, so the agent calls it on the blocking
+//! pool. Invariant: an object that may still be in use is never removed, unless an operator forces it.
 
 pub mod any_source;
 pub mod check;
@@ -30,44 +32,44 @@ use proxy_bpf::BpfError;
 
 pub use collect::{Collected, collect};
 
-/// Where the plugin of this node keeps what it knows.
+/// The plugin paths: the places where this node's plugin keeps its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// Leases and notes.
+    /// The directory of leases and notes.
     pub lease_dir: PathBuf,
-    /// Maps and programs.
+    /// The bpf root with maps and programs.
     pub bpf_root: PathBuf,
 }
 
-/// Why pods cannot be looked at.
+/// Why a function on pods failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PodsError {
-    /// The leases.
+    /// An operation on the leases failed.
     #[error(transparent)]
     Ipam(#[from] cni_plugin::ipam::IpamError),
-    /// The interfaces.
+    /// A netlink request failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The maps.
+    /// An operation on the maps failed.
     #[error(transparent)]
     Bpf(#[from] BpfError),
-    /// Taking something away.
+    /// The removal of an attachment failed.
     #[error(transparent)]
     Plugin(#[from] CniError),
-    /// An address cannot be freed because it is free.
+    /// An address cannot be released because it has no lease.
     #[error("{address} has no lease in {}: `millrace ipam list` shows those that there are", dir.display())]
     NoLease {
-        /// The address.
+        /// The address to release.
         address: IpAddr,
-        /// Where leases are.
+        /// The directory of leases.
         dir: PathBuf,
     },
-    /// An address cannot be freed because somebody has it.
+    /// An address cannot be released because a pod may use it.
     #[error("{address} is in use by {holder}: stop the pod, or take its interface away with --force")]
     InUse {
-        /// The address.
+        /// The address to release.
         address: IpAddr,
-        /// Who has it.
+        /// The holder of the address.
         holder: String,
     },
 }

@@ -1,9 +1,9 @@
-//! Interfaces of pods that bear another name than the plugin gave them.
+//! Interfaces of pods that have another name than the plugin gave them.
 //!
 //! DEL, the programs' roles and the agent find a pod's interface by its name, which follows from the
-//! container. A pod cannot change the name on the node's side, but a rule of udev or an administrator can.
-//! The interface itself is known by its Ethernet address, which follows from the container too, and by its
-//! index, which the entries of the pod name; the kernel uses no index again.
+//! container. A pod cannot change the name on the node's side, but a udev rule or an administrator can. The
+//! agent recognises the interface by its Ethernet address, which follows from the container too, and by its
+//! index, which the pod's entries contain. The kernel does not reuse an index.
 
 use cni_plugin::attachment::is_of_limiter;
 use cni_plugin::ipam::Note;
@@ -15,20 +15,20 @@ use super::kernel::{Entries, Interfaces, Tables, index_of};
 use super::owed::host_mac_of;
 use super::{Places, PodsError};
 
-/// An interface that bears another name.
+/// An interface that has another name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Renamed {
-    /// Its index.
+    /// The index of the interface.
     pub index: u32,
-    /// Its name.
+    /// The present name.
     pub now: String,
     /// The name that the plugin gave it.
     pub owed: String,
-    /// The pod.
+    /// The pod of the interface.
     pub holder: String,
 }
 
-/// The interfaces of noted pods that bear another name.
+/// The interfaces of noted pods that have another name.
 pub fn renamed(places: &Places, interfaces: &Interfaces, notes: &[Note]) -> Result<Vec<Renamed>, PodsError> {
     let missing: Vec<_> = notes
         .iter()
@@ -51,7 +51,7 @@ pub fn renamed(places: &Places, interfaces: &Interfaces, notes: &[Note]) -> Resu
 fn find(interfaces: &Interfaces, entries: &Entries, note: &Note) -> Option<Renamed> {
     let mac = host_mac_of(note)?;
     let mut found = interfaces.iter().filter(|(_, interface)| {
-        // Both ends of a limiter have the same Ethernet address.
+        // Both ends of a limiter have this Ethernet address too.
         interface.is_veth
             && interface.mac == Some(mac)
             && !is_pods(&interface.name)
@@ -72,8 +72,8 @@ fn find(interfaces: &Interfaces, entries: &Entries, note: &Note) -> Option<Renam
         })
 }
 
-/// Gives an interface its name back. Before Linux 6.2 an interface that is switched on keeps its name; what
-/// it loses by being switched off is made again like any other loss.
+/// Sets the original name of an interface. Before Linux 6.2 the kernel renames an interface only while it is
+/// switched off. The agent restores what the interface loses thereby, as after any other loss.
 pub fn take_back(node: &mut Conversation, index: u32, name: &str) -> Result<(), NetlinkError> {
     match node.ask(link::rename(index, name)) {
         Err(error) if errno(&error) == Some(libc::EBUSY) => {

@@ -1,8 +1,9 @@
-//! What the node's side of a pod's interface is owed: settings, the gateway's address, neighbours and routes.
+//! The required state of the node's side of a pod's interface: settings, the gateway's address, neighbours
+//! and routes.
 //!
-//! The plugin makes all of it once, and the kernel drops most of it when the interface is switched off, or IPv6 is. Each
-//! thing that is missing is found by comparing a pod with lists of what the kernel has, and carries the request that makes
-//! it again. The order is that of ADD: no packet comes before it can be answered.
+//! The plugin makes all of it once, and the kernel drops most of it when the interface is switched off, or
+//! IPv6 is. The agent compares a pod with lists of the kernel's state, and each missing object carries the
+//! request that makes it again. The order is that of ADD: no packet arrives before the node can reply.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,54 +25,54 @@ use crate::network::sysctl::{Setting, has_ipv6};
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// What the kernel has of addresses, routes and neighbours.
+/// The kernel's addresses, routes and neighbours.
 #[derive(Debug, Default)]
 pub struct Surroundings {
     routes: BTreeMap<IpAddr, BTreeSet<u32>>,
-    /// Routes of any kind to one address, in the main table, by the interface where they name one.
+    /// The routes of any kind to one address, in the main table, with the interface if they have one.
     others: BTreeMap<IpAddr, Option<u32>>,
     neighbours: BTreeMap<(u32, IpAddr), Mac>,
     addresses: BTreeSet<(u32, IpNet)>,
 }
 
-/// A pod whose interface is there.
+/// A pod whose interface exists.
 pub struct Pod<'a> {
-    /// The index of the node's side.
+    /// The index of the interface on the node's side.
     pub index: u32,
-    /// Its name.
+    /// The name of that interface.
     pub name: &'a str,
     /// The Ethernet address of the pod's side.
     pub mac: Mac,
-    /// That of the node's side, if our plugin gave it.
+    /// The Ethernet address of the node's side, if our plugin gave it.
     pub host_mac: Option<Mac>,
-    /// The MTU that the plugin gave both sides, where it is noted.
+    /// The MTU that the plugin gave both sides, in bytes, if the note has it.
     pub mtu: Option<u32>,
-    /// Its addresses.
+    /// The addresses of the pod.
     pub addresses: &'a [IpAddr],
 }
 
-/// Something that a pod lacks.
+/// A missing object of a pod.
 pub struct Lack {
-    /// What kind of thing it is.
+    /// The kind of the object.
     pub what: &'static str,
-    /// What is missing, in words.
+    /// The missing object, in words.
     pub message: String,
-    /// How it is made again.
+    /// The step that makes it again.
     pub mend: Mend,
 }
 
-/// How something is made again.
+/// A step that makes an object again.
 pub enum Mend {
-    /// By a setting: family, name, value.
+    /// Write a setting: family, name, value.
     Set(&'static str, &'static str, &'static str),
-    /// By a request.
+    /// Send a netlink request.
     Ask(Request),
-    /// By a route to this address.
+    /// Add a route to this address.
     Route(IpAddr),
 }
 
 impl Surroundings {
-    /// Reads all of it.
+    /// Reads addresses, routes and neighbours.
     pub fn read(node: &mut Conversation) -> Result<Self, NetlinkError> {
         let mut found = Self::default();
         let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
@@ -100,7 +101,7 @@ impl Surroundings {
         Ok(found)
     }
 
-    /// Adds what one address of a pod is owed.
+    /// Adds the required objects of one address of a pod.
     #[cfg(test)]
     pub fn put(&mut self, index: u32, address: IpAddr, mac: Mac) {
         self.routes.entry(address).or_default().insert(index);
@@ -110,22 +111,22 @@ impl Surroundings {
         }
     }
 
-    /// Where a route leads that keeps a pod's interface from having one to this address, if there is one: an
-    /// interface, or
-    /// `None` for a route that names none.
+    /// The output interface of a foreign route that keeps a pod's interface from having a route to this
+    /// address. The inner `None` is a route without an interface.
     pub fn rival(&self, index: u32, address: IpAddr) -> Option<Option<u32>> {
         let routes = self.routes.get(&address);
         let is_led = routes.is_some_and(|routes| routes.contains(&index));
         self.others.get(&address).copied().filter(|_| !is_led)
     }
 
-    /// The Ethernet address that an address has for good at an interface.
+    /// The Ethernet address of a permanent neighbour entry for an address at an interface.
     pub fn mac(&self, index: u32, address: IpAddr) -> Option<Mac> {
         self.neighbours.get(&(index, address)).copied()
     }
 }
 
-/// The Ethernet address of a pod: as noted, else as the kernel was told, else the one that pods get who ask for none.
+/// The Ethernet address of a pod: from the note, else from the kernel's neighbour entry, else the default of
+/// a pod that requests none.
 pub fn mac_of(note: &Note, index: u32, surroundings: &Surroundings) -> Mac {
     let noted: Vec<u8> = note
         .mac
@@ -144,13 +145,14 @@ pub fn host_mac_of(note: &Note) -> Option<Mac> {
     (!note.adopted).then(|| host_mac(&note.attachment()))
 }
 
-/// The MTU of both sides; `None` for a pod of another plugin, and where the note is older than that.
+/// The MTU of both sides in bytes; `None` for a pod of another plugin, and for a note that is older than this
+/// field.
 pub fn mtu_of(note: &Note) -> Option<u32> {
     Some(note.mtu).filter(|mtu| *mtu != 0)
 }
 
 impl Pod<'_> {
-    /// What is missing.
+    /// The missing objects of the pod.
     pub fn lacks(&self, interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<Lack> {
         let mut lacks = self.settings();
         let (index, name) = (self.index, self.name);
@@ -163,7 +165,8 @@ impl Pod<'_> {
                 let message = format!("interface {name} has another Ethernet address than its pod sends to");
                 lacks.push(Lack::asking("interface", message, link::address(index, &mac)));
             }
-            // A smaller one loses datagrams of the pod's size; a larger one lets in more than the pod takes.
+            // A smaller MTU loses datagrams of the pod's size; a larger one lets in packets that the pod does
+            // not take.
             if let Some(mtu) = self.mtu.filter(|mtu| interface.mtu != *mtu) {
                 let message = format!(
                     "interface {name} has the MTU {} and not {mtu}, as its pod has it",
@@ -205,7 +208,8 @@ impl Pod<'_> {
         self.addresses.iter().any(|address| address.is_ipv4() == v4)
     }
 
-    /// Settings that differ. One that this kernel does not have, or whose interface has just gone, is left out.
+    /// The settings that differ. A setting that this kernel does not have, or whose interface no longer
+    /// exists, is left out.
     fn settings(&self) -> Vec<Lack> {
         let v4 = HOST_V4.iter().filter(|_| self.has(true));
         let v6 = HOST_V6.iter().filter(|_| self.has(false) && has_ipv6());
@@ -234,10 +238,10 @@ impl Lack {
     }
 }
 
-/// A pod's interface whose settings are looked at: its name, and whether the pod has IPv4 and IPv6.
+/// A pod's interface whose settings the agent watches: its name, and whether the pod has IPv4 and IPv6.
 pub type Watched = (String, bool, bool);
 
-/// Whether a setting was changed without which packets of a pod are not passed on.
+/// Whether a setting was changed so that the kernel no longer forwards packets of the pod.
 pub fn is_cut_off((name, v4, v6): &Watched) -> bool {
     let all = [
         (*v4, ("ipv4", "forwarding", "1")),
@@ -261,7 +265,7 @@ pub fn setting<'a>(
     }
 }
 
-/// A route of the main table to one address: its interface, and whether it leads by a gateway.
+/// A route of the main table to one address: its interface, and whether it has a gateway.
 fn host_route(message: &RouteMessage) -> Option<(IpAddr, Option<u32>, bool)> {
     let (mut to, mut interface, mut via) = (None, None, false);
     for attribute in &message.attributes {
@@ -279,7 +283,7 @@ fn host_route(message: &RouteMessage) -> Option<(IpAddr, Option<u32>, bool)> {
     is_ours.then_some((to, interface, via))
 }
 
-/// A neighbour that is known for good.
+/// The address and MAC address of a permanent neighbour entry.
 fn permanent(message: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
@@ -309,7 +313,7 @@ mod tests {
             .into()
     }
 
-    /// Everything that a pod at interface 7 is owed.
+    /// All required objects of a pod at interface 7.
     fn whole() -> (Interfaces, Surroundings) {
         let interface = Interface {
             name: "mr0".into(),

@@ -1,14 +1,15 @@
-//! Giving running pods back what they lost: their leases, their entries in maps, the names of their
-//! interfaces, and what belongs to the node's side of these.
+//! Restores the lost objects of running pods: their leases, their entries in maps, the names of their
+//! interfaces, and the state of the node's side.
 //!
-//! All of it follows from the plugin's notes and from what the kernel still has, so nothing else has to be
-//! remembered. Leases and entries are made again under the lock of the leases, which DEL takes before it
-//! removes any: one that is under way finds what was made for it and takes it away. Pods that an ADD is just
-//! making are left to it. Limits are read from the kernel, where they are. A pod whose note is gone as well
-//! is named, see [`super::lost`].
+//! All of it follows from the plugin's notes and from the kernel's state, so the agent remembers nothing
+//! else. It makes leases and entries again under the lock of the leases, which DEL takes before it removes
+//! any. So a running DEL finds the new objects and removes them. The agent leaves a pod alone while its ADD
+//! runs. It reads limits from the kernel, where they are in force. It reports a pod whose note is lost as
+//! well, see [`super::lost`].
 //!
-//! An attachment that was taken over from another plugin has no interface of ours. One whose note was lost and written anew
-//! from its leases has: then its host ports are unknown, and everything else is as before.
+//! An attachment that was adopted from another plugin has no interface of ours. An attachment whose note was
+//! lost and written anew from its leases has one. In that case its host ports are unknown, and everything
+//! else is as before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,24 +33,24 @@ use super::{Places, PodsError};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
-/// What was done.
+/// The result of a look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// What was made again: what kind of thing, and what was missing of which pod.
+    /// The objects that were made again: the kind, and the missing object with its pod.
     pub restored: Vec<(&'static str, String)>,
-    /// What cannot be.
+    /// The failures, by pod.
     pub problems: Vec<ObjectError>,
-    /// Interfaces of pods, for who looks at their settings.
+    /// Interfaces of pods, for the watch of their settings.
     pub watched: Vec<Watched>,
-    /// Pods of which a namespace is left and no interface. One that is being removed is among them for a
-    /// moment. The kernel does not tell whether the pod itself removed its end, which every pod with
-    /// `CAP_NET_ADMIN` can, or the node its own.
+    /// Pods whose namespace exists and whose interface does not. A pod that is being removed is among them
+    /// for a short time. The kernel does not tell whether the pod or the node removed its end; every pod with
+    /// `CAP_NET_ADMIN` can.
     pub without_interface: Vec<ObjectError>,
-    /// What lies among leases and notes and can be read as neither.
+    /// The files among leases and notes that can be read as neither.
     pub unreadable: Vec<ObjectError>,
 }
 
-/// Makes entries of pods in tables that are to be in force in a moment.
+/// Makes entries of pods in maps that are about to come into force.
 pub fn prepare(places: &Places, pins: &Pins, dir: &LayoutDir) -> Result<Restored, PodsError> {
     let Some(store) = Store::existing(&places.lease_dir) else {
         return Ok(Restored::default());
@@ -59,7 +60,7 @@ pub fn prepare(places: &Places, pins: &Pins, dir: &LayoutDir) -> Result<Restored
     Ok(look.done)
 }
 
-/// Looks once at all pods and makes what is missing.
+/// Looks once at all pods and makes all missing objects.
 pub fn restore(places: &Places) -> Result<Restored, PodsError> {
     let Some(store) = Store::existing(&places.lease_dir) else {
         let mut node = cni_plugin::netlink::Conversation::open()?;
@@ -76,7 +77,7 @@ pub fn restore(places: &Places) -> Result<Restored, PodsError> {
     look.done.problems.extend(without_notes);
     let datapath = match Datapath::open(&places.bpf_root) {
         Ok(datapath) => Some(datapath),
-        // Without pins there is nothing that could lack an entry; the agent makes them.
+        // Without pins no entry can be missing; the agent makes the pins.
         Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => None,
         Err(error) => return Err(CniError::from(error).into()),
     };
@@ -86,14 +87,14 @@ pub fn restore(places: &Places) -> Result<Restored, PodsError> {
     Ok(look.done)
 }
 
-/// One look.
+/// The state of one look.
 struct Look<'a> {
     store: &'a Store,
     notes: Vec<Note>,
     node: cni_plugin::netlink::Conversation,
     interfaces: Interfaces,
     surroundings: Surroundings,
-    /// Names that interfaces could not be given back.
+    /// The names that could not be given back to their interfaces.
     misnamed: BTreeSet<String>,
     done: Restored,
 }
@@ -114,7 +115,7 @@ impl<'a> Look<'a> {
         })
     }
 
-    /// Gives interfaces the names back by which DEL and the programs know them.
+    /// Sets the names of interfaces by which DEL and the programs know them.
     fn names(&mut self, places: &Places) -> Result<(), PodsError> {
         let renamed = names::renamed(places, &self.interfaces, &self.notes)?;
         if renamed.is_empty() {
@@ -148,7 +149,7 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    /// Makes leases that are missing of pods whose interfaces are there.
+    /// Makes the missing leases of pods whose interfaces exist.
     fn leases(&mut self) -> Result<(), PodsError> {
         for note in &self.notes {
             if index_of(&self.interfaces, &note.host_interface).is_none()
@@ -157,7 +158,7 @@ impl<'a> Look<'a> {
                 continue;
             }
             let locked = self.store.lock()?;
-            // DEL may have come since.
+            // DEL may have removed the note since.
             let Some(note) = self.store.note(&note.host_interface)? else {
                 continue;
             };
@@ -190,7 +191,8 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    /// Names what can be read neither as a lease nor as a note, and stands in no other problem.
+    /// Reports the files that can be read neither as a lease nor as a note, unless another problem mentions
+    /// them.
     fn unreadable(&mut self) -> Result<(), PodsError> {
         let mut found = check::unreadable(self.store)?;
         let is_named = |found: &ObjectError| {
@@ -204,13 +206,13 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    /// Makes entries that are missing.
+    /// Makes the missing entries.
     fn entries(&mut self, datapath: Option<&Datapath>) -> Result<(), PodsError> {
         let limited: BTreeMap<u32, u64> = rates(&mut self.node)?;
         let Some(datapath) = datapath else { return Ok(()) };
         let _locked = self.store.lock()?;
         for note in &self.notes {
-            // DEL may have come since.
+            // DEL may have removed the note since.
             let Some(note) = self.store.note(&note.host_interface)? else {
                 continue;
             };
@@ -242,7 +244,7 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    /// Makes again what is missing around interfaces.
+    /// Makes the missing objects around interfaces.
     fn surroundings(&mut self) {
         for note in std::mem::take(&mut self.notes) {
             let Some(index) = index_of(&self.interfaces, &note.host_interface) else {
@@ -282,7 +284,7 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Makes one thing again; false if it is there by now, or its interface has gone.
+    /// Makes one object again; returns false if it exists by now, or its interface no longer exists.
     fn mend(&mut self, note: &Note, index: u32, lack: Lack) -> Result<bool, String> {
         match lack.mend {
             Mend::Set(family, name, value) => {
@@ -303,7 +305,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Where a route is that may not be made: it is ours by now, or another's, which is left alone.
+    /// Looks up the route that prevented a new one. It is ours by now, which returns false, or a foreign one,
+    /// which stays and is an error.
     fn name_rival(&mut self, index: u32, to: IpAddr) -> Result<bool, String> {
         let now = Surroundings::read(&mut self.node).map_err(|error| error.to_string())?;
         let Some(rival) = now.rival(index, to) else {
@@ -331,8 +334,8 @@ fn problem(object: String, message: String) -> ObjectError {
     }
 }
 
-/// What stands in the tables of pods and in the directories of leases and notes, in short: as long as it is
-/// the same, no entry and no lease was lost.
+/// A summary of the pods' maps and of the directories of leases and notes. While it is unchanged, no entry
+/// and no lease was lost.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     leases: Option<std::time::SystemTime>,
@@ -343,7 +346,7 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Reads it, in a few system calls.
+    /// Reads the summary, in a few system calls.
     pub fn read(places: &Places) -> Result<Self, PodsError> {
         let changed = |dir: &std::path::Path| std::fs::metadata(dir).and_then(|metadata| metadata.modified());
         let tables = super::kernel::Tables::open(&places.bpf_root)?;

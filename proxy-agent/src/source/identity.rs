@@ -1,11 +1,13 @@
-//! Which object is meant, in 16 bytes.
+//! The identity of an object, in 16 bytes.
 //!
-//! Kind, namespace and name identify an object, and every table and every source needs that identity; keeping the
-//! strings in each of them would cost more than the objects. An [`ObjectId`] is their keyed 128-bit hash instead. The key
-//! is drawn at random by each process, so nobody who chooses names can make two of them meet; by chance, two of a
-//! million objects meet with a probability of 10⁻²⁶. So ids are compared and never checked against the names.
+//! Kind, namespace and name identify an object, and every table and every source needs that identity. The
+//! strings in each of them would cost more memory than the objects. An [`ObjectId`] is their keyed 128-bit
+//! hash instead. Each process draws the key at random, so an attacker that chooses names cannot make two ids
+//! equal. By chance, two of a million objects have the same id with a probability of 10⁻²⁶. So the code
+//! compares ids and never checks them against the names.
 //!
-//! Invariant: an id means nothing outside the process that made it. It is never written to a map, a pin or a file.
+//! Invariant: an id has no meaning outside the process that made it. The agent never writes it to a map, a
+//! pin or a file.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -16,7 +18,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::Kind;
 
-/// The part of an id that is its kind.
+/// The bits of an id that hold its kind.
 const KIND_BITS: u64 = 0b111;
 const _: () = assert!(Kind::ALL.len() <= KIND_BITS as usize + 1);
 
@@ -28,34 +30,35 @@ pub struct ObjectId {
     low: u64,
 }
 
-/// A map keyed by objects. An id is already a hash, so it is not hashed again.
+/// A map keyed by objects. An id is already a hash, so the map does not hash it again.
 pub type ObjectIdMap<V> = HashMap<ObjectId, V, BuildHasherDefault<IdHasher>>;
 /// A set of objects.
 pub type ObjectIdSet = HashSet<ObjectId, BuildHasherDefault<IdHasher>>;
 
 impl ObjectId {
-    /// The identity of the object of `kind` called `namespace/name`; `namespace` is empty where the kind has none.
+    /// The identity of the object of `kind` called `namespace/name`; `namespace` is empty for a kind without
+    /// namespaces.
     pub fn new(kind: Kind, namespace: &str, name: &str) -> Self {
         static KEY: OnceLock<SipHasher13> = OnceLock::new();
         let mut hasher = *KEY.get_or_init(|| {
-            // RandomState is the standard library's door to the system's random numbers.
+            // `RandomState` is the access of the standard library to the system's random numbers.
             let random = || RandomState::new().hash_one(0u8);
             SipHasher13::new_with_keys(random(), random())
         });
         hasher.write_u8(kind as u8);
         hasher.write(namespace.as_bytes());
-        // No namespace contains a slash, so no two pairs are written alike.
+        // No namespace contains a slash, so two pairs never have the same text.
         hasher.write_u8(b'/');
         hasher.write(name.as_bytes());
         let hash = hasher.finish128();
-        // Three bits of 128 are given up, so that an id says its kind.
+        // Three bits of 128 hold the kind.
         Self {
             high: hash.h1 & !KIND_BITS | kind as u64,
             low: hash.h2,
         }
     }
 
-    /// No id comes before this one.
+    /// The smallest id.
     pub const LEAST: Self = Self { high: 0, low: 0 };
 
     /// The kind of the object.
@@ -81,7 +84,7 @@ impl fmt::Debug for ObjectId {
     }
 }
 
-/// Hands an [`ObjectId`] through unchanged.
+/// Passes an [`ObjectId`] through unchanged.
 #[derive(Default)]
 pub struct IdHasher(u64);
 
@@ -91,7 +94,7 @@ impl Hasher for IdHasher {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        // ObjectId writes one u64 and nothing else; this keeps other keys correct.
+        // `ObjectId` writes one u64 and nothing else; this keeps other keys correct.
         for &byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(byte);
         }

@@ -1,11 +1,12 @@
-//! The first stage: where objects come from.
+//! The first stage: the sources of objects.
 //!
-//! A source reads Kubernetes objects, from a directory or from an API server, and says what happened to them as a
-//! stream of [`Event`]s over a bounded channel. It keeps no objects, only what it needs to notice a change; the next
-//! stage ([`crate::cluster`]) is the one place that holds them.
+//! A source reads Kubernetes objects, from a directory or from an API server. It sends their changes as a
+//! stream of [`Event`]s over a bounded channel. It keeps no objects, only the data that it needs to notice a
+//! change. The next stage ([`crate::cluster`]) is the one place that holds them.
 //!
-//! Invariants: a source never deletes an object because it lost sight of it. A full list is bracketed by
-//! [`Change::Begin`] and [`Change::End`], and only an `End` says that whatever was not listed is gone.
+//! Invariants: a source never deletes an object because it cannot reach it any more. A full list is between
+//! [`Change::Begin`] and [`Change::End`], and only an `End` means that the objects outside the list are
+//! deleted.
 
 pub mod directory;
 pub mod identity;
@@ -21,20 +22,20 @@ use std::time::Instant;
 pub use identity::{ObjectId, ObjectIdMap, ObjectIdSet};
 pub use state::StateHandle;
 
-/// The kinds of objects a source delivers. Each is listed and followed on its own.
+/// The kinds of objects that a source delivers. Each is listed and followed on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// `v1` Service.
+    /// The kind `v1` Service.
     Service,
-    /// `discovery.k8s.io/v1` EndpointSlice.
+    /// The kind `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
-    /// `v1` Node.
+    /// The kind `v1` Node.
     Node,
-    /// `networking.k8s.io/v1` ServiceCIDR.
+    /// The kind `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidr,
-    /// `v1` Namespace, for its annotations.
+    /// The kind `v1` Namespace, for its annotations.
     Namespace,
-    /// `v1` Pod, for the annotations of this node's.
+    /// The kind `v1` Pod, for the annotations of this node's pods.
     Pod,
 }
 
@@ -49,7 +50,7 @@ impl Kind {
         Self::Pod,
     ];
 
-    /// Whether nothing can be served without the full list of this kind.
+    /// Whether the agent can serve no service without the full list of this kind.
     pub const fn is_vital(self) -> bool {
         !matches!(self, Self::Namespace | Self::Pod)
     }
@@ -78,7 +79,7 @@ impl Kind {
         }
     }
 
-    /// Whether objects of this kind live in a namespace.
+    /// Whether objects of this kind have a namespace.
     pub const fn namespaced(self) -> bool {
         matches!(self, Self::Service | Self::EndpointSlice | Self::Pod)
     }
@@ -90,12 +91,13 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One thing that a source saw happen.
+/// One change that a source has seen.
 #[derive(Debug)]
 pub struct Event {
-    /// When the bytes (or the inotify event) that say so arrived, for measuring the way to the maps.
+    /// When the bytes (or the inotify event) with the change arrived, to measure the delay until it is in the
+    /// maps.
     pub received: Instant,
-    /// What happened.
+    /// The change itself.
     pub change: Change,
 }
 
@@ -106,53 +108,53 @@ impl Event {
     }
 }
 
-/// What happened to an object, a kind or the input itself.
+/// A change of an object, a kind or the input itself.
 #[derive(Debug)]
 pub enum Change {
-    /// A full list of this kind starts. A list that was begun and not ended is forgotten by the next `Begin`.
+    /// A full list of this kind starts. The next `Begin` discards a list that has no `End`.
     Begin(Kind),
-    /// This object exists and looks like this.
+    /// This object exists, with this content.
     Apply(Box<Object>),
-    /// This object is gone.
+    /// This object was deleted.
     Delete(Kind, ObjectId),
-    /// This object exists and cannot be read. What is known of it stays.
+    /// This object exists and cannot be read. Its last known content stays.
     Unreadable(Unreadable),
-    /// The list of this kind is complete: what it did not name is gone.
+    /// The list of this kind is complete: all objects outside it are deleted.
     End(Kind),
-    /// What is wrong with an input that is not an object (a file, a document); an empty list says it is good again.
+    /// The faults of an input that is not an object (a file, a document); an empty list clears them.
     Problems {
-        /// What the messages are about, as a person would name it: `file services.yaml`.
+        /// The subject of the messages, in words for an operator: `file services.yaml`.
         subject: String,
-        /// One line for each thing that is wrong.
+        /// One line for each fault.
         messages: Vec<String>,
     },
 }
 
-/// An object, or what may be one, that cannot be read.
+/// An object, or a possible one, that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its kind.
+    /// The kind of the object.
     pub kind: Kind,
-    /// Its identity and its name as a person writes it; nothing if these cannot be read either.
+    /// Its identity and its name in words; `None` if these cannot be read either.
     pub object: Option<(ObjectId, String)>,
-    /// Why.
+    /// Why it cannot be read.
     pub message: String,
 }
 
 /// An object as the source read it.
 #[derive(Debug)]
 pub enum Object {
-    /// A Service.
+    /// An object of the kind Service.
     Service(wire::Service),
-    /// An EndpointSlice.
+    /// An object of the kind EndpointSlice.
     EndpointSlice(wire::EndpointSlice),
-    /// A Node.
+    /// An object of the kind Node.
     Node(wire::Node),
-    /// A ServiceCIDR.
+    /// An object of the kind ServiceCIDR.
     ServiceCidr(wire::ServiceCidr),
-    /// A Namespace.
+    /// An object of the kind Namespace.
     Namespace(wire::Namespace),
-    /// A Pod.
+    /// An object of the kind Pod.
     Pod(wire::Pod),
 }
 
@@ -187,7 +189,7 @@ impl Object {
     }
 }
 
-/// The object as a person names it: `Service shop/cart`, `Node worker-1`.
+/// Writes the object as an operator names it: `Service shop/cart`, `Node worker-1`.
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, metadata) = (self.kind(), self.metadata());

@@ -1,10 +1,10 @@
-//! Rows that stay where they are, numbered.
+//! Numbered rows that keep their place in memory.
 //!
-//! A vector of a hundred thousand rows doubles when it grows: up to half of it is empty, and the event that fills it waits
-//! for megabytes to be copied. Here rows lie on pages of a fixed size; growing means one page more, and a freed number is
-//! used again.
+//! A vector of a hundred thousand rows doubles when it grows. Up to half of it is empty, and the event that
+//! fills it waits for the copy of megabytes. Here rows are on pages of a fixed size. Growth adds one page,
+//! and a freed number is used again.
 
-/// Rows on a page. A page of the largest rows takes some 28 KiB.
+/// The number of rows on a page. A page of the largest rows takes some 28 KiB.
 const PAGE: usize = 256;
 /// The end of the list of free slots.
 const NONE: u32 = u32::MAX;
@@ -16,7 +16,7 @@ enum Slot<T> {
     Free(u32),
 }
 
-/// Rows by number.
+/// The rows, by number.
 #[derive(Debug)]
 pub(super) struct Pages<T> {
     pages: Vec<Vec<Slot<T>>>,
@@ -48,7 +48,7 @@ impl<T> Pages<T> {
         (full_pages * PAGE + page.len() - 1) as u32
     }
 
-    /// Takes a row out; `None` if there is none of this number.
+    /// Removes a row and returns it; `None` if there is none of this number.
     pub(super) fn remove(&mut self, number: u32) -> Option<T> {
         self.get(number)?;
         let next = std::mem::replace(&mut self.first_free, number);

@@ -1,7 +1,8 @@
-//! How the source is doing, for `millrace status`.
+//! The state of the source, for `millrace status`.
 //!
-//! A source that cannot reach its objects goes on trying and says nothing to the next stage, since what is served stays
-//! served. Whoever asks for the agent's state must see it all the same: which kinds it cannot read, why, and since when.
+//! A source that cannot reach its objects continues to try and passes nothing to the next stage, since the
+//! served state must stay. The agent's state must show it all the same: the kinds that it cannot read, the
+//! reason, and the time since when.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,14 +14,14 @@ use tokio::sync::Notify;
 
 use super::Kind;
 
-/// The state of a running source; clones show the same one.
+/// The state of a running source; clones share it.
 #[derive(Clone, Debug)]
 pub struct StateHandle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// An API server was found at another address.
+    /// Signals that an API server was found at another address.
     moved: Notify,
 }
 
@@ -45,7 +46,7 @@ enum Connection {
 }
 
 impl StateHandle {
-    /// A source that starts to read from `origin`, a directory or the address of an API server.
+    /// The state of a source that starts to read from `origin`, a directory or the address of an API server.
     pub(crate) fn new(origin: String) -> Self {
         let state = State {
             origin,
@@ -59,12 +60,13 @@ impl StateHandle {
         }))
     }
 
-    /// Objects of this kind are being followed.
+    /// Notes that the source follows objects of this kind.
     pub(super) fn set_following(&self, kind: Kind) {
         self.lock().connections[kind as usize] = Connection::Following;
     }
 
-    /// Objects of this kind cannot be read; true if they could be until now, or nobody knew.
+    /// Notes that objects of this kind cannot be read. Returns true if they could be read before, or if that
+    /// was unknown.
     pub(super) fn set_failing(&self, kind: Kind, error: &dyn fmt::Display) -> bool {
         let connection = &mut self.lock().connections[kind as usize];
         let earlier = match connection {
@@ -79,7 +81,7 @@ impl StateHandle {
         earlier.is_none()
     }
 
-    /// What the first lists of these kinds wait for, in words.
+    /// The reasons why the first lists of these kinds are missing, in words.
     pub fn waiting_for(&self, kinds: &[Kind]) -> Vec<String> {
         let state = self.lock();
         let describe = |kind: &Kind| {
@@ -92,7 +94,7 @@ impl StateHandle {
         kinds.iter().map(describe).collect()
     }
 
-    /// The kinds that cannot be followed at the moment, as pairs of what and why.
+    /// The kinds that cannot be followed at present, as pairs of the subject and the reason.
     pub fn errors(&self) -> Vec<(String, String)> {
         let state = self.lock();
         let failing = Kind::ALL
@@ -107,18 +109,17 @@ impl StateHandle {
         failing.collect()
     }
 
-    /// Where objects come from: a directory or the address of an API server.
+    /// The origin of objects: a directory or the address of an API server.
     pub fn origin(&self) -> String {
         self.lock().origin.clone()
     }
 
-    /// The API server is asked at another address.
+    /// Sets the address of the API server in use.
     pub(super) fn set_origin(&self, origin: String) {
         self.lock().origin = origin;
     }
 
-    /// API servers are reached at these addresses too. Those from before stay, since connections may hold on
-    /// to them.
+    /// Adds addresses of API servers. The earlier ones stay, since connections may still use them.
     pub(super) fn add_servers(&self, found: impl IntoIterator<Item = SocketAddr>) {
         let mut state = self.lock();
         let before = state.servers.len();
@@ -128,7 +129,7 @@ impl StateHandle {
         }
     }
 
-    /// Where API servers are reached; nowhere if objects come from a directory.
+    /// The addresses and ports of API servers; empty if objects come from a directory.
     pub fn servers(&self) -> BTreeSet<SocketAddr> {
         self.lock().servers.clone()
     }
@@ -138,12 +139,12 @@ impl StateHandle {
         self.0.moved.notified().await;
     }
 
-    /// Counts a request to the API server by the status of its answer, if there was one.
+    /// Counts a request to the API server by the status of its response, if there was one.
     pub fn count_request(&self, method: &'static str, code: Option<u16>) {
         *self.lock().requests.entry((method, code)).or_default() += 1;
     }
 
-    /// How many requests were made, by method and status.
+    /// The number of requests, by method and status.
     pub fn requests(&self) -> Vec<(&'static str, Option<u16>, u64)> {
         let state = self.lock();
         let counts = state.requests.iter();
@@ -153,12 +154,12 @@ impl StateHandle {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every write is one assignment or one call, so a panic elsewhere leaves nothing half done.
+        // Every write is one assignment or one call, so a panic elsewhere leaves no half-written state.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The time in whole seconds, which is what a person reads.
+/// The time in whole seconds, for people to read.
 fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)

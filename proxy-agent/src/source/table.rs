@@ -1,7 +1,7 @@
 //! A table of objects by identity that costs little more than the objects.
 //!
-//! Rows lie on pages and the index holds their 4-byte numbers, so that neither the empty part of a hash table nor its
-//! growth is paid for in whole objects, and rows can name each other by number (a service its slices).
+//! Rows are on pages and the index holds their 4-byte numbers. So neither the empty part of a hash table nor
+//! its growth costs whole objects. Rows can refer to each other by number (a service to its slices).
 
 use hashbrown::HashTable;
 
@@ -10,7 +10,7 @@ use super::pages::Pages;
 
 /// A row that knows which object it describes.
 pub(crate) trait Row {
-    /// The object's identity; never changes.
+    /// The identity of the row's object, which never changes.
     fn id(&self) -> ObjectId;
 }
 
@@ -38,7 +38,7 @@ impl<T: Row> Table<T> {
         number
     }
 
-    /// Takes a row out.
+    /// Removes a row and returns it.
     pub(crate) fn remove(&mut self, number: u32) -> Option<T> {
         let row = self.rows.remove(number)?;
         if let Ok(entry) = self
@@ -60,12 +60,12 @@ impl<T: Row> Table<T> {
         self.rows.get_mut(number)
     }
 
-    /// Every row.
+    /// Iterates over every row.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.rows.iter()
     }
 
-    /// Every row, to change anything but its identity.
+    /// Iterates over every row, to change anything but its identity.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.rows.iter_mut()
     }

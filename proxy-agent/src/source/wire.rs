@@ -1,9 +1,10 @@
-//! The fields of Kubernetes' objects that the proxy looks at, and no others.
+//! The fields of Kubernetes' objects that the proxy uses, and no others.
 //!
-//! Both sources decode into these types, so what is not named here is skipped by the decoder and never costs memory: most
-//! of a Service is bookkeeping (`managedFields`), nearly all of a Node is status. Everything is optional, as it is in
-//! Kubernetes, where a missing list, `null` and `[]` mean the same. Numbers are wider than their fields, so that a bad value
-//! spoils only the place it stands in: the next stage judges it and can name it.
+//! Both sources decode into these types, so the decoder skips all other fields, and they cost no memory. Most
+//! of a Service is bookkeeping (`managedFields`), and nearly all of a Node is status. Every field is
+//! optional, as it is in Kubernetes, where a missing list, `null` and `[]` mean the same. Numbers are wider
+//! than in Kubernetes, so that an invalid value affects only its own field: the next stage checks it and can
+//! report it.
 //!
 //! The types follow `k8s.io/api` v1.36; strings of up to 24 bytes are kept inline.
 
@@ -17,7 +18,7 @@ use super::{Kind, ObjectId};
 /// A string of an object.
 pub type Text = CompactString;
 
-/// `metadata` of any object.
+/// The `metadata` of any object.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(
     default,
@@ -25,24 +26,24 @@ pub type Text = CompactString;
     bound(deserialize = "L: Default + Deserialize<'de>")
 )]
 pub struct Metadata<L = Labels> {
-    /// The name. An object without one is refused by whoever reads it.
+    /// The name. The consumer refuses an object without one.
     pub name: Text,
     /// The namespace, for kinds that have one.
     pub namespace: Option<Text>,
-    /// RFC 3339.
+    /// The time of creation, as RFC 3339.
     pub creation_timestamp: Option<Text>,
-    /// RFC 3339; present while the object is being deleted.
+    /// The time of deletion, as RFC 3339; present while the object is being deleted.
     pub deletion_timestamp: Option<Text>,
     /// The version to resume a watch from.
     pub resource_version: Option<Text>,
-    /// The labels that mean something to a proxy.
+    /// The labels that the proxy uses.
     pub labels: Option<L>,
-    /// The annotations that mean something to a proxy.
+    /// The annotations that the proxy uses.
     pub annotations: Option<Annotations>,
 }
 
 impl Metadata {
-    /// The namespace, `default` where none is given.
+    /// The namespace; `default` if none is given.
     pub fn namespace(&self) -> &str {
         self.namespace
             .as_deref()
@@ -60,7 +61,7 @@ impl Metadata {
     }
 }
 
-/// The labels that mean something to a proxy.
+/// The labels that the proxy uses.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Labels {
@@ -73,16 +74,16 @@ pub struct Labels {
     /// The proxy that serves this Service in place of the node's usual one.
     #[serde(rename = "service.kubernetes.io/service-proxy-name")]
     pub service_proxy_name: Option<Text>,
-    /// The zone a Node stands in.
+    /// The zone of a Node.
     #[serde(rename = "topology.kubernetes.io/zone")]
     pub zone: Option<Text>,
 }
 
-/// The annotations that mean something to a proxy.
+/// The annotations that the proxy uses.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Annotations {
-    /// When what an EndpointSlice says last changed, RFC 3339.
+    /// When the content of an EndpointSlice last changed, as RFC 3339.
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub last_change: Option<Text>,
     /// Whether connections to removed endpoints of this Service are reset: `true` or `false`.
@@ -91,37 +92,37 @@ pub struct Annotations {
     /// Whether the cluster IPs of this Service are left to sockets of the node: `true` or `false`.
     #[serde(rename = "millrace.dev/leave-to-node")]
     pub leave_to_node: Option<Text>,
-    /// What flannel's backend on this Node tells others, as JSON.
+    /// The data of flannel's backend on this Node for other nodes, as JSON.
     #[serde(rename = "flannel.alpha.coreos.com/backend-data")]
     pub flannel_backend: Option<Text>,
-    /// `off` leaves the sockets of this Pod, or of this Namespace's, to the packet path.
+    /// `off` leaves the sockets of this Pod, or of the Pods of this Namespace, to the packet path.
     #[serde(rename = "millrace.dev/socket-lb")]
     pub socket_lb: Option<Text>,
-    /// How many bits per second this Pod may receive.
+    /// The limit of packets to this Pod, in bits per second.
     #[serde(rename = "kubernetes.io/ingress-bandwidth")]
     pub ingress_bandwidth: Option<Text>,
-    /// How many bits per second this Pod may send.
+    /// The limit of packets from this Pod, in bits per second.
     #[serde(rename = "kubernetes.io/egress-bandwidth")]
     pub egress_bandwidth: Option<Text>,
 }
 
-/// `v1` Service.
+/// The object `v1` Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Service {
-    /// Name and labels.
+    /// The name and the labels.
     pub metadata: Metadata,
-    /// What is asked for.
+    /// The wanted state.
     pub spec: Option<ServiceSpec>,
-    /// What it was given.
+    /// The reported state.
     pub status: Option<ServiceStatus>,
 }
 
-/// `spec` of a Service.
+/// The `spec` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceSpec {
-    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
+    /// One of `ClusterIP`, `NodePort`, `LoadBalancer` and `ExternalName`.
     #[serde(rename = "type")]
     pub type_: Option<Text>,
     /// The first cluster IP, or `None` for a headless Service.
@@ -130,36 +131,36 @@ pub struct ServiceSpec {
     /// One cluster IP for each family.
     #[serde(rename = "clusterIPs")]
     pub cluster_ips: Option<Vec<Text>>,
-    /// The ports.
+    /// The ports of the Service.
     pub ports: Option<Vec<ServicePort>>,
-    /// Use endpoints that are not ready too.
+    /// Whether endpoints are used before they are ready.
     pub publish_not_ready_addresses: Option<bool>,
-    /// `Cluster` or `Local`.
+    /// The policy for cluster IPs: `Cluster` or `Local`.
     pub internal_traffic_policy: Option<Text>,
-    /// `Cluster` or `Local`.
+    /// The policy for external addresses: `Cluster` or `Local`.
     pub external_traffic_policy: Option<Text>,
-    /// Addresses of nodes, or routed to them, at which the Service answers too.
+    /// Addresses of nodes, or routed to them, at which the node serves the Service too.
     #[serde(rename = "externalIPs")]
     pub external_ips: Option<Vec<Text>>,
-    /// Whose packets to the load balancer's addresses are let through; nothing means everybody's.
+    /// The clients that the load balancer's addresses accept; an absent list means all clients.
     pub load_balancer_source_ranges: Option<Vec<Text>>,
-    /// Where a load balancer asks for the health of this node's endpoints.
+    /// The port where a load balancer checks the health of this node's endpoints.
     pub health_check_node_port: Option<i64>,
-    /// `None` or `ClientIP`.
+    /// One of `None` and `ClientIP`.
     pub session_affinity: Option<Text>,
     /// The parameters of `sessionAffinity`.
     pub session_affinity_config: Option<SessionAffinityConfig>,
 }
 
-/// `status` of a Service.
+/// The `status` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceStatus {
-    /// What the load balancer reports.
+    /// The state that the load balancer reports.
     pub load_balancer: Option<LoadBalancerStatus>,
 }
 
-/// `status.loadBalancer` of a Service.
+/// The `status.loadBalancer` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct LoadBalancerStatus {
@@ -167,23 +168,23 @@ pub struct LoadBalancerStatus {
     pub ingress: Option<Vec<LoadBalancerIngress>>,
 }
 
-/// `status.loadBalancer.ingress[]` of a Service.
+/// An element of `status.loadBalancer.ingress[]` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LoadBalancerIngress {
-    /// The address; a balancer that is reached by name has none.
+    /// The address; a balancer that has only a name has none.
     pub ip: Option<Text>,
-    /// `VIP` (also where nothing is said): packets arrive with this address. `Proxy`: they do not.
+    /// With `VIP` (the default) packets arrive with this destination address; with `Proxy` they do not.
     pub ip_mode: Option<Text>,
 }
 
-/// `spec.ports[]` of a Service.
+/// An element of `spec.ports[]` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ServicePort {
-    /// Matches the port's name in the slices.
+    /// The name, which matches the port's name in the slices.
     pub name: Option<Text>,
-    /// `TCP` (also where nothing is said), `UDP` or `SCTP`.
+    /// One of `TCP` (the default), `UDP` and `SCTP`.
     pub protocol: Option<Text>,
     /// The port of the cluster IP.
     pub port: Option<i64>,
@@ -191,7 +192,7 @@ pub struct ServicePort {
     pub node_port: Option<i64>,
 }
 
-/// `spec.sessionAffinityConfig` of a Service.
+/// The `spec.sessionAffinityConfig` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct SessionAffinityConfig {
@@ -200,7 +201,7 @@ pub struct SessionAffinityConfig {
     pub client_ip: Option<ClientIpConfig>,
 }
 
-/// `spec.sessionAffinityConfig.clientIP` of a Service.
+/// The `spec.sessionAffinityConfig.clientIP` of a Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ClientIpConfig {
@@ -208,61 +209,61 @@ pub struct ClientIpConfig {
     pub timeout_seconds: Option<i64>,
 }
 
-/// `discovery.k8s.io/v1` EndpointSlice.
+/// The object `discovery.k8s.io/v1` EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EndpointSlice {
-    /// Name and labels.
+    /// The name and the labels.
     pub metadata: Metadata,
-    /// `IPv4`, `IPv6` or `FQDN`.
+    /// One of `IPv4`, `IPv6` and `FQDN`.
     pub address_type: Option<Text>,
     /// The ports that every endpoint of the slice has.
     pub ports: Option<Vec<EndpointPort>>,
-    /// The endpoints.
+    /// The endpoints of the slice.
     pub endpoints: Option<Vec<Endpoint>>,
 }
 
-/// `ports[]` of an EndpointSlice.
+/// An element of `ports[]` of an EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct EndpointPort {
-    /// Matches the port's name in the Service.
+    /// The name, which matches the port's name in the Service.
     pub name: Option<Text>,
-    /// `TCP` (also where nothing is said), `UDP` or `SCTP`.
+    /// One of `TCP` (the default), `UDP` and `SCTP`.
     pub protocol: Option<Text>,
-    /// The port; nothing means every port, which no proxy can serve.
+    /// The port; an absent value means every port, which no proxy can serve.
     pub port: Option<i64>,
 }
 
-/// `endpoints[]` of an EndpointSlice.
+/// An element of `endpoints[]` of an EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Addresses that are the same for every purpose; proxies use the first.
+    /// Addresses that are equivalent for every purpose; proxies use the first.
     pub addresses: Option<Vec<Text>>,
     /// The endpoint's state.
     pub conditions: Option<Conditions>,
-    /// The node it runs on.
+    /// The node that the endpoint runs on.
     pub node_name: Option<Text>,
-    /// The zone it stands in.
+    /// The zone of the endpoint.
     pub zone: Option<Text>,
-    /// Who should prefer it.
+    /// The clients that should prefer the endpoint.
     pub hints: Option<Hints>,
 }
 
-/// `endpoints[].conditions` of an EndpointSlice.
+/// The `endpoints[].conditions` of an EndpointSlice.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Conditions {
-    /// Takes new connections; nothing means yes.
+    /// Whether the endpoint takes new connections; an absent value means yes.
     pub ready: Option<bool>,
-    /// Able to answer, even while terminating; nothing means yes.
+    /// Whether the endpoint can reply, even while it terminates; an absent value means yes.
     pub serving: Option<bool>,
-    /// On its way out; nothing means no.
+    /// Whether the endpoint terminates; an absent value means no.
     pub terminating: Option<bool>,
 }
 
-/// `endpoints[].hints` of an EndpointSlice.
+/// The `endpoints[].hints` of an EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Hints {
@@ -276,23 +277,23 @@ pub struct Hints {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Named {
-    /// The name.
+    /// The name in the entry.
     pub name: Text,
 }
 
-/// `v1` Node.
+/// The object `v1` Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Node {
-    /// Name and labels.
+    /// The name and the labels.
     pub metadata: Metadata,
-    /// What was assigned to it.
+    /// The assigned state.
     pub spec: Option<NodeSpec>,
-    /// What it reports.
+    /// The reported state.
     pub status: Option<NodeStatus>,
 }
 
-/// `spec` of a Node.
+/// The `spec` of a Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeSpec {
@@ -302,19 +303,19 @@ pub struct NodeSpec {
     /// One pod range for each family.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<Text>>,
-    /// What keeps pods off it.
+    /// The taints, which keep pods off the node.
     pub taints: Option<Vec<Taint>>,
 }
 
-/// `spec.taints[]` of a Node.
+/// An element of `spec.taints[]` of a Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Taint {
-    /// What it is about.
+    /// The key of the taint.
     pub key: Text,
 }
 
-/// `status` of a Node.
+/// The `status` of a Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
@@ -322,54 +323,54 @@ pub struct NodeStatus {
     pub addresses: Option<Vec<NodeAddress>>,
 }
 
-/// `status.addresses[]` of a Node.
+/// An element of `status.addresses[]` of a Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeAddress {
-    /// `InternalIP`, `ExternalIP`, `Hostname`, …
+    /// The type of the address: `InternalIP`, `ExternalIP`, `Hostname`, …
     #[serde(rename = "type")]
     pub type_: Text,
     /// The address or name.
     pub address: Text,
 }
 
-/// `networking.k8s.io/v1` ServiceCIDR.
+/// The object `networking.k8s.io/v1` ServiceCIDR.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ServiceCidr {
-    /// The name.
+    /// The name of the object.
     pub metadata: Metadata,
-    /// What is asked for.
+    /// The wanted state.
     pub spec: Option<ServiceCidrSpec>,
 }
 
-/// `spec` of a ServiceCIDR.
+/// The `spec` of a ServiceCIDR.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ServiceCidrSpec {
-    /// Ranges that cluster IPs are taken from.
+    /// The ranges that cluster IPs are taken from.
     pub cidrs: Option<Vec<Text>>,
 }
 
-/// `v1` Namespace.
+/// The object `v1` Namespace.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Namespace {
-    /// Name and annotations.
+    /// The name and the annotations.
     pub metadata: Metadata,
 }
 
-/// `v1` Pod.
+/// The object `v1` Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "PodDocument")]
 pub struct Pod {
-    /// Name and annotations.
+    /// The name and the annotations.
     pub metadata: Metadata,
     /// All labels, sorted: an operator may choose pods by any of them.
     pub labels: Box<[(Text, Text)]>,
-    /// What is asked for.
+    /// The wanted state.
     pub spec: Option<PodSpec>,
-    /// What it was given.
+    /// The reported state.
     pub status: Option<PodStatus>,
 }
 
@@ -406,31 +407,31 @@ impl From<PodDocument> for Pod {
     }
 }
 
-/// `spec` of a Pod.
+/// The `spec` of a Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodSpec {
-    /// The node it runs on.
+    /// The node that the Pod runs on.
     pub node_name: Option<Text>,
-    /// Whether it has no network of its own.
+    /// Whether the Pod has no network namespace of its own.
     pub host_network: Option<bool>,
 }
 
-/// `status` of a Pod.
+/// The `status` of a Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
-    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    /// One of `Pending`, `Running`, `Succeeded`, `Failed` and `Unknown`.
     pub phase: Option<Text>,
     /// One address for each family.
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
 }
 
-/// `status.podIPs[]` of a Pod.
+/// An element of `status.podIPs[]` of a Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PodIp {
-    /// The address.
+    /// The IP address.
     pub ip: Text,
 }

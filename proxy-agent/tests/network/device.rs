@@ -1,4 +1,4 @@
-//! Our own device and its routes.
+//! Tests of our own device and its routes.
 
 use super::*;
 
@@ -93,7 +93,7 @@ fn routes_follow_what_is_wanted_and_nothing_is_written_twice() {
         assert_eq!(restarted.sync_routes(wanted()).await.expect("read"), []);
         assert_eq!(restarted.writes(), 0);
 
-        // Another primary address, one range and one address less.
+        // The primary address is another one, and there are one range and one address less.
         let mut other = HostRoutes {
             node: node("192.0.2.2"),
             ..wanted()
@@ -110,7 +110,7 @@ fn routes_follow_what_is_wanted_and_nothing_is_written_twice() {
         );
         assert_eq!(restarted.writes(), 3);
 
-        // The kernel takes the routes with their source address and with the device's state.
+        // The kernel removes the routes with their source address and with the device's state.
         ip("addr del 192.0.2.2/24 dev uplink0");
         ip("link set millrace0 down");
         assert_eq!(our_routes(), [""; 0]);
@@ -191,7 +191,8 @@ fn packets_to_virtual_addresses_leave_by_our_device_and_end_at_its_peer() {
                     .send(b"?")
                     .expect("no neighbour to wait for, and nobody who refuses");
             }
-            // Exactly these five: no solicitation, no report, no echo from the other end.
+            // The counter grows by exactly these five: no solicitation, no report, and no echo from the other
+            // end.
             let after = (sent_by("millrace0"), sent_by("millrace1"));
             assert_eq!(after, (before.0 + 5, before.1), "{to}");
         }

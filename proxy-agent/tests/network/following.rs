@@ -1,4 +1,4 @@
-//! Links, addresses and routes, followed.
+//! Tests of the monitor: it follows links, addresses and routes.
 
 use super::*;
 
@@ -47,14 +47,14 @@ fn links_addresses_and_default_routes_are_followed() {
         let addresses = NodeAddresses::find(monitor.links(), &found, &[]);
         assert_eq!(addresses.all, [address("192.0.2.1")]);
 
-        // The kernel says nothing of routes that go with the state of a link.
+        // The kernel sends no message about routes that it removes with the state of a link.
         ip("link set uplink0 down");
         until(&mut monitor, "the default route is gone", |links| {
             links.default_interfaces().is_empty()
         })
         .await;
 
-        // Nor does it tell one end of a veth that the other one moved.
+        // The kernel sends no message about one end of a veth when the other one moves.
         let pod = Namespace::new();
         pod.receive("outside0");
         let leads_there = |links: &Links| {

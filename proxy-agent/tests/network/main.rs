@@ -1,6 +1,8 @@
-//! The network side against the kernel: links followed, our device and its routes, pods' namespaces found.
+//! Tests of the network side against the kernel: the links, our device and its routes, and the namespaces of
+//! pods.
 //!
-//! Each test runs in a network and a mount namespace of its own, made by the thread it runs in and gone with it.
+//! Each test runs in a network and a mount namespace of its own. The test's thread makes them, and they
+//! disappear with it.
 
 mod device;
 mod following;
@@ -24,7 +26,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use skip::note_skip;
 
-/// Runs a test in namespaces of its own, or notes why it cannot.
+/// Runs a test in namespaces of its own, or notes why that is not possible.
 fn in_namespace<F: Future<Output = ()>>(body: impl FnOnce() -> F) {
     if !nix::unistd::geteuid().is_root() {
         return note_skip("needs root");
@@ -44,7 +46,8 @@ fn in_namespace<F: Future<Output = ()>>(body: impl FnOnce() -> F) {
     });
 }
 
-/// Runs a test in namespaces of its own whose cookies a socket tells; before Linux 5.14 only a witness does.
+/// Runs a test in namespaces of its own whose cookies a socket can read. Before Linux 5.14 only a witness
+/// can.
 fn in_namespace_with_cookie<F: Future<Output = ()>>(body: impl FnOnce() -> F) {
     match own_netns_cookie(None) {
         Ok(_) => in_namespace(body),
@@ -82,7 +85,7 @@ fn sent_by(device: &str) -> u64 {
     links[0]["stats64"]["tx"]["packets"].as_u64().expect("a counter")
 }
 
-/// An interface to others: a veth whose other end has carrier but leads nowhere.
+/// Adds an interface to other machines: a veth whose other end has a carrier but leads nowhere.
 fn add_uplink() {
     ip("link add uplink0 mtu 1400 type veth peer name outside0");
     for setting in ["accept_dad", "accept_ra"] {
@@ -130,7 +133,7 @@ fn our_routes() -> Vec<String> {
         .collect()
 }
 
-/// Waits until the links fulfil a condition; gives all changes on the way.
+/// Waits until the links fulfil a condition; returns all changes until then.
 async fn until(monitor: &mut Monitor, what: &str, mut fulfilled: impl FnMut(&Links) -> bool) -> Vec<Change> {
     let mut changes = Vec::new();
     while !fulfilled(monitor.links()) {
@@ -157,7 +160,7 @@ impl Namespace {
         Self { _dir: dir, file }
     }
 
-    /// Makes one and mounts it on a file.
+    /// Makes a network namespace and mounts it on a file.
     fn make(dir: &Path, name: &str) -> PathBuf {
         let file = dir.join(name);
         std::fs::write(&file, "").expect("a file to mount on");

@@ -1,4 +1,4 @@
-//! Pods' namespaces, and their cookies.
+//! Tests of the namespaces of pods, and of their cookies.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn a_namespace_tells_its_cookie_to_one_who_enters_and_to_one_who_asks() {
     });
 }
 
-/// The cookie as a process in the namespace sees it.
+/// The cookie that a process in the namespace reads.
 fn cookie_inside(file: &Path) -> u64 {
     let file = std::fs::File::open(file).expect("the namespace");
     let inside = move || {
@@ -51,7 +51,7 @@ fn pods_are_found_before_and_after_their_interface() {
         std::fs::write(directory.join("not-mounted"), "").expect("a file");
         Namespace::make(directory, "of-nobody");
 
-        // The file first, as with every container runtime; two interfaces into one pod.
+        // The file exists first, as with every container runtime; two interfaces lead into one pod.
         let first = Namespace::make(directory, "first");
         for name in ["pod0", "pod1"] {
             ip(&format!(
@@ -80,7 +80,7 @@ fn pods_are_found_before_and_after_their_interface() {
             [cookie, cookie]
         );
 
-        // The interface first: its namespace gets a file in the directory later.
+        // The interface exists first; its namespace gets a file in the directory later.
         let second = Namespace::new();
         ip(&format!(
             "link add pod2 type veth peer name eth0 netns {}",
@@ -111,7 +111,7 @@ fn pods_are_found_before_and_after_their_interface() {
                 .any(|found| found == (pod2, cookie_inside(&second.file)))
         );
 
-        // A pod that takes over the name, id and inode of one that went.
+        // A new pod gets the name, the id and the inode of a removed one.
         ip("link del pod2");
         nix::mount::umount(&second.file).expect("unmounted");
         nix::mount::umount(&file).expect("unmounted");

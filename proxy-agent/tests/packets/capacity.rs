@@ -1,10 +1,11 @@
-//! Conntrack at several times its capacity: a million flows through tables for a quarter of that.
+//! Tests conntrack at several times its capacity: a million flows through tables for a quarter of that.
 //!
-//! Half of the flows are never answered and stay in `NEW_FLOWS`, half are and press on `FLOWS`. Flows that speak go on
-//! through the same backend, new ones are never refused, and the gauges say how full the tables are.
+//! Half of the flows get no reply and stay in `NEW_FLOWS`; the others get one and fill `FLOWS`. Active flows
+//! keep their backend, new ones are never refused, and the gauges show the usage of the tables.
 //!
-//! A kernel's LRU evicts by a bit that a look-up sets (`kernel/bpf/bpf_lru_list.c`), so what was looked up since the last
-//! round is passed over; but in a round it looks at 128 entries at the most, and then takes one regardless.
+//! The kernel's LRU evicts by a bit that a look-up sets (`kernel/bpf/bpf_lru_list.c`), so it skips an entry
+//! that was looked up since the last round. But in one round it looks at no more than 128 entries, and then
+//! evicts one regardless.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -20,15 +21,16 @@ use super::frame::{SEQUENCE, frame};
 use super::live::{Counters, Program, open_map};
 use super::node::Node;
 
-/// Entries of `FLOWS`, each flow having two; `NEW_FLOWS` has half as many.
+/// The capacity of `FLOWS`, where each flow has two entries; `NEW_FLOWS` has half as many.
 const CAPACITY: u32 = 250_000;
 const FLOWS: u32 = 1_000_000;
-/// A quarter of the flows that speak each way once in so many new ones, and all that are silent.
+/// The numbers of new flows after which a quarter of the flows that speak in turn send again, and after which
+/// all silent ones do.
 const LIVE: u32 = 1000;
 const SILENCE: u32 = 20_000;
 const BACKENDS: [[u8; 4]; 2] = [[10, 244, 1, 2], [10, 244, 2, 2]];
 
-/// Offsets in a frame without options.
+/// Offsets in a frame without options, in bytes.
 const SOURCE: usize = 26;
 const DESTINATION: usize = 30;
 const PORTS: usize = 34;
@@ -79,7 +81,7 @@ impl Traffic {
         }
     }
 
-    /// What the client of flow `n` sends. (Nobody looks at the checksum.)
+    /// The client's packet of flow `n`. (The programs do not check the checksum.)
     fn request(&self, n: u32, is_tcp: bool, flags: u8) -> Vec<u8> {
         let mut request = self.templates[usize::from(!is_tcp)].clone();
         let (host, port) = ((n / 60_000) as u8, 1024 + (n % 60_000) as u16);
@@ -87,14 +89,14 @@ impl Traffic {
         request[PORTS..PORTS + 2].copy_from_slice(&port.to_be_bytes());
         if is_tcp {
             request[TCP_FLAGS] = flags;
-            // Only who has seen the SYN,ACK knows its number.
+            // Only the receiver of the SYN,ACK knows its number.
             let number = if flags == ACK { SEQUENCE + 1 } else { 0 };
             request[ACKNOWLEDGED].copy_from_slice(&number.to_be_bytes());
         }
         request
     }
 
-    /// Sends it: the packet that the backend gets.
+    /// Sends a request, and returns the packet that the backend gets.
     #[track_caller]
     fn send(&mut self, request: &[u8]) -> Vec<u8> {
         let (verdict, sent) = self.from_pod.run(request).expect("a run");
@@ -109,7 +111,7 @@ impl Traffic {
         sent.to_vec()
     }
 
-    /// The backend's answer to what it got, and what becomes of it.
+    /// Sends the backend's reply to a packet, and returns the packet that the client gets.
     #[track_caller]
     fn answer(&mut self, sent: &[u8], flags: u8) -> Vec<u8> {
         let mut answer = sent.to_vec();
@@ -128,7 +130,7 @@ impl Traffic {
         received.to_vec()
     }
 
-    /// Begins flow `n`, of one of four kinds: UDP and TCP, answered and not.
+    /// Begins flow `n`, of one of four kinds: UDP and TCP, with and without a reply.
     fn begin(&mut self, n: u32) {
         let is_tcp = n & 1 == 0;
         let sent = self.send(&self.request(n, is_tcp, SYN));
@@ -140,14 +142,14 @@ impl Traffic {
         }
     }
 
-    /// A packet each way: what both sides get.
+    /// Sends a packet in each direction, and returns the packets that both sides get.
     fn speak(&mut self, n: u32) -> (Vec<u8>, Vec<u8>) {
         let sent = self.send(&self.request(n, n & 1 == 0, ACK));
         let received = self.answer(&sent, ACK);
         (sent, received)
     }
 
-    /// Gauge and true number of entries of `FLOWS` and `NEW_FLOWS`.
+    /// The gauge and the true number of entries, for `FLOWS` and `NEW_FLOWS`.
     fn entries(&self) -> [(u64, u64); 2] {
         let datapath = self.node.programmer.store();
         let gauges = [&datapath.flows, &datapath.new_flows].map(|map| map.count().expect("a count"));
@@ -167,16 +169,16 @@ fn walk(map: &OwnedFd) -> u64 {
     count
 }
 
-/// Flows that live: those that all speak at the end of the time they may be silent, and those that take turns.
+/// The active flows: those that all send at the end of their idle time, and those that send in turn.
 struct Live {
     at_once: Vec<u32>,
     in_turn: Vec<u32>,
-    /// What both sides of each got at first.
+    /// The packets that both sides of each flow got at first.
     said: HashMap<u32, (Vec<u8>, Vec<u8>)>,
 }
 
 impl Live {
-    /// Begins them, at once: so their entries stand in a row in the kernel's lists.
+    /// Begins all active flows at once, so that their entries are adjacent in the kernel's lists.
     fn begin(traffic: &mut Traffic, first: u32) -> Self {
         let mut answered = (first..).filter(|n| n & 2 == 0);
         let at_once: Vec<_> = answered.by_ref().take(LIVE as usize).collect();
@@ -193,7 +195,7 @@ impl Live {
         }
     }
 
-    /// Lets those speak whose time it is after `n` new flows; says how many that were.
+    /// Sends on the flows that are due after `n` new flows; returns their number.
     fn speak(&self, traffic: &mut Traffic, n: u32) -> u64 {
         let at_once = if n % SILENCE == SILENCE - 1 {
             &self.at_once[..]
@@ -216,7 +218,7 @@ impl Live {
 fn flows_that_speak_outlive_a_million_others_that_never_fail() {
     let mut traffic = Traffic::new();
     let before = traffic.counters.read();
-    // Connections past their handshake, which wait for the end in silence.
+    // These connections have completed their handshake, and are silent until the end.
     let silent: Vec<_> = (FLOWS + 8 * LIVE..).step_by(4).take(LIVE as usize).collect();
     let mut said = Vec::new();
     for n in &silent {

@@ -1,4 +1,4 @@
-//! ICMP errors about translated packets, and packets that are too big.
+//! Tests of ICMP errors about translated packets, and of packets that are too big.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -47,7 +47,7 @@ fn end(addresses: [&str; 2], family: usize, port: u16) -> SocketAddr {
     SocketAddr::new(of_family(addresses, family), port)
 }
 
-/// Fragmentation needed, or packet too big.
+/// Makes the ICMP error "fragmentation needed" or "packet too big".
 fn too_big(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
     let head = if from.is_ipv4() {
         [3, 4, 0, 0, 0, 0, 5, 0]
@@ -57,7 +57,7 @@ fn too_big(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
     icmp_error(from, to, head, about)
 }
 
-/// What an error says: who sent it to whom, about a packet from whom to whom.
+/// The addresses of an error, and the addresses and ports of the packet that it is about.
 fn told(error: &[u8]) -> ((IpAddr, IpAddr), (SocketAddr, SocketAddr)) {
     let headers = checked(error);
     let outer = (IpAddr::from(headers.src), IpAddr::from(headers.dst));
@@ -79,7 +79,7 @@ fn an_error_about_a_pods_packet_reaches_the_pod_as_one_about_what_it_sent() {
             let (verdict, out) = node.run("to_pod", &error);
             assert_eq!(verdict, PASS);
             assert_eq!(told(&out), ((router, pod.ip()), (pod, vip)));
-            // From the backend itself: the pod knows it as the service.
+            // The error comes from the backend itself, which the pod knows as the service.
             let error = too_big(of_family(BACKEND, family), pod.ip(), &sent[14..]);
             let (_, out) = node.run("to_pod", &error);
             assert_eq!(told(&out), ((vip.ip(), pod.ip()), (pod, vip)));
@@ -100,11 +100,12 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
             let (masqueraded, backend) = ends(&checked(&sent));
             assert_eq!(masqueraded.ip(), of_family(NODE, family));
             let router = of_family(ROUTER, family);
-            // On the way to the backend: the client learns it.
+            // The error is about a packet to the backend, and goes to the client.
             let (verdict, out) = node.run("from_uplink", &too_big(router, masqueraded.ip(), &sent[14..]));
             assert_eq!(verdict, REDIRECT);
             assert_eq!(told(&out), ((router, client.ip()), (client, service)));
-            // On the way of an answer to the client: the backend learns it, from the only peer it knows.
+            // The error is about a reply to the client. It goes to the backend, from the only peer that the
+            // backend knows.
             let answer = frame(
                 &backend.to_string(),
                 &masqueraded.to_string(),
@@ -173,7 +174,8 @@ fn the_sender_of_a_packet_that_is_too_big_is_told_the_size_that_is_not() {
     assert_eq!(node.count(Reason::TooBig), 4);
 }
 
-/// Whether this kernel tells the size that a route allows: since 5.13, or any that tells it apart from the packet's.
+/// Whether this kernel returns the MTU of a route: since 5.13, or any kernel that returns it apart from the
+/// packet's size.
 fn tells_mtu() -> bool {
     let release = nix::sys::utsname::uname().expect("a release");
     let release = release.release().to_string_lossy().into_owned();

@@ -1,4 +1,5 @@
-//! Fragments: the later ones follow the first, and a source has places of its own for its datagrams.
+//! Tests of fragments: the later ones follow the first, and each source has places of its own for its
+//! datagrams.
 
 use std::collections::HashMap;
 
@@ -16,11 +17,11 @@ const VIP: &str = FAMILIES[0].1;
 const VIP_B: &str = "10.96.0.20:80";
 const BACKEND: [u8; 4] = [10, 244, 2, 2];
 
-/// Both fragments of a datagram, or of a SYN with data. Only the first one has ports.
+/// Makes both fragments of a datagram, or of a SYN with data. Only the first one has ports.
 fn fragments(from: &str, to: &str, protocol: u8, id: u32) -> [Vec<u8>; 2] {
     const SYN: u8 = 0x02;
     const FRAGMENT: u8 = 44;
-    /// What the first one carries, a multiple of eight.
+    /// The payload of the first fragment in bytes, a multiple of eight.
     const FIRST: usize = 32;
     let whole = frame(from, to, protocol, SYN, &[0; 64]);
     let is_v4 = whole[14] >> 4 == 4;
@@ -62,7 +63,7 @@ fn fragments_follow_the_first_and_are_dropped_by_name_before_it() {
     }
 }
 
-/// Both datagrams fall to one place, and differ in what the row names.
+/// Both datagrams hash to one place, and differ in the field that the row names.
 #[test]
 fn fragments_are_not_taken_for_those_of_another_datagram_in_their_place() {
     const NEIGHBOUR6: &str = "[fd00:244:1::6]:40001";

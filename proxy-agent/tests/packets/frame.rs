@@ -1,11 +1,11 @@
-//! Frames made and checked byte by byte, without anything of the code that is tested but its parser.
+//! Makes and checks frames byte by byte. It uses no code under test except the parser.
 
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::packet::{ETHERNET_LEN, Headers, parse};
 use proxy_common::{Ip, Port, protocol};
 
-/// A frame with correct checksums.
+/// Makes a frame with correct checksums.
 pub fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let mut l4 = Vec::new();
@@ -23,7 +23,7 @@ pub fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> V
             6
         }
         _ => {
-            // The checksum is filled in below; the first chunk says what kind of packet it is.
+            // The checksum is set below; the first chunk shows the kind of the packet.
             l4.extend([0; 8]);
             l4.extend([flags, 0, 0, 4]);
             0
@@ -45,22 +45,22 @@ pub fn frame(from: &str, to: &str, protocol: u8, flags: u8, payload: &[u8]) -> V
     frame
 }
 
-/// The number of the first byte that each of these frames sends by TCP.
+/// The sequence number of the first TCP byte in each of these frames.
 pub const SEQUENCE: u32 = 7;
 
-/// A TCP frame that acknowledges a SYN of [`SEQUENCE`], with a correct checksum.
+/// Makes a TCP frame acknowledge a SYN of [`SEQUENCE`], with a correct checksum.
 pub fn acknowledging(mut frame: Vec<u8>) -> Vec<u8> {
     let l4 = if frame[14] >> 4 == 4 { 34 } else { 54 };
     let number = (SEQUENCE + 1).to_be_bytes();
     frame[l4 + 8..l4 + 12].copy_from_slice(&number);
     let before = u16::from_be_bytes([frame[l4 + 16], frame[l4 + 17]]);
-    // The number was 0.
+    // The acknowledgement number was 0 before.
     let sum = !sum(&number, u32::from(!before));
     frame[l4 + 16..l4 + 18].copy_from_slice(&sum.to_be_bytes());
     frame
 }
 
-/// RFC 1071, over bytes.
+/// The checksum of RFC 1071, over bytes.
 pub fn sum(bytes: &[u8], start: u32) -> u16 {
     let words = bytes
         .chunks(2)
@@ -89,7 +89,7 @@ pub fn ether_type(frame: &[u8]) -> u16 {
     u16::from_be_bytes([frame[12], frame[13]])
 }
 
-/// Parses what came out and checks every checksum in it.
+/// Parses the output and checks every checksum in it.
 #[track_caller]
 pub fn checked(frame: &[u8]) -> Headers {
     let headers = parse(frame, ether_type(frame), ETHERNET_LEN).expect("a packet");
@@ -128,7 +128,7 @@ pub fn checked(frame: &[u8]) -> Headers {
     headers
 }
 
-/// RFC 9260 appendix A, bit by bit.
+/// The CRC of RFC 9260 appendix A, bit by bit.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
@@ -149,7 +149,8 @@ pub fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// An ICMP error with these first eight bytes about a packet that starts with its IP header, with correct checksums.
+/// Makes an ICMP error with these first eight bytes about a packet that starts with its IP header, with
+/// correct checksums.
 pub fn icmp_error(from: IpAddr, to: IpAddr, head: [u8; 8], about: &[u8]) -> Vec<u8> {
     let l4 = [&head[..], &about[..about.len().min(64)]].concat();
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -170,7 +171,7 @@ pub fn icmp_error(from: IpAddr, to: IpAddr, head: [u8; 8], about: &[u8]) -> Vec<
     frame
 }
 
-/// Adds `EtherType` and IP header to a frame.
+/// Adds the `EtherType` and the IP header to a frame.
 fn ip_header(frame: &mut Vec<u8>, from: IpAddr, to: IpAddr, protocol: u8, len: usize) {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {

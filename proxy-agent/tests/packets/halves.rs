@@ -1,6 +1,6 @@
-//! Half of a flow's pair of entries goes, as under a kernel that evicts, or by another process. The next
-//! packet
-//! of the other side writes it again, and so does the client's own: both find the way that the flow had.
+//! Tests the loss of one of a flow's two entries, as when the kernel evicts it or another process removes it.
+//! The next packet of the other side writes it again, and so does the client's own. Both packets keep the
+//! flow's translation and next hop.
 
 use std::net::SocketAddr;
 
@@ -14,18 +14,18 @@ use super::live::Program;
 use super::node::Node;
 use super::pods::add_pod;
 
-/// How often one goes, over all flows.
+/// The number of removals, over all flows.
 const TIMES: usize = 10_000;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-/// A flow of one way and protocol. What there are two of is the client's first, then the backend's.
+/// A flow of one path and protocol. In each pair, the client's element comes first, then the backend's.
 struct Pair {
     what: String,
     programs: [Program; 2],
     packets: [Vec<u8>; 2],
     keys: [FlowKey; 2],
-    /// The verdict on each packet, and what it becomes.
+    /// The expected verdict on each packet, and the expected packet.
     owed: [(u32, Vec<u8>); 2],
 }
 
@@ -69,7 +69,8 @@ impl Pair {
         }
     }
 
-    /// Loses the entry of one side. The other one is a tick older then: entries are written once a tick.
+    /// Removes the entry of one side. The other entry becomes a tick older, since the programs write an entry
+    /// once a tick.
     #[track_caller]
     fn lose(&self, datapath: &Datapath, side: usize) {
         let mut lost = 0;
@@ -153,7 +154,7 @@ fn a_half_that_goes_is_written_again_by_the_next_packet() {
     let count = pairs.len();
     for time in 0..TIMES {
         let pair = &mut pairs[time % count];
-        // Whose entry goes, and whose packet is the next.
+        // The side whose entry is removed, and the side whose packet is next.
         let (lost, next) = match time / count % 3 {
             0 => (1, 0),
             1 => (0, 1),

@@ -1,4 +1,4 @@
-//! The live packet programs, opened once for many runs, and what they count.
+//! The live packet programs, opened once for many runs, and their counters.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use millrace::bpf::{Datapath, sys};
 use proxy_common::maps::{Counter, Reason, Refusals};
 
-/// More than any program adds to a frame: headers of an ICMP error over IPv6.
+/// More bytes than any program adds to a frame: the headers of an ICMP error over IPv6.
 const ROOM: usize = 256;
 
-/// Ethernet and IPv6 header.
+/// The length of the Ethernet and IPv6 headers in bytes.
 const SHORTEST_RUN: usize = 54;
 
-/// One program, ready to run.
+/// One open program.
 pub struct Program {
     classifier: SchedClassifier,
     context: [u8; 192],
@@ -21,11 +21,11 @@ pub struct Program {
 }
 
 impl Program {
-    /// For the program of this name, over frames on the interface `ifindex`.
+    /// Opens the program of this name, for frames on the interface `ifindex`.
     pub fn open(datapath: &Datapath, name: &str, ifindex: u32) -> Self {
         let classifier = SchedClassifier::from_pin(datapath.program_pin(name)).expect("the program");
         let mut context = [0_u8; 192];
-        // `struct __sk_buff`: ifindex.
+        // The field `ifindex` of `struct __sk_buff`.
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         Self {
             classifier,
@@ -34,15 +34,15 @@ impl Program {
         }
     }
 
-    /// Runs it over a frame: the verdict, and the frame as it is then. `None` if the kernel takes no such frame: newer ones
-    /// want the whole IP header in it.
+    /// Runs the program over a frame. Returns the verdict, and the frame as it is then. Returns `None` if the
+    /// kernel rejects such a frame: newer kernels require the whole IP header in it.
     pub fn run(&mut self, frame: &[u8]) -> Option<(u32, &[u8])> {
         self.run_noted(frame, 0).map(|(verdict, out, _)| (verdict, out))
     }
 
-    /// The same for a frame with a note beside it, its priority; gives what is left of that, too.
+    /// As [`Self::run`], with a note beside the frame, its priority. Returns the rest of the note, too.
     pub fn run_noted(&mut self, frame: &[u8], note: u32) -> Option<(u32, &[u8], u32)> {
-        /// Offset in `struct __sk_buff`.
+        /// The offset in `struct __sk_buff`, in bytes.
         const PRIORITY: std::ops::Range<usize> = 32..36;
         self.context[PRIORITY].copy_from_slice(&note.to_ne_bytes());
         let mut left = self.context;
@@ -62,19 +62,19 @@ impl Program {
     }
 }
 
-/// Where a map is pinned, beside the programs.
+/// The path of a pinned map, beside the programs.
 fn map_pin(datapath: &Datapath, name: &str) -> PathBuf {
     let generation = datapath.program_pin("from_pod");
     let generation = generation.ancestors().nth(2).unwrap_or(Path::new("/"));
     generation.join("maps").join(name)
 }
 
-/// A map of the programs' own.
+/// Opens a map that only the programs use.
 pub fn open_map(datapath: &Datapath, name: &str) -> OwnedFd {
     sys::open_pin(&map_pin(datapath, name)).expect("a map")
 }
 
-/// Lets the next refusals be sent, however many there were in this second.
+/// Resets the limit of refusals per second, so that the programs send the next ones.
 pub fn forgive_refusals(refusals: &OwnedFd) {
     let cpus = aya::util::nr_cpus().expect("the number of CPUs");
     let none = vec![0_u8; cpus * size_of::<Refusals>()];
@@ -83,14 +83,14 @@ pub fn forgive_refusals(refusals: &OwnedFd) {
     }
 }
 
-/// How often each reason was counted, over all CPUs.
+/// The counter of each reason, over all CPUs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Counts(pub [Counter; Reason::COUNT as usize]);
 
 impl Counts {
     pub const NONE: Self = Self([Counter { packets: 0, bytes: 0 }; Reason::COUNT as usize]);
 
-    /// What was counted since `earlier`.
+    /// The counts since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut counts = *self;
         for (count, earlier) in counts.0.iter_mut().zip(&earlier.0) {
@@ -110,7 +110,7 @@ impl Counts {
         self.0[reason as usize].packets
     }
 
-    /// The reasons that were counted.
+    /// The reasons with a count.
     pub fn reasons(&self) -> impl Iterator<Item = (Reason, Counter)> {
         let counted = Reason::ALL.iter().copied().zip(self.0);
         counted.filter(|(_, count)| *count != Counter::default())
@@ -140,7 +140,7 @@ impl Counters {
         let map = self.map.as_fd();
         let (keys, values) = (&mut self.keys, &mut self.values);
         if sys::map_lookup_batch(map, &mut Vec::new(), 4, keys, values, Reason::COUNT).is_err() {
-            // Arrays per CPU have batches since Linux 5.13.
+            // Batch reads of per-CPU arrays exist since Linux 5.13.
             for (number, value) in (0_u32..).zip(values.chunks_exact_mut(self.of_reason)) {
                 sys::map_lookup(map, &number.to_ne_bytes(), value).expect("a counter");
             }

@@ -1,6 +1,6 @@
-//! The packet programs over the live kernel: packet in, verdict and packet out.
+//! Tests of the packet programs on the live kernel: packet in, verdict and packet out.
 //!
-//! Every packet that comes out is checked for whole, correct checksums, computed here independently.
+//! The tests check every output packet for complete, correct checksums, which they compute independently.
 
 #![expect(
     clippy::unwrap_used,
@@ -45,7 +45,7 @@ const SIZES: MapSizes = MapSizes {
     pod_netns: 16,
 };
 
-/// `TC_ACT_UNSPEC`: on to the next program, and to the stack.
+/// `TC_ACT_UNSPEC`: the packet continues to the next program and to the kernel's stack.
 const PASS: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;

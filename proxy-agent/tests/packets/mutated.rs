@@ -1,9 +1,10 @@
-//! Mutated frames through every packet program: whatever comes in, the verdict is a stated one, is counted once under its
-//! reason, and what comes out is the packet untouched, or one that is translated or answered as a whole.
+//! Runs mutated frames through every packet program. For every frame the verdict is one of the stated ones,
+//! and exactly one reason is counted once. The output is the unchanged packet, or one that is completely
+//! translated, or a complete reply.
 //!
-//! `MILLRACE_FUZZ_FRAMES` says how many frames, `MILLRACE_FUZZ_SEED` which ones. A frame depends on seed and index alone,
-//! and flows on the frames of its round before it; so `MILLRACE_FUZZ_FIRST`, the index of a round's first frame, comes to
-//! a failure within seconds.
+//! `MILLRACE_FUZZ_FRAMES` is the number of frames, `MILLRACE_FUZZ_SEED` selects them. A frame depends on seed
+//! and index alone, and a flow depends on the earlier frames of its round. So `MILLRACE_FUZZ_FIRST`, the
+//! index of a round's first frame, reproduces a failure within seconds.
 
 mod corpus;
 mod entries;
@@ -34,14 +35,14 @@ use super::PASS;
 use super::live::{Counters, Counts, Program, forgive_refusals, open_map};
 use super::node::Node;
 
-/// A program at an interface, and the one whose rules it follows.
+/// A program at an interface, and the program whose rules it follows.
 struct Entry {
     program: &'static str,
     at: At,
     rules: usize,
 }
 
-/// Where frames come in or go out.
+/// The place where frames enter or leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
     Uplink,
@@ -71,7 +72,7 @@ const fn entry(program: &'static str, at: At, rules: usize) -> Entry {
     Entry { program, at, rules }
 }
 
-/// What may stand beside a frame at the tunnel's device.
+/// The notes that may be beside a frame at the tunnel's device.
 const NOTES: [u32; 8] = [
     ADMITTED,
     ADMITTED,
@@ -83,13 +84,13 @@ const NOTES: [u32; 8] = [
     ADMITTED ^ 1,
 ];
 
-/// Where frames are addressed to.
+/// The destination MAC address of frames.
 const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Frames of the quick run, and those that share their flows.
+/// The number of frames of the quick run, and of those that share their flows.
 const FRAMES: u64 = 40_000;
 const ROUND: u64 = 20_000;
-/// Fewer runs than refusals may be sent in a second.
+/// The number of runs between resets, smaller than the limit of refusals per second.
 const FORGIVE: u64 = 100;
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -108,7 +109,7 @@ struct Fuzz {
     fragments: HashTable<FragmentKey, FirstFragment>,
     refusals: OwnedFd,
     counters: Counters,
-    /// What the counters have to say.
+    /// The expected values of the counters.
     expected: Counts,
 }
 
@@ -146,7 +147,7 @@ impl Fuzz {
         })
     }
 
-    /// Makes tables in which there are the flows of the valid frames, and no others.
+    /// Fills the tables with the flows of the valid frames, and no others.
     fn start_round(&mut self, corpus: &Corpus) {
         self.clear();
         for (program, frame) in &corpus.primers {
@@ -155,7 +156,7 @@ impl Fuzz {
         self.expected = self.counters.read();
     }
 
-    /// Whether this is a pod's packet to a service or a host port, which has become another one long before it leaves.
+    /// Whether this is a pod's packet to a service or a host port, which is translated long before it leaves.
     fn is_translated_before(&self, frame: &[u8]) -> bool {
         Layout::of(frame).is_ok_and(|layout| {
             let [from, to] = layout.ends(frame, L3);
@@ -166,8 +167,8 @@ impl Fuzz {
         })
     }
 
-    /// Whether a packet may leave the node as it is: not with a pod's address to the world outside, unless an entry says
-    /// that it is a reply to what came to the pod itself.
+    /// Whether a packet may leave the node unchanged. A packet with a pod's address must not leave the
+    /// cluster. The exception is a reply to a packet for the pod itself, which an entry shows.
     fn may_leave(&self, frame: &[u8]) -> bool {
         let Ok(layout) = Layout::of(frame) else {
             return true;
@@ -200,8 +201,8 @@ impl Fuzz {
         remove_all(&self.fragments);
     }
 
-    /// Runs a program over a frame and compares with what is owed. Counters are read only where the outcome does not tell
-    /// what they have to say.
+    /// Runs a program over a frame and compares the outcome with the rules. It reads the counters only if the
+    /// outcome does not determine them.
     fn run(&mut self, index: usize, frame: &[u8], note: u32) -> Result<(), String> {
         let Entry { program, at, rules } = ENTRIES[index];
         let Some((verdict, out, left)) = self.programs[index].run_noted(frame, note) else {
@@ -263,7 +264,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// What no run may leave out.
+/// The reasons that every run must cover.
 const USUAL: [Reason; 28] = [
     Reason::NotBalanced,
     Reason::Malformed,
@@ -301,7 +302,7 @@ fn mutated_frames_get_stated_verdicts_and_are_never_half_rewritten() {
     let seed = setting("MILLRACE_FUZZ_SEED", 1);
     let first = setting("MILLRACE_FUZZ_FIRST", 0);
     let mut fuzz = Fuzz::new();
-    // Twice: only after the first time do the programs look for answers everywhere.
+    // The second pass is necessary: the programs look for replies everywhere only after the first.
     fuzz.corpus();
     fuzz.clear();
     let corpus = fuzz.corpus();

@@ -1,4 +1,5 @@
-//! A node whose tables the real planner and programmer fill from objects, and whose programs run over single packets.
+//! A node whose tables the real planner and programmer fill from objects, and whose programs run over single
+//! packets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -27,7 +28,7 @@ pub struct Node {
     pub cluster: ClusterState,
     changes: Changes,
     context: NodeContext,
-    /// Its index.
+    /// The index of the uplink.
     pub uplink: u32,
     _sandbox: Sandbox,
 }
@@ -37,14 +38,14 @@ impl Node {
         Self::with_flows(65_536)
     }
 
-    /// With room for so many entries of flows.
+    /// Makes a node with this capacity of the flow tables.
     pub fn with_flows(flows: u32) -> Self {
         let sandbox = Sandbox::enter();
         for line in [
             "link set lo up",
             "link add uplink0 type veth peer name other0",
             "link set other0 up",
-            // Where frames are addressed to.
+            // The destination MAC address of frames.
             "link set uplink0 address 02:00:00:00:00:01",
             "link set uplink0 up",
             "addr add 192.168.50.11/24 dev uplink0",
@@ -157,20 +158,21 @@ impl Node {
             .apply(Event::new(Instant::now(), change), &mut self.changes);
     }
 
-    /// Runs a program over a frame: the verdict, and the frame as it is then.
+    /// Runs a program over a frame. Returns the verdict, and the frame as it is then.
     pub fn run(&self, program: &str, frame: &[u8]) -> (u32, Vec<u8>) {
         let (verdict, out, _) = self.run_marked(program, frame, 0);
         (verdict, out)
     }
 
-    /// The same for a frame with a mark; gives the mark that it has then, too.
+    /// As [`Self::run`], for a frame with a mark. Returns the mark after the run, too.
     pub fn run_marked(&self, program: &str, frame: &[u8], mark: u32) -> (u32, Vec<u8>, u32) {
-        // Offset in `struct __sk_buff`.
+        // The offset in `struct __sk_buff`, in bytes.
         const MARK: std::ops::Range<usize> = 8..12;
         let pin = self.programmer.store().program_pin(program);
         let program = SchedClassifier::from_pin(pin).expect("the program");
         let mut context = [0_u8; 192];
-        // `ifindex`, where the frame comes in; the loopback's egress is meant where it is 1.
+        // The field `ifindex`, the input interface of the frame; the value 1 means the egress of the
+        // loopback.
         context[40..44].copy_from_slice(&self.uplink.to_ne_bytes());
         context[MARK].copy_from_slice(&mark.to_ne_bytes());
         let mut left = context;
@@ -187,7 +189,7 @@ impl Node {
         (result.return_value, out, u32::from_ne_bytes(mark))
     }
 
-    /// How often a reason was counted.
+    /// The counter of a reason.
     pub fn count(&self, reason: Reason) -> u64 {
         self.programmer
             .store()

@@ -1,4 +1,5 @@
-//! What happens at a pod's interface before anything is decided: limits come first, and the gateway answers.
+//! Tests of the steps at a pod's interface before any decision: the limits come first, and the gateway sends
+//! its replies.
 
 use std::os::fd::AsFd as _;
 use std::process::Command;
@@ -16,7 +17,7 @@ use super::pods::add_pod;
 use super::{PASS, REDIRECT, SHOT};
 
 const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
-/// Of the pod, and of the node's side.
+/// The MAC addresses of the pod, and of the node's side.
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
@@ -26,7 +27,7 @@ pub fn ip(line: &str) {
     assert!(output.status.success(), "ip {line}: {output:?}");
 }
 
-/// A pod with such a link at the interface where frames come in.
+/// A pod with such an entry at the interface where frames enter.
 fn node(flags: u32, limiter: u32) -> Node {
     let node = Node::new();
     add_pod(&node, POD);
@@ -76,7 +77,7 @@ fn a_limited_pod_is_decided_about_when_its_packet_comes_back() {
             node.run_marked("from_pod", &own, LIMITED_MARK),
             (PASS, own.clone(), 0)
         );
-        // Looked at once, and decided about once.
+        // The program checks the packet once, and decides about it once.
         let before = node.count(Reason::SpoofedSource);
         assert_eq!(node.run_marked("from_pod", &forged, 0).0, SHOT);
         assert_eq!(node.count(Reason::SpoofedSource), before + 1);
@@ -93,7 +94,7 @@ fn a_limit_behind_the_programs_and_none_are_decided_about_at_once() {
     for (flags, limiter) in [(0, 1), (0, 0), (PodLinkFlags::LIMITED_FIRST, 0)] {
         set_link(node.programmer.store(), node.uplink, flags, limiter);
         assert_eq!(node.run_marked("from_pod", &own, 0), (PASS, own.clone(), 0));
-        // Another's mark is left alone.
+        // Another program's mark does not change.
         assert_eq!(node.run_marked("from_pod", &own, 7), (PASS, own.clone(), 7));
     }
 }
@@ -146,7 +147,7 @@ fn the_gateway_answers_for_its_address_alone() {
         let (verdict, out) = node.run("from_pod", &other);
         assert!(verdict != REDIRECT && out == other, "{verdict}");
     }
-    // An interface that another plugin made.
+    // The interface belongs to another plugin.
     sys::map_delete(
         open_map(node.programmer.store(), "POD_LINKS").as_fd(),
         &node.uplink.to_ne_bytes(),

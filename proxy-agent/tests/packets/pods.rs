@@ -1,5 +1,5 @@
-//! Pods of our plugin's: what they may send, what of it leaves with the node's address, and ports of the node's that lead to
-//! them.
+//! Tests with pods of our plugin: their permitted packets, the packets that leave with the node's address,
+//! and the node's host ports.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
@@ -17,17 +17,17 @@ const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
 const REMOTE_POD: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
 const OUTSIDE: [&str; 2] = ["172.31.0.5", "2001:db8:31::5"];
 const ROUTER: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
-/// The source address of every frame here.
+/// The source MAC address of every frame here.
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
-/// A node that masquerades, with one pod at the interface where frames come in.
+/// A node that masquerades, with one pod at the interface where frames enter.
 fn node() -> Node {
     let node = Node::new();
     add_pod(&node, POD);
     node
 }
 
-/// Has a node masquerade, and enters a pod at the interface where its frames come in.
+/// Makes a node masquerade, and adds a pod at the interface where its frames enter.
 pub fn add_pod(node: &Node, addresses: [&str; 2]) {
     let datapath = node.programmer.store();
     let mut config = datapath.config.get(0).expect("a configuration");
@@ -114,7 +114,7 @@ fn an_echo_is_masqueraded_by_its_identifier() {
             (verdict, &received),
             (PASS, &echo(outside, pod, 7, true, b"0123456789"))
         );
-        // A reply that nobody waits for is the node's.
+        // A reply that belongs to no flow is the node's.
         let stray = echo(outside, own, 7, true, b"0123456789");
         assert_eq!(node.run("from_uplink", &stray), (PASS, stray.clone()));
     }
@@ -144,7 +144,7 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
         for request in [datagram, echo(pod, outside, 7, false, b"0123456789")] {
             let (_, sent) = node.run("to_uplink", &request);
             assert_ne!(sent, request);
-            // About what was sent: the pod learns it of what it sent.
+            // The error is about the pod's packet, and the pod sees its own addresses in it.
             let (verdict, out) = node.run("from_uplink", &unreachable(router, own, &sent[14..]));
             assert_eq!(verdict, PASS);
             let headers = checked(&out);
@@ -158,7 +158,8 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
                 (about.src, about.sport, about.dst, about.dport),
                 (asked.src, asked.sport, asked.dst, asked.dport)
             );
-            // About an answer, by the pod: whoever answered learns it of what it answered, from the node.
+            // The pod sends an error about a reply. The error goes to the sender of the reply, from the node,
+            // with the addresses of that reply.
             let sent = checked(&sent);
             let answer = if asked.is_icmp() {
                 echo(outside, own, sent.echo_id().number(), true, b"0123456789")
@@ -205,7 +206,7 @@ fn what_need_not_be_masqueraded_is_not() {
                 assert_eq!(node.run("to_uplink", &packet), (PASS, packet.clone()));
             }
         }
-        // Who came to the pod by its own address is answered by it.
+        // The pod replies with its own address to a client that used that address.
         let request = between(outside, pod, protocol::TCP, 2, b"");
         assert_eq!(node.run("from_uplink", &request), (PASS, request.clone()));
         let answer = between(pod, outside, protocol::TCP, 0x12, b"");
@@ -221,7 +222,7 @@ fn what_need_not_be_masqueraded_is_not() {
     }
 }
 
-/// Has a port of all the node's addresses lead to port 80 of a pod.
+/// Makes a port of all the node's addresses lead to port 80 of a pod.
 pub fn add_host_ports(node: &Node, port: u16, addresses: [&str; 2], generation: u32) {
     for (all, pod) in ["0.0.0.0", "::"].into_iter().zip(addresses) {
         for (protocol, _) in ALL {
@@ -271,7 +272,7 @@ fn a_host_port_leads_to_its_pod_and_the_client_keeps_its_address() {
             let answer = between(target, client, protocol, 0x12, b"hello back");
             let (verdict, out) = node.run("from_pod", &answer);
             assert_eq!((verdict, ends(&checked(&out))), (REDIRECT, (port, client)));
-            // A pod of this node: through the stack, both ways.
+            // The packets of a pod of this node go through the kernel's stack in both directions.
             let client = end(["10.244.1.9", "fd00:244:1::9"], family, 43_000);
             let request = between(client, port, protocol, flags, b"hello");
             let (verdict, sent) = node.run("from_pod", &request);
@@ -279,7 +280,7 @@ fn a_host_port_leads_to_its_pod_and_the_client_keeps_its_address() {
             let answer = between(target, client, protocol, 0x12, b"hello back");
             let (verdict, out) = node.run("to_pod", &answer);
             assert_eq!((verdict, ends(&checked(&out))), (PASS, (port, client)));
-            // The pod itself: back to where it came from, with the node's address.
+            // The packets of the pod itself come back to it, with the node's address.
             let client = end(POD, family, 43_001);
             let request = between(client, port, protocol, flags, b"hello");
             let (verdict, sent) = node.run("from_pod", &request);
@@ -325,11 +326,12 @@ fn a_pod_sends_from_its_own_addresses_only() {
         }
     }
     assert_eq!(node.count(Reason::SpoofedSource), dropped);
-    // Solicitations of neighbours have no address yet.
+    // Neighbour solicitations have no address yet.
     let [nobody, group]: [IpAddr; 2] = ["::", "ff02::1"].map(|text| text.parse().expect("an address"));
     let solicitation = icmp_error(nobody, group, [135, 0, 0, 0, 0, 0, 0, 0], &[0; 16]);
     assert_eq!(node.run("from_pod", &solicitation).0, PASS);
-    // What is not IP is held to it at interfaces of our own, and names another sender here.
+    // At our own interfaces the source of a packet that is not IP is checked too; this one has another
+    // sender.
     let mut arp = between(end(OUTSIDE, 0, 1), end(NODE, 0, 1), protocol::UDP, 0, b"");
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     assert_eq!(node.run("from_pod", &arp).0, PASS);
@@ -343,7 +345,7 @@ fn a_pod_sends_from_its_own_addresses_only() {
         b"",
     );
     assert_eq!(node.run("from_pod", &foreign).0, PASS);
-    // An interface that our plugin made has lost its entry.
+    // The interface of our plugin has lost its entry.
     assert_eq!(node.run("from_own_pod", &foreign).0, SHOT);
     assert_eq!(node.count(Reason::SpoofedSource), dropped + 2);
     datapath.pod_links.set(&node.uplink, &link).expect("a link");

@@ -1,15 +1,20 @@
-//! Every verdict for every combination of frontend, client, family, protocol, policy and endpoints: packets over the live
-//! programs, tables filled by the real planner, and expectations worked out here from the written rules.
+//! Tests every verdict for every combination of frontend, client, family, protocol, policy and endpoints. The
+//! packets go through the live programs, the real planner fills the tables, and the tests derive their
+//! expectations from the written rules.
 //!
-//! The rules (Kubernetes' documentation of Services and their traffic policies, and kube-proxy's behaviour where that is
-//! silent):
-//! - A client *inside* is a pod of this node, or this node. Under `externalTrafficPolicy: Local` it reaches all endpoints
-//!   all the same; `internalTrafficPolicy: Local` holds everybody to endpoints of this node.
-//! - The usable endpoints of a set are its ready ones; if there are none, those that serve while they terminate.
-//! - Usable endpoints: translated to one of them. None of the set, but some elsewhere: dropped in silence. None anywhere:
-//!   refused, by RST for TCP and ICMP port unreachable for the others.
-//! - The client's address is exchanged for the node's where it comes from outside to a node port, load balancer or external
-//!   address under policy Cluster, and where it is neither a pod nor this node and comes to a cluster IP.
+//! The rules follow Kubernetes' documentation of Services and their traffic policies, and kube-proxy's
+//! behaviour where that is silent:
+//! - A client *inside* is a pod of this node, or this node. Under `externalTrafficPolicy: Local` it reaches
+//!   all endpoints all the same; `internalTrafficPolicy: Local` limits every client to endpoints of this
+//!   node.
+//! - The usable endpoints of a set are its ready ones; if there are none, those that serve while they
+//!   terminate.
+//! - With usable endpoints, the packet is translated to one of them. If the set has none, but there are some
+//!   elsewhere, the packet is dropped without a reply. If there are none at all, the packet is refused, by
+//!   RST for TCP and ICMP port unreachable for the others.
+//! - The node replaces the client's address by its own in two cases. The client comes from outside to a node
+//!   port, load balancer or external address under policy Cluster. Or the client is neither a pod nor this
+//!   node, and sends to a cluster IP.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -80,7 +85,7 @@ enum Endpoints {
     Local,
     Remote,
     Both,
-    /// Both, and both terminate.
+    /// There are endpoints on both nodes, and all of them terminate.
     Terminating,
 }
 
@@ -183,7 +188,7 @@ impl Service {
     }
 }
 
-/// What the rules owe.
+/// The verdict by the rules.
 #[derive(Debug, PartialEq)]
 enum Verdict {
     Translate { to: Vec<IpAddr>, masquerade: bool },
@@ -214,7 +219,7 @@ fn owed(service: Service, kind: Kind, client: Client, family: usize) -> Verdict 
     }
 }
 
-/// The program that such a packet meets.
+/// The program that handles such a packet.
 fn program(kind: Kind, client: Client) -> &'static str {
     match client {
         Client::Pod => "from_pod",
@@ -305,7 +310,7 @@ fn compare(
             } else {
                 check(source == from, format!("comes from {source}"))?;
             }
-            // Packets of pods go on through the stack; all others are sent on at once.
+            // Packets of pods continue through the kernel's stack; all others are redirected at once.
             let expected = if client == Client::Pod { PASS } else { REDIRECT };
             check(verdict == expected, format!("verdict {verdict}"))?;
             check(

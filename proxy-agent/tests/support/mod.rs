@@ -1,11 +1,11 @@
-//! What every kernel test needs: namespaces of its own and a bpffs in them.
+//! The common part of all kernel tests: namespaces of their own with a bpffs in them.
 
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// A private bpffs in a mount and network namespace of the calling thread; gone with the thread.
+/// A private bpffs in a mount and network namespace of the calling thread; it disappears with the thread.
 pub struct Sandbox {
     dir: tempfile::TempDir,
 }
@@ -39,7 +39,7 @@ impl Sandbox {
         self.dir.path().join("millrace")
     }
 
-    /// The bpffs itself.
+    /// The path of the bpffs itself.
     #[expect(dead_code, reason = "not every test file that includes this module needs it")]
     pub fn bpffs(&self) -> &Path {
         self.dir.path()

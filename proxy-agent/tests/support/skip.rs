@@ -1,4 +1,4 @@
-//! Noting that a test cannot run on this machine.
+//! Notes tests that cannot run on this machine.
 
 /// Notes that the test of this thread cannot run here, and why.
 pub fn note_skip(reason: &str) {

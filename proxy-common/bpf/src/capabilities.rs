@@ -1,16 +1,16 @@
-//! Which of the capabilities that the kernel side needs this process lacks (capabilities(7)).
+//! The capabilities that the kernel side needs and this process lacks (capabilities(7)).
 //!
-//! The kernel says EPERM, or has the verifier refuse a program for a reason that has nothing to do with it; neither names
-//! what is missing.
+//! The kernel returns EPERM, or its verifier refuses a program for another stated reason. Neither names the
+//! missing capability.
 
 use std::fs;
 
-/// What loading and attaching take, by bit number. `CAP_SYS_ADMIN` stands in for the last two.
+/// The capabilities for loading and attaching, by bit number. `CAP_SYS_ADMIN` replaces the last two.
 const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
 const SYS_ADMIN: u32 = 21;
 const FIRST_OF_SYS_ADMIN: u32 = 38;
 
-/// Those that are missing; none where the kernel does not tell.
+/// The missing capabilities; none if the kernel does not show them.
 pub fn missing() -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     effective(&status).map(missing_in).unwrap_or_default()

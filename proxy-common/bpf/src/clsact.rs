@@ -1,11 +1,13 @@
-//! Programs on clsact qdiscs: what stands in for tcx before Linux 6.6, and on the interfaces of our own pods.
+//! Programs on clsact qdiscs: the replacement for tcx before Linux 6.6, and the means on the interfaces of
+//! our own pods.
 //!
-//! There is no link to pin here. A filter outlives the agent by itself and is found again by its place and name; the
-//! kernel exchanges the program of a filter in one step, like that of a link. Filters of others stay and run in the
-//! order of their priorities; a program of ours that returns `TC_ACT_UNSPEC` lets the next one see the packet.
+//! A filter has no link to pin. It outlives the agent, which finds it again by its position and name. The
+//! kernel exchanges the program of a filter in one step, like that of a link. Filters of others stay and run
+//! in the order of their priorities. If our program returns `TC_ACT_UNSPEC`, the next filter sees the packet.
 //!
-//! An interface has one such qdisc, which we share with whoever made it. Ours are noted below the bpf root, by an empty
-//! directory for each; one is removed with the last of our filters if no other hangs there.
+//! An interface has at most one such qdisc, which all processes share. An empty directory below the bpf root
+//! records each qdisc that we made. With our last filter we remove such a qdisc too, if it has no other
+//! filter.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -19,19 +21,19 @@ use super::pins::Removed;
 use super::sys;
 use super::traffic_control::{Direction, Filter, Hung, Position, Qdisc, TrafficControl};
 
-/// Ahead of what the kernel gives to filters that ask for no priority, which is 49152 at the most.
+/// Before the priorities that the kernel gives to filters without one, which are at most 49152.
 const POSITION: Position = Position {
     priority: 77,
     handle: 0x6d72,
 };
-/// How the names of our filters begin; the program's follows.
+/// The prefix of our filters' names, which the program's name follows.
 const NAME: &str = "millrace-";
 
-/// A program that hangs on an interface.
+/// A program that is attached to an interface.
 pub struct Attached {
     /// The interface.
     pub interface: u32,
-    /// What it meets.
+    /// The direction of the packets that it sees.
     pub direction: Direction,
     /// The program's name.
     pub program: String,
@@ -39,22 +41,22 @@ pub struct Attached {
     pub id: u32,
 }
 
-/// Everything of ours on the qdiscs of a network namespace.
+/// All our programs on the qdiscs of a network namespace.
 pub struct Clsact {
     control: TrafficControl,
-    /// The notes of the qdiscs that we made.
+    /// The directory that records the qdiscs that we made.
     made: PathBuf,
 }
 
 impl Clsact {
-    /// For the network namespace of this thread; `made` is where our qdiscs are noted.
+    /// For the network namespace of this thread. `made` is the directory that records our qdiscs.
     pub fn open(made: PathBuf) -> Result<Self, BpfError> {
         let control = TrafficControl::open()
             .map_err(BpfError::syscall("opening a netlink socket for traffic control"))?;
         Ok(Self { control, made })
     }
 
-    /// Our programs, wherever they hang.
+    /// All our attached programs.
     pub fn attached(&mut self) -> Result<Vec<Attached>, BpfError> {
         let interfaces = match self.control.interfaces() {
             // A kernel without traffic control has no qdiscs.
@@ -80,7 +82,7 @@ impl Clsact {
         Ok(attached)
     }
 
-    /// Hangs a program up, unless it hangs there already.
+    /// Attaches a program, unless it is already attached.
     pub fn attach(
         &mut self,
         interface: u32,
@@ -110,8 +112,8 @@ impl Clsact {
             )))
     }
 
-    /// Hangs programs on an interface that was just made. False if somebody has been there already: then each has to look what
-    /// is there.
+    /// Attaches programs to a new interface. Returns false if another process has made the qdisc already:
+    /// then the caller has to check each program.
     pub fn furnish(
         &mut self,
         interface: u32,
@@ -124,7 +126,7 @@ impl Clsact {
         let note = self.note(interface);
         make_note(&note)?;
         match self.control.furnish(interface, &programs) {
-            // It can only be another process of ours, which goes by the same note.
+            // Only another process of ours does that, and it uses the same record.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             made => made.map(|()| true).map_err(BpfError::syscall(format!(
                 "attaching programs to interface {interface} by traffic control"
@@ -132,12 +134,12 @@ impl Clsact {
         }
     }
 
-    /// Whether a program of ours hangs at its place, of whichever generation.
+    /// Whether a program of ours is attached at its place, of any generation.
     pub fn hangs(&mut self, interface: u32, direction: Direction, program: &str) -> Result<bool, BpfError> {
         Ok(self.hung(interface, direction, program)?.is_some())
     }
 
-    /// The id of a program of ours at its place.
+    /// The id of our program at its place.
     pub fn hung(
         &mut self,
         interface: u32,
@@ -149,7 +151,7 @@ impl Clsact {
         Ok(ours.map(|filter| filter.program))
     }
 
-    /// The filters of others that packets of a direction meet before our program, if that hangs there.
+    /// The filters of others that packets of a direction pass before our program, if it is attached there.
     pub fn before(&mut self, interface: u32, direction: Direction) -> Result<Vec<Filter>, BpfError> {
         let filters = self.filters(interface, direction)?;
         let ours = |filter: &Filter| filter.position == POSITION && filter.name.starts_with(NAME);
@@ -160,7 +162,8 @@ impl Clsact {
         Ok(filters.into_iter().take_while(|filter| !ours(filter)).collect())
     }
 
-    /// Takes our programs from an interface, and the qdisc if it is ours and nothing else hangs there.
+    /// Detaches our programs from an interface, and removes the qdisc if we made it and it has no other
+    /// filter.
     pub fn detach(&mut self, interface: u32) -> Result<(), BpfError> {
         for direction in Direction::ALL {
             self.detach_one(interface, direction)?;
@@ -168,7 +171,7 @@ impl Clsact {
         self.release_qdisc(interface)
     }
 
-    /// Takes our program for one direction from an interface.
+    /// Detaches our program for one direction from an interface.
     pub fn detach_one(&mut self, interface: u32, direction: Direction) -> Result<(), BpfError> {
         let ours = self.filter(interface, direction)?;
         if ours.is_some_and(|filter| filter.name.starts_with(NAME)) {
@@ -182,7 +185,7 @@ impl Clsact {
         Ok(())
     }
 
-    /// The filter that stands at our place.
+    /// The filter at our position.
     fn filter(&mut self, interface: u32, direction: Direction) -> Result<Option<Filter>, BpfError> {
         let filters = self.filters(interface, direction)?;
         Ok(filters.into_iter().find(|filter| filter.position == POSITION))
@@ -190,7 +193,7 @@ impl Clsact {
 
     fn filters(&mut self, interface: u32, direction: Direction) -> Result<Vec<Filter>, BpfError> {
         match self.control.filters(interface, direction) {
-            // Without the interface or the qdisc there are none.
+            // Without the interface or the qdisc there are no filters.
             Err(error) if is_gone(&error) => Ok(Vec::new()),
             found => found.map_err(BpfError::syscall(format!(
                 "listing filters of interface {interface}"
@@ -207,12 +210,12 @@ impl Clsact {
             (Qdisc::Ingress, Direction::Egress) => return Err(BpfError::ForeignQdisc { interface }),
             (Qdisc::None, _) => {}
         }
-        // Noted first: what we made and did not note would stay for ever.
+        // The record comes first: a qdisc without a record would stay for ever.
         let note = self.note(interface);
         make_note(&note)?;
         match self.control.add_clsact(interface) {
             Ok(()) => Ok(()),
-            // Somebody else was quicker.
+            // Another process has made the qdisc meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                 if !is_of_own_pod(interface) {
                     let _ = fs::remove_dir(&note);
@@ -226,7 +229,7 @@ impl Clsact {
         }
     }
 
-    /// Removes a qdisc that we made once nothing hangs on it.
+    /// Removes a qdisc that we made if it has no filter.
     fn release_qdisc(&mut self, interface: u32) -> Result<(), BpfError> {
         let note = self.note(interface);
         if !note.exists() {
@@ -250,12 +253,12 @@ impl Clsact {
         self.made.join(interface.to_string())
     }
 
-    /// Forgets the qdisc of an interface that is gone.
+    /// Removes the record of the qdisc of a removed interface.
     pub fn forget(made: &Path, interface: u32) {
         let _ = fs::remove_dir(made.join(interface.to_string()));
     }
 
-    /// Forgets the qdiscs that we made on interfaces which are gone.
+    /// Removes the records of the qdiscs that we made on interfaces that are gone.
     pub fn forget_gone(&mut self) -> Result<(), BpfError> {
         for interface in noted(&self.made) {
             if matches!(self.control.qdisc(interface), Err(error) if is_gone(&error)) {
@@ -266,8 +269,8 @@ impl Clsact {
     }
 }
 
-/// Whether an interface was made by our plugin, so that only the plugin and an agent of ours give it a qdisc, at the same time
-/// perhaps, and go by the same note.
+/// Whether our plugin made an interface. Then only the plugin and an agent of ours give it a qdisc, perhaps
+/// at the same time, and both use the same record.
 pub(super) fn is_of_own_pod(interface: u32) -> bool {
     let name = nix::net::if_::if_indextoname(interface);
     let name = name.ok().and_then(|name| name.into_string().ok());
@@ -283,8 +286,8 @@ fn hung<'a>(direction: Direction, program: &str, fd: &'a OwnedFd) -> Hung<'a> {
     }
 }
 
-/// Takes all programs of ours from the interfaces of this thread's network namespace, and the qdiscs that are noted as
-/// ours in `made`.
+/// Detaches all our programs from the interfaces of this thread's network namespace. Also removes the qdiscs
+/// that `made` records as ours.
 pub fn remove_all(made: Option<&Path>) -> Result<Vec<Removed>, BpfError> {
     let mut clsact = Clsact::open(made.map(Path::to_path_buf).unwrap_or_default())?;
     let mut removed = Vec::new();
@@ -298,7 +301,7 @@ pub fn remove_all(made: Option<&Path>) -> Result<Vec<Removed>, BpfError> {
     let Some(made) = made else { return Ok(removed) };
     for interface in noted(made) {
         clsact.release_qdisc(interface)?;
-        // Others have come to use it, or its interface is gone: it is not ours any more.
+        // Other filters use it now, or its interface is gone: it is not ours any more.
         let _ = fs::remove_dir(clsact.note(interface));
     }
     if made.exists() {
@@ -307,7 +310,7 @@ pub fn remove_all(made: Option<&Path>) -> Result<Vec<Removed>, BpfError> {
     Ok(removed)
 }
 
-/// Removes a note; the agent and a plugin at work may both be about to.
+/// Removes a record. The agent and a running plugin may both try that.
 fn forget_note(note: &Path) -> Result<(), BpfError> {
     match fs::remove_dir(note) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -317,7 +320,7 @@ fn forget_note(note: &Path) -> Result<(), BpfError> {
     }
 }
 
-/// The interfaces whose qdisc we made.
+/// The interfaces whose qdisc we made, according to the records.
 fn noted(made: &Path) -> Vec<u32> {
     let entries = fs::read_dir(made).into_iter().flatten().flatten();
     let mut interfaces: Vec<u32> = entries
@@ -327,7 +330,7 @@ fn noted(made: &Path) -> Vec<u32> {
     interfaces
 }
 
-/// Without an interface ENODEV, without a qdisc EINVAL, without a filter ENOENT.
+/// The kernel returns ENODEV without an interface, EINVAL without a qdisc, and ENOENT without a filter.
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -339,7 +342,7 @@ fn gone(error: io::Error) -> io::Result<()> {
     if is_gone(&error) { Ok(()) } else { Err(error) }
 }
 
-/// Makes a directory, for root alone as all that is pinned.
+/// Makes a directory, for root only like all pins.
 fn make_note(note: &Path) -> Result<(), BpfError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(note);
     made.map_err(BpfError::file("making directory", note))

@@ -1,4 +1,4 @@
-//! What can go wrong with the kernel side, said so that an operator knows what to do.
+//! The errors of the kernel side, with messages that tell an operator what to do.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,22 +8,22 @@ use super::capabilities;
 /// An error of the kernel side.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
-    /// The bpf root does not lie on a bpffs.
+    /// The bpf root is not on a bpffs.
     #[error(
         "{0}: not on a bpf file system: mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root"
     )]
     NotBpffs(PathBuf),
-    /// There is no directory for the bpf root to lie in.
+    /// The parent directory of the bpf root does not exist.
     #[error(
         "{path}: {error}: mount a bpf file system with `mount -t bpf bpf /sys/fs/bpf`, or name another with --bpf-root"
     )]
     NoBpffs {
         /// The directory.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The error of the kernel.
         error: io::Error,
     },
-    /// The cgroup directory does not lie on a cgroup2 file system.
+    /// The cgroup directory is not on a cgroup2 file system.
     #[error(
         "{0}: not on a cgroup2 file system: name the cgroup v2 root, or a directory below it, with --cgroup"
     )]
@@ -33,7 +33,7 @@ pub enum BpfError {
     NoCgroup {
         /// The directory.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The error of the kernel.
         error: io::Error,
     },
     /// Another agent works with the bpf root.
@@ -42,17 +42,17 @@ pub enum BpfError {
         .0.display()
     )]
     Taken(PathBuf),
-    /// What lies at a place of ours is not ours.
+    /// A file at a path of ours was not made by Millrace.
     #[error(
         "{path}: not made by Millrace ({what}): move it away or choose another --bpf-root; nothing was changed"
     )]
     Foreign {
-        /// The place.
+        /// The path.
         path: PathBuf,
-        /// What is there.
+        /// A description of the file.
         what: String,
     },
-    /// Where our filter belongs is another one.
+    /// Another filter has the position of ours.
     #[error(
         "interface {interface}: a filter `{name}` of somebody else has priority {priority} and our handle: give it another priority"
     )]
@@ -64,7 +64,7 @@ pub enum BpfError {
         /// Its priority.
         priority: u16,
     },
-    /// A qdisc on which nothing meets what goes out.
+    /// A qdisc without filters for the egress direction.
     #[error(
         "interface {interface}: has a qdisc `ingress` of somebody else, which keeps programs from seeing what goes out there: replace it by `clsact`"
     )]
@@ -72,7 +72,7 @@ pub enum BpfError {
         /// The interface.
         interface: u32,
     },
-    /// The pins were made by a newer agent.
+    /// A newer agent made the pins.
     #[error(
         "{path}: pinned by an agent with layout {found}, this one knows {known}: run that agent, or `millrace uninstall` first; the data plane was not touched"
     )]
@@ -87,19 +87,19 @@ pub enum BpfError {
     /// A file operation failed.
     #[error("{what} {path}: {error}")]
     File {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On what.
+        /// The path of the file.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the kernel.
         error: io::Error,
     },
     /// A bpf(2) command failed.
     #[error("{what}: {error}{}", hint(.error))]
     Syscall {
-        /// What was tried, on what.
+        /// The command and its object.
         what: String,
-        /// Why it failed.
+        /// The error of the kernel.
         error: io::Error,
     },
     /// The object could not be loaded.
@@ -107,12 +107,12 @@ pub enum BpfError {
     Load {
         /// The program, or `maps`.
         program: String,
-        /// The error; for a refused program the verifier's last line first.
+        /// The error. If the verifier refused a program, its last line comes first.
         message: String,
     },
 }
 
-/// What usually helps.
+/// A hint for an error, if a usual cause is known.
 pub fn hint(error: &io::Error) -> String {
     let missing = || capabilities::missing().join(", ");
     match error.raw_os_error() {
@@ -120,7 +120,7 @@ pub fn hint(error: &io::Error) -> String {
             ": needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before Linux 5.11 also CAP_SYS_RESOURCE)"
                 .to_owned()
         }
-        // The verifier answers so where CAP_PERFMON is missing.
+        // The verifier returns this error where CAP_PERFMON is missing.
         Some(libc::EPERM | libc::EACCES) if !missing().is_empty() => {
             format!(": needs {}, which this process lacks", missing())
         }
@@ -130,13 +130,13 @@ pub fn hint(error: &io::Error) -> String {
 }
 
 impl BpfError {
-    /// For `map_err` on file operations.
+    /// A function for `map_err` on file operations.
     pub fn file(what: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |error| Self::File { what, path, error }
     }
 
-    /// For `map_err` on system calls.
+    /// A function for `map_err` on system calls.
     pub fn syscall(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |error| Self::Syscall { what, error }

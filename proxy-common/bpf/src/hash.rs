@@ -1,6 +1,6 @@
-//! Hash maps by bpf(2): one call for one element, one call for many.
+//! Hash maps by bpf(2): one call for one element, or one call for many.
 //!
-//! Writes are counted, because "nothing unchanged is rewritten" is a promise that tests hold us to.
+//! Writes are counted, so that tests can check that unchanged elements are not written again.
 
 use std::cell::Cell;
 use std::io;
@@ -11,13 +11,14 @@ use proxy_common::Plain;
 
 use super::sys;
 
-/// Elements per batch call: large enough to make the call's own cost vanish, small enough for a short buffer.
+/// Elements per batch call: enough to make the cost of the call negligible, and few enough for a short
+/// buffer.
 const BATCH: usize = 4096;
 
-/// What the kernel answers where a type of map has no batch operations; tries have them since Linux 5.14.
+/// The kernel's error where a type of map has no batch operations. Tries have them since Linux 5.14.
 const ENOTSUPP: i32 = 524;
 
-/// A hash map, LRU hash map or LPM trie of the agent's.
+/// A hash map, LRU hash map or LPM trie of the agent.
 pub struct HashTable<K, V> {
     fd: OwnedFd,
     capacity: u32,
@@ -26,7 +27,7 @@ pub struct HashTable<K, V> {
 }
 
 impl<K: Plain, V: Plain> HashTable<K, V> {
-    /// Takes a map, after checking its key and value sizes.
+    /// Takes a map. Fails if its key or value size is wrong.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let info = sys::map_info(fd.as_fd())?;
         if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
@@ -44,7 +45,7 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         })
     }
 
-    /// The same map once more, for another thread.
+    /// A second handle of the same map, for another thread.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             fd: self.fd.try_clone()?,
@@ -54,12 +55,12 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         })
     }
 
-    /// How many elements fit.
+    /// The most elements that the map may hold.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// Elements written or removed through this value.
+    /// The number of elements written or removed through this value.
     pub fn writes(&self) -> u64 {
         self.writes.get()
     }
@@ -84,7 +85,7 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         sys::map_update(self.fd.as_fd(), key.as_bytes(), value.as_bytes())
     }
 
-    /// Removes an element; one that is not there is no error.
+    /// Removes an element. A missing element is no error.
     pub fn remove(&self, key: &K) -> io::Result<()> {
         self.note_writes(1);
         match sys::map_delete(self.fd.as_fd(), key.as_bytes()) {
@@ -93,7 +94,8 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         }
     }
 
-    /// Writes many elements. On an error, gives the index of the element that failed; those before it are written.
+    /// Writes many elements. An error has the index of the element that failed; the elements before it are
+    /// written.
     pub fn set_all(&self, elements: &[(K, V)]) -> Result<(), (usize, io::Error)> {
         if let [(key, value)] = elements {
             return self.set(key, value).map_err(|error| (0, error));
@@ -114,7 +116,7 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         Ok(())
     }
 
-    /// Removes many elements, each of which may be absent.
+    /// Removes many elements, each of which may be missing.
     pub fn remove_all(&self, elements: &[K]) -> Result<(), (usize, io::Error)> {
         for (index, key) in elements.iter().enumerate() {
             self.remove(key).map_err(|error| (index, error))?;
@@ -154,11 +156,11 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         }
     }
 
-    /// The same, one by one.
+    /// As [`Self::for_each`], one element at a time.
     fn for_each_singly(&self, mut each: impl FnMut(K, V)) -> io::Result<()> {
         let (mut key, mut next) = (None, vec![0_u8; size_of::<K>()]);
         while sys::map_next_key(self.fd.as_fd(), key.as_deref(), &mut next)? {
-            // One that is gone by now is left out.
+            // An element that was removed meanwhile is left out.
             if let Some(found) = K::from_bytes(&next)
                 && let Some(value) = self.get(&found)?
             {
@@ -169,7 +171,7 @@ impl<K: Plain, V: Plain> HashTable<K, V> {
         Ok(())
     }
 
-    /// How many elements there are, by a batch walk.
+    /// The number of elements, by a batch walk.
     pub fn count(&self) -> io::Result<u64> {
         let mut count = 0;
         self.for_each(|_, _| count += 1)?;

@@ -1,8 +1,10 @@
-//! The kernel side as every process of ours handles it: bpf(2), what lies pinned below the bpf root, and what hangs where.
+//! The kernel side for every process of ours: bpf(2), the pins below the bpf root, and the attachments of
+//! programs.
 //!
-//! The agent and `millrace-cni` attach the same programs to the same interfaces, and must find what the other left. So
-//! there is one place that knows the names of pins, the order of steps and the lock under which they are made. What only
-//! the agent does (loading an object, growing maps, reading tables) is in `proxy-agent`, so that the plugin stays small.
+//! The agent and `millrace-cni` attach the same programs to the same interfaces, and each must find the
+//! attachments of the other. So this crate alone defines the names of pins, the order of steps and the lock
+//! for them. Steps that only the agent needs (loading an object, growing maps, reading tables) are in
+//! `proxy-agent`, so that the plugin stays small.
 
 #![deny(unsafe_code)]
 

@@ -1,15 +1,19 @@
-//! Attachments: which program hangs where, held by pins.
+//! Attachments of programs, which pins keep.
 //!
-//! A pinned link outlives the agent, and one that the agent holds open outlives the removal of its pin, which is then made
-//! again. At start every link of ours is compared with what should hang there: a link whose
-//! target is gone is removed, one whose program is of another generation gets the right one by an atomic exchange. Where
-//! the kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the same holds
-//! for them. So have the interfaces of our own pods on every kernel: a link costs a grace period in each direction when it
-//! is made, and another when its interface goes, tens of milliseconds of a pod's start and end in which the kernel changes
-//! no other interface; filters cost next to nothing. On interfaces of others, links are better company.
+//! A pinned link outlives the agent. A link that the agent holds open outlives the removal of its pin, and
+//! the agent then pins it again. At start the agent compares every link of ours with the wanted attachments.
+//! It removes a link whose target is gone. It gives a link with a program of another generation the right
+//! program by an atomic exchange. Where the kernel has no tcx, interfaces have filters in place of links (see
+//! [`clsact`](super::clsact)), and the agent treats them in the same way.
 //!
-//! Two processes may attach to one interface at the same moment: the CNI plugin, which has just made it, and an agent,
-//! which has just seen it. Both put the same filter in the same place, where the second replaces what the first put there.
+//! The interfaces of our own pods have filters on every kernel. A link costs a grace period in each direction
+//! when it is made, and another one when its interface goes. These are tens of milliseconds of a pod's start
+//! and end in which the kernel changes no other interface. Filters cost next to nothing. On interfaces of
+//! other plugins, links interfere less with others.
+//!
+//! Two processes may attach to one interface at the same moment: the CNI plugin, which has made it, and an
+//! agent, which has seen it. Both put the same filter at the same position, and the second one replaces the
+//! first.
 
 pub mod ahead;
 mod held;
@@ -46,7 +50,7 @@ pub const SOCKET_HOOKS: [(&str, u32); 10] = [
     ("post_bind6", 13),
 ];
 
-/// By which means programs hang on interfaces.
+/// The means by which programs are attached to interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Means {
     /// Links, since Linux 6.6.
@@ -56,7 +60,7 @@ pub enum Means {
 }
 
 impl Means {
-    /// What this kernel offers.
+    /// The means that this kernel supports.
     pub fn probe(programs: &Programs) -> Self {
         let packet_program = programs.get("from_pod");
         if packet_program.is_none_or(|program| sys::has_tcx(program.as_fd())) {
@@ -80,11 +84,11 @@ impl Direction {
 /// All attachments of one agent.
 pub struct Links {
     dir: PathBuf,
-    /// Where the qdiscs that we made are noted.
+    /// The directory that records the qdiscs that we made.
     qdiscs: PathBuf,
     /// The filters.
     clsact: Clsact,
-    /// What interfaces of others have.
+    /// The means for interfaces of other plugins.
     means: Means,
     interfaces: BTreeMap<u32, InterfaceRole>,
     sockets: bool,
@@ -93,8 +97,8 @@ pub struct Links {
 }
 
 impl Links {
-    /// Takes over what hangs already, giving each the program of this generation. Links are pinned in `dir`; qdiscs that
-    /// we made are noted in `qdiscs`.
+    /// Takes over the existing attachments and gives each the program of this generation. `dir` contains the
+    /// pins of links, and `qdiscs` the records of the qdiscs that we made.
     pub fn adopt(dir: PathBuf, qdiscs: PathBuf, means: Means, programs: &Programs) -> Result<Self, BpfError> {
         let mut links = Self::beside(dir, qdiscs, means)?;
         links.adopt_filters(programs)?;
@@ -106,7 +110,7 @@ impl Links {
         Ok(links)
     }
 
-    /// For attaching to single interfaces beside an agent: what hangs already is neither looked at nor changed.
+    /// Attaches to single interfaces beside a running agent. It does not read or change existing attachments.
     pub fn beside(dir: PathBuf, qdiscs: PathBuf, means: Means) -> Result<Self, BpfError> {
         Ok(Self {
             dir,
@@ -151,9 +155,10 @@ impl Links {
                 (InterfaceRole::Pod, _) if clsact::is_of_own_pod(found.interface) => InterfaceRole::OwnPod,
                 (role, _) => role,
             });
-            // An older agent's hung the same program on all pods' interfaces.
+            // Older agents attached the same program to all pods' interfaces.
             let program = role.and_then(|role| role.program(found.direction));
-            // A filter that this kernel's agent would not have made is another's, who shares the network namespace.
+            // The agent of this kernel would not have made such a filter. It belongs to another agent in the
+            // same network namespace.
             if role.is_some_and(|role| self.means_for(role) == Means::Tcx) {
                 continue;
             }
@@ -170,12 +175,12 @@ impl Links {
         Ok(())
     }
 
-    /// By which means programs hang on interfaces of others here.
+    /// The means for interfaces of other plugins.
     pub fn means(&self) -> Means {
         self.means
     }
 
-    /// By which means they hang on interfaces of a role.
+    /// The means for interfaces of a role.
     fn means_for(&self, role: InterfaceRole) -> Means {
         match role {
             InterfaceRole::OwnPod => Means::Clsact,
@@ -183,12 +188,12 @@ impl Links {
         }
     }
 
-    /// Gives every link the program of another generation.
+    /// Gives every attachment the program of another generation.
     pub fn switch(&self, programs: &Programs) -> Result<(), BpfError> {
         Self::adopt(self.dir.clone(), self.qdiscs.clone(), self.means(), programs).map(drop)
     }
 
-    /// Interfaces that programs hang on, and as what.
+    /// The interfaces that have programs, and their roles.
     pub fn interfaces(&self) -> &BTreeMap<u32, InterfaceRole> {
         &self.interfaces
     }
@@ -198,7 +203,7 @@ impl Links {
         self.sockets
     }
 
-    /// Makes exactly `wanted` the interfaces that programs hang on; gives the errors by interface index.
+    /// Attaches programs to exactly the `wanted` interfaces. Returns the errors by interface index.
     pub fn set_interfaces(
         &mut self,
         wanted: &BTreeMap<u32, InterfaceRole>,
@@ -218,7 +223,7 @@ impl Links {
             .map(|(i, r)| (*i, *r))
             .collect();
         for (index, role) in gone {
-            // One that is still there is tried again.
+            // If that fails, the interface stays in the list, and the next call tries again.
             match self.detach_interface(index, role) {
                 Ok(()) => drop(self.interfaces.remove(&index)),
                 Err(error) => errors.push((index, error)),
@@ -228,7 +233,7 @@ impl Links {
             if errors.iter().any(|(failed, _)| failed == index) {
                 continue;
             }
-            // Links stay, but one half may be missing after a crash between the two.
+            // Existing links stay, but one of the two may be missing after a crash.
             match self.attach_interface(*index, *role, programs) {
                 Ok(()) => drop(self.interfaces.insert(*index, *role)),
                 Err(error) => errors.push((*index, error)),
@@ -237,7 +242,7 @@ impl Links {
         errors
     }
 
-    /// Takes the programs of a role from an interface, which may be gone.
+    /// Detaches the programs of a role from an interface, which may be gone.
     pub fn detach_interface(&mut self, index: u32, role: InterfaceRole) -> Result<(), BpfError> {
         if self.means_for(role) == Means::Clsact {
             return self.clsact.detach(index);
@@ -250,7 +255,7 @@ impl Links {
         Ok(())
     }
 
-    /// Hangs the programs of a role on an interface, those that do not hang there yet.
+    /// Attaches those programs of a role to an interface that are not attached yet.
     pub fn attach_interface(
         &mut self,
         index: u32,
@@ -270,7 +275,7 @@ impl Links {
                 continue;
             }
             let link = match sys::link_create(fd.as_fd(), index, direction.tcx()) {
-                // Hangs there already: another process of ours attaches it and pins it in a moment.
+                // A link exists: another process of ours attaches it now and then pins it.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
                 made => made.map_err(BpfError::syscall(format!(
                     "attaching {program} to interface {index}"
@@ -281,7 +286,7 @@ impl Links {
         Ok(())
     }
 
-    /// The same for an interface that was just made, where nobody is expected to have been.
+    /// As [`Self::attach_interface`], for a new interface, where no other process is expected.
     pub fn attach_new(
         &mut self,
         index: u32,
@@ -299,7 +304,7 @@ impl Links {
         self.attach_interface(index, role, programs)
     }
 
-    /// The programs of a role that do not hang on an interface.
+    /// The programs of a role that are not attached to an interface.
     pub fn missing(&mut self, index: u32, role: InterfaceRole) -> Result<Vec<&'static str>, BpfError> {
         let mut missing = Vec::new();
         for (program, direction) in role.programs() {
@@ -317,7 +322,7 @@ impl Links {
         Ok(missing)
     }
 
-    /// Removes what is noted of one pod's interface that is gone.
+    /// Removes the pins and the qdisc record of a removed pod's interface.
     pub fn forget_pod(dir: &Path, qdiscs: &Path, index: u32) {
         Clsact::forget(qdiscs, index);
         for (program, _) in InterfaceRole::Pod.programs() {
@@ -325,11 +330,11 @@ impl Links {
         }
     }
 
-    /// Removes what is noted of interfaces that are gone: the pins of links, and qdiscs.
+    /// Removes the pins of links and the qdisc records of interfaces that are gone.
     pub fn forget_gone(&mut self) -> Result<(), BpfError> {
         self.clsact.forget_gone()?;
         let entries = match fs::read_dir(&self.dir) {
-            // It was removed, and the pins with it.
+            // The directory was removed, and the pins with it.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             entries => entries.map_err(BpfError::file("reading directory", &self.dir))?,
         };
@@ -346,7 +351,7 @@ impl Links {
         Ok(())
     }
 
-    /// Attaches the socket hooks to a cgroup; links that hang there already stay as they are.
+    /// Attaches the socket hooks to a cgroup. Existing links stay.
     pub fn attach_sockets(&mut self, cgroup: &Path, programs: &Programs) -> Result<(), BpfError> {
         let kind = statfs(cgroup).map_err(|error| BpfError::NoCgroup {
             path: cgroup.to_path_buf(),
@@ -360,7 +365,7 @@ impl Links {
         for (program, attach_type) in SOCKET_HOOKS {
             let name = cgroup_pin(program);
             let Some(fd) = programs.get(program) else { continue };
-            // Of the target's 64 bits the first word is read.
+            // The link information has the first word of the target's 64 bits.
             if self.keep(&name, id as u32, fd)? {
                 continue;
             }

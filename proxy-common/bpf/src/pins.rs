@@ -1,4 +1,4 @@
-//! What lies below the bpf root, and how it changes hands.
+//! The files below the bpf root, and how one process takes them over from another.
 //!
 //! ```text
 //! BPF_ROOT/current            → the directory in force (a symbolic link, exchanged atomically)
@@ -9,13 +9,13 @@
 //! BPF_ROOT/qdiscs/INDEX       an empty directory for each clsact qdisc that we made
 //! ```
 //!
-//! Invariant: whatever `current` names is complete. A directory that it does not name is left over from an agent that
-//! was killed while it built or swapped one, and is removed at the next start.
+//! Invariant: the directory that `current` names is complete. Any other directory is left over from an agent
+//! that was killed while it built or exchanged one. The next start removes it.
 //!
-//! An attachment that is made while `current` changes hands would be missed by whoever gives all of them the new programs.
-//! So that is done under an exclusive lock on the bpf root, and attaching by another process under a shared one. The
-//! kernel takes back the lock of a process that dies. Another lock, on `links`, is held by who enters host ports. A third one,
-//! on `agent`, is held by the agent for as long as it runs.
+//! If a process attached a program while another one exchanges `current`, that attachment would keep its old
+//! program. So the exchange takes an exclusive lock on the bpf root, and a process that attaches takes a
+//! shared one. The kernel releases the lock of a process that dies. A second lock, on `links`, protects the
+//! entries of host ports. The agent holds a third one, on `agent`, for as long as it runs.
 
 mod owned;
 
@@ -42,23 +42,23 @@ pub struct Pins {
 /// One directory of maps and programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayoutDir {
-    /// Where it lies.
+    /// The path of the directory.
     pub path: PathBuf,
     /// The layout version of everything in it.
     pub layout: u32,
-    /// Which object the programs were built from.
+    /// The object from which the programs were built.
     pub object: String,
-    /// Counts up with every directory made.
+    /// A number that increases with every new directory.
     pub generation: u32,
 }
 
 impl LayoutDir {
-    /// Where a map is pinned.
+    /// The path at which a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
         self.path.join("maps").join(name)
     }
 
-    /// Where a program is pinned.
+    /// The path at which a program is pinned.
     pub fn program(&self, name: &str) -> PathBuf {
         self.path.join("programs").join(name)
     }
@@ -78,17 +78,17 @@ impl LayoutDir {
     }
 }
 
-/// Something that was removed from the node.
+/// An object that was removed from the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Removed {
-    /// What kind of thing it was.
+    /// The kind of the object.
     pub kind: String,
     /// Its name.
     pub name: String,
 }
 
 impl Pins {
-    /// Opens the bpf root, making the directory if it is not there.
+    /// Opens the bpf root, and makes the directory if it does not exist.
     pub fn open(root: &Path) -> Result<Self, BpfError> {
         let pins = Self {
             root: root.to_path_buf(),
@@ -107,24 +107,24 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins below a bpf root that somebody else has made, if there is one.
+    /// The pins below a bpf root that another process has made; none if there is no such directory.
     pub fn existing(root: &Path) -> Option<Self> {
         let root = root.to_path_buf();
         root.is_dir().then_some(Self { root })
     }
 
-    /// Keeps what is in force from changing hands for as long as the answer lives.
+    /// Prevents an exchange of `current` while the returned lock is held.
     pub fn hold(&self) -> Result<Flock<File>, BpfError> {
         self.lock(FlockArg::LockShared)
     }
 
-    /// Waits until nobody attaches anything, and keeps others from it for as long as the answer lives.
+    /// Waits until no process attaches a program, and prevents that while the returned lock is held.
     pub fn exchange(&self) -> Result<Flock<File>, BpfError> {
         self.lock(FlockArg::LockExclusive)
     }
 
-    /// Keeps others from entering host ports for as long as the answer lives: who enters some first sees whether they are
-    /// free, and that has to be one step.
+    /// Prevents other processes from entering host ports while the returned lock is held. A process first
+    /// checks that a port is free and then enters it, and both have to be one step.
     pub fn claim(&self) -> Result<Flock<File>, BpfError> {
         lock(&self.links(), FlockArg::LockExclusive)
     }
@@ -143,12 +143,12 @@ impl Pins {
         self.root.join("links")
     }
 
-    /// Where the qdiscs that we made are noted.
+    /// The directory that records the qdiscs that we made.
     pub fn qdiscs(&self) -> PathBuf {
         qdiscs(&self.root)
     }
 
-    /// The directory in force, if there is one of a layout that this agent knows.
+    /// The directory in force, if there is one. It fails if a newer agent made it.
     pub fn current(&self) -> Result<Option<LayoutDir>, BpfError> {
         let path = self.root.join("current");
         let target = match fs::read_link(&path) {
@@ -193,13 +193,13 @@ impl Pins {
         Ok(dir)
     }
 
-    /// Whether a directory is the one in force, as far as the pins tell.
+    /// Whether a directory is the one in force, according to the pins.
     pub fn is_in_force(&self, dir: &LayoutDir) -> bool {
         let target = fs::read_link(self.root.join("current")).ok();
         target.is_some() && target.as_deref() == dir.path.file_name().map(Path::new)
     }
 
-    /// Makes what is missing of the directories for pins, the bpf root included. It must lie on a bpffs.
+    /// Makes the missing directories for pins, including the bpf root, which must be on a bpffs.
     pub fn make_again(&self, dir: &LayoutDir) -> Result<(), BpfError> {
         Self::open(&self.root)?;
         make_dir(&dir.path)?;
@@ -207,7 +207,7 @@ impl Pins {
         make_dir(&dir.path.join("programs"))
     }
 
-    /// Puts a complete directory in force.
+    /// Puts a complete directory in force by an atomic exchange of `current`.
     pub fn publish(&self, dir: &LayoutDir) -> Result<(), BpfError> {
         let path = self.root.join("current");
         let next = self.root.join("current-next");
@@ -228,7 +228,7 @@ impl Pins {
         Ok(())
     }
 
-    /// What lies below the bpf root without being ours.
+    /// The files below the bpf root that are not ours.
     pub fn foreign(&self) -> Vec<PathBuf> {
         let known = |path: &PathBuf| {
             matches!(
@@ -252,9 +252,9 @@ impl Pins {
     }
 }
 
-/// Removes everything of ours below a bpf root, attachments first, and the root if nothing else is left in it.
+/// Removes all our pins below a bpf root, attachments first, and the root if it is then empty.
 ///
-/// Removing the pin of a link detaches its program. Nothing foreign is touched.
+/// Removing the pin of a link detaches its program. Files of others stay.
 pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     let mut removed = Vec::new();
     if !root.exists() {
@@ -291,7 +291,7 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     Ok(removed)
 }
 
-/// Where the qdiscs that we made are noted below a bpf root.
+/// The directory below a bpf root that records the qdiscs that we made.
 pub fn qdiscs(root: &Path) -> PathBuf {
     root.join("qdiscs")
 }
@@ -301,7 +301,7 @@ fn agents_place(root: &Path) -> PathBuf {
     root.join("agent")
 }
 
-/// Everything foreign below a bpf root; nothing where there is no such directory.
+/// All files of others below a bpf root; none if there is no such directory.
 pub fn foreign(root: &Path) -> Vec<PathBuf> {
     let root = root.to_path_buf();
     Pins { root }.foreign()

@@ -1,22 +1,23 @@
-//! What an interface is to the programs: which of them hang on it, and which direction each meets.
+//! The roles of interfaces: which programs are attached to one, and which direction each program sees.
 //!
-//! A pod's interface that our own plugin made is told by its name. It has a program of its own for what the pod sends:
-//! there an entry is owed, so a packet is dropped where it is missing.
+//! The name tells whether our own plugin made a pod's interface. Such an interface has a program of its own
+//! for the pod's egress. It must have an entry in the maps, so that program drops all packets while the entry
+//! is missing.
 
 use super::traffic_control::Direction;
 
-/// How the names of our own pods' interfaces begin; so many hexadecimal digits follow.
+/// The prefix of the names of our own pods' interfaces, which hexadecimal digits follow.
 pub const OWN_POD: &str = "mr";
 const OWN_POD_DIGITS: usize = 12;
 
-/// A kind of interface, by what hangs on it.
+/// The role of an interface, which decides the programs on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InterfaceRole {
-    /// The host side of a pod, made by somebody else.
+    /// The host side of a pod that another plugin made.
     Pod,
     /// The host side of a pod that our CNI plugin made.
     OwnPod,
-    /// Leads to other machines.
+    /// An interface to other machines.
     Uplink,
     /// Our own device.
     Host,
@@ -43,13 +44,13 @@ impl InterfaceRole {
         }
     }
 
-    /// The program that meets packets of a direction.
+    /// The program that sees packets of a direction.
     pub(super) fn program(self, direction: Direction) -> Option<&'static str> {
         let mut programs = self.programs().iter();
         programs.find_map(|(name, meets)| (*meets == direction).then_some(*name))
     }
 
-    /// Whether a program hangs on such an interface.
+    /// Whether a program is attached to interfaces of this role.
     pub fn has(self, program: &str) -> bool {
         self.programs().iter().any(|(name, _)| *name == program)
     }
@@ -64,7 +65,7 @@ impl InterfaceRole {
         }
     }
 
-    /// The role of the interfaces that a program hangs on.
+    /// The role of the interfaces that a program is attached to.
     pub(super) fn of(program: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.has(program))
     }

@@ -1,8 +1,8 @@
 //! bpf(2), mmap(2) and membarrier(2): the unsafe code of the agent.
 //!
-//! aya loads programs and creates maps; what it has no operations for stands here: batch map operations, mmapped
-//! arrays, the pinning of maps under a second path, links by pin, and a real RCU grace period. Every function is safe
-//! to call: sizes are taken from the buffers, and file descriptors are owned.
+//! aya loads programs and creates maps. This module has the operations that aya lacks: batch map operations,
+//! mmapped arrays, second pins of maps, links by pin, and an RCU grace period. Every function is safe to
+//! call: sizes come from the buffers, and file descriptors are owned.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper in any crate")]
 
@@ -84,7 +84,7 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// `union bpf_attr` for pinning.
+/// `union bpf_attr` for pinning an object and for opening a pin.
 #[repr(C)]
 #[derive(Default)]
 struct ObjectAttr {
@@ -143,7 +143,7 @@ pub struct MapInfo {
     pub flags: u32,
 }
 
-/// The start of `struct bpf_prog_info`, up to what is read of it.
+/// The start of `struct bpf_prog_info`, up to the last field that is read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ProgramInfo {
@@ -171,13 +171,13 @@ pub struct LinkInfo {
     /// The program's id.
     pub program: u32,
     padding: u32,
-    /// First word of the target: the interface index of a tcx link.
+    /// The first word of the target: the interface index of a tcx link.
     pub target: u32,
     unread: [u32; 5],
 }
 
 fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
-    // SAFETY: the attribute is a live struct of the size told; pointers in it were set by the callers below from
+    // SAFETY: the attribute is a live struct of the given size. The callers below set its pointers from
     // slices that are live for the call and as long as the map's key and value sizes demand.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
     if result < 0 {
@@ -192,11 +192,11 @@ fn descriptor(fd: BorrowedFd<'_>) -> u32 {
 }
 
 fn owned(result: i64) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has made this descriptor for us.
     unsafe { OwnedFd::from_raw_fd(result as RawFd) }
 }
 
-/// Makes a map that dies with its last descriptor.
+/// Makes a map that the kernel frees with its last descriptor.
 pub fn map_create(kind: u32, key_size: u32, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
     let mut attr = MapCreateAttr {
         kind,
@@ -253,7 +253,7 @@ pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
     bpf(BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
 }
 
-/// Writes into `next` the key that follows `key`, or the first one; false if there is none.
+/// Writes the key that follows `key`, or the first one, into `next`; false if there is none.
 pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
     let mut attr = ElementAttr {
         map_fd: descriptor(map),
@@ -268,7 +268,7 @@ pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) ->
     }
 }
 
-/// Writes `count` elements; gives how many were written, and the error if not all.
+/// Writes `count` elements. Returns the number of elements written, and the error if it is not all.
 pub fn map_update_batch(
     map: BorrowedFd<'_>,
     keys: &[u8],
@@ -286,7 +286,7 @@ pub fn map_update_batch(
     (attr.count, result)
 }
 
-/// Removes `count` elements; gives how many were removed, and the error if not all.
+/// Removes `count` elements. Returns the number of elements removed, and the error if it is not all.
 pub fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> (u32, io::Result<()>) {
     let mut attr = BatchAttr {
         keys: keys.as_ptr() as u64,
@@ -298,10 +298,10 @@ pub fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> (u32, i
     (attr.count, result)
 }
 
-/// Reads up to `count` elements from `position` on; gives how many, and whether the end was reached.
+/// Reads up to `count` elements from `position` on. Returns their number, and whether the end was reached.
 ///
-/// `position` is empty for the start, and is filled in for the next call (4 bytes for hash tables, the key's size for
-/// others).
+/// `position` is empty for the start, and the kernel fills it in for the next call. It has 4 bytes for hash
+/// tables, and the key's size for others.
 pub fn map_lookup_batch(
     map: BorrowedFd<'_>,
     position: &mut Vec<u8>,
@@ -367,19 +367,19 @@ fn info<T>(object: BorrowedFd<'_>, into: &mut T) -> io::Result<()> {
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
-/// What the kernel says of a map.
+/// The kernel's information about a map.
 pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut answer = MapInfo::default();
     info(map, &mut answer).map(|()| answer)
 }
 
-/// What the kernel says of a link.
+/// The kernel's information about a link.
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut answer = LinkInfo::default();
     info(link, &mut answer).map(|()| answer)
 }
 
-/// What the kernel says of a program.
+/// The kernel's information about a program.
 pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     let mut answer = ProgramInfo {
         kind: 0,
@@ -392,7 +392,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     info(program, &mut answer).map(|()| answer)
 }
 
-/// Attaches a program to a cgroup or an interface, at the end of what is attached there.
+/// Attaches a program to a cgroup or an interface, behind the programs that are already attached.
 pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr {
         program_fd: descriptor(program),
@@ -403,11 +403,11 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io
     bpf(BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
-/// `BPF_TCX_INGRESS`; `BPF_TCX_EGRESS` is the next.
+/// `BPF_TCX_INGRESS`; `BPF_TCX_EGRESS` is the next number.
 pub const TCX_INGRESS: u32 = 46;
 
-/// Whether packet programs can hang on interfaces by links (tcx, Linux 6.6): a kernel that cannot does not get as far as
-/// to look for the interface, which does not exist.
+/// Whether the kernel can attach packet programs to interfaces by links (tcx, Linux 6.6). A kernel that
+/// cannot fails before it looks for the interface, which does not exist.
 pub fn has_tcx(packet_program: BorrowedFd<'_>) -> bool {
     const NO_INTERFACE: u32 = i32::MAX.cast_unsigned();
     match link_create(packet_program, NO_INTERFACE, TCX_INGRESS) {

@@ -1,8 +1,8 @@
-//! Qdiscs and filters by rtnetlink, as far as programs need them to hang on an interface.
+//! Qdiscs and filters by rtnetlink, as far as attaching programs to an interface needs them.
 //!
-//! The requests are few and answered at once, like bpf(2) calls, so the socket is a blocking one. A message that this
-//! code cannot read is about something foreign: it is kept as that and never skipped, since what hangs on a qdisc decides
-//! whether it may be removed.
+//! The requests are few and the kernel replies at once, as to bpf(2) calls, so the socket is a blocking one.
+//! A message that this code cannot read is about an object of others. It is kept as such and never skipped,
+//! since a qdisc with any filter may not be removed.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -18,7 +18,7 @@ use netlink_packet_route::tc::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-/// `ETH_P_ALL`, as `tcm_info` has it.
+/// `ETH_P_ALL`, in the byte order of `tcm_info`.
 const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
 /// The qdisc on which both directions have filters.
 const CLSACT: &str = "clsact";
@@ -33,7 +33,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both.
+    /// Both directions.
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 
     fn parent(self) -> TcHandle {
@@ -48,22 +48,22 @@ impl Direction {
     }
 }
 
-/// Where a filter stands among the others of its interface and direction.
+/// The position of a filter among the others of its interface and direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// Lower ones come first.
+    /// The kernel runs lower priorities first.
     pub priority: u16,
-    /// Which of those with the same priority.
+    /// The handle, which tells filters of the same priority apart.
     pub handle: u32,
 }
 
-/// A program that is to hang on an interface.
+/// A program to attach to an interface.
 pub struct Hung<'a> {
-    /// For which direction.
+    /// The direction of the packets that it sees.
     pub direction: Direction,
-    /// Where among others.
+    /// Its position among other filters.
     pub position: Position,
-    /// What it is called there.
+    /// The name of its filter.
     pub name: String,
     /// The program.
     pub program: BorrowedFd<'a>,
@@ -90,40 +90,40 @@ impl Hung<'_> {
 pub struct Filter {
     /// Its kind, `bpf` for programs; empty where it cannot be read.
     pub kind: String,
-    /// Where it stands.
+    /// The position of the filter.
     pub position: Position,
-    /// The name it was given; empty for another kind of filter.
+    /// The filter's name; empty for another kind of filter.
     pub name: String,
     /// The program's id.
     pub program: u32,
 }
 
-/// What stands where a clsact qdisc would.
+/// The qdisc at an interface's place for clsact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Qdisc {
-    /// Nothing.
+    /// There is none.
     None,
-    /// One that has filters for both directions.
+    /// A qdisc that has filters for both directions.
     Clsact,
-    /// One that has filters for what comes in only.
+    /// A qdisc that has filters for the ingress direction only.
     Ingress,
 }
 
-/// A socket for requests, in the network namespace of the thread that opened it.
+/// A netlink socket for requests, in the network namespace of the thread that opened it.
 pub struct TrafficControl {
     socket: Socket,
     sequence: u32,
 }
 
 impl TrafficControl {
-    /// Opens the socket.
+    /// Opens the netlink socket.
     pub fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_ROUTE)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// The interfaces that have a qdisc with filters for what comes in or goes out.
+    /// The interfaces that have a qdisc with filters for ingress or egress.
     pub fn interfaces(&mut self) -> io::Result<Vec<u32>> {
         let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
         let answers = self.request(request, NLM_F_DUMP)?;
@@ -136,13 +136,13 @@ impl TrafficControl {
         Ok(with_filters.collect())
     }
 
-    /// What stands on an interface where a clsact qdisc would.
+    /// The qdisc at an interface's place for clsact.
     pub fn qdisc(&mut self, interface: u32) -> io::Result<Qdisc> {
         let mut message = TcMessage::with_index(interface.cast_signed());
         message.header.parent = TcHandle::CLSACT;
-        // The answer is a notification, which comes here only if asked to be echoed.
+        // The reply is a notification, which the kernel sends to this socket only on request (echo).
         let answers = match self.request(RouteNetlinkMessage::GetQueueDiscipline(message), NLM_F_ECHO) {
-            // Older kernels say ENOENT if there never was one; a removed one answers EINVAL.
+            // Older kernels return ENOENT if there never was a qdisc, and EINVAL after one was removed.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Vec::new(),
             answers => answers?,
         };
@@ -157,19 +157,19 @@ impl TrafficControl {
         })
     }
 
-    /// Gives an interface a clsact qdisc; one that is there already is an error.
+    /// Gives an interface a clsact qdisc. An existing one is an error.
     pub fn add_clsact(&mut self, interface: u32) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewQueueDiscipline(clsact(interface));
         self.request(message, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
-    /// Takes an interface's clsact qdisc away, with everything that hangs on it.
+    /// Removes an interface's clsact qdisc with all its filters.
     pub fn remove_clsact(&mut self, interface: u32) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelQueueDiscipline(clsact(interface)), 0)
             .map(drop)
     }
 
-    /// The filters for one direction, foreign ones included. There must be a qdisc for them.
+    /// The filters for one direction, including those of others. There must be a qdisc for them.
     pub fn filters(&mut self, interface: u32, direction: Direction) -> io::Result<Vec<Filter>> {
         let mut message = TcMessage::with_index(interface.cast_signed());
         message.header.parent = direction.parent();
@@ -180,14 +180,14 @@ impl TrafficControl {
             .collect())
     }
 
-    /// Hangs a program up, or exchanges the one that hangs there in one step.
+    /// Attaches a program, or exchanges the attached one in one step.
     pub fn set_filter(&mut self, interface: u32, program: &Hung<'_>) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewTrafficFilter(program.filter(interface));
         self.request(message, NLM_F_CREATE).map(drop)
     }
 
-    /// Gives an interface that is new a clsact qdisc and hangs programs on it, all in one go; a qdisc that is there already is
-    /// an error.
+    /// Gives a new interface a clsact qdisc and attaches programs to it, all in one datagram. An existing
+    /// qdisc is an error.
     pub fn furnish(&mut self, interface: u32, programs: &[Hung<'_>]) -> io::Result<()> {
         let qdisc = RouteNetlinkMessage::NewQueueDiscipline(clsact(interface));
         let filters = programs
@@ -198,7 +198,7 @@ impl TrafficControl {
         self.requests(requests.collect()).map(drop)
     }
 
-    /// Takes a program away.
+    /// Detaches a program.
     pub fn remove_filter(
         &mut self,
         interface: u32,
@@ -210,7 +210,7 @@ impl TrafficControl {
             .map(drop)
     }
 
-    /// Sends a request and gives the answers; `None` for each that cannot be read.
+    /// Sends a request and returns the replies; `None` for each reply that this code cannot read.
     fn request(
         &mut self,
         request: RouteNetlinkMessage,
@@ -219,8 +219,8 @@ impl TrafficControl {
         self.requests(vec![(request, flags)])
     }
 
-    /// Sends requests with their flags as one datagram. The kernel tells each refusal, the first of which is given here, and of
-    /// the last request success as well.
+    /// Sends requests with their flags as one datagram. The kernel reports each failed request, and the
+    /// success of the last one. This function returns the first error.
     fn requests(
         &mut self,
         requests: Vec<(RouteNetlinkMessage, u16)>,
@@ -253,7 +253,7 @@ impl TrafficControl {
                 };
                 let sequence = answer.header.sequence_number;
                 match answer.payload {
-                    // Of an earlier request that was given up.
+                    // A reply to an earlier request that was given up.
                     _ if !(first..=last).contains(&sequence) => {}
                     NetlinkPayload::InnerMessage(inner) => answers.push(Some(inner)),
                     NetlinkPayload::Error(error) => {
@@ -274,7 +274,7 @@ impl TrafficControl {
     }
 }
 
-/// The messages of a datagram. Each begins with its length, and the next one after that at a multiple of four.
+/// The messages of a datagram. Each begins with its length, and the next one starts at a multiple of four.
 fn messages(datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -319,7 +319,7 @@ fn kind(message: &TcMessage) -> Option<&str> {
     })
 }
 
-/// Filters come with a message for each priority that has no handle, which says nothing.
+/// The dump contains a message without a handle for each priority, which carries no filter.
 fn read_filter(answer: Option<&RouteNetlinkMessage>) -> Option<Filter> {
     let foreign = |position| Filter {
         kind: String::new(),

@@ -1,4 +1,4 @@
-//! Arbitrary frames through the parser and every decision.
+//! Feeds arbitrary frames to the parser and every decision.
 
 #![no_main]
 

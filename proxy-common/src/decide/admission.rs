@@ -1,19 +1,20 @@
-//! Who may come by an entry: the first question about a packet, before any table of services is asked.
+//! Admission: the packets that may enter at a hook. This is the first question, before any look-up of
+//! services.
 //!
 //! | entry | frame | source | tunnel port |
 //! |---|---|---|---|
-//! | uplink | to this interface; a tag is the VLAN device's | none that only this node gives out, no tunnelled pod's | from nodes alone, see [`tunnel`] |
-//! | tunnel | as above; what an uplink has admitted | as above | – |
+//! | uplink | to this interface; a tag is the VLAN device's | none that only this node uses, no tunnelled pod's | only from nodes, see [`tunnel`] |
+//! | tunnel | as above, and only if an uplink has admitted it | as above | – |
 //! | pod of ours | see [`sender`](super::sender) | its own | never |
-//! | other pods | their plugin's business | no virtual address | never |
+//! | other pods | their plugin's responsibility | no virtual address | never |
 //! | host | by an interface without programs: as above | neither virtual nor the node's nor its pods' | |
 //! | host, loopback | the node's own packets | | |
 //!
-//! An uplink refuses as source: a virtual address, an address of this node or of its pods, none, loopback,
-//! multicast. The stack refuses most of them too, but translation comes before it and hides them. Strict
-//! reverse-path filtering is repeated for each packet, since the stack does not see what is redirected. A
-//! frame to a group is never translated, but the stack may deliver what it carries; so its source and the
-//! tunnel's port are looked at.
+//! An uplink refuses these sources: a virtual address, an address of this node or of its pods, no address,
+//! loopback and multicast addresses. The stack refuses most of them too, but translation comes before the
+//! stack and would hide them. The programs repeat strict reverse-path filtering for each packet, since the
+//! stack does not see redirected packets. A frame to a group is never translated, but the stack may deliver
+//! the packet in it. So its source and the tunnel's port are checked.
 
 use super::decision::Entry;
 use super::{Tables, Work, gateway, host_port, tunnel};
@@ -22,25 +23,25 @@ use crate::maps::{Config, ConfigFlags, FrontendKey, RangeFlags, Reason};
 use crate::packet::{Headers, Packet, ether_type};
 use crate::protocol;
 
-/// The pods' gateway, whose address is no host's.
+/// The pods' gateway, whose address no host has.
 const GATEWAY: Ip = Ip::from_v4_word(u32::from_ne_bytes(gateway::ADDRESS));
 
-/// What stands beside a packet, outside of its bytes.
+/// The metadata of a frame, outside of its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     /// `EtherType` behind the outermost tag, in host order.
     pub ether_type: u16,
     /// The VLAN of the outermost tag, 0 of a priority tag; [`Frame::UNTAGGED`] without a tag.
     pub vlan: u32,
-    /// Whether the frame is addressed to another host. The interface may hear it in promiscuous mode.
+    /// Whether the frame is addressed to another host. The interface may receive it in promiscuous mode.
     pub is_for_other: bool,
 }
 
 impl Frame {
-    /// No tag.
+    /// The value for a frame without a tag.
     pub const UNTAGGED: u32 = u32::MAX;
 
-    /// Whether the frame is one of a VLAN. A priority tag names none.
+    /// Whether the frame belongs to a VLAN. A priority tag names none.
     #[inline(always)]
     pub const fn belongs_to_vlan(self) -> bool {
         self.vlan != Self::UNTAGGED && self.vlan != 0
@@ -53,14 +54,14 @@ impl Frame {
     }
 }
 
-/// What becomes of a frame that comes in by an uplink, before its headers are read.
+/// The first check of a frame that comes in by an uplink, before its headers are read.
 ///
 /// # Errors
 /// The reason to leave it to the stack or to drop it; [`Reason::is_drop`] tells which.
 #[inline(always)]
 pub const fn by_uplink(frame: Frame) -> Result<(), Reason> {
     if frame.vlan == 0 && frame.has_more_tags() {
-        // The stack would take all of them off, one by one, and deliver what no program has read.
+        // The stack would remove all of them, one by one, and deliver a packet that no program has read.
         return Err(Reason::Retagged);
     }
     if frame.belongs_to_vlan() {
@@ -72,8 +73,8 @@ pub const fn by_uplink(frame: Frame) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Why a packet that enters ends here or is none of the services' business, if so; [`Reason::is_drop`] tells
-/// which.
+/// The verdict on a packet that enters, or `None` if the decision about services follows. [`Reason::is_drop`]
+/// tells whether the packet is dropped.
 #[inline(always)]
 pub fn admit<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -97,7 +98,7 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     (work.is_for_group != 0).then_some(Reason::OtherHost)
 }
 
-/// Why a packet passes or ends here of which the parser has read the addresses at the most, for a reason.
+/// The verdict on a packet of which the parser has read at most the addresses, because of `reason`.
 #[inline(always)]
 pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) -> Reason {
     let headers = &work.headers;
@@ -117,7 +118,7 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
     if !headers.is_unwalked(reason) {
         return reason;
     }
-    // The port may stand behind what was not read.
+    // The port may be behind the headers that the parser did not read.
     if config.tunnel_port.raw() != 0 && tunnel::is_heard(tables, config, &headers.dst) {
         return match entry {
             Entry::Pod => Reason::TunnelPort,
@@ -125,21 +126,21 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
         };
     }
     match entry {
-        // So may an ICMP error about a packet of others.
+        // An unread ICMP error may be about another host's packet.
         Entry::Pod => Reason::ForgedSource,
         _ => reason,
     }
 }
 
-/// Whether a packet that comes from elsewhere goes to a loopback address (RFC 1122 §3.2.1.3). The stack would
-/// take it where `route_localnet` is 1.
+/// Whether a packet from another host goes to a loopback address (RFC 1122 §3.2.1.3). The stack would take it
+/// where `route_localnet` is 1.
 #[inline(always)]
 const fn is_for_loopback(work: &Work, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback()
 }
 
-/// Whether a packet asks a group from no address, as neighbour discovery and DHCP do. Frame and packet go to
-/// a group then.
+/// Whether a packet goes to a group from no address, as in neighbour discovery and DHCP. Both the frame and
+/// the packet are then addressed to a group.
 #[inline(always)]
 const fn is_from_no_address(work: &Work) -> bool {
     let source = &work.headers.src;
@@ -148,19 +149,19 @@ const fn is_from_no_address(work: &Work) -> bool {
         && (source.is_unspecified() || source.is_v4_unspecified())
 }
 
-/// Whether the source of a packet is one that no packet may have that enters here.
+/// Whether the packet's source may not enter here.
 #[inline(always)]
 fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
     let source = &work.headers.src;
     match entry {
-        // The sources of our own pods are looked at before.
+        // The sender check of [`super::sender`] comes before and covers the sources of our own pods.
         Entry::Pod => {
             config.is_service_address(source)
                 || (config.has(ConfigFlags::STRAY_ADDRESSES)
                     && !config.may_be_pod(source)
                     && tables.address(source).is_virtual_only())
         }
-        // What the stack forwards here came by an interface without programs.
+        // A packet that the stack forwards to this device came by an interface without programs.
         Entry::Host if work.arrived_by != 0 => {
             !source.is_one_host()
                 || source.is_loopback()
@@ -205,21 +206,21 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
     }
 }
 
-/// Whether an address is local to the node by a route, as `ip route add local` makes it.
+/// Whether a route makes an address local to the node, as `ip route add local` does.
 #[inline(always)]
 pub fn is_local_by_route<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     config.has(ConfigFlags::LOCAL_RANGES) && tables.range(address).has(RangeFlags::LOCAL)
 }
 
-/// Whether a packet that begins a flow comes from where its replies would not lead back, in ways that only the first packet
-/// is asked for: from a pod of this node by an uplink, or from a subnet's broadcast address.
+/// Whether a packet that begins a flow has a source to which replies would not lead back. Only the first
+/// packet needs these checks: from a pod of this node by an uplink, or from a subnet's broadcast address.
 #[inline(always)]
 pub fn is_astray<T: Tables>(tables: &T, work: &Work, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink)
         && (tables.address(&work.headers.src).is_broadcast() || tables.is_own_pod(&work.headers.src))
 }
 
-/// Whether a packet comes against strict reverse-path filtering. The stack would drop it, but may not see it.
+/// Whether a packet fails strict reverse-path filtering. The stack would drop it, but may not see it.
 #[inline(always)]
 pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink)
@@ -228,10 +229,10 @@ pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, ent
         && !tables.leads_back(&work.headers, work.interface)
 }
 
-/// Whether a datagram that begins a flow between two node ports comes from a node port itself, so that two servers that
-/// reply to anything would go on for ever (CVE-2024-2169). No client of another node has such a port: the kernel gives none
-/// out, and no process may bind one. A node may have addresses that its Node object lacks, so that each host on
-/// a link of this node counts.
+/// Whether a datagram to a node port, which begins a flow, also comes from a node port. Two servers that
+/// reply to every datagram would then go on without end (CVE-2024-2169). No client of another node has such a
+/// source port: the kernel assigns none of them, and no process may bind one. A node may have addresses that
+/// its Node object lacks, so each host on a link of this node counts as a node.
 #[inline(always)]
 pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry: Entry) -> bool {
     if headers.protocol != protocol::UDP
@@ -240,7 +241,7 @@ pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry:
     {
         return false;
     }
-    // At another node's address a service may have ports as well, which all nodes know.
+    // A service may also have ports at another node's address, and all nodes know those.
     let node = config.node_address(&headers.dst);
     leads_somewhere(tables, config, headers, &node)
         || leads_somewhere(tables, config, headers, &headers.dst)
@@ -256,5 +257,4 @@ fn leads_somewhere<T: Tables>(tables: &T, config: &Config, headers: &Headers, ad
 }
 
 #[cfg(test)]
-#[path = "admission_tests.rs"]
 mod tests;

@@ -1,6 +1,7 @@
-//! How flows are remembered, and how they end.
+//! The conntrack entries of flows: their lookup, their state and their end.
 //!
-//! A flow has an entry for either direction, see [`crate::maps::Flow`]. Its state moves with the packets that pass:
+//! A flow has an entry for either direction, see [`crate::maps::Flow`]. Its state follows the packets that
+//! pass:
 //!
 //! | state | entries lie in | until |
 //! |---|---|---|
@@ -8,9 +9,9 @@
 //! | confirmed | `FLOWS`, `STREAMS`; `NEW_FLOWS` beyond a client's share | a RST, a FIN from both sides, its lifetime ends |
 //! | closed | `NEW_FLOWS` | its source port is wanted, or its lifetime ends |
 //!
-//! [`super::flow_state`] says which state follows.
+//! [`super::flow_state`] computes the next state.
 //!
-//! An entry that was idle for longer than its state allows is not believed any more. The agent removes such entries from
+//! An entry that was idle for longer than its state allows is invalid. The agent removes such entries from
 //! the tables that evict nothing.
 
 use super::flow_state::{aborts, ends, is_far_ahead, next};
@@ -19,8 +20,9 @@ use crate::Ip;
 use crate::maps::{Config, Flow, FlowKey, FlowState};
 use crate::packet::TCP_ACK;
 
-/// Finds the entry of the packet. One that has outlived its time is forgotten, and one of a connection that is over when its
-/// backend answers another one: made by the same client port to the backend itself, not through a frontend.
+/// Finds the entry of the packet. It removes an expired entry. It also removes the entry of a connection that
+/// is over, if the backend replies to another one. The client has made that one by the same port to the
+/// backend itself, not through a frontend.
 #[inline(always)]
 pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     if !tables.flow(&work.key, &mut work.flow) {
@@ -38,9 +40,10 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     true
 }
 
-/// Whether a backend's SYN,ACK is one of another connection than the flow's. What replies to a SYN that came
+/// Whether a backend's SYN,ACK belongs to another connection than the flow's. A reply to a SYN that came
 /// after a RST belongs to the flow. From another machine both the RST and the SYN,ACK may be forged; a pod of
-/// our plugin sends its own. Beside another plugin it is not known which pods are here, so each one counts.
+/// our plugin sends its own. Beside another plugin the agent does not know which pods are on this node, so
+/// every backend counts as one.
 #[inline(always)]
 fn begins_another<T: Tables>(tables: &T, config: &Config, work: &Work, state: FlowState) -> bool {
     state.is_over()
@@ -56,14 +59,14 @@ pub fn is_expired(config: &Config, flow: &Flow, protocol: u8, now: u32) -> bool 
     lifetime != 0 && age(now, flow.seen) > lifetime
 }
 
-/// Ticks since `seen`; 0 if another CPU has noted a later tick than `now` meanwhile.
+/// Ticks since `seen`; 0 if another CPU has stored a later tick than `now` meanwhile.
 #[inline(always)]
 pub const fn age(now: u32, seen: u32) -> u32 {
     let age = now.wrapping_sub(seen);
     if age > u32::MAX / 2 { 0 } else { age }
 }
 
-/// Forgets both entries of the packet's flow.
+/// Removes both entries of the packet's flow.
 #[inline(always)]
 pub fn forget<T: Tables>(tables: &T, work: &mut Work) {
     let is_protected = work.flow.state().is_protected();
@@ -75,7 +78,7 @@ pub fn forget<T: Tables>(tables: &T, work: &mut Work) {
     }
 }
 
-/// Forgets both entries of the flow in [`Work::found`], of which one has the key [`Work::reply_key`].
+/// Removes both entries of the flow in [`Work::found`]. [`Work::reply_key`] is the key of one of them.
 #[inline(always)]
 pub fn forget_found<T: Tables>(tables: &T, work: &Work) {
     let is_protected = work.found.state().is_protected();
@@ -95,19 +98,19 @@ pub fn client_of<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) -> Ip {
     as_counted(tables, &client)
 }
 
-/// An address as shares are counted: an IPv6 address of no pod of this node counts with its /64.
+/// An address as shares are counted: an IPv6 address that is not a pod's of this node counts with its /64.
 #[inline(always)]
 pub fn as_counted<T: Tables>(tables: &T, address: &Ip) -> Ip {
     if address.is_v4() || tables.is_own_pod(address) {
         *address
     } else {
-        // Without a network part it would count as all clients together.
+        // An unspecified network part would be the key of all clients together.
         let site = address.site();
         if site.is_unspecified() { *address } else { site }
     }
 }
 
-/// Takes note of a packet of a known flow.
+/// Updates the entries of a known flow for a packet.
 #[inline(always)]
 pub fn advance<T: Tables>(tables: &T, work: &mut Work) {
     work.unsettled = tables.note(work);
@@ -116,7 +119,8 @@ pub fn advance<T: Tables>(tables: &T, work: &mut Work) {
     }
 }
 
-/// Writes the packet into the flow's entries; gives what is left to [`settle`], see [`Work::unsettled`].
+/// Writes the packet into the flow's entries. Returns the work that is left to [`settle`], see
+/// [`Work::unsettled`].
 #[inline(always)]
 pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     let now = tables.now();
@@ -137,14 +141,14 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     if is_opening_reply {
         sequence = headers.sequence.wrapping_add(1);
     }
-    // A server repeats its SYN,ACK to a silent client, which must not keep the source port by that. A SYN in
-    // a connection may be forged, as may a RST that does not count: they keep nothing alive either.
+    // A server repeats its SYN,ACK to a silent client, and that must not keep the source port in use. A SYN
+    // in a connection may be forged, as may a RST that does not count, so neither keeps the entries alive.
     let is_repeated = (is_opening_reply && FlowState(old).has(FlowState::ANSWERED))
         || (headers.is_opening() && FlowState(old).has(FlowState::CONFIRMED | FlowState::RESET))
         || (new == old && aborts(headers));
     let ends = ends(headers);
     if is_confirmed && is_far_ahead(headers, flow) {
-        // The next acknowledgement seems the first one of its tick, and is noted.
+        // With this, the next acknowledgement looks like the first one of its tick, and is stored.
         flow.reply_key_into(key, reply_key);
         let _ = tables.touch_flow(reply_key, now.wrapping_sub(1), 0, 0, 0);
     }
@@ -171,7 +175,8 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
         }
         return u32::from(old) | Work::MOVES;
     }
-    // The same for both entries, but for the sequence; one that was lost meanwhile is written again.
+    // Both entries get the same values, except for the sequence numbers. An entry that was lost meanwhile is
+    // written again.
     let noted = reply.sequence;
     if !tables.touch_flow(key, flow.seen, new, 0, 0) {
         tables.replace_flow(key, flow);
@@ -179,7 +184,7 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     if !tables.touch_flow(reply_key, flow.seen, new, noted, reply.fin) {
         tables.replace_flow(reply_key, reply);
     }
-    // An exchange of datagrams keeps its port for some seconds, so it goes on counting.
+    // An exchange of datagrams keeps its port for some seconds, so it still counts.
     if (new & !old) & FlowState::ANSWERED != 0 && headers.has_connections() && !reply.src.same(&reply_key.src)
     {
         return Work::ANSWERED;
@@ -187,7 +192,8 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
     0
 }
 
-/// Does what [`advance`] has left: moves a flow to the table of its state, or notes that its client has a reply.
+/// Does the work that [`advance`] has left. It moves a flow to the table of its state, or counts that its
+/// client has a reply.
 #[inline(always)]
 pub fn settle<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     if work.unsettled & Work::MOVES != 0 {
@@ -199,10 +205,11 @@ pub fn settle<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     work.unsettled = 0;
 }
 
-/// Moves both entries of a flow to the table that its new state belongs to.
+/// Moves both entries of a flow to the table of its new state.
 ///
-/// They are first there, then no more here: no packet finds neither. What is confirmed and finds no room, or whose client
-/// has used up its share, stays where the kernel may evict it.
+/// The entries are written to the new table first and then removed from the old one, so a packet always finds
+/// one. If the table is full or the client's share is used up, a confirmed flow stays where the kernel may
+/// evict it.
 #[inline(always)]
 fn relocate<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     let was_protected = FlowState(work.unsettled as u8).is_protected();
@@ -233,7 +240,7 @@ fn relocate<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     if !is_protected {
         let was_evictable = FlowState(work.unsettled as u8).has(FlowState::EVICTABLE);
         let stays = was_evictable && flow.state().has(FlowState::EVICTABLE);
-        // What the other direction has noted stays.
+        // The values that the other direction has stored stay as they are.
         if !(stays && tables.touch_flow(key, flow.seen, flow.state, 0, 0)) {
             tables.replace_flow(key, flow);
         }

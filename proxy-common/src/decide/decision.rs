@@ -1,17 +1,18 @@
-//! Where a packet is met, and what may become of it.
+//! The hooks at which programs see packets, and the verdicts on packets.
 
 #[cfg(doc)]
 use super::Work;
 use crate::maps::Reason;
 
-/// Where a packet is met.
+/// The hook at which a program sees a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Entry {
     /// It comes out of a pod.
     Pod,
     /// It comes in from the network.
     Uplink,
-    /// It was routed to our own device, because it goes to a virtual address and nothing translated it before.
+    /// The kernel has routed it to our own device, because it goes to a virtual address and no hook
+    /// translated it before.
     Host,
     /// It goes from one of the node's own addresses to another, over the loopback.
     Loopback,
@@ -19,20 +20,20 @@ pub enum Entry {
     Egress,
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    /// It goes on untouched.
+    /// It continues unchanged.
     Pass(Reason),
-    /// It ends here; whether its sender is told depends on the reason.
+    /// It is dropped. The reason decides whether its sender gets an error.
     Drop(Reason),
-    /// It goes untouched to the pod that [`Work::receiver`] tells of.
+    /// It goes unchanged to the pod in [`Work::receiver`].
     Deliver,
-    /// It is an echo request to be answered on the spot.
+    /// It is an echo request, to which the program sends the reply.
     Echo,
-    /// It becomes what [`Work::flow`] says.
+    /// It is translated as [`Work::flow`] says.
     Translate(Reason),
-    /// It is an ICMP error about a translated packet: it becomes one about that packet as its sender knows it, which
-    /// [`Work::carried`] and [`Work::flow`] tell.
+    /// It is an ICMP error about a translated packet. It becomes an error about that packet as its sender
+    /// sent it, see [`Work::carried`] and [`Work::flow`].
     TranslateError,
 }

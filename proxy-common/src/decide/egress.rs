@@ -1,15 +1,17 @@
 //! The decision for packets that leave the node by an uplink.
 //!
-//! Most of them only pass. Two kinds do not: answers of the node itself to clients from outside, which its uplink translated
-//! on their way in; and what pods of this node send to the world outside, which knows no way back to a pod. Such a packet
-//! is *masqueraded*: it leaves with the node's address and a port of the masquerade range, or with an identifier out of that
-//! range if it is an ICMP echo, and the flow's answers are translated back where they come in, before the stack sees them.
-//! So netfilter meets either direction with the pod's own address.
+//! Most of them pass unchanged. Two kinds do not. The first are replies of the node itself to clients from
+//! outside, whose requests its uplink translated. The second are packets of this node's pods to the world
+//! outside, which has no route back to a pod. Such a packet is *masqueraded*. It leaves with the node's
+//! address and a port of the masquerade range; an ICMP echo gets an identifier from that range. The flow's
+//! replies are translated back where they come in, before the stack sees them. So netfilter sees both
+//! directions with the pod's own address.
 //!
-//! The world outside is everything but ranges of pods, ranges that the operator names, and what is no single host that
-//! packets are forwarded to. What comes from outside to a pod's own address, which other nodes may do, leaves an entry, see
-//! [`note_direct`]; its replies go on as they are. Everything else is masqueraded, a connection under way included whose
-//! entry is gone: its source port is a hash, and so comes out the same. Nothing leaves with the address of a pod.
+//! The world outside is every address of a single host, except ranges of pods and ranges that the operator
+//! names. Hosts outside may send to a pod's own address, as other nodes may. Such a flow leaves an entry, see
+//! [`note_direct`], and its replies pass unchanged. Every other packet is masqueraded. This includes a
+//! connection under way whose entry is gone: its source port is a hash, and so is the same again. No packet
+//! to the world outside leaves with the address of a pod.
 
 use super::conntrack::{advance, find, forget, forget_found, is_expired};
 use super::decision::{Decision, Entry};
@@ -21,8 +23,9 @@ use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, InUse, RangeFlags, Reason};
 use crate::packet::{Headers, Packet};
 
-/// Whether what leaves by an uplink has to be looked at: not before there are replies of the node to
-/// translate, pods of ours to masquerade, or sockets of the node with ports of masqueraded flows.
+/// Whether programs have to inspect packets that leave by an uplink. They do in three cases: the node sends
+/// replies to clients outside, pods of ours are masqueraded, or sockets of the node may have masquerade
+/// ports.
 #[inline(always)]
 pub fn is_watched<T: Tables>(tables: &T) -> bool {
     tables.config().is_some_and(|config| {
@@ -50,8 +53,9 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
     fragment::complete(tables, work, Passage::Leaving);
     let headers = &work.headers;
     let is_under_way = headers.has_connections() && !headers.is_opening();
-    // The look-ups that spare others come first: most packets are the node's own, or go to another pod. Of a connection to
-    // what is surely no pod the flow is mostly known, and nothing else has to be.
+    // The look-ups that save others come first: most packets are the node's own, or go to another pod. If a
+    // connection goes to an address that is certainly no pod's, its flow is mostly known, and no further
+    // look-up is needed.
     let is_likely = is_under_way && !config.may_be_pod(&headers.dst);
     let may_be_masqueraded = masquerades(tables, config)
         && !config.is_node_address(&headers.src)
@@ -99,7 +103,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         if headers.l4 == 0 && !headers.has_ports {
             return Decision::Drop(Reason::FragmentBeforeFirst);
         }
-        // An error about what came to the pod itself; all else would leave with the pod's address.
+        // An error about a packet to the pod itself passes. All others would leave with the pod's address.
         return if headers.is_icmp_error() && work.flow.backend == Flow::DIRECT {
             PASS
         } else {
@@ -107,7 +111,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
         };
     }
     if !headers.has_flow() {
-        // A later fragment of something else would leave with the pod's address.
+        // A later fragment of an unknown flow would leave with the pod's address.
         return Decision::Drop(if headers.is_balanced() || headers.is_lost_fragment() {
             Reason::FragmentBeforeFirst
         } else {
@@ -134,8 +138,8 @@ pub(super) fn masquerade<T: Tables>(
     decision
 }
 
-/// Why a packet passes or ends that leaves by an uplink and has no headers that could be translated: a pod's
-/// own address must not leave in it either.
+/// The verdict on a packet that leaves by an uplink and has no headers that could be translated. A pod's own
+/// address must not leave in it either.
 #[inline(always)]
 pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) -> Reason {
     let is_refused = tables
@@ -151,7 +155,7 @@ pub fn leaving_unread<T: Tables>(tables: &T, headers: &Headers, reason: Reason) 
     }
 }
 
-/// Whether an address is one of the world outside, where pods are not known by their own.
+/// Whether an address belongs to the world outside, where pods are not known by their own addresses.
 #[inline(always)]
 fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
     address.is_one_host()
@@ -161,8 +165,9 @@ fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
             .has(RangeFlags::PODS | RangeFlags::NO_MASQUERADE)
 }
 
-/// Whether a masqueraded flow goes on as it is. What has no connections to lose follows a change of the node's address, and
-/// of the way out, as in netfilter (`nf_nat_oif_changed`). A connection that is over leaves its entry to the next.
+/// Whether a masqueraded flow continues unchanged. A flow without connections follows a change of the node's
+/// address and of the output device, as in netfilter (`nf_nat_oif_changed`). A connection that is over leaves
+/// its entry to the next one.
 #[inline(always)]
 pub(super) fn stands(config: &Config, work: &Work) -> bool {
     let Work { headers, flow, .. } = work;
@@ -172,8 +177,9 @@ pub(super) fn stands(config: &Config, work: &Work) -> bool {
     config.address_at(work.interface, &flow.src).same(&flow.src) || config.is_tunnel_address(&flow.src)
 }
 
-/// Notes a datagram, an echo request or a connection that came from outside to a pod itself, so that the reply is not taken for the first
-/// packet of a flow of the pod's, which would be masqueraded. A connection has both entries, since its handshake is followed.
+/// Stores a flow from outside to a pod's own address: a datagram, an echo request or a connection. Otherwise
+/// the reply would be taken for the first packet of a flow of the pod, and be masqueraded. A connection gets
+/// both entries, since the programs follow its handshake.
 #[inline(always)]
 pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     let headers = &work.headers;

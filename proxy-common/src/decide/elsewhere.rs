@@ -1,8 +1,11 @@
 //! The decision for packets that enter and are addressed to no frontend.
 //!
-//! Most of them only pass. The others are replies to translated flows, connections that outlive the service
-//! that they were made by, flows from outside to a pod itself, and packets to virtual addresses that no
-//! frontend has.
+//! Most of them pass unchanged. The others are:
+//!
+//! - replies to translated flows,
+//! - connections that continue after their service was removed,
+//! - flows from outside to a pod's own address,
+//! - packets to virtual addresses that no frontend has.
 
 use super::conntrack::{advance, age, find, forget, forget_found};
 use super::decision::{Decision, Entry};
@@ -13,7 +16,7 @@ use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Flow, FlowState, Reason};
 use crate::packet::Headers;
 
-/// Decides about a packet that is not addressed to a frontend.
+/// Decides about a packet to no frontend.
 #[inline(always)]
 pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
     let headers = &work.headers;
@@ -26,14 +29,15 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
     if headers.has_flow() && may_be_known && find(tables, config, work) {
         let is_reply = work.flow.is_reply != 0;
         if work.flow.is_for_egress() {
-            // No concern of packets here; to others it is as if there was none.
+            // Such an entry does not apply to packets here. For other packets the result is as without an
+            // entry.
             if work.flow.backend == Flow::DIRECT {
                 go_on_direct(tables, config, work);
             }
         } else if is_for_later(&work.flow, &work.key, entry) {
             return Decision::Pass(Reason::NotOurs);
         } else if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
-            // A connection outlives the service it was made through.
+            // A connection continues after its service was removed.
             advance(tables, work);
             fragment::note(tables, work, Passage::Entering);
             return Decision::Translate(if is_reply {
@@ -46,7 +50,7 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
         tables.note_direct(config, work);
     }
     let is_datagram = work.headers.has_ports && !work.headers.has_connections();
-    // A pod of this node sends its own SYN; one by an uplink may be forged.
+    // A pod of this node sends its own SYN; one that came by an uplink may be forged.
     let begins = is_datagram || (matches!(entry, Entry::Pod) && work.headers.is_opening());
     if begins && !to_service {
         give_way(tables, work, matches!(entry, Entry::Uplink));
@@ -84,8 +88,8 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
     }
 }
 
-/// Takes note of a packet of a flow that is not translated. A connection by the port of one that is over
-/// begins anew.
+/// Updates the entries of a flow that is not translated. A SYN by the port of a connection that is over
+/// begins a new one.
 #[inline(always)]
 fn go_on_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     if work.headers.is_opening() && work.flow.state().is_over() {
@@ -96,9 +100,9 @@ fn go_on_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     }
 }
 
-/// Whether a packet from outside belongs to a connection to a pod's own address, whose replies must not be
-/// taken for the pod's own connections and masqueraded. One that is under way is looked up only if its client
-/// is surely no pod.
+/// Whether a packet from outside belongs to a connection to a pod's own address. The replies of such a
+/// connection must not be taken for the pod's own connections and be masqueraded. A connection under way is
+/// looked up only if its client is certainly not a pod.
 #[inline(always)]
 fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
     config.has(ConfigFlags::MASQUERADE_PODS)
@@ -108,13 +112,14 @@ fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
         && (headers.is_opening() || !config.may_be_pod(&headers.src))
 }
 
-/// Ends a flow whose replies could not be told from those to this packet, which goes to the backend itself
-/// or by another node's translation: the newer conversation of a client port is the one that goes on. A
-/// stream that is in use stays, since the datagram may be forged. A connection goes only if it is closed.
+/// Ends an older flow whose replies have the same addresses and ports as the replies to this packet. This
+/// packet goes to the backend itself, or another node has translated it. The newer of two flows of a client
+/// port continues. A stream in use stays, since the datagram may be forged. A connection ends only if it is
+/// closed.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
 fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
-    /// Ticks of silence after which a stream may have ended.
+    /// The ticks of silence after which a stream may have ended.
     const IN_USE: u32 = 10;
     work.reply_key = work.key.reversed();
     let is_known = tables.flow(&work.reply_key, &mut work.found);
@@ -131,9 +136,9 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
     }
 }
 
-/// Whether answers to translated flows may be addressed to `dst`: the node's addresses, which flows are
-/// masqueraded with and the node's own flows come from; and anybody, once the uplink translated without
-/// masquerading.
+/// Whether replies of translated flows may be addressed to `dst`. That holds for the node's addresses, which
+/// masqueraded flows and the node's own flows have as source. Once the uplink has translated a flow without
+/// masquerading, it holds for all addresses.
 #[inline(always)]
 fn may_be_answer<T: Tables>(tables: &T, config: &Config, dst: &Ip) -> bool {
     config.pods_answer_outside != 0

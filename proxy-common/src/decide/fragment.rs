@@ -1,21 +1,22 @@
 //! Fragments: only the first one of a datagram carries the ports, and the others follow it.
 //!
-//! A first fragment that is translated leaves its ports for the rest, so a later one meets the same flow. A
-//! later one before its first cannot be told from a stranger's: it is left alone, or dropped by name if it
-//! goes to a virtual address.
+//! A first fragment that is translated leaves its ports for the others, so a later one finds the same flow.
+//! If a later fragment arrives before its first, its flow is unknown. The program leaves it alone, or drops
+//! it with a reason of its own if it goes to a virtual address.
 //!
-//! A source has a fixed number of places, see [`FragmentKey::PLACES`]. A newer datagram overwrites an older
-//! one of the same source only, so a flood of first fragments costs no other source its later ones.
+//! A source has a fixed number of places, see [`FragmentKey::PLACES`]. A newer datagram overwrites only an
+//! older one of the same source. So a flood of first fragments from one source does not affect the later
+//! fragments of another.
 
 use super::conntrack::as_counted;
 use super::{Tables, Work};
 use crate::maps::{FragmentKey, FragmentPorts};
 use crate::packet::is_extension;
 
-/// Where a datagram meets a program.
+/// The direction in which a datagram passes a program.
 ///
-/// A datagram that is translated at both has the same source and identification there, but another
-/// destination. Each of the two therefore has its own places.
+/// A datagram that is translated in both directions has the same source and identification there, but another
+/// destination. Each direction therefore has its own places.
 #[derive(Clone, Copy)]
 pub enum Passage {
     /// It enters the node's part of the network.
@@ -25,13 +26,13 @@ pub enum Passage {
 }
 
 impl Passage {
-    /// Whether it leaves.
+    /// Whether the datagram leaves.
     #[inline(always)]
     pub const fn is_leaving(self) -> bool {
         matches!(self, Self::Leaving)
     }
 
-    /// The passage that [`Self::is_leaving`] tells.
+    /// The passage for a result of [`Self::is_leaving`].
     #[inline(always)]
     pub const fn from_leaving(is_leaving: bool) -> Self {
         if is_leaving { Self::Leaving } else { Self::Entering }
@@ -46,11 +47,11 @@ pub fn complete<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     }
 }
 
-/// The same of what is a later fragment for sure.
+/// As [`complete`], for a packet that is known to be a later fragment.
 #[inline(always)]
 pub fn fill_in<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     let headers = &work.headers;
-    // Behind an IPv6 fragment header a later fragment names the next extension header, if there is one.
+    // Behind an IPv6 fragment header, a later fragment names the next extension header, if there is one.
     if headers.is_balanced() || headers.is_icmp() || is_extension(headers.protocol) {
         identify(tables, work, passage);
         if let Some(ports) = tables.fragment(&work.fragment_key, &work.first_fragment.datagram)
@@ -61,7 +62,7 @@ pub fn fill_in<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     }
 }
 
-/// Notes the ports of a first fragment that is translated.
+/// Stores the ports of a first fragment that is translated.
 #[inline(always)]
 pub fn note<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     if work.headers.is_fragment && work.headers.l4 != 0 {
@@ -69,7 +70,7 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     }
 }
 
-/// The same of what is a first fragment for sure.
+/// As [`note`], for a packet that is known to be a first fragment.
 #[inline(always)]
 pub fn keep<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     identify(tables, work, passage);
@@ -99,8 +100,8 @@ const fn set_ports(work: &mut Work, ports: &FragmentPorts) {
     work.key.protocol = ports.protocol;
 }
 
-/// Works out which datagram a fragment belongs to, and its place. Both lie in the working memory: the stack
-/// of a kernel program has no room for them.
+/// Determines the datagram of a fragment, and its place. Both are in the working memory, because the stack of
+/// a kernel program is too small for them.
 #[inline(always)]
 fn identify<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
     let Work {

@@ -1,18 +1,20 @@
-//! The gateway of every pod answers for its address, whatever the node's own addresses and routes are.
+//! The gateway of every pod replies to ARP requests for its address, independent of the node's own addresses
+//! and routes.
 //!
-//! Pods are told the gateway's Ethernet address when they are made, and may lose it: an entry that is deleted, a virtual
-//! machine that copies addresses and routes only. No interface of the node has the gateway's IPv4 address, or the node would
-//! answer for it on every link that it is on. Nor would `proxy_arp` do, which wants a route to that address and answers for
-//! all others. So the program at the pod's interface answers, for this one address. (In IPv6 each pod's interface has the
-//! gateway's address, which is link-local, and the stack answers.) The node learns nothing from what was asked.
+//! The plugin tells a pod the gateway's Ethernet address when it sets up the pod. The pod may lose it: a
+//! process deletes the entry, or a virtual machine copies only addresses and routes. No interface of the node
+//! has the gateway's IPv4 address. Otherwise the node would reply for it on every link. `proxy_arp` needs a
+//! route to that address and replies for all other addresses too. So the program at the pod's interface
+//! replies, for this one address. The node learns no neighbour from the request. (In IPv6 each pod's
+//! interface has the gateway's address, which is link-local, and the stack replies.)
 
 use super::Tables;
 use crate::Ip;
 use crate::packet::{ETHERNET_LEN, Packet, ether_type};
 
-/// The way out of every pod, in IPv4.
+/// The gateway of every pod, in IPv4.
 pub const ADDRESS: [u8; 4] = [169, 254, 1, 1];
-/// The way out of every pod, in IPv6: `fe80::1`.
+/// The gateway of every pod, in IPv6: `fe80::1`.
 pub const ADDRESS_V6: [u16; 8] = [0xfe80, 0, 0, 0, 0, 0, 0, 1];
 
 /// Whether an address is [`ADDRESS_V6`].
@@ -22,25 +24,25 @@ pub const fn is_address_v6(address: &Ip) -> bool {
     words[0] == 0xfe80_0000_u32.to_be() && words[1] | words[2] == 0 && words[3] == 1_u32.to_be()
 }
 
-/// An ARP packet that is about IPv4 addresses on Ethernet (RFC 826).
+/// An ARP packet for IPv4 addresses on Ethernet (RFC 826).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arp {
-    /// What it is about, and whether it asks.
+    /// The fields before the addresses: types, lengths and operation.
     pub kind: [u8; 8],
-    /// Hardware address of who sends it.
+    /// Hardware address of the sender.
     pub sender_mac: [u8; 6],
-    /// Address of who sends it.
+    /// IPv4 address of the sender.
     pub sender: [u8; 4],
-    /// Hardware address that is asked for.
+    /// Hardware address that the request asks for.
     pub target_mac: [u8; 6],
-    /// Address that is asked for.
+    /// IPv4 address that the request asks for.
     pub target: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Arp>() == 28);
 
-/// An answer with its Ethernet header.
+/// An ARP reply with its Ethernet header.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Answer {
@@ -56,7 +58,8 @@ const _: () = assert!(size_of::<Answer>() == 42);
 const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
 const REPLY: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
 
-/// The request for the gateway's address, if a packet that enters by the interface of a pod of ours is one.
+/// Returns the ARP request for the gateway's address, if the packet is one and enters by the interface of a
+/// pod of ours.
 #[inline(always)]
 pub fn request<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -74,7 +77,7 @@ pub fn request<T: Tables, P: Packet + ?Sized>(
 }
 
 impl Arp {
-    /// The answer: the gateway has this hardware address.
+    /// The reply: the gateway has this hardware address.
     #[inline(always)]
     pub const fn answer(&self, mac: [u8; 6]) -> Answer {
         Answer {

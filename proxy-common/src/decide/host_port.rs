@@ -1,8 +1,9 @@
-//! Host ports: ports of the node's that lead to one pod of this node, as its container runtime asked for.
+//! Host ports: ports of the node that lead to one pod of this node, at the request of its container runtime.
 //!
-//! A port may be asked for at one address, or at all of the node's; who asked for that address comes first. Frontends of
-//! services come before either. What was found stands in for a selected backend, and everything that follows is a flow
-//! like any other: the client keeps its address, since the pod is here and its answers pass by.
+//! A host port is for one address of the node, or for all. A host port for one address comes before one for
+//! all, and a service's frontend comes before both. The host port replaces a selected backend, and the flow
+//! is then like any other. The client keeps its address, since the pod is on this node and the programs see
+//! its replies.
 
 use super::admission::is_local_by_route;
 use super::select::Selected;
@@ -10,8 +11,8 @@ use super::{Tables, Work};
 use crate::maps::{Config, ConfigFlags, Flow, FrontendFlags, FrontendKind, HostPort, HostPortKey, InUse};
 use crate::{Ip, Port};
 
-/// Finds where a port at an address leads to. An address of the loopback counts as the node's: who may mean that is for the
-/// caller to say.
+/// Finds the pod that a port at an address leads to. A loopback address counts as the node's: the caller
+/// checks whether the client may use it.
 #[inline(always)]
 pub fn find<T: Tables>(
     tables: &T,
@@ -20,11 +21,11 @@ pub fn find<T: Tables>(
     port: Port,
     protocol: u8,
 ) -> Option<Selected> {
-    // The key of all addresses is an address too, but nobody's.
+    // The unspecified address is the key for all addresses, and no host has it.
     if !tables.is_in_use(InUse::HOST_PORTS) || address.same(&address.unspecified_of_family()) {
         return None;
     }
-    // A pod names the address of its port. What the node does not hold is not for it to take.
+    // A pod names the address of its host port. The pod may not take an address that the node does not hold.
     let is_node = config.is_node_address(address)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(address).is_node())
         || address.is_loopback()
@@ -45,7 +46,7 @@ pub fn find<T: Tables>(
     tables.host_port(&key).map(|found| selected(&found))
 }
 
-/// Selects the pod that a packet goes to by a host port; false if there is none.
+/// Selects the pod behind a host port as the packet's destination; false if there is none.
 #[inline(always)]
 pub fn choose<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     let headers = &work.headers;
@@ -58,7 +59,7 @@ pub fn choose<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     }
 }
 
-/// A host port in place of a selected backend.
+/// A host port in the form of a selected backend.
 #[inline(always)]
 const fn selected(found: &HostPort) -> Selected {
     Selected::stand_in(

@@ -1,37 +1,39 @@
-//! The limit of what a pod sends: everything goes through the pod's limiter first, and is decided about when it comes back.
+//! The bandwidth limit of a pod's egress: every packet goes through the pod's limiter first, and the program
+//! decides about it when it comes back.
 //!
-//! A decision may redirect a packet, and then nothing behind the program sees it, no queue either. So a limit that stands behind
-//! would hold on some ways out only. What comes back bears a mark, which nothing that leaves a pod has: the kernel takes it away
-//! between namespaces. It was looked at before it went through the limiter, so its sender is not looked at again.
+//! A decision may redirect a packet, and a redirected packet bypasses all queues and filters behind the
+//! program. So a limiter behind the program would limit only some of the packets. A packet that comes back
+//! has a mark. A packet that leaves a pod has none, because the kernel clears the mark between namespaces.
+//! The sender was checked before the limiter, so it is not checked again.
 
 use super::Tables;
 use crate::maps::{InUse, LIMITED_MARK, PodLinkFlags};
 
-/// What is next for a packet that enters by a pod's interface: a number, since old verifiers refuse to copy an enum whose
-/// variants are of unlike sizes.
+/// The next step for a packet that enters by a pod's interface. It is a number, since old verifiers refuse to
+/// copy an enum whose variants have different sizes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step(u32);
 
 impl Step {
-    /// It comes from the pod, which has no limit: look at its sender, and decide.
+    /// The packet comes from a pod without a limit: check its sender, and decide.
     pub const DECIDE: Self = Self(0);
-    /// It comes from the limiter: decide.
+    /// The packet comes from the limiter: decide.
     pub const LIMITED: Self = Self(u32::MAX);
 
-    /// It comes from the pod: look at its sender, and send it through this device, marked.
+    /// The packet comes from the pod: check its sender, and send it through this device, with the mark.
     #[inline(always)]
     pub const fn limit(device: u32) -> Self {
         Self(device)
     }
 
-    /// The device that it is sent through; 0 if none.
+    /// The device to send the packet through; 0 if there is none.
     #[inline(always)]
     pub const fn device(self) -> u32 {
         if self.0 == Self::LIMITED.0 { 0 } else { self.0 }
     }
 }
 
-/// Says what is next for a packet with a mark that enters by an interface.
+/// The next step for a packet with this mark that enters by an interface.
 #[inline(always)]
 pub fn step<T: Tables>(tables: &T, interface: u32, mark: u32) -> Step {
     if !tables.is_in_use(InUse::PODS) {
@@ -67,7 +69,7 @@ mod tests {
         for (interface, flags, limiter) in [
             (UNLIMITED, PodLinkFlags::ANY_SOURCE, 0),
             (LIMITED, PodLinkFlags::LIMITED_FIRST | PodLinkFlags::ANY_SOURCE, 9),
-            // Of an older plugin, with a filter behind the programs.
+            // The interface of an older plugin, with a filter behind the programs.
             (BEHIND, 0, 10),
         ] {
             let link = PodLink {
@@ -84,7 +86,8 @@ mod tests {
         assert_eq!(of(LIMITED, 0), Step::limit(9));
         assert_eq!(of(LIMITED, 1), Step::limit(9), "another mark");
         assert_eq!(of(LIMITED, LIMITED_MARK), Step::LIMITED);
-        // The mark exempts from the look at the sender, so it counts only where packets come from a limiter.
+        // The mark exempts a packet from the check of its sender. So it counts only where packets come from a
+        // limiter.
         for interface in [UNLIMITED, BEHIND, UNKNOWN] {
             assert_eq!(of(interface, LIMITED_MARK), Step::DECIDE, "{interface}");
         }

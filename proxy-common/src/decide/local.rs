@@ -1,15 +1,14 @@
 //! Local delivery: packets from one pod of this node to another go straight into it, past the node's stack.
 //!
-//! That saves a look at the routing table and a queue of the node's, and it leaves netfilter out: the node's rules see
-//! nothing of such packets, which is why the operator has to want it (`hostRouting: redirect`). What the stack would have
-//! done is done here: the time to live is one less, and what the receiver's own program would have translated is translated
-//! on the spot.
+//! This saves a route look-up and a queue of the node. It also bypasses netfilter: the node's rules do not
+//! see such packets, so the operator has to enable it (`hostRouting: redirect`). The program does the work of
+//! the stack: it decrements the time to live, and it applies the translation of the receiver's own program.
 //!
-//! Both directions of a conversation take the same way: netfilter, seeing one of them only, would call it invalid, and rules
-//! that drop such packets are common. So a pod with a limit, whose queue is on the way through the stack, has all its
-//! packets there, both ways, and what comes in by an uplink goes through the stack, since what leaves by it does. The
-//! stack also gets single packets that need it: those whose time to live ends, and ICMP errors, which may be about
-//! translated flows.
+//! Both directions of a connection take the same path. If netfilter saw only one direction, it would call the
+//! connection invalid, and rules that drop such packets are common. So all packets of a pod with a limit go
+//! through the stack in both directions, because the pod's queue is on that path. Packets that come in by an
+//! uplink go through the stack too, since their replies do. The stack also gets single packets that need it.
+//! These are packets whose time to live ends, and ICMP errors, which may be about translated flows.
 
 use super::fragment::Passage;
 use super::packet::answers;
@@ -17,26 +16,26 @@ use super::{Tables, Work, fragment};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, InUse, Pod, PodFlags};
 
-/// Whether there may be a short way at all.
+/// Whether local delivery is possible at all.
 #[inline(always)]
 pub fn is_wanted<T: Tables>(tables: &T) -> bool {
     let is_on = |config: &Config| config.has(ConfigFlags::REDIRECT_TO_PODS);
     tables.config().is_some_and(is_on) && tables.is_in_use(InUse::PODS)
 }
 
-/// What [`shorten`] made of a packet.
+/// The path of a packet after [`shorten`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// As it was decided.
+    /// The packet stays on the path of its verdict.
     Stack,
-    /// It goes to [`Work::receiver`], untouched or as [`Work::flow`] said before.
+    /// The packet goes to [`Work::receiver`], unchanged or translated as [`Work::flow`] already said.
     Pod,
-    /// The same, but it is an answer, which becomes what [`Work::flow`] says now.
+    /// As `Pod`, but the packet is a reply, which [`Work::flow`] now translates.
     PodAnswer,
 }
 
-/// Takes the short way, if there is one, for a packet that goes on through the stack, as it is or translated, and that came
-/// out of the pod at `interface`.
+/// Chooses local delivery, where possible, for a packet that came out of the pod at `interface`. Without it,
+/// the packet would continue through the stack, unchanged or translated.
 #[inline(always)]
 pub fn shorten<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_translated: bool) -> Way {
     if !leads_to_pod(tables, work, interface, is_translated) {
@@ -48,7 +47,7 @@ pub fn shorten<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_transl
     Way::Pod
 }
 
-/// Whether the short way leads to a pod, which [`Work::receiver`] is then.
+/// Whether local delivery leads to a pod. If so, it sets [`Work::receiver`].
 #[inline(always)]
 pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_translated: bool) -> bool {
     if work.headers.ttl <= 1 || work.headers.is_icmp_error() {
@@ -59,8 +58,8 @@ pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_t
     }
     let Work { headers, flow, .. } = &*work;
     let to = if is_translated { &flow.dst } else { &headers.dst };
-    // One after the other: a pair of options is copied before it is known that there is something in them, which old
-    // verifiers refuse.
+    // The look-ups follow each other. A pair of options would be copied before the code checks that they
+    // contain values, and old verifiers refuse that.
     let Some(sender) = unlimited(tables, &headers.src) else {
         return false;
     };
@@ -70,21 +69,21 @@ pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_t
     let Some(receiver) = unlimited(tables, to) else {
         return false;
     };
-    // A pod that sends to itself by way of the node does not expect its own frames.
+    // A pod that sends to itself through the node does not expect its own frames.
     if receiver.interface == interface {
         return false;
     }
     work.receiver = receiver;
-    // In the working memory only: the next packet of the flow may have to take the other way.
+    // Only the working memory holds this: the next packet of the flow may have to go through the stack.
     work.flow.deliver = Deliver::Pod as u8;
     true
 }
 
-/// Whether a packet that goes to a pod as it is answers to a translated flow, which the receiver's own program would see only
-/// later.
+/// Whether an unchanged packet to a pod is a reply of a translated flow. The receiver's own program would see
+/// it only later.
 #[inline(always)]
 pub fn is_answer<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    // This is the program by which the packet enters. The later fragments meet it too.
+    // This is the program by which the packet enters. It also sees the later fragments.
     fragment::complete(tables, work, Passage::Entering);
     let is_answer = tables
         .config()
@@ -93,7 +92,7 @@ pub fn is_answer<T: Tables>(tables: &T, work: &mut Work) -> bool {
     is_answer
 }
 
-/// The pod of this node that has the address, if it can do without the stack.
+/// The pod of this node that has the address, if it has no limit that needs the stack.
 #[inline(always)]
 fn unlimited<T: Tables>(tables: &T, address: &Ip) -> Option<Pod> {
     const LIMITED: u32 = PodFlags::LIMITED_INGRESS | PodFlags::LIMITED_EGRESS;

@@ -1,9 +1,9 @@
 //! Packets of the node's own sockets, whose source port a masqueraded flow may have.
 //!
-//! A socket gets a port of the masquerade range where `net.ipv4.ip_local_port_range` overlaps it, or binds
-//! one. If a masqueraded flow to the same peer has the port already, the replies of the two have the same
-//! addresses and ports. The flow of the socket, which is the later one, then gets another port of the range,
-//! as netfilter gives it one.
+//! A socket gets a port of the masquerade range where `net.ipv4.ip_local_port_range` overlaps it, or where it
+//! binds one. A masqueraded flow to the same peer may have that port already. Then the replies of both have
+//! the same addresses and ports. The flow of the socket is the later one, so it gets another port of the
+//! range, as in netfilter.
 
 use super::conntrack::{advance, find, is_expired};
 use super::decision::Decision;
@@ -25,7 +25,7 @@ pub fn may_clash<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
 }
 
 /// Decides about such a packet on its way out of the node or into a pod.
-// A function of its own for the kernel, whose stack does not add to that of the stages.
+// The kernel gets this as a function of its own, whose stack does not add to that of the stages.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
 pub fn leaving<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> Decision {
@@ -50,7 +50,7 @@ pub fn leaving<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> Decis
 }
 
 /// Whether replies to this packet would be taken for those of a masqueraded flow. The node's own flows to
-/// services have entries with the same addresses, which belong to their packets.
+/// services have entries with the same addresses, and those entries belong to these packets.
 #[inline(always)]
 fn is_taken<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
     work.reply_key = work.key.reversed();

@@ -1,19 +1,22 @@
-//! The decisions: what becomes of a packet or of a socket's peer.
+//! The decisions: where a packet goes, and which peer a socket gets.
 //!
-//! [`Tables`] is everything a decision may ask. One module holds each decision:
+//! [`Tables`] is the interface through which a decision reads and writes the maps. One module holds each
+//! decision:
 //!
-//! - [`admission`]: who may come by an entry; [`tunnel`]: by the port of the nodes' tunnel; [`sender`]: out
-//!   of a pod, [`offload`]: with a checksum that the NIC writes.
-//! - [`packet`]: packets that enter the node's part of the network, `elsewhere` those to no frontend;
-//!   [`egress`]: packets that leave it.
+//! - [`admission`]: the packets that may enter at a hook. [`tunnel`]: those that may enter by the port of the
+//!   nodes' tunnel. [`sender`]: those that may leave a pod. [`offload`]: those that may leave it with a
+//!   checksum that the NIC writes.
+//! - [`packet`]: packets that enter the node's part of the network. `elsewhere`: those among them that go to
+//!   no frontend. [`egress`]: packets that leave the node.
 //! - [`socket`]: the socket hooks.
-//! - [`select`]: which backend; [`host_port`]: which pod, by a port of the node.
-//! - `translate`: how a new flow is translated; `conntrack`: how flows are remembered, and how they end.
-//! - `local_socket`: what sockets of the node send from ports of masqueraded flows.
-//! - [`neighbour`]: which packets may ask for a neighbour; [`limit`]: which go through a limiter
-//!   first.
-//! - `fragment`: the ports of later fragments; `related`: ICMP errors; [`gateway`]: what a pod's gateway
-//!   replies.
+//! - [`select`]: the choice of a backend. [`host_port`]: the pod behind a host port.
+//! - `translate`: the translation of a new flow. `conntrack`: the conntrack entries of a flow, from its begin
+//!   to its end.
+//! - `local_socket`: packets that sockets of the node send from ports of masqueraded flows.
+//! - [`neighbour`]: the packets for which the node may resolve a neighbour. [`limit`]: the packets that go
+//!   through a bandwidth limiter first.
+//! - `fragment`: the ports of later fragments. `related`: ICMP errors. [`gateway`]: the replies of a pod's
+//!   gateway.
 //! - [`local`]: packets that go straight into another pod.
 
 pub mod admission;
@@ -55,9 +58,9 @@ use crate::{Ip, Port};
 
 /// The tables as a decision sees them.
 ///
-/// Every look-up gives a copy: what lies in a map may change at any time.
+/// Every look-up returns a copy, because a value in a map may change at any time.
 pub trait Tables {
-    /// What is known of the node.
+    /// The node's configuration.
     fn config(&self) -> Option<&Config>;
     /// The frontend a client addresses.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
@@ -65,43 +68,44 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// A backend by id.
     fn backend(&self, id: u32) -> Option<Backend>;
-    /// What is known of an address; no flags for a strange one.
+    /// The flags of an address; none if the address is unknown.
     fn address(&self, address: &Ip) -> AddressFlags;
-    /// What is known of the range that an address lies in; no flags for a strange one.
+    /// The flags of the range that contains an address; none if no range does.
     fn range(&self, address: &Ip) -> RangeFlags;
-    /// Whether the address is a pod's, on whichever node of this cluster.
+    /// Whether the address belongs to a pod of any node of this cluster.
     fn is_pod(&self, address: &Ip) -> bool {
         self.range(address).has(RangeFlags::PODS)
     }
-    /// Whether one of the plugin's tables ever held something, see [`crate::maps::InUse`].
+    /// Whether one of the plugin's tables ever held an entry, see [`crate::maps::InUse`].
     fn is_in_use(&self, table: u32) -> bool;
-    /// The pod of this node that has an address, if our plugin made it.
+    /// The pod of this node that has an address, if our plugin set it up.
     fn pod(&self, address: &Ip) -> Option<Pod>;
-    /// What a pod may send by an interface, if our plugin made that.
+    /// The packets that the pod behind an interface may send, if our plugin set up that interface.
     fn pod_link(&self, interface: u32) -> Option<PodLink>;
-    /// Where a port of the node's leads to.
+    /// The pod and port that a port of the node leads to.
     fn host_port(&self, key: &HostPortKey) -> Option<HostPort>;
-    /// Whether a client may use frontends of a service that are open to some ranges only.
+    /// Whether a client may use those frontends of a service that are open to some ranges only.
     fn is_allowed(&self, service: u32, client: &Ip) -> bool;
-    /// The backend a client had last.
+    /// The backend of a client's last connection.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
-    /// Remembers the backend of a client.
+    /// Stores the backend of a client.
     fn replace_affinity(&self, key: &AffinityKey, affinity: &Affinity);
-    /// Copies the conntrack entry of a packet, a confirmed one if there is one; false if there is none.
+    /// Copies the conntrack entry of a packet, the confirmed one if there are two; false if there is none.
     fn flow(&self, key: &FlowKey, into: &mut Flow) -> bool;
     /// Whether there is a conntrack entry.
     fn has_flow(&self, key: &FlowKey) -> bool;
-    /// Remembers a flow that begins unless there is an entry with this key; false if there is.
+    /// Stores a new flow unless there is an entry with this key; false if there is.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
-    /// Remembers a flow in the table that its state belongs to, over an entry with this key; false if there is no room.
+    /// Stores a flow in the table of its state and overwrites an entry with this key; false if the table is
+    /// full.
     fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
-    /// Notes in an entry that it is in use, how far its flow is and, unless they are 0, [`Flow::sequence`]
-    /// and [`Flow::fin`]; false if there is no entry.
+    /// Sets the time of last use of an entry and adds bits to its state. Sets [`Flow::sequence`] and
+    /// [`Flow::fin`] unless they are 0. Returns false if there is no entry.
     fn touch_flow(&self, key: &FlowKey, now: u32, state: u8, sequence: u32, fin: u32) -> bool;
-    /// Forgets an entry, in the table that evicts nothing or in `NEW_FLOWS`.
+    /// Removes an entry, from the table that evicts nothing (`protected`) or from `NEW_FLOWS`.
     fn forget_flow(&self, key: &FlowKey, protected: bool);
-    /// Does what a packet's notes have left; see [`settle`]. Nothing to implement, but a verifier may want it as a function of
-    /// its own.
+    /// Completes the work that [`conntrack::note`] has left, see [`settle`]. The default is complete; an
+    /// implementor overrides it only to give the verifier a function of its own.
     fn settle(&self, work: &mut Work)
     where
         Self: Sized,
@@ -110,39 +114,41 @@ pub trait Tables {
             settle(self, config, work);
         }
     }
-    /// Counts one more protected flow of a client; false, and nothing is counted, if its share is used up.
+    /// Counts one more protected flow of a client. Returns false and counts nothing if the client's share is
+    /// used up.
     fn take_share(&self, config: &Config, client: &Ip, protocol: u8) -> bool;
-    /// Counts one less.
+    /// Counts one protected flow less.
     fn return_share(&self, client: &Ip, protocol: u8);
-    /// Counts one more flow of a client that holds a source port and waits for a reply; false, and nothing is counted, if
-    /// that is one too many.
+    /// Counts one more flow of a client that holds a source port and waits for a reply. Returns false and
+    /// counts nothing if the client has too many.
     fn note_unanswered(&self, config: &Config, client: &Ip) -> bool;
-    /// Counts one less.
+    /// Counts one waiting flow less.
     fn note_answered(&self, client: &Ip);
-    /// Whether the node would have to look for the neighbour that the packet goes to, as it is or translated.
+    /// Whether the node would have to resolve the neighbour that the packet goes to, before or after
+    /// translation.
     fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool;
-    /// Counts one more packet that makes the node look for a neighbour, under the index of the pod's
-    /// interface or a service port; false, and nothing is counted, if that is one too many.
+    /// Counts one more packet for which the node resolves a neighbour. The key is the index of the pod's
+    /// interface, or a service port. Returns false and counts nothing if there are too many.
     fn note_neighbour(&self, config: &Config, key: u32) -> bool;
     /// The ports of a datagram whose first fragment was seen; none if its place holds another datagram.
     fn fragment(&self, key: &FragmentKey, datagram: &Datagram) -> Option<FragmentPorts>;
-    /// Remembers a first fragment for the later ones, over the datagram that its place holds.
+    /// Stores a first fragment for the later ones, over the datagram that its place holds.
     fn replace_fragment(&self, key: &FragmentKey, first: &FirstFragment);
-    /// Fills in the ports of a later fragment; see [`fragment::fill_in`]. As above.
+    /// Fills in the ports of a later fragment, see [`fragment::fill_in`]. Overridden as [`Self::settle`].
     fn complete_fragment(&self, work: &mut Work, passage: fragment::Passage)
     where
         Self: Sized,
     {
         fragment::fill_in(self, work, passage);
     }
-    /// Notes the ports of a first fragment; see [`fragment::keep`]. As above.
+    /// Stores the ports of a first fragment, see [`fragment::keep`]. Overridden as [`Self::settle`].
     fn note_fragment(&self, work: &mut Work, passage: fragment::Passage)
     where
         Self: Sized,
     {
         fragment::keep(self, work, passage);
     }
-    /// Whether a packet is admitted; see [`admission::admit`]. As above.
+    /// Whether a packet is admitted, see [`admission::admit`]. Overridden as [`Self::settle`].
     fn admit<P: Packet + ?Sized>(
         &self,
         config: &Config,
@@ -155,62 +161,64 @@ pub trait Tables {
     {
         admission::admit(self, config, packet, work, entry)
     }
-    /// Writes a packet into its flow's entries; see [`conntrack::note`]. As above.
+    /// Writes a packet into its flow's entries, see [`conntrack::note`]. Overridden as [`Self::settle`].
     fn note(&self, work: &mut Work) -> u32
     where
         Self: Sized,
     {
         conntrack::note(self, work)
     }
-    /// Whether an ICMP error is about a flow that is translated here; see [`packet::is_error_of_a_flow`]. As
-    /// above.
+    /// Whether an ICMP error is about a flow that is translated here, see [`packet::is_error_of_a_flow`].
+    /// Overridden as [`Self::settle`].
     fn is_error_of_a_flow<P: Packet + ?Sized>(&self, work: &mut Work, packet: &P) -> bool
     where
         Self: Sized,
     {
         packet::is_error_of_a_flow(self, work, packet)
     }
-    /// Whether a flow to the backend that was selected may begin; see [`packet::may_begin`]. As above.
+    /// Whether a flow to the selected backend may begin, see [`packet::may_begin`]. Overridden as
+    /// [`Self::settle`].
     fn may_begin(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
     where
         Self: Sized,
     {
         packet::may_begin(self, config, work, entry)
     }
-    /// Prepares a new flow; see [`prepare`]. As above.
+    /// Prepares a new flow, see [`prepare`]. Overridden as [`Self::settle`].
     fn prepare(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
     where
         Self: Sized,
     {
         prepare(self, config, work, entry)
     }
-    /// Whether a pod of this node has an address, if our plugin made it.
+    /// Whether a pod of this node has an address, if our plugin set it up.
     fn is_own_pod(&self, address: &Ip) -> bool {
         self.pod(address).is_some()
     }
-    /// Selects the pod that a packet goes to by a host port; see [`choose_host_port`]. As above.
+    /// Selects the pod behind a host port, see [`choose_host_port`]. Overridden as [`Self::settle`].
     fn choose_host_port(&self, config: &Config, work: &mut Work) -> bool
     where
         Self: Sized,
     {
         choose_host_port(self, config, work)
     }
-    /// Notes a flow from outside to a pod itself; see [`note_direct`]. As above.
+    /// Stores a flow from outside to a pod's own address, see [`note_direct`]. Overridden as
+    /// [`Self::settle`].
     fn note_direct(&self, config: &Config, work: &mut Work)
     where
         Self: Sized,
     {
         note_direct(self, config, work);
     }
-    /// Whether the route to the packet's source leads out by this interface.
+    /// Whether the output device of the route to the packet's source is this interface.
     fn leads_back(&self, headers: &Headers, interface: u32) -> bool;
-    /// The interface that the route to where the flow goes leads out by; 0 if there is none.
+    /// The output device of the route to the flow's destination; 0 if there is no route.
     fn way_out(&self, work: &Work) -> u32;
-    /// Whether packets with this key would find a socket of the node's.
+    /// Whether the kernel would deliver packets with this key to a socket of the node.
     fn has_own_socket(&self, key: &FlowKey) -> bool;
-    /// Whether packets with this key belong to a connected socket of the node's.
+    /// Whether packets with this key belong to a connected socket of the node.
     fn has_own_connection(&self, key: &FlowKey) -> bool;
-    /// Tries a source port for a new flow; see [`try_port`]. As above.
+    /// Tries a source port for a new flow, see [`try_port`]. Overridden as [`Self::settle`].
     fn try_port(&self, config: &Config, work: &mut Work, attempt: u32) -> bool
     where
         Self: Sized,
@@ -219,11 +227,12 @@ pub trait Tables {
     }
     /// The translation of an unconnected socket's peer.
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer>;
-    /// Remembers the translation of an unconnected socket's peer.
+    /// Stores the translation of an unconnected socket's peer.
     fn replace_socket_peer(&self, key: &SocketKey, peer: &SocketPeer);
-    /// From now on, pods answer clients whose requests the uplink translated without masquerading.
+    /// From now on, pods send replies to clients whose requests the uplink translated without masquerading.
     fn pods_answer_outside(&self);
-    /// From now on, the node itself answers clients whose requests the uplink translated without masquerading.
+    /// From now on, the node itself sends replies to clients whose requests the uplink translated without
+    /// masquerading.
     fn node_answers_outside(&self);
     /// Nanoseconds since boot.
     fn clock(&self) -> u64;
@@ -235,13 +244,14 @@ pub trait Tables {
     fn random(&self) -> u32;
 }
 
-/// The words of an `ICMPv6` error that are summed up: pseudo-header, message, and what it carries.
+/// The words of an `ICMPv6` error that its checksum covers: pseudo-header, message, and the packet that it
+/// carries.
 pub const SCRATCH_WORDS: usize = 27;
 
-/// What a decision about a packet works on.
+/// The working memory of a decision about a packet.
 ///
-/// A kernel program has 512 bytes of stack, which a few IPv6 addresses fill. The programs therefore keep this in a
-/// per-CPU map; every field is written before it is read.
+/// A kernel program has 512 bytes of stack, which a few IPv6 addresses fill. The programs therefore keep this
+/// in a per-CPU map. Every field is written before it is read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
@@ -249,32 +259,32 @@ pub struct Work {
     pub headers: Headers,
     /// The packet's conntrack key.
     pub key: FlowKey,
-    /// What the packet becomes, after [`packet::Decision::Translate`].
+    /// The packet's translation, after [`packet::Decision::Translate`].
     pub flow: Flow,
     /// The packet that an ICMP error carries, after [`packet::Decision::TranslateError`].
     pub carried: Headers,
-    /// The source that such an error gets.
+    /// The source address that such an error gets.
     pub error_source: Ip,
-    /// The next hop that the routing table named, as words of an address of `next_hop_family`.
+    /// The next hop of the route, as words of an address of `next_hop_family`.
     pub next_hop: [u32; 4],
     /// `AF_INET` or `AF_INET6`; not always the packet's family (RFC 8950).
     pub next_hop_family: u32,
-    /// The size of the link that the packet turned out to be too big for.
+    /// The MTU of the link that the packet is too big for.
     pub mtu: u32,
-    /// Room for whoever acts on the decision, to sum up a checksum.
+    /// Scratch memory in which a program sums up a checksum after the decision.
     pub scratch: [u32; SCRATCH_WORDS],
     /// The pod that the packet goes straight to, after [`local::shorten`].
     pub receiver: Pod,
-    /// The cookie of the socket that sends the packet, where it is known: an unconnected one may be translated by its hooks
-    /// too. Else 0.
+    /// The cookie of the socket that sends the packet; 0 if unknown. The socket hooks may translate an
+    /// unconnected socket too.
     pub socket: u64,
     /// The interface that the packet is on.
     pub interface: u32,
-    /// The interface that a packet on its way out has arrived by; 0 if the node itself sends it.
+    /// The interface by which a packet on its way out has arrived; 0 if the node itself sends it.
     pub arrived_by: u32,
-    /// The interface by which a flow that begins leaves, where its source depends on that.
+    /// The output device of a new flow, where its source address depends on that.
     pub out: u32,
-    /// Whether the frame goes to all hosts of its link, or to a group of them.
+    /// Whether the frame is a broadcast or a multicast on its link.
     pub is_for_group: u32,
     /// Whether the packet is one that the nodes' tunnel may take, see [`tunnel`].
     pub is_for_tunnel: u32,
@@ -286,9 +296,10 @@ pub struct Work {
     found: Flow,
     /// The place of the datagram that the packet is a fragment of.
     fragment_key: FragmentKey,
-    /// That datagram.
+    /// The datagram that the packet is a fragment of.
     first_fragment: FirstFragment,
-    /// Of the source ports that were tried, the one whose flow has been over for the longest, and how long that is.
+    /// Of the source ports tried so far, the one whose flow gives way most readily, and the rank of that flow
+    /// (see `standing` in `translate`).
     over: Port,
     reserved: [u8; 2],
     over_for: u32,
@@ -299,7 +310,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// Where the flow that begins goes.
+    /// The destination of the new flow.
     #[inline(always)]
     pub const fn destination(&self) -> &Ip {
         &self.selected.backend.address
@@ -307,10 +318,10 @@ impl Work {
 
     /// The flow has to move to another table, from that of the state in the lowest byte.
     pub const MOVES: u32 = 1 << 8;
-    /// The first reply came to a flow with a source port of the node's.
+    /// The first reply came to a flow with a source port of the node.
     pub const ANSWERED: u32 = 1 << 9;
 
-    /// The work on a parsed packet.
+    /// The working memory for a parsed packet.
     pub const fn new(headers: Headers) -> Self {
         let key = headers.flow_key();
         Self {
@@ -345,7 +356,7 @@ impl Work {
         }
     }
 
-    /// Takes up another packet, whose network header starts at `l3`.
+    /// Starts on another packet, whose network header is at `l3`.
     #[inline(always)]
     pub fn start<P: Packet + ?Sized>(&mut self, packet: &P, ether_type: u16, l3: u32) -> Result<(), Reason> {
         self.is_for_tunnel = 0;

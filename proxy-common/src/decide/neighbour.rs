@@ -1,37 +1,35 @@
-//! Which packets of a pod, or of clients of a service, may make the node look for a neighbour.
+//! The packets of a pod, or of clients of a service, for which the node may resolve a neighbour.
 //!
 //! The kernel's neighbour tables hold `gc_thresh3` entries for all interfaces, 1024 by default. A pod that
-//! sends to all addresses of the node's subnet would fill them, and the node then finds neither its gateway
-//! nor other nodes. So a pod has a share: few packets in a tick may go to neighbours that the node does not
-//! know. What goes to known ones is not counted. So has a service whose endpoints are hosts of the node's
-//! subnet, for what clients from outside send to it.
+//! sends to all addresses of the node's subnet would fill them. Then the node could resolve neither its
+//! gateway nor other nodes. So a pod has a share: in a tick it may send few packets to neighbours that the
+//! node does not know. Packets to known neighbours do not count. A service whose endpoints are hosts of the
+//! node's subnet has a share too, for packets from clients outside.
 //!
-//! Only hosts in subnets of the node are asked for, and link-local ones of IPv6. Others are reached by a
-//! gateway;
-//! pods have fixed entries.
-//! Other nodes are few, and known.
+//! The kernel resolves only hosts in subnets of the node, and IPv6 link-local addresses. The route to other
+//! hosts has a gateway as next hop. Pods have permanent entries. Other nodes are few, and the kernel knows
+//! them.
 
 use super::{Tables, Work, gateway};
 use crate::maps::Deliver;
 
-/// In a share's key, says that the rest is a service port and no interface.
+/// In a share's key, this bit says that the other bits are a service port and not an interface.
 const OF_SERVICE: u32 = 1 << 31;
 
-/// Whether a packet that an uplink has translated may go to the neighbour that it needs. Replies go where
-/// packets came from.
+/// Whether a packet that an uplink has translated may go to its neighbour. A reply always may, since its
+/// neighbour has sent a packet before.
 #[inline(always)]
 pub fn may_reach_backend<T: Tables>(tables: &T, work: &Work) -> bool {
     work.flow.is_reply != 0 || may_find(tables, work, true, OF_SERVICE | work.flow.service)
 }
 
-/// Whether a packet of a pod that goes on through the stack, as it is or translated, may go to the neighbour it
-/// needs.
+/// Whether a pod's packet that continues through the stack, unchanged or translated, may go to its neighbour.
 #[inline(always)]
 pub fn may_resolve<T: Tables>(tables: &T, work: &Work, is_translated: bool) -> bool {
     may_find(tables, work, is_translated, work.interface)
 }
 
-/// The same, counted under a key.
+/// As [`may_reach_backend`] and [`may_resolve`], counted under a key.
 #[inline(always)]
 fn may_find<T: Tables>(tables: &T, work: &Work, is_translated: bool, key: u32) -> bool {
     let Some(config) = tables.config() else {
@@ -50,9 +48,9 @@ fn may_find<T: Tables>(tables: &T, work: &Work, is_translated: bool, key: u32) -
     } else {
         &work.headers.dst
     };
-    // The kernel forwards these out of the interface that they came by, where only the pod and the gateway
-    // are. A
-    // route look-up does not tell whether it knows the neighbour, since each interface has such a route.
+    // The kernel forwards these out of the interface by which they came, where only the pod and the gateway
+    // are. A route look-up does not show whether the kernel knows the neighbour, since each interface has
+    // such a route.
     if !to.is_v4() && to.is_link_local() {
         return gateway::is_address_v6(to) || tables.note_neighbour(config, key);
     }

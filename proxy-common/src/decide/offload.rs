@@ -1,34 +1,34 @@
 //! Checksums that a sender leaves to the NIC.
 //!
-//! Beside such a packet stands where the sum begins and where it goes, and a sender of raw frames chooses
-//! both (`PACKET_VNET_HDR` of packet(7)). The bytes are written when the packet leaves the node, behind all
-//! programs. Over the ports or the addresses they would make another packet of it than the one that was
-//! looked at.
+//! The metadata of such a packet says where the sum begins and where it is written. A sender of raw frames
+//! chooses both (`PACKET_VNET_HDR` of packet(7)). The sum is written when the packet leaves the node, behind
+//! all programs. A sum over the ports or the addresses would make another packet of the one that the programs
+//! decided about.
 
 use crate::packet::Headers;
 use crate::protocol;
 
-/// Where a checksum goes that is left to the NIC. Offsets from the start of the frame; negative ones lie
+/// The position of a checksum that is left to the NIC. Offsets from the start of the frame; a negative one is
 /// before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offload {
-    /// Where the sum begins. The kernel takes the transport header to be there.
+    /// The start of the bytes that are summed. The kernel takes the transport header to be there.
     pub start: i32,
-    /// Where the sum is written.
+    /// The position at which the sum is written.
     pub place: i32,
 }
 
-/// Whether the headers stay as they were read. Behind them is the payload, where a tunnel of the pod's own
-/// has further headers with sums.
+/// Whether the headers stay as the parser read them. Behind them is the payload, where a tunnel of the pod's
+/// own has further headers with sums.
 #[inline(always)]
 pub const fn spares_headers(headers: &Headers, is_read: bool, offload: Offload) -> bool {
-    // The sum's own field in the transport header, and the length of that header.
+    // The offset of the sum's own field in the transport header, and the length of that header.
     let (field, len) = match headers.protocol {
         protocol::TCP => (16, 20),
         protocol::UDP => (6, 8),
-        // Its first chunk tells how far a connection is.
+        // The first chunk of SCTP decides about the state of a connection.
         protocol::SCTP => (8, 16),
-        // An error is judged by the packet in it.
+        // The programs judge an error by the packet in it.
         _ if headers.is_icmp_error() => (2, i32::MAX),
         protocol::ICMP | protocol::ICMPV6 => (2, 8),
         _ => (0, 0),
@@ -64,7 +64,7 @@ mod tests {
             for place in 0..80 {
                 let is_spared = place == 34 + field || place >= 34 + len;
                 assert_eq!(of(protocol, 34, place, true), is_spared, "{protocol}: {place}");
-                // Segmentation writes behind where the sum begins.
+                // Segmentation writes to the bytes behind the start of the sum.
                 assert!(!of(protocol, 33, place, true), "{protocol}: {place} from 33");
             }
             assert!(of(protocol, 70, 86, true), "of a header inside");

@@ -1,4 +1,4 @@
-//! The decision for one packet, at each place where packets meet a program.
+//! The decision for one packet at each hook.
 
 use super::conntrack::{advance, age, find, forget};
 pub use super::decision::{Decision, Entry};
@@ -29,7 +29,7 @@ impl Headers {
     }
 }
 
-/// Decides about a packet that enters by `entry`.
+/// Decides about a packet that enters at `entry`.
 #[inline(always)]
 pub fn entering<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -44,7 +44,7 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
         if reason.is_drop() {
             return Decision::Drop(reason);
         }
-        // The stack takes what a frame to a group carries.
+        // The stack processes the content of a frame to a group.
         if work.headers.is_icmp_error() {
             tables.is_error_of_a_flow(work, packet);
             if let Some(refused) = refused_error(tables, config, work, entry) {
@@ -92,17 +92,18 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
     decision
 }
 
-/// Whether a flow to the backend that was selected may begin.
+/// Whether a flow to the selected backend may begin.
 ///
 /// # Errors
-/// The reason why it may not, and is dropped.
+/// The reason why the packet is dropped instead.
 #[inline(always)]
 pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Result<(), Reason> {
     if admission::is_astray(tables, work, entry) {
         return Err(Reason::ReversePath);
     }
     let backend = &work.selected.backend;
-    // The agent refuses such endpoints; with `route_localnet` the stack would take one for the node's own.
+    // The agent refuses such endpoints. With `route_localnet`, the stack would take one for the node's own
+    // address.
     if backend.address.is_loopback() {
         return Err(Reason::LoopbackDestination);
     }
@@ -120,7 +121,7 @@ pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
     }
     if matches!(entry, Entry::Uplink) {
         let headers = &work.headers;
-        // The replies would go from this node to the port of another one's tunnel.
+        // The replies would go from this node to the port of another node's tunnel.
         if headers.protocol == protocol::UDP
             && tunnel::is_port(config, headers.sport)
             && tables.address(&headers.src).is_peer()
@@ -136,8 +137,8 @@ pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
     Ok(())
 }
 
-/// Whether a packet to a port of the node's is one of a connection that the node itself made from that port.
-/// The connection was there first: a service or a host port with its port gets new connections only.
+/// Whether a packet to a port of the node belongs to a connection that the node itself made from that port.
+/// That connection was first: a service or a host port with its port gets only new connections.
 #[inline(always)]
 fn belongs_to_node<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
     let headers = &work.headers;
@@ -148,8 +149,8 @@ fn belongs_to_node<T: Tables>(tables: &T, config: &Config, work: &Work, entry: E
         && tables.has_own_connection(&work.key)
 }
 
-/// Decides about a packet on its way to a client that is a pod, or out of the node to one outside: it may be an answer
-/// to a translated flow.
+/// Decides about a packet on its way to a client: into a pod, or out of the node to a client outside. It may
+/// be a reply of a translated flow.
 #[inline(always)]
 pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> Decision {
     let Some(config) = tables.config() else {
@@ -168,8 +169,8 @@ pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packe
     Decision::Pass(Reason::NotOurs)
 }
 
-/// Whether a packet that nothing stands before but its receiver answers to a translated flow; it then becomes what
-/// [`Work::flow`] says.
+/// Whether a packet is a reply of a translated flow; [`Work::flow`] then translates it. No program decides
+/// about the packet between this one and its receiver.
 #[inline(always)]
 pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work, passage: Passage) -> bool {
     let is_answer = work.headers.has_ports
@@ -186,7 +187,7 @@ pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work, p
 /// Whether an ICMP error is about a flow that is translated here.
 #[inline(always)]
 pub fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> bool {
-    // What is known of the flow and of the packet in the error after this is of this packet.
+    // The fields about the flow and about the packet in the error belong to this packet from here on.
     work.flow.backend = 0;
     work.carried.src = Ip::UNSPECIFIED;
     work.carried.dst = Ip::UNSPECIFIED;
@@ -198,8 +199,9 @@ pub fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut 
         && work.flow.backend != Flow::DIRECT
 }
 
-/// Why an ICMP error is dropped, whether it is about a flow that is known here or not: the stack that
-/// receives it acts upon it. [`is_error_of_a_flow`] comes before, which reads what the error carries.
+/// The reason to drop an ICMP error; none if it may pass. The flow that it is about may be unknown here, but
+/// the receiving stack acts on the error. [`is_error_of_a_flow`] has to run first, since it reads the packet
+/// in the error.
 #[inline(always)]
 fn refused_error<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Option<Reason> {
     match entry {
@@ -209,9 +211,9 @@ fn refused_error<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
     }
 }
 
-/// Whether a pod may send the ICMP error: one about a packet to itself, in one piece. A pod that the
-/// operator lets send from any address may be a router, and one of another plugin is that plugin's
-/// business.
+/// Whether a pod may send the ICMP error: an unfragmented one about a packet to the pod itself. A pod that
+/// the operator lets send from any address may be a router. A pod of another plugin is that plugin's
+/// responsibility.
 #[inline(always)]
 fn may_report<T: Tables>(tables: &T, work: &Work) -> bool {
     work.headers.src.same(&work.carried.dst)
@@ -220,7 +222,8 @@ fn may_report<T: Tables>(tables: &T, work: &Work) -> bool {
             .is_none_or(|link| sender::is_exempt(&link))
 }
 
-/// Decides about a packet to a frontend. If it begins a flow, the backend is selected then, and the reason is why.
+/// Decides about a packet to a frontend. If it begins a flow, it selects the backend and returns the reason
+/// for the new flow.
 #[inline(always)]
 fn to_frontend<T: Tables>(
     tables: &T,
@@ -231,7 +234,7 @@ fn to_frontend<T: Tables>(
     mut frontend: Frontend,
 ) -> Result<Reason, Decision> {
     let reason = match established(tables, config, work, entry, &frontend) {
-        // A connection outlives it that its peer's address became a service's.
+        // A connection continues even if its peer's address has become a service's.
         Ok(()) if is_for_later(&work.flow, &work.key, entry) => return Err(Decision::Pass(Reason::NotOurs)),
         Ok(()) if work.flow.is_reply != 0 => return Err(Decision::Translate(Reason::Reply)),
         Ok(()) => return Err(Decision::Translate(Reason::Established)),
@@ -270,7 +273,7 @@ fn to_frontend<T: Tables>(
     }
 }
 
-/// Whether the node reaches itself by an address that it does not hold, and has taken it for its own source.
+/// Whether the node sends to itself by an address that it does not hold, and has that address as source too.
 #[inline(always)]
 fn is_of_node_itself(entry: Entry, work: &Work) -> bool {
     let is_sender = match entry {
@@ -281,8 +284,8 @@ fn is_of_node_itself(entry: Entry, work: &Work) -> bool {
     is_sender && work.headers.src.same(&work.headers.dst)
 }
 
-/// Decides about a packet to a host port, whose pod is selected. As with a frontend, an established connection stays where it
-/// is, and datagrams go to whoever has the port now.
+/// Decides about a packet to a host port, whose pod is selected. As with a frontend, an established
+/// connection keeps its pod, and datagrams go to the pod that has the port now.
 #[inline(always)]
 fn to_host_port<T: Tables>(
     tables: &T,
@@ -314,8 +317,8 @@ fn to_host_port<T: Tables>(
     Err(Decision::Translate(Reason::Established))
 }
 
-/// A reply to a flow whose source port is a port of the node's that leads somewhere as well. The flow was
-/// there first.
+/// A reply of a flow whose source port is also a port of the node that leads to a service or a pod. The flow
+/// was first.
 #[inline(always)]
 fn reply<T: Tables>(tables: &T, work: &mut Work, entry: Entry) -> Decision {
     if is_for_later(&work.flow, &work.key, entry) {
@@ -335,30 +338,31 @@ fn is_outside<T: Tables>(tables: &T, entry: Entry, client: &Ip) -> bool {
     }
 }
 
-/// Whether a SYN begins a new connection in place of the flow. From outside both the RST before it and the
-/// SYN may be forged.
+/// Whether a SYN begins a new connection in place of the flow. If it comes from outside, both the earlier RST
+/// and the SYN may be forged.
 #[inline(always)]
 const fn is_over(state: FlowState, from_outside: bool) -> bool {
     state.is_over() || (state.has(FlowState::CLOSED) && !from_outside)
 }
 
-/// Whether a connection goes on in spite of a SYN from outside, which may be forged, also where its backend
-/// takes no new ones. A client that begins anew by the same port, and whose old connection got no RST, waits
-/// until that one has been silent for a minute. Netfilter leaves it to the old backend for the whole
-/// lifetime.
+/// Whether a connection continues in spite of a SYN from outside, which may be forged, even if its backend
+/// takes no new ones. A client may begin a new connection by the same port without a RST for its old one. It
+/// then waits until the old one has been silent for a minute. Netfilter leaves it to the old backend for the
+/// whole lifetime.
 #[inline(always)]
 fn outlives_syn<T: Tables>(tables: &T, work: &Work) -> bool {
-    /// Ticks.
+    /// The silence after which a SYN may end a connection, in ticks.
     const SILENCE: u32 = 60;
     let state = work.flow.state();
     state.has(FlowState::CONFIRMED) && age(tables.now(), work.flow.seen) < SILENCE
 }
 
-/// Finds the live entry of a packet to a frontend; else says why the flow needs a new one, or why it ends.
+/// Finds the valid entry of a packet to a frontend. If there is none, it returns the reason for a new flow or
+/// for the flow's end.
 ///
-/// An established connection stays where it is whatever becomes of its backend: it goes on if the endpoint still
-/// answers, and times out if not, unless its service wants it reset. Datagrams have no connection to lose and move to a
-/// live backend at once.
+/// An established connection keeps its backend even if that is removed. It continues if the endpoint still
+/// replies, and times out if not, unless its service wants it reset. Datagrams have no connection to lose and
+/// move to a live backend at once.
 #[inline(always)]
 fn established<T: Tables>(
     tables: &T,
@@ -375,7 +379,7 @@ fn established<T: Tables>(
         if opens || work.flow.backend == Flow::DIRECT {
             return Err(Reason::Moved);
         }
-        // A reply to a flow whose source is the frontend's address and port: the flow was there first.
+        // A reply to a flow whose source is the frontend's address and port: the flow was first.
         advance(tables, work);
         return Ok(());
     }
@@ -385,7 +389,8 @@ fn established<T: Tables>(
         let stands = match tables.backend(work.flow.backend) {
             Some(backend) if backend.generation == work.flow.generation => {
                 if opens {
-                    // A SYN within a connection may be forged; its backend says what it is (RFC 5961 §4).
+                    // A SYN within a connection may be forged. The backend's reply shows whether it is (RFC
+                    // 5961 §4).
                     let state = work.flow.state();
                     let was_confirmed = state.has(FlowState::CONFIRMED | FlowState::RESET);
                     !is_over(state, from_outside)
@@ -410,9 +415,9 @@ fn established<T: Tables>(
     Ok(())
 }
 
-/// Whether what goes on through the stack is translated only when it has come through, if at all: the stack would take a
-/// packet for spoofed that comes in by a pod's interface or the uplink with a virtual address, or one of the node's own, as
-/// source.
+/// Whether a packet continues unchanged through the stack, and a later hook translates it, if any.
+/// Translation would set a virtual address or one of the node's own as source. The stack takes a packet with
+/// such a source for spoofed if it comes in by a pod's interface or the uplink.
 #[inline(always)]
 pub(super) fn is_for_later(flow: &Flow, key: &FlowKey, entry: Entry) -> bool {
     flow.is_for_egress()

@@ -1,4 +1,4 @@
-//! Choosing a backend: one hash look-up was made by the caller, two array look-ups follow.
+//! The choice of a backend: the caller has made one hash look-up, and two array look-ups follow.
 
 use super::Tables;
 use crate::flow_hash::pick;
@@ -23,7 +23,7 @@ pub struct Selected {
 }
 
 impl Selected {
-    /// Something that takes the place of a backend, see [`Flow::MASQUERADED`] and those beside it.
+    /// A replacement for a backend, see [`Flow::MASQUERADED`], [`Flow::DIRECT`] and [`Flow::TO_HOST_PORT`].
     #[inline(always)]
     pub(super) const fn stand_in(id: u32, flags: u32, address: Ip, port: Port, generation: u32) -> Self {
         Self {
@@ -42,7 +42,7 @@ impl Selected {
         }
     }
 
-    /// No backend.
+    /// The value for no backend.
     pub(super) const NONE: Self = Self {
         id: 0,
         service: 0,
@@ -61,13 +61,15 @@ impl Selected {
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// Chooses among the slots of `frontend` by `hash`, or what `client` had before where it shall stay with that.
+/// Chooses among the slots of `frontend` by `hash`. A client with session affinity gets its previous backend
+/// instead.
 ///
-/// The tables may change between the look-ups. Every step checks that it still speaks of the same service, and the
-/// whole is tried a second time from the frontend on; see [`crate::maps::Frontend`].
+/// The tables may change between the look-ups. So every step checks that it still belongs to the same
+/// service. If not, the function tries a second time from the frontend on, see [`crate::maps::Frontend`].
 ///
 /// # Errors
-/// The reason to refuse the flow: no endpoints, none on this node, or tables that changed twice in a row.
+/// The reason to refuse the flow: no endpoints, no endpoints on this node, or tables that changed twice in a
+/// row.
 #[inline(always)]
 pub fn select<T: Tables>(
     tables: &T,
@@ -114,7 +116,7 @@ pub fn select<T: Tables>(
     Err(Reason::Inconsistent)
 }
 
-/// The backend that the client had, if it is not too long ago and the backend still takes new flows.
+/// The client's previous backend, if its time has not expired and the backend still takes new flows.
 #[inline(always)]
 fn stay<T: Tables>(tables: &T, frontend: &Frontend, client: &Ip) -> Option<Selected> {
     let known = tables.affinity(&AffinityKey::new(*client, frontend.service))?;
@@ -209,7 +211,7 @@ mod tests {
         );
     }
 
-    /// Three backends, and a service whose clients stay for ten seconds.
+    /// Three backends, and a service whose clients stay with their backend for ten seconds.
     fn affine() -> (Fake, FrontendKey) {
         let mut fake = Fake::default();
         let backends = [("10.244.1.2", 80), ("10.244.1.3", 80), ("10.244.1.4", 80)];

@@ -1,19 +1,22 @@
-//! What a pod may send: packets from its own addresses, by its own interface, with its own hardware address.
+//! The packets that a pod may send: from its own addresses, by its own interface, with its own hardware
+//! address.
 //!
-//! Everything else would be taken for the traffic of others: of another pod past its network policy, replies of a name
-//! server, a neighbour's advertisement. What our plugin made is held to it, unless the operator exempts an interface;
-//! interfaces of other plugins are those plugins' business. An interface of our own without its entry sends nothing: what a
-//! pod may send is unknown while its entry is lost.
+//! Any other packet would be taken for the traffic of another host. Examples are a packet of another pod past
+//! that pod's network policy, a reply of a name server, and an advertisement of a neighbour. The program
+//! checks each interface that our plugin made, unless the operator exempts it. Interfaces of other plugins
+//! are those plugins' responsibility. An interface of our own without its entry sends nothing: while the
+//! entry is lost, the program does not know the pod's addresses.
 //!
-//! A pod sends IPv4, IPv6 and ARP without a VLAN tag. A tag would hide what is behind it: the kernel takes one off before
-//! the programs run, and the next ones after.
+//! A pod sends IPv4, IPv6 and ARP without a VLAN tag. A tag would hide the headers behind it: the kernel
+//! removes one tag before the programs run, and further tags after them.
 //!
-//! A packet without an address of its own yet is let through where IPv6 cannot do without: solicitations and
-//! advertisements of neighbours, solicitations of routers and reports of multicast listeners, from no address or the
-//! link-local one of the pod's hardware address. Each other sender would take an entry of the node's neighbour table, which
-//! all interfaces share; ARP is held to the pod's own addresses for that reason. Reports of listeners take no entry, and
-//! come from any link-local address. Advertisements of routers and redirects are not among them: a pod is no router. Nor is
-//! IPv4's `0.0.0.0`: a pod gets its address without DHCP.
+//! Some packets have no address of the pod as source, and IPv6 needs them: neighbour solicitations and
+//! advertisements, router solicitations, and multicast listener reports. They may have no source address, or
+//! the link-local address of the pod's hardware address. Any other sender would take an entry of the node's
+//! neighbour table, which all interfaces share. For the same reason ARP may name only the pod's own
+//! addresses. Listener reports take no entry, so any link-local address may send them. A pod may not send
+//! router advertisements or redirects, because it is no router. IPv4's `0.0.0.0` is refused too, because a
+//! pod gets its address without DHCP.
 
 use super::Tables;
 use super::admission::Frame;
@@ -26,12 +29,13 @@ use crate::protocol;
 const SOURCE_MAC: u32 = 6;
 const IPV6_HEADER: u32 = 40;
 const HOP_BY_HOP: u8 = 0;
-/// A hop-by-hop header that holds the router alert alone, as listeners' reports have it (RFC 3810 §5).
+/// A hop-by-hop header that contains only the router alert, as in listener reports (RFC 3810 §5).
 const ROUTER_ALERT: u32 = 8;
 /// Offset of the sender's addresses in ARP (RFC 826).
 const ARP_SENDER: u32 = ETHERNET_LEN + 8;
 
-/// Whether a frame may come out of a pod by this interface, which is `strict` where our own plugin made it.
+/// Whether a frame may come out of a pod by this interface. `strict` says that our own plugin made the
+/// interface.
 #[inline(always)]
 pub fn may_send<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -46,7 +50,7 @@ pub fn may_send<T: Tables, P: Packet + ?Sized>(
     if strict && frame.vlan != Frame::UNTAGGED {
         return false;
     }
-    // What ends before its addresses goes nowhere.
+    // No host takes a packet that ends before its addresses.
     let (source, without) = match frame.ether_type {
         ether_type::IPV4 => match packet.load::<Ipv4Header>(ETHERNET_LEN) {
             Some(ip) => (Ip::from_v4_word(ip.src), Without::No),
@@ -97,7 +101,7 @@ pub const fn is_exempt(link: &PodLink) -> bool {
     link.flags & PodLinkFlags::ANY_SOURCE != 0
 }
 
-/// Whether an ARP packet names the pod itself as its sender, or no address as a probe does (RFC 5227 §2.1.1).
+/// Whether an ARP packet names the pod itself as its sender, or no address as in a probe (RFC 5227 §2.1.1).
 #[inline(always)]
 fn may_ask<T: Tables, P: Packet + ?Sized>(tables: &T, packet: &P, interface: u32) -> bool {
     let Some(link) = tables.pod_link(interface) else {
@@ -116,7 +120,7 @@ fn may_ask<T: Tables, P: Packet + ?Sized>(tables: &T, packet: &P, interface: u32
     is_same(&link.mac, &mac) && (address == 0 || tables.pod(&Ip::from_v4_word(address)).is_some_and(is_own))
 }
 
-/// Byte by byte, which the verifier follows and LLVM does not turn into a call.
+/// Compares byte by byte, because LLVM does not turn that into a call, and the verifier follows it.
 #[inline(always)]
 const fn is_same(one: &[u8; 6], other: &[u8; 6]) -> bool {
     (one[0] ^ other[0])
@@ -128,18 +132,19 @@ const fn is_same(one: &[u8; 6], other: &[u8; 6]) -> bool {
         == 0
 }
 
-/// What an IPv6 packet is that has no address of the pod's own as source.
+/// The kind of an IPv6 packet whose source is not an address of the pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Without {
-    /// Nothing that may be sent so.
+    /// A packet that may not be sent without an address.
     No,
-    /// A solicitation or an advertisement, whose sender the node may remember.
+    /// A solicitation or an advertisement, whose sender the node may enter in its neighbour table.
     AsNeighbour,
-    /// A report of a multicast listener.
+    /// A multicast listener report.
     AsListener,
 }
 
-/// Whether an IPv6 packet is one of those that a host sends before it has an address (RFC 4861 §4, RFC 2710, RFC 3810).
+/// The kind of an IPv6 packet without an address: a host sends some before it has one (RFC 4861 §4, RFC 2710,
+/// RFC 3810).
 #[inline(always)]
 fn without_address<P: Packet + ?Sized>(packet: &P, next_header: u8) -> Without {
     const ROUTER_SOLICITATION: u8 = 133;

@@ -1,6 +1,6 @@
-//! The decision of the socket hooks: translate a peer once, instead of every packet to it.
+//! The decision of the socket hooks: translate a socket's peer once, instead of every packet to it.
 //!
-//! What a hook cannot say, it leaves to the packet path by leaving the address alone: that path decides everything.
+//! If a hook cannot decide, it leaves the address as it is: the packet path then decides.
 
 use super::select::{Selected, select};
 use super::{Tables, host_port};
@@ -10,23 +10,23 @@ use crate::maps::{
 };
 use crate::{Ip, Port, protocol};
 
-/// What becomes of a socket's peer.
+/// The verdict on a socket's peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SocketDecision {
     /// The address stays as it is.
     Leave(Reason),
-    /// The call fails with ECONNREFUSED, where the kernel lets a hook choose the error.
+    /// The call fails with ECONNREFUSED, where the kernel lets a hook set the error.
     Refuse,
-    /// The peer is exchanged for this backend.
+    /// The backend replaces the peer.
     Translate(Selected),
 }
 
-/// Whose socket it is.
+/// The owner of a socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// The node's.
+    /// The node itself.
     Node,
-    /// A pod's. Which address it will use is not known yet.
+    /// A pod. Its source address is not known yet.
     Pod,
 }
 
@@ -35,11 +35,11 @@ pub enum Owner {
 pub struct Sender {
     /// Its cookie (`SO_COOKIE`).
     pub cookie: u64,
-    /// Its own port, which the kernel has chosen by now if nobody else did.
+    /// Its own port, which the process or the kernel has chosen by now.
     pub port: Port,
 }
 
-/// Who the client of a frontend is, as far as that matters there; or why the packet path has to decide.
+/// The client's address as far as the frontend needs it. An error says why the packet path has to decide.
 #[inline(always)]
 fn client<T: Tables>(
     tables: &T,
@@ -54,7 +54,7 @@ fn client<T: Tables>(
     } else {
         Ip::UNSPECIFIED
     };
-    // A hook gives a pod's socket another peer, and no other source.
+    // A hook can change the peer of a pod's socket, but not its source.
     if !is_node && config.has(ConfigFlags::MASQUERADE_ALL) {
         return Err(Reason::NotOurs);
     }
@@ -72,8 +72,8 @@ fn client<T: Tables>(
 
 /// Decides about `connect()`.
 ///
-/// TCP only: a connected UDP socket runs no hook when it sends, so one translated here would stay with a backend
-/// that is gone. The choice is random: the source port is not known yet.
+/// It decides about TCP only. A connected UDP socket runs no hook when it sends, so one that is translated
+/// here would stay with a removed backend. The choice is random, because the source port is not known yet.
 #[inline(always)]
 pub fn connect<T: Tables>(
     tables: &T,
@@ -110,9 +110,10 @@ pub fn connect<T: Tables>(
 
 /// Decides about a datagram of an unconnected UDP socket of the node.
 ///
-/// Datagrams from one socket to one virtual address stay together while the backend lives. If the backend is already
-/// known to this socket under another virtual address, or answers this client port by way of the packet path, its
-/// answers could not be told apart: the packet path, which can change the source port, takes the second conversation.
+/// Datagrams from one socket to one virtual address go to one backend while that backend lives. There are two
+/// cases in which the replies of the backend would be ambiguous. Either this socket uses the backend under
+/// another virtual address, or the packet path has a flow of this client port to the backend. The packet path
+/// can change the source port, so it then takes the new flow.
 #[inline(always)]
 pub fn send<T: Tables>(
     tables: &T,
@@ -157,7 +158,7 @@ pub fn send<T: Tables>(
     }
 }
 
-/// Begins a conversation with the backend that was selected, or goes on with it.
+/// Begins an exchange of datagrams with the selected backend, or continues it.
 #[inline(always)]
 fn begin<T: Tables>(
     tables: &T,
@@ -174,7 +175,7 @@ fn begin<T: Tables>(
             if !forward.address.is_loopback() {
                 return SocketDecision::Leave(Reason::NotOurs);
             }
-            // The packet path does not serve those: here the older conversation gives way.
+            // The packet path does not handle loopback addresses, so here the older flow ends.
             tables.forget_flow(&answers, true);
             tables.forget_flow(&answers, false);
         }
@@ -183,7 +184,7 @@ fn begin<T: Tables>(
     bind(tables, forward, &reverse, selected, is_new)
 }
 
-/// Makes sure that answers from the backend find the virtual address.
+/// Ensures that the virtual address replaces the backend's in replies from it.
 #[inline(always)]
 fn bind<T: Tables>(
     tables: &T,
@@ -217,7 +218,7 @@ pub fn receive<T: Tables>(tables: &T, cookie: u64, address: Ip, port: Port) -> O
     tables.socket_peer(&key).map(|peer| (peer.address, peer.port))
 }
 
-/// Whether a process of the node may bind this address and port: node ports are the proxy's.
+/// Whether a process of the node may bind this address and port: node ports belong to the proxy.
 #[inline(always)]
 pub fn may_bind<T: Tables>(tables: &T, address: Ip, port: Port, protocol: u8) -> bool {
     // Every node port has a frontend at the loopback address of its family.

@@ -1,4 +1,4 @@
-//! What the socket decision owes, one test per rule.
+//! The rules of the socket decision, one test per rule.
 
 use super::Work;
 use super::packet::{Decision, Entry, entering};
@@ -95,7 +95,7 @@ fn a_second_virtual_address_of_one_backend_is_left_to_the_packet_path() {
     let _ = backend(send(&fake, 7, ip(VIP), Port::new(53)));
     let second = send(&fake, 7, ip("10.96.0.2"), Port::new(53));
     assert_eq!(second, SocketDecision::Leave(Reason::NotOurs));
-    // Which gives it a port of its own, and other sockets the one they have.
+    // The packet path gives this flow another source port, but lets other sockets keep theirs.
     for (cookie, keeps_port) in [(7, false), (8, true)] {
         let request = packet(protocol::UDP, ("192.168.50.11", 40_000), ("10.96.0.2", 53));
         let mut work = Work::new(request);
@@ -107,7 +107,7 @@ fn a_second_virtual_address_of_one_backend_is_left_to_the_packet_path() {
     }
 }
 
-/// A connected socket was here, whose port another one has now.
+/// An earlier connected socket had the port that another one has now.
 #[test]
 fn an_older_conversation_by_the_packet_path_keeps_its_answers_or_gives_way() {
     let mut fake = Fake::node();
@@ -121,7 +121,7 @@ fn an_older_conversation_by_the_packet_path_keeps_its_answers_or_gives_way() {
     assert!(fake.known_flow(&answers).is_some());
     let other = send(&fake, 7, ip("10.96.0.2"), Port::new(53));
     assert_eq!(other, SocketDecision::Leave(Reason::NotOurs));
-    // The packet path does not serve the loopback.
+    // The packet path does not handle loopback addresses.
     let _ = backend(send(&fake, 7, ip("127.0.0.1"), Port::new(53)));
     assert!(fake.known_flow(&answers).is_none());
 }

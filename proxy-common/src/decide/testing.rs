@@ -5,30 +5,30 @@
     reason = "helpers of tests, which panic with what went wrong"
 )]
 
+mod frames;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::Tables;
 use super::Work;
-use super::admission::Frame;
-use super::egress::leaving_node;
-use super::packet::{Decision, Entry, entering, leaving};
-use super::sender::may_send;
 use crate::maps::{
-    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, ConfigFlags, Datagram, FirstFragment,
-    Flow, FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod,
-    PodLink, RangeFlags, RecentCount, Share, Slot, SlotRange, SocketKey, SocketPeer,
+    AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, Datagram, FirstFragment, Flow,
+    FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
+    RangeFlags, RecentCount, Share, Slot, SlotRange, SocketKey, SocketPeer,
 };
-use crate::packet::{ETHERNET_LEN, Headers, parse};
+use crate::packet::Headers;
 use crate::{Ip, Port, protocol};
 
-/// An address.
+pub use frames::check_frame;
+
+/// Parses an IPv4 or IPv6 address.
 pub fn ip(text: &str) -> Ip {
     text.parse::<IpAddr>().unwrap().into()
 }
 
-/// A packet's headers, `(address, port)` to `(address, port)`.
+/// The headers of a packet from one `(address, port)` to another.
 pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
     Headers {
         src: ip(src.0),
@@ -42,7 +42,7 @@ pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
         has_ports: matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP),
         fragment_id: 0,
         sequence: 0,
-        // Of a first sequence number of 0.
+        // The acknowledgement of a SYN with the sequence number 0.
         acknowledgement: 1,
         payload: 0,
         l3: 14,
@@ -50,131 +50,66 @@ pub fn packet(protocol: u8, src: (&str, u16), dst: (&str, u16)) -> Headers {
     }
 }
 
-/// Feeds a frame to the parser and to every decision, and checks what must hold whatever the frame is.
-pub fn check_frame(frame: &[u8]) {
-    let mut fake = Fake::node();
-    for (vip, backend) in [("10.96.0.1", "10.244.1.2"), ("fd00:96::1", "fd00:244::2")] {
-        for protocol in [protocol::TCP, protocol::UDP, protocol::SCTP] {
-            fake.service(vip, 80, protocol, &[(backend, 8080)]);
-        }
-    }
-    fake.config.node_v6 = ip("fd00:50::11");
-    let Some(ether_type) = frame.get(12..14) else {
-        return;
-    };
-    let ether_type = u16::from_be_bytes([ether_type[0], ether_type[1]]);
-    let Ok(headers) = parse(frame, ether_type, ETHERNET_LEN) else {
-        return;
-    };
-    assert!(
-        headers.l4 == 0 || (headers.l4 as usize) < frame.len(),
-        "the transport header lies in the frame"
-    );
-    for entry in [Entry::Pod, Entry::Uplink, Entry::Host, Entry::Loopback] {
-        let mut work = Work::new(headers);
-        let decision = entering(&fake, &mut work, frame, entry);
-        check_translation(&fake, &headers, &work, decision);
-        let mut work = Work::new(headers);
-        let _ = leaving(&fake, &mut work, frame);
-    }
-    fake.config.flags |= ConfigFlags::MASQUERADE_PODS;
-    fake.own_pods.insert(headers.src, Pod::default());
-    let mut work = Work::new(headers);
-    let decision = leaving_node(&fake, &mut work, frame);
-    check_translation(&fake, &headers, &work, decision);
-    let beside = Frame {
-        ether_type,
-        vlan: Frame::UNTAGGED,
-        is_for_other: false,
-    };
-    assert!(
-        may_send(&fake, frame, beside, 7, false),
-        "an interface of another plugin"
-    );
-    fake.pod_links.insert(7, PodLink::default());
-    for strict in [false, true] {
-        let _ = may_send(&fake, frame, beside, 7, strict);
-    }
-}
-
-/// What holds for every translation.
-fn check_translation(fake: &Fake, headers: &Headers, work: &Work, decision: Decision) {
-    if let Decision::Translate(_) = decision {
-        let flow = work.flow;
-        for (new, old) in [(flow.dst, headers.dst), (flow.src, headers.src)] {
-            assert_eq!(new.is_v4(), old.is_v4(), "a translation stays in its family");
-        }
-        // Whatever was decided, the answer finds its way back.
-        let key = flow.reply_key(&work.key);
-        let reply = fake.known_flow(&key).expect("an entry for the answer");
-        assert_eq!((reply.src, reply.dst), (headers.dst, headers.src));
-        assert_eq!(
-            (reply.sport, reply.dport),
-            (work.headers.dport, work.headers.sport)
-        );
-    }
-}
-
 /// Tables of plain hash maps.
 #[derive(Default)]
 pub struct Fake {
-    /// What is known of the node.
+    /// The node's configuration.
     pub config: Config,
-    /// `FRONTENDS`.
+    /// The map `FRONTENDS`.
     pub frontends: HashMap<FrontendKey, Frontend>,
-    /// `SLOTS`.
+    /// The map `SLOTS`.
     pub slots: Vec<Slot>,
-    /// `BACKENDS`.
+    /// The map `BACKENDS`.
     pub backends: Vec<Backend>,
-    /// `ADDRESSES`.
+    /// The map `ADDRESSES`.
     pub addresses: HashMap<Ip, AddressFlags>,
     /// Addresses of pods.
     pub pods: Vec<Ip>,
-    /// `POD_RANGES`, other single addresses.
+    /// The map `POD_RANGES`, with single addresses that are not pods'.
     pub ranges: HashMap<Ip, RangeFlags>,
-    /// `PODS`.
+    /// The map `PODS`.
     pub own_pods: HashMap<Ip, Pod>,
-    /// `POD_LINKS`.
+    /// The map `POD_LINKS`.
     pub pod_links: HashMap<u32, PodLink>,
-    /// `HOST_PORTS`.
+    /// The map `HOST_PORTS`.
     pub host_ports: HashMap<HostPortKey, HostPort>,
-    /// `FLOWS` and `STREAMS`.
+    /// The maps `FLOWS` and `STREAMS`.
     pub flows: RefCell<HashMap<FlowKey, Flow>>,
-    /// `NEW_FLOWS`.
+    /// The map `NEW_FLOWS`.
     pub new_flows: RefCell<HashMap<FlowKey, Flow>>,
-    /// How many entries `flows` may hold.
+    /// The most entries that `flows` may hold.
     pub room: usize,
-    /// `SHARES`.
+    /// The map `SHARES`.
     pub shares: RefCell<HashMap<Ip, Share>>,
-    /// `UNANSWERED`.
+    /// The map `UNANSWERED`.
     pub unanswered: RefCell<HashMap<Ip, RecentCount>>,
-    /// `NEIGHBOURS`.
+    /// The map `NEIGHBOURS`.
     pub neighbours: RefCell<HashMap<u32, RecentCount>>,
     /// Neighbours whose hardware addresses are known.
     pub known_neighbours: Vec<Ip>,
-    /// The interfaces that routes to some addresses lead out by; to all others any one does.
+    /// The output devices of the routes to some addresses. For every other address, any interface is one.
     pub routes_back: HashMap<Ip, u32>,
-    /// The interfaces that routes to some addresses lead out by, for flows that begin.
+    /// The output devices of the routes to some addresses, for new flows.
     pub routes_out: HashMap<Ip, u32>,
-    /// `AFFINITY`.
+    /// The map `AFFINITY`.
     pub affinities: RefCell<HashMap<AffinityKey, Affinity>>,
-    /// `FRAGMENTS`.
+    /// The map `FRAGMENTS`.
     pub fragments: RefCell<HashMap<FragmentKey, FirstFragment>>,
-    /// `SOURCE_RANGES`, single addresses only.
+    /// The map `SOURCE_RANGES`, with single addresses only.
     pub allowed: Vec<(u32, Ip)>,
-    /// `SOCKET_PEERS`.
+    /// The map `SOCKET_PEERS`.
     pub socket_peers: RefCell<HashMap<SocketKey, SocketPeer>>,
-    /// Ports that sockets of the node's are bound to.
+    /// Ports that sockets of the node are bound to.
     pub own_ports: Vec<u16>,
-    /// Connections of the node's own sockets, as their peers' packets have them.
+    /// Connections of the node's own sockets, with the keys of their peers' packets.
     pub own_connections: Vec<FlowKey>,
     /// Whether the uplink translated without masquerading.
     pub outside: Cell<bool>,
     /// Whether the uplink translated to the node itself.
     pub outside_to_node: Cell<bool>,
-    /// The clock.
+    /// Nanoseconds since boot.
     pub clock: Cell<u64>,
-    /// State of the random numbers.
+    /// State of the random number generator.
     pub random: Cell<u32>,
 }
 
@@ -196,7 +131,7 @@ impl Fake {
         fake
     }
 
-    /// Adds a service with these backends and gives its key.
+    /// Adds a service with these backends and returns its key.
     pub fn service(
         &mut self,
         address: &str,
@@ -242,13 +177,13 @@ impl Fake {
         self.clock.set(self.clock.get() + (u64::from(ticks) << 30));
     }
 
-    /// The entry of a packet, whatever its state.
+    /// The entry of a packet, in any table.
     pub fn known_flow(&self, key: &FlowKey) -> Option<Flow> {
         let confirmed = self.flows.borrow().get(key).copied();
         confirmed.or_else(|| self.new_flows.borrow().get(key).copied())
     }
 
-    /// Loses an entry, as if it had been evicted.
+    /// Removes an entry, as the kernel does when it evicts one.
     pub fn evict(&self, key: &FlowKey) {
         self.flows.borrow_mut().remove(key);
         self.new_flows.borrow_mut().remove(key);

@@ -1,24 +1,27 @@
-//! Translating a new flow: which source it gets, where it is delivered, and the two conntrack entries.
+//! The translation of a new flow: its source, its delivery, and its two conntrack entries.
 //!
-//! The source is kept wherever the answer is sure to come back through this node's programs. It is exchanged
-//! (masqueraded) in exactly these cases:
-//! - a pod that reaches itself: the node's address, and straight back into the pod;
-//! - the node that reaches itself through a virtual address: that address, whose route leads the answer back to our own
-//!   device. The node's own address would have its answer go over the loopback, out of sight;
-//! - a client from outside that comes to a node port, a load balancer's or an external address, unless that keeps
-//!   clients' addresses; and one to a cluster IP that is no pod of this cluster either: the node's address;
-//! - everybody, where the operator wants it so: the node's address;
-//! - a pod that speaks with the world outside, see [`super::egress`]: the node's address.
+//! A flow keeps its source wherever the reply certainly comes back through this node's programs. The source
+//! is exchanged (masqueraded) in exactly these cases:
 //!
-//! A client has half of the source ports towards a backend, see [`side`]. One that waits for more replies
-//! than its share allows begins no flow that needs a source port. A port whose flow is over, or has waited in
-//! vain for some seconds, is given to the next.
+//! - A pod that sends to itself gets the node's address, and the packet goes straight back into the pod.
+//! - The node that sends to itself through a virtual address gets that address. Its route leads the reply
+//!   back to our own device. With the node's own address as source, the reply would go over the loopback,
+//!   where our device's program does not see it.
+//! - A client from outside gets the node's address at a node port, a load balancer's or an external address.
+//!   The exception is a frontend that keeps clients' addresses. At a cluster IP it gets the node's address if
+//!   it is not a pod of this cluster.
+//! - Every client gets the node's address where the operator configures it.
+//! - A pod that sends to the world outside gets the node's address, see [`super::egress`].
 //!
-//! What goes through the tunnel to another node carries the node's address within the tunnel instead, so that the answer
-//! comes back by it.
+//! A client has half of the source ports towards a backend, see [`side`]. A client that waits for more
+//! replies than its share allows begins no flow that needs a source port. If a port's flow is over, or has
+//! waited in vain for some seconds, the next flow gets the port.
 //!
-//! A backend that is the node itself keeps the address of a client from outside: its answer leaves by an uplink, and is
-//! translated there.
+//! Masqueraded packets through the tunnel to another node carry the node's address within the tunnel instead,
+//! so that the reply comes back through the tunnel.
+//!
+//! A backend on the node itself sees the address of a client from outside. Its reply leaves by an uplink,
+//! where the program translates it.
 
 use super::conntrack::{age, client_of, is_expired};
 use super::decision::{Decision, Entry};
@@ -29,10 +32,10 @@ use crate::maps::{
 };
 use crate::{Ip, Port};
 
-/// How many source ports are tried before a flow is refused.
+/// The number of source ports that are tried before a flow is refused.
 pub const PORT_ATTEMPTS: u32 = 16;
 
-/// Remembers a new flow to the backend that was selected and says what its packets become.
+/// Stores a new flow to the selected backend and says how its packets are translated.
 #[inline(always)]
 pub fn begin<T: Tables>(
     tables: &T,
@@ -51,8 +54,8 @@ pub fn begin<T: Tables>(
     if let Err(reason) = tables.prepare(config, work, entry) {
         return Decision::Drop(reason);
     }
-    // Counted at the end: older kernels (6.1) take a loop only if the way back is a jump, and a loop that counts at
-    // its start may come to fall through into it.
+    // The loop counts at its end. Older kernels (6.1) accept a loop only if its back edge is a jump. The back
+    // edge of a loop that counts at its start may be a fall-through.
     let mut attempt = 0;
     loop {
         if tables.try_port(config, work, attempt) {
@@ -65,10 +68,10 @@ pub fn begin<T: Tables>(
     }
 }
 
-/// Works out what the packets of the new flow become, but for a source port that no other flow has.
+/// Determines the translation of a new flow, except for a source port that no other flow has.
 ///
 /// # Errors
-/// The node has no address that they would need, or the client waits for too many replies already.
+/// The node lacks an address that the flow needs, or the client waits for too many replies already.
 #[inline(always)]
 pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason> {
     let Work {
@@ -107,8 +110,8 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
     Ok(())
 }
 
-/// Sets the flow's source address and its ways of delivery; false if the packet will carry the node's address, so
-/// that the client's port may be one of the node's own.
+/// Sets the flow's source address and its delivery. Returns false if the packet will carry the node's
+/// address, because the client's port may then be one of the node's own.
 #[inline(always)]
 fn choose_source<T: Tables>(
     tables: &T,
@@ -160,7 +163,8 @@ fn choose_source<T: Tables>(
         } else if follow_way(tables, config, flow, out) {
             return false;
         }
-        // The socket may be in a conversation with this backend already, by its hooks, which no entry tells of.
+        // The socket hooks may have bound this socket to the backend already, and no conntrack entry shows
+        // that.
         let peer = SocketKey::new(work.socket, flow.dst, flow.dport, Direction::FromBackend);
         return work.socket == 0 || tables.socket_peer(&peer).is_none();
     }
@@ -187,8 +191,9 @@ fn choose_source<T: Tables>(
     false
 }
 
-/// Gives a flow of the node itself the node's address for its way out, if it has the primary one: the kernel
-/// chose that one by the route to services, before the backend was known. True if the source changes.
+/// Gives a flow of the node itself the node's address at its output device, if it has the primary one. The
+/// kernel chose the primary one by the route to services, before the backend was known. Returns true if the
+/// source changes.
 #[inline(always)]
 fn follow_way<T: Tables>(tables: &T, config: &Config, flow: &mut Flow, out: u32) -> bool {
     if !config.is_node_address(&flow.src) {
@@ -202,7 +207,7 @@ fn follow_way<T: Tables>(tables: &T, config: &Config, flow: &mut Flow, out: u32)
     true
 }
 
-/// The node's address for what is masqueraded and goes to `to`, by the interface `out`.
+/// The node's address for masqueraded packets to `to`, with the output device `out`.
 #[inline(always)]
 fn address_towards<T: Tables>(tables: &T, config: &Config, to: &Ip, out: u32) -> Ip {
     let tunnel = config.tunnel_address(to);
@@ -213,11 +218,12 @@ fn address_towards<T: Tables>(tables: &T, config: &Config, to: &Ip, out: u32) ->
     }
 }
 
-/// Tries a source port for a new flow: writes both entries if no other flow expects answers there.
+/// Tries a source port for a new flow: writes both entries if no other flow expects replies there.
 ///
-/// The client's own port is the first choice, unless the packet will carry the node's address: then only ports of
-/// the masquerade range are, and of those no port where a socket of the node's waits for just such answers. A port that is free comes first; behind the last attempt comes
-/// the one of a flow that is over, and of those the one that has been longest.
+/// The client's own port is the first choice, unless the packet will carry the node's address. Then only
+/// ports of the masquerade range may be used, except those where a socket of the node waits for such replies.
+/// A free port comes first. The last attempt takes the port of a flow that is over. Of several such flows, it
+/// takes the one that has been over for the longest.
 #[inline(always)]
 pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt: u32) -> bool {
     if attempt == PORT_ATTEMPTS {
@@ -250,18 +256,24 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
     false
 }
 
-/// How readily the flow in the way gives up its port: not at all for 0, and the more readily the higher. One
-/// that is over comes before one that is not proven: that waits for a reply or the end of its handshake, or
-/// had one question and its reply. Then come one that only a RST ended, since a RST may be forged, and a
-/// stream of datagrams that has been silent for half a minute: two datagrams of a client that does not exist
-/// make one. Of each kind the one goes that has been silent for the longest.
+/// The rank by which a flow that has the port gives it up: 0 is not at all, and a higher rank is taken first.
+/// The order is:
+///
+/// - a flow that is over;
+/// - a flow that is not proven: it waits for a reply or the end of its handshake, or had one question and its
+///   reply;
+/// - a flow that only a RST ended, since a RST may be forged;
+/// - a stream of datagrams that has been silent for half a minute: two datagrams of a client that does not
+///   exist make one.
+///
+/// Within a kind, the flow that has been silent for the longest gives up its port first.
 #[inline(always)]
 fn standing(config: &Config, work: &Work) -> u32 {
     /// More ticks than a year has.
     const KIND: u32 = 1 << 26;
-    /// How long a flow may be silent before it is proven, while others want its port.
+    /// The silence in ticks after which a flow that is not proven gives up its port.
     const PATIENCE: u32 = 2;
-    /// The same of a stream: longer than what keeps one alive takes, 20 to 30 s.
+    /// The same for a stream. It is longer than the interval of keepalives, 20 to 30 s.
     const STREAM: u32 = 32;
     let (now, found) = (work.flow.seen, &work.found);
     let idle = age(now, found.seen);
@@ -270,7 +282,7 @@ fn standing(config: &Config, work: &Work) -> u32 {
     if is_expired(config, found, work.key.protocol, now) {
         4 * KIND + silent
     } else if state.has(FlowState::RESET) {
-        // One of this very tick has no rank, and keeps its port.
+        // A RST of this very tick has no rank, so the flow keeps its port.
         if silent == 0 { 0 } else { KIND + silent }
     } else if state.has(FlowState::CLOSED) {
         3 * KIND + silent
@@ -283,7 +295,7 @@ fn standing(config: &Config, work: &Work) -> u32 {
     }
 }
 
-/// Gives the new flow the source port of one that is over.
+/// Gives the new flow the source port of a flow that is over.
 #[inline(always)]
 fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
     if work.over_for == 0 {
@@ -292,12 +304,12 @@ fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
     work.flow.sport = work.over;
     answer(work);
     if !tables.flow(&work.reply_key, &mut work.found) {
-        // It has gone meanwhile.
+        // The entry was removed meanwhile.
         work.found.state = 0;
         take_over(tables, work);
         return true;
     }
-    // Its key is not needed any more; the new one stands in its own place.
+    // The old flow's other entry is not needed any more. The new flow's entries have their own keys.
     let other = work.found.reply_key(&work.reply_key);
     tables.forget_flow(&other, work.found.state().is_protected());
     take_over(tables, work);
@@ -306,7 +318,8 @@ fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
 
 #[inline(always)]
 fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
-    // The frontend is part of it, so that flows of one client port to one backend do not all try the same ports.
+    // The hash includes the frontend, so that flows of one client port to one backend do not all try the same
+    // ports.
     let key = &work.key;
     let hash = flow_hash(
         &key.src,
@@ -326,10 +339,10 @@ fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
     Port::new(config.masquerade_first.wrapping_add(offset as u16))
 }
 
-/// A range with fewer ports than this is not divided among clients.
+/// The smallest range of ports that is divided among clients.
 const LEAST_DIVIDED: u32 = 64;
 
-/// Which port of a pair a client has towards a backend, 0 or 1.
+/// The port of a pair that a client has towards a backend, 0 or 1.
 ///
 /// So one client holds at most half of the ports towards a backend. Another client has half of those as well.
 #[inline(always)]
@@ -356,14 +369,14 @@ fn has_port(config: &Config, work: &Work, port: Port) -> bool {
     u32::from(config.masquerade_count) < LEAST_DIVIDED || side(work, offset / 2) == offset & 1
 }
 
-/// Works out the entry of the flow's answers.
+/// Computes the entry of the flow's replies.
 #[inline(always)]
 const fn answer(work: &mut Work) {
     work.flow
         .reply_into(&work.key, &mut work.reply_key, &mut work.reply);
 }
 
-/// Whether the entry in the way is this very flow's, left over from before it moved.
+/// Whether the entry that has the port belongs to this same flow, left over from before it moved.
 #[inline(always)]
 fn is_same_flow(work: &Work) -> bool {
     let (found, reply) = (&work.found, &work.reply);
@@ -372,7 +385,7 @@ fn is_same_flow(work: &Work) -> bool {
     same_client && same_frontend
 }
 
-/// Writes both entries over the one in the way, which may lie among the confirmed ones.
+/// Writes both entries over the entry that has the port, which may be among the confirmed ones.
 #[inline(always)]
 fn take_over<T: Tables>(tables: &T, work: &Work) {
     tables.replace_flow(&work.reply_key, &work.reply);

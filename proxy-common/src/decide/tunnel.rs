@@ -1,15 +1,18 @@
-//! The nodes' tunnel: who may send to its port, and what may be inside.
+//! The nodes' tunnel: the hosts that may send to its port, and the packets that they may send inside.
 //!
-//! VXLAN believes each sender (RFC 7348 §7). So what comes in by an uplink for the tunnel's port has to come from an address
-//! of another node, and the packet inside from a pod of that very node, to a pod of this one or its end of the tunnel. No pod sends to that port of any
-//! node, and no service leads there: the node would lend its address to whoever may use the service.
+//! VXLAN trusts each sender (RFC 7348 §7). So the uplink program checks a packet for the tunnel's port. Its
+//! source has to be an address of another node. The source of the inner packet has to be a pod of that same
+//! node. The inner destination has to be a pod of this node or this node's end of the tunnel. No pod may send
+//! to that port of any node. No service may lead there, since the node would lend its address to the clients
+//! of that service.
 //!
-//! A fragment is refused: the first one need not hold the inner headers, and RFC 7348 §4.3 forbids them.
+//! Fragments are refused: the first one need not contain the inner headers, and RFC 7348 §4.3 forbids
+//! fragments.
 //!
-//! The kernel's socket takes more than what an uplink sees: broadcasts, and packets by other interfaces. So
-//! what an uplink has admitted bears a note beside the packet (its priority), which the tunnel's device asks
-//! for and removes. That holds where programs watch all interfaces that others can send by
-//! ([`ConfigFlags::TUNNEL_SEALED`]).
+//! The kernel's socket takes more packets than those that an uplink sees: broadcasts, and packets by other
+//! interfaces. So the uplink program sets a note on an admitted packet (its priority). The program at the
+//! tunnel's device checks the note and removes it. This works where programs watch all interfaces by which
+//! other hosts can send ([`ConfigFlags::TUNNEL_SEALED`]).
 
 use super::admission::is_local_by_route;
 use super::decision::Entry;
@@ -20,17 +23,17 @@ use crate::packet::{Headers, Ipv4Header, Ipv6Header, Packet, ether_type, is_exte
 use crate::{Port, protocol};
 
 const UDP_HEADER: u32 = 8;
-/// Flags, segment number and what is reserved (RFC 7348 §5).
+/// The VXLAN header: flags, network identifier and reserved bytes (RFC 7348 §5).
 const VXLAN_HEADER: u32 = 8;
 /// Offset of the `EtherType` in the inner frame.
 const ETHER_TYPE: u32 = 12;
 const ETHERNET_LEN: u32 = 14;
 
-/// The note beside a packet that an uplink has admitted for the tunnel. It is no priority: those of VLANs are
-/// up to 7, and classes have a handle in the upper half.
+/// The note (`skb->priority`) on a packet that an uplink has admitted for the tunnel. It differs from real
+/// priorities: those of VLANs are at most 7, and classes have a handle in the upper half.
 pub const ADMITTED: u32 = 0x6d72;
 
-/// Whether the packet is for the port of the nodes' tunnels, wherever it goes.
+/// Whether the packet goes to the port of the nodes' tunnels, at any address.
 #[inline(always)]
 pub const fn is_for_port(config: &Config, headers: &Headers) -> bool {
     headers.protocol == protocol::UDP && headers.has_ports && is_port(config, headers.dport)
@@ -42,7 +45,7 @@ pub const fn is_port(config: &Config, port: Port) -> bool {
     config.tunnel_port.raw() != 0 && port.raw() == config.tunnel_port.raw()
 }
 
-/// Whether an address is this node's or another one's.
+/// Whether an address belongs to this node or another one.
 #[inline(always)]
 fn is_node<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     if config.is_node_address(address) {
@@ -52,8 +55,8 @@ fn is_node<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     known.is_node() || known.is_peer()
 }
 
-/// Whether an address is one at which a node's socket for the tunnel listens: a node's, its end of the
-/// tunnel, one that is local by a route, and all that several hosts share.
+/// Whether a node's socket for the tunnel listens at an address. It listens at a node's addresses, its end of
+/// the tunnel, addresses that are local by a route, and all addresses that several hosts share.
 #[inline(always)]
 pub fn is_heard<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     is_node(tables, config, address) || is_shared(tables, config, address)
@@ -68,9 +71,9 @@ fn is_shared<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
         || is_local_by_route(tables, config, address)
 }
 
-/// Whether an end of a flow may be a node's tunnel, where no pod and no service may lead. Another node's
-/// tunnel hears at each of its addresses, and the Node object need not have them all. So each address that is
-/// no pod's counts.
+/// Whether a flow's address and port may be those of a node's tunnel, where no pod and no service may send.
+/// Another node's tunnel listens at each address of that node, and the Node object need not have them all. So
+/// each address that is not a pod's counts.
 #[inline(always)]
 pub fn is_end<T: Tables>(tables: &T, config: &Config, address: &Ip, port: Port, protocol: u8) -> bool {
     protocol == protocol::UDP
@@ -78,7 +81,7 @@ pub fn is_end<T: Tables>(tables: &T, config: &Config, address: &Ip, port: Port, 
         && (is_heard(tables, config, address) || !tables.range(address).has(RangeFlags::PODS))
 }
 
-/// Why a packet for the port of the tunnels passes or is dropped, if that is for this to say.
+/// The verdict on a packet for the port of the tunnels; `None` if this module does not decide it.
 #[inline(always)]
 pub fn admit<T: Tables, P: Packet + ?Sized>(
     tables: &T,
@@ -91,7 +94,7 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
         Entry::Pod if is_open(tables, config, &headers.dst) => None,
         Entry::Pod => Some(Reason::TunnelPort),
         Entry::Uplink if is_for_node(tables, config, headers) => {
-            // Other nodes send to the node's addresses. What comes to its end of the tunnel was led there by
+            // Other nodes send to the node's addresses. A packet to the node's end of the tunnel came through
             // a service, whose node lent its address to it.
             let is_peers = !config.is_tunnel_address(&headers.dst);
             Some(if is_peers && may_carry(tables, config, packet, headers) {
@@ -104,8 +107,8 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     }
 }
 
-/// Whether a pod may send to the port of the tunnels at an address: a pod's, or a service's, which may have
-/// this port too.
+/// Whether a pod may send to the port of the tunnels at an address. It may send to a pod or to a service,
+/// either of which may use this port too.
 #[inline(always)]
 fn is_open<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     config.is_service_address(address)
@@ -113,7 +116,7 @@ fn is_open<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
         || (tables.range(address).has(RangeFlags::PODS) && !is_heard(tables, config, address))
 }
 
-/// Whether a packet by an uplink, for the port of the tunnels, is for this node's.
+/// Whether a packet that came by an uplink, for the port of the tunnels, is for this node.
 #[inline(always)]
 fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> bool {
     config.is_node_address(&headers.dst)
@@ -121,11 +124,12 @@ fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> boo
         || is_shared(tables, config, &headers.dst)
 }
 
-/// Whether an ICMP error by an uplink is about what this node's tunnel sends to another node, or may be.
-/// The kernel would lower the path MTU of all pods' traffic to that node, and cut it into fragments, which
-/// no tunnel takes. The MTU of pods follows from that of the uplinks, so such an error tells nothing.
+/// Whether an ICMP error that came by an uplink is, or may be, about a packet of this node's tunnel to
+/// another node. The kernel would lower the path MTU of all pods' traffic to that node and fragment the
+/// packets, which no tunnel takes. The MTU of pods follows from that of the uplinks, so such an error has no
+/// use.
 ///
-/// The kernel looks behind extension headers, and at the port of a fragment.
+/// The kernel also reads behind extension headers, and reads the port of a fragment.
 #[inline(always)]
 pub fn is_error<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
     let (headers, carried) = (&work.headers, &work.carried);
@@ -143,7 +147,8 @@ pub fn is_error<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
     is_to_port && is_node(tables, config, &carried.src) && tables.address(&carried.dst).is_peer()
 }
 
-/// Whether what comes out of the tunnel's device was admitted by an uplink. `note` stands beside the packet.
+/// Whether an uplink has admitted a packet that comes out of the tunnel's device. `note` is the packet's
+/// priority.
 #[inline(always)]
 pub fn was_admitted(config: &Config, interface: u32, note: u32) -> bool {
     !config.has(ConfigFlags::TUNNEL_SEALED)
@@ -152,8 +157,8 @@ pub fn was_admitted(config: &Config, interface: u32, note: u32) -> bool {
         || note == ADMITTED
 }
 
-/// Whether `IPsec` of another node protects a packet for this node, which may hold one for the tunnel: ESP
-/// and AH (RFC 4303, RFC 4302), in UDP too (RFC 3948). The stack looks into it without a program.
+/// Whether `IPsec` of another node protects a packet, which may contain one for the tunnel: ESP and AH (RFC
+/// 4303, RFC 4302), also in UDP (RFC 3948). The stack decrypts it behind the programs.
 #[inline(always)]
 pub fn is_protected<T: Tables>(tables: &T, headers: &Headers) -> bool {
     const ESP: u8 = 50;
@@ -164,8 +169,9 @@ pub fn is_protected<T: Tables>(tables: &T, headers: &Headers) -> bool {
     is_ipsec && tables.address(&headers.src).is_peer()
 }
 
-/// Whether a packet for this node's tunnel comes from another node and carries what that node may send.
-// A function of its own for the kernel, as in `packet`.
+/// Whether a packet for this node's tunnel comes from another node and carries a packet that this node may
+/// send.
+// The kernel gets this as a function of its own, as in `packet`.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
 fn may_carry<T: Tables, P: Packet + ?Sized>(
@@ -191,10 +197,10 @@ fn may_carry<T: Tables, P: Packet + ?Sized>(
             Some(ip) => (Ip::from_v6_words(ip.src), Ip::from_v6_words(ip.dst)),
             None => return false,
         },
-        // Neighbours are known for good, so none asks.
+        // Neighbour entries are permanent, so no node sends ARP through the tunnel.
         _ => return false,
     };
-    // The end of the tunnel has the first address of the range.
+    // The end of the tunnel has the first address of the range, so it is in the range too.
     if !config.is_own_pod_address(&destination) {
         return false;
     }

@@ -1,18 +1,19 @@
-//! What the programs know of addresses and ranges: `ADDRESSES` and `POD_RANGES`.
+//! The flags of addresses and ranges: `ADDRESSES` and `POD_RANGES`.
 
 use crate::Ip;
 
-/// Which node: a number that follows from its name, the same in all maps of an agent. 0 is no other node.
+/// The number of a node. It follows from the node's name and is the same in all maps of an agent. 0 stands
+/// for no other node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NodeNumber(pub u32);
 
 impl NodeNumber {
-    /// Where it stands in values of `ADDRESSES` and `POD_RANGES`; the bits below are flags.
+    /// The position of the number in values of `ADDRESSES` and `POD_RANGES`; the bits below are flags.
     pub const SHIFT: u32 = 8;
-    /// The largest.
+    /// The largest number.
     pub const MAX: u32 = u32::MAX >> Self::SHIFT;
 
-    /// Whether there is such a node.
+    /// Whether the number stands for a node.
     #[inline(always)]
     pub const fn is_some(self) -> bool {
         self.0 != 0
@@ -30,10 +31,10 @@ impl AddressFlags {
     pub const NODE: u32 = 2;
     /// An address of another node, whose number stands in the upper bits.
     pub const PEER: u32 = 4;
-    /// The broadcast or network address of a subnet of this node's (RFC 1122 §3.3.6): no host's.
+    /// The broadcast or network address of a subnet of this node (RFC 1122 §3.3.6), which no host has.
     pub const BROADCAST: u32 = 8;
 
-    /// Whether it is an address of no host.
+    /// Whether the address is the broadcast or network address of a subnet.
     #[inline(always)]
     pub const fn is_broadcast(self) -> bool {
         self.0 & Self::BROADCAST != 0
@@ -44,7 +45,7 @@ impl AddressFlags {
         Self(Self::PEER | number.0 << NodeNumber::SHIFT)
     }
 
-    /// The node that holds the address, if it is another one.
+    /// The number of the other node that holds the address; 0 if there is none.
     #[inline(always)]
     pub const fn node_number(self) -> NodeNumber {
         NodeNumber(self.0 >> NodeNumber::SHIFT)
@@ -62,7 +63,7 @@ impl AddressFlags {
         self.0 & Self::NODE != 0
     }
 
-    /// Whether the address is a virtual one, and not also the node's.
+    /// Whether the address is virtual and the node itself does not hold it.
     #[inline(always)]
     pub const fn is_virtual_only(self) -> bool {
         self.0 & (Self::NODE | Self::VIRTUAL) == Self::VIRTUAL
@@ -73,7 +74,8 @@ impl AddressFlags {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct RangeKey {
-    /// How many bits of the address count; IPv4 prefixes are 96 longer than they are written.
+    /// The number of significant bits of the address. An IPv4 prefix is 96 bits longer here than in its usual
+    /// form.
     pub prefix_len: u32,
     /// The network's address.
     pub address: Ip,
@@ -88,14 +90,14 @@ pub struct RangeFlags(pub u32);
 impl RangeFlags {
     /// Addresses of pods.
     pub const PODS: u32 = 1;
-    /// What pods send there keeps their address, though no pods need be there.
+    /// Packets of pods to these addresses are not masqueraded. The addresses need not be pods'.
     pub const NO_MASQUERADE: u32 = 2;
-    /// Packets to there go through the tunnel.
+    /// Packets to these addresses go through the tunnel.
     pub const TUNNEL: u32 = 4;
-    /// Addresses that are the node's own by a route of the kernel's table `local`.
+    /// Addresses that a route in the kernel's table `local` makes the node's own.
     pub const LOCAL: u32 = 8;
 
-    /// The node whose pods have these addresses; none for this node's own.
+    /// The number of the node whose pods have these addresses; 0 for this node's own.
     #[inline(always)]
     pub const fn node_number(self) -> NodeNumber {
         NodeNumber(self.0 >> NodeNumber::SHIFT)

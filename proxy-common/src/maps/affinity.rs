@@ -1,6 +1,7 @@
-//! Session affinity: which backend a client had last.
+//! Session affinity: the backend of a client's last connection.
 //!
-//! The table evicts what was used least recently; an entry that is too old is not believed, so nothing ever scans it.
+//! The kernel evicts the entry that was used least recently. A reader ignores an entry that is too old, so no
+//! code scans the table.
 
 use crate::Ip;
 

@@ -1,22 +1,23 @@
 //! Backends: one element of a mmapped array per endpoint of a service port.
 //!
-//! The same pod behind two services is two backends, because each service ends its relation to the pod on its own.
-//! A backend id that is freed and used again gets a new *generation*. Conntrack and socket entries remember
-//! `(id, generation)`, so a flow to a removed backend is noticed on its next packet and nothing ever scans a table.
+//! One pod behind two services is two backends, because each service removes the pod on its own. A backend id
+//! that is freed and used again gets a new *generation*. Conntrack and socket entries store `(id,
+//! generation)`. So the programs notice a removed backend at the next packet of its flow, and no code scans a
+//! table.
 
 use crate::{Ip, Port};
 
-/// What may be sent to a backend.
+/// The flows that a backend takes.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BackendState {
-    /// Nothing: the endpoint was removed, or the id was never used.
+    /// None: the endpoint was removed, or the id was never used.
     Gone = 0,
     /// New and established flows.
     Active = 1,
     /// Established flows only.
     Terminating = 2,
-    /// New flows too, though it terminates: its service has nothing better.
+    /// New and established flows, although the endpoint terminates: its service has no better endpoint.
     LastResort = 3,
 }
 
@@ -24,15 +25,15 @@ pub enum BackendState {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Backend {
-    /// Where the endpoint listens.
+    /// The address of the endpoint.
     pub address: Ip,
-    /// The port it listens on.
+    /// The port of the endpoint.
     pub port: Port,
     /// [`BackendState`] as a number.
     pub state: u8,
     /// Zero.
     pub reserved: u8,
-    /// Raised whenever the id gets a new owner.
+    /// Incremented whenever the id gets a new owner.
     pub generation: u32,
     /// The service port that owns the id.
     pub service: u32,
@@ -49,7 +50,7 @@ impl Backend {
         self.state != BackendState::Gone as u8
     }
 
-    /// Whether new flows are wanted here.
+    /// Whether the backend takes new flows.
     #[inline(always)]
     pub const fn is_active(&self) -> bool {
         self.state == BackendState::Active as u8 || self.state == BackendState::LastResort as u8

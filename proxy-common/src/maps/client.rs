@@ -1,13 +1,14 @@
-//! What each client uses of the tables and source ports that all clients share.
+//! Each client's use of the tables and source ports that all clients share.
 //!
-//! A client is the side that began a flow. An IPv6 client that is no pod of this node counts with its /64, since one host
-//! may have all addresses of that. The programs count as they go; the agent sets the counts right when it walks the tables.
+//! A client is the side that began a flow. An IPv6 client that is not a pod of this node counts with its /64,
+//! since one host may have all addresses of it. The programs count flow by flow. The agent corrects the
+//! counts when it walks the tables.
 
 use super::Config;
 use crate::{Ip, protocol};
 
-/// Value of `SHARES`: flows of a client in the tables that evict nothing. The highest bit of a number says that a further
-/// flow was refused since the agent's last pass, which clears it.
+/// Value of `SHARES`: the number of a client's flows in the tables that evict nothing. The highest bit of a
+/// number says that a program refused a further flow since the agent's last pass. The agent clears it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Share {
@@ -20,19 +21,19 @@ pub struct Share {
 const _: () = assert!(size_of::<Share>() == 8);
 
 impl Share {
-    /// The key of what all clients use together, which is no client.
+    /// The key of the sum over all clients, which is no client's address.
     pub const ALL: Ip = Ip::UNSPECIFIED;
 
-    /// A flow was refused for want of a share.
+    /// A flow was refused because the share was used up.
     pub const REFUSED: u32 = 1 << 31;
 
-    /// How many flows one of the numbers counts.
+    /// The number of flows, without the bit [`Self::REFUSED`].
     #[inline(always)]
     pub const fn count(number: u32) -> u32 {
         number & !Self::REFUSED
     }
 
-    /// How many flows of a protocol one client may have.
+    /// The most flows of a protocol that one client may have.
     #[inline(always)]
     pub const fn limit(config: &Config, protocol: u8) -> u32 {
         match protocol {
@@ -41,7 +42,7 @@ impl Share {
         }
     }
 
-    /// What counts flows of a protocol.
+    /// The counter for flows of a protocol.
     #[inline(always)]
     pub const fn part(&mut self, protocol: u8) -> &mut u32 {
         match protocol {
@@ -51,23 +52,21 @@ impl Share {
     }
 }
 
-/// Value of `UNANSWERED` and `NEIGHBOURS`: how many there have been lately. The count is halved with each
-/// tick.
+/// Value of `UNANSWERED` and `NEIGHBOURS`: the number of recent events. The count is halved with each tick.
 ///
 /// `UNANSWERED` counts flows of a client that hold a source port of the node and are not proven yet:
 /// connections without a reply, and datagrams. Such a flow gives its port up after two ticks. `NEIGHBOURS`
-/// counts packets for which the node had to look for a neighbour, of a pod or, from outside, to a service
-/// port. An entry of the kernel's neighbour
-/// table fails after three seconds and may be removed five seconds later (`neigh_forced_gc` in
-/// `net/core/neighbour.c`).
+/// counts packets for which the node had to resolve a neighbour: packets of a pod, or packets from outside to
+/// a service port. An entry of the kernel's neighbour table fails after three seconds and may be removed five
+/// seconds later (`neigh_forced_gc` in `net/core/neighbour.c`).
 ///
-/// A count says nothing of a share that was reached some ticks ago, so a refusal leaves its tick.
+/// The count does not show a share that was used up some ticks ago, so a refusal stores its tick.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RecentCount {
     /// The tick of the last change, see [`crate::Tables::now`].
     pub tick: u32,
-    /// How many.
+    /// The count at that tick.
     pub count: u16,
     /// The lower half of the tick of the last refusal; 0 if there was none.
     pub refused: u16,
@@ -76,7 +75,7 @@ pub struct RecentCount {
 const _: () = assert!(size_of::<RecentCount>() == 8);
 
 impl RecentCount {
-    /// The first of its client.
+    /// The count after the first event of a client.
     #[inline(always)]
     pub const fn first(now: u32) -> Self {
         Self {
@@ -86,12 +85,12 @@ impl RecentCount {
         }
     }
 
-    /// Counts one more; false, and the refusal is noted, if there are `most` already.
+    /// Counts one more event. If there are `most` already, it records the refusal and returns false.
     #[inline(always)]
     pub const fn another(&mut self, now: u32, most: u32) -> bool {
         let count = self.at(now);
         if count >= most || count >= u16::MAX as u32 {
-            // 0 stands for none, so a tick whose half is 0 counts as the one before.
+            // 0 stands for no refusal, so a tick whose lower half is 0 is stored as the one before.
             self.refused = if now as u16 == 0 { u16::MAX } else { now as u16 };
             return false;
         }
@@ -100,8 +99,9 @@ impl RecentCount {
         true
     }
 
-    /// Whether one was refused within so many ticks. The tick of the last change is no older than a refusal, so only who
-    /// is active again 19 hours after one is taken for refused.
+    /// Whether an event was refused within the last `within` ticks. The lower half of a tick repeats after
+    /// 65536 ticks (19 hours). The tick of the last change is no older than a refusal. So an old refusal is
+    /// taken for a new one only if the client is active again at that moment.
     #[inline(always)]
     pub const fn was_refused(&self, now: u32, within: u16) -> bool {
         self.refused != 0
@@ -109,7 +109,7 @@ impl RecentCount {
             && now.wrapping_sub(self.tick) <= within as u32 + 1
     }
 
-    /// How many are left at this tick.
+    /// The count that is left at this tick.
     #[inline(always)]
     pub const fn at(&self, now: u32) -> u32 {
         let count = self.count as u32;

@@ -1,24 +1,25 @@
-//! What the programs know of the node, and the cell that arms a dry run.
+//! The configuration of the node for the programs, and the cell that arms a dry run.
 //!
-//! Both lie in one-element mmapped arrays: the agent changes them with a store, without a reload.
+//! Both are one-element mmapped arrays: the agent changes them with a store, without a reload of the
+//! programs.
 
 use crate::{Ip, Port, protocol};
 
-/// How many service ranges the programs compare a destination with.
+/// The most service ranges that the programs compare a destination with.
 pub const MAX_SERVICE_RANGES: usize = 4;
-/// How many ranges of this node's pods there may be.
+/// The most ranges of this node's pods.
 pub const MAX_OWN_RANGES: usize = 4;
-/// How many broadcast and network addresses there may be.
+/// The most broadcast and network addresses.
 pub const MAX_BROADCASTS: usize = 4;
-/// How many ranges of neighbours there may be.
+/// The most on-link ranges.
 pub const MAX_ON_LINK_RANGES: usize = 8;
-/// How many interfaces with strict reverse-path filtering there may be.
+/// The most interfaces with strict reverse-path filtering.
 pub const MAX_STRICT_INTERFACES: usize = 8;
 
-/// How many uplinks without Ethernet header there may be.
+/// The most uplinks without an Ethernet header.
 pub const MAX_HEADERLESS: usize = 8;
 
-/// How many uplinks there may be where the node has other addresses than its primary ones.
+/// The most uplinks where the node has other addresses than its primary ones.
 pub const MAX_UPLINKS: usize = 16;
 
 /// Bits of [`Config::flags`].
@@ -26,36 +27,38 @@ pub const MAX_UPLINKS: usize = 16;
 pub struct ConfigFlags(pub u32);
 
 impl ConfigFlags {
-    /// Socket hooks translate for the node's own sockets.
+    /// Socket hooks translate for sockets of the node itself.
     pub const SOCKETS_OF_NODE: u32 = 1;
     /// Socket hooks translate for sockets of pods.
     pub const SOCKETS_OF_PODS: u32 = 2;
-    /// The node holds more addresses than [`Config::node_v4`] and [`Config::node_v6`]; `ADDRESSES` has them all.
+    /// The node holds more addresses than [`Config::node_v4`] and [`Config::node_v6`]; `ADDRESSES` has them
+    /// all.
     pub const MORE_NODE_ADDRESSES: u32 = 4;
     /// Every flow to a service carries the node's address.
     pub const MASQUERADE_ALL: u32 = 8;
-    /// Processes of the node cannot bind node ports.
+    /// Processes of the node cannot bind node ports, see [`crate::decide::socket::may_bind`].
     pub const PROTECT_NODE_PORTS: u32 = 16;
-    /// Some virtual addresses lie outside of all service ranges.
+    /// Some virtual addresses are outside of all service ranges.
     pub const STRAY_ADDRESSES: u32 = 32;
-    /// What pods of this node send to the world outside carries the node's address.
+    /// Packets of this node's pods to the world outside carry the node's address.
     pub const MASQUERADE_PODS: u32 = 64;
-    /// Packets between pods of this node go from one to the other without the node's stack.
+    /// Packets between pods of this node go straight into the other pod, past the node's stack.
     pub const REDIRECT_TO_PODS: u32 = 128;
     /// Some ranges are local to the node by a route, see [`RangeFlags::LOCAL`].
     pub const LOCAL_RANGES: u32 = 256;
     /// The kernel gives ports of the masquerade range to sockets of the node.
     pub const LOCAL_PORTS_OVERLAP: u32 = 512;
-    /// Programs watch all interfaces that others can send to the node by, so that the tunnel's device takes
-    /// only what they have admitted.
+    /// Programs watch all interfaces by which other hosts can send to the node. So the tunnel's device takes
+    /// only packets that the programs have admitted.
     pub const TUNNEL_SEALED: u32 = 1024;
-    /// All nodes send to each other's pods by the tunnel, so that no uplink takes a packet of theirs.
+    /// All nodes send to each other's pods by the tunnel, so an uplink takes no packet from a pod of another
+    /// node.
     pub const TUNNEL_ONLY: u32 = 4096;
-    /// What is masqueraded may leave by uplinks with other addresses, see [`Config::uplinks`].
+    /// Masqueraded flows may leave by uplinks with other addresses, see [`Config::uplinks`].
     pub const MORE_UPLINKS: u32 = 2048;
 }
 
-/// The addresses that flows are masqueraded with which leave by an uplink.
+/// The node's addresses at one uplink, with which it masquerades flows that leave by it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UplinkAddresses {
@@ -69,26 +72,26 @@ pub struct UplinkAddresses {
 
 const _: () = assert!(size_of::<UplinkAddresses>() == 24);
 
-/// What a flow is, as far as it matters for how long it is remembered: an index into [`Config::lifetimes`].
+/// The kind of a flow that decides its lifetime: an index into [`Config::lifetimes`].
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lifetime {
     /// A connection within its handshake.
     Opening = 0,
-    /// A connection.
+    /// A connection past its handshake, or one that only a RST has closed.
     Open = 1,
     /// A connection that one side has closed.
     Closing = 2,
     /// A connection that is over.
     Closed = 3,
-    /// Datagrams that were never answered.
+    /// Datagrams that are no stream yet.
     Datagram = 4,
-    /// Datagrams that were.
+    /// Datagrams in both directions that go on after a question and its reply.
     Stream = 5,
 }
 
 impl Lifetime {
-    /// How many there are.
+    /// The number of lifetimes.
     pub const COUNT: usize = 6;
 }
 
@@ -104,26 +107,27 @@ pub struct Config {
     pub host_device: u32,
     /// Hardware address of that device.
     pub host_mac: [u8; 6],
-    /// First port for masqueraded flows.
+    /// The first port for masqueraded flows, in host order.
     pub masquerade_first: u16,
-    /// How many ports there are for masqueraded flows.
+    /// The number of ports for masqueraded flows.
     pub masquerade_count: u16,
     /// The UDP port of the nodes' tunnels; 0 if there are none.
     pub tunnel_port: Port,
-    /// Set by the uplink program when a flow was translated whose answers it will not see: programs at the pods
-    /// then look for it. Written by the kernel side, as the next.
+    /// The uplink program sets it when it translates a flow whose replies it will not see. From then on,
+    /// programs at the pods look for these replies. The programs write this field and the next one.
     pub pods_answer_outside: u32,
-    /// The same for clients from outside that the node itself answers, at the uplink.
+    /// The same for clients from outside to which the node itself replies, at the uplink.
     pub node_answers_outside: u32,
-    /// How long flows are remembered, by [`Lifetime`], in ticks of [`crate::Tables::now`].
+    /// The lifetimes of idle flows, by [`Lifetime`], in ticks of [`crate::Tables::now`]; 0 has no end.
     pub lifetimes: [u32; Lifetime::COUNT],
-    /// How many connections of one client `FLOWS` protects.
+    /// The most connections of one client that `FLOWS` protects.
     pub connection_share: u32,
     /// The node's own IPv4 address for masquerading; unspecified where the node has none.
     pub node_v4: Ip,
     /// The node's own IPv6 address for masquerading.
     pub node_v6: Ip,
-    /// The node's IPv4 address within the tunnel, for what is masqueraded and goes there; unspecified without a tunnel.
+    /// The node's IPv4 address within the tunnel, for masqueraded packets that go there; unspecified without
+    /// a tunnel.
     pub tunnel_v4: Ip,
     /// The same for IPv6.
     pub tunnel_v6: Ip,
@@ -135,26 +139,26 @@ pub struct Config {
     pub own_range: [Ip; MAX_OWN_RANGES],
     /// The same: masks; an unspecified mask ends the list.
     pub own_mask: [Ip; MAX_OWN_RANGES],
-    /// A range of each family around all pods of the cluster: network addresses. It may hold other hosts as well, so it
-    /// only says in which order to ask.
+    /// For each family, a range that contains all pods of the cluster: network addresses. It may contain
+    /// other hosts as well, so it only decides the order of look-ups.
     pub around_pods: [Ip; 2],
     /// The same: masks; an unspecified mask if there is no such range.
     pub around_pods_mask: [Ip; 2],
     /// Interfaces with strict reverse-path filtering; 0 ends the list.
     pub strict_interfaces: [u32; MAX_STRICT_INTERFACES],
-    /// How many exchanges of datagrams of one client `STREAMS` protects.
+    /// The most exchanges of datagrams of one client that `STREAMS` protects.
     pub stream_share: u32,
-    /// How many flows of one client may hold a source port of the node's before they are proven, see
+    /// The most flows of one client that may hold a source port of the node before they are proven, see
     /// [`super::RecentCount`].
     pub unanswered_share: u32,
     /// The device of the tunnel between nodes; 0 if there is none.
     pub tunnel_device: u32,
-    /// How many packets of a pod may lately have made the node look for a neighbour, see
-    /// [`super::RecentCount`].
+    /// The most packets of a pod, or to a service port, for which the node may lately have resolved a
+    /// neighbour, see [`super::RecentCount`].
     pub neighbour_share: u32,
     /// Broadcast and network addresses of IPv4 subnets of uplinks, as header fields; 0 ends the list.
     pub broadcasts: [u32; MAX_BROADCASTS],
-    /// Ranges whose hosts are neighbours of the node: network addresses.
+    /// Ranges whose hosts are on a link of the node: network addresses.
     pub on_link_range: [Ip; MAX_ON_LINK_RANGES],
     /// The same: masks; an unspecified mask ends the list.
     pub on_link_mask: [Ip; MAX_ON_LINK_RANGES],
@@ -211,13 +215,13 @@ impl Config {
         self.own_mask[0].v6_words()[0] != 0
     }
 
-    /// Whether the host at `address` is a neighbour of the node.
+    /// Whether the host at `address` is on a link of the node.
     #[inline(always)]
     pub const fn is_on_link(&self, address: &Ip) -> bool {
         is_in(address, &self.on_link_range, &self.on_link_mask)
     }
 
-    /// Whether `address` lies in a range around all pods; not every address there is a pod's.
+    /// Whether `address` lies in a range that contains all pods. Not every address there is a pod's.
     #[inline(always)]
     pub const fn may_be_pod(&self, address: &Ip) -> bool {
         let family = if address.is_v4() { 0 } else { 1 };
@@ -268,8 +272,8 @@ impl Config {
         if like.is_v4() { self.node_v4 } else { self.node_v6 }
     }
 
-    /// The node's address of the family of `like` for what leaves by `interface`: the uplink's, else the
-    /// primary one.
+    /// The node's address of the family of `like` for packets that leave by `interface`: the uplink's, or
+    /// else the primary one.
     #[inline(always)]
     pub const fn address_at(&self, interface: u32, like: &Ip) -> Ip {
         let mut index = 0;
@@ -292,8 +296,8 @@ impl Config {
         self.node_address(like)
     }
 
-    /// Whether an address is the node's own for masquerading. Compared in place: a copy would lie on the stack, of which
-    /// a program and all it calls have 512 bytes.
+    /// Whether an address is the node's own for masquerading. The comparison makes no copy, since a copy
+    /// would be on the stack. A program and all functions that it calls have 512 bytes of stack.
     #[inline(always)]
     pub fn is_node_address(&self, address: &Ip) -> bool {
         if address.is_v4() {
@@ -323,12 +327,13 @@ impl Config {
         }
     }
 
-    /// Whether a client that has `taken` flows in a table that evicts nothing may have one more, where all
-    /// clients have `all`.
+    /// Whether a client with `taken` flows in a table that evicts nothing may have one more. All clients
+    /// together have `all` flows there.
     ///
-    /// A client has a quarter of a table at the most, and never more than is still free: so of `n` clients
-    /// that want all each has one part in `n + 1`, and one part stays free for others. What comes from
-    /// outside leaves the last quarter to pods of this node, since one host outside may have many addresses.
+    /// A client has at most a quarter of a table, and never more than is still free. So if `n` clients want
+    /// as many flows as possible, each gets one part in `n + 1`, and one part stays free for others. Clients
+    /// from outside leave the last quarter to pods of this node, since one host outside may have many
+    /// addresses.
     #[inline(always)]
     pub const fn has_share(&self, protocol: u8, taken: u32, all: u32, is_own_pod: bool) -> bool {
         let share = match protocol {
@@ -349,8 +354,8 @@ impl Config {
 
 /// Value of `TRACE`: the nonce of the dry run under way, or zero.
 ///
-/// A program is in a dry run only while this cell is armed *and* the packet's control block holds the same nonce,
-/// which only `BPF_PROG_TEST_RUN` can put there on an interface's ingress.
+/// A run of a program is a dry run only if this cell is armed *and* the packet's control block holds the same
+/// nonce. Only `BPF_PROG_TEST_RUN` can write it there on an interface's ingress.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TraceCell {

@@ -1,14 +1,15 @@
-//! Conntrack: what was decided for a flow, kept only where packets are translated one by one.
+//! Conntrack: the entries of flows, for packets that are translated one by one.
 //!
-//! A flow has two entries of one type: its packets as the client sends them, and its packets as the backend answers
-//! them. Each entry says outright what such a packet becomes, so that an established packet is one look-up and one
-//! rewrite in either direction. Neither entry refers to the other; a lost half is written again from the first one
-//! when its coarse clock next ticks.
+//! A flow has two entries of one type: one for the packets of the client, and one for the replies of the
+//! backend. Each entry holds the complete translation of such a packet. So an established packet takes one
+//! look-up and one rewrite in either direction. Neither entry refers to the other. If one is lost, the
+//! programs write it again from the other one when the coarse clock next ticks.
 //!
-//! A flow begins in `NEW_FLOWS`, where the kernel evicts the entry that was used least recently. Once it is proven it moves
-//! to a table that evicts nothing: `FLOWS` for a connection past its handshake, `STREAMS` for datagrams that both sides
-//! exchange for longer than a question and its reply take. The agent collects what has expired there. A client has a share
-//! of these tables; what is beyond it, or finds them full, stays in `NEW_FLOWS`. A flow that is over moves back there too.
+//! A flow begins in `NEW_FLOWS`, where the kernel evicts the entry that was used least recently. Once the
+//! flow is proven, it moves to a table that evicts nothing. That is `FLOWS` for a connection past its
+//! handshake, and `STREAMS` for datagrams in both directions that go on after a question and its reply. The
+//! agent removes the expired entries of these tables. A client has a share of them. A flow beyond that share,
+//! or one that finds its table full, stays in `NEW_FLOWS`. A flow that is over moves back there too.
 
 use super::Lifetime;
 use crate::{Ip, Port};
@@ -19,17 +20,17 @@ use crate::{Ip, Port};
 pub enum Deliver {
     /// On through the kernel's stack, which forwards it.
     Stack = 0,
-    /// Back out of the interface it came in by: a pod that reaches itself.
+    /// Back out of the interface by which it came in: a pod that sends to itself.
     SameInterface = 1,
     /// Into the node's own stack, by the device that holds the routes of the virtual addresses.
     Host = 2,
-    /// Out by the interface that the routing table names: packets whose source is the node's own address, which the
-    /// stack would take for spoofed if it saw them come in.
+    /// Out by the output device of the route. These packets have the node's own address as source. The stack
+    /// would take them for spoofed if it saw them come in.
     Route = 3,
-    /// Into the node's own stack by the loopback: packets from one of the node's addresses to another, which the stack
-    /// takes from there only.
+    /// Into the node's own stack by the loopback. These packets go from one of the node's addresses to
+    /// another, and the stack takes them from there only.
     Loopback = 4,
-    /// Straight into a pod of this node. No flow is remembered with this: it is found out packet by packet.
+    /// Straight into a pod of this node. No conntrack entry stores this value: it is decided for each packet.
     Pod = 5,
 }
 
@@ -48,7 +49,7 @@ impl Deliver {
     }
 }
 
-/// A packet's addresses, ports and protocol as they are before translation.
+/// A packet's addresses, ports and protocol before translation.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
@@ -62,7 +63,7 @@ pub struct FlowKey {
     pub dport: Port,
     /// IP protocol number.
     pub protocol: u8,
-    /// Zero; two fields, since an array of three bytes is cleared by a call.
+    /// Zero. There are two fields, because LLVM clears an array of three bytes by a function call.
     pub reserved: u8,
     /// Zero.
     pub reserved2: u16,
@@ -83,7 +84,7 @@ impl FlowKey {
         }
     }
 
-    /// The key of a packet from the receiver to the sender, as neither is translated.
+    /// The key of a packet from the receiver to the sender, if neither is translated.
     #[inline(always)]
     #[must_use]
     pub const fn reversed(&self) -> Self {
@@ -91,7 +92,7 @@ impl FlowKey {
     }
 }
 
-/// What a packet becomes.
+/// The translation of a packet.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {
@@ -103,16 +104,18 @@ pub struct Flow {
     pub sport: Port,
     /// New destination port.
     pub dport: Port,
-    /// The backend chosen, or one of the numbers that no backend has: [`Flow::MASQUERADED`] and those beside it.
+    /// The id of the backend, or one of the numbers that no backend has: [`Flow::MASQUERADED`],
+    /// [`Flow::DIRECT`], [`Flow::TO_HOST_PORT`].
     pub backend: u32,
-    /// The backend's generation when it was chosen, or the host port's.
+    /// The generation of the backend, or of the host port, when it was chosen.
     pub generation: u32,
     /// The service port.
     pub service: u32,
     /// Coarse time of last use, see [`crate::Tables::now`].
     pub seen: u32,
-    /// TCP, in host order: the acknowledgement number that completes the handshake, in both entries; once the flow is
-    /// confirmed, the last one that the other side sent, which is where a RST of this direction has to stand. 0 if unknown.
+    /// TCP, in host order; 0 if unknown. Before the flow is confirmed, both entries hold the acknowledgement
+    /// number that completes the handshake. After that it is the last number that the other side has
+    /// acknowledged. A RST of this direction has to stand there.
     pub sequence: u32,
     /// TCP, in host order: the number by which packets of this entry acknowledge the other side's FIN. 0 if
     /// there was none.
@@ -121,18 +124,18 @@ pub struct Flow {
     pub deliver: u8,
     /// [`Deliver`] of the packets in the other direction.
     pub reply_deliver: u8,
-    /// 1 if this is the entry of the backend's answers, 0 if it is the client's.
+    /// 1 if this is the entry of the backend's replies, 0 if it is the client's.
     pub is_reply: u8,
     /// [`FlowState`].
     pub state: u8,
 }
 
-/// Bits of [`Flow::state`]: how far the flow has come. Both entries say the same.
+/// Bits of [`Flow::state`]: the progress of the flow. Both entries have the same bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowState(pub u8);
 
 impl FlowState {
-    /// The backend has answered.
+    /// The backend has replied.
     pub const ANSWERED: u8 = 1;
     /// The flow is proven: the handshake is complete, or datagrams went both ways for some time.
     pub const CONFIRMED: u8 = 2;
@@ -142,9 +145,10 @@ impl FlowState {
     pub const BACKEND_DONE: u8 = 8;
     /// The connection was reset, or both sides are done.
     pub const CLOSED: u8 = 16;
-    /// Only a RST says that the connection is closed. A segment that follows opens it again.
+    /// Only a RST has closed the connection. A later segment opens it again.
     pub const RESET: u8 = 32;
-    /// The entries lie in `NEW_FLOWS` although the flow is confirmed: its client's share is used up, or the table is full.
+    /// The entries are in `NEW_FLOWS` although the flow is confirmed: its client's share is used up, or the
+    /// table is full.
     pub const EVICTABLE: u8 = 64;
     /// After the RST, the client has sent a SYN.
     pub const SYN_AFTER_RESET: u8 = 128;
@@ -155,19 +159,19 @@ impl FlowState {
         self.0 & bit != 0
     }
 
-    /// Whether the connection is over for sure: a RST alone may be forged.
+    /// Whether the connection is over for certain. A RST alone may be forged.
     #[inline(always)]
     pub const fn is_over(self) -> bool {
         self.0 & (Self::CLOSED | Self::RESET) == Self::CLOSED
     }
 
-    /// Whether the entries lie in a table that evicts nothing, `FLOWS` or `STREAMS`.
+    /// Whether the entries are in a table that evicts nothing, `FLOWS` or `STREAMS`.
     #[inline(always)]
     pub const fn is_protected(self) -> bool {
         self.0 & (Self::CONFIRMED | Self::EVICTABLE) == Self::CONFIRMED
     }
 
-    /// How long a flow in this state is remembered.
+    /// The lifetime of an idle flow in this state.
     #[inline(always)]
     pub const fn lifetime(self, protocol: u8) -> Lifetime {
         if self.has(Self::RESET) {
@@ -200,19 +204,19 @@ const _: () = assert!(size_of::<Flow>() == 64);
 impl Flow {
     /// In place of a backend: a pod's flow to the world outside, which carries the node's address.
     pub const MASQUERADED: u32 = u32::MAX;
-    /// In place of a backend: datagrams from outside to a pod itself, whose answers are not to be taken for a flow of the
-    /// pod's own. They are not translated.
+    /// In place of a backend: a flow from outside to a pod's own address. It is not translated. Its entry
+    /// tells its replies from a flow of the pod's own.
     pub const DIRECT: u32 = u32::MAX - 1;
     /// In place of a backend: a flow to a host port.
     pub const TO_HOST_PORT: u32 = u32::MAX - 2;
 
-    /// Whether this is of no concern to packets before they leave the node.
+    /// Whether the entry applies only to packets that leave the node.
     #[inline(always)]
     pub const fn is_for_egress(&self) -> bool {
         self.backend == Self::DIRECT || (self.backend == Self::MASQUERADED && self.is_reply == 0)
     }
 
-    /// The identifier of an ICMP echo after translation: one of the ports, of which the other is 0.
+    /// The identifier of an ICMP echo after translation. It is one of the two ports, and the other one is 0.
     #[inline(always)]
     pub const fn echo_id(&self) -> Port {
         Port::from_raw(self.sport.raw() | self.dport.raw())
@@ -242,7 +246,8 @@ impl Flow {
         state: 0,
     };
 
-    /// As [`Self::reply_key`] and [`Self::reply`], field by field to where they are kept: a program's stack has no room.
+    /// As [`Self::reply_key`] and [`Self::reply`], but field by field into memory of the caller: a program's
+    /// stack is too small.
     #[inline(always)]
     pub const fn reply_into(&self, key: &FlowKey, reply_key: &mut FlowKey, reply: &mut Self) {
         self.reply_key_into(key, reply_key);
@@ -262,7 +267,7 @@ impl Flow {
         reply.state = self.state;
     }
 
-    /// As [`Self::reply_key`], likewise.
+    /// As [`Self::reply_key`], but into memory of the caller.
     #[inline(always)]
     pub const fn reply_key_into(&self, key: &FlowKey, reply_key: &mut FlowKey) {
         reply_key.src = self.dst;
@@ -274,13 +279,13 @@ impl Flow {
         reply_key.reserved2 = 0;
     }
 
-    /// The key of the packets in the other direction, seen from the packets of `key`, of which this is the entry.
+    /// The key of the packets in the other direction. `key` is the key of this entry.
     #[inline(always)]
     pub const fn reply_key(&self, key: &FlowKey) -> FlowKey {
         FlowKey::new(self.dst, self.src, self.dport, self.sport, key.protocol)
     }
 
-    /// The entry of those packets. Applied twice, key and entry are the first ones again.
+    /// The entry of those packets. Applied twice, it returns the first key and entry.
     #[inline(always)]
     #[must_use]
     pub const fn reply(&self, key: &FlowKey) -> Self {

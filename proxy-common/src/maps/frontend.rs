@@ -1,26 +1,29 @@
-//! Frontends and slots: from the address a client asked for to the backends it may get.
+//! Frontends and slots: from the address that a client sends to, to the backends of its service.
 //!
-//! A frontend points at a contiguous *slice* of `SLOTS`. The slice is never edited while a frontend points at it:
-//! the agent writes a new one and swings [`SlotRange`], one aligned word that a reader loads once. A consistent-hash
-//! (Maglev) table is just another way to fill a slice, so it needs no map and no look-up of its own.
+//! A frontend points to a contiguous *slice* of `SLOTS`. The agent never edits a slice while a frontend
+//! points to it. It writes a new slice and then exchanges [`SlotRange`], one aligned word that a reader loads
+//! once. A consistent-hash (Maglev) table is another way to fill a slice, so it needs no map and no look-up
+//! of its own.
 //!
-//! A hash element that is freed is recycled at once, and a reader may be preempted between look-up and use. Two
-//! marks make that visible: the value repeats the key in [`Frontend::check`], and every slot carries the service id
-//! that its slice belongs to. A reader that sees either differ looks the frontend up again, once.
+//! The kernel reuses a freed hash element at once, and a reader may be preempted between look-up and use. Two
+//! marks show that to the reader: the value repeats the key in [`Frontend::check`], and every slot contains
+//! the service id of its slice. If either differs, the reader looks the frontend up again, once.
 
 use crate::{Ip, Port};
 
-/// From where a frontend is addressed. One entry serves everybody unless the two views differ.
+/// The clients that an entry is for. One entry is for all clients unless clients from outside get other
+/// backends.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// Everybody; or pods of this node and the node itself, where a second entry serves the rest.
+    /// All clients. If there is a second entry for clients from outside: pods of this node and the node
+    /// itself.
     Any = 0,
     /// Clients from outside, where `externalTrafficPolicy: Local` gives them another set of backends.
     Outside = 1,
 }
 
-/// What a client addresses: the key of `FRONTENDS`.
+/// The key of `FRONTENDS`: the address, port and protocol that a client sends to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct FrontendKey {
@@ -35,7 +38,7 @@ pub struct FrontendKey {
 }
 
 impl FrontendKey {
-    /// The key for everybody.
+    /// The key of the entry for all clients.
     #[inline(always)]
     pub const fn new(address: Ip, port: Port, protocol: u8) -> Self {
         Self {
@@ -46,7 +49,8 @@ impl FrontendKey {
         }
     }
 
-    /// The key folded to a word; equal to the key itself for IPv4. See the module's second paragraph.
+    /// The key folded to a word, without collisions for IPv4. See the second paragraph of the module's
+    /// documentation.
     #[inline(always)]
     pub const fn check(&self) -> u64 {
         let [a, b, c, d] = self.address.v6_words();
@@ -56,7 +60,7 @@ impl FrontendKey {
     }
 }
 
-/// A slice of `SLOTS`: start in the high half, count in the low half, so that both are loaded at once.
+/// A slice of `SLOTS`: start in the high half, count in the low half, so that a reader loads both at once.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SlotRange(pub u64);
@@ -80,7 +84,7 @@ impl SlotRange {
     }
 }
 
-/// Which of a service's addresses a frontend is.
+/// The kind of a frontend's address.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub enum FrontendKind {
@@ -94,28 +98,29 @@ pub enum FrontendKind {
     ExternalIp = 3,
 }
 
-/// Bits of [`Frontend::flags`]. The high half is the agent's, which keeps the number of draining slots there; programs do
-/// not look at it.
+/// Bits of [`Frontend::flags`]. The agent keeps the number of draining slots in the high half, which the
+/// programs do not read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FrontendFlags(pub u32);
 
 impl FrontendFlags {
-    /// Endpoints exist, but the policy Local leaves none on this node: drop silently instead of rejecting.
+    /// Endpoints exist, but the policy Local leaves none on this node: the programs drop a packet and send no
+    /// error.
     pub const LOCAL_ONLY: u32 = 1;
     /// Clients from outside keep their address: `externalTrafficPolicy: Local`.
     pub const KEEP_SOURCE: u32 = 2;
-    /// Clients from outside are served by the entry with [`Scope::Outside`].
+    /// The entry with [`Scope::Outside`] is for clients from outside.
     pub const OUTSIDE_DIFFERS: u32 = 4;
     /// A client stays with its backend for [`Frontend::affinity`].
     pub const AFFINITY: u32 = 8;
-    /// Only clients in `SOURCE_RANGES` are served.
+    /// Only clients in `SOURCE_RANGES` may use the frontend.
     pub const SOURCE_RANGES: u32 = 16;
     /// Connections to removed backends are reset.
     pub const RESET_REMOVED: u32 = 32;
-    /// Where the number of a [`FrontendKind`] stands.
+    /// The position of the number of a [`FrontendKind`].
     const KIND_SHIFT: u32 = 8;
 
-    /// The bits of a kind.
+    /// The flags for a kind.
     pub const fn of_kind(kind: FrontendKind) -> u32 {
         (kind as u32) << Self::KIND_SHIFT
     }
@@ -131,7 +136,7 @@ impl FrontendFlags {
         }
     }
 
-    /// Whether clients from outside are meant to use the frontend.
+    /// Whether the frontend is meant for clients from outside.
     #[inline(always)]
     pub const fn is_external(self) -> bool {
         self.0 >> Self::KIND_SHIFT & 3 != 0
@@ -148,8 +153,8 @@ impl FrontendFlags {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frontend {
-    /// [`FrontendKey::check`] of the key; first in memory and loaded last, because a recycled element is overwritten
-    /// from its start.
+    /// [`FrontendKey::check`] of the key. It is first in memory and loaded last, because the kernel
+    /// overwrites a reused element from its start.
     pub check: u64,
     /// [`SlotRange`] as a number.
     pub slots: u64,
@@ -157,7 +162,8 @@ pub struct Frontend {
     pub service: u32,
     /// [`FrontendFlags`].
     pub flags: u32,
-    /// For how many seconds after its last connection a client stays with its backend; 0 if it need not.
+    /// The number of seconds after its last connection for which a client stays with its backend; 0 without
+    /// affinity.
     pub affinity: u32,
     /// Zero.
     pub reserved: u32,

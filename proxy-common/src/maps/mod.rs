@@ -1,4 +1,4 @@
-//! The types that lie in the kernel's maps, one file per map family.
+//! The types of the keys and values in the kernel's maps, one file per map family.
 //!
 //! | map | key → value | written by | read by |
 //! |---|---|---|---|
@@ -7,8 +7,8 @@
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
 //! | `POD_RANGES` | LPM of [`RangeKey`] → [`RangeFlags`] | agent | packet programs: new flows from or to outside, and datagrams |
-//! | `FLOWS` | [`FlowKey`] → [`Flow`]: connections past their handshake | packet programs; the agent removes what expired | packet programs |
-//! | `STREAMS` | the same: datagrams that go both ways for some time | the same | packet programs |
+//! | `FLOWS` | [`FlowKey`] → [`Flow`]: connections past their handshake | packet programs; the agent removes expired entries | packet programs |
+//! | `STREAMS` | the same: datagrams in both directions for some time | the same | packet programs |
 //! | `NEW_FLOWS` | the same (LRU): flows that begin, those that ended, and those beyond a share | packet programs | packet programs |
 //! | `SHARES` | client's [`crate::Ip`] → [`Share`] (LRU) | packet programs, agent | packet programs |
 //! | `UNANSWERED` | client's [`crate::Ip`] → [`RecentCount`] (LRU) | packet programs | packet programs, agent |

@@ -1,8 +1,9 @@
-//! What millrace-cni enters about this node's pods: who has which address, and which ports of the node lead to one.
+//! The entries of millrace-cni about this node's pods: their addresses, and the host ports that lead to them.
 //!
-//! The plugin alone makes entries, so that it needs no agent and shares no allocator with one; the agent lists them,
-//! changes what they say of limits, and removes what a lost DEL left behind. Most nodes have no host ports at all, and a node beside another CNI
-//! plugin has no pods of ours: `IN_USE` says so at the price of an array look-up.
+//! Only the plugin creates entries, so that it needs no agent and shares no allocator with one. The agent
+//! lists them, updates the limits in them, and removes entries that a lost DEL has left. Most nodes have no
+//! host ports, and a node beside another CNI plugin has no pods of ours. `IN_USE` says so for the cost of an
+//! array look-up.
 
 use crate::{Ip, Port};
 
@@ -10,7 +11,7 @@ use crate::{Ip, Port};
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pod {
-    /// Cookie of its network namespace; 0 where the kernel does not tell it.
+    /// Cookie of its network namespace; 0 where the kernel does not report it.
     pub netns: u64,
     /// The interface on the node's side.
     pub interface: u32,
@@ -40,13 +41,14 @@ impl Pod {
 pub struct PodFlags(pub u32);
 
 impl PodFlags {
-    /// What the pod receives is limited by a queue on the node's side, which a packet must not be led past.
+    /// A queue on the node's side limits what the pod receives, and no packet may bypass that queue.
     pub const LIMITED_INGRESS: u32 = 1;
-    /// What the pod sends is limited, by the device of [`PodLink::limiter`].
+    /// The device of [`PodLink::limiter`] limits what the pod sends.
     pub const LIMITED_EGRESS: u32 = 2;
 }
 
-/// Value of `POD_LINKS`, whose key is the index of an interface on the node's side: what a pod may send by it.
+/// Value of `POD_LINKS`, whose key is the index of an interface on the node's side: the limits on what the
+/// pod may send by it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PodLink {
@@ -56,7 +58,8 @@ pub struct PodLink {
     pub reserved: [u8; 2],
     /// [`PodLinkFlags`].
     pub flags: u32,
-    /// The device through which packets go whose rate is limited, see [`PodLinkFlags::LIMITED_FIRST`]; 0 if it is not.
+    /// The device that limits the rate of the pod's packets, see [`PodLinkFlags::LIMITED_FIRST`]; 0 if there
+    /// is no limit.
     pub limiter: u32,
 }
 
@@ -67,22 +70,23 @@ const _: () = assert!(size_of::<PodLink>() == 16);
 pub struct PodLinkFlags(pub u32);
 
 impl PodLinkFlags {
-    /// The pod may send from addresses that are not its own: a router, or a host of virtual machines.
+    /// The pod may send from addresses that are not its own, as a router or a host of virtual machines does.
     pub const ANY_SOURCE: u32 = 1;
-    /// What the pod sends goes through the device of [`PodLink::limiter`] before anything is decided about it. Without this a
-    /// filter of an older plugin leads it there, behind the programs.
+    /// The pod's packets go through the device of [`PodLink::limiter`] before any decision about them.
+    /// Without this flag a filter of an older plugin redirects them there, behind the programs.
     pub const LIMITED_FIRST: u32 = 2;
 }
 
-/// The mark of a packet that comes back from its pod's limiter. Every packet leaves a pod without any mark, see
+/// The mark of a packet that comes back from its pod's limiter. A packet that leaves a pod has no mark, see
 /// [`crate::decide::limit`].
 pub const LIMITED_MARK: u32 = 0x6d6c_6d6b;
 
-/// Key of `HOST_PORTS`: a port of the node's that leads to a pod.
+/// Key of `HOST_PORTS`: a port of the node that leads to a pod.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct HostPortKey {
-    /// The address of the node's that it is a port of; unspecified (`0.0.0.0` or `::`) for all of that family.
+    /// The address of the node that the port belongs to; unspecified (`0.0.0.0` or `::`) for all addresses of
+    /// that family.
     pub address: Ip,
     /// The port.
     pub port: Port,
@@ -94,7 +98,7 @@ pub struct HostPortKey {
 
 const _: () = assert!(size_of::<HostPortKey>() == 20);
 
-/// Value of `HOST_PORTS`: where such a port leads to.
+/// Value of `HOST_PORTS`: the pod that such a port leads to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostPort {
@@ -106,19 +110,20 @@ pub struct HostPort {
     pub reserved: [u8; 2],
     /// The interface on the node's side.
     pub interface: u32,
-    /// Which entry this is: another pod that gets the same port later, and perhaps the same address, has another number.
+    /// The number of the entry. Another pod that gets the same port later, and perhaps the same address, has
+    /// another number.
     pub generation: u32,
 }
 
 const _: () = assert!(size_of::<HostPort>() == 28);
 
 impl HostPort {
-    /// How many host ports one pod may have: with an entry for each family an eighth of the table, which all
-    /// pods of the node share. More than that no server listens at.
+    /// The most host ports that one pod may have. With an entry for each family they take an eighth of the
+    /// table, which all pods of the node share. No server listens at more ports than that.
     pub const SHARE: u32 = 8192;
 }
 
-/// Indices of `IN_USE`: which of the plugin's tables have ever held something. The value is 1 then.
+/// Indices of `IN_USE`: which of the plugin's tables have ever held an entry. The value of such a table is 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InUse;
 
@@ -127,6 +132,6 @@ impl InUse {
     pub const PODS: u32 = 0;
     /// `HOST_PORTS`.
     pub const HOST_PORTS: u32 = 1;
-    /// How many there are.
+    /// The number of indices.
     pub const COUNT: u32 = 2;
 }

@@ -1,13 +1,14 @@
-//! Why a packet or a socket went where it went: one enum for the kernel, the metrics and the command line.
+//! The reason for the verdict on a packet or a socket: one enum for the kernel, the metrics and the command
+//! line.
 //!
-//! The number is an index into the per-CPU array `COUNTERS` and part of the layout: variants are only ever added at
-//! the end.
+//! The number is an index into the per-CPU array `COUNTERS` and part of the layout. A new variant is only
+//! ever added at the end.
 
 use crate::Ip;
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $kind:ident, $name:literal;)+) => {
-        /// Why a packet or a socket went where it went.
+        /// The reason for the verdict on a packet or a socket.
         #[repr(u8)]
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         pub enum Reason {
@@ -18,10 +19,10 @@ macro_rules! reasons {
             /// All reasons, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// How many there are.
+            /// The number of reasons.
             pub const COUNT: u32 = Self::ALL.len() as u32;
 
-            /// From the number.
+            /// The reason with this number.
             #[inline(always)]
             pub const fn from_number(number: u32) -> Option<Self> {
                 match number { $($number => Some(Self::$variant),)+ _ => None }
@@ -32,17 +33,17 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// What the reason means, for people.
+            /// A description of the reason for users.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),+),)+ }
             }
 
-            /// Whether a packet with this reason ends here, with an answer or without one.
+            /// Whether a packet with this reason is dropped, with or without a message to its sender.
             pub const fn is_drop(self) -> bool {
                 match self { $(Self::$variant => reasons!(@drop $kind),)+ }
             }
 
-            /// Whether the sender of such a packet is told: by a TCP RST, or an ICMP error.
+            /// Whether the sender of such a packet gets a TCP RST or an ICMP error.
             pub const fn is_reject(self) -> bool {
                 match self { $(Self::$variant => reasons!(@reject $kind),)+ }
             }
@@ -67,15 +68,15 @@ reasons! {
     NewFlow = 4, keep, "new_flow";
     /// A packet of an established flow.
     Established = 5, keep, "established";
-    /// An answer, translated back.
+    /// A reply, translated back.
     Reply = 6, keep, "reply";
-    /// The flow's backend is gone, and it was given another.
+    /// The flow's backend is gone, and the flow was given another one.
     Moved = 7, keep, "moved";
-    /// An ICMP echo request to a virtual address was answered.
+    /// An ICMP echo request to a virtual address got a reply.
     EchoReply = 8, keep, "echo_reply";
     /// A socket was connected to a backend.
     SocketConnect = 9, keep, "socket_connect";
-    /// A datagram of an unconnected socket was addressed to a backend.
+    /// A datagram of an unconnected socket was sent to a backend.
     SocketSend = 10, keep, "socket_send";
     /// The service has no usable endpoint.
     NoEndpoints = 11, reject, "no_endpoints";
@@ -93,11 +94,11 @@ reasons! {
     NoRoute = 17, drop, "no_route";
     /// The kernel refused to change the packet.
     RewriteFailed = 18, drop, "rewrite_failed";
-    /// The packet's time to live ended here; its sender is told.
+    /// The packet's time to live ended here; its sender gets an ICMP error.
     TtlExceeded = 19, reject, "ttl_exceeded";
-    /// The tables changed under the packet twice in a row.
+    /// The tables changed twice in a row while the packet was handled.
     Inconsistent = 20, drop, "inconsistent";
-    /// A later fragment of a datagram to a virtual address, whose first was not seen before it.
+    /// A later fragment of a datagram to a virtual address, whose first fragment was not seen before it.
     FragmentBeforeFirst = 21, drop, "fragment_before_first";
     /// A socket's `connect()` was refused, because the service has no usable endpoint.
     SocketRefused = 22, drop, "socket_refused";
@@ -107,32 +108,35 @@ reasons! {
     RelatedError = 24, keep, "related_error";
     /// The connection's backend was removed, and its service wants such connections reset.
     BackendRemoved = 25, reject, "backend_removed";
-    /// The packet is too large for the link it has to take; its sender is told.
+    /// The packet is too large for its output device; its sender gets an ICMP error.
     TooBig = 26, reject, "too_big";
-    /// One refusal more than are sent in a second.
+    /// More refusals than are sent in a second.
     RateLimited = 27, drop, "rate_limited";
-    /// A process of the node was kept from binding a node port.
+    /// A process of the node was not allowed to bind a node port.
     BindRefused = 28, drop, "bind_refused";
     /// A pod sent from an address that is not its own, or from another hardware address.
     SpoofedSource = 29, drop, "spoofed_source";
-    /// The source is one that no packet may have that comes in here: virtual, this node's, a pod's of it, or
-    /// no host's; of a client of a service also one that is good on its link only.
+    /// The source address may not enter here: it is virtual, of this node or a pod of it, or of no single
+    /// host. For a client of a service, this includes link-local addresses.
     ForgedSource = 30, drop, "forged_source";
     /// A frame of a VLAN, left to that VLAN's device.
     Tagged = 31, keep, "tagged";
-    /// A frame with tags behind a priority tag, which the kernel would all take off.
+    /// A frame with further tags behind a priority tag, all of which the kernel would remove.
     Retagged = 32, drop, "retagged";
     /// A frame that is addressed to another host, left to the kernel.
     OtherHost = 33, keep, "other_host";
-    /// A pod, or a service, leads to the port of a node's tunnel, or a service's replies would go there.
+    /// A pod sends to the port of a node's tunnel, or a service leads there, or a service's replies would go
+    /// there.
     TunnelPort = 34, drop, "tunnel_port";
-    /// What came for the tunnel is not from a node, or carries what that node may not send.
+    /// A packet for the tunnel is not from a node, or carries a packet that the node may not send.
     TunnelSource = 35, drop, "tunnel_source";
-    /// The route back to the client leads out by another interface, and this one has strict reverse-path filtering.
+    /// The output device of the route back to the client is another interface, and this one has strict
+    /// reverse-path filtering.
     ReversePath = 36, drop, "reverse_path";
     /// The client has as many flows without a reply as its share of source ports allows.
     SourcePortShare = 37, drop, "source_port_share";
-    /// A datagram between ports of services at addresses of nodes, to which two servers would reply for ever.
+    /// A datagram between ports of services at addresses of nodes, to which two servers would reply without
+    /// end.
     ReplyLoop = 38, drop, "reply_loop";
     /// A pod's packet to the world outside that cannot get the node's address.
     NotMasqueraded = 39, drop, "not_masqueraded";
@@ -158,30 +162,30 @@ pub struct Counter {
 
 const _: () = assert!(size_of::<Counter>() == 16);
 
-/// Value of `REFUSALS`: how many refusals one group of senders got in a tick.
+/// Value of `REFUSALS`: the number of refusals that one group of senders got in a tick.
 ///
-/// A pod of this node is in the group of its address's last byte, everything else in one by a hash, from
-/// [`Refusals::OTHERS`] on. So a flood takes the refusals of few others.
+/// The last byte of a pod's address is the group of a pod of this node. All other senders are in a group by a
+/// hash, from [`Refusals::OTHERS`] on. So a flood takes the refusals of few other senders.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Refusals {
     /// The tick, see [`crate::Tables::now`].
     pub tick: u32,
-    /// How many.
+    /// The number of refusals.
     pub count: u32,
 }
 
 impl Refusals {
-    /// The most that a group gets in a tick on each CPU. The kernel's own limit for all is 1000 a second
-    /// (`net.ipv4.icmp_msgs_per_sec`).
+    /// The most that a group gets in a tick on each CPU. The kernel's own limit for all senders is 1000 a
+    /// second (`net.ipv4.icmp_msgs_per_sec`).
     pub const MOST: u32 = 250;
-    /// The first group of senders that are no pods of this node.
+    /// The first group of senders that are not pods of this node.
     pub const OTHERS: u32 = 256;
-    /// All groups of others together.
+    /// The group that counts all senders of [`Refusals::OTHERS`] together.
     pub const ALL_OTHERS: u32 = 512;
-    /// The most that these get in a tick on each CPU: any of them may have forged its address.
+    /// The most that these get together in a tick on each CPU: any of them may have forged its address.
     pub const MOST_OF_OTHERS: u32 = 1000;
-    /// How many numbers there are.
+    /// The number of groups.
     pub const GROUPS: u32 = 513;
 
     /// The group of a sender.
@@ -199,7 +203,7 @@ impl Refusals {
         Self::OTHERS + (folded.wrapping_mul(0x9e37_79b1) >> 24)
     }
 
-    /// Takes note of another one; false if that is more than `most`.
+    /// Counts one more refusal; false if that exceeds `most`.
     #[inline(always)]
     pub const fn another(&mut self, now: u32, most: u32) -> bool {
         if self.tick != now {

@@ -1,28 +1,29 @@
-//! Fields of the kernel's `struct sk_buff`, which differ from kernel to kernel.
+//! Fields of the kernel's `struct sk_buff`, whose offsets differ from kernel to kernel.
 
-/// Where the fields lie that say whether and where a packet's checksum is left to the NIC. Offsets in bytes.
+/// Offsets of the fields that say whether a packet's checksum is left to the NIC, and where it is. In bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SkbLayout {
-    /// The byte with `ip_summed`. It is never the first one: 0 stands for an unknown layout.
+    /// The byte that contains `ip_summed`. It is never the first byte of the structure: 0 stands for an
+    /// unknown layout.
     pub summed: u32,
-    /// The bit there with which the two of `ip_summed` begin.
+    /// The lower one of the two bits of `ip_summed` in that byte.
     pub shift: u32,
-    /// `csum_start`, with `csum_offset` behind it.
+    /// `csum_start`, which `csum_offset` follows.
     pub sum: u32,
-    /// `head`, with `data` behind it.
+    /// `head`, which `data` follows.
     pub head: u32,
 }
 
 impl SkbLayout {
-    /// How many words hold it.
+    /// The number of words of the layout.
     pub const WORDS: usize = 4;
 
-    /// As the loader hands it to the programs.
+    /// The words that the loader hands to the programs.
     pub const fn to_words(self) -> [u32; Self::WORDS] {
         [self.summed, self.shift, self.sum, self.head]
     }
 
-    /// As the programs find it.
+    /// The layout from those words.
     #[inline(always)]
     pub const fn from_words([summed, shift, sum, head]: [u32; Self::WORDS]) -> Self {
         Self {

@@ -1,13 +1,13 @@
-//! What the socket hooks remember: the virtual address behind a translated socket.
+//! The entries of the socket hooks: the virtual address behind a translated socket.
 //!
-//! A connected TCP socket keeps it in its own storage, which lives and dies with the socket. An unconnected UDP
-//! socket may talk to many services, so its pairs lie in an LRU table keyed by the socket's cookie, in both
-//! directions: virtual address → backend makes datagrams of one conversation stay together, backend → virtual
-//! address restores the sender of an answer.
+//! A connected TCP socket keeps it in its own storage, which the kernel frees with the socket. An unconnected
+//! UDP socket may send to many services, so its entries are in an LRU table with the socket's cookie in the
+//! key. There is one entry for each direction. Virtual address → backend keeps the datagrams of one exchange
+//! at one backend. Backend → virtual address restores the sender of a reply.
 
 use crate::{Ip, Port};
 
-/// Which way a [`SocketKey`] looks.
+/// The direction in which a [`SocketKey`] translates.
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
@@ -51,9 +51,9 @@ impl SocketKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SocketPeer {
-    /// What the peer's address is exchanged for.
+    /// The address that replaces the peer's.
     pub address: Ip,
-    /// What the peer's port is exchanged for.
+    /// The port that replaces the peer's.
     pub port: Port,
     /// Zero.
     pub reserved: [u8; 2],
@@ -63,15 +63,15 @@ pub struct SocketPeer {
     pub generation: u32,
 }
 
-/// Value of `CONNECTED`: what `connect()` was asked for, and what it was given.
+/// Value of `CONNECTED`: the peer that the process gave to `connect()`, and the backend that replaced it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Connected {
-    /// The virtual address the program asked for.
+    /// The virtual address that the process gave.
     pub address: Ip,
     /// The backend's address.
     pub backend_address: Ip,
-    /// The port the program asked for.
+    /// The port that the process gave.
     pub port: Port,
     /// The backend's port.
     pub backend_port: Port,

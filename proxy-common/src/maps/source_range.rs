@@ -1,6 +1,7 @@
-//! `loadBalancerSourceRanges`: whose packets a load balancer's address lets through.
+//! `loadBalancerSourceRanges`: the clients that may use a load balancer's address.
 //!
-//! All services share one trie: the service id stands in front of the address, so that it is part of every prefix.
+//! All services share one trie. The service id stands in front of the address, so that it is part of every
+//! prefix.
 
 use crate::Ip;
 
@@ -8,7 +9,8 @@ use crate::Ip;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct SourceRangeKey {
-    /// How many bits of `service` and `address` count: 32 more than the prefix in the address's IPv6 form has.
+    /// The number of significant bits of `service` and `address`: 32 more than the prefix of the address in
+    /// its IPv6 form.
     pub prefix_len: u32,
     /// The service port.
     pub service: u32,

@@ -7,16 +7,17 @@ use crate::{Ip, Port};
 /// Bytes between the start of an ICMP error and the packet in it.
 const ICMP_HEADER: u32 = 8;
 
-/// Parses the packet that an ICMP error with these headers carries: at least its first eight bytes behind the IP header, the ports among
-/// them. Fragments but the first have none, and extension headers are not walked: such an error is nobody's.
+/// Parses the packet that an ICMP error with these headers carries. It needs at least the first eight bytes
+/// behind the IP header, which include the ports. It returns `None` for a later fragment, which has no ports.
+/// It also returns `None` behind extension headers, which it does not read: such an error belongs to no flow.
 #[inline(always)]
 pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Option<Headers> {
     let mut carried = Headers::EMPTY;
     parse_carried_into(packet, headers, &mut carried).map(|()| carried)
 }
 
-/// As [`parse_carried`], to where the headers are kept. Also where it fails, the addresses are those of the
-/// packet in the error, or unspecified where they cannot be read.
+/// As [`parse_carried`], but into memory of the caller. If it fails, the addresses are still those of the
+/// packet in the error, or unspecified if they cannot be read.
 #[inline(always)]
 pub fn parse_carried_into<P: Packet + ?Sized>(
     packet: &P,
@@ -33,7 +34,7 @@ pub fn parse_carried_into<P: Packet + ?Sized>(
         if header_len < 20 {
             return None;
         }
-        // The kernel does not look at the version.
+        // The kernel does not check the version.
         is_unread = ip.version_ihl >> 4 != 4 || u16::from_be(ip.fragment) & 0x1fff != 0;
         Headers {
             src: Ip::from_v4_word(ip.src),
@@ -47,7 +48,8 @@ pub fn parse_carried_into<P: Packet + ?Sized>(
         let ip: Ipv6Header = packet.load(l3)?;
         let (mut protocol, mut l4, mut offset) = (ip.next_header, l3 + 40, 0);
         if protocol == FRAGMENT {
-            // A first fragment has the ports. Only senders make fragments, so a router's errors are about those.
+            // A first fragment has the ports. Only senders make IPv6 fragments, so a router's error is about
+            // a fragment.
             let extension: Ipv6Extension = packet.load(l4)?;
             offset = u16::from_be(extension.fragment) & 0xfff8;
             (protocol, l4) = (extension.next_header, l4 + 8);

@@ -1,15 +1,16 @@
 //! SCTP's checksum over a packet whose ports change.
 //!
-//! `CRC32c` (RFC 9260 appendix A) covers the whole packet, which a kernel program cannot walk. But a CRC is linear: what
-//! the checksum changes by is the CRC of the change alone, and all of the change but the ports is zeros. The CRC of zeros
-//! behind a word is that word times a power of x, modulo the polynomial, and two tables have the powers.
+//! `CRC32c` (RFC 9260 appendix A) covers the whole packet, which a kernel program cannot read in full. But a
+//! CRC is linear: the checksum changes by the CRC of the change alone. The change is zero everywhere except
+//! in the ports. The CRC of a word and the zeros behind it is that word times a power of x, modulo the
+//! polynomial. Two tables contain the powers.
 
-/// The polynomial of `CRC32c`, bits reflected, as everything here.
+/// The polynomial of `CRC32c`, bits reflected, as all values here.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// The polynomial 1.
 const ONE: u32 = 1 << 31;
-/// x to the power of 8·n, and of 8·256·n: a packet's length has two bytes. As tables, since a verifier walks every step of
-/// every loop, once for each program.
+/// x to the power of 8·n, and of 8·256·n: a packet's length has two bytes. They are tables, since the
+/// verifier follows every iteration of every loop, once for each program.
 static LOW: [u32; 256] = powers(ONE >> 8);
 static HIGH: [u32; 256] = powers(multiply(LOW[255], ONE >> 8));
 
@@ -23,7 +24,7 @@ const fn powers(base: u32) -> [u32; 256] {
     powers
 }
 
-/// The product of two polynomials; without branches, which a verifier would follow each.
+/// The product of two polynomials. It has no branches, since the verifier would follow each.
 #[inline(always)]
 const fn multiply(one: u32, mut other: u32) -> u32 {
     let mut product = 0;
@@ -36,8 +37,8 @@ const fn multiply(one: u32, mut other: u32) -> u32 {
     product
 }
 
-/// What the checksum of a packet of `len` bytes, less than 65536, changes by (exclusive or) where its first four bytes
-/// change by `ports`; both as they lie in memory, read as little-endian words.
+/// The change (exclusive or) of the checksum of a packet of `len` bytes, less than 65536, if its first four
+/// bytes change by `ports`. Both are the bytes in memory, read as little-endian words.
 #[inline(always)]
 pub fn change(ports: u32, len: u32) -> u32 {
     let (low, high) = (LOW[(len & 0xff) as usize], HIGH[(len >> 8 & 0xff) as usize]);
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Bit by bit, as the standard has it.
+    /// The reference implementation, bit by bit as in the standard.
     fn crc32c(bytes: &[u8]) -> u32 {
         let mut crc = u32::MAX;
         for byte in bytes {
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_reference_is_crc32c() {
-        // RFC 3720 appendix B.4.
+        // The values of RFC 3720 appendix B.4.
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }

@@ -1,6 +1,6 @@
 //! Header layouts, as fields of plain integers in network order.
 
-/// RFC 791, without options.
+/// The IPv4 header (RFC 791), without options.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv4Header {
@@ -26,7 +26,7 @@ pub struct Ipv4Header {
     pub dst: u32,
 }
 
-/// RFC 8200 §3.
+/// The IPv6 header (RFC 8200 §3).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv6Header {
@@ -44,7 +44,7 @@ pub struct Ipv6Header {
     pub dst: [u32; 4],
 }
 
-/// The first words of any IPv6 extension header (RFC 8200 §4); for a fragment header these are all of it.
+/// The first fields of an IPv6 extension header (RFC 8200 §4). They are not the whole header.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv6Extension {

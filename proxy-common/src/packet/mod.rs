@@ -1,7 +1,8 @@
-//! From bytes to the few header fields that a decision needs.
+//! The parser: from bytes to the header fields that a decision needs.
 //!
-//! The parser reads through [`Packet`], which the kernel programs implement over a socket buffer and everybody else
-//! over a byte slice. It is total: any input gives [`Headers`] or a [`Reason`] to leave the packet to the kernel.
+//! The parser reads through [`Packet`], which the kernel programs implement over a socket buffer. All other
+//! users implement it over a byte slice. The parser is total: any input results in [`Headers`] or a
+//! [`Reason`].
 
 mod carried;
 pub mod crc32c;

@@ -1,16 +1,22 @@
 //! The parser: Ethernet payload to [`Headers`].
 //!
-//! Stated rules for what is odd: a header that ends early or contradicts itself is [`Reason::Malformed`] and left to
-//! the kernel, which drops it. An IPv6 packet from or to an IPv4-mapped address, which no wire may carry
-//! (draft-itojun-v6ops-v4mapped-harmful), is [`Reason::MappedAddress`] and dropped: it would be taken for an IPv4 packet's here. A protocol without ports is [`Reason::NotBalanced`]; IPv6 extension headers are walked
-//! up to [`MAX_EXTENSIONS`], beyond that the packet is [`Reason::NotBalanced`]. A fragment carries the addresses, and
-//! the ports if it is the first. An ICMP echo has an identifier in place of ports, the asking side's.
+//! The rules for unusual packets:
+//!
+//! - A header that ends early or contradicts itself: [`Reason::Malformed`]. The packet is left to the kernel,
+//!   which drops it.
+//! - An IPv6 packet from or to an IPv4-mapped address: [`Reason::MappedAddress`]. The packet is dropped,
+//!   since no link may carry it (draft-itojun-v6ops-v4mapped-harmful), and its address would be taken for
+//!   IPv4.
+//! - A protocol without ports, or more than [`MAX_EXTENSIONS`] IPv6 extension headers:
+//!   [`Reason::NotBalanced`].
+//! - A fragment has the addresses, and the ports if it is the first.
+//! - An ICMP echo has an identifier in place of the port of the side that sends the requests.
 
 use super::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Packet, Ports, TcpHead, ether_type};
 use crate::maps::Reason;
 use crate::{Ip, Port, protocol};
 
-/// How many IPv6 extension headers are walked.
+/// The most IPv6 extension headers that the parser reads.
 pub const MAX_EXTENSIONS: u32 = 6;
 
 const HOP_BY_HOP: u8 = 0;
@@ -34,21 +40,22 @@ pub const TCP_ACK: u8 = 0x10;
 const SCTP_FIRST_CHUNK: u32 = 12;
 /// Begins an association (RFC 9260 §3.3.2).
 pub const SCTP_INIT: u8 = 1;
-/// The reply to it (RFC 9260 §3.3.3).
+/// The reply to an INIT (RFC 9260 §3.3.3).
 pub const SCTP_INIT_ACK: u8 = 2;
-/// SCTP: the cookie that the client has returned is right.
+/// The server accepts the cookie that the client has returned.
 pub const SCTP_COOKIE_ACK: u8 = 11;
-/// The association is over at once (RFC 9260 §3.3.7).
+/// The association ends at once (RFC 9260 §3.3.7).
 pub const SCTP_ABORT: u8 = 6;
 /// The last chunk of an association (RFC 9260 §3.3.13).
 pub const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
-/// No chunk's type that means anything here: the packet ends before it.
+/// The value if the packet ends before the first chunk's type. No chunk type with a meaning here has this
+/// number.
 const SCTP_NONE: u8 = 0xff;
 
 /// Offset of the identifier in an ICMP echo (RFC 792; RFC 4443 §4).
 pub const ECHO_ID: u32 = 4;
 
-/// What a decision needs to know of a packet.
+/// The header fields that a decision needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
     /// Source address.
@@ -67,16 +74,16 @@ pub struct Headers {
     pub ttl: u8,
     /// Whether the packet is a fragment, the first one included.
     pub is_fragment: bool,
-    /// Whether the ports are known: read from the packet, or remembered of the first fragment.
+    /// Whether the ports are known: read from the packet, or stored from the first fragment.
     pub has_ports: bool,
-    /// Identification of the datagram, as it stands in the header (RFC 791 §3.1; RFC 8200 §4.5); only of
-    /// fragments.
+    /// Identification of the datagram, as it stands in the header (RFC 791 §3.1; RFC 8200 §4.5). Only
+    /// fragments have it.
     pub fragment_id: u32,
     /// TCP: sequence number, in host order.
     pub sequence: u32,
     /// TCP: acknowledgement number, in host order.
     pub acknowledgement: u32,
-    /// TCP: bytes of data, by the length in the IP header. Not known of packets of more than 64 KiB (BIG
+    /// TCP: bytes of data, by the length in the IP header. It is wrong for packets of more than 64 KiB (BIG
     /// TCP).
     pub payload: u32,
     /// Offset of the IP header.
@@ -112,7 +119,7 @@ impl Headers {
             || (self.protocol == protocol::SCTP && self.detail == SCTP_INIT)
     }
 
-    /// Whether this packet is the other side's answer to such a one.
+    /// Whether this packet is the other side's reply to an opening packet: a SYN,ACK, or an INIT ACK.
     #[inline(always)]
     pub const fn is_opening_answer(&self) -> bool {
         const BOTH: u8 = TCP_SYN | TCP_ACK;
@@ -139,7 +146,7 @@ impl Headers {
             || (self.protocol == protocol::ICMPV6 && self.detail == 128 && !self.src.is_v4())
     }
 
-    /// Whether this is the reply to such a one.
+    /// Whether this is an ICMP echo reply of either family.
     #[inline(always)]
     pub const fn is_echo_reply(&self) -> bool {
         self.l4 != 0
@@ -147,14 +154,14 @@ impl Headers {
                 || (self.protocol == protocol::ICMPV6 && self.detail == 129 && !self.src.is_v4()))
     }
 
-    /// Whether the packet can be told from those of other conversations: by ports, or by the identifier of an echo.
+    /// Whether the packet can be assigned to a flow: by ports, or by the identifier of an echo.
     #[inline(always)]
     pub const fn has_flow(&self) -> bool {
         self.has_ports || self.is_echo_request() || self.is_echo_reply()
     }
 
-    /// Whether this is a later fragment of something with ports, which are not known. Behind an IPv6 fragment header the next
-    /// extension header may stand in place of the protocol.
+    /// Whether this is a later fragment of a protocol with ports, whose ports are not known. Behind an IPv6
+    /// fragment header the next extension header may take the place of the protocol.
     #[inline(always)]
     pub const fn is_lost_fragment(&self) -> bool {
         self.is_fragment
@@ -162,7 +169,7 @@ impl Headers {
             && (self.is_balanced() || (self.l4 == 0 && !self.src.is_v4() && is_extension(self.protocol)))
     }
 
-    /// Whether the extension headers are too many to be walked, or end too early.
+    /// Whether there are too many extension headers for the parser, or they end too early.
     #[inline(always)]
     pub const fn is_unwalked(&self, reason: Reason) -> bool {
         !self.src.is_v4() && (is_extension(self.protocol) || matches!(reason, Reason::Malformed))
@@ -180,15 +187,16 @@ impl Headers {
         Port::from_raw(self.sport.raw() | self.dport.raw())
     }
 
-    /// Whether this is an ICMP error, which carries the beginning of the packet that it is about (RFC 792; RFC 4443 §3).
+    /// Whether this is an ICMP error, which carries the beginning of the packet that it is about (RFC 792;
+    /// RFC 4443 §3).
     #[inline(always)]
     pub const fn is_icmp_error(&self) -> bool {
         (self.protocol == protocol::ICMP && self.src.is_v4() && matches!(self.detail, 3 | 11 | 12))
             || (self.protocol == protocol::ICMPV6 && !self.src.is_v4() && matches!(self.detail, 1..=4))
     }
 
-    /// Whether the sender may be told that its packet was refused: not who is no single host, and not about an ICMP error
-    /// (RFC 1122 §3.2.2; RFC 4443 §2.4).
+    /// Whether the sender may get an error for a refused packet. It gets none if the source is not a single
+    /// host, or if the packet is an ICMP error (RFC 1122 §3.2.2; RFC 4443 §2.4).
     #[inline(always)]
     pub const fn may_be_refused(&self) -> bool {
         let is_error = match self.protocol {
@@ -199,7 +207,7 @@ impl Headers {
         self.src.is_one_host() && !is_error
     }
 
-    /// Whether the protocol has ports that services are balanced by.
+    /// Whether services may use the protocol: TCP, UDP or SCTP.
     #[inline(always)]
     pub const fn is_balanced(&self) -> bool {
         matches!(self.protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
@@ -213,8 +221,8 @@ pub fn parse<P: Packet + ?Sized>(packet: &P, ether_type: u16, l3: u32) -> Result
     parse_into(packet, ether_type, l3, &mut headers).map(|()| headers)
 }
 
-/// As [`parse`], to where the headers are kept: on a kernel program's stack there is no room for them. After an error they
-/// mean nothing.
+/// As [`parse`], but into memory of the caller, since a kernel program's stack is too small. After an error
+/// only the addresses and the protocol count. If the addresses are unspecified, neither was read.
 #[inline(always)]
 pub fn parse_into<P: Packet + ?Sized>(
     packet: &P,
@@ -229,8 +237,8 @@ pub fn parse_into<P: Packet + ?Sized>(
     }
 }
 
-/// Gives up on a packet before its addresses are read. No address of an earlier packet may be taken for one
-/// of this.
+/// Stops at a packet before its addresses are read. It clears the addresses, so that those of an earlier
+/// packet are not taken for this one's.
 #[inline(always)]
 const fn unread(headers: &mut Headers, reason: Reason) -> Result<(), Reason> {
     headers.src = Ip::UNSPECIFIED;
@@ -309,7 +317,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, l3: u32, headers: &mut Headers) -> R
     parse_transport(packet, headers)
 }
 
-/// Whether this is the number of an extension header that is walked.
+/// Whether this is the number of an extension header that the parser reads.
 #[inline(always)]
 pub const fn is_extension(protocol: u8) -> bool {
     matches!(
@@ -359,7 +367,8 @@ const fn set_ports(headers: &mut Headers, ports: Ports) {
     headers.has_ports = true;
 }
 
-/// Takes the identifier of an ICMP echo for the port of whoever asks: false if this is none, `None` if it ends too early.
+/// Stores the identifier of an ICMP echo as the port of the side that sends the requests. Returns false if
+/// the packet is no echo, and `None` if it ends too early.
 #[inline(always)]
 pub(super) fn read_echo<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Option<bool> {
     let (is_request, is_reply) = (headers.is_echo_request(), headers.is_echo_reply());
@@ -378,157 +387,4 @@ pub(super) fn read_echo<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn v4(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0; 14];
-        packet.extend([0x45, 0, 0, 0, 0, 1]);
-        packet.extend(fragment.to_be_bytes());
-        packet.extend([64, protocol, 0, 0, 10, 0, 0, 1, 10, 96, 0, 1]);
-        packet.extend(payload);
-        packet
-    }
-
-    fn v6(next: u8, payload: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0; 14];
-        packet.extend([0x60, 0, 0, 0, 0, 0, next, 64]);
-        packet.extend([0xfd; 16]);
-        packet.extend([0xfe; 16]);
-        packet.extend(payload);
-        packet
-    }
-
-    #[test]
-    fn udp_over_ipv4() {
-        let headers = parse(
-            &v4(17, 0, &[0x30, 0x39, 0, 53, 0, 8, 0, 0])[..],
-            ether_type::IPV4,
-            14,
-        )
-        .unwrap();
-        assert_eq!((headers.sport.number(), headers.dport.number()), (12345, 53));
-        assert_eq!((headers.l3, headers.l4, headers.is_fragment), (14, 34, false));
-    }
-
-    #[test]
-    fn a_later_fragment_has_no_ports() {
-        let headers = parse(&v4(17, 0x2001, &[1; 8])[..], ether_type::IPV4, 14).unwrap();
-        assert_eq!(
-            (headers.l4, headers.is_fragment, headers.sport),
-            (0, true, Port::default())
-        );
-        let first = parse(
-            &v4(17, 0x2000, &[0, 1, 0, 2, 0, 8, 0, 0])[..],
-            ether_type::IPV4,
-            14,
-        )
-        .unwrap();
-        assert_eq!((first.is_fragment, first.dport.number()), (true, 2));
-    }
-
-    #[test]
-    fn extension_headers_are_walked_to_a_limit() {
-        let mut payload = vec![60, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        payload.extend([6, 0, 0, 0, 0, 0, 0, 0]);
-        payload.extend([0, 80, 0, 81, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x02, 0, 0]);
-        let headers = parse(&v6(0, &payload)[..], ether_type::IPV6, 14).unwrap();
-        assert_eq!(
-            (headers.l4, headers.sport.number(), headers.is_opening()),
-            (78, 80, true)
-        );
-
-        let endless = [60_u8, 0, 0, 0, 0, 0, 0, 0].repeat(20);
-        assert_eq!(
-            parse(&v6(60, &endless)[..], ether_type::IPV6, 14),
-            Err(Reason::NotBalanced)
-        );
-    }
-
-    #[test]
-    fn short_headers_are_malformed() {
-        let whole = v4(6, 0, &[0; 20]);
-        for len in 14..whole.len() - 4 {
-            assert_eq!(
-                parse(&whole[..len], ether_type::IPV4, 14),
-                Err(Reason::Malformed),
-                "{len}"
-            );
-        }
-        assert_eq!(
-            parse(&v4(47, 0, &[])[..], ether_type::IPV4, 14),
-            Err(Reason::NotBalanced)
-        );
-        assert_eq!(parse(&v4(6, 0, &[])[..], 0x0806, 14), Err(Reason::NotBalanced));
-    }
-
-    #[test]
-    fn errors_and_whoever_is_no_single_host_are_not_told() {
-        let of = |protocol, kind, source: [u8; 4]| {
-            let mut packet = v4(protocol, 0, &[kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-            packet[26..30].copy_from_slice(&source);
-            parse(&packet[..], ether_type::IPV4, 14).unwrap().may_be_refused()
-        };
-        let host = [10, 0, 0, 1];
-        assert!(of(protocol::UDP, 3, host) && of(protocol::TCP, 3, host) && of(protocol::ICMP, 8, host));
-        for kind in [3, 4, 5, 11, 12] {
-            assert!(!of(protocol::ICMP, kind, host), "{kind}");
-        }
-        assert!(!of(protocol::UDP, 0, [224, 0, 0, 1]) && !of(protocol::TCP, 0, [0; 4]));
-    }
-
-    #[test]
-    fn six_extension_headers_are_walked_and_a_seventh_is_not() {
-        for (count, expected) in [(5, true), (6, true), (7, false), (8, false)] {
-            let mut payload = [60_u8, 0, 0, 0, 0, 0, 0, 0].repeat(count);
-            payload[(count - 1) * 8] = protocol::UDP;
-            payload.extend([0, 80, 0, 81, 0, 8, 0, 0]);
-            let is_parsed = parse(&v6(60, &payload)[..], ether_type::IPV6, 14).is_ok();
-            assert_eq!(is_parsed, expected, "{count}");
-        }
-    }
-
-    #[test]
-    fn an_ipv6_packet_of_a_mapped_address_is_malformed() {
-        let whole = v6(17, &[0, 80, 0, 81, 0, 8, 0, 0]);
-        for at in [22, 38] {
-            let mut packet = whole.clone();
-            packet[at..at + 16].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1]);
-            assert_eq!(
-                parse(&packet[..], ether_type::IPV6, 14),
-                Err(Reason::MappedAddress)
-            );
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_frame_is_decided_without_harm(
-            mut bytes in prop::collection::vec(any::<u8>(), 60..120),
-            to_service: bool,
-            v6: bool,
-            protocol in prop::sample::select(vec![1_u8, 6, 17, 58, 132]),
-        ) {
-            bytes[12..15].copy_from_slice(if v6 { &[0x86, 0xdd, 0x60] } else { &[8, 0, 0x45] });
-            bytes[if v6 { 20 } else { 23 }] = protocol;
-            if to_service && v6 {
-                bytes[38..54].copy_from_slice(&[0xfd, 0, 0, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-                bytes[56..58].copy_from_slice(&[0, 80]);
-            } else if to_service {
-                bytes[30..34].copy_from_slice(&[10, 96, 0, 1]);
-                bytes[36..38].copy_from_slice(&[0, 80]);
-            }
-            crate::decide::testing::check_frame(&bytes);
-        }
-
-        #[test]
-        fn any_bytes_are_parsed_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..200), v6: bool) {
-            let ether_type = if v6 { ether_type::IPV6 } else { ether_type::IPV4 };
-            if let Ok(headers) = parse(&bytes[..], ether_type, 14) {
-                prop_assert!(headers.l4 == 0 || (headers.l4 as usize) < bytes.len());
-                prop_assert!(headers.is_balanced() || headers.l4 == 0 || headers.detail == bytes[headers.l4 as usize]);
-            }
-        }
-    }
-}
+mod tests;

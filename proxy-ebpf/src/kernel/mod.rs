@@ -1,15 +1,18 @@
 //! The kernel's helpers behind safe functions: the one module of this crate with unsafe code.
 //!
-//! Here is what touches maps, in [`skb`] what touches packets, in [`socket`] what touches sockets.
+//! This file contains the access to maps, [`skb`] the access to packets, [`redirect`] the redirects,
+//! and [`socket`] the access to sockets.
 //!
-//! A context pointer that the kernel hands to a program is valid for the whole run, and the verifier proves every
-//! access before the program is loaded. What the compiler is told here is what the verifier checks again.
+//! A context pointer that the kernel passes to a program is valid for the whole run. The verifier proves
+//! every access before it loads the program. So the verifier checks again all that this code asserts to the
+//! compiler.
 
 #![expect(
     unsafe_code,
     reason = "calls of kernel helpers and reads through map and context pointers"
 )]
 
+mod redirect;
 mod skb;
 mod socket;
 
@@ -20,21 +23,21 @@ use proxy_common::maps::{
     Config, Counter, Datagram, FirstFragment, Flow, FragmentPorts, Frontend, RecentCount, Refusals, Share,
 };
 
-pub use self::skb::{
-    Skb, checksum, checksum_difference, mtu_of, next_hop_of, redirect_in, redirect_out,
-    redirect_to_neighbour, redirect_to_peer, set_len, zeroed_fib_lookup,
-};
+pub use self::redirect::{redirect_in, redirect_out, redirect_to_neighbour, redirect_to_peer};
+pub use self::skb::{Skb, checksum, checksum_difference, mtu_of, next_hop_of, set_len, zeroed_fib_lookup};
 pub use self::socket::{Bound, Peer};
 use crate::maps::WORK;
 
-/// Reads through a map pointer; the value may be changing, so the read is neither elided nor repeated.
+/// Reads through a map pointer. The value may change meanwhile, so the compiler must not omit or repeat the
+/// read.
 #[inline(always)]
 pub fn read<T: Plain>(pointer: *const T) -> T {
     // SAFETY: the pointer comes from a map look-up and was checked for null; any bit pattern is a `T`.
     unsafe { pointer.read_volatile() }
 }
 
-/// Reads a frontend, its check last: it is first in memory, so an element that is being overwritten shows.
+/// Reads a frontend. The check is first in memory and read last, so that a reader notices an element that is
+/// being overwritten.
 #[inline(always)]
 pub fn read_frontend(pointer: *const Frontend) -> Frontend {
     // SAFETY: the pointer comes from a map look-up and was checked for null; volatile reads keep their order.
@@ -64,12 +67,12 @@ pub fn array_element<T: Plain>(pointer: *const T) -> &'static T {
 
 /// This CPU's working memory.
 ///
-/// A packet program runs with bottom halves disabled and is never entered twice on one CPU, so the reference is the
-/// only one while the program runs.
+/// A packet program runs with bottom halves disabled, and a CPU never enters it twice. So the reference is
+/// the only one while the program runs.
 #[inline(always)]
 pub fn work() -> Option<&'static mut Work> {
-    // SAFETY: per-CPU array elements live as long as the map; exclusive for the reason above; zero is a valid `Work`,
-    // and only this program's own values are ever written to it.
+    // SAFETY: per-CPU array elements live as long as the map. Access is exclusive for the reason above. Zero
+    // is a valid `Work`, and only this program's own values are ever written to it.
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
@@ -80,8 +83,9 @@ pub fn copy_flow(from: *const Flow, into: &mut Flow) {
     unsafe { core::ptr::copy_nonoverlapping(from, into, 1) }
 }
 
-/// The ports that a first fragment left, if it is of this datagram. The comparison is by words and in place.
-/// The datagram is first in memory and read last: an element that is being overwritten shows.
+/// The ports that a first fragment has stored, if it belongs to this datagram. It compares the words in
+/// place. The datagram is first in memory and read last, so that a reader notices an element that is being
+/// overwritten.
 #[inline(always)]
 pub fn ports_of(first: *const FirstFragment, datagram: &Datagram) -> Option<FragmentPorts> {
     const WORDS: usize = size_of::<Datagram>() / size_of::<u32>();
@@ -100,8 +104,8 @@ pub fn ports_of(first: *const FirstFragment, datagram: &Datagram) -> Option<Frag
     }
 }
 
-/// Notes in a conntrack entry that it is in use, and how far its flow is. States only gain bits this way, so two CPUs
-/// that do it at once lose one at the worst, until the next packet.
+/// Sets the time of last use of a conntrack entry and adds bits to its state. States only gain bits this way.
+/// Two CPUs that do it at once lose at most one bit, until the next packet.
 #[inline(always)]
 pub fn touch_flow(flow: *mut Flow, now: u32, state: u8, sequence: u32, fin: u32) {
     // SAFETY: the pointer comes from a map look-up and was checked for null; the fields are aligned.
@@ -118,7 +122,7 @@ pub fn touch_flow(flow: *mut Flow, now: u32, state: u8, sequence: u32, fin: u32)
     }
 }
 
-/// The number of a share that counts flows of a kind.
+/// The number in a share that counts flows of a kind.
 #[inline(always)]
 pub fn share_of(share: *mut Share, connections: bool) -> *mut u32 {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
@@ -131,13 +135,13 @@ pub fn share_of(share: *mut Share, connections: bool) -> *mut u32 {
     }
 }
 
-/// How many flows of a kind a share counts, which may not be there.
+/// The number of flows of a kind that a share counts. The share may not exist.
 #[inline(always)]
 pub fn used_of(share: Option<*mut Share>, connections: bool) -> u32 {
     share.map_or(0, |share| Share::count(read(share_of(share, connections))))
 }
 
-/// Notes in a share that one more was refused.
+/// Records in a share that one more flow was refused.
 #[inline(always)]
 pub fn note_refusal(share: Option<*mut Share>, connections: bool) {
     if let Some(share) = share {
@@ -146,7 +150,7 @@ pub fn note_refusal(share: Option<*mut Share>, connections: bool) {
     }
 }
 
-/// Counts one flow less in a share, if there is one.
+/// Counts one flow less in a share, if it counts any.
 #[inline(always)]
 pub fn return_one(share: *mut Share, connections: bool) {
     let number = share_of(share, connections);
@@ -156,15 +160,15 @@ pub fn return_one(share: *mut Share, connections: bool) {
     }
 }
 
-/// Sets a number in a map. Of two CPUs that do it at once one is lost, which the agent sets right.
+/// Sets a number in a map. If two CPUs do it at once, one update is lost, and the agent corrects the number.
 #[inline(always)]
 pub fn set_number(number: *mut u32, value: u32) {
     // SAFETY: the pointer leads to an aligned field of a map's element, which was checked for null.
     unsafe { number.write_volatile(value) }
 }
 
-/// Counts one more; false, and nothing is counted, if there are `most` already. Two CPUs that do it at once may count one
-/// of two.
+/// Counts one more event. If there are `most` already, it records the refusal and returns false. If two CPUs
+/// do it at once, they may count only one event.
 #[inline(always)]
 pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
@@ -181,7 +185,7 @@ pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
     }
 }
 
-/// Counts one less, if there is one.
+/// Counts one waiting flow less, if it counts any.
 #[inline(always)]
 pub fn count_answered(unanswered: *mut RecentCount) {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
@@ -193,14 +197,14 @@ pub fn count_answered(unanswered: *mut RecentCount) {
     }
 }
 
-/// Takes note of one more refusal on this CPU; false if it is one too many.
+/// Counts one more refusal on this CPU; false if there are too many.
 #[inline(always)]
 pub fn another_refusal(refusals: *mut Refusals, now: u32, most: u32) -> bool {
     // SAFETY: the pointer comes from a per-CPU array's look-up and was checked for null.
     unsafe { (*refusals).another(now, most) }
 }
 
-/// Adds to a per-CPU counter, which no other CPU touches.
+/// Adds to a per-CPU counter, which no other CPU writes.
 #[inline(always)]
 pub fn add(counter: *mut Counter, more: Counter) {
     // SAFETY: the pointer comes from a per-CPU array's look-up and was checked for null.

@@ -1,14 +1,11 @@
-//! A packet in the kernel's socket buffer, and the helpers that read, change and send it.
+//! A packet in the kernel's socket buffer, and the helpers that read and change it.
 
 use core::ffi::c_void;
 use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
-use aya_ebpf::bindings::{
-    BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as Neighbour,
-    bpf_redir_neigh__bindgen_ty_1 as NextHop, bpf_sock_tuple as Tuple,
-};
+use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, bpf_sock_tuple as Tuple};
 use aya_ebpf::helpers::generated as helper;
 use aya_ebpf::programs::TcContext;
 use proxy_common::decide::admission::Frame;
@@ -22,10 +19,10 @@ const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
-/// The network namespace that the packet is in (`BPF_F_CURRENT_NETNS`), for socket look-ups.
+/// The network namespace of the packet (`BPF_F_CURRENT_NETNS`), for socket look-ups.
 const HERE: u64 = u64::MAX;
 
-/// Writes a key as the socket look-ups take it; how many bytes of it they read.
+/// Writes a key in the form of the socket look-ups, and returns the number of bytes that they read.
 #[inline(always)]
 fn set_tuple(tuple: &mut MaybeUninit<Tuple>, key: &FlowKey) -> u32 {
     // SAFETY: a union of integers.
@@ -56,7 +53,7 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn load<T: Plain>(&self, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the buffer is as long as told; it is read only if the helper filled it.
+        // SAFETY: the buffer has the given size; it is read only if the helper filled it.
         unsafe {
             let to = value.as_mut_ptr().cast::<c_void>();
             let error = helper::bpf_skb_load_bytes(self.0.as_ptr(), offset, to, size_of::<T>() as u32);
@@ -66,7 +63,7 @@ impl Packet for Skb<'_> {
 }
 
 impl Skb<'_> {
-    /// Where the packet's checksum goes, if it is left to the NIC and the layout is known.
+    /// The position of the packet's checksum, if it is left to the NIC and the layout is known.
     #[inline(always)]
     pub fn offload(&self, layout: SkbLayout) -> Option<Offload> {
         /// `CHECKSUM_PARTIAL` in `linux/skbuff.h`.
@@ -91,8 +88,8 @@ impl Skb<'_> {
     #[inline(always)]
     fn field<T: Plain>(&self, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the buffer is as long as told; it is read only if the helper filled it, which checks the
-        // address.
+        // SAFETY: the buffer has the given size; it is read only if the helper filled it. The helper checks
+        // the address.
         unsafe {
             let from = self.0.as_ptr().cast::<u8>().wrapping_add(offset as usize);
             let to = value.as_mut_ptr().cast::<c_void>();
@@ -108,7 +105,7 @@ impl Skb<'_> {
         u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
     }
 
-    /// What stands beside the packet, outside of its bytes.
+    /// The metadata of the frame, outside of its bytes.
     #[inline(always)]
     pub fn frame(&self) -> Frame {
         /// The number of the VLAN in a tag (IEEE 802.1Q).
@@ -124,7 +121,7 @@ impl Skb<'_> {
         }
     }
 
-    /// Whether there is a tag, which the kernel keeps beside the packet.
+    /// Whether there is a VLAN tag, which the kernel stores in the metadata.
     #[inline(always)]
     pub fn has_tag(&self) -> bool {
         // SAFETY: a field of the context.
@@ -137,7 +134,7 @@ impl Skb<'_> {
         unsafe { (*self.0.skb.skb).vlan_tci }
     }
 
-    /// Takes the tag off.
+    /// Removes the tag.
     #[inline(always)]
     pub fn take_tag(&self) -> Option<()> {
         // SAFETY: the helper checks the packet.
@@ -145,21 +142,21 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
-    /// The interface the packet is on.
+    /// The interface that the packet is on.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).ifindex }
     }
 
-    /// The interface the packet has arrived by; 0 if the node itself sends it.
+    /// The interface by which the packet has arrived; 0 if the node itself sends it.
     #[inline(always)]
     pub fn arrived_by(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).ingress_ifindex }
     }
 
-    /// The mark, which is the node's own: it does not come with the packet from another namespace.
+    /// The mark, which belongs to the node: a packet from another namespace has none.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
         // SAFETY: a field of the context.
@@ -173,34 +170,34 @@ impl Skb<'_> {
         unsafe { (*self.0.skb.skb).mark = value }
     }
 
-    /// How long the frame is.
+    /// The length of the frame.
     #[inline(always)]
     pub fn len(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).len }
     }
 
-    /// Whether the buffer holds several segments, to be cut later.
+    /// Whether the buffer has several segments, which the kernel or the NIC cuts later.
     #[inline(always)]
     pub fn is_gso(&self) -> bool {
         self.gso_size() != 0
     }
 
-    /// The payload of each segment that the buffer is to be cut into; 0 if it is one.
+    /// The payload of each segment of the buffer; 0 if the buffer is not segmented.
     #[inline(always)]
     pub fn gso_size(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).gso_size }
     }
 
-    /// Whether the frame is addressed to the interface; it may hear others as well.
+    /// Whether the frame is addressed to the interface, which may receive other frames too.
     #[inline(always)]
     pub fn is_for_interface(&self) -> bool {
         // SAFETY: a field of the context.
         unsafe { (*self.0.skb.skb).pkt_type == PACKET_HOST }
     }
 
-    /// Whether the frame is addressed to all hosts of its link, or to a group of them.
+    /// Whether the frame is a broadcast or a multicast on its link.
     #[inline(always)]
     pub fn is_for_group(&self) -> bool {
         // SAFETY: a field of the context.
@@ -208,8 +205,8 @@ impl Skb<'_> {
         kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
     }
 
-    /// The note beside the packet, which stays with it on its way to a socket in this network namespace: its
-    /// priority, which nothing reads there.
+    /// The note on the packet: its priority. It stays with the packet up to a socket in this network
+    /// namespace, where no code reads it.
     #[inline(always)]
     pub fn note(&self) -> u32 {
         // SAFETY: a field of the context.
@@ -223,7 +220,8 @@ impl Skb<'_> {
         unsafe { (*self.0.skb.skb).priority = value }
     }
 
-    /// The cookie of the socket that sends the packet; 0 if none of this node's does, or it is not known any more.
+    /// The cookie of the socket that sends the packet; 0 if the sender is no socket of this node, or is not
+    /// known any more.
     #[inline(always)]
     pub fn socket_cookie(&self) -> u64 {
         // SAFETY: the context is passed as the helper expects it.
@@ -248,7 +246,7 @@ impl Skb<'_> {
     #[inline(always)]
     pub fn store<T: Plain>(&self, offset: u32, value: &T) -> Option<()> {
         let from = (&raw const *value).cast::<c_void>();
-        // SAFETY: the buffer is as long as told.
+        // SAFETY: the buffer has the given size.
         let error = unsafe {
             helper::bpf_skb_store_bytes(self.0.skb.skb.cast(), offset, from, size_of::<T>() as u32, 0)
         };
@@ -263,7 +261,8 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
-    /// Updates a transport checksum; the low bits of `flags` tell the size of `from` and `to`, 0 for a difference.
+    /// Updates a transport checksum. The low bits of `flags` are the size of `from` and `to`, or 0 for a
+    /// difference.
     #[inline(always)]
     pub fn update_transport_checksum(&self, offset: u32, from: u64, to: u64, flags: u64) -> Option<()> {
         // SAFETY: the helper checks the offset.
@@ -271,7 +270,7 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
-    /// Makes room behind the Ethernet header.
+    /// Inserts bytes behind the Ethernet header.
     #[inline(always)]
     pub fn insert_behind_ethernet(&self, bytes: u32) -> Option<()> {
         // SAFETY: the helper checks its arguments.
@@ -279,8 +278,9 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
-    /// Puts an Ethernet header without addresses in front of a packet that arrived without one. The kernel
-    /// takes off as much as stands there (`skb->mac_len`) when the packet goes on through the stack.
+    /// Puts an Ethernet header without addresses in front of a packet that arrived without one. When the
+    /// packet continues through the stack, the kernel removes as many bytes as the header has
+    /// (`skb->mac_len`).
     #[inline(always)]
     pub fn add_ethernet_header(&self, bytes: u32) -> Option<()> {
         // SAFETY: the helper checks its arguments; a field of the context.
@@ -294,7 +294,7 @@ impl Skb<'_> {
         self.store(bytes - size_of::<u16>() as u32, &ether_type)
     }
 
-    /// Cuts the packet to a length.
+    /// Truncates the packet to a length.
     #[inline(always)]
     pub fn truncate(&self, len: u32) -> Option<()> {
         // SAFETY: the helper checks its arguments.
@@ -302,12 +302,13 @@ impl Skb<'_> {
         (error == 0).then_some(())
     }
 
-    /// Whether a packet with this key would find a socket in the network namespace that this one is in.
+    /// Whether the kernel finds a socket for a packet with this key in the network namespace of this packet.
     #[inline(always)]
     pub fn finds_socket(&self, key: &FlowKey) -> bool {
         let mut tuple = MaybeUninit::<Tuple>::uninit();
         let len = set_tuple(&mut tuple, key);
-        // SAFETY: the helpers read as much of the tuple as is written; a socket that they give is released.
+        // SAFETY: the helpers read only the part of the tuple that was written. A socket that they return is
+        // released.
         unsafe {
             let (context, tuple) = (self.0.as_ptr(), tuple.as_mut_ptr());
             let socket = match key.protocol {
@@ -323,7 +324,7 @@ impl Skb<'_> {
         true
     }
 
-    /// As [`Self::finds_socket`], but that socket has to have a peer: listeners and unconnected ones do not
+    /// As [`Self::finds_socket`], but only for a socket with a peer: listeners and unconnected sockets do not
     /// count.
     #[inline(always)]
     pub fn finds_connection(&self, key: &FlowKey) -> bool {
@@ -350,12 +351,12 @@ impl Skb<'_> {
     #[inline(always)]
     pub fn route(&self, lookup: &mut FibLookup) -> i64 {
         let size = size_of::<FibLookup>() as i32;
-        // SAFETY: the parameters are a live, initialised struct of the size told.
+        // SAFETY: the parameters are a live, initialised struct of the given size.
         unsafe { helper::bpf_fib_lookup(self.0.as_ptr(), lookup, size, 0) }
     }
 }
 
-/// Empty parameters of a route look-up. They are written word by word: LLVM calls a `memset` otherwise, whose
+/// Empty parameters of a route look-up. They are written word by word. Otherwise LLVM calls a `memset`, whose
 /// loop writes byte by byte.
 #[inline(always)]
 pub fn zeroed_fib_lookup() -> FibLookup {
@@ -364,7 +365,7 @@ pub fn zeroed_fib_lookup() -> FibLookup {
     let mut lookup = MaybeUninit::<FibLookup>::uninit();
     let words = lookup.as_mut_ptr().cast::<u32>();
     for word in 0..WORDS {
-        // SAFETY: within the struct, whose fields are aligned like this or less.
+        // SAFETY: the word is within the struct, whose fields need this alignment or less.
         unsafe { words.add(word).write_volatile(0) }
     }
     // SAFETY: a struct of integers and unions of integers, for which zero is a value.
@@ -378,69 +379,34 @@ pub fn next_hop_of(lookup: &FibLookup) -> [u32; 4] {
     unsafe { lookup.__bindgen_anon_4.ipv6_dst }
 }
 
-/// Has a look-up compare the length of the packet with the size that the route allows. Without this only the device's counts, and
-/// that not for buffers of several segments.
+/// Makes a look-up compare the length of the packet with the MTU of the route. Without a length it compares
+/// only with the device's MTU, and does not do that for buffers of several segments.
 #[inline(always)]
 pub const fn set_len(lookup: &mut FibLookup, len: u16) {
     lookup.__bindgen_anon_1.tot_len = len;
 }
 
-/// The size that a look-up found a packet to be too big for; kernels before 5.13 leave the packet's length in its place.
+/// The MTU that a look-up found to be smaller than the packet. Kernels before 5.13 leave the packet's length
+/// in its place.
 #[inline(always)]
 pub fn mtu_of(lookup: &FibLookup) -> u16 {
     // SAFETY: a union of integers of one size.
     unsafe { lookup.__bindgen_anon_1.mtu_result }
 }
 
-/// The verdict that sends the packet out of an interface as it is.
-#[inline(always)]
-pub fn redirect_out(ifindex: u32) -> i32 {
-    // SAFETY: no preconditions.
-    unsafe { helper::bpf_redirect(ifindex, 0) as i32 }
-}
-
-/// The verdict that has the packet come in by an interface.
-#[inline(always)]
-pub fn redirect_in(ifindex: u32) -> i32 {
-    // SAFETY: no preconditions.
-    unsafe { helper::bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
-}
-
-/// The verdict that sends the packet out of an interface, to a neighbour there. Without one the kernel would
-/// ask the routing table again, and in IPv6 may then take another of several routes of equal cost.
-#[inline(always)]
-pub fn redirect_to_neighbour(ifindex: u32, family: u32, next_hop: [u32; 4]) -> i32 {
-    let mut neighbour = Neighbour {
-        nh_family: family,
-        __bindgen_anon_1: NextHop { ipv6_nh: next_hop },
-    };
-    // SAFETY: the parameters are a live, initialised struct of the size told.
-    unsafe {
-        let size = size_of::<Neighbour>() as i32;
-        helper::bpf_redirect_neigh(ifindex, &raw mut neighbour, size, 0) as i32
-    }
-}
-
-/// The verdict that has the packet come in at the other end of a pair of interfaces, in whatever namespace that is.
-#[inline(always)]
-pub fn redirect_to_peer(ifindex: u32) -> i32 {
-    // SAFETY: no preconditions.
-    unsafe { helper::bpf_redirect_peer(ifindex, 0) as i32 }
-}
-
 /// The difference between two runs of 32-bit words, for checksums.
 #[inline(always)]
 pub fn checksum_difference<const N: usize>(from: &mut [u32; N], to: &mut [u32; N]) -> u64 {
     let size = (N * 4) as u32;
-    // SAFETY: both buffers are as long as told, a multiple of four.
+    // SAFETY: both buffers have the given size, a multiple of four.
     unsafe { helper::bpf_csum_diff(from.as_mut_ptr(), size, to.as_mut_ptr(), size, 0) as u64 }
 }
 
-/// The checksum of a run of 32-bit words, folded to the 16 bits that go into a header.
+/// The checksum of a run of 32-bit words, folded to the 16 bits of a header field.
 #[inline(always)]
 pub fn checksum<const N: usize>(words: &mut [u32; N]) -> u16 {
     let size = (N * 4) as u32;
-    // SAFETY: the buffer is as long as told, a multiple of four; an empty first run has no address.
+    // SAFETY: the buffer has the given size, a multiple of four; an empty first run has no address.
     let sum = unsafe { helper::bpf_csum_diff(core::ptr::null_mut(), 0, words.as_mut_ptr(), size, 0) as u32 };
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16

@@ -9,7 +9,7 @@ use proxy_common::{Ip, Port};
 
 use crate::maps::CONNECTED;
 
-/// A socket that has just been bound.
+/// A socket that the kernel has bound.
 pub struct Bound<'a>(pub &'a SockContext);
 
 impl Bound<'_> {
@@ -27,7 +27,7 @@ impl Bound<'_> {
     /// The IPv6 address and port that an `AF_INET6` socket was bound to.
     #[inline(always)]
     pub fn v6(&self) -> (Ip, Port) {
-        // SAFETY: fields of the context, read one by one, as the verifier wants them.
+        // SAFETY: fields of the context. The verifier demands that they are read one by one.
         unsafe {
             let context = self.0.sock;
             let words = [
@@ -54,7 +54,7 @@ impl Bound<'_> {
         unsafe { (&raw const (*self.0.sock).protocol).read_volatile() as u8 }
     }
 
-    /// The cookie of the network namespace the socket lives in.
+    /// The cookie of the socket's network namespace.
     #[inline(always)]
     pub fn netns_cookie(&self) -> u64 {
         // SAFETY: the context is passed as the helper expects it.
@@ -82,7 +82,7 @@ impl Peer<'_> {
     /// IPv6 address and port of an `AF_INET6` socket call; the address may be an IPv4-mapped one.
     #[inline(always)]
     pub fn v6(&self) -> (Ip, Port) {
-        // SAFETY: fields of the context, read one by one, as the verifier wants them.
+        // SAFETY: fields of the context. The verifier demands that they are read one by one.
         unsafe {
             let context = &*self.0.sock_addr;
             let words = [
@@ -95,7 +95,7 @@ impl Peer<'_> {
         }
     }
 
-    /// Exchanges the peer of an `AF_INET` socket call.
+    /// Replaces the peer of an `AF_INET` socket call.
     #[inline(always)]
     pub fn set_v4(&self, address: Ip, port: Port) {
         // SAFETY: writable fields of the context.
@@ -106,7 +106,7 @@ impl Peer<'_> {
         }
     }
 
-    /// Exchanges the peer of an `AF_INET6` socket call.
+    /// Replaces the peer of an `AF_INET6` socket call.
     #[inline(always)]
     pub fn set_v6(&self, address: Ip, port: Port) {
         let words = address.v6_words();
@@ -128,7 +128,7 @@ impl Peer<'_> {
         unsafe { (*self.0.sock_addr).protocol as u8 }
     }
 
-    /// The cookie of the network namespace the socket lives in.
+    /// The cookie of the socket's network namespace.
     #[inline(always)]
     pub fn netns_cookie(&self) -> u64 {
         // SAFETY: the context is passed as the helper expects it.
@@ -142,10 +142,11 @@ impl Peer<'_> {
         unsafe { helper::bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
-    /// The socket as a sender of datagrams. Its port is bound by now (`inet_send_prepare` in `net/ipv4/af_inet.c`).
+    /// The socket as a sender of datagrams. The kernel has bound its port by now (`inet_send_prepare` in
+    /// `net/ipv4/af_inet.c`).
     #[inline(always)]
     pub fn sender(&self) -> Sender {
-        // SAFETY: the context's socket, of which this field is in host order.
+        // SAFETY: the context's socket, whose field is in host order.
         let port = unsafe {
             let socket = (*self.0.sock_addr).__bindgen_anon_1.sk;
             (&raw const (*socket).src_port).read_volatile()
@@ -156,14 +157,14 @@ impl Peer<'_> {
         }
     }
 
-    /// Chooses the error with which the call fails.
+    /// Sets the error with which the call fails.
     #[inline(always)]
     pub fn set_error(&self, errno: i32) {
         // SAFETY: no preconditions.
         unsafe { helper::bpf_set_retval(-errno) };
     }
 
-    /// Remembers in the socket what it was connected to.
+    /// Stores the peer of `connect()` in the socket's own storage.
     #[inline(always)]
     pub fn remember(&self, mut connected: Connected) {
         // SAFETY: the verifier knows the context's socket; the value outlives the call.
@@ -175,7 +176,7 @@ impl Peer<'_> {
         }
     }
 
-    /// What the socket was connected to.
+    /// The peer that [`Self::remember`] has stored.
     #[inline(always)]
     pub fn recall(&self) -> Option<Connected> {
         // SAFETY: the verifier knows the context's socket; the pointer is checked for null.

@@ -1,9 +1,7 @@
-//! What must happen in a process of its own while a world of namespaces
-//! exists: `place` creates sockets inside a place, `run` starts a program
-//! there, `serve` is a backend that lives on without its test, `ask` a client
-//! in a container, `guard` removes the world when its owner is gone, and
-//! `remove` does so for a world that was kept. The harness runs all but the
-//! last; a person may run that.
+//! The parts of a world of namespaces that need a process of their own. `place` creates sockets inside a
+//! place, and `run` starts a program there. `serve` is a backend that outlives its test, and `ask` a client
+//! in a container. `guard` removes the world when its owner is gone, and `remove` removes a world that was
+//! kept. The harness runs all of them but the last; a person may run that.
 #![forbid(unsafe_code)]
 
 use std::env;
@@ -20,11 +18,11 @@ use harness::{guard, server, worker};
 const USAGE: &str = "usage: millrace-world remove TAG | guard TAG | place NETNS CGROUP | \
                      run NETNS CGROUP PROGRAM [ARGUMENT…] | serve NAME PORT | ask ADDRESS:PORT";
 
-/// Why it ends before its time.
+/// The reason for an early end.
 enum Failure {
-    /// An argument cannot be what is meant.
+    /// An argument is invalid.
     Argument(Error),
-    /// What the arguments ask for fails.
+    /// The requested work failed.
     Work(Error),
 }
 
@@ -35,7 +33,7 @@ impl From<Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    // A person reads this: one line, also where backtraces are asked for.
+    // A person reads this: the error is one line, even where backtraces are enabled.
     let (error, status) = match run() {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Argument(error)) => (error, 2),

@@ -20,7 +20,7 @@ pub(super) fn parent(node: &Node) -> Result<String> {
     Ok(format!("/{}/containers", own.join("/")))
 }
 
-/// Removes what containers leave of them, once the containers have ended.
+/// Removes the cgroups that containers leave behind, once the containers have ended.
 pub(super) fn remove(node: &Node) {
     let Ok(parent) = parent(node) else {
         return;
@@ -29,7 +29,7 @@ pub(super) fn remove(node: &Node) {
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         let group = hierarchy.path().join(parent.trim_start_matches('/'));
         let _ = wait::poll(Duration::from_secs(5), || remove_tree(&group));
-        // The world's own, empty by now in these hierarchies.
+        // The world's own cgroup is empty by now in these hierarchies.
         if let Some(world) = group.parent().filter(|_| hierarchy.file_name() != "unified") {
             let _ = fs::remove_dir(world).and_then(|()| fs::remove_dir(world.parent().unwrap_or(world)));
         }

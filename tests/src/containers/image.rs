@@ -1,4 +1,4 @@
-//! The image that containers are made of.
+//! The image of all containers.
 
 use std::env;
 use std::fs;
@@ -13,10 +13,11 @@ use crate::binary;
 
 /// The only image.
 pub const IMAGE: &str = "millrace.local/world:test";
-/// The program in it.
+/// The program in the image.
 pub const PROGRAM: &str = "/millrace-world";
 
-/// Writes an archive as `docker save` does: one layer with one program, which in a sandbox waits for the pod's end.
+/// Writes an archive as `docker save` does: one layer with one program. In a sandbox that program waits for
+/// the pod's end.
 pub(super) fn pack(folder: &Path) -> Result<()> {
     let parts = folder.with_file_name("image");
     fs::create_dir_all(&parts).context("making a folder for the image")?;

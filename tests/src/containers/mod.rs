@@ -1,9 +1,11 @@
-//! A container runtime on a node: containerd, asked by the CRI as a kubelet asks it, and `ctr` and `cnitool` beside it.
+//! A container runtime on a node: containerd, called over the CRI as a kubelet calls it, with `ctr` and
+//! `cnitool` beside it.
 //!
-//! The runtime lives in mount, pid and other namespaces of its own inside the node's network namespace, made by the script
-//! that nodes of a cluster start with; so whatever containers leave behind ends with the first process of these. Its
-//! programs are found by `MILLRACE_RUNTIMES`, which `cargo xtask test` sets, else among what `cargo xtask kubernetes` and
-//! `cargo xtask cluster` have built. There is one image: this package's `millrace-world`, which is a server and a client.
+//! The runtime has mount, pid and other namespaces of its own inside the node's network namespace. The script
+//! that starts the nodes of a cluster creates them. The remains of containers end with the first process of
+//! these namespaces. `MILLRACE_RUNTIMES`, which `cargo xtask test` sets, leads to the runtime's programs.
+//! Without it they are among the builds of `cargo xtask kubernetes` and `cargo xtask cluster`. There is one
+//! image: this package's `millrace-world`, which is a server and a client.
 
 mod cgroups;
 mod image;
@@ -27,7 +29,7 @@ use crate::{cni, wait};
 pub use image::{IMAGE, PROGRAM};
 pub use programs::Programs;
 
-/// A running containerd; it ends with this value, and all containers with it.
+/// A running containerd. It ends when this value is dropped, and all containers with it.
 pub struct Containerd {
     node: Node,
     programs: Programs,
@@ -35,10 +37,10 @@ pub struct Containerd {
     process: Child,
 }
 
-/// A pod that runs, as the runtime knows it.
+/// A pod that runs, with the ids that the runtime gave it.
 #[derive(Debug)]
 pub struct Sandbox {
-    /// The runtime's id of it.
+    /// The runtime's id of the pod.
     pub id: String,
     /// The id of its only container.
     pub container: String,
@@ -46,7 +48,7 @@ pub struct Sandbox {
 }
 
 impl Containerd {
-    /// Starts it on a node whose agent has described the network.
+    /// Starts containerd on a node whose agent has described the network.
     #[track_caller]
     pub fn start(node: &Node, programs: &Programs) -> Self {
         Self::try_start(node, programs)
@@ -68,7 +70,8 @@ impl Containerd {
         let mut command = node.command("bash");
         command
             .arg(script)
-            // What the script starts in place of a kubelet: `ctr` looks for networks where nobody can tell it otherwise.
+            // The script starts this command in place of a kubelet. `ctr` looks for networks in a fixed
+            // directory.
             .args([
                 "bash",
                 "-c",
@@ -80,7 +83,7 @@ impl Containerd {
             .env("ADDRESS", node.ip().to_string())
             .env("FOLDER", &folder)
             .env("IMAGES", &images)
-            // All that is in it.
+            // All files of that directory.
             .env("PLUGINS", cni::bin_dir(node).join("."))
             .env("CGROUP", node.cgroup())
             .env("CONTAINERD_ADDRESS", folder.join("run/containerd.sock"))
@@ -150,7 +153,8 @@ impl Containerd {
         serde_json::from_str(&succeeded(&output)?).context("reading a response")
     }
 
-    /// Runs a pod with one container, which serves a port under the pod's name. `changes` are more of its configuration.
+    /// Runs a pod with one container, which serves a port under the pod's name. `changes` are merged into its
+    /// configuration.
     #[track_caller]
     pub fn run_pod(&self, name: &str, port: u16, changes: &Value) -> Sandbox {
         self.try_run_pod(name, port, changes)
@@ -206,7 +210,8 @@ impl Containerd {
             .collect()
     }
 
-    /// Asks a server from inside a pod's container, and gives its answer: its name and whom it saw.
+    /// Asks a server from inside a pod's container, and returns its answer: its name and the client that it
+    /// saw.
     pub fn ask(&self, sandbox: &Sandbox, to: std::net::SocketAddr) -> Result<crate::Answer> {
         let request = json!({
             "containerId": sandbox.container,
@@ -238,7 +243,7 @@ impl Containerd {
         }
     }
 
-    /// Runs `ctr`, by which people talk to containerd.
+    /// Runs `ctr`, containerd's own command line.
     pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.inside(self.programs.path("ctr")?);
         command
@@ -273,14 +278,15 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Its first process goes with it, and whatever that one has started.
+        // The end of its first process ends all processes of the pid namespace.
         let _ = self.process.kill();
         let _ = self.process.wait();
         cgroups::remove(&self.node);
     }
 }
 
-/// What containerd is told: what a cluster's nodes tell theirs, and where a kubelet is not there to ask for it.
+/// The configuration of containerd: the file of a cluster's nodes with the paths of this runtime.
+/// `CNI_LOOPBACK` makes up for the missing kubelet.
 fn containerd_config(node: &Node, folder: &Path, programs: &Programs) -> Result<String> {
     let path = |path: PathBuf| path.display().to_string();
     let mut text = include_str!("../../cluster/containerd.toml").to_owned();
@@ -305,7 +311,7 @@ fn text(document: &Value, key: &str) -> Result<String> {
         .to_owned())
 }
 
-/// What a command printed, if it succeeded.
+/// The output of a command, if it succeeded.
 fn succeeded(output: &Output) -> Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -317,7 +323,7 @@ fn succeeded(output: &Output) -> Result<String> {
     )
 }
 
-/// The bytes of a protocol buffer, as its JSON form has them.
+/// The text in a bytes field of a protocol buffer, decoded from its JSON form, base64.
 fn decode(text: &str) -> String {
     let bytes = BASE64_STANDARD.decode(text).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()

@@ -1,4 +1,4 @@
-//! Where the programs of a container runtime are.
+//! The paths of a container runtime's programs.
 
 use std::env;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-/// The programs of a container runtime; returns from the test, recording a skip, where one of them is missing.
+/// The programs of a container runtime. Returns from the test and records a skip if one of them is missing.
 #[macro_export]
 macro_rules! require_container_runtime {
     () => {
@@ -24,7 +24,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Finds all of them, or says what is missing.
+    /// Finds all of them. The error names the missing one.
     pub fn find() -> Result<Self, String> {
         let folders = match env::var_os("MILLRACE_RUNTIMES") {
             Some(folders) => env::split_paths(&folders).collect(),
@@ -46,14 +46,14 @@ impl Programs {
         Ok(programs)
     }
 
-    /// Where one is.
+    /// The path of a program.
     pub fn path(&self, name: &str) -> Result<PathBuf> {
         let mut candidates = self.folders.iter().map(|folder| folder.join(name));
         let found = candidates.find(|path| path.is_file());
         found.with_context(|| format!("no {name} in MILLRACE_RUNTIMES: run the test by `cargo xtask test`"))
     }
 
-    /// What `PATH` is for them.
+    /// The value of `PATH` for these programs.
     pub(super) fn search_path(&self) -> Result<std::ffi::OsString> {
         let inherited = env::var_os("PATH").unwrap_or_default();
         let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
@@ -62,7 +62,7 @@ impl Programs {
     }
 }
 
-/// What `cargo xtask` has built, of any version.
+/// The directories of the builds of `cargo xtask`, of any version.
 fn built() -> Vec<PathBuf> {
     let cache = env::var_os("MILLRACE_CACHE").map(PathBuf::from);
     let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache/millrace"));

@@ -1,4 +1,4 @@
-//! What is spoken on a link: ARP, neighbour discovery, and VXLAN, which carries a link.
+//! The protocols of a link: ARP, neighbour discovery, and VXLAN, which carries the frames of a link.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use crate::netlink::Mac;
 /// `EtherType` of ARP.
 pub const ARP: u16 = 0x0806;
 
-/// The hardware address of all.
+/// The broadcast hardware address.
 pub const BROADCAST: Mac = [0xff; 6];
 
 const SOURCE_LINK_ADDRESS: u8 = 1;
@@ -32,8 +32,7 @@ pub fn neighbour_solicitation(sender: (Mac, Ipv6Addr), target: Ipv6Addr) -> Vec<
     packet::icmp(IpAddr::V6(sender.1), IpAddr::V6(target), &message)
 }
 
-/// An advertisement of an address as the sender's own, to `receiver`, that overrides what the receiver
-/// knows.
+/// An advertisement of an address as the sender's own, to `receiver`. It overrides the receiver's entry.
 #[must_use]
 pub fn neighbour_advertisement(sender: (Mac, Ipv6Addr), receiver: Ipv6Addr) -> Vec<u8> {
     const OVERRIDE: u8 = 0x20;
@@ -41,7 +40,7 @@ pub fn neighbour_advertisement(sender: (Mac, Ipv6Addr), receiver: Ipv6Addr) -> V
     packet::icmp(IpAddr::V6(sender.1), IpAddr::V6(receiver), &message)
 }
 
-/// A solicitation of routers, sent to one of them.
+/// A solicitation of routers, sent to one router.
 #[must_use]
 pub fn router_solicitation(sender: (Mac, Ipv6Addr), router: Ipv6Addr) -> Vec<u8> {
     let message = discovery(133, 0, None, SOURCE_LINK_ADDRESS, sender.0);

@@ -1,8 +1,8 @@
 //! Frames as an attacker sends them: any header, any source, from any place of a world.
 //!
-//! A [`Forge`] is a packet socket that only sends. It puts Ethernet before what [`packet`] and [`link`]
-//! make, with the receiver's and the sender's address, tags and `EtherType` that the test wants. Checksums
-//! are right, so that a frame is thrown away for the header that the test is about alone.
+//! A [`Forge`] is a packet socket that only sends. It puts an Ethernet header before the output of [`packet`]
+//! and [`link`], with the addresses, tags and `EtherType` that the test sets. Checksums are right, so that
+//! only the header under test can be a reason to drop a frame.
 
 pub mod link;
 pub mod packet;
@@ -30,20 +30,20 @@ pub const VLAN: u16 = 0x8100;
 /// `EtherType` of a service tag (IEEE 802.1ad).
 pub const SERVICE_VLAN: u16 = 0x88a8;
 
-/// How long a sender waits for room in the receiver's backlog.
+/// How long a sender waits for space in the receiver's backlog.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A VLAN tag: its `EtherType`, and priority and VLAN in one number.
+/// A VLAN tag: its `EtherType`, then priority and VLAN in one number.
 pub type Tag = (u16, u16);
 
-/// What stands before a packet.
+/// The headers before a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ethernet {
-    /// The receiver.
+    /// The receiver's hardware address.
     pub to: Mac,
-    /// The sender.
+    /// The sender's hardware address.
     pub from: Mac,
-    /// The outermost first.
+    /// The VLAN tags, the outermost first.
     pub tags: Vec<Tag>,
 }
 
@@ -55,7 +55,7 @@ impl Ethernet {
         self.of(if is_v4 { packet::IPV4 } else { packet::IPV6 }, packet)
     }
 
-    /// The frame of anything.
+    /// The frame of any content.
     #[must_use]
     pub fn of(&self, ether_type: u16, content: &[u8]) -> Vec<u8> {
         let mut frame = [self.to, self.from].concat();
@@ -69,7 +69,7 @@ impl Ethernet {
     }
 }
 
-/// Frames begin with a header that says which checksum is left to the NIC (packet(7)).
+/// Frames begin with a `virtio_net_hdr`, which says which checksum is left to the NIC (packet(7)).
 #[derive(Clone, Copy)]
 struct WithOffload;
 
@@ -98,12 +98,12 @@ impl Place {
         found.addr().unwrap_or_default()
     }
 
-    /// A sender of frames out of a link, to this hardware address unless a frame says otherwise.
+    /// A sender of frames out of a link, to this hardware address unless a frame sets another one.
     #[track_caller]
     pub fn forge(&self, link: &str, to: Mac) -> Forge {
         let open = || -> io::Result<Forge> {
             let address = self.enter(|| link_address(link))?;
-            // A protocol of 0 receives nothing.
+            // A socket of protocol 0 receives nothing.
             let socket = self.socket(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
             bind(socket.as_raw_fd(), &address)?;
             let from = address.addr().unwrap_or_default();
@@ -126,7 +126,7 @@ impl Place {
 }
 
 impl Pod {
-    /// A sender of frames of the pod's to its node.
+    /// A sender of frames of the pod to its node.
     #[track_caller]
     pub fn forge_out(&self) -> Forge {
         self.forge(crate::cni::INTERFACE, self.node().mac(self.host_interface()))
@@ -134,7 +134,7 @@ impl Pod {
 }
 
 impl Forge {
-    /// The header that packets get; to be changed for one frame by [`Forge::send_frame`].
+    /// The default header of packets. [`Forge::send_frame`] sends a frame with another one.
     pub fn ethernet(&self) -> Ethernet {
         self.ethernet.clone()
     }
@@ -155,8 +155,8 @@ impl Forge {
         self.send_frame(&ethernet.of_packet(packet));
     }
 
-    /// Sends an IP packet whose checksum is left to the NIC: the sum of everything from `start` on goes to
-    /// `place`, both counted from the start of the frame.
+    /// Sends an IP packet whose checksum is left to the NIC. The sum over all bytes from `start` on goes to
+    /// `place`; both count from the start of the frame.
     #[track_caller]
     pub fn send_offloaded(&self, packet: &[u8], start: u16, place: u16) {
         /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` of `linux/virtio_net.h`.
@@ -176,8 +176,8 @@ impl Forge {
 
     /// Sends a frame as it is.
     ///
-    /// A packet socket does not wait for room: the kernel answers `ENOBUFS` when the receiving CPU's backlog
-    /// is full. The frame is then sent again, for at most [`PATIENCE`].
+    /// A packet socket does not wait for space: the kernel returns `ENOBUFS` when the receiving CPU's backlog
+    /// is full. Then this function sends the frame again, for at most [`PATIENCE`].
     #[track_caller]
     pub fn send_frame(&self, frame: &[u8]) {
         let end = Instant::now() + PATIENCE;

@@ -23,7 +23,7 @@ pub const RST: u8 = 0x04;
 /// TCP's flag ACK.
 pub const ACK: u8 = 0x10;
 
-/// A datagram.
+/// A UDP datagram.
 #[must_use]
 #[track_caller]
 pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
@@ -33,7 +33,7 @@ pub fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
     ip(from.ip(), to.ip(), UDP, &datagram)
 }
 
-/// A segment without options. It acknowledges nothing unless the flags say so.
+/// A segment without options. Its acknowledgement number is zero.
 #[must_use]
 #[track_caller]
 pub fn tcp(from: SocketAddr, to: SocketAddr, flags: u8, sequence: u32, payload: &[u8]) -> Vec<u8> {
@@ -74,7 +74,7 @@ pub fn icmp(from: IpAddr, to: IpAddr, message: &[u8]) -> Vec<u8> {
     ip(from, to, ICMPV6, &message)
 }
 
-/// A packet of any protocol. Its hop limit is 255, which neighbour discovery asks for.
+/// A packet of any protocol. Its hop limit is 255, as neighbour discovery requires.
 #[must_use]
 #[track_caller]
 pub fn ip(from: IpAddr, to: IpAddr, protocol: u8, content: &[u8]) -> Vec<u8> {
@@ -118,8 +118,8 @@ pub fn fragments(packet: &[u8], size: usize) -> Vec<Vec<u8>> {
     content.chunks(size).enumerate().map(fragment).collect()
 }
 
-/// An IPv6 packet in fragments of `size` bytes, a multiple of eight, with options for its destination behind the fragment
-/// header: so the next header of each fragment is those options (RFC 8200 §4.5).
+/// An IPv6 packet in fragments of `size` bytes, a multiple of eight. Destination options follow the fragment
+/// header, so the next header of each fragment is those options (RFC 8200 §4.5).
 #[must_use]
 pub fn fragments_with_options(packet: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
     const FRAGMENT: u8 = 44;
@@ -159,7 +159,7 @@ fn length_of(bytes: usize) -> [u8; 2] {
     length.to_be_bytes()
 }
 
-/// Fills in a checksum over the addresses too.
+/// Fills in a checksum that covers the addresses too.
 fn fill_in(message: &mut [u8], at: usize, from: IpAddr, to: IpAddr, protocol: u8) {
     let addresses = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => [from.octets(), to.octets()].concat(),
@@ -171,7 +171,7 @@ fn fill_in(message: &mut [u8], at: usize, from: IpAddr, to: IpAddr, protocol: u8
     message[at..at + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// RFC 1071.
+/// The Internet checksum (RFC 1071).
 fn sum(bytes: &[u8], start: u64) -> u16 {
     let words = bytes
         .chunks(2)

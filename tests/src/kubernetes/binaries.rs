@@ -1,5 +1,5 @@
-//! Where the control plane's programs are: `KUBEBUILDER_ASSETS`, as other
-//! projects' tests have it, else what `cargo xtask kubernetes` built.
+//! The paths of the control plane's programs: `KUBEBUILDER_ASSETS`, as in other projects' tests, else the
+//! build of `cargo xtask kubernetes`.
 
 use std::env;
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ pub(super) fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// `kubectl`, which the same folder has.
+/// The path of `kubectl`, which is in the same folder.
 pub(super) fn kubectl() -> Result<PathBuf> {
     Ok(dir()?.join("kubectl"))
 }
 
-/// The binary of kube-proxy. Other projects do without it, so a directory that was given may lack it.
+/// The path of kube-proxy. Other projects do without it, so a directory from the environment may lack it.
 pub(super) fn kube_proxy() -> Result<PathBuf> {
     let built = built()?.join("kube-proxy");
     let candidates = [dir()?.join("kube-proxy"), built.clone()];
@@ -41,7 +41,7 @@ pub(super) fn kube_proxy() -> Result<PathBuf> {
     }
 }
 
-/// Where `cargo xtask kubernetes` puts what it builds.
+/// The directory of the builds of `cargo xtask kubernetes`.
 fn built() -> Result<PathBuf> {
     let cache = cache().context("there is no HOME to find a cache below")?;
     Ok(cache.join("kubernetes").join(VERSION))

@@ -1,5 +1,5 @@
-//! A client of the API server for any kind of object. Its connections belong
-//! to the fabric's namespace, though its callers do not.
+//! A client of the API server for any kind of object. Its connections are made in the fabric's namespace, and
+//! its callers may be in another one.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use crate::place::Place;
 
-/// Requests under way at a time; the API server takes 200 that change something.
+/// Concurrent requests. The API server takes 200 that change something.
 const IN_FLIGHT: usize = 64;
 
 const MERGE: &str = "application/merge-patch+json";
@@ -30,7 +30,7 @@ impl ApiClient {
         let file = Kubeconfig::read_from(kubeconfig).context("reading the kubeconfig")?;
         let connect = async move {
             let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-            // The fabric leads to no proxy that the environment may name.
+            // A proxy from the environment cannot be reached from the fabric.
             config.proxy_url = None;
             anyhow::Ok(Client::try_from(config)?)
         };
@@ -55,8 +55,8 @@ impl ApiClient {
             .with_context(|| format!("reading {path}"))
     }
 
-    /// Replaces the object that is there, or creates it. (Not by server-side apply, which
-    /// refuses a node with two addresses of one type.)
+    /// Replaces the object, or creates it. (Not by server-side apply, which refuses a node with two addresses
+    /// of one type.)
     pub(super) fn apply(&self, object: &Value) -> Result<Value> {
         let body = object.to_string().into_bytes();
         match self.send(Method::PUT, path_of(object)?, JSON, body.clone()) {
@@ -65,7 +65,7 @@ impl ApiClient {
         }
     }
 
-    /// Creates an object; `query` is the end of the address.
+    /// Creates an object; `query` is appended to the URL.
     pub(super) fn create(&self, object: &Value, query: &str) -> Result<Value> {
         let path = format!("{}{query}", collection_of(object)?);
         self.send(Method::POST, path, JSON, object.to_string().into_bytes())
@@ -88,7 +88,7 @@ impl ApiClient {
             .map(drop)
     }
 
-    /// Creates objects, [`IN_FLIGHT`] at a time; the first failure is returned in the end.
+    /// Creates objects, [`IN_FLIGHT`] at a time. Returns the first failure, after all requests.
     pub(super) fn create_all(&self, objects: Vec<Value>) -> Result<()> {
         let client = self.client.clone();
         let creations = async move {
@@ -145,13 +145,13 @@ async fn send(
     client.request(request).await.context(what)
 }
 
-/// Was it refused because there is no such object?
+/// Whether the server refused the request because the object does not exist.
 fn is_absent(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 404)
 }
 
-/// Where objects of this kind and namespace are: plural names are regular for
-/// all kinds that matter here.
+/// The URL path of the objects of this kind and namespace. The plural names are regular for all kinds that
+/// the tests use.
 fn collection_of(object: &Value) -> Result<String> {
     let version = object["apiVersion"]
         .as_str()

@@ -1,11 +1,9 @@
-//! A real control plane for a world: etcd and kube-apiserver in the fabric, on
-//! the underlay's address, so that agents on nodes reach it as they would in a
-//! cluster. There is no controller-manager: tests write Services and
-//! EndpointSlices themselves, which makes what agents see predictable.
+//! A real control plane for a world: etcd and kube-apiserver run in the fabric. They listen on the underlay's
+//! address, so that agents on nodes reach them as in a cluster. There is no controller-manager: tests write
+//! Services and EndpointSlices themselves, so the objects that agents see are predictable.
 //!
-//! The API server signs its own certificate and keeps it, with its keys, in the
-//! world's directory; a kubeconfig there trusts it and carries an
-//! administrator's token.
+//! The API server signs its own certificate and keeps it, with its keys, in the world's directory. A
+//! kubeconfig there trusts the certificate and carries an administrator's token.
 
 mod binaries;
 mod client;
@@ -32,15 +30,15 @@ use programs::Programs;
 pub use proxy::KubeProxy;
 pub use relay::Relay;
 
-/// How long a start may take; it is 3 s on two idle cores.
+/// The time limit of a start; a start takes 3 s on two idle cores.
 const START: Duration = Duration::from_secs(90);
 
-/// What this machine lacks for a control plane, if anything.
+/// The reason why this machine cannot run a control plane, if there is one.
 pub fn missing() -> Option<String> {
     crate::skip::missing().or_else(|| binaries::dir().err().map(|error| format!("{error:#}")))
 }
 
-/// Returns from the test, recording a skip, unless a control plane can run here.
+/// Returns from the test and records a skip, unless a control plane can run here.
 #[macro_export]
 macro_rules! require_kubernetes {
     () => {
@@ -65,18 +63,18 @@ pub struct ControlPlane {
     programs: Programs,
     client: ApiClient,
     api_server: Option<Process>,
-    // After the API server, which complains when it goes first.
+    // Dropped after the API server, which logs errors when etcd ends first.
     etcd: Process,
 }
 
 impl ControlPlane {
-    /// Starts it in a world's fabric and waits until it is ready.
+    /// Starts a control plane in a world's fabric and waits until it is ready.
     #[track_caller]
     pub fn start(world: &World) -> Self {
         Self::start_with(world, &[])
     }
 
-    /// Starts it with more flags for kube-apiserver.
+    /// Starts a control plane with more flags for kube-apiserver.
     #[track_caller]
     pub fn start_with(world: &World, flags: &[&str]) -> Self {
         let programs = Programs::prepare(world, flags).or_panic();
@@ -103,12 +101,13 @@ impl ControlPlane {
                 process.assert_running();
             }
             self.client.text("/readyz")?;
-            // Made by a controller inside the API server that starts after it is ready.
+            // A controller inside the API server creates the namespace, and that controller starts after the
+            // server is ready.
             self.client.get("/api/v1/namespaces/default")
         });
     }
 
-    /// The file for `--kubeconfig`, an administrator's.
+    /// The administrator's kubeconfig, for the option `--kubeconfig`.
     pub fn kubeconfig(&self) -> PathBuf {
         self.programs.kubeconfig()
     }
@@ -118,14 +117,14 @@ impl ControlPlane {
         self.programs.url()
     }
 
-    /// Serves another world too, by the same kubeconfig, as long as the relay lives.
+    /// Serves another world too, by the same kubeconfig, until the relay is dropped.
     #[track_caller]
     pub fn serve_also(&self, other: &World) -> Relay {
         let to = self.programs.address();
         Relay::start(other.fabric(), to.port(), self.programs.fabric(), to).or_panic()
     }
 
-    /// Serves at another port too, as long as the relay lives; the second value is its address.
+    /// Serves at another port too, until the relay is dropped. The second value is its URL.
     #[track_caller]
     pub fn serve_at(&self, port: u16) -> (Relay, String) {
         let (fabric, to) = (self.programs.fabric(), self.programs.address());
@@ -133,7 +132,7 @@ impl ControlPlane {
         (relay, format!("https://{}", SocketAddr::new(to.ip(), port)))
     }
 
-    /// Ends the API server at once, as a crash would; etcd stays.
+    /// Kills the API server, as a crash would; etcd goes on.
     pub fn kill_api_server(&mut self) {
         drop(self.api_server.take());
     }
@@ -145,31 +144,31 @@ impl ControlPlane {
         self.wait_ready();
     }
 
-    /// Creates an object, or replaces the one of its name.
+    /// Creates an object, or replaces the object of the same name.
     #[track_caller]
     pub fn apply(&self, object: &impl Manifest) -> Value {
         self.client.apply(&object.object()).or_panic()
     }
 
-    /// Sets `status`, which [`ControlPlane::apply`] leaves alone.
+    /// Sets `status`, which [`ControlPlane::apply`] does not change.
     #[track_caller]
     pub fn apply_status(&self, object: &impl Manifest) -> Value {
         self.client.apply_status(&object.object()).or_panic()
     }
 
-    /// Has the API server judge a new object, by every rule it has, and store nothing.
+    /// Has the API server validate a new object by all its rules, without storing it (a dry run).
     pub fn judge(&self, object: &impl Manifest) -> Result<Value> {
         self.client
             .create(&object.object(), "?dryRun=All&fieldValidation=Strict")
     }
 
-    /// Asks a question that is put as an object, such as a `SubjectAccessReview`.
+    /// Creates an object that is a question, such as a `SubjectAccessReview`, and returns the answer.
     #[track_caller]
     pub fn ask(&self, question: &Value) -> Value {
         self.client.create(question, "").or_panic()
     }
 
-    /// Creates many new objects, many at a time and in no particular order.
+    /// Creates many new objects concurrently, in no particular order.
     #[track_caller]
     pub fn create_all<M: Manifest>(&self, objects: impl IntoIterator<Item = M>) {
         self.client
@@ -189,12 +188,12 @@ impl ControlPlane {
         self.client.delete(&object.object()).or_panic();
     }
 
-    /// Reads any path, `/api/v1/services` and the like.
+    /// Reads any path, such as `/api/v1/services`.
     pub fn get(&self, path: &str) -> Result<Value> {
         self.client.get(path)
     }
 
-    /// Reads any path as text, `/readyz` and the like.
+    /// Reads any path as text, such as `/readyz`.
     pub fn text(&self, path: &str) -> Result<String> {
         self.client.text(path)
     }

@@ -1,5 +1,5 @@
-//! A program of the control plane: its log goes to a file, whose end is shown
-//! when a test panics; it is ended by SIGKILL, which none of them minds.
+//! A program of the control plane. Its log goes to a file, whose end is shown when a test panics. It is ended
+//! by SIGKILL, which all these programs tolerate.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
-/// How much of a log a panic shows.
+/// How many lines of a log a panic shows.
 const LOG_TAIL: usize = 15;
 
 pub(super) struct Process {
@@ -33,7 +33,7 @@ impl Process {
         Ok(Self { child, log, kept })
     }
 
-    /// Panics if it has ended; whoever waits for something it does would wait in vain.
+    /// Panics if the program has ended, so that a caller does not wait for it in vain.
     #[track_caller]
     pub(super) fn assert_running(&mut self) {
         if let Ok(Some(status)) = self.child.try_wait() {
@@ -58,7 +58,7 @@ impl Drop for Process {
             eprintln!("--- {} ends with:\n{tail}\n---", self.log.display());
         }
         if !self.kept.load(Ordering::Relaxed) {
-            // It may have ended by itself.
+            // The program may have ended by itself.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

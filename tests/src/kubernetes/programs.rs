@@ -1,5 +1,5 @@
-//! How etcd and kube-apiserver are started: with as little as makes a real API
-//! server, and everything it writes in one directory.
+//! The command lines of etcd and kube-apiserver: the fewest options of a real API server, and one directory
+//! for all files that they write.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::manifest::SERVICE_CIDRS;
 use crate::place::Place;
 use crate::world::World;
 
-/// Where etcd listens, inside the fabric only.
+/// The address where etcd listens, inside the fabric only.
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 
@@ -32,7 +32,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    /// Writes what they need; `flags` are more of kube-apiserver's.
+    /// Writes the files that the programs need; `flags` are more flags of kube-apiserver.
     pub(super) fn prepare(world: &World, flags: &[&str]) -> Result<Self> {
         let programs = Self {
             fabric: world.fabric().clone(),
@@ -64,7 +64,7 @@ impl Programs {
     pub(super) fn start_etcd(&self) -> Result<Process> {
         let mut command = self.fabric.command(self.binaries.join("etcd"));
         command.arg("--data-dir").arg(self.dir.join("etcd")).args([
-            // What it holds need not outlive this machine.
+            // The data need not survive a crash of this machine.
             "--unsafe-no-fsync",
             "--log-level=warn",
             &format!("--listen-client-urls={ETCD}"),
@@ -85,11 +85,11 @@ impl Programs {
             format!("--advertise-address={}", self.fabric.ip()),
             format!("--secure-port={PORT}"),
             format!("--service-cluster-ip-range={}", SERVICE_CIDRS.join(",")),
-            // It makes a certificate and key of its own there, and finds them when started again.
+            // The server makes a certificate and key there, and finds them when it is started again.
             format!("--cert-dir={}", self.dir.display()),
             format!("--token-auth-file={}", own("tokens.csv")),
             "--authorization-mode=RBAC".to_owned(),
-            // Nobody makes the service accounts that pods would need.
+            // No controller makes the service accounts that pods would need.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={}", own("apiserver.key")),
@@ -110,7 +110,7 @@ impl Programs {
             "kind": "Config",
             "clusters": [{"name": "millrace", "cluster": {
                 "server": self.url(),
-                // Holds the authority that signed it, too.
+                // The file also holds the authority that signed the certificate.
                 "certificate-authority": self.dir.join("apiserver.crt"),
             }}],
             "users": [{"name": "admin", "user": {"token": TOKEN}}],

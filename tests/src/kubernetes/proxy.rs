@@ -1,4 +1,4 @@
-//! kube-proxy on a node, in its nftables mode: who replaces it compares itself with it. It is given the node's network
+//! kube-proxy on a node, in its nftables mode, for comparisons with Millrace. It runs in the node's network
 //! namespace, so its rules end with the world.
 
 use std::env;
@@ -16,10 +16,10 @@ use crate::failure::OrPanic;
 use crate::node::Node;
 use crate::wait::wait_for;
 
-/// Where it shows its metrics, if its configuration does not say otherwise.
+/// The default address of its metrics.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
-/// The metric that tells when rules were last written, for each address family.
+/// The metric with the time of the last write of rules, for each address family.
 const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{";
 
 /// Folders of administrators' commands, which a user's `PATH` may leave out.
@@ -32,7 +32,7 @@ pub struct KubeProxy {
 }
 
 impl KubeProxy {
-    /// What this machine lacks for it, if anything.
+    /// The reason why kube-proxy cannot run on this machine, if there is one.
     pub fn missing() -> Option<String> {
         if nft().is_none() {
             return Some("no `nft`: install nftables".to_owned());
@@ -43,7 +43,7 @@ impl KubeProxy {
             .map(|error| format!("no Kubernetes programs: {error:#}"))
     }
 
-    /// Starts it on a node with a KubeProxyConfiguration, as JSON or YAML, that names a kubeconfig.
+    /// Starts kube-proxy on a node with a KubeProxyConfiguration, as JSON or YAML, that names a kubeconfig.
     #[track_caller]
     pub fn start(node: &Node, configuration: &str) -> Self {
         Self::spawn(node, configuration)
@@ -58,7 +58,7 @@ impl KubeProxy {
         command
             .arg("--config")
             .arg(&file)
-            // One of the few flags that count beside a file.
+            // One of the few flags that apply beside a configuration file.
             .arg(format!("--hostname-override={}", node.name()))
             .arg("--v=2")
             .env("PATH", path());
@@ -72,7 +72,7 @@ impl KubeProxy {
         })
     }
 
-    /// Waits until it has written its rules for both address families.
+    /// Waits until kube-proxy has written its rules for both address families.
     #[track_caller]
     pub fn wait_synced(&mut self, within: Duration) {
         let what = format!("kube-proxy on {} to write its rules", self.node.name());

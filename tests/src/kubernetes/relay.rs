@@ -1,6 +1,7 @@
-//! One API server at several addresses, and for two worlds. Worlds never meet, so connections that a second world makes to its own fabric, whose
-//! address is the API server's in the first, are carried over by this process. Both worlds then follow the very same
-//! objects, by the same kubeconfig.
+//! One API server at several addresses, and for two worlds. Packets do not pass between worlds, and both
+//! fabrics have the same addresses. Clients of a second world connect to the API server's address in their
+//! own fabric. This process accepts those connections there and carries them to the first world. Agents of
+//! both worlds then follow the same objects, by the same kubeconfig.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -11,7 +12,8 @@ use tokio::runtime::Runtime;
 
 use crate::place::Place;
 
-/// Carries connections from a port of one place to an address that another one reaches, until it is dropped.
+/// Carries connections from a port of one place to an address that another place reaches, until it is
+/// dropped.
 pub struct Relay {
     _runtime: Runtime,
 }
@@ -33,11 +35,11 @@ impl Relay {
 async fn carry(listener: TcpListener, to: SocketAddr) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        // Nobody hears of this but by connections that are not accepted.
+        // The task cannot return the error. Tests notice it by connections that are not accepted.
         Err(error) => return eprintln!("relaying to {to}: {error}"),
     };
     loop {
-        // What fails is one connection, which its client makes again.
+        // An error ends one connection, and its client connects again.
         if let Ok((mut near, _)) = listener.accept().await {
             tokio::spawn(async move {
                 if let Ok(mut far) = TcpStream::connect(to).await {

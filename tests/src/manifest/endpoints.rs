@@ -36,8 +36,7 @@ impl Family {
     }
 }
 
-/// A backend of a service, ready unless said otherwise. In a slice it appears
-/// with its addresses of the slice's family.
+/// A backend of a service, ready by default. In a slice it appears with its addresses of the slice's family.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     addresses: Vec<IpAddr>,
@@ -47,12 +46,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint that a pod is.
+    /// The endpoint of a pod.
     pub fn of(pod: &Pod) -> Self {
         Self::at(pod.addresses()).on_node(pod.node().name())
     }
 
-    /// The endpoint that a process on a node's own addresses is (`hostNetwork`).
+    /// The endpoint of a process on a node's own addresses (`hostNetwork`).
     pub fn on_host(node: &Place) -> Self {
         Self::at(node.addresses()).on_node(node.name())
     }
@@ -68,7 +67,7 @@ impl Endpoint {
         }
     }
 
-    /// Names the node that it is on.
+    /// Names the node of the endpoint.
     #[must_use]
     pub fn on_node(self, node: &str) -> Self {
         Self {
@@ -77,13 +76,13 @@ impl Endpoint {
         }
     }
 
-    /// Not ready: takes no connections.
+    /// Not ready: the endpoint takes no connections.
     #[must_use]
     pub fn not_ready(self) -> Self {
         self.conditions(false, false, false)
     }
 
-    /// On its way out but still serving.
+    /// Terminating but still serving.
     #[must_use]
     pub fn terminating(self) -> Self {
         self.conditions(false, true, true)
@@ -130,8 +129,8 @@ pub struct EndpointSlice {
 }
 
 impl EndpointSlice {
-    /// A slice of a service, with its ports and no endpoints so far; named
-    /// `<service>-ipv4` or `<service>-ipv6`.
+    /// A slice of a service, with its ports and without endpoints; named `<service>-ipv4` or
+    /// `<service>-ipv6`.
     pub fn of(service: &Service, family: Family) -> Self {
         Self {
             namespace: service.namespace.clone(),
@@ -143,7 +142,7 @@ impl EndpointSlice {
         }
     }
 
-    /// Another name, for a second slice of the same service and family.
+    /// Sets another name, for a second slice of the same service and family.
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         Self {

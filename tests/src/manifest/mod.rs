@@ -1,5 +1,5 @@
-//! Kubernetes objects that tests write, to a directory or to an API server:
-//! builders for what the proxy reads, and any JSON value for the rest.
+//! Kubernetes objects that tests write, to a directory or to an API server. There are builders for the kinds
+//! that the proxy reads, and any JSON value for other kinds.
 
 mod endpoints;
 mod service;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 pub use endpoints::{Endpoint, EndpointSlice, Family};
 pub use service::{Protocol, Service};
 
-/// Something that can be written as a Kubernetes object.
+/// A value that can be written as a Kubernetes object.
 pub trait Manifest {
     /// The object, with `apiVersion`, `kind` and `metadata.name`.
     fn object(&self) -> Value;
@@ -21,7 +21,7 @@ impl Manifest for Value {
     }
 }
 
-/// The ranges that cluster IPs come from: 10.96.0.0/16 and `fd00:96::/112`.
+/// The ranges of cluster IPs: 10.96.0.0/16 and `fd00:96::/112`.
 pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/112"];
 
 /// The ServiceCIDR object that an API server makes of its flags.

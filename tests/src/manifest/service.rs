@@ -1,4 +1,4 @@
-//! Services.
+//! Builders of Services.
 
 use serde_json::{Map, Value, json};
 
@@ -49,7 +49,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service in namespace `default`, without address or port so far.
+    /// A service in namespace `default`, without addresses and ports.
     pub fn new(name: &str) -> Self {
         Self {
             namespace: "default".to_owned(),
@@ -63,8 +63,8 @@ impl Service {
         }
     }
 
-    /// The one that most tests ask: `web`, with an address of each family, `10.96.0.10` and `fd00:96::10`, whose port 80 leads
-    /// to 8080, by TCP as `http` and by UDP as `dns`.
+    /// The service that most tests ask, `web`. It has an address of each family, `10.96.0.10` and
+    /// `fd00:96::10`. Port 80 leads to 8080, by TCP as `http` and by UDP as `dns`.
     pub fn web() -> Self {
         Self::new("web")
             .cluster_ip("10.96.0.10")
@@ -73,12 +73,12 @@ impl Service {
             .udp("dns", 80, 8080)
     }
 
-    /// Its name.
+    /// The name of the service.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Puts it into another namespace.
+    /// Puts the service into another namespace.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {
         namespace.clone_into(&mut self.namespace);
@@ -92,13 +92,13 @@ impl Service {
         self
     }
 
-    /// Adds a TCP port, `target` being the endpoints'.
+    /// Adds a TCP port; `target` is the port of the endpoints.
     #[must_use]
     pub fn tcp(self, name: &str, port: u16, target: u16) -> Self {
         self.port(name, Protocol::Tcp, port, target)
     }
 
-    /// Adds a UDP port, `target` being the endpoints'.
+    /// Adds a UDP port; `target` is the port of the endpoints.
     #[must_use]
     pub fn udp(self, name: &str, port: u16, target: u16) -> Self {
         self.port(name, Protocol::Udp, port, target)
@@ -117,7 +117,7 @@ impl Service {
         self
     }
 
-    /// Gives the port of this name a port of every node, and makes the service one of type `NodePort`.
+    /// Gives the port of this name a port of every node, and makes the type `NodePort`.
     #[must_use]
     pub fn node_port(mut self, name: &str, number: u16) -> Self {
         for port in self.ports.iter_mut().filter(|port| port.name == name) {
@@ -126,14 +126,14 @@ impl Service {
         self.set("type", json!("NodePort"))
     }
 
-    /// Adds an address of a load balancer, and makes the service one of type `LoadBalancer`.
+    /// Adds an address of a load balancer, and makes the type `LoadBalancer`.
     #[must_use]
     pub fn load_balancer_ip(mut self, address: &str) -> Self {
         self.ingress.push(json!({"ip": address}));
         self.set("type", json!("LoadBalancer"))
     }
 
-    /// The mode of its balancers' addresses so far, `VIP` or `Proxy`.
+    /// Sets the mode, `VIP` or `Proxy`, of the load balancer addresses that were added before.
     #[must_use]
     pub fn ip_mode(mut self, mode: &str) -> Self {
         for ingress in &mut self.ingress {
@@ -149,7 +149,7 @@ impl Service {
         self
     }
 
-    /// Makes a client's connections stay at one endpoint for so long after its last one.
+    /// Makes a client's connections stay at one endpoint for this time after its last connection.
     #[must_use]
     pub fn client_ip_affinity(self, timeout_seconds: u32) -> Self {
         self.set("sessionAffinity", json!("ClientIP")).set(
@@ -179,7 +179,7 @@ impl Service {
         self
     }
 
-    /// Its slices: one for each family that it has an address of.
+    /// The slices of the service: one for each family of its addresses.
     pub fn slices(&self, endpoints: impl IntoIterator<Item = Endpoint>) -> Vec<EndpointSlice> {
         let endpoints: Vec<Endpoint> = endpoints.into_iter().collect();
         let families = [Family::V4, Family::V6]

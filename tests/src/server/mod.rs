@@ -1,10 +1,8 @@
-//! Backends: servers that say who they are and whom they see. By TCP the first
-//! line is `<name> <peer address>`, and each line that comes is echoed as
-//! `<name> <line>`; by UDP each datagram is answered by such a first line
-//! followed by the datagram.
+//! Backends: servers that send their own name and the address of their client. By TCP the first line is
+//! `<name> <peer address>`, and the server echoes each further line as `<name> <line>`. By UDP the reply to a
+//! datagram is such a first line followed by the datagram.
 //!
-//! A server is one thread of the test's process. It stops when it is dropped,
-//! and its port is free then.
+//! A server is one thread of the test's process. It stops when it is dropped, and its port is free then.
 
 mod task;
 
@@ -42,8 +40,8 @@ impl Place {
         Server::start(Sockets::Tcp(listener), self.name())
     }
 
-    /// Serves UDP on a port of each of its addresses. A socket per address
-    /// answers from the address that was asked.
+    /// Serves UDP on a port of each of the place's addresses. A socket per address replies from the address
+    /// that was asked.
     #[track_caller]
     pub fn serve_udp(&self, port: u16) -> Server {
         let bind = |ip: &_| self.udp_bind(SocketAddr::new(*ip, port));
@@ -66,8 +64,8 @@ impl Place {
         [self.serve_tcp(port), self.serve_udp(port)]
     }
 
-    /// Serves TCP and UDP on a port from a process of its own inside the place,
-    /// which lives until the world ends, even where that outlives this process.
+    /// Serves TCP and UDP on a port, from a process of its own inside the place. The process lives until the
+    /// world ends, even if the world outlives this process.
     #[track_caller]
     pub fn serve_apart(&self, port: u16) -> ServerApart {
         let tool = crate::binary::world_tool().or_panic();
@@ -81,7 +79,7 @@ impl Place {
             .spawn()
             .with_context(|| self.cannot_serve(port))
             .or_panic();
-        // It says a line once it serves, and closes its output.
+        // The process prints a line once it serves, and closes its output.
         let mut said = String::new();
         let heard = child
             .stdout
@@ -104,12 +102,12 @@ impl Place {
 pub struct ServerApart(Child);
 
 impl ServerApart {
-    /// Its process id.
+    /// The process id of the server.
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
 
-    /// Ends it by SIGKILL: the kernel closes its connections.
+    /// Ends the server by SIGKILL: the kernel closes its connections.
     #[track_caller]
     pub fn kill(mut self) {
         self.0
@@ -141,22 +139,22 @@ impl Server {
         }
     }
 
-    /// How many connections or datagrams it has answered.
+    /// The number of connections or datagrams that the server has answered.
     pub fn served(&self) -> usize {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Closes the listening socket; connections that exist go on.
+    /// Closes the listening socket; existing connections go on.
     pub fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
     }
 
-    /// Ends it, resetting every connection.
+    /// Ends the server and resets every connection.
     pub fn reset(mut self) {
         self.end(Phase::Reset);
     }
 
-    /// Ends it, closing every connection. Dropping does the same.
+    /// Ends the server and closes every connection. Dropping does the same.
     pub fn stop(mut self) {
         self.end(Phase::Stopped);
     }
@@ -164,7 +162,7 @@ impl Server {
     fn end(&mut self, phase: Phase) {
         self.phase.send_replace(phase);
         if let Some(thread) = self.thread.take() {
-            // Its panic has been printed; in a test that goes on it shows as missing answers.
+            // The panic of the thread has been printed. A test that goes on notices it by missing answers.
             let _ = thread.join();
         }
     }
@@ -178,7 +176,7 @@ impl Drop for Server {
     }
 }
 
-/// What `millrace-world serve` does: TCP and UDP on a port, for ever.
+/// `millrace-world serve`: serves TCP and UDP on a port, for ever.
 pub fn run(name: &str, port: u16) -> Result<()> {
     let listener = listen(Socket::new(Domain::IPV6, Type::STREAM, None)?, port)?;
     let _tcp = Server::start(Sockets::Tcp(listener), name);
@@ -191,7 +189,7 @@ pub fn run(name: &str, port: u16) -> Result<()> {
         let v6 = address
             .as_sockaddr_in6()
             .map(|address| IpAddr::from(address.ip()));
-        // A link-local address could be bound only together with its link.
+        // The bind to a link-local address would need the link as well.
         if let Some(ip) = v4.or(v6.filter(|ip| !is_link_local(ip))) {
             sockets
                 .push(UdpSocket::bind(SocketAddr::new(ip, port)).with_context(|| format!("binding {ip}"))?);
@@ -199,7 +197,7 @@ pub fn run(name: &str, port: u16) -> Result<()> {
     }
     let _udp = Server::start(Sockets::Udp(sockets), name);
     println!("serving {name} on port {port}");
-    // The reader waits for the end of the output; the write end of /dev/null takes its place.
+    // The reader waits for the end of the output, so /dev/null replaces the pipe.
     let null = std::fs::File::options()
         .write(true)
         .open("/dev/null")
@@ -210,7 +208,7 @@ pub fn run(name: &str, port: u16) -> Result<()> {
     }
 }
 
-/// What `millrace-world ask` does: prints how a server answers by TCP.
+/// `millrace-world ask`: prints a server's answer by TCP.
 pub fn ask(to: SocketAddr) -> Result<()> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     let answer = probe::ask_by(socket, Probe::Tcp, to, PATIENCE).with_context(|| format!("asking {to}"))?;

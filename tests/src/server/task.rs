@@ -1,4 +1,4 @@
-//! What a server's thread does: accept, greet, echo, until told to drain or end.
+//! The thread of a server: it accepts, greets and echoes, until it is told to drain or end.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -12,26 +12,26 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-/// What a server is told to do, each step beyond the one before.
+/// An order to a server. Each phase includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
-    /// Accept and answer.
+    /// Accepts and answers.
     Serving,
-    /// Accept no more; connections go on.
+    /// Accepts no more; connections go on.
     Draining,
-    /// End, connections by FIN.
+    /// Ends; connections are closed by FIN.
     Stopped,
-    /// End, connections by RST.
+    /// Ends; connections are closed by RST.
     Reset,
 }
 
-/// What a server listens on.
+/// The sockets of a server.
 pub(super) enum Sockets {
     Tcp(TcpListener),
     Udp(Vec<UdpSocket>),
 }
 
-/// What a server's thread works with.
+/// The state of a server's thread.
 #[derive(Clone)]
 pub(super) struct Task {
     pub(super) name: Arc<str>,
@@ -55,7 +55,7 @@ impl Task {
     /// Waits for an order of at least this phase.
     async fn ordered(&self, phase: Phase) -> Phase {
         let mut orders = self.orders.clone();
-        // The sender is gone only if the server's handle was leaked: serve on.
+        // The sender is gone only if the server's handle was leaked: the server goes on.
         let reached = orders.wait_for(|now| *now >= phase).await.map(|now| *now);
         match reached {
             Ok(now) => now,
@@ -75,7 +75,8 @@ impl Task {
                         self.served.fetch_add(1, Ordering::Relaxed);
                         connections.spawn(self.clone().converse(stream, peer));
                     }
-                    // The client gave up first, or descriptors ran out for a moment.
+                    // The client closed the connection before, or the process had no free descriptor for a
+                    // moment.
                     Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
                 },
                 Some(_) = connections.join_next() => {}
@@ -89,7 +90,7 @@ impl Task {
 
     async fn converse(self, mut stream: TcpStream, peer: SocketAddr) {
         tokio::select! {
-            // A client that goes away is no concern of the server.
+            // The server ignores a client that closes or resets its connection.
             _ = self.echo(&mut stream, peer) => {}
             phase = self.ordered(Phase::Stopped) => if phase == Phase::Reset {
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
@@ -125,7 +126,7 @@ impl Task {
     async fn answer(self, socket: tokio::net::UdpSocket) {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         loop {
-            // Errors report what became of earlier answers (ICMP), not of this socket.
+            // An error is about an earlier reply (ICMP), not about this socket.
             let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {
                 continue;
             };

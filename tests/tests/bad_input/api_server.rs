@@ -1,5 +1,6 @@
-//! An API server that lists and watches any objects that a test gives it, such as a real one would not store.
-//! It speaks plain HTTP on the fabric, and begins watches with lists or refuses that, as older servers do.
+//! An API server that lists and watches any objects that a test gives it, even objects that a real one would
+//! not store. It speaks plain HTTP on the fabric. It begins watches with lists, or refuses that as older
+//! servers do.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 const PORT: u16 = 6443;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The server; dropping it ends it.
+/// The server. It ends when it is dropped.
 pub struct ApiServer {
     shared: Arc<Shared>,
     kubeconfig: PathBuf,
@@ -29,7 +30,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// All that happened; an event's place is its version.
+/// All events. The index of an event is its version.
 #[derive(Default)]
 struct History {
     events: Vec<Event>,
@@ -42,7 +43,7 @@ struct Event {
 }
 
 impl ApiServer {
-    /// Starts it in a world's fabric, without objects.
+    /// Starts the server in a world's fabric, without objects.
     pub fn start(world: &World, streams_lists: bool) -> Self {
         let fabric = world.fabric();
         let address = SocketAddr::new(fabric.ip().into(), PORT);
@@ -73,14 +74,14 @@ impl ApiServer {
         }
     }
 
-    /// What agents are told to follow.
+    /// The source for the agents.
     pub fn source(&self) -> Source {
         Source::Kubernetes {
             kubeconfig: self.kubeconfig.clone(),
         }
     }
 
-    /// Adds an object, or puts it in the place of the one of its name.
+    /// Adds an object, or replaces the object of the same name.
     pub fn put(&self, object: &impl Manifest) {
         self.happen("ADDED", object.object());
     }
@@ -106,7 +107,7 @@ impl Drop for ApiServer {
         }
         self.shared.changed.notify_all();
         if let Some(accepting) = self.accepting.take() {
-            // A thread that panicked has said so.
+            // The panic of the thread has been printed.
             let _ = accepting.join();
         }
     }
@@ -119,13 +120,13 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             continue;
         };
         let shared = Arc::clone(shared);
-        // A client that goes away is no concern of the server.
+        // The server ignores a client that closes its connection.
         thread::spawn(move || shared.answer(&stream).ok());
     }
 }
 
 impl Shared {
-    /// Answers one request.
+    /// Responds to one request.
     fn answer(&self, mut stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nonblocking(false)?;
         let mut reader = BufReader::new(stream);
@@ -176,7 +177,7 @@ impl Shared {
         self.follow(stream, path, version)
     }
 
-    /// The objects of a collection, in the order of their names, and the version that they are of.
+    /// The objects of a collection, in the order of their names, and the version of the list.
     fn list(&self, path: &str) -> (Vec<Value>, usize) {
         let history = self.history.lock().expect("no thread panicked");
         let mut objects = BTreeMap::new();
@@ -191,7 +192,7 @@ impl Shared {
         (objects.into_values().collect(), history.events.len())
     }
 
-    /// Sends what happens to a collection after a version, until the server ends.
+    /// Sends the events of a collection after a version, until the server ends.
     fn follow(&self, mut stream: &TcpStream, path: &str, version: usize) -> std::io::Result<()> {
         let mut sent = version;
         let mut history = self.history.lock().expect("no thread panicked");
@@ -208,14 +209,14 @@ impl Shared {
 }
 
 impl Event {
-    /// Whether it is about an object of a collection.
+    /// Whether the event is about an object of a collection.
     fn is_in(&self, path: &str) -> bool {
         let kind = self.object["kind"].as_str().unwrap_or_default();
         path.ends_with(&format!("/{}s", kind.to_lowercase()))
     }
 }
 
-/// Begins an answer that goes on until the connection ends.
+/// Begins a response that goes on until the connection ends.
 fn begin(mut stream: &TcpStream) -> std::io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")
 }

@@ -1,8 +1,8 @@
-//! Bad input in a running agent: each is told of, with what and where it is, and the rest stays served.
+//! Bad input in a running agent: the agent reports each error with its object, and goes on serving the rest.
 //!
-//! By file: objects that make no sense ([`objects`]), such as cannot be decoded ([`undecodable`], of an API
-//! server that follows a script: [`api_server`]), surroundings that lack something ([`surroundings`]), much
-//! of everything ([`sizes`]).
+//! By file: invalid objects ([`objects`]), and objects that cannot be decoded ([`undecodable`]), from an API
+//! server that follows a script ([`api_server`]). Then incomplete surroundings ([`surroundings`]), and large
+//! numbers of everything ([`sizes`]).
 
 mod api_server;
 mod objects;

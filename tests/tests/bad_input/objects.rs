@@ -1,4 +1,4 @@
-//! Objects that make no sense.
+//! Invalid objects: the agent reports them and serves the rest.
 
 use harness::manifest::Family;
 use harness::{Endpoint, EndpointSlice, Manifest, Service};
@@ -153,7 +153,7 @@ fn of_two_services_with_one_address_the_older_has_it_and_the_other_inherits() {
     shop.wait_answer("10.96.1.5:80", "b");
     shop.wait_errors(&[]);
 
-    // That it comes later does not make it younger.
+    // The agent compares times of creation, not times of arrival.
     let old = Service::new("old")
         .cluster_ip("10.96.1.5")
         .tcp("http", 80, 8080)
@@ -190,7 +190,7 @@ fn an_external_address_that_becomes_a_cluster_ip_is_given_up_and_comes_back() {
     harness::require_root!();
     let shop = Shop::open();
     let _agent = started(shop.node().agent());
-    // Outside of the ranges that are known.
+    // The address is outside of the known ranges.
     let (address, port) = ("172.31.9.9", "172.31.9.9:80");
     let old = shop.serve("old", (1, 7), &[&shop.b]);
     let old = born(&old.set("externalIPs", json!([address])), "2026-01-01T00:00:00Z");
@@ -234,7 +234,7 @@ fn where_two_slices_disagree_the_better_state_holds() {
         "Service default/twice",
         "in EndpointSlice twice-1; the former is used",
     )]);
-    // Both say the same: that is no disagreement, and counts once.
+    // Equal states are no disagreement, and the endpoint counts once.
     slice("twice-1", vec![Endpoint::of(&shop.a)]);
     shop.wait_errors(&[]);
     let list = shop.node().cli(&["service", "list"]).expect("a list");

@@ -1,4 +1,4 @@
-//! A node with a client and a service that must stay served whatever else happens, and the agent's list of errors.
+//! A node with a client and a service that must stay served in every test, and the agent's list of errors.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use proxy_common::maps::Reason;
 
 pub const SECOND: Duration = Duration::from_secs(1);
 
-/// A node with two pods that serve TCP and UDP on port 8080, `a` and `b`, and the service `good` in front of both.
+/// A node with two pods that serve TCP and UDP on port 8080, `a` and `b`, and the service `good` in front of
+/// both.
 pub struct Shop {
     pub world: World,
     pub client: Pod,
@@ -66,7 +67,7 @@ impl Shop {
         }
     }
 
-    /// Waits until the client is answered by this backend.
+    /// Waits until this backend answers the client.
     #[track_caller]
     pub fn wait_answer(&self, to: &str, backend: &str) {
         wait_for(&format!("{backend} to answer at {to}"), SECOND, || {
@@ -78,8 +79,8 @@ impl Shop {
         });
     }
 
-    /// Waits until the client is refused there or hears nothing, as is owed for these reasons. The node
-    /// counts one of them; an address that no service has is left to the stack, and counts for none.
+    /// Waits until the client is refused or gets no reply; `reasons` decide which of the two. The node counts
+    /// one of these reasons. Without a reason, the stack handles the packet and no counter changes.
     #[track_caller]
     pub fn wait_unserved(&self, to: &str, reasons: &[Reason]) {
         let is_told = |reason: &Reason| reason.is_reject() || *reason == Reason::SocketRefused;
@@ -103,7 +104,7 @@ impl Shop {
         });
     }
 
-    /// Waits until the agent's errors are exactly these: each of them has an object and a message that contain one pair
+    /// Waits until the agent's errors are exactly these: the object and the message of each contain one pair
     /// of texts.
     #[track_caller]
     pub fn wait_errors(&self, expected: &[(&str, &str)]) {
@@ -139,7 +140,7 @@ pub fn started(agent: harness::AgentBuilder) -> Agent {
     agent
 }
 
-/// What `millrace status` lists, as object and message.
+/// The errors in `millrace status`, as object and message.
 pub fn errors(node: &Node) -> Vec<(String, String)> {
     let status = node.cli(&["status"]).expect("a status");
     let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();

@@ -1,4 +1,4 @@
-//! Much of everything: large services, tables that are full, tables that grow.
+//! Large numbers: large services, full tables, growing tables.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -16,7 +16,7 @@ use socket2::SockRef;
 
 use crate::shop::{SECOND, Shop, errors, started};
 
-/// A server on every address of 10.245.0.0/16, which tells by which of them it was reached.
+/// A server on every address of 10.245.0.0/16. Its answer contains the address that was asked.
 struct ManyAddresses {
     listener: TcpListener,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -36,7 +36,7 @@ impl ManyAddresses {
         let serve = move || {
             while let Ok((mut stream, peer)) = served.accept() {
                 let ip = stream.local_addr().expect("an address").ip().to_canonical();
-                // A client that is gone already does not matter.
+                // The client may have closed its connection.
                 let _ = writeln!(stream, "{ip} {peer}");
             }
         };
@@ -49,7 +49,7 @@ impl ManyAddresses {
 
 impl Drop for ManyAddresses {
     fn drop(&mut self) {
-        // Wakes the thread.
+        // The shutdown wakes the thread.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
@@ -60,8 +60,9 @@ fn address_of(number: u16) -> IpAddr {
     Ipv4Addr::new(10, 245, high, low).into()
 }
 
-/// How many backends answer so many connections, each from a port of its own: those that the kernel chooses repeat, and
-/// packet by packet the same port leads to the same backend. The agent listens at ports just above 10 000.
+/// The number of backends that answer so many connections, each from a port of its own. Ports that the kernel
+/// chooses would repeat, and without socket hooks the same port leads to the same backend. The agent listens
+/// at ports slightly above 10 000.
 fn backends_met(place: &Place, to: SocketAddr, connections: u16) -> usize {
     let from = |port| SocketAddr::new(place.ip().into(), port);
     let ask = |port| place.ask_from(Probe::Tcp, from(port), to, PATIENCE);
@@ -81,7 +82,7 @@ fn five_thousand_endpoints_are_all_used() {
     let service = Service::new("crowd")
         .cluster_ip("10.96.2.1")
         .tcp("http", 80, 8080);
-    // As an endpoint controller writes them, a thousand at most in a slice.
+    // An endpoint controller puts at most a thousand endpoints in a slice.
     let slice = |number: u16, members: &[u16]| {
         let endpoints = members.iter().map(|member| Endpoint::at(&[address_of(*member)]));
         let slice = EndpointSlice::of(&service, Family::V4).named(&format!("crowd-{number}"));
@@ -94,14 +95,15 @@ fn five_thousand_endpoints_are_all_used() {
         let _agent = started(shop.node().agent().config(config));
         for place in [&shop.client as &Place, shop.node()] {
             let met = backends_met(place, address("10.96.2.1:80"), 10_000);
-            // Of 5 000 that are drawn from 10 000 times, 4 323 are expected to be met, give or take 26.
+            // With 10 000 draws from 5 000 backends, the expected number of backends met is 4 323, with a
+            // deviation of 26.
             assert!(
                 (4_190..=5_000).contains(&met),
                 "{} met {met} of 5000",
                 place.name()
             );
         }
-        // One goes and one comes.
+        // One endpoint is replaced by another one.
         let changed = |without: u16, with: u16| -> Vec<u16> {
             let rest = members(4).into_iter().filter(|member| *member != without);
             rest.chain([with]).collect()
@@ -203,7 +205,7 @@ fn source_ranges_beyond_a_share_close_the_load_balancers_address_and_nothing_els
     shop.wait_errors(&[]);
 }
 
-/// Fills a table with services until one does not fit, and makes room.
+/// Fills a table with services until one does not fit, and then frees entries.
 #[track_caller]
 fn full_at(table: &str, max: u32, fitting: u8) {
     let shop = Shop::open();
@@ -239,14 +241,14 @@ fn full_at(table: &str, max: u32, fitting: u8) {
     shop.wait_errors(&expected);
     assert_rest_is_served();
 
-    // Room that others leave is used.
+    // The agent uses the entries that a deleted service frees.
     shop.world.delete(&services[0]);
     shop.wait_answer(&at(100), "b");
     shop.wait_unserved(&at(1), &[Reason::NoSuchService]);
     shop.wait_errors(&[gauge]);
     shop.world.apply(&services[0]);
     shop.wait_errors(&[gauge, ("Service default/s1", "no room left")]);
-    // And so is room that is made by raising the limit.
+    // The agent also uses the entries that a higher limit adds.
     shop.world.delete(&last);
     shop.wait_answer(&at(1), "a");
     shop.world.apply(&last);
@@ -262,14 +264,14 @@ fn full_at(table: &str, max: u32, fitting: u8) {
 #[test]
 fn a_full_table_of_frontends_leaves_services_as_they_are() {
     harness::require_root!();
-    // `good` has four of them.
+    // `good` has four frontends.
     full_at("frontends", 6, 2);
 }
 
 #[test]
 fn a_full_table_of_slots_leaves_services_as_they_are() {
     harness::require_root!();
-    // `good` has eight of them, two for each frontend.
+    // `good` has eight slots, two for each frontend.
     full_at("slots", 10, 2);
 }
 
@@ -282,7 +284,8 @@ fn a_full_table_of_backends_leaves_services_as_they_are() {
 #[test]
 fn a_full_table_of_addresses_leaves_services_as_they_are() {
     harness::require_root!();
-    // `good` has two of them, and so has the node, whose IPv4 subnet has two more that are no host's.
+    // `good` has two addresses, and so has the node. The node's IPv4 subnet has two more that belong to no
+    // host.
     full_at("addresses", 8, 2);
 }
 

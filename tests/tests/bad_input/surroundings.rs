@@ -1,6 +1,7 @@
-//! Surroundings that lack something, or hold something of others.
+//! Surroundings that lack something, or that hold objects of other programs.
 //!
-//! An agent that cannot start says what it lacks and touches nothing: what an earlier one programmed goes on serving.
+//! An agent that cannot start reports what it lacks and changes nothing: the entries of an earlier agent go
+//! on serving.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +15,8 @@ use harness::{
 
 use crate::shop::{SECOND, Shop, errors, started};
 
-/// Lets an agent program everything and go; then starts another that has to give up, and returns its last words.
+/// Starts an agent that programs everything, and ends it. Then starts another one that has to give up, and
+/// returns its last messages.
 #[track_caller]
 fn last_words(shop: &Shop, change: impl FnOnce(AgentBuilder) -> AgentBuilder) -> String {
     let mut first = started(shop.node().agent());
@@ -149,7 +151,7 @@ fn three_capabilities_are_enough() {
     shop.assert_served();
 }
 
-/// With what the manifest gives: the node's pods are Millrace's, and ports of nodes lead to them.
+/// The capabilities of the manifest: the node's pods are Millrace's, and node ports lead to them.
 #[test]
 fn three_capabilities_are_enough_for_a_pod_network() {
     const PORT: u16 = 30_080;
@@ -185,7 +187,7 @@ fn three_capabilities_are_enough_for_a_pod_network() {
             wait_for(&format!("nothing to be wrong, {when}"), 5 * SECOND, || {
                 let status = agent.cli(&["status"]);
                 let errors = status["errors"].as_array().expect("a list").iter();
-                // Older kernels tell namespaces of pods to those only who may enter them.
+                // Older kernels list the namespaces of pods only to a process that may enter them.
                 let mut others = errors.filter(|error| error["code"] != "PodNamespacesUnknown");
                 others.next().map_or(Ok(()), |error| Err(error.to_string()))
             });
@@ -195,7 +197,7 @@ fn three_capabilities_are_enough_for_a_pod_network() {
     }
 }
 
-/// An agent that has no cgroup for its socket hooks is not ready, and serves packet by packet.
+/// An agent without a cgroup for its socket hooks is not ready, and serves packet by packet.
 #[track_caller]
 fn assert_serves_without_hooks(shop: &Shop, agent: AgentBuilder, message: &[&str]) {
     let agent = agent.start();
@@ -244,7 +246,7 @@ fn a_cgroup_that_is_none_is_named() {
     let named = missing.display().to_string();
     let agent = shop.node().agent().cgroup(Some(&missing));
     assert_serves_without_hooks(&shop, agent, &[&named, "No such file or directory", "--cgroup"]);
-    // Mended, everything is as it should be.
+    // With the right cgroup the error is gone.
     let _agent = started(shop.node().agent());
     assert_eq!(errors(shop.node()), []);
     shop.assert_served();
@@ -346,7 +348,7 @@ fn a_foreign_device_in_our_place_is_left_alone() {
     assert_eq!(status["ready"], false, "{status}");
     let advice = "interface millrace0 is not ours (a bridge without a peer millrace1): rename or remove it";
     shop.wait_errors(&[("device millrace0", advice)]);
-    // Only what no hook translates needs the device: datagrams of the node's connected sockets.
+    // Only datagrams of the node's connected sockets need the device: no hook translates them.
     for to in ["10.96.0.10:80", "[fd00:96::10]:80"] {
         for probe in Probe::ALL {
             shop.client

@@ -22,14 +22,14 @@ fn broken_slice(service: &Service, name: &str) -> Value {
     object
 }
 
-/// Serves bad objects at the beginning and later on, restarts the agent, and looks at the good ones.
+/// Serves bad objects at the beginning and later, restarts the agent, and checks the good objects.
 fn assert_spoil_only_themselves(streams_lists: bool) {
     let shop = Shop::open();
     let api = ApiServer::start(&shop.world, streams_lists);
     let (service, slices) = (good(), good().slices([&shop.a, &shop.b].map(Endpoint::of)));
     api.put(&service_cidrs());
     api.put(&shop.node().object());
-    // In lists some stand before the good ones.
+    // In lists some bad objects come before the good ones.
     for name in ["a-torn", "torn"] {
         api.put(&broken_service(name));
         api.put(&broken_slice(&service, name));
@@ -52,7 +52,7 @@ fn assert_spoil_only_themselves(streams_lists: bool) {
     shop.wait_errors(&bad);
     shop.assert_served();
 
-    // One of each in the watch, and good ones behind them.
+    // One bad object of each kind in the watch, and good ones after them.
     let next = Service::new("next").cluster_ip("10.96.1.2").tcp("http", 80, 8080);
     api.put(&broken_service("later"));
     api.put(&broken_slice(&next, "later"));
@@ -65,7 +65,7 @@ fn assert_spoil_only_themselves(streams_lists: bool) {
     ]);
     shop.wait_errors(&bad);
 
-    // A good one becomes bad, and good again.
+    // A good object becomes bad, and good again.
     api.put(&broken_service("good"));
     let all: Vec<_> = bad
         .iter()

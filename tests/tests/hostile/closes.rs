@@ -1,5 +1,5 @@
-//! Connections that end, or seem to: by forged FINs, after transfers that are faster than the programs take
-//! notes, and before they began.
+//! Connections that end, or seem to end: by forged FINs, after transfers that are faster than the programs
+//! record sequence numbers, and before their handshake.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use crate::dead_entries::age_all;
 use crate::town::{SOON, Town, await_collection, of_family};
 
 const NODE_PORT: u16 = 30_090;
-/// Longer than what one side has ended is remembered, and less than an open connection.
+/// Longer than the lifetime of a connection that one side has closed, and shorter than that of an open one.
 const LONG: Duration = Duration::from_hours(2);
 
 /// A connection, its client first.
@@ -32,7 +32,7 @@ fn assert_goes_on(ends: &mut Ends, what: &str) {
     exchange(client, server).unwrap_or_else(|error| panic!("{what}, to the server: {error}"));
 }
 
-/// Sends data one way, as fast as it goes.
+/// Sends data in one direction, as fast as possible.
 fn send(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -69,7 +69,7 @@ fn behind_a_service(town: &Town) -> TcpListener {
     listener
 }
 
-/// Two places to connect to: outside, masqueraded; and a pod, by a node port.
+/// Two listeners: one outside, whose clients are masqueraded, and one in a pod, behind a node port.
 struct Listeners {
     outside: TcpListener,
     web: TcpListener,
@@ -83,8 +83,8 @@ impl Listeners {
         }
     }
 
-    /// A connection each, and where a host outside forges from and to: the server's packets of the first, the
-    /// client's of the second.
+    /// Opens a connection to each listener. With each comes a source and a destination for forged segments of
+    /// a host outside. For the first connection they are the server's packets, for the second the client's.
     fn connect(&self, town: &Town, v4: bool) -> [(Ends, [SocketAddr; 2]); 2] {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
         let server = SocketAddr::new(of_family(&town.outside, v4), 9100);
@@ -101,7 +101,7 @@ impl Listeners {
     }
 }
 
-/// How many entries of TCP the table of open connections has.
+/// The number of TCP entries in the table of open connections.
 fn entries(town: &Town) -> usize {
     const PROTOCOL: usize = std::mem::offset_of!(FlowKey, protocol);
     let flows = town
@@ -110,7 +110,7 @@ fn entries(town: &Town) -> usize {
     flows.keys().filter(|key| key[PROTOCOL] == 6).count()
 }
 
-/// The FINs stand all over the sequence numbers, so that data that follows passes many of them by.
+/// The FINs are spread over all sequence numbers, so data that follows passes many of them.
 #[test]
 fn data_that_passes_forged_ends_confirms_none() {
     harness::require_root!();
@@ -122,7 +122,7 @@ fn data_that_passes_forged_ends_confirms_none() {
         for (ends, _) in &mut held {
             assert_goes_on(ends, "before");
         }
-        // Beyond the tick of the handshake.
+        // The sleep is longer than the tick of the handshake.
         std::thread::sleep(Duration::from_millis(1500));
         for (ends, _) in &mut held {
             assert_goes_on(ends, "before");
@@ -135,7 +135,7 @@ fn data_that_passes_forged_ends_confirms_none() {
         }
         for (index, (ends, _)) in held.iter_mut().enumerate() {
             let [client, server] = ends;
-            // The side that the forger speaks for goes on.
+            // The side whose segments were forged goes on sending.
             if index == 0 {
                 send(server, client, 1 << 20);
             } else {
@@ -155,7 +155,7 @@ fn data_that_passes_forged_ends_confirms_none() {
     }
 }
 
-/// A flow that begins by a forged FIN has nothing to say of the connection that follows.
+/// A flow that begins with a forged FIN does not change the lifetime of the connection that follows.
 #[test]
 fn an_end_before_the_handshake_shortens_no_connection() {
     harness::require_root!();
@@ -180,8 +180,8 @@ fn an_end_before_the_handshake_shortens_no_connection() {
     }
 }
 
-/// Uploads at the speed of the machine, and a few that are slow. What is over leaves no entry, and no source
-/// port, for as long as an open connection.
+/// Fast uploads, and a few that are slow. An ended connection must not keep its entry and source port for as
+/// long as an open one.
 #[test]
 fn connections_that_end_after_fast_transfers_leave_no_entries() {
     const FAST: usize = 256 << 20;

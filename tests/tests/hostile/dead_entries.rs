@@ -1,6 +1,6 @@
-//! Connections whose entries are gone: pushed out, expired, or lost with the pins. Where netfilter would
-//! pick a connection up in its middle (`nf_conntrack_tcp_loose`), it goes on; and in no case does a packet
-//! leave with a pod's own address.
+//! Connections whose conntrack entries are gone: evicted, expired, or lost with the pins. Netfilter picks up
+//! a connection in its middle (`nf_conntrack_tcp_loose`), and here such a connection goes on as well. In no
+//! case does a packet leave with a pod's own address.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use crate::town::{SOON, Town, await_collection, came_before, captured, honest, o
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Forgets every flow of the first node's.
+/// Removes every flow of the first node.
 fn forget_all(town: &Town) -> usize {
     const KEY: usize = size_of::<FlowKey>();
     const VALUE: usize = size_of::<Flow>();
@@ -25,7 +25,7 @@ fn forget_all(town: &Town) -> usize {
     forget("FLOWS") + forget("STREAMS") + forget("NEW_FLOWS")
 }
 
-/// Makes every flow of the first node this much older.
+/// Makes every flow of the first node older by this time.
 pub fn age_all(town: &Town, by: Duration) {
     const KEY: usize = size_of::<FlowKey>();
     const VALUE: usize = size_of::<Flow>();
@@ -54,7 +54,7 @@ fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
     to.read_exact(&mut [0; 4])
 }
 
-/// Sources of packets that came with an address of a pod's.
+/// The sources of packets that came with a pod's address.
 fn untranslated(town: &Town, capture: &PacketSocket) -> Vec<SocketAddr> {
     let came = capture.so_far().expect("to read");
     let sources = came
@@ -89,7 +89,7 @@ fn a_pods_segment_in_mid_flow_leaves_by_the_same_port_without_an_entry() {
             let what = format!("connection {number} to {to}, whose entry is gone");
             exchange(&mut near, &mut far).unwrap_or_else(|error| panic!("{what}: {error}"));
             exchange(&mut far, &mut near).unwrap_or_else(|error| panic!("{what}, back: {error}"));
-            // Its end, too, has to find the way.
+            // The segments that close the connection must be translated too.
             assert!(forget_all(&town) > 0, "there is one again");
             drop(near);
             far.set_read_timeout(Some(SOON)).expect("a deadline");
@@ -100,7 +100,8 @@ fn a_pods_segment_in_mid_flow_leaves_by_the_same_port_without_an_entry() {
     }
 }
 
-/// Clients of services that speak first find their backend again, by the same masquerade port.
+/// In these services the server sends first. The client's next segment finds the same backend, by the same
+/// masquerade port.
 #[test]
 fn a_clients_segment_in_mid_flow_finds_its_backend_without_an_entry() {
     harness::require_root!();
@@ -122,7 +123,7 @@ fn a_clients_segment_in_mid_flow_finds_its_backend_without_an_entry() {
     }
 }
 
-/// kube-proxy has the kernel remember a silent connection for 24 hours (`conntrack.tcpEstablishedTimeout`).
+/// kube-proxy sets the kernel to keep an idle connection for 24 hours (`conntrack.tcpEstablishedTimeout`).
 #[test]
 fn connections_go_on_after_a_day_of_silence() {
     harness::require_root!();
@@ -136,17 +137,17 @@ fn connections_are_remembered_for_as_long_as_the_operator_says() {
     assert_remembered(config, [HOUR * 11 / 12, HOUR * 13 / 12]);
 }
 
-/// A service whose server the test speaks for.
+/// The node port of a service whose server is the test itself.
 const TALK: u16 = 30_090;
 
-/// Connections are remembered after the first silence, not after the second. In both cases those go on that
+/// The entries outlive the first silence and not the second one. After both, the connections go on that
 /// netfilter would let go on.
 #[track_caller]
 fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
     let town = Town::with(harness::NodeSpec::millrace(), config);
     let listener = town.outside.tcp_listen(9100).expect("a listener");
     let capture = captured(&town.outside);
-    // The town's own servers would take the connections.
+    // The town's own servers would accept the connections.
     let at_web = town.web.tcp_listen(8181).expect("a listener");
     let talk = Service::new("talk")
         .cluster_ip("10.96.3.10")
@@ -185,13 +186,13 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
     }
 }
 
-/// Connections that say nothing for a while.
+/// Connections that are idle for a while.
 struct Held {
-    /// Of the pod to the host outside, and whether the latter speaks first afterwards.
+    /// Connections of the pod to the host outside, and whether the host sends first after the silence.
     out: Vec<(TcpStream, TcpStream, bool)>,
-    /// Of the host outside to services.
+    /// Connections of the host outside to services.
     inward: Vec<(TcpStream, SocketAddr)>,
-    /// Of the host outside to a node port, whose server speaks first afterwards.
+    /// Connections of the host outside to a node port, whose server sends first after the silence.
     speaking: Vec<(TcpStream, TcpStream)>,
 }
 
@@ -235,7 +236,8 @@ impl Held {
     #[track_caller]
     fn assert_goes_on(self, silence: Duration, is_remembered: bool) {
         for (mut near, mut far, outside_first) in self.out {
-            // No entry says which pod a segment from outside belongs to; netfilter has none either.
+            // Without an entry it is unknown which pod a segment from outside belongs to; netfilter cannot
+            // tell either.
             if outside_first && !is_remembered {
                 continue;
             }
@@ -249,7 +251,7 @@ impl Held {
             exchange(second, first).unwrap_or_else(|error| panic!("{what}, back: {error}"));
         }
         for (mut client, mut server) in self.speaking {
-            // A segment of the server's says as little of its client.
+            // Without an entry, a segment of the server does not show its client either.
             let what = format!("after {silence:?}, the server of a node port first");
             if is_remembered {
                 exchange(&mut server, &mut client).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -268,8 +270,8 @@ impl Held {
     }
 }
 
-/// A pod replies to what comes to it from outside, by its own address. An exchange of the same ports that it
-/// began before, long over, was masqueraded.
+/// A pod replies with its own address to packets that come to it from outside. An earlier exchange of the
+/// same ports, begun by the pod, was masqueraded and has expired.
 #[test]
 fn an_expired_exchange_has_no_say_about_what_comes_from_outside() {
     const PORT: u16 = 7946;
@@ -302,7 +304,7 @@ fn an_expired_exchange_has_no_say_about_what_comes_from_outside() {
     }
 }
 
-/// How many flows that began there are not proven.
+/// The number of flows from this source that are in the table of new flows.
 fn waiting_flows(town: &Town, from: SocketAddr) -> usize {
     let flows = town
         .node()
@@ -312,7 +314,7 @@ fn waiting_flows(town: &Town, from: SocketAddr) -> usize {
         .count()
 }
 
-/// Segments and messages that belong to nothing, as a pod can send them at any time.
+/// Segments and messages that belong to no flow, as a pod can send them at any time.
 #[test]
 fn what_belongs_to_no_flow_does_not_leave_with_a_pods_address() {
     harness::require_root!();
@@ -329,7 +331,7 @@ fn what_belongs_to_no_flow_does_not_leave_with_a_pods_address() {
         forge.send(&packet::udp(source, target, b"stray"));
         forge.send(&packet::echo(from, to, false, 7, b"stray"));
         forge.send(&packet::echo(from, to, true, 7, b"stray"));
-        // An error about a packet that was not sent.
+        // An ICMP error about a packet that was not sent.
         let about = packet::udp(target, source, b"stray");
         let head: [u8; 8] = if v4 {
             [3, 3, 0, 0, 0, 0, 0, 0]

@@ -1,5 +1,6 @@
-//! What stays without an answer costs others a moment at the most: half-open handshakes of a silent client,
-//! and datagrams of a pod to where other pods ask. First fragments that no others follow cost others nothing.
+//! Packets without a reply disturb other clients for a moment at most. They are half-open handshakes of a
+//! silent client, and datagrams of a pod to a destination that other pods ask. First fragments without later
+//! ones do not disturb other clients at all.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,18 +20,18 @@ use crate::town::{
 
 const HANDSHAKES: u16 = 30_000;
 const DATAGRAMS: u16 = 60_000;
-/// Few enough ports that a flood uses up its share of them, however slow the machine is.
+/// So few ports that a flood uses up its share of them, even on a slow machine.
 const FEW_PORTS: &str = "masqueradePorts: 10000-11999\n";
 /// The default range, which is no larger than a flood.
 const ALL_PORTS: &str = "";
-/// Others who try.
+/// The number of other clients.
 const OTHERS: usize = 100;
-/// Within what a share that was reached is told.
+/// The time within which the agent reports a share that was reached.
 const TOLD: Duration = Duration::from_secs(10);
-/// What becomes of a flow that begins.
+/// The reasons that are counted for a packet that begins a flow.
 const BEGINS: [Reason; 3] = [Reason::NewFlow, Reason::SourcePortShare, Reason::NoSourcePort];
 
-/// A flood that is over.
+/// The record of a flood that is over.
 struct Flood<'a> {
     town: &'a Town,
     what: &'a str,
@@ -42,7 +43,7 @@ struct Flood<'a> {
 }
 
 impl<'a> Flood<'a> {
-    /// Sends packets as fast as they go.
+    /// Sends packets as fast as possible.
     fn send(town: &'a Town, forge: &Forge, what: &'a str, packets: impl Iterator<Item = Vec<u8>>) -> Self {
         let begun = counted(town.node(), &BEGINS);
         let refused = counted(town.node(), &[Reason::SourcePortShare]);
@@ -62,7 +63,8 @@ impl<'a> Flood<'a> {
         }
     }
 
-    /// A hundred others begin at once when the flood ends, and 99 of them have an answer five seconds later.
+    /// A hundred other clients ask at once when the flood ends. Within five seconds, 99 of them have an
+    /// answer.
     #[track_caller]
     fn assert_others_are_served(&self, client: &Place, probe: Probe, to: SocketAddr) {
         let deadline = Instant::now() + SOON;
@@ -81,11 +83,11 @@ impl<'a> Flood<'a> {
         );
     }
 
-    /// From five seconds after the flood on, 99 of a hundred others have an answer at the first try.
+    /// From five seconds after the flood on, 99 of a hundred other clients have an answer at the first try.
     #[track_caller]
     fn assert_others_are_served_at_once(&self, client: &Place, probe: Probe, to: SocketAddr) {
         std::thread::sleep(SOON.saturating_sub(self.ended.elapsed()));
-        // A SYN is sent again after a second.
+        // The time limit is shorter than the retransmission of a SYN on a normal machine.
         let served = of_others(|| client.ask_within(probe, to, SECOND * slowness()).is_ok());
         let what = self.what;
         assert!(
@@ -94,7 +96,8 @@ impl<'a> Flood<'a> {
         );
     }
 
-    /// Others are served, and the client's share is told if there were few ports.
+    /// Asserts that other clients are served, and that the share of the client is reported if there were few
+    /// ports.
     #[track_caller]
     fn assert_harmless(&self, others: &Place, probe: Probe, to: SocketAddr, share: Option<&str>) {
         self.assert_others_are_served(others, probe, to);
@@ -105,7 +108,7 @@ impl<'a> Flood<'a> {
         self.assert_others_are_served_at_once(others, probe, to);
     }
 
-    /// The programs met what was sent.
+    /// Asserts that the programs handled the packets of the flood.
     #[track_caller]
     fn assert_arrived(&self) {
         let (sent, what) = (self.sent, self.what);
@@ -116,7 +119,7 @@ impl<'a> Flood<'a> {
         );
     }
 
-    /// The share was reached, and the gauge and `status` say so in time.
+    /// Asserts that the share was reached, and that the gauge and `status` report it in time.
     #[track_caller]
     fn assert_share_is_told(&self, client: &str) {
         let refused = counted(self.town.node(), &[Reason::SourcePortShare]) - self.refused;
@@ -130,7 +133,7 @@ impl<'a> Flood<'a> {
     }
 }
 
-/// How many of a hundred others succeed, all at once.
+/// The number of other clients that succeed, of a hundred at once.
 fn of_others(succeeds: impl Fn() -> bool + Sync) -> usize {
     let served = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -145,13 +148,13 @@ fn of_others(succeeds: impl Fn() -> bool + Sync) -> usize {
     served.into_inner()
 }
 
-/// The client whose share is told, if there are so few ports that it is reached for certain.
+/// The client whose share is reported, if there are so few ports that it certainly reaches its share.
 fn at_share<'a>(ports: &str, client: &'a str) -> Option<&'a str> {
     (ports == FEW_PORTS).then_some(client)
 }
 
-/// A silent client, how its share is named, and others. Those of IPv6 are in another network, since a client
-/// has all addresses of its own.
+/// A silent client, the name of its share, and other clients. Other IPv6 clients are in another network,
+/// since all addresses of one network share one quota.
 fn silent_and_others<'a>(town: &'a Town, remote: &'a Client) -> [(IpAddr, &'static str, &'a Place); 2] {
     remote.route_via(
         format!("{}/128", BALANCER[1]).parse().expect("a prefix"),
@@ -195,7 +198,7 @@ fn assert_handshakes_close_nothing(ports: &str, also_balancer: bool) {
     }
 }
 
-/// Many silent clients, from as many addresses.
+/// Many silent clients, with one address each.
 #[test]
 fn handshakes_of_many_silent_clients_do_not_close_a_service() {
     harness::require_root!();
@@ -214,7 +217,7 @@ fn handshakes_of_many_silent_clients_do_not_close_a_service() {
     flood.assert_others_are_served_at_once(&town.outside, Probe::Tcp, to);
 }
 
-/// Datagrams that are answered by errors or not at all do not close a service either.
+/// Datagrams that get an error or no reply do not close a service either.
 #[test]
 fn datagrams_of_a_silent_client_do_not_close_a_service() {
     harness::require_root!();
@@ -259,10 +262,10 @@ fn handshakes_to_a_host_port_do_not_close_it() {
     flood.assert_arrived();
 }
 
-/// Connections that are over when the agent looks leave a note as well.
+/// The share is reported even if its connections are over when the agent looks.
 #[test]
 fn a_share_of_connections_that_was_reached_is_told_when_they_are_over() {
-    /// More than a quarter of the flows that so small a table holds.
+    /// More than a quarter of the flows that such a small table holds.
     const CONNECTIONS: usize = 600;
     harness::require_root!();
     let town = Town::with(NodeSpec::millrace(), "maps: {flows: 2048}\n");
@@ -273,13 +276,13 @@ fn a_share_of_connections_that_was_reached_is_told_when_they_are_over() {
         .collect();
     drop(open);
     town.assert_share_is_told("connections", &town.pod.ip().to_string(), TOLD);
-    // It is told no more when the agent has looked twice.
+    // The report ends after the agent has looked twice.
     eventually("the share to come back", 3 * TOLD, || {
         metric(town.node(), "millrace_clients_at_share{share=\"connections\"}") == 0
     });
 }
 
-/// A resolver outside that answers questions, and nothing else that comes.
+/// A resolver outside that answers questions and ignores all other datagrams.
 struct Resolver {
     end: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -312,7 +315,7 @@ impl Drop for Resolver {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // Its panic has been printed.
+            // The panic of the thread has been printed.
             let _ = thread.join();
         }
     }
@@ -347,7 +350,7 @@ fn assert_datagrams_of_a_pod_close_nothing(ports: &str) {
     }
 }
 
-/// The same by handshakes, which the pod gives up as soon as they are answered, and by echo requests.
+/// The same with handshakes, which the pod abandons after the SYN,ACK, and with echo requests.
 #[test]
 fn other_packets_of_one_pod_do_not_close_a_destination_to_others() {
     harness::require_root!();
@@ -390,10 +393,11 @@ fn in_fragments(from: SocketAddr, to: SocketAddr, id: u16, mark: &[u8]) -> Vec<V
     packet::fragments(&packet, SIZE)
 }
 
-/// Datagrams of a host outside are half-way when a pod sends first fragments to the same service.
+/// A host outside has sent only the first fragments of its datagrams when a pod sends first fragments to the
+/// same service.
 #[test]
 fn first_fragments_of_one_pod_do_not_cost_others_their_later_ones() {
-    /// More than the table has entries.
+    /// More than the number of entries in the table.
     const FIRSTS: u16 = 20_000;
     const HALF_WAY: u16 = 32;
     const TRANSLATED: [Reason; 2] = [Reason::NewFlow, Reason::Established];

@@ -1,5 +1,5 @@
-//! A host port is a port of the node's own addresses. A pod that asks for one at another's address is
-//! refused, and an entry that says so all the same takes over nothing.
+//! A host port is a port of the node's own addresses. The plugin refuses a pod that asks for one at another
+//! address. If a map entry has such an address all the same, it takes over nothing.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 
 use crate::town::{CLUSTER_IP, LOCAL_BALANCER, SECOND, SOON, Town, at, wait_served};
 
-/// Ranges that a route makes the node's, and two addresses of each.
+/// Ranges that a local route assigns to the node, and two addresses of each.
 const BY_ROUTE: [(&str, [&str; 2]); 2] = [
     ("198.51.101.0/24", ["198.51.101.9", "198.51.101.8"]),
     ("2001:db8:77::/64", ["2001:db8:77::9", "2001:db8:77::8"]),
 ];
 
-/// Adds a pod that asks for host ports, for the answer alone.
+/// Adds a pod that asks for host ports, only to get the result.
 #[track_caller]
 fn add(node: &Node, name: &str, ports: &Value) -> cni::Called {
     let attachment = Attachment {
@@ -27,7 +27,7 @@ fn add(node: &Node, name: &str, ports: &Value) -> cni::Called {
     };
     let called = cni::call(node, "ADD", &attachment, None).expect("to call the plugin");
     if !called.success {
-        // As a runtime does.
+        // A runtime calls DEL after a failed ADD.
         cni::call(node, "DEL", &attachment, None).expect("to call the plugin");
     }
     called
@@ -37,7 +37,7 @@ fn port_at(address: IpAddr, port: u16, protocol: &str) -> Value {
     json!([{"hostIP": address, "hostPort": port, "containerPort": 8080, "protocol": protocol}])
 }
 
-/// Addresses that are not the node's: others', virtual ones, and no host's at all.
+/// Addresses that are not the node's: those of other hosts, virtual ones, and unused ones.
 fn foreign(town: &Town) -> Vec<IpAddr> {
     let mut foreign = Vec::new();
     let places: [&Place; 3] = [&town.outside, town.world.node(2), &town.web];
@@ -81,7 +81,7 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
         );
     }
     assert!(taken.is_empty(), "host ports were given at {taken:?}");
-    // The node's own, its loopback's and all of them are the node's.
+    // The node's addresses, loopback addresses and wildcard addresses are the node's own.
     let mut own = town.node().addresses().to_vec();
     own.extend(
         ["127.0.0.1", "::1", "127.9.9.9", "0.0.0.0", "::"]
@@ -94,7 +94,8 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
     }
 }
 
-/// Entries outlive those who wrote them, and addresses those who had them.
+/// The test writes such entries. In reality an entry may outlive its writer, and an address may change its
+/// owner.
 #[test]
 fn a_host_port_at_anothers_address_takes_over_nothing() {
     harness::require_root!();
@@ -131,7 +132,7 @@ fn a_host_port_at_anothers_address_takes_over_nothing() {
             node.set_element("HOST_PORTS", key, *value);
         }
     }
-    // What the host outside has for these goes by the node with the entries.
+    // The host outside sends packets for these addresses to the node with the entries.
     let virtual_addresses = CLUSTER_IP.map(|text| text.parse::<IpAddr>().expect("an address"));
     for address in town.web.addresses().iter().chain(&virtual_addresses) {
         town.outside.route_via((*address).into(), node);
@@ -163,7 +164,7 @@ fn a_host_port_at_anothers_address_takes_over_nothing() {
             }
         }
     }
-    // At the node's own it is what was asked for.
+    // At the node's own addresses the host port works as requested.
     for own in node.addresses() {
         let answer = town
             .outside
@@ -202,7 +203,7 @@ fn assert_leads_to(client: &Place, to: SocketAddr, backend: &str) {
     }
 }
 
-/// Asks for host ports at addresses that no interface has.
+/// Requests host ports at addresses that no interface has.
 #[track_caller]
 fn assert_local_ranges_have_host_ports(town: &Town) {
     let node = town.node();
@@ -220,11 +221,11 @@ fn assert_local_ranges_have_host_ports(town: &Town) {
             assert_leads_to(client, at(named, 8443), "by-route");
             for address in [named, other] {
                 assert_leads_to(client, at(address, 8444), "by-route");
-                // All other ports of the range stay the node's.
+                // All other ports of the range remain the node's.
                 let own = client.ask(Probe::Tcp, at(address, 8445));
                 assert_eq!(own.expect("an answer").backend, "n1", "{address}");
             }
-            // The port that has an address is no port of another one.
+            // A host port at one address does not apply to another address.
             for probe in [Probe::Tcp, Probe::UdpConnected] {
                 let answer = client.ask_within(probe, at(other, 8443), SECOND / 2);
                 assert!(answer.is_err(), "{} asks {other}: {answer:?}", client.name());
@@ -239,7 +240,7 @@ fn a_host_port_at_an_address_that_is_local_by_a_route_leads_to_its_pod() {
     assert_local_ranges_have_host_ports(&Town::build());
 }
 
-/// Packets of the node and of its pods meet programs at interfaces then.
+/// Without socket hooks, packets of the node and of its pods are translated by programs at interfaces.
 #[test]
 fn a_host_port_at_an_address_that_is_local_by_a_route_leads_to_its_pod_without_socket_hooks() {
     harness::require_root!();
@@ -263,7 +264,7 @@ fn one_pod_does_not_take_all_host_ports() {
             .map(|n| json!({"hostPort": first + n, "containerPort": 8080, "protocol": protocol}))
             .collect()
     };
-    // Beside the node ports, of which a host port cannot be.
+    // The ports are outside of the node port range, which host ports cannot use.
     let many = [ports(31_000, 30_000, "udp"), ports(31_000, 30_000, "tcp")].concat();
     let greedy = add(town.node(), "greedy", &json!(many));
     assert!(!greedy.success, "60 000 ports of one pod: {}", greedy.document);
@@ -280,17 +281,17 @@ fn one_pod_does_not_take_all_host_ports() {
         "after 60 000 ports of one pod and 6 000 of another: {}",
         later.document
     );
-    // 6 000 are no attack on a table of 65 536.
+    // 6 000 ports are no attack on a table of 65 536.
     assert!(
         other.success,
         "beside 60 000 ports of another pod: {}",
         other.document
     );
-    // All of a share is given, and told.
+    // A pod gets all of its share, and the use of it is reported.
     let share = u16::try_from(HostPort::SHARE).expect("fewer than there are ports");
     let full = add(town.node(), "full", &json!(ports(40_000, share, "udp")));
     assert!(full.success, "{share} ports: {}", full.document);
-    // Of the pod's addresses, this one is told last.
+    // The report names the last one of the pod's addresses.
     let address = full.document["ips"][1]["address"].as_str().expect("an address");
     let (pod, _length) = address.split_once('/').expect("a prefix");
     town.assert_share_is_told("host_ports", pod, 3 * SOON);
@@ -313,7 +314,7 @@ fn a_pod_whose_host_ports_are_refused_leaves_none() {
     assert_eq!(town.node().table::<20, 28>("HOST_PORTS"), before);
 }
 
-/// The port of a flow that was there first, which a pod may ask for as well as any other.
+/// A pod may ask for the port of an existing flow, like any other port.
 #[test]
 fn a_host_port_takes_no_replies_of_flows_that_were_there_first() {
     harness::require_root!();
@@ -322,7 +323,7 @@ fn a_host_port_takes_no_replies_of_flows_that_were_there_first() {
     let _server = outside.serve_tcp(9300);
     let _resolver = outside.serve_udp(9300);
     let to = SocketAddr::new(outside.ip().into(), 9300);
-    // A pod's flow, masqueraded, and a connection and an exchange of the node's own.
+    // A masqueraded flow of a pod, and a connection and a UDP exchange of the node itself.
     let mut held = town.pod.tcp_connect(to).expect("a connection");
     let masqueraded = read_answer(&held).peer.port();
     let mut own = node.tcp_connect(to).expect("a connection");
@@ -352,7 +353,7 @@ fn a_host_port_takes_no_replies_of_flows_that_were_there_first() {
     asking.send(b"?").expect("to send");
     let length = asking.recv(&mut [0; 64]).expect("an answer to the node itself");
     assert!(length > 0);
-    // Others reach the pod by these ports.
+    // Other clients reach the pod by these ports.
     for port in [masqueraded, ephemeral] {
         let answer = outside.ask(Probe::Tcp, SocketAddr::new(node.ip().into(), port));
         assert_eq!(answer.expect("an answer").backend, "thief");

@@ -1,7 +1,8 @@
-//! ICMP errors of those who were not asked: they end no question of others, and make no way narrower.
+//! ICMP errors from hosts that are not the destination of a packet. They end no exchange of other pods and
+//! lower no path MTU.
 //!
-//! An error carries the packet that it is about, and all of that can be guessed. A pod may tell what became
-//! of packets to itself, and of no others. The tunnel believes no such message of pods or hosts.
+//! An error carries the packet that it is about, and an attacker can guess all of that. A pod may report
+//! errors about packets to itself only. The tunnel accepts no such error from pods or hosts.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -17,16 +18,16 @@ use crate::town::{
 };
 
 const FORGED: &[u8] = b"forged";
-/// Where a resolver outside is asked that stays silent.
+/// The port of a resolver outside that does not reply.
 const SILENT: u16 = 5353;
-/// Where nothing listens.
+/// A port without a listener.
 const CLOSED: u16 = 9;
 const TUNNEL_PORT: u16 = 8472;
 const SEGMENT: u32 = 1;
-/// What a datagram carries that fits through the tunnel, and not through a narrow one.
+/// The size of a datagram that fits through the tunnel, but not through one with a lowered MTU.
 const LARGE: usize = 1300;
 
-/// The place's address of a family, of which it may have one only.
+/// The place's address of a family. The place may have one family only.
 #[track_caller]
 pub fn like(place: &Place, v4: bool) -> IpAddr {
     let found = place.addresses().iter().find(|ip| ip.is_ipv4() == v4);
@@ -37,20 +38,20 @@ const fn ether_type(v4: bool) -> u16 {
     if v4 { packet::IPV4 } else { packet::IPV6 }
 }
 
-/// The message that no socket has the port of a packet.
+/// The message "port unreachable" about a packet.
 fn unreachable(v4: bool, about: &[u8]) -> Vec<u8> {
     let (kind, code) = if v4 { (3, 3) } else { (1, 4) };
     [&[kind, code, 0, 0, 0, 0, 0, 0], about].concat()
 }
 
-/// The message that a packet is too large for a link that has room for so many bytes.
+/// The message "packet too big" about a packet, with the MTU `room`.
 fn too_big(v4: bool, room: u16, about: &[u8]) -> Vec<u8> {
     let (kind, code) = if v4 { (3, 4) } else { (2, 0) };
     let [high, low] = room.to_be_bytes();
     [&[kind, code, 0, 0, 0, 0, high, low], about].concat()
 }
 
-/// A socket that talks to a peer, and its own address.
+/// A socket that is connected to a peer, and its own address.
 #[track_caller]
 fn connected(place: &Place, to: SocketAddr) -> (UdpSocket, SocketAddr) {
     let socket = place.udp_socket_for(to).expect("a socket");
@@ -60,7 +61,7 @@ fn connected(place: &Place, to: SocketAddr) -> (UdpSocket, SocketAddr) {
     (socket, own)
 }
 
-/// What comes of waiting for an answer.
+/// The result of waiting for a reply.
 fn heard(socket: &UdpSocket) -> Result<usize, ErrorKind> {
     socket.recv(&mut [0; 64]).map_err(|error| error.kind())
 }
@@ -73,7 +74,7 @@ fn a_pods_errors_about_packets_of_others_arrive_nowhere() {
     for v4 in [true, false] {
         let silent = SocketAddr::new(like(&town.outside, v4), SILENT);
         let _listener = town.outside.udp_bind(silent).expect("a socket");
-        // What the programs at the attacker's interface let through to the node.
+        // The packets of the attacker that the programs at its interface pass to the node.
         let at_node = town
             .node()
             .protocol_socket(attacker.host_interface(), ether_type(v4))
@@ -93,7 +94,7 @@ fn a_pods_errors_about_packets_of_others_arrive_nowhere() {
     }
 }
 
-/// The same where the node lends its address: only who was asked may tell.
+/// The same for masqueraded packets: only the destination of a packet may report an error about it.
 #[test]
 fn a_pods_errors_end_no_questions_of_others() {
     harness::require_root!();
@@ -132,7 +133,7 @@ fn a_pods_error_about_a_packet_to_itself_arrives() {
             let (socket, _) = connected(asker, to);
             let what = format!("{} to hear that {to} is closed", asker.name());
             wait_for(&what, SOON, || {
-                // An error of the question before may come at once.
+                // An error about the datagram before may come at once.
                 let heard = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]));
                 match heard {
                     Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
@@ -184,7 +185,7 @@ impl Tunnel {
         like(self.world.node(number), self.v4)
     }
 
-    /// The node believes that much fits, and it does.
+    /// The node's route has no lowered MTU, and large datagrams pass.
     #[track_caller]
     fn assert_is_wide(&self, when: &str) {
         let route = route_to(self.world.node(1), self.node(2));
@@ -200,7 +201,7 @@ impl Tunnel {
     }
 }
 
-/// The kernel's route to an address, with what it has learnt of it.
+/// The kernel's route to an address, with the MTU that it has learnt.
 #[track_caller]
 fn route_to(node: &Node, to: IpAddr) -> String {
     let mut ip = node.command("ip");
@@ -214,7 +215,7 @@ fn route_to(node: &Node, to: IpAddr) -> String {
 #[test]
 fn errors_about_the_tunnel_make_it_no_narrower() {
     harness::require_root!();
-    // The least that a host believes of a link.
+    // The smallest MTU that a host accepts.
     for (family, room) in [(Family::V4, 552), (Family::V6, 1280)] {
         let tunnel = Tunnel::between_nodes_of(family);
         tunnel.assert_is_wide("at first");
@@ -241,7 +242,8 @@ fn errors_about_the_tunnel_make_it_no_narrower() {
             for _ in 0..3 {
                 forge.send(&packet::icmp(from, own, &message));
             }
-            // When the node has this, it has dealt with what came before by the same way.
+            // Once the node has received this datagram, it has handled the packets before it on the same
+            // path.
             let what = format!("errors of {}", place.name());
             came_before(&capture, &what, &mut |mark| {
                 forge.send(&datagram((from, 999), SocketAddr::new(own, CLOSED), mark));

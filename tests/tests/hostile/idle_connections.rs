@@ -1,64 +1,58 @@
-//! Connections that say nothing for a while, and pods that ask a resolver meanwhile. The newest flows of
-//! others cost an established one nothing, whichever side made it and whichever speaks first afterwards.
+//! Connections that are idle for a while, and pods that ask a resolver meanwhile. The newest flows of other
+//! pods do not disturb an established flow. It does not matter which side opened the connection, and which
+//! one sends first after the silence.
 
-use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+mod exchanges;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use harness::cni::PodSpec;
 use harness::forge::packet;
-use harness::{
-    Answer, Endpoint, Forge, PacketSocket, Place, Pod, Probe, Server, Service, eventually, wait_for,
-};
+use harness::{Endpoint, Forge, PacketSocket, Place, Pod, Probe, Server, Service, eventually, wait_for};
 use proxy_common::maps::Reason;
 use serde_json::json;
+
+use exchanges::Exchanges;
 
 use crate::town::{SECOND, SOON, Town, at, counted, metric, of_family, wait_served};
 
 /// Connections of each kind.
 const EACH: usize = 10;
-/// How many source ports the questions come from.
+/// The number of source ports of the questions.
 const PORTS: u32 = 50_000;
-/// Questions that may be under way, which the server's socket has room for.
+/// Questions that may be unanswered at a time; the server's socket buffer holds so many.
 const WINDOW: usize = 256;
-/// Services that are asked.
+/// The number of services that are asked.
 const SERVICES: u16 = 3;
-/// What becomes of a flow that begins.
+/// The reasons that are counted for a packet that begins a flow.
 const BEGINS: [Reason; 3] = [Reason::NewFlow, Reason::SourcePortShare, Reason::NoSourcePort];
-/// Where the connections lead.
+/// The addresses that the connections go to.
 const BALANCER: [&str; 2] = ["203.0.113.91", "2001:db8:7::91"];
 const LOCAL_BALANCER: [&str; 2] = ["203.0.113.90", "2001:db8:7::90"];
 const PORT: u16 = 30_090;
 const LOCAL_PORT: u16 = 30_091;
 const HOST_PORT: u16 = 8091;
-/// Exchanges of datagrams of each kind and family, a hundred together.
-const EXCHANGES: usize = 17;
-const EXCHANGES_IP: [&str; 2] = ["10.96.3.20", "fd00:96::3:20"];
-const EXCHANGES_PORT: u16 = 30_092;
-/// How long a stream lives without a datagram (`nf_conntrack_udp_timeout_stream`).
-const STREAM_LIFETIME: Duration = Duration::from_mins(3);
-/// Longer than a tick, 2³⁰ ns.
-const TICK: Duration = Duration::from_millis(1100);
-/// How often entries of maps are counted for metrics, and a moment more.
+/// The interval at which entries of maps are counted for metrics, and half a second more.
 const COUNTED: Duration = Duration::from_millis(10_500);
 
-/// Who speaks first after the silence.
+/// The side that sends first after the silence.
 #[derive(Clone, Copy, Debug)]
 enum First {
     Client,
     Server,
 }
 
-/// One connection, both ends.
+/// Both ends of one connection.
 struct Idle {
     what: String,
     ends: [TcpStream; 2],
 }
 
-/// Opens connections of a kind; a word goes each way, so that both ends know of it.
+/// Opens connections of a kind. One word goes in each direction, so that both ends have sent and received.
 #[track_caller]
 fn open(client: &Place, to: SocketAddr, listener: &TcpListener, what: &str) -> Vec<Idle> {
     let one = |first: First| -> Idle {
@@ -91,9 +85,9 @@ fn exchange(from: &mut TcpStream, to: &mut TcpStream, within: Duration) -> std::
     to.read_exact(&mut [0; 4])
 }
 
-/// Has one side of each connection speak, then the other; gives what became of those that did not answer.
+/// Has one side of each connection send, then the other; returns the errors of connections that did not work.
 fn dead(idle: &mut [Idle]) -> Vec<String> {
-    // All at once, so that time runs for them together.
+    // All connections send at once, so that they share one waiting time.
     for connection in idle.iter_mut() {
         let _ = connection.ends[0].write_all(b"word");
     }
@@ -117,7 +111,7 @@ fn dead(idle: &mut [Idle]) -> Vec<String> {
     dead
 }
 
-/// Questions of a pod to services, from ever other ports, each answered.
+/// Questions of a pod to services, from ever new ports, each with an answer.
 struct Questions<'a> {
     forge: Forge,
     from: IpAddr,
@@ -141,7 +135,7 @@ impl Questions<'_> {
                 .send(&packet::udp(SocketAddr::new(self.from, port), to, b"?"));
             let asked = number as usize + 1;
             if asked.is_multiple_of(WINDOW) {
-                // A few may be lost where the machine has much else to do.
+                // A few may be lost when the machine is busy.
                 let deadline = Instant::now() + SECOND / 10;
                 while self.served() - start + lost < asked && Instant::now() < deadline {
                     std::thread::yield_now();
@@ -157,7 +151,7 @@ impl Questions<'_> {
     }
 }
 
-/// How many questions are asked.
+/// The number of questions.
 fn questions() -> u32 {
     let given = std::env::var("MILLRACE_FLOOD_QUESTIONS").ok();
     given.and_then(|text| text.parse().ok()).unwrap_or(150_000)
@@ -167,7 +161,8 @@ fn questions() -> u32 {
 struct Leaks([PacketSocket; 2]);
 
 impl Leaks {
-    /// Counts from now on. Each capture has seen a packet of a pod that may leave with its own address.
+    /// Counts from now on. Each capture has seen a packet of a pod that may leave with its own address, so it
+    /// works.
     #[track_caller]
     fn watch(town: &Town) -> Self {
         let remote = town.world.add_remote_client("remote");
@@ -177,7 +172,7 @@ impl Leaks {
         let _server = town.pod.serve_udp(9300);
         for (number, client) in [&town.outside, &remote].into_iter().enumerate() {
             for v4 in [true, false] {
-                // Asked by its own address, a pod answers with that address.
+                // A pod that is asked at its own address replies from that address.
                 client.route_via(town.node().pod_cidrs()[usize::from(!v4)], town.node());
                 let to = SocketAddr::new(of_family(&town.pod, v4), 9300);
                 let what = format!("an answer of {to} to {}", client.name());
@@ -188,7 +183,7 @@ impl Leaks {
         leaks
     }
 
-    /// How many each capture has since the last time.
+    /// The number of packets in each capture since the last call.
     fn counts(&self) -> [usize; 2] {
         self.0
             .each_ref()
@@ -196,131 +191,7 @@ impl Leaks {
     }
 }
 
-/// An exchange of datagrams that goes on, and how it is answered.
-struct Exchange {
-    what: String,
-    socket: UdpSocket,
-    to: SocketAddr,
-    answer: Answer,
-}
-
-impl Exchange {
-    #[track_caller]
-    fn start(client: &Place, to: SocketAddr, what: &str) -> Self {
-        let socket = client.udp_socket_for(to).expect("a socket");
-        socket.set_read_timeout(Some(SECOND)).expect("to set");
-        let what = format!("{what} to {to}");
-        let answer = wait_for(&what, SOON, || ask_by(&socket, to));
-        Self {
-            what,
-            socket,
-            to,
-            answer,
-        }
-    }
-
-    /// Asserts that the same backend sees the same client and port as at first.
-    #[track_caller]
-    fn assert_same(&self, when: &str) {
-        let answer = wait_for(&self.what, SOON, || ask_by(&self.socket, self.to));
-        assert_eq!(answer, self.answer, "{when}: {}", self.what);
-    }
-}
-
-/// One more question of an exchange.
-fn ask_by(socket: &UdpSocket, to: SocketAddr) -> io::Result<Answer> {
-    let mut buffer = [0; 512];
-    socket.send_to(b"?", to)?;
-    let (length, from) = socket.recv_from(&mut buffer)?;
-    if from != to {
-        return Err(io::Error::other(format!("asked {to}, answered by {from}")));
-    }
-    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
-}
-
-/// Exchanges of datagrams that are streams, and their entries. A new flow may get another backend.
-struct Exchanges {
-    all: Vec<Exchange>,
-    entries: BTreeSet<[u8; 40]>,
-    _servers: Vec<Server>,
-}
-
-impl Exchanges {
-    /// Holds exchanges of each kind for several ticks, and has another backend come.
-    #[track_caller]
-    fn hold(town: &Town) -> Self {
-        let backends = ["left", "right", "third"].map(|name| town.node().add_pod(name));
-        let mut servers: Vec<_> = backends.iter().map(|backend| backend.serve_udp(5400)).collect();
-        servers.push(town.outside.serve_udp(9200));
-        let service = Service::new("exchanges")
-            .cluster_ip(EXCHANGES_IP[0])
-            .cluster_ip(EXCHANGES_IP[1])
-            .udp("talk", 90, 5400)
-            .node_port("talk", EXCHANGES_PORT);
-        let slices = |pods: &[Pod]| service.slices(pods.iter().map(Endpoint::of));
-        town.world.apply_all(slices(&backends[..2]));
-        town.world.apply(&service);
-        let mut all = Vec::new();
-        for v4 in [true, false] {
-            let cluster_ip = at(EXCHANGES_IP[usize::from(!v4)], 90);
-            let outside = SocketAddr::new(of_family(&town.outside, v4), 9200);
-            let node_port = SocketAddr::new(of_family(town.node(), v4), EXCHANGES_PORT);
-            let kinds: [(&Place, SocketAddr, &str); 3] = [
-                (&town.pod, cluster_ip, "a pod's datagrams"),
-                (&town.pod, outside, "a pod's datagrams to the outside"),
-                (&town.outside, node_port, "datagrams from outside"),
-            ];
-            for (client, to, what) in kinds {
-                all.extend((0..EXCHANGES).map(|_| Exchange::start(client, to, what)));
-            }
-        }
-        for _ in 0..3 {
-            thread::sleep(TICK);
-            for exchange in &all {
-                exchange.assert_same("at first");
-            }
-        }
-        let entries: BTreeSet<_> = town.node().table::<40, 64>("STREAMS").into_keys().collect();
-        assert!(entries.len() >= all.len(), "{} entries", entries.len());
-        town.world.apply_all(slices(&backends));
-        eventually("the third backend", 2 * SOON, || {
-            let answer = town.pod.ask_within(Probe::Udp, at(EXCHANGES_IP[0], 90), SECOND);
-            answer.is_ok_and(|answer| answer.backend == "third")
-        });
-        Self {
-            all,
-            entries,
-            _servers: servers,
-        }
-    }
-
-    /// Has each one speak before its lifetime ends, until the end is asked for.
-    fn keep_in_use(&self, is_over: &AtomicBool) {
-        let mut spoken = Instant::now();
-        while !is_over.load(Ordering::Relaxed) {
-            thread::sleep(SECOND / 10);
-            if spoken.elapsed() > STREAM_LIFETIME / 3 {
-                for exchange in &self.all {
-                    exchange.assert_same("beside the floods");
-                }
-                spoken = Instant::now();
-            }
-        }
-    }
-
-    /// Asserts that each one has its entries, its backend and its port.
-    #[track_caller]
-    fn assert_kept(&self, town: &Town) {
-        let now = town.node().table::<40, 64>("STREAMS");
-        let lost = self.entries.iter().filter(|key| !now.contains_key(*key)).count();
-        assert_eq!(lost, 0, "of {} entries of streams are lost", self.entries.len());
-        for exchange in &self.all {
-            exchange.assert_same("in the end");
-        }
-    }
-}
-
-/// Waits until the gauge tells of so many streams; gives when it is counted anew.
+/// Waits until the gauge shows at least this number of streams; returns the time of the next count.
 #[track_caller]
 fn wait_gauge_of_streams(town: &Town, least: usize) -> Instant {
     let series = "millrace_map_entries{map=\"streams\"}";
@@ -363,7 +234,7 @@ fn assert_gauges_are_right(town: &Town) {
     );
 }
 
-/// Handshakes of ever other hosts, as fast as they go, until the end is asked for; how many there were.
+/// Sends handshakes of ever new hosts, as fast as possible, until `is_over` is set; returns their number.
 fn flood(forge: &Forge, to: SocketAddr, is_over: &AtomicBool) -> u64 {
     let mut sent = 0_u32;
     while !is_over.load(Ordering::Relaxed) {
@@ -375,7 +246,8 @@ fn flood(forge: &Forge, to: SocketAddr, is_over: &AtomicBool) -> u64 {
     sent.into()
 }
 
-/// Services whose only backend is a pod, by ports of its own, since servers of the town's would take the connections.
+/// Makes services whose only backend is a pod. They use ports of their own, since the town's servers would
+/// accept the connections.
 fn serve(town: &Town, backend: &Pod) {
     let long = Service::new("long")
         .cluster_ip("10.96.3.10")
@@ -457,7 +329,7 @@ fn open_all(town: &Town) -> Vec<Idle> {
 /// A resolver with several services, and a pod that asks them.
 fn open_resolver(town: &Town) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
     let resolver = town.node().add_pod("resolver");
-    // A server for each service, so that a source port makes as many flows.
+    // A server for each service, so that one source port makes as many flows as there are services.
     let servers = (0..SERVICES)
         .map(|number| resolver.serve_udp(5353 + number))
         .collect();
@@ -473,7 +345,7 @@ fn open_resolver(town: &Town) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
             at(&ip, 53)
         })
         .collect();
-    // Another pod than those with connections.
+    // The asker is a pod without any of the held connections.
     let asker = town.node().add_pod("asker");
     eventually("the resolver", 2 * SOON, || {
         asker.ask_within(Probe::Udp, services[2], SECOND).is_ok()
@@ -514,7 +386,7 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
     wait_served(&town.outside, node_port);
 }
 
-/// A pod asks beside a flood of handshakes, and the programs meet both. The exchanges go on meanwhile.
+/// A pod asks during a flood of handshakes, and the programs handle both. The exchanges go on meanwhile.
 #[track_caller]
 fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAddr, exchanges: &Exchanges) {
     let (handshakes, is_over) = (town.forge(), AtomicBool::new(false));
@@ -533,7 +405,7 @@ fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAdd
         rate(count.into()),
         rate(sent)
     );
-    // Of the questions no more than these are new flows for certain.
+    // No more than these questions are certainly new flows.
     let new = u64::from(count.min(PORTS * u32::from(SERVICES)));
     let begun = counted(town.node(), &BEGINS) - begun;
     assert!(
@@ -542,7 +414,7 @@ fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAdd
     );
 }
 
-/// Ends what runs beside, also where something fails.
+/// Ends the threads that run beside the test, even after a failure.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

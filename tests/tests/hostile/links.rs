@@ -1,4 +1,4 @@
-//! Only frames for this node are translated, and a pod sends nothing but IP and ARP.
+//! The programs translate only frames for this node, and a pod sends nothing but IP and ARP.
 
 use std::net::SocketAddr;
 
@@ -15,12 +15,12 @@ use crate::town::{
 const FORGED: &[u8] = b"forged";
 /// `ETH_P_802_2` of `linux/if_ether.h`.
 const LLC: u16 = 4;
-/// Why a frame is left to the stack that is not addressed to the node.
+/// The reason of a frame for another host, which is left to the stack.
 const OTHER_HOST: &[Reason] = &[Reason::OtherHost];
-/// Why a frame of a pod ends at the pod's interface.
+/// The reason of a pod's frame that is dropped at the pod's interface.
 const SPOOFED: &[Reason] = &[Reason::SpoofedSource];
 
-/// Hardware addresses that are not the node's: of a stranger, of all, and of groups.
+/// Hardware addresses that are not the node's: a stranger's, broadcast and multicast ones.
 const FOREIGN: [[u8; 6]; 4] = [
     [2, 0x99, 0, 0, 0, 1],
     link::BROADCAST,
@@ -164,7 +164,7 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
             };
             forge.send_frame(&ethernet.of(other, FORGED));
         }
-        // An honest question passes the same program, which answers for the gateway.
+        // An honest ARP request passes the same program, which replies for the gateway.
         let question = link::arp(
             true,
             (pod.mac("eth0"), pod.ip()),
@@ -177,7 +177,7 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
         assert_eq!(came, 0, "{came} frames of EtherType {other:#06x} passed");
         refused.assert_rose_by(3, &format!("EtherType {other:#06x}"));
     }
-    // A frame of IEEE 802.3, whose length stands in place of an EtherType, as bridges speak.
+    // A frame of IEEE 802.3, as bridges send: it has a length in place of an EtherType.
     let capture = node
         .protocol_socket(pod.host_interface(), LLC)
         .expect("a capture");

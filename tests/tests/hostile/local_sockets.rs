@@ -1,4 +1,4 @@
-//! Sockets of the node that have the port of a masqueraded flow to the same peer: both go on, as with
+//! Sockets of the node that use the port of a masqueraded flow to the same peer. Both go on, as with
 //! netfilter.
 
 use std::io::{Read, Write};
@@ -33,8 +33,8 @@ fn read_answer(mut from: &TcpStream) -> Answer {
     Answer::parse(&text).expect("an answer of a test server")
 }
 
-/// Opens a connection of a client by the service, and one of the node by the port that the first has at the
-/// backend. Both must go on.
+/// Opens a connection of a client through the service. Then opens one of the node, from the port that the
+/// first connection has at the backend. Both must go on.
 fn assert_both_connect(client: &Place, to: SocketAddr, node: &Place, source: IpAddr, backend: SocketAddr) {
     let held = client.tcp_connect(to).expect("a connection");
     let seen = read_answer(&held).peer;
@@ -42,14 +42,14 @@ fn assert_both_connect(client: &Place, to: SocketAddr, node: &Place, source: IpA
     let from = SocketAddr::new(source, seen.port());
     for again in 0..3 {
         let what = format!("connection {again} from {from} to {backend}");
-        // A process that another test starts holds the last connection until it runs its program.
+        // A child process of another test may hold a copy of the last connection's socket until its exec.
         let mut own = harness::wait_for(&what, SOON, || node.tcp_connect_from(from, backend));
         assert_ne!(read_answer(&own).peer.port(), from.port(), "{what}");
         own.write_all(b"own\n").expect("to write");
         assert_echoed(&own, b"own\n", &what);
         (&held).write_all(b"still there\n").expect("to write");
         assert_echoed(&held, b"still there\n", &format!("the client's beside {what}"));
-        // A RST, so that the port is free at once.
+        // The RST frees the port at once.
         socket2::SockRef::from(&own)
             .set_linger(Some(std::time::Duration::ZERO))
             .expect("to linger");
@@ -86,7 +86,7 @@ fn a_socket_of_the_node_connects_to_a_pod_by_the_port_of_a_masqueraded_flow() {
     }
 }
 
-/// By the uplink, to a pod of another node.
+/// The packets leave by the uplink, to a pod of another node.
 #[test]
 fn a_socket_of_the_node_connects_to_a_remote_pod_by_such_a_port() {
     harness::require_root!();

@@ -1,5 +1,5 @@
-//! A translation ends. No single packet makes addresses and services answer each other for ever, by any
-//! answers of the servers behind them (CVE-2024-2169 is this class).
+//! A translation ends. No single packet makes addresses and services reply to each other for ever, regardless
+//! of the servers' replies (CVE-2024-2169 is of this class).
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::town::{
     BALANCER, CLUSTER_IP, LOCAL_BALANCER, Refusals, SECOND, SOON, Town, at, counted, of_family, wait_served,
 };
 
-/// A datagram with this is the loop's.
+/// The content of the loop's datagrams.
 const LOOPING: &[u8] = b"round and round";
-/// So many of them are a loop, and the server spares the machine more.
+/// So many datagrams are a loop, and the server stops to spare the machine.
 const ENOUGH: usize = 1000;
 
-/// Answers each datagram by itself.
+/// A server that replies to each datagram with the same content.
 struct Echo {
     looping: Arc<AtomicUsize>,
     end: Arc<AtomicBool>,
@@ -52,7 +52,7 @@ impl Drop for Echo {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // Its panic has been printed.
+            // The panic of the thread has been printed.
             let _ = thread.join();
         }
     }
@@ -73,7 +73,7 @@ fn answer(socket: &UdpSocket, looping: &AtomicUsize, end: &AtomicBool) {
     }
 }
 
-/// Waits until a server answers there by itself.
+/// Waits until an echo server replies at `to`.
 #[track_caller]
 fn wait_echoed(client: &Place, to: SocketAddr) {
     harness::eventually(&format!("{to} to be served"), 10 * SECOND, || {
@@ -84,8 +84,8 @@ fn wait_echoed(client: &Place, to: SocketAddr) {
     });
 }
 
-/// Has a server answer a hundred honest questions by way of a service, one after the other: longer than a
-/// loop needs to show.
+/// Sends a hundred honest datagrams to an echo server through a service, one after the other. That takes
+/// longer than a loop needs to show.
 #[track_caller]
 fn a_hundred_questions(client: &Place, to: SocketAddr) {
     let socket = client.udp_socket_for(to).expect("a socket");
@@ -167,8 +167,8 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
     }
 }
 
-/// One node's port as source, another's as destination: each node would take the other's answer for a
-/// client's question.
+/// The source is one node's port and the destination another's: each node would take the other's reply for a
+/// client's datagram.
 #[test]
 fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
     harness::require_root!();
@@ -191,7 +191,7 @@ fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
                 .send(&packet::udp(source, entrance, LOOPING));
             a_hundred_questions(&town.outside, entrance);
             let looping = echo.looping() - before;
-            // The first may be taken for a client's, which no node can tell.
+            // The first datagram may come from a client, as far as a node can tell.
             assert!(
                 looping <= 4,
                 "{source} to {entrance}: {looping} of the loop arrived"
@@ -261,7 +261,8 @@ const MIRRORS: [(&str, [&str; 2], [&str; 2]); 3] = [
     ),
 ];
 
-/// Waits until a node's list says of each address of these services that its only backend is the endpoint.
+/// Waits until a node's list of services shows, for each address of these services, the endpoint as the only
+/// backend.
 #[track_caller]
 fn wait_mirrors(node: &Node) {
     harness::wait_for("the services to be programmed", 10 * SECOND, || {
@@ -283,8 +284,8 @@ fn wait_mirrors(node: &Node) {
     });
 }
 
-/// How often a node counts one packet until its counters rest. The packet is translated or refused at least
-/// once.
+/// The number of counts that one packet causes in a node, until its counters stop. The packet is translated
+/// or refused at least once.
 #[track_caller]
 fn counts_of_one(node: &Node, what: &str, send: impl FnOnce()) -> u64 {
     let is_dealt_with = |reason: &Reason| {
@@ -314,7 +315,7 @@ fn counts_of_one(node: &Node, what: &str, send: impl FnOnce()) -> u64 {
 /// Two services whose endpoints are each other's addresses, and one whose endpoint is its own.
 #[test]
 fn services_that_lead_to_each_other_go_round_no_loop() {
-    /// The kernel lets a packet go from program to program some eight times.
+    /// The kernel lets a packet pass from program to program about eight times.
     const MOST: u64 = 64;
     harness::require_root!();
     let town = Town::build();
@@ -353,8 +354,8 @@ fn services_that_lead_to_each_other_go_round_no_loop() {
     }
 }
 
-/// Whether a node's count of packets comes to rest: some hundred honest questions pass meanwhile, and no
-/// more than a few counts belong to each.
+/// Whether a node's packet counters come to rest. A hundred honest questions pass in each try, and each of
+/// them causes a few counts.
 fn settles(town: &Town, count: impl Fn() -> u64) -> bool {
     const QUESTIONS: u64 = 100;
     const COUNTS: u64 = 12;
@@ -368,7 +369,8 @@ fn settles(town: &Town, count: impl Fn() -> u64) -> bool {
     })
 }
 
-/// An echo request between virtual addresses is answered to a virtual address, and that is the end.
+/// The reply to an echo request between virtual addresses goes to a virtual address, and the exchange ends
+/// there.
 #[test]
 fn an_echo_request_between_virtual_addresses_ends() {
     harness::require_root!();
@@ -389,7 +391,8 @@ fn an_echo_request_between_virtual_addresses_ends() {
     }
 }
 
-/// Addresses of nodes that their Node objects lack: to each other the nodes are any hosts there.
+/// Addresses of nodes that their Node objects lack: at these addresses each node is an unknown host to the
+/// other one.
 #[test]
 fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
     const ADDRESSES: [&str; 2] = ["192.168.50.211", "192.168.50.212"];

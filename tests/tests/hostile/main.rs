@@ -1,8 +1,7 @@
-//! Attackers and noisy neighbours: what pods, tenants and hosts on the link may do to others, which is
-//! nothing.
+//! Attackers and noisy neighbours: pods, tenants and hosts on the link must not disturb others.
 //!
-//! Each test forges frames or floods tables in a world of its own, and ends with an honest packet by the
-//! same way. So what did not arrive was refused, and did not only come late.
+//! Each test forges frames or floods tables in a world of its own, and ends with an honest packet on the same
+//! path. So a packet that did not arrive by then was refused, and is not merely late.
 
 mod closes;
 mod dead_entries;

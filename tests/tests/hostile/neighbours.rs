@@ -1,5 +1,5 @@
-//! A pod's share of the node's table of neighbours is its own addresses. The table is one for all interfaces
-//! (`gc_thresh3`), so a pod that fills it cuts the node off.
+//! A pod's entries in the node's neighbour table are limited to its own addresses. One table serves all
+//! interfaces (`gc_thresh3`), so a pod that fills it cuts the node off.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,10 +11,10 @@ use serde_json::Value;
 use crate::town::{SECOND, SOON, Town, at, captured, of_family};
 
 const MANY: u16 = 100;
-/// Where a service of dead hosts is served.
+/// The node port of a service of dead hosts.
 const SCAN_PORT: u16 = 30_099;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// For experiments (RFC 3692 §2.1).
+/// A protocol number for experiments (RFC 3692 §2.1).
 const EXPERIMENTAL: u8 = 253;
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
@@ -23,7 +23,7 @@ pub fn known(pod: &Pod) -> Vec<String> {
     known_at(pod.node(), pod.host_interface(), &[])
 }
 
-/// The neighbours that the node knows at an interface, by what `ip neigh` selects.
+/// The neighbours that the node knows at an interface, as `ip neigh` selects them.
 fn known_at(node: &Node, interface: &str, selected: &[&str]) -> Vec<String> {
     let mut command = node.command("ip");
     let output = command
@@ -38,24 +38,24 @@ fn known_at(node: &Node, interface: &str, selected: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// How many neighbours the node has an entry of at its uplink, those that it looks for included.
+/// The number of neighbour entries at the node's uplink, unresolved ones included.
 fn looked_for(node: &Node) -> usize {
     known_at(node, "eth0", &["nud", "all"]).len()
 }
 
-/// The addresses that are the pod's, its link-local one included.
+/// The addresses of the pod, its link-local one included.
 pub fn own(pod: &Pod) -> Vec<String> {
     let mut own: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
     own.push(link_local(pod).to_string());
     own
 }
 
-/// What the pod's hardware address gives.
+/// The link-local address that follows from the pod's hardware address.
 pub fn link_local(pod: &Pod) -> Ipv6Addr {
     link_local_of(pod.mac("eth0"))
 }
 
-/// What a hardware address gives (RFC 4291 appendix A).
+/// The link-local address that follows from a hardware address (RFC 4291 appendix A).
 pub fn link_local_of(mac: [u8; 6]) -> Ipv6Addr {
     let pair = |high, low| u16::from_be_bytes([high, low]);
     Ipv6Addr::new(
@@ -70,7 +70,7 @@ pub fn link_local_of(mac: [u8; 6]) -> Ipv6Addr {
     )
 }
 
-/// Waits for the answers to a pod's honest questions in both families, sent until they come.
+/// Waits for the replies to a pod's honest packets in both families, which are sent until replies come.
 #[track_caller]
 fn assert_only_own_are_known(town: &Town, what: &str) {
     let pod = &town.pod;
@@ -133,7 +133,7 @@ fn arp_in_others_names_leaves_no_neighbours() {
     }
 }
 
-/// A pod does not choose the hardware addresses in the message and in the frame either.
+/// The pod cannot choose the hardware addresses in the message and in the frame either.
 #[test]
 fn arp_with_foreign_hardware_addresses_leaves_no_neighbours() {
     harness::require_root!();
@@ -185,7 +185,7 @@ fn neighbour_discovery_in_others_names_leaves_no_neighbours() {
     assert_only_own_are_known(&town, "advertisements and foreign hardware addresses");
 }
 
-/// An answer to a foreign address of the pod's link would make the node ask there for it.
+/// For a reply to a foreign address of the pod's link, the node would look for a neighbour there.
 #[test]
 fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
     harness::require_root!();
@@ -194,7 +194,7 @@ fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
     for number in 0..MANY {
         let foreign = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x2000, number);
         forge.send(&packet::echo(foreign.into(), GATEWAY6.into(), true, number, b"?"));
-        // An error about a packet of another goes back to it.
+        // An ICMP error about a packet with a foreign source would go to that source.
         forge.send(&packet::udp((foreign, 9).into(), (GATEWAY6, 9).into(), b"?"));
     }
     assert_only_own_are_known(&town, "echo requests");
@@ -209,7 +209,7 @@ fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
     let _servers = town.outside.serve(9100);
     for v4 in [true, false] {
         assert_scan_fills_no_table(&town, of_family(node, v4));
-        // The pod still reaches a neighbour that the node knows, and others reach new ones.
+        // The pod still reaches a neighbour that the node knows, and other pods reach new ones.
         let to = (of_family(&town.outside, v4), 9100).into();
         for pod in [&town.pod, &town.web] {
             let answer = pod.ask_within(Probe::Tcp, to, SECOND);
@@ -218,14 +218,14 @@ fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
     }
 }
 
-/// A route without a gateway makes neighbours too, in whichever table, and without an address of the node's
+/// A route without a gateway makes neighbours too, in any routing table, even if the node has no address
 /// there.
 #[test]
 fn a_pod_that_scans_the_range_of_a_link_route_fills_no_table() {
     harness::require_root!();
     let town = Town::build();
     let node = town.node();
-    // More of them than the programs have room for.
+    // More routes than the programs hold.
     for number in 0..12 {
         node.run_ip(&format!("route add 198.18.{}.0/24 dev eth0", number * 16));
     }
@@ -249,10 +249,10 @@ fn a_pod_that_scans_the_range_of_a_link_route_fills_no_table() {
     }
 }
 
-/// Has the pod send to many addresses of a range, and tells how many of them the node looks for.
+/// Has the pod send to many addresses of a range, and asserts that the node looks for few of them.
 #[track_caller]
 fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
-    /// What a pod's share lets through in the time of a scan.
+    /// The most packets that a pod's share passes in the time of a scan.
     const FEW: usize = 100;
     let node = town.node();
     let refused = || node.counters()[Reason::NeighbourShare as usize];
@@ -260,8 +260,8 @@ fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
     let from = of_family(&town.pod, range.is_ipv4());
     let known = looked_for(node);
     let before = refused();
-    // Any packet: a datagram, whole or in pieces, a segment of no connection, an echo request, a protocol
-    // without ports.
+    // Packets of all kinds: a datagram, whole or in fragments, a segment of no connection, an echo request, a
+    // protocol without ports.
     for number in 0..1000_u16 {
         let last = 20 + number % 200;
         let to: IpAddr = match range {
@@ -286,13 +286,13 @@ fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
         }
     }
     eventually("packets to be refused", SOON, || refused() > before + 500);
-    // A pod is named by its IPv4 address.
+    // A pod's share is named by its IPv4 address.
     town.assert_share_is_told("neighbours", &town.pod.ip().to_string(), 2 * SOON);
     let new = looked_for(node).saturating_sub(known);
     assert!(new <= FEW, "{new} neighbours for a scan of {range} from {from}");
 }
 
-/// The kernel forwards to link-local addresses of IPv6 as well, out of the interface that the packet came by.
+/// The kernel forwards to IPv6 link-local addresses as well, out of the interface that the packet came in by.
 #[test]
 fn a_pod_that_scans_link_local_addresses_fills_no_table() {
     harness::require_root!();
@@ -313,7 +313,7 @@ fn a_pod_that_scans_link_local_addresses_fills_no_table() {
     assert!(looked_for < 100, "{looked_for} neighbours at the pod's interface");
 }
 
-/// A neighbour that the node does not know any more is found for each pod.
+/// The node still resolves a neighbour for each pod when the entry has been removed.
 #[test]
 fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
     harness::require_root!();
@@ -343,8 +343,8 @@ fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
     }
 }
 
-/// A service whose endpoints a tenant has put at addresses of the node's link that no host has. Of IPv6
-/// alone: the link's IPv4 addresses are fewer than the table's entries.
+/// A service whose endpoints, written by a tenant, are unused addresses of the node's link. It has IPv6 only:
+/// the link has fewer IPv4 addresses than the table has entries.
 fn service_of_dead_hosts(town: &Town, endpoints: u16) {
     let service = Service::new("scan")
         .cluster_ip("fd00:96::99")
@@ -358,8 +358,8 @@ fn service_of_dead_hosts(town: &Town, endpoints: u16) {
     town.world.apply_all(service.slices(endpoints));
 }
 
-/// Has a place send to the service until the first node refuses so many packets. Asserts that the node then
-/// looks for no more neighbours than the second number.
+/// Has a place send to the service until the first node has refused `refusals` packets. Asserts that the node
+/// then looks for `most` new neighbours at most.
 #[track_caller]
 fn assert_dead_hosts_fill_no_table(
     town: &Town,
@@ -382,7 +382,7 @@ fn assert_dead_hosts_fill_no_table(
     assert!(new <= most, "{new} neighbours for the endpoints of one service");
 }
 
-/// The node looks for those that the pod's share allows.
+/// The node looks for as many as the pod's share allows.
 #[test]
 fn a_pod_that_asks_a_service_of_dead_hosts_fills_no_table() {
     harness::require_root!();
@@ -392,7 +392,7 @@ fn a_pod_that_asks_a_service_of_dead_hosts_fills_no_table() {
     assert_dead_hosts_fill_no_table(&town, (from, &forge), at("fd00:96::99", 80), [1, 100]);
 }
 
-/// Addresses of clients outside may be forged, so the share is the service's.
+/// Addresses of clients outside may be forged, so the share belongs to the service.
 #[test]
 fn endpoints_on_the_link_asked_for_from_outside_fill_no_table_of_neighbours() {
     harness::require_root!();
@@ -416,7 +416,7 @@ fn assert_asked_for_at_a_node_port(town: &Town, client: &Place, forge: &Forge) {
     let to = SocketAddr::new(of_family(node, false), SCAN_PORT);
     let client = (of_family(client, false), forge);
     assert_dead_hosts_fill_no_table(town, client, to, [1000, 200]);
-    // A neighbour that the node does not know any more is found.
+    // The node still resolves a neighbour whose entry has been removed.
     let mut forget = node.command("ip");
     let host = town.outside.ip6();
     let gone = forget

@@ -1,4 +1,4 @@
-//! Checksums that a pod leaves to the NIC. The bytes are written when the packet leaves the node, behind
+//! Checksums that a pod leaves to the NIC. The kernel writes the bytes when the packet leaves the node, after
 //! all programs.
 
 use std::net::SocketAddr;
@@ -10,11 +10,12 @@ use harness::forge::packet;
 
 use crate::town::{Refusals, SECOND, Town, counted};
 
-/// Lengths of headers: Ethernet's, IP's by family.
+/// Lengths of the Ethernet header, and of the IP header by family.
 const ETHERNET: u16 = 14;
 const IP: [u16; 2] = [20, 40];
 
-/// Sums at odd places leave by no interface, in datagrams and segments, and the usual ones do.
+/// Packets whose checksum goes to an unusual place leave by no interface, neither datagrams nor segments.
+/// Packets with the usual place do.
 #[test]
 fn a_sum_is_written_over_no_header() {
     harness::require_root!();
@@ -24,7 +25,7 @@ fn a_sum_is_written_over_no_header() {
         let (source, target) = (town.pod.addresses()[n], town.outside.addresses()[n]);
         let (from, to) = (SocketAddr::new(source, 4444), SocketAddr::new(target, 9999));
         let l4 = ETHERNET + header;
-        // Where the sum begins and where it goes, from the transport header on.
+        // The start and the place of the checksum, counted from the transport header.
         for (start, place) in [(0, 0), (0, 2), (0, 4), (2, 2), (2, 4)] {
             let refusals = Refusals::of(town.node(), &[Reason::OffloadedChecksum]);
             let forged = packet::udp(from, to, b"a sum over the ports");
@@ -39,7 +40,7 @@ fn a_sum_is_written_over_no_header() {
             assert!(!came.iter().any(is_forged), "{to}: {start} to {place}");
             refusals.assert_rose_by(1, "a sum over the ports");
         }
-        // Over flags, and over the number of a segment.
+        // The sum would go over the flags, or over the sequence number of a segment.
         for place in [4, 12] {
             let count = || counted(town.node(), &[Reason::OffloadedChecksum]);
             let before = count();
@@ -47,7 +48,7 @@ fn a_sum_is_written_over_no_header() {
             forge.send_offloaded(&forged, l4, l4 + place);
             eventually("the refusal", SECOND, || count() > before);
         }
-        // Of a header inside, as a tunnel of the pod's own has it.
+        // The checksum of an inner header, as a tunnel of the pod's own has it.
         let capture = town.outside.packet_socket("eth0").expect("a capture");
         let around = packet::udp(from, to, &[b"a sum inside".as_slice(), &[0; 64]].concat());
         forge.send_offloaded(&around, l4 + 8 + 16, l4 + 8 + 16 + 20);

@@ -1,5 +1,5 @@
-//! What a pod's socket sets beside a packet is the pod's own affair: it is not seen on the
-//! wire or by other pods, on any way that the packet takes.
+//! A pod's socket sets a mark or a priority beside a packet. Such metadata must not show on the wire or at
+//! other pods, on any path that the packet takes.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use crate::town::{CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SOON, Town, at, captured, of_family};
 
-/// What the pod sends.
+/// The content of the pod's packets.
 const BESIDE: &[u8] = b"with something beside it";
 
 fn town(routing: &str) -> Town {
@@ -18,7 +18,8 @@ fn town(routing: &str) -> Town {
     Town::with(NodeSpec::millrace(), &config)
 }
 
-/// Has the pod send to each kind of receiver by a socket with such a setting; returns once all has come.
+/// Has the pod send to each kind of receiver, by a socket with this setting; returns once all packets have
+/// come.
 #[track_caller]
 fn send_everywhere(town: &Town, set: impl Fn(&UdpSocket)) {
     let node = town.node();
@@ -45,11 +46,11 @@ fn send_everywhere(town: &Town, set: impl Fn(&UdpSocket)) {
     }
 }
 
-/// Asserts that a capture, which has only frames with something beside them, has none of the pod's.
+/// Asserts that a capture, which has only frames with a mark or a priority, has none of the pod.
 #[track_caller]
 fn assert_none(capture: &PacketSocket, what: &str) {
     let came = capture.so_far().expect("to read");
-    // The kernel sets marks and priorities of its own, as of reports of multicast listeners.
+    // The kernel sets marks and priorities of its own, for instance on multicast listener reports.
     let frames: Vec<_> = came
         .iter()
         .filter(|frame| frame.carries(BESIDE))
@@ -58,7 +59,7 @@ fn assert_none(capture: &PacketSocket, what: &str) {
     assert!(frames.is_empty(), "{what}: {} frames: {frames:#?}", frames.len());
 }
 
-/// Has a place send to an address with such a setting, and waits until the capture has it.
+/// Has a place send to an address by a socket with this setting, and waits until the capture has the packet.
 #[track_caller]
 fn assert_seen(place: &Place, to: SocketAddr, capture: &PacketSocket, set: impl Fn(&UdpSocket)) {
     let control = format!("control {:016x}", fastrand::u64(..));
@@ -76,7 +77,7 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
         let town = town(routing);
         let places: [&Place; 3] = [town.node(), &town.web, &town.outside];
         let marked = places.map(|place| place.marked_socket("eth0").expect("a capture"));
-        // A mark of the node's own socket is seen, so that none of a pod's means something.
+        // The capture sees a mark of the node's own socket, so the absence of a pod's mark is meaningful.
         let to = SocketAddr::new(town.outside.ip().into(), 9200);
         let mark = |socket: &UdpSocket| {
             SockRef::from(socket).set_mark(0x0400_0815).expect("to mark");
@@ -89,8 +90,8 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
     }
 }
 
-/// A priority chooses a class of an interface's queue, and the tunnel's device takes one for an uplink's
-/// note.
+/// A priority selects a class of an interface's queue. In addition the tunnel's device reads one priority as
+/// a note of the uplink's program.
 #[test]
 fn a_priority_of_a_pods_socket_ends_at_its_interface() {
     harness::require_root!();
@@ -109,7 +110,7 @@ fn a_priority_of_a_pods_socket_ends_at_its_interface() {
             prioritised(web, "eth0"),
             prioritised(&town.outside, "eth0"),
         ];
-        // Priorities are seen where packets leave, and where they come in by no other namespace.
+        // Captures show priorities where packets leave, and where they come in from the same namespace.
         let (_, at_pod) = prioritised(pod, "eth0");
         let (_, at_loopback) = prioritised(web, "lo");
         for priority in [6_u32, tunnel::ADMITTED] {

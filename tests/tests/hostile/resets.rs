@@ -1,5 +1,5 @@
-//! A host that can forge sends segments that a connection's ends take no notice of (RFC 5961). What it may
-//! not do is make the node forget the connection.
+//! A host that can forge sends segments that both ends of a connection ignore (RFC 5961). They must not make
+//! the node remove the connection's flow.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,25 +13,26 @@ use crate::dead_entries::age_all;
 use crate::tags::sender;
 use crate::town::{SECOND, SOON, Town, at, await_collection, captured, counted, of_family};
 
-/// Tables so small that what may be forgotten is forgotten soon: it is the newest flows that push out.
+/// Tables so small that the newest flows soon evict all that may be evicted.
 const SMALL: &str = "maps: {flows: 2048}\n";
 const NODE_PORT: u16 = 30_090;
-/// Flows that push out all that may be.
+/// The number of flows that evict all that may be evicted.
 const PUSHING: u16 = 5000;
-/// Longer than what is over is remembered, and what one side has ended.
+/// Longer than the lifetime of a connection that is over, or that one side has closed.
 const OVER: Duration = Duration::from_hours(2);
 
-/// What an end says at a time, in bytes.
+/// The number of bytes that an end sends at a time.
 const WORD: u32 = 4;
-/// By then a receiver has answered what it takes no notice of, and may answer again (`net.ipv4.tcp_invalid_ratelimit`).
+/// After this time a receiver has replied to a segment that it ignores, and may reply again
+/// (`net.ipv4.tcp_invalid_ratelimit`).
 const SETTLES: Duration = Duration::from_millis(700);
 
-/// The number of a forged segment.
+/// The sequence number of a forged segment.
 #[derive(Clone, Copy, Debug)]
 enum Number {
-    /// Whatever the connection is at.
+    /// This number, regardless of the connection's state.
     At(u32),
-    /// So far ahead of what its receiver expects.
+    /// The number that the receiver expects next, plus this value.
     Ahead(u32),
 }
 use Number::{Ahead, At};
@@ -57,13 +58,12 @@ fn long_service() -> Service {
         .node_port("talk", NODE_PORT)
 }
 
-/// An address as its own family has it.
+/// The address without the IPv4-mapped form.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Has a pod begin many flows, none of which is answered: they push out what is over, and nothing that is
-/// established.
+/// Has a pod begin many flows without replies. They evict flows that are over, and none that is established.
 fn push(town: &Town, v4: bool) {
     let silent = SocketAddr::new(of_family(&town.outside, v4), 5300);
     let _silent = town.outside.udp_bind(silent).expect("a socket");
@@ -73,7 +73,7 @@ fn push(town: &Town, v4: bool) {
     }
 }
 
-/// The sequence numbers that follow what hosts have sent, as the capture of their link says.
+/// The sequence numbers that follow the segments of hosts in the capture of their link.
 #[track_caller]
 fn next_numbers(capture: &PacketSocket, hosts: [SocketAddr; 2]) -> [u32; 2] {
     let came = capture.so_far().expect("to read");
@@ -103,8 +103,8 @@ fn next_numbers(capture: &PacketSocket, hosts: [SocketAddr; 2]) -> [u32; 2] {
     })
 }
 
-/// A connection that is masqueraded, by forgeries of what its server would send, and one that came in by a
-/// service, by forgeries of its client's.
+/// Tests two connections. The first one is masqueraded, and the forged segments are its server's. The second
+/// one came in through a service, and the forged segments are its client's.
 #[track_caller]
 fn assert_outlives(forgeries: &[(u8, Number)]) {
     let town = Town::with(NodeSpec::millrace(), SMALL);
@@ -155,7 +155,7 @@ fn assert_outlives(forgeries: &[(u8, Number)]) {
         let what = format!("after flags and numbers {forgeries:x?}");
         assert_goes_on(&mut outgoing, &format!("a masqueraded connection {what}"));
         assert_goes_on(&mut incoming, &format!("a connection to a node port {what}"));
-        // Once more, idle while the newest push out what is over.
+        // The forgeries once more, on an idle connection, while new flows evict those that are over.
         std::thread::sleep(SETTLES);
         nexts = nexts.map(|next| next.wrapping_add(WORD));
         forge_all(nexts);
@@ -165,7 +165,8 @@ fn assert_outlives(forgeries: &[(u8, Number)]) {
             &mut incoming,
             &format!("a connection to a node port, idle {what}"),
         );
-        // And idle for longer than what is over is remembered, until the host outside speaks.
+        // The forgeries once more, on a connection that is then idle longer than the lifetime of an ended
+        // one. The host outside sends first.
         std::thread::sleep(SETTLES);
         nexts = nexts.map(|next| next.wrapping_add(WORD));
         forge_all(nexts);
@@ -192,15 +193,16 @@ fn a_connection_outlives_a_reset_of_any_number() {
     assert_outlives(&[(RST, At(0x1234_5678)), (RST | ACK, At(0x8765_4321)), (RST, At(0))]);
 }
 
-/// Its receiver answers such a one by an acknowledgement (RFC 5961 §3.2), which opens the flow again. Linux answers one in half
-/// a second; a flow that a second one closes has no protection until its ends speak.
+/// The receiver replies to such a reset by an acknowledgement (RFC 5961 §3.2), which opens the flow again.
+/// Linux answers only one in half a second. A flow that a second reset closes has no protection until its
+/// ends send.
 #[test]
 fn a_connection_outlives_a_reset_in_its_window() {
     harness::require_root!();
     assert_outlives(&[(RST, Ahead(1000))]);
 }
 
-/// A SYN,ACK behind it looks like one of another connection of the server's.
+/// A SYN,ACK after the reset looks like that of another connection of the server.
 #[test]
 fn a_connection_outlives_a_rst_and_a_syn_ack_that_are_forged() {
     harness::require_root!();
@@ -213,7 +215,8 @@ fn a_connection_outlives_blind_rsts_and_a_syn_ack() {
     assert_outlives(&blind());
 }
 
-/// RSTs all over the sequence numbers, one of which is near what is expected, and a SYN,ACK behind them.
+/// RSTs that are spread over all sequence numbers, one of them near the expected one, and a SYN,ACK after
+/// them.
 fn blind() -> Vec<(u8, Number)> {
     let mut all: Vec<_> = (0..128)
         .map(|number| (RST, At((number << 25) + 12_345)))
@@ -222,7 +225,7 @@ fn blind() -> Vec<(u8, Number)> {
     all
 }
 
-/// A host on the nodes' link sends in the name of a pod that is the backend of another one's connection.
+/// A host on the nodes' link sends in the name of a pod, which is the backend of another pod's connection.
 #[test]
 fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
     harness::require_root!();
@@ -256,7 +259,8 @@ fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
     }
 }
 
-/// Holds connections to a node port while other endpoints take the new ones, and forges a SYN within each.
+/// Holds connections to a node port while new connections go to other endpoints, and forges a SYN within
+/// each.
 #[track_caller]
 fn assert_outlives_a_handshake(when: &str, endpoints: impl FnOnce(&Town) -> Vec<Endpoint>) {
     let town = Town::build();
@@ -309,8 +313,8 @@ fn a_connection_to_an_endpoint_that_is_not_ready_outlives_a_forged_handshake() {
     });
 }
 
-/// Its receiver answers no reset that lies ahead of its window. The handshake behind it looks like that of a
-/// new connection.
+/// The receiver does not reply to a reset ahead of its window. The SYN after it looks like that of a new
+/// connection.
 #[test]
 fn a_connection_outlives_a_reset_and_a_handshake() {
     harness::require_root!();
@@ -323,8 +327,8 @@ fn a_connection_outlives_an_end_of_any_number() {
     assert_outlives(&[(FIN, At(0x1234_5678)), (FIN | ACK, At(0x8765_4321))]);
 }
 
-/// One of four numbers lies ahead of the last note by less than a tick may carry. Its receiver does not
-/// acknowledge it.
+/// One of four sequence numbers is ahead of the last recorded one by less than a tick can carry. The receiver
+/// does not acknowledge it.
 #[test]
 fn a_connection_outlives_an_end_ahead_of_its_window() {
     harness::require_root!();
@@ -349,7 +353,7 @@ fn a_connection_outlives_flags_that_contradict_each_other() {
     ]);
 }
 
-/// Errors are as easy to forge. A flow may not end by one.
+/// ICMP errors are as easy to forge, and may not end a flow.
 #[test]
 fn a_connection_outlives_forged_errors() {
     harness::require_root!();
@@ -363,7 +367,7 @@ fn a_connection_outlives_forged_errors() {
         let seen = plain(seen);
         let mut ends = [near, far];
         assert_goes_on(&mut ends, "before");
-        // Port unreachable, about a segment of a number that was never sent.
+        // Port unreachable, about a segment whose sequence number was never sent.
         let about = packet::tcp(seen, to, ACK, 0x1234_5678, b"");
         let head: [u8; 8] = if v4 {
             [3, 3, 0, 0, 0, 0, 0, 0]

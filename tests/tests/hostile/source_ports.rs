@@ -1,5 +1,5 @@
-//! Source ports of the node's come back from flows that are out of use: from streams of clients that do not
-//! exist, from those of a tenant's pods, and from associations that are over.
+//! Source ports of the node become free again when their flows are out of use. The flows are streams of
+//! clients that do not exist, streams of a tenant's pods, and associations that are over.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,18 +12,18 @@ use proxy_common::maps::{Flow, FlowKey, Reason};
 use crate::tags::sender;
 use crate::town::{NODE_PORT, SECOND, SOON, Town, captured, counted, of_family};
 
-/// So few that a flood takes them all.
+/// So few ports that a flood takes them all.
 const FEW_PORTS: &str = "masqueradePorts: 10000-11999\n";
 const PORTS: usize = 2000;
-/// Longer than the programs' unit of time, in which a second datagram begins no stream.
+/// Longer than a tick of the programs. A second datagram within the same tick begins no stream.
 const TICK: Duration = Duration::from_millis(1200);
-/// A stream that is silent for 32 of these units gives up its port.
+/// A stream that is silent for 32 ticks gives up its port.
 const SILENT: Duration = Duration::from_secs(36);
-/// Questions of which all but one have to be answered.
+/// The number of questions; all but one must be answered.
 const TRIES: usize = 20;
 const SCTP: u8 = 132;
 
-/// How many streams of a family leave by masquerade ports.
+/// The number of streams of a family that use masquerade ports.
 fn streams(town: &Town, v4: bool) -> usize {
     let flows = town
         .node()
@@ -33,8 +33,8 @@ fn streams(town: &Town, v4: bool) -> usize {
         .count()
 }
 
-/// Sends datagrams of both families twice, so that each becomes a stream, until streams have nearly all ports
-/// and others are refused.
+/// Sends datagrams of both families twice, so that each becomes a stream. Repeats that until streams have
+/// nearly all ports and more are refused.
 #[track_caller]
 fn take_all_ports(town: &Town, what: &str, mut send: impl FnMut(bool, u8)) -> Instant {
     let refused = || counted(town.node(), &[Reason::NoSourcePort]);
@@ -58,7 +58,7 @@ fn take_all_ports(town: &Town, what: &str, mut send: impl FnMut(bool, u8)) -> In
     Instant::now()
 }
 
-/// Asserts that others are served at once when the streams have been silent for long enough.
+/// Asserts that other clients are served at once when the streams have been silent for long enough.
 #[track_caller]
 fn assert_others_are_served(client: &Place, to: SocketAddr, since: Instant) {
     std::thread::sleep(SILENT.saturating_sub(since.elapsed()));
@@ -100,7 +100,7 @@ fn streams_of_clients_that_do_not_exist_close_no_node_port() {
     }
 }
 
-/// A server that is to answer all has to keep up.
+/// A short pause, so that a server which answers all datagrams keeps up.
 fn pause(number: u16) {
     if number % 100 == 99 {
         std::thread::sleep(SECOND / 200);
@@ -152,7 +152,7 @@ enum End {
     Shutdown,
 }
 
-/// A pod and a host outside, and what they send as the ends of associations.
+/// A pod and a host outside, and the packets that they send as the ends of associations.
 struct Associations<'a> {
     town: &'a Town,
     capture: PacketSocket,
@@ -170,8 +170,8 @@ impl<'a> Associations<'a> {
         }
     }
 
-    /// Begins one to a port of the host outside, from a port of the pod's, and ends it if an end is given.
-    /// False if it got no source port.
+    /// Begins an association from a port of the pod to a port of the host outside, and ends it if `end` is
+    /// given. Returns false if it got no source port.
     fn open(&self, v4: bool, (from, to): (u16, u16), end: Option<End>) -> bool {
         use chunk::{
             ABORT, COOKIE_ACK, COOKIE_ECHO, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
@@ -181,7 +181,7 @@ impl<'a> Associations<'a> {
         let mark = format!("cookie {:016x}", fastrand::u64(..));
         let packet = |from: SocketAddr, to: SocketAddr, kind: u8| {
             let mut content = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-            // The tag and the checksum, then the chunk.
+            // The verification tag and the checksum, then the chunk.
             content.extend([0, 0, 0, 1, 0, 0, 0, 0, kind, 0, 0]);
             content.push(4 + u8::try_from(mark.len()).expect("a short mark"));
             content.extend(mark.as_bytes());
@@ -213,10 +213,10 @@ impl<'a> Associations<'a> {
     }
 }
 
-/// As many as there are ports, and more, one after the other.
+/// More associations than there are ports, one after the other.
 #[test]
 fn associations_that_are_over_give_up_their_ports() {
-    /// Less than half of the ports that one client may have, which are half of all.
+    /// Less than half of the ports that one client may have. A client may have half of all ports.
     const ROUND: u16 = 50;
     const MANY: u16 = 300;
     harness::require_root!();
@@ -234,10 +234,10 @@ fn associations_that_are_over_give_up_their_ports() {
                 assert!(opens, "IPv4: {v4}, behind {number} that are over: no source port");
             }
         }
-        // Within the tick of an end, a port stays with its association.
+        // Within the tick of its end, an association keeps its port.
         std::thread::sleep(2 * TICK);
     }
-    // Those that go on keep their ports, so that there are none for as many.
+    // Associations that go on keep their ports, so there are too few ports for all of these.
     for v4 in [true, false] {
         let mut numbers = 0..MANY;
         let all = numbers.all(|number| associations.open(v4, (20_000 + number, 3869), None));

@@ -1,5 +1,6 @@
-//! A host on the link sends to services and pods in names that no packet from outside can have. The kernel
-//! drops such martians (RFC 1812 §5.3.7, RFC 1122 §3.2.1.3), and a translation must not carry them past it.
+//! A host on the link sends to services and pods with sources that no packet from outside can have. The
+//! kernel drops such martians (RFC 1812 §5.3.7, RFC 1122 §3.2.1.3), and a translation must not carry them
+//! past it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,7 +23,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// Sends a datagram and a SYN in each of these names to each entrance, and looks for them at the backend.
+/// Sends a datagram and a SYN from each of these sources to each entrance, and looks for them at the backend.
 #[track_caller]
 fn assert_are_no_sources(town: &Town, capture: &PacketSocket, sources: &[IpAddr], when: &str) {
     let forge = town.forge();
@@ -46,7 +47,7 @@ fn assert_are_no_sources(town: &Town, capture: &PacketSocket, sources: &[IpAddr]
     }
 }
 
-/// The same for each way to filter by the reverse path.
+/// The same for each mode of the reverse path filter.
 #[track_caller]
 fn assert_are_never_sources(town: &Town, sources: &[IpAddr]) {
     let capture = town.at_web();
@@ -83,11 +84,11 @@ fn an_address_of_the_node_is_no_source_from_outside() {
     harness::require_root!();
     let town = Town::build();
     let (node, forge) = (town.node(), town.forge());
-    // One that is no InternalIP.
+    // An address of the node that is no InternalIP.
     node.run_ip("link add extra type veth peer name extra-peer");
     node.run_ip("addr add 198.51.100.7/32 dev extra");
     node.run_ip("link set extra up");
-    // And such as are local by a route only.
+    // Addresses that are local by a route only.
     node.run_ip("route add local 198.51.101.0/24 dev lo");
     node.run_ip("-6 route add local 2001:db8:77::/64 dev lo");
     let added = ["198.51.100.7", "198.51.101.9", "2001:db8:77::9"].map(ip);
@@ -96,7 +97,8 @@ fn an_address_of_the_node_is_no_source_from_outside() {
         let refused = || counted(node, &[Reason::ForgedSource]);
         let before = refused();
         eventually(&format!("{source} to be refused"), SOON, || {
-            // From another port than what is forged later, which may belong to no flow.
+            // The port differs from that of the forged packets below, which must not belong to an existing
+            // flow.
             forge.send(&datagram((source, 997), to, b"early"));
             refused() > before
         });
@@ -111,7 +113,7 @@ fn an_address_of_the_nodes_own_pods_is_no_source_from_outside() {
     harness::require_root!();
     let town = Town::build();
     let mut sources = [town.pod.addresses(), town.web.addresses()].concat();
-    // Of no pod, but of the range; and the pods' gateway.
+    // Addresses of the pod range that no pod has, and the pods' gateway.
     sources.extend(["10.244.1.200", "fd00:244:1::200", "169.254.1.1"].map(ip));
     assert_are_never_sources(&town, &sources);
 }
@@ -125,7 +127,7 @@ fn a_virtual_address_is_no_source_from_outside() {
         .into_iter()
         .map(ip)
         .collect();
-    // Of a service range, whether it is given or not.
+    // Addresses of a service range, assigned or not.
     sources.extend(["10.96.77.77", "fd00:96::77"].map(ip));
     assert_are_never_sources(&town, &sources);
 }
@@ -136,7 +138,7 @@ fn an_address_of_another_node_is_a_source_and_its_broadcast_is_none() {
     let town = Town::build();
     let capture = town.at_web();
     assert_are_no_sources(&town, &capture, &[ip("192.168.50.255")], "on the link");
-    // The rules leave these alone: a neighbour, and a host from afar.
+    // The rules do not apply to these: a neighbour, and a host of another network.
     for source in [
         town.world.node(2).ip().into(),
         ip("172.31.99.2"),
@@ -189,8 +191,8 @@ fn source_and_destination_alike_pass_no_source_ranges_from_outside() {
     }
 }
 
-/// What strict filtering promises holds for packets that are translated past it: a source is heard by the
-/// interface that its route names.
+/// The rule of strict filtering also holds for packets that are translated before the kernel's check. A
+/// source is accepted only on the interface of its route.
 #[test]
 fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_is_strict() {
     harness::require_root!();
@@ -206,7 +208,7 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
     let strict = [("all", "1"), ("eth0", "1")];
     for (interface, value) in strict {
         node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), value);
-        // The kernel tells no agent of it, which looks each second.
+        // The kernel does not notify an agent of this setting, so the agent reads it every second.
         let first = town.entrances(true)[0];
         let asked = [
             "trace",
@@ -243,7 +245,7 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
         refused.assert_rose_by(2 * town.entrances(true).len() as u64, &what);
         node.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0");
     }
-    // Loose filters and none ask for no such thing; and the stricter of both settings counts.
+    // Loose filters, and no filter, let it pass; the kernel applies the larger one of both settings.
     for (all, own) in [("0", "0"), ("0", "2"), ("2", "0"), ("2", "1"), ("1", "2")] {
         node.sysctl("net/ipv4/conf/all/rp_filter", all);
         node.sysctl("net/ipv4/conf/eth0/rp_filter", own);
@@ -256,7 +258,7 @@ fn a_source_whose_route_is_another_interface_is_not_translated_where_the_filter_
     }
 }
 
-/// As kube-proxy in iptables mode sets `route_localnet`, and leaves it (CVE-2020-8558).
+/// kube-proxy in iptables mode sets `route_localnet` and leaves it set (CVE-2020-8558).
 #[test]
 fn the_loopback_of_the_node_is_reached_by_no_pod_and_no_host_outside() {
     harness::require_root!();
@@ -278,7 +280,7 @@ fn the_loopback_of_the_node_is_reached_by_no_pod_and_no_host_outside() {
     }
 }
 
-/// Ways from outside to a backend, which are translated, with the place where it is.
+/// Translated paths from outside to a backend, each with the backend's place.
 fn translated_ways<'a>(town: &'a Town, with_host_port: &'a Pod, v4: bool) -> Vec<(&'a Place, SocketAddr)> {
     let to_services = town.entrances(v4).into_iter().take(4);
     let mut ways: Vec<(&Place, SocketAddr)> = to_services.map(|to| (&*town.web as &Place, to)).collect();
@@ -295,7 +297,7 @@ fn add_pod_with_host_port(town: &Town) -> Pod {
     town.node().add_pod_by_plugin(&spec)
 }
 
-/// No router forwards from such a source (RFC 4291 §2.5.6), and `fe80::1` is the pods' gateway.
+/// No router forwards a packet from such a source (RFC 4291 §2.5.6), and `fe80::1` is the pods' gateway.
 #[test]
 fn a_link_local_source_is_not_forwarded_into_a_pod() {
     harness::require_root!();
@@ -317,14 +319,13 @@ fn a_link_local_source_is_not_forwarded_into_a_pod() {
             let what = assert_is_no_source(source, place, to);
             refused.assert_rose_by(1, &what);
         }
-        // Untranslated, by the kernel's own rule.
+        // Such packets are not translated; the kernel's own rule stops them.
         let direct = SocketAddr::new(of_family(&town.web, false), 9);
         assert_is_no_source(source, &town.web, direct);
     }
 }
 
-/// A reply of the pod's would leave this node for the port of the other one's tunnel, which believes this
-/// node.
+/// A reply of the pod would leave this node for the port of the other node's tunnel, which trusts this node.
 #[test]
 fn a_pods_reply_reaches_no_tunnels_port() {
     const TUNNEL: u16 = 8472;
@@ -339,7 +340,7 @@ fn a_pods_reply_reaches_no_tunnels_port() {
             let capture = captured(place);
             let refused = Refusals::of(town.node(), &[Reason::TunnelPort]);
             forge.send(&datagram((source, TUNNEL), to, FORGED));
-            // From another port of that node it arrives.
+            // A datagram from another port of that node arrives.
             assert_nothing_came(&capture, FORGED, &what, |mark| {
                 forge.send(&datagram((source, TUNNEL + 1), to, mark));
             });
@@ -348,7 +349,7 @@ fn a_pods_reply_reaches_no_tunnels_port() {
     }
 }
 
-/// Sockets that listen at all addresses take what comes to groups, in a frame to a group.
+/// Sockets that listen at all addresses receive multicast packets, which come in a frame to a group.
 #[test]
 fn a_packet_to_a_group_has_no_forged_source() {
     harness::require_root!();

@@ -1,5 +1,5 @@
-//! A pod sends without VLAN tags. A tag neither hides what follows it from the check of sources nor travels
-//! on.
+//! A pod sends without VLAN tags. A tag does not hide the packet after it from the check of sources, and it
+//! is not forwarded.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,10 +15,10 @@ use crate::town::{
 };
 
 const FORGED: &[u8] = b"forged";
-/// Why a pod's tag ends at the pod's interface.
+/// The reason of a pod's tagged frame, which is dropped at the pod's interface.
 const SPOOFED: &[Reason] = &[Reason::SpoofedSource];
 
-/// Tags that hide a packet from a program that looks at the first `EtherType` only.
+/// Tags that hide a packet from a program that reads the first `EtherType` only.
 fn doubled() -> Vec<Vec<Tag>> {
     vec![
         vec![(VLAN, 0), (VLAN, 0)],
@@ -31,8 +31,8 @@ fn doubled() -> Vec<Vec<Tag>> {
     ]
 }
 
-/// Sends a datagram of each source with each of these tags from a pod to another one, to the node and to a
-/// service, and looks for it at the other ends.
+/// Sends a datagram of each source with each of these tags from a pod, to another pod, to the node and to a
+/// service. Asserts that none arrives.
 #[track_caller]
 fn assert_goes_nowhere(town: &Town, all_tags: &[Vec<Tag>], only_own: bool) {
     let own = town.pod.addresses();
@@ -128,7 +128,7 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
         forge.send_frame(&ethernet.of(link::ARP, &question));
         let to = SocketAddr::new(town.web.ip().into(), 9);
         let what = format!("an ARP question of {}", node.name());
-        // The answer of an echo comes behind the answer to the question.
+        // The reply to this question comes after a reply to the ARP request.
         let came = if is_tagged {
             let _ = pod.ask(Probe::Udp, SocketAddr::new(to.ip(), 8080));
             capture.so_far().expect("to read")
@@ -145,7 +145,8 @@ fn a_tagged_arp_question_of_a_pod_is_not_answered() {
     }
 }
 
-/// Asserts that a socket for frames with a tag has those that come in: what it lacks later did not come.
+/// Asserts that a socket for tagged frames receives those that come in. So a frame that it lacks later did
+/// not come.
 #[track_caller]
 pub fn assert_sees_tags(socket: &PacketSocket, forge: &Forge, (from, to): (IpAddr, IpAddr)) {
     for tags in [
@@ -163,8 +164,8 @@ pub fn assert_sees_tags(socket: &PacketSocket, forge: &Forge, (from, to): (IpAdd
     }
 }
 
-/// Asks a pod at a port by a translation, has it answer with tags and without one, and looks at what comes
-/// to the client with a tag.
+/// Asks a pod at a port through a translation, and has it reply with tags and without one. Asserts that the
+/// client gets no frame with a tag.
 #[track_caller]
 fn assert_no_tag_travels_on(
     (client, wire): (&Place, &PacketSocket),
@@ -179,7 +180,7 @@ fn assert_no_tag_travels_on(
     ];
     let (at_pod, at_client) = (captured(pod), captured(client));
     let asking = client.udp_socket_for(to).expect("a socket");
-    // The pod answers the client that it sees.
+    // The pod replies to the client that it sees.
     let came = came_before(&at_pod, "a question", &mut |mark| {
         let _ = asking.send_to(b"which client do you see?", to);
         let _ = asking.send_to(mark, to);
@@ -204,7 +205,7 @@ fn assert_no_tag_travels_on(
     refused.assert_rose_by(tags.len() as u64, "answers with a tag");
 }
 
-/// Has pods answer clients that only a translation leads to: the host outside, and a pod of the same node.
+/// Has pods reply to clients that only a translation leads to: the host outside, and a pod of the same node.
 #[track_caller]
 fn assert_answers_have_no_tags(town: &Town) {
     let (node, outside) = (town.node(), &town.outside);
@@ -246,7 +247,7 @@ fn a_pods_tag_does_not_travel_on_with_its_answer() {
 #[test]
 fn a_pods_tag_does_not_travel_on_with_its_answer_past_the_stack() {
     harness::require_root!();
-    // Without socket hooks the answers to a pod are translated too.
+    // Without socket hooks the replies to a pod are translated too.
     for config in ["", "socketLB: \"off\"\n"] {
         let config = format!("hostRouting: redirect\n{config}");
         assert_answers_have_no_tags(&Town::with(NodeSpec::millrace(), &config));

@@ -1,5 +1,5 @@
-//! A tagged frame at an uplink belongs to the VLAN device. Only a priority tag, whose VLAN is 0, is none at
-//! all: such a frame is served, and its tag ends here.
+//! A tagged frame at an uplink belongs to the VLAN device. A priority tag, whose VLAN is 0, does not count as
+//! a tag: such a frame is served, and its tag is removed.
 
 use std::net::SocketAddr;
 
@@ -120,7 +120,7 @@ fn a_priority_tag_is_served_and_ends_at_the_uplink() {
             }
         }
     }
-    // What the host outside sent with a tag is its own; what came in with one would be the node's.
+    // An outgoing tagged frame is the host's own. An incoming one would be the node's.
     let [at_web, at_outside] =
         [tagged_at_web, tagged_at_outside].map(|socket| socket.so_far().expect("to read"));
     let (own, others): (Vec<_>, Vec<_>) = at_outside.iter().partition(|frame| frame.outgoing);
@@ -159,7 +159,8 @@ fn an_answer_with_a_tag_does_not_reach_the_pod_that_was_masqueraded() {
     }
 }
 
-/// A VLAN device above the uplink takes its frames from the stack, so they have to come there as they are.
+/// A VLAN device above the uplink gets its frames from the stack, so the frames must reach the stack
+/// unchanged.
 #[test]
 fn a_frame_of_a_vlan_is_left_to_the_stack_as_it_is() {
     harness::require_root!();

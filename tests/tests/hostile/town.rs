@@ -1,5 +1,5 @@
-//! A world for attackers: two nodes with pods of the plugin's, a host on their link, services of each kind,
-//! and the means to tell what arrived.
+//! A world for attackers: two nodes with pods of the plugin, a host on their link, and services of each kind.
+//! Functions check which packets arrived.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,14 +15,14 @@ use proxy_common::maps::Reason;
 use serde_json::json;
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// How long an honest packet may take.
+/// The time within which an honest packet arrives.
 pub const SOON: Duration = Duration::from_secs(5);
 
-/// Where `web` is served, whose policy is Cluster.
+/// The addresses of `web`, whose policy is Cluster.
 pub const CLUSTER_IP: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 pub const BALANCER: [&str; 2] = ["203.0.113.7", "2001:db8:7::7"];
 pub const NODE_PORT: u16 = 30_080;
-/// Where `near` is served, whose policy is Local.
+/// The addresses of `near`, whose policy is Local.
 pub const LOCAL_CLUSTER_IP: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
 pub const LOCAL_BALANCER: [&str; 2] = ["203.0.113.8", "2001:db8:7::8"];
 pub const LOCAL_NODE_PORT: u16 = 30_081;
@@ -33,7 +33,7 @@ pub struct Town {
     pub outside: Client,
     /// The backend of both services, on the first node.
     pub web: Pod,
-    /// Another pod there.
+    /// Another pod on the first node.
     pub pod: Pod,
     _servers: [Server; 2],
     agents: Vec<Agent>,
@@ -44,7 +44,7 @@ impl Town {
         Self::with(NodeSpec::millrace(), "")
     }
 
-    /// With this more in the configuration of the agents.
+    /// A town with these additional lines in the configuration of the agents.
     pub fn with(spec: NodeSpec, config: &str) -> Self {
         let world = World::builder().node(spec.clone()).node(spec).build();
         let outside = world.add_client("outside");
@@ -78,22 +78,22 @@ impl Town {
         }
     }
 
-    /// The first node, which all frames go to.
+    /// The first node, the receiver of all frames.
     pub fn node(&self) -> &Node {
         self.world.node(1)
     }
 
-    /// Frames of the host outside to the first node.
+    /// A sender of frames from the host outside to the first node.
     pub fn forge(&self) -> Forge {
         self.outside.forge_to(self.node())
     }
 
-    /// What comes in at the backend.
+    /// A capture of the backend's interface.
     pub fn at_web(&self) -> PacketSocket {
         captured(&self.web)
     }
 
-    /// Waits until the first node's gauge, `status` and log say that a client uses all of a share.
+    /// Waits until the first node's gauge, `status` and log report that a client uses all of a share.
     #[track_caller]
     pub fn assert_share_is_told(&self, kind: &str, client: &str, within: Duration) {
         let what = format!("the share of {kind} of {client} to be told");
@@ -108,13 +108,13 @@ impl Town {
                 Err(format!("{gauge} in the gauge: {errors}"))
             }
         });
-        // An event has the line of the log.
+        // The log has a line for each event.
         let log = self.agents[0].log();
         assert!(log.contains(&format!("{client}: the share of ")), "{log}");
     }
 
-    /// The places of both services that a host outside may send to, of this family, with the backend's own
-    /// at the end.
+    /// The addresses and ports of both services that a host outside may send to, of this family. The cluster
+    /// IPs come last.
     pub fn entrances(&self, is_v4: bool) -> Vec<SocketAddr> {
         let n = usize::from(!is_v4);
         let node = self.node().addresses()[n];
@@ -143,7 +143,7 @@ fn service(name: &str, cluster_ips: [&str; 2], balancers: [&str; 2], node_port: 
         .fold(service, |service, ip| service.load_balancer_ip(ip))
 }
 
-/// Waits until a server answers there by TCP and UDP.
+/// Waits until a server answers at `to` by TCP and UDP.
 #[track_caller]
 pub fn wait_served(client: &Place, to: SocketAddr) {
     for probe in [Probe::Tcp, Probe::Udp] {
@@ -158,7 +158,7 @@ pub fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().expect("an address"), port)
 }
 
-/// What comes in at a place's `eth0`.
+/// A capture of a place's `eth0`.
 #[track_caller]
 pub fn captured(place: &Place) -> PacketSocket {
     place.packet_socket("eth0").expect("a capture")
@@ -169,14 +169,14 @@ pub fn of_family(place: &Place, is_v4: bool) -> IpAddr {
     place.addresses()[usize::from(!is_v4)]
 }
 
-/// How many packets a node has counted for some reasons.
+/// The number of packets that a node has counted for some reasons.
 #[track_caller]
 pub fn counted(node: &Node, reasons: &[Reason]) -> u64 {
     let counters = node.counters();
     reasons.iter().map(|reason| counters[*reason as usize]).sum()
 }
 
-/// What a node has refused for some reasons, from now on.
+/// The packets that a node refuses for some reasons, from now on.
 pub struct Refusals<'a> {
     node: &'a Node,
     reasons: &'a [Reason],
@@ -194,7 +194,8 @@ impl<'a> Refusals<'a> {
         }
     }
 
-    /// Asserts that so many packets at least were refused, all of which are through.
+    /// Asserts that at least this number of packets was refused. The packets must have passed the programs
+    /// before.
     #[track_caller]
     pub fn assert_rose_by(&self, sent: u64, what: &str) {
         let refused = counted(self.node, self.reasons) - self.before;
@@ -206,7 +207,7 @@ impl<'a> Refusals<'a> {
     }
 }
 
-/// A number among a node's metrics; 0 if it is not there.
+/// A value among a node's metrics; 0 if it is missing.
 #[track_caller]
 pub fn metric(node: &Node, series: &str) -> u64 {
     let page = node
@@ -217,7 +218,8 @@ pub fn metric(node: &Node, series: &str) -> u64 {
     value.map_or(0, |text| text.trim().parse().expect("a number"))
 }
 
-/// Waits until the agent has walked the flows: it takes away what it finds of a client without any.
+/// Waits until the agent has walked the flows. The walk removes the share of a client without flows, which
+/// this function adds.
 #[track_caller]
 pub fn await_collection(town: &Town) {
     let key = Ip::from(Ipv4Addr::new(198, 51, 100, 77)).octets();
@@ -227,8 +229,8 @@ pub fn await_collection(town: &Town) {
     });
 }
 
-/// Asserts that nothing of a forgery came before the honest packet, which must come. Neighbours may have to
-/// be found first, so the honest one is sent until it is there.
+/// Asserts that no forged packet came before the honest one, which must come. A neighbour may have to be
+/// resolved first, so the honest packet is sent until it arrives.
 #[track_caller]
 pub fn assert_nothing_came(
     capture: &PacketSocket,
@@ -246,10 +248,10 @@ pub fn assert_nothing_came(
     );
 }
 
-/// What came before the honest packet.
+/// The frames that came before the honest packet.
 #[track_caller]
 pub fn came_before(capture: &PacketSocket, what: &str, send_honest: &mut dyn FnMut(&[u8])) -> Vec<Frame> {
-    // A mark of its own for each time, so that one that comes late is not taken for the next.
+    // Each call has a mark of its own, so that a late packet is not taken for the next one.
     let mark = format!("honest {:016x}", fastrand::u64(..));
     let mut came = Vec::new();
     for _ in 0..20 {
@@ -262,7 +264,7 @@ pub fn came_before(capture: &PacketSocket, what: &str, send_honest: &mut dyn FnM
     panic!("{what}: the honest packet did not arrive, so nothing is proven");
 }
 
-/// A datagram from anywhere to anywhere.
+/// A UDP datagram of any source and destination.
 pub fn datagram(from: (IpAddr, u16), to: SocketAddr, mark: &[u8]) -> Vec<u8> {
     packet::udp(SocketAddr::new(from.0, from.1), to, mark)
 }
@@ -272,7 +274,7 @@ pub fn datagram(from: (IpAddr, u16), to: SocketAddr, mark: &[u8]) -> Vec<u8> {
 pub fn honest(place: &Place, to: SocketAddr) -> impl FnMut(&[u8]) {
     let socket = place.udp_socket_for(to).expect("a socket");
     move |mark| {
-        // An error is about an earlier one.
+        // An error is about an earlier datagram.
         let _ = socket.send_to(mark, to);
     }
 }

@@ -1,4 +1,5 @@
-//! The tunnel to other nodes believes Nodes only, each for its own pods, and no pod comes by its port.
+//! The tunnel accepts packets of other nodes only, and from each node only those of its own pods. No pod
+//! sends through the tunnel's port.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -32,7 +33,7 @@ fn vxlan_of_a_pod_reaches_no_node_over_ipv6() {
 fn assert_no_pod_reaches_a_tunnel(town: &Town) {
     let (attacker, n1) = (town.pod(1), town.world.node(1));
     let near = n1.add_pod("near");
-    // A way round: a service whose endpoints are tunnels.
+    // An indirect path: a service whose endpoints are tunnels.
     let (service, round) = town.round();
     town.world.apply(&service);
     let socket = attacker.udp_socket_for(round).expect("a socket");
@@ -63,16 +64,16 @@ fn assert_no_pod_reaches_a_tunnel(town: &Town) {
             }
         }
         assert_nothing_came(&capture, FORGED, &what, honest(attacker, town.discard(victim)));
-        // By the port, by the service, and the first fragments.
+        // One refusal each for the datagram to the port, the one to the service, and the first fragment.
         refused.assert_rose_by(3 * sources.len() as u64, &what);
-        // The first of them arrives from the node whose pod is inside.
+        // The first of these forgeries does arrive if the node of the inner pod sends it.
         let mut by_tunnel = town.by_tunnel(3, (node, tunnel), victim);
         came_before(&capture, "from a node", &mut by_tunnel);
     }
 }
 
-/// The tunnel's socket listens at more addresses than the nodes': at the tunnel's own, and at those of
-/// groups.
+/// The tunnel's socket listens at more addresses than the nodes' own: at the tunnel's address and at
+/// multicast addresses.
 #[test]
 fn vxlan_at_other_addresses_of_the_socket_reaches_no_pod() {
     harness::require_root!();
@@ -102,7 +103,7 @@ fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
     for (sender, forge, reasons) in senders {
         for place in &places {
             let packet = datagram((town.ip(sender), 12_345), *place, &forged);
-            // As it should be addressed, to all hosts of the link, and to a group of them.
+            // In a frame to the right address, to all hosts of the link, and to a group of them.
             for to in [forge.ethernet().to, link::BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
                 let ethernet = Ethernet {
                     to,
@@ -114,7 +115,7 @@ fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
             }
         }
     }
-    // By the tunnel, to the end of it on another node.
+    // Through the tunnel, to its end on another node.
     let far = captured(town.pod(2));
     let to_far = forgery(n2, town.ip(town.pod(3)), town.pod(2));
     let packet = datagram((town.ip(attacker), 12_345), town.end_port(2), &to_far);
@@ -124,8 +125,8 @@ fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
         let to = town.discard(victim);
         assert_nothing_came(capture, FORGED, "to other addresses", honest(attacker, to));
     }
-    // From the node whose pod is inside, what is forged above arrives at the node's own address alone. To the
-    // end of the tunnel a service may lead, in the name of a node that lends its address.
+    // The node of the inner pod may send the forgery, to the node's own address only. A service may lead to
+    // the end of the tunnel, in the name of a node that masquerades.
     let mut to_end = town.by_tunnel(3, (n1, town.end_port(1)), &near);
     let refused = [Reason::TunnelSource];
     assert_is_counted(n1, &refused, "from a node to the end of the tunnel", || {
@@ -135,7 +136,7 @@ fn assert_no_other_address_leads_to_a_pod(town: &Town, groups: &[&str]) {
     assert_nothing_came(&capture, FORGED, "from a node to the end of the tunnel", to_node);
 }
 
-/// A datagram behind seven headers of destination options, each of eight bytes.
+/// A datagram behind seven destination options headers of eight bytes each.
 fn behind_seven_headers(from: Ipv6Addr, to: SocketAddr, mark: &[u8]) -> Vec<u8> {
     let inner = datagram((from.into(), 999), to, mark);
     let mut bytes = inner[..40].to_vec();
@@ -165,7 +166,7 @@ fn extension_headers_beyond_the_limit_hide_no_source() {
     for source in sources {
         forge.send(&behind_seven_headers(source, to, FORGED));
     }
-    // The same with the source of a host on the link arrives.
+    // The same packet with the source of a host on the link arrives.
     let from = town.outside.ip6();
     assert_nothing_came(&capture, FORGED, "behind seven headers", |mark| {
         forge.send(&behind_seven_headers(from, to, mark));
@@ -177,7 +178,7 @@ fn extension_headers_beyond_the_limit_hide_no_source() {
 fn vxlan_of_a_pod_through_the_tunnel_itself_reaches_no_node() {
     harness::require_root!();
     let town = Town::build();
-    // Within the honest tunnel of its node, to the tunnel's port at an address that only the other end has.
+    // Inside the node's regular tunnel, to the tunnel's port at the other node's address.
     let (attacker, victim, n2) = (town.pod(1), town.pod(2), town.world.node(2));
     let capture = captured(victim);
     let forgery = forgery(n2, town.pod(3).ip().into(), victim);
@@ -230,10 +231,10 @@ fn assert_no_stranger_reaches_a_pod(town: &Town, unknown: [&str; 3]) {
     }
     let socket = town.outside.udp_socket_for(tunnel).expect("a socket");
     let _ = socket.send_to(&forgery(n2, sources[0], victim), tunnel);
-    // Whole, and by their first fragments.
+    // The whole datagrams and their first fragments are refused.
     let sent = 2 * sources.len() as u64 * strangers.len() as u64 + 1;
     wait_refused(n2, STRANGE, before + sent, "from a stranger");
-    // The first of them arrives from the node whose pod is inside.
+    // The first of these forgeries does arrive if the node of the inner pod sends it.
     let by_tunnel = town.by_tunnel(1, (n2, tunnel), victim);
     assert_nothing_came(&capture, FORGED, "from a stranger", by_tunnel);
 }
@@ -258,7 +259,7 @@ fn assert_a_node_sends_for_its_pods_only(town: &Town) {
     let n1 = (town.ip(town.world.node(1)), 40_000);
     let by_tunnel = |content: &[u8]| forge.send(&datagram(n1, town.tunnel_port(2), content));
     let mut sources: Vec<IpAddr> = Vec::new();
-    // Another peer's, the own ones, and no peer's.
+    // Sources of another peer, of the node itself, and of no peer.
     let places: [&Place; 5] = [town.pod(3), n2, victim, n3, &town.outside];
     for place in places {
         sources.extend(place.addresses());
@@ -277,13 +278,13 @@ fn assert_a_node_sends_for_its_pods_only(town: &Town) {
     ] {
         sources.push(text.parse().expect("an address"));
     }
-    // Pods have the families of their nodes.
+    // Pods have the address families of their nodes.
     sources.retain(|source| town.over_v4 || source.is_ipv6());
     let refused = Refusals::of(n2, STRANGE);
     for source in &sources {
         by_tunnel(&forgery(n2, *source, victim));
     }
-    // The same forgery with a source of that node's arrives, so it is the source that counts.
+    // The same forgery with a source of that node's pods arrives, so the source is the reason of the refusal.
     let pod_of_n1 = if town.over_v4 {
         "10.244.1.77"
     } else {
@@ -297,7 +298,7 @@ fn assert_a_node_sends_for_its_pods_only(town: &Town) {
     refused.assert_rose_by(sources.len() as u64, "in a node's name");
 }
 
-/// A peer sends to this node and its pods by the tunnel, and to nothing behind them.
+/// A peer sends through the tunnel to this node and its pods, and to no host behind them.
 #[test]
 fn a_tunnels_end_is_no_way_on() {
     harness::require_root!();
@@ -318,7 +319,7 @@ fn a_tunnels_end_is_no_way_on() {
     }
 }
 
-/// A peer translates for its own pods, and clients outside come by the node's uplink.
+/// A peer translates packets of its own pods, and packets of clients outside come in by the node's uplink.
 #[test]
 fn a_tunnels_end_is_no_way_to_services() {
     harness::require_root!();
@@ -364,7 +365,8 @@ fn a_frame_in_the_tunnel_has_no_tag_and_is_for_its_end() {
     let packet = datagram((town.ip(town.pod(1)), 999), town.discard(victim), FORGED);
     let end = end_of(n2);
     let priority = vec![(VLAN, 0)];
-    // The uplink refuses a tag inside. The tunnel's device leaves a frame for others to the stack.
+    // The uplink's program refuses an inner tag. The program at the tunnel's device leaves a frame for
+    // another host to the stack.
     let (tagged, for_other) = ([Reason::TunnelSource], [Reason::OtherHost]);
     for (mac, tags, reason) in [
         (end, priority.clone(), tagged),
@@ -384,7 +386,8 @@ fn a_frame_in_the_tunnel_has_no_tag_and_is_for_its_end() {
     }
 }
 
-/// An address of n2 that its Node object lacks: to n1 it is any host's, and n1 would lend its own address.
+/// An address of n2 that its Node object lacks. For n1 it is the address of an unknown host, and n1 would
+/// masquerade with its own address.
 #[test]
 fn vxlan_reaches_no_node_by_an_address_that_its_object_lacks() {
     const UNLISTED: &str = "192.168.50.212";
@@ -417,7 +420,7 @@ fn vxlan_reaches_no_node_by_an_address_that_its_object_lacks() {
     }
 }
 
-/// With `routingMode: vxlan` each node's pods come by the tunnel only.
+/// With `routingMode: vxlan` packets of another node's pods come through the tunnel only.
 #[test]
 fn a_host_on_the_link_sends_as_no_pod_of_another_node() {
     harness::require_root!();

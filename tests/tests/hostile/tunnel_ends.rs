@@ -1,5 +1,5 @@
-//! Services, which tenants write, neither lead into a node's tunnel nor take it over: not by an endpoint at
-//! its end, and not by an address of a node with the tunnel's port.
+//! Services, which tenants write, neither lead into a node's tunnel nor take it over. Neither an endpoint at
+//! the end of the tunnel does that, nor an external address of a node with the tunnel's port.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,10 +11,10 @@ use crate::town::{SECOND, SOON, assert_nothing_came, came_before, captured, coun
 use crate::tunnel_town::{FORGED, PORT, Town, carried};
 
 const NODE_PORT: u16 = 30_053;
-/// A port that the same service may have at a node's address.
+/// Another port of the same service at a node's address, which is allowed.
 const OTHER_PORT: u16 = 7;
 const SECRET: &[u8] = b"secret";
-/// Why nodes refuse what a service leads to a tunnel.
+/// The reasons for which nodes refuse packets that a service leads to a tunnel.
 const REFUSED: &[Reason] = &[Reason::TunnelPort, Reason::TunnelSource, Reason::ForgedSource];
 
 #[test]
@@ -23,7 +23,7 @@ fn a_service_leads_to_no_end_of_a_tunnel_within_a_range_of_pods() {
     assert_no_service_leads_to_an_end(&Town::build());
 }
 
-/// Where routes lead to the pods, they lead to the end of the tunnel as well.
+/// Routes to the pods lead to the end of the tunnel as well.
 #[test]
 fn a_service_leads_to_no_end_of_a_tunnel_that_stands_ready() {
     harness::require_root!();
@@ -36,7 +36,7 @@ fn a_service_leads_to_no_end_of_a_tunnel_over_ipv6() {
     assert_no_service_leads_to_an_end(&Town::over_ipv6());
 }
 
-/// The node of a node port lends its address to those who ask there, and the other node believes that one.
+/// The node of a node port masquerades its clients, and the other node trusts that node's address.
 #[track_caller]
 fn assert_no_service_leads_to_an_end(town: &Town) {
     let [n1, n2] = [1, 2].map(|number| town.world.node(number));
@@ -65,7 +65,7 @@ fn assert_no_service_leads_to_an_end(town: &Town) {
         let inner = datagram((source, 999), town.discard(victim), FORGED);
         let content = carried(n2, &inner);
         let before = refused();
-        // The service leads nowhere before it is programmed.
+        // The service is refused only after it is programmed.
         eventually(&format!("{what}: to be refused"), 2 * SOON, || {
             let _ = socket.send_to(&content, node_port);
             refused() > before
@@ -86,8 +86,8 @@ fn an_external_ip_does_not_take_the_tunnel_over_ipv6() {
     assert_no_service_takes_the_tunnel_over(&Town::over_ipv6());
 }
 
-/// What a node sends through the tunnel is a datagram to another node's address, as clients of services there
-/// send.
+/// The outer packet of a tunnel is a datagram to another node's address, like that of a client of a service
+/// there.
 #[track_caller]
 fn assert_no_service_takes_the_tunnel_over(town: &Town) {
     let (n1, near, far) = (town.world.node(1), town.pod(1), town.pod(2));
@@ -106,7 +106,7 @@ fn assert_no_service_takes_the_tunnel_over(town: &Town) {
         let what = format!("a service with the tunnel's port, {}", service.name());
         town.world.apply_all(service.slices([Endpoint::of(&thief)]));
         town.world.apply(&service);
-        // Its other port there takes what was the node's.
+        // The service's other port at this address takes the node's datagrams.
         let other = SocketAddr::new(address, OTHER_PORT);
         wait_for(&format!("the other port of {what}"), 2 * SOON, || {
             let answer = near.ask_within(Probe::Udp, other, SECOND);
@@ -133,7 +133,7 @@ fn assert_no_service_takes_the_tunnel_over(town: &Town) {
     }
 }
 
-/// Waits until a node's `status` says of a service that its address is refused, and why.
+/// Waits until a node's `status` shows that a service's address is refused, with the reason.
 #[track_caller]
 fn wait_named(node: &Node, service: &str) {
     wait_for(&format!("{service} to be named"), SOON, || {

@@ -1,4 +1,4 @@
-//! Three nodes with a tunnel between them, and the means to forge what it carries.
+//! Three nodes with a tunnel between them, and functions that forge the tunnel's packets.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,19 +16,19 @@ const SEGMENT: u32 = 1;
 pub const FORGED: &[u8] = b"forged";
 /// A node's end of the tunnel.
 const DEVICE: &str = "millrace-vxlan";
-/// Why a node refuses what strangers send to its tunnel, or in it.
+/// The reasons for which a node refuses packets of strangers to its tunnel, or inside it.
 pub const STRANGE: &[Reason] = &[Reason::TunnelSource, Reason::ForgedSource];
 
-/// In the configuration of the agents.
+/// A line of the agents' configuration.
 const VXLAN: &str = "routingMode: vxlan\n";
 
 /// Three nodes with pods and a tunnel between them, and a host on their link.
 pub struct Town {
     pub world: World,
     pub outside: Client,
-    /// One for each node.
+    /// One pod for each node.
     pods: Vec<Pod>,
-    /// Whether the outer header is IPv4's.
+    /// Whether the outer header is IPv4.
     pub over_v4: bool,
     _agents: Vec<harness::Agent>,
 }
@@ -39,12 +39,12 @@ impl Town {
         Self::of(&NodeSpec::millrace(), true, VXLAN)
     }
 
-    /// The same, whose pods reach each other by routes. The tunnels stand ready.
+    /// The same nodes, whose pods reach each other by routes. The tunnels exist all the same.
     pub fn routed() -> Self {
         Self::of(&NodeSpec::millrace(), true, "")
     }
 
-    /// Nodes of IPv6 alone, whose tunnel runs over it.
+    /// Nodes of IPv6 only, whose tunnel runs over IPv6.
     pub fn over_ipv6() -> Self {
         Self::of(&NodeSpec::millrace().only(Family::V6), false, VXLAN)
     }
@@ -82,7 +82,7 @@ impl Town {
         like(place, self.over_v4)
     }
 
-    /// Where nothing listens.
+    /// A socket address of a place without a listener.
     #[track_caller]
     pub fn discard(&self, place: &Place) -> SocketAddr {
         SocketAddr::new(self.ip(place), 9)
@@ -92,20 +92,20 @@ impl Town {
         SocketAddr::new(self.ip(self.world.node(number)), PORT)
     }
 
-    /// The port of a node's tunnel at the address of the tunnel itself.
+    /// The tunnel's port at the address of the node's tunnel device.
     pub fn end_port(&self, number: usize) -> SocketAddr {
         let ranges = self.world.node(number).pod_cidrs();
         SocketAddr::new(ranges[usize::from(!self.over_v4)].network(), PORT)
     }
 
-    /// A service of the outer header's family that leads to tunnels.
+    /// A service of the outer header's family for endpoints that are tunnels.
     pub fn round(&self) -> (Service, SocketAddr) {
         let ip = if self.over_v4 { "10.96.0.20" } else { "fd00:96::20" };
         let service = Service::new("round").cluster_ip(ip).udp("vxlan", 53, PORT);
         (service, at(ip, 53))
     }
 
-    /// Sends as the tunnel of a node does for its pod, to the port of another node's tunnel.
+    /// Sends as the tunnel of a node does for its pod, to a node with a tunnel.
     pub fn by_tunnel(
         &self,
         from: usize,
@@ -127,7 +127,7 @@ pub fn end_of(node: &Node) -> [u8; 6] {
     node.mac(DEVICE)
 }
 
-/// What the tunnel carries to a node.
+/// The payload of a datagram of the tunnel to a node.
 pub fn carried(node: &Node, packet: &[u8]) -> Vec<u8> {
     carried_to(end_of(node), Vec::new(), packet)
 }
@@ -137,13 +137,13 @@ pub fn carried_to(to: [u8; 6], tags: Vec<Tag>, packet: &[u8]) -> Vec<u8> {
     link::vxlan(SEGMENT, &Ethernet { to, from, tags }.of_packet(packet))
 }
 
-/// A forged datagram within the tunnel.
+/// The payload of the tunnel with a forged datagram inside.
 pub fn forgery(node: &Node, from: IpAddr, to: &Pod) -> Vec<u8> {
     let to = like(to, from.is_ipv4());
     carried(node, &datagram((from, 999), SocketAddr::new(to, 9), FORGED))
 }
 
-/// A packet of either family in fragments, the first of which has the ports.
+/// A packet of either family in fragments. The first fragment has the ports.
 pub fn in_fragments(packet: &[u8]) -> Vec<Vec<u8>> {
     if packet[0] >> 4 == 4 {
         packet::fragments(packet, 32)
@@ -152,7 +152,8 @@ pub fn in_fragments(packet: &[u8]) -> Vec<Vec<u8>> {
     }
 }
 
-/// Waits until a node has refused so many packets in all: the last ones may be on their way.
+/// Waits until a node has refused this number of packets in all. The node may not have handled the last ones
+/// yet.
 #[track_caller]
 pub fn wait_refused(node: &Node, reasons: &[Reason], count: u64, what: &str) {
     wait_for(&format!("{what} to be refused"), SOON, || {
@@ -165,7 +166,7 @@ pub fn wait_refused(node: &Node, reasons: &[Reason], count: u64, what: &str) {
     });
 }
 
-/// Sends one packet, which a node counts for one of these reasons.
+/// Sends one packet, and asserts that a node counts it for one of these reasons.
 #[track_caller]
 pub fn assert_is_counted(node: &Node, reasons: &[Reason], what: &str, send: impl FnOnce()) {
     let before = counted(node, reasons);
@@ -173,7 +174,7 @@ pub fn assert_is_counted(node: &Node, reasons: &[Reason], what: &str, send: impl
     wait_refused(node, reasons, before + 1, what);
 }
 
-/// Sends until a node refuses it: a service leads nowhere before it is programmed.
+/// Sends until a node refuses the packet: the service has no effect before it is programmed.
 #[track_caller]
 pub fn send_until_refused(node: &Node, what: &str, mut send: impl FnMut()) {
     let refused = || counted(node, &[Reason::TunnelPort]);

@@ -1,5 +1,6 @@
-//! One service that is compared, its endpoints, and where it is asked. Service number `n` has the cluster IP 10.96.1.`n`,
-//! the node port 30100 + `n` and so on, so no two of them meet unless they mean to.
+//! One service that is compared, its endpoints, and the frontends that are asked. Service number `n` has the
+//! cluster IP 10.96.1.`n`, the node port 30100 + `n` and so on. So two services share an address only on
+//! purpose.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::town::{SECONDARY, Town};
 
-/// The port of services, and one that none has.
+/// The port of services, and one that no service has.
 const PORT: u16 = 80;
 const UNDEFINED: u16 = 81;
 /// The port of endpoints.
@@ -20,7 +21,7 @@ pub const V4: &[Family] = &[Family::V4];
 pub const V6: &[Family] = &[Family::V6];
 pub const BOTH: &[Protocol] = &[Protocol::Tcp, Protocol::Udp];
 
-/// What a frontend is asked by.
+/// The protocol of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
@@ -28,7 +29,7 @@ pub enum Protocol {
     Ping,
 }
 
-/// What kind of address a question goes to.
+/// The kind of address that a question goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     ClusterIp,
@@ -40,14 +41,14 @@ pub enum Kind {
     Secondary,
     /// An address of a load balancer.
     Balancer,
-    /// The same where the balancer wants to see the traffic itself (`ipMode: Proxy`).
+    /// The same for a balancer that handles the traffic itself (`ipMode: Proxy`).
     Proxied,
     External,
     /// An address or a port that no service has.
     Nobodys,
 }
 
-/// How a service is reached besides its cluster IP.
+/// The addresses of a service besides its cluster IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exposure {
     None,
@@ -55,12 +56,12 @@ pub enum Exposure {
     Balancer,
     /// Two addresses of balancers.
     Balancers,
-    /// No ports of nodes.
+    /// A balancer without node ports.
     BalancerOnly,
     /// `ipMode: Proxy`.
     Proxied,
     External,
-    /// The addresses of the second node as external ones.
+    /// The addresses of the second node as external IPs.
     SecondNode,
 }
 
@@ -73,28 +74,28 @@ pub enum State {
     /// Terminates and serves no more.
     Stopping,
     NotReady,
-    /// As controllers say it where `publishNotReadyAddresses` is set.
+    /// The conditions that controllers write if `publishNotReadyAddresses` is set.
     Published,
 }
 
-/// Somewhere to ask.
+/// An address and a port that are asked.
 #[derive(Clone, Debug)]
 pub struct Frontend {
     pub kind: Kind,
-    /// Does the service have this port?
+    /// Whether the service has this port.
     pub defined: bool,
     pub address: IpAddr,
     pub port: u16,
     pub protocol: Protocol,
 }
 
-/// Who is an endpoint, how it is, and its hints.
+/// The place of an endpoint, its state, and its hints.
 type Backend = (&'static str, State, Option<Value>);
 
 pub struct Case {
     pub name: String,
     pub frontends: Vec<Frontend>,
-    /// Who asks besides the usual.
+    /// Places that ask besides the usual ones.
     pub askers: Vec<&'static str>,
     service: Option<Service>,
     backends: Vec<Backend>,
@@ -126,7 +127,7 @@ impl Case {
         }
     }
 
-    /// Questions that have nothing to do with a service.
+    /// Questions that belong to no service.
     pub fn without_service(name: &str) -> Self {
         Self {
             service: None,
@@ -180,7 +181,7 @@ impl Case {
         self
     }
 
-    /// Has a slice for each endpoint.
+    /// Writes a slice for each endpoint.
     pub fn scattered(self) -> Self {
         Self {
             scattered: true,
@@ -188,7 +189,7 @@ impl Case {
         }
     }
 
-    /// Its endpoints have a port of another name.
+    /// Gives the endpoints a port of another name.
     pub fn renamed(self) -> Self {
         Self {
             renamed: true,
@@ -196,7 +197,7 @@ impl Case {
         }
     }
 
-    /// Asks for ports that it does not have, too, and for an echo.
+    /// Also asks for ports that the service does not have, and for an echo reply.
     pub fn curious(self) -> Self {
         Self {
             curious: true,
@@ -215,7 +216,7 @@ impl Case {
         self
     }
 
-    /// Gives it its number and by it all its addresses, and asks at each of them.
+    /// Sets the number of the case, from which all its addresses follow, and asks at each of them.
     pub fn exposed(mut self, number: u8, exposure: Exposure) -> Self {
         self.number = number;
         let families = self.families;
@@ -287,7 +288,7 @@ impl Case {
             self = self.ask_all(kind, address);
         }
         if self.is_local() {
-            // The API server would draw one that may be another service's node port.
+            // The API server would choose a port that may be another service's node port.
             let port = 31_300 + u16::from(self.number);
             self = self.set("healthCheckNodePort", json!(port));
         }
@@ -305,7 +306,8 @@ impl Case {
         self
     }
 
-    /// Asks the service's ports at an address and, if wanted, what the service does not have there.
+    /// Asks the service's ports at an address and, if wanted, a port and protocols that the service does not
+    /// have.
     fn ask_all(mut self, kind: Kind, address: IpAddr) -> Self {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let defined = self.protocols.contains(&protocol);
@@ -320,12 +322,12 @@ impl Case {
         self
     }
 
-    /// Do clients from outside get endpoints of their node only?
+    /// Whether clients from outside get endpoints of their node only.
     pub fn is_local(&self) -> bool {
         self.says("externalTrafficPolicy", "Local")
     }
 
-    /// Do clients stay with a backend?
+    /// Whether clients stay with a backend.
     pub fn stays(&self) -> bool {
         self.says("sessionAffinity", "ClientIP")
     }
@@ -335,7 +337,7 @@ impl Case {
             .is_some_and(|service| service["spec"][field] == value)
     }
 
-    /// How many endpoints may answer.
+    /// The number of endpoints that may answer.
     pub fn breadth(&self) -> usize {
         self.backends.len()
     }
@@ -428,7 +430,7 @@ fn external(family: Family, number: u8) -> IpAddr {
 pub fn node(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(192, 168, 50, 10 + number).into(),
-        // Written alike: .11 and ::11.
+        // Both families have the same digits: .11 and ::11.
         Family::V6 => Ipv6Addr::new(0xfd00, 0x50, 0, 0, 0, 0, 0, 0x10 + u16::from(number)).into(),
     }
 }

@@ -1,5 +1,5 @@
-//! What Millrace does otherwise than kube-proxy, and why. The comparison fails for a difference that no row here covers,
-//! and for a row that covers none.
+//! The differences between Millrace and kube-proxy, and their reasons. The comparison fails for a difference
+//! that no row here covers, and for a row that covers none.
 
 use std::fmt;
 
@@ -10,15 +10,15 @@ use crate::town::Contender;
 /// A question with two outcomes.
 pub struct Difference<'a> {
     pub question: Question<'a>,
-    /// Which of Millrace's ways.
+    /// Millrace with or without socket hooks.
     pub proxy: Contender,
-    /// kube-proxy's outcome.
+    /// The outcome with kube-proxy.
     pub theirs: Outcome,
     pub ours: Outcome,
 }
 
 impl Difference<'_> {
-    /// The first row that covers it.
+    /// The index of the first row that covers the difference.
     pub fn explanation(&self) -> Option<usize> {
         DIFFERENCES.iter().position(|known| (known.covers)(self))
     }
@@ -45,7 +45,7 @@ impl Difference<'_> {
         self.theirs.verdicts == self.ours.verdicts && self.theirs.backends == self.ours.backends
     }
 
-    /// Backends take the client for itself, or for its node where it reaches itself.
+    /// Backends see the client's own address, or its node's address if the client reaches itself.
     fn ours_sees_no_other_than_the_own_node(&self) -> bool {
         let node = if ["client-2", "n2"].contains(&self.question.asker) {
             "n2"
@@ -69,7 +69,7 @@ impl fmt::Display for Difference<'_> {
     }
 }
 
-/// A difference that is meant.
+/// An intended difference.
 pub struct Known {
     pub what: &'static str,
     pub why: &'static str,

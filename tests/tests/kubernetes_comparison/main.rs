@@ -1,5 +1,6 @@
-//! kube-proxy and Millrace over the same services in like worlds: whoever changes from one to the other gets the same
-//! verdicts from the same backends, and is taken for the same client, but for what stands in [`differences`].
+//! kube-proxy and Millrace over the same services in equal worlds. A cluster that changes from one to the
+//! other gets the same verdicts from the same backends, and backends see the same client. The exceptions are
+//! in [`differences`].
 
 mod case;
 mod differences;
@@ -17,7 +18,7 @@ use differences::{DIFFERENCES, Difference};
 use probing::{Effort, Outcome, Question, ask_all, questions};
 use town::{Contender, Town};
 
-/// So many services were promised.
+/// The least number of services that are compared.
 const SERVICES: usize = 60;
 
 #[test]
@@ -41,7 +42,7 @@ fn services_behave_as_with_kube_proxy() {
         groups.iter().map(Vec::len).sum::<usize>(),
         started.elapsed()
     );
-    // What nothing explains is asked again with more effort: most of it was chance.
+    // Unexplained differences are asked again with more effort: most of them are chance.
     let doubtful: Vec<Vec<Question>> = regroup(&found);
     println!("{} groups are asked again", doubtful.len());
     found.retain(|difference| difference.explanation().is_some());
@@ -50,7 +51,7 @@ fn services_behave_as_with_kube_proxy() {
     judge(&found);
 }
 
-/// Creates everything at the API server.
+/// Creates all objects at the API server.
 fn publish(plane: &ControlPlane, town: &Town, cases: &[Case]) {
     for node in town.world().nodes() {
         plane.apply(&node.object());
@@ -66,7 +67,7 @@ fn publish(plane: &ControlPlane, town: &Town, cases: &[Case]) {
     }
 }
 
-/// Equal outcomes tell something only where kube-proxy's are of all kinds.
+/// Equal outcomes are meaningful only if kube-proxy's outcomes are of all kinds.
 fn assert_telling(outcomes: &[Vec<Vec<Outcome>>]) {
     let theirs = || outcomes.iter().flat_map(|towns| &towns[0]);
     for verdict in ["answered", "refused", "silent"] {
@@ -78,7 +79,7 @@ fn assert_telling(outcomes: &[Vec<Vec<Outcome>>]) {
     }
 }
 
-/// Where Millrace, with hooks or without, does otherwise than kube-proxy.
+/// The differences between Millrace, with hooks or without, and kube-proxy.
 fn different<'a>(groups: &[Vec<Question<'a>>], outcomes: Vec<Vec<Vec<Outcome>>>) -> Vec<Difference<'a>> {
     let mut found = Vec::new();
     for (group, outcomes) in groups.iter().zip(outcomes) {
@@ -99,7 +100,7 @@ fn different<'a>(groups: &[Vec<Question<'a>>], outcomes: Vec<Vec<Vec<Outcome>>>)
     found
 }
 
-/// The questions of the differences that nothing explains, each group as it was.
+/// The questions of the unexplained differences, in their groups.
 fn regroup<'a>(found: &[Difference<'a>]) -> Vec<Vec<Question<'a>>> {
     let mut groups: Vec<Vec<Question>> = Vec::new();
     for difference in found
@@ -122,7 +123,7 @@ fn regroup<'a>(found: &[Difference<'a>]) -> Vec<Vec<Question<'a>>> {
     groups
 }
 
-/// Fails for a difference that is not listed, and for a listed one that there is not.
+/// Fails for a difference that is not listed, and for a listed difference that did not occur.
 fn judge(found: &[Difference]) {
     let mut counts = vec![0; DIFFERENCES.len()];
     let mut unexplained = Vec::new();

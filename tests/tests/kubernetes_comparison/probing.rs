@@ -1,5 +1,5 @@
-//! Asking: every place asks every frontend, over and over, and what comes of it is an outcome that can be compared. Most
-//! of the time is spent waiting for answers that never come, so many ask at a time.
+//! The questions: every place asks every frontend several times, and the results form an outcome that can be
+//! compared. Most of the time passes in waiting for answers that never come, so many questions run at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,20 +15,20 @@ use nix::errno::Errno;
 use crate::case::{Case, Frontend, Kind, Protocol};
 use crate::town::Town;
 
-/// Questions under way at a time.
+/// The number of concurrent questions.
 const AT_A_TIME: usize = 96;
 
-/// Who asks every service.
+/// The places that ask every service.
 const ASKERS: [&str; 5] = ["client-1", "client-2", "n1", "n2", "outside"];
 
-/// What became of the questions of one place to one frontend.
+/// The results of the questions of one place to one frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// `answered`, `refused`, `not permitted`, `unreachable`, `silent`, or what else an error says.
+    /// `answered`, `refused`, `not permitted`, `unreachable`, `silent`, or the text of another error.
     pub verdicts: BTreeSet<String>,
-    /// Who answered; of a service whose clients stay, how many.
+    /// The backends that answered; for a service with affinity, their number.
     pub backends: BTreeSet<String>,
-    /// Whom the backends took the client for: `itself`, another place's name, `the frontend`, or an address.
+    /// The client as the backends saw it: `itself`, another place's name, `the frontend`, or an address.
     pub sources: BTreeSet<String>,
 }
 
@@ -37,7 +37,7 @@ impl Outcome {
         self.verdicts.len() == 1 && self.verdicts.contains(verdict)
     }
 
-    /// All clients were taken for this.
+    /// Whether all backends saw the client as this source.
     pub fn seen_as(&self, source: &str) -> bool {
         self.sources.len() == 1 && self.sources.contains(source)
     }
@@ -54,7 +54,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// One place asks one frontend.
+/// A place that asks, and a frontend that is asked.
 #[derive(Clone, Copy)]
 pub struct Question<'a> {
     pub case: &'a Case,
@@ -81,7 +81,7 @@ impl fmt::Display for Question<'_> {
     }
 }
 
-/// How patient and how thorough questions are.
+/// The patience and the number of tries of questions.
 #[derive(Clone, Copy)]
 pub struct Effort {
     pub wait: Duration,
@@ -91,7 +91,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// Finds most of what there is.
+    /// Finds most of the differences.
     pub const QUICK: Self = Self {
         wait: Duration::from_millis(400),
         tries: |endpoints| match endpoints {
@@ -101,8 +101,8 @@ impl Effort {
         },
         at_a_time: AT_A_TIME,
     };
-    /// For what the quick way found different: three endpoints, one of which is missed in one of 10⁷ cases, and a SYN
-    /// that is lost is sent again.
+    /// For differences that the quick pass found. With three endpoints, it misses one of them in one of 10⁷
+    /// cases. A lost SYN is sent again in time.
     pub const THOROUGH: Self = Self {
         wait: Duration::from_millis(1500),
         tries: |_| 40,
@@ -110,8 +110,8 @@ impl Effort {
     };
 }
 
-/// Everything that is asked, in groups of one case and one asker. A group is asked in order, because what a client did
-/// before counts where clients stay with a backend.
+/// All questions, in groups of one case and one asker. A group is asked in order: if a service has affinity,
+/// a client's earlier questions matter.
 pub fn questions(cases: &[Case]) -> Vec<Vec<Question<'_>>> {
     let mut groups = Vec::new();
     for case in cases {
@@ -128,7 +128,7 @@ pub fn questions(cases: &[Case]) -> Vec<Vec<Question<'_>>> {
     groups
 }
 
-/// Asks all of it in every town: outcomes by group, question and town.
+/// Asks all questions in every town. The outcomes are indexed by group, question and town.
 pub fn ask_all(towns: &[Town], groups: &[Vec<Question<'_>>], effort: Effort) -> Vec<Vec<Vec<Outcome>>> {
     let jobs: Vec<(usize, usize)> = (0..groups.len())
         .flat_map(|group| (0..towns.len()).map(move |town| (group, town)))
@@ -179,7 +179,8 @@ fn ask(town: &Town, question: &Question<'_>, effort: Effort) -> Outcome {
             }
             Err(error) => {
                 outcome.verdicts.insert(verdict(&error));
-                // What is refused or dropped is so each time; twice, since silence may be a busy machine's.
+                // A refusal or a drop repeats each time. A silent frontend gets one try, a refusal a second
+                // one.
                 if number > 0 || outcome.is("silent") {
                     break;
                 }
@@ -200,8 +201,8 @@ fn once(town: &Town, asker: &str, frontend: &Frontend, wait: Duration) -> io::Re
     let to = SocketAddr::new(frontend.address, frontend.port);
     match frontend.protocol {
         Protocol::Tcp => place.ask_within(Probe::Tcp, to, wait).map(Some),
-        // Only a connected socket hears of a refusal. No port is used twice: what a proxy remembers of a datagram
-        // outlives the socket by minutes.
+        // Only a connected socket receives a refusal. No port is used twice: a proxy keeps a datagram's flow
+        // for minutes after the end of its socket.
         Protocol::Udp => {
             let from = SocketAddr::new(anywhere(to.ip()), town.fresh_port(asker));
             place.ask_from(Probe::UdpConnected, from, to, wait).map(Some)
@@ -222,9 +223,9 @@ fn verdict(error: &io::Error) -> String {
         ErrorKind::ConnectionRefused => "refused".to_owned(),
         ErrorKind::TimedOut | ErrorKind::WouldBlock => "silent".to_owned(),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".to_owned(),
-        // What netfilter drops on its way out of a node fails at the sender.
+        // If netfilter drops a packet that leaves a node, the call of the sender fails.
         ErrorKind::PermissionDenied => "not permitted".to_owned(),
-        // A raw socket hears of what tc drops; others don't.
+        // A raw socket gets an error for packets that tc drops; other sockets do not.
         _ if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => "silent".to_owned(),
         _ => error.to_string(),
     }

@@ -1,5 +1,5 @@
-//! All services that are compared: a product of what matters most (kinds of address, endpoints, policies), with both
-//! address families, TCP and UDP, and one or more services for each other feature.
+//! All services that are compared. A product covers kinds of address, endpoints and policies, with both
+//! address families, TCP and UDP. One or more services cover each other feature.
 
 use harness::manifest::Family;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ fn product() -> Vec<Sketch> {
     made
 }
 
-/// One family, one protocol, and services that are not to be proxied.
+/// Services of one family or one protocol, and services that are not to be proxied.
 fn shapes() -> Vec<Sketch> {
     const TCP: &[Protocol] = &[Protocol::Tcp];
     const UDP: &[Protocol] = &[Protocol::Udp];
@@ -86,7 +86,7 @@ fn shapes() -> Vec<Sketch> {
     ]
 }
 
-/// Who the endpoints are and how they are told.
+/// The kinds of endpoints, and the forms of their slices.
 fn endpoints() -> Vec<Sketch> {
     const HOSTS: &[(&str, State)] = &[("n1", Ready), ("n2", Ready)];
     const FAR: &[(&str, State)] = &[("far", Ready)];
@@ -122,7 +122,7 @@ fn endpoints() -> Vec<Sketch> {
     ]
 }
 
-/// Affinity, policies together, topology.
+/// Session affinity, combined policies, topology.
 fn choices() -> Vec<Sketch> {
     let zone = |name: &str| json!({"forZones": [{"name": name}]});
     let host = |name: &str| {
@@ -165,7 +165,7 @@ fn choices() -> Vec<Sketch> {
     ]
 }
 
-/// What only balancers have.
+/// Options that only balancers have.
 fn balancers() -> Vec<Sketch> {
     const OUTSIDE: [&str; 2] = ["192.168.50.101/32", "fd00:50::101/128"];
     let open = |name, ranges: &[&str]| {
@@ -191,7 +191,7 @@ fn balancers() -> Vec<Sketch> {
     ]
 }
 
-/// Services without an address: there is nothing to ask, and nothing that may disturb the others.
+/// Services without an address: they have no frontend to ask, and must not disturb the others.
 pub fn unaddressed() -> Vec<Value> {
     let service = |name: &str, spec: Value| {
         json!({

@@ -1,5 +1,6 @@
-//! Three worlds that differ in nothing but who proxies: kube-proxy, Millrace, and Millrace without its socket hooks. They
-//! have the same nodes, pods, clients and addresses, follow the same API server, and are configured by the same file.
+//! Three worlds that differ only in their proxy: kube-proxy, Millrace, and Millrace without its socket hooks.
+//! They have the same nodes, pods, clients and addresses, follow the same API server, and are configured by
+//! the same file.
 
 use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,14 +13,14 @@ use serde_json::json;
 
 use crate::case::TARGET;
 
-/// How long a proxy may take to program everything.
+/// The time in which a proxy programs everything.
 const START: Duration = Duration::from_mins(1);
 
 /// Appended to the common configuration.
 const HOOKS_OFF: &str =
     "---\napiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\nsocketLB: \"off\"\n";
 
-/// Refusals are counted here by the hundred, so nobody may hold them back (`icmp(7)`).
+/// The settings lift the rate limit of ICMP errors (`icmp(7)`), since refusals come here by the hundred.
 const UNLIMITED_ERRORS: [(&str, &str); 4] = [
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_msgs_per_sec", "1000000"),
@@ -34,10 +35,10 @@ const END_OF_PORTS: u16 = 61_000;
 /// An address that a node has besides those of its Node object.
 pub const SECONDARY: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 60, 1), Ipv4Addr::new(192, 168, 60, 2)];
 
-/// Who proxies in a world.
+/// The proxy of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
-    /// The one to compare with.
+    /// The proxy that Millrace is compared with.
     KubeProxy,
     /// Millrace as it is by default.
     Hooks,
@@ -49,20 +50,20 @@ impl Contender {
     pub const ALL: [Self; 3] = [Self::KubeProxy, Self::Hooks, Self::Packets];
 }
 
-/// A world with its places and their servers; the proxies come later.
+/// A world with its places and their servers; the proxies start later.
 pub struct Town {
     pub proxy: Contender,
     pods: Vec<Pod>,
     clients: Vec<Client>,
     _servers: Vec<Server>,
-    /// The next of the clients' ports in each place.
+    /// The next client port of each place.
     ports: Vec<AtomicU16>,
     world: World,
 }
 
 impl Town {
-    /// Pods `client-1`, `client-2`, `a` (on `n1`), `b` and `c` (on `n2`); outside of the cluster `outside` and `stranger`
-    /// who ask, and `far` who answers.
+    /// Pods `client-1`, `client-2`, `a` (on `n1`), `b` and `c` (on `n2`). Outside of the cluster are
+    /// `outside` and `stranger`, which ask, and `far`, which answers.
     pub fn build(proxy: Contender) -> Self {
         let world = World::builder()
             .node(NodeSpec::routed().zone("east"))
@@ -90,7 +91,8 @@ impl Town {
                 client.route_via(range.parse().expect("a range"), world.node(node));
             }
         }
-        // What nobody takes of the balancers' and external addresses ends at a host that has none of them.
+        // Packets to balancers' and external addresses that no node takes end at a host that has none of
+        // these addresses.
         for range in ["203.0.113.0/24", "198.51.100.0/24"] {
             let sink = IpAddr::from(clients[2].ip());
             world
@@ -133,8 +135,8 @@ impl Town {
         town
     }
 
-    /// Starts the proxies, each of which follows the API server in the first town, and waits until they serve. They end
-    /// when what is returned is dropped.
+    /// Starts the proxies and waits until they serve. Each of them follows the API server in the first town.
+    /// They end when the returned value is dropped.
     pub fn serve(&self, plane: &ControlPlane) -> Vec<Box<dyn Any>> {
         let configuration = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -143,7 +145,7 @@ impl Town {
             "clientConnection": {"kubeconfig": plane.kubeconfig()},
             "clusterCIDR": "10.244.0.0/16,fd00:244::/32",
             "oomScoreAdj": 0,
-            // These would be settings of the machine.
+            // Other values would change settings of the machine.
             "conntrack": {"maxPerCore": 0, "min": 0},
         });
         let nodes = self.world.nodes().iter();
@@ -180,7 +182,7 @@ impl Town {
         running
     }
 
-    /// A UDP port that nothing in this place has sent from.
+    /// A UDP port that no socket in this place has used so far.
     pub fn fresh_port(&self, place: &str) -> u16 {
         let index = self.places().position(|other| other.name() == place);
         let port = self.ports[index.expect("a place of the town")].fetch_add(1, Ordering::Relaxed);

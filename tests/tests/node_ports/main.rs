@@ -1,5 +1,5 @@
-//! Services as they are reached from outside the cluster: node ports, addresses of load balancers, external addresses,
-//! their policies, and whom a backend sees.
+//! Access to services from outside the cluster: node ports, addresses of load balancers, external addresses,
+//! their policies, and the client that a backend sees.
 
 mod options;
 mod town;
@@ -64,14 +64,14 @@ fn under_policy_local_clients_outside_keep_their_address_and_stay_on_the_node() 
             }
         }
     }
-    // Pods of the node and the node itself are not held to it.
+    // The policy does not apply to pods of the node and the node itself.
     for to in town.node_port(1) {
         for probe in Probe::ALL {
             peers(&town.clients[0], probe, to, &["a", "b"]);
             peers(town.world.node(1), probe, to, &["a", "b"]);
         }
     }
-    // Without an endpoint on the node: silence, so that a balancer outside tries elsewhere.
+    // Without an endpoint on the node there is no reply, so that a balancer outside tries another node.
     town.endpoints(&["b"]);
     let to = town.node_port(1)[0];
     eventually("silence", 2 * SECOND, || {

@@ -1,5 +1,5 @@
-//! What a service can ask for in addition: for whom it is open, and whether clients stay. And what becomes of its ports on the
-//! node, and of it in a list.
+//! More options of a service: allowed source ranges and session affinity. Also its ports on the node, and its
+//! entry in a list.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -45,14 +45,14 @@ fn a_load_balancers_address_is_open_to_its_ranges_only() {
         silent(&town.outside, "[2001:db8:7::7]:80".parse().expect("an address")),
         "no range of its family"
     );
-    // Other addresses of the service are open to everybody.
+    // The source ranges do not apply to other addresses of the service.
     peers(
         &town.clients[0],
         Probe::Tcp,
         "10.96.0.10:80".parse().expect("an address"),
         &["a", "b"],
     );
-    // The ranges change, and a restarted agent takes over what is there.
+    // The ranges change, and a restarted agent takes over the existing entries.
     town.world.apply(
         &town
             .service
@@ -99,7 +99,7 @@ fn clients_stay_with_their_backend_where_the_service_wants_that() {
     for to in town.node_port(1) {
         assert!(one(&town.outside, Probe::Tcp, to).is_some());
     }
-    // Never to one that is gone.
+    // A client never stays with a backend that is gone.
     let to = town.node_port(1)[0];
     let first = ask(&town.outside, Probe::Tcp, to).backend;
     let other = if first == "a" { "b" } else { "a" };
@@ -108,7 +108,7 @@ fn clients_stay_with_their_backend_where_the_service_wants_that() {
         ask(&town.outside, Probe::Tcp, to).backend == other
     });
     town.endpoints(&["a", "b"]);
-    // And back.
+    // Without affinity, connections spread again.
     town.world.apply(&town.service);
     eventually("to spread again", 2 * SECOND, || {
         one(&town.outside, Probe::Tcp, to).is_none()

@@ -1,4 +1,4 @@
-//! A world with a service that is reached from outside, and questions to it.
+//! A world with a service that is reached from outside, and functions that ask it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,8 @@ use serde_json::json;
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const PORT: u16 = 30_080;
 
-/// Two nodes with a backend and a client pod each, and a client outside; a service with every kind of address.
+/// Two nodes with a backend and a client pod each, and a client outside. The service has every kind of
+/// address.
 pub struct Town {
     pub world: World,
     pub outside: Client,
@@ -78,7 +79,7 @@ pub fn ask(place: &Place, probe: Probe, to: SocketAddr) -> Answer {
         .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()))
 }
 
-/// Asks until every one of `backends` has answered, and gives whom they took the client for.
+/// Asks until every one of `backends` has answered; returns the client addresses that they saw.
 pub fn peers(place: &Place, probe: Probe, to: SocketAddr, backends: &[&str]) -> Vec<IpAddr> {
     let mut answers: Vec<Answer> = Vec::new();
     for _ in 0..60 {

@@ -1,4 +1,4 @@
-//! Kinds of devices that lead out of the first node: what a data centre has on top of its cards.
+//! Kinds of uplink devices of the first node: those that a data centre puts on top of its network cards.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -12,15 +12,14 @@ use serde_json::json;
 use crate::DEFAULT_BY_WAN;
 use crate::town::{ANYWHERE, Outside, SECOND, Shape, assert_all_ways, assert_all_ways_but, run_ip};
 
-/// Returns from the test where the kernel has no device of one of these kinds.
+/// Returns from the test if the kernel lacks a device of one of these kinds.
 macro_rules! require_kinds {
     ($($kind:literal),+) => {
         $(skip_if!(missing($kind));)+
     };
 }
 
-/// Why there are no devices of this kind, if that is so: `ip link add type bond`. Asking for one loads the
-/// module.
+/// The reason why there are no devices of this kind, such as `bond`, or `None`. The check loads the module.
 fn missing(kind: &str) -> Option<String> {
     let world = World::with_nodes(1);
     let what = match kind {
@@ -38,7 +37,7 @@ fn missing(kind: &str) -> Option<String> {
     (!has_kind).then(|| format!("no devices of kind {kind}"))
 }
 
-/// Either end of the link to the far host: the place, its device, its addresses.
+/// Each end of the link to the far host: the place, its device, its addresses.
 fn ends<'a>(node: &'a Node, far: &'a Client) -> [(&'a Place, &'static str, [&'static str; 2]); 2] {
     [
         (node, "wan0", ["172.30.1.1/24", "fd00:30:1::1/64"]),
@@ -46,8 +45,8 @@ fn ends<'a>(node: &'a Node, far: &'a Client) -> [(&'a Place, &'static str, [&'st
     ]
 }
 
-/// Takes the addresses of either end to a new device of the same name. The old one is called `port0`;
-/// `make` gets the new one's name and gives the lines that make it.
+/// Moves the addresses of each end to a new device of the same name. The old one is called `port0`. `make`
+/// gets the new device's name and returns the `ip` lines that create it.
 fn stack(node: &Node, far: &Client, make: impl Fn(&str) -> Vec<String>) {
     for (place, name, addresses) in ends(node, far) {
         place.run_ip(&format!("addr flush dev {name}"));
@@ -64,7 +63,7 @@ fn stack(node: &Node, far: &Client, make: impl Fn(&str) -> Vec<String>) {
     }
 }
 
-/// The lines that make a bond of `port0` and `port1`.
+/// The lines that create a bond of `port0` and `port1`.
 fn bond(name: &str) -> Vec<String> {
     let mut lines = vec![format!("link add {name} type bond mode active-backup miimon 100")];
     for port in ["port0", "port1"] {
@@ -75,7 +74,7 @@ fn bond(name: &str) -> Vec<String> {
     lines
 }
 
-/// A default route by the device, and a host beyond it.
+/// A default route by the device, and a host behind it.
 fn beyond(node: &Node, far: Client) -> Outside {
     run_ip(node, &DEFAULT_BY_WAN);
     Outside::on_link(far).beyond()
@@ -141,7 +140,7 @@ fn a_vlan_on_a_bond() {
     });
 }
 
-/// A bridge of the node's own with the card as its port, as for virtual machines.
+/// A bridge of the node with the card as its port, as for virtual machines.
 #[test]
 fn a_bridge_with_the_link_as_port() {
     harness::require_root!();
@@ -163,13 +162,13 @@ fn a_bridge_with_the_link_as_port() {
     });
 }
 
-/// Gives a line to `wg` at a place.
+/// Runs `wg` in a place with the words of a line.
 fn wg(place: &Place, line: &str) {
     let done = place.command("wg").args(line.split(' ')).status();
     assert!(done.expect("to run wg").success(), "wg {line}");
 }
 
-/// A pair of keys in files of the world: the private one's path and the public one.
+/// A key pair in files of the world: the path of the private key, and the public key itself.
 fn keys(world: &World, of: &str) -> (String, String) {
     let path = world.dir().join(format!("{of}.key")).display().to_string();
     let make = format!("umask 077; wg genkey > {path}; wg pubkey < {path}");
@@ -231,7 +230,8 @@ const INTO_A_VRF: [&str; 3] = [
     "link set wan0 master vrf0",
 ];
 
-/// As for a network of management. The link there is refused by name, and every other way works beside it.
+/// A link in a VRF, as for a management network. The agent refuses the link and names it, and all other paths
+/// work beside it.
 #[test]
 fn a_second_link_in_a_vrf() {
     harness::require_root!();
@@ -257,7 +257,7 @@ fn a_second_link_in_a_vrf() {
     assert_all_ways_but(&shape, &[("UplinkInVrf", "interface wan0")]);
 }
 
-/// The command in the message takes it out again. The kernel takes IPv6 addresses away with either step.
+/// The command in the message takes the link out of the VRF. The kernel removes IPv6 addresses in both steps.
 #[test]
 fn a_link_is_served_until_it_goes_into_a_vrf_and_once_it_is_out() {
     harness::require_root!();

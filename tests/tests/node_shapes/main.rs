@@ -1,5 +1,6 @@
-//! The matrix of nodes as they are: each shape of a node's network, times each way that packets of pods and
-//! services take, in both families, with socket hooks and without. The agents find the uplinks themselves.
+//! The matrix of node networks: each shape of a node's network, times each path of packets of pods and
+//! services. All of that in both families, with socket hooks and without. The agents find the uplinks
+//! themselves.
 
 mod kinds;
 mod town;
@@ -26,7 +27,7 @@ fn one_interface() {
     });
 }
 
-/// What goes to pods of the other node goes through the tunnel.
+/// Packets to pods of the other node go through the tunnel.
 #[test]
 fn the_other_node_behind_a_router() {
     harness::require_root!();
@@ -112,7 +113,7 @@ fn routes_by_source() {
                     "-6 rule add from fd00:30:1::1 lookup 100",
                     "-6 rule add from 2001:db8:66::/64 lookup 100",
                     "route add 169.254.169.254 dev wan0",
-                    // The far host's own requests of pods go by the main table.
+                    // The replies to the far host's own requests to pods use the main table.
                     "route add 203.0.113.9 via 172.30.1.2 dev wan0",
                     "-6 route add 2001:db8:9::9 via fd00:30:1::2 dev wan0",
                 ],
@@ -137,7 +138,7 @@ fn an_uplink_without_ethernet_header() {
     });
 }
 
-/// As nodes have it that announce their address by BGP: no interface but the loopback holds it.
+/// The node announces its address by BGP, and only the loopback holds it.
 #[test]
 fn the_nodes_address_on_the_loopback() {
     harness::require_root!();
@@ -173,7 +174,7 @@ fn the_nodes_address_on_the_loopback() {
     });
 }
 
-/// Millrace serves Services, and another plugin leads to pods of other nodes by a device of its own.
+/// Millrace serves Services, and another plugin routes to pods of other nodes through a device of its own.
 #[test]
 fn beside_the_overlay_of_another_plugin() {
     harness::require_root!();
@@ -186,7 +187,8 @@ fn beside_the_overlay_of_another_plugin() {
                 node.run_ip(&format!(
                     "link add flannel.1 type vxlan id 42 dstport 4789 local {local} remote {remote} dev eth0"
                 ));
-                // Without one the kernel solicits no neighbours for packets of other sources.
+                // Without a link-local address the kernel does not solicit neighbours for packets of other
+                // sources.
                 node.run_ip(&format!("-6 addr add fe80::{own}/64 dev flannel.1 nodad"));
                 for (own, other) in node.pod_cidrs().into_iter().zip(peer.pod_cidrs()) {
                     let family = if own.addr().is_ipv4() { "-4" } else { "-6" };

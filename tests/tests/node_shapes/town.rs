@@ -1,4 +1,4 @@
-//! What every shape of a node has around it, and each way that packets take there.
+//! The surroundings of every shape of a node, and each path of packets there.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const ANYWHERE: &str = "nodePortAddresses: [0.0.0.0/0, \"::/0\"]\n";
 const HOST_PORT: u16 = 18_080;
-/// Addresses of the far host that only a route leads to.
+/// Addresses of the far host that no link has in its subnet.
 const BEYOND: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
-/// Of services whose endpoint is a pod of the first node, and one of the second.
+/// The entrances of a service whose endpoint is a pod of the first node. Below, those of a service on the
+/// second node.
 const LOCAL: Entrances = Entrances {
     cluster_ips: ["10.96.0.10", "fd00:96::10"],
     balancers: ["203.0.113.66", "2001:db8:66::66"],
@@ -25,7 +26,7 @@ const REMOTE: Entrances = Entrances {
     balancers: ["203.0.113.67", "2001:db8:66::67"],
     node_port: 30_081,
 };
-/// Where clouds have their server of metadata, which takes requests from the machine's own address only.
+/// The address of a cloud's metadata server, which accepts requests from the machine's own address only.
 const METADATA: &str = "169.254.169.254";
 
 struct Entrances {
@@ -34,7 +35,7 @@ struct Entrances {
     node_port: u16,
 }
 
-/// What a shape has outside of the cluster.
+/// The hosts and addresses outside of the cluster.
 pub(crate) struct Outside {
     pub(crate) far: Client,
     /// The first node's addresses that the far host sends to.
@@ -58,7 +59,7 @@ impl Outside {
         }
     }
 
-    /// A host at a link of its own, asked at the address on that link.
+    /// A host on a link of its own, asked at its address on that link.
     pub(crate) fn on_link(far: Client) -> Self {
         let near: Vec<_> = far.addresses().iter().map(|far| near_end(*far)).collect();
         Self {
@@ -69,7 +70,7 @@ impl Outside {
         }
     }
 
-    /// The same, asked at addresses that only a route leads to.
+    /// The same host, asked at addresses that no link has in its subnet.
     pub(crate) fn beyond(self) -> Self {
         for address in BEYOND {
             self.far.add_address(
@@ -88,10 +89,10 @@ impl Outside {
 
 /// A shape of the first node's network.
 pub(crate) struct Shape {
-    /// Of a node, by its number.
+    /// Makes the description of a node from its number.
     pub(crate) spec: fn(usize) -> NodeSpec,
     pub(crate) build: fn(&World) -> Outside,
-    /// Whether pods are Millrace's, so that it masquerades what they send.
+    /// Whether Millrace makes the pods, and so masquerades their packets.
     pub(crate) is_pod_network: bool,
 }
 
@@ -184,7 +185,7 @@ impl Town {
         town
     }
 
-    /// Takes each way; gives those that failed.
+    /// Tries each path; returns those that failed.
     fn failures(&self) -> Vec<String> {
         let node = self.world.node(1);
         let mut failed = Vec::new();
@@ -236,7 +237,7 @@ impl Town {
             }
             if self.is_pod_network {
                 let to = SocketAddr::new(self.outside.far_addresses[n], 53);
-                // A server of datagrams replies from its address on the link, not from one beyond it.
+                // A UDP server replies from its address on the link, and not from an address behind it.
                 let is_on_link = self.outside.far.addresses().contains(&to.ip());
                 for probe in all.into_iter().take(if is_on_link { 3 } else { 1 }) {
                     tell(
@@ -257,7 +258,7 @@ impl Town {
     }
 }
 
-/// Asks, and looks at the source that the server saw if some are named.
+/// Asks, and checks the source that the server saw if `sources` has any.
 fn ask(from: &Place, probe: Probe, to: SocketAddr, sources: &[IpAddr]) -> Result<(), String> {
     let answer = from
         .ask_within(probe, to, 2 * SECOND)
@@ -286,7 +287,7 @@ fn near_end(far: IpAddr) -> IpAddr {
     }
 }
 
-/// Gives lines to `ip` in a node.
+/// Runs `ip` in a node, once for each line.
 pub(crate) fn run_ip(node: &Node, lines: &[&str]) {
     for line in lines {
         node.run_ip(line);
@@ -298,7 +299,7 @@ pub(crate) fn assert_all_ways(shape: &Shape) {
     assert_all_ways_but(shape, &[]);
 }
 
-/// The same on a node of which status names something: codes, and what they are about.
+/// The same on a node whose status has exactly these errors: a code and an object each.
 #[track_caller]
 pub(crate) fn assert_all_ways_but(shape: &Shape, named: &[(&str, &str)]) {
     for (name, config) in [("hooks on", DEFAULTS), ("hooks off", HOOKS_OFF)] {

@@ -1,5 +1,5 @@
-//! Asking the kernel which cgroup a listening socket belongs to, as `ss --cgroup`
-//! does: `inet_diag` with `INET_DIAG_CGROUP_ID` (`linux/inet_diag.h`).
+//! Asks the kernel for the cgroup of a listening socket, as `ss --cgroup` does: `inet_diag` with
+//! `INET_DIAG_CGROUP_ID` (`linux/inet_diag.h`).
 
 use std::os::fd::AsRawFd;
 

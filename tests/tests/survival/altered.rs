@@ -1,4 +1,4 @@
-//! Tables of the agent's that another process empties or alters.
+//! Tables of the agent that another process empties or alters.
 
 use std::net::IpAddr;
 
@@ -25,14 +25,14 @@ fn alter<const K: usize, const V: usize>(town: &Town, name: &str) {
     }
 }
 
-/// All elements, in order.
+/// All elements, in sorted order.
 fn contents<const K: usize, const V: usize>(town: &Town, name: &str) -> Vec<([u8; K], [u8; V])> {
     let mut entries: Vec<_> = table(town, name).iter().flatten().collect();
     entries.sort_unstable();
     entries
 }
 
-/// Loses a table in each way, and sees that it is as it was afterwards.
+/// Damages a table in each of these ways, and asserts that the agent restores it.
 #[track_caller]
 fn lose<const K: usize, const V: usize>(town: &Town, name: &str, losses: &[&dyn Fn(&Town)]) {
     for (way, loss) in losses.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Leases, notes and names that go while their pods run.
+//! Leases, notes and interface names that are lost while their pods run.
 
 use std::fs;
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ fn a_pod_whose_leases_and_note_are_gone_is_named_until_it_is_deleted() {
         errors.contains(&object) && errors.contains("delete the pod"),
         "{errors}"
     );
-    // What asks for the address is told of the pod.
+    // A request for the address is refused, and the error names the pod's interface.
     let other = cni::Attachment {
         spec: PodSpec::new("other").asking("ips", serde_json::json!([address.to_string()])),
         netns: town.node().add_namespace("other"),
@@ -102,7 +102,7 @@ fn a_lease_of_a_running_pod_that_cannot_be_read_is_named_and_made_again() {
     let path = lease_dir(&town).join(address.to_string());
     fs::remove_file(&path).expect("a lease");
     if fs::create_dir(&path).is_err() {
-        // It was made again meanwhile.
+        // The agent has restored the lease meanwhile.
         fs::remove_file(&path).expect("a lease");
         fs::create_dir(&path).expect("to make it");
     }
@@ -120,7 +120,7 @@ fn a_note_that_is_half_written_is_named_by_its_path() {
     let note = lease_dir(&town).join("millrace").join(town.web.host_interface());
     let contents = fs::read(&note).expect("a note");
     for half in ["", "{"] {
-        // A new name changes the directory, which the agent looks at each second.
+        // A new file changes the directory, which the agent checks every second.
         let new = lease_dir(&town).join("half");
         fs::write(&new, half).expect("to write");
         fs::rename(&new, &note).expect("to rename");

@@ -1,4 +1,4 @@
-//! Limits of pods that go: each is made again, whether an annotation or the runtime alone gave it.
+//! Limits of pods that are lost: the agent restores each, whether an annotation set it or only the runtime.
 
 use std::time::Instant;
 
@@ -10,13 +10,14 @@ use super::town::{SECOND, SOON, Town, of_family};
 
 const RATE: u32 = 5_000_000;
 
-/// What `tc` says, on the node.
+/// The output of `tc` on the node.
 fn shown(town: &Town, arguments: &str) -> String {
     let output = town.node().command("tc").args(arguments.split(' ')).output();
     String::from_utf8(output.expect("to run tc").stdout).expect("text")
 }
 
-/// Waits until each way has its bucket, and the pod reaches the world outside through them.
+/// Asserts that each direction has its token bucket, and waits until the pod reaches the outside through
+/// them.
 #[track_caller]
 fn assert_limited(town: &Town, pod: &Pod, when: &str) {
     for prefix in ["mr", "ml"] {
@@ -47,7 +48,7 @@ fn limits_that_only_the_runtime_gave_come_back() {
             "tc",
             format!("qdisc replace dev {ml} root tbf rate 1gbit burst 1m limit 1m"),
         ),
-        // A queue of another program gives way.
+        // The agent replaces the queue of another program.
         ("tc", format!("qdisc replace dev {mr} root htb")),
         ("tc", format!("filter del dev {mk} ingress")),
         ("tc", format!("qdisc del dev {mk} clsact")),
@@ -65,7 +66,7 @@ fn limits_that_only_the_runtime_gave_come_back() {
     town.assert_in_order("without the pod");
 }
 
-/// Waits until the queue of another program is named, with the command that removes it.
+/// Waits until the status names the queue of another program, with the command that removes it.
 #[track_caller]
 fn assert_foreign(town: &Town, interface: &str, queue: &str) {
     let status = town.wait_told(&format!("`tc qdisc del dev {interface} root`"));
@@ -111,7 +112,7 @@ fn the_queue_of_another_program_at_a_device_of_ours_is_named_and_stays() {
         town.run("tc", &format!("qdisc del dev {interface} root"));
         town.wait_ready();
     }
-    // An operator may shape what leaves by an uplink.
+    // An operator may shape the packets that leave by an uplink.
     town.run("tc", &format!("qdisc add dev eth0 {shaped}"));
     town.await_looks(3);
     assert_eq!(town.status()["errors"], json!([]));

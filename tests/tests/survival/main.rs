@@ -1,5 +1,6 @@
-//! What the data plane needs is taken away while pods run, as upgrades, administrators and accidents do it: it is made again
-//! within seconds, or `millrace status` is not ready and names it; and no pod sends in another's name meanwhile.
+//! Parts of the data plane are removed while pods run, as upgrades, administrators and accidents do it. The
+//! agent restores each part within seconds, or `millrace status` is not ready and names it. Meanwhile no pod
+//! sends with a foreign source.
 
 mod altered;
 mod leases;

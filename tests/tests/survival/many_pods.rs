@@ -1,4 +1,4 @@
-//! A node full of pods: what is wrong for one of them is named as soon as on a node of three.
+//! A node full of pods: a fault of one pod is reported as fast as on a node with three.
 
 use std::net::IpAddr;
 use std::sync::Mutex;
@@ -11,15 +11,15 @@ use harness::{Node, wait_for};
 
 use super::town::{SECOND, Town};
 
-/// Kubernetes' default is at most 110 for a node; a world has some pods already.
+/// Kubernetes allows 110 pods on a node by default, and a world has some pods already.
 const PODS: usize = 105;
 const WORKERS: usize = 6;
-/// The agent owes three seconds.
+/// The agent's time limit.
 const NAMED: Duration = Duration::from_secs(3);
-/// Pods that get a wrong rule.
+/// The number of pods that get a wrong rule.
 const WRONG: usize = 9;
 
-/// Makes pods without a process in them, and gives their addresses.
+/// Makes pods without a process in them, and returns their addresses.
 fn fill(node: &Node) -> Vec<[IpAddr; 2]> {
     let (next, made) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
@@ -103,6 +103,6 @@ fn a_wrong_rule_for_one_pod_of_a_hundred_is_named() {
     }
     times.sort_unstable();
     println!("named after {times:?}");
-    // One or the other may be late where the machine has much else to do.
+    // A single report may be late on a busy machine, so the median counts.
     assert!(times[WRONG / 2] <= NAMED, "named after {times:?}");
 }

@@ -1,4 +1,4 @@
-//! What the agent cannot make again makes it not ready, and is named.
+//! The agent reports a loss that it cannot repair, and is not ready.
 
 use std::time::Instant;
 
@@ -64,7 +64,7 @@ fn a_rule_that_looks_at_sources_interfaces_or_protocols_is_named() {
         town.node().run_ip(&format!("{family}rule del {rule}"));
         town.wait_ready();
     }
-    // What an operator does to packets that leave the cluster is told alone.
+    // A rule of the operator about packets that leave the cluster is reported, and the agent stays ready.
     let rule = format!("iif {near} to 192.0.2.0/24 pref 100 prohibit");
     town.node().run_ip(&format!("rule add {rule}"));
     let address = of_family(town.near.addresses(), true);
@@ -73,7 +73,7 @@ fn a_rule_that_looks_at_sources_interfaces_or_protocols_is_named() {
     town.wait_ready();
     times.sort_unstable();
     println!("named after {times:?}");
-    // One or the other may be late where the machine has much else to do.
+    // A single report may be late on a busy machine, so the median counts.
     assert!(times[times.len() / 2] <= PROMISED * slowness(), "{times:?}");
     town.assert_in_order("without rules");
 }
@@ -111,7 +111,7 @@ fn a_route_inside_a_range_is_named_with_the_command_that_removes_it() {
         town.wait_ready();
     }
     town.node().run_ip("rule del to 10.244.0.0/16 pref 50 lookup 77");
-    // A table that no rule leads to, and a route that leads where ours does.
+    // A table that no rule uses may hold any route.
     town.node().run_ip(&format!("route add blackhole {v4} table 78"));
     town.await_looks(2);
     assert_eq!(town.status()["errors"], json!([]));
@@ -153,7 +153,7 @@ fn an_address_of_another_nodes_pod_that_is_the_nodes_own_is_named() {
     town.node().run_ip("rule del to 10.244.0.0/16 pref 50 lookup 77");
     times.sort_unstable();
     println!("named after {times:?}");
-    // One or the other may be late where the machine has much else to do.
+    // A single report may be late on a busy machine, so the median counts.
     assert!(times[times.len() / 2] <= PROMISED * slowness(), "{times:?}");
     town.assert_in_order("in the end");
 }
@@ -176,7 +176,7 @@ fn a_route_with_our_protocol_number_that_is_not_planned_is_removed() {
     assert!(took <= PROMISED * slowness(), "removed after {took:?}");
     town.wait_ready();
     town.assert_in_order("without it");
-    // Another table is left alone.
+    // The agent reports the same route in another table, and does not remove it.
     town.node().run_ip("rule add pref 50 lookup 77");
     town.node().run_ip(&format!("route add {route} table 77"));
     town.wait_told(&format!("\"route {far}/32\""));
@@ -190,7 +190,7 @@ fn a_route_with_our_protocol_number_that_is_not_planned_is_removed() {
 fn an_address_that_a_service_chose_does_not_keep_the_node_from_being_ready() {
     harness::require_root!();
     let town = Town::build();
-    // The first and the last of the nodes' own subnet, and all routers there.
+    // The first and the last address of the nodes' own subnet, and the subnet-router anycast address.
     let no_hosts = ["192.168.50.255", "192.168.50.0", "fd00:50::"];
     let elsewhere = "203.0.113.77";
     let loud = Service::new("loud")
@@ -233,7 +233,7 @@ fn a_pod_whose_interface_is_gone_is_named_until_it_is_deleted_and_the_node_stays
     let town = Town::build();
     for from_inside in [false, true] {
         let doomed = town.node().add_pod("doomed");
-        // Either end takes the other with it, and a pod with CAP_NET_ADMIN can remove its own.
+        // The removal of one end removes the other one too. A pod with CAP_NET_ADMIN can remove its own end.
         if from_inside {
             doomed.run_ip("link del eth0");
         } else {
@@ -257,7 +257,7 @@ fn a_pod_whose_interface_is_gone_is_named_until_it_is_deleted_and_the_node_stays
     town.assert_in_order("without it");
 }
 
-/// Takes the backends away from some frontends, which the agent does not compare.
+/// Removes the backends from the slots of some frontends. The agent does not compare slots.
 fn blank_slots(town: &Town, is_doomed: fn(&[u8; 20]) -> bool) {
     let map = |name: &str| {
         let path = town.node().bpf_root().join("current/maps").join(name);
@@ -278,7 +278,7 @@ fn blank_slots(town: &Town, is_doomed: fn(&[u8; 20]) -> bool) {
 fn a_service_that_leads_nowhere_does_not_keep_the_node_from_being_ready() {
     harness::require_root!();
     let town = Town::build();
-    // The one that the self-test asks for first, then another one.
+    // The self-test asks for the first service, and then for another one.
     let other = Service::new("other").cluster_ip("10.96.0.11").tcp("http", 80, 80);
     town.world.apply(&other);
     town.world.apply_all(other.slices([Endpoint::of(&town.far)]));
@@ -287,7 +287,7 @@ fn a_service_that_leads_nowhere_does_not_keep_the_node_from_being_ready() {
     town.await_looks(4);
     let status = town.status();
     assert_eq!((&status["ready"], &status["errors"]), (&json!(true), &json!([])));
-    // With none left, what the programs do is wrong.
+    // If no frontend leads to an endpoint, the programs themselves are wrong.
     blank_slots(&town, |_| true);
     let status = town.wait_named("leads to no endpoint");
     assert!(status["waitingFor"].to_string().contains("self-test"), "{status}");

@@ -1,4 +1,4 @@
-//! Pins, maps, links and filters that go.
+//! Pins, maps, links and filters that are lost.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +27,7 @@ fn remove_below(dir: &Path) {
     }
 }
 
-/// A bpffs, until it is dropped.
+/// A bpffs that is unmounted when it is dropped.
 struct Bpffs(PathBuf);
 
 impl Bpffs {
@@ -36,7 +36,7 @@ impl Bpffs {
         Self(place)
     }
 
-    /// Mounts it at another place too, over what is there.
+    /// Mounts the bpffs at another place too, over the files there.
     fn also_at(&self, place: PathBuf) -> Self {
         let none = None::<&str>;
         mount(Some(&self.0), &place, none, MsFlags::MS_BIND, none).expect("to mount");
@@ -54,7 +54,7 @@ fn current(town: &Town) -> PathBuf {
     town.node().bpf_root().join("current")
 }
 
-/// Holds connections of each kind in both families: between pods, as the node, and from outside by a host
+/// Holds connections of each kind in both families: between pods, from the node, and from outside by a host
 /// port and a node port. Each kind has its name.
 fn hold(town: &Town) -> Vec<(String, LongFlows)> {
     let service = Service::new("held")
@@ -102,7 +102,7 @@ fn assert_went_on(flows: Vec<(String, LongFlows)>, longest: Duration) {
     }
 }
 
-/// Something that is removed, and how.
+/// A loss: its name, and the function that causes it.
 type Loss<'a> = (&'a str, Box<dyn Fn() + 'a>);
 
 #[test]
@@ -118,14 +118,15 @@ fn running_pods_keep_all_they_have_if_pins_go_while_the_agent_is_away() {
     town.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("with new tables");
     town.assert_in_order("with new tables");
-    // The agent goes on as if nothing had been.
+    // A restart of the agent changes nothing.
     town.agents[0].restart();
     town.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("after one more start");
     town.assert_in_order("after one more start");
 }
 
-/// Has what is in force look as if an agent with this layout had left it; gives the name of its own layout.
+/// Renames the generation in force as if an agent with this layout had left it; returns the name of its own
+/// layout.
 fn name_layout(town: &Town, layout: &str) -> String {
     let root = town.node().bpf_root();
     let name = fs::read_link(current(town)).expect("a link");
@@ -137,7 +138,7 @@ fn name_layout(town: &Town, layout: &str) -> String {
     own.to_owned()
 }
 
-/// Flows begin anew by the next segment of a client's, which finds the same port and the same backend.
+/// Flows begin anew with the client's next segment, which gets the same port and the same backend.
 #[test]
 fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
     harness::require_root!();
@@ -159,7 +160,7 @@ fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
     assert_went_on(flows, PROMISED);
 }
 
-/// An upgrade is taken back: the agent from before it does not know the layout that it finds.
+/// A downgrade: the older agent does not know the layout that it finds.
 #[test]
 fn an_agent_that_finds_a_later_layout_is_refused_and_interrupts_nothing() {
     harness::require_root!();
@@ -176,7 +177,7 @@ fn an_agent_that_finds_a_later_layout_is_refused_and_interrupts_nothing() {
     assert_eq!(town.node().pinned(), pinned, "nothing was touched");
     forger.assert_held("after the refusal");
     town.assert_whole("after the refusal");
-    // The agent that made them goes on where it was.
+    // The agent of this layout takes the tables over.
     name_layout(&town, &own);
     town.agents[0].start_again();
     town.agents[0].wait_ready(10 * SECOND);
@@ -207,7 +208,7 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
         ),
         ("the links", Box::new(|| remove_below(&links))),
     ];
-    // Twice, since one time or the other may be late.
+    // Each loss comes twice, since a single repair may be late.
     for (what, remove) in losses.iter().chain(&losses) {
         let lost = town.before_loss_of(what, "pins");
         remove();
@@ -218,7 +219,7 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
     }
     town.assert_in_time();
     assert_went_on(flows, PROMISED);
-    // The plugin works with what was pinned again, and takes away what is its own.
+    // The plugin works with the restored pins, and removes its own objects.
     let other = town.node().add_pod("other");
     let to = (of_family(town.web.addresses(), true), 80).into();
     other.ask(Probe::Tcp, to).expect("an answer");
@@ -260,7 +261,7 @@ fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
     let second = mount.with_file_name("another-bpf");
     fs::create_dir(&second).expect("a directory");
     let bpffs = Bpffs::mount(second.clone());
-    // As another agent would do it, with another run directory.
+    // Another agent with another run directory would create and lock this directory.
     let place = second.join(root.file_name().expect("a name")).join("agent");
     fs::create_dir_all(&place).expect("directories");
     let place = fs::File::open(place).expect("a directory");
@@ -274,7 +275,7 @@ fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
     drop(lock);
     lost.wait_restored();
     town.assert_in_time();
-    // No other agent gets it now.
+    // No other agent can lock the directory now.
     let place = fs::File::open(root.join("agent")).expect("a directory");
     Flock::lock(place, FlockArg::LockExclusiveNonblock).expect_err("it is locked");
     remove_below(&root);
@@ -294,7 +295,7 @@ fn programs_of_a_hidden_bpf_root_do_not_run_before_ours() {
     let _over = Bpffs::mount(mount);
     town.agents[0].start_again();
     town.agents[0].wait_ready(10 * SECOND);
-    // What stands still leads there.
+    // The hidden programs and maps, which no agent updates any more, lead to the old endpoint.
     let service = Service::new("web").cluster_ip(CLUSTER_IP).tcp("http", 80, 8080);
     town.world.apply(&service);
     town.world.apply_all(service.slices([Endpoint::of(&town.far)]));
@@ -335,7 +336,7 @@ fn a_filter_in_the_place_of_ours_is_named_until_it_goes() {
     let place = format!("dev {interface} ingress protocol all pref 77 handle 0x6d72 bpf");
     let program = current(&town).join("programs/to_pod");
     let batch = town.node().dir().join("batch");
-    // An agent that runs puts its own back between the two.
+    // A running agent would restore its filter between the two commands.
     town.agents[0].kill();
     let text = format!(
         "filter del {place}\nfilter add {place} da object-pinned {}\n",
@@ -398,7 +399,7 @@ fn entries_that_are_removed_are_made_again_and_their_pods_send_nothing_meanwhile
         }),
         ("HOST_PORTS", |town| empty::<20, 28>(town, "HOST_PORTS", |_| true)),
     ];
-    // Twice, since one time or the other may be late.
+    // Each loss comes twice, since a single repair may be late.
     for (name, remove) in losses.iter().chain(&losses) {
         let lost = town.before_loss_of(name, "entry");
         remove(&town);

@@ -1,4 +1,4 @@
-//! The control socket that goes while its agent runs, as a clean-up of temporary files removes it.
+//! The control socket is removed while its agent runs, as a clean-up of temporary files removes it.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ fn the_control_socket_is_made_again_with_its_directory() {
     harness::require_root!();
     let town = Town::build();
     let run_dir = town.node().dir().join("run");
-    // Without a socket no status tells whether the agent is content.
+    // Without a socket there is no status to check.
     let await_answer = |town: &Town| wait_for("an answer", SOON, || town.node().cli(&["status"]));
     town.lose("socket", |town| {
         fs::remove_file(run_dir.join("agent.sock")).expect("a socket");

@@ -1,10 +1,10 @@
-//! Devices, routes, neighbours, addresses and settings that go.
+//! Devices, routes, neighbours, addresses and settings that are lost.
 
 use harness::{cni, eventually};
 
 use super::town::{SECOND, SOON, Town, of_family};
 
-/// Takes something away, and sees that it is made again.
+/// Causes a loss, and asserts that the agent repairs it.
 #[track_caller]
 fn lose(town: &Town, what: &'static str, loss: impl Fn(&Town)) {
     town.lose(what, loss);
@@ -17,7 +17,7 @@ fn what_a_pods_interface_is_owed_comes_back() {
     let town = Town::build();
     let forger = town.forge();
     let interface = town.web.host_interface().to_owned();
-    // The kernel drops routes, neighbours and addresses with it.
+    // The kernel removes routes, neighbours and addresses of a link that goes down.
     lose(&town, "route", |town| {
         town.node().run_ip(&format!("link set {interface} down"));
         town.node().run_ip(&format!("link set {interface} up"));
@@ -31,7 +31,7 @@ fn what_a_pods_interface_is_owed_comes_back() {
         let other = format!("link set {interface} address 02:00:00:00:00:99");
         town.node().run_ip(&other);
     });
-    // A smaller and a larger one, and one with which the kernel takes IPv6 away.
+    // A smaller MTU, a larger one, and one so small that the kernel removes IPv6.
     let mtu = || {
         let arguments = ["link", "show", "dev", &interface];
         let output = town.node().command("ip").args(arguments).output();
@@ -76,7 +76,7 @@ fn what_a_pods_interface_is_owed_comes_back() {
     lose(&town, "route", |town| {
         town.node().sysctl("net/ipv6/conf/all/disable_ipv6", "1");
         town.node().sysctl("net/ipv6/conf/all/disable_ipv6", "0");
-        // The uplink's addresses are the administrator's.
+        // The administrator owns the uplink's addresses, so the test restores them.
         for address in town.node().addresses().iter().filter(|ip| ip.is_ipv6()) {
             town.node()
                 .run_ip(&format!("addr replace {address}/64 dev eth0 nodad"));
@@ -92,7 +92,7 @@ fn what_a_pods_interface_is_owed_comes_back() {
 fn what_the_check_of_pods_says_of_routes_and_neighbours() {
     harness::require_root!();
     let mut town = Town::build();
-    // No agent makes anything again.
+    // Without an agent, nothing is restored.
     town.agents[0].stop(5 * SECOND);
     let interface = town.web.host_interface().to_owned();
     let address = of_family(town.web.addresses(), true);
@@ -116,7 +116,7 @@ fn what_the_check_of_pods_says_of_routes_and_neighbours() {
     ] {
         assert!(text.contains(&said), "{said} is not in {text}");
     }
-    // A start makes it again.
+    // The next start of the agent restores it.
     town.agents[0].start_again();
     town.agents[0].wait_ready(10 * SECOND);
     town.assert_in_order("after a start");
@@ -209,7 +209,7 @@ fn our_own_devices_and_their_entries_come_back() {
     lose(&town, "neighbour", |town| {
         town.node().run_ip(&format!("neigh del {end} dev {tunnel}"));
     });
-    // One that is replaced leads elsewhere, and the kernel tells of no loss.
+    // The kernel does not report a replaced entry as a loss.
     for state in ["permanent", "reachable"] {
         lose(&town, "neighbour", |town| {
             let entry = format!("{end} lladdr 02:00:00:00:00:98 dev {tunnel} nud {state}");

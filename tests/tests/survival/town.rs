@@ -1,5 +1,5 @@
-//! Two nodes whose pod network is Millrace's, a pod with a host port, one that sends in another's name without end, and a
-//! client outside.
+//! Two nodes whose pod network is Millrace's, a pod with a host port, and a client outside. Another pod sends
+//! with foreign sources all the time.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,26 +19,26 @@ use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// What the agent owes. One time or the other may be late where the machine has much else to do.
+/// The agent's time limit for a repair. A single repair may be late on a busy machine.
 pub const PROMISED: Duration = Duration::from_secs(3);
-/// How long one of them may take at the most.
+/// The longest time of a single repair.
 pub const SOON: Duration = Duration::from_secs(6);
-/// What the kernel does not tell is looked for every sixteen seconds.
+/// The agent looks every sixteen seconds for losses that the kernel does not notify.
 pub const LOOKS: Duration = Duration::from_secs(25);
-/// Kinds that ARCHITECTURE.md ("What is watched") promises within more than [`PROMISED`]: by when.
+/// Kinds with a longer time limit than [`PROMISED`] in docs/internals/survival.md.
 const LATER: [(&str, Duration); 1] = [
     // Plugin and description for container runtimes: every 16 s.
     ("file", Duration::from_secs(18)),
 ];
 const METRICS: u16 = 10249;
-/// Of the pod `web`, as is the port of its service.
+/// The host port of the pod `web`. Its service has a port as well.
 pub const HOST_PORT: u16 = 8081;
-/// Only the one who forges sends there.
+/// The port that only the forger sends to.
 const FORGED: u16 = 9099;
 const FOREIGN: [&str; 2] = ["10.9.9.9", "fd09::9:9"];
-/// A pod that the operator lets send from any address, where agents have [`ANY_SOURCE`].
+/// A pod that the operator allows to send from any address, if agents have [`ANY_SOURCE`].
 pub const FREE: &str = "free";
-/// What lets that pod do so.
+/// The setting that allows it.
 pub const ANY_SOURCE: &str = "podsWithAnySource: [{namespace: default, names: [free]}]\n";
 pub const CLUSTER_IP: &str = "10.96.0.10";
 
@@ -50,11 +50,11 @@ pub struct Town {
     pub far: Pod,
     pub outside: Client,
     _servers: Vec<Server>,
-    /// How long it took each time to make again what was lost, by kind.
+    /// The duration of each repair, by kind.
     took: RefCell<BTreeMap<String, Vec<Duration>>>,
 }
 
-/// Something that is about to be lost.
+/// A loss that is about to happen.
 pub struct Loss<'a> {
     town: &'a Town,
     kind: String,
@@ -64,7 +64,7 @@ pub struct Loss<'a> {
 }
 
 impl Loss<'_> {
-    /// Waits until the agent has made it again and is content, and notes how long that took from the loss on.
+    /// Waits until the agent has repaired the loss and reports no error; records the time since the loss.
     #[track_caller]
     pub fn wait_restored(self) -> Duration {
         let Self { town, what, .. } = self;
@@ -84,7 +84,7 @@ impl Loss<'_> {
     }
 }
 
-/// Within what the agent owes something of a kind.
+/// The agent's time limit for a repair of this kind.
 fn owed(what: &str) -> Duration {
     let later = LATER.iter().find(|(kind, _)| *kind == what);
     later.map_or(PROMISED, |(_, within)| *within) * slowness()
@@ -136,7 +136,7 @@ impl Town {
         self.node().cli(&["status"]).expect("a status")
     }
 
-    /// How often something of a kind was made again, as the metric says; 0 if the agent does not count it.
+    /// The number of repairs of a kind in the metric; 0 if the agent does not count the kind.
     pub fn restored(&self, what: &str) -> u64 {
         let answer = self
             .node()
@@ -147,12 +147,12 @@ impl Town {
         line.map_or(0, |count| count.parse().expect("a number"))
     }
 
-    /// To be called before something is lost, as which the metric counts what is made again.
+    /// Begins the measurement of a loss. The metric counts its repair as `what`.
     pub fn before_loss(&self, what: &'static str) -> Loss<'_> {
         self.before_loss_of(what, what)
     }
 
-    /// The same for what has a median of its own among what the metric counts as one kind.
+    /// The same for a loss with a median of its own, `kind`, within one kind of the metric.
     pub fn before_loss_of(&self, kind: &str, what: &'static str) -> Loss<'_> {
         Loss {
             town: self,
@@ -163,13 +163,13 @@ impl Town {
         }
     }
 
-    /// Takes something of a kind away, and sees that it is made again in time.
+    /// Causes a loss, and asserts that the agent repairs it in time.
     #[track_caller]
     pub fn lose(&self, what: &'static str, loss: impl Fn(&Self)) {
         self.lose_one_of(what, what, loss);
     }
 
-    /// The same for what has a median of its own among what the metric counts as one kind.
+    /// The same for a loss with a median of its own, `kind`, within one kind of the metric.
     #[track_caller]
     pub fn lose_one_of(&self, kind: &str, what: &'static str, loss: impl Fn(&Self)) {
         let time = || {
@@ -178,7 +178,7 @@ impl Town {
             before.wait_restored()
         };
         let (took, owed) = (time(), owed(what));
-        // One time or the other may be late where the machine has much else to do.
+        // A single repair may be late on a busy machine.
         if took > owed {
             let again = time();
             assert!(
@@ -188,7 +188,7 @@ impl Town {
         }
     }
 
-    /// Asserts that what was lost was made again in time: of each kind by the median, the earlier of two.
+    /// Asserts that the agent repaired the losses in time: the median of each kind, of two the shorter time.
     #[track_caller]
     pub fn assert_in_time(&self) {
         let all = self.took.borrow();
@@ -203,7 +203,7 @@ impl Town {
         }
     }
 
-    /// Waits until the agent is not ready, and an error says something.
+    /// Waits until the agent is not ready and an error contains this text.
     #[track_caller]
     pub fn wait_named(&self, says: &str) -> Value {
         wait_for(&format!("{says:?} to be named"), SOON, || {
@@ -217,7 +217,7 @@ impl Town {
         })
     }
 
-    /// Waits until an error says something, and sees that the agent is ready all the same.
+    /// Waits until an error contains this text, and asserts that the agent is ready all the same.
     #[track_caller]
     pub fn wait_told(&self, says: &str) -> Value {
         let status = wait_for(&format!("{says:?} to be told"), LOOKS, || {
@@ -232,7 +232,8 @@ impl Town {
         status
     }
 
-    /// Waits until the agent has looked at everything some times, as pins that come back show.
+    /// Waits until the agent has checked everything this number of times. Each time the test removes a pin
+    /// and waits until it is restored.
     #[track_caller]
     pub fn await_looks(&self, looks: u32) {
         let pin = self.node().bpf_root().join("current/maps/PODS");
@@ -258,7 +259,8 @@ impl Town {
         });
     }
 
-    /// Pods reach the world outside by the node's address, each other and services, and are reached by the host port.
+    /// Asserts that pods reach the outside with the node's address, each other and services. Also that they
+    /// are reached by the host port.
     #[track_caller]
     pub fn assert_whole(&self, when: &str) {
         let (node, web, near) = (self.node(), &self.web, &self.near);
@@ -299,7 +301,7 @@ impl Town {
         }
     }
 
-    /// The same, and nothing is to be found wrong.
+    /// The same, and asserts that `ipam check` finds no problem.
     #[track_caller]
     pub fn assert_in_order(&self, when: &str) {
         self.assert_whole(when);
@@ -309,13 +311,13 @@ impl Town {
         });
     }
 
-    /// Starts to send in another's name.
+    /// Starts to send datagrams with foreign sources.
     pub fn forge(&self) -> Forger {
         Forger::start(&self.near, &self.web)
     }
 
-    /// Asserts that nothing but the check of sources holds a forger's datagrams: the same ones arrive from
-    /// a pod that may send them. The agents have [`ANY_SOURCE`].
+    /// Asserts that only the check of sources stops a forger's datagrams: the same ones arrive from a pod
+    /// that may send them. The agents have [`ANY_SOURCE`].
     #[track_caller]
     pub fn assert_forgeries_arrive_if_allowed(&self) {
         let free = self.node().add_pod(FREE);
@@ -356,10 +358,10 @@ pub fn of_family(addresses: &[IpAddr], v4: bool) -> IpAddr {
     *found.expect("an address of that family")
 }
 
-/// So many forged datagrams of each family are sent while one thing is asserted.
+/// The number of forged datagrams of each family during one assertion.
 const GOAL: usize = 50;
 
-/// A pod that sends datagrams of both families from addresses not its own, and how many came through.
+/// A pod that sends datagrams of both families from foreign addresses, and counts of those that arrived.
 pub struct Forger {
     stop: Arc<AtomicBool>,
     sent: Arc<[AtomicUsize; 2]>,
@@ -372,7 +374,7 @@ impl Forger {
     fn start(pod: &Pod, target: &Pod) -> Self {
         let ends = [true, false].map(|v4| SocketAddr::new(of_family(target.addresses(), v4), FORGED));
         let servers = ends.map(|end| target.serve_udp_at(end));
-        // No other datagram takes the second address for its source.
+        // No other datagram of the pod uses the second address as its source.
         for address in ["10.9.9.9/32", "fd09::9:9/128 preferred_lft 0"] {
             pod.run_ip(&format!("addr replace {address} dev eth0"));
         }
@@ -388,7 +390,7 @@ impl Forger {
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 for (number, socket) in sockets.iter().enumerate() {
-                    // It may have no way for a moment.
+                    // The pod may lack a route for a moment.
                     if socket.send_to(b"forged", ends[number]).is_ok() {
                         counts[number].fetch_add(1, Ordering::Relaxed);
                     }
@@ -404,17 +406,17 @@ impl Forger {
         }
     }
 
-    /// How many of each family were sent.
+    /// The number of datagrams of each family that were sent.
     fn sent(&self) -> [usize; 2] {
         self.sent.each_ref().map(|sent| sent.load(Ordering::Relaxed))
     }
 
-    /// How many of each family came through.
+    /// The number of datagrams of each family that arrived.
     fn arrived(&self) -> [usize; 2] {
         self.servers.each_ref().map(Server::served)
     }
 
-    /// Waits until some more of each family were sent, of which none has come through.
+    /// Waits until more datagrams of each family were sent, and asserts that none arrived.
     #[track_caller]
     pub fn assert_held(&self, when: &str) {
         let goals = self.sent().map(|sent| sent + GOAL);
@@ -424,14 +426,14 @@ impl Forger {
         assert_eq!(self.arrived(), [0, 0], "{when}: a forged datagram came through");
     }
 
-    /// The same, and the node counts those that were sent meanwhile as refused.
+    /// The same, and asserts that the node counts the datagrams sent meanwhile as refused.
     #[track_caller]
     pub fn assert_refused(&self, node: &Node, when: &str) {
         let refused = || node.counters()[Reason::SpoofedSource as usize];
         let before = refused();
         self.assert_held(when);
         let goal = before + 2 * GOAL as u64;
-        // A packet may still be under way to its program.
+        // A packet may not have reached its program yet.
         eventually(&format!("{when}: {goal} refusals"), SECOND, || refused() >= goal);
     }
 }

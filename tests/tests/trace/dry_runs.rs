@@ -1,4 +1,4 @@
-//! A dry run leaves nothing behind, and nothing on the wire can pass itself off as one.
+//! A dry run leaves no state behind, and no packet on the wire can pretend to be one.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ fn nothing_is_left_behind() {
     for config in [DEFAULTS, HOOKS_OFF] {
         let town = Town::build(config);
         let node = town.node();
-        // A flow that traces meet, and whose entry they must not touch.
+        // The traces match this flow, and must not change its entry.
         let met = town.client.ask_from(
             Probe::Udp,
             SocketAddr::new(town.client.ip().into(), 40_000),
@@ -33,8 +33,8 @@ fn nothing_is_left_behind() {
         let affinity = || node.table::<24, 16>("AFFINITY");
         let peers = || node.table::<32, 28>("SOCKET_PEERS");
         let facts = || node.element::<{ size_of::<Config>() }>("CONFIG");
-        // Beyond the fourth they count what services had to do with. Kernels send frames to groups of their
-        // own accord.
+        // Counters from the fourth on count packets of services. Kernels send multicast frames by themselves,
+        // so these are left out.
         let counters = || {
             let mut counters = node.counters();
             counters[Reason::OtherHost as usize] = 0;
@@ -49,7 +49,7 @@ fn nothing_is_left_behind() {
             ("10.244.1.222", "pod"),
             ("192.168.50.11", "node"),
             ("203.0.113.7", "uplink"),
-            // From a pod of another node: in earnest this would make pods answer it.
+            // A pod of another node: with a real packet, pods would reply to it.
             ("10.244.2.9", "uplink"),
         ];
         for (from, entry) in strangers {
@@ -106,7 +106,7 @@ fn traffic_goes_on_as_usual_while_traces_run() {
     for config in [DEFAULTS, HOOKS_OFF] {
         let town = Town::build(config);
         let to = address("10.96.0.10:80");
-        // The first packets look for neighbours, which takes a time of its own.
+        // The first packets wait for neighbour resolution.
         for (place, entry) in town.senders() {
             eventually(entry, 5 * SECOND, || ask_marked(place, 0, to).is_ok());
         }
@@ -124,9 +124,11 @@ fn traffic_goes_on_as_usual_while_traces_run() {
                 }
                 rounds
             });
-            // Also where an assertion fails: the scope waits for the tracer.
+            // Dropping it ends the tracer even after a failed assertion, since the scope waits for the
+            // tracer.
             let ends = Ends(&done);
-            // What a program could compare with, every value that a sender can choose among them.
+            // A program could compare the mark or the payload, so the packets try every kind of value that a
+            // sender can choose.
             for mark in 0..200_u32 {
                 let mark = mark.wrapping_mul(0x9e37_79b9);
                 for (place, entry) in town.senders() {
@@ -143,7 +145,7 @@ fn traffic_goes_on_as_usual_while_traces_run() {
     }
 }
 
-/// Says that it is done when it goes.
+/// Sets the flag when it is dropped.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -152,7 +154,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Asks by a datagram that carries a mark, as only root can set one.
+/// Sends a datagram with a firewall mark, which needs root, and waits for the reply.
 fn ask_marked(place: &Place, mark: u32, to: SocketAddr) -> std::io::Result<Answer> {
     let socket = place.udp_socket_for(to)?;
     socket2::SockRef::from(&socket).set_mark(mark)?;

@@ -1,8 +1,8 @@
-//! `millrace trace` agrees with where real packets go.
+//! `millrace trace` agrees with the paths of real packets.
 //!
-//! Each case asks for a trace, then sends what was traced by a real socket and compares: the same verdict, the same service and
-//! kind, masqueraded or not alike, and the real backend among those of the trace. Where the packet path decides and the
-//! source port is given, it is the very backend.
+//! Each case traces a packet, sends it by a real socket, and compares. Verdict, service, kind and
+//! masquerading must be the same, and the real backend must be among those of the trace. If the packet path
+//! decides and the source port is given, the trace names exactly the real backend.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ mod town;
 
 use town::{Backend, SECOND, SILENCE, Town, Trace, own_address};
 
-/// What became of a real packet, in a trace's words.
+/// The outcome of a real packet, in the words of a trace.
 fn outcome(answer: &std::io::Result<Answer>) -> &'static str {
     match answer {
         Ok(_) => "answered",
@@ -82,7 +82,7 @@ fn verdicts_agree(config: &str) {
     }
 }
 
-/// Sends what was traced.
+/// Sends the traced packet, and compares the outcome with the trace.
 fn compare(town: &Town, place: &Place, probe: Probe, to: SocketAddr, trace: &Trace, what: &str) {
     let patience = if trace.verdict == "drop" {
         SILENCE
@@ -159,7 +159,7 @@ fn a_given_source_port_leads_to_the_same_backend_with_socket_hooks() {
     let town = Town::build(DEFAULTS);
     let [pod, _, uplink] = town.senders();
     for to in [address("10.96.0.10:80"), address("[fd00:96::10]:80")] {
-        // With hooks on, these are the ones that go packet by packet.
+        // With socket hooks, these probes are translated packet by packet.
         for (sender, probe) in [(pod, Probe::Udp), (uplink, Probe::Tcp), (uplink, Probe::Udp)] {
             same_backend(&town, sender, probe, to);
         }

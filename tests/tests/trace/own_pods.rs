@@ -1,4 +1,4 @@
-//! Traces where the pod network is Millrace's: pods are known by their addresses, and nodes send through a
+//! Traces on nodes with Millrace's pod network: their pods are known by address, and nodes send through a
 //! tunnel.
 
 use std::time::Duration;
@@ -51,7 +51,7 @@ fn a_trace_names_the_pod_and_the_program_at_its_interface() {
     says(&known, &format!("at interface {}", client.host_interface()));
     says(&known, "the program from_own_pod decides");
     says(&known, "with 1 usable endpoint\"");
-    // Sockets of pods connect to a backend.
+    // Sockets of pods are connected to a backend directly.
     says(&known, "sockets of pods get a backend from connect()");
     let datagram = trace(node, &client.ip().to_string(), "192.0.2.99:53", "udp");
     says(&datagram, "the program from_own_pod decides, packet by packet");
@@ -63,7 +63,7 @@ fn a_trace_names_the_pod_and_the_program_at_its_interface() {
     );
     assert!(!known["steps"].to_string().contains("no pod"), "{known}");
 
-    // A verdict is an exit status only if that is asked for.
+    // A verdict sets the exit status only with an option.
     let from = client.ip().to_string();
     let refused = [
         "trace",

@@ -1,4 +1,4 @@
-//! A world in which to compare traces with real packets, and what a trace says.
+//! A world to compare traces with real packets, and the contents of a trace.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,11 +7,11 @@ use harness::{Agent, Client, Endpoint, Node, NodeSpec, Place, Pod, Probe, Server
 use serde_json::Value;
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// How long nothing must come before a packet counts as dropped.
+/// Without a packet for this time, a packet counts as dropped.
 pub const SILENCE: Duration = Duration::from_millis(250);
 
-/// Two nodes with an agent on the first; a client of each kind; `web` behind three pods, `empty` without endpoints,
-/// `own` behind the client pod, and a server on the second node that no service knows.
+/// Two nodes with an agent on the first one, and a client of each kind. The service `web` has three pods,
+/// `empty` has no endpoints, and `own` has the client pod. A server on the second node belongs to no service.
 pub struct Town {
     pub world: World,
     pub client: Pod,
@@ -66,7 +66,7 @@ impl Town {
         self.world.node(1)
     }
 
-    /// Everybody who can send, with the name of where that enters the node.
+    /// All senders, each with the name of the place where its packets enter the node.
     pub fn senders(&self) -> [(&Place, &'static str); 3] {
         [
             (&self.client, "pod"),
@@ -75,7 +75,7 @@ impl Town {
         ]
     }
 
-    /// The name of the backend at an address, as servers say it.
+    /// The name of the backend at an address, as servers send it.
     pub fn name_of(&self, backend: SocketAddr) -> &str {
         let places = self.pods.iter().chain([&self.client]);
         let found = places
@@ -94,7 +94,7 @@ impl Town {
     }
 }
 
-/// What `millrace trace -o json` says.
+/// The output of `millrace trace -o json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
     pub verdict: String,
@@ -112,7 +112,7 @@ pub struct Backend {
 }
 
 impl Trace {
-    /// Every key that is promised must be there.
+    /// Parses a trace; `None` if a documented key is missing.
     fn read(answer: &Value) -> Option<Self> {
         let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
         text(&answer["reason"]).filter(|reason| !reason.is_empty())?;
@@ -138,7 +138,7 @@ impl Trace {
     }
 }
 
-/// The address that a place sends from to this one.
+/// The address that a place uses to send to `like`.
 pub fn own_address(place: &Place, like: SocketAddr) -> IpAddr {
     if like.is_ipv4() {
         place.ip().into()

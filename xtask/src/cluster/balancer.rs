@@ -1,5 +1,6 @@
-//! The stand-in for a cloud's load balancer: `cluster-balancer` of the package `millrace-tests`, which gives
-//! services of type LoadBalancer an address and routes it to nodes, seen from the control plane's namespace.
+//! The stand-in for a cloud's load balancer: `cluster-balancer` of the package `millrace-tests`. It gives
+//! services of type LoadBalancer an address and routes the address to nodes, from the control plane's
+//! namespace.
 
 use std::process::Command;
 

@@ -1,9 +1,9 @@
 //! The cgroups of a node: one subtree for each node in every hierarchy.
 //!
-//! Everything of a node lives in its subtree of cgroup v2, so socket hooks attached there see the sockets of
-//! this node and of no other. Where version 1 controllers are still in use, pods are limited in those, and
-//! kubelet wants its part of each to be there beforehand. Where everything is version 2, the processes of the
-//! node itself are in a leaf, since a cgroup that hands out controllers may hold none.
+//! All processes of a node are in its subtree of cgroup v2, so socket hooks attached there see the sockets of
+//! this node alone. On machines that still use version 1 controllers, those limit pods, and kubelet wants its
+//! part of each hierarchy to exist beforehand. On machines with version 2 alone, the node's own processes are
+//! in a leaf: a cgroup with controllers for its children may hold no process.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::{site::Node, wait::wait_for};
 
-/// Where processes of the node are, below its subtree.
+/// The cgroup of the node's own processes, below its subtree.
 const LEAF: &str = "node";
 
-/// Where cgroup v2 is mounted, on this machine and on its nodes.
+/// The mount point of cgroup v2, on this machine and on its nodes.
 pub fn hierarchy() -> Result<PathBuf> {
     let mounted = mounts()?.into_iter().find(|mount| mount.unified);
     let mounted = mounted.context("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")?;
@@ -30,7 +30,7 @@ pub fn subtree(node: Node) -> Result<PathBuf> {
     Ok(hierarchy()?.join(node.tag()))
 }
 
-/// Where the processes of the node are.
+/// The cgroup of the node's own processes.
 pub fn of(node: Node) -> Result<PathBuf> {
     Ok(subtree(node)?.join(LEAF))
 }
@@ -40,7 +40,7 @@ pub fn create(node: Node) -> Result<()> {
     for mount in mounts()? {
         let group = mount.at.join(node.tag());
         fs::create_dir_all(&group).with_context(|| format!("making cgroup {}", group.display()))?;
-        // Before it has these, no process can enter a cpuset.
+        // No process can enter a cpuset before these files have values.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if let Ok(parents) = fs::read_to_string(mount.at.join(file)) {
                 let own = group.join(file);
@@ -86,7 +86,7 @@ fn mounts() -> Result<Vec<Mount>> {
     Ok(parse(&text))
 }
 
-/// proc(5): the fifth field is the mount point; the file system's type follows " - ".
+/// See proc(5): the fifth field is the mount point; the file system's type follows " - ".
 fn parse(mountinfo: &str) -> Vec<Mount> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;

@@ -1,8 +1,9 @@
-//! `cargo xtask cluster check`: what somebody who has just installed Millrace would try, and what he would be afraid of.
+//! `cargo xtask cluster check`: the checks of a new user of Millrace, and the faults that such a user fears.
 //!
-//! Twenty pods are reached by every kind of address, logs are read and commands run; then the agents are exchanged one after the
-//! other while clients hold connections and make new ones, from outside, from a pod and from a node, of which not one may break.
-//! `--remove` takes Millrace out of the cluster again and looks for what is left.
+//! The check reaches twenty pods by every kind of address, reads logs and runs commands. Then it exchanges
+//! the agents one after the other. Meanwhile clients outside, in a pod and on a node hold connections and
+//! make new ones, of which none may break. `--remove` removes Millrace from the cluster and looks for
+//! leftovers.
 
 use std::{
     collections::BTreeSet,
@@ -18,25 +19,25 @@ use serde::Deserialize;
 use super::{Network, Node, current, installation, join, place::Toolbox, removal, wait::wait_for};
 use crate::{command, paths, step::Step};
 
-/// The client that notices.
+/// The client that notices broken connections.
 pub const LOAD: &str = "cluster-load";
 
 const PODS: usize = 20;
-/// As `tests/cluster/manifests/check.yaml` has them.
+/// The names of `tests/cluster/manifests/check.yaml`.
 const NAMESPACE: &str = "--namespace=check";
 const NAME: &str = "web.check.svc.cluster.local";
 const NODE_PORT: u16 = 30080;
-/// Connections that clients outside and in a pod hold.
+/// The connections that clients outside and in a pod hold.
 const HELD: usize = 100;
 
 #[derive(Args)]
 pub struct Options {
-    /// Take Millrace out of the cluster in the end, and see that nothing of it is left
+    /// Remove Millrace from the cluster in the end, and check that nothing of it is left
     #[arg(long)]
     remove: bool,
 }
 
-/// `cargo xtask cluster check`.
+/// Carries out `cargo xtask cluster check`.
 pub fn run(options: &Options) -> Result<()> {
     let shape = current()?.context("no cluster is up: cargo xtask cluster up --network millrace")?;
     if shape.network != Network::Millrace {
@@ -69,7 +70,7 @@ struct Check<'a> {
     nodes: &'a [Node],
 }
 
-/// What a load reports.
+/// The report of a client.
 #[derive(Deserialize)]
 struct Report {
     held: usize,
@@ -94,7 +95,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Every pod is reached by every kind of address.
+    /// Checks that every pod is reached by every kind of address.
     fn addresses(&self) -> Result<()> {
         let address = self.cluster_ip()?;
         reaches_all("a pod, by cluster IP", &address, |script| self.in_client(script))?;
@@ -196,7 +197,8 @@ impl Check<'_> {
         })
     }
 
-    /// In the network namespace of a pod: the one of its node that has its address.
+    /// A command in the network namespace of a pod: the namespace of the pod's node that has the pod's
+    /// address.
     fn in_namespace(&self, node: Node, address: &str) -> Result<Command> {
         let script = "for namespace in /run/netns/*; do \
                       if nsenter --net=\"$namespace\" ip -oneline address show | grep --quiet \"inet $0/\"; \
@@ -222,12 +224,13 @@ impl Check<'_> {
     }
 
     fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        // What stands behind -- is another command's.
+        // The arguments after -- belong to another command.
         self.toolbox.kubectl(&[&[NAMESPACE], arguments].concat())
     }
 }
 
-/// A choice of twenty leaves one out for long, at times: so asks until each has answered, but not for ever.
+/// Sends requests until each pod has replied, up to a limit. A random choice among twenty pods may leave one
+/// out for long.
 fn reaches_all(what: &str, to: &str, shell: impl Fn(&str) -> Result<String>) -> Result<()> {
     let step = Step::start(format!("reaching {PODS} pods from {what}"));
     let script = format!(
@@ -249,7 +252,7 @@ fn reaches_all(what: &str, to: &str, shell: impl Fn(&str) -> Result<String>) -> 
     Ok(())
 }
 
-/// A client that runs.
+/// A running client.
 struct Load {
     process: Child,
     input: ChildStdin,

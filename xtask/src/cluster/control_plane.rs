@@ -1,6 +1,6 @@
 //! The control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, one of each.
 //!
-//! What they store is gone with the cluster, so nothing waits for a disk.
+//! Their data is gone with the cluster, so they need not wait for a disk.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::kubernetes::Program;
 const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 
-/// Kubernetes needs 3 s on two idle cores.
+/// The limit for the start. Kubernetes needs 3 s on two idle cores.
 const START: Duration = Duration::from_secs(90);
 
-/// Starts it and waits until objects can be created.
+/// Starts the control plane and waits until objects can be created.
 pub fn start(toolbox: &Toolbox) -> Result<()> {
     run(
         toolbox,
@@ -44,7 +44,7 @@ pub fn start(toolbox: &Toolbox) -> Result<()> {
             );
         }
         toolbox.kubectl(&["get", "--raw", "/readyz"])?;
-        // Made by a controller inside the API server that starts after it is ready.
+        // A controller inside the API server makes this namespace after the server is ready.
         toolbox.kubectl(&["get", "namespace", "default"])
     })?;
     run(
@@ -96,7 +96,7 @@ fn api_server(toolbox: &Toolbox) -> Vec<String> {
         "--requestheader-username-headers=X-Remote-User".to_owned(),
         format!("--proxy-client-cert-file={}", file("front-proxy.crt")),
         format!("--proxy-client-key-file={}", file("front-proxy.key")),
-        // Nobody here serves virtual addresses to the API server.
+        // No proxy translates virtual addresses for the API server.
         "--enable-aggregator-routing=true".to_owned(),
         "--allow-privileged=true".to_owned(),
         "--profiling=false".to_owned(),
@@ -122,7 +122,8 @@ fn controller_manager(toolbox: &Toolbox) -> Vec<String> {
     flags
 }
 
-/// What clients of the API server are told alike. There is one of each, so nobody has to be elected.
+/// The flags that clients of the API server share. There is one client of each kind, so no leader election is
+/// needed.
 fn clients_of(toolbox: &Toolbox, program: Program) -> Vec<String> {
     let config = toolbox.files.kubeconfig(program.name()).display().to_string();
     let mut flags: Vec<_> = [

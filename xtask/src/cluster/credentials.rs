@@ -1,7 +1,8 @@
-//! Who is who in the cluster: an authority, certificates, and a token with a kubeconfig for every user.
+//! The identities of the cluster: an authority, certificates, and a token with a kubeconfig for every user.
 //!
-//! Users carry tokens, which need no renewal and can be read in a file; certificates are only where Kubernetes
-//! wants them: the API server's own, and those by which it shows itself to kubelets and aggregated servers.
+//! Users have tokens, which need no renewal and are readable in a file. Certificates exist only where
+//! Kubernetes needs them: the API server's own, and its client certificates for kubelets and aggregated
+//! servers.
 
 use std::{fmt::Write as _, fs, process::Command};
 
@@ -20,10 +21,10 @@ const USERS: &[(&str, &str, &str)] = &[
     ("millrace", "millrace", ""),
 ];
 
-/// The API server's token file.
+/// The name of the API server's token file.
 pub const TOKENS: &str = "tokens.csv";
 
-/// Makes all of them in the cluster's folder.
+/// Makes all credentials in the cluster's folder.
 pub fn create(files: &Files, nodes: &[Node]) -> Result<()> {
     authority(files)?;
     let names = [
@@ -82,7 +83,7 @@ fn certificate(files: &Files, name: &str, subject: &str, extension: &str) -> Res
     openssl(files, &sign)
 }
 
-/// None of the arguments here has a blank in it.
+/// No argument here contains a blank.
 fn openssl(files: &Files, arguments: &str) -> Result<()> {
     let mut openssl = Command::new("openssl");
     openssl

@@ -1,8 +1,8 @@
-//! The container images of the cluster, made here: there is no registry to pull them from.
+//! The container images of the cluster. They are made here, since there is no registry to pull them from.
 //!
-//! An image is a root file system in one layer. Those that specs run commands in share a base of Debian
-//! packages; the others hold one program. They are named as Kubernetes' suite names its images, under a
-//! registry that does not exist, which the suite is told of.
+//! An image is a root file system in one layer. The images in which specs run commands share a base of Debian
+//! packages; the others hold one program. They have the names of the images of Kubernetes' suite, under a
+//! registry that does not exist. A file tells the suite about that registry.
 
 use std::{
     fs,
@@ -25,9 +25,9 @@ use crate::{
 
 /// The registry of all images.
 const REGISTRY: &str = "e2e.local";
-/// What holds the namespaces of a pod.
+/// The image of the process that holds the namespaces of a pod.
 pub const PAUSE: &str = "e2e.local/pause:3.10.2";
-/// Raised when this file makes other images from the same programs.
+/// Version of the images; a change of this file that makes other images from the same programs increases it.
 const RECIPE: u32 = 1;
 
 /// Images as archives in a folder.
@@ -40,12 +40,12 @@ impl Images {
         &self.folder
     }
 
-    /// What tells the suite where its images are.
+    /// The file that tells the suite the registry of its images.
     pub fn registries(&self) -> PathBuf {
         self.folder.join("registries.yaml")
     }
 
-    /// Makes the images unless those of this recipe and release are there.
+    /// Makes the images unless those of this recipe and release exist.
     pub fn ensure(programs: &Programs) -> Result<Self> {
         let release = kubernetes::version()?;
         let folder = paths::cache()?.join("images").join(format!("{release}-{RECIPE}"));
@@ -61,7 +61,7 @@ impl Images {
     }
 }
 
-/// A folder in which roots are put together and archives written.
+/// A folder for the roots and archives of the images.
 struct Workshop<'a> {
     programs: &'a Programs,
     folder: &'a Path,
@@ -79,7 +79,7 @@ fn make(programs: &Programs, packages: &Path, folder: &Path, step: &Step) -> Res
     let base = roots.join("base");
     copy(packages, &base)?;
     shop.finish_base(&base)?;
-    // The suite reads rules with the one and resolves names with the other.
+    // The suite reads firewall rules with the one image and resolves names with the other.
     shop.pack(
         &base,
         &["glibc-dns-testing:2.0.0", "distroless-iptables:v0.9.6"],
@@ -113,7 +113,7 @@ fn make(programs: &Programs, packages: &Path, folder: &Path, step: &Step) -> Res
 }
 
 impl Workshop<'_> {
-    /// What the packages' own installation would have done, as far as specs notice.
+    /// Does the steps of the packages' own installation that specs depend on.
     fn finish_base(&self, root: &Path) -> Result<()> {
         for folder in [
             "usr/share/doc",
@@ -145,7 +145,7 @@ impl Workshop<'_> {
         }
         link(root, "bin/nc", "nc.openbsd")?;
         link(root, "bin/sh", "bash")?;
-        // GNU's wget tries 20 times, which makes "must not connect" take minutes.
+        // GNU's wget tries 20 times, so a spec that expects no connection would take minutes.
         fs::write(root.join("etc/wgetrc"), "tries = 1\n").context("configuring wget")?;
         let passwd = "root:x:0:0:root:/root:/bin/sh\n\
                       nobody:x:65534:65534:nobody:/:/bin/false\n\
@@ -209,7 +209,8 @@ impl Workshop<'_> {
         ] {
             copy(&of(base).join(name), &of(root).join(name))?;
         }
-        // A link at a fixed place leads to it, by an absolute path that means this machine's own; the file is wanted.
+        // The link at the loader's fixed path is absolute and would lead to this machine's file, so the file
+        // itself is copied.
         for folder in ["lib", "lib64"] {
             for entry in fs::read_dir(base.join(folder)).into_iter().flatten().flatten() {
                 let name = entry.file_name();
@@ -223,11 +224,11 @@ impl Workshop<'_> {
         self.pack(root, &["busybox:1.37.0-1"], &["sh"], &[])
     }
 
-    /// Kubernetes has the source of `pause` beside that of its programs; it is the one in C.
+    /// Makes the image of `pause`. Kubernetes has its source, in C, beside that of its programs.
     fn pause(&self, root: &Path) -> Result<()> {
         fs::create_dir_all(root).context("making a root")?;
         let agnhost = kubernetes::source(Module::Kubernetes, &Program::Agnhost.package())?;
-        // In the module's folder, which is three above test/images/agnhost.
+        // The file is in the module's folder, which is three levels above test/images/agnhost.
         let source = agnhost.join("../../../build/pause/linux/pause.c");
         let mut compiler = Command::new("cc");
         compiler
@@ -239,7 +240,7 @@ impl Workshop<'_> {
         self.pack(root, &[name], &[], &["/pause"])
     }
 
-    /// An image that is nothing but one program.
+    /// Makes an image that holds one program alone.
     fn single(&self, program: Program, root: &Path, name: &str) -> Result<()> {
         fs::create_dir_all(root.join("etc")).context("making a root")?;
         self.place(program, root)?;
@@ -265,7 +266,7 @@ impl Workshop<'_> {
     }
 }
 
-/// Links to busybox for its commands, where they are wanted.
+/// Links the selected commands of busybox to it.
 fn applets(root: &Path, target: &str, wanted: impl Fn(&Path, &str) -> bool) -> Result<()> {
     let mut list = Command::new("chroot");
     list.arg(root).args(["/bin/busybox", "--list"]);
@@ -285,7 +286,7 @@ fn link(root: &Path, at: &str, target: &str) -> Result<()> {
     symlink(target, &path).with_context(|| format!("linking {at} to {target}"))
 }
 
-/// Copies a file, or a folder with everything that files can have. A link given by name is followed.
+/// Copies a file, or a folder with all attributes of its files. A link as `from` is followed.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut copy = Command::new("cp");
     copy.args(["--archive", "-H", "--no-target-directory"])

@@ -1,7 +1,8 @@
-//! Millrace as somebody else would install it: the image loaded into each node, and one overlay applied.
+//! Millrace as a user installs it: the image loaded into each node, and one overlay applied.
 //!
-//! The overlay is the example of `manifests/overlays` with this cluster's API server and cgroups in it; nothing else differs from
-//! what everybody installs. The first of the addresses is one where nobody listens, as if a server were down.
+//! The overlay is the example of `manifests/overlays` with this cluster's API server and cgroups. It differs
+//! from a normal installation in nothing else. No server listens at the first of the API server's addresses,
+//! as if that server were down.
 
 use std::{fs, path::PathBuf};
 
@@ -15,23 +16,23 @@ use super::{
 };
 use crate::{command, image, kubernetes::Program, manifests};
 
-/// Its namespace and its name there.
+/// The namespace and name of the DaemonSet.
 const NAMESPACE: &str = "--namespace=kube-system";
 const DAEMON_SET: &str = "daemonset/millrace";
 const SELECTOR: &str = "--selector=app.kubernetes.io/name=millrace";
 
-/// The archive of the image.
+/// The path of the image's archive.
 pub fn image(toolbox: &Toolbox) -> PathBuf {
     toolbox.files.file("millrace.tar")
 }
 
-/// Makes the image of the programs that the cluster has.
+/// Makes the image of the cluster's programs.
 pub fn make_image(toolbox: &Toolbox) -> Result<()> {
     let (millrace, plugin) = (toolbox.own(image::MILLRACE)?, toolbox.own(image::PLUGIN)?);
     image::pack(millrace, plugin, &image(toolbox)).map(drop)
 }
 
-/// Applies the overlay.
+/// Applies the overlay to the cluster.
 pub fn apply(toolbox: &Toolbox) -> Result<()> {
     let overlay = write_overlay(toolbox)?;
     let mut kubectl = toolbox.control_program(Program::Kubectl)?;
@@ -54,7 +55,7 @@ pub fn restart(toolbox: &Toolbox) -> Result<()> {
     wait(toolbox)
 }
 
-/// Loads another image under the same name, and has it run.
+/// Loads another image under the same name, and restarts the agents with it.
 pub fn renew(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
     make_image(toolbox)?;
     for &node in nodes {
@@ -66,14 +67,14 @@ pub fn renew(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
     restart(toolbox)
 }
 
-/// What the agent of a node has logged.
+/// The log of a node's agent.
 pub fn log(toolbox: &Toolbox, node: Node) -> Result<String> {
     let on_node = format!("--field-selector=spec.nodeName={}", node.name());
     let pod = toolbox.kubectl(&["get", "pods", NAMESPACE, SELECTOR, &on_node, "--output=name"])?;
     toolbox.kubectl(&["logs", NAMESPACE, pod.trim()])
 }
 
-/// Takes it out of the cluster again.
+/// Removes Millrace from the cluster.
 pub fn delete(toolbox: &Toolbox) -> Result<()> {
     let mut kubectl = toolbox.control_program(Program::Kubectl)?;
     kubectl.args(["delete", "--wait", "--timeout=120s", "--kustomize"]);
@@ -93,7 +94,8 @@ fn overlay(toolbox: &Toolbox) -> PathBuf {
     toolbox.files.file("manifests/overlays/cluster")
 }
 
-/// Copies the base, and the example with other values. (A kustomization can name what it is built on by a relative path only.)
+/// Copies the base, and the example with other values. (A kustomization can name its base by a relative path
+/// only.)
 fn write_overlay(toolbox: &Toolbox) -> Result<PathBuf> {
     let from = manifests::folder()?;
     let base = toolbox.files.file("manifests/base");
@@ -132,7 +134,7 @@ fn write_overlay(toolbox: &Toolbox) -> Result<PathBuf> {
     Ok(overlay)
 }
 
-/// An overlay with other values of environment variables that it sets.
+/// Returns an overlay with other values of environment variables that it sets.
 fn with_values(overlay: &str, values: &[(&str, String)]) -> Result<String> {
     let mut overlay: Value = serde_saphyr::from_str(overlay).context("reading the example")?;
     let patch = overlay["patches"][0]["patch"].as_str().unwrap_or_default();
@@ -149,7 +151,7 @@ fn with_values(overlay: &str, values: &[(&str, String)]) -> Result<String> {
         }
     }
     overlay["patches"][0]["patch"] = json!(patch.to_string());
-    // YAML takes JSON.
+    // JSON is valid YAML.
     Ok(overlay.to_string())
 }
 

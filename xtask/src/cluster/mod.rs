@@ -1,8 +1,9 @@
-//! `cargo xtask cluster`: a small real Kubernetes cluster on this machine, with Millrace as its proxy, or as proxy and network.
+//! `cargo xtask cluster`: a small real Kubernetes cluster on this machine, with Millrace as its proxy, or as
+//! proxy and network.
 //!
-//! Control plane, kubelets and containers are the real ones, built from Go modules; nodes are namespaces
-//! ([`node`]) on a network that has no way out ([`underlay`]). Nothing is installed, and nothing outlives
-//! `cluster down` but what is in the cache. There is one cluster at a time.
+//! Control plane, kubelets and containers are the real ones, built from Go modules. Nodes are namespaces
+//! ([`node`]) on a network without an uplink ([`underlay`]). Nothing is installed, and only the cache
+//! outlives `cluster down`. There is one cluster at a time.
 
 mod balancer;
 mod cgroup;
@@ -46,32 +47,32 @@ use site::Files;
 pub use site::{Network, Node, Proxy, Shape};
 use wait::wait_for;
 
-/// What `cluster up` can be asked for.
+/// The options of `cluster up`.
 #[derive(Args, Clone, Copy)]
 #[group(id = "cluster")]
 pub struct Options {
-    /// Who serves Services
+    /// The proxy for Services
     #[arg(long, value_enum, default_value_t = Proxy::Millrace)]
     pub proxy: Proxy,
-    /// What gives pods their interfaces
+    /// The network plugin that gives pods their interfaces
     #[arg(long, value_enum, default_value_t = Network::Bridge)]
     pub network: Network,
-    /// How many nodes there are
+    /// The number of nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(Node::MAX)))]
     pub nodes: u8,
 }
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Bring a cluster up, and leave it
+    /// Start a cluster, and leave it running
     Up(Options),
-    /// Take the cluster down, or what is left of it
+    /// Remove the cluster, or the rest of one
     Down,
-    /// What is up, and where to look
+    /// Show the running cluster and its folders
     Status,
-    /// Exchange the proxies for the ones of the sources as they are now
+    /// Replace the proxies by ones built from the present sources
     Renew,
-    /// See a cluster of network millrace work: services, DNS, logs, and a rolling restart under load
+    /// Check a cluster of network millrace: services, DNS, logs, and a rolling restart under load
     Check(check::Options),
     /// Run a command in a place: a node (n1, n2, …), or `control`, where `kubectl` reaches the API server
     Run {
@@ -81,7 +82,7 @@ pub enum Verb {
     },
 }
 
-/// `cargo xtask cluster`.
+/// Carries out `cargo xtask cluster`.
 pub fn run(verb: Verb) -> Result<ExitCode> {
     if !geteuid().is_root() {
         bail!("a cluster is made of namespaces, cgroups and eBPF programs: run it as root");
@@ -97,12 +98,12 @@ pub fn run(verb: Verb) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether a cluster is up, and of which shape.
+/// The shape of the running cluster, if there is one.
 pub fn current() -> Result<Option<Shape>> {
     Ok(Files::locate()?.shape().filter(|_| underlay::exists()))
 }
 
-/// Brings a cluster up.
+/// Starts a cluster.
 pub fn up(options: Options) -> Result<(Toolbox, Images)> {
     if underlay::exists() {
         bail!("a cluster is up, or part of one is left: `cargo xtask cluster down` takes it down");
@@ -132,18 +133,19 @@ pub fn up(options: Options) -> Result<(Toolbox, Images)> {
     Ok((toolbox, images))
 }
 
-/// What is needed to do something in the cluster that is up.
+/// The programs and images for work in the running cluster.
 pub fn join() -> Result<(Toolbox, Images)> {
     let toolbox = equipped(&Files::locate()?)?;
     let images = Images::ensure(&toolbox.programs)?;
     Ok((toolbox, images))
 }
 
-/// Builds and fetches what a cluster runs. `MILLRACE_BIN` names an agent that is built already, with the plugin beside it.
+/// Builds and fetches the cluster's programs. `MILLRACE_BIN` names an agent that is built already, with the
+/// plugin beside it.
 fn equip(shape: Shape) -> Result<Toolbox> {
     let programs = Programs::ensure(Program::OF_A_CLUSTER)?;
     let given = env::var_os(MILLRACE_BIN).filter(|path| !path.is_empty());
-    // Measures nothing, and shares its build with tests.
+    // These programs measure nothing, and share their build with tests.
     let mut built = build::binaries(Profile::Dev, &[balancer::PROGRAM, check::LOAD])?;
     let wanted: &[_] = match (shape.proxy, shape.network) {
         (Proxy::Millrace, Network::Millrace) => &[image::MILLRACE, image::PLUGIN],
@@ -161,7 +163,7 @@ fn equip(shape: Shape) -> Result<Toolbox> {
     toolbox(programs, built)
 }
 
-/// The same without building anything, for the cluster that is up.
+/// The programs of the running cluster, without a build.
 fn equipped(files: &Files) -> Result<Toolbox> {
     let own = files.own_programs()?;
     toolbox(Programs::ensure(Program::OF_A_CLUSTER)?, own)
@@ -227,7 +229,7 @@ fn raise(toolbox: &Toolbox, images: &Images, shape: Shape) -> Result<()> {
     Ok(())
 }
 
-/// Takes down whatever of a cluster is there.
+/// Removes the cluster, or the rest of one.
 pub fn down() -> Result<()> {
     let files = Files::locate()?;
     let step = Step::start("taking the cluster down");

@@ -1,8 +1,9 @@
 //! A node: containerd and kubelet in namespaces of their own.
 //!
-//! A node is a network namespace and below it mount, process id, host name and IPC namespaces whose first
-//! process is `tests/cluster/node.sh`. When that one ends, the kernel ends everything on the node. The script
-//! makes these and what only a process inside can make, the mounts; what containerd and kubelet are told is here.
+//! A node is a network namespace. Below it are mount, process id, host name and IPC namespaces, whose first
+//! process is `tests/cluster/node.sh`. When that process ends, the kernel ends all processes of the node. The
+//! script makes these namespaces and the mounts, which only a process inside can make. This module makes the
+//! configurations of containerd and kubelet.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -23,7 +24,7 @@ use crate::{kubernetes::Program, paths};
 /// The process that holds the node, parent of its first one.
 pub const PROCESS: &str = "node";
 
-/// Importing the images takes most of it.
+/// The limit for the start. The import of the images takes most of it.
 const START: Duration = Duration::from_mins(2);
 
 /// Starts a node; it registers itself with the API server.
@@ -61,7 +62,7 @@ pub fn start(toolbox: &Toolbox, node: Node, images: &Images, network: Network) -
     Ok(())
 }
 
-/// Which of the distribution's plugins a node has: all of them, or the one that containerd calls for every pod.
+/// The distribution's plugins that a node has: all of them, or the one that containerd calls for every pod.
 fn plugins(network: Network) -> &'static str {
     match network {
         Network::Bridge => ".",
@@ -69,7 +70,7 @@ fn plugins(network: Network) -> &'static str {
     }
 }
 
-/// Waits until the API server knows the node and the ranges of its pods, which it returns.
+/// Waits until the API server knows the node and the ranges of its pods. Returns the ranges.
 pub fn registered(toolbox: &Toolbox, node: Node) -> Result<Vec<String>> {
     let log = toolbox.files.node(node).join("node.log");
     wait_for("a node to register", START, || {
@@ -120,7 +121,7 @@ fn kubelet(toolbox: &Toolbox, node: Node) -> String {
         "resolvConf": "/etc/resolv.conf",
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{}", node.tag()),
-        // What development machines are like: cgroup v1, swap, no CAP_SYS_RESOURCE, full disks.
+        // Properties of development machines: cgroup v1, swap, no CAP_SYS_RESOURCE, full disks.
         "failCgroupV1": false,
         "failSwapOn": false,
         "oomScoreAdj": 0,
@@ -128,7 +129,7 @@ fn kubelet(toolbox: &Toolbox, node: Node) -> String {
         "evictionHard": {
             "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%",
         },
-        // An image that is collected cannot be pulled again.
+        // A deleted image cannot be pulled again.
         "imageGCHighThresholdPercent": 100,
         "makeIPTablesUtilChains": false,
         "nodeStatusUpdateFrequency": "5s",

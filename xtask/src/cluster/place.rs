@@ -1,6 +1,6 @@
 //! Running commands in places of the cluster: in the control plane's network namespace, or in a node.
 //!
-//! Whatever runs there finds the cluster's programs before those of the machine.
+//! A command there finds the cluster's programs before those of the machine.
 
 use std::{
     collections::BTreeMap,
@@ -23,13 +23,13 @@ use crate::{
     setup::unpacked,
 };
 
-/// What every command in the cluster may need.
+/// The files and programs that commands in the cluster need.
 pub struct Toolbox {
     pub files: Files,
     pub programs: Programs,
-    /// Tools of nodes, unpacked.
+    /// The folder of the unpacked tools of nodes.
     pub tools: PathBuf,
-    /// The programs of this repository.
+    /// The paths of the programs of this repository, by name.
     pub own: BTreeMap<String, PathBuf>,
 }
 
@@ -43,19 +43,19 @@ impl Toolbox {
         Ok(command)
     }
 
-    /// One of the programs that were built, in the control plane's namespace.
+    /// A built program that runs in the control plane's namespace.
     pub fn control_program(&self, program: Program) -> Result<Command> {
         let mut command = self.in_control()?;
         command.arg(self.programs.path(program)?);
         Ok(command)
     }
 
-    /// `kubectl`, as an administrator.
+    /// Runs `kubectl` as an administrator and returns its output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         command::output(self.control_program(Program::Kubectl)?.args(arguments))
     }
 
-    /// Creates or changes what a manifest of the repository says.
+    /// Creates or changes the objects of a manifest of the repository.
     pub fn apply(&self, manifest: &Path) -> Result<()> {
         let mut kubectl = self.control_program(Program::Kubectl)?;
         kubectl.args(["apply", "--filename"]).arg(manifest);
@@ -78,13 +78,13 @@ impl Toolbox {
         Ok(shell)
     }
 
-    /// A program of this repository.
+    /// The path of a program of this repository.
     pub fn own(&self, name: &str) -> Result<&Path> {
         let path = self.own.get(name);
         Ok(path.with_context(|| format!("{name} was not built"))?)
     }
 
-    /// Environment for what runs on nodes.
+    /// Sets the environment of programs on nodes.
     pub fn equip(&self, command: &mut Command) -> Result<()> {
         let libraries = env::join_paths(unpacked::libraries(&self.tools)).context("joining paths")?;
         command
@@ -120,7 +120,7 @@ impl Toolbox {
 
 /// The start of a command in a named network namespace.
 ///
-/// Not `ip netns exec`, which hides the mounted cgroups.
+/// `ip netns exec` is no option, since it hides the mounted cgroups.
 pub fn in_netns(name: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={NETNS}/{name}"));

@@ -1,8 +1,9 @@
-//! The pods' network, where it is not Millrace's own affair: the bridge plugin on each node, and routes from every node to
-//! every other's pods.
+//! The pods' network, where it is not Millrace's: the bridge plugin on each node, and routes from every node
+//! to the pods of all others.
 //!
-//! What pods send out of the cluster is masqueraded, as most network plugins do it. It leads nowhere here, but
-//! it is why the kernel of a node tracks connections, which a proxy and some specs have to get on with.
+//! Packets from pods out of the cluster are masqueraded, as with most network plugins. Here they reach no
+//! host. But masquerading makes the kernel of a node track connections, and a proxy and some specs have to
+//! work with that.
 
 use std::fs;
 
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::command;
 
-/// Gives each node its range; a node is ready once it has a configuration.
+/// Gives each node its ranges; a node is ready once it has a configuration.
 pub fn set_up(toolbox: &Toolbox, network: Network, ranges: &[(Node, Vec<String>)]) -> Result<()> {
     for (node, ranges) in ranges {
         for range in ranges {
@@ -68,7 +69,7 @@ fn configure(toolbox: &Toolbox, node: Node, ranges: &[String]) -> Result<()> {
     command::output(toolbox.in_node(node)?.args(["nft", "--file"]).arg(&rules)).map(drop)
 }
 
-/// Pods go by their own addresses to pods, services and nodes only.
+/// Packets from pods to pods, services and nodes keep their source address.
 fn masquerade() -> String {
     let rule = |family: &str, pods: &str, services: &str, nodes: &str| {
         format!("    {family} saddr {pods} {family} daddr != {{ {pods}, {services}, {nodes} }} masquerade\n")

@@ -1,7 +1,7 @@
-//! Processes that outlive the command that started them, and are ended by the one that takes the cluster down.
+//! Processes that outlive the command that started them. The command that removes the cluster ends them.
 //!
-//! A file notes the process id and when the process started, so that an id which meanwhile belongs to somebody
-//! else is left alone. Invariant: nothing is ever ended by name.
+//! A file records the process id and the start time. So a process id that meanwhile belongs to another
+//! process is left alone. Invariant: no process is ended by name.
 
 use std::{
     fs::{self, File},
@@ -36,7 +36,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
-            // A Ctrl-C at the terminal is not meant for the cluster.
+            // A Ctrl-C at the terminal does not reach the cluster.
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
@@ -50,7 +50,7 @@ impl Process {
         Ok(Self { note, pid, started })
     }
 
-    /// All processes that are noted down in a folder.
+    /// All processes with a file in a folder.
     pub fn all(folder: &Path) -> Vec<Self> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let paths = entries.map(|entry| entry.path());
@@ -62,7 +62,7 @@ impl Process {
         found
     }
 
-    /// The process of this name that is noted down in a folder.
+    /// The process with a file of this name in a folder.
     pub fn find(folder: &Path, name: &str) -> Option<Self> {
         Self::noted(&folder.join(format!("{name}.{SUFFIX}")))
     }
@@ -82,20 +82,20 @@ impl Process {
         name.to_string_lossy().into_owned()
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub fn runs(&self) -> bool {
-        // A zombie has ended; its parent only has not asked yet.
+        // A zombie has ended, and its parent has not waited for it yet.
         stat(self.pid).is_some_and(|(state, started)| started == self.started && state != 'Z')
     }
 
-    /// The first child of it that is there.
+    /// The first child of the process, if there is one.
     pub fn child(&self) -> Option<i32> {
         let path = format!("/proc/{pid}/task/{pid}/children", pid = self.pid);
         let children = fs::read_to_string(path).ok()?;
         children.split_whitespace().next()?.parse().ok()
     }
 
-    /// Ends it if it runs, without waiting.
+    /// Ends the process if it runs, without waiting.
     pub fn kill(&self) -> Result<()> {
         if !self.runs() {
             return Ok(());
@@ -103,7 +103,7 @@ impl Process {
         self.signal(self.pid, Signal::SIGKILL)
     }
 
-    /// Asks its child, for which it waits, to end.
+    /// Asks the process's child to end. The process waits for the child.
     pub fn end_child(&self) -> Result<()> {
         match self.child() {
             Some(child) if self.runs() => self.signal(child, Signal::SIGTERM),
@@ -119,7 +119,8 @@ impl Process {
     }
 }
 
-/// State and start time of a process, from proc(5): fields 3 and 22. The name before them may hold anything.
+/// State and start time of a process, from proc(5): fields 3 and 22. The name before them may contain any
+/// character.
 fn stat(pid: i32) -> Option<(char, u64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&text)

@@ -14,12 +14,12 @@ use super::{
 };
 use crate::{command, image, kubernetes::Program, paths};
 
-/// The name of its log and of the note of its process.
+/// The name of the proxy's log and of the file for its process.
 const PROCESS: &str = "proxy";
 
 const START: Duration = Duration::from_mins(1);
 
-/// Gives the proxy's user what it may do.
+/// Gives the proxy's user its permissions.
 pub fn permit(toolbox: &Toolbox, proxy: Proxy) -> Result<()> {
     if proxy == Proxy::Millrace {
         toolbox.apply(&paths::repository()?.join("tests/cluster/manifests/millrace.yaml"))?;
@@ -60,7 +60,7 @@ fn kube_proxy(toolbox: &Toolbox, node: Node, command: &mut Command) -> Result<()
         "clusterCIDR": both(POD_RANGES),
         "hostnameOverride": node.name(),
         "oomScoreAdj": 0,
-        // The table of the machine is none of a node's business.
+        // A node leaves the limits of the machine's conntrack table alone.
         "conntrack": {"maxPerCore": 0, "min": 0},
         "metricsBindAddress": "0.0.0.0:10249",
     });
@@ -74,7 +74,7 @@ fn kube_proxy(toolbox: &Toolbox, node: Node, command: &mut Command) -> Result<()
     Ok(())
 }
 
-/// Waits until the proxy of a node serves.
+/// Waits until the proxy of a node is ready.
 pub fn wait_ready(toolbox: &Toolbox, proxy: Proxy, node: Node) -> Result<()> {
     let folder = toolbox.files.node(node);
     wait_for("the proxy to serve", START, || {
@@ -93,7 +93,7 @@ pub fn wait_ready(toolbox: &Toolbox, proxy: Proxy, node: Node) -> Result<()> {
     })
 }
 
-/// Ends the proxy of a node; what it programmed stays.
+/// Ends the proxy of a node; its entries in the kernel stay.
 pub fn stop(toolbox: &Toolbox, node: Node) -> Result<()> {
     let Some(process) = Process::find(&toolbox.files.node(node), PROCESS) else {
         return Ok(());
@@ -107,7 +107,7 @@ pub fn stop(toolbox: &Toolbox, node: Node) -> Result<()> {
     })
 }
 
-/// Whether a node has the proxy that the cluster was asked to have.
+/// Whether a node has the proxy of the cluster's options.
 pub fn is_as_asked(toolbox: &Toolbox, proxy: Proxy, node: Node) -> bool {
     proxy == Proxy::None || runs(toolbox, node)
 }

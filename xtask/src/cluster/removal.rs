@@ -1,8 +1,9 @@
-//! Taking Millrace out of a cluster again, by kubectl alone, as README.md tells: what is deleted, what `manifests/uninstall` removes
-//! on each node, and what may be left.
+//! Removing Millrace from a cluster by kubectl alone, as docs/operations.md describes: the deletion, the work
+//! of `manifests/uninstall` on each node, and the permitted rest.
 //!
-//! Pods go first, since the plugin that takes their interfaces away is gone later. What stays are links, routes, pins and files
-//! that were there before, or are somebody else's, and two empty folders, which a pod cannot remove since they are its volumes.
+//! Pods go first, since the plugin that removes their interfaces is deleted later. Links, routes, pins and
+//! files stay that existed before or belong to other programs. Two empty folders stay as well: a pod cannot
+//! remove them since they are its volumes.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Node, installation, place::Toolbox, wait::wait_for};
 use crate::{command, kubernetes::Program, manifests, step::Step};
 
-/// Prints whatever of ours a node has. Interfaces of a node are the loopback and its cable; the rest is looked for by name.
+/// Prints the leftovers of Millrace on a node. A node's own interfaces are the loopback and `eth0`; the other
+/// leftovers are looked for by name.
 const LEFTOVERS: &str = r#"
 ip -oneline link show | sed 's/^[0-9]*: \([^:@]*\).*/\1/' | grep --invert-match --line-regexp --regexp=lo --regexp=eth0 | sed 's/^/link /'
 ip rule show | grep --invert-match --extended-regexp '^(0|32766|32767):' | sed 's/^/rule /'
@@ -24,14 +26,14 @@ for path in /sys/fs/bpf/millrace /run/millrace/* /var/lib/millrace/* /var/lib/cn
 done
 "#;
 
-/// Takes it out, and fails if something is left.
+/// Removes Millrace, and fails if something is left.
 pub fn run(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
     let step = Step::start("taking Millrace out of the cluster");
     let system = "--namespace=kube-system";
     toolbox.kubectl(&["scale", "deployment/coredns", system, "--replicas=0"])?;
     let selector = "--selector=k8s-app=kube-dns";
     toolbox.kubectl(&["wait", "--for=delete", "pods", system, selector, "--timeout=120s"])?;
-    // Others may be ending still, such as those of a test.
+    // Other pods may still be ending, such as those of a test.
     let on_the_network = "--field-selector=spec.hostNetwork=false";
     wait_for("all pods on the network to end", Duration::from_mins(3), || {
         let left = toolbox.kubectl(&["get", "pods", "--all-namespaces", on_the_network, "--output=name"])?;

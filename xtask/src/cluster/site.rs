@@ -1,8 +1,8 @@
-//! The cluster's names and addresses, and where its files lie.
+//! The cluster's names and addresses, and the paths of its files.
 //!
-//! Two kinds of places, each a network namespace: `control` has the control plane, the bridge that stands for
-//! the network between nodes, and whoever looks at the cluster from outside; each node has one of its own.
-//! All of them carry the prefix `millrace-`, and there is one cluster on a machine at a time.
+//! There are two kinds of places, each a network namespace. `control` has the control plane, the bridge that
+//! stands for the network between nodes, and the clients outside the cluster. Each node has a namespace of
+//! its own. All of them have the prefix `millrace-`, and there is one cluster on a machine at a time.
 
 use std::{
     collections::BTreeMap,
@@ -16,34 +16,34 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::paths;
 
-/// Where named network namespaces are, for `ip netns` too.
+/// The directory of named network namespaces, also for `ip netns`.
 pub const NETNS: &str = "/run/netns";
 /// The namespace of the control plane.
 pub const CONTROL: &str = "millrace-control";
-/// Its addresses between the nodes.
+/// The control plane's addresses on the network between nodes.
 pub const CONTROL_V4: &str = "192.168.240.1";
 pub const CONTROL_V6: &str = "fd00:240::1";
-/// Where nodes and the control plane have theirs.
+/// The ranges of the addresses of nodes and control plane.
 pub const NODE_RANGES: (&str, &str) = ("192.168.240.0/24", "fd00:240::/64");
-/// Where the API server listens.
+/// The API server's TCP port.
 pub const API_PORT: u16 = 6443;
-/// Where services and pods get their addresses from.
+/// The ranges of the addresses of services and pods.
 pub const SERVICE_RANGES: (&str, &str) = ("10.96.0.0/16", "fd00:10:96::/112");
 pub const POD_RANGES: (&str, &str) = ("10.244.0.0/16", "fd00:10:244::/56");
-/// The first address of the services is the API server's, this one is of DNS.
+/// The first address of the services is the API server's, the other one is that of DNS.
 pub const API_SERVICE: &str = "10.96.0.1";
 pub const DNS_SERVICE: &str = "10.96.0.10";
 
-/// An IPv4 and an IPv6 range as flags want them.
+/// An IPv4 and an IPv6 range in the form of flags.
 pub fn both(ranges: (&str, &str)) -> String {
     format!("{},{}", ranges.0, ranges.1)
 }
 
-/// Notes in the cluster's folder.
+/// The names of the files about the cluster.
 const SHAPE: &str = "shape.json";
 const OWN_PROGRAMS: &str = "programs.json";
 
-/// Who serves Services.
+/// The proxy for Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Proxy {
@@ -51,11 +51,11 @@ pub enum Proxy {
     /// In its nftables mode
     #[expect(clippy::enum_variant_names, reason = "it is called so")]
     KubeProxy,
-    /// Nobody: bring your own
+    /// No proxy: install your own
     None,
 }
 
-/// What gives pods their interfaces.
+/// The network plugin that gives pods their interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
@@ -84,7 +84,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// What a cluster was asked to be.
+/// The options with which a cluster was started.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Shape {
     pub nodes: u8,
@@ -93,7 +93,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// What is started on each node as a process of its own: nobody, where pods of the cluster are the proxy.
+    /// The proxy that runs on each node as a process of its own: none, where the proxy runs in pods of the
+    /// cluster.
     pub fn process(self) -> Proxy {
         match self.network {
             Network::Bridge => self.proxy,
@@ -107,7 +108,7 @@ impl Shape {
 pub struct Node(u8);
 
 impl Node {
-    /// More would need other addresses, and a larger machine.
+    /// More nodes would need another scheme of addresses, and a larger machine.
     pub const MAX: u8 = 9;
 
     /// The nodes of a cluster: n1, n2 and so on.
@@ -119,12 +120,12 @@ impl Node {
         format!("n{}", self.0)
     }
 
-    /// Its network namespace and its cgroup.
+    /// The name of the node's network namespace and of its cgroup.
     pub fn tag(self) -> String {
         Self::tag_of(&self.name())
     }
 
-    /// The same for a name that is not known yet.
+    /// The tag for the name of a node.
     pub fn tag_of(name: &str) -> String {
         format!("millrace-{name}")
     }
@@ -137,18 +138,18 @@ impl Node {
         format!("fd00:240::1{}", self.0)
     }
 
-    /// One of three: specs about topology want as many, and two nodes in each, which six nodes have.
+    /// One of three zones: specs about topology want three zones with two nodes each, which six nodes have.
     pub fn zone(self) -> String {
         format!("zone-{}", (self.0 - 1) % 3 + 1)
     }
 
-    /// The end of its cable at the bridge.
+    /// The name of the node's veth peer at the bridge.
     pub fn cable(self) -> String {
         format!("to-{}", self.name())
     }
 }
 
-/// Where the files of the running cluster are; nothing of them outlives it.
+/// The folder of the running cluster's files, which do not outlive the cluster.
 pub struct Files {
     root: PathBuf,
 }
@@ -164,7 +165,7 @@ impl Files {
         &self.root
     }
 
-    /// A file of the control plane, or of all.
+    /// A file of the control plane, or of all nodes.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -179,17 +180,17 @@ impl Files {
         self.root.join(format!("{user}.kubeconfig"))
     }
 
-    /// Notes down what the cluster is.
+    /// Records the shape of the cluster.
     pub fn write_shape(&self, shape: Shape) -> Result<()> {
         self.write(SHAPE, &shape)
     }
 
-    /// What the cluster is; none is up if there is no such note.
+    /// The recorded shape; without one no cluster is running.
     pub fn shape(&self) -> Option<Shape> {
         self.read(SHAPE).ok()
     }
 
-    /// Notes down where the programs of this repository are that the cluster runs.
+    /// Records the paths of this repository's programs that the cluster runs.
     pub fn write_own_programs(&self, programs: &BTreeMap<String, PathBuf>) -> Result<()> {
         self.write(OWN_PROGRAMS, programs)
     }

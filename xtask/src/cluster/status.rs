@@ -1,4 +1,4 @@
-//! `cargo xtask cluster status`: what is up, and where to look.
+//! `cargo xtask cluster status`: the state of the cluster, and its folders.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use super::{
     underlay,
 };
 
-/// Fails, by exit status, unless a whole cluster is up.
+/// Fails, by exit status, unless a whole cluster is running.
 pub fn print(files: &Files) -> Result<ExitCode> {
     let Some(shape) = files.shape().filter(|_| underlay::exists()) else {
         println!("no cluster is up");

@@ -1,7 +1,7 @@
-//! The network below the cluster: namespaces, a bridge between them, and no way out.
+//! The network below the cluster: namespaces, a bridge between them, and no uplink.
 //!
-//! The bridge is in the control plane's namespace, which is also every node's default gateway: what a node
-//! sends to the rest of the world ends there.
+//! The bridge is in the control plane's namespace, which is also every node's default gateway. A packet from
+//! a node to an address outside the cluster ends there.
 
 use std::{fs, path::Path, process::Command};
 
@@ -15,7 +15,7 @@ use crate::command;
 
 const BRIDGE: &str = "underlay";
 
-/// Makes namespaces, bridge and cables.
+/// Makes the namespaces, the bridge and the veth pairs.
 pub fn create(nodes: &[Node]) -> Result<()> {
     ip(&format!("netns add {CONTROL}"))?;
     in_control("link set lo up")?;
@@ -48,12 +48,13 @@ fn plug_in(node: Node) -> Result<()> {
     sysctl(&tag, "net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Leads a range of pods to a node from the control plane, which reaches pods without being a node.
+/// Adds a route from the control plane to a node for a range of pods. The control plane reaches pods without
+/// being a node.
 pub fn route_from_control(range: &str, to: Node) -> Result<()> {
     in_control(&route(range, to))
 }
 
-/// The same from the other nodes.
+/// Adds the routes from the other nodes to a node for a range of pods.
 pub fn route_from_nodes(range: &str, to: Node, nodes: &[Node]) -> Result<()> {
     for node in nodes.iter().filter(|node| **node != to) {
         in_namespace(&node.tag(), &route(range, to))?;
@@ -70,7 +71,7 @@ fn route(range: &str, to: Node) -> String {
     format!("{family} route replace {range} via {via}")
 }
 
-/// Removes whatever of it is there.
+/// Removes all existing namespaces of the network.
 pub fn remove() -> Result<()> {
     let mut names = vec![CONTROL.to_owned()];
     names.extend(Node::first(Node::MAX).into_iter().map(Node::tag));
@@ -80,7 +81,7 @@ pub fn remove() -> Result<()> {
     Ok(())
 }
 
-/// Whether something of it is there.
+/// Whether a part of the network exists.
 pub fn exists() -> bool {
     fs::exists(Path::new(NETNS).join(CONTROL)).unwrap_or(true)
 }
@@ -93,12 +94,12 @@ fn in_namespace(name: &str, arguments: &str) -> Result<()> {
     ip(&format!("-netns {name} {arguments}"))
 }
 
-/// None of the arguments here has a blank in it.
+/// No argument here contains a blank.
 fn ip(arguments: &str) -> Result<()> {
     command::output(Command::new("ip").args(arguments.split_whitespace())).map(drop)
 }
 
-/// Settings below /proc/sys/net are those of the reader's or writer's own namespace.
+/// Settings below /proc/sys/net are those of the namespace of the process that opens them.
 fn sysctl(namespace: &str, key: &str, value: &str) -> Result<()> {
     let mut shell = in_netns(namespace);
     shell.args(["sh", "-c", "echo \"$1\" > \"/proc/sys/$0\"", key, value]);

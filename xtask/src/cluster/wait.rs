@@ -1,4 +1,4 @@
-//! Waiting for a condition with a deadline; the error that is left says what was missing in the end.
+//! Waiting for a condition with a deadline; the error is that of the last attempt.
 
 use std::{
     thread,

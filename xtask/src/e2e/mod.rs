@@ -1,10 +1,10 @@
-//! `cargo xtask e2e`: Kubernetes' own end-to-end suite, as far as it is about Services and networking, in a
-//! cluster of ours.
+//! `cargo xtask e2e`: the part of Kubernetes' own end-to-end suite about Services and networking, in a
+//! cluster of namespaces.
 //!
-//! The measure is kube-proxy: what passes with it in the same cluster has to pass with Millrace. Results of
-//! both are kept in the repository, one line for each spec (see [`table`]); a full run writes the proxy's
-//! table anew, a run of part of the suite only says what came out. If a cluster is up, the specs run in that one
-//! and it stays, which makes running one spec again a matter of seconds.
+//! The measure is kube-proxy: a spec that passes with it in the same cluster has to pass with Millrace. The
+//! repository keeps the results of both, one line for each spec (see [`table`]). A full run writes the
+//! proxy's table anew; a run of part of the suite only prints its results. If a cluster is running, the specs
+//! run in that one and it stays. So a repeated spec takes seconds.
 
 mod report;
 mod selection;
@@ -33,26 +33,26 @@ pub struct Options {
     /// A regular expression for specs to leave out
     #[arg(long, value_name = "REGEX")]
     skip: Option<String>,
-    /// Only what failed in the table of the last full run
+    /// Only the specs that failed in the table of the last full run
     #[arg(long, conflicts_with = "focus")]
     failed: bool,
-    /// Also what is left out by default, such as specs that disrupt the cluster
+    /// Also the specs that are left out by default, such as those that disrupt the cluster
     #[arg(long)]
     unlikely: bool,
-    /// How many specs run at a time
+    /// The number of specs that run at a time
     #[arg(long, value_name = "N", default_value_t = 6)]
     parallel: u8,
     /// Put the results of part of the suite into the table too
     #[arg(long)]
     record: bool,
-    /// Leave a cluster that was brought up for this run
+    /// Leave a cluster running that was started for this run
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
     cluster: cluster::Options,
 }
 
-/// `cargo xtask e2e`.
+/// Carries out `cargo xtask e2e`.
 pub fn run(options: &Options) -> Result<ExitCode> {
     if !geteuid().is_root() {
         bail!("the suite needs a cluster, which is made of namespaces and eBPF programs: run it as root");
@@ -96,7 +96,7 @@ fn select(options: &Options, proxy: Proxy, network: Network) -> Result<Selection
 }
 
 fn conclude(rows: Vec<Row>, shape: Shape, full: bool, record: bool) -> Result<ExitCode> {
-    // With the bridge plugin, whatever network this is.
+    // The measure is kube-proxy with the bridge plugin, for any network.
     let measure = Table::read(&results(Proxy::KubeProxy, Network::Bridge)?).unwrap_or_default();
     let compare = (shape.proxy != Proxy::KubeProxy).then_some(&measure);
     let table = Table { rows };
@@ -140,7 +140,7 @@ fn conclude(rows: Vec<Row>, shape: Shape, full: bool, record: bool) -> Result<Ex
     })
 }
 
-/// Where the results of a proxy are kept.
+/// The path of the results of a proxy.
 fn results(proxy: Proxy, network: Network) -> Result<PathBuf> {
     let name = format!("sig-network-{network}-{proxy}.txt");
     Ok(paths::repository()?.join("tests/cluster/results").join(name))

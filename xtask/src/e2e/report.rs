@@ -1,4 +1,4 @@
-//! Reading ginkgo's report: which specs ran, for how long, and what they said where they failed.
+//! Reading ginkgo's report: the specs that ran, their times, and the messages of failed ones.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::table::{Outcome, Row};
 
-/// How much of a failure's message a row repeats.
+/// The length of a failure's message in a row, in characters.
 const NOTE: usize = 200;
 
 #[derive(Deserialize)]
@@ -23,7 +23,7 @@ struct Spec {
     leaf_node_type: String,
     leaf_node_text: String,
     state: String,
-    /// In nanoseconds.
+    /// The time in nanoseconds.
     run_time: u64,
     failure: Option<Failure>,
 }
@@ -51,7 +51,7 @@ fn parse(text: &str) -> Result<Vec<Row>> {
         let message = spec.failure.unwrap_or_default().message;
         let outcome = match spec.state.as_str() {
             "passed" => Outcome::Pass,
-            // One that was not selected says nothing.
+            // A spec that was not selected has no result.
             "skipped" | "pending" if message.is_empty() => continue,
             "skipped" => Outcome::Skip,
             _ => Outcome::Fail,
@@ -79,13 +79,14 @@ fn parse(text: &str) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// One line of bounded length.
+/// The message on one line of bounded length.
 fn shorten(message: &str) -> String {
     let words: Vec<_> = message.split_whitespace().map(without_folder).collect();
     words.join(" ").chars().take(NOTE).collect()
 }
 
-/// A file is named, not where it is on this machine: `--flag=/a/b` becomes `--flag=b`.
+/// Removes the folder from an absolute path, which is specific to this machine: `--flag=/a/b` becomes
+/// `--flag=b`.
 fn without_folder(word: &str) -> String {
     let start = word.find("=/").map_or(0, |equals| equals + 1);
     let (flag, path) = word.split_at(start);

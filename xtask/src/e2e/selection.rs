@@ -1,7 +1,7 @@
-//! Which specs of the suite run: those of [sig-network], without what cannot pass here or would take the
-//! cluster away from all others.
+//! The specs of the suite that run: those of [sig-network], without those that cannot pass here or would
+//! disrupt the cluster for all others.
 
-/// What is left out, and why.
+/// The patterns of specs that are left out, with the reasons.
 const UNLIKELY: &[(&str, &str)] = &[
     (
         r"Netpol|NetworkPolicy",
@@ -29,7 +29,7 @@ const UNLIKELY: &[(&str, &str)] = &[
     ),
 ];
 
-/// What the suite is asked to run.
+/// The specs that the suite shall run.
 pub struct Selection {
     pub focus: String,
     pub skip: Option<String>,
@@ -37,7 +37,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// What one regular expression matches, or everything, without what another one matches.
+    /// The specs that match `focus`, or all specs, without those that match `skip`.
     pub fn of(focus: Option<&str>, skip: Option<&str>, unlikely: bool) -> Self {
         let patterns = UNLIKELY.iter().map(|(pattern, _)| *pattern);
         let left_out: Vec<_> = patterns.filter(|_| !unlikely).chain(skip).collect();
@@ -62,13 +62,13 @@ impl Selection {
         }
     }
 
-    /// Whether the result is the proxy's table.
+    /// Whether the result becomes the proxy's table.
     pub fn is_full(&self) -> bool {
         self.full
     }
 }
 
-/// A regular expression that matches just this text.
+/// A regular expression that matches this text alone.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 16);
     for character in text.chars() {

@@ -1,4 +1,4 @@
-//! Running the suite in a cluster: several processes of it under ginkgo, from outside of the nodes.
+//! Running the suite in a cluster: ginkgo runs several of its processes, outside the nodes.
 
 use std::{
     fs::{self, File},
@@ -18,13 +18,13 @@ use crate::{
     step::Step,
 };
 
-/// A full run takes a quarter of this on two cores.
+/// The limit of a run. A full run takes a quarter of it on two cores.
 const LIMIT: &str = "90m";
 
-/// How often a terminal is told how far it is.
+/// The interval at which a terminal shows the progress.
 const GLANCE: Duration = Duration::from_secs(2);
 
-/// Runs what is selected and says what came out.
+/// Runs the selected specs and returns their results.
 pub fn run(
     toolbox: &Toolbox,
     images: &Images,
@@ -62,7 +62,7 @@ pub fn run(
         &format!("--num-nodes={}", shape.nodes),
         "--provider=skeleton",
         "--allowed-not-ready-nodes=0",
-        // Pods of the cluster itself have been waited for.
+        // The start of the cluster has waited for the cluster's own pods.
         "--minStartupPods=0",
         "--disable-log-dump",
         "--dump-logs-on-failure=false",
@@ -93,7 +93,7 @@ pub fn run(
     Ok(rows)
 }
 
-/// Failed specs make ginkgo fail; its report says which.
+/// Failed specs make ginkgo fail; its report names them.
 fn watch(ginkgo: &mut Command, log: &Path, step: &Step) -> Result<()> {
     let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
     let errors = output.try_clone().context("duplicating a log")?;
@@ -101,14 +101,14 @@ fn watch(ginkgo: &mut Command, log: &Path, step: &Step) -> Result<()> {
     let mut child = started.context("starting ginkgo")?;
     while child.try_wait().context("waiting for ginkgo")?.is_none() {
         thread::sleep(GLANCE);
-        // One dot for each that passed.
+        // ginkgo prints one dot for each passed spec.
         let passed = fs::read_to_string(log).unwrap_or_default().matches('•').count();
         step.note(&format!("{passed} have passed"));
     }
     Ok(())
 }
 
-/// The proxy's log is worth having when the cluster is gone.
+/// Keeps the log of a node's proxy for the time after the cluster.
 fn keep_log(toolbox: &Toolbox, shape: Shape, node: Node, folder: &Path) {
     let log = match shape.network {
         Network::Bridge => fs::read_to_string(toolbox.files.node(node).join("proxy.log")).map_err(Into::into),

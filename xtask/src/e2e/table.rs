@@ -1,17 +1,17 @@
-//! Results of the suite as text: one line for each spec, to be read by people and kept in the repository.
+//! Results of the suite as text: one line for each spec, for human readers and for the repository.
 //!
 //! ```text
 //! pass    12.3  pass  [sig-network] Services should …
 //! FAIL     4.0  pass  [sig-network] Services should … :: what it said
 //! ```
 //!
-//! The third column is there where a proxy is compared with kube-proxy.
+//! The third column exists where a proxy is compared with kube-proxy.
 
 use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-/// Stands between a spec and what it said.
+/// The separator between a spec and its message.
 const SAID: &str = " :: ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Outcome {
 pub struct Row {
     pub spec: String,
     pub outcome: Outcome,
-    /// Tenths of seconds that it took.
+    /// The time of the spec in tenths of a second.
     pub tenths: u64,
     pub note: String,
 }
@@ -91,7 +91,7 @@ impl Table {
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// The table as text, with a column of another one's results if one is given.
+    /// The table as text, with a column for the results of `compare` if it is given.
     pub fn render(&self, heading: &str, compare: Option<&Self>) -> String {
         let others = compare.map(Self::outcomes);
         let mut text = format!("# {heading}\n");
@@ -127,13 +127,13 @@ impl Table {
         self.rows.sort_by(|a, b| a.spec.cmp(&b.spec));
     }
 
-    /// How many passed, failed and skipped themselves.
+    /// The numbers of passed, failed and skipped specs.
     pub fn counts(&self) -> (usize, usize, usize) {
         let count = |outcome| self.rows.iter().filter(|row| row.outcome == outcome).count();
         (count(Outcome::Pass), count(Outcome::Fail), count(Outcome::Skip))
     }
 
-    /// The rows that do not pass here and do there.
+    /// The rows of specs that pass in `other` and not in this table.
     pub fn worse_than(&self, other: &Self) -> Vec<&Row> {
         let others = other.outcomes();
         let passes_there = |row: &&Row| others.get(row.spec.as_str()) == Some(&Outcome::Pass);

@@ -1,10 +1,11 @@
-//! A root file system as an image that container runtimes import: one file that is two kinds of archive at once.
+//! A root file system as an image that container runtimes import: one file that is two kinds of archive at
+//! once.
 //!
-//! It is an OCI image layout in a tar, which `ctr images import` reads, and it has beside that the `manifest.json` by which
-//! `docker load` and `podman load` find the same blobs. There is one layer.
+//! It is an OCI image layout in a tar, which `ctr images import` reads. It also has the `manifest.json` by
+//! which `docker load` and `podman load` find the same blobs. There is one layer.
 //!
-//! Invariant: the same files make the same bytes, whoever packs them and when. Names are sorted, times and owners are fixed,
-//! and modes are those of the files.
+//! Invariant: the same files make the same bytes, on any machine and at any time. Names are sorted, times and
+//! owners are fixed, and modes are those of the files.
 
 use std::{fs, path::Path, process::Command};
 
@@ -13,13 +14,13 @@ use serde_json::{Value, json};
 
 use crate::command;
 
-/// What an image says besides its files.
+/// The properties of an image besides its files.
 pub struct Image<'a> {
-    /// By which it is known, with registry and tag.
+    /// The names of the image, with registry and tag.
     pub names: &'a [String],
     pub entry: &'a [&'a str],
     pub arguments: &'a [&'a str],
-    /// Smaller, and slower to import.
+    /// Whether the layer is compressed: smaller, and slower to import.
     pub compressed: bool,
 }
 
@@ -29,7 +30,8 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 const BLOBS: &str = "blobs/sha256";
 
-/// Writes `FOLDER/NAME.tar`, named after the root, and returns the digest of the image's manifest, which names it for good.
+/// Writes `FOLDER/NAME.tar`, named after the root. Returns the digest of the image's manifest, which
+/// identifies the image.
 pub fn write(folder: &Path, root: &Path, image: &Image<'_>) -> Result<String> {
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let parts = Parts {
@@ -42,7 +44,7 @@ pub fn write(folder: &Path, root: &Path, image: &Image<'_>) -> Result<String> {
     let content = sha256(&layer)?;
     let mut kind = "application/vnd.oci.image.layer.v1.tar";
     if image.compressed {
-        // Without the name and the time of what it compresses.
+        // The option omits the file's name and time from the compressed data.
         command::output(Command::new("gzip").args(["-9", "--no-name"]).arg(&layer))?;
         fs::rename(layer.with_extension("gz"), &layer).context("renaming a layer")?;
         kind = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -85,7 +87,7 @@ pub fn write(folder: &Path, root: &Path, image: &Image<'_>) -> Result<String> {
     Ok(digest)
 }
 
-/// A folder in which an image is put together.
+/// A folder for the parts of an image.
 struct Parts<'a> {
     folder: &'a Path,
 }
@@ -96,7 +98,7 @@ impl Parts<'_> {
             .with_context(|| format!("writing an image's {name}"))
     }
 
-    /// A document as a blob. Returns its descriptor.
+    /// Writes a document as a blob. Returns its descriptor.
     fn blob(&self, kind: &str, content: &Value) -> Result<Value> {
         self.file("blob", content)?;
         self.take(kind, &self.folder.join("blob"))
@@ -112,7 +114,7 @@ impl Parts<'_> {
     }
 }
 
-/// Where the blob of a descriptor lies in the archive.
+/// The path of a descriptor's blob in the archive.
 fn path_of(descriptor: &Value) -> String {
     let digest = descriptor["digest"].as_str().unwrap_or_default();
     format!("{BLOBS}/{}", digest.trim_start_matches("sha256:"))
@@ -121,7 +123,7 @@ fn path_of(descriptor: &Value) -> String {
 fn sha256(file: &Path) -> Result<String> {
     let said = command::output(Command::new("sha256sum").arg(file))?;
     let digest = said.split_whitespace().next().context("sha256sum said nothing")?;
-    // Before the digest of a file with a strange name there is a backslash.
+    // A backslash precedes the digest of a file with a special character in its name.
     Ok(format!("sha256:{}", digest.trim_start_matches('\\')))
 }
 
@@ -145,7 +147,7 @@ fn tar(archive: &Path, folder: &Path, members: &[&str], more: &[&str]) -> Result
     command::output(&mut tar).map(drop)
 }
 
-/// This machine's architecture as Go, and with it images, call it.
+/// This machine's architecture, by its name in Go and in images.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -168,7 +170,7 @@ mod tests {
     use super::{Image, write};
     use crate::command;
 
-    /// A folder that goes with the test.
+    /// A folder that is removed with the test.
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -185,7 +187,7 @@ mod tests {
         }
     }
 
-    /// The same two files, made in this order and that long ago.
+    /// Packs the same two files, made in this order and that long ago.
     fn pack(scratch: &Scratch, names: [&str; 2], age: Duration) -> (String, Vec<u8>) {
         let root = scratch.0.join("root");
         fs::create_dir_all(&root).expect("a root");
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!(docker[0]["RepoTags"][0], "example.org/some/thing:v1");
         let config = read(&blob(&manifest["config"]["digest"]));
         assert_eq!(config["config"]["Entrypoint"][0], "/a");
-        // What the configuration names is the layer before it was compressed.
+        // The configuration names the digest of the layer before compression.
         let mut layer = Command::new("sh");
         let layer = layer.args(["-c", "gzip --decompress --stdout < \"$0\" | sha256sum"]);
         let layer = layer.arg(scratch.0.join(blob(&manifest["layers"][0]["digest"])));

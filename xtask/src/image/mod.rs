@@ -1,8 +1,8 @@
-//! `cargo xtask image`: what runs in a cluster, as an archive that container runtimes import.
+//! `cargo xtask image`: the programs for a cluster, as an archive that container runtimes import.
 //!
-//! The image is two programs and nothing else, since both are linked statically: `millrace`, and beside it `millrace-cni`, which
-//! the agent copies onto the node. No daemon takes part in making it. Built twice from one state of the sources, in one folder and
-//! by one compiler, it has one digest.
+//! The image holds two statically linked programs and nothing else: `millrace`, and `millrace-cni`, which the
+//! agent copies onto the node. No container daemon is needed to make it. Two builds of the same sources, in
+//! one folder and by one compiler, have the same digest.
 
 mod archive;
 
@@ -23,17 +23,17 @@ use crate::{
     step::Step,
 };
 
-/// The agent and its verbs.
+/// The agent and its commands.
 pub const MILLRACE: &str = "millrace";
-/// What container runtimes execute.
+/// The plugin that container runtimes execute.
 pub const PLUGIN: &str = "millrace-cni";
 
-/// By what name manifests ask for it.
+/// The name of the image in manifests.
 pub fn name() -> String {
     format!("millrace.dev/millrace:v{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// `cargo xtask image`.
+/// Carries out `cargo xtask image`.
 pub fn run(output: Option<&Path>) -> Result<()> {
     setup::run()?;
     let archive = match output {
@@ -56,7 +56,7 @@ pub fn run(output: Option<&Path>) -> Result<()> {
 /// Writes an archive of these two programs. Returns the image's digest.
 pub fn pack(millrace: &Path, plugin: &Path, archive: &Path) -> Result<String> {
     let step = Step::start("making an image");
-    // Beside the target, so that it can be renamed into place.
+    // The folder is beside the target, so that the archive can be renamed into place.
     let folder = archive.with_extension(format!("partial.{}", std::process::id()));
     let root = folder.join("root");
     fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
@@ -78,7 +78,7 @@ pub fn pack(millrace: &Path, plugin: &Path, archive: &Path) -> Result<String> {
     Ok(digest)
 }
 
-/// Puts a program into the root, without what only debuggers read.
+/// Copies a program into the root without symbols.
 fn place(program: &Path, at: &Path) -> Result<()> {
     let mut strip = Command::new("strip");
     strip.args(["--strip-all", "-o"]).arg(at).arg(program);

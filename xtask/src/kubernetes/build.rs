@@ -1,6 +1,6 @@
 //! Building a program from its Go module into the cache folder of its version.
 //!
-//! Invariant: a binary of the right name is whole, since it is built under another one.
+//! Invariant: a binary of the right name is whole, since it is built under another name.
 
 use std::{
     fs,
@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, bail};
 use super::{Module, Program};
 use crate::{command, paths, step::Step};
 
-/// Builds a program unless it is there, and says in which folder. Go knows itself whether one of ours is new enough.
+/// Builds a program unless it exists, and returns its folder. For this repository's own programs, Go itself
+/// checks whether they are new enough.
 pub fn ensure(program: Program) -> Result<PathBuf> {
     let folder = folder(program.module())?;
     if program.is_ours() || !folder.join(program.name()).is_file() {
@@ -26,12 +27,12 @@ pub fn ensure(program: Program) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Where the programs of a module are kept.
+/// The folder of a module's programs.
 pub fn folder(module: Module) -> Result<PathBuf> {
     Ok(paths::cache()?.join(module.name()).join(version(module)?))
 }
 
-/// The version that a module requires of what it is made for.
+/// The version that a module requires of its main dependency.
 pub fn version(module: Module) -> Result<String> {
     let file = paths::repository()?.join(module.folder()).join("go.mod");
     let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
@@ -46,7 +47,8 @@ fn required_version(go_mod: &str, required: &str) -> Option<String> {
     })
 }
 
-/// Go says itself whether it is new enough for the modules, and fetches a newer one where it may.
+/// The reason why Go cannot build the programs, if there is one. Go itself checks its version against the
+/// modules, and fetches a newer one where it may.
 pub fn why_no_go() -> Result<Option<String>> {
     if paths::program("go").is_none() {
         return Ok(Some(

@@ -1,12 +1,12 @@
-//! The Go programs that tests and clusters run, and where to have them from.
+//! The Go programs that tests and clusters run, and their builds.
 //!
 //! Small Go modules of this repository require Kubernetes, containerd and CoreDNS and name their programs
-//! (see [`program`]), so Go's module proxy is all they need: no registry of images, no download of binaries.
-//! They end up in the cache folder by version; a program that is there is never built again.
+//! (see [`program`]). So Go's module proxy suffices: no registry of images and no download of binaries is
+//! needed. The cache folder keeps the programs by version. An existing program is never built again.
 //!
-//! A machine that has those of the tests already says so in `KUBEBUILDER_ASSETS`, the variable that other
-//! Kubernetes projects use for the same, and tests find them through that variable in either case. A cluster
-//! has many more programs, which have to be of one release, so it takes only those that were built here.
+//! A machine that has the programs of the tests already names them in `KUBEBUILDER_ASSETS`, as in other
+//! Kubernetes projects. Tests find the programs through that variable in either case. A cluster needs many
+//! more programs of one release, so it uses only those that were built here.
 
 mod build;
 mod program;
@@ -23,27 +23,27 @@ use crate::{paths, setup};
 pub use build::source;
 pub use program::{Module, Program};
 
-/// Names the folder of the programs to whoever runs them.
+/// The variable that names the folder of the programs to tests and benchmarks.
 pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-/// Names the folders of a container runtime's programs to tests, as they would stand in `PATH`.
+/// The variable that names the folders of a container runtime's programs to tests, in the form of `PATH`.
 pub const RUNTIMES: &str = "MILLRACE_RUNTIMES";
 
-/// What tests need.
+/// The programs that tests need.
 const FOR_TESTS: &[Program] = &[
     Program::Etcd,
     Program::KubeApiserver,
     Program::Kubectl,
     Program::KubeProxy,
 ];
-/// What other projects' tests need, too.
+/// The programs that tests of other projects need, too.
 const CONTROL_PLANE: &[Program] = &[Program::Etcd, Program::KubeApiserver, Program::Kubectl];
 
-/// Whether the programs can be had on this machine.
+/// Whether the programs are available on this machine.
 pub enum Assets {
-    /// They are in this folder.
+    /// The programs are in this folder.
     Ready(PathBuf),
-    /// They are not, for this reason.
+    /// The programs are not available, for this reason.
     Unavailable(String),
 }
 
@@ -53,7 +53,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Builds those of these programs that are not there yet.
+    /// Builds the missing ones of these programs.
     pub fn ensure(programs: &[Program]) -> Result<Self> {
         let mut folders = Vec::new();
         for &program in programs {
@@ -65,7 +65,7 @@ impl Programs {
         Ok(Self { folders })
     }
 
-    /// Where a program is.
+    /// The path of a program.
     pub fn path(&self, program: Program) -> Result<PathBuf> {
         let candidates = self.folders.iter().map(|folder| folder.join(program.name()));
         candidates
@@ -74,13 +74,13 @@ impl Programs {
             .with_context(|| format!("{} was not built", program.name()))
     }
 
-    /// The folders, as they would stand in `PATH`.
+    /// The folders, in the order for `PATH`.
     pub fn folders(&self) -> &[PathBuf] {
         &self.folders
     }
 }
 
-/// `cargo xtask kubernetes`.
+/// Carries out `cargo xtask kubernetes`.
 pub fn run(programs: &[Program]) -> Result<()> {
     setup::run()?;
     if programs.is_empty() {
@@ -99,7 +99,7 @@ pub fn run(programs: &[Program]) -> Result<()> {
     Ok(())
 }
 
-/// Makes what tests need.
+/// Makes the programs that tests need.
 pub fn for_tests() -> Result<Assets> {
     if let Some(folder) = env::var_os(ASSETS).filter(|folder| !folder.is_empty()) {
         return given(folder);
@@ -115,7 +115,7 @@ pub fn for_tests() -> Result<Assets> {
     Ok(Assets::Ready(folder))
 }
 
-/// Makes what tests need that have containers made: a value for [`RUNTIMES`].
+/// Makes the programs of tests with container runtimes. Returns a value for [`RUNTIMES`].
 pub fn for_runtimes() -> Result<Assets> {
     if let Some(folders) = env::var_os(RUNTIMES).filter(|folders| !folders.is_empty()) {
         return Ok(Assets::Ready(folders.into()));
@@ -123,7 +123,7 @@ pub fn for_runtimes() -> Result<Assets> {
     if let Some(reason) = build::why_no_go()? {
         return Ok(Assets::Unavailable(reason));
     }
-    // runc is not built here.
+    // runc is not built here; it comes from Debian.
     if paths::program("apt-get").is_none() {
         return Ok(Assets::Unavailable(
             "no apt-get on this machine to have runc from".to_owned(),
@@ -138,7 +138,7 @@ pub fn for_runtimes() -> Result<Assets> {
 
 fn given(folder: OsString) -> Result<Assets> {
     let folder = PathBuf::from(folder);
-    // Tests that want more than a control plane skip themselves where it is not there.
+    // Tests that need more than a control plane skip themselves without it.
     let missing = missing(&folder, CONTROL_PLANE);
     if !missing.is_empty() {
         bail!(
@@ -155,7 +155,7 @@ fn missing(folder: &Path, programs: &[Program]) -> Vec<&'static str> {
     names.filter(|name| !folder.join(name).is_file()).collect()
 }
 
-/// The release of Kubernetes that everything here is built from, such as `v1.36.3`.
+/// The release of Kubernetes that all programs are built from, such as `v1.36.3`.
 pub fn version() -> Result<String> {
     build::version(Module::Kubernetes)
 }

@@ -1,4 +1,4 @@
-//! Which program comes from which Go module, and what its build needs to be told.
+//! The Go module of each program, and the parameters of its build.
 
 use clap::ValueEnum;
 
@@ -11,7 +11,7 @@ pub enum Module {
 }
 
 impl Module {
-    /// Where it lies in the repository.
+    /// The module's folder in the repository.
     pub fn folder(self) -> &'static str {
         match self {
             Self::Kubernetes => "tests/kubernetes",
@@ -20,7 +20,7 @@ impl Module {
         }
     }
 
-    /// What it is called among the caches.
+    /// The name of the module's folder in the cache.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kubernetes => "kubernetes",
@@ -38,7 +38,7 @@ impl Module {
         }
     }
 
-    /// What the linker writes into a program of this version.
+    /// The flags by which the linker writes the version into a program.
     pub fn stamp(self, version: &str) -> String {
         match self {
             Self::Kubernetes => {
@@ -47,7 +47,7 @@ impl Module {
                     numbers.next().unwrap_or_default(),
                     numbers.next().unwrap_or_default(),
                 );
-                // Without these a client sees a server of version 0.0.0 and takes it for one too old.
+                // Without these a client sees a server of version 0.0.0 and rejects it as too old.
                 let variable = "-X k8s.io/component-base/version";
                 format!(
                     "{variable}.gitVersion={version} {variable}.gitMajor={major} {variable}.gitMinor={minor}"
@@ -58,7 +58,7 @@ impl Module {
         }
     }
 
-    /// Parts that are left out: they want libraries of the machine.
+    /// Build tags that leave out parts which need libraries of the machine.
     pub fn tags(self) -> &'static str {
         match self {
             Self::Containerd => "no_btrfs,no_devmapper,no_zfs",
@@ -80,9 +80,9 @@ pub enum Program {
     /// The suite of end-to-end tests
     #[value(name = "e2e.test")]
     E2eTest,
-    /// What runs several processes of the suite side by side
+    /// The program that runs several processes of the suite side by side
     Ginkgo,
-    /// The suite's client and server of all trades
+    /// The suite's client and server for many protocols
     Agnhost,
     /// The suite's sender of packets that belong to no connection
     #[value(name = "regression-issue-74839")]
@@ -90,15 +90,15 @@ pub enum Program {
     Containerd,
     ContainerdShimRuncV2,
     Ctr,
-    /// What calls network plugins as container runtimes do
+    /// The program that calls network plugins as container runtimes do
     Cnitool,
-    /// What calls container runtimes as kubelets do
+    /// The program that calls container runtimes as kubelets do
     Cri,
     Coredns,
 }
 
 impl Program {
-    /// What makes containers without a cluster.
+    /// The programs that make containers without a cluster.
     pub const OF_RUNTIMES: &[Self] = &[
         Self::Containerd,
         Self::ContainerdShimRuncV2,
@@ -107,7 +107,7 @@ impl Program {
         Self::Cri,
     ];
 
-    /// What a cluster is made of.
+    /// The programs of a cluster.
     pub const OF_A_CLUSTER: &[Self] = &[
         Self::Etcd,
         Self::KubeApiserver,
@@ -124,7 +124,7 @@ impl Program {
         Self::OutOfWindow,
     ];
 
-    /// What runs the suite in it.
+    /// The programs that run the suite in a cluster.
     pub const OF_THE_SUITE: &[Self] = &[Self::E2eTest, Self::Ginkgo];
 
     /// The name of the binary.
@@ -160,7 +160,7 @@ impl Program {
         }
     }
 
-    /// The Go package of its `main`.
+    /// The Go package of the program's `main`.
     pub fn package(self) -> String {
         match self {
             Self::Etcd => "go.etcd.io/etcd/server/v3".to_owned(),
@@ -177,12 +177,12 @@ impl Program {
         }
     }
 
-    /// Whether its source is ours, and may change without a version.
+    /// Whether the source is in this repository, where it may change without a version.
     pub fn is_ours(self) -> bool {
         self == Self::Cri
     }
 
-    /// Whether it is a package of tests, which `go test` compiles.
+    /// Whether the program is a package of tests, which `go test` compiles.
     pub fn is_test(self) -> bool {
         self == Self::E2eTest
     }

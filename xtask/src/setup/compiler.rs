@@ -1,9 +1,9 @@
-//! Which compiler builds the eBPF programs.
+//! The compiler that builds the eBPF programs.
 //!
-//! The BPF target comes without a precompiled `core`, so the compiler must have its source, and building it
-//! needs unstable options: a nightly, or a stable one told that it may (`RUSTC_BOOTSTRAP`). Preferred is a
-//! rustup nightly that has the `rust-src` component; else Debian's compiler; without rustup, the one that is
-//! running. Whichever it is, rustup knows it afterwards by one name, [`TOOLCHAIN`], which is what
+//! The BPF target has no precompiled `core`, so the compiler needs the source of `core`. Its build needs
+//! unstable options: a nightly, or a released compiler with `RUSTC_BOOTSTRAP`. The first choice is a rustup
+//! nightly that has the `rust-src` component. The second is Debian's compiler. Without rustup it is the
+//! running one. In each case rustup then knows the compiler by the name [`TOOLCHAIN`], which
 //! `proxy-agent/build.rs` asks for.
 
 use std::{
@@ -16,17 +16,17 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{command, paths, step::Step};
 
-/// The name that `proxy-agent/build.rs` knows the compiler by.
+/// The name of the compiler for `proxy-agent/build.rs`.
 const TOOLCHAIN: &str = "millrace-bpf";
 
-/// Where Debian's compiler lives.
+/// The root of Debian's compiler.
 const DEBIAN: &str = "/usr";
 
 /// A compiler that can build for the BPF target.
 pub struct Compiler {
-    /// The root of its installation.
+    /// The root of the compiler's installation.
     pub sysroot: PathBuf,
-    /// The LLVM that writes its bitcode, by major version.
+    /// The major version of the LLVM that writes the compiler's bitcode.
     pub llvm: u32,
     release: String,
 }
@@ -38,8 +38,7 @@ impl fmt::Display for Compiler {
 }
 
 impl Compiler {
-    /// The compiler installed below `sysroot`, if it has the source of `core` and is new enough for this
-    /// workspace.
+    /// The compiler below `sysroot`, if it has the source of `core` and is new enough for this workspace.
     fn at(sysroot: &Path) -> Option<Self> {
         if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
             return None;
@@ -57,13 +56,13 @@ impl Compiler {
     }
 }
 
-/// Major and minor version.
+/// The major and the minor version.
 fn numbers(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// The compiler to use among those that are installed.
+/// The compiler to use among the installed ones.
 pub fn find() -> Result<Option<Compiler>> {
     let debian = || Compiler::at(Path::new(DEBIAN));
     if has_rustup() {
@@ -89,7 +88,7 @@ pub fn find() -> Result<Option<Compiler>> {
     }
 }
 
-/// Lets rustup know the compiler by [`TOOLCHAIN`].
+/// Gives the compiler the name [`TOOLCHAIN`] in rustup.
 pub fn name_for_rustup(compiler: &Compiler) -> Result<()> {
     if !has_rustup() || toolchains()?.contains(&(TOOLCHAIN.to_owned(), compiler.sysroot.clone())) {
         return Ok(());

@@ -1,10 +1,10 @@
 //! bpf-linker, which turns the compiler's bitcode into a BPF object, in a folder of the project's own.
 //!
-//! It reads the bitcode with LLVM, and an LLVM reads no bitcode newer than itself. The one that certainly
-//! matches is the shared library that the compiler itself loads, so bpf-linker is linked with exactly that
-//! one: no LLVM has to be installed, on any distribution. The linker wants it under the name `libLLVM.so`,
-//! which is why a folder with two symbolic links to it stands beside bpf-linker. `LLVM_PREFIX` names another
-//! LLVM for a compiler that has its own linked in.
+//! bpf-linker reads the bitcode with LLVM, and an LLVM reads no bitcode newer than itself. The shared library
+//! that the compiler itself loads certainly matches, so bpf-linker is linked with that library. No LLVM has
+//! to be installed, on any distribution. The linker needs it under the name `libLLVM.so`, so a folder beside
+//! bpf-linker has two symbolic links to it. `LLVM_PREFIX` names another LLVM for a compiler that has its own
+//! linked in.
 
 use std::{
     env, fs,
@@ -18,13 +18,13 @@ use anyhow::{Context as _, Result, bail};
 use super::compiler::Compiler;
 use crate::{command, paths, step::Step};
 
-/// The release that is built.
+/// The release of bpf-linker that is built.
 pub const VERSION: &str = "0.13.0";
 
-/// The LLVM releases that it can be built with.
+/// The LLVM releases that this release supports.
 const LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 
-/// Builds bpf-linker unless one is there that reads this compiler's bitcode.
+/// Builds bpf-linker unless an existing one reads this compiler's bitcode.
 pub fn ensure(compiler: &Compiler) -> Result<()> {
     let tools = paths::cache()?.join("tools");
     let linker = tools.join("bin/bpf-linker");
@@ -84,7 +84,7 @@ fn serves(linker: &Path, compiler: &Compiler) -> bool {
         && loaded_llvm(linker).is_some_and(|(name, _)| major(&name) >= Some(compiler.llvm))
 }
 
-/// Makes `prefix/lib` lead to the LLVM that the compiler loads.
+/// Links the LLVM that the compiler loads into `prefix/lib`.
 fn link_llvm(compiler: &Compiler, prefix: &Path) -> Result<PathBuf> {
     let rustc = compiler.sysroot.join("bin/rustc");
     let (name, library) = loaded_llvm(&rustc).with_context(|| {
@@ -108,7 +108,7 @@ fn link_llvm(compiler: &Compiler, prefix: &Path) -> Result<PathBuf> {
     Ok(prefix.to_owned())
 }
 
-/// Name and file of the LLVM that the dynamic loader finds for a program.
+/// The name and the file of the LLVM that the dynamic loader finds for a program.
 fn loaded_llvm(program: &Path) -> Option<(String, PathBuf)> {
     let loaded = command::output(Command::new("ldd").arg(program)).ok()?;
     loaded.lines().find_map(parse_loaded)

@@ -1,10 +1,12 @@
-//! Set-up: brings a machine to where everything in this repository builds and runs.
+//! Set-up: installs the requirements for all builds and runs of this repository.
 //!
-//! It is part of every other verb, so the case that counts is the machine where nothing is missing: that one
-//! is recognised by looking at a few files and versions, well under a second, without the network. What is
-//! missing is installed in three steps, each of which relies on the one before: Debian packages
-//! ([`packages`]), a compiler that can build `core` for the BPF target ([`compiler`]), and bpf-linker built
-//! on that compiler's LLVM ([`linker`]).
+//! It is part of every other verb, so it must be fast where nothing is missing. It checks a few files and
+//! versions in well under a second, without the network. It installs missing parts in three steps, each of
+//! which relies on the one before:
+//!
+//! - Debian packages ([`packages`]);
+//! - a compiler that can build `core` for the BPF target ([`compiler`]);
+//! - bpf-linker, built on that compiler's LLVM ([`linker`]).
 
 mod compiler;
 mod linker;
@@ -15,12 +17,12 @@ use anyhow::{Context as _, Result};
 
 use crate::paths;
 
-/// Installs what virtual machines need as well. No other verb needs it, so it is not part of [`run`].
+/// Installs the requirements of virtual machines. No other verb needs them, so they are not part of [`run`].
 pub fn for_vm() -> Result<()> {
     packages::install(&packages::missing_for_vm())
 }
 
-/// Installs what is missing and says so; says one line where nothing is.
+/// Installs missing parts and reports them; prints one line where nothing is missing.
 pub fn run() -> Result<()> {
     let mut needs = packages::missing_tools();
     let mut compiler = compiler::find()?;

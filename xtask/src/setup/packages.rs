@@ -1,8 +1,8 @@
-//! Everything that set-up installs from the distribution is listed in this file.
+//! The list of all packages that set-up installs from the distribution.
 //!
-//! A tool counts as there when its program is found, wherever it came from, so a machine of another
-//! distribution passes once its owner has installed the same things. Only Debian's own package manager is
-//! ever run, only for what is missing, and it may not remove a package to make room.
+//! A tool counts as installed when its program is found, from any source. So a machine of another
+//! distribution passes once its owner has installed the same tools. Set-up runs only Debian's own package
+//! manager, and only for missing packages. It may not remove other packages.
 
 use std::{fs, process::Command};
 
@@ -11,19 +11,19 @@ use nix::unistd::geteuid;
 
 use crate::{command, paths, step::Step};
 
-/// Something the distribution has to provide.
+/// A tool that the distribution has to provide.
 pub struct Need {
-    /// What is missing where it is missing.
+    /// The description of the tool in a message about its absence.
     pub what: &'static str,
-    /// What it is for.
+    /// The purpose of the tool.
     pub why: &'static str,
-    /// The Debian packages that bring it.
+    /// The Debian packages that contain it.
     pub packages: &'static [&'static str],
-    /// How to get it where those packages are not to be had.
+    /// The advice for machines without those packages.
     pub elsewhere: &'static str,
 }
 
-/// The tools, by the program that shows that they are there.
+/// The tools, each with the program that proves its presence.
 const TOOLS: &[(&str, Need)] = &[
     (
         "cc",
@@ -72,7 +72,7 @@ const TOOLS: &[(&str, Need)] = &[
     ),
 ];
 
-/// What `cargo xtask vm` needs besides: no other verb installs it.
+/// The further tools of `cargo xtask vm`: no other verb installs them.
 const VM_TOOLS: &[(&str, Need)] = &[
     (
         "qemu-system-x86_64",
@@ -103,9 +103,9 @@ const VM_TOOLS: &[(&str, Need)] = &[
     ),
 ];
 
-/// The compiler for the eBPF programs, asked for only where no rustup toolchain can do it (see `compiler`).
+/// The compiler for the eBPF programs, needed only where no rustup toolchain can build them (see `compiler`).
 ///
-/// Debian's plain `rustc` is years old; these packages are the ones it keeps current for building browsers.
+/// Debian's plain `rustc` is years old; Debian keeps these packages current for building browsers.
 pub const BPF_COMPILER: Need = Need {
     what: "a Rust compiler with the source of `core`",
     why: "the BPF target has no precompiled `core`",
@@ -113,12 +113,12 @@ pub const BPF_COMPILER: Need = Need {
     elsewhere: "rustup toolchain install nightly --profile minimal --component rust-src",
 };
 
-/// The tools that are not on this machine.
+/// The tools that this machine lacks.
 pub fn missing_tools() -> Vec<&'static Need> {
     missing(TOOLS)
 }
 
-/// The tools for virtual machines that are not on this machine.
+/// The tools for virtual machines that this machine lacks.
 pub fn missing_for_vm() -> Vec<&'static Need> {
     missing(VM_TOOLS)
 }
@@ -131,7 +131,7 @@ fn missing(tools: &'static [(&'static str, Need)]) -> Vec<&'static Need> {
         .collect()
 }
 
-/// Installs what is needed with apt, or fails with a list of what to install and how.
+/// Installs missing tools with apt, or fails with a list of tools and advice.
 pub fn install(needs: &[&Need]) -> Result<()> {
     if needs.is_empty() {
         return Ok(());
@@ -154,8 +154,9 @@ pub fn install(needs: &[&Need]) -> Result<()> {
         );
     }
     let step = Step::start(format!("installing {}", packages.join(", ")));
-    // The package lists of a fresh image are empty or old. One third-party mirror that fails makes the whole
-    // update fail though Debian's own lists came, so only an installation that fails too makes that an error.
+    // The package lists of a fresh image are empty or old. A failed third-party mirror makes the whole update
+    // fail, even if Debian's own lists arrived. So a failed update is an error only if the installation fails
+    // too.
     let updated = command::run_in(&step, apt().arg("update"));
     let installed = command::run_in(
         &step,
@@ -179,13 +180,13 @@ pub fn install(needs: &[&Need]) -> Result<()> {
 
 fn apt() -> Command {
     let mut apt = Command::new("apt-get");
-    // Another apt (unattended upgrades, say) may hold the lock for a while.
+    // Another apt (unattended upgrades, for example) may hold the lock for a while.
     apt.env("DEBIAN_FRONTEND", "noninteractive")
         .args(["--quiet", "-o", "DPkg::Lock::Timeout=120"]);
     apt
 }
 
-/// What this machine calls its distribution.
+/// The name of this machine's distribution.
 fn distribution() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));

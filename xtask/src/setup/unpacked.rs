@@ -1,9 +1,9 @@
-//! Everything that is fetched from the distribution and only unpacked is listed in this file.
+//! The list of all packages that are fetched from the distribution and only unpacked.
 //!
-//! A cluster's nodes and images need programs that a machine which builds Millrace has no use for, and some
-//! that would change it (a container runtime, a firewall's tools). Their packages are downloaded and unpacked
-//! into the cache folder; nothing of them is installed. Only apt can do that so far: elsewhere there are no
-//! clusters.
+//! A cluster's nodes and images need programs that a build of Millrace does not need. Some of them would
+//! change the machine (a container runtime, a firewall's tools). So their packages are downloaded and
+//! unpacked into the cache folder, and not installed. Only apt supports that so far: machines without apt
+//! have no clusters.
 
 use std::{
     fs,
@@ -15,11 +15,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{command, paths, step::Step};
 
-/// What nodes run beside what is built from Go modules, with the libraries that a small machine may lack.
+/// The packages of nodes beside the programs from Go modules, with libraries that a small machine may lack.
 const OF_NODES: &[&str] = &[
     "runc",
     "containernetworking-plugins",
-    // kube-proxy calls `nft` and `conntrack`, the plugin for host ports `iptables`.
+    // kube-proxy calls `nft` and `conntrack`, and the plugin for host ports calls `iptables`.
     "nftables",
     "conntrack",
     "iptables",
@@ -37,7 +37,7 @@ const OF_NODES: &[&str] = &[
     "libgmp10",
 ];
 
-/// What the images hold that specs call; everything that these depend on is unpacked with them.
+/// The packages in images whose programs specs call; their dependencies are unpacked with them.
 const OF_IMAGES: &[&str] = &[
     "bash",
     "busybox",
@@ -55,7 +55,7 @@ const OF_IMAGES: &[&str] = &[
     "libc-bin",
 ];
 
-/// Where the tools of nodes are.
+/// The folder of the tools of nodes.
 pub fn tools_of_nodes() -> Result<PathBuf> {
     let download = |archives: &Path, step: &Step| {
         let mut apt = Command::new("apt-get");
@@ -67,11 +67,11 @@ pub fn tools_of_nodes() -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Names the root of the unpacked packages that have the stock CNI plugins to tests and benchmarks.
+/// The variable that names the root with the stock CNI plugins to tests and benchmarks.
 pub const STOCK_PLUGINS: &str = "MILLRACE_CNI_PLUGINS";
 
-/// Where the stock CNI plugins are, which ours is compared with; they are unpacked with the tools of nodes. `None` where
-/// packages cannot be unpacked.
+/// The root with the stock CNI plugins, for comparisons; they are unpacked with the tools of nodes. `None`
+/// where packages cannot be unpacked.
 pub fn stock_plugins() -> Result<Option<PathBuf>> {
     match unpacked_stock_plugins() {
         Some(root) => Ok(Some(root)),
@@ -80,18 +80,18 @@ pub fn stock_plugins() -> Result<Option<PathBuf>> {
     }
 }
 
-/// The same if they are there already.
+/// The root with the stock CNI plugins, if they are unpacked already.
 pub fn unpacked_stock_plugins() -> Option<PathBuf> {
     let root = paths::cache().ok()?.join("debian/nodes/root");
     root.join("usr/lib/cni/host-local").exists().then_some(root)
 }
 
-/// A root file system with everything that images share.
+/// A root file system with the packages that images share.
 pub fn root_of_images() -> Result<PathBuf> {
     let download = |archives: &Path, step: &Step| {
         fs::create_dir_all(archives.join("partial")).context("making a folder for apt")?;
         let mut apt = Command::new("apt-get");
-        // With nothing installed, as far as apt can see, it downloads whatever the packages depend on.
+        // With an empty list of installed packages, apt downloads all dependencies of the packages.
         apt.args(["-o", "Dir::State::status=/dev/null", "-o"])
             .arg(format!("Dir::Cache::archives={}", archives.display()))
             .args(["-o", "APT::Install-Recommends=false", "--yes", "--download-only"])
@@ -104,15 +104,15 @@ pub fn root_of_images() -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The libraries in an unpacked root.
+/// The folders of libraries in an unpacked root.
 pub fn libraries(root: &Path) -> [PathBuf; 2] {
     let folder = format!("{}-linux-gnu", std::env::consts::ARCH);
     [root.join("usr/lib").join(&folder), root.join("lib").join(&folder)]
 }
 
-/// Unpacks packages below the cache folder, unless those of the same list are there.
+/// Unpacks packages below the cache folder, unless those of the same list exist there.
 ///
-/// A folder is whole once it has its name, and holds the list that it was made from.
+/// A folder with its final name is whole, and holds the list that it was made from.
 fn unpacked(name: &str, packages: &[&str], download: impl Fn(&Path, &Step) -> Result<()>) -> Result<PathBuf> {
     let folder = paths::cache()?.join("debian").join(name);
     let root = folder.join("root");
@@ -152,14 +152,14 @@ fn unpacked(name: &str, packages: &[&str], download: impl Fn(&Path, &Step) -> Re
     Ok(root)
 }
 
-/// What would be needed to unpack packages and is not there.
+/// A program that is needed to unpack packages and is missing.
 fn missing_program() -> Option<&'static str> {
     ["apt-get", "dpkg"]
         .into_iter()
         .find(|program| paths::program(program).is_none())
 }
 
-/// Unpacked, `iptables` lacks the names that an installation would give it.
+/// Makes the links of `iptables` that an installation would make.
 fn name_iptables(root: &Path) -> Result<()> {
     for family in ["iptables", "ip6tables"] {
         for suffix in ["", "-save", "-restore"] {

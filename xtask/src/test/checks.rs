@@ -1,4 +1,4 @@
-//! What is checked about the source itself: each check counts as one test.
+//! Checks of the source itself: each check counts as one test.
 
 use crate::{
     command,
@@ -6,10 +6,10 @@ use crate::{
     test::summary::{Outcome, Summary},
 };
 
-/// Name and cargo command of each check. The eBPF crate builds for its own target only; the compiler's
-/// warnings about it come with the agent's build.
+/// Name and cargo command of each check. The eBPF crate builds for its own target only; the agent's build
+/// shows its warnings.
 const CHECKS: &[(&str, &[&str])] = &[
-    // Only the names of files: what to do about them is `cargo fmt` either way.
+    // The check lists only file names; the remedy is `cargo fmt` in any case.
     ("format", &["fmt", "--check", "--", "--files-with-diff"]),
     (
         "lints",
@@ -38,7 +38,7 @@ const CHECKS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Runs them all; a failed one shows its output and does not keep the others from running.
+/// Runs all checks. A failed one shows its output and does not prevent the others.
 pub fn run(summary: &mut Summary) {
     for (name, arguments) in CHECKS {
         let step = Step::start(format!("check: {name}"));

@@ -1,8 +1,8 @@
-//! Which tests there are and what they need.
+//! The test programs and their requirements.
 //!
-//! The layers go from the decision on its own to a whole control plane: what breaks a low layer is cheapest
-//! to find there, so they run in that order. A test's layer follows from where its file lies; nothing else
-//! has to be declared.
+//! The layers go from single functions to a whole control plane. An error in a low layer is cheapest to find
+//! there, so the layers run in that order. The folder and name of a test program determine its layer; no
+//! further declaration is needed.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
     command,
 };
 
-/// What a test needs to run.
+/// The requirement of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 pub enum Layer {
     /// Nothing: the unit tests of every crate
@@ -48,7 +48,7 @@ impl Layer {
         }
     }
 
-    /// Everything that talks to the kernel's BPF or makes namespaces.
+    /// Whether the layer's tests use the kernel's BPF or make namespaces.
     pub fn needs_root(self) -> bool {
         self != Self::Host
     }
@@ -61,24 +61,24 @@ pub struct TestProgram {
     /// Package folder and target: `tests/affinity`, `proxy-common/lib`.
     pub name: String,
     pub executable: PathBuf,
-    /// The package's folder, where cargo would run it.
+    /// The package's folder, in which cargo would run the executable.
     pub folder: PathBuf,
 }
 
-/// What a test run needs built.
+/// The programs of a test run.
 pub struct Programs {
     pub tests: Vec<TestProgram>,
     /// The `millrace` under test.
     pub millrace: PathBuf,
 }
 
-/// Builds all tests and the agent they run.
+/// Builds all tests and the agent that they run.
 pub fn build() -> Result<Programs> {
     eprintln!("… building tests");
     let mut cargo = command::cargo()?;
     cargo.args(["test", "--no-run", "--workspace", "--exclude", "proxy-ebpf"]);
     let artifacts = build::artifacts(&mut cargo)?;
-    // Cargo builds a package's binaries along with its integration tests; the plugin lies beside the agent then.
+    // Cargo builds a package's binaries with its integration tests. Then the plugin lies beside the agent.
     let millrace = artifacts.iter().find(|artifact| is_millrace(artifact));
     let millrace = match millrace.and_then(|artifact| artifact.executable.clone()) {
         Some(executable) => executable,

@@ -1,31 +1,30 @@
-//! Reading what a test program reports.
+//! Reading the report of a test program.
 //!
-//! libtest's lines for people have no end: a test's name and its outcome are printed apart, and whatever a
-//! child process writes in between lands inside them. Its JSON lines are written whole. The format is marked
-//! unstable but has been the same for years; [`run`](super::run) asks for it, this module is all that knows
-//! it. A child's output without a newline may stand in front of a line of JSON, which is why the start is
-//! searched for.
+//! In libtest's human-readable output a test's name and its outcome are printed separately. Output of a child
+//! process can appear between the two. JSON lines are written whole. The format is marked unstable but has
+//! been the same for years. [`run`](super::run) asks for it, and only this module knows it. A child's output
+//! without a newline may precede a line of JSON, so the parser searches for the start.
 
 use serde::Deserialize;
 
 /// Arguments that make a test program report in JSON.
 pub const ARGUMENTS: &[&str] = &["-Z", "unstable-options", "--format", "json"];
 
-/// The variable that lets a stable compiler's test program take them.
+/// The variable that lets a test program of a released compiler accept [`ARGUMENTS`].
 pub const ENABLED_BY: &str = "RUSTC_BOOTSTRAP";
 
-/// What a line of a test program's output means.
+/// The meaning of a line of a test program's output.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The program will run this many tests.
     Planned(usize),
     Started(String),
     Passed(String),
-    /// With the test's output.
+    /// The test failed, with this output.
     Failed(String, String),
-    /// With the reason in `#[ignore = "…"]`.
+    /// The test was ignored, with the reason in `#[ignore = "…"]`.
     Ignored(String, Option<String>),
-    /// No test is left; the program ends now.
+    /// No test is left, and the program ends now.
     Finished,
 }
 
@@ -43,7 +42,7 @@ struct Line {
     test_count: usize,
 }
 
-/// Splits a line into other output in front and the event in it, if there is one.
+/// Splits a line into the other output before the event, and the event, if there is one.
 pub fn parse(line: &str) -> (&str, Option<Event>) {
     let starts = line.match_indices(r#"{ "type": ""#).map(|(start, _)| start);
     for start in starts {
@@ -60,14 +59,14 @@ fn event(line: Line) -> Option<Event> {
         ("suite", _) => Event::Finished,
         ("test", "started") => Event::Started(line.name),
         ("test", "ok") => Event::Passed(line.name),
-        // A test that should have panicked and did not, or not that way, has its complaint in the message.
+        // A test may lack its expected panic or have another one. Then `message` holds the complaint.
         ("test", "failed") => Event::Failed(line.name, line.stdout + &line.message.unwrap_or_default()),
         ("test", "ignored") => Event::Ignored(line.name, line.message),
         _ => return None,
     })
 }
 
-/// The names in the answer to `--list --format terse`.
+/// The names in the output of `--list --format terse`.
 pub fn listed(answer: &str) -> Vec<String> {
     answer
         .lines()

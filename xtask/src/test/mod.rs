@@ -1,15 +1,14 @@
 //! `cargo xtask test`: every check and test that can run on this machine, as one command with one verdict.
 //!
-//! Tests come in layers ([`layer`]), cheapest first. Each test program is built once by cargo and then run
-//! from here ([`run`]), because cargo stops at the first program that fails, knows no test that skips itself
-//! for want of a kernel feature, and cannot say in the end what was run and what was not. A skip that this
-//! machine does not explain fails the run ([`skips`]): a suite that quietly tests less is worse than one that
-//! fails. The last line is always `N passed, N failed, N skipped`.
+//! Tests come in layers ([`layer`]), cheapest first. Cargo builds each test program once, and this program
+//! runs it ([`run`]). Cargo itself stops at the first program that fails. It also knows no test that skips
+//! itself for want of a kernel feature, and cannot list the tests that did not run. A skip without a reason
+//! in this machine fails the run ([`skips`]), since a suite that silently tests less is worse than a failure.
+//! The last line is always `N passed, N failed, N skipped`.
 //!
-//! Tests on real traffic measure times, and a machine may stand still meanwhile. So up to
-//! [`RUN_AGAIN_AT_MOST`] of them that failed are run again, alone, at the end. One that passes then is named
-//! by the summary: it is a fault of the test or of the code, but the run passes. A unit test is not run
-//! again.
+//! Tests on real traffic measure times, and the machine may pause meanwhile. So up to [`RUN_AGAIN_AT_MOST`]
+//! failed ones run again, alone, at the end. The summary names a test that passes then. Such a test shows a
+//! fault of the test or of the code, but the run passes. A unit test does not run again.
 
 mod checks;
 pub mod layer;
@@ -39,15 +38,15 @@ pub struct Options {
     /// Run only this layer
     #[arg(long)]
     layer: Option<Layer>,
-    /// Do not run a test again that failed
+    /// Do not run a failed test again
     #[arg(long)]
     once: bool,
-    /// Show what tests print while they run
+    /// Show the output of tests while they run
     #[arg(long, short)]
     verbose: bool,
 }
 
-/// Runs what the options select. Errors are failures of the run like any other, so that the last line is
+/// Runs the tests that the options select. An error counts as a failure of the run, so that the last line is
 /// printed.
 #[expect(clippy::unnecessary_wraps, reason = "every verb returns a result")]
 pub fn run(options: &Options) -> Result<ExitCode> {
@@ -70,7 +69,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-/// Counts what kept the run from being whole as a test that failed.
+/// Counts an error that made the run incomplete as a failed test.
 fn fail(summary: &mut Summary, what: &str, error: &str) {
     eprintln!("error: {error}");
     summary.add("xtask", what, Outcome::Failed(error.to_owned()));
@@ -81,7 +80,7 @@ fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
     if options.filter.is_none() && options.layer.is_none_or(|layer| layer == Layer::Host) {
         checks::run(summary);
     }
-    // A test compares with them.
+    // A test compares the plugin with them.
     unpacked::stock_plugins()?;
     let Programs { mut tests, millrace } = layer::build()?;
     tests.retain(|program| options.layer.is_none_or(|layer| layer == program.layer));
@@ -99,7 +98,7 @@ fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
 /// More failures than this are no accident.
 const RUN_AGAIN_AT_MOST: usize = 3;
 
-/// Runs what failed on real traffic once more, one test at a time.
+/// Runs failed tests on real traffic once more, one test at a time.
 fn run_again(runner: &mut run::Runner, tests: &[TestProgram], summary: &mut Summary) -> Result<()> {
     if summary.failed().count() > RUN_AGAIN_AT_MOST {
         return Ok(());
@@ -115,7 +114,7 @@ fn run_again(runner: &mut run::Runner, tests: &[TestProgram], summary: &mut Summ
     Ok(())
 }
 
-/// Naming a program selects all its tests.
+/// The filter within a program; a filter that matches the program's name selects all its tests.
 pub fn filter_for<'a>(program: &TestProgram, filter: Option<&'a str>) -> Option<&'a str> {
     filter.filter(|filter| !program.name.contains(filter))
 }

@@ -1,16 +1,16 @@
-//! From the events of one test program to an outcome for each of its tests.
+//! The outcomes of the tests of one program, derived from its events.
 //!
-//! Every test that began ends up with exactly one outcome: its own, or a failure because its program died under it.
+//! Every test that began gets exactly one outcome: its own, or a failure because its program died.
 
 use std::collections::BTreeSet;
 
 use super::{libtest::Event, summary::Outcome};
 
-/// What is known about a program's tests so far.
+/// The known state of a program's tests.
 #[derive(Default)]
 pub struct Report {
     running: BTreeSet<String>,
-    /// Of the tests that have ended.
+    /// The outcomes of the tests that have ended.
     pub outcomes: Vec<(String, Outcome)>,
 }
 
@@ -44,7 +44,8 @@ impl Report {
             .join(", ")
     }
 
-    /// The program is gone before it was finished: what ran then has failed, or else the program as such.
+    /// Records that the program died before its end. The tests that were running have failed, or else the
+    /// program as a whole.
     pub fn died(&mut self, why: &str) {
         let mut running = std::mem::take(&mut self.running);
         if running.is_empty() {
@@ -57,11 +58,11 @@ impl Report {
         );
     }
 
-    /// Tests that skipped themselves look like passed ones. A skip under a name that is no test's is a
-    /// mistake in that test, and must not be lost.
+    /// Records the tests that skipped themselves, which look like passed ones. A skip under an unknown name
+    /// is a mistake in that test and counts as a failure.
     pub fn skip(&mut self, reasons: impl IntoIterator<Item = (String, String)>) {
         for (test, reason) in reasons {
-            // A test knows its path with the crate's name in front, libtest without.
+            // A test reports its path with the crate's name in front, libtest without.
             let within = test.split_once("::").map_or(test.as_str(), |(_, path)| path);
             match self
                 .outcomes

@@ -1,7 +1,8 @@
-//! Running the tests of one program: whether this machine can, in which surroundings, and what is shown of it.
+//! Running the tests of one program: whether this machine can, the environment of the tests, and the
+//! displayed output.
 //!
-//! Programs that make namespaces run in a mount namespace of their own: whatever they mount, a bpffs above
-//! all, is gone with them, also when they are killed.
+//! Programs that make namespaces run in a mount namespace of their own. So their mounts, above all a bpffs,
+//! disappear with them, also when they are killed.
 
 use std::{
     fs,
@@ -27,17 +28,17 @@ use crate::{
     step::Step,
 };
 
-/// What test programs are run with.
+/// The environment of test programs.
 pub struct Runner {
     millrace: PathBuf,
-    /// Made when the first test wants it.
+    /// The Kubernetes programs, made when the first test needs them.
     kubernetes: Option<Assets>,
-    /// The same.
+    /// The programs of container runtimes, made when the first test needs them.
     runtimes: Option<Assets>,
     verbose: bool,
 }
 
-/// The tests that have containers made.
+/// The tests that need a container runtime.
 const WITH_CONTAINERS: &str = "tests/container_runtimes";
 
 impl Runner {
@@ -50,7 +51,7 @@ impl Runner {
         }
     }
 
-    /// Runs the tests of a program that match, or says for each why it cannot be run.
+    /// Runs the matching tests of a program, or records for each the reason why it cannot run.
     pub fn run(&mut self, program: &TestProgram, filter: Option<&str>, summary: &mut Summary) -> Result<()> {
         let mut list = Command::new(&program.executable);
         list.args(filter).args(["--list", "--format", "terse"]);
@@ -129,7 +130,8 @@ impl Runner {
         } else {
             Command::new(&program.executable)
         };
-        // Never one: libtest then runs tests on the main thread, where a test cannot tell its own name.
+        // At least two: with one thread, libtest runs tests on the main thread, where a test cannot find its
+        // own name.
         let threads = thread::available_parallelism().map_or(2, |cpus| cpus.get().max(2));
         command
             .args(filter)

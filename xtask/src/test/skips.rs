@@ -1,9 +1,9 @@
-//! Tests that did not run, and whether this machine is a reason for that.
+//! Tests that did not run, and whether this machine is a valid reason.
 //!
-//! A test finds out while it runs that the kernel lacks something, appends a line to the file that [`FILE`]
-//! names, and returns; libtest knows only that it passed. A whole layer is skipped where what it needs is
-//! missing. Every reason that may come up stands in [`EXPECTED`] with the machines on which it is a good one:
-//! a reason that is not in the list, or not true of this machine, fails the run.
+//! A test may find while it runs that the kernel lacks a feature. It then appends a line to the file that
+//! [`FILE`] names, and returns; libtest counts it as passed. A whole layer is skipped where its requirements
+//! are missing. [`EXPECTED`] lists every possible reason with the machines on which it is valid. A reason
+//! that is not in the list, or not true of this machine, fails the run.
 
 use std::{collections::BTreeMap, fs, io::ErrorKind, path::Path};
 
@@ -13,18 +13,18 @@ use serde::Deserialize;
 
 use crate::setup::unpacked;
 
-/// Names the file that a test appends its skip to: one JSON object per line.
+/// The variable that names the file for skips: one JSON object per line.
 pub const FILE: &str = "MILLRACE_SKIPS";
 
 pub const NOT_ROOT: &str = "needs root";
 pub const NO_KUBERNETES: &str = "no Kubernetes programs";
 pub const NO_RUNTIMES: &str = "no container runtime";
 
-/// A reason that may come up.
+/// A possible reason for a skip.
 struct Expected {
-    /// How its text starts.
+    /// The prefix of the reason's text.
     start: &'static str,
-    /// Whether it holds on this machine.
+    /// Whether the reason holds on this machine.
     holds: fn() -> bool,
 }
 
@@ -38,7 +38,7 @@ const EXPECTED: &[Expected] = &[
         start: "no SCTP sockets",
         holds: || !Path::new("/proc/net/sctp").exists(),
     },
-    // Given by this program, and only after it has looked.
+    // This program gives the next two reasons itself, after a check.
     Expected {
         start: NO_KUBERNETES,
         holds: || true,
@@ -47,22 +47,22 @@ const EXPECTED: &[Expected] = &[
         start: NO_RUNTIMES,
         holds: || true,
     },
-    // It is unpacked before, where that can be done.
+    // Set-up unpacks host-local before, where that is possible.
     Expected {
         start: "no host-local",
         holds: || unpacked::unpacked_stock_plugins().is_none(),
     },
-    // The kernel said so itself.
+    // The kernel itself reported this.
     Expected {
         start: "no legacy iptables",
         holds: || true,
     },
-    // The guests have it.
+    // The guests of `cargo xtask vm` have fq_codel.
     Expected {
         start: "no fq_codel",
         holds: || true,
     },
-    // The guests have every kind that a test asks for.
+    // The guests have every kind of device that a test needs.
     Expected {
         start: "no devices of kind",
         holds: || true,
@@ -71,7 +71,7 @@ const EXPECTED: &[Expected] = &[
         start: "no SO_NETNS_COOKIE",
         holds: || true,
     },
-    // It is installed before, where that can be done.
+    // Set-up installs `nft` before, where that is possible.
     Expected {
         start: "no `nft`",
         holds: || !Path::new("/usr/sbin/nft").exists(),
@@ -99,7 +99,7 @@ struct Skip {
     reason: String,
 }
 
-/// The reasons by test that a test program's tests have given.
+/// The reasons, by test, that the tests of a program have given.
 pub fn read(file: &Path) -> Result<BTreeMap<String, String>> {
     let text = match fs::read_to_string(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),

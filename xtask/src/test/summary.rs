@@ -1,18 +1,18 @@
-//! The verdict of a run: what failed, what was skipped and why, and the counts in the last line.
+//! The verdict of a run: failed tests, skipped tests with reasons, and the counts in the last line.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::{Deserialize, Serialize};
 
-/// What became of one test.
+/// The outcome of one test.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     Passed,
-    /// It failed, then passed when it was run again with no other test beside it.
+    /// The test failed, then passed when it ran again with no other test beside it.
     PassedAgain,
-    /// With the test's output or the error.
+    /// The test failed, with its output or the error.
     Failed(String),
-    /// With the reason.
+    /// The test was skipped, with the reason.
     Skipped(String),
 }
 
@@ -29,13 +29,13 @@ pub struct Failed<'a> {
     pub outcome: &'a mut Outcome,
 }
 
-/// Everything that was run, or should have been.
+/// All tests that ran, or should have run.
 #[derive(Default)]
 pub struct Summary {
     entries: Vec<Entry>,
 }
 
-/// How many passed, failed and were skipped.
+/// The numbers of passed, failed and skipped tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub passed: usize,
@@ -54,7 +54,7 @@ impl std::fmt::Display for Counts {
 }
 
 impl Counts {
-    /// Counts one more.
+    /// Counts one more outcome.
     pub fn add(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Passed | Outcome::PassedAgain => self.passed += 1,
@@ -73,14 +73,14 @@ impl Summary {
         });
     }
 
-    /// Program, test and outcome of each.
+    /// The program, test and outcome of each entry.
     pub fn into_entries(self) -> impl Iterator<Item = (String, String, Outcome)> {
         self.entries
             .into_iter()
             .map(|entry| (entry.program, entry.test, entry.outcome))
     }
 
-    /// What failed, to be run again.
+    /// The failed tests, for another run.
     pub fn failed(&mut self) -> impl Iterator<Item = Failed<'_>> {
         let failed = self.entries.iter_mut();
         failed
@@ -96,7 +96,7 @@ impl Summary {
         self.entries.is_empty()
     }
 
-    /// Nothing failed, and no test was skipped for a reason that does not hold here.
+    /// Whether no test failed, and none was skipped for a reason that does not hold here.
     pub fn is_success(&self, is_expected: impl Fn(&str) -> bool) -> bool {
         self.entries.iter().all(|entry| match &entry.outcome {
             Outcome::Passed | Outcome::PassedAgain => true,
@@ -105,7 +105,7 @@ impl Summary {
         })
     }
 
-    /// The text that ends a run.
+    /// The text at the end of a run.
     pub fn render(&self, is_expected: impl Fn(&str) -> bool) -> String {
         let mut text = String::new();
         let mut counts = Counts::default();

@@ -1,8 +1,8 @@
-//! Following one test program until it has ended, whichever way it ends.
+//! Following one test program until it ends, normally or not.
 //!
-//! A program that dies, or none of whose tests ends any more, fails the tests that were running and leaves the rest
-//! of the run alone. Its output pipe says little about its life: a child that it left behind holds the pipe open, so
-//! the process itself is asked every now and then.
+//! If a program dies, or none of its tests ends any more, the running tests fail and the rest of the run
+//! continues. The program's output pipe does not show whether it lives, since a child may hold the pipe open.
+//! So the process itself is checked at intervals.
 
 use std::{
     fs::{self, File},
@@ -19,25 +19,25 @@ use anyhow::{Context as _, Result};
 use super::{libtest, report::Report};
 use crate::{command, step::Step};
 
-/// A program none of whose tests has begun or ended for this long is stuck.
+/// A program whose tests neither begin nor end for this long is stuck.
 const STUCK: Duration = Duration::from_mins(10);
 
-/// How often a silent program is looked at.
+/// The interval of checks on a silent program.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How much of a dead program's log is shown.
+/// The number of lines of a dead program's log in an error.
 const LINES_OF_LOG: usize = 40;
 
-/// Where goes what the program and its children write past libtest.
+/// The destination of output that the program and its children write past libtest.
 pub struct Log(Option<(PathBuf, File)>);
 
 impl Log {
-    /// Shown as it comes.
+    /// The log goes to the screen as it arrives.
     pub fn screen() -> Self {
         Self(None)
     }
 
-    /// Kept for whoever looks into a failure.
+    /// The log goes to a file, for the analysis of a failure.
     pub fn file(path: PathBuf) -> Result<Self> {
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Self(Some((path, file))))
@@ -128,14 +128,14 @@ pub fn watch(mut program: Command, mut log: Log, planned: usize, step: &Step) ->
     Ok(report)
 }
 
-/// How many times longer than on a machine of its own things may take here; tests heed it too.
+/// The factor by which this machine may be slower than an idle one; tests use it too.
 fn slowness() -> u32 {
     let given = std::env::var("MILLRACE_SLOWNESS");
     given.ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// The lines that a program writes, until it ends. A child of its own that lives on may hold the pipe open,
-/// so nobody waits for the reader.
+/// The lines that a program writes, until it ends. A child that outlives it may hold the pipe open, so no
+/// code waits for the reading thread.
 fn lines_of(child: &mut Child) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {

@@ -1,7 +1,7 @@
 //! Packages from other suites of Debian's archive than this machine's, unpacked instead of installed.
 //!
-//! apt does the work, with lists, status and sources of its own in the cache: it verifies signatures, knows the proxy
-//! that this machine is set up for, and what the system has configured for itself stays as it is.
+//! apt does the work, with its own lists, status and sources in the cache. It verifies signatures and uses
+//! this machine's proxy. The system's own configuration of apt stays unchanged.
 
 use std::{
     fs,
@@ -16,14 +16,14 @@ use crate::{command, paths, step::Step};
 const ARCHIVE: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// One suite, as an apt of its own sees it.
+/// One suite, with an apt configuration of its own.
 pub struct Suite {
     folder: PathBuf,
     name: &'static str,
 }
 
 impl Suite {
-    /// Reads what the suite has now.
+    /// Reads the present package lists of the suite.
     pub fn open(step: &Step, cache: &Path, name: &'static str) -> Result<Self> {
         if paths::program("apt-get").is_none() || paths::program("dpkg-deb").is_none() {
             bail!(
@@ -49,7 +49,7 @@ impl Suite {
         Ok(suite)
     }
 
-    /// The dependencies of a package whose names start in one of these ways.
+    /// The dependencies of a package whose names have one of these prefixes.
     pub fn dependencies(&self, package: &str, starts: &[&str]) -> Result<Vec<String>> {
         let shown = command::output(self.apt("apt-cache").args(["show", "--no-all-versions", package]))?;
         let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
@@ -84,7 +84,7 @@ impl Suite {
             format!("Dir::State::status={folder}/status"),
             format!("Dir::Cache={folder}/cache"),
             "APT::Architecture=amd64".to_owned(),
-            // The user that apt would drop to cannot write here.
+            // apt's unprivileged user cannot write here.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
         ] {
@@ -94,7 +94,7 @@ impl Suite {
     }
 }
 
-/// The packages among dependencies that start in one of these ways, without their versions.
+/// The packages among dependencies that have one of these prefixes, without their versions.
 fn dependencies(depends: &str, starts: &[&str]) -> Vec<String> {
     let names = depends.split(',').filter_map(|one| one.split_whitespace().next());
     names

@@ -1,7 +1,8 @@
 //! Archives that the kernel unpacks as its first root: the "new ASCII" format of cpio
 //! (Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! Each entry is a header of hexadecimal numbers, a name and the content, the latter two padded to four bytes.
+//! Each entry is a header of hexadecimal numbers, a name and the content. Name and content are padded to four
+//! bytes.
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -15,17 +16,17 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Adds a folder; those above it must be there already.
+    /// Adds a folder; its parents must exist already.
     pub fn directory(&mut self, name: &str) {
         self.entry(name, DIRECTORY, &[]);
     }
 
-    /// Adds a file that anybody may execute.
+    /// Adds a file with mode 0755.
     pub fn program(&mut self, name: &str, content: &[u8]) {
         self.entry(name, PROGRAM, content);
     }
 
-    /// The archive, complete.
+    /// The complete archive, with its final entry.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry(END, 0, &[]);
         self.bytes

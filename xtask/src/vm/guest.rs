@@ -1,7 +1,7 @@
 //! Inside a guest: runs the planned tests and reports each.
 //!
-//! The tests run as they do on the host, by the same [`Runner`]. `init` (see [`super::initramfs`]) has made the
-//! surroundings; this is the only other program that knows it is in a guest.
+//! The tests run as they do on the host, by the same [`Runner`]. `init` (see [`super::initramfs`]) has
+//! prepared the guest. Only `init` and this program know that they run in a guest.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,18 +18,18 @@ use clap::Args;
 use super::report::{Line, Plan};
 use crate::test::{filter_for, run::Runner, summary::Summary};
 
-/// How often a guest says that it lives.
+/// The interval of reports that the guest is alive.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 pub struct Options {
-    /// The plan
+    /// The path of the plan
     plan: std::path::PathBuf,
-    /// Where to report to
+    /// The path of the serial port for reports
     port: std::path::PathBuf,
 }
 
-/// Carries a plan out. The last thing it reports is whether it could.
+/// Carries out a plan. The last report says whether that succeeded.
 pub fn run(options: &Options) -> Result<()> {
     let mut port = Port::open(&options.port)?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -57,7 +57,7 @@ fn carry_out(plan: &Path, port: &mut Port) -> Result<()> {
     Ok(())
 }
 
-/// The serial port that the host listens to.
+/// The serial port that the host reads.
 struct Port(File);
 
 impl Port {
@@ -67,7 +67,8 @@ impl Port {
             .with_context(|| format!("opening {}", path.display()))
     }
 
-    /// Shows that the guest lives, for as long as something takes. That it gets somewhere is looked after here.
+    /// Reports at intervals that the guest is alive while `work` runs. The runner in the guest watches for
+    /// progress.
     fn while_running<T>(&self, program: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut port = Self(self.0.try_clone().context("sharing the port")?);
         let line = Line::Running(program.to_owned());
@@ -76,7 +77,7 @@ impl Port {
         thread::scope(|scope| {
             scope.spawn(move || {
                 while is_done.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-                    // Without a host that listens there is nothing to be done about it.
+                    // If the host does not read the port, there is no remedy here.
                     let _ = port.say(&line);
                 }
             });

@@ -1,9 +1,9 @@
-//! What a guest boots with, and what its first process does.
+//! The boot archive of a guest, and the steps of its first process.
 //!
-//! The archive holds busybox, the few modules that are needed to reach the root, and `init`. `init` puts this machine's
-//! root, read-only by 9p, under a layer in memory, moves there, gives the guest what a booted machine has (its own
-//! /proc, /sys, /dev, /run and cgroup v2 hierarchy, the loopback, its kernel's modules), runs this program over the
-//! plan, and powers off. Whatever the tests write is gone with the guest.
+//! The archive holds busybox, the few modules that are needed to mount the root, and `init`. `init` mounts
+//! this machine's root, read-only by 9p, under a layer in memory, and moves there. It makes /proc, /sys,
+//! /dev, /run and a cgroup v2 hierarchy, sets up the loopback, and mounts its kernel's modules. Then it runs
+//! this program over the plan, and powers off. All files that the tests write are gone with the guest.
 
 use std::{
     env,
@@ -18,14 +18,14 @@ use super::{cpio::Archive, kernels::Image, modules, report::Plan};
 
 /// The tag by which the guest finds the host's root.
 pub const ROOT_TAG: &str = "host";
-/// The serial port that reports go to.
+/// The serial port for reports.
 const PORT: &str = "/dev/ttyS1";
 
-/// What qemu needs to know.
+/// The files for qemu.
 pub struct Guest {
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// Where the console's output goes.
+    /// The file for the console's output.
     pub console: PathBuf,
 }
 
@@ -79,7 +79,7 @@ fn archive(image: &Image, plan: &Path) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// The first process. Its second half, which runs in the final root, must be a file there.
+/// The script of the first process. Its second half runs in the final root, and must be a file there.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir -p /sbin /usr/bin /usr/sbin
 /bin/busybox --install -s

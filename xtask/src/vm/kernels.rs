@@ -1,7 +1,7 @@
-//! Which kernels are tested, where they come from, and what each is known to lack.
+//! The tested kernels, their sources, and the features that each lacks.
 //!
-//! They are the kernels that Debian's releases ship: what nodes run, built as nodes have them. One is fetched once and
-//! stays in the cache; removing its folder there fetches the newest build of the same series.
+//! They are the kernels that Debian's releases ship, as nodes run them. Each is fetched once and stays in the
+//! cache. After the removal of its folder, the newest build of the same series is fetched.
 
 use std::{fs, path::PathBuf};
 
@@ -12,11 +12,11 @@ use crate::{paths, step::Step};
 
 /// A series of kernels.
 pub struct Kernel {
-    /// The first two numbers of its version.
+    /// The first two numbers of the kernel's version.
     pub name: &'static str,
-    /// The suite of Debian's archive that has it.
+    /// The suite of Debian's archive that has the kernel.
     suite: &'static str,
-    /// How the reasons start for which a test may be skipped there.
+    /// The prefixes of the reasons for which a test may be skipped on it.
     lacks: &'static [&'static str],
 }
 
@@ -27,7 +27,7 @@ impl Kernel {
     }
 }
 
-/// Oldest first: the floor, and the newest.
+/// The oldest supported kernel comes first, the newest last.
 const KERNELS: [Kernel; 4] = [
     Kernel {
         name: "5.10",
@@ -54,7 +54,7 @@ const KERNELS: [Kernel; 4] = [
 /// The package whose one dependency is the suite's current kernel.
 const META_PACKAGE: &str = "linux-image-amd64";
 
-/// The kernels of these names; all where none is named.
+/// The kernels of these names; all of them if there is no name.
 pub fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
     if names.is_empty() {
         return Ok(KERNELS.iter().collect());
@@ -69,17 +69,17 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
 
 /// A kernel that is unpacked in the cache.
 pub struct Image {
-    /// What the boot loader loads.
+    /// The file that the boot loader loads.
     pub kernel: PathBuf,
-    /// The folder that has its modules below `lib/modules`.
+    /// The folder that has the modules below `lib/modules`.
     pub root: PathBuf,
-    /// Its full name, after which its folder of modules is called.
+    /// The kernel's full name, which is the name of its folder of modules.
     pub release: String,
-    /// The program that does everything in the guest before its root is there.
+    /// The program for all work in the guest before its root is mounted.
     pub busybox: PathBuf,
 }
 
-/// Fetches a kernel into the cache unless it is there.
+/// Fetches a kernel into the cache unless it exists there.
 pub fn fetch(kernel: &Kernel) -> Result<Image> {
     let cache = paths::cache()?.join("vm");
     let busybox = cache.join("busybox/bin/busybox");
@@ -97,7 +97,7 @@ pub fn fetch(kernel: &Kernel) -> Result<Image> {
         ));
         let suite = Suite::open(&step, &cache, kernel.suite)?;
         let packages = packages(kernel, &suite)?;
-        // Whole or not at all: a folder of the right name is taken to be complete.
+        // A folder of the right name counts as complete, so it gets its name last.
         let unfinished = cache.join("kernels/unfinished");
         suite.unpack(&step, &packages, &unfinished)?;
         modules::index(&step, &busybox, &unfinished)?;
@@ -118,7 +118,7 @@ pub fn fetch(kernel: &Kernel) -> Result<Image> {
     })
 }
 
-/// The packages that have a kernel and its modules: one, or in newer suites one for each.
+/// The packages with a kernel and its modules: one package, or in newer suites one for each of the two.
 fn packages(kernel: &Kernel, suite: &Suite) -> Result<Vec<String>> {
     let mut packages = suite.dependencies(META_PACKAGE, &["linux-image-"])?;
     let series = format!("linux-image-{}.", kernel.name);

@@ -1,13 +1,13 @@
 //! `cargo xtask vm`: the tests of the kernel and world layers again, on the kernels that Debian ships.
 //!
-//! The test programs are those of `cargo xtask test`, built once on this machine. Each kernel boots in qemu over this
-//! machine's own root, read-only with a layer in memory on top ([`initramfs`]), so that every path, tool and library
-//! in the guest is the one that is here. There this very program runs the tests ([`guest`]) and writes what became of
-//! them to a serial port, one JSON line each ([`report`]). Nothing is installed but qemu; kernels are unpacked into
-//! the cache ([`kernels`]).
+//! The test programs are those of `cargo xtask test`, built once on this machine. Each kernel boots in qemu
+//! over this machine's own root, which is read-only with a layer in memory on top ([`initramfs`]). So every
+//! path, tool and library in the guest is that of this machine. In the guest this same program runs the tests
+//! ([`guest`]) and writes their outcomes to a serial port, one JSON line each ([`report`]). Only qemu is
+//! installed; kernels are unpacked into the cache ([`kernels`]).
 //!
-//! In a guest nothing is expected to be missing but what [`kernels::Kernel::lacks`] names: a skip for any other reason
-//! fails the run, and so does a guest that dies.
+//! A guest lacks only the features that [`kernels::Kernel::lacks`] names. A skip for any other reason fails
+//! the run, and so does a guest that dies.
 
 mod archive;
 mod cpio;
@@ -46,15 +46,16 @@ pub struct Options {
     /// Let the processor run the guests instead of emulating one: much faster, where it works
     #[arg(long)]
     kvm: bool,
-    /// Show what tests print, and the guests' consoles
+    /// Show the output of tests, and the guests' consoles
     #[arg(long, short)]
     verbose: bool,
 }
 
-/// The layers that make sense on another kernel, cheapest first. A control plane says nothing about the kernel.
+/// The layers whose results depend on the kernel, cheapest first. Tests with a control plane do not depend on
+/// it.
 const LAYERS: [Layer; 2] = [Layer::Kernel, Layer::World];
 
-/// Runs what the options select, one kernel after the other.
+/// Runs the tests that the options select, one kernel after the other.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let kernels = kernels::select(&options.kernel)?;
     setup::run()?;
@@ -84,7 +85,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-/// What the guests are to do.
+/// The plan for the guests.
 fn plan(options: &Options) -> Result<Plan> {
     let Programs { mut tests, millrace } = layer::build()?;
     tests.retain(|program| {
@@ -99,7 +100,7 @@ fn plan(options: &Options) -> Result<Plan> {
     })
 }
 
-/// Boots one kernel and takes down what the tests there came to.
+/// Boots one kernel and records the outcomes of its tests.
 fn on(kernel: &Kernel, plan: &Plan, options: &Options, summary: &mut Summary) -> Result<()> {
     let image = kernels::fetch(kernel)?;
     let directory = paths::repository()?.join("target/vm").join(kernel.name);

@@ -1,7 +1,7 @@
-//! Modules of a guest's kernel: which must be loaded before there is a root to load others from, and in which order.
+//! Modules of a guest's kernel: those that must be loaded before the root exists, and their order.
 //!
-//! `modules.dep`, made by depmod when a kernel is unpacked, names for each module those it needs. All that the tests
-//! use are loaded by the kernel itself when they are asked for.
+//! depmod makes `modules.dep` when a kernel is unpacked; it lists the dependencies of each module. The kernel
+//! itself loads the modules that the tests use on demand.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::symlink, path::Path, process::Command};
 
@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result};
 
 use crate::{command, step::Step};
 
-/// What the root of a guest is made of: a folder of the host over virtio, and a layer in memory over it.
+/// The modules for the root of a guest: a folder of the host over virtio, and a layer in memory over it.
 pub const FOR_THE_ROOT: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Makes the index of the modules below a folder.
 pub fn index(step: &Step, busybox: &Path, root: &Path) -> Result<()> {
-    // Newer packages have them in /usr/lib only.
+    // Newer packages have the modules in /usr/lib only.
     let lib = root.join("lib");
     if !lib.exists() {
         symlink("usr/lib", &lib).with_context(|| format!("making {}", lib.display()))?;
@@ -34,8 +34,8 @@ pub fn release(root: &Path) -> Result<String> {
         .with_context(|| format!("there are no modules in {}", modules.display()))
 }
 
-/// The files of these modules and of all they need, in the order in which they can be loaded. What is not there as a
-/// module is taken to be built in.
+/// The files of these modules and of all their dependencies, in an order in which they can be loaded. A name
+/// without a module file counts as built in.
 pub fn in_order(dependencies: &str, wanted: &[&str]) -> Vec<String> {
     let by_name: BTreeMap<String, (&str, Vec<String>)> = dependencies
         .lines()

@@ -1,8 +1,8 @@
-//! One guest from power on to power off, and what it reported meanwhile.
+//! One guest from power on to power off, and its reports.
 //!
-//! The guest has no network device: what the tests send stays in its kernel. It is emulated unless KVM is asked for,
-//! since a machine that is a guest itself may have a /dev/kvm that hangs. Its console goes to a file, whose end is shown
-//! when it dies; its reports come by qemu's standard output.
+//! The guest has no network device: packets of the tests stay in its kernel. It is emulated unless KVM is
+//! asked for, since a machine that is a guest itself may have a /dev/kvm that hangs. Its console goes to a
+//! file, whose end is shown when the guest dies. Its reports come by qemu's standard output.
 
 use std::{
     fs::{self, File},
@@ -31,14 +31,15 @@ use crate::{
 const PROGRAM: &str = "qemu-system-x86_64";
 const MEMORY: &str = "4G";
 
-/// A guest that has not reported anything for this long hangs. One that lives says so every half minute.
+/// A guest without a report for this long hangs. A live guest reports every half minute.
 const SILENCE: Duration = Duration::from_mins(5);
 
-/// How much of a dead guest's console is shown.
+/// The number of lines of a dead guest's console in an error.
 const LINES_OF_CONSOLE: usize = 30;
 
-/// Boots a guest and adds what it reports, as it does, to the summary. A kernel that dies before the guest is
-/// up boots once more: emulated processors see code that another one is patching, now and then.
+/// Boots a guest and adds its reports to the summary as they arrive. A kernel that dies before the guest is
+/// up boots once more. The reason is that emulated processors sometimes execute code that another processor
+/// is patching.
 pub fn run(kernel: &Kernel, guest: &Guest, options: &Options, summary: &mut Summary) -> Result<()> {
     let mut is_up = false;
     let first = boot(kernel, guest, options, summary, &mut is_up);
@@ -49,7 +50,7 @@ pub fn run(kernel: &Kernel, guest: &Guest, options: &Options, summary: &mut Summ
     boot(kernel, guest, options, summary, &mut is_up)
 }
 
-/// Boots a guest once; says whether it came up.
+/// Boots a guest once; sets `is_up` when the guest has booted.
 fn boot(
     kernel: &Kernel,
     guest: &Guest,
@@ -144,7 +145,7 @@ fn show(kernel: &Kernel, program: &str, test: &str, outcome: &Outcome) {
 
 fn command(guest: &Guest, kvm: bool) -> Command {
     let cpus = thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 4));
-    // A guest must not outlive whoever listens to it, however that ends.
+    // The kernel ends qemu with its parent, however the parent ends.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "--", PROGRAM])
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
@@ -167,12 +168,12 @@ fn command(guest: &Guest, kvm: bool) -> Command {
     qemu
 }
 
-/// A guest that is ended when nobody listens to it any more.
+/// A guest that ends when its owner drops it.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has powered off by itself needs neither.
+        // A guest that has powered off needs neither call.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,7 +1,7 @@
-//! What host and guest tell each other: a plan goes in as a file, and a line of JSON comes out for each test.
+//! The exchange between host and guest: a plan goes in as a file, and a line of JSON comes out for each test.
 //!
-//! A serial port has no end and no length: a line that is no report (a kernel message that strayed there) is ignored,
-//! and [`Line::End`] tells a guest that has finished from one that died.
+//! A serial port has no end of file. A line that is no report (a stray kernel message) is ignored, and
+//! [`Line::End`] distinguishes a finished guest from a dead one.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::test::{layer::TestProgram, summary::Outcome};
 
-/// What a guest is to do.
+/// The work of a guest.
 #[derive(Serialize, Deserialize)]
 pub struct Plan {
     pub programs: Vec<TestProgram>,
@@ -19,10 +19,10 @@ pub struct Plan {
     pub verbose: bool,
 }
 
-/// What a guest says.
+/// A report of the guest.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Line {
-    /// The kernel that runs, as uname(2) has it.
+    /// The release of the running kernel, as in uname(2).
     Booted(String),
     /// This program's tests are running now.
     Running(String),
@@ -31,13 +31,13 @@ pub enum Line {
         test: String,
         outcome: Outcome,
     },
-    /// Nothing is left to do; what kept the rest from being run, if something did.
+    /// The plan is done; with the error that stopped it, if there was one.
     End(Option<String>),
 }
 
 impl Line {
     pub fn encode(&self) -> String {
-        // A report consists of texts and cannot fail to be one.
+        // A report consists of strings, so serialisation cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 

@@ -1,5 +1,5 @@
-//! Which addresses are this node's, another node's or another machine's, as the maps and `millrace status`
-//! have it.
+//! The owners of addresses (this node, another node, another machine), as the maps and `millrace status` have
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::network::NodeAddresses;
 use crate::network::port_rules::PortAt;
 use crate::plan::ProgrammedGroup;
 
-/// How many addresses of other nodes may have rules for ports of services.
+/// The most addresses of other nodes for which the agent makes rules for ports of services.
 const MAX_LED_NODES: usize = 8;
 
 impl NodeSide {
@@ -54,7 +54,7 @@ impl NodeSide {
         chosen
     }
 
-    /// Addresses of services that another machine has as well, and which.
+    /// Addresses of services that another machine has as well, and that machine.
     pub fn shared_addresses(&self) -> Vec<SharedAddress> {
         let nodes = self.shared_with_nodes.iter();
         let nodes = nodes.map(|(address, node)| (*address, format!("Node {node}")));
@@ -67,16 +67,17 @@ impl NodeSide {
             .collect()
     }
 
-    /// Whether packets to a virtual address are left to where the kernel's routes lead, but for the ports of
+    /// Whether packets to a virtual address follow the kernel's routes, except those to the ports of
     /// services.
     pub fn is_anothers(&self, address: IpAddr) -> bool {
         self.shared_with_nodes.contains_key(&address) || self.holders.of(address).is_some()
     }
 
-    /// Ports that services have at addresses which other machines have as well. Each costs a rule, and the
-    /// kernel walks over all rules for each look-up. So addresses of other nodes count in small clusters
-    /// only: what goes there is served by that node. The tunnel's port is none of them: what this node sends
-    /// to other tunnels takes the same rules.
+    /// Ports of services at addresses that other machines have as well.
+    ///
+    /// Each costs a rule, and the kernel walks over all rules at each look-up. So addresses of other nodes
+    /// count in small clusters only. In larger ones the other node itself serves the packets to its address.
+    /// The tunnel's port is none of them: packets from this node to other tunnels would match the same rules.
     fn shared_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> BTreeSet<PortAt> {
         let mut ports = BTreeSet::new();
         let with_others = self.holders.named().map(|(address, _)| address);
@@ -100,7 +101,7 @@ impl NodeSide {
         ports
     }
 
-    /// Leads the node's own packets to those ports to our device, and nothing else that it sends there.
+    /// Routes the node's own packets to those ports to our device, and no other packet to these addresses.
     pub(super) async fn lead_shared_ports(
         &mut self,
         cluster: &ClusterState,
@@ -113,13 +114,13 @@ impl NodeSide {
         }
     }
 
-    /// Whether services have other ports at such addresses than before.
+    /// Whether the ports of services at such addresses have changed.
     pub fn has_other_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> bool {
         let wanted = self.shared_ports(cluster, programmer);
         self.device.rules().differ(&wanted)
     }
 
-    /// Whether the node's packets to a port of an address of another machine take our device.
+    /// Whether the node's packets to a port of another machine's address go to our device.
     pub fn leads_port(&self, address: IpAddr, protocol: u8, port: u16) -> bool {
         self.device.rules().leads(&PortAt {
             address,
@@ -128,8 +129,8 @@ impl NodeSide {
         })
     }
 
-    /// Finds out whose else addresses are that services `named` from outside, and tells the maps whose
-    /// addresses are whose.
+    /// Finds the other owners of the addresses that services name from outside (`named`), and writes the
+    /// owner of each address into the maps.
     pub async fn tell_addresses(
         &mut self,
         cluster: &ClusterState,
@@ -167,7 +168,8 @@ impl NodeSide {
             .map(|error| ObjectError::new(error.trouble(), "addresses", &error))
     }
 
-    /// What the maps hold of addresses that are not the node's: other machines', and those of no host.
+    /// The flags in the maps of addresses that are not the node's: addresses of other machines, and those of
+    /// no host.
     fn other_addresses(&self, peers: &BTreeMap<IpAddr, NodeNumber>) -> HashMap<Ip, AddressFlags> {
         let others = self.holders.addresses().map(|ip| (Ip::from(ip), ANOTHERS));
         let broadcasts = self.addresses.broadcasts.iter();

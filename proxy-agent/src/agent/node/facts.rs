@@ -1,4 +1,4 @@
-//! What the programs need to know of the node: the one element of the map `CONFIG`.
+//! The facts of the node that the programs need: the one element of the map `CONFIG`.
 
 use ipnet::IpNet;
 use proxy_common::maps::{
@@ -13,25 +13,26 @@ use crate::network::NodeAddresses;
 use crate::network::on_link::fit;
 use crate::network::pods::Plan;
 
-/// What the agent knows of its node that the programs need to know.
+/// The facts of the node that the programs need.
 pub struct Facts<'a> {
     /// The cookie of the node's network namespace.
     pub netns: u64,
     /// The index of our own device.
     pub device: Option<u32>,
-    /// Its hardware address; it may be so new that nobody has heard of it.
+    /// The hardware address of our own device; `None` for a new device whose address is not known yet.
     pub mac: Option<[u8; 6]>,
     /// The node's addresses.
     pub addresses: &'a NodeAddresses,
-    /// The way to pods.
+    /// The plan of the pod network.
     pub pods: &'a Plan,
     /// The ranges of virtual addresses.
     pub service_cidrs: &'a [IpNet],
     /// Bits of [`ConfigFlags`] that follow from the node's links, settings and virtual addresses.
     pub flags: u32,
-    /// The ranges of this node's pods, if our plugin makes them: with another plugin they may be used anywhere.
+    /// The ranges of this node's pods, if our plugin makes them: with another plugin they may be used
+    /// anywhere.
     pub own_pods: Vec<IpNet>,
-    /// A range of each family around all pods.
+    /// For each family, a range that contains all ranges of pods.
     pub around_pods: [Option<IpNet>; 2],
     /// The index of the tunnel's device.
     pub tunnel: Option<u32>,
@@ -42,7 +43,7 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Tells the programs, if it is not what they know already.
+    /// Writes the facts into the map, if they have changed.
     pub fn write(&self, options: &AgentOptions, datapath: &Datapath) {
         let old = datapath.config.get(0).unwrap_or_default();
         let config = self.config(options, datapath, &old);
@@ -58,9 +59,9 @@ impl Facts<'_> {
         let mut config = Config {
             node_netns: self.netns,
             flags: self.flags(options),
-            // Without one, what would go there is dropped, and the rest is served.
+            // Without our own device the programs drop the packets that would go there, and serve all others.
             host_device: self.device.unwrap_or_default(),
-            // Once it is known, this runs again.
+            // This function runs again once the address is known.
             host_mac: self.mac.unwrap_or(old.host_mac),
             masquerade_first: ports.first(),
             masquerade_count: ports.count(),
@@ -76,7 +77,8 @@ impl Facts<'_> {
             connection_share: share(datapath.flows.capacity()),
             stream_share: share(datapath.streams.capacity()),
             neighbour_share: NEIGHBOUR_SHARE,
-            // A flow without a reply gives its port up after two ticks, so a client may hold half of the ports.
+            // A flow without a reply releases its port after two ticks, so a client may hold half of the
+            // ports.
             unanswered_share: (u32::from(ports.count()) / 2).max(1),
             ..Config::default()
         };
@@ -157,20 +159,20 @@ pub fn of_conditions<const N: usize>(conditions: [(bool, u32); N]) -> u32 {
     holding.fold(0, |flags, (_, flag)| flags | flag)
 }
 
-/// How many packets to unknown neighbours a pod may send, or clients from outside to a service port: half of
-/// it in each second. With the 8 seconds that an entry stays, each holds an eighth of the kernel's table
-/// (`net.ipv4.neigh.default.gc_thresh3`) at the most.
+/// The limit of packets to unknown neighbours, for one pod, or for clients from outside to one service port.
+/// Each may send half of it in each second. A neighbour entry stays for 8 seconds, so each fills an eighth of
+/// the kernel's table (`net.ipv4.neigh.default.gc_thresh3`) at the most.
 const NEIGHBOUR_SHARE: u32 = 32;
 
-/// A client's share of a table that evicts nothing: a quarter of its flows, each of which has two entries.
+/// A client's share of a table that evicts no entry: a quarter of the flows. Each flow has two entries.
 const fn share(entries: u32) -> u32 {
     let share = entries / 2 / 4;
     if share == 0 { 1 } else { share }
 }
 
-/// How long flows are remembered, in ticks, of which every one that has begun counts.
+/// The lifetimes of flows, in ticks. A tick that has begun counts in full.
 fn lifetimes(conntrack: &Conntrack) -> [u32; Lifetime::COUNT] {
-    // As long as netfilter remembers these (`nf_conntrack_tcp_timeout_syn_sent` and `_time_wait`).
+    // The timeouts of netfilter for these states (`nf_conntrack_tcp_timeout_syn_sent` and `_time_wait`).
     const HANDSHAKE: GoDuration = GoDuration::seconds(120);
     const CLOSED: GoDuration = GoDuration::seconds(120);
     let mut lifetimes = [0; Lifetime::COUNT];
@@ -207,7 +209,7 @@ mod tests {
             (Lifetime::Datagram, 50),
             (Lifetime::Stream, 400),
         ] {
-            // A tick is 2^30 ns, and the one that has begun counts.
+            // A tick is 2^30 ns, and a tick that has begun counts in full.
             let longest = u64::from(lifetimes[lifetime as usize]) << 30;
             let owed = seconds * 1_000_000_000;
             assert!(

@@ -1,13 +1,15 @@
-//! Whose else an address is that services name from outside.
+//! Other holders of the addresses that services name from outside.
 //!
-//! An address of a service may be another machine's: an API server's, one that this node's object names and a
-//! router translates, a host's on a link, or one that a route leads to. There the service has its own ports,
-//! and everything else goes where it went before, as with addresses of other nodes. Evidence is what cluster
-//! and kernel say anyway; of an address on a link the kernel is asked once. That a host was there counts
-//! until it gives no answer, since the kernel forgets those that are not spoken to.
+//! An address of a service may belong to another machine. This may be an API server, a router that translates
+//! an address of this node's object, a host on a link, or a route's target. At such an address the service
+//! has its own ports, and all other traffic goes where it went before, as with addresses of other nodes. The
+//! evidence is the state of the cluster and the kernel. The agent asks the kernel once about an address on a
+//! link. A host that was there counts until it sends no reply, since the kernel forgets neighbours without
+//! traffic.
 //!
-//! For the address of a balancer some host of the link answers as a rule, the node that announces it, and a
-//! route to a range around it leads to the balancer. So there neither is evidence.
+//! At the address of a load balancer some host of the link replies as a rule: the node that announces it. And
+//! a route to a range around the address leads to the balancer. So for a balancer's address neither is
+//! evidence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,16 +21,16 @@ use crate::network::others::{Neighbour, Way};
 use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles, is_own};
 use crate::trouble::Trouble;
 
-/// Who holds an address.
+/// The holder of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// An API server.
     ApiServer,
-    /// This node, by its object; no interface has the address.
+    /// This node, by its Node object; no interface has the address.
     ThisNode,
     /// A host of a link.
     Neighbour { mac: String, interface: String },
-    /// A route leads there.
+    /// The machine behind a route.
     Route(Way),
 }
 
@@ -43,21 +45,21 @@ impl fmt::Display for Holder {
     }
 }
 
-/// What is known of addresses of services that others hold.
+/// The known holders of addresses that services name.
 #[derive(Debug, Default)]
 pub struct Holders {
     found: BTreeMap<IpAddr, Holder>,
     /// The addresses that services name, outside of all ranges.
     named: BTreeSet<IpAddr>,
-    /// Those of them that are external IPs.
+    /// The external IPs among them.
     external: BTreeSet<IpAddr>,
-    /// Those whose holder the kernel may tell of.
+    /// The addresses whose holder the kernel may know.
     watched: BTreeSet<IpAddr>,
-    /// Those that the kernel was asked for.
+    /// The addresses that the kernel was asked about.
     asked: BTreeSet<IpAddr>,
 }
 
-/// Where evidence comes from.
+/// The sources of evidence.
 pub struct Evidence<'a> {
     pub netlink: &'a Netlink,
     pub links: &'a Links,
@@ -67,7 +69,8 @@ pub struct Evidence<'a> {
 }
 
 impl Holders {
-    /// Looks who holds the addresses `named` by services. `known` are those of which the cluster tells.
+    /// Looks for the holders of the addresses that services name (`named`). `known` has the holders that the
+    /// cluster's objects show.
     pub async fn look(
         &mut self,
         evidence: &Evidence<'_>,
@@ -136,8 +139,8 @@ impl Holders {
     ) -> Option<Holder> {
         let links = evidence.links;
         let ranges = links.ranges_on_links();
-        // An entry of an address that is on no link of the interface is that of a host which may send from
-        // there.
+        // A neighbour entry of an address outside of the interface's link ranges belongs to a host that may
+        // send from there.
         let is_here = |interface: &u32| {
             let mut ranges = ranges.get(interface).into_iter().flatten();
             ranges.any(|range| range.contains(&address))
@@ -170,7 +173,7 @@ impl Holders {
         })
     }
 
-    /// Whether the kernel tells something new of a holder.
+    /// Whether a change may concern the holder of an address.
     pub fn is_concerned(&self, change: &Change) -> bool {
         let is_told = |address: &IpAddr| {
             (self.external.contains(address) && change.neighbours.contains(address))
@@ -179,7 +182,7 @@ impl Holders {
         self.watched.iter().any(is_told)
     }
 
-    /// Who holds an address.
+    /// The holder of an address, if another machine or this node's object has it.
     pub fn of(&self, address: IpAddr) -> Option<&Holder> {
         self.found.get(&address)
     }
@@ -189,14 +192,14 @@ impl Holders {
         self.found.keys().copied()
     }
 
-    /// Those that services have, and who holds each.
+    /// The addresses that services name, each with its holder.
     pub fn named(&self) -> impl Iterator<Item = (IpAddr, &Holder)> {
         let found = self.found.iter();
         let named = found.filter(|(address, _)| self.named.contains(*address));
         named.map(|(address, holder)| (*address, holder))
     }
 
-    /// What an operator should look at: services whose address another holder has, most likely by mistake.
+    /// Services whose address another holder has, most likely by mistake.
     pub fn problems(&self) -> impl Iterator<Item = ObjectError> {
         let amiss = self.named().filter(|(address, holder)| match holder {
             Holder::ApiServer => true,

@@ -1,4 +1,5 @@
-//! Where the programs hang: what each interface of the node is to them, and whose sockets the socket hooks see.
+//! The places where programs are attached: the role of each interface of the node, and the cgroup of the
+//! socket hooks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,22 +18,23 @@ use crate::trouble::Trouble;
 /// The loopback has this index in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// What there is on a node that programs can hang at.
+/// The parts of a node to which programs can be attached.
 pub struct AttachPoints<'a> {
-    /// The interfaces.
+    /// The interfaces of the node.
     pub links: &'a Links,
-    /// Which of them are pods' and uplinks.
+    /// The roles of the interfaces: pod or uplink.
     pub roles: &'a Roles,
     /// Our own device.
     pub device: Option<u32>,
     /// The device of the tunnel.
     pub tunnel: Option<u32>,
-    /// Whether frontends may have addresses of the node's own; only then programs hang at the loopback.
+    /// Whether frontends may have addresses of the node's own; only then programs are attached to the
+    /// loopback.
     pub own_frontends: bool,
 }
 
 impl AttachPoints<'_> {
-    /// Hangs the programs where they belong; whether all of them do.
+    /// Attaches the programs where they belong; true if all of them are attached.
     pub fn attach(
         &self,
         options: &AgentOptions,
@@ -66,8 +68,8 @@ impl AttachPoints<'_> {
         complete
     }
 
-    /// What each interface is to the programs, which was something to them before. One that our plugin made
-    /// stays that under another name: its pod would send from any address until the name is back.
+    /// The role of each interface; `before` has the roles so far. An interface that our plugin made keeps its
+    /// role under another name. Otherwise its pod could send from any address until the name is back.
     fn interfaces(&self, before: &BTreeMap<u32, InterfaceRole>) -> BTreeMap<u32, InterfaceRole> {
         let is_own = |index: u32| before.get(&index) == Some(&InterfaceRole::OwnPod);
         let interfaces = self.roles.interfaces.iter();
@@ -79,7 +81,7 @@ impl AttachPoints<'_> {
             })
             .collect();
         wanted.extend(self.device.map(|index| (index, InterfaceRole::Host)));
-        // It leads to other machines, as an uplink does.
+        // The tunnel leads to other machines, as an uplink does.
         wanted.extend(self.tunnel.map(|index| (index, InterfaceRole::Uplink)));
         if self.own_frontends {
             wanted.insert(LOOPBACK, InterfaceRole::Loopback);
@@ -98,14 +100,15 @@ fn attach_sockets(options: &AgentOptions, datapath: &mut Datapath) -> anyhow::Re
     Ok(())
 }
 
-/// Tells network namespaces apart on kernels where a socket does not; needs the cgroup that the socket hooks need.
+/// Tells network namespaces apart on kernels where a socket does not give its namespace. It needs the same
+/// cgroup as the socket hooks.
 pub fn namespace_witness(options: &AgentOptions) -> Option<Witness> {
     let cgroup = cgroup(options).ok()?;
     Some(Arc::new(move |make| witness::namespace_of_socket(&cgroup, make)))
 }
 
-/// The cgroup whose sockets are translated: that of the options, or the root of the cgroup v2 hierarchy, which on a node with
-/// both versions is not at the usual place.
+/// The cgroup whose sockets are translated: that of the options, or the root of the cgroup v2 hierarchy. A
+/// node with both versions does not mount that root at the usual place.
 pub fn cgroup(options: &AgentOptions) -> anyhow::Result<PathBuf> {
     if let Some(cgroup) = &options.cgroup {
         return Ok(cgroup.clone());

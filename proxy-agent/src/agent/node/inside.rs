@@ -1,11 +1,11 @@
-//! Routes of others inside the ranges of services and of other nodes' pods.
+//! Foreign routes inside the ranges of services and of other nodes' pods.
 
 use super::NodeSide;
 use crate::control::ObjectError;
 use crate::network::inside::{Leading, Led};
 
 impl NodeSide {
-    /// Names them. The kernel is asked after a change that may concern them.
+    /// Reports foreign routes inside our ranges. It asks the kernel after a change that may concern them.
     pub(super) async fn routes_of_others(&mut self) -> Vec<ObjectError> {
         let to_services = self.device.led().into_iter();
         let to_services = to_services.flat_map(|(interface, prefixes)| {

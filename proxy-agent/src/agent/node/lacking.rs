@@ -1,7 +1,8 @@
-//! An address family that this node has no address of, though its pods or services have.
+//! An address family in which this node has no address, though its pods or services have.
 //!
-//! The programs put the node's address in where a client's cannot stay, so what needs that does not work
-//! without one (reason `no_node_address`): known at the start, and not when the first packet is dropped.
+//! The programs put the node's address in place of a client's address that cannot stay. Without an address of
+//! the node such packets are dropped (reason `no_node_address`). The agent reports it at the start, before
+//! the first packet is dropped.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,7 +13,7 @@ use crate::control::ObjectError;
 use crate::network::NodeAddresses;
 use crate::trouble::Trouble;
 
-/// What speaks for a family.
+/// The facts that show which families are in use.
 pub struct Families<'a> {
     /// The node's addresses.
     pub node: &'a NodeAddresses,
@@ -29,7 +30,7 @@ pub struct Families<'a> {
 }
 
 impl Families<'_> {
-    /// The families that are lacking.
+    /// The families in use in which the node has no address.
     pub fn problems(&self) -> impl Iterator<Item = ObjectError> {
         let families = [
             (true, self.node.primary_v4.is_none()),
@@ -41,7 +42,7 @@ impl Families<'_> {
             .map(move |(v4, _)| self.problem(v4))
     }
 
-    /// Pods that are known to have no address of a family need none of their node's.
+    /// If the pods' ranges are known and have none of a family, the node needs no address of it.
     fn uses(&self, v4: bool) -> bool {
         let of_family = |ranges: &[IpNet]| ranges.iter().any(|range| range.addr().is_ipv4() == v4);
         if self.own_pods.is_empty() {
@@ -122,7 +123,7 @@ mod tests {
             lacking(&[V4], &["10.244.1.0/24"], both, &["2001:db8:96::1"]),
             none
         );
-        // Where nothing says what pods have, services do.
+        // Where the ranges of pods are not known, services show the families in use.
         assert_eq!(lacking(&[V4], &[], both, &[]), lacks_v6);
         assert_eq!(lacking(&[V4], &[], &[], &["2001:db8:96::1"]), lacks_v6);
         assert_eq!(lacking(&[V4], &[], &[], &["10.96.0.1"]), none);

@@ -1,8 +1,8 @@
-//! Services whose cluster IPs are left to the node, where the node has nothing at these addresses.
+//! Services whose cluster IPs are left to the node, while no interface of the node has these addresses.
 //!
-//! The annotation is for a program that holds the address on an interface of the node, such as a cache of
-//! names. Before it does, and after it ended, packets to the address are dropped as those to any address that
-//! no service has.
+//! The annotation is for a program that holds the address on an interface of the node, such as a DNS cache.
+//! Before that program starts, and after it ends, packets to the address are dropped, as packets to an
+//! address that no service has.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::agent::Agent;
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
-/// Services that nothing answers for.
+/// Services left to the node whose address no interface has.
 pub fn problems(agent: &Agent) -> Vec<ObjectError> {
     let names = agent.cluster.names();
     let services = agent.cluster.services().map(|(_, service)| service);

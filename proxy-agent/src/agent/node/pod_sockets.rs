@@ -1,4 +1,5 @@
-//! The table `POD_NETNS`: whose sockets the socket hooks take for those of this node's pods.
+//! The table `POD_NETNS`: the network namespaces whose sockets the socket hooks treat as those of this node's
+//! pods.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,13 +15,13 @@ use crate::trouble::Trouble;
 /// The network namespaces of pods whose sockets are translated.
 pub struct PodSockets {
     namespaces: PodNamespaces,
-    /// What the table holds: the cookie of the namespace behind each interface.
+    /// The content of the table: the cookie of the namespace behind each interface.
     known: BTreeMap<u32, u64>,
     adopted: bool,
 }
 
 impl PodSockets {
-    /// Nothing is looked at yet.
+    /// A table whose content is not read yet.
     pub fn new(namespaces: PodNamespaces) -> Self {
         Self {
             namespaces,
@@ -29,13 +30,13 @@ impl PodSockets {
         }
     }
 
-    /// Waits until a namespace may have been named that was not before.
+    /// Waits until a runtime may have mounted a namespace that had no name before.
     pub async fn mounted(&mut self) {
         self.namespaces.mounted().await;
     }
 
-    /// Writes what differs: every pod's namespace, or where some pods opted out, those that have an address of one of the
-    /// others.
+    /// Writes the differences: the namespace of every pod. If some pods opted out, only the namespaces of
+    /// pods with an address of one of the other pods.
     pub async fn refresh(
         &mut self,
         (links, roles): (&Links, &Roles),
@@ -87,9 +88,9 @@ impl PodSockets {
         }
         self.known = wanted;
     }
-    /// Compares the table with what was written, puts back what another process took or altered, and says so.
-    /// The plugin writes there too: what it enters of a pod that is not known yet stays, and it removes an
-    /// interface before its entry.
+    /// Compares the table with its written content, restores the entries that another process altered or
+    /// removed, and reports them. The plugin writes there too: its entry for a pod that the agent does not
+    /// know yet stays. The plugin removes an interface before its entry.
     pub fn compare(&self, datapath: &Datapath) -> io::Result<Option<String>> {
         let table = &datapath.pod_netns;
         let mut found: BTreeMap<u64, u32> = BTreeMap::new();
@@ -112,8 +113,8 @@ impl PodSockets {
     }
 }
 
-/// Which namespaces lack an entry, by their interfaces, and which entries name an interface that leads to
-/// another namespace.
+/// The namespaces without an entry, by their interfaces, and the entries that name an interface of another
+/// namespace.
 fn differences(known: &BTreeMap<u32, u64>, found: &BTreeMap<u64, u32>) -> (Vec<(u32, u64)>, Vec<u64>) {
     // Another interface of the same pod may have the entry.
     let is_entered = |cookie: &u64| {

@@ -1,4 +1,4 @@
-//! Queueing disciplines of others at our own devices.
+//! Foreign queueing disciplines at our own devices.
 
 use super::NodeSide;
 use crate::control::ObjectError;
@@ -6,13 +6,13 @@ use crate::network::pods::TUNNEL_DEVICE;
 use crate::network::queues::{self, Device};
 use crate::network::{Change, HOST_DEVICE};
 
-/// What was last found of them.
+/// The foreign queueing disciplines that the last look found.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    /// Where they were looked for.
+    /// The devices of the last look.
     devices: Vec<Device>,
     found: Vec<ObjectError>,
-    /// Whether to look again: some came or went.
+    /// Whether to look again, since a queueing discipline or a device came or went.
     is_due: bool,
 }
 
@@ -30,7 +30,7 @@ impl Queues {
 }
 
 impl NodeSide {
-    /// Names them. The kernel is asked after a change that concerns them.
+    /// Reports the foreign queueing disciplines. It asks the kernel after a change that concerns them.
     pub(super) async fn queues_of_others(&mut self) -> Vec<ObjectError> {
         let own = [
             (self.device.index(), HOST_DEVICE),

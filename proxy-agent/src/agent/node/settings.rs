@@ -1,4 +1,4 @@
-//! Settings and links of the node that the programs go by, and of whose change the kernel tells nothing.
+//! Settings and links of the node that the programs depend on, and whose change the kernel does not report.
 
 use proxy_common::maps::ConfigFlags;
 
@@ -9,7 +9,7 @@ use crate::config::AgentOptions;
 use crate::network::Role;
 use crate::network::sysctl::is_strict;
 
-/// Settings of the kernel that the programs follow, and whose change the kernel does not tell.
+/// Settings of the kernel that the programs depend on, and whose change the kernel does not report.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Uplinks with strict reverse-path filtering.
@@ -19,7 +19,7 @@ pub struct Settings {
 }
 
 impl NodeSide {
-    /// Whether the kernel's settings are other ones than the programs know.
+    /// Whether the kernel's settings differ from those that the programs know.
     pub fn has_other_settings(&self, options: &AgentOptions) -> bool {
         self.attached && self.read_settings(options) != self.settings
     }
@@ -32,8 +32,8 @@ impl NodeSide {
         }
     }
 
-    /// The uplinks with strict reverse-path filtering, if the kernel's answer is one that the programs can
-    /// repeat: of several default routes with one metric it takes any.
+    /// The uplinks with strict reverse-path filtering, if the programs can repeat the kernel's check. They
+    /// cannot with several default routes of one metric, since the kernel takes any of these.
     fn strict_interfaces(&self) -> Vec<u32> {
         let links = self.monitor.links();
         if links.has_equal_default_routes() {
@@ -45,8 +45,8 @@ impl NodeSide {
         strict.map(|uplink| uplink.index).collect()
     }
 
-    /// What of [`ConfigFlags`] follows from links and settings; `stray` says that virtual addresses lie
-    /// outside of all ranges.
+    /// The bits of [`ConfigFlags`] that follow from links and settings. `stray` is true if virtual addresses
+    /// lie outside of all ranges.
     pub fn conditions(&self, stray: bool) -> u32 {
         let links = self.monitor.links();
         let has_local_ranges = links.local_ranges().any(|range| !is_host(&range));

@@ -1,5 +1,5 @@
-//! What runs before our programs: named where it is another's; leftovers of ours are detached, or keep the
-//! node from being ready.
+//! Programs that run before ours. A foreign program is reported by name. A leftover of ours is detached, or
+//! keeps the node from being ready.
 
 use super::Agent;
 use crate::agent::node::hooks;
@@ -10,7 +10,7 @@ use crate::trouble::Trouble;
 const LEFTOVERS: &str = "older programs to be detached";
 const FOREIGN: &str = "programs before ours";
 
-/// Looks at the cgroup, at interfaces with links, and at those with filters that `is_due` says.
+/// Checks the cgroup, the interfaces with bpf links, and the interfaces whose filters are due (`is_due`).
 pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
     let cgroup = hooks::cgroup(&agent.options).ok();
     let found = match agent.programmer.store_mut().ahead(cgroup.as_deref(), is_due) {

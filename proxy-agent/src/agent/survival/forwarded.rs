@@ -1,11 +1,12 @@
-//! Where does the kernel lead what comes in by an interface?
+//! Checks where the kernel routes the packets that come in by an interface.
 //!
-//! A rule of routing may look at the source, the interface and the protocol of a packet. Such a rule cuts
-//! pods off while the node's own packets go as they should. So the kernel is asked for the ways of packets
-//! that pods send, and of those that come to pods from elsewhere: by interface, source, and TCP or UDP.
+//! A routing rule may match the source, the input interface and the protocol of a packet. Such a rule can cut
+//! pods off while the node's own packets are routed as they should be. So the agent asks the kernel for the
+//! routes of packets that pods send, and of those that come to pods from elsewhere. It asks by interface,
+//! source, and TCP or UDP.
 //!
-//! Each address of a pod is asked for once a second, with another destination or protocol each time. Where
-//! all questions fit into that many, as on a small node, all of them are asked.
+//! The agent asks about each address of a pod once a second, each time with another destination or protocol.
+//! If all questions fit into one second's share, as on a small node, it asks all of them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,25 +18,25 @@ use crate::network::inside::Leading;
 use crate::network::netlink::Packet;
 use crate::trouble::Trouble;
 
-/// Outside of the cluster: addresses for documentation, which a default route leads.
+/// Outside of the cluster: documentation addresses, for which there is a default route at most.
 const OUTSIDE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
-/// Sources that are named one by one. One rule may hit all.
+/// The most sources that are reported one by one, since one rule may affect all.
 const MOST: usize = 16;
-/// What an error is about begins with this; the source's address follows.
+/// The object of a problem begins with this; the source's address follows.
 const OBJECT: &str = "packets from ";
-/// Destinations of pods' packets, by each of two protocols.
+/// Kinds of destinations of pods' packets, times the two protocols.
 const KINDS: usize = 6;
 
-/// A packet that comes in, and where it should go.
+/// A packet that comes in, and its expected route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Question {
     source: IpAddr,
     arrives_by: u32,
     to: IpAddr,
     protocol: Protocol,
-    /// `None` if any way will do.
+    /// `None` if any route will do.
     expected: Option<Leading>,
-    /// Whether every node needs that way. What leads outside is the operator's choice.
+    /// Whether every node needs this route. The routes to the outside are the operator's choice.
     is_needed: bool,
 }
 
@@ -88,22 +89,23 @@ fn object(source: IpAddr) -> String {
 
 /// A pod's address and its interface on the node.
 type Pod = (IpAddr, u32);
-/// An address within a range of another node's pods, and how it is reached.
+/// An address within a range of another node's pods, and the route to it.
 type Other = (IpAddr, Leading);
 
-/// What can be asked about: addresses with their interfaces or with their ways, those of IPv4 first.
+/// The addresses for questions, with their interfaces or routes; IPv4 addresses come first.
 #[derive(Debug, Clone, Copy)]
 struct Places<'a> {
-    /// In order.
+    /// The pods of this node, in order of their addresses.
     pods: &'a [Pod],
     /// One address within each range of other nodes' pods.
     others: &'a [Other],
-    /// One address of each family, where an uplink leads there.
+    /// One address of each family outside of the cluster, if the route there leads to an uplink.
     outside: &'a [(IpAddr, u32)],
 }
 
 impl Places<'_> {
-    /// Of what pods send: each address once before one comes a second time.
+    /// Questions about packets that pods send: each address comes once before any address comes a second
+    /// time.
     fn sent_by_pods(&self) -> Vec<Question> {
         let mut questions = Vec::new();
         for round in 0..KINDS {
@@ -147,7 +149,7 @@ impl Places<'_> {
         })
     }
 
-    /// Of what comes to pods: from other nodes' pods and from outside.
+    /// Questions about packets to pods: from other nodes' pods and from outside.
     fn sent_to_pods(&self) -> Vec<Question> {
         let others = self
             .others
@@ -176,7 +178,7 @@ impl Places<'_> {
     }
 }
 
-/// Those of the same family as an address.
+/// The part of the places that has the family of an address.
 fn of_family<T>(places: &[(IpAddr, T)], like: IpAddr) -> &[(IpAddr, T)] {
     let (v4, v6) = places.split_at(places.partition_point(|(ip, _)| ip.is_ipv4()));
     if like.is_ipv4() { v4 } else { v6 }
@@ -190,9 +192,9 @@ fn protocol(kind: usize) -> Protocol {
     }
 }
 
-/// Asks about packets of `pods` and to them; `others` are addresses of other nodes' pods. Sources that
-/// failed `before` are asked for in any case. Places to which the node's own packets go `astray` as well are
-/// named by themselves.
+/// Asks about packets of `pods` and to them; `others` are addresses of other nodes' pods. It asks in any case
+/// about sources that failed `before`. Destinations in `astray`, to which the node's own packets take a wrong
+/// route as well, are reported elsewhere.
 pub async fn ways(
     agent: &Agent,
     (pods, others): (&[Pod], &[Other]),
@@ -220,10 +222,10 @@ pub async fn ways(
     let due = due.filter(|question| !has_failed(question));
     let mut named = BTreeSet::new();
     for question in again.chain(due) {
-        // What failed before is asked again, though the node's own packets may fail by now.
+        // A source that failed before is asked about again, even if the node's own packets fail by now.
         let is_astray = astray.contains(&question.to) && !has_failed(&question);
         let is_known = is_astray || named.contains(&(question.source, question.is_needed));
-        // One that has just gone leads nowhere.
+        // An interface that is gone has no route.
         if is_known || !agent.node.has_interface(question.arrives_by) {
             continue;
         }
@@ -245,7 +247,8 @@ pub async fn ways(
     wrong
 }
 
-/// Addresses outside that an uplink leads to, and that uplink. Elsewhere pods may not be meant to send.
+/// Addresses outside of the cluster that the kernel routes to an uplink, and that uplink. If the route leads
+/// elsewhere, the operator may not want pods to send there.
 async fn outside(agent: &Agent) -> Vec<(IpAddr, u32)> {
     let mut outside = Vec::new();
     for to in OUTSIDE.iter().filter_map(|ip| ip.parse().ok()) {

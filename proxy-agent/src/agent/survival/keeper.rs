@@ -1,10 +1,11 @@
-//! Running pods keep what they have: a task that looks at all of them when something may have gone, and makes it again.
+//! The upkeep of running pods: a task checks all pods when a part of one may be gone, and makes that part
+//! again.
 //!
-//! The kernel tells of interfaces, routes, neighbours and filters; it does not tell of entries that are removed from maps,
-//! so the tables are compared with what stood in them every second, in a few system calls; settings of
-//! interfaces are read in turn. A full look reads notes, lists of
-//! the kernel and settings, some milliseconds on a full node, on the blocking pool. It happens when the kernel told of
-//! something, when the tables or notes are other ones, and now and then for what neither shows.
+//! The kernel reports changes of interfaces, routes, neighbours and filters. It does not report removed
+//! entries of maps, so the task compares the tables with their last content every second, in a few system
+//! calls. It reads the settings of interfaces in turn. A full check reads notes, the kernel's lists and
+//! settings on the blocking pool, and takes some milliseconds on a full node. It runs when the kernel reports
+//! a change, when the tables or notes differ, and now and then for losses that neither shows.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,13 +20,13 @@ use crate::pods::restore::{Fingerprint, Restored, restore};
 use crate::pods::{Places, PodsError};
 use crate::trouble::Trouble;
 
-/// How often tables are compared.
+/// The interval between two comparisons of the tables.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often everything is looked at although nothing shows.
+/// The interval between two full checks if no change is seen.
 const FULL: Duration = Duration::from_secs(20);
-/// Settings of each interface are looked at once in so many pauses.
+/// The number of pauses in which the settings of every interface are checked once.
 const ROUNDS: usize = 2;
-/// Between two full looks: what comes together is looked at together.
+/// The pause between two full checks: changes that come together are checked together.
 const BREATH: Duration = Duration::from_millis(200);
 
 /// Wakes the task.
@@ -33,13 +34,13 @@ const BREATH: Duration = Duration::from_millis(200);
 pub struct Waker(Arc<Notify>);
 
 impl Waker {
-    /// Something of pods may have gone.
+    /// Wakes the task, since a part of a pod may be gone.
     pub fn wake(&self) {
         self.0.notify_one();
     }
 }
 
-/// Starts the task. What a full look came to is received.
+/// Starts the task. The receiver yields the result of each full check.
 pub fn start(places: Places) -> (Waker, mpsc::Receiver<Restored>) {
     let waker = Waker(Arc::new(Notify::new()));
     let (results, looks) = mpsc::channel(4);
@@ -75,12 +76,13 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
             ..Restored::default()
         });
         watched = Arc::new(std::mem::take(&mut done.watched));
-        // An interface that goes with its pod is not missed: it is one that stays away.
+        // An interface that goes with its pod is no problem, so only one that stays away for two checks is
+        // reported.
         let gone = std::mem::take(&mut done.without_interface);
         let stays = gone.iter().filter(|problem| suspects.contains(problem)).cloned();
         done.without_interface = stays.collect();
-        // One that failed came upon what was just being removed, as a rule. One that fails again waits its
-        // turn.
+        // As a rule a check fails because it read an object that was being removed. After a second failure
+        // the task waits for the next full check.
         let is_new_failure = has_failed && !std::mem::replace(&mut failed_before, has_failed);
         is_undecided = is_new_failure || done.without_interface.len() < gone.len();
         suspects = gone;
@@ -91,7 +93,8 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
     }
 }
 
-/// Looks at everything if it must, or if the tables are not as they were `before`; tells how they are afterwards.
+/// Makes a full check if it must, or if the tables differ from `before`. Returns the result of the check and
+/// the present state of the tables.
 fn look(
     places: &Places,
     before: Fingerprint,

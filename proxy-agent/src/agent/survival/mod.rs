@@ -1,10 +1,11 @@
-//! What was set once may be gone: the agent watches what the data plane needs, makes it again, and says no to `ready` while
-//! something is lacking.
+//! Survival of the data plane: the agent checks each part that it made, and makes lost parts again. It is not
+//! `ready` while a part is lacking.
 //!
-//! The kernel tells of interfaces, addresses, routes, neighbours, qdiscs and filters. For what it does not tell (pins, links,
-//! settings, entries) there is a slow look every second, of some dozens of system calls. Both lead to the functions that set
-//! things in the first place; here is only noticed what is to be set again, and counted, logged and told what was. Pods of
-//! ours are [`keeper`]'s. [`self_test`] sends packets that do not exist through all of it.
+//! The kernel reports changes of interfaces, addresses, routes, neighbours, qdiscs and filters. For the parts
+//! whose loss it does not report (pins, links, settings, entries) there is a slow check every second. It
+//! takes some dozens of system calls. After a report or a check the agent calls the functions that made the
+//! parts in the first place. This module only notices the losses; it counts, logs and reports the repairs.
+//! [`keeper`] watches our pods. [`self_test`] sends crafted packets through the programs.
 
 mod ahead;
 mod forwarded;
@@ -36,34 +37,35 @@ use crate::trouble::Trouble;
 use keeper::Waker;
 use self_test::WrongWays;
 
-/// How often to look.
+/// The interval between two checks.
 const LOOK: Duration = Duration::from_secs(1);
-/// Filters of all interfaces are looked at once in so many looks: the kernel tells when they change.
+/// The number of checks in which the filters of every interface are checked once: the kernel reports their
+/// changes.
 const ROUNDS: u32 = 16;
 
-/// What the agent watches.
+/// The state of the checks.
 pub struct Survival {
     teller: Teller,
     owned: Owned,
-    /// Whether another agent works with the bpf root by now.
+    /// Whether another agent has taken over the bpf root.
     is_taken: bool,
     looks: Interval,
     turn: u32,
     waker: Waker,
     of_pods: mpsc::Receiver<PodsRestored>,
-    /// What is lacking, by who found it.
+    /// The parts that are lacking, by the check that found them.
     lacking: BTreeMap<&'static str, Vec<ObjectError>>,
-    /// What is wrong and no reason for the node not to be ready, by who found it.
+    /// Problems that do not keep the node from being ready, by the check that found them.
     odd: BTreeMap<&'static str, Vec<ObjectError>>,
-    /// What the last self-test found. What is being changed right now may fail once.
+    /// The failures of the last self-test. A part that is being changed may fail one test.
     suspects: Vec<ObjectError>,
     told: Vec<ObjectError>,
-    /// What was last seen before our programs.
+    /// The foreign programs last seen before ours.
     ahead: BTreeMap<Place, Vec<Ahead>>,
 }
 
 impl Survival {
-    /// Starts to watch. Must be called within a tokio runtime.
+    /// Starts the checks. Must be called within a tokio runtime.
     pub fn start(places: Places, teller: Teller, owned: Owned) -> Self {
         let (waker, of_pods) = keeper::start(places);
         let mut looks = interval(LOOK);
@@ -84,7 +86,7 @@ impl Survival {
         }
     }
 
-    /// Waits until it is time to look; what pods were given back comes along.
+    /// Waits until a check is due; yields the result of the check of pods, if that is what ended the wait.
     pub async fn due(&mut self) -> Option<PodsRestored> {
         tokio::select! {
             Some(done) = self.of_pods.recv() => Some(done),
@@ -92,22 +94,22 @@ impl Survival {
         }
     }
 
-    /// Whether another agent works with the bpf root by now, so that this one would undo its work.
+    /// Whether another agent has taken over the bpf root, so that this one would undo its work.
     pub fn is_taken(&self) -> bool {
         self.is_taken
     }
 
-    /// Hears that something of pods may have gone.
+    /// Takes in that a part of a pod may be gone.
     pub fn wake(&self) {
         self.waker.wake();
     }
 
-    /// What is lacking and cannot be made again, and what is odd.
+    /// The lacking parts that the agent cannot make again, and the odd findings.
     pub fn problems(&self) -> impl Iterator<Item = &ObjectError> {
         self.lacking.values().chain(self.odd.values()).flatten()
     }
 
-    /// What `ready` waits for.
+    /// The conditions that `ready` waits for.
     pub fn waiting_for(&self) -> impl Iterator<Item = String> {
         self.lacking
             .iter()
@@ -128,8 +130,8 @@ impl Survival {
         self.told = self.lacking.values().flatten().cloned().collect();
     }
 
-    /// Names what does not keep the node from being ready. No event tells of it, since pods can cause as much
-    /// as they like.
+    /// Reports problems that do not keep the node from being ready. It sends no event on the Node, since pods
+    /// can cause any number of them.
     fn names(&mut self, what: &'static str, odd: Vec<ObjectError>) {
         let before = self.odd.get(what).map(Vec::as_slice).unwrap_or_default();
         for problem in odd.iter().filter(|problem| !before.contains(problem)) {
@@ -138,18 +140,18 @@ impl Survival {
         self.odd.insert(what, odd);
     }
 
-    /// Logs and tells what the Nodes say that cannot be.
+    /// Logs contradictions between the Nodes, and sends an event about them.
     pub fn tell_of_node(&self, problem: &ObjectError) {
         self.teller.unknown(problem);
     }
 
-    /// Counts, logs and tells what was made again.
+    /// Counts, logs and reports the parts that were made again.
     pub fn restored(&self, restored: &[Restored]) {
         self.teller.restored(restored);
     }
 }
 
-/// Does what is due.
+/// Runs the checks that are due.
 pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
     match of_pods {
         Some(done) => {
@@ -185,7 +187,7 @@ async fn look_at_node(agent: &mut Agent) {
     if changed.is_empty() {
         agent.survival.lacks("settings of the kernel", Vec::new());
     } else {
-        // A switch for all interfaces changes those of pods as well.
+        // A setting for all interfaces changes the settings of pods' interfaces as well.
         agent.survival.wake();
         agent.refresh_node().await;
         let still = agent.node.changed_settings();
@@ -203,7 +205,7 @@ async fn look_at_node(agent: &mut Agent) {
     let is_due = |index| index % ROUNDS == turn % ROUNDS;
     look_at_programs(agent, is_due).await;
     ahead::look(agent, is_due);
-    // Programs are run by their pins.
+    // The test opens the programs by their pins.
     if !agent.survival.is_lacking(PINS) {
         test(agent).await;
     }
@@ -229,7 +231,8 @@ fn look_at_pins(agent: &mut Agent) {
     agent.survival.lacks(PINS, lacking);
 }
 
-/// Sees to it that the programs hang where they should. `is_due` says at which interfaces filters are looked at.
+/// Makes sure that the programs are attached where they should be. `is_due` chooses the interfaces whose
+/// filters are checked.
 pub async fn look_at_programs(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
     let is_there = |agent: &Agent, (place, _): &(Option<u32>, &'static str)| {
         place.is_none_or(|index| agent.node.has_interface(index))

@@ -1,15 +1,15 @@
-//! Opening the data plane so that no running pod loses protection or traffic by it.
+//! Opens the data plane so that no running pod loses protection or traffic.
 //!
-//! Pins may be lost while the agent is away, or of a layout that it gives up. Then its tables are empty, while programs over
-//! the old ones still hang at pods' interfaces. Before these are exchanged the entries of pods are made again from the
-//! plugin's notes.
+//! Pins may be lost while the agent is away, or have a layout that it gives up. Then the agent's tables are
+//! empty, while programs with the old tables are still attached to pods' interfaces. Before the agent
+//! replaces these programs, it makes the entries of pods again from the plugin's notes.
 
 use crate::bpf::object::MapSizes;
 use crate::bpf::{BpfError, Datapath};
 use crate::config::AgentOptions;
 use crate::pods::restore;
 
-/// Opens the data plane with the entries of running pods in it.
+/// Opens the data plane with the entries of running pods in its tables.
 pub fn open_datapath(options: &AgentOptions, sizes: &MapSizes) -> Result<Datapath, BpfError> {
     let places = crate::agent::places(options);
     Datapath::open_prepared(&options.bpf_root, sizes, &mut |pins, dir| {
@@ -22,7 +22,7 @@ pub fn open_datapath(options: &AgentOptions, sizes: &MapSizes) -> Result<Datapat
                     tracing::warn!(object = problem.object, "{}", problem.message);
                 }
             }
-            // It is tried again when the agent runs; until then these pods send nothing.
+            // The running agent tries it again; until then these pods send no packets.
             Err(error) => tracing::warn!(%error, "the entries of running pods are not restored"),
         }
     })

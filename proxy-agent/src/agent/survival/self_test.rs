@@ -1,11 +1,12 @@
-//! Does a packet go through? Each program that hangs somewhere decides about one that does not exist, and the kernel is asked
-//! for the way to places that have one.
+//! Tests whether a packet goes through. Each attached program decides about a crafted packet, and the kernel
+//! is asked for the routes to our destinations.
 //!
-//! What is set may be there and still lead nowhere: a program over other tables, a rule of routing before ours. So nothing is
-//! compared here with what was written. A test costs a run of each program, some tens of microseconds, and a question to the
-//! kernel for each address of a pod and some other ways: 5 µs of the kernel's and about as much of the agent's. For 105 pods with
-//! two addresses that is 2 ms each second, and what is wrong with one of them is named after the next two tests.
-//! As much again goes for what pods send, see [`forwarded`].
+//! A part may be present and still be without effect: a program may use other tables, or a routing rule may
+//! come before ours. So this module does not compare the state with the written one. A test costs a run of
+//! each program, some tens of microseconds. It also asks the kernel about each address of a pod and about
+//! some other routes. A question takes 5 µs in the kernel and about as much in the agent. For 105 pods with
+//! two addresses that is 2 ms each second, and a wrong route is reported after the next two tests. The
+//! questions about packets that pods send cost as much again, see [`forwarded`].
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +23,7 @@ use crate::control::{ObjectError, Protocol};
 use crate::network::netlink::Packet;
 use crate::trouble::Trouble;
 
-/// Programs that meet packets at interfaces.
+/// Programs that see packets at interfaces.
 const PROGRAMS: [&str; 7] = [
     "from_pod",
     "from_own_pod",
@@ -32,22 +33,23 @@ const PROGRAMS: [&str; 7] = [
     "from_host",
     "from_loopback",
 ];
-/// Of those, the ones that translate what a client here sends to a service under each policy.
+/// The programs among them that translate a local client's packets to a service under each policy.
 const TRANSLATE: [&str; 3] = ["from_pod", "from_own_pod", "from_host"];
-/// Addresses of pods that are asked for each time: those of 110 pods, which is Kubernetes' default for a node, and more. Of
-/// more than these some are asked for in turn.
+/// The most addresses of pods that one test asks about: those of 110 pods, Kubernetes' default for a node,
+/// and more. If there are more, the tests take turns.
 pub(super) const PODS: usize = 256;
-/// Ways to services and to other nodes' pods that are asked for each time, in turn.
+/// The most routes to services and to other nodes' pods that one test asks about, in turn.
 pub(super) const WAYS: usize = 16;
-/// Services that are asked for until one is translated, and among how many they are looked for.
+/// The most services that a test tries until one is translated, and the number of services among which it
+/// looks for them.
 const SERVICES: usize = 8;
 const LOOKED_AT: usize = 64;
 const SOURCE_PORT: u16 = 40_000;
-/// Rules may ask for the protocol.
+/// Routing rules may match the protocol.
 static PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
-/// Runs all programs that hang somewhere. Those that translate are asked for some services, and fail if all
-/// of these do: one that leads nowhere may be its owner's doing. After a failure, `turn` chooses others.
+/// Runs all attached programs. A program that translates fails if it translates none of some services: for a
+/// single service its owner may be at fault. After a failure, `turn` chooses other services.
 pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError> {
     let datapath = agent.programmer.store();
     let services = some_services(agent, if has_failed { turn } else { 0 });
@@ -103,7 +105,7 @@ pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError
     problems
 }
 
-/// Cluster IPs that lead to some endpoint, of services all of which is programmed.
+/// Cluster IPs that lead to some endpoint, of services that are programmed completely.
 fn some_services(agent: &Agent, turn: usize) -> Vec<(SocketAddr, Protocol)> {
     if agent.programmer.pending() > 0 {
         return Vec::new();
@@ -128,14 +130,14 @@ fn some_services(agent: &Agent, turn: usize) -> Vec<(SocketAddr, Protocol)> {
     frontends.take(SERVICES).collect()
 }
 
-/// An address of a family that the node has, for a packet that leads nowhere.
+/// An address of a family that the node has, for a packet to no endpoint.
 fn nowhere(agent: &Agent) -> SocketAddr {
     let is_v4 = agent.node.addresses().primary_v4.is_some();
     let ip = if is_v4 { "192.0.2.1" } else { "2001:db8::1" };
     SocketAddr::new(ip.parse().unwrap_or(IpAddr::from([192, 0, 2, 1])), 9)
 }
 
-/// Who asks: the node, by its address.
+/// The client of the test packet: the node, by its address.
 fn client(agent: &Agent, to: IpAddr) -> IpAddr {
     let addresses = agent.node.addresses();
     let own = match to {
@@ -145,19 +147,19 @@ fn client(agent: &Agent, to: IpAddr) -> IpAddr {
     own.unwrap_or(to)
 }
 
-/// What is wrong with ways.
+/// Routes that are not as they should be.
 #[derive(Default)]
 pub struct WrongWays {
-    /// Of those that every node needs.
+    /// Problems with routes that every node needs.
     pub needed: Vec<ObjectError>,
-    /// Of those to addresses that services name. A service's owner chooses them, and may choose one that the
-    /// kernel leads elsewhere. Also of those between pods and the world outside, which the operator may
-    /// close.
+    /// Problems with routes to addresses that services name: a service's owner chooses these, and may choose
+    /// one that the kernel routes elsewhere. Also problems with routes between pods and the outside, which
+    /// the operator may close.
     pub named: Vec<ObjectError>,
 }
 
-/// Asks for ways to services, other nodes' pods and pods of this node: for those that failed `before`, and some others in turn;
-/// `turn` counts the tests.
+/// Asks for the routes to services, other nodes' pods and pods of this node: those that failed `before`, and
+/// some others in turn. `turn` counts the tests.
 pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWays {
     let ways: Vec<(IpNet, u32)> = agent.node.ways();
     let mut pods = Vec::new();
@@ -167,7 +169,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
         .pods
         .for_each(|ip, pod| pods.push((IpNet::from(IpAddr::from(ip)), pod.interface)));
     if walked.is_ok() {
-        // Where the kernel leaves out routes without a carrier, a pod could make its own fail.
+        // If the kernel ignores routes without a carrier, a pod could make its own route fail.
         pods.retain(|(_, interface)| agent.node.has_carrier(*interface));
         pods.sort_unstable();
     } else {
@@ -187,7 +189,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
     let mut astray = BTreeSet::new();
     for (prefix, interface) in again.chain(others) {
         let address = inside(prefix);
-        // A pod that has just gone has no interface any more.
+        // A pod that is gone has no interface any more.
         if !agent.node.has_interface(*interface) {
             continue;
         }
@@ -211,7 +213,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
         .iter()
         .map(|(ip, interface)| (ip.addr(), *interface))
         .collect();
-    // Those whose routes are set, and that no route of others disturbs.
+    // Ranges whose routes are set, and that contain no foreign route.
     let set: BTreeSet<_> = ways.iter().map(|(range, _)| range).collect();
     let others = agent.node.pods().leading();
     let others: Vec<_> = others
@@ -224,7 +226,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
     wrong
 }
 
-/// What is wrong with the way of the node's own packets to an address, which should go by an interface.
+/// The problem with the route of the node's own packets to an address, which should leave by an interface.
 async fn wrong_way(
     agent: &Agent,
     (to, interface): (IpAddr, u32),
@@ -259,7 +261,7 @@ async fn wrong_way(
     None
 }
 
-/// As many as `most`, and others with each turn.
+/// At most `most` elements, and the next ones with each turn.
 pub(super) fn in_turn<T>(all: &[T], turn: usize, most: usize) -> impl Iterator<Item = &T> {
     let first = turn.wrapping_mul(most) % all.len().max(1);
     all.iter().cycle().skip(first).take(most.min(all.len()))

@@ -1,5 +1,5 @@
-//! Elements of tables that another process takes or alters: the kernel does not tell, so the tables are
-//! compared with what was written, each second, and what differs is put back.
+//! Elements of tables that another process removes or alters. The kernel does not report such changes, so the
+//! agent compares the tables with their written content each second, and restores the differences.
 
 use super::Agent;
 use crate::control::ObjectError;
@@ -7,8 +7,8 @@ use crate::trouble::Trouble;
 
 const TABLES: &str = "tables to be as they were written";
 
-/// Looks at the tables of services, addresses and pods' namespaces. Those of pods are
-/// [`keeper`](super::keeper)'s.
+/// Checks the tables of services, addresses and pods' namespaces. [`keeper`](super::keeper) checks the tables
+/// of pods.
 pub fn look(agent: &mut Agent) {
     let turn = agent.survival.turn as usize;
     let of_services = agent.programmer.compare(turn);

@@ -1,14 +1,15 @@
-//! Telling what was made again and what cannot be: in the log, as a metric, and as events on the Node.
+//! Reports the parts that were made again and those that cannot be: in the log, as a metric, and as events on
+//! the Node.
 
 use crate::control::ObjectError;
 use crate::events::{Event, Recorder};
 use crate::metrics::Metrics;
 use crate::network::netlink::Restored;
 
-/// An event names no more than this.
+/// The most objects that an event names.
 const MOST_TOLD: usize = 8;
 
-/// Tells it for one node; clones tell to the same places.
+/// Reports for one node; all clones report to the same places.
 #[derive(Clone)]
 pub struct Teller {
     node: String,
@@ -17,7 +18,7 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Tells of a node by its name.
+    /// A teller for the node of this name.
     pub fn new(node: &str, recorder: Recorder, metrics: Metrics) -> Self {
         Self {
             node: node.to_owned(),
@@ -26,7 +27,7 @@ impl Teller {
         }
     }
 
-    /// Counts, logs and tells what was made again.
+    /// Counts, logs and reports the parts that were made again.
     pub fn restored(&self, restored: &[Restored]) {
         for (what, object) in restored {
             tracing::warn!("restored what had gone: {what} ({object})");
@@ -45,14 +46,14 @@ impl Teller {
         self.tell("Normal", "DataPlaneRestored", note);
     }
 
-    /// Logs and tells what is lacking.
+    /// Logs a lacking part, and sends an event about it.
     pub fn incomplete(&self, problem: &ObjectError) {
         tracing::warn!(object = problem.object, "{}", problem.message);
         let note = format!("{}: {}", problem.object, problem.message);
         self.tell("Warning", "DataPlaneIncomplete", note);
     }
 
-    /// Logs and tells what the Nodes say that cannot be.
+    /// Logs a contradiction between the Nodes, and sends an event about it.
     pub fn unknown(&self, problem: &ObjectError) {
         tracing::warn!(object = problem.object, "{}", problem.message);
         let note = format!("{}: {}", problem.object, problem.message);

@@ -1,4 +1,4 @@
-//! Packets that do not exist: the first one that a client would send.
+//! Crafted packets: the first packet that a client would send.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ pub fn frame(from: IpAddr, to: SocketAddr, sport: u16, protocol: Protocol) -> Ve
     packet(from, to, sport, protocol, &[])
 }
 
-/// The same with what a datagram carries.
+/// The same with a payload for a datagram.
 pub fn packet(from: IpAddr, to: SocketAddr, sport: u16, protocol: Protocol, payload: &[u8]) -> Vec<u8> {
     let transport = transport(sport, to.port(), protocol, payload);
     let mut frame = MAC.to_vec();
@@ -41,7 +41,8 @@ pub fn packet(from: IpAddr, to: SocketAddr, sport: u16, protocol: Protocol, payl
     frame
 }
 
-/// What carries a frame through a tunnel, in a datagram: VXLAN's header and the frame (RFC 7348 §5).
+/// The payload of a datagram that carries a frame through a tunnel: the VXLAN header and the frame (RFC 7348
+/// §5).
 pub fn vxlan(id: u32, frame: &[u8]) -> Vec<u8> {
     const HAS_ID: u8 = 0x08;
     let mut payload = vec![HAS_ID, 0, 0, 0];

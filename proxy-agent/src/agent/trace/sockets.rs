@@ -1,4 +1,4 @@
-//! What the socket hooks would decide, by their own code over the live maps.
+//! The decisions of the socket hooks, by their own code over the live maps.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher as _, RandomState};
@@ -21,12 +21,12 @@ use super::{Agent, Sample};
 use crate::bpf::Datapath;
 use crate::control::{Protocol, TraceRequest, Verdict};
 
-/// Whether hooks decide about sockets of this protocol at all.
+/// Whether the hooks decide about sockets of this protocol at all.
 pub fn applies(request: &TraceRequest) -> bool {
     matches!(request.protocol, Protocol::Tcp | Protocol::Udp)
 }
 
-/// Asks the hooks once a sample; falls through to the packet path where they leave the socket alone.
+/// Runs the hooks once a sample, and the packet path if they leave the socket alone.
 pub fn samples(
     agent: &Agent,
     request: &TraceRequest,
@@ -34,7 +34,7 @@ pub fn samples(
 ) -> Result<Vec<Sample>, String> {
     let tables = Live::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
-    // A socket that has not sent anything yet.
+    // A socket that has sent no packet yet.
     let sender = Sender {
         cookie: 0,
         port: Port::new(request.source_port.unwrap_or(0)),
@@ -87,7 +87,7 @@ pub fn samples(
     Ok(samples)
 }
 
-/// The pod and its port that the destination leads to as a host port of this node, if it is one.
+/// The pod and the port that the destination leads to, if it is a host port of this node.
 pub fn host_port(agent: &Agent, request: &TraceRequest) -> Option<SocketAddr> {
     let tables = Live::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
@@ -144,7 +144,7 @@ impl Tables for Live<'_> {
         )
     }
 
-    /// Hooks ask for no ranges, nor for pods.
+    /// The hooks look up no ranges and no pods.
     fn range(&self, _address: &Ip) -> RangeFlags {
         RangeFlags::default()
     }
@@ -180,7 +180,7 @@ impl Tables for Live<'_> {
 
     fn replace_affinity(&self, _key: &AffinityKey, _affinity: &Affinity) {}
 
-    /// Hooks ask for no flow's content.
+    /// The hooks read no flow.
     fn flow(&self, _key: &FlowKey, _into: &mut Flow) -> bool {
         false
     }
@@ -221,7 +221,7 @@ impl Tables for Live<'_> {
 
     fn note_answered(&self, _client: &Ip) {}
 
-    /// A socket's packets come by no interface.
+    /// The packets of a socket come by no interface.
     fn leads_back(&self, _headers: &Headers, _interface: u32) -> bool {
         true
     }
@@ -244,17 +244,17 @@ impl Tables for Live<'_> {
 
     fn replace_fragment(&self, _key: &FragmentKey, _first: &FirstFragment) {}
 
-    /// A packet's affair.
+    /// Only the packet path asks this.
     fn has_own_connection(&self, _key: &FlowKey) -> bool {
         false
     }
 
-    /// Hooks change no source.
+    /// The hooks change no source.
     fn has_own_socket(&self, _key: &FlowKey) -> bool {
         false
     }
 
-    /// A socket that has not sent anything yet.
+    /// A socket that has sent no packet yet.
     fn socket_peer(&self, _key: &SocketKey) -> Option<SocketPeer> {
         None
     }
@@ -272,7 +272,8 @@ impl Tables for Live<'_> {
     }
 
     fn random(&self) -> u32 {
-        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled" (2016).
+        // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled"
+        // (2016).
         let mut state = self.random.get();
         state ^= state >> 12;
         state ^= state << 25;

@@ -1,4 +1,4 @@
-//! What a packet for the nodes' tunnel carries: without it, such a packet would be refused for being empty.
+//! The payload of a packet for the nodes' tunnel: the programs would refuse such a packet without a payload.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,8 +8,9 @@ use crate::control::{Protocol, TraceRequest};
 
 const PORT: u16 = 9;
 
-/// The payload of a traced packet: a datagram from a pod of the node that has the source address to one of
-/// this node's, if the packet goes to the tunnel's port; else nothing.
+/// The payload of a traced packet to the tunnel's port: a datagram to a pod of this node. Its source is a pod
+/// of the node that has the packet's source address; if no node has it, the packet's source. For other
+/// packets the payload is empty.
 pub fn payload(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Vec<u8> {
     let config = agent.programmer.store().config.get(0).unwrap_or_default();
     let port = config.tunnel_port.number();

@@ -1,6 +1,6 @@
-//! How much stack the programs take, counted as kernels before 6.6 do: the frames of all functions that call each other,
-//! each rounded up to 32 bytes (`check_max_stack_depth` in `kernel/bpf/verifier.c`). Newer ones round less, so that only an
-//! old kernel would refuse what has grown too much.
+//! The stack that the programs need, counted as kernels before 6.6 count it (`check_max_stack_depth` in
+//! `kernel/bpf/verifier.c`). These add the frames of all functions that call each other, each rounded up to
+//! 32 bytes. Newer ones round less, so that only an old kernel would refuse a program with too much stack.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use aya_obj::generated::bpf_insn;
 
 use super::{OBJECT, PROGRAMS};
 
-/// `MAX_BPF_STACK`.
+/// The kernel's `MAX_BPF_STACK`, in bytes.
 const LIMIT: usize = 512;
 
 const CLASS: u8 = 0x07;
@@ -18,14 +18,14 @@ const STORE_NUMBER: u8 = 0x02;
 const STORE_REGISTER: u8 = 0x03;
 const JUMPS: [u8; 2] = [0x05, 0x06];
 const CALL: u8 = 0x85;
-/// A call's source register that says: a function of the program, not a helper.
+/// The value in the source register of a call to a function of the program, not to a helper.
 const OWN_FUNCTION: u8 = 1;
 const MOVE: u8 = 0xbf;
 const ADD: u8 = 0x07;
-/// The register that holds the frame's end.
+/// The register with the end of the frame (r10).
 const FRAME: u8 = 10;
 
-/// A program with all its functions behind it, as it is handed to the kernel.
+/// A program followed by all its functions, as the kernel loads it.
 struct Program<'a> {
     instructions: &'a [bpf_insn],
     starts: BTreeSet<usize>,
@@ -40,7 +40,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// The stack below the function that starts here.
+    /// The stack in bytes of the function that starts here, with the deepest of the functions that it calls.
     fn depth(&self, start: usize) -> usize {
         let end = self.starts.range(start + 1..).next().copied();
         let body = start..end.unwrap_or(self.instructions.len());
@@ -51,7 +51,7 @@ impl<'a> Program<'a> {
     }
 }
 
-/// Where the function starts that is called here.
+/// The first instruction of the function that this instruction calls.
 fn callee(instructions: &[bpf_insn], at: usize) -> Option<usize> {
     let instruction = &instructions[at];
     let is_call = instruction.code == CALL && instruction.src_reg() == OWN_FUNCTION;
@@ -60,7 +60,7 @@ fn callee(instructions: &[bpf_insn], at: usize) -> Option<usize> {
         .flatten()
 }
 
-/// The bytes of stack that a function names, directly or by a register that was made from the frame's.
+/// The bytes of stack that a function uses, by the frame's register or by a register copied from it.
 fn frame(body: &[bpf_insn]) -> usize {
     let mut copies = BTreeSet::from([FRAME]);
     let mut lowest = 0;
@@ -127,7 +127,7 @@ fn the_frames_of_functions_that_call_each_other_add_up() {
     }
     const EXIT: u8 = 0x95;
     let program = [
-        // A store at 40 bytes below the end, then a call of the second function.
+        // A store at 40 bytes below the end of the frame, then a call of the second function.
         instruction(0x7b, FRAME, 1, -40, 0),
         instruction(CALL, 0, OWN_FUNCTION, 0, 1),
         instruction(EXIT, 0, 0, 0, 0),

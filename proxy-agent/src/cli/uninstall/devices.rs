@@ -1,5 +1,5 @@
-//! Removing our devices from this network namespace, the routes to other nodes' pods, and the rules for
-//! ports; a device's peer and the routes on it go with it.
+//! Removes our devices from this network namespace, the routes to other nodes' pods, and the rules for ports.
+//! The kernel removes a device's peer and the routes on it together with the device.
 
 use anyhow::Context as _;
 
@@ -8,7 +8,7 @@ use crate::bpf::pins::Removed;
 use crate::network::pods::{TUNNEL_DEVICE, Tunnel, routes};
 use crate::network::{HOST_DEVICE, HOST_DEVICE_PEER, HostDevice, Netlink, NetworkError, port_rules};
 
-/// Removes what there is of them, and mentions foreign devices of those names.
+/// Removes those that exist, and reports foreign devices with our names.
 pub fn remove(uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! Removing our files from directories that may hold others.
+//! Removes our files from directories that may hold others.
 
 use std::fs;
 use std::io;
@@ -13,12 +13,12 @@ use crate::bpf::pins::Removed;
 use crate::cni::{self, Installed, NOTE};
 use crate::control::SOCKET;
 
-/// What an agent keeps in its run directory.
+/// The files of an agent in its run directory.
 pub const RUN: &[&str] = &[SOCKET];
-/// What an agent keeps in its state directory.
+/// The files of an agent in its state directory.
 pub const STATE: &[&str] = &[NOTE];
 
-/// Whether `path` lies on a bpf file system; false where there is no such path.
+/// Whether `path` lies on a bpf file system; false if there is no such path.
 pub fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
     match statfs(path) {
         Ok(system) => Ok(system.filesystem_type() == BPF_FS_MAGIC),
@@ -27,8 +27,8 @@ pub fn is_bpffs(path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Removes what an agent put into the directories of container runtimes: the description of the network first, since it says to
-/// execute the plugin. The leases go too, if no pod has one.
+/// Removes an agent's files from the directories of container runtimes. The description of the network goes
+/// first, since it names the plugin to execute. The leases go too, if no pod has one.
 pub fn remove_installed(state_dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
     let Installed { files } = Installed::read(state_dir)?;
     let (plugins, descriptions): (Vec<_>, Vec<_>) =
@@ -43,13 +43,13 @@ pub fn remove_installed(state_dir: &Path, uninstalled: &mut Uninstalled) -> anyh
     let leases = cni::lease_dir(state_dir);
     remove_leases(&leases, uninstalled)?;
     if let Some(networks) = leases.parent().filter(|path| path.starts_with(state_dir)) {
-        // Goes with the last network.
+        // The directory goes with the last network in it.
         let _ = fs::remove_dir(networks);
     }
     Ok(())
 }
 
-/// host-local's directory with our notes: what is in it beside leases says nothing without them.
+/// Removes host-local's directory with our notes. The files beside the leases mean nothing without them.
 fn remove_leases(dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
     let Ok(entries) = fs::read_dir(dir) else {
         return Ok(());
@@ -70,7 +70,7 @@ fn remove_leases(dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()
     for path in bookkeeping {
         fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     }
-    // Each goes if nothing is left in it.
+    // Only an empty directory is removed.
     let _ = fs::remove_dir(dir.join("millrace"));
     if fs::remove_dir(dir).is_ok() {
         uninstalled.removed.push(removed("directory", dir));
@@ -78,7 +78,7 @@ fn remove_leases(dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()
     Ok(())
 }
 
-/// Removes our files in a directory, and the directory if nothing else is in it.
+/// Removes our files in a directory, and the directory if it is empty then.
 pub fn remove_directory(path: &Path, ours: &[&str], uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
     for name in ours {
         let path = path.join(name);
@@ -94,8 +94,8 @@ pub fn remove_directory(path: &Path, ours: &[&str], uninstalled: &mut Uninstalle
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
             report_left(path, "not ours", uninstalled)?;
         }
-        // A container's volume cannot be removed from inside it, which a root that is read-only says first. Either is said
-        // whether the directory is empty or not.
+        // A container's volume cannot be removed from inside the container; on a read-only root the kernel
+        // reports that first. Both errors come for empty directories and for others.
         Err(error)
             if matches!(
                 error.kind(),
@@ -113,7 +113,7 @@ pub fn remove_directory(path: &Path, ours: &[&str], uninstalled: &mut Uninstalle
     Ok(())
 }
 
-/// Mentions everything that is still in a directory.
+/// Reports all files that are still in a directory.
 pub fn report_left(path: &Path, reason: &str, uninstalled: &mut Uninstalled) -> anyhow::Result<()> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,

@@ -1,12 +1,12 @@
-//! `millrace uninstall`: removes everything of ours from this node, and only that.
+//! `millrace uninstall`: removes all parts of Millrace from this node, and nothing else.
 //!
-//! Programs and maps live as long as their pins, so removing the pins below the bpf root detaches and frees them; then
-//! the routes, the devices and the files go. What is not ours is left where it is and mentioned. While an agent runs nothing is removed, since it
-//! would put everything back: the locks of the run directory and of the bpf root are held throughout. With
-//! `--wait` the former is held until a signal ends the program, which is for pods: a DaemonSet counts only
-//! those that stay.
+//! Programs and maps live as long as their pins, so the removal of the pins below the bpf root detaches and
+//! frees them. Then it removes the routes, the devices and the files. Foreign files stay where they are and
+//! are reported. It removes nothing while an agent runs, since the agent would restore it. So it holds the
+//! locks of the run directory and of the bpf root. With `--wait` it holds the lock of the run directory until
+//! a signal ends it. This is for pods, since a DaemonSet counts only pods that stay.
 //!
-//! Invariant: it can be repeated; whatever an interrupted run left is removed by the next.
+//! Invariant: it can be repeated; the next run removes the rest that an interrupted run left.
 
 mod devices;
 mod files;
@@ -30,7 +30,7 @@ use crate::control::{RunDir, RunDirError};
 /// `millrace uninstall`
 #[derive(Debug, Args)]
 pub struct UninstallArgs {
-    /// What the agent keeps over a boot
+    /// The directory of the agent's files that outlive a boot
     #[arg(
         long,
         value_name = "DIR",
@@ -38,42 +38,43 @@ pub struct UninstallArgs {
         env = "MILLRACE_STATE_DIR"
     )]
     state_dir: PathBuf,
-    /// When everything is gone, stay until SIGTERM or SIGINT, as a pod of a DaemonSet has to
+    /// When everything is removed, wait for SIGTERM or SIGINT, as a pod of a DaemonSet must
     #[arg(long)]
     wait: bool,
 }
 
-/// The answer to `millrace uninstall`.
+/// The result of `millrace uninstall`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Uninstalled {
-    /// What is gone.
+    /// The removed objects.
     pub removed: Vec<Removed>,
-    /// What stands in our places without being ours.
+    /// Foreign objects in our places.
     pub left: Vec<Left>,
 }
 
-/// Something that was not removed.
+/// An object that was not removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Left {
     /// Its path or name.
     pub name: String,
-    /// Why it was left.
+    /// The reason why it was left.
     pub reason: String,
 }
 
-/// Removes everything of ours and prints what it was.
+/// Removes all of our objects and prints them.
 pub fn run(global: &Global, args: &UninstallArgs) -> anyhow::Result<bool> {
     let (uninstalled, run_dir) = uninstall(global, args)?;
     output::print(global.output, &uninstalled, || render(&uninstalled))?;
     if args.wait {
         until_told_to_end()?;
     }
-    // No agent has started until now, unless the directory itself is gone.
+    // The lock was held until here, so no agent has started, unless the directory itself is gone.
     drop(run_dir);
     Ok(true)
 }
 
-/// Sleeps until a signal ends it. Blocked signals reach the first process of a container too, which has no default for them.
+/// Sleeps until a signal ends it. The first process of a container has no default action for signals, but
+/// receives blocked ones too.
 fn until_told_to_end() -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("blocking signals")?;
@@ -82,7 +83,7 @@ fn until_told_to_end() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the lock too, where there is a directory to lock.
+/// Also returns the lock of the run directory, if that directory exists.
 fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<(Uninstalled, Option<RunDir>)> {
     let run_dir = RunDir::existing(&global.run_dir).map_err(|error| match error {
         RunDirError::Taken(path) => anyhow::anyhow!(
@@ -94,7 +95,7 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<(Uninstall
     })?;
     let mut uninstalled = Uninstalled::default();
     let bpf_root = &global.bpf_root;
-    // Filters hold their programs without a pin.
+    // Filters keep their programs loaded without a pin.
     let is_bpffs = files::is_bpffs(bpf_root)?;
     // An agent with another run directory may work with this root.
     let _owned = is_bpffs.then(|| own(bpf_root)).transpose()?;
@@ -125,7 +126,7 @@ fn uninstall(global: &Global, args: &UninstallArgs) -> anyhow::Result<(Uninstall
     Ok((uninstalled, run_dir))
 }
 
-/// Keeps agents from a bpf root that is there.
+/// Keeps agents from an existing bpf root.
 fn own(root: &Path) -> anyhow::Result<Option<Owned>> {
     let owned = Pins::existing(root).map(|pins| pins.own()).transpose();
     owned.map_err(|error| match error {
@@ -141,14 +142,14 @@ fn own(root: &Path) -> anyhow::Result<Option<Owned>> {
     })
 }
 
-/// What was done, for people.
+/// The result as text for people.
 pub fn render(uninstalled: &Uninstalled) -> String {
     let mut text = String::new();
     if uninstalled.removed.is_empty() {
         text.push_str("There was nothing of Millrace to remove.\n");
     } else {
         let mut table = Table::new(&[("REMOVED", Align::Left), ("", Align::Left)]);
-        // They went in the order that a file system lists them in, which is none.
+        // They were removed in the order of the file system, which means nothing.
         for alike in uninstalled.removed.chunk_by(|one, other| one.kind == other.kind) {
             let mut names: Vec<_> = alike.iter().map(|removed| removed.name.as_str()).collect();
             names.sort_unstable();

@@ -1,50 +1,50 @@
-//! Where a chain is asked, and which packets of pods pass there.
+//! The hook of a chain, and the packets of pods that pass there.
 //!
-//! At an interface our program of ingress runs before the chains of *ingress* (`__netif_receive_skb_core` of
-//! `net/core/dev.c`), and our program of egress after those of *egress* (`__dev_queue_xmit`). So a chain at
-//! an uplink sees the pods' own addresses both ways.
+//! At an interface our ingress program runs before the chains of *ingress* (`__netif_receive_skb_core` of
+//! `net/core/dev.c`). Our egress program runs after those of *egress* (`__dev_queue_xmit`). So a chain at an
+//! uplink sees the pods' own addresses in both directions.
 
 use super::Pods;
 use super::packet::PodInterfaces;
 use crate::bpf::links::OWN_POD;
 use crate::network::nfnetlink::{RuleFamily, attribute, attributes, number, text};
 
-/// `NF_INET_FORWARD` and `NF_INET_INGRESS`.
+/// The numbers `NF_INET_FORWARD` and `NF_INET_INGRESS`.
 const FORWARD: u32 = 2;
 const INET_INGRESS: u32 = 5;
-/// `NF_NETDEV_INGRESS` and `NF_NETDEV_EGRESS`.
+/// The numbers `NF_NETDEV_INGRESS` and `NF_NETDEV_EGRESS`.
 const INGRESS: u32 = 0;
 const EGRESS: u32 = 1;
-/// Attributes of a hook: its number, one device, all devices; and of those each one's name.
+/// The attributes of a hook: its number, its one device, all its devices; and the name of each device.
 const NUMBER: u16 = 1;
 const DEVICE: u16 = 3;
 const DEVICES: u16 = 4;
 const NAME: u16 = 1;
 
-/// Where a chain is asked.
+/// The hook at which the kernel runs a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// About what the node passes on.
+    /// The chain sees the packets that the node forwards.
     Forward,
-    /// About what comes in by some interfaces.
+    /// The chain sees the packets that enter by these interfaces.
     Ingress(Vec<String>),
-    /// About what goes out by some interfaces.
+    /// The chain sees the packets that leave by these interfaces.
     Egress(Vec<String>),
 }
 
 /// Packets of pods that pass a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passing {
-    /// Whether pods send them, or are sent them.
+    /// Whether pods send the packets; if not, pods receive them.
     pub from_pods: bool,
-    /// By which interfaces of pods they come or go.
+    /// The interfaces of pods by which the packets enter or leave.
     pub interfaces: PodInterfaces,
-    /// The devices of the hook where they pass; none where it has no devices.
+    /// The devices of the hook where the packets pass; empty for a hook without devices.
     pub devices: Vec<String>,
 }
 
 impl Hook {
-    /// From the attributes of a chain's hook; `None` for one that packets of pods do not pass.
+    /// Parses the attributes of a chain's hook. Returns `None` for a hook that packets of pods do not pass.
     pub fn read(family: RuleFamily, hook: &[u8]) -> Option<Self> {
         let number = number(attribute(hook, NUMBER)?)?;
         Some(match (family, number) {
@@ -56,7 +56,7 @@ impl Hook {
         })
     }
 
-    /// Which packets of pods pass.
+    /// The packets of pods that pass this hook.
     pub fn passing(&self, pods: &Pods) -> Vec<Passing> {
         let (devices, is_ingress) = match self {
             Self::Forward => {
@@ -87,7 +87,7 @@ impl Hook {
             interfaces,
             devices,
         };
-        // By which interface of a pod a packet comes or goes is not known at an uplink.
+        // At an uplink the interface of the pod is unknown.
         let both = [
             at(of_pods.clone(), is_ingress, PodInterfaces::Named(of_pods)),
             at(uplinks, !is_ingress, PodInterfaces::Named(Vec::new())),

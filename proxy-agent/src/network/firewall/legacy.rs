@@ -1,9 +1,9 @@
 //! The tables of the legacy iptables, which `nft` does not list
 //! (`include/uapi/linux/netfilter_ipv4/ip_tables.h`, `…_ipv6/ip6_tables.h`).
 //!
-//! A table is one block of rules, which name each other by their distance from its start. Each rule has
-//! conditions about addresses and interfaces, then matches, then a target. A chain of a user begins behind a
-//! rule with the target `ERROR`; a chain of a hook ends with the rule of its policy.
+//! A table is one block of rules, which refer to each other by their offset from its start. Each rule has
+//! conditions on addresses and interfaces, then matches, then a target. A user's chain begins behind a rule
+//! with the target `ERROR`. A chain of a hook ends with the rule of its policy.
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -22,15 +22,15 @@ use crate::network::sys::{self, LegacyTable};
 
 /// The tables that have a chain `FORWARD` and may drop there.
 const TABLES: [&str; 3] = ["mangle", "filter", "security"];
-/// `NF_INET_FORWARD`.
+/// The number `NF_INET_FORWARD`.
 const FORWARD: usize = 2;
-/// Nothing tells of changes, so the tables are read again: at most one part in so many of the time is spent
-/// with that.
+/// The kernel reports no changes of these tables, so the agent reads them again. It spends at most one part
+/// in `SHARE` of the time on that.
 const SHARE: u32 = 100;
-/// How often they are read.
+/// The shortest time between two reads.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Looks again and again.
+/// Reads the tables repeatedly, and keeps the last result.
 #[derive(Debug, Default)]
 pub struct Watcher {
     next: Option<Instant>,
@@ -38,8 +38,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// The chains that drop packets of pods, by the last look if it is too early for another one and `must`
-    /// is not.
+    /// The chains that drop packets of pods. It returns the last result if the next read is not yet due and
+    /// `must` is false.
     pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<&[Problem]> {
         let started = Instant::now();
         if must || self.next.is_none_or(|next| next <= started) {
@@ -81,11 +81,12 @@ fn problems(pods: &Pods) -> io::Result<Vec<Problem>> {
     Ok(found)
 }
 
-/// The rules of a table; `None` if it is not there. To ask for one that is not would make it.
+/// The rules of a table; `None` if the table does not exist. A request for a missing table would make the
+/// kernel create it, so the code checks first.
 pub fn read(family: RuleFamily, table: &str) -> io::Result<Option<LegacyTable>> {
     let v4 = matches!(family, RuleFamily::Ip);
     let list = if v4 { "ip_tables_names" } else { "ip6_tables_names" };
-    // A kernel without them has no such file.
+    // A kernel without the legacy tables has no such file.
     let Ok(names) = fs::read_to_string(format!("/proc/thread-self/net/{list}")) else {
         return Ok(None);
     };
@@ -96,33 +97,33 @@ pub fn read(family: RuleFamily, table: &str) -> io::Result<Option<LegacyTable>> 
     sys::legacy_table(socket.as_fd(), v4, table).map(Some)
 }
 
-/// Where the parts of a rule are: `struct ipt_entry` or `struct ip6t_entry`.
+/// The offsets of the parts of a rule in `struct ipt_entry` or `struct ip6t_entry`, in bytes.
 struct Layout {
     is_v4: bool,
-    /// The size of an address.
+    /// The size of an address in bytes.
     address: usize,
-    /// `proto`, `flags` and `invflags`.
+    /// The offsets of `proto`, `flags` and `invflags`.
     protocol: usize,
     flags: usize,
     inverted: usize,
-    /// Flags: to go to a chain and not come back, and to ask for fragments (IPv4) or a type of service
+    /// Bits of `flags`: a goto to a chain, and a condition on fragments (IPv4) or on a type of service
     /// (IPv6).
     goes: u8,
     asks: u8,
-    /// `target_offset`; `next_offset` is behind it.
+    /// The offset of `target_offset`; `next_offset` follows it.
     target: usize,
-    /// The size of the whole head.
+    /// The size of the whole head in bytes.
     head: usize,
 }
 
-/// `struct xt_entry_match` and `struct xt_entry_target`: a size, a name, a revision, then what the module
-/// has.
+/// `struct xt_entry_match` and `struct xt_entry_target`: a size, a name, a revision, then the data of the
+/// module.
 const PART_NAME: std::ops::Range<usize> = 2..31;
 const PART: usize = 32;
-/// `IFNAMSIZ`.
+/// The value of `IFNAMSIZ`.
 const NAME: usize = 16;
 
-/// `invflags`.
+/// The bits of `invflags`.
 const INVERTED_IN: u8 = 0x01;
 const INVERTED_OUT: u8 = 0x02;
 const INVERTED_SOURCE: u8 = 0x08;
@@ -156,12 +157,13 @@ impl Layout {
         }
     }
 
-    /// The rules of the chain that begins at an offset, each behind its own offset as eight bytes.
+    /// The rules of the chain that begins at an offset. Eight bytes with the rule's own offset precede each
+    /// rule.
     fn chain(&self, table: &[u8], start: usize) -> Vec<Vec<u8>> {
         let mut rules = Vec::new();
         let mut at = start;
         while let Some(rule) = table.get(at..).and_then(|rest| self.rule(rest)) {
-            // The head of the next chain.
+            // The next chain begins with this rule.
             if self.target(rule).is_some_and(|(name, _)| name == "ERROR") {
                 break;
             }
@@ -171,18 +173,18 @@ impl Layout {
         rules
     }
 
-    /// The rule that some bytes begin with.
+    /// The rule at the start of some bytes.
     fn rule<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let size = usize::from(half(bytes, self.target + 2)?);
         (size >= self.head).then(|| bytes.get(..size))?
     }
 
-    /// The name of a rule's target, and what belongs to it.
+    /// The name of a rule's target, and the data of the target.
     fn target<'a>(&self, rule: &'a [u8]) -> Option<(String, &'a [u8])> {
         part(rule.get(usize::from(half(rule, self.target)?)..)?)
     }
 
-    /// How many packets a rule of [`Self::chain`] matches, and what becomes of those.
+    /// How many packets a rule of [`Self::chain`] matches, and the action on those.
     fn judge(&self, rule: &[u8], packet: &Packet<'_>) -> (Match, Action) {
         let judged = || {
             let (offset, rule) = rule.split_first_chunk()?;
@@ -196,11 +198,12 @@ impl Layout {
         let (name, data) = self.target(rule)?;
         Some(match name.as_str() {
             "" => match i32::from_ne_bytes(*data.first_chunk()?) {
-                // `-NF_DROP - 1` and `XT_RETURN`. What is left of the negative ones passes.
+                // The values are `-NF_DROP - 1` and `XT_RETURN`. The packet passes at every other negative
+                // verdict.
                 -1 => Action::Drop,
                 -5 => Action::Return,
                 verdict if verdict < 0 => Action::Accept,
-                // To the next rule.
+                // The offset of the next rule.
                 verdict if usize::try_from(verdict) == Ok(offset + rule.len()) => Action::Continue,
                 verdict if rule.get(self.flags)? & self.goes != 0 => Action::Goto(verdict.to_string()),
                 verdict => Action::Jump(verdict.to_string()),
@@ -234,7 +237,7 @@ impl Layout {
                 );
             }
         }
-        // `NFT_META_IIFNAME` and `…_OIFNAME`.
+        // The keys are `NFT_META_IIFNAME` and `NFT_META_OIFNAME`.
         for (index, (flag, key)) in [(INVERTED_IN, 6), (INVERTED_OUT, 7)].into_iter().enumerate() {
             let at = 4 * size + index * NAME;
             let (name, mask) = (bytes(rule, at, NAME)?, bytes(rule, at + 2 * NAME, NAME)?);
@@ -268,7 +271,7 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The name of a match or a target, and what its module has.
+/// The name of a match or a target, and the data of its module.
 fn part(bytes: &[u8]) -> Option<(String, &[u8])> {
     let size = usize::from(half(bytes, 0)?);
     let name = bytes.get(PART_NAME)?.split(|byte| *byte == 0).next()?;

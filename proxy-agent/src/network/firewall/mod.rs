@@ -1,17 +1,18 @@
-//! A firewall of the node's that drops what pods send or are sent.
+//! Detects firewalls of the node that drop packets from or to pods.
 //!
-//! The packets of pods that the stack forwards pass every base chain of the hook *forward*, and one that drops is enough: an
-//! accept in a table of ours would not overrule it. Nothing is written into tables of others. The chain is named, with the
-//! commands that mend it.
+//! The packets of pods that the kernel forwards pass every base chain of the hook *forward*. One chain that
+//! drops them is enough: an accept in a table of the agent would not overrule it. The agent writes nothing
+//! into tables of other programs. It reports the chain, with the commands that mend it.
 //!
-//! Chains at single interfaces (the family *netdev*, and *inet* with the hook *ingress*) come on top: what a
-//! pod sends meets those at its interface behind our program, and what other machines send to pods those at
-//! an uplink.
+//! There are also chains at single interfaces (the family *netdev*, and *inet* with the hook *ingress*). A
+//! packet from a pod passes those at the pod's interface behind our program. A packet from another machine to
+//! a pod passes those at an uplink.
 //!
-//! A chain is named only if all new packets from pods, or all to pods, are dropped there. A rule accepts them
-//! if nothing but pods' addresses, pods' interfaces, the family or a new flow is its condition. One that asks
-//! a set about them counts as accepting, one that asks for anything else as not. The tables of the legacy
-//! iptables are read too ([`legacy`]).
+//! The agent reports a chain only if it drops all new packets from pods, or all new packets to pods. A rule
+//! accepts them if all its conditions are on pods' addresses, pods' interfaces, the family or a new flow.
+//!
+//! A rule that looks them up in a set counts as accepting; a rule with any other condition does not. The
+//! agent reads the tables of the legacy iptables too ([`legacy`]).
 
 mod hook;
 pub mod legacy;
@@ -39,31 +40,32 @@ pub use packet::PodInterfaces;
 use rule::judge;
 use walk::{Chains, Outcome, Read};
 
-/// How many ranges of a family the commands name.
+/// How many ranges of a family the commands in a message name.
 const MOST_RANGES: usize = 4;
-/// How often it is looked while the rules change meanwhile.
+/// How often the agent reads the chains again if the rules change meanwhile.
 const TRIES: usize = 3;
-/// `NFT_TABLE_F_DORMANT`, `NFT_TABLE_F_OWNER`.
+/// The flags `NFT_TABLE_F_DORMANT` and `NFT_TABLE_F_OWNER`.
 const DORMANT: u32 = 1;
 const OWNED: u32 = 2;
 
-/// Whose packets are to pass.
+/// The pods whose packets must pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pods {
-    /// Where this node's pods have their addresses from. One side of what the node forwards is one of them.
+    /// The ranges of this node's pods. Each forwarded packet has one of these addresses as its source or
+    /// destination.
     pub of_node: Vec<IpNet>,
     /// The ranges that a firewall should accept.
     pub of_cluster: Vec<IpNet>,
-    /// By which interfaces their packets come and go.
+    /// The interfaces by which the pods' packets enter and leave.
     pub interfaces: PodInterfaces,
     /// The interfaces that lead to other machines.
     pub uplinks: Vec<String>,
 }
 
-/// How often to ask a kernel that has no nftables: it starts a program each time, which looks for a module.
+/// How often to ask a kernel that has no nftables. Each request starts a program that looks for a module.
 const ASK_FOR_NFTABLES: Duration = Duration::from_mins(1);
 
-/// Looks again and again.
+/// Reads the rules repeatedly, and reports changes.
 #[derive(Debug, Default)]
 pub struct Watcher {
     generations: Option<Generations>,
@@ -72,14 +74,14 @@ pub struct Watcher {
     ask: Option<Instant>,
     of_nftables: Vec<Problem>,
     legacy: legacy::Watcher,
-    /// What the last look came to.
+    /// The result of the last look.
     known: Option<Vec<Problem>>,
 }
 
 impl Watcher {
-    /// What is wrong now, if that is something else than at the last look. Chains are read again after
-    /// changes, or if it must. It may take as long as it takes the kernel to list all chains: not for a
-    /// thread that others wait for.
+    /// The present problems, or `None` if they are the same as at the last look. It reads the chains again
+    /// after changes, or if `must` is true. The call blocks while the kernel lists all chains, so it must not
+    /// run on a thread that others wait for.
     pub fn look(&mut self, pods: &Pods, must: bool) -> io::Result<Option<Vec<Problem>>> {
         self.look_at_nftables(pods, must)?;
         let legacy = self.legacy.look(pods, must)?;
@@ -115,7 +117,7 @@ impl Watcher {
             }
             self.of_nftables = problems(pods)?;
             self.seen = Some(now);
-            // Chains of one generation say nothing with rules of another.
+            // If the generation changed, the chains and the rules may be of different generations.
             now = generations.current()?.unwrap_or(now);
         }
         self.generations = Some(generations);
@@ -129,7 +131,7 @@ struct Chain {
     family: RuleFamily,
     table: String,
     name: String,
-    /// Whether it is one of the legacy iptables.
+    /// Whether the chain belongs to the legacy iptables.
     is_legacy: bool,
 }
 
@@ -138,14 +140,14 @@ struct Chain {
 struct BaseChain {
     chain: Chain,
     hook: Hook,
-    /// Whether what reaches its end is dropped.
+    /// Whether the policy drops packets that reach the end of the chain.
     drops: bool,
 }
 
 impl BaseChain {
-    /// From the attributes of a chain.
+    /// Parses the attributes of a chain.
     fn read(family: RuleFamily, chain: &[u8]) -> Option<Self> {
-        // `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_TABLE`, `…_NAME` and `…_POLICY`.
+        // The attributes `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_TABLE`, `NFTA_CHAIN_NAME` and `NFTA_CHAIN_POLICY`.
         let hook = attribute(chain, 4)?;
         Some(Self {
             chain: Chain {
@@ -159,7 +161,7 @@ impl BaseChain {
         })
     }
 
-    /// What it drops: pairs of a family, whether that is IPv4, and a direction, whether from pods.
+    /// The packets that the chain drops, as pairs: whether they are IPv4, and whether pods send them.
     fn dropped(
         &self,
         pods: &Pods,
@@ -174,8 +176,8 @@ impl BaseChain {
     }
 }
 
-/// What of the packets that pass a hook is dropped there: pairs of a family, whether that is IPv4, and a
-/// direction, whether from pods.
+/// The packets that pass a hook and are dropped there, as pairs: whether they are IPv4, and whether pods send
+/// them.
 fn dropped_of(
     pods: &Pods,
     family: RuleFamily,
@@ -233,7 +235,7 @@ impl Chain {
         };
         let mut commands = Vec::new();
         let mut are_all = true;
-        // IPv4 first, and first what pods send.
+        // IPv4 comes first, and within a family the packets that pods send.
         for (is_v4, from_pods) in dropped.iter().rev() {
             let ranges = pods.of_cluster.iter();
             let mut ranges = ranges.filter(|range| range.addr().is_ipv4() == *is_v4);
@@ -262,7 +264,7 @@ impl Chain {
         }
     }
 
-    /// Accepts a range before anything else.
+    /// A command that inserts a rule in front, which accepts a range.
     fn command(&self, range: &IpNet, from_pods: bool) -> String {
         let is_v4 = range.addr().is_ipv4();
         let (table, chain) = (&self.table, &self.name);
@@ -282,7 +284,7 @@ impl Chain {
     }
 }
 
-/// The chains that drop packets of pods.
+/// The nftables chains that drop packets of pods.
 fn problems(pods: &Pods) -> io::Result<Vec<Problem>> {
     let mut found = Vec::new();
     if pods.of_node.is_empty() {
@@ -315,7 +317,7 @@ fn problems(pods: &Pods) -> io::Result<Vec<Problem>> {
     Ok(found)
 }
 
-/// `NFTA_TABLE_FLAGS`.
+/// Reads `NFTA_TABLE_FLAGS` of a table.
 fn flags(family: RuleFamily, table: &str) -> io::Result<u32> {
     let mut flags = 0;
     nfnetlink::tables(&mut |found, attributes| {

@@ -1,8 +1,8 @@
-//! A new packet of pods, of which only the family, one side's address and one interface are known: how much of what a
-//! rule asks holds for all such packets.
+//! A set of new packets of pods: only the family, one side's address and one interface are known. The module
+//! computes for how many of these packets a rule's condition holds.
 //!
-//! Two questions are asked of a chain: what becomes of packets *from* pods, which come in by pods' interfaces, and of those
-//! *to* pods, which go out by them. The other side of a packet may be anybody.
+//! The module checks a chain for packets *from* pods, which enter by pods' interfaces, and for packets *to*
+//! pods, which leave by them. The other side of a packet may be any address.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,18 +14,18 @@ use crate::bpf::links::OWN_POD;
 /// How many of the packets a condition holds for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Match {
-    /// None.
+    /// The condition holds for no packet.
     No,
-    /// Some, or nothing says which.
+    /// The condition holds for some packets, or the number is unknown.
     Part,
-    /// Perhaps all: it depends on a set, or on what another program does.
+    /// The condition may hold for all packets: it depends on a set, or on another program.
     Unsure,
-    /// All.
+    /// The condition holds for all packets.
     All,
 }
 
 impl Match {
-    /// Of the opposite condition.
+    /// The match of the opposite condition.
     #[must_use]
     pub fn inverted(self) -> Self {
         match self {
@@ -43,22 +43,22 @@ impl Match {
 /// A comparison, `NFT_CMP_…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// Equal.
+    /// `NFT_CMP_EQ`.
     Is,
-    /// Not equal.
+    /// `NFT_CMP_NEQ`.
     IsNot,
-    /// Less.
+    /// `NFT_CMP_LT`.
     Below,
-    /// Less or equal.
+    /// `NFT_CMP_LTE`.
     UpTo,
-    /// Greater.
+    /// `NFT_CMP_GT`.
     Above,
-    /// Greater or equal.
+    /// `NFT_CMP_GTE`.
     From,
 }
 
 impl Comparison {
-    /// By its number.
+    /// The comparison with this number of `enum nft_cmp_ops`.
     pub const fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             0 => Self::Is,
@@ -72,52 +72,53 @@ impl Comparison {
     }
 }
 
-/// By which interfaces packets of pods come and go.
+/// The interfaces by which packets of pods enter and leave.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PodInterfaces {
-    /// The pod network is ours: all their names begin alike.
+    /// The interfaces of Millrace's own pod network, whose names all have the same prefix.
     #[default]
     Own,
-    /// Another network's, by their names.
+    /// The interfaces of another pod network, by their names.
     Named(Vec<String>),
 }
 
-/// The packets.
+/// A set of packets.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
-    /// Where the pods' addresses are from.
+    /// The range of the pods' addresses.
     pub range: IpNet,
-    /// Whether pods send them, or are sent them.
+    /// Whether pods send the packets; if not, pods receive them.
     pub from_pods: bool,
-    /// By which interfaces they come, or go.
+    /// The interfaces by which the packets enter, or leave.
     pub interfaces: &'a PodInterfaces,
-    /// The names of all interfaces.
+    /// The names of all interfaces, by index.
     pub names: &'a BTreeMap<u32, String>,
 }
 
-/// What a register holds.
+/// The value of a register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// The same in all packets.
+    /// The value is the same in all packets.
     Known(Vec<u8>),
-    /// The first bytes of the pods' address, after `& mask ^ flip`. All are the upper bits of 128.
+    /// The value holds the first bytes of the pods' address, after `& mask ^ flip`. All three are the upper
+    /// bits of 128.
     Address {
-        /// What is left of it.
+        /// The bits of the address that are kept.
         mask: u128,
-        /// What is inverted.
+        /// The bits that are inverted.
         flip: u128,
     },
-    /// The name of the interface.
+    /// The value is the name of the interface.
     Name,
-    /// Its index.
+    /// The value is the index of the interface.
     Index,
-    /// What another program may have written to the packet.
+    /// The value is a mark, which another program may have written to the packet.
     Mark,
-    /// Something else.
+    /// The value is unknown.
     Other,
 }
 
-/// Bytes as the upper bits of 128.
+/// Reads bytes as the upper bits of 128.
 fn upper(bytes: &[u8]) -> u128 {
     let mut word = [0; 16];
     for (to, from) in word.iter_mut().zip(bytes) {
@@ -126,7 +127,7 @@ fn upper(bytes: &[u8]) -> u128 {
     u128::from_be_bytes(word)
 }
 
-/// So many upper bytes.
+/// A mask of this many upper bytes.
 pub fn upper_mask(bytes: usize) -> u128 {
     !u128::MAX.checked_shr(bytes as u32 * 8).unwrap_or(0)
 }
@@ -139,10 +140,10 @@ fn upper_address(address: IpAddr) -> u128 {
 }
 
 impl Packet<'_> {
-    /// What `meta` loads.
+    /// The value that the expression `meta` loads.
     pub fn meta(&self, key: u32) -> Value {
         let is_v4 = self.range.addr().is_ipv4();
-        // `NFT_META_…`
+        // The keys are `NFT_META_…`.
         match (key, self.from_pods) {
             (1, _) => Value::Known(if is_v4 { vec![0x08, 0x00] } else { vec![0x86, 0xdd] }),
             (3, _) => Value::Mark,
@@ -153,9 +154,9 @@ impl Packet<'_> {
         }
     }
 
-    /// What `ct` loads.
+    /// The value that the expression `ct` loads.
     pub fn conntrack(key: u32) -> Value {
-        // `NFT_CT_STATE`, `NFT_CT_DIRECTION`.
+        // The keys are `NFT_CT_STATE` and `NFT_CT_DIRECTION`.
         match key {
             0 => Value::Known(u32::from(NEW).to_ne_bytes().to_vec()),
             1 => Value::Known(vec![0]),
@@ -163,7 +164,7 @@ impl Packet<'_> {
         }
     }
 
-    /// What is loaded from the IP header.
+    /// The value that `payload` loads from the IP header; offset and length are in bytes.
     pub fn header(&self, offset: u32, length: u32) -> Value {
         let (at, size) = match (self.range.addr().is_ipv4(), self.from_pods) {
             (true, true) => (12, 4),
@@ -178,7 +179,7 @@ impl Packet<'_> {
         Value::Other
     }
 
-    /// How often a value compares so with some bytes.
+    /// For how many packets the comparison of a value with some bytes holds.
     pub fn compare(&self, value: &Value, comparison: Comparison, with: &[u8]) -> Match {
         match value {
             Value::Known(bytes) => known(bytes, comparison, with),
@@ -198,13 +199,14 @@ impl Packet<'_> {
         }
     }
 
-    /// How often a value lies in a range.
+    /// For how many packets a value lies in a range.
     pub fn lies_in(&self, value: &Value, from: &[u8], to: &[u8]) -> Match {
         let from = self.compare(value, Comparison::From, from);
         from.min(self.compare(value, Comparison::UpTo, to))
     }
 
-    /// A condition about a mark. Our data plane sets none that netfilter sees; another pod network may accept so what it allows.
+    /// The match of a condition on a mark. Our data plane sets no mark that netfilter sees. Another pod
+    /// network may mark the packets that it accepts.
     pub fn mark(&self) -> Match {
         match self.interfaces {
             PodInterfaces::Own => Match::Part,
@@ -212,7 +214,7 @@ impl Packet<'_> {
         }
     }
 
-    /// Whether a value is about the pods' side, so that a set of such values may have all of them.
+    /// Whether a value describes the pods' side, so that a set of such values may contain all of them.
     pub fn is_of_pods(value: &Value) -> bool {
         matches!(value, Value::Address { .. } | Value::Name | Value::Index)
     }
@@ -248,7 +250,8 @@ impl Packet<'_> {
         }
     }
 
-    /// How many of the pods' interfaces have a name: the bytes up to a zero, or those that a name begins with.
+    /// How many of the pods' interfaces have a name: the bytes up to a zero. Without a zero the bytes are a
+    /// prefix of the name.
     fn name(&self, bytes: &[u8]) -> Match {
         let (wanted, is_whole) = match bytes.iter().position(|byte| *byte == 0) {
             Some(end) => (&bytes[..end], true),
@@ -280,7 +283,7 @@ impl Packet<'_> {
     }
 }
 
-/// The bit of a flow's first packet, for `ct state` and for iptables.
+/// The bit of a flow's first packet, for `ct state` and for the iptables match `conntrack`.
 pub const NEW: u16 = 8;
 
 fn known(bytes: &[u8], comparison: Comparison, with: &[u8]) -> Match {
@@ -304,7 +307,7 @@ fn equality(comparison: Comparison, is: Match) -> Match {
 }
 
 impl Value {
-    /// `& mask ^ flip`, as bytes.
+    /// Applies `& mask ^ flip`, with both as bytes.
     #[must_use]
     pub fn masked(self, mask: &[u8], flip: &[u8]) -> Self {
         match self {

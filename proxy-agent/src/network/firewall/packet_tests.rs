@@ -1,4 +1,4 @@
-//! Conditions, and how many packets of pods they hold for.
+//! Tests of conditions, and of the packets of pods that they hold for.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ fn ask(range: &str, from_pods: bool, value: &Value, comparison: Comparison, with
     packet.compare(value, comparison, with)
 }
 
-/// Of packets from 10.244.1.0/24, after loading so many bytes.
+/// Compares packets from 10.244.1.0/24, after a load of `length` bytes.
 fn address(length: u32, comparison: Comparison, with: &[u8]) -> Match {
     let names = BTreeMap::new();
     let packet = Packet {
@@ -42,7 +42,7 @@ fn an_address_is_of_a_range_that_holds_the_pods() {
     assert_eq!(address(4, UpTo, &[10, 244, 1, 254]), Match::Part);
     assert_eq!(address(4, Below, &[10, 244, 1, 0]), Match::No);
     assert_eq!(address(4, Above, &[10, 244, 1, 255]), Match::No);
-    // A comparison with fewer bytes than were loaded, and with none.
+    // The comparison has fewer bytes than the load, or none.
     assert_eq!(address(4, Is, &[10]), Match::All);
     assert_eq!(address(4, Is, &[]), Match::All);
     assert_eq!(address(0, Is, &[10]), Match::Part, "no address was loaded");
@@ -62,7 +62,7 @@ fn masks_are_applied() {
     assert_eq!(masked(&whole, &[255, 254, 0, 0], &[10, 244, 0, 0]), Match::All);
     assert_eq!(masked(&whole, &[255, 255, 128, 0], &[10, 244, 0, 0]), Match::Part);
     assert_eq!(masked(&whole, &[255, 254, 0, 0], &[10, 246, 0, 0]), Match::No);
-    // A bit outside of the mask is never set.
+    // A bit outside the mask is never set.
     assert_eq!(masked(&whole, &[255, 254, 0, 0], &[10, 245, 0, 0]), Match::No);
     assert_eq!(masked(&whole, &[0; 4], &[0; 4]), Match::All, "0.0.0.0/0");
     let state = Packet::conntrack(0);

@@ -1,38 +1,39 @@
-//! What a rule does with packets of pods: its expressions are run over values of which only a part is known.
+//! The action of a rule on packets of pods. The module runs the rule's expressions over values of which only
+//! a part is known.
 //!
-//! Each expression has a name and attributes of its own (`linux/netfilter/nf_tables.h`). Some load a register, some compare
-//! one, the last may have a verdict. iptables writes some of its own as `match` and `target`. What is not known here counts
-//! as a condition that holds for some packets.
+//! Each expression has a name and attributes of its own (`linux/netfilter/nf_tables.h`). Some load a
+//! register, some compare one, and the last may have a verdict. iptables writes some of its own expressions
+//! as `match` and `target`. An unknown expression counts as a condition that holds for some packets.
 
 use std::collections::BTreeMap;
 
 use super::packet::{Comparison, Match, NEW, Packet, Value};
 use crate::network::nfnetlink::{attribute, attributes, number, text};
 
-/// Where a rule leads the packets that it matches.
+/// The action of a rule on the packets that it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// To the next rule.
+    /// The packets continue at the next rule.
     Continue,
-    /// Through this base chain. What another program decides about counts as that.
+    /// The packets pass this base chain. A rule that hands the decision to another program counts as this.
     Accept,
-    /// Nowhere.
+    /// The kernel drops the packets.
     Drop,
-    /// Back to where the chain was called.
+    /// The packets return to the rule that called the chain.
     Return,
-    /// Through a chain, and then to the next rule.
+    /// The packets pass through a chain, and then continue at the next rule.
     Jump(String),
-    /// Through a chain, and then back to where this one was called.
+    /// The packets pass through a chain, and then return to the caller of this chain.
     Goto(String),
 }
 
-/// `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
+/// The attributes `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
 const NAME: u16 = 1;
 const DATA: u16 = 2;
 /// The base of the IP header, `NFT_PAYLOAD_NETWORK_HEADER`.
 const NETWORK_HEADER: u32 = 1;
 
-/// How many packets a rule matches, and what becomes of those.
+/// How many packets a rule matches, and the action on those.
 pub fn judge(expressions: &[u8], packet: &Packet<'_>) -> (Match, Action) {
     let mut run = Run {
         packet,
@@ -43,7 +44,7 @@ pub fn judge(expressions: &[u8], packet: &Packet<'_>) -> (Match, Action) {
     for (_, expression) in attributes(expressions) {
         let name = attribute(expression, NAME).map(text).unwrap_or_default();
         let data = attribute(expression, DATA).unwrap_or_default();
-        // What an expression lacks is as if the expression were not known.
+        // An expression that lacks an attribute counts as an unknown expression.
         if run.step(&name, data).is_none() {
             run.unknown();
         }
@@ -74,7 +75,7 @@ fn bytes_of(data: &[u8], kind: u16) -> Option<&[u8]> {
 impl Run<'_> {
     fn step(&mut self, name: &str, data: &[u8]) -> Option<()> {
         match name {
-            // Without a register to load they set something.
+            // Without a register to load, these expressions write a value.
             "meta" | "ct" | "payload" if attribute(data, 1).is_none() => {}
             "meta" => self.load(number_of(data, 1)?, self.packet.meta(number_of(data, 2)?)),
             "ct" => self.load(number_of(data, 1)?, Packet::conntrack(number_of(data, 2)?)),
@@ -141,12 +142,12 @@ impl Run<'_> {
     }
 
     fn unknown(&mut self) {
-        // It may have loaded any register.
+        // The expression may have loaded any register.
         self.registers.clear();
         self.meet(Match::Part);
     }
 
-    /// A set or a map is not read: one about the pods' side may have all of them.
+    /// Sets and maps are not read. A set of values of the pods' side may contain all of them.
     fn look_up(&mut self, into: Option<u32>) {
         let matched = if self.registers.values().any(Packet::is_of_pods) {
             Match::Unsure
@@ -164,7 +165,7 @@ impl Run<'_> {
     }
 }
 
-/// What a match of iptables asks; `info` is what its module has.
+/// The condition of an iptables match; `info` is the data of its module.
 pub fn iptables(packet: &Packet<'_>, name: &str, info: Option<&[u8]>) -> Match {
     match name {
         "comment" => Match::All,
@@ -175,12 +176,12 @@ pub fn iptables(packet: &Packet<'_>, name: &str, info: Option<&[u8]>) -> Match {
     }
 }
 
-/// What `xt_conntrack_mtinfo2` and `…3` ask of the first packet of a flow.
+/// The condition of `xt_conntrack_mtinfo2` and `xt_conntrack_mtinfo3` on the first packet of a flow.
 fn state(info: &[u8]) -> Option<Match> {
-    /// Behind eight addresses, two times, a protocol and four ports.
+    /// The offset in bytes, behind eight addresses, two times, a protocol and four ports.
     const FLAGS: usize = 146;
     const STATE: u16 = 1;
-    /// The same match, called `state`.
+    /// The bit of the same match under the name `state`.
     const ALIAS: u16 = 1 << 13;
     let word = |index: usize| {
         let bytes = info.get(FLAGS + 2 * index..)?.first_chunk()?;
@@ -198,19 +199,19 @@ fn state(info: &[u8]) -> Option<Match> {
     })
 }
 
-/// What `NFTA_IMMEDIATE_DATA` says; `NFTA_DATA_VERDICT` is in it.
+/// The verdict in `NFTA_IMMEDIATE_DATA`, which contains `NFTA_DATA_VERDICT`.
 fn verdict(data: &[u8]) -> Option<Action> {
     let verdict = attribute(data, 2)?;
     let chain = || attribute(verdict, 2).map(text);
     Some(match number_of(verdict, 1)?.cast_signed() {
         0 => Action::Drop,
         1 => Action::Accept,
-        // `NFT_CONTINUE`, `NFT_JUMP`, `NFT_GOTO`, `NFT_RETURN`.
+        // The codes are `NFT_CONTINUE`, `NFT_JUMP`, `NFT_GOTO` and `NFT_RETURN`.
         -1 => Action::Continue,
         -3 => Action::Jump(chain()?),
         -4 => Action::Goto(chain()?),
         -5 => Action::Return,
-        // Queued: another program decides.
+        // The packet is queued, and another program decides.
         code if code & 0xff == 3 => Action::Accept,
         _ => return None,
     })

@@ -1,4 +1,6 @@
-//! Rules as `nft` and `iptables` write them, put together by hand.
+//! Tests with rules as `nft` and `iptables` write them, built by hand.
+
+mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,6 +9,10 @@ use super::packet::{Match, Packet, PodInterfaces};
 use super::rule::{Action, judge};
 use super::{BaseChain, Chain, Pods};
 use crate::network::nfnetlink::RuleFamily;
+use messages::{
+    accept, bitwise, cmp, counter, ct_state, expression, lookup, meta, number, payload, put, rule, source,
+    target, value, verdict,
+};
 
 fn named(family: RuleFamily, table: &str, name: &str) -> Chain {
     Chain {
@@ -18,109 +24,6 @@ fn named(family: RuleFamily, table: &str, name: &str) -> Chain {
 }
 
 const NESTED: u16 = 0x8000;
-
-fn put(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn number(kind: u16, value: u32) -> Vec<u8> {
-    put(kind, &value.to_be_bytes())
-}
-
-fn value(kind: u16, bytes: &[u8]) -> Vec<u8> {
-    put(kind | NESTED, &put(1, bytes))
-}
-
-fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
-    let name = [name.as_bytes(), &[0]].concat();
-    put(
-        1 | NESTED,
-        &[put(1, &name), put(2 | NESTED, &data.concat())].concat(),
-    )
-}
-
-fn payload(offset: u32, length: u32) -> Vec<u8> {
-    expression(
-        "payload",
-        &[number(1, 1), number(2, 1), number(3, offset), number(4, length)],
-    )
-}
-
-fn meta(key: u32) -> Vec<u8> {
-    expression("meta", &[number(2, key), number(1, 1)])
-}
-
-fn ct_state() -> Vec<u8> {
-    expression("ct", &[number(2, 0), number(1, 1)])
-}
-
-fn bitwise(mask: &[u8]) -> Vec<u8> {
-    let flip = vec![0; mask.len()];
-    expression(
-        "bitwise",
-        &[
-            number(1, 1),
-            number(2, 1),
-            number(3, mask.len() as u32),
-            value(4, mask),
-            value(5, &flip),
-        ],
-    )
-}
-
-fn cmp(operation: u32, with: &[u8]) -> Vec<u8> {
-    expression("cmp", &[number(1, 1), number(2, operation), value(3, with)])
-}
-
-fn lookup(into: Option<u32>) -> Vec<u8> {
-    let into = into.map(|register| number(3, register)).unwrap_or_default();
-    expression("lookup", &[put(1, b"set\0"), number(2, 1), into])
-}
-
-fn counter() -> Vec<u8> {
-    expression("counter", &[put(1, &[0; 8]), put(2, &[0; 8])])
-}
-
-fn verdict(code: i32, chain: &str) -> Vec<u8> {
-    let mut verdict = number(1, code.cast_unsigned());
-    if !chain.is_empty() {
-        verdict.extend(put(2, &[chain.as_bytes(), &[0]].concat()));
-    }
-    expression(
-        "immediate",
-        &[number(1, 0), put(2 | NESTED, &put(2 | NESTED, &verdict))],
-    )
-}
-
-fn accept() -> Vec<u8> {
-    verdict(1, "")
-}
-
-fn rule(expressions: &[Vec<u8>]) -> Vec<u8> {
-    expressions.concat()
-}
-
-fn source(bytes: &[u8]) -> Vec<u8> {
-    rule(&[
-        payload(12, bytes.len() as u32),
-        cmp(0, bytes),
-        counter(),
-        accept(),
-    ])
-}
-
-fn target(bytes: &[u8]) -> Vec<u8> {
-    rule(&[
-        payload(16, bytes.len() as u32),
-        cmp(0, bytes),
-        counter(),
-        accept(),
-    ])
-}
 
 fn pods() -> Pods {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -143,7 +46,7 @@ fn judged(expressions: &[Vec<u8>]) -> (Match, Action) {
     judge(&rule(expressions), &packet)
 }
 
-/// What a chain with this policy drops: from pods and to pods in IPv4, then in IPv6.
+/// The packets that a chain with this policy drops: from pods and to pods in IPv4, then in IPv6.
 fn dropped(family: RuleFamily, drops: bool, chains: &[(&str, Vec<Vec<u8>>)]) -> [bool; 4] {
     let chain = BaseChain {
         chain: named(family, "filter", "FORWARD"),
@@ -176,9 +79,9 @@ fn conditions_and_verdicts_of_rules() {
     assert_eq!(judged(&[verdict(-4, "x")]).1, Action::Goto("x".into()));
     assert_eq!(judged(&[verdict(-5, "")]).1, Action::Return);
     assert_eq!(judged(&[expression("reject", &[number(1, 0)])]).1, Action::Drop);
-    // Another program decides.
+    // Another program decides about a queued packet.
     assert_eq!(judged(&[expression("queue", &[])]).1, Action::Accept);
-    // A port, a family, a mark, a limit.
+    // The conditions are a port, a family, a mark and a limit.
     assert_eq!(judged(&[meta(16), cmp(0, &[6]), accept()]).0, Match::Part);
     assert_eq!(judged(&[meta(15), cmp(0, &[2]), accept()]).0, Match::All);
     assert_eq!(judged(&[meta(15), cmp(0, &[10]), accept()]).0, Match::No);
@@ -187,7 +90,7 @@ fn conditions_and_verdicts_of_rules() {
         Match::Part
     );
     assert_eq!(judged(&[expression("limit", &[]), accept()]).0, Match::Part);
-    // Sets: of sources, of targets, of ports; a map from sources to verdicts.
+    // The sets hold sources, targets and ports; the map leads from sources to verdicts.
     assert_eq!(judged(&[payload(12, 4), lookup(None), accept()]).0, Match::Unsure);
     assert_eq!(judged(&[payload(16, 4), lookup(None), accept()]).0, Match::Part);
     assert_eq!(
@@ -198,7 +101,7 @@ fn conditions_and_verdicts_of_rules() {
         judged(&[payload(12, 4), lookup(Some(0))]),
         (Match::Unsure, Action::Accept)
     );
-    // An unknown expression may have loaded what is compared.
+    // An unknown expression may have loaded the compared register.
     assert_eq!(
         judged(&[
             payload(12, 4),
@@ -324,7 +227,7 @@ fn a_rule_drops_what_none_before_it_accepts() {
     assert_eq!(dropped_v4(false, vec![reject()]), [true, true]);
     assert_eq!(dropped_v4(false, vec![source(&[10]), reject()]), [false, true]);
     assert_eq!(dropped_v4(false, vec![reject(), source(&[10])]), [true, true]);
-    // What concerns some packets only does not count.
+    // A rule on some of the packets does not count.
     let of_a_port = rule(&[meta(16), cmp(0, &[6]), verdict(0, "")]);
     let of_a_set = rule(&[payload(12, 4), lookup(None), verdict(0, "")]);
     assert_eq!(dropped_v4(false, vec![of_a_port, of_a_set]), [false, false]);
@@ -356,7 +259,7 @@ fn other_chains_are_followed() {
     );
     let of_source = rule(&[payload(12, 2), cmp(0, &[10, 244]), jump()]);
     assert_eq!(chains(vec![of_source], vec![accept()]), [false, true]);
-    // The kernel lets no chain call itself; what does not end is not named.
+    // The kernel lets no chain call itself. The agent does not report a chain that has no end.
     assert_eq!(chains(vec![jump()], vec![jump()]), [false, false]);
     assert_eq!(chains(vec![jump()], vec![jump(); 3]), [false, false]);
 }
@@ -435,11 +338,11 @@ fn the_commands_fit_the_chain() {
     );
 }
 
-/// A hook at some devices, as the kernel tells of it.
+/// The attributes of a hook at some devices, as the kernel sends them.
 fn hook_at(number_of: u32, devices: &[&str]) -> Vec<u8> {
     let name = |kind, device: &str| put(kind, &[device.as_bytes(), &[0]].concat());
     let all: Vec<_> = devices.iter().flat_map(|device| name(1, device)).collect();
-    // One device is told of twice.
+    // The kernel sends a single device in two attributes.
     let one = devices.first().filter(|_| devices.len() == 1);
     let one = one.map(|device| name(3, device)).unwrap_or_default();
     [number(1, number_of), number(2, 0), put(4 | NESTED, &all), one].concat()

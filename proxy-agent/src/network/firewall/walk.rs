@@ -1,4 +1,4 @@
-//! A packet's way through the chains of a table, as far as it is the same for all packets of pods.
+//! The path of a packet through the chains of a table, as far as it is the same for all packets of pods.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,29 +7,29 @@ use std::rc::Rc;
 use super::packet::{Match, Packet};
 use super::rule::Action;
 
-/// How deep chains call each other; the kernel allows no more (`NFT_JUMP_STACK_SIZE`).
+/// The depth of chain calls; the kernel allows no more (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
-/// How many rules are looked at for one packet.
+/// The limit of rules that are evaluated for one packet.
 const RULES: usize = 20_000;
 
-/// What becomes of packets.
+/// The outcome of a chain for packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// They pass, or nothing says that they do not.
+    /// The packets pass, or no rule shows that they do not.
     Accepted,
-    /// They are dropped or rejected.
+    /// The chain drops or rejects the packets.
     Dropped,
-    /// They reach the end of the chain.
+    /// The packets reach the end of the chain.
     Through,
 }
 
-/// Gives the rules of a chain.
+/// Reads the rules of a chain.
 pub type Read<'a> = dyn FnMut(&str) -> io::Result<Vec<Vec<u8>>> + 'a;
 
-/// Says how many packets a rule matches, and what becomes of those.
+/// Computes how many packets a rule matches, and the action on those.
 pub type Judge<'a> = dyn Fn(&[u8], &Packet<'_>) -> (Match, Action) + 'a;
 
-/// The chains of one table, read when a packet comes to them.
+/// The chains of one table, read when a packet reaches them.
 pub struct Chains<'a> {
     read: &'a mut Read<'a>,
     judge: &'a Judge<'a>,
@@ -37,7 +37,7 @@ pub struct Chains<'a> {
 }
 
 impl<'a> Chains<'a> {
-    /// Of a table that is read so, whose rules say what `judge` finds in them.
+    /// Makes the chains of a table: `read` reads their rules, and `judge` evaluates each rule.
     pub fn new(read: &'a mut Read<'a>, judge: &'a Judge<'a>) -> Self {
         Self {
             read,
@@ -46,7 +46,7 @@ impl<'a> Chains<'a> {
         }
     }
 
-    /// What becomes of packets that come to a chain. Where that takes too long to find out, they count as accepted.
+    /// The outcome of a chain for packets. If the evaluation reaches a limit, the packets count as accepted.
     pub fn outcome(&mut self, chain: &str, packet: &Packet<'_>) -> io::Result<Outcome> {
         self.pass(chain, packet, DEPTH, &mut { RULES })
     }

@@ -1,13 +1,13 @@
-//! The kernel's leave to pass packets on between interfaces.
+//! The kernel's permission to forward packets between interfaces.
 //!
-//! IPv4 has a switch for each interface that packets come in by, IPv6 one for all (and newer kernels one for each besides). A
-//! host that forwards IPv6 stops listening to router advertisements, and would lose the addresses and routes that it has from
-//! them, unless its interfaces are told to go on.
+//! IPv4 has a setting for each interface that packets enter by. IPv6 has one for all, and newer kernels have
+//! one for each besides. A host that forwards IPv6 ignores router advertisements, and would lose the
+//! addresses and routes that it has from them. So this module sets its interfaces to accept them still.
 
 use crate::network::error::NetworkError;
 use crate::network::sysctl::{self, Setting};
 
-/// Lets packets be passed on that come in by these interfaces. Gives how many settings were written.
+/// Enables forwarding for packets that enter by these interfaces. Returns the number of settings written.
 pub fn ensure(interfaces: &[&str], v4: bool, v6: bool) -> Result<u64, NetworkError> {
     let mut written = 0;
     if v4 {
@@ -26,14 +26,14 @@ pub fn ensure(interfaces: &[&str], v4: bool, v6: bool) -> Result<u64, NetworkErr
         }
         written += ensure_one("ipv6", "all", "forwarding", "1")?;
         for device in interfaces {
-            // Somebody may have switched it off again.
+            // Another program may have disabled it.
             written += ensure_one("ipv6", device, "forwarding", "1")?;
         }
     }
     Ok(written)
 }
 
-/// Settings of these interfaces, and of all of them, that have another value now.
+/// The settings of these interfaces, and of all of them, that have another value now.
 pub fn changed(interfaces: &[&str], v4: bool, v6: bool) -> Vec<String> {
     let v4 = interfaces.iter().filter(|_| v4);
     let v4 = v4.map(|device| setting("ipv4", device, "forwarding", "1"));

@@ -1,13 +1,14 @@
-//! The way to the pods of other nodes: routes, and a tunnel to those nodes that no link of ours leads to.
+//! The connection to the pods of other nodes: routes, and a tunnel to those nodes that are on no link of this
+//! node.
 //!
-//! [`mod@plan`] decides, without I/O, how each node is reached and what that takes; [`Tunnel`] is the VXLAN device with
-//! its neighbours and forwarding entries, [`routes`] what points at it or straight at other nodes, [`forwarding`] the kernel's
-//! leave to pass packets on. A packet's way is there before anything leads to it: device, entries, routes; and what is
-//! given up goes in the opposite order.
+//! [`mod@plan`] decides, without I/O, how packets reach each node and which objects that needs. [`Tunnel`] is
+//! the VXLAN device with its neighbours and forwarding entries. [`routes`] sets the routes to it and to other
+//! nodes, and [`forwarding`] enables forwarding. The agent adds objects in this order, so that no route leads
+//! to a missing device: device, entries, routes. It removes them in the opposite order.
 //!
-//! The tunnel is laid out as flannel's backend `vxlan` does it, so that the two can meet: a node's end of it has the
-//! network address of the node's pod range, and its MAC address is told by flannel's annotation, or follows from the
-//! node's address.
+//! The tunnel has the layout of flannel's backend `vxlan`, so that the two can interoperate. A node's end of
+//! it has the network address of the node's pod range. Its MAC address is in flannel's annotation, or follows
+//! from the node's address.
 
 pub mod forwarding;
 pub mod plan;
@@ -18,5 +19,5 @@ mod tunnel_entries;
 pub use plan::{Hop, Peer, Plan, Situation, TunnelPlan, Way, plan, tunnel_mac};
 pub use tunnel::Tunnel;
 
-/// The tunnel's device.
+/// The name of the tunnel's device.
 pub const TUNNEL_DEVICE: &str = "millrace-vxlan";

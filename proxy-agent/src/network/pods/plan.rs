@@ -1,12 +1,12 @@
-//! How each node is reached, and what that takes: a pure function of what is known.
+//! How packets reach each node, and which objects that needs: a pure function of the known state.
 //!
-//! Each family of a node's pods is reached by itself. It is reached *directly* by an address of that node
-//! and family in a subnet of one of our uplinks, else through the tunnel. So a node that loses its addresses
-//! of one family keeps the other. One tunnel serves both families of pods. It runs over IPv4 where this node
-//! has an IPv4 address, over IPv6 otherwise.
+//! Each family of a node's pods has its own path. It is *direct* if an address of that node and family is in
+//! a subnet of one of our uplinks. Otherwise it goes through the tunnel. So a node that loses its addresses
+//! of one family keeps the other. One tunnel serves both families of pods. It runs over IPv4 if this node has
+//! an IPv4 address, else over IPv6.
 //!
-//! Two nodes need not judge alike. A node therefore has its end of the tunnel as soon as another node may
-//! send through it, also if it reaches all of them directly itself.
+//! Two nodes may decide differently. So a node has its end of the tunnel as soon as another node may send
+//! through it. That holds even if it reaches all nodes directly itself.
 
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;
@@ -25,71 +25,72 @@ pub type Mac = [u8; 6];
 /// A node, as its object describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// Its name.
+    /// The name of the node.
     pub name: String,
-    /// Its internal addresses, in the order given.
+    /// Its internal addresses, in the order of the object.
     pub addresses: Vec<IpAddr>,
-    /// Where its pods get their addresses from.
+    /// The ranges that its pods get their addresses from.
     pub pod_cidrs: Vec<IpNet>,
-    /// The MAC address of its end of the tunnel, where it is told.
+    /// The MAC address of its end of the tunnel, if the object has it.
     pub tunnel_mac: Option<Mac>,
 }
 
-/// What the plan follows from.
+/// The input of the plan.
 #[derive(Clone, Debug, Default)]
 pub struct Situation {
-    /// How packets are to get to other nodes.
+    /// The routing mode for packets to other nodes.
     pub mode: RoutingMode,
-    /// The tunnel's settings.
+    /// The settings of the tunnel.
     pub vxlan: Vxlan,
-    /// This node.
+    /// The description of this node.
     pub own: Peer,
-    /// The others, in the order of names.
+    /// The other nodes, in the order of names.
     pub peers: Vec<Peer>,
-    /// The subnets on our uplinks, with their interfaces.
+    /// The subnets on our uplinks, with the indices of their interfaces.
     pub subnets: Vec<(u32, IpNet)>,
-    /// The smallest MTU of the uplinks.
+    /// The smallest MTU of the uplinks, in bytes.
     pub underlay_mtu: u32,
 }
 
-/// The way to a node.
+/// The path to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By the network between the nodes.
+    /// The network between the nodes routes the packets.
     Direct,
-    /// Through the tunnel, at least one family of its pods.
+    /// The packets of at least one family go through the tunnel.
     Vxlan,
 }
 
-/// Where a route leads.
+/// The next hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
-    /// To a node on a link of ours.
+    /// The next hop is a node on one of our links.
     Direct {
-        /// Its address.
+        /// The address of the node.
         via: IpAddr,
-        /// The link's interface.
+        /// The index of the link's interface.
         interface: u32,
     },
-    /// To a node's end of the tunnel.
+    /// The next hop is a node's end of the tunnel.
     Tunnel {
         /// The address of that end.
         via: IpAddr,
     },
-    /// Nowhere: this node's own range, in which each pod has a route of its own. What no pod has goes no further.
+    /// The route has no next hop. It is for this node's own range, where each pod has a route of its own. A
+    /// packet to any other address there goes no further.
     Nowhere,
 }
 
-/// The tunnel as it has to be.
+/// The wanted state of the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunnelPlan {
-    /// Port and segment.
+    /// The port and the segment.
     pub vxlan: Vxlan,
-    /// The address its packets are sent from.
+    /// The source address of its outer packets.
     pub local: IpAddr,
     /// The MAC address of our end.
     pub mac: Mac,
-    /// The largest packet that fits.
+    /// The largest inner packet that fits, in bytes.
     pub mtu: u32,
     /// The addresses of our end.
     pub addresses: Vec<IpAddr>,
@@ -97,18 +98,18 @@ pub struct TunnelPlan {
     pub ends: BTreeMap<Mac, (IpAddr, Vec<IpAddr>)>,
 }
 
-/// What there has to be.
+/// The wanted objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// How each other node is reached; not at all if it is missing.
+    /// How packets reach each other node; a node that packets cannot reach is missing.
     pub ways: BTreeMap<String, Way>,
     /// The tunnel, if other nodes may send through it.
     pub tunnel: Option<TunnelPlan>,
-    /// The routes.
+    /// The wanted routes, by prefix.
     pub routes: BTreeMap<IpNet, Hop>,
-    /// The MTU of pods.
+    /// The MTU of pods, in bytes.
     pub pod_mtu: u32,
-    /// What keeps nodes from being reached.
+    /// The problems that keep packets from nodes.
     pub problems: Vec<Problem>,
 }
 
@@ -119,7 +120,7 @@ impl Plan {
         addresses.copied().find(|ip| ip.is_ipv4() == v4)
     }
 
-    /// The ranges that are reached through the tunnel.
+    /// The ranges whose packets go through the tunnel.
     pub fn tunnelled(&self) -> impl Iterator<Item = IpNet> {
         let through = |hop: &Hop| matches!(hop, Hop::Tunnel { .. });
         let routes = self.routes.iter().filter(move |(_, hop)| through(hop));
@@ -127,7 +128,7 @@ impl Plan {
     }
 }
 
-/// Decides.
+/// Computes the plan.
 pub fn plan(situation: &Situation) -> Plan {
     let Situation { mode, own, .. } = situation;
     let mut planner = Planner {
@@ -151,10 +152,10 @@ pub fn plan(situation: &Situation) -> Plan {
     planner.finish()
 }
 
-/// The MAC address of a node's end of the tunnel that follows from the node's address. Every node can compute it of every
-/// other; those that follow from IPv4 addresses differ if the addresses do.
+/// The MAC address of a node's end of the tunnel, which follows from the node's address. Every node can
+/// compute it for every other. The MAC addresses of two IPv4 addresses always differ.
 pub fn tunnel_mac(node: IpAddr) -> Mac {
-    // Locally administered, for one station.
+    // The address is locally administered and unicast.
     match node {
         IpAddr::V4(ip) => {
             let [a, b, c, d] = ip.octets();
@@ -170,7 +171,8 @@ pub fn tunnel_mac(node: IpAddr) -> Mac {
     }
 }
 
-/// What is left of a packet's room in the tunnel: Ethernet, VXLAN, UDP and IP take the rest (RFC 7348, section 5).
+/// The MTU inside the tunnel, in bytes. The headers of Ethernet, VXLAN, UDP and IP take the rest (RFC 7348,
+/// section 5).
 fn inner_mtu(underlay: u32, local: Option<IpAddr>) -> u32 {
     let headers = if local.is_some_and(|ip| ip.is_ipv6()) {
         70
@@ -180,7 +182,8 @@ fn inner_mtu(underlay: u32, local: Option<IpAddr>) -> u32 {
     underlay.saturating_sub(headers)
 }
 
-/// The address that a tunnel begins or ends at, where its family is open.
+/// The address of an end of the tunnel if its family is not yet fixed: the first IPv4 address, else the
+/// first.
 fn first_address(addresses: &[IpAddr]) -> Option<IpAddr> {
     let v4 = addresses.iter().find(|ip| ip.is_ipv4());
     v4.or(addresses.first()).copied()
@@ -203,14 +206,15 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn reach(&mut self, peer: &Peer) {
         if peer.pod_cidrs.is_empty() {
-            // It was just added, and nobody has assigned it a range yet.
+            // The node is new, and the controller has assigned no range yet.
             return;
         }
         let (mut direct, mut tunnelled) = (Vec::new(), Vec::new());
         for range in &peer.pod_cidrs {
             match (self.situation.mode, self.on_link(peer, range.addr().is_ipv4())) {
                 (RoutingMode::Direct | RoutingMode::Auto, Some(hop)) => direct.push((range.trunc(), hop)),
-                // Where the network between the nodes has to know the way, so does the route that leads there.
+                // In this mode the network between the nodes routes these packets, so an existing route of
+                // the node leads there.
                 (RoutingMode::Direct, None) => {}
                 (RoutingMode::Auto, None) | (RoutingMode::Vxlan, _) => tunnelled.push(*range),
             }
@@ -232,7 +236,7 @@ impl Planner<'_> {
         self.plan.ways.insert(peer.name.clone(), way);
     }
 
-    /// The peer's address of a family that is on a link of ours.
+    /// The peer's address of a family that is on one of our links.
     fn on_link(&self, peer: &Peer, v4: bool) -> Option<Hop> {
         let addresses = peer.addresses.iter().filter(|ip| ip.is_ipv4() == v4);
         addresses.copied().find_map(|via| {
@@ -319,7 +323,7 @@ impl Planner<'_> {
     }
 }
 
-/// A MAC address as people write it.
+/// A MAC address in its usual notation.
 pub(super) fn mac_text(mac: Mac) -> String {
     let parts: Vec<_> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     parts.join(":")

@@ -1,4 +1,4 @@
-//! Plans of small clusters.
+//! Tests with the plans of small clusters.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn peer(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Peer {
     }
 }
 
-/// `a` is this node, `b` its neighbour, `c` is behind a router.
+/// `a` is this node, `b` is on its link, and `c` is behind a router.
 fn situation(mode: RoutingMode) -> Situation {
     Situation {
         mode,

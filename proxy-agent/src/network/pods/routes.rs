@@ -1,7 +1,8 @@
-//! The routes to pods of other nodes: which there are, and how to get to those there should be.
+//! The routes to pods of other nodes: the existing ones, and the steps to the wanted ones.
 //!
-//! Ours are those of the main table that carry our protocol number, whichever interface they are on. Any other is left alone,
-//! also where it leads the same prefix elsewhere: then that is reported, and no rival is set up.
+//! Our routes are those of the main table that carry our protocol number, on any interface. The agent leaves
+//! every other route alone. If such a route leads the same prefix elsewhere, the agent reports it and adds no
+//! second route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,10 +16,10 @@ use crate::network::netlink::{self, Netlink};
 use crate::network::route;
 use crate::trouble::Trouble;
 
-/// The origin that these routes carry (`proto 158` in `ip route`): the one after that of routes to services.
+/// The origin of these routes (`proto 158` in `ip route`), the number after that of routes to services.
 pub const PROTOCOL: u8 = 158;
 
-/// Where a route leads, as the kernel has it.
+/// The next hop of a route, as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
     Via {
@@ -26,7 +27,7 @@ enum Target {
         interface: u32,
     },
     Nowhere,
-    /// By several ways, or straight out of an interface: no route of ours.
+    /// Several next hops, or an interface without a gateway, which our routes never have.
     Else {
         interface: Option<u32>,
     },
@@ -43,13 +44,13 @@ struct Route {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Steps {
     remove: Vec<Route>,
-    /// With the one of ours that is there, if there is one.
+    /// The new routes, each with the route of ours that exists, if there is one.
     set: Vec<(IpNet, Target, Option<Route>)>,
     foreign: Vec<Route>,
 }
 
-/// Brings the kernel's routes in step; `led` were set earlier. What stands in the way of one is returned and the others are set all the same; the
-/// second value says whether all of them were tried with success.
+/// Brings the kernel's routes in step; `led` are the prefixes that were set earlier. It returns the problems
+/// of single routes, and sets the others all the same. The second value says whether all steps succeeded.
 pub async fn sync(
     netlink: &Netlink,
     wanted: &BTreeMap<IpNet, Hop>,
@@ -88,7 +89,7 @@ pub async fn sync(
     Ok((problems, complete))
 }
 
-/// The routes of ours, for uninstalling.
+/// Removes our routes, for an uninstall.
 pub async fn remove_all(netlink: &Netlink) -> Result<Vec<IpNet>, NetworkError> {
     let routes = netlink.routes().await?;
     let ours: Vec<_> = routes.iter().filter_map(read).filter(Route::is_ours).collect();
@@ -105,8 +106,8 @@ impl Route {
         self.protocol == PROTOCOL
     }
 
-    /// IPv6 takes no gateway that another route leads to by another interface (`ip6_route_check_nh_onlink` in
-    /// `net/ipv6/route.c`), and the end of the tunnel lies within the range that it is the gateway to.
+    /// IPv6 accepts no gateway that another route leads to by another interface (`ip6_route_check_nh_onlink`
+    /// in `net/ipv6/route.c`). The end of the tunnel lies within the range for which it is the gateway.
     fn is_in_the_way_of(&self, target: Target) -> bool {
         match (self.target, target) {
             (Target::Via { interface: old, .. }, Target::Via { interface: new, .. }) => {
@@ -117,7 +118,7 @@ impl Route {
     }
 }
 
-/// Without a tunnel's device there are no routes through it.
+/// The targets of the wanted routes. Without the tunnel's device there are no routes through it.
 fn targets(wanted: &BTreeMap<IpNet, Hop>, tunnel: Option<u32>) -> BTreeMap<IpNet, Target> {
     let target = |hop: &Hop| {
         Some(match *hop {
@@ -145,7 +146,8 @@ fn steps(wanted: &BTreeMap<IpNet, Target>, existing: &[Route]) -> Steps {
         let here = at.remove(prefix).unwrap_or_default();
         let (ours, foreign): (Vec<_>, Vec<_>) = here.into_iter().partition(Route::is_ours);
         if let Some(other) = foreign.first() {
-            // Whoever has one for the node's own range, such as a bridge of its pods, knows them all.
+            // A foreign route for the node's own range, such as that of a bridge of its pods, covers all
+            // these pods.
             let does_the_same = foreign.iter().any(|route| route.target == *target);
             if !does_the_same && *target != Target::Nowhere {
                 steps.foreign.push(*other);
@@ -190,12 +192,12 @@ fn read(message: &RouteMessage) -> Option<Route> {
     })
 }
 
-/// The message that adds or removes a route of ours.
+/// The message that adds or removes one of our routes.
 fn message(prefix: IpNet, target: Target) -> Result<RouteMessage, NetworkError> {
     let route = route::builder(prefix, PROTOCOL)?;
     let route = match target {
-        // Families are never mixed: the gateway was chosen by the prefix. It may be new to the kernel: a node that is being
-        // added, an end of the tunnel.
+        // The families never differ: the gateway was chosen by the prefix. The gateway may be new to the
+        // kernel: a node that is being added, or an end of the tunnel.
         Target::Via { via, interface } => route
             .output_interface(interface)
             .gateway(via)

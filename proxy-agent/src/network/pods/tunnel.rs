@@ -1,10 +1,11 @@
-//! The device of the tunnel to other nodes, a VXLAN interface (RFC 7348) that learns nothing: who is where stands in entries
-//! that follow from the Node objects, so it asks nobody and believes nobody.
+//! The device of the tunnel to other nodes, a VXLAN interface (RFC 7348) that learns nothing. The location of
+//! each pod is in entries that follow from the Node objects, so the device sends no queries and trusts no
+//! sender.
 //!
-//! It is made when a node needs it and removed when none does any more. Made once it is left as it is, and
-//! survives the agent; where its identity has to change (port, segment, addresses of our end) it is made
-//! anew, and so it is where another program has altered it. It is a port of no bridge. One of its name that
-//! is no VXLAN interface is another program's.
+//! The agent makes the device when a node needs it, and removes it when no node does. Otherwise it leaves the
+//! device as it is, so the device survives the agent. It makes the device anew if the device's identity must
+//! change (port, segment, addresses of our end), or if another program has altered it. The device is a port
+//! of no bridge. A device of its name that is no VXLAN interface belongs to another program.
 
 use std::net::IpAddr;
 
@@ -21,42 +22,42 @@ use crate::network::link::Link;
 use crate::network::netlink::Netlink;
 use crate::network::sysctl::{self, Setting};
 
-/// It says nothing of its own accord. `addr_gen_mode` 1 is "none".
+/// With these the device sends nothing by itself. The value 1 of `addr_gen_mode` means "none".
 const QUIET_IPV6: [(&str, &str); 3] = [("addr_gen_mode", "1"), ("accept_dad", "0"), ("accept_ra", "0")];
-/// After those: nothing may start before it is forbidden.
+/// These follow [`QUIET_IPV6`], since each feature must be off before it can start.
 const IPV6: [(&str, &str); 2] = [("disable_ipv6", "0"), ("forwarding", "1")];
 
-/// The least that IPv6 works with (RFC 8200, section 5).
+/// The smallest MTU that IPv6 works with, in bytes (RFC 8200, section 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// What the device is made as. Where it is something else, it is made anew.
+/// The parameters at the creation of the device. If they differ, the agent makes the device anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     port: u16,
     id: u32,
     local: IpAddr,
     mac: Mac,
-    /// Where frames for unknown ends go: nowhere.
+    /// The destination of frames to unknown MAC addresses; the agent sets none.
     remote: Option<IpAddr>,
-    /// The one interface that it sends by: none, the routes say.
+    /// The one interface that the device sends by; the agent sets none, so the routes decide.
     lower: Option<u32>,
-    /// The hop limit of what it sends; 0 is the node's own.
+    /// The hop limit of its outer packets; 0 is the node's default.
     ttl: u8,
-    /// Whether it believes what it receives: it does not.
+    /// Whether the device learns from received packets; the agent switches that off.
     learns: bool,
 }
 
-/// The tunnel's device.
+/// The device of the tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
     netlink: Netlink,
     index: Option<u32>,
-    /// What it was made as, and entries that were made.
+    /// The parameters of its creation, and the entries that were added.
     made: Option<(Identity, Entries)>,
 }
 
 impl Tunnel {
-    /// Nothing is looked at or changed yet.
+    /// Makes the object; it reads and changes nothing yet.
     pub fn new(netlink: Netlink) -> Self {
         Self {
             netlink,
@@ -65,13 +66,13 @@ impl Tunnel {
         }
     }
 
-    /// The device's index, if there has been one.
+    /// The index of the device, once the agent has made or found it.
     pub fn index(&self) -> Option<u32> {
         self.index
     }
 
-    /// Sees to it that the device and its entries are there and right, and gives its index. Entries of nodes that are not
-    /// reached this way any more stay until [`Self::forget_others`].
+    /// Makes the device and its entries or corrects them, and returns its index. Entries of nodes that the
+    /// tunnel no longer serves stay until [`Self::forget_others`].
     pub async fn ensure(&mut self, plan: &TunnelPlan) -> Result<u32, NetworkError> {
         let wanted = Identity::of(plan);
         let found = match self.find().await? {
@@ -118,7 +119,7 @@ impl Tunnel {
         Ok(found.index)
     }
 
-    /// Whether the device and its entries are as they were made, if they were.
+    /// Whether the device and its entries are as the agent made them; true if it has made none.
     pub async fn is_whole(&self) -> Result<bool, NetworkError> {
         let Some((made, entries)) = &self.made else {
             return Ok(true);
@@ -131,7 +132,7 @@ impl Tunnel {
         }
     }
 
-    /// Removes what leads to nodes that are not reached this way any more.
+    /// Removes the entries of nodes that the tunnel no longer serves.
     pub async fn forget_others(&self, plan: &TunnelPlan) -> Result<(), NetworkError> {
         match self.index {
             Some(index) => Entries::of(plan).remove_others(&self.netlink, index).await,
@@ -139,7 +140,8 @@ impl Tunnel {
         }
     }
 
-    /// Removes the device. Says whether there was one; a foreign one of that name is an error and stays.
+    /// Removes the device. Returns whether there was one. A foreign device of that name is an error and
+    /// stays.
     pub async fn remove(&mut self) -> Result<bool, NetworkError> {
         (self.index, self.made) = (None, None);
         let Some((link, _)) = self.find().await? else {
@@ -149,7 +151,7 @@ impl Tunnel {
         Ok(true)
     }
 
-    /// The device and what it is, if that can be read.
+    /// The device and its parameters, if they can be read.
     async fn find(&self) -> Result<Option<(Link, Option<Identity>)>, NetworkError> {
         let Some(message) = self.netlink.link_message_by_name(TUNNEL_DEVICE).await? else {
             return Ok(None);
@@ -230,7 +232,7 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Settings that were made and have another value now.
+    /// The agent's settings of the device that have another value now.
     pub fn changed_settings(&self, plan: &TunnelPlan) -> Vec<String> {
         let made = self.index.map(|_| settings(plan)).into_iter().flatten();
         let changed = made.filter(Setting::is_changed);
@@ -317,7 +319,7 @@ impl Identity {
     }
 }
 
-/// What the device is set to.
+/// The settings of the device.
 fn settings(plan: &TunnelPlan) -> impl Iterator<Item = Setting<'static>> + use<> {
     let with_v6 = sysctl::has_ipv6() && plan.mtu >= IPV6_MIN_MTU;
     let used = plan.addresses.iter().any(IpAddr::is_ipv6);

@@ -1,5 +1,6 @@
-//! Who is at the other ends of the tunnel: for the address of each end its MAC address (a neighbour), and for each MAC
-//! address the node behind it (a forwarding entry). All are permanent; what is not permanent on the device is the kernel's.
+//! The entries for the other ends of the tunnel. Each end's address has a MAC address (a neighbour), and each
+//! MAC address has the node behind it (a forwarding entry). All are permanent; an entry on the device that is
+//! not permanent is the kernel's.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    /// Those there should be.
+    /// The wanted entries of a plan.
     pub(super) fn of(plan: &TunnelPlan) -> Self {
         let ends = plan.ends.iter();
         let neighbours = ends
@@ -35,7 +36,8 @@ impl Entries {
         }
     }
 
-    /// Adds what is missing and changes what differs; what is `before` was made earlier.
+    /// Adds the missing entries and changes those that differ. `before` are the entries that were added
+    /// earlier.
     pub(super) async fn add_missing(
         &self,
         netlink: &Netlink,
@@ -77,7 +79,7 @@ impl Entries {
         Ok(())
     }
 
-    /// Whether all of them are there.
+    /// Whether all of these entries are on the device.
     pub(super) async fn are_on(&self, netlink: &Netlink, device: u32) -> Result<bool, NetworkError> {
         let found = Self::read(netlink, device).await?;
         Ok(self.are_among(&found))
@@ -90,7 +92,7 @@ impl Entries {
             && neighbours.all(|(end, mac)| found.neighbours.get(end) == Some(mac))
     }
 
-    /// Removes all others.
+    /// Removes all other permanent entries of the device.
     pub(super) async fn remove_others(&self, netlink: &Netlink, device: u32) -> Result<(), NetworkError> {
         let found = Self::read(netlink, device).await?;
         for end in found.neighbours.keys() {
@@ -142,7 +144,8 @@ impl Entries {
             match attribute {
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
                 NeighbourAttribute::Destination(address) => ip = address_of(address),
-                // The kernel tells these where they are not the device's own: such an entry leads elsewhere.
+                // The kernel includes these attributes only if they differ from the device's, so the entry
+                // leads elsewhere.
                 NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => {
                     return;
                 }
@@ -186,7 +189,7 @@ fn family(ip: IpAddr) -> AddressFamily {
     }
 }
 
-/// The address in a forwarding entry comes without its family.
+/// The address in a forwarding entry, which has no family of its own.
 fn address_of(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(ip) => Some((*ip).into()),
@@ -206,7 +209,7 @@ mod tests {
 
     const MAC: Mac = [0x0a, 0x6d, 192, 0, 2, 9];
 
-    /// The forwarding entry of a node, with more said of it.
+    /// Parses the forwarding entry of a node, with one more attribute.
     fn taken(state: NeighbourState, more: Option<NeighbourAttribute>) -> Entries {
         let mut message = message(7, AddressFamily::Bridge);
         message.header.state = state;

@@ -1,4 +1,4 @@
-//! What is plain is decoded as the parser decodes it, and what is not is left to the parser.
+//! Tests that plain documents decode as the parser decodes them, and that others are left to the parser.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ fn by_parser<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
 }
 
-/// Decodes by lines, and checks against the parser whatever is decoded.
+/// Decodes by lines, and checks every decoded document against the parser.
 fn checked<T: DeserializeOwned + Debug>(text: &str) -> Option<T> {
     let decoded = decode(text, PhantomData::<T>)?;
     let parsed = by_parser::<T>(text);
@@ -121,7 +121,7 @@ fn what_is_not_plain_is_declined() {
     assert!(decode(&deep, PhantomData::<Service>).is_none());
 }
 
-/// Lines that are plain, nearly plain, and not.
+/// Lines that are plain, nearly plain, and not plain.
 const FRAGMENTS: [&str; 48] = [
     "metadata:",
     "name: x",
@@ -181,7 +181,7 @@ fn document() -> impl Strategy<Value = String> {
     );
     prop::collection::vec(line, 1..14).prop_map(|lines| {
         let lines = lines.into_iter().map(|(depth, dash, rest)| {
-            // Mostly two columns a level, as manifests are.
+            // A level has two columns in most cases, as in manifests.
             let indent = if depth == 4 { 1 } else { 2 * depth };
             format!("{:indent$}{dash}{rest}\n", "")
         });
@@ -189,7 +189,7 @@ fn document() -> impl Strategy<Value = String> {
     })
 }
 
-/// A manifest with one line put elsewhere, doubled, lost or indented otherwise.
+/// A manifest with one line moved, doubled, removed or indented differently.
 fn mutilated() -> impl Strategy<Value = String> {
     let lines = SLICE.lines().count();
     (0..lines, 0..lines, 0..4_u8, 0..6_usize).prop_map(|(from, to, how, indent)| {

@@ -1,8 +1,9 @@
-//! Decoding a document's text, and saying what is wrong with it.
+//! Decodes a document's text, and reports its faults.
 //!
-//! A document that begins with `{` is tried as JSON first, which is the larger part of YAML's flow style and ten times as fast;
-//! any other is tried as plain block style (`block.rs`), which is what programs write. A document that cannot be decoded
-//! is decoded a second time to learn the field: keeping track of it all the time would slow down every good one.
+//! A document that begins with `{` is tried as JSON first. JSON is the larger part of YAML's flow style and
+//! ten times as fast. Any other document is tried as plain block style (`block.rs`), which programs write. If
+//! a document cannot be decoded, a second pass finds the field: tracking it in the first pass would slow down
+//! every valid document.
 
 use std::fmt;
 
@@ -31,7 +32,7 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Decodes a document as JSON or YAML. `json` says that the file can be nothing else.
+/// Decodes a document as JSON or YAML. `json` says that the file can only be JSON.
 pub(super) fn decode<'de, S>(document: Document<'de>, json: bool, seed: S) -> Result<S::Value, Malformed>
 where
     S: DeserializeSeed<'de> + Copy,
@@ -45,7 +46,7 @@ where
         {
             Ok(value) => return Ok(value),
             Err(error) if json => return Err(malformed_json(document, seed, &error)),
-            // Flow style that is not JSON.
+            // The document may be YAML flow style that is not JSON.
             Err(_) => {}
         }
     } else if let Some(value) = block::decode(text, seed) {
@@ -58,7 +59,7 @@ where
 }
 
 fn yaml_options() -> serde_saphyr::Options {
-    // A List may be as long as it likes. Depth, which costs stack, and aliases, which multiply, stay limited.
+    // A List may have any length. Depth, which costs stack, and aliases, which multiply, stay limited.
     let budget = serde_saphyr::budget! {
         max_events: usize::MAX,
         max_nodes: usize::MAX,
@@ -108,14 +109,14 @@ where
     }
 }
 
-/// The field as it stands in the object; `None` at the top or where it is not known.
+/// The path of the field in the object; `None` at the top or if it is unknown.
 fn field(path: &serde_path_to_error::Path) -> Option<String> {
     let path = path.to_string();
     let path = path.trim_end_matches(".?").trim_matches(['.', '?']);
     (!path.is_empty()).then(|| path.to_owned())
 }
 
-/// Decodes an object of a kind that is known beforehand.
+/// Decodes an object of a known kind.
 #[derive(Clone, Copy)]
 pub(super) struct ObjectSeed(pub(super) Kind);
 
@@ -134,7 +135,7 @@ impl<'de> DeserializeSeed<'de> for ObjectSeed {
     }
 }
 
-/// Decodes the items of a List whose kinds are known beforehand, leaving out those without one.
+/// Decodes the items of a List with known kinds, and leaves out those without a kind.
 #[derive(Clone, Copy)]
 pub(super) struct ListSeed<'a>(pub(super) &'a [Option<Kind>]);
 

@@ -1,10 +1,10 @@
-//! The documents of a file, told apart without parsing them.
+//! Splits a file into its documents without parsing them.
 //!
-//! In YAML a line that starts with `---` or `...` ends a document whatever stands around it (YAML 1.2.2 §9.1.2 forbids such a line
-//! inside any scalar), so a file can be cut into documents by its lines alone. That makes an edit cheap: a document whose text has
-//! not changed is not parsed again, even in a file of ten thousand.
+//! In YAML a line that starts with `---` or `...` always ends a document (YAML 1.2.2 §9.1.2 forbids such a
+//! line inside any scalar). So a file can be split into documents by its lines alone. That makes an edit
+//! cheap: a document with unchanged text is not parsed again, even in a file of ten thousand.
 
-/// A document's text and where it starts.
+/// The text of a document, and the line where it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Document<'a> {
     /// The line of the file that the text starts on, counted from one.
@@ -13,13 +13,13 @@ pub(super) struct Document<'a> {
 }
 
 impl Document<'_> {
-    /// The first line that says something.
+    /// The first line with content.
     pub(super) fn first_line(&self) -> usize {
         self.line + self.text.lines().take_while(|line| !says_something(line)).count()
     }
 }
 
-/// Each document that says something, in order. Comments, blank lines and directives alone say nothing.
+/// Each document with content, in order. Comments, blank lines and directives are no content.
 pub(super) fn documents(file: &str) -> impl Iterator<Item = Document<'_>> {
     let mut rest = Some(Document {
         line: 1,
@@ -33,7 +33,7 @@ pub(super) fn documents(file: &str) -> impl Iterator<Item = Document<'_>> {
     .filter(|document| says_something(document.text))
 }
 
-/// Cuts off the first document.
+/// Splits off the first document.
 fn split(all: Document<'_>) -> (Document<'_>, Option<Document<'_>>) {
     let mut start = 0;
     for (number, line) in all.text.split_inclusive('\n').enumerate() {
@@ -44,7 +44,7 @@ fn split(all: Document<'_>) -> (Document<'_>, Option<Document<'_>>) {
             };
             let next = Document {
                 line: all.line + number,
-                // What follows on the marker's line belongs to the next document.
+                // The rest of the marker's line belongs to the next document.
                 text: &all.text[start + 3..],
             };
             return (document, Some(next));

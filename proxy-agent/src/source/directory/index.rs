@@ -1,15 +1,16 @@
-//! Which file defines which object.
+//! The index of objects: which file defines which object.
 //!
-//! The source keeps no objects. Of each it keeps the file that defines it and a hash of the document it stood in, which is enough
-//! to say what a new version of a file changes: documents with a known hash are unchanged, and objects that no document names any
-//! more are gone. Where two files define an object the first path in sort order wins; the others are remembered as rivals, so that
-//! one of them can be read again when the winner lets go.
+//! The source keeps no objects. Of each object it keeps the file that defines it and a hash of its document.
+//! That is enough to find the changes in a new version of a file. Documents with a known hash are unchanged,
+//! and objects that no document defines any more are deleted. If two files define an object, the first path
+//! in sort order wins. The others are remembered as rivals, so that one of them can be read again when the
+//! winner drops the object.
 //!
-//! Taking in a file goes: [`Index::begin`] makes everything it defined an orphan, [`Index::keep`] and [`Index::claim`] take back
-//! what the new version has, and [`Index::settle`] tells what nobody took. An object that moves between files in one go is therefore
-//! never gone in between.
+//! A new version of a file takes these steps. [`Index::begin`] makes all objects of the file orphans.
+//! [`Index::keep`] and [`Index::claim`] take back those of the new version, and [`Index::settle`] returns
+//! those that no file took. So an object that moves between files in one step is never deleted in between.
 //!
-//! Invariant: an entry's hash is that of the document whose object was handed on last.
+//! Invariant: the hash of an entry is that of the document whose object was passed on last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,10 +20,10 @@ use crate::source::pages::Pages;
 use crate::source::table::{Row, Table};
 use crate::source::{ObjectId, ObjectIdMap};
 
-/// No file, or the end of a list.
+/// The number that means no file, or the end of a list.
 const NONE: u32 = u32::MAX;
 
-/// An object that some file defines.
+/// An object that a file defines.
 #[derive(Debug)]
 struct Entry {
     id: ObjectId,
@@ -42,13 +43,14 @@ impl Row for Entry {
 struct File {
     path: Arc<Path>,
     first: u32,
-    /// Its problems were reported.
+    /// Whether the problems of the file were reported.
     bad: bool,
-    /// It shares an object with another file, so that a known document may hold one that it lost.
+    /// Whether the file shares an object with another one, so that a known document may hold an object that
+    /// it lost.
     contested: bool,
 }
 
-/// Which file defines which object.
+/// The files and the objects that they define.
 #[derive(Debug)]
 pub(super) struct Index {
     entries: Table<Entry>,
@@ -58,35 +60,36 @@ pub(super) struct Index {
     orphans: Vec<ObjectId>,
 }
 
-/// A file that is being taken in.
+/// A file whose new version is being indexed.
 #[derive(Debug)]
 pub(super) struct Intake {
     file: u32,
-    // What it defined before: hash of the document, entry. Sorted; empty if nothing can be kept unread.
+    // The earlier contents of the file: the hash of the document, and the entry. The list is sorted; it is
+    // empty if every document must be read.
     before: Vec<(u64, u32)>,
 }
 
-/// Whose an object is.
+/// The result of a claim: the owner of the object.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// This file's, and it has to be handed on.
+    /// The object is this file's, and must be passed on.
     Changed,
-    /// This file's, and it is as it was in the file that it came from.
+    /// The object is this file's, and unchanged since the earlier version.
     Unchanged,
-    /// This file's, taken from one that comes later and has to be read again.
+    /// The object is this file's. It was taken from a file that comes later, which must be read again.
     Taken(Arc<Path>),
-    /// Another file's, which comes first.
+    /// The object is another file's, which comes first.
     Lost(Arc<Path>),
-    /// This file's already, by an earlier document.
+    /// The object is this file's already, from an earlier document.
     Repeated,
 }
 
-/// What became of the objects that lost their file.
+/// The outcome for the objects that lost their file.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
-    /// Nobody defines them.
+    /// The objects that no file defines.
     pub(super) gone: Vec<ObjectId>,
-    /// Files that may define one of the others, to be read again.
+    /// The files that may define one of the others, to be read again.
     pub(super) reread: BTreeSet<Arc<Path>>,
 }
 
@@ -110,7 +113,7 @@ impl Index {
             .collect()
     }
 
-    /// Whether the file defines anything.
+    /// Whether the file defines an object.
     pub(super) fn defines_something(&self, path: &Path) -> bool {
         let file = self.numbers.get(path).and_then(|&number| self.files.get(number));
         file.is_some_and(|file| file.first != NONE)
@@ -127,7 +130,7 @@ impl Index {
         hashes
     }
 
-    /// Notes whether the file has problems; true if that has to be reported.
+    /// Notes whether the file has problems; returns true if that must be reported.
     pub(super) fn set_bad(&mut self, path: &Arc<Path>, bad: bool) -> bool {
         let number = self.number(path);
         self.files
@@ -135,7 +138,7 @@ impl Index {
             .is_some_and(|file| std::mem::replace(&mut file.bad, bad) || bad)
     }
 
-    /// Starts to take in a new version of a file.
+    /// Starts to index a new version of a file.
     pub(super) fn begin(&mut self, path: &Arc<Path>) -> Intake {
         let file = self.number(path);
         self.rivals.retain(|_, rivals| {
@@ -165,14 +168,15 @@ impl Index {
         Intake { file, before }
     }
 
-    /// A document with this hash stands in the new version too; false if nothing is known of it.
+    /// Keeps the objects of a document that the new version still contains; returns false if the hash is
+    /// unknown.
     pub(super) fn keep(&mut self, intake: &mut Intake, hash: u64) -> bool {
         let start = intake.before.partition_point(|&(other, _)| other < hash);
         let end = intake.before.partition_point(|&(other, _)| other <= hash);
         let numbers = intake.before[start..end].iter().map(|&(_, number)| number);
         let mut kept = false;
         for number in numbers {
-            // Taken already: the file holds the same text twice.
+            // The object is taken already: the file contains the same text twice.
             if self
                 .entries
                 .get(number)
@@ -185,7 +189,7 @@ impl Index {
         kept
     }
 
-    /// The new version defines this object, in a document with this hash.
+    /// Claims an object for the new version, which defines it in a document with this hash.
     pub(super) fn claim(&mut self, intake: &Intake, id: ObjectId, hash: u64) -> Claim {
         let Some(number) = self.entries.find(id) else {
             let number = self.entries.insert(Entry {
@@ -226,7 +230,7 @@ impl Index {
         }
     }
 
-    /// The file is gone, and what it defined is an orphan. True if it had problems to be cleared.
+    /// Removes a file, whose objects become orphans. Returns true if it had problems, which must be cleared.
     pub(super) fn forget(&mut self, path: &Arc<Path>) -> bool {
         if !self.numbers.contains_key(path) {
             return false;
@@ -236,7 +240,7 @@ impl Index {
         self.files.remove(intake.file).is_some_and(|file| file.bad)
     }
 
-    /// What became of the orphans.
+    /// Returns the outcome for the orphans.
     pub(super) fn settle(&mut self) -> Settled {
         let mut settled = Settled::default();
         for id in std::mem::take(&mut self.orphans) {
@@ -290,7 +294,7 @@ impl Index {
         entry.next = std::mem::replace(&mut owner.first, number);
     }
 
-    /// Takes an entry out of its file's list. Rare, so a walk will do.
+    /// Removes an entry from its file's list. It walks the list, since this is rare.
     fn unlink(&mut self, file: u32, number: u32) {
         let Some(next) = self.entries.get(number).map(|entry| entry.next) else {
             return;
@@ -326,7 +330,7 @@ mod tests {
         Path::new(name).into()
     }
 
-    /// Takes in a file whose documents hold one object each; their hashes are those of name and version.
+    /// Indexes a file whose documents hold one object each; a document's hash is that of name and version.
     fn take(index: &mut Index, file: &str, objects: &[(&str, u64)]) -> Vec<Claim> {
         let mut intake = index.begin(&path(file));
         let mut claims = Vec::new();
@@ -379,7 +383,7 @@ mod tests {
         take(&mut index, "b", &[("w", 7), ("x", 1), ("y", 2)]);
         assert_eq!(take(&mut index, "c", &[("x", 3)]), [Claim::Lost(path("b"))]);
         assert_eq!(take(&mut index, "a", &[("x", 4)]), [Claim::Taken(path("b"))]);
-        // The loser is read again, and remembers that it lost.
+        // The losing file is read again, and remembers that it lost.
         assert_eq!(
             take(&mut index, "b", &[("w", 7), ("x", 1), ("y", 2)]),
             [Claim::Lost(path("a"))]

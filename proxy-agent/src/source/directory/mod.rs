@@ -1,11 +1,12 @@
 //! The source that follows a directory of manifests.
 //!
-//! Every `*.yaml`, `*.yml` and `*.json` below the directory is read, several documents a file, and what changes is handed on document
-//! by document within a fraction of a millisecond. A file that stops parsing keeps its last good content, and a directory
-//! that vanishes keeps all of it: only a file that goes, or a version of it that parses, removes objects.
+//! The source reads every `*.yaml`, `*.yml` and `*.json` below the directory, with several documents a file.
+//! It passes changes on document by document within a fraction of a millisecond. A file that no longer parses
+//! keeps its last valid content, and a directory that disappears keeps all of it. Only the removal of a file,
+//! or a version of it that parses, removes objects.
 //!
-//! The way: `tree` says which files to look at, `documents` and `parse` turn them into objects, `index` knows what they were
-//! before, and `Follower` hands on the difference.
+//! The stages: `tree` finds the files to read, `documents` and `parse` turn them into objects, `index` knows
+//! their earlier versions, and `Follower` passes the differences on.
 
 mod block;
 mod decode;
@@ -34,18 +35,19 @@ use self::parse::Content;
 use self::tree::{Happened, Lost, Tree};
 use super::{Change, Event, Kind, ObjectId, StateHandle};
 
-/// How long to wait before looking again for a directory that is not there.
+/// How long to wait before the next look for a directory that does not exist.
 const RETRY: Duration = Duration::from_millis(500);
-/// Larger files are read on another thread.
+/// The size in bytes above which a file is read on another thread.
 const LARGE: u64 = 1024 * 1024;
-/// After this many documents the rest of the agent gets its turn.
+/// The number of documents after which the task yields to the rest of the agent.
 const DOCUMENTS_PER_TURN: usize = 32;
-/// Parsed documents of a file that are held until the last of it is known to be good; more are parsed a second time.
+/// The number of parsed documents of a file that are kept until the whole file is known to be valid. Further
+/// ones are parsed a second time.
 const HELD: usize = 1024;
-/// More messages about one file help nobody.
+/// The limit of messages about one file.
 const MAX_MESSAGES: usize = 8;
 
-/// Follows the directory until the receiver of `events` goes.
+/// Follows the directory until the receiver of `events` is dropped.
 pub fn start(path: PathBuf, events: mpsc::Sender<Event>) -> io::Result<StateHandle> {
     if !path.is_absolute() && path.as_os_str().is_empty() {
         return Err(io::Error::new(
@@ -70,11 +72,11 @@ pub fn start(path: PathBuf, events: mpsc::Sender<Event>) -> io::Result<StateHand
     Ok(state)
 }
 
-/// The receiver of the events is gone, and with it the reason to go on.
+/// The receiver of the events was dropped, so the source stops.
 #[derive(Debug)]
 struct Closed;
 
-/// Where changes are handed on.
+/// The channel for changes.
 struct Out {
     events: mpsc::Sender<Event>,
     received: Instant,
@@ -94,22 +96,22 @@ struct Follower {
     state: StateHandle,
     index: Index,
     hasher: RandomState,
-    /// Directories that were reported as unreadable.
+    /// The directories that were reported as unreadable.
     unreadable: BTreeSet<PathBuf>,
     out: Out,
 }
 
-/// A document of a file that is good as a whole.
+/// A document of a file that is valid as a whole.
 struct Read {
     hash: u64,
     content: Held,
 }
 
 enum Held {
-    /// As it was.
+    /// The document is unchanged.
     Known,
     Content(Content),
-    /// To be parsed again.
+    /// The document must be parsed again.
     Later,
 }
 
@@ -140,7 +142,7 @@ impl Follower {
         tokio::time::sleep(RETRY).await;
     }
 
-    /// Hands on what lies in the tree, then what happens to it, until that cannot be seen any more.
+    /// Passes on the content of the tree, then its changes, until they cannot be followed any more.
     async fn follow(
         &mut self,
         mut tree: Tree,
@@ -226,7 +228,8 @@ impl Follower {
         Ok(())
     }
 
-    /// Reads a file and hands on what is new in it. `unread` gains the files that it took an object from.
+    /// Reads a file and passes its changes on. The function adds to `unread` the files that this one took an
+    /// object from.
     async fn load(&mut self, path: &Arc<Path>, unread: &mut BTreeSet<Arc<Path>>) -> Result<(), Closed> {
         let problem = match read(&self.root.join(path)).await {
             Ok(text) => match self.parse(path, &text).await {
@@ -247,7 +250,7 @@ impl Follower {
         self.report(path, vec![format!("{problem}; {consequence}")]).await
     }
 
-    /// Reads every document of a file that is not known yet; the file is good only as a whole.
+    /// Reads every document of a file that is not known yet; the file is valid only as a whole.
     async fn parse(&self, path: &Path, text: &str) -> Result<Vec<Read>, Malformed> {
         let known = self.index.hashes(path);
         let mut read = Vec::new();
@@ -273,7 +276,7 @@ impl Follower {
         Ok(read)
     }
 
-    /// Takes a good file in; returns what to report about it.
+    /// Indexes a valid file; returns the messages to report about it.
     async fn hand_on(
         &mut self,
         path: &Arc<Path>,
@@ -289,7 +292,7 @@ impl Follower {
                 Held::Content(content) => content,
                 Held::Known | Held::Later => match parse::parse(document, is_json(path)) {
                     Ok(content) => content,
-                    // Parsed before.
+                    // The document parsed the first time.
                     Err(malformed) => {
                         messages.push(malformed.to_string());
                         continue;
@@ -355,13 +358,13 @@ fn is_json(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "json")
 }
 
-/// The text of a file. Opening a pipe would wait for somebody to write to it, so only files are opened.
+/// Reads the text of a file. It opens regular files only, since opening a pipe would wait for a writer.
 async fn read(path: &Path) -> io::Result<String> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    // For a small file another thread would take longer than reading it.
+    // For a small file, another thread would cost more time than the read.
     let bytes = if metadata.len() > LARGE {
         tokio::fs::read(path).await?
     } else {

@@ -1,9 +1,10 @@
-//! From a document's text to objects.
+//! Parses a document's text into objects.
 //!
-//! Which type to decode into stands in the document itself (`apiVersion`, `kind`). In block style these are lines that start in the first
-//! column, where nothing else can stand, so they are read without parsing; elsewhere the document is decoded twice. A
-//! [`List`](parse) is always decoded twice: first the kinds of its items, then each item into the type of its kind. Nothing is
-//! decoded into a general value in between, which would cost several times the text.
+//! The type to decode into is in the document itself (`apiVersion`, `kind`). In block style these are lines
+//! that start in the first column, where no nested key can be. So they are read without parsing; any other
+//! document is decoded twice. A [`List`](parse) is always decoded twice: first the kinds of its items, then
+//! each item into the type of its kind. The module decodes nothing into a general value in between, which
+//! would cost several times the text.
 
 use std::marker::PhantomData;
 
@@ -13,15 +14,15 @@ use super::decode::{ListSeed, Malformed, ObjectSeed, decode};
 use super::documents::Document;
 use crate::source::{Kind, Object, wire};
 
-/// What a document holds.
+/// The content of a document.
 #[derive(Debug, Default)]
 pub(super) struct Content {
     pub(super) objects: Vec<Object>,
-    /// What was left out, and why.
+    /// The objects that were left out, and the reasons.
     pub(super) warnings: Vec<String>,
 }
 
-/// Reads a document. `json` says that the file can be nothing else.
+/// Parses a document. `json` says that the file can only be JSON.
 pub(super) fn parse(document: Document<'_>, json: bool) -> Result<Content, Malformed> {
     let head = match head_by_lines(document.text) {
         Some(head) => head,
@@ -104,7 +105,7 @@ fn unknown(head: &Head) -> String {
     )
 }
 
-/// What kind of object a document or an item is.
+/// The kind of a document or an item.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default, rename_all = "camelCase")]
 struct Head {
@@ -141,7 +142,7 @@ impl Meaning {
     }
 }
 
-/// Reads the head of a document in block style; `None` where that cannot be done for sure.
+/// Reads the head of a document in block style; `None` if the lines alone do not determine it.
 fn head_by_lines(text: &str) -> Option<Head> {
     let value = |key: &str| {
         let mut values = text

@@ -1,4 +1,4 @@
-//! What happens in a real directory, seen through the state of the cluster.
+//! Tests of changes in a real directory, seen through the state of the cluster.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc::Receiver;
 use super::*;
 use crate::cluster::{Changes, ClusterState};
 
-/// Nothing here takes longer than this on any machine.
+/// The time limit of each step, which is ample on any machine.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct World {
@@ -17,7 +17,7 @@ struct World {
     events: Receiver<Event>,
     source: StateHandle,
     cluster: ClusterState,
-    /// Deletions since the start, to show that something was never gone.
+    /// The number of deletions since the start, to show that no object was deleted in between.
     deleted: usize,
 }
 
@@ -76,7 +76,7 @@ impl World {
             .await;
     }
 
-    /// Each service with its address.
+    /// The name and the address of each service.
     fn names(&self) -> Vec<String> {
         let name = |service: &crate::cluster::Service| {
             let address = service.cluster_ips().next().expect("an address");
@@ -154,7 +154,7 @@ async fn a_broken_file_keeps_its_last_good_content_until_it_is_mended() {
         ]
     );
     assert_eq!(world.names(), ["a 10.0.0.1", "b 10.0.0.2"]);
-    // The rest of the directory is followed.
+    // The source follows the rest of the directory.
     world.replace("c.yaml", &service("c", "10.0.0.4"));
     world
         .until_named(&["a 10.0.0.1", "b 10.0.0.2", "c 10.0.0.4"])
@@ -328,7 +328,7 @@ async fn a_large_file_is_read_by_its_differences() {
             .expect("in time")
             .expect("the source goes on");
         let object = match event.change {
-            // The first lists end with kinds that nothing waits for.
+            // The first lists end with kinds that no test waits for.
             Change::End(_) => continue,
             Change::Apply(object) => object,
             other => panic!("{other:?}"),

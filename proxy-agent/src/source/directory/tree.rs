@@ -1,9 +1,11 @@
-//! The directory tree: what lies in it, and what happens to it.
+//! The directory tree: its content, and its changes.
 //!
-//! Every directory below the root is watched by inotify, and watched before it is read, so that nothing falls between the two; seeing
-//! a file twice does no harm. A file counts when it is complete: when it was closed after writing, moved into place, or linked.
-//! Names that begin with a dot belong to editors and to Kubernetes' volumes: the link `..data` of such a volume swaps
-//! all files at once, and everything is read again.
+//! Inotify watches every directory below the root from before the directory is read, so that no change is
+//! lost. A file that is seen twice does no harm. A file counts when it is complete: when it was closed after
+//! a write, moved into place, or linked.
+//!
+//! Names that begin with a dot belong to editors and to Kubernetes' volumes. The link `..data` of such a
+//! volume replaces all files at once, and everything is read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
@@ -16,31 +18,31 @@ use std::sync::Arc;
 use futures::{FutureExt as _, StreamExt as _};
 use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 
-/// Room for this many bytes of events at a time.
+/// The size of the event buffer in bytes.
 const BUFFER: usize = 64 * 1024;
-/// At most this many events at a time, so that the rest of the agent gets its turn.
+/// The limit of events at a time, so that the task yields to the rest of the agent.
 const EVENTS: usize = 1024;
 
-/// What happened, by paths relative to the root.
+/// A set of changes, by paths relative to the root.
 #[derive(Debug, Default)]
 pub(super) struct Happened {
     /// Files that are new or may have changed.
     pub(super) changed: BTreeSet<Arc<Path>>,
-    /// Files that went.
+    /// Files that were removed.
     pub(super) gone: BTreeSet<Arc<Path>>,
-    /// Directories that went with everything in them.
+    /// Directories that were removed with their content.
     pub(super) gone_directories: BTreeSet<PathBuf>,
     /// Directories that cannot be read or watched.
     pub(super) unreadable: Vec<(PathBuf, io::Error)>,
 }
 
-/// Why following ended.
+/// Why the watch ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
-    /// Everything has to be looked at again.
+    /// Events were lost, and everything must be read again.
     #[error("events were lost")]
     Events,
-    /// The root is gone, or not there yet.
+    /// The root was removed, or does not exist yet.
     #[error("{0}")]
     Root(String),
 }
@@ -55,7 +57,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Watches everything below `root`, and tells what lies there.
+    /// Watches everything below `root`, and returns its content.
     pub(super) fn open(root: &Path) -> Result<(Self, Happened), Lost> {
         let lost = |error: io::Error| Lost::Root(format!("{}: {}", root.display(), advice(&error)));
         let inotify = Inotify::init().map_err(lost)?;
@@ -81,7 +83,7 @@ impl Tree {
         }
     }
 
-    /// Waits until something happens, and takes in everything that has happened by then. `arrived` is called in between.
+    /// Waits for a change, and collects all changes that have arrived by then. It calls `arrived` in between.
     pub(super) async fn next(&mut self, arrived: impl FnOnce()) -> Result<Happened, Lost> {
         let mut happened = Happened::default();
         let mut event = self.events.next().await;
@@ -106,7 +108,7 @@ impl Tree {
         if event.mask.contains(EventMask::Q_OVERFLOW) {
             return Err(Lost::Events);
         }
-        // A directory that was given up, or whose events came after it had moved.
+        // The directory is no longer watched, or its events arrived after it had moved.
         let Some(directory) = self.directories.get(&event.wd).cloned() else {
             return Ok(());
         };
@@ -153,7 +155,7 @@ impl Tree {
         let mut pending = vec![directory];
         while let Some(directory) = pending.pop() {
             if let Err(error) = self.add_one(&directory, found, &mut pending) {
-                // One that went in the meantime is no problem; the root has to be there.
+                // A directory that was removed in the meantime is no problem; the root must exist.
                 let at_root = directory.as_os_str().is_empty();
                 if at_root || error.kind() != io::ErrorKind::NotFound {
                     found.unreadable.push((directory, error));
@@ -199,7 +201,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives up a directory and everything below it.
+    /// Stops watching a directory and everything below it.
     fn remove(&mut self, directory: &Path) {
         let below = self.descriptors.range(directory.to_owned()..);
         let below: Vec<_> = below
@@ -210,7 +212,7 @@ impl Tree {
         for path in below {
             if let Some(watch) = self.descriptors.remove(&path) {
                 self.directories.remove(&watch);
-                // Fails where the directory itself is gone, and the watch with it.
+                // This fails if the directory itself was removed, and the watch with it.
                 let _ = self.watches.remove(watch);
             }
         }
@@ -226,14 +228,15 @@ fn is_manifest(name: &OsStr) -> bool {
     !is_hidden(name) && matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
-/// Whether the name came to be with its content, by `link` or `symlink`; nobody will close it after writing then.
+/// Whether the name was created together with its content, by `link` or `symlink`; no close after a write
+/// follows then.
 fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
 }
 
-/// What the error says, and what to do where that is not plain.
+/// The text of the error, with a remedy if there is a known one.
 pub(super) fn advice(error: &io::Error) -> String {
-    // The kernel answers so when the user's inotify instances (EMFILE) or watches (ENOSPC) are used up.
+    // The kernel returns these if the user's inotify instances (EMFILE) or watches (ENOSPC) are used up.
     match error.raw_os_error() {
         Some(libc::EMFILE) => format!("{error}; raise fs.inotify.max_user_instances"),
         Some(libc::ENOSPC) => format!("{error}; raise fs.inotify.max_user_watches"),

@@ -1,8 +1,8 @@
-//! How long to wait before asking a server again that did not answer well.
+//! The wait before the next request to a server that failed.
 //!
-//! Doubling from half a second to five, each wait shortened at random by up to half: the agents of a thousand nodes lose their
-//! server at one moment and must not come back at one moment. The longest wait bounds how old the state may be after
-//! the server has come back.
+//! The wait doubles from half a second to five seconds. Each wait is shortened at random by up to half. The
+//! agents of a thousand nodes lose their server at the same moment, and must not return at the same moment.
+//! The longest wait bounds the age of the state after the server has come back.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
@@ -27,12 +27,12 @@ impl Backoff {
         }
     }
 
-    /// The server answered: the next wait is short again.
+    /// Notes a response of the server: the next wait is short again.
     pub(super) fn reset(&mut self) {
         self.next = SHORTEST;
     }
 
-    /// The next wait, and a longer one next time.
+    /// Returns the next wait, and doubles the one after it.
     pub(super) fn wait(&mut self) -> Duration {
         let longest = self.next;
         self.next = (longest * 2).min(LONGEST);

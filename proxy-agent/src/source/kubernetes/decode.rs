@@ -1,7 +1,8 @@
-//! The API server's answers: lines of a watch, pages of a list.
+//! Decodes the responses of the API server: lines of a watch, pages of a list.
 //!
-//! Both are decoded straight into the slim types; what they do not name is skipped unread. Only a line or page that
-//! cannot be decoded is decoded into general values, which tells the object that is at fault: the others are good.
+//! Both are decoded directly into the slim types, and the decoder skips all other fields. Only a line or page
+//! that cannot be decoded is decoded into general values, which shows the object with the fault: the others
+//! are valid.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -19,12 +20,12 @@ pub(super) enum Line<T = Object> {
     Deleted(T),
     Bookmark(Bookmark),
     Error(Status),
-    /// What cannot be read, whether it is gone, and the version that the watch has reached with it.
+    /// An unreadable object, whether it was deleted, and the version that the watch has reached with it.
     #[serde(skip)]
     Unreadable(Unreadable, bool, Option<wire::Text>),
 }
 
-/// How far a watch has come.
+/// The progress of a watch.
 #[derive(Debug, Deserialize)]
 pub(super) struct Bookmark {
     metadata: BookmarkMetadata,
@@ -40,7 +41,7 @@ struct BookmarkMetadata {
 
 #[derive(Debug, Deserialize)]
 struct BookmarkAnnotations {
-    // KEP-3157: ends the objects that a streaming list begins with.
+    // KEP-3157: marks the end of the objects at the start of a streaming list.
     #[serde(default, rename = "k8s.io/initial-events-end")]
     initial_events_end: Option<wire::Text>,
 }
@@ -51,14 +52,14 @@ impl Bookmark {
         &self.metadata.resource_version
     }
 
-    /// Whether the full list is complete with this.
+    /// Whether the full list is complete with this bookmark.
     pub(super) fn ends_list(&self) -> bool {
         let annotations = self.metadata.annotations.as_ref();
         annotations.and_then(|annotations| annotations.initial_events_end.as_deref()) == Some("true")
     }
 }
 
-/// What went wrong, as the server says it (`k8s.io/apimachinery` meta/v1 Status).
+/// A failure, as the server describes it (`k8s.io/apimachinery` meta/v1 Status).
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Status {
@@ -71,9 +72,9 @@ pub(super) struct Status {
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) items: Vec<Result<Object, Unreadable>>,
-    /// The version that the list is of.
+    /// The version of the list.
     pub(super) version: wire::Text,
-    /// Asks for the next page, if there is one.
+    /// The token that requests the next page, if there is one.
     pub(super) next: Option<String>,
 }
 
@@ -140,7 +141,7 @@ fn unnamed(what: Unreadable) -> Line {
     Line::Unreadable(what, false, None)
 }
 
-/// Finds out which object a line is about that cannot be decoded. Fails if the line is about none.
+/// Finds the object of a line that cannot be decoded. Fails if the line has no object.
 fn salvage<T: DeserializeOwned>(
     kind: Kind,
     bytes: &[u8],
@@ -197,13 +198,13 @@ fn typed_page<T: DeserializeOwned>(
     })
 }
 
-/// Why a value is no `T`, with the field where it is not; nothing if it is one.
+/// Why a value is no `T`, with the field of the fault; `None` if it is one.
 fn why<T: DeserializeOwned>(value: &Value) -> Option<String> {
     let error = serde_path_to_error::deserialize::<_, T>(value).err()?;
     Some(error.to_string())
 }
 
-/// An object without a name is none that could be told from another.
+/// Refuses an object without a name, since it cannot be told from another.
 fn named(kind: Kind, object: Object) -> Result<Object, Unreadable> {
     if object.metadata().name.is_empty() {
         let message = "metadata.name: missing".to_owned();

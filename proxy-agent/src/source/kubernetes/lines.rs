@@ -1,4 +1,4 @@
-//! The lines of an answer that goes on and on, each with the time when it had arrived.
+//! The lines of a streamed response, each with the time of its arrival.
 
 use std::io;
 use std::pin::Pin;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use futures::io::{AsyncBufRead, AsyncBufReadExt as _};
 
-/// A buffer that grew beyond this for one large object is given back.
+/// The capacity in bytes above which a buffer is freed, after it grew for one large object.
 const KEPT: usize = 256 * 1024;
 
-/// Reads lines.
+/// Reads lines from a stream.
 pub(super) struct Lines {
     reader: Pin<Box<dyn AsyncBufRead + Send>>,
-    /// The bytes of the chunk in hand that were not taken yet.
+    /// The number of bytes of the current chunk that were not consumed yet.
     left: usize,
     received: Instant,
     line: Vec<u8>,
@@ -28,7 +28,8 @@ impl Lines {
         }
     }
 
-    /// The next line with the time when its last byte had arrived; nothing at the end. Fails if nothing arrives for `patience`.
+    /// The next line with the arrival time of its last byte; `None` at the end. Fails if no byte arrives for
+    /// `patience`.
     pub(super) async fn next(&mut self, patience: Duration) -> io::Result<Option<(&[u8], Instant)>> {
         self.line.clear();
         if self.line.capacity() > KEPT {
@@ -44,7 +45,7 @@ impl Lines {
                 self.left = chunk.len();
             }
             if chunk.is_empty() {
-                // A line that was cut off is sent again after the last complete one.
+                // A truncated line is sent again after the last complete one.
                 return Ok(None);
             }
             let end = chunk.iter().position(|&byte| byte == b'\n');

@@ -1,7 +1,8 @@
 //! The source that follows a Kubernetes API server.
 //!
-//! One task for each kind lists and watches (`reflector.rs`) at the address that answers (`servers.rs`), decodes into slim types
-//! (`decode.rs`) and hands on. Nothing is held: the next stage is the only cache.
+//! One task for each kind lists and watches (`reflector.rs`) at the address that responds (`servers.rs`). It
+//! decodes into slim types (`decode.rs`) and passes the objects on. The source holds no objects: the next
+//! stage is the only cache.
 
 mod backoff;
 mod decode;
@@ -25,18 +26,18 @@ pub use self::servers::Servers;
 pub(crate) use self::servers::is_no_answer;
 use super::{Event, Kind, StateHandle};
 
-/// Why the API server cannot even be asked.
+/// Why the agent cannot send requests to the API server at all.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The file is unreadable or not a kubeconfig.
     #[error("reading the kubeconfig {path}: {source}")]
     Kubeconfig {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the file.
         source: Box<KubeconfigError>,
     },
-    /// There is no pod's service account to use.
+    /// The agent does not run in a pod with a service account.
     #[error(
         "finding the API server of the cluster that this runs in: {0}; outside a pod give --kubeconfig FILE"
     )]
@@ -44,15 +45,16 @@ pub enum StartError {
     /// The certificates or the address cannot be used.
     #[error("preparing a client for {server}: {source}")]
     Client {
-        /// The server's address.
+        /// The address of the server.
         server: String,
-        /// What is wrong.
+        /// The reason of the failure.
         source: Box<kube::Error>,
     },
 }
 
-/// Prepares to ask the API server that `kubeconfig` names, or as a pod the one of the cluster that this runs in, at `addresses` if
-/// there are any. The server need not be there yet. A pod's token and the authority are read again when they change.
+/// Prepares the requests to the API server that `kubeconfig` names, or in a pod to that of its cluster. It
+/// uses `addresses` if there are any. The server need not run yet. A pod's token and the authority are read
+/// again when they change.
 pub async fn connect(kubeconfig: Option<&Path>, addresses: &[Uri]) -> Result<Servers, StartError> {
     let config = match kubeconfig {
         Some(path) => read_kubeconfig(path)
@@ -62,7 +64,7 @@ pub async fn connect(kubeconfig: Option<&Path>, addresses: &[Uri]) -> Result<Ser
                 source: Box::new(source),
             })?,
         None if addresses.is_empty() => Config::incluster()?,
-        // Whatever the environment says of its address, of the service account only the files count.
+        // Of the service account only the files count, and not the address in the environment.
         None => Config::incluster_dns()?,
     };
     let servers = Servers::new(&config, addresses)?;
@@ -73,7 +75,7 @@ pub async fn connect(kubeconfig: Option<&Path>, addresses: &[Uri]) -> Result<Ser
     Ok(servers)
 }
 
-/// Follows an API server until the receiver of `events` goes. Of the pods only those of the node are asked for.
+/// Follows an API server until the receiver of `events` is dropped. It requests only the pods of the node.
 pub fn start(servers: &Servers, node_name: &str, events: &mpsc::Sender<Event>) -> StateHandle {
     let state = servers.state().clone();
     for kind in Kind::ALL {
@@ -88,7 +90,7 @@ pub fn start(servers: &Servers, node_name: &str, events: &mpsc::Sender<Event>) -
     state
 }
 
-/// The status of an answer, `success` if it is a good one; none where no answer came.
+/// The status of a response, `success` for a good one; `None` if no response arrived.
 pub(crate) fn status_code<T>(answer: &Result<T, kube::Error>, success: u16) -> Option<u16> {
     match answer {
         Ok(_) => Some(success),

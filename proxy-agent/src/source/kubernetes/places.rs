@@ -1,7 +1,8 @@
-//! Where the API servers are: the addresses of their names, and of the proxy before them.
+//! The addresses of the API servers: those of their names, and of the proxy in front of them.
 //!
 //! A service must not take an API server's address from the agent, so the addresses are known before the
-//! first list is applied. Names may get other addresses later, and are looked up again from time to time.
+//! first list is applied. Names may get other addresses later, so the agent resolves them again from time to
+//! time.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,16 +12,16 @@ use http::uri::Scheme;
 
 use crate::source::StateHandle;
 
-/// How long the start waits for the names.
+/// How long the start waits for the names to be resolved.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often names are looked up again.
+/// How often the agent resolves the names again.
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// Hosts and ports.
+/// The hosts and ports of the servers.
 pub(super) struct Places(Vec<(String, u16)>);
 
 impl Places {
-    /// Those that some addresses name.
+    /// The hosts and ports in some addresses.
     pub fn of<'a>(addresses: impl IntoIterator<Item = &'a Uri>) -> Self {
         let place = |uri: &Uri| {
             let in_clear = uri.scheme() == Some(&Scheme::HTTP);
@@ -31,7 +32,7 @@ impl Places {
         Self(addresses.into_iter().filter_map(place).collect())
     }
 
-    /// Tells where these are, and goes on to do so where there are names among them.
+    /// Writes the addresses to `state`, and continues to do so if there are names among the hosts.
     pub async fn tell(self, state: StateHandle) {
         let has_names = self.0.iter().any(|(host, _)| host.parse::<IpAddr>().is_err());
         if tokio::time::timeout(PATIENCE, self.look_up(&state))

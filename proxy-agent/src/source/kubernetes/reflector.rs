@@ -1,9 +1,11 @@
 //! Follows the objects of one kind: a full list, then every change after it, for as long as the agent runs.
 //!
-//! The list comes as the beginning of the watch where the server can do that (KEP-3157, streaming lists), else page by page. Each
-//! line carries the version that the watch has reached; a watch that ends is taken up from there, and only when the server has
-//! forgotten that version (410) is a new full list made. A server that is away for hours is asked again and again, and nothing is
-//! said to the next stage meanwhile: what was served stays served.
+//! The list comes as the beginning of the watch if the server supports that (KEP-3157, streaming lists), else
+//! page by page. Each line carries the version that the watch has reached, and a new watch continues from
+//! there when one ends. Only if the server has forgotten that version (410) is a new full list necessary.
+//!
+//! The reflector sends requests for hours to a server that is away. It passes nothing to the next stage
+//! meanwhile, so the served state stays.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -19,22 +21,23 @@ use super::lines::Lines;
 use super::{Servers, is_no_answer, status_code};
 use crate::source::{Change, Event, Kind, Unreadable, wire};
 
-/// Leaves out what no proxy, or another one, serves, so that it does not cross the network (kube-proxy's selector).
+/// Excludes the objects that no proxy, or another one, serves, so that they do not cross the network
+/// (kube-proxy's selector).
 const OURS: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
-/// Objects on a page of a list. At 2 KB each a page is held in about a megabyte.
+/// The number of objects on a page of a list. At 2 KB each, a page takes about a megabyte.
 const PAGE: u32 = 500;
 /// The server ends a watch after at most this many seconds.
 const WATCH_SECONDS: u64 = 290;
-/// A healthy watch is never silent for longer: the server sends a bookmark every minute or so.
+/// The longest silence of a healthy watch: the server sends a bookmark about every minute.
 const SILENCE: Duration = Duration::from_secs(100);
-/// A watch that ends sooner is no good.
+/// A watch that ends sooner counts as failed.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
-/// How long the server may take to begin its answer.
+/// How long the server may take to begin its response.
 const ANSWER: Duration = Duration::from_mins(1);
-/// How often to look whether the server has learnt a kind that it did not know.
+/// How often to check whether the server now knows a kind that it did not know.
 const ABSENT: Duration = Duration::from_mins(1);
 
-/// Follows one kind.
+/// Follows the objects of one kind.
 pub(super) struct Reflector {
     pub(super) kind: Kind,
     pub(super) node_name: String,
@@ -45,10 +48,10 @@ pub(super) struct Reflector {
 /// Why an attempt ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    /// Nobody takes the events any more.
+    /// The receiver of the events was dropped.
     #[error("closed")]
     Closed,
-    /// The server forgot the version that we know.
+    /// The server has forgotten the version to continue from.
     #[error("the watch expired")]
     Expired,
     /// The server cannot begin a watch with a list.
@@ -57,30 +60,30 @@ enum End {
     /// The server does not know the kind.
     #[error("the server does not have this kind")]
     Absent,
-    /// The server ended the watch in good order.
+    /// The server ended the watch normally.
     #[error("the watch ended")]
     Over,
-    /// The server is not there, or does not speak as one.
+    /// The server does not respond, or its response is not that of an API server.
     #[error("{0}")]
     Lost(String),
-    /// The server said no.
+    /// The server refused the request.
     #[error("{0}")]
     Refused(String),
 }
 
-/// How far the following has come.
+/// The progress of the watch.
 struct Progress {
-    /// The version to go on from; none before a full list is complete.
+    /// The version to continue from; `None` before a full list is complete.
     version: Option<wire::Text>,
     /// Whether the server begins watches with lists.
     streaming: bool,
-    /// Whether something went by that only a new list can tell.
+    /// Whether there was a change whose object only a new list can show.
     relist: bool,
     backoff: Backoff,
 }
 
 impl Progress {
-    /// The watch has come to this version, if it has begun.
+    /// Notes the version that the watch has reached, if it has begun.
     fn reach(&mut self, version: Option<&wire::Text>) {
         if let (Some(reached), Some(new)) = (&mut self.version, version) {
             reached.clone_from(new);
@@ -90,7 +93,7 @@ impl Progress {
 }
 
 impl Reflector {
-    /// Runs until the receiver of the events is gone.
+    /// Runs until the receiver of the events is dropped.
     pub(super) async fn run(self) {
         let mut progress = Progress {
             version: None,
@@ -106,14 +109,15 @@ impl Reflector {
                 () = self.events.closed() => return,
             };
             let wait = match end {
-                // A server that ends every watch at once must not be asked in a circle.
+                // A wait, so that a server that ends every watch at once does not get requests in a tight
+                // loop.
                 Ok(()) | Err(End::Over) if started.elapsed() < SHORTEST_WATCH => progress.backoff.wait(),
                 Ok(()) | Err(End::Over) => Duration::ZERO,
                 Err(End::Closed) => return,
                 Err(End::Expired) => {
                     tracing::info!(kind = %self.kind, "the server forgot where the watch was; listing again");
                     if progress.version.take().is_some() {
-                        // The server is well; only a list that expires again and again is reason to be slow.
+                        // The server is healthy; only a list that expires again and again needs a wait.
                         progress.backoff.reset();
                     }
                     progress.backoff.wait()
@@ -138,7 +142,7 @@ impl Reflector {
         }
     }
 
-    /// Lists if need be, and watches until the watch ends.
+    /// Lists if necessary, and watches until the watch ends.
     async fn attempt(&self, client: &Client, progress: &mut Progress) -> Result<(), End> {
         if std::mem::take(&mut progress.relist) {
             progress.version = None;
@@ -178,7 +182,7 @@ impl Reflector {
         }
     }
 
-    /// Takes in a line of a watch.
+    /// Processes a line of a watch.
     async fn take(&self, line: &[u8], received: Instant, progress: &mut Progress) -> Result<(), End> {
         let (object, gone) = match decode::line(self.kind, line) {
             Ok(Line::Added(object) | Line::Modified(object)) => (object, false),
@@ -218,7 +222,7 @@ impl Reflector {
         self.send(received, change).await
     }
 
-    /// Takes in a line that cannot be read. The watch goes on: it stops one object, not its kind.
+    /// Processes a line that cannot be read. The watch continues: the fault stops one object, not its kind.
     async fn take_unreadable(
         &self,
         what: Unreadable,
@@ -231,7 +235,7 @@ impl Reflector {
         let change = match &what.object {
             Some((id, _)) if gone => Change::Delete(self.kind, *id),
             known => {
-                // Only a new list tells what became of an object without a name.
+                // Only a new list shows the state of an object without a name.
                 progress.relist |= known.is_none();
                 self.say_unreadable(&what);
                 Change::Unreadable(what)
@@ -287,7 +291,7 @@ impl Reflector {
         }
     }
 
-    /// Waits for an answer, and counts the request.
+    /// Waits for a response, and counts the request.
     async fn ask<T>(
         &self,
         answer: impl Future<Output = Result<T, kube::Error>>,
@@ -301,24 +305,25 @@ impl Reflector {
     async fn not_listed(&self, error: &kube::Error) -> Result<(), End> {
         let end = self.refused(error, false);
         if matches!(end, End::Absent) {
-            // There are none, and that is known.
+            // The server has no objects of this kind, and that is certain.
             self.complete(Instant::now()).await?;
         }
         Err(end)
     }
 
-    /// The full list is complete.
+    /// Notes that the full list is complete.
     async fn complete(&self, received: Instant) -> Result<(), End> {
         self.servers.state().set_following(self.kind);
         self.send(received, Change::End(self.kind)).await
     }
 
-    /// What it means that the server refused a request.
+    /// The meaning of a refused request.
     fn refused(&self, error: &kube::Error, streaming: bool) -> End {
         match error {
             kube::Error::Api(status) => match status.code {
                 410 => End::Expired,
-                // Invalid: before 1.27, or the feature gate WatchList is off. A kind that is not there is for the list to say.
+                // The request is invalid before Kubernetes 1.27, or if the feature gate WatchList is off. The
+                // list request shows whether the kind is missing.
                 400 | 404 | 422 if streaming => End::NoStreaming,
                 404 if self.kind == Kind::ServiceCidr => End::Absent,
                 code => {
@@ -334,7 +339,7 @@ impl Reflector {
         }
     }
 
-    /// Of the pods, those of this node.
+    /// Selects the pods of this node.
     fn field_selector(&self) -> Option<String> {
         matches!(self.kind, Kind::Pod).then(|| format!("spec.nodeName={}", self.node_name))
     }
@@ -351,7 +356,7 @@ impl Reflector {
     }
 }
 
-/// Where the server keeps the objects of a kind.
+/// The path of a kind's objects on the server.
 const fn path(kind: Kind) -> &'static str {
     match kind {
         Kind::Service => "/api/v1/services",
@@ -363,7 +368,7 @@ const fn path(kind: Kind) -> &'static str {
     }
 }
 
-/// The cause at the bottom, which says more than the layers above it.
+/// The innermost cause, which says more than the layers above it.
 fn describe(error: &(dyn std::error::Error + 'static)) -> String {
     let mut bottom = error;
     while let Some(cause) = bottom.source() {

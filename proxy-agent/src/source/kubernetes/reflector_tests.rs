@@ -1,4 +1,5 @@
-//! What the reflector makes of a server's answers, good and bad. The server follows a script; time is simulated.
+//! Tests of the reflector with good and bad responses of a server. The server follows a script; time is
+//! simulated.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -14,7 +15,7 @@ use super::Servers;
 use super::reflector::Reflector;
 use crate::source::{Change, Event, Kind, StateHandle};
 
-/// A request that is expected (parts of its address), and the answer to it.
+/// An expected request (parts of its address), and the response to it.
 type Step = (&'static [&'static str], u16, String);
 
 const LISTING: &[&str] = &[
@@ -23,22 +24,22 @@ const LISTING: &[&str] = &[
     "resourceVersionMatch=NotOlderThan",
 ];
 
-/// Answers that are left.
+/// The responses that are left.
 type Script = Arc<Mutex<VecDeque<Step>>>;
 
-/// Starts a reflector against a server that answers by `script` and then no more.
+/// Starts a reflector against a server that responds by `script` and then no more.
 fn start(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>) {
     start_at(kind, vec![script])
 }
 
-/// The same; gives what is left of the script, too.
+/// As [`start`], and also returns the rest of the script.
 fn start_counted(kind: Kind, script: Vec<Step>) -> (StateHandle, Receiver<Event>, Script) {
     let script = Arc::new(Mutex::new(VecDeque::from(script)));
     let (state, events) = start_with(kind, [serve(Arc::clone(&script))]);
     (state, events, script)
 }
 
-/// The same, against a server with several addresses that each have a script of their own.
+/// As [`start`], against a server with several addresses that each have a script of their own.
 fn start_at(kind: Kind, scripts: Vec<Vec<Step>>) -> (StateHandle, Receiver<Event>) {
     let scripts = scripts.into_iter().map(VecDeque::from);
     start_with(kind, scripts.map(|script| serve(Arc::new(Mutex::new(script)))))
@@ -282,7 +283,7 @@ async fn the_refusal_is_shown() {
         .collect();
     let (state, mut events, left) = start_counted(Kind::Service, script);
     expect_silence(&mut events, Duration::from_secs(30)).await;
-    // Waits grow from half a second to five.
+    // The waits grow from half a second to five seconds.
     let asked = REFUSALS - left.lock().expect("nobody panicked").len();
     assert!((5..=30).contains(&asked), "{asked} requests in 30 seconds");
     assert_eq!(
@@ -299,7 +300,7 @@ async fn an_address_without_an_answer_gives_way_to_the_next_where_the_watch_goes
         (&["resourceVersion=7"], 503, status(503, "ServiceUnavailable")),
         (&["resourceVersion=9"], 200, line("ADDED", "c", 10)),
     ];
-    // It answers once, and then no more.
+    // The server responds once, and then no more.
     let second: Vec<Step> = vec![(&["resourceVersion=7"], 200, line("ADDED", "b", 9))];
     let (state, mut events) = start_at(Kind::Service, vec![first, second]);
     expect(&mut events, &["begin", "a", "end", "b", "c"]).await;

@@ -1,9 +1,11 @@
-//! The addresses by which the API server is reached, and which of them is asked.
+//! The addresses of the API server, and the one in use.
 //!
-//! Inside a cluster the API server has a virtual address, which leads nowhere before a proxy serves it, and the proxy is us. So an
-//! operator names the servers' own addresses, all of them, since any one may be down when a node boots. They are tried in the
-//! given order: whoever gets no answer moves everybody on to the next one, round and round, and the one that answers is stayed
-//! with. That it refuses a request is an answer.
+//! Inside a cluster the API server has a virtual address, which leads nowhere before a proxy serves it, and
+//! this agent is the proxy. So an operator names the servers' own addresses, all of them, since any one may
+//! be down when a node boots.
+//!
+//! The agent tries them in the given order. A task that gets no response moves all tasks on to the next
+//! address, in a circle. The tasks stay with an address that responds; a refusal is a response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,13 +20,13 @@ use crate::source::StateHandle;
 /// How long one of several servers may take to accept a connection, before the next one is tried.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// The API server, at one or several addresses; clones agree on the one that is asked.
+/// The API server, at one or several addresses; clones agree on the one in use.
 #[derive(Clone)]
 pub struct Servers(Arc<Inner>);
 
 struct Inner {
     servers: Vec<Server>,
-    /// Which of them is asked.
+    /// The index of the server in use.
     current: AtomicUsize,
     state: StateHandle,
 }
@@ -39,7 +41,8 @@ struct Server {
 pub struct Choice(usize);
 
 impl Servers {
-    /// The server that `config` names, at `addresses` if there are any. Must be called within a tokio runtime.
+    /// The server that `config` names, at `addresses` if there are any. Must be called within a tokio
+    /// runtime.
     pub(super) fn new(config: &Config, addresses: &[Uri]) -> Result<Self, StartError> {
         let named = [config.cluster_url.clone()];
         let addresses = if addresses.is_empty() { &named } else { addresses };
@@ -49,7 +52,7 @@ impl Servers {
             config.cluster_url = address.clone();
             if several {
                 config.connect_timeout = Some(CONNECT);
-                // Not the same one again.
+                // The client must not retry with the same server.
                 config.default_retry = false;
             }
             Server::new(config)
@@ -67,7 +70,7 @@ impl Servers {
         }))
     }
 
-    /// Clients in the place of servers; the addresses are made up.
+    /// Makes servers from clients, with invented addresses.
     #[cfg(test)]
     pub(crate) fn of_clients(clients: impl IntoIterator<Item = Client>) -> Self {
         let server = |(index, client)| Server {
@@ -79,18 +82,19 @@ impl Servers {
         Self::of(servers, state)
     }
 
-    /// What is known of the source; it names the address that is asked.
+    /// The state of the source, which has the address in use.
     pub fn state(&self) -> &StateHandle {
         &self.0.state
     }
 
-    /// The one to ask. If it gives no answer, say so to [`Servers::failed`].
+    /// The server to use. If it gives no response, call [`Servers::failed`].
     pub fn choose(&self) -> (Choice, &Client) {
         let index = self.0.current.load(Ordering::Relaxed);
         (Choice(index), &self.0.servers[index].client)
     }
 
-    /// The address that was chosen gave no answer. If nobody has noticed yet, the next one is asked from now on.
+    /// Notes that the chosen address gave no response. The first caller moves all requests on to the next
+    /// address.
     pub fn failed(&self, choice: Choice) {
         let Inner {
             servers,
@@ -120,7 +124,7 @@ impl Server {
     }
 }
 
-/// Whether a request got no answer, as far as the server's own word goes: nothing came, or a server that is not at work spoke.
+/// Whether a request got no usable response: none arrived, or it came from a server that does not work.
 pub(crate) fn is_no_answer(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => matches!(status.code, 500..),
@@ -151,7 +155,7 @@ mod tests {
         let (first, _) = servers.choose();
         servers.failed(first);
         let other = servers.clone();
-        // This one asked the first address too, and hears of it late.
+        // This request used the first address too, and fails late.
         other.failed(first);
         let (second, _) = servers.choose();
         assert_ne!(first, second);

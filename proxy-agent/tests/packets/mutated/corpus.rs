@@ -1,4 +1,4 @@
-//! Valid frames of every kind that the programs decide about: requests, answers, and ICMP errors about both.
+//! Valid frames of every kind that the programs decide about: requests, replies, and ICMP errors about both.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,19 +14,19 @@ use super::{FROM_HOST, FROM_LOOPBACK, FROM_POD, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::frame::{frame, icmp_error};
 use crate::node::{NODE, of_family};
 
-/// A program's number, and what it is run over.
+/// A program's number, and the frame that it runs over.
 type Run<'a> = dyn FnMut(usize, &[u8]) -> Vec<u8> + 'a;
 
 pub struct Corpus {
     pub frames: Vec<Vec<u8>>,
-    /// What makes the flows that the frames belong to, in order.
+    /// The frames that make the flows of the corpus, in order, with their programs.
     pub primers: Vec<(usize, Vec<u8>)>,
-    /// Addresses that mean something, by family.
+    /// The addresses that have a meaning in the tests, by family.
     pub addresses: [Vec<IpAddr>; 2],
 }
 
 impl Corpus {
-    /// Runs valid requests over empty tables, and takes note of what becomes of them.
+    /// Runs valid requests over empty tables, and records their results.
     pub fn new(frontends: &Frontends, run: &mut Run<'_>) -> Self {
         let mut corpus = Self {
             frames: Vec::new(),
@@ -103,7 +103,7 @@ impl Corpus {
         }
     }
 
-    /// What the pod sends to the world outside, and what comes back.
+    /// The pod's packets to addresses outside the cluster, and the replies.
     fn masqueraded(&mut self, family: usize, run: &mut Run<'_>) {
         let [pod, outside, router] = [POD, OUTSIDE, ROUTER].map(|addresses| of_family(addresses, family));
         let (request, reply) = if family == 0 { (8, 0) } else { (128, 129) };
@@ -128,7 +128,7 @@ impl Corpus {
                 0x10,
                 &[7; 33],
             ));
-            // Past the node, to the pod itself.
+            // The packet goes directly to the pod, without the node's address.
             let direct = frame(&to.to_string(), &from.to_string(), protocol, starts, b"hello");
             self.frames.push(direct);
         }
@@ -160,7 +160,7 @@ impl Corpus {
         }
     }
 
-    /// What goes to the port of the tunnel, with frames of right and wrong pods inside.
+    /// Packets to the port of the tunnel, with inner frames of right and wrong pods.
     fn tunnelled(&mut self) {
         const INSIDE: [([&str; 2], [&str; 2]); 8] = [
             (REMOTE, LOCAL),
@@ -182,11 +182,11 @@ impl Corpus {
                     let [source, to] = [sender, receiver].map(|addresses| of_family(addresses, inner));
                     let mut content = between(source, to, 9, b"inside");
                     if family == inner && sender == THIRD_POD {
-                        // By the tunnel's device, once it is out of the tunnel.
+                        // The inner frame enters by the tunnel's device after decapsulation.
                         self.frames.push(content.clone());
                     }
                     if source.is_ipv6() && receiver == POD {
-                        // A tag of a VLAN, which no host has to expect there.
+                        // A VLAN tag, which no host expects there.
                         content.splice(12..12, [0x81, 0, 0, 5]);
                     }
                     let content = [&[8, 0, 0, 0, 0, 0, 1, 0], &content[..]].concat();
@@ -201,7 +201,7 @@ impl Corpus {
         }
     }
 
-    /// What another node and a stranger protect, whole and in UDP.
+    /// Packets of `IPsec` of another node and of a stranger, plain and in UDP.
     fn by_ipsec(&mut self) {
         for family in [0, 1] {
             for from in [OTHER_NODE, OUTSIDE] {
@@ -218,7 +218,7 @@ impl Corpus {
         }
     }
 
-    /// What belongs to no service.
+    /// Packets that belong to no service.
     fn strangers(&mut self) {
         for family in [0, 1] {
             for destination in self.addresses[family].clone() {
@@ -275,7 +275,7 @@ fn addresses(frontends: &Frontends) -> [Vec<IpAddr>; 2] {
     [v4, v6]
 }
 
-/// ARP from one end to the other, a request or a reply.
+/// An ARP message from one end to the other, a request or a reply.
 pub fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     let mut frame = [[0xff; 6], MAC].concat();
     frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
@@ -287,8 +287,8 @@ pub fn arp(operation: u8, mac: [u8; 6], from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-/// A message of neighbour discovery or of multicast listeners (RFC 4861, RFC 3810), from one of some
-/// addresses by its number, or from the pod's own.
+/// A message of neighbour discovery or of multicast listeners (RFC 4861, RFC 3810). `from` selects its
+/// source, which may be the pod's own address.
 pub fn discovery(kind: u8, from: usize, to_group: bool) -> Vec<u8> {
     let own: IpAddr = LINK_LOCAL.into();
     let others =
@@ -303,7 +303,7 @@ pub fn discovery(kind: u8, from: usize, to_group: bool) -> Vec<u8> {
     )
 }
 
-/// Fragmentation needed, or packet too big.
+/// Makes the ICMP error "fragmentation needed" or "packet too big".
 fn too_big(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
     let head = if from.is_ipv4() {
         [3, 4, 0, 0, 0, 0, 5, 0]

@@ -1,4 +1,4 @@
-//! Who may come by an entry, by the rules that are stated and without the code that is tested.
+//! The permitted sources at each entry, by the stated rules and without the code under test.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,17 +12,17 @@ use super::world::{
 use super::{At, FROM_UPLINK, UPLINK_MAC};
 use crate::node::{NODE, of_family};
 
-/// Whether an uplink or a pod's interface hears a frame that is not addressed to it.
+/// Whether a frame at an uplink or a pod's interface is addressed to another host.
 pub fn is_for_another_host(ran: &Ran<'_>) -> bool {
     (ran.program == FROM_UPLINK || ran.at == At::OwnPod) && ran.frame[..6] != UPLINK_MAC && !is_for_group(ran)
 }
 
-/// Whether a frame enters that is addressed to a group, which is looked at and never translated.
+/// Whether an input frame is addressed to a group; the programs inspect such a frame and never translate it.
 pub fn is_for_group(ran: &Ran<'_>) -> bool {
     matches!(ran.program, FROM_UPLINK | super::FROM_POD) && ran.frame[0] & 1 != 0
 }
 
-/// Whether a service's range has an address.
+/// Whether an address lies in the range of services.
 pub fn is_in_service_range(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.octets().starts_with(&[10, 96]),
@@ -30,7 +30,7 @@ pub fn is_in_service_range(address: IpAddr) -> bool {
     }
 }
 
-/// Whether a service has an address, and not the node.
+/// Whether a service has the address, and the node does not.
 pub fn is_virtual(frontends: &Frontends, address: IpAddr) -> bool {
     !is_node(address) && frontends.keys().any(|(known, _)| known.ip() == address)
 }
@@ -65,8 +65,8 @@ fn is_of(addresses: &[&str; 2], address: IpAddr) -> bool {
     all.any(|known| address == known.parse::<IpAddr>().expect("an address"))
 }
 
-/// Whether the route to the source of a packet leads out by another interface than the uplink, which has
-/// strict reverse-path filtering.
+/// Whether the route to the source of a packet uses another interface than the uplink, which has strict
+/// reverse-path filtering.
 pub fn is_against_route(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
     ran.program == FROM_UPLINK
         && ran.at == At::Uplink
@@ -74,7 +74,7 @@ pub fn is_against_route(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
         && matches!(from, IpAddr::V4(from) if from.octets().starts_with(&ELSEWHERE))
 }
 
-/// Whether a datagram goes from a port of a node that leads somewhere to another one.
+/// Whether a datagram comes from another node's port that is a frontend, and so could loop.
 pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2], layout: Layout) -> bool {
     let node = of_family(NODE, usize::from(to.is_ipv6()));
     let leads = |ip| frontends.contains_key(&(SocketAddr::new(ip, from.port()), protocol::UDP));
@@ -84,7 +84,8 @@ pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2]
         && (leads(node) || leads(to.ip()) || leads(from.ip()))
 }
 
-/// Whether a packet asks a group from no address. Frame and packet go to a group then.
+/// Whether a packet without a source address goes to a group. Both the frame and the packet go to a group
+/// then.
 pub fn is_from_no_address(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
     is_for_group(ran) && !is_one_host(to) && from.is_unspecified()
 }
@@ -97,13 +98,13 @@ pub fn is_client_at_tunnel(ran: &Ran<'_>, from: SocketAddr, layout: Layout) -> b
         && PEERS.iter().any(|peer| is_of(peer, from.ip()))
 }
 
-/// Whether a client's address is good on its link only, so that its packets are not forwarded.
+/// Whether a client's address is link-local, so that its packets are not forwarded.
 pub fn is_link_local_client(ran: &Ran<'_>, from: IpAddr) -> bool {
     ran.program == FROM_UPLINK && matches!(from, IpAddr::V6(from) if from.is_unicast_link_local())
 }
 
-/// Whether a pod of ours sends an ICMP error about a packet that did not go to the pod itself, or one in
-/// pieces.
+/// Whether one of our pods sends an ICMP error that is a fragment, or one about a packet that did not go to
+/// that pod.
 pub fn is_error_of_another(ran: &Ran<'_>, layout: Layout) -> bool {
     let [from, _] = layout.ends(ran.frame, L3);
     ran.at == At::OwnPod
@@ -116,19 +117,19 @@ pub fn is_for_loopback(program: usize, to: IpAddr) -> bool {
     matches!(program, FROM_UPLINK | super::FROM_POD) && to.is_loopback()
 }
 
-/// The same where its addresses stand before what cannot be read.
+/// As [`is_for_loopback`], for a packet with readable addresses before unreadable headers.
 pub fn is_for_loopback_unread(program: usize, frame: &[u8]) -> bool {
     unread(frame).is_some_and(|(_, to)| is_for_loopback(program, to))
 }
 
-/// Whether the addresses of a packet stand before what cannot be read, and the table of entries refuses the
+/// Whether a packet has readable addresses before unreadable headers, and the table of entries refuses its
 /// source.
 pub fn is_forged_unread(frontends: &Frontends, ran: &Ran<'_>) -> bool {
     unread(ran.frame)
         .is_some_and(|(from, to)| !is_from_no_address(ran, from, to) && is_forged(frontends, ran, from))
 }
 
-/// The addresses of a packet that stand before what cannot be read.
+/// The addresses of a packet whose IP header is readable, for packets with unreadable headers behind it.
 pub fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let is_whole = match crate::frame::ether_type(frame) {
         0x0800 => frame.len() >= L3 + 20 && frame[L3] >> 4 == 4 && frame[L3] & 15 >= 5,
@@ -136,7 +137,7 @@ pub fn unread(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
         _ => false,
     };
     let ends = is_whole.then(|| addresses(frame)).flatten();
-    // The programs take these for addresses that are not there.
+    // The programs treat these as missing addresses.
     let none = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
     ends.filter(|ends| *ends != (none, none))
 }
@@ -148,7 +149,7 @@ pub fn is_one_host(to: IpAddr) -> bool {
     }
 }
 
-/// Source and destination of an IP packet, as far as they are there.
+/// The source and the destination of an IP packet, if the frame contains them.
 pub fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     let of = |at: usize, len: usize| frame.get(L3 + at..L3 + at + len);
     let address = |bytes: &[u8]| match <[u8; 4]>::try_from(bytes) {

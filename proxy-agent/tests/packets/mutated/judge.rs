@@ -1,4 +1,5 @@
-//! What is owed for one frame: a verdict of the stated set, one count, and a packet that is untouched or wholly changed.
+//! The expected outcome for one frame: a stated verdict, one count, and a packet that is unchanged or
+//! completely changed.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,25 +20,26 @@ use super::{At, FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::node::NODE;
 use crate::{PASS, REDIRECT, SHOT};
 
-/// A run of a program.
+/// One run of a program.
 pub struct Ran<'a> {
-    /// Whose rules it follows.
+    /// The program whose rules it follows.
     pub program: usize,
     pub at: At,
     pub frame: &'a [u8],
     pub verdict: u32,
     pub out: &'a [u8],
-    /// What stands beside the frame before the run, and what is left of it.
+    /// The note beside the frame before the run, and its rest afterwards.
     pub note: u32,
     pub left: u32,
 }
 
-/// Whether something is as it should be.
+/// Returns an error unless a condition holds.
 pub fn check(right: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if right { Ok(()) } else { Err(what()) }
 }
 
-/// The reason for which a packet was left alone, if its headers tell; nothing is counted as `NotOurs`.
+/// The reason for which a packet was left alone, if its headers determine it; `NotOurs` means that nothing is
+/// counted.
 pub fn left_alone(frontends: &Frontends, ran: &Ran<'_>) -> Option<Reason> {
     let is_left = ran.verdict == PASS && ran.out == ran.frame;
     if is_left && is_for_another_host(ran) {
@@ -46,7 +48,7 @@ pub fn left_alone(frontends: &Frontends, ran: &Ran<'_>) -> Option<Reason> {
     match Layout::of(ran.frame) {
         Err(reason) if is_left => Some(reason),
         Ok(layout) if is_left && is_for_group(ran) => match tunnel::owed(frontends, ran, layout) {
-            // The counters tell.
+            // The counters determine the reason.
             Some(_) => None,
             None => Some(Reason::OtherHost),
         },
@@ -55,7 +57,7 @@ pub fn left_alone(frontends: &Frontends, ran: &Ran<'_>) -> Option<Reason> {
     }
 }
 
-/// Compares a run with the rules; `counted` is the reason and how many bytes were counted under it.
+/// Compares a run with the rules. `counted` is the counted reason with its number of bytes.
 pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)>) -> Result<(), String> {
     let Ran {
         program,
@@ -80,7 +82,7 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
     }
     if is_passed {
         check(out == frame, || "passed and touched".into())?;
-        // What is not translated at our own device ends there.
+        // Our own device drops the packets that it does not translate.
         let owed = if program == FROM_HOST { SHOT } else { PASS };
         check(verdict == owed, || "the wrong verdict".into())?;
     }
@@ -113,7 +115,7 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
     }
 }
 
-/// Judges what ends at the interface of a pod of ours.
+/// Judges a frame that the program handles at the interface of one of our pods.
 fn judge_own_pod(ran: &Ran<'_>, reason: Option<Reason>) -> Option<Result<(), String>> {
     if ran.at != At::OwnPod {
         return None;
@@ -136,7 +138,7 @@ fn judge_own_pod(ran: &Ran<'_>, reason: Option<Reason>) -> Option<Result<(), Str
     Some(outcome)
 }
 
-/// Judges a packet whose headers cannot be read for a reason.
+/// Judges a packet whose headers cannot be read.
 fn judge_unread(
     frontends: &Frontends,
     ran: &Ran<'_>,
@@ -147,7 +149,7 @@ fn judge_unread(
     if odd == Reason::MappedAddress {
         return check(is_dropped(odd), || "a mapped address".into());
     }
-    // A pod's address does not leave in what cannot be translated.
+    // A packet that cannot be translated must not leave with a pod's address.
     if ran.program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) {
         return check(ran.verdict == SHOT && is_pods_outwards(ran.frame), || {
             "not owed".into()
@@ -158,7 +160,7 @@ fn judge_unread(
             "to a loopback address, before odd headers".into()
         });
     }
-    // Nor does a source that comes from nowhere enter in it.
+    // A packet that cannot be translated must not enter with a forged source either.
     if is_forged_unread(frontends, ran) {
         return check(is_dropped(Reason::ForgedSource), || {
             "a forged source before odd headers".into()
@@ -170,7 +172,7 @@ fn judge_unread(
     }
 }
 
-/// Judges what the table of entries refuses, or leaves alone.
+/// Judges a packet that the table of entries refuses, or leaves alone.
 fn judge_admission(
     frontends: &Frontends,
     ran: &Ran<'_>,
@@ -219,15 +221,15 @@ fn judge_admission(
     Some(check(is_right, || what))
 }
 
-/// Whether an IP packet of a pod's goes to the world outside, as far as its addresses are there.
+/// Whether an IP packet of a pod leaves the cluster, if the frame contains its addresses.
 fn is_pods_outwards(frame: &[u8]) -> bool {
     addresses(frame).is_some_and(|(from, to)| is_pod(from) && is_outside(to))
 }
 
-/// Whether the rules allow this reason, by where the packet goes.
+/// Whether the rules allow this reason for the packet's destination.
 fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<Reason>) -> bool {
     let [from, to] = layout.sockets(ran.frame, L3);
-    // A translation may fail by name.
+    // A translation may fail with one of these reasons.
     let fails = matches!(
         reason,
         Some(Reason::RewriteFailed | Reason::TtlExceeded | Reason::NoRoute | Reason::TooBig)
@@ -268,7 +270,8 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
     }
     let frontend = frontends.get(&(to, layout.protocol));
     if let Some(frontend) = frontend {
-        // A reply goes to the flow that has this port of the node for its source, at once or by the stack.
+        // A reply belongs to the flow whose source is this port of the node, directly or through the kernel's
+        // stack.
         let is_backend = frontends.values().any(|known| known.backends.contains(&from));
         if is_backend && is_node(to.ip()) && (belongs || reason.is_none()) {
             return true;
@@ -279,7 +282,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
                 || (ran.program == FROM_HOST && !is_node(from.ip())));
         return match frontend.has {
             Has::Nobody => reason == Some(Reason::NoEndpoints),
-            // The same packet may have begun a flow as a pod's.
+            // The same packet may have begun a flow when a pod sent it.
             Has::OnlyElsewhere if is_kept_here => {
                 matches!(reason, Some(Reason::NoLocalEndpoints | Reason::Established)) || fails
             }
@@ -297,7 +300,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
                         Some(Reason::TunnelPort | Reason::ReplyLoop | Reason::Established)
                     )
             }
-            // What the node itself serves is not forwarded.
+            // The kernel does not forward packets that the node itself serves.
             _ if is_link_local_client(ran, from.ip())
                 && !frontend.backends.iter().any(|backend| is_node(backend.ip())) =>
             {
@@ -306,7 +309,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
             _ if is_loop(frontends, ran, [from, to], layout) => {
                 fails || matches!(reason, Some(Reason::ReplyLoop | Reason::Established))
             }
-            // Nobody can be answered who has no address.
+            // A client without an address can get no reply.
             _ => begins || (from.ip().is_unspecified() && reason == Some(Reason::NoNodeAddress)),
         };
     }
@@ -322,13 +325,14 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
     }
 }
 
-/// An answer to a client that calls itself by a service's address is translated behind the stack, like all answers.
+/// Whether this is a reply to a client that uses a service's address as its own. The programs translate it
+/// behind the kernel's stack, like all replies.
 fn is_answer_to_service(frontends: &Frontends, ran: &Ran<'_>, from: SocketAddr) -> bool {
     let mut all = frontends.values();
     !is_own(ran.program) && all.any(|frontend| frontend.backends.contains(&from))
 }
 
-/// Whether packets of a pod to there leave with the node's address.
+/// Whether packets of a pod to this address leave with the node's address.
 pub fn is_outside(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -345,12 +349,12 @@ pub fn is_outside(address: IpAddr) -> bool {
     }
 }
 
-/// Whether the rules allow this reason where a packet leaves the node.
+/// Whether the rules allow this reason for a packet that leaves the node.
 fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_belong: bool) -> bool {
     let [from, to] = layout.ends(ran.frame, L3);
     let is_pods = is_pod(from) && is_outside(to);
     match reason {
-        // What came to the pod itself is answered with its address: `Fuzz` looks for the entry.
+        // A reply to a packet for the pod itself leaves with the pod's address: `Fuzz` looks for the entry.
         None | Some(Reason::Malformed | Reason::NotBalanced) => true,
         Some(
             Reason::NotMasqueraded
@@ -371,14 +375,14 @@ fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_b
     }
 }
 
-/// Whether a packet of the node itself may get another source port for this reason: its own may be a
-/// masqueraded flow's.
+/// Whether a packet of the node itself may get another source port for this reason, since a masqueraded flow
+/// may use its own.
 fn is_exchange(from: SocketAddr, reason: Option<Reason>) -> bool {
     let begins = matches!(
         reason,
         Some(Reason::NewFlow | Reason::Established | Reason::Moved | Reason::NoSourcePort)
     );
-    // A later fragment has its ports from the first.
+    // A later fragment gets its ports from the first.
     let has_such_port = from.port() == 0 || MASQUERADE_PORTS.contains(&from.port());
     begins && is_node(from.ip()) && has_such_port
 }
@@ -391,7 +395,7 @@ pub fn is_node(address: IpAddr) -> bool {
     NODE.iter().any(|node| address == node.parse::<IpAddr>().unwrap())
 }
 
-/// Whether packets turn back into the node where they are answered.
+/// Whether replies to packets of this program stay within the node.
 pub fn is_own(program: usize) -> bool {
     matches!(program, FROM_HOST | FROM_LOOPBACK)
 }

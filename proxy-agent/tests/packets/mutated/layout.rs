@@ -1,4 +1,4 @@
-//! Where the headers of a frame are, by the rules that are stated for odd packets and without the parser that is tested.
+//! The offsets of a frame's headers, by the stated rules for odd packets and without the parser under test.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,7 +7,7 @@ use proxy_common::protocol;
 
 use crate::frame::{ether_type, sum};
 
-/// Behind the Ethernet header.
+/// The offset of the IP header, behind the Ethernet header.
 pub const L3: usize = 14;
 const EXTENSIONS: usize = 6;
 
@@ -19,13 +19,13 @@ pub fn is_extension(protocol: u8) -> bool {
 pub struct Layout {
     pub is_v4: bool,
     pub protocol: u8,
-    /// Where the transport header starts; later fragments have none.
+    /// The offset of the transport header; later fragments have none.
     pub l4: Option<usize>,
     pub is_fragment: bool,
 }
 
 impl Layout {
-    /// Of a whole frame; or the reason for which it is left to the kernel.
+    /// The layout of a whole frame, or the reason for which the programs leave it to the kernel.
     pub fn of(frame: &[u8]) -> Result<Self, Reason> {
         match ether_type(frame) {
             0x0800 => Self::v4(frame, L3)?.with_transport(frame),
@@ -34,7 +34,7 @@ impl Layout {
         }
     }
 
-    /// Whether an IPv6 frame has more extension headers than are walked.
+    /// Whether an IPv6 frame has more extension headers than the programs walk.
     pub fn is_unwalked(frame: &[u8]) -> bool {
         Self::v6(frame).is_ok_and(|layout| layout.l4.is_some() && is_extension(layout.protocol))
     }
@@ -104,7 +104,7 @@ impl Layout {
         };
         let least = match self.protocol {
             protocol::TCP => 16,
-            // An echo has its identifier.
+            // An echo has an identifier instead of ports.
             protocol::ICMP if self.is_v4 && matches!(frame.get(l4), Some(0 | 8)) => 6,
             protocol::ICMPV6 if !self.is_v4 && matches!(frame.get(l4), Some(128 | 129)) => 6,
             protocol::UDP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6 => 4,
@@ -114,7 +114,7 @@ impl Layout {
         Ok(self)
     }
 
-    /// Of the packet that an ICMP error at `l4` carries.
+    /// The offset and the layout of the packet in an ICMP error at `l4`.
     pub fn carried(frame: &[u8], is_v4: bool, l4: usize) -> Option<(usize, Self)> {
         let l3 = l4 + 8;
         if is_v4 {
@@ -137,7 +137,7 @@ impl Layout {
         Some((l3, carried))
     }
 
-    /// Whether this is an ICMP error, whose first bytes are there.
+    /// Whether this is an ICMP error whose first bytes are in the frame.
     pub fn is_error(self, frame: &[u8]) -> bool {
         let kind = self.l4.and_then(|l4| frame.get(l4));
         match (self.protocol, self.is_v4) {
@@ -147,7 +147,8 @@ impl Layout {
         }
     }
 
-    /// The protocol of the packet that an ICMP error carries, behind a fragment header that begins one.
+    /// The protocol of the packet in an ICMP error. If that packet starts with a fragment header, it is the
+    /// protocol behind it.
     pub fn carried_protocol(self, frame: &[u8]) -> Option<u8> {
         let l3 = self.l4? + 8;
         if self.is_v4 {
@@ -159,13 +160,12 @@ impl Layout {
         }
     }
 
-    /// Source and destination of the packet that an ICMP error carries, also of one whose ports cannot be
-    /// read.
+    /// The source and the destination of the packet in an ICMP error, even if its ports cannot be read.
     pub fn carried_ends(self, frame: &[u8]) -> Option<[IpAddr; 2]> {
         let l3 = self.l4? + 8;
         if self.is_v4 {
             let header = frame.get(l3..l3 + 20)?;
-            // The kernel does not look at the version.
+            // The kernel does not check the version.
             return (header[0] & 15 >= 5).then(|| self.ends(frame, l3));
         }
         let header = frame.get(l3..l3 + 40)?;
@@ -173,7 +173,8 @@ impl Layout {
         is_whole.then(|| self.ends(frame, l3))
     }
 
-    /// The same of a later fragment too, which may name an extension header in place of the protocol.
+    /// As [`Self::has_ports`], and also true for a later fragment that names an extension header in place of
+    /// the protocol.
     pub fn may_have_ports(&self) -> bool {
         self.has_ports() || (!self.is_v4 && self.l4.is_none() && is_extension(self.protocol))
     }
@@ -186,17 +187,17 @@ impl Layout {
         matches!(self.protocol, protocol::ICMP | protocol::ICMPV6)
     }
 
-    /// Where the ports lie in the transport header, or the identifier of an echo.
+    /// The range of the ports in the transport header, or of the identifier of an echo.
     pub fn ports_at(self) -> std::ops::Range<usize> {
         if self.is_icmp() { 4..6 } else { 0..4 }
     }
 
-    /// Where addresses lie, from the start of the IP header on.
+    /// The range of the addresses, from the start of the IP header.
     pub fn addresses_at(self) -> std::ops::Range<usize> {
         if self.is_v4 { 12..20 } else { 8..40 }
     }
 
-    /// Offset of the transport checksum from the transport header, and its length.
+    /// The offset of the transport checksum from the transport header, and its length, in bytes.
     pub fn checksum_at(self) -> (usize, usize) {
         match self.protocol {
             protocol::TCP => (16, 2),
@@ -206,7 +207,7 @@ impl Layout {
         }
     }
 
-    /// Source and destination address.
+    /// The source and the destination address.
     pub fn ends(self, frame: &[u8], l3: usize) -> [IpAddr; 2] {
         let bytes = &frame[l3..][self.addresses_at()];
         let half = bytes.len() / 2;
@@ -216,7 +217,7 @@ impl Layout {
         })
     }
 
-    /// The same with their ports; 0 where there are none.
+    /// The source and the destination with their ports; 0 without ports.
     pub fn sockets(self, frame: &[u8], l3: usize) -> [SocketAddr; 2] {
         let [src, dst] = self.ends(frame, l3);
         let port = |at: usize| match self.l4 {
@@ -236,8 +237,8 @@ impl Layout {
         self.l4.is_some_and(|l4| (self.protocol, frame[l4]) == echo)
     }
 
-    /// Whether an answer may be sent to whoever sent this: not to groups and nobody, and not an error about an error
-    /// (RFC 1122 §3.2.2, RFC 4443 §2.4).
+    /// Whether the sender of this packet may get a reply. The source must be one host, and no error is sent
+    /// about an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
     pub fn may_be_told(self, frame: &[u8]) -> bool {
         let [source, _] = self.ends(frame, L3);
         let is_host = match source {
@@ -253,7 +254,7 @@ impl Layout {
             }
     }
 
-    /// How far the header checksum is from right, modulo 65535; IPv6 has none.
+    /// The difference of the header checksum from the right one, modulo 65535; IPv6 has none.
     pub fn header_error(self, frame: &[u8], l3: usize) -> u32 {
         if !self.is_v4 {
             return 0;
@@ -263,7 +264,8 @@ impl Layout {
         u32::from(sum(&frame[l3..end], 0)) % 0xffff
     }
 
-    /// The same of a TCP, UDP or ICMP checksum, but for lengths and protocol, which stay. (SCTP's is another matter.)
+    /// The difference of a TCP, UDP or ICMP checksum from the right one. It omits lengths and protocol, which
+    /// do not change. (SCTP has another checksum.)
     pub fn transport_error(self, frame: &[u8]) -> u32 {
         let Some(l4) = self.l4 else {
             return 0;
@@ -277,7 +279,7 @@ impl Layout {
         u32::from(sum(&frame[l4..], u32::from(addresses))) % 0xffff
     }
 
-    /// What SCTP's checksum covers, where the frame has all of it.
+    /// The bytes that SCTP's checksum covers, if the frame has all of them.
     pub fn sctp(self, frame: &[u8]) -> Option<&[u8]> {
         let field = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
         let end = if self.is_v4 {

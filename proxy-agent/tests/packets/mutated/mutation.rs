@@ -1,4 +1,4 @@
-//! Making frames odd, by dice that fall the same for the same seed and index.
+//! Mutates frames, with random numbers that are the same for the same seed and index.
 
 use std::net::IpAddr;
 
@@ -10,9 +10,9 @@ use super::world::{MAC, POD};
 use crate::frame::{crc32c, ether_type, sum};
 use crate::node::of_family;
 
-/// As long as a test run takes it, with what a program adds.
+/// The longest frame in bytes: the limit of a test run less the bytes that a program adds.
 const LONGEST: usize = 2500;
-/// Shorter ones than an Ethernet header are no frames, and a kernel does not run over a header alone.
+/// The shortest frame in bytes: the kernel does not run a program over an Ethernet header alone.
 const SHORTEST: usize = 15;
 
 /// `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
@@ -33,7 +33,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// Less than `end`.
+    /// A number less than `end`.
     fn below(&mut self, end: usize) -> usize {
         (self.next() >> 32) as usize % end.max(1)
     }
@@ -50,7 +50,7 @@ impl Dice {
         self.next() as u8
     }
 
-    /// A number that code may stumble over.
+    /// A number that is likely to cause faults.
     fn word(&mut self, near: usize) -> u16 {
         let near = near as u16;
         match self.below(6) {
@@ -71,7 +71,7 @@ pub fn mutated(dice: &mut Dice, corpus: &Corpus) -> Vec<u8> {
         decorate(dice, &mut frame);
     }
     if dice.one_in(50) {
-        // Another host's, or all hosts'.
+        // The frame is addressed to another host, or to all hosts.
         frame[dice.below(6)] ^= 1 << dice.below(8);
     }
     if dice.one_in(20) {
@@ -95,8 +95,8 @@ fn strike_often(dice: &mut Dice, frame: &mut Vec<u8>, corpus: &Corpus, strikes: 
     }
 }
 
-/// What a pod of ours sends in place of a frame: the frame in its own name, or what is spoken on its link,
-/// and sometimes as another.
+/// The frame that one of our pods sends in place of `frame`: the same with its own addresses, or a message of
+/// its link. Sometimes the source is another's.
 pub fn by_own_pod(dice: &mut Dice, frame: &[u8], corpus: &Corpus) -> Vec<u8> {
     let mut frame = match dice.below(6) {
         0 => asked(dice),
@@ -143,12 +143,12 @@ fn asked(dice: &mut Dice) -> Vec<u8> {
     frame
 }
 
-/// What is sent before there is an address, by the pod itself or in the name of others.
+/// A packet that hosts send before they have an address, from the pod itself or with another's address.
 fn discovered(dice: &mut Dice) -> Vec<u8> {
     let kind = dice.of(&[128, 130, 131, 132, 133, 134, 135, 135, 136, 136, 137, 143]);
     let mut frame = discovery(kind, dice.below(9), dice.one_in(2));
     if matches!(kind, 130..=132 | 143) && !dice.one_in(4) {
-        // The router alert.
+        // The router alert option.
         extend_v6(&mut frame, 0, 0, 0x0502);
         set_length(&mut frame);
     }
@@ -158,7 +158,7 @@ fn discovered(dice: &mut Dice) -> Vec<u8> {
     frame
 }
 
-/// Gives the frame a source that it should not have.
+/// Gives the frame a source that it must not have.
 fn forge(dice: &mut Dice, frame: &mut [u8], corpus: &Corpus) {
     const V4: [[u8; 4]; 9] = [
         [127, 0, 0, 1],
@@ -191,7 +191,7 @@ fn forge(dice: &mut Dice, frame: &mut [u8], corpus: &Corpus) {
     mend(dice, frame);
 }
 
-/// Adds what a valid frame may have.
+/// Adds headers that a valid frame may have.
 fn decorate(dice: &mut Dice, frame: &mut Vec<u8>) {
     let is_v4 = ether_type(frame) == 0x0800;
     match dice.below(4) {
@@ -224,7 +224,7 @@ fn decorate(dice: &mut Dice, frame: &mut Vec<u8>) {
     mend(dice, frame);
 }
 
-/// An extension header behind the IPv6 header.
+/// Inserts an extension header behind the IPv6 header.
 fn extend_v6(frame: &mut Vec<u8>, kind: u8, units: u8, word: u16) {
     let len = 8 + usize::from(units) * if kind == 51 { 4 } else { 8 };
     let mut header = vec![0; len];
@@ -236,7 +236,7 @@ fn extend_v6(frame: &mut Vec<u8>, kind: u8, units: u8, word: u16) {
     frame.splice(L3 + 40..L3 + 40, header);
 }
 
-/// Where the IP header says how long the packet is, and how much of it counts.
+/// The offset of the length field in the IP header, and the number of bytes that it counts.
 fn length_at(frame: &[u8]) -> (usize, usize) {
     if ether_type(frame) == 0x0800 {
         (L3 + 2, frame.len() - L3)
@@ -258,7 +258,7 @@ fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
     }
 }
 
-/// One mutation.
+/// Applies one mutation.
 fn strike(dice: &mut Dice, frame: &mut Vec<u8>, corpus: &Corpus) {
     let len = frame.len();
     let anywhere = dice.below(len);
@@ -342,7 +342,7 @@ fn strike_transport(dice: &mut Dice, frame: &mut [u8]) {
     let port = dice.of(&[0_u16, 80, 8080, 81, 30_001, 30_002, 10_001, 61_000, u16::MAX]);
     match dice.below(5) {
         0 => put(frame, l4 + dice.of(&[0, 2]), &port.to_be_bytes()),
-        // TCP's flags, ICMP's type, lengths and checksums.
+        // These mutate TCP's flags, ICMP's type, lengths and checksums.
         1 => put(frame, l4 + 13, &[dice.byte()]),
         2 => put(
             frame,
@@ -358,7 +358,7 @@ fn strike_transport(dice: &mut Dice, frame: &mut [u8]) {
     }
 }
 
-/// Makes checksums right again, as far as they can be.
+/// Corrects the checksums, as far as that is possible.
 fn mend(dice: &mut Dice, frame: &mut [u8]) {
     let Ok(layout) = Layout::of(frame) else {
         return;

@@ -1,4 +1,5 @@
-//! What a packet becomes that is answered on the spot: a RST, an ICMP error, or the answer to an echo request.
+//! The packet that the program makes of a packet that it replies to at once: a RST, an ICMP error, or an echo
+//! reply.
 
 use proxy_common::maps::Reason;
 use proxy_common::protocol;
@@ -12,7 +13,7 @@ use crate::{REDIRECT, SHOT};
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// The Ethernet header of the answer.
+/// The Ethernet header of the reply.
 fn ethernet(ran: &Ran<'_>) -> Vec<u8> {
     let mut header = ran.frame[..L3].to_vec();
     if is_own(ran.program) {
@@ -32,7 +33,7 @@ fn turned(ran: &Ran<'_>, layout: Layout) -> Vec<u8> {
     turned
 }
 
-/// Compares the whole packet but for two checksums, which have to be as far from right as they were.
+/// Compares the whole packet except two checksums, whose differences from the right values must not change.
 fn is_same_but_checksums(ran: &Ran<'_>, layout: Layout, mut owed: Vec<u8>, l4: usize) -> Result<(), String> {
     let out = ran.out;
     check(out.len() == owed.len(), || "another length".into())?;
@@ -62,12 +63,13 @@ pub fn echo(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     is_same_but_checksums(ran, layout, owed, l4)
 }
 
-/// Whether the path does not take the packet, which is told by an ICMP error about connections too.
+/// Whether the path cannot carry the packet. An ICMP error reports that for TCP too.
 fn is_of_path(reason: Reason) -> bool {
     matches!(reason, Reason::TooBig | Reason::TtlExceeded)
 }
 
-/// Whether a refusal has a form: not where headers are cut short or in the way, or there is nobody to tell.
+/// Whether a refusal has a reply. It has none if headers are truncated or in between, or if the sender may
+/// get none.
 fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
     let Some(l4) = layout.l4 else {
         return false;
@@ -83,12 +85,12 @@ fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
     (l4 == plain || is_behind_fragment_header(layout)) && len >= plain + carried(layout)
 }
 
-/// Whether nothing but a fragment header stands between the IPv6 header and the transport's.
+/// Whether only a fragment header is between the IPv6 header and the transport header.
 fn is_behind_fragment_header(layout: Layout) -> bool {
     !layout.is_v4 && layout.is_fragment && layout.l4 == Some(L3 + 48)
 }
 
-/// How much an error carries of what stands behind the IP header.
+/// The number of bytes behind the IP header that an error carries.
 fn carried(layout: Layout) -> usize {
     if is_behind_fragment_header(layout) {
         16
@@ -111,7 +113,7 @@ pub fn refused(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), Stri
     }
 }
 
-/// RFC 9293 §3.10.7.1.
+/// Checks a reset (RFC 9293 §3.10.7.1).
 fn reset(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     let l4 = layout.l4.ok_or("no TCP header")?;
     let mut owed = turned(ran, layout);
@@ -133,7 +135,8 @@ fn reset(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     is_same_but_checksums(ran, layout, owed, l4)
 }
 
-/// RFC 792, RFC 1191 and RFC 4443: whole and right, whatever the refused packet was.
+/// Checks an ICMP error (RFC 792, RFC 1191 and RFC 4443). It must be complete and correct for any refused
+/// packet.
 fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
     let is_v4 = layout.is_v4;
     let (ip, transport) = (if is_v4 { 20 } else { 40 }, carried(layout));
@@ -158,7 +161,7 @@ fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
     })?;
     check(out[L3 + ttl] == 64, || "the time to live".into())?;
     let [from, to] = layout.ends(ran.frame, L3);
-    // A hop is known by its own address.
+    // A router sends the error from its own address.
     let source = if reason == Reason::TtlExceeded {
         let own = NODE[usize::from(!is_v4)].parse();
         own.map_err(|error| format!("{error}"))?

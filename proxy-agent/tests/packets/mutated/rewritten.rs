@@ -1,5 +1,5 @@
-//! What a packet becomes that is translated: other addresses and ports that belong together, and checksums
-//! that are as far from right as they were.
+//! Checks a translated packet. Its new addresses and ports belong together, and the differences of its
+//! checksums from the right values do not change.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use super::{TO_POD, TO_UPLINK};
 use crate::frame::crc32c;
 use crate::{PASS, REDIRECT};
 
-/// Whether only the source port of a packet of the node itself is another one.
+/// Whether only the source port of a packet of the node itself differs.
 fn is_exchanged(old: [SocketAddr; 2], new: [SocketAddr; 2]) -> bool {
     is_node(old[0].ip()) && old[0].ip() == new[0].ip() && old[1] == new[1]
 }
@@ -29,7 +29,8 @@ fn differs_only_in(ran: &Ran<'_>, ranges: &[std::ops::Range<usize>]) -> Result<(
     })
 }
 
-/// The time to live may be one less where the packet is sent on, and hardware addresses may be others.
+/// The ranges that may differ in the headers. The time to live may be one less if the packet is redirected,
+/// and its MAC addresses may differ then.
 fn ranges_of_headers(ran: &Ran<'_>, layout: Layout) -> Result<Vec<std::ops::Range<usize>>, String> {
     check(matches!(ran.verdict, PASS | REDIRECT), || {
         "the wrong verdict".into()
@@ -65,7 +66,7 @@ pub fn translated(
     }
     differs_only_in(ran, &ranges)?;
     let (old, new) = (layout.sockets(ran.frame, L3), layout.sockets(ran.out, L3));
-    // Where the ports are in another packet, addresses have to do.
+    // If the ports are in another packet, only the addresses are compared.
     let leads = |(frontend, protocol): (SocketAddr, u8), backend: SocketAddr| {
         let mut all = frontends.iter().filter(|((known, of), _)| {
             (*of == protocol || !layout.has_ports())
@@ -95,7 +96,7 @@ pub fn translated(
         return Ok(());
     };
     let (at, width) = layout.checksum_at();
-    // SCTP may end before its own, where the ports stay.
+    // SCTP may end before its checksum, if the ports do not change.
     let [before, after] =
         [ran.frame, ran.out].map(|frame| frame.get(l4 + at..l4 + at + width).unwrap_or_default());
     let is_absent = |field: &[u8]| field.iter().all(|byte| *byte == 0);
@@ -119,7 +120,7 @@ pub fn translated(
     }
 }
 
-/// Whether a packet of a pod's, from one end to the other, became one of the node's on a port of its range.
+/// Whether a packet of a pod, between these ends, became a packet of the node with a port of its range.
 fn is_masqueraded(layout: Layout, pods: [SocketAddr; 2], nodes: [SocketAddr; 2]) -> bool {
     let has_port = layout.l4.is_some() && layout.has_ports();
     is_pod(pods[0].ip())
@@ -134,7 +135,7 @@ fn sctp_error(packet: &[u8]) -> u32 {
     found ^ crc32c(&without)
 }
 
-/// The header's checksum is as far from right as it was.
+/// Checks that the differences of the checksums from the right values do not change.
 fn check_sums(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     let (before, after) = (
         layout.header_error(ran.frame, L3),

@@ -1,4 +1,4 @@
-//! What a pod of ours may send, by the table of entries and without the code that is tested.
+//! The packets that one of our pods may send, by the table of entries and without the code under test.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,19 +11,19 @@ use crate::frame::ether_type;
 
 const HOP_BY_HOP: u8 = 0;
 const GATEWAY: [u8; 4] = [169, 254, 1, 1];
-/// The pod's address on its link, which follows from its hardware address (RFC 4291 appendix A).
+/// The pod's link-local address, which follows from its MAC address (RFC 4291 appendix A).
 pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x00ff, 0xfe00, 2);
 
-/// What becomes of a frame at the pod's interface.
+/// The outcome for a frame at the pod's interface.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It ends there.
+    /// The program drops the frame.
     Refused,
-    /// It ends there, or where it is read: its source is an IPv4-mapped address.
+    /// The program drops the frame, there or when it parses the packet: its source is an IPv4-mapped address.
     Mapped,
-    /// The gateway answers with this.
+    /// The gateway sends this reply.
     Answered(Vec<u8>),
-    /// It is decided about.
+    /// The program parses the packet and decides about it.
     Read,
 }
 
@@ -59,8 +59,9 @@ fn own_v4() -> [u8; 4] {
     own.octets()
 }
 
-/// Whether an IPv6 packet is one that a host sends before it has an address: solicitations and advertisements
-/// of neighbours, solicitations of routers, reports of listeners (RFC 4861 §4, RFC 2710, RFC 3810).
+/// Whether an IPv6 packet is one that a host sends before it has an address. These are solicitations and
+/// advertisements of neighbours, solicitations of routers, and reports of listeners (RFC 4861 §4, RFC 2710,
+/// RFC 3810).
 fn may_lack_address(source: Ipv6Addr, next: u8, behind: &[u8]) -> bool {
     match next {
         protocol::ICMPV6 => {
@@ -76,7 +77,7 @@ fn may_lack_address(source: Ipv6Addr, next: u8, behind: &[u8]) -> bool {
     }
 }
 
-/// ARP names the pod itself as its sender, or no address (RFC 826, RFC 5227 §2.1.1).
+/// An ARP message must have the pod itself as its sender, or no address (RFC 826, RFC 5227 §2.1.1).
 fn fate_of_arp(frame: &[u8]) -> Fate {
     let Some((mac, address)) = frame.get(L3 + 8..L3 + 18).map(|sender| sender.split_at(6)) else {
         return Fate::Refused;

@@ -1,5 +1,5 @@
-//! Who may send to the port of the nodes' tunnel, and what may be inside (RFC 7348), by the table of entries
-//! and without the code that is tested.
+//! The permitted senders to the port of the nodes' tunnel, and the permitted inner frames (RFC 7348). The
+//! rules follow the table of entries, without the code under test.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,19 +19,19 @@ use crate::{PASS, SHOT};
 /// The note beside a packet that an uplink has admitted.
 pub const ADMITTED: u32 = proxy_common::decide::tunnel::ADMITTED;
 
-/// Behind the UDP header.
+/// The length of the UDP and VXLAN headers in bytes.
 const FRAME: usize = 8 + 8;
 
-/// What is owed to a packet for the port of the tunnels.
+/// The expected outcome for a packet to the port of the tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owed {
     Admitted,
     Refused(Reason),
-    /// Inside is an IPv4-mapped address, so that it ends here or at the tunnel's device.
+    /// The inner frame has an IPv4-mapped address, so the packet is dropped here or at the tunnel's device.
     Either,
 }
 
-/// What is owed where the port says it.
+/// The expected outcome, if the port shows that this is a tunnel packet.
 pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed> {
     let [from, to] = layout.sockets(ran.frame, L3);
     let l4 = layout.l4?;
@@ -50,7 +50,7 @@ pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed
             Owed::Refused(Reason::TunnelSource)
         } else {
             let content = ran.frame.get(l4 + FRAME..).unwrap_or_default();
-            // Other nodes send to the node, not to its end of the tunnel.
+            // Other nodes send to the node's address, and not to its end of the tunnel.
             match inside(from.ip(), content) {
                 Owed::Admitted | Owed::Either if is_among(&TUNNEL, to) => Owed::Refused(Reason::TunnelSource),
                 owed => owed,
@@ -60,7 +60,7 @@ pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed
     }
 }
 
-/// Whether the frame is from a pod of the node that sends it, to a pod of this node.
+/// Checks that the inner frame is from a pod of the sending node to a pod of this node.
 fn inside(from: IpAddr, frame: &[u8]) -> Owed {
     let ends: Option<[IpAddr; 2]> = match frame.get(12..14) {
         Some([0x08, 0x00]) => frame.get(L3..L3 + 20).map(|header| {
@@ -81,7 +81,7 @@ fn inside(from: IpAddr, frame: &[u8]) -> Owed {
     }
 }
 
-/// Whether an ICMP error is about what a node's tunnel sends to another node, as far as the error tells.
+/// Whether an ICMP error is about a tunnel packet from one node to another, as far as the error shows it.
 pub fn is_error(ran: &Ran<'_>, layout: Layout) -> bool {
     if ran.program != FROM_UPLINK || !layout.is_error(ran.frame) {
         return false;
@@ -110,7 +110,7 @@ pub fn is_error(ran: &Ran<'_>, layout: Layout) -> bool {
     is_to_port && (is_node(from) || is_peer(from)) && is_peer(to)
 }
 
-/// Why a packet is refused in which the port may stand behind what cannot be read, if so.
+/// The reason to refuse a packet whose tunnel port may be behind unreadable headers, if there is one.
 pub fn hidden(ran: &Ran<'_>, odd: Reason) -> Option<Reason> {
     if ether_type(ran.frame) != 0x86dd || !(odd == Reason::Malformed || Layout::is_unwalked(ran.frame)) {
         return None;
@@ -121,14 +121,15 @@ pub fn hidden(ran: &Ran<'_>, odd: Reason) -> Option<Reason> {
     }
     match ran.program {
         FROM_POD if is_heard(to) => Some(Reason::TunnelPort),
-        // An ICMP error about a packet of others perhaps.
+        // This may be an ICMP error about another's packet.
         FROM_POD => Some(Reason::ForgedSource),
         FROM_UPLINK if is_heard(to) => Some(Reason::TunnelSource),
         _ => None,
     }
 }
 
-/// What the tunnel's device takes: nothing without the note that it was admitted, and the note ends there.
+/// Checks the note. The tunnel's device accepts no frame without the note of its admission, and clears the
+/// note.
 pub fn notes(frontends: &Frontends, ran: &Ran<'_>) -> Result<(), String> {
     if ran.program != FROM_UPLINK || is_for_another_host(ran) {
         return check(ran.left == ran.note, || format!("the note {:x}", ran.left));
@@ -140,7 +141,7 @@ pub fn notes(frontends: &Frontends, ran: &Ran<'_>) -> Result<(), String> {
     if ran.verdict == PASS && is_admitted == Owed::Admitted {
         return check(ran.left == ADMITTED, || "admitted, and not noted".into());
     }
-    // IPsec of another node bears the note as well, which the stack looks into without a program.
+    // IPsec packets of another node carry the note as well; the kernel decapsulates them without a program.
     let is_peers =
         addresses(ran.frame).is_some_and(|(from, _)| PEERS.iter().any(|peer| is_among(peer, from)));
     let may_be_noted = ran.verdict == PASS && (is_admitted == Owed::Either || is_peers);
@@ -150,7 +151,7 @@ pub fn notes(frontends: &Frontends, ran: &Ran<'_>) -> Result<(), String> {
     )
 }
 
-/// Whether the tunnel's device refuses a frame since no uplink has admitted it.
+/// Whether the tunnel's device refuses a frame because no uplink has admitted it.
 pub fn lacks_note(ran: &Ran<'_>) -> bool {
     ran.at == At::Tunnel && ran.program == FROM_UPLINK && ran.note != ADMITTED
 }
@@ -169,7 +170,7 @@ fn is_heard(to: IpAddr) -> bool {
     is_node(to) || PEERS.iter().any(|peer| is_among(peer, to)) || is_shared(to)
 }
 
-/// Whether more hosts than one may have an address, or it is this node's end of the tunnel.
+/// Whether several hosts may have an address, or it is this node's end of the tunnel.
 fn is_shared(to: IpAddr) -> bool {
     is_among(&TUNNEL, to)
         || !is_one_host(to)

@@ -1,4 +1,4 @@
-//! The services that mutated frames go to, one of each kind that is decided about in another way.
+//! The services that mutated frames go to, one of each kind that has rules of its own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::pod_links::ip as run_ip;
 
 pub const POD: [&str; 2] = ["10.244.1.5", "fd00:244:1::5"];
 pub const OUTSIDE: [&str; 2] = ["172.31.0.5", "fd00:31::5"];
-/// The pod's hardware address, which all frames have as source.
+/// The pod's MAC address, the source of all frames.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const OTHER_NODE: [&str; 2] = ["192.168.50.12", "fd00:50::12"];
 /// The node that the tunnel leads to.
@@ -21,17 +21,17 @@ pub const THIRD_NODE: [&str; 2] = ["192.168.50.13", "fd00:50::13"];
 pub const THIRD_POD: [&str; 2] = ["10.244.3.2", "fd00:244:3::2"];
 /// The other nodes, from number 2 on.
 pub const PEERS: [[&str; 2]; 2] = [OTHER_NODE, THIRD_NODE];
-/// This node's end of the tunnel.
+/// The addresses of this node's end of the tunnel.
 pub const TUNNEL: [&str; 2] = ["10.244.1.0", "fd00:244:1::"];
 pub const TUNNEL_PORT: u16 = 8472;
 pub const BROADCASTS: [&str; 2] = ["192.168.50.0", "192.168.50.255"];
-/// Hosts that the route to leads elsewhere than to the uplink.
+/// The prefix of hosts whose route does not use the uplink.
 pub const ELSEWHERE: [u8; 2] = [172, 29];
 pub const STRANGER: &str = "172.29.0.5";
 pub const ROUTER: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
-/// Ports of what is masqueraded.
+/// The source ports of masqueraded packets.
 pub const MASQUERADE_PORTS: std::ops::Range<u16> = 61_000..65_000;
-/// The port of the node's that leads to a pod, by each protocol.
+/// The port of the node that leads to a pod, for each protocol.
 const HOST_PORT: u16 = 8081;
 pub const LOCAL: [&str; 2] = ["10.244.1.2", "fd00:244:1::2"];
 pub const REMOTE: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
@@ -41,24 +41,24 @@ pub const PROTOCOLS: [(&str, u8); 3] = [
     ("SCTP", protocol::SCTP),
 ];
 
-/// What a service has.
+/// The property that distinguishes a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Has {
-    /// Endpoints on both nodes.
+    /// The service has endpoints on both nodes.
     Endpoints,
-    /// None.
+    /// The service has no endpoints.
     Nobody,
-    /// Policy Local, and an endpoint on the other node.
+    /// The service has policy Local, and an endpoint on the other node.
     OnlyElsewhere,
-    /// Policy Local, and endpoints on both.
+    /// The service has policy Local, and endpoints on both nodes.
     Local,
-    /// Session affinity.
+    /// The service has session affinity.
     Affinity,
-    /// Source ranges, on the load balancer's address.
+    /// The service has source ranges on the load balancer's address.
     Ranges,
-    /// The node itself as endpoint.
+    /// The endpoint of the service is the node itself.
     Node,
-    /// The client itself as endpoint.
+    /// The endpoint of the service is the client itself.
     Client,
 }
 
@@ -73,10 +73,10 @@ const ALL: [Has; 8] = [
     Has::Client,
 ];
 
-/// The only clients of the service that has ranges.
+/// The only clients that the service with ranges accepts.
 pub const RANGES: [&str; 2] = ["172.31.0.0/24", "fd00:31::/64"];
 
-/// Whether these ranges have an address.
+/// Whether an address lies in these ranges.
 pub fn is_in_ranges(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.octets().starts_with(&[172, 31, 0]),
@@ -84,7 +84,7 @@ pub fn is_in_ranges(address: IpAddr) -> bool {
     }
 }
 
-/// An address and port that leads to endpoints.
+/// A frontend: an address and a port that lead to endpoints.
 #[derive(Clone, Debug)]
 pub struct Frontend {
     pub has: Has,
@@ -95,7 +95,7 @@ pub struct Frontend {
 
 pub type Frontends = HashMap<(SocketAddr, u8), Frontend>;
 
-/// All of them.
+/// The frontends of all services, in both families.
 pub fn frontends() -> Frontends {
     let mut frontends = HashMap::new();
     for (n, has) in (1..).zip(ALL) {
@@ -131,7 +131,7 @@ pub fn frontends() -> Frontends {
     frontends
 }
 
-/// Whether the pods of a node have an address, by the node's number.
+/// Whether an address lies in the pod range of a node with this number.
 pub fn is_in_pods_of(node: u8, address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.octets().starts_with(&[10, 244, node]),
@@ -139,7 +139,7 @@ pub fn is_in_pods_of(node: u8, address: IpAddr) -> bool {
     }
 }
 
-/// Whether some node's pods have it.
+/// Whether an address lies in the pod range of any node.
 pub fn is_in_pods_range(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.octets().starts_with(&[10, 244]),
@@ -147,17 +147,17 @@ pub fn is_in_pods_range(address: IpAddr) -> bool {
     }
 }
 
-/// Whether what comes from an address comes by the tunnel only.
+/// Whether packets from an address arrive by the tunnel only.
 pub fn is_tunnelled(address: IpAddr) -> bool {
     is_in_pods_of(3, address)
 }
 
-/// Makes the interface of a pod and the device of the tunnel; their indices.
+/// Makes the interface of a pod and the device of the tunnel, and returns their indices.
 pub fn add_links(node: &Node) -> [u32; 2] {
     for (name, peer) in [("pod0", "eth0"), ("tunnel0", "other1")] {
         run_ip(&format!("link add {name} type veth peer name {peer}"));
         run_ip(&format!("link set {peer} up"));
-        // Where frames are addressed to.
+        // The destination MAC address of frames.
         run_ip(&format!("link set {name} address 02:00:00:00:00:01"));
         run_ip(&format!("link set {name} up"));
     }
@@ -174,7 +174,7 @@ pub fn add_links(node: &Node) -> [u32; 2] {
     [pod, tunnel]
 }
 
-/// Enters the pod, which is masqueraded, and its neighbour's host ports.
+/// Adds the pod, whose packets are masqueraded, and the host ports of its neighbour.
 fn add_pods(node: &Node, interface: u32) {
     crate::pods::add_pod(node, POD);
     crate::pods::add_host_ports(node, HOST_PORT, LOCAL, 1);
@@ -194,7 +194,7 @@ fn add_pods(node: &Node, interface: u32) {
     datapath.pod_links.set(&interface, &link).expect("a link");
 }
 
-/// Tells of the other nodes, of which one is behind the tunnel.
+/// Adds the other nodes, of which one is behind the tunnel.
 fn add_tunnel(node: &Node, device: u32) {
     let datapath = node.programmer.store();
     let mut config = datapath.config.get(0).expect("a configuration");
@@ -235,7 +235,7 @@ fn add_tunnel(node: &Node, device: u32) {
     }
 }
 
-/// Cluster IP, load balancer's and external address, and node port.
+/// The cluster IP, the load balancer's and the external address, and the node port.
 fn addresses(n: u16, family: usize) -> [(SocketAddr, bool, bool); 4] {
     let v4 = [
         format!("10.96.0.{n}:80"),
@@ -267,7 +267,7 @@ fn endpoints(has: Has) -> Vec<([&'static str; 2], &'static str)> {
     }
 }
 
-/// The objects that say so.
+/// The Kubernetes objects of these services.
 pub fn objects() -> Vec<Value> {
     (1..).zip(ALL).flat_map(|(n, has)| objects_of(n, has)).collect()
 }

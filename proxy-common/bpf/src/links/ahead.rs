@@ -1,11 +1,12 @@
-//! What runs before our programs, at the places where they hang.
+//! Programs that run before ours at the same place.
 //!
-//! A program ahead of ours may end a packet's way or let it pass unseen, and socket hooks may find another
-//! address than was asked for. Other projects do that for good reasons, so it is named and nothing more.
-//! Programs of our own that hang there beside ours are another matter: they are left over from a bpf root
-//! that nothing leads to any more, such as one that another mount hides, and decide by tables that stand
-//! still. They are detached if it is certain that they are of this node: they use a `CONFIG` that names its
-//! network namespace and is not the one in force, or a table that such a program uses.
+//! A program that runs before ours may drop a packet or pass it by ours. It may also change the address of a
+//! socket call before our hook. Other projects do that for good reasons, so the agent only reports it.
+//!
+//! Programs of our own beside the current ones are left over from a bpf root that is not reachable any more.
+//! For example, another mount hides it. They decide by tables that no agent updates. The agent detaches them
+//! if they certainly belong to this node. Such a program uses a `CONFIG` that names this node's network
+//! namespace and is not the one in force. Or it shares a table with a program that does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -23,34 +24,35 @@ use crate::error::BpfError;
 use crate::sys::{self, query};
 use crate::traffic_control::Filter;
 
-/// Where programs hang: an interface, or none for the cgroup.
+/// A place of attachment: an interface, or none for the cgroup.
 pub type Place = Option<u32>;
 
-/// Something that runs before a program of ours.
+/// A program or filter that runs before a program of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ahead {
-    /// The program of ours.
+    /// Our program.
     pub before: &'static str,
-    /// What runs first, in words.
+    /// A description of the program that runs first.
     pub what: String,
-    /// What it is to us.
+    /// Its relation to us.
     pub kind: Kind,
 }
 
-/// Whose it is.
+/// The origin of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Another project's, or an administrator's.
+    /// It belongs to another project or to an administrator.
     Foreign,
-    /// Left over of ours, by its name: it has to be detached, where known by the link of this id.
+    /// It is ours by its name and left over. It has to be detached, by the link with this id if that is
+    /// known.
     Leftover(Option<u32>),
-    /// Left over of ours, and detached just now.
+    /// It was ours and left over, and was detached in this call.
     Detached,
-    /// Of the agent of another node on this machine, whose programs leave this node's sockets alone.
+    /// It belongs to the agent of another node on this machine, whose programs ignore this node's sockets.
     OtherNode,
 }
 
-/// The tables in force.
+/// The maps in force.
 #[derive(Debug, Clone)]
 pub struct InForce {
     /// The ids of all of them.
@@ -60,8 +62,8 @@ pub struct InForce {
 }
 
 impl Links {
-    /// Looks what runs before our programs: at the cgroup, and at interfaces that `is_due` says. Gives all
-    /// places that were looked at.
+    /// Finds the programs before ours, at the cgroup and at the interfaces that `is_due` selects. Returns all
+    /// places that it checked.
     pub fn ahead(
         &mut self,
         programs: &Programs,
@@ -72,7 +74,7 @@ impl Links {
         let mut found: BTreeMap<Place, Vec<Ahead>> = BTreeMap::new();
         let known = |id: u32, target: u32, before| describe(id, target, before, programs, in_force);
         for (index, role) in self.interfaces.clone() {
-            // Each question takes the kernel's lock of all interfaces.
+            // Each query takes the kernel's lock of all interfaces.
             if !is_due(index) {
                 continue;
             }
@@ -80,7 +82,7 @@ impl Links {
             let here = found.entry(Some(index)).or_default();
             for (program, direction) in role.programs() {
                 let Some(fd) = programs.get(program) else { continue };
-                // Where there is no tcx, and where the interface has just gone, none hang.
+                // Without tcx, or if the interface has gone meanwhile, there are none.
                 let hanging = query::hanging(index, direction.tcx()).unwrap_or_default();
                 let own = id_of(fd, program)?;
                 let first = hanging.iter().take_while(|id| **id != own);
@@ -104,7 +106,7 @@ impl Links {
                 )))?;
                 let own = id_of(fd, program)?;
                 let first = hanging.iter().take_while(|id| **id != own);
-                // Of a link's target of 64 bits the first word is read.
+                // The link information has the first word of the target's 64 bits.
                 here.extend(first.map(|it| known(*it, id as u32, program)));
             }
         }
@@ -131,7 +133,7 @@ fn of_filter(filter: &Filter, before: &'static str) -> Ahead {
     }
 }
 
-/// What a program is to us, by its id; leftovers are detached from their target.
+/// Describes a program by its id, and detaches a leftover program from its target.
 fn describe(id: u32, target: u32, before: &'static str, programs: &Programs, in_force: &InForce) -> Ahead {
     let (what, kind) = match query::program_by_id(id) {
         Ok((name, maps)) => {
@@ -143,7 +145,7 @@ fn describe(id: u32, target: u32, before: &'static str, programs: &Programs, in_
             };
             (format!("the program `{name}` ({id})"), kind)
         }
-        // Names take CAP_SYS_ADMIN.
+        // Only `CAP_SYS_ADMIN` can read names.
         Err(_) => (format!("the program {id}"), Kind::Foreign),
     };
     Ahead { before, what, kind }
@@ -176,11 +178,11 @@ fn detach_leftover(
     }
 }
 
-/// The network namespace of the node that these maps are of: what a `CONFIG` says that is not in force, and that
-/// a program by one of our names uses beside one of them.
+/// The network namespace of the node that these maps belong to. It reads a `CONFIG` that is not in force. A
+/// program with one of our names has to use that `CONFIG` together with one of the maps.
 fn node_of(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<Option<u64>> {
     for id in query::programs()? {
-        // It may have gone meanwhile.
+        // The program may be gone meanwhile.
         let Ok((name, others)) = query::program_by_id(id) else {
             continue;
         };
@@ -197,7 +199,7 @@ fn node_of(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<
     Ok(None)
 }
 
-/// The network namespace of a node, if a map is a `CONFIG` of any layout that is not in force.
+/// The network namespace in a map, if the map is a `CONFIG` of any layout that is not in force.
 fn told_by(id: u32, in_force: &InForce) -> io::Result<Option<u64>> {
     const NETNS: usize = offset_of!(Config, node_netns);
     let (map, name, size) = query::map_by_id(id)?;

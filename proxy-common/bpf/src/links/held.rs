@@ -1,9 +1,10 @@
-//! Links that are held open: an attachment that is unpinned stays where it is, and is pinned again.
+//! Links that the agent holds open: an attachment without its pin stays, and the agent pins it again.
 //!
-//! A link dies with its last reference. The agent holds one beside the pin, so pins may go with a directory or a mount and no
-//! packet passes meanwhile that a program should have met. What the kernel has detached itself (the interface is gone, or
-//! it was told to) is seen by asking for the link's target. Filters need no such reference; the kernel tells when they
-//! change, so they are asked for where that is due.
+//! The kernel frees a link with its last reference. The agent holds one besides the pin. So if the pins are
+//! lost with a directory or a mount, the programs still see every packet. The kernel may detach a link
+//! itself, if its interface goes or a process requests it. The agent notices that by the link's target.
+//! Filters need no such reference. The kernel reports changes of filters, so the agent checks only the
+//! interfaces that are due.
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -13,8 +14,8 @@ use crate::error::BpfError;
 use crate::sys;
 
 impl Links {
-    /// Sees to it that a link of ours stays: it hangs at its target, with the program that is wanted, and is pinned. False
-    /// if there is none; what is left of one goes.
+    /// Ensures that a link of ours stays: attached to its target, with the wanted program, and pinned.
+    /// Returns false if there is none, after it has removed an unusable one.
     pub(super) fn keep(&mut self, name: &str, target: u32, program: &OwnedFd) -> Result<bool, BpfError> {
         let path = self.dir.join(name);
         if !self.held.contains_key(name)
@@ -48,12 +49,13 @@ impl Links {
         Ok(())
     }
 
-    /// Whether every link is pinned that is held.
+    /// Whether every held link is pinned.
     pub fn are_pinned(&self) -> bool {
         self.held.keys().all(|name| self.dir.join(name).exists())
     }
 
-    /// Pins again what is held, and notes again the qdiscs of our own pods, which are always ours. The directory is there.
+    /// Pins the held links again, and records the qdiscs of our own pods again, which are always ours. The
+    /// directory has to exist.
     pub fn pin_again(&self) -> Result<(), BpfError> {
         for (name, link) in &self.held {
             let path = self.dir.join(name);
@@ -72,8 +74,9 @@ impl Links {
         Ok(())
     }
 
-    /// Where a program does not hang that should, or another one hangs: the interface (none for a socket hook) and the
-    /// program. `is_due` says of an interface with filters, which the kernel tells of, whether to look there.
+    /// The places where a wanted program is missing or another one is attached: the interface (none for a
+    /// socket hook) and the program. `is_due` tells whether to check an interface with filters, whose changes
+    /// the kernel reports.
     pub fn broken(
         &mut self,
         programs: &Programs,
@@ -108,7 +111,7 @@ impl Links {
         Ok(broken)
     }
 
-    /// Whether a link of ours hangs where it should, with this program.
+    /// Whether a link of ours is attached to its target, with this program.
     fn holds(&self, name: &str, is_target: impl Fn(u32) -> bool, program: u32) -> bool {
         let info = self.held.get(name).map(|link| sys::link_info(link.as_fd()));
         matches!(info, Some(Ok(info)) if is_target(info.target) && info.program == program)

@@ -1,7 +1,7 @@
-//! Whose bpf root it is: the lock that an agent holds for as long as it runs.
+//! The owner of a bpf root: the agent that holds its lock for as long as it runs.
 //!
-//! The lock is that of a directory and not of its name. Where the directory is removed, or a mount hides it,
-//! another agent could lock its successor; so the holder compares both, and locks anew.
+//! The lock belongs to a directory and not to its name. If the directory is removed or a mount hides it,
+//! another agent could lock a new directory of that name. So the owner compares both, and locks the new one.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -21,13 +21,13 @@ pub struct Owned {
 }
 
 impl Pins {
-    /// Keeps other agents from this root for as long as the answer lives: two would undo each other's work.
-    /// Fails at once where another one has it.
+    /// Keeps other agents from this root while the returned value lives: two agents would undo each other's
+    /// work. Fails at once if another agent has the root.
     pub fn own(&self) -> Result<Owned, BpfError> {
         let dir = agents_place(&self.root);
         make_dir(&dir)?;
-        // The kernel locks directories of a bpffs as any others; the root itself is locked by those that
-        // attach.
+        // The kernel locks directories of a bpffs like any others. Processes that attach programs lock the
+        // root itself.
         let open = File::open(&dir).map_err(BpfError::file("opening directory", &dir))?;
         match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Owned {
@@ -41,7 +41,7 @@ impl Pins {
 }
 
 impl Owned {
-    /// Sees to it that the root is still locked, also one that was made or mounted anew.
+    /// Ensures that the root is locked, even if it was made or mounted again.
     pub fn keep(&mut self) -> Result<(), BpfError> {
         if !self.is_whole() {
             *self = Pins::open(&self.root)?.own()?;
@@ -49,7 +49,7 @@ impl Owned {
         Ok(())
     }
 
-    /// Whether what is locked is what others would lock.
+    /// Whether the locked directory is the one that another agent would lock.
     fn is_whole(&self) -> bool {
         let locked = self.lock.metadata().map(|held| (held.dev(), held.ino()));
         let there = fs::metadata(agents_place(&self.root)).map(|there| (there.dev(), there.ino()));
@@ -57,7 +57,7 @@ impl Owned {
     }
 }
 
-/// The process that holds the lock of a bpf root, where the kernel tells it to this one (`proc_locks(5)`).
+/// The process that holds the lock of a bpf root, if the kernel shows it to this process (`proc_locks(5)`).
 pub fn holder(root: &Path) -> Option<u32> {
     let inode = fs::metadata(agents_place(root)).ok()?.ino();
     holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)

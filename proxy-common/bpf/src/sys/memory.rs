@@ -15,7 +15,7 @@ pub struct SharedWords {
 unsafe impl Send for SharedWords {}
 
 impl SharedWords {
-    /// Maps the first `bytes` of an array map made with `BPF_F_MMAPABLE`; a multiple of eight.
+    /// Maps the first `bytes` of an array map made with `BPF_F_MMAPABLE`. `bytes` is a multiple of eight.
     pub fn map(map: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping; the kernel checks that the map is large enough.
@@ -41,12 +41,12 @@ impl SharedWords {
 
     /// The words. Kernel programs read them at any time, hence atomics.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is as long as told, page-aligned, zero-initialised by the kernel, and lives as long as
-        // `self`.
+        // SAFETY: the mapping has this length, is page-aligned, zero-initialised by the kernel, and lives as
+        // long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
     }
 
-    /// Stores a word so that a reader that sees it sees all earlier stores.
+    /// Stores a word so that a reader that sees it also sees all earlier stores.
     pub fn store(&self, index: usize, value: u64) {
         self.words()[index].store(value, Ordering::Release);
     }

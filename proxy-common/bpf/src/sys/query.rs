@@ -1,6 +1,6 @@
-//! What hangs at a place besides programs of ours, and objects by their ids.
+//! All programs that are attached at a place, and objects by their ids.
 //!
-//! Ids can be turned into descriptors by `CAP_SYS_ADMIN` alone; to ask what hangs somewhere takes less.
+//! Only `CAP_SYS_ADMIN` can turn ids into descriptors. A query for the attached programs needs less.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,10 +15,10 @@ const BPF_LINK_GET_FD_BY_ID: u32 = 30;
 const BPF_LINK_GET_NEXT_ID: u32 = 31;
 const BPF_LINK_DETACH: u32 = 34;
 
-/// More programs than hang anywhere, and more maps than a program has (`MAX_USED_MAPS`).
+/// More programs than are attached at any place, and more maps than a program has (`MAX_USED_MAPS`).
 const MOST: usize = 64;
 
-/// `union bpf_attr` for asking what hangs somewhere.
+/// `union bpf_attr` for a query of the attached programs.
 #[repr(C)]
 #[derive(Default)]
 struct QueryAttr {
@@ -76,7 +76,7 @@ struct NamedMapInfo {
     name: [u8; 16],
 }
 
-/// The ids of the programs that hang at a target (an interface's index, or a cgroup's descriptor), in the
+/// The ids of the programs attached to a target (an interface's index, or a cgroup's descriptor), in the
 /// order in which they run.
 pub fn hanging(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; MOST];
@@ -114,12 +114,12 @@ pub fn map_by_id(id: u32) -> io::Result<(OwnedFd, String, usize)> {
     Ok((map, name(&found.name), found.value_size as usize))
 }
 
-/// The ids of all programs there are.
+/// The ids of all programs in the kernel.
 pub fn programs() -> io::Result<Vec<u32>> {
     ids(BPF_PROG_GET_NEXT_ID)
 }
 
-/// All links there are, with what the kernel says of them. One that goes meanwhile is left out.
+/// All links in the kernel, with their information. A link that goes meanwhile is left out.
 pub fn links() -> io::Result<Vec<(OwnedFd, LinkInfo)>> {
     let mut links = Vec::new();
     for id in ids(BPF_LINK_GET_NEXT_ID)? {
@@ -150,7 +150,7 @@ fn ids(command: u32) -> io::Result<Vec<u32>> {
     }
 }
 
-/// Takes a link's program from its target; what refers to the link keeps an empty one.
+/// Detaches a link's program from its target. The link stays, without a target.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkDetachAttr {
         link_fd: descriptor(link),

@@ -1,4 +1,4 @@
-//! Whose address a backend sees, and how its answer comes back.
+//! The source address that a backend sees, and the translation of its reply.
 
 use super::*;
 
@@ -127,7 +127,7 @@ fn masquerade_all_means_all() {
 
 #[test]
 fn answers_that_the_stack_forwards_are_translated_once_it_has() {
-    // That some pods answer clients outside must make no difference to others.
+    // Replies of some pods to clients outside must not affect other pods.
     let mut fake = Fake::node();
     fake.config.pods_answer_outside = 1;
     fake.service(VIP, 80, protocol::UDP, &[("10.244.1.2", 8080)]);

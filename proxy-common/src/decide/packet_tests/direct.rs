@@ -1,4 +1,4 @@
-//! Connections from outside to a pod itself, which are not translated.
+//! Connections from outside to a pod's own address, which are not translated.
 
 use super::*;
 

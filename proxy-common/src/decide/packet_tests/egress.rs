@@ -1,10 +1,11 @@
-//! What leaves the node: pods' packets to the world outside are masqueraded, and nothing else.
+//! Packets that leave the node: only pods' packets to the world outside are masqueraded.
 
 use super::*;
 
 const NODE_B: &str = "192.168.50.12";
 
-/// The answer comes in by the uplink and goes on through the stack to the pod, as an answer from whom it asked.
+/// The reply comes in by the uplink and continues through the stack to the pod, from the address that the pod
+/// has sent to.
 fn assert_comes_back(fake: &Fake, flow: &Flow, request: &Headers) {
     let reply = answer(flow, request.protocol);
     assert_answered(entering(fake, &reply, Entry::Uplink), request, Deliver::Stack);
@@ -35,7 +36,7 @@ fn a_pods_flow_to_the_world_outside_carries_the_nodes_address_and_a_port_of_the_
         assert!((61_000..62_000).contains(&flow.sport.number()), "{flow:?}");
         assert_eq!((reason, flow.deliver), (Reason::NewFlow, Deliver::Stack as u8));
         assert_comes_back(&fake, &flow, &request);
-        // The next packet is one of the same flow, also where programs look for answers to everybody.
+        // The next packet belongs to the same flow, even if programs look for replies to any address.
         let (mut fake, next) = (fake, with_flags(request, TCP_ACK));
         let (same, reason) = translated(leaving_node(&fake, &next));
         assert_eq!((same.sport, reason), (flow.sport, Reason::Established));
@@ -89,14 +90,14 @@ fn an_echo_has_its_identifier_for_a_port() {
         assert!((61_000..62_000).contains(&flow.echo_id().number()), "{flow:?}");
         let reply = echo(outside, node, flow.echo_id().number(), true);
         assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
-        // Somebody else's reply, and who asks the node itself.
+        // A reply with another identifier, and a request to the node itself.
         for other in [echo(outside, node, 7, true), echo(outside, node, 7, false)] {
             assert_eq!(
                 entering(&fake, &other, Entry::Uplink).0,
                 Decision::Pass(Reason::NotOurs)
             );
         }
-        // A client that pinged the pod knows it by its own address.
+        // A client that sent an echo request to the pod knows it by its own address.
         let answers = echo(pod, outside, 9, true);
         let unasked = leaving_node(&fake, &answers).0;
         assert_eq!(unasked, Decision::Drop(Reason::NotMasqueraded));
@@ -134,7 +135,7 @@ fn nothing_is_masqueraded_that_need_not_be() {
 #[test]
 fn who_came_to_the_pod_from_outside_is_answered_with_the_pods_address() {
     let fake = masquerading();
-    // Connections leave entries, and so do datagrams, which live as long as the conversation.
+    // Connections leave entries, and so do datagrams. The entries stay as long as the flow is in use.
     let client = packet(protocol::TCP, (NODE_B, 40_000), (POD, 80));
     let server = packet(protocol::TCP, (POD, 80), (NODE_B, 40_000));
     for (is_client, flags) in [
@@ -168,7 +169,7 @@ fn who_came_to_the_pod_from_outside_is_answered_with_the_pods_address() {
         );
         assert_eq!(leaving_node(&fake, &answer).0, Decision::Pass(Reason::NotOurs));
     }
-    // Another port of the pod's is a conversation of its own.
+    // Another port of the pod makes another flow.
     let other = packet(protocol::UDP, (POD, 54), (NODE_B, 40_000));
     translated(leaving_node(&fake, &other));
 }
@@ -290,7 +291,7 @@ fn what_goes_through_the_tunnel_carries_the_nodes_address_there() {
     );
 }
 
-/// The other node takes what comes from this node's pods and its end of the tunnel only.
+/// The other node accepts only packets from this node's pods and from this node's end of the tunnel.
 #[test]
 fn what_the_node_itself_sends_through_the_tunnel_carries_its_address_there() {
     for (entry, to) in [(Entry::Host, "10.96.0.1"), (Entry::Loopback, NODE)] {
@@ -357,7 +358,7 @@ fn a_node_without_an_address_of_the_family_says_so() {
     );
 }
 
-/// The entry of an idle connection may be gone, after a day or because the agent's tables were made anew.
+/// The entry of an idle connection may be gone, after a day or because the agent has recreated its tables.
 #[test]
 fn a_connection_under_way_without_an_entry_leaves_with_the_nodes_address_and_its_old_port() {
     let fake = masquerading();
@@ -412,7 +413,7 @@ fn what_has_no_ports_does_not_leave_with_a_pods_address() {
         assert_eq!(unread(POD, "10.244.2.2", reason), reason, "to a pod");
         assert_eq!(unread(NODE, OUTSIDE, reason), reason, "the node's own");
     }
-    // What is not IP at all has no addresses.
+    // A packet that is not IP has no addresses.
     assert_eq!(unread("::", OUTSIDE, Reason::NotBalanced), Reason::NotBalanced);
 }
 

@@ -22,13 +22,13 @@ fn node() -> Fake {
     fake
 }
 
-/// What stands in the place of the transport header of the packet that an error is about.
+/// The transport header of the packet that an error is about.
 #[derive(Clone, Copy)]
 struct Carried<'a> {
     from: (&'a str, u16),
     to: (&'a str, u16),
     protocol: u8,
-    /// Of an IPv4 header: flags and offset.
+    /// Flags and offset of an IPv4 header.
     fragment: u16,
 }
 
@@ -77,14 +77,14 @@ fn frame_of((source, destination): (&str, &str), about: Carried<'_>, fragment: u
     frame
 }
 
-/// What becomes of such an error by an entry.
+/// The verdict on such an error at an entry.
 fn verdict(fake: &Fake, entry: Entry, ends: (&str, &str), about: Carried<'_>, fragment: u16) -> Decision {
     let frame = frame_of(ends, about, fragment);
     let kind = u16::from_be_bytes([frame[12], frame[13]]);
     let mut work = Work::new(parse(&frame[..], kind, 14).expect("an ICMP error"));
     assert!(work.headers.is_icmp_error());
     work.interface = INTERFACE;
-    // Of an earlier packet.
+    // Values that an earlier packet has left.
     work.carried.src = ip(POD);
     work.carried.dst = ip(ends.0);
     decide::entering(fake, &mut work, &frame[..], entry)
@@ -104,7 +104,7 @@ fn a_pod_reports_about_packets_to_itself_only() {
         for other in [OUTSIDE, PEER, NODE, VIP, "10.244.2.2"] {
             assert_eq!(report(&fake, about(other), 0), FORGED, "{receiver} about {other}");
         }
-        // The kernel reads these, though they have no ports here.
+        // The kernel reads these packets, although they have no ports here.
         let later = Carried {
             fragment: 1,
             ..about(OUTSIDE)
@@ -157,7 +157,7 @@ fn an_error_about_the_tunnel_does_not_come_in() {
             from: (NODE, 0x0800),
             ..to_peer
         },
-        // Tunnels of others between nodes: GRE, ESP.
+        // Other tunnels between nodes: GRE, ESP.
         Carried {
             protocol: 47,
             ..to_peer
@@ -173,7 +173,7 @@ fn an_error_about_the_tunnel_does_not_come_in() {
     assert_eq!(arrives(&fake, to_peer, 0), PASSED, "no tunnel");
 }
 
-/// The stack takes what a frame to a group carries, and does not look at the version in an error.
+/// The stack processes a packet in a frame to a group, and does not check the version in an error.
 #[test]
 fn an_error_does_not_come_in_by_a_frame_to_a_group_or_in_disguise() {
     let fake = node();

@@ -64,7 +64,7 @@ fn a_source_with_many_datagrams_keeps_to_its_places() {
 #[test]
 fn sequential_identifications_fall_to_different_places() {
     for (client, service) in [(POD, VIP), (POD6, VIP6)] {
-        // The 16 bits of IPv4 begin again within the second run, and the bits carry within the third.
+        // The 16 bits of IPv4 wrap around within the second run, and the bits carry within the third.
         for start in [0, 0xffe0, 0xf0] {
             let fake = serving();
             let firsts: Vec<_> = (start..start + FragmentKey::PLACES)
@@ -87,7 +87,7 @@ fn sequential_identifications_fall_to_different_places() {
     }
 }
 
-/// Both datagrams fall to one place, and differ in what the row names.
+/// Both datagrams map to one place, and differ in the field that the row names.
 #[test]
 fn a_datagram_is_not_taken_for_another_one_in_its_place() {
     let udp = |from, to| packet(protocol::UDP, from, to);
@@ -171,7 +171,7 @@ fn fragments_follow_their_first_one_through_both_translations() {
     assert_eq!(same.dst, ip(OUTSIDE));
     let (same, _) = translated(leaving_node(&fake, &later_fragment(between)));
     assert_eq!((same.src, same.sport), (out.src, out.sport));
-    // The reply alike.
+    // The same holds for the reply.
     let reply = first_fragment(9, answer(&out, protocol::UDP));
     let (back, _) = translated(entering(&fake, &reply, Entry::Uplink));
     let between = Headers {
@@ -221,7 +221,7 @@ fn fragments_follow_the_first_one() {
         entering(&fake, &other, Entry::Pod).0,
         Decision::Drop(Reason::FragmentBeforeFirst)
     );
-    // Answers alike.
+    // The same holds for replies.
     let first = Headers {
         is_fragment: true,
         fragment_id: 5,
@@ -239,8 +239,8 @@ fn fragments_follow_the_first_one() {
     assert_eq!(translated(leaving(&fake, &later)).0.src, ip(VIP));
 }
 
-/// The next header of an IPv6 fragment is what stands behind the fragment header, which need not be the transport's: here
-/// options for the destination.
+/// The next header of an IPv6 fragment is the header that follows the fragment header. It need not be the
+/// transport header: here it is a destination options header.
 #[test]
 fn ipv6_fragments_follow_a_first_one_with_destination_options() {
     const DESTINATION_OPTIONS: u8 = 60;

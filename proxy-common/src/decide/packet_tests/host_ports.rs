@@ -1,4 +1,4 @@
-//! Ports of the node's that lead to a pod.
+//! Ports of the node that lead to a pod.
 
 use super::super::socket::{Owner, Sender, SocketDecision, connect, send};
 use super::*;
@@ -126,7 +126,7 @@ fn datagrams_move_with_the_port_and_connections_stay() {
         assert_eq!((flow.generation, reason), owed);
         let (flow, _) = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Uplink));
         assert_eq!(flow.generation, 2, "whoever begins comes to the pod of now");
-        // Nobody has the port any more.
+        // No pod has the port any more.
         fake.host_ports.clear();
         let last = entering(&fake, &with_flags(request, TCP_ACK), Entry::Uplink).0;
         assert_eq!(
@@ -187,7 +187,7 @@ fn an_unconnected_socket_follows_the_port_to_another_pod() {
     }
 }
 
-/// Has a port of the node lead to a pod that others do not mean.
+/// Lets a port of the node lead to another pod than the one that senders mean.
 fn lead_to_thief(fake: &mut Fake, port: Port, protocol: u8) {
     let key = HostPortKey {
         address: ip("0.0.0.0"),
@@ -205,7 +205,7 @@ fn lead_to_thief(fake: &mut Fake, port: Port, protocol: u8) {
     fake.host_ports.insert(key, thief);
 }
 
-/// A pod may ask for any host port, those that flows have as source included.
+/// A pod may ask for any host port, even one that flows have as source port.
 #[test]
 fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
     for protocol in [protocol::TCP, protocol::UDP] {

@@ -21,7 +21,7 @@ fn node() -> Fake {
     fake
 }
 
-/// What becomes of a packet that comes out of the pod at this interface.
+/// The path of a packet that comes out of the pod at this interface.
 fn way(fake: &Fake, headers: &Headers, interface: u32) -> (Way, Flow, u32) {
     let mut work = Work::new(*headers);
     let is_translated = match decide::entering(fake, &mut work, &[][..], Entry::Pod) {
@@ -56,7 +56,7 @@ fn a_service_is_translated_both_ways_without_the_stack() {
     let (found, flow, receiver) = way(&fake, &answer(&flow, protocol::TCP), RECEIVER);
     assert_eq!((found, receiver), (Way::PodAnswer, SENDER));
     assert_eq!((flow.src, flow.sport), (request.dst, request.dport));
-    // What is remembered is the way through the stack: the next packet may have to take it.
+    // The conntrack entry stores delivery through the stack, since the next packet may need it.
     let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
     assert_eq!(flow.deliver, Deliver::Stack as u8);
 }

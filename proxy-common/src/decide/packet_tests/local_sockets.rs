@@ -46,7 +46,7 @@ fn a_socket_of_the_node_gets_another_port_than_the_flow_that_has_its_own() {
             assert_eq!((flow.deliver, reason), (Deliver::Stack as u8, Reason::NewFlow));
             let reply = entering(&fake, &answer(&flow, protocol), entry);
             assert_answered(reply, &request, Deliver::Stack);
-            // What follows goes the same way, and the client's flow too.
+            // The next packets take the same port, and the client's flow continues too.
             let next = with_flags(request, TCP_ACK);
             let (same, reason) = translated(leaves(is_local, &fake, &next));
             assert_eq!((same.sport, reason), (flow.sport, Reason::Established));
@@ -97,7 +97,7 @@ fn other_packets_with_such_a_port_stay_as_they_are() {
     let elsewhere = opening(packet(protocol::TCP, (NODE, port.number()), (POD, 9090)));
     assert_eq!(leaving(&fake, &elsewhere).0, pass, "another peer");
 
-    // The node reaches the service itself, with a port of the range.
+    // The node sends to the service itself, with a port of the range.
     fake.frontends.get_mut(&key).unwrap().flags = 0;
     let by_service = opening(packet(protocol::TCP, (NODE, 61_700), (NODE, 30_080)));
     let (flow, _) = translated(entering(&fake, &by_service, Entry::Host));

@@ -1,4 +1,4 @@
-//! What the packet decision owes, one test per rule.
+//! The rules of the packet decision, one test per rule.
 
 mod cluster_ip;
 mod direct;
@@ -10,6 +10,7 @@ mod host_ports;
 mod local;
 mod local_sockets;
 mod outside;
+mod rivals;
 mod sender;
 mod shares;
 mod uplinks;
@@ -65,7 +66,7 @@ fn answer(flow: &Flow, protocol: u8) -> Headers {
     }
 }
 
-/// The answer to `flow` must become (source, destination) of the client's own conversation again.
+/// Checks that the reply of `flow` gets the source and destination of the client's own connection again.
 fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
     let (reply, reason) = translated(outcome);
     assert_eq!(reason, Reason::Reply);
@@ -74,7 +75,7 @@ fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
     assert_eq!(reply.deliver, deliver as u8);
 }
 
-/// The same with these flags; a FIN stands behind a SYN with the number 0.
+/// The same packet with these flags. A FIN follows a SYN with the sequence number 0.
 fn with_flags(headers: Headers, detail: u8) -> Headers {
     let sequence = u32::from(headers.protocol == protocol::TCP && detail & TCP_FIN != 0);
     Headers {

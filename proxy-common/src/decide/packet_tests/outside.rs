@@ -1,4 +1,4 @@
-//! Services as they are reached from outside: node ports, load balancers, policies.
+//! Services for clients from outside: node ports, load balancers, traffic policies.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn a_client_from_outside_comes_to_a_node_port_with_the_nodes_address() {
     let mut fake = Fake::node();
     node_port(&mut fake, protocol::TCP, &[("10.244.2.2", 8080)]);
-    // A pod of another node is from outside too: its answer would bypass this node.
+    // A pod of another node counts as a client from outside too: the reply to it would bypass this node.
     fake.pods.push(ip("10.244.2.7"));
     for client in [OUTSIDE, "10.244.2.7"] {
         let request = packet(protocol::TCP, (client, 40_000), (NODE, 30_080));
@@ -80,7 +80,8 @@ fn the_nodes_packet_to_its_own_node_port_comes_and_goes_by_the_loopback() {
     );
 }
 
-/// Where `net.ipv4.conf.*.route_localnet` is 1, as kube-proxy leaves it, the stack would take them (CVE-2020-8558).
+/// The stack would take them where `net.ipv4.conf.*.route_localnet` is 1, as kube-proxy leaves it
+/// (CVE-2020-8558).
 #[test]
 fn packets_to_loopback_addresses_come_by_the_loopback_only() {
     let mut fake = Fake::node();
@@ -95,7 +96,8 @@ fn packets_to_loopback_addresses_come_by_the_loopback_only() {
     }
 }
 
-/// A node port of policy Local: `inside` for pods of this node and itself, `outside` for all others.
+/// A node port of policy Local: `inside` for pods of this node and the node itself, `outside` for all other
+/// clients.
 fn local_policy(inside: &[(&str, u16)], outside: &[(&str, u16)]) -> Fake {
     let mut fake = Fake::node();
     let key = node_port(&mut fake, protocol::TCP, inside);

@@ -1,4 +1,4 @@
-//! What a pod may send.
+//! The packets that a pod may send.
 
 use super::super::admission::Frame;
 use super::super::sender::may_send;
@@ -9,7 +9,7 @@ const MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 6];
 const INTERFACE: u32 = 7;
 const POD_V6: &str = "fd00:244:1::5";
-/// What follows from the hardware address, and another.
+/// The link-local address that follows from the hardware address, and another one.
 const LINK_LOCAL: &str = "fe80::ff:fe00:5";
 const OTHER_LINK_LOCAL: &str = "fe80::5";
 
@@ -22,7 +22,7 @@ fn node() -> Fake {
     };
     fake.own_pods.insert(ip(POD), pod);
     fake.own_pods.insert(ip(POD_V6), pod);
-    // Its neighbour.
+    // The pod next to it.
     let neighbour = Pod { interface: 8, ..pod };
     fake.own_pods.insert(ip("10.244.1.11"), neighbour);
     let link = PodLink {
@@ -100,10 +100,10 @@ fn an_interface_of_our_own_without_its_entries_sends_nothing() {
     let solicitation = || frame(MAC, "::", protocol::ICMPV6, &[135, 0, 0, 0, 0, 0, 0, 0]);
     let mut fake = node();
     fake.pod_links.clear();
-    // Its addresses tell of it, as long as they are known.
+    // While the entries of its addresses exist, they identify the pod.
     assert!(may(&fake, MAC, POD) && !may(&fake, MAC, OUTSIDE));
     fake.own_pods.clear();
-    // An agent that starts over empty tables finds them not in use either.
+    // If an agent starts with empty tables, they are not in use either.
     for source in [POD, POD_V6, OUTSIDE, LINK_LOCAL] {
         assert!(!may(&fake, MAC, source), "{source}");
     }
@@ -127,11 +127,12 @@ fn neighbours_are_solicited_before_there_is_an_address() {
             &[58, 0, 5, 2, 0, 0, 0, 0, 143, 0, 0, 0],
             true,
         ),
-        // One that is not the hardware address's: each would take an entry of the node's table.
+        // A link-local address that does not follow from the hardware address: each would take an entry of
+        // the node's table.
         (OTHER_LINK_LOCAL, protocol::ICMPV6, &[133, 0, 0, 0], false),
         (OTHER_LINK_LOCAL, protocol::ICMPV6, &[135, 0, 0, 0], false),
         (OTHER_LINK_LOCAL, protocol::ICMPV6, &[136, 0, 0, 0], false),
-        // A router, a redirect, an echo, a datagram, something behind another header.
+        // A router advertisement, a redirect, an echo, a datagram, and a packet with another header first.
         (LINK_LOCAL, protocol::ICMPV6, &[134, 0, 0, 0], false),
         (LINK_LOCAL, protocol::ICMPV6, &[137, 0, 0, 0], false),
         (LINK_LOCAL, protocol::ICMPV6, &[128, 0, 0, 0], false),
@@ -181,7 +182,7 @@ fn what_a_pod_sends_beside_ip_is_arp_and_has_no_tag() {
     }
 }
 
-/// An ARP request whose sender has these addresses.
+/// An ARP request with this sender.
 fn arp(mac: [u8; 6], sender: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(MAC);

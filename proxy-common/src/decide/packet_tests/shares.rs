@@ -1,9 +1,9 @@
-//! What a client may use of the tables and source ports that all clients share.
+//! A client's share of the tables and source ports that all clients share.
 
 use super::*;
 use crate::maps::{FlowKey, RecentCount, Share};
 
-/// Lets a connection of this client through its handshake.
+/// Completes the handshake of a connection of this client.
 fn open(fake: &Fake, client: &str, sport: u16) -> FlowKey {
     let request = packet(protocol::TCP, (client, sport), (VIP, 80));
     let (flow, _) = translated(entering(fake, &with_flags(request, TCP_SYN), Entry::Pod));
@@ -29,7 +29,7 @@ fn a_client_that_has_used_up_its_share_leaves_room_for_others_and_goes_on() {
         is_protected(&fake, &open(&fake, "10.244.1.11", 40_000)),
         "another client"
     );
-    // The third goes on where it is, and moves when a share comes free.
+    // The third flow stays in its table, and moves when a share becomes free.
     let third = with_flags(packet(protocol::TCP, (POD, 40_002), (VIP, 80)), TCP_ACK);
     assert_eq!(
         translated(entering(&fake, &third, Entry::Pod)).1,
@@ -126,10 +126,10 @@ fn a_refusal_is_known_after_its_count_has_gone() {
             "half a number ago"
         );
     }
-    // It goes on where there is room again.
+    // The count continues as soon as there is capacity again.
     let mut recent = fill(5);
     assert!(recent.another(9, 2) && recent.was_refused(9, 10) && !recent.was_refused(19, 10));
-    // No count is larger than its number.
+    // A count never exceeds the range of its type.
     let mut recent = RecentCount {
         tick: 5,
         count: u16::MAX,
@@ -138,7 +138,7 @@ fn a_refusal_is_known_after_its_count_has_gone() {
     assert!(!recent.another(5, u32::MAX));
 }
 
-/// As when one client has sent 30 000 SYN and stays silent.
+/// This is the state after one client has sent 30 000 SYN without a further packet.
 #[test]
 fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
     let mut fake = Fake::node();
@@ -149,7 +149,7 @@ fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
         entering(&fake, &with_flags(request, flags), Entry::Uplink)
     };
     let (first, _) = translated(connect(40_000, TCP_SYN));
-    // Replied to, and still not proven. The server repeats its reply.
+    // The server has replied, but the flow is still not proven. The server repeats its reply.
     let reply = with_flags(answer(&first, protocol::TCP), TCP_SYN | TCP_ACK);
     let _ = translated(entering(&fake, &reply, Entry::Uplink));
     fake.pass_ticks(1);
@@ -158,7 +158,7 @@ fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
     fake.pass_ticks(1);
     let (second, _) = translated(connect(40_001, TCP_SYN));
     assert_eq!(second.sport, first.sport);
-    // One that is proven keeps it.
+    // A proven flow keeps its port.
     let reply = answer(&second, protocol::TCP);
     let _ = translated(entering(
         &fake,

@@ -1,4 +1,4 @@
-//! Nodes with several uplinks: what is masqueraded carries the address of the one it leaves by.
+//! Nodes with several uplinks: a masqueraded flow carries the address of its uplink.
 
 use super::*;
 use crate::maps::UplinkAddresses;
@@ -35,7 +35,7 @@ fn a_pods_flow_carries_the_address_of_the_uplink_it_leaves_by() {
     assert_eq!(flow.src, ip(OF_STORAGE));
     let reply = answer(&flow, protocol::UDP);
     assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
-    // The route has moved: a datagram follows it, as in netfilter.
+    // The route has changed: a datagram follows it, as in netfilter.
     let (flow, reason) = translated(leaving_by(&fake, 2, &request));
     assert_eq!((flow.src, reason), (ip(NODE), Reason::Moved));
     let (_, reason) = translated(leaving_by(&fake, 2, &request));

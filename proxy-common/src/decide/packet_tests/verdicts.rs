@@ -1,4 +1,4 @@
-//! Packets that go nowhere, and what their senders are told.
+//! Packets that are dropped, and the errors that their senders get.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Which CPU does what: the agent one thing, whoever watches it another.
+//! The division of the CPUs: the agent has one CPU, and the processes that watch it have another one.
 
 use std::fs;
 use std::thread;
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 /// The agent's CPU.
 pub const AGENT: usize = 0;
 
-/// Everybody else's.
+/// The CPU of all other processes.
 pub const OTHERS: usize = 1;
 
 /// Binds all threads of a process, and those it will start, to a CPU.
@@ -25,7 +25,7 @@ pub fn bind(process: u32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs something on a thread that is bound to [`OTHERS`].
+/// Runs `work` on a thread that is bound to [`OTHERS`].
 pub fn beside<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let bound = || -> Result<T> {
         bind_this_thread()?;
@@ -45,7 +45,7 @@ fn bind_thread(thread: i32, cpu: usize) -> Result<()> {
     }
     let mut cpus = CpuSet::new();
     cpus.set(cpu).context("numbering a CPU")?;
-    // A thread that has ended meanwhile needs no CPU.
+    // A thread that has ended meanwhile needs no binding.
     match sched_setaffinity(Pid::from_raw(thread), &cpus) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("binding thread {thread} to CPU {cpu}")),

@@ -22,16 +22,16 @@ pub struct Figure {
     median: f64,
     q1: f64,
     q3: f64,
-    /// By the name of the other contender, in the same run.
+    /// The ratio to each other contender of the same run, by its name.
     ratio_to: BTreeMap<String, f64>,
-    /// Repetitions that median and quartiles are of.
+    /// The number of repetitions behind the median and the quartiles.
     runs: usize,
-    /// What the median must not exceed.
+    /// The upper limit of the median.
     limit: Option<f64>,
 }
 
 impl Figure {
-    /// A figure of Millrace's.
+    /// A figure of Millrace.
     pub fn new(name: impl Into<String>, n: usize, unit: &'static str, samples: &[f64]) -> Self {
         let at = |q| quantile(samples, q);
         Self {
@@ -48,7 +48,7 @@ impl Figure {
         }
     }
 
-    /// Holds it to a limit.
+    /// Sets the upper limit of the median.
     #[must_use]
     pub fn limit(self, limit: f64) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Figure {
         }
     }
 
-    /// Makes it one of another contender's.
+    /// Makes this the figure of another contender.
     #[must_use]
     pub fn of(self, contender: &'static str) -> Self {
         Self { contender, ..self }
@@ -79,7 +79,7 @@ impl Figure {
     }
 }
 
-/// What could not be measured, and why.
+/// A quantity that could not be measured, and the reason.
 #[derive(Serialize)]
 struct Skipped {
     name: String,
@@ -102,7 +102,7 @@ struct Document<'a> {
 }
 
 impl Figures {
-    /// Adds one, and shows it to whoever is waiting.
+    /// Adds a figure, and prints it at once.
     pub fn add(&mut self, figure: Figure) {
         let line = rows(std::slice::from_ref(&figure))
             .into_iter()
@@ -113,7 +113,7 @@ impl Figures {
         self.results.push(figure);
     }
 
-    /// Records what cannot be measured here.
+    /// Records a quantity that cannot be measured here.
     pub fn skip(&mut self, name: &str, reason: &str) {
         eprintln!("    skipped: {reason}");
         self.skipped.push(Skipped {
@@ -122,7 +122,7 @@ impl Figures {
         });
     }
 
-    /// The table.
+    /// The table of all figures, for people.
     pub fn table(&self) -> String {
         let titles = ["quantity", "n", "median", "q1 – q3", "unit", "limit", ""].map(str::to_owned);
         let rows: Vec<_> = std::iter::once(titles).chain(rows(&self.results)).collect();
@@ -188,7 +188,7 @@ fn rows(figures: &[Figure]) -> Vec<[String; 7]> {
     figures.iter().map(row).collect()
 }
 
-/// Three digits that matter; whole numbers as they are.
+/// A number with three significant digits; whole numbers keep all digits.
 fn number(value: f64) -> String {
     let decimals = match value.abs() {
         _ if value.fract() == 0.0 => 0,

@@ -1,4 +1,4 @@
-//! What the figures of a run belong to: machine, kernel, load and revision.
+//! The surroundings of a run's figures: machine, kernel, load and revision.
 
 use std::fmt;
 use std::fs;
@@ -8,18 +8,18 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-/// Where and of what a run was.
+/// The machine and the revision of a run.
 #[derive(Serialize)]
 pub struct Machine {
     #[serde(rename = "machine")]
     hardware: String,
     kernel: String,
-    /// Load averages when the run began: what else the machine was doing.
+    /// Load averages when the run began, as a measure of the machine's other work.
     load: String,
     revision: String,
 }
 
-/// Looks at this machine and this source tree.
+/// Describes this machine and this source tree.
 pub fn describe() -> Result<Machine> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
     let cpuinfo = read("/proc/cpuinfo")?;
@@ -53,7 +53,7 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     line.split_once(':').map(|(_, value)| value.trim())
 }
 
-/// The commit that is checked out; `-dirty` if what is built may be something else.
+/// The commit that is checked out; `-dirty` if the built files may differ from it.
 fn revision() -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git")

@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: what Millrace costs, measured on this machine.
+//! `cargo xtask bench`: the costs of Millrace, measured on this machine.
 //!
-//! Every benchmark makes its own world of namespaces and runs the agent that people run. Its figures go to a table
-//! for people, with the limit that each is held to, and to a JSON file for scripts and plots. A figure over its
-//! limit is a figure, not a failure: the exit status says only whether everything could be measured.
+//! Every benchmark makes its own world of namespaces and runs the agent that operators run. Its figures go to
+//! a table for people, with the limit of each figure, and to a JSON file for scripts and plots. A figure over
+//! its limit is not a failure: the exit status says only whether everything could be measured.
 #![forbid(unsafe_code)]
 
 mod cni;
@@ -41,20 +41,20 @@ struct Arguments {
     names: Vec<String>,
 }
 
-/// A quantity and how it is measured.
+/// A quantity and the function that measures it.
 struct Quantity {
     name: &'static str,
     measure: fn(&mut Figures, &Effort) -> Result<()>,
 }
 
-/// How much time a run may take, and what it is compared with.
+/// The time that a run may take, and the build that it is compared with.
 pub struct Effort {
     quick: bool,
     against: Option<PathBuf>,
 }
 
 impl Effort {
-    /// One of two: a quick run's and a whole run's.
+    /// Picks one of two values: for a quick run or for a whole run.
     fn pick<T>(&self, quick: T, whole: T) -> T {
         if self.quick { quick } else { whole }
     }
@@ -103,7 +103,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             failed.push(quantity.name);
         }
     }
-    // Also what was measured before something failed.
+    // The table also shows the figures that were measured before a failure.
     print!("{}", figures.table());
     if let Some(path) = &arguments.json {
         figures.write(path, &machine)?;
@@ -114,7 +114,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A name stands for itself and for everything below it.
+/// A name stands for itself and for all quantities below it.
 fn is_wanted(name: &str, names: &[String]) -> bool {
     names.is_empty()
         || names.iter().any(|wanted| {

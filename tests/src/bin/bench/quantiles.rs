@@ -1,6 +1,6 @@
 //! Quantiles of samples: by linear interpolation between the two nearest ranks (R's type 7).
 
-/// The `q`-quantile; zero of nothing.
+/// The `q`-quantile; zero if there are no samples.
 pub fn quantile(samples: &[f64], q: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,11 +1,12 @@
 //! A load-balancer controller for the cluster of `cargo xtask cluster`, in the place of a cloud's.
 //!
-//! Each service of type `LoadBalancer` gets an address of every family it has, and whoever is in the network
-//! namespace of this program (the control plane's, where the end-to-end suite runs too) gets a route for the
-//! address to the nodes that should have its traffic. That is all a balancer is here: the nodes see packets for
-//! the address itself, from the client's own address.
+//! Each service of type `LoadBalancer` gets an address of each of its families. The network namespace of this
+//! program is the control plane's, where the end-to-end suite runs too. There the program sets a route for
+//! each address, to the nodes that should have its traffic. This balancer does no more than that: the nodes
+//! see packets for the address itself, from the client's own address.
 //!
-//! Everything is looked at anew twice a second, so nothing is kept that a missed event could make wrong.
+//! The program looks at everything anew twice a second, so it keeps no state that a missed event could make
+//! wrong.
 
 mod pool;
 mod routes;
@@ -56,7 +57,7 @@ async fn look(client: &Client, pool: &mut Pool, routes: &mut Routes) -> Result<(
         } else {
             service::withdraw(client, service).await
         };
-        // An object that changed meanwhile is met again in the next round.
+        // The next round handles an object that changed meanwhile.
         if let Err(error) = outcome {
             eprintln!("{}: {error:#}", service::name(service));
         }
@@ -85,7 +86,7 @@ async fn serve(
                 ways.push(hop.via);
             }
         }
-        // Affinity is each node's own affair, so a client has to stay with one.
+        // Each node keeps affinity by itself, so the traffic of such a service goes to one node only.
         if service::has_affinity(service) {
             ways.truncate(1);
         }
@@ -94,7 +95,7 @@ async fn serve(
     service::announce(client, service, &addresses).await
 }
 
-/// A node's addresses; the first of them is where its health checks are asked.
+/// A node's addresses. The first of them is asked for health checks.
 fn hops(node: &Node) -> Vec<Hop> {
     let addresses = node
         .status

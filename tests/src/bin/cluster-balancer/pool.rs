@@ -1,12 +1,12 @@
-//! Addresses for services. A service keeps what it was given; what was given back is used again last, since a
-//! spec checks that a released address is silent.
+//! Addresses for services. A service keeps its address. A returned address is used again last, since a spec
+//! checks that a released address is silent.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Result, bail};
 
-/// The last parts of addresses that are given, first and last: `192.168.241.10` and `fd00:241::a`, and up.
+/// The range of the last part of the addresses: from `192.168.241.10` and `fd00:241::a` upwards.
 const FIRST: u8 = 10;
 const LAST: u8 = 250;
 
@@ -17,7 +17,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// The service's address of a family, which is the one asked for if that is free.
+    /// The service's address of a family: the one asked for, if that is free.
     pub fn give(&mut self, uid: &str, ipv6: bool, asked_for: Option<IpAddr>) -> Result<IpAddr> {
         let key = (uid.to_owned(), ipv6);
         if let Some(&address) = self.given.get(&key) {
@@ -53,7 +53,7 @@ impl Pool {
         self.given.values().any(|given| *given == address)
     }
 
-    /// Takes back what services have that are not among these.
+    /// Takes back the addresses of all services but these.
     pub fn keep<'a>(&mut self, uids: impl Iterator<Item = &'a str>) {
         let uids: Vec<_> = uids.collect();
         self.given.retain(|(uid, _), _| uids.contains(&uid.as_str()));

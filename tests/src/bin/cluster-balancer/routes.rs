@@ -1,8 +1,8 @@
 //! Routes from outside to the nodes, one for each balanced address.
 //!
-//! The client that the suite is has an address of its own for them, since specs tell clients from nodes by the
-//! subnet. An address that nobody should serve leads to a neighbour that does not exist: a released address is
-//! silent, where a missing route would be an error at once.
+//! The suite's client has an address of its own for them, since specs tell clients from nodes by the subnet.
+//! An address without nodes to serve it is routed to a neighbour that does not exist. So a released address
+//! is silent, where a missing route would be an error at once.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,16 +13,16 @@ use anyhow::{Context, Result, bail};
 
 /// A node, as the next hop of an address.
 pub struct Hop {
-    /// Its address of the family in question.
+    /// The node's address of the route's family.
     pub via: IpAddr,
-    /// Where its health checks are.
+    /// The address that is asked for health checks.
     pub health: IpAddr,
 }
 
 /// The client's addresses.
 const CLIENT_V4: &str = "172.30.242.1";
 const CLIENT_V6: &str = "fd00:242::1";
-/// The bridge to the nodes, and a neighbour there whom nobody answers for.
+/// The bridge to the nodes, and a neighbour there that does not exist.
 const BRIDGE: &str = "underlay";
 const NOBODY_V4: &str = "192.168.240.250";
 const NOBODY_V6: &str = "fd00:240::250";
@@ -35,7 +35,7 @@ pub struct Routes {
 
 impl Routes {
     pub fn prepare() -> Result<Self> {
-        // By ports too, so that one client's connections reach several nodes.
+        // The hash includes ports, so that the connections of one client reach several nodes.
         for key in ["ipv4", "ipv6"] {
             fs::write(format!("/proc/sys/net/{key}/fib_multipath_hash_policy"), "1")
                 .with_context(|| format!("setting {key}'s fib_multipath_hash_policy"))?;
@@ -61,7 +61,8 @@ impl Routes {
         Ok(Self::default())
     }
 
-    /// Leads an address to these nodes; to nobody if there are none.
+    /// Routes an address to these nodes. An empty list leaves the address to the route of the pool, which is
+    /// silent.
     pub fn set(&mut self, address: IpAddr, hops: &[IpAddr]) -> Result<()> {
         if self.set.get(&address).is_some_and(|set| set == hops) {
             return Ok(());
@@ -82,7 +83,7 @@ impl Routes {
         Ok(())
     }
 
-    /// Removes the routes of addresses that are not to be kept.
+    /// Removes the routes of all addresses for which `keep` is false.
     pub fn keep(&mut self, keep: impl Fn(IpAddr) -> bool) {
         let gone: Vec<_> = self
             .set

@@ -1,4 +1,4 @@
-//! What a service asks a load balancer for, and what it is told.
+//! A service's requests to a load balancer, and the status that the balancer writes.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::routes::Hop;
 
-/// Keeps a deleted service until its balancer has let go of it; the name is Kubernetes' own.
+/// Keeps a deleted service until its balancer has removed its own state. Kubernetes defines the name.
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
 const HEALTH: Duration = Duration::from_secs(1);
@@ -31,7 +31,8 @@ pub fn uid(service: &Service) -> Option<&str> {
     service.metadata.uid.as_deref()
 }
 
-/// A class names a balancer, and this one is none that can be named.
+/// Whether this balancer serves the service: a service that names a class of load balancer belongs to another
+/// one.
 pub fn is_served(service: &Service) -> bool {
     service.spec.as_ref().is_some_and(|spec| {
         spec.type_.as_deref() == Some("LoadBalancer")
@@ -40,7 +41,7 @@ pub fn is_served(service: &Service) -> bool {
     })
 }
 
-/// For each family, whether it is IPv6.
+/// One value for each family: whether it is IPv6.
 pub fn families(service: &Service) -> Vec<bool> {
     let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
     let families = families.into_iter().flatten();
@@ -59,7 +60,7 @@ pub fn has_affinity(service: &Service) -> bool {
     affinity == Some("ClientIP")
 }
 
-/// Whether a node should get traffic: under the policy `Local` it says so itself, at the health check port.
+/// Whether a node should get traffic: under the policy `Local` the node says so at its health check port.
 pub async fn wants(service: &Service, hop: &Hop) -> bool {
     let Some(spec) = &service.spec else { return false };
     if spec.external_traffic_policy.as_deref() != Some("Local") {
@@ -82,7 +83,7 @@ async fn is_healthy(address: IpAddr, port: u16) -> Result<bool> {
     Ok(answer.split(' ').nth(1) == Some("200"))
 }
 
-/// Makes sure that the service stays until [`withdraw`].
+/// Adds the finalizer, so that the service stays until [`withdraw`].
 pub async fn hold(client: &Client, service: &Service) -> Result<()> {
     let finalizers = service.finalizers();
     if finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
@@ -93,7 +94,7 @@ pub async fn hold(client: &Client, service: &Service) -> Result<()> {
     patch(client, service, &json!({"metadata": {"finalizers": finalizers}})).await
 }
 
-/// Tells the service its addresses, unless it knows them.
+/// Writes the addresses to the service's status, unless they are there already.
 pub async fn announce(client: &Client, service: &Service, addresses: &[IpAddr]) -> Result<()> {
     if announced(service) == addresses {
         return Ok(());
@@ -110,7 +111,7 @@ pub async fn announce(client: &Client, service: &Service, addresses: &[IpAddr]) 
     .await
 }
 
-/// Takes back the addresses of a service that is of another type now, or goes.
+/// Takes back the addresses of a service that has another type now, or is being deleted.
 pub async fn withdraw(client: &Client, service: &Service) -> Result<()> {
     let class = service
         .spec

@@ -1,10 +1,12 @@
-//! A client that notices: it holds connections to an HTTP server, asks on each of them again and again, makes new connections
-//! meanwhile, and says in the end what went wrong.
+//! A client that detects interruptions. It holds connections to an HTTP server, sends requests on each of
+//! them again and again, and opens new connections meanwhile. At the end it reports each failure.
 //!
-//! It is for `cargo xtask cluster check`, which ends it by closing its standard input. On standard output there is first a line
-//! `ready`, when all connections are open and have been answered, and last a JSON document with what happened.
+//! `cargo xtask cluster check` runs it and ends it by closing its standard input. Its first line on standard
+//! output is `ready`, once all connections are open and have had a response. The last output is a JSON
+//! document with the report.
 //!
-//! Invariant: whatever is not a whole answer in time counts as an interruption or a failure; nothing is tried again.
+//! Invariant: the lack of a whole response in time counts as an interruption or a failure; nothing is tried
+//! again.
 
 use std::cell::RefCell;
 use std::io::Write as _;
@@ -21,22 +23,22 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long an answer may take: longer than a retransmission or two, shorter than anybody's patience.
+/// How long a response may take: longer than a retransmission or two.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often a connection that is held is asked.
+/// The interval between requests on a held connection.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How many errors are told.
+/// The number of errors that the report shows.
 const TOLD: usize = 5;
 
 #[derive(Parser)]
 struct Options {
-    /// Where the server is; connections go round
+    /// Addresses of the server; connections use them in turn
     #[arg(long, required = true)]
     address: Vec<SocketAddr>,
-    /// What is asked for
+    /// The path of each request
     #[arg(long, default_value = "/hostname")]
     path: String,
-    /// How many connections are held
+    /// The number of connections to hold
     #[arg(long, default_value_t = 100)]
     hold: usize,
     /// Milliseconds between new connections
@@ -44,23 +46,23 @@ struct Options {
     every: u64,
 }
 
-/// What happened.
+/// The document that the program prints at its end.
 #[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
-    /// Connections that were held.
+    /// The number of held connections.
     held: usize,
-    /// Answers on them.
+    /// Responses on held connections.
     answers: u64,
-    /// Those of them that broke.
+    /// Held connections that broke.
     interrupted: usize,
     /// New connections that were tried meanwhile.
     opened: u64,
-    /// Those of them that got no answer.
+    /// New connections without a response.
     failed: u64,
-    /// The slowest answer of all, in milliseconds.
+    /// The slowest response of all, in milliseconds.
     slowest: u128,
-    /// The first things that went wrong.
+    /// The first errors.
     errors: Vec<String>,
 }
 
@@ -120,7 +122,8 @@ async fn run(options: Options) -> Result<()> {
             report.tell(&error);
         }
     }
-    // Each of them is asked once more, with its time to answer, so that one which broke unnoticed is noticed.
+    // Each held connection has time for one more request and its response, so that an unnoticed break is
+    // noticed.
     sleep(PERIOD + PATIENCE).await;
     for holder in &holders {
         holder.abort();
@@ -133,18 +136,18 @@ async fn run(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// Is fulfilled when nobody holds the other end of standard input any more. A thread of its own waits for that.
+/// Resolves when the other end of standard input is closed. A thread of its own waits for that.
 fn input_closed() -> oneshot::Receiver<()> {
     let (closed, end) = oneshot::channel();
     std::thread::spawn(move || {
-        // Whatever comes is nothing to this program, and an error is an end as well.
+        // The program ignores its input, and an error ends the wait as well.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         let _ = closed.send(());
     });
     end
 }
 
-/// Asks again and again, until an answer is missing or another server gives it.
+/// Sends requests again and again, until a response is missing or comes from another server.
 async fn hold(mut connection: Connection, ask: &str, report: &Shared) -> Result<()> {
     let first = connection.ask(ask).await?;
     loop {
@@ -178,7 +181,7 @@ impl Connection {
         })
     }
 
-    /// One question, and the body of its answer.
+    /// Sends one request and returns the body of its response.
     async fn ask(&mut self, question: &str) -> Result<String> {
         let address = self.address;
         let answer = timeout(PATIENCE, self.exchange(question)).await;

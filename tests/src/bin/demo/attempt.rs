@@ -1,5 +1,5 @@
-//! Turns the panics of the harness into errors. Setting up a world panics with its whole cause, which suits tests; the demo
-//! wants to say which act that was, and to show the agents' logs, before it ends.
+//! Turns the panics of the harness into errors. A failed set-up of a world panics with its whole chain of
+//! causes, which suits tests. The demo names the act that failed, and shows the agents' logs, before it ends.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +7,11 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
-/// What the main thread's last panic said.
+/// The message of the main thread's last panic.
 static LAST_PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Keeps what panics of this thread say instead of printing it. Those of other threads are printed as ever.
+/// Keeps the panic messages of this thread instead of printing them. Those of other threads are still
+/// printed.
 pub fn catch_panics() {
     let print = panic::take_hook();
     let main = thread::current().id();
@@ -24,9 +25,9 @@ pub fn catch_panics() {
     }));
 }
 
-/// Does something; a panic in it is an error like any other.
+/// Runs `work`; a panic in it becomes an error.
 pub fn attempt<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // After a panic only the agents' logs are read and everything is dropped.
+    // After a panic the demo only reads the agents' logs and drops everything.
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let said = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
         Err(anyhow!(said.unwrap_or_default()))

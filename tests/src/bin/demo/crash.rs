@@ -1,4 +1,4 @@
-//! Act: a backend dies, its endpoint goes, and requests reach the others from then on.
+//! Act: a backend dies, its endpoint is removed, and requests reach the other backends from then on.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Act: a UDP client whose backend goes away is moved to another one by its next datagram.
+//! Act: a backend of a UDP client is removed. The client's next datagram goes to another backend.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -20,7 +20,7 @@ pub fn play(stage: &mut Stage, shop: &mut Shop) -> Result<()> {
     );
     let places = shop.askers().map(|(place, kind)| (place.clone(), kind));
     for (place, kind) in places {
-        // One of each kind: they take different ways through the kernel.
+        // One place of each kind: their packets take different paths through the kernel.
         let connected = kind == "a node";
         let name = moved(stage, shop, &place, kind, connected)?;
         shop.revive(&name)?;
@@ -43,7 +43,7 @@ fn moved(stage: &mut Stage, shop: &mut Shop, place: &Place, kind: &str, connecte
     stage.doing(format!("ending {first}, which {kind} sends to"));
     shop.kill(&first)?;
     shop.list(&first, Listed::No)?;
-    // From then on no datagram may be lost.
+    // From here on no datagram may be lost.
     shop.wait_programmed(&first)?;
     stage.doing(format!(
         "sending the next datagram from {kind}, whose backend {first} is gone"
@@ -63,7 +63,7 @@ fn moved(stage: &mut Stage, shop: &mut Shop, place: &Place, kind: &str, connecte
     Ok(first)
 }
 
-/// A socket that asks again and again.
+/// A socket that sends one datagram after the other.
 struct Client {
     socket: UdpSocket,
     connected: bool,
@@ -85,7 +85,7 @@ impl Client {
         })
     }
 
-    /// Sends one datagram; who answers it?
+    /// Sends one datagram; returns the name of the backend that replies.
     fn ask(&self) -> io::Result<String> {
         if self.connected {
             self.socket.send(b"?")?;

@@ -1,4 +1,4 @@
-//! Act: a backend is drained without hurting anybody, and backends come back.
+//! Act: a backend is drained and no connection breaks, and then backends come back.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use crate::stage::{Stage, time};
 
 const LEAVING: &str = "shop-4";
 const CRASHED: &str = "shop-2";
-/// Without one of these on the backend that leaves, nothing would be shown; chance does that once in a million runs.
+/// The act needs a flow on the backend that leaves. With this many flows, chance leaves it without one once
+/// in a million runs.
 const FLOWS: usize = 60;
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -1,10 +1,10 @@
-//! What is said about a world that stays: how to get in, what to try, how to remove it.
+//! The closing words about a world that stays: how to enter it, commands to try, how to remove it.
 
 use std::fmt::Write as _;
 
 use crate::shop::{SHOP, Shop};
 
-/// Leaves the world up and says how to play in it.
+/// Leaves the world up and returns instructions for its use.
 pub fn instructions(shop: Shop) -> String {
     let (tag, dir) = (shop.world.tag(), shop.world.dir());
     let (node, dir) = (shop.world.node(1).name().to_owned(), dir.display());

@@ -1,12 +1,12 @@
-//! The demo: a story in acts that shows Millrace at work, told by doing it.
+//! The demo: a sequence of acts that shows Millrace at work.
 //!
-//! Everything in it is real: nodes, pods and clients are network namespaces of a world (see [`harness`]), each node runs
-//! a real agent, and every number is measured while it is shown. An act says what it shows and why that matters,
-//! does it, and checks it; the first thing that is not as told ends the demo with a failure that names the act, what was
-//! being done and why it failed, followed by what the agents have logged.
+//! Nodes, pods and clients are network namespaces of a world (see [`harness`]), and each node runs a real
+//! agent. Every number is measured while it is shown. An act announces a property and why it matters,
+//! demonstrates it, and checks it. The first failed check ends the demo. The message then names the act, the
+//! step and the cause, and the logs of the agents follow.
 //!
-//! An act is a file here, with one function that takes the [`Stage`] it speaks from and the [`Shop`] it plays in.
-//! The shop is the same for all acts: what one changes, it puts back.
+//! An act is a file here, with one function that takes the [`Stage`] and the [`Shop`]. All acts share one
+//! shop: an act that changes it restores it.
 #![forbid(unsafe_code)]
 
 mod attempt;

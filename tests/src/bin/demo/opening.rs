@@ -1,4 +1,4 @@
-//! Act: the scene, and the way from a YAML file to the first answer.
+//! Act: the scene, and the path from a YAML file to the first answer.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -76,8 +76,8 @@ fn line(shop: &Shop, node: &Node) -> String {
 
 fn first_answer(place: &Place, to: &str, written: Instant) -> Result<()> {
     let address = shop::address(to)?;
-    // What is asked too early is dropped and sent again by the kernel only a second later: rather ask anew, each time
-    // with twice the patience.
+    // The node drops a packet that comes too early, and the kernel sends it again only a second later. A new
+    // question is faster, each time with twice the patience.
     let mut patience = Duration::from_millis(1);
     while let Err(error) = place.ask_within(Probe::Tcp, address, patience) {
         if written.elapsed() > A_SECOND {

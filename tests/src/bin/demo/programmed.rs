@@ -1,4 +1,4 @@
-//! Act: what was programmed, as the command line shows it.
+//! Act: the programmed entries, as the command line shows them.
 
 use anyhow::{Result, ensure};
 

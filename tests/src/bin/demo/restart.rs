@@ -1,4 +1,4 @@
-//! Act: the agents are killed under load, and nobody notices.
+//! Act: the agents are killed under load, and no request fails.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! How long a change takes to show: a client goes on asking while the change is made, and what the change is to end is
-//! counted until it is over.
+//! The time that a change takes to show. A client goes on asking while the change is made. Outcomes that the
+//! change should end are counted until they stop.
 
 use std::io;
 use std::sync::{Barrier, OnceLock};
@@ -12,19 +12,21 @@ use harness::{Answer, Place, Probe};
 use crate::shop::{self, SHOP};
 use crate::stage::time;
 
-/// How long it may take.
+/// The time limit of a change.
 const A_SECOND: Duration = Duration::from_secs(1);
 
-/// So many requests in a row without it say that it is over: where one in five meets it, chance does not.
+/// So many requests in a row without an unwanted outcome show that the change has settled. Where one request
+/// in five has such an outcome, chance does not reach this number.
 const CALM: usize = 300;
 
-/// What was seen of it after the change.
+/// The unwanted outcomes after the change.
 pub struct Settled {
     unwanted: usize,
     last: Duration,
 }
 
-/// Makes a change while `client` asks for the shop. `unwanted` says whether an outcome is what the change is to end.
+/// Makes a change while `client` asks for the shop. `unwanted` is true for an outcome that the change should
+/// end.
 pub fn settle(
     client: &Place,
     change: impl FnOnce() -> Result<()>,

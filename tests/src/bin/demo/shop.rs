@@ -1,7 +1,9 @@
-//! The scene of all acts: three nodes, a client, five backends on all nodes, and the Service `shop` that leads to them.
+//! The scene of all acts: three nodes, a client, five backends on all nodes, and the Service `shop` that
+//! leads to them.
 //!
-//! In a cluster, Kubernetes starts and stops pods and says so in EndpointSlices. Here the demo does both, as two steps
-//! on purpose: what a backend does and what the slices say of it can differ for a while, and acts are about that while.
+//! In a cluster, Kubernetes starts and stops pods and writes that to EndpointSlices. Here the demo does both,
+//! as two separate steps: the state of a backend and its state in the slices can differ for a while. The acts
+//! show that interval.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};
@@ -11,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use harness::server::ServerApart;
 use harness::{Agent, Endpoint, Node, Place, Pod, Service, World};
 
-/// The Service as agents read it. Its addresses are below.
+/// The Service as agents read it. The constants below repeat its addresses.
 pub const SERVICE: &str = "\
 apiVersion: v1
 kind: Service
@@ -22,25 +24,25 @@ spec:
   - {name: http, protocol: TCP, port: 80, targetPort: 8080}
   - {name: dns, protocol: UDP, port: 53, targetPort: 8080}
 ";
-/// The file that it is written to.
+/// The file that holds the Service.
 pub const SERVICE_FILE: &str = "shop.yaml";
 
 pub const SHOP: &str = "10.96.0.10:80";
 pub const SHOP6: &str = "[fd00:96::10]:80";
 pub const SHOP_UDP: &str = "10.96.0.10:53";
 
-/// Two addresses with two ports each, and each of them leads to all backends.
+/// Two addresses with two ports each. Each frontend leads to all backends.
 pub const FRONTENDS: usize = 4;
 
-/// What backends listen on.
+/// The port that backends listen on.
 const TARGET: u16 = 8080;
 
 const A_SECOND: Duration = Duration::from_secs(1);
 
-/// How much of an agent's log a failure shows.
+/// How many lines of an agent's log a failure shows.
 const LOG_TAIL: usize = 15;
 
-/// What the slices say of a backend.
+/// The state of a backend in the slices.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Listed {
     Ready,
@@ -56,17 +58,17 @@ pub struct Backend {
 }
 
 pub struct Shop {
-    // Dropped before the world they are in.
+    // The agents are dropped before the world that they run in.
     pub agents: Vec<Agent>,
     pub client: Pod,
     pub backends: Vec<Backend>,
-    /// Of the same names as [`SERVICE`], to make slices of.
+    /// A service with the same names as [`SERVICE`], to make slices of.
     service: Service,
     pub world: World,
 }
 
 impl Shop {
-    /// Makes nodes and pods; no agent runs and nothing is written so far.
+    /// Creates nodes and pods. No agent runs yet and no object is written.
     pub fn build() -> Self {
         let world = World::with_nodes(3);
         let client = world.node(1).add_pod("client");
@@ -96,7 +98,7 @@ impl Shop {
         }
     }
 
-    /// Changes what the slices say of a backend.
+    /// Changes the state of a backend in the slices.
     pub fn list(&mut self, name: &str, listed: Listed) -> Result<()> {
         self.backend(name)?.listed = listed;
         self.write_slices();
@@ -115,7 +117,8 @@ impl Shop {
         Ok(())
     }
 
-    /// Brings a dead backend back: its program, then its place in the slices; returns when all nodes lead to it.
+    /// Starts a dead backend's program again and adds its endpoint to the slices. Returns when all nodes lead
+    /// to it.
     pub fn revive(&mut self, name: &str) -> Result<()> {
         let backend = self.backend(name)?;
         backend.server = Some(backend.pod.serve_apart(TARGET));
@@ -123,7 +126,7 @@ impl Shop {
         self.wait_programmed(name)
     }
 
-    /// Waits until every agent has programmed what the slices say of a backend that is ready or gone.
+    /// Waits until every agent has programmed a backend's state in the slices, ready or gone.
     pub fn wait_programmed(&mut self, name: &str) -> Result<()> {
         let backend = self.backend(name)?;
         let (listed, addresses) = (backend.listed, backend.pod.addresses().to_vec());
@@ -198,7 +201,7 @@ impl Shop {
 }
 
 impl Backend {
-    /// What keeps it from taking new requests, if anything.
+    /// The reason why the backend takes no new requests, or an empty text.
     pub fn state(&self) -> &'static str {
         match (&self.server, self.listed) {
             (None, _) => "dead",
@@ -209,7 +212,7 @@ impl Backend {
 
     fn start(node: &Node, number: u8) -> Self {
         let pod = node.add_pod(&format!("shop-{number}"));
-        // In a process of its own, so that it can be killed, and lives on in a world that is kept.
+        // The server has a process of its own, so that the demo can kill it and a kept world keeps it.
         let server = Some(pod.serve_apart(TARGET));
         Self {
             pod,
@@ -244,17 +247,17 @@ fn programmed_states(node: &Node, addresses: &[IpAddr]) -> Result<Vec<String>> {
         .collect())
 }
 
-/// An address that is written in this program.
+/// Parses an address that is written in this program.
 pub fn address(text: &str) -> Result<SocketAddr> {
     text.parse().with_context(|| format!("`{text}` is no address"))
 }
 
-/// What a verb of the command line prints for a person, asked of a node's agent.
+/// The text that a verb of the command line prints for a person, run against a node's agent.
 pub fn millrace(node: &Node, verb: &[&str]) -> Result<String> {
     let mut command = Command::new(harness::millrace());
     command.args(verb).arg("--run-dir").arg(node.dir().join("run"));
     command.arg("--bpf-root").arg(node.bpf_root());
-    // Colours go into our output, which leaves them out where it is no terminal.
+    // The demo's own output drops the colours where it is no terminal.
     let output = command.env("CLICOLOR_FORCE", "1").output();
     let Output {
         status,

@@ -10,7 +10,7 @@ use crate::stage::{Bar, Stage, time};
 
 pub const MANY: usize = 1000;
 
-/// Below this a spread is taken for uneven. Chance alone gets there once in a million runs.
+/// A spread less probable than this counts as uneven. Chance alone gets there once in a million runs.
 const UNEVEN: f64 = 1e-6;
 
 pub fn play(stage: &mut Stage, shop: &mut Shop) -> Result<()> {
@@ -61,7 +61,8 @@ pub fn ask(place: &Place, to: &str, count: usize) -> Result<Spread> {
     Ok(spread)
 }
 
-/// Have just the backends answered that take requests, and may the spread over them be that of an even choice?
+/// Whether exactly the backends that take requests have answered, and the spread over them fits an even
+/// choice.
 pub fn even(shop: &Shop, spread: &Spread) -> Result<()> {
     let (expected, found) = (shop.open(), spread.backends());
     ensure!(found == expected, "{expected:?} should answer, {found:?} did");
@@ -74,7 +75,7 @@ pub fn even(shop: &Shop, spread: &Spread) -> Result<()> {
     Ok(())
 }
 
-/// Answers per backend, those that gave none included.
+/// Answers per backend, including backends that gave none.
 pub fn bars(shop: &Shop, spread: &Spread) -> Vec<Bar> {
     let bar = |backend: &shop::Backend| Bar {
         label: format!("{} on {}", backend.pod.name(), backend.pod.node().name()),

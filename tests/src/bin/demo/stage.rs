@@ -1,7 +1,7 @@
-//! What the audience sees: numbered acts, sentences, bars, results with a check mark. It is all on stdout, in colours
-//! where that is a terminal, so that a run can be saved and read like a letter.
+//! The output of the demo: numbered acts, sentences, bars, and results with a check mark. All of it goes to
+//! stdout, with colours where that is a terminal, so that a run can be saved to a file and read.
 //!
-//! The stage also remembers what is being done, so that a failure can say so.
+//! The stage also remembers the current step, so that a failure can name it.
 
 use std::fmt::Write as _;
 use std::io::{Stdout, Write as _, stdout};
@@ -19,12 +19,12 @@ const GOOD: Style = AnsiColor::Green.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const BAR: Style = AnsiColor::Cyan.on_default();
 
-/// Where lines of text end.
+/// The width of lines of text, in columns.
 const WIDTH: usize = 88;
-/// How long the longest bar is.
+/// The length of the longest bar, in columns.
 const LONGEST_BAR: usize = 40;
 
-/// Whether somebody reads along.
+/// Whether a person reads along.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
     /// Time to read between the parts of an act.
@@ -37,11 +37,11 @@ pub enum Pace {
 pub struct Bar {
     pub label: String,
     pub value: usize,
-    /// What stands behind the number.
+    /// A text after the number.
     pub note: String,
 }
 
-/// Where the acts speak from.
+/// The output of the acts.
 pub struct Stage {
     out: AutoStream<Stdout>,
     pace: Pace,
@@ -76,24 +76,24 @@ impl Stage {
         self.pause(Duration::from_secs(1));
     }
 
-    /// Says something.
+    /// Prints a paragraph.
     pub fn say(&mut self, text: &str) {
         let options = Options::new(WIDTH).initial_indent("   ").subsequent_indent("   ");
         self.line(&textwrap::fill(text, options));
     }
 
-    /// Shows lines as they are, command lines and what they print.
+    /// Prints lines as they are, command lines and their output.
     pub fn show(&mut self, text: &str) {
         self.line(&textwrap::indent(text.trim_end(), "     "));
     }
 
-    /// Shows a command line and what it printed.
+    /// Prints a command line and its output.
     pub fn command(&mut self, line: &str, printed: &str) {
         self.show(&format!("{FAINT}${FAINT:#} {line}\n{printed}"));
         self.pause(Duration::from_millis(600));
     }
 
-    /// Shows numbers as bars.
+    /// Prints numbers as bars.
     pub fn bars(&mut self, bars: &[Bar]) {
         let labels = bars.iter().map(|bar| bar.label.len()).max().unwrap_or(0);
         let most = bars.iter().map(|bar| bar.value).max().unwrap_or(0).max(1);
@@ -111,12 +111,12 @@ impl Stage {
         self.show(&text);
     }
 
-    /// Remembers what is done now, in words that complete "failed while …".
+    /// Remembers the current step, in words that complete "failed while …".
     pub fn doing(&mut self, what: impl Into<String>) {
         self.doing = what.into();
     }
 
-    /// Shows a result that has been checked.
+    /// Prints a result that has been checked.
     pub fn result(&mut self, text: &str) {
         self.checks += 1;
         let mark = format!("   {GOOD}✔{GOOD:#} ");
@@ -127,7 +127,7 @@ impl Stage {
         self.pause(Duration::from_millis(350));
     }
 
-    /// Ends the demo well.
+    /// Prints the end of a demo without failures.
     pub fn finished(&mut self) {
         self.line(&format!(
             "\n{GOOD}✔{GOOD:#} {STRONG}All as told{STRONG:#}: {} acts, {} results checked, {:.0} seconds.",
@@ -137,17 +137,17 @@ impl Stage {
         ));
     }
 
-    /// Shows an attachment of a failure: a title line, then lines that are not ours.
+    /// Prints an attachment of a failure: a title line, then lines of another program.
     pub fn attach(&mut self, text: &str) {
         self.line(&format!("\n{FAINT}{text}{FAINT:#}"));
     }
 
-    /// Says something after the last act.
+    /// Prints a paragraph after the last act.
     pub fn note(&mut self, text: &str) {
         self.line(&format!("\n{text}"));
     }
 
-    /// Ends the demo badly.
+    /// Prints a failure, the end of the demo.
     pub fn failed(&mut self, error: &Error) {
         let act = match self.act {
             0 => String::new(),
@@ -161,7 +161,7 @@ impl Stage {
     }
 
     fn line(&mut self, text: &str) {
-        // Whoever reads us, such as `head`, may have had enough; what is shown is checked all the same.
+        // The reader of stdout, such as `head`, may have closed it. The checks go on all the same.
         let _ = writeln!(self.out, "{text}");
     }
 
@@ -172,7 +172,7 @@ impl Stage {
     }
 }
 
-/// A length of time as a person says it.
+/// A length of time in words for a person.
 pub fn time(time: Duration) -> String {
     match time.as_secs_f64() * 1000.0 {
         ms if ms < 1.0 => format!("{ms:.2} ms"),

@@ -1,4 +1,4 @@
-//! Act: asking where a packet would go, and seeing that it goes there.
+//! Act: `millrace trace` predicts the path of a packet, and a real packet takes that path.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use harness::{Answer, Pod};
 use crate::shop::{self, SHOP_UDP, Shop};
 use crate::stage::Stage;
 
-/// The first source port, and how many are compared.
+/// The first source port, and the number of ports that are compared.
 const SPORT: u16 = 40_001;
 const PORTS: u16 = 20;
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ fn as_strs(verb: &[String]) -> Vec<&str> {
     verb.iter().map(String::as_str).collect()
 }
 
-/// Traces a datagram from this port and sends it; the pod that both lead to.
+/// Traces a datagram from this port and sends it; returns the pod that both lead to.
 fn compare<'a>(stage: &mut Stage, shop: &'a Shop, sport: u16) -> Result<&'a Pod> {
     stage.doing(format!("tracing a datagram from port {sport}"));
     let foreseen = foreseen(&shop.client.node().cli(&as_strs(&trace(shop, sport)))?)?;
@@ -70,7 +70,7 @@ fn compare<'a>(stage: &mut Stage, shop: &'a Shop, sport: u16) -> Result<&'a Pod>
     Ok(pod)
 }
 
-/// The one backend that trace names.
+/// The only backend that the trace names.
 fn foreseen(reply: &serde_json::Value) -> Result<SocketAddr> {
     ensure!(reply["verdict"] == "forward", "trace says {reply}");
     let backends = reply["backends"].as_array().map_or(&[] as &[_], Vec::as_slice);
@@ -83,7 +83,7 @@ fn foreseen(reply: &serde_json::Value) -> Result<SocketAddr> {
         .with_context(|| format!("trace names a backend `{address}`"))
 }
 
-/// Sends one datagram from this port; who answers?
+/// Sends one datagram from this port; returns the name of the backend that replies.
 fn send(client: &Pod, sport: u16) -> Result<String> {
     let socket = client.udp_bind(SocketAddr::new(IpAddr::from(client.ip()), sport))?;
     socket.set_read_timeout(Some(PATIENCE))?;

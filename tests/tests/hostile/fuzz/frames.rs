@@ -1,6 +1,7 @@
-//! The grammar: frames of each kind, and where the table of entries lets arrive what they carry.
+//! The grammar of the fuzz: frames of each kind, and the places where the table of entries lets their content
+//! arrive.
 //!
-//! A frame is a pure function of seed and number. A third of all have nothing that is forged, so that enough
+//! A frame is a pure function of seed and number. A third of all frames have no forged part, so that enough
 //! of each kind arrives.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,10 +13,10 @@ use harness::forge::{Ethernet, SERVICE_VLAN, Tag, VLAN, link, packet};
 use super::packets::{self, Transport, pick};
 use super::tunnels::Tunnel;
 
-/// Stands before what tells of a frame: where it may arrive, its kind and its number.
+/// The start of a mark. After it follow the places where the frame may arrive, its kind and its number.
 pub const MAGIC: &[u8] = b"millrace fuzz ";
 pub const TUNNEL_PORT: u16 = 8472;
-/// The programs walk so many IPv6 extension headers, and a pod sends no more.
+/// The number of IPv6 extension headers that the programs walk. A pod may not send more.
 const EXTENSIONS: usize = 6;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -23,14 +24,14 @@ const ALL_HOSTS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 pub type Mac = [u8; 6];
 
-/// Places where what a frame carries may arrive: none, or a sum of those below.
+/// The places where a frame's content may arrive: none, or a sum of the constants below.
 pub type Reach = u8;
 pub const NOWHERE: Reach = 0;
 /// A pod, or a host outside.
 pub const BEYOND: Reach = 1;
 /// A socket of the node.
 pub const NODE: Reach = 2;
-/// The socket of the node's tunnel, with all that is around what it carries.
+/// The socket of the node's tunnel, which gets the outer packet as well.
 pub const TUNNEL: Reach = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +41,9 @@ pub enum Kind {
     Echo,
     Error,
     Fragment,
-    /// With IPv4 options, or IPv6 extension headers.
+    /// A packet with IPv4 options, or with IPv6 extension headers.
     Extended,
-    /// VXLAN.
+    /// A VXLAN datagram to a tunnel.
     Tunnel,
     /// ARP and neighbour discovery.
     Neighbour,
@@ -68,35 +69,34 @@ pub enum Entry {
     Pod,
 }
 
-/// Who sends, and what the table of entries says of what that one sends. Lists have IPv4 first.
+/// A sender, and the rules of the table of entries for its frames. Lists have IPv4 first.
 pub struct Sender {
     pub forge: Forge,
     pub entry: Entry,
-    /// Hardware addresses that are neither the sender's nor that of the receiver that frames of one host go
-    /// to.
+    /// Hardware addresses other than the sender's own and that of its usual receiver.
     pub macs: Vec<Mac>,
     /// Sources that the entry admits.
     pub honest: [Vec<IpAddr>; 2],
     pub forged: [Vec<IpAddr>; 2],
-    /// What the sender's hardware address gives, for neighbour discovery.
+    /// The link-local address that follows from the sender's hardware address, for neighbour discovery.
     pub link_local: Ipv6Addr,
     pub targets: [Vec<SocketAddr>; 2],
-    /// Addresses of the node itself, and of another one.
+    /// Addresses of the node itself, and of another node.
     pub nodes: [[IpAddr; 2]; 2],
     pub tunnel: Tunnel,
 }
 
-/// A frame, and where what it carries may arrive.
+/// A frame, and the places where its content may arrive.
 pub struct Made {
     pub kind: Kind,
     pub reach: Reach,
     pub bytes: Vec<u8>,
 }
 
-/// What frames of all kinds have.
+/// The parts that frames of all kinds have.
 pub(super) struct Draw {
     pub(super) family: usize,
-    /// Whether nothing shall be forged.
+    /// Whether no part of the frame is forged.
     pub(super) is_honest: bool,
     pub(super) is_honest_source: bool,
     pub(super) source: IpAddr,
@@ -110,7 +110,7 @@ impl Draw {
     }
 }
 
-/// What tells of a frame.
+/// The identification of a frame, which is a part of its content.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     kind: Kind,
@@ -123,8 +123,7 @@ impl Mark {
     }
 }
 
-/// What marks tell, of all that stand in these bytes: where their frames may arrive, their kind and their
-/// number.
+/// The marks in these bytes: for each, the places where its frame may arrive, its kind and its number.
 pub fn told(bytes: &[u8]) -> impl Iterator<Item = (Reach, Kind, u64)> {
     let places = bytes
         .windows(MAGIC.len())
@@ -137,7 +136,8 @@ pub fn told(bytes: &[u8]) -> impl Iterator<Item = (Reach, Kind, u64)> {
     })
 }
 
-/// The numbers that a frame is made of, so that a single one can be made again.
+/// The random numbers that a frame is made of. They depend on seed and number, so that a single frame can be
+/// made again.
 fn generator(seed: u64, number: u64) -> Rng {
     Rng::with_seed(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
@@ -154,13 +154,13 @@ pub(super) fn tags(rng: &mut Rng) -> Vec<Tag> {
     (0..count).map(|_| (kind(rng), number(rng))).collect()
 }
 
-/// Whether an address is that of a group, or of all.
+/// Whether an address is a multicast or broadcast address.
 fn is_group(address: IpAddr) -> bool {
     address.is_multicast() || address == IpAddr::from(Ipv4Addr::BROADCAST)
 }
 
 impl Sender {
-    /// The frame of a number.
+    /// The frame with this number.
     pub fn frame(&self, seed: u64, number: u64) -> Made {
         let rng = &mut generator(seed, number);
         let kind = pick(rng, &Kind::ALL);
@@ -210,31 +210,31 @@ impl Sender {
         }
     }
 
-    /// Where a frame with this header may arrive if it carries what the entry admits.
+    /// The places where a frame with this header may arrive if the entry admits its content.
     pub(super) fn reach_of(&self, ethernet: &Ethernet) -> Reach {
         let own = self.forge.ethernet();
         let is_bare = match (self.entry, ethernet.tags.as_slice()) {
-            // A priority tag is taken off.
+            // The kernel removes a priority tag.
             (_, []) | (Entry::Link, [(_, 0)]) => true,
             _ => false,
         };
-        // The link vouches for no sender's address; a pod has one.
+        // On the link any sender's address is possible; a pod has one address.
         if !is_bare || (self.entry == Entry::Pod && ethernet.from != own.from) {
             NOWHERE
         } else if ethernet.to == own.to {
             BEYOND | NODE
         } else if ethernet.to[0] & 1 == 1 {
-            // Never translated nor forwarded.
+            // Such a frame is never translated nor forwarded.
             NODE
         } else {
             NOWHERE
         }
     }
 
-    /// Where a packet may arrive that goes to this place.
+    /// The places where a packet to this destination may arrive.
     pub(super) fn reach(&self, draw: &Draw, to: SocketAddr, transport: Option<Transport>) -> Reach {
         let is_to_group = draw.ethernet.to[0] & 1 == 1 && is_group(to.ip());
-        // As DHCP does.
+        // As in DHCP, where a host has no address yet.
         let is_admitted = draw.is_honest_source
             || (self.entry == Entry::Link && is_to_group && draw.source.is_unspecified());
         let is_to_tunnel = self.entry == Entry::Pod
@@ -268,7 +268,7 @@ impl Sender {
                 if is_first {
                     return (reach, first);
                 }
-                // A later one has no port.
+                // A later fragment has no port.
                 let reach = self.reach(draw, to, None);
                 (reach, cut(reach).0)
             }
@@ -279,7 +279,7 @@ impl Sender {
                 let (extended, walked, is_read) = extend(&whole);
                 let reach = match self.entry {
                     Entry::Pod if walked > EXTENSIONS => NOWHERE,
-                    // What stands behind a header that no stack knows is no datagram for a port.
+                    // Behind a header that the receiver does not know, the content is no datagram for a port.
                     _ if !is_read => self.reach(draw, to, None),
                     _ => return (reach, extended),
                 };
@@ -315,7 +315,7 @@ impl Sender {
             && self.nodes.concat().contains(&from.ip());
         let may_tell = match self.entry {
             Entry::Link => !is_about_tunnel,
-            // Of packets to itself only.
+            // Only errors about packets to the pod itself.
             Entry::Pod => to.ip() == draw.source,
         };
         let reach = if may_tell {
@@ -345,7 +345,7 @@ impl Sender {
                 if rng.bool() {
                     draw.ethernet.to = link::BROADCAST;
                 }
-                // No interface hands it on, and no socket of the node is for it.
+                // ARP is not forwarded, and no socket of the node receives it.
                 let message = link::arp(is_request, (mac, sender), ([0; 6], target));
                 (NOWHERE, link::ARP, [message, mark.of(NOWHERE)].concat())
             }
@@ -357,7 +357,7 @@ impl Sender {
                 let mut reach = self.reach(draw, SocketAddr::new(to.into(), 0), None);
                 let is_for_link = is_own || (self.entry == Entry::Pod && sender.is_unspecified());
                 if is_for_link && !to.is_loopback() {
-                    // No router takes it anywhere.
+                    // No router forwards it.
                     reach = self.reach_of(&draw.ethernet) & NODE;
                 }
                 (

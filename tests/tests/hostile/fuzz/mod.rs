@@ -1,9 +1,9 @@
-//! Frames of random MACs, tags, sources, destinations and contents at the wire, from a host on the node's
-//! link and from a pod. What arrives at pods, at the host and at sockets of the node is held against the
-//! table of entries.
+//! Frames with random MACs, tags, sources, destinations and contents, from a host on the node's link and from
+//! a pod. The test checks every frame that arrives at pods, at the host and at sockets of the node against
+//! the table of entries.
 //!
-//! `MILLRACE_FUZZ_FRAMES` says how many frames each of the two sends, `MILLRACE_FUZZ_SEED` which. A failure
-//! names frames by their numbers; `MILLRACE_FUZZ_FIRST` is the first number that is sent.
+//! `MILLRACE_FUZZ_FRAMES` sets how many frames each of the two sends, and `MILLRACE_FUZZ_SEED` the seed. A
+//! failure names frames by their numbers; `MILLRACE_FUZZ_FIRST` is the first number that is sent.
 
 mod frames;
 mod packets;
@@ -27,7 +27,7 @@ const FRAMES: u64 = 40_000;
 const NO_HOST: Mac = [2, 0, 0, 0, 0, 0x99];
 const GROUPS: [Mac; 3] = [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]];
 
-/// Which frames are sent.
+/// The frames that are sent.
 struct Run {
     seed: u64,
     first: u64,
@@ -48,7 +48,7 @@ impl Run {
     }
 }
 
-/// Sends the frames, and looks at what the receivers get meanwhile.
+/// Sends the frames, and checks the receivers' frames meanwhile.
 fn send(sender: &Sender, receivers: &Receivers, run: &Run) -> Outcome {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -144,7 +144,7 @@ impl Country {
         })
     }
 
-    /// What these give for each family.
+    /// The sockets of these places and of the other addresses, for each family.
     fn places(of: &[(&Place, u16)], more: [&[(&str, u16)]; 2]) -> [Vec<SocketAddr>; 2] {
         [0, 1].map(|family| {
             let places = of
@@ -155,7 +155,7 @@ impl Country {
         })
     }
 
-    /// Addresses of these, and others, for each family.
+    /// Addresses of these places, and other addresses, for each family.
     fn sources(of: &[&Place], more: [&[&str]; 2]) -> [Vec<IpAddr>; 2] {
         [0, 1].map(|family| {
             let own = of.iter().map(|place| place.addresses()[family]);
@@ -166,8 +166,8 @@ impl Country {
     fn tunnel(&self, entrances: [Vec<SocketAddr>; 2]) -> Tunnel {
         let (town, far) = (&self.town, &self.far);
         let (n1, n2) = (town.node(), town.world.node(2));
-        // The hardware address of the other node's end is none of these: what is broadcast in this node's
-        // name reaches that one, which has every reason to take it.
+        // The hardware address of the other node's end is not among these. A broadcast frame in this node's
+        // name reaches that end, which accepts it rightly.
         Tunnel {
             entrances,
             pods: [town.web.addresses(), town.pod.addresses(), far.addresses()].concat(),
@@ -231,7 +231,7 @@ impl Country {
             entry: Entry::Link,
             macs: [[town.web.mac("eth0"), NO_HOST].as_slice(), &GROUPS].concat(),
             honest: Self::sources(&[&town.outside, n2], [&[], &[]]),
-            // With a tunnel, pods of other nodes come by nothing else.
+            // With a tunnel, packets of other nodes' pods come only through the tunnel.
             forged: Self::sources(
                 &[&town.web, &town.pod, far, n1],
                 [

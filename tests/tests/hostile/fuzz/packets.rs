@@ -1,6 +1,6 @@
-//! Packets that the fuzz sends: whole ones, fragments, and such with options or extension headers. All
-//! lengths and checksums that a receiver looks at are right, so that a packet is dropped for its addresses
-//! alone.
+//! Packets that the fuzz sends: whole ones, fragments, and packets with options or extension headers. All
+//! lengths and checksums that a receiver checks are right, so that only addresses are a reason to drop a
+//! packet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,7 +9,7 @@ use harness::forge::packet;
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
-/// An IPv4 header has room for so many bytes of options.
+/// The most bytes of options in an IPv4 header.
 const OPTIONS: usize = 40;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -66,7 +66,7 @@ pub fn whole(
     }
 }
 
-/// An ICMP error about a packet: that its place is not reached, that it is too big, or that its time ran out.
+/// An ICMP error about a packet: destination unreachable, packet too big, or time exceeded.
 pub fn error(rng: &mut Rng, from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
     let kinds: &[(u8, u8)] = if from.is_ipv4() {
         &[(3, 0), (3, 1), (3, 3), (3, 4), (3, 13), (11, 0), (11, 1), (12, 0)]
@@ -78,7 +78,7 @@ pub fn error(rng: &mut Rng, from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
     packet::icmp(from, to, &[&[kind, code, 0, 0, 0, 0, high, low], about].concat())
 }
 
-/// A packet with no more than eight bytes behind the IP header, and this payload behind them.
+/// A packet with at most eight bytes after the IP header, followed by this payload.
 pub fn shortened(about: &[u8], payload: &[u8]) -> Vec<u8> {
     let (header, rest) = about.split_at(header_of(about));
     [header, &rest[..8], payload].concat()
@@ -92,12 +92,12 @@ fn header_of(packet: &[u8]) -> usize {
     }
 }
 
-/// A fragment of a datagram: the first one with all of a packet, or a later one with the payload alone. Few
-/// identifications are in use, so that the receiver puts some of them together. Tells too whether it is the
-/// first.
+/// A fragment of a datagram: the first one with all of a packet, or a later one with the payload only. Few
+/// identifications are in use, so that the receiver reassembles some of them. The second value tells whether
+/// it is the first fragment.
 pub fn fragment(rng: &mut Rng, whole: &[u8], payload: &[u8]) -> (Vec<u8>, bool) {
     let (header, content) = whole.split_at(header_of(whole));
-    // In units of eight bytes. The longest first one has nine.
+    // The offset is in units of eight bytes. The longest first fragment has nine.
     let (units, has_more) = match rng.u8(..3) {
         0 => (0, true),
         1 => (rng.u16(1..12), true),
@@ -122,8 +122,8 @@ pub fn fragment(rng: &mut Rng, whole: &[u8], payload: &[u8]) -> (Vec<u8>, bool) 
     (packet, units == 0)
 }
 
-/// The same packet with IPv4 options before its content: known ones, source routes by way of `via`, and
-/// nonsense.
+/// The same packet with IPv4 options before its content: known ones, source routes through `via`, and random
+/// bytes.
 pub fn with_options(rng: &mut Rng, whole: &[u8], via: Ipv4Addr) -> Vec<u8> {
     let [a, b, c, d] = via.octets();
     let mut options = Vec::new();
@@ -148,8 +148,9 @@ pub fn with_options(rng: &mut Rng, whole: &[u8], via: Ipv4Addr) -> Vec<u8> {
     packet
 }
 
-/// The same packet with IPv6 extension headers before its content, and how many of those at the beginning are
-/// of kinds that the programs walk, and whether all are. A routing header leads by way of `via`.
+/// The same packet with IPv6 extension headers before its content. The second value counts the headers at the
+/// beginning that the programs walk. The third one tells whether all are of such kinds. A routing header
+/// leads through `via`.
 pub fn with_extensions(rng: &mut Rng, whole: &[u8], via: Ipv6Addr) -> (Vec<u8>, usize, bool) {
     const WALKED: [u8; 5] = [HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION_OPTIONS];
     let count = rng.usize(1..9);
@@ -183,7 +184,7 @@ pub fn with_extensions(rng: &mut Rng, whole: &[u8], via: Ipv6Addr) -> (Vec<u8>, 
                 packet.extend([next, 4]);
                 packet.extend([0; 22]);
             }
-            // Padding.
+            // An options header with padding only.
             _ => packet.extend([next, 0, 1, 4, 0, 0, 0, 0]),
         }
     }
@@ -192,7 +193,7 @@ pub fn with_extensions(rng: &mut Rng, whole: &[u8], via: Ipv6Addr) -> (Vec<u8>, 
     (packet, walked, walked == count)
 }
 
-/// Says in the header of an IPv4 packet that more fragments follow.
+/// Sets the flag for more fragments in the header of an IPv4 packet.
 pub fn as_first_fragment(packet: &mut [u8]) {
     packet[6] |= 0x20;
     set_length(packet);

@@ -1,7 +1,7 @@
-//! Who receives: pods and hosts, whose interfaces are captured, and the node, by sockets behind all that its
-//! stack checks.
+//! The receivers: pods and hosts, whose interfaces are captured, and the node, whose sockets receive after
+//! all checks of its stack.
 //!
-//! A receiver that the kernel could not give all frames proves nothing, so each tells what it lost.
+//! A receiver that lost frames proves nothing, so each one reports its losses.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::frames::{BEYOND, Kind, Mac, NODE, Reach, TUNNEL, TUNNEL_PORT, told};
 use crate::town::captured;
 
-/// For experiments (RFC 3692 §2.1).
+/// A protocol number for experiments (RFC 3692 §2.1).
 const EXPERIMENTAL: i32 = 253;
 const ARP: [u8; 2] = [0x08, 0x06];
 const IPV4: [u8; 2] = [0x08, 0x00];
@@ -26,11 +26,12 @@ pub struct Receivers<'a> {
     node: &'a Node,
     captures: Vec<Capture<'a>>,
     sockets: Vec<NodeSocket>,
-    /// What the tunnel's socket may have: answers of the other node's pods too, where a pod asks them.
+    /// The marks that the tunnel's socket may receive. They include replies of the other node's pods, if a
+    /// pod asks them.
     at_tunnel: Reach,
-    /// Hardware addresses that only the sender has, or no host.
+    /// Hardware addresses that only the sender has, or that no host has.
     strange: Vec<Mac>,
-    /// What sockets of the node had lost before.
+    /// The losses of the node's sockets before the test.
     lost_before: u64,
 }
 
@@ -41,21 +42,21 @@ struct Capture<'a> {
     is_outside: bool,
 }
 
-/// A socket that has all packets of a protocol that the node's stack gives to its sockets.
+/// A socket that receives all packets of a protocol that the node's stack delivers to sockets.
 struct NodeSocket {
     socket: Socket,
     is_v4: bool,
     protocol: i32,
 }
 
-/// What came.
+/// The frames that came.
 #[derive(Default)]
 pub struct Outcome {
-    /// How many frames that may arrive did, for each receiver, the node last, and each kind.
+    /// The number of frames that rightly arrived, for each receiver (the node is the last one) and each kind.
     pub arrived: Vec<[u64; Kind::ALL.len()]>,
-    /// Frames that may not: their numbers, and where they were seen as what.
+    /// Frames that arrived wrongly: the number, and the receiver and the kind.
     pub wrong: Vec<(u64, String)>,
-    /// What else no receiver may see.
+    /// Other frames that no receiver may see.
     pub strays: Vec<String>,
 }
 
@@ -88,15 +89,15 @@ impl NodeSocket {
         }
     }
 
-    /// Whether a packet is for the tunnel, whose socket takes it.
+    /// Whether a packet is for the tunnel, whose own socket receives it.
     fn is_for_tunnel(&self, packet: &[u8]) -> bool {
         let header = self.header(packet);
         self.protocol == nix::libc::IPPROTO_UDP
             && packet.get(header + 2..header + 4) == Some(&TUNNEL_PORT.to_be_bytes())
     }
 
-    /// Whether a packet is an echo reply. Other hosts of the link send these to the node, where a frame to a
-    /// group asks them in the node's name.
+    /// Whether a packet is an echo reply. Other hosts of the link send echo replies to the node: a frame to a
+    /// group may carry a request in the node's name.
     fn is_echo_reply(&self, packet: &[u8]) -> bool {
         let kind = packet.get(self.header(packet));
         (self.protocol == nix::libc::IPPROTO_ICMP && kind == Some(&0))
@@ -157,7 +158,7 @@ impl<'a> Receivers<'a> {
         captures.chain([self.node.name()]).collect()
     }
 
-    /// Takes in what has come by now.
+    /// Reads the frames that have come so far.
     pub fn take(&self, outcome: &mut Outcome) {
         outcome
             .arrived
@@ -191,7 +192,7 @@ impl<'a> Receivers<'a> {
         }
     }
 
-    /// Why no receiver may see a frame with any content.
+    /// The reason why no receiver may see a frame, regardless of its marks.
     fn why_stray(&self, frame: &Frame, hides_pods: bool) -> Option<&'static str> {
         let bytes = &frame.bytes;
         let is_strange = |place: usize| {
@@ -209,7 +210,7 @@ impl<'a> Receivers<'a> {
         };
         let is_pods = |place, is_v4| address(place, is_v4).is_some_and(is_of_pods);
         let kind: [u8; 2] = bytes.get(12..14)?.try_into().ok()?;
-        // One that was routed has another hop limit, and every receiver drops it (RFC 4861 §7.1).
+        // A routed message has another hop limit, and every receiver drops it (RFC 4861 §7.1).
         let is_discovery = kind == IPV6
             && bytes.get(20..22) == Some(&[58, 255])
             && matches!(bytes.get(54), Some(133 | 135 | 136));
@@ -224,7 +225,7 @@ impl<'a> Receivers<'a> {
         }
     }
 
-    /// What the kernel had no room for; none if nothing was lost.
+    /// The losses of the kernel's buffers; `None` if there were none.
     pub fn lost(&self) -> Option<String> {
         let mut lost = String::new();
         for capture in &self.captures {
@@ -241,7 +242,7 @@ impl<'a> Receivers<'a> {
     }
 }
 
-/// Counts the marks in what came to a place of one reach. Tells whether there is any.
+/// Counts the marks in the bytes that came to a place. Returns whether there is a mark.
 fn judge(outcome: &mut Outcome, receiver: usize, name: &str, place: Reach, bytes: &[u8]) -> bool {
     let mut is_marked = false;
     for (reach, kind, number) in told(bytes) {
@@ -268,9 +269,9 @@ fn is_of_pods(address: IpAddr) -> bool {
     }
 }
 
-/// How many packets raw sockets of a node had no room for: the last column (proc(5)). Those of `ICMPv6` count
-/// wrong checksums there too, of datagrams that were put together of several ones' fragments, and the stack
-/// counts them as well.
+/// The number of packets that raw sockets of a node dropped: the last column (proc(5)). `ICMPv6` sockets also
+/// count wrong checksums there, of datagrams that the stack reassembled from fragments of several senders.
+/// The stack counts these too, so they are subtracted.
 fn lost_by_sockets(node: &Node) -> u64 {
     let read = |table: &str| {
         let path = format!("/proc/thread-self/net/{table}");

@@ -1,4 +1,4 @@
-//! What the fuzz sends to tunnels: VXLAN of any sender, with any frame inside.
+//! The frames that the fuzz sends to tunnels: VXLAN of any sender, with any frame inside.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,11 +10,11 @@ use super::packets::{self, Transport, pick};
 
 const SEGMENT: u32 = 1;
 
-/// What is sent to tunnels, and in them.
+/// The destinations and the contents of datagrams for tunnels.
 pub struct Tunnel {
-    /// Where datagrams for a tunnel go. The first one of a family takes honest ones.
+    /// Destinations of datagrams for a tunnel. The first one of a family is used for honest datagrams.
     pub entrances: [Vec<SocketAddr>; 2],
-    /// Pods, whose port of that number is any port.
+    /// Pods, for which the tunnel's port number is an ordinary port.
     pub pods: Vec<IpAddr>,
     /// The hardware address of the node's end.
     pub end: Mac,
@@ -26,8 +26,8 @@ pub struct Tunnel {
 }
 
 impl Sender {
-    /// By the link to the tunnel: from another node alone, with a packet of that node's pods for a pod of
-    /// this one.
+    /// A datagram from the link to the tunnel. It is admitted only from another node, with a packet of that
+    /// node's pods for a pod of this node.
     pub(super) fn to_tunnel(&self, rng: &mut Rng, draw: &Draw, mark: Mark) -> (Reach, Vec<u8>) {
         let tunnel = &self.tunnel;
         let is_from_peer = draw.is_honest || rng.bool();
@@ -60,7 +60,7 @@ impl Sender {
         let mut reach = NOWHERE;
         if is_admitted {
             reach |= TUNNEL;
-            // It runs over IPv4.
+            // The tunnel runs over IPv4.
             if draw.family == 0 && segment == SEGMENT && flags == 8 {
                 reach |= inside.unwrap_or(NOWHERE);
             }
@@ -74,7 +74,8 @@ impl Sender {
         (reach, outer)
     }
 
-    /// Of a pod to a port of that number: at addresses of pods only, with any frame inside.
+    /// A datagram of a pod to the tunnel's port number. It is admitted only to addresses of pods, with any
+    /// frame inside.
     pub(super) fn to_tunnel_of_pod(&self, rng: &mut Rng, draw: &Draw, mark: Mark) -> (Reach, Vec<u8>) {
         let entrances = &self.tunnel.entrances[draw.family];
         let entrance = if draw.is_honest {
@@ -82,7 +83,8 @@ impl Sender {
         } else {
             pick(rng, entrances)
         };
-        // Inside it should be another node's pod that sends, so that a tunnel that hears it believes it.
+        // The inner source is a pod of another node, so that a tunnel that received the frame would accept
+        // it.
         let is_convincing = draw.is_honest || rng.bool();
         let (_, frame) = self.inside(rng, is_convincing, mark);
         let reach = self.reach(draw, entrance, Some(Transport::Udp)) & BEYOND;
@@ -91,8 +93,8 @@ impl Sender {
         (reach, packet::udp(from, entrance, &content))
     }
 
-    /// A frame for the tunnel, to be made with a mark, and where it may arrive if the tunnel of the other
-    /// node carries it; none if the tunnel carries no such frame.
+    /// A frame for the tunnel, made from a mark, and the places where it may arrive if it comes through the
+    /// other node's tunnel. `None` if the tunnel carries no such frame.
     fn inside(
         &self,
         rng: &mut Rng,

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 pub struct Plugin {
     pub program: PathBuf,
     pub entry: Value,
-    /// The capability that makes the runtime pass it a part of `runtimeConfig`; all of it where there is none.
+    /// The capability that makes the runtime pass a part of `runtimeConfig` to the plugin; `None` passes all
+    /// of it.
     pub capability: Option<&'static str>,
 }
 
@@ -20,7 +21,7 @@ pub struct Plugin {
 pub struct Chain {
     pub name: &'static str,
     pub plugins: Vec<Plugin>,
-    /// Beside what the specification asks for.
+    /// Variables beside those that the specification asks for.
     pub environment: Vec<(&'static str, OsString)>,
 }
 
@@ -32,7 +33,7 @@ pub struct Sandbox {
 }
 
 impl Chain {
-    /// Gives a container its interface. The calling thread is on the node.
+    /// Calls ADD of each plugin for a container. The calling thread is in the node's namespace.
     pub fn add(&self, sandbox: &Sandbox, runtime: &Value) -> Result<Value> {
         let mut result = Value::Null;
         for plugin in &self.plugins {
@@ -41,7 +42,7 @@ impl Chain {
         Ok(result)
     }
 
-    /// Takes it away; `result` is what ADD said.
+    /// Calls DEL of each plugin for a container; `result` is the result of ADD.
     pub fn del(&self, sandbox: &Sandbox, runtime: &Value, result: &Value) -> Result<()> {
         for plugin in self.plugins.iter().rev() {
             self.call(plugin, "DEL", sandbox, runtime, result)?;

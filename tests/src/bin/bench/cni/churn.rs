@@ -1,7 +1,8 @@
 //! Pods that come and go: how long ADD and DEL take, one at a time and fifty at once.
 //!
-//! `plain` asks for nothing; `full` for a host port and limits both ways. Of DEL, the kernel's removal of the interface takes
-//! most, with whatever hangs on it; so that is measured beside it, on interfaces that ADD made just so.
+//! A pod of kind `plain` asks for nothing, a pod of kind `full` for a host port and limits in both
+//! directions. The kernel's removal of the interface, with everything attached to it, takes most of the time
+//! of DEL. So that removal is also measured alone, on interfaces that ADD made in the same way.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::Effort;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 
-/// What containerd and kubelet do at once at the worst.
+/// Pods that containerd and kubelet start at once in the worst case.
 const AT_ONCE: usize = 50;
 
 pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
@@ -72,7 +73,7 @@ struct Setting {
     repeat: usize,
 }
 
-/// What one contender took in a round, in milliseconds.
+/// The times of one contender in a round, in milliseconds.
 #[derive(Default)]
 struct Round {
     adds: Vec<f64>,
@@ -88,7 +89,7 @@ impl Setting {
         rounds: usize,
     ) -> Result<()> {
         let mut medians: [[Vec<f64>; 2]; 2] = Default::default();
-        // The first round makes bridges and chains, and is not counted.
+        // The first round creates bridges and chains, and is not counted.
         for round in 0..=rounds {
             for contender in Contender::in_round(round) {
                 let taken = self.round(site, contender, sandboxes)?;
@@ -142,7 +143,7 @@ impl Setting {
         Ok(taken)
     }
 
-    /// Does something for as many pods as are to come at once, on their node.
+    /// Runs `each` for all pods that start at once, on the contender's node.
     fn all_at_once<T: Send>(
         &self,
         site: &Site,
@@ -164,7 +165,7 @@ impl Setting {
     }
 }
 
-/// What DEL takes beyond the removal of the interface.
+/// The time of DEL beyond the removal of the interface.
 fn beyond_the_kernel(
     figures: &mut Figures,
     site: &Site,

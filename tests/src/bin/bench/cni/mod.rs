@@ -1,10 +1,12 @@
-//! `cni`: how fast pods get their interface, and how good that is, against the stock chain of plugins.
+//! `cni`: how fast pods get their interface and how fast that interface is, against the stock chain of
+//! plugins.
 //!
-//! The stock chain is bridge with host-local, portmap and bandwidth as Debian ships them. Both are executed as a container
-//! runtime does it, in nodes of one world that share nothing: processes with an environment and a document on standard
-//! input, one plugin after the other, each getting the result of the one before. Namespaces are there already, as they are
-//! when a runtime calls. All is interleaved, and a ratio is formed within a round. IPv4 alone: with IPv6, bridge waits a
-//! second or two for the detection of duplicates.
+//! The stock chain is bridge with host-local, portmap and bandwidth as Debian ships them. Both chains are
+//! executed as a container runtime does it, in nodes of one world that share nothing. Each plugin is a
+//! process with an environment and a document on standard input, and gets the result of the plugin before it.
+//! The namespaces exist already, as they do when a runtime calls. All measurements are interleaved, and a
+//! ratio is formed within a round. The benchmark uses IPv4 only: with IPv6, bridge waits a second or two for
+//! the detection of duplicates.
 
 mod chain;
 mod churn;

@@ -1,7 +1,8 @@
-//! Latency within a pod's limit: a request and its answer while the pod sends as much as it may, by one flow and by many.
+//! Latency within a pod's limit: a request and its reply while the pod sends at its limit, by one flow and by
+//! many.
 //!
-//! The request goes the limited way beside the bulk, so it waits where the bulk waits. Runtimes ask for bursts of hundreds of
-//! megabytes: both contenders are asked for that.
+//! The request passes the same limit as the bulk traffic, so it waits in the same queue. Runtimes ask for
+//! bursts of hundreds of megabytes, and so do both contenders here.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -20,11 +21,11 @@ use crate::quantiles::quantile;
 
 const RATES: [(&str, u64); 2] = [("10M", 10_000_000), ("100M", 100_000_000)];
 const FLOWS: [usize; 2] = [1, 128];
-/// In bits.
+/// The size of a burst, in bits.
 const BURST: u64 = 2_147_483_647;
-/// Between requests.
+/// The pause between requests.
 const PAUSE: Duration = Duration::from_millis(5);
-/// How long bulk flows before anything is measured.
+/// How long bulk flows before the measurement begins.
 const WARM_UP: Duration = Duration::from_secs(2);
 
 pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
@@ -74,7 +75,8 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     Ok(())
 }
 
-/// The median of requests from the pod while it sends by some flows, in milliseconds, and the bits per second of those.
+/// The median of requests from the pod while it sends by `flows` flows, in milliseconds, and the bits per
+/// second of those flows.
 fn under_load(
     site: &Site,
     contender: Contender,
@@ -151,7 +153,7 @@ fn requests(client: &TcpStream, lasting: Duration) -> Result<f64> {
         (&*client).write_all(&byte)?;
         (&*client).read_exact(&mut byte)?;
         samples.push(begin.elapsed().as_secs_f64() * 1e3);
-        // Else what is answered at once would be asked more often, and count for more.
+        // Without the pause, requests with fast replies would be sent more often and count for more.
         thread::sleep(PAUSE);
     }
     Ok(quantile(&samples, 0.5))

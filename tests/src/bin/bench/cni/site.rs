@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 
 use super::chain::{Chain, Plugin, Sandbox};
 
-/// Where the root of the unpacked packages is that have the stock plugins.
+/// The variable with the root of the unpacked packages that hold the stock plugins.
 const STOCK: &str = "MILLRACE_CNI_PLUGINS";
-/// Our plugin.
+/// The variable with the path of Millrace's plugin.
 const OURS: &str = "MILLRACE_CNI_BIN";
-/// A full-size packet of a pod.
+/// The size of the largest packet of a pod, in bytes.
 pub const MTU: u32 = 1450;
 
-/// Both nodes.
+/// The world with both nodes, and their chains of plugins.
 pub struct Site {
     pub world: World,
     _agent: Agent,
@@ -29,7 +29,7 @@ pub struct Site {
     pub stock: Chain,
 }
 
-/// Whose pods.
+/// The node whose pods are measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Contender {
     Millrace,
@@ -56,7 +56,7 @@ impl Contender {
     }
 }
 
-/// Why nothing can be compared here.
+/// The reason why nothing can be compared on this machine.
 pub fn missing() -> Option<String> {
     let given = |name| env::var_os(name).is_some_and(|path| Path::new(&path).exists());
     if !given(STOCK) {
@@ -68,12 +68,12 @@ pub fn missing() -> Option<String> {
 }
 
 impl Site {
-    /// Makes the nodes, and waits until ours can take pods.
+    /// Creates the nodes, and waits until the node with Millrace can take pods.
     pub fn new() -> Result<Self> {
         Self::configured("")
     }
 
-    /// The same with settings of our agent, a line each.
+    /// The same with settings of the agent, one a line.
     pub fn configured(settings: &str) -> Result<Self> {
         let world = World::with_nodes(2);
         let settings = format!("apiVersion: millrace.dev/v1alpha1\nkind: AgentConfiguration\n{settings}");
@@ -110,7 +110,7 @@ impl Site {
         }
     }
 
-    /// Makes a container's namespace. It goes with the world at the latest.
+    /// Creates a container's namespace. The end of the world removes it at the latest.
     pub fn sandbox(&self, id: &str) -> Result<Sandbox> {
         let netns = PathBuf::from(format!("/run/netns/{}-{id}", self.world.tag()));
         let make = || -> Result<()> {
@@ -133,7 +133,7 @@ impl Site {
     }
 }
 
-/// Does something in a container's namespace.
+/// Runs `work` in a container's namespace.
 pub fn inside<T: Send>(sandbox: &Sandbox, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_own_thread(|| {
         let netns = File::open(&sandbox.netns).context("opening a namespace")?;
@@ -169,7 +169,7 @@ fn ours(node: &Node) -> Result<Chain> {
     })
 }
 
-/// The bridge as flannel configures it, which asks less of it than containerd's example, that masquerades.
+/// The bridge as flannel configures it. Containerd's example asks more of it: that one masquerades.
 fn stock(node: &Node) -> Result<Chain> {
     let root = PathBuf::from(env::var_os(STOCK).context("no stock plugins")?);
     let libraries = ["usr/lib", "lib"].map(|folder| {

@@ -1,5 +1,6 @@
-//! What packets between two pods of a node cost: a request and its answer, and bulk, against the bridge and against a bare
-//! routed pair of cables without any program. Ours come twice: by the node's stack, which is the default, and past it.
+//! The cost of packets between two pods of a node: a request and its reply, and bulk. Millrace is compared
+//! with the bridge and with a bare routed pair of veth links without any program. Millrace is measured twice:
+//! through the node's stack, which is the default, and by redirects past it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -17,15 +18,15 @@ use crate::cpu;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 
-/// Ours, and then what they are compared with.
+/// Millrace's two modes, and then the contenders that they are compared with.
 const NAMES: [&str; 4] = ["millrace", "millrace, redirect", "stock", "routed"];
 const OURS: [usize; 2] = [0, 1];
 const OTHERS: [usize; 2] = [2, 3];
 
-/// What each contender measured, by its place among the names.
+/// The samples of each contender, by its index in [`NAMES`].
 type Samples = [Vec<f64>; NAMES.len()];
 
-/// Two ends that can talk.
+/// Two ends that can exchange packets.
 struct Pair {
     client: TcpStream,
     server: TcpStream,
@@ -68,7 +69,7 @@ fn report(figures: &mut Figures, name: &str, unit: &'static str, samples: &Sampl
         figures.add(Figure::new(name, 1, unit, &samples[other]).of(NAMES[other]));
     }
     for own in OURS {
-        // Of costs, so that less is better in both.
+        // A ratio of costs: less is better for both quantities.
         let cost = |other: usize| -> Vec<f64> {
             let pairs = samples[own].iter().zip(&samples[other]);
             pairs
@@ -138,7 +139,7 @@ fn pair(client: TcpStream, listener: &TcpListener) -> Result<Pair> {
     Ok(Pair { client, server })
 }
 
-/// The median of a byte's way there and back, in microseconds; both ends on one CPU.
+/// The median round-trip time of one byte, in microseconds; both ends run on one CPU.
 fn request_response(pair: &Pair, count: usize) -> Result<f64> {
     let samples = thread::scope(|scope| -> Result<Vec<f64>> {
         let server = scope.spawn(|| -> Result<()> {
@@ -166,7 +167,7 @@ fn request_response(pair: &Pair, count: usize) -> Result<f64> {
     Ok(quantile(&samples, 0.5))
 }
 
-/// What one flow carries, in Gbit/s.
+/// The throughput of one flow, in Gbit/s.
 fn throughput(pair: &Pair, megabytes: usize) -> Result<f64> {
     let total = megabytes << 20;
     let chunk = vec![0; 256 << 10];

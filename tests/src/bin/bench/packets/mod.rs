@@ -1,9 +1,10 @@
-//! `packets`: what a packet costs on each way, in the order of the ways of [`Way`].
+//! `packets`: the cost of a packet on each path, in the order of [`Way`].
 //!
-//! Each contender is a process of its own ([`subject`]) with a world of two nodes and real agents, whose sockets are outside
-//! of the agents' cgroup: all packets take the packet path. The contenders measure one after the other in rounds of
-//! alternating order, and a ratio is formed within a round. With `--against FILE` a second build of the agent is the other
-//! contender; without it, ours is compared with its own way between two pods.
+//! Each contender is a process of its own ([`subject`]) with a world of two nodes and real agents. Its
+//! sockets are outside of the agents' cgroup, so all packets take the packet path. The contenders measure one
+//! after the other in rounds of alternating order, and a ratio is formed within a round. With `--against
+//! FILE` a second build of the agent is the other contender. Without it, the figures of each path are
+//! compared with those of the path between two pods.
 
 mod subject;
 mod ways;
@@ -78,10 +79,10 @@ fn report(figures: &mut Figures, kind: Kind, samples: &[Vec<Vec<f64>>]) {
     }
 }
 
-/// The argument by which the benchmark's program becomes a subject.
+/// The argument that makes the benchmark's program run as a subject.
 pub const SUBJECT: &str = "--subject";
 
-/// A file that a command line names, or an error that says which.
+/// Checks that a file of the command line exists. The error names the file.
 pub fn existing(path: &Path) -> Result<()> {
     std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
     Ok(())

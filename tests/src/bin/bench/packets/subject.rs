@@ -1,7 +1,7 @@
-//! A contender: a process of its own, since which build of the agent a world runs is a matter of its environment.
+//! A contender: a process of its own, since the environment decides which build of the agent a world runs.
 //!
-//! The benchmark writes a line `WAY KIND COUNT` for each measurement, by places among [`Way::ALL`] and [`Kind::ALL`]; the
-//! subject replies with a line, the value. It ends with its standard input.
+//! For each measurement the benchmark writes a line `WAY KIND COUNT` with indices into [`Way::ALL`] and
+//! [`Kind::ALL`]. The subject replies with a line, the value. It ends when its standard input ends.
 
 use std::env;
 use std::io::{BufRead as _, BufReader, Write as _, stdin, stdout};
@@ -13,22 +13,22 @@ use anyhow::{Context as _, Result, bail};
 use super::ways::{Kind, Site, Way};
 use super::{SUBJECT, existing};
 
-/// The benchmark's handle to a subject, which ends when it is dropped.
+/// The benchmark's handle to a subject. The subject ends when the handle is dropped.
 pub struct Subject {
     process: Child,
-    // None only while it is being dropped.
+    // None only during the drop.
     requests: Option<ChildStdin>,
     replies: BufReader<ChildStdout>,
 }
 
 impl Subject {
-    /// Starts one with another build of the agent, or with ours.
+    /// Starts a subject with another build of the agent, or with the build of this source tree.
     pub fn start(program: Option<&Path>) -> Result<Self> {
         let mut command = Command::new(env::current_exe().context("finding the benchmark's program")?);
         command.arg(SUBJECT).stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(program) = program {
             existing(program)?;
-            // The plugin of a build lies beside its agent.
+            // The plugin of a build is in the directory of its agent.
             command
                 .env("MILLRACE_BIN", program)
                 .env_remove("MILLRACE_CNI_BIN");
@@ -64,7 +64,7 @@ impl Subject {
 impl Drop for Subject {
     fn drop(&mut self) {
         drop(self.requests.take());
-        // It removes its world, and ends.
+        // The subject removes its world, and ends.
         let _ = self.process.wait();
     }
 }

@@ -1,4 +1,4 @@
-//! The ways that packets are measured on, and the world that has them.
+//! The paths that are measured, and the world that has them.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,7 +20,7 @@ const PORT: u16 = 7000;
 const NODE_PORT: u16 = 30_080;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// From where to where.
+/// The two ends of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// A pod to a pod of its node, without a Service.
@@ -55,18 +55,18 @@ impl Way {
     }
 }
 
-/// What is measured on a way.
+/// The quantity that is measured on a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A byte there and back on one connection: the median.
+    /// One byte in each direction on one connection: the median.
     RoundTrip,
     /// A connection made, and closed by a reset: the median.
     Connect,
-    /// A question of a new UDP socket, and the reply: the median.
+    /// A datagram of a new UDP socket, and the reply: the median.
     Question,
-    /// Time in all eBPF programs of the two nodes for one byte there and back: the mean.
+    /// Time in all eBPF programs of the two nodes for one byte in each direction: the mean.
     Programs,
-    /// The same for one question of a new UDP socket.
+    /// The same for one datagram of a new UDP socket.
     ProgramsNew,
 }
 
@@ -97,7 +97,7 @@ impl Kind {
     }
 }
 
-/// Two nodes, their agents, a pod that asks, a pod and an outside host that answer.
+/// Two nodes with agents, a pod that asks, and a pod and an outside host that reply.
 pub struct Site {
     world: World,
     outside: Client,
@@ -146,7 +146,7 @@ impl Site {
         }
     }
 
-    /// Who asks, who replies, and the address that is asked.
+    /// The place that asks, the place that replies, and the address that is asked.
     fn ends(&self, way: Way) -> (&Place, &Place, SocketAddr) {
         let [asks, replies] = &self.pods;
         let outside: &Place = &self.outside;
@@ -240,8 +240,8 @@ impl Site {
         })
     }
 
-    /// Nanoseconds in the agents' programs for each of `count`, by the kernel's run time statistics
-    /// (`BPF_ENABLE_STATS`), which themselves take part of them.
+    /// Nanoseconds in the agents' programs for each of `count` operations, by the kernel's run time
+    /// statistics (`BPF_ENABLE_STATS`). The figure includes a part of the time that these statistics take.
     fn in_programs(&self, count: usize, work: impl FnOnce() -> Result<f64>) -> Result<f64> {
         let _counted = enable_stats(Stats::RunTime).context("enabling run time statistics")?;
         let before = self.run_time()?;

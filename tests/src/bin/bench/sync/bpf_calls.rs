@@ -1,7 +1,8 @@
 //! Counts the bpf(2) calls of another process.
 //!
-//! The kernel counts them itself, by a perf event on the tracepoint of the system call, one for each thread: unlike
-//! ptrace that neither stops nor slows the process, so calls and time are measured at once, and no program is needed.
+//! The kernel itself counts them, by one perf event for each thread on the tracepoint of the system call.
+//! Unlike ptrace, the event neither stops nor slows the process, so calls and time are measured together. The
+//! counters need no eBPF program.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,7 @@ use nix::mount::{MsFlags, mount, umount};
 use perf_event::events::Tracepoint;
 use perf_event::{Builder, Counter};
 
-/// Where tracefs is mounted where it is (Documentation/trace/ftrace.rst).
+/// The usual mount points of tracefs (Documentation/trace/ftrace.rst).
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 const TRACEPOINT: &str = "events/syscalls/sys_enter_bpf/id";
@@ -20,7 +21,7 @@ const TRACEPOINT: &str = "events/syscalls/sys_enter_bpf/id";
 pub struct BpfCalls(Vec<Counter>);
 
 impl BpfCalls {
-    /// Starts to count. `scratch` is a directory that may be mounted on for a moment.
+    /// Starts to count. `scratch` is a directory where tracefs may be mounted for a moment.
     pub fn of(process: u32, scratch: &Path) -> Result<Self> {
         let tracepoint = Tracepoint::with_id(tracepoint_id(scratch)?);
         let tasks = format!("/proc/{process}/task");
@@ -43,7 +44,7 @@ impl BpfCalls {
         Ok(Self(counters))
     }
 
-    /// Calls so far.
+    /// The number of calls so far.
     pub fn count(&mut self) -> Result<u64> {
         self.0
             .iter_mut()
@@ -52,7 +53,8 @@ impl BpfCalls {
     }
 }
 
-/// The number of the tracepoint on this kernel. Where tracefs is not mounted it is, for as long as it takes.
+/// The number of the tracepoint on this kernel. Where tracefs is not mounted, it is mounted for the time of
+/// the look-up.
 fn tracepoint_id(scratch: &Path) -> Result<u64> {
     let mounted = TRACEFS
         .iter()

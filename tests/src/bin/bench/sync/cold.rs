@@ -1,4 +1,5 @@
-//! Cold sync: from the first complete list of every kind to complete maps, nothing being programmed before.
+//! Cold sync: the time from the first complete list of every kind to complete maps. Nothing is programmed
+//! before.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -23,7 +24,7 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     Ok(())
 }
 
-/// Starts agents that find nothing, one after the other.
+/// Starts agents, one after the other, that find no maps of a predecessor.
 pub fn repeat(
     figures: &mut Figures,
     site: &Site,

@@ -1,4 +1,4 @@
-//! The cluster as files: how an operator would lay them out, and changes as careful tools make them.
+//! The cluster as files: the layouts that an operator would use, and changes as careful tools make them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,13 +11,13 @@ use serde_json::Value;
 use super::objects;
 use super::site::Site;
 
-/// Objects of a large file.
+/// The number of objects in a large file.
 const OBJECTS_PER_FILE: usize = 1000;
 
 /// Services whose slices change in the course of a measurement.
 const CHANGING: usize = 1000;
 
-/// How objects are spread over files.
+/// The distribution of objects over files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A thousand objects a file; slices that change have files of their own.
@@ -27,7 +27,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// Its part in the name of a figure.
+    /// The part of a figure's name that stands for the layout.
     pub fn name(self) -> &'static str {
         match self {
             Self::LargeFiles => "directory",
@@ -36,11 +36,11 @@ impl Layout {
     }
 }
 
-/// A directory with a cluster in it.
+/// A directory with the objects of a cluster.
 pub struct Directory {
     path: PathBuf,
     staging: PathBuf,
-    /// Services whose slices have files of their own, in no order.
+    /// Services whose slices have files of their own, in no particular order.
     pub changing: Vec<usize>,
 }
 
@@ -70,7 +70,7 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Only what belongs to no service.
+    /// Writes only the objects that belong to no service.
     pub fn empty(site: &Site, services: usize) -> Result<Self> {
         site.node().source().apply(&objects::service_cidr());
         let staging = site.node().dir().join("staging");
@@ -112,7 +112,7 @@ impl Directory {
         self.stage(file, text)?.put_in_place()
     }
 
-    /// Writes a file next to the directory, to be put in place when the time has come.
+    /// Writes a file next to the directory. [`Staged::put_in_place`] moves it there.
     pub fn stage(&self, file: &str, text: &str) -> Result<Staged> {
         let staged = Staged {
             from: self.staging.join(file),
@@ -122,7 +122,7 @@ impl Directory {
         Ok(staged)
     }
 
-    /// Replaces every file by one that is the same.
+    /// Replaces every file by a file of the same content.
     pub fn replace_all(&self) -> Result<usize> {
         let entries = fs::read_dir(&self.path).with_context(|| format!("reading {}", self.path.display()))?;
         let names: Result<Vec<_>, _> = entries
@@ -139,14 +139,14 @@ impl Directory {
     }
 }
 
-/// A file that is ready to be put in place.
+/// A file that is ready to be moved to its place.
 pub struct Staged {
     from: PathBuf,
     to: PathBuf,
 }
 
 impl Staged {
-    /// Renames it, which is the event.
+    /// Renames the file. The rename is the event that is measured.
     pub fn put_in_place(&self) -> Result<()> {
         fs::rename(&self.from, &self.to).with_context(|| format!("renaming to {}", self.to.display()))
     }
@@ -168,19 +168,19 @@ impl LargeFile {
     }
 }
 
-/// The file of a slice that has one of its own.
+/// The name of a slice's own file.
 pub fn slice_file(service: usize) -> String {
     format!("slice-{service}.yaml")
 }
 
-/// A slice in which the first endpoint is another one.
+/// A slice whose first endpoint is `first`.
 pub fn changed_slice(service: usize, first: Ipv4Addr) -> Value {
     let mut endpoints = objects::endpoints(service);
     endpoints[0] = first;
     objects::slice(service, &endpoints)
 }
 
-/// Objects as documents.
+/// The objects as YAML documents.
 pub fn yaml(objects: &[Value]) -> Result<String> {
     let documents: Result<Vec<String>, _> = objects.iter().map(serde_saphyr::to_string).collect();
     Ok(documents.context("writing YAML")?.join("---\n"))

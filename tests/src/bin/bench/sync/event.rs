@@ -1,9 +1,9 @@
 //! Event to entry: from the rename of a small file to the entry in the kernel's map.
 //!
-//! Two kinds of events: a slice in which one endpoint is another one, and a service that is new. They come one by one,
-//! each after the agent has gone back to sleep, or 1 000 a second whether or not the ones before have been
-//! dealt with. One thread makes the events and looks for their effects in turn, so every figure is too large by up to
-//! the time that making one event takes.
+//! There are two kinds of events: a slice in which one endpoint changes, and a new service. In the slow pace,
+//! each event comes after the agent has gone back to sleep. In the fast pace, 1 000 events a second come
+//! whether or not the agent has dealt with the ones before. One thread makes the events and looks for their
+//! effects in turn. So every figure is too large by up to the time that making one event takes.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -22,16 +22,16 @@ use crate::cpu;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 
-/// What p99 must not exceed, in microseconds.
+/// The upper limit of p99, in microseconds.
 pub const LIMIT: f64 = 1_000.0;
 
-/// An effect that takes longer will not come.
+/// After this time an effect counts as missing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An effect that takes longer may show in other tables.
+/// After this time an effect may show in other tables: the agent may have moved to larger ones.
 const OVERDUE: Duration = Duration::from_millis(50);
 
-/// How events follow each other.
+/// The pace of events.
 #[derive(Clone, Copy)]
 struct Pace {
     name: &'static str,
@@ -39,7 +39,7 @@ struct Pace {
     events: usize,
 }
 
-/// What happens in an event.
+/// The change that an event makes.
 #[derive(Clone, Copy)]
 enum Kind {
     Endpoint,
@@ -55,7 +55,7 @@ impl Kind {
     }
 }
 
-/// What shows in the tables once an event has been dealt with.
+/// The change in the tables once the agent has dealt with an event.
 #[derive(Clone, Copy)]
 pub struct Effect {
     pub service: usize,
@@ -113,7 +113,7 @@ fn measure_layout(figures: &mut Figures, effort: &Effort, services: usize, layou
     Ok(())
 }
 
-/// Where events come from, and where their effects show.
+/// The source of events, and the tables that show their effects.
 struct Source<'a> {
     directory: &'a Directory,
     bpf_root: &'a Path,
@@ -183,10 +183,10 @@ impl Watch {
         self.awaited.is_empty()
     }
 
-    /// Looks at every awaited effect once. One that a later event of the same service has overtaken will not show by
-    /// itself; it took as long as the later one.
+    /// Looks at every awaited effect once. If a later event of the same service has overtaken an effect, that
+    /// effect does not show by itself. It counts as taking as long as the later one.
     fn look(&mut self, tables: &mut Tables) -> Result<()> {
-        // The agent may have moved to larger ones.
+        // The agent may have moved to larger tables.
         if self
             .awaited
             .front()

@@ -1,8 +1,9 @@
-//! The same from a real API server: its events reach the agent through a [`Relay`] that notes when.
+//! The same from a real API server: its events reach the agent through a [`Relay`] that notes the time of
+//! each.
 //!
-//! The API server, etcd and everything else share one CPU, as if they were on another machine; the agent has the
-//! other one. The rate is the highest that the server delivers there, with [`WRITERS`] clients that write as fast as
-//! they are answered.
+//! The API server, etcd and all other processes share one CPU, as if they were on another machine; the agent
+//! has the other one. The rate is the highest that the server delivers there, with [`WRITERS`] clients that
+//! each write again as soon as they have an answer.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +30,7 @@ use crate::cpu;
 use crate::figures::{Figure, Figures};
 use crate::quantiles::quantile;
 
-/// Services of the cluster.
+/// The number of services in the cluster.
 const SERVICES: usize = 10_000;
 
 /// Clients at the highest rate.
@@ -38,7 +39,7 @@ const WRITERS: usize = 32;
 /// Time between events when idle.
 const IDLE: Duration = Duration::from_millis(50);
 
-/// Nothing takes longer.
+/// After this time a wait has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Kinds of objects that the agent lists.
@@ -132,7 +133,7 @@ fn relist(figures: &mut Figures, running: &Running, relay: &Relay) -> Result<()>
     Ok(())
 }
 
-/// What is needed to make events and to see them take effect.
+/// The parts that make events and see their effects.
 struct Bed<'a> {
     plane: &'a ControlPlane,
     relay: &'a Relay,
@@ -140,11 +141,11 @@ struct Bed<'a> {
     next: AtomicU64,
 }
 
-/// The effects of events by their numbers.
+/// The effects of events by event number.
 type Effects = Mutex<HashMap<u64, Effect>>;
 
 impl Bed<'_> {
-    /// Writes and watches at once, a few times.
+    /// Writes and watches at once, several times.
     fn measure_pace(
         &self,
         figures: &mut Figures,
@@ -180,7 +181,7 @@ impl Bed<'_> {
         Ok(())
     }
 
-    /// One event at a time.
+    /// Writes one event at a time.
     fn write_idly(&self, effects: &Effects, events: usize) {
         for _ in 0..events {
             self.change(effects);
@@ -188,7 +189,7 @@ impl Bed<'_> {
         }
     }
 
-    /// As many events as the server takes.
+    /// Writes as many events as the server takes.
     fn write_in_parallel(&self, effects: &Effects, time: Duration) {
         let started = Instant::now();
         thread::scope(|scope| {
@@ -202,10 +203,11 @@ impl Bed<'_> {
         });
     }
 
-    /// Gives a service another first endpoint. Each service has its turn, so that no event overtakes another one.
+    /// Gives a service another first endpoint. The services take turns, so that no event overtakes another
+    /// one.
     fn change(&self, effects: &Effects) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        // A walk with a step that shares no divisor with the number of services meets each of them.
+        // A step that shares no divisor with the number of services visits each of them.
         let service = (number as usize).wrapping_mul(7_919) % SERVICES;
         let endpoint = objects::replacement(number as usize);
         lock(effects).insert(number, Effect { service, endpoint });
@@ -217,7 +219,8 @@ impl Bed<'_> {
         self.plane.patch(&slice, &change);
     }
 
-    /// Sees events go by and looks for their effects; the time between in microseconds.
+    /// Receives the events from the relay and looks for their effects; returns the times between, in
+    /// microseconds.
     fn watch(
         &self,
         effects: &Effects,
@@ -265,7 +268,7 @@ impl Bed<'_> {
     }
 }
 
-/// Lets the calling thread run as soon as it has something to do, whatever else its CPU is busy with.
+/// Lets the calling thread run as soon as it has something to do, regardless of the other load of its CPU.
 fn run_first() -> Result<()> {
     cpu::bind_this_thread()?;
     let thread = nix::unistd::gettid().to_string();

@@ -1,4 +1,5 @@
-//! One endpoint of a large service changes: system calls and time must not depend on how many it has.
+//! One endpoint of a large service changes: system calls and time must not depend on the number of its
+//! endpoints.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -14,10 +15,10 @@ use crate::Effort;
 use crate::cpu;
 use crate::figures::{Figure, Figures};
 
-/// Endpoints of a slice, as the EndpointSlice controller makes them.
+/// The number of endpoints in a slice, as the EndpointSlice controller makes them.
 const PER_SLICE: usize = 100;
 
-/// A change that takes longer was not noticed.
+/// After this time the agent has not noticed the change.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
@@ -59,7 +60,7 @@ fn measure_size(figures: &mut Figures, count: usize, changes: usize) -> Result<(
             Ok(started.elapsed())
         })?;
         latencies.push(latency.as_secs_f64() * 1e6);
-        // What is done after the frontend was swung counts too.
+        // Calls after the switch of the frontend count too.
         running.settle()?;
         counts.push(f64::from(u32::try_from(calls.count()? - before)?));
     }

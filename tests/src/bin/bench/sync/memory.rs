@@ -1,4 +1,4 @@
-//! Memory: the agent's own, and that of the maps.
+//! Memory: of the agent's process, and of the maps.
 
 use std::fs;
 
@@ -9,10 +9,10 @@ use super::site::Site;
 use crate::Effort;
 use crate::figures::{Figure, Figures};
 
-/// What grows with services and endpoints.
+/// The maps whose size grows with services and endpoints.
 const CLUSTER_MAPS: [&str; 3] = ["FRONTENDS", "SLOTS", "BACKENDS"];
 
-/// What has one size whatever the cluster holds.
+/// The maps whose size does not depend on the cluster.
 const FLOW_MAPS: [&str; 2] = ["FLOWS", "SOCKET_PEERS"];
 
 pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {

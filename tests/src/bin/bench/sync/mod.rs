@@ -1,8 +1,9 @@
-//! `sync`: how fast and how small the way from objects to map entries is.
+//! `sync`: time and memory of the path from objects to map entries.
 //!
-//! The input is N services with one port and two or three endpoints each, alternately. The agent under test runs on
-//! one CPU, whatever watches it on another; what it did is read from the kernel's maps, which this process opens by
-//! their pins, and not from what the agent says, except for the duration of its first sync.
+//! The input is N services with one port and two or three endpoints each, alternately. The agent under test
+//! runs on one CPU, and the processes that watch it on another. The results come from the kernel's maps,
+//! which this process opens by their pins. Only the duration of the first sync comes from the agent's own
+//! status.
 
 mod bpf_calls;
 mod cold;

@@ -1,10 +1,11 @@
-//! The objects of a cluster of any size, with what real ones carry besides what a proxy reads.
+//! The objects of a cluster of any size. They carry the fields of real objects, besides those that a proxy
+//! reads.
 
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
-/// Holds the cluster IPs of 100 000 services and more.
+/// Holds the cluster IPs of more than 100 000 services.
 pub const SERVICE_CIDR: &str = "10.96.0.0/12";
 
 /// The port of every service.
@@ -17,7 +18,7 @@ const CLUSTER_IPS: u32 = u32::from_be_bytes([10, 96, 1, 0]);
 const ENDPOINTS: u32 = u32::from_be_bytes([10, 128, 0, 0]);
 const REPLACEMENTS: u32 = u32::from_be_bytes([10, 192, 0, 0]);
 
-/// Endpoints stand on so many nodes, in three zones.
+/// The number of nodes that the endpoints are on, in three zones.
 const NODES: usize = 100;
 
 /// The cluster IP of a service.
@@ -25,7 +26,7 @@ pub fn cluster_ip(service: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(CLUSTER_IPS + service as u32)
 }
 
-/// How many endpoints a service has: 2.5 on average.
+/// The number of endpoints of a service: 2.5 on average.
 pub fn endpoint_count(service: usize) -> usize {
     2 + service % 2
 }
@@ -37,7 +38,7 @@ pub fn endpoints(service: usize) -> Vec<Ipv4Addr> {
         .collect()
 }
 
-/// An endpoint that no service has at first; another one for each number.
+/// An endpoint that no service has at first. Each number gives another one.
 pub fn replacement(number: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(REPLACEMENTS + number as u32)
 }

@@ -1,9 +1,9 @@
-//! Between the agent and the API server: sees every byte on its way and notes when it went.
+//! A relay between the agent and the API server: it sees every byte and notes the time of each event.
 //!
-//! To the agent it speaks plain HTTP, to the server TLS; apart from that bytes are passed on as they come. An event is
-//! on the agent's socket when the write that completes its line begins; events carry a number in an annotation so
-//! that they can be told apart. It can also play a server that has forgotten the past, so that the agent has to
-//! list everything again.
+//! The relay speaks plain HTTP to the agent and TLS to the server. Otherwise it passes bytes on as they come.
+//! An event counts as delivered when the write that completes its line begins. Events carry a number in an
+//! annotation, which tells them apart. The relay can also play a server that has forgotten the past, so that
+//! the agent has to list everything again.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,15 +28,15 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 /// The annotation that numbers an event.
 pub const ANNOTATION: &str = "bench.millrace.dev/event";
 
-/// Where the relay listens.
+/// The port that the relay listens on.
 pub const PORT: u16 = 7443;
 
 const BUFFER: usize = 64 * 1024;
 
-/// A running relay; dropping it ends its connections.
+/// A running relay. Its connections end when it is dropped.
 pub struct Relay {
     shared: Arc<Shared>,
-    // Its tasks end with it.
+    // Its tasks end with the runtime.
     _runtime: Runtime,
 }
 
@@ -51,7 +51,7 @@ struct Shared {
 }
 
 impl Relay {
-    /// Listens in the fabric for agents of its world; trusts the certificates in a file.
+    /// Listens in the fabric for agents of its world; trusts the certificates in the file `authority`.
     pub fn start(fabric: &Place, server: SocketAddr, authority: &Path) -> Result<Self> {
         let listener = fabric.tcp_listen(PORT).context("listening for the agent")?;
         let shared = Arc::new(Shared {
@@ -75,7 +75,7 @@ impl Relay {
         })
     }
 
-    /// From now on tells when each numbered event went.
+    /// From now on sends the time of each numbered event to `events`.
     pub fn tell(&self, events: Option<Sender<(u64, Instant)>>) {
         *lock(&self.shared.events) = events;
     }
@@ -93,7 +93,7 @@ impl Relay {
         self.shared.forgetful.store(false, Ordering::SeqCst);
     }
 
-    /// Full lists that were asked for so far.
+    /// The number of full lists that agents have asked for so far.
     pub fn lists(&self) -> u64 {
         self.shared.lists.load(Ordering::SeqCst)
     }
@@ -124,14 +124,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
         agent.set_nodelay(true)?;
         let connection = Arc::clone(&shared);
         let task = tokio::spawn(async move {
-            // Whatever breaks a connection, both ends see it broken.
+            // An error at one end closes both connections, so each end sees it.
             let _ = connect(agent, &connection).await;
         });
         lock(&shared.connections).push(task.abort_handle());
     }
 }
 
-/// Serves one connection of the agent's.
+/// Serves one connection of the agent.
 async fn connect(mut agent: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     let request = first_request(&mut agent).await?;
     let resumes = is_resumed_watch(&request);
@@ -148,14 +148,14 @@ async fn connect(mut agent: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     server.write_all(&request).await?;
     let (mut from_agent, mut to_agent) = agent.into_split();
     let (from_server, mut to_server) = tokio::io::split(server);
-    // The first to end ends both.
+    // The end of one direction ends both.
     tokio::select! {
         ended = tokio::io::copy(&mut from_agent, &mut to_server) => ended.map(drop),
         ended = answers(from_server, &mut to_agent, shared) => ended,
     }
 }
 
-/// The head of a connection's first request; requests of the agent's have no body.
+/// The head of a connection's first request. Requests of the agent have no body.
 async fn first_request(agent: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -166,14 +166,15 @@ async fn first_request(agent: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(request)
 }
 
-/// A watch that goes on from a version, in contrast to a list and to a watch that begins with one.
+/// Whether the request is a watch that goes on from a version. A list, and a watch that begins with one, are
+/// not.
 fn is_resumed_watch(request: &[u8]) -> bool {
     let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let line = String::from_utf8_lossy(line);
     line.contains("watch=true") && !line.contains("sendInitialEvents=true")
 }
 
-/// What a server says to a watch from a version that it has forgotten.
+/// A server's response to a watch from a version that it has forgotten.
 fn gone() -> String {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -184,7 +185,7 @@ fn gone() -> String {
     format!("{head}Content-Length: {}\r\n\r\n{status}", status.len())
 }
 
-/// Passes on what the server says.
+/// Passes on the server's responses.
 async fn answers(
     mut server: impl AsyncRead + Unpin,
     agent: &mut (impl AsyncWrite + Unpin),
@@ -203,7 +204,7 @@ async fn answers(
         if let Some(events) = &*lock(&shared.events) {
             lines.take(bytes, |line| {
                 if let Some(event) = event_of(line) {
-                    // Nobody may be left who wants to know.
+                    // The receiver may be gone.
                     let _ = events.send((event, written));
                 }
             });
@@ -211,8 +212,8 @@ async fn answers(
     }
 }
 
-/// The lines of a chunked answer (RFC 9112 §7.1): a chunk may end, and the next one begin, in the middle of a line. What frames
-/// chunks ends with CR LF, lines of a watch with LF.
+/// The lines of a chunked response (RFC 9112 §7.1): a chunk may end, and the next one begin, in the middle of
+/// a line. The lines that frame chunks end with CR LF, the lines of a watch with LF.
 #[derive(Default)]
 struct Lines {
     line: Vec<u8>,
@@ -248,7 +249,7 @@ fn event_of(line: &[u8]) -> Option<u64> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is replaced as a whole.
+    // The guarded value is replaced as a whole, so a panic leaves no half-done state.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

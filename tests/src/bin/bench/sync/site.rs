@@ -13,10 +13,10 @@ use millrace::control::{Client, Status};
 use super::tables::Tables;
 use crate::cpu;
 
-/// How long an agent may take to become ready.
+/// The time that an agent has to become ready.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// How often a starting agent is asked.
+/// The interval between questions to a starting agent.
 const INTERVAL: Duration = Duration::from_millis(5);
 
 /// A world with one node.
@@ -26,22 +26,22 @@ pub struct Site {
 
 /// An agent that is ready.
 pub struct Running {
-    /// Ends it when dropped.
+    /// The agent ends when it is dropped.
     pub agent: Agent,
     client: Client,
-    /// From before its process was made until it said that it is ready.
+    /// The time from before its process was created until its status said ready.
     pub ready_after: Duration,
 }
 
 impl Site {
-    /// Makes the world.
+    /// Creates the world.
     pub fn new() -> Self {
         Self {
             world: World::with_nodes(1),
         }
     }
 
-    /// The node.
+    /// The only node of the world.
     pub fn node(&self) -> &Node {
         self.world.node(1)
     }
@@ -75,7 +75,7 @@ impl Site {
         })
     }
 
-    /// Removes everything that agents have pinned: the next one starts cold.
+    /// Removes everything that agents have pinned: the next agent starts cold.
     pub fn forget(&self) -> Result<()> {
         pins::remove_all(self.node().bpf_root()).context("removing the pins of the last run")?;
         Ok(())
@@ -88,23 +88,23 @@ impl Site {
 }
 
 impl Running {
-    /// What the agent says of itself.
+    /// The agent's own status.
     pub fn status(&self) -> Result<Status> {
         self.client.status().context("asking the agent")
     }
 
-    /// Map writes since it was started.
+    /// The number of map writes since the agent was started.
     pub fn writes(&self) -> Result<u64> {
         Ok(self.status()?.writes.since_start)
     }
 
-    /// Waits until the agent has nothing to do, and says how much CPU time it has used so far.
+    /// Waits until the agent has nothing to do, and returns the CPU time that it has used so far.
     pub fn settle(&self) -> Result<Duration> {
         let mut used = self.cpu_time()?;
         loop {
             thread::sleep(Duration::from_millis(200));
             let now = self.cpu_time()?;
-            // A clock tick more or less is housekeeping.
+            // One clock tick more or less is the agent's housekeeping.
             if now.saturating_sub(used) <= Duration::from_millis(10) {
                 return Ok(now);
             }

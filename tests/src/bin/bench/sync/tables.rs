@@ -21,12 +21,12 @@ pub struct Tables {
     slots: MappedArray<Slot>,
     backends: MappedArray<Backend>,
     maps: PathBuf,
-    /// What `current` leads to.
+    /// The target of the link `current`.
     generation: PathBuf,
 }
 
 impl Tables {
-    /// Opens them. An agent that grows its tables moves to others, see [`Self::follow`].
+    /// Opens the tables. An agent that grows its tables moves to new ones, see [`Self::follow`].
     pub fn open(bpf_root: &Path) -> Result<Self> {
         let maps = bpf_root.join("current/maps");
         Ok(Self {
@@ -38,7 +38,7 @@ impl Tables {
         })
     }
 
-    /// Goes to where the agent has moved, if it has.
+    /// Opens the new tables, if the agent has moved to some.
     pub fn follow(&mut self) -> Result<()> {
         if generation(&self.maps)? != self.generation
             && let Some(bpf_root) = self.maps.ancestors().nth(2)
@@ -48,7 +48,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Does a service lead to an endpoint?
+    /// Whether a slot of a service leads to an endpoint.
     pub fn leads_to(&self, service: usize, endpoint: Ipv4Addr) -> bool {
         let Some(frontend) = self.frontend(service) else {
             return false;

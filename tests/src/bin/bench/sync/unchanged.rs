@@ -1,4 +1,5 @@
-//! What does not change costs nothing: everything said again, and an agent that finds its work done.
+//! Repeated objects cost nothing: all files are written again unchanged, and an agent starts with complete
+//! maps.
 
 use anyhow::{Context as _, Result};
 
@@ -7,7 +8,7 @@ use super::site::{Running, Site};
 use crate::Effort;
 use crate::figures::{Figure, Figures};
 
-/// Services of the cluster.
+/// The number of services in the cluster.
 const SERVICES: usize = 10_000;
 
 pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
@@ -23,7 +24,7 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     Ok(())
 }
 
-/// Every file is replaced by one that is the same.
+/// Replaces every file by a file of the same content.
 fn resync(
     figures: &mut Figures,
     running: &Running,
@@ -47,7 +48,7 @@ fn resync(
     Ok(())
 }
 
-/// Agents start one after the other and find what the first one programmed.
+/// Starts agents one after the other, which find the entries that the first one programmed.
 pub fn restart(
     figures: &mut Figures,
     site: &Site,

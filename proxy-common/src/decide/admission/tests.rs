@@ -107,7 +107,7 @@ fn sources_that_only_this_node_gives_out_come_by_no_uplink() {
     }
     assert!(forged(Entry::Pod, "10.96.3.4") && !forged(Entry::Pod, "10.244.1.7"));
     assert!(forged(Entry::Pod, "203.0.113.10"), "a pod of another plugin");
-    // By an interface without programs.
+    // A packet that came by an interface without programs.
     let forwarded = |source| {
         let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
         work.arrived_by = 5;

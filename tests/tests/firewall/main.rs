@@ -1,197 +1,22 @@
-//! A firewall of the node's that drops what pods send or are sent is in the status, with the commands that mend it: by the
-//! chains that Docker, ufw and operators make, and packets of pods as witnesses.
+//! A firewall of the node may drop packets from or to pods. The status then names the chain, with the
+//! commands that mend it. The tests use the chains that Docker, ufw and operators make, and check the effect
+//! with packets of pods.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+mod town;
 
-use harness::{Agent, Client, Node, NodeSpec, Place, Pod, Probe, Server, World, skip, skip_if, wait_for};
-use serde_json::{Value, json};
+use std::net::SocketAddr;
 
-const SECOND: Duration = Duration::from_secs(1);
-/// The agent owes three seconds; this machine may be busy with other tests.
-const SOON: Duration = Duration::from_secs(6);
+use harness::{NodeSpec, Probe, World, skip, skip_if, wait_for};
+use serde_json::json;
 
-/// Two nodes whose pod network is Millrace's, two pods on the first one and one on the other, and a client outside.
-struct Town {
-    world: World,
-    agents: Vec<Agent>,
-    near: Pod,
-    web: Pod,
-    far: Pod,
-    outside: Client,
-    _servers: Vec<Server>,
-}
-
-impl Town {
-    fn build() -> Self {
-        let spec = NodeSpec::millrace;
-        let world = World::builder().node(spec()).node(spec()).build();
-        let outside = world.add_remote_client("outside");
-        let agents = world.start_agents();
-        let near = world.node(1).add_pod("near");
-        let web = world.node(1).add_pod("web");
-        let far = world.node(2).add_pod("far");
-        let places: [&Place; 3] = [&web, &far, &outside];
-        let servers = places.into_iter().flat_map(|place| place.serve(8080));
-        let servers = servers.collect();
-        let town = Self {
-            world,
-            agents,
-            near,
-            web,
-            far,
-            outside,
-            _servers: servers,
-        };
-        for v4 in [true, false] {
-            town.assert_passes(v4, "at first");
-        }
-        assert_eq!(town.errors(), json!([]));
-        town
-    }
-
-    fn node(&self) -> &Node {
-        self.world.node(1)
-    }
-
-    /// Runs `nft` on the node.
-    #[track_caller]
-    fn nft(&self, line: &str) {
-        run(self.node(), "nft", &[line]);
-    }
-
-    fn errors(&self) -> Value {
-        self.node().cli(&["status"]).expect("a status")["errors"].take()
-    }
-
-    /// Waits until just these chains are named, and gives the first message.
-    #[track_caller]
-    fn wait_named(&self, chains: &[&str]) -> String {
-        let started = Instant::now();
-        let errors = wait_for(&format!("{chains:?} to be named"), SOON, || {
-            let errors = self.errors();
-            let named = errors
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(|error| &error["object"]);
-            let expected: Vec<_> = chains
-                .iter()
-                .map(|chain| json!(format!("chain {chain}")))
-                .collect();
-            if named.eq(&expected) {
-                Ok(errors)
-            } else {
-                Err(errors)
-            }
-        });
-        println!("{chains:?} after {:?}", started.elapsed());
-        errors[0]["message"].as_str().unwrap_or_default().to_owned()
-    }
-
-    /// Sees that the agent has looked at what is there now: a chain that it names comes and goes.
-    #[track_caller]
-    fn assert_not_named(&self) {
-        self.nft("add table ip probe");
-        self.nft("add chain ip probe entry { type filter hook forward priority 100; policy drop; }");
-        self.wait_named(&["ip probe entry"]);
-        self.nft("delete table ip probe");
-        self.wait_named(&[]);
-    }
-
-    /// What pods send outside, to a pod of the node and to another node's.
-    fn ways(&self, v4: bool) -> Vec<(&Place, SocketAddr)> {
-        let to = |place: &Place| SocketAddr::new(of_family(place.addresses(), v4), 8080);
-        vec![
-            (&self.near, to(&self.outside)),
-            (&self.near, to(&self.web)),
-            (&self.near, to(&self.far)),
-            (&self.far, to(&self.web)),
-        ]
-    }
-
-    #[track_caller]
-    fn assert_passes(&self, v4: bool, when: &str) {
-        for (from, to) in self.ways(v4) {
-            for probe in [Probe::Tcp, Probe::Udp] {
-                wait_for(
-                    &format!("{when}: {} to {to} by {probe:?}", from.name()),
-                    SOON,
-                    || from.ask_within(probe, to, SECOND),
-                );
-            }
-        }
-    }
-
-    #[track_caller]
-    fn assert_dropped(&self, v4: bool) {
-        for (from, to) in self.ways(v4) {
-            let answer = from.ask_within(Probe::Udp, to, SECOND / 2);
-            assert!(answer.is_err(), "{} to {to}: {answer:?}", from.name());
-        }
-    }
-
-    /// Runs the commands of a message.
-    #[track_caller]
-    fn mend(&self, message: &str) {
-        let commands: Vec<_> = message.split('`').skip(1).step_by(2).collect();
-        assert!(!commands.is_empty(), "{message}");
-        for command in commands {
-            let mut words: Vec<_> = command.split(' ').collect();
-            let program = words.remove(0);
-            if program == "nft" || program.ends_with("-legacy") || keeps_rules_in_nftables(program) {
-                run(self.node(), program, &words);
-            } else {
-                self.nft(&translated(program, &words));
-            }
-        }
-    }
-
-    #[track_caller]
-    fn restart(&mut self) {
-        self.agents[0].restart();
-        self.agents[0].wait_ready(10 * SECOND);
-    }
-}
-
-fn of_family(addresses: &[IpAddr], v4: bool) -> IpAddr {
-    let found = addresses.iter().find(|address| address.is_ipv4() == v4);
-    *found.expect("an address of that family")
-}
-
-#[track_caller]
-fn run(node: &Node, program: &str, arguments: &[&str]) {
-    let output = node
-        .command(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("running {program}: {error}"));
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {error}");
-}
-
-/// Whether a program of iptables is there and writes where `nft` does.
-fn keeps_rules_in_nftables(program: &str) -> bool {
-    let output = std::process::Command::new(program).arg("-V").output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("nf_tables"))
-}
-
-/// What `-I FORWARD -s RANGE -j ACCEPT` is to `nft`.
-fn translated(program: &str, words: &[&str]) -> String {
-    let ["-I", chain, side, range, "-j", "ACCEPT"] = words else {
-        panic!("{program} {words:?}");
-    };
-    let ip = if program == "iptables" { "ip" } else { "ip6" };
-    let side = if *side == "-s" { "saddr" } else { "daddr" };
-    format!("insert rule {ip} filter {chain} {ip} {side} {range} accept")
-}
+use town::{SECOND, SOON, Town, of_family, run};
 
 #[test]
 fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     harness::require_root!();
     skip_if!(skip::no_nft());
     let mut town = Town::build();
-    // As Docker leaves it.
+    // The chain of Docker.
     town.nft("add table ip filter");
     town.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
     town.nft("add rule ip filter FORWARD ct state related,established accept");
@@ -228,7 +53,7 @@ fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     town.wait_named(&[]);
 }
 
-/// Its tables are apart from those of nftables.
+/// The tables of the legacy iptables are separate from those of nftables.
 #[test]
 fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
     harness::require_root!();
@@ -253,7 +78,7 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
                 run(town.node(), program, &words.split(' ').collect::<Vec<_>>());
             }
         };
-        // As Docker leaves it.
+        // The rules of Docker.
         rules(
             &town,
             &[
@@ -277,7 +102,7 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
         town.mend(&message);
         town.wait_named(&[]);
         town.assert_passes(v4, "mended");
-        // Each way in which rules let pods through, and one that is not enough.
+        // Each set of rules that lets packets of pods pass, and one set that is not enough.
         let (from, to) = (
             format!("-I DOCKER-USER -s {range} -j ACCEPT"),
             format!("-I DOCKER-USER -d {range} -j ACCEPT"),
@@ -352,7 +177,7 @@ fn chains_of_ipv6_and_of_both_families_are_named() {
     town.wait_named(&[]);
     town.assert_passes(false, "mended");
 
-    // As firewalld has it: a policy that accepts, and a last rule that does not.
+    // The chain of firewalld: a policy that accepts, and a last rule that does not.
     town.nft("add table inet guard");
     town.nft("add chain inet guard forward { type filter hook forward priority 10; policy accept; }");
     town.nft("add rule inet guard forward ct state { established, related } accept");
@@ -383,7 +208,7 @@ fn a_firewall_that_lets_pods_through_is_not_named() {
     harness::require_root!();
     skip_if!(skip::no_nft());
     let mut town = Town::build();
-    // As ufw has it: a policy that drops, and chains of the operator's.
+    // The chain of ufw: a policy that drops, and chains of the operator.
     for line in [
         "add table inet firewall",
         "add chain inet firewall user-forward",
@@ -416,7 +241,7 @@ fn a_firewall_that_lets_pods_through_is_not_named() {
     }
     town.restart();
     town.assert_not_named();
-    // Without the operator's chain it is another matter.
+    // Without the rules of the operator's chain the packets of pods are dropped.
     town.nft("flush chain inet firewall user-forward");
     town.wait_named(&["inet firewall forward"]);
     town.assert_dropped(true);
@@ -465,7 +290,7 @@ fn chains_at_interfaces_of_pods_and_uplinks_are_named() {
     town.mend(&message);
     town.wait_named(&[]);
     town.assert_passes(true, "mended at the uplink");
-    // What leads nowhere that pods are is another's business.
+    // A chain on an interface that leads to no pods is not reported.
     town.nft("delete table netdev guard");
     town.nft("add table netdev guard");
     town.nft(&format!(

@@ -1,4 +1,4 @@
-//! Routes of others inside ranges, by a small node's rules and tables.
+//! Tests of foreign routes inside ranges, with the rules and tables of a small node.
 
 use super::*;
 use crate::network::fixture::{World, link};
@@ -13,7 +13,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// Services by interface 7, pods of another node by a neighbour.
+/// Services lead to interface 7, and pods of another node to a neighbour.
 fn led() -> Led {
     let services = Leading {
         interface: 7,
@@ -157,7 +157,7 @@ fn an_address_of_another_nodes_pod_that_is_the_nodes_own_is_named() {
             Some("ip route del local 10.244.2.2/32 dev lo table 77"),
         ),
         (local("10.244.2.2/32", 1, 78, RouteProtocol::Boot), None),
-        // Of a cache on the node, and of a device of ours.
+        // The addresses belong to a cache on the node, and to one of our devices.
         (
             local("10.96.0.10/32", 1, LOCAL_TABLE, RouteProtocol::Kernel),
             None,
@@ -189,7 +189,8 @@ fn our_protocol_number_alone_makes_no_route_ours() {
     let command = "ip route del 10.244.2.0/25 via 192.0.2.9 dev eth0".to_owned();
     let expected = [("route 10.244.2.0/25".to_owned(), command)];
     assert_eq!(told(&[astray], &TablesAhead::default()), expected);
-    // An address of services inside a range of pods, and routes of ours where they should lead.
+    // The routes are for an address of services inside a range of pods, and for ranges with the right next
+    // hops.
     let ours = [
         with("10.244.2.9/32", host_routes::PROTOCOL, (7, None)),
         with("10.244.2.0/24", PODS_PROTOCOL, (2, Some("192.0.2.2"))),
@@ -214,7 +215,7 @@ fn what_is_the_kernels_or_does_the_same_is_not_named() {
     let routes = [
         with(RouteProtocol::Kernel, RouteType::Unicast, Some((3, None))),
         local,
-        // To a pod of this node, and where ours lead.
+        // The routes lead to a pod of this node, and to the next hop of our route.
         with(RouteProtocol::Boot, RouteType::Unicast, Some((8, None))),
         with(
             RouteProtocol::Static,
@@ -222,7 +223,7 @@ fn what_is_the_kernels_or_does_the_same_is_not_named() {
             Some((2, Some("192.0.2.2"))),
         ),
         route("10.96.0.10/32", RouteType::Unicast, Some((7, None))),
-        // The range itself, around it, and elsewhere.
+        // The routes are for the range itself, for a range around it, and for others.
         route("10.244.2.0/24", RouteType::BlackHole, None),
         route("10.244.0.0/16", RouteType::BlackHole, None),
         route("10.244.3.2/32", RouteType::BlackHole, None),
@@ -274,7 +275,7 @@ fn a_change_concerns_what_lies_inside() {
         led().is_concerned(&change)
     };
     assert!(concerns("10.244.2.2/32", true) && concerns("10.244.2.0/24", false));
-    // Those of ours come and go.
+    // The agent itself adds and removes routes for the range.
     assert!(!concerns("10.244.2.0/24", true));
     for elsewhere in ["10.244.3.2/32", "10.244.0.0/16", "2001:db8::/64"] {
         assert!(
