@@ -89,7 +89,7 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
         let links = adopt(&second);
         let expected = [(ours, InterfaceRole::OwnPod), (others, InterfaceRole::Pod)];
         assert_eq!(*links.interfaces(), BTreeMap::from(expected));
-        // No pin is left of an interface that is gone.
+        // A removed interface leaves no pin.
         world.del("c1", None).done();
         let mut links = adopt(&second);
         assert_eq!(

@@ -131,9 +131,9 @@ troubles! {
     FirewallDrops, "Run the commands in the message, and have the firewall do so when it starts.";
     /// kube-proxy runs on this node, or left its rules behind.
     KubeProxyLeftover, "Stop kube-proxy on this node, then run the command in the message.";
-    /// A program does not hang at an interface or a cgroup where it should.
-    ProgramNotAttached, "See with `tc filter show` and `bpftool net` what hangs there; for socket hooks, see \
-        that a cgroup v2 hierarchy is mounted.";
+    /// A program is not attached to an interface or a cgroup where it belongs.
+    ProgramNotAttached, "See with `tc filter show` and `bpftool net` what is attached there; for socket hooks, \
+        see that a cgroup v2 hierarchy is mounted.";
     /// A test packet does not get through a program, or the kernel leads packets past Millrace's routes.
     SelfTestFailed, "For a route see `ip rule` and `ip route get`; for a program, restart the agent if this \
         stays.";

@@ -210,6 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn beside_another_plugin_the_agent_lacks_the_flags_of_the_pod_network() {
+        let change = patch("components/without-pod-network");
+        assert_eq!(change.as_array().expect("operations").len(), 1);
+        let daemon_set = object("DaemonSet");
+        let path = change[0]["path"].as_str().expect("a path");
+        let all = daemon_set
+            .pointer(path)
+            .and_then(Value::as_array)
+            .expect("arguments");
+        let is_of_pods = |flag: &&Value| flag.as_str().is_some_and(|flag| flag.starts_with("--cni-"));
+        let left: Vec<_> = all.iter().filter(|flag| !is_of_pods(flag)).collect();
+        assert!(left.len() < all.len());
+        assert_eq!(
+            (&change[0]["op"], &change[0]["value"]),
+            (&json!("replace"), &json!(left))
+        );
+    }
+
+    #[test]
     fn what_takes_it_away_is_as_what_put_it_there() {
         let [uninstall] = &objects(&UNINSTALL)[..] else {
             panic!("one DaemonSet and nothing else, since whatever it needs is deleted already");

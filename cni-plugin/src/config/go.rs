@@ -2,7 +2,7 @@
 //!
 //! Runtimes and libcni write a nil slice, map or pointer as `null`. Go's decoder leaves a field unchanged
 //! where it reads `null` (`encoding/json`, Unmarshal). So a key with `null` means the same as a missing key.
-//! In a list `null` is an element: it counts as an empty one.
+//! In a list `null` is an element: it counts as an empty element.
 
 use std::net::IpAddr;
 

@@ -135,7 +135,7 @@ fn lease_all(
 ) -> Result<(), IpamError> {
     for (set, address) in addresses.iter().enumerate() {
         if !locked.add_lease(*address, attachment)? {
-            let holder = "somebody who does not heed the lock".to_owned();
+            let holder = "a process that ignores the lock".to_owned();
             return Err(IpamError::Taken {
                 address: *address,
                 holder,

@@ -3,7 +3,7 @@
 //!
 //! Queued packets wait, and waiting is latency. Where the kernel has `fq_codel` (tc-fq_codel(8)), that is the
 //! bucket's queue. It gives each flow a queue of its own, so a flow that sends little never waits for one
-//! that sends much. It marks (ECN) or drops packets early of a flow whose queue grows.
+//! that sends much. It marks (ECN) or drops early the packets of a flow whose queue grows.
 //!
 //! Other kernels have one queue for all flows, and TCP needs some of it to keep a link busy. So the queue
 //! holds the bytes of 5 ms at the rate, at low rates those of 10 ms. The bucket holds those of 10 ms at most.

@@ -22,7 +22,7 @@ enum Wanted {
     Removed(u32),
 }
 
-/// Elements without pointers to them once every write before has succeeded.
+/// Elements that lose their last pointer when all earlier writes succeed.
 struct Leftover {
     gone: Vec<(u32, Backend)>,
     slots: Vec<(u32, u32)>,
@@ -64,7 +64,7 @@ impl Writer {
         self.addresses.insert(address, flags);
     }
 
-    /// Carries out writes in their phases, and leaves them empty.
+    /// Carries out writes in their phases, and empties the list.
     pub fn carry_out(&mut self, writes: &mut Writes, store: &impl Store, quarantine: &mut Quarantine) {
         for (id, backend) in &writes.backends {
             store.write_backend(*id, backend);

@@ -180,7 +180,7 @@ fn read_source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Opti
             Some(range) => ranges.push(range),
             None => findings.add(|| {
                 let field = format!("spec.loadBalancerSourceRanges[{i}]");
-                format!("{field}: {text:?} is not an address range; it is left out, and lets nobody through")
+                format!("{field}: {text:?} is not an address range; it is left out, and allows no client")
             }),
         }
     }

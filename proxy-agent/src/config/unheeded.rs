@@ -44,7 +44,7 @@ pub fn unheeded(config: &KubeProxyConfiguration) -> Vec<String> {
         "mode",
         config.mode.as_ref(),
         &[],
-        "whatever it says, eBPF programs serve",
+        "eBPF programs serve in each mode",
     );
     found.field(
         "featureGates",
@@ -62,7 +62,7 @@ pub fn unheeded(config: &KubeProxyConfiguration) -> Vec<String> {
         "oomScoreAdj",
         config.oom_score_adj.as_ref(),
         &[-999],
-        "whoever starts the agent sets it",
+        "the command that starts the agent sets it",
     );
     found.field(
         "enableProfiling",

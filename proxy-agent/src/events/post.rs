@@ -151,7 +151,7 @@ mod tests {
                 let place = format!("{} {}", request.method(), request.uri().path());
                 let body = request.into_body().collect().await.expect("a body").to_bytes();
                 let body: Value = serde_json::from_slice(&body).expect("JSON");
-                posted.lock().expect("nobody panicked").push((place, body));
+                posted.lock().expect("no thread panicked").push((place, body));
                 let answer = Response::builder().status(201).body(Body::from(b"{}".to_vec()));
                 Ok::<_, Infallible>(answer.expect("a good answer"))
             }

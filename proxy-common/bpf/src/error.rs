@@ -54,7 +54,7 @@ pub enum BpfError {
     },
     /// Another filter has the position of ours.
     #[error(
-        "interface {interface}: a filter `{name}` of somebody else has priority {priority} and our handle: give it another priority"
+        "interface {interface}: a filter `{name}` of another program has priority {priority} and our handle: give it another priority"
     )]
     ForeignFilter {
         /// The interface.
@@ -66,7 +66,7 @@ pub enum BpfError {
     },
     /// A qdisc without filters for the egress direction.
     #[error(
-        "interface {interface}: has a qdisc `ingress` of somebody else, which keeps programs from seeing what goes out there: replace it by `clsact`"
+        "interface {interface}: has a qdisc `ingress` of another program, so no program sees the packets that leave there: replace it by `clsact`"
     )]
     ForeignQdisc {
         /// The interface.

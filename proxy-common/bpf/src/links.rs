@@ -2,14 +2,14 @@
 //!
 //! A pinned link outlives the agent. A link that the agent holds open outlives the removal of its pin, and
 //! the agent then pins it again. At start the agent compares every link of ours with the wanted attachments.
-//! It removes a link whose target is gone. It gives a link with a program of another generation the right
-//! program by an atomic exchange. Where the kernel has no tcx, interfaces have filters in place of links (see
-//! [`clsact`](super::clsact)), and the agent treats them in the same way.
+//! It removes a link whose target is gone. It replaces a program of another generation atomically. Where the
+//! kernel has no tcx, interfaces have filters in place of links (see [`clsact`](super::clsact)), and the
+//! agent treats them in the same way.
 //!
 //! The interfaces of our own pods have filters on every kernel. A link costs a grace period in each direction
-//! when it is made, and another one when its interface goes. These are tens of milliseconds of a pod's start
-//! and end in which the kernel changes no other interface. Filters cost next to nothing. On interfaces of
-//! other plugins, links interfere less with others.
+//! when it is made, and another one when its interface goes. Meanwhile the kernel delays all other changes of
+//! interfaces, for tens of milliseconds a pod. Filters cost next to nothing. On interfaces of other plugins,
+//! links disturb the filters of those plugins less.
 //!
 //! Two processes may attach to one interface at the same moment: the CNI plugin, which has made it, and an
 //! agent, which has seen it. Both put the same filter at the same position, and the second one replaces the
@@ -275,7 +275,7 @@ impl Links {
                 continue;
             }
             let link = match sys::link_create(fd.as_fd(), index, direction.tcx()) {
-                // A link exists: another process of ours attaches it now and then pins it.
+                // A link exists: another process of ours is attaching it and will pin it.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
                 made => made.map_err(BpfError::syscall(format!(
                     "attaching {program} to interface {index}"

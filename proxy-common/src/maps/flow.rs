@@ -24,8 +24,8 @@ pub enum Deliver {
     SameInterface = 1,
     /// Into the node's own stack, by the device that holds the routes of the virtual addresses.
     Host = 2,
-    /// Out by the output device of the route. These packets have the node's own address as source. The stack
-    /// would take them for spoofed if it saw them come in.
+    /// Out by the output device of the route. Most of these packets have the node's own address as source.
+    /// The stack would take them for spoofed if it saw them come in.
     Route = 3,
     /// Into the node's own stack by the loopback. These packets go from one of the node's addresses to
     /// another, and the stack takes them from there only.

@@ -2,7 +2,7 @@
 //!
 //! | map | key → value | written by | read by |
 //! |---|---|---|---|
-//! | `FRONTENDS` | [`FrontendKey`] → [`Frontend`] | agent | every program that chooses a backend |
+//! | `FRONTENDS` | [`FrontendKey`] → [`Frontend`] | agent | every program that chooses a backend, and `post_bind` |
 //! | `SLOTS` | index → [`Slot`] (mmapped) | agent | the same |
 //! | `BACKENDS` | backend id → [`Backend`] (mmapped) | agent | the same |
 //! | `ADDRESSES` | [`crate::Ip`] → [`AddressFlags`] | agent | packet programs |
@@ -12,16 +12,16 @@
 //! | `NEW_FLOWS` | the same (LRU): flows that begin, those that ended, and those beyond a share | packet programs | packet programs |
 //! | `SHARES` | client's [`crate::Ip`] → [`Share`] (LRU) | packet programs, agent | packet programs |
 //! | `UNANSWERED` | client's [`crate::Ip`] → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
-//! | `NEIGHBOURS` | pod's interface → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
+//! | `NEIGHBOURS` | pod's interface, or service → [`RecentCount`] (LRU) | packet programs | packet programs, agent |
 //! | `AFFINITY` | [`AffinityKey`] → [`Affinity`] (LRU) | programs that choose a backend | the same |
 //! | `FRAGMENTS` | [`FragmentKey`] → [`FirstFragment`] (LRU) | packet programs | packet programs |
 //! | `SOURCE_RANGES` | LPM of [`SourceRangeKey`] → `u32` | agent | programs that choose a backend |
 //! | `SOCKET_PEERS` | [`SocketKey`] → [`SocketPeer`] (LRU) | socket hooks | socket hooks |
 //! | `CONNECTED` | socket → [`Connected`] (socket storage) | socket hooks | socket hooks |
 //! | `POD_NETNS` | network namespace cookie → `u32` | agent | socket hooks |
-//! | `PODS` | [`crate::Ip`] → [`Pod`] | millrace-cni | packet programs |
-//! | `POD_LINKS` | interface → [`PodLink`] | millrace-cni | packet programs |
-//! | `HOST_PORTS` | [`HostPortKey`] → [`HostPort`] | millrace-cni | packet programs, socket hooks |
+//! | `PODS` | [`crate::Ip`] → [`Pod`] | millrace-cni; the agent makes lost ones again | packet programs |
+//! | `POD_LINKS` | interface → [`PodLink`] | millrace-cni; the agent makes lost ones again | packet programs |
+//! | `HOST_PORTS` | [`HostPortKey`] → [`HostPort`] | millrace-cni; the agent makes lost ones again | packet programs, socket hooks |
 //! | `IN_USE` | [`InUse`] → `u32` | millrace-cni | packet programs, socket hooks |
 //! | `CONFIG` | 0 → [`Config`] (mmapped) | agent, two fields by packet programs | packet programs, socket hooks |
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |

@@ -1,7 +1,7 @@
 //! The entries of millrace-cni about this node's pods: their addresses, and the host ports that lead to them.
 //!
-//! Only the plugin creates entries, so that it needs no agent and shares no allocator with one. The agent
-//! lists them, updates the limits in them, and removes entries that a lost DEL has left. Most nodes have no
+//! The plugin creates entries and needs no agent for it. The agent lists them, updates the limits in them,
+//! makes lost ones again, and removes entries that a lost DEL has left. Most nodes have no
 //! host ports, and a node beside another CNI plugin has no pods of ours. `IN_USE` says so for the cost of an
 //! array look-up.
 

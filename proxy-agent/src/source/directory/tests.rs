@@ -291,7 +291,7 @@ async fn a_directory_that_vanishes_is_no_reason_to_forget() {
     fs::rename(&root, aside.path().join("moved")).expect("on one file system");
     let started = Instant::now();
     while world.source.errors().is_empty() {
-        assert!(started.elapsed() < DEADLINE, "nobody noticed");
+        assert!(started.elapsed() < DEADLINE, "no watcher noticed");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(world.names(), ["a 10.0.0.1"]);

@@ -284,7 +284,7 @@ async fn the_refusal_is_shown() {
     let (state, mut events, left) = start_counted(Kind::Service, script);
     expect_silence(&mut events, Duration::from_secs(30)).await;
     // The waits grow from half a second to five seconds.
-    let asked = REFUSALS - left.lock().expect("nobody panicked").len();
+    let asked = REFUSALS - left.lock().expect("no thread panicked").len();
     assert!((5..=30).contains(&asked), "{asked} requests in 30 seconds");
     assert_eq!(
         state.waiting_for(&[Kind::Service]),

@@ -123,17 +123,19 @@ impl Sender {
         let tags = if good(rng) { Vec::new() } else { tags(rng) };
         let is_ip = good(rng);
         let is_taken = is_pods_source && is_own && tags.is_empty() && is_ip;
-        let reach = match mac {
-            mac if mac == tunnel.end => BEYOND | NODE,
-            mac if mac[0] & 1 == 1 => NODE,
-            _ => NOWHERE,
-        };
         let ethernet = Ethernet {
             to: mac,
             from: [2; 6],
             tags,
         };
         let (transport, from) = (Transport::any(rng), SocketAddr::new(source, rng.u16(1024..)));
+        let reach = match mac {
+            mac if mac == tunnel.end => BEYOND | NODE,
+            // The node itself replies to an echo request in a frame to a group; its reply reaches the pod.
+            mac if mac[0] & 1 == 1 && matches!(transport, Transport::Echo) => BEYOND | NODE,
+            mac if mac[0] & 1 == 1 => NODE,
+            _ => NOWHERE,
+        };
         let state = rng.clone();
         let frame = move |reach| {
             let packet = packets::whole(&mut state.clone(), transport, from, to, &mark.of(reach));
