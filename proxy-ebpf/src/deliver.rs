@@ -4,13 +4,10 @@
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use proxy_common::Ip;
 use proxy_common::Tables;
 use proxy_common::decide::Work;
 use proxy_common::decide::packet::{Decision, Entry};
-use proxy_common::maps::{Deliver, Flow, Reason};
-use proxy_common::packet::{Headers, Packet as _};
-use proxy_common::protocol;
+use proxy_common::maps::{Deliver, Reason};
 
 use crate::counters::count;
 use crate::dry_run;

@@ -58,11 +58,15 @@ pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
     lookup.__bindgen_anon_3.ipv4_src = headers.dst.v4_word();
     lookup.__bindgen_anon_4.ipv4_dst = headers.src.v4_word();
     let result = skb.route(&mut lookup);
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+    // A frame that is too long for the route's device has come by another one, or by this one.
+    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+        || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+        || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
+    {
         return lookup.ifindex == interface;
     }
-    // If the interface does not forward, or the frame is too long for it, the stack has to decide.
-    result == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED) || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
+    // If the interface does not forward, the stack has to decide.
+    result == i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)
 }
 
 /// The output device of the route to the selected backend; 0 if there is no route.

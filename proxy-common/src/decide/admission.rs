@@ -235,25 +235,29 @@ pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, ent
 /// its Node object lacks, so each host on a link of this node counts as a node.
 #[inline(always)]
 pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry: Entry) -> bool {
-    if headers.protocol != protocol::UDP
-        || !matches!(entry, Entry::Uplink)
-        || !(config.is_on_link(&headers.src) || tables.address(&headers.src).is_peer())
-    {
+    if headers.protocol != protocol::UDP || !matches!(entry, Entry::Uplink) {
         return false;
     }
-    // A service may also have ports at another node's address, and all nodes know those.
+    let is_peer = tables.address(&headers.src).is_peer();
+    if !is_peer && !config.is_on_link(&headers.src) {
+        return false;
+    }
     let node = config.node_address(&headers.dst);
-    leads_somewhere(tables, config, headers, &node)
-        || leads_somewhere(tables, config, headers, &headers.dst)
-        || leads_somewhere(tables, config, headers, &headers.src)
+    // At a virtual address a client may use the service's own port as source port, as NTP does. Only at the
+    // nodes' addresses the same port leads on.
+    leads_on(tables, headers, &node)
+        || (tables.address(&headers.dst).is_node() && leads_on(tables, headers, &headers.dst))
+        // A service may also have ports at another node's address, and all nodes know those.
+        || leads_on(tables, headers, &headers.src)
+        // Another node may have the same host port. An ordinary host has none.
+        || (is_peer && host_port::find(tables, config, &node, headers.sport, headers.protocol).is_some())
 }
 
-/// Whether the source port of a datagram is a node port or a host port at an address.
+/// Whether the source port of a datagram is a frontend's at an address.
 #[inline(always)]
-fn leads_somewhere<T: Tables>(tables: &T, config: &Config, headers: &Headers, address: &Ip) -> bool {
+fn leads_on<T: Tables>(tables: &T, headers: &Headers, address: &Ip) -> bool {
     let key = FrontendKey::new(*address, headers.sport, headers.protocol);
     tables.frontend(&key).is_some()
-        || host_port::find(tables, config, address, headers.sport, headers.protocol).is_some()
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2]
     layout.protocol == protocol::UDP
         && ran.program == FROM_UPLINK
         && PEERS.iter().any(|peer| is_of(peer, from.ip()))
-        && (leads(node) || leads(to.ip()) || leads(from.ip()))
+        && (leads(node) || (is_node(to.ip()) && leads(to.ip())) || leads(from.ip()))
 }
 
 /// Whether a packet without a source address goes to a group. Both the frame and the packet go to a group

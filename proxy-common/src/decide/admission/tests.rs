@@ -159,6 +159,9 @@ fn a_datagram_from_a_node_port_of_a_host_on_the_link_begins_no_loop() {
     fake.config.on_link_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
     fake.service("192.168.50.11", 30_080, protocol::UDP, &[("10.244.2.2", 7)]);
     fake.service("192.168.50.211", 30_081, protocol::UDP, &[("10.244.2.2", 7)]);
+    fake.addresses
+        .insert(ip("192.168.50.211"), AddressFlags(AddressFlags::NODE));
+    fake.service("203.0.113.10", 123, protocol::UDP, &[("10.244.2.2", 123)]);
     let loops = |source, sport, to| {
         let headers = packet(protocol::UDP, (source, sport), (to, 30_080));
         is_loop(&fake, &fake.config, &headers, Entry::Uplink)
@@ -173,6 +176,11 @@ fn a_datagram_from_a_node_port_of_a_host_on_the_link_begins_no_loop() {
         "at another address"
     );
     assert!(!loops("192.168.50.212", 40_000, "192.168.50.11"));
+    let headers = packet(protocol::UDP, ("192.168.50.212", 123), ("203.0.113.10", 123));
+    assert!(
+        !is_loop(&fake, &fake.config, &headers, Entry::Uplink),
+        "an NTP server asks from the port that it serves"
+    );
     assert!(
         !loops("172.31.0.5", 30_080, "192.168.50.11"),
         "a client behind a router"

@@ -11,7 +11,7 @@ mod receivers;
 mod tunnels;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use harness::{Place, Pod, Server};
@@ -23,6 +23,8 @@ use crate::neighbours::{known, link_local, link_local_of, own};
 use crate::town::{SECOND, Town, at, wait_served};
 
 const FRAMES: u64 = 40_000;
+/// Frames that are sent before the receivers have to catch up. Their buffers hold more.
+const BATCH: u64 = 512;
 /// A hardware address that no host has.
 const NO_HOST: Mac = [2, 0, 0, 0, 0, 0x99];
 const GROUPS: [Mac; 3] = [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]];
@@ -51,12 +53,14 @@ impl Run {
 /// Sends the frames, and checks the receivers' frames meanwhile.
 fn send(sender: &Sender, receivers: &Receivers, run: &Run) -> Outcome {
     let done = AtomicBool::new(false);
+    let rounds = AtomicU64::new(0);
     thread::scope(|scope| {
         let watching = scope.spawn(|| {
             let mut outcome = Outcome::default();
             loop {
                 let is_last = done.load(Ordering::Relaxed);
                 receivers.take(&mut outcome);
+                rounds.fetch_add(1, Ordering::Relaxed);
                 if is_last {
                     return outcome;
                 }
@@ -64,6 +68,13 @@ fn send(sender: &Sender, receivers: &Receivers, run: &Run) -> Outcome {
         });
         for number in run.first..run.first + run.count {
             sender.forge.send_frame(&sender.frame(run.seed, number).bytes);
+            if number % BATCH == 0 {
+                // One round may be under way already.
+                let begun = rounds.load(Ordering::Relaxed);
+                while rounds.load(Ordering::Relaxed) < begun + 2 && !watching.is_finished() {
+                    thread::yield_now();
+                }
+            }
         }
         thread::sleep(SECOND / 2);
         done.store(true, Ordering::Relaxed);
