@@ -29,9 +29,14 @@ fn output_of(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("output is UTF-8")
 }
 
+/// The output of git, also where another user owns the clone.
+fn git(arguments: &[&str]) -> String {
+    output_of("git", &[&["-c", "safe.directory=*"], arguments].concat())
+}
+
 /// The files under version control whose names end so: path from the workspace's folder, and content.
 fn files(ending: &str) -> Vec<(String, String)> {
-    let names = output_of("git", &["ls-files", "-z", &format!("*{ending}")]);
+    let names = git(&["ls-files", "-z", &format!("*{ending}")]);
     let names = names
         .split_terminator('\0')
         .filter(|name| root().join(name).exists());
