@@ -17,6 +17,7 @@ use rtnetlink::packet_route::tc::TcHandle;
 use super::default_route::DefaultRoute;
 use super::is_own;
 use super::link::{Address, Link};
+use super::multipath::MultipathRoutes;
 use super::netlink;
 use super::on_link::LinkRoutes;
 use super::others::Neighbour;
@@ -69,6 +70,7 @@ pub struct Links {
     default_routes: BTreeSet<DefaultRoute>,
     local_ranges: BTreeSet<IpNet>,
     link_routes: LinkRoutes,
+    multipath: MultipathRoutes,
 }
 
 impl Links {
@@ -111,8 +113,12 @@ impl Links {
         self.default_routes.iter().map(|route| route.interface).collect()
     }
 
-    /// Whether several interfaces have default routes of IPv4 with the same metric in the main table.
-    pub fn has_equal_default_routes(&self) -> bool {
+    /// Whether IPv4 packets to one address may leave by several interfaces: by a multipath route of any
+    /// table, or by default routes with the same metric in the main table.
+    pub fn has_equal_routes(&self) -> bool {
+        if self.multipath.exist() {
+            return true;
+        }
         let is_main = |route: &&DefaultRoute| !route.ipv6 && route.table == netlink::MAIN_TABLE;
         let v4 = || self.default_routes.iter().filter(is_main);
         v4().any(|one| v4().any(|other| other.interface != one.interface && other.metric == one.metric))
@@ -175,6 +181,7 @@ impl Links {
         self.default_routes.retain(|route| route.interface != index);
         change.default_routes |= self.default_routes.len() != routes;
         change.addresses |= self.link_routes.forget(index);
+        self.multipath.forget(index);
     }
 
     fn remove_address(&mut self, index: u32, address: &Address, change: &mut Change) {
@@ -197,6 +204,7 @@ impl Links {
         let Some(prefix) = netlink::prefix(message) else {
             return;
         };
+        self.multipath.take(message, present);
         let mut link_routes = std::mem::take(&mut self.link_routes);
         change.addresses |= link_routes.take(message, present, |index| self.has_hosts(index));
         self.link_routes = link_routes;
@@ -314,7 +322,9 @@ impl Links {
         change.addresses |= self.local_ranges != local;
         self.local_ranges = local;
         let mut link_routes = LinkRoutes::default();
+        self.multipath = MultipathRoutes::default();
         for message in &routes {
+            self.multipath.take(message, true);
             link_routes.take(message, true, |index| self.has_hosts(index));
         }
         change.addresses |= self.link_routes != link_routes;

@@ -29,6 +29,7 @@ pub mod leftovers;
 pub mod link;
 pub mod links;
 pub mod monitor;
+mod multipath;
 pub mod namespaces;
 pub mod netlink;
 pub mod nfnetlink;

@@ -19,7 +19,7 @@
 use super::decision::Entry;
 use super::{Tables, Work, gateway, host_port, tunnel};
 use crate::Ip;
-use crate::maps::{Config, ConfigFlags, FrontendKey, RangeFlags, Reason};
+use crate::maps::{Config, ConfigFlags, FrontendFlags, FrontendKey, FrontendKind, RangeFlags, Reason};
 use crate::packet::{Headers, Packet, ether_type};
 use crate::protocol;
 
@@ -229,10 +229,14 @@ pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, ent
         && !tables.leads_back(&work.headers, work.interface)
 }
 
-/// Whether a datagram to a node port, which begins a flow, also comes from a node port. Two servers that
-/// reply to every datagram would then go on without end (CVE-2024-2169). No client of another node has such a
-/// source port: the kernel assigns none of them, and no process may bind one. A node may have addresses that
-/// its Node object lacks, so each host on a link of this node counts as a node.
+/// Whether the source port of a datagram that begins a flow is a server's port too, so that two servers could
+/// reply to each other without end (CVE-2024-2169). An address of a Node object may be a server's. A node may
+/// have addresses that its Node object lacks, so each host on a link of this node may have node ports.
+///
+/// No client has a node port as its source port: the kernel assigns none of them, and no process may bind
+/// one. Clients may have each other port of a service, as NTP does. Such a port counts only between addresses
+/// of two nodes: a reply from a virtual address is dropped at another node as forged. Masqueraded packets of
+/// another node may come from the number of a host port.
 #[inline(always)]
 pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry: Entry) -> bool {
     if headers.protocol != protocol::UDP || !matches!(entry, Entry::Uplink) {
@@ -242,22 +246,36 @@ pub fn is_loop<T: Tables>(tables: &T, config: &Config, headers: &Headers, entry:
     if !is_peer && !config.is_on_link(&headers.src) {
         return false;
     }
-    let node = config.node_address(&headers.dst);
-    // At a virtual address a client may use the service's own port as source port, as NTP does. Only at the
-    // nodes' addresses the same port leads on.
-    leads_on(tables, headers, &node)
-        || (tables.address(&headers.dst).is_node() && leads_on(tables, headers, &headers.dst))
-        // A service may also have ports at another node's address, and all nodes know those.
-        || leads_on(tables, headers, &headers.src)
-        // Another node may have the same host port. An ordinary host has none.
-        || (is_peer && host_port::find(tables, config, &node, headers.sport, headers.protocol).is_some())
+    let (node, to) = (config.node_address(&headers.dst), &headers.dst);
+    let is_to_node = config.is_node_address(to) || tables.address(to).is_node();
+    let ours = leads_on(tables, headers, &node);
+    let at_destination = if is_to_node {
+        leads_on(tables, headers, to)
+    } else {
+        None
+    };
+    let is_node_port = |kind| matches!(kind, Some(FrontendKind::NodePort));
+    if is_node_port(ours) || is_node_port(at_destination) {
+        return true;
+    }
+    if !is_peer || !is_to_node {
+        return false;
+    }
+    let is_masqueraded = config.is_masquerade_port(headers.sport) && headers.sport != headers.dport;
+    ours.is_some()
+        || at_destination.is_some()
+        // All nodes know the ports that services have at another node's address.
+        || leads_on(tables, headers, &headers.src).is_some()
+        // Another node may have the same host port.
+        || (!is_masqueraded && host_port::find(tables, config, to, headers.sport, headers.protocol).is_some())
 }
 
-/// Whether the source port of a datagram is a frontend's at an address.
+/// The kind of the frontend that has the source port of a datagram at an address.
 #[inline(always)]
-fn leads_on<T: Tables>(tables: &T, headers: &Headers, address: &Ip) -> bool {
+fn leads_on<T: Tables>(tables: &T, headers: &Headers, address: &Ip) -> Option<FrontendKind> {
     let key = FrontendKey::new(*address, headers.sport, headers.protocol);
-    tables.frontend(&key).is_some()
+    let frontend = tables.frontend(&key)?;
+    Some(FrontendFlags(frontend.flags).kind())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub fn may_clash<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
     let headers = &work.headers;
     work.arrived_by == 0
         && headers.has_ports
-        && headers.sport.number().wrapping_sub(config.masquerade_first) < config.masquerade_count
+        && config.is_masquerade_port(headers.sport)
         && (config.is_node_address(&headers.src)
             || config.is_tunnel_address(&headers.src)
             || (config.has(ConfigFlags::MORE_UPLINKS) && tables.address(&headers.src).is_node()))

@@ -307,6 +307,12 @@ impl Config {
         }
     }
 
+    /// Whether a port lies in the range of masqueraded flows. Other nodes usually have the same range.
+    #[inline(always)]
+    pub const fn is_masquerade_port(&self, port: Port) -> bool {
+        port.number().wrapping_sub(self.masquerade_first) < self.masquerade_count
+    }
+
     /// Whether an address is the node's own within the tunnel.
     #[inline(always)]
     pub fn is_tunnel_address(&self, address: &Ip) -> bool {

@@ -419,3 +419,26 @@ fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
     assert!(looping <= 4, "{looping} of the loop arrived");
     refused.assert_rose_by(1, "between unlisted addresses");
 }
+
+/// Clients of NTP, IKE and SIP ask from the number of the service's own port.
+#[test]
+fn a_client_asks_from_the_number_of_the_services_port() {
+    harness::require_root!();
+    let town = Town::build();
+    let _echo = Echo::start(&town.web, 7007);
+    let node = of_family(town.world.node(1), true);
+    let service = echo_service("echo", 40).load_balancer_ip(&node.to_string());
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    town.world.apply(&service);
+    let prefix = "203.0.113.40/32".parse().expect("a prefix");
+    town.outside.route_via(prefix, town.node());
+    for to in [SocketAddr::new(node, 7), at("203.0.113.40", 7)] {
+        wait_echoed(&town.outside, to);
+        let socket = town.outside.udp_bind(at("0.0.0.0", to.port())).expect("a socket");
+        socket.set_read_timeout(Some(SECOND)).expect("a deadline");
+        socket.send_to(b"time?", to).expect("to send");
+        let mut buffer = [0; 16];
+        let reply = socket.recv_from(&mut buffer);
+        assert_eq!(reply.expect("a reply"), (5, to));
+    }
+}

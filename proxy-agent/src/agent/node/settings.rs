@@ -33,10 +33,10 @@ impl NodeSide {
     }
 
     /// The uplinks with strict reverse-path filtering, if the programs can repeat the kernel's check. They
-    /// cannot with several default routes of one metric, since the kernel takes any of these.
+    /// cannot where a route has next hops on several interfaces, since the kernel accepts any of these.
     fn strict_interfaces(&self) -> Vec<u32> {
         let links = self.monitor.links();
-        if links.has_equal_default_routes() {
+        if links.has_equal_routes() {
             return Vec::new();
         }
         let uplinks = self.roles.of(Role::Uplink);

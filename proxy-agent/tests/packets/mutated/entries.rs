@@ -7,7 +7,8 @@ use proxy_common::protocol;
 use super::judge::{Ran, is_node};
 use super::layout::{L3, Layout};
 use super::world::{
-    BROADCASTS, ELSEWHERE, Frontends, PEERS, TUNNEL_PORT, is_in_pods_of, is_in_pods_range, is_tunnelled,
+    BROADCASTS, ELSEWHERE, Frontends, HOST_PORT, PEERS, TUNNEL_PORT, is_in_pods_of, is_in_pods_range,
+    is_tunnelled,
 };
 use super::{At, FROM_UPLINK, UPLINK_MAC};
 use crate::node::{NODE, of_family};
@@ -74,14 +75,16 @@ pub fn is_against_route(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
         && matches!(from, IpAddr::V4(from) if from.octets().starts_with(&ELSEWHERE))
 }
 
-/// Whether a datagram comes from another node's port that is a frontend, and so could loop.
+/// Whether a datagram comes from another node's port that is a frontend, and so could loop. Only a node port
+/// is no client's port.
 pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2], layout: Layout) -> bool {
     let node = of_family(NODE, usize::from(to.is_ipv6()));
     let leads = |ip| frontends.contains_key(&(SocketAddr::new(ip, from.port()), protocol::UDP));
     layout.protocol == protocol::UDP
         && ran.program == FROM_UPLINK
         && PEERS.iter().any(|peer| is_of(peer, from.ip()))
-        && (leads(node) || (is_node(to.ip()) && leads(to.ip())) || leads(from.ip()))
+        && ((leads(node) && from.port() != HOST_PORT)
+            || (is_node(to.ip()) && (leads(node) || leads(to.ip()) || leads(from.ip()))))
 }
 
 /// Whether a packet without a source address goes to a group. Both the frame and the packet go to a group

@@ -32,7 +32,7 @@ pub const ROUTER: [&str; 2] = ["172.30.0.1", "fd00:30::1"];
 /// The source ports of masqueraded packets.
 pub const MASQUERADE_PORTS: std::ops::Range<u16> = 61_000..65_000;
 /// The port of the node that leads to a pod, for each protocol.
-const HOST_PORT: u16 = 8081;
+pub const HOST_PORT: u16 = 8081;
 pub const LOCAL: [&str; 2] = ["10.244.1.2", "fd00:244:1::2"];
 pub const REMOTE: [&str; 2] = ["10.244.2.2", "fd00:244:2::2"];
 pub const PROTOCOLS: [(&str, u8); 3] = [

@@ -1,8 +1,9 @@
 //! Frames and packets that may enter, and those that may not.
 
 use super::*;
+use crate::Port;
 use crate::decide::testing::{Fake, ip, packet};
-use crate::maps::AddressFlags;
+use crate::maps::{AddressFlags, HostPort, HostPortKey};
 
 #[test]
 fn an_uplink_takes_untagged_frames_that_are_addressed_to_it() {
@@ -152,38 +153,111 @@ fn a_tunnelled_pod_is_a_source_in_the_tunnel_only() {
     assert!(!forged(&fake, "10.244.3.3", 2) && !forged(&fake, "172.31.0.5", 2));
 }
 
-#[test]
-fn a_datagram_from_a_node_port_of_a_host_on_the_link_begins_no_loop() {
+/// A node with two addresses, node ports 30080 and 30081, a balancer on port 5060 of its address, a host port
+/// 61500 at the second address, and an NTP service. 192.168.50.12 is another node.
+fn between_nodes() -> Fake {
     let mut fake = Fake::node();
     fake.config.on_link_range[0] = ip("192.168.50.0");
     fake.config.on_link_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
-    fake.service("192.168.50.11", 30_080, protocol::UDP, &[("10.244.2.2", 7)]);
-    fake.service("192.168.50.211", 30_081, protocol::UDP, &[("10.244.2.2", 7)]);
-    fake.addresses
-        .insert(ip("192.168.50.211"), AddressFlags(AddressFlags::NODE));
-    fake.service("203.0.113.10", 123, protocol::UDP, &[("10.244.2.2", 123)]);
-    let loops = |source, sport, to| {
-        let headers = packet(protocol::UDP, (source, sport), (to, 30_080));
-        is_loop(&fake, &fake.config, &headers, Entry::Uplink)
-    };
-    assert!(loops("192.168.50.12", 30_080, "192.168.50.11"));
+    fake.config.flags |= ConfigFlags::MORE_NODE_ADDRESSES;
+    for (address, port, kind) in [
+        ("192.168.50.11", 30_080, FrontendKind::NodePort),
+        ("192.168.50.211", 30_081, FrontendKind::NodePort),
+        ("192.168.50.11", 5060, FrontendKind::LoadBalancer),
+        ("192.168.50.12", 500, FrontendKind::ExternalIp),
+        ("203.0.113.10", 123, FrontendKind::LoadBalancer),
+    ] {
+        let key = fake.service(address, port, protocol::UDP, &[("10.244.2.2", 7)]);
+        let frontend = fake.frontends.get_mut(&key).unwrap();
+        frontend.flags = FrontendFlags::of_kind(kind);
+    }
+    // A service at a node's address makes it virtual, too.
+    let flags = [
+        ("192.168.50.11", AddressFlags::NODE),
+        ("192.168.50.211", AddressFlags::NODE),
+        ("192.168.50.12", AddressFlags::PEER),
+    ];
+    for (address, flags) in flags {
+        fake.addresses
+            .insert(ip(address), AddressFlags(flags | AddressFlags::VIRTUAL));
+    }
+    for port in [7, 61_500] {
+        let key = HostPortKey {
+            address: ip("192.168.50.211"),
+            port: Port::new(port),
+            protocol: protocol::UDP,
+            reserved: 0,
+        };
+        let target = HostPort {
+            pod: ip("10.244.1.7"),
+            port: Port::new(80),
+            reserved: [0; 2],
+            interface: 7,
+            generation: 1,
+        };
+        fake.host_ports.insert(key, target);
+    }
+    fake
+}
+
+fn loops(fake: &Fake, from: (&str, u16), to: (&str, u16)) -> bool {
+    let headers = packet(protocol::UDP, from, to);
+    is_loop(fake, &fake.config, &headers, Entry::Uplink)
+}
+
+const NODE: &str = "192.168.50.11";
+const OTHER_ADDRESS: &str = "192.168.50.211";
+const PEER: &str = "192.168.50.12";
+const HOST: &str = "192.168.50.212";
+
+#[test]
+fn a_datagram_from_a_node_port_of_a_host_on_the_link_begins_no_loop() {
+    let fake = between_nodes();
+    assert!(loops(&fake, (PEER, 30_080), (NODE, 30_080)));
+    assert!(loops(&fake, (HOST, 30_080), (NODE, 30_080)), "of no Node object");
+    assert!(loops(&fake, (HOST, 30_081), (OTHER_ADDRESS, 30_080)));
+    assert!(loops(&fake, (HOST, 30_080), ("203.0.113.10", 123)));
+    assert!(!loops(&fake, (HOST, 40_000), (NODE, 30_080)));
     assert!(
-        loops("192.168.50.212", 30_080, "192.168.50.11"),
-        "of no Node object"
+        !loops(&fake, ("172.31.0.5", 30_080), (NODE, 30_080)),
+        "behind a router"
     );
+}
+
+#[test]
+fn a_client_may_ask_from_the_port_of_the_service() {
+    let fake = between_nodes();
+    for client in [HOST, PEER] {
+        assert!(!loops(&fake, (client, 123), ("203.0.113.10", 123)), "{client}");
+    }
+    // A host that is no node asks a service at the node's own address.
+    assert!(!loops(&fake, (HOST, 5060), (NODE, 5060)));
+    assert!(!loops(&fake, (HOST, 5060), ("203.0.113.10", 123)));
+    assert!(!loops(&fake, (HOST, 7), (OTHER_ADDRESS, 7)));
+}
+
+#[test]
+fn ports_of_services_at_addresses_of_two_nodes_lead_on() {
+    let fake = between_nodes();
+    assert!(loops(&fake, (PEER, 5060), (NODE, 5060)));
     assert!(
-        loops("192.168.50.212", 30_081, "192.168.50.211"),
-        "at another address"
+        loops(&fake, (PEER, 500), (NODE, 5060)),
+        "at the other node's address"
     );
-    assert!(!loops("192.168.50.212", 40_000, "192.168.50.11"));
-    let headers = packet(protocol::UDP, ("192.168.50.212", 123), ("203.0.113.10", 123));
+}
+
+#[test]
+fn host_ports_of_one_number_lead_on_between_two_nodes() {
+    let fake = between_nodes();
+    assert!(loops(&fake, (PEER, 7), (OTHER_ADDRESS, 30_081)));
     assert!(
-        !is_loop(&fake, &fake.config, &headers, Entry::Uplink),
-        "an NTP server asks from the port that it serves"
+        !loops(&fake, (PEER, 7), (NODE, 30_080)),
+        "the host port is at another address"
     );
+    assert!(loops(&fake, (PEER, 61_500), (OTHER_ADDRESS, 61_500)));
     assert!(
-        !loops("172.31.0.5", 30_080, "192.168.50.11"),
-        "a client behind a router"
+        !loops(&fake, (PEER, 61_500), (OTHER_ADDRESS, 30_081)),
+        "masqueraded packets of another node have such source ports"
     );
 }
 
