@@ -30,6 +30,7 @@ mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod service_list;
 mod sources;
 mod survival;
 mod table_sizes;
@@ -57,6 +58,7 @@ use bookkeeping::{Bookkeeping, Wishes};
 use flows::Passes;
 use node::NodeSide;
 use outward::{Note, Outward};
+use service_list::Lists;
 use survival::{Survival, Teller};
 use table_sizes::Arrivals;
 
@@ -106,6 +108,7 @@ struct Agent {
     arrivals: Arrivals,
     last_change: Option<Timestamp>,
     last_writes: u64,
+    lists: Lists,
 }
 
 impl Agent {
@@ -169,6 +172,7 @@ impl Agent {
             arrivals: Arrivals::none(),
             last_change: None,
             last_writes: 0,
+            lists: Lists::default(),
             options,
         };
         local_ports::say(&mut agent);
@@ -178,6 +182,8 @@ impl Agent {
                 .outward
                 .observe(!pending && (agent.synced || !agent.cluster.synced()));
             let pause = if pending { RETRY } else { HOUSEKEEPING };
+            // A page in each round, since events may come without end.
+            service_list::add_page(&mut agent);
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
@@ -204,6 +210,7 @@ impl Agent {
                     agent.passes.begin(agent.programmer.store());
                     agent.try_again().await;
                 }
+                () = std::future::ready(()), if agent.lists.are_wanted() => {}
                 () = tokio::time::sleep(pause) => agent.try_again().await,
             }
         }
@@ -398,11 +405,11 @@ impl Agent {
         self.survival.restored(&self.node.take_restored());
     }
 
-    fn answer(&self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {
+    fn answer(&mut self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {
         let pods = &self.bookkeeping;
         let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(report::status(self)))),
-            Request::ListServices => Ok(Reply::ListServices(report::services(self))),
+            Request::ListServices => return self.lists.begin(to),
             Request::ListNodes => Ok(Reply::ListNodes(self.node.pods().nodes())),
             Request::Trace(request) => trace::trace(self, request).map(Reply::Trace),
             Request::ListPods => {

@@ -1,10 +1,7 @@
-//! The data of `millrace status` and `millrace service list`.
+//! The data of `millrace status`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
-
-use proxy_common::maps::{BackendState as State, FrontendKind};
 
 use super::Agent;
 use super::local_ports;
@@ -12,12 +9,8 @@ use super::node::{hooks, left_to_node};
 use crate::apply::name;
 use crate::bpf::links::SOCKET_HOOKS;
 use crate::bpf::{capabilities, skb_layout, sys};
-use crate::cluster::{Names, Problem};
-use crate::control::{
-    BackendEntry, BackendState, MapUsage, ObjectError, ProgramStatus, Protocol, ServiceEntry, ServiceKind,
-    Status, TrafficPolicy, Writes,
-};
-use crate::plan::{Group, Target, plan};
+use crate::cluster::Problem;
+use crate::control::{MapUsage, ObjectError, ProgramStatus, Status, Writes};
 use crate::trouble::Trouble;
 
 pub fn status(agent: &Agent) -> Status {
@@ -259,118 +252,4 @@ fn attached_to(agent: &Agent, program: &str) -> Vec<String> {
     on_role
         .map(|(index, _)| agent.node.interface_name(*index))
         .collect()
-}
-
-/// Every frontend that is programmed.
-pub fn services(agent: &Agent) -> Vec<ServiceEntry> {
-    let names = agent.cluster.names();
-    let mut entries = Vec::new();
-    for (id, service) in agent.cluster.services() {
-        let Some(programmed) = agent.programmer.programmed(id) else {
-            continue;
-        };
-        let planned = plan(&agent.cluster, id, &agent.context);
-        for group in &planned.groups {
-            for frontend in group.frontends.iter().filter(|frontend| frontend.is_listed()) {
-                let key = &frontend.key;
-                if !programmed.groups.iter().any(|programmed| programmed.has_key(key)) {
-                    continue;
-                }
-                let Some(protocol) = Protocol::from_number(key.protocol) else {
-                    continue;
-                };
-                entries.push(ServiceEntry {
-                    namespace: names.text(service.namespace).to_owned(),
-                    name: service.name.to_string(),
-                    port: names.text(group.port_name).to_owned(),
-                    protocol,
-                    kind: kind(frontend.kind()),
-                    address: IpAddr::from(key.address),
-                    port_number: key.port.number(),
-                    policy: if group.local {
-                        TrafficPolicy::Local
-                    } else {
-                        TrafficPolicy::Cluster
-                    },
-                    affinity_seconds: Some(group.affinity_seconds).filter(|seconds| *seconds > 0),
-                    backends: backends(group, names),
-                });
-            }
-        }
-    }
-    entries.extend(host_ports(agent));
-    entries.sort_by(|a, b| {
-        let key = |e: &ServiceEntry| {
-            (
-                e.namespace.clone(),
-                e.name.clone(),
-                e.address,
-                e.port_number,
-                e.protocol,
-            )
-        };
-        key(a).cmp(&key(b))
-    });
-    entries
-}
-
-/// Every host port of this node that leads to a pod. The map holds no names.
-fn host_ports(agent: &Agent) -> Vec<ServiceEntry> {
-    let mut entries = Vec::new();
-    let walked = agent.programmer.store().host_ports.for_each(|key, target| {
-        let Some(protocol) = Protocol::from_number(key.protocol) else {
-            return;
-        };
-        entries.push(ServiceEntry {
-            namespace: String::new(),
-            name: String::new(),
-            port: String::new(),
-            protocol,
-            kind: ServiceKind::HostPort,
-            address: IpAddr::from(key.address),
-            port_number: key.port.number(),
-            policy: TrafficPolicy::Local,
-            affinity_seconds: None,
-            backends: vec![BackendEntry {
-                address: SocketAddr::new(target.pod.into(), target.port.number()),
-                node: Some(agent.options.node_name.clone()),
-                state: BackendState::Active,
-            }],
-        });
-    });
-    if let Err(error) = walked {
-        tracing::warn!(%error, "reading the map HOST_PORTS: its ports are not listed");
-    }
-    entries
-}
-
-/// The kind as JSON documents name it.
-pub fn kind(kind: FrontendKind) -> ServiceKind {
-    match kind {
-        FrontendKind::ClusterIp => ServiceKind::ClusterIp,
-        FrontendKind::NodePort => ServiceKind::NodePort,
-        FrontendKind::LoadBalancer => ServiceKind::LoadBalancer,
-        FrontendKind::ExternalIp => ServiceKind::ExternalIp,
-    }
-}
-
-fn backends(group: &Group, names: &Names) -> Vec<BackendEntry> {
-    group
-        .active
-        .iter()
-        .chain(&group.draining)
-        .map(|target| backend(target, names))
-        .collect()
-}
-
-fn backend(target: &Target, names: &Names) -> BackendEntry {
-    BackendEntry {
-        address: SocketAddr::new(target.address.into(), target.port.number()),
-        node: target.node.map(|node| names.text(node).to_owned()),
-        state: if target.state == State::Active {
-            BackendState::Active
-        } else {
-            BackendState::Terminating
-        },
-    }
 }

@@ -190,7 +190,7 @@ fn describe_target(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String
         let planned = plan(&agent.cluster, id, &agent.context);
         let found = planned.groups.iter().find_map(|group| {
             let frontend = group.frontends.iter().find(|frontend| frontend.key == key)?;
-            Some((group, super::report::kind(frontend.kind())))
+            Some((group, super::service_list::kind(frontend.kind())))
         });
         let Some((group, kind)) = found else {
             continue;

@@ -6,6 +6,7 @@
 mod addresses;
 mod claims;
 mod found;
+mod listing;
 mod programmer;
 mod quarantine;
 pub mod room;
@@ -18,5 +19,6 @@ mod tests;
 
 pub use addresses::ANOTHERS;
 pub use claims::name;
+pub use listing::{Difference, Listed};
 pub use programmer::{Limits, Programmer, Progress};
 pub use store::Store;

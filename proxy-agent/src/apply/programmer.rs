@@ -96,6 +96,11 @@ impl<S: Store> Programmer<S> {
         self.programmed.get(&id)
     }
 
+    /// Whether the planned form of a service does not fit into the tables.
+    pub fn does_not_fit(&self, id: ObjectId) -> bool {
+        self.unfit.contains(&id)
+    }
+
     /// The number of frontends in the tables.
     pub fn frontend_count(&self) -> u32 {
         self.frontends

@@ -17,6 +17,7 @@ mod cluster_ips;
 mod failing;
 mod fake;
 mod full;
+mod listing;
 mod source_ranges;
 
 /// A cluster and the programmer of its node.

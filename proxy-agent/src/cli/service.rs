@@ -7,7 +7,7 @@ use clap::Subcommand;
 use super::output::{self, OutputFormat};
 use super::table::{Align, Cell, Table};
 use super::text::{self, BAD, FAINT, WARNING};
-use crate::control::{BackendState, Client, ServiceEntry};
+use crate::control::{BackendState, Client, PendingUpdate, ServiceEntry};
 
 /// `millrace service`
 #[derive(Debug, Subcommand)]
@@ -63,10 +63,23 @@ pub fn render(services: &[ServiceEntry]) -> String {
             entry.policy.to_string().into(),
             affinity,
             backends(entry),
-            Cell::styled(FAINT, text::few(&addresses, 3)),
+            last(entry, &addresses),
         ]);
     }
     table.to_string()
+}
+
+/// The addresses of backends, or the reason why the row differs from the plan.
+fn last(entry: &ServiceEntry, addresses: &[SocketAddr]) -> Cell {
+    let reason = match entry.update {
+        None => return Cell::styled(FAINT, text::few(addresses, 3)),
+        Some(PendingUpdate::Waiting) => "update waits",
+        Some(PendingUpdate::NoRoom) => "no room for the update, see millrace status",
+    };
+    if addresses.is_empty() {
+        return Cell::styled(WARNING, reason);
+    }
+    Cell::styled(WARNING, format!("{} ({reason})", text::few(addresses, 3)))
 }
 
 fn backends(entry: &ServiceEntry) -> Cell {
@@ -116,6 +129,7 @@ mod tests {
             policy: TrafficPolicy::Cluster,
             affinity_seconds: None,
             backends,
+            update: None,
         };
         let many = (1..=5)
             .map(|host| backend(&format!("10.244.1.{host}:8080"), Active))
@@ -147,6 +161,14 @@ mod tests {
                 vec![backend("10.244.1.5:1", Terminating)],
             ),
             entry("web", "https", "10.96.0.13", many),
+            ServiceEntry {
+                update: Some(PendingUpdate::Waiting),
+                ..entry("wiki", "", "10.96.0.14", vec![backend("10.244.1.9:80", Active)])
+            },
+            ServiceEntry {
+                update: Some(PendingUpdate::NoRoom),
+                ..entry("zoo", "", "10.96.0.15", vec![])
+            },
         ];
         assert_eq!(
             anstream::adapter::strip_str(&render(&services)).to_string(),
@@ -157,6 +179,8 @@ shop       cart:http  ClusterIP  [fd00:96::a]:80 TCP  Cluster  -         1, 1 te
 shop       search     ClusterIP  10.96.0.11:80 TCP    Cluster  -         none
 shop       till       ClusterIP  10.96.0.12:80 TCP    Cluster  -         1 terminating     10.244.1.5:1
 shop       web:https  ClusterIP  10.96.0.13:80 TCP    Cluster  -         5                 10.244.1.1:8080, 10.244.1.2:8080, 10.244.1.3:8080 and 2 more
+shop       wiki       ClusterIP  10.96.0.14:80 TCP    Cluster  -         1                 10.244.1.9:80 (update waits)
+shop       zoo        ClusterIP  10.96.0.15:80 TCP    Cluster  -         none              no room for the update, see millrace status
 "
         );
     }

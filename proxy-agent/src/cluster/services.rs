@@ -84,6 +84,12 @@ impl Services {
             .filter_map(|row| Some((row.id, row.service.as_ref()?)))
     }
 
+    /// The services on one page of the table; `None` behind the last page.
+    pub(super) fn page(&self, page: usize) -> Option<impl Iterator<Item = (ObjectId, &Service)>> {
+        let rows = self.rows.page(page)?;
+        Some(rows.filter_map(|row| Some((row.id, row.service.as_ref()?))))
+    }
+
     /// The number of services that count.
     pub(super) const fn len(&self) -> usize {
         self.served

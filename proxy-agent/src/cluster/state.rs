@@ -152,6 +152,12 @@ impl ClusterState {
         self.services.iter()
     }
 
+    /// The services on one page of the table, at most 256; `None` behind the last page. A service stays on
+    /// its page, so a walk page by page meets every service that exists all the time once.
+    pub fn services_on_page(&self, page: usize) -> Option<impl Iterator<Item = (ObjectId, &Service)>> {
+        self.services.page(page)
+    }
+
     /// The number of services that count.
     pub fn service_count(&self) -> usize {
         self.services.len()

@@ -26,7 +26,7 @@ pub use pod::{HostPortEntry, LeaseEntry, LeaseState, Leases, PodEntry};
 pub use protocol::{Answer, Protocol, Reply, Request};
 pub use run_dir::{RunDir, RunDirError, SOCKET};
 pub use server::{ControlSocket, Question, bind, serve};
-pub use service::{BackendEntry, BackendState, ServiceEntry, ServiceKind, TrafficPolicy};
+pub use service::{BackendEntry, BackendState, PendingUpdate, ServiceEntry, ServiceKind, TrafficPolicy};
 pub use status::{FirstSync, MapUsage, ObjectError, ProgramStatus, SharedAddress, Status, Writes};
 pub use trace::{Entry, TraceBackend, TraceReply, TraceRequest, Verdict};
 

@@ -32,6 +32,19 @@ pub struct ServiceEntry {
     pub affinity_seconds: Option<u32>,
     /// The backends that packets may go to.
     pub backends: Vec<BackendEntry>,
+    /// The reason why this entry differs from its plan; null if it does not.
+    #[serde(default)]
+    pub update: Option<PendingUpdate>,
+}
+
+/// The reason why the kernel's maps do not hold the planned form of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PendingUpdate {
+    /// A write is to come, or failed and is tried again.
+    Waiting,
+    /// A map has no room for it; `millrace status` names the map.
+    NoRoom,
 }
 
 /// One backend of a frontend.
@@ -123,13 +136,15 @@ mod tests {
                 node: Some("worker-1".into()),
                 state: BackendState::Terminating,
             }],
+            update: Some(PendingUpdate::NoRoom),
         };
         assert_eq!(
             serde_json::to_string(&entry).unwrap(),
             concat!(
                 r#"{"namespace":"shop","name":"cart","port":"http","protocol":"TCP","kind":"ClusterIP","#,
                 r#""address":"fd00:96::a","portNumber":80,"policy":"Cluster","affinitySeconds":10800,"#,
-                r#""backends":[{"address":"[fd00:10::5]:8080","node":"worker-1","state":"terminating"}]}"#,
+                r#""backends":[{"address":"[fd00:10::5]:8080","node":"worker-1","state":"terminating"}],"#,
+                r#""update":"noRoom"}"#,
             )
         );
     }

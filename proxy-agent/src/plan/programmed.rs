@@ -91,7 +91,7 @@ impl ProgrammedGroup {
             service: value.service,
             start: range.start(),
             active: range.count(),
-            draining: (value.flags >> DRAINING_SHIFT) as u16,
+            draining: draining(value),
             flags: (value.flags & GROUP_FLAGS) as u16,
             affinity: value.affinity,
             source_ranges: None,
@@ -105,6 +105,11 @@ impl ProgrammedGroup {
             flags: (value.flags & !GROUP_FLAGS) as u16,
         }
     }
+}
+
+/// The number of slots of draining backends in a frontend's slice.
+pub fn draining(value: &Frontend) -> u16 {
+    (value.flags >> DRAINING_SHIFT) as u16
 }
 
 /// Read access to the arrays, for comparisons.

@@ -87,6 +87,15 @@ impl<T> Pages<T> {
         })
     }
 
+    /// The rows of one page, in order of their numbers; `None` behind the last page.
+    pub(super) fn page(&self, page: usize) -> Option<impl Iterator<Item = &T>> {
+        let slots = self.pages.get(page)?.iter();
+        Some(slots.filter_map(|slot| match slot {
+            Slot::Used(row) => Some(row),
+            Slot::Free(_) => None,
+        }))
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.pages.iter_mut().flatten().filter_map(|slot| match slot {
             Slot::Used(row) => Some(row),

@@ -65,6 +65,11 @@ impl<T: Row> Table<T> {
         self.rows.iter()
     }
 
+    /// Iterates over the rows of one page; `None` behind the last page. A row never changes its page.
+    pub(crate) fn page(&self, page: usize) -> Option<impl Iterator<Item = &T>> {
+        self.rows.page(page)
+    }
+
     /// Iterates over every row, to change anything but its identity.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.rows.iter_mut()
