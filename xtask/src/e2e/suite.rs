@@ -21,7 +21,7 @@ use crate::{
 /// The limit of a run. A full run takes a quarter of it on two cores.
 const LIMIT: &str = "90m";
 
-/// The interval at which a terminal shows the progress.
+/// The interval at which the progress is read.
 const GLANCE: Duration = Duration::from_secs(2);
 
 /// Runs the selected specs and returns their results.
@@ -101,11 +101,19 @@ fn watch(ginkgo: &mut Command, log: &Path, step: &Step) -> Result<()> {
     let mut child = started.context("starting ginkgo")?;
     while child.try_wait().context("waiting for ginkgo")?.is_none() {
         thread::sleep(GLANCE);
-        // ginkgo prints one dot for each passed spec.
-        let passed = fs::read_to_string(log).unwrap_or_default().matches('•').count();
-        step.note(&format!("{passed} have passed"));
+        step.note(&progress(&fs::read_to_string(log).unwrap_or_default()));
     }
     Ok(())
+}
+
+/// The progress that ginkgo's log shows: one dot for each spec that passed, after a line with their number.
+fn progress(log: &str) -> String {
+    let passed = log.matches('•').count();
+    let planned = log
+        .split_once("Will run ")
+        .and_then(|(_, rest)| rest.split_whitespace().next())
+        .unwrap_or("?");
+    format!("{passed} of {planned} specs have passed")
 }
 
 /// Keeps the log of a node's proxy for the time after the cluster.
@@ -121,5 +129,17 @@ fn keep_log(toolbox: &Toolbox, shape: Shape, node: Node, folder: &Path) {
             "  the proxy's log on {} could not be kept: {error:#}",
             node.name()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::progress;
+
+    #[test]
+    fn the_progress_names_both_numbers() {
+        let log = "Running Suite: Kubernetes e2e suite\nWill run 169 of 7219 specs\nRunning in parallel across 4 processes\n••S•";
+        assert_eq!(progress(log), "3 of 169 specs have passed");
+        assert_eq!(progress("compiling"), "0 of ? specs have passed");
     }
 }

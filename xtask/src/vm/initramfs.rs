@@ -3,7 +3,8 @@
 //! The archive holds busybox, the few modules that are needed to mount the root, and `init`. `init` mounts
 //! this machine's root, read-only by 9p, under a layer in memory, and moves there. It makes /proc, /sys,
 //! /dev, /run and a cgroup v2 hierarchy, sets up the loopback, and mounts its kernel's modules. Then it runs
-//! this program over the plan, and powers off. All files that the tests write are gone with the guest.
+//! a copy of this program over the plan, and powers off. All files that the tests write are gone with the
+//! guest.
 
 use std::{
     env,
@@ -29,7 +30,7 @@ pub struct Guest {
     pub console: PathBuf,
 }
 
-/// Writes the archive and the plan into a folder.
+/// Writes the archive, the plan and a copy of this program into a folder.
 pub fn prepare(image: &Image, plan: &Plan, folder: &Path) -> Result<Guest> {
     let write = |name: &str, content: &[u8]| {
         let path = folder.join(name);
@@ -40,7 +41,10 @@ pub fn prepare(image: &Image, plan: &Plan, folder: &Path) -> Result<Guest> {
         "plan.json",
         &serde_json::to_vec(plan).context("writing the plan")?,
     )?;
-    let initramfs = write("initramfs", &archive(image, &plan)?)?;
+    let program = folder.join("xtask");
+    // By this link, since a build may have replaced the file that this process was started from.
+    fs::copy("/proc/self/exe", &program).context("copying this program for the guest")?;
+    let initramfs = write("initramfs", &archive(image, &program, &plan)?)?;
     Ok(Guest {
         kernel: image.kernel.clone(),
         initramfs,
@@ -48,7 +52,7 @@ pub fn prepare(image: &Image, plan: &Plan, folder: &Path) -> Result<Guest> {
     })
 }
 
-fn archive(image: &Image, plan: &Path) -> Result<Vec<u8>> {
+fn archive(image: &Image, program: &Path, plan: &Path) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
     let dependencies = modules::dependencies(&image.root, &image.release)?;
     let files = modules::in_order(&dependencies, &modules::FOR_THE_ROOT);
@@ -65,14 +69,13 @@ fn archive(image: &Image, plan: &Path) -> Result<Vec<u8>> {
         // Writing to a String never fails.
         let _ = writeln!(load, "insmod /modules/{name}");
     }
-    let xtask = env::current_exe().context("finding this program")?;
     let init = INIT
         .replace("@LOAD@", &load)
         .replace("@TAG@", ROOT_TAG)
         .replace("@PATH@", &env::var("PATH").unwrap_or_default())
         .replace("@HOME@", &env::var("HOME").unwrap_or_else(|_| "/root".into()))
         .replace("@KERNEL@", &image.root.display().to_string())
-        .replace("@XTASK@", &xtask.display().to_string())
+        .replace("@XTASK@", &program.display().to_string())
         .replace("@PLAN@", &plan.display().to_string())
         .replace("@PORT@", PORT);
     archive.program("init", init.as_bytes());
