@@ -1,47 +1,42 @@
 //! File descriptors over a unix socket (`SCM_RIGHTS`, unix(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-use rustix::cmsg_space;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
 /// Descriptors per message; the kernel's limit is 253 (`SCM_MAX_FD`).
 pub(crate) const BATCH: usize = 128;
 
-const SPACE: usize = cmsg_space!(ScmRights(BATCH));
-
 /// Sends one message with up to [`BATCH`] descriptors.
 pub(crate) fn send(socket: impl AsFd, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); SPACE];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::other("too many descriptors for one message"));
-    }
-    sendmsg(
-        socket,
-        &[IoSlice::new(payload)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
+    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let control = if fds.is_empty() { &[] } else { &rights[..] };
+    let payload = [IoSlice::new(payload)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<UnixAddr>(socket.as_fd().as_raw_fd(), &payload, control, flags, None)?;
     Ok(())
 }
 
 /// Receives one message; a length of 0 means that the other side has closed its socket.
 pub(crate) fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); SPACE];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut space = nix::cmsg_space!([RawFd; BATCH]);
     let mut buffers = [IoSliceMut::new(payload)];
-    let received = recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let socket = socket.as_fd().as_raw_fd();
+    let received = recvmsg::<UnixAddr>(socket, &mut buffers, Some(&mut space), flags)?;
     let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(rights) = message {
+            fds.extend(rights.into_iter().map(own));
         }
     }
     Ok((received.bytes, fds))
+}
+
+#[expect(unsafe_code, reason = "nix returns received descriptors as numbers")]
+fn own(received: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just opened this descriptor for the message, and no other code has it.
+    unsafe { OwnedFd::from_raw_fd(received) }
 }

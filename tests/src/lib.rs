@@ -23,7 +23,7 @@
 //! **Conventions.** A function that sets up a world panics with its whole chain of causes. A function that a
 //! test may want to see fail (connecting, asking, pinging) returns `io::Result`. All functions block: call
 //! them from ordinary threads, never from inside an async runtime.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod agent;
 mod binary;

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, recvfrom};
+use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::place::Place;
@@ -74,11 +75,12 @@ fn is_echo(message: &[u8], kind: u8, id: u16) -> bool {
 /// One ICMP message and its sender. IPv4 raw sockets deliver the IP header too (raw(7)).
 fn receive(socket: &Socket) -> io::Result<(IpAddr, Vec<u8>)> {
     let mut buffer = [0; 512];
-    let (_, length, from) = recvfrom(socket, &mut buffer, RecvFlags::empty())?;
-    let from = from.and_then(|address| SocketAddr::try_from(address).ok());
-    let Some(from) = from.map(|address| address.ip()) else {
-        return Err(io::Error::other("an ICMP message without a sender"));
-    };
+    let (length, from) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer)?;
+    let v4 = from.and_then(|address| Some(address.as_sockaddr_in()?.ip().into()));
+    let v6 = || from.and_then(|address| Some(address.as_sockaddr_in6()?.ip().into()));
+    let from: IpAddr = v4
+        .or_else(v6)
+        .ok_or_else(|| io::Error::other("an ICMP message without a sender"))?;
     let header = if from.is_ipv4() {
         usize::from(buffer[0] & 0x0f) * 4
     } else {

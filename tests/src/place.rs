@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::failure::OrPanic;
@@ -44,10 +44,10 @@ impl Place {
     pub(crate) fn start(name: &str, netns: Netns, cgroup: PathBuf, addresses: Vec<IpAddr>) -> Result<Self> {
         cgroup::create(&cgroup)?;
         let (control, workers_end) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
+            AddressFamily::Unix,
+            SockType::SeqPacket,
             None,
+            SockFlag::SOCK_CLOEXEC,
         )
         .context("making a socket pair")?;
         let process = Command::new(binary::world_tool()?)

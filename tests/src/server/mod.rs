@@ -202,7 +202,7 @@ pub fn run(name: &str, port: u16) -> Result<()> {
         .write(true)
         .open("/dev/null")
         .context("opening /dev/null")?;
-    rustix::stdio::dup2_stdout(null).context("closing the output")?;
+    nix::unistd::dup2_stdout(null).context("closing the output")?;
     loop {
         std::thread::park();
     }
