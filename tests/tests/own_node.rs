@@ -1,9 +1,11 @@
 //! Node objects that contradict the node where the agent runs, or that lack something. `millrace status`
 //! reports it until it is mended.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use harness::{Agent, Node, NodeSpec, World, wait_for};
+use harness::{Agent, Endpoint, Node, NodeSpec, Probe, Service, World, eventually, wait_for};
+use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -144,5 +146,52 @@ fn a_family_that_the_node_has_no_address_of_is_told_until_it_has_one() {
         node.run_ip(&format!("{flag} addr add {address}/{length} dev eth0"));
         wait_told(node, &[], &[]);
         world.apply(&own);
+    }
+}
+
+/// The pods have both families. The agent knows at its start that the node has no IPv6 address.
+#[test]
+fn a_family_that_is_missing_at_the_start_is_named_with_what_fails() {
+    harness::require_root!();
+    let world = World::builder().node(NodeSpec::millrace()).build();
+    let node = world.node(1);
+    let (own, address) = (node.object(), node.ip6());
+    let mut without = own.clone();
+    let listed = without["status"]["addresses"].as_array_mut().expect("a list");
+    listed.retain(|entry| entry["address"] != json!(address));
+    world.apply(&without);
+    node.run_ip("-6 addr flush dev eth0 scope global");
+    let agent = start(node);
+    let lacking = ("IPv6 address of this node", "no pod reaches itself by a service");
+    wait_told(node, &[], &[lacking]);
+    let status = agent.cli(&["status"]);
+    assert_eq!(status["errors"][0]["code"], "AddressFamilyMissing");
+
+    let [web, client] = ["web", "client"].map(|name| node.add_pod(name));
+    let _servers = web.serve(8080);
+    let service = Service::new("web")
+        .cluster_ip("fd00:96::30")
+        .tcp("http", 53, 8080)
+        .udp("dns", 53, 8080);
+    world.apply_all(service.slices([Endpoint::of(&web)]));
+    world.apply(&service);
+    let to: SocketAddr = "[fd00:96::30]:53".parse().expect("an address");
+    eventually("the service from another pod", 5 * SECOND, || {
+        client.ask_within(Probe::Udp, to, SECOND).is_ok()
+    });
+    let dropped = || node.counters()[Reason::NoNodeAddress as usize];
+    let before = dropped();
+    let answer = web.ask_within(Probe::Udp, to, SECOND);
+    assert!(answer.is_err(), "the status says that this fails: {answer:?}");
+    assert!(dropped() > before, "for this reason and no other");
+
+    // The advice of the message.
+    node.run_ip(&format!("-6 addr add {address}/64 dev eth0"));
+    world.apply(&own);
+    wait_told(node, &[], &[]);
+    for (place, probe) in [(&*web, Probe::Udp), (&**node, Probe::UdpConnected)] {
+        eventually(&format!("the service from {}", place.name()), 5 * SECOND, || {
+            place.ask_within(probe, to, SECOND).is_ok()
+        });
     }
 }

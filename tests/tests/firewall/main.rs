@@ -6,7 +6,8 @@ mod town;
 
 use std::net::SocketAddr;
 
-use harness::{NodeSpec, Probe, World, skip, skip_if, wait_for};
+use harness::config::DEFAULTS;
+use harness::{Endpoint, NodeSpec, Probe, Service, World, address, skip, skip_if, wait_for};
 use serde_json::json;
 
 use town::{SECOND, SOON, Town, of_family, run};
@@ -51,6 +52,54 @@ fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     town.wait_named(&[chain]);
     town.nft("delete table ip filter");
     town.wait_named(&[]);
+}
+
+/// With `hostRouting: redirect`, packets between pods of the node bypass the chain. All other packets of pods
+/// pass it.
+#[test]
+fn a_forward_chain_that_pods_of_the_node_bypass_is_named_too() {
+    harness::require_root!();
+    skip_if!(skip::no_nft());
+    let mut town = Town::build_with(&format!("{DEFAULTS}hostRouting: redirect\n"));
+    let service = Service::web();
+    town.world.apply(&service);
+    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    let cluster_ip = address("10.96.0.10:80");
+    let direct = SocketAddr::new(of_family(town.web.addresses(), true), 8080);
+    let assert_within_node = |town: &Town, when: &str| {
+        for to in [direct, cluster_ip] {
+            for probe in Probe::ALL {
+                let what = format!("{when}: pod to {to} by {probe:?}");
+                wait_for(&what, SOON, || town.near.ask_within(probe, to, SECOND));
+            }
+        }
+    };
+    assert_within_node(&town, "at first");
+
+    town.nft("add table ip filter");
+    town.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+    let chain = "ip filter FORWARD";
+    let message = town.wait_named(&[chain]);
+    assert_within_node(&town, "past the chain");
+    for (from, to) in town.ways(true) {
+        if from.name() == town.near.name() && to == direct {
+            continue;
+        }
+        for probe in [Probe::Tcp, Probe::Udp] {
+            let answer = from.ask_within(probe, to, SECOND / 2);
+            assert!(
+                answer.is_err(),
+                "{} to {to} by {probe:?}: {answer:?}",
+                from.name()
+            );
+        }
+    }
+    town.assert_passes(false, "the other family");
+    town.restart();
+    assert_eq!(town.wait_named(&[chain]), message);
+    town.mend(&message);
+    town.wait_named(&[]);
+    town.assert_passes(true, "mended");
 }
 
 /// The tables of the legacy iptables are separate from those of nftables.

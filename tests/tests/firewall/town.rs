@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use harness::config::DEFAULTS;
 use harness::{Agent, Client, Node, NodeSpec, Place, Pod, Probe, Server, World, wait_for};
 use serde_json::{Value, json};
 
@@ -24,10 +25,15 @@ pub struct Town {
 
 impl Town {
     pub fn build() -> Self {
+        Self::build_with(DEFAULTS)
+    }
+
+    /// The same with agents that read a configuration file of this content.
+    pub fn build_with(config: &str) -> Self {
         let spec = NodeSpec::millrace;
         let world = World::builder().node(spec()).node(spec()).build();
         let outside = world.add_remote_client("outside");
-        let agents = world.start_agents();
+        let agents = world.start_agents_with(config);
         let near = world.node(1).add_pod("near");
         let web = world.node(1).add_pod("web");
         let far = world.node(2).add_pod("far");

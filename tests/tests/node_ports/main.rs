@@ -1,6 +1,7 @@
 //! Access to services from outside the cluster: node ports, addresses of load balancers, external addresses,
 //! their policies, and the client that a backend sees.
 
+mod local_ports;
 mod options;
 mod town;
 

@@ -1,6 +1,7 @@
 //! Nodes with several interfaces: packets of pods and services leave by the interface of their route, with
 //! the node's address there. The agents find the uplinks themselves.
 
+mod only_link;
 mod town;
 
 use std::net::SocketAddr;

@@ -225,6 +225,27 @@ fn a_flow_that_was_seen_a_tick_later_does_not_look_idle() {
 }
 
 #[test]
+fn a_stream_that_was_seen_a_tick_later_keeps_its_port() {
+    let mut fake = Fake::node();
+    fake.config.masquerade_count = 1;
+    node_port(&mut fake, protocol::UDP, &[("10.244.2.2", 8080)]);
+    let ask = |fake: &Fake, sport| {
+        let request = packet(protocol::UDP, (OUTSIDE, sport), (NODE, 30_080));
+        entering(fake, &request, Entry::Uplink)
+    };
+    fake.pass_ticks(10);
+    let (flow, _) = translated(ask(&fake, 40_000));
+    let _ = translated(entering(&fake, &answer(&flow, protocol::UDP), Entry::Uplink));
+    fake.pass_ticks(1);
+    let (stream, _) = translated(ask(&fake, 40_000));
+    assert!(stream.state().has(FlowState::CONFIRMED));
+    fake.clock.set(fake.clock.get() - (1 << 30));
+    assert_eq!(ask(&fake, 40_001).0, Decision::Drop(Reason::NoSourcePort));
+    fake.pass_ticks(33);
+    assert_eq!(translated(ask(&fake, 40_001)).0.sport, flow.sport);
+}
+
+#[test]
 fn flows_are_forgotten_when_their_time_is_over() {
     let mut fake = Fake::node();
     fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
