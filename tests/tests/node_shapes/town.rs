@@ -85,6 +85,18 @@ impl Outside {
             ..self
         }
     }
+
+    /// Serves TCP and UDP on port 53 of the far host, at the metadata server's address too. A UDP server
+    /// needs a socket for each address that no link has.
+    fn serve(&self) -> Vec<Server> {
+        let mut servers: Vec<Server> = self.far.serve(53).into();
+        for address in self.far_addresses.iter().copied().chain([ip(METADATA)]) {
+            if !self.far.addresses().contains(&address) {
+                servers.push(self.far.serve_udp_at(SocketAddr::new(address, 53)));
+            }
+        }
+        servers
+    }
 }
 
 /// A shape of the first node's network.
@@ -100,6 +112,8 @@ struct Town {
     world: World,
     outside: Outside,
     local: Pod,
+    /// Another pod of the first node.
+    beside: Pod,
     remote: Pod,
     is_pod_network: bool,
     _servers: Vec<Server>,
@@ -145,12 +159,13 @@ impl Town {
         } else {
             node.add_pod("local")
         };
+        let beside = node.add_pod("beside");
         let remote = world.node(2).add_pod("remote");
-        let mut servers: Vec<Server> = [&local, &remote]
+        let mut servers: Vec<Server> = [&local, &beside, &remote]
             .into_iter()
             .flat_map(|pod| pod.serve(8080))
             .collect();
-        servers.extend(outside.far.serve(53));
+        servers.extend(outside.serve());
         for (name, of, pod) in [("local", &LOCAL, &local), ("remote", &REMOTE, &remote)] {
             let service = Service::new(name)
                 .cluster_ip(of.cluster_ips[0])
@@ -168,6 +183,7 @@ impl Town {
             world,
             outside,
             local,
+            beside,
             remote,
             is_pod_network: shape.is_pod_network,
             _servers: servers,
@@ -187,74 +203,85 @@ impl Town {
 
     /// Tries each path; returns those that failed.
     fn failures(&self) -> Vec<String> {
-        let node = self.world.node(1);
-        let mut failed = Vec::new();
-        let mut tell = |what: &str, to: SocketAddr, probe: Probe, found: Result<(), String>| {
-            if let Err(why) = found {
-                failed.push(format!("{what} ({to}, {probe:?}): {why}"));
-            }
-        };
-        let all = [Probe::Tcp, Probe::Udp, Probe::UdpConnected];
+        let mut failed = Failed::default();
         for n in [0, 1] {
-            for (what, from, to) in [
-                ("pod → pod of another node", &self.local, &self.remote),
-                ("pod of another node → pod", &self.remote, &self.local),
-            ] {
-                let source = self.is_pod_network.then(|| from.addresses()[n]);
-                let to = SocketAddr::new(to.addresses()[n], 8080);
-                for probe in all {
-                    tell(what, to, probe, ask(from, probe, to, source.as_slice()));
-                }
-            }
-            for (of, place) in [("local", &LOCAL), ("remote", &REMOTE)] {
-                let cluster_ip = SocketAddr::new(ip(place.cluster_ips[n]), 80);
-                let clients = [
-                    ("pod", &self.local as &Place),
-                    ("node", node),
-                    ("pod of another node", &self.remote),
-                ];
-                for (who, client) in clients {
-                    for probe in all {
-                        let what = format!("{who} → {of} Service");
-                        tell(&what, cluster_ip, probe, ask(client, probe, cluster_ip, &[]));
-                    }
-                }
-                let mut entrances = vec![
-                    ("NodePort", SocketAddr::new(self.outside.near[n], place.node_port)),
-                    ("LoadBalancer", SocketAddr::new(ip(place.balancers[n]), 80)),
-                ];
-                if self.is_pod_network && of == "local" {
-                    entrances.push(("host port", SocketAddr::new(self.outside.near[n], HOST_PORT)));
-                }
-                for (entrance, to) in entrances {
-                    for probe in all {
-                        let from = SocketAddr::new(self.outside.far_addresses[n], 0);
-                        let answer = self.outside.far.ask_from(probe, from, to, 2 * SECOND);
-                        let found = answer.map(|_| ()).map_err(|error| error.to_string());
-                        tell(&format!("outside → {entrance} of {of}"), to, probe, found);
-                    }
-                }
+            self.ask_pods(n, &mut failed);
+            for (of, entrances) in [("local", &LOCAL), ("remote", &REMOTE)] {
+                self.ask_service(n, of, entrances, &mut failed);
             }
             if self.is_pod_network {
                 let to = SocketAddr::new(self.outside.far_addresses[n], 53);
-                // A UDP server replies from its address on the link, and not from an address behind it.
-                let is_on_link = self.outside.far.addresses().contains(&to.ip());
-                for probe in all.into_iter().take(if is_on_link { 3 } else { 1 }) {
-                    tell(
-                        "pod → outside",
-                        to,
-                        probe,
-                        ask(&self.local, probe, to, &self.outside.sources),
-                    );
-                }
+                failed.ask("pod → outside", &self.local, to, &self.outside.sources);
             }
         }
         if self.is_pod_network {
             let to = SocketAddr::new(ip(METADATA), 53);
-            let found = ask(&self.local, Probe::Tcp, to, &self.outside.sources);
-            tell("pod → metadata", to, Probe::Tcp, found);
+            failed.ask("pod → metadata", &self.local, to, &self.outside.sources);
         }
-        failed
+        failed.0
+    }
+
+    /// Tries the paths between pods in the family with this number.
+    fn ask_pods(&self, n: usize, failed: &mut Failed) {
+        for (what, from, to) in [
+            ("pod → other pod of its node", &self.local, &self.beside),
+            ("other pod of its node → pod", &self.beside, &self.local),
+            ("pod → pod of another node", &self.local, &self.remote),
+            ("pod of another node → pod", &self.remote, &self.local),
+        ] {
+            let source = self.is_pod_network.then(|| from.addresses()[n]);
+            let to = SocketAddr::new(to.addresses()[n], 8080);
+            failed.ask(what, from, to, source.as_slice());
+        }
+    }
+
+    /// Tries the paths to a service in the family with this number.
+    fn ask_service(&self, n: usize, of: &str, entrances: &Entrances, failed: &mut Failed) {
+        let cluster_ip = SocketAddr::new(ip(entrances.cluster_ips[n]), 80);
+        let clients = [
+            ("pod", &self.local as &Place),
+            ("other pod of its node", &self.beside),
+            ("node", self.world.node(1)),
+            ("pod of another node", &self.remote),
+        ];
+        for (who, client) in clients {
+            failed.ask(&format!("{who} → {of} Service"), client, cluster_ip, &[]);
+        }
+        let near = self.outside.near[n];
+        let mut asked = vec![
+            ("NodePort", SocketAddr::new(near, entrances.node_port)),
+            ("LoadBalancer", SocketAddr::new(ip(entrances.balancers[n]), 80)),
+        ];
+        if self.is_pod_network && of == "local" {
+            asked.push(("host port", SocketAddr::new(near, HOST_PORT)));
+        }
+        for (entrance, to) in asked {
+            for probe in Probe::ALL {
+                let from = SocketAddr::new(self.outside.far_addresses[n], 0);
+                let answer = self.outside.far.ask_from(probe, from, to, 2 * SECOND);
+                let found = answer.map(|_| ()).map_err(|error| error.to_string());
+                failed.take(&format!("outside → {entrance} of {of}"), to, probe, found);
+            }
+        }
+    }
+}
+
+/// The paths that failed, each with its reason.
+#[derive(Default)]
+struct Failed(Vec<String>);
+
+impl Failed {
+    /// Asks by each kind of probe. The server must have seen one of the sources, if there are any.
+    fn ask(&mut self, what: &str, from: &Place, to: SocketAddr, sources: &[IpAddr]) {
+        for probe in Probe::ALL {
+            self.take(what, to, probe, ask(from, probe, to, sources));
+        }
+    }
+
+    /// Keeps the reason of a failure.
+    fn take(&mut self, what: &str, to: SocketAddr, probe: Probe, found: Result<(), String>) {
+        let failed = found.err().map(|why| format!("{what} ({to}, {probe:?}): {why}"));
+        self.0.extend(failed);
     }
 }
 
