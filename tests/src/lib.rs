@@ -60,6 +60,7 @@ pub mod skip;
 mod source_dir;
 mod spread;
 mod stream;
+mod time_exceeded;
 mod tun;
 mod wait;
 #[doc(hidden)]
@@ -85,5 +86,6 @@ pub use server::{Server, ServerApart};
 pub use source_dir::SourceDir;
 pub use spread::{Spread, assert_even, spread, uniform_p_value};
 pub use stream::{ConnectStream, StreamReport};
+pub use time_exceeded::TimeExceeded;
 pub use wait::{eventually, slowness, wait_for};
 pub use world::{World, WorldBuilder};

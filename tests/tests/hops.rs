@@ -6,42 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
-use harness::{Client, Endpoint, Frame, Node, NodeSpec, PATIENCE, Probe, Service, World, eventually};
+use harness::{
+    Client, Endpoint, Frame, Node, NodeSpec, PATIENCE, Probe, Service, TimeExceeded, World, eventually,
+};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
 const SECOND: Duration = Duration::from_secs(1);
-const ETHERNET: usize = 14;
-
-/// An ICMP error about a packet whose time to live ended: the error's sender, the packet's destination, and
-/// the four bytes after its IP header.
-struct TimeExceeded {
-    from: IpAddr,
-    to: IpAddr,
-    ports: [u8; 4],
-}
-
-impl TimeExceeded {
-    fn read(frame: &Frame) -> Option<Self> {
-        let packet = frame.bytes.get(ETHERNET..).filter(|_| !frame.outgoing)?;
-        let v4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
-        let v6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
-        let ports = |at: usize| packet.get(at..at + 4)?.try_into().ok();
-        match (packet.first()? >> 4, packet.get(9)?, packet.get(6)?) {
-            (4, 1, _) if packet.get(20..22)? == [11, 0] => Some(Self {
-                from: v4(12)?,
-                to: v4(28 + 16)?,
-                ports: ports(48)?,
-            }),
-            (6, _, 58) if packet.get(40..42)? == [3, 0] => Some(Self {
-                from: v6(8)?,
-                to: v6(48 + 24)?,
-                ports: ports(88)?,
-            }),
-            _ => None,
-        }
-    }
-}
 
 /// Sends a packet of `hops` hops and waits for the error about it.
 fn send(client: &Client, kind: Type, to: SocketAddr, hops: u32) -> Option<TimeExceeded> {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use harness::cni::PodSpec;
 use harness::config::HOOKS_OFF;
-use harness::{Agent, Endpoint, Frame, NodeSpec, PacketSocket, Pod, Probe, Service, World, eventually};
+use harness::{
+    Agent, Endpoint, Frame, NodeSpec, PacketSocket, Pod, Probe, Service, TimeExceeded, World, eventually,
+};
 use serde_json::json;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -141,7 +143,7 @@ fn a_pod_with_a_limit_keeps_to_the_stack_both_ways() {
 }
 
 #[test]
-fn a_hop_is_counted_and_the_last_one_is_told() {
+fn a_hop_is_counted_and_the_last_one_answers_time_exceeded() {
     harness::require_root!();
     let (world, _agent) = town("redirect");
     let node = world.node(1);
@@ -149,7 +151,9 @@ fn a_hop_is_counted_and_the_last_one_is_told() {
     for to in server.addresses() {
         client.ping(*to, 3 * SECOND).expect("an echo reply");
         let capture = server.packet_socket("eth0").expect("a capture");
+        let errors = client.packet_socket("eth0").expect("a capture");
         let socket = client.udp_socket_for(SocketAddr::new(*to, 9)).expect("a socket");
+        let port = socket.local_addr().expect("an address").port().to_be_bytes();
         let send = |hops: u32| {
             if to.is_ipv4() {
                 socket2::SockRef::from(&socket).set_ttl_v4(hops).expect("to set");
@@ -169,6 +173,14 @@ fn a_hop_is_counted_and_the_last_one_is_told() {
             .expect("the datagram");
         assert_eq!(frame.bytes[offset], 16, "one hop less");
         send(1);
+        let is_about_it =
+            |frame: &Frame| TimeExceeded::read(frame).is_some_and(|error| error.ports[..2] == port);
+        let frame = errors.find(SECOND, is_about_it).expect("to read");
+        let error = frame.and_then(|frame| TimeExceeded::read(&frame));
+        let error = error.unwrap_or_else(|| panic!("no error about the datagram to {to}"));
+        assert_eq!(error.to, *to, "the datagram's destination");
+        assert_eq!(error.ports[2..], 9_u16.to_be_bytes());
+        assert_eq!(error.from, node.address_like(*to), "the node is the hop");
         let late = capture.find(SECOND / 5, is_ours).expect("to read");
         assert!(late.is_none(), "its time to live was over");
     }
