@@ -8,14 +8,22 @@ use harness::{Agent, Endpoint, Node, NodeSpec, Probe, Service, World, eventually
 use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
-const SECOND: Duration = Duration::from_secs(1);
+/// The time limit until the status names a change.
+const NAMED: Duration = Duration::from_secs(3);
+/// The time limit after a start of the agent.
+const STARTED: Duration = Duration::from_secs(10);
 
-/// Waits until `waitingFor` and the errors in the status are exactly these. An error is a pair of an object
-/// and a part of the message.
+/// Waits after a change until `waitingFor` and the errors in the status are exactly these. An error is a pair
+/// of an object and a part of the message.
 #[track_caller]
 fn wait_told(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
+    wait_told_within(NAMED, node, waiting_for, errors);
+}
+
+#[track_caller]
+fn wait_told_within(limit: Duration, node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
     let what = format!("{waiting_for:?} and {errors:?}");
-    wait_for(&what, 10 * SECOND, || {
+    wait_for(&what, limit, || {
         let status = node
             .cli(&["status"])
             .map_err(|error| json!(format!("{error:#}")))?;
@@ -35,7 +43,7 @@ fn wait_told(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
 /// Starts an agent and waits until it has received all objects.
 fn start(node: &Node) -> Agent {
     let agent = node.agent().start();
-    wait_for("the first lists", 10 * SECOND, || {
+    wait_for("the first lists", STARTED, || {
         let status = node.cli(&["status"]).map_err(|error| format!("{error:#}"))?;
         if status["sync"].is_null() {
             Err(status.to_string())
@@ -69,7 +77,8 @@ fn a_name_that_no_node_has_is_told_until_a_node_has_it() {
     let told = format!(
         "Node n1.example.internal has this node's address {address}: start with --node-name n1.example.internal"
     );
-    wait_told(node, &["a Node called n1 (see errors)"], &[("Node n1", &told)]);
+    let waiting_for = ["a Node called n1 (see errors)"];
+    wait_told_within(STARTED, node, &waiting_for, &[("Node n1", &told)]);
     assert!(agent.log().contains(&told), "{}", agent.log());
     // Both Node objects exist: one of them claims addresses that are not its own.
     world.apply(&own);
@@ -117,7 +126,8 @@ fn a_node_that_comes_late_is_waited_for_without_an_alarm() {
     let node = world.node(1);
     world.delete(&node.object());
     let agent = start(node);
-    wait_told(node, &["the Node n1, which its kubelet registers"], &[]);
+    let waiting_for = ["the Node n1, which its kubelet registers"];
+    wait_told_within(STARTED, node, &waiting_for, &[]);
     world.apply(&node.object());
     wait_told(node, &[], &[]);
     assert!(!agent.log().contains("no Node has this name"), "{}", agent.log());
@@ -129,7 +139,7 @@ fn a_family_that_the_node_has_no_address_of_is_told_until_it_has_one() {
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
     let _agents = world.start_agents();
-    wait_told(node, &[], &[]);
+    wait_told_within(STARTED, node, &[], &[]);
     let own = node.object();
     for (family, flag, place) in [("IPv4", "-4", 0), ("IPv6", "-6", 1)] {
         let address = node.addresses()[place];

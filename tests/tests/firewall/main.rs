@@ -10,7 +10,7 @@ use harness::config::DEFAULTS;
 use harness::{Endpoint, NodeSpec, Probe, Service, World, address, skip, skip_if, wait_for};
 use serde_json::json;
 
-use town::{SECOND, SOON, Town, of_family, run};
+use town::{NAMED, SECOND, Town, of_family, run};
 
 #[test]
 fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
@@ -32,8 +32,7 @@ fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     assert_eq!(town.node().cli(&["status"]).expect("a status")["ready"], true);
     assert_eq!(town.agents[1].cli(&["status"])["errors"], json!([]));
 
-    town.restart();
-    assert_eq!(town.wait_named(&[chain]), message);
+    assert_eq!(town.restart_named(&[chain]), message);
     town.mend(&message);
     town.wait_named(&[]);
     town.assert_passes(true, "mended");
@@ -146,8 +145,7 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
             "{message}"
         );
         town.assert_dropped(v4);
-        town.restart();
-        assert_eq!(town.wait_named(&[chain]), message);
+        assert_eq!(town.restart_named(&[chain]), message);
         town.mend(&message);
         town.wait_named(&[]);
         town.assert_passes(v4, "mended");
@@ -243,8 +241,7 @@ fn chains_of_ipv6_and_of_both_families_are_named() {
     }
     town.assert_dropped(true);
     town.assert_dropped(false);
-    town.restart();
-    assert_eq!(town.wait_named(&["inet guard forward"]), message);
+    assert_eq!(town.restart_named(&["inet guard forward"]), message);
     town.mend(&message);
     town.wait_named(&[]);
     for v4 in [true, false] {
@@ -359,7 +356,7 @@ fn beside_another_pod_network_its_interfaces_count() {
         let agents = world.start_agents();
         let _pods = ["one", "two"].map(|name| node.add_pod(name));
         let wait_named = |is_named: bool| {
-            wait_for(&format!("it to be named: {is_named}"), SOON, || {
+            wait_for(&format!("it to be named: {is_named}"), NAMED, || {
                 let errors = agents[0].cli(&["status"])["errors"].take();
                 let found = errors.to_string().contains("chain ip filter FORWARD");
                 if found == is_named { Ok(()) } else { Err(errors) }

@@ -8,7 +8,9 @@ use harness::{Agent, Client, Node, NodeSpec, Place, Pod, Probe, Server, World, w
 use serde_json::{Value, json};
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// The agent's limit is three seconds; this machine may be busy with other tests.
+/// The time limit until the status names a change.
+pub const NAMED: Duration = Duration::from_secs(3);
+/// The time limit after a start of the agent, and until packets pass.
 pub const SOON: Duration = Duration::from_secs(6);
 
 /// Two nodes whose pod network is Millrace's, two pods on the first one and one on the other, and a client
@@ -70,11 +72,24 @@ impl Town {
         self.node().cli(&["status"]).expect("a status")["errors"].take()
     }
 
-    /// Waits until the status names exactly these chains, and returns the first message.
+    /// Waits after a change until the status names exactly these chains, and returns the first message.
     #[track_caller]
     pub fn wait_named(&self, chains: &[&str]) -> String {
+        self.wait_named_within(NAMED, chains)
+    }
+
+    /// Starts the agent again, and waits until the status names exactly these chains. Returns the first
+    /// message.
+    #[track_caller]
+    pub fn restart_named(&mut self, chains: &[&str]) -> String {
+        self.restart();
+        self.wait_named_within(SOON, chains)
+    }
+
+    #[track_caller]
+    fn wait_named_within(&self, limit: Duration, chains: &[&str]) -> String {
         let started = Instant::now();
-        let errors = wait_for(&format!("{chains:?} to be named"), SOON, || {
+        let errors = wait_for(&format!("{chains:?} to be named"), limit, || {
             let errors = self.errors();
             let named = errors
                 .as_array()

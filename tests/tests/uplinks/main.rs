@@ -99,8 +99,8 @@ fn an_uplink_that_is_down_is_named_until_it_is_up() {
     town.far.run_ip("link set eth0 up");
     assert_told("wan0", None);
     node.run_ip("link set eth0 down");
-    assert_told("eth0", Some("is down: it is switched off"));
-    node.run_ip("link set eth0 up");
+    let message = assert_told("eth0", Some("is down: it is switched off"));
+    town.mend(&message, "ip link set eth0 up");
     assert_told("eth0", None);
 }
 
@@ -114,9 +114,11 @@ fn an_uplink_that_is_made_a_port_of_a_bridge_is_named_until_it_is_taken_out() {
     assert_told("wan0", None);
     node.run_ip("link add br9 type bridge");
     node.run_ip("link set wan0 master br9");
-    assert_told("wan0", Some("a port of the bridge br9"));
+    let message = assert_told("wan0", Some("a port of the bridge br9"));
+    let advice = "Move the addresses and routes of wan0 to br9, or run ";
+    assert!(message.contains(advice), "{message}");
     assert_told("eth0", None);
-    node.run_ip("link set wan0 nomaster");
+    town.mend(&message, "ip link set wan0 nomaster");
     assert_told("wan0", None);
 }
 

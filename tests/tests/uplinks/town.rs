@@ -11,7 +11,9 @@ use harness::{
 use serde_json::json;
 
 pub const SECOND: Duration = Duration::from_secs(1);
-/// The time limit until a change is served.
+/// The time limit until the status names a change.
+pub const NAMED: Duration = Duration::from_secs(3);
+/// The time limit until a new service is served.
 pub const SOON: Duration = Duration::from_secs(5);
 pub const ANYWHERE: &str = "nodePortAddresses: [0.0.0.0/0, \"::/0\"]\n";
 pub const CLUSTER_IP: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -141,11 +143,12 @@ impl Town {
         }
     }
 
-    /// Waits until status reports this for an interface, or has no error with this code.
+    /// Waits until status reports this for an interface, or has no error with this code. Returns the message,
+    /// which is empty without an error.
     #[track_caller]
-    pub fn assert_told(&self, code: &str, interface: &str, why: Option<&str>) {
+    pub fn assert_told(&self, code: &str, interface: &str, why: Option<&str>) -> String {
         let object = json!(format!("interface {interface}"));
-        wait_for(&format!("{interface} to be {why:?}"), SOON, || {
+        wait_for(&format!("{interface} to be {why:?}"), NAMED, || {
             let errors = self.agents[0].cli(&["status"])["errors"].clone();
             let mut listed = errors.as_array().expect("a list").iter();
             let told = listed.find(|error| error["object"] == object && error["code"] == code);
@@ -154,8 +157,18 @@ impl Town {
                 (Some(message), Some(why)) => message.contains(why),
                 (message, why) => message.is_none() && why.is_none(),
             };
-            if is_so { Ok(()) } else { Err(errors) }
-        });
+            let message = message.unwrap_or_default().to_owned();
+            if is_so { Ok(message) } else { Err(errors) }
+        })
+    }
+
+    /// Asserts that a message has this command of `ip` and no other, and runs the command on the first node.
+    #[track_caller]
+    pub fn mend(&self, message: &str, command: &str) {
+        let commands: Vec<_> = message.split('`').skip(1).step_by(2).collect();
+        assert_eq!(commands, [command], "{message}");
+        let words = command.strip_prefix("ip ").expect("a command of ip");
+        self.world.node(1).run_ip(words);
     }
 
     /// Asserts that pods' packets to the far host carry the node's address of that link.
