@@ -201,6 +201,72 @@ mod tests {
     const PAGE: &str = include_str!("../../docs/status-codes.md");
     const HEAD: &str = "| Code | What is wrong | What to do |\n|---|---|---|\n";
 
+    /// The codes of all versions. Alerts and scripts name them, so codes are only ever added here.
+    const CODES: [&str; 51] = [
+        "SourceUnreachable",
+        "FileInvalid",
+        "ServiceInvalid",
+        "EndpointsInvalid",
+        "ObjectInvalid",
+        "AddressHeldTwice",
+        "AddressRefused",
+        "AddressOfAnother",
+        "LeftToNodeUnheld",
+        "LimitExceeded",
+        "ClientShareReached",
+        "MapFull",
+        "MapNearlyFull",
+        "MapAccessFailed",
+        "ConfigurationInvalid",
+        "ConfigurationNeedsRestart",
+        "PortUnavailable",
+        "NodeNotFound",
+        "NodeAddressTwice",
+        "NodeAddressMissing",
+        "AddressFamilyMissing",
+        "LocalPortsOverlap",
+        "UplinkNotFound",
+        "UplinkDown",
+        "LinkNotServed",
+        "UplinkInVrf",
+        "UplinkIsPort",
+        "ForeignInterface",
+        "SettingRefused",
+        "KernelRefused",
+        "RouteTaken",
+        "FirewallDrops",
+        "KubeProxyLeftover",
+        "ProgramNotAttached",
+        "SelfTestFailed",
+        "ForeignProgram",
+        "LeftoverProgram",
+        "ForeignQueue",
+        "PinsNotKept",
+        "ForeignPin",
+        "CapabilityMissing",
+        "ChecksumsNotChecked",
+        "PodNamespacesUnknown",
+        "PodRangeMissing",
+        "PodsUnreachable",
+        "PodNetworkNotInstalled",
+        "PodNotWhole",
+        "PodInterfaceGone",
+        "PodRecordsBroken",
+        "PodSettingNotApplied",
+        "Unknown",
+    ];
+
+    #[test]
+    fn codes_are_only_ever_added() {
+        let names: Vec<_> = Trouble::ALL.iter().map(|trouble| trouble.name()).collect();
+        for code in CODES {
+            assert!(names.contains(&code), "{code} is gone, and alerts name it");
+        }
+        for name in names {
+            assert!(CODES.contains(&name), "add {name} to the list of codes");
+        }
+    }
+
     #[test]
     fn the_page_has_every_code() {
         let row = |trouble: &Trouble| {
