@@ -8,6 +8,7 @@ use harness::{Agent, Endpoint, Node, NodeSpec, Probe, Service, World, eventually
 use proxy_common::maps::Reason;
 use serde_json::{Value, json};
 
+const SECOND: Duration = Duration::from_secs(1);
 /// The time limit until the status names a change.
 const NAMED: Duration = Duration::from_secs(3);
 /// The time limit after a start of the agent.

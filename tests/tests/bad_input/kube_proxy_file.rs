@@ -7,7 +7,7 @@ use std::path::Path;
 
 use harness::{Node, World};
 
-use crate::shop::{SECOND, errors, started};
+use crate::shop::{errors, started};
 
 /// Fields of old files, each with the line and the words of its warning.
 const INPUTS: [(&str, &str); 5] = [

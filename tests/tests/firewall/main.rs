@@ -10,7 +10,7 @@ use harness::config::DEFAULTS;
 use harness::{Endpoint, NodeSpec, Probe, Service, World, address, skip, skip_if, wait_for};
 use serde_json::json;
 
-use town::{NAMED, SECOND, Town, of_family, run};
+use town::{NAMED, SECOND, SOON, Town, of_family, run};
 
 #[test]
 fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
