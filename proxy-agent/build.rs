@@ -34,9 +34,15 @@ fn main() -> anyhow::Result<()> {
         env::set_var("PATH", path);
         env::set_var("RUSTC_BOOTSTRAP", "1");
     }
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() {
+        &["log"]
+    } else {
+        &[]
+    };
     let package = Package {
         name: "proxy-ebpf",
         root_dir: "../proxy-ebpf",
+        features,
         ..Package::default()
     };
     aya_build::build_ebpf([package], toolchain)

@@ -71,6 +71,8 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
         work.socket = skb.socket_cookie();
     }
     let decision = P::decide(&tables, work, &skb);
+    #[cfg(feature = "log")]
+    crate::log::decided(context, entry, decision);
     if tables.dry_run {
         dry_run::report(&skb, work, decision);
         return TC_ACT_UNSPEC;

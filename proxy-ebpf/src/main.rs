@@ -26,6 +26,8 @@ mod dry_run;
 mod gateway;
 mod host;
 mod kernel;
+#[cfg(feature = "log")]
+mod log;
 mod loopback;
 mod maps;
 mod pod;

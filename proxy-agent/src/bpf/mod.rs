@@ -7,6 +7,8 @@
 pub mod array;
 pub mod datapath;
 pub mod grace;
+#[cfg(feature = "log")]
+mod log;
 pub mod object;
 pub mod skb_layout;
 pub mod test_run;

@@ -205,6 +205,8 @@ fn load_with(dir: &LayoutDir, sizes: &MapSizes, may: Constants) -> Result<(), Bp
     let skb_layout = may.skb_layout.to_words();
     loader.override_global("SKB_LAYOUT", &skb_layout[..], true);
     let mut object = loader.load(OBJECT).map_err(|error| load_error("maps", &error))?;
+    #[cfg(feature = "log")]
+    super::log::follow(&mut object);
     load_programs(dir, object.programs_mut().collect())
 }
 

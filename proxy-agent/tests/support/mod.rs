@@ -31,6 +31,8 @@ impl Sandbox {
             None::<&str>,
         )
         .expect("mounting a bpffs");
+        #[cfg(feature = "log")]
+        show_decisions();
         Self { dir }
     }
 
@@ -46,8 +48,21 @@ impl Sandbox {
     }
 }
 
+/// Prints the decisions of programs, which a thread of the agent's library logs.
+#[cfg(feature = "log")]
+fn show_decisions() {
+    // Another test of this process has set it before.
+    let _ = tracing_subscriber::fmt()
+        .without_time()
+        .with_test_writer()
+        .try_init();
+}
+
 impl Drop for Sandbox {
     fn drop(&mut self) {
+        // The thread reads at intervals.
+        #[cfg(feature = "log")]
+        std::thread::sleep(std::time::Duration::from_millis(100));
         let _ = nix::mount::umount2(self.dir.path(), nix::mount::MntFlags::MNT_DETACH);
     }
 }

@@ -55,7 +55,7 @@ impl Layer {
 }
 
 /// An executable that holds tests.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct TestProgram {
     pub layer: Layer,
     /// Package folder and target: `tests/affinity`, `proxy-common/lib`.
@@ -72,11 +72,14 @@ pub struct Programs {
     pub millrace: PathBuf,
 }
 
-/// Builds all tests and the agent that they run.
-pub fn build() -> Result<Programs> {
+/// Builds all tests and the agent that they run. `with_log` builds programs that log each decision.
+pub fn build(with_log: bool) -> Result<Programs> {
     eprintln!("… building tests");
     let mut cargo = command::cargo()?;
     cargo.args(["test", "--no-run", "--workspace", "--exclude", "proxy-ebpf"]);
+    if with_log {
+        cargo.args(["--features", "proxy-agent/log"]);
+    }
     let artifacts = build::artifacts(&mut cargo)?;
     // Cargo builds a package's binaries with its integration tests. Then the plugin lies beside the agent.
     let millrace = artifacts.iter().find(|artifact| is_millrace(artifact));

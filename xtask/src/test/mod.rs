@@ -6,6 +6,8 @@
 //! in this machine fails the run ([`skips`]), since a suite that silently tests less is worse than a failure.
 //! The last line is always `N passed, N failed, N skipped`.
 //!
+//! At the end the oldest kernels run one test each in a guest ([`crate::vm`]).
+//!
 //! Tests on real traffic measure times, and the machine may pause meanwhile. So up to [`RUN_AGAIN_AT_MOST`]
 //! failed ones run again, alone, at the end. The summary names a test that passes then. Such a test shows a
 //! fault of the test or of the code, but the run passes. A unit test does not run again.
@@ -15,7 +17,7 @@ pub mod layer;
 mod libtest;
 mod report;
 pub mod run;
-mod skips;
+pub mod skips;
 pub mod summary;
 mod watch;
 
@@ -28,7 +30,10 @@ use self::{
     layer::{Layer, Programs, TestProgram},
     summary::{Outcome, Summary},
 };
-use crate::setup::{self, unpacked};
+use crate::{
+    setup::{self, unpacked},
+    vm,
+};
 
 #[derive(Args)]
 pub struct Options {
@@ -41,7 +46,7 @@ pub struct Options {
     /// Do not run a failed test again
     #[arg(long)]
     once: bool,
-    /// Show the output of tests while they run
+    /// Show the output of tests while they run; with `--layer kernel` also each decision of the programs
     #[arg(long, short)]
     verbose: bool,
 }
@@ -82,12 +87,16 @@ fn run_all(options: &Options, summary: &mut Summary) -> Result<()> {
     }
     // A test compares the plugin with them.
     unpacked::stock_plugins()?;
-    let Programs { mut tests, millrace } = layer::build()?;
+    let Programs { mut tests, millrace } =
+        layer::build(options.verbose && options.layer == Some(Layer::Kernel))?;
     tests.retain(|program| options.layer.is_none_or(|layer| layer == program.layer));
     tests.sort_by(|a, b| (a.layer, &a.name).cmp(&(b.layer, &b.name)));
-    let mut runner = run::Runner::new(millrace, options.verbose);
+    let mut runner = run::Runner::new(millrace.clone(), options.verbose);
     for program in &tests {
         runner.run(program, filter_for(program, options.filter.as_deref()), summary)?;
+    }
+    if options.filter.is_none() && options.layer.is_none() {
+        vm::in_tests(&tests, &millrace, summary);
     }
     if !options.once {
         run_again(&mut runner, &tests, summary)?;

@@ -18,6 +18,7 @@ pub const FILE: &str = "MILLRACE_SKIPS";
 
 pub const NOT_ROOT: &str = "needs root";
 pub const NO_KUBERNETES: &str = "no Kubernetes programs";
+pub const NO_GUESTS: &str = "no guests";
 pub const NO_RUNTIMES: &str = "no container runtime";
 
 /// A possible reason for a skip.
@@ -38,7 +39,11 @@ const EXPECTED: &[Expected] = &[
         start: "no SCTP sockets",
         holds: || !Path::new("/proc/net/sctp").exists(),
     },
-    // This program gives the next two reasons itself, after a check.
+    // This program gives the next three reasons itself, after a check.
+    Expected {
+        start: NO_GUESTS,
+        holds: || true,
+    },
     Expected {
         start: NO_KUBERNETES,
         holds: || true,

@@ -59,12 +59,14 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
     if names.is_empty() {
         return Ok(KERNELS.iter().collect());
     }
-    let find = |name: &String| {
-        let found = KERNELS.iter().find(|kernel| kernel.name == name);
-        let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
-        found.with_context(|| format!("no kernel {name} here, there are {}", known.join(", ")))
-    };
-    names.iter().map(find).collect()
+    names.iter().map(|name| find(name)).collect()
+}
+
+/// The kernel of this name.
+pub fn find(name: &str) -> Result<&'static Kernel> {
+    let found = KERNELS.iter().find(|kernel| kernel.name == name);
+    let known: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+    found.with_context(|| format!("no kernel {name} here, there are {}", known.join(", ")))
 }
 
 /// A kernel that is unpacked in the cache.

@@ -18,7 +18,7 @@ mod modules;
 mod qemu;
 mod report;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -27,7 +27,8 @@ use self::{kernels::Kernel, report::Plan};
 use crate::{
     paths, setup,
     test::{
-        layer::{self, Layer, Programs},
+        layer::{self, Layer, Programs, TestProgram},
+        skips,
         summary::{Outcome, Summary},
     },
 };
@@ -85,9 +86,57 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
+/// The kernels on which each `cargo xtask test` runs one test: the verifiers of the oldest accept the least.
+const IN_TESTS: [&str; 2] = ["5.10", "6.1"];
+/// That test loads each program, and each of them translates a packet and a reply.
+const TEST_IN_TESTS: &str = "requests_and_replies_are_translated";
+
+/// Boots the oldest kernels and runs one test on each. A machine that cannot get qemu or a kernel skips it.
+pub fn in_tests(programs: &[TestProgram], millrace: &Path, summary: &mut Summary) {
+    let options = Options {
+        filter: Some(TEST_IN_TESTS.to_owned()),
+        kernel: Vec::new(),
+        layer: Some(Layer::Kernel),
+        kvm: false,
+        verbose: false,
+    };
+    let plan = Plan {
+        programs: programs
+            .iter()
+            .filter(|program| program.layer == Layer::Kernel)
+            .cloned()
+            .collect(),
+        millrace: millrace.to_owned(),
+        filter: options.filter.clone(),
+        verbose: options.verbose,
+    };
+    for name in IN_TESTS {
+        let kernel = match ready(name) {
+            Ok(kernel) => kernel,
+            Err(error) => {
+                let reason = format!("{}: {error:#}", skips::NO_GUESTS);
+                summary.add(name, TEST_IN_TESTS, Outcome::Skipped(reason));
+                continue;
+            }
+        };
+        if let Err(error) = on(kernel, &plan, &options, summary) {
+            let outcome = Outcome::Failed(format!("{error:#}"));
+            summary.add(kernel.name, "(the guest as a whole)", outcome);
+        }
+    }
+}
+
+/// Installs qemu and fetches a kernel.
+fn ready(name: &str) -> Result<&'static Kernel> {
+    setup::for_vm()?;
+    let kernel = kernels::find(name)?;
+    kernels::fetch(kernel)?;
+    Ok(kernel)
+}
+
 /// The plan for the guests.
 fn plan(options: &Options) -> Result<Plan> {
-    let Programs { mut tests, millrace } = layer::build()?;
+    let Programs { mut tests, millrace } = layer::build(false)?;
     tests.retain(|program| {
         LAYERS.contains(&program.layer) && options.layer.is_none_or(|layer| layer == program.layer)
     });
