@@ -14,10 +14,10 @@ use std::os::fd::AsFd as _;
 use std::process::Command;
 
 use nix::net::if_::if_nametoindex;
-use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
+use proxy_bpf::links::{AttachMode, InterfaceRole, Links, Programs};
 use proxy_bpf::pins::Pins;
 use proxy_bpf::sys;
-use proxy_bpf::traffic_control::{Direction, Hung, TrafficControl};
+use proxy_bpf::traffic_control::{Direction, NewFilter, TrafficControl};
 use support::{World, names, on_a_node};
 
 fn programs() -> Programs {
@@ -52,13 +52,13 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
         let others = if_nametoindex("v0").unwrap();
         let pins = Pins::existing(&world.bpf_root).unwrap();
         let adopt = |programs: &Programs| {
-            Links::adopt(pins.links(), pins.qdiscs(), Means::probe(programs), programs).unwrap()
+            Links::adopt(pins.links(), pins.qdiscs(), AttachMode::probe(programs), programs).unwrap()
         };
         let before = filters(ours);
         assert_eq!(before.len(), 2);
         let first = programs();
         let mut links = adopt(&first);
-        let by_links = links.means() == Means::Tcx;
+        let by_links = links.attach_mode() == AttachMode::Tcx;
         assert_eq!(
             *links.interfaces(),
             BTreeMap::from([(ours, InterfaceRole::OwnPod)])
@@ -75,7 +75,7 @@ fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
         );
         // Older agents and plugins attached the same program to all pods' interfaces.
         let mut control = TrafficControl::open().unwrap();
-        let older = Hung {
+        let older = NewFilter {
             direction: Direction::Ingress,
             position: control.filters(ours, Direction::Ingress).unwrap()[0].position,
             name: "millrace-from_pod".to_owned(),

@@ -76,7 +76,7 @@ troubles! {
     /// Another machine has an address that a Service names; only the ports of the Service are served there.
     AddressOfAnother, "Give the Service another address, unless it is meant to share this one.";
     /// A Service's cluster IP is left to the node, which does not have it; packets to it are dropped.
-    LeftToNodeUnheld, "Start what holds the address, or remove the annotation `millrace.dev/leave-to-node`.";
+    LeftToNodeUnheld, "Start the program that holds the address, or remove the annotation `millrace.dev/leave-to-node`.";
     /// There are more service ranges, uplinks or source ranges than there is room for.
     LimitExceeded, "Join ranges, or name the uplinks in use with `--uplink`.";
     /// A client has used up its share of a table.
@@ -111,7 +111,7 @@ troubles! {
     /// An uplink is switched off or has no carrier; no other machine is reached by it.
     UplinkDown, "Switch it on with `ip link set`, or see to its cable and to the device at the other end.";
     /// The programs cannot read the packets of an uplink; no Service is served there.
-    LinkNotServed, "Lead the traffic by another interface, or translate it by a rule of your own.";
+    LinkNotServed, "Route the traffic by another interface, or translate it by a rule of your own.";
     /// An uplink is a VRF or a port of one, where the kernel routes by another table than for pods; no
     /// Service
     /// is served there.
@@ -126,7 +126,7 @@ troubles! {
     /// The kernel refuses what the agent asks of it.
     KernelRefused, "Give the agent the capability or the kernel that the message names.";
     /// A route that is not Millrace's leads the same addresses elsewhere; it is left alone.
-    RouteTaken, "Remove that route with `ip route del` to have Millrace lead these addresses.";
+    RouteTaken, "Remove that route with `ip route del` to have Millrace route these addresses.";
     /// A firewall drops what pods send or are sent.
     FirewallDrops, "Run the commands in the message, and have the firewall do so when it starts.";
     /// kube-proxy runs on this node, or left its rules behind.
@@ -151,7 +151,7 @@ troubles! {
     ForeignPin, "Remove the pin, or choose another `--bpf-root`.";
     /// The agent lacks a capability; it loads and attaches nothing new.
     CapabilityMissing, "Start the agent with the capabilities that the message names.";
-    /// The kernel does not tell the layout of its packets; where a NIC writes a pod's checksum is not
+    /// The kernel does not describe the layout of its packets; where a NIC writes a pod's checksum is not
     /// checked.
     ChecksumsNotChecked, "Run a kernel with BTF (`CONFIG_DEBUG_INFO_BTF`) and without lockdown of confidentiality, or \
         take `CAP_NET_RAW` from pods.";

@@ -13,9 +13,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
 
-use millrace::bpf::links::{InterfaceRole, Links, Means};
+use millrace::bpf::links::{AttachMode, InterfaceRole, Links};
 use millrace::bpf::object::MapSizes;
-use millrace::bpf::traffic_control::{Direction, Filter, Hung, Position, Qdisc, TrafficControl};
+use millrace::bpf::traffic_control::{Direction, Filter, NewFilter, Position, Qdisc, TrafficControl};
 use millrace::bpf::{BpfError, Datapath, clsact, sys};
 use support::Sandbox;
 
@@ -65,7 +65,7 @@ impl Bench {
     /// Adopts the links as an agent does at its start.
     fn links(&self) -> Links {
         let dir = self.sandbox.bpf_root().join("links");
-        Links::adopt(dir, self.qdiscs(), Means::Clsact, &self.datapath.programs).unwrap()
+        Links::adopt(dir, self.qdiscs(), AttachMode::Clsact, &self.datapath.programs).unwrap()
     }
 
     fn attach(&self, links: &mut Links, role: InterfaceRole) -> Vec<BpfError> {
@@ -102,8 +102,8 @@ impl Bench {
     }
 }
 
-fn theirs(position: Position, program: BorrowedFd<'_>) -> Hung<'_> {
-    Hung {
+fn theirs(position: Position, program: BorrowedFd<'_>) -> NewFilter<'_> {
+    NewFilter {
         direction: Direction::Ingress,
         position,
         name: "theirs".to_owned(),
@@ -163,7 +163,7 @@ fn another_generation_of_programs_takes_the_place_of_the_old_one() {
 }
 
 #[test]
-fn what_others_hang_up_stays() {
+fn foreign_filters_stay() {
     let mut bench = Bench::new();
     bench.control.add_clsact(bench.interface).unwrap();
     bench.add_theirs();

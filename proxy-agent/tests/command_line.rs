@@ -42,7 +42,7 @@ fn message(output: &Output) -> String {
 }
 
 #[test]
-fn without_an_agent_status_is_an_answer_and_other_verbs_fail() {
+fn without_an_agent_status_succeeds_and_other_verbs_fail() {
     let root = tempfile::tempdir().unwrap();
     let run = |line| millrace(root.path(), root.path(), line);
     let status = run("status -o json");
@@ -59,7 +59,7 @@ fn without_an_agent_status_is_an_answer_and_other_verbs_fail() {
             (Some(1), &[][..])
         );
         assert!(
-            message(&output).contains("no agent answers at"),
+            message(&output).contains("no agent replies at"),
             "{}",
             message(&output)
         );
@@ -106,7 +106,7 @@ fn uninstall_removes_ours_leaves_the_rest_and_can_be_repeated() {
     let run = || millrace(root.path(), &bpf_root, "uninstall -o json");
     install(&bpf_root);
     fs::create_dir(root.path().join("state")).unwrap();
-    fs::create_dir(bpf_root.join("somebody-elses")).unwrap();
+    fs::create_dir(bpf_root.join("foreign")).unwrap();
 
     let agent = control::bind(&root.path().join("run")).unwrap();
     let refused = run();
@@ -136,7 +136,7 @@ fn uninstall_removes_ours_leaves_the_rest_and_can_be_repeated() {
         });
         assert!(found, "{kind} {end} in {removed:#}");
     }
-    let foreign = bpf_root.join("somebody-elses");
+    let foreign = bpf_root.join("foreign");
     assert_eq!(
         document(&output)["left"],
         json!([{"name": foreign, "reason": "not ours"}])
@@ -156,7 +156,7 @@ fn uninstall_removes_ours_leaves_the_rest_and_can_be_repeated() {
 /// The set-up is that of the pod of `manifests/uninstall`: directories of the node are volumes, and the root
 /// is read-only.
 #[test]
-fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_told_to_end() {
+fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_a_signal() {
     let sandbox = Sandbox::enter();
     let node = tempfile::tempdir().unwrap();
     let container = tempfile::tempdir().unwrap();
@@ -181,7 +181,7 @@ fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_to
     fs::write(&plugin, "").unwrap();
     let installed = json!({"files": [plugin]});
     fs::write(node.path().join("state/installed.json"), installed.to_string()).unwrap();
-    fs::write(node.path().join("state/somebody-elses"), "").unwrap();
+    fs::write(node.path().join("state/foreign"), "").unwrap();
 
     let mut command = command(root, &sandbox.bpf_root(), "uninstall --wait -o json");
     let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -190,16 +190,16 @@ fn uninstall_in_a_container_empties_volumes_and_keeps_agents_away_until_it_is_to
     BufReader::new(waiting.stdout.take().unwrap())
         .read_line(&mut line)
         .unwrap();
-    let said: Value = serde_json::from_str(&line).expect("one JSON document on stdout");
+    let document: Value = serde_json::from_str(&line).expect("one JSON document on stdout");
     assert_eq!(
-        said,
+        document,
         json!({
             "removed": [
                 {"kind": "file", "name": plugin},
                 {"kind": "file", "name": root.join("state/installed.json")},
             ],
             "left": [
-                {"name": root.join("state/somebody-elses"), "reason": "not ours"},
+                {"name": root.join("state/foreign"), "reason": "not ours"},
                 {"name": root.join("run"), "reason": "empty, and a mount point"},
             ],
         })

@@ -106,15 +106,15 @@ fn uninstalling_leaves_foreign_pins_and_nothing_of_ours() {
     let sandbox = Sandbox::enter();
     let root = sandbox.bpf_root();
     drop(Datapath::open(&root, &SIZES).unwrap());
-    std::fs::create_dir(root.join("somebody")).unwrap();
+    std::fs::create_dir(root.join("foreign")).unwrap();
     let removed = pins::remove_all(&root).unwrap();
     assert!(removed.iter().any(|removed| removed.name == "FRONTENDS"));
     let left: Vec<_> = std::fs::read_dir(&root)
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(left, ["somebody"]);
-    std::fs::remove_dir(root.join("somebody")).unwrap();
+    assert_eq!(left, ["foreign"]);
+    std::fs::remove_dir(root.join("foreign")).unwrap();
     pins::remove_all(&root).unwrap();
     assert!(!root.exists());
     assert_eq!(pins::remove_all(&root).unwrap(), []);

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_and_nobody_are_not_one_host() {
+    fn multicast_and_unspecified_addresses_are_not_one_host() {
         let ip = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
         for text in [
             "0.0.0.0",

@@ -100,5 +100,5 @@ plain_only!(
     crate::packet::TcpHead,
     crate::packet::IcmpHead,
     crate::decide::gateway::Arp,
-    crate::decide::gateway::Answer,
+    crate::decide::gateway::ArpReply,
 );

@@ -11,12 +11,12 @@ use proxy_common::{Ip, Port, Tables};
 
 use crate::counters::count;
 use crate::kernel::Bound;
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
-const LIVE: Live = Live::HOOK;
+const MAPS: KernelMaps = KernelMaps::HOOK;
 
 #[cgroup_sock(post_bind4)]
 pub fn post_bind4(context: SockContext) -> i32 {
@@ -34,9 +34,9 @@ pub fn post_bind6(context: SockContext) -> i32 {
 
 #[inline(always)]
 fn on_bind(bound: &Bound<'_>, address: Ip, port: Port) -> i32 {
-    let Some(config) = LIVE.config() else { return ALLOW };
+    let Some(config) = MAPS.config() else { return ALLOW };
     let is_guarded = config.has(ConfigFlags::PROTECT_NODE_PORTS) && config.node_netns == bound.netns_cookie();
-    if !is_guarded || may_bind(&LIVE, address, port, bound.protocol()) {
+    if !is_guarded || may_bind(&MAPS, address, port, bound.protocol()) {
         return ALLOW;
     }
     count(Reason::BindRefused, 0);

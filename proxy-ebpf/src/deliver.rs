@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::Tables;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::maps::{Deliver, Reason};
 
@@ -16,7 +16,7 @@ use crate::reject;
 use crate::rewrite::{self, NETWORK_HEADER};
 use crate::route;
 use crate::stage;
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 /// The index of the loopback in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -27,65 +27,65 @@ pub trait Program {
     /// The hook at which it sees packets.
     const ENTRY: Entry;
     /// The verdict on a packet.
-    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision;
+    fn decide(tables: &KernelMaps, ctx: &mut PacketContext, skb: &Skb<'_>) -> Decision;
     /// The reason for the verdict on a packet whose headers could not be read because of `reason`.
     #[inline(always)]
-    fn decide_unread(_tables: &Live, _work: &Work, _skb: &Skb<'_>, reason: Reason) -> Reason {
+    fn decide_unread(_tables: &KernelMaps, _ctx: &PacketContext, _skb: &Skb<'_>, reason: Reason) -> Reason {
         reason
     }
     /// Whether a packet that passes or is translated may go to its neighbour, which the node may have to
     /// resolve. The caller asks after it has matched the decision. Otherwise LLVM would copy a reason that
     /// some decisions lack.
     #[inline(always)]
-    fn may_go_on(_tables: &Live, _work: &Work, _skb: &Skb<'_>, _is_translated: bool) -> bool {
+    fn may_go_on(_tables: &KernelMaps, _ctx: &PacketContext, _skb: &Skb<'_>, _is_translated: bool) -> bool {
         true
     }
     /// Sets a note on a packet that passes.
     #[inline(always)]
-    fn note(_skb: &Skb<'_>, _tables: &Live, _work: &Work) {}
+    fn note(_skb: &Skb<'_>, _tables: &KernelMaps, _ctx: &PacketContext) {}
 }
 
 /// Parses the packet, asks the program for the verdict, and executes it.
 #[inline(always)]
-pub fn handle<P: Program>(context: &TcContext) -> i32 {
+pub fn handle<P: Program>(tc: &TcContext) -> i32 {
     let entry = P::ENTRY;
-    let Some(work) = kernel::work() else {
+    let Some(ctx) = kernel::packet_context() else {
         return TC_ACT_UNSPEC;
     };
-    let skb = Skb(context);
-    let tables = Live::of(&skb, dry_run::is_marked(&skb));
-    work.arrived_by = skb.arrived_by();
-    work.interface = skb.ifindex();
+    let skb = Skb(tc);
+    let tables = KernelMaps::of(&skb, dry_run::is_marked(&skb));
+    ctx.arrived_by = skb.arrived_by();
+    ctx.interface = skb.ifindex();
     // The packet of a dry run is not addressed to an interface.
-    work.is_for_group =
+    ctx.is_for_group =
         u32::from(matches!(entry, Entry::Pod | Entry::Uplink) && !tables.dry_run && skb.is_for_group());
     if let Err(reason) = stage::parse(&skb, network_header(&skb, &tables, entry)) {
-        let reason = P::decide_unread(&tables, work, &skb, reason);
+        let reason = P::decide_unread(&tables, ctx, &skb, reason);
         if reason.is_drop() && !tables.dry_run {
             return drop(&skb, reason);
         }
-        P::note(&skb, &tables, work);
+        P::note(&skb, &tables, ctx);
         return pass(&skb, &tables, reason);
     }
     if let Entry::Host = entry {
-        work.socket = skb.socket_cookie();
+        ctx.socket = skb.socket_cookie();
     }
-    let decision = P::decide(&tables, work, &skb);
+    let decision = P::decide(&tables, ctx, &skb);
     #[cfg(feature = "log")]
-    crate::log::decided(context, entry, decision);
+    crate::log::decided(tc, entry, decision);
     if tables.dry_run {
-        dry_run::report(&skb, work, decision);
+        dry_run::report(&skb, ctx, decision);
         return TC_ACT_UNSPEC;
     }
     match decision {
-        Decision::Pass(_) if !P::may_go_on(&tables, work, &skb, false) => {
+        Decision::Pass(_) if !P::may_go_on(&tables, ctx, &skb, false) => {
             end(&skb, entry, Reason::NeighbourShare)
         }
-        Decision::Translate(_) if !P::may_go_on(&tables, work, &skb, true) => {
+        Decision::Translate(_) if !P::may_go_on(&tables, ctx, &skb, true) => {
             end(&skb, entry, Reason::NeighbourShare)
         }
         Decision::Pass(reason) => {
-            P::note(&skb, &tables, work);
+            P::note(&skb, &tables, ctx);
             pass(&skb, &tables, reason)
         }
         Decision::Drop(reason) => end(&skb, entry, reason),
@@ -102,8 +102,8 @@ pub fn handle<P: Program>(context: &TcContext) -> i32 {
 /// Whether the pod may send this packet. If not, the packet is counted. The packet of a dry run has no
 /// interface. `strict` says that the interface is one of our own, which must have an entry.
 #[inline(always)]
-pub fn may_send(context: &TcContext, strict: bool) -> bool {
-    let skb = Skb(context);
+pub fn may_send(tc: &TcContext, strict: bool) -> bool {
+    let skb = Skb(tc);
     if dry_run::is_marked(&skb) || stage::may_send(&skb, strict) {
         return true;
     }
@@ -116,9 +116,9 @@ pub fn may_send(context: &TcContext, strict: bool) -> bool {
 #[inline(always)]
 fn translate(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
     let is_error = reason as u8 == Reason::RelatedError as u8;
-    let done = stage::find_way(skb, entry)
-        .and_then(|way| stage::rewrite(skb, is_error).map(|()| way))
-        .and_then(|way| stage::deliver(skb, entry, way));
+    let done = stage::find_route(skb, entry)
+        .and_then(|device| stage::rewrite(skb, is_error).map(|()| device))
+        .and_then(|device| stage::deliver(skb, entry, device));
     match done {
         Ok(verdict) => {
             count(reason, skb.len());
@@ -139,7 +139,7 @@ fn end(skb: &Skb<'_>, entry: Entry, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-pub fn pass(skb: &Skb<'_>, tables: &Live, reason: Reason) -> i32 {
+pub fn pass(skb: &Skb<'_>, tables: &KernelMaps, reason: Reason) -> i32 {
     if tables.dry_run {
         dry_run::report_unparsed(skb, reason);
     } else if reason as u8 != Reason::NotOurs as u8 {
@@ -157,7 +157,7 @@ pub fn drop(skb: &Skb<'_>, reason: Reason) -> i32 {
 /// The offset of a packet's network header. A packet that came in without an Ethernet header was given one
 /// before. A packet that leaves by such an interface has none. The packet of a dry run always has one.
 #[inline(always)]
-fn network_header(skb: &Skb<'_>, tables: &Live, entry: Entry) -> u32 {
+fn network_header(skb: &Skb<'_>, tables: &KernelMaps, entry: Entry) -> u32 {
     if matches!(entry, Entry::Egress)
         && !tables.dry_run
         && tables
@@ -170,24 +170,24 @@ fn network_header(skb: &Skb<'_>, tables: &Live, entry: Entry) -> u32 {
     }
 }
 
-/// Parses the packet into the working memory.
+/// Parses the packet into the packet context.
 #[inline(always)]
-pub fn read(skb: &Skb<'_>, work: &mut Work, l3: u32) -> Result<(), Reason> {
-    work.start(skb, skb.ether_type(), l3)
+pub fn read(skb: &Skb<'_>, ctx: &mut PacketContext, l3: u32) -> Result<(), Reason> {
+    ctx.start(skb, skb.ether_type(), l3)
 }
 
 /// Translates the packet, or the ICMP error.
 #[inline(always)]
-pub fn rewrite(skb: &Skb<'_>, work: &Work, is_error: bool) -> Option<()> {
-    let Work {
+pub fn rewrite(skb: &Skb<'_>, ctx: &PacketContext, is_error: bool) -> Option<()> {
+    let PacketContext {
         headers,
         flow,
-        carried,
+        embedded,
         error_source,
         ..
-    } = work;
+    } = ctx;
     if is_error {
-        rewrite::rewrite_error(skb, headers, carried, flow, error_source)
+        rewrite::rewrite_error(skb, headers, embedded, flow, error_source)
     } else {
         rewrite::rewrite(skb, headers, flow)
     }
@@ -195,9 +195,9 @@ pub fn rewrite(skb: &Skb<'_>, work: &Work, is_error: bool) -> Option<()> {
 
 /// Turns an echo request into the reply and sends it to the client.
 #[inline(always)]
-pub fn echo(skb: &Skb<'_>, work: &Work, entry: Entry) -> i32 {
-    let answered = rewrite::answer_echo(skb, &work.headers).ok_or(Reason::RewriteFailed);
-    match answered.and_then(|()| answer(skb, entry)) {
+pub fn echo(skb: &Skb<'_>, ctx: &PacketContext, entry: Entry) -> i32 {
+    let replied = rewrite::reply_to_echo(skb, &ctx.headers).ok_or(Reason::RewriteFailed);
+    match replied.and_then(|()| send_back(skb, entry)) {
         Ok(verdict) => {
             count(Reason::EchoReply, skb.len());
             verdict
@@ -209,40 +209,40 @@ pub fn echo(skb: &Skb<'_>, work: &Work, entry: Entry) -> i32 {
 /// Sends an error to the sender: no server listens there, or the packet is too big or has no time to live
 /// left.
 #[inline(always)]
-pub fn refuse(skb: &Skb<'_>, work: &mut Work, entry: Entry, reason: Reason) -> i32 {
+pub fn refuse(skb: &Skb<'_>, ctx: &mut PacketContext, entry: Entry, reason: Reason) -> i32 {
     count(reason, skb.len());
-    let mtu = work.mtu;
-    work.error_source = work.headers.dst;
+    let mtu = ctx.mtu;
+    ctx.error_source = ctx.headers.dst;
     if reason as u8 == Reason::TtlExceeded as u8 {
         // A router uses its own address as source (RFC 1812 §4.3.2.4).
-        note_own_address(skb.ifindex(), work);
+        note_own_address(skb.ifindex(), ctx);
     }
     reject::refuse(
         skb,
-        &work.headers,
+        &ctx.headers,
         reason,
         mtu,
-        &work.error_source,
-        &mut work.scratch,
+        &ctx.error_source,
+        &mut ctx.scratch,
     )
-    .and_then(|()| answer(skb, entry).ok())
+    .and_then(|()| send_back(skb, entry).ok())
     .unwrap_or(TC_ACT_SHOT)
 }
 
 /// Sets the source of an error to the node's address at an interface, if there is one of the packet's family.
 #[inline(always)]
-fn note_own_address(interface: u32, work: &mut Work) {
-    if let Some(config) = Live::HOOK.config() {
-        let own = config.address_at(interface, &work.headers.dst);
+fn note_own_address(interface: u32, ctx: &mut PacketContext) {
+    if let Some(config) = KernelMaps::HOOK.config() {
+        let own = config.address_at(interface, &ctx.headers.dst);
         if !own.is_unspecified() {
-            work.error_source = own;
+            ctx.error_source = own;
         }
     }
 }
 
 /// Sends a packet that was turned into a reply back to its sender.
 #[inline(always)]
-fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
+fn send_back(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
     if skb.has_tag() {
         skb.take_tag().ok_or(Reason::RewriteFailed)?;
     }
@@ -254,25 +254,25 @@ fn answer(skb: &Skb<'_>, entry: Entry) -> Result<i32, Reason> {
 }
 
 /// The output device of a translated packet; 0 if the kernel's stack chooses it. If the packet is too big,
-/// this sets `Work::mtu` to the size that would fit.
+/// this sets `PacketContext::mtu` to the size that would fit.
 #[inline(always)]
-pub fn find_way(skb: &Skb<'_>, work: &mut Work, entry: Entry) -> Result<u32, Reason> {
-    match Deliver::from_number(work.flow.deliver) {
+pub fn find_route(skb: &Skb<'_>, ctx: &mut PacketContext, entry: Entry) -> Result<u32, Reason> {
+    match Deliver::from_number(ctx.flow.deliver) {
         Deliver::Route => {}
         // A packet that was routed to our own device has left the stack already.
         Deliver::Stack if matches!(entry, Entry::Host) => {}
         _ => return Ok(0),
     }
-    if is_forwarded(entry) && work.headers.ttl <= 1 {
+    if is_forwarded(entry) && ctx.headers.ttl <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    route::look_up(skb, work)
+    route::look_up(skb, ctx)
 }
 
 /// Sends a translated packet on.
 #[inline(always)]
-pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32, Reason> {
-    let Work { headers, flow, .. } = work;
+pub fn deliver(skb: &Skb<'_>, ctx: &PacketContext, entry: Entry, out: u32) -> Result<i32, Reason> {
+    let PacketContext { headers, flow, .. } = ctx;
     // The stack would remove a priority tag. A packet that bypasses the stack must not leave the node with
     // one.
     if skb.has_tag() {
@@ -283,12 +283,12 @@ pub fn deliver(skb: &Skb<'_>, work: &Work, entry: Entry, out: u32) -> Result<i32
         Deliver::SameInterface => back(skb),
         Deliver::Host => to_host(skb),
         Deliver::Loopback => to_loopback(skb),
-        Deliver::Pod => to_pod(skb, work),
+        Deliver::Pod => to_pod(skb, ctx),
         Deliver::Route | Deliver::Stack => {
             if is_forwarded(entry) {
                 rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
             }
-            Ok(redirect_to_neighbour(out, work.next_hop_family, work.next_hop))
+            Ok(redirect_to_neighbour(out, ctx.next_hop_family, ctx.next_hop))
         }
     }
 }
@@ -310,7 +310,7 @@ fn back(skb: &Skb<'_>) -> Result<i32, Reason> {
 /// so strict reverse-path filtering accepts the packet.
 #[inline(always)]
 fn to_host(skb: &Skb<'_>) -> Result<i32, Reason> {
-    let config = Live::HOOK.config().ok_or(Reason::NoRoute)?;
+    let config = KernelMaps::HOOK.config().ok_or(Reason::NoRoute)?;
     let (device, mac) = (config.host_device, config.host_mac);
     rewrite::set_destination_mac(skb, &mac).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_in(device))
@@ -326,10 +326,10 @@ fn to_loopback(skb: &Skb<'_>) -> Result<i32, Reason> {
 
 /// Sends a packet into a pod by the pod's side of the pair, as if the node had forwarded it.
 #[inline(always)]
-fn to_pod(skb: &Skb<'_>, work: &Work) -> Result<i32, Reason> {
-    let Work {
+fn to_pod(skb: &Skb<'_>, ctx: &PacketContext) -> Result<i32, Reason> {
+    let PacketContext {
         headers, receiver, ..
-    } = work;
+    } = ctx;
     rewrite::decrement_ttl(skb, headers).ok_or(Reason::TtlExceeded)?;
     rewrite::forward_to_mac(skb, &receiver.mac).ok_or(Reason::RewriteFailed)?;
     Ok(redirect_to_peer(receiver.interface))

@@ -5,7 +5,7 @@
 //! It returns the decision in the rest of its control block. No packet from the network can set a value in
 //! the control block.
 
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::decide::packet::Decision;
 use proxy_common::maps::Reason;
 
@@ -28,7 +28,7 @@ pub fn is_marked(skb: &Skb<'_>) -> bool {
 
 /// Reports a decision: `cb[2]` is [`outcome`], `cb[3]` the backend's id, `cb[4]` the service's.
 #[inline(always)]
-pub fn report(skb: &Skb<'_>, work: &Work, decision: Decision) {
+pub fn report(skb: &Skb<'_>, ctx: &PacketContext, decision: Decision) {
     match decision {
         Decision::Deliver => skb.set_control::<2>(outcome(1, Reason::NotOurs, false)),
         Decision::Pass(reason) => skb.set_control::<2>(outcome(1, reason, false)),
@@ -36,10 +36,10 @@ pub fn report(skb: &Skb<'_>, work: &Work, decision: Decision) {
         Decision::Echo => skb.set_control::<2>(outcome(3, Reason::EchoReply, false)),
         Decision::TranslateError => skb.set_control::<2>(outcome(1, Reason::RelatedError, false)),
         Decision::Translate(reason) => {
-            let masquerade = !work.flow.src.same(&work.headers.src);
+            let masquerade = !ctx.flow.src.same(&ctx.headers.src);
             skb.set_control::<2>(outcome(4, reason, masquerade));
-            skb.set_control::<3>(work.flow.backend);
-            skb.set_control::<4>(work.flow.service);
+            skb.set_control::<3>(ctx.flow.backend);
+            skb.set_control::<4>(ctx.flow.service);
         }
     }
 }

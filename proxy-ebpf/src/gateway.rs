@@ -7,17 +7,17 @@ use aya_ebpf::bindings::BPF_FIB_LKUP_RET_SUCCESS;
 use proxy_common::decide::gateway::{self, Arp};
 
 use crate::kernel::{Skb, redirect_out, zeroed_fib_lookup};
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 const AF_INET: u8 = 2;
 
 /// The verdict on a packet that asks for the gateway's address.
 #[inline(always)]
-pub fn answer(skb: &Skb<'_>) -> Option<i32> {
+pub fn reply(skb: &Skb<'_>) -> Option<i32> {
     let interface = skb.ifindex();
-    let asked = gateway::request(&Live::HOOK, skb, skb.ether_type(), interface)?;
+    let asked = gateway::request(&KernelMaps::HOOK, skb, skb.ether_type(), interface)?;
     let mac = mac(skb, interface, &asked)?;
-    skb.store(0, &asked.answer(mac))?;
+    skb.store(0, &asked.reply(mac))?;
     Some(redirect_out(interface))
 }
 

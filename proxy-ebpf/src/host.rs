@@ -7,20 +7,20 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::decide::packet::{Decision, Entry, entering};
 
 use crate::deliver::{Program, handle};
 use crate::dry_run;
 use crate::kernel::Skb;
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 /// Handles packets that were routed to a virtual address.
 #[classifier]
 #[inline(always)]
-pub fn from_host(context: TcContext) -> i32 {
-    let verdict = handle::<FromHost>(&context);
-    if verdict == TC_ACT_UNSPEC && !dry_run::is_marked(&Skb(&context)) {
+pub fn from_host(tc: TcContext) -> i32 {
+    let verdict = handle::<FromHost>(&tc);
+    if verdict == TC_ACT_UNSPEC && !dry_run::is_marked(&Skb(&tc)) {
         TC_ACT_SHOT
     } else {
         verdict
@@ -33,7 +33,7 @@ impl Program for FromHost {
     const ENTRY: Entry = Entry::Host;
 
     #[inline(always)]
-    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
-        entering(tables, work, skb, Entry::Host)
+    fn decide(tables: &KernelMaps, ctx: &mut PacketContext, skb: &Skb<'_>) -> Decision {
+        entering(tables, ctx, skb, Entry::Host)
     }
 }

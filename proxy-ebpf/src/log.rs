@@ -10,7 +10,7 @@ use proxy_common::maps::Reason;
 
 use crate::kernel;
 
-/// Logs a decision about the packet in the working memory.
+/// Logs a decision about the packet in the packet context.
 #[inline(always)]
 pub fn decided(context: &TcContext, entry: Entry, decision: Decision) {
     let (verdict, reason) = match decision {
@@ -37,10 +37,10 @@ enum Verdict {
 /// The kernel gets this as a function of its own: its stack does not add to that of a program.
 #[inline(never)]
 fn write(context: &TcContext, entry: u32, verdict: u32, reason: u32) {
-    let Some(work) = kernel::work() else {
+    let Some(ctx) = kernel::packet_context() else {
         return;
     };
-    let headers = &work.headers;
+    let headers = &ctx.headers;
     let (from, to) = (headers.src.octets(), headers.dst.octets());
     let ports = [headers.sport.number(), headers.dport.number()];
     aya_log_ebpf::info!(

@@ -5,18 +5,18 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::decide::packet::{Decision, Entry, entering};
 
 use crate::deliver::{Program, handle};
 use crate::kernel::Skb;
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 /// Handles packets that the node sends to itself.
 #[classifier]
 #[inline(always)]
-pub fn from_loopback(context: TcContext) -> i32 {
-    handle::<FromLoopback>(&context)
+pub fn from_loopback(tc: TcContext) -> i32 {
+    handle::<FromLoopback>(&tc)
 }
 
 struct FromLoopback;
@@ -25,7 +25,7 @@ impl Program for FromLoopback {
     const ENTRY: Entry = Entry::Loopback;
 
     #[inline(always)]
-    fn decide(tables: &Live, work: &mut Work, skb: &Skb<'_>) -> Decision {
-        entering(tables, work, skb, Entry::Loopback)
+    fn decide(tables: &KernelMaps, ctx: &mut PacketContext, skb: &Skb<'_>) -> Decision {
+        entering(tables, ctx, skb, Entry::Loopback)
     }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_common::Ip;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::maps::{
     Affinity, AffinityKey, Backend, Config, Connected, Counter, FirstFragment, Flow, FlowKey, FragmentKey,
     Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink, Reason, RecentCount, Refusals, Share,
@@ -80,9 +80,9 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 pub static TRACE: Array<TraceCell> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The working memory of the packet programs; see [`Work`].
+/// The [`PacketContext`] of the packet programs.
 #[map]
-pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+pub static WORK: PerCpuArray<PacketContext> = PerCpuArray::with_max_entries(1, 0);
 
 /// The number of refusals that each group of senders got in the current tick.
 #[map]

@@ -23,8 +23,8 @@ const TCP_CHECKSUM: u32 = 16;
 const TTL: u8 = 64;
 /// Bytes of the refused packet's transport header that an error carries. TCP needs more bytes, which have to
 /// include its checksum if that was left to the NIC.
-const CARRIED: u32 = 8;
-const CARRIED_OF_TCP: u32 = 20;
+const EMBEDDED: u32 = 8;
+const EMBEDDED_OF_TCP: u32 = 20;
 /// Size of IPv6's fragment header, in bytes.
 const FRAGMENT_HEADER: u32 = 8;
 const IPV4_HEADER: u32 = 20;
@@ -128,12 +128,12 @@ fn error_v4(
     sum[0] = error.head.to_be();
     sum[1] = error.rest.to_be();
     copy::<5>(skb, headers.l3, sum, 2)?;
-    let carried = carry(skb, headers, sum, 7)?;
-    skb.truncate(headers.l4 + carried)?;
+    let embedded = embed(skb, headers, sum, 7)?;
+    skb.truncate(headers.l4 + embedded)?;
     skb.insert_behind_ethernet(IPV4_HEADER + ICMP_HEADER)?;
     let head = sum[0] | u32::from(checksum(sum)) << 16;
     skb.store(headers.l3 + IPV4_HEADER, &[head, error.rest.to_be()])?;
-    let len = IPV4_HEADER + ICMP_HEADER + IPV4_HEADER + carried;
+    let len = IPV4_HEADER + ICMP_HEADER + IPV4_HEADER + embedded;
     let mut ip: [u32; 5] = [
         (0x45c0_0000 | len).to_be(),
         0,
@@ -156,18 +156,18 @@ fn error_v6(
     let behind = headers.l3 + IPV6_HEADER;
     *sum = [0; SCRATCH_WORDS];
     copy::<10>(skb, headers.l3, sum, 12)?;
-    let carried = if headers.l4 == behind {
-        carry(skb, headers, sum, 22)?
+    let embedded = if headers.l4 == behind {
+        embed(skb, headers, sum, 22)?
     } else if headers.is_fragment && headers.l4 == behind + FRAGMENT_HEADER {
         copy::<4>(skb, behind, sum, 22)?;
-        FRAGMENT_HEADER + CARRIED
+        FRAGMENT_HEADER + EMBEDDED
     } else {
         // Other extension headers would move the ports out of reach.
         return None;
     };
-    skb.truncate(behind + carried)?;
+    skb.truncate(behind + embedded)?;
     skb.insert_behind_ethernet(IPV6_HEADER + ICMP_HEADER)?;
-    let len = ICMP_HEADER + IPV6_HEADER + carried;
+    let len = ICMP_HEADER + IPV6_HEADER + embedded;
     let (src, dst) = (source.v6_words(), headers.src.v6_words());
     let head = (len << 16 | u32::from(protocol::ICMPV6) << 8 | u32::from(TTL)).to_be();
     skb.store(headers.l3, &[0x6000_0000_u32.to_be(), head])?;
@@ -203,11 +203,11 @@ fn copy<const N: usize>(skb: &Skb<'_>, offset: u32, sum: &mut [u32; SCRATCH_WORD
 /// Copies the part of the refused packet's transport header that an error carries, and returns its length in
 /// bytes.
 #[inline(always)]
-fn carry(skb: &Skb<'_>, headers: &Headers, sum: &mut [u32; SCRATCH_WORDS], at: usize) -> Option<u32> {
+fn embed(skb: &Skb<'_>, headers: &Headers, sum: &mut [u32; SCRATCH_WORDS], at: usize) -> Option<u32> {
     if headers.protocol == protocol::TCP {
         copy::<5>(skb, headers.l4, sum, at)?;
-        return Some(CARRIED_OF_TCP);
+        return Some(EMBEDDED_OF_TCP);
     }
     copy::<2>(skb, headers.l4, sum, at)?;
-    Some(CARRIED)
+    Some(EMBEDDED)
 }

@@ -134,21 +134,24 @@ fn sctp_len(skb: &Skb<'_>, headers: &Headers) -> Option<u32> {
 pub fn rewrite_error(
     skb: &Skb<'_>,
     headers: &Headers,
-    carried: &Headers,
+    embedded: &Headers,
     flow: &Flow,
     source: &Ip,
 ) -> Option<()> {
     let checksum = headers.l4 + ICMP_CHECKSUM;
-    let (old, new) = (ports(carried.sport, carried.dport), ports(flow.dport, flow.sport));
-    if carried.is_icmp() {
-        let (old, new) = (carried.echo_id(), flow.echo_id());
+    let (old, new) = (
+        ports(embedded.sport, embedded.dport),
+        ports(flow.dport, flow.sport),
+    );
+    if embedded.is_icmp() {
+        let (old, new) = (embedded.echo_id(), flow.echo_id());
         skb.update_transport_checksum(checksum, u64::from(old.raw()), u64::from(new.raw()), 2)?;
-        skb.store(carried.l4 + ECHO_ID, &new.raw())?;
+        skb.store(embedded.l4 + ECHO_ID, &new.raw())?;
     } else if old != new {
         skb.update_transport_checksum(checksum, u64::from(old), u64::from(new), 4)?;
-        skb.store(carried.l4, &new)?;
+        skb.store(embedded.l4, &new)?;
     }
-    let inside = rewrite_addresses(skb, carried, &flow.dst, &flow.src)?;
+    let inside = rewrite_addresses(skb, embedded, &flow.dst, &flow.src)?;
     let outside = rewrite_addresses(skb, headers, source, &flow.dst)?;
     if !headers.dst.is_v4() {
         // IPv6 has no header checksum that would cancel the change of the inner addresses, and the outer
@@ -190,7 +193,7 @@ const fn u64_of(words: [u32; 2]) -> [u8; 8] {
 
 /// Turns an echo request into its reply. Swapped addresses do not change a checksum, but the new type does.
 #[inline(always)]
-pub fn answer_echo(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
+pub fn reply_to_echo(skb: &Skb<'_>, headers: &Headers) -> Option<()> {
     let (old, new) = if headers.dst.is_v4() {
         (8_u8, 0_u8)
     } else {

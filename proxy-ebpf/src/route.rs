@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup,
 };
 use proxy_common::Ip;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::maps::{Flow, Reason};
 use proxy_common::packet::{Headers, Packet as _};
 use proxy_common::protocol;
@@ -21,20 +21,20 @@ const LEAST_MTU: u32 = 1280;
 
 /// The output device of the route. Fails if the packet is too big for it. Stores the next hop.
 #[inline(always)]
-pub fn look_up(skb: &Skb<'_>, work: &mut Work) -> Result<u32, Reason> {
-    let Work { headers, flow, .. } = work;
+pub fn look_up(skb: &Skb<'_>, ctx: &mut PacketContext) -> Result<u32, Reason> {
+    let PacketContext { headers, flow, .. } = ctx;
     let mut lookup = FibLookup::zeroed();
     lookup.set_packet(headers, flow, skb.ifindex());
     let len = packet_len(skb, headers);
     kernel::set_len(&mut lookup, len);
     let result = skb.route(&mut lookup);
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        work.next_hop = kernel::next_hop_of(&lookup);
-        work.next_hop_family = u32::from(lookup.family);
+        ctx.next_hop = kernel::next_hop_of(&lookup);
+        ctx.next_hop_family = u32::from(lookup.family);
         Ok(lookup.ifindex)
     } else if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        work.mtu = match kernel::mtu_of(&lookup) {
-            told if told < len => u32::from(told),
+        ctx.mtu = match kernel::mtu_of(&lookup) {
+            mtu if mtu < len => u32::from(mtu),
             _ => LEAST_MTU,
         };
         Err(Reason::TooBig)
@@ -47,8 +47,8 @@ pub fn look_up(skb: &Skb<'_>, work: &mut Work) -> Result<u32, Reason> {
 /// filtering demands (RFC 3704 §2.2; `__fib_validate_source` in `net/ipv4/fib_frontend.c`). IPv6 has no such
 /// setting.
 #[inline(always)]
-pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
-    let headers = &work.headers;
+pub fn passes_reverse_path(skb: &Skb<'_>, ctx: &PacketContext, interface: u32) -> bool {
+    let headers = &ctx.headers;
     if !headers.src.is_v4() {
         return true;
     }
@@ -71,9 +71,9 @@ pub fn leads_back(skb: &Skb<'_>, work: &Work, interface: u32) -> bool {
 
 /// The output device of the route to the selected backend; 0 if there is no route.
 #[inline(always)]
-pub fn way_out(skb: &Skb<'_>, work: &Work) -> u32 {
+pub fn output_device(skb: &Skb<'_>, ctx: &PacketContext) -> u32 {
     let mut lookup = FibLookup::zeroed();
-    lookup.set_addresses(&work.headers.src, work.destination(), work.interface);
+    lookup.set_addresses(&ctx.headers.src, ctx.destination(), ctx.interface);
     let result = skb.route(&mut lookup);
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
         || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
@@ -88,14 +88,14 @@ pub fn way_out(skb: &Skb<'_>, work: &Work) -> u32 {
 /// Whether the packet, before or after translation, goes to a neighbour whose hardware address the node does
 /// not know.
 #[inline(always)]
-pub fn lacks_neighbour(skb: &Skb<'_>, work: &Work, is_translated: bool) -> bool {
+pub fn lacks_neighbour(skb: &Skb<'_>, ctx: &PacketContext, is_translated: bool) -> bool {
     let to = if is_translated {
-        &work.flow.dst
+        &ctx.flow.dst
     } else {
-        &work.headers.dst
+        &ctx.headers.dst
     };
     let mut lookup = FibLookup::zeroed();
-    lookup.set_addresses(&work.headers.src, to, work.interface);
+    lookup.set_addresses(&ctx.headers.src, to, ctx.interface);
     skb.route(&mut lookup) == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 

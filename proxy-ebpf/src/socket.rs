@@ -13,7 +13,7 @@ use proxy_common::{Ip, Port, Tables, protocol};
 use crate::counters::count;
 use crate::kernel::Peer;
 use crate::maps::{HAS_SET_RETVAL, POD_NETNS};
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 /// The call continues.
 const ALLOW: i32 = 1;
@@ -21,7 +21,7 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
-const LIVE: Live = Live::HOOK;
+const MAPS: KernelMaps = KernelMaps::HOOK;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(context: SockAddrContext) -> i32 {
@@ -81,14 +81,14 @@ pub fn recvmsg6(context: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn on_connect(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
-    let Some(config) = LIVE.config() else { return ALLOW };
+    let Some(config) = MAPS.config() else { return ALLOW };
     if peer.protocol() != protocol::TCP {
         return ALLOW;
     }
     let Some(owner) = owner(config, peer.netns_cookie()) else {
         return ALLOW;
     };
-    match connect(&LIVE, config, owner, address, port, protocol::TCP) {
+    match connect(&MAPS, config, owner, address, port, protocol::TCP) {
         SocketDecision::Leave(_) => ALLOW,
         SocketDecision::Refuse if HAS_SET_RETVAL.load() == 0 => ALLOW,
         SocketDecision::Refuse => {
@@ -124,11 +124,11 @@ fn on_getpeername(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOn
 
 #[inline(always)]
 fn on_send(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
-    let Some(config) = LIVE.config() else { return ALLOW };
+    let Some(config) = MAPS.config() else { return ALLOW };
     if !config.has(ConfigFlags::SOCKETS_OF_NODE) || config.node_netns != peer.netns_cookie() {
         return ALLOW;
     }
-    if let SocketDecision::Translate(selected) = send(&LIVE, config, &peer.sender(), address, port) {
+    if let SocketDecision::Translate(selected) = send(&MAPS, config, &peer.sender(), address, port) {
         translate(selected.backend.address, selected.backend.port);
         count(Reason::SocketSend, 0);
     }
@@ -137,7 +137,7 @@ fn on_send(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, 
 
 #[inline(always)]
 fn on_receive(peer: &Peer<'_>, address: Ip, port: Port, translate: impl FnOnce(Ip, Port)) -> i32 {
-    if let Some((address, port)) = receive(&LIVE, peer.cookie(), address, port) {
+    if let Some((address, port)) = receive(&MAPS, peer.cookie(), address, port) {
         translate(address, port);
     }
     ALLOW

@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::decide::fragment::Passage;
 use proxy_common::decide::packet::Entry;
 use proxy_common::maps::{
@@ -23,9 +23,9 @@ use crate::maps::{
 };
 use crate::stage;
 
-/// The live maps.
+/// The maps of the kernel.
 #[derive(Clone, Copy)]
-pub struct Live {
+pub struct KernelMaps {
     /// Whether the maps may not be written.
     pub dry_run: bool,
     /// Whether the caller settles the work that a packet's notes leave, so that one stage calls few others.
@@ -34,7 +34,7 @@ pub struct Live {
     packet: *mut __sk_buff,
 }
 
-impl Live {
+impl KernelMaps {
     /// The maps in a socket hook.
     pub const HOOK: Self = Self {
         dry_run: false,
@@ -68,7 +68,7 @@ impl Live {
     }
 }
 
-impl Tables for Live {
+impl Tables for KernelMaps {
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
         CONFIG.get_ptr(0).map(array_element)
@@ -204,7 +204,7 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn settle(&self, _work: &mut Work) {
+    fn settle(&self, _ctx: &mut PacketContext) {
         if !self.settles_later && !self.dry_run {
             stage::settle();
         }
@@ -238,33 +238,33 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
+    fn note_unreplied(&self, config: &Config, client: &Ip) -> bool {
         let now = self.now();
-        let Some(unanswered) = UNANSWERED.get_ptr_mut(client) else {
+        let Some(unreplied) = UNANSWERED.get_ptr_mut(client) else {
             let first = RecentCount::first(now);
             if !self.dry_run {
                 // If the insertion fails, the flow is not counted.
                 let _ = UNANSWERED.insert(client, &first, 0);
             }
-            return config.unanswered_share > 0;
+            return config.unreplied_share > 0;
         };
         if self.dry_run {
-            return read(unanswered).at(now) < config.unanswered_share;
+            return read(unreplied).at(now) < config.unreplied_share;
         }
-        kernel::count_recent(unanswered, now, config.unanswered_share)
+        kernel::count_recent(unreplied, now, config.unreplied_share)
     }
 
     #[inline(always)]
-    fn note_answered(&self, client: &Ip) {
+    fn note_replied(&self, client: &Ip) {
         if !self.dry_run
-            && let Some(unanswered) = UNANSWERED.get_ptr_mut(client)
+            && let Some(unreplied) = UNANSWERED.get_ptr_mut(client)
         {
-            kernel::count_answered(unanswered);
+            kernel::count_replied(unreplied);
         }
     }
 
     #[inline(always)]
-    fn lacks_neighbour(&self, _work: &Work, is_translated: bool) -> bool {
+    fn lacks_neighbour(&self, _ctx: &PacketContext, is_translated: bool) -> bool {
         stage::lacks_neighbour(self.packet, is_translated)
     }
 
@@ -293,12 +293,12 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn complete_fragment(&self, _work: &mut Work, passage: Passage) {
+    fn complete_fragment(&self, _ctx: &mut PacketContext, passage: Passage) {
         stage::complete_fragment(passage);
     }
 
     #[inline(always)]
-    fn note_fragment(&self, _work: &mut Work, passage: Passage) {
+    fn note_fragment(&self, _ctx: &mut PacketContext, passage: Passage) {
         if !self.dry_run {
             stage::note_fragment(passage);
         }
@@ -309,34 +309,34 @@ impl Tables for Live {
         &self,
         _config: &Config,
         _packet: &P,
-        _work: &mut Work,
+        _ctx: &mut PacketContext,
         entry: Entry,
     ) -> Option<Reason> {
         stage::admit_packet(self.packet, entry)
     }
 
     #[inline(always)]
-    fn note(&self, _work: &mut Work) -> u32 {
+    fn note(&self, _ctx: &mut PacketContext) -> u32 {
         stage::note(self.dry_run)
     }
 
     #[inline(always)]
-    fn is_error_of_a_flow<P: Packet + ?Sized>(&self, _work: &mut Work, _packet: &P) -> bool {
+    fn is_error_of_a_flow<P: Packet + ?Sized>(&self, _ctx: &mut PacketContext, _packet: &P) -> bool {
         stage::is_error_of_a_flow(self.packet)
     }
 
     #[inline(always)]
-    fn may_begin(&self, _config: &Config, _work: &mut Work, entry: Entry) -> Result<(), Reason> {
+    fn may_begin(&self, _config: &Config, _ctx: &mut PacketContext, entry: Entry) -> Result<(), Reason> {
         stage::may_begin(entry)
     }
 
     #[inline(always)]
-    fn prepare(&self, _config: &Config, _work: &mut Work, entry: Entry) -> Result<(), Reason> {
+    fn prepare(&self, _config: &Config, _ctx: &mut PacketContext, entry: Entry) -> Result<(), Reason> {
         stage::prepare(self.dry_run, entry)
     }
 
     #[inline(always)]
-    fn try_port(&self, _config: &Config, _work: &mut Work, attempt: u32) -> bool {
+    fn try_port(&self, _config: &Config, _ctx: &mut PacketContext, attempt: u32) -> bool {
         stage::try_port(self.packet, self.dry_run, attempt)
     }
 
@@ -346,31 +346,31 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn choose_host_port(&self, _config: &Config, _work: &mut Work) -> bool {
+    fn choose_host_port(&self, _config: &Config, _ctx: &mut PacketContext) -> bool {
         self.is_in_use(InUse::HOST_PORTS) && stage::choose_host_port()
     }
 
     #[inline(always)]
-    fn note_direct(&self, _config: &Config, _work: &mut Work) {
+    fn note_direct(&self, _config: &Config, _ctx: &mut PacketContext) {
         if !self.dry_run {
             stage::note_direct();
         }
     }
 
     #[inline(always)]
-    fn leads_back(&self, _headers: &Headers, interface: u32) -> bool {
-        stage::leads_back(self.packet, interface)
+    fn passes_reverse_path(&self, _headers: &Headers, interface: u32) -> bool {
+        stage::passes_reverse_path(self.packet, interface)
     }
 
     #[inline(always)]
-    fn way_out(&self, _work: &Work) -> u32 {
-        stage::way_out(self.packet)
+    fn output_device(&self, _ctx: &PacketContext) -> u32 {
+        stage::output_device(self.packet)
     }
 
     #[inline(always)]
     fn has_own_socket(&self, key: &FlowKey) -> bool {
-        let context = TcContext::new(self.packet);
-        Skb(&context).finds_socket(key)
+        let tc = TcContext::new(self.packet);
+        Skb(&tc).finds_socket(key)
     }
 
     #[inline(always)]
@@ -389,20 +389,20 @@ impl Tables for Live {
     }
 
     #[inline(always)]
-    fn pods_answer_outside(&self) {
+    fn pods_reply_outside(&self) {
         if !self.dry_run
             && let Some(config) = CONFIG.get_ptr_mut(0)
         {
-            kernel::set_pods_answer_outside(config);
+            kernel::set_pods_reply_outside(config);
         }
     }
 
     #[inline(always)]
-    fn node_answers_outside(&self) {
+    fn node_replies_outside(&self) {
         if !self.dry_run
             && let Some(config) = CONFIG.get_ptr_mut(0)
         {
-            kernel::set_node_answers_outside(config);
+            kernel::set_node_replies_outside(config);
         }
     }
 

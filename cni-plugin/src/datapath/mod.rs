@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use proxy_bpf::links::{InterfaceRole, Links, Means, Programs};
+use proxy_bpf::links::{AttachMode, InterfaceRole, Links, Programs};
 use proxy_bpf::pins::{LayoutDir, Pins};
 use proxy_bpf::{BpfError, HashTable, sys};
 use proxy_common::maps::{AddressFlags, Config};
@@ -215,7 +215,7 @@ impl Datapath {
     }
 
     fn links(&self) -> Result<Links, BpfError> {
-        Links::beside(self.pins.links(), self.pins.qdiscs(), Means::Clsact)
+        Links::open(self.pins.links(), self.pins.qdiscs(), AttachMode::Clsact)
     }
 
     /// Removes the entries of an attachment whose interface is gone. A table without a pin is skipped: an

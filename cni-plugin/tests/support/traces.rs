@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use proxy_bpf::links::{InterfaceRole, Links, Means};
+use proxy_bpf::links::{AttachMode, InterfaceRole, Links};
 use proxy_bpf::pins::Pins;
 use proxy_bpf::{HashTable, sys};
 use proxy_common::maps::{Config, HostPort, HostPortKey, Pod, PodLink};
@@ -106,7 +106,7 @@ impl World {
     /// Detaches the programs from a pod's interface.
     pub fn detach(&self, interface: u32) {
         let pins = Pins::existing(&self.bpf_root).expect("a bpf root");
-        let mut links = Links::beside(pins.links(), pins.qdiscs(), Means::Clsact).expect("attachments");
+        let mut links = Links::open(pins.links(), pins.qdiscs(), AttachMode::Clsact).expect("attachments");
         links
             .detach_interface(interface, InterfaceRole::OwnPod)
             .expect("detaching");

@@ -1,7 +1,7 @@
 //! Reports peers that have used up their share of the connections to a port: in the log, and as an event on
 //! the Node.
 //!
-//! The seats report each peer once a minute, so this module limits no rate.
+//! The limiter reports each peer once a minute, so this module limits no rate.
 
 use tokio::sync::mpsc;
 
@@ -9,7 +9,7 @@ use crate::events::{Event, Recorder};
 use crate::http::AtShare;
 
 /// Reports until the sender of `reached` is gone.
-pub async fn tell(mut reached: mpsc::Receiver<AtShare>, node: String, recorder: Recorder) {
+pub async fn report(mut reached: mpsc::Receiver<AtShare>, node: String, recorder: Recorder) {
     while let Some(AtShare { peer, port }) = reached.recv().await {
         let message = format!(
             "{peer} holds its share of connections to a {port} port: older ones of it are cut for new ones; other \

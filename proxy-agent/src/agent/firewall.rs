@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::leftovers::keep_in_step;
 use super::ranges::{around, own_pod_cidrs, pod_cidrs};
+use super::stale_rules::keep_in_step;
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::http::Faults;
@@ -32,13 +32,13 @@ pub struct Firewall(watch::Sender<Pods>);
 impl Firewall {
     /// Starts the checks, and keeps `faults` in step with the results. Must be called within a tokio runtime.
     pub fn start(faults: Faults) -> Self {
-        let (sender, told) = watch::channel(Pods::default());
-        tokio::spawn(keep_looking(told, faults));
+        let (sender, updates) = watch::channel(Pods::default());
+        tokio::spawn(keep_looking(updates, faults));
         Self(sender)
     }
 
     /// Passes the present addresses and interfaces on to the task.
-    pub fn tell(
+    pub fn notify(
         &self,
         cluster: &ClusterState,
         options: &AgentOptions,
@@ -54,19 +54,19 @@ impl Firewall {
             uplinks,
         };
         self.0.send_if_modified(|known| {
-            let is_news = *known != pods;
+            let has_changed = *known != pods;
             *known = pods;
-            is_news
+            has_changed
         });
     }
 }
 
-async fn keep_looking(mut told: watch::Receiver<Pods>, faults: Faults) {
+async fn keep_looking(mut updates: watch::Receiver<Pods>, faults: Faults) {
     let mut watcher = Watcher::default();
     let mut known = BTreeSet::new();
     // The channel closes when the agent ends.
-    while let Ok(must) = told.has_changed() {
-        let pods = told.borrow_and_update().clone();
+    while let Ok(must) = updates.has_changed() {
+        let pods = updates.borrow_and_update().clone();
         let looking = spawn_blocking(move || {
             let seen = watcher.look(&pods, must);
             (watcher, seen)

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::outward::Outward;
+use super::reporter::Reporter;
 use crate::bpf::Datapath;
 use crate::events::Event;
 use crate::flows::{AtShare, Collected, ShareKind, Tables, look, pass};
@@ -66,9 +66,9 @@ impl Passes {
     }
 
     /// Reports the result of a pass.
-    pub fn end(&mut self, outcome: Outcome, outward: &Outward, node: &str) {
+    pub fn end(&mut self, outcome: Outcome, reporter: &Reporter, node: &str) {
         self.is_under_way = false;
-        let faults = outward.faults();
+        let faults = reporter.faults();
         let collected = match outcome {
             Ok(collected) => collected,
             Err(error) => {
@@ -80,11 +80,11 @@ impl Passes {
             }
         };
         faults.clear(SUBJECT);
-        outward.metrics.own.expired(collected.expired);
+        reporter.metrics.own.expired(collected.expired);
         let now: BTreeSet<_> = collected.at_share.into_iter().collect();
         for kind in ShareKind::ALL {
             let clients: Vec<_> = now.iter().filter(|at| at.kind == kind).collect();
-            outward.metrics.own.at_share(kind.name(), clients.len());
+            reporter.metrics.own.at_share(kind.name(), clients.len());
             let subject = format!("share of {}", kind.name());
             if clients.is_empty() {
                 faults.clear(&subject);
@@ -94,7 +94,7 @@ impl Passes {
             faults.set(Trouble::ClientShareReached, &subject, message.clone());
             if clients.iter().any(|at| !self.known.contains(at)) {
                 tracing::warn!("{message}");
-                outward.record(Event::warning_of_node(
+                reporter.record(Event::warning_of_node(
                     node,
                     "ClientShareReached",
                     "Protect",

@@ -65,13 +65,13 @@ impl LocalPorts {
         })
     }
 
-    fn gives(&self, port: u16) -> bool {
+    fn assigns(&self, port: u16) -> bool {
         self.range.contains(&port) && !self.reserved.iter().any(|part| part.contains(&port))
     }
 
     /// The first and the last of the given ports that a socket of the node may get.
     fn common(&self, ports: impl Iterator<Item = u16>) -> Option<Ports> {
-        let given = ports.filter(|port| self.gives(*port));
+        let given = ports.filter(|port| self.assigns(*port));
         given.fold(None, |common, port| match common {
             None => Some(port..=port),
             Some(common) => Some(port.min(*common.start())..=port.max(*common.end())),
@@ -128,7 +128,7 @@ fn in_words(ports: &Ports) -> String {
 pub fn overlaps_masquerade(options: &AgentOptions) -> bool {
     let masquerade = options.configuration.masquerade_ports;
     let mut ports = masquerade.first()..=masquerade.last();
-    LocalPorts::read().is_ok_and(|local| ports.any(|port| local.gives(port)))
+    LocalPorts::read().is_ok_and(|local| ports.any(|port| local.assigns(port)))
 }
 
 /// The present overlaps.
@@ -156,7 +156,7 @@ pub fn problems(agent: &Agent) -> Vec<ObjectError> {
 }
 
 /// Logs the overlaps that are new.
-pub fn say(agent: &mut Agent) {
+pub fn log_new(agent: &mut Agent) {
     let overlaps = problems(agent);
     for overlap in overlaps
         .iter()
@@ -206,7 +206,7 @@ mod tests {
         let overlap = |common, with| Overlap {
             common,
             with,
-            effect: "answers go astray",
+            effect: "replies are lost",
             advice: "",
         };
         let overlaps = [overlap(10_000..=29_999, "a"), overlap(30_080..=30_080, "b")];

@@ -18,7 +18,7 @@ const FRESH: Duration = Duration::from_secs(10);
 
 /// Updates the metrics that have to be looked up.
 pub fn measure(agent: &mut Agent) {
-    let metrics = agent.outward.metrics.clone();
+    let metrics = agent.reporter.metrics.clone();
     let own = &metrics.own;
     own.served(
         agent.cluster.service_count() as u64,
@@ -37,7 +37,7 @@ pub fn measure(agent: &mut Agent) {
     for (method, code, count) in agent.source.requests() {
         metrics.kube_proxy.requests(host, method, code, count);
     }
-    for (port, usage) in agent.outward.usage_of_ports() {
+    for (port, usage) in agent.reporter.usage_of_ports() {
         own.port(port, &usage);
     }
     count_without_local(&metrics, &agent.cluster, &agent.context.name);

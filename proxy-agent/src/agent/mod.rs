@@ -13,25 +13,25 @@
 
 mod api_servers;
 mod at_share;
-mod bookkeeping;
 mod configz;
 mod firewall;
 mod flows;
-mod leftovers;
 mod local_ports;
 mod measure;
 mod node;
 mod open_files;
 mod outside;
-mod outward;
 mod own_node;
+mod pod_gc;
 mod pod_network;
 mod pod_ranges;
 mod ranges;
 mod reconfigure;
 mod report;
+mod reporter;
 mod service_list;
 mod sources;
+mod stale_rules;
 mod survival;
 mod table_sizes;
 mod trace;
@@ -50,16 +50,16 @@ use crate::bpf::Datapath;
 use crate::bpf::pins::Pins;
 use crate::cluster::{Changes, ClusterState};
 use crate::config::AgentOptions;
-use crate::control::{self, FirstSync, Leases, ObjectError, Question, Reply, Request};
+use crate::control::{self, FirstSync, Leases, ObjectError, PendingRequest, Reply, Request};
 use crate::plan::NodeContext;
-use crate::pods::{self, Places};
+use crate::pods::{self, PluginPaths};
 use crate::source::{self, Event, ObjectIdSet};
-use bookkeeping::{Bookkeeping, Wishes};
 use flows::Passes;
-use node::NodeSide;
-use outward::{Note, Outward};
+use node::Node;
+use pod_gc::{PodGarbageCollection, PodSettings};
+use reporter::{Note, Reporter};
 use service_list::Lists;
-use survival::{Survival, Teller};
+use survival::{Notifier, Survival};
 use table_sizes::Arrivals;
 
 /// The most events that the loop takes in before it applies them. While it applies them, more gather in the
@@ -92,11 +92,11 @@ struct Agent {
     cluster: ClusterState,
     changes: Changes,
     programmer: Programmer<Datapath>,
-    node: NodeSide,
+    node: Node,
     own_node: own_node::OwnNode,
     source: source::StateHandle,
-    outward: Outward,
-    bookkeeping: Bookkeeping,
+    reporter: Reporter,
+    pod_gc: PodGarbageCollection,
     passes: Passes,
     survival: Survival,
     walked: Option<Instant>,
@@ -124,21 +124,21 @@ impl Agent {
         let owned = Pins::open(&options.bpf_root)?.own()?;
         let limits = &options.configuration.maps;
         let datapath = survival::open_datapath(&options, &table_sizes::initial(limits))?;
-        let node = NodeSide::start(&options).await?;
+        let node = Node::start(&options).await?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
 
-        let (questions, mut asked) = mpsc::channel::<Question>(16);
+        let (requests, mut asked) = mpsc::channel::<PendingRequest>(16);
         let (events, mut arrived) = mpsc::channel::<Event>(EVENTS_AHEAD);
         let (source, recorder) = sources::start(&options, events).await?;
-        let (outward, mut scrapes) = Outward::start(&options, recorder)?;
-        let teller = Teller::new(&options.node_name, outward.recorder(), outward.metrics.clone());
-        let teller_of_socket = teller.clone();
-        tokio::spawn(control::serve(socket, questions, move |path| {
-            teller_of_socket.restored(&[("socket", path.display().to_string())]);
+        let (reporter, mut scrapes) = Reporter::start(&options, recorder)?;
+        let notifier = Notifier::new(&options.node_name, reporter.recorder(), reporter.metrics.clone());
+        let socket_notifier = notifier.clone();
+        tokio::spawn(control::serve(socket, requests, move |path| {
+            socket_notifier.restored(&[("socket", path.display().to_string())]);
         }));
-        let bookkeeping = Bookkeeping::start(places(&options), outward.faults(), teller.clone());
-        let survival = Survival::start(places(&options), teller, owned);
+        let pod_gc = PodGarbageCollection::start(plugin_paths(&options), reporter.faults(), notifier.clone());
+        let survival = Survival::start(plugin_paths(&options), notifier, owned);
         let mut readings = reconfigure::start(options.config_files.clone());
         let (passes, mut outcomes, mut walk) = Passes::new();
 
@@ -160,8 +160,8 @@ impl Agent {
             node,
             own_node: own_node::OwnNode::default(),
             source,
-            outward,
-            bookkeeping,
+            reporter,
+            pod_gc,
             passes,
             survival,
             walked: None,
@@ -175,11 +175,11 @@ impl Agent {
             lists: Lists::default(),
             options,
         };
-        local_ports::say(&mut agent);
+        local_ports::log_new(&mut agent);
         loop {
             let pending = agent.programmer.pending() > 0;
             agent
-                .outward
+                .reporter
                 .observe(!pending && (agent.synced || !agent.cluster.synced()));
             let pause = if pending { RETRY } else { HOUSEKEEPING };
             // A page in each round, since events may come without end.
@@ -196,14 +196,14 @@ impl Agent {
                 },
                 changed = agent.node.changed() => agent.network_changed(changed?).await,
                 () = agent.source.moved() => agent.look_outside().await,
-                Some((request, answer)) = asked.recv() => agent.answer(&request, answer),
+                Some((request, reply)) = asked.recv() => agent.reply(&request, reply),
                 Some(reading) = readings.recv() => agent.reconfigure(reading).await,
                 Some(done) = scrapes.recv() => {
                     measure::measure(&mut agent);
                     let _ = done.send(());
                 }
                 Some(outcome) = outcomes.recv() => {
-                    agent.passes.end(outcome, &agent.outward, &agent.options.node_name);
+                    agent.passes.end(outcome, &agent.reporter, &agent.options.node_name);
                 }
                 // As often as the pause below, which begins anew with each round.
                 _ = walk.tick() => {
@@ -228,7 +228,7 @@ impl Agent {
                 .extend(self.programmer.due_again(Instant::now()));
             self.apply_changes().await;
         }
-        local_ports::say(self);
+        local_ports::log_new(self);
         if self.synced && self.node.pods().is_unfinished() {
             self.refresh_node().await;
         }
@@ -250,7 +250,7 @@ impl Agent {
             self.arrivals.count(&event.change);
         }
         self.cluster.apply(event, &mut self.changes);
-        self.outward.taken(&note, &self.changes);
+        self.reporter.taken(&note, &self.changes);
     }
 
     async fn apply_changes(&mut self) {
@@ -274,11 +274,11 @@ impl Agent {
                     .update(&changes.services, &self.cluster, &self.context);
                 self.note(progress.writes);
                 let services = changes.services.iter().copied();
-                self.outward
+                self.reporter
                     .look_at_services(services.clone(), &self.cluster, &self.context.name);
                 for id in services {
-                    self.outward
-                        .tell(id, &self.cluster, self.programmer.problems_of(id));
+                    self.reporter
+                        .notify(id, &self.cluster, self.programmer.problems_of(id));
                 }
             }
             let addresses = self.programmer.take_changed_addresses();
@@ -312,7 +312,7 @@ impl Agent {
         // The refresh below reports the same problems again.
         let _ = self
             .node
-            .tell_addresses(&self.cluster, &self.options, &mut self.programmer, named)
+            .write_addresses(&self.cluster, &self.options, &mut self.programmer, named)
             .await;
         let result = self.programmer.sync(&self.cluster, &self.context);
         let took = started.elapsed();
@@ -323,11 +323,11 @@ impl Agent {
                 tracing::info!(services, writes, ?took, "everything is programmed");
                 self.synced = true;
                 let all = self.cluster.services().map(|(id, _)| id);
-                self.outward
+                self.reporter
                     .look_at_services(all, &self.cluster, &self.context.name);
                 for (id, _) in self.cluster.services() {
-                    self.outward
-                        .tell(id, &self.cluster, self.programmer.problems_of(id));
+                    self.reporter
+                        .notify(id, &self.cluster, self.programmer.problems_of(id));
                 }
                 self.first_sync = Some(FirstSync {
                     services: services as u64,
@@ -354,7 +354,7 @@ impl Agent {
             self.survival.wake();
         }
         if concerns.limits {
-            self.bookkeeping.look_again();
+            self.pod_gc.look_again();
         }
         if relevant {
             self.look_outside().await;
@@ -370,15 +370,16 @@ impl Agent {
     /// range that has its route already.
     fn concern_node(&self, addresses: &[Ip]) -> bool {
         let ranges = ranges::service_cidrs(&self.cluster, &self.options);
-        let stray = |address: &Ip| ranges::is_stray(&IpAddr::from(*address), &ranges);
-        !addresses.is_empty() && (!self.node.problems().is_empty() || addresses.iter().any(stray))
+        let outside_ranges = |address: &Ip| ranges::is_outside_ranges(&IpAddr::from(*address), &ranges);
+        !addresses.is_empty() && (!self.node.problems().is_empty() || addresses.iter().any(outside_ranges))
     }
 
     async fn refresh_node(&mut self) {
         if self.survival.is_taken() {
             return;
         }
-        let virtual_addresses = NodeSide::stray_addresses(&self.cluster, &self.options, &self.programmer);
+        let virtual_addresses =
+            Node::addresses_outside_ranges(&self.cluster, &self.options, &self.programmer);
         self.node
             .refresh(
                 &self.cluster,
@@ -390,34 +391,34 @@ impl Agent {
         own_node::look(self);
         let interfaces = self.node.pod_interfaces(&self.options);
         let uplinks = self.node.uplink_names();
-        self.outward
+        self.reporter
             .firewall
-            .tell(&self.cluster, &self.options, interfaces, uplinks);
+            .notify(&self.cluster, &self.options, interfaces, uplinks);
         let node = &self.options.node_name;
         let bandwidth = self.cluster.bandwidth_of_pods(node);
         let choices = &self.options.configuration.pods_with_any_source;
         let chosen = self.cluster.chosen_pods(node, choices);
-        let wishes = bandwidth.zip(chosen).map(|(bandwidth, any_source)| Wishes {
+        let settings = bandwidth.zip(chosen).map(|(bandwidth, any_source)| PodSettings {
             bandwidth,
             any_source,
         });
-        self.bookkeeping.look(wishes);
+        self.pod_gc.look(settings);
         self.survival.restored(&self.node.take_restored());
     }
 
-    fn answer(&mut self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {
-        let pods = &self.bookkeeping;
+    fn reply(&mut self, request: &Request, to: oneshot::Sender<Result<Reply, String>>) {
+        let pods = &self.pod_gc;
         let reply = match request {
             Request::Status => Ok(Reply::Status(Box::new(report::status(self)))),
             Request::ListServices => return self.lists.begin(to),
             Request::ListNodes => Ok(Reply::ListNodes(self.node.pods().nodes())),
             Request::Trace(request) => trace::trace(self, request).map(Reply::Trace),
             Request::ListPods => {
-                return pods.answer(to, pods::list::list, |_, pods| Reply::ListPods(pods));
+                return pods.reply(to, pods::list::list, |_, pods| Reply::ListPods(pods));
             }
             Request::ListLeases => {
-                return pods.answer(to, pods::leases::list, |places, leases| {
-                    let dir = places.lease_dir.clone();
+                return pods.reply(to, pods::leases::list, |plugin_paths, leases| {
+                    let dir = plugin_paths.lease_dir.clone();
                     Reply::ListLeases(Leases { dir, leases })
                 });
             }
@@ -433,8 +434,8 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The directories and pins in which the CNI plugin of this node keeps its state.
-fn places(options: &AgentOptions) -> Places {
-    Places {
+fn plugin_paths(options: &AgentOptions) -> PluginPaths {
+    PluginPaths {
         lease_dir: crate::cni::lease_dir(&options.state_dir),
         bpf_root: options.bpf_root.clone(),
     }

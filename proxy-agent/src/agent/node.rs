@@ -2,13 +2,13 @@
 //! kernel and the cluster.
 
 mod addresses;
-mod facts;
-mod holders;
+mod configuration;
 pub mod hooks;
 mod inside;
 mod interfaces;
-mod lacking;
 pub mod left_to_node;
+mod missing_family;
+mod owners;
 mod pod_sockets;
 mod queues;
 mod settings;
@@ -31,7 +31,7 @@ use crate::bpf::links::InterfaceRole;
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::control::ObjectError;
-use crate::network::inside::Led;
+use crate::network::inside::OwnRoutes;
 use crate::network::namespaces::RUNTIME_DIRECTORY;
 use crate::network::netlink::Restored;
 use crate::network::sysctl::Setting;
@@ -39,16 +39,16 @@ use crate::network::{
     Change, HostDevice, HostRoutes, Monitor, Netlink, NetworkError, NodeAddresses, PodNamespaces, Problem,
     Role, RoleOptions, Roles, own_netns_cookie, roles,
 };
-use facts::Facts;
-use holders::Holders;
+use configuration::NodeConfiguration;
 use hooks::AttachPoints;
-use lacking::Families;
+use missing_family::Families;
+use owners::AddressOwners;
 use pod_sockets::PodSockets;
 use queues::Queues;
 use settings::Settings;
 
 /// The agent's state of the node's network, and its actions on it.
-pub struct NodeSide {
+pub struct Node {
     monitor: Monitor,
     device: HostDevice,
     pod_sockets: PodSockets,
@@ -56,13 +56,13 @@ pub struct NodeSide {
     roles: Roles,
     settings: Settings,
     addresses: NodeAddresses,
-    holders: Holders,
+    owners: AddressOwners,
     /// Addresses of other nodes that services name too, and the name of each node.
     shared_with_nodes: BTreeMap<IpAddr, String>,
     tunnel_port: Option<u16>,
     problems: Vec<ObjectError>,
     /// Ranges of our routes, and the foreign routes that the last look found inside them.
-    led: Led,
+    own_routes: OwnRoutes,
     inside: Vec<ObjectError>,
     /// Whether to look for foreign routes again, since a change may concern them.
     looks_inside: bool,
@@ -80,7 +80,7 @@ pub struct NodeSide {
     concerns: Concerns,
 }
 
-/// The parts of our pods that may be gone since the last [`NodeSide::take_concerns`].
+/// The parts of our pods that may be gone since the last [`Node::take_concerns`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Concerns {
     /// A part of the pods themselves: an interface, a route, a neighbour entry.
@@ -89,7 +89,7 @@ pub struct Concerns {
     pub limits: bool,
 }
 
-impl NodeSide {
+impl Node {
     /// Starts to follow the network namespace of this thread.
     pub async fn start(options: &AgentOptions) -> Result<Self, NetworkError> {
         let netlink = Netlink::open()?;
@@ -97,7 +97,7 @@ impl NodeSide {
         let witness = hooks::namespace_witness(options);
         let namespaces =
             PodNamespaces::new(netlink.clone(), RUNTIME_DIRECTORY)?.with_witness(witness.clone());
-        let side = Self {
+        let node = Self {
             device: HostDevice::new(netlink.clone()),
             pods: PodNetwork::new(&netlink, options),
             pod_sockets: PodSockets::new(namespaces),
@@ -105,11 +105,11 @@ impl NodeSide {
             roles: Roles::default(),
             settings: Settings::default(),
             addresses: NodeAddresses::default(),
-            holders: Holders::default(),
+            owners: AddressOwners::default(),
             shared_with_nodes: BTreeMap::new(),
             tunnel_port: options.tunnel_port(),
             problems: Vec::new(),
-            led: Led::default(),
+            own_routes: OwnRoutes::default(),
             inside: Vec::new(),
             looks_inside: true,
             queues: Queues::default(),
@@ -124,8 +124,8 @@ impl NodeSide {
             monitor,
             netlink,
         };
-        tracing::debug!(netns = side.netns, uplinks = ?options.uplinks, "following the network");
-        Ok(side)
+        tracing::debug!(netns = node.netns, uplinks = ?options.uplinks, "following the network");
+        Ok(node)
     }
 
     /// Waits for a change; true if a part of ours may depend on it.
@@ -145,7 +145,7 @@ impl NodeSide {
             || change.default_routes
             || !change.links.is_empty()
             || self.device.is_concerned(change)
-            || self.holders.is_concerned(change)
+            || self.owners.is_concerned(change)
             || self.looks_inside
             || self.queues.is_due()
     }
@@ -158,7 +158,7 @@ impl NodeSide {
             // A renamed interface may belong to one of our pods.
             link.is_none_or(|link| {
                 InterfaceRole::of_pod(&link.name) == InterfaceRole::OwnPod
-                    || link.leads_to_another_namespace()
+                    || link.connects_to_another_namespace()
             })
         };
         let is_pods = |prefix: &IpNet| prefix.prefix_len() == prefix.max_prefix_len();
@@ -170,7 +170,7 @@ impl NodeSide {
             || !change.queues.is_empty()
             || change.links.iter().chain(&change.touched).any(is_limiters);
         // The kernel removes IPv4 routes along with a link, and sends no message about them.
-        let may_be_inside = self.led.is_concerned(change);
+        let may_be_inside = self.own_routes.is_concerned(change);
         self.looks_inside |= may_be_inside || (!self.inside.is_empty() && !change.links.is_empty());
         if may_be_inside && !change.routes.is_empty() {
             self.pods.look_again();
@@ -261,7 +261,7 @@ impl NodeSide {
         self.roles.problems.iter().map(ObjectError::from).collect()
     }
 
-    /// Updates interfaces, addresses, device, routes and the node's facts in the maps.
+    /// Updates interfaces, addresses, device, routes and the node's configuration in the maps.
     pub async fn refresh(
         &mut self,
         cluster: &ClusterState,
@@ -271,8 +271,8 @@ impl NodeSide {
     ) {
         let mut problems = self.observe(cluster, options);
         let named = (&virtual_addresses, api_servers);
-        problems.extend(self.tell_addresses(cluster, options, programmer, named).await);
-        problems.extend(self.holders.problems());
+        problems.extend(self.write_addresses(cluster, options, programmer, named).await);
+        problems.extend(self.owners.problems());
         virtual_addresses.retain(|address| !self.is_anothers(*address));
         let seen = (self.monitor.links(), &self.roles, &self.addresses);
         let Prepared { tunnel, mtu: pod_mtu } =
@@ -291,11 +291,11 @@ impl NodeSide {
         problems.extend(too_many(&service_cidrs));
         problems.extend(too_many_uplinks(&self.addresses.elsewhere, self.monitor.links()));
         let own_pods = own_pod_cidrs(cluster, options);
-        let lacking = Families {
+        let missing_family = Families {
             node: &self.addresses,
             own_pods: &own_pods,
             services: &service_cidrs,
-            strays: &virtual_addresses,
+            outside_ranges: &virtual_addresses,
             uplinks: self
                 .roles
                 .of(Role::Uplink)
@@ -303,19 +303,19 @@ impl NodeSide {
                 .collect(),
             masquerades: options.masquerades_pods(),
         };
-        problems.extend(lacking.problems());
-        let stray = virtual_addresses
+        problems.extend(missing_family.problems());
+        let outside_ranges = virtual_addresses
             .iter()
             .any(|address| !self.addresses.holds(*address));
         self.settings = self.read_settings(options);
-        let facts = Facts {
+        let configuration = NodeConfiguration {
             netns: self.netns,
             device,
             mac: device.and_then(|index| self.monitor.links().get(index)?.mac),
             addresses: &self.addresses,
             pods: self.pods.plan(),
             service_cidrs: &service_cidrs,
-            flags: self.conditions(stray),
+            flags: self.conditions(outside_ranges),
             own_pods: if options.cni_conf_dir.is_some() {
                 own_pods
             } else {
@@ -326,7 +326,7 @@ impl NodeSide {
             strict_interfaces: &self.settings.strict_interfaces,
             headerless: &self.roles.headerless,
         };
-        facts.write(options, programmer.store());
+        configuration.write(options, programmer.store());
         // The plugin adds host ports at any time, and sends the agent no message about it.
         let own_frontends = options.cni_conf_dir.is_some()
             || programmer.store().is_in_use(InUse::PODS)
@@ -352,14 +352,14 @@ impl NodeSide {
                 Ok(found) => problems.extend(found.iter().map(ObjectError::from)),
                 Err(error) => problems.push(ObjectError::new(error.trouble(), "routes", &error)),
             }
-            problems.extend(self.lead_shared_ports(cluster, programmer).await);
+            problems.extend(self.sync_port_rules(cluster, programmer).await);
         }
         self.pods.finish(options, self.attached, &mut problems).await;
         problems.extend(self.routes_of_others().await);
         problems.extend(self.queues_of_others().await);
         self.refresh_sockets(cluster, options, programmer.store(), &mut problems)
             .await;
-        self.tell(problems);
+        self.report_problems(problems);
     }
 
     /// Makes sure that our own device exists, and returns its index.
@@ -387,7 +387,7 @@ impl NodeSide {
     }
 
     /// Keeps the problems for `status`, and logs those that are new.
-    fn tell(&mut self, problems: Vec<ObjectError>) {
+    fn report_problems(&mut self, problems: Vec<ObjectError>) {
         for problem in &problems {
             if !self.problems.contains(problem) {
                 tracing::warn!(object = problem.object, "{}", problem.message);

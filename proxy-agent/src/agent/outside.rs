@@ -9,7 +9,7 @@ impl Agent {
     /// Collects these facts, and adds to `services` those whose plans may change by them. If the zone of this
     /// node has changed, these are all services; otherwise those that are reached from outside.
     pub(super) fn update_context(&mut self, services: &mut ObjectIdSet) {
-        self.outward.look_at_node(&self.cluster, &self.context.name);
+        self.reporter.look_at_node(&self.cluster, &self.context.name);
         let zone = self
             .cluster
             .node(&self.context.name)

@@ -21,7 +21,7 @@ use crate::network::NodeAddresses;
 use crate::trouble::Trouble;
 
 /// The time that a kubelet may take to register its Node.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most Nodes that one message names.
 const MOST_NAMED: usize = 4;
 
@@ -31,14 +31,14 @@ pub struct OwnNode {
     /// The time since which no Node has the name.
     missing_since: Option<Instant>,
     /// Whether the absence of the Node was reported.
-    is_told: bool,
+    is_reported: bool,
     name: String,
     problems: Vec<ObjectError>,
 }
 
 /// The evidence of the Nodes.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+enum NodeLookup {
     /// A Node has the name; the listed Nodes have addresses of this node too.
     Known(Vec<(String, IpAddr)>),
     /// No Node has the name.
@@ -53,17 +53,17 @@ enum Said {
 /// Looks for this node among the cluster's Nodes, and reports the problems.
 pub fn look(agent: &mut Agent) {
     let addresses = agent.node.addresses();
-    let news = agent
+    let new_problems = agent
         .own_node
         .look(&agent.cluster, &agent.options, addresses, Instant::now());
-    for problem in news {
-        agent.survival.tell_of_node(&problem);
+    for problem in new_problems {
+        agent.survival.notify_of_node(&problem);
     }
 }
 
 /// Looks again if a Node did not appear in time.
 pub fn look_when_due(agent: &mut Agent) {
-    if agent.own_node.is_due(Instant::now()) {
+    if agent.own_node.is_overdue(Instant::now()) {
         look(agent);
     }
 }
@@ -78,41 +78,45 @@ impl OwnNode {
         now: Instant,
     ) -> Vec<ObjectError> {
         let without_nodes = cluster.nodes().next().is_none();
-        let said = if without_nodes && options.source != SourceSpec::Kubernetes {
-            Said::Known(Vec::new())
+        let lookup = if without_nodes && options.source != SourceSpec::Kubernetes {
+            NodeLookup::Known(Vec::new())
         } else {
             let configured = &options.configuration.node_addresses;
             let own = addresses.all.iter().chain(configured).copied().collect();
-            said(&options.node_name, cluster.nodes(), own)
+            lookup(&options.node_name, cluster.nodes(), own)
         };
         self.name.clone_from(&options.node_name);
-        self.take(&said, &addresses.all, now)
+        self.take(&lookup, &addresses.all, now)
     }
 
     /// Takes in the evidence of the Nodes.
-    fn take(&mut self, said: &Said, own: &[IpAddr], now: Instant) -> Vec<ObjectError> {
-        let found = match said {
-            Said::Known(twins) => {
+    fn take(&mut self, lookup: &NodeLookup, own: &[IpAddr], now: Instant) -> Vec<ObjectError> {
+        let found = match lookup {
+            NodeLookup::Known(duplicates) => {
                 self.missing_since = None;
-                self.is_told = false;
-                twins.iter().map(|twin| twin_problem(&self.name, twin)).collect()
+                self.is_reported = false;
+                duplicates
+                    .iter()
+                    .map(|duplicate| duplicate_problem(&self.name, duplicate))
+                    .collect()
             }
-            Said::Missing { with_address, alike } => {
+            NodeLookup::Missing { with_address, alike } => {
                 let since = *self.missing_since.get_or_insert(now);
-                self.is_told = !with_address.is_empty() || now.duration_since(since) >= PATIENCE;
+                self.is_reported =
+                    !with_address.is_empty() || now.duration_since(since) >= REGISTRATION_TIMEOUT;
                 let problem = || missing_problem(&self.name, with_address, alike, own);
-                self.is_told.then(problem).into_iter().collect()
+                self.is_reported.then(problem).into_iter().collect()
             }
         };
         let before = std::mem::replace(&mut self.problems, found);
-        let news = self.problems.iter().filter(|problem| !before.contains(problem));
-        news.cloned().collect()
+        let new_problems = self.problems.iter().filter(|problem| !before.contains(problem));
+        new_problems.cloned().collect()
     }
 
     /// Whether the patience has run out since the last look.
-    fn is_due(&self, now: Instant) -> bool {
-        let is_over = |since: Instant| now.duration_since(since) >= PATIENCE;
-        !self.is_told && self.missing_since.is_some_and(is_over)
+    fn is_overdue(&self, now: Instant) -> bool {
+        let is_over = |since: Instant| now.duration_since(since) >= REGISTRATION_TIMEOUT;
+        !self.is_reported && self.missing_since.is_some_and(is_over)
     }
 
     /// The problems with this node's Node.
@@ -124,7 +128,7 @@ impl OwnNode {
     pub fn waiting_for(&self) -> Option<String> {
         self.missing_since.map(|_| {
             let name = &self.name;
-            if self.is_told {
+            if self.is_reported {
                 format!("a Node called {name} (see errors)")
             } else {
                 format!("the Node {name}, which its kubelet registers")
@@ -133,7 +137,7 @@ impl OwnNode {
     }
 }
 
-fn said<'a>(name: &str, nodes: impl Iterator<Item = &'a Node>, mut own: BTreeSet<IpAddr>) -> Said {
+fn lookup<'a>(name: &str, nodes: impl Iterator<Item = &'a Node>, mut own: BTreeSet<IpAddr>) -> NodeLookup {
     let (of_name, others): (Vec<_>, Vec<_>) = nodes.partition(|node| node.name == name);
     own.extend(of_name.iter().flat_map(|node| &node.addresses));
     let own = &own;
@@ -147,7 +151,7 @@ fn said<'a>(name: &str, nodes: impl Iterator<Item = &'a Node>, mut own: BTreeSet
     let mut shared: Vec<_> = of_others.collect();
     shared.sort_unstable();
     if !of_name.is_empty() {
-        return Said::Known(shared);
+        return NodeLookup::Known(shared);
     }
     let first_label = |name: &str| name.split('.').next().unwrap_or_default().to_lowercase();
     let alike = others
@@ -155,13 +159,13 @@ fn said<'a>(name: &str, nodes: impl Iterator<Item = &'a Node>, mut own: BTreeSet
         .filter(|node| first_label(&node.name) == first_label(name));
     let mut alike: Vec<_> = alike.map(|node| node.name.to_string()).collect();
     alike.sort_unstable();
-    Said::Missing {
+    NodeLookup::Missing {
         with_address: shared,
         alike,
     }
 }
 
-fn twin_problem(name: &str, (other, address): &(String, IpAddr)) -> ObjectError {
+fn duplicate_problem(name: &str, (other, address): &(String, IpAddr)) -> ObjectError {
     ObjectError {
         code: Trouble::NodeAddressTwice,
         object: format!("Node {other}"),
@@ -216,7 +220,7 @@ fn missing_problem(
         object: format!("Node {name}"),
         message: format!(
             "no Node has this name, with which the agent was started: {advice}. Until then health checks of services find no \
-             endpoint on this node, and policy Local drops what it should serve"
+             endpoint on this node, and policy Local drops packets to them"
         ),
     }
 }
@@ -252,9 +256,9 @@ mod tests {
             node("n2", &["192.0.2.12"]),
         ];
         let here = || own(&["192.0.2.11", "2001:db8::11", "172.17.0.1", "203.0.113.1"]);
-        assert_eq!(said("n1", nodes.iter(), here()), Said::Known(Vec::new()));
+        assert_eq!(lookup("n1", nodes.iter(), here()), NodeLookup::Known(Vec::new()));
         for name in ["N1", "n1.example.internal", "other"] {
-            let Said::Missing { with_address, alike } = said(name, nodes.iter(), here()) else {
+            let NodeLookup::Missing { with_address, alike } = lookup(name, nodes.iter(), here()) else {
                 panic!("{name} is known");
             };
             assert_eq!(with_address[0], ("n1".to_owned(), ip("192.0.2.11")));
@@ -272,10 +276,10 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_nothing_is_known_of_has_its_addresses_named() {
+    fn a_missing_node_is_reported_with_its_addresses() {
         let nodes = [node("worker-1", &["192.0.2.99"])];
-        let Said::Missing { with_address, alike } =
-            said("worker-1.example", nodes.iter(), own(&["192.0.2.11"]))
+        let NodeLookup::Missing { with_address, alike } =
+            lookup("worker-1.example", nodes.iter(), own(&["192.0.2.11"]))
         else {
             panic!("it is known");
         };
@@ -295,19 +299,19 @@ mod tests {
             node("n1", &["192.0.2.11"]),
             node("n2", &["192.0.2.12", "192.0.2.11"]),
         ];
-        let shared = |other: &str| Said::Known(vec![(other.to_owned(), ip("192.0.2.11"))]);
-        assert_eq!(said("n1", nodes.iter(), own(&["192.0.2.11"])), shared("n2"));
+        let shared = |other: &str| NodeLookup::Known(vec![(other.to_owned(), ip("192.0.2.11"))]);
+        assert_eq!(lookup("n1", nodes.iter(), own(&["192.0.2.11"])), shared("n2"));
         // No interface here holds the address, and yet the node's own object names it.
-        assert_eq!(said("n2", nodes.iter(), own(&["192.0.2.12"])), shared("n1"));
+        assert_eq!(lookup("n2", nodes.iter(), own(&["192.0.2.12"])), shared("n1"));
     }
 
     #[test]
-    fn a_late_node_is_waited_for_before_it_is_missed() {
+    fn a_late_node_is_awaited_before_it_is_reported() {
         let mut own_node = OwnNode {
             name: "n1".into(),
             ..OwnNode::default()
         };
-        let missing = || Said::Missing {
+        let missing = || NodeLookup::Missing {
             with_address: Vec::new(),
             alike: Vec::new(),
         };
@@ -315,24 +319,38 @@ mod tests {
         assert_eq!(own_node.take(&missing(), &address, begin), []);
         let waits = own_node.waiting_for().unwrap();
         assert_eq!(waits, "the Node n1, which its kubelet registers");
-        let soon = begin + PATIENCE / 2;
+        let soon = begin + REGISTRATION_TIMEOUT / 2;
         assert_eq!(own_node.take(&missing(), &address, soon), []);
-        assert!(!own_node.is_due(soon) && own_node.is_due(begin + PATIENCE));
-        assert_eq!(own_node.take(&missing(), &address, begin + PATIENCE).len(), 1);
-        assert_eq!(own_node.problems().len(), 1);
-        assert!(!own_node.is_due(begin + 2 * PATIENCE));
+        assert!(!own_node.is_overdue(soon) && own_node.is_overdue(begin + REGISTRATION_TIMEOUT));
         assert_eq!(
-            own_node.take(&missing(), &address, begin + 2 * PATIENCE),
+            own_node
+                .take(&missing(), &address, begin + REGISTRATION_TIMEOUT)
+                .len(),
+            1
+        );
+        assert_eq!(own_node.problems().len(), 1);
+        assert!(!own_node.is_overdue(begin + 2 * REGISTRATION_TIMEOUT));
+        assert_eq!(
+            own_node.take(&missing(), &address, begin + 2 * REGISTRATION_TIMEOUT),
             [],
             "told"
         );
-        own_node.take(&Said::Known(Vec::new()), &address, begin + 3 * PATIENCE);
+        own_node.take(
+            &NodeLookup::Known(Vec::new()),
+            &address,
+            begin + 3 * REGISTRATION_TIMEOUT,
+        );
         assert_eq!((own_node.problems().len(), own_node.waiting_for()), (0, None));
         // A Node of another name with this node's address is an error at once.
-        let other = Said::Missing {
+        let other = NodeLookup::Missing {
             with_address: vec![("n1.example".into(), address[0])],
             alike: Vec::new(),
         };
-        assert_eq!(own_node.take(&other, &address, begin + 4 * PATIENCE).len(), 1);
+        assert_eq!(
+            own_node
+                .take(&other, &address, begin + 4 * REGISTRATION_TIMEOUT)
+                .len(),
+            1
+        );
     }
 }

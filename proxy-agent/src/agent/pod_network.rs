@@ -20,8 +20,10 @@ use crate::cluster::ClusterState;
 use crate::cni::{Installer, Network, preferred_to_ours};
 use crate::config::AgentOptions;
 use crate::control::{NodeEntry, NodeMode, ObjectError};
-use crate::network::inside::Leading;
-use crate::network::pods::{self, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, Way, forwarding, routes};
+use crate::network::inside::NextHop;
+use crate::network::pods::{
+    self, DeliveryMode, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, forwarding, routes,
+};
 use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles};
 use crate::trouble::Trouble;
 
@@ -36,17 +38,17 @@ pub struct PodNetwork {
     own: Peer,
     plan: Plan,
     /// Prefixes whose routes were all set.
-    led: BTreeSet<ipnet::IpNet>,
+    applied: BTreeSet<ipnet::IpNet>,
     underlay: Vec<u32>,
     /// Interfaces by which packets of pods are let in.
-    let_in: Vec<String>,
+    open_uplinks: Vec<String>,
     /// Whether the kernel's state may differ from the plan.
     unsettled: bool,
     /// The problems that the last look at the kernel found.
     found: Vec<ObjectError>,
     /// The reason why other nodes cannot send through the tunnel, on a node that does not need the tunnel
     /// itself.
-    deaf: Option<ObjectError>,
+    tunnel_error: Option<ObjectError>,
     nodes: BTreeMap<String, NodeEntry>,
 }
 
@@ -71,12 +73,12 @@ impl PodNetwork {
             ),
             own: Peer::default(),
             plan: Plan::default(),
-            led: BTreeSet::new(),
+            applied: BTreeSet::new(),
             underlay: Vec::new(),
-            let_in: Vec::new(),
+            open_uplinks: Vec::new(),
             unsettled: true,
             found: Vec::new(),
-            deaf: None,
+            tunnel_error: None,
             nodes: BTreeMap::new(),
         }
     }
@@ -110,7 +112,7 @@ impl PodNetwork {
         self.plan = plan;
         if self.unsettled {
             self.found.clear();
-            self.deaf = None;
+            self.tunnel_error = None;
             self.underlay = roles.of(Role::Uplink).map(|uplink| uplink.index).collect();
             self.let_through(roles);
             if let Some(plan) = &self.plan.tunnel
@@ -120,13 +122,13 @@ impl PodNetwork {
                 let error = ObjectError::new(error.trouble(), object, &error);
                 if plan.ends.is_empty() {
                     // No route leads there: the error is reported, and the next change tries it again.
-                    self.deaf = Some(error);
+                    self.tunnel_error = Some(error);
                 } else {
                     self.found.push(error);
                 }
             }
         }
-        problems.extend(self.deaf.iter().cloned());
+        problems.extend(self.tunnel_error.iter().cloned());
         Prepared {
             tunnel: self.tunnel(),
             mtu: Some(self.plan.pod_mtu),
@@ -137,7 +139,7 @@ impl PodNetwork {
     /// installs the description for container runtimes, if all programs are attached (`ready`).
     pub async fn finish(&mut self, options: &AgentOptions, ready: bool, problems: &mut Vec<ObjectError>) {
         if options.cni_conf_dir.is_some() && self.unsettled {
-            let settled = self.found.is_empty() & self.lead().await;
+            let settled = self.found.is_empty() & self.sync_routes().await;
             self.unsettled = !settled;
         }
         problems.extend(self.found.iter().cloned());
@@ -199,7 +201,7 @@ impl PodNetwork {
         if let Err(error) = forwarding::ensure(&uplinks, self.has(true), self.has(false)) {
             self.note("forwarding".into(), &error);
         }
-        self.let_in = uplinks.into_iter().map(str::to_owned).collect();
+        self.open_uplinks = uplinks.into_iter().map(str::to_owned).collect();
     }
 
     /// Whether there are pods of a family.
@@ -210,7 +212,7 @@ impl PodNetwork {
 
     /// Settings that the agent made and that have another value now. The next look makes them again.
     pub fn changed_settings(&mut self) -> Vec<String> {
-        let names: Vec<_> = self.let_in.iter().map(String::as_str).collect();
+        let names: Vec<_> = self.open_uplinks.iter().map(String::as_str).collect();
         let mut changed = forwarding::changed(&names, self.has(true), self.has(false));
         if let Some(plan) = &self.plan.tunnel {
             changed.extend(self.tunnel.changed_settings(plan));
@@ -237,9 +239,9 @@ impl PodNetwork {
     }
 
     /// The routes that packets to pods of other nodes should take: prefixes and output devices.
-    pub fn ways(&self) -> impl Iterator<Item = (ipnet::IpNet, u32)> {
+    pub fn routes(&self) -> impl Iterator<Item = (ipnet::IpNet, u32)> {
         let tunnel = self.tunnel.index();
-        let ways = self
+        let routes = self
             .plan
             .routes
             .iter()
@@ -248,11 +250,11 @@ impl PodNetwork {
                 pods::Hop::Tunnel { .. } => Some((*prefix, tunnel?)),
                 pods::Hop::Nowhere => None,
             });
-        ways.filter(|(prefix, _)| self.led.contains(prefix))
+        routes.filter(|(prefix, _)| self.applied.contains(prefix))
     }
 
     /// How packets to pods of other nodes should be routed, by range.
-    pub fn leading(&self) -> impl Iterator<Item = (ipnet::IpNet, Leading)> {
+    pub fn next_hops(&self) -> impl Iterator<Item = (ipnet::IpNet, NextHop)> {
         let tunnel = self.tunnel.index();
         let routes = self.plan.routes.iter();
         routes.filter_map(move |(range, hop)| {
@@ -262,17 +264,17 @@ impl PodNetwork {
                 pods::Hop::Nowhere => return None,
             };
             let via = Some(via);
-            Some((*range, Leading { interface, via }))
+            Some((*range, NextHop { interface, via }))
         })
     }
 
     /// Sets routes and removes those that are left behind; true if all of it succeeded.
-    async fn lead(&mut self) -> bool {
+    async fn sync_routes(&mut self) -> bool {
         let tunnel = self.tunnel();
-        let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel, &self.led).await {
+        let complete = match routes::sync(&self.netlink, &self.plan.routes, tunnel, &self.applied).await {
             Ok((problems, complete)) => {
                 if problems.is_empty() {
-                    self.led = self.plan.routes.keys().copied().collect();
+                    self.applied = self.plan.routes.keys().copied().collect();
                 }
                 self.found.extend(problems.iter().map(ObjectError::from));
                 complete
@@ -348,9 +350,9 @@ impl PodNetwork {
             let mode = if peer.name == situation.own.name {
                 Some(NodeMode::Own)
             } else {
-                plan.ways.get(&peer.name).map(|way| match way {
-                    Way::Direct => NodeMode::Direct,
-                    Way::Vxlan => NodeMode::Vxlan,
+                plan.modes.get(&peer.name).map(|mode| match mode {
+                    DeliveryMode::Direct => NodeMode::Direct,
+                    DeliveryMode::Vxlan => NodeMode::Vxlan,
                 })
             };
             let entry = NodeEntry {
@@ -361,7 +363,7 @@ impl PodNetwork {
                 last_change: now,
             };
             let entry = match old.remove(&peer.name) {
-                Some(old) if old.says_the_same(&entry) => old,
+                Some(old) if old.has_same_content(&entry) => old,
                 _ => entry,
             };
             self.nodes.insert(entry.name.clone(), entry);

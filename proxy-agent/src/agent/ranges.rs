@@ -62,7 +62,9 @@ pub fn named_outside(cluster: &ClusterState, options: &AgentOptions) -> BTreeSet
         .services()
         .filter_map(|(_, service)| service.external.as_deref());
     let named = external.flat_map(External::addresses);
-    named.filter(|address| is_stray(address, &ranges)).collect()
+    named
+        .filter(|address| is_outside_ranges(address, &ranges))
+        .collect()
 }
 
 /// The addresses that this node's object names, of every type; the node need not hold them.
@@ -112,7 +114,7 @@ pub fn around(ranges: &[IpNet]) -> [Option<IpNet>; 2] {
 }
 
 /// Whether no service range contains a virtual address, so that it needs a route of its own.
-pub fn is_stray(address: &IpAddr, ranges: &[IpNet]) -> bool {
+pub fn is_outside_ranges(address: &IpAddr, ranges: &[IpNet]) -> bool {
     !ranges.iter().any(|range| range.contains(address))
 }
 
@@ -186,7 +188,7 @@ pub fn too_many_uplinks(uplinks: &[UplinkAddresses], links: &Links) -> Option<Ob
         object: "uplinks".into(),
         message: format!(
             "there is room for the addresses of {MAX_UPLINKS}: what is masqueraded and leaves by {} carries the \
-             address of the Node, and its replies may go astray. Name the uplinks in use with --uplink",
+             address of the Node, and its replies may be lost. Name the uplinks in use with --uplink",
             names.join(", ")
         ),
     })

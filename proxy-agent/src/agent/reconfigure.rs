@@ -59,7 +59,7 @@ impl Agent {
         {
             tracing::warn!("{warning}");
         }
-        self.outward.show(&self.options);
+        self.reporter.show(&self.options);
         if self.synced {
             self.changes
                 .services

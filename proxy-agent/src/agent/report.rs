@@ -88,7 +88,7 @@ fn errors(agent: &Agent) -> Vec<ObjectError> {
     source
         .chain(input)
         .chain(services)
-        .chain(agent.outward.problems())
+        .chain(agent.reporter.problems())
         .chain(agent.config_errors.iter().cloned())
         .chain(pressure(agent))
         .chain(local_ports::problems(agent))

@@ -109,7 +109,7 @@ fn at_pod(agent: &Agent, from: IpAddr, steps: &mut Vec<String>) -> (&'static str
     const PROGRAMS: [&str; 2] = ["from_own_pod", "from_pod"];
     let datapath = agent.programmer.store();
     let roles = datapath.links.interfaces();
-    let hangs = |index: u32| {
+    let attached_program = |index: u32| {
         let role = roles.get(&index)?;
         PROGRAMS.into_iter().find(|program| role.has(program))
     };
@@ -125,10 +125,12 @@ fn at_pod(agent: &Agent, from: IpAddr, steps: &mut Vec<String>) -> (&'static str
         let mut pods = roles.keys().copied();
         let mut programs = PROGRAMS.into_iter();
         let program = programs.find(|program| roles.values().any(|role| role.has(program)))?;
-        pods.find(|index| hangs(*index) == Some(program))
+        pods.find(|index| attached_program(*index) == Some(program))
     };
-    let interface = own.filter(|index| hangs(*index).is_some()).or_else(others);
-    let program = interface.and_then(hangs).unwrap_or("from_pod");
+    let interface = own
+        .filter(|index| attached_program(*index).is_some())
+        .or_else(others);
+    let program = interface.and_then(attached_program).unwrap_or("from_pod");
     if let Some(index) = own {
         steps.push(format!(
             "{from} is a pod of this node at interface {}",
@@ -142,7 +144,7 @@ fn at_pod(agent: &Agent, from: IpAddr, steps: &mut Vec<String>) -> (&'static str
 fn from_node(agent: &Agent, request: &TraceRequest, steps: &mut Vec<String>) -> Result<Vec<Sample>, String> {
     let to = request.to.ip();
     let (protocol, port) = (request.protocol.number(), request.to.port());
-    if is_routed_to_us(agent, to) || agent.node.leads_port(to, protocol, port) {
+    if is_routed_to_us(agent, to) || agent.node.has_port_rule(to, protocol, port) {
         return packets(agent, request, "from_host", None, steps);
     }
     if agent.node.addresses().holds(to) {

@@ -90,7 +90,7 @@ impl Claims {
 
 /// The service that is programmed with a service number. It walks over all services, since it is called only
 /// for a contested frontend.
-pub fn holder(programmed: &ObjectIdMap<Programmed>, service: u32) -> Option<ObjectId> {
+pub fn owner_of(programmed: &ObjectIdMap<Programmed>, service: u32) -> Option<ObjectId> {
     let holds = |programmed: &Programmed| programmed.groups.iter().any(|group| group.service == service);
     programmed
         .iter()

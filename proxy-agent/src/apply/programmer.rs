@@ -13,7 +13,7 @@ use proxy_common::Ip;
 use proxy_common::maps::{AddressFlags, FrontendKey};
 
 use super::addresses::Addresses;
-use super::claims::{Claims, holder, name};
+use super::claims::{Claims, name, owner_of};
 use super::found::Found;
 use super::room::Need;
 use super::store::Store;
@@ -221,7 +221,7 @@ impl<S: Store> Programmer<S> {
                 let mut planned = plan(cluster, id, node);
                 let old = self.programmed.get(&id).cloned().unwrap_or_default();
                 let (tables, programmed) = (&self.tables, &self.programmed);
-                let owner = |key: &FrontendKey| holder(programmed, tables.frontend(key)?.service);
+                let owner = |key: &FrontendKey| owner_of(programmed, tables.frontend(key)?.service);
                 self.claims
                     .settle(id, &mut planned, Some(&old), cluster, &mut again, owner);
                 self.program(id, &planned, &old, cluster);

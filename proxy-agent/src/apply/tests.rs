@@ -234,7 +234,7 @@ fn exposed(world: &mut World, name: &str, number: u8, created: &str, how: &str) 
 }
 
 #[test]
-fn an_address_from_outside_is_the_oldest_services_whatever_kind_it_is() {
+fn an_address_from_outside_is_the_oldest_services_of_any_kind() {
     let local = r#""externalTrafficPolicy":"Local","#;
     let kinds = [
         String::new(),
@@ -261,14 +261,15 @@ fn an_address_from_outside_is_the_oldest_services_whatever_kind_it_is() {
         let ids: ObjectIdSet = world.changes.services.drain().collect();
         world.programmer.update(&ids, &world.cluster, &node);
         assert_eq!(world.backends_of("198.51.100.7"), ["10.244.1.1"], "{old} {young}");
-        let told: Vec<_> = world
+        let reported: Vec<_> = world
             .programmer
             .problems()
-            .flat_map(|(_, told)| told.to_vec())
+            .flat_map(|(_, reported)| reported.to_vec())
             .collect();
         let part = "198.51.100.7 port 80: already taken by the older Service t/old";
-        let is_it = |told: &Remark| told.code == Trouble::AddressHeldTwice && told.message.contains(part);
-        assert!(told.iter().any(is_it), "{told:?}");
+        let is_it =
+            |reported: &Remark| reported.code == Trouble::AddressHeldTwice && reported.message.contains(part);
+        assert!(reported.iter().any(is_it), "{reported:?}");
         world.restart(sizes(64));
         world.programmer.sync(&world.cluster, &node).unwrap();
         assert_eq!(
@@ -294,10 +295,14 @@ fn an_address_from_outside_in_a_range_of_the_cluster_is_refused() {
             world.programmer.sync(&world.cluster, &node).unwrap();
             assert_eq!(world.backends_of("198.51.100.7"), [""; 0], "{range} {how}");
             assert_eq!(world.backends_of("10.96.0.1"), ["10.244.1.1"], "{range} {how}");
-            let told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
+            let reported = world
+                .programmer
+                .problems()
+                .flat_map(|(_, reported)| reported.to_vec());
             assert!(
-                told.into_iter()
-                    .any(|told| told.message.contains("a range of the cluster's own"))
+                reported
+                    .into_iter()
+                    .any(|reported| reported.message.contains("a range of the cluster's own"))
             );
         }
     }
@@ -317,11 +322,14 @@ fn an_address_from_outside_that_is_no_hosts_on_a_link_is_refused() {
         world.programmer.sync(&world.cluster, &node).unwrap();
         assert_eq!(world.backends_of("198.51.100.7"), [""; 0], "{how}");
         assert_eq!(world.backends_of("10.96.0.1"), ["10.244.1.1"], "{how}");
-        let mut told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
-        let is_it = |told: Remark| {
-            told.code == Trouble::AddressRefused && told.message.contains("198.51.100.7 is no host's")
+        let mut reported = world
+            .programmer
+            .problems()
+            .flat_map(|(_, reported)| reported.to_vec());
+        let is_it = |reported: Remark| {
+            reported.code == Trouble::AddressRefused && reported.message.contains("198.51.100.7 is no host's")
         };
-        assert!(told.any(is_it), "{how}");
+        assert!(reported.any(is_it), "{how}");
     }
 }
 
@@ -343,11 +351,14 @@ fn the_port_of_an_api_server_is_no_services_at_its_address() {
             assert_eq!(world.backends_of("198.51.100.7"), expected, "{server} {how}");
             let own = world.backends_of("10.96.0.1");
             assert_eq!(own, ["10.244.1.1"], "the cluster IP is its own");
-            let told = world.programmer.problems().flat_map(|(_, told)| told.to_vec());
-            let told: Vec<_> = told
-                .filter(|told| told.message.contains("an API server of this cluster"))
+            let reported = world
+                .programmer
+                .problems()
+                .flat_map(|(_, reported)| reported.to_vec());
+            let reported: Vec<_> = reported
+                .filter(|reported| reported.message.contains("an API server of this cluster"))
                 .collect();
-            assert_eq!(told.is_empty(), !is_refused, "{told:?}");
+            assert_eq!(reported.is_empty(), !is_refused, "{reported:?}");
         }
     }
 }

@@ -23,7 +23,7 @@ enum Wanted {
 }
 
 /// Elements that lose their last pointer when all earlier writes succeed.
-struct Leftover {
+struct Freed {
     gone: Vec<(u32, Backend)>,
     slots: Vec<(u32, u32)>,
 }
@@ -35,7 +35,7 @@ pub struct Writer {
     addresses: BTreeMap<Ip, Option<u32>>,
     /// Whether each of these source ranges is wanted.
     ranges: BTreeMap<SourceRangeKey, bool>,
-    held: Vec<Leftover>,
+    held: Vec<Freed>,
     count: u64,
 }
 
@@ -90,14 +90,14 @@ impl Writer {
         self.set_frontends(&writes.set_frontends, store);
         self.set_addresses(&writes.set_addresses, store);
         for (key, service) in writes.remove_frontends.drain(..) {
-            let holder = match self.frontends.get(&key) {
+            let owner = match self.frontends.get(&key) {
                 // The frontend belongs to another service by now.
                 Some(Wanted::Set(value)) if value.service != service => continue,
                 // Its value was never written, so the value of the service before it may still be there.
                 Some(Wanted::Set(_)) => store.frontend(&key).map_or(service, |found| found.service),
                 _ => service,
             };
-            self.frontends.insert(key, Wanted::Removed(holder));
+            self.frontends.insert(key, Wanted::Removed(owner));
         }
         for address in writes.remove_addresses.drain(..) {
             self.addresses.insert(address, None);
@@ -110,7 +110,7 @@ impl Writer {
                 std::mem::take(&mut writes.gone),
                 std::mem::take(&mut writes.freed_slots),
             );
-            self.held.push(Leftover { gone, slots });
+            self.held.push(Freed { gone, slots });
         }
         writes.clear();
         self.retry(store, quarantine);
@@ -195,7 +195,7 @@ impl Writer {
         self.write_ranges(false, store);
         self.write_ranges(true, store);
         if self.frontends.is_empty() {
-            for Leftover { gone, slots } in std::mem::take(&mut self.held) {
+            for Freed { gone, slots } in std::mem::take(&mut self.held) {
                 for (id, backend) in &gone {
                     store.write_backend(*id, backend);
                 }

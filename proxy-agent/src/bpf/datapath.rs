@@ -22,8 +22,8 @@ use proxy_common::{Ip, LAYOUT_VERSION};
 use super::array::MappedArray;
 use super::error::BpfError;
 use super::hash::HashTable;
-use super::links::ahead::{Ahead, InForce, Place};
-use super::links::{Links, Means, Programs};
+use super::links::ahead::{AttachPoint, InForce, PrecedingProgram};
+use super::links::{AttachMode, Links, Programs};
 use super::object::{self, MAPS, MapSizes, PROGRAMS};
 use super::pins::{LayoutDir, Pins};
 use super::sys;
@@ -148,14 +148,14 @@ impl Datapath {
         let config: MappedArray<Config> = array(&dir, "CONFIG")?;
         // An agent that ended before its first sync has not filled this element.
         let waits = waits || config.get(0).is_none_or(|config| config.node_netns == 0);
-        let means = Means::probe(&programs);
-        if means == Means::Clsact {
-            tracing::info!("this kernel has no tcx (Linux 6.6): all programs hang on clsact qdiscs");
+        let attach_mode = AttachMode::probe(&programs);
+        if attach_mode == AttachMode::Clsact {
+            tracing::info!("this kernel has no tcx (Linux 6.6): all programs attach to clsact qdiscs");
         }
         let links = if waits {
-            Links::beside(pins.links(), pins.qdiscs(), means)?
+            Links::open(pins.links(), pins.qdiscs(), attach_mode)?
         } else {
-            Links::adopt(pins.links(), pins.qdiscs(), means, &programs)?
+            Links::adopt(pins.links(), pins.qdiscs(), attach_mode, &programs)?
         };
         Ok(Self {
             frontends: table(&dir, "FRONTENDS")?,
@@ -248,7 +248,7 @@ impl Datapath {
         if self.waits {
             let _lock = self.pins.exchange()?;
             let (dir, qdiscs) = (self.pins.links(), self.pins.qdiscs());
-            self.links = Links::adopt(dir, qdiscs, self.links.means(), &self.programs)?;
+            self.links = Links::adopt(dir, qdiscs, self.links.attach_mode(), &self.programs)?;
             self.waits = false;
         }
         Ok(())
@@ -302,7 +302,7 @@ impl Datapath {
         &mut self,
         cgroup: Option<&Path>,
         is_due: impl Fn(u32) -> bool,
-    ) -> Result<BTreeMap<Place, Vec<Ahead>>, BpfError> {
+    ) -> Result<BTreeMap<AttachPoint, Vec<PrecedingProgram>>, BpfError> {
         let ids = self.maps.iter().map(|(_, map)| sys::map_info(map.as_fd()));
         let ids = ids.map(|info| info.map(|info| info.id)).collect::<Result<_, _>>();
         let in_force = InForce {

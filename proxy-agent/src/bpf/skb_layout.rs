@@ -50,7 +50,7 @@ fn known() -> &'static Result<SkbLayout, String> {
             return Err("the kernel is locked down (confidentiality)".to_owned());
         }
         let types = fs::read(Path::new(KERNEL_TYPES)).map_err(|error| format!("{KERNEL_TYPES}: {error}"))?;
-        find(&types).ok_or_else(|| format!("{KERNEL_TYPES} does not tell the layout of struct sk_buff"))
+        find(&types).ok_or_else(|| format!("{KERNEL_TYPES} does not describe the layout of struct sk_buff"))
     })
 }
 
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn this_kernel_tells() {
+    fn this_kernel_has_the_layout() {
         if let Ok(types) = fs::read(KERNEL_TYPES) {
             assert!(find(&types).is_some());
         }

@@ -75,18 +75,18 @@ impl<'a> DryRunner<'a> {
     /// Runs the program once over `frame` as if it had arrived at the interface `ifindex` (0: at none in
     /// particular).
     pub fn run(&self, frame: &[u8], ifindex: u32) -> io::Result<DryRun> {
-        let answer = self.answer(frame, ifindex)?;
-        answer.ok_or_else(|| io::Error::other("the program answered with outcome 0"))
+        let result = self.try_run(frame, ifindex)?;
+        result.ok_or_else(|| io::Error::other("the program returned outcome 0"))
     }
 
     /// The same; `None` if the program left the packet alone without a decision.
-    pub fn answer(&self, frame: &[u8], ifindex: u32) -> io::Result<Option<DryRun>> {
+    pub fn try_run(&self, frame: &[u8], ifindex: u32) -> io::Result<Option<DryRun>> {
         // RandomState is the standard library's access to the system's random numbers.
         let nonce = RandomState::new().hash_one(0_u8) | 1;
         let mut context = [0_u8; CONTEXT_LEN];
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
         context[CONTROL..CONTROL + 8].copy_from_slice(&nonce.to_ne_bytes());
-        let mut answer = [0_u8; CONTEXT_LEN];
+        let mut result = [0_u8; CONTEXT_LEN];
         let mut out = vec![0_u8; frame.len() + 256];
         self.cell.set(0, &TraceCell { nonce });
         let armed = Armed(self.cell);
@@ -94,12 +94,12 @@ impl<'a> DryRunner<'a> {
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         options.ctx_in = Some(&context);
-        options.ctx_out = Some(&mut answer);
+        options.ctx_out = Some(&mut result);
         self.program.test_run(options).map_err(io::Error::other)?;
         drop(armed);
         let word = |index: usize| {
             let start = CONTROL + index * 4;
-            u32::from_ne_bytes(std::array::from_fn(|byte| answer[start + byte]))
+            u32::from_ne_bytes(std::array::from_fn(|byte| result[start + byte]))
         };
         if word(2) == 0 {
             return Ok(None);
@@ -115,13 +115,11 @@ fn parse(outcome: u32, backend: u32, service: u32) -> io::Result<DryRun> {
         3 => DryRunKind::Echo,
         4 => DryRunKind::Translate,
         other => {
-            return Err(io::Error::other(format!(
-                "the program answered with outcome {other}"
-            )));
+            return Err(io::Error::other(format!("the program returned outcome {other}")));
         }
     };
     let reason = Reason::ALL.get((outcome >> 8 & 0xff) as usize).copied();
-    let reason = reason.ok_or_else(|| io::Error::other(format!("the program answered {outcome:#x}")))?;
+    let reason = reason.ok_or_else(|| io::Error::other(format!("the program returned {outcome:#x}")))?;
     Ok(DryRun {
         kind,
         reason,

@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_files_and_flags_are_told_apart() {
+    fn bad_files_and_flags_differ() {
         let error = options(&["--config", "/nonexistent/agent.yaml"])
             .unwrap_err()
             .to_string();

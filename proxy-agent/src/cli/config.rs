@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_file_that_is_hardly_meant() {
+    fn a_good_file_with_a_doubtful_value() {
         let (check, text) = checked("serviceCIDRs: [10.0.0.0/8]\nclusterCIDRs: [10.244.0.0/16]\n");
         assert!(check.valid);
         assert!(

@@ -19,7 +19,7 @@ use super::text::{self, FAINT, GOOD, WARNING, styled};
 use crate::cni::LEASES;
 use crate::control::{Client, ClientError, LeaseEntry, LeaseState, Leases};
 use crate::pods::check::Checked;
-use crate::pods::{Places, check, leases};
+use crate::pods::{PluginPaths, check, leases};
 
 /// `millrace ipam`
 #[derive(Debug, Subcommand)]
@@ -68,15 +68,15 @@ pub fn run(global: &Global, client: &Client, verb: &IpamVerb) -> anyhow::Result<
             Ok(true)
         }
         IpamVerb::Release(args) => {
-            let places = args.place.places(global, client)?;
+            let paths = args.place.paths(global, client)?;
             let released = Released {
-                released: leases::release(&places, args.address, args.force)?,
+                released: leases::release(&paths, args.address, args.force)?,
             };
             output::print(global.output, &released, || render_released(&released))?;
             Ok(true)
         }
         IpamVerb::Check(place) => {
-            let checked = check::check(&place.places(global, client)?)?;
+            let checked = check::check(&place.paths(global, client)?)?;
             output::print(global.output, &checked, || render_checked(&checked))?;
             Ok(checked.problems.is_empty())
         }
@@ -99,17 +99,17 @@ impl Place {
         if self.data_dir.is_none() {
             match client.leases() {
                 Err(ClientError::NoAgent(_)) => {}
-                answer => return Ok(answer?),
+                reply => return Ok(reply?),
             }
         }
-        let places = self.known(global, None);
+        let paths = self.known(global, None);
         Ok(Leases {
-            leases: leases::list(&places)?,
-            dir: places.lease_dir,
+            leases: leases::list(&paths)?,
+            dir: paths.lease_dir,
         })
     }
 
-    fn places(&self, global: &Global, client: &Client) -> anyhow::Result<Places> {
+    fn paths(&self, global: &Global, client: &Client) -> anyhow::Result<PluginPaths> {
         self.check()?;
         if self.data_dir.is_some() {
             return Ok(self.known(global, None));
@@ -121,9 +121,9 @@ impl Place {
         }
     }
 
-    fn known(&self, global: &Global, agents: Option<PathBuf>) -> Places {
+    fn known(&self, global: &Global, agents: Option<PathBuf>) -> PluginPaths {
         let named = self.data_dir.clone().or(agents);
-        Places {
+        PluginPaths {
             lease_dir: named.unwrap_or_else(|| LEASES.into()),
             bpf_root: global.bpf_root.clone(),
         }

@@ -68,7 +68,7 @@ fn limits(pod: &PodEntry) -> Cell {
     let limits = [("in", pod.ingress_bandwidth), ("out", pod.egress_bandwidth)];
     let limited: Vec<_> = limits
         .iter()
-        .filter_map(|(way, rate)| Some(format!("{way} {}", text::bit_rate((*rate)?))))
+        .filter_map(|(direction, rate)| Some(format!("{direction} {}", text::bit_rate((*rate)?))))
         .collect();
     if limited.is_empty() {
         Cell::styled(FAINT, "-")

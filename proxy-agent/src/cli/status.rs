@@ -179,7 +179,7 @@ fn shared_addresses(status: &Status) -> String {
     }
     let mut table = Table::new(&[("ADDRESS OF SERVICES", Align::Left), ("ALSO OF", Align::Left)]);
     for shared in &status.shared_addresses {
-        table.row([shared.address.to_string().into(), shared.holder.as_str().into()]);
+        table.row([shared.address.to_string().into(), shared.owner.as_str().into()]);
     }
     table.to_string()
 }
@@ -294,7 +294,7 @@ from_uplink  nothing
     }
 
     #[test]
-    fn an_agent_that_waits_and_complains() {
+    fn an_agent_that_waits_and_has_errors() {
         let status = Status {
             ready: false,
             waiting_for: vec![
@@ -323,7 +323,7 @@ from_uplink  nothing
             sync: None,
             shared_addresses: vec![SharedAddress {
                 address: [198, 51, 100, 3].into(),
-                holder: "Node worker-2".into(),
+                owner: "Node worker-2".into(),
             }],
             ..sample()
         };

@@ -5,7 +5,7 @@ use super::state_tests::{SERVICE, SLICE, World, cart, service, slice};
 use crate::source::{Change, Kind, ObjectId, Unreadable};
 
 #[test]
-fn bad_fields_of_a_service_are_named_and_spoil_only_themselves() {
+fn bad_fields_of_a_service_are_named_and_affect_only_themselves() {
     let bad = SERVICE
         .replace("\"fd00:10:96::a\"", "\"10.96.0.11\", \"ten\"")
         .replace("\"ports\": [", r#""ports": [{"port": 70000}, {"port": 1, "protocol": "ICMP"}, {"name": "x"}, {"port": 80, "name": "http"}, "#);
@@ -31,7 +31,7 @@ fn bad_fields_of_a_service_are_named_and_spoil_only_themselves() {
 }
 
 #[test]
-fn bad_fields_of_a_slice_are_named_and_spoil_only_themselves() {
+fn bad_fields_of_a_slice_are_named_and_affect_only_themselves() {
     let bad = SLICE
         .replace("\"ports\": [", r#""ports": [{"name": "p", "port": 0}, "#)
         .replace(
@@ -84,16 +84,16 @@ fn an_object_that_cannot_be_read_keeps_its_last_form_until_it_goes() {
         "its owner is told"
     );
     world.apply(unreadable(gone, "Service shop/gone"));
-    let told =
+    let reported =
         "it cannot be read: spec: a text; the last form of it that could be read counts, if there was one";
-    assert_eq!(world.messages(), [told, told]);
+    assert_eq!(world.messages(), [reported, reported]);
 
     // The list names the first Service, still unreadable, and not the second.
     world.apply(Change::Begin(Kind::Service));
     world.apply(unreadable(cart(), "Service shop/cart"));
     world.apply(Change::End(Kind::Service));
     assert!(world.0.service(cart()).is_some());
-    assert_eq!(world.messages(), [told]);
+    assert_eq!(world.messages(), [reported]);
 
     world.apply(service(SERVICE));
     assert!(world.messages().is_empty(), "it can be read again");

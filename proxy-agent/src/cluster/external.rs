@@ -191,7 +191,7 @@ fn read_health_check_port(spec: &wire::ServiceSpec, findings: &mut Findings) -> 
     let port = spec.health_check_node_port.unwrap_or(0);
     u16::try_from(port).unwrap_or_else(|_| {
         findings.add(|| {
-            format!("spec.healthCheckNodePort: {port} is outside 1–65535; the node's health is not told")
+            format!("spec.healthCheckNodePort: {port} is outside 1–65535; the node's health is not reported")
         });
         0
     })

@@ -57,7 +57,7 @@ fn addresses_of_a_balancer_that_is_a_proxy_or_a_name_are_left_to_it() {
 }
 
 #[test]
-fn addresses_that_are_somebody_elses_are_refused_by_name() {
+fn addresses_of_other_owners_are_refused_by_name() {
     let addresses = [
         "127.0.0.1",
         "169.254.1.1",
@@ -94,7 +94,7 @@ fn addresses_that_are_somebody_elses_are_refused_by_name() {
 }
 
 #[test]
-fn ranges_that_cannot_be_read_let_nobody_through() {
+fn unreadable_ranges_admit_no_client() {
     let spec = json!({"loadBalancerSourceRanges": [" 203.0.113.0/25", "x"]});
     let (external, messages) = read(spec, json!({}), 30_080);
     let ranges = external.unwrap().source_ranges.unwrap();

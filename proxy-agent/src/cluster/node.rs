@@ -195,9 +195,9 @@ mod tests {
     }
 
     #[test]
-    fn flannels_annotation_tells_the_end_of_the_tunnel() {
-        let told = tunnel_mac(r#"{"VNI":1,"VtepMAC":"8e:2b:00:00:00:0f"}"#);
-        assert_eq!(told, (Some([0x8e, 0x2b, 0, 0, 0, 0x0f]), 0));
+    fn flannels_annotation_has_the_end_of_the_tunnel() {
+        let reported = tunnel_mac(r#"{"VNI":1,"VtepMAC":"8e:2b:00:00:00:0f"}"#);
+        assert_eq!(reported, (Some([0x8e, 0x2b, 0, 0, 0, 0x0f]), 0));
         // Annotations of flannel's other backends.
         for other in ["null", r#"{"PublicKey":"x"}"#] {
             assert_eq!(tunnel_mac(other), (None, 0), "{other}");

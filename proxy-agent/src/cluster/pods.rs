@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_for_while_nobody_opts_out() {
+    fn no_pods_are_needed_while_none_opts_out() {
         assert_eq!(
             known(&[plain("a", "shop", "10.244.1.2")]).with_sockets("n1"),
             None

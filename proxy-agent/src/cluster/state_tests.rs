@@ -220,7 +220,7 @@ fn a_proxy_name_of_our_own_is_ours() {
 }
 
 #[test]
-fn fqdn_slices_and_slices_of_nobody_are_left_out() {
+fn fqdn_slices_and_slices_without_a_service_are_left_out() {
     let mut world = World::new();
     world.apply(service(SERVICE));
     world.apply(slice(SLICE));

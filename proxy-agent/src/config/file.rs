@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::documents::{self, Document, DocumentError, Lenience, LenienceKind};
+use super::ignored_fields::ignored_fields;
 use super::kube_proxy::KubeProxyConfiguration;
 use super::settings::Settings;
-use super::unheeded::unheeded;
 
 /// The only version of our documents so far.
 const API_VERSION: &str = "millrace.dev/v1alpha1";
@@ -180,7 +180,7 @@ fn take(
             report
                 .warnings
                 .extend(lenience.iter().map(|it| warning(path, it)));
-            let warnings = unheeded(&config).into_iter();
+            let warnings = ignored_fields(&config).into_iter();
             report
                 .warnings
                 .extend(warnings.map(|warning| format!("{}: {warning}", path.display())));
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_hardly_meant() {
+    fn an_empty_file_gets_a_warning() {
         let report = read("# to do\n");
         assert_eq!(
             (report.errors.len(), report.warnings),

@@ -51,11 +51,11 @@ pub async fn follow(files: Vec<PathBuf>, readings: mpsc::Sender<Reading>) -> io:
                 return Ok(());
             }
         }
-        let heard = tokio::select! {
-            heard = timeout(ANYWAY, events.next()) => heard,
+        let event = tokio::select! {
+            event = timeout(ANYWAY, events.next()) => event,
             () = readings.closed() => return Ok(()),
         };
-        match heard {
+        match event {
             Ok(Some(Ok(_))) => loop {
                 sleep(QUIET).await;
                 let mut more = false;

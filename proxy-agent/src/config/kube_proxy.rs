@@ -5,8 +5,9 @@
 //! field that the type does not have, such as a removed one, is left out with a warning. If a key is given
 //! twice the last value counts, and the case of names counts. (See `loadConfig` in
 //! cmd/kube-proxy/app/options.go, `UnmarshalCaseSensitivePreserveInts`.) Fields with a meaning here become
-//! [`Settings`], and [`unheeded`](super::unheeded) names the others. In Go a field that is not set may also
-//! be written as its zero value, and kubeadm writes all of them so. So zero means that the field is not set.
+//! [`Settings`], and [`ignored_fields`](super::ignored_fields) names the others. In Go a field that is not
+//! set may also be written as its zero value, and kubeadm writes all of them so. So zero means that the field
+//! is not set.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -14,6 +14,7 @@ mod documents;
 mod duration;
 mod file;
 mod follow;
+mod ignored_fields;
 mod kube_proxy;
 #[cfg(test)]
 mod kube_proxy_tests;
@@ -25,7 +26,6 @@ mod pod_network;
 mod port_conflicts;
 mod reload;
 mod settings;
-mod unheeded;
 mod values;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

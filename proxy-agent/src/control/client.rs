@@ -9,13 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::protocol::{Answer, Reply, Request};
+use super::protocol::{Reply, Request, Response};
 use super::run_dir::SOCKET;
 use super::{Leases, NodeEntry, PodEntry, ServiceEntry, Status, TraceReply, TraceRequest};
 
 /// How long to wait for the agent to read or to send the next bytes. It is longer than the agent's own
 /// deadline.
-const PATIENCE: Duration = Duration::from_secs(35);
+const TIMEOUT: Duration = Duration::from_secs(35);
 
 /// A client of the agent that runs with one run directory.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No agent listens on the socket in this run directory.
-    #[error("no agent answers at {}: start `millrace agent`, or say where it runs with --run-dir", .0.display())]
+    #[error("no agent replies at {}: start `millrace agent`, or say where it runs with --run-dir", .0.display())]
     NoAgent(PathBuf),
     /// This process has no permission to use the socket at this path.
     #[error("{}: permission denied: run this as root", .0.display())]
@@ -46,7 +46,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The reply does not match the request, or is no valid reply.
-    #[error("{}: the agent's answer is not understood ({reason}): it may be of another version", socket.display())]
+    #[error("{}: the agent's reply is not understood ({reason}): it may be of another version", socket.display())]
     NotUnderstood {
         /// The path of the socket.
         socket: PathBuf,
@@ -67,7 +67,7 @@ impl Client {
     pub fn status(&self) -> Result<Status, ClientError> {
         match self.ask(&Request::Status)? {
             Reply::Status(status) => Ok(*status),
-            _ => Err(self.not_understood(&"it answers another question")),
+            _ => Err(self.not_understood(&"the reply is for another request")),
         }
     }
 
@@ -75,7 +75,7 @@ impl Client {
     pub fn services(&self) -> Result<Vec<ServiceEntry>, ClientError> {
         match self.ask(&Request::ListServices)? {
             Reply::ListServices(services) => Ok(services),
-            _ => Err(self.not_understood(&"it answers another question")),
+            _ => Err(self.not_understood(&"the reply is for another request")),
         }
     }
 
@@ -83,7 +83,7 @@ impl Client {
     pub fn nodes(&self) -> Result<Vec<NodeEntry>, ClientError> {
         match self.ask(&Request::ListNodes)? {
             Reply::ListNodes(nodes) => Ok(nodes),
-            _ => Err(self.not_understood(&"it answers another question")),
+            _ => Err(self.not_understood(&"the reply is for another request")),
         }
     }
 
@@ -91,7 +91,7 @@ impl Client {
     pub fn trace(&self, request: TraceRequest) -> Result<TraceReply, ClientError> {
         match self.ask(&Request::Trace(request))? {
             Reply::Trace(reply) => Ok(reply),
-            _ => Err(self.not_understood(&"it answers another question")),
+            _ => Err(self.not_understood(&"the reply is for another request")),
         }
     }
 
@@ -99,7 +99,7 @@ impl Client {
     pub fn pods(&self) -> Result<Vec<PodEntry>, ClientError> {
         match self.ask(&Request::ListPods)? {
             Reply::ListPods(pods) => Ok(pods),
-            _ => Err(self.not_understood(&"it answers another question")),
+            _ => Err(self.not_understood(&"the reply is for another request")),
         }
     }
 
@@ -107,7 +107,7 @@ impl Client {
     pub fn leases(&self) -> Result<Leases, ClientError> {
         match self.ask(&Request::ListLeases)? {
             Reply::ListLeases(leases) => Ok(leases),
-            _ => Err(self.not_understood(&"it answers another question")),
+            _ => Err(self.not_understood(&"the reply is for another request")),
         }
     }
 
@@ -121,15 +121,15 @@ impl Client {
         line.clear();
         stream
             .read_to_end(&mut line)
-            .map_err(self.failed("waiting for the answer"))?;
+            .map_err(self.failed("waiting for the reply"))?;
         if line.is_empty() {
-            return Err(self.failed("waiting for the answer")(
+            return Err(self.failed("waiting for the reply")(
                 io::ErrorKind::UnexpectedEof.into(),
             ));
         }
         match serde_json::from_slice(&line) {
-            Ok(Answer::Reply(reply)) => Ok(reply),
-            Ok(Answer::Error(message)) => Err(ClientError::Refused(message)),
+            Ok(Response::Reply(reply)) => Ok(reply),
+            Ok(Response::Error(message)) => Err(ClientError::Refused(message)),
             Err(error) => Err(self.not_understood(&error)),
         }
     }
@@ -143,8 +143,8 @@ impl Client {
             _ => self.failed("connecting")(error),
         })?;
         stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .set_read_timeout(Some(TIMEOUT))
+            .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)))
             .map_err(self.failed("setting a time-out"))?;
         Ok(stream)
     }

@@ -39,7 +39,7 @@ pub enum NodeMode {
 
 impl NodeEntry {
     /// Whether two entries differ in nothing but `last_change`.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn has_same_content(&self, other: &Self) -> bool {
         let last_change = self.last_change;
         *self
             == Self {

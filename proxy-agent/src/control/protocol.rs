@@ -52,7 +52,7 @@ pub enum Reply {
 /// The line that an agent sends back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Answer {
+pub enum Response {
     /// The agent carried out the request.
     Reply(Reply),
     /// The request failed. The message says what failed, on which object, and what to do.
@@ -133,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn answers_say_what_they_are() {
-        let answer = Answer::Reply(Reply::ListServices(vec![]));
+    fn responses_have_a_tag() {
+        let response = Response::Reply(Reply::ListServices(vec![]));
         assert_eq!(
-            serde_json::to_string(&answer).unwrap(),
+            serde_json::to_string(&response).unwrap(),
             r#"{"reply":{"listServices":[]}}"#
         );
-        let answer = Answer::Error("no".into());
-        assert_eq!(serde_json::to_string(&answer).unwrap(), r#"{"error":"no"}"#);
+        let response = Response::Error("no".into());
+        assert_eq!(serde_json::to_string(&response).unwrap(), r#"{"error":"no"}"#);
     }
 
     #[test]

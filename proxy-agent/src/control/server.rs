@@ -24,11 +24,11 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, warn};
 
-use super::protocol::{Answer, MAX_REQUEST, Reply, Request};
+use super::protocol::{MAX_REQUEST, Reply, Request, Response};
 use super::run_dir::{RunDir, RunDirError, file_id};
 
 /// A request, and the channel where the agent's loop puts the reply.
-pub type Question = (Request, oneshot::Sender<Result<Reply, String>>);
+pub type PendingRequest = (Request, oneshot::Sender<Result<Reply, String>>);
 
 /// The time limit of one connection, from its request to the last byte of the reply.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -140,46 +140,46 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Passes requests to `questions` as long as the loop receives them. `restored` gets the path of a socket
+/// Passes requests to `requests` as long as the loop receives them. `restored` gets the path of a socket
 /// that was missing and that this task made again.
 ///
 /// Dropping the future ends every connection and removes the socket.
 pub async fn serve(
     mut socket: ControlSocket,
-    questions: mpsc::Sender<Question>,
+    requests: mpsc::Sender<PendingRequest>,
     restored: impl Fn(PathBuf),
 ) -> io::Result<()> {
     let mut listener = UnixListener::from_std(socket.listener.try_clone()?)?;
     let mut looks = interval(KEEP);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = None;
+    let mut logged = None;
     let mut connections = JoinSet::new();
-    let mut guests = VecDeque::<Guest>::new();
+    let mut open = VecDeque::<OpenConnection>::new();
     loop {
         tokio::select! {
-            () = questions.closed() => return Ok(()),
+            () = requests.closed() => return Ok(()),
             _ = looks.tick() => match socket.keep() {
-                Ok(None) => told = None,
+                Ok(None) => logged = None,
                 Ok(Some(new)) => {
                     listener = new;
                     restored(socket.run_dir.socket());
                 }
                 Err(error) => {
                     let message = error.to_string();
-                    if told.as_ref() != Some(&message) {
+                    if logged.as_ref() != Some(&message) {
                         warn!("control socket: it is gone, and making it again fails: {message}");
-                        told = Some(message);
+                        logged = Some(message);
                     }
                 }
             },
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    make_room(&mut guests).await;
+                    make_room(&mut open).await;
                     let asked = Arc::new(AtomicBool::new(false));
-                    let conversation = converse(stream, questions.clone(), Arc::clone(&asked));
-                    let task = connections.spawn(timeout(DEADLINE, conversation));
+                    let connection = serve_connection(stream, requests.clone(), Arc::clone(&asked));
+                    let task = connections.spawn(timeout(DEADLINE, connection));
                     let since = Instant::now();
-                    guests.push_back(Guest { task, since, asked });
+                    open.push_back(OpenConnection { task, since, asked });
                 }
                 Err(error) => {
                     warn!("control socket: accepting a connection: {error}");
@@ -199,51 +199,51 @@ pub async fn serve(
 }
 
 /// An open connection.
-struct Guest {
+struct OpenConnection {
     task: AbortHandle,
     since: Instant,
     asked: Arc<AtomicBool>,
 }
 
 /// Waits until there is a free place, and cuts a connection for it if necessary.
-async fn make_room(guests: &mut VecDeque<Guest>) {
+async fn make_room(open: &mut VecDeque<OpenConnection>) {
     loop {
-        guests.retain(|guest| !guest.task.is_finished());
-        if guests.len() < MAX_CONNECTIONS {
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() < MAX_CONNECTIONS {
             return;
         }
         let oldest = |asked: bool, age| {
-            guests.iter().position(|guest| {
-                guest.asked.load(Ordering::Relaxed) == asked && guest.since.elapsed() >= age
+            open.iter().position(|connection| {
+                connection.asked.load(Ordering::Relaxed) == asked && connection.since.elapsed() >= age
             })
         };
         let place = oldest(false, TO_ASK).or_else(|| oldest(true, TO_READ));
-        if let Some(guest) = place.and_then(|place| guests.remove(place)) {
-            guest.task.abort();
+        if let Some(connection) = place.and_then(|place| open.remove(place)) {
+            connection.task.abort();
             return;
         }
         sleep(LOOK).await;
     }
 }
 
-async fn converse(
+async fn serve_connection(
     mut stream: UnixStream,
-    questions: mpsc::Sender<Question>,
+    requests: mpsc::Sender<PendingRequest>,
     asked: Arc<AtomicBool>,
 ) -> io::Result<()> {
     let read = timeout(REQUEST, read(&mut stream)).await;
     asked.store(true, Ordering::Relaxed);
     let request = read.unwrap_or_else(|_| Ok(Err(format!("no request came within {REQUEST:?}"))))?;
-    let answer = match request {
-        Ok(request) => ask(request, &questions).await,
+    let response = match request {
+        Ok(request) => ask(request, &requests).await,
         Err(message) => Err(message),
     };
-    let answer = match answer {
-        Ok(reply) => Answer::Reply(reply),
-        Err(message) => Answer::Error(message),
+    let response = match response {
+        Ok(reply) => Response::Reply(reply),
+        Err(message) => Response::Error(message),
     };
     let line = spawn_blocking(move || {
-        let mut line = serde_json::to_vec(&answer)?;
+        let mut line = serde_json::to_vec(&response)?;
         line.push(b'\n');
         io::Result::Ok(line)
     });
@@ -254,7 +254,7 @@ async fn converse(
 /// Reads a request. An error in it is sent to the client.
 async fn read(stream: &mut UnixStream) -> io::Result<Result<Request, String>> {
     if stream.peer_cred()?.uid() != 0 {
-        return Ok(Err("the agent answers root only: run this as root".into()));
+        return Ok(Err("the agent serves root only: run this as root".into()));
     }
     let mut line = Vec::new();
     BufReader::new(&mut *stream)
@@ -277,10 +277,10 @@ async fn read(stream: &mut UnixStream) -> io::Result<Result<Request, String>> {
 }
 
 /// Hands a request to the loop, and waits for the reply.
-async fn ask(request: Request, questions: &mpsc::Sender<Question>) -> Result<Reply, String> {
+async fn ask(request: Request, requests: &mpsc::Sender<PendingRequest>) -> Result<Reply, String> {
     let stopping = || "the agent is stopping".to_owned();
     let (reply, replied) = oneshot::channel();
-    if questions.send((request, reply)).await.is_err() {
+    if requests.send((request, reply)).await.is_err() {
         return Err(stopping());
     }
     replied.await.unwrap_or_else(|_| Err(stopping()))

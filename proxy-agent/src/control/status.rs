@@ -63,7 +63,8 @@ pub struct SharedAddress {
     /// The shared address.
     pub address: IpAddr,
     /// The other machine, in words.
-    pub holder: String,
+    #[serde(rename = "holder")]
+    pub owner: String,
 }
 
 /// One error of the input or of the node.

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 
-/// A served socket whose agent replies to every request with `answer`.
+/// A served socket whose agent replies to every request with `response`.
 struct Served {
     root: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -20,7 +20,7 @@ struct Served {
 }
 
 impl Served {
-    fn start(answer: fn(Request) -> Result<Reply, String>) -> Self {
+    fn start(response: fn(Request) -> Result<Reply, String>) -> Self {
         let root = tempfile::tempdir().unwrap();
         let socket = bind(&root.path().join("run")).unwrap();
         let (stop, mut stopped) = oneshot::channel();
@@ -29,15 +29,15 @@ impl Served {
                 .enable_all()
                 .build()?;
             runtime.block_on(async move {
-                let (sender, mut questions) = mpsc::channel::<Question>(1);
+                let (sender, mut requests) = mpsc::channel::<PendingRequest>(1);
                 let mut serving = Box::pin(serve(socket, sender, |_| {}));
                 loop {
                     tokio::select! {
                         ended = &mut serving => return ended,
                         _ = &mut stopped => return Ok(()),
-                        Some((request, reply)) = questions.recv() => {
+                        Some((request, reply)) = requests.recv() => {
                             // A client may have closed the connection, which the agent ignores.
-                            let _ = reply.send(answer(request));
+                            let _ = reply.send(response(request));
                         }
                     }
                 }
@@ -54,12 +54,12 @@ impl Served {
         self.root.path().join("run")
     }
 
-    fn say(&self, line: &[u8]) -> String {
+    fn exchange(&self, line: &[u8]) -> String {
         let mut stream = UnixStream::connect(self.run_dir().join(SOCKET)).unwrap();
         stream.write_all(line).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
     }
 }
 
@@ -93,7 +93,7 @@ fn one_of_each(request: Request) -> Result<Reply, String> {
 }
 
 #[test]
-fn questions_are_answered() {
+fn requests_get_replies() {
     let served = Served::start(one_of_each);
     let client = Client::new(&served.run_dir());
     assert!(client.status().unwrap().ready);
@@ -127,10 +127,10 @@ fn only_the_owner_can_open_the_socket() {
 }
 
 /// Sends requests until an agent replies.
-fn await_answer(client: &Client) {
+fn await_response(client: &Client) {
     let asked = Instant::now();
     while client.status().is_err() {
-        assert!(asked.elapsed() < Duration::from_secs(10), "an agent answers");
+        assert!(asked.elapsed() < Duration::from_secs(10), "an agent replies");
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -141,10 +141,10 @@ fn a_socket_that_is_removed_or_replaced_is_made_again() {
     let client = Client::new(&served.run_dir());
     let socket = served.run_dir().join(SOCKET);
     fs::remove_file(&socket).unwrap();
-    await_answer(&client);
+    await_response(&client);
     fs::remove_file(&socket).unwrap();
     fs::write(&socket, "").unwrap();
-    await_answer(&client);
+    await_response(&client);
     assert!(matches!(bind(&served.run_dir()), Err(RunDirError::Taken(_))));
 }
 
@@ -152,7 +152,7 @@ fn a_socket_that_is_removed_or_replaced_is_made_again() {
 fn a_run_directory_that_is_removed_is_made_and_locked_again() {
     let served = Served::start(one_of_each);
     fs::remove_dir_all(served.run_dir()).unwrap();
-    await_answer(&Client::new(&served.run_dir()));
+    await_response(&Client::new(&served.run_dir()));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(
         (mode(&served.run_dir()), mode(&served.run_dir().join(SOCKET))),
@@ -172,11 +172,11 @@ fn a_run_directory_that_another_agent_has_made_anew_is_left_to_it() {
     thread::sleep(Duration::from_millis(1500));
     assert!(matches!(bind(&served.run_dir()), Err(RunDirError::Taken(_))));
     drop(other);
-    await_answer(&Client::new(&served.run_dir()));
+    await_response(&Client::new(&served.run_dir()));
 }
 
 #[test]
-fn bad_requests_are_told_apart_and_bounded() {
+fn bad_requests_differ_and_are_bounded() {
     let served = Served::start(one_of_each);
     for (line, expected) in [
         (
@@ -186,17 +186,17 @@ fn bad_requests_are_told_apart_and_bounded() {
         (b"\xff\xfe\n", "does not understand the request"),
         (&[b' '; 5000], "one line of at most 4096 bytes"),
     ] {
-        let answer = served.say(line);
-        assert!(answer.contains(expected), "{answer}");
+        let response = served.exchange(line);
+        assert!(response.contains(expected), "{response}");
         assert!(
-            answer.starts_with("{\"error\":") && answer.ends_with("}\n"),
-            "{answer}"
+            response.starts_with("{\"error\":") && response.ends_with("}\n"),
+            "{response}"
         );
     }
 }
 
 #[test]
-fn a_silent_client_holds_nobody_up() {
+fn a_silent_client_delays_no_other_client() {
     let served = Served::start(one_of_each);
     let silent = UnixStream::connect(served.run_dir().join(SOCKET)).unwrap();
     assert!(Client::new(&served.run_dir()).status().is_ok());
@@ -204,7 +204,7 @@ fn a_silent_client_holds_nobody_up() {
 }
 
 #[test]
-fn silent_clients_without_number_hold_nobody_up() {
+fn any_number_of_silent_clients_delays_no_other_client() {
     let served = Served::start(one_of_each);
     let path = served.run_dir().join(SOCKET);
     let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&path).unwrap()).collect();
@@ -216,7 +216,7 @@ fn silent_clients_without_number_hold_nobody_up() {
 }
 
 #[test]
-fn more_clients_than_places_are_all_answered() {
+fn more_clients_than_connections_are_all_served() {
     let served = Served::start(one_of_each);
     thread::scope(|scope| {
         for _ in 0..300 {

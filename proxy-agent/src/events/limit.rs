@@ -23,7 +23,7 @@ const REFILL: Duration = Duration::from_secs(10);
 /// The events that were admitted, and the number that may follow.
 #[derive(Debug)]
 pub struct Limit {
-    told: HashMap<Event, Instant>,
+    sent: HashMap<Event, Instant>,
     left: u32,
     refilled: Instant,
 }
@@ -32,7 +32,7 @@ impl Limit {
     /// A limit that has admitted no event yet.
     pub fn new(now: Instant) -> Self {
         Self {
-            told: HashMap::new(),
+            sent: HashMap::new(),
             left: BURST,
             refilled: now,
         }
@@ -40,21 +40,21 @@ impl Limit {
 
     /// Whether to post this event; if so it counts as posted.
     pub fn admit(&mut self, event: &Event, now: Instant) -> bool {
-        let fresh = |told: &Instant| now.saturating_duration_since(*told) < AGAIN;
-        self.told.retain(|_, told| fresh(told));
+        let fresh = |sent: &Instant| now.saturating_duration_since(*sent) < AGAIN;
+        self.sent.retain(|_, sent| fresh(sent));
         while self.left < BURST && now.saturating_duration_since(self.refilled) >= REFILL {
             self.left += 1;
             self.refilled += REFILL;
         }
         let reserved = if event.is_of_node() { 0 } else { OF_THE_NODE };
-        if self.left <= reserved || self.told.contains_key(event) {
+        if self.left <= reserved || self.sent.contains_key(event) {
             return false;
         }
         if self.left == BURST {
             self.refilled = now;
         }
         self.left -= 1;
-        self.told.insert(event.clone(), now);
+        self.sent.insert(event.clone(), now);
         true
     }
 }
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_event_is_told_every_ten_minutes() {
+    fn the_same_event_is_sent_every_ten_minutes() {
         let start = Instant::now();
         let mut limit = Limit::new(start);
         assert!(limit.admit(&event(1), start));

@@ -13,14 +13,14 @@ use tokio::sync::mpsc;
 
 use super::Event;
 use super::limit::Limit;
-use crate::source::kubernetes::{Servers, is_no_answer, status_code};
+use crate::source::kubernetes::{Servers, is_no_response, status_code};
 
 /// The controller's name in events.
 const CONTROLLER: &str = "millrace.dev/agent";
 /// The longest note in bytes; the API server refuses longer ones.
 const LONGEST_NOTE: usize = 1024;
 /// The time limit of one request.
-const PATIENCE: Duration = Duration::from_secs(30);
+const POST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Posts events one after another.
 pub struct Poster {
@@ -44,15 +44,15 @@ impl Poster {
         let mut limit = Limit::new(Instant::now());
         while let Some(event) = events.recv().await {
             if !limit.admit(&event, Instant::now()) {
-                tracing::debug!(?event, "an event is not told again");
+                tracing::debug!(?event, "an event is not sent again");
                 continue;
             }
-            match tokio::time::timeout(PATIENCE, self.post(&event)).await {
+            match tokio::time::timeout(POST_TIMEOUT, self.post(&event)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, reason = event.reason, "an event is lost"),
                 Err(_) => tracing::warn!(
                     reason = event.reason,
-                    "an event is lost: the server does not answer"
+                    "an event is lost: the server does not reply"
                 ),
             }
         }
@@ -68,14 +68,14 @@ impl Poster {
         let request = Request::new(path).create(&PostParams::default(), body.to_string().into_bytes());
         let request = request.map_err(kube::Error::BuildRequest)?;
         let (choice, client) = self.servers.choose();
-        let answer = client.request_text(request).await;
+        let response = client.request_text(request).await;
         self.servers
             .state()
-            .count_request("POST", status_code(&answer, 201));
-        if answer.as_ref().is_err_and(is_no_answer) {
+            .count_request("POST", status_code(&response, 201));
+        if response.as_ref().is_err_and(is_no_response) {
             self.servers.failed(choice);
         }
-        answer.map(drop)
+        response.map(drop)
     }
 
     fn object(&self, event: &Event, now: Timestamp) -> Value {
@@ -152,8 +152,8 @@ mod tests {
                 let body = request.into_body().collect().await.expect("a body").to_bytes();
                 let body: Value = serde_json::from_slice(&body).expect("JSON");
                 posted.lock().expect("no thread panicked").push((place, body));
-                let answer = Response::builder().status(201).body(Body::from(b"{}".to_vec()));
-                Ok::<_, Infallible>(answer.expect("a good answer"))
+                let response = Response::builder().status(201).body(Body::from(b"{}".to_vec()));
+                Ok::<_, Infallible>(response.expect("a good response"))
             }
         });
         let servers = Servers::of_clients([Client::new(server, "default")]);

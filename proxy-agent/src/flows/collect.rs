@@ -179,7 +179,7 @@ fn at_share(
         }
     }
     tables.unanswered.for_each(|client, recent| {
-        let share = config.unanswered_share;
+        let share = config.unreplied_share;
         let is_used_up = recent.at(now) >= share || recent.was_refused(now, LATELY);
         note(&client, ShareKind::SourcePorts, is_used_up, share);
     })?;

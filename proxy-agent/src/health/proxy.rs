@@ -10,7 +10,7 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::{Health, Report};
-use crate::http::{Answer, Response, answer, not_found};
+use crate::http::{Handler, Response, not_found, reply};
 use crate::metrics::Probes;
 
 /// The body of both responses.
@@ -32,8 +32,8 @@ pub struct ProxyHealth {
     pub probes: Probes,
 }
 
-impl Answer for ProxyHealth {
-    fn answer(&self, path: &str) -> BoxFuture<'static, Response> {
+impl Handler for ProxyHealth {
+    fn handle(&self, path: &str) -> BoxFuture<'static, Response> {
         let report = self.health.report();
         let response = match path {
             "/healthz" => {
@@ -67,7 +67,7 @@ fn respond(report: &Report, good: bool, node_eligible: Option<bool>) -> Response
         node_eligible,
     };
     let body = serde_json::to_vec(&body).unwrap_or_default();
-    answer(status(good), "application/json", body)
+    reply(status(good), "application/json", body)
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     async fn ask(server: &ProxyHealth, path: &str) -> (u16, Value) {
-        let response = server.answer(path).await;
+        let response = server.handle(path).await;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, serde_json::from_slice(&body).unwrap_or_default())

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use super::Health;
 use super::proxy::status;
 use crate::events::{Event, Recorder};
-use crate::http::{Answer, Faults, Response, Room, answer, keep_serving};
+use crate::http::{Faults, Handler, Response, Room, keep_serving, reply};
 use crate::source::{ObjectId, ObjectIdMap};
 
 /// The header with the number of the node's endpoints, which a balancer may use as this node's weight.
@@ -98,7 +98,7 @@ impl ServiceChecks {
 
     fn start(&self, check: &ServiceCheck) -> Running {
         let endpoints = Arc::new(AtomicU32::new(check.endpoints));
-        let answers = Answers {
+        let handler = CheckHandler {
             namespace: check.namespace.as_str().into(),
             name: check.name.as_str().into(),
             endpoints: Arc::clone(&endpoints),
@@ -118,7 +118,7 @@ impl ServiceChecks {
         };
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, check.port));
         let (room, faults) = (self.room.clone(), self.faults.clone());
-        let server = keep_serving(address, answers, room, faults, subject.clone(), failed);
+        let server = keep_serving(address, handler, room, faults, subject.clone(), failed);
         Running {
             port: check.port,
             subject,
@@ -130,15 +130,15 @@ impl ServiceChecks {
 }
 
 #[derive(Clone)]
-struct Answers {
+struct CheckHandler {
     namespace: Arc<str>,
     name: Arc<str>,
     endpoints: Arc<AtomicU32>,
     health: Health,
 }
 
-impl Answer for Answers {
-    fn answer(&self, _path: &str) -> BoxFuture<'static, Response> {
+impl Handler for CheckHandler {
+    fn handle(&self, _path: &str) -> BoxFuture<'static, Response> {
         let endpoints = self.endpoints.load(Ordering::Relaxed);
         let healthy = self.health.report().healthy;
         let body = json!({
@@ -146,7 +146,7 @@ impl Answer for Answers {
             "localEndpoints": endpoints,
             "serviceProxyHealthy": healthy,
         });
-        let mut response = answer(
+        let mut response = reply(
             status(healthy && endpoints > 0),
             "application/json",
             body.to_string(),
@@ -170,9 +170,9 @@ mod tests {
     use crate::source::Kind;
 
     fn room() -> Room {
-        let (seats, _) = crate::http::Seats::new();
+        let (limiter, _) = crate::http::ConnectionLimiter::new();
         Room {
-            seats,
+            limiter,
             name: "service",
         }
     }

@@ -14,9 +14,9 @@ impl Faults {
     pub fn set(&self, code: Trouble, subject: &str, message: String) -> bool {
         let mut faults = self.lock();
         let fault = Remark { code, message };
-        let news = faults.get(subject) != Some(&fault);
+        let is_new = faults.get(subject) != Some(&fault);
         faults.insert(subject.to_owned(), fault);
-        news
+        is_new
     }
 
     /// Removes the fault of `subject`.

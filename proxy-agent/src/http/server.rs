@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::seats::{Port, Seat, Seats};
+use super::limiter::{ConnectionLimiter, Permit, Port};
 use super::{Faults, listen};
 use crate::trouble::Trouble;
 
@@ -33,11 +33,11 @@ const HEAD: Duration = Duration::from_secs(1);
 /// The time limit of one connection, from its first byte to the last of the response.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection without a place may wait until its request arrives.
-const OUTSIDE: Duration = Duration::from_millis(50);
+const PERMIT_WAIT: Duration = Duration::from_millis(50);
 /// How often a waiting connection is checked for its request.
 const LOOK: Duration = Duration::from_millis(5);
 /// How many connections wait at one port; for one more, the first is closed.
-const MOST_OUTSIDE: usize = 64;
+const MAX_WAITING: usize = 64;
 /// The longest head of a request in bytes; the smallest limit that hyper allows.
 const MOST_HEAD: usize = 8192;
 /// How long to wait before the next try to open a port.
@@ -47,7 +47,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Room {
     /// The places of all ports.
-    pub seats: Seats,
+    pub limiter: ConnectionLimiter,
     /// The purpose of this port.
     pub name: &'static str,
 }
@@ -61,13 +61,13 @@ impl Room {
 }
 
 /// Makes the response to a path.
-pub trait Answer: Clone + Send + Sync + 'static {
+pub trait Handler: Clone + Send + Sync + 'static {
     /// Makes the response to GET; HEAD gets its head.
-    fn answer(&self, path: &str) -> BoxFuture<'static, Response>;
+    fn handle(&self, path: &str) -> BoxFuture<'static, Response>;
 }
 
-impl<F: Fn(&str) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static> Answer for F {
-    fn answer(&self, path: &str) -> BoxFuture<'static, Response> {
+impl<F: Fn(&str) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static> Handler for F {
+    fn handle(&self, path: &str) -> BoxFuture<'static, Response> {
         self(path)
     }
 }
@@ -76,7 +76,7 @@ impl<F: Fn(&str) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static
 /// reason, and `faults` holds it under the name of `subject`.
 pub async fn keep_serving(
     address: SocketAddr,
-    answers: impl Answer,
+    handler: impl Handler,
     room: Room,
     faults: Faults,
     subject: String,
@@ -86,7 +86,7 @@ pub async fn keep_serving(
         match listen(address) {
             Ok(listener) => {
                 faults.clear(&subject);
-                serve(listener, answers.clone(), &room).await;
+                serve(listener, handler.clone(), &room).await;
             }
             Err(error) => {
                 let message = format!("listening at {address}: {error}; tried again every second");
@@ -101,31 +101,31 @@ pub async fn keep_serving(
 }
 
 /// Serves connections until this future is dropped.
-pub async fn serve(listener: TcpListener, answers: impl Answer, room: &Room) {
+pub async fn serve(listener: TcpListener, handler: impl Handler, room: &Room) {
     let number = listener.local_addr().map_or(0, |address| address.port());
     let port = Port {
         name: room.name,
         number,
     };
     let mut connections = JoinSet::new();
-    let mut outside = VecDeque::<Outsider>::new();
+    let mut waiting = VecDeque::<WaitingConnection>::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     let peer = peer.ip();
-                    if let Some(seat) = room.seats.take(port, peer, has_asked(&stream)) {
-                        connections.spawn(attend(stream, answers.clone(), seat));
+                    if let Some(permit) = room.limiter.take(port, peer, has_asked(&stream)) {
+                        connections.spawn(serve_one(stream, handler.clone(), permit));
                     } else {
-                        outside.retain(Outsider::waits);
-                        if outside.len() == MOST_OUTSIDE && let Some(first) = outside.pop_front() {
+                        waiting.retain(WaitingConnection::waits);
+                        if waiting.len() == MAX_WAITING && let Some(first) = waiting.pop_front() {
                             first.task.abort();
                         }
-                        let seated = Arc::new(AtomicBool::new(false));
-                        let (answers, seats) = (answers.clone(), room.seats.clone());
-                        let wait = wait_outside(stream, answers, seats, (port, peer), Arc::clone(&seated));
+                        let admitted = Arc::new(AtomicBool::new(false));
+                        let (handler, limiter) = (handler.clone(), room.limiter.clone());
+                        let wait = wait_for_permit(stream, handler, limiter, (port, peer), Arc::clone(&admitted));
                         let task = connections.spawn(wait);
-                        outside.push_back(Outsider { task, seated });
+                        waiting.push_back(WaitingConnection { task, admitted });
                     }
                 }
                 Err(error) => {
@@ -149,65 +149,65 @@ fn has_asked(stream: &TcpStream) -> bool {
 }
 
 /// A connection that got no place.
-struct Outsider {
+struct WaitingConnection {
     task: AbortHandle,
-    seated: Arc<AtomicBool>,
+    admitted: Arc<AtomicBool>,
 }
 
-impl Outsider {
+impl WaitingConnection {
     fn waits(&self) -> bool {
-        !self.task.is_finished() && !self.seated.load(Ordering::Relaxed)
+        !self.task.is_finished() && !self.admitted.load(Ordering::Relaxed)
     }
 }
 
 /// Serves a connection without a place if its request arrives soon.
-async fn wait_outside(
+async fn wait_for_permit(
     stream: TcpStream,
-    answers: impl Answer,
-    seats: Seats,
+    handler: impl Handler,
+    limiter: ConnectionLimiter,
     (port, peer): (Port, IpAddr),
-    seated: Arc<AtomicBool>,
+    admitted: Arc<AtomicBool>,
 ) {
-    let closed = Instant::now() + OUTSIDE;
+    let closed = Instant::now() + PERMIT_WAIT;
     while Instant::now() < closed {
         sleep(LOOK).await;
         if has_asked(&stream)
-            && let Some(seat) = seats.take(port, peer, true)
+            && let Some(permit) = limiter.take(port, peer, true)
         {
-            seated.store(true, Ordering::Relaxed);
-            return attend(stream, answers, seat).await;
+            admitted.store(true, Ordering::Relaxed);
+            return serve_one(stream, handler, permit).await;
         }
     }
 }
 
 /// Serves one connection for as long as it keeps its place.
-async fn attend(stream: TcpStream, answers: impl Answer, mut seat: Seat) {
-    let asked = seat.asked();
-    let mut conversation = pin!(converse(stream, answers, Arc::clone(&asked)));
+async fn serve_one(stream: TcpStream, handler: impl Handler, mut permit: Permit) {
+    let asked = permit.asked();
+    let mut exchange = pin!(serve_http(stream, handler, Arc::clone(&asked)));
     tokio::select! {
-        () = &mut conversation => return,
-        _ = seat.lost() => return,
+        () = &mut exchange => return,
+        _ = permit.lost() => return,
         () = sleep(HEAD) => {}
     }
     if asked.load(Ordering::Relaxed) {
         tokio::select! {
-            () = &mut conversation => return,
-            _ = seat.lost() => return,
+            () = &mut exchange => return,
+            _ = permit.lost() => return,
             () = sleep(DEADLINE.saturating_sub(HEAD)) => {}
         }
     }
-    seat.is_slow();
+    permit.is_slow();
 }
 
-async fn converse(stream: TcpStream, answers: impl Answer, asked: Arc<AtomicBool>) {
+async fn serve_http(stream: TcpStream, handler: impl Handler, asked: Arc<AtomicBool>) {
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
-        let answers = answers.clone();
+        let handler = handler.clone();
         async move {
             Ok::<_, Infallible>(if matches!(*request.method(), Method::GET | Method::HEAD) {
-                answers.answer(request.uri().path()).await
+                handler.handle(request.uri().path()).await
             } else {
-                answer(
+                reply(
                     StatusCode::METHOD_NOT_ALLOWED,
                     "text/plain",
                     "only GET and HEAD\n",
@@ -228,7 +228,7 @@ async fn converse(stream: TcpStream, answers: impl Answer, asked: Arc<AtomicBool
 }
 
 /// Makes a response with a content type that browsers do not override.
-pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+pub fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -242,7 +242,7 @@ pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<By
 
 /// The response for an unknown path.
 pub fn not_found() -> Response {
-    answer(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n")
+    reply(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n")
 }
 
 #[cfg(test)]
@@ -261,16 +261,19 @@ mod tests {
     }
 
     fn room() -> Room {
-        let (seats, _) = Seats::new();
-        Room { seats, name: "test" }
+        let (limiter, _) = ConnectionLimiter::new();
+        Room {
+            limiter,
+            name: "test",
+        }
     }
 
     fn echo(path: &str) -> BoxFuture<'static, Response> {
-        std::future::ready(answer(StatusCode::OK, "text/plain", path.to_owned())).boxed()
+        std::future::ready(reply(StatusCode::OK, "text/plain", path.to_owned())).boxed()
     }
 
     #[tokio::test]
-    async fn requests_are_answered_one_a_connection() {
+    async fn each_connection_serves_one_request() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let to = listener.local_addr().unwrap();
         tokio::spawn(async move { serve(listener, echo, &room()).await });
@@ -336,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thousand_silent_connections_delay_no_answer() {
+    async fn a_thousand_silent_connections_delay_no_response() {
         let listener = listen("[::]:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         let room = room();
@@ -347,13 +350,13 @@ mod tests {
             let held = silent(to, 1000, head).await;
             for ip in ["127.0.0.1", "127.0.0.2", "::1"] {
                 let to = SocketAddr::new(ip.parse().unwrap(), port);
-                let answer = exchange(to, "GET /here HTTP/1.1\r\nHost: a\r\n\r\n");
-                let text = tokio::time::timeout(HEAD, answer).await.expect("within a second");
+                let reply = exchange(to, "GET /here HTTP/1.1\r\nHost: a\r\n\r\n");
+                let text = tokio::time::timeout(HEAD, reply).await.expect("within a second");
                 assert!(text.contains(" 200 OK"), "{ip} beside {head:?}: {text}");
             }
             drop(held);
         }
-        let usage = &room.seats.usage()["test"];
+        let usage = &room.limiter.usage()["test"];
         assert!(usage.cut.values().sum::<u64>() >= 2900, "{usage:?}");
     }
 
@@ -370,7 +373,10 @@ mod tests {
                 sleep(Duration::from_millis(50)).await;
             }
         });
-        cut.await.expect("cut off long before the deadline of an answer");
-        assert_eq!(room.seats.usage()["test"].cut[&super::super::seats::Cut::Slow], 1);
+        cut.await.expect("cut off long before the deadline of a response");
+        assert_eq!(
+            room.limiter.usage()["test"].cut[&super::super::limiter::Cut::Slow],
+            1
+        );
     }
 }

@@ -160,8 +160,8 @@ impl KubeProxy {
             &families.no_local_endpoints,
         );
         let probes = &families.probes;
-        add.one("proxy_healthz", "Answers of /healthz", &probes.healthz);
-        add.one("proxy_livez", "Answers of /livez", &probes.livez);
+        add.one("proxy_healthz", "Replies of /healthz", &probes.healthz);
+        add.one("proxy_livez", "Replies of /livez", &probes.livez);
         Adder(registry).one(
             "rest_client_requests",
             "Requests to the API server",

@@ -128,7 +128,7 @@ impl Own {
         );
         add.one(
             "http_connections_cut",
-            "Connections that were refused or ended before their answer: share (of the peer), full (all places), slow",
+            "Connections that were refused or ended before their reply: share (of the peer), full (all places), slow",
             &families.connections_cut,
         );
         add.one(

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::text::CONTENT_TYPE;
 use super::{Metrics, Scrape};
-use crate::http::{Answer, Response, answer, not_found};
+use crate::http::{Handler, Response, not_found, reply};
 
 /// The response to `/proxyMode`.
 const MODE: &str = "millrace";
@@ -47,14 +47,14 @@ pub struct MetricsServer {
     pub scrapes: mpsc::Sender<Scrape>,
 }
 
-impl Answer for MetricsServer {
-    fn answer(&self, path: &str) -> BoxFuture<'static, Response> {
-        let text = |text: &'static str| answer(StatusCode::OK, "text/plain; charset=utf-8", text);
+impl Handler for MetricsServer {
+    fn handle(&self, path: &str) -> BoxFuture<'static, Response> {
+        let text = |text: &'static str| reply(StatusCode::OK, "text/plain; charset=utf-8", text);
         let response = match path {
             "/metrics" => return self.clone().scrape().boxed(),
             "/healthz" => text("ok"),
             "/proxyMode" => text(MODE),
-            "/configz" => answer(StatusCode::OK, "application/json", self.shown.get().to_string()),
+            "/configz" => reply(StatusCode::OK, "application/json", self.shown.get().to_string()),
             _ => not_found(),
         };
         std::future::ready(response).boxed()
@@ -68,6 +68,6 @@ impl MetricsServer {
         if self.scrapes.send(done).await.is_ok() {
             let _ = looked.await;
         }
-        answer(StatusCode::OK, CONTENT_TYPE, self.metrics.page())
+        reply(StatusCode::OK, CONTENT_TYPE, self.metrics.page())
     }
 }

@@ -159,7 +159,7 @@ impl HostDevice {
     }
 
     /// The index of the device, and the prefixes that lead to it.
-    pub fn led(&self) -> Option<(u32, Vec<ipnet::IpNet>)> {
+    pub fn own_routes(&self) -> Option<(u32, Vec<ipnet::IpNet>)> {
         Some((self.index?, self.routes.wanted().into_keys().collect()))
     }
 
@@ -180,7 +180,7 @@ impl HostDevice {
     pub fn is_concerned(&self, change: &Change) -> bool {
         change.resynced
             || change.addresses
-            || change.lost_rules.iter().any(|port| self.rules.leads(port))
+            || change.lost_rules.iter().any(|port| self.rules.contains(port))
             || self.index.is_some_and(|index| change.links.contains(&index))
             || change.routes.iter().any(|prefix| self.routes.wants(*prefix))
     }

@@ -194,15 +194,15 @@ fn message(prefix: IpNet, source: Option<IpAddr>, device: u32) -> Result<RouteMe
 }
 
 fn report_foreign(route: &Route) -> Problem {
-    let leading = route
+    let next_hop = route
         .interface
-        .map_or_else(|| "nowhere, or by several ways".into(), route::through);
+        .map_or_else(|| "nowhere, or by several next hops".into(), route::through);
     Problem {
         code: Trouble::RouteTaken,
         object: format!("route {}", route.prefix),
         message: format!(
-            "already there, leading {leading} (protocol {}), and left alone: the node's own packets to these \
-             addresses that no socket hook translates go that way; remove that route to have Millrace serve them",
+            "a foreign route goes {next_hop} (protocol {}), and the node's own packets that no socket hook translates \
+             follow it: remove that route to have Millrace serve these addresses",
             route.protocol
         ),
     }
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_left_and_what_is_stale_goes() {
+    fn right_routes_stay_and_stale_ones_are_removed() {
         let target = wanted(&[("10.96.0.0/12", "192.0.2.1"), ("fd00:96::/112", "2001:db8::1")]);
         let right = [
             ours("10.96.0.0/12", "192.0.2.1"),

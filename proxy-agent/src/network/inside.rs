@@ -1,4 +1,4 @@
-//! Foreign routes inside ranges that our routes lead.
+//! Foreign routes inside the ranges of our routes.
 //!
 //! Such a route is more specific than ours, or is in a table that rules look up before the main one. So
 //! packets to its addresses follow it, or go nowhere. The agent leaves it alone, and reports it with the
@@ -33,28 +33,30 @@ const LOCAL: &str = "local";
 
 /// The next hop of one of our routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leading {
+pub struct NextHop {
     /// The index of the output device.
     pub interface: u32,
     /// The gateway; `None` if only the interface matters.
     pub via: Option<IpAddr>,
 }
 
-/// Ranges that our routes lead, with their next hops.
+/// The ranges of our routes, with their next hops.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Led {
-    ranges: BTreeMap<IpNet, Leading>,
+pub struct OwnRoutes {
+    ranges: BTreeMap<IpNet, NextHop>,
     shortest: u8,
 }
 
 /// Tables that the kernel looks up before the main one, for IPv4 and for IPv6.
 type TablesAhead = [BTreeSet<u32>; 2];
 
-impl Led {
+impl OwnRoutes {
     /// Makes the set from ranges and their next hops.
-    pub fn new(ranges: impl IntoIterator<Item = (IpNet, Leading)>) -> Self {
+    pub fn new(ranges: impl IntoIterator<Item = (IpNet, NextHop)>) -> Self {
         let ranges = ranges.into_iter();
-        let ranges: BTreeMap<_, _> = ranges.map(|(range, leading)| (range.trunc(), leading)).collect();
+        let ranges: BTreeMap<_, _> = ranges
+            .map(|(range, next_hop)| (range.trunc(), next_hop))
+            .collect();
         let shortest = ranges.keys().map(IpNet::prefix_len).min();
         Self {
             shortest: shortest.unwrap_or(u8::MAX),
@@ -63,11 +65,11 @@ impl Led {
     }
 
     /// The smallest range that contains a prefix or equals it.
-    fn around(&self, prefix: IpNet) -> Option<(IpNet, Leading)> {
+    fn around(&self, prefix: IpNet) -> Option<(IpNet, NextHop)> {
         let mut at = prefix.trunc();
         while at.prefix_len() >= self.shortest {
-            if let Some(leading) = self.ranges.get(&at) {
-                return Some((at, *leading));
+            if let Some(next_hop) = self.ranges.get(&at) {
+                return Some((at, *next_hop));
             }
             at = at.supernet()?;
         }
@@ -77,11 +79,11 @@ impl Led {
     /// Whether a change may have added or removed a foreign route inside a range.
     pub fn is_concerned(&self, change: &Change) -> bool {
         let is_inside = |prefix: &IpNet| self.around(*prefix).is_some_and(|(range, _)| range != *prefix);
-        let is_led = |prefix: &IpNet| self.around(*prefix).is_some();
+        let is_covered = |prefix: &IpNet| self.around(*prefix).is_some();
         change.resynced
             || change.rules > 0
             || change.routes.iter().any(is_inside)
-            || change.other_routes.iter().any(is_led)
+            || change.other_routes.iter().any(is_covered)
     }
 
     /// Reads the foreign routes that lie inside the ranges.
@@ -98,8 +100,8 @@ impl Led {
     }
 
     fn problems(&self, routes: &[RouteMessage], tables: &TablesAhead, links: &Links) -> Vec<Problem> {
-        let is_meant = |route: &Foreign, leading: Leading| {
-            if route.is_local() && leading.via.is_none() {
+        let is_expected = |route: &Foreign, next_hop: NextHop| {
+            if route.is_local() && next_hop.via.is_none() {
                 return true;
             }
             let link = route.interface.and_then(|index| links.get(index));
@@ -111,14 +113,14 @@ impl Led {
             })
         };
         let inside = |route: Foreign| {
-            let (range, leading) = self.around(route.prefix)?;
+            let (range, next_hop) = self.around(route.prefix)?;
             let comes_first = match route.table {
                 // A route for the range itself is reported where ours is set.
                 netlink::MAIN_TABLE => route.prefix != range,
                 LOCAL_TABLE => true,
                 table => tables[usize::from(range.addr().is_ipv6())].contains(&table),
             };
-            let is_odd = comes_first && !route.leads_where(leading) && !is_meant(&route, leading);
+            let is_odd = comes_first && !route.has_next_hop(next_hop) && !is_expected(&route, next_hop);
             is_odd.then_some((range, route))
         };
         let found: Vec<_> = routes
@@ -133,7 +135,7 @@ impl Led {
                 code: Trouble::RouteTaken,
                 object: "routes".into(),
                 message: format!(
-                    "{} more of others lie inside ranges that Millrace leads: see `ip route show table all`",
+                    "{} more foreign routes lie inside ranges that Millrace routes: see `ip route show table all`",
                     found.len() - MOST
                 ),
             });
@@ -194,16 +196,16 @@ impl Foreign {
         self.kind == LOCAL
     }
 
-    fn leads_where(&self, ours: Leading) -> bool {
+    fn has_next_hop(&self, ours: NextHop) -> bool {
         let by_the_same = self.kind.is_empty() && self.interface == Some(ours.interface);
         by_the_same && (ours.via.is_none() || ours.via == self.via)
     }
 
     fn problem(&self, range: IpNet, links: &Links) -> Problem {
-        let leading = match (self.kind, self.interface, self.via) {
+        let next_hop = match (self.kind, self.interface, self.via) {
             ("", Some(interface), Some(via)) => format!("{} to {via}", route::through(interface)),
             ("", Some(interface), None) => route::through(interface),
-            ("", None, _) => "by several ways".to_owned(),
+            ("", None, _) => "by several next hops".to_owned(),
             (LOCAL, ..) => "to this node itself".to_owned(),
             _ => "nowhere".to_owned(),
         };
@@ -211,8 +213,8 @@ impl Foreign {
             code: Trouble::RouteTaken,
             object: format!("route {}", self.prefix),
             message: format!(
-                "inside {range}, leading {leading} (protocol {}), and left alone: packets to these addresses go \
-                 that way; remove it with `{}` to have Millrace lead them",
+                "a foreign route inside {range} goes {next_hop} (protocol {}), and packets to its addresses follow it: \
+                 remove it with `{}` to have Millrace route them",
                 self.protocol,
                 self.removal(links)
             ),

@@ -107,7 +107,7 @@ impl Link {
 
     /// Whether the link is a veth whose peer is in another namespace, as for pods, containers and virtual
     /// nodes.
-    pub fn leads_to_another_namespace(&self) -> bool {
+    pub fn connects_to_another_namespace(&self) -> bool {
         self.kind == "veth" && self.peer_namespace.is_some()
     }
 }
@@ -203,9 +203,9 @@ mod tests {
             LinkAttribute::Link(2),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
         ];
-        assert!(!Link::read(&message).is_some_and(|link| link.leads_to_another_namespace()));
+        assert!(!Link::read(&message).is_some_and(|link| link.connects_to_another_namespace()));
         message.attributes.push(LinkAttribute::LinkNetNsId(0));
-        assert!(Link::read(&message).is_some_and(|link| link.leads_to_another_namespace()));
+        assert!(Link::read(&message).is_some_and(|link| link.connects_to_another_namespace()));
     }
 
     #[test]

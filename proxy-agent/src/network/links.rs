@@ -292,8 +292,10 @@ impl Links {
                 change.touched.insert(message.header.ifindex);
             }
             RouteNetlinkMessage::NewNeighbour(message) if self.has_hosts(message.header.ifindex) => {
-                let told = Neighbour::read(message);
-                change.neighbours.extend(told.map(|neighbour| neighbour.address));
+                let parsed = Neighbour::read(message);
+                change
+                    .neighbours
+                    .extend(parsed.map(|neighbour| neighbour.address));
             }
             RouteNetlinkMessage::NewQueueDiscipline(message)
             | RouteNetlinkMessage::DelQueueDiscipline(message)

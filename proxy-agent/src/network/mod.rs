@@ -7,7 +7,7 @@
 //! program. [`mod@pods`] sets the routes to pods of other nodes. [`PodNamespaces`] identifies the network
 //! namespaces of pods by the cookies that the socket hooks see.
 //!
-//! Three modules look for other programs: [`mod@leftovers`] for another Service proxy, [`mod@firewall`] for
+//! Three modules look for other programs: [`mod@stale_rules`] for another Service proxy, [`mod@firewall`] for
 //! chains that drop packets from or to pods, [`mod@queues`] for queues at our devices.
 //!
 //! Invariants:
@@ -25,7 +25,6 @@ mod fixture;
 pub mod host_device;
 pub mod host_routes;
 pub mod inside;
-pub mod leftovers;
 pub mod link;
 pub mod links;
 pub mod monitor;
@@ -40,6 +39,7 @@ pub mod port_rules;
 pub mod queues;
 pub mod roles;
 mod route;
+pub mod stale_rules;
 mod sys;
 pub mod sysctl;
 

@@ -20,7 +20,7 @@ use rtnetlink::sys::AsyncSocket as _;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::error::NetworkError;
-use super::inside::Leading;
+use super::inside::NextHop;
 use super::link::{Address, Link};
 
 /// The kernel's error for a name that no link has.
@@ -49,7 +49,7 @@ pub struct Packet {
 }
 
 impl Packet {
-    fn question(self) -> RouteMessage {
+    fn request(self) -> RouteMessage {
         let mut route = RouteMessage::default();
         let (family, length) = match self.to {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -69,16 +69,16 @@ impl Packet {
 }
 
 /// The next hop in the kernel's reply.
-fn leading(answer: &RouteMessage) -> Option<Leading> {
+fn next_hop(reply: &RouteMessage) -> Option<NextHop> {
     let (mut interface, mut via) = (None, None);
-    for attribute in &answer.attributes {
+    for attribute in &reply.attributes {
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Gateway(address) => via = ip(address),
             _ => {}
         }
     }
-    Some(Leading {
+    Some(NextHop {
         interface: interface?,
         via,
     })
@@ -121,10 +121,10 @@ impl Netlink {
     }
 
     /// The next hop that the kernel chooses for a packet; `None` if it has no route.
-    pub async fn way_of(&self, packet: Packet) -> Result<Option<Leading>, NetworkError> {
-        let mut answers = Box::pin(self.handle.route().get(packet.question()).execute());
-        match answers.try_next().await {
-            Ok(answer) => Ok(answer.as_ref().and_then(leading)),
+    pub async fn route_of(&self, packet: Packet) -> Result<Option<NextHop>, NetworkError> {
+        let mut replies = Box::pin(self.handle.route().get(packet.request()).execute());
+        match replies.try_next().await {
+            Ok(reply) => Ok(reply.as_ref().and_then(next_hop)),
             Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
             Err(error) => {
                 let what = format!("looking for the way to {}", packet.to);
@@ -272,9 +272,9 @@ impl Netlink {
             .push(NsidAttribute::Fd(namespace.as_raw_fd().cast_unsigned()));
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(message));
         request.header.flags = NLM_F_REQUEST;
-        let answer = self.clone().handle.request(request);
-        let mut answer = answer.map_err(NetworkError::request("asking for the id of a network namespace"))?;
-        match futures::StreamExt::next(&mut answer)
+        let reply = self.clone().handle.request(request);
+        let mut reply = reply.map_err(NetworkError::request("asking for the id of a network namespace"))?;
+        match futures::StreamExt::next(&mut reply)
             .await
             .map(|message| message.payload)
         {

@@ -177,13 +177,13 @@ impl Generations {
 /// Requests all objects of a kind. A kernel without nftables has none.
 fn dump(
     request: u16,
-    answer: u16,
+    reply: u16,
     body: &[u8],
     each: &mut dyn FnMut(RuleFamily, &[u8]) -> bool,
 ) -> io::Result<()> {
     let socket = open()?;
     send_request(&socket, request, REQUEST_DUMP, body)?;
-    receive(&socket, answer, &mut |family, attributes| {
+    receive(&socket, reply, &mut |family, attributes| {
         RuleFamily::from_number(family).is_none_or(|family| each(family, attributes))
     })
 }
@@ -203,11 +203,11 @@ fn send_request(socket: &OwnedFd, request: u16, flags: u16, body: &[u8]) -> io::
 }
 
 /// Calls `each` with the number of the family and the attributes of each reply.
-fn receive(socket: &OwnedFd, answer: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) -> io::Result<()> {
+fn receive(socket: &OwnedFd, reply: u16, each: &mut dyn FnMut(u8, &[u8]) -> bool) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        match read(&buffer[..length], answer, each) {
+        match read(&buffer[..length], reply, each) {
             Progress::More if length > 0 => {}
             Progress::Failed(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOENT)
             | Progress::More

@@ -20,7 +20,7 @@ use super::{host_routes, pods, route};
 
 /// A route of the main table that another program made, except default routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub struct ForeignRoute {
     /// The destination of the route.
     pub prefix: IpNet,
     /// Whether the route leads to a gateway.
@@ -28,19 +28,19 @@ pub struct Way {
     interface: Option<u32>,
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for ForeignRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let leading = self.interface.map(route::through);
+        let next_hop = self.interface.map(route::through);
         write!(
             f,
             "{}, {},",
             self.prefix,
-            leading.as_deref().unwrap_or("by several ways")
+            next_hop.as_deref().unwrap_or("by several next hops")
         )
     }
 }
 
-impl Way {
+impl ForeignRoute {
     /// Parses a message. `is_own` recognises our devices.
     pub fn read(message: &RouteMessage, is_own: impl Fn(u32) -> bool) -> Option<Self> {
         let protocol = u8::from(message.header.protocol);
@@ -48,7 +48,7 @@ impl Way {
         if is_ours || message.header.kind != RouteType::Unicast || !netlink::is_main_table(message) {
             return None;
         }
-        let mut way = Self {
+        let mut route = Self {
             prefix: netlink::prefix(message).filter(|prefix| prefix.prefix_len() > 0)?,
             has_gateway: false,
             interface: None,
@@ -58,20 +58,20 @@ impl Way {
         };
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Oif(interface) => way.interface = Some(*interface),
+                RouteAttribute::Oif(interface) => route.interface = Some(*interface),
                 RouteAttribute::MultiPath(hops) => {
-                    way.has_gateway |= hops.iter().any(|hop| hop.attributes.iter().any(is_gateway));
+                    route.has_gateway |= hops.iter().any(|hop| hop.attributes.iter().any(is_gateway));
                 }
-                other => way.has_gateway |= is_gateway(other),
+                other => route.has_gateway |= is_gateway(other),
             }
         }
-        (!way.interface.is_some_and(is_own)).then_some(way)
+        (!route.interface.is_some_and(is_own)).then_some(route)
     }
 
     /// The route that the kernel would choose for an address.
-    pub fn longest(ways: &[Self], address: IpAddr) -> Option<&Self> {
-        let fitting = ways.iter().filter(|way| way.prefix.contains(&address));
-        fitting.max_by_key(|way| way.prefix.prefix_len())
+    pub fn longest(routes: &[Self], address: IpAddr) -> Option<&Self> {
+        let fitting = routes.iter().filter(|route| route.prefix.contains(&address));
+        fitting.max_by_key(|route| route.prefix.prefix_len())
     }
 }
 
@@ -130,19 +130,19 @@ impl Netlink {
         message.header.flags = NeighbourFlags::Use;
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewNeighbour(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        self.tell(request)
+        self.send_request(request)
             .await
             .map_err(NetworkError::request(format!("asking for {address}")))
     }
 
     /// Sends a request for which the netlink library has no call. It does not count as a write.
-    pub(super) async fn tell(
+    pub(super) async fn send_request(
         &self,
         request: NetlinkMessage<RouteNetlinkMessage>,
     ) -> Result<(), rtnetlink::Error> {
-        let mut answers = self.reading().clone().request(request)?;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload
+        let mut replies = self.reading().clone().request(request)?;
+        while let Some(reply) = replies.next().await {
+            if let NetlinkPayload::Error(error) = reply.payload
                 && error.code.is_some()
             {
                 return Err(rtnetlink::Error::NetlinkError(error));
@@ -189,13 +189,13 @@ mod tests {
             ours,
             nowhere,
         ];
-        let ways = messages
+        let routes = messages
             .iter()
-            .filter_map(|message| Way::read(message, |index| index == 7));
-        let ways: Vec<_> = ways.collect();
+            .filter_map(|message| ForeignRoute::read(message, |index| index == 7));
+        let routes: Vec<_> = routes.collect();
         let longest = |address: &str| {
-            let way = Way::longest(&ways, ip(address))?;
-            Some((way.prefix.to_string(), way.has_gateway))
+            let route = ForeignRoute::longest(&routes, ip(address))?;
+            Some((route.prefix.to_string(), route.has_gateway))
         };
         let range = Some(("198.51.100.0/24".to_owned(), true));
         assert_eq!(
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_says_whether_a_host_answered() {
+    fn an_entry_shows_whether_a_host_replied() {
         let entry = |state, mac: Option<[u8; 6]>| {
             let mut message = NeighbourMessage::default();
             message.header.state = state;

@@ -50,7 +50,7 @@ pub struct PortRules {
 
 impl PortRules {
     /// Whether a port has a rule, or should have one.
-    pub fn leads(&self, port: &PortAt) -> bool {
+    pub fn contains(&self, port: &PortAt) -> bool {
         self.wanted.contains(port)
     }
 
@@ -83,7 +83,7 @@ impl PortRules {
             let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRule(port.rule()));
             request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
             netlink.note_write();
-            let added = netlink.tell(request).await;
+            let added = netlink.send_request(request).await;
             if added.is_ok() && before.contains(port) {
                 netlink.note_restored("rule", port.to_string());
             }

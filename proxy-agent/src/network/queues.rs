@@ -23,11 +23,11 @@ pub async fn foreign(netlink: &Netlink, devices: &[Device]) -> Result<Vec<Proble
     let messages = messages.map_err(NetworkError::request("listing queueing disciplines"))?;
     Ok(messages
         .iter()
-        .filter_map(|message| told(message, devices))
+        .filter_map(|message| problem_of(message, devices))
         .collect())
 }
 
-fn told(message: &TcMessage, devices: &[Device]) -> Option<Problem> {
+fn problem_of(message: &TcMessage, devices: &[Device]) -> Option<Problem> {
     let header = &message.header;
     // A qdisc that the kernel chose itself has no handle.
     if header.parent != TcHandle::ROOT || header.handle == TcHandle::UNSPEC {
@@ -62,23 +62,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_program_hung_up_at_a_device_of_ours_is_told() {
-        let told = |index: i32, parent, major| {
+    fn a_foreign_qdisc_at_our_device_is_reported() {
+        let problem_of = |index: i32, parent, major| {
             let mut message = TcMessage::with_index(index);
             message.header.parent = parent;
             message.header.handle = TcHandle { major, minor: 0 };
             message.attributes = vec![TcAttribute::Kind("tbf".to_owned())];
-            told(&message, &[(7, "millrace0")])
+            problem_of(&message, &[(7, "millrace0")])
         };
-        let problem = told(7, TcHandle::ROOT, 1).expect("a problem");
+        let problem = problem_of(7, TcHandle::ROOT, 1).expect("a problem");
         assert_eq!(problem.object, "interface millrace0");
         assert!(
             problem.message.contains("discipline tbf 1: that"),
             "{}",
             problem.message
         );
-        assert_eq!(told(7, TcHandle::ROOT, 0), None);
-        assert_eq!(told(7, TcHandle::CLSACT, 0xffff), None);
-        assert_eq!(told(8, TcHandle::ROOT, 1), None);
+        assert_eq!(problem_of(7, TcHandle::ROOT, 0), None);
+        assert_eq!(problem_of(7, TcHandle::CLSACT, 0xffff), None);
+        assert_eq!(problem_of(8, TcHandle::ROOT, 1), None);
     }
 }

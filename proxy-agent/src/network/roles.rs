@@ -88,10 +88,10 @@ impl Roles {
     /// a veth within this namespace do not count. Links with other link-layer headers are not read. The
     /// packets of a port of a bridge or a bond are read at that device.
     pub fn watch_all(&self, links: &Links) -> bool {
-        let leads_nowhere = |link: &Link| link.kind == "veth" && !link.leads_to_another_namespace();
+        let is_isolated = |link: &Link| link.kind == "veth" && !link.connects_to_another_namespace();
         links
             .iter()
-            .filter(|link| link.is_up() && !link.is_loopback() && !is_own(&link.name) && !leads_nowhere(link))
+            .filter(|link| link.is_up() && !link.is_loopback() && !is_own(&link.name) && !is_isolated(link))
             .all(|link| {
                 let reading = links.receiver(link);
                 let has_role = self
@@ -164,21 +164,21 @@ pub fn roles(links: &Links, options: &RoleOptions) -> Roles {
     let named = &options.pod_interfaces;
     let with_own_ports = bridges_with_own_ports(links);
     // An uplink leads out of the machine by one of its ports; if all ports are veths, it is unknown which.
-    let may_lead_out = |link: &Link| {
-        let leads_out = |bridge: &u32| uplinks.contains(bridge) && !with_own_ports.contains(bridge);
-        link.master.as_ref().is_some_and(leads_out)
+    let may_be_uplink_port = |link: &Link| {
+        let is_uplink = |bridge: &u32| uplinks.contains(bridge) && !with_own_ports.contains(bridge);
+        link.master.as_ref().is_some_and(is_uplink)
     };
     let is_pods = |link: &Link| {
         if named.is_empty() {
-            link.leads_to_another_namespace() && !may_lead_out(link)
+            link.connects_to_another_namespace() && !may_be_uplink_port(link)
         } else {
             !link.is_loopback() && named.iter().any(|pattern| pattern.matches(&link.name))
         }
     };
-    let leads_out = |link: &Link| uplinks.contains(&link.index) || trunks.contains(&link.index);
+    let is_uplink = |link: &Link| uplinks.contains(&link.index) || trunks.contains(&link.index);
     let pods = links
         .iter()
-        .filter(|link| is_pods(link) && !is_own(&link.name) && !leads_out(link));
+        .filter(|link| is_pods(link) && !is_own(&link.name) && !is_uplink(link));
     let interface = |link: &Link, role| Interface {
         index: link.index,
         name: link.name.clone(),
@@ -218,7 +218,7 @@ fn in_vrf(link: &Link, vrf: &Link) -> Problem {
     let (what, remedy) = if link.index == vrf.index {
         (
             "is a VRF".to_owned(),
-            "Lead packets of pods by an interface outside of it".to_owned(),
+            "Route packets of pods by an interface outside of it".to_owned(),
         )
     } else {
         (
@@ -296,7 +296,7 @@ fn down(links: &Links, options: &RoleOptions, uplinks: &[u32]) -> Vec<Problem> {
 }
 
 /// The consequence for a link whose packets the programs do not read, such as an IP tunnel.
-const NOT_READ: &str = "no service is served here, and packets of pods leave here with the pod's address. Lead them by \
+const NOT_READ: &str = "no service is served here, and packets of pods leave here with the pod's address. Route them by \
                         another interface, or translate them by a rule of yours";
 
 /// The uplinks, and the number of main ones, which come first.
@@ -342,14 +342,14 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
     let defaults = links.default_interfaces();
     let bridges = bridges_with_own_ports(links);
     // A bridge that has no ports but those of pods leads to no other machine.
-    let leads_nowhere = |link: &Link| link.kind == "bridge" && !bridges.contains(&link.index);
+    let is_isolated = |link: &Link| link.kind == "bridge" && !bridges.contains(&link.index);
     // The reason why a link is an uplink, the strongest first.
     let evidence = |link: &Link| {
         if holds_node_address(link) {
             Some(0)
         } else if defaults.contains(&link.index) {
             Some(1)
-        } else if !leads_nowhere(link) && may_be_uplink(links, link) {
+        } else if !is_isolated(link) && may_be_uplink(links, link) {
             Some(2)
         } else {
             None
@@ -378,7 +378,7 @@ fn uplinks(links: &Links, options: &RoleOptions, problems: &mut Vec<Problem>) ->
 fn bridges_with_own_ports(links: &Links) -> BTreeSet<u32> {
     links
         .iter()
-        .filter(|port| !port.is_loopback() && !is_own(&port.name) && !port.leads_to_another_namespace())
+        .filter(|port| !port.is_loopback() && !is_own(&port.name) && !port.connects_to_another_namespace())
         .filter_map(|port| port.master)
         .collect()
 }
@@ -411,7 +411,7 @@ fn may_be_uplink(links: &Links, link: &Link) -> bool {
     let held = links.addresses(link.index).iter();
     let mut public = held.filter(|address| address.is_public());
     match link.kind.as_str() {
-        "veth" => link.leads_to_another_namespace() && public.any(super::link::Address::has_network),
+        "veth" => link.connects_to_another_namespace() && public.any(super::link::Address::has_network),
         kind => !NEVER.contains(&kind) && public.next().is_some(),
     }
 }

@@ -61,7 +61,7 @@ fn interfaces_of_the_node_object_come_first_and_then_those_of_default_routes() {
 }
 
 #[test]
-fn an_uplink_that_is_down_is_named_if_it_leads_to_other_machines() {
+fn an_uplink_that_is_down_is_named_if_it_connects_other_machines() {
     let down = |flags| Link {
         flags,
         ..link(9, "eth1", "")
@@ -107,7 +107,7 @@ fn an_uplink_that_is_down_is_named_if_it_leads_to_other_machines() {
 }
 
 #[test]
-fn a_bridge_is_an_uplink_if_a_port_leads_to_other_machines() {
+fn a_bridge_is_an_uplink_if_a_port_connects_other_machines() {
     let port = Link {
         master: Some(5),
         ..link(9, "eth1", "")
@@ -154,7 +154,7 @@ fn an_uplink_in_a_vrf_is_named_and_has_no_role() {
     let none = RoleOptions::default();
     let others = (strings(&["eth0", "flannel.1"]), strings(&["veth3", "veth4"]));
     let remedy = "`ip link set eth1 nomaster`";
-    for (world, options, name, says) in [
+    for (world, options, name, part) in [
         (port(), &none, "eth1", remedy),
         (port().default_route(9), &none, "eth1", remedy),
         (port(), &object, "eth1", remedy),
@@ -174,7 +174,7 @@ fn an_uplink_in_a_vrf_is_named_and_has_no_role() {
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!(problems[0].code, Trouble::UplinkInVrf);
         assert_eq!(problems[0].object, format!("interface {name}"));
-        assert!(problems[0].message.contains(says), "{problems:?}");
+        assert!(problems[0].message.contains(part), "{problems:?}");
     }
     let taken_out = port().add(card(None));
     assert_eq!(
@@ -306,7 +306,7 @@ fn a_node_address_on_loopback_names_no_uplink() {
 }
 
 #[test]
-fn the_operator_beats_everything_and_hears_of_mistakes() {
+fn the_operators_choice_comes_first_and_mistakes_are_reported() {
     let options = RoleOptions {
         uplinks: strings(&["veth3", "eth7", HOST, "veth3"]),
         ..RoleOptions::default()
@@ -362,7 +362,7 @@ fn each_interface_is_watched_or_some_are_not() {
 }
 
 #[test]
-fn a_veth_of_an_uplink_bridge_is_a_pods_if_another_port_leads_out() {
+fn a_veth_of_an_uplink_bridge_is_a_pods_if_another_port_is_the_uplink() {
     let bridge = World::new()
         .add(link(5, "br0", "bridge"))
         .holding(5, &["192.0.2.1/24"])

@@ -16,12 +16,12 @@ pub fn default_metric(prefix: IpNet) -> u32 {
 
 /// Whether a route is one of ours or can conflict with one.
 pub fn decides(message: &RouteMessage) -> bool {
-    let leads = message.header.kind == RouteType::Unicast;
-    (leads || leads_nowhere(message)) && netlink::is_main_table(message)
+    let is_unicast = message.header.kind == RouteType::Unicast;
+    (is_unicast || has_no_next_hop(message)) && netlink::is_main_table(message)
 }
 
 /// Whether a route makes the kernel drop or refuse packets.
-pub fn leads_nowhere(message: &RouteMessage) -> bool {
+pub fn has_no_next_hop(message: &RouteMessage) -> bool {
     matches!(
         message.header.kind,
         RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw

@@ -84,7 +84,7 @@ pub struct ServicePlan {
 
 /// The context of a service that leads to the API servers themselves, such as a balancer in front of them.
 /// Such a service may have their address and port.
-fn leads_to_api_servers(endpoints: &[MergedEndpoint], node: &NodeContext) -> Option<NodeContext> {
+fn api_server_context(endpoints: &[MergedEndpoint], node: &NodeContext) -> Option<NodeContext> {
     let is_server = |endpoint: &MergedEndpoint| {
         let mut servers = node.api_servers.iter();
         servers.any(|server| server.ip() == endpoint.address)
@@ -112,7 +112,7 @@ pub fn plan(cluster: &ClusterState, id: ObjectId, node: &NodeContext) -> Service
         let family = Family::of(address);
         for port in &service.ports {
             let merged = cluster.endpoints_of(id, family, port);
-            let open = leads_to_api_servers(&merged.endpoints, node);
+            let open = api_server_context(&merged.endpoints, node);
             let node = open.as_ref().unwrap_or(node);
             let found = frontends(cluster, service, port, address, node, &mut plan.remarks);
             for (frontends, local) in [(found.cluster, false), (found.local, true)] {

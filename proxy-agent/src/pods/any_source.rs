@@ -14,7 +14,7 @@ use proxy_bpf::BpfError;
 use proxy_common::maps::{PodLink, PodLinkFlags};
 
 use super::kernel::{Tables, index_of, interfaces};
-use super::{Places, PodsError};
+use super::{PluginPaths, PodsError};
 use crate::cluster::PodNames;
 
 /// The result of a look.
@@ -27,9 +27,9 @@ pub struct Exempted {
 }
 
 /// Sets or clears the exemptions of all pods as chosen.
-pub fn apply(places: &Places, chosen: &PodNames) -> Result<Exempted, PodsError> {
+pub fn apply(paths: &PluginPaths, chosen: &PodNames) -> Result<Exempted, PodsError> {
     let mut exempted = Exempted::default();
-    let Some(tables) = Tables::open(&places.bpf_root)? else {
+    let Some(tables) = Tables::open(&paths.bpf_root)? else {
         return Ok(exempted);
     };
     let mut links = BTreeMap::new();
@@ -44,7 +44,7 @@ pub fn apply(places: &Places, chosen: &PodNames) -> Result<Exempted, PodsError> 
     }
     let interfaces = interfaces(&mut Conversation::open()?)?;
     let mut wanted = BTreeMap::new();
-    for note in chosen_notes(places, chosen)? {
+    for note in chosen_notes(paths, chosen)? {
         let index = index_of(&interfaces, &note.host_interface);
         match index.filter(|index| links.contains_key(index)) {
             Some(index) => drop(wanted.insert(index, note.holder().clone())),
@@ -68,8 +68,8 @@ pub fn apply(places: &Places, chosen: &PodNames) -> Result<Exempted, PodsError> 
     Ok(exempted)
 }
 
-fn chosen_notes(places: &Places, chosen: &PodNames) -> Result<Vec<Note>, PodsError> {
-    let Some(store) = Store::existing(&places.lease_dir) else {
+fn chosen_notes(paths: &PluginPaths, chosen: &PodNames) -> Result<Vec<Note>, PodsError> {
+    let Some(store) = Store::existing(&paths.lease_dir) else {
         return Ok(Vec::new());
     };
     let is_chosen = |note: &Note| {

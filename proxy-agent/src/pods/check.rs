@@ -18,8 +18,8 @@ use cni_plugin::ipam::{Lease, Note, Store, Unreadable};
 
 use super::kernel::{Entries, Interfaces, Kernel, index_of};
 use super::leases::note_of;
-use super::owed::{Pod, Surroundings, host_mac_of, mac_of, mtu_of};
-use super::{Places, PodsError};
+use super::required::{KernelState, Pod, host_mac_of, mac_of, mtu_of};
+use super::{PluginPaths, PodsError};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
@@ -42,14 +42,14 @@ struct Found<'a> {
     half_noted: &'a BTreeSet<String>,
     interfaces: &'a Interfaces,
     entries: &'a Entries,
-    surroundings: &'a Surroundings,
+    kernel_state: &'a KernelState,
 }
 
 /// Compares all objects with each other.
-pub fn check(places: &Places) -> Result<Checked, PodsError> {
-    let mut kernel = Kernel::read(&places.bpf_root)?;
-    let surroundings = Surroundings::read(&mut kernel.node)?;
-    let store = Store::existing(&places.lease_dir);
+pub fn check(paths: &PluginPaths) -> Result<Checked, PodsError> {
+    let mut kernel = Kernel::read(&paths.bpf_root)?;
+    let kernel_state = KernelState::read(&mut kernel.node)?;
+    let store = Store::existing(&paths.lease_dir);
     let (mut leases, mut notes, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     let mut half_noted = BTreeSet::new();
     if let Some(store) = &store {
@@ -77,10 +77,10 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
         half_noted: &half_noted,
         interfaces: &kernel.interfaces,
         entries: &kernel.entries,
-        surroundings: &surroundings,
+        kernel_state: &kernel_state,
     };
     problems.extend(found.problems());
-    problems.extend(found.without_programs(places));
+    problems.extend(found.without_programs(paths));
     let of_pods = kernel
         .interfaces
         .values()
@@ -88,7 +88,7 @@ pub fn check(places: &Places) -> Result<Checked, PodsError> {
     let interfaces = of_pods.count();
     // The first ADD makes the directory.
     if store.is_none() && interfaces > 0 {
-        let object = places.lease_dir.display().to_string();
+        let object = paths.lease_dir.display().to_string();
         problems.insert(0, problem(object, "the directory of leases is missing"));
     }
     Ok(Checked {
@@ -196,13 +196,13 @@ impl Found<'_> {
         let pod = Pod {
             index,
             name,
-            mac: mac_of(note, index, self.surroundings),
+            mac: mac_of(note, index, self.kernel_state),
             host_mac: host_mac_of(note),
             mtu: mtu_of(note),
             addresses: &note.addresses,
         };
-        let lacks = pod.lacks(self.interfaces, self.surroundings);
-        messages.extend(lacks.into_iter().map(|lack| lack.message));
+        let missing = pod.missing_objects(self.interfaces, self.kernel_state);
+        messages.extend(missing.into_iter().map(|object| object.message));
         // A plugin that is older than these maps makes no entries.
         if self.entries.pods.is_empty() && self.entries.links.is_empty() {
             return;
@@ -214,7 +214,7 @@ impl Found<'_> {
             match self.entries.pods.get(address) {
                 None => messages.push(format!("PODS has no entry for {address}")),
                 Some(pod) if pod.interface != index => messages.push(format!(
-                    "PODS leads {address} to interface {}, and not to {index}, which is {name}",
+                    "PODS maps {address} to interface {}, and not to {index}, which is {name}",
                     pod.interface
                 )),
                 Some(_) => {}
@@ -224,13 +224,13 @@ impl Found<'_> {
 
     /// Finds the addresses that several notes contain.
     fn named_twice(&self) -> Vec<ObjectError> {
-        let mut holders: BTreeMap<IpAddr, Vec<&Note>> = BTreeMap::new();
+        let mut notes_by_address: BTreeMap<IpAddr, Vec<&Note>> = BTreeMap::new();
         for note in self.notes {
             for address in &note.addresses {
-                holders.entry(*address).or_default().push(note);
+                notes_by_address.entry(*address).or_default().push(note);
             }
         }
-        let twice = holders.into_iter().filter(|(_, notes)| notes.len() > 1);
+        let twice = notes_by_address.into_iter().filter(|(_, notes)| notes.len() > 1);
         let problem = |(address, notes): (IpAddr, Vec<&Note>)| {
             let names: Vec<_> = notes.into_iter().map(Note::holder).collect();
             problem(
@@ -262,7 +262,7 @@ impl Found<'_> {
         let is_gone = |index: &u32| !self.interfaces.contains_key(index);
         for (address, pod) in &self.entries.pods {
             if is_gone(&pod.interface) {
-                let message = format!("it leads to interface {}, which is gone", pod.interface);
+                let message = format!("it refers to interface {}, which does not exist", pod.interface);
                 problems.push(problem(format!("entry of PODS for {address}"), message));
             } else if !leased.contains(address) {
                 problems.push(problem(
@@ -288,16 +288,16 @@ impl Found<'_> {
             );
             problems.push(problem(
                 object,
-                format!("it leads to interface {}, which is gone", port.interface),
+                format!("it refers to interface {}, which does not exist", port.interface),
             ));
         }
         problems
     }
 
     /// Finds the interfaces that have no programs attached.
-    fn without_programs(&self, places: &Places) -> Vec<ObjectError> {
+    fn without_programs(&self, paths: &PluginPaths) -> Vec<ObjectError> {
         // Before the first start of an agent there are no programs to attach.
-        let Ok(datapath) = Datapath::open(&places.bpf_root) else {
+        let Ok(datapath) = Datapath::open(&paths.bpf_root) else {
             return Vec::new();
         };
         let mut problems = Vec::new();

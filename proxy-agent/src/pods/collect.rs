@@ -24,7 +24,7 @@ use proxy_bpf::BpfError;
 use proxy_common::{Ip, Plain};
 
 use super::kernel::{Entries, Interface, Interfaces, Kernel, Tables, index_of};
-use super::{Places, PodsError};
+use super::{PluginPaths, PodsError};
 
 /// The result of a collection.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -56,13 +56,13 @@ impl collect::Kernel for Remains<'_> {
 }
 
 /// Looks once and removes all remains.
-pub fn collect(places: &Places) -> Result<Collected, PodsError> {
+pub fn collect(paths: &PluginPaths) -> Result<Collected, PodsError> {
     let mut collected = Collected::default();
-    let store = Store::existing(&places.lease_dir);
+    let store = Store::existing(&paths.lease_dir);
     if let Some(store) = &store {
         let mut remains = Remains {
-            kernel: Kernel::read(&places.bpf_root)?,
-            bpf_root: &places.bpf_root,
+            kernel: Kernel::read(&paths.bpf_root)?,
+            bpf_root: &paths.bpf_root,
         };
         let leases = collect::collect(store, &Moment::now(), &mut remains)?;
         collected.freed = leases.freed;
@@ -70,7 +70,7 @@ pub fn collect(places: &Places) -> Result<Collected, PodsError> {
         collected.left = leases.left;
     }
     let _locked = store.as_ref().map(Store::lock).transpose()?;
-    collected.removed = sweep(&places.bpf_root)?;
+    collected.removed = sweep(&paths.bpf_root)?;
     Ok(collected)
 }
 

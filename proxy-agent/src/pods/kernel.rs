@@ -49,12 +49,12 @@ pub type Interfaces = BTreeMap<u32, Interface>;
 /// Reads all interfaces of the network namespace of a netlink socket.
 pub fn interfaces(node: &mut Conversation) -> Result<Interfaces, NetlinkError> {
     let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let answers = node.ask(Request::list("listing interfaces", all))?;
-    Ok(answers.iter().filter_map(interface).collect())
+    let replies = node.ask(Request::list("listing interfaces", all))?;
+    Ok(replies.iter().filter_map(interface).collect())
 }
 
-fn interface(answer: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
-    let RouteNetlinkMessage::NewLink(message) = answer else {
+fn interface(reply: &RouteNetlinkMessage) -> Option<(u32, Interface)> {
+    let RouteNetlinkMessage::NewLink(message) = reply else {
         return None;
     };
     let mut interface = Interface {
@@ -225,14 +225,14 @@ impl Kernel {
 
 /// Whether a path that a runtime passed is a network namespace.
 pub fn is_namespace(path: &Path) -> bool {
-    let mut places = vec![path.to_path_buf()];
+    let mut candidates = vec![path.to_path_buf()];
     // Runtimes often write /var/run, which is a link to /run on a node, and may not exist in a container.
     if let Ok(below) = path.strip_prefix("/var/run") {
-        places.push(PathBuf::from("/run").join(below));
+        candidates.push(PathBuf::from("/run").join(below));
     }
     let holds_one =
         |path: &PathBuf| -> io::Result<bool> { Ok(fstatfs(File::open(path)?)?.filesystem_type() == NSFS) };
-    places.iter().any(|path| holds_one(path).unwrap_or(false))
+    candidates.iter().any(|path| holds_one(path).unwrap_or(false))
 }
 
 #[cfg(test)]
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_is_told_from_the_file_that_it_was_mounted_over() {
+    fn a_namespace_differs_from_the_file_that_it_was_mounted_over() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("cni-1");
         std::fs::write(&file, "").expect("a file");

@@ -13,15 +13,15 @@ use cni_plugin::ipam::{Lease, Note, Store};
 use cni_plugin::verbs::detach::detach_at;
 
 use super::kernel::Kernel;
-use super::{Places, PodsError};
+use super::{PluginPaths, PodsError};
 use crate::control::{LeaseEntry, LeaseState};
 
 /// All leases, by address.
-pub fn list(places: &Places) -> Result<Vec<LeaseEntry>, PodsError> {
-    let Some(store) = Store::existing(&places.lease_dir) else {
+pub fn list(paths: &PluginPaths) -> Result<Vec<LeaseEntry>, PodsError> {
+    let Some(store) = Store::existing(&paths.lease_dir) else {
         return Ok(Vec::new());
     };
-    let mut kernel = Kernel::read(&places.bpf_root)?;
+    let mut kernel = Kernel::read(&paths.bpf_root)?;
     let (notes, now) = (store.notes()?, Moment::now());
     let (mut leases, _) = store.readable_leases()?;
     leases.sort_by_key(|lease| lease.address);
@@ -56,28 +56,28 @@ pub fn note_of<'a>(lease: &Lease, notes: &'a [Note]) -> Option<&'a Note> {
 
 /// Releases an address, with all others of its attachment. It releases an address that may be in use only
 /// with `force`. Returns the addresses that are free now.
-pub fn release(places: &Places, address: IpAddr, force: bool) -> Result<Vec<LeaseEntry>, PodsError> {
+pub fn release(paths: &PluginPaths, address: IpAddr, force: bool) -> Result<Vec<LeaseEntry>, PodsError> {
     let no_lease = || PodsError::NoLease {
         address,
-        dir: places.lease_dir.clone(),
+        dir: paths.lease_dir.clone(),
     };
-    let store = Store::existing(&places.lease_dir).ok_or_else(no_lease)?;
+    let store = Store::existing(&paths.lease_dir).ok_or_else(no_lease)?;
     let lease = store.lease(address).ok_or_else(no_lease)?;
-    let before = list(places)?;
+    let before = list(paths)?;
     let of_lease = |entry: &&LeaseEntry| entry.address == address;
     let used = before.iter().find(of_lease).map(|entry| entry.state) == Some(LeaseState::Used);
     let notes = store.notes()?;
     if used && !force {
-        let holder = note_of(&lease, &notes).map_or_else(|| lease.holder(), Note::holder);
-        return Err(PodsError::InUse { address, holder });
+        let owner = note_of(&lease, &notes).map_or_else(|| lease.holder(), Note::holder);
+        return Err(PodsError::InUse { address, owner });
     }
     if let Some(if_name) = &lease.if_name {
         let attachment = Attachment {
             container_id: lease.container_id.clone(),
             if_name: if_name.clone(),
         };
-        let mut kernel = Kernel::read(&places.bpf_root)?;
-        detach_at(&places.bpf_root, Some(&store), &mut kernel.node, &attachment)?;
+        let mut kernel = Kernel::read(&paths.bpf_root)?;
+        detach_at(&paths.bpf_root, Some(&store), &mut kernel.node, &attachment)?;
     } else {
         store.lock()?.remove_lease(address)?;
     }

@@ -24,7 +24,7 @@ use proxy_common::Ip;
 use proxy_common::maps::{PodFlags, PodLinkFlags};
 
 use super::kernel::{Kernel, index_of};
-use super::{Places, PodsError};
+use super::{PluginPaths, PodsError};
 use crate::cluster::{Bandwidth, BandwidthByPod};
 use crate::network::queues::name_foreign;
 
@@ -49,9 +49,9 @@ pub struct Applied {
 }
 
 /// Sets the limits of all pods as wanted. `known` is the result of the last look.
-pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<Applied, PodsError> {
+pub fn apply(paths: &PluginPaths, wanted: &BandwidthByPod, known: &Known) -> Result<Applied, PodsError> {
     let mut applied = Applied::default();
-    let Some(store) = Store::existing(&places.lease_dir) else {
+    let Some(store) = Store::existing(&paths.lease_dir) else {
         return Ok(applied);
     };
     let mut notes = store.notes()?;
@@ -61,7 +61,7 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
         applied.early |= early;
         !early && !note.adopted
     });
-    let mut kernel = Kernel::read(&places.bpf_root)?;
+    let mut kernel = Kernel::read(&paths.bpf_root)?;
     let Queues { rates, foreign } = Queues::read(&mut kernel.node)?;
     for note in &notes {
         let Some(index) = index_of(&kernel.interfaces, &note.host_interface) else {
@@ -76,9 +76,9 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
         let before = known.get(&note.host_interface).copied().unwrap_or(made);
         let mut in_force = now;
         let limiter = limiter(&note.attachment());
-        let stranger = |index: Option<u32>, name: &str| Some(name_foreign(foreign.get(&index?)?, name));
-        let of_pod = stranger(Some(index), &note.host_interface);
-        let of_limiter = stranger(index_of(&kernel.interfaces, &limiter), &limiter);
+        let foreign_qdisc = |index: Option<u32>, name: &str| Some(name_foreign(foreign.get(&index?)?, name));
+        let of_pod = foreign_qdisc(Some(index), &note.host_interface);
+        let of_limiter = foreign_qdisc(index_of(&kernel.interfaces, &limiter), &limiter);
         let mut pod = Limits {
             kernel: &mut kernel,
             rates: &rates,
@@ -87,28 +87,28 @@ pub fn apply(places: &Places, wanted: &BandwidthByPod, known: &Known) -> Result<
         };
         let received = (pod.set_ingress(now.ingress), of_pod);
         let sent = (pod.set_egress(now.egress), of_limiter);
-        for (way, (changed, stranger), rate, known) in [
+        for (verb, (changed, foreign_qdisc), rate, known) in [
             ("receives", received, now.ingress, before.ingress),
             ("sends", sent, now.egress, before.egress),
         ] {
             match changed {
                 Ok(false) if rate.is_none() => applied
                     .named
-                    .extend(stranger.map(|stranger| format!("{}: {stranger}", note.holder()))),
+                    .extend(foreign_qdisc.map(|foreign_qdisc| format!("{}: {foreign_qdisc}", note.holder()))),
                 Ok(false) => {}
                 Ok(true) if rate.is_some() && rate == known => {
                     applied
                         .restored
-                        .push(format!("{}: it {way} {}", note.holder(), in_words(rate)));
+                        .push(format!("{}: it {verb} {}", note.holder(), in_words(rate)));
                 }
                 Ok(true) => applied
                     .changes
-                    .push(format!("{} {way} {} now", note.holder(), in_words(rate))),
+                    .push(format!("{} {verb} {} now", note.holder(), in_words(rate))),
                 // A pod that was removed meanwhile has no limits.
                 Err(_) if !is_there(&mut kernel, note) => {}
                 Err(error) => {
                     // The kernel refuses to change a foreign qdisc that has the number of ours.
-                    let why = stranger.unwrap_or_else(|| error.to_string());
+                    let why = foreign_qdisc.unwrap_or_else(|| error.to_string());
                     applied.errors.push(format!("{}: {why}", note.holder()));
                     in_force = before;
                 }

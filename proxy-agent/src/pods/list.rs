@@ -11,17 +11,17 @@ use cni_plugin::netlink::rates::rates;
 use proxy_common::maps::{HostPort, HostPortKey};
 
 use super::kernel::{Kernel, index_of};
-use super::{Places, PodsError};
+use super::{PluginPaths, PodsError};
 use crate::control::{HostPortEntry, PodEntry, Protocol};
 
 /// All pods, by namespace and name. Addresses that were adopted from another plugin belong to no known pod.
-pub fn list(places: &Places) -> Result<Vec<PodEntry>, PodsError> {
-    let Some(store) = Store::existing(&places.lease_dir) else {
+pub fn list(paths: &PluginPaths) -> Result<Vec<PodEntry>, PodsError> {
+    let Some(store) = Store::existing(&paths.lease_dir) else {
         return Ok(Vec::new());
     };
     let mut notes = store.notes()?;
     notes.retain(|note| !note.adopted);
-    let mut kernel = Kernel::read(&places.bpf_root)?;
+    let mut kernel = Kernel::read(&paths.bpf_root)?;
     let rates = rates(&mut kernel.node)?;
     let mut pods: Vec<_> = notes
         .into_iter()

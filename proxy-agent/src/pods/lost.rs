@@ -16,7 +16,7 @@ use proxy_common::Ip;
 
 use super::check::is_pods;
 use super::kernel::{Interfaces, Tables};
-use super::{Places, PodsError};
+use super::{PluginPaths, PodsError};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
@@ -33,11 +33,11 @@ pub fn lacks_lease(store: &Store, note: &Note) -> bool {
 /// Our interfaces without a note. ADD writes the note before it makes the interface, and DEL removes it after
 /// the interface. So if the note is missing and the interface still exists afterwards, the note was lost.
 pub fn without_notes(
-    places: &Places,
+    paths: &PluginPaths,
     node: &mut Conversation,
     interfaces: &Interfaces,
 ) -> Result<Vec<ObjectError>, PodsError> {
-    let store = Store::existing(&places.lease_dir);
+    let store = Store::existing(&paths.lease_dir);
     let written = |name: &str| {
         let store = store.as_ref();
         store.is_some_and(|store| matches!(store.note(name), Ok(Some(_))))
@@ -55,7 +55,7 @@ pub fn without_notes(
     if lost.is_empty() {
         return Ok(Vec::new());
     }
-    let Some(tables) = Tables::open(&places.bpf_root)? else {
+    let Some(tables) = Tables::open(&paths.bpf_root)? else {
         return Ok(Vec::new());
     };
     let (entries, config) = (tables.read()?, tables.config()?);
@@ -69,7 +69,7 @@ pub fn without_notes(
         is_of_network.then(|| ObjectError {
             code: Trouble::PodNotWhole,
             object: format!("interface {name}"),
-            message: message(&places.lease_dir, &addresses, unreadable(name).as_ref()),
+            message: message(&paths.lease_dir, &addresses, unreadable(name).as_ref()),
         })
     };
     Ok(lost.into_iter().filter_map(problem).collect())
@@ -123,12 +123,12 @@ mod tests {
             path: "/var/lib/x/millrace/mr0".into(),
             why: "EOF".into(),
         };
-        let said = message(dir, &addresses, Some(&half));
+        let text = message(dir, &addresses, Some(&half));
         assert!(
-            said.starts_with(
+            text.starts_with(
                 "the note on its pod (10.244.1.2, fd00::2) cannot be read: /var/lib/x/millrace/mr0: EOF: "
             ),
-            "{said}"
+            "{text}"
         );
     }
 }

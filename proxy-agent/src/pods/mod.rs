@@ -20,7 +20,7 @@ pub mod limits;
 pub mod list;
 mod lost;
 mod names;
-pub mod owed;
+pub mod required;
 pub mod restore;
 
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ pub use collect::{Collected, collect};
 
 /// The plugin paths: the places where this node's plugin keeps its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct PluginPaths {
     /// The directory of leases and notes.
     pub lease_dir: PathBuf,
     /// The bpf root with maps and programs.
@@ -65,11 +65,11 @@ pub enum PodsError {
         dir: PathBuf,
     },
     /// An address cannot be released because a pod may use it.
-    #[error("{address} is in use by {holder}: stop the pod, or take its interface away with --force")]
+    #[error("{address} is in use by {owner}: stop the pod, or take its interface away with --force")]
     InUse {
         /// The address to release.
         address: IpAddr,
-        /// The holder of the address.
-        holder: String,
+        /// The owner of the address.
+        owner: String,
     },
 }

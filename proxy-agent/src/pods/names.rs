@@ -12,8 +12,8 @@ use cni_plugin::netlink::{Conversation, NetlinkError, link};
 
 use super::check::is_pods;
 use super::kernel::{Entries, Interfaces, Tables, index_of};
-use super::owed::host_mac_of;
-use super::{Places, PodsError};
+use super::required::host_mac_of;
+use super::{PluginPaths, PodsError};
 
 /// An interface that has another name.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,13 +23,17 @@ pub struct Renamed {
     /// The present name.
     pub now: String,
     /// The name that the plugin gave it.
-    pub owed: String,
+    pub expected: String,
     /// The pod of the interface.
-    pub holder: String,
+    pub pod: String,
 }
 
 /// The interfaces of noted pods that have another name.
-pub fn renamed(places: &Places, interfaces: &Interfaces, notes: &[Note]) -> Result<Vec<Renamed>, PodsError> {
+pub fn renamed(
+    paths: &PluginPaths,
+    interfaces: &Interfaces,
+    notes: &[Note],
+) -> Result<Vec<Renamed>, PodsError> {
     let missing: Vec<_> = notes
         .iter()
         .filter(|note| !note.adopted && index_of(interfaces, &note.host_interface).is_none())
@@ -37,7 +41,7 @@ pub fn renamed(places: &Places, interfaces: &Interfaces, notes: &[Note]) -> Resu
     if missing.is_empty() {
         return Ok(Vec::new());
     }
-    let tables = Tables::open(&places.bpf_root)?;
+    let tables = Tables::open(&paths.bpf_root)?;
     let entries = tables
         .map(|tables| tables.read())
         .transpose()?
@@ -67,14 +71,14 @@ fn find(interfaces: &Interfaces, entries: &Entries, note: &Note) -> Option<Renam
         .then(|| Renamed {
             index: *index,
             now: interface.name.clone(),
-            owed: note.host_interface.clone(),
-            holder: note.holder(),
+            expected: note.host_interface.clone(),
+            pod: note.holder(),
         })
 }
 
 /// Sets the original name of an interface. Before Linux 6.2 the kernel renames an interface only while it is
 /// switched off. The agent restores what the interface loses thereby, as after any other loss.
-pub fn take_back(node: &mut Conversation, index: u32, name: &str) -> Result<(), NetlinkError> {
+pub fn restore_name(node: &mut Conversation, index: u32, name: &str) -> Result<(), NetlinkError> {
     match node.ask(link::rename(index, name)) {
         Err(error) if errno(&error) == Some(libc::EBUSY) => {
             let requests = vec![link::down(index), link::rename(index, name), link::up(index)];
@@ -134,7 +138,7 @@ mod tests {
         let mut all = Interfaces::from([(7, interface("tap0")), limiter]);
         let found = find(&all, &entries(7), &note).expect("the interface");
         assert_eq!(
-            (found.index, &*found.now, &*found.owed),
+            (found.index, &*found.now, &*found.expected),
             (7, "tap0", "mr0123456789ab")
         );
         assert_eq!(

@@ -28,8 +28,10 @@ use super::check;
 use super::kernel::{Interfaces, index_of, interfaces};
 use super::lost;
 use super::names::{self, Renamed};
-use super::owed::{Lack, Mend, Pod, Surroundings, Watched, host_mac_of, mac_of, mtu_of, setting};
-use super::{Places, PodsError};
+use super::required::{
+    KernelState, MissingObject, Pod, Repair, Watched, host_mac_of, mac_of, mtu_of, setting,
+};
+use super::{PluginPaths, PodsError};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
@@ -51,8 +53,8 @@ pub struct Restored {
 }
 
 /// Makes entries of pods in maps that are about to come into force.
-pub fn prepare(places: &Places, pins: &Pins, dir: &LayoutDir) -> Result<Restored, PodsError> {
-    let Some(store) = Store::existing(&places.lease_dir) else {
+pub fn prepare(paths: &PluginPaths, pins: &Pins, dir: &LayoutDir) -> Result<Restored, PodsError> {
+    let Some(store) = Store::existing(&paths.lease_dir) else {
         return Ok(Restored::default());
     };
     let mut look = Look::new(&store)?;
@@ -61,28 +63,28 @@ pub fn prepare(places: &Places, pins: &Pins, dir: &LayoutDir) -> Result<Restored
 }
 
 /// Looks once at all pods and makes all missing objects.
-pub fn restore(places: &Places) -> Result<Restored, PodsError> {
-    let Some(store) = Store::existing(&places.lease_dir) else {
+pub fn restore(paths: &PluginPaths) -> Result<Restored, PodsError> {
+    let Some(store) = Store::existing(&paths.lease_dir) else {
         let mut node = cni_plugin::netlink::Conversation::open()?;
         let interfaces = interfaces(&mut node)?;
         return Ok(Restored {
-            problems: lost::without_notes(places, &mut node, &interfaces)?,
+            problems: lost::without_notes(paths, &mut node, &interfaces)?,
             ..Restored::default()
         });
     };
     let mut look = Look::new(&store)?;
-    look.names(places)?;
+    look.names(paths)?;
     look.leases()?;
-    let without_notes = lost::without_notes(places, &mut look.node, &look.interfaces)?;
+    let without_notes = lost::without_notes(paths, &mut look.node, &look.interfaces)?;
     look.done.problems.extend(without_notes);
-    let datapath = match Datapath::open(&places.bpf_root) {
+    let datapath = match Datapath::open(&paths.bpf_root) {
         Ok(datapath) => Some(datapath),
         // Without pins no entry can be missing; the agent makes the pins.
         Err(DatapathError::NotReady(_) | DatapathError::Bpf(BpfError::NewerLayout { .. })) => None,
         Err(error) => return Err(CniError::from(error).into()),
     };
     look.entries(datapath.as_ref())?;
-    look.surroundings();
+    look.kernel_state();
     look.unreadable()?;
     Ok(look.done)
 }
@@ -93,7 +95,7 @@ struct Look<'a> {
     notes: Vec<Note>,
     node: cni_plugin::netlink::Conversation,
     interfaces: Interfaces,
-    surroundings: Surroundings,
+    kernel_state: KernelState,
     /// The names that could not be given back to their interfaces.
     misnamed: BTreeSet<String>,
     done: Restored,
@@ -108,7 +110,7 @@ impl<'a> Look<'a> {
             store,
             notes,
             interfaces: interfaces(&mut node)?,
-            surroundings: Surroundings::read(&mut node)?,
+            kernel_state: KernelState::read(&mut node)?,
             node,
             misnamed: BTreeSet::new(),
             done: Restored::default(),
@@ -116,36 +118,33 @@ impl<'a> Look<'a> {
     }
 
     /// Sets the names of interfaces by which DEL and the programs know them.
-    fn names(&mut self, places: &Places) -> Result<(), PodsError> {
-        let renamed = names::renamed(places, &self.interfaces, &self.notes)?;
+    fn names(&mut self, paths: &PluginPaths) -> Result<(), PodsError> {
+        let renamed = names::renamed(paths, &self.interfaces, &self.notes)?;
         if renamed.is_empty() {
             return Ok(());
         }
         for Renamed {
             index,
             now,
-            owed,
-            holder,
+            expected,
+            pod,
         } in renamed
         {
-            let what = format!("interface {owed} was renamed to {now}");
-            match names::take_back(&mut self.node, index, &owed) {
-                Ok(()) => self
-                    .done
-                    .restored
-                    .push(("interface", format!("{holder}: {what}"))),
+            let what = format!("interface {expected} was renamed to {now}");
+            match names::restore_name(&mut self.node, index, &expected) {
+                Ok(()) => self.done.restored.push(("interface", format!("{pod}: {what}"))),
                 Err(error) => {
                     let message = format!(
                         "{what}, and renaming it back fails: {error}: run `ip link set {now} down` and `ip link set {now} \
-                         name {owed}`"
+                         name {expected}`"
                     );
-                    self.done.problems.push(problem(holder, message));
-                    self.misnamed.insert(owed);
+                    self.done.problems.push(problem(pod, message));
+                    self.misnamed.insert(expected);
                 }
             }
         }
         self.interfaces = interfaces(&mut self.node)?;
-        self.surroundings = Surroundings::read(&mut self.node)?;
+        self.kernel_state = KernelState::read(&mut self.node)?;
         Ok(())
     }
 
@@ -223,7 +222,7 @@ impl<'a> Look<'a> {
             let entry = Entry {
                 interface: index,
                 netns_cookie: note.netns_cookie,
-                mac: mac_of(&note, index, &self.surroundings),
+                mac: mac_of(&note, index, &self.kernel_state),
                 addresses: &note.addresses,
                 is_limited: limited.contains_key(&index),
                 limiter: device,
@@ -245,11 +244,11 @@ impl<'a> Look<'a> {
     }
 
     /// Makes the missing objects around interfaces.
-    fn surroundings(&mut self) {
+    fn kernel_state(&mut self) {
         for note in std::mem::take(&mut self.notes) {
             let Some(index) = index_of(&self.interfaces, &note.host_interface) else {
-                let is_told = note.adopted || self.misnamed.contains(&note.host_interface);
-                if !is_told && super::kernel::is_namespace(&note.netns) {
+                let is_reported = note.adopted || self.misnamed.contains(&note.host_interface);
+                if !is_reported && super::kernel::is_namespace(&note.netns) {
                     let message = format!(
                         "interface {} is gone while its pod is there: delete the pod, so that it is made anew",
                         note.host_interface
@@ -262,7 +261,7 @@ impl<'a> Look<'a> {
             let pod = Pod {
                 index,
                 name: &note.host_interface,
-                mac: mac_of(&note, index, &self.surroundings),
+                mac: mac_of(&note, index, &self.kernel_state),
                 host_mac: host_mac_of(&note),
                 mtu: mtu_of(&note),
                 addresses: &note.addresses,
@@ -270,9 +269,9 @@ impl<'a> Look<'a> {
             let has = |v4: bool| note.addresses.iter().any(|ip| ip.is_ipv4() == v4);
             let watched = (note.host_interface.clone(), has(true), has(false));
             self.done.watched.push(watched);
-            for lack in pod.lacks(&self.interfaces, &self.surroundings) {
-                let what = (lack.what, format!("{}: {}", note.holder(), lack.message));
-                match self.mend(&note, index, lack) {
+            for object in pod.missing_objects(&self.interfaces, &self.kernel_state) {
+                let what = (object.what, format!("{}: {}", note.holder(), object.message));
+                match self.repair(&note, index, object) {
                     Ok(true) => self.done.restored.push(what),
                     Ok(false) => {}
                     Err(error) => {
@@ -285,18 +284,18 @@ impl<'a> Look<'a> {
     }
 
     /// Makes one object again; returns false if it exists by now, or its interface no longer exists.
-    fn mend(&mut self, note: &Note, index: u32, lack: Lack) -> Result<bool, String> {
-        match lack.mend {
-            Mend::Set(family, name, value) => {
+    fn repair(&mut self, note: &Note, index: u32, object: MissingObject) -> Result<bool, String> {
+        match object.repair {
+            Repair::Set(family, name, value) => {
                 let setting = setting(&note.host_interface, (family, name, value));
                 setting.ensure().map_err(|error| error.to_string())
             }
-            Mend::Ask(request) => match self.node.ask(request) {
+            Repair::Ask(request) => match self.node.ask(request) {
                 Ok(_) => Ok(true),
                 Err(error) if matches!(errno(&error), Some(libc::EEXIST | libc::ENODEV)) => Ok(false),
                 Err(error) => Err(error.to_string()),
             },
-            Mend::Route(to) => match self.node.ask(ip::link_route(index, to)) {
+            Repair::Route(to) => match self.node.ask(ip::link_route(index, to)) {
                 Ok(_) => Ok(true),
                 Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(false),
                 Err(error) if errno(&error) == Some(libc::EEXIST) => self.name_rival(index, to),
@@ -308,7 +307,7 @@ impl<'a> Look<'a> {
     /// Looks up the route that prevented a new one. It is ours by now, which returns false, or a foreign one,
     /// which stays and is an error.
     fn name_rival(&mut self, index: u32, to: IpAddr) -> Result<bool, String> {
-        let now = Surroundings::read(&mut self.node).map_err(|error| error.to_string())?;
+        let now = KernelState::read(&mut self.node).map_err(|error| error.to_string())?;
         let Some(rival) = now.rival(index, to) else {
             return Ok(false);
         };
@@ -319,9 +318,9 @@ impl<'a> Look<'a> {
                 |known| format!("interface {}", known.name),
             )
         };
-        let leads = rival.map_or_else(|| "nowhere".to_owned(), |index| format!("by {}", name(index)));
+        let target = rival.map_or_else(|| "nowhere".to_owned(), |index| format!("by {}", name(index)));
         Err(format!(
-            "a route of another leads to {to} {leads}: remove it with `ip route del {to}`"
+            "a foreign route to {to} goes {target}: remove it with `ip route del {to}`"
         ))
     }
 }
@@ -347,16 +346,16 @@ pub struct Fingerprint {
 
 impl Fingerprint {
     /// Reads the summary, in a few system calls.
-    pub fn read(places: &Places) -> Result<Self, PodsError> {
+    pub fn read(paths: &PluginPaths) -> Result<Self, PodsError> {
         let changed = |dir: &std::path::Path| std::fs::metadata(dir).and_then(|metadata| metadata.modified());
-        let tables = super::kernel::Tables::open(&places.bpf_root)?;
+        let tables = super::kernel::Tables::open(&paths.bpf_root)?;
         let entries = tables
             .map(|tables| tables.read())
             .transpose()?
             .unwrap_or_default();
         Ok(Self {
-            leases: changed(&places.lease_dir).ok(),
-            notes: changed(&places.lease_dir.join("millrace")).ok(),
+            leases: changed(&paths.lease_dir).ok(),
+            notes: changed(&paths.lease_dir.join("millrace")).ok(),
             pods: entries
                 .pods
                 .iter()

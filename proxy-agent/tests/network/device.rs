@@ -189,7 +189,7 @@ fn packets_to_virtual_addresses_leave_by_our_device_and_end_at_its_peer() {
             for _ in 0..5 {
                 socket
                     .send(b"?")
-                    .expect("no neighbour to wait for, and nobody who refuses");
+                    .expect("no neighbour to wait for, and no refusal");
             }
             // The counter grows by exactly these five: no solicitation, no report, and no echo from the other
             // end.

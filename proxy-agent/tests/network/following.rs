@@ -57,12 +57,12 @@ fn links_addresses_and_default_routes_are_followed() {
         // The kernel sends no message about one end of a veth when the other one moves.
         let pod = Namespace::new();
         pod.receive("outside0");
-        let leads_there = |links: &Links| {
+        let is_connected = |links: &Links| {
             links
                 .get(index)
-                .is_some_and(millrace::network::Link::leads_to_another_namespace)
+                .is_some_and(millrace::network::Link::connects_to_another_namespace)
         };
-        until(&mut monitor, "the other end is known to have moved", leads_there).await;
+        until(&mut monitor, "the other end is known to have moved", is_connected).await;
 
         ip("link add br0 type bridge");
         ip("link set uplink0 master br0");

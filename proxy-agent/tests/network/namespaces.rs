@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_namespace_tells_its_cookie_to_one_who_enters_and_to_one_who_asks() {
+fn a_namespace_gives_its_cookie_by_entering_and_by_request() {
     in_namespace_with_cookie(|| async {
         let pods = [Namespace::new(), Namespace::new()];
         let files = || {
@@ -49,7 +49,7 @@ fn pods_are_found_before_and_after_their_interface() {
             ..RoleOptions::default()
         };
         std::fs::write(directory.join("not-mounted"), "").expect("a file");
-        Namespace::make(directory, "of-nobody");
+        Namespace::make(directory, "without-pod");
 
         // The file exists first, as with every container runtime; two interfaces lead into one pod.
         let first = Namespace::make(directory, "first");

@@ -113,19 +113,19 @@ impl Traffic {
 
     /// Sends the backend's reply to a packet, and returns the packet that the client gets.
     #[track_caller]
-    fn answer(&mut self, sent: &[u8], flags: u8) -> Vec<u8> {
-        let mut answer = sent.to_vec();
-        answer[SOURCE..SOURCE + 8].rotate_left(4);
-        answer[PORTS..PORTS + 4].rotate_left(2);
+    fn reply(&mut self, sent: &[u8], flags: u8) -> Vec<u8> {
+        let mut reply = sent.to_vec();
+        reply[SOURCE..SOURCE + 8].rotate_left(4);
+        reply[PORTS..PORTS + 4].rotate_left(2);
         if sent[23] == protocol::TCP {
-            answer[TCP_FLAGS] = flags;
+            reply[TCP_FLAGS] = flags;
         }
-        let (verdict, received) = self.to_pod.run(&answer).expect("a run");
+        let (verdict, received) = self.to_pod.run(&reply).expect("a run");
         assert_eq!(verdict, PASS);
         assert_eq!(
             received[SOURCE..SOURCE + 4],
             [10, 96, 0, 1],
-            "the answer of a lost flow"
+            "the reply of a lost flow"
         );
         received.to_vec()
     }
@@ -135,7 +135,7 @@ impl Traffic {
         let is_tcp = n & 1 == 0;
         let sent = self.send(&self.request(n, is_tcp, SYN));
         if n & 2 == 0 {
-            self.answer(&sent, SYN | ACK);
+            self.reply(&sent, SYN | ACK);
             if is_tcp {
                 self.send(&self.request(n, is_tcp, ACK));
             }
@@ -143,9 +143,9 @@ impl Traffic {
     }
 
     /// Sends a packet in each direction, and returns the packets that both sides get.
-    fn speak(&mut self, n: u32) -> (Vec<u8>, Vec<u8>) {
+    fn exchange(&mut self, n: u32) -> (Vec<u8>, Vec<u8>) {
         let sent = self.send(&self.request(n, n & 1 == 0, ACK));
-        let received = self.answer(&sent, ACK);
+        let received = self.reply(&sent, ACK);
         (sent, received)
     }
 
@@ -170,70 +170,74 @@ fn walk(map: &OwnedFd) -> u64 {
 }
 
 /// The active flows: those that all send at the end of their idle time, and those that send in turn.
-struct Live {
+struct ActiveFlows {
     at_once: Vec<u32>,
-    in_turn: Vec<u32>,
+    round_robin: Vec<u32>,
     /// The packets that both sides of each flow got at first.
-    said: HashMap<u32, (Vec<u8>, Vec<u8>)>,
+    first_packets: HashMap<u32, (Vec<u8>, Vec<u8>)>,
 }
 
-impl Live {
+impl ActiveFlows {
     /// Begins all active flows at once, so that their entries are adjacent in the kernel's lists.
     fn begin(traffic: &mut Traffic, first: u32) -> Self {
-        let mut answered = (first..).filter(|n| n & 2 == 0);
-        let at_once: Vec<_> = answered.by_ref().take(LIVE as usize).collect();
-        let in_turn: Vec<_> = answered.take(LIVE as usize).collect();
-        let mut said = HashMap::new();
-        for n in at_once.iter().chain(&in_turn) {
+        let mut replied = (first..).filter(|n| n & 2 == 0);
+        let at_once: Vec<_> = replied.by_ref().take(LIVE as usize).collect();
+        let round_robin: Vec<_> = replied.take(LIVE as usize).collect();
+        let mut first_packets = HashMap::new();
+        for n in at_once.iter().chain(&round_robin) {
             traffic.begin(*n);
-            said.insert(*n, traffic.speak(*n));
+            first_packets.insert(*n, traffic.exchange(*n));
         }
         Self {
             at_once,
-            in_turn,
-            said,
+            round_robin,
+            first_packets,
         }
     }
 
     /// Sends on the flows that are due after `n` new flows; returns their number.
-    fn speak(&self, traffic: &mut Traffic, n: u32) -> u64 {
+    fn exchange(&self, traffic: &mut Traffic, n: u32) -> u64 {
         let at_once = if n % SILENCE == SILENCE - 1 {
             &self.at_once[..]
         } else {
             &[]
         };
         let every = SILENCE / LIVE;
-        let in_turn = self.in_turn.iter().skip((n / every % LIVE) as usize);
-        let in_turn = in_turn.take(usize::from(n.is_multiple_of(every)));
-        let mut spoken = 0;
-        for live in at_once.iter().chain(in_turn) {
-            assert_eq!(traffic.speak(*live), self.said[live], "after {n} flows");
-            spoken += 1;
+        let round_robin = self.round_robin.iter().skip((n / every % LIVE) as usize);
+        let round_robin = round_robin.take(usize::from(n.is_multiple_of(every)));
+        let mut exchanged = 0;
+        for live in at_once.iter().chain(round_robin) {
+            assert_eq!(
+                traffic.exchange(*live),
+                self.first_packets[live],
+                "after {n} flows"
+            );
+            exchanged += 1;
         }
-        spoken
+        exchanged
     }
 }
 
 #[test]
-fn flows_that_speak_outlive_a_million_others_that_never_fail() {
+fn active_flows_outlive_a_million_others_that_never_fail() {
     let mut traffic = Traffic::new();
     let before = traffic.counters.read();
     // These connections have completed their handshake, and are silent until the end.
     let silent: Vec<_> = (FLOWS + 8 * LIVE..).step_by(4).take(LIVE as usize).collect();
-    let mut said = Vec::new();
+    let mut first_packets = Vec::new();
     for n in &silent {
         traffic.begin(*n);
-        said.push(traffic.speak(*n));
+        first_packets.push(traffic.exchange(*n));
     }
-    let mut live = vec![Live::begin(&mut traffic, FLOWS)];
-    let mut spoken = 0;
+    let mut live = vec![ActiveFlows::begin(&mut traffic, FLOWS)];
+    let mut exchanged = 0;
     for n in 0..FLOWS {
         if n == FLOWS / 2 {
-            live.push(Live::begin(&mut traffic, FLOWS + 4 * LIVE));
+            live.push(ActiveFlows::begin(&mut traffic, FLOWS + 4 * LIVE));
         }
         traffic.begin(n);
         for live in &live {
-            spoken += live.speak(&mut traffic, n);
+            exchanged += live.exchange(&mut traffic, n);
         }
         if n == FLOWS / 100 || n == FLOWS - 1 {
             let entries = traffic.entries();
@@ -244,8 +248,8 @@ fn flows_that_speak_outlive_a_million_others_that_never_fail() {
             }
         }
     }
-    for (n, said) in silent.iter().zip(said) {
-        assert_eq!(traffic.speak(*n), said, "the silent connection {n}");
+    for (n, first_packets) in silent.iter().zip(first_packets) {
+        assert_eq!(traffic.exchange(*n), first_packets, "the silent connection {n}");
     }
     let counts = traffic.counters.read().since(&before);
     let counted: Vec<_> = counts
@@ -254,13 +258,13 @@ fn flows_that_speak_outlive_a_million_others_that_never_fail() {
         .collect();
     // Each flow was new once, and the rest of its packets belonged to it.
     let (live, silent) = (u64::from(4 * LIVE), u64::from(LIVE));
-    let (answered, handshakes) = (u64::from(FLOWS / 2) + live, u64::from(FLOWS / 4) + live / 2);
+    let (replied, handshakes) = (u64::from(FLOWS / 2) + live, u64::from(FLOWS / 4) + live / 2);
     assert_eq!(
         counted,
         [
             (Reason::NewFlow, u64::from(FLOWS) + live + silent),
-            (Reason::Established, handshakes + live + spoken + 3 * silent),
-            (Reason::Reply, answered + live + spoken + 3 * silent),
+            (Reason::Established, handshakes + live + exchanged + 3 * silent),
+            (Reason::Reply, replied + live + exchanged + 3 * silent),
         ]
     );
 }

@@ -58,10 +58,10 @@ fn too_big(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
 }
 
 /// The addresses of an error, and the addresses and ports of the packet that it is about.
-fn told(error: &[u8]) -> ((IpAddr, IpAddr), (SocketAddr, SocketAddr)) {
+fn addresses_of(error: &[u8]) -> ((IpAddr, IpAddr), (SocketAddr, SocketAddr)) {
     let headers = checked(error);
     let outer = (IpAddr::from(headers.src), IpAddr::from(headers.dst));
-    let carried = proxy_common::packet::parse_carried(error, &headers).expect("a packet inside");
+    let carried = proxy_common::packet::parse_embedded(error, &headers).expect("a packet inside");
     (outer, ends(&carried))
 }
 
@@ -78,11 +78,11 @@ fn an_error_about_a_pods_packet_reaches_the_pod_as_one_about_what_it_sent() {
             let error = too_big(router, pod.ip(), &sent[14..]);
             let (verdict, out) = node.run("to_pod", &error);
             assert_eq!(verdict, PASS);
-            assert_eq!(told(&out), ((router, pod.ip()), (pod, vip)));
+            assert_eq!(addresses_of(&out), ((router, pod.ip()), (pod, vip)));
             // The error comes from the backend itself, which the pod knows as the service.
             let error = too_big(of_family(BACKEND, family), pod.ip(), &sent[14..]);
             let (_, out) = node.run("to_pod", &error);
-            assert_eq!(told(&out), ((vip.ip(), pod.ip()), (pod, vip)));
+            assert_eq!(addresses_of(&out), ((vip.ip(), pod.ip()), (pod, vip)));
         }
     }
     assert_eq!(node.count(Reason::RelatedError), 8);
@@ -103,21 +103,21 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
             // The error is about a packet to the backend, and goes to the client.
             let (verdict, out) = node.run("from_uplink", &too_big(router, masqueraded.ip(), &sent[14..]));
             assert_eq!(verdict, REDIRECT);
-            assert_eq!(told(&out), ((router, client.ip()), (client, service)));
+            assert_eq!(addresses_of(&out), ((router, client.ip()), (client, service)));
             // The error is about a reply to the client. It goes to the backend, from the only peer that the
             // backend knows.
-            let answer = frame(
+            let reply = frame(
                 &backend.to_string(),
                 &masqueraded.to_string(),
                 protocol,
                 0x12,
                 b"hello",
             );
-            let (_, answer) = node.run("from_uplink", &answer);
-            let (verdict, out) = node.run("from_uplink", &too_big(router, service.ip(), &answer[14..]));
+            let (_, reply) = node.run("from_uplink", &reply);
+            let (verdict, out) = node.run("from_uplink", &too_big(router, service.ip(), &reply[14..]));
             assert_eq!(verdict, REDIRECT);
             assert_eq!(
-                told(&out),
+                addresses_of(&out),
                 ((masqueraded.ip(), backend.ip()), (backend, masqueraded))
             );
         }
@@ -154,7 +154,7 @@ fn an_error_is_left_alone_that_is_not_addressed_to_the_sender_of_what_it_carries
 }
 
 #[test]
-fn the_sender_of_a_packet_that_is_too_big_is_told_the_size_that_is_not() {
+fn the_sender_of_a_packet_that_is_too_big_gets_the_mtu() {
     let node = node();
     for family in [0, 1] {
         for (port, protocol) in [(44_000, protocol::TCP), (44_001, protocol::UDP)] {
@@ -162,13 +162,16 @@ fn the_sender_of_a_packet_that_is_too_big_is_told_the_size_that_is_not() {
             let request = frame(&client.to_string(), &service.to_string(), protocol, 2, &[7; 1600]);
             let (verdict, out) = node.run("from_uplink", &request);
             assert_eq!(verdict, REDIRECT);
-            assert_eq!(told(&out), ((service.ip(), client.ip()), (client, service)));
+            assert_eq!(
+                addresses_of(&out),
+                ((service.ip(), client.ip()), (client, service))
+            );
             let headers = checked(&out);
             let l4 = headers.l4 as usize;
             let expected: &[u8] = if family == 0 { &[3, 4] } else { &[2, 0] };
             assert_eq!(&out[l4..l4 + 2], expected);
             let mtu = u32::from_be_bytes([out[l4 + 4], out[l4 + 5], out[l4 + 6], out[l4 + 7]]);
-            assert_eq!(mtu, if tells_mtu() { 1500 } else { 1280 }, "the link's MTU");
+            assert_eq!(mtu, if reports_mtu() { 1500 } else { 1280 }, "the link's MTU");
         }
     }
     assert_eq!(node.count(Reason::TooBig), 4);
@@ -176,7 +179,7 @@ fn the_sender_of_a_packet_that_is_too_big_is_told_the_size_that_is_not() {
 
 /// Whether this kernel returns the MTU of a route: since 5.13, or any kernel that returns it apart from the
 /// packet's size.
-fn tells_mtu() -> bool {
+fn reports_mtu() -> bool {
     let release = nix::sys::utsname::uname().expect("a release");
     let release = release.release().to_string_lossy().into_owned();
     let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());

@@ -26,7 +26,7 @@ struct Pair {
     packets: [Vec<u8>; 2],
     keys: [FlowKey; 2],
     /// The expected verdict on each packet, and the expected packet.
-    owed: [(u32, Vec<u8>); 2],
+    expected: [(u32, Vec<u8>); 2],
 }
 
 impl Pair {
@@ -42,7 +42,7 @@ impl Pair {
                 &source.to_string(),
                 protocol,
                 flags,
-                b"answer",
+                b"reply",
             )
         };
         run(&mut programs[1], &reply(SYN | ACK));
@@ -50,8 +50,8 @@ impl Pair {
         if protocol == protocol::TCP {
             packets = packets.map(acknowledging);
         }
-        let owed = [0_usize, 1].map(|side| run(&mut programs[side], &packets[side]));
-        let [forth, back] = owed.each_ref().map(|(_, out)| ends(&checked(out)));
+        let expected = [0_usize, 1].map(|side| run(&mut programs[side], &packets[side]));
+        let [forth, back] = expected.each_ref().map(|(_, out)| ends(&checked(out)));
         assert_eq!(
             (forth, back),
             ((source, target), (socket(to), socket(from))),
@@ -65,7 +65,7 @@ impl Pair {
                 key(socket(from), socket(to), protocol),
                 key(target, source, protocol),
             ],
-            owed,
+            expected,
         }
     }
 
@@ -137,7 +137,7 @@ fn a_half_that_goes_is_written_again_by_the_next_packet() {
     let to_service = ["from_pod", "to_pod"];
     let to_node_port = ["from_uplink", "from_uplink"];
     let to_outside = ["to_uplink", "from_uplink"];
-    let ways = [
+    let paths = [
         (to_service, "10.244.1.5:40000", "10.96.0.1:80"),
         (to_service, "[fd00:244:1::5]:40000", "[fd00:96::1]:80"),
         (to_node_port, "172.31.0.5:40000", "192.168.50.11:30080"),
@@ -149,7 +149,7 @@ fn a_half_that_goes_is_written_again_by_the_next_packet() {
         let protocols = [protocol::TCP, protocol::UDP];
         protocols.map(|protocol| Pair::begin(&node, programs, from, to, protocol))
     };
-    let mut pairs: Vec<Pair> = ways.into_iter().flat_map(begin).collect();
+    let mut pairs: Vec<Pair> = paths.into_iter().flat_map(begin).collect();
     let datapath = node.programmer.store();
     let count = pairs.len();
     for time in 0..TIMES {
@@ -165,7 +165,7 @@ fn a_half_that_goes_is_written_again_by_the_next_packet() {
             let became = run(&mut pair.programs[side], &pair.packets[side]);
             let what = &pair.what;
             assert_eq!(
-                became, pair.owed[side],
+                became, pair.expected[side],
                 "{what}: {lost} lost, {side} sent at time {time}"
             );
         }

@@ -71,7 +71,7 @@ impl Bench {
             masquerade_count: 1000,
             connection_share: 100,
             stream_share: 100,
-            unanswered_share: 1000,
+            unreplied_share: 1000,
             neighbour_share: 1000,
             ..Config::default()
         };
@@ -164,7 +164,7 @@ const FAMILIES: [(&str, &str, &str); 2] = [
 ];
 
 #[test]
-fn requests_are_translated_and_answers_back() {
+fn requests_and_replies_are_translated() {
     let bench = Bench::new();
     for (client, vip, backend) in FAMILIES {
         for protocol in [protocol::TCP, protocol::UDP] {
@@ -230,15 +230,15 @@ fn a_pod_that_reaches_itself_gets_its_packet_back() {
             "the frame goes back"
         );
         let (from, to) = ends(&headers);
-        let answer = frame(&to.to_string(), &from.to_string(), protocol::TCP, 0x12, b"");
-        let (verdict, out) = bench.run("from_pod", &answer);
+        let reply = frame(&to.to_string(), &from.to_string(), protocol::TCP, 0x12, b"");
+        let (verdict, out) = bench.run("from_pod", &reply);
         assert_eq!(verdict, REDIRECT);
         assert_eq!(ends(&checked(&out)), (socket(vip), socket(pod)));
     }
 }
 
 #[test]
-fn a_syn_to_nobody_is_reset() {
+fn a_syn_to_a_service_without_endpoints_is_reset() {
     let bench = Bench::new();
     for (client, vip) in [
         ("10.244.1.5:40000", "10.96.0.10:81"),
@@ -262,13 +262,13 @@ fn a_syn_to_nobody_is_reset() {
             assert_eq!(out[l4 + 13], 0x04, "RST alone");
             assert_eq!(out[l4 + 4..l4 + 8], [0; 4], "SEQ=SEG.ACK");
             let (verdict, _) = bench.run("from_pod", &frame(client, &vip, protocol::TCP, 0x04, b""));
-            assert_eq!(verdict, SHOT, "a RST is not answered");
+            assert_eq!(verdict, SHOT, "a RST gets no reply");
         }
     }
 }
 
 #[test]
-fn a_datagram_to_nobody_is_unreachable() {
+fn a_datagram_to_a_service_without_endpoints_is_unreachable() {
     let bench = Bench::new();
     for (client, vip) in [
         ("10.244.1.5:40000", "10.96.0.10:81"),

@@ -80,9 +80,9 @@ impl Node {
             masquerade_count: 4000,
             connection_share: flows / 8,
             stream_share: flows / 32,
-            unanswered_share: 1000,
+            unreplied_share: 1000,
             neighbour_share: 1000,
-            flags: ConfigFlags::STRAY_ADDRESSES,
+            flags: ConfigFlags::VIPS_OUTSIDE_RANGES,
             ..Config::default()
         };
         config.service_range[0] = ip("10.96.0.0");

@@ -49,7 +49,7 @@ fn set_link(datapath: &Datapath, interface: u32, flags: u32, limiter: u32) {
 #[test]
 fn a_limited_pod_is_decided_about_when_its_packet_comes_back() {
     let node = node(PodLinkFlags::LIMITED_FIRST, 1);
-    for (client, outside, nobody, forged) in [
+    for (client, outside, unserved, forged) in [
         (
             "10.244.1.5:40000",
             "172.31.0.5:80",
@@ -63,7 +63,7 @@ fn a_limited_pod_is_decided_about_when_its_packet_comes_back() {
             "[fd00:244:1::6]:40000",
         ),
     ] {
-        let [own, refused, forged] = [(client, outside), (client, nobody), (forged, outside)]
+        let [own, refused, forged] = [(client, outside), (client, unserved), (forged, outside)]
             .map(|(from, to)| frame(from, to, protocol::UDP, 0, b"hello"));
         for packet in [&own, &refused] {
             let sent = node.run_marked("from_pod", packet, 0);
@@ -82,7 +82,7 @@ fn a_limited_pod_is_decided_about_when_its_packet_comes_back() {
         assert_eq!(node.run_marked("from_pod", &forged, 0).0, SHOT);
         assert_eq!(node.count(Reason::SpoofedSource), before + 1);
         let (verdict, _, mark) = node.run_marked("from_pod", &refused, LIMITED_MARK);
-        assert_ne!(verdict, PASS, "nobody is there");
+        assert_ne!(verdict, PASS, "the service has no endpoint");
         assert_eq!(mark, 0);
     }
 }
@@ -100,7 +100,7 @@ fn a_limit_behind_the_programs_and_none_are_decided_about_at_once() {
 }
 
 #[test]
-fn a_dry_run_of_a_limited_pod_tells_the_decision() {
+fn a_dry_run_of_a_limited_pod_shows_the_decision() {
     let node = node(PodLinkFlags::LIMITED_FIRST, 1);
     let runner = DryRunner::new(node.programmer.store(), "from_pod").expect("a runner");
     let own = frame("10.244.1.5:40000", "10.96.99.99:80", protocol::UDP, 0, b"x");
@@ -109,7 +109,7 @@ fn a_dry_run_of_a_limited_pod_tells_the_decision() {
 }
 
 #[test]
-fn the_gateway_answers_for_its_address_alone() {
+fn the_gateway_replies_for_its_address_alone() {
     let node = node(0, 0);
     for line in [
         "link set uplink0 address 02:00:00:00:00:77",
@@ -129,14 +129,14 @@ fn the_gateway_answers_for_its_address_alone() {
         frame
     };
     let own = asking([10, 244, 1, 5], [169, 254, 1, 1]);
-    let mut answer = MAC.to_vec();
-    answer.extend(GATEWAY_MAC);
-    answer.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
-    answer.extend(GATEWAY_MAC);
-    answer.extend([169, 254, 1, 1]);
-    answer.extend(MAC);
-    answer.extend([10, 244, 1, 5]);
-    assert_eq!(node.run("from_pod", &own), (REDIRECT, answer));
+    let mut reply = MAC.to_vec();
+    reply.extend(GATEWAY_MAC);
+    reply.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    reply.extend(GATEWAY_MAC);
+    reply.extend([169, 254, 1, 1]);
+    reply.extend(MAC);
+    reply.extend([10, 244, 1, 5]);
+    assert_eq!(node.run("from_pod", &own), (REDIRECT, reply));
     let mut reply = own.clone();
     reply[21] = 2;
     for other in [

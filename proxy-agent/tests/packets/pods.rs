@@ -85,8 +85,8 @@ fn what_a_pod_sends_outside_carries_the_nodes_address_and_comes_back() {
             let (source, target) = ends(&checked(&sent));
             assert_eq!((source.ip(), target), (of_family(NODE, family), outside));
             assert!((61_000..65_000).contains(&source.port()), "{source}");
-            let answer = between(outside, source, protocol, 0x12, b"hello back");
-            let (verdict, received) = node.run("from_uplink", &answer);
+            let reply = between(outside, source, protocol, 0x12, b"hello back");
+            let (verdict, received) = node.run("from_uplink", &reply);
             assert_eq!(verdict, PASS);
             assert_eq!(ends(&checked(&received)), (outside, pod));
         }
@@ -115,8 +115,8 @@ fn an_echo_is_masqueraded_by_its_identifier() {
             (PASS, &echo(outside, pod, 7, true, b"0123456789"))
         );
         // A reply that belongs to no flow is the node's.
-        let stray = echo(outside, own, 7, true, b"0123456789");
-        assert_eq!(node.run("from_uplink", &stray), (PASS, stray.clone()));
+        let unsolicited = echo(outside, own, 7, true, b"0123456789");
+        assert_eq!(node.run("from_uplink", &unsolicited), (PASS, unsolicited.clone()));
     }
 }
 
@@ -152,7 +152,7 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
                 (IpAddr::from(headers.src), IpAddr::from(headers.dst)),
                 (router, pod)
             );
-            let about = proxy_common::packet::parse_carried(&out[..], &headers).expect("a packet inside");
+            let about = proxy_common::packet::parse_embedded(&out[..], &headers).expect("a packet inside");
             let asked = checked(&request);
             assert_eq!(
                 (about.src, about.sport, about.dst, about.dport),
@@ -161,13 +161,13 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
             // The pod sends an error about a reply. The error goes to the sender of the reply, from the node,
             // with the addresses of that reply.
             let sent = checked(&sent);
-            let answer = if asked.is_icmp() {
+            let reply = if asked.is_icmp() {
                 echo(outside, own, sent.echo_id().number(), true, b"0123456789")
             } else {
                 let (near, far) = ends(&sent);
                 between(far, near, protocol::UDP, 0, b"hello back")
             };
-            let (_, received) = node.run("from_uplink", &answer);
+            let (_, received) = node.run("from_uplink", &reply);
             let error = unreachable(pod, outside, &received[14..]);
             assert_eq!(
                 node.run("from_pod", &error),
@@ -181,11 +181,11 @@ fn errors_about_masqueraded_packets_are_translated_both_ways() {
                 (IpAddr::from(headers.src), IpAddr::from(headers.dst)),
                 (own, outside)
             );
-            let about = proxy_common::packet::parse_carried(&out[..], &headers).expect("a packet inside");
-            let answered = checked(&answer);
+            let about = proxy_common::packet::parse_embedded(&out[..], &headers).expect("a packet inside");
+            let replied = checked(&reply);
             assert_eq!(
                 (about.src, about.sport, about.dst, about.dport),
-                (answered.src, answered.sport, answered.dst, answered.dport)
+                (replied.src, replied.sport, replied.dst, replied.dport)
             );
         }
     }
@@ -209,12 +209,12 @@ fn what_need_not_be_masqueraded_is_not() {
         // The pod replies with its own address to a client that used that address.
         let request = between(outside, pod, protocol::TCP, 2, b"");
         assert_eq!(node.run("from_uplink", &request), (PASS, request.clone()));
-        let answer = between(pod, outside, protocol::TCP, 0x12, b"");
-        assert_eq!(node.run("to_uplink", &answer), (PASS, answer.clone()));
+        let reply = between(pod, outside, protocol::TCP, 0x12, b"");
+        assert_eq!(node.run("to_uplink", &reply), (PASS, reply.clone()));
         let request = between(outside, pod, protocol::UDP, 0, b"hello");
         assert_eq!(node.run("from_uplink", &request), (PASS, request.clone()));
-        let answer = between(pod, outside, protocol::UDP, 0, b"hello back");
-        assert_eq!(node.run("to_uplink", &answer), (PASS, answer.clone()));
+        let reply = between(pod, outside, protocol::UDP, 0, b"hello back");
+        assert_eq!(node.run("to_uplink", &reply), (PASS, reply.clone()));
         let ping = echo(outside.ip(), of_family(POD, family), 7, false, b"0123");
         assert_eq!(node.run("from_uplink", &ping), (PASS, ping.clone()));
         let reply = echo(of_family(POD, family), outside.ip(), 7, true, b"0123");
@@ -249,7 +249,7 @@ pub fn add_host_ports(node: &Node, port: u16, addresses: [&str; 2], generation: 
 }
 
 #[test]
-fn a_host_port_leads_to_its_pod_and_the_client_keeps_its_address() {
+fn a_host_port_is_translated_to_its_pod_and_the_client_keeps_its_address() {
     let node = node();
     add_host_ports(&node, 8080, POD, 1);
     for line in [
@@ -269,16 +269,16 @@ fn a_host_port_leads_to_its_pod_and_the_client_keeps_its_address() {
             let request = between(client, port, protocol, flags, b"hello");
             let (verdict, sent) = node.run("from_uplink", &request);
             assert_eq!((verdict, ends(&checked(&sent))), (REDIRECT, (client, target)));
-            let answer = between(target, client, protocol, 0x12, b"hello back");
-            let (verdict, out) = node.run("from_pod", &answer);
+            let reply = between(target, client, protocol, 0x12, b"hello back");
+            let (verdict, out) = node.run("from_pod", &reply);
             assert_eq!((verdict, ends(&checked(&out))), (REDIRECT, (port, client)));
             // The packets of a pod of this node go through the kernel's stack in both directions.
             let client = end(["10.244.1.9", "fd00:244:1::9"], family, 43_000);
             let request = between(client, port, protocol, flags, b"hello");
             let (verdict, sent) = node.run("from_pod", &request);
             assert_eq!((verdict, ends(&checked(&sent))), (PASS, (client, target)));
-            let answer = between(target, client, protocol, 0x12, b"hello back");
-            let (verdict, out) = node.run("to_pod", &answer);
+            let reply = between(target, client, protocol, 0x12, b"hello back");
+            let (verdict, out) = node.run("to_pod", &reply);
             assert_eq!((verdict, ends(&checked(&out))), (PASS, (port, client)));
             // The packets of the pod itself come back to it, with the node's address.
             let client = end(POD, family, 43_001);
@@ -327,8 +327,8 @@ fn a_pod_sends_from_its_own_addresses_only() {
     }
     assert_eq!(node.count(Reason::SpoofedSource), dropped);
     // Neighbour solicitations have no address yet.
-    let [nobody, group]: [IpAddr; 2] = ["::", "ff02::1"].map(|text| text.parse().expect("an address"));
-    let solicitation = icmp_error(nobody, group, [135, 0, 0, 0, 0, 0, 0, 0], &[0; 16]);
+    let [unspecified, group]: [IpAddr; 2] = ["::", "ff02::1"].map(|text| text.parse().expect("an address"));
+    let solicitation = icmp_error(unspecified, group, [135, 0, 0, 0, 0, 0, 0, 0], &[0; 16]);
     assert_eq!(node.run("from_pod", &solicitation).0, PASS);
     // At our own interfaces the source of a packet that is not IP is checked too; this one has another
     // sender.

@@ -196,7 +196,7 @@ enum Verdict {
     Reject,
 }
 
-fn owed(service: Service, kind: Kind, client: Client, family: usize) -> Verdict {
+fn expected(service: Service, kind: Kind, client: Client, family: usize) -> Verdict {
     let all: Vec<IpAddr> = match service.endpoints {
         Endpoints::None => vec![],
         Endpoints::Local => vec![of_family(LOCAL, family)],
@@ -230,7 +230,7 @@ fn program(kind: Kind, client: Client) -> &'static str {
 }
 
 #[test]
-fn every_combination_gets_the_verdict_that_the_rules_owe() {
+fn every_combination_gets_the_expected_verdict() {
     let mut node = Node::new();
     let objects: Vec<_> = Service::all().flat_map(Service::objects).collect();
     node.program(&objects);
@@ -247,10 +247,10 @@ fn every_combination_gets_the_verdict_that_the_rules_owe() {
                         let start = if protocol == protocol::TCP { 2 } else { 1 };
                         let request = frame(&from.to_string(), &to.to_string(), protocol, start, b"hello");
                         let (verdict, out) = node.run(program(kind, client), &request);
-                        let owed = owed(service, kind, client, family);
-                        if let Err(error) = compare(&owed, verdict, &out, from, to, protocol, client) {
+                        let expected = expected(service, kind, client, family);
+                        if let Err(error) = compare(&expected, verdict, &out, from, to, protocol, client) {
                             wrong.push(format!(
-                                "{kind:?} {name} from {client:?} {from} to {to}, {service:?}: owed {owed:?}: {error}"
+                                "{kind:?} {name} from {client:?} {from} to {to}, {service:?}: expected {expected:?}: {error}"
                             ));
                         }
                     }
@@ -268,7 +268,7 @@ fn every_combination_gets_the_verdict_that_the_rules_owe() {
 }
 
 fn compare(
-    owed: &Verdict,
+    expected: &Verdict,
     verdict: u32,
     out: &[u8],
     from: SocketAddr,
@@ -277,7 +277,7 @@ fn compare(
     client: Client,
 ) -> Result<(), String> {
     let check = |right: bool, what: String| if right { Ok(()) } else { Err(what) };
-    match owed {
+    match expected {
         Verdict::Drop => check(verdict == SHOT, format!("verdict {verdict}")),
         Verdict::Reject => {
             check(verdict == REDIRECT, format!("verdict {verdict}"))?;

@@ -1,4 +1,4 @@
-//! Programs on clsact qdiscs: the replacement for tcx before Linux 6.6, and the means on the interfaces of
+//! Programs on clsact qdiscs: the replacement for tcx before Linux 6.6, and the attachment on interfaces of
 //! our own pods.
 //!
 //! A filter has no link to pin. It outlives the agent, which finds it again by its position and name. The
@@ -19,7 +19,7 @@ use super::error::BpfError;
 use super::links::InterfaceRole;
 use super::pins::Removed;
 use super::sys;
-use super::traffic_control::{Direction, Filter, Hung, Position, Qdisc, TrafficControl};
+use super::traffic_control::{Direction, Filter, NewFilter, Position, Qdisc, TrafficControl};
 
 /// Before the priorities that the kernel gives to filters without one, which are at most 49152.
 const POSITION: Position = Position {
@@ -93,9 +93,9 @@ impl Clsact {
         self.ensure_qdisc(interface, direction)?;
         let wanted = sys::program_info(fd.as_fd());
         let wanted = wanted.map_err(BpfError::syscall(format!("reading the program {program}")))?;
-        let hung = hung(direction, program, fd);
+        let new = new_filter(direction, program, fd);
         match self.filter(interface, direction)? {
-            Some(filter) if filter.name == hung.name && filter.program == wanted.id => return Ok(()),
+            Some(filter) if filter.name == new.name && filter.program == wanted.id => return Ok(()),
             Some(filter) if !filter.name.starts_with(NAME) => {
                 return Err(BpfError::ForeignFilter {
                     interface,
@@ -106,7 +106,7 @@ impl Clsact {
             _ => {}
         }
         self.control
-            .set_filter(interface, &hung)
+            .set_filter(interface, &new)
             .map_err(BpfError::syscall(format!(
                 "attaching {program} to interface {interface} by traffic control"
             )))
@@ -114,18 +114,18 @@ impl Clsact {
 
     /// Attaches programs to a new interface. Returns false if another process has made the qdisc already:
     /// then the caller has to check each program.
-    pub fn furnish(
+    pub fn attach_new(
         &mut self,
         interface: u32,
         programs: &[(Direction, &str, &OwnedFd)],
     ) -> Result<bool, BpfError> {
         let programs = programs
             .iter()
-            .map(|(direction, program, fd)| hung(*direction, program, fd));
+            .map(|(direction, program, fd)| new_filter(*direction, program, fd));
         let programs: Vec<_> = programs.collect();
         let note = self.note(interface);
         make_note(&note)?;
-        match self.control.furnish(interface, &programs) {
+        match self.control.add_clsact_with_filters(interface, &programs) {
             // Only another process of ours does that, and it uses the same record.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             made => made.map(|()| true).map_err(BpfError::syscall(format!(
@@ -135,12 +135,17 @@ impl Clsact {
     }
 
     /// Whether a program of ours is attached at its place, of any generation.
-    pub fn hangs(&mut self, interface: u32, direction: Direction, program: &str) -> Result<bool, BpfError> {
-        Ok(self.hung(interface, direction, program)?.is_some())
+    pub fn is_attached(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        program: &str,
+    ) -> Result<bool, BpfError> {
+        Ok(self.attached_program(interface, direction, program)?.is_some())
     }
 
     /// The id of our program at its place.
-    pub fn hung(
+    pub fn attached_program(
         &mut self,
         interface: u32,
         direction: Direction,
@@ -277,8 +282,8 @@ pub(super) fn is_of_own_pod(interface: u32) -> bool {
     name.is_some_and(|name| InterfaceRole::of_pod(&name) == InterfaceRole::OwnPod)
 }
 
-fn hung<'a>(direction: Direction, program: &str, fd: &'a OwnedFd) -> Hung<'a> {
-    Hung {
+fn new_filter<'a>(direction: Direction, program: &str, fd: &'a OwnedFd) -> NewFilter<'a> {
+    NewFilter {
         direction,
         position: POSITION,
         name: format!("{NAME}{program}"),

@@ -50,17 +50,17 @@ pub const SOCKET_HOOKS: [(&str, u32); 10] = [
     ("post_bind6", 13),
 ];
 
-/// The means by which programs are attached to interfaces.
+/// The kind of attachment of programs to interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Means {
+pub enum AttachMode {
     /// Links, since Linux 6.6.
     Tcx,
     /// Filters on a clsact qdisc.
     Clsact,
 }
 
-impl Means {
-    /// The means that this kernel supports.
+impl AttachMode {
+    /// The attach mode that this kernel supports.
     pub fn probe(programs: &Programs) -> Self {
         let packet_program = programs.get("from_pod");
         if packet_program.is_none_or(|program| sys::has_tcx(program.as_fd())) {
@@ -88,8 +88,8 @@ pub struct Links {
     qdiscs: PathBuf,
     /// The filters.
     clsact: Clsact,
-    /// The means for interfaces of other plugins.
-    means: Means,
+    /// The attach mode for interfaces of other plugins.
+    attach_mode: AttachMode,
     interfaces: BTreeMap<u32, InterfaceRole>,
     sockets: bool,
     /// Links by the names of their pins.
@@ -99,8 +99,13 @@ pub struct Links {
 impl Links {
     /// Takes over the existing attachments and gives each the program of this generation. `dir` contains the
     /// pins of links, and `qdiscs` the records of the qdiscs that we made.
-    pub fn adopt(dir: PathBuf, qdiscs: PathBuf, means: Means, programs: &Programs) -> Result<Self, BpfError> {
-        let mut links = Self::beside(dir, qdiscs, means)?;
+    pub fn adopt(
+        dir: PathBuf,
+        qdiscs: PathBuf,
+        attach_mode: AttachMode,
+        programs: &Programs,
+    ) -> Result<Self, BpfError> {
+        let mut links = Self::open(dir, qdiscs, attach_mode)?;
         links.adopt_filters(programs)?;
         let entries = fs::read_dir(&links.dir).map_err(BpfError::file("reading directory", &links.dir))?;
         for entry in entries.filter_map(Result::ok) {
@@ -111,12 +116,12 @@ impl Links {
     }
 
     /// Attaches to single interfaces beside a running agent. It does not read or change existing attachments.
-    pub fn beside(dir: PathBuf, qdiscs: PathBuf, means: Means) -> Result<Self, BpfError> {
+    pub fn open(dir: PathBuf, qdiscs: PathBuf, attach_mode: AttachMode) -> Result<Self, BpfError> {
         Ok(Self {
             dir,
             clsact: Clsact::open(qdiscs.clone())?,
             qdiscs,
-            means,
+            attach_mode,
             interfaces: BTreeMap::new(),
             sockets: false,
             held: BTreeMap::new(),
@@ -150,8 +155,8 @@ impl Links {
     fn adopt_filters(&mut self, programs: &Programs) -> Result<(), BpfError> {
         self.clsact.forget_gone()?;
         for found in self.clsact.attached()? {
-            let role = InterfaceRole::of(&found.program).map(|role| match (role, self.means) {
-                (InterfaceRole::Pod, Means::Tcx) => InterfaceRole::OwnPod,
+            let role = InterfaceRole::of(&found.program).map(|role| match (role, self.attach_mode) {
+                (InterfaceRole::Pod, AttachMode::Tcx) => InterfaceRole::OwnPod,
                 (InterfaceRole::Pod, _) if clsact::is_of_own_pod(found.interface) => InterfaceRole::OwnPod,
                 (role, _) => role,
             });
@@ -159,7 +164,7 @@ impl Links {
             let program = role.and_then(|role| role.program(found.direction));
             // The agent of this kernel would not have made such a filter. It belongs to another agent in the
             // same network namespace.
-            if role.is_some_and(|role| self.means_for(role) == Means::Tcx) {
+            if role.is_some_and(|role| self.attach_mode_for(role) == AttachMode::Tcx) {
                 continue;
             }
             let fd = program.and_then(|program| programs.get(program));
@@ -175,22 +180,28 @@ impl Links {
         Ok(())
     }
 
-    /// The means for interfaces of other plugins.
-    pub fn means(&self) -> Means {
-        self.means
+    /// The attach mode for interfaces of other plugins.
+    pub fn attach_mode(&self) -> AttachMode {
+        self.attach_mode
     }
 
-    /// The means for interfaces of a role.
-    fn means_for(&self, role: InterfaceRole) -> Means {
+    /// The attach mode for interfaces of a role.
+    fn attach_mode_for(&self, role: InterfaceRole) -> AttachMode {
         match role {
-            InterfaceRole::OwnPod => Means::Clsact,
-            _ => self.means,
+            InterfaceRole::OwnPod => AttachMode::Clsact,
+            _ => self.attach_mode,
         }
     }
 
     /// Gives every attachment the program of another generation.
     pub fn switch(&self, programs: &Programs) -> Result<(), BpfError> {
-        Self::adopt(self.dir.clone(), self.qdiscs.clone(), self.means(), programs).map(drop)
+        Self::adopt(
+            self.dir.clone(),
+            self.qdiscs.clone(),
+            self.attach_mode(),
+            programs,
+        )
+        .map(drop)
     }
 
     /// The interfaces that have programs, and their roles.
@@ -210,7 +221,7 @@ impl Links {
         programs: &Programs,
     ) -> Vec<(u32, BpfError)> {
         let mut errors = Vec::new();
-        let kind = |role: InterfaceRole| (role.programs(), self.means_for(role));
+        let kind = |role: InterfaceRole| (role.programs(), self.attach_mode_for(role));
         let stays = |(index, role): &(&u32, &InterfaceRole)| {
             wanted
                 .get(index)
@@ -244,7 +255,7 @@ impl Links {
 
     /// Detaches the programs of a role from an interface, which may be gone.
     pub fn detach_interface(&mut self, index: u32, role: InterfaceRole) -> Result<(), BpfError> {
-        if self.means_for(role) == Means::Clsact {
+        if self.attach_mode_for(role) == AttachMode::Clsact {
             return self.clsact.detach(index);
         }
         for (program, _) in role.programs() {
@@ -263,7 +274,7 @@ impl Links {
         programs: &Programs,
     ) -> Result<(), BpfError> {
         for (program, direction) in role.programs() {
-            if self.means_for(role) == Means::Clsact {
+            if self.attach_mode_for(role) == AttachMode::Clsact {
                 if let Some(fd) = programs.get(program) {
                     self.clsact.attach(index, *direction, program, fd)?;
                 }
@@ -293,11 +304,11 @@ impl Links {
         role: InterfaceRole,
         programs: &Programs,
     ) -> Result<(), BpfError> {
-        if self.means_for(role) == Means::Clsact {
+        if self.attach_mode_for(role) == AttachMode::Clsact {
             let of_role = role.programs().iter();
-            let hung = of_role
+            let filters = of_role
                 .filter_map(|(program, direction)| Some((*direction, *program, programs.get(program)?)));
-            if self.clsact.furnish(index, &hung.collect::<Vec<_>>())? {
+            if self.clsact.attach_new(index, &filters.collect::<Vec<_>>())? {
                 return Ok(());
             }
         }
@@ -308,14 +319,14 @@ impl Links {
     pub fn missing(&mut self, index: u32, role: InterfaceRole) -> Result<Vec<&'static str>, BpfError> {
         let mut missing = Vec::new();
         for (program, direction) in role.programs() {
-            let hangs = if self.means_for(role) == Means::Clsact {
-                self.clsact.hangs(index, *direction, program)?
+            let is_attached = if self.attach_mode_for(role) == AttachMode::Clsact {
+                self.clsact.is_attached(index, *direction, program)?
             } else {
                 let link = sys::open_pin(&self.dir.join(interface_pin(index, program)));
                 let info = link.and_then(|link| sys::link_info(link.as_fd()));
                 info.is_ok_and(|info| info.target == index)
             };
-            if !hangs {
+            if !is_attached {
                 missing.push(*program);
             }
         }

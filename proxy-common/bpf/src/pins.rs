@@ -31,7 +31,7 @@ use serde::Serialize;
 
 use super::error::BpfError;
 
-pub use owned::{Owned, holder};
+pub use owned::{Owned, lock_holder};
 
 /// The pins below one bpf root.
 #[derive(Debug, Clone)]
@@ -278,8 +278,8 @@ pub fn remove_all(root: &Path) -> Result<Vec<Removed>, BpfError> {
     for dir in pins.all()? {
         remove_layout(&dir, &mut removed)?;
     }
-    if agents_place(root).exists() {
-        remove_dir(&agents_place(root))?;
+    if agent_dir(root).exists() {
+        remove_dir(&agent_dir(root))?;
     }
     if entries(root)?.is_empty() {
         remove_dir(root)?;
@@ -297,7 +297,7 @@ pub fn qdiscs(root: &Path) -> PathBuf {
 }
 
 /// The directory whose lock an agent holds while it runs.
-fn agents_place(root: &Path) -> PathBuf {
+fn agent_dir(root: &Path) -> PathBuf {
     root.join("agent")
 }
 

@@ -369,19 +369,19 @@ fn info<T>(object: BorrowedFd<'_>, into: &mut T) -> io::Result<()> {
 
 /// The kernel's information about a map.
 pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
-    let mut answer = MapInfo::default();
-    info(map, &mut answer).map(|()| answer)
+    let mut into = MapInfo::default();
+    info(map, &mut into).map(|()| into)
 }
 
 /// The kernel's information about a link.
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
-    let mut answer = LinkInfo::default();
-    info(link, &mut answer).map(|()| answer)
+    let mut into = LinkInfo::default();
+    info(link, &mut into).map(|()| into)
 }
 
 /// The kernel's information about a program.
 pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
-    let mut answer = ProgramInfo {
+    let mut into = ProgramInfo {
         kind: 0,
         id: 0,
         tag: [0; 8],
@@ -389,7 +389,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
         run_time_ns: 0,
         run_count: 0,
     };
-    info(program, &mut answer).map(|()| answer)
+    info(program, &mut into).map(|()| into)
 }
 
 /// Attaches a program to a cgroup or an interface, behind the programs that are already attached.

@@ -58,7 +58,7 @@ pub struct Position {
 }
 
 /// A program to attach to an interface.
-pub struct Hung<'a> {
+pub struct NewFilter<'a> {
     /// The direction of the packets that it sees.
     pub direction: Direction,
     /// Its position among other filters.
@@ -69,7 +69,7 @@ pub struct Hung<'a> {
     pub program: BorrowedFd<'a>,
 }
 
-impl Hung<'_> {
+impl NewFilter<'_> {
     fn filter(&self, interface: u32) -> TcMessage {
         let mut message = filter(interface, self.direction, self.position);
         let options = [
@@ -126,8 +126,8 @@ impl TrafficControl {
     /// The interfaces that have a qdisc with filters for ingress or egress.
     pub fn interfaces(&mut self) -> io::Result<Vec<u32>> {
         let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-        let answers = self.request(request, NLM_F_DUMP)?;
-        let with_filters = answers.iter().filter_map(|answer| match answer {
+        let responses = self.request(request, NLM_F_DUMP)?;
+        let with_filters = responses.iter().filter_map(|response| match response {
             Some(RouteNetlinkMessage::NewQueueDiscipline(message)) if is_clsact(message) => {
                 Some(message.header.index.cast_unsigned())
             }
@@ -141,12 +141,12 @@ impl TrafficControl {
         let mut message = TcMessage::with_index(interface.cast_signed());
         message.header.parent = TcHandle::CLSACT;
         // The reply is a notification, which the kernel sends to this socket only on request (echo).
-        let answers = match self.request(RouteNetlinkMessage::GetQueueDiscipline(message), NLM_F_ECHO) {
+        let responses = match self.request(RouteNetlinkMessage::GetQueueDiscipline(message), NLM_F_ECHO) {
             // Older kernels return ENOENT if there never was a qdisc, and EINVAL after one was removed.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Vec::new(),
-            answers => answers?,
+            responses => responses?,
         };
-        let found = answers.iter().find_map(|answer| match answer {
+        let found = responses.iter().find_map(|response| match response {
             Some(RouteNetlinkMessage::NewQueueDiscipline(message)) => kind(message),
             _ => None,
         });
@@ -173,22 +173,22 @@ impl TrafficControl {
     pub fn filters(&mut self, interface: u32, direction: Direction) -> io::Result<Vec<Filter>> {
         let mut message = TcMessage::with_index(interface.cast_signed());
         message.header.parent = direction.parent();
-        let answers = self.request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
-        Ok(answers
+        let responses = self.request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
+        Ok(responses
             .iter()
-            .filter_map(|answer| read_filter(answer.as_ref()))
+            .filter_map(|response| read_filter(response.as_ref()))
             .collect())
     }
 
     /// Attaches a program, or exchanges the attached one in one step.
-    pub fn set_filter(&mut self, interface: u32, program: &Hung<'_>) -> io::Result<()> {
+    pub fn set_filter(&mut self, interface: u32, program: &NewFilter<'_>) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewTrafficFilter(program.filter(interface));
         self.request(message, NLM_F_CREATE).map(drop)
     }
 
     /// Gives a new interface a clsact qdisc and attaches programs to it, all in one datagram. An existing
     /// qdisc is an error.
-    pub fn furnish(&mut self, interface: u32, programs: &[Hung<'_>]) -> io::Result<()> {
+    pub fn add_clsact_with_filters(&mut self, interface: u32, programs: &[NewFilter<'_>]) -> io::Result<()> {
         let qdisc = RouteNetlinkMessage::NewQueueDiscipline(clsact(interface));
         let filters = programs
             .iter()
@@ -243,29 +243,29 @@ impl TrafficControl {
             message.serialize(&mut datagram[start..]);
         }
         self.socket.send(&datagram, 0)?;
-        let (mut answers, mut refused) = (Vec::new(), None);
+        let (mut responses, mut refused) = (Vec::new(), None);
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for bytes in messages(&datagram) {
-                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
-                    answers.push(None);
+                let Ok(response) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+                    responses.push(None);
                     continue;
                 };
-                let sequence = answer.header.sequence_number;
-                match answer.payload {
+                let sequence = response.header.sequence_number;
+                match response.payload {
                     // A reply to an earlier request that was given up.
                     _ if !(first..=last).contains(&sequence) => {}
-                    NetlinkPayload::InnerMessage(inner) => answers.push(Some(inner)),
+                    NetlinkPayload::InnerMessage(inner) => responses.push(Some(inner)),
                     NetlinkPayload::Error(error) => {
                         if error.code.is_some() && refused.is_none() {
                             refused = Some(error.to_io());
                         }
                         if sequence == last {
-                            return refused.map_or(Ok(answers), Err);
+                            return refused.map_or(Ok(responses), Err);
                         }
                     }
                     NetlinkPayload::Done(_) if sequence == last => {
-                        return refused.map_or(Ok(answers), Err);
+                        return refused.map_or(Ok(responses), Err);
                     }
                     _ => {}
                 }
@@ -320,14 +320,14 @@ fn kind(message: &TcMessage) -> Option<&str> {
 }
 
 /// The dump contains a message without a handle for each priority, which carries no filter.
-fn read_filter(answer: Option<&RouteNetlinkMessage>) -> Option<Filter> {
+fn read_filter(response: Option<&RouteNetlinkMessage>) -> Option<Filter> {
     let foreign = |position| Filter {
         kind: String::new(),
         position,
         name: String::new(),
         program: 0,
     };
-    let message = match answer {
+    let message = match response {
         Some(RouteNetlinkMessage::NewTrafficFilter(message)) => message,
         Some(_) => return None,
         None => {

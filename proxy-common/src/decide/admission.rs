@@ -17,7 +17,7 @@
 //! the packet in it. So its source and the tunnel's port are checked.
 
 use super::decision::Entry;
-use super::{Tables, Work, gateway, host_port, tunnel};
+use super::{PacketContext, Tables, gateway, host_port, tunnel};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, FrontendFlags, FrontendKey, FrontendKind, RangeFlags, Reason};
 use crate::packet::{Headers, Packet, ether_type};
@@ -80,46 +80,46 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
     tables: &T,
     config: &Config,
     packet: &P,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     entry: Entry,
 ) -> Option<Reason> {
-    if is_for_loopback(work, entry) {
+    if is_for_loopback(ctx, entry) {
         return Some(Reason::LoopbackDestination);
     }
-    if !is_from_no_address(work) && is_forged(tables, config, work, entry) {
+    if !is_from_no_address(ctx) && is_forged(tables, config, ctx, entry) {
         return Some(Reason::ForgedSource);
     }
-    if tunnel::is_for_port(config, &work.headers)
-        && let Some(reason) = tunnel::admit(tables, config, packet, &work.headers, entry)
+    if tunnel::is_for_port(config, &ctx.headers)
+        && let Some(reason) = tunnel::admit(tables, config, packet, &ctx.headers, entry)
     {
-        work.is_for_tunnel = u32::from(!reason.is_drop());
+        ctx.is_for_tunnel = u32::from(!reason.is_drop());
         return Some(reason);
     }
-    (work.is_for_group != 0).then_some(Reason::OtherHost)
+    (ctx.is_for_group != 0).then_some(Reason::OtherHost)
 }
 
 /// The verdict on a packet of which the parser has read at most the addresses, because of `reason`.
 #[inline(always)]
-pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) -> Reason {
-    let headers = &work.headers;
+pub fn unread<T: Tables>(tables: &T, ctx: &PacketContext, entry: Entry, reason: Reason) -> Reason {
+    let headers = &ctx.headers;
     let Some(config) = tables.config() else {
         return reason;
     };
     let is_read = !(headers.src.is_unspecified() && headers.dst.is_unspecified());
-    if reason.is_drop() || !is_read || is_from_no_address(work) {
+    if reason.is_drop() || !is_read || is_from_no_address(ctx) {
         return reason;
     }
-    if is_for_loopback(work, entry) {
+    if is_for_loopback(ctx, entry) {
         return Reason::LoopbackDestination;
     }
-    if is_forged(tables, config, work, entry) {
+    if is_forged(tables, config, ctx, entry) {
         return Reason::ForgedSource;
     }
     if !headers.is_unwalked(reason) {
         return reason;
     }
     // The port may be behind the headers that the parser did not read.
-    if config.tunnel_port.raw() != 0 && tunnel::is_heard(tables, config, &headers.dst) {
+    if config.tunnel_port.raw() != 0 && tunnel::is_listening(tables, config, &headers.dst) {
         return match entry {
             Entry::Pod => Reason::TunnelPort,
             _ => Reason::TunnelSource,
@@ -135,34 +135,34 @@ pub fn unread<T: Tables>(tables: &T, work: &Work, entry: Entry, reason: Reason) 
 /// Whether a packet from another host goes to a loopback address (RFC 1122 §3.2.1.3). The stack would take it
 /// where `route_localnet` is 1.
 #[inline(always)]
-const fn is_for_loopback(work: &Work, entry: Entry) -> bool {
-    matches!(entry, Entry::Uplink | Entry::Pod) && work.headers.dst.is_loopback()
+const fn is_for_loopback(ctx: &PacketContext, entry: Entry) -> bool {
+    matches!(entry, Entry::Uplink | Entry::Pod) && ctx.headers.dst.is_loopback()
 }
 
 /// Whether a packet goes to a group from no address, as in neighbour discovery and DHCP. Both the frame and
 /// the packet are then addressed to a group.
 #[inline(always)]
-const fn is_from_no_address(work: &Work) -> bool {
-    let source = &work.headers.src;
-    work.is_for_group != 0
-        && !work.headers.dst.is_one_host()
+const fn is_from_no_address(ctx: &PacketContext) -> bool {
+    let source = &ctx.headers.src;
+    ctx.is_for_group != 0
+        && !ctx.headers.dst.is_one_host()
         && (source.is_unspecified() || source.is_v4_unspecified())
 }
 
 /// Whether the packet's source may not enter here.
 #[inline(always)]
-fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
-    let source = &work.headers.src;
+fn is_forged<T: Tables>(tables: &T, config: &Config, ctx: &PacketContext, entry: Entry) -> bool {
+    let source = &ctx.headers.src;
     match entry {
         // The sender check of [`super::sender`] comes before and covers the sources of our own pods.
         Entry::Pod => {
             config.is_service_address(source)
-                || (config.has(ConfigFlags::STRAY_ADDRESSES)
+                || (config.has(ConfigFlags::VIPS_OUTSIDE_RANGES)
                     && !config.may_be_pod(source)
                     && tables.address(source).is_virtual_only())
         }
         // A packet that the stack forwards to this device came by an interface without programs.
-        Entry::Host if work.arrived_by != 0 => {
+        Entry::Host if ctx.arrived_by != 0 => {
             !source.is_one_host()
                 || source.is_loopback()
                 || config.is_service_address(source)
@@ -188,7 +188,7 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
             }
             if config.has(ConfigFlags::TUNNEL_ONLY)
                 && config.may_be_pod(source)
-                && work.interface != config.tunnel_device
+                && ctx.interface != config.tunnel_device
                 && tables.range(source).has(RangeFlags::TUNNEL)
             {
                 return true;
@@ -196,7 +196,7 @@ fn is_forged<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) 
             if is_local_by_route(tables, config, source) {
                 return true;
             }
-            if !config.has(ConfigFlags::STRAY_ADDRESSES | ConfigFlags::MORE_NODE_ADDRESSES) {
+            if !config.has(ConfigFlags::VIPS_OUTSIDE_RANGES | ConfigFlags::MORE_NODE_ADDRESSES) {
                 return false;
             }
             let known = tables.address(source);
@@ -215,18 +215,18 @@ pub fn is_local_by_route<T: Tables>(tables: &T, config: &Config, address: &Ip) -
 /// Whether a packet that begins a flow has a source to which replies would not lead back. Only the first
 /// packet needs these checks: from a pod of this node by an uplink, or from a subnet's broadcast address.
 #[inline(always)]
-pub fn is_astray<T: Tables>(tables: &T, work: &Work, entry: Entry) -> bool {
+pub fn is_martian<T: Tables>(tables: &T, ctx: &PacketContext, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink)
-        && (tables.address(&work.headers.src).is_broadcast() || tables.is_own_pod(&work.headers.src))
+        && (tables.address(&ctx.headers.src).is_broadcast() || tables.is_own_pod(&ctx.headers.src))
 }
 
 /// Whether a packet fails strict reverse-path filtering. The stack would drop it, but may not see it.
 #[inline(always)]
-pub fn is_against_route<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
+pub fn fails_reverse_path<T: Tables>(tables: &T, config: &Config, ctx: &PacketContext, entry: Entry) -> bool {
     matches!(entry, Entry::Uplink)
-        && config.is_strict(work.interface)
-        && work.headers.dst.is_one_host()
-        && !tables.leads_back(&work.headers, work.interface)
+        && config.is_strict(ctx.interface)
+        && ctx.headers.dst.is_one_host()
+        && !tables.passes_reverse_path(&ctx.headers, ctx.interface)
 }
 
 /// Whether the source port of a datagram that begins a flow is a server's port too, so that two servers could

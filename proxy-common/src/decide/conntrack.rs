@@ -15,7 +15,7 @@
 //! the tables that evict nothing.
 
 use super::flow_state::{aborts, ends, is_far_ahead, next};
-use super::{Tables, Work};
+use super::{PacketContext, Tables};
 use crate::Ip;
 use crate::maps::{Config, Flow, FlowKey, FlowState};
 use crate::packet::TCP_ACK;
@@ -24,17 +24,17 @@ use crate::packet::TCP_ACK;
 /// is over, if the backend replies to another one. The client has made that one by the same port to the
 /// backend itself, not through a frontend.
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
-    if !tables.flow(&work.key, &mut work.flow) {
+pub fn find<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext) -> bool {
+    if !tables.flow(&ctx.key, &mut ctx.flow) {
         return false;
     }
-    let state = work.flow.state();
-    if is_expired(config, &work.flow, work.key.protocol, tables.now())
-        || (work.flow.is_reply != 0
-            && work.headers.is_opening_answer()
-            && begins_another(tables, config, work, state))
+    let state = ctx.flow.state();
+    if is_expired(config, &ctx.flow, ctx.key.protocol, tables.now())
+        || (ctx.flow.is_reply != 0
+            && ctx.headers.is_opening_reply()
+            && begins_another(tables, config, ctx, state))
     {
-        forget(tables, work);
+        forget(tables, ctx);
         return false;
     }
     true
@@ -45,11 +45,11 @@ pub fn find<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
 /// our plugin sends its own. Beside another plugin the agent does not know which pods are on this node, so
 /// every backend counts as one.
 #[inline(always)]
-fn begins_another<T: Tables>(tables: &T, config: &Config, work: &Work, state: FlowState) -> bool {
+fn begins_another<T: Tables>(tables: &T, config: &Config, ctx: &PacketContext, state: FlowState) -> bool {
     state.is_over()
         || (state.has(FlowState::RESET)
             && !state.has(FlowState::SYN_AFTER_RESET)
-            && (!config.has_own_pods() || tables.is_own_pod(&work.headers.src)))
+            && (!config.has_own_pods() || tables.is_own_pod(&ctx.headers.src)))
 }
 
 /// Whether an entry was idle for longer than its state allows. A lifetime of 0 has no end.
@@ -68,26 +68,27 @@ pub const fn age(now: u32, seen: u32) -> u32 {
 
 /// Removes both entries of the packet's flow.
 #[inline(always)]
-pub fn forget<T: Tables>(tables: &T, work: &mut Work) {
-    let is_protected = work.flow.state().is_protected();
-    work.flow.reply_key_into(&work.key, &mut work.reply_key);
-    tables.forget_flow(&work.key, is_protected);
-    tables.forget_flow(&work.reply_key, is_protected);
+pub fn forget<T: Tables>(tables: &T, ctx: &mut PacketContext) {
+    let is_protected = ctx.flow.state().is_protected();
+    ctx.flow.reply_key_into(&ctx.key, &mut ctx.reply_key);
+    tables.forget_flow(&ctx.key, is_protected);
+    tables.forget_flow(&ctx.reply_key, is_protected);
     if is_protected {
-        tables.return_share(&client_of(tables, &work.key, &work.flow), work.key.protocol);
+        tables.return_share(&client_of(tables, &ctx.key, &ctx.flow), ctx.key.protocol);
     }
 }
 
-/// Removes both entries of the flow in [`Work::found`]. [`Work::reply_key`] is the key of one of them.
+/// Removes both entries of the flow in [`PacketContext::found`]. [`PacketContext::reply_key`] is the key of
+/// one of them.
 #[inline(always)]
-pub fn forget_found<T: Tables>(tables: &T, work: &Work) {
-    let is_protected = work.found.state().is_protected();
-    let other = work.found.reply_key(&work.reply_key);
-    tables.forget_flow(&work.reply_key, is_protected);
+pub fn forget_found<T: Tables>(tables: &T, ctx: &PacketContext) {
+    let is_protected = ctx.found.state().is_protected();
+    let other = ctx.found.reply_key(&ctx.reply_key);
+    tables.forget_flow(&ctx.reply_key, is_protected);
     tables.forget_flow(&other, is_protected);
     if is_protected {
-        let client = client_of(tables, &work.reply_key, &work.found);
-        tables.return_share(&client, work.reply_key.protocol);
+        let client = client_of(tables, &ctx.reply_key, &ctx.found);
+        tables.return_share(&client, ctx.reply_key.protocol);
     }
 }
 
@@ -112,38 +113,38 @@ pub fn as_counted<T: Tables>(tables: &T, address: &Ip) -> Ip {
 
 /// Updates the entries of a known flow for a packet.
 #[inline(always)]
-pub fn advance<T: Tables>(tables: &T, work: &mut Work) {
-    work.unsettled = tables.note(work);
-    if work.unsettled != 0 {
-        tables.settle(work);
+pub fn advance<T: Tables>(tables: &T, ctx: &mut PacketContext) {
+    ctx.unsettled = tables.note(ctx);
+    if ctx.unsettled != 0 {
+        tables.settle(ctx);
     }
 }
 
 /// Writes the packet into the flow's entries. Returns the work that is left to [`settle`], see
-/// [`Work::unsettled`].
+/// [`PacketContext::unsettled`].
 #[inline(always)]
-pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
+pub fn note<T: Tables>(tables: &T, ctx: &mut PacketContext) -> u32 {
     let now = tables.now();
-    let is_later = work.flow.seen != now;
-    let Work {
+    let is_later = ctx.flow.seen != now;
+    let PacketContext {
         headers,
         key,
         flow,
         reply_key,
         reply,
         ..
-    } = work;
+    } = ctx;
     let old = flow.state;
     let new = next(flow, headers, is_later);
     let is_confirmed = FlowState(new).has(FlowState::CONFIRMED);
     let mut sequence = flow.sequence;
-    let is_opening_reply = headers.is_opening_answer() && flow.is_reply != 0 && !is_confirmed;
+    let is_opening_reply = headers.is_opening_reply() && flow.is_reply != 0 && !is_confirmed;
     if is_opening_reply {
         sequence = headers.sequence.wrapping_add(1);
     }
     // A server repeats its SYN,ACK to a silent client, and that must not keep the source port in use. A SYN
     // in a connection may be forged, as may a RST that does not count, so neither keeps the entries alive.
-    let is_repeated = (is_opening_reply && FlowState(old).has(FlowState::ANSWERED))
+    let is_repeated = (is_opening_reply && FlowState(old).has(FlowState::SEEN_REPLY))
         || (headers.is_opening() && FlowState(old).has(FlowState::CONFIRMED | FlowState::RESET))
         || (new == old && aborts(headers));
     let ends = ends(headers);
@@ -173,7 +174,7 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
         if is_confirmed && moves && acknowledges {
             flow.sequence = headers.sequence;
         }
-        return u32::from(old) | Work::MOVES;
+        return u32::from(old) | PacketContext::MOVES;
     }
     // Both entries get the same values, except for the sequence numbers. An entry that was lost meanwhile is
     // written again.
@@ -185,9 +186,11 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
         tables.replace_flow(reply_key, reply);
     }
     // An exchange of datagrams keeps its port for some seconds, so it still counts.
-    if (new & !old) & FlowState::ANSWERED != 0 && headers.has_connections() && !reply.src.same(&reply_key.src)
+    if (new & !old) & FlowState::SEEN_REPLY != 0
+        && headers.has_connections()
+        && !reply.src.same(&reply_key.src)
     {
-        return Work::ANSWERED;
+        return PacketContext::FIRST_REPLY;
     }
     0
 }
@@ -195,14 +198,14 @@ pub fn note<T: Tables>(tables: &T, work: &mut Work) -> u32 {
 /// Does the work that [`advance`] has left. It moves a flow to the table of its state, or counts that its
 /// client has a reply.
 #[inline(always)]
-pub fn settle<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
-    if work.unsettled & Work::MOVES != 0 {
-        relocate(tables, config, work);
-    } else if work.unsettled & Work::ANSWERED != 0 {
-        let client = client_of(tables, &work.key, &work.flow);
-        tables.note_answered(&client);
+pub fn settle<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext) {
+    if ctx.unsettled & PacketContext::MOVES != 0 {
+        relocate(tables, config, ctx);
+    } else if ctx.unsettled & PacketContext::FIRST_REPLY != 0 {
+        let client = client_of(tables, &ctx.key, &ctx.flow);
+        tables.note_replied(&client);
     }
-    work.unsettled = 0;
+    ctx.unsettled = 0;
 }
 
 /// Moves both entries of a flow to the table of its new state.
@@ -211,16 +214,16 @@ pub fn settle<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
 /// one. If the table is full or the client's share is used up, a confirmed flow stays where the kernel may
 /// evict it.
 #[inline(always)]
-fn relocate<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
-    let was_protected = FlowState(work.unsettled as u8).is_protected();
-    let client = client_of(tables, &work.key, &work.flow);
-    let Work {
+fn relocate<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext) {
+    let was_protected = FlowState(ctx.unsettled as u8).is_protected();
+    let client = client_of(tables, &ctx.key, &ctx.flow);
+    let PacketContext {
         key,
         flow,
         reply_key,
         reply,
         ..
-    } = work;
+    } = ctx;
     flow.state &= !FlowState::EVICTABLE;
     reply.state = flow.state;
     let mut is_protected = flow.state().is_protected();
@@ -238,7 +241,7 @@ fn relocate<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
         }
     }
     if !is_protected {
-        let was_evictable = FlowState(work.unsettled as u8).has(FlowState::EVICTABLE);
+        let was_evictable = FlowState(ctx.unsettled as u8).has(FlowState::EVICTABLE);
         let stays = was_evictable && flow.state().has(FlowState::EVICTABLE);
         // The values that the other direction has stored stay as they are.
         if !(stays && tables.touch_flow(key, flow.seen, flow.state, 0, 0)) {

@@ -1,7 +1,7 @@
 //! The hooks at which programs see packets, and the verdicts on packets.
 
 #[cfg(doc)]
-use super::Work;
+use super::PacketContext;
 use crate::maps::Reason;
 
 /// The hook at which a program sees a packet.
@@ -27,13 +27,13 @@ pub enum Decision {
     Pass(Reason),
     /// It is dropped. The reason decides whether its sender gets an error.
     Drop(Reason),
-    /// It goes unchanged to the pod in [`Work::receiver`].
+    /// It goes unchanged to the pod in [`PacketContext::receiver`].
     Deliver,
     /// It is an echo request, to which the program sends the reply.
     Echo,
-    /// It is translated as [`Work::flow`] says.
+    /// It is translated (DNAT, SNAT or both) as [`PacketContext::flow`] says.
     Translate(Reason),
     /// It is an ICMP error about a translated packet. It becomes an error about that packet as its sender
-    /// sent it, see [`Work::carried`] and [`Work::flow`].
+    /// sent it, see [`PacketContext::embedded`] and [`PacketContext::flow`].
     TranslateError,
 }

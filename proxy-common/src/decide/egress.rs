@@ -18,7 +18,7 @@ use super::decision::{Decision, Entry};
 use super::fragment::Passage;
 use super::select::Selected;
 use super::translate::begin;
-use super::{Tables, Work, fragment, local_socket};
+use super::{PacketContext, Tables, fragment, local_socket};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, InUse, RangeFlags, Reason};
 use crate::packet::{Headers, Packet};
@@ -29,7 +29,7 @@ use crate::packet::{Headers, Packet};
 #[inline(always)]
 pub fn is_watched<T: Tables>(tables: &T) -> bool {
     tables.config().is_some_and(|config| {
-        config.node_answers_outside != 0
+        config.node_replies_outside != 0
             || config.has(ConfigFlags::LOCAL_PORTS_OVERLAP)
             || masquerades(tables, config)
     })
@@ -42,69 +42,73 @@ fn masquerades<T: Tables>(tables: &T, config: &Config) -> bool {
 
 /// Decides about a packet that leaves by an uplink.
 #[inline(always)]
-pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> Decision {
+pub fn leaving_node<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    ctx: &mut PacketContext,
+    packet: &P,
+) -> Decision {
     const PASS: Decision = Decision::Pass(Reason::NotOurs);
     let Some(config) = tables.config() else {
         return PASS;
     };
-    if work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet) {
+    if ctx.headers.is_icmp_error() && tables.is_error_of_a_flow(ctx, packet) {
         return Decision::TranslateError;
     }
-    fragment::complete(tables, work, Passage::Leaving);
-    let headers = &work.headers;
-    let is_under_way = headers.has_connections() && !headers.is_opening();
+    fragment::complete(tables, ctx, Passage::Leaving);
+    let headers = &ctx.headers;
+    let is_midstream = headers.has_connections() && !headers.is_opening();
     // The look-ups that save others come first: most packets are the node's own, or go to another pod. If a
     // connection goes to an address that is certainly no pod's, its flow is mostly known, and no further
     // look-up is needed.
-    let is_likely = is_under_way && !config.may_be_pod(&headers.dst);
+    let is_likely = is_midstream && !config.may_be_pod(&headers.dst);
     let may_be_masqueraded = masquerades(tables, config)
         && !config.is_node_address(&headers.src)
         && !config.is_tunnel_address(&headers.src)
         && !config.is_service_address(&headers.dst)
         && (is_likely || is_outside(tables, &headers.dst));
-    let may_clash = local_socket::may_clash(tables, config, work);
-    if !may_be_masqueraded && !may_clash && config.node_answers_outside == 0 {
+    let may_clash = local_socket::may_clash(tables, config, ctx);
+    if !may_be_masqueraded && !may_clash && config.node_replies_outside == 0 {
         return PASS;
     }
     let mut reason = Reason::NewFlow;
-    if headers.has_flow() && find(tables, config, work) {
+    if headers.has_flow() && find(tables, config, ctx) {
         // A packet that opens a connection is no reply.
-        let is_other = work.flow.backend == Flow::DIRECT && work.headers.is_opening();
-        if work.flow.is_reply != 0 && !is_other {
-            advance(tables, work);
-            fragment::note(tables, work, Passage::Leaving);
-            return if work.flow.backend == Flow::DIRECT {
+        let is_other = ctx.flow.backend == Flow::DIRECT && ctx.headers.is_opening();
+        if ctx.flow.is_reply != 0 && !is_other {
+            advance(tables, ctx);
+            fragment::note(tables, ctx, Passage::Leaving);
+            return if ctx.flow.backend == Flow::DIRECT {
                 PASS
             } else {
                 Decision::Translate(Reason::Reply)
             };
         }
-        if work.flow.backend == Flow::MASQUERADED {
-            if stands(config, work) {
-                advance(tables, work);
-                fragment::note(tables, work, Passage::Leaving);
+        if ctx.flow.backend == Flow::MASQUERADED {
+            if is_still_valid(config, ctx) {
+                advance(tables, ctx);
+                fragment::note(tables, ctx, Passage::Leaving);
                 return Decision::Translate(Reason::Established);
             }
-            forget(tables, work);
+            forget(tables, ctx);
             reason = Reason::Moved;
         }
     }
     if may_clash {
-        return local_socket::leaving(tables, config, work);
+        return local_socket::leaving(tables, config, ctx);
     }
     if !may_be_masqueraded
-        || !tables.is_own_pod(&work.headers.src)
-        || (is_likely && !is_outside(tables, &work.headers.dst))
+        || !tables.is_own_pod(&ctx.headers.src)
+        || (is_likely && !is_outside(tables, &ctx.headers.dst))
     {
         return PASS;
     }
-    let headers = &work.headers;
+    let headers = &ctx.headers;
     if headers.is_icmp() && !headers.is_echo_request() {
         if headers.l4 == 0 && !headers.has_ports {
             return Decision::Drop(Reason::FragmentBeforeFirst);
         }
         // An error about a packet to the pod itself passes. All others would leave with the pod's address.
-        return if headers.is_icmp_error() && work.flow.backend == Flow::DIRECT {
+        return if headers.is_icmp_error() && ctx.flow.backend == Flow::DIRECT {
             PASS
         } else {
             Decision::Drop(Reason::NotMasqueraded)
@@ -118,7 +122,7 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
             Reason::NotMasqueraded
         });
     }
-    masquerade(tables, config, work, reason)
+    masquerade(tables, config, ctx, reason)
 }
 
 /// Begins a flow that leaves with the node's address and a port of the masquerade range.
@@ -126,14 +130,14 @@ pub fn leaving_node<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, 
 pub(super) fn masquerade<T: Tables>(
     tables: &T,
     config: &Config,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     reason: Reason,
 ) -> Decision {
-    let headers = &work.headers;
-    work.selected = Selected::stand_in(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
-    let decision = begin(tables, config, work, Entry::Egress, reason);
+    let headers = &ctx.headers;
+    ctx.selected = Selected::synthetic(Flow::MASQUERADED, 0, headers.dst, headers.dport, 0);
+    let decision = begin(tables, config, ctx, Entry::Egress, reason);
     if let Decision::Translate(_) = decision {
-        fragment::note(tables, work, Passage::Leaving);
+        fragment::note(tables, ctx, Passage::Leaving);
     }
     decision
 }
@@ -169,20 +173,20 @@ fn is_outside<T: Tables>(tables: &T, address: &Ip) -> bool {
 /// address and of the output device, as in netfilter (`nf_nat_oif_changed`). A connection that is over leaves
 /// its entry to the next one.
 #[inline(always)]
-pub(super) fn stands(config: &Config, work: &Work) -> bool {
-    let Work { headers, flow, .. } = work;
+pub(super) fn is_still_valid(config: &Config, ctx: &PacketContext) -> bool {
+    let PacketContext { headers, flow, .. } = ctx;
     if headers.has_connections() {
         return !(headers.is_opening() && flow.state().has(FlowState::CLOSED));
     }
-    config.address_at(work.interface, &flow.src).same(&flow.src) || config.is_tunnel_address(&flow.src)
+    config.address_at(ctx.interface, &flow.src).same(&flow.src) || config.is_tunnel_address(&flow.src)
 }
 
 /// Stores a flow from outside to a pod's own address: a datagram, an echo request or a connection. Otherwise
 /// the reply would be taken for the first packet of a flow of the pod, and be masqueraded. A connection gets
 /// both entries, since the programs follow its handshake.
 #[inline(always)]
-pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
-    let headers = &work.headers;
+pub fn note_direct<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext) {
+    let headers = &ctx.headers;
     if !(headers.is_balanced() && headers.has_ports || headers.is_echo_request())
         || !masquerades(tables, config)
         || config.is_node_address(&headers.dst)
@@ -190,7 +194,7 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     {
         return;
     }
-    work.reply_key = FlowKey::new(
+    ctx.reply_key = FlowKey::new(
         headers.dst,
         headers.src,
         headers.dport,
@@ -198,19 +202,19 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
         headers.protocol,
     );
     let now = tables.now();
-    if tables.flow(&work.reply_key, &mut work.found) {
-        if !is_expired(config, &work.found, work.reply_key.protocol, now) {
-            if work.found.backend == Flow::DIRECT && work.found.seen != now {
-                let _ = tables.touch_flow(&work.reply_key, now, 0, 0, 0);
+    if tables.flow(&ctx.reply_key, &mut ctx.found) {
+        if !is_expired(config, &ctx.found, ctx.reply_key.protocol, now) {
+            if ctx.found.backend == Flow::DIRECT && ctx.found.seen != now {
+                let _ = tables.touch_flow(&ctx.reply_key, now, 0, 0, 0);
             }
             return;
         }
-        forget_found(tables, work);
+        forget_found(tables, ctx);
     }
-    if !tables.is_own_pod(&work.headers.dst) {
+    if !tables.is_own_pod(&ctx.headers.dst) {
         return;
     }
-    let Work { headers, flow, .. } = work;
+    let PacketContext { headers, flow, .. } = ctx;
     flow.src = headers.dst;
     flow.dst = headers.src;
     flow.sport = headers.dport;
@@ -225,8 +229,8 @@ pub fn note_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
     flow.reply_deliver = Deliver::Stack as u8;
     flow.is_reply = 1;
     flow.state = 0;
-    if tables.insert_flow(&work.reply_key, &work.flow) && work.headers.has_connections() {
-        work.reply = work.flow.reply(&work.reply_key);
-        tables.replace_flow(&work.key, &work.reply);
+    if tables.insert_flow(&ctx.reply_key, &ctx.flow) && ctx.headers.has_connections() {
+        ctx.reply = ctx.flow.reply(&ctx.reply_key);
+        tables.replace_flow(&ctx.key, &ctx.reply);
     }
 }

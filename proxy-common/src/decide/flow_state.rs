@@ -45,7 +45,7 @@ pub const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     }
     let mut new = old;
     if is_reply {
-        new |= FlowState::ANSWERED;
+        new |= FlowState::SEEN_REPLY;
     }
     if acknowledges && flow.fin != 0 && headers.acknowledgement == flow.fin {
         new |= done(!is_reply);
@@ -56,7 +56,7 @@ pub const fn next(flow: &Flow, headers: &Headers, is_later: bool) -> u8 {
     }
     if !is_reply
         && acknowledges
-        && FlowState(new).has(FlowState::ANSWERED)
+        && FlowState(new).has(FlowState::SEEN_REPLY)
         && is_completing(headers.acknowledgement, flow.sequence)
     {
         new |= FlowState::CONFIRMED;
@@ -118,7 +118,7 @@ const fn next_of_closed(old: u8, headers: &Headers, is_reply: bool) -> u8 {
         return old | FlowState::SYN_AFTER_RESET;
     }
     if flags == TCP_SYN | TCP_ACK && is_reply && FlowState(old).has(FlowState::SYN_AFTER_RESET) {
-        return FlowState::ANSWERED;
+        return FlowState::SEEN_REPLY;
     }
     old
 }
@@ -167,31 +167,31 @@ const fn next_of_associations(old: u8, chunk: u8, is_reply: bool, is_later: bool
     if state.has(FlowState::RESET) {
         return match chunk {
             SCTP_INIT if !is_reply => old | FlowState::SYN_AFTER_RESET,
-            SCTP_INIT_ACK if is_reply && state.has(FlowState::SYN_AFTER_RESET) => FlowState::ANSWERED,
+            SCTP_INIT_ACK if is_reply && state.has(FlowState::SYN_AFTER_RESET) => FlowState::SEEN_REPLY,
             _ if goes_on_after_end(chunk) => (old & !ENDED) | FlowState::CONFIRMED,
             _ => old,
         };
     }
-    let goes_on = is_later && state.has(FlowState::ANSWERED);
+    let goes_on = is_later && state.has(FlowState::SEEN_REPLY);
     if is_reply && (chunk == SCTP_COOKIE_ACK || goes_on) {
         // If the association closed before it was proven, that chunk was forged.
-        return (old & !FlowState::CLOSED) | FlowState::ANSWERED | FlowState::CONFIRMED;
+        return (old & !FlowState::CLOSED) | FlowState::SEEN_REPLY | FlowState::CONFIRMED;
     }
-    old | answered(is_reply)
+    old | seen_reply(is_reply)
 }
 
 /// As in netfilter (`nf_conntrack_udp_packet`): datagrams that go on after a question and its reply are a
 /// stream.
 #[inline(always)]
 const fn next_of_datagrams(old: u8, is_reply: bool, is_later: bool) -> u8 {
-    let goes_on = is_later && FlowState(old).has(FlowState::ANSWERED);
+    let goes_on = is_later && FlowState(old).has(FlowState::SEEN_REPLY);
     let confirmed = if goes_on { FlowState::CONFIRMED } else { 0 };
-    old | answered(is_reply) | confirmed
+    old | seen_reply(is_reply) | confirmed
 }
 
 #[inline(always)]
-const fn answered(is_reply: bool) -> u8 {
-    if is_reply { FlowState::ANSWERED } else { 0 }
+const fn seen_reply(is_reply: bool) -> u8 {
+    if is_reply { FlowState::SEEN_REPLY } else { 0 }
 }
 
 /// Whether a number acknowledges a SYN,ACK. A server may send data with it (RFC 7413), whose length the

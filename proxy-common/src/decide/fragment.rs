@@ -9,7 +9,7 @@
 //! fragments of another.
 
 use super::conntrack::as_counted;
-use super::{Tables, Work};
+use super::{PacketContext, Tables};
 use crate::maps::{FragmentKey, FragmentPorts};
 use crate::packet::is_extension;
 
@@ -41,45 +41,45 @@ impl Passage {
 
 /// Fills in the ports of a later fragment, if its first was seen.
 #[inline(always)]
-pub fn complete<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
-    if work.headers.is_fragment && work.headers.l4 == 0 {
-        tables.complete_fragment(work, passage);
+pub fn complete<T: Tables>(tables: &T, ctx: &mut PacketContext, passage: Passage) {
+    if ctx.headers.is_fragment && ctx.headers.l4 == 0 {
+        tables.complete_fragment(ctx, passage);
     }
 }
 
 /// As [`complete`], for a packet that is known to be a later fragment.
 #[inline(always)]
-pub fn fill_in<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
-    let headers = &work.headers;
+pub fn fill_in<T: Tables>(tables: &T, ctx: &mut PacketContext, passage: Passage) {
+    let headers = &ctx.headers;
     // Behind an IPv6 fragment header, a later fragment names the next extension header, if there is one.
     if headers.is_balanced() || headers.is_icmp() || is_extension(headers.protocol) {
-        identify(tables, work, passage);
-        if let Some(ports) = tables.fragment(&work.fragment_key, &work.first_fragment.datagram)
-            && (ports.protocol == work.headers.protocol || is_extension(work.headers.protocol))
+        identify(tables, ctx, passage);
+        if let Some(ports) = tables.fragment(&ctx.fragment_key, &ctx.first_fragment.datagram)
+            && (ports.protocol == ctx.headers.protocol || is_extension(ctx.headers.protocol))
         {
-            set_ports(work, &ports);
+            set_ports(ctx, &ports);
         }
     }
 }
 
 /// Stores the ports of a first fragment that is translated.
 #[inline(always)]
-pub fn note<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
-    if work.headers.is_fragment && work.headers.l4 != 0 {
-        tables.note_fragment(work, passage);
+pub fn note<T: Tables>(tables: &T, ctx: &mut PacketContext, passage: Passage) {
+    if ctx.headers.is_fragment && ctx.headers.l4 != 0 {
+        tables.note_fragment(ctx, passage);
     }
 }
 
 /// As [`note`], for a packet that is known to be a first fragment.
 #[inline(always)]
-pub fn keep<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
-    identify(tables, work, passage);
-    let Work {
+pub fn keep<T: Tables>(tables: &T, ctx: &mut PacketContext, passage: Passage) {
+    identify(tables, ctx, passage);
+    let PacketContext {
         headers,
         fragment_key,
         first_fragment,
         ..
-    } = work;
+    } = ctx;
     let ports = &mut first_fragment.ports;
     ports.sport = headers.sport;
     ports.dport = headers.dport;
@@ -90,26 +90,26 @@ pub fn keep<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
 }
 
 #[inline(always)]
-const fn set_ports(work: &mut Work, ports: &FragmentPorts) {
-    work.headers.sport = ports.sport;
-    work.headers.dport = ports.dport;
-    work.headers.protocol = ports.protocol;
-    work.headers.has_ports = true;
-    work.key.sport = ports.sport;
-    work.key.dport = ports.dport;
-    work.key.protocol = ports.protocol;
+const fn set_ports(ctx: &mut PacketContext, ports: &FragmentPorts) {
+    ctx.headers.sport = ports.sport;
+    ctx.headers.dport = ports.dport;
+    ctx.headers.protocol = ports.protocol;
+    ctx.headers.has_ports = true;
+    ctx.key.sport = ports.sport;
+    ctx.key.dport = ports.dport;
+    ctx.key.protocol = ports.protocol;
 }
 
-/// Determines the datagram of a fragment, and its place. Both are in the working memory, because the stack of
+/// Determines the datagram of a fragment, and its place. Both are in the packet context, because the stack of
 /// a kernel program is too small for them.
 #[inline(always)]
-fn identify<T: Tables>(tables: &T, work: &mut Work, passage: Passage) {
-    let Work {
+fn identify<T: Tables>(tables: &T, ctx: &mut PacketContext, passage: Passage) {
+    let PacketContext {
         headers,
         fragment_key: key,
         first_fragment,
         ..
-    } = work;
+    } = ctx;
     let is_v4 = headers.src.is_v4();
     let number = if is_v4 {
         u32::from(u16::from_be(headers.fragment_id as u16))

@@ -45,14 +45,14 @@ const _: () = assert!(size_of::<Arp>() == 28);
 /// An ARP reply with its Ethernet header.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct ArpReply {
     destination: [u8; 6],
     source: [u8; 6],
     ether_type: [u8; 2],
     arp: Arp,
 }
 
-const _: () = assert!(size_of::<Answer>() == 42);
+const _: () = assert!(size_of::<ArpReply>() == 42);
 
 /// Hardware type, protocol type, both lengths, operation.
 const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
@@ -79,8 +79,8 @@ pub fn request<T: Tables, P: Packet + ?Sized>(
 impl Arp {
     /// The reply: the gateway has this hardware address.
     #[inline(always)]
-    pub const fn answer(&self, mac: [u8; 6]) -> Answer {
-        Answer {
+    pub const fn reply(&self, mac: [u8; 6]) -> ArpReply {
+        ArpReply {
             destination: self.sender_mac,
             source: mac,
             ether_type: ether_type::ARP.to_be_bytes(),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_asks_for_its_gateway_is_answered() {
+    fn a_pod_that_asks_for_its_gateway_gets_a_reply() {
         let mut tables = Fake::default();
         tables.pod_links.insert(POD, PodLink::default());
         let asked = Arp {
@@ -124,13 +124,13 @@ mod tests {
         };
         let of = |arp: &Arp, kind, interface| request(&tables, frame(arp).as_slice(), kind, interface);
         assert_eq!(of(&asked, ether_type::ARP, POD), Some(asked));
-        let answer = asked.answer([2, 0, 0, 0, 0, 1]);
+        let reply = asked.reply([2, 0, 0, 0, 0, 1]);
         let bytes: Vec<u8> = [
             &[2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2][..],
             &[2, 0, 0, 0, 0, 1, 169, 254, 1, 1, 2, 0, 0, 0, 0, 9, 10, 244, 1, 2],
         ]
         .concat();
-        assert_eq!(answer.as_bytes(), bytes);
+        assert_eq!(reply.as_bytes(), bytes);
         assert_eq!(of(&asked, ether_type::IPV4, POD), None);
         assert_eq!(of(&asked, ether_type::ARP, POD + 1), None, "another plugin's pod");
         for other in [

@@ -7,7 +7,7 @@
 
 use super::admission::is_local_by_route;
 use super::select::Selected;
-use super::{Tables, Work};
+use super::{PacketContext, Tables};
 use crate::maps::{Config, ConfigFlags, Flow, FrontendFlags, FrontendKind, HostPort, HostPortKey, InUse};
 use crate::{Ip, Port};
 
@@ -48,11 +48,11 @@ pub fn find<T: Tables>(
 
 /// Selects the pod behind a host port as the packet's destination; false if there is none.
 #[inline(always)]
-pub fn choose<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
-    let headers = &work.headers;
+pub fn choose<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext) -> bool {
+    let headers = &ctx.headers;
     match find(tables, config, &headers.dst, headers.dport, headers.protocol) {
         Some(selected) => {
-            work.selected = selected;
+            ctx.selected = selected;
             true
         }
         None => false,
@@ -62,7 +62,7 @@ pub fn choose<T: Tables>(tables: &T, config: &Config, work: &mut Work) -> bool {
 /// A host port in the form of a selected backend.
 #[inline(always)]
 const fn selected(found: &HostPort) -> Selected {
-    Selected::stand_in(
+    Selected::synthetic(
         Flow::TO_HOST_PORT,
         FrontendFlags::KEEP_SOURCE | FrontendFlags::of_kind(FrontendKind::NodePort),
         found.pod,

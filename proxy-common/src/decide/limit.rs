@@ -58,7 +58,7 @@ mod tests {
     use crate::maps::{Pod, PodLink};
 
     #[test]
-    fn a_pod_with_a_limit_is_decided_about_on_the_second_way_in() {
+    fn a_packet_of_a_limited_pod_is_decided_about_behind_the_limiter() {
         const UNLIMITED: u32 = 3;
         const LIMITED: u32 = 4;
         const BEHIND: u32 = 5;

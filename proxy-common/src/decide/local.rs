@@ -11,52 +11,63 @@
 //! These are packets whose time to live ends, and ICMP errors, which may be about translated flows.
 
 use super::fragment::Passage;
-use super::packet::answers;
-use super::{Tables, Work, fragment};
+use super::packet::is_reply_of_flow;
+use super::{PacketContext, Tables, fragment};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Deliver, InUse, Pod, PodFlags};
 
 /// Whether local delivery is possible at all.
 #[inline(always)]
-pub fn is_wanted<T: Tables>(tables: &T) -> bool {
+pub fn is_enabled<T: Tables>(tables: &T) -> bool {
     let is_on = |config: &Config| config.has(ConfigFlags::REDIRECT_TO_PODS);
     tables.config().is_some_and(is_on) && tables.is_in_use(InUse::PODS)
 }
 
-/// The path of a packet after [`shorten`].
+/// The path of a packet after [`deliver_locally`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum LocalDelivery {
     /// The packet stays on the path of its verdict.
     Stack,
-    /// The packet goes to [`Work::receiver`], unchanged or translated as [`Work::flow`] already said.
+    /// The packet goes to [`PacketContext::receiver`], unchanged or translated as [`PacketContext::flow`]
+    /// already said.
     Pod,
-    /// As `Pod`, but the packet is a reply, which [`Work::flow`] now translates.
-    PodAnswer,
+    /// As `Pod`, but the packet is a reply, which [`PacketContext::flow`] now translates.
+    PodReply,
 }
 
 /// Chooses local delivery, where possible, for a packet that came out of the pod at `interface`. Without it,
 /// the packet would continue through the stack, unchanged or translated.
 #[inline(always)]
-pub fn shorten<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_translated: bool) -> Way {
-    if !leads_to_pod(tables, work, interface, is_translated) {
-        return Way::Stack;
+pub fn deliver_locally<T: Tables>(
+    tables: &T,
+    ctx: &mut PacketContext,
+    interface: u32,
+    is_translated: bool,
+) -> LocalDelivery {
+    if !leads_to_pod(tables, ctx, interface, is_translated) {
+        return LocalDelivery::Stack;
     }
-    if !is_translated && is_answer(tables, work) {
-        return Way::PodAnswer;
+    if !is_translated && is_reply(tables, ctx) {
+        return LocalDelivery::PodReply;
     }
-    Way::Pod
+    LocalDelivery::Pod
 }
 
-/// Whether local delivery leads to a pod. If so, it sets [`Work::receiver`].
+/// Whether local delivery leads to a pod. If so, it sets [`PacketContext::receiver`].
 #[inline(always)]
-pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_translated: bool) -> bool {
-    if work.headers.ttl <= 1 || work.headers.is_icmp_error() {
+pub fn leads_to_pod<T: Tables>(
+    tables: &T,
+    ctx: &mut PacketContext,
+    interface: u32,
+    is_translated: bool,
+) -> bool {
+    if ctx.headers.ttl <= 1 || ctx.headers.is_icmp_error() {
         return false;
     }
-    if is_translated && !matches!(Deliver::from_number(work.flow.deliver), Deliver::Stack) {
+    if is_translated && !matches!(Deliver::from_number(ctx.flow.deliver), Deliver::Stack) {
         return false;
     }
-    let Work { headers, flow, .. } = &*work;
+    let PacketContext { headers, flow, .. } = &*ctx;
     let to = if is_translated { &flow.dst } else { &headers.dst };
     // The look-ups follow each other. A pair of options would be copied before the code checks that they
     // contain values, and old verifiers refuse that.
@@ -73,23 +84,23 @@ pub fn leads_to_pod<T: Tables>(tables: &T, work: &mut Work, interface: u32, is_t
     if receiver.interface == interface {
         return false;
     }
-    work.receiver = receiver;
-    // Only the working memory holds this: the next packet of the flow may have to go through the stack.
-    work.flow.deliver = Deliver::Pod as u8;
+    ctx.receiver = receiver;
+    // Only the packet context holds this: the next packet of the flow may have to go through the stack.
+    ctx.flow.deliver = Deliver::Pod as u8;
     true
 }
 
 /// Whether an unchanged packet to a pod is a reply of a translated flow. The receiver's own program would see
 /// it only later.
 #[inline(always)]
-pub fn is_answer<T: Tables>(tables: &T, work: &mut Work) -> bool {
+pub fn is_reply<T: Tables>(tables: &T, ctx: &mut PacketContext) -> bool {
     // This is the program by which the packet enters. It also sees the later fragments.
-    fragment::complete(tables, work, Passage::Entering);
-    let is_answer = tables
+    fragment::complete(tables, ctx, Passage::Entering);
+    let is_reply = tables
         .config()
-        .is_some_and(|config| answers(tables, config, work, Passage::Entering));
-    work.flow.deliver = Deliver::Pod as u8;
-    is_answer
+        .is_some_and(|config| is_reply_of_flow(tables, config, ctx, Passage::Entering));
+    ctx.flow.deliver = Deliver::Pod as u8;
+    is_reply
 }
 
 /// The pod of this node that has the address, if it has no limit that needs the stack.

@@ -6,8 +6,8 @@
 //! - [`admission`]: the packets that may enter at a hook. [`tunnel`]: those that may enter by the port of the
 //!   nodes' tunnel. [`sender`]: those that may leave a pod. [`offload`]: those that may leave it with a
 //!   checksum that the NIC writes.
-//! - [`packet`]: packets that enter the node's part of the network. `elsewhere`: those among them that go to
-//!   no frontend. [`egress`]: packets that leave the node.
+//! - [`packet`]: packets that enter the node's part of the network. `no_frontend`: those among them that
+//!   go to no frontend. [`egress`]: packets that leave the node.
 //! - [`socket`]: the socket hooks.
 //! - [`select`]: the choice of a backend. [`host_port`]: the pod behind a host port.
 //! - `translate`: the translation of a new flow. `conntrack`: the conntrack entries of a flow, from its begin
@@ -23,7 +23,6 @@ pub mod admission;
 pub mod conntrack;
 pub mod decision;
 pub mod egress;
-mod elsewhere;
 mod flow_state;
 pub mod fragment;
 pub mod gateway;
@@ -32,6 +31,7 @@ pub mod limit;
 pub mod local;
 mod local_socket;
 pub mod neighbour;
+mod no_frontend;
 pub mod offload;
 pub mod packet;
 mod related;
@@ -106,12 +106,12 @@ pub trait Tables {
     fn forget_flow(&self, key: &FlowKey, protected: bool);
     /// Completes the work that [`conntrack::note`] has left, see [`settle`]. The default is complete; an
     /// implementor overrides it only to give the verifier a function of its own.
-    fn settle(&self, work: &mut Work)
+    fn settle(&self, ctx: &mut PacketContext)
     where
         Self: Sized,
     {
         if let Some(config) = self.config() {
-            settle(self, config, work);
+            settle(self, config, ctx);
         }
     }
     /// Counts one more protected flow of a client. Returns false and counts nothing if the client's share is
@@ -121,12 +121,12 @@ pub trait Tables {
     fn return_share(&self, client: &Ip, protocol: u8);
     /// Counts one more flow of a client that holds a source port and waits for a reply. Returns false and
     /// counts nothing if the client has too many.
-    fn note_unanswered(&self, config: &Config, client: &Ip) -> bool;
+    fn note_unreplied(&self, config: &Config, client: &Ip) -> bool;
     /// Counts one waiting flow less.
-    fn note_answered(&self, client: &Ip);
+    fn note_replied(&self, client: &Ip);
     /// Whether the node would have to resolve the neighbour that the packet goes to, before or after
     /// translation.
-    fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool;
+    fn lacks_neighbour(&self, ctx: &PacketContext, is_translated: bool) -> bool;
     /// Counts one more packet for which the node resolves a neighbour. The key is the index of the pod's
     /// interface, or a service port. Returns false and counts nothing if there are too many.
     fn note_neighbour(&self, config: &Config, key: u32) -> bool;
@@ -135,105 +135,105 @@ pub trait Tables {
     /// Stores a first fragment for the later ones, over the datagram that its place holds.
     fn replace_fragment(&self, key: &FragmentKey, first: &FirstFragment);
     /// Fills in the ports of a later fragment, see [`fragment::fill_in`]. Overridden as [`Self::settle`].
-    fn complete_fragment(&self, work: &mut Work, passage: fragment::Passage)
+    fn complete_fragment(&self, ctx: &mut PacketContext, passage: fragment::Passage)
     where
         Self: Sized,
     {
-        fragment::fill_in(self, work, passage);
+        fragment::fill_in(self, ctx, passage);
     }
     /// Stores the ports of a first fragment, see [`fragment::keep`]. Overridden as [`Self::settle`].
-    fn note_fragment(&self, work: &mut Work, passage: fragment::Passage)
+    fn note_fragment(&self, ctx: &mut PacketContext, passage: fragment::Passage)
     where
         Self: Sized,
     {
-        fragment::keep(self, work, passage);
+        fragment::keep(self, ctx, passage);
     }
     /// Whether a packet is admitted, see [`admission::admit`]. Overridden as [`Self::settle`].
     fn admit<P: Packet + ?Sized>(
         &self,
         config: &Config,
         packet: &P,
-        work: &mut Work,
+        ctx: &mut PacketContext,
         entry: Entry,
     ) -> Option<Reason>
     where
         Self: Sized,
     {
-        admission::admit(self, config, packet, work, entry)
+        admission::admit(self, config, packet, ctx, entry)
     }
     /// Writes a packet into its flow's entries, see [`conntrack::note`]. Overridden as [`Self::settle`].
-    fn note(&self, work: &mut Work) -> u32
+    fn note(&self, ctx: &mut PacketContext) -> u32
     where
         Self: Sized,
     {
-        conntrack::note(self, work)
+        conntrack::note(self, ctx)
     }
     /// Whether an ICMP error is about a flow that is translated here, see [`packet::is_error_of_a_flow`].
     /// Overridden as [`Self::settle`].
-    fn is_error_of_a_flow<P: Packet + ?Sized>(&self, work: &mut Work, packet: &P) -> bool
+    fn is_error_of_a_flow<P: Packet + ?Sized>(&self, ctx: &mut PacketContext, packet: &P) -> bool
     where
         Self: Sized,
     {
-        packet::is_error_of_a_flow(self, work, packet)
+        packet::is_error_of_a_flow(self, ctx, packet)
     }
     /// Whether a flow to the selected backend may begin, see [`packet::may_begin`]. Overridden as
     /// [`Self::settle`].
-    fn may_begin(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
+    fn may_begin(&self, config: &Config, ctx: &mut PacketContext, entry: Entry) -> Result<(), Reason>
     where
         Self: Sized,
     {
-        packet::may_begin(self, config, work, entry)
+        packet::may_begin(self, config, ctx, entry)
     }
     /// Prepares a new flow, see [`prepare`]. Overridden as [`Self::settle`].
-    fn prepare(&self, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason>
+    fn prepare(&self, config: &Config, ctx: &mut PacketContext, entry: Entry) -> Result<(), Reason>
     where
         Self: Sized,
     {
-        prepare(self, config, work, entry)
+        prepare(self, config, ctx, entry)
     }
     /// Whether a pod of this node has an address, if our plugin set it up.
     fn is_own_pod(&self, address: &Ip) -> bool {
         self.pod(address).is_some()
     }
     /// Selects the pod behind a host port, see [`choose_host_port`]. Overridden as [`Self::settle`].
-    fn choose_host_port(&self, config: &Config, work: &mut Work) -> bool
+    fn choose_host_port(&self, config: &Config, ctx: &mut PacketContext) -> bool
     where
         Self: Sized,
     {
-        choose_host_port(self, config, work)
+        choose_host_port(self, config, ctx)
     }
     /// Stores a flow from outside to a pod's own address, see [`note_direct`]. Overridden as
     /// [`Self::settle`].
-    fn note_direct(&self, config: &Config, work: &mut Work)
+    fn note_direct(&self, config: &Config, ctx: &mut PacketContext)
     where
         Self: Sized,
     {
-        note_direct(self, config, work);
+        note_direct(self, config, ctx);
     }
     /// Whether the output device of the route to the packet's source is this interface.
-    fn leads_back(&self, headers: &Headers, interface: u32) -> bool;
+    fn passes_reverse_path(&self, headers: &Headers, interface: u32) -> bool;
     /// The output device of the route to the flow's destination; 0 if there is no route.
-    fn way_out(&self, work: &Work) -> u32;
+    fn output_device(&self, ctx: &PacketContext) -> u32;
     /// Whether the kernel would deliver packets with this key to a socket of the node.
     fn has_own_socket(&self, key: &FlowKey) -> bool;
     /// Whether packets with this key belong to a connected socket of the node.
     fn has_own_connection(&self, key: &FlowKey) -> bool;
     /// Tries a source port for a new flow, see [`try_port`]. Overridden as [`Self::settle`].
-    fn try_port(&self, config: &Config, work: &mut Work, attempt: u32) -> bool
+    fn try_port(&self, config: &Config, ctx: &mut PacketContext, attempt: u32) -> bool
     where
         Self: Sized,
     {
-        try_port(self, config, work, attempt)
+        try_port(self, config, ctx, attempt)
     }
     /// The translation of an unconnected socket's peer.
     fn socket_peer(&self, key: &SocketKey) -> Option<SocketPeer>;
     /// Stores the translation of an unconnected socket's peer.
     fn replace_socket_peer(&self, key: &SocketKey, peer: &SocketPeer);
     /// From now on, pods send replies to clients whose requests the uplink translated without masquerading.
-    fn pods_answer_outside(&self);
+    fn pods_reply_outside(&self);
     /// From now on, the node itself sends replies to clients whose requests the uplink translated without
     /// masquerading.
-    fn node_answers_outside(&self);
+    fn node_replies_outside(&self);
     /// Nanoseconds since boot.
     fn clock(&self) -> u64;
     /// Coarse time: ticks of about one second (2^30 ns) since boot.
@@ -248,13 +248,13 @@ pub trait Tables {
 /// carries.
 pub const SCRATCH_WORDS: usize = 27;
 
-/// The working memory of a decision about a packet.
+/// The packet context: what a decision about a packet reads and writes.
 ///
 /// A kernel program has 512 bytes of stack, which a few IPv6 addresses fill. The programs therefore keep this
 /// in a per-CPU map. Every field is written before it is read.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Work {
+pub struct PacketContext {
     /// The packet's headers, from the parser.
     pub headers: Headers,
     /// The packet's conntrack key.
@@ -262,7 +262,7 @@ pub struct Work {
     /// The packet's translation, after [`packet::Decision::Translate`].
     pub flow: Flow,
     /// The packet that an ICMP error carries, after [`packet::Decision::TranslateError`].
-    pub carried: Headers,
+    pub embedded: Headers,
     /// The source address that such an error gets.
     pub error_source: Ip,
     /// The next hop of the route, as words of an address of `next_hop_family`.
@@ -273,7 +273,7 @@ pub struct Work {
     pub mtu: u32,
     /// Scratch memory in which a program sums up a checksum after the decision.
     pub scratch: [u32; SCRATCH_WORDS],
-    /// The pod that the packet goes straight to, after [`local::shorten`].
+    /// The pod that the packet goes straight to, after [`local::deliver_locally`].
     pub receiver: Pod,
     /// The cookie of the socket that sends the packet; 0 if unknown. The socket hooks may translate an
     /// unconnected socket too.
@@ -288,7 +288,8 @@ pub struct Work {
     pub is_for_group: u32,
     /// Whether the packet is one that the nodes' tunnel may take, see [`tunnel`].
     pub is_for_tunnel: u32,
-    /// What [`settle`] has to do: [`Self::MOVES`] with the flow's old state, [`Self::ANSWERED`], or nothing.
+    /// What [`settle`] has to do: [`Self::MOVES`] with the flow's old state, [`Self::FIRST_REPLY`], or
+    /// nothing.
     pub unsettled: u32,
     selected: Selected,
     reply_key: FlowKey,
@@ -299,17 +300,17 @@ pub struct Work {
     /// The datagram that the packet is a fragment of.
     first_fragment: FirstFragment,
     /// Of the source ports tried so far, the one whose flow gives way most readily, and the rank of that flow
-    /// (see `standing` in `translate`).
-    over: Port,
+    /// (see `reuse_rank` in `translate`).
+    reuse_port: Port,
     reserved: [u8; 2],
-    over_for: u32,
+    reuse_rank: u32,
     /// The side that begins the flow, as shares are counted.
     client: Ip,
     /// Whether the client's own source port may be kept.
     keeps_port: u32,
 }
 
-impl Work {
+impl PacketContext {
     /// The destination of the new flow.
     #[inline(always)]
     pub const fn destination(&self) -> &Ip {
@@ -319,16 +320,16 @@ impl Work {
     /// The flow has to move to another table, from that of the state in the lowest byte.
     pub const MOVES: u32 = 1 << 8;
     /// The first reply came to a flow with a source port of the node.
-    pub const ANSWERED: u32 = 1 << 9;
+    pub const FIRST_REPLY: u32 = 1 << 9;
 
-    /// The working memory for a parsed packet.
+    /// The context of a parsed packet.
     pub const fn new(headers: Headers) -> Self {
         let key = headers.flow_key();
         Self {
             headers,
             key,
             flow: Flow::EMPTY,
-            carried: headers,
+            embedded: headers,
             error_source: Ip::UNSPECIFIED,
             next_hop: [0; 4],
             next_hop_family: 0,
@@ -348,9 +349,9 @@ impl Work {
             found: Flow::EMPTY,
             fragment_key: FragmentKey::EMPTY,
             first_fragment: FirstFragment::EMPTY,
-            over: Port::new(0),
+            reuse_port: Port::new(0),
             reserved: [0; 2],
-            over_for: 0,
+            reuse_rank: 0,
             client: Ip::UNSPECIFIED,
             keeps_port: 0,
         }

@@ -10,7 +10,7 @@
 //! hosts has a gateway as next hop. Pods have permanent entries. Other nodes are few, and the kernel knows
 //! them.
 
-use super::{Tables, Work, gateway};
+use super::{PacketContext, Tables, gateway};
 use crate::maps::Deliver;
 
 /// In a share's key, this bit says that the other bits are a service port and not an interface.
@@ -19,34 +19,34 @@ const OF_SERVICE: u32 = 1 << 31;
 /// Whether a packet that an uplink has translated may go to its neighbour. A reply always may, since its
 /// neighbour has sent a packet before.
 #[inline(always)]
-pub fn may_reach_backend<T: Tables>(tables: &T, work: &Work) -> bool {
-    work.flow.is_reply != 0 || may_find(tables, work, true, OF_SERVICE | work.flow.service)
+pub fn may_reach_backend<T: Tables>(tables: &T, ctx: &PacketContext) -> bool {
+    ctx.flow.is_reply != 0 || may_find(tables, ctx, true, OF_SERVICE | ctx.flow.service)
 }
 
 /// Whether a pod's packet that continues through the stack, unchanged or translated, may go to its neighbour.
 #[inline(always)]
-pub fn may_resolve<T: Tables>(tables: &T, work: &Work, is_translated: bool) -> bool {
-    may_find(tables, work, is_translated, work.interface)
+pub fn may_resolve<T: Tables>(tables: &T, ctx: &PacketContext, is_translated: bool) -> bool {
+    may_find(tables, ctx, is_translated, ctx.interface)
 }
 
 /// As [`may_reach_backend`] and [`may_resolve`], counted under a key.
 #[inline(always)]
-fn may_find<T: Tables>(tables: &T, work: &Work, is_translated: bool, key: u32) -> bool {
+fn may_find<T: Tables>(tables: &T, ctx: &PacketContext, is_translated: bool, key: u32) -> bool {
     let Some(config) = tables.config() else {
         return true;
     };
     if is_translated
         && !matches!(
-            Deliver::from_number(work.flow.deliver),
+            Deliver::from_number(ctx.flow.deliver),
             Deliver::Stack | Deliver::Route
         )
     {
         return true;
     }
     let to = if is_translated {
-        &work.flow.dst
+        &ctx.flow.dst
     } else {
-        &work.headers.dst
+        &ctx.headers.dst
     };
     // The kernel forwards these out of the interface by which they came, where only the pod and the gateway
     // are. A route look-up does not show whether the kernel knows the neighbour, since each interface has
@@ -57,7 +57,7 @@ fn may_find<T: Tables>(tables: &T, work: &Work, is_translated: bool, key: u32) -
     !config.is_on_link(to)
         || config.is_node_address(to)
         || tables.address(to).is_peer()
-        || !tables.lacks_neighbour(work, is_translated)
+        || !tables.lacks_neighbour(ctx, is_translated)
         || tables.note_neighbour(config, key)
 }
 
@@ -77,20 +77,20 @@ mod tests {
     }
 
     fn may_send(fake: &Fake, interface: u32, to: &str) -> bool {
-        let mut work = Work::new(packet(protocol::UDP, ("10.244.1.10", 4000), (to, 53)));
-        work.interface = interface;
-        may_resolve(fake, &work, false)
+        let mut ctx = PacketContext::new(packet(protocol::UDP, ("10.244.1.10", 4000), (to, 53)));
+        ctx.interface = interface;
+        may_resolve(fake, &ctx, false)
     }
 
     #[test]
     fn endpoints_on_a_link_count_as_what_the_pod_sends_to() {
         let fake = fake();
         let asked = |last: u8| {
-            let mut work = Work::new(packet(protocol::UDP, ("10.244.1.10", 4000), ("10.96.0.1", 53)));
-            work.interface = 7;
-            work.flow.dst = ip(&format!("192.168.50.{last}"));
-            work.flow.deliver = Deliver::Stack as u8;
-            may_resolve(&fake, &work, true)
+            let mut ctx = PacketContext::new(packet(protocol::UDP, ("10.244.1.10", 4000), ("10.96.0.1", 53)));
+            ctx.interface = 7;
+            ctx.flow.dst = ip(&format!("192.168.50.{last}"));
+            ctx.flow.deliver = Deliver::Stack as u8;
+            may_resolve(&fake, &ctx, true)
         };
         assert_eq!((20..40).filter(|last| asked(*last)).count(), 4);
     }
@@ -117,7 +117,7 @@ mod tests {
             "at the pod's own interface, and the gateway"
         );
         assert!(may_send(&fake, 9, "fe80::1"), "the gateway");
-        fake.pass_ticks(1);
+        fake.advance_clock(1);
         assert_eq!(went(7), 2, "half of them are forgotten");
     }
 }

@@ -2,18 +2,18 @@
 
 use super::conntrack::{advance, age, find, forget};
 pub use super::decision::{Decision, Entry};
-use super::elsewhere::elsewhere;
 use super::fragment::Passage;
+use super::no_frontend::without_frontend;
 use super::select::select;
 use super::translate::begin;
-use super::{Tables, Work, admission, fragment, local_socket, related, sender, tunnel};
+use super::{PacketContext, Tables, admission, fragment, local_socket, related, sender, tunnel};
 use crate::Ip;
 use crate::flow_hash::flow_hash;
 use crate::maps::{
     Config, ConfigFlags, Deliver, Flow, FlowKey, FlowState, Frontend, FrontendFlags, FrontendKey, Reason,
     Scope,
 };
-use crate::packet::{Headers, Packet, parse_carried_into};
+use crate::packet::{Headers, Packet, parse_embedded_into};
 use crate::protocol;
 
 impl Headers {
@@ -33,61 +33,61 @@ impl Headers {
 #[inline(always)]
 pub fn entering<T: Tables, P: Packet + ?Sized>(
     tables: &T,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     packet: &P,
     entry: Entry,
 ) -> Decision {
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if let Some(reason) = tables.admit(config, packet, work, entry) {
+    if let Some(reason) = tables.admit(config, packet, ctx, entry) {
         if reason.is_drop() {
             return Decision::Drop(reason);
         }
         // The stack processes the content of a frame to a group.
-        if work.headers.is_icmp_error() {
-            tables.is_error_of_a_flow(work, packet);
-            if let Some(refused) = refused_error(tables, config, work, entry) {
+        if ctx.headers.is_icmp_error() {
+            tables.is_error_of_a_flow(ctx, packet);
+            if let Some(refused) = refused_error(tables, config, ctx, entry) {
                 return Decision::Drop(refused);
             }
         }
         return Decision::Pass(reason);
     }
-    if admission::is_against_route(tables, config, work, entry) {
+    if admission::fails_reverse_path(tables, config, ctx, entry) {
         return Decision::Drop(Reason::ReversePath);
     }
-    let is_of_a_flow = work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet);
-    if work.headers.is_icmp_error() {
-        if let Some(reason) = refused_error(tables, config, work, entry) {
+    let is_of_a_flow = ctx.headers.is_icmp_error() && tables.is_error_of_a_flow(ctx, packet);
+    if ctx.headers.is_icmp_error() {
+        if let Some(reason) = refused_error(tables, config, ctx, entry) {
             return Decision::Drop(reason);
         }
-        if is_of_a_flow && !is_for_later(&work.flow, &work.reply_key, entry) {
+        if is_of_a_flow && !is_for_later(&ctx.flow, &ctx.reply_key, entry) {
             return Decision::TranslateError;
         }
     }
-    fragment::complete(tables, work, Passage::Entering);
+    fragment::complete(tables, ctx, Passage::Entering);
     // Node ports on loopback addresses are for the socket hooks: no such packet belongs on a wire.
-    if !work.headers.has_ports || work.headers.dst.is_loopback() {
-        return elsewhere(tables, config, work, entry);
+    if !ctx.headers.has_ports || ctx.headers.dst.is_loopback() {
+        return without_frontend(tables, config, ctx, entry);
     }
-    let key = work.headers.frontend_key();
+    let key = ctx.headers.frontend_key();
     let new = if let Some(frontend) = tables.frontend(&key) {
-        to_frontend(tables, config, work, entry, key, frontend)
-    } else if tables.choose_host_port(config, work) {
-        to_host_port(tables, config, work, entry)
+        to_frontend(tables, config, ctx, entry, key, frontend)
+    } else if tables.choose_host_port(config, ctx) {
+        to_host_port(tables, config, ctx, entry)
     } else {
-        return elsewhere(tables, config, work, entry);
+        return without_frontend(tables, config, ctx, entry);
     };
     let decision = match new {
-        Ok(_) if belongs_to_node(tables, config, work, entry) => Decision::Pass(Reason::NotOurs),
-        Ok(reason) => match tables.may_begin(config, work, entry) {
-            Ok(()) => begin(tables, config, work, entry, reason),
+        Ok(_) if belongs_to_node(tables, config, ctx, entry) => Decision::Pass(Reason::NotOurs),
+        Ok(reason) => match tables.may_begin(config, ctx, entry) {
+            Ok(()) => begin(tables, config, ctx, entry, reason),
             Err(reason) => Decision::Drop(reason),
         },
         Err(decision) => decision,
     };
     if let Decision::Translate(_) = decision {
-        fragment::note(tables, work, Passage::Entering);
+        fragment::note(tables, ctx, Passage::Entering);
     }
     decision
 }
@@ -97,11 +97,16 @@ pub fn entering<T: Tables, P: Packet + ?Sized>(
 /// # Errors
 /// The reason why the packet is dropped instead.
 #[inline(always)]
-pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Result<(), Reason> {
-    if admission::is_astray(tables, work, entry) {
+pub fn may_begin<T: Tables>(
+    tables: &T,
+    config: &Config,
+    ctx: &PacketContext,
+    entry: Entry,
+) -> Result<(), Reason> {
+    if admission::is_martian(tables, ctx, entry) {
         return Err(Reason::ReversePath);
     }
-    let backend = &work.selected.backend;
+    let backend = &ctx.selected.backend;
     // The agent refuses such endpoints. With `route_localnet`, the stack would take one for the node's own
     // address.
     if backend.address.is_loopback() {
@@ -112,15 +117,15 @@ pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
         config,
         &backend.address,
         backend.port,
-        work.headers.protocol,
+        ctx.headers.protocol,
     ) {
         return Err(Reason::TunnelPort);
     }
-    if admission::is_loop(tables, config, &work.headers, entry) {
+    if admission::is_loop(tables, config, &ctx.headers, entry) {
         return Err(Reason::ReplyLoop);
     }
     if matches!(entry, Entry::Uplink) {
-        let headers = &work.headers;
+        let headers = &ctx.headers;
         // The replies would go from this node to the port of another node's tunnel.
         if headers.protocol == protocol::UDP
             && tunnel::is_port(config, headers.sport)
@@ -140,73 +145,87 @@ pub fn may_begin<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
 /// Whether a packet to a port of the node belongs to a connection that the node itself made from that port.
 /// That connection was first: a service or a host port with its port gets only new connections.
 #[inline(always)]
-fn belongs_to_node<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> bool {
-    let headers = &work.headers;
+fn belongs_to_node<T: Tables>(tables: &T, config: &Config, ctx: &PacketContext, entry: Entry) -> bool {
+    let headers = &ctx.headers;
     matches!(entry, Entry::Uplink | Entry::Pod)
         && !headers.is_opening()
         && (config.is_node_address(&headers.dst)
             || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(&headers.dst).is_node()))
-        && tables.has_own_connection(&work.key)
+        && tables.has_own_connection(&ctx.key)
 }
 
 /// Decides about a packet on its way to a client: into a pod, or out of the node to a client outside. It may
 /// be a reply of a translated flow.
 #[inline(always)]
-pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> Decision {
+pub fn leaving<T: Tables, P: Packet + ?Sized>(tables: &T, ctx: &mut PacketContext, packet: &P) -> Decision {
     let Some(config) = tables.config() else {
         return Decision::Pass(Reason::NotOurs);
     };
-    if work.headers.is_icmp_error() && tables.is_error_of_a_flow(work, packet) {
+    if ctx.headers.is_icmp_error() && tables.is_error_of_a_flow(ctx, packet) {
         return Decision::TranslateError;
     }
-    fragment::complete(tables, work, Passage::Leaving);
-    if answers(tables, config, work, Passage::Leaving) {
+    fragment::complete(tables, ctx, Passage::Leaving);
+    if is_reply_of_flow(tables, config, ctx, Passage::Leaving) {
         return Decision::Translate(Reason::Reply);
     }
-    if local_socket::may_clash(tables, config, work) {
-        return local_socket::leaving(tables, config, work);
+    if local_socket::may_clash(tables, config, ctx) {
+        return local_socket::leaving(tables, config, ctx);
     }
     Decision::Pass(Reason::NotOurs)
 }
 
-/// Whether a packet is a reply of a translated flow; [`Work::flow`] then translates it. No program decides
-/// about the packet between this one and its receiver.
+/// Whether a packet is a reply of a translated flow; [`PacketContext::flow`] then translates it. No program
+/// decides about the packet between this one and its receiver.
 #[inline(always)]
-pub(super) fn answers<T: Tables>(tables: &T, config: &Config, work: &mut Work, passage: Passage) -> bool {
-    let is_answer = work.headers.has_ports
-        && find(tables, config, work)
-        && work.flow.is_reply != 0
-        && work.flow.backend != Flow::DIRECT;
-    if is_answer {
-        advance(tables, work);
-        fragment::note(tables, work, passage);
+pub(super) fn is_reply_of_flow<T: Tables>(
+    tables: &T,
+    config: &Config,
+    ctx: &mut PacketContext,
+    passage: Passage,
+) -> bool {
+    let is_reply = ctx.headers.has_ports
+        && find(tables, config, ctx)
+        && ctx.flow.is_reply != 0
+        && ctx.flow.backend != Flow::DIRECT;
+    if is_reply {
+        advance(tables, ctx);
+        fragment::note(tables, ctx, passage);
     }
-    is_answer
+    is_reply
 }
 
 /// Whether an ICMP error is about a flow that is translated here.
 #[inline(always)]
-pub fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(tables: &T, work: &mut Work, packet: &P) -> bool {
+pub fn is_error_of_a_flow<T: Tables, P: Packet + ?Sized>(
+    tables: &T,
+    ctx: &mut PacketContext,
+    packet: &P,
+) -> bool {
     // The fields about the flow and about the packet in the error belong to this packet from here on.
-    work.flow.backend = 0;
-    work.carried.src = Ip::UNSPECIFIED;
-    work.carried.dst = Ip::UNSPECIFIED;
-    if work.headers.is_fragment {
+    ctx.flow.backend = 0;
+    ctx.embedded.src = Ip::UNSPECIFIED;
+    ctx.embedded.dst = Ip::UNSPECIFIED;
+    if ctx.headers.is_fragment {
         return false;
     }
-    parse_carried_into(packet, &work.headers, &mut work.carried).is_some()
-        && related::find(tables, work)
-        && work.flow.backend != Flow::DIRECT
+    parse_embedded_into(packet, &ctx.headers, &mut ctx.embedded).is_some()
+        && related::find(tables, ctx)
+        && ctx.flow.backend != Flow::DIRECT
 }
 
 /// The reason to drop an ICMP error; none if it may pass. The flow that it is about may be unknown here, but
 /// the receiving stack acts on the error. [`is_error_of_a_flow`] has to run first, since it reads the packet
 /// in the error.
 #[inline(always)]
-fn refused_error<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Entry) -> Option<Reason> {
+fn refused_error<T: Tables>(
+    tables: &T,
+    config: &Config,
+    ctx: &PacketContext,
+    entry: Entry,
+) -> Option<Reason> {
     match entry {
-        Entry::Pod => (!may_report(tables, work)).then_some(Reason::ForgedSource),
-        Entry::Uplink => tunnel::is_error(tables, config, work).then_some(Reason::TunnelSource),
+        Entry::Pod => (!may_report(tables, ctx)).then_some(Reason::ForgedSource),
+        Entry::Uplink => tunnel::is_error(tables, config, ctx).then_some(Reason::TunnelSource),
         _ => None,
     }
 }
@@ -215,10 +234,10 @@ fn refused_error<T: Tables>(tables: &T, config: &Config, work: &Work, entry: Ent
 /// the operator lets send from any address may be a router. A pod of another plugin is that plugin's
 /// responsibility.
 #[inline(always)]
-fn may_report<T: Tables>(tables: &T, work: &Work) -> bool {
-    work.headers.src.same(&work.carried.dst)
+fn may_report<T: Tables>(tables: &T, ctx: &PacketContext) -> bool {
+    ctx.headers.src.same(&ctx.embedded.dst)
         || tables
-            .pod_link(work.interface)
+            .pod_link(ctx.interface)
             .is_none_or(|link| sender::is_exempt(&link))
 }
 
@@ -228,22 +247,22 @@ fn may_report<T: Tables>(tables: &T, work: &Work) -> bool {
 fn to_frontend<T: Tables>(
     tables: &T,
     config: &Config,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     entry: Entry,
     mut key: FrontendKey,
     mut frontend: Frontend,
 ) -> Result<Reason, Decision> {
-    let reason = match established(tables, config, work, entry, &frontend) {
+    let reason = match established(tables, config, ctx, entry, &frontend) {
         // A connection continues even if its peer's address has become a service's.
-        Ok(()) if is_for_later(&work.flow, &work.key, entry) => return Err(Decision::Pass(Reason::NotOurs)),
-        Ok(()) if work.flow.is_reply != 0 => return Err(Decision::Translate(Reason::Reply)),
+        Ok(()) if is_for_later(&ctx.flow, &ctx.key, entry) => return Err(Decision::Pass(Reason::NotOurs)),
+        Ok(()) if ctx.flow.is_reply != 0 => return Err(Decision::Translate(Reason::Reply)),
         Ok(()) => return Err(Decision::Translate(Reason::Established)),
         Err(reason) if reason.is_drop() => return Err(Decision::Drop(reason)),
         Err(reason) => reason,
     };
-    let headers = &work.headers;
+    let headers = &ctx.headers;
     if frontend.flags().has(FrontendFlags::SOURCE_RANGES)
-        && !is_of_node_itself(entry, work)
+        && !is_of_node_itself(entry, ctx)
         && !tables.is_allowed(frontend.service, &headers.src)
     {
         return Err(Decision::Drop(Reason::SourceNotAllowed));
@@ -262,11 +281,11 @@ fn to_frontend<T: Tables>(
         dport,
         protocol,
         ..
-    } = &work.key;
+    } = &ctx.key;
     let hash = flow_hash(src, dst, *sport, *dport, *protocol, 0);
     match select(tables, &key, frontend, src, hash) {
         Ok(selected) => {
-            work.selected = selected;
+            ctx.selected = selected;
             Ok(reason)
         }
         Err(reason) => Err(Decision::Drop(reason)),
@@ -275,13 +294,13 @@ fn to_frontend<T: Tables>(
 
 /// Whether the node sends to itself by an address that it does not hold, and has that address as source too.
 #[inline(always)]
-fn is_of_node_itself(entry: Entry, work: &Work) -> bool {
+fn is_of_node_itself(entry: Entry, ctx: &PacketContext) -> bool {
     let is_sender = match entry {
-        Entry::Host => work.arrived_by == 0,
+        Entry::Host => ctx.arrived_by == 0,
         Entry::Loopback => true,
         _ => false,
     };
-    is_sender && work.headers.src.same(&work.headers.dst)
+    is_sender && ctx.headers.src.same(&ctx.headers.dst)
 }
 
 /// Decides about a packet to a host port, whose pod is selected. As with a frontend, an established
@@ -290,41 +309,41 @@ fn is_of_node_itself(entry: Entry, work: &Work) -> bool {
 fn to_host_port<T: Tables>(
     tables: &T,
     config: &Config,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     entry: Entry,
 ) -> Result<Reason, Decision> {
-    if !find(tables, config, work) {
+    if !find(tables, config, ctx) {
         return Ok(Reason::NewFlow);
     }
-    let opens = work.headers.is_opening();
-    if work.flow.is_reply != 0 {
-        if opens || work.flow.backend == Flow::DIRECT {
+    let opens = ctx.headers.is_opening();
+    if ctx.flow.is_reply != 0 {
+        if opens || ctx.flow.backend == Flow::DIRECT {
             return Ok(Reason::Moved);
         }
-        return Err(reply(tables, work, entry));
+        return Err(reply(tables, ctx, entry));
     }
-    let is_current = work.flow.backend == work.selected.id
-        && work.flow.generation == work.selected.backend.generation
-        && !(opens && is_over(work.flow.state(), is_outside(tables, entry, &work.headers.src)));
-    if !is_current && (opens || !work.headers.has_connections()) {
-        forget(tables, work);
+    let is_current = ctx.flow.backend == ctx.selected.id
+        && ctx.flow.generation == ctx.selected.backend.generation
+        && !(opens && is_over(ctx.flow.state(), is_outside(tables, entry, &ctx.headers.src)));
+    if !is_current && (opens || !ctx.headers.has_connections()) {
+        forget(tables, ctx);
         return Ok(Reason::Moved);
     }
-    if is_for_later(&work.flow, &work.key, entry) {
+    if is_for_later(&ctx.flow, &ctx.key, entry) {
         return Err(Decision::Pass(Reason::NotOurs));
     }
-    advance(tables, work);
+    advance(tables, ctx);
     Err(Decision::Translate(Reason::Established))
 }
 
 /// A reply of a flow whose source port is also a port of the node that leads to a service or a pod. The flow
 /// was first.
 #[inline(always)]
-fn reply<T: Tables>(tables: &T, work: &mut Work, entry: Entry) -> Decision {
-    if is_for_later(&work.flow, &work.key, entry) {
+fn reply<T: Tables>(tables: &T, ctx: &mut PacketContext, entry: Entry) -> Decision {
+    if is_for_later(&ctx.flow, &ctx.key, entry) {
         return Decision::Pass(Reason::NotOurs);
     }
-    advance(tables, work);
+    advance(tables, ctx);
     Decision::Translate(Reason::Reply)
 }
 
@@ -350,11 +369,11 @@ const fn is_over(state: FlowState, from_outside: bool) -> bool {
 /// then waits until the old one has been silent for a minute. Netfilter leaves it to the old backend for the
 /// whole lifetime.
 #[inline(always)]
-fn outlives_syn<T: Tables>(tables: &T, work: &Work) -> bool {
+fn outlives_syn<T: Tables>(tables: &T, ctx: &PacketContext) -> bool {
     /// The silence after which a SYN may end a connection, in ticks.
     const SILENCE: u32 = 60;
-    let state = work.flow.state();
-    state.has(FlowState::CONFIRMED) && age(tables.now(), work.flow.seen) < SILENCE
+    let state = ctx.flow.state();
+    state.has(FlowState::CONFIRMED) && age(tables.now(), ctx.flow.seen) < SILENCE
 }
 
 /// Finds the valid entry of a packet to a frontend. If there is none, it returns the reason for a new flow or
@@ -367,31 +386,31 @@ fn outlives_syn<T: Tables>(tables: &T, work: &Work) -> bool {
 fn established<T: Tables>(
     tables: &T,
     config: &Config,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     entry: Entry,
     frontend: &Frontend,
 ) -> Result<(), Reason> {
-    if !find(tables, config, work) {
+    if !find(tables, config, ctx) {
         return Err(Reason::NewFlow);
     }
-    let opens = work.headers.is_opening();
-    if work.flow.is_reply != 0 {
-        if opens || work.flow.backend == Flow::DIRECT {
+    let opens = ctx.headers.is_opening();
+    if ctx.flow.is_reply != 0 {
+        if opens || ctx.flow.backend == Flow::DIRECT {
             return Err(Reason::Moved);
         }
         // A reply to a flow whose source is the frontend's address and port: the flow was first.
-        advance(tables, work);
+        advance(tables, ctx);
         return Ok(());
     }
-    let from_outside = is_outside(tables, entry, &work.headers.src);
+    let from_outside = is_outside(tables, entry, &ctx.headers.src);
     let resets = frontend.flags().has(FrontendFlags::RESET_REMOVED);
-    if !work.headers.has_connections() || opens || resets {
-        let stands = match tables.backend(work.flow.backend) {
-            Some(backend) if backend.generation == work.flow.generation => {
+    if !ctx.headers.has_connections() || opens || resets {
+        let is_still_valid = match tables.backend(ctx.flow.backend) {
+            Some(backend) if backend.generation == ctx.flow.generation => {
                 if opens {
                     // A SYN within a connection may be forged. The backend's reply shows whether it is (RFC
                     // 5961 §4).
-                    let state = work.flow.state();
+                    let state = ctx.flow.state();
                     let was_confirmed = state.has(FlowState::CONFIRMED | FlowState::RESET);
                     !is_over(state, from_outside)
                         && (backend.is_active() || (was_confirmed && backend.is_alive()))
@@ -401,17 +420,17 @@ fn established<T: Tables>(
             }
             _ => false,
         };
-        let is_kept = opens && from_outside && !resets && outlives_syn(tables, work);
-        if !stands && !is_kept {
-            forget(tables, work);
-            return Err(if opens || !work.headers.has_connections() {
+        let is_kept = opens && from_outside && !resets && outlives_syn(tables, ctx);
+        if !is_still_valid && !is_kept {
+            forget(tables, ctx);
+            return Err(if opens || !ctx.headers.has_connections() {
                 Reason::Moved
             } else {
                 Reason::BackendRemoved
             });
         }
     }
-    advance(tables, work);
+    advance(tables, ctx);
     Ok(())
 }
 

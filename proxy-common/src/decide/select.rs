@@ -23,9 +23,9 @@ pub struct Selected {
 }
 
 impl Selected {
-    /// A replacement for a backend, see [`Flow::MASQUERADED`], [`Flow::DIRECT`] and [`Flow::TO_HOST_PORT`].
+    /// A backend that is in no map, see [`Flow::MASQUERADED`], [`Flow::DIRECT`] and [`Flow::TO_HOST_PORT`].
     #[inline(always)]
-    pub(super) const fn stand_in(id: u32, flags: u32, address: Ip, port: Port, generation: u32) -> Self {
+    pub(super) const fn synthetic(id: u32, flags: u32, address: Ip, port: Port, generation: u32) -> Self {
         Self {
             id,
             service: 0,
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_client_never_stays_with_a_backend_that_takes_no_new_flows() {
-        for spoil in [
+        for change in [
             (|backend| backend.state = BackendState::Terminating as u8) as fn(&mut Backend),
             |backend| backend.state = BackendState::Gone as u8,
             |backend| backend.generation += 1,
@@ -255,7 +255,7 @@ mod tests {
         ] {
             let (mut fake, key) = affine();
             assert_eq!(choose(&fake, &key, CLIENT, u32::MAX), 2);
-            spoil(&mut fake.backends[2]);
+            change(&mut fake.backends[2]);
             assert_eq!(choose(&fake, &key, CLIENT, 0), 0);
         }
         let (mut fake, key) = affine();

@@ -170,14 +170,14 @@ fn begin<T: Tables>(
 ) -> SocketDecision {
     let Backend { address, port, .. } = selected.backend;
     if is_new {
-        let answers = FlowKey::new(address, *client, port, sender.port, protocol::UDP);
-        if tables.has_flow(&answers) {
+        let reply_key = FlowKey::new(address, *client, port, sender.port, protocol::UDP);
+        if tables.has_flow(&reply_key) {
             if !forward.address.is_loopback() {
                 return SocketDecision::Leave(Reason::NotOurs);
             }
             // The packet path does not handle loopback addresses, so here the older flow ends.
-            tables.forget_flow(&answers, true);
-            tables.forget_flow(&answers, false);
+            tables.forget_flow(&reply_key, true);
+            tables.forget_flow(&reply_key, false);
         }
     }
     let reverse = SocketKey::new(sender.cookie, address, port, Direction::FromBackend);

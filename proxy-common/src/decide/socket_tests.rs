@@ -1,6 +1,6 @@
 //! The rules of the socket decision, one test per rule.
 
-use super::Work;
+use super::PacketContext;
 use super::packet::{Decision, Entry, entering};
 use super::socket::{self as decide, Owner, Sender, SocketDecision, may_bind, receive};
 use super::testing::{Fake, ip, packet};
@@ -47,8 +47,8 @@ fn connect_translates_tcp_only() {
     assert_eq!(backend(connect(&fake, ip(VIP), Port::new(80), protocol::TCP)), 0);
     let udp = connect(&fake, ip(VIP), Port::new(53), protocol::UDP);
     assert_eq!(udp, SocketDecision::Leave(Reason::NotBalanced));
-    let strange = connect(&fake, ip("10.244.2.2"), Port::new(80), protocol::TCP);
-    assert_eq!(strange, SocketDecision::Leave(Reason::NotOurs));
+    let not_ours = connect(&fake, ip("10.244.2.2"), Port::new(80), protocol::TCP);
+    assert_eq!(not_ours, SocketDecision::Leave(Reason::NotOurs));
 }
 
 #[test]
@@ -78,12 +78,12 @@ fn datagrams_of_a_socket_stay_together_until_the_backend_is_gone() {
 }
 
 #[test]
-fn the_sender_of_an_answer_is_the_virtual_address() {
+fn the_source_of_a_reply_is_the_virtual_address() {
     let mut fake = Fake::node();
     fake.service(VIP, 53, protocol::UDP, &[("10.244.2.2", 5353)]);
     let _ = send(&fake, 7, ip(VIP), Port::new(53));
-    let answer = receive(&fake, 7, ip("10.244.2.2"), Port::new(5353));
-    assert_eq!(answer, Some((ip(VIP), Port::new(53))));
+    let source = receive(&fake, 7, ip("10.244.2.2"), Port::new(5353));
+    assert_eq!(source, Some((ip(VIP), Port::new(53))));
     assert_eq!(receive(&fake, 8, ip("10.244.2.2"), Port::new(5353)), None);
 }
 
@@ -98,32 +98,32 @@ fn a_second_virtual_address_of_one_backend_is_left_to_the_packet_path() {
     // The packet path gives this flow another source port, but lets other sockets keep theirs.
     for (cookie, keeps_port) in [(7, false), (8, true)] {
         let request = packet(protocol::UDP, ("192.168.50.11", 40_000), ("10.96.0.2", 53));
-        let mut work = Work::new(request);
-        work.socket = cookie;
-        let decision = entering(&fake, &mut work, &[0_u8; 64][..], Entry::Host);
+        let mut ctx = PacketContext::new(request);
+        ctx.socket = cookie;
+        let decision = entering(&fake, &mut ctx, &[0_u8; 64][..], Entry::Host);
         assert_eq!(decision, Decision::Translate(Reason::NewFlow));
-        assert_eq!(work.flow.sport == request.sport, keeps_port, "socket {cookie}");
+        assert_eq!(ctx.flow.sport == request.sport, keeps_port, "socket {cookie}");
         fake.new_flows.borrow_mut().clear();
     }
 }
 
 /// An earlier connected socket had the port that another one has now.
 #[test]
-fn an_older_conversation_by_the_packet_path_keeps_its_answers_or_gives_way() {
+fn an_older_flow_of_the_packet_path_keeps_its_replies_or_ends() {
     let mut fake = Fake::node();
     for address in [VIP, "10.96.0.2", "127.0.0.1"] {
         fake.service(address, 53, protocol::UDP, &[("10.244.2.2", 53)]);
     }
     let request = packet(protocol::UDP, ("192.168.50.11", 40_000), (VIP, 53));
-    let mut work = Work::new(request);
-    let _ = entering(&fake, &mut work, &[0_u8; 64][..], Entry::Host);
-    let answers = work.flow.reply_key(&work.key);
-    assert!(fake.known_flow(&answers).is_some());
+    let mut ctx = PacketContext::new(request);
+    let _ = entering(&fake, &mut ctx, &[0_u8; 64][..], Entry::Host);
+    let reply_key = ctx.flow.reply_key(&ctx.key);
+    assert!(fake.known_flow(&reply_key).is_some());
     let other = send(&fake, 7, ip("10.96.0.2"), Port::new(53));
     assert_eq!(other, SocketDecision::Leave(Reason::NotOurs));
     // The packet path does not handle loopback addresses.
     let _ = backend(send(&fake, 7, ip("127.0.0.1"), Port::new(53)));
-    assert!(fake.known_flow(&answers).is_none());
+    assert!(fake.known_flow(&reply_key).is_none());
 }
 
 #[test]

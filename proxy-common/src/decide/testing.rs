@@ -11,8 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use super::PacketContext;
 use super::Tables;
-use super::Work;
 use crate::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, BackendState, Config, Datagram, FirstFragment, Flow,
     FlowKey, FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, InUse, Pod, PodLink,
@@ -124,7 +124,7 @@ impl Fake {
         fake.config.masquerade_count = 1000;
         fake.config.connection_share = 1000;
         fake.config.stream_share = 1000;
-        fake.config.unanswered_share = 2000;
+        fake.config.unreplied_share = 2000;
         fake.room = usize::MAX;
         fake.addresses
             .insert(ip("192.168.50.11"), AddressFlags(AddressFlags::NODE));
@@ -173,7 +173,7 @@ impl Fake {
 
 impl Fake {
     /// Lets this many ticks pass.
-    pub fn pass_ticks(&self, ticks: u32) {
+    pub fn advance_clock(&self, ticks: u32) {
         self.clock.set(self.clock.get() + (u64::from(ticks) << 30));
     }
 
@@ -305,33 +305,33 @@ impl Tables for Fake {
         }
     }
 
-    fn note_unanswered(&self, config: &Config, client: &Ip) -> bool {
+    fn note_unreplied(&self, config: &Config, client: &Ip) -> bool {
         let mut waiting = self.unanswered.borrow_mut();
         let recent = waiting.entry(*client).or_default();
-        recent.another(self.now(), config.unanswered_share)
+        recent.another(self.now(), config.unreplied_share)
     }
 
-    fn note_answered(&self, client: &Ip) {
+    fn note_replied(&self, client: &Ip) {
         if let Some(waiting) = self.unanswered.borrow_mut().get_mut(client) {
             waiting.count = waiting.count.saturating_sub(1);
         }
     }
 
-    fn leads_back(&self, headers: &Headers, interface: u32) -> bool {
+    fn passes_reverse_path(&self, headers: &Headers, interface: u32) -> bool {
         self.routes_back
             .get(&headers.src)
             .is_none_or(|by| *by == interface)
     }
 
-    fn way_out(&self, work: &Work) -> u32 {
-        self.routes_out.get(work.destination()).copied().unwrap_or(0)
+    fn output_device(&self, ctx: &PacketContext) -> u32 {
+        self.routes_out.get(ctx.destination()).copied().unwrap_or(0)
     }
 
-    fn lacks_neighbour(&self, work: &Work, is_translated: bool) -> bool {
+    fn lacks_neighbour(&self, ctx: &PacketContext, is_translated: bool) -> bool {
         let to = if is_translated {
-            work.flow.dst
+            ctx.flow.dst
         } else {
-            work.headers.dst
+            ctx.headers.dst
         };
         !self.known_neighbours.contains(&to)
     }
@@ -390,11 +390,11 @@ impl Tables for Fake {
         self.socket_peers.borrow_mut().insert(*key, *peer);
     }
 
-    fn pods_answer_outside(&self) {
+    fn pods_reply_outside(&self) {
         self.outside.set(true);
     }
 
-    fn node_answers_outside(&self) {
+    fn node_replies_outside(&self) {
         self.outside_to_node.set(true);
     }
 

@@ -1,7 +1,7 @@
 //! The translation of a new flow: its source, its delivery, and its two conntrack entries.
 //!
 //! A flow keeps its source wherever the reply certainly comes back through this node's programs. The source
-//! is exchanged (masqueraded) in exactly these cases:
+//! is exchanged (SNAT, masqueraded) in exactly these cases:
 //!
 //! - A pod that sends to itself gets the node's address, and the packet goes straight back into the pod.
 //! - The node that sends to itself through a virtual address gets that address. Its route leads the reply
@@ -25,7 +25,7 @@
 
 use super::conntrack::{age, client_of, is_expired};
 use super::decision::{Decision, Entry};
-use super::{Tables, Work};
+use super::{PacketContext, Tables};
 use crate::flow_hash::{flow_hash, pick};
 use crate::maps::{
     Config, ConfigFlags, Deliver, Direction, Flow, FlowState, FrontendFlags, RangeFlags, Reason, SocketKey,
@@ -40,25 +40,25 @@ pub const PORT_ATTEMPTS: u32 = 16;
 pub fn begin<T: Tables>(
     tables: &T,
     config: &Config,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     entry: Entry,
     reason: Reason,
 ) -> Decision {
-    work.out = if matches!(entry, Entry::Egress) {
-        work.interface
+    ctx.out = if matches!(entry, Entry::Egress) {
+        ctx.interface
     } else if config.has(ConfigFlags::MORE_UPLINKS) {
-        tables.way_out(work)
+        tables.output_device(ctx)
     } else {
         0
     };
-    if let Err(reason) = tables.prepare(config, work, entry) {
+    if let Err(reason) = tables.prepare(config, ctx, entry) {
         return Decision::Drop(reason);
     }
     // The loop counts at its end. Older kernels (6.1) accept a loop only if its back edge is a jump. The back
     // edge of a loop that counts at its start may be a fall-through.
     let mut attempt = 0;
     loop {
-        if tables.try_port(config, work, attempt) {
+        if tables.try_port(config, ctx, attempt) {
             return Decision::Translate(reason);
         }
         attempt += 1;
@@ -73,13 +73,18 @@ pub fn begin<T: Tables>(
 /// # Errors
 /// The node lacks an address that the flow needs, or the client waits for too many replies already.
 #[inline(always)]
-pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Result<(), Reason> {
-    let Work {
+pub fn prepare<T: Tables>(
+    tables: &T,
+    config: &Config,
+    ctx: &mut PacketContext,
+    entry: Entry,
+) -> Result<(), Reason> {
+    let PacketContext {
         headers,
         flow,
         selected,
         ..
-    } = work;
+    } = ctx;
     flow.src = headers.src;
     flow.dst = selected.backend.address;
     flow.sport = headers.sport;
@@ -95,16 +100,16 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
     flow.is_reply = 0;
     flow.state = 0;
     let flags = selected.flags;
-    let is_safe = choose_source(tables, config, work, entry, flags);
-    work.client = client_of(tables, &work.key, &work.flow);
-    work.keeps_port = u32::from(is_safe || has_port(config, work, work.key.sport));
-    work.over = Port::new(0);
-    work.over_for = 0;
-    if work.flow.src.is_unspecified() {
+    let is_safe = choose_source(tables, config, ctx, entry, flags);
+    ctx.client = client_of(tables, &ctx.key, &ctx.flow);
+    ctx.keeps_port = u32::from(is_safe || has_port(config, ctx, ctx.key.sport));
+    ctx.reuse_port = Port::new(0);
+    ctx.reuse_rank = 0;
+    if ctx.flow.src.is_unspecified() {
         return Err(Reason::NoNodeAddress);
     }
-    let is_masqueraded = !work.flow.src.same(&work.headers.src);
-    if is_masqueraded && !tables.note_unanswered(config, &work.client) {
+    let is_masqueraded = !ctx.flow.src.same(&ctx.headers.src);
+    if is_masqueraded && !tables.note_unreplied(config, &ctx.client) {
         return Err(Reason::SourcePortShare);
     }
     Ok(())
@@ -116,13 +121,13 @@ pub fn prepare<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: E
 fn choose_source<T: Tables>(
     tables: &T,
     config: &Config,
-    work: &mut Work,
+    ctx: &mut PacketContext,
     entry: Entry,
     flags: FrontendFlags,
 ) -> bool {
-    let Work {
+    let PacketContext {
         headers, flow, out, ..
-    } = work;
+    } = ctx;
     let out = *out;
     if matches!(entry, Entry::Egress) {
         flow.src = address_towards(tables, config, &flow.dst, out);
@@ -149,7 +154,7 @@ fn choose_source<T: Tables>(
         if !to_node {
             flow.deliver = Deliver::Route as u8;
             flow.reply_deliver = Deliver::Loopback as u8;
-            return !follow_way(tables, config, flow, out);
+            return !follow_route(tables, config, flow, out);
         }
         return true;
     }
@@ -160,16 +165,16 @@ fn choose_source<T: Tables>(
         if to_node {
             flow.src = headers.dst;
             flow.deliver = Deliver::Host as u8;
-        } else if follow_way(tables, config, flow, out) {
+        } else if follow_route(tables, config, flow, out) {
             return false;
         }
         // The socket hooks may have bound this socket to the backend already, and no conntrack entry shows
         // that.
-        let peer = SocketKey::new(work.socket, flow.dst, flow.dport, Direction::FromBackend);
-        return work.socket == 0 || tables.socket_peer(&peer).is_none();
+        let peer = SocketKey::new(ctx.socket, flow.dst, flow.dport, Direction::FromBackend);
+        return ctx.socket == 0 || tables.socket_peer(&peer).is_none();
     }
     if to_node && !by_host {
-        tables.node_answers_outside();
+        tables.node_replies_outside();
         return true;
     }
     flow.deliver = Deliver::Route as u8;
@@ -180,11 +185,11 @@ fn choose_source<T: Tables>(
         return true;
     }
     if flags.has(FrontendFlags::KEEP_SOURCE) {
-        tables.pods_answer_outside();
+        tables.pods_reply_outside();
         return true;
     }
     if !flags.is_external() && !masquerade_all && tables.is_pod(&headers.src) {
-        tables.pods_answer_outside();
+        tables.pods_reply_outside();
         return true;
     }
     flow.src = address_towards(tables, config, &flow.dst, out);
@@ -195,7 +200,7 @@ fn choose_source<T: Tables>(
 /// kernel chose the primary one by the route to services, before the backend was known. Returns true if the
 /// source changes.
 #[inline(always)]
-fn follow_way<T: Tables>(tables: &T, config: &Config, flow: &mut Flow, out: u32) -> bool {
+fn follow_route<T: Tables>(tables: &T, config: &Config, flow: &mut Flow, out: u32) -> bool {
     if !config.is_node_address(&flow.src) {
         return false;
     }
@@ -225,33 +230,33 @@ fn address_towards<T: Tables>(tables: &T, config: &Config, to: &Ip, out: u32) ->
 /// A free port comes first. The last attempt takes the port of a flow that is over. Of several such flows, it
 /// takes the one that has been over for the longest.
 #[inline(always)]
-pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt: u32) -> bool {
+pub fn try_port<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext, attempt: u32) -> bool {
     if attempt == PORT_ATTEMPTS {
-        return succeed(tables, work);
+        return reuse_port(tables, ctx);
     }
-    if attempt > 0 || work.keeps_port == 0 {
-        work.flow.sport = masquerade_port(config, work, attempt);
+    if attempt > 0 || ctx.keeps_port == 0 {
+        ctx.flow.sport = masquerade_port(config, ctx, attempt);
     }
-    answer(work);
-    let is_exchanged = !work.flow.src.same(&work.headers.src) || work.flow.sport != work.headers.sport;
-    if is_exchanged && tables.has_own_socket(&work.reply_key) {
+    set_reply(ctx);
+    let is_snat = !ctx.flow.src.same(&ctx.headers.src) || ctx.flow.sport != ctx.headers.sport;
+    if is_snat && tables.has_own_socket(&ctx.reply_key) {
         return false;
     }
-    if tables.insert_flow(&work.reply_key, &work.reply) {
-        tables.replace_flow(&work.key, &work.flow);
+    if tables.insert_flow(&ctx.reply_key, &ctx.reply) {
+        tables.replace_flow(&ctx.key, &ctx.flow);
         return true;
     }
-    if !tables.flow(&work.reply_key, &mut work.found) {
+    if !tables.flow(&ctx.reply_key, &mut ctx.found) {
         return false;
     }
-    if is_same_flow(work) {
-        take_over(tables, work);
+    if is_same_flow(ctx) {
+        take_over(tables, ctx);
         return true;
     }
-    let standing = standing(config, work);
-    if standing > work.over_for {
-        work.over = work.flow.sport;
-        work.over_for = standing;
+    let reuse_rank = reuse_rank(config, ctx);
+    if reuse_rank > ctx.reuse_rank {
+        ctx.reuse_port = ctx.flow.sport;
+        ctx.reuse_rank = reuse_rank;
     }
     false
 }
@@ -268,18 +273,18 @@ pub fn try_port<T: Tables>(tables: &T, config: &Config, work: &mut Work, attempt
 ///
 /// Within a kind, the flow that has been silent for the longest gives up its port first.
 #[inline(always)]
-fn standing(config: &Config, work: &Work) -> u32 {
+fn reuse_rank(config: &Config, ctx: &PacketContext) -> u32 {
     /// More ticks than a year has.
     const KIND: u32 = 1 << 26;
     /// The silence in ticks after which a flow that is not proven gives up its port.
     const PATIENCE: u32 = 2;
     /// The same for a stream. It is longer than the interval of keepalives, 20 to 30 s.
     const STREAM: u32 = 32;
-    let (now, found) = (work.flow.seen, &work.found);
+    let (now, found) = (ctx.flow.seen, &ctx.found);
     let idle = age(now, found.seen);
     let silent = if idle < KIND { idle } else { KIND - 1 };
     let state = found.state();
-    if is_expired(config, found, work.key.protocol, now) {
+    if is_expired(config, found, ctx.key.protocol, now) {
         4 * KIND + silent
     } else if state.has(FlowState::RESET) {
         // A RST of this very tick has no rank, so the flow keeps its port.
@@ -288,7 +293,7 @@ fn standing(config: &Config, work: &Work) -> u32 {
         3 * KIND + silent
     } else if !state.has(FlowState::CONFIRMED) && idle >= PATIENCE {
         2 * KIND + silent
-    } else if !work.headers.has_connections() && idle >= STREAM {
+    } else if !ctx.headers.has_connections() && idle >= STREAM {
         silent
     } else {
         0
@@ -297,30 +302,30 @@ fn standing(config: &Config, work: &Work) -> u32 {
 
 /// Gives the new flow the source port of a flow that is over.
 #[inline(always)]
-fn succeed<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    if work.over_for == 0 {
+fn reuse_port<T: Tables>(tables: &T, ctx: &mut PacketContext) -> bool {
+    if ctx.reuse_rank == 0 {
         return false;
     }
-    work.flow.sport = work.over;
-    answer(work);
-    if !tables.flow(&work.reply_key, &mut work.found) {
+    ctx.flow.sport = ctx.reuse_port;
+    set_reply(ctx);
+    if !tables.flow(&ctx.reply_key, &mut ctx.found) {
         // The entry was removed meanwhile.
-        work.found.state = 0;
-        take_over(tables, work);
+        ctx.found.state = 0;
+        take_over(tables, ctx);
         return true;
     }
     // The old flow's other entry is not needed any more. The new flow's entries have their own keys.
-    let other = work.found.reply_key(&work.reply_key);
-    tables.forget_flow(&other, work.found.state().is_protected());
-    take_over(tables, work);
+    let other = ctx.found.reply_key(&ctx.reply_key);
+    tables.forget_flow(&other, ctx.found.state().is_protected());
+    take_over(tables, ctx);
     true
 }
 
 #[inline(always)]
-fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
+fn masquerade_port(config: &Config, ctx: &PacketContext, attempt: u32) -> Port {
     // The hash includes the frontend, so that flows of one client port to one backend do not all try the same
     // ports.
-    let key = &work.key;
+    let key = &ctx.key;
     let hash = flow_hash(
         &key.src,
         &key.dst,
@@ -334,7 +339,7 @@ fn masquerade_port(config: &Config, work: &Work, attempt: u32) -> Port {
         pick(hash, count)
     } else {
         let pair = pick(hash, count / 2);
-        2 * pair + side(work, pair)
+        2 * pair + side(ctx, pair)
     };
     Port::new(config.masquerade_first.wrapping_add(offset as u16))
 }
@@ -346,40 +351,39 @@ const LEAST_DIVIDED: u32 = 64;
 ///
 /// So one client holds at most half of the ports towards a backend. Another client has half of those as well.
 #[inline(always)]
-const fn side(work: &Work, pair: u32) -> u32 {
-    let flow = &work.flow;
+const fn side(ctx: &PacketContext, pair: u32) -> u32 {
+    let flow = &ctx.flow;
     flow_hash(
-        &work.client,
+        &ctx.client,
         &flow.dst,
         Port::new(0),
         flow.dport,
-        work.key.protocol,
+        ctx.key.protocol,
         pair,
     ) & 1
 }
 
 /// Whether a client may have this port of the masquerade range.
 #[inline(always)]
-fn has_port(config: &Config, work: &Work, port: Port) -> bool {
+fn has_port(config: &Config, ctx: &PacketContext, port: Port) -> bool {
     let offset = port.number().wrapping_sub(config.masquerade_first);
     if offset >= config.masquerade_count {
         return false;
     }
     let offset = u32::from(offset);
-    u32::from(config.masquerade_count) < LEAST_DIVIDED || side(work, offset / 2) == offset & 1
+    u32::from(config.masquerade_count) < LEAST_DIVIDED || side(ctx, offset / 2) == offset & 1
 }
 
 /// Computes the entry of the flow's replies.
 #[inline(always)]
-const fn answer(work: &mut Work) {
-    work.flow
-        .reply_into(&work.key, &mut work.reply_key, &mut work.reply);
+const fn set_reply(ctx: &mut PacketContext) {
+    ctx.flow.reply_into(&ctx.key, &mut ctx.reply_key, &mut ctx.reply);
 }
 
 /// Whether the entry that has the port belongs to this same flow, left over from before it moved.
 #[inline(always)]
-fn is_same_flow(work: &Work) -> bool {
-    let (found, reply) = (&work.found, &work.reply);
+fn is_same_flow(ctx: &PacketContext) -> bool {
+    let (found, reply) = (&ctx.found, &ctx.reply);
     let same_client = found.dst.same(&reply.dst) && found.dport == reply.dport;
     let same_frontend = found.src.same(&reply.src) && found.sport == reply.sport;
     same_client && same_frontend
@@ -387,12 +391,12 @@ fn is_same_flow(work: &Work) -> bool {
 
 /// Writes both entries over the entry that has the port, which may be among the confirmed ones.
 #[inline(always)]
-fn take_over<T: Tables>(tables: &T, work: &Work) {
-    tables.replace_flow(&work.reply_key, &work.reply);
-    if work.found.state().is_protected() {
-        tables.forget_flow(&work.reply_key, true);
-        let client = client_of(tables, &work.reply_key, &work.found);
-        tables.return_share(&client, work.reply_key.protocol);
+fn take_over<T: Tables>(tables: &T, ctx: &PacketContext) {
+    tables.replace_flow(&ctx.reply_key, &ctx.reply);
+    if ctx.found.state().is_protected() {
+        tables.forget_flow(&ctx.reply_key, true);
+        let client = client_of(tables, &ctx.reply_key, &ctx.found);
+        tables.return_share(&client, ctx.reply_key.protocol);
     }
-    tables.replace_flow(&work.key, &work.flow);
+    tables.replace_flow(&ctx.key, &ctx.flow);
 }

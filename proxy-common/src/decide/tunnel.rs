@@ -16,7 +16,7 @@
 
 use super::admission::is_local_by_route;
 use super::decision::Entry;
-use super::{Tables, Work};
+use super::{PacketContext, Tables};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, RangeFlags, Reason};
 use crate::packet::{Headers, Ipv4Header, Ipv6Header, Packet, ether_type, is_extension};
@@ -58,7 +58,7 @@ fn is_node<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
 /// Whether a node's socket for the tunnel listens at an address. It listens at a node's addresses, its end of
 /// the tunnel, addresses that are local by a route, and all addresses that several hosts share.
 #[inline(always)]
-pub fn is_heard<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
+pub fn is_listening<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     is_node(tables, config, address) || is_shared(tables, config, address)
 }
 
@@ -78,7 +78,7 @@ fn is_shared<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
 pub fn is_end<T: Tables>(tables: &T, config: &Config, address: &Ip, port: Port, protocol: u8) -> bool {
     protocol == protocol::UDP
         && is_port(config, port)
-        && (is_heard(tables, config, address) || !tables.range(address).has(RangeFlags::PODS))
+        && (is_listening(tables, config, address) || !tables.range(address).has(RangeFlags::PODS))
 }
 
 /// The verdict on a packet for the port of the tunnels; `None` if this module does not decide it.
@@ -113,7 +113,7 @@ pub fn admit<T: Tables, P: Packet + ?Sized>(
 fn is_open<T: Tables>(tables: &T, config: &Config, address: &Ip) -> bool {
     config.is_service_address(address)
         || tables.address(address).is_virtual_only()
-        || (tables.range(address).has(RangeFlags::PODS) && !is_heard(tables, config, address))
+        || (tables.range(address).has(RangeFlags::PODS) && !is_listening(tables, config, address))
 }
 
 /// Whether a packet that came by an uplink, for the port of the tunnels, is for this node.
@@ -131,20 +131,20 @@ fn is_for_node<T: Tables>(tables: &T, config: &Config, headers: &Headers) -> boo
 ///
 /// The kernel also reads behind extension headers, and reads the port of a fragment.
 #[inline(always)]
-pub fn is_error<T: Tables>(tables: &T, config: &Config, work: &Work) -> bool {
-    let (headers, carried) = (&work.headers, &work.carried);
+pub fn is_error<T: Tables>(tables: &T, config: &Config, ctx: &PacketContext) -> bool {
+    let (headers, embedded) = (&ctx.headers, &ctx.embedded);
     if config.tunnel_port.raw() == 0 {
         return false;
     }
     if headers.is_fragment {
-        return is_heard(tables, config, &headers.dst);
+        return is_listening(tables, config, &headers.dst);
     }
-    let is_to_port = if carried.has_ports {
-        carried.protocol == protocol::UDP && is_port(config, carried.dport)
+    let is_to_port = if embedded.has_ports {
+        embedded.protocol == protocol::UDP && is_port(config, embedded.dport)
     } else {
-        carried.protocol == protocol::UDP || (!headers.src.is_v4() && is_extension(carried.protocol))
+        embedded.protocol == protocol::UDP || (!headers.src.is_v4() && is_extension(embedded.protocol))
     };
-    is_to_port && is_node(tables, config, &carried.src) && tables.address(&carried.dst).is_peer()
+    is_to_port && is_node(tables, config, &embedded.src) && tables.address(&embedded.dst).is_peer()
 }
 
 /// Whether an uplink has admitted a packet that comes out of the tunnel's device. `note` is the packet's

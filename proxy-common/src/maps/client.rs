@@ -65,7 +65,7 @@ impl Share {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RecentCount {
     /// The tick of the last change, see [`crate::Tables::now`].
-    pub tick: u32,
+    pub updated: u32,
     /// The count at that tick.
     pub count: u16,
     /// The lower half of the tick of the last refusal; 0 if there was none.
@@ -79,7 +79,7 @@ impl RecentCount {
     #[inline(always)]
     pub const fn first(now: u32) -> Self {
         Self {
-            tick: now,
+            updated: now,
             count: 1,
             refused: 0,
         }
@@ -94,7 +94,7 @@ impl RecentCount {
             self.refused = if now as u16 == 0 { u16::MAX } else { now as u16 };
             return false;
         }
-        self.tick = now;
+        self.updated = now;
         self.count = count as u16 + 1;
         true
     }
@@ -106,14 +106,14 @@ impl RecentCount {
     pub const fn was_refused(&self, now: u32, within: u16) -> bool {
         self.refused != 0
             && (now as u16).wrapping_sub(self.refused) <= within
-            && now.wrapping_sub(self.tick) <= within as u32 + 1
+            && now.wrapping_sub(self.updated) <= within as u32 + 1
     }
 
     /// The count that is left at this tick.
     #[inline(always)]
     pub const fn at(&self, now: u32) -> u32 {
         let count = self.count as u32;
-        match now.wrapping_sub(self.tick) {
+        match now.wrapping_sub(self.updated) {
             0 => count,
             1 => count >> 1,
             2 => count >> 2,

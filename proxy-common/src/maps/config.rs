@@ -39,7 +39,7 @@ impl ConfigFlags {
     /// Processes of the node cannot bind node ports, see [`crate::decide::socket::may_bind`].
     pub const PROTECT_NODE_PORTS: u32 = 16;
     /// Some virtual addresses are outside of all service ranges.
-    pub const STRAY_ADDRESSES: u32 = 32;
+    pub const VIPS_OUTSIDE_RANGES: u32 = 32;
     /// Packets of this node's pods to the world outside carry the node's address.
     pub const MASQUERADE_PODS: u32 = 64;
     /// Packets between pods of this node go straight into the other pod, past the node's stack.
@@ -115,9 +115,9 @@ pub struct Config {
     pub tunnel_port: Port,
     /// The uplink program sets it when it translates a flow whose replies it will not see. From then on,
     /// programs at the pods look for these replies. The programs write this field and the next one.
-    pub pods_answer_outside: u32,
+    pub pods_reply_outside: u32,
     /// The same for clients from outside to which the node itself replies, at the uplink.
-    pub node_answers_outside: u32,
+    pub node_replies_outside: u32,
     /// The lifetimes of idle flows, by [`Lifetime`], in ticks of [`crate::Tables::now`]; 0 has no end.
     pub lifetimes: [u32; Lifetime::COUNT],
     /// The most connections of one client that `FLOWS` protects.
@@ -150,7 +150,7 @@ pub struct Config {
     pub stream_share: u32,
     /// The most flows of one client that may hold a source port of the node before they are proven, see
     /// [`super::RecentCount`].
-    pub unanswered_share: u32,
+    pub unreplied_share: u32,
     /// The device of the tunnel between nodes; 0 if there is none.
     pub tunnel_device: u32,
     /// The most packets of a pod, or to a service port, for which the node may lately have resolved a

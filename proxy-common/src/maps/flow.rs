@@ -92,7 +92,7 @@ impl FlowKey {
     }
 }
 
-/// The translation of a packet.
+/// The translation of a packet: DNAT, SNAT or both.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flow {
@@ -136,7 +136,7 @@ pub struct FlowState(pub u8);
 
 impl FlowState {
     /// The backend has replied.
-    pub const ANSWERED: u8 = 1;
+    pub const SEEN_REPLY: u8 = 1;
     /// The flow is proven: the handshake is complete, or datagrams went both ways for some time.
     pub const CONFIRMED: u8 = 2;
     /// The client has sent its last byte.

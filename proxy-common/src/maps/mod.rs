@@ -27,7 +27,7 @@
 //! | `TRACE` | 0 → [`TraceCell`] (mmapped) | agent | packet programs |
 //! | `COUNTERS` | [`Reason`] → [`Counter`] (per CPU) | every program | agent |
 //! | `REFUSALS` | group of senders → [`Refusals`] (per CPU) | packet programs | the same |
-//! | `WORK` | 0 → [`Work`](crate::decide::Work) (per CPU) | packet programs | the same run of the same program |
+//! | `WORK` | 0 → [`PacketContext`](crate::decide::PacketContext) (per CPU) | packet programs | the same run of the same program |
 
 mod address;
 mod affinity;

@@ -169,8 +169,8 @@ const _: () = assert!(size_of::<Counter>() == 16);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Refusals {
-    /// The tick, see [`crate::Tables::now`].
-    pub tick: u32,
+    /// The window of the count: a tick, see [`crate::Tables::now`].
+    pub window: u32,
     /// The number of refusals.
     pub count: u32,
 }
@@ -206,8 +206,8 @@ impl Refusals {
     /// Counts one more refusal; false if that exceeds `most`.
     #[inline(always)]
     pub const fn another(&mut self, now: u32, most: u32) -> bool {
-        if self.tick != now {
-            self.tick = now;
+        if self.window != now {
+            self.window = now;
             self.count = 0;
         }
         self.count += 1;

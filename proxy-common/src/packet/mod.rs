@@ -4,12 +4,12 @@
 //! users implement it over a byte slice. The parser is total: any input results in [`Headers`] or a
 //! [`Reason`].
 
-mod carried;
 pub mod crc32c;
+mod embedded;
 mod headers;
 mod parse;
 
-pub use carried::{parse_carried, parse_carried_into};
+pub use embedded::{parse_embedded, parse_embedded_into};
 pub use headers::{IcmpHead, Ipv4Header, Ipv6Extension, Ipv6Header, Ports, TcpHead};
 pub use parse::{
     ECHO_ID, Headers, MAX_EXTENSIONS, SCTP_ABORT, SCTP_COOKIE_ACK, SCTP_INIT, SCTP_INIT_ACK,

@@ -121,7 +121,7 @@ impl Headers {
 
     /// Whether this packet is the other side's reply to an opening packet: a SYN,ACK, or an INIT ACK.
     #[inline(always)]
-    pub const fn is_opening_answer(&self) -> bool {
+    pub const fn is_opening_reply(&self) -> bool {
         const BOTH: u8 = TCP_SYN | TCP_ACK;
         (self.protocol == protocol::TCP && self.detail & BOTH == BOTH)
             || (self.protocol == protocol::SCTP && self.detail == SCTP_INIT_ACK)

@@ -18,7 +18,7 @@ mod socket;
 
 use aya_ebpf::helpers::generated as helper;
 use proxy_common::Plain;
-use proxy_common::decide::Work;
+use proxy_common::decide::PacketContext;
 use proxy_common::maps::{
     Config, Counter, Datagram, FirstFragment, Flow, FragmentPorts, Frontend, RecentCount, Refusals, Share,
 };
@@ -65,15 +65,15 @@ pub fn array_element<T: Plain>(pointer: *const T) -> &'static T {
     unsafe { &*pointer }
 }
 
-/// This CPU's working memory.
+/// The packet context of this CPU.
 ///
 /// A packet program runs with bottom halves disabled, and a CPU never enters it twice. So the reference is
 /// the only one while the program runs.
 #[inline(always)]
-pub fn work() -> Option<&'static mut Work> {
+pub fn packet_context() -> Option<&'static mut PacketContext> {
     // SAFETY: per-CPU array elements live as long as the map. Access is exclusive for the reason above. Zero
-    // is a valid `Work`, and only this program's own values are ever written to it.
-    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    // is a valid `PacketContext`, and only this program's own values are ever written to it.
+    WORK.get_ptr_mut(0).map(|ctx| unsafe { &mut *ctx })
 }
 
 /// Copies a conntrack entry out of the map.
@@ -176,7 +176,7 @@ pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
         let mut counted = read(recent);
         let has_room = counted.another(now, most);
         if has_room {
-            (&raw mut (*recent).tick).write_volatile(counted.tick);
+            (&raw mut (*recent).updated).write_volatile(counted.updated);
             (&raw mut (*recent).count).write_volatile(counted.count);
         } else {
             (&raw mut (*recent).refused).write_volatile(counted.refused);
@@ -187,12 +187,12 @@ pub fn count_recent(recent: *mut RecentCount, now: u32, most: u32) -> bool {
 
 /// Counts one waiting flow less, if it counts any.
 #[inline(always)]
-pub fn count_answered(unanswered: *mut RecentCount) {
+pub fn count_replied(unreplied: *mut RecentCount) {
     // SAFETY: the pointer comes from a map look-up and was checked for null.
     unsafe {
-        let count = (&raw const (*unanswered).count).read_volatile();
+        let count = (&raw const (*unreplied).count).read_volatile();
         if count > 0 {
-            (&raw mut (*unanswered).count).write_volatile(count - 1);
+            (&raw mut (*unreplied).count).write_volatile(count - 1);
         }
     }
 }
@@ -214,18 +214,18 @@ pub fn add(counter: *mut Counter, more: Counter) {
     }
 }
 
-/// Sets `Config::pods_answer_outside`.
+/// Sets `Config::pods_reply_outside`.
 #[inline(always)]
-pub fn set_pods_answer_outside(config: *mut Config) {
+pub fn set_pods_reply_outside(config: *mut Config) {
     // SAFETY: the pointer comes from an array's look-up and was checked for null.
-    unsafe { (&raw mut (*config).pods_answer_outside).write_volatile(1) }
+    unsafe { (&raw mut (*config).pods_reply_outside).write_volatile(1) }
 }
 
-/// Sets `Config::node_answers_outside`.
+/// Sets `Config::node_replies_outside`.
 #[inline(always)]
-pub fn set_node_answers_outside(config: *mut Config) {
+pub fn set_node_replies_outside(config: *mut Config) {
     // SAFETY: the pointer comes from an array's look-up and was checked for null.
-    unsafe { (&raw mut (*config).node_answers_outside).write_volatile(1) }
+    unsafe { (&raw mut (*config).node_replies_outside).write_volatile(1) }
 }
 
 /// Nanoseconds since boot.

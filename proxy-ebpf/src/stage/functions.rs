@@ -11,7 +11,7 @@ use proxy_common::decide::offload;
 use proxy_common::decide::packet;
 use proxy_common::decide::sender;
 use proxy_common::decide::tunnel;
-use proxy_common::decide::{self, Work};
+use proxy_common::decide::{self, PacketContext};
 use proxy_common::maps::{Reason, SkbLayout};
 
 use super::{DONE, entry_of, number_of_result};
@@ -21,13 +21,13 @@ use crate::kernel::{self, Skb};
 use crate::maps::SKB_LAYOUT;
 use crate::rewrite::NETWORK_HEADER;
 use crate::route;
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_parse(skb: *mut __sk_buff, l3: u32) -> u32 {
-    let context = TcContext::new(skb);
-    match kernel::work().map(|work| deliver::read(&Skb(&context), work, l3)) {
+    let tc = TcContext::new(skb);
+    match kernel::packet_context().map(|ctx| deliver::read(&Skb(&tc), ctx, l3)) {
         Some(Ok(())) => DONE,
         Some(Err(reason)) => reason as u32,
         None => Reason::NotBalanced as u32,
@@ -37,22 +37,22 @@ pub extern "C" fn stage_parse(skb: *mut __sk_buff, l3: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_spares_headers(skb: *mut __sk_buff, is_read: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let Some(offload) = Skb(&context).offload(SkbLayout::from_words(SKB_LAYOUT.load())) else {
+    let tc = TcContext::new(skb);
+    let Some(offload) = Skb(&tc).offload(SkbLayout::from_words(SKB_LAYOUT.load())) else {
         return 1;
     };
-    let spares = |work: &mut Work| offload::spares_headers(&work.headers, is_read != 0, offload);
-    u32::from(kernel::work().is_some_and(spares))
+    let spares = |ctx: &mut PacketContext| offload::spares_headers(&ctx.headers, is_read != 0, offload);
+    u32::from(kernel::packet_context().is_some_and(spares))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_prepare(dry_run: u32, entry: u32) -> u32 {
-    let tables = Live::HOOK.dry_run(dry_run != 0);
-    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+    let tables = KernelMaps::HOOK.dry_run(dry_run != 0);
+    let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) else {
         return Reason::Inconsistent as u32;
     };
-    match decide::prepare(&tables, config, work, entry_of(entry)) {
+    match decide::prepare(&tables, config, ctx, entry_of(entry)) {
         Ok(()) => DONE,
         Err(reason) => reason as u32,
     }
@@ -62,37 +62,39 @@ pub extern "C" fn stage_prepare(dry_run: u32, entry: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_settle() -> u32 {
-    let tables = Live::HOOK;
-    if let (Some(work), Some(config)) = (kernel::work(), tables.config()) {
-        decide::settle(&tables, config, work);
+    let tables = KernelMaps::HOOK;
+    if let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) {
+        decide::settle(&tables, config, ctx);
     }
     0
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn stage_leads_back(skb: *mut __sk_buff, interface: u32) -> u32 {
-    let context = TcContext::new(skb);
-    u32::from(kernel::work().is_some_and(|work| route::leads_back(&Skb(&context), work, interface)))
+pub extern "C" fn stage_passes_reverse_path(skb: *mut __sk_buff, interface: u32) -> u32 {
+    let tc = TcContext::new(skb);
+    u32::from(
+        kernel::packet_context().is_some_and(|ctx| route::passes_reverse_path(&Skb(&tc), ctx, interface)),
+    )
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn stage_way_out(skb: *mut __sk_buff) -> u32 {
-    let context = TcContext::new(skb);
-    kernel::work().map_or(0, |work| route::way_out(&Skb(&context), work))
+pub extern "C" fn stage_output_device(skb: *mut __sk_buff) -> u32 {
+    let tc = TcContext::new(skb);
+    kernel::packet_context().map_or(0, |ctx| route::output_device(&Skb(&tc), ctx))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_admit_packet(skb: *mut __sk_buff, entry: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let skb = Skb(&context);
-    let tables = Live::of(&skb, false);
-    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+    let tc = TcContext::new(skb);
+    let skb = Skb(&tc);
+    let tables = KernelMaps::of(&skb, false);
+    let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) else {
         return Reason::Inconsistent as u32;
     };
-    match admission::admit(&tables, config, &skb, work, entry_of(entry)) {
+    match admission::admit(&tables, config, &skb, ctx, entry_of(entry)) {
         None => DONE,
         Some(reason) => reason as u32,
     }
@@ -101,9 +103,9 @@ pub extern "C" fn stage_admit_packet(skb: *mut __sk_buff, entry: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_admit_unread(entry: u32, reason: u32) -> u32 {
-    let tables = Live::HOOK;
-    match (kernel::work(), Reason::from_number(reason)) {
-        (Some(work), Some(reason)) => admission::unread(&tables, work, entry_of(entry), reason) as u32,
+    let tables = KernelMaps::HOOK;
+    match (kernel::packet_context(), Reason::from_number(reason)) {
+        (Some(ctx), Some(reason)) => admission::unread(&tables, ctx, entry_of(entry), reason) as u32,
         _ => Reason::Inconsistent as u32,
     }
 }
@@ -111,25 +113,27 @@ pub extern "C" fn stage_admit_unread(entry: u32, reason: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_note(dry_run: u32) -> u32 {
-    kernel::work().map_or(0, |work| conntrack::note(&Live::HOOK.dry_run(dry_run != 0), work))
+    kernel::packet_context().map_or(0, |ctx| {
+        conntrack::note(&KernelMaps::HOOK.dry_run(dry_run != 0), ctx)
+    })
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_is_error_of_a_flow(skb: *mut __sk_buff) -> u32 {
-    let context = TcContext::new(skb);
-    let is_of_a_flow = |work| packet::is_error_of_a_flow(&Live::HOOK, work, &Skb(&context));
-    u32::from(kernel::work().is_some_and(is_of_a_flow))
+    let tc = TcContext::new(skb);
+    let is_of_a_flow = |ctx| packet::is_error_of_a_flow(&KernelMaps::HOOK, ctx, &Skb(&tc));
+    u32::from(kernel::packet_context().is_some_and(is_of_a_flow))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_may_begin(entry: u32) -> u32 {
-    let tables = Live::HOOK;
-    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+    let tables = KernelMaps::HOOK;
+    let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) else {
         return Reason::Inconsistent as u32;
     };
-    match packet::may_begin(&tables, config, work, entry_of(entry)) {
+    match packet::may_begin(&tables, config, ctx, entry_of(entry)) {
         Ok(()) => DONE,
         Err(reason) => reason as u32,
     }
@@ -138,55 +142,55 @@ pub extern "C" fn stage_may_begin(entry: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_has_own_connection(skb: *mut __sk_buff) -> u32 {
-    let context = TcContext::new(skb);
-    u32::from(kernel::work().is_some_and(|work| Skb(&context).finds_connection(&work.key)))
+    let tc = TcContext::new(skb);
+    u32::from(kernel::packet_context().is_some_and(|ctx| Skb(&tc).finds_connection(&ctx.key)))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_lacks_neighbour(skb: *mut __sk_buff, is_translated: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let lacks = |work| route::lacks_neighbour(&Skb(&context), work, is_translated != 0);
-    u32::from(kernel::work().is_some_and(|work| lacks(work)))
+    let tc = TcContext::new(skb);
+    let lacks = |ctx| route::lacks_neighbour(&Skb(&tc), ctx, is_translated != 0);
+    u32::from(kernel::packet_context().is_some_and(|ctx| lacks(ctx)))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_try_port(skb: *mut __sk_buff, dry_run: u32, attempt: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let tables = Live::of(&Skb(&context), dry_run != 0);
-    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+    let tc = TcContext::new(skb);
+    let tables = KernelMaps::of(&Skb(&tc), dry_run != 0);
+    let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) else {
         return 0;
     };
-    u32::from(decide::try_port(&tables, config, work, attempt))
+    u32::from(decide::try_port(&tables, config, ctx, attempt))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_choose_host_port() -> u32 {
-    let tables = Live::HOOK;
-    let (Some(work), Some(config)) = (kernel::work(), tables.config()) else {
+    let tables = KernelMaps::HOOK;
+    let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) else {
         return 0;
     };
-    u32::from(decide::choose_host_port(&tables, config, work))
+    u32::from(decide::choose_host_port(&tables, config, ctx))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_leads_to_pod(skb: *mut __sk_buff, is_translated: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let interface = Skb(&context).ifindex();
-    let leads = |work| local::leads_to_pod(&Live::HOOK, work, interface, is_translated != 0);
-    u32::from(kernel::work().is_some_and(leads))
+    let tc = TcContext::new(skb);
+    let interface = Skb(&tc).ifindex();
+    let leads = |ctx| local::leads_to_pod(&KernelMaps::HOOK, ctx, interface, is_translated != 0);
+    u32::from(kernel::packet_context().is_some_and(leads))
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn stage_is_answer(dry_run: u32) -> u32 {
-    let tables = Live::HOOK.dry_run(dry_run != 0).settling_later();
-    u32::from(kernel::work().is_some_and(|work| {
-        work.unsettled = 0;
-        local::is_answer(&tables, work)
+pub extern "C" fn stage_is_reply(dry_run: u32) -> u32 {
+    let tables = KernelMaps::HOOK.dry_run(dry_run != 0).settling_later();
+    u32::from(kernel::packet_context().is_some_and(|ctx| {
+        ctx.unsettled = 0;
+        local::is_reply(&tables, ctx)
     }))
 }
 
@@ -194,9 +198,9 @@ pub extern "C" fn stage_is_answer(dry_run: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_note_direct() -> u32 {
-    let tables = Live::HOOK;
-    if let (Some(work), Some(config)) = (kernel::work(), tables.config()) {
-        decide::note_direct(&tables, config, work);
+    let tables = KernelMaps::HOOK;
+    if let (Some(ctx), Some(config)) = (kernel::packet_context(), tables.config()) {
+        decide::note_direct(&tables, config, ctx);
     }
     0
 }
@@ -204,8 +208,8 @@ pub extern "C" fn stage_note_direct() -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_complete_fragment(is_leaving: u32) -> u32 {
-    if let Some(work) = kernel::work() {
-        fragment::fill_in(&Live::HOOK, work, Passage::from_leaving(is_leaving != 0));
+    if let Some(ctx) = kernel::packet_context() {
+        fragment::fill_in(&KernelMaps::HOOK, ctx, Passage::from_leaving(is_leaving != 0));
     }
     0
 }
@@ -213,8 +217,8 @@ pub extern "C" fn stage_complete_fragment(is_leaving: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_note_fragment(is_leaving: u32) -> u32 {
-    if let Some(work) = kernel::work() {
-        fragment::keep(&Live::HOOK, work, Passage::from_leaving(is_leaving != 0));
+    if let Some(ctx) = kernel::packet_context() {
+        fragment::keep(&KernelMaps::HOOK, ctx, Passage::from_leaving(is_leaving != 0));
     }
     0
 }
@@ -222,10 +226,10 @@ pub extern "C" fn stage_note_fragment(is_leaving: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_may_send(skb: *mut __sk_buff, strict: u32) -> u32 {
-    let context = TcContext::new(skb);
-    let skb = Skb(&context);
+    let tc = TcContext::new(skb);
+    let skb = Skb(&tc);
     u32::from(sender::may_send(
-        &Live::HOOK,
+        &KernelMaps::HOOK,
         &skb,
         skb.frame(),
         skb.ifindex(),
@@ -236,12 +240,12 @@ pub extern "C" fn stage_may_send(skb: *mut __sk_buff, strict: u32) -> u32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_admit(skb: *mut __sk_buff) -> u32 {
-    let context = TcContext::new(skb);
-    let skb = Skb(&context);
+    let tc = TcContext::new(skb);
+    let skb = Skb(&tc);
     if let Err(reason) = by_uplink(skb.frame()) {
         return reason as u32;
     }
-    let Some(config) = Live::HOOK.config() else {
+    let Some(config) = KernelMaps::HOOK.config() else {
         return Reason::TunnelSource as u32;
     };
     if !tunnel::was_admitted(config, skb.ifindex(), skb.note()) {
@@ -257,17 +261,17 @@ pub extern "C" fn stage_admit(skb: *mut __sk_buff) -> u32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn stage_answer_for_gateway(skb: *mut __sk_buff) -> i32 {
-    let context = TcContext::new(skb);
-    gateway::answer(&Skb(&context)).unwrap_or(TC_ACT_UNSPEC)
+pub extern "C" fn stage_reply_for_gateway(skb: *mut __sk_buff) -> i32 {
+    let tc = TcContext::new(skb);
+    gateway::reply(&Skb(&tc)).unwrap_or(TC_ACT_UNSPEC)
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn stage_find_way(skb: *mut __sk_buff, entry: u32) -> i32 {
-    let context = TcContext::new(skb);
-    number_of_result(match kernel::work() {
-        Some(work) => deliver::find_way(&Skb(&context), work, entry_of(entry)).map(|way| way as i32),
+pub extern "C" fn stage_find_route(skb: *mut __sk_buff, entry: u32) -> i32 {
+    let tc = TcContext::new(skb);
+    number_of_result(match kernel::packet_context() {
+        Some(ctx) => deliver::find_route(&Skb(&tc), ctx, entry_of(entry)).map(|device| device as i32),
         None => Err(Reason::NoRoute),
     })
 }
@@ -275,9 +279,9 @@ pub extern "C" fn stage_find_way(skb: *mut __sk_buff, entry: u32) -> i32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_rewrite(skb: *mut __sk_buff, is_error: u32) -> i32 {
-    let context = TcContext::new(skb);
+    let tc = TcContext::new(skb);
     number_of_result(
-        match kernel::work().and_then(|work| deliver::rewrite(&Skb(&context), work, is_error != 0)) {
+        match kernel::packet_context().and_then(|ctx| deliver::rewrite(&Skb(&tc), ctx, is_error != 0)) {
             Some(()) => Ok(0),
             None => Err(Reason::RewriteFailed),
         },
@@ -286,10 +290,10 @@ pub extern "C" fn stage_rewrite(skb: *mut __sk_buff, is_error: u32) -> i32 {
 
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn stage_deliver(skb: *mut __sk_buff, entry: u32, way: u32) -> i32 {
-    let context = TcContext::new(skb);
-    number_of_result(match kernel::work() {
-        Some(work) => deliver::deliver(&Skb(&context), work, entry_of(entry), way),
+pub extern "C" fn stage_deliver(skb: *mut __sk_buff, entry: u32, device: u32) -> i32 {
+    let tc = TcContext::new(skb);
+    number_of_result(match kernel::packet_context() {
+        Some(ctx) => deliver::deliver(&Skb(&tc), ctx, entry_of(entry), device),
         None => Err(Reason::NoRoute),
     })
 }
@@ -297,9 +301,9 @@ pub extern "C" fn stage_deliver(skb: *mut __sk_buff, entry: u32, way: u32) -> i3
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_echo(skb: *mut __sk_buff, entry: u32) -> i32 {
-    let context = TcContext::new(skb);
-    match kernel::work() {
-        Some(work) => deliver::echo(&Skb(&context), work, entry_of(entry)),
+    let tc = TcContext::new(skb);
+    match kernel::packet_context() {
+        Some(ctx) => deliver::echo(&Skb(&tc), ctx, entry_of(entry)),
         None => TC_ACT_SHOT,
     }
 }
@@ -307,9 +311,9 @@ pub extern "C" fn stage_echo(skb: *mut __sk_buff, entry: u32) -> i32 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn stage_refuse(skb: *mut __sk_buff, entry: u32, reason: u32) -> i32 {
-    let context = TcContext::new(skb);
-    match (kernel::work(), Reason::from_number(reason)) {
-        (Some(work), Some(reason)) => deliver::refuse(&Skb(&context), work, entry_of(entry), reason),
+    let tc = TcContext::new(skb);
+    match (kernel::packet_context(), Reason::from_number(reason)) {
+        (Some(ctx), Some(reason)) => deliver::refuse(&Skb(&tc), ctx, entry_of(entry), reason),
         _ => TC_ACT_SHOT,
     }
 }

@@ -3,7 +3,7 @@
 //! If they were inlined into every program, the verifier would check them again for each path that leads to
 //! them. That exceeds its limit of a million instructions. The verifier checks a function with global linkage
 //! once, for any arguments of its types (Linux 5.6 and later, `Documentation/bpf/verifier.rst`): the context
-//! and numbers. All other input of a stage is in the working memory of the CPU. A stage has no unused
+//! and numbers. All other input of a stage is in the packet context of the CPU. A stage has no unused
 //! argument: LLVM would pass an arbitrary register for it, which the verifier refuses.
 
 #![expect(unsafe_code, reason = "functions that the verifier knows by their symbols")]
@@ -17,14 +17,14 @@ use proxy_common::decide::packet::{Decision, Entry};
 use proxy_common::maps::Reason;
 
 use crate::kernel::Skb;
-use crate::tables::Live;
+use crate::tables::KernelMaps;
 use functions::{
-    stage_admit, stage_admit_packet, stage_admit_unread, stage_answer_for_gateway, stage_choose_host_port,
-    stage_complete_fragment, stage_deliver, stage_echo, stage_find_way, stage_has_own_connection,
-    stage_is_answer, stage_is_error_of_a_flow, stage_lacks_neighbour, stage_leads_back, stage_leads_to_pod,
-    stage_may_begin, stage_may_send, stage_note, stage_note_direct, stage_note_fragment, stage_parse,
-    stage_prepare, stage_refuse, stage_rewrite, stage_settle, stage_spares_headers, stage_try_port,
-    stage_way_out,
+    stage_admit, stage_admit_packet, stage_admit_unread, stage_choose_host_port, stage_complete_fragment,
+    stage_deliver, stage_echo, stage_find_route, stage_has_own_connection, stage_is_error_of_a_flow,
+    stage_is_reply, stage_lacks_neighbour, stage_leads_to_pod, stage_may_begin, stage_may_send, stage_note,
+    stage_note_direct, stage_note_fragment, stage_output_device, stage_parse, stage_passes_reverse_path,
+    stage_prepare, stage_refuse, stage_reply_for_gateway, stage_rewrite, stage_settle, stage_spares_headers,
+    stage_try_port,
 };
 
 /// The entry with a number, see [`number_of`].
@@ -78,14 +78,14 @@ pub fn settle() {
 
 /// Whether the output device of the route to the packet's source is this interface.
 #[inline(always)]
-pub fn leads_back(packet: *mut __sk_buff, interface: u32) -> bool {
-    stage_leads_back(packet, interface) != 0
+pub fn passes_reverse_path(packet: *mut __sk_buff, interface: u32) -> bool {
+    stage_passes_reverse_path(packet, interface) != 0
 }
 
 /// The output device of the route to the flow's destination; 0 if there is no route.
 #[inline(always)]
-pub fn way_out(packet: *mut __sk_buff) -> u32 {
-    stage_way_out(packet)
+pub fn output_device(packet: *mut __sk_buff) -> u32 {
+    stage_output_device(packet)
 }
 
 /// The verdict on a packet that enters, or `None` if the decision about services follows.
@@ -169,14 +169,14 @@ pub fn note_fragment(passage: Passage) {
 /// Changes the verdict on a pod's packet to local delivery, if it goes to a pod of this node and does not
 /// need the stack.
 #[inline(always)]
-pub fn shorten(skb: &Skb<'_>, tables: &Live, decision: Decision) -> Decision {
+pub fn deliver_locally(skb: &Skb<'_>, tables: &KernelMaps, decision: Decision) -> Decision {
     let is_translated = match decision {
         Decision::Pass(Reason::NotOurs) => false,
         Decision::Translate(_) => true,
         _ => return decision,
     };
     // The packet of a dry run is not addressed to an interface.
-    if !local::is_wanted(tables) || !(tables.dry_run || skb.is_for_interface()) {
+    if !local::is_enabled(tables) || !(tables.dry_run || skb.is_for_interface()) {
         return decision;
     }
     let dry_run = u32::from(tables.dry_run);
@@ -186,11 +186,11 @@ pub fn shorten(skb: &Skb<'_>, tables: &Live, decision: Decision) -> Decision {
     if is_translated {
         return decision;
     }
-    let is_answer = stage_is_answer(dry_run) != 0;
-    if is_answer && !tables.dry_run {
+    let is_reply = stage_is_reply(dry_run) != 0;
+    if is_reply && !tables.dry_run {
         stage_settle();
     }
-    if is_answer {
+    if is_reply {
         Decision::Translate(Reason::Reply)
     } else {
         Decision::Deliver
@@ -214,8 +214,8 @@ pub fn admit(skb: &Skb<'_>) -> Result<(), Reason> {
 
 /// Replies to an ARP request for the address of the pods' gateway. `None` if the packet is no such request.
 #[inline(always)]
-pub fn answer_for_gateway(skb: &Skb<'_>) -> Option<i32> {
-    match stage_answer_for_gateway(skb.0.skb.skb) {
+pub fn reply_for_gateway(skb: &Skb<'_>) -> Option<i32> {
+    match stage_reply_for_gateway(skb.0.skb.skb) {
         TC_ACT_UNSPEC => None,
         verdict => Some(verdict),
     }
@@ -223,8 +223,8 @@ pub fn answer_for_gateway(skb: &Skb<'_>) -> Option<i32> {
 
 /// Finds the output device of a translated packet.
 #[inline(always)]
-pub fn find_way(skb: &Skb<'_>, entry: Entry) -> Result<u32, Reason> {
-    result_of(stage_find_way(skb.0.skb.skb, number_of(entry))).map(|way| way as u32)
+pub fn find_route(skb: &Skb<'_>, entry: Entry) -> Result<u32, Reason> {
+    result_of(stage_find_route(skb.0.skb.skb, number_of(entry))).map(|device| device as u32)
 }
 
 /// Translates the packet, or the ICMP error.
@@ -235,8 +235,8 @@ pub fn rewrite(skb: &Skb<'_>, is_error: bool) -> Result<(), Reason> {
 
 /// Sends the packet on.
 #[inline(always)]
-pub fn deliver(skb: &Skb<'_>, entry: Entry, way: u32) -> Result<i32, Reason> {
-    result_of(stage_deliver(skb.0.skb.skb, number_of(entry), way))
+pub fn deliver(skb: &Skb<'_>, entry: Entry, device: u32) -> Result<i32, Reason> {
+    result_of(stage_deliver(skb.0.skb.skb, number_of(entry), device))
 }
 
 /// A stage's result as a number. A reason is less than all verdicts and interfaces.

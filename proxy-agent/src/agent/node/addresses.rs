@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::maps::{AddressFlags, FrontendKey, NodeNumber};
 use proxy_common::{Ip, protocol};
 
-use super::NodeSide;
-use super::holders::{Evidence, Holder};
+use super::Node;
+use super::owners::{AddressOwner, Evidence};
 use crate::agent::ranges::{node_names, own_addresses, peers};
 use crate::apply::{ANOTHERS, Programmer};
 use crate::bpf::Datapath;
@@ -20,9 +20,9 @@ use crate::network::port_rules::PortAt;
 use crate::plan::ProgrammedGroup;
 
 /// The most addresses of other nodes for which the agent makes rules for ports of services.
-const MAX_LED_NODES: usize = 8;
+const MAX_NODES_WITH_RULES: usize = 8;
 
-impl NodeSide {
+impl Node {
     /// The node's addresses that node ports are served on.
     pub fn node_port_addresses(&self, options: &AgentOptions) -> Vec<IpAddr> {
         let NodeAddresses {
@@ -58,19 +58,19 @@ impl NodeSide {
     pub fn shared_addresses(&self) -> Vec<SharedAddress> {
         let nodes = self.shared_with_nodes.iter();
         let nodes = nodes.map(|(address, node)| (*address, format!("Node {node}")));
-        let others = self.holders.named();
-        let others = others.map(|(address, holder)| (address, holder.to_string()));
+        let others = self.owners.named();
+        let others = others.map(|(address, owner)| (address, owner.to_string()));
         let all: BTreeMap<IpAddr, String> = others.chain(nodes).collect();
         let shared = all.into_iter();
         shared
-            .map(|(address, holder)| SharedAddress { address, holder })
+            .map(|(address, owner)| SharedAddress { address, owner })
             .collect()
     }
 
     /// Whether packets to a virtual address follow the kernel's routes, except those to the ports of
     /// services.
     pub fn is_anothers(&self, address: IpAddr) -> bool {
-        self.shared_with_nodes.contains_key(&address) || self.holders.of(address).is_some()
+        self.shared_with_nodes.contains_key(&address) || self.owners.of(address).is_some()
     }
 
     /// Ports of services at addresses that other machines have as well.
@@ -80,9 +80,9 @@ impl NodeSide {
     /// The tunnel's port is none of them: packets from this node to other tunnels would match the same rules.
     fn shared_ports(&self, cluster: &ClusterState, programmer: &Programmer<Datapath>) -> BTreeSet<PortAt> {
         let mut ports = BTreeSet::new();
-        let with_others = self.holders.named().map(|(address, _)| address);
+        let with_others = self.owners.named().map(|(address, _)| address);
         let with_nodes = self.shared_with_nodes.keys().copied();
-        let with_nodes = with_nodes.filter(|_| self.shared_with_nodes.len() <= MAX_LED_NODES);
+        let with_nodes = with_nodes.filter(|_| self.shared_with_nodes.len() <= MAX_NODES_WITH_RULES);
         for address in with_nodes.chain(with_others) {
             let services = cluster.services_naming(address);
             let served = services.filter_map(|(id, _)| programmer.programmed(id));
@@ -102,7 +102,7 @@ impl NodeSide {
     }
 
     /// Routes the node's own packets to those ports to our device, and no other packet to these addresses.
-    pub(super) async fn lead_shared_ports(
+    pub(super) async fn sync_port_rules(
         &mut self,
         cluster: &ClusterState,
         programmer: &Programmer<Datapath>,
@@ -121,8 +121,8 @@ impl NodeSide {
     }
 
     /// Whether the node's packets to a port of another machine's address go to our device.
-    pub fn leads_port(&self, address: IpAddr, protocol: u8, port: u16) -> bool {
-        self.device.rules().leads(&PortAt {
+    pub fn has_port_rule(&self, address: IpAddr, protocol: u8, port: u16) -> bool {
+        self.device.rules().contains(&PortAt {
             address,
             protocol,
             port,
@@ -131,7 +131,7 @@ impl NodeSide {
 
     /// Finds the other owners of the addresses that services name from outside (`named`), and writes the
     /// owner of each address into the maps.
-    pub async fn tell_addresses(
+    pub async fn write_addresses(
         &mut self,
         cluster: &ClusterState,
         options: &AgentOptions,
@@ -140,10 +140,10 @@ impl NodeSide {
     ) -> Option<ObjectError> {
         let peers = peers(cluster, options);
         let of_node = own_addresses(cluster, options).into_iter();
-        let of_node = of_node.map(|address| (address, Holder::ThisNode));
+        let of_node = of_node.map(|address| (address, AddressOwner::ThisNode));
         let servers = api_servers.iter();
-        let servers = servers.map(|server| (server.ip(), Holder::ApiServer));
-        let mut known: BTreeMap<IpAddr, Holder> = of_node.chain(servers).collect();
+        let servers = servers.map(|server| (server.ip(), AddressOwner::ApiServer));
+        let mut known: BTreeMap<IpAddr, AddressOwner> = of_node.chain(servers).collect();
         known.retain(|address, _| !peers.contains_key(address) && !self.addresses.holds(*address));
         let evidence = Evidence {
             netlink: &self.netlink,
@@ -154,7 +154,7 @@ impl NodeSide {
         };
         let open = named.iter().filter(|address| !peers.contains_key(*address));
         let open = open.copied().collect();
-        let looked = self.holders.look(&evidence, open, known).await;
+        let looked = self.owners.look(&evidence, open, known).await;
         self.shared_with_nodes = node_names(cluster, options, named);
         self.shared_with_nodes
             .retain(|address, _| !self.addresses.holds(*address));
@@ -171,7 +171,7 @@ impl NodeSide {
     /// The flags in the maps of addresses that are not the node's: addresses of other machines, and those of
     /// no host.
     fn other_addresses(&self, peers: &BTreeMap<IpAddr, NodeNumber>) -> HashMap<Ip, AddressFlags> {
-        let others = self.holders.addresses().map(|ip| (Ip::from(ip), ANOTHERS));
+        let others = self.owners.addresses().map(|ip| (Ip::from(ip), ANOTHERS));
         let broadcasts = self.addresses.broadcasts.iter();
         let broadcasts = broadcasts.map(|ip| (Ip::from(*ip), AddressFlags(AddressFlags::BROADCAST)));
         let peers = peers.iter();

@@ -7,29 +7,30 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::LinkFlags;
 
-use super::NodeSide;
-use crate::agent::ranges::{is_stray, service_cidrs};
+use super::Node;
+use crate::agent::ranges::{is_outside_ranges, service_cidrs};
 use crate::apply::Programmer;
 use crate::bpf::Datapath;
 use crate::cluster::ClusterState;
 use crate::config::AgentOptions;
 use crate::network::firewall::PodInterfaces;
-use crate::network::inside::Leading;
+use crate::network::inside::NextHop;
 use crate::network::netlink::Packet;
 use crate::network::{NetworkError, Role};
 
-impl NodeSide {
+impl Node {
     /// The routes that packets to services and to pods of other nodes should take: prefixes and output
     /// devices.
-    pub fn ways(&self) -> Vec<(IpNet, u32)> {
-        let led = self.device.led().into_iter();
-        let services = led.flat_map(|(index, prefixes)| prefixes.into_iter().map(move |it| (it, index)));
+    pub fn routes(&self) -> Vec<(IpNet, u32)> {
+        let own_routes = self.device.own_routes().into_iter();
+        let services =
+            own_routes.flat_map(|(index, prefixes)| prefixes.into_iter().map(move |it| (it, index)));
         let is_disturbed = |prefix: &IpNet| {
             let object = format!("route {prefix}");
             self.problems.iter().any(|problem| problem.object == object)
         };
-        let ways = services.chain(self.pods.ways());
-        ways.filter(|(prefix, _)| !is_disturbed(prefix)).collect()
+        let routes = services.chain(self.pods.routes());
+        routes.filter(|(prefix, _)| !is_disturbed(prefix)).collect()
     }
 
     /// Whether such a route exists only because services name its address. Every tenant's services may name
@@ -39,8 +40,8 @@ impl NodeSide {
     }
 
     /// The kernel's route for a packet.
-    pub async fn way_of(&self, packet: Packet) -> Result<Option<Leading>, NetworkError> {
-        self.netlink.way_of(packet).await
+    pub async fn route_of(&self, packet: Packet) -> Result<Option<NextHop>, NetworkError> {
+        self.netlink.route_of(packet).await
     }
 
     /// Whether an interface is an uplink.
@@ -93,7 +94,7 @@ impl NodeSide {
     }
 
     /// Virtual addresses that no service range contains, so that each needs a route of its own.
-    pub fn stray_addresses(
+    pub fn addresses_outside_ranges(
         cluster: &ClusterState,
         options: &AgentOptions,
         programmer: &Programmer<Datapath>,
@@ -102,7 +103,7 @@ impl NodeSide {
         programmer
             .virtual_addresses()
             .map(IpAddr::from)
-            .filter(|address| is_stray(address, &ranges))
+            .filter(|address| is_outside_ranges(address, &ranges))
             .collect()
     }
 }

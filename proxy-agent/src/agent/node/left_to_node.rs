@@ -34,7 +34,7 @@ fn problem(namespace: &str, name: &str, unheld: &[IpAddr]) -> Option<ObjectError
         object: format!("Service {namespace}/{name}"),
         message: format!(
             "millrace.dev/leave-to-node leaves {} to the node, which has no such address: packets to it are dropped. Start \
-             what holds it on an interface of the node, or remove the annotation",
+             the program that holds it on an interface of the node, or remove the annotation",
             addresses.join(" and ")
         ),
     })

@@ -1,6 +1,6 @@
 //! Foreign queueing disciplines at our own devices.
 
-use super::NodeSide;
+use super::Node;
 use crate::control::ObjectError;
 use crate::network::pods::TUNNEL_DEVICE;
 use crate::network::queues::{self, Device};
@@ -29,7 +29,7 @@ impl Queues {
     }
 }
 
-impl NodeSide {
+impl Node {
     /// Reports the foreign queueing disciplines. It asks the kernel after a change that concerns them.
     pub(super) async fn queues_of_others(&mut self) -> Vec<ObjectError> {
         let own = [

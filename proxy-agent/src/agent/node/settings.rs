@@ -2,8 +2,8 @@
 
 use proxy_common::maps::ConfigFlags;
 
-use super::facts::of_conditions;
-use super::{NodeSide, is_host};
+use super::configuration::of_conditions;
+use super::{Node, is_host};
 use crate::agent::local_ports;
 use crate::config::AgentOptions;
 use crate::network::Role;
@@ -18,7 +18,7 @@ pub struct Settings {
     pub local_ports_overlap: bool,
 }
 
-impl NodeSide {
+impl Node {
     /// Whether the kernel's settings differ from those that the programs know.
     pub fn has_other_settings(&self, options: &AgentOptions) -> bool {
         self.attached && self.read_settings(options) != self.settings
@@ -45,14 +45,14 @@ impl NodeSide {
         strict.map(|uplink| uplink.index).collect()
     }
 
-    /// The bits of [`ConfigFlags`] that follow from links and settings. `stray` is true if virtual addresses
-    /// lie outside of all ranges.
-    pub fn conditions(&self, stray: bool) -> u32 {
+    /// The bits of [`ConfigFlags`] that follow from links and settings. `outside_ranges` is true if virtual
+    /// addresses lie outside of all ranges.
+    pub fn conditions(&self, outside_ranges: bool) -> u32 {
         let links = self.monitor.links();
         let has_local_ranges = links.local_ranges().any(|range| !is_host(&range));
         let overlap = self.settings.local_ports_overlap;
         of_conditions([
-            (stray, ConfigFlags::STRAY_ADDRESSES),
+            (outside_ranges, ConfigFlags::VIPS_OUTSIDE_RANGES),
             (has_local_ranges, ConfigFlags::LOCAL_RANGES),
             (overlap, ConfigFlags::LOCAL_PORTS_OVERLAP),
             (self.roles.watch_all(links), ConfigFlags::TUNNEL_SEALED),

@@ -3,11 +3,11 @@
 
 use super::Agent;
 use crate::agent::node::hooks;
-use crate::bpf::links::ahead::{Ahead, Kind, Place};
+use crate::bpf::links::ahead::{AttachPoint, Kind, PrecedingProgram};
 use crate::control::ObjectError;
 use crate::trouble::Trouble;
 
-const LEFTOVERS: &str = "older programs to be detached";
+const STALE: &str = "older programs to be detached";
 const FOREIGN: &str = "programs before ours";
 
 /// Checks the cgroup, the interfaces with bpf links, and the interfaces whose filters are due (`is_due`).
@@ -17,17 +17,18 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         Ok(found) => found,
         Err(error) => {
             let problem = ObjectError::new(Trouble::KernelRefused, "programs before ours", &error);
-            return agent.survival.names(FOREIGN, vec![problem]);
+            return agent.survival.report_odd(FOREIGN, vec![problem]);
         }
     };
-    let name = |place: Place| {
+    let name = |place: AttachPoint| {
         place.map_or_else(
             || "the cgroup".to_owned(),
             |index| agent.node.interface_name(index),
         )
     };
-    let of_kind =
-        |place: Place, ahead: &Ahead| (format!("{} at {}", ahead.before, name(place)), ahead.clone());
+    let of_kind = |place: AttachPoint, ahead: &PrecedingProgram| {
+        (format!("{} at {}", ahead.before, name(place)), ahead.clone())
+    };
     let detached = found.iter().flat_map(|(place, here)| {
         let detached = here.iter().filter(|ahead| ahead.kind == Kind::Detached);
         detached.map(|ahead| {
@@ -38,20 +39,20 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         })
     });
     agent.survival.restored(&detached.collect::<Vec<_>>());
-    let is_there = |place: &Place| place.is_none_or(|index| agent.node.has_interface(index));
+    let is_there = |place: &AttachPoint| place.is_none_or(|index| agent.node.has_interface(index));
     let mut known = std::mem::take(&mut agent.survival.ahead);
     known.extend(found);
     known.retain(|place, here| !here.is_empty() && is_there(place));
-    let (mut leftovers, mut foreign) = (Vec::new(), Vec::new());
+    let (mut stale, mut foreign) = (Vec::new(), Vec::new());
     for (place, ahead) in known
         .iter()
         .flat_map(|(place, here)| here.iter().map(move |it| (*place, it)))
     {
-        let (object, Ahead { what, kind, .. }) = of_kind(place, ahead);
+        let (object, PrecedingProgram { what, kind, .. }) = of_kind(place, ahead);
         let object = format!("program {object}");
         match kind {
             Kind::Detached | Kind::OtherNode => {}
-            Kind::Leftover(link) => leftovers.push(ObjectError {
+            Kind::Leftover(link) => stale.push(ObjectError {
                 code: Trouble::LeftoverProgram,
                 object,
                 message: format!(
@@ -73,6 +74,6 @@ pub fn look(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         }
     }
     agent.survival.ahead = known;
-    agent.survival.lacks(LEFTOVERS, leftovers);
-    agent.survival.names(FOREIGN, foreign);
+    agent.survival.report_missing(STALE, stale);
+    agent.survival.report_odd(FOREIGN, foreign);
 }

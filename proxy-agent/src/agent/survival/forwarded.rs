@@ -11,10 +11,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::self_test::{PODS, WAYS, WrongWays, in_turn};
+use super::self_test::{PODS, ROUTES, WrongRoutes, round_robin};
 use crate::agent::Agent;
 use crate::control::{ObjectError, Protocol};
-use crate::network::inside::Leading;
+use crate::network::inside::NextHop;
 use crate::network::netlink::Packet;
 use crate::trouble::Trouble;
 
@@ -29,18 +29,18 @@ const KINDS: usize = 6;
 
 /// A packet that comes in, and its expected route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Question {
+struct RouteQuery {
     source: IpAddr,
     arrives_by: u32,
     to: IpAddr,
     protocol: Protocol,
     /// `None` if any route will do.
-    expected: Option<Leading>,
+    expected: Option<NextHop>,
     /// Whether every node needs this route. The routes to the outside are the operator's choice.
     is_needed: bool,
 }
 
-impl Question {
+impl RouteQuery {
     fn packet(&self) -> Packet {
         Packet {
             to: self.to,
@@ -49,7 +49,7 @@ impl Question {
         }
     }
 
-    fn is_met_by(&self, found: Option<Leading>) -> bool {
+    fn is_satisfied_by(&self, found: Option<NextHop>) -> bool {
         match (found, self.expected) {
             (Some(found), Some(expected)) => found == expected,
             (Some(_), None) => true,
@@ -57,10 +57,10 @@ impl Question {
         }
     }
 
-    fn problem(&self, found: Option<Leading>, name: impl Fn(u32) -> String) -> ObjectError {
-        let by = |leading: Leading| {
-            let via = leading.via.map(|via| format!(" to {via}")).unwrap_or_default();
-            format!("by {}{via}", name(leading.interface))
+    fn problem(&self, found: Option<NextHop>, name: impl Fn(u32) -> String) -> ObjectError {
+        let by = |next_hop: NextHop| {
+            let via = next_hop.via.map(|via| format!(" to {via}")).unwrap_or_default();
+            format!("by {}{via}", name(next_hop.interface))
         };
         let found = found.map_or_else(|| "nowhere".to_owned(), by);
         let expected = self.expected.map(by).unwrap_or_default();
@@ -90,11 +90,11 @@ fn object(source: IpAddr) -> String {
 /// A pod's address and its interface on the node.
 type Pod = (IpAddr, u32);
 /// An address within a range of another node's pods, and the route to it.
-type Other = (IpAddr, Leading);
+type Other = (IpAddr, NextHop);
 
 /// The addresses for questions, with their interfaces or routes; IPv4 addresses come first.
 #[derive(Debug, Clone, Copy)]
-struct Places<'a> {
+struct Addresses<'a> {
     /// The pods of this node, in order of their addresses.
     pods: &'a [Pod],
     /// One address within each range of other nodes' pods.
@@ -103,17 +103,17 @@ struct Places<'a> {
     outside: &'a [(IpAddr, u32)],
 }
 
-impl Places<'_> {
+impl Addresses<'_> {
     /// Questions about packets that pods send: each address comes once before any address comes a second
     /// time.
-    fn sent_by_pods(&self) -> Vec<Question> {
-        let mut questions = Vec::new();
+    fn sent_by_pods(&self) -> Vec<RouteQuery> {
+        let mut queries = Vec::new();
         for round in 0..KINDS {
             for (number, pod) in self.pods.iter().enumerate() {
-                questions.extend(self.sent_by_pod(number, *pod, number + round));
+                queries.extend(self.sent_by_pod(number, *pod, number + round));
             }
         }
-        questions
+        queries
     }
 
     fn sent_by_pod(
@@ -121,7 +121,7 @@ impl Places<'_> {
         number: usize,
         (source, arrives_by): (IpAddr, u32),
         kind: usize,
-    ) -> Option<Question> {
+    ) -> Option<RouteQuery> {
         let (to, expected) = match kind % KINDS / 2 {
             0 => {
                 let pods = of_family(self.pods, source);
@@ -130,16 +130,16 @@ impl Places<'_> {
                 if interface == arrives_by {
                     return None;
                 }
-                (to, Some(Leading { interface, via: None }))
+                (to, Some(NextHop { interface, via: None }))
             }
             1 => {
                 let others = of_family(self.others, source);
-                let (to, leading) = *others.get(number % others.len().max(1))?;
-                (to, Some(leading))
+                let (to, next_hop) = *others.get(number % others.len().max(1))?;
+                (to, Some(next_hop))
             }
             _ => (of_family(self.outside, source).first()?.0, None),
         };
-        Some(Question {
+        Some(RouteQuery {
             source,
             arrives_by,
             to,
@@ -150,37 +150,37 @@ impl Places<'_> {
     }
 
     /// Questions about packets to pods: from other nodes' pods and from outside.
-    fn sent_to_pods(&self) -> Vec<Question> {
+    fn sent_to_pods(&self) -> Vec<RouteQuery> {
         let others = self
             .others
             .iter()
-            .map(|(ip, leading)| (*ip, leading.interface, true));
+            .map(|(ip, next_hop)| (*ip, next_hop.interface, true));
         let outside = self
             .outside
             .iter()
             .map(|(ip, interface)| (*ip, *interface, false));
-        let mut questions = Vec::new();
+        let mut queries = Vec::new();
         for (number, (source, arrives_by, is_needed)) in others.chain(outside).enumerate() {
             let pods = of_family(self.pods, source);
             let Some((to, interface)) = pods.get(number % pods.len().max(1)).copied() else {
                 continue;
             };
-            questions.extend([0, 1].map(|kind| Question {
+            queries.extend([0, 1].map(|kind| RouteQuery {
                 source,
                 arrives_by,
                 to,
                 protocol: protocol(kind),
-                expected: Some(Leading { interface, via: None }),
+                expected: Some(NextHop { interface, via: None }),
                 is_needed,
             }));
         }
-        questions
+        queries
     }
 }
 
 /// The part of the places that has the family of an address.
-fn of_family<T>(places: &[(IpAddr, T)], like: IpAddr) -> &[(IpAddr, T)] {
-    let (v4, v6) = places.split_at(places.partition_point(|(ip, _)| ip.is_ipv4()));
+fn of_family<T>(addresses: &[(IpAddr, T)], like: IpAddr) -> &[(IpAddr, T)] {
+    let (v4, v6) = addresses.split_at(addresses.partition_point(|(ip, _)| ip.is_ipv4()));
     if like.is_ipv4() { v4 } else { v6 }
 }
 
@@ -193,49 +193,49 @@ fn protocol(kind: usize) -> Protocol {
 }
 
 /// Asks about packets of `pods` and to them; `others` are addresses of other nodes' pods. It asks in any case
-/// about sources that failed `before`. Destinations in `astray`, to which the node's own packets take a wrong
-/// route as well, are reported elsewhere.
-pub async fn ways(
+/// about sources that failed `before`. Destinations in `misrouted`, to which the node's own packets take a
+/// wrong route as well, are reported elsewhere.
+pub async fn routes(
     agent: &Agent,
     (pods, others): (&[Pod], &[Other]),
-    (turn, before): (usize, &[ObjectError]),
-    astray: &BTreeSet<IpAddr>,
-) -> WrongWays {
-    let mut wrong = WrongWays::default();
+    (iteration, before): (usize, &[ObjectError]),
+    misrouted: &BTreeSet<IpAddr>,
+) -> WrongRoutes {
+    let mut wrong = WrongRoutes::default();
     if pods.is_empty() {
         return wrong;
     }
     let outside = outside(agent).await;
-    let places = Places {
+    let addresses = Addresses {
         pods,
         others,
         outside: &outside,
     };
-    let (from_pods, to_pods) = (places.sent_by_pods(), places.sent_to_pods());
+    let (from_pods, to_pods) = (addresses.sent_by_pods(), addresses.sent_to_pods());
     let failed = before
         .iter()
         .filter_map(|problem| problem.object.strip_prefix(OBJECT));
     let failed: BTreeSet<IpAddr> = failed.filter_map(|source| source.parse().ok()).collect();
-    let has_failed = |question: &&Question| failed.contains(&question.source);
+    let has_failed = |query: &&RouteQuery| failed.contains(&query.source);
     let again = from_pods.iter().chain(&to_pods).filter(has_failed);
-    let due = in_turn(&from_pods, turn, PODS).chain(in_turn(&to_pods, turn, 2 * WAYS));
-    let due = due.filter(|question| !has_failed(question));
+    let due = round_robin(&from_pods, iteration, PODS).chain(round_robin(&to_pods, iteration, 2 * ROUTES));
+    let due = due.filter(|query| !has_failed(query));
     let mut named = BTreeSet::new();
-    for question in again.chain(due) {
+    for query in again.chain(due) {
         // A source that failed before is asked about again, even if the node's own packets fail by now.
-        let is_astray = astray.contains(&question.to) && !has_failed(&question);
-        let is_known = is_astray || named.contains(&(question.source, question.is_needed));
+        let is_misrouted = misrouted.contains(&query.to) && !has_failed(&query);
+        let is_known = is_misrouted || named.contains(&(query.source, query.is_needed));
         // An interface that is gone has no route.
-        if is_known || !agent.node.has_interface(question.arrives_by) {
+        if is_known || !agent.node.has_interface(query.arrives_by) {
             continue;
         }
-        let problem = match agent.node.way_of(question.packet()).await {
-            Ok(found) if question.is_met_by(found) => continue,
-            Ok(found) => question.problem(found, |index| agent.node.interface_name(index)),
-            Err(error) => ObjectError::new(error.trouble(), object(question.source), &error),
+        let problem = match agent.node.route_of(query.packet()).await {
+            Ok(found) if query.is_satisfied_by(found) => continue,
+            Ok(found) => query.problem(found, |index| agent.node.interface_name(index)),
+            Err(error) => ObjectError::new(error.trouble(), object(query.source), &error),
         };
-        named.insert((question.source, question.is_needed));
-        if question.is_needed {
+        named.insert((query.source, query.is_needed));
+        if query.is_needed {
             wrong.needed.push(problem);
         } else {
             wrong.named.push(problem);
@@ -257,7 +257,7 @@ async fn outside(agent: &Agent) -> Vec<(IpAddr, u32)> {
             protocol: Protocol::Udp.number(),
             from: None,
         };
-        if let Ok(Some(found)) = agent.node.way_of(packet).await
+        if let Ok(Some(found)) = agent.node.route_of(packet).await
             && agent.node.is_uplink(found.interface)
         {
             outside.push((to, found.interface));
@@ -288,9 +288,9 @@ mod tests {
         of_family(true).chain(of_family(false)).collect()
     }
 
-    fn other(address: &str, via: &str) -> (IpAddr, Leading) {
+    fn other(address: &str, via: &str) -> (IpAddr, NextHop) {
         let via = Some(ip(via));
-        (ip(address), Leading { interface: 2, via })
+        (ip(address), NextHop { interface: 2, via })
     }
 
     #[test]
@@ -301,15 +301,15 @@ mod tests {
             other("fd00:244:2::1", "fd00:50::12"),
         ];
         let outside = OUTSIDE.map(|address| (ip(address), 2));
-        let places = Places {
+        let addresses = Addresses {
             pods: &pods,
             others: &others,
             outside: &outside,
         };
-        let questions = places.sent_by_pods();
-        assert_eq!(questions.len(), pods.len() * KINDS);
+        let queries = addresses.sent_by_pods();
+        assert_eq!(queries.len(), pods.len() * KINDS);
         for (source, interface) in &pods {
-            let of_it: Vec<_> = questions.iter().filter(|it| it.source == *source).collect();
+            let of_it: Vec<_> = queries.iter().filter(|it| it.source == *source).collect();
             assert!(of_it.iter().all(|it| it.arrives_by == *interface));
             assert!(of_it.iter().all(|it| it.to.is_ipv4() == source.is_ipv4()));
             for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -321,7 +321,7 @@ mod tests {
                 );
             }
         }
-        let first: BTreeSet<_> = questions.iter().take(pods.len()).map(|it| it.source).collect();
+        let first: BTreeSet<_> = queries.iter().take(pods.len()).map(|it| it.source).collect();
         assert_eq!(first.len(), pods.len());
     }
 
@@ -333,12 +333,12 @@ mod tests {
             other("fd00:244:2::1", "fd00:50::12"),
         ];
         let outside = [(ip(OUTSIDE[0]), 2)];
-        let places = Places {
+        let addresses = Addresses {
             pods: &pods,
             others: &others,
             outside: &outside,
         };
-        let asked = places.sent_to_pods();
+        let asked = addresses.sent_to_pods();
         let asked: Vec<_> = asked
             .iter()
             .map(|it| (it.source, it.protocol, it.is_needed))
@@ -348,7 +348,7 @@ mod tests {
             [Protocol::Tcp, Protocol::Udp].map(|protocol| (source, protocol, is_needed))
         });
         assert_eq!(asked, expected.concat());
-        let none = Places {
+        let none = Addresses {
             pods: &[],
             others: &others,
             outside: &outside,
@@ -357,9 +357,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_must_name_the_gateway_too() {
+    fn a_route_must_have_the_expected_gateway() {
         let (to, expected) = other("10.244.2.1", "192.168.50.12");
-        let question = Question {
+        let query = RouteQuery {
             source: ip("10.244.1.3"),
             arrives_by: 9,
             to,
@@ -367,25 +367,25 @@ mod tests {
             expected: Some(expected),
             is_needed: true,
         };
-        let elsewhere = Leading {
+        let elsewhere = NextHop {
             via: Some(ip("192.168.50.1")),
             ..expected
         };
-        assert!(question.is_met_by(Some(expected)));
-        assert!(!question.is_met_by(Some(elsewhere)) && !question.is_met_by(None));
-        let problem = question.problem(Some(elsewhere), |index| format!("eth{index}"));
+        assert!(query.is_satisfied_by(Some(expected)));
+        assert!(!query.is_satisfied_by(Some(elsewhere)) && !query.is_satisfied_by(None));
+        let problem = query.problem(Some(elsewhere), |index| format!("eth{index}"));
         assert_eq!(problem.object, "packets from 10.244.1.3");
-        for said in [
+        for part in [
             "go by eth2 to 192.168.50.1 and not by eth2 to 192.168.50.12",
             "`ip route get 10.244.2.1 from 10.244.1.3 iif eth9 ipproto tcp`",
         ] {
-            assert!(problem.message.contains(said), "{}", problem.message);
+            assert!(problem.message.contains(part), "{}", problem.message);
         }
-        let outside = Question {
+        let outside = RouteQuery {
             expected: None,
             is_needed: false,
-            ..question
+            ..query
         };
-        assert!(outside.is_met_by(Some(elsewhere)) && !outside.is_met_by(None));
+        assert!(outside.is_satisfied_by(Some(elsewhere)) && !outside.is_satisfied_by(None));
     }
 }

@@ -5,15 +5,15 @@
 //! whose loss it does not report (pins, links, settings, entries) there is a slow check every second. It
 //! takes some dozens of system calls. After a report or a check the agent calls the functions that made the
 //! parts in the first place. This module only notices the losses; it counts, logs and reports the repairs.
-//! [`keeper`] watches our pods. [`self_test`] sends crafted packets through the programs.
+//! [`pod_checks`] watches our pods. [`self_test`] sends crafted packets through the programs.
 
 mod ahead;
 mod forwarded;
-mod keeper;
+mod notifier;
 mod open;
+mod pod_checks;
 mod self_test;
 mod tables;
-mod teller;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,20 +22,20 @@ use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use ahead::look as look_ahead;
+pub use notifier::Notifier;
 pub use open::open_datapath;
-pub use teller::Teller;
 
 use super::{Agent, own_node};
 use crate::bpf::BpfError;
-use crate::bpf::links::ahead::{Ahead, Place};
+use crate::bpf::links::ahead::{AttachPoint, PrecedingProgram};
 use crate::bpf::pins::Owned;
 use crate::control::ObjectError;
 use crate::network::netlink::Restored;
-use crate::pods::Places;
+use crate::pods::PluginPaths;
 use crate::pods::restore::Restored as PodsRestored;
 use crate::trouble::Trouble;
-use keeper::Waker;
-use self_test::WrongWays;
+use pod_checks::Waker;
+use self_test::WrongRoutes;
 
 /// The interval between two checks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -45,43 +45,43 @@ const ROUNDS: u32 = 16;
 
 /// The state of the checks.
 pub struct Survival {
-    teller: Teller,
+    notifier: Notifier,
     owned: Owned,
     /// Whether another agent has taken over the bpf root.
     is_taken: bool,
     looks: Interval,
-    turn: u32,
+    iteration: u32,
     waker: Waker,
     of_pods: mpsc::Receiver<PodsRestored>,
     /// The parts that are lacking, by the check that found them.
-    lacking: BTreeMap<&'static str, Vec<ObjectError>>,
+    missing: BTreeMap<&'static str, Vec<ObjectError>>,
     /// Problems that do not keep the node from being ready, by the check that found them.
     odd: BTreeMap<&'static str, Vec<ObjectError>>,
     /// The failures of the last self-test. A part that is being changed may fail one test.
     suspects: Vec<ObjectError>,
-    told: Vec<ObjectError>,
+    notified: Vec<ObjectError>,
     /// The foreign programs last seen before ours.
-    ahead: BTreeMap<Place, Vec<Ahead>>,
+    ahead: BTreeMap<AttachPoint, Vec<PrecedingProgram>>,
 }
 
 impl Survival {
     /// Starts the checks. Must be called within a tokio runtime.
-    pub fn start(places: Places, teller: Teller, owned: Owned) -> Self {
-        let (waker, of_pods) = keeper::start(places);
+    pub fn start(paths: PluginPaths, notifier: Notifier, owned: Owned) -> Self {
+        let (waker, of_pods) = pod_checks::start(paths);
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            teller,
+            notifier,
             owned,
             is_taken: false,
             looks,
-            turn: 0,
+            iteration: 0,
             waker,
             of_pods,
-            lacking: BTreeMap::new(),
+            missing: BTreeMap::new(),
             odd: BTreeMap::new(),
             suspects: Vec::new(),
-            told: Vec::new(),
+            notified: Vec::new(),
             ahead: BTreeMap::new(),
         }
     }
@@ -106,33 +106,33 @@ impl Survival {
 
     /// The lacking parts that the agent cannot make again, and the odd findings.
     pub fn problems(&self) -> impl Iterator<Item = &ObjectError> {
-        self.lacking.values().chain(self.odd.values()).flatten()
+        self.missing.values().chain(self.odd.values()).flatten()
     }
 
     /// The conditions that `ready` waits for.
     pub fn waiting_for(&self) -> impl Iterator<Item = String> {
-        self.lacking
+        self.missing
             .iter()
-            .filter(|(_, lacking)| !lacking.is_empty())
-            .map(|(what, lacking)| match lacking.first() {
-                Some(first) if lacking.len() == 1 => format!("{what}: {}", first.object),
-                _ => format!("{what} ({} problems, see errors)", lacking.len()),
+            .filter(|(_, missing)| !missing.is_empty())
+            .map(|(what, missing)| match missing.first() {
+                Some(first) if missing.len() == 1 => format!("{what}: {}", first.object),
+                _ => format!("{what} ({} problems, see errors)", missing.len()),
             })
     }
 
-    fn lacks(&mut self, what: &'static str, lacking: Vec<ObjectError>) {
-        for problem in &lacking {
-            if !self.told.contains(problem) {
-                self.teller.incomplete(problem);
+    fn report_missing(&mut self, what: &'static str, missing: Vec<ObjectError>) {
+        for problem in &missing {
+            if !self.notified.contains(problem) {
+                self.notifier.incomplete(problem);
             }
         }
-        self.lacking.insert(what, lacking);
-        self.told = self.lacking.values().flatten().cloned().collect();
+        self.missing.insert(what, missing);
+        self.notified = self.missing.values().flatten().cloned().collect();
     }
 
     /// Reports problems that do not keep the node from being ready. It sends no event on the Node, since pods
     /// can cause any number of them.
-    fn names(&mut self, what: &'static str, odd: Vec<ObjectError>) {
+    fn report_odd(&mut self, what: &'static str, odd: Vec<ObjectError>) {
         let before = self.odd.get(what).map(Vec::as_slice).unwrap_or_default();
         for problem in odd.iter().filter(|problem| !before.contains(problem)) {
             tracing::warn!(object = problem.object, "{}", problem.message);
@@ -141,13 +141,13 @@ impl Survival {
     }
 
     /// Logs contradictions between the Nodes, and sends an event about them.
-    pub fn tell_of_node(&self, problem: &ObjectError) {
-        self.teller.unknown(problem);
+    pub fn notify_of_node(&self, problem: &ObjectError) {
+        self.notifier.unknown(problem);
     }
 
     /// Counts, logs and reports the parts that were made again.
     pub fn restored(&self, restored: &[Restored]) {
-        self.teller.restored(restored);
+        self.notifier.restored(restored);
     }
 }
 
@@ -156,13 +156,15 @@ pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
     match of_pods {
         Some(done) => {
             agent.survival.restored(&done.restored);
-            agent.survival.lacks("pods to be whole", done.problems);
             agent
                 .survival
-                .names("pods without an interface", done.without_interface);
+                .report_missing("pods to be complete", done.problems);
             agent
                 .survival
-                .names("what is no lease and no note", done.unreadable);
+                .report_odd("pods without an interface", done.without_interface);
+            agent
+                .survival
+                .report_odd("files that are neither lease nor note", done.unreadable);
         }
         None if agent.synced => look_at_node(agent).await,
         None => {}
@@ -170,14 +172,14 @@ pub async fn look(agent: &mut Agent, of_pods: Option<PodsRestored>) {
 }
 
 async fn look_at_node(agent: &mut Agent) {
-    let turn = agent.survival.turn.wrapping_add(1);
-    agent.survival.turn = turn;
+    let iteration = agent.survival.iteration.wrapping_add(1);
+    agent.survival.iteration = iteration;
     look_at_pins(agent);
     if agent.survival.is_taken {
         return;
     }
     own_node::look_when_due(agent);
-    let is_round = turn.is_multiple_of(ROUNDS);
+    let is_round = iteration.is_multiple_of(ROUNDS);
     let is_installed = !is_round || agent.node.is_installed();
     let is_tunnel_whole = !is_round || agent.node.is_tunnel_whole().await;
     if agent.node.has_other_settings(&agent.options) || !is_installed || !is_tunnel_whole {
@@ -185,28 +187,32 @@ async fn look_at_node(agent: &mut Agent) {
     }
     let changed = agent.node.changed_settings();
     if changed.is_empty() {
-        agent.survival.lacks("settings of the kernel", Vec::new());
+        agent
+            .survival
+            .report_missing("settings of the kernel", Vec::new());
     } else {
         // A setting for all interfaces changes the settings of pods' interfaces as well.
         agent.survival.wake();
         agent.refresh_node().await;
         let still = agent.node.changed_settings();
-        let mended = changed.iter().filter(|setting| !still.contains(setting));
-        let mended: Vec<_> = mended.map(|setting| ("setting", setting.clone())).collect();
-        agent.survival.restored(&mended);
-        let lacking = still.into_iter().map(|setting| ObjectError {
+        let repaired = changed.iter().filter(|setting| !still.contains(setting));
+        let repaired: Vec<_> = repaired.map(|setting| ("setting", setting.clone())).collect();
+        agent.survival.restored(&repaired);
+        let missing = still.into_iter().map(|setting| ObjectError {
             code: Trouble::SettingRefused,
             message: format!("it has another value, and setting it fails: `sysctl -w {setting}=1`"),
             object: setting,
         });
-        agent.survival.lacks("settings of the kernel", lacking.collect());
+        agent
+            .survival
+            .report_missing("settings of the kernel", missing.collect());
     }
     tables::look(agent);
-    let is_due = |index| index % ROUNDS == turn % ROUNDS;
+    let is_due = |index| index % ROUNDS == iteration % ROUNDS;
     look_at_programs(agent, is_due).await;
     ahead::look(agent, is_due);
     // The test opens the programs by their pins.
-    if !agent.survival.is_lacking(PINS) {
+    if !agent.survival.is_missing(PINS) {
         test(agent).await;
     }
 }
@@ -215,7 +221,7 @@ fn look_at_pins(agent: &mut Agent) {
     let owned = agent.survival.owned.keep();
     agent.survival.is_taken = matches!(owned, Err(BpfError::Taken(_)));
     let kept = owned.and_then(|()| agent.programmer.store().keep_pinned());
-    let lacking = match kept {
+    let missing = match kept {
         Ok(false) => Vec::new(),
         Ok(true) => {
             let root = agent.options.bpf_root.display().to_string();
@@ -228,7 +234,7 @@ fn look_at_pins(agent: &mut Agent) {
             vec![ObjectError::new(Trouble::PinsNotKept, object, &error)]
         }
     };
-    agent.survival.lacks(PINS, lacking);
+    agent.survival.report_missing(PINS, missing);
 }
 
 /// Makes sure that the programs are attached where they should be. `is_due` chooses the interfaces whose
@@ -241,10 +247,10 @@ pub async fn look_at_programs(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         Ok(broken) => broken,
         Err(error) => {
             let problem = ObjectError::new(Trouble::KernelRefused, "programs", &error);
-            return agent.survival.lacks(PROGRAMS, vec![problem]);
+            return agent.survival.report_missing(PROGRAMS, vec![problem]);
         }
     };
-    if !broken.iter().any(|place| is_there(agent, place)) && !agent.survival.is_lacking(PROGRAMS) {
+    if !broken.iter().any(|place| is_there(agent, place)) && !agent.survival.is_missing(PROGRAMS) {
         return;
     }
     agent.refresh_node().await;
@@ -253,49 +259,48 @@ pub async fn look_at_programs(agent: &mut Agent, is_due: impl Fn(u32) -> bool) {
         (Some(index), program) => format!("{program} at {}", agent.node.interface_name(*index)),
         (None, program) => format!("{program} at the cgroup"),
     };
-    let mended = broken.iter().filter(|place| !still.contains(place));
-    let mended: Vec<_> = mended
+    let repaired = broken.iter().filter(|place| !still.contains(place));
+    let repaired: Vec<_> = repaired
         .filter(|place| is_there(agent, place))
         .map(|place| ("program", name(agent, place)))
         .collect();
-    agent.survival.restored(&mended);
-    let lacking = still.iter().filter(|place| is_there(agent, place));
-    let lacking = lacking.map(|place| ObjectError {
+    agent.survival.restored(&repaired);
+    let missing = still.iter().filter(|place| is_there(agent, place));
+    let missing = missing.map(|place| ObjectError {
         code: Trouble::ProgramNotAttached,
         object: format!("program {}", name(agent, place)),
-        message: "it does not hang there, and attaching it again fails: see the other errors, and `tc filter show` and \
-                  `bpftool net` for what does"
+        message: "it is not attached, and attaching it again fails: see the other errors, `tc filter show` and `bpftool net`"
             .to_owned(),
     });
-    let lacking = lacking.collect();
-    agent.survival.lacks(PROGRAMS, lacking);
+    let missing = missing.collect();
+    agent.survival.report_missing(PROGRAMS, missing);
 }
 
 const PINS: &str = "pins to be kept";
-const PROGRAMS: &str = "programs to hang where they should";
+const PROGRAMS: &str = "programs to be attached";
 const SELF_TEST: &str = "the self-test";
 
 impl Survival {
-    fn is_lacking(&self, what: &str) -> bool {
-        self.lacking.get(what).is_some_and(|lacking| !lacking.is_empty())
+    fn is_missing(&self, what: &str) -> bool {
+        self.missing.get(what).is_some_and(|missing| !missing.is_empty())
     }
 }
 
 async fn test(agent: &mut Agent) {
     let before = std::mem::take(&mut agent.survival.suspects);
-    let turn = agent.survival.turn as usize;
+    let iteration = agent.survival.iteration as usize;
     let has_failed = before
         .iter()
         .any(|problem| problem.object.starts_with("program "));
-    let mut found = self_test::programs(agent, turn, has_failed);
-    let WrongWays { needed, named } = self_test::ways(agent, turn, &before).await;
+    let mut found = self_test::programs(agent, iteration, has_failed);
+    let WrongRoutes { needed, named } = self_test::routes(agent, iteration, &before).await;
     found.extend(needed);
     let is_known = |problem: &&ObjectError| before.iter().any(|known| known.object == problem.object);
     let known =
         |found: &[ObjectError]| -> Vec<ObjectError> { found.iter().filter(is_known).cloned().collect() };
-    let (lacking, odd) = (known(&found), known(&named));
+    let (missing, odd) = (known(&found), known(&named));
     found.extend(named);
     agent.survival.suspects = found;
-    agent.survival.lacks(SELF_TEST, lacking);
-    agent.survival.names(SELF_TEST, odd);
+    agent.survival.report_missing(SELF_TEST, missing);
+    agent.survival.report_odd(SELF_TEST, odd);
 }

@@ -11,9 +11,9 @@ use crate::pods::restore;
 
 /// Opens the data plane with the entries of running pods in its tables.
 pub fn open_datapath(options: &AgentOptions, sizes: &MapSizes) -> Result<Datapath, BpfError> {
-    let places = crate::agent::places(options);
+    let plugin_paths = crate::agent::plugin_paths(options);
     Datapath::open_prepared(&options.bpf_root, sizes, &mut |pins, dir| {
-        match restore::prepare(&places, pins, dir) {
+        match restore::prepare(&plugin_paths, pins, dir) {
             Ok(done) => {
                 for (_, what) in &done.restored {
                     tracing::info!("restored an entry of a running pod: {what}");

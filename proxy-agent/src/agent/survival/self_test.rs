@@ -39,7 +39,7 @@ const TRANSLATE: [&str; 3] = ["from_pod", "from_own_pod", "from_host"];
 /// and more. If there are more, the tests take turns.
 pub(super) const PODS: usize = 256;
 /// The most routes to services and to other nodes' pods that one test asks about, in turn.
-pub(super) const WAYS: usize = 16;
+pub(super) const ROUTES: usize = 16;
 /// The most services that a test tries until one is translated, and the number of services among which it
 /// looks for them.
 const SERVICES: usize = 8;
@@ -49,21 +49,21 @@ const SOURCE_PORT: u16 = 40_000;
 static PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// Runs all attached programs. A program that translates fails if it translates none of some services: for a
-/// single service its owner may be at fault. After a failure, `turn` chooses other services.
-pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError> {
+/// single service its owner may be at fault. After a failure, `iteration` chooses other services.
+pub fn programs(agent: &Agent, iteration: usize, has_failed: bool) -> Vec<ObjectError> {
     let datapath = agent.programmer.store();
-    let services = some_services(agent, if has_failed { turn } else { 0 });
+    let services = some_services(agent, if has_failed { iteration } else { 0 });
     let mut problems = Vec::new();
     for program in PROGRAMS {
-        let hangs = datapath
+        let attached = datapath
             .links
             .interfaces()
             .iter()
             .find(|(_, role)| role.has(program));
-        let Some((interface, _)) = hangs else { continue };
+        let Some((interface, _)) = attached else { continue };
         let ask = |(to, protocol): (SocketAddr, Protocol)| {
             let frame = craft::frame(client(agent, to.ip()), to, SOURCE_PORT, protocol);
-            let run = DryRunner::new(datapath, program).and_then(|runner| runner.answer(&frame, *interface));
+            let run = DryRunner::new(datapath, program).and_then(|runner| runner.try_run(&frame, *interface));
             let run = run.map_err(|error| error.to_string())?;
             match run {
                 Some(run) if !services.is_empty() && TRANSLATE.contains(&program) => {
@@ -84,10 +84,10 @@ pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError
         };
         let mut failed: Result<(), String> = Ok(());
         for service in asked {
-            let answer = ask(*service);
-            let is_answered = answer.is_ok();
-            failed = failed.and(answer);
-            if is_answered {
+            let outcome = ask(*service);
+            let has_passed = outcome.is_ok();
+            failed = failed.and(outcome);
+            if has_passed {
                 failed = Ok(());
                 break;
             }
@@ -106,11 +106,11 @@ pub fn programs(agent: &Agent, turn: usize, has_failed: bool) -> Vec<ObjectError
 }
 
 /// Cluster IPs that lead to some endpoint, of services that are programmed completely.
-fn some_services(agent: &Agent, turn: usize) -> Vec<(SocketAddr, Protocol)> {
+fn some_services(agent: &Agent, iteration: usize) -> Vec<(SocketAddr, Protocol)> {
     if agent.programmer.pending() > 0 {
         return Vec::new();
     }
-    let skipped = turn * SERVICES % agent.cluster.service_count().max(1);
+    let skipped = iteration * SERVICES % agent.cluster.service_count().max(1);
     let services = agent.cluster.services().skip(skipped).take(LOOKED_AT);
     let frontends = services.filter_map(|(id, _)| {
         if !agent.programmer.problems_of(id).is_empty() {
@@ -149,7 +149,7 @@ fn client(agent: &Agent, to: IpAddr) -> IpAddr {
 
 /// Routes that are not as they should be.
 #[derive(Default)]
-pub struct WrongWays {
+pub struct WrongRoutes {
     /// Problems with routes that every node needs.
     pub needed: Vec<ObjectError>,
     /// Problems with routes to addresses that services name: a service's owner chooses these, and may choose
@@ -159,9 +159,9 @@ pub struct WrongWays {
 }
 
 /// Asks for the routes to services, other nodes' pods and pods of this node: those that failed `before`, and
-/// some others in turn. `turn` counts the tests.
-pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWays {
-    let ways: Vec<(IpNet, u32)> = agent.node.ways();
+/// some others in turn. `iteration` counts the tests.
+pub async fn routes(agent: &Agent, iteration: usize, before: &[ObjectError]) -> WrongRoutes {
+    let routes: Vec<(IpNet, u32)> = agent.node.routes();
     let mut pods = Vec::new();
     let walked = agent
         .programmer
@@ -175,7 +175,7 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
     } else {
         pods.clear();
     }
-    let mut wrong = WrongWays::default();
+    let mut wrong = WrongRoutes::default();
     let failed = |prefix: &IpNet| {
         if before.is_empty() {
             return false;
@@ -183,10 +183,10 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
         let object = format!("route {prefix}");
         before.iter().any(|problem| problem.object == object)
     };
-    let again = ways.iter().chain(&pods).filter(|(prefix, _)| failed(prefix));
-    let others = in_turn(&ways, turn, WAYS).chain(in_turn(&pods, turn, PODS));
+    let again = routes.iter().chain(&pods).filter(|(prefix, _)| failed(prefix));
+    let others = round_robin(&routes, iteration, ROUTES).chain(round_robin(&pods, iteration, PODS));
     let others = others.filter(|(prefix, _)| !failed(prefix));
-    let mut astray = BTreeSet::new();
+    let mut misrouted = BTreeSet::new();
     for (prefix, interface) in again.chain(others) {
         let address = inside(prefix);
         // A pod that is gone has no interface any more.
@@ -197,12 +197,12 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
         let protocols = if failed(prefix) {
             &PROTOCOLS[..]
         } else {
-            &PROTOCOLS[turn % 2..=turn % 2]
+            &PROTOCOLS[iteration % 2..=iteration % 2]
         };
-        let Some(problem) = wrong_way(agent, (address, *interface), protocols, object).await else {
+        let Some(problem) = wrong_route(agent, (address, *interface), protocols, object).await else {
             continue;
         };
-        astray.insert(address);
+        misrouted.insert(address);
         if agent.node.is_named_by_services(*prefix) {
             wrong.named.push(problem);
         } else {
@@ -214,20 +214,20 @@ pub async fn ways(agent: &Agent, turn: usize, before: &[ObjectError]) -> WrongWa
         .map(|(ip, interface)| (ip.addr(), *interface))
         .collect();
     // Ranges whose routes are set, and that contain no foreign route.
-    let set: BTreeSet<_> = ways.iter().map(|(range, _)| range).collect();
-    let others = agent.node.pods().leading();
+    let set: BTreeSet<_> = routes.iter().map(|(range, _)| range).collect();
+    let others = agent.node.pods().next_hops();
     let others: Vec<_> = others
         .filter(|(range, _)| set.contains(range))
-        .map(|(range, leading)| (inside(&range), leading))
+        .map(|(range, next_hop)| (inside(&range), next_hop))
         .collect();
-    let of_forwarded = forwarded::ways(agent, (&pods, &others), (turn, before), &astray).await;
+    let of_forwarded = forwarded::routes(agent, (&pods, &others), (iteration, before), &misrouted).await;
     wrong.needed.extend(of_forwarded.needed);
     wrong.named.extend(of_forwarded.named);
     wrong
 }
 
 /// The problem with the route of the node's own packets to an address, which should leave by an interface.
-async fn wrong_way(
+async fn wrong_route(
     agent: &Agent,
     (to, interface): (IpAddr, u32),
     protocols: &[Protocol],
@@ -239,7 +239,7 @@ async fn wrong_way(
             protocol: protocol.number(),
             from: None,
         };
-        let found = match agent.node.way_of(packet).await {
+        let found = match agent.node.route_of(packet).await {
             Ok(Some(found)) if found.interface == interface => continue,
             Ok(found) => found,
             Err(error) => return Some(ObjectError::new(error.trouble(), object, &error)),
@@ -262,7 +262,7 @@ async fn wrong_way(
 }
 
 /// At most `most` elements, and the next ones with each turn.
-pub(super) fn in_turn<T>(all: &[T], turn: usize, most: usize) -> impl Iterator<Item = &T> {
-    let first = turn.wrapping_mul(most) % all.len().max(1);
+pub(super) fn round_robin<T>(all: &[T], iteration: usize, most: usize) -> impl Iterator<Item = &T> {
+    let first = iteration.wrapping_mul(most) % all.len().max(1);
     all.iter().cycle().skip(first).take(most.min(all.len()))
 }

@@ -7,20 +7,20 @@ use crate::trouble::Trouble;
 
 const TABLES: &str = "tables to be as they were written";
 
-/// Checks the tables of services, addresses and pods' namespaces. [`keeper`](super::keeper) checks the tables
-/// of pods.
+/// Checks the tables of services, addresses and pods' namespaces. [`pod_checks`](super::pod_checks) checks
+/// the tables of pods.
 pub fn look(agent: &mut Agent) {
-    let turn = agent.survival.turn as usize;
-    let of_services = agent.programmer.compare(turn);
+    let iteration = agent.survival.iteration as usize;
+    let of_services = agent.programmer.compare(iteration);
     let of_pods = agent.node.compare_pod_sockets(agent.programmer.store());
-    let (mut restored, mut lacking) = (Vec::new(), Vec::new());
+    let (mut restored, mut missing) = (Vec::new(), Vec::new());
     for (object, compared) in [
         ("maps FRONTENDS and ADDRESSES", of_services),
         ("map POD_NETNS", of_pods.map(|done| done.into_iter().collect())),
     ] {
         match compared {
             Ok(done) => restored.extend(done.into_iter().map(|what: String| ("entry", what))),
-            Err(error) => lacking.push(ObjectError {
+            Err(error) => missing.push(ObjectError {
                 code: Trouble::MapAccessFailed,
                 object: object.to_owned(),
                 message: format!(
@@ -30,5 +30,5 @@ pub fn look(agent: &mut Agent) {
         }
     }
     agent.survival.restored(&restored);
-    agent.survival.lacks(TABLES, lacking);
+    agent.survival.report_missing(TABLES, missing);
 }

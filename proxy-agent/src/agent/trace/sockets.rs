@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 use proxy_common::decide::socket::{Owner, Sender, SocketDecision, connect, send};
-use proxy_common::decide::{Work, host_port};
+use proxy_common::decide::{PacketContext, host_port};
 use proxy_common::maps::{
     AddressFlags, Affinity, AffinityKey, Backend, Config, Datagram, FirstFragment, Flow, FlowKey,
     FragmentKey, FragmentPorts, Frontend, FrontendKey, HostPort, HostPortKey, Pod, PodLink, RangeFlags, Slot,
@@ -32,7 +32,7 @@ pub fn samples(
     request: &TraceRequest,
     steps: &mut Vec<String>,
 ) -> Result<Vec<Sample>, String> {
-    let tables = Live::new(agent.programmer.store());
+    let tables = KernelMaps::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
     // A socket that has sent no packet yet.
     let sender = Sender {
@@ -89,7 +89,7 @@ pub fn samples(
 
 /// The pod and the port that the destination leads to, if it is a host port of this node.
 pub fn host_port(agent: &Agent, request: &TraceRequest) -> Option<SocketAddr> {
-    let tables = Live::new(agent.programmer.store());
+    let tables = KernelMaps::new(agent.programmer.store());
     let (address, port) = (Ip::from(request.to.ip()), Port::new(request.to.port()));
     let found = host_port::find(&tables, &tables.config, &address, port, request.protocol.number())?;
     Some(SocketAddr::new(
@@ -99,13 +99,13 @@ pub fn host_port(agent: &Agent, request: &TraceRequest) -> Option<SocketAddr> {
 }
 
 /// The live maps, read only.
-struct Live<'a> {
+struct KernelMaps<'a> {
     datapath: &'a Datapath,
     config: Config,
     random: Cell<u64>,
 }
 
-impl<'a> Live<'a> {
+impl<'a> KernelMaps<'a> {
     fn new(datapath: &'a Datapath) -> Self {
         let config = datapath.config.get(0).unwrap_or_default();
         Self {
@@ -116,7 +116,7 @@ impl<'a> Live<'a> {
     }
 }
 
-impl Tables for Live<'_> {
+impl Tables for KernelMaps<'_> {
     fn config(&self) -> Option<&Config> {
         Some(&self.config)
     }
@@ -215,22 +215,22 @@ impl Tables for Live<'_> {
 
     fn return_share(&self, _client: &Ip, _protocol: u8) {}
 
-    fn note_unanswered(&self, _config: &Config, _client: &Ip) -> bool {
+    fn note_unreplied(&self, _config: &Config, _client: &Ip) -> bool {
         true
     }
 
-    fn note_answered(&self, _client: &Ip) {}
+    fn note_replied(&self, _client: &Ip) {}
 
     /// The packets of a socket come by no interface.
-    fn leads_back(&self, _headers: &Headers, _interface: u32) -> bool {
+    fn passes_reverse_path(&self, _headers: &Headers, _interface: u32) -> bool {
         true
     }
 
-    fn way_out(&self, _work: &Work) -> u32 {
+    fn output_device(&self, _ctx: &PacketContext) -> u32 {
         0
     }
 
-    fn lacks_neighbour(&self, _work: &Work, _is_translated: bool) -> bool {
+    fn lacks_neighbour(&self, _ctx: &PacketContext, _is_translated: bool) -> bool {
         false
     }
 
@@ -261,9 +261,9 @@ impl Tables for Live<'_> {
 
     fn replace_socket_peer(&self, _key: &SocketKey, _peer: &SocketPeer) {}
 
-    fn pods_answer_outside(&self) {}
+    fn pods_reply_outside(&self) {}
 
-    fn node_answers_outside(&self) {}
+    fn node_replies_outside(&self) {}
 
     fn clock(&self) -> u64 {
         // The clock of `bpf_ktime_get_ns`.

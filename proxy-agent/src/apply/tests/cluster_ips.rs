@@ -54,26 +54,26 @@ fn served(world: &World, address: &str) -> Vec<(u16, Vec<String>)> {
         .collect()
 }
 
-fn told(world: &World) -> Vec<String> {
+fn reported(world: &World) -> Vec<String> {
     let problems = world.programmer.problems();
-    let remarks = problems.flat_map(|(_, told)| told);
+    let remarks = problems.flat_map(|(_, reported)| reported);
     remarks.map(|remark| remark.message.clone()).collect()
 }
 
 /// Calls `check` with each field that can name the victim's cluster IPs, and with a port.
-fn each_way(check: impl Fn(&str, u16)) {
+fn each_case(check: impl Fn(&str, u16)) {
     let addresses = r#""10.96.0.1","fd00:96::1""#;
     let ingress = r#"{"ip":"10.96.0.1"},{"ip":"fd00:96::1"}"#;
     for policy in ["Cluster", "Local"] {
-        let ways = [
+        let cases = [
             format!(r#","externalTrafficPolicy":"{policy}","externalIPs":[{addresses}]}}"#),
             format!(
                 r#","externalTrafficPolicy":"{policy}"}},"status":{{"loadBalancer":{{"ingress":[{ingress}]}}}}"#
             ),
         ];
-        for way in &ways {
+        for case in &cases {
             for port in [80, 81] {
-                check(way, port);
+                check(case, port);
             }
         }
     }
@@ -84,18 +84,18 @@ const FAMILIES: [(&str, &str, &str); 2] = [
     ("fd00:96::1", "fd00:244::1", "fd00:244::9"),
 ];
 
-fn assert_victims(world: &World, way: &str, port: u16) {
+fn assert_victims(world: &World, case: &str, port: u16) {
     for (address, victim, _) in FAMILIES {
         assert_eq!(
             served(world, address),
             [(80, vec![victim.to_owned()])],
-            "{way} {port}"
+            "{case} {port}"
         );
-        let all = told(world);
+        let all = reported(world);
         let remark = format!("{address} {REMARK}");
-        assert!(all.iter().any(|told| told.ends_with(&remark)), "{all:?}");
+        assert!(all.iter().any(|reported| reported.ends_with(&remark)), "{all:?}");
     }
-    assert_eq!(told(world).len(), 2, "{way} {port}");
+    assert_eq!(reported(world).len(), 2, "{case} {port}");
     assert_eq!(
         served(world, "10.96.0.9").len(),
         1,
@@ -103,56 +103,56 @@ fn assert_victims(world: &World, way: &str, port: u16) {
     );
 }
 
-fn assert_thiefs(world: &World, way: &str, port: u16) {
+fn assert_thiefs(world: &World, case: &str, port: u16) {
     for (address, _, thief) in FAMILIES {
         let found = served(world, address);
-        assert!(!found.is_empty(), "{way} {port}");
+        assert!(!found.is_empty(), "{case} {port}");
         // Under policy Local there is a view from outside, which leads to no endpoint of this node.
         let backends = |(number, backends): &(u16, Vec<String>)| {
             *number == port && (backends.is_empty() || *backends == [thief])
         };
-        assert!(found.iter().all(backends), "{way} {port}: {found:?}");
+        assert!(found.iter().all(backends), "{case} {port}: {found:?}");
     }
-    assert_eq!(told(world), [""; 0], "{way} {port}");
+    assert_eq!(reported(world), [""; 0], "{case} {port}");
 }
 
 #[test]
 fn an_older_service_that_is_edited_gets_no_cluster_ip_of_another() {
-    each_way(|way, port| {
+    each_case(|case, port| {
         let mut world = World::new(Fake::new(64), 64);
         both_families(&mut world, THIEF, 9, OLD, port, "}");
         both_families(&mut world, VICTIM, 1, NEW, 80, "}");
         bring(&mut world, true);
-        both_families(&mut world, THIEF, 9, OLD, port, way);
+        both_families(&mut world, THIEF, 9, OLD, port, case);
         bring(&mut world, false);
-        assert_victims(&world, way, port);
+        assert_victims(&world, case, port);
         world.restart(sizes(64));
         bring(&mut world, true);
-        assert_victims(&world, way, port);
+        assert_victims(&world, case, port);
     });
 }
 
 #[test]
 fn a_cluster_ip_that_comes_later_is_its_services_and_when_it_goes_the_other_has_the_address() {
-    each_way(|way, port| {
+    each_case(|case, port| {
         let mut world = World::new(Fake::new(64), 64);
-        both_families(&mut world, THIEF, 9, OLD, port, way);
+        both_families(&mut world, THIEF, 9, OLD, port, case);
         bring(&mut world, true);
-        assert_thiefs(&world, way, port);
+        assert_thiefs(&world, case, port);
         for _ in 0..2 {
             both_families(&mut world, VICTIM, 1, NEW, 80, "}");
             bring(&mut world, false);
-            assert_victims(&world, way, port);
+            assert_victims(&world, case, port);
             world.delete(VICTIM);
             bring(&mut world, false);
-            assert_thiefs(&world, way, port);
+            assert_thiefs(&world, case, port);
         }
         // A service that gets other cluster IPs releases those that it had.
         both_families(&mut world, VICTIM, 1, NEW, 80, "}");
         bring(&mut world, false);
         both_families(&mut world, VICTIM, 2, NEW, 80, "}");
         bring(&mut world, false);
-        assert_thiefs(&world, way, port);
+        assert_thiefs(&world, case, port);
     });
 }
 
@@ -175,7 +175,7 @@ fn a_cluster_ip_comes_before_age_where_a_node_port_claims_it() {
     world.programmer.update(&ids, &world.cluster, &node);
     assert_eq!(served(&world, "10.96.0.1"), [(80, vec!["10.244.1.1".to_owned()])]);
     assert_eq!(
-        told(&world),
+        reported(&world),
         ["10.96.0.1 port 80: the cluster IP of Service t/victim; left out"]
     );
 }

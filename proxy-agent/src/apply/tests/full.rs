@@ -120,14 +120,14 @@ fn what_did_not_fit_gets_the_room_that_others_leave() {
         world.service("c", "10.96.0.3", OLD, 80);
         world.slice("c", &[("10.244.1.3", "")]);
         world.update();
-        let told: Vec<_> = world
+        let reported: Vec<_> = world
             .programmer
             .problems()
-            .flat_map(|(_, told)| told.to_vec())
+            .flat_map(|(_, reported)| reported.to_vec())
             .collect();
         assert!(
-            told.len() == 1 && told[0].message.contains(full),
-            "{full}: {told:?}"
+            reported.len() == 1 && reported[0].message.contains(full),
+            "{full}: {reported:?}"
         );
         assert_eq!(world.backends_of("10.96.0.3"), [""; 0], "{full}");
 
@@ -180,14 +180,14 @@ fn the_nodes_own_addresses_take_room_too() {
     world.sync();
     assert_eq!(world.programmer.store().sizes().addresses, 3);
     assert_eq!(world.programmer.store().addresses.borrow().len(), 3);
-    let told: Vec<_> = world
+    let reported: Vec<_> = world
         .programmer
         .problems()
-        .flat_map(|(_, told)| told.to_vec())
+        .flat_map(|(_, reported)| reported.to_vec())
         .collect();
     assert!(
-        told.len() == 1 && told[0].message.contains("addresses"),
-        "{told:?}"
+        reported.len() == 1 && reported[0].message.contains("addresses"),
+        "{reported:?}"
     );
     world.programmer.set_node_addresses(&node[..1], HashMap::new());
     world.service("c", "10.96.0.9", OLD, 80);
@@ -196,6 +196,6 @@ fn the_nodes_own_addresses_take_room_too() {
     assert_eq!(
         world.programmer.problems().count(),
         1,
-        "one of b and c fits, whichever comes first"
+        "one of b and c fits, the one that comes first"
     );
 }

@@ -43,9 +43,9 @@ fn is_served(world: &World, ip: &str) -> bool {
     !world.backends_of(ip).is_empty()
 }
 
-fn told(world: &World) -> Vec<String> {
+fn reported(world: &World) -> Vec<String> {
     let problems = world.programmer.problems();
-    let remarks = problems.flat_map(|(_, told)| told);
+    let remarks = problems.flat_map(|(_, reported)| reported);
     remarks.map(|remark| remark.message.clone()).collect()
 }
 
@@ -70,7 +70,7 @@ fn a_change_of_many_ranges_writes_what_it_changes() {
     let mut listed = ranges(0, 16_000);
     balanced(&mut world, 1, 4, &listed);
     world.update();
-    assert_eq!((set(&world), told(&world)), (64_000, Vec::new()));
+    assert_eq!((set(&world), reported(&world)), (64_000, Vec::new()));
     listed.pop();
     listed.push("192.0.2.0/24".to_owned());
     balanced(&mut world, 1, 4, &listed);
@@ -92,14 +92,14 @@ fn a_service_beyond_its_share_is_served_without_its_load_balancer() {
     balanced(&mut world, 1, 4, &ranges(0, 10));
     balanced(&mut world, 2, 4, &ranges(0, 10));
     world.update();
-    assert_eq!((set(&world), told(&world)), (80, Vec::new()));
+    assert_eq!((set(&world), reported(&world)), (80, Vec::new()));
     balanced(&mut world, 1, 4, &ranges(0, 30_000));
     world.update();
     assert!(!is_served(&world, "198.51.100.1"));
     assert!(is_served(&world, "10.96.0.1"));
     assert!(is_served(&world, "198.51.100.2"));
     assert_eq!((set(&world), world.programmer.pending()), (40, 0));
-    let all = told(&world);
+    let all = reported(&world);
     assert_eq!(all.len(), 1, "{all:?}");
     assert_eq!(
         all[0],
@@ -110,7 +110,7 @@ fn a_service_beyond_its_share_is_served_without_its_load_balancer() {
     balanced(&mut world, 1, 2, &ranges(0, 30_000));
     world.update();
     assert!(is_served(&world, "198.51.100.1"));
-    assert_eq!((set(&world), told(&world)), (60_040, Vec::new()));
+    assert_eq!((set(&world), reported(&world)), (60_040, Vec::new()));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_full_table_closes_the_service_that_does_not_fit_and_no_other() {
         }
         assert!(!is_served(world, "198.51.100.3"));
         assert_eq!((set(world), world.programmer.pending()), (100, 0));
-        let all = told(world);
+        let all = reported(world);
         assert_eq!(all.len(), 1, "{all:?}");
         assert!(
             all[0].contains("no room left: the table of source ranges holds 100 at the most"),
@@ -158,7 +158,7 @@ fn a_full_table_closes_the_service_that_does_not_fit_and_no_other() {
     balanced(&mut world, 1, 1, &ranges(1000, 59));
     world.update();
     assert!(is_served(&world, "198.51.100.3"));
-    assert_eq!((set(&world), told(&world)), (100, Vec::new()));
+    assert_eq!((set(&world), reported(&world)), (100, Vec::new()));
     balanced(&mut world, 3, 1, &ranges(0, 2));
     world.update();
     assert!(
@@ -169,5 +169,5 @@ fn a_full_table_closes_the_service_that_does_not_fit_and_no_other() {
     world.delete("s2");
     world.update();
     assert!(is_served(&world, "198.51.100.3"));
-    assert_eq!((set(&world), told(&world)), (61, Vec::new()));
+    assert_eq!((set(&world), reported(&world)), (61, Vec::new()));
 }

@@ -55,11 +55,11 @@ fn remove_leases(dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()
         return Ok(());
     };
     let names = entries.flatten().map(|entry| entry.file_name());
-    let mut bookkeeping = Vec::new();
+    let mut allocation_files = Vec::new();
     for name in names {
         let text = name.to_string_lossy();
         if text == "lock" || text.starts_with("last_reserved_ip.") {
-            bookkeeping.push(dir.join(&name));
+            allocation_files.push(dir.join(&name));
         } else if text.parse::<std::net::IpAddr>().is_ok() {
             let reason =
                 "addresses of pods are noted there: take the pods away first, and then run this again";
@@ -67,7 +67,7 @@ fn remove_leases(dir: &Path, uninstalled: &mut Uninstalled) -> anyhow::Result<()
             return Ok(());
         }
     }
-    for path in bookkeeping {
+    for path in allocation_files {
         fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     }
     // Only an empty directory is removed.

@@ -66,7 +66,7 @@ pub fn run(global: &Global, args: &UninstallArgs) -> anyhow::Result<bool> {
     let (uninstalled, run_dir) = uninstall(global, args)?;
     output::print(global.output, &uninstalled, || render(&uninstalled))?;
     if args.wait {
-        until_told_to_end()?;
+        wait_for_signal()?;
     }
     // The lock was held until here, so no agent has started, unless the directory itself is gone.
     drop(run_dir);
@@ -75,7 +75,7 @@ pub fn run(global: &Global, args: &UninstallArgs) -> anyhow::Result<bool> {
 
 /// Sleeps until a signal ends it. The first process of a container has no default action for signals, but
 /// receives blocked ones too.
-fn until_told_to_end() -> anyhow::Result<()> {
+fn wait_for_signal() -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().context("blocking signals")?;
     eprintln!("done; waiting for SIGTERM");
@@ -131,7 +131,7 @@ fn own(root: &Path) -> anyhow::Result<Option<Owned>> {
     let owned = Pins::existing(root).map(|pins| pins.own()).transpose();
     owned.map_err(|error| match error {
         BpfError::Taken(path) => {
-            let process = pins::holder(root).map_or_else(String::new, |process| format!(" (process {process})"));
+            let process = pins::lock_holder(root).map_or_else(String::new, |process| format!(" (process {process})"));
             anyhow::anyhow!(
                 "an agent{process} is running with --bpf-root {} and another --run-dir: stop it first (systemctl stop, or \
                  delete its DaemonSet), else it would put everything back",

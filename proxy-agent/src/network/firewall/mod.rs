@@ -243,7 +243,7 @@ impl Chain {
             commands.extend(named.map(|range| self.command(range, *from_pods)));
             are_all &= ranges.next().is_none();
         }
-        let mend = if is_owned {
+        let remedy = if is_owned {
             "the program that made it has to accept both directions of the pods' ranges".to_owned()
         } else {
             let rest = if are_all {
@@ -260,7 +260,7 @@ impl Chain {
         Problem {
             code: Trouble::FirewallDrops,
             object: format!("chain {} {} {}{kind}", self.family.name(), self.table, self.name),
-            message: format!("this firewall drops {what}{at}: {mend}"),
+            message: format!("this firewall drops {what}{at}: {remedy}"),
         }
     }
 

@@ -99,7 +99,7 @@ fn ipv6_lies_elsewhere() {
 }
 
 #[test]
-fn interfaces_are_told_by_their_names() {
+fn interfaces_are_matched_by_name() {
     use Comparison::{Is, IsNot};
     let own = |comparison, with: &[u8]| ask("10.244.0.0/16", true, &Value::Name, comparison, with);
     assert_eq!(own(Is, b"mr"), Match::All);

@@ -265,7 +265,7 @@ fn other_chains_are_followed() {
 }
 
 #[test]
-fn base_chains_of_the_hook_are_told_from_others() {
+fn only_base_chains_of_the_hook_count() {
     let chain = |hook: Option<u32>, policy: u32| {
         let hook = hook.map(|number_of| put(4 | NESTED, &[number(1, number_of), number(2, 0)].concat()));
         let attributes = [

@@ -14,16 +14,16 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// Services lead to interface 7, and pods of another node to a neighbour.
-fn led() -> Led {
-    let services = Leading {
+fn own_routes() -> OwnRoutes {
+    let services = NextHop {
         interface: 7,
         via: None,
     };
-    let pods = |via| Leading {
+    let pods = |via| NextHop {
         interface: 2,
         via: Some(ip(via)),
     };
-    Led::new([
+    OwnRoutes::new([
         (net("10.96.0.0/12"), services),
         (net("10.244.2.0/24"), pods("192.0.2.2")),
         (net("fd00:244:2::/64"), pods("2001:db8::2")),
@@ -37,14 +37,14 @@ fn links() -> World {
         .pod(8, "mr0123456789ab", None)
 }
 
-fn route(prefix: &str, kind: RouteType, leading: Option<(u32, Option<&str>)>) -> RouteMessage {
+fn route(prefix: &str, kind: RouteType, next_hop: Option<(u32, Option<&str>)>) -> RouteMessage {
     let prefix = net(prefix);
     let mut route = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(prefix.addr(), prefix.prefix_len())
         .expect("a destination")
         .protocol(RouteProtocol::Boot)
         .table_id(netlink::MAIN_TABLE);
-    if let Some((interface, via)) = leading {
+    if let Some((interface, via)) = next_hop {
         route = route.output_interface(interface);
         if let Some(via) = via {
             route = route.gateway(ip(via)).expect("a gateway");
@@ -57,8 +57,8 @@ fn route(prefix: &str, kind: RouteType, leading: Option<(u32, Option<&str>)>) ->
     message
 }
 
-fn told(routes: &[RouteMessage], tables: &TablesAhead) -> Vec<(String, String)> {
-    let problems = led().problems(routes, tables, &links().0).into_iter();
+fn reported(routes: &[RouteMessage], tables: &TablesAhead) -> Vec<(String, String)> {
+    let problems = own_routes().problems(routes, tables, &links().0).into_iter();
     let command = |message: &str| message.split('`').nth(1).map(str::to_owned);
     problems
         .map(|problem| (problem.object, command(&problem.message).expect("a command")))
@@ -66,7 +66,7 @@ fn told(routes: &[RouteMessage], tables: &TablesAhead) -> Vec<(String, String)> 
 }
 
 #[test]
-fn what_takes_packets_before_ours_is_named_with_the_command_that_removes_it() {
+fn routes_that_match_before_ours_are_named_with_the_command_that_removes_them() {
     for (message, prefix, command) in [
         (
             route("10.244.2.2/32", RouteType::BlackHole, None),
@@ -95,7 +95,7 @@ fn what_takes_packets_before_ours_is_named_with_the_command_that_removes_it() {
         ),
     ] {
         let expected = [(format!("route {prefix}"), command.to_owned())];
-        assert_eq!(told(&[message], &TablesAhead::default()), expected);
+        assert_eq!(reported(&[message], &TablesAhead::default()), expected);
     }
     let mut odd = route("10.244.2.2/32", RouteType::BlackHole, None);
     odd.attributes
@@ -103,7 +103,7 @@ fn what_takes_packets_before_ours_is_named_with_the_command_that_removes_it() {
     odd.attributes.push(RouteAttribute::Priority(7));
     let command = "ip route del blackhole 10.244.2.2/32 metric 7".to_owned();
     let expected = [("route 10.244.2.2/32".to_owned(), command)];
-    assert_eq!(told(&[odd], &TablesAhead::default()), expected);
+    assert_eq!(reported(&[odd], &TablesAhead::default()), expected);
 }
 
 #[test]
@@ -119,11 +119,11 @@ fn a_table_counts_if_it_is_looked_up_first() {
     let tables = [BTreeSet::from([77]), BTreeSet::new()];
     for prefix in ["10.244.2.0/24", "10.244.2.2/32"] {
         let routes = [in_table(prefix)];
-        assert_eq!(told(&routes, &TablesAhead::default()), []);
+        assert_eq!(reported(&routes, &TablesAhead::default()), []);
         let command = format!("ip route del blackhole {prefix} table 77");
-        assert_eq!(told(&routes, &tables), [(format!("route {prefix}"), command)]);
+        assert_eq!(reported(&routes, &tables), [(format!("route {prefix}"), command)]);
     }
-    assert_eq!(told(&[in_table("fd00:244:2::2/128")], &tables), []);
+    assert_eq!(reported(&[in_table("fd00:244:2::2/128")], &tables), []);
 }
 
 #[test]
@@ -168,27 +168,27 @@ fn an_address_of_another_nodes_pod_that_is_the_nodes_own_is_named() {
         ),
         (local("192.0.2.1/32", 2, LOCAL_TABLE, RouteProtocol::Kernel), None),
     ] {
-        let problems = led().problems(&[message], &tables, &links.0);
-        let told: Vec<_> = problems
+        let problems = own_routes().problems(&[message], &tables, &links.0);
+        let reported: Vec<_> = problems
             .iter()
             .filter_map(|it| it.message.split('`').nth(1))
             .collect();
         let expected: Vec<_> = command.into_iter().collect();
-        assert_eq!(told, expected, "{problems:?}");
+        assert_eq!(reported, expected, "{problems:?}");
     }
 }
 
 #[test]
 fn our_protocol_number_alone_makes_no_route_ours() {
-    let with = |prefix: &str, protocol, leading| {
-        let mut message = route(prefix, RouteType::Unicast, Some(leading));
+    let with = |prefix: &str, protocol, next_hop| {
+        let mut message = route(prefix, RouteType::Unicast, Some(next_hop));
         message.header.protocol = RouteProtocol::Other(protocol);
         message
     };
-    let astray = with("10.244.2.0/25", PODS_PROTOCOL, (2, Some("192.0.2.9")));
+    let misrouted = with("10.244.2.0/25", PODS_PROTOCOL, (2, Some("192.0.2.9")));
     let command = "ip route del 10.244.2.0/25 via 192.0.2.9 dev eth0".to_owned();
     let expected = [("route 10.244.2.0/25".to_owned(), command)];
-    assert_eq!(told(&[astray], &TablesAhead::default()), expected);
+    assert_eq!(reported(&[misrouted], &TablesAhead::default()), expected);
     // The routes are for an address of services inside a range of pods, and for ranges with the right next
     // hops.
     let ours = [
@@ -196,13 +196,13 @@ fn our_protocol_number_alone_makes_no_route_ours() {
         with("10.244.2.0/24", PODS_PROTOCOL, (2, Some("192.0.2.2"))),
         with("10.96.0.0/12", host_routes::PROTOCOL, (7, None)),
     ];
-    assert_eq!(told(&ours, &TablesAhead::default()), []);
+    assert_eq!(reported(&ours, &TablesAhead::default()), []);
 }
 
 #[test]
 fn what_is_the_kernels_or_does_the_same_is_not_named() {
-    let with = |protocol: RouteProtocol, kind: RouteType, leading| {
-        let mut message = route("10.244.2.2/32", kind, leading);
+    let with = |protocol: RouteProtocol, kind: RouteType, next_hop| {
+        let mut message = route("10.244.2.2/32", kind, next_hop);
         message.header.protocol = protocol;
         message
     };
@@ -229,7 +229,7 @@ fn what_is_the_kernels_or_does_the_same_is_not_named() {
         route("10.244.3.2/32", RouteType::BlackHole, None),
         route("0.0.0.0/0", RouteType::Unicast, somewhere),
     ];
-    assert_eq!(told(&routes, &TablesAhead::default()), []);
+    assert_eq!(reported(&routes, &TablesAhead::default()), []);
 }
 
 #[test]
@@ -237,9 +237,13 @@ fn many_are_named_by_their_number() {
     let routes: Vec<_> = (0..100)
         .map(|host| route(&format!("10.244.2.{host}/32"), RouteType::BlackHole, None))
         .collect();
-    let told = led().problems(&routes, &TablesAhead::default(), &links().0);
-    assert_eq!(told.len(), MOST + 1);
-    assert!(told[MOST].message.starts_with("84 more "), "{:?}", told[MOST]);
+    let reported = own_routes().problems(&routes, &TablesAhead::default(), &links().0);
+    assert_eq!(reported.len(), MOST + 1);
+    assert!(
+        reported[MOST].message.starts_with("84 more "),
+        "{:?}",
+        reported[MOST]
+    );
 }
 
 #[test]
@@ -263,7 +267,7 @@ fn tables_behind_the_main_one_do_not_count() {
 }
 
 #[test]
-fn a_change_concerns_what_lies_inside() {
+fn only_changes_inside_our_ranges_count() {
     let concerns = |prefix: &str, is_main: bool| {
         let mut change = Change::default();
         let routes = if is_main {
@@ -272,7 +276,7 @@ fn a_change_concerns_what_lies_inside() {
             &mut change.other_routes
         };
         routes.insert(net(prefix));
-        led().is_concerned(&change)
+        own_routes().is_concerned(&change)
     };
     assert!(concerns("10.244.2.2/32", true) && concerns("10.244.2.0/24", false));
     // The agent itself adds and removes routes for the range.
@@ -283,5 +287,5 @@ fn a_change_concerns_what_lies_inside() {
             "{elsewhere}"
         );
     }
-    assert!(!Led::default().is_concerned(&Change::default()));
+    assert!(!OwnRoutes::default().is_concerned(&Change::default()));
 }

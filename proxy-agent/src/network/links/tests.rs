@@ -28,7 +28,7 @@ fn what_a_dump_has_shown_already_is_no_change() {
 }
 
 #[test]
-fn a_link_local_address_concerns_nobody() {
+fn a_link_local_address_is_no_relevant_change() {
     let mut links = Links::default();
     let mut change = Change::default();
     links.set_address(2, address("fe80::1/64"), &mut change);

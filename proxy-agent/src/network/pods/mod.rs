@@ -16,7 +16,7 @@ pub mod routes;
 mod tunnel;
 mod tunnel_entries;
 
-pub use plan::{Hop, Peer, Plan, Situation, TunnelPlan, Way, plan, tunnel_mac};
+pub use plan::{DeliveryMode, Hop, Peer, Plan, Situation, TunnelPlan, plan, tunnel_mac};
 pub use tunnel::Tunnel;
 
 /// The name of the tunnel's device.

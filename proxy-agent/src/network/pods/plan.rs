@@ -54,7 +54,7 @@ pub struct Situation {
 
 /// The path to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum DeliveryMode {
     /// The network between the nodes routes the packets.
     Direct,
     /// The packets of at least one family go through the tunnel.
@@ -102,7 +102,7 @@ pub struct TunnelPlan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// How packets reach each other node; a node that packets cannot reach is missing.
-    pub ways: BTreeMap<String, Way>,
+    pub modes: BTreeMap<String, DeliveryMode>,
     /// The tunnel, if other nodes may send through it.
     pub tunnel: Option<TunnelPlan>,
     /// The wanted routes, by prefix.
@@ -222,10 +222,10 @@ impl Planner<'_> {
         for (range, hop) in &direct {
             self.route(&peer.name, *range, *hop);
         }
-        let way = if tunnelled.is_empty() {
-            Way::Direct
+        let mode = if tunnelled.is_empty() {
+            DeliveryMode::Direct
         } else {
-            Way::Vxlan
+            DeliveryMode::Vxlan
         };
         if let Err(why) = self.tunnel_to(peer, &tunnelled) {
             self.problem(&peer.name, &why);
@@ -233,7 +233,7 @@ impl Planner<'_> {
                 return;
             }
         }
-        self.plan.ways.insert(peer.name.clone(), way);
+        self.plan.modes.insert(peer.name.clone(), mode);
     }
 
     /// The peer's address of a family that is on one of our links.

@@ -74,8 +74,12 @@ fn neighbours_are_reached_directly_and_others_by_the_tunnel() {
         ])
     );
     assert_eq!(
-        plan.ways,
-        [("b".into(), Way::Direct), ("c".into(), Way::Vxlan)].into()
+        plan.modes,
+        [
+            ("b".into(), DeliveryMode::Direct),
+            ("c".into(), DeliveryMode::Vxlan)
+        ]
+        .into()
     );
     let ends = vec![ip("10.3.0.0"), ip("fd00:3::")];
     assert_eq!(
@@ -93,13 +97,13 @@ fn neighbours_are_reached_directly_and_others_by_the_tunnel() {
 }
 
 #[test]
-fn a_mode_that_is_asked_for_is_everybodys() {
+fn a_configured_mode_applies_to_all_peers() {
     let plan_of = |mode| plan(&situation(mode));
     let vxlan = plan_of(RoutingMode::Vxlan);
-    assert!(vxlan.ways.values().all(|way| *way == Way::Vxlan));
+    assert!(vxlan.modes.values().all(|mode| *mode == DeliveryMode::Vxlan));
     assert_eq!(vxlan.tunnel.map(|tunnel| tunnel.ends.len()), Some(2));
     let straight = plan_of(RoutingMode::Direct);
-    assert!(straight.ways.values().all(|way| *way == Way::Direct));
+    assert!(straight.modes.values().all(|mode| *mode == DeliveryMode::Direct));
     assert_eq!((straight.tunnel, straight.pod_mtu), (None, 1500));
     assert!(
         !straight.routes.contains_key(&net("10.3.0.0/24")),
@@ -116,7 +120,7 @@ fn a_family_without_an_address_on_a_link_is_reached_by_the_tunnel_alone() {
     ours.subnets.pop();
     for situation in [theirs, ours] {
         let plan = plan(&situation);
-        assert_eq!(plan.ways["b"], Way::Vxlan);
+        assert_eq!(plan.modes["b"], DeliveryMode::Vxlan);
         assert_eq!(plan.routes[&net("10.2.0.0/24")], direct("192.0.2.2"));
         assert_eq!(plan.routes[&net("fd00:2::/64")], tunnel("fd00:2::"));
         assert_eq!(plan.tunnelled().filter(|range| range.addr().is_ipv4()).count(), 1);
@@ -129,7 +133,10 @@ fn a_node_that_reaches_all_others_directly_can_be_sent_to_through_the_tunnel() {
     let mut situation = situation(RoutingMode::Auto);
     situation.peers.pop();
     let plan_of = |situation: &Situation| plan(situation).tunnel.map(|tunnel| tunnel.ends.len());
-    assert_eq!(plan(&situation).ways, [("b".into(), Way::Direct)].into());
+    assert_eq!(
+        plan(&situation).modes,
+        [("b".into(), DeliveryMode::Direct)].into()
+    );
     assert_eq!(plan_of(&situation), Some(0));
     situation.mode = RoutingMode::Direct;
     assert_eq!(plan_of(&situation), None);
@@ -155,7 +162,7 @@ fn without_ipv4_the_tunnel_goes_over_ipv6() {
 }
 
 #[test]
-fn an_annotation_tells_the_mac_address() {
+fn an_annotation_has_the_mac_address() {
     let mut situation = situation(RoutingMode::Auto);
     situation.peers[1].tunnel_mac = Some([2, 0, 0, 0, 0, 3]);
     situation.own.tunnel_mac = Some([2, 0, 0, 0, 0, 1]);
@@ -187,7 +194,7 @@ fn what_cannot_be_reached_is_reported_and_the_rest_is() {
             "node g: its pods are not reached: another node's end of the tunnel has its MAC address 0a:6d:c6:33:64:03",
         ]
     );
-    assert_eq!(plan.ways.len(), 3, "{:?}", plan.ways);
+    assert_eq!(plan.modes.len(), 3, "{:?}", plan.modes);
     assert_eq!(plan.routes[&net("10.2.0.0/24")], direct("192.0.2.2"));
 
     situation.own.pod_cidrs.clear();

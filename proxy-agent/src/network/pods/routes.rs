@@ -49,13 +49,14 @@ struct Steps {
     foreign: Vec<Route>,
 }
 
-/// Brings the kernel's routes in step; `led` are the prefixes that were set earlier. It returns the problems
-/// of single routes, and sets the others all the same. The second value says whether all steps succeeded.
+/// Brings the kernel's routes in step; `applied` are the prefixes that were set earlier. It returns the
+/// problems of single routes, and sets the others all the same. The second value says whether all steps
+/// succeeded.
 pub async fn sync(
     netlink: &Netlink,
     wanted: &BTreeMap<IpNet, Hop>,
     tunnel: Option<u32>,
-    led: &BTreeSet<IpNet>,
+    applied: &BTreeSet<IpNet>,
 ) -> Result<(Vec<Problem>, bool), NetworkError> {
     let existing: Vec<Route> = netlink.routes().await?.iter().filter_map(read).collect();
     let steps = steps(&targets(wanted, tunnel), &existing);
@@ -74,7 +75,7 @@ pub async fn sync(
             (request, "adding it")
         };
         let done = request.execute().await;
-        if done.is_ok() && found.is_none() && led.contains(&prefix) {
+        if done.is_ok() && found.is_none() && applied.contains(&prefix) {
             netlink.note_restored("route", prefix.to_string());
         }
         route::note(&mut problems, prefix, done, what);
@@ -182,7 +183,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
     }
     Some(Route {
         prefix: netlink::prefix(message)?,
-        target: match (route::leads_nowhere(message), via, interface) {
+        target: match (route::has_no_next_hop(message), via, interface) {
             (true, ..) => Target::Nowhere,
             (false, Some(via), Some(interface)) => Target::Via { via, interface },
             _ => Target::Else { interface },
@@ -213,20 +214,20 @@ fn message(prefix: IpNet, target: Target) -> Result<RouteMessage, NetworkError> 
 }
 
 fn report_foreign(route: &Route) -> Problem {
-    let leading = match route.target {
+    let next_hop = match route.target {
         Target::Via { via, interface } => format!("{} to {via}", route::through(interface)),
         Target::Else {
             interface: Some(interface),
         } => route::through(interface),
-        Target::Else { interface: None } => "by several ways".into(),
+        Target::Else { interface: None } => "by several next hops".into(),
         Target::Nowhere => "nowhere".into(),
     };
     Problem {
         code: Trouble::RouteTaken,
         object: format!("route {}", route.prefix),
         message: format!(
-            "already there, leading {leading} (protocol {}), and left alone: packets to these pods go that way; remove that \
-             route to have Millrace lead them",
+            "a foreign route goes {next_hop} (protocol {}), and packets to these pods follow it: remove that route to \
+             have Millrace route them",
             route.protocol
         ),
     }
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_left_and_what_is_stale_goes() {
+    fn right_routes_stay_and_stale_ones_are_removed() {
         let right: Vec<_> = wanted()
             .into_iter()
             .map(|(prefix, target)| ours(&prefix.to_string(), target))
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leads_into_a_tunnel_that_is_not_there() {
+    fn no_route_uses_a_missing_tunnel() {
         let wanted = BTreeMap::from([(
             net("10.3.0.0/24"),
             Hop::Tunnel {

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_leads_elsewhere_or_goes_by_itself_is_none() {
+    fn an_entry_with_another_target_or_a_lifetime_does_not_count() {
         let wanted = Entries {
             forwarding: BTreeMap::from([(MAC, IpAddr::from([192, 0, 2, 9]))]),
             ..Entries::default()

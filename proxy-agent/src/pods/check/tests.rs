@@ -19,7 +19,7 @@ struct Node {
     notes: Vec<Note>,
     interfaces: Interfaces,
     entries: Entries,
-    surroundings: Surroundings,
+    kernel_state: KernelState,
 }
 
 impl Node {
@@ -29,7 +29,7 @@ impl Node {
             notes: Vec::new(),
             interfaces: Interfaces::new(),
             entries: Entries::default(),
-            surroundings: Surroundings::default(),
+            kernel_state: KernelState::default(),
         };
         for (index, container, address) in [(7, "a", "10.0.0.2"), (8, "b", "10.0.0.3")] {
             let attachment = attachment(container);
@@ -55,7 +55,7 @@ impl Node {
                     is_veth: true,
                 },
             );
-            node.surroundings.put(index, address, pod_mac(&attachment));
+            node.kernel_state.put(index, address, pod_mac(&attachment));
             let pod = maps::Pod {
                 interface: index,
                 ..maps::Pod::default()
@@ -73,7 +73,7 @@ impl Node {
             half_noted: &BTreeSet::new(),
             interfaces: &self.interfaces,
             entries: &self.entries,
-            surroundings: &self.surroundings,
+            kernel_state: &self.kernel_state,
         };
         let problems = found.problems().into_iter();
         problems
@@ -88,7 +88,7 @@ fn nothing_is_wrong_with_a_node_in_order() {
 }
 
 #[test]
-fn whatever_is_missing_is_found() {
+fn each_missing_object_is_reported() {
     type Damage = fn(&mut Node);
     let damages: [(&str, Damage); 10] = [
         ("its address 10.0.0.2 has no lease", |node| {
@@ -111,12 +111,12 @@ fn whatever_is_missing_is_found() {
         ("POD_LINKS has no entry", |node| {
             node.entries.links.clear();
         }),
-        ("leads 10.0.0.2 to interface 8", |node| {
+        ("maps 10.0.0.2 to interface 8", |node| {
             let pod = node.entries.pods.first_entry().unwrap().into_mut();
             pod.interface = 8;
         }),
         ("there is no route to 10.0.0.2", |node| {
-            node.surroundings = Surroundings::default();
+            node.kernel_state = KernelState::default();
         }),
         ("it belongs to", |node| {
             node.notes[1].addresses = node.notes[0].addresses.clone();

@@ -15,7 +15,7 @@ pub(super) struct Document<'a> {
 impl Document<'_> {
     /// The first line with content.
     pub(super) fn first_line(&self) -> usize {
-        self.line + self.text.lines().take_while(|line| !says_something(line)).count()
+        self.line + self.text.lines().take_while(|line| !has_content(line)).count()
     }
 }
 
@@ -30,7 +30,7 @@ pub(super) fn documents(file: &str) -> impl Iterator<Item = Document<'_>> {
         rest = next;
         Some(document)
     })
-    .filter(|document| says_something(document.text))
+    .filter(|document| has_content(document.text))
 }
 
 /// Splits off the first document.
@@ -59,7 +59,7 @@ fn is_marker(line: &str) -> bool {
     after.is_some_and(|after| after.is_empty() || after.starts_with(char::is_whitespace))
 }
 
-fn says_something(text: &str) -> bool {
+fn has_content(text: &str) -> bool {
     text.lines().any(|line| {
         let content = line.trim_start();
         !content.is_empty() && !content.starts_with('#') && !line.starts_with('%')

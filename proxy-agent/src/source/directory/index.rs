@@ -114,7 +114,7 @@ impl Index {
     }
 
     /// Whether the file defines an object.
-    pub(super) fn defines_something(&self, path: &Path) -> bool {
+    pub(super) fn defines_objects(&self, path: &Path) -> bool {
         let file = self.numbers.get(path).and_then(|&number| self.files.get(number));
         file.is_some_and(|file| file.first != NONE)
     }
@@ -365,7 +365,7 @@ mod tests {
         assert!(gone(&mut index).is_empty());
         assert!(!index.forget(&path("a")));
         assert_eq!(gone(&mut index).len(), 2);
-        assert!(!index.defines_something(Path::new("a")));
+        assert!(!index.defines_objects(Path::new("a")));
     }
 
     #[test]
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_path_wins_whichever_came_first() {
+    fn the_first_path_wins_in_any_order() {
         let mut index = Index::new();
         take(&mut index, "b", &[("w", 7), ("x", 1), ("y", 2)]);
         assert_eq!(take(&mut index, "c", &[("x", 3)]), [Claim::Lost(path("b"))]);

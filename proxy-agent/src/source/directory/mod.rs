@@ -242,7 +242,7 @@ impl Follower {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.forget(path).await,
             Err(error) => error.to_string(),
         };
-        let consequence = if self.index.defines_something(path) {
+        let consequence = if self.index.defines_objects(path) {
             "its last good content stays served"
         } else {
             "nothing in it is served"

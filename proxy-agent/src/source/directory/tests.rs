@@ -137,7 +137,7 @@ async fn files_come_change_move_and_go() {
 }
 
 #[tokio::test]
-async fn a_broken_file_keeps_its_last_good_content_until_it_is_mended() {
+async fn a_broken_file_keeps_its_last_good_content_until_it_is_repaired() {
     let good = service("a", "10.0.0.1") + &service("b", "10.0.0.2");
     let mut world = World::new(&[("a.yaml", good.clone())]).await;
     world.replace(
@@ -165,7 +165,7 @@ async fn a_broken_file_keeps_its_last_good_content_until_it_is_mended() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_never_good_spoils_nothing_else() {
+async fn a_file_that_was_never_good_affects_no_other() {
     let mut world = World::new(&[
         ("a.yaml", "kind: [".to_owned()),
         ("b.yaml", service("b", "10.0.0.2")),
@@ -242,7 +242,7 @@ async fn of_two_files_with_one_object_the_first_path_wins() {
     assert_eq!(world.names(), ["a 10.0.0.2"]);
     let left_out =
         |by: &str| format!("line 2: Service default/a is left out: ROOT/{by} defines it too and comes first");
-    let told = |world: &World| {
+    let reported = |world: &World| {
         world
             .messages()
             .iter()
@@ -250,7 +250,7 @@ async fn of_two_files_with_one_object_the_first_path_wins() {
             .collect::<Vec<_>>()
     };
     assert_eq!(
-        told(&world),
+        reported(&world),
         [format!("file ROOT/c.yaml: {}", left_out("b.yaml"))]
     );
     world.replace("a.yaml", &service("a", "10.0.0.1"));

@@ -242,7 +242,7 @@ mod tests {
     use crate::source::ObjectId;
 
     #[test]
-    fn lines_of_a_watch_are_told_apart() {
+    fn lines_of_a_watch_have_types() {
         let read = |text: &str| line(Kind::Service, text.as_bytes()).expect("good");
         let service = r#"{"type":"ADDED","object":{"kind":"Service","metadata":{"name":"a","resourceVersion":"7","managedFields":[{"x":[{}]}]}}}"#;
         let Line::Added(object) = read(service) else {

@@ -7,10 +7,10 @@
 mod backoff;
 mod decode;
 mod lines;
-mod places;
 mod reflector;
 #[cfg(test)]
 mod reflector_tests;
+mod server_addresses;
 mod servers;
 
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use kube::Config;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio::sync::mpsc;
 
-use self::places::Places;
 use self::reflector::Reflector;
+use self::server_addresses::ServerAddresses;
 pub use self::servers::Servers;
-pub(crate) use self::servers::is_no_answer;
+pub(crate) use self::servers::is_no_response;
 use super::{Event, Kind, StateHandle};
 
 /// Why the agent cannot send requests to the API server at all.
@@ -70,8 +70,8 @@ pub async fn connect(kubeconfig: Option<&Path>, addresses: &[Uri]) -> Result<Ser
     let servers = Servers::new(&config, addresses)?;
     let named = [config.cluster_url];
     let asked = if addresses.is_empty() { &named } else { addresses };
-    let places = Places::of(asked.iter().chain(&config.proxy_url));
-    places.tell(servers.state().clone()).await;
+    let server_addresses = ServerAddresses::of(asked.iter().chain(&config.proxy_url));
+    server_addresses.publish(servers.state().clone()).await;
     Ok(servers)
 }
 
@@ -91,8 +91,8 @@ pub fn start(servers: &Servers, node_name: &str, events: &mpsc::Sender<Event>) -
 }
 
 /// The status of a response, `success` for a good one; `None` if no response arrived.
-pub(crate) fn status_code<T>(answer: &Result<T, kube::Error>, success: u16) -> Option<u16> {
-    match answer {
+pub(crate) fn status_code<T>(response: &Result<T, kube::Error>, success: u16) -> Option<u16> {
+    match response {
         Ok(_) => Some(success),
         Err(kube::Error::Api(status)) => Some(status.code),
         Err(_) => None,

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::backoff::Backoff;
 use super::decode::{self, Line};
 use super::lines::Lines;
-use super::{Servers, is_no_answer, status_code};
+use super::{Servers, is_no_response, status_code};
 use crate::source::{Change, Event, Kind, Unreadable, wire};
 
 /// Excludes the objects that no proxy, or another one, serves, so that they do not cross the network
@@ -33,7 +33,7 @@ const SILENCE: Duration = Duration::from_secs(100);
 /// A watch that ends sooner counts as failed.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 /// How long the server may take to begin its response.
-const ANSWER: Duration = Duration::from_mins(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often to check whether the server now knows a kind that it did not know.
 const ABSENT: Duration = Duration::from_mins(1);
 
@@ -165,8 +165,8 @@ impl Reflector {
         let version = progress.version.as_deref().unwrap_or_default();
         let request = Request::new(path(self.kind)).watch(&parameters, version);
         let request = request.map_err(|error| End::Refused(error.to_string()))?;
-        let answer = self.ask(client.request_stream(request)).await?;
-        let mut lines = Lines::new(answer.map_err(|error| self.refused(&error, with_list))?);
+        let response = self.ask(client.request_stream(request)).await?;
+        let mut lines = Lines::new(response.map_err(|error| self.refused(&error, with_list))?);
         if with_list {
             self.send(Instant::now(), Change::Begin(self.kind)).await?;
         } else {
@@ -237,14 +237,14 @@ impl Reflector {
             known => {
                 // Only a new list shows the state of an object without a name.
                 progress.relist |= known.is_none();
-                self.say_unreadable(&what);
+                self.report_unreadable(&what);
                 Change::Unreadable(what)
             }
         };
         self.send(received, change).await
     }
 
-    fn say_unreadable(&self, what: &Unreadable) {
+    fn report_unreadable(&self, what: &Unreadable) {
         let object = what.object.as_ref().map_or("?", |(_, name)| name);
         let error = &what.message;
         tracing::warn!(kind = %self.kind, object, error, "an object cannot be read; all others are served");
@@ -275,7 +275,7 @@ impl Reflector {
                     Ok(object) => Change::Apply(Box::new(object)),
                     Err(what) => {
                         progress.relist |= what.object.is_none();
-                        self.say_unreadable(&what);
+                        self.report_unreadable(&what);
                         Change::Unreadable(what)
                     }
                 };
@@ -294,12 +294,15 @@ impl Reflector {
     /// Waits for a response, and counts the request.
     async fn ask<T>(
         &self,
-        answer: impl Future<Output = Result<T, kube::Error>>,
+        response: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<Result<T, kube::Error>, End> {
-        let answer = tokio::time::timeout(ANSWER, answer).await;
-        let code = answer.as_ref().ok().and_then(|answer| status_code(answer, 200));
+        let response = tokio::time::timeout(RESPONSE_TIMEOUT, response).await;
+        let code = response
+            .as_ref()
+            .ok()
+            .and_then(|response| status_code(response, 200));
         self.servers.state().count_request("GET", code);
-        answer.map_err(|_| End::Lost("the server does not answer".to_owned()))
+        response.map_err(|_| End::Lost("the server does not reply".to_owned()))
     }
 
     async fn not_listed(&self, error: &kube::Error) -> Result<(), End> {
@@ -327,11 +330,11 @@ impl Reflector {
                 400 | 404 | 422 if streaming => End::NoStreaming,
                 404 if self.kind == Kind::ServiceCidr => End::Absent,
                 code => {
-                    let said = format!("{} ({code} {})", status.message, status.reason);
-                    if is_no_answer(error) {
-                        End::Lost(said)
+                    let message = format!("{} ({code} {})", status.message, status.reason);
+                    if is_no_response(error) {
+                        End::Lost(message)
                     } else {
-                        End::Refused(said)
+                        End::Refused(message)
                     }
                 }
             },

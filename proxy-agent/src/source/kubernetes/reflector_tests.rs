@@ -73,10 +73,10 @@ fn serve(script: Script) -> Client {
                 let (part, wanted) = part.strip_prefix('!').map_or((*part, true), |part| (part, false));
                 assert_eq!(address.contains(part), wanted, "{part} in {address}");
             }
-            let answer = Response::builder()
+            let response = Response::builder()
                 .status(code)
                 .body(Body::from(body.into_bytes()));
-            Ok::<_, Infallible>(answer.expect("a good answer"))
+            Ok::<_, Infallible>(response.expect("a good response"))
         }
     });
     Client::new(server, "default")
@@ -271,7 +271,7 @@ async fn a_server_that_refuses_is_asked_again_and_nothing_is_said_meanwhile() {
     let waiting = state.waiting_for(&[Kind::Service]);
     assert_eq!(
         waiting,
-        ["list of services from https://api-0.example: the server does not answer"]
+        ["list of services from https://api-0.example: the server does not reply"]
     );
 }
 
@@ -294,7 +294,7 @@ async fn the_refusal_is_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_without_an_answer_gives_way_to_the_next_where_the_watch_goes_on() {
+async fn after_no_response_the_watch_goes_on_at_the_next_address() {
     let first: Vec<Step> = vec![
         (LISTING, 200, line("ADDED", "a", 5) + &end_of_list(7)),
         (&["resourceVersion=7"], 503, status(503, "ServiceUnavailable")),
@@ -308,7 +308,7 @@ async fn an_address_without_an_answer_gives_way_to_the_next_where_the_watch_goes
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_an_answer_and_moves_nobody() {
+async fn a_refusal_is_a_response_and_keeps_the_address() {
     let forbidden = || -> Step { (LISTING, 403, status(403, "Forbidden")) };
     let first = (0..3)
         .map(|_| forbidden())

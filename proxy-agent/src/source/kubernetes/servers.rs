@@ -105,7 +105,7 @@ impl Servers {
         let moved = current.compare_exchange(choice.0, next, Ordering::Relaxed, Ordering::Relaxed);
         if moved.is_ok() && next != choice.0 {
             let (from, to) = (&servers[choice.0].address, &servers[next].address);
-            tracing::info!(from, to, "no answer; asking the API server at its next address");
+            tracing::info!(from, to, "no reply; asking the API server at its next address");
             state.set_origin(to.clone());
         }
     }
@@ -125,7 +125,7 @@ impl Server {
 }
 
 /// Whether a request got no usable response: none arrived, or it came from a server that does not work.
-pub(crate) fn is_no_answer(error: &kube::Error) -> bool {
+pub(crate) fn is_no_response(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => matches!(status.code, 500..),
         _ => true,
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everybody_moves_on_once_and_comes_round() {
+    async fn all_clients_move_on_once_and_come_round() {
         let servers = Servers::of_clients([silent(), silent()]);
         assert_eq!(servers.state().origin(), "https://api-0.example");
         let (first, _) = servers.choose();

@@ -51,10 +51,10 @@ impl Corpus {
                 }
                 port += 1;
                 let client = SocketAddr::new(of_family(client, family), port);
-                corpus.conversation(program, client, service, protocol, run);
+                corpus.exchange(program, client, service, protocol, run);
             }
         }
-        corpus.strangers();
+        corpus.unrelated_errors();
         corpus.tunnelled();
         corpus.by_ipsec();
         for family in [0, 1] {
@@ -63,7 +63,7 @@ impl Corpus {
         corpus
     }
 
-    fn conversation(
+    fn exchange(
         &mut self,
         program: usize,
         client: SocketAddr,
@@ -91,13 +91,13 @@ impl Corpus {
         let router = of_family(ROUTER, usize::from(service.is_ipv6()));
         self.frames.push(too_big(router, near.ip(), &sent[14..]));
         self.frames.push(too_big(far.ip(), near.ip(), &sent[14..]));
-        let answer = frame(&far.to_string(), &near.to_string(), protocol, 0x12, b"hello back");
-        self.frames.push(answer.clone());
+        let reply = frame(&far.to_string(), &near.to_string(), protocol, 0x12, b"hello back");
+        self.frames.push(reply.clone());
         for program in [FROM_POD, FROM_UPLINK, TO_POD, TO_UPLINK, FROM_HOST] {
-            let received = run(program, &answer);
-            if received != answer && Layout::of(&received).is_ok() {
+            let received = run(program, &reply);
+            if received != reply && Layout::of(&received).is_ok() {
                 self.frames.push(too_big(router, service.ip(), &received[14..]));
-                self.primers.push((program, answer));
+                self.primers.push((program, reply));
                 return;
             }
         }
@@ -139,7 +139,7 @@ impl Corpus {
             let Ok(layout) = Layout::of(&sent) else { continue };
             let [near, far] = layout.sockets(&sent, 14);
             self.frames.push(too_big(router, near.ip(), &sent[14..]));
-            let answer = if layout.is_icmp() {
+            let reply = if layout.is_icmp() {
                 let id = layout
                     .l4
                     .map_or(0, |l4| u16::from_be_bytes([sent[l4 + 4], sent[l4 + 5]]));
@@ -153,10 +153,10 @@ impl Corpus {
                     b"hello back",
                 )
             };
-            let received = run(FROM_UPLINK, &answer);
+            let received = run(FROM_UPLINK, &reply);
             self.frames.push(too_big(pod, far.ip(), &received[14..]));
-            self.primers.push((FROM_UPLINK, answer.clone()));
-            self.frames.push(answer);
+            self.primers.push((FROM_UPLINK, reply.clone()));
+            self.frames.push(reply);
         }
     }
 
@@ -219,7 +219,7 @@ impl Corpus {
     }
 
     /// Packets that belong to no service.
-    fn strangers(&mut self) {
+    fn unrelated_errors(&mut self) {
         for family in [0, 1] {
             for destination in self.addresses[family].clone() {
                 for source in [POD, OUTSIDE, NODE].map(|source| of_family(source, family)) {
@@ -229,10 +229,11 @@ impl Corpus {
                     for (protocol, _) in [(protocol::TCP, 0), (protocol::UDP, 0)] {
                         let [source, destination] =
                             [(source, 5000), (destination, 9)].map(|(ip, port)| SocketAddr::new(ip, port));
-                        let stranger = frame(&source.to_string(), &destination.to_string(), protocol, 2, b"");
+                        let unrelated =
+                            frame(&source.to_string(), &destination.to_string(), protocol, 2, b"");
                         self.frames
-                            .push(too_big(destination.ip(), source.ip(), &stranger[14..]));
-                        self.frames.push(stranger);
+                            .push(too_big(destination.ip(), source.ip(), &unrelated[14..]));
+                        self.frames.push(unrelated);
                     }
                 }
             }

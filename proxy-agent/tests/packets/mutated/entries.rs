@@ -79,12 +79,12 @@ pub fn is_against_route(ran: &Ran<'_>, from: IpAddr, to: IpAddr) -> bool {
 /// is no client's port.
 pub fn is_loop(frontends: &Frontends, ran: &Ran<'_>, [from, to]: [SocketAddr; 2], layout: Layout) -> bool {
     let node = of_family(NODE, usize::from(to.is_ipv6()));
-    let leads = |ip| frontends.contains_key(&(SocketAddr::new(ip, from.port()), protocol::UDP));
+    let is_frontend = |ip| frontends.contains_key(&(SocketAddr::new(ip, from.port()), protocol::UDP));
     layout.protocol == protocol::UDP
         && ran.program == FROM_UPLINK
         && PEERS.iter().any(|peer| is_of(peer, from.ip()))
-        && ((leads(node) && from.port() != HOST_PORT)
-            || (is_node(to.ip()) && (leads(node) || leads(to.ip()) || leads(from.ip()))))
+        && ((is_frontend(node) && from.port() != HOST_PORT)
+            || (is_node(to.ip()) && (is_frontend(node) || is_frontend(to.ip()) || is_frontend(from.ip()))))
 }
 
 /// Whether a packet without a source address goes to a group. Both the frame and the packet go to a group

@@ -14,7 +14,7 @@ use super::layout::{L3, Layout};
 use super::refusal;
 use super::rewritten::{translated, translated_error};
 use super::sender::{self, Fate};
-use super::tunnel::{self, Owed};
+use super::tunnel::{self, Expected};
 use super::world::{Frontends, Has, MASQUERADE_PORTS, POD, is_in_ranges};
 use super::{At, FROM_HOST, FROM_LOOPBACK, FROM_UPLINK, TO_POD, TO_UPLINK};
 use crate::node::NODE;
@@ -47,7 +47,7 @@ pub fn left_alone(frontends: &Frontends, ran: &Ran<'_>) -> Option<Reason> {
     }
     match Layout::of(ran.frame) {
         Err(reason) if is_left => Some(reason),
-        Ok(layout) if is_left && is_for_group(ran) => match tunnel::owed(frontends, ran, layout) {
+        Ok(layout) if is_left && is_for_group(ran) => match tunnel::expected(frontends, ran, layout) {
             // The counters determine the reason.
             Some(_) => None,
             None => Some(Reason::OtherHost),
@@ -72,10 +72,10 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
         reason,
         None | Some(Reason::NotBalanced | Reason::Malformed | Reason::Fragment | Reason::OtherHost)
     );
-    let is_dropped = |owed| reason == Some(owed) && verdict == SHOT;
+    let is_dropped = |expected| reason == Some(expected) && verdict == SHOT;
     let bytes = counted.map_or(0, |(_, bytes)| bytes);
-    let owed_bytes = if is_passed { 0 } else { frame.len() as u64 };
-    check(bytes == owed_bytes, || format!("{bytes} bytes counted"))?;
+    let expected_bytes = if is_passed { 0 } else { frame.len() as u64 };
+    check(bytes == expected_bytes, || format!("{bytes} bytes counted"))?;
     tunnel::notes(frontends, ran)?;
     if let Some(outcome) = judge_own_pod(ran, reason) {
         return outcome;
@@ -83,13 +83,13 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
     if is_passed {
         check(out == frame, || "passed and touched".into())?;
         // Our own device drops the packets that it does not translate.
-        let owed = if program == FROM_HOST { SHOT } else { PASS };
-        check(verdict == owed, || "the wrong verdict".into())?;
+        let expected = if program == FROM_HOST { SHOT } else { PASS };
+        check(verdict == expected, || "the wrong verdict".into())?;
     }
     if is_for_another_host(ran) {
         return check(reason == Some(Reason::OtherHost), || "of another host".into());
     }
-    if tunnel::lacks_note(ran) {
+    if tunnel::misses_note(ran) {
         return check(is_dropped(Reason::TunnelSource), || {
             "no uplink has admitted it".into()
         });
@@ -101,7 +101,9 @@ pub fn judge(frontends: &Frontends, ran: &Ran<'_>, counted: Option<(Reason, u64)
     if let Some(outcome) = judge_admission(frontends, ran, reason, layout) {
         return outcome;
     }
-    check(is_owed(frontends, ran, layout, reason), || "not owed".into())?;
+    check(is_expected(frontends, ran, layout, reason), || {
+        "not expected".into()
+    })?;
     match reason {
         None | Some(Reason::Fragment) => Ok(()),
         Some(Reason::NewFlow | Reason::Established | Reason::Moved | Reason::Reply) => {
@@ -120,7 +122,7 @@ fn judge_own_pod(ran: &Ran<'_>, reason: Option<Reason>) -> Option<Result<(), Str
     if ran.at != At::OwnPod {
         return None;
     }
-    let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
+    let is_dropped = |expected| reason == Some(expected) && ran.verdict == SHOT;
     let outcome = match sender::fate(ran.frame) {
         Fate::Refused => check(is_dropped(Reason::SpoofedSource), || {
             "no packet of this pod's".into()
@@ -129,9 +131,9 @@ fn judge_own_pod(ran: &Ran<'_>, reason: Option<Reason>) -> Option<Result<(), Str
             let is_right = is_dropped(Reason::SpoofedSource) || is_dropped(Reason::MappedAddress);
             check(is_right, || "a mapped source".into())
         }
-        Fate::Answered(answer) => {
-            let is_right = ran.verdict == REDIRECT && reason.is_none() && ran.out == answer;
-            check(is_right, || "the gateway has to answer".into())
+        Fate::Replied(reply) => {
+            let is_right = ran.verdict == REDIRECT && reason.is_none() && ran.out == reply;
+            check(is_right, || "the gateway has to reply".into())
         }
         Fate::Read => return None,
     };
@@ -145,14 +147,14 @@ fn judge_unread(
     reason: Option<Reason>,
     odd: Reason,
 ) -> Result<(), String> {
-    let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
+    let is_dropped = |expected| reason == Some(expected) && ran.verdict == SHOT;
     if odd == Reason::MappedAddress {
         return check(is_dropped(odd), || "a mapped address".into());
     }
     // A packet that cannot be translated must not leave with a pod's address.
     if ran.program == TO_UPLINK && reason == Some(Reason::NotMasqueraded) {
         return check(ran.verdict == SHOT && is_pods_outwards(ran.frame), || {
-            "not owed".into()
+            "not expected".into()
         });
     }
     if is_for_loopback_unread(ran.program, ran.frame) {
@@ -167,7 +169,9 @@ fn judge_unread(
         });
     }
     match tunnel::hidden(ran, odd) {
-        Some(owed) => check(is_dropped(owed), || format!("{owed:?} behind odd headers")),
+        Some(expected) => check(is_dropped(expected), || {
+            format!("{expected:?} behind odd headers")
+        }),
         None => check(reason == Some(odd), || format!("left alone as {odd:?}")),
     }
 }
@@ -179,7 +183,7 @@ fn judge_admission(
     reason: Option<Reason>,
     layout: Layout,
 ) -> Option<Result<(), String>> {
-    let is_dropped = |owed| reason == Some(owed) && ran.verdict == SHOT;
+    let is_dropped = |expected| reason == Some(expected) && ran.verdict == SHOT;
     let [from, to] = layout.ends(ran.frame, L3);
     let (is_right, what) = if is_for_loopback(ran.program, to) {
         (
@@ -191,13 +195,13 @@ fn judge_admission(
             is_dropped(Reason::ForgedSource),
             format!("{from} is no source here"),
         )
-    } else if let Some(owed) = tunnel::owed(frontends, ran, layout) {
-        let is_right = match owed {
-            Owed::Admitted => reason.is_none(),
-            Owed::Refused(owed) => is_dropped(owed),
-            Owed::Either => reason.is_none() || is_dropped(Reason::TunnelSource),
+    } else if let Some(expected) = tunnel::expected(frontends, ran, layout) {
+        let is_right = match expected {
+            Expected::Admitted => reason.is_none(),
+            Expected::Refused(expected) => is_dropped(expected),
+            Expected::Either => reason.is_none() || is_dropped(Reason::TunnelSource),
         };
-        (is_right, format!("for the tunnel: {owed:?}"))
+        (is_right, format!("for the tunnel: {expected:?}"))
     } else if !is_for_group(ran) && is_against_route(ran, from, to) {
         (
             is_dropped(Reason::ReversePath),
@@ -227,7 +231,7 @@ fn is_pods_outwards(frame: &[u8]) -> bool {
 }
 
 /// Whether the rules allow this reason for the packet's destination.
-fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<Reason>) -> bool {
+fn is_expected(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<Reason>) -> bool {
     let [from, to] = layout.sockets(ran.frame, L3);
     // A translation may fail with one of these reasons.
     let fails = matches!(
@@ -236,7 +240,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
     );
     let belongs = fails || matches!(reason, Some(Reason::Reply | Reason::RelatedError));
     if ran.program == TO_UPLINK {
-        return is_owed_outwards(ran, layout, reason, belongs);
+        return is_expected_outwards(ran, layout, reason, belongs);
     }
     if ran.program == TO_POD {
         return belongs
@@ -281,7 +285,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
                 || ran.program == FROM_UPLINK
                 || (ran.program == FROM_HOST && !is_node(from.ip())));
         return match frontend.has {
-            Has::Nobody => reason == Some(Reason::NoEndpoints),
+            Has::NoEndpoints => reason == Some(Reason::NoEndpoints),
             // The same packet may have begun a flow when a pod sent it.
             Has::OnlyElsewhere if is_kept_here => {
                 matches!(reason, Some(Reason::NoLocalEndpoints | Reason::Established)) || fails
@@ -313,13 +317,13 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
             _ => begins || (from.ip().is_unspecified() && reason == Some(Reason::NoNodeAddress)),
         };
     }
-    if layout.is_echo(ran.frame) && !layout.is_fragment && is_virtual && layout.may_be_told(ran.frame) {
+    if layout.is_echo(ran.frame) && !layout.is_fragment && is_virtual && layout.may_get_error(ran.frame) {
         return reason == Some(Reason::EchoReply);
     }
     match reason {
         Some(Reason::NoSuchPort) => is_virtual,
         Some(Reason::NoSuchService) => to_service && !is_virtual && !is_node(to.ip()),
-        None if in_range => is_answer_to_service(frontends, ran, from),
+        None if in_range => is_reply_to_service(frontends, ran, from),
         None => ran.program != FROM_HOST || is_node(to.ip()) || is_virtual,
         _ => belongs,
     }
@@ -327,7 +331,7 @@ fn is_owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout, reason: Option<
 
 /// Whether this is a reply to a client that uses a service's address as its own. The programs translate it
 /// behind the kernel's stack, like all replies.
-fn is_answer_to_service(frontends: &Frontends, ran: &Ran<'_>, from: SocketAddr) -> bool {
+fn is_reply_to_service(frontends: &Frontends, ran: &Ran<'_>, from: SocketAddr) -> bool {
     let mut all = frontends.values();
     !is_own(ran.program) && all.any(|frontend| frontend.backends.contains(&from))
 }
@@ -350,7 +354,7 @@ pub fn is_outside(address: IpAddr) -> bool {
 }
 
 /// Whether the rules allow this reason for a packet that leaves the node.
-fn is_owed_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_belong: bool) -> bool {
+fn is_expected_outwards(ran: &Ran<'_>, layout: Layout, reason: Option<Reason>, may_belong: bool) -> bool {
     let [from, to] = layout.ends(ran.frame, L3);
     let is_pods = is_pod(from) && is_outside(to);
     match reason {

@@ -239,7 +239,7 @@ impl Layout {
 
     /// Whether the sender of this packet may get a reply. The source must be one host, and no error is sent
     /// about an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
-    pub fn may_be_told(self, frame: &[u8]) -> bool {
+    pub fn may_get_error(self, frame: &[u8]) -> bool {
         let [source, _] = self.ends(frame, L3);
         let is_host = match source {
             IpAddr::V4(source) => matches!(source.octets()[0], 1..=223),

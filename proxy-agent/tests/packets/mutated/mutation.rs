@@ -80,7 +80,7 @@ pub fn mutated(dice: &mut Dice, corpus: &Corpus) -> Vec<u8> {
     let strikes = dice.of(&[0, 1, 1, 1, 2, 2, 3, 5]);
     strike_often(dice, &mut frame, corpus, strikes);
     if dice.one_in(2) {
-        mend(dice, &mut frame);
+        fix_checksums(dice, &mut frame);
     }
     frame
 }
@@ -110,7 +110,7 @@ pub fn by_own_pod(dice: &mut Dice, frame: &[u8], corpus: &Corpus) -> Vec<u8> {
             IpAddr::V4(own) => put(&mut frame, L3 + 12, &own.octets()),
             IpAddr::V6(own) => put(&mut frame, L3 + 8, &own.octets()),
         }
-        mend(dice, &mut frame);
+        fix_checksums(dice, &mut frame);
     }
     if dice.one_in(16) {
         frame[6 + dice.below(6)] ^= 1 << dice.below(8);
@@ -188,7 +188,7 @@ fn forge(dice: &mut Dice, frame: &mut [u8], corpus: &Corpus) {
     if let Some(field) = frame.get_mut(at..at + source.len()) {
         field.copy_from_slice(&source);
     }
-    mend(dice, frame);
+    fix_checksums(dice, frame);
 }
 
 /// Adds headers that a valid frame may have.
@@ -221,7 +221,7 @@ fn decorate(dice: &mut Dice, frame: &mut Vec<u8>) {
         }
     }
     set_length(frame);
-    mend(dice, frame);
+    fix_checksums(dice, frame);
 }
 
 /// Inserts an extension header behind the IPv6 header.
@@ -359,7 +359,7 @@ fn strike_transport(dice: &mut Dice, frame: &mut [u8]) {
 }
 
 /// Corrects the checksums, as far as that is possible.
-fn mend(dice: &mut Dice, frame: &mut [u8]) {
+fn fix_checksums(dice: &mut Dice, frame: &mut [u8]) {
     let Ok(layout) = Layout::of(frame) else {
         return;
     };

@@ -25,25 +25,30 @@ fn ethernet(ran: &Ran<'_>) -> Vec<u8> {
 }
 
 /// The packet with its addresses exchanged.
-fn turned(ran: &Ran<'_>, layout: Layout) -> Vec<u8> {
-    let mut turned = [&ethernet(ran), &ran.frame[L3..]].concat();
+fn reversed(ran: &Ran<'_>, layout: Layout) -> Vec<u8> {
+    let mut reversed = [&ethernet(ran), &ran.frame[L3..]].concat();
     let addresses = layout.addresses_at();
     let half = addresses.len() / 2;
-    turned[L3..][addresses].rotate_left(half);
-    turned
+    reversed[L3..][addresses].rotate_left(half);
+    reversed
 }
 
 /// Compares the whole packet except two checksums, whose differences from the right values must not change.
-fn is_same_but_checksums(ran: &Ran<'_>, layout: Layout, mut owed: Vec<u8>, l4: usize) -> Result<(), String> {
+fn is_same_but_checksums(
+    ran: &Ran<'_>,
+    layout: Layout,
+    mut expected: Vec<u8>,
+    l4: usize,
+) -> Result<(), String> {
     let out = ran.out;
-    check(out.len() == owed.len(), || "another length".into())?;
+    check(out.len() == expected.len(), || "another length".into())?;
     let (at, width) = layout.checksum_at();
     for range in [L3 + 10..L3 + 12, l4 + at..l4 + at + width] {
         if layout.is_v4 || range.start > L3 + 12 {
-            owed[range.clone()].copy_from_slice(&out[range]);
+            expected[range.clone()].copy_from_slice(&out[range]);
         }
     }
-    check(owed == out, || "not as owed".into())?;
+    check(expected == out, || "not as expected".into())?;
     let (before, after) = (layout.header_error(ran.frame, L3), layout.header_error(out, L3));
     check(before == after, || {
         format!("header checksum off by {before}, then {after}")
@@ -57,10 +62,10 @@ fn is_same_but_checksums(ran: &Ran<'_>, layout: Layout, mut owed: Vec<u8>, l4: u
 pub fn echo(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     let l4 = layout.l4.ok_or("no ICMP header")?;
     check(ran.verdict == REDIRECT, || "the wrong verdict".into())?;
-    check(layout.may_be_told(ran.frame), || "an answer to no host".into())?;
-    let mut owed = turned(ran, layout);
-    owed[l4] = if layout.is_v4 { 0 } else { 129 };
-    is_same_but_checksums(ran, layout, owed, l4)
+    check(layout.may_get_error(ran.frame), || "a reply to no host".into())?;
+    let mut expected = reversed(ran, layout);
+    expected[l4] = if layout.is_v4 { 0 } else { 129 };
+    is_same_but_checksums(ran, layout, expected, l4)
 }
 
 /// Whether the path cannot carry the packet. An ICMP error reports that for TCP too.
@@ -70,11 +75,11 @@ fn is_of_path(reason: Reason) -> bool {
 
 /// Whether a refusal has a reply. It has none if headers are truncated or in between, or if the sender may
 /// get none.
-fn has_answer(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
+fn has_reply(ran: &Ran<'_>, layout: Layout, reason: Reason) -> bool {
     let Some(l4) = layout.l4 else {
         return false;
     };
-    if !layout.may_be_told(ran.frame) || (layout.is_fragment && reason != Reason::TooBig) {
+    if !layout.may_get_error(ran.frame) || (layout.is_fragment && reason != Reason::TooBig) {
         return false;
     }
     let (len, is_tcp) = (ran.frame.len(), layout.protocol == protocol::TCP);
@@ -102,10 +107,10 @@ fn carried(layout: Layout) -> usize {
 }
 
 pub fn refused(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
-    if !has_answer(ran, layout, reason) {
-        return check(ran.verdict == SHOT, || "an answer that is not owed".into());
+    if !has_reply(ran, layout, reason) {
+        return check(ran.verdict == SHOT, || "an unexpected reply".into());
     }
-    check(ran.verdict == REDIRECT, || "an answer is owed".into())?;
+    check(ran.verdict == REDIRECT, || "a reply is expected".into())?;
     if layout.protocol == protocol::TCP && !is_of_path(reason) {
         reset(ran, layout)
     } else {
@@ -116,23 +121,23 @@ pub fn refused(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), Stri
 /// Checks a reset (RFC 9293 §3.10.7.1).
 fn reset(ran: &Ran<'_>, layout: Layout) -> Result<(), String> {
     let l4 = layout.l4.ok_or("no TCP header")?;
-    let mut owed = turned(ran, layout);
-    owed[L3 + if layout.is_v4 { 8 } else { 7 }] = 64;
-    owed[l4..l4 + 4].rotate_left(2);
+    let mut expected = reversed(ran, layout);
+    expected[L3 + if layout.is_v4 { 8 } else { 7 }] = 64;
+    expected[l4..l4 + 4].rotate_left(2);
     let old = &ran.frame[l4..];
     let sequence = u32::from_be_bytes([old[4], old[5], old[6], old[7]]);
     if old[13] & ACK == 0 {
-        owed[l4 + 4..l4 + 8].fill(0);
-        owed[l4 + 8..l4 + 12].copy_from_slice(&sequence.wrapping_add(1).to_be_bytes());
-        owed[l4 + 13] = RST | ACK;
+        expected[l4 + 4..l4 + 8].fill(0);
+        expected[l4 + 8..l4 + 12].copy_from_slice(&sequence.wrapping_add(1).to_be_bytes());
+        expected[l4 + 13] = RST | ACK;
     } else {
-        owed[l4 + 4..l4 + 8].copy_from_slice(&old[8..12]);
-        owed[l4 + 8..l4 + 12].fill(0);
-        owed[l4 + 13] = RST;
+        expected[l4 + 4..l4 + 8].copy_from_slice(&old[8..12]);
+        expected[l4 + 8..l4 + 12].fill(0);
+        expected[l4 + 13] = RST;
     }
-    owed[l4 + 12] = old[12] & 0xf0;
-    owed[l4 + 14..l4 + 16].fill(0);
-    is_same_but_checksums(ran, layout, owed, l4)
+    expected[l4 + 12] = old[12] & 0xf0;
+    expected[l4 + 14..l4 + 16].fill(0);
+    is_same_but_checksums(ran, layout, expected, l4)
 }
 
 /// Checks an ICMP error (RFC 792, RFC 1191 and RFC 4443). It must be complete and correct for any refused
@@ -169,7 +174,7 @@ fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
         to
     };
     check(error.ends(out, L3) == [source, from], || "addresses".into())?;
-    let owed = match (is_v4, reason) {
+    let expected = match (is_v4, reason) {
         (true, Reason::TooBig) => [3, 4],
         (false, Reason::TooBig) => [2, 0],
         (true, Reason::TtlExceeded) => [11, 0],
@@ -177,7 +182,7 @@ fn error(ran: &Ran<'_>, layout: Layout, reason: Reason) -> Result<(), String> {
         (true, _) => [3, 3],
         (false, _) => [1, 4],
     };
-    check(out[l4..l4 + 2] == owed, || "type and code".into())?;
+    check(out[l4..l4 + 2] == expected, || "type and code".into())?;
     check(out[l4 + 8..] == ran.frame[L3..L3 + carried], || {
         "what it carries".into()
     })?;

@@ -21,11 +21,11 @@ fn is_exchanged(old: [SocketAddr; 2], new: [SocketAddr; 2]) -> bool {
 fn differs_only_in(ran: &Ran<'_>, ranges: &[std::ops::Range<usize>]) -> Result<(), String> {
     check(ran.out.len() == ran.frame.len(), || "another length".into())?;
     let both = ran.frame.iter().zip(ran.out).enumerate();
-    let stray = both
+    let changed = both
         .filter(|(_, (old, new))| old != new)
         .find(|(at, _)| !ranges.iter().any(|range| range.contains(at)));
-    check(stray.is_none(), || {
-        format!("byte {} changed", stray.map_or(0, |(at, _)| at))
+    check(changed.is_none(), || {
+        format!("byte {} changed", changed.map_or(0, |(at, _)| at))
     })
 }
 
@@ -67,7 +67,7 @@ pub fn translated(
     differs_only_in(ran, &ranges)?;
     let (old, new) = (layout.sockets(ran.frame, L3), layout.sockets(ran.out, L3));
     // If the ports are in another packet, only the addresses are compared.
-    let leads = |(frontend, protocol): (SocketAddr, u8), backend: SocketAddr| {
+    let is_translation = |(frontend, protocol): (SocketAddr, u8), backend: SocketAddr| {
         let mut all = frontends.iter().filter(|((known, of), _)| {
             (*of == protocol || !layout.has_ports())
                 && known.ip() == frontend.ip()
@@ -80,7 +80,7 @@ pub fn translated(
     };
     let is_whole = if is_reply {
         let (client, node) = ([new[1], new[0]], [old[1], old[0]]);
-        leads((new[0], layout.protocol), old[0])
+        is_translation((new[0], layout.protocol), old[0])
             || is_masqueraded(layout, client, node)
             || is_exchanged(client, node)
     } else if ran.program == TO_UPLINK {
@@ -88,7 +88,7 @@ pub fn translated(
     } else if ran.program == TO_POD {
         is_exchanged(old, new)
     } else {
-        leads((old[1], layout.protocol), new[1])
+        is_translation((old[1], layout.protocol), new[1])
     };
     check(is_whole, || format!("{old:?} became {new:?}"))?;
     check_sums(ran, layout)?;

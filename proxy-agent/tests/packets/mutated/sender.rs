@@ -22,7 +22,7 @@ pub enum Fate {
     /// The program drops the frame, there or when it parses the packet: its source is an IPv4-mapped address.
     Mapped,
     /// The gateway sends this reply.
-    Answered(Vec<u8>),
+    Replied(Vec<u8>),
     /// The program parses the packet and decides about it.
     Read,
 }
@@ -90,12 +90,12 @@ fn fate_of_arp(frame: &[u8]) -> Fate {
     if !is_own || !asks || frame.get(L3 + 24..L3 + 28) != Some(&GATEWAY) {
         return Fate::Read;
     }
-    let mut answer = [MAC, UPLINK_MAC].concat();
-    answer.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
-    answer.extend(UPLINK_MAC);
-    answer.extend(GATEWAY);
-    answer.extend(MAC);
-    answer.extend(own_v4());
-    answer.extend(&frame[L3 + 28..]);
-    Fate::Answered(answer)
+    let mut reply = [MAC, UPLINK_MAC].concat();
+    reply.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    reply.extend(UPLINK_MAC);
+    reply.extend(GATEWAY);
+    reply.extend(MAC);
+    reply.extend(own_v4());
+    reply.extend(&frame[L3 + 28..]);
+    Fate::Replied(reply)
 }

@@ -24,7 +24,7 @@ const FRAME: usize = 8 + 8;
 
 /// The expected outcome for a packet to the port of the tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owed {
+pub enum Expected {
     Admitted,
     Refused(Reason),
     /// The inner frame has an IPv4-mapped address, so the packet is dropped here or at the tunnel's device.
@@ -32,7 +32,7 @@ pub enum Owed {
 }
 
 /// The expected outcome, if the port shows that this is a tunnel packet.
-pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed> {
+pub fn expected(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Expected> {
     let [from, to] = layout.sockets(ran.frame, L3);
     let l4 = layout.l4?;
     if layout.protocol != protocol::UDP || to.port() != TUNNEL_PORT {
@@ -43,17 +43,19 @@ pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed
         FROM_POD => {
             let is_open = is_in_service_range(to)
                 || is_virtual(frontends, to)
-                || (is_in_pods_range(to) && !is_heard(to));
-            (!is_open).then_some(Owed::Refused(Reason::TunnelPort))
+                || (is_in_pods_range(to) && !is_tunnel_endpoint(to));
+            (!is_open).then_some(Expected::Refused(Reason::TunnelPort))
         }
         FROM_UPLINK if is_node(to) || is_shared(to) => Some(if layout.is_fragment {
-            Owed::Refused(Reason::TunnelSource)
+            Expected::Refused(Reason::TunnelSource)
         } else {
             let content = ran.frame.get(l4 + FRAME..).unwrap_or_default();
             // Other nodes send to the node's address, and not to its end of the tunnel.
             match inside(from.ip(), content) {
-                Owed::Admitted | Owed::Either if is_among(&TUNNEL, to) => Owed::Refused(Reason::TunnelSource),
-                owed => owed,
+                Expected::Admitted | Expected::Either if is_among(&TUNNEL, to) => {
+                    Expected::Refused(Reason::TunnelSource)
+                }
+                expected => expected,
             }
         }),
         _ => None,
@@ -61,7 +63,7 @@ pub fn owed(frontends: &Frontends, ran: &Ran<'_>, layout: Layout) -> Option<Owed
 }
 
 /// Checks that the inner frame is from a pod of the sending node to a pod of this node.
-fn inside(from: IpAddr, frame: &[u8]) -> Owed {
+fn inside(from: IpAddr, frame: &[u8]) -> Expected {
     let ends: Option<[IpAddr; 2]> = match frame.get(12..14) {
         Some([0x08, 0x00]) => frame.get(L3..L3 + 20).map(|header| {
             [12, 16].map(|at| Ipv4Addr::from_octets(std::array::from_fn(|byte| header[at + byte])).into())
@@ -73,11 +75,11 @@ fn inside(from: IpAddr, frame: &[u8]) -> Owed {
     };
     let peer = (2..).zip(PEERS).find(|(_, addresses)| is_among(addresses, from));
     match (ends, peer) {
-        (Some(ends), Some(_)) if ends.iter().any(|end| is_mapped(*end)) => Owed::Either,
+        (Some(ends), Some(_)) if ends.iter().any(|end| is_mapped(*end)) => Expected::Either,
         (Some([source, to]), Some((number, _))) if is_in_pods_of(number, source) && is_in_pods_of(1, to) => {
-            Owed::Admitted
+            Expected::Admitted
         }
-        _ => Owed::Refused(Reason::TunnelSource),
+        _ => Expected::Refused(Reason::TunnelSource),
     }
 }
 
@@ -87,7 +89,7 @@ pub fn is_error(ran: &Ran<'_>, layout: Layout) -> bool {
         return false;
     }
     if layout.is_fragment {
-        return is_heard(layout.ends(ran.frame, L3)[1]);
+        return is_tunnel_endpoint(layout.ends(ran.frame, L3)[1]);
     }
     let Some([from, to]) = layout
         .carried_ends(ran.frame)
@@ -120,10 +122,10 @@ pub fn hidden(ran: &Ran<'_>, odd: Reason) -> Option<Reason> {
         return None;
     }
     match ran.program {
-        FROM_POD if is_heard(to) => Some(Reason::TunnelPort),
+        FROM_POD if is_tunnel_endpoint(to) => Some(Reason::TunnelPort),
         // This may be an ICMP error about another's packet.
         FROM_POD => Some(Reason::ForgedSource),
-        FROM_UPLINK if is_heard(to) => Some(Reason::TunnelSource),
+        FROM_UPLINK if is_tunnel_endpoint(to) => Some(Reason::TunnelSource),
         _ => None,
     }
 }
@@ -135,16 +137,16 @@ pub fn notes(frontends: &Frontends, ran: &Ran<'_>) -> Result<(), String> {
         return check(ran.left == ran.note, || format!("the note {:x}", ran.left));
     }
     let is_admitted = match Layout::of(ran.frame) {
-        Ok(layout) => owed(frontends, ran, layout).unwrap_or(Owed::Refused(Reason::NotOurs)),
-        Err(_) => Owed::Refused(Reason::NotOurs),
+        Ok(layout) => expected(frontends, ran, layout).unwrap_or(Expected::Refused(Reason::NotOurs)),
+        Err(_) => Expected::Refused(Reason::NotOurs),
     };
-    if ran.verdict == PASS && is_admitted == Owed::Admitted {
+    if ran.verdict == PASS && is_admitted == Expected::Admitted {
         return check(ran.left == ADMITTED, || "admitted, and not noted".into());
     }
     // IPsec packets of another node carry the note as well; the kernel decapsulates them without a program.
     let is_peers =
         addresses(ran.frame).is_some_and(|(from, _)| PEERS.iter().any(|peer| is_among(peer, from)));
-    let may_be_noted = ran.verdict == PASS && (is_admitted == Owed::Either || is_peers);
+    let may_be_noted = ran.verdict == PASS && (is_admitted == Expected::Either || is_peers);
     check(
         ran.left == 0 || may_be_noted || (ran.verdict == SHOT && ran.left == ran.note),
         || format!("the note {:x}", ran.left),
@@ -152,7 +154,7 @@ pub fn notes(frontends: &Frontends, ran: &Ran<'_>) -> Result<(), String> {
 }
 
 /// Whether the tunnel's device refuses a frame because no uplink has admitted it.
-pub fn lacks_note(ran: &Ran<'_>) -> bool {
+pub fn misses_note(ran: &Ran<'_>) -> bool {
     ran.at == At::Tunnel && ran.program == FROM_UPLINK && ran.note != ADMITTED
 }
 
@@ -166,7 +168,7 @@ fn is_mapped(address: IpAddr) -> bool {
 }
 
 /// Whether a node's socket for the tunnel listens at an address.
-fn is_heard(to: IpAddr) -> bool {
+fn is_tunnel_endpoint(to: IpAddr) -> bool {
     is_node(to) || PEERS.iter().any(|peer| is_among(peer, to)) || is_shared(to)
 }
 

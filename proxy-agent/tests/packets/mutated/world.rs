@@ -47,7 +47,7 @@ pub enum Has {
     /// The service has endpoints on both nodes.
     Endpoints,
     /// The service has no endpoints.
-    Nobody,
+    NoEndpoints,
     /// The service has policy Local, and an endpoint on the other node.
     OnlyElsewhere,
     /// The service has policy Local, and endpoints on both nodes.
@@ -64,7 +64,7 @@ pub enum Has {
 
 const ALL: [Has; 8] = [
     Has::Endpoints,
-    Has::Nobody,
+    Has::NoEndpoints,
     Has::OnlyElsewhere,
     Has::Local,
     Has::Affinity,
@@ -259,7 +259,7 @@ fn addresses(n: u16, family: usize) -> [(SocketAddr, bool, bool); 4] {
 
 fn endpoints(has: Has) -> Vec<([&'static str; 2], &'static str)> {
     match has {
-        Has::Nobody => vec![],
+        Has::NoEndpoints => vec![],
         Has::OnlyElsewhere => vec![(REMOTE, "n2")],
         Has::Node => vec![(NODE, "n1")],
         Has::Client => vec![(POD, "n1")],

@@ -19,17 +19,17 @@ use std::path::Path;
 use proxy_common::maps::Config;
 
 use super::held::id_of;
-use super::{Links, Means, Programs, SOCKET_HOOKS};
+use super::{AttachMode, Links, Programs, SOCKET_HOOKS};
 use crate::error::BpfError;
 use crate::sys::{self, query};
 use crate::traffic_control::Filter;
 
 /// A place of attachment: an interface, or none for the cgroup.
-pub type Place = Option<u32>;
+pub type AttachPoint = Option<u32>;
 
 /// A program or filter that runs before a program of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ahead {
+pub struct PrecedingProgram {
     /// Our program.
     pub before: &'static str,
     /// A description of the program that runs first.
@@ -70,22 +70,22 @@ impl Links {
         in_force: &InForce,
         cgroup: Option<&Path>,
         is_due: impl Fn(u32) -> bool,
-    ) -> Result<BTreeMap<Place, Vec<Ahead>>, BpfError> {
-        let mut found: BTreeMap<Place, Vec<Ahead>> = BTreeMap::new();
+    ) -> Result<BTreeMap<AttachPoint, Vec<PrecedingProgram>>, BpfError> {
+        let mut found: BTreeMap<AttachPoint, Vec<PrecedingProgram>> = BTreeMap::new();
         let known = |id: u32, target: u32, before| describe(id, target, before, programs, in_force);
         for (index, role) in self.interfaces.clone() {
             // Each query takes the kernel's lock of all interfaces.
             if !is_due(index) {
                 continue;
             }
-            let by_filters = self.means_for(role) == Means::Clsact;
+            let by_filters = self.attach_mode_for(role) == AttachMode::Clsact;
             let here = found.entry(Some(index)).or_default();
             for (program, direction) in role.programs() {
                 let Some(fd) = programs.get(program) else { continue };
                 // Without tcx, or if the interface has gone meanwhile, there are none.
-                let hanging = query::hanging(index, direction.tcx()).unwrap_or_default();
+                let attached = query::attached(index, direction.tcx()).unwrap_or_default();
                 let own = id_of(fd, program)?;
-                let first = hanging.iter().take_while(|id| **id != own);
+                let first = attached.iter().take_while(|id| **id != own);
                 here.extend(first.map(|id| known(*id, index, program)));
                 if by_filters {
                     let filters = self.clsact.before(index, *direction)?;
@@ -100,12 +100,12 @@ impl Links {
             for (program, attach_type) in SOCKET_HOOKS {
                 let Some(fd) = programs.get(program) else { continue };
                 let target = dir.as_raw_fd().cast_unsigned();
-                let hanging = query::hanging(target, attach_type).map_err(BpfError::syscall(format!(
+                let attached = query::attached(target, attach_type).map_err(BpfError::syscall(format!(
                     "asking for the programs of {}",
                     cgroup.display()
                 )))?;
                 let own = id_of(fd, program)?;
-                let first = hanging.iter().take_while(|id| **id != own);
+                let first = attached.iter().take_while(|id| **id != own);
                 // The link information has the first word of the target's 64 bits.
                 here.extend(first.map(|it| known(*it, id as u32, program)));
             }
@@ -117,13 +117,13 @@ impl Links {
     }
 }
 
-fn of_filter(filter: &Filter, before: &'static str) -> Ahead {
+fn of_filter(filter: &Filter, before: &'static str) -> PrecedingProgram {
     let Filter { name, program, .. } = filter;
     let which = match program {
         0 => String::new(),
         id => format!(" `{name}` (program {id})"),
     };
-    Ahead {
+    PrecedingProgram {
         before,
         what: format!(
             "a filter of kind {}{which} with priority {}",
@@ -134,7 +134,13 @@ fn of_filter(filter: &Filter, before: &'static str) -> Ahead {
 }
 
 /// Describes a program by its id, and detaches a leftover program from its target.
-fn describe(id: u32, target: u32, before: &'static str, programs: &Programs, in_force: &InForce) -> Ahead {
+fn describe(
+    id: u32,
+    target: u32,
+    before: &'static str,
+    programs: &Programs,
+    in_force: &InForce,
+) -> PrecedingProgram {
     let (what, kind) = match query::program_by_id(id) {
         Ok((name, maps)) => {
             let kind = if programs.contains_key(name.as_str()) {
@@ -148,7 +154,7 @@ fn describe(id: u32, target: u32, before: &'static str, programs: &Programs, in_
         // Only `CAP_SYS_ADMIN` can read names.
         Err(_) => (format!("the program {id}"), Kind::Foreign),
     };
-    Ahead { before, what, kind }
+    PrecedingProgram { before, what, kind }
 }
 
 fn detach_leftover(
@@ -165,8 +171,8 @@ fn detach_leftover(
     let Some((link, info)) = here.next() else {
         return Ok(Kind::Leftover(None));
     };
-    let is_apart = maps.iter().all(|id| !in_force.maps.contains(id));
-    let node = if is_apart && in_force.netns != 0 {
+    let is_disjoint = maps.iter().all(|id| !in_force.maps.contains(id));
+    let node = if is_disjoint && in_force.netns != 0 {
         node_of(maps, programs, in_force)?
     } else {
         None
@@ -189,10 +195,10 @@ fn node_of(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<
         if !programs.contains_key(name.as_str()) || !others.iter().any(|id| maps.contains(id)) {
             continue;
         }
-        let told = others
+        let namespaces = others
             .iter()
-            .filter_map(|id| told_by(*id, in_force).ok().flatten());
-        if let Some(netns) = told.into_iter().next() {
+            .filter_map(|id| netns_in(*id, in_force).ok().flatten());
+        if let Some(netns) = namespaces.into_iter().next() {
             return Ok(Some(netns));
         }
     }
@@ -200,7 +206,7 @@ fn node_of(maps: &[u32], programs: &Programs, in_force: &InForce) -> io::Result<
 }
 
 /// The network namespace in a map, if the map is a `CONFIG` of any layout that is not in force.
-fn told_by(id: u32, in_force: &InForce) -> io::Result<Option<u64>> {
+fn netns_in(id: u32, in_force: &InForce) -> io::Result<Option<u64>> {
     const NETNS: usize = offset_of!(Config, node_netns);
     let (map, name, size) = query::map_by_id(id)?;
     if name != "CONFIG" || size < NETNS + size_of::<u64>() || in_force.maps.contains(&id) {

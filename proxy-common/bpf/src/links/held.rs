@@ -9,7 +9,7 @@
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use super::{InterfaceRole, Links, Means, Programs, SOCKET_HOOKS, cgroup_pin, interface_pin, update};
+use super::{AttachMode, InterfaceRole, Links, Programs, SOCKET_HOOKS, cgroup_pin, interface_pin, update};
 use crate::error::BpfError;
 use crate::sys;
 
@@ -84,19 +84,19 @@ impl Links {
     ) -> Result<Vec<(Option<u32>, &'static str)>, BpfError> {
         let mut broken = Vec::new();
         for (index, role) in self.interfaces.clone() {
-            let by_filters = self.means_for(role) == Means::Clsact;
+            let by_filters = self.attach_mode_for(role) == AttachMode::Clsact;
             if by_filters && !is_due(index) {
                 continue;
             }
             for (program, direction) in role.programs() {
                 let Some(fd) = programs.get(program) else { continue };
                 let wanted = id_of(fd, program)?;
-                let hangs = if by_filters {
-                    self.clsact.hung(index, *direction, program)? == Some(wanted)
+                let is_attached = if by_filters {
+                    self.clsact.attached_program(index, *direction, program)? == Some(wanted)
                 } else {
                     self.holds(&interface_pin(index, program), |target| target == index, wanted)
                 };
-                if !hangs {
+                if !is_attached {
                     broken.push((Some(index), *program));
                 }
             }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Pins, agents_place, make_dir};
+use super::{Pins, agent_dir, make_dir};
 use crate::error::BpfError;
 
 /// A bpf root that no other agent works with.
@@ -24,7 +24,7 @@ impl Pins {
     /// Keeps other agents from this root while the returned value lives: two agents would undo each other's
     /// work. Fails at once if another agent has the root.
     pub fn own(&self) -> Result<Owned, BpfError> {
-        let dir = agents_place(&self.root);
+        let dir = agent_dir(&self.root);
         make_dir(&dir)?;
         // The kernel locks directories of a bpffs like any others. Processes that attach programs lock the
         // root itself.
@@ -52,18 +52,18 @@ impl Owned {
     /// Whether the locked directory is the one that another agent would lock.
     fn is_whole(&self) -> bool {
         let locked = self.lock.metadata().map(|held| (held.dev(), held.ino()));
-        let there = fs::metadata(agents_place(&self.root)).map(|there| (there.dev(), there.ino()));
+        let there = fs::metadata(agent_dir(&self.root)).map(|there| (there.dev(), there.ino()));
         matches!((locked, there), (Ok(locked), Ok(there)) if locked == there)
     }
 }
 
 /// The process that holds the lock of a bpf root, if the kernel shows it to this process (`proc_locks(5)`).
-pub fn holder(root: &Path) -> Option<u32> {
-    let inode = fs::metadata(agents_place(root)).ok()?.ino();
-    holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)
+pub fn lock_holder(root: &Path) -> Option<u32> {
+    let inode = fs::metadata(agent_dir(root)).ok()?.ino();
+    lock_holder_in(&fs::read_to_string("/proc/locks").ok()?, inode)
 }
 
-fn holder_in(locks: &str, inode: u64) -> Option<u32> {
+fn lock_holder_in(locks: &str, inode: u64) -> Option<u32> {
     let suffix = format!(":{inode}");
     locks.lines().find_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_is_found_by_the_inode() {
+    fn the_lock_holder_is_found_by_the_inode() {
         let locks = "\
 1: POSIX  ADVISORY  WRITE 11 00:19:77 0 EOF
 2: FLOCK  ADVISORY  READ 12 00:19:77 0 EOF
@@ -87,7 +87,7 @@ mod tests {
 4: FLOCK  ADVISORY  WRITE 14 00:19:177 0 EOF
 5: FLOCK  ADVISORY  WRITE 15 00:19:77 0 EOF
 ";
-        assert_eq!(holder_in(locks, 77), Some(15));
-        assert_eq!(holder_in(locks, 7), None);
+        assert_eq!(lock_holder_in(locks, 77), Some(15));
+        assert_eq!(lock_holder_in(locks, 7), None);
     }
 }

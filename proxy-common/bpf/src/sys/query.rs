@@ -78,7 +78,7 @@ struct NamedMapInfo {
 
 /// The ids of the programs attached to a target (an interface's index, or a cgroup's descriptor), in the
 /// order in which they run.
-pub fn hanging(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+pub fn attached(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; MOST];
     let mut attr = QueryAttr {
         target,

@@ -39,7 +39,7 @@ fn sources_that_only_this_node_gives_out_come_by_no_uplink() {
     fake.config.node_v6 = ip("fd00:50::11");
     fake.config.tunnel_v4 = ip("10.244.1.0");
     fake.config.broadcasts[1] = ip("192.168.50.255").v4_word();
-    fake.config.flags |= ConfigFlags::STRAY_ADDRESSES | ConfigFlags::MORE_NODE_ADDRESSES;
+    fake.config.flags |= ConfigFlags::VIPS_OUTSIDE_RANGES | ConfigFlags::MORE_NODE_ADDRESSES;
     for (address, flags) in [
         ("203.0.113.10", AddressFlags::VIRTUAL),
         ("192.168.60.11", AddressFlags::NODE),
@@ -53,8 +53,8 @@ fn sources_that_only_this_node_gives_out_come_by_no_uplink() {
         } else {
             "fd00:96::1"
         };
-        let work = Work::new(packet(protocol::UDP, (source, 5000), (to, 7)));
-        is_forged(&fake, &fake.config, &work, entry)
+        let ctx = PacketContext::new(packet(protocol::UDP, (source, 5000), (to, 7)));
+        is_forged(&fake, &fake.config, &ctx, entry)
     };
     for source in [
         "127.0.0.1",
@@ -95,14 +95,14 @@ fn sources_that_only_this_node_gives_out_come_by_no_uplink() {
         .ranges
         .insert(ip("198.51.100.7"), RangeFlags(RangeFlags::LOCAL));
     for (source, is_refused) in [("198.51.100.7", true), ("198.51.100.8", false)] {
-        let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
+        let mut ctx = PacketContext::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
         assert_eq!(
-            is_forged(&by_route, &by_route.config, &work, Entry::Uplink),
+            is_forged(&by_route, &by_route.config, &ctx, Entry::Uplink),
             is_refused
         );
-        work.arrived_by = 5;
+        ctx.arrived_by = 5;
         assert_eq!(
-            is_forged(&by_route, &by_route.config, &work, Entry::Host),
+            is_forged(&by_route, &by_route.config, &ctx, Entry::Host),
             is_refused
         );
     }
@@ -110,9 +110,9 @@ fn sources_that_only_this_node_gives_out_come_by_no_uplink() {
     assert!(forged(Entry::Pod, "203.0.113.10"), "a pod of another plugin");
     // A packet that came by an interface without programs.
     let forwarded = |source| {
-        let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
-        work.arrived_by = 5;
-        is_forged(&fake, &fake.config, &work, Entry::Host)
+        let mut ctx = PacketContext::new(packet(protocol::UDP, (source, 5000), ("203.0.113.10", 7)));
+        ctx.arrived_by = 5;
+        is_forged(&fake, &fake.config, &ctx, Entry::Host)
     };
     for source in [
         "10.96.3.4",
@@ -140,9 +140,9 @@ fn a_tunnelled_pod_is_a_source_in_the_tunnel_only() {
     );
     fake.ranges.insert(ip("10.244.3.3"), RangeFlags(RangeFlags::PODS));
     let forged = |fake: &Fake, source, interface| {
-        let mut work = Work::new(packet(protocol::UDP, (source, 5000), ("10.244.1.10", 7)));
-        work.interface = interface;
-        is_forged(fake, &fake.config, &work, Entry::Uplink)
+        let mut ctx = PacketContext::new(packet(protocol::UDP, (source, 5000), ("10.244.1.10", 7)));
+        ctx.interface = interface;
+        is_forged(fake, &fake.config, &ctx, Entry::Uplink)
     };
     assert!(
         !forged(&fake, "10.244.2.2", 2),
@@ -267,9 +267,9 @@ fn what_is_not_read_is_held_to_its_source_and_kept_from_the_tunnel() {
     fake.config.own_range[0] = ip("10.244.1.0");
     fake.config.own_mask[0] = ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00");
     let of = |fake: &Fake, protocol, source, to, entry, reason| {
-        let mut work = Work::new(packet(protocol, (source, 0), (to, 0)));
-        work.is_for_group = u32::from(!work.headers.dst.is_one_host());
-        unread(fake, &work, entry, reason)
+        let mut ctx = PacketContext::new(packet(protocol, (source, 0), (to, 0)));
+        ctx.is_for_group = u32::from(!ctx.headers.dst.is_one_host());
+        unread(fake, &ctx, entry, reason)
     };
     let (gre, options) = (47, 60);
     let reason = Reason::NotBalanced;

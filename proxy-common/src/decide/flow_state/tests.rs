@@ -198,7 +198,7 @@ fn datagrams_are_a_stream_once_they_go_on_after_a_reply() {
         assert_eq!(after(packets, protocol::SCTP), lifetime, "{packets:?}");
     }
     // Both within one tick: a question and its reply.
-    let once = next_of_datagrams(FlowState::ANSWERED, true, false);
+    let once = next_of_datagrams(FlowState::SEEN_REPLY, true, false);
     assert!(!FlowState(once).has(FlowState::CONFIRMED));
 }
 

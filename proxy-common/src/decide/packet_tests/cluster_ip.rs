@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_pods_packet_keeps_its_source_and_its_answer_is_translated_back() {
+fn a_pods_packet_keeps_its_source_and_its_reply_is_translated_back() {
     let mut fake = Fake::node();
     fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
     let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
@@ -14,8 +14,8 @@ fn a_pods_packet_keeps_its_source_and_its_answer_is_translated_back() {
         (ip(POD), Port::new(40_000), ip("10.244.2.2"), Port::new(8080))
     );
     assert_eq!(flow.deliver, Deliver::Stack as u8);
-    assert_answered(
-        leaving(&fake, &answer(&flow, protocol::TCP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&flow, protocol::TCP)),
         &request,
         Deliver::Stack,
     );
@@ -32,15 +32,15 @@ fn a_pod_that_reaches_itself_sees_the_node() {
         (ip(NODE), ip(POD), Deliver::SameInterface as u8)
     );
     assert!((61_000..62_000).contains(&flow.sport.number()));
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::TCP), Entry::Pod),
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Pod),
         &request,
         Deliver::SameInterface,
     );
 }
 
 #[test]
-fn the_nodes_packet_is_routed_and_its_answer_enters_by_our_device() {
+fn the_nodes_packet_is_routed_and_its_reply_enters_by_our_device() {
     let mut fake = Fake::node();
     fake.service(VIP, 80, protocol::TCP, &[("10.244.2.2", 8080)]);
     let request = packet(protocol::TCP, (NODE, 40_000), (VIP, 80));
@@ -50,8 +50,8 @@ fn the_nodes_packet_is_routed_and_its_answer_enters_by_our_device() {
         (ip(NODE), Port::new(40_000), Deliver::Route as u8)
     );
     for entry in [Entry::Uplink, Entry::Pod] {
-        assert_answered(
-            entering(&fake, &answer(&flow, protocol::TCP), entry),
+        assert_reply(
+            entering(&fake, &reply_of(&flow, protocol::TCP), entry),
             &request,
             Deliver::Host,
         );
@@ -68,8 +68,8 @@ fn the_node_reaches_itself_with_the_virtual_address_as_source() {
         (flow.src, flow.dst, flow.deliver),
         (ip(VIP), ip(NODE), Deliver::Host as u8)
     );
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::TCP), Entry::Host),
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Host),
         &request,
         Deliver::Host,
     );
@@ -82,8 +82,8 @@ fn an_outside_client_is_masqueraded() {
     let request = packet(protocol::TCP, ("172.31.0.5", 40_000), (VIP, 80));
     let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
     assert_eq!((flow.src, flow.deliver), (ip(NODE), Deliver::Route as u8));
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::TCP), Entry::Uplink),
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Uplink),
         &request,
         Deliver::Route,
     );
@@ -91,7 +91,7 @@ fn an_outside_client_is_masqueraded() {
 }
 
 #[test]
-fn a_pod_of_another_node_keeps_its_address_and_local_pods_look_for_its_answers() {
+fn a_pod_of_another_node_keeps_its_address_and_local_pods_look_for_its_replies() {
     let mut fake = Fake::node();
     fake.service(VIP, 80, protocol::TCP, &[(POD, 8080)]);
     fake.pods.push(ip("10.244.2.7"));
@@ -99,9 +99,9 @@ fn a_pod_of_another_node_keeps_its_address_and_local_pods_look_for_its_answers()
     let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
     assert_eq!((flow.src, flow.deliver), (ip("10.244.2.7"), Deliver::Route as u8));
     assert!(fake.outside.get());
-    fake.config.pods_answer_outside = 1;
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::TCP), Entry::Pod),
+    fake.config.pods_reply_outside = 1;
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Pod),
         &request,
         Deliver::Route,
     );
@@ -117,8 +117,8 @@ fn masquerade_all_means_all() {
         let request = packet(protocol::TCP, (client, 40_000), (VIP, 80));
         let (flow, _) = translated(entering(&fake, &request, entry));
         assert_eq!((flow.src, flow.deliver), (ip(NODE), Deliver::Route as u8));
-        assert_answered(
-            entering(&fake, &answer(&flow, protocol::TCP), Entry::Uplink),
+        assert_reply(
+            entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Uplink),
             &request,
             Deliver::Route,
         );
@@ -126,16 +126,16 @@ fn masquerade_all_means_all() {
 }
 
 #[test]
-fn answers_that_the_stack_forwards_are_translated_once_it_has() {
+fn replies_that_the_stack_forwards_are_translated_once_it_has() {
     // Replies of some pods to clients outside must not affect other pods.
     let mut fake = Fake::node();
-    fake.config.pods_answer_outside = 1;
+    fake.config.pods_reply_outside = 1;
     fake.service(VIP, 80, protocol::UDP, &[("10.244.1.2", 8080)]);
     let request = packet(protocol::UDP, (POD, 40_000), (VIP, 80));
     let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
-    let reply = answer(&flow, protocol::UDP);
+    let reply = reply_of(&flow, protocol::UDP);
     for entry in [Entry::Pod, Entry::Uplink] {
         assert_eq!(entering(&fake, &reply, entry).0, Decision::Pass(Reason::NotOurs));
     }
-    assert_answered(leaving(&fake, &reply), &request, Deliver::Stack);
+    assert_reply(leaving(&fake, &reply), &request, Deliver::Stack);
 }

@@ -7,8 +7,8 @@ const NODE_B: &str = "192.168.50.12";
 /// The reply comes in by the uplink and continues through the stack to the pod, from the address that the pod
 /// has sent to.
 fn assert_comes_back(fake: &Fake, flow: &Flow, request: &Headers) {
-    let reply = answer(flow, request.protocol);
-    assert_answered(entering(fake, &reply, Entry::Uplink), request, Deliver::Stack);
+    let reply = reply_of(flow, request.protocol);
+    assert_reply(entering(fake, &reply, Entry::Uplink), request, Deliver::Stack);
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_pods_flow_to_the_world_outside_carries_the_nodes_address_and_a_port_of_the_
         let (mut fake, next) = (fake, with_flags(request, TCP_ACK));
         let (same, reason) = translated(leaving_node(&fake, &next));
         assert_eq!((same.sport, reason), (flow.sport, Reason::Established));
-        fake.config.pods_answer_outside = 1;
+        fake.config.pods_reply_outside = 1;
         let at_the_pod = entering(&fake, &next, Entry::Pod).0;
         assert_eq!(
             at_the_pod,
@@ -89,7 +89,7 @@ fn an_echo_has_its_identifier_for_a_port() {
         assert_eq!((flow.src, flow.dst), (ip(node), ip(outside)));
         assert!((61_000..62_000).contains(&flow.echo_id().number()), "{flow:?}");
         let reply = echo(outside, node, flow.echo_id().number(), true);
-        assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
+        assert_reply(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
         // A reply with another identifier, and a request to the node itself.
         for other in [echo(outside, node, 7, true), echo(outside, node, 7, false)] {
             assert_eq!(
@@ -98,11 +98,14 @@ fn an_echo_has_its_identifier_for_a_port() {
             );
         }
         // A client that sent an echo request to the pod knows it by its own address.
-        let answers = echo(pod, outside, 9, true);
-        let unasked = leaving_node(&fake, &answers).0;
-        assert_eq!(unasked, Decision::Drop(Reason::NotMasqueraded));
+        let echo_reply = echo(pod, outside, 9, true);
+        let unsolicited = leaving_node(&fake, &echo_reply).0;
+        assert_eq!(unsolicited, Decision::Drop(Reason::NotMasqueraded));
         let _ = entering(&fake, &echo(outside, pod, 9, false), Entry::Uplink);
-        assert_eq!(leaving_node(&fake, &answers).0, Decision::Pass(Reason::NotOurs));
+        assert_eq!(
+            leaving_node(&fake, &echo_reply).0,
+            Decision::Pass(Reason::NotOurs)
+        );
     }
 }
 
@@ -133,7 +136,7 @@ fn nothing_is_masqueraded_that_need_not_be() {
 }
 
 #[test]
-fn who_came_to_the_pod_from_outside_is_answered_with_the_pods_address() {
+fn a_reply_to_a_client_outside_carries_the_pods_address() {
     let fake = masquerading();
     // Connections leave entries, and so do datagrams. The entries stay as long as the flow is in use.
     let client = packet(protocol::TCP, (NODE_B, 40_000), (POD, 80));
@@ -157,17 +160,17 @@ fn who_came_to_the_pod_from_outside_is_answered_with_the_pods_address() {
             leaving_node(&fake, &headers).0
         };
         assert_eq!(decision, Decision::Pass(Reason::NotOurs), "{is_client} {flags}");
-        fake.pass_ticks(1);
+        fake.advance_clock(1);
     }
     assert_eq!(fake.flows.borrow().len(), 2, "the handshake is over");
     let request = packet(protocol::UDP, (NODE_B, 40_000), (POD, 53));
-    let answer = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
+    let reply = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
     for _ in 0..3 {
         assert_eq!(
             entering(&fake, &request, Entry::Uplink).0,
             Decision::Pass(Reason::NotOurs)
         );
-        assert_eq!(leaving_node(&fake, &answer).0, Decision::Pass(Reason::NotOurs));
+        assert_eq!(leaving_node(&fake, &reply).0, Decision::Pass(Reason::NotOurs));
     }
     // Another port of the pod makes another flow.
     let other = packet(protocol::UDP, (POD, 54), (NODE_B, 40_000));
@@ -190,15 +193,15 @@ fn a_note_of_datagrams_translates_nothing() {
     let fake = masquerading();
     let request = packet(protocol::UDP, (NODE_B, 40_000), (POD, 53));
     let _ = entering(&fake, &request, Entry::Uplink);
-    let answer = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
+    let reply = packet(protocol::UDP, (POD, 53), (NODE_B, 40_000));
     let pass = Decision::Pass(Reason::NotOurs);
-    assert_eq!(entering(&fake, &answer, Entry::Pod).0, pass);
+    assert_eq!(entering(&fake, &reply, Entry::Pod).0, pass);
     assert_eq!(
-        leaving(&fake, &answer).0,
+        leaving(&fake, &reply).0,
         pass,
         "to a pod, if that is there as well"
     );
-    assert_eq!(leaving_node(&fake, &answer).0, pass);
+    assert_eq!(leaving_node(&fake, &reply).0, pass);
 }
 
 #[test]
@@ -215,15 +218,15 @@ fn a_service_with_an_endpoint_outside_is_reached_through_both_translations() {
     };
     let (second, _) = translated(leaving_node(&fake, &between));
     assert_eq!((second.src, second.dst), (ip(NODE), ip(OUTSIDE)));
-    let (back, _) = translated(entering(&fake, &answer(&second, protocol::TCP), Entry::Uplink));
+    let (back, _) = translated(entering(&fake, &reply_of(&second, protocol::TCP), Entry::Uplink));
     let between = Headers {
         src: back.src,
         dst: back.dst,
         sport: back.sport,
         dport: back.dport,
-        ..answer(&second, protocol::TCP)
+        ..reply_of(&second, protocol::TCP)
     };
-    assert_answered(leaving(&fake, &between), &request, Deliver::Stack);
+    assert_reply(leaving(&fake, &between), &request, Deliver::Stack);
 }
 
 #[test]
@@ -250,16 +253,16 @@ fn fragments_follow_their_first_one_out_and_back() {
             fragment_id: 78,
             has_ports: first.has_ports,
             detail: 0,
-            ..answer(&flow, first.protocol)
+            ..reply_of(&flow, first.protocol)
         };
-        assert_answered(entering(&fake, &reply, Entry::Uplink), &first, Deliver::Stack);
+        assert_reply(entering(&fake, &reply, Entry::Uplink), &first, Deliver::Stack);
         let (later, _) = translated(entering(&fake, &later_fragment(reply), Entry::Uplink));
         assert_eq!((later.src, later.dst), (ip(OUTSIDE), ip(POD)));
     }
 }
 
 #[test]
-fn a_large_answer_to_who_pinged_the_pod_stays_whole() {
+fn a_large_echo_reply_of_a_pod_passes_in_fragments() {
     let fake = masquerading();
     let _ = entering(&fake, &echo(NODE_B, POD, 7, false), Entry::Uplink);
     let first = Headers {
@@ -284,8 +287,8 @@ fn what_goes_through_the_tunnel_carries_the_nodes_address_there() {
     let request = with_flags(packet(protocol::TCP, (OUTSIDE, 40_000), (NODE, 30_080)), TCP_SYN);
     let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
     assert_eq!(flow.src, ip("10.244.1.0"));
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::TCP), Entry::Uplink),
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Uplink),
         &request,
         Deliver::Route,
     );
@@ -307,8 +310,8 @@ fn what_the_node_itself_sends_through_the_tunnel_carries_its_address_there() {
         let (flow, _) = translated(entering(&fake, &request, entry));
         assert_eq!(flow.src, ip("10.244.1.0"), "{entry:?}");
         let way = Deliver::from_number(flow.reply_deliver);
-        assert_answered(
-            entering(&fake, &answer(&flow, protocol::UDP), Entry::Uplink),
+        assert_reply(
+            entering(&fake, &reply_of(&flow, protocol::UDP), Entry::Uplink),
             &request,
             way,
         );
@@ -360,7 +363,7 @@ fn a_node_without_an_address_of_the_family_says_so() {
 
 /// The entry of an idle connection may be gone, after a day or because the agent has recreated its tables.
 #[test]
-fn a_connection_under_way_without_an_entry_leaves_with_the_nodes_address_and_its_old_port() {
+fn a_midstream_connection_without_an_entry_leaves_with_the_nodes_address_and_its_old_port() {
     let fake = masquerading();
     for sport in [40_000, 40_001, 61_500] {
         let syn = with_flags(packet(protocol::TCP, (POD, sport), (OUTSIDE, 443)), TCP_SYN);

@@ -24,7 +24,7 @@ fn node() -> Fake {
 
 /// The transport header of the packet that an error is about.
 #[derive(Clone, Copy)]
-struct Carried<'a> {
+struct Embedded<'a> {
     from: (&'a str, u16),
     to: (&'a str, u16),
     protocol: u8,
@@ -32,8 +32,8 @@ struct Carried<'a> {
     fragment: u16,
 }
 
-fn udp<'a>(from: (&'a str, u16), to: (&'a str, u16)) -> Carried<'a> {
-    Carried {
+fn udp<'a>(from: (&'a str, u16), to: (&'a str, u16)) -> Embedded<'a> {
+    Embedded {
         from,
         to,
         protocol: protocol::UDP,
@@ -59,7 +59,7 @@ fn header(source: &str, destination: &str, next: u8, fragment: u16) -> Vec<u8> {
 }
 
 /// The frame of an error from one host to another.
-fn frame_of((source, destination): (&str, &str), about: Carried<'_>, fragment: u16) -> Vec<u8> {
+fn frame_of((source, destination): (&str, &str), about: Embedded<'_>, fragment: u16) -> Vec<u8> {
     let (kind, icmp, code) = if ip(source).is_v4() {
         (ether_type::IPV4, protocol::ICMP, [3, 4])
     } else {
@@ -78,16 +78,16 @@ fn frame_of((source, destination): (&str, &str), about: Carried<'_>, fragment: u
 }
 
 /// The verdict on such an error at an entry.
-fn verdict(fake: &Fake, entry: Entry, ends: (&str, &str), about: Carried<'_>, fragment: u16) -> Decision {
+fn verdict(fake: &Fake, entry: Entry, ends: (&str, &str), about: Embedded<'_>, fragment: u16) -> Decision {
     let frame = frame_of(ends, about, fragment);
     let kind = u16::from_be_bytes([frame[12], frame[13]]);
-    let mut work = Work::new(parse(&frame[..], kind, 14).expect("an ICMP error"));
-    assert!(work.headers.is_icmp_error());
-    work.interface = INTERFACE;
+    let mut ctx = PacketContext::new(parse(&frame[..], kind, 14).expect("an ICMP error"));
+    assert!(ctx.headers.is_icmp_error());
+    ctx.interface = INTERFACE;
     // Values that an earlier packet has left.
-    work.carried.src = ip(POD);
-    work.carried.dst = ip(ends.0);
-    decide::entering(fake, &mut work, &frame[..], entry)
+    ctx.embedded.src = ip(POD);
+    ctx.embedded.dst = ip(ends.0);
+    decide::entering(fake, &mut ctx, &frame[..], entry)
 }
 
 const FORGED: Decision = Decision::Drop(Reason::ForgedSource);
@@ -105,11 +105,11 @@ fn a_pod_reports_about_packets_to_itself_only() {
             assert_eq!(report(&fake, about(other), 0), FORGED, "{receiver} about {other}");
         }
         // The kernel reads these packets, although they have no ports here.
-        let later = Carried {
+        let later = Embedded {
             fragment: 1,
             ..about(OUTSIDE)
         };
-        let other_protocol = Carried {
+        let other_protocol = Embedded {
             protocol: 47,
             ..about(OUTSIDE)
         };
@@ -140,7 +140,7 @@ fn an_error_about_the_tunnel_does_not_come_in() {
     assert_eq!(arrives(&fake, to_peer, 0), dropped);
     assert_eq!(arrives(&fake, to_peer, 0x2000), dropped, "in pieces");
     // The kernel looks at fragments too.
-    let later = Carried {
+    let later = Embedded {
         fragment: 9,
         ..to_peer
     };
@@ -148,21 +148,21 @@ fn an_error_about_the_tunnel_does_not_come_in() {
     for about in [
         udp((NODE, 40_000), (PEER, 53)),
         udp((NODE, 40_000), (OUTSIDE, TUNNEL)),
-        Carried {
+        Embedded {
             protocol: protocol::TCP,
             ..to_peer
         },
-        Carried {
+        Embedded {
             protocol: protocol::ICMP,
             from: (NODE, 0x0800),
             ..to_peer
         },
         // Other tunnels between nodes: GRE, ESP.
-        Carried {
+        Embedded {
             protocol: 47,
             ..to_peer
         },
-        Carried {
+        Embedded {
             protocol: 50,
             ..to_peer
         },
@@ -178,16 +178,16 @@ fn an_error_about_the_tunnel_does_not_come_in() {
 fn an_error_does_not_come_in_by_a_frame_to_a_group_or_in_disguise() {
     let fake = node();
     let about = |version: u8, entry, receiver: &str| {
-        let (source, carried) = match entry {
+        let (source, embedded) = match entry {
             Entry::Pod => (POD, udp((receiver, 40_000), (OUTSIDE, 53))),
             _ => (OUTSIDE, udp((receiver, 40_000), (PEER, TUNNEL))),
         };
-        let mut frame = frame_of((source, receiver), carried, 0);
+        let mut frame = frame_of((source, receiver), embedded, 0);
         frame[14 + 20 + 8] = version << 4 | 5;
-        let mut work = Work::new(parse(&frame[..], ether_type::IPV4, 14).expect("an ICMP error"));
-        work.interface = INTERFACE;
-        work.is_for_group = 1;
-        decide::entering(&fake, &mut work, &frame[..], entry)
+        let mut ctx = PacketContext::new(parse(&frame[..], ether_type::IPV4, 14).expect("an ICMP error"));
+        ctx.interface = INTERFACE;
+        ctx.is_for_group = 1;
+        decide::entering(&fake, &mut ctx, &frame[..], entry)
     };
     for version in [4, 5] {
         assert_eq!(about(version, Entry::Pod, NEIGHBOUR), FORGED);

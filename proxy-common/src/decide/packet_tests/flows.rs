@@ -28,8 +28,8 @@ fn the_next_datagram_after_a_backend_is_gone_goes_to_another() {
     fake.frontends.get_mut(&key).unwrap().slots = crate::maps::SlotRange::new(1 - first.backend, 1).0;
     let (moved, reason) = translated(entering(&fake, &request, Entry::Pod));
     assert_eq!((moved.backend, reason), (1 - first.backend, Reason::Moved));
-    assert_answered(
-        leaving(&fake, &answer(&moved, protocol::UDP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&moved, protocol::UDP)),
         &request,
         Deliver::Stack,
     );
@@ -90,13 +90,13 @@ fn two_frontends_that_lead_one_port_to_one_backend_do_not_collide() {
     let (second, _) = translated(entering(&fake, &two, Entry::Pod));
     assert_eq!(first.sport, Port::new(40_000));
     assert_ne!(second.sport, Port::new(40_000));
-    assert_answered(
-        leaving(&fake, &answer(&first, protocol::TCP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&first, protocol::TCP)),
         &one,
         Deliver::Stack,
     );
-    assert_answered(
-        leaving(&fake, &answer(&second, protocol::TCP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&second, protocol::TCP)),
         &two,
         Deliver::Stack,
     );
@@ -108,15 +108,15 @@ fn a_lost_half_of_a_flow_is_written_again_at_the_next_tick() {
     fake.service(VIP, 53, protocol::UDP, &[("10.244.2.2", 53)]);
     let request = packet(protocol::UDP, (POD, 40_000), (VIP, 53));
     let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
-    let reply = answer(&flow, protocol::UDP);
+    let reply = reply_of(&flow, protocol::UDP);
 
     fake.evict(&reply.flow_key());
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     let _ = entering(&fake, &request, Entry::Pod);
-    assert_answered(leaving(&fake, &reply), &request, Deliver::Stack);
+    assert_reply(leaving(&fake, &reply), &request, Deliver::Stack);
 
     fake.evict(&request.flow_key());
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     let _ = leaving(&fake, &reply);
     assert_eq!(
         translated(entering(&fake, &request, Entry::Pod)).1,
@@ -144,7 +144,7 @@ fn a_connection_to_a_removed_backend_is_reset_where_its_service_wants_that() {
 /// Completes the handshake of a TCP connection and returns its flow.
 pub(super) fn open(fake: &Fake, request: &Headers) -> Flow {
     let (flow, _) = translated(entering(fake, &with_flags(*request, TCP_SYN), Entry::Pod));
-    let reply = answer(&flow, protocol::TCP);
+    let reply = reply_of(&flow, protocol::TCP);
     let _ = translated(leaving(fake, &with_flags(reply, TCP_SYN | TCP_ACK)));
     translated(entering(fake, &with_flags(*request, TCP_ACK), Entry::Pod)).0
 }
@@ -158,7 +158,7 @@ fn connections_move_between_the_tables_as_they_open_and_close() {
     assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (0, 2));
     let flow = open(&fake, &request);
     assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (2, 0));
-    let reply = answer(&flow, protocol::TCP);
+    let reply = reply_of(&flow, protocol::TCP);
     let _ = translated(leaving(&fake, &with_flags(reply, TCP_FIN | TCP_ACK)));
     let _ = translated(entering(&fake, &acknowledging_fin(request), Entry::Pod));
     assert_eq!(fake.flows.borrow().len(), 2, "one side still speaks");
@@ -215,12 +215,12 @@ fn a_flow_that_was_seen_a_tick_later_does_not_look_idle() {
         let request = packet(protocol::UDP, (OUTSIDE, sport), (NODE, 30_080));
         entering(fake, &request, Entry::Uplink)
     };
-    fake.pass_ticks(10);
+    fake.advance_clock(10);
     let (flow, _) = translated(ask(&fake, 40_000));
     fake.clock.set(fake.clock.get() - (1 << 30));
     assert_eq!(ask(&fake, 40_001).0, Decision::Drop(Reason::NoSourcePort));
     // The flow looks idle when it has been silent for long enough.
-    fake.pass_ticks(4);
+    fake.advance_clock(4);
     assert_eq!(translated(ask(&fake, 40_001)).0.sport, flow.sport);
 }
 
@@ -233,15 +233,15 @@ fn a_stream_that_was_seen_a_tick_later_keeps_its_port() {
         let request = packet(protocol::UDP, (OUTSIDE, sport), (NODE, 30_080));
         entering(fake, &request, Entry::Uplink)
     };
-    fake.pass_ticks(10);
+    fake.advance_clock(10);
     let (flow, _) = translated(ask(&fake, 40_000));
-    let _ = translated(entering(&fake, &answer(&flow, protocol::UDP), Entry::Uplink));
-    fake.pass_ticks(1);
+    let _ = translated(entering(&fake, &reply_of(&flow, protocol::UDP), Entry::Uplink));
+    fake.advance_clock(1);
     let (stream, _) = translated(ask(&fake, 40_000));
     assert!(stream.state().has(FlowState::CONFIRMED));
     fake.clock.set(fake.clock.get() - (1 << 30));
     assert_eq!(ask(&fake, 40_001).0, Decision::Drop(Reason::NoSourcePort));
-    fake.pass_ticks(33);
+    fake.advance_clock(33);
     assert_eq!(translated(ask(&fake, 40_001)).0.sport, flow.sport);
 }
 
@@ -253,13 +253,13 @@ fn flows_are_forgotten_when_their_time_is_over() {
     fake.config.lifetimes[Lifetime::Open as usize] = 100;
     let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
     let _ = open(&fake, &request);
-    fake.pass_ticks(100);
+    fake.advance_clock(100);
     let ack = with_flags(request, TCP_ACK);
     assert_eq!(
         translated(entering(&fake, &ack, Entry::Pod)).1,
         Reason::Established
     );
-    fake.pass_ticks(101);
+    fake.advance_clock(101);
     let (flow, reason) = translated(entering(&fake, &ack, Entry::Pod));
     assert_eq!((reason, flow.state), (Reason::NewFlow, 0));
     assert_eq!((fake.flows.borrow().len(), fake.new_flows.borrow().len()), (0, 2));
@@ -282,9 +282,9 @@ fn the_source_port_of_a_flow_that_is_over_is_used_again_the_oldest_first() {
     let (second, _) = translated(connect(40_001));
     assert_ne!(first.sport, second.sport);
     assert_eq!(connect(40_002).0, Decision::Drop(Reason::NoSourcePort));
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     reset(40_000);
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     reset(40_001);
     let (third, _) = translated(connect(40_002));
     assert_eq!(third.sport, first.sport);
@@ -300,10 +300,10 @@ fn the_state_of_a_flow_is_the_same_in_both_entries() {
     let request = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
     let flow = open(&fake, &request);
     let _ = entering(&fake, &with_flags(request, TCP_FIN | TCP_ACK), Entry::Pod);
-    let reply = answer(&flow, protocol::TCP);
+    let reply = reply_of(&flow, protocol::TCP);
     let _ = leaving(&fake, &acknowledging_fin(reply));
     let reply_key = reply.flow_key();
     let states = [request.flow_key(), reply_key].map(|key| fake.known_flow(&key).unwrap().state);
-    let expected = FlowState::ANSWERED | FlowState::CONFIRMED | FlowState::CLIENT_DONE;
+    let expected = FlowState::SEEN_REPLY | FlowState::CONFIRMED | FlowState::CLIENT_DONE;
     assert_eq!(states, [expected; 2]);
 }

@@ -172,7 +172,7 @@ fn fragments_follow_their_first_one_through_both_translations() {
     let (same, _) = translated(leaving_node(&fake, &later_fragment(between)));
     assert_eq!((same.src, same.sport), (out.src, out.sport));
     // The same holds for the reply.
-    let reply = first_fragment(9, answer(&out, protocol::UDP));
+    let reply = first_fragment(9, reply_of(&out, protocol::UDP));
     let (back, _) = translated(entering(&fake, &reply, Entry::Uplink));
     let between = Headers {
         src: back.src,
@@ -181,10 +181,10 @@ fn fragments_follow_their_first_one_through_both_translations() {
         dport: back.dport,
         ..reply
     };
-    assert_answered(leaving(&fake, &between), &first, Deliver::Stack);
+    assert_reply(leaving(&fake, &between), &first, Deliver::Stack);
     let (same, _) = translated(entering(&fake, &later_fragment(reply), Entry::Uplink));
     assert_eq!((same.dst, same.dport), (back.dst, back.dport));
-    assert_answered(leaving(&fake, &later_fragment(between)), &first, Deliver::Stack);
+    assert_reply(leaving(&fake, &later_fragment(between)), &first, Deliver::Stack);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn fragments_follow_the_first_one() {
     let first = Headers {
         is_fragment: true,
         fragment_id: 5,
-        ..answer(&flow, protocol::UDP)
+        ..reply_of(&flow, protocol::UDP)
     };
     let later = Headers {
         l4: 0,

@@ -46,10 +46,10 @@ fn a_client_from_outside_keeps_its_address() {
         assert_eq!((flow.dst, flow.dport), (ip(TARGET), Port::new(80)));
         assert_eq!((reason, flow.deliver), (Reason::NewFlow, Deliver::Route as u8));
         assert!(fake.outside.take());
-        fake.config.pods_answer_outside = 1;
-        let reply = entering(&fake, &answer(&flow, protocol), Entry::Pod);
-        assert_answered(reply, &request, Deliver::Route);
-        fake.config.pods_answer_outside = 0;
+        fake.config.pods_reply_outside = 1;
+        let reply = entering(&fake, &reply_of(&flow, protocol), Entry::Pod);
+        assert_reply(reply, &request, Deliver::Route);
+        fake.config.pods_reply_outside = 0;
         let (_, reason) = translated(entering(&fake, &with_flags(request, TCP_ACK), Entry::Uplink));
         assert_eq!(reason, Reason::Established);
     }
@@ -61,8 +61,8 @@ fn a_pod_of_the_node_keeps_its_address_unless_it_reaches_itself() {
     let request = packet(protocol::TCP, (POD, 40_000), (NODE, 8080));
     let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
     assert_eq!((flow.src, flow.deliver), (ip(POD), Deliver::Stack as u8));
-    assert_answered(
-        leaving(&fake, &answer(&flow, protocol::TCP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&flow, protocol::TCP)),
         &request,
         Deliver::Stack,
     );
@@ -77,8 +77,8 @@ fn the_node_itself_comes_by_the_loopback() {
     let request = packet(protocol::UDP, (NODE, 40_000), (NODE, 8080));
     let (flow, _) = translated(entering(&fake, &request, Entry::Loopback));
     assert_eq!((flow.src, flow.deliver), (ip(NODE), Deliver::Route as u8));
-    let reply = entering(&fake, &answer(&flow, protocol::UDP), Entry::Pod);
-    assert_answered(reply, &request, Deliver::Loopback);
+    let reply = entering(&fake, &reply_of(&flow, protocol::UDP), Entry::Pod);
+    assert_reply(reply, &request, Deliver::Loopback);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn only_addresses_of_the_node_have_the_ports_that_are_for_all_of_them() {
 }
 
 #[test]
-fn who_asked_for_one_address_comes_before_who_asked_for_all() {
+fn a_host_port_of_one_address_comes_before_one_of_all() {
     let mut fake = node();
     host_port(&mut fake, NODE, protocol::TCP, 9);
     let (flow, _) = translated(entering(&fake, &to(NODE), Entry::Uplink));
@@ -188,21 +188,21 @@ fn an_unconnected_socket_follows_the_port_to_another_pod() {
 }
 
 /// Lets a port of the node lead to another pod than the one that senders mean.
-fn lead_to_thief(fake: &mut Fake, port: Port, protocol: u8) {
+fn add_host_port(fake: &mut Fake, port: Port, protocol: u8) {
     let key = HostPortKey {
         address: ip("0.0.0.0"),
         port,
         protocol,
         reserved: 0,
     };
-    let thief = HostPort {
+    let other_pod = HostPort {
         pod: ip("10.244.1.99"),
         port: Port::new(80),
         reserved: [0; 2],
         interface: 7,
         generation: 1,
     };
-    fake.host_ports.insert(key, thief);
+    fake.host_ports.insert(key, other_pod);
 }
 
 /// A pod may ask for any host port, even one that flows have as source port.
@@ -213,15 +213,15 @@ fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
         let detail = if protocol == protocol::TCP { TCP_SYN } else { 0 };
         let request = packet(protocol, (POD, 40_000), (OUTSIDE, 443));
         let (flow, _) = translated(leaving_node(&fake, &with_flags(request, detail)));
-        lead_to_thief(&mut fake, flow.sport, protocol);
-        let reply = answer(&flow, protocol);
+        add_host_port(&mut fake, flow.sport, protocol);
+        let reply = reply_of(&flow, protocol);
         let detail = if protocol == protocol::TCP {
             TCP_SYN | TCP_ACK
         } else {
             0
         };
         let reply = with_flags(reply, detail);
-        assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
+        assert_reply(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
     }
 }
 
@@ -229,7 +229,7 @@ fn replies_of_flows_that_were_there_first_do_not_go_to_a_host_port() {
 fn replies_to_the_node_itself_do_not_go_to_a_host_port() {
     for protocol in [protocol::TCP, protocol::UDP] {
         let mut fake = masquerading();
-        lead_to_thief(&mut fake, Port::new(45_678), protocol);
+        add_host_port(&mut fake, Port::new(45_678), protocol);
         let reply = packet(protocol, (OUTSIDE, 443), (NODE, 45_678));
         let detail = if protocol == protocol::TCP {
             TCP_SYN | TCP_ACK

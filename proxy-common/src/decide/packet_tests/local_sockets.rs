@@ -44,8 +44,8 @@ fn a_socket_of_the_node_gets_another_port_than_the_flow_that_has_its_own() {
             );
             assert_ne!(flow.sport, port);
             assert_eq!((flow.deliver, reason), (Deliver::Stack as u8, Reason::NewFlow));
-            let reply = entering(&fake, &answer(&flow, protocol), entry);
-            assert_answered(reply, &request, Deliver::Stack);
+            let reply = entering(&fake, &reply_of(&flow, protocol), entry);
+            assert_reply(reply, &request, Deliver::Stack);
             // The next packets take the same port, and the client's flow continues too.
             let next = with_flags(request, TCP_ACK);
             let (same, reason) = translated(leaves(is_local, &fake, &next));
@@ -78,7 +78,7 @@ fn other_packets_with_such_a_port_stay_as_they_are() {
     let key = node_port(&mut fake, protocol::TCP, &[(POD, 8080)]);
     let port = taken_port(&fake, protocol::TCP);
     let pass = Decision::Pass(Reason::NotOurs);
-    let mut arrived = Work::new(own(protocol::TCP, port));
+    let mut arrived = PacketContext::new(own(protocol::TCP, port));
     arrived.arrived_by = 2;
     assert_eq!(
         decide::leaving(&fake, &mut arrived, &[][..]),
@@ -92,8 +92,8 @@ fn other_packets_with_such_a_port_stay_as_they_are() {
     );
     let free = Port::new(if port == Port::new(61_000) { 61_001 } else { 61_000 });
     assert_eq!(leaving(&fake, &own(protocol::TCP, free)).0, pass, "a free port");
-    let under_way = with_flags(own(protocol::TCP, port), TCP_ACK);
-    assert_eq!(leaving(&fake, &under_way).0, pass, "older than the client's flow");
+    let midstream = with_flags(own(protocol::TCP, port), TCP_ACK);
+    assert_eq!(leaving(&fake, &midstream).0, pass, "older than the client's flow");
     let elsewhere = opening(packet(protocol::TCP, (NODE, port.number()), (POD, 9090)));
     assert_eq!(leaving(&fake, &elsewhere).0, pass, "another peer");
 
@@ -111,7 +111,7 @@ fn a_flow_that_has_expired_keeps_no_port_from_a_socket() {
     fake.config.lifetimes[Lifetime::Datagram as usize] = 30;
     node_port(&mut fake, protocol::UDP, &[(POD, 8080)]);
     let port = taken_port(&fake, protocol::UDP);
-    fake.pass_ticks(31);
+    fake.advance_clock(31);
     assert_eq!(
         leaving(&fake, &own(protocol::UDP, port)).0,
         Decision::Pass(Reason::NotOurs)

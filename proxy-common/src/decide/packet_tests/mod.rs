@@ -1,6 +1,7 @@
 //! The rules of the packet decision, one test per rule.
 
 mod cluster_ip;
+mod colliding_flows;
 mod direct;
 mod egress;
 mod errors;
@@ -10,13 +11,12 @@ mod host_ports;
 mod local;
 mod local_sockets;
 mod outside;
-mod rivals;
 mod sender;
 mod shares;
 mod uplinks;
 mod verdicts;
 
-use super::Work;
+use super::PacketContext;
 use super::egress::leaving_node as egress_decision;
 use super::packet::{self as decide, Decision, Entry};
 use super::testing::{Fake, ip, packet};
@@ -35,18 +35,18 @@ const OUTSIDE: &str = "172.31.0.5";
 type Outcome = (Decision, Flow);
 
 fn entering(fake: &Fake, headers: &Headers, entry: Entry) -> Outcome {
-    let mut work = Work::new(*headers);
-    (decide::entering(fake, &mut work, &[][..], entry), work.flow)
+    let mut ctx = PacketContext::new(*headers);
+    (decide::entering(fake, &mut ctx, &[][..], entry), ctx.flow)
 }
 
 fn leaving(fake: &Fake, headers: &Headers) -> Outcome {
-    let mut work = Work::new(*headers);
-    (decide::leaving(fake, &mut work, &[][..]), work.flow)
+    let mut ctx = PacketContext::new(*headers);
+    (decide::leaving(fake, &mut ctx, &[][..]), ctx.flow)
 }
 
 fn leaving_node(fake: &Fake, headers: &Headers) -> Outcome {
-    let mut work = Work::new(*headers);
-    (egress_decision(fake, &mut work, &[][..]), work.flow)
+    let mut ctx = PacketContext::new(*headers);
+    (egress_decision(fake, &mut ctx, &[][..]), ctx.flow)
 }
 
 fn translated(outcome: Outcome) -> (Flow, Reason) {
@@ -56,7 +56,7 @@ fn translated(outcome: Outcome) -> (Flow, Reason) {
     }
 }
 
-fn answer(flow: &Flow, protocol: u8) -> Headers {
+fn reply_of(flow: &Flow, protocol: u8) -> Headers {
     Headers {
         src: flow.dst,
         dst: flow.src,
@@ -67,7 +67,7 @@ fn answer(flow: &Flow, protocol: u8) -> Headers {
 }
 
 /// Checks that the reply of `flow` gets the source and destination of the client's own connection again.
-fn assert_answered(outcome: Outcome, request: &Headers, deliver: Deliver) {
+fn assert_reply(outcome: Outcome, request: &Headers, deliver: Deliver) {
     let (reply, reason) = translated(outcome);
     assert_eq!(reason, Reason::Reply);
     assert_eq!((reply.src, reply.sport), (request.dst, request.dport));

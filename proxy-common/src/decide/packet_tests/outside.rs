@@ -16,8 +16,8 @@ fn a_client_from_outside_comes_to_a_node_port_with_the_nodes_address() {
             (ip(NODE), Deliver::Route as u8),
             "{client}"
         );
-        assert_answered(
-            entering(&fake, &answer(&flow, protocol::TCP), Entry::Uplink),
+        assert_reply(
+            entering(&fake, &reply_of(&flow, protocol::TCP), Entry::Uplink),
             &request,
             Deliver::Route,
         );
@@ -31,15 +31,15 @@ fn a_pod_of_this_node_keeps_its_address_at_a_node_port() {
     let request = packet(protocol::TCP, (POD, 40_000), (NODE, 30_080));
     let (flow, _) = translated(entering(&fake, &request, Entry::Pod));
     assert_eq!((flow.src, flow.deliver), (ip(POD), Deliver::Stack as u8));
-    assert_answered(
-        leaving(&fake, &answer(&flow, protocol::TCP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&flow, protocol::TCP)),
         &request,
         Deliver::Stack,
     );
 }
 
 #[test]
-fn a_backend_on_the_node_sees_the_client_and_its_answer_is_translated_at_the_uplink() {
+fn a_backend_on_the_node_sees_the_client_and_its_reply_is_translated_at_the_uplink() {
     let mut fake = Fake::node();
     node_port(&mut fake, protocol::TCP, &[(NODE, 8080)]);
     let request = packet(protocol::TCP, (OUTSIDE, 40_000), (NODE, 30_080));
@@ -49,8 +49,8 @@ fn a_backend_on_the_node_sees_the_client_and_its_answer_is_translated_at_the_upl
         (ip(OUTSIDE), Port::new(40_000), Deliver::Stack as u8)
     );
     assert!(fake.outside_to_node.get());
-    assert_answered(
-        leaving(&fake, &answer(&flow, protocol::TCP)),
+    assert_reply(
+        leaving(&fake, &reply_of(&flow, protocol::TCP)),
         &request,
         Deliver::Stack,
     );
@@ -63,8 +63,8 @@ fn the_nodes_packet_to_its_own_node_port_comes_and_goes_by_the_loopback() {
     let request = packet(protocol::UDP, (NODE, 40_000), (NODE, 30_080));
     let (flow, _) = translated(entering(&fake, &request, Entry::Loopback));
     assert_eq!((flow.src, flow.deliver), (ip(NODE), Deliver::Route as u8));
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::UDP), Entry::Pod),
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::UDP), Entry::Pod),
         &request,
         Deliver::Loopback,
     );
@@ -73,8 +73,8 @@ fn the_nodes_packet_to_its_own_node_port_comes_and_goes_by_the_loopback() {
     node_port(&mut fake, protocol::UDP, &[(NODE, 8080)]);
     let (flow, _) = translated(entering(&fake, &request, Entry::Loopback));
     assert_eq!((flow.src, flow.deliver), (ip(NODE), Deliver::Stack as u8));
-    assert_answered(
-        entering(&fake, &answer(&flow, protocol::UDP), Entry::Loopback),
+    assert_reply(
+        entering(&fake, &reply_of(&flow, protocol::UDP), Entry::Loopback),
         &request,
         Deliver::Stack,
     );
@@ -127,9 +127,9 @@ fn under_policy_local_clients_from_outside_keep_their_address_and_reach_local_en
         (ip(OUTSIDE), ip("10.244.1.2"), Deliver::Route as u8)
     );
     assert!(fake.outside.get());
-    let (mut fake, reply) = (fake, answer(&flow, protocol::TCP));
-    fake.config.pods_answer_outside = 1;
-    assert_answered(entering(&fake, &reply, Entry::Pod), &request, Deliver::Route);
+    let (mut fake, reply) = (fake, reply_of(&flow, protocol::TCP));
+    fake.config.pods_reply_outside = 1;
+    assert_reply(entering(&fake, &reply, Entry::Pod), &request, Deliver::Route);
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn frame(mac: [u8; 6], source: &str, next: u8, payload: &[u8]) -> (Vec<u8>, u16)
 }
 
 /// An untagged frame to the interface.
-const fn beside(ether_type: u16) -> Frame {
+const fn metadata(ether_type: u16) -> Frame {
     Frame {
         ether_type,
         vlan: Frame::UNTAGGED,
@@ -64,7 +64,7 @@ const fn beside(ether_type: u16) -> Frame {
 
 fn may(fake: &Fake, mac: [u8; 6], source: &str) -> bool {
     let (frame, kind) = frame(mac, source, protocol::UDP, &[0; 8]);
-    may_send(fake, &frame[..], beside(kind), INTERFACE, true)
+    may_send(fake, &frame[..], metadata(kind), INTERFACE, true)
 }
 
 #[test]
@@ -85,14 +85,14 @@ fn a_pod_sends_from_its_own_addresses_and_its_own_hardware_address() {
 }
 
 #[test]
-fn who_is_exempt_and_whose_interface_is_not_ours_send_what_they_like() {
+fn exempt_pods_and_pods_of_other_plugins_may_send_any_packet() {
     let mut fake = node();
     let link = fake.pod_links.get_mut(&INTERFACE).unwrap();
     link.flags = PodLinkFlags::ANY_SOURCE;
     assert!(may(&fake, OTHER_MAC, OUTSIDE));
     fake.pod_links.clear();
     let (frame, kind) = frame(OTHER_MAC, OUTSIDE, protocol::UDP, &[0; 8]);
-    assert!(may_send(&fake, &frame[..], beside(kind), INTERFACE, false));
+    assert!(may_send(&fake, &frame[..], metadata(kind), INTERFACE, false));
 }
 
 #[test]
@@ -108,8 +108,8 @@ fn an_interface_of_our_own_without_its_entries_sends_nothing() {
         assert!(!may(&fake, MAC, source), "{source}");
     }
     let (packet, kind) = solicitation();
-    assert!(!may_send(&fake, &packet[..], beside(kind), INTERFACE, true));
-    assert!(may_send(&fake, &packet[..], beside(kind), INTERFACE, false));
+    assert!(!may_send(&fake, &packet[..], metadata(kind), INTERFACE, true));
+    assert!(may_send(&fake, &packet[..], metadata(kind), INTERFACE, false));
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn neighbours_are_solicited_before_there_is_an_address() {
             let (frame, kind) = frame(mac, source, next, payload);
             let owed = allowed && mac == MAC;
             assert_eq!(
-                may_send(&fake, &frame[..], beside(kind), INTERFACE, true),
+                may_send(&fake, &frame[..], metadata(kind), INTERFACE, true),
                 owed,
                 "{source} {next} {payload:?} {mac:?}"
             );
@@ -163,20 +163,23 @@ fn what_a_pod_sends_beside_ip_is_arp_and_has_no_tag() {
         (5, true, false),
         (5, false, true),
     ] {
-        let beside = Frame { vlan, ..beside(kind) };
+        let metadata = Frame {
+            vlan,
+            ..metadata(kind)
+        };
         assert_eq!(
-            may_send(&fake, &frame[..], beside, INTERFACE, strict),
+            may_send(&fake, &frame[..], metadata, INTERFACE, strict),
             allowed,
             "{vlan} {strict}"
         );
     }
     for kind in [ether_type::VLAN, ether_type::SERVICE_VLAN, 0x8847, 0x888e, 0x0000] {
         assert!(
-            !may_send(&fake, &frame[..], beside(kind), INTERFACE, true),
+            !may_send(&fake, &frame[..], metadata(kind), INTERFACE, true),
             "{kind:x}"
         );
         assert!(
-            may_send(&fake, &frame[..], beside(kind), INTERFACE, false),
+            may_send(&fake, &frame[..], metadata(kind), INTERFACE, false),
             "another plugin's: {kind:x}"
         );
     }
@@ -207,25 +210,25 @@ fn arp_names_the_pod_itself() {
         (MAC, [169, 254, 1, 1], false),
     ] {
         let frame = arp(mac, sender);
-        let asks = may_send(&fake, &frame[..], beside(ether_type::ARP), INTERFACE, true);
+        let asks = may_send(&fake, &frame[..], metadata(ether_type::ARP), INTERFACE, true);
         assert_eq!(asks, allowed, "{mac:?} {sender:?}");
     }
     let frame = arp(MAC, [10, 244, 1, 10]);
     for len in 0..32 {
-        let asks = may_send(&fake, &frame[..len], beside(ether_type::ARP), INTERFACE, true);
+        let asks = may_send(&fake, &frame[..len], metadata(ether_type::ARP), INTERFACE, true);
         assert!(!asks, "{len} bytes");
     }
     let foreign = arp(OTHER_MAC, [198, 51, 100, 7]);
     assert!(may_send(
         &fake,
         &foreign[..],
-        beside(ether_type::ARP),
+        metadata(ether_type::ARP),
         INTERFACE,
         false
     ));
     fake.pod_links.get_mut(&INTERFACE).unwrap().flags = PodLinkFlags::ANY_SOURCE;
     assert!(
-        may_send(&fake, &foreign[..], beside(ether_type::ARP), INTERFACE, true),
+        may_send(&fake, &foreign[..], metadata(ether_type::ARP), INTERFACE, true),
         "a router"
     );
 }

@@ -7,7 +7,7 @@ use crate::maps::{FlowKey, RecentCount, Share};
 fn open(fake: &Fake, client: &str, sport: u16) -> FlowKey {
     let request = packet(protocol::TCP, (client, sport), (VIP, 80));
     let (flow, _) = translated(entering(fake, &with_flags(request, TCP_SYN), Entry::Pod));
-    let reply = answer(&flow, protocol::TCP);
+    let reply = reply_of(&flow, protocol::TCP);
     let _ = translated(leaving(fake, &with_flags(reply, TCP_SYN | TCP_ACK)));
     let _ = translated(entering(fake, &with_flags(request, TCP_ACK), Entry::Pod));
     request.flow_key()
@@ -36,13 +36,13 @@ fn a_client_that_has_used_up_its_share_leaves_room_for_others_and_goes_on() {
         Reason::Established
     );
     let first = packet(protocol::TCP, (POD, 40_000), (VIP, 80));
-    let reply = answer(&fake.known_flow(&first.flow_key()).unwrap(), protocol::TCP);
+    let reply = reply_of(&fake.known_flow(&first.flow_key()).unwrap(), protocol::TCP);
     let _ = entering(&fake, &with_flags(first, TCP_FIN | TCP_ACK), Entry::Pod);
     let _ = leaving(&fake, &acknowledging_fin(reply));
     let _ = leaving(&fake, &with_flags(reply, TCP_FIN | TCP_ACK));
     let _ = entering(&fake, &acknowledging_fin(first), Entry::Pod);
     assert!(!is_protected(&fake, &keys[0]), "it is over");
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     let _ = translated(entering(&fake, &third, Entry::Pod));
     assert!(is_protected(&fake, &keys[2]));
     let used = fake.shares.borrow()[&ip(POD)].connections;
@@ -71,11 +71,11 @@ fn addresses_of_one_ipv6_network_outside_are_one_client() {
     fake.config.node_v6 = ip("fd00:50::11");
     let key = fake.service("fd00:50::11", 80, protocol::TCP, &[("fd00:244:1::2", 8080)]);
     fake.frontends.get_mut(&key).unwrap().flags |= FrontendFlags::KEEP_SOURCE;
-    fake.config.pods_answer_outside = 1;
+    fake.config.pods_reply_outside = 1;
     for host in ["2001:db8::1", "2001:db8::2"] {
         let request = packet(protocol::TCP, (host, 40_000), ("fd00:50::11", 80));
         let (flow, _) = translated(entering(&fake, &with_flags(request, TCP_SYN), Entry::Uplink));
-        let reply = answer(&flow, protocol::TCP);
+        let reply = reply_of(&flow, protocol::TCP);
         let _ = translated(entering(&fake, &with_flags(reply, TCP_SYN | TCP_ACK), Entry::Pod));
         let _ = translated(entering(&fake, &with_flags(request, TCP_ACK), Entry::Uplink));
     }
@@ -85,7 +85,7 @@ fn addresses_of_one_ipv6_network_outside_are_one_client() {
 #[test]
 fn flows_without_a_reply_have_a_share_of_source_ports_that_comes_back_with_time() {
     let mut fake = Fake::node();
-    fake.config.unanswered_share = 10;
+    fake.config.unreplied_share = 10;
     node_port(&mut fake, protocol::TCP, &[("10.244.2.2", 8080)]);
     let connect = |client, sport| {
         let request = packet(protocol::TCP, (client, sport), (NODE, 30_080));
@@ -98,10 +98,10 @@ fn flows_without_a_reply_have_a_share_of_source_ports_that_comes_back_with_time(
     assert_eq!(begins(OUTSIDE), 10);
     assert_eq!(connect(OUTSIDE, 50_000), Decision::Drop(Reason::SourcePortShare));
     assert_eq!(begins("172.31.0.6"), 10, "another client");
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     assert_eq!(connect(OUTSIDE, 50_000), Decision::Translate(Reason::NewFlow));
     let recent = RecentCount {
-        tick: 5,
+        updated: 5,
         count: 8,
         refused: 0,
     };
@@ -131,7 +131,7 @@ fn a_refusal_is_known_after_its_count_has_gone() {
     assert!(recent.another(9, 2) && recent.was_refused(9, 10) && !recent.was_refused(19, 10));
     // A count never exceeds the range of its type.
     let mut recent = RecentCount {
-        tick: 5,
+        updated: 5,
         count: u16::MAX,
         refused: 0,
     };
@@ -150,23 +150,23 @@ fn a_handshake_that_does_not_end_gives_its_port_to_the_next_after_two_ticks() {
     };
     let (first, _) = translated(connect(40_000, TCP_SYN));
     // The server has replied, but the flow is still not proven. The server repeats its reply.
-    let reply = with_flags(answer(&first, protocol::TCP), TCP_SYN | TCP_ACK);
+    let reply = with_flags(reply_of(&first, protocol::TCP), TCP_SYN | TCP_ACK);
     let _ = translated(entering(&fake, &reply, Entry::Uplink));
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     let _ = translated(entering(&fake, &reply, Entry::Uplink));
     assert_eq!(connect(40_001, TCP_SYN).0, Decision::Drop(Reason::NoSourcePort));
-    fake.pass_ticks(1);
+    fake.advance_clock(1);
     let (second, _) = translated(connect(40_001, TCP_SYN));
     assert_eq!(second.sport, first.sport);
     // A proven flow keeps its port.
-    let reply = answer(&second, protocol::TCP);
+    let reply = reply_of(&second, protocol::TCP);
     let _ = translated(entering(
         &fake,
         &with_flags(reply, TCP_SYN | TCP_ACK),
         Entry::Uplink,
     ));
     let _ = translated(connect(40_001, TCP_ACK));
-    fake.pass_ticks(100);
+    fake.advance_clock(100);
     assert_eq!(connect(40_002, TCP_SYN).0, Decision::Drop(Reason::NoSourcePort));
 }
 
@@ -175,7 +175,7 @@ fn a_client_has_half_of_the_source_ports_towards_a_backend() {
     let mut fake = Fake::node();
     node_port(&mut fake, protocol::UDP, &[("10.244.2.2", 8080)]);
     fake.config.masquerade_count = 100;
-    fake.config.unanswered_share = u32::MAX;
+    fake.config.unreplied_share = u32::MAX;
     let ports = |client| -> std::collections::BTreeSet<u16> {
         let begun = (0..2000).filter_map(|n| {
             let request = packet(protocol::UDP, (client, 20_000 + n), (NODE, 30_080));

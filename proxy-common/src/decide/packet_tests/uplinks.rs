@@ -22,9 +22,9 @@ fn fake() -> Fake {
 }
 
 fn leaving_by(fake: &Fake, interface: u32, headers: &Headers) -> Outcome {
-    let mut work = Work::new(*headers);
-    work.interface = interface;
-    (egress_decision(fake, &mut work, &[][..]), work.flow)
+    let mut ctx = PacketContext::new(*headers);
+    ctx.interface = interface;
+    (egress_decision(fake, &mut ctx, &[][..]), ctx.flow)
 }
 
 #[test]
@@ -33,8 +33,8 @@ fn a_pods_flow_carries_the_address_of_the_uplink_it_leaves_by() {
     let request = packet(protocol::UDP, (POD, 40_000), (SERVER, 53));
     let (flow, _) = translated(leaving_by(&fake, STORAGE, &request));
     assert_eq!(flow.src, ip(OF_STORAGE));
-    let reply = answer(&flow, protocol::UDP);
-    assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
+    let reply = reply_of(&flow, protocol::UDP);
+    assert_reply(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Stack);
     // The route has changed: a datagram follows it, as in netfilter.
     let (flow, reason) = translated(leaving_by(&fake, 2, &request));
     assert_eq!((flow.src, reason), (ip(NODE), Reason::Moved));
@@ -69,12 +69,12 @@ fn an_uplink_without_an_address_of_the_family_lends_the_primary_one() {
 fn a_node_ports_client_gets_the_address_towards_the_endpoint() {
     let mut fake = fake();
     node_port(&mut fake, protocol::UDP, &[("10.244.2.2", 8080)]);
-    for (way, source) in [(STORAGE, OF_STORAGE), (2, NODE), (0, NODE)] {
-        fake.routes_out.insert(ip("10.244.2.2"), way);
-        let request = packet(protocol::UDP, (OUTSIDE, 40_000 + way as u16), (NODE, 30_080));
+    for (device, source) in [(STORAGE, OF_STORAGE), (2, NODE), (0, NODE)] {
+        fake.routes_out.insert(ip("10.244.2.2"), device);
+        let request = packet(protocol::UDP, (OUTSIDE, 40_000 + device as u16), (NODE, 30_080));
         let (flow, _) = translated(entering(&fake, &request, Entry::Uplink));
-        assert_eq!(flow.src, ip(source), "by {way}");
-        let reply = answer(&flow, protocol::UDP);
-        assert_answered(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Route);
+        assert_eq!(flow.src, ip(source), "by {device}");
+        let reply = reply_of(&flow, protocol::UDP);
+        assert_reply(entering(&fake, &reply, Entry::Uplink), &request, Deliver::Route);
     }
 }

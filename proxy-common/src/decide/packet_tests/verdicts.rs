@@ -39,7 +39,7 @@ fn verdicts_without_a_backend() {
 }
 
 #[test]
-fn echo_to_a_virtual_address_is_answered_unless_the_node_holds_it() {
+fn echo_to_a_virtual_address_gets_a_reply_unless_the_node_has_it() {
     let mut fake = Fake::node();
     fake.service(VIP, 80, protocol::TCP, &[]);
     let mut ping = packet(protocol::ICMP, (POD, 0), (VIP, 0));
@@ -92,7 +92,7 @@ fn exhausted_source_ports_are_a_named_drop() {
 fn undefined_ports_of_addresses_outside_of_all_service_ranges_are_refused() {
     let mut fake = Fake::node();
     fake.service("203.0.113.7", 80, protocol::UDP, &[("10.244.2.2", 8080)]);
-    fake.config.flags |= ConfigFlags::STRAY_ADDRESSES;
+    fake.config.flags |= ConfigFlags::VIPS_OUTSIDE_RANGES;
     let to = |address| packet(protocol::UDP, (OUTSIDE, 40_000), (address, 81));
     assert_eq!(
         entering(&fake, &to("203.0.113.7"), Entry::Uplink).0,

@@ -1,7 +1,7 @@
 //! Properties that hold for every frame.
 
 use super::{Fake, ip};
-use crate::decide::Work;
+use crate::decide::PacketContext;
 use crate::decide::admission::Frame;
 use crate::decide::egress::leaving_node;
 use crate::decide::packet::{Decision, Entry, entering, leaving};
@@ -31,46 +31,43 @@ pub fn check_frame(frame: &[u8]) {
         "the transport header lies in the frame"
     );
     for entry in [Entry::Pod, Entry::Uplink, Entry::Host, Entry::Loopback] {
-        let mut work = Work::new(headers);
-        let decision = entering(&fake, &mut work, frame, entry);
-        check_translation(&fake, &headers, &work, decision);
-        let mut work = Work::new(headers);
-        let _ = leaving(&fake, &mut work, frame);
+        let mut ctx = PacketContext::new(headers);
+        let decision = entering(&fake, &mut ctx, frame, entry);
+        check_translation(&fake, &headers, &ctx, decision);
+        let mut ctx = PacketContext::new(headers);
+        let _ = leaving(&fake, &mut ctx, frame);
     }
     fake.config.flags |= ConfigFlags::MASQUERADE_PODS;
     fake.own_pods.insert(headers.src, Pod::default());
-    let mut work = Work::new(headers);
-    let decision = leaving_node(&fake, &mut work, frame);
-    check_translation(&fake, &headers, &work, decision);
-    let beside = Frame {
+    let mut ctx = PacketContext::new(headers);
+    let decision = leaving_node(&fake, &mut ctx, frame);
+    check_translation(&fake, &headers, &ctx, decision);
+    let metadata = Frame {
         ether_type,
         vlan: Frame::UNTAGGED,
         is_for_other: false,
     };
     assert!(
-        may_send(&fake, frame, beside, 7, false),
+        may_send(&fake, frame, metadata, 7, false),
         "an interface of another plugin"
     );
     fake.pod_links.insert(7, PodLink::default());
     for strict in [false, true] {
-        let _ = may_send(&fake, frame, beside, 7, strict);
+        let _ = may_send(&fake, frame, metadata, 7, strict);
     }
 }
 
 /// Checks the properties that hold for every translation.
-fn check_translation(fake: &Fake, headers: &Headers, work: &Work, decision: Decision) {
+fn check_translation(fake: &Fake, headers: &Headers, ctx: &PacketContext, decision: Decision) {
     if let Decision::Translate(_) = decision {
-        let flow = work.flow;
+        let flow = ctx.flow;
         for (new, old) in [(flow.dst, headers.dst), (flow.src, headers.src)] {
             assert_eq!(new.is_v4(), old.is_v4(), "a translation stays in its family");
         }
         // For every decision, the reply must be translated back.
-        let key = flow.reply_key(&work.key);
-        let reply = fake.known_flow(&key).expect("an entry for the answer");
+        let key = flow.reply_key(&ctx.key);
+        let reply = fake.known_flow(&key).expect("an entry for the reply");
         assert_eq!((reply.src, reply.dst), (headers.dst, headers.src));
-        assert_eq!(
-            (reply.sport, reply.dport),
-            (work.headers.dport, work.headers.sport)
-        );
+        assert_eq!((reply.sport, reply.dport), (ctx.headers.dport, ctx.headers.sport));
     }
 }

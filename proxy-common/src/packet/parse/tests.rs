@@ -85,7 +85,7 @@ fn short_headers_are_malformed() {
 }
 
 #[test]
-fn errors_and_whoever_is_no_single_host_are_not_told() {
+fn errors_and_senders_that_are_no_single_host_get_no_error() {
     let of = |protocol, kind, source: [u8; 4]| {
         let mut packet = v4(protocol, 0, &[kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         packet[26..30].copy_from_slice(&source);

@@ -9,7 +9,7 @@ mod skip;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 
-use millrace::network::leftovers::kube_proxy;
+use millrace::network::stale_rules::kube_proxy;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
@@ -59,10 +59,10 @@ fn make(kind: u16, family: u8, attributes: &[(u16, &str)]) -> Result<(), i32> {
     ]
     .concat();
     send(socket.as_raw_fd(), &batch, MsgFlags::empty()).expect("sending");
-    let mut answer = [0; 1024];
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("an answer");
+    let mut reply = [0; 1024];
+    let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty()).expect("a reply");
     assert!(length >= 20, "{length} bytes");
-    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+    match i32::from_ne_bytes([reply[16], reply[17], reply[18], reply[19]]) {
         0 => Ok(()),
         error => Err(-error),
     }
@@ -85,7 +85,7 @@ fn found() -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_kube_proxy_leaves_is_found_with_the_command_that_removes_it() {
+fn stale_rules_of_kube_proxy_are_found_with_the_command_that_removes_them() {
     if !nix::unistd::geteuid().is_root() {
         return note_skip("needs root");
     }

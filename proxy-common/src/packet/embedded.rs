@@ -11,24 +11,24 @@ const ICMP_HEADER: u32 = 8;
 /// behind the IP header, which include the ports. It returns `None` for a later fragment, which has no ports.
 /// It also returns `None` behind extension headers, which it does not read: such an error belongs to no flow.
 #[inline(always)]
-pub fn parse_carried<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Option<Headers> {
-    let mut carried = Headers::EMPTY;
-    parse_carried_into(packet, headers, &mut carried).map(|()| carried)
+pub fn parse_embedded<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> Option<Headers> {
+    let mut embedded = Headers::EMPTY;
+    parse_embedded_into(packet, headers, &mut embedded).map(|()| embedded)
 }
 
-/// As [`parse_carried`], but into memory of the caller. If it fails, the addresses are still those of the
+/// As [`parse_embedded`], but into memory of the caller. If it fails, the addresses are still those of the
 /// packet in the error, or unspecified if they cannot be read.
 #[inline(always)]
-pub fn parse_carried_into<P: Packet + ?Sized>(
+pub fn parse_embedded_into<P: Packet + ?Sized>(
     packet: &P,
     headers: &Headers,
-    carried: &mut Headers,
+    embedded: &mut Headers,
 ) -> Option<()> {
     let l3 = headers.l4 + ICMP_HEADER;
-    carried.src = Ip::UNSPECIFIED;
-    carried.dst = Ip::UNSPECIFIED;
+    embedded.src = Ip::UNSPECIFIED;
+    embedded.dst = Ip::UNSPECIFIED;
     let is_unread;
-    *carried = if headers.src.is_v4() {
+    *embedded = if headers.src.is_v4() {
         let ip: Ipv4Header = packet.load(l3)?;
         let header_len = u32::from(ip.version_ihl & 0xf) * 4;
         if header_len < 20 {
@@ -64,25 +64,26 @@ pub fn parse_carried_into<P: Packet + ?Sized>(
             ..*headers
         }
     };
-    carried.has_ports = false;
+    embedded.has_ports = false;
     if is_unread {
         return None;
     }
-    let is_mapped = carried.src.is_v4() != headers.src.is_v4() || carried.dst.is_v4() != headers.src.is_v4();
+    let is_mapped =
+        embedded.src.is_v4() != headers.src.is_v4() || embedded.dst.is_v4() != headers.src.is_v4();
     if is_mapped {
         return None;
     }
-    if carried.is_icmp() {
-        let icmp: IcmpHead = packet.load(carried.l4)?;
-        carried.detail = icmp.kind;
-        return read_echo(packet, carried)?.then_some(());
+    if embedded.is_icmp() {
+        let icmp: IcmpHead = packet.load(embedded.l4)?;
+        embedded.detail = icmp.kind;
+        return read_echo(packet, embedded)?.then_some(());
     }
-    if !carried.is_balanced() {
+    if !embedded.is_balanced() {
         return None;
     }
-    let ports: Ports = packet.load(carried.l4)?;
-    carried.sport = Port::from_raw(ports.sport);
-    carried.dport = Port::from_raw(ports.dport);
-    carried.has_ports = true;
+    let ports: Ports = packet.load(embedded.l4)?;
+    embedded.sport = Port::from_raw(ports.sport);
+    embedded.dport = Port::from_raw(ports.dport);
+    embedded.has_ports = true;
     Some(())
 }

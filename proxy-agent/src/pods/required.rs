@@ -27,7 +27,7 @@ pub type Mac = [u8; 6];
 
 /// The kernel's addresses, routes and neighbours.
 #[derive(Debug, Default)]
-pub struct Surroundings {
+pub struct KernelState {
     routes: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// The routes of any kind to one address, in the main table, with the interface if they have one.
     others: BTreeMap<IpAddr, Option<u32>>,
@@ -52,17 +52,17 @@ pub struct Pod<'a> {
 }
 
 /// A missing object of a pod.
-pub struct Lack {
+pub struct MissingObject {
     /// The kind of the object.
     pub what: &'static str,
     /// The missing object, in words.
     pub message: String,
     /// The step that makes it again.
-    pub mend: Mend,
+    pub repair: Repair,
 }
 
 /// A step that makes an object again.
-pub enum Mend {
+pub enum Repair {
     /// Write a setting: family, name, value.
     Set(&'static str, &'static str, &'static str),
     /// Send a netlink request.
@@ -71,13 +71,13 @@ pub enum Mend {
     Route(IpAddr),
 }
 
-impl Surroundings {
+impl KernelState {
     /// Reads addresses, routes and neighbours.
     pub fn read(node: &mut Conversation) -> Result<Self, NetlinkError> {
         let mut found = Self::default();
         let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        for answer in node.ask(Request::list("listing the node's routes", routes))? {
-            let RouteNetlinkMessage::NewRoute(route) = answer else {
+        for reply in node.ask(Request::list("listing the node's routes", routes))? {
+            let RouteNetlinkMessage::NewRoute(route) = reply else {
                 continue;
             };
             match host_route(&route) {
@@ -90,8 +90,8 @@ impl Surroundings {
             }
         }
         let neighbours = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        for answer in node.ask(Request::list("listing the node's neighbours", neighbours))? {
-            if let RouteNetlinkMessage::NewNeighbour(entry) = answer
+        for reply in node.ask(Request::list("listing the node's neighbours", neighbours))? {
+            if let RouteNetlinkMessage::NewNeighbour(entry) = reply
                 && let Some((ip, mac)) = permanent(&entry)
             {
                 found.neighbours.insert((entry.header.ifindex, ip), mac);
@@ -115,8 +115,8 @@ impl Surroundings {
     /// address. The inner `None` is a route without an interface.
     pub fn rival(&self, index: u32, address: IpAddr) -> Option<Option<u32>> {
         let routes = self.routes.get(&address);
-        let is_led = routes.is_some_and(|routes| routes.contains(&index));
-        self.others.get(&address).copied().filter(|_| !is_led)
+        let has_route = routes.is_some_and(|routes| routes.contains(&index));
+        self.others.get(&address).copied().filter(|_| !has_route)
     }
 
     /// The Ethernet address of a permanent neighbour entry for an address at an interface.
@@ -127,16 +127,16 @@ impl Surroundings {
 
 /// The Ethernet address of a pod: from the note, else from the kernel's neighbour entry, else the default of
 /// a pod that requests none.
-pub fn mac_of(note: &Note, index: u32, surroundings: &Surroundings) -> Mac {
+pub fn mac_of(note: &Note, index: u32, kernel_state: &KernelState) -> Mac {
     let noted: Vec<u8> = note
         .mac
         .split(':')
         .filter_map(|octet| u8::from_str_radix(octet, 16).ok())
         .collect();
-    let told = || note.addresses.iter().find_map(|ip| surroundings.mac(index, *ip));
+    let from_neighbour = || note.addresses.iter().find_map(|ip| kernel_state.mac(index, *ip));
     Mac::try_from(noted)
         .ok()
-        .or_else(told)
+        .or_else(from_neighbour)
         .unwrap_or_else(|| pod_mac(&note.attachment()))
 }
 
@@ -153,17 +153,21 @@ pub fn mtu_of(note: &Note) -> Option<u32> {
 
 impl Pod<'_> {
     /// The missing objects of the pod.
-    pub fn lacks(&self, interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<Lack> {
-        let mut lacks = self.settings();
+    pub fn missing_objects(&self, interfaces: &Interfaces, kernel_state: &KernelState) -> Vec<MissingObject> {
+        let mut missing = self.settings();
         let (index, name) = (self.index, self.name);
         if let Some(interface) = interfaces.get(&index) {
             if !interface.is_up {
                 let message = format!("interface {name} is switched off");
-                lacks.push(Lack::asking("interface", message, link::up(index)));
+                missing.push(MissingObject::with_request("interface", message, link::up(index)));
             }
             if let Some(mac) = self.host_mac.filter(|mac| interface.mac != Some(*mac)) {
                 let message = format!("interface {name} has another Ethernet address than its pod sends to");
-                lacks.push(Lack::asking("interface", message, link::address(index, &mac)));
+                missing.push(MissingObject::with_request(
+                    "interface",
+                    message,
+                    link::address(index, &mac),
+                ));
             }
             // A smaller MTU loses datagrams of the pod's size; a larger one lets in packets that the pod does
             // not take.
@@ -172,36 +176,44 @@ impl Pod<'_> {
                     "interface {name} has the MTU {} and not {mtu}, as its pod has it",
                     interface.mtu
                 );
-                lacks.push(Lack::asking("interface", message, link::mtu(index, mtu)));
+                missing.push(MissingObject::with_request(
+                    "interface",
+                    message,
+                    link::mtu(index, mtu),
+                ));
             }
             if interface.master.is_some() {
                 let message =
                     format!("interface {name} is a port of another device, which takes its packets");
-                lacks.push(Lack::asking("interface", message, link::release(index)));
+                missing.push(MissingObject::with_request(
+                    "interface",
+                    message,
+                    link::release(index),
+                ));
             }
         }
-        if self.has(false) && !surroundings.addresses.contains(&(index, gateway_v6())) {
+        if self.has(false) && !kernel_state.addresses.contains(&(index, gateway_v6())) {
             let message = format!("interface {name} lacks the gateway's address {}", gateway_v6());
             let request = ip::address(index, gateway_v6());
-            lacks.push(Lack::asking("address", message, request));
+            missing.push(MissingObject::with_request("address", message, request));
         }
         for address in self.addresses {
-            if surroundings.mac(index, *address) != Some(self.mac) {
+            if kernel_state.mac(index, *address) != Some(self.mac) {
                 let message = format!("the Ethernet address of {address} is not noted at interface {name}");
                 let request = ip::neighbour(index, *address, self.mac);
-                lacks.push(Lack::asking("neighbour", message, request));
+                missing.push(MissingObject::with_request("neighbour", message, request));
             }
-            let routes = surroundings.routes.get(address);
+            let routes = kernel_state.routes.get(address);
             if !routes.is_some_and(|routes| routes.contains(&index)) {
                 let message = format!("there is no route to {address} by interface {name}");
-                lacks.push(Lack {
+                missing.push(MissingObject {
                     what: "route",
                     message,
-                    mend: Mend::Route(*address),
+                    repair: Repair::Route(*address),
                 });
             }
         }
-        lacks
+        missing
     }
 
     fn has(&self, v4: bool) -> bool {
@@ -210,7 +222,7 @@ impl Pod<'_> {
 
     /// The settings that differ. A setting that this kernel does not have, or whose interface no longer
     /// exists, is left out.
-    fn settings(&self) -> Vec<Lack> {
+    fn settings(&self) -> Vec<MissingObject> {
         let v4 = HOST_V4.iter().filter(|_| self.has(true));
         let v6 = HOST_V6.iter().filter(|_| self.has(false) && has_ipv6());
         let differs = |(family, name, value): &&(&'static str, &'static str, &'static str)| {
@@ -219,21 +231,21 @@ impl Pod<'_> {
         };
         v4.chain(v6)
             .filter(differs)
-            .map(|(family, name, value)| Lack {
+            .map(|(family, name, value)| MissingObject {
                 what: "setting",
                 message: format!("net.{family}.conf.{}.{name} is not {value}", self.name),
-                mend: Mend::Set(family, name, value),
+                repair: Repair::Set(family, name, value),
             })
             .collect()
     }
 }
 
-impl Lack {
-    fn asking(what: &'static str, message: String, request: Request) -> Self {
+impl MissingObject {
+    fn with_request(what: &'static str, message: String, request: Request) -> Self {
         Self {
             what,
             message,
-            mend: Mend::Ask(request),
+            repair: Repair::Ask(request),
         }
     }
 }
@@ -248,8 +260,8 @@ pub fn is_cut_off((name, v4, v6): &Watched) -> bool {
         (*v6 && has_ipv6(), ("ipv6", "forwarding", "1")),
         (*v6 && has_ipv6(), ("ipv6", "disable_ipv6", "0")),
     ];
-    let mut owed = all.into_iter().filter(|(owed, _)| *owed);
-    owed.any(|(_, it)| setting(name, it).is_changed())
+    let mut required = all.into_iter().filter(|(required, _)| *required);
+    required.any(|(_, it)| setting(name, it).is_changed())
 }
 
 /// A setting of an interface.
@@ -314,7 +326,7 @@ mod tests {
     }
 
     /// All required objects of a pod at interface 7.
-    fn whole() -> (Interfaces, Surroundings) {
+    fn whole() -> (Interfaces, KernelState) {
         let interface = Interface {
             name: "mr0".into(),
             mtu: 1500,
@@ -324,14 +336,14 @@ mod tests {
             is_ifb: false,
             is_veth: true,
         };
-        let mut surroundings = Surroundings::default();
+        let mut kernel_state = KernelState::default();
         for address in addresses() {
-            surroundings.put(7, address, MAC);
+            kernel_state.put(7, address, MAC);
         }
-        (Interfaces::from([(7, interface)]), surroundings)
+        (Interfaces::from([(7, interface)]), kernel_state)
     }
 
-    fn lacks(interfaces: &Interfaces, surroundings: &Surroundings) -> Vec<&'static str> {
+    fn missing(interfaces: &Interfaces, kernel_state: &KernelState) -> Vec<&'static str> {
         let pod = Pod {
             index: 7,
             // There is no such interface, and so no setting that differs.
@@ -341,13 +353,13 @@ mod tests {
             mtu: Some(1500),
             addresses: &addresses(),
         };
-        let lacks = pod.lacks(interfaces, surroundings).into_iter();
-        lacks.map(|lack| lack.what).collect()
+        let missing = pod.missing_objects(interfaces, kernel_state).into_iter();
+        missing.map(|object| object.what).collect()
     }
 
     #[test]
-    fn each_missing_thing_is_owed() {
-        type Damage = fn(&mut Interfaces, &mut Surroundings);
+    fn each_missing_object_has_a_repair() {
+        type Damage = fn(&mut Interfaces, &mut KernelState);
         let damages: [(&[&str], Damage); 11] = [
             (&[], |_, _| {}),
             (&["interface"], |interfaces, _| {
@@ -365,37 +377,41 @@ mod tests {
             (&["interface"], |interfaces, _| {
                 interfaces.get_mut(&7).expect("it").mtu = 9000;
             }),
-            (&["address"], |_, surroundings| surroundings.addresses.clear()),
-            (&["neighbour", "neighbour"], |_, surroundings| {
-                surroundings.neighbours.clear();
+            (&["address"], |_, kernel_state| kernel_state.addresses.clear()),
+            (&["neighbour", "neighbour"], |_, kernel_state| {
+                kernel_state.neighbours.clear();
             }),
-            (&["neighbour"], |_, surroundings| {
-                *surroundings.neighbours.first_entry().expect("one").get_mut() = [9; 6];
+            (&["neighbour"], |_, kernel_state| {
+                *kernel_state.neighbours.first_entry().expect("one").get_mut() = [9; 6];
             }),
-            (&["route", "route"], |_, surroundings| surroundings.routes.clear()),
-            (&["route"], |_, surroundings| {
-                *surroundings.routes.first_entry().expect("one").get_mut() = BTreeSet::from([8]);
+            (&["route", "route"], |_, kernel_state| kernel_state.routes.clear()),
+            (&["route"], |_, kernel_state| {
+                *kernel_state.routes.first_entry().expect("one").get_mut() = BTreeSet::from([8]);
             }),
         ];
         for (expected, damage) in damages {
-            let (mut interfaces, mut surroundings) = whole();
-            damage(&mut interfaces, &mut surroundings);
-            assert_eq!(lacks(&interfaces, &surroundings), expected);
+            let (mut interfaces, mut kernel_state) = whole();
+            damage(&mut interfaces, &mut kernel_state);
+            assert_eq!(missing(&interfaces, &kernel_state), expected);
         }
     }
 
     #[test]
-    fn an_older_note_tells_no_ethernet_address_and_no_mtu() {
+    fn an_older_note_has_no_ethernet_address_and_no_mtu() {
         let attachment = cni_plugin::config::Attachment {
             container_id: "c".into(),
             if_name: "eth0".into(),
         };
         let now = cni_plugin::ipam::boot::Moment::now();
         let mut note = Note::adopting(&attachment, "mr0".into(), addresses(), &now);
-        let (_, surroundings) = whole();
-        assert_eq!(mac_of(&note, 7, &surroundings), MAC, "as the kernel was told");
+        let (_, kernel_state) = whole();
         assert_eq!(
-            mac_of(&note, 7, &Surroundings::default()),
+            mac_of(&note, 7, &kernel_state),
+            MAC,
+            "as the neighbour entry has it"
+        );
+        assert_eq!(
+            mac_of(&note, 7, &KernelState::default()),
             pod_mac(&attachment),
             "as pods get it"
         );
@@ -403,6 +419,6 @@ mod tests {
         note.mtu = 1450;
         assert_eq!(mtu_of(&note), Some(1450));
         note.mac = "0a:00:00:00:00:ff".into();
-        assert_eq!(mac_of(&note, 7, &surroundings), [10, 0, 0, 0, 0, 255]);
+        assert_eq!(mac_of(&note, 7, &kernel_state), [10, 0, 0, 0, 0, 255]);
     }
 }

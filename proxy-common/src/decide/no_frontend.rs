@@ -11,35 +11,40 @@ use super::conntrack::{advance, age, find, forget, forget_found};
 use super::decision::{Decision, Entry};
 use super::fragment::Passage;
 use super::packet::is_for_later;
-use super::{Tables, Work, fragment};
+use super::{PacketContext, Tables, fragment};
 use crate::Ip;
 use crate::maps::{Config, ConfigFlags, Flow, FlowState, Reason};
 use crate::packet::Headers;
 
 /// Decides about a packet to no frontend.
 #[inline(always)]
-pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work, entry: Entry) -> Decision {
-    let headers = &work.headers;
+pub(super) fn without_frontend<T: Tables>(
+    tables: &T,
+    config: &Config,
+    ctx: &mut PacketContext,
+    entry: Entry,
+) -> Decision {
+    let headers = &ctx.headers;
     let to_service = matches!(entry, Entry::Host) || config.is_service_address(&headers.dst);
     let is_direct = matches!(entry, Entry::Uplink) && is_connection_to_pod(config, headers);
     let may_be_known = to_service
         || is_direct
         || matches!(entry, Entry::Loopback)
-        || may_be_answer(tables, config, &headers.dst);
-    if headers.has_flow() && may_be_known && find(tables, config, work) {
-        let is_reply = work.flow.is_reply != 0;
-        if work.flow.is_for_egress() {
+        || may_be_reply(tables, config, &headers.dst);
+    if headers.has_flow() && may_be_known && find(tables, config, ctx) {
+        let is_reply = ctx.flow.is_reply != 0;
+        if ctx.flow.is_for_egress() {
             // Such an entry does not apply to packets here. For other packets the result is as without an
             // entry.
-            if work.flow.backend == Flow::DIRECT {
-                go_on_direct(tables, config, work);
+            if ctx.flow.backend == Flow::DIRECT {
+                go_on_direct(tables, config, ctx);
             }
-        } else if is_for_later(&work.flow, &work.key, entry) {
+        } else if is_for_later(&ctx.flow, &ctx.key, entry) {
             return Decision::Pass(Reason::NotOurs);
-        } else if is_reply || (work.headers.has_connections() && !work.headers.is_opening()) {
+        } else if is_reply || (ctx.headers.has_connections() && !ctx.headers.is_opening()) {
             // A connection continues after its service was removed.
-            advance(tables, work);
-            fragment::note(tables, work, Passage::Entering);
+            advance(tables, ctx);
+            fragment::note(tables, ctx, Passage::Entering);
             return Decision::Translate(if is_reply {
                 Reason::Reply
             } else {
@@ -47,30 +52,30 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
             });
         }
     } else if is_direct {
-        tables.note_direct(config, work);
+        tables.note_direct(config, ctx);
     }
-    let is_datagram = work.headers.has_ports && !work.headers.has_connections();
+    let is_datagram = ctx.headers.has_ports && !ctx.headers.has_connections();
     // A pod of this node sends its own SYN; one that came by an uplink may be forged.
-    let begins = is_datagram || (matches!(entry, Entry::Pod) && work.headers.is_opening());
+    let begins = is_datagram || (matches!(entry, Entry::Pod) && ctx.headers.is_opening());
     if begins && !to_service {
-        give_way(tables, work, matches!(entry, Entry::Uplink));
+        end_older_flow(tables, ctx, matches!(entry, Entry::Uplink));
     }
-    if (is_datagram || work.headers.is_echo_request())
+    if (is_datagram || ctx.headers.is_echo_request())
         && !to_service
         && matches!(entry, Entry::Uplink)
         && config.has(ConfigFlags::MASQUERADE_PODS)
     {
-        tables.note_direct(config, work);
+        tables.note_direct(config, ctx);
     }
-    let echo = work.headers.is_echo_request() && !work.headers.is_fragment && work.headers.src.is_one_host();
-    let lost_fragment = work.headers.is_lost_fragment();
-    let may_be_virtual = config.has(ConfigFlags::STRAY_ADDRESSES)
-        && (work.headers.is_balanced() || lost_fragment)
-        && (work.headers.is_opening() || !work.headers.has_connections());
+    let echo = ctx.headers.is_echo_request() && !ctx.headers.is_fragment && ctx.headers.src.is_one_host();
+    let lost_fragment = ctx.headers.is_lost_fragment();
+    let may_be_virtual = config.has(ConfigFlags::VIPS_OUTSIDE_RANGES)
+        && (ctx.headers.is_balanced() || lost_fragment)
+        && (ctx.headers.is_opening() || !ctx.headers.has_connections());
     if !to_service && !echo && !lost_fragment && !may_be_virtual {
         return Decision::Pass(Reason::NotOurs);
     }
-    let address = tables.address(&work.headers.dst);
+    let address = tables.address(&ctx.headers.dst);
     if address.is_virtual_only() {
         if echo {
             Decision::Echo
@@ -91,12 +96,12 @@ pub(super) fn elsewhere<T: Tables>(tables: &T, config: &Config, work: &mut Work,
 /// Updates the entries of a flow that is not translated. A SYN by the port of a connection that is over
 /// begins a new one.
 #[inline(always)]
-fn go_on_direct<T: Tables>(tables: &T, config: &Config, work: &mut Work) {
-    if work.headers.is_opening() && work.flow.state().is_over() {
-        forget(tables, work);
-        tables.note_direct(config, work);
+fn go_on_direct<T: Tables>(tables: &T, config: &Config, ctx: &mut PacketContext) {
+    if ctx.headers.is_opening() && ctx.flow.state().is_over() {
+        forget(tables, ctx);
+        tables.note_direct(config, ctx);
     } else {
-        advance(tables, work);
+        advance(tables, ctx);
     }
 }
 
@@ -118,21 +123,21 @@ fn is_connection_to_pod(config: &Config, headers: &Headers) -> bool {
 /// closed.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 #[cfg_attr(not(target_arch = "bpf"), inline(always))]
-fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
+fn end_older_flow<T: Tables>(tables: &T, ctx: &mut PacketContext, may_be_forged: bool) {
     /// The ticks of silence after which a stream may have ended.
     const IN_USE: u32 = 10;
-    work.reply_key = work.key.reversed();
-    let is_known = tables.flow(&work.reply_key, &mut work.found);
-    if is_known && work.found.is_reply != 0 && work.found.backend != Flow::DIRECT {
-        let state = work.found.state();
-        if work.headers.has_connections() && !state.has(FlowState::CLOSED) {
+    ctx.reply_key = ctx.key.reversed();
+    let is_known = tables.flow(&ctx.reply_key, &mut ctx.found);
+    if is_known && ctx.found.is_reply != 0 && ctx.found.backend != Flow::DIRECT {
+        let state = ctx.found.state();
+        if ctx.headers.has_connections() && !state.has(FlowState::CLOSED) {
             return;
         }
-        let is_in_use = state.has(FlowState::CONFIRMED) && age(tables.now(), work.found.seen) < IN_USE;
+        let is_in_use = state.has(FlowState::CONFIRMED) && age(tables.now(), ctx.found.seen) < IN_USE;
         if may_be_forged && is_in_use {
             return;
         }
-        forget_found(tables, work);
+        forget_found(tables, ctx);
     }
 }
 
@@ -140,8 +145,8 @@ fn give_way<T: Tables>(tables: &T, work: &mut Work, may_be_forged: bool) {
 /// masqueraded flows and the node's own flows have as source. Once the uplink has translated a flow without
 /// masquerading, it holds for all addresses.
 #[inline(always)]
-fn may_be_answer<T: Tables>(tables: &T, config: &Config, dst: &Ip) -> bool {
-    config.pods_answer_outside != 0
+fn may_be_reply<T: Tables>(tables: &T, config: &Config, dst: &Ip) -> bool {
+    config.pods_reply_outside != 0
         || config.is_node_address(dst)
         || config.is_tunnel_address(dst)
         || (config.has(ConfigFlags::MORE_NODE_ADDRESSES) && tables.address(dst).is_node())

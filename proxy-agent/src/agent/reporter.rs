@@ -17,7 +17,7 @@ use crate::control::ObjectError;
 use crate::events::{self, Recorder};
 use crate::health::proxy::ProxyHealth;
 use crate::health::{Health, ServiceCheck, ServiceChecks, endpoints};
-use crate::http::{Answer, Faults, Room, Seats, Use, keep_serving, listen, serve};
+use crate::http::{ConnectionLimiter, Faults, Handler, Room, Use, keep_serving, listen, serve};
 use crate::metrics::server::{MetricsServer, Shown};
 use crate::metrics::{Metrics, Round, Scrape};
 use crate::source::{Change, Event, Kind, Object, ObjectId, ObjectIdMap};
@@ -29,7 +29,7 @@ const SCRAPES_AHEAD: usize = 8;
 const MOST_NOTED: usize = 4096;
 
 /// The servers, the metrics and the recorder of events.
-pub struct Outward {
+pub struct Reporter {
     /// The agent's metrics.
     pub metrics: Metrics,
     /// Checks whether a firewall drops packets of pods.
@@ -37,14 +37,14 @@ pub struct Outward {
     health: Health,
     checks: ServiceChecks,
     faults: Faults,
-    seats: Seats,
+    limiter: ConnectionLimiter,
     shown: Shown,
     started: Timestamp,
     round: OpenRound,
     synced: bool,
     recorder: Recorder,
     /// The last message to the owner of each service.
-    told: ObjectIdMap<String>,
+    notified: ObjectIdMap<String>,
 }
 
 /// A round that is not complete.
@@ -106,7 +106,7 @@ fn trigger(object: &Object) -> Option<(ObjectId, Family, Timestamp)> {
     Some((owner, family, changed))
 }
 
-impl Outward {
+impl Reporter {
     /// Sends an event to the API server.
     pub fn record(&self, event: events::Event) {
         self.recorder.record(event);
@@ -119,45 +119,45 @@ impl Outward {
     ) -> anyhow::Result<(Self, mpsc::Receiver<Scrape>)> {
         let (scrapes, asked) = mpsc::channel(SCRAPES_AHEAD);
         let (health, metrics, faults) = (Health::default(), Metrics::default(), Faults::default());
-        let (seats, reached) = Seats::new();
+        let (limiter, reached) = ConnectionLimiter::new();
         let node = options.node_name.clone();
-        tokio::spawn(super::at_share::tell(reached, node, recorder.clone()));
+        tokio::spawn(super::at_share::report(reached, node, recorder.clone()));
         let room = Room {
-            seats: seats.clone(),
+            limiter: limiter.clone(),
             name: "service",
         };
-        let outward = Self {
+        let reporter = Self {
             checks: ServiceChecks::new(health.clone(), room.clone(), faults.clone(), recorder.clone()),
             health: health.clone(),
             metrics: metrics.clone(),
             firewall: Firewall::start(faults.clone()),
             faults: faults.clone(),
-            seats,
+            limiter,
             shown: Shown::default(),
             started: Timestamp::now(),
             round: OpenRound::default(),
             synced: false,
             recorder,
-            told: ObjectIdMap::default(),
+            notified: ObjectIdMap::default(),
         };
-        outward.show(options);
+        reporter.show(options);
         let configuration = &options.configuration;
         let hard = configuration.bind_address_hard_fail;
         if let Some(address) = configuration.health_address {
             let probes = metrics.kube_proxy.probes();
-            let answers = ProxyHealth { health, probes };
-            start_server(address, answers, room.called("health"), &faults, hard)?;
+            let handler = ProxyHealth { health, probes };
+            start_server(address, handler, room.called("health"), &faults, hard)?;
         }
         if let Some(address) = configuration.metrics_address {
             let server = MetricsServer {
                 metrics,
-                shown: outward.shown.clone(),
+                shown: reporter.shown.clone(),
                 scrapes,
             };
             start_server(address, server, room.called("metrics"), &faults, hard)?;
         }
-        tokio::spawn(super::leftovers::look_for_them(faults));
-        Ok((outward, asked))
+        tokio::spawn(super::stale_rules::look_for_stale_rules(faults));
+        Ok((reporter, asked))
     }
 
     /// Sets the configuration that `/configz` shows.
@@ -172,7 +172,7 @@ impl Outward {
 
     /// The use of the ports that listen.
     pub fn usage_of_ports(&self) -> impl Iterator<Item = (&'static str, Use)> {
-        self.seats.usage().into_iter()
+        self.limiter.usage().into_iter()
     }
 
     /// The recorder of events.
@@ -271,15 +271,15 @@ impl Outward {
 
     /// Reports to the owner of a service which part of it is not served, if that is new. `problems` came up
     /// with the tables; the object's own problems are added to them.
-    pub fn tell(&mut self, id: ObjectId, cluster: &ClusterState, problems: &[Remark]) {
+    pub fn notify(&mut self, id: ObjectId, cluster: &ClusterState, problems: &[Remark]) {
         let of_object = cluster.problems_of(id).iter().map(String::as_str);
         let of_tables = problems.iter().map(|problem| problem.message.as_str());
         let note = of_object.chain(of_tables).collect::<Vec<_>>().join("; ");
         let Some(service) = cluster.service(id).filter(|_| !note.is_empty()) else {
-            self.told.remove(&id);
+            self.notified.remove(&id);
             return;
         };
-        if self.told.get(&id) != Some(&note) {
+        if self.notified.get(&id) != Some(&note) {
             self.recorder.record(events::Event::warning_of_service(
                 cluster.names().text(service.namespace),
                 &service.name,
@@ -287,7 +287,7 @@ impl Outward {
                 "Serve",
                 note.clone(),
             ));
-            self.told.insert(id, note);
+            self.notified.insert(id, note);
         }
     }
 }
@@ -307,7 +307,7 @@ fn check(id: ObjectId, cluster: &ClusterState, node: &str) -> Option<ServiceChec
 
 fn start_server(
     address: SocketAddr,
-    answers: impl Answer,
+    handler: impl Handler,
     room: Room,
     faults: &Faults,
     hard: bool,
@@ -318,11 +318,11 @@ fn start_server(
         let listener = listen(address).with_context(|| {
             format!("listening at {address} for {what}, which bindAddressHardFail makes necessary")
         })?;
-        tokio::spawn(async move { serve(listener, answers, &room).await });
+        tokio::spawn(async move { serve(listener, handler, &room).await });
     } else {
         let subject = format!("{what} port");
         let faults = faults.clone();
-        tokio::spawn(keep_serving(address, answers, room, faults, subject, |_| {}));
+        tokio::spawn(keep_serving(address, handler, room, faults, subject, |_| {}));
     }
     Ok(())
 }

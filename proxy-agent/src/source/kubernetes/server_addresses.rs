@@ -13,14 +13,14 @@ use http::uri::Scheme;
 use crate::source::StateHandle;
 
 /// How long the start waits for the names to be resolved.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the agent resolves the names again.
 const PERIOD: Duration = Duration::from_secs(30);
 
 /// The hosts and ports of the servers.
-pub(super) struct Places(Vec<(String, u16)>);
+pub(super) struct ServerAddresses(Vec<(String, u16)>);
 
-impl Places {
+impl ServerAddresses {
     /// The hosts and ports in some addresses.
     pub fn of<'a>(addresses: impl IntoIterator<Item = &'a Uri>) -> Self {
         let place = |uri: &Uri| {
@@ -33,9 +33,9 @@ impl Places {
     }
 
     /// Writes the addresses to `state`, and continues to do so if there are names among the hosts.
-    pub async fn tell(self, state: StateHandle) {
+    pub async fn publish(self, state: StateHandle) {
         let has_names = self.0.iter().any(|(host, _)| host.parse::<IpAddr>().is_err());
-        if tokio::time::timeout(PATIENCE, self.look_up(&state))
+        if tokio::time::timeout(LOOKUP_TIMEOUT, self.look_up(&state))
             .await
             .is_err()
         {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn addresses_are_told_at_once_and_once() {
+    async fn addresses_are_published_at_once_and_once() {
         let servers = [
             "https://192.0.2.100:6443",
             "https://[2001:db8::1]/",
@@ -78,12 +78,12 @@ mod tests {
         ];
         let servers = servers.map(|server| server.parse::<Uri>().expect("an address"));
         let state = StateHandle::new("https://192.0.2.100:6443".into());
-        Places::of(&servers).tell(state.clone()).await;
+        ServerAddresses::of(&servers).publish(state.clone()).await;
         let expected = ["192.0.2.9:80", "192.0.2.100:6443", "[2001:db8::1]:443"];
         let expected = expected.map(|text| text.parse::<SocketAddr>().expect("an address"));
         assert_eq!(state.servers(), expected.into());
         state.moved().await;
-        Places::of(&servers).tell(state.clone()).await;
+        ServerAddresses::of(&servers).publish(state.clone()).await;
         let again = tokio::time::timeout(Duration::from_millis(1), state.moved()).await;
         assert!(again.is_err(), "nothing new");
     }

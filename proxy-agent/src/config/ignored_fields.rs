@@ -37,7 +37,7 @@ impl Found {
 }
 
 /// A warning for each field that is set and has no meaning.
-pub fn unheeded(config: &KubeProxyConfiguration) -> Vec<String> {
+pub fn ignored_fields(config: &KubeProxyConfiguration) -> Vec<String> {
     let mut found = Found::default();
     let text = |text: &str| text.to_owned();
     found.field(

@@ -1,4 +1,4 @@
-//! The facts of the node that the programs need: the one element of the map `CONFIG`.
+//! The configuration of the node that the programs need: the one element of the map `CONFIG`.
 
 use ipnet::IpNet;
 use proxy_common::maps::{
@@ -13,8 +13,8 @@ use crate::network::NodeAddresses;
 use crate::network::on_link::fit;
 use crate::network::pods::Plan;
 
-/// The facts of the node that the programs need.
-pub struct Facts<'a> {
+/// The configuration of the node that the programs need.
+pub struct NodeConfiguration<'a> {
     /// The cookie of the node's network namespace.
     pub netns: u64,
     /// The index of our own device.
@@ -42,8 +42,8 @@ pub struct Facts<'a> {
     pub headerless: &'a [u32],
 }
 
-impl Facts<'_> {
-    /// Writes the facts into the map, if they have changed.
+impl NodeConfiguration<'_> {
+    /// Writes the configuration into the map, if it has changed.
     pub fn write(&self, options: &AgentOptions, datapath: &Datapath) {
         let old = datapath.config.get(0).unwrap_or_default();
         let config = self.config(options, datapath, &old);
@@ -65,8 +65,8 @@ impl Facts<'_> {
             host_mac: self.mac.unwrap_or(old.host_mac),
             masquerade_first: ports.first(),
             masquerade_count: ports.count(),
-            pods_answer_outside: old.pods_answer_outside,
-            node_answers_outside: old.node_answers_outside,
+            pods_reply_outside: old.pods_reply_outside,
+            node_replies_outside: old.node_replies_outside,
             lifetimes: lifetimes(&configuration.conntrack),
             node_v4: self.addresses.primary_v4.map(Ip::from).unwrap_or_default(),
             node_v6: self.addresses.primary_v6.map(Ip::from).unwrap_or_default(),
@@ -79,7 +79,7 @@ impl Facts<'_> {
             neighbour_share: NEIGHBOUR_SHARE,
             // A flow without a reply releases its port after two ticks, so a client may hold half of the
             // ports.
-            unanswered_share: (u32::from(ports.count()) / 2).max(1),
+            unreplied_share: (u32::from(ports.count()) / 2).max(1),
             ..Config::default()
         };
         for (index, range) in self.own_pods.iter().take(MAX_OWN_RANGES).enumerate() {
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_are_remembered_for_as_long_as_the_operator_says() {
+    fn lifetimes_of_flows_follow_the_configuration() {
         let conntrack = Conntrack {
             tcp_established_timeout: GoDuration::seconds(10_000),
             tcp_close_wait_timeout: GoDuration::seconds(2000),
@@ -211,9 +211,9 @@ mod tests {
         ] {
             // A tick is 2^30 ns, and a tick that has begun counts in full.
             let longest = u64::from(lifetimes[lifetime as usize]) << 30;
-            let owed = seconds * 1_000_000_000;
+            let expected = seconds * 1_000_000_000;
             assert!(
-                (owed..owed + (1 << 31)).contains(&longest),
+                (expected..expected + (1 << 31)).contains(&longest),
                 "{lifetime:?}: {longest}"
             );
         }

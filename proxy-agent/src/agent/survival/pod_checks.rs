@@ -15,9 +15,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::control::ObjectError;
-use crate::pods::owed::{Watched, is_cut_off};
+use crate::pods::required::{Watched, is_cut_off};
 use crate::pods::restore::{Fingerprint, Restored, restore};
-use crate::pods::{Places, PodsError};
+use crate::pods::{PluginPaths, PodsError};
 use crate::trouble::Trouble;
 
 /// The interval between two comparisons of the tables.
@@ -27,7 +27,7 @@ const FULL: Duration = Duration::from_secs(20);
 /// The number of pauses in which the settings of every interface are checked once.
 const ROUNDS: usize = 2;
 /// The pause between two full checks: changes that come together are checked together.
-const BREATH: Duration = Duration::from_millis(200);
+const MIN_PAUSE: Duration = Duration::from_millis(200);
 
 /// Wakes the task.
 #[derive(Clone)]
@@ -41,28 +41,28 @@ impl Waker {
 }
 
 /// Starts the task. The receiver yields the result of each full check.
-pub fn start(places: Places) -> (Waker, mpsc::Receiver<Restored>) {
+pub fn start(paths: PluginPaths) -> (Waker, mpsc::Receiver<Restored>) {
     let waker = Waker(Arc::new(Notify::new()));
     let (results, looks) = mpsc::channel(4);
-    tokio::spawn(keep(places, waker.clone(), results));
+    tokio::spawn(run(paths, waker.clone(), results));
     (waker, looks)
 }
 
-async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
+async fn run(paths: PluginPaths, waker: Waker, results: mpsc::Sender<Restored>) {
     let mut known = Fingerprint::default();
     let mut looked: Option<Instant> = None;
     let mut suspects: Vec<ObjectError> = Vec::new();
     let mut is_undecided = false;
     let mut failed_before = false;
     let mut watched: Arc<Vec<Watched>> = Arc::default();
-    let mut turn = 0_usize;
+    let mut iteration = 0_usize;
     loop {
         let woken = timeout(PAUSE, waker.0.notified()).await.is_ok();
         let must = woken || is_undecided || looked.is_none_or(|looked| looked.elapsed() >= FULL);
-        turn = turn.wrapping_add(1);
-        let (at, before, interfaces) = (places.clone(), std::mem::take(&mut known), Arc::clone(&watched));
+        iteration = iteration.wrapping_add(1);
+        let (at, before, interfaces) = (paths.clone(), std::mem::take(&mut known), Arc::clone(&watched));
         let looking = spawn_blocking(move || {
-            let mut due = interfaces.iter().skip(turn % ROUNDS).step_by(ROUNDS);
+            let mut due = interfaces.iter().skip(iteration % ROUNDS).step_by(ROUNDS);
             let must = must || due.any(is_cut_off);
             look(&at, before, must)
         });
@@ -89,20 +89,20 @@ async fn keep(places: Places, waker: Waker, results: mpsc::Sender<Restored>) {
         if results.send(done).await.is_err() {
             return;
         }
-        sleep(BREATH).await;
+        sleep(MIN_PAUSE).await;
     }
 }
 
 /// Makes a full check if it must, or if the tables differ from `before`. Returns the result of the check and
 /// the present state of the tables.
 fn look(
-    places: &Places,
+    paths: &PluginPaths,
     before: Fingerprint,
     must: bool,
 ) -> (Option<Result<Restored, PodsError>>, Fingerprint) {
-    if !must && Fingerprint::read(places).is_ok_and(|now| now == before) {
+    if !must && Fingerprint::read(paths).is_ok_and(|now| now == before) {
         return (None, before);
     }
-    let done = restore(places);
-    (Some(done), Fingerprint::read(places).unwrap_or_default())
+    let done = restore(paths);
+    (Some(done), Fingerprint::read(paths).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Other holders of the addresses that services name from outside.
+//! Other owners of the addresses that services name from outside.
 //!
 //! An address of a service may belong to another machine. This may be an API server, a router that translates
 //! an address of this node's object, a host on a link, or a route's target. At such an address the service
@@ -17,13 +17,13 @@ use std::net::IpAddr;
 
 use crate::cluster::ClusterState;
 use crate::control::ObjectError;
-use crate::network::others::{Neighbour, Way};
+use crate::network::others::{ForeignRoute, Neighbour};
 use crate::network::{Change, Links, Netlink, NetworkError, NodeAddresses, Role, Roles, is_own};
 use crate::trouble::Trouble;
 
-/// The holder of an address.
+/// The owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub enum AddressOwner {
     /// An API server.
     ApiServer,
     /// This node, by its Node object; no interface has the address.
@@ -31,29 +31,29 @@ pub enum Holder {
     /// A host of a link.
     Neighbour { mac: String, interface: String },
     /// The machine behind a route.
-    Route(Way),
+    Route(ForeignRoute),
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for AddressOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApiServer => write!(f, "an API server of the cluster"),
             Self::ThisNode => write!(f, "this node, as its Node object says; no interface has it"),
             Self::Neighbour { mac, interface } => write!(f, "the host {mac} on the link of {interface}"),
-            Self::Route(way) => write!(f, "where the route {way} leads"),
+            Self::Route(route) => write!(f, "the next hop of the route {route}"),
         }
     }
 }
 
-/// The known holders of addresses that services name.
+/// The known owners of addresses that services name.
 #[derive(Debug, Default)]
-pub struct Holders {
-    found: BTreeMap<IpAddr, Holder>,
+pub struct AddressOwners {
+    found: BTreeMap<IpAddr, AddressOwner>,
     /// The addresses that services name, outside of all ranges.
     named: BTreeSet<IpAddr>,
     /// The external IPs among them.
     external: BTreeSet<IpAddr>,
-    /// The addresses whose holder the kernel may know.
+    /// The addresses whose owner the kernel may know.
     watched: BTreeSet<IpAddr>,
     /// The addresses that the kernel was asked about.
     asked: BTreeSet<IpAddr>,
@@ -68,14 +68,14 @@ pub struct Evidence<'a> {
     pub cluster: &'a ClusterState,
 }
 
-impl Holders {
-    /// Looks for the holders of the addresses that services name (`named`). `known` has the holders that the
+impl AddressOwners {
+    /// Looks for the owners of the addresses that services name (`named`). `known` has the owners that the
     /// cluster's objects show.
     pub async fn look(
         &mut self,
         evidence: &Evidence<'_>,
         named: BTreeSet<IpAddr>,
-        known: BTreeMap<IpAddr, Holder>,
+        known: BTreeMap<IpAddr, AddressOwner>,
     ) -> Result<(), NetworkError> {
         let cluster = evidence.cluster;
         let is_cluster_ip = |address: &IpAddr| cluster.service_at(*address).is_some();
@@ -91,44 +91,46 @@ impl Holders {
         let mut found = known;
         found.retain(|address, _| !is_cluster_ip(address));
         if !self.watched.is_empty() {
-            found.extend(self.told_by_kernel(evidence).await?);
+            found.extend(self.kernel_owners(evidence).await?);
         }
-        for (address, holder) in found.iter().filter(|(address, _)| named.contains(address)) {
-            if !self.named.contains(address) || self.found.get(address) != Some(holder) {
-                tracing::info!(%address, %holder, "of this address only the ports of services are taken");
+        for (address, owner) in found.iter().filter(|(address, _)| named.contains(address)) {
+            if !self.named.contains(address) || self.found.get(address) != Some(owner) {
+                tracing::info!(%address, %owner, "of this address only the ports of services are taken");
             }
         }
         (self.found, self.named) = (found, named);
         Ok(())
     }
 
-    async fn told_by_kernel(
+    async fn kernel_owners(
         &mut self,
         evidence: &Evidence<'_>,
-    ) -> Result<Vec<(IpAddr, Holder)>, NetworkError> {
+    ) -> Result<Vec<(IpAddr, AddressOwner)>, NetworkError> {
         let is_ours = |index| evidence.links.get(index).is_some_and(|link| is_own(&link.name));
         let routes = evidence.netlink.routes().await?;
-        let ways = routes.iter().filter_map(|route| Way::read(route, is_ours));
-        let ways: Vec<_> = ways.collect();
+        let routes = routes
+            .iter()
+            .filter_map(|route| ForeignRoute::read(route, is_ours));
+        let routes: Vec<_> = routes.collect();
         let neighbours = evidence.netlink.neighbours().await?;
         let mut found = Vec::new();
         for address in self.watched.clone() {
-            let holder = match self.leading_way(&ways, address) {
-                Some(way) => Some(Holder::Route(way)),
+            let owner = match self.longest_route(&routes, address) {
+                Some(route) => Some(AddressOwner::Route(route)),
                 None if self.external.contains(&address) => {
                     self.neighbour(evidence, &neighbours, address).await
                 }
                 None => None,
             };
-            found.extend(holder.map(|holder| (address, holder)));
+            found.extend(owner.map(|owner| (address, owner)));
         }
         Ok(found)
     }
 
-    fn leading_way(&self, ways: &[Way], address: IpAddr) -> Option<Way> {
-        let way = Way::longest(ways, address)?;
-        let is_lone = way.prefix.prefix_len() == way.prefix.max_prefix_len();
-        (is_lone || (way.has_gateway && self.external.contains(&address))).then(|| way.clone())
+    fn longest_route(&self, routes: &[ForeignRoute], address: IpAddr) -> Option<ForeignRoute> {
+        let route = ForeignRoute::longest(routes, address)?;
+        let is_lone = route.prefix.prefix_len() == route.prefix.max_prefix_len();
+        (is_lone || (route.has_gateway && self.external.contains(&address))).then(|| route.clone())
     }
 
     async fn neighbour(
@@ -136,7 +138,7 @@ impl Holders {
         evidence: &Evidence<'_>,
         neighbours: &[Neighbour],
         address: IpAddr,
-    ) -> Option<Holder> {
+    ) -> Option<AddressOwner> {
         let links = evidence.links;
         let ranges = links.ranges_on_links();
         // A neighbour entry of an address outside of the interface's link ranges belongs to a host that may
@@ -159,7 +161,8 @@ impl Holders {
                 tracing::debug!(%address, %error, "asking who has an address");
             }
             let before = self.found.get(&address).cloned();
-            return before.filter(|holder| !here.is_empty() && matches!(holder, Holder::Neighbour { .. }));
+            return before
+                .filter(|owner| !here.is_empty() && matches!(owner, AddressOwner::Neighbour { .. }));
         }
         let is_ours = |mac: &[u8; 6]| links.iter().any(|link| link.mac.as_ref() == Some(mac));
         let mut there = entries
@@ -167,23 +170,23 @@ impl Holders {
             .filter_map(|entry| Some((entry.interface, entry.mac.filter(|mac| !is_ours(mac))?)));
         let (interface, mac) = there.next()?;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        Some(Holder::Neighbour {
+        Some(AddressOwner::Neighbour {
             mac,
             interface: links.name(interface),
         })
     }
 
-    /// Whether a change may concern the holder of an address.
+    /// Whether a change may concern the owner of an address.
     pub fn is_concerned(&self, change: &Change) -> bool {
-        let is_told = |address: &IpAddr| {
+        let is_affected = |address: &IpAddr| {
             (self.external.contains(address) && change.neighbours.contains(address))
                 || change.routes.iter().any(|prefix| prefix.contains(address))
         };
-        self.watched.iter().any(is_told)
+        self.watched.iter().any(is_affected)
     }
 
-    /// The holder of an address, if another machine or this node's object has it.
-    pub fn of(&self, address: IpAddr) -> Option<&Holder> {
+    /// The owner of an address, if another machine or this node's object has it.
+    pub fn of(&self, address: IpAddr) -> Option<&AddressOwner> {
         self.found.get(&address)
     }
 
@@ -192,26 +195,26 @@ impl Holders {
         self.found.keys().copied()
     }
 
-    /// The addresses that services name, each with its holder.
-    pub fn named(&self) -> impl Iterator<Item = (IpAddr, &Holder)> {
+    /// The addresses that services name, each with its owner.
+    pub fn named(&self) -> impl Iterator<Item = (IpAddr, &AddressOwner)> {
         let found = self.found.iter();
         let named = found.filter(|(address, _)| self.named.contains(*address));
-        named.map(|(address, holder)| (*address, holder))
+        named.map(|(address, owner)| (*address, owner))
     }
 
-    /// Services whose address another holder has, most likely by mistake.
+    /// Services whose address another owner has, most likely by mistake.
     pub fn problems(&self) -> impl Iterator<Item = ObjectError> {
-        let amiss = self.named().filter(|(address, holder)| match holder {
-            Holder::ApiServer => true,
-            Holder::ThisNode => false,
-            Holder::Neighbour { .. } | Holder::Route(_) => self.external.contains(address),
+        let conflicts = self.named().filter(|(address, owner)| match owner {
+            AddressOwner::ApiServer => true,
+            AddressOwner::ThisNode => false,
+            AddressOwner::Neighbour { .. } | AddressOwner::Route(_) => self.external.contains(address),
         });
-        amiss.map(|(address, holder)| ObjectError {
+        conflicts.map(|(address, owner)| ObjectError {
             code: Trouble::AddressOfAnother,
             object: format!("address {address}"),
             message: format!(
-                "a service has it, and another holder too: {holder}. Only the ports of the service are served \
-                 there, and everything else goes where it went before; give the service another address if this is a mistake"
+                "a service has this address, and so has {owner}. Only the ports of the service are served there; other packets \
+                 follow the kernel's routes. Give the service another address if this is a mistake"
             ),
         })
     }

@@ -11,12 +11,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-use super::survival::Teller;
+use super::survival::Notifier;
 use crate::cluster::{Bandwidth, BandwidthByPod, PodNames};
 use crate::control::Reply;
 use crate::http::Faults;
 use crate::pods::collect::Collected;
-use crate::pods::{Places, PodsError, any_source, collect, limits};
+use crate::pods::{PluginPaths, PodsError, any_source, collect, limits};
 use crate::trouble::Trouble;
 
 /// The interval between two searches for remains. Nothing younger than a minute is removed.
@@ -31,7 +31,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// The settings that apply to the pods of this node.
 #[derive(Clone, Debug, Default)]
-pub struct Wishes {
+pub struct PodSettings {
     /// From the pods' annotations: how much each receives and sends.
     pub bandwidth: BandwidthByPod,
     /// From the operator: the pods that may send from any address.
@@ -39,59 +39,59 @@ pub struct Wishes {
 }
 
 /// The pods of this node.
-pub struct Bookkeeping {
-    places: Places,
-    wishes: watch::Sender<Option<Wishes>>,
+pub struct PodGarbageCollection {
+    paths: PluginPaths,
+    settings: watch::Sender<Option<PodSettings>>,
 }
 
-impl Bookkeeping {
+impl PodGarbageCollection {
     /// Starts the tasks. They note problems in `faults`.
-    pub fn start(places: Places, faults: Faults, teller: Teller) -> Self {
-        let (wishes, wanted) = watch::channel(None);
-        tokio::spawn(collect_for_ever(places.clone(), faults.clone()));
-        tokio::spawn(grant_for_ever(places.clone(), faults, teller, wanted));
-        Self { places, wishes }
+    pub fn start(paths: PluginPaths, faults: Faults, notifier: Notifier) -> Self {
+        let (settings, wanted) = watch::channel(None);
+        tokio::spawn(collect_periodically(paths.clone(), faults.clone()));
+        tokio::spawn(apply_settings(paths.clone(), faults, notifier, wanted));
+        Self { paths, settings }
     }
 
-    /// Takes in that pods or interfaces may have changed. `wishes` are the pods' settings, once all pods are
-    /// known.
-    pub fn look(&self, wishes: Option<Wishes>) {
-        let none = |wishes: &Wishes| wishes.bandwidth.is_empty() && wishes.any_source.is_empty();
-        self.wishes.send_if_modified(|known| {
+    /// Takes in that pods or interfaces may have changed. `settings` are the pods' settings, once all pods
+    /// are known.
+    pub fn look(&self, settings: Option<PodSettings>) {
+        let none = |settings: &PodSettings| settings.bandwidth.is_empty() && settings.any_source.is_empty();
+        self.settings.send_if_modified(|known| {
             // While no pod has a setting, only the first check could find something.
-            let news = !(known.as_ref().is_some_and(none) && wishes.as_ref().is_some_and(none));
-            *known = wishes;
-            news
+            let is_new = !(known.as_ref().is_some_and(none) && settings.as_ref().is_some_and(none));
+            *known = settings;
+            is_new
         });
     }
 
     /// Takes in that a limit of a pod may be gone.
     pub fn look_again(&self) {
-        self.wishes.send_modify(|_| {});
+        self.settings.send_modify(|_| {});
     }
 
     /// Replies to a request as soon as the result is there.
-    pub fn answer<T: Send + 'static>(
+    pub fn reply<T: Send + 'static>(
         &self,
         to: oneshot::Sender<Result<Reply, String>>,
-        find: fn(&Places) -> Result<T, PodsError>,
-        reply: fn(&Places, T) -> Reply,
+        find: fn(&PluginPaths) -> Result<T, PodsError>,
+        reply: fn(&PluginPaths, T) -> Reply,
     ) {
-        let places = self.places.clone();
+        let paths = self.paths.clone();
         spawn_blocking(move || {
-            let answer = find(&places).map(|found| reply(&places, found));
+            let reply = find(&paths).map(|found| reply(&paths, found));
             // The client may have closed its connection by now.
-            let _ = to.send(answer.map_err(|error| error.to_string()));
+            let _ = to.send(reply.map_err(|error| error.to_string()));
         });
     }
 }
 
 /// Removes remains of lost DELs when the agent starts, and then every few minutes.
-async fn collect_for_ever(places: Places, faults: Faults) {
+async fn collect_periodically(paths: PluginPaths, faults: Faults) {
     const SUBJECT: &str = "leases of pods";
     let mut known: Vec<String> = Vec::new();
     loop {
-        let looked = places.clone();
+        let looked = paths.clone();
         match spawn_blocking(move || collect(&looked)).await {
             Ok(Ok(collected)) => {
                 faults.clear(SUBJECT);
@@ -130,48 +130,48 @@ fn report(collected: &Collected) {
     }
 }
 
-/// Brings limits and exemptions in line with the wishes whenever something may have changed. It repeats this
-/// now and then, for changes that failed and changes that the kernel did not report.
-async fn grant_for_ever(
-    places: Places,
+/// Brings limits and exemptions in line with the settings whenever something may have changed. It repeats
+/// this now and then, for changes that failed and changes that the kernel did not report.
+async fn apply_settings(
+    paths: PluginPaths,
     faults: Faults,
-    teller: Teller,
-    mut wanted: watch::Receiver<Option<Wishes>>,
+    notifier: Notifier,
+    mut wanted: watch::Receiver<Option<PodSettings>>,
 ) {
     let mut known = limits::Known::default();
     let mut again = false;
     loop {
         let is_limited = known.values().any(|limits| *limits != Bandwidth::default());
-        let patience = match (again, is_limited) {
+        let pause = match (again, is_limited) {
             (true, _) => AGAIN,
             (_, true) => LIMITS,
             _ => INTERVAL,
         };
-        if let Ok(Err(_)) = timeout(patience, wanted.changed()).await {
+        if let Ok(Err(_)) = timeout(pause, wanted.changed()).await {
             return;
         }
-        let Some(wishes) = wanted.borrow_and_update().clone() else {
+        let Some(settings) = wanted.borrow_and_update().clone() else {
             continue;
         };
-        let (looked, before) = (places.clone(), known.clone());
+        let (looked, before) = (paths.clone(), known.clone());
         let limited = {
-            let bandwidth = wishes.bandwidth;
+            let bandwidth = settings.bandwidth;
             spawn_blocking(move || limits::apply(&looked, &bandwidth, &before)).await
         };
         let limited = limited.map(|looked| {
             looked.map(|applied| {
                 known = applied.known;
                 let restored = applied.restored.into_iter().map(|limit| ("limit", limit));
-                teller.restored(&restored.collect::<Vec<_>>());
+                notifier.restored(&restored.collect::<Vec<_>>());
                 let again = applied.early || !applied.errors.is_empty();
-                let told = [applied.errors, applied.named].concat();
-                (applied.changes, told, again)
+                let reported = [applied.errors, applied.named].concat();
+                (applied.changes, reported, again)
             })
         });
         again = note(&faults, "limits of pods", limited);
-        let looked = places.clone();
+        let looked = paths.clone();
         let exempted = spawn_blocking(move || {
-            let exempted = any_source::apply(&looked, &wishes.any_source)?;
+            let exempted = any_source::apply(&looked, &settings.any_source)?;
             Ok((exempted.changes, Vec::new(), exempted.early))
         });
         again |= note(&faults, "podsWithAnySource", exempted.await);

@@ -7,13 +7,13 @@ use tokio::task::spawn_blocking;
 
 use crate::http::Faults;
 use crate::network::Problem;
-use crate::network::leftovers::kube_proxy;
+use crate::network::stale_rules::kube_proxy;
 
 /// The interval between two checks; another Service proxy may come back.
 const INTERVAL: Duration = Duration::from_mins(3);
 
 /// Checks when the agent starts and then every few minutes, and keeps `faults` in step with the results.
-pub async fn look_for_them(faults: Faults) {
+pub async fn look_for_stale_rules(faults: Faults) {
     let mut known = BTreeSet::new();
     loop {
         // With ten thousand services kube-proxy has as many chains, and the kernel takes a while to list

@@ -35,7 +35,7 @@ const TO_READ: Duration = Duration::from_secs(1);
 /// The time after which an address that stays at its share is reported again.
 const QUIET: Duration = Duration::from_mins(1);
 /// The limit of reported addresses that are remembered.
-const MOST_TOLD: usize = 64;
+const MAX_NOTIFIED: usize = 64;
 /// The limit of queued reports about addresses; further ones are lost.
 const WAITING: usize = 16;
 
@@ -83,7 +83,7 @@ pub struct Use {
 
 /// The places of all ports; clones share them.
 #[derive(Clone, Debug)]
-pub struct Seats(Arc<Mutex<Room>>);
+pub struct ConnectionLimiter(Arc<Mutex<Room>>);
 
 /// A port: its number and its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +99,8 @@ struct Room {
     held: BTreeMap<u64, Held>,
     next: u64,
     cut: BTreeMap<(&'static str, Cut), u64>,
-    told: HashMap<IpAddr, Instant>,
-    tell: mpsc::Sender<AtShare>,
+    notified: HashMap<IpAddr, Instant>,
+    notify: mpsc::Sender<AtShare>,
 }
 
 #[derive(Debug)]
@@ -114,8 +114,8 @@ struct Held {
 
 /// A place for one connection; dropping it frees the place.
 #[derive(Debug)]
-pub struct Seat {
-    seats: Seats,
+pub struct Permit {
+    limiter: ConnectionLimiter,
     id: u64,
     port: Port,
     asked: Arc<AtomicBool>,
@@ -124,7 +124,7 @@ pub struct Seat {
 
 /// A connection that needs a place.
 #[derive(Clone, Copy)]
-struct Newcomer {
+struct NewConnection {
     port: Port,
     peer: IpAddr,
     asks: bool,
@@ -138,28 +138,28 @@ enum Scope {
     All,
 }
 
-impl Seats {
+impl ConnectionLimiter {
     /// Makes the places, and a channel that reports the peers that reach their share.
     pub fn new() -> (Self, mpsc::Receiver<AtShare>) {
-        let (tell, told) = mpsc::channel(WAITING);
+        let (notify, notified) = mpsc::channel(WAITING);
         let room = Room {
             held: BTreeMap::new(),
             next: 0,
             cut: BTreeMap::new(),
-            told: HashMap::new(),
-            tell,
+            notified: HashMap::new(),
+            notify,
         };
-        (Self(Arc::new(Mutex::new(room))), told)
+        (Self(Arc::new(Mutex::new(room))), notified)
     }
 
     /// Takes a place at `port` for a connection of `peer`, and cuts another connection if necessary. Returns
     /// `None` if the newcomer is refused. `asks` says that its request is already there.
-    pub fn take(&self, port: Port, peer: IpAddr, asks: bool) -> Option<Seat> {
+    pub fn take(&self, port: Port, peer: IpAddr, asks: bool) -> Option<Permit> {
         let (peer, now) = (peer.to_canonical(), Instant::now());
         let mut room = self.lock();
         for scope in [Scope::Address, Scope::Network, Scope::All] {
-            let newcomer = Newcomer { port, peer, asks };
-            if !room.make_room(scope, newcomer, now) {
+            let new_connection = NewConnection { port, peer, asks };
+            if !room.make_room(scope, new_connection, now) {
                 return None;
             }
         }
@@ -175,8 +175,8 @@ impl Seats {
             end,
         };
         room.held.insert(id, held);
-        Some(Seat {
-            seats: self.clone(),
+        Some(Permit {
+            limiter: self.clone(),
             id,
             port,
             asked,
@@ -211,8 +211,8 @@ impl Seats {
 
 impl Room {
     /// Whether there is a place among the connections that compete in `scope`; it may cut one of them.
-    fn make_room(&mut self, scope: Scope, newcomer: Newcomer, now: Instant) -> bool {
-        let Newcomer { port, peer, asks } = newcomer;
+    fn make_room(&mut self, scope: Scope, new_connection: NewConnection, now: Instant) -> bool {
+        let NewConnection { port, peer, asks } = new_connection;
         let rivals = || {
             self.held
                 .iter()
@@ -237,7 +237,7 @@ impl Room {
         };
         self.count(port.name, why);
         if scope != Scope::All {
-            self.tell(port, peer, now);
+            self.notify(port, peer, now);
         }
         if let Some(held) = victim.and_then(|id| self.held.remove(&id)) {
             // A connection that ends at this moment has closed its receiver.
@@ -250,15 +250,16 @@ impl Room {
         *self.cut.entry((port, why)).or_default() += 1;
     }
 
-    fn tell(&mut self, port: Port, peer: IpAddr, now: Instant) {
-        self.told.retain(|_, told| now.duration_since(*told) < QUIET);
-        if self.told.len() < MOST_TOLD && !self.told.contains_key(&peer) {
-            let told = AtShare {
+    fn notify(&mut self, port: Port, peer: IpAddr, now: Instant) {
+        self.notified
+            .retain(|_, notified| now.duration_since(*notified) < QUIET);
+        if self.notified.len() < MAX_NOTIFIED && !self.notified.contains_key(&peer) {
+            let notified = AtShare {
                 peer,
                 port: port.name,
             };
-            if self.tell.try_send(told).is_ok() {
-                self.told.insert(peer, now);
+            if self.notify.try_send(notified).is_ok() {
+                self.notified.insert(peer, now);
             }
         }
     }
@@ -306,7 +307,7 @@ fn network(peer: IpAddr) -> IpAddr {
     }
 }
 
-impl Seat {
+impl Permit {
     /// The flag that the server sets when the request is there.
     pub fn asked(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.asked)
@@ -314,7 +315,7 @@ impl Seat {
 
     /// Counts a connection that the server ends since it takes too long.
     pub fn is_slow(&self) {
-        self.seats.lock().count(self.port.name, Cut::Slow);
+        self.limiter.lock().count(self.port.name, Cut::Slow);
     }
 
     /// Returns when the place goes to another connection.
@@ -323,9 +324,9 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.seats.lock().held.remove(&self.id);
+        self.limiter.lock().held.remove(&self.id);
     }
 }
 

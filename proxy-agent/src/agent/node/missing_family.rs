@@ -22,7 +22,7 @@ pub struct Families<'a> {
     /// The ranges of virtual addresses.
     pub services: &'a [IpNet],
     /// Virtual addresses outside of these.
-    pub strays: &'a BTreeSet<IpAddr>,
+    pub outside_ranges: &'a BTreeSet<IpAddr>,
     /// Names of the uplinks.
     pub uplinks: Vec<&'a str>,
     /// Whether what pods send outside carries the node's address.
@@ -38,7 +38,7 @@ impl Families<'_> {
         ];
         families
             .into_iter()
-            .filter(move |(v4, is_lacking)| *is_lacking && self.uses(*v4))
+            .filter(move |(v4, is_missing)| *is_missing && self.uses(*v4))
             .map(move |(v4, _)| self.problem(v4))
     }
 
@@ -46,7 +46,7 @@ impl Families<'_> {
     fn uses(&self, v4: bool) -> bool {
         let of_family = |ranges: &[IpNet]| ranges.iter().any(|range| range.addr().is_ipv4() == v4);
         if self.own_pods.is_empty() {
-            of_family(self.services) || self.strays.iter().any(|address| address.is_ipv4() == v4)
+            of_family(self.services) || self.outside_ranges.iter().any(|address| address.is_ipv4() == v4)
         } else {
             of_family(self.own_pods)
         }
@@ -86,7 +86,7 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn lacking(node: &[&str], own_pods: &[&str], services: &[&str], strays: &[&str]) -> Vec<String> {
+    fn missing(node: &[&str], own_pods: &[&str], services: &[&str], outside_ranges: &[&str]) -> Vec<String> {
         let addresses: Vec<IpAddr> = node.iter().map(|text| text.parse().unwrap()).collect();
         let mut node = NodeAddresses::default();
         for address in addresses {
@@ -99,7 +99,7 @@ mod tests {
             node: &node,
             own_pods: &nets(own_pods),
             services: &nets(services),
-            strays: &strays.iter().map(|text| text.parse().unwrap()).collect(),
+            outside_ranges: &outside_ranges.iter().map(|text| text.parse().unwrap()).collect(),
             uplinks: vec!["up0"],
             masquerades: true,
         };
@@ -111,21 +111,21 @@ mod tests {
         const V4: &str = "192.0.2.11";
         const V6: &str = "2001:db8::11";
         let both = &["10.244.1.0/24", "2001:db8:f1::/64"];
-        let lacks_v6 = ["IPv6 address of this node"];
-        let lacks_v4 = ["IPv4 address of this node"];
+        let misses_v6 = ["IPv6 address of this node"];
+        let misses_v4 = ["IPv4 address of this node"];
         let none: [&str; 0] = [];
-        assert_eq!(lacking(&[V4, V6], both, both, &[]), none);
-        assert_eq!(lacking(&[V4], both, &[], &[]), lacks_v6);
-        assert_eq!(lacking(&[V6], both, &[], &[]), lacks_v4);
-        assert_eq!(lacking(&[], both, &[], &[]), [lacks_v4, lacks_v6].concat());
+        assert_eq!(missing(&[V4, V6], both, both, &[]), none);
+        assert_eq!(missing(&[V4], both, &[], &[]), misses_v6);
+        assert_eq!(missing(&[V6], both, &[], &[]), misses_v4);
+        assert_eq!(missing(&[], both, &[], &[]), [misses_v4, misses_v6].concat());
         // Services of a family that no pod here has.
         assert_eq!(
-            lacking(&[V4], &["10.244.1.0/24"], both, &["2001:db8:96::1"]),
+            missing(&[V4], &["10.244.1.0/24"], both, &["2001:db8:96::1"]),
             none
         );
         // Where the ranges of pods are not known, services show the families in use.
-        assert_eq!(lacking(&[V4], &[], both, &[]), lacks_v6);
-        assert_eq!(lacking(&[V4], &[], &[], &["2001:db8:96::1"]), lacks_v6);
-        assert_eq!(lacking(&[V4], &[], &[], &["10.96.0.1"]), none);
+        assert_eq!(missing(&[V4], &[], both, &[]), misses_v6);
+        assert_eq!(missing(&[V4], &[], &[], &["2001:db8:96::1"]), misses_v6);
+        assert_eq!(missing(&[V4], &[], &[], &["10.96.0.1"]), none);
     }
 }
