@@ -102,6 +102,11 @@ pub fn artifacts(cargo: &mut Command) -> Result<Vec<Artifact>> {
         );
     }
     let text = String::from_utf8(output.stdout).context("cargo's account of what it built is no text")?;
+    read_artifacts(&text)
+}
+
+/// The artifacts in cargo's output of `--message-format=json`.
+pub fn read_artifacts(text: &str) -> Result<Vec<Artifact>> {
     let parsed = text
         .lines()
         .filter(|line| line.starts_with('{'))

@@ -12,6 +12,7 @@ mod cluster;
 mod command;
 mod demo;
 mod e2e;
+mod faults;
 mod image;
 mod kubernetes;
 mod manifests;
@@ -61,6 +62,12 @@ enum Verb {
     },
     /// Run every check and test that this machine can run
     Test(test::Options),
+    /// Put each fault of xtask/faults.yaml into a copy of the last commit, and check that its test fails
+    Faults {
+        /// Only faults whose name, file or test contains this
+        #[arg(value_name = "FILTER")]
+        filter: Option<String>,
+    },
     /// Show Millrace at work: nodes, pods, real traffic, every step checked
     Demo {
         /// Leave the nodes and pods running for experiments
@@ -117,6 +124,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Image { output } => image::run(output.as_deref())?,
         Verb::Manifests { check } => manifests::run(check)?,
         Verb::Test(options) => return test::run(&options),
+        Verb::Faults { filter } => return faults::run(filter.as_deref()),
         Verb::Demo { keep } => demo::run(keep)?,
         Verb::Bench {
             quick,

@@ -108,7 +108,8 @@ fn is_millrace(artifact: &Artifact) -> bool {
             .is_some_and(|target| target.name == "millrace" && target.kind == ["bin"])
 }
 
-fn test_program(artifact: Artifact) -> Option<TestProgram> {
+/// The test program that an artifact of cargo is, if it is one.
+pub fn test_program(artifact: Artifact) -> Option<TestProgram> {
     let executable = artifact.executable?;
     if !artifact.profile?.test {
         return None;

@@ -156,7 +156,8 @@ impl Runner {
         command
     }
 
-    fn outcomes(
+    /// The outcome of each test of a program whose name contains one of the filters.
+    pub fn outcomes(
         &self,
         program: &TestProgram,
         filter: &[&str],
