@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_first_release() {
+    fn interface_names_match_the_first_release() {
         let attachment = |id: &str, name: &str| Attachment {
             container_id: id.into(),
             if_name: name.into(),

@@ -33,7 +33,7 @@ const LARGEST_INPUT: u64 = 16 << 20;
 
 /// The document for standard output, and the success of the call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub struct Output {
     /// The document, if there is one.
     pub document: Option<Value>,
     /// Whether the document is a result and not an error.
@@ -41,7 +41,7 @@ pub struct Answer {
 }
 
 /// Carries out a call: reads its environment through `variable` and its configuration from `input`.
-pub fn call(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+pub fn call(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Output {
     let mut bytes = Vec::new();
     let read = read(input, &mut bytes);
     let done = Environment::read(variable).and_then(|environment| {
@@ -49,7 +49,7 @@ pub fn call(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> An
         verbs::run(&environment, &bytes)
     });
     match done {
-        Ok(document) => Answer {
+        Ok(document) => Output {
             document,
             success: true,
         },
@@ -57,7 +57,7 @@ pub fn call(variable: impl Fn(&str) -> Option<OsString>, input: impl Read) -> An
             let stated = NetworkConfig::stated_version(&bytes);
             let known = stated.filter(|version| Version::parse(version).is_ok());
             let version = known.unwrap_or_else(|| Version::NEWEST.to_string());
-            Answer {
+            Output {
                 document: Some(error.document(&version)),
                 success: false,
             }

@@ -40,7 +40,7 @@ fn ids(programs: &Programs) -> Vec<u32> {
 }
 
 #[test]
-fn filters_of_our_own_pods_are_taken_over_and_given_new_programs() {
+fn filters_of_our_own_pods_are_adopted_with_new_programs() {
     on_a_node(|world| {
         let pod = world.pod("pod");
         let result = world.add("c1", &pod).done();

@@ -93,7 +93,7 @@ fn wait_for(world: &World, what: &str, mut condition: impl FnMut() -> bool) {
         let log = fs::read_to_string(world.path("agent.log")).unwrap_or_default();
         assert!(
             Instant::now() < deadline,
-            "waiting until {what}; the agent says: {log}"
+            "waiting until {what}; the agent's log: {log}"
         );
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -121,7 +121,7 @@ fn attached(world: &World, binary: &Path) -> Vec<String> {
 }
 
 /// The filters of pods' interfaces, each with its interface, and the number of pinned links.
-fn hanging(world: &World, interfaces: &[&str]) -> (Vec<(String, Filter)>, usize) {
+fn attached_filters(world: &World, interfaces: &[&str]) -> (Vec<(String, Filter)>, usize) {
     let mut control = TrafficControl::open().unwrap();
     let mut filters = Vec::new();
     for interface in interfaces {
@@ -158,7 +158,7 @@ fn an_agent_and_the_plugin_adopt_what_the_other_attached() {
         // ADD works without an agent too.
         let client = world.pod("client");
         let second = host_name(&world.add("client", &client).done());
-        let before = hanging(world, &[&first, &second]);
+        let before = attached_filters(world, &[&first, &second]);
         assert_eq!((before.0.len(), before.1), (4, 0), "{before:?}");
         let qdiscs = [&first, &second].map(|interface| {
             let index = nix::net::if_::if_nametoindex(interface.as_str()).unwrap();
@@ -172,7 +172,7 @@ fn an_agent_and_the_plugin_adopt_what_the_other_attached() {
             attached.contains(&first) && attached.contains(&second)
         });
         assert_eq!(
-            hanging(world, &[&first, &second]),
+            attached_filters(world, &[&first, &second]),
             before,
             "the agent has attached nothing anew"
         );
@@ -203,6 +203,6 @@ fn through_the_service(server: &Path, client: &Path) {
     client.send_to(b"hello", "10.96.0.10:7").unwrap();
     let (_, from) = server.recv_from(&mut [0; 16]).expect("the request arrives");
     server.send_to(b"hello", from).unwrap();
-    let (_, from) = client.recv_from(&mut [0; 16]).expect("the answer arrives");
+    let (_, from) = client.recv_from(&mut [0; 16]).expect("the reply arrives");
     assert_eq!(from.to_string(), "10.96.0.10:7");
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cni_plugin::datapath::Datapath;
-use cni_plugin::netlink::{Conversation, ip, link};
+use cni_plugin::netlink::{NetlinkSocket, ip, link};
 use serde_json::{Value, json};
 use support::{NODE_V4, NODE_V6, World, interfaces, names, on_a_node, with};
 
@@ -32,7 +32,7 @@ fn reach(pod: &Path, node: &str) -> String {
             .recv_from(&mut [0; 16])
             .expect("the node gets what the pod sends");
         server.send_to(b"pong", from).unwrap();
-        client.recv_from(&mut [0; 16]).expect("the pod gets the answer");
+        client.recv_from(&mut [0; 16]).expect("the pod gets the reply");
         from
     });
     from.ip().to_string()
@@ -65,12 +65,12 @@ fn a_pod_gets_an_interface_of_both_families() {
             let seen = reach(&pod, node);
             assert!(seen == "10.244.1.2" || seen == "fd00:1::2", "{seen}");
         }
-        let index = link::find(&mut Conversation::open().unwrap(), host)
+        let index = link::find(&mut NetlinkSocket::open().unwrap(), host)
             .unwrap()
             .unwrap()
             .index;
         // Before Linux 5.14 no socket reports the cookie, and the agent finds it otherwise.
-        let cookie = World::inside(&pod, || Conversation::open().unwrap().netns_cookie());
+        let cookie = World::inside(&pod, || NetlinkSocket::open().unwrap().netns_cookie());
         let entries: Vec<_> = cookie.map(|cookie| (cookie, index)).into_iter().collect();
         assert_eq!(world.namespaces(), entries);
         let missing = Datapath::open(&world.bpf_root).unwrap().missing(index).unwrap();
@@ -85,7 +85,7 @@ fn a_pod_gets_an_interface_of_both_families() {
 }
 
 #[test]
-fn the_gateway_and_the_pod_need_not_be_asked_for() {
+fn the_gateway_and_the_pod_need_no_neighbour_request() {
     on_a_node(|world| {
         let pod = world.pod("pod");
         let result = world.add("c1", &pod).done();
@@ -159,7 +159,7 @@ fn an_interface_that_exists_is_left_alone() {
 }
 
 #[test]
-fn what_add_cannot_do_it_refuses_without_a_trace() {
+fn an_impossible_add_is_refused_without_a_trace() {
     on_a_node(|world| {
         let pod = world.pod("pod");
         let missing = world.path("missing");
@@ -198,7 +198,7 @@ fn what_add_cannot_do_it_refuses_without_a_trace() {
 }
 
 #[test]
-fn what_is_asked_for_is_given() {
+fn requested_settings_are_applied() {
     on_a_node(|world| {
         let pod = world.pod("pod");
         let asked = json!({
@@ -224,7 +224,7 @@ fn what_is_asked_for_is_given() {
 }
 
 #[test]
-fn a_result_has_the_form_of_its_version_and_passes_on_what_came_before() {
+fn a_result_has_the_form_of_its_version_and_passes_on_the_previous_one() {
     on_a_node(|world| {
         let previous = json!({
             "cniVersion": "0.4.0", "interfaces": [{"name": "lo", "sandbox": "/x"}],
@@ -356,7 +356,7 @@ fn routes_and_addresses_are_those_of_the_configuration() {
             json!([{"dst": "192.0.2.0/24", "gw": "169.254.1.1", "mtu": 1400, "priority": 7}])
         );
         let routes = World::inside(&pod, || {
-            ip::gateway_routes(&mut Conversation::open().unwrap()).unwrap()
+            ip::gateway_routes(&mut NetlinkSocket::open().unwrap()).unwrap()
         });
         assert_eq!(routes.len(), 1);
         assert_eq!(routes[0].0.to_string(), "192.0.2.0/24");

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use cni_plugin::attachment::{host_mac, mac_text};
 use cni_plugin::config::Attachment;
-use cni_plugin::netlink::{Conversation, Request};
+use cni_plugin::netlink::{NetlinkSocket, Request};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -47,7 +47,7 @@ fn make_local() {
         RouteAttribute::Destination(RouteAddress::Inet([198, 51, 100, 0].into())),
     ];
     let request = Request::make("making a range local", RouteNetlinkMessage::NewRoute(message));
-    Conversation::open().unwrap().ask(request).unwrap();
+    NetlinkSocket::open().unwrap().ask(request).unwrap();
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn a_host_port_at_an_address_that_is_not_the_nodes_is_refused() {
         ] {
             let refused = ask_for_port(world, "pod", address);
             assert_eq!(refused.code(), 110, "{address}: {}", refused.document);
-            let told = refused.document["msg"].as_str().unwrap();
-            assert!(told.contains(&format!("hostIP {named} ")), "{told}");
+            let details = refused.document["msg"].as_str().unwrap();
+            assert!(details.contains(&format!("hostIP {named} ")), "{details}");
             assert_eq!(world.traces(), before, "{address}");
         }
         assert_eq!(ask_for_port(world, "pod", "fe80::1%eth0").code(), 7);
@@ -147,8 +147,8 @@ fn the_port_of_the_nodes_tunnels_is_no_host_port() {
         for host_ip in ["", NODE_V4, NODE_V6, "127.0.0.1"] {
             let refused = ask_for("pod", "udp", host_ip);
             assert_eq!(refused.code(), 109, "{host_ip}: {}", refused.document);
-            let told = refused.document["details"].as_str().unwrap();
-            assert!(told.contains("tunnels"), "{told}");
+            let details = refused.document["details"].as_str().unwrap();
+            assert!(details.contains("tunnels"), "{details}");
             assert_eq!(world.traces(), before, "{host_ip}");
         }
         ask_for("pod", "tcp", "").done();
@@ -210,8 +210,8 @@ fn addresses_are_those_that_the_operator_gives() {
         ] {
             let refused = ask(world, "pod", &json!({"ips": [address]}));
             assert_eq!(refused.code(), 102, "{address}");
-            let told = refused.document["details"].as_str().unwrap();
-            assert!(told.contains(address), "{told}");
+            let details = refused.document["details"].as_str().unwrap();
+            assert!(details.contains(address), "{details}");
             assert_eq!(world.traces(), before, "{address}");
         }
         // The refusal holds even if the range is the whole subnet.
@@ -263,7 +263,7 @@ fn the_limit_of_the_network_holds_where_a_pod_asks_for_more() {
                 &with(world.config(), &limits),
             )
             .done();
-            let rates = cni_plugin::netlink::rates::rates(&mut Conversation::open().unwrap()).unwrap();
+            let rates = cni_plugin::netlink::rates::rates(&mut NetlinkSocket::open().unwrap()).unwrap();
             world.del(name, None).done();
             (rates.len(), rates.into_values().collect::<BTreeSet<_>>())
         };

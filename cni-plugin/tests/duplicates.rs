@@ -12,7 +12,7 @@ mod wire;
 use std::path::Path;
 use std::time::Instant;
 
-use cni_plugin::netlink::{Conversation, Request, ip};
+use cni_plugin::netlink::{NetlinkSocket, Request, ip};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{
@@ -43,7 +43,7 @@ fn addresses(result: &Value) -> [&str; 2] {
 }
 
 #[test]
-fn what_a_neighbour_holds_is_not_given() {
+fn an_address_of_a_neighbour_is_not_allocated() {
     on_a_node(|world| {
         let wire = Wire::connect(world);
         Wire::hurry(100);
@@ -51,13 +51,13 @@ fn what_a_neighbour_holds_is_not_given() {
         wire.give("fd00:1::3/64");
         let pod = world.pod("pod");
         let before = world.traces();
-        let holder = format!("{MAC_TEXT} on the link of interface {WIRE} has it");
+        let owner = format!("{MAC_TEXT} on the link of interface {WIRE} has it");
         // Each ADD takes the next addresses, so that the third one succeeds.
         for address in ["10.244.1.2", "fd00:1::3"] {
             let details = refused(&add(world, "c1", &pod, json!({})), 11, address);
             assert_eq!(
                 details,
-                format!("{holder}: the next ADD tries the next one of its range")
+                format!("{owner}: the next ADD tries the next one of its range")
             );
             assert_eq!(world.traces(), before);
             assert_eq!(World::inside(&pod, interfaces), ["lo"]);
@@ -75,16 +75,16 @@ fn what_a_neighbour_holds_is_not_given() {
         for address in ["10.244.1.2", "fd00:1::3"] {
             let asked = json!({"runtimeConfig": {"ips": [address]}});
             let details = refused(&add(world, "c1", &pod, asked), 102, address);
-            assert_eq!(details, format!("{holder}: ask for another one"));
+            assert_eq!(details, format!("{owner}: ask for another one"));
             assert_eq!(world.traces(), before);
         }
     });
 }
 
 #[test]
-fn what_the_node_holds_is_not_given() {
+fn an_address_of_the_node_is_not_allocated() {
     on_a_node(|world| {
-        let mut node = Conversation::open().unwrap();
+        let mut node = NetlinkSocket::open().unwrap();
         for address in ["10.244.1.2", "fd00:1::3"] {
             let alone = ip::alone(address.parse().unwrap());
             node.ask(ip::address(1, alone)).unwrap();
@@ -103,7 +103,7 @@ fn what_the_node_holds_is_not_given() {
 }
 
 #[test]
-fn what_another_pod_of_the_node_has_is_not_given() {
+fn an_address_of_another_pod_is_not_allocated() {
     on_a_node(|world| {
         let wire = Wire::connect(world);
         Wire::hurry(100);
@@ -130,7 +130,7 @@ fn what_another_pod_of_the_node_has_is_not_given() {
         assert_eq!(world.traces(), before);
         assert_eq!(World::inside(&other, interfaces), ["lo"]);
         // A pod of another plugin may send no ARP reply, if the node has a permanent entry for it.
-        let mut node = Conversation::open().unwrap();
+        let mut node = NetlinkSocket::open().unwrap();
         node.ask(ip::link_route(wire.index, "10.244.1.3".parse().unwrap()))
             .unwrap();
         let mac = [2, 0, 0, 0, 0xaa, 3];
@@ -145,7 +145,7 @@ fn what_another_pod_of_the_node_has_is_not_given() {
 }
 
 #[test]
-fn what_nobody_answers_for_is_given() {
+fn an_address_without_a_reply_is_allocated() {
     on_a_node(|world| {
         let wire = Wire::connect(world);
         Wire::hurry(300);
@@ -171,7 +171,7 @@ fn what_nobody_answers_for_is_given() {
 }
 
 #[test]
-fn what_the_kernel_knew_before_is_asked_for_again() {
+fn a_known_neighbour_is_probed_again() {
     on_a_node(|world| {
         let wire = Wire::connect(world);
         Wire::hurry(100);
@@ -228,12 +228,12 @@ fn nowhere(to: &str, kind: RouteType) -> Request {
 }
 
 #[test]
-fn where_nobody_can_be_asked_nobody_is() {
+fn an_address_that_is_not_on_link_is_not_probed() {
     on_a_node(|world| {
         let wire = Wire::connect(world);
-        let mut node = Conversation::open().unwrap();
-        let ways = [RouteType::Unreachable, RouteType::BlackHole, RouteType::Prohibit];
-        for (index, kind) in ways.into_iter().enumerate() {
+        let mut node = NetlinkSocket::open().unwrap();
+        let route_types = [RouteType::Unreachable, RouteType::BlackHole, RouteType::Prohibit];
+        for (index, kind) in route_types.into_iter().enumerate() {
             let (v4, v6) = (format!("10.{index}.0.0/16"), format!("fd00:{index}00::/48"));
             node.batch(vec![nowhere(&v4, kind), nowhere(&v6, kind)]).unwrap();
         }
@@ -256,7 +256,7 @@ fn where_nobody_can_be_asked_nobody_is() {
 }
 
 #[test]
-fn without_the_key_nobody_is_asked() {
+fn without_the_key_no_address_is_probed() {
     on_a_node(|world| {
         let wire = Wire::connect(world);
         for address in ["10.244.1.2/24", "fd00:1::2/64", "10.244.1.4/24"] {

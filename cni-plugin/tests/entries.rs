@@ -11,7 +11,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use cni_plugin::netlink::{Conversation, link};
+use cni_plugin::netlink::{NetlinkSocket, link};
 use proxy_common::maps::PodFlags;
 use serde_json::{Value, json};
 use support::{Called, PODS_CAPACITY, World, on_a_node, with};
@@ -37,7 +37,7 @@ fn add(world: &World, name: &str, mappings: &Value) -> Called {
 
 fn index(result: &Value) -> u32 {
     let host = result["interfaces"][0]["name"].as_str().unwrap();
-    let found = link::find(&mut Conversation::open().unwrap(), host).unwrap();
+    let found = link::find(&mut NetlinkSocket::open().unwrap(), host).unwrap();
     found.unwrap().index
 }
 
@@ -50,7 +50,7 @@ fn a_pod_is_entered_by_address_and_by_interface() {
         let limited = json!({"runtimeConfig": {"bandwidth": {"ingressRate": 50_000_000}}});
         let result = World::call("ADD", "c1", Some(&pod), &with(world.config(), &limited)).done();
         let index = index(&result);
-        let cookie = World::inside(&pod, || Conversation::open().unwrap().netns_cookie());
+        let cookie = World::inside(&pod, || NetlinkSocket::open().unwrap().netns_cookie());
         let mac = result["interfaces"][1]["mac"].as_str().unwrap();
         let octets: Vec<u8> = mac
             .split(':')
@@ -130,8 +130,8 @@ fn a_host_port_is_one_pods() {
             let before = world.traces();
             let refused = add(world, "second", &port(same, "tcp"));
             assert_eq!(refused.code(), 109, "{same:?}");
-            let told = refused.document["details"].as_str().unwrap();
-            assert!(told.contains("default/first"), "{told}");
+            let failure = refused.document["details"].as_str().unwrap();
+            assert!(failure.contains("default/first"), "{failure}");
             assert_eq!(world.traces(), before, "{same:?}");
         }
         // Entries with another address, protocol or family do not clash.
@@ -152,7 +152,7 @@ fn a_host_port_is_one_pods() {
                 .iter()
                 .map(|(_, port)| port.interface)
                 .collect::<Vec<_>>();
-            let mut node = Conversation::open().unwrap();
+            let mut node = NetlinkSocket::open().unwrap();
             index
                 .into_iter()
                 .any(|index| !link::exists(&mut node, index).unwrap())
@@ -213,7 +213,7 @@ fn of_parallel_adds_one_wins_a_host_port() {
 }
 
 #[test]
-fn a_full_table_is_told_and_leaves_nothing() {
+fn a_full_table_is_reported_and_leaves_nothing() {
     on_a_node(|world| {
         let foreign: Vec<IpAddr> = (0..PODS_CAPACITY)
             .map(|number| IpAddr::from([10, 9, (number >> 8) as u8, number as u8]))
@@ -221,9 +221,9 @@ fn a_full_table_is_told_and_leaves_nothing() {
         world.enter_pods(&foreign);
         let before = world.traces();
         let pod = world.pod("pod");
-        let told = world.add("c1", &pod);
-        assert_eq!(told.code(), 106);
-        let details = told.document["details"].as_str().unwrap();
+        let failure = world.add("c1", &pod);
+        assert_eq!(failure.code(), 106);
+        let details = failure.document["details"].as_str().unwrap();
         assert!(details.contains("PODS is full"), "{details}");
         assert_eq!(world.traces(), before);
     });
@@ -240,9 +240,9 @@ fn check_and_del_find_entries_by_their_owner() {
         check().done();
         // Another pod has taken over the entry.
         world.enter_pods(&["10.244.1.2".parse().unwrap()]);
-        let told = check();
-        assert_eq!(told.code(), 107);
-        let details = told.document["details"].as_str().unwrap();
+        let failure = check();
+        assert_eq!(failure.code(), 107);
+        let details = failure.document["details"].as_str().unwrap();
         assert!(details.contains("10.244.1.2"), "{details}");
         // The address is leased to this container, so DEL removes the entry as well.
         world.del("c1", None).done();

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cni_plugin::netlink::{Conversation, Request};
+use cni_plugin::netlink::{NetlinkSocket, Request};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use serde_json::json;
@@ -32,12 +32,12 @@ const USUAL: Duration = Duration::from_millis(5);
 /// Whether the flows under a limit have queues of their own.
 fn is_shared_fairly() -> bool {
     let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-    let listed = Conversation::open()
+    let listed = NetlinkSocket::open()
         .unwrap()
         .ask(Request::list("listing queueing disciplines", all))
         .unwrap();
-    listed.iter().any(|answer| {
-        let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else {
+    listed.iter().any(|reply| {
+        let RouteNetlinkMessage::NewQueueDiscipline(message) = reply else {
             return false;
         };
         let is_fair =
@@ -47,7 +47,7 @@ fn is_shared_fairly() -> bool {
 }
 
 #[test]
-fn who_sends_little_does_not_wait_for_who_sends_much() {
+fn a_small_flow_does_not_wait_for_a_bulk_flow() {
     let mut is_fair = true;
     on_a_node(|world| {
         for key in ["ingressRate", "egressRate"] {
@@ -113,9 +113,9 @@ fn round_trips(pod: &Path) -> Vec<Duration> {
             let begin = Instant::now();
             let question = number.to_ne_bytes();
             inner.send(&question).unwrap();
-            let mut answer = [0; 8];
+            let mut reply = [0; 8];
             // A late reply belongs to an earlier request.
-            while answer != question && inner.recv(&mut answer).is_ok() {}
+            while reply != question && inner.recv(&mut reply).is_ok() {}
             begin.elapsed()
         };
         (0..QUESTIONS).map(ask).collect()

@@ -56,7 +56,7 @@ fn ranges() -> Value {
 }
 
 #[test]
-fn leases_change_hands_both_ways() {
+fn leases_are_exchanged_with_host_local() {
     let Some(program) = host_local() else {
         return skip(
             "no host-local: `cargo xtask test` unpacks Debian's containernetworking-plugins where it can",

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-use cni_plugin::Answer;
+use cni_plugin::Output;
 use serde_json::{Value, json};
 use support::{World, interfaces, on_a_bare_node, on_a_node, run};
 
@@ -157,22 +157,22 @@ fn mutate(random: &mut Random, world: &World) -> (Variables, Vec<u8>) {
     (variables, bytes)
 }
 
-fn ask(variables: &Variables, input: &[u8]) -> Answer {
+fn ask(variables: &Variables, input: &[u8]) -> Output {
     let variable = |name: &str| variables.get(name).map(|value| OsString::from_vec(value.clone()));
     cni_plugin::call(variable, input)
 }
 
 /// Checks the code and the document of a reply to any mutated call.
-fn judge(variables: &Variables, input: &[u8], answer: &Answer) {
-    let context = || format!("{variables:?} {}: {answer:?}", String::from_utf8_lossy(input));
+fn judge(variables: &Variables, input: &[u8], output: &Output) {
+    let context = || format!("{variables:?} {}: {output:?}", String::from_utf8_lossy(input));
     let verb = variables["CNI_COMMAND"].as_slice();
-    if answer.success {
+    if output.success {
         // ADD and CHECK cannot succeed here, and DEL has nothing to remove.
         assert!(matches!(verb, b"DEL" | b"GC" | b"VERSION"), "{}", context());
-        assert_eq!(answer.document.is_some(), verb == b"VERSION", "{}", context());
+        assert_eq!(output.document.is_some(), verb == b"VERSION", "{}", context());
         return;
     }
-    let document = answer.document.as_ref().expect("a document");
+    let document = output.document.as_ref().expect("a document");
     for key in ["cniVersion", "msg", "details"] {
         assert!(document[key].is_string(), "{}", context());
     }
@@ -198,7 +198,7 @@ fn judge(variables: &Variables, input: &[u8], answer: &Answer) {
 }
 
 #[test]
-fn mutated_calls_are_answered_with_the_right_code() {
+fn mutated_calls_return_the_right_code() {
     on_a_bare_node(|world| {
         let count: u32 =
             std::env::var("MILLRACE_CNI_INPUTS").map_or(100_000, |count| count.parse().expect("a number"));
@@ -207,9 +207,9 @@ fn mutated_calls_are_answered_with_the_right_code() {
         let mut codes = BTreeMap::<u64, u32>::new();
         for index in 0..count {
             let (variables, input) = mutate(&mut random, world);
-            let answer = ask(&variables, &input);
-            judge(&variables, &input, &answer);
-            let code = answer
+            let output = ask(&variables, &input);
+            judge(&variables, &input, &output);
+            let code = output
                 .document
                 .as_ref()
                 .map_or(0, |document| document["code"].as_u64().unwrap_or(0));
@@ -220,8 +220,8 @@ fn mutated_calls_are_answered_with_the_right_code() {
                     command.env(name, OsString::from_vec(value.clone()));
                 }
                 let called = run(&mut command, &input);
-                assert_eq!(called.status == 0, answer.success);
-                assert_eq!(called.document, answer.document.unwrap_or_default());
+                assert_eq!(called.status == 0, output.success);
+                assert_eq!(called.document, output.document.unwrap_or_default());
             }
         }
         println!("{count} calls, by code: {codes:?}");
@@ -235,7 +235,7 @@ fn mutated_calls_are_answered_with_the_right_code() {
 }
 
 /// The configuration of a pod with all kinds of requests.
-fn wishes(world: &World) -> Value {
+fn full_config_of_node(world: &World) -> Value {
     let ports = json!([
         {"hostPort": 80, "containerPort": 80, "protocol": "tcp"},
         {"hostPort": 53, "containerPort": 53, "protocol": "udp"},
@@ -261,7 +261,7 @@ fn mutated_adds_on_a_node_leave_nothing_behind() {
         let mut random = Random(0x6d69_6c6c_7261_6365);
         let (mut done, mut refused) = (0, 0);
         for _ in 0..CALLS {
-            let mut config = wishes(world);
+            let mut config = full_config_of_node(world);
             for _ in 0..=random.below(2) {
                 // The paths of the configuration stay unchanged.
                 let part = match random.below(4) {

@@ -10,7 +10,7 @@ use std::path::Path;
 use cni_plugin::config::HostPort;
 use cni_plugin::datapath::{Datapath, Entry};
 use cni_plugin::ipam::Store;
-use cni_plugin::netlink::{Conversation, ip, link};
+use cni_plugin::netlink::{NetlinkSocket, ip, link};
 use serde_json::{Value, json};
 use support::{World, names, on_a_node, with};
 
@@ -52,7 +52,7 @@ fn a_pod_ends_without_the_pins_that_it_began_with() {
 }
 
 #[test]
-fn entries_are_made_again_from_what_is_noted() {
+fn entries_are_restored_from_notes() {
     on_a_node(|world| {
         let pod = world.pod("pod");
         let result = add(world, "c1", &pod);
@@ -62,7 +62,7 @@ fn entries_are_made_again_from_what_is_noted() {
             .note(host)
             .unwrap()
             .unwrap();
-        let mut socket = Conversation::open().unwrap();
+        let mut socket = NetlinkSocket::open().unwrap();
         let index = link::find(&mut socket, host).unwrap().unwrap().index;
         let addresses: Vec<IpAddr> = note.addresses.clone();
         let host_ports: Vec<HostPort> = note.host_ports.clone();
@@ -129,7 +129,7 @@ fn an_add_that_fails_names_the_running_pod_and_leaves_its_entries() {
         ),
         (|dir| fs::remove_dir_all(dir).unwrap(), "another pod"),
     ];
-    for (lose, holder) in losses {
+    for (lose, owner) in losses {
         on_a_node(|world| {
             let pod = world.pod("runs");
             let result = add(world, "runs", &pod);
@@ -141,8 +141,8 @@ fn an_add_that_fails_names_the_running_pod_and_leaves_its_entries() {
             assert_eq!(called.code(), 11, "{called:?}");
             assert_eq!(called.document["msg"], "address 10.244.1.2 is in use");
             let details = called.document["details"].as_str().unwrap();
-            let says = format!("{holder} has it at interface {host}, and its lease is gone from");
-            assert!(details.starts_with(&says), "{details}");
+            let expected = format!("{owner} has it at interface {host}, and its lease is gone from");
+            assert!(details.starts_with(&expected), "{details}");
             assert!(
                 details.ends_with("the next ADD tries the next one of its range"),
                 "{details}"
@@ -158,17 +158,17 @@ fn an_add_that_fails_names_the_running_pod_and_leaves_its_entries() {
 }
 
 #[test]
-fn a_route_that_another_made_to_a_pods_address_is_named() {
+fn a_foreign_route_to_a_pods_address_is_named() {
     on_a_node(|world| {
         let other = world.pod("comes");
-        let mut node = Conversation::open().unwrap();
+        let mut node = NetlinkSocket::open().unwrap();
         node.ask(link::up(1)).unwrap();
         node.ask(ip::link_route(1, "10.244.1.2".parse().unwrap()))
             .unwrap();
         let called = World::call("ADD", "comes", Some(&other), &world.config());
         assert_eq!(called.code(), 11, "{called:?}");
         let details = called.document["details"].as_str().unwrap();
-        let says = "a route of another leads to it by interface lo, see `ip route show 10.244.1.2`";
-        assert!(details.starts_with(says), "{details}");
+        let expected = "a route of another leads to it by interface lo, see `ip route show 10.244.1.2`";
+        assert!(details.starts_with(expected), "{details}");
     });
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cni_plugin::netlink::{Conversation, link};
+use cni_plugin::netlink::{NetlinkSocket, link};
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::maps::{PodFlags, PodLinkFlags};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ fn limited(world: &World, bandwidth: &Value) -> Value {
 }
 
 #[test]
-fn what_a_pod_sends_goes_through_a_device_of_its_own() {
+fn egress_of_a_pod_passes_its_own_limiter() {
     on_a_node(|world| {
         let before = world.traces();
         let pod = world.pod("pod");
@@ -56,7 +56,7 @@ fn what_a_pod_sends_goes_through_a_device_of_its_own() {
             .find(|name| name.starts_with("ml"))
             .unwrap();
         let index = |name: &str| {
-            let found = link::find(&mut Conversation::open().unwrap(), name).unwrap();
+            let found = link::find(&mut NetlinkSocket::open().unwrap(), name).unwrap();
             found.unwrap().index
         };
         let links = world.pod_links();
@@ -94,40 +94,40 @@ fn gc_removes_a_device_that_is_left() {
         )
         .done();
         World::end_pod(&pod);
-        let nobody = with(world.config(), &json!({"cni.dev/valid-attachments": []}));
-        World::call("GC", "", None, &nobody).done();
+        let no_attachments = with(world.config(), &json!({"cni.dev/valid-attachments": []}));
+        World::call("GC", "", None, &no_attachments).done();
         assert_eq!(world.traces(), before);
     });
 }
 
 /// The direction of the limited traffic.
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Way {
+enum Direction {
     ToPod,
     FromPod,
 }
 
 #[test]
-fn what_a_pod_receives_has_its_rate() {
-    on_a_node(|world| hold_to_rates(world, Way::ToPod));
+fn ingress_of_a_pod_has_its_rate() {
+    on_a_node(|world| hold_to_rates(world, Direction::ToPod));
 }
 
 #[test]
-fn what_a_pod_sends_has_its_rate() {
-    on_a_node(|world| hold_to_rates(world, Way::FromPod));
+fn egress_of_a_pod_has_its_rate() {
+    on_a_node(|world| hold_to_rates(world, Direction::FromPod));
 }
 
-fn hold_to_rates(world: &World, way: Way) {
+fn hold_to_rates(world: &World, direction: Direction) {
     for rate in RATES {
-        let key = match way {
-            Way::ToPod => "ingressRate",
-            Way::FromPod => "egressRate",
+        let key = match direction {
+            Direction::ToPod => "ingressRate",
+            Direction::FromPod => "egressRate",
         };
         let name = format!("pod{rate}");
         let pod = world.pod(&name);
         World::call("ADD", &name, Some(&pod), &limited(world, &json!({key: rate}))).done();
-        hold("TCP", rate, || tcp(&pod, way, rate));
-        hold("UDP", rate, || udp(&pod, way, rate));
+        hold("TCP", rate, || tcp(&pod, direction, rate));
+        hold("UDP", rate, || udp(&pod, direction, rate));
         world.del(&name, None).done();
     }
 }
@@ -170,14 +170,14 @@ fn rate_of(limit: u64, mut read: impl FnMut() -> usize) -> f64 {
 }
 
 /// The rate of one TCP flow.
-fn tcp(pod: &Path, way: Way, limit: u64) -> f64 {
+fn tcp(pod: &Path, direction: Direction, limit: u64) -> f64 {
     let listener = TcpListener::bind((NODE_V4, 0)).unwrap();
     let to = listener.local_addr().unwrap();
     let inner = World::inside(pod, || TcpStream::connect(to).unwrap());
     let (outer, _) = listener.accept().unwrap();
-    let (sender, receiver) = match way {
-        Way::ToPod => (outer, inner),
-        Way::FromPod => (inner, outer),
+    let (sender, receiver) = match direction {
+        Direction::ToPod => (outer, inner),
+        Direction::FromPod => (inner, outer),
     };
     let segment = f64::from(nix::sys::socket::getsockopt(&sender, sockopt::TcpMaxSeg).unwrap());
     thread::scope(|scope| {
@@ -195,7 +195,7 @@ fn tcp(pod: &Path, way: Way, limit: u64) -> f64 {
 }
 
 /// The rate of datagrams whose sender ignores the limit.
-fn udp(pod: &Path, way: Way, limit: u64) -> f64 {
+fn udp(pod: &Path, direction: Direction, limit: u64) -> f64 {
     const HEADERS: usize = 14 + 20 + 8;
     // At low rates datagrams are small, so that the count is fine enough. At high rates one system call sends
     // many (udp(7)).
@@ -214,9 +214,9 @@ fn udp(pod: &Path, way: Way, limit: u64) -> f64 {
     });
     let (_, from) = outer.recv_from(&mut [0; 16]).unwrap();
     outer.connect(from).unwrap();
-    let (sender, receiver) = match way {
-        Way::ToPod => (outer, inner),
-        Way::FromPod => (inner, outer),
+    let (sender, receiver) = match direction {
+        Direction::ToPod => (outer, inner),
+        Direction::FromPod => (inner, outer),
     };
     setsockopt(&receiver, sockopt::RcvBufForce, &(8 << 20)).unwrap();
     if at_once > 1 {

@@ -4,12 +4,12 @@
 #[expect(dead_code, reason = "this file needs a part of it")]
 mod support;
 
-use cni_plugin::netlink::{Conversation, link};
+use cni_plugin::netlink::{NetlinkSocket, link};
 use serde_json::{Value, json};
 use support::{World, names, on_a_bare_node, on_a_node, with};
 
 #[test]
-fn check_tells_what_is_different() {
+fn check_names_each_difference() {
     on_a_node(|world| {
         let pod = world.pod("pod");
         let result = world.add("c1", &pod).done();
@@ -22,24 +22,24 @@ fn check_tells_what_is_different() {
         std::fs::rename(&lease, world.path("kept")).unwrap();
         assert_eq!(check().code(), 107);
         std::fs::rename(world.path("kept"), &lease).unwrap();
-        let index = link::find(&mut Conversation::open().unwrap(), host)
+        let index = link::find(&mut NetlinkSocket::open().unwrap(), host)
             .unwrap()
             .unwrap()
             .index;
         world.detach(index);
-        let told = check();
+        let failure = check();
         assert!(
-            told.document["details"]
+            failure.document["details"]
                 .as_str()
                 .unwrap()
                 .contains("from_own_pod"),
-            "{told:?}"
+            "{failure:?}"
         );
         // The removal of the interface removes its routes and addresses.
         World::inside(&pod, || {
-            let mut conversation = Conversation::open().unwrap();
-            let index = link::find(&mut conversation, "eth0").unwrap().unwrap().index;
-            link::remove(&mut conversation, index).unwrap();
+            let mut socket = NetlinkSocket::open().unwrap();
+            let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
+            link::remove(&mut socket, index).unwrap();
         });
         assert_eq!(check().code(), 107);
         world.del("c1", Some(&pod)).done();
@@ -47,7 +47,7 @@ fn check_tells_what_is_different() {
 }
 
 #[test]
-fn gc_frees_what_is_not_named() {
+fn gc_frees_attachments_that_are_not_named() {
     on_a_node(|world| {
         let before = world.traces();
         for container in ["c1", "c2", "c3"] {
@@ -107,7 +107,7 @@ fn gc_of_a_node_without_pods_frees_everything() {
 }
 
 #[test]
-fn a_call_with_null_for_all_that_is_empty_is_as_one_without() {
+fn null_equals_an_empty_value_in_every_call() {
     on_a_node(|world| {
         let before = world.traces();
         let nulls = json!({
@@ -139,17 +139,17 @@ fn a_call_with_null_for_all_that_is_empty_is_as_one_without() {
 }
 
 #[test]
-fn status_says_whether_add_would_work() {
+fn status_shows_whether_add_would_work() {
     on_a_bare_node(|world| {
         let status = |changes: Value| World::call("STATUS", "", None, &with(world.config(), &changes));
-        let told = status(json!({}));
-        assert_eq!(told.code(), 50);
+        let failure = status(json!({}));
+        assert_eq!(failure.code(), 50);
         assert!(
-            told.document["details"]
+            failure.document["details"]
                 .as_str()
                 .unwrap()
                 .contains("millrace agent"),
-            "{told:?}"
+            "{failure:?}"
         );
         let pod = world.pod("pod");
         assert_eq!(world.add("c1", &pod).code(), 11);

@@ -238,7 +238,7 @@ impl Agent {
                 if status["ready"] == true {
                     Ok(())
                 } else {
-                    Err(anyhow!("status says {status}"))
+                    Err(anyhow!("the status is {status}"))
                 }
             },
         );

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::failure::OrPanic;
 use crate::place::Place;
-use crate::probe::Answer;
+use crate::probe::Reply;
 use crate::wait;
 
 /// A reply that takes longer than this counts as an interruption.
@@ -151,7 +151,7 @@ fn open(from: &Place, to: SocketAddr) -> io::Result<(TcpStream, String)> {
     let stream = from.tcp_connect(to)?;
     let mut line = String::new();
     io::BufRead::read_line(&mut io::BufReader::new(&stream), &mut line)?;
-    Ok((stream, Answer::parse(&line)?.backend))
+    Ok((stream, Reply::parse(&line)?.backend))
 }
 
 fn drive(

@@ -9,7 +9,7 @@ use crate::place::Place;
 
 /// The response to a GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpAnswer {
+pub struct HttpResponse {
     /// The status code.
     pub status: u16,
     /// Header fields, their names in lower case.
@@ -18,7 +18,7 @@ pub struct HttpAnswer {
     pub body: String,
 }
 
-impl HttpAnswer {
+impl HttpResponse {
     /// The value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(field, _)| field == name);
@@ -48,7 +48,7 @@ impl HttpAnswer {
 
 impl Place {
     /// Sends a GET to a server that closes the connection after its response.
-    pub fn http_get(&self, to: SocketAddr, path: &str) -> io::Result<HttpAnswer> {
+    pub fn http_get(&self, to: SocketAddr, path: &str) -> io::Result<HttpResponse> {
         let mut stream = self.tcp_connect(to)?;
         write!(
             stream,
@@ -56,6 +56,6 @@ impl Place {
         )?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
-        HttpAnswer::parse(&text).ok_or_else(|| io::Error::other(format!("no HTTP: {text}")))
+        HttpResponse::parse(&text).ok_or_else(|| io::Error::other(format!("no HTTP: {text}")))
     }
 }

@@ -17,7 +17,7 @@
 //! world.apply(&service);
 //! let agents = world.start_agents();
 //! let answer = client.ask(Probe::Tcp, "10.96.0.10:80".parse().expect("an address"));
-//! assert_eq!(answer.expect("an answer").backend, "web");
+//! assert_eq!(answer.expect("a reply").backend, "web");
 //! ```
 //!
 //! **Conventions.** A function that sets up a world panics with its whole chain of causes. A function that a
@@ -74,13 +74,13 @@ pub use client::Client;
 pub use cni::PodSpec;
 pub use flows::{FlowReport, LongFlows};
 pub use forge::Forge;
-pub use http::HttpAnswer;
+pub use http::HttpResponse;
 pub use manifest::{Endpoint, EndpointSlice, Manifest, Service};
 pub use node::{Node, NodeSpec, PodNetwork};
 pub use pinned::KernelObjects;
 pub use place::{PATIENCE, Place, address, mapped};
 pub use pod::Pod;
-pub use probe::{Answer, Probe};
+pub use probe::{Probe, Reply};
 pub use removal::{check_tag, remove};
 pub use server::{Server, ServerApart};
 pub use source_dir::SourceDir;

@@ -34,14 +34,14 @@ impl Probe {
 
 /// A server's answer: its own name and the address of its client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Reply {
     /// The server's name.
     pub backend: String,
     /// The client's address as the server sees it.
     pub peer: SocketAddr,
 }
 
-impl Answer {
+impl Reply {
     /// Parses the first line of a server's output.
     pub fn parse(text: &str) -> io::Result<Self> {
         let line = text.lines().next().unwrap_or_default();
@@ -51,18 +51,18 @@ impl Answer {
                 peer: peer.parse().ok()?,
             })
         });
-        parsed.ok_or_else(|| io::Error::other(format!("not an answer of a test server: {text:?}")))
+        parsed.ok_or_else(|| io::Error::other(format!("not a reply of a test server: {text:?}")))
     }
 }
 
 impl Place {
     /// Asks the server at `to`, within [`PATIENCE`].
-    pub fn ask(&self, probe: Probe, to: SocketAddr) -> io::Result<Answer> {
+    pub fn ask(&self, probe: Probe, to: SocketAddr) -> io::Result<Reply> {
         self.ask_within(probe, to, PATIENCE)
     }
 
     /// Asks the server at `to`; `TimedOut` or `WouldBlock` if no answer comes in time.
-    pub fn ask_within(&self, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
+    pub fn ask_within(&self, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Reply> {
         ask_by(
             self.socket(Domain::for_address(to), probe.socket_type(), None)?,
             probe,
@@ -78,7 +78,7 @@ impl Place {
         from: SocketAddr,
         to: SocketAddr,
         within: Duration,
-    ) -> io::Result<Answer> {
+    ) -> io::Result<Reply> {
         let socket = self.socket(Domain::for_address(to), probe.socket_type(), None)?;
         socket.set_reuse_address(true)?;
         socket.bind(&from.into())?;
@@ -87,14 +87,14 @@ impl Place {
 }
 
 /// Asks by a given socket.
-pub(crate) fn ask_by(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
+pub(crate) fn ask_by(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Reply> {
     if probe != Probe::Tcp {
         socket.bind(&unspecified_like(to).into())?;
     }
     ask_bound(socket, probe, to, within)
 }
 
-fn ask_bound(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Answer> {
+fn ask_bound(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> io::Result<Reply> {
     if probe == Probe::Tcp {
         let stream = connect(socket, to, within)?;
         stream.set_read_timeout(Some(within))?;
@@ -103,14 +103,14 @@ fn ask_bound(socket: Socket, probe: Probe, to: SocketAddr, within: Duration) -> 
         // Reset instead of FIN: ten thousand connections closed by FIN would leave as many ports in
         // TIME_WAIT.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-        return Answer::parse(&line);
+        return Reply::parse(&line);
     }
     let socket = UdpSocket::from(socket);
     socket.set_read_timeout(Some(within))?;
     ask_by_udp(&socket, probe, to)
 }
 
-fn ask_by_udp(socket: &UdpSocket, probe: Probe, to: SocketAddr) -> io::Result<Answer> {
+fn ask_by_udp(socket: &UdpSocket, probe: Probe, to: SocketAddr) -> io::Result<Reply> {
     let mut buffer = [0; 512];
     let length = if probe == Probe::UdpConnected {
         socket.connect(to)?;
@@ -121,9 +121,9 @@ fn ask_by_udp(socket: &UdpSocket, probe: Probe, to: SocketAddr) -> io::Result<An
         let (length, from) = socket.recv_from(&mut buffer)?;
         // An answer from another address is an error: a resolver would discard it.
         if from != to {
-            return Err(io::Error::other(format!("asked {to}, answered by {from}")));
+            return Err(io::Error::other(format!("asked {to}, {from} replied")));
         }
         length
     };
-    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+    Reply::parse(&String::from_utf8_lossy(&buffer[..length]))
 }

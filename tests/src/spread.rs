@@ -20,7 +20,7 @@ const SIGNIFICANT: f64 = 0.001;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spread {
     /// Answers per backend.
-    pub answers: BTreeMap<String, usize>,
+    pub replies: BTreeMap<String, usize>,
     /// Failures per error text.
     pub failures: BTreeMap<String, usize>,
 }
@@ -32,30 +32,30 @@ impl Spread {
     pub fn assert_uniform(&self, backends: &[&str]) {
         assert!(
             self.failures.is_empty(),
-            "failures: {:?}, answers: {:?}",
+            "failures: {:?}, replies: {:?}",
             self.failures,
-            self.answers
+            self.replies
         );
         let mut expected = backends.to_vec();
         expected.sort_unstable();
-        let answered: Vec<_> = self.answers.keys().map(String::as_str).collect();
+        let replied: Vec<_> = self.replies.keys().map(String::as_str).collect();
         assert_eq!(
-            answered, expected,
-            "other backends answered than expected: {:?}",
-            self.answers
+            replied, expected,
+            "other backends replied than expected: {:?}",
+            self.replies
         );
-        let p = uniform_p_value(self.answers.values().copied());
-        assert!(p > SIGNIFICANT, "not uniform (p = {p:.6}): {:?}", self.answers);
+        let p = uniform_p_value(self.replies.values().copied());
+        assert!(p > SIGNIFICANT, "not uniform (p = {p:.6}): {:?}", self.replies);
     }
 
     /// Whether chance makes counts this uneven at most once in a thousand times.
     fn looks_uneven(&self) -> bool {
-        uniform_p_value(self.answers.values().copied()) <= SIGNIFICANT
+        uniform_p_value(self.replies.values().copied()) <= SIGNIFICANT
     }
 
     /// The names of the backends that answered.
     pub fn backends(&self) -> Vec<&str> {
-        self.answers.keys().map(String::as_str).collect()
+        self.replies.keys().map(String::as_str).collect()
     }
 }
 
@@ -75,7 +75,7 @@ pub fn spread(place: &Place, probe: Probe, to: SocketAddr, count: usize) -> Spre
         };
         for socket in sockets {
             match ask_by(socket, probe, to, PATIENCE) {
-                Ok(answer) => *spread.answers.entry(answer.backend).or_default() += 1,
+                Ok(reply) => *spread.replies.entry(reply.backend).or_default() += 1,
                 Err(error) => *spread.failures.entry(error.to_string()).or_default() += 1,
             }
         }

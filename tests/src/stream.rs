@@ -15,10 +15,10 @@ use crate::wait;
 /// The outcomes of a stream of connections.
 #[derive(Clone, Debug, Default)]
 pub struct StreamReport {
-    /// Questions that have ended, with an answer or a failure.
+    /// Questions that have ended, with a reply or a failure.
     pub asked: usize,
     /// Answers per backend.
-    pub answers: BTreeMap<String, usize>,
+    pub replies: BTreeMap<String, usize>,
     /// Failures: the time and the error.
     pub failures: Vec<String>,
     /// The longest time of a question.
@@ -61,7 +61,7 @@ impl ConnectStream {
                 report.asked += 1;
                 report.longest_wait = report.longest_wait.max(took);
                 match outcome {
-                    Ok(answer) => *report.answers.entry(answer.backend).or_default() += 1,
+                    Ok(reply) => *report.replies.entry(reply.backend).or_default() += 1,
                     Err(error) => report
                         .failures
                         .push(format!("after {:.3?}: {error}", started.elapsed())),

@@ -63,11 +63,11 @@ fn assert_kills_interrupt_nothing(config: &str) {
     world.apply(&service);
     let mut agents = world.start_agents_with(config);
     let every = Duration::from_millis(20);
-    let mut ways: Vec<(&Place, SocketAddr, usize)> =
+    let mut paths: Vec<(&Place, SocketAddr, usize)> =
         vec![(&*client, address(VIP), 200), (&*client, address(VIP6), 50)];
-    ways.extend(node_ports(&world).into_iter().map(|to| (&*outside, to, 25)));
+    paths.extend(node_ports(&world).into_iter().map(|to| (&*outside, to, 25)));
     let start = |(from, to, count)| LongFlows::start(from, to, count, every).expect("flows");
-    let flows: Vec<_> = ways.into_iter().map(start).collect();
+    let flows: Vec<_> = paths.into_iter().map(start).collect();
     let ask = |from: &Place, probe, to, pause| {
         let pause = Duration::from_millis(pause);
         ConnectStream::start(from, probe, to, pause)
@@ -126,7 +126,7 @@ fn crowd(pod: &Pod, count: u8) -> Vec<Endpoint> {
 }
 
 #[test]
-fn what_changed_while_the_agent_was_away_is_made_up_for() {
+fn changes_during_an_outage_of_the_agent_are_applied() {
     const GONE: std::ops::RangeInclusive<u8> = 11..=60;
     harness::require_root!();
     let world = World::with_nodes(1);

@@ -49,7 +49,7 @@ impl Deadline {
     }
 }
 
-struct Town {
+struct Topology {
     world: World,
     /// A host on the underlay.
     outside: Client,
@@ -59,7 +59,7 @@ struct Town {
     agents: Vec<Agent>,
 }
 
-impl Town {
+impl Topology {
     fn build(config: &str) -> Self {
         let world = World::builder()
             .node(NodeSpec::millrace())
@@ -92,7 +92,7 @@ impl Town {
             world.apply(&service);
             world.apply_all(service.slices([Endpoint::of(pod)]));
         }
-        let town = Self {
+        let topology = Self {
             world,
             outside,
             near,
@@ -103,10 +103,10 @@ impl Town {
         for vip in [NEAR, FAR].concat() {
             let to = SocketAddr::new(ip(vip), 80);
             eventually("the service", 10 * SECOND, || {
-                town.near.ask(Probe::Tcp, to).is_ok()
+                topology.near.ask(Probe::Tcp, to).is_ok()
             });
         }
-        town
+        topology
     }
 
     fn node(&self) -> &Node {
@@ -115,16 +115,16 @@ impl Town {
 
     /// Connections over the first node's own uplink, to its pods and within it, in both families.
     fn hold(&self) -> Vec<LongFlows> {
-        let mut ways: Vec<(&Place, SocketAddr)> = Vec::new();
+        let mut paths: Vec<(&Place, SocketAddr)> = Vec::new();
         for n in [0, 1] {
             let at_node = self.node().addresses()[n];
-            ways.push((&self.outside, SocketAddr::new(at_node, NEAR_PORT)));
-            ways.push((&self.outside, SocketAddr::new(at_node, FAR_PORT)));
-            ways.push((&self.near, SocketAddr::new(ip(FAR[n]), 80)));
-            ways.push((&self.near, SocketAddr::new(self.outside.addresses()[n], 53)));
+            paths.push((&self.outside, SocketAddr::new(at_node, NEAR_PORT)));
+            paths.push((&self.outside, SocketAddr::new(at_node, FAR_PORT)));
+            paths.push((&self.near, SocketAddr::new(ip(FAR[n]), 80)));
+            paths.push((&self.near, SocketAddr::new(self.outside.addresses()[n], 53)));
         }
         let hold = |(from, to)| LongFlows::start(from, to, EACH, SECOND / 4).expect("connections");
-        ways.into_iter().map(hold).collect()
+        paths.into_iter().map(hold).collect()
     }
 
     /// The MTU of Millrace's own device on the first node.
@@ -172,12 +172,8 @@ fn served(from: &Place, to: SocketAddr, source: Option<IpAddr>, by: Deadline) {
     let what = format!("{} to reach {to}", from.name());
     wait_for(&what, by.left(&what), || {
         // The kernel would send a lost SYN again after a second.
-        let answer = from.ask_within(Probe::Tcp, to, SECOND / 8 * slowness());
-        let seen = answer
-            .map_err(|error| error.to_string())?
-            .peer
-            .ip()
-            .to_canonical();
+        let reply = from.ask_within(Probe::Tcp, to, SECOND / 8 * slowness());
+        let seen = reply.map_err(|error| error.to_string())?.peer.ip().to_canonical();
         match source {
             Some(source) if source != seen => Err(format!("the server saw {seen}, not {source}")),
             _ => Ok(()),
@@ -225,9 +221,11 @@ struct Later {
 
 impl Later {
     /// Adds the link.
-    fn add(town: &mut Town) -> Self {
-        let host = town.world.add_client_on_link(town.node(), "wan0", "later");
-        town.servers.extend(host.serve(53));
+    fn add(topology: &mut Topology) -> Self {
+        let host = topology
+            .world
+            .add_client_on_link(topology.node(), "wan0", "later");
+        topology.servers.extend(host.serve(53));
         for address in BEYOND {
             let length = if address.contains(':') { 128 } else { 32 };
             host.add_address("lo", format!("{address}/{length}").parse().expect("a prefix"));
@@ -242,30 +240,30 @@ impl Later {
     /// The host reaches pods of both nodes. Packets that pods send to the host carry the node's address on
     /// the link.
     #[track_caller]
-    fn assert_served(&self, town: &Town, by: Deadline) {
+    fn assert_served(&self, topology: &Topology, by: Deadline) {
         for near in self.near {
             served(&self.host, SocketAddr::new(near, NEAR_PORT), None, by);
             served(&self.host, SocketAddr::new(near, FAR_PORT), None, by);
         }
         for (to, near) in self.listens.into_iter().zip(self.near) {
-            served(&town.near, to, Some(near), by);
+            served(&topology.near, to, Some(near), by);
         }
     }
 
     /// The default route moves to the link, and back. Only a default route leads to the remote host and to
     /// the addresses beyond the link.
-    fn lead_out(&self, town: &Town) {
-        let node = town.node();
-        let remote = town.world.add_remote_client("remote");
+    fn move_default_route(&self, topology: &Topology) {
+        let node = topology.node();
+        let remote = topology.world.add_remote_client("remote");
         let _servers = remote.serve(53);
         let assert_by_underlay = || {
             let by = Deadline::of_change();
             for (to, own) in remote.addresses().iter().zip(node.addresses()) {
-                served(&town.near, SocketAddr::new(*to, 53), Some(*own), by);
+                served(&topology.near, SocketAddr::new(*to, 53), Some(*own), by);
                 served(&remote, SocketAddr::new(*own, NEAR_PORT), None, by);
                 served(&remote, SocketAddr::new(*own, FAR_PORT), None, by);
             }
-            self.assert_served(town, by);
+            self.assert_served(topology, by);
         };
         assert_by_underlay();
         let listed = node.command("ip").args(["route", "show", "default"]).output();
@@ -274,35 +272,35 @@ impl Later {
         node.run_ip("-6 route replace default via fd00:30:2::2 dev wan0 metric 1");
         let by = Deadline::of_change();
         for (to, near) in BEYOND.iter().zip(self.near) {
-            served(&town.near, SocketAddr::new(ip(to), 53), Some(near), by);
+            served(&topology.near, SocketAddr::new(ip(to), 53), Some(near), by);
         }
-        self.assert_served(town, by);
+        self.assert_served(topology, by);
         match before.lines().next() {
             Some(route) => node.run_ip(&format!("route replace {}", route.trim())),
             None => node.run_ip("route del default"),
         }
         node.run_ip("-6 route del default via fd00:30:2::2 dev wan0 metric 1");
         assert_by_underlay();
-        town.wait_no_error();
+        topology.wait_no_error();
     }
 
     /// The link gets another name. For the change the link is down, so it loses its IPv6 addresses for a
     /// moment.
-    fn rename(&self, town: &Town) {
+    fn rename(&self, topology: &Topology) {
         for line in [
             "link set wan0 down",
             "link set wan0 name lan0",
             "link set lan0 up",
             "-6 addr replace fd00:30:2::1/64 dev lan0 nodad",
         ] {
-            town.node().run_ip(line);
+            topology.node().run_ip(line);
         }
-        self.assert_served(town, Deadline::of_change());
+        self.assert_served(topology, Deadline::of_change());
     }
 
     /// The link gets another IPv4 address by hand, and another IPv6 prefix as after a router's renumbering:
     /// the old prefix expires.
-    fn renumber(&mut self, town: &Town) {
+    fn renumber(&mut self, topology: &Topology) {
         self.host.run_ip("-6 addr add fd00:31:2::2/64 dev eth0 nodad");
         for line in [
             "addr del 172.30.2.1/24 dev lan0",
@@ -310,13 +308,13 @@ impl Later {
             "-6 addr add fd00:31:2::77/64 dev lan0 nodad",
             "-6 addr change fd00:30:2::1/64 dev lan0 valid_lft 1 preferred_lft 0",
         ] {
-            town.node().run_ip(line);
+            topology.node().run_ip(line);
         }
         self.near = ["172.30.2.77", "fd00:31:2::77"].map(ip);
         self.listens[1].set_ip(ip("fd00:31:2::2"));
-        self.assert_served(town, Deadline::of_change());
+        self.assert_served(topology, Deadline::of_change());
         wait_for("the old address to run out", 5 * SECOND, || {
-            let listed = town
+            let listed = topology
                 .node()
                 .command("ip")
                 .args(["-6", "addr", "show", "dev", "lan0"])
@@ -324,88 +322,91 @@ impl Later {
             let listed = String::from_utf8(listed.expect("to list").stdout).expect("text");
             (!listed.contains("fd00:30:2::1/")).then_some(()).ok_or(listed)
         });
-        self.assert_served(town, Deadline::of_change());
+        self.assert_served(topology, Deadline::of_change());
     }
 
     /// The links get another MTU: the later one, and the underlay. All hosts of a link have the same one.
     /// Millrace's own device gets the MTU `device`.
-    fn resize(&self, town: &Town, [link, underlay]: [u32; 2], device: u32) {
-        let (node, other) = (town.node(), town.world.node(2));
+    fn resize(&self, topology: &Topology, [link, underlay]: [u32; 2], device: u32) {
+        let (node, other) = (topology.node(), topology.world.node(2));
         node.run_ip(&format!("link set lan0 mtu {link}"));
         self.host.run_ip(&format!("link set eth0 mtu {link}"));
-        for place in [node as &Place, other, &town.outside] {
+        for place in [node as &Place, other, &topology.outside] {
             place.run_ip(&format!("link set eth0 mtu {underlay}"));
         }
         let by = Deadline::of_change();
-        let mut ways: Vec<(&Place, SocketAddr)> = Vec::new();
+        let mut paths: Vec<(&Place, SocketAddr)> = Vec::new();
         for n in [0, 1] {
-            ways.push((&self.host, SocketAddr::new(self.near[n], NEAR_PORT)));
-            ways.push((&town.outside, SocketAddr::new(node.addresses()[n], FAR_PORT)));
-            ways.push((&town.near, SocketAddr::new(ip(FAR[n]), 80)));
-            ways.push((&town.near, SocketAddr::new(town.outside.addresses()[n], 53)));
-            ways.push((&town.far, SocketAddr::new(ip(NEAR[n]), 80)));
+            paths.push((&self.host, SocketAddr::new(self.near[n], NEAR_PORT)));
+            paths.push((&topology.outside, SocketAddr::new(node.addresses()[n], FAR_PORT)));
+            paths.push((&topology.near, SocketAddr::new(ip(FAR[n]), 80)));
+            paths.push((
+                &topology.near,
+                SocketAddr::new(topology.outside.addresses()[n], 53),
+            ));
+            paths.push((&topology.far, SocketAddr::new(ip(NEAR[n]), 80)));
         }
         // A sender that learns a smaller MTU may wait for a retransmission, so all connections run at once.
         std::thread::scope(|scope| {
-            for (from, to) in ways {
+            for (from, to) in paths {
                 scope.spawn(move || echoes(from, to, by));
             }
         });
         wait_for("the MTU of millrace0", by.left("the MTU of millrace0"), || {
-            let mtu = town.device_mtu();
+            let mtu = topology.device_mtu();
             (mtu == device).then_some(()).ok_or(mtu)
         });
-        town.wait_no_error();
+        topology.wait_no_error();
     }
 }
 
 /// The link is removed.
-fn lose_the_link(town: &Town) {
-    town.node().run_ip("link del lan0");
+fn lose_the_link(topology: &Topology) {
+    topology.node().run_ip("link del lan0");
     let by = Deadline::of_change();
     for n in [0, 1] {
-        served(&town.near, SocketAddr::new(ip(FAR[n]), 80), None, by);
-        let at_node = SocketAddr::new(town.node().addresses()[n], NEAR_PORT);
-        served(&town.outside, at_node, None, by);
+        served(&topology.near, SocketAddr::new(ip(FAR[n]), 80), None, by);
+        let at_node = SocketAddr::new(topology.node().addresses()[n], NEAR_PORT);
+        served(&topology.outside, at_node, None, by);
     }
-    town.wait_no_error();
+    topology.wait_no_error();
 }
 
 /// A firewall with Docker's rules comes and goes. The status names the chain that drops packets, and
 /// established connections go on.
-fn meet_a_firewall(town: &Town) {
+fn meet_a_firewall(topology: &Topology) {
     let nft = |command: &str| {
-        let done = town.node().command("nft").arg(command).status();
+        let done = topology.node().command("nft").arg(command).status();
         assert!(done.expect("to run nft").success(), "{command}");
     };
     nft("add table ip filter");
     nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
     nft("add rule ip filter FORWARD ct state related,established accept");
-    town.wait_named("FirewallDrops", "chain ip filter FORWARD");
+    topology.wait_named("FirewallDrops", "chain ip filter FORWARD");
     nft("delete table ip filter");
-    town.wait_no_error();
+    topology.wait_no_error();
 }
 
 #[test]
-fn what_changes_is_served_and_what_does_not_goes_on() {
+fn changes_are_served_and_other_connections_go_on() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let mut town = Town::build(config);
-        let held = town.hold();
-        let mut later = Later::add(&mut town);
-        later.assert_served(&town, Deadline::of_change());
-        later.lead_out(&town);
-        later.rename(&town);
-        later.renumber(&town);
-        let mtu = town.device_mtu();
-        later.resize(&town, [1300, 1400], mtu - 100);
-        later.resize(&town, [9000, 1500], mtu);
+        let mut topology = Topology::build(config);
+        let held = topology.hold();
+        let mut later = Later::add(&mut topology);
+        later.assert_served(&topology, Deadline::of_change());
+        later.move_default_route(&topology);
+        later.rename(&topology);
+        later.renumber(&topology);
+        let mtu = topology.device_mtu();
+        later.resize(&topology, [1300, 1400], mtu - 100);
+        later.resize(&topology, [9000, 1500], mtu);
         match skip::no_nft() {
-            None => meet_a_firewall(&town),
+            None => meet_a_firewall(&topology),
             // All other steps run, and the record names the reason that this one does not.
             Some(reason) => skip::skip(harness::current_test!(), &reason),
         }
-        lose_the_link(&town);
+        lose_the_link(&topology);
         for flows in held {
             flows.wait_progress(5 * SECOND);
             flows.stop().assert_unnoticed(UNNOTICED);

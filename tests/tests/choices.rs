@@ -26,7 +26,7 @@ fn web() -> Service {
 }
 
 /// The names of the backends that answer.
-fn answering(place: &Place, to: SocketAddr, count: usize) -> io::Result<BTreeSet<String>> {
+fn backends_of(place: &Place, to: SocketAddr, count: usize) -> io::Result<BTreeSet<String>> {
     let ask = |_| Ok(place.ask(Probe::Tcp, to)?.backend);
     (0..count).map(ask).collect()
 }
@@ -56,8 +56,8 @@ fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
     let to = SocketAddr::new(node.ip().into(), PORT);
     let choices = || -> BTreeMap<IpAddr, String> {
         let ask = |client: &IpAddr| {
-            let answer = outside.ask_from(Probe::Tcp, SocketAddr::new(*client, 0), to, PATIENCE);
-            (*client, answer.expect("an answer").backend)
+            let reply = outside.ask_from(Probe::Tcp, SocketAddr::new(*client, 0), to, PATIENCE);
+            (*client, reply.expect("a reply").backend)
         };
         clients.iter().map(ask).collect()
     };
@@ -72,7 +72,7 @@ fn a_thousand_clients_stay_for_their_timeout_and_choose_anew_after_it() {
         let again = choices();
         assert!(
             last.elapsed() < Duration::from_secs(TIMEOUT),
-            "too slow a machine to tell"
+            "the machine is too slow for this check"
         );
         last = Instant::now();
         assert_eq!(again, first);
@@ -126,7 +126,7 @@ fn hints_keep_clients_in_their_zone_or_on_their_node_while_every_endpoint_has_th
                     eventually(
                         &format!("{} to be served by {names:?}", place.name()),
                         2 * SECOND,
-                        || answering(place, address(vip), 30).is_ok_and(|answering| answering == names),
+                        || backends_of(place, address(vip), 30).is_ok_and(|found| found == names),
                     );
                 }
             }
@@ -157,12 +157,12 @@ fn served_by(client: &Place, to: SocketAddr, backend: &str) {
     eventually(&format!("{backend} at {to}"), 2 * SECOND, || {
         client
             .ask(Probe::Tcp, to)
-            .is_ok_and(|answer| answer.backend == backend)
+            .is_ok_and(|reply| reply.backend == backend)
     });
 }
 
 #[test]
-fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
+fn connections_to_a_removed_backend_are_reset_if_the_service_is_so_configured() {
     harness::require_root!();
     for wanted in [true, false] {
         let world = World::with_nodes(1);
@@ -191,15 +191,15 @@ fn connections_to_a_removed_backend_are_reset_where_the_service_wants_that() {
             assert!(ask().expect("an echo").1.starts_with("old "));
             world.apply_all(service.slices([Endpoint::of(&new)]));
             served_by(&client, to, "new");
-            let answer = ask();
+            let reply = ask();
             if wanted {
-                let error = answer.expect_err("reset").kind();
+                let error = reply.expect_err("reset").kind();
                 assert!(
                     matches!(error, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
                     "{error:?}"
                 );
             } else {
-                assert!(answer.expect("an answer").1.starts_with("old "));
+                assert!(reply.expect("a reply").1.starts_with("old "));
             }
             world.apply_all(service.slices([Endpoint::of(&old)]));
         }
@@ -237,14 +237,14 @@ fn assert_backends_see_nodes_only(hooks: &str) {
                 .flat_map(|place| Probe::ALL.map(|probe| (place, probe)))
             {
                 let what = format!("{} by {probe:?}, {hooks}", place.name());
-                let ask = |_| place.ask(probe, to).expect("an answer");
-                let answers: Vec<_> = (0..40).map(ask).collect();
-                let seen: BTreeSet<_> = answers
+                let ask = |_| place.ask(probe, to).expect("a reply");
+                let replies: Vec<_> = (0..40).map(ask).collect();
+                let seen: BTreeSet<_> = replies
                     .iter()
-                    .map(|answer| answer.peer.ip().to_canonical())
+                    .map(|reply| reply.peer.ip().to_canonical())
                     .collect();
                 assert_eq!(seen, own, "{what}");
-                let backends: BTreeSet<_> = answers.iter().map(|answer| answer.backend.as_str()).collect();
+                let backends: BTreeSet<_> = replies.iter().map(|reply| reply.backend.as_str()).collect();
                 assert_eq!(backends.len(), 2, "{what}");
             }
         }

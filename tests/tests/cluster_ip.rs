@@ -11,7 +11,7 @@ use std::time::Duration;
 use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::manifest::Family;
 use harness::{
-    Answer, Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Server, Service, World, address,
+    Endpoint, EndpointSlice, Node, NodeSpec, Place, Pod, Probe, Reply, Server, Service, World, address,
     assert_even, eventually, spread,
 };
 
@@ -21,14 +21,14 @@ const WEB6: &str = "[fd00:96::10]:80";
 
 /// Two nodes with a client pod on the first one. The backends `a`, `b` and `c` are on both, behind one
 /// dual-stack service with TCP and UDP.
-struct Shop {
+struct Fixture {
     world: World,
     client: Pod,
     backends: Vec<(Pod, [Server; 2])>,
     service: Service,
 }
 
-impl Shop {
+impl Fixture {
     fn open(spec: fn() -> NodeSpec) -> Self {
         let world = World::builder().node(spec()).node(spec()).build();
         let client = world.node(1).add_pod("client");
@@ -44,14 +44,14 @@ impl Shop {
         ];
         let service = Service::web();
         world.apply(&service);
-        let shop = Self {
+        let fixture = Self {
             world,
             client,
             backends,
             service,
         };
-        shop.endpoints(&["a", "b", "c"]);
-        shop
+        fixture.endpoints(&["a", "b", "c"]);
+        fixture
     }
 
     fn pod(&self, name: &str) -> &Pod {
@@ -77,7 +77,7 @@ fn assert_spread(place: &Place, probe: Probe, to: &str, count: usize) {
     assert_even(place, probe, address(to), count, &ALL);
 }
 
-fn ask(place: &Place, probe: Probe, to: &str) -> Answer {
+fn ask(place: &Place, probe: Probe, to: &str) -> Reply {
     place
         .ask(probe, address(to))
         .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()))
@@ -86,12 +86,12 @@ fn ask(place: &Place, probe: Probe, to: &str) -> Answer {
 #[test]
 fn pods_and_nodes_reach_every_backend_evenly_with_socket_hooks() {
     harness::require_root!();
-    let shop = Shop::open(NodeSpec::routed);
-    let _agents = shop.world.start_agents();
-    let node = shop.world.node(1);
+    let fixture = Fixture::open(NodeSpec::routed);
+    let _agents = fixture.world.start_agents();
+    let node = fixture.world.node(1);
     for to in [WEB, WEB6] {
-        assert_spread(&shop.client, Probe::Tcp, to, 10_000);
-        assert_spread(&shop.client, Probe::Udp, to, 10_000);
+        assert_spread(&fixture.client, Probe::Tcp, to, 10_000);
+        assert_spread(&fixture.client, Probe::Udp, to, 10_000);
         assert_spread(node, Probe::Tcp, to, 10_000);
         assert_spread(node, Probe::Udp, to, 10_000);
         assert_spread(node, Probe::UdpConnected, to, 10_000);
@@ -101,12 +101,12 @@ fn pods_and_nodes_reach_every_backend_evenly_with_socket_hooks() {
 #[test]
 fn pods_and_nodes_reach_every_backend_evenly_without_socket_hooks() {
     harness::require_root!();
-    let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
-    let _agents = shop.world.start_agents_with(HOOKS_OFF);
-    let node = shop.world.node(1);
+    let fixture = Fixture::open(|| NodeSpec::routed().strict_rp_filter());
+    let _agents = fixture.world.start_agents_with(HOOKS_OFF);
+    let node = fixture.world.node(1);
     for to in [WEB, WEB6] {
-        assert_spread(&shop.client, Probe::Tcp, to, 10_000);
-        assert_spread(&shop.client, Probe::UdpConnected, to, 10_000);
+        assert_spread(&fixture.client, Probe::Tcp, to, 10_000);
+        assert_spread(&fixture.client, Probe::UdpConnected, to, 10_000);
         assert_spread(node, Probe::Tcp, to, 10_000);
         assert_spread(node, Probe::Udp, to, 10_000);
     }
@@ -120,33 +120,33 @@ fn started(mut agent: harness::Agent) -> harness::Agent {
 #[test]
 fn pods_on_a_bridge_reach_every_backend() {
     harness::require_root!();
-    let shop = Shop::open(NodeSpec::bridged);
-    let _agents = shop.world.start_agents_with(HOOKS_OFF);
+    let fixture = Fixture::open(NodeSpec::bridged);
+    let _agents = fixture.world.start_agents_with(HOOKS_OFF);
     for to in [WEB, WEB6] {
-        assert_spread(&shop.client, Probe::Tcp, to, 1000);
-        assert_spread(&shop.client, Probe::Udp, to, 1000);
-        assert_spread(shop.world.node(2), Probe::Tcp, to, 1000);
+        assert_spread(&fixture.client, Probe::Tcp, to, 1000);
+        assert_spread(&fixture.client, Probe::Udp, to, 1000);
+        assert_spread(fixture.world.node(2), Probe::Tcp, to, 1000);
     }
 }
 
 #[test]
 fn clients_outside_reach_every_backend_and_are_masqueraded() {
     harness::require_root!();
-    let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
+    let fixture = Fixture::open(|| NodeSpec::routed().strict_rp_filter());
     // Each of these connections keeps its port for a while after its end, so the range must be large.
     let ports = format!("{DEFAULTS}masqueradePorts: 10000-32767\n");
-    let _agents = shop.world.start_agents_with(&ports);
-    let client = shop.world.add_remote_client("outside");
-    let node = shop.world.node(1);
+    let _agents = fixture.world.start_agents_with(&ports);
+    let client = fixture.world.add_remote_client("outside");
+    let node = fixture.world.node(1);
     client.route_via("10.96.0.0/16".parse().unwrap(), node);
     client.route_via("fd00:96::/112".parse().unwrap(), node);
     for to in [WEB, WEB6] {
         assert_spread(&client, Probe::Tcp, to, 10_000);
         assert_spread(&client, Probe::Udp, to, 1000);
-        let answer = ask(&client, Probe::Tcp, to);
+        let reply = ask(&client, Probe::Tcp, to);
         assert_eq!(
-            answer.peer.ip(),
-            node.address_like(answer.peer.ip()),
+            reply.peer.ip(),
+            node.address_like(reply.peer.ip()),
             "masqueraded to the node"
         );
     }
@@ -155,11 +155,11 @@ fn clients_outside_reach_every_backend_and_are_masqueraded() {
 #[test]
 fn a_pod_keeps_its_address_on_every_path() {
     harness::require_root!();
-    let shop = Shop::open(NodeSpec::routed);
-    let _agents = shop.world.start_agents();
+    let fixture = Fixture::open(NodeSpec::routed);
+    let _agents = fixture.world.start_agents();
     for probe in Probe::ALL {
-        assert_eq!(ask(&shop.client, probe, WEB).peer.ip(), shop.client.ip());
-        assert_eq!(ask(&shop.client, probe, WEB6).peer.ip(), shop.client.ip6());
+        assert_eq!(ask(&fixture.client, probe, WEB).peer.ip(), fixture.client.ip());
+        assert_eq!(ask(&fixture.client, probe, WEB6).peer.ip(), fixture.client.ip6());
     }
 }
 
@@ -167,12 +167,12 @@ fn a_pod_keeps_its_address_on_every_path() {
 fn a_pod_reaches_itself_through_its_service() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let shop = Shop::open(NodeSpec::routed);
-        shop.endpoints(&["a"]);
-        let _agent = started(shop.world.node(1).agent().config(config).start());
+        let fixture = Fixture::open(NodeSpec::routed);
+        fixture.endpoints(&["a"]);
+        let _agent = started(fixture.world.node(1).agent().config(config).start());
         for to in [WEB, WEB6] {
             for probe in Probe::ALL {
-                assert_eq!(ask(shop.pod("a"), probe, to).backend, "a", "{probe:?} {to}");
+                assert_eq!(ask(fixture.pod("a"), probe, to).backend, "a", "{probe:?} {to}");
             }
         }
     }
@@ -212,11 +212,11 @@ fn the_node_reaches_a_backend_on_itself() {
 }
 
 #[test]
-fn virtual_addresses_answer_ping_from_pods_and_the_node() {
+fn virtual_addresses_reply_to_ping_from_pods_and_the_node() {
     harness::require_root!();
-    let shop = Shop::open(|| NodeSpec::routed().strict_rp_filter());
-    let _agents = shop.world.start_agents();
-    for place in [&shop.client as &Place, shop.world.node(1)] {
+    let fixture = Fixture::open(|| NodeSpec::routed().strict_rp_filter());
+    let _agents = fixture.world.start_agents();
+    for place in [&fixture.client as &Place, fixture.world.node(1)] {
         for to in [WEB, WEB6] {
             let to = address(to).ip();
             place
@@ -226,18 +226,18 @@ fn virtual_addresses_answer_ping_from_pods_and_the_node() {
     }
     let unallocated = "10.96.77.77".parse().unwrap();
     assert!(
-        shop.client.ping(unallocated, SECOND / 5).is_err(),
-        "an unallocated address does not answer"
+        fixture.client.ping(unallocated, SECOND / 5).is_err(),
+        "an unallocated address does not reply"
     );
 }
 
 #[test]
-fn getpeername_answers_the_virtual_address() {
+fn getpeername_returns_the_virtual_address() {
     harness::require_root!();
-    let shop = Shop::open(NodeSpec::routed);
-    let _agents = shop.world.start_agents();
+    let fixture = Fixture::open(NodeSpec::routed);
+    let _agents = fixture.world.start_agents();
     for to in [WEB, WEB6] {
-        let stream = shop.client.tcp_connect(address(to)).expect("a connection");
+        let stream = fixture.client.tcp_connect(address(to)).expect("a connection");
         assert_eq!(stream.peer_addr().unwrap(), address(to));
     }
 }
@@ -245,11 +245,13 @@ fn getpeername_answers_the_virtual_address() {
 #[test]
 fn a_service_without_endpoints_refuses_connections_at_once() {
     harness::require_root!();
-    let shop = Shop::open(NodeSpec::routed);
-    shop.endpoints(&[]);
-    let _agents = shop.world.start_agents();
-    for place in [&shop.client as &Place, shop.world.node(1)] {
-        let error = place.tcp_connect(address(WEB)).expect_err("nobody is there");
+    let fixture = Fixture::open(NodeSpec::routed);
+    fixture.endpoints(&[]);
+    let _agents = fixture.world.start_agents();
+    for place in [&fixture.client as &Place, fixture.world.node(1)] {
+        let error = place
+            .tcp_connect(address(WEB))
+            .expect_err("the service has no endpoint");
         assert_eq!(
             error.kind(),
             std::io::ErrorKind::ConnectionRefused,
@@ -262,14 +264,14 @@ fn a_service_without_endpoints_refuses_connections_at_once() {
 #[test]
 fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
     harness::require_root!();
-    let shop = Shop::open(NodeSpec::routed);
-    let _agents = shop.world.start_agents();
-    let node = shop.world.node(1);
-    shop.endpoints(&["b"]);
+    let fixture = Fixture::open(NodeSpec::routed);
+    let _agents = fixture.world.start_agents();
+    let node = fixture.world.node(1);
+    fixture.endpoints(&["b"]);
     eventually("only b is left", SECOND, || {
-        spread(&shop.client, Probe::Tcp, address(WEB), 20).backends() == ["b"]
+        spread(&fixture.client, Probe::Tcp, address(WEB), 20).backends() == ["b"]
     });
-    shop.endpoints(&ALL);
+    fixture.endpoints(&ALL);
     eventually("all are back", SECOND, || {
         spread(node, Probe::Tcp, address(WEB), 50).backends() == ALL
     });
@@ -279,23 +281,25 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
         .cluster_ip("fd00:96::10")
         .tcp("renamed", 80, 8080)
         .udp("dns", 80, 8080);
-    shop.world.apply(&renamed);
+    fixture.world.apply(&renamed);
     eventually("no slice has a port of the new name", SECOND, || {
-        shop.client
+        fixture
+            .client
             .tcp_connect(address(WEB))
             .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
     });
-    let slice = EndpointSlice::of(&renamed, Family::V4).endpoints([Endpoint::of(shop.pod("c"))]);
-    shop.world.apply(&slice);
+    let slice = EndpointSlice::of(&renamed, Family::V4).endpoints([Endpoint::of(fixture.pod("c"))]);
+    fixture.world.apply(&slice);
     eventually("the slice follows", SECOND, || {
-        shop.client
+        fixture
+            .client
             .ask(Probe::Tcp, address(WEB))
-            .is_ok_and(|answer| answer.backend == "c")
+            .is_ok_and(|reply| reply.backend == "c")
     });
-    shop.world.delete(&renamed);
+    fixture.world.delete(&renamed);
     // The node drops packets to an address without a service. A refusal would come from another host.
     eventually("the service is gone", SECOND, || {
-        let outcome = shop.client.tcp_connect_within(address(WEB), SECOND / 10);
+        let outcome = fixture.client.tcp_connect_within(address(WEB), SECOND / 10);
         outcome.is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
     });
 }
@@ -304,13 +308,13 @@ fn scaling_renaming_a_port_and_deleting_show_within_a_second() {
 fn the_next_datagram_after_a_backend_is_gone_reaches_a_live_one() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let shop = Shop::open(NodeSpec::routed);
-        let _agents = shop.world.start_agents_with(config);
-        for place in [&shop.client as &Place, shop.world.node(1)] {
+        let fixture = Fixture::open(NodeSpec::routed);
+        let _agents = fixture.world.start_agents_with(config);
+        for place in [&fixture.client as &Place, fixture.world.node(1)] {
             for connected in [false, true] {
                 for to in [WEB, WEB6] {
-                    shop.endpoints(&ALL);
-                    moves_on(&shop, place, connected, address(to));
+                    fixture.endpoints(&ALL);
+                    moves_on(&fixture, place, connected, address(to));
                 }
             }
         }
@@ -318,7 +322,7 @@ fn the_next_datagram_after_a_backend_is_gone_reaches_a_live_one() {
 }
 
 /// One UDP socket goes on to another backend each time that its backend is removed.
-fn moves_on(shop: &Shop, place: &Place, connected: bool, to: SocketAddr) {
+fn moves_on(fixture: &Fixture, place: &Place, connected: bool, to: SocketAddr) {
     let what = format!("{} to {to}, connected: {connected}", place.name());
     let socket = place.udp_socket_for(to).expect("a socket");
     socket.set_read_timeout(Some(SECOND)).expect("a timeout");
@@ -333,8 +337,8 @@ fn moves_on(shop: &Shop, place: &Place, connected: bool, to: SocketAddr) {
             socket.send_to(b"who\n", to)
         }?;
         let (len, from) = socket.recv_from(&mut buffer)?;
-        assert_eq!(from, to, "{what}: the answer comes from the virtual address");
-        Ok(Answer::parse(&String::from_utf8_lossy(&buffer[..len]))?.backend)
+        assert_eq!(from, to, "{what}: the reply comes from the virtual address");
+        Ok(Reply::parse(&String::from_utf8_lossy(&buffer[..len]))?.backend)
     };
     eventually("all backends are programmed", SECOND, || {
         spread(place, Probe::Udp, to, 60).backends() == ALL
@@ -343,14 +347,14 @@ fn moves_on(shop: &Shop, place: &Place, connected: bool, to: SocketAddr) {
     let mut current = ask().unwrap_or_else(|error| panic!("{what}: {error}"));
     for _ in 0..10 {
         assert_eq!(
-            ask().expect("an answer"),
+            ask().expect("a reply"),
             current,
             "{what}: stays while its backend lives"
         );
     }
     for _ in 0..2 {
         left.retain(|name| *name != current);
-        shop.endpoints(&left);
+        fixture.endpoints(&left);
         let gone = current.clone();
         eventually("the next datagram goes elsewhere", SECOND, || {
             ask().is_ok_and(|backend| {

@@ -92,18 +92,18 @@ fn containerd_runs_pods_by_the_cri() {
 
     // Another pod on this node, and one on another node, each with its own address.
     for (address, own) in webs.iter().zip(&clients) {
-        let answer = wait_for("the other pod to answer", SOON, || {
+        let reply = wait_for("the other pod to reply", SOON, || {
             runtime.ask(&client, socket(*address, 8080))
         });
-        assert_eq!((answer.backend.as_str(), answer.peer.ip()), ("web", *own));
+        assert_eq!((reply.backend.as_str(), reply.peer.ip()), ("web", *own));
     }
     for (address, own) in far.addresses().iter().zip(&clients) {
-        let answer = wait_for("the other node's pod to answer", SOON, || {
+        let reply = wait_for("the other node's pod to reply", SOON, || {
             runtime.ask(&client, socket(*address, 8080))
         });
-        assert_eq!((answer.backend.as_str(), answer.peer.ip()), ("far", *own));
+        assert_eq!((reply.backend.as_str(), reply.peer.ip()), ("far", *own));
     }
-    let back = far.ask(Probe::Tcp, socket(clients[0], 8080)).expect("an answer");
+    let back = far.ask(Probe::Tcp, socket(clients[0], 8080)).expect("a reply");
     assert_eq!(
         (back.backend.as_str(), back.peer.ip()),
         ("client", far.addresses()[0])
@@ -113,15 +113,15 @@ fn containerd_runs_pods_by_the_cri() {
     let service = Service::new("web").cluster_ip("10.96.0.10").tcp("http", 80, 8080);
     world.apply(&service);
     world.apply_all(service.slices([Endpoint::at(&webs).on_node(world.node(1).name())]));
-    let answer = wait_for("the service to answer", SOON, || {
+    let reply = wait_for("the service to reply", SOON, || {
         runtime.ask(&client, "10.96.0.10:80".parse().expect("an address"))
     });
-    assert_eq!(answer.backend, "web");
-    let answer = wait_for("the host port to answer", SOON, || {
+    assert_eq!(reply.backend, "web");
+    let reply = wait_for("the host port to reply", SOON, || {
         outside.ask(Probe::Tcp, socket(world.node(1).ip().into(), 80))
     });
     assert_eq!(
-        (answer.backend.as_str(), answer.peer.ip()),
+        (reply.backend.as_str(), reply.peer.ip()),
         ("web", outside.ip().into())
     );
 
@@ -146,13 +146,13 @@ fn ctr_runs_a_container_with_a_network() {
     let server = pod.serve_tcp(8080);
     let runtime = Containerd::start(world.node(1), &programs);
     let to = socket(pod.ip().into(), 8080).to_string();
-    let said = runtime.ctr(&["run", "--rm", "--cni", IMAGE, "short", PROGRAM, "ask", &to]);
-    let answer = harness::Answer::parse(&said.expect("a container that ran")).expect("an answer");
-    assert_eq!(answer.backend, "web");
+    let printed = runtime.ctr(&["run", "--rm", "--cni", IMAGE, "short", PROGRAM, "ask", &to]);
+    let reply = harness::Reply::parse(&printed.expect("a container that ran")).expect("a reply");
+    assert_eq!(reply.backend, "web");
     let range = world.node(1).pod_cidrs()[0];
     assert!(
-        range.contains(&answer.peer.ip()) && answer.peer.ip() != pod.ip(),
-        "{answer:?}"
+        range.contains(&reply.peer.ip()) && reply.peer.ip() != pod.ip(),
+        "{reply:?}"
     );
     drop(server);
     pod.delete();
@@ -195,9 +195,9 @@ fn cnitool_adds_checks_and_deletes() {
         .spawn()
         .expect("starting cnitool");
     let mut input = tool.stdin.take().expect("a pipe");
-    let mut said = BufReader::new(tool.stdout.take().expect("a pipe")).lines();
+    let mut printed = BufReader::new(tool.stdout.take().expect("a pipe")).lines();
     let mut expect = |verb: &str| {
-        let line = said.next().and_then(Result::ok);
+        let line = printed.next().and_then(Result::ok);
         assert_eq!(
             line.as_deref(),
             Some(verb),

@@ -3,24 +3,24 @@
 use std::process::Command;
 
 #[test]
-fn the_demo_goes_as_told() {
+fn the_demo_passes_all_its_checks() {
     harness::require_root!();
     let output = Command::new(env!("CARGO_BIN_EXE_demo"))
         .arg("--fast")
         .env("MILLRACE_BIN", harness::millrace())
         .output()
         .expect("running the demo");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
-        "{}\n{said}{}",
+        "{}\n{printed}{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(said.contains("All as told"), "{said}");
+    assert!(printed.contains("All checks passed"), "{printed}");
     assert!(
-        !said.contains('\x1b'),
-        "no colours where there is no terminal: {said}"
+        !printed.contains('\x1b'),
+        "no colours where there is no terminal: {printed}"
     );
     assert!(
         output.stderr.is_empty(),

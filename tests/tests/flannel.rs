@@ -51,7 +51,7 @@ fn lay_out(other: &Client) {
 }
 
 /// The entries that flannel's daemon makes from the annotation of a Millrace node.
-fn tell(other: &Client, node: &Node, mac: &str) {
+fn add_tunnel_entries(other: &Client, node: &Node, mac: &str) {
     other.run_ip(&format!(
         "neigh replace 10.244.1.0 lladdr {mac} dev flannel.1 nud permanent"
     ));
@@ -92,14 +92,14 @@ fn assert_reach_each_other(pod: &Pod, other: &Client) {
     let there = SocketAddr::from(([10, 244, 9, 1], 8080));
     let here = SocketAddr::from((pod.ip(), 8080));
     // By TCP only: a host that acts as its own pod sends datagrams from the address of its tunnel.
-    let answer = pod.ask(Probe::Tcp, there);
-    let answer = answer.unwrap_or_else(|error| panic!("to {there}: {error}"));
-    assert_eq!(answer.peer.ip(), here.ip());
+    let reply = pod.ask(Probe::Tcp, there);
+    let reply = reply.unwrap_or_else(|error| panic!("to {there}: {error}"));
+    assert_eq!(reply.peer.ip(), here.ip());
     for probe in [Probe::Tcp, Probe::Udp] {
         let from = SocketAddr::from(([10, 244, 9, 1], 0));
-        let answer = other.ask_from(probe, from, here, 3 * SECOND);
-        let answer = answer.unwrap_or_else(|error| panic!("to {here}: {error}"));
-        assert_eq!(answer.peer.ip(), there.ip());
+        let reply = other.ask_from(probe, from, here, 3 * SECOND);
+        let reply = reply.unwrap_or_else(|error| panic!("to {here}: {error}"));
+        assert_eq!(reply.peer.ip(), there.ip());
     }
 }
 
@@ -116,7 +116,7 @@ fn a_node_of_flannels_and_one_of_ours_reach_each_other() {
     let node = world.node(1);
     let other = world.add_remote_client("flannel");
     lay_out(&other);
-    tell(&other, node, DERIVED);
+    add_tunnel_entries(&other, node, DERIVED);
     world.apply(&object(&other));
     let _agent = started(node);
     let pod = node.add_pod("pod");
@@ -130,7 +130,7 @@ fn a_node_of_flannels_and_one_of_ours_reach_each_other() {
     eventually("the tunnel to be made anew", 5 * SECOND, || {
         mac_of_tunnel(node) == known
     });
-    tell(&other, node, known);
+    add_tunnel_entries(&other, node, known);
     eventually("the way through it", 5 * SECOND, || {
         pod.ping([10, 244, 9, 1].into(), SECOND / 2).is_ok()
     });

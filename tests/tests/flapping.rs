@@ -63,14 +63,14 @@ fn assert_undisturbed(config: &str) {
         .flat_map(|place| [(place, web), (place, other)])
         .map(start)
         .collect();
-    let ways = [
+    let paths = [
         (Probe::Tcp, web),
         (Probe::Tcp, other),
         (Probe::UdpConnected, other),
     ];
     let streams: Vec<_> = places
         .into_iter()
-        .flat_map(|place| ways.map(|(probe, to)| ConnectStream::start(place, probe, to, PACE / 20)))
+        .flat_map(|place| paths.map(|(probe, to)| ConnectStream::start(place, probe, to, PACE / 20)))
         .collect();
     let written = || {
         let status = agents[0].cli(&["status"]);
@@ -87,7 +87,7 @@ fn assert_undisturbed(config: &str) {
     eventually("the endpoint to be used again", SECOND, || {
         client
             .ask(Probe::Tcp, web)
-            .is_ok_and(|answer| answer.backend == "flapping")
+            .is_ok_and(|reply| reply.backend == "flapping")
     });
     let (changes, writes) = (2 * flaps, written() - before);
     println!("{changes} changes, {writes} writes");

@@ -24,8 +24,8 @@ fn assert_reaches(client: &Place, server: &Place) {
         for probe in Probe::ALL {
             let what = format!("{} to {} at {ip} by {probe:?}", client.name(), server.name());
             match client.ask(probe, SocketAddr::new(ip, PORT)) {
-                Ok(answer) => assert_eq!(
-                    (answer.backend.as_str(), answer.peer.ip()),
+                Ok(reply) => assert_eq!(
+                    (reply.backend.as_str(), reply.peer.ip()),
                     (server.name(), own),
                     "{what}"
                 ),
@@ -53,7 +53,7 @@ fn pods_and_nodes_reach_pods_on_every_node() {
 }
 
 #[test]
-fn bridged_pods_reach_routed_ones_and_strict_rp_filter_minds_nothing() {
+fn bridged_pods_reach_routed_ones_under_strict_rp_filter() {
     require_root!();
     let world = World::builder()
         .node(NodeSpec::bridged().strict_rp_filter())
@@ -67,8 +67,8 @@ fn bridged_pods_reach_routed_ones_and_strict_rp_filter_minds_nothing() {
     assert_reaches(two, &far);
     // The node's own address towards its bridge is the gateway address.
     let _server = left.serve_tcp(PORT);
-    let answer = one.ask(Probe::Tcp, (left.ip(), PORT).into()).expect("an answer");
-    assert_eq!(answer.peer.ip().to_string(), "10.244.1.1");
+    let reply = one.ask(Probe::Tcp, (left.ip(), PORT).into()).expect("a reply");
+    assert_eq!(reply.peer.ip().to_string(), "10.244.1.1");
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn flows_and_streams_count_what_happens() {
     });
     let (flows, stream) = (flows.stop(), stream.stop());
     assert!(flows.exchanges >= 100, "{flows:?}");
-    assert_eq!(stream.asked, stream.failures.len() + stream.answers["web"]);
+    assert_eq!(stream.asked, stream.failures.len() + stream.replies["web"]);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_server_apart_lives_in_its_pod() {
         assert_eq!(
             client
                 .ask(probe, (web.ip6(), PORT).into())
-                .expect("an answer")
+                .expect("a reply")
                 .backend,
             "web"
         );
@@ -238,7 +238,7 @@ fn manifests_lie_in_every_nodes_directory() {
 }
 
 #[test]
-fn many_questions_are_spread_in_little_time() {
+fn many_requests_are_spread_in_little_time() {
     require_root!();
     let world = World::with_nodes(2);
     let (web, client) = (world.node(2).add_pod("web"), world.node(1).add_pod("client"));

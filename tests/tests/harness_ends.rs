@@ -78,12 +78,12 @@ fn a_killed_owner_leaves_nothing_either() {
         .spawn()
         .expect("to start an owner");
     let mut lines = BufReader::new(owner.stdout.take().expect("its output")).lines();
-    let said = lines
+    let printed = lines
         .find_map(|line| Some(line.ok()?.strip_prefix("owner of ")?.to_owned()))
         .expect("a world");
-    let names: Vec<_> = said.split(' ').collect();
+    let names: Vec<_> = printed.split(' ').collect();
     let [tag, dir, cgroup] = names[..] else {
-        panic!("{said}")
+        panic!("{printed}")
     };
     assert!(Path::new(dir).exists() && Path::new(cgroup).exists());
     owner
@@ -113,7 +113,7 @@ fn a_kept_world_stays_until_it_is_removed() {
 }
 
 #[test]
-fn the_tool_says_in_one_line_which_argument_is_wrong() {
+fn the_tool_names_the_wrong_argument_in_one_line() {
     let wrong: [(&[&str], &str); 11] = [
         (&[], "usage: "),
         (&["dance"], "usage: "),
@@ -127,16 +127,16 @@ fn the_tool_says_in_one_line_which_argument_is_wrong() {
         (&["serve", "web", "65536"], "65536"),
         (&["ask", "192.0.2.1"], "192.0.2.1"),
     ];
-    for (arguments, says) in wrong {
+    for (arguments, expected) in wrong {
         let output = Command::new(env!("CARGO_BIN_EXE_millrace-world"))
             .args(arguments)
             .env("RUST_BACKTRACE", "1")
             .output()
             .expect("to run it");
-        let said = String::from_utf8(output.stderr).expect("text");
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
-        assert!(said.contains(says), "{arguments:?}: {said}");
+        let printed = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {printed}");
+        assert_eq!(printed.lines().count(), 1, "{arguments:?}: {printed}");
+        assert!(printed.contains(expected), "{arguments:?}: {printed}");
     }
 }
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use harness::{Agent, Client, Endpoint, HttpAnswer, Node, Place, Pod, Service, World, wait_for};
+use harness::{Agent, Client, Endpoint, HttpResponse, Node, Place, Pod, Service, World, wait_for};
 use serde_json::{Value, json};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -13,13 +13,13 @@ const METRICS: u16 = 10249;
 const CHECK: u16 = 31999;
 
 /// A node with an agent, and a client on the network around it.
-struct Stage {
+struct Fixture {
     agent: Agent,
     client: Client,
     world: World,
 }
 
-impl Stage {
+impl Fixture {
     fn open() -> Self {
         let world = World::with_nodes(1);
         let client = world.add_client("balancer");
@@ -33,20 +33,20 @@ impl Stage {
     }
 
     /// Asks the node at its address of either family.
-    fn ask(&self, ip: IpAddr, port: u16, path: &str) -> HttpAnswer {
-        let answer = self.client.http_get(SocketAddr::new(ip, port), path);
-        answer.unwrap_or_else(|error| panic!("port {port}, {path}: {error}"))
+    fn ask(&self, ip: IpAddr, port: u16, path: &str) -> HttpResponse {
+        let reply = self.client.http_get(SocketAddr::new(ip, port), path);
+        reply.unwrap_or_else(|error| panic!("port {port}, {path}: {error}"))
     }
 
     #[track_caller]
-    fn wait_status(&self, port: u16, path: &str, status: u16) -> HttpAnswer {
+    fn wait_status(&self, port: u16, path: &str, status: u16) -> HttpResponse {
         let to = SocketAddr::new(self.node().ip().into(), port);
         wait_for(
-            &format!("{path} at port {port} to say {status}"),
+            &format!("{path} at port {port} to return {status}"),
             5 * SECOND,
             || match self.client.http_get(to, path) {
-                Ok(answer) if answer.status == status => Ok(answer),
-                Ok(answer) => Err(format!("{answer:?}")),
+                Ok(reply) if reply.status == status => Ok(reply),
+                Ok(reply) => Err(format!("{reply:?}")),
                 Err(error) => Err(error.to_string()),
             },
         )
@@ -71,29 +71,29 @@ impl Stage {
 #[test]
 fn a_node_that_leaves_is_not_healthy_and_still_live() {
     harness::require_root!();
-    let stage = Stage::open();
-    let node = stage.node();
+    let fixture = Fixture::open();
+    let node = fixture.node();
     for ip in [IpAddr::from(node.ip()), node.ip6().into()] {
-        let answer = stage.ask(ip, HEALTH, "/healthz");
-        assert_eq!(answer.status, 200, "{answer:?}");
-        assert_eq!(answer.json()["nodeEligible"], true);
-        assert_eq!(answer.header("content-type"), Some("application/json"));
+        let reply = fixture.ask(ip, HEALTH, "/healthz");
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert_eq!(reply.json()["nodeEligible"], true);
+        assert_eq!(reply.header("content-type"), Some("application/json"));
     }
     let doomed = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
-    stage.change_node("spec", "taints", doomed);
-    let answer = stage.wait_status(HEALTH, "/healthz", 503);
-    assert_eq!(answer.json()["nodeEligible"], false);
-    let answer = stage.ask(node.ip().into(), HEALTH, "/livez");
-    assert_eq!((answer.status, answer.json().get("nodeEligible")), (200, None));
-    stage.change_node(
+    fixture.change_node("spec", "taints", doomed);
+    let reply = fixture.wait_status(HEALTH, "/healthz", 503);
+    assert_eq!(reply.json()["nodeEligible"], false);
+    let reply = fixture.ask(node.ip().into(), HEALTH, "/livez");
+    assert_eq!((reply.status, reply.json().get("nodeEligible")), (200, None));
+    fixture.change_node(
         "spec",
         "taints",
         json!([{"key": "other", "effect": "NoSchedule"}]),
     );
-    stage.wait_status(HEALTH, "/healthz", 200);
-    stage.change_node("metadata", "deletionTimestamp", json!("2026-01-02T03:04:05Z"));
-    stage.wait_status(HEALTH, "/healthz", 503);
-    assert_eq!(stage.ask(node.ip().into(), HEALTH, "/other").status, 404);
+    fixture.wait_status(HEALTH, "/healthz", 200);
+    fixture.change_node("metadata", "deletionTimestamp", json!("2026-01-02T03:04:05Z"));
+    fixture.wait_status(HEALTH, "/healthz", 503);
+    assert_eq!(fixture.ask(node.ip().into(), HEALTH, "/other").status, 404);
 }
 
 fn balanced(name: &str) -> Service {
@@ -110,49 +110,49 @@ fn balanced(name: &str) -> Service {
 #[test]
 fn the_health_of_a_service_follows_its_endpoints_on_the_node() {
     harness::require_root!();
-    let stage = Stage::open();
+    let fixture = Fixture::open();
     let service = balanced("web");
-    let pods: Vec<Pod> = ["a", "b"].map(|name| stage.node().add_pod(name)).into();
+    let pods: Vec<Pod> = ["a", "b"].map(|name| fixture.node().add_pod(name)).into();
     let elsewhere = || Endpoint::at(&["10.244.9.9".parse().expect("an address")]).on_node("n9");
-    let slices = |endpoints: Vec<Endpoint>| stage.world.apply_all(service.slices(endpoints));
-    stage.wait_closed(CHECK);
+    let slices = |endpoints: Vec<Endpoint>| fixture.world.apply_all(service.slices(endpoints));
+    fixture.wait_closed(CHECK);
     slices(vec![elsewhere()]);
-    stage.world.apply(&service);
-    let answer = stage.wait_status(CHECK, "/", 503);
+    fixture.world.apply(&service);
+    let reply = fixture.wait_status(CHECK, "/", 503);
     assert_eq!(
-        answer.json(),
+        reply.json(),
         json!({"service": {"namespace": "default", "name": "web"}, "localEndpoints": 0, "serviceProxyHealthy": true})
     );
 
     slices(vec![elsewhere(), Endpoint::of(&pods[0]), Endpoint::of(&pods[1])]);
-    let answer = stage.wait_status(CHECK, "/any/path", 200);
-    assert_eq!(answer.json()["localEndpoints"], 2);
-    assert_eq!(answer.header("x-load-balancing-endpoint-weight"), Some("2"));
-    assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
-    assert_eq!(stage.ask(stage.node().ip6().into(), CHECK, "/").status, 200);
+    let reply = fixture.wait_status(CHECK, "/any/path", 200);
+    assert_eq!(reply.json()["localEndpoints"], 2);
+    assert_eq!(reply.header("x-load-balancing-endpoint-weight"), Some("2"));
+    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(fixture.ask(fixture.node().ip6().into(), CHECK, "/").status, 200);
 
     slices(vec![
         Endpoint::of(&pods[0]).terminating(),
         Endpoint::of(&pods[1]).not_ready(),
     ]);
-    stage.wait_status(CHECK, "/", 503);
+    fixture.wait_status(CHECK, "/", 503);
     slices(vec![Endpoint::of(&pods[0])]);
-    stage.wait_status(CHECK, "/", 200);
+    fixture.wait_status(CHECK, "/", 200);
 
     // Another port, then no port, and then none because every node is suitable.
-    stage
+    fixture
         .world
         .apply(&balanced("web").set("healthCheckNodePort", json!(CHECK + 1)));
-    stage.wait_status(CHECK + 1, "/", 200);
-    stage.wait_closed(CHECK);
-    stage
+    fixture.wait_status(CHECK + 1, "/", 200);
+    fixture.wait_closed(CHECK);
+    fixture
         .world
         .apply(&balanced("web").set("externalTrafficPolicy", json!("Cluster")));
-    stage.wait_closed(CHECK + 1);
-    stage.world.apply(&balanced("web"));
-    stage.wait_status(CHECK, "/", 200);
-    stage.world.delete(&balanced("web"));
-    stage.wait_closed(CHECK);
+    fixture.wait_closed(CHECK + 1);
+    fixture.world.apply(&balanced("web"));
+    fixture.wait_status(CHECK, "/", 200);
+    fixture.world.delete(&balanced("web"));
+    fixture.wait_closed(CHECK);
 }
 
 /// The errors of `millrace status` about an object.
@@ -164,14 +164,14 @@ fn errors(agent: &Agent, object: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_port_that_is_taken_is_reported_and_had_when_it_is_free() {
+fn a_port_in_use_is_reported_and_bound_once_it_is_free() {
     harness::require_root!();
-    let stage = Stage::open();
-    let place: &Place = stage.node();
+    let fixture = Fixture::open();
+    let place: &Place = fixture.node();
     let taken = place.tcp_listen(CHECK).expect("a free port");
-    stage.world.apply(&balanced("web"));
+    fixture.world.apply(&balanced("web"));
     let messages = wait_for("the fault to be reported", 5 * SECOND, || {
-        let messages = errors(&stage.agent, "Service default/web");
+        let messages = errors(&fixture.agent, "Service default/web");
         if messages.is_empty() {
             Err("nothing is reported")
         } else {
@@ -185,8 +185,11 @@ fn a_port_that_is_taken_is_reported_and_had_when_it_is_free() {
         "{messages:?}"
     );
     drop(taken);
-    stage.wait_status(CHECK, "/", 503);
-    assert_eq!(errors(&stage.agent, "Service default/web"), Vec::<String>::new());
+    fixture.wait_status(CHECK, "/", 503);
+    assert_eq!(
+        errors(&fixture.agent, "Service default/web"),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -196,8 +199,8 @@ fn two_agents_have_their_ports_each_in_its_own_namespace() {
     let agents = world.start_agents();
     for (node, agent) in world.nodes().iter().zip(&agents) {
         let ask = |port, path| {
-            let answer = node.http_get(SocketAddr::from(([127, 0, 0, 1], port)), path);
-            answer.unwrap_or_else(|error| panic!("{}: port {port}, {path}: {error}", node.name()))
+            let reply = node.http_get(SocketAddr::from(([127, 0, 0, 1], port)), path);
+            reply.unwrap_or_else(|error| panic!("{}: port {port}, {path}: {error}", node.name()))
         };
         assert_eq!(ask(HEALTH, "/healthz").status, 200);
         assert_eq!(ask(METRICS, "/healthz").body, "ok");
@@ -213,7 +216,7 @@ fn two_agents_have_their_ports_each_in_its_own_namespace() {
 }
 
 #[test]
-fn ports_move_and_close_as_they_are_told_to() {
+fn ports_move_and_close_with_the_configuration() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);
@@ -221,7 +224,7 @@ fn ports_move_and_close_as_they_are_told_to() {
     let mut agent = builder.arg("--metrics-address").arg("0").start();
     agent.wait_ready(10 * SECOND);
     let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    assert_eq!(node.http_get(at(99), "/healthz").expect("an answer").status, 200);
+    assert_eq!(node.http_get(at(99), "/healthz").expect("a reply").status, 200);
     assert!(node.tcp_connect(at(METRICS)).is_err() && node.tcp_connect(at(HEALTH)).is_err());
 }
 

@@ -49,7 +49,7 @@ fn own_address(node: &Node, like: IpAddr) -> IpAddr {
 }
 
 #[test]
-fn the_node_says_that_a_packets_time_to_live_ended() {
+fn the_node_sends_time_exceeded() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
         let world = World::builder()

@@ -31,14 +31,14 @@ fn ready(mut agent: Agent) -> Agent {
 
 /// Two nodes whose agents attach their hooks to one cgroup. The agents get different objects for one service:
 /// `one` serves it on the first node and `two` on the second.
-struct Neighbours {
+struct SharedCgroup {
     world: World,
     clients: [Pod; 2],
     _backends: [(Pod, [Server; 2]); 2],
 }
 
-impl Neighbours {
-    fn meet() -> Self {
+impl SharedCgroup {
+    fn build() -> Self {
         let world = World::with_nodes(2);
         let clients = [1, 2].map(|number| world.node(number).add_pod(&format!("client-{number}")));
         let backends = [backend(world.node(1), "one"), backend(world.node(2), "two")];
@@ -58,8 +58,14 @@ impl Neighbours {
 
     /// An agent whose hooks apply to every socket of the world.
     fn agent(&self, number: usize) -> Agent {
-        let everybody = self.world.fabric().cgroup().parent().expect("the world's cgroup");
-        ready(self.world.node(number).agent().cgroup(Some(everybody)).start())
+        let parent_cgroup = self.world.fabric().cgroup().parent().expect("the world's cgroup");
+        ready(
+            self.world
+                .node(number)
+                .agent()
+                .cgroup(Some(parent_cgroup))
+                .start(),
+        )
     }
 
     #[track_caller]
@@ -78,24 +84,24 @@ impl Neighbours {
 #[test]
 fn agents_of_one_machine_do_not_disturb_each_other() {
     harness::require_root!();
-    let town = Neighbours::meet();
-    let mut first = town.agent(1);
-    let second = town.agent(2);
-    town.assert_served(1);
-    town.assert_served(2);
+    let topology = SharedCgroup::build();
+    let mut first = topology.agent(1);
+    let second = topology.agent(2);
+    topology.assert_served(1);
+    topology.assert_served(2);
 
     // The first agent stops and starts again, and the second one is not disturbed.
     let vip = address(WEB[0]);
-    let flows = LongFlows::start(&town.clients[1], vip, 20, Duration::from_millis(10)).expect("flows");
-    let stream = ConnectStream::start(&town.clients[1], Probe::Tcp, vip, Duration::from_millis(1));
-    let pinned = town.world.node(2).pinned();
+    let flows = LongFlows::start(&topology.clients[1], vip, 20, Duration::from_millis(10)).expect("flows");
+    let stream = ConnectStream::start(&topology.clients[1], Probe::Tcp, vip, Duration::from_millis(1));
+    let pinned = topology.world.node(2).pinned();
     assert!(first.stop(5 * SECOND).success());
-    let state_dir = town.world.node(1).dir().join("state").display().to_string();
-    let removed = town
+    let state_dir = topology.world.node(1).dir().join("state").display().to_string();
+    let removed = topology
         .world
         .node(1)
         .cli(&["uninstall", "--state-dir", &state_dir])
-        .expect("an answer");
+        .expect("a reply");
     assert!(
         removed["removed"]
             .as_array()
@@ -103,12 +109,12 @@ fn agents_of_one_machine_do_not_disturb_each_other() {
         "{removed}"
     );
     assert_eq!(pinned.alive(), pinned);
-    let error = town.clients[0].ask_within(Probe::Udp, vip, SECOND / 4);
+    let error = topology.clients[0].ask_within(Probe::Udp, vip, SECOND / 4);
     assert!(error.is_err(), "nothing of the first agent is left");
-    town.assert_served(2);
+    topology.assert_served(2);
     first.start_again();
     first.wait_ready(10 * SECOND);
-    town.assert_served(1);
+    topology.assert_served(1);
     flows.wait_progress(5 * SECOND);
     stream.wait_more(50, 5 * SECOND);
     flows.stop().assert_unnoticed(UNNOTICED);
@@ -122,33 +128,33 @@ fn agents_of_one_machine_do_not_disturb_each_other() {
 #[test]
 fn sockets_of_foreign_namespaces_are_left_alone() {
     harness::require_root!();
-    let town = Neighbours::meet();
-    let _agents = [town.agent(1), town.agent(2)];
+    let topology = SharedCgroup::build();
+    let _agents = [topology.agent(1), topology.agent(2)];
     // A separate machine that happens to have the same address, in the same part of the cgroup tree.
-    let stranger = town.world.add_client("stranger");
+    let other_host = topology.world.add_client("stranger");
     for address in ["10.96.0.10/32", "fd00:96::10/128"] {
-        stranger.add_address("lo", address.parse().expect("an address"));
+        other_host.add_address("lo", address.parse().expect("an address"));
     }
-    let _server = stranger.serve_tcp(80);
+    let _server = other_host.serve_tcp(80);
     for to in WEB {
         // The kernel takes a moment to use an address, and longer on a busy machine.
-        let answer = wait_for("an answer", 10 * SECOND, || stranger.ask(Probe::Tcp, address(to)));
-        assert_eq!(answer.backend, "stranger", "{to}");
+        let reply = wait_for("a reply", 10 * SECOND, || other_host.ask(Probe::Tcp, address(to)));
+        assert_eq!(reply.backend, "stranger", "{to}");
         let bound = SocketAddr::new(address(to).ip(), 5353);
         let (server, client) = (
-            stranger.udp_bind(bound).expect("a socket"),
-            stranger.udp_socket_for(bound),
+            other_host.udp_bind(bound).expect("a socket"),
+            other_host.udp_socket_for(bound),
         );
         let client = client.expect("a socket");
         client.send_to(b"to myself", bound).expect("to send");
         let mut buffer = [0; 16];
         let (_, from) = server.recv_from(&mut buffer).expect("to receive");
         server.send_to(b"and back", from).expect("to send");
-        assert_eq!(client.recv_from(&mut buffer).expect("an answer").1, bound);
+        assert_eq!(client.recv_from(&mut buffer).expect("a reply").1, bound);
     }
     // The hooks also serve a pod and a node that come later.
-    town.assert_served(1);
-    town.assert_served(2);
+    topology.assert_served(1);
+    topology.assert_served(2);
 }
 
 #[test]
@@ -227,10 +233,7 @@ fn a_second_agent_with_the_same_run_directory_is_refused() {
     assert_eq!(first.cli(&["status"])["ready"], true, "the first one goes on");
     assert_eq!(pinned.alive(), pinned);
     assert_eq!(
-        client
-            .ask(Probe::Tcp, address(WEB[0]))
-            .expect("an answer")
-            .backend,
+        client.ask(Probe::Tcp, address(WEB[0])).expect("a reply").backend,
         "one"
     );
 }
@@ -271,8 +274,8 @@ fn a_second_agent_with_the_same_bpf_root_is_refused() {
         "another agent is running with --bpf-root {}",
         node.bpf_root().display()
     );
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains(&message), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains(&message), "{stderr}");
     assert_eq!(first.cli(&["status"])["ready"], true, "the first one goes on");
     assert_eq!(pinned.alive(), pinned);
 
@@ -283,7 +286,7 @@ fn a_second_agent_with_the_same_bpf_root_is_refused() {
     let state_dir = node.dir().join("state").display().to_string();
     let removed = node
         .cli(&["uninstall", "--state-dir", &state_dir])
-        .expect("an answer");
+        .expect("a reply");
     assert_eq!(removed["left"], serde_json::json!([]), "{removed}");
     assert!(!node.bpf_root().exists());
 }
@@ -311,7 +314,7 @@ fn below(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_an_agent_keeps_is_for_root_alone() {
+fn files_of_an_agent_are_accessible_to_root_alone() {
     harness::require_root!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
@@ -334,7 +337,7 @@ fn what_an_agent_keeps_is_for_root_alone() {
 }
 
 #[test]
-fn without_an_agent_status_says_so() {
+fn without_an_agent_status_is_not_ready() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);

@@ -8,7 +8,7 @@ use harness::{Service, Source, World, eventually, require_kubernetes};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn the_next_address_is_asked_where_one_gives_no_answer() {
+fn the_next_address_is_used_after_no_response() {
     require_kubernetes!();
     let world = World::with_nodes(1);
     let plane = ControlPlane::start(&world);
@@ -16,14 +16,14 @@ fn the_next_address_is_asked_where_one_gives_no_answer() {
     plane.apply_status(&world.node(1).object());
     let (relay, relayed) = plane.serve_at(7443);
     // There is no listener at the first address.
-    let nobody = relayed.replace("7443", "9");
+    let unreachable = relayed.replace("7443", "9");
     let mut agent = world
         .node(1)
         .agent()
         .source(Source::Kubernetes {
             kubeconfig: plane.kubeconfig(),
         })
-        .arg(format!("--api-server={nobody}"))
+        .arg(format!("--api-server={unreachable}"))
         .arg(format!("--api-server={relayed},{}", plane.url()))
         .start();
     agent.wait_ready(60 * SECOND);

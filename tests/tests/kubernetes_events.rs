@@ -65,7 +65,7 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
         "{text}"
     );
 
-    let told = wait_for("the other event", 10 * SECOND, || {
+    let reported = wait_for("the other event", 10 * SECOND, || {
         let list = plane.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
         let items = list["items"].as_array().cloned().unwrap_or_default();
         let found = items.iter().find(|event| event["reason"] == "NotFullyServed");
@@ -74,10 +74,10 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
         Ok::<_, anyhow::Error>(event["note"].as_str().expect("a note").to_owned())
     });
     assert!(
-        told.contains("224.0.1.1") && told.contains("10.96.0.99"),
-        "{told}"
+        reported.contains("224.0.1.1") && reported.contains("10.96.0.99"),
+        "{reported}"
     );
-    assert!(!told.contains("203.0.113.9"), "{told}");
+    assert!(!reported.contains("203.0.113.9"), "{reported}");
 
     let metrics = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/metrics");
     let page = metrics.expect("the page").body;
@@ -92,7 +92,7 @@ fn a_health_check_port_that_cannot_be_had_is_an_event_on_its_service() {
 }
 
 #[test]
-fn what_a_node_suffers_is_an_event_on_it() {
+fn a_problem_of_a_node_is_an_event_on_it() {
     require_kubernetes!();
     let world = World::with_nodes(1);
     let node = world.node(1);
@@ -113,12 +113,12 @@ fn what_a_node_suffers_is_an_event_on_it() {
     };
     let mut agent = node.agent().source(source).start();
     agent.wait_ready(30 * SECOND);
-    let told = |reason: &str, type_: &str, says: &str| {
+    let reported = |reason: &str, type_: &str, part: &str| {
         wait_for(&format!("the event {reason}"), 20 * SECOND, || {
             let list = plane.get("/apis/events.k8s.io/v1/namespaces/default/events")?;
             let items = list["items"].as_array().cloned().unwrap_or_default();
             let ours = |event: &&serde_json::Value| {
-                event["reason"] == reason && event["note"].as_str().is_some_and(|note| note.contains(says))
+                event["reason"] == reason && event["note"].as_str().is_some_and(|note| note.contains(part))
             };
             let event = items.iter().find(ours);
             let event = event.ok_or_else(|| anyhow::anyhow!("none among {items:?}"))?;
@@ -130,10 +130,10 @@ fn what_a_node_suffers_is_an_event_on_it() {
     };
 
     std::fs::remove_file(node.bpf_root().join("current/maps/FRONTENDS")).expect("a pin");
-    told("DataPlaneRestored", "Normal", "pins");
+    reported("DataPlaneRestored", "Normal", "pins");
 
     node.run_ip("rule add to 10.96.0.0/16 pref 100 unreachable");
-    told("DataPlaneIncomplete", "Warning", "route 10.96.");
+    reported("DataPlaneIncomplete", "Warning", "route 10.96.");
     node.run_ip("rule del to 10.96.0.0/16 pref 100 unreachable");
 
     let (forge, to) = (
@@ -144,11 +144,11 @@ fn what_a_node_suffers_is_an_event_on_it() {
         let from = SocketAddr::from(([192, 168, 50, 222], 1024 + number));
         forge.send(&packet::tcp(from, to, packet::SYN, 1, b""));
     }
-    told("ClientShareReached", "Warning", "192.168.50.222: the share of ");
+    reported("ClientShareReached", "Warning", "192.168.50.222: the share of ");
 
     let healthz = SocketAddr::new(node.ip().into(), HEALTHZ);
     let _held: Vec<_> = (0..CONNECTIONS)
         .filter_map(|_| outside.tcp_connect(healthz).ok())
         .collect();
-    told("TooManyConnections", "Warning", &outside.ip().to_string());
+    reported("TooManyConnections", "Warning", &outside.ip().to_string());
 }

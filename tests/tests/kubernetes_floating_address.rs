@@ -61,8 +61,8 @@ fn a_floating_address_of_the_kubeconfig_stays_open_where_a_service_names_it() {
                 &format!("{address}:80 from {}", place.name()),
                 20 * SECOND,
                 || {
-                    let answer = place.ask_within(Probe::Tcp, SocketAddr::new(ip, 80), SECOND);
-                    answer.is_ok_and(|answer| answer.backend == "backend")
+                    let reply = place.ask_within(Probe::Tcp, SocketAddr::new(ip, 80), SECOND);
+                    reply.is_ok_and(|reply| reply.backend == "backend")
                 },
             );
             let api = place.tcp_connect(SocketAddr::new(ip, API_PORT));

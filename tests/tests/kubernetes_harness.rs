@@ -14,7 +14,7 @@ fn a_control_plane_serves_and_survives_its_api_server() {
     let started = Instant::now();
     let mut plane = ControlPlane::start(&world);
     println!("ready in {:?}", started.elapsed());
-    assert_eq!(plane.text("/readyz").expect("an answer"), "ok");
+    assert_eq!(plane.text("/readyz").expect("a reply"), "ok");
 
     let web = Service::new("web")
         .cluster_ip("10.96.0.10")

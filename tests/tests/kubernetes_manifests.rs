@@ -30,7 +30,7 @@ fn objects() -> Vec<Value> {
 
 /// Whether the service account may do this to a resource of a group, anywhere in the cluster.
 fn may(plane: &ControlPlane, verb: &str, group: &str, resource: &str) -> bool {
-    let answer = plane.ask(&json!({
+    let reply = plane.ask(&json!({
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
         "spec": {
@@ -39,11 +39,11 @@ fn may(plane: &ControlPlane, verb: &str, group: &str, resource: &str) -> bool {
             "resourceAttributes": {"verb": verb, "group": group, "resource": resource},
         },
     }));
-    answer["status"]["allowed"] == true
+    reply["status"]["allowed"] == true
 }
 
 #[test]
-fn an_api_server_takes_every_object() {
+fn an_api_server_accepts_every_object() {
     require_kubernetes!();
     let world = World::with_nodes(1);
     let plane = ControlPlane::start(&world);
@@ -78,7 +78,7 @@ fn capabilities(objects: &[Value]) -> Value {
 }
 
 #[test]
-fn kustomizations_are_rendered_as_they_are_meant_and_an_api_server_takes_them() {
+fn kustomizations_are_rendered_as_expected_and_an_api_server_accepts_them() {
     require_kubernetes!();
     let world = World::with_nodes(1);
     let plane = ControlPlane::start(&world);

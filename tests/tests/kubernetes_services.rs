@@ -238,10 +238,10 @@ fn a_minute_without_the_api_server_costs_no_connection() {
     eventually("the node port", 5 * SECOND, || {
         outside.ask(Probe::Tcp, at_node).is_ok()
     });
-    let ways: [(&Place, SocketAddr); 2] = [(&cluster.client, address(WEB)), (&outside, at_node)];
+    let paths: [(&Place, SocketAddr); 2] = [(&cluster.client, address(WEB)), (&outside, at_node)];
     let every = Duration::from_millis(50);
-    let flows = ways.map(|(from, to)| LongFlows::start(from, to, 50, every).expect("50 flows"));
-    let streams = ways.map(|(from, to)| ConnectStream::start(from, Probe::Tcp, to, every / 10));
+    let flows = paths.map(|(from, to)| LongFlows::start(from, to, 50, every).expect("50 flows"));
+    let streams = paths.map(|(from, to)| ConnectStream::start(from, Probe::Tcp, to, every / 10));
 
     // An object that no agent follows, so that the versions that the agents know are old.
     cluster.plane.apply(&json!({
@@ -251,7 +251,7 @@ fn a_minute_without_the_api_server_costs_no_connection() {
     }));
     cluster.plane.kill_api_server();
     let down = std::time::Instant::now();
-    eventually("the agents say that they lost it", 60 * SECOND, || {
+    eventually("the agents report the loss", 60 * SECOND, || {
         cluster.agents.iter().all(|agent| {
             agent.cli(&["status"])["errors"]
                 .to_string()
@@ -291,17 +291,17 @@ fn a_minute_without_the_api_server_costs_no_connection() {
         // Writes for each service that comes: frontend and address, then with its slice backend, slot and
         // frontend. For each that goes: frontend and backend if its slice goes first, then frontend and
         // address. For each of 4 groups of the web service: two slots, a frontend, a removed backend.
-        let owed = 150 * 5 + 100 * 4 + 4 * 4;
+        let max_writes = 150 * 5 + 100 * 4 + 4 * 4;
         assert!(
-            after - before <= owed,
-            "what did not change is not rewritten: {before} → {after}, {owed} are owed"
+            after - before <= max_writes,
+            "unchanged entries are not rewritten: {before} → {after}, at most {max_writes}"
         );
         let log = agent.log();
         for kind in ["Service", "EndpointSlice"] {
             let of_kind = format!("kind={kind}");
             let mut expired = log.lines().filter(|line| line.contains("the server forgot"));
-            let is_told = expired.any(|line| line.trim_end().ends_with(&of_kind));
-            assert!(is_told, "no watch of {kind} has expired:\n{log}");
+            let is_logged = expired.any(|line| line.trim_end().ends_with(&of_kind));
+            assert!(is_logged, "no watch of {kind} has expired:\n{log}");
         }
     }
     // A connection that has stalled since the return of the server could not have been noticed before this

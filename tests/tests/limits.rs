@@ -34,7 +34,7 @@ const HOST_PORT: u16 = 8081;
 const PORT: u16 = 8080;
 
 /// A node with a limited pod that is served by services and a host port, another pod, and a client outside.
-struct Town {
+struct Topology {
     world: World,
     _agent: Agent,
     outside: Client,
@@ -43,7 +43,7 @@ struct Town {
     rate: u32,
 }
 
-impl Town {
+impl Topology {
     fn build(config: &str) -> Self {
         Self::with_rate(config, RATE)
     }
@@ -94,7 +94,7 @@ impl Town {
     }
 
     /// The paths of clients on other machines, in a family.
-    fn ways_from_outside(&self, family: usize) -> Vec<Way<'_>> {
+    fn paths_from_outside(&self, family: usize) -> Vec<FlowPath<'_>> {
         let node = self.world.node(1).addresses()[family];
         let balancer: IpAddr = BALANCER[family].parse().expect("an address");
         [
@@ -104,7 +104,7 @@ impl Town {
             ("a balancer's address", balancer, 80),
             ("a host port", node, HOST_PORT),
         ]
-        .map(|(what, address, port)| Way {
+        .map(|(what, address, port)| FlowPath {
             what,
             client: &self.outside,
             to: SocketAddr::new(address, port),
@@ -114,7 +114,7 @@ impl Town {
     }
 
     /// The paths of pods of the same node, the limited one included.
-    fn ways_from_pods(&self, family: usize) -> Vec<Way<'_>> {
+    fn paths_from_pods(&self, family: usize) -> Vec<FlowPath<'_>> {
         let cluster: IpAddr = CLUSTER[family].parse().expect("an address");
         let node = self.world.node(1).addresses()[family];
         let own = self.limited.addresses()[family];
@@ -127,7 +127,7 @@ impl Town {
             ("a balancer's address, from a pod", &self.other, balancer, 80),
             ("its own cluster IP", &self.limited, cluster, 80),
         ]
-        .map(|(what, client, address, port)| Way {
+        .map(|(what, client, address, port)| FlowPath {
             what,
             client,
             to: SocketAddr::new(address, port),
@@ -147,40 +147,43 @@ impl Town {
         }));
     }
 
-    fn measure(&self, ways: &[Way<'_>], directions: &[Direction]) {
+    fn measure(&self, paths: &[FlowPath<'_>], directions: &[Direction]) {
         let listener = self.limited.tcp_listen(PORT).expect("to listen");
-        for way in ways {
+        for path in paths {
             for direction in directions {
-                way.holds(&listener, *direction);
+                path.holds(&listener, *direction);
             }
         }
     }
 
     /// Measures each path once, alternately from the pod and to it. `first` is the first direction.
-    fn measure_in_turns(&self, ways: &[Way<'_>], first: Direction) {
+    fn measure_alternately(&self, paths: &[FlowPath<'_>], first: Direction) {
         let listener = self.limited.tcp_listen(PORT).expect("to listen");
-        let turns = BOTH.into_iter().cycle().skip_while(|turn| *turn != first);
-        for (way, direction) in ways.iter().zip(turns) {
-            way.holds(&listener, direction);
+        let directions = BOTH
+            .into_iter()
+            .cycle()
+            .skip_while(|direction| *direction != first);
+        for (path, direction) in paths.iter().zip(directions) {
+            path.holds(&listener, direction);
         }
     }
 
     /// Measures datagrams to the pod on a path. The sender sends at twice the limit.
-    fn measure_datagrams(&self, way: &Way<'_>) {
-        let own = self.limited.addresses()[usize::from(way.to.is_ipv6())];
+    fn measure_datagrams(&self, path: &FlowPath<'_>) {
+        let own = self.limited.addresses()[usize::from(path.to.is_ipv6())];
         let receiver = self.limited.udp_bind(SocketAddr::new(own, PORT));
         let receiver = receiver.expect("a socket");
-        let sender = way.client.udp_socket_for(way.to).expect("a socket");
-        sender.connect(way.to).expect("a peer");
+        let sender = path.client.udp_socket_for(path.to).expect("a socket");
+        sender.connect(path.to).expect("a peer");
         receiver.set_read_timeout(Some(SECOND / 10)).expect("a time-out");
-        eventually(&format!("a datagram to {}", way.to), 10 * SECOND, || {
+        eventually(&format!("a datagram to {}", path.to), 10 * SECOND, || {
             // An error is about an earlier datagram.
             let _ = sender.send(b"?");
             receiver.recv(&mut [0; 1]).is_ok()
         });
         receiver.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        let what = format!("datagrams to the pod by {} {}", way.what, way.to);
-        hold(&what, way.limit, || datagrams(&sender, &receiver, way.limit));
+        let what = format!("datagrams to the pod by {} {}", path.what, path.to);
+        hold(&what, path.limit, || datagrams(&sender, &receiver, path.limit));
     }
 }
 
@@ -192,14 +195,14 @@ enum Direction {
 }
 
 /// A path to the limited pod.
-struct Way<'a> {
+struct FlowPath<'a> {
     what: &'static str,
     client: &'a Place,
     to: SocketAddr,
     limit: u32,
 }
 
-impl Way<'_> {
+impl FlowPath<'_> {
     fn holds(&self, listener: &TcpListener, direction: Direction) {
         let what = format!("{direction:?} by {} {}", self.what, self.to);
         hold(&what, self.limit, || self.rate(listener, direction));
@@ -321,68 +324,68 @@ const BOTH: [Direction; 2] = [Direction::FromPod, Direction::ToPod];
 #[test]
 fn a_limit_holds_for_clients_outside() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    town.measure(&town.ways_from_outside(0), &BOTH);
-    town.measure(&town.ways_from_outside(1), &BOTH);
+    let topology = Topology::build(DEFAULTS);
+    topology.measure(&topology.paths_from_outside(0), &BOTH);
+    topology.measure(&topology.paths_from_outside(1), &BOTH);
 }
 
 #[test]
 fn a_limit_holds_between_pods_of_a_node() {
     harness::require_root!();
-    let town = Town::build(HOOKS_OFF);
-    town.measure(&town.ways_from_pods(0), &BOTH);
-    town.measure(&town.ways_from_pods(1), &BOTH);
+    let topology = Topology::build(HOOKS_OFF);
+    topology.measure(&topology.paths_from_pods(0), &BOTH);
+    topology.measure(&topology.paths_from_pods(1), &BOTH);
 }
 
 #[test]
 fn a_limit_holds_where_packets_between_pods_pass_by_the_stack() {
     harness::require_root!();
-    let town = Town::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
-    town.measure(&town.ways_from_pods(0), &BOTH);
+    let topology = Topology::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
+    topology.measure(&topology.paths_from_pods(0), &BOTH);
     // Each measurement takes seconds, so each path of IPv6 is measured once. The node port and the balancer's
     // address are left out, as they share the path of the cluster IP.
-    let mut ways = town.ways_from_pods(1);
-    ways.retain(|way| way.to.port() != NODE_PORT && way.to.ip().to_string() != BALANCER[1]);
-    town.measure_in_turns(&ways, Direction::FromPod);
+    let mut paths = topology.paths_from_pods(1);
+    paths.retain(|path| path.to.port() != NODE_PORT && path.to.ip().to_string() != BALANCER[1]);
+    topology.measure_alternately(&paths, Direction::FromPod);
 }
 
 #[test]
 fn a_limit_holds_for_clients_outside_where_packets_between_pods_pass_by_the_stack() {
     harness::require_root!();
-    let town = Town::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
+    let topology = Topology::build(&format!("{HOOKS_OFF}hostRouting: redirect\n"));
     // Each path is measured in one direction with IPv4, and in the other with IPv6.
-    town.measure_in_turns(&town.ways_from_outside(0), Direction::FromPod);
-    town.measure_in_turns(&town.ways_from_outside(1), Direction::ToPod);
-    let ways = town.ways_from_outside(1);
-    let balancer = ways.iter().find(|way| way.to.port() == 80);
-    town.measure_datagrams(balancer.expect("the balancer's address"));
+    topology.measure_alternately(&topology.paths_from_outside(0), Direction::FromPod);
+    topology.measure_alternately(&topology.paths_from_outside(1), Direction::ToPod);
+    let paths = topology.paths_from_outside(1);
+    let balancer = paths.iter().find(|path| path.to.port() == 80);
+    topology.measure_datagrams(balancer.expect("the balancer's address"));
 }
 
 #[test]
 fn a_limiter_that_an_administrator_removed_is_made_again() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    let node = town.world.node(1);
+    let topology = Topology::build(DEFAULTS);
+    let node = topology.world.node(1);
     // The agent restores limits from the pods' annotations.
-    town.annotate(&json!({"kubernetes.io/egress-bandwidth": "5M"}));
-    let limiter = town.limited.host_interface().replacen("mr", "ml", 1);
-    let ways = town.ways_from_outside(0);
+    topology.annotate(&json!({"kubernetes.io/egress-bandwidth": "5M"}));
+    let limiter = topology.limited.host_interface().replacen("mr", "ml", 1);
+    let paths = topology.paths_from_outside(0);
     for _ in 0..2 {
         node.run_ip(&format!("link del {limiter}"));
         // A connection shows that the limiter is back: without it no packet of the pod is forwarded.
-        town.measure(&ways[1..2], &BOTH[..1]);
+        topology.measure(&paths[1..2], &BOTH[..1]);
     }
 }
 
 #[test]
-fn an_annotation_lets_no_more_through_than_the_runtime_gave() {
+fn an_annotation_does_not_exceed_the_limit_of_the_runtime() {
     const GIVEN: u32 = 1_000_000;
     harness::require_root!();
-    let town = Town::with_rate(DEFAULTS, GIVEN);
-    let node = town.world.node(1);
+    let topology = Topology::with_rate(DEFAULTS, GIVEN);
+    let node = topology.world.node(1);
     // The narrower limit comes first, so that the test sees when the wider one is in force.
     for (rate, effective) in [("500k", 500_000), ("900M", GIVEN)] {
-        town.annotate(&json!({
+        topology.annotate(&json!({
             "kubernetes.io/ingress-bandwidth": rate,
             "kubernetes.io/egress-bandwidth": rate,
         }));
@@ -399,6 +402,6 @@ fn an_annotation_lets_no_more_through_than_the_runtime_gave() {
             }
         });
     }
-    town.measure(&town.ways_from_outside(0)[..2], &BOTH);
-    town.measure(&town.ways_from_pods(0)[..1], &BOTH);
+    topology.measure(&topology.paths_from_outside(0)[..2], &BOTH);
+    topology.measure(&topology.paths_from_pods(0)[..1], &BOTH);
 }

@@ -31,8 +31,8 @@ fn fifty_thousand_short_connections_of_one_client_fail_none() {
     // A reset closes each connection, so that the client's port is free again at once.
     let ask = || {
         for _ in 0..CONNECTIONS / THREADS {
-            let answer = outside.ask(Probe::Tcp, to).expect("an answer");
-            assert_eq!(answer.peer.ip().to_canonical(), node);
+            let reply = outside.ask(Probe::Tcp, to).expect("a reply");
+            assert_eq!(reply.peer.ip().to_canonical(), node);
         }
     };
     thread::scope(|scope| {
@@ -45,7 +45,7 @@ fn fifty_thousand_short_connections_of_one_client_fail_none() {
 }
 
 #[test]
-fn masqueraded_flows_take_no_port_of_the_nodes_own_sockets() {
+fn masqueraded_flows_use_no_port_of_the_nodes_own_sockets() {
     harness::require_root!();
     let world = World::with_nodes(2);
     let outside = world.add_client("outside");
@@ -66,10 +66,10 @@ fn masqueraded_flows_take_no_port_of_the_nodes_own_sockets() {
     for address in node.addresses() {
         for (probe, times) in [(Probe::Tcp, 20), (Probe::UdpConnected, 1)] {
             for _ in 0..times {
-                let answer = outside
+                let reply = outside
                     .ask(probe, SocketAddr::new(*address, PORT))
-                    .expect("an answer");
-                assert_eq!(answer.peer.port(), 20_001, "{address} {probe:?}");
+                    .expect("a reply");
+                assert_eq!(reply.peer.port(), 20_001, "{address} {probe:?}");
             }
         }
     }

@@ -14,11 +14,11 @@ const METRICS: u16 = 10249;
 
 /// The metrics page of a node's agent.
 fn page(node: &Node) -> String {
-    let answer = node.http_get(SocketAddr::from(([127, 0, 0, 1], METRICS)), "/metrics");
-    let answer = answer.expect("the page");
-    let kind = answer.header("content-type").expect("a type");
+    let reply = node.http_get(SocketAddr::from(([127, 0, 0, 1], METRICS)), "/metrics");
+    let reply = reply.expect("the page");
+    let kind = reply.header("content-type").expect("a type");
     assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
-    answer.body
+    reply.body
 }
 
 /// The value of a series.
@@ -91,11 +91,11 @@ fn metrics_follow_objects_and_traffic() {
     let sockets = value(&page_now, connects).unwrap_or_default();
     for _ in 0..5 {
         let to = "10.96.0.10:80".parse().expect("an address");
-        client.ask(Probe::Tcp, to).expect("an answer");
+        client.ask(Probe::Tcp, to).expect("a reply");
     }
     wait_value(node, connects, |count| count >= sockets + 5.0);
     let health = SocketAddr::from(([127, 0, 0, 1], 10256));
-    node.http_get(health, "/healthz").expect("an answer");
+    node.http_get(health, "/healthz").expect("a reply");
     wait_value(node, "kubeproxy_proxy_healthz_total{code=\"200\"}", |count| {
         count >= 1.0
     });

@@ -19,24 +19,24 @@ const UPSTREAM: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
 const OWN: &str = "169.254.20.10";
 const NODE_PORT: u16 = 30_053;
 
-struct Town {
+struct Topology {
     world: World,
     client: Pod,
 }
 
-impl Town {
+impl Topology {
     #[track_caller]
-    fn wait_answers(&self, addresses: &[&str], backend: &str) {
+    fn wait_replies(&self, addresses: &[&str], backend: &str) {
         for place in [&self.client as &Place, self.world.node(1)] {
             for address in addresses {
                 let to = SocketAddr::new(address.parse().expect("an address"), 53);
                 for probe in Probe::ALL {
                     let what = format!(
-                        "{} to get an answer of {backend} at {to} by {probe:?}",
+                        "{} to get a reply of {backend} at {to} by {probe:?}",
                         place.name()
                     );
                     wait_for(&what, 5 * SECOND, || match place.ask_within(probe, to, SECOND) {
-                        Ok(answer) if answer.backend == backend => Ok(()),
+                        Ok(reply) if reply.backend == backend => Ok(()),
                         other => Err(format!("{other:?}")),
                     });
                 }
@@ -71,7 +71,7 @@ impl Town {
 }
 
 /// Replies to datagrams at one address of the node, under the node's name.
-fn answer_at(node: &Place, address: IpAddr) {
+fn reply_at(node: &Place, address: IpAddr) {
     let socket = node.udp_bind(SocketAddr::new(address, 53)).expect("a socket");
     let name = node.name().to_owned();
     thread::spawn(move || {
@@ -82,7 +82,7 @@ fn answer_at(node: &Place, address: IpAddr) {
     });
 }
 
-fn a_cache_answers_in_place_of_the_service(config: &str) {
+fn assert_cache_replies_in_place_of_the_service(config: &str) {
     let world = World::builder().node(NodeSpec::millrace()).build();
     let _agents = world.start_agents_with(&format!("{DEFAULTS}{config}"));
     let [client, dns] = ["client", "dns"].map(|name| world.node(1).add_pod(name));
@@ -96,9 +96,9 @@ fn a_cache_answers_in_place_of_the_service(config: &str) {
         world.apply_all(service.slices([Endpoint::of(&dns)]));
         world.apply(&service);
     }
-    let town = Town { world, client };
-    let (world, node) = (&town.world, town.world.node(1));
-    town.wait_answers(&DNS, "dns");
+    let topology = Topology { world, client };
+    let (world, node) = (&topology.world, topology.world.node(1));
+    topology.wait_replies(&DNS, "dns");
 
     // Any interface without a link will do. The dummy module does not exist on every kernel.
     node.run_ip("link add nodelocaldns type bridge");
@@ -106,46 +106,46 @@ fn a_cache_answers_in_place_of_the_service(config: &str) {
     for address in [OWN, DNS[0], DNS[1]] {
         let address: IpAddr = address.parse().expect("an address");
         node.add_address("nodelocaldns", address.into());
-        answer_at(node, address);
+        reply_at(node, address);
     }
     let _cache = node.serve_tcp(53);
-    town.wait_answers(&[OWN], "n1");
+    topology.wait_replies(&[OWN], "n1");
     // Without the annotation the service keeps its address, even if another program holds it.
-    town.wait_answers(&DNS, "dns");
+    topology.wait_replies(&DNS, "dns");
 
     let left = service("kube-dns", DNS).annotation("millrace.dev/leave-to-node", "true");
     let left = left.node_port("dns", NODE_PORT);
     world.apply(&left);
-    town.wait_answers(&DNS, "n1");
-    town.wait_answers(&[OWN], "n1");
-    town.wait_answers(&UPSTREAM, "dns");
+    topology.wait_replies(&DNS, "n1");
+    topology.wait_replies(&[OWN], "n1");
+    topology.wait_replies(&UPSTREAM, "dns");
     // The service's other addresses are still served.
     let node_port = SocketAddr::from((node.ip(), NODE_PORT));
-    let answer = town.client.ask(Probe::Udp, node_port).expect("an answer");
-    assert_eq!(answer.backend, "dns");
-    town.wait_errors(&[]);
+    let reply = topology.client.ask(Probe::Udp, node_port).expect("a reply");
+    assert_eq!(reply.backend, "dns");
+    topology.wait_errors(&[]);
     let listed = node.cli(&["service", "list"]).expect("a list");
     assert!(!listed.to_string().contains(DNS[0]), "{listed}");
 
     node.run_ip("link del nodelocaldns");
-    town.wait_errors(&["leaves 10.96.0.10 and fd00:96::10 to the node, which has no such address"]);
+    topology.wait_errors(&["leaves 10.96.0.10 and fd00:96::10 to the node, which has no such address"]);
     let to = SocketAddr::new(DNS[0].parse().expect("an address"), 53);
-    let answer = town.client.ask_within(Probe::Udp, to, SECOND);
-    assert!(answer.is_err(), "{answer:?}");
+    let reply = topology.client.ask_within(Probe::Udp, to, SECOND);
+    assert!(reply.is_err(), "{reply:?}");
     world.apply(&service("kube-dns", DNS));
-    town.wait_answers(&DNS, "dns");
-    town.wait_errors(&[]);
+    topology.wait_replies(&DNS, "dns");
+    topology.wait_errors(&[]);
     assert_eq!(node.cli(&["status"]).expect("a status")["ready"], json!(true));
 }
 
 #[test]
-fn a_cache_of_names_answers_in_place_of_the_service() {
+fn a_dns_cache_replies_in_place_of_the_service() {
     harness::require_root!();
-    a_cache_answers_in_place_of_the_service("");
+    assert_cache_replies_in_place_of_the_service("");
 }
 
 #[test]
-fn a_cache_of_names_answers_in_place_of_the_service_without_socket_hooks() {
+fn a_dns_cache_replies_in_place_of_the_service_without_socket_hooks() {
     harness::require_root!();
-    a_cache_answers_in_place_of_the_service("socketLB: \"off\"\n");
+    assert_cache_replies_in_place_of_the_service("socketLB: \"off\"\n");
 }

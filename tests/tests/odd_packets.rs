@@ -17,7 +17,7 @@ const PORT: u16 = 30_080;
 const SMALL: &str = "1300";
 
 /// Two nodes, a client outside, a pod on the first node, and the only backend on the second one.
-struct Town {
+struct Topology {
     world: World,
     outside: Client,
     client: Pod,
@@ -27,7 +27,7 @@ struct Town {
     _agents: Vec<Agent>,
 }
 
-impl Town {
+impl Topology {
     fn build(config: &str) -> Self {
         let spec = || NodeSpec::routed().strict_rp_filter();
         let world = World::builder().node(spec()).node(spec()).build();
@@ -119,27 +119,27 @@ fn is_like(address: SocketAddr) -> impl Fn(&Frame) -> bool {
 #[test]
 fn a_client_and_its_backend_learn_of_a_small_link_on_either_side_of_the_node() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    for to in town.node_ports() {
-        exchange(&town.outside, to);
+    let topology = Topology::build(DEFAULTS);
+    for to in topology.node_ports() {
+        exchange(&topology.outside, to);
     }
     // The small link is now behind the node, towards the pods of the other one.
-    let node = town.world.node(1);
-    for prefix in town.world.node(2).pod_cidrs() {
-        let via = town.world.node(2).address_like(prefix.addr());
+    let node = topology.world.node(1);
+    for prefix in topology.world.node(2).pod_cidrs() {
+        let via = topology.world.node(2).address_like(prefix.addr());
         node.run_ip(&format!(
             "route replace {prefix} via {via} dev eth0 mtu lock {SMALL}"
         ));
     }
-    for to in town.node_ports() {
-        let capture = town.outside.packet_socket("eth0").expect("a capture");
-        exchange(&town.outside, to);
+    for to in topology.node_ports() {
+        let capture = topology.outside.packet_socket("eth0").expect("a capture");
+        exchange(&topology.outside, to);
         let error = capture
             .find(SECOND, is_like(to))
             .expect("to read")
             .expect("an error");
         let (from, dst) = carried(&error);
-        assert!(town.outside.addresses().contains(&from.ip()), "{from}");
+        assert!(topology.outside.addresses().contains(&from.ip()), "{from}");
         assert_eq!(dst, to, "the packet as the client sent it");
     }
 }
@@ -147,29 +147,29 @@ fn a_client_and_its_backend_learn_of_a_small_link_on_either_side_of_the_node() {
 #[test]
 fn a_backend_learns_of_a_small_link_before_the_client() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    for address in town.outside.addresses() {
+    let topology = Topology::build(DEFAULTS);
+    for address in topology.outside.addresses() {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
-        town.world.fabric().run_ip(&format!(
+        topology.world.fabric().run_ip(&format!(
             "route replace {address}/{prefix} dev outside mtu lock {SMALL}"
         ));
     }
-    for to in town.node_ports() {
-        let capture = town.backend.packet_socket("eth0").expect("a capture");
-        exchange(&town.outside, to);
+    for to in topology.node_ports() {
+        let capture = topology.backend.packet_socket("eth0").expect("a capture");
+        exchange(&topology.outside, to);
         let error = capture
             .find(SECOND, is_like(to))
             .expect("to read")
             .expect("an error");
         let (from, dst) = carried(&error);
         assert!(
-            town.backend.addresses().contains(&from.ip()) && from.port() == 8080,
+            topology.backend.addresses().contains(&from.ip()) && from.port() == 8080,
             "{from}"
         );
         assert_eq!(
             dst.ip(),
-            town.world.node(1).address_like(to.ip()),
-            "whom the backend answers"
+            topology.world.node(1).address_like(to.ip()),
+            "the client of the backend"
         );
     }
 }
@@ -180,22 +180,22 @@ fn ask_at_length(socket: &UdpSocket, to: SocketAddr) {
     let question = vec![b'q'; 4000];
     socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
     socket.send_to(&question, to).expect("sent");
-    let mut answer = vec![0; 8000];
+    let mut reply = vec![0; 8000];
     let (length, from) = socket
-        .recv_from(&mut answer)
+        .recv_from(&mut reply)
         .unwrap_or_else(|error| panic!("nothing from {to}: {error}"));
     assert_eq!(from, to);
-    assert!(answer[..length].ends_with(&question), "{length} bytes from {to}");
+    assert!(reply[..length].ends_with(&question), "{length} bytes from {to}");
 }
 
 #[test]
 fn datagrams_in_fragments_go_and_come_whole() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config);
-        for to in town.node_ports() {
-            let capture = town.backend.packet_socket("eth0").expect("a capture");
-            ask_at_length(&town.outside.udp_socket_for(to).expect("a socket"), to);
+        let topology = Topology::build(config);
+        for to in topology.node_ports() {
+            let capture = topology.backend.packet_socket("eth0").expect("a capture");
+            ask_at_length(&topology.outside.udp_socket_for(to).expect("a socket"), to);
             let is_later_fragment = |frame: &Frame| match frame.bytes.get(12..14) {
                 Some([0x08, 0x00]) => u16::from_be_bytes([frame.bytes[20], frame.bytes[21]]) & 0x1fff != 0,
                 Some([0x86, 0xdd]) => {
@@ -208,7 +208,7 @@ fn datagrams_in_fragments_go_and_come_whole() {
             assert!(fragment.expect("to read").is_some(), "{to}: it came in fragments");
         }
         for to in cluster_ips() {
-            for place in [&town.client as &Place, town.world.node(1)] {
+            for place in [&topology.client as &Place, topology.world.node(1)] {
                 ask_at_length(&place.udp_socket_for(to).expect("a socket"), to);
             }
         }
@@ -220,23 +220,23 @@ fn datagrams_in_fragments_go_and_come_whole() {
 #[test]
 fn a_sender_of_fragments_learns_of_a_small_link() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    for prefix in town.world.node(2).pod_cidrs() {
-        let via = town.world.node(2).address_like(prefix.addr());
-        town.world.node(1).run_ip(&format!(
+    let topology = Topology::build(DEFAULTS);
+    for prefix in topology.world.node(2).pod_cidrs() {
+        let via = topology.world.node(2).address_like(prefix.addr());
+        topology.world.node(1).run_ip(&format!(
             "route replace {prefix} via {via} dev eth0 mtu lock {SMALL}"
         ));
     }
-    for to in town.node_ports() {
-        let socket = town.outside.udp_socket_for(to).expect("a socket");
+    for to in topology.node_ports() {
+        let socket = topology.outside.udp_socket_for(to).expect("a socket");
         socket.connect(to).expect("connected");
         socket.set_read_timeout(Some(SECOND / 2)).expect("a deadline");
         let question = vec![b'q'; 4000];
         wait_for(&format!("{to} to be asked at length"), PATIENCE, || {
             socket.send(&question)?;
-            let mut answer = vec![0; 8000];
-            let length = socket.recv(&mut answer)?;
-            assert!(answer[..length].ends_with(&question), "{length} bytes from {to}");
+            let mut reply = vec![0; 8000];
+            let length = socket.recv(&mut reply)?;
+            assert!(reply[..length].ends_with(&question), "{length} bytes from {to}");
             std::io::Result::Ok(())
         });
     }
@@ -246,23 +246,23 @@ fn a_sender_of_fragments_learns_of_a_small_link() {
 #[test]
 fn datagrams_in_fragments_behind_destination_options_go_whole() {
     harness::require_root!();
-    let town = Town::build(HOOKS_OFF);
-    let from = SocketAddr::new(town.client.ip6().into(), 4000);
-    let socket = town.client.udp_bind(from).expect("a socket");
+    let topology = Topology::build(HOOKS_OFF);
+    let from = SocketAddr::new(topology.client.ip6().into(), 4000);
+    let socket = topology.client.udp_bind(from).expect("a socket");
     socket.set_read_timeout(Some(SECOND)).expect("a deadline");
-    let forge = town.client.forge_out();
+    let forge = topology.client.forge_out();
     let question = vec![b'q'; 600];
-    let node_port = SocketAddr::new(town.world.node(1).ip6().into(), PORT);
+    let node_port = SocketAddr::new(topology.world.node(1).ip6().into(), PORT);
     for (id, to) in (7..).zip([cluster_ips()[1], node_port]) {
         // A later fragment that overtakes its first one is lost, as with other implementations.
-        wait_for("a datagram in fragments to be answered", PATIENCE, || {
+        wait_for("a reply to a datagram in fragments", PATIENCE, || {
             for fragment in packet::fragments_with_options(&packet::udp(from, to, &question), id, 256) {
                 forge.send(&fragment);
             }
-            let mut answer = vec![0; 8000];
-            let (length, by) = socket.recv_from(&mut answer)?;
+            let mut reply = vec![0; 8000];
+            let (length, by) = socket.recv_from(&mut reply)?;
             assert_eq!(by, to);
-            assert!(answer[..length].ends_with(&question), "{length} bytes from {to}");
+            assert!(reply[..length].ends_with(&question), "{length} bytes from {to}");
             std::io::Result::Ok(())
         });
     }
@@ -272,22 +272,30 @@ fn datagrams_in_fragments_behind_destination_options_go_whole() {
 fn an_error_about_a_datagram_reaches_the_socket_that_sent_it() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let mut town = Town::build(config);
+        let mut topology = Topology::build(config);
         // No socket listens at the backend any more, so its kernel sends an error.
-        let [_tcp, udp] = &mut town.servers;
+        let [_tcp, udp] = &mut topology.servers;
         udp.drain();
-        drop(std::mem::replace(udp, town.backend.serve_tcp(8081)));
+        drop(std::mem::replace(udp, topology.backend.serve_tcp(8081)));
         let mut all: Vec<(&Place, SocketAddr)> = Vec::new();
-        all.extend(town.node_ports().into_iter().map(|to| (&*town.outside, to)));
+        all.extend(
+            topology
+                .node_ports()
+                .into_iter()
+                .map(|to| (&*topology.outside, to)),
+        );
         for to in cluster_ips() {
-            all.extend([(&*town.client as &Place, to), (town.world.node(1) as &Place, to)]);
+            all.extend([
+                (&*topology.client as &Place, to),
+                (topology.world.node(1) as &Place, to),
+            ]);
         }
         for (place, to) in all {
             let socket = place.udp_socket_for(to).expect("a socket");
             socket.connect(to).expect("connected");
             socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
             socket.send(b"?").expect("sent");
-            let error = socket.recv(&mut [0; 8]).expect_err("nobody answers");
+            let error = socket.recv(&mut [0; 8]).expect_err("no reply arrives");
             assert_eq!(
                 error.kind(),
                 std::io::ErrorKind::ConnectionRefused,
@@ -320,15 +328,15 @@ fn segment(frame: &Frame) -> Option<(u8, SocketAddr, SocketAddr)> {
 }
 
 #[test]
-fn captures_show_whom_a_backend_sees_and_that_a_refusal_is_a_reset() {
+fn a_backend_sees_the_masqueraded_client_and_a_refusal_is_a_reset() {
     const SYN: u8 = 0x02;
     const RST: u8 = 0x04;
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    let node = town.world.node(1);
-    for to in town.node_ports() {
-        let capture = town.backend.packet_socket("eth0").expect("a capture");
-        town.outside.ask(Probe::Tcp, to).expect("an answer");
+    let topology = Topology::build(DEFAULTS);
+    let node = topology.world.node(1);
+    for to in topology.node_ports() {
+        let capture = topology.backend.packet_socket("eth0").expect("a capture");
+        topology.outside.ask(Probe::Tcp, to).expect("a reply");
         let is_syn = |frame: &Frame| {
             segment(frame).is_some_and(|(flags, _, dst)| flags == SYN && dst.is_ipv4() == to.is_ipv4())
         };
@@ -336,18 +344,18 @@ fn captures_show_whom_a_backend_sees_and_that_a_refusal_is_a_reset() {
         let (_, src, dst) = segment(&syn).expect("a segment");
         assert_eq!(src.ip(), node.address_like(to.ip()), "masqueraded");
         assert!(
-            town.backend.addresses().contains(&dst.ip()) && dst.port() == 8080,
+            topology.backend.addresses().contains(&dst.ip()) && dst.port() == 8080,
             "{dst}"
         );
     }
     // A pod keeps its address at the cluster IP.
     for to in cluster_ips() {
-        let capture = town.backend.packet_socket("eth0").expect("a capture");
-        town.client.ask(Probe::UdpConnected, to).expect("an answer");
+        let capture = topology.backend.packet_socket("eth0").expect("a capture");
+        topology.client.ask(Probe::UdpConnected, to).expect("a reply");
         let from_client = |frame: &Frame| {
             let addresses = frame.bytes.get(26..30).zip(frame.bytes.get(22..38));
             addresses.is_some_and(|(v4, v6)| {
-                town.client.addresses().iter().any(|address| match address {
+                topology.client.addresses().iter().any(|address| match address {
                     IpAddr::V4(address) => to.is_ipv4() && v4 == address.octets(),
                     IpAddr::V6(address) => to.is_ipv6() && v6 == address.octets(),
                 })
@@ -359,14 +367,14 @@ fn captures_show_whom_a_backend_sees_and_that_a_refusal_is_a_reset() {
         );
     }
     // The service has no endpoints now.
-    town.world.apply_all(town.service.slices([]));
-    for to in town.node_ports() {
+    topology.world.apply_all(topology.service.slices([]));
+    for to in topology.node_ports() {
         let refused = || {
-            let error = town.outside.ask_within(Probe::Tcp, to, SECOND).err();
+            let error = topology.outside.ask_within(Probe::Tcp, to, SECOND).err();
             error.is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         };
         eventually("to be refused", 2 * SECOND, refused);
-        let capture = town.outside.packet_socket("eth0").expect("a capture");
+        let capture = topology.outside.packet_socket("eth0").expect("a capture");
         assert!(refused());
         let is_reset =
             |frame: &Frame| segment(frame).is_some_and(|(flags, src, _)| flags & RST != 0 && src == to);

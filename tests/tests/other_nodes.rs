@@ -9,7 +9,7 @@ use serde_json::json;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn an_external_address_that_is_another_nodes_takes_nothing_from_it() {
+fn an_external_address_of_another_node_captures_none_of_its_packets() {
     harness::require_root!();
     let world = World::with_nodes(2);
     let client = world.node(1).add_pod("client");
@@ -31,10 +31,10 @@ fn an_external_address_that_is_another_nodes_takes_nothing_from_it() {
         for place in [&client as &Place, world.node(1)] {
             let ask = |port| place.ask_within(Probe::Tcp, SocketAddr::new(address, port), SECOND);
             eventually("the service", 2 * SECOND, || {
-                ask(80).is_ok_and(|answer| answer.backend == "backend")
+                ask(80).is_ok_and(|reply| reply.backend == "backend")
             });
-            let answer = ask(9000).unwrap_or_else(|error| panic!("{} and {address}: {error}", place.name()));
-            assert_eq!(answer.backend, "n2", "another port of that node");
+            let reply = ask(9000).unwrap_or_else(|error| panic!("{} and {address}: {error}", place.name()));
+            assert_eq!(reply.backend, "n2", "another port of that node");
         }
     }
 }
@@ -59,8 +59,8 @@ fn one_client_port_reaches_one_backend_by_two_nodes_and_by_none() {
     let cluster_ip = SocketAddr::from(([10, 96, 0, 10], 80));
     let itself = SocketAddr::from((backend.ip(), 8080));
     for to in [node_port, cluster_ip, itself, node_port, itself, cluster_ip] {
-        let answer = client.ask_from(Probe::UdpConnected, from, to, PATIENCE);
-        let answer = answer.unwrap_or_else(|error| panic!("{to}: {error}"));
-        assert_eq!(answer.backend, "backend");
+        let reply = client.ask_from(Probe::UdpConnected, from, to, PATIENCE);
+        let reply = reply.unwrap_or_else(|error| panic!("{to}: {error}"));
+        assert_eq!(reply.backend, "backend");
     }
 }

@@ -17,7 +17,7 @@ const STARTED: Duration = Duration::from_secs(10);
 /// Waits after a change until `waitingFor` and the errors in the status are exactly these. An error is a pair
 /// of an object and a part of the message.
 #[track_caller]
-fn wait_told(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
+fn wait_reported(node: &Node, waiting_for: &[&str], errors: &[(&str, &str)]) {
     wait_told_within(NAMED, node, waiting_for, errors);
 }
 
@@ -63,7 +63,7 @@ fn called(object: &Value, name: &str) -> Value {
 }
 
 #[test]
-fn a_name_that_no_node_has_is_told_until_a_node_has_it() {
+fn a_name_that_no_node_has_is_reported_until_a_node_has_it() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);
@@ -75,49 +75,52 @@ fn a_name_that_no_node_has_is_told_until_a_node_has_it() {
     let address = own["status"]["addresses"][0]["address"]
         .as_str()
         .expect("an address");
-    let told = format!(
+    let expected = format!(
         "Node n1.example.internal has this node's address {address}: start with --node-name n1.example.internal"
     );
     let waiting_for = ["a Node called n1 (see errors)"];
-    wait_told_within(STARTED, node, &waiting_for, &[("Node n1", &told)]);
-    assert!(agent.log().contains(&told), "{}", agent.log());
+    wait_told_within(STARTED, node, &waiting_for, &[("Node n1", &expected)]);
+    assert!(agent.log().contains(&expected), "{}", agent.log());
     // Both Node objects exist: one of them claims addresses that are not its own.
     world.apply(&own);
     let addresses = own["status"]["addresses"].as_array().expect("a list");
-    let twins: Vec<_> = addresses
+    let duplicates: Vec<_> = addresses
         .iter()
         .map(|entry| format!("it has the address {},", entry["address"].as_str().expect("text")))
         .collect();
-    let mut twins: Vec<_> = twins
+    let mut duplicates: Vec<_> = duplicates
         .iter()
-        .map(|twin| ("Node n1.example.internal", twin.as_str()))
+        .map(|duplicate| ("Node n1.example.internal", duplicate.as_str()))
         .collect();
     // IPv4 addresses come first.
-    twins.sort_by_key(|(_, twin)| twin.contains("::"));
-    wait_told(node, &[], &twins);
+    duplicates.sort_by_key(|(_, duplicate)| duplicate.contains("::"));
+    wait_reported(node, &[], &duplicates);
     world.delete(&full);
-    wait_told(node, &[], &[]);
+    wait_reported(node, &[], &[]);
 }
 
 #[test]
-fn an_address_of_two_nodes_is_told_on_both() {
+fn an_address_of_two_nodes_is_reported_on_both() {
     harness::require_root!();
     let world = World::with_nodes(2);
     let [one, other] = [world.node(1), world.node(2)];
     let _agents = world.start_agents();
     let mut object = other.object();
-    let twin = one.object()["status"]["addresses"][0].clone();
-    let told = format!("it has the address {}, ", twin["address"].as_str().expect("text"));
+    let duplicate = one.object()["status"]["addresses"][0].clone();
+    let expected = format!(
+        "it has the address {}, ",
+        duplicate["address"].as_str().expect("text")
+    );
     object["status"]["addresses"]
         .as_array_mut()
         .expect("a list")
-        .push(twin);
+        .push(duplicate);
     world.apply(&object);
-    wait_told(one, &[], &[("Node n2", &told)]);
-    wait_told(other, &[], &[("Node n1", &told)]);
+    wait_reported(one, &[], &[("Node n2", &expected)]);
+    wait_reported(other, &[], &[("Node n1", &expected)]);
     world.apply(&other.object());
-    wait_told(one, &[], &[]);
-    wait_told(other, &[], &[]);
+    wait_reported(one, &[], &[]);
+    wait_reported(other, &[], &[]);
 }
 
 #[test]
@@ -130,12 +133,12 @@ fn a_node_that_comes_late_is_waited_for_without_an_alarm() {
     let waiting_for = ["the Node n1, which its kubelet registers"];
     wait_told_within(STARTED, node, &waiting_for, &[]);
     world.apply(&node.object());
-    wait_told(node, &[], &[]);
+    wait_reported(node, &[], &[]);
     assert!(!agent.log().contains("no Node has this name"), "{}", agent.log());
 }
 
 #[test]
-fn a_family_that_the_node_has_no_address_of_is_told_until_it_has_one() {
+fn a_family_without_a_node_address_is_reported_until_it_has_one() {
     harness::require_root!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
@@ -153,9 +156,9 @@ fn a_family_that_the_node_has_no_address_of_is_told_until_it_has_one() {
         node.run_ip(&format!("{flag} addr flush dev eth0 scope global"));
         let object = format!("{family} address of this node");
         let advice = format!("Give eth0 a global {family} address");
-        wait_told(node, &[], &[(&object, &advice)]);
+        wait_reported(node, &[], &[(&object, &advice)]);
         node.run_ip(&format!("{flag} addr add {address}/{length} dev eth0"));
-        wait_told(node, &[], &[]);
+        wait_reported(node, &[], &[]);
         world.apply(&own);
     }
 }
@@ -174,7 +177,7 @@ fn a_family_that_is_missing_at_the_start_is_named_with_what_fails() {
     node.run_ip("-6 addr flush dev eth0 scope global");
     let agent = start(node);
     let lacking = ("IPv6 address of this node", "no pod reaches itself by a service");
-    wait_told(node, &[], &[lacking]);
+    wait_reported(node, &[], &[lacking]);
     let status = agent.cli(&["status"]);
     assert_eq!(status["errors"][0]["code"], "AddressFamilyMissing");
 
@@ -192,14 +195,14 @@ fn a_family_that_is_missing_at_the_start_is_named_with_what_fails() {
     });
     let dropped = || node.counters()[Reason::NoNodeAddress as usize];
     let before = dropped();
-    let answer = web.ask_within(Probe::Udp, to, SECOND);
-    assert!(answer.is_err(), "the status says that this fails: {answer:?}");
+    let reply = web.ask_within(Probe::Udp, to, SECOND);
+    assert!(reply.is_err(), "the status says that this fails: {reply:?}");
     assert!(dropped() > before, "for this reason and no other");
 
     // The advice of the message.
     node.run_ip(&format!("-6 addr add {address}/64 dev eth0"));
     world.apply(&own);
-    wait_told(node, &[], &[]);
+    wait_reported(node, &[], &[]);
     for (place, probe) in [(&*web, Probe::Udp), (&**node, Probe::UdpConnected)] {
         eventually(&format!("the service from {}", place.name()), 5 * SECOND, || {
             place.ask_within(probe, to, SECOND).is_ok()

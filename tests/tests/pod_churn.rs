@@ -140,7 +140,7 @@ impl Churn<'_> {
 
     fn goes(&self, number: usize) {
         let mut live = self.live.lock().expect("the live");
-        live.retain(|_, holder| *holder != number);
+        live.retain(|_, owner| *owner != number);
     }
 
     fn call(&self, verb: &str, attachment: &Attachment, context: &str) -> Value {
@@ -265,7 +265,7 @@ fn left_in_maps(node: &Node) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_given_twice_and_nothing_is_lost() {
+fn no_address_is_allocated_twice_or_lost() {
     harness::require_root!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);

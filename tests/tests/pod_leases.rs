@@ -144,7 +144,7 @@ fn leases_of_host_local_are_adopted_with_no_address_changed() {
 }
 
 #[test]
-fn what_a_lost_del_leaves_is_freed() {
+fn leases_of_a_lost_del_are_freed() {
     harness::require_root!();
     let world = world();
     let node = world.node(1);

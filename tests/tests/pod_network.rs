@@ -83,15 +83,15 @@ fn populate(world: &World) -> (Vec<Pod>, Vec<Server>) {
 #[track_caller]
 fn assert_reaches(client: &Place, from: IpAddr, server: &Pod, to: IpAddr) {
     for probe in [Probe::Tcp, Probe::Udp] {
-        let answer = client.ask(probe, SocketAddr::new(to, 8080));
-        let answer = answer.unwrap_or_else(|error| panic!("{} to {to} by {probe:?}: {error}", client.name()));
-        assert_eq!(answer.backend, server.name());
-        assert_eq!(answer.peer.ip(), from, "{} to {to} by {probe:?}", client.name());
+        let reply = client.ask(probe, SocketAddr::new(to, 8080));
+        let reply = reply.unwrap_or_else(|error| panic!("{} to {to} by {probe:?}: {error}", client.name()));
+        assert_eq!(reply.backend, server.name());
+        assert_eq!(reply.peer.ip(), from, "{} to {to} by {probe:?}", client.name());
     }
 }
 
 /// Asserts that every pod reaches every pod, in every family that both have.
-fn assert_everybody_reaches_everybody(pods: &[Pod]) {
+fn assert_all_pods_reach_each_other(pods: &[Pod]) {
     for (client, server) in pods
         .iter()
         .flat_map(|client| pods.iter().map(move |server| (client, server)))
@@ -166,22 +166,22 @@ fn every_pod_reaches_every_pod_with_its_own_address() {
     harness::require_root!();
     let world = mixed();
     let _agents = world.start_agents();
-    let way = |text: &str| Some(text.to_owned());
+    let expected_mode = |text: &str| Some(text.to_owned());
     let expected = |n1, n2, n3| -> BTreeMap<String, Option<String>> {
         [("n1", n1), ("n2", n2), ("n3", n3)]
-            .map(|(name, mode)| (name.to_owned(), way(mode)))
+            .map(|(name, mode)| (name.to_owned(), expected_mode(mode)))
             .into()
     };
     assert_eq!(modes(world.node(1)), expected("self", "direct", "vxlan"));
     assert_eq!(modes(world.node(3)), expected("vxlan", "vxlan", "self"));
     let (pods, _servers) = populate(&world);
-    assert_everybody_reaches_everybody(&pods);
+    assert_all_pods_reach_each_other(&pods);
     // Nodes reach pods, and pods reach nodes.
     for node in world.nodes() {
         for pod in &pods {
             for to in pod.addresses() {
-                let answer = node.ask(Probe::Tcp, SocketAddr::new(*to, 8080));
-                answer.unwrap_or_else(|error| panic!("{} to {}: {error}", node.name(), pod.name()));
+                let reply = node.ask(Probe::Tcp, SocketAddr::new(*to, 8080));
+                reply.unwrap_or_else(|error| panic!("{} to {}: {error}", node.name(), pod.name()));
                 let home = pod.node().address_like(*to);
                 pod.ping(home, PATIENCE)
                     .unwrap_or_else(|error| panic!("{} to {home}: {error}", pod.name()));
@@ -207,13 +207,13 @@ fn one_family_alone_is_enough() {
         assert_eq!(list["plugins"][0]["mtu"], json!(room));
         let (pods, _servers) = populate(&world);
         assert!(pods.iter().all(|pod| pod.addresses().len() == 1));
-        assert_everybody_reaches_everybody(&pods);
+        assert_all_pods_reach_each_other(&pods);
         assert_packets_fit(&pods[0], &pods[3], room);
     }
 }
 
 /// The object of a node that does not exist.
-fn stranger(address: Option<[&str; 2]>) -> Value {
+fn node_object(address: Option<[&str; 2]>) -> Value {
     let addresses = address.into_iter().flatten();
     let addresses = addresses.map(|ip| json!({"type": "InternalIP", "address": ip}));
     json!({
@@ -226,21 +226,21 @@ fn stranger(address: Option<[&str; 2]>) -> Value {
 }
 
 #[test]
-fn ways_follow_the_nodes_within_a_second() {
+fn routes_follow_the_nodes_within_a_second() {
     harness::require_root!();
     let world = World::builder().node(NodeSpec::millrace()).build();
     let node = world.node(1);
     let mut agent = node.agent().start();
     agent.wait_ready(10 * SECOND);
     let own = ["unreachable 10.244.1.0/24", "unreachable fd00:244:1::/64"];
-    let to_stranger = || -> Vec<String> {
+    let foreign_routes = || -> Vec<String> {
         let routes = routes(node).into_iter();
         routes
             .filter(|route| !own.iter().any(|own| route.starts_with(own)))
             .collect()
     };
     assert_eq!(
-        (routes(node).len(), to_stranger().len()),
+        (routes(node).len(), foreign_routes().len()),
         (2, 0),
         "{:?}",
         routes(node)
@@ -272,22 +272,22 @@ fn ways_follow_the_nodes_within_a_second() {
         for ((address, tunnelled), took) in steps.into_iter().zip(&mut took) {
             let started = Instant::now();
             match address {
-                Some(_) => world.apply(&stranger(address)),
-                None => world.delete(&stranger(address)),
+                Some(_) => world.apply(&node_object(address)),
+                None => world.delete(&node_object(address)),
             }
-            let ways = match address {
+            let next_hops = match address {
                 None => Vec::new(),
                 Some(_) if tunnelled => tunnel.to_vec(),
                 Some([v4, v6]) => direct(v4, v6).to_vec(),
             };
             let ranges = ["10.244.9.0/24", "fd00:244:9::/64"];
-            let expected: Vec<_> = ways
+            let expected: Vec<_> = next_hops
                 .iter()
                 .zip(ranges)
-                .map(|(way, range)| format!("{range} via {way}"))
+                .map(|(next_hop, range)| format!("{range} via {next_hop}"))
                 .collect();
-            wait_for(&format!("the way to {address:?}"), 5 * SECOND, || {
-                let found: Vec<_> = to_stranger()
+            wait_for(&format!("the routes to {address:?}"), 5 * SECOND, || {
+                let found: Vec<_> = foreign_routes()
                     .iter()
                     .map(|route| route.replace("proto 158 ", "").replace(" pref medium", ""))
                     .collect();
@@ -317,23 +317,23 @@ fn ways_follow_the_nodes_within_a_second() {
     // The agent keeps and reports a route that another program made.
     let foreign = "10.244.9.0/24 via 192.168.50.1";
     node.run_ip(&format!("route add {foreign} dev eth0 metric 7"));
-    world.apply(&stranger(Some(["192.168.50.99", "fd00:50::99"])));
+    world.apply(&node_object(Some(["192.168.50.99", "fd00:50::99"])));
     eventually("the foreign route to be reported", 5 * SECOND, || {
         problems(&agent)
             .iter()
             .any(|problem| problem.contains("route 10.244.9.0/24"))
     });
-    assert_eq!(to_stranger().len(), 1, "the one in IPv6");
+    assert_eq!(foreign_routes().len(), 1, "the one in IPv6");
     assert!(
         shown(node, "route")
             .iter()
             .any(|route| route.starts_with(foreign))
     );
     node.run_ip(&format!("route del {foreign} dev eth0 metric 7"));
-    eventually("our route", 5 * SECOND, || to_stranger().len() == 2);
+    eventually("our route", 5 * SECOND, || foreign_routes().len() == 2);
     // The agent restores its route when another program removes it.
     node.run_ip("route del 10.244.9.0/24");
-    eventually("our route", 5 * SECOND, || to_stranger().len() == 2);
+    eventually("our route", 5 * SECOND, || foreign_routes().len() == 2);
 }
 
 /// The tunnel's forwarding entries.
@@ -356,7 +356,7 @@ fn a_restart_writes_nothing_and_an_uninstall_leaves_nothing() {
     let mut agents = world.start_agents();
     let node = world.node(1);
     let (pods, servers) = populate(&world);
-    assert_everybody_reaches_everybody(&pods);
+    assert_all_pods_reach_each_other(&pods);
     let conflist = cni::conf_dir(node).join("10-millrace.conflist");
     let plugin = cni::bin_dir(node).join("millrace-cni");
     assert!(fs::read(&plugin).expect("the plugin") == fs::read(harness::millrace_cni()).expect("the plugin"));
@@ -395,13 +395,13 @@ fn a_restart_writes_nothing_and_an_uninstall_leaves_nothing() {
         );
     }
     assert_eq!((routes(node), written()), (before, was_written));
-    assert_everybody_reaches_everybody(&pods);
+    assert_all_pods_reach_each_other(&pods);
 
     // Neither traffic nor the removal of pods needs an agent.
     for agent in &mut agents {
         agent.stop(5 * SECOND);
     }
-    assert_everybody_reaches_everybody(&pods);
+    assert_all_pods_reach_each_other(&pods);
     assert!(conflist.exists());
     drop(servers);
     pods.into_iter().for_each(Pod::delete);
@@ -411,8 +411,8 @@ fn a_restart_writes_nothing_and_an_uninstall_leaves_nothing() {
         .expect("to run it");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(answer["left"], json!([]), "{answer}");
+    let reply: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(reply["left"], json!([]), "{reply}");
     assert_eq!(routes(node), [""; 0]);
     let links = shown(node, "-o link");
     assert!(!links.iter().any(|link| link.contains("millrace")), "{links:?}");

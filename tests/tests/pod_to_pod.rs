@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
 /// A node with its agent, which translates packets of pods one by one.
-fn town(host_routing: &str) -> (World, Agent) {
+fn topology(host_routing: &str) -> (World, Agent) {
     let world = World::builder().node(NodeSpec::millrace()).build();
     let config = format!("{HOOKS_OFF}hostRouting: {host_routing}\n");
     let mut agent = world.node(1).agent().config(&config).start();
@@ -28,16 +28,16 @@ fn town(host_routing: &str) -> (World, Agent) {
 fn ask(client: &Pod, server: &Pod) {
     for probe in Probe::ALL {
         for address in server.addresses() {
-            let answer = client.ask(probe, SocketAddr::new(*address, 8080));
-            let answer = answer.unwrap_or_else(|error| panic!("{probe:?} to {address}: {error}"));
-            assert_eq!(answer.backend, server.name());
-            assert!(client.addresses().contains(&answer.peer.ip().to_canonical()));
+            let reply = client.ask(probe, SocketAddr::new(*address, 8080));
+            let reply = reply.unwrap_or_else(|error| panic!("{probe:?} to {address}: {error}"));
+            assert_eq!(reply.backend, server.name());
+            assert!(client.addresses().contains(&reply.peer.ip().to_canonical()));
         }
         for vip in VIPS {
             let to = SocketAddr::new(vip.parse().expect("an address"), 80);
-            let answer = client.ask(probe, to);
-            let answer = answer.unwrap_or_else(|error| panic!("{probe:?} to {to}: {error}"));
-            assert_eq!(answer.backend, server.name());
+            let reply = client.ask(probe, to);
+            let reply = reply.unwrap_or_else(|error| panic!("{probe:?} to {to}: {error}"));
+            assert_eq!(reply.backend, server.name());
         }
     }
     for address in server.addresses() {
@@ -93,7 +93,7 @@ fn received_by_the_pod(capture: &PacketSocket) -> usize {
 fn packets_between_pods_of_a_node_pass_by_its_stack() {
     harness::require_root!();
     for (host_routing, through_the_stack) in [("redirect", false), ("stack", true)] {
-        let (world, _agent) = town(host_routing);
+        let (world, _agent) = topology(host_routing);
         let node = world.node(1);
         let [client, server] = ["client", "server"].map(|name| node.add_pod(name));
         let _servers = server.serve(8080);
@@ -109,10 +109,8 @@ fn packets_between_pods_of_a_node_pass_by_its_stack() {
         // Packets between the node itself and its pods always go through the stack.
         for address in server.addresses() {
             for probe in Probe::ALL {
-                let answer = node
-                    .ask(probe, SocketAddr::new(*address, 8080))
-                    .expect("an answer");
-                assert_eq!(answer.backend, "server");
+                let reply = node.ask(probe, SocketAddr::new(*address, 8080)).expect("a reply");
+                assert_eq!(reply.backend, "server");
             }
         }
     }
@@ -121,7 +119,7 @@ fn packets_between_pods_of_a_node_pass_by_its_stack() {
 #[test]
 fn a_pod_with_a_limit_keeps_to_the_stack_both_ways() {
     harness::require_root!();
-    let (world, _agent) = town("redirect");
+    let (world, _agent) = topology("redirect");
     let node = world.node(1);
     let limit = json!({"ingressRate": 50_000_000, "ingressBurst": 1_000_000});
     let limited = node.add_pod_by_plugin(&PodSpec::new("limited").asking("bandwidth", limit));
@@ -145,7 +143,7 @@ fn a_pod_with_a_limit_keeps_to_the_stack_both_ways() {
 #[test]
 fn a_hop_is_counted_and_the_last_one_answers_time_exceeded() {
     harness::require_root!();
-    let (world, _agent) = town("redirect");
+    let (world, _agent) = topology("redirect");
     let node = world.node(1);
     let [client, server] = ["client", "server"].map(|name| node.add_pod(name));
     for to in server.addresses() {
@@ -192,7 +190,7 @@ fn a_hop_is_counted_and_the_last_one_answers_time_exceeded() {
 fn a_socket_that_asks_a_service_may_ask_its_endpoint_next() {
     harness::require_root!();
     for host_routing in ["stack", "redirect"] {
-        let (world, _agent) = town(host_routing);
+        let (world, _agent) = topology(host_routing);
         let [client, server] = ["client", "server"].map(|name| world.node(1).add_pod(name));
         let _server = server.serve(8080);
         service(&world, &server);

@@ -67,7 +67,7 @@ fn sockets_of_pods_that_opt_out_are_left_to_the_packet_path() {
     }
     world.apply(&object(&shy, Some("off")));
     wait_for_namespaces(&agent, 2);
-    let ask = |pod: &Pod| pod.ask(Probe::Tcp, to).expect("an answer");
+    let ask = |pod: &Pod| pod.ask(Probe::Tcp, to).expect("a reply");
     ask(&plain);
     assert_eq!(flows(&agent), 0, "translated at connect()");
     ask(&shy);
@@ -75,10 +75,10 @@ fn sockets_of_pods_that_opt_out_are_left_to_the_packet_path() {
 
     // While some pods opt out, the sockets of a pod without a known object are not translated. The pod is
     // served all the same.
-    let stranger = node.add_pod("stranger");
-    ask(&stranger);
+    let unselected = node.add_pod("stranger");
+    ask(&unselected);
     assert_eq!(entries(&agent, "podNamespaces"), 2);
-    world.apply(&object(&stranger, None));
+    world.apply(&object(&unselected, None));
     wait_for_namespaces(&agent, 3);
 
     world.apply(&namespace("off"));

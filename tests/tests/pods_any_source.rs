@@ -17,7 +17,7 @@ const FOREIGN: [&str; 2] = ["172.20.0.9", "fd20::9"];
 const CHOICE: &str = "podsWithAnySource: [{namespace: default, podSelector: {matchLabels: {app: router}}}]\n";
 
 /// A node whose pods Millrace's plugin makes, and a pod that receives the packets of the others.
-struct Town {
+struct Topology {
     server: Pod,
     sockets: [UdpSocket; 2],
     file: PathBuf,
@@ -25,7 +25,7 @@ struct Town {
     world: World,
 }
 
-impl Town {
+impl Topology {
     fn open(settings: &str) -> Self {
         let world = World::builder().node(NodeSpec::millrace()).build();
         let node = world.node(1);
@@ -101,13 +101,13 @@ impl Town {
     #[track_caller]
     fn wait(&self, pod: &Pod, expected: bool) {
         for (family, from) in FOREIGN.iter().enumerate() {
-            let what = format!("{} to be heard from {from}: {expected}", pod.name());
+            let what = format!("packets of {} from {from} to arrive: {expected}", pod.name());
             eventually(&what, 10 * SECOND, || self.arrives(pod, family) == expected);
         }
     }
 
     #[track_caller]
-    fn assert_unheard(&self, pod: &Pod) {
+    fn assert_not_received(&self, pod: &Pod) {
         for (family, from) in FOREIGN.iter().enumerate() {
             for _ in 0..3 {
                 assert!(!self.arrives(pod, family), "{} from {from}", pod.name());
@@ -117,49 +117,49 @@ impl Town {
 }
 
 #[test]
-fn the_operator_and_nobody_else_exempts_a_pod_from_the_source_check() {
+fn only_the_operator_exempts_a_pod_from_the_source_check() {
     harness::require_root!();
-    let mut town = Town::open(CHOICE);
-    let router = town.add_pod("router", json!({"labels": {"app": "router"}}));
-    let plain = town.add_pod("plain", json!({"labels": {"app": "web"}}));
-    let wishes = json!({
+    let mut topology = Topology::open(CHOICE);
+    let router = topology.add_pod("router", json!({"labels": {"app": "router"}}));
+    let plain = topology.add_pod("plain", json!({"labels": {"app": "web"}}));
+    let bandwidth = json!({
         "millrace.dev/any-source": "true",
         "millrace.dev/podsWithAnySource": "true",
         "podsWithAnySource": "true",
     });
-    let greedy = town.add_pod("greedy", json!({"annotations": wishes}));
-    town.wait(&router, true);
-    town.assert_unheard(&plain);
-    town.assert_unheard(&greedy);
+    let greedy = topology.add_pod("greedy", json!({"annotations": bandwidth}));
+    topology.wait(&router, true);
+    topology.assert_not_received(&plain);
+    topology.assert_not_received(&greedy);
 
     // A pod that comes later, a pod that gets the label later, and one that loses it again.
-    let second = town.add_pod("second", json!({"labels": {"app": "router"}}));
-    town.wait(&second, true);
-    town.describe("plain", json!({"labels": {"app": "router"}}));
-    town.wait(&plain, true);
-    town.describe("plain", json!({"labels": {"app": "web"}}));
-    town.wait(&plain, false);
+    let second = topology.add_pod("second", json!({"labels": {"app": "router"}}));
+    topology.wait(&second, true);
+    topology.describe("plain", json!({"labels": {"app": "router"}}));
+    topology.wait(&plain, true);
+    topology.describe("plain", json!({"labels": {"app": "web"}}));
+    topology.wait(&plain, false);
 
     // A restarted agent restores the exemptions.
-    town.agent.restart();
-    town.agent.wait_ready(10 * SECOND);
-    town.wait(&router, true);
-    town.assert_unheard(&plain);
+    topology.agent.restart();
+    topology.agent.wait_ready(10 * SECOND);
+    topology.wait(&router, true);
+    topology.assert_not_received(&plain);
 
-    town.configure("podsWithAnySource: [{namespace: default, names: [second]}]\n");
-    town.wait(&router, false);
-    town.wait(&second, true);
-    town.configure("");
-    town.wait(&second, false);
-    town.configure(CHOICE);
-    town.wait(&router, true);
-    assert_eq!(town.agent.cli(&["status"])["errors"], json!([]));
+    topology.configure("podsWithAnySource: [{namespace: default, names: [second]}]\n");
+    topology.wait(&router, false);
+    topology.wait(&second, true);
+    topology.configure("");
+    topology.wait(&second, false);
+    topology.configure(CHOICE);
+    topology.wait(&router, true);
+    assert_eq!(topology.agent.cli(&["status"])["errors"], json!([]));
 }
 
 #[test]
-fn a_choice_in_another_namespace_exempts_nobody() {
+fn a_selector_in_another_namespace_exempts_no_pod() {
     harness::require_root!();
-    let town = Town::open("podsWithAnySource: [{namespace: other, podSelector: {}}]\n");
-    let pod = town.add_pod("pod", json!({"labels": {"app": "router"}}));
-    town.assert_unheard(&pod);
+    let topology = Topology::open("podsWithAnySource: [{namespace: other, podSelector: {}}]\n");
+    let pod = topology.add_pod("pod", json!({"labels": {"app": "router"}}));
+    topology.assert_not_received(&pod);
 }

@@ -14,13 +14,13 @@ use serde_json::json;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Two nodes whose pod network is Millrace's, and a client in a subnet of its own without a route to pods.
-struct Town {
+struct Topology {
     world: World,
     outside: Client,
     agents: Vec<Agent>,
 }
 
-impl Town {
+impl Topology {
     fn build(config: &str) -> Self {
         let spec = || NodeSpec::millrace().strict_rp_filter();
         let world = World::builder().node(spec()).node(spec()).build();
@@ -44,10 +44,10 @@ fn of_family(addresses: &[IpAddr], like: IpAddr) -> IpAddr {
 /// Asks, and returns the backend's name and the client address that it saw.
 #[track_caller]
 fn seen_as(place: &Place, probe: Probe, to: SocketAddr) -> (String, IpAddr) {
-    let answer = place
+    let reply = place
         .ask(probe, to)
         .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()));
-    (answer.backend, answer.peer.ip().to_canonical())
+    (reply.backend, reply.peer.ip().to_canonical())
 }
 
 /// Source address of a frame.
@@ -60,15 +60,15 @@ fn source(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 #[test]
-fn what_pods_send_outside_carries_the_nodes_address() {
+fn packets_of_pods_to_outside_carry_the_nodes_address() {
     harness::require_root!();
-    let town = Town::build("");
-    let _servers = town.outside.serve(8080);
-    let capture = town.outside.packet_socket("eth0").expect("a capture");
+    let topology = Topology::build("");
+    let _servers = topology.outside.serve(8080);
+    let capture = topology.outside.packet_socket("eth0").expect("a capture");
     for number in [1, 2] {
-        let node = town.world.node(number);
+        let node = topology.world.node(number);
         let pod = node.add_pod(&format!("pod-{number}"));
-        for outside in town.outside.addresses() {
+        for outside in topology.outside.addresses() {
             let own = of_family(node.addresses(), *outside);
             for probe in Probe::ALL {
                 for _ in 0..5 {
@@ -92,18 +92,18 @@ fn what_pods_send_outside_carries_the_nodes_address() {
 
 /// A cloud's metadata server has a link-local address on the link, and knows only the addresses of machines.
 #[test]
-fn what_pods_send_to_a_metadata_server_carries_the_nodes_address() {
+fn packets_of_pods_to_a_metadata_server_carry_the_nodes_address() {
     const METADATA: &str = "169.254.169.254";
     harness::require_root!();
-    let town = Town::build("");
-    let server = town.world.add_client("metadata");
+    let topology = Topology::build("");
+    let server = topology.world.add_client("metadata");
     server.run_ip(&format!("addr add {METADATA}/32 dev eth0"));
     let address: IpAddr = METADATA.parse().expect("an address");
     let listener = server.tcp_listen(80).expect("a listener");
     let socket = server.udp_bind(SocketAddr::new(address, 8053)).expect("a socket");
     socket.set_read_timeout(Some(3 * SECOND)).expect("a deadline");
     for number in [1, 2] {
-        let node = town.world.node(number);
+        let node = topology.world.node(number);
         node.run_ip(&format!("route add {METADATA}/32 dev eth0"));
         let pod = node.add_pod(&format!("pod-{number}"));
         let own = IpAddr::from(node.ip());
@@ -119,8 +119,8 @@ fn what_pods_send_to_a_metadata_server_carries_the_nodes_address() {
         let mut buffer = [0; 8];
         let (_, peer) = socket.recv_from(&mut buffer).expect("a question");
         assert_eq!(peer.ip().to_canonical(), own);
-        socket.send_to(b"!", peer).expect("to answer");
-        assert_eq!(asking.recv_from(&mut buffer).expect("an answer"), (1, to));
+        socket.send_to(b"!", peer).expect("to reply");
+        assert_eq!(asking.recv_from(&mut buffer).expect("a reply"), (1, to));
         pod.ping(address, 3 * SECOND).expect("an echo reply");
     }
 }
@@ -133,34 +133,31 @@ fn large_datagrams(place: &Place, to: SocketAddr, seen_as: IpAddr) {
     let socket = place.udp_socket_for(to).expect("a socket");
     socket.set_read_timeout(Some(SECOND)).expect("a deadline");
     let mut buffer = vec![0; 8192];
-    let mut answered = 0;
+    let mut replied = 0;
     for number in 0..SENT {
         let text = format!("{number}{}", "x".repeat(4000));
         socket.send_to(text.as_bytes(), to).expect("to send");
         // A late answer belongs to another question.
         while let Ok((len, _)) = socket.recv_from(&mut buffer) {
-            let answer = String::from_utf8_lossy(&buffer[..len]);
-            let peer = harness::Answer::parse(&answer).expect("an answer").peer;
+            let reply = String::from_utf8_lossy(&buffer[..len]);
+            let peer = harness::Reply::parse(&reply).expect("a reply").peer;
             assert_eq!(peer.ip().to_canonical(), seen_as);
-            if answer.ends_with(&text) {
-                answered += 1;
+            if reply.ends_with(&text) {
+                replied += 1;
                 break;
             }
         }
     }
-    assert!(
-        answered > SENT / 2,
-        "{to}: {answered} of {SENT} were answered whole"
-    );
+    assert!(replied > SENT / 2, "{to}: {replied} of {SENT} got whole replies");
 }
 
 #[test]
 fn pods_and_nodes_reach_pods_with_their_own_addresses() {
     harness::require_root!();
-    let town = Town::build("");
-    let pods = [1, 2].map(|number| town.world.node(number).add_pod(&format!("pod-{number}")));
+    let topology = Topology::build("");
+    let pods = [1, 2].map(|number| topology.world.node(number).add_pod(&format!("pod-{number}")));
     let _servers = pods[0].serve(8080);
-    let clients: [&Place; 2] = [&pods[1], town.world.node(2)];
+    let clients: [&Place; 2] = [&pods[1], topology.world.node(2)];
     for client in clients {
         for target in pods[0].addresses() {
             let own = of_family(client.addresses(), *target);
@@ -177,16 +174,16 @@ fn pods_and_nodes_reach_pods_with_their_own_addresses() {
 }
 
 #[test]
-fn ranges_that_the_operator_names_know_pods_by_their_own_addresses() {
+fn packets_to_configured_ranges_keep_the_pods_addresses() {
     harness::require_root!();
-    let town = Town::build("nonMasqueradeCIDRs: [172.31.0.0/16, \"fd00:31::/32\"]\n");
-    let node = town.world.node(1);
+    let topology = Topology::build("nonMasqueradeCIDRs: [172.31.0.0/16, \"fd00:31::/32\"]\n");
+    let node = topology.world.node(1);
     for range in node.pod_cidrs() {
-        town.outside.route_via(range, node);
+        topology.outside.route_via(range, node);
     }
-    let _servers = town.outside.serve(8080);
+    let _servers = topology.outside.serve(8080);
     let pod = node.add_pod("pod");
-    for outside in town.outside.addresses() {
+    for outside in topology.outside.addresses() {
         let own = of_family(pod.addresses(), *outside);
         for probe in Probe::ALL {
             let (_, peer) = seen_as(&pod, probe, SocketAddr::new(*outside, 8080));
@@ -199,9 +196,9 @@ fn ranges_that_the_operator_names_know_pods_by_their_own_addresses() {
 #[test]
 fn a_pod_that_lost_its_gateways_hardware_address_asks_for_it() {
     harness::require_root!();
-    let town = Town::build("");
-    let node = town.world.node(1);
-    let _servers = town.outside.serve(8080);
+    let topology = Topology::build("");
+    let node = topology.world.node(1);
+    let _servers = topology.outside.serve(8080);
     let limit = json!({"ingressRate": 50_000_000, "egressRate": 50_000_000});
     let pods = [
         node.add_pod("plain"),
@@ -210,7 +207,7 @@ fn a_pod_that_lost_its_gateways_hardware_address_asks_for_it() {
     for pod in &pods {
         for (gateway, outside) in ["169.254.1.1", "fe80::1"]
             .into_iter()
-            .zip(town.outside.addresses())
+            .zip(topology.outside.addresses())
         {
             let to = SocketAddr::new(*outside, 8080);
             seen_as(pod, Probe::Tcp, to);
@@ -280,14 +277,14 @@ fn with_host_ports(node: &harness::Node, name: &str) -> (Pod, [Server; 2]) {
 }
 
 #[test]
-fn host_ports_lead_to_their_pod_from_everywhere() {
+fn host_ports_reach_their_pod_from_every_source() {
     harness::require_root!();
     for hooks in ["all", "off"] {
-        let town = Town::build(&format!("socketLB: \"{hooks}\"\n"));
-        let node = town.world.node(1);
+        let topology = Topology::build(&format!("socketLB: \"{hooks}\"\n"));
+        let node = topology.world.node(1);
         let (web, _servers) = with_host_ports(node, "web");
         let near = node.add_pod("near");
-        let far = town.world.node(2).add_pod("far");
+        let far = topology.world.node(2).add_pod("far");
         for own in node.addresses() {
             let to = SocketAddr::new(*own, 8081);
             for probe in Probe::ALL {
@@ -295,13 +292,13 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
                 let like = |place: &Place| of_family(place.addresses(), *own);
                 let asked = |place: &Place| seen_as(place, probe, to);
                 assert_eq!(
-                    asked(&town.outside),
-                    ("web".into(), like(&town.outside)),
+                    asked(&topology.outside),
+                    ("web".into(), like(&topology.outside)),
                     "{what}"
                 );
                 assert_eq!(asked(&near), ("web".into(), like(&near)), "{what}");
                 // The pod sees the address of the client's node, as all hosts beyond the pod network do.
-                let from_far = of_family(town.world.node(2).addresses(), *own);
+                let from_far = of_family(topology.world.node(2).addresses(), *own);
                 assert_eq!(asked(&far), ("web".into(), from_far), "{what}");
                 assert_eq!(asked(&web).0, "web", "{what}, by the pod itself");
                 assert_eq!(asked(node).0, "web", "{what}, by the node");
@@ -316,19 +313,19 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
             assert_eq!(seen_as(node, Probe::Tcp, own).0, "web");
         }
         let elsewhere = SocketAddr::new(node.addresses()[0], 8082);
-        let refused = town.outside.ask_within(Probe::Tcp, elsewhere, SECOND);
+        let refused = topology.outside.ask_within(Probe::Tcp, elsewhere, SECOND);
         assert!(
             refused.is_err(),
             "a port of the loopback was reached from outside"
         );
-        let listed = town.agents[0].cli(&["service", "list"]);
+        let listed = topology.agents[0].cli(&["service", "list"]);
         let ports = listed.as_array().expect("a list").iter();
         let ports = ports.filter(|entry| entry["kind"] == "HostPort").count();
         assert_eq!(ports, 5, "{listed}");
-        let traced = town.agents[0].cli(&[
+        let traced = topology.agents[0].cli(&[
             "trace",
             "--from",
-            &town.outside.addresses()[0].to_string(),
+            &topology.outside.addresses()[0].to_string(),
             "--to",
             &SocketAddr::new(node.addresses()[0], 8081).to_string(),
             "--proto",
@@ -349,34 +346,34 @@ fn host_ports_lead_to_their_pod_from_everywhere() {
 #[test]
 fn datagrams_to_a_host_port_go_to_the_pod_that_has_it_now() {
     harness::require_root!();
-    let town = Town::build("");
-    let node = town.world.node(1);
+    let topology = Topology::build("");
+    let node = topology.world.node(1);
     let to = SocketAddr::new(node.addresses()[0], 8081);
-    let socket = town.outside.udp_socket_for(to).expect("a socket");
+    let socket = topology.outside.udp_socket_for(to).expect("a socket");
     socket.connect(to).expect("to connect");
     let ask = || -> anyhow::Result<String> {
         socket.send(b"?")?;
         let mut buffer = [0; 256];
         let len = socket.recv(&mut buffer)?;
-        Ok(harness::Answer::parse(&String::from_utf8_lossy(&buffer[..len]))?.backend)
+        Ok(harness::Reply::parse(&String::from_utf8_lossy(&buffer[..len]))?.backend)
     };
     let (first, servers) = with_host_ports(node, "first");
-    assert_eq!(ask().expect("an answer"), "first");
+    assert_eq!(ask().expect("a reply"), "first");
     drop(servers);
     first.delete();
     let (_second, _servers) = with_host_ports(node, "second");
-    assert_eq!(ask().expect("an answer"), "second");
+    assert_eq!(ask().expect("a reply"), "second");
 }
 
 #[test]
-fn nobody_sends_in_anothers_name() {
+fn no_pod_sends_from_a_foreign_address() {
     harness::require_root!();
-    let town = Town::build("");
-    let node = town.world.node(1);
+    let topology = Topology::build("");
+    let node = topology.world.node(1);
     let [pod, target] = ["pod", "target"].map(|name| node.add_pod(name));
     let [tcp, udp] = target.serve(8080);
     let dropped = || node.counters()[Reason::SpoofedSource as usize];
-    assert_eq!(dropped(), 0, "whatever a pod sends of itself");
+    assert_eq!(dropped(), 0, "traffic of the pod's own stack");
     for (foreign, to) in [("10.9.9.9", 0), ("fd00:9::9", 1)] {
         let to = SocketAddr::new(target.addresses()[to], 8080);
         seen_as(&pod, Probe::Udp, to);

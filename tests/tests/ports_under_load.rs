@@ -40,13 +40,13 @@ struct Opener {
 
 impl Opener {
     /// Each connection sends one of these texts in turn, and nothing more.
-    fn start(place: &Place, port: u16, addresses: Vec<SocketAddr>, says: [&'static str; 2]) -> Self {
+    fn start(place: &Place, port: u16, addresses: Vec<SocketAddr>, payloads: [&'static str; 2]) -> Self {
         let (stop, opened) = (
             Arc::new(AtomicBool::new(false)),
             Arc::<[AtomicUsize; 2]>::default(),
         );
         let (place, is_over, counts) = (place.clone(), Arc::clone(&stop), Arc::clone(&opened));
-        let thread = std::thread::spawn(move || open_many(&place, &addresses, says, &counts, &is_over));
+        let thread = std::thread::spawn(move || open_many(&place, &addresses, payloads, &counts, &is_over));
         Self {
             port,
             stop,
@@ -92,7 +92,7 @@ impl Drop for Opener {
 fn open_many(
     place: &Place,
     addresses: &[SocketAddr],
-    says: [&str; 2],
+    payloads: [&str; 2],
     counts: &[AtomicUsize; 2],
     is_over: &AtomicBool,
 ) {
@@ -100,7 +100,7 @@ fn open_many(
     let mut number = 0;
     while !is_over.load(Ordering::Relaxed) {
         let family = number % counts.len();
-        let text = says[number / counts.len() % says.len()];
+        let text = payloads[number / counts.len() % payloads.len()];
         number += 1;
         let Ok(mut stream) = place.tcp_connect(addresses[family]) else {
             continue;
@@ -118,7 +118,7 @@ fn open_many(
 }
 
 /// A node with a service that has health checks, and the clients.
-struct Town {
+struct Topology {
     agent: Agent,
     greedy: Pod,
     outsider: Client,
@@ -126,7 +126,7 @@ struct Town {
     world: World,
 }
 
-impl Town {
+impl Topology {
     fn open() -> Self {
         let world = World::with_nodes(1);
         let node = world.node(1);
@@ -147,15 +147,15 @@ impl Town {
             .arg(format!("0.0.0.0:{METRICS}"))
             .start();
         agent.wait_ready(10 * SECOND);
-        let town = Self {
+        let topology = Self {
             agent,
             greedy,
             outsider,
             balancer,
             world,
         };
-        town.assert_answers("before");
-        town
+        topology.assert_replies("before");
+        topology
     }
 
     /// A port at each address of the node.
@@ -165,22 +165,22 @@ impl Town {
     }
 
     /// Has a client open connections to a port, and renew them.
-    fn open_at(&self, place: &Place, port: u16, says: [&'static str; 2]) -> Opener {
-        Opener::start(place, port, self.at(port), says)
+    fn open_at(&self, place: &Place, port: u16, payloads: [&'static str; 2]) -> Opener {
+        Opener::start(place, port, self.at(port), payloads)
     }
 
     /// Has a client load every port. Each port answers while connections to it are opened and cut.
     #[track_caller]
-    fn assert_undelayed(&self, place: &Place, who: &str, says: &'static str, how: &str) {
+    fn assert_undelayed(&self, place: &Place, who: &str, payloads: &'static str, how: &str) {
         // The agent does not cut a connection that has sent its request and gets its response at once. So
         // half of the connections are silent.
-        let openers = ASKED.map(|(port, ..)| self.open_at(place, port, [says, ""]));
+        let openers = ASKED.map(|(port, ..)| self.open_at(place, port, [payloads, ""]));
         for opener in &openers {
             opener.wait_loaded(who);
         }
         let opened = openers.each_ref().map(Opener::opened);
         let cut = ASKED.map(|(.., kind)| self.cut(kind));
-        self.assert_answers(&format!("beside {how} connections of {who}"));
+        self.assert_replies(&format!("beside {how} connections of {who}"));
         for (number, (.., kind)) in ASKED.into_iter().enumerate() {
             let what = format!("{how} connections of {who} to {kind} ports");
             eventually(&format!("{what} to be cut"), 5 * SECOND, || {
@@ -194,15 +194,15 @@ impl Town {
     }
 
     #[track_caller]
-    fn assert_answers(&self, when: &str) {
+    fn assert_replies(&self, when: &str) {
         for (port, path, _) in ASKED {
             for place in [&self.balancer as &Place, self.world.node(1)] {
                 for to in self.at(port) {
                     let asked = Instant::now();
-                    let answer = place.http_get(to, path);
+                    let reply = place.http_get(to, path);
                     let took = asked.elapsed();
-                    let answer = answer.unwrap_or_else(|error| panic!("{when}, {path} at {to}: {error}"));
-                    assert_eq!(answer.status, 200, "{when}: {answer:?}");
+                    let reply = reply.unwrap_or_else(|error| panic!("{when}, {path} at {to}: {error}"));
+                    assert_eq!(reply.status, 200, "{when}: {reply:?}");
                     assert!(took < SECOND, "{when}, {path} at {to}: {took:?}");
                 }
             }
@@ -225,45 +225,45 @@ impl Town {
 #[test]
 fn a_thousand_silent_or_slow_connections_delay_no_probe() {
     harness::require_root!();
-    let town = Town::open();
+    let topology = Topology::open();
     for (place, who) in [
-        (&town.greedy as &Place, "a pod"),
-        (&town.outsider as &Place, "an outsider"),
+        (&topology.greedy as &Place, "a pod"),
+        (&topology.outsider as &Place, "an outsider"),
     ] {
-        for (says, how) in [
+        for (payloads, how) in [
             ("", "silent"),
             ("GET /healthz HTTP/1.1\r\nHost:", "slow"),
             // The client requests the metrics page and never reads it.
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "not reading"),
         ] {
-            town.assert_undelayed(place, who, says, how);
+            topology.assert_undelayed(place, who, payloads, how);
         }
     }
-    let log = town.agent.log();
+    let log = topology.agent.log();
     // The log names each address once, for the port where it reaches its share first.
-    let told = format!("{} holds its share of connections to a ", town.greedy.ip());
-    let is_told = ASKED
+    let problem = format!("{} holds its share of connections to a ", topology.greedy.ip());
+    let is_reported = ASKED
         .iter()
-        .any(|(.., kind)| log.contains(&format!("{told}{kind} port")));
-    assert!(is_told, "{told} is not in the log");
-    assert_eq!(town.agent.cli(&["status"])["ready"], true);
+        .any(|(.., kind)| log.contains(&format!("{problem}{kind} port")));
+    assert!(is_reported, "{problem} is not in the log");
+    assert_eq!(topology.agent.cli(&["status"])["ready"], true);
 }
 
 #[test]
 fn a_client_that_holds_its_share_can_still_ask() {
     harness::require_root!();
-    let town = Town::open();
-    let opener = town.open_at(&town.greedy, HEALTH, [""; 2]);
+    let topology = Topology::open();
+    let opener = topology.open_at(&topology.greedy, HEALTH, [""; 2]);
     opener.wait_loaded("a pod");
-    let cut = town.cut("health");
-    for to in town.at(HEALTH) {
+    let cut = topology.cut("health");
+    for to in topology.at(HEALTH) {
         let asked = Instant::now();
-        let answer = town.greedy.http_get(to, "/healthz");
+        let reply = topology.greedy.http_get(to, "/healthz");
         let took = asked.elapsed();
-        assert_eq!(answer.expect("an answer").status, 200, "{to}");
+        assert_eq!(reply.expect("a reply").status, 200, "{to}");
         assert!(took < SECOND, "{to}: {took:?}");
     }
     eventually("connections beyond the share to be cut", 5 * SECOND, || {
-        town.cut("health") > cut
+        topology.cut("health") > cut
     });
 }

@@ -16,8 +16,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// The configuration in the agent's status.
 fn shown(node: &Node) -> Value {
-    let answer = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/configz");
-    answer.expect("an answer").json()["millrace.dev"].take()
+    let reply = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/configz");
+    reply.expect("a reply").json()["millrace.dev"].take()
 }
 
 fn complaints(agent: &Agent) -> Vec<String> {
@@ -30,7 +30,7 @@ fn complaints(agent: &Agent) -> Vec<String> {
 }
 
 #[test]
-fn what_can_change_does_and_the_rest_is_named() {
+fn changeable_settings_are_applied_and_others_are_named() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);
@@ -108,7 +108,7 @@ fn wait_until<T: PartialEq + Debug>(what: &str, so: &T, look: impl Fn() -> T) {
 
 /// Settings are changed in the file and back. Clients and the backend show their effect.
 #[test]
-fn what_changes_shows_in_the_traffic() {
+fn changed_settings_affect_the_traffic() {
     const PORT: u16 = 30_080;
     const EXTERNAL: &str = "198.51.100.7";
     const MORE: [&str; 2] = ["192.168.50.77", "fd00:50::77"];
@@ -142,8 +142,8 @@ fn what_changes_shows_in_the_traffic() {
     let [first, second] = [IpAddr::from(node.ip()), ip(MORE[0])];
     let ports = [first, second].map(|address| SocketAddr::new(address, PORT));
     let seen = |from: &Place, to: SocketAddr| {
-        let answer = from.ask_within(Probe::Tcp, to, SECOND / 2).ok();
-        answer.map(|answer| answer.peer.ip().to_canonical())
+        let reply = from.ask_within(Probe::Tcp, to, SECOND / 2).ok();
+        reply.map(|reply| reply.peer.ip().to_canonical())
     };
     // The client addresses that the backend sees by the external address and both node ports.
     let by_all = || [external, ports[0], ports[1]].map(|to| seen(&outside, to));

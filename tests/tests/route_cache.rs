@@ -80,7 +80,7 @@ fn an_address_with_a_cached_redirect_gets_its_route() {
         });
         // The packets of a connected UDP socket follow the route.
         let to = SocketAddr::new(address.parse().expect("an address"), 53);
-        wait_for(&format!("an answer from {to}"), 5 * SECOND, || {
+        wait_for(&format!("a reply from {to}"), 5 * SECOND, || {
             node.ask_within(Probe::UdpConnected, to, SECOND)
         });
     }

@@ -21,7 +21,7 @@ fn socket(place: &Place) -> Socket {
 }
 
 #[test]
-fn an_association_leads_to_a_backend_and_back() {
+fn an_association_reaches_a_backend_and_back() {
     harness::require_root!();
     harness::skip_if!(harness::skip::no_sctp());
     let world = World::with_nodes(2);
@@ -43,15 +43,15 @@ fn an_association_leads_to_a_backend_and_back() {
     asking
         .connect_timeout(&vip.into(), Duration::from_secs(10))
         .expect("an association");
-    let (mut answering, peer) = listener.accept().expect("an association");
+    let (mut replying, peer) = listener.accept().expect("an association");
     assert_eq!(peer.as_socket().map(|peer| peer.ip()), Some(client.ip().into()));
-    let mut heard = [0; 4];
+    let mut received = [0; 4];
     asking.write_all(b"ping").expect("sent");
-    answering.read_exact(&mut heard).expect("arrived");
-    assert_eq!(&heard, b"ping");
-    answering.write_all(b"pong").expect("sent");
-    asking.read_exact(&mut heard).expect("arrived");
-    assert_eq!(&heard, b"pong");
+    replying.read_exact(&mut received).expect("arrived");
+    assert_eq!(&received, b"ping");
+    replying.write_all(b"pong").expect("sent");
+    asking.read_exact(&mut received).expect("arrived");
+    assert_eq!(&received, b"pong");
     let peer = asking.peer_addr().expect("a peer");
     assert_eq!(peer.as_socket(), Some(vip));
 }

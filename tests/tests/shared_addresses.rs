@@ -22,7 +22,7 @@ const FLOATING: [&str; 2] = ["192.168.50.77", "fd00:50::77"];
 
 /// Two nodes. The first has an agent, a client and the backend of a service. The second one is the other
 /// machine.
-struct Town {
+struct Topology {
     world: World,
     outside: Client,
     backend: Pod,
@@ -31,8 +31,8 @@ struct Town {
     servers: Vec<Server>,
 }
 
-impl Town {
-    /// A town whose other machine holds these addresses.
+impl Topology {
+    /// A topology whose other machine holds these addresses.
     fn build(config: &str, addresses: &[&str]) -> Self {
         let world = World::with_nodes(2);
         let outside = world.add_client("outside");
@@ -44,7 +44,7 @@ impl Town {
         servers.push(world.node(2).serve_tcp(API_PORT));
         let mut agent = world.node(1).agent().config(config).start();
         agent.wait_ready(20 * SECOND);
-        let mut town = Self {
+        let mut topology = Self {
             world,
             outside,
             backend,
@@ -53,9 +53,9 @@ impl Town {
             servers,
         };
         for address in addresses.iter().map(|text| ip(text)) {
-            town.hold(address);
+            topology.hold(address);
         }
-        town
+        topology
     }
 
     /// Gives the other machine an address. The client outside reaches it through the first node.
@@ -72,10 +72,10 @@ impl Town {
         }
         let server = other.serve_udp_at(SocketAddr::new(address, OTHER_PORT));
         self.servers.push(server);
-        self.lead_by_node(address);
+        self.route_by_node(address);
     }
 
-    fn lead_by_node(&self, address: IpAddr) {
+    fn route_by_node(&self, address: IpAddr) {
         let prefix = lone(address).parse().expect("a prefix");
         self.outside.route_via(prefix, self.world.node(1));
     }
@@ -101,13 +101,13 @@ impl Town {
 
     /// Asks at a port by all probes, from all places, until this backend answers.
     #[track_caller]
-    fn assert_answers(&self, to: SocketAddr, backend: &str, what: &str) {
+    fn assert_replies(&self, to: SocketAddr, backend: &str, what: &str) {
         for place in self.places() {
             for probe in Probe::ALL {
                 let question = format!("{what}: {probe:?} {to} from {}", place.name());
                 eventually(&question, SOON, || {
-                    let answer = place.ask_within(probe, to, SECOND);
-                    answer.is_ok_and(|answer| answer.backend == backend)
+                    let reply = place.ask_within(probe, to, SECOND);
+                    reply.is_ok_and(|reply| reply.backend == backend)
                 });
             }
         }
@@ -116,7 +116,7 @@ impl Town {
     /// Asserts that the other machine has its ports and replies to ping.
     #[track_caller]
     fn assert_open(&self, address: IpAddr, what: &str) {
-        self.assert_answers(SocketAddr::new(address, OTHER_PORT), "n2", what);
+        self.assert_replies(SocketAddr::new(address, OTHER_PORT), "n2", what);
         for place in self.places() {
             let echo = place.ping(address, SECOND);
             assert!(echo.is_ok(), "{what}: echo from {}: {echo:?}", place.name());
@@ -126,7 +126,7 @@ impl Town {
     /// Asserts that the service has its port.
     #[track_caller]
     fn assert_served(&self, address: IpAddr, what: &str) {
-        self.assert_answers(SocketAddr::new(address, 80), "backend", what);
+        self.assert_replies(SocketAddr::new(address, 80), "backend", what);
     }
 
     /// Waits until the service has the address as a whole.
@@ -136,14 +136,14 @@ impl Town {
         for place in [&self.client as &Place, self.world.node(1)] {
             let question = format!("{what}: {to} to be refused from {}", place.name());
             eventually(&question, SOON, || {
-                let answer = place.ask_within(Probe::Tcp, to, SECOND);
-                answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+                let reply = place.ask_within(Probe::Tcp, to, SECOND);
+                reply.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
             });
         }
     }
 
     /// The other holder of an address, as `status` shows it.
-    fn holder(&self, address: IpAddr) -> Option<String> {
+    fn owner(&self, address: IpAddr) -> Option<String> {
         let status = self.agent.cli(&["status"]);
         let mut shared = status["sharedAddresses"].as_array().expect("a list").iter();
         let shared = shared.find(|shared| shared["address"] == address.to_string())?;
@@ -170,50 +170,51 @@ fn lone(address: IpAddr) -> String {
 }
 
 #[test]
-fn a_balancers_address_that_is_an_external_ip_of_another_node_takes_nothing_from_it() {
+fn a_balancers_address_that_is_an_external_ip_of_another_node_captures_none_of_its_packets() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config, &FAR);
-        let external = town.node_with(2, &[("ExternalIP", FAR[0]), ("Hostname", FAR[1])]);
-        town.world.apply(&external);
+        let topology = Topology::build(config, &FAR);
+        let external = topology.node_with(2, &[("ExternalIP", FAR[0]), ("Hostname", FAR[1])]);
+        topology.world.apply(&external);
         for address in FAR.map(ip) {
-            town.assert_open(address, "before the service");
+            topology.assert_open(address, "before the service");
         }
         let service = Service::web().load_balancer_ip(FAR[0]).load_balancer_ip(FAR[1]);
-        town.apply(&service);
+        topology.apply(&service);
         for address in FAR.map(ip) {
-            town.assert_served(address, "with the service");
-            town.assert_open(address, "with the service");
-            assert_eq!(town.holder(address).as_deref(), Some("Node n2"));
+            topology.assert_served(address, "with the service");
+            topology.assert_open(address, "with the service");
+            assert_eq!(topology.owner(address).as_deref(), Some("Node n2"));
         }
         // Addresses of nodes come and go while the service exists.
-        town.world.apply(&town.node_with(2, &[]));
+        topology.world.apply(&topology.node_with(2, &[]));
         for address in FAR.map(ip) {
-            town.wait_whole(address, "without the node's address");
-            assert_eq!(town.holder(address), None);
+            topology.wait_whole(address, "without the node's address");
+            assert_eq!(topology.owner(address), None);
         }
-        town.world.apply(&external);
+        topology.world.apply(&external);
         for address in FAR.map(ip) {
-            town.assert_open(address, "with the node's address again");
-            town.assert_served(address, "with the node's address again");
+            topology.assert_open(address, "with the node's address again");
+            topology.assert_served(address, "with the node's address again");
         }
-        town.world.delete(&service);
+        topology.world.delete(&service);
         for address in FAR.map(ip) {
-            town.assert_open(address, "after the service");
+            topology.assert_open(address, "after the service");
         }
     }
 }
 
 #[test]
-fn an_external_ip_of_this_node_that_no_interface_holds_is_not_taken_whole() {
+fn an_external_ip_of_this_node_without_an_interface_gets_only_its_ports() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS, &FAR);
-    town.world
-        .apply(&town.node_with(1, &FAR.map(|address| ("ExternalIP", address))));
-    town.apply(&Service::web().set("externalIPs", json!(FAR)));
+    let topology = Topology::build(DEFAULTS, &FAR);
+    topology
+        .world
+        .apply(&topology.node_with(1, &FAR.map(|address| ("ExternalIP", address))));
+    topology.apply(&Service::web().set("externalIPs", json!(FAR)));
     for address in FAR.map(ip) {
-        town.assert_served(address, "this node's");
-        town.assert_open(address, "this node's");
+        topology.assert_served(address, "this node's");
+        topology.assert_open(address, "this node's");
     }
 }
 
@@ -221,9 +222,9 @@ fn an_external_ip_of_this_node_that_no_interface_holds_is_not_taken_whole() {
 fn the_address_of_an_api_server_stays_open_and_its_port_is_no_services() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config, &FAR);
+        let topology = Topology::build(config, &FAR);
         for (family, address) in ["IPv4", "IPv6"].iter().zip(FAR) {
-            town.world.apply(&json!({
+            topology.world.apply(&json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
                 "metadata": {
                     "name": format!("kubernetes-{}", family.to_lowercase()),
@@ -238,15 +239,15 @@ fn the_address_of_an_api_server_stays_open_and_its_port_is_no_services() {
             .cluster_ip("10.96.0.1")
             .cluster_ip("fd00:96::1")
             .tcp("https", 443, API_PORT);
-        town.world.apply(&kubernetes);
+        topology.world.apply(&kubernetes);
         let service = Service::web()
             .tcp("thief", API_PORT, 8080)
             .load_balancer_ip(FAR[0]);
-        town.apply(&service.set("externalIPs", json!([FAR[1]])));
+        topology.apply(&service.set("externalIPs", json!([FAR[1]])));
         for address in FAR.map(ip) {
-            town.assert_served(address, "an API server's");
-            town.assert_open(address, "an API server's");
-            let about = town.errors_about(&format!("address {address}"));
+            topology.assert_served(address, "an API server's");
+            topology.assert_open(address, "an API server's");
+            let about = topology.errors_about(&format!("address {address}"));
             let is_named = about.iter().any(|message| message.contains("an API server"));
             assert!(is_named, "{about:?}");
             let by_cluster_ip = if address.is_ipv4() {
@@ -255,62 +256,63 @@ fn the_address_of_an_api_server_stays_open_and_its_port_is_no_services() {
                 "fd00:96::1"
             };
             let direct = SocketAddr::new(address, API_PORT);
-            let ways = town.places().map(|place| (place, direct));
-            for (place, to) in ways
+            let paths = topology.places().map(|place| (place, direct));
+            for (place, to) in paths
                 .into_iter()
-                .chain([(&*town.client, (ip(by_cluster_ip), 443).into())])
+                .chain([(&*topology.client, (ip(by_cluster_ip), 443).into())])
             {
-                let answer = place.ask_within(Probe::Tcp, to, SECOND);
-                let answer = answer.unwrap_or_else(|error| panic!("{to} from {}: {error}", place.name()));
-                assert_eq!(answer.backend, "n2", "the API server");
+                let reply = place.ask_within(Probe::Tcp, to, SECOND);
+                let reply = reply.unwrap_or_else(|error| panic!("{to} from {}: {error}", place.name()));
+                assert_eq!(reply.backend, "n2", "the API server");
             }
         }
-        let about = town.errors_about("Service default/web");
+        let about = topology.errors_about("Service default/web");
         let refused = about.iter().filter(|message| message.contains("port 6443"));
         assert_eq!(refused.count(), 2, "{about:?}");
     }
 }
 
 #[test]
-fn an_address_that_a_neighbour_answers_for_is_not_taken_whole() {
+fn an_external_ip_of_a_neighbour_gets_only_its_ports() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config, &FLOATING);
+        let topology = Topology::build(config, &FLOATING);
         // These addresses belong to the service only.
         let own = ["192.168.50.78", "fd00:50::78"];
-        town.apply(&Service::web().set("externalIPs", json!([FLOATING, own].concat())));
+        topology.apply(&Service::web().set("externalIPs", json!([FLOATING, own].concat())));
         for address in FLOATING.map(ip) {
-            town.assert_open(address, "a neighbour's");
-            town.assert_served(address, "a neighbour's");
-            let about = town.errors_about(&format!("address {address}"));
+            topology.assert_open(address, "a neighbour's");
+            topology.assert_served(address, "a neighbour's");
+            let about = topology.errors_about(&format!("address {address}"));
             let is_named = about
                 .iter()
                 .any(|message| message.contains("on the link of eth0"));
             assert!(is_named, "{about:?}");
         }
         for address in own.map(ip) {
-            town.wait_whole(address, "the service's alone");
-            assert_eq!(town.holder(address), None);
+            topology.wait_whole(address, "the service's alone");
+            assert_eq!(topology.owner(address), None);
         }
         // A removed neighbour entry does not give the address to the service.
         for address in FLOATING {
-            town.world
+            topology
+                .world
                 .node(1)
                 .run_ip(&format!("neigh del {address} dev eth0"));
-            town.assert_open(ip(address), "forgotten");
+            topology.assert_open(ip(address), "forgotten");
         }
     }
 }
 
 #[test]
-fn an_address_that_a_route_leads_to_is_not_taken_whole() {
+fn an_external_ip_with_a_route_gets_only_its_ports() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS, &FAR);
-    let node = town.world.node(1);
-    town.apply(&Service::web().set("externalIPs", json!(FAR)));
+    let topology = Topology::build(DEFAULTS, &FAR);
+    let node = topology.world.node(1);
+    topology.apply(&Service::web().set("externalIPs", json!(FAR)));
     for address in FAR.map(ip) {
-        town.wait_whole(address, "the service's alone");
-        let via = town.world.node(2).address_like(address);
+        topology.wait_whole(address, "the service's alone");
+        let via = topology.world.node(2).address_like(address);
         let range = if address.is_ipv4() {
             "198.51.100.0/24"
         } else {
@@ -319,12 +321,12 @@ fn an_address_that_a_route_leads_to_is_not_taken_whole() {
         for prefix in [range.to_owned(), lone(address)] {
             // A route to this prefix may exist, which leads to the service.
             node.run_ip(&format!("route add {prefix} via {via} metric 2048"));
-            town.assert_open(address, &prefix);
-            town.assert_served(address, &prefix);
-            let holder = town.holder(address).expect("a holder");
-            assert!(holder.contains(&prefix), "{holder}");
+            topology.assert_open(address, &prefix);
+            topology.assert_served(address, &prefix);
+            let owner = topology.owner(address).expect("a holder");
+            assert!(owner.contains(&prefix), "{owner}");
             node.run_ip(&format!("route del {prefix} via {via} metric 2048"));
-            town.wait_whole(address, "without the route");
+            topology.wait_whole(address, "without the route");
         }
     }
 }
@@ -333,23 +335,23 @@ fn an_address_that_a_route_leads_to_is_not_taken_whole() {
 fn an_address_in_a_range_that_is_local_by_a_route_stays_the_nodes() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config, &[]);
-        let node = town.world.node(1);
+        let topology = Topology::build(config, &[]);
+        let node = topology.world.node(1);
         for (address, range) in FAR
             .map(ip)
             .into_iter()
             .zip(["198.51.100.0/24", "2001:db8:51::/64"])
         {
             node.run_ip(&format!("route add local {range} dev lo"));
-            town.lead_by_node(address);
+            topology.route_by_node(address);
         }
         let _servers = [
             node.serve_tcp(OTHER_PORT),
             node.serve_udp_at(SocketAddr::new(ip(FAR[0]), OTHER_PORT)),
         ];
-        town.apply(&Service::web().set("externalIPs", json!(FAR)));
+        topology.apply(&Service::web().set("externalIPs", json!(FAR)));
         for address in FAR.map(ip) {
-            town.assert_served(address, "a local range");
+            topology.assert_served(address, "a local range");
             // A UDP socket would have to be bound to this address, which IPv6 refuses.
             let probes = if address.is_ipv4() {
                 &Probe::ALL[..]
@@ -357,12 +359,12 @@ fn an_address_in_a_range_that_is_local_by_a_route_stays_the_nodes() {
                 &[Probe::Tcp]
             };
             let to = SocketAddr::new(address, OTHER_PORT);
-            for place in town.places() {
+            for place in topology.places() {
                 for probe in probes {
-                    let answer = place.ask_within(*probe, to, SECOND);
-                    let answer = answer
-                        .unwrap_or_else(|error| panic!("{probe:?} {to} from {}: {error}", place.name()));
-                    assert_eq!(answer.backend, "n1");
+                    let reply = place.ask_within(*probe, to, SECOND);
+                    let reply =
+                        reply.unwrap_or_else(|error| panic!("{probe:?} {to} from {}: {error}", place.name()));
+                    assert_eq!(reply.backend, "n1");
                 }
             }
         }

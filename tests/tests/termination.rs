@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{
-    Agent, Answer, ConnectStream, Endpoint, LongFlows, NodeSpec, PATIENCE, Place, Pod, Probe, Server,
-    Service, World, address, eventually,
+    Agent, ConnectStream, Endpoint, LongFlows, NodeSpec, PATIENCE, Place, Pod, Probe, Reply, Server, Service,
+    World, address, eventually,
 };
 use serde_json::json;
 
@@ -21,7 +21,7 @@ const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
 /// Two nodes with an agent and a client each. Backend `a` is on the first node, `b` and `c` are on the second
 /// one.
-struct Shop {
+struct Fixture {
     world: World,
     clients: [Pod; 2],
     backends: Vec<(Pod, Server, Server)>,
@@ -29,7 +29,7 @@ struct Shop {
     agents: Vec<Agent>,
 }
 
-impl Shop {
+impl Fixture {
     fn open(config: &str) -> Self {
         let strict = || NodeSpec::routed().strict_rp_filter();
         let world = World::builder().node(strict()).node(strict()).build();
@@ -40,21 +40,22 @@ impl Shop {
             .map(|(tcp, udp, pod)| (pod, tcp, udp));
         let service = Service::web();
         world.apply(&service);
-        let shop = |agents| Self {
+        let fixture = |agents| Self {
             world,
             clients,
             backends: backends.into(),
             service,
             agents,
         };
-        let mut shop = shop(Vec::new());
-        shop.endpoints(&[("a", READY), ("b", READY), ("c", READY)]);
+        let mut fixture = fixture(Vec::new());
+        fixture.endpoints(&[("a", READY), ("b", READY), ("c", READY)]);
         let start = |node: &harness::Node| node.agent().config(config).start();
-        shop.agents = shop.world.nodes().iter().map(start).collect();
-        shop.agents
+        fixture.agents = fixture.world.nodes().iter().map(start).collect();
+        fixture
+            .agents
             .iter_mut()
             .for_each(|agent| agent.wait_ready(10 * SECOND));
-        shop
+        fixture
     }
 
     fn endpoints(&self, states: &[(&str, State)]) {
@@ -87,20 +88,20 @@ fn wait_served_by(place: &Place, names: &[&str]) {
         for probe in Probe::ALL {
             let what = format!("{} to be served by {names:?} at {to} by {probe:?}", place.name());
             eventually(&what, SECOND, || {
-                answering(place, probe, to, 20 * names.len()) == names
+                backends_of(place, probe, to, 20 * names.len()) == names
             });
-            assert_eq!(answering(place, probe, to, 100), names, "{what}");
+            assert_eq!(backends_of(place, probe, to, 100), names, "{what}");
         }
     }
 }
 
 /// The names of the backends that answer this number of questions, each by a new client.
 #[track_caller]
-fn answering(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String> {
+fn backends_of(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String> {
     let to = address(to);
-    let mut answering = BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for _ in 0..count {
-        let answer = match probe {
+        let reply = match probe {
             Probe::Tcp => place.ask(probe, to),
             // With UDP, a new client needs a port that no socket has used a moment ago.
             Probe::Udp | Probe::UdpConnected => {
@@ -112,12 +113,12 @@ fn answering(place: &Place, probe: Probe, to: &str, count: usize) -> Vec<String>
                 place.ask_from(probe, SocketAddr::new(from, fresh_port()), to, PATIENCE)
             }
         };
-        match answer {
-            Ok(answer) => answering.insert(answer.backend),
+        match reply {
+            Ok(reply) => seen.insert(reply.backend),
             Err(error) => panic!("{} asks {to} by {probe:?}: {error}", place.name()),
         };
     }
-    answering.into_iter().collect()
+    seen.into_iter().collect()
 }
 
 /// A port below those that the kernel chooses from, another one in each call.
@@ -141,11 +142,11 @@ const ENDING: State = State(false, false, true);
 fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
     harness::require_root!();
     for config in CONFIGS {
-        let shop = Shop::open(config);
+        let fixture = Fixture::open(config);
         let start = |place: &Place, to| {
             LongFlows::start(place, address(to), 30, Duration::from_millis(20)).expect("flows")
         };
-        let flows: Vec<_> = shop
+        let flows: Vec<_> = fixture
             .askers()
             .into_iter()
             .flat_map(|place| WEB.map(|to| start(place, to)))
@@ -158,25 +159,25 @@ fn a_terminating_endpoint_keeps_its_connections_and_gets_no_new_ones() {
                 flows.backends()
             );
         }
-        let datagrams: Vec<_> = shop.askers().into_iter().map(Datagrams::to_b).collect();
+        let datagrams: Vec<_> = fixture.askers().into_iter().map(Datagrams::to_b).collect();
 
-        shop.endpoints(&[("a", READY), ("b", TERMINATING), ("c", READY)]);
-        shop.wait_served_by(&["a", "c"]);
+        fixture.endpoints(&[("a", READY), ("b", TERMINATING), ("c", READY)]);
+        fixture.wait_served_by(&["a", "c"]);
         for flows in &flows {
             flows.wait_progress(5 * SECOND);
         }
         for socket in &datagrams {
             assert_eq!(
-                socket.ask().expect("an answer"),
+                socket.ask().expect("a reply"),
                 "b",
-                "a conversation stays while its backend serves"
+                "an exchange keeps its backend while that serves"
             );
         }
 
         // Endpoints are removed from the slices before their processes end.
-        shop.endpoints(&[("a", READY), ("c", READY)]);
+        fixture.endpoints(&[("a", READY), ("c", READY)]);
         for socket in &datagrams {
-            eventually("the conversation to move on", SECOND, || {
+            eventually("the exchange to move on", SECOND, || {
                 socket.ask().is_ok_and(|name| name != "b")
             });
         }
@@ -200,18 +201,18 @@ impl Datagrams {
             let socket = place.udp_socket_for(to).expect("a socket");
             socket.connect(to).expect("connecting");
             let socket = Self(socket);
-            if socket.ask().expect("an answer") == "b" {
+            if socket.ask().expect("a reply") == "b" {
                 return socket;
             }
         }
-        panic!("no conversation of 200 met b");
+        panic!("no exchange of 200 reached b");
     }
 
     fn ask(&self) -> std::io::Result<String> {
         let mut buffer = [0; 256];
         self.0.send(b"who?")?;
         let length = self.0.recv(&mut buffer)?;
-        Ok(Answer::parse(&String::from_utf8_lossy(&buffer[..length]))?.backend)
+        Ok(Reply::parse(&String::from_utf8_lossy(&buffer[..length]))?.backend)
     }
 }
 
@@ -278,7 +279,7 @@ fn ten_backends_are_replaced_one_by_one_and_no_connection_breaks() {
             stream.wait_more(100, 5 * SECOND);
             let report = stream.stop();
             let newest = format!("new-{}", BACKENDS - 1);
-            assert!(report.answers.contains_key(&newest), "{report:?}");
+            assert!(report.replies.contains_key(&newest), "{report:?}");
             report.assert_unnoticed(SECOND);
         }
     }
@@ -288,13 +289,13 @@ fn ten_backends_are_replaced_one_by_one_and_no_connection_breaks() {
 fn when_all_terminate_those_that_serve_get_new_connections() {
     harness::require_root!();
     for config in CONFIGS {
-        let shop = Shop::open(config);
-        shop.endpoints(&[("a", TERMINATING), ("b", TERMINATING), ("c", ENDING)]);
-        shop.wait_served_by(&["a", "b"]);
-        shop.endpoints(&[("a", TERMINATING), ("b", NOT_READY), ("c", READY)]);
-        shop.wait_served_by(&["c"]);
-        shop.endpoints(&[("a", ENDING), ("b", NOT_READY), ("c", ENDING)]);
-        for place in shop.askers() {
+        let fixture = Fixture::open(config);
+        fixture.endpoints(&[("a", TERMINATING), ("b", TERMINATING), ("c", ENDING)]);
+        fixture.wait_served_by(&["a", "b"]);
+        fixture.endpoints(&[("a", TERMINATING), ("b", NOT_READY), ("c", READY)]);
+        fixture.wait_served_by(&["c"]);
+        fixture.endpoints(&[("a", ENDING), ("b", NOT_READY), ("c", ENDING)]);
+        for place in fixture.askers() {
             wait_refused(place);
         }
     }
@@ -318,14 +319,17 @@ fn wait_refused(place: &Place) {
 fn addresses_that_are_published_not_ready_are_used() {
     harness::require_root!();
     for config in CONFIGS {
-        let shop = Shop::open(config);
-        shop.endpoints(&[("a", NOT_READY), ("b", NOT_READY), ("c", TERMINATING)]);
-        shop.wait_served_by(&["c"]);
-        let publishing = shop.service.clone().set("publishNotReadyAddresses", json!(true));
-        shop.world.apply(&publishing);
-        shop.wait_served_by(&["a", "b", "c"]);
-        shop.world.apply(&shop.service);
-        shop.wait_served_by(&["c"]);
+        let fixture = Fixture::open(config);
+        fixture.endpoints(&[("a", NOT_READY), ("b", NOT_READY), ("c", TERMINATING)]);
+        fixture.wait_served_by(&["c"]);
+        let publishing = fixture
+            .service
+            .clone()
+            .set("publishNotReadyAddresses", json!(true));
+        fixture.world.apply(&publishing);
+        fixture.wait_served_by(&["a", "b", "c"]);
+        fixture.world.apply(&fixture.service);
+        fixture.wait_served_by(&["c"]);
     }
 }
 
@@ -333,26 +337,30 @@ fn addresses_that_are_published_not_ready_are_used() {
 fn policy_local_uses_this_nodes_endpoints_and_is_silent_where_there_are_none() {
     harness::require_root!();
     for config in CONFIGS {
-        let shop = Shop::open(config);
-        let [near, far] = &shop.clients;
-        shop.world
-            .apply(&shop.service.clone().set("internalTrafficPolicy", json!("Local")));
-        shop.wait_served_by(&["a"]);
+        let fixture = Fixture::open(config);
+        let [near, far] = &fixture.clients;
+        fixture.world.apply(
+            &fixture
+                .service
+                .clone()
+                .set("internalTrafficPolicy", json!("Local")),
+        );
+        fixture.wait_served_by(&["a"]);
         wait_served_by(far, &["b", "c"]);
 
-        shop.endpoints(&[("b", READY), ("c", TERMINATING)]);
+        fixture.endpoints(&[("b", READY), ("c", TERMINATING)]);
         wait_served_by(far, &["b"]);
-        for place in shop.askers() {
+        for place in fixture.askers() {
             wait_silent(place);
         }
 
         // Among this node's endpoints the usual fallback applies.
-        shop.endpoints(&[("a", TERMINATING), ("b", READY)]);
-        shop.wait_served_by(&["a"]);
+        fixture.endpoints(&[("a", TERMINATING), ("b", READY)]);
+        fixture.wait_served_by(&["a"]);
 
         // Without any endpoint there is a refusal, since no other node can serve either.
-        shop.endpoints(&[]);
-        for place in [near as &Place, far, shop.world.node(1), shop.world.node(2)] {
+        fixture.endpoints(&[]);
+        for place in [near as &Place, far, fixture.world.node(1), fixture.world.node(2)] {
             wait_refused(place);
         }
     }
@@ -363,7 +371,7 @@ fn policy_local_uses_this_nodes_endpoints_and_is_silent_where_there_are_none() {
 fn wait_silent(place: &Place) {
     for to in WEB {
         for probe in Probe::ALL {
-            let what = format!("{} to hear nothing from {to} by {probe:?}", place.name());
+            let what = format!("{} to get no reply of {to} by {probe:?}", place.name());
             let is_silence = |error: std::io::Error| {
                 // An error of the hook or the network would be of another kind.
                 matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)

@@ -50,8 +50,8 @@ impl Pair {
         [(one, two), (two, one)].into_iter().all(|(client, server)| {
             let to = SocketAddr::new(of(server).expect("an address"), 8080);
             [Probe::Tcp, Probe::UdpConnected].into_iter().all(|probe| {
-                let answer = client.ask_within(probe, to, SECOND / 2);
-                answer.is_ok_and(|answer| Some(answer.peer.ip()) == of(client))
+                let reply = client.ask_within(probe, to, SECOND / 2);
+                reply.is_ok_and(|reply| Some(reply.peer.ip()) == of(client))
             })
         })
     }
@@ -87,9 +87,9 @@ fn the_loss_of_a_familys_address_costs_that_family_and_is_named() {
         assert!(!pair.errors().contains(&ip.to_string()));
         node.run_ip(&format!("addr del {prefix} dev eth0"));
         pair.wait_joined(!lost_v4, SOON);
-        let said = format!("{ip} of this Node is on no interface");
+        let message = format!("{ip} of this Node is on no interface");
         eventually("the address in status", 3 * SECOND, || {
-            pair.errors().contains(&said)
+            pair.errors().contains(&message)
         });
         pair.wait_joined(!lost_v4, SOON);
         let nodad = if lost_v4 { "" } else { " nodad" };

@@ -17,7 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
 /// Gives a node work for an agent: pods, a service inside the service ranges, and one outside of them.
-fn furnish(node: &Node) -> (Pod, Pod, [Server; 2]) {
+fn add_workload(node: &Node) -> (Pod, Pod, [Server; 2]) {
     let (client, pod) = (node.add_pod("client"), node.add_pod("web"));
     let servers = pod.serve(8080);
     let service = |name: &str, v4: &str, v6: &str| {
@@ -29,7 +29,7 @@ fn furnish(node: &Node) -> (Pod, Pod, [Server; 2]) {
     };
     for service in [
         service("web", "10.96.0.10", "fd00:96::10"),
-        service("stray", "10.99.0.10", "fd00:99::10"),
+        service("unrelated", "10.99.0.10", "fd00:99::10"),
     ] {
         node.source().apply(&service);
         for slice in service.slices([Endpoint::of(&pod)]) {
@@ -142,12 +142,10 @@ fn a_node_is_as_it_was_before_the_first_agent() {
     for spec in specs {
         let world = World::builder().node(spec()).build();
         let node = world.node(1);
-        let (client, pod, _servers) = furnish(node);
+        let (client, pod, _servers) = add_workload(node);
         // The first packets have been sent by then, so neighbours are resolved.
-        node.ask(Probe::Tcp, (pod.ip(), 8080).into()).expect("an answer");
-        client
-            .ask(Probe::Tcp, (pod.ip6(), 8080).into())
-            .expect("an answer");
+        node.ask(Probe::Tcp, (pod.ip(), 8080).into()).expect("a reply");
+        client.ask(Probe::Tcp, (pod.ip6(), 8080).into()).expect("a reply");
         let before = network_state(node);
 
         let mut agent = started(node);
@@ -155,9 +153,8 @@ fn a_node_is_as_it_was_before_the_first_agent() {
             for probe in Probe::ALL {
                 client
                     .ask(probe, to.parse().expect("an address"))
-                    .expect("an answer");
-                node.ask(probe, to.parse().expect("an address"))
-                    .expect("an answer");
+                    .expect("a reply");
+                node.ask(probe, to.parse().expect("an address")).expect("a reply");
             }
         }
         assert_ne!(
@@ -176,14 +173,14 @@ fn a_node_is_as_it_was_before_the_first_agent() {
 
         assert!(agent.stop(5 * SECOND).success());
         assert_eq!(pinned.alive(), pinned, "stopping takes nothing away");
-        let answer = uninstall(node);
+        let reply = uninstall(node);
         for (kind, name) in [
             ("link", "cgroup-connect4"),
             ("program", "from_pod"),
             ("map", "FLOWS"),
             ("device", "millrace0"),
         ] {
-            let removed = answer["removed"].as_array().expect("a list");
+            let removed = reply["removed"].as_array().expect("a list");
             assert!(
                 removed
                     .iter()
@@ -213,7 +210,7 @@ fn a_node_is_as_it_was_before_the_first_agent() {
         agent.wait_ready(10 * SECOND);
         client
             .ask(Probe::Tcp, WEB[0].parse().expect("an address"))
-            .expect("an answer");
+            .expect("a reply");
     }
 }
 
@@ -250,8 +247,8 @@ fn of_a_pod_network_and_node_ports_only_settings_stay() {
     drop(server);
     pod.delete();
     assert!(agent.stop(5 * SECOND).success());
-    let answer = uninstall(node);
-    assert_eq!(answer["left"], serde_json::json!([]), "{answer}");
+    let reply = uninstall(node);
+    assert_eq!(reply["left"], serde_json::json!([]), "{reply}");
     let after = network_state(node);
     let keys = before.keys().chain(after.keys());
     let changed: BTreeSet<&String> = keys.filter(|key| before.get(*key) != after.get(*key)).collect();
@@ -265,11 +262,11 @@ fn of_a_pod_network_and_node_ports_only_settings_stay() {
 }
 
 #[test]
-fn what_a_killed_agent_left_goes_too() {
+fn remains_of_a_killed_agent_are_removed() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);
-    let _inhabitants = furnish(node);
+    let _workload = add_workload(node);
     let before = network_state(node);
     let mut agent = started(node);
     agent.kill();
@@ -284,7 +281,7 @@ fn foreign_things_stay() {
     harness::require_root!();
     let world = World::with_nodes(2);
     let (node, other) = (world.node(1), world.node(2));
-    let (client, _pod, _servers) = furnish(node);
+    let (client, _pod, _servers) = add_workload(node);
     // Programs of another node's agent stand for those of another project; they do not belong to this node.
     let _other_agent = started(other);
     let programs = other.bpf_root().join("current/programs");
@@ -293,14 +290,14 @@ fn foreign_things_stay() {
     let by_link = has_tcx(node);
     let _filters: Vec<_> = node.enter(|| {
         let attach = |(link, side)| {
-            let means = if by_link {
+            let options = if by_link {
                 TcAttachOptions::TcxOrder(LinkOrder::default())
             } else {
                 qdisc_add_clsact(link).expect("a qdisc");
                 TcAttachOptions::Netlink(NlOptions::default())
             };
             let id = filter
-                .attach_with_options(link, side, means)
+                .attach_with_options(link, side, options)
                 .expect("attaching it");
             filter.take_link(id).expect("the link")
         };
@@ -336,14 +333,14 @@ fn foreign_things_stay() {
     fs::write(node.dir().join("state/notes.txt"), "the operator's").expect("to write");
     client
         .ask(Probe::Tcp, WEB[0].parse().expect("an address"))
-        .expect("an answer");
+        .expect("a reply");
     agent.restart();
     agent.wait_ready(10 * SECOND);
     agent.stop(5 * SECOND);
 
-    let answer = uninstall(node);
+    let reply = uninstall(node);
     assert_same(&before, &network_state(node));
-    let left = answer["left"].to_string();
+    let left = reply["left"].to_string();
     for path in foreign_pins.iter().chain([&node.dir().join("state/notes.txt")]) {
         assert!(path.exists(), "{} is gone", path.display());
         assert!(
@@ -374,7 +371,7 @@ fn while_an_agent_runs_nothing_is_removed() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);
-    let (client, _pod, _servers) = furnish(node);
+    let (client, _pod, _servers) = add_workload(node);
     let mut agent = started(node);
     let (before, pinned) = (network_state(node), node.pinned());
     let output = node.run(&["uninstall"]).expect("to run it");
@@ -397,17 +394,17 @@ fn while_an_agent_runs_nothing_is_removed() {
         .expect("to run it");
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && output.stdout.is_empty(), "{message}");
-    for said in [
+    for expected in [
         "an agent (process ",
         "is running with --bpf-root",
         "stop it first",
     ] {
-        assert!(message.contains(said), "{message}");
+        assert!(message.contains(expected), "{message}");
     }
     assert_same(&before, &network_state(node));
     assert_eq!(pinned.alive(), pinned);
     assert!(agent.is_running());
     client
         .ask(Probe::Tcp, WEB[0].parse().expect("an address"))
-        .expect("an answer");
+        .expect("a reply");
 }

@@ -97,11 +97,11 @@ pub fn artifacts(cargo: &mut Command) -> Result<Vec<Artifact>> {
         .with_context(|| format!("cannot start `{}`", command::describe(cargo)))?;
     if !output.status.success() {
         bail!(
-            "`{}` failed; the compiler's errors stand above",
+            "`{}` failed with the compiler's errors above",
             command::describe(cargo)
         );
     }
-    let text = String::from_utf8(output.stdout).context("cargo's account of what it built is no text")?;
+    let text = String::from_utf8(output.stdout).context("cargo's list of artifacts is no text")?;
     read_artifacts(&text)
 }
 
@@ -113,7 +113,7 @@ pub fn read_artifacts(text: &str) -> Result<Vec<Artifact>> {
         .map(serde_json::from_str::<Artifact>);
     let artifacts: Vec<_> = parsed
         .collect::<Result<_, _>>()
-        .context("reading cargo's account of what it built")?;
+        .context("reading cargo's list of artifacts")?;
     Ok(artifacts
         .into_iter()
         .filter(|artifact| artifact.reason == "compiler-artifact")

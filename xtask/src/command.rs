@@ -39,12 +39,12 @@ pub fn output(command: &mut Command) -> Result<String> {
         .output()
         .with_context(|| format!("cannot start `{}`", describe(command)))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let printed = String::from_utf8_lossy(&output.stderr);
         bail!(
             "`{}` {}: {}",
             describe(command),
             ending(output.status),
-            said.trim()
+            printed.trim()
         );
     }
     String::from_utf8(output.stdout)
@@ -63,16 +63,16 @@ pub fn run_in(step: &Step, command: &mut Command) -> Result<()> {
     let (sender, lines) = mpsc::channel();
     follow(child.stdout.take(), sender.clone());
     follow(child.stderr.take(), sender);
-    let mut said: Vec<String> = Vec::new();
+    let mut printed: Vec<String> = Vec::new();
     for line in lines {
         step.note(line.trim());
-        said.push(line);
+        printed.push(line);
     }
     let status = child
         .wait()
         .with_context(|| format!("waiting for `{}`", describe(command)))?;
     if !status.success() {
-        let tail = &said[said.len().saturating_sub(LINES_IN_ERROR)..];
+        let tail = &printed[printed.len().saturating_sub(LINES_IN_ERROR)..];
         bail!("`{}` {}:\n{}", describe(command), ending(status), tail.join("\n"));
     }
     Ok(())

@@ -31,7 +31,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "cargo xtask",
     bin_name = "cargo xtask",
-    about = "The chores of the Millrace repository"
+    about = "The tasks of the Millrace repository"
 )]
 struct Arguments {
     #[command(subcommand)]

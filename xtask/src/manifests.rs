@@ -27,7 +27,7 @@ const BASE: Rendered = Rendered {
 const UNINSTALL: Rendered = Rendered {
     folder: "uninstall",
     file: "uninstall.yaml",
-    title: "What takes Millrace off the nodes, in one file",
+    title: "The removal of Millrace from nodes, in one file",
 };
 
 /// The fields that a kustomization here may have, unless it is an overlay.
@@ -55,7 +55,7 @@ pub fn run(check: bool) -> Result<()> {
         let found = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         if found != rendered {
             bail!(
-                "{} is not what {} says: run `cargo xtask manifests`",
+                "{} differs from {}: run `cargo xtask manifests`",
                 path.display(),
                 one.folder
             );
@@ -124,12 +124,12 @@ mod tests {
     }
 
     #[test]
-    fn the_rendered_files_are_what_their_sources_say() {
+    fn rendered_files_match_their_sources() {
         run(true).expect("no drift");
     }
 
     #[test]
-    fn the_image_that_is_asked_for_is_the_one_that_is_made() {
+    fn the_image_of_the_manifests_is_the_built_one() {
         let agent = &object("DaemonSet")["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(agent["image"], image::name());
         assert_eq!(agent["args"][0], "agent");
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_role_lets_agents_read_and_tell_events() {
+    fn the_role_lets_agents_read_and_create_events() {
         for rule in object("ClusterRole")["rules"].as_array().expect("rules") {
             let expected = if rule["apiGroups"] == json!(["events.k8s.io"]) {
                 json!(["create"])
@@ -229,9 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_it_away_is_as_what_put_it_there() {
+    fn the_uninstall_pods_match_the_agents_pods() {
         let [uninstall] = &objects(&UNINSTALL)[..] else {
-            panic!("one DaemonSet and nothing else, since whatever it needs is deleted already");
+            panic!("one DaemonSet and no other object, since its role is deleted already");
         };
         let (agents, uninstall) = (object("DaemonSet"), uninstall.clone());
         assert_eq!(

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_verb_needs_must_be_there() {
+    fn a_verb_requires_its_variables() {
         assert!(read(&[]).is_ok());
         for name in ["CNI_COMMAND", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"] {
             let error = read(&[(name, "")]).unwrap_err();

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use super::args::Args;
 use super::environment::{Attachment, is_name_byte};
 use super::go::remove_nulls;
-use super::requests::{Asked, Requests};
-use super::runtime::{Bandwidth, RuntimeConfig, Wishes};
+use super::requests::{RequestKeys, Requests};
+use super::runtime::{Bandwidth, CapabilityArgs, RuntimeConfig};
 use crate::ipam::range::{RangeConfig, RangeSet};
 use crate::spec::result::Route;
 use crate::spec::{CniError, Code, Version};
@@ -146,15 +146,15 @@ impl NetworkConfig {
     }
 
     /// The requests that come by capabilities: host ports, limits and name resolution.
-    pub fn wishes(&self) -> Result<Wishes, CniError> {
-        let mut wishes = object::<RuntimeConfig>(&self.document, &["runtimeConfig"])?
+    pub fn capability_args(&self) -> Result<CapabilityArgs, CniError> {
+        let mut capability_args = object::<RuntimeConfig>(&self.document, &["runtimeConfig"])?
             .unwrap_or_default()
             .check(&self.bandwidth()?)?;
-        if wishes.dns.is_none() {
+        if capability_args.dns.is_none() {
             let dns: Option<Map<String, Value>> = part(&self.document, &["dns"])?;
-            wishes.dns = dns.filter(|dns| !dns.is_empty()).map(Value::Object);
+            capability_args.dns = dns.filter(|dns| !dns.is_empty()).map(Value::Object);
         }
-        Ok(wishes)
+        Ok(capability_args)
     }
 
     /// The limits of every pod of the network, from the keys of the stock bandwidth plugin.
@@ -170,8 +170,8 @@ impl NetworkConfig {
 
     /// The requested addresses, including the Ethernet address.
     pub fn requests(&self, args: &Args) -> Result<Requests, CniError> {
-        let in_args: Option<Asked> = object(&self.document, &["args", "cni"])?;
-        let in_runtime: Option<Asked> = object(&self.document, &["runtimeConfig"])?;
+        let in_args: Option<RequestKeys> = object(&self.document, &["args", "cni"])?;
+        let in_runtime: Option<RequestKeys> = object(&self.document, &["runtimeConfig"])?;
         Requests::gather(
             args,
             &in_args.unwrap_or_default(),
@@ -196,7 +196,7 @@ impl NetworkConfig {
         }
         Err(invalid(
             VALID_ATTACHMENTS[0],
-            "it is missing: without it nothing can be told from what is in use",
+            "it is missing: without it no attachment in use is known",
         ))
     }
 }
@@ -270,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_a_default() {
+    fn missing_keys_have_defaults() {
         let config = read(json!({"ipam": null})).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("/var/lib/cni/networks/millrace"));
         assert_eq!(config.bpf_root, PathBuf::from("/sys/fs/bpf/millrace"));
         assert_eq!(config.mtu().unwrap(), None);
         assert_eq!(config.routes().unwrap(), None);
         assert!(!config.refuses_duplicates().unwrap());
-        assert_eq!(config.wishes().unwrap(), Wishes::default());
+        assert_eq!(config.capability_args().unwrap(), CapabilityArgs::default());
         assert_eq!(config.range_sets().unwrap_err().code, Code::InvalidConfig);
         assert_eq!(config.valid_attachments().unwrap_err().code, Code::InvalidConfig);
     }
@@ -302,7 +302,7 @@ mod tests {
         let config = read(wrong).unwrap();
         assert_eq!(config.refuses_duplicates().unwrap_err().code, Code::Decoding);
         assert_eq!(config.mtu().unwrap_err().code, Code::Decoding);
-        assert_eq!(config.wishes().unwrap_err().code, Code::Decoding);
+        assert_eq!(config.capability_args().unwrap_err().code, Code::Decoding);
         assert_eq!(config.previous().unwrap_err().code, Code::Decoding);
         assert_eq!(
             config.requests(&Args::default()).unwrap_err().code,
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_be_are_code_7() {
+    fn invalid_values_are_code_7() {
         for bad in [
             json!({"name": ""}),
             json!({"name": "a/b"}),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_heeded_is_code_2() {
+    fn unsupported_values_are_code_2() {
         let other = read(json!({"ipam": {"type": "dhcp", "ranges": [[{"subnet": "10.1.0.0/24"}]]}})).unwrap();
         assert_eq!(other.range_sets().unwrap_err().code, Code::UnsupportedField);
         let routes = json!({"ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}]}});
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn null_says_what_a_missing_key_says() {
+    fn null_equals_a_missing_key() {
         let ranges =
             json!([[{"subnet": "10.1.0.0/24", "rangeStart": null, "rangeEnd": "", "gateway": null}]]);
         let config = read(json!({
@@ -390,9 +390,13 @@ mod tests {
         assert_eq!(config.range_sets().unwrap().len(), 1);
         assert_eq!(config.routes().unwrap().unwrap().len(), 1);
         assert_eq!((config.mtu(), config.refuses_duplicates()), (Ok(None), Ok(false)));
-        let wishes = config.wishes().unwrap();
+        let capability_args = config.capability_args().unwrap();
         assert_eq!(
-            (wishes.host_ports.len(), wishes.ingress, wishes.egress),
+            (
+                capability_args.host_ports.len(),
+                capability_args.ingress,
+                capability_args.egress
+            ),
             (1, None, None)
         );
         assert_eq!(config.requests(&Args::default()), Ok(Requests::default()));
@@ -403,14 +407,14 @@ mod tests {
         ] {
             let config = read(nothing).unwrap();
             assert_eq!(config.requests(&Args::default()), Ok(Requests::default()));
-            assert_eq!(config.wishes(), Ok(Wishes::default()));
+            assert_eq!(config.capability_args(), Ok(CapabilityArgs::default()));
         }
         let whole = read(json!({
             "runtimeConfig": {"portMappings": null, "bandwidth": null, "dns": null}, "prevResult": null,
             "ipam": {"ranges": [null], "routes": null},
         }));
         let whole = whole.unwrap();
-        assert_eq!(whole.wishes(), Ok(Wishes::default()));
+        assert_eq!(whole.capability_args(), Ok(CapabilityArgs::default()));
         assert_eq!((whole.previous(), whole.routes()), (Ok(None), Ok(None)));
         assert_eq!(
             whole.range_sets().unwrap_err().code,

@@ -14,7 +14,7 @@ use crate::spec::{CniError, Code};
 
 /// The keys for requests, which `args.cni` and `runtimeConfig` have in common.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct Asked {
+pub struct RequestKeys {
     #[serde(default)]
     ips: Option<Vec<String>>,
     #[serde(default)]
@@ -32,7 +32,7 @@ pub struct Requests {
 
 impl Requests {
     /// Collects the requests of the three places.
-    pub fn gather(args: &Args, in_args: &Asked, in_runtime: &Asked) -> Result<Self, CniError> {
+    pub fn gather(args: &Args, in_args: &RequestKeys, in_runtime: &RequestKeys) -> Result<Self, CniError> {
         let mut requests = Self {
             ips: args.ips.clone(),
             mac: args.mac,
@@ -88,13 +88,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_places_count() {
+    fn requests_of_all_sources_are_combined() {
         let args = Args {
             ips: vec!["10.0.0.3".parse().unwrap()],
             mac: Some([2; 6]),
             ..Args::default()
         };
-        let asked = |json: &str| serde_json::from_str::<Asked>(json).unwrap();
+        let asked = |json: &str| serde_json::from_str::<RequestKeys>(json).unwrap();
         let requests = Requests::gather(
             &args,
             &asked(r#"{"ips": ["10.0.0.3", "10.0.0.2/24"]}"#),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_address_of_one_station_is_one() {
+    fn only_unicast_ethernet_addresses_are_accepted() {
         for bad in [
             "",
             "02:00:00:00:00",

@@ -61,7 +61,7 @@ pub struct Limit {
 
 /// The requests, checked.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wishes {
+pub struct CapabilityArgs {
     /// The ports of the node that lead to the pod.
     pub host_ports: Vec<HostPort>,
     /// The limit towards the pod.
@@ -74,13 +74,13 @@ pub struct Wishes {
 
 impl RuntimeConfig {
     /// Checks the requests. `of_network` holds the limits of the network.
-    pub(super) fn check(self, of_network: &Bandwidth) -> Result<Wishes, CniError> {
+    pub(super) fn check(self, of_network: &Bandwidth) -> Result<CapabilityArgs, CniError> {
         let asked = self
             .bandwidth
             .unwrap_or_default()
             .limits("runtimeConfig.bandwidth.")?;
         let given = of_network.limits("")?;
-        Ok(Wishes {
+        Ok(CapabilityArgs {
             host_ports: HostPort::all(&self.port_mappings.unwrap_or_default())?,
             ingress: smaller(asked[0], given[0]),
             egress: smaller(asked[1], given[1]),
@@ -138,45 +138,47 @@ pub(super) fn invalid(what: &str, why: &str) -> CniError {
 mod tests {
     use super::*;
 
-    fn check(document: Value) -> Result<Wishes, CniError> {
+    fn check(document: Value) -> Result<CapabilityArgs, CniError> {
         check_within(document, json!({}))
     }
 
-    fn check_within(document: Value, network: Value) -> Result<Wishes, CniError> {
+    fn check_within(document: Value, network: Value) -> Result<CapabilityArgs, CniError> {
         let config = serde_json::from_value::<RuntimeConfig>(document).unwrap();
         config.check(&serde_json::from_value(network).unwrap())
     }
 
     #[test]
-    fn keys_may_be_written_as_containerd_writes_them() {
-        let wishes = check(json!({
+    fn capitalized_keys_of_containerd_are_accepted() {
+        let capability_args = check(json!({
             "bandwidth": {"IngressRate": 1000, "IngressBurst": 5000, "EgressRate": 2000, "EgressBurst": 4_294_967_295_u64},
             "dns": {"Servers": ["192.0.2.53"], "Searches": null, "Options": []},
             "portMappings": [{"HostPort": 80, "ContainerPort": 8080, "Protocol": "TCP", "HostIP": ""}],
         }))
         .unwrap();
-        let rates = [wishes.ingress, wishes.egress].map(|limit| limit.map(|limit| limit.rate));
+        let rates =
+            [capability_args.ingress, capability_args.egress].map(|limit| limit.map(|limit| limit.rate));
         assert_eq!(rates, [Some(1000), Some(2000)]);
-        let ports: Vec<_> = wishes
+        let ports: Vec<_> = capability_args
             .host_ports
             .iter()
             .map(|port| (port.host_port, port.container_port))
             .collect();
         assert_eq!(ports, [(80, 8080)]);
-        assert_eq!(wishes.dns.unwrap()["nameservers"], json!(["192.0.2.53"]));
+        assert_eq!(capability_args.dns.unwrap()["nameservers"], json!(["192.0.2.53"]));
     }
 
     #[test]
     fn limits_are_between_1k_and_1p() {
-        let wishes = check(json!({"bandwidth": {"ingressRate": 1000, "ingressBurst": 5000}})).unwrap();
+        let capability_args =
+            check(json!({"bandwidth": {"ingressRate": 1000, "ingressBurst": 5000}})).unwrap();
         assert_eq!(
-            wishes.ingress,
+            capability_args.ingress,
             Some(Limit {
                 rate: 1000,
                 burst: Some(5000)
             })
         );
-        assert_eq!(wishes.egress, None);
+        assert_eq!(capability_args.egress, None);
         let fastest = json!({"bandwidth": {"egressRate": 1_000_000_000_000_000_u64}});
         assert!(check(fastest).unwrap().egress.is_some());
         for bad in [
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smaller_of_two_limits_holds() {
+    fn the_smaller_of_two_limits_applies() {
         let network = json!({"ingressRate": 5_000_000, "ingressBurst": 40_000, "egressRate": 5_000_000});
         for (asked, expected) in [
             (json!({}), [(5_000_000, Some(40_000)), (5_000_000, None)]),
@@ -205,8 +207,8 @@ mod tests {
                 [(1_000_000, Some(40_000)), (1_000_000, Some(30_000))],
             ),
         ] {
-            let wishes = check_within(json!({"bandwidth": asked}), network.clone()).unwrap();
-            let limits = [wishes.ingress, wishes.egress].map(|limit| limit.unwrap());
+            let capability_args = check_within(json!({"bandwidth": asked}), network.clone()).unwrap();
+            let limits = [capability_args.ingress, capability_args.egress].map(|limit| limit.unwrap());
             assert_eq!(limits.map(|limit| (limit.rate, limit.burst)), expected, "{asked}");
         }
         let error = check_within(json!({}), json!({"egressRate": 1})).unwrap_err();

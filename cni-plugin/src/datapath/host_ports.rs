@@ -20,7 +20,7 @@ use super::tables::{in_use, is_known, note_use, restore_use, table};
 use super::{Entry, Traces};
 use crate::config::HostPort;
 use crate::config::host_port::clash;
-use crate::netlink::{Conversation, link};
+use crate::netlink::{NetlinkSocket, link};
 
 const HOST_PORTS: &str = "HOST_PORTS";
 
@@ -47,7 +47,7 @@ impl HostPorts {
     /// so the entries are indexed by port.
     pub(super) fn check_free(
         &self,
-        node: &mut Conversation,
+        node: &mut NetlinkSocket,
         ports: &[HostPort],
         pod: &[IpAddr],
     ) -> Result<Vec<HostPortKey>, DatapathError> {
@@ -60,15 +60,15 @@ impl HostPorts {
         for port in ports {
             for (key, _) in port.keys(pod) {
                 let others: &[(HostPortKey, Value)] = entered.get(&by_port(&key)).map_or(&[], Vec::as_slice);
-                for (other, holder) in others.iter().filter(|(other, _)| clash(&key, other)) {
-                    let exists = match exists.entry(holder.interface) {
+                for (other, owner) in others.iter().filter(|(other, _)| clash(&key, other)) {
+                    let exists = match exists.entry(owner.interface) {
                         Known::Occupied(known) => *known.get(),
-                        Known::Vacant(new) => *new.insert(link::exists(node, holder.interface)?),
+                        Known::Vacant(new) => *new.insert(link::exists(node, owner.interface)?),
                     };
                     if exists {
                         return Err(DatapathError::PortTaken {
                             port: *port,
-                            pod: holder.pod.into(),
+                            pod: owner.pod.into(),
                         });
                     }
                     orphans.push(*other);
@@ -79,7 +79,7 @@ impl HostPorts {
     }
 
     /// Enters a pod's ports. The caller holds the lock and has made the pod's interface.
-    pub(super) fn enter(&self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
+    pub(super) fn enter(&self, node: &mut NetlinkSocket, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let orphans = self.check_free(node, entry.host_ports, entry.addresses)?;
         for port in entry.host_ports {
             for (key, pod) in port.keys(entry.addresses) {
@@ -146,11 +146,11 @@ impl HostPorts {
         let mut differences = Vec::new();
         for port in entry.host_ports {
             for (key, pod) in port.keys(entry.addresses) {
-                let leads = |value: Value| {
+                let is_own_entry = |value: Value| {
                     (value.pod, value.port, value.interface)
                         == (Ip::from(pod), Port::new(port.container_port), entry.interface)
                 };
-                if !self.get(&key)?.is_some_and(leads) {
+                if !self.get(&key)?.is_some_and(is_own_entry) {
                     differences.push(format!(
                         "{port} does not lead to port {} of {pod}",
                         port.container_port

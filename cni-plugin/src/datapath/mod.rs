@@ -25,7 +25,7 @@ pub use self::error::DatapathError;
 use self::host_ports::HostPorts;
 use self::tables::{Tables, is_known, table};
 use crate::config::HostPort;
-use crate::netlink::Conversation;
+use crate::netlink::NetlinkSocket;
 
 /// The programs that are attached to a pod's interface.
 const PROGRAMS: [&str; 2] = ["from_own_pod", "to_pod"];
@@ -92,7 +92,7 @@ impl Datapath {
 
     /// Restores the lost entries of a pod whose interface exists, and returns a message for each. Correct
     /// entries stay, limits and exemptions included. The caller holds the lock of the leases.
-    pub fn restore(&self, node: &mut Conversation, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
+    pub fn restore(&self, node: &mut NetlinkSocket, entry: &Entry<'_>) -> Result<Vec<String>, DatapathError> {
         let mut restored = Vec::new();
         if let Some(tables) = Tables::open(&self.dir)? {
             restored = tables.differences(entry)?;
@@ -119,7 +119,7 @@ impl Datapath {
     /// only.
     pub fn check_host_ports(
         &self,
-        node: &mut Conversation,
+        node: &mut NetlinkSocket,
         ports: &[HostPort],
         pod: &[IpAddr],
     ) -> Result<(), DatapathError> {
@@ -131,7 +131,7 @@ impl Datapath {
 
     /// Enters the data of a pod, whose interface was made a moment ago, into the maps and attaches the
     /// programs to the interface.
-    pub fn attach(self, node: &mut Conversation, entry: &Entry<'_>) -> Result<(), DatapathError> {
+    pub fn attach(self, node: &mut NetlinkSocket, entry: &Entry<'_>) -> Result<(), DatapathError> {
         let _lock = self.pins.hold()?;
         // The agent may have exchanged the directory before the lock was taken.
         let this = Self::open(self.pins.root())?;
@@ -272,7 +272,7 @@ mod tests {
     use crate::spec::{CniError, Code};
 
     #[test]
-    fn without_pins_it_is_to_be_tried_again() {
+    fn without_pins_the_error_is_temporary() {
         let dir = tempfile::tempdir().unwrap();
         for root in [dir.path().to_path_buf(), dir.path().join("missing")] {
             let error = CniError::from(Datapath::open(&root).err().unwrap());

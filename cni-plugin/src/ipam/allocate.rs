@@ -109,8 +109,8 @@ fn choose(
         if let Some(position) = requested.iter().position(|ip| set.offers(*ip)) {
             let address = requested.remove(position);
             if let Some(lease) = leases.iter().find(|lease| lease.address == address) {
-                let holder = lease.holder();
-                return Err(IpamError::Taken { address, holder });
+                let owner = lease.owner();
+                return Err(IpamError::Taken { address, owner });
             }
             chosen.push(address);
             continue;
@@ -135,10 +135,10 @@ fn lease_all(
 ) -> Result<(), IpamError> {
     for (set, address) in addresses.iter().enumerate() {
         if !locked.add_lease(*address, attachment)? {
-            let holder = "a process that ignores the lock".to_owned();
+            let owner = "a process that ignores the lock".to_owned();
             return Err(IpamError::Taken {
                 address: *address,
-                holder,
+                owner,
             });
         }
         locked.set_last(set, *address)?;
@@ -175,7 +175,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::ipam::boot::Moment;
+    use crate::ipam::boot::BootTimestamp;
 
     fn sets(json: &str) -> Vec<RangeSet> {
         RangeSet::all(&serde_json::from_str::<Vec<_>>(json).unwrap()).unwrap()
@@ -193,7 +193,7 @@ mod tests {
         let name = crate::attachment::host_interface(&attachment);
         Note {
             adopted: false,
-            ..Note::adopting(&attachment, name, Vec::new(), &Moment::now())
+            ..Note::adopting(&attachment, name, Vec::new(), &BootTimestamp::now())
         }
     }
 
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_not_given_again_at_once() {
+    fn a_freed_address_is_not_reused_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         for expected in [
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_leaves_nothing() {
+    fn a_failed_allocation_leaves_no_lease() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         for container in ["a", "b", "c", "d", "e"] {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_whose_lease_cannot_be_read_is_not_given_and_others_are() {
+    fn an_address_with_an_unreadable_lease_is_not_allocated_and_others_are() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         fs::create_dir(dir.path().join("10.0.0.2")).unwrap();

@@ -14,7 +14,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// A moment of one boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Moment {
+pub struct BootTimestamp {
     /// The kernel's id of the boot; empty where it is not known.
     #[serde(rename = "bootID")]
     pub boot_id: String,
@@ -24,7 +24,7 @@ pub struct Moment {
     pub unix_time: u64,
 }
 
-impl Moment {
+impl BootTimestamp {
     /// The present moment.
     pub fn now() -> Self {
         let since_boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
@@ -55,26 +55,26 @@ mod tests {
 
     #[test]
     fn an_age_exists_within_one_boot_only() {
-        let then = Moment {
+        let then = BootTimestamp {
             boot_id: "a".into(),
             since_boot_ms: 1000,
             unix_time: 5,
         };
-        let now = Moment {
+        let now = BootTimestamp {
             since_boot_ms: 3500,
             ..then.clone()
         };
         assert_eq!(then.age(&now), Some(Duration::from_millis(2500)));
-        let later = Moment {
+        let later = BootTimestamp {
             boot_id: "b".into(),
             ..now.clone()
         };
         assert!(then.is_of_another_boot(&later) && then.age(&later).is_none());
-        let unknown = Moment {
+        let unknown = BootTimestamp {
             boot_id: String::new(),
             ..now
         };
         assert!(!then.is_of_another_boot(&unknown));
-        assert!(Moment::now().since_boot_ms > 0);
+        assert!(BootTimestamp::now().since_boot_ms > 0);
     }
 }

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::allocate::leased;
-use super::boot::Moment;
+use super::boot::BootTimestamp;
 use super::error::IpamError;
 use super::lease::Lease;
 use super::note::Note;
@@ -54,7 +54,7 @@ pub trait Kernel {
 }
 
 /// Frees the leaked attachments and adopts the leases without a note.
-pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<Collected, IpamError> {
+pub fn collect(store: &Store, now: &BootTimestamp, kernel: &mut impl Kernel) -> Result<Collected, IpamError> {
     let mut collected = Collected::default();
     let locked = store.lock()?;
     let notes = store.notes()?;
@@ -66,7 +66,7 @@ pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<
         // No pod may get an address that an object in the kernel still refers to.
         if let Err(error) = kernel.remove(note, &leased) {
             collected.left.push(Left {
-                object: note.holder(),
+                object: note.owner(),
                 message: format!("it is gone, and not everything of it could be removed: {error}"),
             });
             continue;
@@ -91,7 +91,12 @@ pub fn collect(store: &Store, now: &Moment, kernel: &mut impl Kernel) -> Result<
 
 /// Whether no pod can need the addresses of an attachment any more. `exists` is called last, since it may
 /// take a while.
-pub fn is_leaked(store: &Store, note: &Note, now: &Moment, mut exists: impl FnMut(&Note) -> bool) -> bool {
+pub fn is_leaked(
+    store: &Store,
+    note: &Note,
+    now: &BootTimestamp,
+    mut exists: impl FnMut(&Note) -> bool,
+) -> bool {
     if store.is_in_the_making(&note.host_interface) {
         return false;
     }
@@ -106,7 +111,7 @@ pub fn is_leaked(store: &Store, note: &Note, now: &Moment, mut exists: impl FnMu
 fn adopt(
     locked: &LockedStore<'_>,
     found: &[Lease],
-    now: &Moment,
+    now: &BootTimestamp,
     collected: &mut Collected,
 ) -> Result<(), IpamError> {
     for (index, lease) in found.iter().enumerate() {
@@ -161,15 +166,20 @@ mod tests {
 
     use super::*;
 
-    fn at(boot: &str, seconds: u64) -> Moment {
-        Moment {
+    fn at(boot: &str, seconds: u64) -> BootTimestamp {
+        BootTimestamp {
             boot_id: boot.into(),
             since_boot_ms: seconds * 1000,
             unix_time: 0,
         }
     }
 
-    fn attach(store: &Store, container: &str, address: &str, made: &Moment) -> nix::fcntl::Flock<File> {
+    fn attach(
+        store: &Store,
+        container: &str,
+        address: &str,
+        made: &BootTimestamp,
+    ) -> nix::fcntl::Flock<File> {
         let attachment = Attachment {
             container_id: container.into(),
             if_name: "eth0".into(),
@@ -216,7 +226,7 @@ mod tests {
         }
     }
 
-    fn freed(store: &Store, now: &Moment, alive: bool) -> Vec<String> {
+    fn freed(store: &Store, now: &BootTimestamp, alive: bool) -> Vec<String> {
         let collected = collect(store, now, &mut kernel(alive)).unwrap();
         collected.freed.iter().map(ToString::to_string).collect()
     }
@@ -245,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_reported_and_left() {
+    fn broken_leases_are_reported_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         drop(attach(&store, "a", "10.0.0.2", &at("x", 0)));
@@ -260,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_old_and_gone_is_freed() {
+    fn only_old_attachments_without_interface_are_freed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         let lock = attach(&store, "a", "10.0.0.2", &at("x", 0));

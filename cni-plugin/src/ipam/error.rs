@@ -20,9 +20,7 @@ pub enum IpamError {
         error: io::Error,
     },
     /// Another process has held the lock for too long.
-    #[error(
-        "{path} has been locked by another process for {seconds} s: find it with `fuser {path}`, it seems to hang"
-    )]
+    #[error("{path} is locked by another process for {seconds} s: find it with `fuser {path}`")]
     Locked {
         /// The path of the lock.
         path: PathBuf,
@@ -40,12 +38,12 @@ pub enum IpamError {
         dir: PathBuf,
     },
     /// A requested address is in use.
-    #[error("address {address} was asked for and is held by {holder}")]
+    #[error("address {address} was asked for and is held by {owner}")]
     Taken {
         /// The requested address.
         address: IpAddr,
         /// The pod or container that holds it.
-        holder: String,
+        owner: String,
     },
     /// The configured ranges do not offer the requested addresses.
     #[error(

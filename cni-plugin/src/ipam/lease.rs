@@ -57,7 +57,7 @@ impl Lease {
     }
 
     /// The owner of the lease, for messages.
-    pub fn holder(&self) -> String {
+    pub fn owner(&self) -> String {
         match (&self.if_name, self.is_readable()) {
             (_, false) => "a lease that cannot be read".to_owned(),
             (Some(if_name), _) => format!("interface {if_name} of container {}", self.container_id),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::boot::Moment;
+use super::boot::BootTimestamp;
 use crate::config::{Attachment, HostPort};
 
 /// The note on one attachment.
@@ -28,7 +28,7 @@ pub struct Note {
     pub addresses: Vec<IpAddr>,
     /// The time of ADD, or of the adoption.
     #[serde(flatten)]
-    pub made: Moment,
+    pub made: BootTimestamp,
     /// Whether the lease was found and not given by this plugin. Then only its addresses and the boot in
     /// which it was found are known.
     #[serde(default)]
@@ -72,7 +72,7 @@ impl Note {
     }
 
     /// The pod for messages: its name in Kubernetes where that is known, otherwise the container.
-    pub fn holder(&self) -> String {
+    pub fn owner(&self) -> String {
         match (&self.pod_namespace, &self.pod_name) {
             (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
             _ => format!("container {}", self.container_id),
@@ -84,7 +84,7 @@ impl Note {
         attachment: &Attachment,
         host_interface: String,
         addresses: Vec<IpAddr>,
-        now: &Moment,
+        now: &BootTimestamp,
     ) -> Self {
         Self {
             container_id: attachment.container_id.clone(),

@@ -174,11 +174,11 @@ impl RangeSet {
         let (first, offset) = position.unwrap_or((0, 0));
         let count = self.ranges.len();
         // The range of `last` comes twice: first the part after `last`, in the end the part up to it.
-        let all = (0..=count).flat_map(move |turn| {
-            let range = &self.ranges[(first + turn) % count];
-            let (from, to) = match turn {
+        let all = (0..=count).flat_map(move |pass| {
+            let range = &self.ranges[(first + pass) % count];
+            let (from, to) = match pass {
                 0 => (offset, range.size()),
-                turn if turn == count => (0, offset),
+                pass if pass == count => (0, offset),
                 _ => (0, range.size()),
             };
             let base = number(range.start);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_alone_says_everything() {
+    fn a_subnet_alone_sets_range_and_gateway() {
         let set = &sets(r#"[[{"subnet": "10.1.2.0/29"}]]"#).unwrap()[0];
         assert_eq!(
             ips(set, None),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn the_turn_goes_around_through_all_ranges() {
+    fn allocation_cycles_through_all_ranges() {
         let set = &sets(
             r#"[[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.8", "rangeEnd": "10.0.0.10", "gateway": "10.0.0.9"},
                  {"subnet": "10.0.1.0/24", "rangeStart": "10.0.1.5", "rangeEnd": "10.0.1.6"}]]"#,
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_ranges_are_refused() {
         for (bad, why) in [
             ("[[]]", "no range"),
             (r#"[[{"subnet": "10.0.0.1/24"}]]"#, "host bits"),

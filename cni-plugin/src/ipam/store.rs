@@ -124,12 +124,12 @@ impl Store {
     /// The kernel changes one interface at a time. If many processes interleave their steps, even the first
     /// one is done only when nearly all are. So they take turns, in the order in which they asked.
     /// Correctness does not depend on the lock.
-    pub fn turn(&self) -> Option<Flock<File>> {
+    pub fn interface_lock(&self) -> Option<Flock<File>> {
         let mut notes = File::open(self.dir.join(NOTES)).ok()?;
         loop {
             match Flock::lock(notes, FlockArg::LockExclusive) {
                 Err((back, Errno::EINTR)) => notes = back,
-                turn => return turn.ok(),
+                lock => return lock.ok(),
             }
         }
     }
@@ -392,7 +392,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_told_apart_and_costs_its_own_place() {
+    fn unreadable_files_are_reported_and_affect_only_themselves() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         fs::write(dir.path().join("10.0.0.2"), "c1\r\neth0").unwrap();
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_needs_a_name_is_made_whole_over_what_a_killed_call_left() {
+    fn a_named_file_replaces_the_remains_of_a_killed_call() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         let locked = store.lock().unwrap();

@@ -23,8 +23,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use proxy_common::decide::gateway;
 
-use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
+use super::socket::{NetlinkSocket, Request, errno};
 use crate::spec::result::Route;
 
 /// The gateway of every pod, in IPv4.
@@ -90,9 +90,9 @@ pub fn address(interface: u32, net: IpNet) -> Request {
 /// The kernel adds an address at once and its local route in a task of its own, `addrconf_dad_work()` of
 /// `net/ipv6/addrconf.c`, even without duplicate address detection. Until then it drops packets for the
 /// address.
-pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), NetlinkError> {
+pub fn await_local(socket: &mut NetlinkSocket, ip: Ipv6Addr) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + Duration::from_secs(2);
-    while !is_local(conversation, ip.into())? {
+    while !is_local(socket, ip.into())? {
         if Instant::now() > deadline {
             let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
             return Err(NetlinkError::refused(format!(
@@ -106,23 +106,23 @@ pub fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) -> Result<(), 
 
 /// Whether this namespace takes in packets for an address. Either an interface has the address, or a route
 /// makes it local.
-pub fn is_local(conversation: &mut Conversation, ip: IpAddr) -> Result<bool, NetlinkError> {
+pub fn is_local(socket: &mut NetlinkSocket, ip: IpAddr) -> Result<bool, NetlinkError> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(ip);
     message.header.destination_prefix_length = alone(ip).prefix_len();
     message.attributes.push(RouteAttribute::Destination(ip.into()));
     let what = format!("looking for the route to {ip}");
-    let answers = match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetRoute(message))) {
-        Err(error) if errno(&error).is_some_and(is_no_way) => return Ok(false),
-        answers => answers?,
+    let replies = match socket.ask(Request::plain(what, RouteNetlinkMessage::GetRoute(message))) {
+        Err(error) if errno(&error).is_some_and(is_unreachable) => return Ok(false),
+        replies => replies?,
     };
-    let local = |answer: &RouteNetlinkMessage| matches!(answer, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
-    Ok(answers.iter().any(local))
+    let local = |reply: &RouteNetlinkMessage| matches!(reply, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
+    Ok(replies.iter().any(local))
 }
 
 /// Whether an error of a route look-up means that there is no route, or one of type unreachable, prohibit or
 /// blackhole.
-pub(super) fn is_no_way(errno: i32) -> bool {
+pub(super) fn is_unreachable(errno: i32) -> bool {
     matches!(
         errno,
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL
@@ -164,20 +164,20 @@ pub fn link_route(interface: u32, to: IpAddr) -> Request {
 
 /// An address with a host route in the main table that leads to another interface than `own`, and that
 /// interface.
-pub fn rival(
-    conversation: &mut Conversation,
+pub fn conflicting_route(
+    socket: &mut NetlinkSocket,
     own: u32,
     addresses: &[IpAddr],
 ) -> Result<Option<(IpAddr, Option<u32>)>, NetlinkError> {
     let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-    let answers = conversation.ask(Request::list("listing routes", request))?;
-    let mut routes = answers.iter().filter_map(route_to_one);
+    let replies = socket.ask(Request::list("listing routes", request))?;
+    let mut routes = replies.iter().filter_map(route_to_one);
     Ok(routes.find(|(to, interface)| addresses.contains(to) && *interface != Some(own)))
 }
 
 /// The destination and interface of a host route of the main table.
-fn route_to_one(answer: &RouteNetlinkMessage) -> Option<(IpAddr, Option<u32>)> {
-    let RouteNetlinkMessage::NewRoute(route) = answer else {
+fn route_to_one(reply: &RouteNetlinkMessage) -> Option<(IpAddr, Option<u32>)> {
+    let RouteNetlinkMessage::NewRoute(route) = reply else {
         return None;
     };
     let (mut to, mut interface) = (None, None);
@@ -245,13 +245,13 @@ fn route_message(interface: u32, to: IpNet) -> RouteMessage {
 }
 
 /// The addresses of a namespace, with the index of each interface.
-pub fn addresses(conversation: &mut Conversation) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+pub fn addresses(socket: &mut NetlinkSocket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-    let answers = conversation.ask(Request::list("listing the container's addresses", request))?;
-    Ok(answers
+    let replies = socket.ask(Request::list("listing the container's addresses", request))?;
+    Ok(replies
         .iter()
-        .filter_map(|answer| {
-            let RouteNetlinkMessage::NewAddress(message) = answer else {
+        .filter_map(|reply| {
+            let RouteNetlinkMessage::NewAddress(message) = reply else {
                 return None;
             };
             let ip = message.attributes.iter().find_map(|attribute| match attribute {
@@ -265,14 +265,14 @@ pub fn addresses(conversation: &mut Conversation) -> Result<Vec<(u32, IpNet)>, N
 }
 
 /// The routes of a namespace by any gateway: destination, gateway and interface.
-pub fn gateway_routes(conversation: &mut Conversation) -> Result<Vec<(IpNet, IpAddr, u32)>, NetlinkError> {
+pub fn gateway_routes(socket: &mut NetlinkSocket) -> Result<Vec<(IpNet, IpAddr, u32)>, NetlinkError> {
     let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-    let answers = conversation.ask(Request::list("listing the container's routes", request))?;
-    Ok(answers.iter().filter_map(read_gateway_route).collect())
+    let replies = socket.ask(Request::list("listing the container's routes", request))?;
+    Ok(replies.iter().filter_map(read_gateway_route).collect())
 }
 
-fn read_gateway_route(answer: &RouteNetlinkMessage) -> Option<(IpNet, IpAddr, u32)> {
-    let RouteNetlinkMessage::NewRoute(message) = answer else {
+fn read_gateway_route(reply: &RouteNetlinkMessage) -> Option<(IpNet, IpAddr, u32)> {
+    let RouteNetlinkMessage::NewRoute(message) = reply else {
         return None;
     };
     let ip = |address: &RouteAddress| match address {

@@ -19,7 +19,7 @@ use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 
-use super::conversation::Request;
+use super::socket::Request;
 use crate::config::runtime::Limit;
 
 /// The length of the queue in milliseconds at the full rate.
@@ -43,7 +43,7 @@ const FAIR_PACKETS: u32 = 1_024;
 const FAIR_MEMORY: u32 = 4 << 20;
 /// The bytes that each flow may send in turn. A packet of full size takes several turns, so that small
 /// packets do not wait for a whole packet of every other flow.
-const FAIR_TURN: u32 = 300;
+const FQ_CODEL_QUANTUM: u32 = 300;
 
 /// Attributes of `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
@@ -121,7 +121,7 @@ pub fn limit(interface: u32, limit: Limit, mtu: u32) -> [Request; 2] {
         option(TCA_FQ_CODEL_INTERVAL, interval.to_ne_bytes()),
         option(TCA_FQ_CODEL_LIMIT, FAIR_PACKETS.to_ne_bytes()),
         option(TCA_FQ_CODEL_MEMORY_LIMIT, FAIR_MEMORY.to_ne_bytes()),
-        option(TCA_FQ_CODEL_QUANTUM, FAIR_TURN.to_ne_bytes()),
+        option(TCA_FQ_CODEL_QUANTUM, FQ_CODEL_QUANTUM.to_ne_bytes()),
         option(TCA_FQ_CODEL_ECN, 1_u32.to_ne_bytes()),
     ]));
     let sharing = format!("sharing the {bits} bit/s of interface {interface} among its flows (fq_codel)");

@@ -27,10 +27,10 @@ use netlink_packet_route::tc::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
 use super::limit;
 use super::link::{self, End, Link, Pair};
+use super::socket::{NetlinkSocket, Request, errno};
 use crate::config::runtime::Limit;
 
 /// The largest MTU of a pair: the pod's own interface decides which packets are too large.
@@ -61,7 +61,7 @@ pub struct Limiter<'a> {
 impl Limiter<'_> {
     /// Makes the limiter and returns the index of the end with the queue. No packet enters it yet, and it
     /// returns each packet that enters.
-    pub fn make(&self, node: &mut Conversation) -> Result<u32, NetlinkError> {
+    pub fn make(&self, node: &mut NetlinkSocket) -> Result<u32, NetlinkError> {
         let end = |name| End { name, mac: self.mac };
         let pair = Pair {
             host: end(self.name),
@@ -91,7 +91,7 @@ impl Limiter<'_> {
 }
 
 /// Whether a filter at the far end of a limiter redirects packets to an interface.
-pub fn leads_to(node: &mut Conversation, end: u32, interface: u32) -> Result<bool, NetlinkError> {
+pub fn redirects_into(node: &mut NetlinkSocket, end: u32, interface: u32) -> Result<bool, NetlinkError> {
     let mut message = TcMessage::with_index(end.cast_signed());
     message.header.parent = TcHandle {
         major: TcHandle::CLSACT.major,
@@ -106,16 +106,16 @@ pub fn leads_to(node: &mut Conversation, end: u32, interface: u32) -> Result<boo
         found => found?,
     };
     let filters = || {
-        filters.iter().filter_map(|answer| match answer {
+        filters.iter().filter_map(|reply| match reply {
             RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
             _ => None,
         })
     };
-    Ok(filters().any(|filter| redirects_to(filter) == Some(interface)))
+    Ok(filters().any(|filter| redirect_target(filter) == Some(interface)))
 }
 
 /// The interface that a filter redirects packets to.
-fn redirects_to(filter: &TcMessage) -> Option<u32> {
+fn redirect_target(filter: &TcMessage) -> Option<u32> {
     let options = filter.attributes.iter().filter_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
@@ -142,7 +142,7 @@ fn is_gone(error: &NetlinkError) -> bool {
 }
 
 /// Removes the filter at the pod's interface with which an older version led packets through an ifb device.
-pub fn release(node: &mut Conversation, interface: u32) -> Result<(), NetlinkError> {
+pub fn release(node: &mut NetlinkSocket, interface: u32) -> Result<(), NetlinkError> {
     let mut message = filter(interface);
     message
         .attributes

@@ -12,8 +12,8 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 
-use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
+use super::socket::{NetlinkSocket, Request, errno};
 
 /// The parameters of a veth pair that the plugin makes.
 pub struct Pair<'a> {
@@ -67,7 +67,7 @@ impl Pair<'_> {
 
     /// Makes the pair, both ends down, and returns the node's side. The pod's side starts in the pod's
     /// namespace: its name clashes with no interface of the node, and it disappears with the pod's namespace.
-    pub fn make(&self, conversation: &mut Conversation) -> Result<Link, NetlinkError> {
+    pub fn make(&self, socket: &mut NetlinkSocket) -> Result<Link, NetlinkError> {
         let mut peer = self.end(&self.pod);
         let namespace = self.namespace.map(|namespace| namespace.as_raw_fd());
         peer.attributes.extend(namespace.map(LinkAttribute::NetNsFd));
@@ -78,10 +78,10 @@ impl Pair<'_> {
         ]));
         let what = format!("making the veth pair {} and {}", self.host.name, self.pod.name);
         let request = Request::make(what, RouteNetlinkMessage::NewLink(message));
-        match make(conversation, self.host.name, request) {
+        match make(socket, self.host.name, request) {
             // The kernel does not report which of the two names exists.
             Err(error) if errno(&error) == Some(libc::EEXIST) => {
-                Err(if find(conversation, self.host.name)?.is_some() {
+                Err(if find(socket, self.host.name)?.is_some() {
                     NetlinkError::HostInterfaceExists(self.host.name.to_owned())
                 } else {
                     NetlinkError::InterfaceExists(self.pod.name.to_owned())
@@ -93,10 +93,10 @@ impl Pair<'_> {
 }
 
 /// Makes an interface and looks it up.
-pub fn make(conversation: &mut Conversation, name: &str, request: Request) -> Result<Link, NetlinkError> {
-    let answers = conversation.batch(vec![request, lookup(name)])?;
+pub fn make(socket: &mut NetlinkSocket, name: &str, request: Request) -> Result<Link, NetlinkError> {
+    let replies = socket.batch(vec![request, lookup(name)])?;
     let gone = || io::Error::from_raw_os_error(libc::ENODEV);
-    let made = answers.iter().find_map(read);
+    let made = replies.iter().find_map(read);
     made.ok_or_else(|| NetlinkError::refused(format!("looking for {name}, which was just made"))(gone()))
 }
 
@@ -108,9 +108,9 @@ fn lookup(name: &str) -> Request {
 }
 
 /// Looks an interface up by name.
-pub fn find(conversation: &mut Conversation, name: &str) -> Result<Option<Link>, NetlinkError> {
-    match conversation.ask(lookup(name)) {
-        Ok(answers) => Ok(answers.iter().find_map(read)),
+pub fn find(socket: &mut NetlinkSocket, name: &str) -> Result<Option<Link>, NetlinkError> {
+    match socket.ask(lookup(name)) {
+        Ok(replies) => Ok(replies.iter().find_map(read)),
         Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
@@ -124,18 +124,18 @@ pub fn name_of(index: u32) -> Option<String> {
 }
 
 /// Whether there is an interface with an index.
-pub fn exists(conversation: &mut Conversation, index: u32) -> Result<bool, NetlinkError> {
+pub fn exists(socket: &mut NetlinkSocket, index: u32) -> Result<bool, NetlinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     let what = format!("looking for interface {index}");
-    match conversation.ask(Request::plain(what, RouteNetlinkMessage::GetLink(message))) {
+    match socket.ask(Request::plain(what, RouteNetlinkMessage::GetLink(message))) {
         Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(false),
         found => found.map(|_| true),
     }
 }
 
-fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = answer else {
+fn read(reply: &RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = reply else {
         return None;
     };
     let mut link = Link {
@@ -163,9 +163,9 @@ fn read(answer: &RouteNetlinkMessage) -> Option<Link> {
 /// The end of a pair that goes up first gets its carrier with the other end. A task of the kernel installs
 /// its queue later, and until then the interface drops packets. Since Linux 6.8 a request for the interface
 /// runs that task first (`linkwatch_sync_dev()` of `net/core/link_watch.c`). Older kernels take a moment.
-pub fn await_queue(conversation: &mut Conversation, name: &str) -> Result<(), NetlinkError> {
+pub fn await_queue(socket: &mut NetlinkSocket, name: &str) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + Duration::from_secs(2);
-    while !find(conversation, name)?.is_some_and(|link| link.carries) {
+    while !find(socket, name)?.is_some_and(|link| link.carries) {
         if Instant::now() > deadline {
             let late = io::Error::from_raw_os_error(libc::ETIMEDOUT);
             return Err(NetlinkError::refused(format!(
@@ -280,11 +280,11 @@ fn configure_v4(index: u32, settings: InetDevConf) -> Request {
 }
 
 /// Removes an interface with its other end and all objects attached to both. A missing interface is no error.
-pub fn remove(conversation: &mut Conversation, index: u32) -> Result<(), NetlinkError> {
+pub fn remove(socket: &mut NetlinkSocket, index: u32) -> Result<(), NetlinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     let what = format!("removing interface {index}");
-    match conversation.ask(Request::plain(what, RouteNetlinkMessage::DelLink(message))) {
+    match socket.ask(Request::plain(what, RouteNetlinkMessage::DelLink(message))) {
         Err(error) if errno(&error) != Some(libc::ENODEV) => Err(error),
         _ => Ok(()),
     }
@@ -292,16 +292,16 @@ pub fn remove(conversation: &mut Conversation, index: u32) -> Result<(), Netlink
 
 /// The MTU of the node's uplinks: the smallest MTU of the interfaces of default routes. Without a default
 /// route it is Ethernet's.
-pub fn uplink_mtu(conversation: &mut Conversation) -> Result<u32, NetlinkError> {
+pub fn uplink_mtu(socket: &mut NetlinkSocket) -> Result<u32, NetlinkError> {
     const ETHERNET: u32 = 1500;
     let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-    let routes = conversation.ask(Request::list("listing routes", routes))?;
+    let routes = socket.ask(Request::list("listing routes", routes))?;
     let uplinks: Vec<u32> = routes.iter().filter_map(default_interface).collect();
     if uplinks.is_empty() {
         return Ok(ETHERNET);
     }
     let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let links = conversation.ask(Request::list("listing interfaces", links))?;
+    let links = socket.ask(Request::list("listing interfaces", links))?;
     let mtus = links.iter().filter_map(read);
     let mtu = mtus
         .filter(|link| uplinks.contains(&link.index))
@@ -310,9 +310,9 @@ pub fn uplink_mtu(conversation: &mut Conversation) -> Result<u32, NetlinkError> 
     Ok(mtu.unwrap_or(ETHERNET))
 }
 
-fn default_interface(answer: &RouteNetlinkMessage) -> Option<u32> {
+fn default_interface(reply: &RouteNetlinkMessage) -> Option<u32> {
     const LOOPBACK: u32 = 1;
-    let RouteNetlinkMessage::NewRoute(message) = answer else {
+    let RouteNetlinkMessage::NewRoute(message) = reply else {
         return None;
     };
     let interface = message.attributes.iter().find_map(|attribute| match attribute {

@@ -5,9 +5,8 @@
 //! all replies together. Invariant: no look-up here goes through a list that grows with the number of pods.
 
 pub mod announce;
-pub mod conversation;
+pub mod conflict;
 pub mod error;
-pub mod holder;
 pub mod host_side;
 pub mod ip;
 pub mod limit;
@@ -16,9 +15,10 @@ pub mod link;
 pub mod namespace;
 mod neighbour;
 pub mod rates;
+pub mod socket;
 mod sys;
 pub mod sysctl;
 
-pub use conversation::{Conversation, Request};
 pub use error::NetlinkError;
 pub use namespace::Namespace;
+pub use socket::{NetlinkSocket, Request};

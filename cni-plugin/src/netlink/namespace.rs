@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_other_network_namespace_is_refused() {
+    fn only_another_network_namespace_is_accepted() {
         let why = |path: &str| Namespace::open(Path::new(path), false).err().unwrap().to_string();
         assert!(why("/run/netns/there is none").contains("is gone"));
         assert!(why("/etc/passwd").contains("no namespace"));

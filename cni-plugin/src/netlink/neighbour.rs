@@ -7,8 +7,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 
-use super::conversation::Request;
 use super::ip::family;
+use super::socket::Request;
 
 /// An address on the link of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +23,11 @@ pub struct Neighbour {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The owner is at this Ethernet address.
-    Held(Vec<u8>),
+    Owner(Vec<u8>),
     /// There is no owner, or the link has no neighbour requests.
-    Nobody,
+    NoOwner,
     /// An owner may still reply.
-    Open,
+    Pending,
 }
 
 impl Neighbour {
@@ -46,8 +46,8 @@ impl Neighbour {
     }
 
     /// The entry, if a reply contains it.
-    pub fn entry<'a>(&self, answer: &'a RouteNetlinkMessage) -> Option<&'a NeighbourMessage> {
-        let RouteNetlinkMessage::NewNeighbour(entry) = answer else {
+    pub fn entry<'a>(&self, reply: &'a RouteNetlinkMessage) -> Option<&'a NeighbourMessage> {
+        let RouteNetlinkMessage::NewNeighbour(entry) = reply else {
             return None;
         };
         let destination = NeighbourAttribute::Destination(NeighbourAddress::from(self.address));
@@ -75,7 +75,7 @@ impl Neighbour {
     }
 
     /// Makes the kernel forget the owner's Ethernet address, so that it asks by broadcast or multicast.
-    pub fn doubt(&self) -> Request {
+    pub fn invalidate(&self) -> Request {
         let mut message = self.message();
         message.header.state = NeighbourState::Failed;
         let what = format!("doubting the neighbour {}", self.address);
@@ -91,13 +91,13 @@ impl Neighbour {
 
 /// The verdict of an entry that holds without a request: a program or operator made the entry, or the link
 /// has no neighbour requests.
-pub fn told(entry: &NeighbourMessage) -> Option<Verdict> {
+pub fn static_verdict(entry: &NeighbourMessage) -> Option<Verdict> {
     let verdict = verdict(entry);
-    let is_told = match entry.header.state {
+    let is_static = match entry.header.state {
         NeighbourState::Permanent | NeighbourState::Noarp => true,
-        _ => entry.header.flags.contains(NeighbourFlags::ExtLearned) && matches!(verdict, Verdict::Held(_)),
+        _ => entry.header.flags.contains(NeighbourFlags::ExtLearned) && matches!(verdict, Verdict::Owner(_)),
     };
-    is_told.then_some(verdict)
+    is_static.then_some(verdict)
 }
 
 /// The verdict of an entry after a request.
@@ -111,10 +111,10 @@ pub fn verdict(entry: &NeighbourMessage) -> Verdict {
                 NeighbourAttribute::LinkLayerAddress(mac) if !mac.is_empty() => Some(mac.clone()),
                 _ => None,
             });
-            mac.map_or(Verdict::Nobody, Verdict::Held)
+            mac.map_or(Verdict::NoOwner, Verdict::Owner)
         }
-        NeighbourState::Failed | NeighbourState::Noarp => Verdict::Nobody,
-        _ => Verdict::Open,
+        NeighbourState::Failed | NeighbourState::Noarp => Verdict::NoOwner,
+        _ => Verdict::Pending,
     }
 }
 
@@ -130,40 +130,44 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_was_asked_for_tells_who_holds_an_address() {
+    fn a_probed_entry_has_the_owner_of_its_address() {
         use NeighbourState as State;
         let mac = [2, 0, 0, 0, 0, 9];
         for state in [State::Reachable, State::Stale, State::Delay, State::Permanent] {
-            assert_eq!(verdict(&entry(state, &mac)), Verdict::Held(mac.into()), "{state}");
-            assert_eq!(verdict(&entry(state, &[])), Verdict::Nobody, "{state}");
+            assert_eq!(
+                verdict(&entry(state, &mac)),
+                Verdict::Owner(mac.into()),
+                "{state}"
+            );
+            assert_eq!(verdict(&entry(state, &[])), Verdict::NoOwner, "{state}");
         }
         for state in [State::Failed, State::Noarp] {
-            assert_eq!(verdict(&entry(state, &mac)), Verdict::Nobody, "{state}");
+            assert_eq!(verdict(&entry(state, &mac)), Verdict::NoOwner, "{state}");
         }
         for state in [State::None, State::Incomplete, State::Probe] {
-            assert_eq!(verdict(&entry(state, &mac)), Verdict::Open, "{state}");
+            assert_eq!(verdict(&entry(state, &mac)), Verdict::Pending, "{state}");
         }
     }
 
     #[test]
-    fn what_was_known_before_counts_only_if_somebody_made_it() {
+    fn an_entry_without_a_probe_counts_only_if_it_is_static() {
         use NeighbourState as State;
         let mac = [2, 0, 0, 0, 0, 9];
-        let held = Some(Verdict::Held(mac.into()));
-        assert_eq!(told(&entry(State::Permanent, &mac)), held);
-        assert_eq!(told(&entry(State::Noarp, &mac)), Some(Verdict::Nobody));
+        let held = Some(Verdict::Owner(mac.into()));
+        assert_eq!(static_verdict(&entry(State::Permanent, &mac)), held);
+        assert_eq!(static_verdict(&entry(State::Noarp, &mac)), Some(Verdict::NoOwner));
         for state in [State::Reachable, State::Stale, State::Probe, State::Failed] {
-            assert_eq!(told(&entry(state, &mac)), None, "{state}");
+            assert_eq!(static_verdict(&entry(state, &mac)), None, "{state}");
         }
         let mut learned = entry(State::Stale, &mac);
         learned.header.flags = NeighbourFlags::ExtLearned;
-        assert_eq!(told(&learned), held);
+        assert_eq!(static_verdict(&learned), held);
         learned.header.state = State::Failed;
-        assert_eq!(told(&learned), None);
+        assert_eq!(static_verdict(&learned), None);
     }
 
     #[test]
-    fn an_entry_of_another_address_or_interface_is_no_answer() {
+    fn an_entry_of_another_address_or_interface_is_no_reply() {
         let at = |address: &str, interface| Neighbour {
             address: address.parse().unwrap(),
             interface,

@@ -11,9 +11,9 @@ use netlink_packet_core::Nla;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 
-use super::conversation::{Conversation, Request};
 use super::error::NetlinkError;
 use super::limit::BUCKET;
+use super::socket::{NetlinkSocket, Request};
 
 /// Attributes of `include/uapi/linux/pkt_sched.h`.
 const TCA_TBF_PARMS: u16 = 1;
@@ -48,16 +48,16 @@ impl fmt::Display for Foreign {
 
 impl Queues {
     /// Reads the queueing disciplines of all interfaces.
-    pub fn read(conversation: &mut Conversation) -> Result<Self, NetlinkError> {
+    pub fn read(socket: &mut NetlinkSocket) -> Result<Self, NetlinkError> {
         let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-        let answers = conversation.ask(Request::list("listing queueing disciplines", all))?;
-        Ok(Self::of(&answers))
+        let replies = socket.ask(Request::list("listing queueing disciplines", all))?;
+        Ok(Self::of(&replies))
     }
 
-    fn of(answers: &[RouteNetlinkMessage]) -> Self {
+    fn of(replies: &[RouteNetlinkMessage]) -> Self {
         let mut queues = Self::default();
-        for answer in answers {
-            let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else {
+        for reply in replies {
+            let RouteNetlinkMessage::NewQueueDiscipline(message) = reply else {
                 continue;
             };
             // A queueing discipline that the kernel chooses itself has no handle.
@@ -83,8 +83,8 @@ impl Queues {
 
 /// The rates of the interfaces that have a token bucket of this plugin, in bits per second, by the
 /// interface's index.
-pub fn rates(conversation: &mut Conversation) -> Result<BTreeMap<u32, u64>, NetlinkError> {
-    Queues::read(conversation).map(|queues| queues.rates)
+pub fn rates(socket: &mut NetlinkSocket) -> Result<BTreeMap<u32, u64>, NetlinkError> {
+    Queues::read(socket).map(|queues| queues.rates)
 }
 
 fn rate(message: &TcMessage) -> Option<u64> {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_bears_our_number_is_ours() {
+    fn only_qdiscs_with_our_handle_are_ours() {
         let queue = |index: i32, kind: &str, parent, major| {
             let mut message = TcMessage::with_index(index);
             message.header.parent = parent;
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_rate_counts() {
+    fn the_64_bit_rate_is_used() {
         assert_eq!(bits_per_second(&parameters(125_000)), Some(1_000_000));
         let fast = [
             parameters(u32::MAX),

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_with_all_four_keys() {
+    fn an_error_has_all_four_keys() {
         let error = CniError::new(Code::InvalidConfig, "ipam.ranges: none").with_details("name one");
         assert_eq!(
             error.document("1.0.0").to_string(),

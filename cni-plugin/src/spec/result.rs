@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_is_passed_on() {
+    fn the_previous_result_is_passed_on() {
         let previous = json!({
             "cniVersion": "0.4.0", "custom": true, "dns": {"nameservers": ["192.0.2.53"]},
             "interfaces": [{"name": "lo"}], "ips": [{"version": "4", "address": "127.0.0.1/8", "interface": 0}],

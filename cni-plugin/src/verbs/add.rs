@@ -17,16 +17,16 @@ use crate::attachment::{host_interface, host_mac, limiter, limiter_end, mac_text
 use crate::config::runtime::Limit;
 use crate::config::{Attachment, Environment, HostPort, NetworkConfig};
 use crate::datapath::{Datapath, DatapathError, Entry};
-use crate::ipam::boot::Moment;
+use crate::ipam::boot::BootTimestamp;
 use crate::ipam::{Note, RangeSet, Store, allocate};
 use crate::netlink::announce::Announcer;
-use crate::netlink::conversation::errno;
-use crate::netlink::holder::{self, Held};
+use crate::netlink::conflict::{self, Conflict};
 use crate::netlink::host_side::{self, HOST_V6};
 use crate::netlink::limiter::Limiter;
 use crate::netlink::link::{End, Link, Pair};
+use crate::netlink::socket::errno;
 use crate::netlink::sysctl::{self, Setting};
-use crate::netlink::{Conversation, Namespace, NetlinkError, ip, limit, link};
+use crate::netlink::{Namespace, NetlinkError, NetlinkSocket, ip, limit, link};
 use crate::spec::result::{Address, CniResult, Interface, Route};
 use crate::spec::{CniError, Code};
 
@@ -49,7 +49,7 @@ struct Plan<'a> {
     egress: Option<Limit>,
     host_ports: Vec<HostPort>,
     namespace: Namespace,
-    pod: Conversation,
+    pod: NetlinkSocket,
 }
 
 /// A failure after an address was taken.
@@ -76,7 +76,7 @@ impl MakeError {
 
 impl MakeError {
     /// Whether an object that the plugin wanted to make exists already.
-    fn is_rival(&self) -> bool {
+    fn already_exists(&self) -> bool {
         matches!(self, Self::Netlink(error) if errno(error) == Some(libc::EEXIST))
     }
 }
@@ -86,17 +86,17 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     let attachment = environment.attachment()?;
     let sets = config.range_sets()?;
     let routes = config.routes()?;
-    let wishes = config.wishes()?;
+    let capability_args = config.capability_args()?;
     let requests = config.requests(&environment.args)?;
     let refuses_duplicates = config.refuses_duplicates()?;
     let previous = config.previous()?;
     demands::check_mac(attachment, requests.mac)?;
-    demands::check_families(&wishes.host_ports, &sets)?;
+    demands::check_families(&capability_args.host_ports, &sets)?;
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
     let datapath = Datapath::open(&config.bpf_root)?;
-    let mut node = Conversation::open()?;
-    demands::check_tunnel_port(datapath.tunnel_port()?, &wishes.host_ports)?;
-    demands::check_host_addresses(&mut node, &datapath, &wishes.host_ports)?;
+    let mut node = NetlinkSocket::open()?;
+    demands::check_tunnel_port(datapath.tunnel_port()?, &capability_args.host_ports)?;
+    demands::check_host_addresses(&mut node, &datapath, &capability_args.host_ports)?;
     let mtu = match config.mtu()? {
         Some(mtu) => mtu,
         None => link::uplink_mtu(&mut node)?,
@@ -105,7 +105,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
     if has_v6 && !sysctl::has_ipv6() {
         return Err(NetlinkError::NoIpv6.into());
     }
-    let pod = namespace.enter(Conversation::open)??;
+    let pod = namespace.enter(NetlinkSocket::open)??;
     let mut plan = Plan {
         attachment,
         host_name: host_interface(attachment),
@@ -113,25 +113,25 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         host_mac: host_mac(attachment),
         mtu,
         has_v6,
-        ingress: wishes.ingress,
-        egress: wishes.egress,
-        host_ports: wishes.host_ports,
+        ingress: capability_args.ingress,
+        egress: capability_args.egress,
+        host_ports: capability_args.host_ports,
         namespace,
         pod,
     };
     let store = Store::create(&config.data_dir)?;
-    let blank = plan.note(environment);
-    let allocation = allocate::allocate(&store, &sets, &requests.ips, blank)?;
+    let note = plan.note(environment);
+    let allocation = allocate::allocate(&store, &sets, &requests.ips, note)?;
     let addresses = &allocation.addresses;
     let give_back = || {
         let given_back = allocation.give_back(&store, attachment, &plan.host_name);
         given_back.map_err(CniError::from)
     };
-    if refuses_duplicates && let Err(error) = check_holders(&mut node, addresses, &requests.ips) {
+    if refuses_duplicates && let Err(error) = check_conflicts(&mut node, addresses, &requests.ips) {
         // The objects of such an address belong to its holder, so only the lease and the note are removed.
         return Err(undone(error, give_back()));
     }
-    let turn = store.turn();
+    let lock = store.interface_lock();
     let host = match plan.make_pair(&mut node, &datapath, addresses) {
         Ok(host) => host,
         Err(error) => {
@@ -141,20 +141,22 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
             } else {
                 detach(config, &mut node, attachment)
             };
-            return Err(undone(name_holder(error, &store), taken_back));
+            return Err(undone(name_port_owner(error, &store), taken_back));
         }
     };
     let routes = routes_of(routes, addresses);
-    let made = plan.furnish(&mut node, datapath, &host, addresses, &routes);
-    drop(turn);
+    let made = plan.make_objects(&mut node, datapath, &host, addresses, &routes);
+    drop(lock);
     if let Err(error) = made {
-        let rival = error
-            .is_rival()
-            .then(|| rival(&mut node, &store, host.index, addresses, &requests.ips));
-        let error = rival.flatten().unwrap_or_else(|| name_holder(error, &store));
+        let conflicting_route = error
+            .already_exists()
+            .then(|| conflicting_route(&mut node, &store, host.index, addresses, &requests.ips));
+        let error = conflicting_route
+            .flatten()
+            .unwrap_or_else(|| name_port_owner(error, &store));
         return Err(undone(error, detach(config, &mut node, attachment)));
     }
-    let result = plan.result(environment, &allocation.addresses, routes, wishes.dns)?;
+    let result = plan.result(environment, &allocation.addresses, routes, capability_args.dns)?;
     Ok(result.document(config.version, previous.as_ref()))
 }
 
@@ -171,13 +173,13 @@ fn undone(error: CniError, taken_back: Result<(), CniError>) -> CniError {
 }
 
 /// Refuses addresses that a host uses without a lease.
-fn check_holders(
-    node: &mut Conversation,
+fn check_conflicts(
+    node: &mut NetlinkSocket,
     addresses: &[IpAddr],
     requested: &[IpAddr],
 ) -> Result<(), CniError> {
-    match holder::find(node, addresses)? {
-        Some(Held { address, by }) => Err(in_use(address, requested, &format!("{by} has it"))),
+    match conflict::find(node, addresses)? {
+        Some(Conflict { address, owner }) => Err(in_use(address, requested, &format!("{owner} has it"))),
         None => Ok(()),
     }
 }
@@ -197,25 +199,25 @@ fn in_use(address: IpAddr, requested: &[IpAddr], why: &str) -> CniError {
 
 /// The failure for a route that prevents the route to the pod, if there is such a route. No lease exists for
 /// the destination of that route.
-fn rival(
-    node: &mut Conversation,
+fn conflicting_route(
+    node: &mut NetlinkSocket,
     store: &Store,
     own: u32,
     addresses: &[IpAddr],
     requested: &[IpAddr],
 ) -> Option<CniError> {
     // If the look-up fails, the caller reports the original failure.
-    let (address, leads_to) = ip::rival(node, own, addresses).ok()??;
-    let name = leads_to.and_then(link::name_of);
+    let (address, interface) = ip::conflicting_route(node, own, addresses).ok()??;
+    let name = interface.and_then(link::name_of);
     let why = match name {
         Some(name) if InterfaceRole::of_pod(&name) == InterfaceRole::OwnPod => {
             let dir = store.dir().display();
-            let holder = match store.note(&name) {
-                Ok(Some(found)) => found.holder(),
+            let owner = match store.note(&name) {
+                Ok(Some(found)) => found.owner(),
                 _ => "another pod".to_owned(),
             };
             format!(
-                "{holder} has it at interface {name}, and its lease is gone from {dir}; the pod keeps the address until it is \
+                "{owner} has it at interface {name}, and its lease is gone from {dir}; the pod keeps the address until it is \
                  deleted, and `millrace ipam check` lists what else is lost"
             )
         }
@@ -228,14 +230,14 @@ fn rival(
 }
 
 /// The failure for the runtime. For a taken host port it names the holder.
-fn name_holder(error: MakeError, store: &Store) -> CniError {
+fn name_port_owner(error: MakeError, store: &Store) -> CniError {
     match error {
         MakeError::Datapath(DatapathError::PortTaken { port, pod }) => {
             let notes = store.notes().unwrap_or_default();
-            let holder = notes.iter().find(|note| note.addresses.contains(&pod));
-            let holder = holder.map_or_else(|| "a pod of another network".to_owned(), Note::holder);
+            let owner = notes.iter().find(|note| note.addresses.contains(&pod));
+            let owner = owner.map_or_else(|| "a pod of another network".to_owned(), Note::owner);
             CniError::new(Code::PortTaken, format!("{port} is in use"))
-                .with_details(format!("{holder} has it, at {pod}"))
+                .with_details(format!("{owner} has it, at {pod}"))
         }
         MakeError::Datapath(error) => error.into(),
         MakeError::Netlink(error) => error.into(),
@@ -267,7 +269,7 @@ fn routes_of(configured: Option<Vec<Route>>, addresses: &[IpAddr]) -> Vec<Route>
 
 impl Plan<'_> {
     fn note(&self, environment: &Environment) -> Note {
-        let now = Moment::now();
+        let now = BootTimestamp::now();
         Note {
             adopted: false,
             netns_cookie: self.pod.netns_cookie(),
@@ -285,9 +287,9 @@ impl Plan<'_> {
 
     /// Makes all objects around the pair, in the order in which a packet meets them. So the pod sends no
     /// packet before a reply can reach it.
-    fn furnish(
+    fn make_objects(
         &mut self,
-        node: &mut Conversation,
+        node: &mut NetlinkSocket,
         datapath: Datapath,
         host: &Link,
         addresses: &[IpAddr],
@@ -316,7 +318,7 @@ impl Plan<'_> {
     /// Makes the pair, unless an interface of either name exists or another pod has a host port.
     fn make_pair(
         &self,
-        node: &mut Conversation,
+        node: &mut NetlinkSocket,
         datapath: &Datapath,
         addresses: &[IpAddr],
     ) -> Result<Link, MakeError> {
@@ -338,7 +340,7 @@ impl Plan<'_> {
 
     fn make_limiter(
         &self,
-        node: &mut Conversation,
+        node: &mut NetlinkSocket,
         interface: u32,
         limit: Limit,
     ) -> Result<u32, NetlinkError> {
@@ -355,7 +357,7 @@ impl Plan<'_> {
 
     fn make_host_side(
         &self,
-        node: &mut Conversation,
+        node: &mut NetlinkSocket,
         host: &Link,
         addresses: &[IpAddr],
     ) -> Result<(), NetlinkError> {

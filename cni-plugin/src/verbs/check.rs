@@ -8,7 +8,7 @@ use crate::attachment::{host_interface, limiter, mac_text};
 use crate::config::{Attachment, Environment, NetworkConfig};
 use crate::datapath::{Datapath, Entry};
 use crate::ipam::Store;
-use crate::netlink::{Conversation, Namespace, ip, link};
+use crate::netlink::{Namespace, NetlinkSocket, ip, link};
 use crate::spec::{CniError, CniResult, Code};
 
 /// Compares the result of ADD with the present state. Other plugins of a chain check the parts of their own
@@ -17,11 +17,11 @@ pub fn check(environment: &Environment, config: &NetworkConfig) -> Result<(), Cn
     let attachment = environment.attachment()?;
     let previous = config.previous()?.ok_or_else(|| {
         CniError::new(Code::InvalidConfig, "prevResult is missing")
-            .with_details("CHECK compares with what ADD said: the runtime has to pass it")
+            .with_details("CHECK compares with the result of ADD, which the runtime has to pass")
     })?;
     let expected = Expected::read(&previous, attachment)?;
     let store = check_leases(config, attachment, &expected)?;
-    let mut node = Conversation::open()?;
+    let mut node = NetlinkSocket::open()?;
     let host_name = host_interface(attachment);
     let host = link::find(&mut node, &host_name)?
         .filter(|link| link.is_up)
@@ -40,7 +40,7 @@ pub fn check(environment: &Environment, config: &NetworkConfig) -> Result<(), Cn
         )));
     }
     let namespace = Namespace::open(environment.netns()?, environment.netns_override)?;
-    let mut pod = namespace.enter(Conversation::open)??;
+    let mut pod = namespace.enter(NetlinkSocket::open)??;
     let mac = expected.check_pod(&mut pod, &attachment.if_name, host.peer)?;
     let datapath = Datapath::open(&config.bpf_root)?;
     let missing = datapath.missing(host.index)?;
@@ -91,7 +91,7 @@ impl Expected {
     }
 
     /// Compares the pod's side and returns its present Ethernet address.
-    fn check_pod(&self, pod: &mut Conversation, name: &str, index: u32) -> Result<[u8; 6], CniError> {
+    fn check_pod(&self, pod: &mut NetlinkSocket, name: &str, index: u32) -> Result<[u8; 6], CniError> {
         let link = link::find(pod, name)?
             .filter(|link| link.is_up && link.index == index)
             .ok_or_else(|| {

@@ -5,11 +5,11 @@
 
 use super::detach::detach;
 use crate::config::{Environment, NetworkConfig};
-use crate::netlink::Conversation;
+use crate::netlink::NetlinkSocket;
 use crate::spec::CniError;
 
 /// Removes the interface.
 pub fn del(environment: &Environment, config: &NetworkConfig) -> Result<(), CniError> {
-    let mut node = Conversation::open()?;
+    let mut node = NetlinkSocket::open()?;
     detach(config, &mut node, environment.attachment()?)
 }

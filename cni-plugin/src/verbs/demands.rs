@@ -11,7 +11,7 @@ use crate::config::host_port::Protocol;
 use crate::config::{Attachment, HostPort};
 use crate::datapath::Datapath;
 use crate::ipam::RangeSet;
-use crate::netlink::{Conversation, ip};
+use crate::netlink::{NetlinkSocket, ip};
 use crate::spec::{CniError, Code};
 
 /// Refuses the Ethernet address of the pod's own gateway: the pod would take its own packets for itself.
@@ -69,7 +69,7 @@ pub fn check_tunnel_port(tunnel: Option<u16>, ports: &[HostPort]) -> Result<(), 
 /// each link, and [`ip::GATEWAY_V6`] is on the interfaces of all pods. So programs take no link-local address
 /// for the node's, unless a route makes it local.
 pub fn check_host_addresses(
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     datapath: &Datapath,
     ports: &[HostPort],
 ) -> Result<(), CniError> {

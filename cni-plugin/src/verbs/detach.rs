@@ -20,13 +20,13 @@ use crate::attachment::{host_interface, limiter};
 use crate::config::{Attachment, NetworkConfig};
 use crate::datapath::{Datapath, DatapathError, Traces};
 use crate::ipam::{Note, Store, allocate};
-use crate::netlink::{Conversation, NetlinkError, link};
+use crate::netlink::{NetlinkError, NetlinkSocket, link};
 use crate::spec::CniError;
 
 /// Removes an attachment.
 pub fn detach(
     config: &NetworkConfig,
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     attachment: &Attachment,
 ) -> Result<(), CniError> {
     let store = Store::existing(&config.data_dir);
@@ -37,7 +37,7 @@ pub fn detach(
 pub fn detach_at(
     bpf_root: &Path,
     store: Option<&Store>,
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     attachment: &Attachment,
 ) -> Result<(), CniError> {
     let name = host_interface(attachment);
@@ -86,7 +86,7 @@ pub fn detach_at(
 /// which checks all of them. The caller holds the lock of the leases, and may free `leased` after this.
 pub fn forget(
     bpf_root: &Path,
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     noted: &Note,
     leased: &[IpAddr],
 ) -> Result<(), CniError> {
@@ -116,7 +116,7 @@ fn datapath(bpf_root: &Path) -> Result<Option<Datapath>, CniError> {
 
 /// Removes the interface, and the device that limits packets from the pod. Returns the interface's index, if
 /// it existed.
-fn remove_interfaces(node: &mut Conversation, attachment: &Attachment) -> Result<Option<u32>, NetlinkError> {
+fn remove_interfaces(node: &mut NetlinkSocket, attachment: &Attachment) -> Result<Option<u32>, NetlinkError> {
     let interface = link::find(node, &host_interface(attachment))?.map(|link| link.index);
     if let Some(index) = interface {
         link::remove(node, index)?;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::detach::detach;
 use crate::config::{Attachment, NetworkConfig};
 use crate::ipam::{IpamError, Store};
-use crate::netlink::Conversation;
+use crate::netlink::NetlinkSocket;
 use crate::spec::{CniError, Code};
 
 /// Removes the attachments that the runtime does not name.
@@ -18,7 +18,7 @@ pub fn gc(config: &NetworkConfig) -> Result<(), CniError> {
     let Some(store) = Store::existing(&config.data_dir) else {
         return Ok(());
     };
-    let mut node = Conversation::open()?;
+    let mut node = NetlinkSocket::open()?;
     let mut failures = Vec::new();
     for attachment in known(&store)?.difference(&valid) {
         if let Err(error) = detach(config, &mut node, attachment) {

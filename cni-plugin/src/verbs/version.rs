@@ -19,10 +19,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_versions_are_listed_to_anybody() {
+    fn all_versions_are_listed_for_any_input() {
         for input in ["", "{", r#"{"cniVersion": "0.1.0"}"#] {
-            let answer = version(input.as_bytes()).unwrap();
-            assert_eq!(answer["supportedVersions"][4], "1.1.0");
+            let reply = version(input.as_bytes()).unwrap();
+            assert_eq!(reply["supportedVersions"][4], "1.1.0");
         }
         assert_eq!(
             version(br#"{"cniVersion": "0.1.0"}"#).unwrap()["cniVersion"],

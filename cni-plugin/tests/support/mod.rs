@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{panic, thread};
 
-use cni_plugin::netlink::{Conversation, ip, link};
+use cni_plugin::netlink::{NetlinkSocket, ip, link};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, setrlimit};
@@ -137,7 +137,7 @@ impl World {
             data_dir: dir.path().join("leases"),
             dir,
         };
-        let mut node = Conversation::open().expect("netlink");
+        let mut node = NetlinkSocket::open().expect("netlink");
         let lone = |address: &str| ip::address(1, ip::alone(address.parse().expect("an address")));
         node.batch(vec![link::up(1), lone(NODE_V4), lone(NODE_V6)])
             .expect("the node's addresses");
@@ -336,7 +336,7 @@ pub fn run(command: &mut Command, input: &[u8]) -> Called {
 /// Gives the node a further address.
 pub fn give_node(address: &str) {
     let lone = ip::alone(address.parse().expect("an address"));
-    let mut node = Conversation::open().expect("netlink");
+    let mut node = NetlinkSocket::open().expect("netlink");
     node.ask(ip::address(1, lone)).expect("an address of the node");
 }
 

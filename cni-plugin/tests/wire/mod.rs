@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use cni_plugin::netlink::link::{End, Pair};
 use cni_plugin::netlink::sysctl::{self, Setting};
-use cni_plugin::netlink::{Conversation, ip, link};
+use cni_plugin::netlink::{NetlinkSocket, ip, link};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -46,7 +46,7 @@ impl Wire {
     pub fn connect(world: &World) -> Self {
         let neighbour = world.pod("neighbour");
         let file = fs::File::open(&neighbour).expect("a namespace");
-        let mut node = Conversation::open().expect("netlink");
+        let mut node = NetlinkSocket::open().expect("netlink");
         let pair = Pair {
             host: End {
                 name: WIRE,
@@ -59,8 +59,8 @@ impl Wire {
         pair.make(&mut node).expect("a pair");
         let index = bring_up(&["10.244.1.1/24", "fd00:1::1/64", "fe80::ee:1/64"]);
         let frames = World::inside(&neighbour, || {
-            let mut conversation = Conversation::open().expect("netlink");
-            conversation.ask(link::up(1)).expect("the loopback");
+            let mut netlink = NetlinkSocket::open().expect("netlink");
+            netlink.ask(link::up(1)).expect("the loopback");
             bring_up(&["10.244.1.254/24", "fd00:1:0:0:ffff::1/64", "fe80::ee:2/64"]);
             let every = SockProtocol::EthAll;
             let flags = SockFlag::SOCK_NONBLOCK;
@@ -109,31 +109,29 @@ impl Wire {
 /// Sets this namespace's end up, gives it addresses and returns its index.
 fn bring_up(addresses: &[&str]) -> u32 {
     sysctl::set(WIRE, QUIET).expect("settings");
-    let mut conversation = Conversation::open().expect("netlink");
-    let found = link::find(&mut conversation, WIRE).expect("links");
+    let mut netlink = NetlinkSocket::open().expect("netlink");
+    let found = link::find(&mut netlink, WIRE).expect("links");
     let index = found.expect("an end").index;
-    conversation.ask(link::up(index)).expect("switching it on");
+    netlink.ask(link::up(index)).expect("switching it on");
     hold(addresses);
     index
 }
 
 fn hold(addresses: &[&str]) {
-    let mut conversation = Conversation::open().expect("netlink");
-    let found = link::find(&mut conversation, WIRE).expect("links");
+    let mut netlink = NetlinkSocket::open().expect("netlink");
+    let found = link::find(&mut netlink, WIRE).expect("links");
     let index = found.expect("an end").index;
     for address in addresses {
         let net = address.parse().expect("an address with a prefix");
-        conversation
-            .ask(ip::address(index, net))
-            .expect("giving an address");
+        netlink.ask(ip::address(index, net)).expect("giving an address");
         if let IpAddr::V6(ip) = net.addr() {
-            await_local(&mut conversation, ip);
+            await_local(&mut netlink, ip);
         }
     }
 }
 
-fn await_local(conversation: &mut Conversation, ip: Ipv6Addr) {
-    ip::await_local(conversation, ip).expect("an address that can be used");
+fn await_local(netlink: &mut NetlinkSocket, ip: Ipv6Addr) {
+    ip::await_local(netlink, ip).expect("an address that can be used");
 }
 
 /// The state of a neighbour in the node's neighbour table.
@@ -141,10 +139,10 @@ pub fn known(address: &str) -> Option<NeighbourState> {
     let address: IpAddr = address.parse().expect("an address");
     let destination = NeighbourAttribute::Destination(NeighbourAddress::from(address));
     let everything = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    let mut node = Conversation::open().expect("netlink");
+    let mut node = NetlinkSocket::open().expect("netlink");
     let request = cni_plugin::netlink::Request::list("listing neighbours", everything);
-    let answers = node.ask(request).expect("neighbours");
-    answers.iter().find_map(|answer| match answer {
+    let replies = node.ask(request).expect("neighbours");
+    replies.iter().find_map(|reply| match reply {
         RouteNetlinkMessage::NewNeighbour(entry) if entry.attributes.contains(&destination) => {
             Some(entry.header.state)
         }
@@ -168,7 +166,7 @@ pub fn pretend(interface: u32, address: &str, mac: [u8; 6], state: NeighbourStat
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     let message = RouteNetlinkMessage::NewNeighbour(message);
-    let mut node = Conversation::open().expect("netlink");
+    let mut node = NetlinkSocket::open().expect("netlink");
     let request = cni_plugin::netlink::Request::replace("telling of a neighbour", message);
     node.ask(request).expect("an entry");
 }

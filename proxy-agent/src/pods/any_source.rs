@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use cni_plugin::ipam::{Note, Store};
-use cni_plugin::netlink::Conversation;
+use cni_plugin::netlink::NetlinkSocket;
 use proxy_bpf::BpfError;
 use proxy_common::maps::{PodLink, PodLinkFlags};
 
@@ -42,12 +42,12 @@ pub fn apply(paths: &PluginPaths, chosen: &PodNames) -> Result<Exempted, PodsErr
     if chosen.is_empty() && !links.values().any(has_flag) {
         return Ok(exempted);
     }
-    let interfaces = interfaces(&mut Conversation::open()?)?;
+    let interfaces = interfaces(&mut NetlinkSocket::open()?)?;
     let mut wanted = BTreeMap::new();
     for note in chosen_notes(paths, chosen)? {
         let index = index_of(&interfaces, &note.host_interface);
         match index.filter(|index| links.contains_key(index)) {
-            Some(index) => drop(wanted.insert(index, note.holder().clone())),
+            Some(index) => drop(wanted.insert(index, note.owner().clone())),
             // ADD makes the interface first and the entry last.
             None => exempted.early |= index.is_some(),
         }

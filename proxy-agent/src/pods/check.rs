@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use cni_plugin::attachment::PREFIX;
 use cni_plugin::datapath::Datapath;
-use cni_plugin::ipam::boot::Moment;
+use cni_plugin::ipam::boot::BootTimestamp;
 use cni_plugin::ipam::collect::is_leaked;
 use cni_plugin::ipam::{Lease, Note, Store, Unreadable};
 
@@ -58,12 +58,12 @@ pub fn check(paths: &PluginPaths) -> Result<Checked, PodsError> {
         let names = kernel.interfaces.values().map(|interface| &interface.name);
         let names = names.filter(|name| is_pods(name) && store.unreadable_note(name).is_some());
         half_noted = names.cloned().collect();
-        let now = Moment::now();
+        let now = BootTimestamp::now();
         notes.retain(|note| {
             let leaked = is_leaked(store, note, &now, |note| kernel.has(note));
             if leaked {
                 problems.push(problem(
-                    note.holder(),
+                    note.owner(),
                     "it is gone, and its addresses are leaked: the agent frees them within minutes",
                 ));
             }
@@ -138,11 +138,7 @@ impl Found<'_> {
         }
         for note in self.notes {
             let messages = self.of_note(note);
-            problems.extend(
-                messages
-                    .into_iter()
-                    .map(|message| problem(note.holder(), message)),
-            );
+            problems.extend(messages.into_iter().map(|message| problem(note.owner(), message)));
         }
         problems.extend(self.named_twice());
         problems.extend(self.without_owner());
@@ -155,12 +151,12 @@ impl Found<'_> {
         } else if lease.if_name.is_none() {
             Some(format!(
                 "it is {}'s, of which no interface is known",
-                lease.holder()
+                lease.owner()
             ))
         } else if note_of(lease, self.notes).is_none() {
             Some(format!(
                 "{} has it, of which there is no note: the agent writes one when it looks for leases of other plugins",
-                lease.holder()
+                lease.owner()
             ))
         } else {
             None
@@ -174,7 +170,7 @@ impl Found<'_> {
             match lease {
                 None => messages.push(format!("its address {address} has no lease")),
                 Some(lease) if !lease.is_of(&note.attachment()) => {
-                    messages.push(format!("its address {address} is leased to {}", lease.holder()));
+                    messages.push(format!("its address {address} is leased to {}", lease.owner()));
                 }
                 Some(_) => {}
             }
@@ -232,7 +228,7 @@ impl Found<'_> {
         }
         let twice = notes_by_address.into_iter().filter(|(_, notes)| notes.len() > 1);
         let problem = |(address, notes): (IpAddr, Vec<&Note>)| {
-            let names: Vec<_> = notes.into_iter().map(Note::holder).collect();
+            let names: Vec<_> = notes.into_iter().map(Note::owner).collect();
             problem(
                 format!("address {address}"),
                 format!("it belongs to {}", names.join(" and to ")),
@@ -308,10 +304,10 @@ impl Found<'_> {
             match datapath.missing(index) {
                 Ok(missing) if missing.is_empty() => {}
                 Ok(missing) => problems.push(problem(
-                    note.holder(),
+                    note.owner(),
                     format!("not attached to {}: {}", note.host_interface, missing.join(", ")),
                 )),
-                Err(error) => problems.push(problem(note.holder(), error)),
+                Err(error) => problems.push(problem(note.owner(), error)),
             }
         }
         problems

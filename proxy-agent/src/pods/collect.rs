@@ -14,7 +14,7 @@ use std::path::Path;
 
 use cni_plugin::attachment::{LIMITER_PREFIX, PREFIX};
 use cni_plugin::datapath::{Datapath, DatapathError};
-use cni_plugin::ipam::boot::Moment;
+use cni_plugin::ipam::boot::BootTimestamp;
 use cni_plugin::ipam::collect::{self, Left};
 use cni_plugin::ipam::{Note, Store};
 use cni_plugin::netlink::{NetlinkError, link};
@@ -64,7 +64,7 @@ pub fn collect(paths: &PluginPaths) -> Result<Collected, PodsError> {
             kernel: Kernel::read(&paths.bpf_root)?,
             bpf_root: &paths.bpf_root,
         };
-        let leases = collect::collect(store, &Moment::now(), &mut remains)?;
+        let leases = collect::collect(store, &BootTimestamp::now(), &mut remains)?;
         collected.freed = leases.freed;
         collected.adopted = leases.adopted;
         collected.left = leases.left;

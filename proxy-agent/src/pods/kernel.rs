@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use cni_plugin::ipam::Note;
-use cni_plugin::netlink::{Conversation, NetlinkError, Request, link};
+use cni_plugin::netlink::{NetlinkError, NetlinkSocket, Request, link};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use nix::sys::statfs::{FsType, fstatfs};
@@ -47,7 +47,7 @@ pub struct Interface {
 pub type Interfaces = BTreeMap<u32, Interface>;
 
 /// Reads all interfaces of the network namespace of a netlink socket.
-pub fn interfaces(node: &mut Conversation) -> Result<Interfaces, NetlinkError> {
+pub fn interfaces(node: &mut NetlinkSocket) -> Result<Interfaces, NetlinkError> {
     let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let replies = node.ask(Request::list("listing interfaces", all))?;
     Ok(replies.iter().filter_map(interface).collect())
@@ -188,7 +188,7 @@ fn open<K: Plain, V: Plain>(path: &Path) -> Result<HashTable<K, V>, BpfError> {
 /// The maps, their entries and the interfaces.
 pub struct Kernel {
     /// A netlink socket in the node's network namespace.
-    pub node: Conversation,
+    pub node: NetlinkSocket,
     /// The maps, if they exist.
     pub tables: Option<Tables>,
     /// The entries of the maps.
@@ -202,7 +202,7 @@ impl Kernel {
     pub fn read(bpf_root: &Path) -> Result<Self, super::PodsError> {
         let tables = Tables::open(bpf_root)?;
         let entries = tables.as_ref().map(Tables::read).transpose()?.unwrap_or_default();
-        let mut node = Conversation::open()?;
+        let mut node = NetlinkSocket::open()?;
         let interfaces = interfaces(&mut node)?;
         Ok(Self {
             node,

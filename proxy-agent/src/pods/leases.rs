@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use cni_plugin::config::Attachment;
-use cni_plugin::ipam::boot::Moment;
+use cni_plugin::ipam::boot::BootTimestamp;
 use cni_plugin::ipam::collect::is_leaked;
 use cni_plugin::ipam::{Lease, Note, Store};
 use cni_plugin::verbs::detach::detach_at;
@@ -22,7 +22,7 @@ pub fn list(paths: &PluginPaths) -> Result<Vec<LeaseEntry>, PodsError> {
         return Ok(Vec::new());
     };
     let mut kernel = Kernel::read(&paths.bpf_root)?;
-    let (notes, now) = (store.notes()?, Moment::now());
+    let (notes, now) = (store.notes()?, BootTimestamp::now());
     let (mut leases, _) = store.readable_leases()?;
     leases.sort_by_key(|lease| lease.address);
     let entry = |lease: Lease| LeaseEntry {
@@ -34,7 +34,13 @@ pub fn list(paths: &PluginPaths) -> Result<Vec<LeaseEntry>, PodsError> {
     Ok(leases.into_iter().map(entry).collect())
 }
 
-fn state(store: &Store, lease: &Lease, notes: &[Note], now: &Moment, kernel: &mut Kernel) -> LeaseState {
+fn state(
+    store: &Store,
+    lease: &Lease,
+    notes: &[Note],
+    now: &BootTimestamp,
+    kernel: &mut Kernel,
+) -> LeaseState {
     let leaked = match note_of(lease, notes) {
         Some(note) => is_leaked(store, note, now, |note| kernel.has(note)),
         // An unreadable lease is the remains of a crash. Every other one belongs to a holder without a note.
@@ -68,7 +74,7 @@ pub fn release(paths: &PluginPaths, address: IpAddr, force: bool) -> Result<Vec<
     let used = before.iter().find(of_lease).map(|entry| entry.state) == Some(LeaseState::Used);
     let notes = store.notes()?;
     if used && !force {
-        let owner = note_of(&lease, &notes).map_or_else(|| lease.holder(), Note::holder);
+        let owner = note_of(&lease, &notes).map_or_else(|| lease.owner(), Note::owner);
         return Err(PodsError::InUse { address, owner });
     }
     if let Some(if_name) = &lease.if_name {

@@ -94,22 +94,22 @@ pub fn apply(paths: &PluginPaths, wanted: &BandwidthByPod, known: &Known) -> Res
             match changed {
                 Ok(false) if rate.is_none() => applied
                     .named
-                    .extend(foreign_qdisc.map(|foreign_qdisc| format!("{}: {foreign_qdisc}", note.holder()))),
+                    .extend(foreign_qdisc.map(|foreign_qdisc| format!("{}: {foreign_qdisc}", note.owner()))),
                 Ok(false) => {}
                 Ok(true) if rate.is_some() && rate == known => {
                     applied
                         .restored
-                        .push(format!("{}: it {verb} {}", note.holder(), in_words(rate)));
+                        .push(format!("{}: it {verb} {}", note.owner(), in_words(rate)));
                 }
                 Ok(true) => applied
                     .changes
-                    .push(format!("{} {verb} {} now", note.holder(), in_words(rate))),
+                    .push(format!("{} {verb} {} now", note.owner(), in_words(rate))),
                 // A pod that was removed meanwhile has no limits.
                 Err(_) if !is_there(&mut kernel, note) => {}
                 Err(error) => {
                     // The kernel refuses to change a foreign qdisc that has the number of ours.
                     let why = foreign_qdisc.unwrap_or_else(|| error.to_string());
-                    applied.errors.push(format!("{}: {why}", note.holder()));
+                    applied.errors.push(format!("{}: {why}", note.owner()));
                     in_force = before;
                 }
             }
@@ -217,7 +217,7 @@ impl Limits<'_> {
         let Some(end) = end.filter(|end| is_on(*end) && is_on(limiter)) else {
             return Ok(false);
         };
-        device::leads_to(&mut self.kernel.node, end, self.index)
+        device::redirects_into(&mut self.kernel.node, end, self.index)
     }
 
     fn make_limiter(&mut self, name: &str, rate: u64) -> Result<u32, NetlinkError> {
@@ -301,7 +301,7 @@ fn in_words(rate: Option<u64>) -> String {
 mod tests {
     use super::*;
     use cni_plugin::config::Attachment;
-    use cni_plugin::ipam::boot::Moment;
+    use cni_plugin::ipam::boot::BootTimestamp;
 
     #[test]
     fn of_an_annotation_and_what_the_runtime_gave_the_smaller_holds_each_way() {
@@ -316,7 +316,7 @@ mod tests {
                 pod_name: Some("cart".into()),
                 ingress_rate: runtimes.ingress,
                 egress_rate: runtimes.egress,
-                ..Note::adopting(&attachment, "mr0".into(), vec![], &Moment::now())
+                ..Note::adopting(&attachment, "mr0".into(), vec![], &BootTimestamp::now())
             };
             let key = ("shop".to_owned(), "cart".to_owned());
             wanted_of(&note, &BandwidthByPod::from([(key, annotated)]))

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use cni_plugin::ipam::{Note, Store, Unreadable};
-use cni_plugin::netlink::{Conversation, link};
+use cni_plugin::netlink::{NetlinkSocket, link};
 use proxy_common::Ip;
 
 use super::check::is_pods;
@@ -34,7 +34,7 @@ pub fn lacks_lease(store: &Store, note: &Note) -> bool {
 /// the interface. So if the note is missing and the interface still exists afterwards, the note was lost.
 pub fn without_notes(
     paths: &PluginPaths,
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     interfaces: &Interfaces,
 ) -> Result<Vec<ObjectError>, PodsError> {
     let store = Store::existing(&paths.lease_dir);

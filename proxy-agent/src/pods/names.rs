@@ -7,8 +7,8 @@
 
 use cni_plugin::attachment::is_of_limiter;
 use cni_plugin::ipam::Note;
-use cni_plugin::netlink::conversation::errno;
-use cni_plugin::netlink::{Conversation, NetlinkError, link};
+use cni_plugin::netlink::socket::errno;
+use cni_plugin::netlink::{NetlinkError, NetlinkSocket, link};
 
 use super::check::is_pods;
 use super::kernel::{Entries, Interfaces, Tables, index_of};
@@ -72,13 +72,13 @@ fn find(interfaces: &Interfaces, entries: &Entries, note: &Note) -> Option<Renam
             index: *index,
             now: interface.name.clone(),
             expected: note.host_interface.clone(),
-            pod: note.holder(),
+            pod: note.owner(),
         })
 }
 
 /// Sets the original name of an interface. Before Linux 6.2 the kernel renames an interface only while it is
 /// switched off. The agent restores what the interface loses thereby, as after any other loss.
-pub fn restore_name(node: &mut Conversation, index: u32, name: &str) -> Result<(), NetlinkError> {
+pub fn restore_name(node: &mut NetlinkSocket, index: u32, name: &str) -> Result<(), NetlinkError> {
     match node.ask(link::rename(index, name)) {
         Err(error) if errno(&error) == Some(libc::EBUSY) => {
             let requests = vec![link::down(index), link::rename(index, name), link::up(index)];
@@ -92,7 +92,7 @@ pub fn restore_name(node: &mut Conversation, index: u32, name: &str) -> Result<(
 mod tests {
     use cni_plugin::attachment::host_mac;
     use cni_plugin::config::Attachment;
-    use cni_plugin::ipam::boot::Moment;
+    use cni_plugin::ipam::boot::BootTimestamp;
     use proxy_common::maps::Pod;
 
     use super::super::kernel::Interface;
@@ -111,7 +111,7 @@ mod tests {
                 &attachment,
                 "mr0123456789ab".into(),
                 vec![address],
-                &Moment::now(),
+                &BootTimestamp::now(),
             )
         };
         let interface = |name: &str| Interface {

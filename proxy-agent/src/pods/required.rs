@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use cni_plugin::attachment::{host_mac, pod_mac};
 use cni_plugin::ipam::Note;
 use cni_plugin::netlink::host_side::{HOST_V4, HOST_V6, gateway_v6};
-use cni_plugin::netlink::{Conversation, NetlinkError, Request, ip, link};
+use cni_plugin::netlink::{NetlinkError, NetlinkSocket, Request, ip, link};
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
@@ -73,7 +73,7 @@ pub enum Repair {
 
 impl KernelState {
     /// Reads addresses, routes and neighbours.
-    pub fn read(node: &mut Conversation) -> Result<Self, NetlinkError> {
+    pub fn read(node: &mut NetlinkSocket) -> Result<Self, NetlinkError> {
         let mut found = Self::default();
         let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         for reply in node.ask(Request::list("listing the node's routes", routes))? {
@@ -402,7 +402,7 @@ mod tests {
             container_id: "c".into(),
             if_name: "eth0".into(),
         };
-        let now = cni_plugin::ipam::boot::Moment::now();
+        let now = cni_plugin::ipam::boot::BootTimestamp::now();
         let mut note = Note::adopting(&attachment, "mr0".into(), addresses(), &now);
         let (_, kernel_state) = whole();
         assert_eq!(

@@ -17,9 +17,9 @@ use std::net::IpAddr;
 use cni_plugin::attachment::limiter;
 use cni_plugin::datapath::{Datapath, DatapathError, Entry};
 use cni_plugin::ipam::{Note, Store};
-use cni_plugin::netlink::conversation::errno;
 use cni_plugin::netlink::ip;
 use cni_plugin::netlink::rates::rates;
+use cni_plugin::netlink::socket::errno;
 use cni_plugin::spec::CniError;
 use proxy_bpf::BpfError;
 use proxy_bpf::pins::{LayoutDir, Pins};
@@ -65,7 +65,7 @@ pub fn prepare(paths: &PluginPaths, pins: &Pins, dir: &LayoutDir) -> Result<Rest
 /// Looks once at all pods and makes all missing objects.
 pub fn restore(paths: &PluginPaths) -> Result<Restored, PodsError> {
     let Some(store) = Store::existing(&paths.lease_dir) else {
-        let mut node = cni_plugin::netlink::Conversation::open()?;
+        let mut node = cni_plugin::netlink::NetlinkSocket::open()?;
         let interfaces = interfaces(&mut node)?;
         return Ok(Restored {
             problems: lost::without_notes(paths, &mut node, &interfaces)?,
@@ -93,7 +93,7 @@ pub fn restore(paths: &PluginPaths) -> Result<Restored, PodsError> {
 struct Look<'a> {
     store: &'a Store,
     notes: Vec<Note>,
-    node: cni_plugin::netlink::Conversation,
+    node: cni_plugin::netlink::NetlinkSocket,
     interfaces: Interfaces,
     kernel_state: KernelState,
     /// The names that could not be given back to their interfaces.
@@ -105,7 +105,7 @@ impl<'a> Look<'a> {
     fn new(store: &'a Store) -> Result<Self, PodsError> {
         let mut notes = store.notes()?;
         notes.retain(|note| !store.is_in_the_making(&note.host_interface));
-        let mut node = cni_plugin::netlink::Conversation::open()?;
+        let mut node = cni_plugin::netlink::NetlinkSocket::open()?;
         Ok(Self {
             store,
             notes,
@@ -165,7 +165,7 @@ impl<'a> Look<'a> {
             for address in &note.addresses {
                 match self.store.lease(*address) {
                     None if locked.add_lease(*address, &attachment)? => {
-                        let what = format!("{}: {address}", note.holder());
+                        let what = format!("{}: {address}", note.owner());
                         self.done.restored.push(("lease", what));
                     }
                     Some(lease) if !lease.is_readable() => {
@@ -174,14 +174,14 @@ impl<'a> Look<'a> {
                             "the lease of its address {address} cannot be read: remove {}, so that it is made anew",
                             path.display()
                         );
-                        self.done.problems.push(problem(note.holder(), message));
+                        self.done.problems.push(problem(note.owner(), message));
                     }
                     Some(lease) if !lease.is_of(&attachment) => {
                         let message = format!(
                             "its address {address} is leased to {}: delete one of the two pods",
-                            lease.holder()
+                            lease.owner()
                         );
-                        self.done.problems.push(problem(note.holder(), message));
+                        self.done.problems.push(problem(note.owner(), message));
                     }
                     _ => {}
                 }
@@ -231,12 +231,12 @@ impl<'a> Look<'a> {
             match datapath.restore(&mut self.node, &entry) {
                 Ok(lost) => {
                     let lost = lost.into_iter();
-                    let lost = lost.map(|what| ("entry", format!("{}: {what}", note.holder())));
+                    let lost = lost.map(|what| ("entry", format!("{}: {what}", note.owner())));
                     self.done.restored.extend(lost);
                 }
                 Err(error) => {
                     let message = format!("restoring its entries: {}", CniError::from(error));
-                    self.done.problems.push(problem(note.holder(), message));
+                    self.done.problems.push(problem(note.owner(), message));
                 }
             }
         }
@@ -253,7 +253,7 @@ impl<'a> Look<'a> {
                         "interface {} is gone while its pod is there: delete the pod, so that it is made anew",
                         note.host_interface
                     );
-                    let gone = ObjectError::new(Trouble::PodInterfaceGone, note.holder(), &message);
+                    let gone = ObjectError::new(Trouble::PodInterfaceGone, note.owner(), &message);
                     self.done.without_interface.push(gone);
                 }
                 continue;
@@ -270,13 +270,13 @@ impl<'a> Look<'a> {
             let watched = (note.host_interface.clone(), has(true), has(false));
             self.done.watched.push(watched);
             for object in pod.missing_objects(&self.interfaces, &self.kernel_state) {
-                let what = (object.what, format!("{}: {}", note.holder(), object.message));
+                let what = (object.what, format!("{}: {}", note.owner(), object.message));
                 match self.repair(&note, index, object) {
                     Ok(true) => self.done.restored.push(what),
                     Ok(false) => {}
                     Err(error) => {
                         let message = format!("{}, and making it again fails: {error}", what.1);
-                        self.done.problems.push(problem(note.holder(), message));
+                        self.done.problems.push(problem(note.owner(), message));
                     }
                 }
             }

@@ -212,21 +212,21 @@ impl Containerd {
 
     /// Asks a server from inside a pod's container, and returns its answer: its name and the client that it
     /// saw.
-    pub fn ask(&self, sandbox: &Sandbox, to: std::net::SocketAddr) -> Result<crate::Answer> {
+    pub fn ask(&self, sandbox: &Sandbox, to: std::net::SocketAddr) -> Result<crate::Reply> {
         let request = json!({
             "containerId": sandbox.container,
             "cmd": [PROGRAM, "ask", to.to_string()],
             "timeout": "10",
         });
         let done = self.call("ExecSync", &request)?;
-        let said = |key: &str| done[key].as_str().map(decode).unwrap_or_default();
+        let decoded = |key: &str| done[key].as_str().map(decode).unwrap_or_default();
         ensure!(
             done["exitCode"] == 0,
             "asking {to}: {}{}",
-            said("stdout"),
-            said("stderr")
+            decoded("stdout"),
+            decoded("stderr")
         );
-        crate::Answer::parse(&said("stdout")).context("reading an answer")
+        crate::Reply::parse(&decoded("stdout")).context("reading a reply")
     }
 
     /// Stops a pod and removes it.

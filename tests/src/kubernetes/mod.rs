@@ -52,8 +52,8 @@ pub fn kustomize(folder: &Path) -> Vec<Value> {
     let kubectl = binaries::kubectl().or_panic();
     let output = Command::new(kubectl).arg("kustomize").arg(folder).output();
     let output = output.context("running kubectl").or_panic();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {said}", folder.display());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", folder.display());
     let text = String::from_utf8(output.stdout).expect("kubectl writes UTF-8");
     serde_saphyr::from_multiple(&text).expect("documents of YAML")
 }
@@ -162,7 +162,7 @@ impl ControlPlane {
             .create(&object.object(), "?dryRun=All&fieldValidation=Strict")
     }
 
-    /// Creates an object that is a question, such as a `SubjectAccessReview`, and returns the answer.
+    /// Creates an object that is a question, such as a `SubjectAccessReview`, and returns the reply.
     #[track_caller]
     pub fn ask(&self, question: &Value) -> Value {
         self.client.create(question, "").or_panic()

@@ -80,14 +80,14 @@ impl Place {
             .with_context(|| self.cannot_serve(port))
             .or_panic();
         // The process prints a line once it serves, and closes its output.
-        let mut said = String::new();
-        let heard = child
+        let mut line = String::new();
+        let result = child
             .stdout
             .take()
-            .map(|mut out| io::Read::read_to_string(&mut out, &mut said));
+            .map(|mut out| io::Read::read_to_string(&mut out, &mut line));
         assert!(
-            said.starts_with("serving"),
-            "{}: {heard:?}",
+            line.starts_with("serving"),
+            "{}: {result:?}",
             self.cannot_serve(port)
         );
         ServerApart(child)
@@ -211,8 +211,8 @@ pub fn run(name: &str, port: u16) -> Result<()> {
 /// `millrace-world ask`: prints a server's answer by TCP.
 pub fn ask(to: SocketAddr) -> Result<()> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    let answer = probe::ask_by(socket, Probe::Tcp, to, PATIENCE).with_context(|| format!("asking {to}"))?;
-    println!("{} {}", answer.backend, answer.peer);
+    let reply = probe::ask_by(socket, Probe::Tcp, to, PATIENCE).with_context(|| format!("asking {to}"))?;
+    println!("{} {}", reply.backend, reply.peer);
     Ok(())
 }
 

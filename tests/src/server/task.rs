@@ -47,7 +47,7 @@ impl Task {
         runtime.block_on(async {
             match sockets {
                 Sockets::Tcp(listener) => self.accept(listener).await,
-                Sockets::Udp(sockets) => self.answer_all(sockets).await,
+                Sockets::Udp(sockets) => self.reply_to_all(sockets).await,
             }
         })
     }
@@ -73,7 +73,7 @@ impl Task {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         self.served.fetch_add(1, Ordering::Relaxed);
-                        connections.spawn(self.clone().converse(stream, peer));
+                        connections.spawn(self.clone().serve_connection(stream, peer));
                     }
                     // The client closed the connection before, or the process had no free descriptor for a
                     // moment.
@@ -88,7 +88,7 @@ impl Task {
         Ok(())
     }
 
-    async fn converse(self, mut stream: TcpStream, peer: SocketAddr) {
+    async fn serve_connection(self, mut stream: TcpStream, peer: SocketAddr) {
         tokio::select! {
             // The server ignores a client that closes or resets its connection.
             _ = self.echo(&mut stream, peer) => {}
@@ -111,19 +111,19 @@ impl Task {
         Ok(())
     }
 
-    async fn answer_all(self, sockets: Vec<UdpSocket>) -> Result<()> {
-        let mut answering = tokio::task::JoinSet::new();
+    async fn reply_to_all(self, sockets: Vec<UdpSocket>) -> Result<()> {
+        let mut replying = tokio::task::JoinSet::new();
         for socket in sockets {
             socket.set_nonblocking(true)?;
             let socket = tokio::net::UdpSocket::from_std(socket)?;
-            answering.spawn(self.clone().answer(socket));
+            replying.spawn(self.clone().reply(socket));
         }
         self.ordered(Phase::Draining).await;
-        answering.shutdown().await;
+        replying.shutdown().await;
         Ok(())
     }
 
-    async fn answer(self, socket: tokio::net::UdpSocket) {
+    async fn reply(self, socket: tokio::net::UdpSocket) {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         loop {
             // An error is about an earlier reply (ICMP), not about this socket.
@@ -131,9 +131,9 @@ impl Task {
                 continue;
             };
             self.served.fetch_add(1, Ordering::Relaxed);
-            let mut answer = self.greeting(peer).into_bytes();
-            answer.extend_from_slice(&buffer[..length]);
-            let _ = socket.send_to(&answer, peer).await;
+            let mut reply = self.greeting(peer).into_bytes();
+            reply.extend_from_slice(&buffer[..length]);
+            let _ = socket.send_to(&reply, peer).await;
         }
     }
 

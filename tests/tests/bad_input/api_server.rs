@@ -121,13 +121,13 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         };
         let shared = Arc::clone(shared);
         // The server ignores a client that closes its connection.
-        thread::spawn(move || shared.answer(&stream).ok());
+        thread::spawn(move || shared.handle(&stream).ok());
     }
 }
 
 impl Shared {
     /// Responds to one request.
-    fn answer(&self, mut stream: &TcpStream) -> std::io::Result<()> {
+    fn handle(&self, mut stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nonblocking(false)?;
         let mut reader = BufReader::new(stream);
         let (mut first, mut line, mut length) = (String::new(), String::new(), 0);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use harness::{Node, World};
 
-use crate::shop::{errors, started};
+use crate::fixture::{errors, started};
 
 /// Fields of old files, each with the line and the words of its warning.
 const INPUTS: [(&str, &str); 5] = [
@@ -68,7 +68,7 @@ fn a_field_that_kube_proxy_ignores_is_named_and_the_agent_starts() {
         assert!(log.contains(&expected), "`{expected}` is not in: {log}");
         assert_eq!(errors(node), []);
         let page = node.http_get(SocketAddr::from(([127, 0, 0, 1], 10249)), "/configz");
-        let mut page = page.expect("an answer").json();
+        let mut page = page.expect("a reply").json();
         let in_force = page["kubeproxy.config.k8s.io"]["clusterCIDR"].take();
         assert_eq!(in_force, CLUSTER_CIDR, "{fields}");
     }

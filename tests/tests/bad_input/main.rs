@@ -5,9 +5,9 @@
 //! kube-proxy with fields that are gone ([`kube_proxy_file`]), and large numbers of everything ([`sizes`]).
 
 mod api_server;
+mod fixture;
 mod kube_proxy_file;
 mod objects;
-mod shop;
 mod sizes;
 mod surroundings;
 mod undecodable;

@@ -14,7 +14,7 @@ use harness::{
 use proxy_common::maps::Reason;
 use socket2::SockRef;
 
-use crate::shop::{SECOND, Shop, errors, started};
+use crate::fixture::{Fixture, SECOND, errors, started};
 
 /// A server on every address of 10.245.0.0/16. Its answer contains the address that was asked.
 struct ManyAddresses {
@@ -66,18 +66,18 @@ fn address_of(number: u16) -> IpAddr {
 fn backends_met(place: &Place, to: SocketAddr, connections: u16) -> usize {
     let from = |port| SocketAddr::new(place.ip().into(), port);
     let ask = |port| place.ask_from(Probe::Tcp, from(port), to, PATIENCE);
-    let answers = (11_000..11_000 + connections).map(|port| match ask(port) {
-        Ok(answer) => answer.backend,
+    let replies = (11_000..11_000 + connections).map(|port| match ask(port) {
+        Ok(reply) => reply.backend,
         Err(error) => panic!("{} asks {to} from port {port}: {error}", place.name()),
     });
-    answers.collect::<BTreeSet<_>>().len()
+    replies.collect::<BTreeSet<_>>().len()
 }
 
 #[test]
 fn five_thousand_endpoints_are_all_used() {
     harness::require_root!();
-    let shop = Shop::open();
-    let pod = shop.node().add_pod("crowd");
+    let fixture = Fixture::open();
+    let pod = fixture.node().add_pod("crowd");
     let _server = ManyAddresses::start(&pod);
     let service = Service::new("crowd")
         .cluster_ip("10.96.2.1")
@@ -86,14 +86,14 @@ fn five_thousand_endpoints_are_all_used() {
     let slice = |number: u16, members: &[u16]| {
         let endpoints = members.iter().map(|member| Endpoint::at(&[address_of(*member)]));
         let slice = EndpointSlice::of(&service, Family::V4).named(&format!("crowd-{number}"));
-        shop.world.apply(&slice.endpoints(endpoints));
+        fixture.world.apply(&slice.endpoints(endpoints));
     };
     let members = |number: u16| -> Vec<u16> { (number * 1000 + 1..=number * 1000 + 1000).collect() };
     (0..5).for_each(|number| slice(number, &members(number)));
-    shop.world.apply(&service);
+    fixture.world.apply(&service);
     for config in [DEFAULTS, HOOKS_OFF] {
-        let _agent = started(shop.node().agent().config(config));
-        for place in [&shop.client as &Place, shop.node()] {
+        let _agent = started(fixture.node().agent().config(config));
+        for place in [&fixture.client as &Place, fixture.node()] {
             let met = backends_met(place, address("10.96.2.1:80"), 10_000);
             // With 10 000 draws from 5 000 backends, the expected number of backends met is 4 323, with a
             // deviation of 26.
@@ -109,7 +109,7 @@ fn five_thousand_endpoints_are_all_used() {
             rest.chain([with]).collect()
         };
         let addresses = || -> BTreeSet<String> {
-            let list = shop.node().cli(&["service", "list"]).expect("a list");
+            let list = fixture.node().cli(&["service", "list"]).expect("a list");
             let entry = list
                 .as_array()
                 .expect("a list")
@@ -134,15 +134,15 @@ fn five_thousand_endpoints_are_all_used() {
         eventually("the change to be taken back", SECOND, || {
             addresses().contains("10.245.19.136:8080")
         });
-        shop.assert_served();
-        assert_eq!(errors(shop.node()), []);
+        fixture.assert_served();
+        assert_eq!(errors(fixture.node()), []);
     }
 }
 
 #[test]
 fn each_of_two_hundred_ports_is_served() {
     harness::require_root!();
-    let shop = Shop::open();
+    let fixture = Fixture::open();
     let mut service = Service::new("ports")
         .cluster_ip("10.96.2.2")
         .cluster_ip("fd00:96::202");
@@ -153,16 +153,18 @@ fn each_of_two_hundred_ports_is_served() {
             8080,
         );
     }
-    shop.world.apply_all(service.slices([Endpoint::of(&shop.a)]));
-    shop.world.apply(&service);
-    let _agent = started(shop.node().agent());
-    for place in [&shop.client as &Place, shop.node()] {
+    fixture
+        .world
+        .apply_all(service.slices([Endpoint::of(&fixture.a)]));
+    fixture.world.apply(&service);
+    let _agent = started(fixture.node().agent());
+    for place in [&fixture.client as &Place, fixture.node()] {
         for port in 1001..=1100_u16 {
             for to in [format!("10.96.2.2:{port}"), format!("[fd00:96::202]:{port}")] {
                 for probe in [Probe::Tcp, Probe::Udp] {
-                    let answer = place.ask(probe, address(&to));
+                    let reply = place.ask(probe, address(&to));
                     assert_eq!(
-                        answer.map(|answer| answer.backend).ok().as_deref(),
+                        reply.map(|reply| reply.backend).ok().as_deref(),
                         Some("a"),
                         "{to} {probe:?}"
                     );
@@ -170,95 +172,96 @@ fn each_of_two_hundred_ports_is_served() {
             }
         }
     }
-    assert_eq!(errors(shop.node()), []);
-    shop.assert_served();
+    assert_eq!(errors(fixture.node()), []);
+    fixture.assert_served();
 }
 
 #[test]
 fn source_ranges_beyond_a_share_close_the_load_balancers_address_and_nothing_else() {
     harness::require_root!();
-    let shop = Shop::open();
-    let agent = started(shop.node().agent());
+    let fixture = Fixture::open();
+    let agent = started(fixture.node().agent());
     let (own, balancer) = ("10.96.5.1:80", "203.0.113.9:80");
-    let client = format!("{}/32", shop.client.ip());
+    let client = format!("{}/32", fixture.client.ip());
     let with = |count: u32| {
         let even = |number: u32| format!("{}/32", Ipv4Addr::from((11 << 24) + number * 2));
         let ranges: Vec<_> = (0..count).map(even).chain([client.clone()]).collect();
-        let service = shop.serve("many", (5, 1), &[&shop.a]);
+        let service = fixture.serve("many", (5, 1), &[&fixture.a]);
         let service = service.load_balancer_ip("203.0.113.9");
-        shop.world
+        fixture
+            .world
             .apply(&service.set("loadBalancerSourceRanges", serde_json::json!(ranges)));
     };
     with(1000);
-    shop.wait_answer(balancer, "a");
+    fixture.wait_reply(balancer, "a");
     with(70_000);
-    shop.wait_errors(&[(
+    fixture.wait_errors(&[(
         "Service default/many",
         "70001 entries for all ports together, where a service has 65536 at the most",
     )]);
-    shop.wait_unserved(balancer, &[]);
-    shop.wait_answer(own, "a");
-    shop.assert_served();
+    fixture.wait_unserved(balancer, &[]);
+    fixture.wait_reply(own, "a");
+    fixture.assert_served();
     assert_eq!(agent.cli(&["status"])["ready"], true);
     with(1000);
-    shop.wait_answer(balancer, "a");
-    shop.wait_errors(&[]);
+    fixture.wait_reply(balancer, "a");
+    fixture.wait_errors(&[]);
 }
 
 /// Fills a table with services until one does not fit, and then frees entries.
 #[track_caller]
 fn full_at(table: &str, max: u32, fitting: u8) {
-    let shop = Shop::open();
+    let fixture = Fixture::open();
     let config = format!("{DEFAULTS}maps:\n  {table}: {{max: {max}}}\n");
-    let mut agent = started(shop.node().agent().config(&config));
+    let mut agent = started(fixture.node().agent().config(&config));
     let at = |number: u8| format!("10.96.3.{number}:80");
     let services: Vec<_> = (1..=fitting)
-        .map(|number| shop.serve(&format!("s{number}"), (3, number), &[&shop.a]))
+        .map(|number| fixture.serve(&format!("s{number}"), (3, number), &[&fixture.a]))
         .collect();
     for number in 1..=fitting {
-        shop.wait_answer(&at(number), "a");
+        fixture.wait_reply(&at(number), "a");
     }
     let warning = format!("{max} of at most {max} entries are in use: raise maps.{table}");
     let gauge = (format!("map {table}"), warning);
     let gauge = (gauge.0.as_str(), gauge.1.as_str());
-    shop.wait_errors(&[gauge]);
+    fixture.wait_errors(&[gauge]);
     let status = agent.cli(&["status"]);
     assert_eq!(status["maps"][table]["capacity"], max, "{status}");
 
-    let last = shop.serve("late", (3, 100), &[&shop.b]);
+    let last = fixture.serve("late", (3, 100), &[&fixture.b]);
     let message = format!("no room left: the table of {table} holds {max} at the most; raise maps.{table}");
     let expected = [gauge, ("Service default/late", message.as_str())];
-    shop.wait_errors(&expected);
+    fixture.wait_errors(&expected);
     assert_eq!(agent.cli(&["status"])["ready"], true);
     let assert_rest_is_served = || {
-        shop.assert_served();
-        (1..=fitting).for_each(|number| shop.wait_answer(&at(number), "a"));
-        shop.wait_unserved(&at(100), &[Reason::NoSuchService]);
+        fixture.assert_served();
+        (1..=fitting).for_each(|number| fixture.wait_reply(&at(number), "a"));
+        fixture.wait_unserved(&at(100), &[Reason::NoSuchService]);
     };
     assert_rest_is_served();
     agent.restart();
     agent.wait_ready(10 * SECOND);
-    shop.wait_errors(&expected);
+    fixture.wait_errors(&expected);
     assert_rest_is_served();
 
     // The agent uses the entries that a deleted service frees.
-    shop.world.delete(&services[0]);
-    shop.wait_answer(&at(100), "b");
-    shop.wait_unserved(&at(1), &[Reason::NoSuchService]);
-    shop.wait_errors(&[gauge]);
-    shop.world.apply(&services[0]);
-    shop.wait_errors(&[gauge, ("Service default/s1", "no room left")]);
+    fixture.world.delete(&services[0]);
+    fixture.wait_reply(&at(100), "b");
+    fixture.wait_unserved(&at(1), &[Reason::NoSuchService]);
+    fixture.wait_errors(&[gauge]);
+    fixture.world.apply(&services[0]);
+    fixture.wait_errors(&[gauge, ("Service default/s1", "no room left")]);
     // The agent also uses the entries that a higher limit adds.
-    shop.world.delete(&last);
-    shop.wait_answer(&at(1), "a");
-    shop.world.apply(&last);
-    shop.wait_errors(&expected);
+    fixture.world.delete(&last);
+    fixture.wait_reply(&at(1), "a");
+    fixture.world.apply(&last);
+    fixture.wait_errors(&expected);
     agent.stop(5 * SECOND);
     let config = format!("{DEFAULTS}maps:\n  {table}: {{max: {}}}\n", max * 2);
-    let _agent = started(shop.node().agent().config(&config));
-    shop.wait_answer(&at(100), "b");
-    shop.wait_errors(&[]);
-    shop.assert_served();
+    let _agent = started(fixture.node().agent().config(&config));
+    fixture.wait_reply(&at(100), "b");
+    fixture.wait_errors(&[]);
+    fixture.assert_served();
 }
 
 #[test]
@@ -293,16 +296,16 @@ fn a_full_table_of_addresses_leaves_services_as_they_are() {
 fn tables_grow_while_traffic_goes_on() {
     harness::require_root!();
     for hooks in ["all", "off"] {
-        let shop = Shop::open();
+        let fixture = Fixture::open();
         let sizes = "{frontends: 16, slots: 32, backends: 32, addresses: 16}";
         let config = format!("{DEFAULTS}socketLB: \"{hooks}\"\nmaps: {sizes}\n");
-        let mut agent = started(shop.node().agent().config(&config));
+        let mut agent = started(fixture.node().agent().config(&config));
         let every = Duration::from_millis(5);
-        let flows: Vec<_> = [&shop.client as &Place, shop.node()]
+        let flows: Vec<_> = [&fixture.client as &Place, fixture.node()]
             .map(|place| LongFlows::start(place, address("10.96.0.10:80"), 20, every).expect("flows"))
             .into();
         let probes = Probe::ALL;
-        let streams: Vec<_> = [&shop.client as &Place, shop.node()]
+        let streams: Vec<_> = [&fixture.client as &Place, fixture.node()]
             .into_iter()
             .flat_map(|place| probes.map(|probe| (place, probe)))
             .map(|(place, probe)| {
@@ -315,20 +318,21 @@ fn tables_grow_while_traffic_goes_on() {
         };
         let before = capacities(&agent);
         for number in 1..=120 {
-            shop.serve(&format!("s{number}"), (4, number), &[&shop.a, &shop.b]);
+            fixture.serve(&format!("s{number}"), (4, number), &[&fixture.a, &fixture.b]);
         }
         let last = address("10.96.4.120:80");
         eventually("all to be served", 60 * SECOND, || {
             let status = agent.cli(&["status"]);
-            status["services"] == 121 && shop.client.ask_within(Probe::Tcp, last, SECOND / 4).is_ok()
+            status["services"] == 121 && fixture.client.ask_within(Probe::Tcp, last, SECOND / 4).is_ok()
         });
         for number in 1..=120 {
             let to = address(&format!("10.96.4.{number}:80"));
-            shop.client
+            fixture
+                .client
                 .ask(Probe::Tcp, to)
                 .unwrap_or_else(|error| panic!("{to}: {error}"));
         }
-        assert_eq!(errors(shop.node()), []);
+        assert_eq!(errors(fixture.node()), []);
         let after = capacities(&agent);
         assert!(
             before.iter().zip(&after).all(|(before, after)| before < after),

@@ -5,7 +5,7 @@ use harness::{Endpoint, EndpointSlice, Manifest, Service};
 use serde_json::{Value, json};
 
 use crate::api_server::ApiServer;
-use crate::shop::{SECOND, Shop, good, started};
+use crate::fixture::{Fixture, SECOND, good, started};
 
 /// A Service with a number in place of its ports.
 fn broken_service(name: &str) -> Value {
@@ -23,12 +23,12 @@ fn broken_slice(service: &Service, name: &str) -> Value {
 }
 
 /// Serves bad objects at the beginning and later, restarts the agent, and checks the good objects.
-fn assert_spoil_only_themselves(streams_lists: bool) {
-    let shop = Shop::open();
-    let api = ApiServer::start(&shop.world, streams_lists);
-    let (service, slices) = (good(), good().slices([&shop.a, &shop.b].map(Endpoint::of)));
+fn assert_affect_only_themselves(streams_lists: bool) {
+    let fixture = Fixture::open();
+    let api = ApiServer::start(&fixture.world, streams_lists);
+    let (service, slices) = (good(), good().slices([&fixture.a, &fixture.b].map(Endpoint::of)));
     api.put(&service_cidrs());
-    api.put(&shop.node().object());
+    api.put(&fixture.node().object());
     // In lists some bad objects come before the good ones.
     for name in ["a-torn", "torn"] {
         api.put(&broken_service(name));
@@ -38,7 +38,7 @@ fn assert_spoil_only_themselves(streams_lists: bool) {
     for slice in &slices {
         api.put(slice);
     }
-    let mut agent = started(shop.node().agent().source(api.source()));
+    let mut agent = started(fixture.node().agent().source(api.source()));
     let (ports, endpoints) = (
         "it cannot be read: spec.ports: ",
         "it cannot be read: endpoints: ",
@@ -49,21 +49,21 @@ fn assert_spoil_only_themselves(streams_lists: bool) {
         ("EndpointSlice default/a-torn", endpoints),
         ("EndpointSlice default/torn", endpoints),
     ];
-    shop.wait_errors(&bad);
-    shop.assert_served();
+    fixture.wait_errors(&bad);
+    fixture.assert_served();
 
     // One bad object of each kind in the watch, and good ones after them.
     let next = Service::new("next").cluster_ip("10.96.1.2").tcp("http", 80, 8080);
     api.put(&broken_service("later"));
     api.put(&broken_slice(&next, "later"));
-    api.put(&EndpointSlice::of(&next, Family::V4).endpoints([Endpoint::of(&shop.a)]));
+    api.put(&EndpointSlice::of(&next, Family::V4).endpoints([Endpoint::of(&fixture.a)]));
     api.put(&next);
-    shop.wait_answer("10.96.1.2:80", "a");
+    fixture.wait_reply("10.96.1.2:80", "a");
     bad.extend([
         ("Service default/later", ports),
         ("EndpointSlice default/later", endpoints),
     ]);
-    shop.wait_errors(&bad);
+    fixture.wait_errors(&bad);
 
     // A good object becomes bad, and good again.
     api.put(&broken_service("good"));
@@ -72,31 +72,31 @@ fn assert_spoil_only_themselves(streams_lists: bool) {
         .copied()
         .chain([("Service default/good", ports)])
         .collect();
-    shop.wait_errors(&all);
-    shop.assert_served();
+    fixture.wait_errors(&all);
+    fixture.assert_served();
     api.put(&service);
-    shop.wait_errors(&bad);
+    fixture.wait_errors(&bad);
 
     agent.restart();
     agent.wait_ready(10 * SECOND);
-    shop.wait_answer("10.96.1.2:80", "a");
-    shop.assert_served();
-    shop.wait_errors(&bad);
+    fixture.wait_reply("10.96.1.2:80", "a");
+    fixture.assert_served();
+    fixture.wait_errors(&bad);
 
     api.delete(&broken_service("torn"));
     bad.retain(|(object, _)| *object != "Service default/torn");
-    shop.wait_errors(&bad);
-    shop.assert_served();
+    fixture.wait_errors(&bad);
+    fixture.assert_served();
 }
 
 #[test]
-fn objects_that_cannot_be_decoded_spoil_only_themselves() {
+fn undecodable_objects_affect_only_themselves() {
     harness::require_root!();
-    assert_spoil_only_themselves(true);
+    assert_affect_only_themselves(true);
 }
 
 #[test]
-fn objects_that_cannot_be_decoded_spoil_only_themselves_in_lists_of_pages() {
+fn undecodable_objects_affect_only_themselves_in_lists_of_pages() {
     harness::require_root!();
-    assert_spoil_only_themselves(false);
+    assert_affect_only_themselves(false);
 }

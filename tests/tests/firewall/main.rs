@@ -2,7 +2,7 @@
 //! commands that mend it. The tests use the chains that Docker, ufw and operators make, and check the effect
 //! with packets of pods.
 
-mod town;
+mod topology;
 
 use std::net::SocketAddr;
 
@@ -10,47 +10,47 @@ use harness::config::DEFAULTS;
 use harness::{Endpoint, NodeSpec, Probe, Service, World, address, skip, skip_if, wait_for};
 use serde_json::json;
 
-use town::{NAMED, SECOND, SOON, Town, of_family, run};
+use topology::{NAMED, SECOND, SOON, Topology, of_family, run};
 
 #[test]
 fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
     harness::require_root!();
     skip_if!(skip::no_nft());
-    let mut town = Town::build();
+    let mut topology = Topology::build();
     // The chain of Docker.
-    town.nft("add table ip filter");
-    town.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
-    town.nft("add rule ip filter FORWARD ct state related,established accept");
-    town.nft("add rule ip filter FORWARD iifname docker0 counter accept");
+    topology.nft("add table ip filter");
+    topology.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+    topology.nft("add rule ip filter FORWARD ct state related,established accept");
+    topology.nft("add rule ip filter FORWARD iifname docker0 counter accept");
     let chain = "ip filter FORWARD";
-    let message = town.wait_named(&[chain]);
+    let message = topology.wait_named(&[chain]);
     let expected = "`iptables -I FORWARD -s 10.244.0.0/22 -j ACCEPT` and `iptables -I FORWARD -d 10.244.0.0/22 -j ACCEPT`";
     assert!(message.contains(expected), "{message}");
-    assert!(town.agents[0].log().contains(&message), "it is logged too");
-    town.assert_dropped(true);
-    town.assert_passes(false, "the other family");
-    assert_eq!(town.node().cli(&["status"]).expect("a status")["ready"], true);
-    assert_eq!(town.agents[1].cli(&["status"])["errors"], json!([]));
+    assert!(topology.agents[0].log().contains(&message), "it is logged too");
+    topology.assert_dropped(true);
+    topology.assert_passes(false, "the other family");
+    assert_eq!(topology.node().cli(&["status"]).expect("a status")["ready"], true);
+    assert_eq!(topology.agents[1].cli(&["status"])["errors"], json!([]));
 
-    assert_eq!(town.restart_named(&[chain]), message);
-    town.mend(&message);
-    town.wait_named(&[]);
-    town.assert_passes(true, "mended");
-    town.restart();
-    town.assert_not_named();
+    assert_eq!(topology.restart_named(&[chain]), message);
+    topology.run_commands_of(&message);
+    topology.wait_named(&[]);
+    topology.assert_passes(true, "after the commands");
+    topology.restart();
+    topology.assert_not_named();
 
     // One direction is not enough.
-    town.nft("flush chain ip filter FORWARD");
-    town.nft("add rule ip filter FORWARD ip saddr 10.244.0.0/16 accept");
-    let message = town.wait_named(&[chain]);
+    topology.nft("flush chain ip filter FORWARD");
+    topology.nft("add rule ip filter FORWARD ip saddr 10.244.0.0/16 accept");
+    let message = topology.wait_named(&[chain]);
     assert!(!message.contains(" -s ") && message.contains(" -d "), "{message}");
-    town.nft("add rule ip filter FORWARD oifname \"mr*\" accept");
-    town.wait_named(&[]);
-    town.assert_passes(true, "by the interface");
-    town.nft("flush chain ip filter FORWARD");
-    town.wait_named(&[chain]);
-    town.nft("delete table ip filter");
-    town.wait_named(&[]);
+    topology.nft("add rule ip filter FORWARD oifname \"mr*\" accept");
+    topology.wait_named(&[]);
+    topology.assert_passes(true, "by the interface");
+    topology.nft("flush chain ip filter FORWARD");
+    topology.wait_named(&[chain]);
+    topology.nft("delete table ip filter");
+    topology.wait_named(&[]);
 }
 
 /// With `hostRouting: redirect`, packets between pods of the node bypass the chain. All other packets of pods
@@ -59,46 +59,44 @@ fn a_forward_chain_that_drops_is_named_until_its_commands_are_run() {
 fn a_forward_chain_that_pods_of_the_node_bypass_is_named_too() {
     harness::require_root!();
     skip_if!(skip::no_nft());
-    let mut town = Town::build_with(&format!("{DEFAULTS}hostRouting: redirect\n"));
+    let mut topology = Topology::build_with(&format!("{DEFAULTS}hostRouting: redirect\n"));
     let service = Service::web();
-    town.world.apply(&service);
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
+    topology.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
     let cluster_ip = address("10.96.0.10:80");
-    let direct = SocketAddr::new(of_family(town.web.addresses(), true), 8080);
-    let assert_within_node = |town: &Town, when: &str| {
+    let direct = SocketAddr::new(of_family(topology.web.addresses(), true), 8080);
+    let assert_within_node = |topology: &Topology, when: &str| {
         for to in [direct, cluster_ip] {
             for probe in Probe::ALL {
                 let what = format!("{when}: pod to {to} by {probe:?}");
-                wait_for(&what, SOON, || town.near.ask_within(probe, to, SECOND));
+                wait_for(&what, SOON, || topology.near.ask_within(probe, to, SECOND));
             }
         }
     };
-    assert_within_node(&town, "at first");
+    assert_within_node(&topology, "at first");
 
-    town.nft("add table ip filter");
-    town.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
+    topology.nft("add table ip filter");
+    topology.nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }");
     let chain = "ip filter FORWARD";
-    let message = town.wait_named(&[chain]);
-    assert_within_node(&town, "past the chain");
-    for (from, to) in town.ways(true) {
-        if from.name() == town.near.name() && to == direct {
+    let message = topology.wait_named(&[chain]);
+    assert_within_node(&topology, "past the chain");
+    for (from, to) in topology.paths(true) {
+        if from.name() == topology.near.name() && to == direct {
             continue;
         }
         for probe in [Probe::Tcp, Probe::Udp] {
-            let answer = from.ask_within(probe, to, SECOND / 2);
-            assert!(
-                answer.is_err(),
-                "{} to {to} by {probe:?}: {answer:?}",
-                from.name()
-            );
+            let reply = from.ask_within(probe, to, SECOND / 2);
+            assert!(reply.is_err(), "{} to {to} by {probe:?}: {reply:?}", from.name());
         }
     }
-    town.assert_passes(false, "the other family");
-    town.restart();
-    assert_eq!(town.wait_named(&[chain]), message);
-    town.mend(&message);
-    town.wait_named(&[]);
-    town.assert_passes(true, "mended");
+    topology.assert_passes(false, "the other family");
+    topology.restart();
+    assert_eq!(topology.wait_named(&[chain]), message);
+    topology.run_commands_of(&message);
+    topology.wait_named(&[]);
+    topology.assert_passes(true, "after the commands");
 }
 
 /// The tables of the legacy iptables are separate from those of nftables.
@@ -106,7 +104,7 @@ fn a_forward_chain_that_pods_of_the_node_bypass_is_named_too() {
 fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
     harness::require_root!();
     skip_if!(skip::no_legacy_iptables());
-    let mut town = Town::build();
+    let mut topology = Topology::build();
     for (program, chain, range, v4) in [
         (
             "iptables-legacy",
@@ -121,14 +119,14 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
             false,
         ),
     ] {
-        let rules = |town: &Town, rules: &[&str]| {
+        let rules = |topology: &Topology, rules: &[&str]| {
             for words in rules {
-                run(town.node(), program, &words.split(' ').collect::<Vec<_>>());
+                run(topology.node(), program, &words.split(' ').collect::<Vec<_>>());
             }
         };
         // The rules of Docker.
         rules(
-            &town,
+            &topology,
             &[
                 "-N DOCKER-USER",
                 "-A DOCKER-USER -j RETURN",
@@ -139,16 +137,16 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
                 "-P FORWARD DROP",
             ],
         );
-        let message = town.wait_named(&[chain]);
+        let message = topology.wait_named(&[chain]);
         assert!(
             message.contains(&format!("`{program} -t filter -I FORWARD -s ")),
             "{message}"
         );
-        town.assert_dropped(v4);
-        assert_eq!(town.restart_named(&[chain]), message);
-        town.mend(&message);
-        town.wait_named(&[]);
-        town.assert_passes(v4, "mended");
+        topology.assert_dropped(v4);
+        assert_eq!(topology.restart_named(&[chain]), message);
+        topology.run_commands_of(&message);
+        topology.wait_named(&[]);
+        topology.assert_passes(v4, "after the commands");
         // Each set of rules that lets packets of pods pass, and one set that is not enough.
         let (from, to) = (
             format!("-I DOCKER-USER -s {range} -j ACCEPT"),
@@ -182,7 +180,7 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
             (&[&not_from, &not_to], true),
         ] {
             rules(
-                &town,
+                &topology,
                 &[
                     "-F",
                     "-X",
@@ -191,18 +189,18 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
                     "-P FORWARD DROP",
                 ],
             );
-            town.wait_named(&[chain]);
-            rules(&town, more);
+            topology.wait_named(&[chain]);
+            rules(&topology, more);
             if is_open {
-                town.wait_named(&[]);
-                town.assert_passes(v4, &format!("{more:?}"));
+                topology.wait_named(&[]);
+                topology.assert_passes(v4, &format!("{more:?}"));
             } else {
                 std::thread::sleep(2 * SECOND);
-                town.wait_named(&[chain]);
+                topology.wait_named(&[chain]);
             }
         }
-        rules(&town, &["-F", "-P FORWARD ACCEPT"]);
-        town.wait_named(&[]);
+        rules(&topology, &["-F", "-P FORWARD ACCEPT"]);
+        topology.wait_named(&[]);
     }
 }
 
@@ -210,26 +208,26 @@ fn a_chain_of_the_legacy_iptables_is_named_until_its_commands_are_run() {
 fn chains_of_ipv6_and_of_both_families_are_named() {
     harness::require_root!();
     skip_if!(skip::no_nft());
-    let mut town = Town::build();
-    town.nft("add table ip6 filter");
-    town.nft("add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }");
-    let message = town.wait_named(&["ip6 filter FORWARD"]);
+    let mut topology = Topology::build();
+    topology.nft("add table ip6 filter");
+    topology.nft("add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }");
+    let message = topology.wait_named(&["ip6 filter FORWARD"]);
     assert!(
         message.contains("`ip6tables -I FORWARD -s fd00:244::/46 -j ACCEPT`"),
         "{message}"
     );
-    town.assert_dropped(false);
-    town.assert_passes(true, "the other family");
-    town.mend(&message);
-    town.wait_named(&[]);
-    town.assert_passes(false, "mended");
+    topology.assert_dropped(false);
+    topology.assert_passes(true, "the other family");
+    topology.run_commands_of(&message);
+    topology.wait_named(&[]);
+    topology.assert_passes(false, "after the commands");
 
     // The chain of firewalld: a policy that accepts, and a last rule that does not.
-    town.nft("add table inet guard");
-    town.nft("add chain inet guard forward { type filter hook forward priority 10; policy accept; }");
-    town.nft("add rule inet guard forward ct state { established, related } accept");
-    town.nft("add rule inet guard forward reject with icmpx type admin-prohibited");
-    let message = town.wait_named(&["inet guard forward"]);
+    topology.nft("add table inet guard");
+    topology.nft("add chain inet guard forward { type filter hook forward priority 10; policy accept; }");
+    topology.nft("add rule inet guard forward ct state { established, related } accept");
+    topology.nft("add rule inet guard forward reject with icmpx type admin-prohibited");
+    let message = topology.wait_named(&["inet guard forward"]);
     for rule in [
         "ip saddr 10.244.0.0/22",
         "ip daddr 10.244.0.0/22",
@@ -239,13 +237,13 @@ fn chains_of_ipv6_and_of_both_families_are_named() {
         let command = format!("`nft insert rule inet guard forward {rule} accept`");
         assert!(message.contains(&command), "{message}");
     }
-    town.assert_dropped(true);
-    town.assert_dropped(false);
-    assert_eq!(town.restart_named(&["inet guard forward"]), message);
-    town.mend(&message);
-    town.wait_named(&[]);
+    topology.assert_dropped(true);
+    topology.assert_dropped(false);
+    assert_eq!(topology.restart_named(&["inet guard forward"]), message);
+    topology.run_commands_of(&message);
+    topology.wait_named(&[]);
     for v4 in [true, false] {
-        town.assert_passes(v4, "mended");
+        topology.assert_passes(v4, "after the commands");
     }
 }
 
@@ -253,7 +251,7 @@ fn chains_of_ipv6_and_of_both_families_are_named() {
 fn a_firewall_that_lets_pods_through_is_not_named() {
     harness::require_root!();
     skip_if!(skip::no_nft());
-    let mut town = Town::build();
+    let mut topology = Topology::build();
     // The chain of ufw: a policy that drops, and chains of the operator.
     for line in [
         "add table inet firewall",
@@ -279,71 +277,72 @@ fn a_firewall_that_lets_pods_through_is_not_named() {
         "add chain ip filter entry { type filter hook input priority 0; policy accept; }",
         "add rule ip filter entry ip saddr 203.0.113.1 drop",
     ] {
-        town.nft(line);
+        topology.nft(line);
     }
-    town.assert_not_named();
+    topology.assert_not_named();
     for v4 in [true, false] {
-        town.assert_passes(v4, "beside it");
+        topology.assert_passes(v4, "beside it");
     }
-    town.restart();
-    town.assert_not_named();
+    topology.restart();
+    topology.assert_not_named();
     // Without the rules of the operator's chain the packets of pods are dropped.
-    town.nft("flush chain inet firewall user-forward");
-    town.wait_named(&["inet firewall forward"]);
-    town.assert_dropped(true);
+    topology.nft("flush chain inet firewall user-forward");
+    topology.wait_named(&["inet firewall forward"]);
+    topology.assert_dropped(true);
 }
 
 #[test]
 fn chains_at_interfaces_of_pods_and_uplinks_are_named() {
     harness::require_root!();
     skip_if!(skip::no_nft());
-    let town = Town::build();
-    let (pod, chain) = (town.near.host_interface().to_owned(), "netdev guard entry");
+    let topology = Topology::build();
+    let (pod, chain) = (topology.near.host_interface().to_owned(), "netdev guard entry");
     let hook = |device: &str| format!("type filter hook ingress device {device} priority 0;");
-    town.nft("add table netdev guard");
-    town.nft(&format!(
+    topology.nft("add table netdev guard");
+    topology.nft(&format!(
         "add chain netdev guard entry {{ {} policy drop; }}",
         hook(&pod)
     ));
-    let message = town.wait_named(&[chain]);
+    let message = topology.wait_named(&[chain]);
     assert!(
         message.contains(&format!("what pods send at interface {pod}")),
         "{message}"
     );
-    let to = SocketAddr::new(of_family(town.far.addresses(), true), 8080);
-    town.near
+    let to = SocketAddr::new(of_family(topology.far.addresses(), true), 8080);
+    topology
+        .near
         .ask_within(Probe::Udp, to, SECOND / 2)
         .expect_err("it is dropped");
-    town.mend(&message);
-    town.wait_named(&[]);
-    town.assert_passes(true, "mended");
-    town.nft("delete table netdev guard");
+    topology.run_commands_of(&message);
+    topology.wait_named(&[]);
+    topology.assert_passes(true, "after the commands");
+    topology.nft("delete table netdev guard");
 
-    town.nft("add table netdev guard");
-    town.nft(&format!(
+    topology.nft("add table netdev guard");
+    topology.nft(&format!(
         "add chain netdev guard entry {{ {} policy accept; }}",
         hook("eth0")
     ));
-    town.nft("add rule netdev guard entry ip saddr 203.0.113.0/24 drop");
-    town.nft("add rule netdev guard entry udp dport 9 drop");
-    town.assert_not_named();
-    town.nft("add rule netdev guard entry ip daddr 10.244.0.0/16 drop");
-    let message = town.wait_named(&[chain]);
+    topology.nft("add rule netdev guard entry ip saddr 203.0.113.0/24 drop");
+    topology.nft("add rule netdev guard entry udp dport 9 drop");
+    topology.assert_not_named();
+    topology.nft("add rule netdev guard entry ip daddr 10.244.0.0/16 drop");
+    let message = topology.wait_named(&[chain]);
     assert!(
         message.contains("what pods are sent at interface eth0"),
         "{message}"
     );
-    town.mend(&message);
-    town.wait_named(&[]);
-    town.assert_passes(true, "mended at the uplink");
+    topology.run_commands_of(&message);
+    topology.wait_named(&[]);
+    topology.assert_passes(true, "after the commands at the uplink");
     // A chain on an interface that leads to no pods is not reported.
-    town.nft("delete table netdev guard");
-    town.nft("add table netdev guard");
-    town.nft(&format!(
+    topology.nft("delete table netdev guard");
+    topology.nft("add table netdev guard");
+    topology.nft(&format!(
         "add chain netdev guard entry {{ {} policy drop; }}",
         hook("lo")
     ));
-    town.assert_not_named();
+    topology.assert_not_named();
 }
 
 #[test]

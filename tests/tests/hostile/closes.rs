@@ -10,7 +10,7 @@ use harness::{Endpoint, Service, eventually, wait_for};
 use proxy_common::maps::{Flow, FlowKey};
 
 use crate::dead_entries::age_all;
-use crate::town::{SOON, Town, await_collection, of_family};
+use crate::topology::{SOON, Topology, await_collection, of_family};
 
 const NODE_PORT: u16 = 30_090;
 /// Longer than the lifetime of a connection that one side has closed, and shorter than that of an open one.
@@ -52,18 +52,22 @@ fn send(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) {
 }
 
 /// A listener in a pod, behind a service with a node port.
-fn behind_a_service(town: &Town) -> TcpListener {
-    let listener = town.web.tcp_listen(8181).expect("a listener");
+fn behind_a_service(topology: &Topology) -> TcpListener {
+    let listener = topology.web.tcp_listen(8181).expect("a listener");
     let service = Service::new("long")
         .cluster_ip("10.96.3.10")
         .cluster_ip("fd00:96::3:10")
         .tcp("talk", 90, 8181)
         .node_port("talk", NODE_PORT);
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
-        drop(wait_for("the service", 2 * SOON, || town.outside.tcp_connect(to)));
+        let to = SocketAddr::new(of_family(topology.node(), v4), NODE_PORT);
+        drop(wait_for("the service", 2 * SOON, || {
+            topology.outside.tcp_connect(to)
+        }));
         drop(listener.accept().expect("a connection"));
     }
     listener
@@ -76,22 +80,22 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn of(town: &Town) -> Self {
+    fn of(topology: &Topology) -> Self {
         Self {
-            outside: town.outside.tcp_listen(9100).expect("a listener"),
-            web: behind_a_service(town),
+            outside: topology.outside.tcp_listen(9100).expect("a listener"),
+            web: behind_a_service(topology),
         }
     }
 
     /// Opens a connection to each listener. With each comes a source and a destination for forged segments of
     /// a host outside. For the first connection they are the server's packets, for the second the client's.
-    fn connect(&self, town: &Town, v4: bool) -> [(Ends, [SocketAddr; 2]); 2] {
+    fn connect(&self, topology: &Topology, v4: bool) -> [(Ends, [SocketAddr; 2]); 2] {
         let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        let server = SocketAddr::new(of_family(&town.outside, v4), 9100);
-        let near = town.pod.tcp_connect(server).expect("a connection");
+        let server = SocketAddr::new(of_family(&topology.outside, v4), 9100);
+        let near = topology.pod.tcp_connect(server).expect("a connection");
         let (far, seen) = self.outside.accept().expect("a connection");
-        let node_port = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
-        let client = town.outside.tcp_connect(node_port).expect("a connection");
+        let node_port = SocketAddr::new(of_family(topology.node(), v4), NODE_PORT);
+        let client = topology.outside.tcp_connect(node_port).expect("a connection");
         let (backend, _) = self.web.accept().expect("a connection");
         let from = plain(client.local_addr().expect("an address"));
         [
@@ -102,9 +106,9 @@ impl Listeners {
 }
 
 /// The number of TCP entries in the table of open connections.
-fn entries(town: &Town) -> usize {
+fn entries(topology: &Topology) -> usize {
     const PROTOCOL: usize = std::mem::offset_of!(FlowKey, protocol);
-    let flows = town
+    let flows = topology
         .node()
         .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("FLOWS");
     flows.keys().filter(|key| key[PROTOCOL] == 6).count()
@@ -114,11 +118,11 @@ fn entries(town: &Town) -> usize {
 #[test]
 fn data_that_passes_forged_ends_confirms_none() {
     harness::require_root!();
-    let town = Town::build();
-    let forge = town.forge();
-    let listeners = Listeners::of(&town);
+    let topology = Topology::build();
+    let forge = topology.forge();
+    let listeners = Listeners::of(&topology);
     for (v4, flags) in [(true, FIN | ACK), (false, FIN | ACK), (true, FIN)] {
-        let mut held = listeners.connect(&town, v4);
+        let mut held = listeners.connect(&topology, v4);
         for (ends, _) in &mut held {
             assert_goes_on(ends, "before");
         }
@@ -144,8 +148,8 @@ fn data_that_passes_forged_ends_confirms_none() {
             assert_goes_on(ends, "after the data");
         }
         std::thread::sleep(Duration::from_millis(300));
-        age_all(&town, LONG);
-        await_collection(&town);
+        age_all(&topology, LONG);
+        await_collection(&topology);
         for (ends, [from, to]) in &mut held {
             assert_goes_on(
                 ends,
@@ -159,23 +163,23 @@ fn data_that_passes_forged_ends_confirms_none() {
 #[test]
 fn an_end_before_the_handshake_shortens_no_connection() {
     harness::require_root!();
-    let town = Town::build();
-    let forge = town.forge();
-    let listener = behind_a_service(&town);
+    let topology = Topology::build();
+    let forge = topology.forge();
+    let listener = behind_a_service(&topology);
     for (v4, flags) in [(true, FIN), (false, FIN | ACK)] {
-        let to = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
-        let from = SocketAddr::new(of_family(&town.outside, v4), 45_678);
+        let to = SocketAddr::new(of_family(topology.node(), v4), NODE_PORT);
+        let from = SocketAddr::new(of_family(&topology.outside, v4), 45_678);
         for _ in 0..3 {
             forge.send(&packet::tcp(from, to, flags, 0x1234_5678, b""));
         }
-        let client = town.outside.tcp_connect_from(from, to).expect("a connection");
+        let client = topology.outside.tcp_connect_from(from, to).expect("a connection");
         let (backend, _) = listener.accept().expect("a connection");
         let mut ends = [client, backend];
         assert_goes_on(&mut ends, "before");
         std::thread::sleep(Duration::from_millis(1500));
         assert_goes_on(&mut ends, "a tick later");
-        age_all(&town, LONG);
-        await_collection(&town);
+        age_all(&topology, LONG);
+        await_collection(&topology);
         assert_goes_on(&mut ends, "two hours later");
     }
 }
@@ -186,16 +190,16 @@ fn an_end_before_the_handshake_shortens_no_connection() {
 fn connections_that_end_after_fast_transfers_leave_no_entries() {
     const FAST: usize = 256 << 20;
     harness::require_root!();
-    let town = Town::build();
-    let listeners = Listeners::of(&town);
-    eventually("earlier connections to end", 2 * SOON, || entries(&town) == 0);
+    let topology = Topology::build();
+    let listeners = Listeners::of(&topology);
+    eventually("earlier connections to end", 2 * SOON, || entries(&topology) == 0);
     for v4 in [true, false] {
         for (bytes, aborts) in [(FAST, true), (FAST, false), (1 << 18, true), (1 << 18, false)] {
             for _ in 0..2 {
-                for (mut ends, _) in listeners.connect(&town, v4) {
+                for (mut ends, _) in listeners.connect(&topology, v4) {
                     let [client, server] = &mut ends;
                     send(client, server, bytes);
-                    assert!(entries(&town) >= 2, "it is open");
+                    assert!(entries(&topology) >= 2, "it is open");
                     if aborts {
                         let socket = socket2::SockRef::from(&*client);
                         socket.set_linger(Some(Duration::ZERO)).expect("to linger");
@@ -204,7 +208,7 @@ fn connections_that_end_after_fast_transfers_leave_no_entries() {
             }
             let what =
                 format!("connections of {bytes} bytes, aborted: {aborts}, IPv4: {v4}, to leave nothing");
-            eventually(&what, SOON, || entries(&town) == 0);
+            eventually(&what, SOON, || entries(&topology) == 0);
         }
     }
 }

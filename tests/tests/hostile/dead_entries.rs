@@ -13,36 +13,36 @@ use proxy_common::Plain;
 use proxy_common::maps::{Flow, FlowKey};
 
 use crate::tags::sender;
-use crate::town::{SOON, Town, await_collection, came_before, captured, honest, of_family};
+use crate::topology::{SOON, Topology, await_collection, came_before, captured, honest, of_family};
 
 const HOUR: Duration = Duration::from_hours(1);
 
 /// Removes every flow of the first node.
-fn forget_all(town: &Town) -> usize {
+fn forget_all(topology: &Topology) -> usize {
     const KEY: usize = size_of::<FlowKey>();
     const VALUE: usize = size_of::<Flow>();
-    let forget = |table| town.node().clear_table::<KEY, VALUE>(table);
+    let forget = |table| topology.node().clear_table::<KEY, VALUE>(table);
     forget("FLOWS") + forget("STREAMS") + forget("NEW_FLOWS")
 }
 
 /// Makes every flow of the first node older by this time.
-pub fn age_all(town: &Town, by: Duration) {
+pub fn age_all(topology: &Topology, by: Duration) {
     const KEY: usize = size_of::<FlowKey>();
     const VALUE: usize = size_of::<Flow>();
     const SEEN: usize = std::mem::offset_of!(Flow, seen);
     let ticks = u32::try_from(by.as_nanos() >> 30).expect("few ticks");
     for table in ["FLOWS", "STREAMS", "NEW_FLOWS"] {
-        for (key, mut flow) in town.node().table::<KEY, VALUE>(table) {
+        for (key, mut flow) in topology.node().table::<KEY, VALUE>(table) {
             let seen = u32::from_ne_bytes(flow[SEEN..SEEN + 4].try_into().expect("four bytes"));
             flow[SEEN..SEEN + 4].copy_from_slice(&seen.wrapping_sub(ticks).to_ne_bytes());
-            town.node().set_element::<KEY, VALUE>(table, key, flow);
+            topology.node().set_element::<KEY, VALUE>(table, key, flow);
         }
     }
 }
 
 /// The flows that are past their handshake.
-fn open_flows(town: &Town) -> HashSet<[u8; size_of::<FlowKey>()]> {
-    let flows = town
+fn open_flows(topology: &Topology) -> HashSet<[u8; size_of::<FlowKey>()]> {
+    let flows = topology
         .node()
         .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("FLOWS");
     flows.into_keys().collect()
@@ -55,46 +55,46 @@ fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> std::io::Result<()> {
 }
 
 /// The sources of packets that came with a pod's address.
-fn untranslated(town: &Town, capture: &PacketSocket) -> Vec<SocketAddr> {
+fn untranslated(topology: &Topology, capture: &PacketSocket) -> Vec<SocketAddr> {
     let came = capture.so_far().expect("to read");
     let sources = came
         .iter()
         .filter(|frame| !frame.outgoing)
         .filter_map(|frame| sender(&frame.bytes));
     sources
-        .filter(|source| town.pod.addresses().contains(&source.ip()))
+        .filter(|source| topology.pod.addresses().contains(&source.ip()))
         .collect()
 }
 
 #[test]
 fn a_pods_segment_in_mid_flow_leaves_by_the_same_port_without_an_entry() {
     harness::require_root!();
-    let town = Town::build();
-    let listener = town.outside.tcp_listen(9100).expect("a listener");
-    let capture = captured(&town.outside);
+    let topology = Topology::build();
+    let listener = topology.outside.tcp_listen(9100).expect("a listener");
+    let capture = captured(&topology.outside);
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
+        let to = SocketAddr::new(of_family(&topology.outside, v4), 9100);
         for number in 0..5 {
-            let mut near = town.pod.tcp_connect(to).expect("a connection");
+            let mut near = topology.pod.tcp_connect(to).expect("a connection");
             let (mut far, seen) = listener.accept().expect("a connection");
             assert_eq!(
                 seen.ip().to_canonical(),
-                of_family(town.node(), v4),
+                of_family(topology.node(), v4),
                 "masqueraded"
             );
             exchange(&mut near, &mut far)
                 .and_then(|()| exchange(&mut far, &mut near))
                 .expect("before");
-            assert!(forget_all(&town) > 0, "there was an entry");
+            assert!(forget_all(&topology) > 0, "there was an entry");
             let what = format!("connection {number} to {to}, whose entry is gone");
             exchange(&mut near, &mut far).unwrap_or_else(|error| panic!("{what}: {error}"));
             exchange(&mut far, &mut near).unwrap_or_else(|error| panic!("{what}, back: {error}"));
             // The segments that close the connection must be translated too.
-            assert!(forget_all(&town) > 0, "there is one again");
+            assert!(forget_all(&topology) > 0, "there is one again");
             drop(near);
             far.set_read_timeout(Some(SOON)).expect("a deadline");
             assert_eq!(far.read(&mut [0; 8]).expect("the end"), 0, "{what}");
-            let own = untranslated(&town, &capture);
+            let own = untranslated(&topology, &capture);
             assert!(own.is_empty(), "{what}: {own:?} came out");
         }
     }
@@ -105,20 +105,20 @@ fn a_pods_segment_in_mid_flow_leaves_by_the_same_port_without_an_entry() {
 #[test]
 fn a_clients_segment_in_mid_flow_finds_its_backend_without_an_entry() {
     harness::require_root!();
-    let town = Town::build();
+    let topology = Topology::build();
     for v4 in [true, false] {
-        for to in town.entrances(v4).into_iter().take(4) {
-            let mut client = town.outside.tcp_connect(to).expect("a connection");
+        for to in topology.entrances(v4).into_iter().take(4) {
+            let mut client = topology.outside.tcp_connect(to).expect("a connection");
             let mut buffer = [0; 256];
             let greeted = client.read(&mut buffer).expect("a greeting");
             assert!(buffer[..greeted].starts_with(b"web "));
-            assert!(forget_all(&town) > 0, "there was an entry");
+            assert!(forget_all(&topology) > 0, "there was an entry");
             client.write_all(b"word\n").expect("to write");
             client.set_read_timeout(Some(SOON)).expect("a deadline");
-            let answered = client
+            let replied = client
                 .read(&mut buffer)
                 .unwrap_or_else(|error| panic!("{to}: {error}"));
-            assert_eq!(&buffer[..answered], b"web word\n", "{to}");
+            assert_eq!(&buffer[..replied], b"web word\n", "{to}");
         }
     }
 }
@@ -131,7 +131,7 @@ fn connections_go_on_after_a_day_of_silence() {
 }
 
 #[test]
-fn connections_are_remembered_for_as_long_as_the_operator_says() {
+fn connections_live_for_the_configured_time() {
     harness::require_root!();
     let config = "conntrack: {tcpEstablishedTimeout: 1h}\n";
     assert_remembered(config, [HOUR * 11 / 12, HOUR * 13 / 12]);
@@ -144,32 +144,34 @@ const TALK: u16 = 30_090;
 /// netfilter would let go on.
 #[track_caller]
 fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
-    let town = Town::with(harness::NodeSpec::millrace(), config);
-    let listener = town.outside.tcp_listen(9100).expect("a listener");
-    let capture = captured(&town.outside);
-    // The town's own servers would accept the connections.
-    let at_web = town.web.tcp_listen(8181).expect("a listener");
+    let topology = Topology::with(harness::NodeSpec::millrace(), config);
+    let listener = topology.outside.tcp_listen(9100).expect("a listener");
+    let capture = captured(&topology.outside);
+    // The topology's own servers would accept the connections.
+    let at_web = topology.web.tcp_listen(8181).expect("a listener");
     let talk = Service::new("talk")
         .cluster_ip("10.96.3.10")
         .cluster_ip("fd00:96::3:10")
         .tcp("talk", 90, 8181)
         .node_port("talk", TALK);
-    town.world.apply_all(talk.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&talk);
+    topology
+        .world
+        .apply_all(talk.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&talk);
     for (silence, is_remembered) in [(shorter, true), (longer, false)] {
-        let others = open_flows(&town);
-        let held = Held::open(&town, &listener, &at_web);
-        let flows: HashSet<_> = open_flows(&town).difference(&others).copied().collect();
+        let others = open_flows(&topology);
+        let held = Held::open(&topology, &listener, &at_web);
+        let flows: HashSet<_> = open_flows(&topology).difference(&others).copied().collect();
         let connections = held.out.len() + held.inward.len() + held.speaking.len();
         assert!(
             flows.len() >= connections,
             "{} flows of {connections} connections",
             flows.len()
         );
-        age_all(&town, silence);
+        age_all(&topology, silence);
         if is_remembered {
-            await_collection(&town);
-            let left = open_flows(&town).intersection(&flows).count();
+            await_collection(&topology);
+            let left = open_flows(&topology).intersection(&flows).count();
             assert_eq!(
                 left,
                 flows.len(),
@@ -177,11 +179,11 @@ fn assert_remembered(config: &str, [shorter, longer]: [Duration; 2]) {
             );
         } else {
             eventually("what has expired to be collected", 4 * SOON, || {
-                open_flows(&town).is_empty()
+                open_flows(&topology).is_empty()
             });
         }
         held.assert_goes_on(silence, is_remembered);
-        let own = untranslated(&town, &capture);
+        let own = untranslated(&topology, &capture);
         assert!(own.is_empty(), "after {silence:?}: {own:?} came out");
     }
 }
@@ -198,27 +200,27 @@ struct Held {
 
 impl Held {
     #[track_caller]
-    fn open(town: &Town, at_outside: &TcpListener, at_web: &TcpListener) -> Self {
+    fn open(topology: &Topology, at_outside: &TcpListener, at_web: &TcpListener) -> Self {
         let (mut out, mut inward, mut speaking) = (Vec::new(), Vec::new(), Vec::new());
         for v4 in [true, false] {
-            let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
+            let to = SocketAddr::new(of_family(&topology.outside, v4), 9100);
             for outside_first in [false, true] {
-                let mut near = town.pod.tcp_connect(to).expect("a connection");
+                let mut near = topology.pod.tcp_connect(to).expect("a connection");
                 let (mut far, _) = at_outside.accept().expect("a connection");
                 exchange(&mut near, &mut far)
                     .and_then(|()| exchange(&mut far, &mut near))
                     .expect("before");
                 out.push((near, far, outside_first));
             }
-            for to in town.entrances(v4).into_iter().take(4) {
-                let mut client = town.outside.tcp_connect(to).expect("a connection");
+            for to in topology.entrances(v4).into_iter().take(4) {
+                let mut client = topology.outside.tcp_connect(to).expect("a connection");
                 let greeted = client.read(&mut [0; 256]).expect("a greeting");
                 assert!(greeted > 0);
                 inward.push((client, to));
             }
-            let to = SocketAddr::new(of_family(town.node(), v4), TALK);
+            let to = SocketAddr::new(of_family(topology.node(), v4), TALK);
             for _ in 0..3 {
-                let mut client = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(to));
+                let mut client = wait_for("the service", 2 * SOON, || topology.outside.tcp_connect(to));
                 let (mut server, _) = at_web.accept().expect("a connection");
                 exchange(&mut client, &mut server)
                     .and_then(|()| exchange(&mut server, &mut client))
@@ -262,10 +264,10 @@ impl Held {
             client.write_all(b"word\n").expect("to write");
             client.set_read_timeout(Some(SOON)).expect("a deadline");
             let mut buffer = [0; 256];
-            let answered = client
+            let replied = client
                 .read(&mut buffer)
                 .unwrap_or_else(|error| panic!("{to} after {silence:?}: {error}"));
-            assert_eq!(&buffer[..answered], b"web word\n", "{to}");
+            assert_eq!(&buffer[..replied], b"web word\n", "{to}");
         }
     }
 }
@@ -273,26 +275,30 @@ impl Held {
 /// A pod replies with its own address to packets that come to it from outside. An earlier exchange of the
 /// same ports, begun by the pod, was masqueraded and has expired.
 #[test]
-fn an_expired_exchange_has_no_say_about_what_comes_from_outside() {
+fn an_expired_flow_affects_no_packet_from_outside() {
     const PORT: u16 = 7946;
     harness::require_root!();
-    let town = Town::build();
-    for range in town.node().pod_cidrs() {
-        town.outside.route_via(range, town.node());
+    let topology = Topology::build();
+    for range in topology.node().pod_cidrs() {
+        topology.outside.route_via(range, topology.node());
     }
     for v4 in [true, false] {
-        let [outside, inside] =
-            [&*town.outside as &Place, &town.pod].map(|place| SocketAddr::new(of_family(place, v4), PORT));
-        let far = town.outside.udp_bind(outside).expect("a socket");
-        let near = town.pod.udp_bind(inside).expect("a socket");
+        let [outside, inside] = [&*topology.outside as &Place, &topology.pod]
+            .map(|place| SocketAddr::new(of_family(place, v4), PORT));
+        let far = topology.outside.udp_bind(outside).expect("a socket");
+        let near = topology.pod.udp_bind(inside).expect("a socket");
         let mut buffer = [0; 16];
         near.send_to(b"first", outside).expect("to send");
         let (_, seen) = far.recv_from(&mut buffer).expect("the first");
-        assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
-        let expired = waiting_flows(&town, inside);
+        assert_eq!(seen.ip(), of_family(topology.node(), v4), "masqueraded");
+        let expired = waiting_flows(&topology, inside);
         assert!(expired > 0, "the exchange has an entry");
-        age_all(&town, HOUR);
-        assert_eq!(waiting_flows(&town, inside), expired, "its entry is still there");
+        age_all(&topology, HOUR);
+        assert_eq!(
+            waiting_flows(&topology, inside),
+            expired,
+            "its entry is still there"
+        );
         for round in 0..3 {
             far.send_to(b"hello", inside).expect("to send");
             let (_, from) = near.recv_from(&mut buffer).expect("a hello");
@@ -305,8 +311,8 @@ fn an_expired_exchange_has_no_say_about_what_comes_from_outside() {
 }
 
 /// The number of flows from this source that are in the table of new flows.
-fn waiting_flows(town: &Town, from: SocketAddr) -> usize {
-    let flows = town
+fn waiting_flows(topology: &Topology, from: SocketAddr) -> usize {
+    let flows = topology
         .node()
         .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("NEW_FLOWS");
     let keys = flows.keys().filter_map(|key| FlowKey::from_bytes(key));
@@ -316,12 +322,12 @@ fn waiting_flows(town: &Town, from: SocketAddr) -> usize {
 
 /// Segments and messages that belong to no flow, as a pod can send them at any time.
 #[test]
-fn what_belongs_to_no_flow_does_not_leave_with_a_pods_address() {
+fn packets_without_a_flow_do_not_leave_with_a_pods_address() {
     harness::require_root!();
-    let town = Town::build();
-    let (capture, forge) = (captured(&town.outside), town.pod.forge_out());
+    let topology = Topology::build();
+    let (capture, forge) = (captured(&topology.outside), topology.pod.forge_out());
     for v4 in [true, false] {
-        let [from, to] = [of_family(&town.pod, v4), of_family(&town.outside, v4)];
+        let [from, to] = [of_family(&topology.pod, v4), of_family(&topology.outside, v4)];
         let (source, target) = (SocketAddr::new(from, 777), SocketAddr::new(to, 9100));
         for (number, flags) in (0..).zip([ACK, FIN, FIN | ACK, RST, RST | ACK, SYN | ACK, SYN | RST, 0, 0xff])
         {
@@ -346,11 +352,15 @@ fn what_belongs_to_no_flow_does_not_leave_with_a_pods_address() {
             }
         }
         let what = format!("from {from}");
-        let _listener = town
+        let _listener = topology
             .outside
             .udp_bind(SocketAddr::new(to, 9200))
             .expect("a socket");
-        let came = came_before(&capture, &what, &mut honest(&town.pod, SocketAddr::new(to, 9200)));
+        let came = came_before(
+            &capture,
+            &what,
+            &mut honest(&topology.pod, SocketAddr::new(to, 9200)),
+        );
         let own: Vec<_> = came
             .iter()
             .filter(|frame| sender(&frame.bytes).is_some_and(|source| source.ip() == from))

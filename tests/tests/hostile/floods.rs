@@ -13,9 +13,9 @@ use harness::{Client, Forge, NodeSpec, Place, Probe, eventually, slowness};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
-use crate::town::{
-    BALANCER, CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Town, at, came_before, captured, counted,
-    metric, of_family,
+use crate::topology::{
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SECOND, SOON, Topology, at, came_before, captured,
+    counted, metric, of_family,
 };
 
 const HANDSHAKES: u16 = 30_000;
@@ -27,13 +27,13 @@ const ALL_PORTS: &str = "";
 /// The number of other clients.
 const OTHERS: usize = 100;
 /// The time within which the agent reports a share that was reached.
-const TOLD: Duration = Duration::from_secs(10);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reasons that are counted for a packet that begins a flow.
 const BEGINS: [Reason; 3] = [Reason::NewFlow, Reason::SourcePortShare, Reason::NoSourcePort];
 
 /// The record of a flood that is over.
 struct Flood<'a> {
-    town: &'a Town,
+    topology: &'a Topology,
     what: &'a str,
     sent: u64,
     begun: u64,
@@ -44,16 +44,21 @@ struct Flood<'a> {
 
 impl<'a> Flood<'a> {
     /// Sends packets as fast as possible.
-    fn send(town: &'a Town, forge: &Forge, what: &'a str, packets: impl Iterator<Item = Vec<u8>>) -> Self {
-        let begun = counted(town.node(), &BEGINS);
-        let refused = counted(town.node(), &[Reason::SourcePortShare]);
+    fn send(
+        topology: &'a Topology,
+        forge: &Forge,
+        what: &'a str,
+        packets: impl Iterator<Item = Vec<u8>>,
+    ) -> Self {
+        let begun = counted(topology.node(), &BEGINS);
+        let refused = counted(topology.node(), &[Reason::SourcePortShare]);
         let (start, mut sent) = (Instant::now(), 0);
         for packet in packets {
             forge.send(&packet);
             sent += 1;
         }
         Self {
-            town,
+            topology,
             what,
             sent,
             begun,
@@ -83,7 +88,7 @@ impl<'a> Flood<'a> {
         );
     }
 
-    /// From five seconds after the flood on, 99 of a hundred other clients have an answer at the first try.
+    /// From five seconds after the flood on, 99 of a hundred other clients have a reply at the first try.
     #[track_caller]
     fn assert_others_are_served_at_once(&self, client: &Place, probe: Probe, to: SocketAddr) {
         std::thread::sleep(SOON.saturating_sub(self.ended.elapsed()));
@@ -103,7 +108,7 @@ impl<'a> Flood<'a> {
         self.assert_others_are_served(others, probe, to);
         self.assert_arrived();
         if let Some(client) = share {
-            self.assert_share_is_told(client);
+            self.assert_share_is_reported(client);
         }
         self.assert_others_are_served_at_once(others, probe, to);
     }
@@ -112,7 +117,7 @@ impl<'a> Flood<'a> {
     #[track_caller]
     fn assert_arrived(&self) {
         let (sent, what) = (self.sent, self.what);
-        let begun = counted(self.town.node(), &BEGINS) - self.begun;
+        let begun = counted(self.topology.node(), &BEGINS) - self.begun;
         assert!(
             begun * 100 >= sent * 95,
             "{what}: {begun} flows of {sent} packets began or were refused"
@@ -121,15 +126,18 @@ impl<'a> Flood<'a> {
 
     /// Asserts that the share was reached, and that the gauge and `status` report it in time.
     #[track_caller]
-    fn assert_share_is_told(&self, client: &str) {
-        let refused = counted(self.town.node(), &[Reason::SourcePortShare]) - self.refused;
+    fn assert_share_is_reported(&self, client: &str) {
+        let refused = counted(self.topology.node(), &[Reason::SourcePortShare]) - self.refused;
         let (what, sent, took) = (self.what, self.sent, self.took);
         assert!(
             refused > 0,
             "{what}: none of {sent} packets within {took:?} was refused"
         );
-        self.town
-            .assert_share_is_told("source_ports", client, TOLD.saturating_sub(self.ended.elapsed()));
+        self.topology.assert_share_is_reported(
+            "source_ports",
+            client,
+            REPORT_TIMEOUT.saturating_sub(self.ended.elapsed()),
+        );
     }
 }
 
@@ -155,14 +163,17 @@ fn at_share<'a>(ports: &str, client: &'a str) -> Option<&'a str> {
 
 /// A silent client, the name of its share, and other clients. Other IPv6 clients are in another network,
 /// since all addresses of one network share one quota.
-fn silent_and_others<'a>(town: &'a Town, remote: &'a Client) -> [(IpAddr, &'static str, &'a Place); 2] {
+fn silent_and_others<'a>(
+    topology: &'a Topology,
+    remote: &'a Client,
+) -> [(IpAddr, &'static str, &'a Place); 2] {
     remote.route_via(
         format!("{}/128", BALANCER[1]).parse().expect("a prefix"),
-        town.node(),
+        topology.node(),
     );
     let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
     [
-        (address("192.168.50.222"), "192.168.50.222", &town.outside),
+        (address("192.168.50.222"), "192.168.50.222", &topology.outside),
         (address("fd00:50::222"), "fd00:50::", remote),
     ]
 }
@@ -181,18 +192,18 @@ fn handshakes_of_a_silent_client_do_not_close_a_service_with_all_ports() {
 
 #[track_caller]
 fn assert_handshakes_close_nothing(ports: &str, also_balancer: bool) {
-    let town = Town::with(NodeSpec::millrace(), ports);
-    let (forge, remote) = (town.forge(), town.world.add_remote_client("remote"));
-    for (silent, named, others) in silent_and_others(&town, &remote) {
+    let topology = Topology::with(NodeSpec::millrace(), ports);
+    let (forge, remote) = (topology.forge(), topology.world.add_remote_client("remote"));
+    for (silent, named, others) in silent_and_others(&topology, &remote) {
         let v4 = silent.is_ipv4();
-        let node_port = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
+        let node_port = SocketAddr::new(of_family(topology.node(), v4), NODE_PORT);
         let balancer = also_balancer.then(|| at(BALANCER[usize::from(!v4)], 80));
         for to in std::iter::once(node_port).chain(balancer) {
             let handshakes = (0..HANDSHAKES).map(|number| {
                 let from = SocketAddr::new(silent, 1024 + number);
                 packet::tcp(from, to, packet::SYN, 1, b"")
             });
-            let flood = Flood::send(&town, &forge, "a silent client's handshakes", handshakes);
+            let flood = Flood::send(&topology, &forge, "a silent client's handshakes", handshakes);
             flood.assert_harmless(others, Probe::Tcp, to, at_share(ports, named));
         }
     }
@@ -202,19 +213,22 @@ fn assert_handshakes_close_nothing(ports: &str, also_balancer: bool) {
 #[test]
 fn handshakes_of_many_silent_clients_do_not_close_a_service() {
     harness::require_root!();
-    let town = Town::build();
-    let (forge, to) = (town.forge(), SocketAddr::new(town.node().ip().into(), NODE_PORT));
+    let topology = Topology::build();
+    let (forge, to) = (
+        topology.forge(),
+        SocketAddr::new(topology.node().ip().into(), NODE_PORT),
+    );
     let handshakes = (0..HANDSHAKES).map(|number| {
         let [high, low] = number.to_be_bytes();
         let from = SocketAddr::from(([172, 31, high, low], 40_000));
         packet::tcp(from, to, packet::SYN, 1, b"")
     });
-    let flood = Flood::send(&town, &forge, "handshakes of many", handshakes);
-    flood.assert_others_are_served(&town.outside, Probe::Tcp, to);
+    let flood = Flood::send(&topology, &forge, "handshakes of many", handshakes);
+    flood.assert_others_are_served(&topology.outside, Probe::Tcp, to);
     flood.assert_arrived();
     let local = at(LOCAL_BALANCER[0], 80);
-    flood.assert_others_are_served(&town.outside, Probe::Tcp, local);
-    flood.assert_others_are_served_at_once(&town.outside, Probe::Tcp, to);
+    flood.assert_others_are_served(&topology.outside, Probe::Tcp, local);
+    flood.assert_others_are_served_at_once(&topology.outside, Probe::Tcp, to);
 }
 
 /// Datagrams that get an error or no reply do not close a service either.
@@ -232,13 +246,13 @@ fn datagrams_of_a_silent_client_do_not_close_a_service_with_all_ports() {
 
 #[track_caller]
 fn assert_datagrams_close_nothing(ports: &str) {
-    let town = Town::with(NodeSpec::millrace(), ports);
-    let (forge, remote) = (town.forge(), town.world.add_remote_client("remote"));
-    for (silent, named, others) in silent_and_others(&town, &remote) {
-        let to = SocketAddr::new(of_family(town.node(), silent.is_ipv4()), NODE_PORT);
+    let topology = Topology::with(NodeSpec::millrace(), ports);
+    let (forge, remote) = (topology.forge(), topology.world.add_remote_client("remote"));
+    for (silent, named, others) in silent_and_others(&topology, &remote) {
+        let to = SocketAddr::new(of_family(topology.node(), silent.is_ipv4()), NODE_PORT);
         let datagrams =
             (0..DATAGRAMS).map(|number| packet::udp(SocketAddr::new(silent, 1024 + number), to, b"?"));
-        let flood = Flood::send(&town, &forge, "a silent client's datagrams", datagrams);
+        let flood = Flood::send(&topology, &forge, "a silent client's datagrams", datagrams);
         flood.assert_harmless(others, Probe::Udp, to, at_share(ports, named));
     }
 }
@@ -246,39 +260,45 @@ fn assert_datagrams_close_nothing(ports: &str) {
 #[test]
 fn handshakes_to_a_host_port_do_not_close_it() {
     harness::require_root!();
-    let town = Town::build();
+    let topology = Topology::build();
     let ports = json!([{"hostPort": 8081, "containerPort": 8080, "protocol": "tcp"}]);
-    let pod = town
+    let pod = topology
         .node()
         .add_pod_by_plugin(&PodSpec::new("host-port").asking("portMappings", ports));
     let _server = pod.serve_tcp(8080);
-    let (forge, to) = (town.forge(), SocketAddr::new(town.node().ip().into(), 8081));
+    let (forge, to) = (
+        topology.forge(),
+        SocketAddr::new(topology.node().ip().into(), 8081),
+    );
     let handshakes = (0..HANDSHAKES).map(|number| {
         let from = SocketAddr::from(([192, 168, 50, 222], 1024 + number));
         packet::tcp(from, to, packet::SYN, 1, b"")
     });
-    let flood = Flood::send(&town, &forge, "a silent client's handshakes", handshakes);
-    flood.assert_others_are_served(&town.outside, Probe::Tcp, to);
+    let flood = Flood::send(&topology, &forge, "a silent client's handshakes", handshakes);
+    flood.assert_others_are_served(&topology.outside, Probe::Tcp, to);
     flood.assert_arrived();
 }
 
 /// The share is reported even if its connections are over when the agent looks.
 #[test]
-fn a_share_of_connections_that_was_reached_is_told_when_they_are_over() {
+fn a_full_share_of_connections_is_reported_when_they_end() {
     /// More than a quarter of the flows that such a small table holds.
     const CONNECTIONS: usize = 600;
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), "maps: {flows: 2048}\n");
-    let _server = town.outside.serve_tcp(8080);
-    let to = SocketAddr::new(town.outside.ip().into(), 8080);
+    let topology = Topology::with(NodeSpec::millrace(), "maps: {flows: 2048}\n");
+    let _server = topology.outside.serve_tcp(8080);
+    let to = SocketAddr::new(topology.outside.ip().into(), 8080);
     let open: Vec<_> = (0..CONNECTIONS)
-        .map(|_| town.pod.tcp_connect(to).expect("a connection"))
+        .map(|_| topology.pod.tcp_connect(to).expect("a connection"))
         .collect();
     drop(open);
-    town.assert_share_is_told("connections", &town.pod.ip().to_string(), TOLD);
+    topology.assert_share_is_reported("connections", &topology.pod.ip().to_string(), REPORT_TIMEOUT);
     // The report ends after the agent has looked twice.
-    eventually("the share to come back", 3 * TOLD, || {
-        metric(town.node(), "millrace_clients_at_share{share=\"connections\"}") == 0
+    eventually("the share to come back", 3 * REPORT_TIMEOUT, || {
+        metric(
+            topology.node(),
+            "millrace_clients_at_share{share=\"connections\"}",
+        ) == 0
     });
 }
 
@@ -335,18 +355,18 @@ fn datagrams_of_one_pod_do_not_close_a_destination_to_others_with_all_ports() {
 
 #[track_caller]
 fn assert_datagrams_of_a_pod_close_nothing(ports: &str) {
-    let town = Town::with(NodeSpec::millrace(), ports);
-    let _resolver = Resolver::start(&town.outside, 5300);
-    let forge = town.pod.forge_out();
+    let topology = Topology::with(NodeSpec::millrace(), ports);
+    let _resolver = Resolver::start(&topology.outside, 5300);
+    let forge = topology.pod.forge_out();
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(&town.outside, v4), 5300);
-        let from = of_family(&town.pod, v4);
+        let to = SocketAddr::new(of_family(&topology.outside, v4), 5300);
+        let from = of_family(&topology.pod, v4);
         let datagrams = (0..DATAGRAMS)
             .map(|number| packet::udp(SocketAddr::new(from, 1024 + number), to, b"not a question"));
-        let flood = Flood::send(&town, &forge, "another pod's datagrams", datagrams);
+        let flood = Flood::send(&topology, &forge, "another pod's datagrams", datagrams);
         let named = from.to_string();
-        flood.assert_harmless(&town.web, Probe::Udp, to, at_share(ports, &named));
-        flood.assert_others_are_served(&town.web, Probe::UdpConnected, to);
+        flood.assert_harmless(&topology.web, Probe::Udp, to, at_share(ports, &named));
+        flood.assert_others_are_served(&topology.web, Probe::UdpConnected, to);
     }
 }
 
@@ -354,12 +374,12 @@ fn assert_datagrams_of_a_pod_close_nothing(ports: &str) {
 #[test]
 fn other_packets_of_one_pod_do_not_close_a_destination_to_others() {
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), FEW_PORTS);
-    let _server = town.outside.serve_tcp(8080);
+    let topology = Topology::with(NodeSpec::millrace(), FEW_PORTS);
+    let _server = topology.outside.serve_tcp(8080);
     let (forge, from, to) = (
-        town.pod.forge_out(),
-        town.pod.ip().into(),
-        SocketAddr::new(town.outside.ip().into(), 8080),
+        topology.pod.forge_out(),
+        topology.pod.ip().into(),
+        SocketAddr::new(topology.outside.ip().into(), 8080),
     );
     let packets = (0..DATAGRAMS).flat_map(|number| {
         let source = SocketAddr::new(from, 1024 + number);
@@ -369,14 +389,15 @@ fn other_packets_of_one_pod_do_not_close_a_destination_to_others() {
         ]
     });
     let flood = Flood::send(
-        &town,
+        &topology,
         &forge,
         "another pod's handshakes and echo requests",
         packets,
     );
     let named = from.to_string();
-    flood.assert_harmless(&town.web, Probe::Tcp, to, Some(&named));
-    town.web
+    flood.assert_harmless(&topology.web, Probe::Tcp, to, Some(&named));
+    topology
+        .web
         .ping(to.ip(), SOON)
         .expect("an echo reply, after another pod's echo requests");
 }
@@ -399,37 +420,37 @@ fn in_fragments(from: SocketAddr, to: SocketAddr, id: u16, mark: &[u8]) -> Vec<V
 fn first_fragments_of_one_pod_do_not_cost_others_their_later_ones() {
     /// More than the number of entries in the table.
     const FIRSTS: u16 = 20_000;
-    const HALF_WAY: u16 = 32;
+    const FRAGMENTED: u16 = 32;
     const TRANSLATED: [Reason; 2] = [Reason::NewFlow, Reason::Established];
     harness::require_root!();
-    let town = Town::build();
-    let (client, attacker) = (town.forge(), town.pod.forge_out());
+    let topology = Topology::build();
+    let (client, attacker) = (topology.forge(), topology.pod.forge_out());
     for v4 in [true, false] {
         let n = usize::from(!v4);
-        let from = SocketAddr::new(of_family(&town.outside, v4), 4000);
+        let from = SocketAddr::new(of_family(&topology.outside, v4), 4000);
         let to = at(BALANCER[n], 80);
         let send = |id: u16, number: usize, mark: &[u8]| {
             let fragments = in_fragments(from, to, id, mark);
             client.send(&fragments[number]);
         };
-        let capture = captured(&town.web);
-        for id in 0..HALF_WAY {
+        let capture = captured(&topology.web);
+        for id in 0..FRAGMENTED {
             let what = format!("the first fragment of datagram {id} to {to}");
             came_before(&capture, &what, &mut |mark| send(id, 0, mark));
         }
         drop(capture);
-        let before = counted(town.node(), &TRANSLATED);
-        let pod = SocketAddr::new(of_family(&town.pod, v4), 4000);
+        let before = counted(topology.node(), &TRANSLATED);
+        let pod = SocketAddr::new(of_family(&topology.pod, v4), 4000);
         for id in 0..FIRSTS {
             attacker.send(&in_fragments(pod, at(CLUSTER_IP[n], 80), id, b"")[0]);
         }
-        let translated = counted(town.node(), &TRANSLATED) - before;
+        let translated = counted(topology.node(), &TRANSLATED) - before;
         assert!(
             translated * 100 >= u64::from(FIRSTS) * 95,
             "{translated} of {FIRSTS} first fragments of {pod} were translated"
         );
-        let capture = captured(&town.web);
-        for id in 0..HALF_WAY {
+        let capture = captured(&topology.web);
+        for id in 0..FRAGMENTED {
             let what = format!("the later fragment of datagram {id} to {to}");
             came_before(&capture, &what, &mut |mark| send(id, 1, mark));
         }

@@ -13,8 +13,9 @@ use harness::manifest::Family;
 use harness::{Agent, Client, Forge, Node, NodeSpec, PacketSocket, Place, Pod, Server, World, wait_for};
 use proxy_common::maps::Reason;
 
-use crate::town::{
-    Refusals, SECOND, SOON, Town, assert_nothing_came, came_before, captured, datagram, honest, wait_served,
+use crate::topology::{
+    Refusals, SECOND, SOON, Topology, assert_nothing_came, came_before, captured, datagram, honest,
+    wait_served,
 };
 
 const FORGED: &[u8] = b"forged";
@@ -62,24 +63,27 @@ fn connected(place: &Place, to: SocketAddr) -> (UdpSocket, SocketAddr) {
 }
 
 /// The result of waiting for a reply.
-fn heard(socket: &UdpSocket) -> Result<usize, ErrorKind> {
+fn received(socket: &UdpSocket) -> Result<usize, ErrorKind> {
     socket.recv(&mut [0; 64]).map_err(|error| error.kind())
 }
 
 #[test]
 fn a_pods_errors_about_packets_of_others_arrive_nowhere() {
     harness::require_root!();
-    let town = Town::build();
-    let (attacker, forge) = (&town.pod, town.pod.forge_out());
+    let topology = Topology::build();
+    let (attacker, forge) = (&topology.pod, topology.pod.forge_out());
     for v4 in [true, false] {
-        let silent = SocketAddr::new(like(&town.outside, v4), SILENT);
-        let _listener = town.outside.udp_bind(silent).expect("a socket");
+        let silent = SocketAddr::new(like(&topology.outside, v4), SILENT);
+        let _listener = topology.outside.udp_bind(silent).expect("a socket");
         // The packets of the attacker that the programs at its interface pass to the node.
-        let at_node = town
+        let at_node = topology
             .node()
             .protocol_socket(attacker.host_interface(), ether_type(v4))
             .expect("a capture");
-        let victims: [(&Place, PacketSocket); 2] = [(&town.web, captured(&town.web)), (town.node(), at_node)];
+        let victims: [(&Place, PacketSocket); 2] = [
+            (&topology.web, captured(&topology.web)),
+            (topology.node(), at_node),
+        ];
         for (victim, capture) in victims {
             let (socket, own) = connected(victim, silent);
             socket.send(b"?").expect("to send");
@@ -89,34 +93,37 @@ fn a_pods_errors_about_packets_of_others_arrive_nowhere() {
             let what = format!("an error about a question of {}", victim.name());
             let to = SocketAddr::new(own.ip(), CLOSED);
             assert_nothing_came(&capture, FORGED, &what, honest(attacker, to));
-            assert_eq!(heard(&socket), Err(ErrorKind::WouldBlock), "{what}");
+            assert_eq!(received(&socket), Err(ErrorKind::WouldBlock), "{what}");
         }
     }
 }
 
 /// The same for masqueraded packets: only the destination of a packet may report an error about it.
 #[test]
-fn a_pods_errors_end_no_questions_of_others() {
+fn a_pods_errors_end_no_exchange_of_others() {
     harness::require_root!();
-    let town = Town::build();
+    let topology = Topology::build();
     for v4 in [true, false] {
-        let silent = SocketAddr::new(like(&town.outside, v4), SILENT);
-        let listener = town.outside.udp_bind(silent).expect("a socket");
-        let (victim, _) = connected(&town.web, silent);
+        let silent = SocketAddr::new(like(&topology.outside, v4), SILENT);
+        let listener = topology.outside.udp_bind(silent).expect("a socket");
+        let (victim, _) = connected(&topology.web, silent);
         victim.send(b"?").expect("to send");
         let (_, seen) = listener.recv_from(&mut [0; 64]).expect("a question");
         let message = unreachable(v4, &packet::udp(seen, silent, b"?"));
-        let refused = Refusals::of(town.node(), &[Reason::ForgedSource]);
-        town.pod
+        let refused = Refusals::of(topology.node(), &[Reason::ForgedSource]);
+        topology
+            .pod
             .forge_out()
-            .send(&packet::icmp(like(&town.pod, v4), seen.ip(), &message));
-        assert_eq!(heard(&victim), Err(ErrorKind::WouldBlock), "by another pod");
+            .send(&packet::icmp(like(&topology.pod, v4), seen.ip(), &message));
+        assert_eq!(received(&victim), Err(ErrorKind::WouldBlock), "by another pod");
         refused.assert_rose_by(1, "by another pod");
-        town.forge().send(&packet::icmp(silent.ip(), seen.ip(), &message));
+        topology
+            .forge()
+            .send(&packet::icmp(silent.ip(), seen.ip(), &message));
         assert_eq!(
-            heard(&victim),
+            received(&victim),
             Err(ErrorKind::ConnectionRefused),
-            "by who was asked"
+            "by the other end"
         );
     }
 }
@@ -124,18 +131,18 @@ fn a_pods_errors_end_no_questions_of_others() {
 #[test]
 fn a_pods_error_about_a_packet_to_itself_arrives() {
     harness::require_root!();
-    let town = Town::build();
-    let far = town.world.node(2).add_pod("far");
-    let askers: [&Place; 3] = [&town.web, &far, town.node()];
+    let topology = Topology::build();
+    let far = topology.world.node(2).add_pod("far");
+    let askers: [&Place; 3] = [&topology.web, &far, topology.node()];
     for asker in askers {
         for v4 in [true, false] {
-            let to = SocketAddr::new(like(&town.pod, v4), CLOSED);
+            let to = SocketAddr::new(like(&topology.pod, v4), CLOSED);
             let (socket, _) = connected(asker, to);
-            let what = format!("{} to hear that {to} is closed", asker.name());
+            let what = format!("{} to get an error that {to} is closed", asker.name());
             wait_for(&what, SOON, || {
                 // An error about the datagram before may come at once.
-                let heard = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]));
-                match heard {
+                let received = socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]));
+                match received {
                     Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
                     other => Err(format!("{other:?}")),
                 }
@@ -194,9 +201,9 @@ impl Tunnel {
         let (socket, _) = connected(&self.near, to);
         for number in 1..=5 {
             let asked = socket.send(&[b'?'; LARGE]);
-            let answered = asked.and_then(|_| socket.recv(&mut [0; 2 * LARGE]));
-            let length = answered.unwrap_or_else(|error| panic!("{when}, question {number}: {error}"));
-            assert!(length > LARGE, "{when}: an answer of {length} bytes");
+            let replied = asked.and_then(|_| socket.recv(&mut [0; 2 * LARGE]));
+            let length = replied.unwrap_or_else(|error| panic!("{when}, question {number}: {error}"));
+            assert!(length > LARGE, "{when}: a reply of {length} bytes");
         }
     }
 }

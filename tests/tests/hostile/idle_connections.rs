@@ -18,7 +18,7 @@ use serde_json::json;
 
 use exchanges::Exchanges;
 
-use crate::town::{SECOND, SOON, Town, at, counted, metric, of_family, wait_served};
+use crate::topology::{SECOND, SOON, Topology, at, counted, metric, of_family, wait_served};
 
 /// Connections of each kind.
 const EACH: usize = 10;
@@ -66,9 +66,9 @@ fn open(client: &Place, to: SocketAddr, listener: &TcpListener, what: &str) -> V
             First::Client => [near, far],
             First::Server => [far, near],
         };
-        let [speaker, hearer] = &mut ends;
-        exchange(speaker, hearer, SOON)
-            .and_then(|()| exchange(hearer, speaker, SOON))
+        let [sender, receiver] = &mut ends;
+        exchange(sender, receiver, SOON)
+            .and_then(|()| exchange(receiver, sender, SOON))
             .expect(&what);
         Idle { what, ends }
     };
@@ -95,23 +95,23 @@ fn dead(idle: &mut [Idle]) -> Vec<String> {
     let mut dead = Vec::new();
     for Idle {
         what,
-        ends: [speaker, hearer],
+        ends: [sender, receiver],
     } in idle
     {
         let left = deadline
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
-        hearer.set_read_timeout(Some(left)).expect("a deadline");
-        let heard = hearer.read_exact(&mut [0; 4]);
-        let answered = heard.and_then(|()| exchange(hearer, speaker, left.max(SECOND)));
-        if let Err(error) = answered {
+        receiver.set_read_timeout(Some(left)).expect("a deadline");
+        let received = receiver.read_exact(&mut [0; 4]);
+        let replied = received.and_then(|()| exchange(receiver, sender, left.max(SECOND)));
+        if let Err(error) = replied {
             dead.push(format!("{what}: {error}"));
         }
     }
     dead
 }
 
-/// Questions of a pod to services, from ever new ports, each with an answer.
+/// Questions of a pod to services, from ever new ports, each with a reply.
 struct Questions<'a> {
     forge: Forge,
     from: IpAddr,
@@ -143,10 +143,10 @@ impl Questions<'_> {
                 lost = asked.saturating_sub(self.served() - start);
             }
         }
-        let answered = self.served() - start;
+        let replied = self.served() - start;
         assert!(
-            answered * 100 >= count as usize * 99,
-            "{answered} of {count} questions were answered"
+            replied * 100 >= count as usize * 99,
+            "{replied} of {count} requests got replies"
         );
     }
 }
@@ -164,18 +164,21 @@ impl Leaks {
     /// Counts from now on. Each capture has seen a packet of a pod that may leave with its own address, so it
     /// works.
     #[track_caller]
-    fn watch(town: &Town) -> Self {
-        let remote = town.world.add_remote_client("remote");
-        let captures = [(&town.outside as &Place, "eth0"), (town.world.fabric(), "br0")]
-            .map(|(place, link)| place.pod_sources_socket(link).expect("a capture"));
+    fn watch(topology: &Topology) -> Self {
+        let remote = topology.world.add_remote_client("remote");
+        let captures = [
+            (&topology.outside as &Place, "eth0"),
+            (topology.world.fabric(), "br0"),
+        ]
+        .map(|(place, link)| place.pod_sources_socket(link).expect("a capture"));
         let leaks = Self(captures);
-        let _server = town.pod.serve_udp(9300);
-        for (number, client) in [&town.outside, &remote].into_iter().enumerate() {
+        let _server = topology.pod.serve_udp(9300);
+        for (number, client) in [&topology.outside, &remote].into_iter().enumerate() {
             for v4 in [true, false] {
                 // A pod that is asked at its own address replies from that address.
-                client.route_via(town.node().pod_cidrs()[usize::from(!v4)], town.node());
-                let to = SocketAddr::new(of_family(&town.pod, v4), 9300);
-                let what = format!("an answer of {to} to {}", client.name());
+                client.route_via(topology.node().pod_cidrs()[usize::from(!v4)], topology.node());
+                let to = SocketAddr::new(of_family(&topology.pod, v4), 9300);
+                let what = format!("a reply of {to} to {}", client.name());
                 wait_for(&what, SOON, || client.ask_within(Probe::Udp, to, SECOND));
                 assert!(leaks.counts()[number] > 0, "{what} was not captured");
             }
@@ -193,10 +196,10 @@ impl Leaks {
 
 /// Waits until the gauge shows at least this number of streams; returns the time of the next count.
 #[track_caller]
-fn wait_gauge_of_streams(town: &Town, least: usize) -> Instant {
+fn wait_gauge_of_streams(topology: &Topology, least: usize) -> Instant {
     let series = "millrace_map_entries{map=\"streams\"}";
     wait_for("the gauge of streams", 3 * SOON, || {
-        match metric(town.node(), series) {
+        match metric(topology.node(), series) {
             streams if streams >= least as u64 => Ok(()),
             streams => Err(streams),
         }
@@ -206,16 +209,20 @@ fn wait_gauge_of_streams(town: &Town, least: usize) -> Instant {
 
 /// The metrics of the tables of flows are right within 1 %.
 #[track_caller]
-fn assert_gauges_are_right(town: &Town) {
+fn assert_gauges_are_right(topology: &Topology) {
     const TABLES: [(&str, &str); 3] = [
         ("FLOWS", "flows"),
         ("STREAMS", "streams"),
         ("NEW_FLOWS", "newFlows"),
     ];
-    let count = || TABLES.map(|(table, _)| town.node().table::<40, 64>(table).len());
+    let count = || TABLES.map(|(table, _)| topology.node().table::<40, 64>(table).len());
     let before = count();
-    let gauges =
-        TABLES.map(|(_, label)| metric(town.node(), &format!("millrace_map_entries{{map=\"{label}\"}}")));
+    let gauges = TABLES.map(|(_, label)| {
+        metric(
+            topology.node(),
+            &format!("millrace_map_entries{{map=\"{label}\"}}"),
+        )
+    });
     let after = count();
     for (number, (table, _)) in TABLES.iter().enumerate() {
         let gauge = usize::try_from(gauges[number]).expect("a number");
@@ -225,7 +232,7 @@ fn assert_gauges_are_right(town: &Town) {
         );
         assert!(
             gauge * 100 >= least * 99 && gauge * 100 <= most * 101,
-            "{table}: {gauge} are told, {least} to {most} are there"
+            "{table}: the gauge has {gauge}, and {least} to {most} exist"
         );
     }
     assert!(
@@ -246,9 +253,9 @@ fn flood(forge: &Forge, to: SocketAddr, is_over: &AtomicBool) -> u64 {
     sent.into()
 }
 
-/// Makes services whose only backend is a pod. They use ports of their own, since the town's servers would
+/// Makes services whose only backend is a pod. They use ports of their own, since the topology's servers would
 /// accept the connections.
-fn serve(town: &Town, backend: &Pod) {
+fn serve(topology: &Topology, backend: &Pod) {
     let long = Service::new("long")
         .cluster_ip("10.96.3.10")
         .cluster_ip("fd00:96::3:10")
@@ -265,40 +272,41 @@ fn serve(town: &Town, backend: &Pod) {
         .load_balancer_ip(LOCAL_BALANCER[1])
         .set("externalTrafficPolicy", json!("Local"));
     for service in [&long, &near] {
-        town.world.apply_all(service.slices([Endpoint::of(backend)]));
-        town.world.apply(service);
+        topology.world.apply_all(service.slices([Endpoint::of(backend)]));
+        topology.world.apply(service);
     }
     for address in [BALANCER, LOCAL_BALANCER].concat() {
         let length = if address.contains(':') { 128 } else { 32 };
         let prefix = format!("{address}/{length}");
-        town.outside
-            .route_via(prefix.parse().expect("a prefix"), town.node());
+        topology
+            .outside
+            .route_via(prefix.parse().expect("a prefix"), topology.node());
     }
     let _talking = backend.serve_tcp(9000);
     for address in [BALANCER, LOCAL_BALANCER].concat() {
         eventually("the service", 2 * SOON, || {
-            let answer = town.outside.ask_within(Probe::Tcp, at(address, 90), SECOND);
-            answer.is_ok()
+            let reply = topology.outside.ask_within(Probe::Tcp, at(address, 90), SECOND);
+            reply.is_ok()
         });
     }
 }
 
 /// Opens connections of every kind.
-fn open_all(town: &Town) -> Vec<Idle> {
-    let (outside, web, pod) = (&town.outside, &town.web, &town.pod);
-    serve(town, web);
+fn open_all(topology: &Topology) -> Vec<Idle> {
+    let (outside, web, pod) = (&topology.outside, &topology.web, &topology.pod);
+    serve(topology, web);
     let ports = json!([{"hostPort": HOST_PORT, "containerPort": 9000, "protocol": "tcp"}]);
-    let mapped = town
+    let mapped = topology
         .node()
         .add_pod_by_plugin(&PodSpec::new("mapped").asking("portMappings", ports));
-    let far = town.world.node(2).add_pod("far");
+    let far = topology.world.node(2).add_pod("far");
     let listen = |place: &Place, port: u16| place.tcp_listen(port).expect("a listener");
     let (at_web, at_mapped) = (listen(web, 9000), listen(&mapped, 9000));
     let (at_outside, at_far) = (listen(outside, 9100), listen(&far, 9000));
     let mut idle = Vec::new();
     for v4 in [true, false] {
         let n = usize::from(!v4);
-        let own = |port: u16| SocketAddr::new(of_family(town.node(), v4), port);
+        let own = |port: u16| SocketAddr::new(of_family(topology.node(), v4), port);
         let cluster_ip = at(["10.96.3.10", "fd00:96::3:10"][n], 90);
         let to_outside = SocketAddr::new(of_family(outside, v4), 9100);
         let to_far = SocketAddr::new(of_family(&far, v4), 9000);
@@ -327,8 +335,8 @@ fn open_all(town: &Town) -> Vec<Idle> {
 }
 
 /// A resolver with several services, and a pod that asks them.
-fn open_resolver(town: &Town) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
-    let resolver = town.node().add_pod("resolver");
+fn open_resolver(topology: &Topology) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
+    let resolver = topology.node().add_pod("resolver");
     // A server for each service, so that one source port makes as many flows as there are services.
     let servers = (0..SERVICES)
         .map(|number| resolver.serve_udp(5353 + number))
@@ -340,13 +348,15 @@ fn open_resolver(town: &Town) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
                 Service::new(&format!("dns-{number}"))
                     .cluster_ip(&ip)
                     .udp("dns", 53, 5353 + number);
-            town.world.apply_all(service.slices([Endpoint::of(&resolver)]));
-            town.world.apply(&service);
+            topology
+                .world
+                .apply_all(service.slices([Endpoint::of(&resolver)]));
+            topology.world.apply(&service);
             at(&ip, 53)
         })
         .collect();
     // The asker is a pod without any of the held connections.
-    let asker = town.node().add_pod("asker");
+    let asker = topology.node().add_pod("asker");
     eventually("the resolver", 2 * SOON, || {
         asker.ask_within(Probe::Udp, services[2], SECOND).is_ok()
     });
@@ -354,24 +364,24 @@ fn open_resolver(town: &Town) -> (Pod, Vec<Server>, Vec<SocketAddr>) {
 }
 
 #[test]
-fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
+fn idle_connections_survive_requests_of_others_and_a_syn_flood() {
     harness::require_root!();
-    let town = Town::build();
-    let (asker, servers, services) = open_resolver(&town);
-    let mut idle = open_all(&town);
-    let exchanges = Exchanges::hold(&town);
-    let counted_anew = wait_gauge_of_streams(&town, exchanges.all.len());
+    let topology = Topology::build();
+    let (asker, servers, services) = open_resolver(&topology);
+    let mut idle = open_all(&topology);
+    let exchanges = Exchanges::hold(&topology);
+    let counted_anew = wait_gauge_of_streams(&topology, exchanges.all.len());
     let asking = Questions {
         forge: asker.forge_out(),
         from: asker.ip().into(),
         services,
         servers: &servers,
     };
-    let node_port = SocketAddr::new(town.node().ip().into(), 30_080);
-    let leaks = Leaks::watch(&town);
-    assert_floods_begin(&town, &asking, node_port, &exchanges);
+    let node_port = SocketAddr::new(topology.node().ip().into(), 30_080);
+    let leaks = Leaks::watch(&topology);
+    assert_floods_begin(&topology, &asking, node_port, &exchanges);
     thread::sleep(counted_anew.saturating_duration_since(Instant::now()));
-    assert_gauges_are_right(&town);
+    assert_gauges_are_right(&topology);
     let dead = dead(&mut idle);
     let left = leaks.counts();
     assert!(
@@ -380,17 +390,22 @@ fn idle_connections_live_through_others_questions_and_a_flood_of_handshakes() {
         dead.len(),
         idle.len()
     );
-    exchanges.assert_kept(&town);
+    exchanges.assert_kept(&topology);
     assert_eq!(left, [0, 0], "packets that left with a pod's address");
     assert_eq!(leaks.counts(), [0, 0], "packets of streams that did");
-    wait_served(&town.outside, node_port);
+    wait_served(&topology.outside, node_port);
 }
 
 /// A pod asks during a flood of handshakes, and the programs handle both. The exchanges go on meanwhile.
 #[track_caller]
-fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAddr, exchanges: &Exchanges) {
-    let (handshakes, is_over) = (town.forge(), AtomicBool::new(false));
-    let (count, begun) = (questions(), counted(town.node(), &BEGINS));
+fn assert_floods_begin(
+    topology: &Topology,
+    asking: &Questions<'_>,
+    node_port: SocketAddr,
+    exchanges: &Exchanges,
+) {
+    let (handshakes, is_over) = (topology.forge(), AtomicBool::new(false));
+    let (count, begun) = (questions(), counted(topology.node(), &BEGINS));
     let (start, sent) = (Instant::now(), AtomicU64::new(0));
     thread::scope(|scope| {
         let _ends = Ends(&is_over);
@@ -407,7 +422,7 @@ fn assert_floods_begin(town: &Town, asking: &Questions<'_>, node_port: SocketAdd
     );
     // No more than these questions are certainly new flows.
     let new = u64::from(count.min(PORTS * u32::from(SERVICES)));
-    let begun = counted(town.node(), &BEGINS) - begun;
+    let begun = counted(topology.node(), &BEGINS) - begun;
     assert!(
         sent > 0 && begun * 100 >= (sent + new) * 95,
         "{begun} flows began or were refused, of {sent} handshakes and {new} questions"

@@ -7,9 +7,9 @@ use harness::forge::{Ethernet, Forge, link, packet};
 use proxy_common::maps::Reason;
 
 use crate::tags::sender;
-use crate::town::{
-    BALANCER, CLUSTER_IP, NODE_PORT, Refusals, SOON, Town, assert_nothing_came, at, came_before, captured,
-    datagram, honest, of_family,
+use crate::topology::{
+    BALANCER, CLUSTER_IP, NODE_PORT, Refusals, SOON, Topology, assert_nothing_came, at, came_before,
+    captured, datagram, honest, of_family,
 };
 
 const FORGED: &[u8] = b"forged";
@@ -39,16 +39,16 @@ fn send_to(forge: &Forge, mac: [u8; 6], packet: &[u8]) {
 #[test]
 fn a_frame_for_another_host_is_not_translated() {
     harness::require_root!();
-    let town = Town::build();
-    town.node().run_ip("link set eth0 promisc on");
-    let (at_web, at_outside, forge) = (town.at_web(), captured(&town.outside), town.forge());
+    let topology = Topology::build();
+    topology.node().run_ip("link set eth0 promisc on");
+    let (at_web, at_outside, forge) = (topology.at_web(), captured(&topology.outside), topology.forge());
     for mac in FOREIGN {
-        let left = Refusals::of(town.node(), OTHER_HOST);
+        let left = Refusals::of(topology.node(), OTHER_HOST);
         let mut sent = 0;
         for v4 in [true, false] {
-            let from = (of_family(&town.outside, v4), 999);
-            let mut all = town.entrances(v4);
-            all.push(SocketAddr::new(of_family(&town.web, v4), 9));
+            let from = (of_family(&topology.outside, v4), 999);
+            let mut all = topology.entrances(v4);
+            all.push(SocketAddr::new(of_family(&topology.web, v4), 9));
             for to in all {
                 send_to(&forge, mac, &datagram(from, to, FORGED));
                 let syn = packet::tcp(SocketAddr::new(from.0, 999), to, packet::SYN, 1, FORGED);
@@ -61,28 +61,37 @@ fn a_frame_for_another_host_is_not_translated() {
             }
         }
         let what = format!("for {mac:x?}");
-        assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+        assert_nothing_came(
+            &at_web,
+            FORGED,
+            &what,
+            honest(&topology.outside, at(BALANCER[0], 80)),
+        );
         let came: Vec<Frame> = at_outside.so_far().expect("to read");
         let is_echo = |frame: &&Frame| {
             let is_reply = frame.bytes.get(34) == Some(&0) || frame.bytes.get(54) == Some(&129);
             !frame.outgoing && is_reply && frame.carries(FORGED)
         };
         let came = came.iter().filter(is_echo).count();
-        assert_eq!(came, 0, "{what}: {came} echo requests were answered");
+        assert_eq!(came, 0, "{what}: {came} echo requests got replies");
         left.assert_rose_by(sent, &what);
     }
 }
 
 #[test]
-fn an_answer_for_another_host_does_not_reach_the_pod_that_was_masqueraded() {
+fn a_reply_for_another_host_does_not_reach_the_masqueraded_pod() {
     harness::require_root!();
-    let town = Town::build();
-    town.node().run_ip("link set eth0 promisc on");
-    let (at_outside, at_pod, forge) = (captured(&town.outside), captured(&town.pod), town.forge());
+    let topology = Topology::build();
+    topology.node().run_ip("link set eth0 promisc on");
+    let (at_outside, at_pod, forge) = (
+        captured(&topology.outside),
+        captured(&topology.pod),
+        topology.forge(),
+    );
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(&town.outside, v4), 5300);
-        let _listener = town.outside.udp_bind(to).expect("a socket");
-        let pod = town.pod.udp_socket_for(to).expect("a socket");
+        let to = SocketAddr::new(of_family(&topology.outside, v4), 5300);
+        let _listener = topology.outside.udp_bind(to).expect("a socket");
+        let pod = topology.pod.udp_socket_for(to).expect("a socket");
         let came = came_before(&at_outside, "a question", &mut |mark| {
             let _ = pod.send_to(b"which client do you see?", to);
             let _ = pod.send_to(mark, to);
@@ -93,38 +102,38 @@ fn an_answer_for_another_host_does_not_reach_the_pod_that_was_masqueraded() {
         let seen = question
             .and_then(|frame| sender(&frame.bytes))
             .expect("the question");
-        let left = Refusals::of(town.node(), OTHER_HOST);
+        let left = Refusals::of(topology.node(), OTHER_HOST);
         for mac in FOREIGN {
             send_to(&forge, mac, &packet::udp(to, seen, FORGED));
         }
-        assert_nothing_came(&at_pod, FORGED, "an answer for another host", |mark| {
+        assert_nothing_came(&at_pod, FORGED, "a reply for another host", |mark| {
             forge.send(&packet::udp(to, seen, mark));
         });
-        left.assert_rose_by(FOREIGN.len() as u64, "an answer for another host");
+        left.assert_rose_by(FOREIGN.len() as u64, "a reply for another host");
     }
 }
 
 #[test]
 fn a_pods_frame_for_another_host_is_not_translated() {
     harness::require_root!();
-    let town = Town::build();
-    let (at_web, forge) = (town.at_web(), town.pod.forge_out());
+    let topology = Topology::build();
+    let (at_web, forge) = (topology.at_web(), topology.pod.forge_out());
     for mac in FOREIGN {
-        let left = Refusals::of(town.node(), OTHER_HOST);
+        let left = Refusals::of(topology.node(), OTHER_HOST);
         for v4 in [true, false] {
-            let from = (of_family(&town.pod, v4), 999);
+            let from = (of_family(&topology.pod, v4), 999);
             for to in [
                 at(CLUSTER_IP[usize::from(!v4)], 80),
                 at(BALANCER[usize::from(!v4)], 80),
-                SocketAddr::new(of_family(town.node(), v4), NODE_PORT),
-                SocketAddr::new(of_family(&town.web, v4), 9),
+                SocketAddr::new(of_family(topology.node(), v4), NODE_PORT),
+                SocketAddr::new(of_family(&topology.web, v4), 9),
             ] {
                 send_to(&forge, mac, &datagram(from, to, FORGED));
             }
         }
-        let to = SocketAddr::new(town.web.ip().into(), 9);
+        let to = SocketAddr::new(topology.web.ip().into(), 9);
         let what = format!("for {mac:x?}");
-        assert_nothing_came(&at_web, FORGED, &what, honest(&town.pod, to));
+        assert_nothing_came(&at_web, FORGED, &what, honest(&topology.pod, to));
         left.assert_rose_by(2 * 4, &what);
     }
 }
@@ -132,10 +141,10 @@ fn a_pods_frame_for_another_host_is_not_translated() {
 #[test]
 fn other_protocols_of_a_pod_end_at_its_interface() {
     harness::require_root!();
-    let town = Town::build();
-    let (node, pod) = (town.node(), &town.pod);
+    let topology = Topology::build();
+    let (node, pod) = (topology.node(), &topology.pod);
     let forge = pod.forge_out();
-    let answers = captured(pod);
+    let replies = captured(pod);
     let is_arp = |frame: &Frame| !frame.outgoing && frame.bytes.get(12..14) == Some(&[0x08, 0x06]);
     let others: [u16; 9] = [
         0x88cc, // LLDP
@@ -171,8 +180,8 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
             ([0; 6], "169.254.1.1".parse().expect("an address")),
         );
         forge.send_frame(&forge.ethernet().of(link::ARP, &question));
-        let honest = answers.find(SOON, is_arp).expect("to read");
-        assert!(honest.is_some(), "ARP is answered");
+        let honest = replies.find(SOON, is_arp).expect("to read");
+        assert!(honest.is_some(), "ARP gets a reply");
         let came = capture.so_far().expect("to read").len();
         assert_eq!(came, 0, "{came} frames of EtherType {other:#06x} passed");
         refused.assert_rose_by(3, &format!("EtherType {other:#06x}"));
@@ -194,8 +203,8 @@ fn other_protocols_of_a_pod_end_at_its_interface() {
     );
     forge.send_frame(&forge.ethernet().of(link::ARP, &question));
     assert!(
-        answers.find(SOON, is_arp).expect("to read").is_some(),
-        "ARP is answered"
+        replies.find(SOON, is_arp).expect("to read").is_some(),
+        "ARP gets a reply"
     );
     assert_eq!(
         capture.so_far().expect("to read").len(),

@@ -11,8 +11,9 @@ use harness::{Endpoint, Node, NodeSpec, Place, Service};
 use proxy_common::maps::Reason;
 use serde_json::json;
 
-use crate::town::{
-    BALANCER, CLUSTER_IP, LOCAL_BALANCER, Refusals, SECOND, SOON, Town, at, counted, of_family, wait_served,
+use crate::topology::{
+    BALANCER, CLUSTER_IP, LOCAL_BALANCER, Refusals, SECOND, SOON, Topology, at, counted, of_family,
+    wait_served,
 };
 
 /// The content of the loop's datagrams.
@@ -33,7 +34,7 @@ impl Echo {
         let threads = place.addresses().iter().map(|address| {
             let socket = place.udp_bind(SocketAddr::new(*address, port)).expect("a socket");
             let (looping, end) = (Arc::clone(&looping), Arc::clone(&end));
-            std::thread::spawn(move || answer(&socket, &looping, &end))
+            std::thread::spawn(move || reply(&socket, &looping, &end))
         });
         let threads = threads.collect();
         Self {
@@ -58,7 +59,7 @@ impl Drop for Echo {
     }
 }
 
-fn answer(socket: &UdpSocket, looping: &AtomicUsize, end: &AtomicBool) {
+fn reply(socket: &UdpSocket, looping: &AtomicUsize, end: &AtomicBool) {
     let mut buffer = [0; 512];
     socket.set_read_timeout(Some(SECOND / 20)).expect("a deadline");
     while !end.load(Ordering::Relaxed) {
@@ -93,7 +94,7 @@ fn a_hundred_questions(client: &Place, to: SocketAddr) {
         let question = format!("question {number}");
         socket.send_to(question.as_bytes(), to).expect("to send");
         let mut buffer = [0; 512];
-        let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
+        let (length, from) = socket.recv_from(&mut buffer).expect("a reply");
         assert_eq!((&buffer[..length], from), (question.as_bytes(), to));
     }
 }
@@ -112,23 +113,24 @@ fn echo_service(name: &str, number: u8) -> Service {
 #[test]
 fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
     harness::require_root!();
-    let town = Town::build();
-    let echo = Echo::start(&town.web, 7007);
-    let _other = Echo::start(&town.pod, 7007);
-    let services = [(&town.web, 40), (&town.pod, 41)].map(|(pod, number)| {
+    let topology = Topology::build();
+    let echo = Echo::start(&topology.web, 7007);
+    let _other = Echo::start(&topology.pod, 7007);
+    let services = [(&topology.web, 40), (&topology.pod, 41)].map(|(pod, number)| {
         let service = echo_service(&format!("echo-{number}"), number);
-        town.world.apply_all(service.slices([Endpoint::of(pod)]));
-        town.world.apply(&service);
+        topology.world.apply_all(service.slices([Endpoint::of(pod)]));
+        topology.world.apply(&service);
         for prefix in [
             format!("203.0.113.{number}/32"),
             format!("2001:db8:7::{number}/128"),
         ] {
-            town.outside
-                .route_via(prefix.parse().expect("a prefix"), town.node());
+            topology
+                .outside
+                .route_via(prefix.parse().expect("a prefix"), topology.node());
         }
         number
     });
-    let forge = town.forge();
+    let forge = topology.forge();
     for v4 in [true, false] {
         let [own, other] = services.map(|number| {
             let texts = if v4 {
@@ -139,8 +141,8 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
             texts.map(|text| at(&text, 7))
         });
         let ask = own[1];
-        wait_echoed(&town.outside, ask);
-        let node = SocketAddr::new(of_family(town.node(), v4), 30_040);
+        wait_echoed(&topology.outside, ask);
+        let node = SocketAddr::new(of_family(topology.node(), v4), 30_040);
         let pairs = [
             (own[0], own[0]),
             (own[1], own[1]),
@@ -154,13 +156,13 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
             (node, node),
         ];
         for (from, to) in pairs {
-            let refused = Refusals::of(town.node(), &[Reason::ForgedSource]);
+            let refused = Refusals::of(topology.node(), &[Reason::ForgedSource]);
             forge.send(&packet::udp(from, to, LOOPING));
-            a_hundred_questions(&town.outside, ask);
+            a_hundred_questions(&topology.outside, ask);
             let looping = echo.looping();
             assert_eq!(
                 looping, 0,
-                "{from} to {to}: {looping} of the loop arrived, {ENOUGH} at the most were answered"
+                "{from} to {to}: {looping} of the loop arrived, at most {ENOUGH} got replies"
             );
             refused.assert_rose_by(1, &format!("{from} to {to}"));
         }
@@ -172,24 +174,27 @@ fn a_datagram_between_virtual_addresses_goes_round_no_loop() {
 #[test]
 fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
     harness::require_root!();
-    let town = Town::build();
-    let echo = Echo::start(&town.web, 7007);
+    let topology = Topology::build();
+    let echo = Echo::start(&topology.web, 7007);
     let service = echo_service("echo", 40);
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
-    let [n1, n2] = [1, 2].map(|number| town.world.node(number));
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
+    let [n1, n2] = [1, 2].map(|number| topology.world.node(number));
     for v4 in [true, false] {
         let [one, two] = [n1, n2].map(|node| SocketAddr::new(of_family(node, v4), 30_040));
         for to in [one, two] {
-            wait_echoed(&town.outside, to);
+            wait_echoed(&topology.outside, to);
         }
         for (to, source, entrance) in [(n1, two, one), (n2, one, two)] {
             let before = echo.looping();
             let refused = Refusals::of(to, &[Reason::ReplyLoop]);
-            town.outside
+            topology
+                .outside
                 .forge_to(to)
                 .send(&packet::udp(source, entrance, LOOPING));
-            a_hundred_questions(&town.outside, entrance);
+            a_hundred_questions(&topology.outside, entrance);
             let looping = echo.looping() - before;
             // The first datagram may come from a client, as far as a node can tell.
             assert!(
@@ -205,10 +210,10 @@ fn a_datagram_between_ports_of_two_nodes_goes_round_no_loop() {
 #[test]
 fn a_datagram_between_external_addresses_of_two_nodes_goes_round_no_loop() {
     harness::require_root!();
-    let town = Town::build();
-    let [n1, n2] = [1, 2].map(|number| town.world.node(number));
+    let topology = Topology::build();
+    let [n1, n2] = [1, 2].map(|number| topology.world.node(number));
     let far = n2.add_pod("far");
-    let echoes = [&*town.web, &*far].map(|place| Echo::start(place, 7007));
+    let echoes = [&*topology.web, &*far].map(|place| Echo::start(place, 7007));
     let service = |number: u8, port: u16| {
         Service::new(&format!("echo-{number}"))
             .cluster_ip(&format!("10.96.1.{number}"))
@@ -219,22 +224,22 @@ fn a_datagram_between_external_addresses_of_two_nodes_goes_round_no_loop() {
     let one = service(40, 9).load_balancer_ip(&v4).load_balancer_ip(&v6);
     let external = [true, false].map(|v4| of_family(n2, v4).to_string());
     let two = service(41, 7).set("externalIPs", json!(external));
-    for (service, pod) in [(one, &town.web), (two, &far)] {
-        town.world.apply_all(service.slices([Endpoint::of(pod)]));
-        town.world.apply(&service);
+    for (service, pod) in [(one, &topology.web), (two, &far)] {
+        topology.world.apply_all(service.slices([Endpoint::of(pod)]));
+        topology.world.apply(&service);
     }
     let looping = || echoes.iter().map(Echo::looping).sum::<usize>();
     for v4 in [true, false] {
         let [one, two] = [(n1, 9), (n2, 7)].map(|(node, port)| SocketAddr::new(of_family(node, v4), port));
         for to in [one, two] {
-            wait_echoed(&town.outside, to);
+            wait_echoed(&topology.outside, to);
         }
         for (node, source, to) in [(n1, two, one), (n2, one, two)] {
             let before = looping();
             let refused = Refusals::of(node, &[Reason::ReplyLoop]);
-            let forge = town.outside.forge_to(node);
+            let forge = topology.outside.forge_to(node);
             forge.send(&packet::udp(source, to, LOOPING));
-            a_hundred_questions(&town.outside, to);
+            a_hundred_questions(&topology.outside, to);
             let came = looping() - before;
             assert!(came <= 4, "{source} to {to}: {came} of the loop arrived");
             refused.assert_rose_by(1, &format!("{source} to {to}"));
@@ -267,7 +272,7 @@ const MIRRORS: [(&str, [&str; 2], [&str; 2]); 3] = [
 fn wait_mirrors(node: &Node) {
     harness::wait_for("the services to be programmed", 10 * SECOND, || {
         let listed = node.cli(&["service", "list"]).expect("a list");
-        let leads = |from: &str, to: &str| {
+        let has_backend = |from: &str, to: &str| {
             listed.as_array().expect("a list").iter().any(|entry| {
                 let backends = entry["backends"].as_array().map_or(&[][..], Vec::as_slice);
                 entry["address"] == from
@@ -276,10 +281,10 @@ fn wait_mirrors(node: &Node) {
                     && backends[0]["address"] == at(to, 7).to_string()
             })
         };
-        let mut ways = MIRRORS.iter().flat_map(|(_, from, to)| from.iter().zip(to));
-        match ways.find(|(from, to)| !leads(from, to)) {
+        let mut pairs = MIRRORS.iter().flat_map(|(_, from, to)| from.iter().zip(to));
+        match pairs.find(|(from, to)| !has_backend(from, to)) {
             None => Ok(()),
-            Some((from, to)) => Err(format!("{from} does not lead to {to}: {listed}")),
+            Some((from, to)) => Err(format!("{to} is no backend of {from}: {listed}")),
         }
     });
 }
@@ -314,30 +319,32 @@ fn counts_of_one(node: &Node, what: &str, send: impl FnOnce()) -> u64 {
 
 /// Two services whose endpoints are each other's addresses, and one whose endpoint is its own.
 #[test]
-fn services_that_lead_to_each_other_go_round_no_loop() {
+fn services_with_each_other_as_backend_make_no_loop() {
     /// The kernel lets a packet pass from program to program about eight times.
     const MOST: u64 = 64;
     harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
+    let topology = Topology::build();
+    let node = topology.node();
     for (name, from, to) in MIRRORS {
         let service = Service::new(name)
             .cluster_ip(from[0])
             .cluster_ip(from[1])
             .udp("echo", 7, 7);
         let endpoint = to.map(|ip| ip.parse::<IpAddr>().expect("an address"));
-        town.world.apply_all(service.slices([Endpoint::at(&endpoint)]));
-        town.world.apply(&service);
+        topology
+            .world
+            .apply_all(service.slices([Endpoint::at(&endpoint)]));
+        topology.world.apply(&service);
     }
-    wait_served(&town.outside, at(BALANCER[0], 80));
+    wait_served(&topology.outside, at(BALANCER[0], 80));
     wait_mirrors(node);
     let total = || node.counters().iter().sum::<u64>();
     for (n, v4) in [(0, true), (1, false)] {
         for (_, addresses, _) in MIRRORS {
             let to = at(addresses[n], 7);
             let sources = [
-                (&*town.outside as &Place, town.forge()),
-                (&*town.pod as &Place, town.pod.forge_out()),
+                (&*topology.outside as &Place, topology.forge()),
+                (&*topology.pod as &Place, topology.pod.forge_out()),
             ];
             for (place, forge) in sources {
                 let from = SocketAddr::new(of_family(place, v4), 999);
@@ -349,21 +356,21 @@ fn services_that_lead_to_each_other_go_round_no_loop() {
             let what = format!("a datagram of the node to {to}");
             let counts = counts_of_one(node, &what, || drop(socket.send_to(LOOPING, to)));
             assert!(counts <= MOST, "{what} was counted {counts} times");
-            assert!(settles(&town, total), "{to}: packets are counted without end");
+            assert!(settles(&topology, total), "{to}: packets are counted without end");
         }
     }
 }
 
 /// Whether a node's packet counters come to rest. A hundred honest questions pass in each try, and each of
 /// them causes a few counts.
-fn settles(town: &Town, count: impl Fn() -> u64) -> bool {
+fn settles(topology: &Topology, count: impl Fn() -> u64) -> bool {
     const QUESTIONS: u64 = 100;
     const COUNTS: u64 = 12;
     (0..10).any(|_| {
         let before = count();
         for _ in 0..QUESTIONS {
             let to = at(LOCAL_BALANCER[0], 80);
-            town.outside.ask(harness::Probe::Udp, to).expect("an answer");
+            topology.outside.ask(harness::Probe::Udp, to).expect("a reply");
         }
         count() - before < QUESTIONS * COUNTS
     })
@@ -374,9 +381,9 @@ fn settles(town: &Town, count: impl Fn() -> u64) -> bool {
 #[test]
 fn an_echo_request_between_virtual_addresses_ends() {
     harness::require_root!();
-    let town = Town::build();
-    let forge = town.forge();
-    let node = town.node();
+    let topology = Topology::build();
+    let forge = topology.forge();
+    let node = topology.node();
     for (from, to) in [
         (BALANCER[0], BALANCER[0]),
         (CLUSTER_IP[0], BALANCER[0]),
@@ -386,7 +393,10 @@ fn an_echo_request_between_virtual_addresses_ends() {
         let [from, to] = [from, to].map(|ip| ip.parse::<IpAddr>().expect("an address"));
         let refused = Refusals::of(node, &[Reason::ForgedSource]);
         forge.send(&packet::echo(from, to, true, 7, LOOPING));
-        assert!(settles(&town, || node.counters().iter().sum()), "{from} to {to}");
+        assert!(
+            settles(&topology, || node.counters().iter().sum()),
+            "{from} to {to}"
+        );
         refused.assert_rose_by(1, &format!("an echo request of {from} to {to}"));
     }
 }
@@ -397,24 +407,26 @@ fn an_echo_request_between_virtual_addresses_ends() {
 fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
     const ADDRESSES: [&str; 2] = ["192.168.50.211", "192.168.50.212"];
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), "nodePortAddresses: [192.168.50.0/24]\n");
+    let topology = Topology::with(NodeSpec::millrace(), "nodePortAddresses: [192.168.50.0/24]\n");
     for (number, address) in (1..).zip(ADDRESSES) {
-        let node = town.world.node(number);
+        let node = topology.world.node(number);
         node.run_ip(&format!("addr add {address}/24 dev eth0"));
     }
-    let echo = Echo::start(&town.web, 7007);
+    let echo = Echo::start(&topology.web, 7007);
     let service = echo_service("echo", 40);
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
     let [one, two] = ADDRESSES.map(|address| at(address, 30_040));
     for to in [one, two] {
-        wait_echoed(&town.outside, to);
+        wait_echoed(&topology.outside, to);
     }
     let before = echo.looping();
-    let refused = Refusals::of(town.world.node(1), &[Reason::ReplyLoop]);
-    let forge = town.outside.forge_to(town.world.node(1));
+    let refused = Refusals::of(topology.world.node(1), &[Reason::ReplyLoop]);
+    let forge = topology.outside.forge_to(topology.world.node(1));
     forge.send(&packet::udp(two, one, LOOPING));
-    a_hundred_questions(&town.outside, one);
+    a_hundred_questions(&topology.outside, one);
     let looping = echo.looping() - before;
     assert!(looping <= 4, "{looping} of the loop arrived");
     refused.assert_rose_by(1, "between unlisted addresses");
@@ -424,17 +436,22 @@ fn a_datagram_between_ports_at_unlisted_addresses_goes_round_no_loop() {
 #[test]
 fn a_client_asks_from_the_number_of_the_services_port() {
     harness::require_root!();
-    let town = Town::build();
-    let _echo = Echo::start(&town.web, 7007);
-    let node = of_family(town.world.node(1), true);
+    let topology = Topology::build();
+    let _echo = Echo::start(&topology.web, 7007);
+    let node = of_family(topology.world.node(1), true);
     let service = echo_service("echo", 40).load_balancer_ip(&node.to_string());
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
     let prefix = "203.0.113.40/32".parse().expect("a prefix");
-    town.outside.route_via(prefix, town.node());
+    topology.outside.route_via(prefix, topology.node());
     for to in [SocketAddr::new(node, 7), at("203.0.113.40", 7)] {
-        wait_echoed(&town.outside, to);
-        let socket = town.outside.udp_bind(at("0.0.0.0", to.port())).expect("a socket");
+        wait_echoed(&topology.outside, to);
+        let socket = topology
+            .outside
+            .udp_bind(at("0.0.0.0", to.port()))
+            .expect("a socket");
         socket.set_read_timeout(Some(SECOND)).expect("a deadline");
         socket.send_to(b"time?", to).expect("to send");
         let mut buffer = [0; 16];

@@ -8,7 +8,7 @@ use harness::{Endpoint, Forge, Frame, Node, Place, Pod, Probe, Service, eventual
 use proxy_common::maps::Reason;
 use serde_json::Value;
 
-use crate::town::{SECOND, SOON, Town, at, captured, of_family};
+use crate::topology::{SECOND, SOON, Topology, at, captured, of_family};
 
 const MANY: u16 = 100;
 /// The node port of a service of dead hosts.
@@ -72,8 +72,8 @@ pub fn link_local_of(mac: [u8; 6]) -> Ipv6Addr {
 
 /// Waits for the replies to a pod's honest packets in both families, which are sent until replies come.
 #[track_caller]
-fn assert_only_own_are_known(town: &Town, what: &str) {
-    let pod = &town.pod;
+fn assert_only_own_are_known(topology: &Topology, what: &str) {
+    let pod = &topology.pod;
     let (capture, forge, mac) = (captured(pod), pod.forge_out(), pod.mac("eth0"));
     let is_arp = |frame: &Frame| !frame.outgoing && frame.bytes.get(12..14) == Some(&[0x08, 0x06]);
     let is_advertisement = |frame: &Frame| !frame.outgoing && frame.bytes.get(54) == Some(&136);
@@ -85,11 +85,14 @@ fn assert_only_own_are_known(town: &Town, what: &str) {
     forge.send_frame(&broadcast.of(link::ARP, &question));
     assert!(
         capture.find(SOON, is_arp).expect("to read").is_some(),
-        "{what}: ARP of its own is answered"
+        "{what}: ARP for its own address gets a reply"
     );
     forge.send(&link::neighbour_solicitation((mac, pod.ip6()), GATEWAY6));
     let found = capture.find(SOON, is_advertisement).expect("to read");
-    assert!(found.is_some(), "{what}: a solicitation of its own is answered");
+    assert!(
+        found.is_some(),
+        "{what}: a solicitation for its own address gets a reply"
+    );
     let own = own(pod);
     let foreign: Vec<String> = known(pod)
         .into_iter()
@@ -104,10 +107,10 @@ fn assert_only_own_are_known(town: &Town, what: &str) {
 }
 
 #[test]
-fn arp_in_others_names_leaves_no_neighbours() {
+fn arp_for_foreign_addresses_leaves_no_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    let (pod, node) = (&town.pod, town.node());
+    let topology = Topology::build();
+    let (pod, node) = (&topology.pod, topology.node());
     let (forge, mac) = (pod.forge_out(), pod.mac("eth0"));
     for (is_request, to) in [
         (true, link::BROADCAST),
@@ -129,7 +132,7 @@ fn arp_in_others_names_leaves_no_neighbours() {
                 forge.send_frame(&ethernet.of(link::ARP, &message));
             }
         }
-        assert_only_own_are_known(&town, "ARP");
+        assert_only_own_are_known(&topology, "ARP");
     }
 }
 
@@ -137,8 +140,8 @@ fn arp_in_others_names_leaves_no_neighbours() {
 #[test]
 fn arp_with_foreign_hardware_addresses_leaves_no_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    let (pod, node) = (&town.pod, town.node());
+    let topology = Topology::build();
+    let (pod, node) = (&topology.pod, topology.node());
     let forge = pod.forge_out();
     for number in 0..MANY {
         let [high, low] = number.to_be_bytes();
@@ -149,71 +152,71 @@ fn arp_with_foreign_hardware_addresses_leaves_no_neighbours() {
             tags: Vec::new(),
         };
         for sender in [
-            town.web.ip(),
+            topology.web.ip(),
             node.ip(),
-            town.outside.ip(),
+            topology.outside.ip(),
             Ipv4Addr::from(0xc633_6500 + u32::from(number)),
         ] {
             let message = link::arp(true, (foreign, sender), ([0; 6], GATEWAY));
             forge.send_frame(&ethernet.of(link::ARP, &message));
         }
     }
-    assert_only_own_are_known(&town, "ARP with foreign hardware addresses");
+    assert_only_own_are_known(&topology, "ARP with foreign hardware addresses");
 }
 
 #[test]
-fn neighbour_discovery_in_others_names_leaves_no_neighbours() {
+fn neighbour_discovery_for_foreign_addresses_leaves_no_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    let pod = &town.pod;
+    let topology = Topology::build();
+    let pod = &topology.pod;
     let (forge, mac) = (pod.forge_out(), pod.mac("eth0"));
     let foreign = |number: u16| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x1000, number);
     for number in 0..MANY {
         forge.send(&link::neighbour_solicitation((mac, foreign(number)), GATEWAY6));
     }
-    assert_only_own_are_known(&town, "solicitations from foreign link-local addresses");
+    assert_only_own_are_known(&topology, "solicitations from foreign link-local addresses");
     for number in 0..MANY {
         forge.send(&link::router_solicitation((mac, foreign(number)), GATEWAY6));
     }
-    assert_only_own_are_known(&town, "solicitations of routers");
+    assert_only_own_are_known(&topology, "solicitations of routers");
     for number in 0..MANY {
         forge.send(&link::neighbour_advertisement((mac, foreign(number)), GATEWAY6));
         let [high, low] = number.to_be_bytes();
         let other = [2, 0x99, 0, 0, high, low];
         forge.send(&link::neighbour_solicitation((other, foreign(number)), GATEWAY6));
     }
-    assert_only_own_are_known(&town, "advertisements and foreign hardware addresses");
+    assert_only_own_are_known(&topology, "advertisements and foreign hardware addresses");
 }
 
 /// For a reply to a foreign address of the pod's link, the node would look for a neighbour there.
 #[test]
 fn echo_requests_from_foreign_link_local_addresses_leave_no_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    let forge = town.pod.forge_out();
+    let topology = Topology::build();
+    let forge = topology.pod.forge_out();
     for number in 0..MANY {
         let foreign = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x2000, number);
         forge.send(&packet::echo(foreign.into(), GATEWAY6.into(), true, number, b"?"));
         // An ICMP error about a packet with a foreign source would go to that source.
         forge.send(&packet::udp((foreign, 9).into(), (GATEWAY6, 9).into(), b"?"));
     }
-    assert_only_own_are_known(&town, "echo requests");
+    assert_only_own_are_known(&topology, "echo requests");
 }
 
 /// The hosts of the node's subnets are the node's neighbours, and a pod may send to each of them.
 #[test]
 fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
     harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
-    let _servers = town.outside.serve(9100);
+    let topology = Topology::build();
+    let node = topology.node();
+    let _servers = topology.outside.serve(9100);
     for v4 in [true, false] {
-        assert_scan_fills_no_table(&town, of_family(node, v4));
+        assert_scan_fills_no_table(&topology, of_family(node, v4));
         // The pod still reaches a neighbour that the node knows, and other pods reach new ones.
-        let to = (of_family(&town.outside, v4), 9100).into();
-        for pod in [&town.pod, &town.web] {
-            let answer = pod.ask_within(Probe::Tcp, to, SECOND);
-            assert!(answer.is_ok(), "from {} after a scan: {answer:?}", pod.ip());
+        let to = (of_family(&topology.outside, v4), 9100).into();
+        for pod in [&topology.pod, &topology.web] {
+            let reply = pod.ask_within(Probe::Tcp, to, SECOND);
+            assert!(reply.is_ok(), "from {} after a scan: {reply:?}", pod.ip());
         }
     }
 }
@@ -223,8 +226,8 @@ fn a_pod_that_scans_a_subnet_of_the_node_fills_no_table() {
 #[test]
 fn a_pod_that_scans_the_range_of_a_link_route_fills_no_table() {
     harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
+    let topology = Topology::build();
+    let node = topology.node();
     // More routes than the programs hold.
     for number in 0..12 {
         node.run_ip(&format!("route add 198.18.{}.0/24 dev eth0", number * 16));
@@ -235,29 +238,29 @@ fn a_pod_that_scans_the_range_of_a_link_route_fills_no_table() {
     for range in ["198.18.0.9", "198.18.176.9", "2001:db8:77::9", "198.51.100.9"] {
         let range: IpAddr = range.parse().expect("an address");
         let (forge, refused) = (
-            town.pod.forge_out(),
+            topology.pod.forge_out(),
             node.counters()[Reason::NeighbourShare as usize],
         );
-        let from = of_family(&town.pod, range.is_ipv4());
+        let from = of_family(&topology.pod, range.is_ipv4());
         eventually("the agent to know of the route", SOON, || {
             for _ in 0..100 {
                 forge.send(&packet::udp((from, 4000).into(), (range, 53).into(), b"?"));
             }
             node.counters()[Reason::NeighbourShare as usize] > refused
         });
-        assert_scan_fills_no_table(&town, range);
+        assert_scan_fills_no_table(&topology, range);
     }
 }
 
 /// Has the pod send to many addresses of a range, and asserts that the node looks for few of them.
 #[track_caller]
-fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
+fn assert_scan_fills_no_table(topology: &Topology, range: IpAddr) {
     /// The most packets that a pod's share passes in the time of a scan.
     const FEW: usize = 100;
-    let node = town.node();
+    let node = topology.node();
     let refused = || node.counters()[Reason::NeighbourShare as usize];
-    let forge = town.pod.forge_out();
-    let from = of_family(&town.pod, range.is_ipv4());
+    let forge = topology.pod.forge_out();
+    let from = of_family(&topology.pod, range.is_ipv4());
     let known = looked_for(node);
     let before = refused();
     // Packets of all kinds: a datagram, whole or in fragments, a segment of no connection, an echo request, a
@@ -268,7 +271,7 @@ fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
             IpAddr::V4(ip) => Ipv4Addr::from((ip.to_bits() & !0xff) | u32::from(last)).into(),
             IpAddr::V6(ip) => Ipv6Addr::from((ip.to_bits() & !0xffff) | u128::from(1000 + number)).into(),
         };
-        if town.outside.addresses().contains(&to) || town.world.node(2).addresses().contains(&to) {
+        if topology.outside.addresses().contains(&to) || topology.world.node(2).addresses().contains(&to) {
             continue;
         }
         let (source, target) = ((from, 4000).into(), (to, 53).into());
@@ -287,7 +290,7 @@ fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
     }
     eventually("packets to be refused", SOON, || refused() > before + 500);
     // A pod's share is named by its IPv4 address.
-    town.assert_share_is_told("neighbours", &town.pod.ip().to_string(), 2 * SOON);
+    topology.assert_share_is_reported("neighbours", &topology.pod.ip().to_string(), 2 * SOON);
     let new = looked_for(node).saturating_sub(known);
     assert!(new <= FEW, "{new} neighbours for a scan of {range} from {from}");
 }
@@ -296,8 +299,8 @@ fn assert_scan_fills_no_table(town: &Town, range: IpAddr) {
 #[test]
 fn a_pod_that_scans_link_local_addresses_fills_no_table() {
     harness::require_root!();
-    let town = Town::build();
-    let (node, pod) = (town.node(), &town.pod);
+    let topology = Topology::build();
+    let (node, pod) = (topology.node(), &topology.pod);
     let forge = pod.forge_out();
     let from = of_family(pod, false);
     for number in 0..200_u16 {
@@ -317,35 +320,39 @@ fn a_pod_that_scans_link_local_addresses_fills_no_table() {
 #[test]
 fn a_scan_of_one_pod_does_not_keep_another_from_new_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
-    let _servers = town.outside.serve(9100);
+    let topology = Topology::build();
+    let node = topology.node();
+    let _servers = topology.outside.serve(9100);
     let IpAddr::V4(own) = of_family(node, true) else {
         panic!("an IPv4 address")
     };
-    let forge = town.pod.forge_out();
+    let forge = topology.pod.forge_out();
     for round in 0..3 {
         for last in 20..220_u32 {
             let to = Ipv4Addr::from((own.to_bits() & !0xff) | last);
-            if to != town.outside.ip() {
-                forge.send(&packet::udp((town.pod.ip(), 4000).into(), (to, 53).into(), b"?"));
+            if to != topology.outside.ip() {
+                forge.send(&packet::udp(
+                    (topology.pod.ip(), 4000).into(),
+                    (to, 53).into(),
+                    b"?",
+                ));
             }
         }
         let mut forget = node.command("ip");
         let gone = forget
-            .args(["neigh", "del", &town.outside.ip().to_string(), "dev", "eth0"])
+            .args(["neigh", "del", &topology.outside.ip().to_string(), "dev", "eth0"])
             .status();
         assert!(gone.expect("running ip").success());
-        let answer = town
+        let reply = topology
             .web
-            .ask_within(Probe::Udp, (town.outside.ip(), 9100).into(), SECOND);
-        assert!(answer.is_ok(), "round {round}: {answer:?}");
+            .ask_within(Probe::Udp, (topology.outside.ip(), 9100).into(), SECOND);
+        assert!(reply.is_ok(), "round {round}: {reply:?}");
     }
 }
 
 /// A service whose endpoints, written by a tenant, are unused addresses of the node's link. It has IPv6 only:
 /// the link has fewer IPv4 addresses than the table has entries.
-fn service_of_dead_hosts(town: &Town, endpoints: u16) {
+fn service_of_dead_hosts(topology: &Topology, endpoints: u16) {
     let service = Service::new("scan")
         .cluster_ip("fd00:96::99")
         .udp("scan", 80, 80)
@@ -354,20 +361,20 @@ fn service_of_dead_hosts(town: &Town, endpoints: u16) {
         let ip = Ipv6Addr::from([0xfd00, 0x50, 0, 0, 0, 0, 5, last]);
         Endpoint::at(&[ip.into()])
     });
-    town.world.apply(&service);
-    town.world.apply_all(service.slices(endpoints));
+    topology.world.apply(&service);
+    topology.world.apply_all(service.slices(endpoints));
 }
 
 /// Has a place send to the service until the first node has refused `refusals` packets. Asserts that the node
 /// then looks for `most` new neighbours at most.
 #[track_caller]
 fn assert_dead_hosts_fill_no_table(
-    town: &Town,
+    topology: &Topology,
     (from, forge): (IpAddr, &Forge),
     to: SocketAddr,
     [refusals, most]: [u64; 2],
 ) {
-    let node = town.node();
+    let node = topology.node();
     let refused = || node.counters()[Reason::NeighbourShare as usize];
     let (before, known) = (refused(), looked_for(node));
     let mut port = 2000;
@@ -386,43 +393,43 @@ fn assert_dead_hosts_fill_no_table(
 #[test]
 fn a_pod_that_asks_a_service_of_dead_hosts_fills_no_table() {
     harness::require_root!();
-    let town = Town::build();
-    service_of_dead_hosts(&town, 200);
-    let (from, forge) = (of_family(&town.pod, false), town.pod.forge_out());
-    assert_dead_hosts_fill_no_table(&town, (from, &forge), at("fd00:96::99", 80), [1, 100]);
+    let topology = Topology::build();
+    service_of_dead_hosts(&topology, 200);
+    let (from, forge) = (of_family(&topology.pod, false), topology.pod.forge_out());
+    assert_dead_hosts_fill_no_table(&topology, (from, &forge), at("fd00:96::99", 80), [1, 100]);
 }
 
 /// Addresses of clients outside may be forged, so the share belongs to the service.
 #[test]
 fn endpoints_on_the_link_asked_for_from_outside_fill_no_table_of_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    assert_asked_for_at_a_node_port(&town, &town.outside, &town.forge());
+    let topology = Topology::build();
+    assert_asked_for_at_a_node_port(&topology, &topology.outside, &topology.forge());
 }
 
 #[test]
 fn endpoints_on_the_link_asked_for_by_another_nodes_pod_fill_no_table_of_neighbours() {
     harness::require_root!();
-    let town = Town::build();
-    let pod = town.world.node(2).add_pod("far");
-    assert_asked_for_at_a_node_port(&town, &pod, &pod.forge_out());
+    let topology = Topology::build();
+    let pod = topology.world.node(2).add_pod("far");
+    assert_asked_for_at_a_node_port(&topology, &pod, &pod.forge_out());
 }
 
 #[track_caller]
-fn assert_asked_for_at_a_node_port(town: &Town, client: &Place, forge: &Forge) {
-    let node = town.node();
-    let _server = town.outside.serve_udp(9100);
-    service_of_dead_hosts(town, 1000);
+fn assert_asked_for_at_a_node_port(topology: &Topology, client: &Place, forge: &Forge) {
+    let node = topology.node();
+    let _server = topology.outside.serve_udp(9100);
+    service_of_dead_hosts(topology, 1000);
     let to = SocketAddr::new(of_family(node, false), SCAN_PORT);
     let client = (of_family(client, false), forge);
-    assert_dead_hosts_fill_no_table(town, client, to, [1000, 200]);
+    assert_dead_hosts_fill_no_table(topology, client, to, [1000, 200]);
     // The node still resolves a neighbour whose entry has been removed.
     let mut forget = node.command("ip");
-    let host = town.outside.ip6();
+    let host = topology.outside.ip6();
     let gone = forget
         .args(["neigh", "del", &host.to_string(), "dev", "eth0"])
         .status();
     assert!(gone.expect("running ip").success());
-    let answer = node.ask_within(Probe::Udp, (host, 9100).into(), SECOND);
-    assert!(answer.is_ok(), "{answer:?}");
+    let reply = node.ask_within(Probe::Udp, (host, 9100).into(), SECOND);
+    assert!(reply.is_ok(), "{reply:?}");
 }

@@ -8,7 +8,7 @@ use proxy_common::maps::Reason;
 use harness::eventually;
 use harness::forge::packet;
 
-use crate::town::{Refusals, SECOND, Town, counted};
+use crate::topology::{Refusals, SECOND, Topology, counted};
 
 /// Lengths of the Ethernet header, and of the IP header by family.
 const ETHERNET: u16 = 14;
@@ -19,17 +19,17 @@ const IP: [u16; 2] = [20, 40];
 #[test]
 fn a_sum_is_written_over_no_header() {
     harness::require_root!();
-    let town = Town::build();
-    let forge = town.pod.forge_out();
+    let topology = Topology::build();
+    let forge = topology.pod.forge_out();
     for (n, header) in IP.into_iter().enumerate() {
-        let (source, target) = (town.pod.addresses()[n], town.outside.addresses()[n]);
+        let (source, target) = (topology.pod.addresses()[n], topology.outside.addresses()[n]);
         let (from, to) = (SocketAddr::new(source, 4444), SocketAddr::new(target, 9999));
         let l4 = ETHERNET + header;
         // The start and the place of the checksum, counted from the transport header.
         for (start, place) in [(0, 0), (0, 2), (0, 4), (2, 2), (2, 4)] {
-            let refusals = Refusals::of(town.node(), &[Reason::OffloadedChecksum]);
+            let refusals = Refusals::of(topology.node(), &[Reason::OffloadedChecksum]);
             let forged = packet::udp(from, to, b"a sum over the ports");
-            let capture = town.outside.packet_socket("eth0").expect("a capture");
+            let capture = topology.outside.packet_socket("eth0").expect("a capture");
             forge.send_offloaded(&forged, l4 + start, l4 + place);
             let honest = packet::udp(from, to, b"a sum in its field");
             forge.send_offloaded(&honest, l4, l4 + 6);
@@ -42,14 +42,14 @@ fn a_sum_is_written_over_no_header() {
         }
         // The sum would go over the flags, or over the sequence number of a segment.
         for place in [4, 12] {
-            let count = || counted(town.node(), &[Reason::OffloadedChecksum]);
+            let count = || counted(topology.node(), &[Reason::OffloadedChecksum]);
             let before = count();
             let forged = packet::tcp(from, to, packet::SYN, 1, b"");
             forge.send_offloaded(&forged, l4, l4 + place);
             eventually("the refusal", SECOND, || count() > before);
         }
         // The checksum of an inner header, as a tunnel of the pod's own has it.
-        let capture = town.outside.packet_socket("eth0").expect("a capture");
+        let capture = topology.outside.packet_socket("eth0").expect("a capture");
         let around = packet::udp(from, to, &[b"a sum inside".as_slice(), &[0; 64]].concat());
         forge.send_offloaded(&around, l4 + 8 + 16, l4 + 8 + 16 + 20);
         let mut came = Vec::new();

@@ -8,36 +8,39 @@ use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::decide::tunnel;
 use socket2::SockRef;
 
-use crate::town::{CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SOON, Town, at, captured, of_family};
+use crate::topology::{CLUSTER_IP, LOCAL_BALANCER, NODE_PORT, SOON, Topology, at, captured, of_family};
 
 /// The content of the pod's packets.
 const BESIDE: &[u8] = b"with something beside it";
 
-fn town(routing: &str) -> Town {
+fn topology(routing: &str) -> Topology {
     let config = format!("hostRouting: {routing}\nsocketLB: \"off\"\n");
-    Town::with(NodeSpec::millrace(), &config)
+    Topology::with(NodeSpec::millrace(), &config)
 }
 
 /// Has the pod send to each kind of receiver, by a socket with this setting; returns once all packets have
 /// come.
 #[track_caller]
-fn send_everywhere(town: &Town, set: impl Fn(&UdpSocket)) {
-    let node = town.node();
+fn send_everywhere(topology: &Topology, set: impl Fn(&UdpSocket)) {
+    let node = topology.node();
     for v4 in [true, false] {
         let n = usize::from(!v4);
-        let _listener = town
+        let _listener = topology
             .outside
-            .udp_bind(SocketAddr::new(of_family(&town.outside, v4), 9300))
+            .udp_bind(SocketAddr::new(of_family(&topology.outside, v4), 9300))
             .expect("a socket");
-        let (at_web, at_outside) = (captured(&town.web), captured(&town.outside));
+        let (at_web, at_outside) = (captured(&topology.web), captured(&topology.outside));
         for (to, capture) in [
-            (SocketAddr::new(of_family(&town.web, v4), 8080), &at_web),
+            (SocketAddr::new(of_family(&topology.web, v4), 8080), &at_web),
             (at(CLUSTER_IP[n], 80), &at_web),
             (at(LOCAL_BALANCER[n], 80), &at_web),
             (SocketAddr::new(of_family(node, v4), NODE_PORT), &at_web),
-            (SocketAddr::new(of_family(&town.outside, v4), 9300), &at_outside),
+            (
+                SocketAddr::new(of_family(&topology.outside, v4), 9300),
+                &at_outside,
+            ),
         ] {
-            let socket = town.pod.udp_socket_for(to).expect("a socket");
+            let socket = topology.pod.udp_socket_for(to).expect("a socket");
             set(&socket);
             socket.send_to(BESIDE, to).expect("to send");
             let came = capture.find(SOON, |frame| !frame.outgoing && frame.carries(BESIDE));
@@ -74,16 +77,16 @@ fn assert_seen(place: &Place, to: SocketAddr, capture: &PacketSocket, set: impl 
 fn a_mark_of_a_pods_socket_ends_at_its_interface() {
     harness::require_root!();
     for routing in ["stack", "redirect"] {
-        let town = town(routing);
-        let places: [&Place; 3] = [town.node(), &town.web, &town.outside];
+        let topology = topology(routing);
+        let places: [&Place; 3] = [topology.node(), &topology.web, &topology.outside];
         let marked = places.map(|place| place.marked_socket("eth0").expect("a capture"));
         // The capture sees a mark of the node's own socket, so the absence of a pod's mark is meaningful.
-        let to = SocketAddr::new(town.outside.ip().into(), 9200);
+        let to = SocketAddr::new(topology.outside.ip().into(), 9200);
         let mark = |socket: &UdpSocket| {
             SockRef::from(socket).set_mark(0x0400_0815).expect("to mark");
         };
-        assert_seen(town.node(), to, &marked[0], mark);
-        send_everywhere(&town, mark);
+        assert_seen(topology.node(), to, &marked[0], mark);
+        send_everywhere(&topology, mark);
         for (place, capture) in places.iter().zip(&marked) {
             assert_none(capture, &format!("{routing}: marks at {}", place.name()));
         }
@@ -96,8 +99,8 @@ fn a_mark_of_a_pods_socket_ends_at_its_interface() {
 fn a_priority_of_a_pods_socket_ends_at_its_interface() {
     harness::require_root!();
     for routing in ["stack", "redirect"] {
-        let town = town(routing);
-        let (node, web, pod) = (town.node(), &town.web, &town.pod);
+        let topology = topology(routing);
+        let (node, web, pod) = (topology.node(), &topology.web, &topology.pod);
         let bpffs = node.bpf_root().parent().expect("a bpffs");
         let prioritised = |place: &Place, link: &str| {
             let capture = place.prioritised_socket(link, bpffs);
@@ -108,7 +111,7 @@ fn a_priority_of_a_pods_socket_ends_at_its_interface() {
             prioritised(node, web.host_interface()),
             prioritised(node, pod.host_interface()),
             prioritised(web, "eth0"),
-            prioritised(&town.outside, "eth0"),
+            prioritised(&topology.outside, "eth0"),
         ];
         // Captures show priorities where packets leave, and where they come in from the same namespace.
         let (_, at_pod) = prioritised(pod, "eth0");
@@ -117,12 +120,12 @@ fn a_priority_of_a_pods_socket_ends_at_its_interface() {
             let set = |socket: &UdpSocket| {
                 setsockopt(socket, sockopt::Priority, &priority.cast_signed()).expect("a priority");
             };
-            let outside = SocketAddr::new(town.outside.ip().into(), 9200);
+            let outside = SocketAddr::new(topology.outside.ip().into(), 9200);
             assert_seen(node, outside, &captures[0].1, set);
             assert_seen(pod, outside, &at_pod, set);
             let itself = SocketAddr::new(web.ip().into(), 9200);
             assert_seen(web, itself, &at_loopback, set);
-            send_everywhere(&town, set);
+            send_everywhere(&topology, set);
             for (place, capture) in &captures {
                 assert_none(capture, &format!("{routing}: priority {priority:#x} at {place}"));
             }

@@ -11,7 +11,7 @@ use proxy_common::maps::Reason;
 
 use crate::dead_entries::age_all;
 use crate::tags::sender;
-use crate::town::{SECOND, SOON, Town, at, await_collection, captured, counted, of_family};
+use crate::topology::{SECOND, SOON, Topology, at, await_collection, captured, counted, of_family};
 
 /// Tables so small that the newest flows soon evict all that may be evicted.
 const SMALL: &str = "maps: {flows: 2048}\n";
@@ -64,10 +64,10 @@ fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 /// Has a pod begin many flows without replies. They evict flows that are over, and none that is established.
-fn push(town: &Town, v4: bool) {
-    let silent = SocketAddr::new(of_family(&town.outside, v4), 5300);
-    let _silent = town.outside.udp_bind(silent).expect("a socket");
-    let (forge, from) = (town.web.forge_out(), of_family(&town.web, v4));
+fn push(topology: &Topology, v4: bool) {
+    let silent = SocketAddr::new(of_family(&topology.outside, v4), 5300);
+    let _silent = topology.outside.udp_bind(silent).expect("a socket");
+    let (forge, from) = (topology.web.forge_out(), of_family(&topology.web, v4));
     for number in 0..PUSHING {
         forge.send(&packet::udp(SocketAddr::new(from, 10_000 + number), silent, b"?"));
     }
@@ -107,29 +107,33 @@ fn next_numbers(capture: &PacketSocket, hosts: [SocketAddr; 2]) -> [u32; 2] {
 /// one came in through a service, and the forged segments are its client's.
 #[track_caller]
 fn assert_outlives(forgeries: &[(u8, Number)]) {
-    let town = Town::with(NodeSpec::millrace(), SMALL);
-    let forge = town.forge();
-    let capture = captured(&town.outside);
-    let at_outside = town.outside.tcp_listen(9100).expect("a listener");
-    let at_web = town.web.tcp_listen(8181).expect("a listener");
+    let topology = Topology::with(NodeSpec::millrace(), SMALL);
+    let forge = topology.forge();
+    let capture = captured(&topology.outside);
+    let at_outside = topology.outside.tcp_listen(9100).expect("a listener");
+    let at_web = topology.web.tcp_listen(8181).expect("a listener");
     let service = long_service();
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
-        let near = town.pod.tcp_connect(to).expect("a connection");
+        let to = SocketAddr::new(of_family(&topology.outside, v4), 9100);
+        let near = topology.pod.tcp_connect(to).expect("a connection");
         let (far, seen) = at_outside.accept().expect("a connection");
         let seen = plain(seen);
-        assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
+        assert_eq!(seen.ip(), of_family(topology.node(), v4), "masqueraded");
         let mut outgoing = [near, far];
         assert_goes_on(&mut outgoing, "before");
-        let node_port = SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
-        let near = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(node_port));
+        let node_port = SocketAddr::new(of_family(topology.node(), v4), NODE_PORT);
+        let near = wait_for("the service", 2 * SOON, || {
+            topology.outside.tcp_connect(node_port)
+        });
         let client = plain(near.local_addr().expect("an address"));
         let (far, _) = at_web.accept().expect("a connection");
         let mut incoming = [far, near];
         assert_goes_on(&mut incoming, "before");
-        let met = || town.node().counters().iter().sum::<u64>();
+        let met = || topology.node().counters().iter().sum::<u64>();
         let forge_all = |[next_of_server, next_of_client]: [u32; 2]| {
             let before = met();
             for (flags, number) in forgeries {
@@ -159,7 +163,7 @@ fn assert_outlives(forgeries: &[(u8, Number)]) {
         std::thread::sleep(SETTLES);
         nexts = nexts.map(|next| next.wrapping_add(WORD));
         forge_all(nexts);
-        push(&town, v4);
+        push(&topology, v4);
         assert_goes_on(&mut outgoing, &format!("a masqueraded connection, idle {what}"));
         assert_goes_on(
             &mut incoming,
@@ -171,8 +175,8 @@ fn assert_outlives(forgeries: &[(u8, Number)]) {
         nexts = nexts.map(|next| next.wrapping_add(WORD));
         forge_all(nexts);
         std::thread::sleep(SETTLES);
-        age_all(&town, OVER);
-        await_collection(&town);
+        age_all(&topology, OVER);
+        await_collection(&topology);
         for ends in [&mut outgoing, &mut incoming] {
             ends.reverse();
         }
@@ -229,22 +233,22 @@ fn blind() -> Vec<(u8, Number)> {
 #[test]
 fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), "socketLB: \"off\"\n");
-    let forge = town.forge();
-    let far = town.world.node(2).add_pod("far");
+    let topology = Topology::with(NodeSpec::millrace(), "socketLB: \"off\"\n");
+    let forge = topology.forge();
+    let far = topology.world.node(2).add_pod("far");
     let listener = far.tcp_listen(8181).expect("a listener");
     let service = long_service();
-    town.world.apply_all(service.slices([Endpoint::of(&far)]));
-    town.world.apply(&service);
+    topology.world.apply_all(service.slices([Endpoint::of(&far)]));
+    topology.world.apply(&service);
     for (v4, cluster_ip) in [(true, "10.96.3.10"), (false, "fd00:96::3:10")] {
         let to = at(cluster_ip, 90);
-        let near = wait_for("the service", 2 * SOON, || town.pod.tcp_connect(to));
+        let near = wait_for("the service", 2 * SOON, || topology.pod.tcp_connect(to));
         let (server, seen) = listener.accept().expect("a connection");
         let seen = plain(seen);
         let backend = SocketAddr::new(of_family(&far, v4), 8181);
         let mut ends = [near, server];
         assert_goes_on(&mut ends, "before");
-        let before = counted(town.node(), &[Reason::Reply]);
+        let before = counted(topology.node(), &[Reason::Reply]);
         let forgeries = blind();
         for (flags, number) in &forgeries {
             let At(number) = *number else {
@@ -253,7 +257,7 @@ fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
             forge.send(&packet::tcp(backend, seen, *flags, number, b""));
         }
         eventually("forgeries to be taken for the backend's", SOON, || {
-            counted(town.node(), &[Reason::Reply]) >= before + forgeries.len() as u64
+            counted(topology.node(), &[Reason::Reply]) >= before + forgeries.len() as u64
         });
         assert_goes_on(&mut ends, &format!("to {to}, after blind RSTs and a SYN,ACK"));
     }
@@ -262,29 +266,33 @@ fn a_connection_to_a_cluster_ip_outlives_blind_rsts_and_a_syn_ack() {
 /// Holds connections to a node port while new connections go to other endpoints, and forges a SYN within
 /// each.
 #[track_caller]
-fn assert_outlives_a_handshake(when: &str, endpoints: impl FnOnce(&Town) -> Vec<Endpoint>) {
-    let town = Town::build();
-    let forge = town.forge();
-    let at_web = town.web.tcp_listen(8181).expect("a listener");
-    let at_pod = town.pod.tcp_listen(8181).expect("a listener");
+fn assert_outlives_a_handshake(when: &str, endpoints: impl FnOnce(&Topology) -> Vec<Endpoint>) {
+    let topology = Topology::build();
+    let forge = topology.forge();
+    let at_web = topology.web.tcp_listen(8181).expect("a listener");
+    let at_pod = topology.pod.tcp_listen(8181).expect("a listener");
     at_pod.set_nonblocking(true).expect("to set");
     let service = long_service();
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
-    let node_ports = [true, false].map(|v4| SocketAddr::new(of_family(town.node(), v4), NODE_PORT));
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
+    let node_ports = [true, false].map(|v4| SocketAddr::new(of_family(topology.node(), v4), NODE_PORT));
     let mut held = node_ports.map(|node_port| {
-        let near = wait_for("the service", 2 * SOON, || town.outside.tcp_connect(node_port));
+        let near = wait_for("the service", 2 * SOON, || {
+            topology.outside.tcp_connect(node_port)
+        });
         let (far, _) = at_web.accept().expect("a connection");
         let client = plain(near.local_addr().expect("an address"));
         let mut ends = [near, far];
         assert_goes_on(&mut ends, "before");
         (ends, client)
     });
-    town.world.apply_all(service.slices(endpoints(&town)));
-    let capture = captured(&town.web);
+    topology.world.apply_all(service.slices(endpoints(&topology)));
+    let capture = captured(&topology.web);
     for ((ends, client), node_port) in held.iter_mut().zip(node_ports) {
         eventually("new connections to lead elsewhere", 2 * SOON, || {
-            let _ = town.outside.tcp_connect_within(node_port, SECOND);
+            let _ = topology.outside.tcp_connect_within(node_port, SECOND);
             at_pod.accept().is_ok()
         });
         let what = format!("a connection to {node_port} when {when}");
@@ -302,14 +310,19 @@ fn assert_outlives_a_handshake(when: &str, endpoints: impl FnOnce(&Town) -> Vec<
 #[test]
 fn a_connection_to_an_endpoint_that_left_outlives_a_forged_handshake() {
     harness::require_root!();
-    assert_outlives_a_handshake("its endpoint has left", |town| vec![Endpoint::of(&town.pod)]);
+    assert_outlives_a_handshake("its endpoint has left", |topology| {
+        vec![Endpoint::of(&topology.pod)]
+    });
 }
 
 #[test]
 fn a_connection_to_an_endpoint_that_is_not_ready_outlives_a_forged_handshake() {
     harness::require_root!();
-    assert_outlives_a_handshake("its endpoint is not ready", |town| {
-        vec![Endpoint::of(&town.web).not_ready(), Endpoint::of(&town.pod)]
+    assert_outlives_a_handshake("its endpoint is not ready", |topology| {
+        vec![
+            Endpoint::of(&topology.web).not_ready(),
+            Endpoint::of(&topology.pod),
+        ]
     });
 }
 
@@ -357,12 +370,12 @@ fn a_connection_outlives_flags_that_contradict_each_other() {
 #[test]
 fn a_connection_outlives_forged_errors() {
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), SMALL);
-    let forge = town.forge();
-    let listener = town.outside.tcp_listen(9100).expect("a listener");
+    let topology = Topology::with(NodeSpec::millrace(), SMALL);
+    let forge = topology.forge();
+    let listener = topology.outside.tcp_listen(9100).expect("a listener");
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(&town.outside, v4), 9100);
-        let near = town.pod.tcp_connect(to).expect("a connection");
+        let to = SocketAddr::new(of_family(&topology.outside, v4), 9100);
+        let near = topology.pod.tcp_connect(to).expect("a connection");
         let (far, seen) = listener.accept().expect("a connection");
         let seen = plain(seen);
         let mut ends = [near, far];
@@ -381,7 +394,7 @@ fn a_connection_outlives_forged_errors() {
                 &[head.as_slice(), &about].concat(),
             ));
         }
-        push(&town, v4);
+        push(&topology, v4);
         assert_goes_on(&mut ends, "after errors about it");
     }
 }

@@ -10,7 +10,7 @@ use proxy_common::Plain;
 use proxy_common::maps::{Flow, FlowKey, Reason};
 
 use crate::tags::sender;
-use crate::town::{NODE_PORT, SECOND, SOON, Town, captured, counted, of_family};
+use crate::topology::{NODE_PORT, SECOND, SOON, Topology, captured, counted, of_family};
 
 /// So few ports that a flood takes them all.
 const FEW_PORTS: &str = "masqueradePorts: 10000-11999\n";
@@ -24,8 +24,8 @@ const TRIES: usize = 20;
 const SCTP: u8 = 132;
 
 /// The number of streams of a family that use masquerade ports.
-fn streams(town: &Town, v4: bool) -> usize {
-    let flows = town
+fn streams(topology: &Topology, v4: bool) -> usize {
+    let flows = topology
         .node()
         .table::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>("STREAMS");
     let keys = flows.keys().filter_map(|key| FlowKey::from_bytes(key));
@@ -36,8 +36,8 @@ fn streams(town: &Town, v4: bool) -> usize {
 /// Sends datagrams of both families twice, so that each becomes a stream. Repeats that until streams have
 /// nearly all ports and more are refused.
 #[track_caller]
-fn take_all_ports(town: &Town, what: &str, mut send: impl FnMut(bool, u8)) -> Instant {
-    let refused = || counted(town.node(), &[Reason::NoSourcePort]);
+fn take_all_ports(topology: &Topology, what: &str, mut send: impl FnMut(bool, u8)) -> Instant {
+    let refused = || counted(topology.node(), &[Reason::NoSourcePort]);
     let before = refused();
     let mut wave = 0;
     wait_for(&format!("{what} to take all ports"), 6 * SOON, || {
@@ -47,7 +47,7 @@ fn take_all_ports(town: &Town, what: &str, mut send: impl FnMut(bool, u8)) -> In
             std::thread::sleep(TICK);
         }
         wave += 1;
-        let taken = [true, false].map(|v4| streams(town, v4));
+        let taken = [true, false].map(|v4| streams(topology, v4));
         let refused = refused() - before;
         if refused > 0 && taken.iter().all(|taken| taken * 100 >= PORTS * 95) {
             Ok(())
@@ -76,10 +76,10 @@ fn assert_others_are_served(client: &Place, to: SocketAddr, since: Instant) {
 fn streams_of_clients_that_do_not_exist_close_no_node_port() {
     const CLIENTS: u16 = 4000;
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), FEW_PORTS);
-    let forge = town.forge();
-    let node_port = |v4| SocketAddr::new(of_family(town.node(), v4), NODE_PORT);
-    let since = take_all_ports(&town, "clients that do not exist", |v4, wave| {
+    let topology = Topology::with(NodeSpec::millrace(), FEW_PORTS);
+    let forge = topology.forge();
+    let node_port = |v4| SocketAddr::new(of_family(topology.node(), v4), NODE_PORT);
+    let since = take_all_ports(&topology, "clients that do not exist", |v4, wave| {
         for number in 0..CLIENTS {
             let [high, low] = number.to_be_bytes();
             let from: SocketAddr = if v4 {
@@ -96,7 +96,7 @@ fn streams_of_clients_that_do_not_exist_close_no_node_port() {
         }
     });
     for v4 in [true, false] {
-        assert_others_are_served(&town.outside, node_port(v4), since);
+        assert_others_are_served(&topology.outside, node_port(v4), since);
     }
 }
 
@@ -112,13 +112,13 @@ fn pause(number: u16) {
 fn streams_of_a_tenants_pods_close_no_destination_to_others() {
     const EACH: u16 = 1000;
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), FEW_PORTS);
-    let _server = town.outside.serve_udp(5300);
-    let to = |v4| SocketAddr::new(of_family(&town.outside, v4), 5300);
-    let pods = (0..8).map(|number| town.node().add_pod(&format!("tenant-{number}")));
+    let topology = Topology::with(NodeSpec::millrace(), FEW_PORTS);
+    let _server = topology.outside.serve_udp(5300);
+    let to = |v4| SocketAddr::new(of_family(&topology.outside, v4), 5300);
+    let pods = (0..8).map(|number| topology.node().add_pod(&format!("tenant-{number}")));
     let pods: Vec<_> = pods.collect();
     let senders: Vec<_> = pods.iter().map(|pod| (pod, pod.forge_out())).collect();
-    let since = take_all_ports(&town, "a tenant's pods", |v4, _| {
+    let since = take_all_ports(&topology, "a tenant's pods", |v4, _| {
         for (pod, forge) in &senders {
             let from = of_family(pod, v4);
             for number in 0..EACH {
@@ -129,7 +129,7 @@ fn streams_of_a_tenants_pods_close_no_destination_to_others() {
         }
     });
     for v4 in [true, false] {
-        assert_others_are_served(&town.pod, to(v4), since);
+        assert_others_are_served(&topology.pod, to(v4), since);
     }
 }
 
@@ -154,19 +154,19 @@ enum End {
 
 /// A pod and a host outside, and the packets that they send as the ends of associations.
 struct Associations<'a> {
-    town: &'a Town,
+    topology: &'a Topology,
     capture: PacketSocket,
     out: Forge,
     back: Forge,
 }
 
 impl<'a> Associations<'a> {
-    fn of(town: &'a Town) -> Self {
+    fn of(topology: &'a Topology) -> Self {
         Self {
-            town,
-            capture: captured(&town.outside),
-            out: town.pod.forge_out(),
-            back: town.forge(),
+            topology,
+            capture: captured(&topology.outside),
+            out: topology.pod.forge_out(),
+            back: topology.forge(),
         }
     }
 
@@ -176,8 +176,8 @@ impl<'a> Associations<'a> {
         use chunk::{
             ABORT, COOKIE_ACK, COOKIE_ECHO, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
         };
-        let own = SocketAddr::new(of_family(&self.town.pod, v4), from);
-        let peer = SocketAddr::new(of_family(&self.town.outside, v4), to);
+        let own = SocketAddr::new(of_family(&self.topology.pod, v4), from);
+        let peer = SocketAddr::new(of_family(&self.topology.outside, v4), to);
         let mark = format!("cookie {:016x}", fastrand::u64(..));
         let packet = |from: SocketAddr, to: SocketAddr, kind: u8| {
             let mut content = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
@@ -193,7 +193,7 @@ impl<'a> Associations<'a> {
             return false;
         };
         let seen = sender(&frame.bytes).expect("a sender");
-        assert_eq!(seen.ip(), of_family(self.town.node(), v4), "masqueraded");
+        assert_eq!(seen.ip(), of_family(self.topology.node(), v4), "masqueraded");
         let out = |kind| self.out.send(&packet(own, peer, kind));
         let back = |kind| self.back.send(&packet(peer, seen, kind));
         back(INIT_ACK);
@@ -220,8 +220,8 @@ fn associations_that_are_over_give_up_their_ports() {
     const ROUND: u16 = 50;
     const MANY: u16 = 300;
     harness::require_root!();
-    let town = Town::with(NodeSpec::millrace(), "masqueradePorts: 10000-10255\n");
-    let associations = Associations::of(&town);
+    let topology = Topology::with(NodeSpec::millrace(), "masqueradePorts: 10000-10255\n");
+    let associations = Associations::of(&topology);
     for first in (0..MANY).step_by(ROUND.into()) {
         for v4 in [true, false] {
             for number in first..first + ROUND {

@@ -8,8 +8,8 @@ use harness::{Frame, Place};
 use proxy_common::maps::Reason;
 
 use crate::tags::{assert_sees_tags, sender};
-use crate::town::{
-    BALANCER, LOCAL_BALANCER, NODE_PORT, Refusals, SOON, Town, assert_nothing_came, at, came_before,
+use crate::topology::{
+    BALANCER, LOCAL_BALANCER, NODE_PORT, Refusals, SOON, Topology, assert_nothing_came, at, came_before,
     captured, datagram, honest, of_family,
 };
 
@@ -29,14 +29,14 @@ fn foreign() -> [Vec<Tag>; 5] {
 #[test]
 fn a_frame_of_a_vlan_is_not_served_at_the_uplink_below() {
     harness::require_root!();
-    let town = Town::build();
-    let (at_web, at_outside, forge) = (town.at_web(), captured(&town.outside), town.forge());
+    let topology = Topology::build();
+    let (at_web, at_outside, forge) = (topology.at_web(), captured(&topology.outside), topology.forge());
     for tags in foreign() {
         for v4 in [true, false] {
-            let from = (of_family(&town.outside, v4), 999);
-            let mut all = town.entrances(v4);
-            all.push(SocketAddr::new(of_family(&town.web, v4), 9));
-            let left = Refusals::of(town.node(), &[Reason::Tagged]);
+            let from = (of_family(&topology.outside, v4), 999);
+            let mut all = topology.entrances(v4);
+            all.push(SocketAddr::new(of_family(&topology.web, v4), 9));
+            let left = Refusals::of(topology.node(), &[Reason::Tagged]);
             for to in &all {
                 let to = *to;
                 forge.send_tagged(&tags, &datagram(from, to, FORGED));
@@ -45,15 +45,20 @@ fn a_frame_of_a_vlan_is_not_served_at_the_uplink_below() {
                 forge.send_tagged(&tags, &packet::echo(from.0, to.ip(), true, 1, FORGED));
             }
             let what = format!("with {tags:x?}");
-            assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
-            let answers: Vec<Frame> = at_outside.so_far().expect("to read");
-            let answers = answers
+            assert_nothing_came(
+                &at_web,
+                FORGED,
+                &what,
+                honest(&topology.outside, at(BALANCER[0], 80)),
+            );
+            let replies: Vec<Frame> = at_outside.so_far().expect("to read");
+            let replies = replies
                 .iter()
                 .filter(|frame| !frame.outgoing && frame.carries(FORGED));
             assert_eq!(
-                answers.count(),
+                replies.count(),
                 0,
-                "{what}: echo requests and datagrams were answered"
+                "{what}: echo requests and datagrams got replies"
             );
             left.assert_rose_by(3 * all.len() as u64, &what);
         }
@@ -63,20 +68,25 @@ fn a_frame_of_a_vlan_is_not_served_at_the_uplink_below() {
 #[test]
 fn a_doubled_priority_tag_is_not_served() {
     harness::require_root!();
-    let town = Town::build();
-    let (at_web, forge) = (town.at_web(), town.forge());
+    let topology = Topology::build();
+    let (at_web, forge) = (topology.at_web(), topology.forge());
     for tags in [vec![(VLAN, 0), (VLAN, 0)], vec![(SERVICE_VLAN, 0), (VLAN, 0)]] {
-        let refused = Refusals::of(town.node(), &[Reason::Retagged]);
+        let refused = Refusals::of(topology.node(), &[Reason::Retagged]);
         let mut sent = 0;
         for v4 in [true, false] {
-            let from = (of_family(&town.outside, v4), 999);
-            for to in town.entrances(v4) {
+            let from = (of_family(&topology.outside, v4), 999);
+            for to in topology.entrances(v4) {
                 forge.send_tagged(&tags, &datagram(from, to, FORGED));
                 sent += 1;
             }
         }
         let what = format!("with {tags:x?}");
-        assert_nothing_came(&at_web, FORGED, &what, honest(&town.outside, at(BALANCER[0], 80)));
+        assert_nothing_came(
+            &at_web,
+            FORGED,
+            &what,
+            honest(&topology.outside, at(BALANCER[0], 80)),
+        );
         refused.assert_rose_by(sent, &what);
     }
 }
@@ -84,8 +94,8 @@ fn a_doubled_priority_tag_is_not_served() {
 #[test]
 fn a_priority_tag_is_served_and_ends_at_the_uplink() {
     harness::require_root!();
-    let town = Town::build();
-    let (node, web, outside) = (town.node(), &town.web, &town.outside);
+    let topology = Topology::build();
+    let (node, web, outside) = (topology.node(), &topology.web, &topology.outside);
     let places: [&Place; 2] = [web, outside];
     let [tagged_at_web, tagged_at_outside] =
         places.map(|place| place.tagged_socket("eth0").expect("a capture"));
@@ -94,7 +104,7 @@ fn a_priority_tag_is_served_and_ends_at_the_uplink() {
     assert_sees_tags(&tagged_at_web, &into_pod, (from, of_family(web, true)));
     let out = node.forge("eth0", outside.mac("eth0"));
     assert_sees_tags(&tagged_at_outside, &out, (from, of_family(outside, true)));
-    let (at_web, at_outside, forge) = (captured(web), captured(outside), town.forge());
+    let (at_web, at_outside, forge) = (captured(web), captured(outside), topology.forge());
     let mut sent = 0;
     for v4 in [true, false] {
         let n = usize::from(!v4);
@@ -115,8 +125,8 @@ fn a_priority_tag_is_served_and_ends_at_the_uplink() {
                 let carries = |frame: &Frame| !frame.outgoing && frame.carries(mark.as_bytes());
                 let arrived = at_web.find(SOON, carries).expect("to read");
                 assert!(arrived.is_some(), "{mark} to {to}");
-                let answer = at_outside.find(SOON, carries).expect("to read");
-                assert_eq!(sender(&answer.expect("an answer").bytes), Some(to));
+                let reply = at_outside.find(SOON, carries).expect("to read");
+                assert_eq!(sender(&reply.expect("a reply").bytes), Some(to));
             }
         }
     }
@@ -129,14 +139,18 @@ fn a_priority_tag_is_served_and_ends_at_the_uplink() {
 }
 
 #[test]
-fn an_answer_with_a_tag_does_not_reach_the_pod_that_was_masqueraded() {
+fn a_reply_with_a_tag_does_not_reach_the_masqueraded_pod() {
     harness::require_root!();
-    let town = Town::build();
-    let (at_outside, at_pod, forge) = (captured(&town.outside), captured(&town.pod), town.forge());
+    let topology = Topology::build();
+    let (at_outside, at_pod, forge) = (
+        captured(&topology.outside),
+        captured(&topology.pod),
+        topology.forge(),
+    );
     for v4 in [true, false] {
-        let to = SocketAddr::new(of_family(&town.outside, v4), 5300);
-        let _listener = town.outside.udp_bind(to).expect("a socket");
-        let pod = town.pod.udp_socket_for(to).expect("a socket");
+        let to = SocketAddr::new(of_family(&topology.outside, v4), 5300);
+        let _listener = topology.outside.udp_bind(to).expect("a socket");
+        let pod = topology.pod.udp_socket_for(to).expect("a socket");
         let came = came_before(&at_outside, "a question", &mut |mark| {
             let _ = pod.send_to(b"which client do you see?", to);
             let _ = pod.send_to(mark, to);
@@ -147,15 +161,15 @@ fn an_answer_with_a_tag_does_not_reach_the_pod_that_was_masqueraded() {
         let seen = question
             .and_then(|frame| sender(&frame.bytes))
             .expect("the question");
-        assert_eq!(seen.ip(), of_family(town.node(), v4), "masqueraded");
-        let left = Refusals::of(town.node(), &[Reason::Tagged]);
+        assert_eq!(seen.ip(), of_family(topology.node(), v4), "masqueraded");
+        let left = Refusals::of(topology.node(), &[Reason::Tagged]);
         for tags in foreign() {
             forge.send_tagged(&tags, &packet::udp(to, seen, FORGED));
         }
-        assert_nothing_came(&at_pod, FORGED, "an answer with a tag", |mark| {
+        assert_nothing_came(&at_pod, FORGED, "a reply with a tag", |mark| {
             forge.send(&packet::udp(to, seen, mark));
         });
-        left.assert_rose_by(foreign().len() as u64, "an answer with a tag");
+        left.assert_rose_by(foreign().len() as u64, "a reply with a tag");
     }
 }
 
@@ -164,14 +178,14 @@ fn an_answer_with_a_tag_does_not_reach_the_pod_that_was_masqueraded() {
 #[test]
 fn a_frame_of_a_vlan_is_left_to_the_stack_as_it_is() {
     harness::require_root!();
-    let town = Town::build();
-    let stack = town
+    let topology = Topology::build();
+    let stack = topology
         .node()
         .protocol_socket("eth0", packet::IPV4)
         .expect("a capture");
-    let (from, forge) = ((of_family(&town.outside, true), 999), town.forge());
-    for to in town.entrances(true) {
-        let left = Refusals::of(town.node(), &[Reason::Tagged]);
+    let (from, forge) = ((of_family(&topology.outside, true), 999), topology.forge());
+    for to in topology.entrances(true) {
+        let left = Refusals::of(topology.node(), &[Reason::Tagged]);
         let question = datagram(from, to, FORGED);
         forge.send_tagged(&[(VLAN, 100)], &question);
         let came = stack.find(SOON, |frame| frame.carries(FORGED)).expect("to read");

@@ -8,7 +8,7 @@ use harness::manifest::{self, Family};
 use harness::{Endpoint, EndpointSlice, Manifest, Service};
 use serde_json::{Value, json};
 
-use crate::town::{SECONDARY, Town};
+use crate::topology::{SECONDARY, Topology};
 
 /// The port of services, and one that no service has.
 const PORT: u16 = 80;
@@ -45,7 +45,7 @@ pub enum Kind {
     Proxied,
     External,
     /// An address or a port that no service has.
-    Nobodys,
+    Unused,
 }
 
 /// The addresses of a service besides its cluster IP.
@@ -324,15 +324,15 @@ impl Case {
 
     /// Whether clients from outside get endpoints of their node only.
     pub fn is_local(&self) -> bool {
-        self.says("externalTrafficPolicy", "Local")
+        self.has_field("externalTrafficPolicy", "Local")
     }
 
     /// Whether clients stay with a backend.
     pub fn stays(&self) -> bool {
-        self.says("sessionAffinity", "ClientIP")
+        self.has_field("sessionAffinity", "ClientIP")
     }
 
-    fn says(&self, field: &str, value: &str) -> bool {
+    fn has_field(&self, field: &str, value: &str) -> bool {
         self.service()
             .is_some_and(|service| service["spec"][field] == value)
     }
@@ -346,14 +346,14 @@ impl Case {
         self.service.as_ref().map(Manifest::object)
     }
 
-    pub fn slices(&self, town: &Town) -> Vec<EndpointSlice> {
+    pub fn slices(&self, topology: &Topology) -> Vec<EndpointSlice> {
         let Some(service) = &self.service else {
             return Vec::new();
         };
         let backends: Vec<Endpoint> = self
             .backends
             .iter()
-            .map(|backend| endpoint(town, backend))
+            .map(|backend| endpoint(topology, backend))
             .collect();
         let source = if self.renamed {
             Service::new(&self.name).tcp("renamed", PORT, TARGET)
@@ -386,11 +386,11 @@ fn manifest_protocol(protocol: Protocol) -> manifest::Protocol {
     }
 }
 
-fn endpoint(town: &Town, (who, state, hints): &Backend) -> Endpoint {
-    let made = match (town.pod(who), *who) {
+fn endpoint(topology: &Topology, (who, state, hints): &Backend) -> Endpoint {
+    let made = match (topology.pod(who), *who) {
         (Some(pod), _) => Endpoint::of(pod),
-        (None, "far") => Endpoint::at(town.place(who).addresses()),
-        (None, _) => Endpoint::on_host(town.place(who)),
+        (None, "far") => Endpoint::at(topology.place(who).addresses()),
+        (None, _) => Endpoint::on_host(topology.place(who)),
     };
     let made = match state {
         State::Ready => made,

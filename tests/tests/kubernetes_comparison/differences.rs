@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::case::{Kind, Protocol};
 use crate::probing::{Outcome, Question};
-use crate::town::Contender;
+use crate::topology::Contender;
 
 /// A question with two outcomes.
 pub struct Difference<'a> {
@@ -78,9 +78,9 @@ pub struct Known {
 
 pub const DIFFERENCES: &[Known] = &[
     Known {
-        what: "virtual addresses answer ping",
-        why: "a person can tell an address that is served from one that is not",
-        covers: |it| it.by_ping() && !it.theirs.verdicts.contains("answered") && it.ours.is("answered"),
+        what: "virtual addresses reply to ping",
+        why: "ping distinguishes served addresses from others",
+        covers: |it| it.by_ping() && !it.theirs.verdicts.contains("replied") && it.ours.is("replied"),
     },
     Known {
         what: "ports that a balancer's or external address does not have are refused",
@@ -95,7 +95,7 @@ pub const DIFFERENCES: &[Known] = &[
     },
     Known {
         what: "pods and nodes keep their address at their own node's external frontends",
-        why: "answers come back through the pod's own interface, or to the node, in any case; kube-proxy masquerades",
+        why: "replies come back through the pod's own interface, or to the node, in any case; kube-proxy masquerades",
         covers: |it| {
             it.only_sources_differ()
                 && it.is_at(&[Kind::NodePort, Kind::Balancer, Kind::External])
@@ -106,13 +106,13 @@ pub const DIFFERENCES: &[Known] = &[
     Known {
         what: "pods reach the other node's ports under policy Local without losses",
         why: "to the other node they are clients from outside and get its endpoints; kube-proxy takes every pod for one \
-              of its own node, lets it have all endpoints, and loses the answers of those on the pod's node",
+              of its own node, lets it have all endpoints, and loses the replies of those on the pod's node",
         covers: |it| {
             it.is_at(&[Kind::NodePort])
                 && ["client-1", "client-2", "a"].contains(&it.question.asker)
                 && it.question.case.is_local()
                 && it.theirs.verdicts.contains("silent")
-                && it.ours.is("answered")
+                && it.ours.is("replied")
                 && it.ours.seen_as("itself")
         },
     },
@@ -143,34 +143,34 @@ pub const DIFFERENCES: &[Known] = &[
             it.proxy == Contender::Hooks
                 && it.is_at(&[Kind::Loopback])
                 && it.theirs.is("refused")
-                && it.ours.is("answered")
+                && it.ours.is("replied")
         },
     },
     Known {
-        what: "endpoints of a service with publishNotReadyAddresses are used whatever their slices say",
+        what: "endpoints of a service with publishNotReadyAddresses are used in every state of their slices",
         why: "controllers say that they are ready, so both agree about theirs; kube-proxy does not read the field itself",
-        covers: |it| it.question.case.name == "published-unready" && it.ours.is("answered"),
+        covers: |it| it.question.case.name == "published-unready" && it.ours.is("replied"),
     },
     Known {
         what: "a service with the label service.kubernetes.io/headless is not served",
         why: "kube-proxy did so in earlier releases and now looks for the label at slices, where controllers put it for headless \
               services only",
-        covers: |it| it.question.case.name == "headless-label" && !it.ours.verdicts.contains("answered"),
+        covers: |it| it.question.case.name == "headless-label" && !it.ours.verdicts.contains("replied"),
     },
     Known {
         what: "a balancer with source ranges of one family is closed in the other",
-        why: "no client of that family lies in the ranges; kube-proxy opens the address to everybody",
+        why: "no client of that family lies in the ranges; kube-proxy opens the address to all clients",
         covers: |it| {
             it.question.case.name == "open-v4"
                 && it.is_at(&[Kind::Balancer])
                 && it.question.frontend.address.is_ipv6()
-                && it.theirs.is("answered")
+                && it.theirs.is("replied")
                 && it.ours.is("silent")
         },
     },
     Known {
         what: "a process of a node that reaches a process of the same node packet by packet is seen as the virtual address",
-        why: "both ends would have the node's address, and the answer would never pass the translation",
+        why: "both ends would have the node's address, and the reply would never pass the translation",
         covers: |it| {
             it.is_asked_by_a_node() && it.only_sources_differ() && it.ours.sources.contains("the frontend")
         },

@@ -6,7 +6,7 @@ mod case;
 mod differences;
 mod probing;
 mod table;
-mod town;
+mod topology;
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use harness::{Manifest, require_kubernetes, skip_if};
 use case::Case;
 use differences::{DIFFERENCES, Difference};
 use probing::{Effort, Outcome, Question, ask_all, questions};
-use town::{Contender, Town};
+use topology::{Contender, Topology};
 
 /// The least number of services that are compared.
 const SERVICES: usize = 60;
@@ -27,15 +27,15 @@ fn services_behave_as_with_kube_proxy() {
     skip_if!(KubeProxy::missing());
     let started = Instant::now();
     let cases = table::cases();
-    let towns: Vec<Town> = Contender::ALL.map(Town::build).into();
-    let plane = ControlPlane::start(towns[0].world());
-    publish(&plane, &towns[0], &cases);
-    let _running: Vec<_> = towns.iter().map(|town| town.serve(&plane)).collect();
+    let topologies: Vec<Topology> = Contender::ALL.map(Topology::build).into();
+    let plane = ControlPlane::start(topologies[0].world());
+    publish(&plane, &topologies[0], &cases);
+    let _running: Vec<_> = topologies.iter().map(|topology| topology.serve(&plane)).collect();
     println!("all proxies serve after {:?}", started.elapsed());
 
     let groups = questions(&cases);
-    let outcomes = ask_all(&towns, &groups, Effort::QUICK);
-    assert_telling(&outcomes);
+    let outcomes = ask_all(&topologies, &groups, Effort::QUICK);
+    assert_every_verdict_occurs(&outcomes);
     let mut found = different(&groups, outcomes);
     println!(
         "asked {} questions after {:?}",
@@ -46,21 +46,24 @@ fn services_behave_as_with_kube_proxy() {
     let doubtful: Vec<Vec<Question>> = regroup(&found);
     println!("{} groups are asked again", doubtful.len());
     found.retain(|difference| difference.explanation().is_some());
-    found.extend(different(&doubtful, ask_all(&towns, &doubtful, Effort::THOROUGH)));
+    found.extend(different(
+        &doubtful,
+        ask_all(&topologies, &doubtful, Effort::THOROUGH),
+    ));
     println!("asked again after {:?}", started.elapsed());
     judge(&found);
 }
 
 /// Creates all objects at the API server.
-fn publish(plane: &ControlPlane, town: &Town, cases: &[Case]) {
-    for node in town.world().nodes() {
+fn publish(plane: &ControlPlane, topology: &Topology, cases: &[Case]) {
+    for node in topology.world().nodes() {
         plane.apply(&node.object());
         plane.apply_status(&node.object());
     }
     let services: Vec<_> = cases.iter().filter_map(Case::service).collect();
     assert!(services.len() >= SERVICES, "{} services", services.len());
     plane.create_all(services.iter().cloned().chain(table::unaddressed()));
-    plane.create_all(cases.iter().flat_map(|case| case.slices(town)));
+    plane.create_all(cases.iter().flat_map(|case| case.slices(topology)));
     let with_balancer = |service: &&serde_json::Value| service["spec"]["type"] == "LoadBalancer";
     for service in services.iter().filter(with_balancer) {
         plane.apply_status(&service.object());
@@ -68,9 +71,9 @@ fn publish(plane: &ControlPlane, town: &Town, cases: &[Case]) {
 }
 
 /// Equal outcomes are meaningful only if kube-proxy's outcomes are of all kinds.
-fn assert_telling(outcomes: &[Vec<Vec<Outcome>>]) {
-    let theirs = || outcomes.iter().flat_map(|towns| &towns[0]);
-    for verdict in ["answered", "refused", "silent"] {
+fn assert_every_verdict_occurs(outcomes: &[Vec<Vec<Outcome>>]) {
+    let theirs = || outcomes.iter().flat_map(|topologies| &topologies[0]);
+    for verdict in ["replied", "refused", "silent"] {
         let count = theirs().filter(|outcome| outcome.is(verdict)).count();
         assert!(
             count > theirs().count() / 50,
@@ -83,7 +86,7 @@ fn assert_telling(outcomes: &[Vec<Vec<Outcome>>]) {
 fn different<'a>(groups: &[Vec<Question<'a>>], outcomes: Vec<Vec<Vec<Outcome>>>) -> Vec<Difference<'a>> {
     let mut found = Vec::new();
     for (group, outcomes) in groups.iter().zip(outcomes) {
-        let (theirs, ours) = outcomes.split_first().expect("kube-proxy's town");
+        let (theirs, ours) = outcomes.split_first().expect("kube-proxy's topology");
         for (proxy, ours) in Contender::ALL[1..].iter().zip(ours) {
             for ((question, theirs), ours) in group.iter().zip(theirs).zip(ours) {
                 if theirs != ours {

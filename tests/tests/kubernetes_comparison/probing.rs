@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use harness::{Answer, Place, Probe};
+use harness::{Place, Probe, Reply};
 use nix::errno::Errno;
 
 use crate::case::{Case, Frontend, Kind, Protocol};
-use crate::town::Town;
+use crate::topology::Topology;
 
 /// The number of concurrent questions.
 const AT_A_TIME: usize = 96;
@@ -24,7 +24,7 @@ const ASKERS: [&str; 5] = ["client-1", "client-2", "n1", "n2", "outside"];
 /// The results of the questions of one place to one frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// `answered`, `refused`, `not permitted`, `unreachable`, `silent`, or the text of another error.
+    /// `replied`, `refused`, `not permitted`, `unreachable`, `silent`, or the text of another error.
     pub verdicts: BTreeSet<String>,
     /// The backends that answered; for a service with affinity, their number.
     pub backends: BTreeSet<String>,
@@ -128,53 +128,57 @@ pub fn questions(cases: &[Case]) -> Vec<Vec<Question<'_>>> {
     groups
 }
 
-/// Asks all questions in every town. The outcomes are indexed by group, question and town.
-pub fn ask_all(towns: &[Town], groups: &[Vec<Question<'_>>], effort: Effort) -> Vec<Vec<Vec<Outcome>>> {
+/// Asks all questions in every topology. The outcomes are indexed by group, question and topology.
+pub fn ask_all(
+    topologies: &[Topology],
+    groups: &[Vec<Question<'_>>],
+    effort: Effort,
+) -> Vec<Vec<Vec<Outcome>>> {
     let jobs: Vec<(usize, usize)> = (0..groups.len())
-        .flat_map(|group| (0..towns.len()).map(move |town| (group, town)))
+        .flat_map(|group| (0..topologies.len()).map(move |topology| (group, topology)))
         .collect();
     let next = AtomicUsize::new(0);
     let done: Mutex<BTreeMap<(usize, usize), Vec<Outcome>>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..effort.at_a_time {
             scope.spawn(|| {
-                while let Some(&(group, town)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(&(group, topology)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let asked = groups[group].iter();
                     let outcomes = asked
-                        .map(|question| ask(&towns[town], question, effort))
+                        .map(|question| ask(&topologies[topology], question, effort))
                         .collect();
                     done.lock()
                         .unwrap_or_else(PoisonError::into_inner)
-                        .insert((group, town), outcomes);
+                        .insert((group, topology), outcomes);
                 }
             });
         }
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let by_town = |group: usize| -> Vec<Vec<Outcome>> {
-        let towns = 0..towns.len();
-        towns
-            .map(|town| done.remove(&(group, town)).unwrap_or_default())
+    let by_topology = |group: usize| -> Vec<Vec<Outcome>> {
+        let topologies = 0..topologies.len();
+        topologies
+            .map(|topology| done.remove(&(group, topology)).unwrap_or_default())
             .collect()
     };
-    (0..groups.len()).map(by_town).collect()
+    (0..groups.len()).map(by_topology).collect()
 }
 
-fn ask(town: &Town, question: &Question<'_>, effort: Effort) -> Outcome {
+fn ask(topology: &Topology, question: &Question<'_>, effort: Effort) -> Outcome {
     let Question {
         case,
         asker,
         frontend,
     } = *question;
-    let place = town.place(asker);
+    let place = topology.place(asker);
     let mut outcome = Outcome::default();
     for number in 0..(effort.tries)(case.breadth()) {
-        match once(town, asker, frontend, effort.wait) {
-            Ok(answer) => {
-                outcome.verdicts.insert("answered".to_owned());
-                if let Some(answer) = answer {
-                    outcome.sources.insert(source(town, place, frontend, &answer));
-                    outcome.backends.insert(answer.backend);
+        match once(topology, asker, frontend, effort.wait) {
+            Ok(reply) => {
+                outcome.verdicts.insert("replied".to_owned());
+                if let Some(reply) = reply {
+                    outcome.sources.insert(source(topology, place, frontend, &reply));
+                    outcome.backends.insert(reply.backend);
                 }
             }
             Err(error) => {
@@ -196,15 +200,15 @@ fn ask(town: &Town, question: &Question<'_>, effort: Effort) -> Outcome {
     outcome
 }
 
-fn once(town: &Town, asker: &str, frontend: &Frontend, wait: Duration) -> io::Result<Option<Answer>> {
-    let place = town.place(asker);
+fn once(topology: &Topology, asker: &str, frontend: &Frontend, wait: Duration) -> io::Result<Option<Reply>> {
+    let place = topology.place(asker);
     let to = SocketAddr::new(frontend.address, frontend.port);
     match frontend.protocol {
         Protocol::Tcp => place.ask_within(Probe::Tcp, to, wait).map(Some),
         // Only a connected socket receives a refusal. No port is used twice: a proxy keeps a datagram's flow
         // for minutes after the end of its socket.
         Protocol::Udp => {
-            let from = SocketAddr::new(anywhere(to.ip()), town.fresh_port(asker));
+            let from = SocketAddr::new(anywhere(to.ip()), topology.fresh_port(asker));
             place.ask_from(Probe::UdpConnected, from, to, wait).map(Some)
         }
         Protocol::Ping => place.ping(frontend.address, wait).map(|_| None),
@@ -231,13 +235,13 @@ fn verdict(error: &io::Error) -> String {
     }
 }
 
-fn source(town: &Town, asker: &Place, frontend: &Frontend, answer: &Answer) -> String {
-    let peer = answer.peer.ip().to_canonical();
+fn source(topology: &Topology, asker: &Place, frontend: &Frontend, reply: &Reply) -> String {
+    let peer = reply.peer.ip().to_canonical();
     if asker.addresses().contains(&peer) {
         return "itself".to_owned();
     }
-    let holder = town.places().find(|place| place.addresses().contains(&peer));
-    match holder {
+    let owner = topology.places().find(|place| place.addresses().contains(&peer));
+    match owner {
         Some(place) => place.name().to_owned(),
         None if peer == frontend.address => "the frontend".to_owned(),
         None => peer.to_string(),

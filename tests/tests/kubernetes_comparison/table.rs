@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = numbered
         .map(|((exposure, case), number)| case.exposed(number, exposure))
         .collect();
-    cases.push(nobodys());
+    cases.push(unused_addresses());
     cases
 }
 
@@ -211,13 +211,13 @@ pub fn unaddressed() -> Vec<Value> {
     ]
 }
 
-fn nobodys() -> Case {
-    let mut case = Case::without_service("nobody's");
+fn unused_addresses() -> Case {
+    let mut case = Case::without_service("unused");
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for family in [Family::V4, Family::V6] {
             case = case
-                .ask(Kind::Nobodys, false, cluster_ip(family, 250), 80, protocol)
-                .ask(Kind::Nobodys, false, node(family, 2), 32_700, protocol);
+                .ask(Kind::Unused, false, cluster_ip(family, 250), 80, protocol)
+                .ask(Kind::Unused, false, node(family, 2), 32_700, protocol);
         }
     }
     case

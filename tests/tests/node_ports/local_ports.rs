@@ -8,12 +8,12 @@ use std::ops::RangeInclusive;
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{
-    Agent, Answer, Client, Endpoint, LongFlows, Node, PATIENCE, Place, Pod, Probe, Server, Service, World,
+    Agent, Client, Endpoint, LongFlows, Node, PATIENCE, Place, Pod, Probe, Reply, Server, Service, World,
     wait_for,
 };
 use socket2::{Domain, Type};
 
-use crate::town::{SECOND, ask};
+use crate::topology::{SECOND, ask};
 
 const NODE_PORTS: RangeInclusive<u16> = 40_000..=40_019;
 /// Ports that no service has.
@@ -90,11 +90,11 @@ impl Scene {
         for to in self.asked() {
             for probe in probes {
                 for time in 0..TIMES {
-                    let answer = ask_unbound(self.node(), *probe, to);
-                    let answer =
-                        answer.unwrap_or_else(|error| panic!("{probe:?} to {to}, time {time}: {error}"));
-                    assert_eq!(answer.backend, "server", "{probe:?} to {to}");
-                    assert!(ports.contains(&answer.peer.port()), "{probe:?}: {answer:?}");
+                    let reply = ask_unbound(self.node(), *probe, to);
+                    let reply =
+                        reply.unwrap_or_else(|error| panic!("{probe:?} to {to}, time {time}: {error}"));
+                    assert_eq!(reply.backend, "server", "{probe:?} to {to}");
+                    assert!(ports.contains(&reply.peer.port()), "{probe:?}: {reply:?}");
                 }
             }
         }
@@ -145,7 +145,7 @@ fn give_ports(place: &Place, ports: &RangeInclusive<u16>) {
 
 /// Asks by a socket that is not bound before: the kernel gives it a port when it connects or sends. A
 /// `bind()` to port 0 fails where all ports are node ports.
-fn ask_unbound(node: &Node, probe: Probe, to: SocketAddr) -> io::Result<Answer> {
+fn ask_unbound(node: &Node, probe: Probe, to: SocketAddr) -> io::Result<Reply> {
     if probe == Probe::Tcp {
         return node.ask(probe, to);
     }
@@ -160,9 +160,9 @@ fn ask_unbound(node: &Node, probe: Probe, to: SocketAddr) -> io::Result<Answer> 
     let mut buffer = [0; 512];
     let (length, from) = socket.recv_from(&mut buffer)?;
     if from != to {
-        return Err(io::Error::other(format!("asked {to}, answered by {from}")));
+        return Err(io::Error::other(format!("asked {to}, {from} replied")));
     }
-    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+    Reply::parse(&String::from_utf8_lossy(&buffer[..length]))
 }
 
 /// Runs the command in a message, of the form `sysctl -w KEY=VALUE`.

@@ -3,7 +3,7 @@
 
 mod local_ports;
 mod options;
-mod town;
+mod topology;
 
 use std::io::ErrorKind;
 
@@ -11,30 +11,30 @@ use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{Endpoint, Place, Probe, assert_even, eventually};
 use serde_json::json;
 
-use town::{PORT, SECOND, Town, addresses, ask, peers};
+use topology::{PORT, SECOND, Topology, addresses, ask, peers};
 
 #[test]
 fn a_client_outside_reaches_pods_of_every_node_by_any_address_as_the_node() {
     harness::require_root!();
-    let town = Town::build(|service| service);
-    let _agents = town.world.start_agents();
+    let topology = Topology::build(|service| service);
+    let _agents = topology.world.start_agents();
     let everything = [
-        (1, town.node_port(1)),
-        (2, town.node_port(2)),
+        (1, topology.node_port(1)),
+        (2, topology.node_port(2)),
         (1, addresses(["203.0.113.7", "2001:db8:7::7"], 80)),
         (2, addresses(["198.51.100.7", "2001:db8:8::7"], 80)),
     ];
     for (number, frontends) in everything {
         for to in frontends {
-            let node = town.world.node(number).address_like(to.ip());
+            let node = topology.world.node(number).address_like(to.ip());
             for probe in Probe::ALL {
                 assert_eq!(
-                    peers(&town.outside, probe, to, &["a", "b"]),
+                    peers(&topology.outside, probe, to, &["a", "b"]),
                     [node],
                     "{to} {probe:?}"
                 );
             }
-            assert_even(&town.outside, Probe::Tcp, to, 2_000, &["a", "b"]);
+            assert_even(&topology.outside, Probe::Tcp, to, 2_000, &["a", "b"]);
         }
     }
 }
@@ -42,15 +42,15 @@ fn a_client_outside_reaches_pods_of_every_node_by_any_address_as_the_node() {
 #[test]
 fn under_policy_local_clients_outside_keep_their_address_and_stay_on_the_node() {
     harness::require_root!();
-    let town = Town::build(|service| service.set("externalTrafficPolicy", json!("Local")));
-    let _agents = town.world.start_agents();
+    let topology = Topology::build(|service| service.set("externalTrafficPolicy", json!("Local")));
+    let _agents = topology.world.start_agents();
     for (number, backend) in [(1, "a"), (2, "b")] {
-        let mut frontends = town.node_port(number);
+        let mut frontends = topology.node_port(number);
         if number == 1 {
             frontends.extend(addresses(["203.0.113.7", "2001:db8:7::7"], 80));
         }
         for to in frontends {
-            let client = *town
+            let client = *topology
                 .outside
                 .addresses()
                 .iter()
@@ -58,7 +58,7 @@ fn under_policy_local_clients_outside_keep_their_address_and_stay_on_the_node() 
                 .expect("an address");
             for probe in Probe::ALL {
                 assert_eq!(
-                    peers(&town.outside, probe, to, &[backend]),
+                    peers(&topology.outside, probe, to, &[backend]),
                     [client],
                     "{to} {probe:?}"
                 );
@@ -66,32 +66,36 @@ fn under_policy_local_clients_outside_keep_their_address_and_stay_on_the_node() 
         }
     }
     // The policy does not apply to pods of the node and the node itself.
-    for to in town.node_port(1) {
+    for to in topology.node_port(1) {
         for probe in Probe::ALL {
-            peers(&town.clients[0], probe, to, &["a", "b"]);
-            peers(town.world.node(1), probe, to, &["a", "b"]);
+            peers(&topology.clients[0], probe, to, &["a", "b"]);
+            peers(topology.world.node(1), probe, to, &["a", "b"]);
         }
     }
     // Without an endpoint on the node there is no reply, so that a balancer outside tries another node.
-    town.endpoints(&["b"]);
-    let to = town.node_port(1)[0];
+    topology.endpoints(&["b"]);
+    let to = topology.node_port(1)[0];
     eventually("silence", 2 * SECOND, || {
-        let error = town.outside.ask_within(Probe::Tcp, to, SECOND / 4).err();
+        let error = topology.outside.ask_within(Probe::Tcp, to, SECOND / 4).err();
         error.is_some_and(|error| error.kind() == ErrorKind::TimedOut)
     });
-    assert_eq!(ask(&town.clients[0], Probe::Tcp, to).backend, "b");
+    assert_eq!(ask(&topology.clients[0], Probe::Tcp, to).backend, "b");
 }
 
 #[test]
 fn pods_and_nodes_reach_node_ports_with_and_without_socket_hooks() {
     harness::require_root!();
-    let town = Town::build(|service| service);
+    let topology = Topology::build(|service| service);
     for config in [DEFAULTS, HOOKS_OFF] {
-        let _agents = town.world.start_agents_with(config);
+        let _agents = topology.world.start_agents_with(config);
         for number in [1, 2] {
-            for to in town.node_port(number) {
+            for to in topology.node_port(number) {
                 for probe in Probe::ALL {
-                    for place in [&town.clients[0] as &Place, &town.clients[1], town.world.node(1)] {
+                    for place in [
+                        &topology.clients[0] as &Place,
+                        &topology.clients[1],
+                        topology.world.node(1),
+                    ] {
                         peers(place, probe, to, &["a", "b"]);
                     }
                 }
@@ -100,9 +104,9 @@ fn pods_and_nodes_reach_node_ports_with_and_without_socket_hooks() {
         if config == DEFAULTS {
             for to in addresses(["127.0.0.1", "::1"], PORT) {
                 for probe in [Probe::Tcp, Probe::Udp] {
-                    peers(town.world.node(1), probe, to, &["a", "b"]);
+                    peers(topology.world.node(1), probe, to, &["a", "b"]);
                 }
-                let error = town.clients[0].ask_within(Probe::Tcp, to, SECOND);
+                let error = topology.clients[0].ask_within(Probe::Tcp, to, SECOND);
                 assert!(error.is_err(), "a pod's loopback is its own");
             }
         }
@@ -112,48 +116,49 @@ fn pods_and_nodes_reach_node_ports_with_and_without_socket_hooks() {
 #[test]
 fn a_process_of_the_node_is_a_backend_and_sees_its_clients() {
     harness::require_root!();
-    let town = Town::build(|service| service);
-    let node = town.world.node(1);
+    let topology = Topology::build(|service| service);
+    let node = topology.world.node(1);
     let _servers = node.serve(8080);
-    town.world
-        .apply_all(town.service.slices([Endpoint::on_host(node)]));
+    topology
+        .world
+        .apply_all(topology.service.slices([Endpoint::on_host(node)]));
     for config in [DEFAULTS, HOOKS_OFF] {
-        let _agents = town.world.start_agents_with(config);
-        for to in town.node_port(1) {
-            let client = town
+        let _agents = topology.world.start_agents_with(config);
+        for to in topology.node_port(1) {
+            let client = topology
                 .outside
                 .addresses()
                 .iter()
                 .find(|address| address.is_ipv4() == to.is_ipv4());
             for probe in Probe::ALL {
-                let seen = peers(&town.outside, probe, to, &["n1"]);
+                let seen = peers(&topology.outside, probe, to, &["n1"]);
                 assert_eq!(Some(&seen[0]), client, "{to} {probe:?}");
-                peers(&town.clients[0], probe, to, &["n1"]);
+                peers(&topology.clients[0], probe, to, &["n1"]);
                 peers(node, probe, to, &["n1"]);
             }
         }
-        for to in town.node_port(2) {
+        for to in topology.node_port(2) {
             for probe in Probe::ALL {
-                peers(&town.outside, probe, to, &["n1"]);
-                peers(&town.clients[0], probe, to, &["n1"]);
+                peers(&topology.outside, probe, to, &["n1"]);
+                peers(&topology.clients[0], probe, to, &["n1"]);
             }
         }
     }
 }
 
 #[test]
-fn nobody_is_there_and_clients_outside_are_told() {
+fn a_service_without_endpoints_rejects_clients_outside() {
     harness::require_root!();
-    let town = Town::build(|service| service);
-    town.endpoints(&[]);
-    let _agents = town.world.start_agents();
+    let topology = Topology::build(|service| service);
+    topology.endpoints(&[]);
+    let _agents = topology.world.start_agents();
     let refused = |to| {
-        let tcp = town
+        let tcp = topology
             .outside
             .ask_within(Probe::Tcp, to, SECOND)
             .err()
             .map(|error| error.kind());
-        let udp = town
+        let udp = topology
             .outside
             .ask_within(Probe::UdpConnected, to, SECOND)
             .err()
@@ -167,7 +172,7 @@ fn nobody_is_there_and_clients_outside_are_told() {
             "{to}"
         );
     };
-    for to in town.node_port(1) {
+    for to in topology.node_port(1) {
         refused(to);
     }
     for port in [80, 81] {

@@ -10,7 +10,7 @@ use harness::{
 use serde_json::json;
 
 use crate::DEFAULT_BY_WAN;
-use crate::town::{ANYWHERE, Outside, SECOND, Shape, assert_all_ways, assert_all_ways_but, run_ip};
+use crate::topology::{ANYWHERE, Outside, SECOND, Shape, assert_all_paths, assert_all_paths_but, run_ip};
 
 /// Returns from the test if the kernel lacks a device of one of these kinds.
 macro_rules! require_kinds {
@@ -84,7 +84,7 @@ fn beyond(node: &Node, far: Client) -> Outside {
 fn a_vlan() {
     harness::require_root!();
     require_kinds!("vlan");
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -105,7 +105,7 @@ fn a_vlan() {
 fn a_bond() {
     harness::require_root!();
     require_kinds!("bond");
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -122,7 +122,7 @@ fn a_bond() {
 fn a_vlan_on_a_bond() {
     harness::require_root!();
     require_kinds!("bond", "vlan");
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -144,7 +144,7 @@ fn a_vlan_on_a_bond() {
 #[test]
 fn a_bridge_with_the_link_as_port() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -185,7 +185,7 @@ fn keys(world: &World, of: &str) -> (String, String) {
 fn a_wireguard_tunnel() {
     harness::require_root!();
     require_kinds!("wireguard");
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -254,7 +254,7 @@ fn a_second_link_in_a_vrf() {
         },
         is_pod_network: true,
     };
-    assert_all_ways_but(&shape, &[("UplinkInVrf", "interface wan0")]);
+    assert_all_paths_but(&shape, &[("UplinkInVrf", "interface wan0")]);
 }
 
 /// The command in the message takes the link out of the VRF. The kernel removes IPv6 addresses in both steps.
@@ -286,8 +286,9 @@ fn a_link_is_served_until_it_goes_into_a_vrf_and_once_it_is_out() {
     let message = wait_for("wan0 to be named", 3 * SECOND, || {
         let errors = errors();
         let mut listed = errors.as_array().expect("a list").iter();
-        let told = listed.find(|error| error["object"] == "interface wan0" && error["code"] == "UplinkInVrf");
-        let message = told.and_then(|error| error["message"].as_str());
+        let reported =
+            listed.find(|error| error["object"] == "interface wan0" && error["code"] == "UplinkInVrf");
+        let message = reported.and_then(|error| error["message"].as_str());
         message.map(str::to_owned).ok_or_else(|| errors.to_string())
     });
     assert!(!is_served(), "status and reality differ");

@@ -3,11 +3,11 @@
 //! themselves.
 
 mod kinds;
-mod town;
+mod topology;
 
 use harness::NodeSpec;
 
-use crate::town::{Outside, Shape, assert_all_ways, host_len, run_ip};
+use crate::topology::{Outside, Shape, assert_all_paths, host_len, run_ip};
 
 pub(crate) const DEFAULT_BY_WAN: [&str; 2] = [
     "route replace default via 172.30.1.2 dev wan0",
@@ -17,7 +17,7 @@ pub(crate) const DEFAULT_BY_WAN: [&str; 2] = [
 #[test]
 fn one_interface() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             run_ip(world.node(1), &["route add 169.254.169.254 dev eth0"]);
@@ -31,7 +31,7 @@ fn one_interface() {
 #[test]
 fn the_other_node_behind_a_router() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |number| match number {
             1 => NodeSpec::millrace(),
             _ => NodeSpec::millrace().behind_router(),
@@ -47,7 +47,7 @@ fn the_other_node_behind_a_router() {
 #[test]
 fn the_default_route_elsewhere() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let far = world.add_client_on_link(world.node(1), "wan0", "far");
@@ -61,7 +61,7 @@ fn the_default_route_elsewhere() {
 #[test]
 fn a_storage_interface() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let far = world.add_client_on_link(world.node(1), "wan0", "far");
@@ -75,7 +75,7 @@ fn a_storage_interface() {
 #[test]
 fn two_default_routes_of_equal_cost() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -99,7 +99,7 @@ fn two_default_routes_of_equal_cost() {
 #[test]
 fn routes_by_source() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let far = world.add_client_on_link(world.node(1), "wan0", "far");
@@ -127,7 +127,7 @@ fn routes_by_source() {
 #[test]
 fn an_uplink_without_ethernet_header() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let far = world.add_client_on_tun(world.node(1), "wan0", "far");
@@ -142,7 +142,7 @@ fn an_uplink_without_ethernet_header() {
 #[test]
 fn the_nodes_address_on_the_loopback() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::millrace(),
         build: |world| {
             let node = world.node(1);
@@ -178,7 +178,7 @@ fn the_nodes_address_on_the_loopback() {
 #[test]
 fn beside_the_overlay_of_another_plugin() {
     harness::require_root!();
-    assert_all_ways(&Shape {
+    assert_all_paths(&Shape {
         spec: |_| NodeSpec::routed(),
         build: |world| {
             for (own, other) in [(1, 2), (2, 1)] {

@@ -6,17 +6,20 @@ use aya::maps::{HashMap, Map, MapData};
 use harness::{Place, Probe};
 
 use super::pins::empty;
-use super::town::{CLUSTER_IP, SECOND, Town};
+use super::topology::{CLUSTER_IP, SECOND, Topology};
 
-fn table<const K: usize, const V: usize>(town: &Town, name: &str) -> HashMap<MapData, [u8; K], [u8; V]> {
-    let path = town.node().bpf_root().join("current/maps").join(name);
+fn table<const K: usize, const V: usize>(
+    topology: &Topology,
+    name: &str,
+) -> HashMap<MapData, [u8; K], [u8; V]> {
+    let path = topology.node().bpf_root().join("current/maps").join(name);
     let data = MapData::from_pin(path).expect("a map");
     HashMap::try_from(Map::HashMap(data)).expect("a hash table")
 }
 
 /// Changes the last byte of each value.
-fn alter<const K: usize, const V: usize>(town: &Town, name: &str) {
-    let mut table = table::<K, V>(town, name);
+fn alter<const K: usize, const V: usize>(topology: &Topology, name: &str) {
+    let mut table = table::<K, V>(topology, name);
     let entries: Vec<_> = table.iter().flatten().collect();
     assert!(!entries.is_empty(), "{name} holds something");
     for (key, mut value) in entries {
@@ -26,24 +29,24 @@ fn alter<const K: usize, const V: usize>(town: &Town, name: &str) {
 }
 
 /// All elements, in sorted order.
-fn contents<const K: usize, const V: usize>(town: &Town, name: &str) -> Vec<([u8; K], [u8; V])> {
-    let mut entries: Vec<_> = table(town, name).iter().flatten().collect();
+fn contents<const K: usize, const V: usize>(topology: &Topology, name: &str) -> Vec<([u8; K], [u8; V])> {
+    let mut entries: Vec<_> = table(topology, name).iter().flatten().collect();
     entries.sort_unstable();
     entries
 }
 
 /// Damages a table in each of these ways, and asserts that the agent restores it.
 #[track_caller]
-fn lose<const K: usize, const V: usize>(town: &Town, name: &str, losses: &[&dyn Fn(&Town)]) {
-    for (way, loss) in losses.iter().enumerate() {
-        let what = format!("{name} in way {way}");
-        let before = contents::<K, V>(town, name);
-        town.lose_one_of(&what, "entry", loss);
-        assert_eq!(contents::<K, V>(town, name), before, "{what}");
+fn lose<const K: usize, const V: usize>(topology: &Topology, name: &str, losses: &[&dyn Fn(&Topology)]) {
+    for (index, loss) in losses.iter().enumerate() {
+        let what = format!("{name} in way {index}");
+        let before = contents::<K, V>(topology, name);
+        topology.lose_one_of(&what, "entry", loss);
+        assert_eq!(contents::<K, V>(topology, name), before, "{what}");
         let service = (CLUSTER_IP.parse::<IpAddr>().expect("an address"), 80).into();
-        for client in [&town.near as &Place, town.node()] {
-            let answer = client.ask_within(Probe::Tcp, service, SECOND);
-            answer.unwrap_or_else(|error| panic!("{what}: {error}"));
+        for client in [&topology.near as &Place, topology.node()] {
+            let reply = client.ask_within(Probe::Tcp, service, SECOND);
+            reply.unwrap_or_else(|error| panic!("{what}: {error}"));
         }
     }
 }
@@ -51,33 +54,39 @@ fn lose<const K: usize, const V: usize>(town: &Town, name: &str, losses: &[&dyn 
 #[test]
 fn tables_that_another_process_empties_or_alters_are_put_back() {
     harness::require_root!();
-    let town = Town::build();
+    let topology = Topology::build();
     lose::<20, 32>(
-        &town,
+        &topology,
         "FRONTENDS",
-        &[&|town| empty::<20, 32>(town, "FRONTENDS", |_| true), &|town| {
-            alter::<20, 32>(town, "FRONTENDS");
-        }],
+        &[
+            &|topology| empty::<20, 32>(topology, "FRONTENDS", |_| true),
+            &|topology| {
+                alter::<20, 32>(topology, "FRONTENDS");
+            },
+        ],
     );
     lose::<16, 4>(
-        &town,
+        &topology,
         "ADDRESSES",
         &[
-            &|town| empty::<16, 4>(town, "ADDRESSES", |_| true),
-            &|town| alter::<16, 4>(town, "ADDRESSES"),
-            &|town| {
-                let mut table = table::<16, 4>(town, "ADDRESSES");
+            &|topology| empty::<16, 4>(topology, "ADDRESSES", |_| true),
+            &|topology| alter::<16, 4>(topology, "ADDRESSES"),
+            &|topology| {
+                let mut table = table::<16, 4>(topology, "ADDRESSES");
                 table.insert([7; 16], [1, 0, 0, 0], 0).expect("to write");
             },
         ],
     );
     lose::<8, 4>(
-        &town,
+        &topology,
         "POD_NETNS",
-        &[&|town| empty::<8, 4>(town, "POD_NETNS", |_| true), &|town| {
-            alter::<8, 4>(town, "POD_NETNS");
-        }],
+        &[
+            &|topology| empty::<8, 4>(topology, "POD_NETNS", |_| true),
+            &|topology| {
+                alter::<8, 4>(topology, "POD_NETNS");
+            },
+        ],
     );
-    town.assert_in_order("in the end");
-    town.assert_in_time();
+    topology.assert_in_order("in the end");
+    topology.assert_in_time();
 }

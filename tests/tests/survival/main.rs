@@ -10,4 +10,4 @@ mod named;
 mod pins;
 mod socket;
 mod surroundings;
-mod town;
+mod topology;

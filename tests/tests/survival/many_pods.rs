@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use harness::cni::{self, Attachment, PodSpec};
 use harness::{Node, wait_for};
 
-use super::town::{SECOND, Town};
+use super::topology::{SECOND, Topology};
 
 /// Kubernetes allows 110 pods on a node by default, and a world has some pods already.
 const PODS: usize = 105;
@@ -64,11 +64,11 @@ fn used(pid: u32) -> Duration {
 #[test]
 fn a_wrong_rule_for_one_pod_of_a_hundred_is_named() {
     harness::require_root!();
-    let town = Town::build();
-    let node = town.node();
+    let topology = Topology::build();
+    let node = topology.node();
     let pods = fill(node);
     assert_eq!(pods.len(), PODS);
-    let (pid, before) = (town.agents[0].pid(), Instant::now());
+    let (pid, before) = (topology.agents[0].pid(), Instant::now());
     let used_before = used(pid);
     thread::sleep(10 * SECOND);
     let share = used(pid).saturating_sub(used_before).as_secs_f64() / before.elapsed().as_secs_f64();
@@ -89,7 +89,7 @@ fn a_wrong_rule_for_one_pod_of_a_hundred_is_named() {
         let begun = Instant::now();
         let named = format!("route {address}/");
         let status = wait_for(&format!("{named} to be named"), 4 * NAMED, || {
-            let status = town.status();
+            let status = topology.status();
             if status["errors"].to_string().contains(&named) {
                 Ok(status)
             } else {
@@ -99,7 +99,7 @@ fn a_wrong_rule_for_one_pod_of_a_hundred_is_named() {
         times.push(begun.elapsed());
         assert_eq!(status["ready"], false, "{status}");
         node.run_ip(&format!("{family}rule del {rule}"));
-        town.wait_ready();
+        topology.wait_ready();
     }
     times.sort_unstable();
     println!("named after {times:?}");

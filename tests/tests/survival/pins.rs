@@ -11,7 +11,9 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
-use super::town::{ANY_SOURCE, CLUSTER_IP, HOST_PORT, LOOKS, PROMISED, SECOND, SOON, Town, of_family};
+use super::topology::{
+    ANY_SOURCE, CHECK_INTERVAL, CLUSTER_IP, HOST_PORT, PROMISED, SECOND, SOON, Topology, of_family,
+};
 
 const NODE_PORT: u16 = 30_080;
 
@@ -50,30 +52,42 @@ impl Drop for Bpffs {
     }
 }
 
-fn current(town: &Town) -> PathBuf {
-    town.node().bpf_root().join("current")
+fn current(topology: &Topology) -> PathBuf {
+    topology.node().bpf_root().join("current")
 }
 
 /// Holds connections of each kind in both families: between pods, from the node, and from outside by a host
 /// port and a node port. Each kind has its name.
-fn hold(town: &Town) -> Vec<(String, LongFlows)> {
+fn hold(topology: &Topology) -> Vec<(String, LongFlows)> {
     let service = Service::new("held")
         .cluster_ip("10.96.0.12")
         .cluster_ip("fd00:96::12")
         .tcp("http", 80, 80)
         .node_port("http", NODE_PORT);
-    town.world.apply_all(service.slices([Endpoint::of(&town.web)]));
-    town.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.web)]));
+    topology.world.apply(&service);
     let mut flows = Vec::new();
     for v4 in [true, false] {
         let of = |place: &Place| of_family(place.addresses(), v4);
-        let ways: [(&str, &Place, IpAddr, u16); 4] = [
-            ("between pods", &town.near, of(&town.far), 8080),
-            ("masqueraded", &town.near, of(&town.outside), 8080),
-            ("to a host port", &town.outside, of(town.node()), HOST_PORT),
-            ("to a node port", &town.outside, of(town.node()), NODE_PORT),
+        let paths: [(&str, &Place, IpAddr, u16); 4] = [
+            ("between pods", &topology.near, of(&topology.far), 8080),
+            ("masqueraded", &topology.near, of(&topology.outside), 8080),
+            (
+                "to a host port",
+                &topology.outside,
+                of(topology.node()),
+                HOST_PORT,
+            ),
+            (
+                "to a node port",
+                &topology.outside,
+                of(topology.node()),
+                NODE_PORT,
+            ),
         ];
-        for (kind, from, to, port) in ways {
+        for (kind, from, to, port) in paths {
             let to = SocketAddr::new(to, port);
             wait_for(&format!("{to} to be served"), SOON, || {
                 from.ask_within(Probe::Tcp, to, SECOND)
@@ -108,33 +122,33 @@ type Loss<'a> = (&'a str, Box<dyn Fn() + 'a>);
 #[test]
 fn running_pods_keep_all_they_have_if_pins_go_while_the_agent_is_away() {
     harness::require_root!();
-    let mut town = Town::build();
-    let forger = town.forge();
+    let mut topology = Topology::build();
+    let forger = topology.forge();
     forger.assert_held("at first");
-    town.agents[0].kill();
-    remove_below(town.node().bpf_root());
+    topology.agents[0].kill();
+    remove_below(topology.node().bpf_root());
     forger.assert_held("without pins");
-    town.agents[0].start_again();
-    town.agents[0].wait_ready(10 * SECOND);
+    topology.agents[0].start_again();
+    topology.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("with new tables");
-    town.assert_in_order("with new tables");
+    topology.assert_in_order("with new tables");
     // A restart of the agent changes nothing.
-    town.agents[0].restart();
-    town.agents[0].wait_ready(10 * SECOND);
+    topology.agents[0].restart();
+    topology.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("after one more start");
-    town.assert_in_order("after one more start");
+    topology.assert_in_order("after one more start");
 }
 
 /// Renames the generation in force as if an agent with this layout had left it; returns the name of its own
 /// layout.
-fn name_layout(town: &Town, layout: &str) -> String {
-    let root = town.node().bpf_root();
-    let name = fs::read_link(current(town)).expect("a link");
+fn name_layout(topology: &Topology, layout: &str) -> String {
+    let root = topology.node().bpf_root();
+    let name = fs::read_link(current(topology)).expect("a link");
     let (own, rest) = name.to_str().expect("text").split_once('-').expect("a name");
     let other = format!("{layout}-{rest}");
     fs::rename(root.join(&name), root.join(&other)).expect("to rename");
-    fs::remove_file(current(town)).expect("to remove");
-    std::os::unix::fs::symlink(&other, current(town)).expect("a link");
+    fs::remove_file(current(topology)).expect("to remove");
+    std::os::unix::fs::symlink(&other, current(topology)).expect("a link");
     own.to_owned()
 }
 
@@ -142,17 +156,17 @@ fn name_layout(town: &Town, layout: &str) -> String {
 #[test]
 fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
     harness::require_root!();
-    let mut town = Town::build();
-    let forger = town.forge();
-    let flows = hold(&town);
-    let before = town.node().pinned();
-    town.agents[0].kill();
-    name_layout(&town, "l1");
-    town.agents[0].start_again();
-    town.agents[0].wait_ready(10 * SECOND);
+    let mut topology = Topology::build();
+    let forger = topology.forge();
+    let flows = hold(&topology);
+    let before = topology.node().pinned();
+    topology.agents[0].kill();
+    name_layout(&topology, "l1");
+    topology.agents[0].start_again();
+    topology.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("with another layout");
-    town.assert_in_order("with another layout");
-    let now = town.node().pinned();
+    topology.assert_in_order("with another layout");
+    let now = topology.node().pinned();
     assert!(
         now.maps.is_disjoint(&before.maps),
         "{now:?} has tables of {before:?}"
@@ -164,99 +178,108 @@ fn tables_of_an_older_layout_are_given_up_and_pods_are_not() {
 #[test]
 fn an_agent_that_finds_a_later_layout_is_refused_and_interrupts_nothing() {
     harness::require_root!();
-    let mut town = Town::build();
-    let forger = town.forge();
-    let flows = hold(&town);
-    town.agents[0].kill();
-    let own = name_layout(&town, "l99");
-    let pinned = town.node().pinned();
-    town.agents[0].start_again();
-    assert!(!town.agents[0].wait_ended(10 * SECOND).success());
-    let log = town.agents[0].log();
+    let mut topology = Topology::build();
+    let forger = topology.forge();
+    let flows = hold(&topology);
+    topology.agents[0].kill();
+    let own = name_layout(&topology, "l99");
+    let pinned = topology.node().pinned();
+    topology.agents[0].start_again();
+    assert!(!topology.agents[0].wait_ended(10 * SECOND).success());
+    let log = topology.agents[0].log();
     assert!(log.contains("pinned by an agent with layout 99"), "{log}");
-    assert_eq!(town.node().pinned(), pinned, "nothing was touched");
+    assert_eq!(topology.node().pinned(), pinned, "nothing was touched");
     forger.assert_held("after the refusal");
-    town.assert_whole("after the refusal");
+    topology.assert_whole("after the refusal");
     // The agent of this layout takes the tables over.
-    name_layout(&town, &own);
-    town.agents[0].start_again();
-    town.agents[0].wait_ready(10 * SECOND);
-    assert_eq!(town.node().pinned(), pinned, "nothing was made anew");
+    name_layout(&topology, &own);
+    topology.agents[0].start_again();
+    topology.agents[0].wait_ready(10 * SECOND);
+    assert_eq!(topology.node().pinned(), pinned, "nothing was made anew");
     forger.assert_held("with the agent that knows them");
-    town.assert_in_order("with the agent that knows them");
+    topology.assert_in_order("with the agent that knows them");
     assert_went_on(flows, SECOND);
 }
 
 #[test]
 fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
     harness::require_root!();
-    let town = Town::build();
-    let forger = town.forge();
-    let flows = hold(&town);
-    let pinned = town.node().pinned();
-    let node: &Place = town.node();
-    let links = town.node().bpf_root().join("links");
+    let topology = Topology::build();
+    let forger = topology.forge();
+    let flows = hold(&topology);
+    let pinned = topology.node().pinned();
+    let node: &Place = topology.node();
+    let links = topology.node().bpf_root().join("links");
     let losses: [Loss<'_>; 4] = [
-        ("everything", Box::new(|| remove_below(town.node().bpf_root()))),
+        (
+            "everything",
+            Box::new(|| remove_below(topology.node().bpf_root())),
+        ),
         (
             "one map",
-            Box::new(|| fs::remove_file(current(&town).join("maps/PODS")).expect("to remove")),
+            Box::new(|| fs::remove_file(current(&topology).join("maps/PODS")).expect("to remove")),
         ),
         (
             "one program",
-            Box::new(|| fs::remove_file(current(&town).join("programs/from_own_pod")).expect("to remove")),
+            Box::new(|| {
+                fs::remove_file(current(&topology).join("programs/from_own_pod")).expect("to remove")
+            }),
         ),
         ("the links", Box::new(|| remove_below(&links))),
     ];
     // Each loss comes twice, since a single repair may be late.
     for (what, remove) in losses.iter().chain(&losses) {
-        let lost = town.before_loss_of(what, "pins");
+        let lost = topology.before_loss_of(what, "pins");
         remove();
-        town.assert_whole(&format!("without {what}"));
+        topology.assert_whole(&format!("without {what}"));
         forger.assert_held(what);
         lost.wait_restored();
-        assert_eq!(town.node().pinned(), pinned, "{what}: the same objects as before");
+        assert_eq!(
+            topology.node().pinned(),
+            pinned,
+            "{what}: the same objects as before"
+        );
     }
-    town.assert_in_time();
+    topology.assert_in_time();
     assert_went_on(flows, PROMISED);
     // The plugin works with the restored pins, and removes its own objects.
-    let other = town.node().add_pod("other");
-    let to = (of_family(town.web.addresses(), true), 80).into();
-    other.ask(Probe::Tcp, to).expect("an answer");
-    node.ask(Probe::Tcp, to).expect("an answer");
+    let other = topology.node().add_pod("other");
+    let to = (of_family(topology.web.addresses(), true), 80).into();
+    other.ask(Probe::Tcp, to).expect("a reply");
+    node.ask(Probe::Tcp, to).expect("a reply");
     other.delete();
-    town.assert_in_order("in the end");
+    topology.assert_in_order("in the end");
 }
 
 #[test]
 fn a_bpffs_that_is_unmounted_is_named_and_one_that_is_mounted_anew_is_filled() {
     harness::require_root!();
-    let mut town = Town::build();
-    let forger = town.forge();
-    let root = town.node().bpf_root().to_owned();
+    let mut topology = Topology::build();
+    let forger = topology.forge();
+    let root = topology.node().bpf_root().to_owned();
     let mount = root.parent().expect("a mount").display().to_string();
-    town.run("umount", &format!("-l {mount}"));
-    let status = town.wait_named("mount -t bpf bpf");
+    topology.run("umount", &format!("-l {mount}"));
+    let status = topology.wait_named("mount -t bpf bpf");
     assert!(status["waitingFor"].to_string().contains("pins"), "{status}");
     forger.assert_held("without a bpffs");
-    town.assert_whole("without a bpffs");
-    let lost = town.before_loss("pins");
-    town.run("mount", &format!("-t bpf bpf {mount}"));
+    topology.assert_whole("without a bpffs");
+    let lost = topology.before_loss("pins");
+    topology.run("mount", &format!("-t bpf bpf {mount}"));
     lost.wait_restored();
-    town.assert_in_time();
+    topology.assert_in_time();
     forger.assert_held("with another bpffs");
-    town.assert_in_order("with another bpffs");
-    town.agents[0].restart();
-    town.agents[0].wait_ready(10 * SECOND);
+    topology.assert_in_order("with another bpffs");
+    topology.agents[0].restart();
+    topology.agents[0].wait_ready(10 * SECOND);
     forger.assert_held("after a start with another bpffs");
-    town.assert_in_order("after a start with another bpffs");
+    topology.assert_in_order("after a start with another bpffs");
 }
 
 #[test]
 fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
     harness::require_root!();
-    let town = Town::build();
-    let root = town.node().bpf_root().to_owned();
+    let topology = Topology::build();
+    let root = topology.node().bpf_root().to_owned();
     let mount = root.parent().expect("a mount").to_owned();
     let second = mount.with_file_name("another-bpf");
     fs::create_dir(&second).expect("a directory");
@@ -267,14 +290,14 @@ fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
     let place = fs::File::open(place).expect("a directory");
     let lock = Flock::lock(place, FlockArg::LockExclusiveNonblock).expect("the lock");
     let _over = bpffs.also_at(mount);
-    let says = format!("another agent is running with --bpf-root {}", root.display());
-    let status = town.wait_named(&says);
+    let part = format!("another agent is running with --bpf-root {}", root.display());
+    let status = topology.wait_named(&part);
     assert!(status["waitingFor"].to_string().contains("pins"), "{status}");
     assert!(!root.join("current").exists(), "nothing is pinned there");
-    let lost = town.before_loss("pins");
+    let lost = topology.before_loss("pins");
     drop(lock);
     lost.wait_restored();
-    town.assert_in_time();
+    topology.assert_in_time();
     // No other agent can lock the directory now.
     let place = fs::File::open(root.join("agent")).expect("a directory");
     Flock::lock(place, FlockArg::LockExclusiveNonblock).expect_err("it is locked");
@@ -283,97 +306,105 @@ fn a_bpf_root_that_another_agent_has_by_now_is_left_to_it() {
         fs::File::open(root.join("agent"))
             .is_ok_and(|place| Flock::lock(place, FlockArg::LockExclusiveNonblock).is_err())
     });
-    town.assert_in_order("in the end");
+    topology.assert_in_order("in the end");
 }
 
 #[test]
 fn programs_of_a_hidden_bpf_root_do_not_run_before_ours() {
     harness::require_root!();
-    let mut town = Town::build();
-    let mount = town.node().bpf_root().parent().expect("a mount").to_owned();
-    town.agents[0].kill();
+    let mut topology = Topology::build();
+    let mount = topology.node().bpf_root().parent().expect("a mount").to_owned();
+    topology.agents[0].kill();
     let _over = Bpffs::mount(mount);
-    town.agents[0].start_again();
-    town.agents[0].wait_ready(10 * SECOND);
+    topology.agents[0].start_again();
+    topology.agents[0].wait_ready(10 * SECOND);
     // The hidden programs and maps, which no agent updates any more, lead to the old endpoint.
     let service = Service::new("web").cluster_ip(CLUSTER_IP).tcp("http", 80, 8080);
-    town.world.apply(&service);
-    town.world.apply_all(service.slices([Endpoint::of(&town.far)]));
+    topology.world.apply(&service);
+    topology
+        .world
+        .apply_all(service.slices([Endpoint::of(&topology.far)]));
     let to = (CLUSTER_IP.parse::<IpAddr>().expect("an address"), 80).into();
-    for client in [town.node() as &Place, &town.near] {
-        eventually("the service to lead elsewhere", LOOKS, || {
-            let answer = client.ask_within(Probe::Tcp, to, SECOND);
-            answer.is_ok_and(|answer| answer.backend == "far")
+    for client in [topology.node() as &Place, &topology.near] {
+        eventually("the service to lead elsewhere", CHECK_INTERVAL, || {
+            let reply = client.ask_within(Probe::Tcp, to, SECOND);
+            reply.is_ok_and(|reply| reply.backend == "far")
         });
     }
-    town.wait_ready();
-    assert!(town.restored("program") > 0, "they were told");
+    topology.wait_ready();
+    assert!(topology.restored("program") > 0, "they got the errors");
 }
 
 #[test]
 fn a_filter_ahead_of_ours_is_named() {
     harness::require_root!();
-    let town = Town::build();
-    let interface = town.near.host_interface().to_owned();
-    town.run(
+    let topology = Topology::build();
+    let interface = topology.near.host_interface().to_owned();
+    topology.run(
         "tc",
         &format!("filter add dev {interface} ingress prio 1 protocol all u32 match u32 0 0 flowid 1:1"),
     );
-    let status = town.wait_told("a filter of kind u32 with priority 1");
+    let status = topology.wait_reported("a filter of kind u32 with priority 1");
     let names = format!("from_own_pod at {interface}");
     assert!(status["errors"].to_string().contains(&names), "{status}");
-    town.run("tc", &format!("filter del dev {interface} ingress prio 1"));
-    eventually("nothing to be told", LOOKS, || {
-        town.status()["errors"] == json!([])
+    topology.run("tc", &format!("filter del dev {interface} ingress prio 1"));
+    eventually("no error to be reported", CHECK_INTERVAL, || {
+        topology.status()["errors"] == json!([])
     });
 }
 
 #[test]
 fn a_filter_in_the_place_of_ours_is_named_until_it_goes() {
     harness::require_root!();
-    let mut town = Town::build();
-    let interface = town.near.host_interface().to_owned();
+    let mut topology = Topology::build();
+    let interface = topology.near.host_interface().to_owned();
     let place = format!("dev {interface} ingress protocol all pref 77 handle 0x6d72 bpf");
-    let program = current(&town).join("programs/to_pod");
-    let batch = town.node().dir().join("batch");
+    let program = current(&topology).join("programs/to_pod");
+    let batch = topology.node().dir().join("batch");
     // A running agent would restore its filter between the two commands.
-    town.agents[0].kill();
+    topology.agents[0].kill();
     let text = format!(
         "filter del {place}\nfilter add {place} da object-pinned {}\n",
         program.display()
     );
     fs::write(&batch, text).expect("a file");
-    town.run("tc", &format!("-batch {}", batch.display()));
-    town.agents[0].start_again();
-    let status = town.wait_named("priority 77");
+    topology.run("tc", &format!("-batch {}", batch.display()));
+    topology.agents[0].start_again();
+    let status = topology.wait_named("priority 77");
     assert!(status["errors"].to_string().contains(&interface), "{status}");
-    town.lose("program", |town| town.run("tc", &format!("filter del {place}")));
-    town.assert_in_time();
-    town.assert_in_order("in the end");
+    topology.lose("program", |topology| {
+        topology.run("tc", &format!("filter del {place}"))
+    });
+    topology.assert_in_time();
+    topology.assert_in_order("in the end");
 }
 
 #[test]
-fn filters_and_qdiscs_are_hung_up_again() {
+fn filters_and_qdiscs_are_attached_again() {
     harness::require_root!();
-    let town = Town::build();
-    let interface = town.near.host_interface().to_owned();
+    let topology = Topology::build();
+    let interface = topology.near.host_interface().to_owned();
     for loss in [
         format!("qdisc del dev {interface} clsact"),
         format!("filter del dev {interface} ingress"),
         format!("filter del dev {interface} egress"),
     ] {
-        town.lose("program", |town| town.run("tc", &loss));
-        let forger = town.forge();
+        topology.lose("program", |topology| topology.run("tc", &loss));
+        let forger = topology.forge();
         forger.assert_held(&loss);
         drop(forger);
-        town.assert_in_order(&loss);
+        topology.assert_in_order(&loss);
     }
-    town.assert_in_time();
+    topology.assert_in_time();
 }
 
 /// Removes elements of a hash table.
-pub fn empty<const K: usize, const V: usize>(town: &Town, name: &str, is_doomed: fn(&[u8; K]) -> bool) {
-    let path = current(town).join("maps").join(name);
+pub fn empty<const K: usize, const V: usize>(
+    topology: &Topology,
+    name: &str,
+    is_doomed: fn(&[u8; K]) -> bool,
+) {
+    let path = current(topology).join("maps").join(name);
     let data = MapData::from_pin(path).expect("a map");
     let mut table: HashMap<_, [u8; K], [u8; V]> =
         HashMap::try_from(Map::HashMap(data)).expect("a hash table");
@@ -386,26 +417,28 @@ pub fn empty<const K: usize, const V: usize>(town: &Town, name: &str, is_doomed:
 
 #[test]
 fn entries_that_are_removed_are_made_again_and_their_pods_send_nothing_meanwhile() {
-    type Remove = fn(&Town);
+    type Remove = fn(&Topology);
     harness::require_root!();
-    let town = Town::with(ANY_SOURCE);
-    town.assert_forgeries_arrive_if_allowed();
-    let forger = town.forge();
+    let topology = Topology::with(ANY_SOURCE);
+    topology.assert_forgeries_arrive_if_allowed();
+    let forger = topology.forge();
     let losses: [(&str, Remove); 3] = [
-        ("PODS", |town| empty::<16, 24>(town, "PODS", |_| true)),
-        ("POD_LINKS", |town| {
-            empty::<4, 16>(town, "POD_LINKS", |_| true);
-            empty::<16, 24>(town, "PODS", |_| true);
+        ("PODS", |topology| empty::<16, 24>(topology, "PODS", |_| true)),
+        ("POD_LINKS", |topology| {
+            empty::<4, 16>(topology, "POD_LINKS", |_| true);
+            empty::<16, 24>(topology, "PODS", |_| true);
         }),
-        ("HOST_PORTS", |town| empty::<20, 28>(town, "HOST_PORTS", |_| true)),
+        ("HOST_PORTS", |topology| {
+            empty::<20, 28>(topology, "HOST_PORTS", |_| true)
+        }),
     ];
     // Each loss comes twice, since a single repair may be late.
     for (name, remove) in losses.iter().chain(&losses) {
-        let lost = town.before_loss_of(name, "entry");
-        remove(&town);
-        forger.assert_refused(town.node(), name);
+        let lost = topology.before_loss_of(name, "entry");
+        remove(&topology);
+        forger.assert_refused(topology.node(), name);
         lost.wait_restored();
-        town.assert_in_order(name);
+        topology.assert_in_order(name);
     }
-    town.assert_in_time();
+    topology.assert_in_time();
 }

@@ -4,22 +4,22 @@ use std::fs;
 
 use harness::wait_for;
 
-use super::town::{SOON, Town};
+use super::topology::{SOON, Topology};
 
 #[test]
 fn the_control_socket_is_made_again_with_its_directory() {
     harness::require_root!();
-    let town = Town::build();
-    let run_dir = town.node().dir().join("run");
+    let topology = Topology::build();
+    let run_dir = topology.node().dir().join("run");
     // Without a socket there is no status to check.
-    let await_answer = |town: &Town| wait_for("an answer", SOON, || town.node().cli(&["status"]));
-    town.lose("socket", |town| {
+    let await_reply = |topology: &Topology| wait_for("a reply", SOON, || topology.node().cli(&["status"]));
+    topology.lose("socket", |topology| {
         fs::remove_file(run_dir.join("agent.sock")).expect("a socket");
-        await_answer(town);
+        await_reply(topology);
     });
-    town.lose("socket", |town| {
+    topology.lose("socket", |topology| {
         fs::remove_dir_all(&run_dir).expect("a directory");
-        await_answer(town);
+        await_reply(topology);
     });
-    town.assert_whole("with a new socket");
+    topology.assert_whole("with a new socket");
 }

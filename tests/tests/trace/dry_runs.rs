@@ -4,25 +4,25 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
-use harness::{Answer, Place, Probe, address, eventually};
+use harness::{Place, Probe, Reply, address, eventually};
 use proxy_common::maps::{Config, Reason};
 
-use crate::town::{SECOND, SILENCE, Town, own_address};
+use crate::topology::{SECOND, SILENCE, Topology, own_address};
 
 #[test]
 fn nothing_is_left_behind() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config);
-        let node = town.node();
+        let topology = Topology::build(config);
+        let node = topology.node();
         // The traces match this flow, and must not change its entry.
-        let met = town.client.ask_from(
+        let met = topology.client.ask_from(
             Probe::Udp,
-            SocketAddr::new(town.client.ip().into(), 40_000),
+            SocketAddr::new(topology.client.ip().into(), 40_000),
             address("10.96.0.10:80"),
             SECOND,
         );
-        met.expect("an answer");
+        met.expect("a reply");
         let flows = || {
             (
                 node.table::<40, 64>("FLOWS"),
@@ -42,9 +42,9 @@ fn nothing_is_left_behind() {
         };
         let before = (flows(), affinity(), peers(), facts(), counters());
         assert_eq!(before.0.2.len(), 2, "one entry each way");
-        let links = ["eth0", town.client.host_interface(), "millrace0"];
+        let links = ["eth0", topology.client.host_interface(), "millrace0"];
         let captures = links.map(|link| node.packet_socket(link).expect("a capture"));
-        let strangers: [(&str, &str); 5] = [
+        let unknown_senders: [(&str, &str); 5] = [
             ("10.244.1.10", "pod"),
             ("10.244.1.222", "pod"),
             ("192.168.50.11", "node"),
@@ -52,7 +52,7 @@ fn nothing_is_left_behind() {
             // A pod of another node: with a real packet, pods would reply to it.
             ("10.244.2.9", "uplink"),
         ];
-        for (from, entry) in strangers {
+        for (from, entry) in unknown_senders {
             for to in [
                 "10.96.0.10:80",
                 "10.96.0.20:80",
@@ -61,7 +61,7 @@ fn nothing_is_left_behind() {
             ] {
                 for probe in [Probe::Tcp, Probe::Udp] {
                     let from = from.parse().expect("an address");
-                    town.trace(from, address(to), probe, &["--entry", entry, "--samples", "200"]);
+                    topology.trace(from, address(to), probe, &["--entry", entry, "--samples", "200"]);
                 }
             }
         }
@@ -72,7 +72,7 @@ fn nothing_is_left_behind() {
                 ("2001:db8::7", "uplink"),
             ] {
                 let from = from.parse().expect("an address");
-                town.trace(
+                topology.trace(
                     from,
                     address(to),
                     Probe::Udp,
@@ -104,10 +104,10 @@ fn nothing_is_left_behind() {
 fn traffic_goes_on_as_usual_while_traces_run() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config);
+        let topology = Topology::build(config);
         let to = address("10.96.0.10:80");
         // The first packets wait for neighbour resolution.
-        for (place, entry) in town.senders() {
+        for (place, entry) in topology.senders() {
             eventually(entry, 5 * SECOND, || ask_marked(place, 0, to).is_ok());
         }
         let done = AtomicBool::new(false);
@@ -115,9 +115,9 @@ fn traffic_goes_on_as_usual_while_traces_run() {
             let tracer = scope.spawn(|| {
                 let mut rounds = 0;
                 while !done.load(Ordering::Relaxed) {
-                    for (place, _) in town.senders() {
+                    for (place, _) in topology.senders() {
                         let trace =
-                            town.trace(own_address(place, to), to, Probe::Udp, &["--samples", "2000"]);
+                            topology.trace(own_address(place, to), to, Probe::Udp, &["--samples", "2000"]);
                         assert_eq!(trace.verdict, "forward");
                     }
                     rounds += 1;
@@ -131,15 +131,14 @@ fn traffic_goes_on_as_usual_while_traces_run() {
             // sender can choose.
             for mark in 0..200_u32 {
                 let mark = mark.wrapping_mul(0x9e37_79b9);
-                for (place, entry) in town.senders() {
-                    let answer = ask_marked(place, mark, to);
-                    let answer =
-                        answer.unwrap_or_else(|error| panic!("{entry} with mark {mark:#x}: {error}"));
-                    assert_ne!(answer.backend, "nobody");
+                for (place, entry) in topology.senders() {
+                    let reply = ask_marked(place, mark, to);
+                    let reply = reply.unwrap_or_else(|error| panic!("{entry} with mark {mark:#x}: {error}"));
+                    assert_ne!(reply.backend, "none");
                 }
             }
             drop(ends);
-            let rounds = tracer.join().expect("every trace answered");
+            let rounds = tracer.join().expect("every trace has a reply");
             assert!(rounds > 0, "traces went on meanwhile");
         });
     }
@@ -155,12 +154,12 @@ impl Drop for Ends<'_> {
 }
 
 /// Sends a datagram with a firewall mark, which needs root, and waits for the reply.
-fn ask_marked(place: &Place, mark: u32, to: SocketAddr) -> std::io::Result<Answer> {
+fn ask_marked(place: &Place, mark: u32, to: SocketAddr) -> std::io::Result<Reply> {
     let socket = place.udp_socket_for(to)?;
     socket2::SockRef::from(&socket).set_mark(mark)?;
     socket.send_to(&mark.to_ne_bytes().repeat(16), to)?;
     let mut buffer = [0; 256];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    assert_eq!(from, to, "the answer comes from the virtual address");
-    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+    assert_eq!(from, to, "the reply comes from the virtual address");
+    Reply::parse(&String::from_utf8_lossy(&buffer[..length]))
 }

@@ -8,32 +8,32 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use harness::config::{DEFAULTS, HOOKS_OFF};
-use harness::{Answer, Place, Probe, World, address};
+use harness::{Place, Probe, Reply, World, address};
 
 mod dry_runs;
 mod own_pods;
-mod town;
+mod topology;
 
-use town::{Backend, SECOND, SILENCE, Town, Trace, own_address};
+use topology::{Backend, SECOND, SILENCE, Topology, Trace, own_address};
 
 /// The outcome of a real packet, in the words of a trace.
-fn outcome(answer: &std::io::Result<Answer>) -> &'static str {
-    match answer {
-        Ok(_) => "answered",
+fn outcome(reply: &std::io::Result<Reply>) -> &'static str {
+    match reply {
+        Ok(_) => "replied",
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => "reject",
         Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => "drop",
-        Err(error) => panic!("neither answered, refused nor dropped: {error}"),
+        Err(error) => panic!("neither replied, refused nor dropped: {error}"),
     }
 }
 
 fn verdicts_agree(config: &str) {
-    let town = Town::build(config);
-    let far = town.world.node(2);
+    let topology = Topology::build(config);
+    let far = topology.world.node(2);
     let foreign = [
         SocketAddr::new(far.ip().into(), 9000),
         SocketAddr::new(far.ip6().into(), 9000),
     ];
-    for (place, entry) in town.senders() {
+    for (place, entry) in topology.senders() {
         for probe in [Probe::Tcp, Probe::UdpConnected] {
             let cases = [
                 (
@@ -53,7 +53,7 @@ fn verdicts_agree(config: &str) {
             ];
             for (v4, v6, verdict, service) in cases {
                 for to in [address(v4), address(v6)] {
-                    let trace = town.trace(own_address(place, to), to, probe, &["--samples", "64"]);
+                    let trace = topology.trace(own_address(place, to), to, probe, &["--samples", "64"]);
                     let what = format!("{entry} {probe:?} {to}: {trace:?}");
                     assert_eq!(trace.verdict, verdict, "{what}");
                     let port = if probe == Probe::Tcp { "http" } else { "dns" };
@@ -63,40 +63,40 @@ fn verdicts_agree(config: &str) {
                         "{what}"
                     );
                     assert_eq!(trace.kind.as_deref(), service.map(|_| "ClusterIP"), "{what}");
-                    compare(&town, place, probe, to, &trace, &what);
+                    compare(&topology, place, probe, to, &trace, &what);
                 }
             }
             for to in foreign {
-                let trace = town.trace(own_address(place, to), to, probe, &[]);
+                let trace = topology.trace(own_address(place, to), to, probe, &[]);
                 assert_eq!(
                     (trace.verdict.as_str(), &trace.service),
                     ("pass", &None),
                     "{entry} {to}"
                 );
-                let answer = place
+                let reply = place
                     .ask(probe, to)
                     .unwrap_or_else(|error| panic!("{entry} {to}: {error}"));
-                assert_eq!(answer.backend, "n2");
+                assert_eq!(reply.backend, "n2");
             }
         }
     }
 }
 
 /// Sends the traced packet, and compares the outcome with the trace.
-fn compare(town: &Town, place: &Place, probe: Probe, to: SocketAddr, trace: &Trace, what: &str) {
+fn compare(topology: &Topology, place: &Place, probe: Probe, to: SocketAddr, trace: &Trace, what: &str) {
     let patience = if trace.verdict == "drop" {
         SILENCE
     } else {
         3 * SECOND
     };
-    let answer = place.ask_within(probe, to, patience);
+    let reply = place.ask_within(probe, to, patience);
     let expected = if trace.verdict == "forward" {
-        "answered"
+        "replied"
     } else {
         trace.verdict.as_str()
     };
-    assert_eq!(outcome(&answer), expected, "{what}: {answer:?}");
-    let Ok(answer) = answer else {
+    assert_eq!(outcome(&reply), expected, "{what}: {reply:?}");
+    let Ok(reply) = reply else {
         assert_eq!(trace.backends, [], "{what}");
         return;
     };
@@ -108,13 +108,13 @@ fn compare(town: &Town, place: &Place, probe: Probe, to: SocketAddr, trace: &Tra
     let real = trace
         .backends
         .iter()
-        .find(|backend| town.name_of(backend.address) == answer.backend);
-    let real = real.unwrap_or_else(|| panic!("{what}: the real backend is {answer:?}"));
-    let kept = answer.peer.ip() == own_address(place, to);
-    assert_eq!(real.masquerade, !kept, "{what}: {answer:?}");
+        .find(|backend| topology.name_of(backend.address) == reply.backend);
+    let real = real.unwrap_or_else(|| panic!("{what}: the real backend is {reply:?}"));
+    let kept = reply.peer.ip() == own_address(place, to);
+    assert_eq!(real.masquerade, !kept, "{what}: {reply:?}");
     assert_eq!(
         real.node.as_deref(),
-        Some(if answer.backend == "a" { "n1" } else { "n2" }),
+        Some(if reply.backend == "a" { "n1" } else { "n2" }),
         "{what}"
     );
 }
@@ -132,20 +132,20 @@ fn verdicts_agree_without_socket_hooks() {
 }
 
 /// Traces a flow, sends it, and traces it again.
-fn same_backend(town: &Town, (place, entry): (&Place, &str), probe: Probe, to: SocketAddr) {
+fn same_backend(topology: &Topology, (place, entry): (&Place, &str), probe: Probe, to: SocketAddr) {
     let from = own_address(place, to);
     for sport in 20_000..20_025_u16 {
         let port = sport.to_string();
-        let before = town.trace(from, to, probe, &["--sport", &port]);
+        let before = topology.trace(from, to, probe, &["--sport", &port]);
         let what = format!("{entry} {probe:?} {from} port {sport} to {to}: {before:?}");
-        let answer = place.ask_from(probe, SocketAddr::new(from, sport), to, 3 * SECOND);
-        let answer = answer.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let reply = place.ask_from(probe, SocketAddr::new(from, sport), to, 3 * SECOND);
+        let reply = reply.unwrap_or_else(|error| panic!("{what}: {error}"));
         let [backend] = &before.backends[..] else {
             panic!("{what}")
         };
-        assert_eq!(town.name_of(backend.address), answer.backend, "{what}");
-        assert_eq!(backend.masquerade, answer.peer.ip() != from, "{what}: {answer:?}");
-        let after = town.trace(from, to, probe, &["--sport", &port]);
+        assert_eq!(topology.name_of(backend.address), reply.backend, "{what}");
+        assert_eq!(backend.masquerade, reply.peer.ip() != from, "{what}: {reply:?}");
+        let after = topology.trace(from, to, probe, &["--sport", &port]);
         assert_eq!(
             after.backends, before.backends,
             "{what}: the flow has an entry now"
@@ -154,26 +154,26 @@ fn same_backend(town: &Town, (place, entry): (&Place, &str), probe: Probe, to: S
 }
 
 #[test]
-fn a_given_source_port_leads_to_the_same_backend_with_socket_hooks() {
+fn a_given_source_port_selects_the_same_backend_with_socket_hooks() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS);
-    let [pod, _, uplink] = town.senders();
+    let topology = Topology::build(DEFAULTS);
+    let [pod, _, uplink] = topology.senders();
     for to in [address("10.96.0.10:80"), address("[fd00:96::10]:80")] {
         // With socket hooks, these probes are translated packet by packet.
         for (sender, probe) in [(pod, Probe::Udp), (uplink, Probe::Tcp), (uplink, Probe::Udp)] {
-            same_backend(&town, sender, probe, to);
+            same_backend(&topology, sender, probe, to);
         }
     }
 }
 
 #[test]
-fn a_given_source_port_leads_to_the_same_backend_without_socket_hooks() {
+fn a_given_source_port_selects_the_same_backend_without_socket_hooks() {
     harness::require_root!();
-    let town = Town::build(HOOKS_OFF);
+    let topology = Topology::build(HOOKS_OFF);
     for to in [address("10.96.0.10:80"), address("[fd00:96::10]:80")] {
-        for sender in town.senders() {
+        for sender in topology.senders() {
             for probe in [Probe::Tcp, Probe::Udp] {
-                same_backend(&town, sender, probe, to);
+                same_backend(&topology, sender, probe, to);
             }
         }
     }
@@ -186,13 +186,17 @@ fn a_pod_that_reaches_itself_is_masqueraded() {
         (DEFAULTS, &[Probe::Udp, Probe::UdpConnected][..]),
         (HOOKS_OFF, &Probe::ALL),
     ] {
-        let town = Town::build(config);
+        let topology = Topology::build(config);
         for to in [address("10.96.0.30:80"), address("[fd00:96::30]:80")] {
             for probe in probes {
-                let from = own_address(&town.client, to);
-                let trace = town.trace(from, to, *probe, &[]);
-                let answer = town.client.ask(*probe, to).expect("an answer");
-                assert_eq!(answer.peer.ip(), town.node().address_like(from), "{probe:?} {to}");
+                let from = own_address(&topology.client, to);
+                let trace = topology.trace(from, to, *probe, &[]);
+                let reply = topology.client.ask(*probe, to).expect("a reply");
+                assert_eq!(
+                    reply.peer.ip(),
+                    topology.node().address_like(from),
+                    "{probe:?} {to}"
+                );
                 let backend = Backend {
                     address: SocketAddr::new(from, 8080),
                     node: Some("n1".into()),
@@ -206,7 +210,7 @@ fn a_pod_that_reaches_itself_is_masqueraded() {
 }
 
 #[test]
-fn what_cannot_be_traced_is_refused_with_a_reason() {
+fn an_invalid_trace_is_refused_with_a_reason() {
     harness::require_root!();
     let world = World::with_nodes(1);
     let node = world.node(1);

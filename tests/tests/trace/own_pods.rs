@@ -27,7 +27,7 @@ fn trace(node: &Node, from: &str, to: &str, protocol: &str) -> Value {
 }
 
 #[track_caller]
-fn says(trace: &Value, what: &str) {
+fn assert_has_step(trace: &Value, what: &str) {
     assert!(
         trace["steps"].to_string().contains(what),
         "{what} is not in {trace}"
@@ -48,16 +48,16 @@ fn a_trace_names_the_pod_and_the_program_at_its_interface() {
         trace(node, &client.ip().to_string(), SERVICE, "tcp")["verdict"] == "forward"
     });
     let known = trace(node, &client.ip().to_string(), SERVICE, "tcp");
-    says(&known, &format!("at interface {}", client.host_interface()));
-    says(&known, "the program from_own_pod decides");
-    says(&known, "with 1 usable endpoint\"");
+    assert_has_step(&known, &format!("at interface {}", client.host_interface()));
+    assert_has_step(&known, "the program from_own_pod decides");
+    assert_has_step(&known, "with 1 usable endpoint\"");
     // Sockets of pods are connected to a backend directly.
-    says(&known, "sockets of pods get a backend from connect()");
+    assert_has_step(&known, "sockets of pods get a backend from connect()");
     let datagram = trace(node, &client.ip().to_string(), "192.0.2.99:53", "udp");
-    says(&datagram, "the program from_own_pod decides, packet by packet");
+    assert_has_step(&datagram, "the program from_own_pod decides, packet by packet");
 
     let unknown = trace(node, "10.244.1.250", SERVICE, "tcp");
-    says(
+    assert_has_step(
         &unknown,
         "no pod that `millrace-cni` made on this node has 10.244.1.250",
     );
@@ -88,8 +88,8 @@ fn a_packet_for_the_tunnel_carries_what_its_node_may_send() {
     let to = format!("{}:8472", node.ip());
     let of_node = trace(node, &other.ip().to_string(), &to, "udp");
     assert_eq!(of_node["verdict"], "pass", "{of_node}");
-    says(&of_node, "as from a pod of node n2");
-    let of_stranger = trace(node, "198.51.100.7", &to, "udp");
-    assert_eq!(of_stranger["verdict"], "drop", "{of_stranger}");
-    says(&of_stranger, "no node has this source");
+    assert_has_step(&of_node, "as from a pod of node n2");
+    let of_unknown_address = trace(node, "198.51.100.7", &to, "udp");
+    assert_eq!(of_unknown_address["verdict"], "drop", "{of_unknown_address}");
+    assert_has_step(&of_unknown_address, "no node has this source");
 }

@@ -2,7 +2,7 @@
 //! the node's address there. The agents find the uplinks themselves.
 
 mod only_link;
-mod town;
+mod topology;
 
 use std::net::SocketAddr;
 
@@ -10,36 +10,38 @@ use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{Endpoint, NodeSpec, Place, Probe, World, eventually, skip_if, wait_for};
 use serde_json::json;
 
-use town::{BEYOND, BEYOND_CLUSTER_IP, CLUSTER_IP, NODE_PORT, SECOND, SOON, Town, ip, near_end, service};
+use topology::{
+    BEYOND, BEYOND_CLUSTER_IP, CLUSTER_IP, NODE_PORT, SECOND, SOON, Topology, ip, near_end, service,
+};
 
 #[test]
 fn hosts_on_a_second_link_are_served_and_reached() {
     harness::require_root!();
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config, &[]);
-        town.assert_masqueraded(town.far.addresses());
-        town.assert_served();
-        town.assert_others_work();
+        let topology = Topology::build(config, &[]);
+        topology.assert_masqueraded(topology.far.addresses());
+        topology.assert_served();
+        topology.assert_others_work();
     }
 }
 
 #[test]
-fn the_default_route_may_lead_elsewhere_than_to_the_nodes_address() {
+fn the_default_route_may_use_another_link_than_the_nodes_address() {
     harness::require_root!();
     let routes = [
         "route replace default via 172.30.1.2 dev wan0",
         "-6 route replace default via fd00:30:1::2 dev wan0",
     ];
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build(config, &routes);
-        town.assert_masqueraded(&[town.far.addresses(), &BEYOND.map(ip)[..]].concat());
-        town.assert_served();
-        town.assert_others_work();
+        let topology = Topology::build(config, &routes);
+        topology.assert_masqueraded(&[topology.far.addresses(), &BEYOND.map(ip)[..]].concat());
+        topology.assert_served();
+        topology.assert_others_work();
     }
 }
 
 #[test]
-fn a_default_route_of_another_table_is_a_way_out_too() {
+fn a_default_route_of_another_table_makes_an_uplink() {
     harness::require_root!();
     let routes = [
         "route add default via 172.30.1.2 dev wan0 table 100",
@@ -47,17 +49,19 @@ fn a_default_route_of_another_table_is_a_way_out_too() {
         "-6 route add default via fd00:30:1::2 dev wan0 table 100",
         "-6 rule add to 2001:db8:9::9 lookup 100",
     ];
-    let town = Town::build(DEFAULTS, &routes);
-    town.assert_masqueraded(&[town.far.addresses(), &BEYOND.map(ip)[..]].concat());
-    town.assert_served();
-    town.assert_others_work();
+    let topology = Topology::build(DEFAULTS, &routes);
+    topology.assert_masqueraded(&[topology.far.addresses(), &BEYOND.map(ip)[..]].concat());
+    topology.assert_served();
+    topology.assert_others_work();
 }
 
 #[test]
 fn a_link_that_comes_later_is_served_and_one_that_goes_leaves_the_others_alone() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS, &[]);
-    let later = town.world.add_client_on_link(town.world.node(1), "wan1", "later");
+    let topology = Topology::build(DEFAULTS, &[]);
+    let later = topology
+        .world
+        .add_client_on_link(topology.world.node(1), "wan1", "later");
     let _servers = later.serve(53);
     let to = SocketAddr::new(near_end(later.addresses()[0]), NODE_PORT);
     eventually("a node port at the new link", SECOND, || {
@@ -66,23 +70,23 @@ fn a_link_that_comes_later_is_served_and_one_that_goes_leaves_the_others_alone()
     for address in later.addresses() {
         let to = SocketAddr::new(*address, 53);
         eventually("masquerade by the new link", SECOND, || {
-            let answer = town.local.ask_within(Probe::Tcp, to, SECOND / 4);
-            answer.is_ok_and(|answer| answer.peer.ip().to_canonical() == near_end(*address))
+            let reply = topology.local.ask_within(Probe::Tcp, to, SECOND / 4);
+            reply.is_ok_and(|reply| reply.peer.ip().to_canonical() == near_end(*address))
         });
     }
-    let node = town.world.node(1);
+    let node = topology.world.node(1);
     // The address changes, and the next flow uses the new one.
     node.run_ip("addr del 172.30.3.1/24 dev wan1");
     node.run_ip("addr add 172.30.3.77/24 dev wan1");
     let to = SocketAddr::new(later.addresses()[0], 53);
     eventually("the new address as source", SECOND, || {
         // A packet that leaves before the agent knows the new address carries the old one, and gets no reply.
-        let answer = town.local.ask_within(Probe::UdpConnected, to, SECOND / 8);
-        answer.is_ok_and(|answer| answer.peer.ip() == ip("172.30.3.77"))
+        let reply = topology.local.ask_within(Probe::UdpConnected, to, SECOND / 8);
+        reply.is_ok_and(|reply| reply.peer.ip() == ip("172.30.3.77"))
     });
     node.run_ip("link del wan1");
-    town.assert_masqueraded(town.far.addresses());
-    town.assert_served();
+    topology.assert_masqueraded(topology.far.addresses());
+    topology.assert_served();
 }
 
 #[test]
@@ -90,54 +94,54 @@ fn an_uplink_that_is_down_is_named_until_it_is_up() {
     harness::require_root!();
     // The second link has a default route to the outside, though not the preferred one.
     let routes = ["route add default via 172.30.1.2 dev wan0 metric 4096"];
-    let town = Town::build(DEFAULTS, &routes);
-    let node = town.world.node(1);
-    let assert_told = |interface, why| town.assert_told("UplinkDown", interface, why);
-    assert_told("wan0", None);
-    town.far.run_ip("link set eth0 down");
-    assert_told("wan0", Some("is down: it has no carrier"));
-    town.far.run_ip("link set eth0 up");
-    assert_told("wan0", None);
+    let topology = Topology::build(DEFAULTS, &routes);
+    let node = topology.world.node(1);
+    let assert_reported = |interface, why| topology.assert_reported("UplinkDown", interface, why);
+    assert_reported("wan0", None);
+    topology.far.run_ip("link set eth0 down");
+    assert_reported("wan0", Some("is down: it has no carrier"));
+    topology.far.run_ip("link set eth0 up");
+    assert_reported("wan0", None);
     node.run_ip("link set eth0 down");
-    let message = assert_told("eth0", Some("is down: it is switched off"));
-    town.mend(&message, "ip link set eth0 up");
-    assert_told("eth0", None);
+    let message = assert_reported("eth0", Some("is down: it is switched off"));
+    topology.mend(&message, "ip link set eth0 up");
+    assert_reported("eth0", None);
 }
 
 /// The kernel passes packets of a port to the bridge, so the link's addresses get no packet.
 #[test]
 fn an_uplink_that_is_made_a_port_of_a_bridge_is_named_until_it_is_taken_out() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS, &[]);
-    let node = town.world.node(1);
-    let assert_told = |interface, why| town.assert_told("UplinkIsPort", interface, why);
-    assert_told("wan0", None);
+    let topology = Topology::build(DEFAULTS, &[]);
+    let node = topology.world.node(1);
+    let assert_reported = |interface, why| topology.assert_reported("UplinkIsPort", interface, why);
+    assert_reported("wan0", None);
     node.run_ip("link add br9 type bridge");
     node.run_ip("link set wan0 master br9");
-    let message = assert_told("wan0", Some("a port of the bridge br9"));
+    let message = assert_reported("wan0", Some("a port of the bridge br9"));
     let advice = "Move the addresses and routes of wan0 to br9, or run ";
     assert!(message.contains(advice), "{message}");
-    assert_told("eth0", None);
-    town.mend(&message, "ip link set wan0 nomaster");
-    assert_told("wan0", None);
+    assert_reported("eth0", None);
+    topology.mend(&message, "ip link set wan0 nomaster");
+    assert_reported("wan0", None);
 }
 
 #[test]
 fn a_second_link_lets_no_forged_source_in() {
     harness::require_root!();
-    let town = Town::build(DEFAULTS, &[]);
-    let node = town.world.node(1);
+    let topology = Topology::build(DEFAULTS, &[]);
+    let node = topology.world.node(1);
     for rp_filter in ["0", "2"] {
         node.sysctl("net/ipv4/conf/all/rp_filter", rp_filter);
         for source in [
             node.addresses(),
-            town.local.addresses(),
+            topology.local.addresses(),
             &CLUSTER_IP.map(ip),
             &["10.244.1.200", "fd00:244:1::200"].map(ip),
         ]
         .concat()
         {
-            town.assert_is_no_source(source);
+            topology.assert_is_no_source(source);
         }
     }
 }
@@ -151,29 +155,29 @@ fn a_link_without_ethernet_header_is_served() {
         "-6 route replace default via fd00:30:1::2 dev wan0",
     ];
     for config in [DEFAULTS, HOOKS_OFF] {
-        let town = Town::build_on(World::add_client_on_tun, config, &routes);
-        town.assert_masqueraded(&[town.far.addresses(), &BEYOND.map(ip)[..]].concat());
-        town.assert_served();
-        town.assert_others_work();
-        town.assert_takes_in_no_pods_source();
-        let node = town.world.node(1);
-        let errors = || town.agents[0].cli(&["status"])["errors"].clone();
+        let topology = Topology::build_on(World::add_client_on_tun, config, &routes);
+        topology.assert_masqueraded(&[topology.far.addresses(), &BEYOND.map(ip)[..]].concat());
+        topology.assert_served();
+        topology.assert_others_work();
+        topology.assert_takes_in_no_pods_source();
+        let node = topology.world.node(1);
+        let errors = || topology.agents[0].cli(&["status"])["errors"].clone();
         assert_eq!(errors(), json!([]));
         // The far host is the endpoint of a service.
         let beyond = service("beyond", BEYOND_CLUSTER_IP, 30_082);
-        town.world.apply(&beyond);
-        let endpoints = [Endpoint::at(town.far.addresses())];
-        town.world.apply_all(beyond.slices(endpoints));
+        topology.world.apply(&beyond);
+        let endpoints = [Endpoint::at(topology.far.addresses())];
+        topology.world.apply_all(beyond.slices(endpoints));
         for vip in BEYOND_CLUSTER_IP {
             let to = SocketAddr::new(ip(vip), 80);
-            for place in [&town.local as &Place, node] {
+            for place in [&topology.local as &Place, node] {
                 wait_for("the far host by a service", SOON, || {
                     [Probe::Tcp, Probe::UdpConnected]
                         .into_iter()
                         .try_for_each(|probe| {
-                            let answer = place.ask_within(probe, to, SECOND / 2);
+                            let reply = place.ask_within(probe, to, SECOND / 2);
                             let failed = |error| format!("{} to {to}, {probe:?}: {error}", place.name());
-                            answer.map(|_| ()).map_err(failed)
+                            reply.map(|_| ()).map_err(failed)
                         })
                 });
             }

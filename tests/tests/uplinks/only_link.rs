@@ -7,7 +7,7 @@ use harness::config::{DEFAULTS, HOOKS_OFF};
 use harness::{Client, Endpoint, Node, NodeSpec, Place, Probe, World, wait_for};
 use serde_json::json;
 
-use crate::town::{
+use crate::topology::{
     BEYOND, BEYOND_CLUSTER_IP, CLUSTER_IP, NODE_PORT, SECOND, SOON, assert_asked, ip, near_end, service,
 };
 

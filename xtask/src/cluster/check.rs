@@ -42,7 +42,7 @@ pub fn run(options: &Options) -> Result<()> {
     let shape = current()?.context("no cluster is up: cargo xtask cluster up --network millrace")?;
     if shape.network != Network::Millrace {
         bail!(
-            "this is about a cluster of network millrace, and the one that is up has network {}",
+            "the check needs a cluster of network millrace, and this cluster has network {}",
             shape.network
         );
     }
@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
     check.addresses()?;
     check.logs()?;
     check.restart()?;
-    let step = Step::start("removing what this made");
+    let step = Step::start("removing the objects of the check");
     toolbox.kubectl(&["delete", "namespace", "check", "--timeout=120s"])?;
     step.done();
     if options.remove {
@@ -123,8 +123,8 @@ impl Check<'_> {
         let log = self.kubectl(&["logs", "deployment/web"])?;
         ensure!(!log.trim().is_empty(), "the log of a pod is empty");
         for pod in self.names("app=web")? {
-            let said = self.kubectl(&["exec", &pod, "--", "hostname"])?;
-            ensure!(pod == said.trim(), "a command in {pod} ran in {said}");
+            let printed = self.kubectl(&["exec", &pod, "--", "hostname"])?;
+            ensure!(pod == printed.trim(), "a command in {pod} ran in {printed}");
         }
         step.done();
         Ok(())
@@ -161,7 +161,7 @@ impl Check<'_> {
         for (name, report) in reports {
             let report = report.with_context(|| format!("the client in {name}"))?;
             println!(
-                "  from {name}: {} connections held, {} answers on them, {} interrupted; {} new ones, {} failed; slowest answer {} ms",
+                "  from {name}: {} connections held, {} replies on them, {} interrupted; {} new ones, {} failed; slowest reply {} ms",
                 report.held, report.answers, report.interrupted, report.opened, report.failed, report.slowest
             );
             for error in &report.errors {
@@ -188,7 +188,7 @@ impl Check<'_> {
         let mut line = String::new();
         output
             .read_line(&mut line)
-            .context("reading what a client says")?;
+            .context("reading the output of a client")?;
         ensure!(line.trim() == "ready", "a client could not make its connections");
         Ok(Load {
             process,
@@ -245,7 +245,7 @@ fn reaches_all(what: &str, to: &str, shell: impl Fn(&str) -> Result<String>) -> 
     }
     ensure!(
         seen.len() == PODS,
-        "{} of {PODS} pods answered at {to}",
+        "{} of {PODS} pods replied at {to}",
         seen.len()
     );
     step.done();

@@ -62,7 +62,7 @@ impl Images {
 }
 
 /// A folder for the roots and archives of the images.
-struct Workshop<'a> {
+struct ImageBuilder<'a> {
     programs: &'a Programs,
     folder: &'a Path,
     step: &'a Step,
@@ -71,30 +71,30 @@ struct Workshop<'a> {
 fn make(programs: &Programs, packages: &Path, folder: &Path, step: &Step) -> Result<()> {
     let roots = folder.join("roots");
     fs::create_dir_all(&roots).with_context(|| format!("creating {}", roots.display()))?;
-    let shop = Workshop {
+    let builder = ImageBuilder {
         programs,
         folder,
         step,
     };
     let base = roots.join("base");
     copy(packages, &base)?;
-    shop.finish_base(&base)?;
+    builder.finish_base(&base)?;
     // The suite reads firewall rules with the one image and resolves names with the other.
-    shop.pack(
+    builder.pack(
         &base,
         &["glibc-dns-testing:2.0.0", "distroless-iptables:v0.9.6"],
         &["sh"],
         &[],
     )?;
-    shop.agnhost(&base, &roots.join("agnhost"))?;
-    shop.busybox(&base, &roots.join("busybox"))?;
-    shop.pause(&roots.join("pause"))?;
-    shop.single(
+    builder.agnhost(&base, &roots.join("agnhost"))?;
+    builder.busybox(&base, &roots.join("busybox"))?;
+    builder.pause(&roots.join("pause"))?;
+    builder.single(
         Program::OutOfWindow,
         &roots.join("out-of-window"),
         "regression-issue-74839:1.4",
     )?;
-    shop.single(Program::Coredns, &roots.join("coredns"), "coredns:local")?;
+    builder.single(Program::Coredns, &roots.join("coredns"), "coredns:local")?;
     fs::remove_dir_all(&roots).context("removing the images' roots")?;
     let registries: serde_json::Map<_, _> = [
         "promoterE2eRegistry",
@@ -112,7 +112,7 @@ fn make(programs: &Programs, packages: &Path, folder: &Path, step: &Step) -> Res
     fs::write(folder.join("registries.yaml"), text).context("writing the registries")
 }
 
-impl Workshop<'_> {
+impl ImageBuilder<'_> {
     /// Does the steps of the packages' own installation that specs depend on.
     fn finish_base(&self, root: &Path) -> Result<()> {
         for folder in [

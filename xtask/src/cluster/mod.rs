@@ -106,7 +106,7 @@ pub fn current() -> Result<Option<Shape>> {
 /// Starts a cluster.
 pub fn up(options: Options) -> Result<(Toolbox, Images)> {
     if underlay::exists() {
-        bail!("a cluster is up, or part of one is left: `cargo xtask cluster down` takes it down");
+        bail!("a cluster or a part of one exists: `cargo xtask cluster down` removes it");
     }
     let shape = Shape {
         nodes: options.nodes,
@@ -232,7 +232,7 @@ fn raise(toolbox: &Toolbox, images: &Images, shape: Shape) -> Result<()> {
 /// Removes the cluster, or the rest of one.
 pub fn down() -> Result<()> {
     let files = Files::locate()?;
-    let step = Step::start("taking the cluster down");
+    let step = Step::start("removing the cluster");
     let nodes = Node::first(Node::MAX);
     let folders = nodes
         .iter()
@@ -285,7 +285,8 @@ fn enter(place: &str, command: &[OsString]) -> Result<anyhow::Error> {
         let node = Node::first(shape.nodes)
             .into_iter()
             .find(|node| node.name() == place);
-        toolbox.in_node(node.with_context(|| format!("there is no place {place}: control, n1, n2, …"))?)?
+        toolbox
+            .in_node(node.with_context(|| format!("there is no place {place}, but control, n1, n2, …"))?)?
     };
     inside.args(command);
     Ok(anyhow::Error::from(inside.exec()).context("entering the place"))

@@ -40,7 +40,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
-        let pid = i32::try_from(child.id()).context("a process id that is none")?;
+        let pid = i32::try_from(child.id()).context("an invalid process id")?;
         let started = stat(pid)
             .map(|(_, started)| started)
             .with_context(|| format!("{name} ended at once: see {}", log_path.display()))?;

@@ -14,7 +14,7 @@ use crate::{command, kubernetes::Program, manifests, step::Step};
 
 /// Prints the leftovers of Millrace on a node. A node's own interfaces are the loopback and `eth0`; the other
 /// leftovers are looked for by name.
-const LEFTOVERS: &str = r#"
+const REMAINS: &str = r#"
 ip -oneline link show | sed 's/^[0-9]*: \([^:@]*\).*/\1/' | grep --invert-match --line-regexp --regexp=lo --regexp=eth0 | sed 's/^/link /'
 ip rule show | grep --invert-match --extended-regexp '^(0|32766|32767):' | sed 's/^/rule /'
 for family in -4 -6; do
@@ -28,7 +28,7 @@ done
 
 /// Removes Millrace, and fails if something is left.
 pub fn run(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
-    let step = Step::start("taking Millrace out of the cluster");
+    let step = Step::start("removing Millrace from the cluster");
     let system = "--namespace=kube-system";
     toolbox.kubectl(&["scale", "deployment/coredns", system, "--replicas=0"])?;
     let selector = "--selector=k8s-app=kube-dns";
@@ -63,7 +63,7 @@ pub fn run(toolbox: &Toolbox, nodes: &[Node]) -> Result<()> {
         step.note(&node.name());
         wait_for("nothing to be left", Duration::from_secs(20), || {
             let mut look = toolbox.in_node(node)?;
-            let found = command::output(look.args(["sh", "-c", LEFTOVERS]))?;
+            let found = command::output(look.args(["sh", "-c", REMAINS]))?;
             if !found.trim().is_empty() {
                 bail!("{} still has:\n{found}", node.name());
             }

@@ -49,7 +49,7 @@ const OWN_PROGRAMS: &str = "programs.json";
 pub enum Proxy {
     Millrace,
     /// In its nftables mode
-    #[expect(clippy::enum_variant_names, reason = "it is called so")]
+    #[expect(clippy::enum_variant_names, reason = "the name exists")]
     KubeProxy,
     /// No proxy: install your own
     None,

@@ -102,7 +102,7 @@ mod tests {
     use crate::e2e::table::Outcome;
 
     #[test]
-    fn what_was_not_selected_is_no_row() {
+    fn a_spec_that_was_not_selected_has_no_row() {
         let spec = |state: &str, text: &str, failure: &str| {
             format!(
                 r#"{{"ContainerHierarchyTexts": ["[sig-network] Services"], "LeafNodeType": "It",

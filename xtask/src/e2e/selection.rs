@@ -8,11 +8,8 @@ const UNLIKELY: &[(&str, &str)] = &[
         "a policy engine is another program's task",
     ),
     (r"SCTP", "few development machines have SCTP sockets"),
-    (r"Internet connection", "there is no way out"),
-    (
-        r"\[Disruptive\]",
-        "restarts parts of the cluster by ways that it does not have",
-    ),
+    (r"Internet connection", "the nodes have no route to the Internet"),
+    (r"\[Disruptive\]", "restarts parts that the cluster does not have"),
     (r"\[Serial\]", "changes the whole cluster"),
     (
         r"\[Feature:PerformanceDNS\]",

@@ -81,14 +81,14 @@ pub fn run(
     }
     if rows.is_empty() {
         bail!(
-            "no spec is called like {}: see {}",
+            "no spec has a name like {}: see {}",
             selection.focus,
             log.display()
         );
     }
     step.end(
         '✔',
-        &format!("ran {} specs; what they said is in {}", rows.len(), log.display()),
+        &format!("ran {} specs; their output is in {}", rows.len(), log.display()),
     );
     Ok(rows)
 }

@@ -12,7 +12,7 @@ use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
 use anyhow::{Context as _, Result};
 
 /// The separator between a spec and its message.
-const SAID: &str = " :: ";
+const NOTE_SEPARATOR: &str = " :: ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -57,7 +57,7 @@ impl Row {
         let mut columns = columns.split_whitespace();
         let outcome = Outcome::named(columns.next()?)?;
         let (whole, tenth) = columns.next()?.split_once('.')?;
-        let (spec, note) = rest.split_once(SAID).unwrap_or((rest, ""));
+        let (spec, note) = rest.split_once(NOTE_SEPARATOR).unwrap_or((rest, ""));
         Some(Self {
             spec: spec.trim().to_owned(),
             outcome,
@@ -105,7 +105,7 @@ impl Table {
             let note = if row.note.is_empty() {
                 String::new()
             } else {
-                format!("{SAID}{}", row.note)
+                format!("{NOTE_SEPARATOR}{}", row.note)
             };
             let seconds = format!("{}.{}", row.tenths / 10, row.tenths % 10);
             // Writing to a string cannot fail.

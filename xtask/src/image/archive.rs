@@ -121,8 +121,11 @@ fn path_of(descriptor: &Value) -> String {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let said = command::output(Command::new("sha256sum").arg(file))?;
-    let digest = said.split_whitespace().next().context("sha256sum said nothing")?;
+    let printed = command::output(Command::new("sha256sum").arg(file))?;
+    let digest = printed
+        .split_whitespace()
+        .next()
+        .context("sha256sum printed nothing")?;
     // A backslash precedes the digest of a file with a special character in its name.
     Ok(format!("sha256:{}", digest.trim_start_matches('\\')))
 }
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn both_tables_of_contents_lead_to_blobs_that_are_there() {
+    fn both_indexes_refer_to_existing_blobs() {
         let scratch = Scratch::new("contents");
         let (digest, _) = pack(&scratch, ["a", "b"], Duration::ZERO);
         let mut tar = Command::new("tar");

@@ -103,7 +103,7 @@ mod tests {
     use super::required_version;
 
     #[test]
-    fn the_version_is_the_one_required_whichever_way_it_is_written() {
+    fn the_required_version_is_read_in_each_form() {
         let version = |text| required_version(text, "k8s.io/kubernetes");
         let expected = Some("v1.36.3".to_owned());
         assert_eq!(version("require k8s.io/kubernetes v1.36.3\n"), expected);

@@ -126,7 +126,7 @@ pub fn for_runtimes() -> Result<Assets> {
     // runc is not built here; it comes from Debian.
     if paths::program("apt-get").is_none() {
         return Ok(Assets::Unavailable(
-            "no apt-get on this machine to have runc from".to_owned(),
+            "no apt-get on this machine, which installs runc".to_owned(),
         ));
     }
     let programs = Programs::ensure(Program::OF_RUNTIMES)?;

@@ -65,7 +65,7 @@ const TOOLS: &[(&str, Need)] = &[
         "iptables-legacy",
         Need {
             what: "`iptables-legacy`",
-            why: "a test makes what a kube-proxy of old leaves behind with it",
+            why: "a test makes the rules of an older kube-proxy with it",
             packages: &["iptables"],
             elsewhere: "install the legacy variant of iptables",
         },
@@ -206,7 +206,7 @@ mod tests {
     use super::{BPF_COMPILER, TOOLS, VM_TOOLS, by_hand};
 
     #[test]
-    fn every_need_tells_debian_and_others_how_to_get_it() {
+    fn every_need_names_its_packages_and_an_alternative() {
         let tools = TOOLS.iter().chain(VM_TOOLS).map(|(_, need)| need);
         for need in tools.chain([&BPF_COMPILER]) {
             assert!(!need.packages.is_empty(), "{}", need.what);

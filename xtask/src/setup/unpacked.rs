@@ -121,7 +121,7 @@ fn unpacked(name: &str, packages: &[&str], download: impl Fn(&Path, &Step) -> Re
         return Ok(root);
     }
     if let Some(program) = missing_program() {
-        bail!("this is made from Debian's packages, and there is no {program} here to unpack them with");
+        bail!("this machine has no {program}, which unpacks Debian's packages");
     }
     let step = Step::start(format!("unpacking Debian packages for {name} (once)"));
     let partial = folder.with_extension("partial");
@@ -137,16 +137,16 @@ fn unpacked(name: &str, packages: &[&str], download: impl Fn(&Path, &Step) -> Re
     download(&archives, &step).context(
         "downloading packages: is Debian's mirror in /etc/apt reachable, and are its lists new (apt-get update)?",
     )?;
-    for entry in fs::read_dir(&archives).context("listing what was downloaded")? {
-        let archive = entry.context("listing what was downloaded")?.path();
+    for entry in fs::read_dir(&archives).context("listing the downloaded packages")? {
+        let archive = entry.context("listing the downloaded packages")?.path();
         if archive.extension().is_some_and(|extension| extension == "deb") {
             let mut dpkg = Command::new("dpkg");
             dpkg.arg("--extract").arg(&archive).arg(partial.join("root"));
             command::run_in(&step, &mut dpkg)?;
         }
     }
-    fs::remove_dir_all(&archives).context("removing what was unpacked")?;
-    fs::write(partial.join("packages"), list).context("writing down what was unpacked")?;
+    fs::remove_dir_all(&archives).context("removing the unpacked packages")?;
+    fs::write(partial.join("packages"), list).context("recording the unpacked packages")?;
     fs::rename(&partial, &folder).with_context(|| format!("creating {}", folder.display()))?;
     step.done();
     Ok(root)

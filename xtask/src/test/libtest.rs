@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_that_was_expected_otherwise_is_a_failure_with_the_complaint() {
+    fn an_unexpected_panic_is_a_failure_with_its_message() {
         let line = r#"{ "type": "test", "name": "a", "event": "failed", "message": "did not panic" }"#;
         assert_eq!(
             parse(line).1,

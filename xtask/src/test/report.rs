@@ -72,7 +72,7 @@ impl Report {
                 Some((_, outcome @ Outcome::Passed)) => *outcome = Outcome::Skipped(reason),
                 Some(_) => {}
                 None => {
-                    let why = format!("a skip was reported for this name, which is no test's: {reason}");
+                    let why = format!("a skip names this, and no test has the name: {reason}");
                     self.outcomes.push((test, Outcome::Failed(why)));
                 }
             }

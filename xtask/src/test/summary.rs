@@ -123,7 +123,7 @@ impl Summary {
         }
         for (title, names) in [
             (
-                "Passed only when run again, alone: each is a fault to mend",
+                "Passed only when run again, alone: each is a fault to repair",
                 &again,
             ),
             ("Failed", &failed),
@@ -199,7 +199,7 @@ mod tests {
         let text = summary.render(|_| true);
         assert_eq!(text.lines().last(), Some("2 passed, 0 failed, 0 skipped"));
         assert!(
-            text.contains("each is a fault to mend:\n  tests/world: t1\n"),
+            text.contains("each is a fault to repair:\n  tests/world: t1\n"),
             "{text}"
         );
     }

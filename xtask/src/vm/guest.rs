@@ -33,9 +33,9 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let mut port = Port::open(&options.port)?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    port.say(&Line::Booted(release.trim().to_owned()))?;
+    port.send(&Line::Booted(release.trim().to_owned()))?;
     let result = carry_out(&options.plan, &mut port);
-    port.say(&Line::End(result.err().map(|error| format!("{error:#}"))))
+    port.send(&Line::End(result.err().map(|error| format!("{error:#}"))))
 }
 
 fn carry_out(plan: &Path, port: &mut Port) -> Result<()> {
@@ -47,7 +47,7 @@ fn carry_out(plan: &Path, port: &mut Port) -> Result<()> {
         let filter = filter_for(program, plan.filter.as_deref());
         port.while_running(&program.name, || runner.run(program, filter, &mut summary))?;
         for (program, test, outcome) in summary.into_entries() {
-            port.say(&Line::Ended {
+            port.send(&Line::Ended {
                 program,
                 test,
                 outcome,
@@ -72,13 +72,13 @@ impl Port {
     fn while_running<T>(&self, program: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let mut port = Self(self.0.try_clone().context("sharing the port")?);
         let line = Line::Running(program.to_owned());
-        port.say(&line)?;
+        port.send(&line)?;
         let (done, is_done) = mpsc::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(move || {
                 while is_done.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
                     // If the host does not read the port, there is no remedy here.
-                    let _ = port.say(&line);
+                    let _ = port.send(&line);
                 }
             });
             let result = work();
@@ -87,7 +87,7 @@ impl Port {
         })
     }
 
-    fn say(&mut self, line: &Line) -> Result<()> {
+    fn send(&mut self, line: &Line) -> Result<()> {
         writeln!(self.0, "{}", line.encode()).context("reporting to the host")
     }
 }

@@ -79,7 +79,7 @@ mod tests {
     use super::in_order;
 
     #[test]
-    fn what_a_module_needs_comes_first_and_once() {
+    fn dependencies_of_a_module_come_first_and_once() {
         let dependencies = "\
 kernel/fs/9p/9p.ko.xz: kernel/net/9p/9pnet.ko.xz kernel/fs/netfs/netfs.ko.xz
 kernel/net/9p/9pnet.ko.xz:

@@ -46,7 +46,7 @@ pub fn run(kernel: &Kernel, guest: &Guest, options: &Options, summary: &mut Summ
     if first.is_ok() || is_up {
         return first;
     }
-    eprintln!("  Linux {} died before it was up: once more", kernel.name);
+    eprintln!("  Linux {} died during its boot, it starts again", kernel.name);
     boot(kernel, guest, options, summary, &mut is_up)
 }
 
@@ -103,7 +103,7 @@ fn listen(
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => {
                 bail!(
-                    "nothing came from the guest for {} minutes while {at}",
+                    "the guest sent nothing for {} minutes while {at}",
                     SILENCE.as_secs() / 60
                 )
             }

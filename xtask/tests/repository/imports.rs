@@ -179,7 +179,7 @@ fn crates_import_in_one_direction() {
 }
 
 #[test]
-fn folders_do_without_what_they_promise() {
+fn folders_import_none_of_their_forbidden_names() {
     let mut findings = Vec::new();
     for (path, source) in files(".rs") {
         for (_, name, reason) in ABSENT.iter().filter(|(folder, ..)| path.starts_with(*folder)) {

@@ -125,7 +125,7 @@ fn sentences_name_their_subjects() {
 }
 
 #[test]
-fn links_of_documents_lead_to_files() {
+fn links_of_documents_name_files() {
     let mut findings = Vec::new();
     for (path, document) in files(".md") {
         let folder = std::path::Path::new(&path).parent().expect("a file has a folder");

@@ -41,7 +41,7 @@ impl Node {
             ));
             node.notes.push(Note {
                 adopted: false,
-                ..Note::adopting(&attachment, name.clone(), vec![address], &Moment::now())
+                ..Note::adopting(&attachment, name.clone(), vec![address], &BootTimestamp::now())
             });
             node.interfaces.insert(
                 index,

@@ -80,17 +80,17 @@ async fn serve(
         addresses.push(pool.give(uid, ipv6, service::asked_for(service))?);
     }
     for &address in &addresses {
-        let mut ways: Vec<_> = Vec::new();
+        let mut next_hops: Vec<_> = Vec::new();
         for hop in hops.iter().filter(|hop| hop.via.is_ipv6() == address.is_ipv6()) {
             if service::wants(service, hop).await {
-                ways.push(hop.via);
+                next_hops.push(hop.via);
             }
         }
         // Each node keeps affinity by itself, so the traffic of such a service goes to one node only.
         if service::has_affinity(service) {
-            ways.truncate(1);
+            next_hops.truncate(1);
         }
-        routes.set(address, &ways)?;
+        routes.set(address, &next_hops)?;
     }
     service::announce(client, service, &addresses).await
 }

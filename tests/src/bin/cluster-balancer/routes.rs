@@ -24,9 +24,9 @@ const CLIENT_V4: &str = "172.30.242.1";
 const CLIENT_V6: &str = "fd00:242::1";
 /// The bridge to the nodes, and a neighbour there that does not exist.
 const BRIDGE: &str = "underlay";
-const NOBODY_V4: &str = "192.168.240.250";
-const NOBODY_V6: &str = "fd00:240::250";
-const NOBODYS_MAC: &str = "02:00:00:00:00:fe";
+const UNUSED_V4: &str = "192.168.240.250";
+const UNUSED_V6: &str = "fd00:240::250";
+const UNUSED_MAC: &str = "02:00:00:00:00:fe";
 
 #[derive(Default)]
 pub struct Routes {
@@ -40,23 +40,23 @@ impl Routes {
             fs::write(format!("/proc/sys/net/{key}/fib_multipath_hash_policy"), "1")
                 .with_context(|| format!("setting {key}'s fib_multipath_hash_policy"))?;
         }
-        for (client, nobody, pool) in [
-            (CLIENT_V4, NOBODY_V4, "192.168.241.0/24"),
-            (CLIENT_V6, NOBODY_V6, "fd00:241::/112"),
+        for (client, unused, pool) in [
+            (CLIENT_V4, UNUSED_V4, "192.168.241.0/24"),
+            (CLIENT_V6, UNUSED_V6, "fd00:241::/112"),
         ] {
             ip(&["address", "replace", client, "dev", "lo"])?;
             ip(&[
                 "neighbour",
                 "replace",
-                nobody,
+                unused,
                 "lladdr",
-                NOBODYS_MAC,
+                UNUSED_MAC,
                 "dev",
                 BRIDGE,
                 "nud",
                 "permanent",
             ])?;
-            ip(&["route", "replace", pool, "via", nobody, "src", client])?;
+            ip(&["route", "replace", pool, "via", unused, "src", client])?;
         }
         Ok(Self::default())
     }
@@ -112,8 +112,8 @@ fn ip(arguments: &[&str]) -> Result<()> {
         .output()
         .context("starting `ip`")?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("ip {}: {}", arguments.join(" "), said.trim());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("ip {}: {}", arguments.join(" "), stderr.trim());
     }
     Ok(())
 }

@@ -78,9 +78,9 @@ pub async fn wants(service: &Service, hop: &Hop) -> bool {
 async fn is_healthy(address: IpAddr, port: u16) -> Result<bool> {
     let mut stream = TcpStream::connect((address, port)).await?;
     stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer.split(' ').nth(1) == Some("200"))
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await?;
+    Ok(reply.split(' ').nth(1) == Some("200"))
 }
 
 /// Adds the finalizer, so that the service stays until [`withdraw`].

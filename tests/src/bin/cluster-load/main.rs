@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The interval between requests on a held connection.
 const PERIOD: Duration = Duration::from_secs(1);
 /// The number of errors that the report shows.
-const TOLD: usize = 5;
+const MAX_ERRORS: usize = 5;
 
 #[derive(Parser)]
 struct Options {
@@ -67,8 +67,8 @@ struct Report {
 }
 
 impl Report {
-    fn tell(&mut self, error: &anyhow::Error) {
-        if self.errors.len() < TOLD {
+    fn add_error(&mut self, error: &anyhow::Error) {
+        if self.errors.len() < MAX_ERRORS {
             self.errors.push(format!("{error:#}"));
         }
     }
@@ -89,17 +89,17 @@ async fn run(options: Options) -> Result<()> {
     let mut addresses = options.address.iter().copied().cycle();
     let mut next = move || addresses.next().context("no address is given");
 
-    let mut holders = Vec::new();
+    let mut tasks = Vec::new();
     for _ in 0..options.hold {
         let mut connection = Connection::open(next()?).await?;
         connection.ask(&ask).await?;
         report.borrow_mut().held += 1;
         let (report, ask) = (Rc::clone(&report), ask.clone());
-        holders.push(tokio::task::spawn_local(async move {
+        tasks.push(tokio::task::spawn_local(async move {
             if let Err(error) = hold(connection, &ask, &report).await {
                 let mut report = report.borrow_mut();
                 report.interrupted += 1;
-                report.tell(&error);
+                report.add_error(&error);
             }
         }));
     }
@@ -119,14 +119,14 @@ async fn run(options: Options) -> Result<()> {
         report.slowest = report.slowest.max(started.elapsed().as_millis());
         if let Err(error) = outcome {
             report.failed += 1;
-            report.tell(&error);
+            report.add_error(&error);
         }
     }
     // Each held connection has time for one more request and its response, so that an unnoticed break is
     // noticed.
     sleep(PERIOD + PATIENCE).await;
-    for holder in &holders {
-        holder.abort();
+    for task in &tasks {
+        task.abort();
     }
     let report = report.borrow();
     println!(
@@ -153,8 +153,8 @@ async fn hold(mut connection: Connection, ask: &str, report: &Shared) -> Result<
     loop {
         sleep(PERIOD).await;
         let started = Instant::now();
-        let answer = connection.ask(ask).await?;
-        ensure!(answer == first, "{first} was the server, and {answer} answers");
+        let reply = connection.ask(ask).await?;
+        ensure!(reply == first, "{first} was the server, and {reply} replies");
         let mut report = report.borrow_mut();
         report.answers += 1;
         report.slowest = report.slowest.max(started.elapsed().as_millis());
@@ -184,9 +184,9 @@ impl Connection {
     /// Sends one request and returns the body of its response.
     async fn ask(&mut self, question: &str) -> Result<String> {
         let address = self.address;
-        let answer = timeout(PATIENCE, self.exchange(question)).await;
-        let answer = answer.with_context(|| format!("waiting for {address}"))?;
-        answer.with_context(|| format!("asking {address}"))
+        let reply = timeout(PATIENCE, self.exchange(question)).await;
+        let reply = reply.with_context(|| format!("waiting for {address}"))?;
+        reply.with_context(|| format!("asking {address}"))
     }
 
     async fn exchange(&mut self, question: &str) -> Result<String> {
@@ -195,23 +195,23 @@ impl Connection {
         let mut line = String::new();
         self.stream.read_line(&mut line).await?;
         if !line.starts_with("HTTP/1.1 200 ") {
-            bail!("the answer begins with {line:?}");
+            bail!("the reply begins with {line:?}");
         }
         loop {
             line.clear();
             if self.stream.read_line(&mut line).await? == 0 {
-                bail!("the answer breaks off");
+                bail!("the reply breaks off");
             }
             let header = line.trim_end().to_ascii_lowercase();
             if header.is_empty() {
                 break;
             }
             if let Some(value) = header.strip_prefix("content-length:") {
-                length = value.trim().parse().context("reading the length of an answer")?;
+                length = value.trim().parse().context("reading the length of a reply")?;
             }
         }
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await?;
-        String::from_utf8(body).context("reading an answer")
+        String::from_utf8(body).context("reading a reply")
     }
 }

@@ -1,5 +1,5 @@
 //! Turns the panics of the harness into errors. A failed set-up of a world panics with its whole chain of
-//! causes, which suits tests. The demo names the act that failed, and shows the agents' logs, before it ends.
+//! causes, which suits tests. The demo names the step that failed, and shows the agents' logs, before it ends.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
@@ -17,8 +17,8 @@ pub fn catch_panics() {
     let main = thread::current().id();
     panic::set_hook(Box::new(move |panic| {
         if thread::current().id() == main {
-            let said = panic.payload_as_str().unwrap_or("a panic without words");
-            *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(said.to_owned());
+            let message = panic.payload_as_str().unwrap_or("a panic without words");
+            *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.to_owned());
         } else {
             print(panic);
         }
@@ -29,7 +29,7 @@ pub fn catch_panics() {
 pub fn attempt<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // After a panic the demo only reads the agents' logs and drops everything.
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        let said = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Err(anyhow!(said.unwrap_or_default()))
+        let message = LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Err(anyhow!(message.unwrap_or_default()))
     })
 }

@@ -1,64 +1,70 @@
-//! Act: a backend of a UDP client is removed. The client's next datagram goes to another backend.
+//! Step: a backend of a UDP client is removed. The client's next datagram goes to another backend.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::{Answer, Place};
+use harness::{Place, Reply};
 
-use crate::shop::{self, Listed, SHOP_UDP, Shop};
-use crate::stage::{Stage, time};
+use crate::console::{Console, time};
+use crate::topology::{self, DNS, Listed, Topology};
 
 const A_SECOND: Duration = Duration::from_secs(1);
 
-pub fn play(stage: &mut Stage, shop: &mut Shop) -> Result<()> {
-    stage.act(
-        "A UDP client is moved to a live backend",
-        "UDP knows no connections: a client cannot notice that its backend is gone, and just goes on sending from the \
-         same socket. Its very next datagram has to reach another backend.",
+pub fn run(console: &mut Console, topology: &mut Topology) -> Result<()> {
+    console.step(
+        "A UDP client moves to a live backend",
+        "UDP has no connections. A client does not notice the loss of its backend and keeps sending from the same \
+         socket. Its next datagram reaches another backend.",
     );
-    let places = shop.askers().map(|(place, kind)| (place.clone(), kind));
+    let places = topology.clients().map(|(place, kind)| (place.clone(), kind));
     for (place, kind) in places {
         // One place of each kind: their packets take different paths through the kernel.
         let connected = kind == "a node";
-        let name = moved(stage, shop, &place, kind, connected)?;
-        shop.revive(&name)?;
+        let name = moved(console, topology, &place, kind, connected)?;
+        topology.revive(&name)?;
     }
     Ok(())
 }
 
 /// Ends the backend of a socket that goes on sending; returns the backend's name.
-fn moved(stage: &mut Stage, shop: &mut Shop, place: &Place, kind: &str, connected: bool) -> Result<String> {
+fn moved(
+    console: &mut Console,
+    topology: &mut Topology,
+    place: &Place,
+    kind: &str,
+    connected: bool,
+) -> Result<String> {
     let socket = Client::open(place, connected)?;
-    stage.doing(format!("sending datagrams from {kind}"));
+    console.doing(format!("sending datagrams from {kind}"));
     let first = socket.ask()?;
     for _ in 0..10 {
         let next = socket.ask()?;
         ensure!(
             next == first,
-            "the client of {first} was moved to {next} for no reason"
+            "the client of {first} moved to {next} without a change"
         );
     }
-    stage.doing(format!("ending {first}, which {kind} sends to"));
-    shop.kill(&first)?;
-    shop.list(&first, Listed::No)?;
+    console.doing(format!("ending {first}, which {kind} sends to"));
+    topology.kill(&first)?;
+    topology.list(&first, Listed::No)?;
     // From here on no datagram may be lost.
-    shop.wait_programmed(&first)?;
-    stage.doing(format!(
+    topology.wait_programmed(&first)?;
+    console.doing(format!(
         "sending the next datagram from {kind}, whose backend {first} is gone"
     ));
     let sent = Instant::now();
     let second = socket.ask().context("the datagram after the backend is gone")?;
     let taken = time(sent.elapsed());
-    ensure!(second != first, "{first} is gone and still answers");
+    ensure!(second != first, "{first} is gone and still replies");
     let how = if connected {
         "a connected socket"
     } else {
         "a socket"
     };
-    stage.result(&format!(
-        "{how} of {kind} has {first}; it goes; the next datagram reaches {second} ({taken})"
+    console.result(&format!(
+        "{how} of {kind} uses {first}; {first} ends; the next datagram reaches {second} ({taken})"
     ));
     Ok(first)
 }
@@ -72,7 +78,7 @@ struct Client {
 
 impl Client {
     fn open(place: &Place, connected: bool) -> Result<Self> {
-        let to = shop::address(SHOP_UDP)?;
+        let to = topology::address(DNS)?;
         let socket = place.udp_socket_for(to)?;
         if connected {
             socket.connect(to)?;
@@ -94,6 +100,6 @@ impl Client {
         }
         let mut buffer = [0; 512];
         let length = self.socket.recv(&mut buffer)?;
-        Ok(Answer::parse(&String::from_utf8_lossy(&buffer[..length]))?.backend)
+        Ok(Reply::parse(&String::from_utf8_lossy(&buffer[..length]))?.backend)
     }
 }

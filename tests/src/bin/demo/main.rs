@@ -1,26 +1,26 @@
-//! The demo: a sequence of acts that shows Millrace at work.
+//! The demo: a sequence of steps that shows Millrace at work.
 //!
 //! Nodes, pods and clients are network namespaces of a world (see [`harness`]), and each node runs a real
-//! agent. Every number is measured while it is shown. An act announces a property and why it matters,
-//! demonstrates it, and checks it. The first failed check ends the demo. The message then names the act, the
-//! step and the cause, and the logs of the agents follow.
+//! agent. Every number is measured while it is shown. A step announces a property and why it matters,
+//! demonstrates it, and checks it. The first failed check ends the demo. The message then names the step, the
+//! action and the cause, and the logs of the agents follow.
 //!
-//! An act is a file here, with one function that takes the [`Stage`] and the [`Shop`]. All acts share one
-//! shop: an act that changes it restores it.
+//! A step is a file here, with one function that takes the [`Console`] and the [`Topology`]. All steps share one
+//! topology: a step that changes it restores it.
 #![forbid(unsafe_code)]
 
 mod attempt;
+mod console;
 mod crash;
 mod datagrams;
 mod drain;
-mod farewell;
+mod instructions;
 mod opening;
 mod programmed;
 mod restart;
 mod settle;
-mod shop;
 mod spread;
-mod stage;
+mod topology;
 mod traced;
 
 use std::process::ExitCode;
@@ -29,8 +29,8 @@ use anyhow::{Result, bail};
 use clap::Parser;
 
 use attempt::attempt;
-use shop::Shop;
-use stage::{Pace, Stage};
+use console::{Console, Pace};
+use topology::Topology;
 
 /// See Millrace work: three nodes, real agents, real traffic, every step checked
 #[derive(Parser)]
@@ -44,52 +44,54 @@ struct Arguments {
     fast: bool,
 }
 
-type Act = fn(&mut Stage, &mut Shop) -> Result<()>;
+type Step = fn(&mut Console, &mut Topology) -> Result<()>;
 
-const ACTS: [Act; 8] = [
-    opening::play,
-    spread::play,
-    crash::play,
-    drain::play,
-    restart::play,
-    traced::play,
-    datagrams::play,
-    programmed::play,
+const STEPS: [Step; 8] = [
+    opening::run,
+    spread::run,
+    crash::run,
+    drain::run,
+    restart::run,
+    traced::run,
+    datagrams::run,
+    programmed::run,
 ];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     attempt::catch_panics();
-    let mut stage = Stage::new(if arguments.fast {
+    let mut console = Console::new(if arguments.fast {
         Pace::Fast
     } else {
         Pace::Readable
     });
-    match perform(&mut stage, arguments.keep) {
+    match run_steps(&mut console, arguments.keep) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            stage.failed(&error);
+            console.failed(&error);
             ExitCode::FAILURE
         }
     }
 }
 
-fn perform(stage: &mut Stage, keep: bool) -> Result<()> {
+fn run_steps(console: &mut Console, keep: bool) -> Result<()> {
     if let Some(reason) = harness::skip::missing() {
         bail!("the demo cannot run here: {reason}");
     }
-    stage.title("Millrace: Kubernetes Services, balanced in the kernel by eBPF");
-    stage.doing("making three nodes with their pods");
-    let mut shop = attempt(|| Ok(Shop::build()))?;
-    let outcome = ACTS.iter().try_for_each(|act| attempt(|| act(stage, &mut shop)));
+    console.title("Millrace: Kubernetes Services, balanced in the kernel by eBPF");
+    console.doing("making three nodes with their pods");
+    let mut topology = attempt(|| Ok(Topology::build()))?;
+    let outcome = STEPS
+        .iter()
+        .try_for_each(|step| attempt(|| step(console, &mut topology)));
     match &outcome {
-        Ok(()) => stage.finished(),
-        Err(_) => shop.logs().iter().for_each(|log| stage.attach(log)),
+        Ok(()) => console.finished(),
+        Err(_) => topology.logs().iter().for_each(|log| console.attach(log)),
     }
     if keep {
-        stage.note(&farewell::instructions(shop));
+        console.note(&instructions::instructions(topology));
     } else if outcome.is_ok() {
-        stage.note("To play in it yourself: cargo xtask demo --keep\n");
+        console.note("To play in it yourself: cargo xtask demo --keep\n");
     }
     outcome
 }

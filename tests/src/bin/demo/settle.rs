@@ -7,10 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
-use harness::{Answer, Place, Probe};
+use harness::{Place, Probe, Reply};
 
-use crate::shop::{self, SHOP};
-use crate::stage::time;
+use crate::console::time;
+use crate::topology::{self, HTTP};
 
 /// The time limit of a change.
 const A_SECOND: Duration = Duration::from_secs(1);
@@ -25,12 +25,12 @@ pub struct Settled {
     last: Duration,
 }
 
-/// Makes a change while `client` asks for the shop. `unwanted` is true for an outcome that the change should
+/// Makes a change while `client` asks the Service. `unwanted` is true for an outcome that the change should
 /// end.
 pub fn settle(
     client: &Place,
     change: impl FnOnce() -> Result<()>,
-    unwanted: impl Fn(&io::Result<Answer>) -> bool + Send,
+    unwanted: impl Fn(&io::Result<Reply>) -> bool + Send,
 ) -> Result<Settled> {
     let (begun, changed) = (Barrier::new(2), OnceLock::new());
     thread::scope(|scope| {
@@ -40,7 +40,7 @@ pub fn settle(
         change()?;
         asking
             .join()
-            .map_err(|_| anyhow!("the asking thread ended in a panic; it stands above"))?
+            .map_err(|_| anyhow!("the client thread ended in the panic above"))?
     })
 }
 
@@ -48,9 +48,9 @@ fn ask_on(
     client: &Place,
     begun: &Barrier,
     changed: &OnceLock<Instant>,
-    unwanted: impl Fn(&io::Result<Answer>) -> bool,
+    unwanted: impl Fn(&io::Result<Reply>) -> bool,
 ) -> Result<Settled> {
-    let to = shop::address(SHOP)?;
+    let to = topology::address(HTTP)?;
     let mut settled = Settled {
         unwanted: 0,
         last: Duration::ZERO,
@@ -74,13 +74,13 @@ fn ask_on(
 }
 
 impl Settled {
-    /// `2 more failures, the last one 0.81 ms later`; the words complete "one more …" and "2 more …".
+    /// `2 further failures, the last one 0.81 ms later`; the words complete "1 further …" and "2 further …".
     pub fn describe(&self, one: &str, many: &str) -> String {
         let last = time(self.last);
         match self.unwanted {
-            0 => format!("not one more {one}"),
-            1 => format!("one more {one}, {last} later"),
-            more => format!("{more} more {many}, the last one {last} later"),
+            0 => format!("no further {one}"),
+            1 => format!("1 further {one}, {last} later"),
+            more => format!("{more} further {many}, the last one {last} later"),
         }
     }
 }

@@ -1,58 +1,58 @@
-//! Act: new connections are spread evenly over all backends, from pods and nodes, over IPv4 and IPv6.
+//! Step: new connections are spread evenly over all backends, from pods and nodes, over IPv4 and IPv6.
 
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use harness::{Place, Probe, Spread, uniform_p_value};
 
-use crate::shop::{self, SHOP, SHOP6, Shop};
-use crate::stage::{Bar, Stage, time};
+use crate::console::{Bar, Console, time};
+use crate::topology::{self, HTTP, HTTP6, Topology};
 
 pub const MANY: usize = 1000;
 
 /// A spread less probable than this counts as uneven. Chance alone gets there once in a million runs.
 const UNEVEN: f64 = 1e-6;
 
-pub fn play(stage: &mut Stage, shop: &mut Shop) -> Result<()> {
-    stage.act(
-        "Requests are spread evenly",
-        "The Service's address belongs to no machine. When a pod connects to it, a small program in the kernel puts the \
-         address of a backend in its place, another one each time. From then on it is an ordinary connection.",
+pub fn run(console: &mut Console, topology: &mut Topology) -> Result<()> {
+    console.step(
+        "Backends get equal shares of requests",
+        "No machine has the Service's address. When a pod connects to it, an eBPF program replaces it by the address of \
+         a random backend. The connection needs no further translation.",
     );
-    for (place, kind) in shop.askers() {
-        for (to, family) in [(SHOP, "IPv4"), (SHOP6, "IPv6")] {
+    for (place, kind) in topology.clients() {
+        for (to, family) in [(HTTP, "IPv4"), (HTTP6, "IPv6")] {
             let what = format!("{MANY} connections from {kind} over {family}");
-            stage.doing(format!("making {what}"));
+            console.doing(format!("making {what}"));
             let started = Instant::now();
             let spread = ask(place, to, MANY)?;
             let each = time(started.elapsed() / MANY as u32);
-            even(shop, &spread)?;
-            if (to, kind) == (SHOP, "a pod") {
-                stage.bars(&bars(shop, &spread));
+            even(topology, &spread)?;
+            if (to, kind) == (HTTP, "a pod") {
+                console.bars(&bars(topology, &spread));
             }
-            stage.result(&format!("{what}: all answered, {each} each, evenly spread"));
+            console.result(&format!("{what}: all get replies, {each} each, in equal shares"));
         }
     }
-    stage.doing("asking a backend whom it sees");
-    let answer = shop.client.ask(Probe::Tcp, shop::address(SHOP)?)?;
+    console.doing("asking a backend for the client's address");
+    let reply = topology.client.ask(Probe::Tcp, topology::address(HTTP)?)?;
     ensure!(
-        answer.peer.ip() == shop.client.ip(),
+        reply.peer.ip() == topology.client.ip(),
         "{} is {} but a backend sees it as {}",
-        shop.client.name(),
-        shop.client.ip(),
-        answer.peer
+        topology.client.name(),
+        topology.client.ip(),
+        reply.peer
     );
-    stage.result(&format!(
-        "{} sees the client by its own address, {}: nobody stands in between",
-        answer.backend,
-        answer.peer.ip()
+    console.result(&format!(
+        "{} sees the client's own address, {}: no proxy is in between",
+        reply.backend,
+        reply.peer.ip()
     ));
     Ok(())
 }
 
 /// Asks by new connections; every one must be answered.
 pub fn ask(place: &Place, to: &str, count: usize) -> Result<Spread> {
-    let spread = harness::spread(place, Probe::Tcp, shop::address(to)?, count);
+    let spread = harness::spread(place, Probe::Tcp, topology::address(to)?, count);
     ensure!(
         spread.failures.is_empty(),
         "{count} connections to {to}: {:?}",
@@ -63,24 +63,24 @@ pub fn ask(place: &Place, to: &str, count: usize) -> Result<Spread> {
 
 /// Whether exactly the backends that take requests have answered, and the spread over them fits an even
 /// choice.
-pub fn even(shop: &Shop, spread: &Spread) -> Result<()> {
-    let (expected, found) = (shop.open(), spread.backends());
-    ensure!(found == expected, "{expected:?} should answer, {found:?} did");
-    let p = uniform_p_value(spread.answers.values().copied());
+pub fn even(topology: &Topology, spread: &Spread) -> Result<()> {
+    let (expected, found) = (topology.open(), spread.backends());
+    ensure!(found == expected, "{expected:?} must reply, {found:?} did");
+    let p = uniform_p_value(spread.replies.values().copied());
     ensure!(
         p > UNEVEN,
         "the spread is uneven (p = {p:e}): {:?}",
-        spread.answers
+        spread.replies
     );
     Ok(())
 }
 
 /// Answers per backend, including backends that gave none.
-pub fn bars(shop: &Shop, spread: &Spread) -> Vec<Bar> {
-    let bar = |backend: &shop::Backend| Bar {
+pub fn bars(topology: &Topology, spread: &Spread) -> Vec<Bar> {
+    let bar = |backend: &topology::Backend| Bar {
         label: format!("{} on {}", backend.pod.name(), backend.pod.node().name()),
-        value: spread.answers.get(backend.pod.name()).copied().unwrap_or(0),
+        value: spread.replies.get(backend.pod.name()).copied().unwrap_or(0),
         note: backend.state().to_owned(),
     };
-    shop.backends.iter().map(bar).collect()
+    topology.backends.iter().map(bar).collect()
 }

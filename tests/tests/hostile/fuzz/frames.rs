@@ -124,7 +124,7 @@ impl Mark {
 }
 
 /// The marks in these bytes: for each, the places where its frame may arrive, its kind and its number.
-pub fn told(bytes: &[u8]) -> impl Iterator<Item = (Reach, Kind, u64)> {
+pub fn marks(bytes: &[u8]) -> impl Iterator<Item = (Reach, Kind, u64)> {
     let places = bytes
         .windows(MAGIC.len())
         .enumerate()
@@ -313,12 +313,12 @@ impl Sender {
             && to.port() == TUNNEL_PORT
             && peers.contains(&to.ip())
             && self.nodes.concat().contains(&from.ip());
-        let may_tell = match self.entry {
+        let may_arrive = match self.entry {
             Entry::Link => !is_about_tunnel,
             // Only errors about packets to the pod itself.
             Entry::Pod => to.ip() == draw.source,
         };
-        let reach = if may_tell {
+        let reach = if may_arrive {
             self.reach(draw, draw.target, None)
         } else {
             NOWHERE

@@ -20,7 +20,7 @@ use self::frames::{Entry, Kind, Mac, Made, Sender, TUNNEL_PORT};
 use self::receivers::{Outcome, Receivers};
 use self::tunnels::Tunnel;
 use crate::neighbours::{known, link_local, link_local_of, own};
-use crate::town::{SECOND, Town, at, wait_served};
+use crate::topology::{SECOND, Topology, at, wait_served};
 
 const FRAMES: u64 = 40_000;
 /// Frames that are sent before the receivers have to catch up. Their buffers hold more.
@@ -107,10 +107,10 @@ fn assert_held(what: &str, sender: &Sender, receivers: &Receivers) {
         outcome.wrong.len()
     );
     assert!(
-        outcome.strays.is_empty(),
-        "{what}, seed {seed}: {} strays\n{}",
-        outcome.strays.len(),
-        outcome.strays[..outcome.strays.len().min(5)].join("\n")
+        outcome.leaks.is_empty(),
+        "{what}, seed {seed}: {} unexpected frames\n{}",
+        outcome.leaks.len(),
+        outcome.leaks[..outcome.leaks.len().min(5)].join("\n")
     );
     for kind in Kind::ALL {
         let (sent, arrived) = (count / Kind::ALL.len() as u64, outcome.of_kind(kind));
@@ -125,23 +125,23 @@ fn ips(all: &[&str]) -> Vec<IpAddr> {
     all.iter().map(|text| text.parse().expect("an address")).collect()
 }
 
-/// A town whose nodes have a tunnel, and a pod at the other end of it.
-struct Country {
-    town: Town,
+/// A topology whose nodes have a tunnel, and a pod at the other end of it.
+struct TunnelTopology {
+    topology: Topology,
     far: Pod,
     _servers: [Server; 2],
 }
 
-impl Country {
+impl TunnelTopology {
     fn build() -> Self {
-        let town = Town::with(harness::NodeSpec::millrace(), "routingMode: vxlan\n");
-        let far = town.world.node(2).add_pod("far");
+        let topology = Topology::with(harness::NodeSpec::millrace(), "routingMode: vxlan\n");
+        let far = topology.world.node(2).add_pod("far");
         let servers = far.serve(8080);
         for address in far.addresses() {
-            wait_served(&town.pod, SocketAddr::new(*address, 8080));
+            wait_served(&topology.pod, SocketAddr::new(*address, 8080));
         }
         Self {
-            town,
+            topology,
             far,
             _servers: servers,
         }
@@ -150,7 +150,7 @@ impl Country {
     /// The addresses of both nodes.
     fn nodes(&self) -> [[IpAddr; 2]; 2] {
         [1, 2].map(|number| {
-            let addresses = self.town.world.node(number).addresses();
+            let addresses = self.topology.world.node(number).addresses();
             [addresses[0], addresses[1]]
         })
     }
@@ -175,23 +175,34 @@ impl Country {
     }
 
     fn tunnel(&self, entrances: [Vec<SocketAddr>; 2]) -> Tunnel {
-        let (town, far) = (&self.town, &self.far);
-        let (n1, n2) = (town.node(), town.world.node(2));
+        let (topology, far) = (&self.topology, &self.far);
+        let (n1, n2) = (topology.node(), topology.world.node(2));
         // The hardware address of the other node's end is not among these. A broadcast frame in this node's
         // name reaches that end, which accepts it rightly.
         Tunnel {
             entrances,
-            pods: [town.web.addresses(), town.pod.addresses(), far.addresses()].concat(),
+            pods: [
+                topology.web.addresses(),
+                topology.pod.addresses(),
+                far.addresses(),
+            ]
+            .concat(),
             end: n1.mac("millrace-vxlan"),
             own: Self::places(
-                &[(&town.web, 8080), (&town.pod, 9)],
+                &[(&topology.web, 8080), (&topology.pod, 9)],
                 [
                     &[("10.244.1.0", 9), ("10.244.1.200", 9)],
                     &[("fd00:244:1::", 9), ("fd00:244:1::200", 9)],
                 ],
             ),
             foreign: Self::places(
-                &[(far, 8080), (n1, 30_080), (n1, 9), (n2, 9), (&town.outside, 9)],
+                &[
+                    (far, 8080),
+                    (n1, 30_080),
+                    (n1, 9),
+                    (n2, 9),
+                    (&topology.outside, 9),
+                ],
                 [
                     &[("10.96.0.10", 80), ("203.0.113.7", 80)],
                     &[("fd00:96::10", 80), ("2001:db8:7::7", 80)],
@@ -208,11 +219,16 @@ impl Country {
     }
 
     fn on_link(&self) -> Sender {
-        let (town, far) = (&self.town, &self.far);
-        let (n1, n2) = (town.node(), town.world.node(2));
-        let forge = town.forge();
+        let (topology, far) = (&self.topology, &self.far);
+        let (n1, n2) = (topology.node(), topology.world.node(2));
+        let forge = topology.forge();
         let mut targets = Self::places(
-            &[(&town.web, 8080), (&town.pod, 8080), (n1, TUNNEL_PORT), (n1, 9)],
+            &[
+                (&topology.web, 8080),
+                (&topology.pod, 8080),
+                (n1, TUNNEL_PORT),
+                (n1, 9),
+            ],
             [
                 &[
                     ("127.0.0.1", 8080),
@@ -224,7 +240,7 @@ impl Country {
             ],
         );
         for (targets, is_v4) in targets.iter_mut().zip([true, false]) {
-            targets.extend(town.entrances(is_v4));
+            targets.extend(topology.entrances(is_v4));
         }
         let entrances = Self::places(
             &[(n1, TUNNEL_PORT)],
@@ -240,11 +256,11 @@ impl Country {
         );
         Sender {
             entry: Entry::Link,
-            macs: [[town.web.mac("eth0"), NO_HOST].as_slice(), &GROUPS].concat(),
-            honest: Self::sources(&[&town.outside, n2], [&[], &[]]),
+            macs: [[topology.web.mac("eth0"), NO_HOST].as_slice(), &GROUPS].concat(),
+            honest: Self::sources(&[&topology.outside, n2], [&[], &[]]),
             // With a tunnel, packets of other nodes' pods come only through the tunnel.
             forged: Self::sources(
-                &[&town.web, &town.pod, far, n1],
+                &[&topology.web, &topology.pod, far, n1],
                 [
                     &[
                         "10.96.0.10",
@@ -284,18 +300,18 @@ impl Country {
     }
 
     fn in_pod(&self) -> Sender {
-        let (town, far) = (&self.town, &self.far);
-        let (n1, n2) = (town.node(), town.world.node(2));
-        let forge = town.pod.forge_out();
+        let (topology, far) = (&self.topology, &self.far);
+        let (n1, n2) = (topology.node(), topology.world.node(2));
+        let forge = topology.pod.forge_out();
         let targets = Self::places(
             &[
-                (&town.web, 8080),
+                (&topology.web, 8080),
                 (n1, 30_080),
                 (n1, 9),
                 (n1, TUNNEL_PORT),
                 (far, 8080),
-                (&town.outside, 9),
-                (&town.outside, TUNNEL_PORT),
+                (&topology.outside, 9),
+                (&topology.outside, TUNNEL_PORT),
             ],
             [
                 &[
@@ -314,10 +330,10 @@ impl Country {
         );
         let entrances = Self::places(
             &[
-                (&town.web, TUNNEL_PORT),
+                (&topology.web, TUNNEL_PORT),
                 (n1, TUNNEL_PORT),
                 (n2, TUNNEL_PORT),
-                (&town.outside, TUNNEL_PORT),
+                (&topology.outside, TUNNEL_PORT),
                 (far, TUNNEL_PORT),
             ],
             [
@@ -337,13 +353,13 @@ impl Country {
         Sender {
             entry: Entry::Pod,
             macs: [
-                [town.web.mac("eth0"), n1.mac("eth0"), NO_HOST].as_slice(),
+                [topology.web.mac("eth0"), n1.mac("eth0"), NO_HOST].as_slice(),
                 &GROUPS,
             ]
             .concat(),
-            honest: Self::sources(&[&town.pod], [&[], &[]]),
+            honest: Self::sources(&[&topology.pod], [&[], &[]]),
             forged: Self::sources(
-                &[&town.web, n1, &town.outside, far],
+                &[&topology.web, n1, &topology.outside, far],
                 [
                     &[
                         "10.96.0.10",
@@ -364,7 +380,7 @@ impl Country {
                     ],
                 ],
             ),
-            link_local: link_local(&town.pod),
+            link_local: link_local(&topology.pod),
             targets,
             nodes: self.nodes(),
             tunnel: self.tunnel(entrances),
@@ -376,27 +392,27 @@ impl Country {
 #[test]
 fn frames_from_the_link_arrive_as_the_table_of_entries_says() {
     harness::require_root!();
-    let country = Country::build();
-    let town = &country.town;
-    let sender = country.on_link();
-    let strange = vec![sender.forge.ethernet().from, NO_HOST];
-    let pods: [&Place; 3] = [&town.web, &town.pod, &country.far];
-    let receivers = Receivers::open(town.node(), &pods, None, strange);
+    let tunnel_topology = TunnelTopology::build();
+    let topology = &tunnel_topology.topology;
+    let sender = tunnel_topology.on_link();
+    let foreign_macs = vec![sender.forge.ethernet().from, NO_HOST];
+    let pods: [&Place; 3] = [&topology.web, &topology.pod, &tunnel_topology.far];
+    let receivers = Receivers::open(topology.node(), &pods, None, foreign_macs);
     assert_held("from the link", &sender, &receivers);
 }
 
 #[test]
 fn frames_of_a_pod_arrive_as_the_table_of_entries_says() {
     harness::require_root!();
-    let country = Country::build();
-    let town = &country.town;
-    let sender = country.in_pod();
-    let strange = vec![sender.forge.ethernet().from, NO_HOST];
-    let pods: [&Place; 2] = [&town.web, &country.far];
-    let receivers = Receivers::open(town.node(), &pods, Some(&town.outside), strange);
+    let tunnel_topology = TunnelTopology::build();
+    let topology = &tunnel_topology.topology;
+    let sender = tunnel_topology.in_pod();
+    let foreign_macs = vec![sender.forge.ethernet().from, NO_HOST];
+    let pods: [&Place; 2] = [&topology.web, &tunnel_topology.far];
+    let receivers = Receivers::open(topology.node(), &pods, Some(&topology.outside), foreign_macs);
     assert_held("from a pod", &sender, &receivers);
-    let own = own(&town.pod);
-    let mut neighbours = known(&town.pod);
+    let own = own(&topology.pod);
+    let mut neighbours = known(&topology.pod);
     neighbours.retain(|neighbour| !own.contains(neighbour));
     assert!(neighbours.is_empty(), "at the pod's interface: {neighbours:?}");
 }

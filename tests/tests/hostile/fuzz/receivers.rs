@@ -13,8 +13,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::frames::{BEYOND, Kind, Mac, NODE, Reach, TUNNEL, TUNNEL_PORT, told};
-use crate::town::captured;
+use super::frames::{BEYOND, Kind, Mac, NODE, Reach, TUNNEL, TUNNEL_PORT, marks};
+use crate::topology::captured;
 
 /// A protocol number for experiments (RFC 3692 §2.1).
 const EXPERIMENTAL: i32 = 253;
@@ -30,7 +30,7 @@ pub struct Receivers<'a> {
     /// pod asks them.
     at_tunnel: Reach,
     /// Hardware addresses that only the sender has, or that no host has.
-    strange: Vec<Mac>,
+    foreign_macs: Vec<Mac>,
     /// The losses of the node's sockets before the test.
     lost_before: u64,
 }
@@ -57,7 +57,7 @@ pub struct Outcome {
     /// Frames that arrived wrongly: the number, and the receiver and the kind.
     pub wrong: Vec<(u64, String)>,
     /// Other frames that no receiver may see.
-    pub strays: Vec<String>,
+    pub leaks: Vec<String>,
 }
 
 impl Outcome {
@@ -115,7 +115,12 @@ impl NodeSocket {
 }
 
 impl<'a> Receivers<'a> {
-    pub fn open(node: &'a Node, pods: &[&'a Place], outside: Option<&'a Place>, strange: Vec<Mac>) -> Self {
+    pub fn open(
+        node: &'a Node,
+        pods: &[&'a Place],
+        outside: Option<&'a Place>,
+        foreign_macs: Vec<Mac>,
+    ) -> Self {
         let capture = |place, is_outside| Capture {
             place,
             socket: captured(place),
@@ -148,7 +153,7 @@ impl<'a> Receivers<'a> {
             } else {
                 TUNNEL
             },
-            strange,
+            foreign_macs,
             lost_before: lost_by_sockets(node),
         }
     }
@@ -170,9 +175,9 @@ impl<'a> Receivers<'a> {
                     continue;
                 }
                 let is_marked = judge(outcome, index, name, BEYOND, &frame.bytes);
-                if let Some(why) = self.why_stray(&frame, capture.is_outside && is_marked) {
+                if let Some(why) = self.leak_reason(&frame, capture.is_outside && is_marked) {
                     let shown = shown(&frame.bytes);
-                    outcome.strays.push(format!("{why} at {name}: {shown}"));
+                    outcome.leaks.push(format!("{why} at {name}: {shown}"));
                 }
             }
         }
@@ -193,11 +198,13 @@ impl<'a> Receivers<'a> {
     }
 
     /// The reason why no receiver may see a frame, regardless of its marks.
-    fn why_stray(&self, frame: &Frame, hides_pods: bool) -> Option<&'static str> {
+    fn leak_reason(&self, frame: &Frame, hides_pods: bool) -> Option<&'static str> {
         let bytes = &frame.bytes;
-        let is_strange = |place: usize| {
+        let is_foreign = |place: usize| {
             let mac = bytes.get(place..place + 6);
-            self.strange.iter().any(|strange| mac == Some(strange))
+            self.foreign_macs
+                .iter()
+                .any(|foreign_macs| mac == Some(foreign_macs))
         };
         let address = |place: usize, is_v4: bool| -> Option<IpAddr> {
             if is_v4 {
@@ -215,9 +222,9 @@ impl<'a> Receivers<'a> {
             && bytes.get(20..22) == Some(&[58, 255])
             && matches!(bytes.get(54), Some(133 | 135 | 136));
         match kind {
-            ARP if is_strange(6) || is_strange(22) => Some("ARP of the sender"),
+            ARP if is_foreign(6) || is_foreign(22) => Some("ARP of the sender"),
             ARP if is_pods(28, true) => Some("ARP in a pod's name"),
-            IPV6 if is_discovery && is_strange(6) => Some("neighbour discovery of the sender"),
+            IPV6 if is_discovery && is_foreign(6) => Some("neighbour discovery of the sender"),
             IPV6 if is_discovery && is_pods(22, false) => Some("neighbour discovery in a pod's name"),
             IPV4 if hides_pods && is_pods(26, true) => Some("a pod's address"),
             IPV6 if hides_pods && is_pods(22, false) => Some("a pod's address"),
@@ -245,7 +252,7 @@ impl<'a> Receivers<'a> {
 /// Counts the marks in the bytes that came to a place. Returns whether there is a mark.
 fn judge(outcome: &mut Outcome, receiver: usize, name: &str, place: Reach, bytes: &[u8]) -> bool {
     let mut is_marked = false;
-    for (reach, kind, number) in told(bytes) {
+    for (reach, kind, number) in marks(bytes) {
         is_marked = true;
         if reach & place != 0 {
             outcome.arrived[receiver][kind as usize] += 1;

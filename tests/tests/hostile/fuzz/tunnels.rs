@@ -55,8 +55,8 @@ impl Sender {
             rng.u8(..)
         };
         let is_fragment = draw.family == 0 && !draw.is_honest && rng.u8(..8) == 0;
-        let is_heard = self.reach_of(&draw.ethernet) != NOWHERE && !entrance.ip().is_loopback();
-        let is_admitted = is_heard && is_from_peer && inside.is_some() && !is_fragment;
+        let is_received = self.reach_of(&draw.ethernet) != NOWHERE && !entrance.ip().is_loopback();
+        let is_admitted = is_received && is_from_peer && inside.is_some() && !is_fragment;
         let mut reach = NOWHERE;
         if is_admitted {
             reach |= TUNNEL;

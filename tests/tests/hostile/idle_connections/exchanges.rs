@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use harness::{Answer, Endpoint, Place, Pod, Probe, Server, Service, eventually, wait_for};
+use harness::{Endpoint, Place, Pod, Probe, Reply, Server, Service, eventually, wait_for};
 
-use crate::town::{SECOND, SOON, Town, at, of_family};
+use crate::topology::{SECOND, SOON, Topology, at, of_family};
 
 /// Exchanges of datagrams of each kind and family, about a hundred together.
 const EXCHANGES: usize = 17;
@@ -25,7 +25,7 @@ pub struct Exchange {
     what: String,
     socket: UdpSocket,
     to: SocketAddr,
-    answer: Answer,
+    reply: Reply,
 }
 
 impl Exchange {
@@ -34,32 +34,32 @@ impl Exchange {
         let socket = client.udp_socket_for(to).expect("a socket");
         socket.set_read_timeout(Some(SECOND)).expect("to set");
         let what = format!("{what} to {to}");
-        let answer = wait_for(&what, SOON, || ask_by(&socket, to));
+        let reply = wait_for(&what, SOON, || ask_by(&socket, to));
         Self {
             what,
             socket,
             to,
-            answer,
+            reply,
         }
     }
 
     /// Asserts that the same backend sees the same client and port as at first.
     #[track_caller]
     fn assert_same(&self, when: &str) {
-        let answer = wait_for(&self.what, SOON, || ask_by(&self.socket, self.to));
-        assert_eq!(answer, self.answer, "{when}: {}", self.what);
+        let reply = wait_for(&self.what, SOON, || ask_by(&self.socket, self.to));
+        assert_eq!(reply, self.reply, "{when}: {}", self.what);
     }
 }
 
 /// Asks once more in an exchange.
-fn ask_by(socket: &UdpSocket, to: SocketAddr) -> io::Result<Answer> {
+fn ask_by(socket: &UdpSocket, to: SocketAddr) -> io::Result<Reply> {
     let mut buffer = [0; 512];
     socket.send_to(b"?", to)?;
     let (length, from) = socket.recv_from(&mut buffer)?;
     if from != to {
-        return Err(io::Error::other(format!("asked {to}, answered by {from}")));
+        return Err(io::Error::other(format!("asked {to}, {from} replied")));
     }
-    Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+    Reply::parse(&String::from_utf8_lossy(&buffer[..length]))
 }
 
 /// Exchanges of datagrams that are streams, and their entries. A new flow may get another backend.
@@ -72,27 +72,27 @@ pub struct Exchanges {
 impl Exchanges {
     /// Continues exchanges of each kind for several ticks, and then adds another backend.
     #[track_caller]
-    pub fn hold(town: &Town) -> Self {
-        let backends = ["left", "right", "third"].map(|name| town.node().add_pod(name));
+    pub fn hold(topology: &Topology) -> Self {
+        let backends = ["left", "right", "third"].map(|name| topology.node().add_pod(name));
         let mut servers: Vec<_> = backends.iter().map(|backend| backend.serve_udp(5400)).collect();
-        servers.push(town.outside.serve_udp(9200));
+        servers.push(topology.outside.serve_udp(9200));
         let service = Service::new("exchanges")
             .cluster_ip(EXCHANGES_IP[0])
             .cluster_ip(EXCHANGES_IP[1])
             .udp("talk", 90, 5400)
             .node_port("talk", EXCHANGES_PORT);
         let slices = |pods: &[Pod]| service.slices(pods.iter().map(Endpoint::of));
-        town.world.apply_all(slices(&backends[..2]));
-        town.world.apply(&service);
+        topology.world.apply_all(slices(&backends[..2]));
+        topology.world.apply(&service);
         let mut all = Vec::new();
         for v4 in [true, false] {
             let cluster_ip = at(EXCHANGES_IP[usize::from(!v4)], 90);
-            let outside = SocketAddr::new(of_family(&town.outside, v4), 9200);
-            let node_port = SocketAddr::new(of_family(town.node(), v4), EXCHANGES_PORT);
+            let outside = SocketAddr::new(of_family(&topology.outside, v4), 9200);
+            let node_port = SocketAddr::new(of_family(topology.node(), v4), EXCHANGES_PORT);
             let kinds: [(&Place, SocketAddr, &str); 3] = [
-                (&town.pod, cluster_ip, "a pod's datagrams"),
-                (&town.pod, outside, "a pod's datagrams to the outside"),
-                (&town.outside, node_port, "datagrams from outside"),
+                (&topology.pod, cluster_ip, "a pod's datagrams"),
+                (&topology.pod, outside, "a pod's datagrams to the outside"),
+                (&topology.outside, node_port, "datagrams from outside"),
             ];
             for (client, to, what) in kinds {
                 all.extend((0..EXCHANGES).map(|_| Exchange::start(client, to, what)));
@@ -104,12 +104,14 @@ impl Exchanges {
                 exchange.assert_same("at first");
             }
         }
-        let entries: BTreeSet<_> = town.node().table::<40, 64>("STREAMS").into_keys().collect();
+        let entries: BTreeSet<_> = topology.node().table::<40, 64>("STREAMS").into_keys().collect();
         assert!(entries.len() >= all.len(), "{} entries", entries.len());
-        town.world.apply_all(slices(&backends));
+        topology.world.apply_all(slices(&backends));
         eventually("the third backend", 2 * SOON, || {
-            let answer = town.pod.ask_within(Probe::Udp, at(EXCHANGES_IP[0], 90), SECOND);
-            answer.is_ok_and(|answer| answer.backend == "third")
+            let reply = topology
+                .pod
+                .ask_within(Probe::Udp, at(EXCHANGES_IP[0], 90), SECOND);
+            reply.is_ok_and(|reply| reply.backend == "third")
         });
         Self {
             all,
@@ -134,8 +136,8 @@ impl Exchanges {
 
     /// Asserts that each exchange has its entries, its backend and its port.
     #[track_caller]
-    pub fn assert_kept(&self, town: &Town) {
-        let now = town.node().table::<40, 64>("STREAMS");
+    pub fn assert_kept(&self, topology: &Topology) {
+        let now = topology.node().table::<40, 64>("STREAMS");
         let lost = self.entries.iter().filter(|key| !now.contains_key(*key)).count();
         assert_eq!(lost, 0, "of {} entries of streams are lost", self.entries.len());
         for exchange in &self.all {

@@ -33,17 +33,20 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
             ])
         })
         .collect::<Result<_>>()?;
-    for (kind, wishes) in [("plain", no_wishes as fn(usize) -> Value), ("full", all_wishes)] {
+    for (kind, capability_args) in [
+        ("plain", no_capability_args as fn(usize) -> Value),
+        ("full", all_capability_args),
+    ] {
         let alone = Setting {
             name: format!("alone.{kind}"),
-            wishes,
+            capability_args,
             at_once: 1,
             repeat: effort.pick(3, 5),
         };
         alone.measure(figures, &site, &sandboxes, effort.pick(4, 10))?;
         let crowd = Setting {
             name: format!("{AT_ONCE}-at-once.{kind}"),
-            wishes,
+            capability_args,
             at_once: AT_ONCE,
             repeat: 1,
         };
@@ -52,11 +55,11 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     beyond_the_kernel(figures, &site, &sandboxes, effort.pick(10, 40))
 }
 
-fn no_wishes(_: usize) -> Value {
+fn no_capability_args(_: usize) -> Value {
     json!({})
 }
 
-fn all_wishes(number: usize) -> Value {
+fn all_capability_args(number: usize) -> Value {
     json!({
         "portMappings": [{"hostPort": 20_000 + number, "containerPort": 80, "protocol": "tcp"}],
         "bandwidth": {
@@ -68,7 +71,7 @@ fn all_wishes(number: usize) -> Value {
 
 struct Setting {
     name: String,
-    wishes: fn(usize) -> Value,
+    capability_args: fn(usize) -> Value,
     at_once: usize,
     repeat: usize,
 }
@@ -122,7 +125,9 @@ impl Setting {
             let each = |number: usize| -> Result<(Duration, Value)> {
                 let sandbox = &sandboxes[number][contender as usize];
                 let begin = Instant::now();
-                let result = site.chain(contender).add(sandbox, &(self.wishes)(number))?;
+                let result = site
+                    .chain(contender)
+                    .add(sandbox, &(self.capability_args)(number))?;
                 Ok((begin.elapsed(), result))
             };
             let added = self.all_at_once(site, contender, each)?;
@@ -131,7 +136,7 @@ impl Setting {
                 let begin = Instant::now();
                 let result = &added[number].1;
                 site.chain(contender)
-                    .del(sandbox, &(self.wishes)(number), result)?;
+                    .del(sandbox, &(self.capability_args)(number), result)?;
                 Ok(begin.elapsed())
             };
             let deleted = self.all_at_once(site, contender, each)?;
@@ -172,26 +177,26 @@ fn beyond_the_kernel(
     sandboxes: &[[Sandbox; 2]],
     repeat: usize,
 ) -> Result<()> {
-    let (wishes, sandbox) = (json!({}), &sandboxes[0][0]);
+    let (capability_args, sandbox) = (json!({}), &sandboxes[0][0]);
     let chain = site.chain(Contender::Millrace);
     let (mut whole, mut kernels, mut own) = (Vec::new(), Vec::new(), Vec::new());
     site.node(Contender::Millrace).enter(|| -> Result<()> {
         for _ in 0..repeat {
-            let result = chain.add(sandbox, &wishes)?;
+            let result = chain.add(sandbox, &capability_args)?;
             let begin = Instant::now();
-            chain.del(sandbox, &wishes, &result)?;
+            chain.del(sandbox, &capability_args, &result)?;
             let del = milliseconds(begin.elapsed());
-            let result = chain.add(sandbox, &wishes)?;
+            let result = chain.add(sandbox, &capability_args)?;
             let interface = result["interfaces"][0]["name"]
                 .as_str()
                 .context("no interface in the result")?;
-            let mut netlink = cni_plugin::netlink::Conversation::open()?;
+            let mut netlink = cni_plugin::netlink::NetlinkSocket::open()?;
             let found = cni_plugin::netlink::link::find(&mut netlink, interface)?;
             let index = found.context("no interface on the node")?.index;
             let begin = Instant::now();
             cni_plugin::netlink::link::remove(&mut netlink, index)?;
             let kernel = milliseconds(begin.elapsed());
-            chain.del(sandbox, &wishes, &result)?;
+            chain.del(sandbox, &capability_args, &result)?;
             whole.push(del);
             kernels.push(kernel);
             own.push(del - kernel);

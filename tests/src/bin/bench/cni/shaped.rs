@@ -35,13 +35,13 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     }
     let site = Site::new()?;
     for (label, rate) in RATES {
-        let wishes = json!({"bandwidth": {
+        let capability_args = json!({"bandwidth": {
             "ingressRate": rate, "ingressBurst": BURST, "egressRate": rate, "egressBurst": BURST,
         }});
         let mut pods = Vec::new();
         for contender in Contender::BOTH {
             let pod = site.sandbox(&format!("{}-{label}", contender.name()))?;
-            let add = || site.chain(contender).add(&pod, &wishes);
+            let add = || site.chain(contender).add(&pod, &capability_args);
             site.node(contender).enter(add)?;
             pods.push(pod);
         }

@@ -1,4 +1,4 @@
-//! `packets`: the cost of a packet on each path, in the order of [`Way`].
+//! `packets`: the cost of a packet on each path, in the order of [`Scenario`].
 //!
 //! Each contender is a process of its own ([`subject`]) with a world of two nodes and real agents. Its
 //! sockets are outside of the agents' cgroup, so all packets take the packet path. The contenders measure one
@@ -6,8 +6,8 @@
 //! FILE` a second build of the agent is the other contender. Without it, the figures of each path are
 //! compared with those of the path between two pods.
 
+mod scenarios;
 mod subject;
-mod ways;
 
 use std::path::Path;
 
@@ -17,8 +17,8 @@ pub use subject::serve;
 
 use crate::figures::{Figure, Figures};
 use crate::{Effort, Quantity};
+use scenarios::{Kind, Scenario};
 use subject::Subject;
-use ways::{Kind, Way};
 
 /// In the order in which they are measured.
 pub const QUANTITIES: [Quantity; 1] = [Quantity {
@@ -38,19 +38,19 @@ fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     let mut subjects = vec![ours];
     subjects.extend(other.transpose()?);
     for kind in Kind::ALL {
-        let mut samples = vec![vec![Vec::new(); Way::ALL.len()]; subjects.len()];
+        let mut samples = vec![vec![Vec::new(); Scenario::ALL.len()]; subjects.len()];
         for round in 0..effort.pick(4, 12) {
-            let mut order: Vec<_> = (0..Way::ALL.len())
-                .flat_map(|way| (0..subjects.len()).map(move |subject| (way, subject)))
+            let mut order: Vec<_> = (0..Scenario::ALL.len())
+                .flat_map(|scenario| (0..subjects.len()).map(move |subject| (scenario, subject)))
                 .collect();
             if round % 2 == 1 {
                 order.reverse();
             }
-            for (way, subject) in order {
+            for (scenario, subject) in order {
                 let value = subjects[subject]
-                    .measure(Way::ALL[way], kind, effort.pick(500, 3_000))
-                    .with_context(|| format!("{} of {}", kind.name(), Way::ALL[way].name()))?;
-                samples[subject][way].push(value);
+                    .measure(Scenario::ALL[scenario], kind, effort.pick(500, 3_000))
+                    .with_context(|| format!("{} of {}", kind.name(), Scenario::ALL[scenario].name()))?;
+                samples[subject][scenario].push(value);
             }
         }
         report(figures, kind, &samples);
@@ -59,8 +59,8 @@ fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
 }
 
 fn report(figures: &mut Figures, kind: Kind, samples: &[Vec<Vec<f64>>]) {
-    for (index, way) in Way::ALL.into_iter().enumerate() {
-        let name = format!("packets.{}.{}", kind.name(), way.name());
+    for (index, scenario) in Scenario::ALL.into_iter().enumerate() {
+        let name = format!("packets.{}.{}", kind.name(), scenario.name());
         let ours = &samples[0][index];
         let base = match samples.get(1) {
             Some(other) => {
@@ -72,7 +72,7 @@ fn report(figures: &mut Figures, kind: Kind, samples: &[Vec<Vec<f64>>]) {
         let ratios: Vec<_> = ours.iter().zip(base).map(|(ours, base)| ours / base).collect();
         let (to, unit) = match samples.get(1) {
             Some(_) => (OTHER, "of the other build"),
-            None => (Way::ALL[0].name(), "of pod to pod"),
+            None => (Scenario::ALL[0].name(), "of pod to pod"),
         };
         figures.add(Figure::new(name.clone(), 1, kind.unit(), ours).ratio(to, &ratios));
         figures.add(Figure::new(format!("{name}.ratio"), 1, unit, &ratios));

@@ -1,6 +1,6 @@
 //! A contender: a process of its own, since the environment decides which build of the agent a world runs.
 //!
-//! For each measurement the benchmark writes a line `WAY KIND COUNT` with indices into [`Way::ALL`] and
+//! For each measurement the benchmark writes a line `SCENARIO KIND COUNT` with indices into [`Scenario::ALL`] and
 //! [`Kind::ALL`]. The subject replies with a line, the value. It ends when its standard input ends.
 
 use std::env;
@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::ways::{Kind, Site, Way};
+use super::scenarios::{Kind, Scenario, Site};
 use super::{SUBJECT, existing};
 
 /// The benchmark's handle to a subject. The subject ends when the handle is dropped.
@@ -43,12 +43,12 @@ impl Subject {
         })
     }
 
-    pub fn measure(&mut self, way: Way, kind: Kind, count: usize) -> Result<f64> {
+    pub fn measure(&mut self, scenario: Scenario, kind: Kind, count: usize) -> Result<f64> {
         let place = |found: Option<usize>| found.unwrap_or_default();
-        let way = place(Way::ALL.iter().position(|other| *other == way));
+        let scenario = place(Scenario::ALL.iter().position(|other| *other == scenario));
         let kind = place(Kind::ALL.iter().position(|other| *other == kind));
         let requests = self.requests.as_mut().context("the subject's standard input")?;
-        writeln!(requests, "{way} {kind} {count}").context("asking a subject")?;
+        writeln!(requests, "{scenario} {kind} {count}").context("asking a subject")?;
         let mut line = String::new();
         self.replies
             .read_line(&mut line)
@@ -85,10 +85,10 @@ pub fn serve() -> Result<()> {
 
 fn measure(site: &Site, line: &str) -> Result<f64> {
     let numbers: Vec<usize> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-    let &[way, kind, count] = numbers.as_slice() else {
-        bail!("{line:?} is not WAY KIND COUNT");
+    let &[scenario, kind, count] = numbers.as_slice() else {
+        bail!("{line:?} is not SCENARIO KIND COUNT");
     };
-    let way = *Way::ALL.get(way).context("no such way")?;
+    let scenario = *Scenario::ALL.get(scenario).context("no such scenario")?;
     let kind = *Kind::ALL.get(kind).context("no such kind")?;
-    site.measure(way, kind, count)
+    site.measure(scenario, kind, count)
 }

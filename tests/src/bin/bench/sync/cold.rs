@@ -40,7 +40,7 @@ pub fn repeat(
         let first = running
             .status()?
             .sync
-            .context("the agent does not say how its first sync went")?;
+            .context("the status has no duration of the first sync")?;
         ensure!(
             first.services >= services as u64,
             "{} of {services} services were programmed",

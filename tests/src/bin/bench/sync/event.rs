@@ -198,7 +198,7 @@ impl Watch {
             let Some((Effect { service, endpoint }, _)) = self.awaited.get(place).copied() else {
                 continue;
             };
-            if !tables.leads_to(service, endpoint) {
+            if !tables.has_backend(service, endpoint) {
                 continue;
             }
             let latencies = &mut self.latencies;

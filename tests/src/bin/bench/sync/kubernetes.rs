@@ -3,7 +3,7 @@
 //!
 //! The API server, etcd and all other processes share one CPU, as if they were on another machine; the agent
 //! has the other one. The rate is the highest that the server delivers there, with [`WRITERS`] clients that
-//! each write again as soon as they have an answer.
+//! each write again as soon as they have a reply.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -70,15 +70,17 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
     unchanged::restart(figures, &site, "kubernetes", 5, start)?;
     let running = start(&site)?;
     relist(figures, &running, &relay)?;
-    let bed = Bed {
+    let test_bed = TestBed {
         plane: &plane,
         relay: &relay,
         bpf_root: site.node().bpf_root(),
         next: AtomicU64::new(0),
     };
-    bed.measure_pace(figures, &running, "idle", &|effects| bed.write_idly(effects, 200))?;
-    bed.measure_pace(figures, &running, "highest-rate", &|effects| {
-        bed.write_in_parallel(effects, Duration::from_secs(10));
+    test_bed.measure_pace(figures, &running, "idle", &|effects| {
+        test_bed.write_idly(effects, 200)
+    })?;
+    test_bed.measure_pace(figures, &running, "highest-rate", &|effects| {
+        test_bed.write_in_parallel(effects, Duration::from_secs(10));
     })
 }
 
@@ -134,7 +136,7 @@ fn relist(figures: &mut Figures, running: &Running, relay: &Relay) -> Result<()>
 }
 
 /// The parts that make events and see their effects.
-struct Bed<'a> {
+struct TestBed<'a> {
     plane: &'a ControlPlane,
     relay: &'a Relay,
     bpf_root: &'a Path,
@@ -144,7 +146,7 @@ struct Bed<'a> {
 /// The effects of events by event number.
 type Effects = Mutex<HashMap<u64, Effect>>;
 
-impl Bed<'_> {
+impl TestBed<'_> {
     /// Writes and watches at once, several times.
     fn measure_pace(
         &self,
@@ -158,7 +160,7 @@ impl Bed<'_> {
             running.settle()?;
             let effects = Effects::default();
             let (sender, events) = mpsc::channel();
-            self.relay.tell(Some(sender));
+            self.relay.send_times(Some(sender));
             let written = AtomicBool::new(false);
             let started = Instant::now();
             let latencies = thread::scope(|scope| {
@@ -169,7 +171,7 @@ impl Bed<'_> {
                 written.store(true, Ordering::SeqCst);
                 watcher.join()
             });
-            self.relay.tell(None);
+            self.relay.send_times(None);
             let latencies = latencies.map_err(|_| anyhow!("the watching thread panicked"))??;
             p50.push(quantile(&latencies, 0.5));
             p99.push(quantile(&latencies, 0.99));
@@ -242,14 +244,14 @@ impl Bed<'_> {
             if let Some((number, when)) = next {
                 let effect = lock(effects).get(&number).copied();
                 awaited.push((
-                    effect.with_context(|| format!("event {number} is nobody's"))?,
+                    effect.with_context(|| format!("event {number} has no service"))?,
                     when,
                 ));
                 seen += 1;
                 continue;
             }
             awaited.retain(|(effect, since)| {
-                let shows = tables.leads_to(effect.service, effect.endpoint);
+                let shows = tables.has_backend(effect.service, effect.endpoint);
                 if shows {
                     latencies.push(since.elapsed().as_secs_f64() * 1e6);
                 }

@@ -52,7 +52,7 @@ fn measure_size(figures: &mut Figures, count: usize, changes: usize) -> Result<(
             let tables = Tables::open(bpf_root)?;
             let started = Instant::now();
             staged.put_in_place()?;
-            while !tables.leads_to(0, endpoints[place]) {
+            while !tables.has_backend(0, endpoints[place]) {
                 if started.elapsed() > PATIENCE {
                     bail!("the change of endpoint {place} of {count} does not show");
                 }

@@ -72,7 +72,7 @@ fn process_memory(pid: u32, file: &str, field: &str) -> Result<f64> {
     Ok(mebibytes(kibibytes * 1024))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nobody has petabytes")]
+#[expect(clippy::cast_precision_loss, reason = "no machine has petabytes")]
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }

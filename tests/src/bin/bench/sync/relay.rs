@@ -76,7 +76,7 @@ impl Relay {
     }
 
     /// From now on sends the time of each numbered event to `events`.
-    pub fn tell(&self, events: Option<Sender<(u64, Instant)>>) {
+    pub fn send_times(&self, events: Option<Sender<(u64, Instant)>>) {
         *lock(&self.shared.events) = events;
     }
 
@@ -151,7 +151,7 @@ async fn connect(mut agent: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     // The end of one direction ends both.
     tokio::select! {
         ended = tokio::io::copy(&mut from_agent, &mut to_server) => ended.map(drop),
-        ended = answers(from_server, &mut to_agent, shared) => ended,
+        ended = replies(from_server, &mut to_agent, shared) => ended,
     }
 }
 
@@ -186,7 +186,7 @@ fn gone() -> String {
 }
 
 /// Passes on the server's responses.
-async fn answers(
+async fn replies(
     mut server: impl AsyncRead + Unpin,
     agent: &mut (impl AsyncWrite + Unpin),
     shared: &Shared,

@@ -49,7 +49,7 @@ impl Tables {
     }
 
     /// Whether a slot of a service leads to an endpoint.
-    pub fn leads_to(&self, service: usize, endpoint: Ipv4Addr) -> bool {
+    pub fn has_backend(&self, service: usize, endpoint: Ipv4Addr) -> bool {
         let Some(frontend) = self.frontend(service) else {
             return false;
         };

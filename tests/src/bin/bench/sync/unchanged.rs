@@ -64,7 +64,7 @@ pub fn restart(
         writes.push(count(status.writes.since_start));
         let first = status
             .sync
-            .context("the agent does not say how its first sync went")?;
+            .context("the status has no duration of the first sync")?;
         sync.push(count(first.micros) / 1e3);
     }
     let name = |what: &str| format!("sync.unchanged.{source}.warm-restart.{what}");

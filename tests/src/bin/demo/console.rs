@@ -1,7 +1,7 @@
-//! The output of the demo: numbered acts, sentences, bars, and results with a check mark. All of it goes to
+//! The output of the demo: numbered steps, sentences, bars, and results with a check mark. All of it goes to
 //! stdout, with colours where that is a terminal, so that a run can be saved to a file and read.
 //!
-//! The stage also remembers the current step, so that a failure can name it.
+//! The console also remembers the current step, so that a failure can name it.
 
 use std::fmt::Write as _;
 use std::io::{Stdout, Write as _, stdout};
@@ -27,7 +27,7 @@ const LONGEST_BAR: usize = 40;
 /// Whether a person reads along.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// Time to read between the parts of an act.
+    /// Time to read between the parts of a step.
     Readable,
     /// No waiting.
     Fast,
@@ -41,23 +41,23 @@ pub struct Bar {
     pub note: String,
 }
 
-/// The output of the acts.
-pub struct Stage {
+/// The output of the steps.
+pub struct Console {
     out: AutoStream<Stdout>,
     pace: Pace,
     started: Instant,
-    act: usize,
+    step: usize,
     checks: usize,
     doing: String,
 }
 
-impl Stage {
+impl Console {
     pub fn new(pace: Pace) -> Self {
         Self {
             out: AutoStream::auto(stdout()),
             pace,
             started: Instant::now(),
-            act: 0,
+            step: 0,
             checks: 0,
             doing: "starting".to_owned(),
         }
@@ -68,16 +68,16 @@ impl Stage {
         self.line(&format!("\n{STRONG}{text}{STRONG:#}"));
     }
 
-    /// Begins an act: its headline, then in a sentence or two what it shows and why that matters.
-    pub fn act(&mut self, headline: &str, text: &str) {
-        self.act += 1;
-        self.line(&format!("\n{STRONG}{}. {headline}{STRONG:#}", self.act));
-        self.say(text);
+    /// Begins a step: its headline, then in a sentence or two what it shows and why that matters.
+    pub fn step(&mut self, headline: &str, text: &str) {
+        self.step += 1;
+        self.line(&format!("\n{STRONG}{}. {headline}{STRONG:#}", self.step));
+        self.paragraph(text);
         self.pause(Duration::from_secs(1));
     }
 
     /// Prints a paragraph.
-    pub fn say(&mut self, text: &str) {
+    pub fn paragraph(&mut self, text: &str) {
         let options = Options::new(WIDTH).initial_indent("   ").subsequent_indent("   ");
         self.line(&textwrap::fill(text, options));
     }
@@ -130,8 +130,8 @@ impl Stage {
     /// Prints the end of a demo without failures.
     pub fn finished(&mut self) {
         self.line(&format!(
-            "\n{GOOD}✔{GOOD:#} {STRONG}All as told{STRONG:#}: {} acts, {} results checked, {:.0} seconds.",
-            self.act,
+            "\n{GOOD}✔{GOOD:#} {STRONG}All checks passed{STRONG:#}: {} steps, {} results checked, {:.0} seconds.",
+            self.step,
             self.checks,
             self.started.elapsed().as_secs_f64()
         ));
@@ -142,19 +142,19 @@ impl Stage {
         self.line(&format!("\n{FAINT}{text}{FAINT:#}"));
     }
 
-    /// Prints a paragraph after the last act.
+    /// Prints a paragraph after the last step.
     pub fn note(&mut self, text: &str) {
         self.line(&format!("\n{text}"));
     }
 
     /// Prints a failure, the end of the demo.
     pub fn failed(&mut self, error: &Error) {
-        let act = match self.act {
+        let step = match self.step {
             0 => String::new(),
-            act => format!(", act {act}"),
+            step => format!(", step {step}"),
         };
         self.line(&format!(
-            "\n{BAD}✘ The demo failed{BAD:#}{act}, while {}:\n{}",
+            "\n{BAD}✘ The demo failed{BAD:#}{step}, while {}:\n{}",
             self.doing,
             textwrap::indent(&format!("{error:#}"), "  ")
         ));

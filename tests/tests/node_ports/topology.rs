@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use harness::{Answer, Client, Endpoint, NodeSpec, Place, Pod, Probe, Server, Service, World};
+use harness::{Client, Endpoint, NodeSpec, Place, Pod, Probe, Reply, Server, Service, World};
 use serde_json::json;
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -11,7 +11,7 @@ pub const PORT: u16 = 30_080;
 
 /// Two nodes with a backend and a client pod each, and a client outside. The service has every kind of
 /// address.
-pub struct Town {
+pub struct Topology {
     pub world: World,
     pub outside: Client,
     pub clients: [Pod; 2],
@@ -19,7 +19,7 @@ pub struct Town {
     pub service: Service,
 }
 
-impl Town {
+impl Topology {
     pub fn build(adjust: impl FnOnce(Service) -> Service) -> Self {
         let spec = || NodeSpec::routed().strict_rp_filter();
         let world = World::builder().node(spec()).node(spec()).build();
@@ -46,15 +46,15 @@ impl Town {
             .set("externalIPs", json!(["198.51.100.7", "2001:db8:8::7"]));
         let service = adjust(service);
         world.apply(&service);
-        let town = Self {
+        let topology = Self {
             world,
             outside,
             clients,
             backends: backends.into(),
             service,
         };
-        town.endpoints(&["a", "b"]);
-        town
+        topology.endpoints(&["a", "b"]);
+        topology
     }
 
     pub fn endpoints(&self, names: &[&str]) {
@@ -73,7 +73,7 @@ impl Town {
     }
 }
 
-pub fn ask(place: &Place, probe: Probe, to: SocketAddr) -> Answer {
+pub fn ask(place: &Place, probe: Probe, to: SocketAddr) -> Reply {
     place
         .ask(probe, to)
         .unwrap_or_else(|error| panic!("{} asks {to} by {probe:?}: {error}", place.name()))
@@ -81,17 +81,17 @@ pub fn ask(place: &Place, probe: Probe, to: SocketAddr) -> Answer {
 
 /// Asks until every one of `backends` has answered; returns the client addresses that they saw.
 pub fn peers(place: &Place, probe: Probe, to: SocketAddr, backends: &[&str]) -> Vec<IpAddr> {
-    let mut answers: Vec<Answer> = Vec::new();
+    let mut replies: Vec<Reply> = Vec::new();
     for _ in 0..60 {
-        answers.push(ask(place, probe, to));
+        replies.push(ask(place, probe, to));
     }
-    let mut seen: Vec<_> = answers.iter().map(|answer| answer.backend.as_str()).collect();
+    let mut seen: Vec<_> = replies.iter().map(|reply| reply.backend.as_str()).collect();
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen, backends, "{} asks {to} by {probe:?}", place.name());
-    let mut peers: Vec<IpAddr> = answers
+    let mut peers: Vec<IpAddr> = replies
         .iter()
-        .map(|answer| answer.peer.ip().to_canonical())
+        .map(|reply| reply.peer.ip().to_canonical())
         .collect();
     peers.sort_unstable();
     peers.dedup();

@@ -10,7 +10,7 @@ pub const SECOND: Duration = Duration::from_secs(1);
 
 /// A node with two pods that serve TCP and UDP on port 8080, `a` and `b`, and the service `good` in front of
 /// both.
-pub struct Shop {
+pub struct Fixture {
     pub world: World,
     pub client: Pod,
     pub a: Pod,
@@ -18,13 +18,13 @@ pub struct Shop {
     _servers: Vec<Server>,
 }
 
-impl Shop {
+impl Fixture {
     pub fn open() -> Self {
         let world = World::with_nodes(1);
         let [client, a, b] = ["client", "a", "b"].map(|name| world.node(1).add_pod(name));
         let servers = [&a, &b].into_iter().flat_map(|pod| pod.serve(8080));
         let servers = servers.collect();
-        let shop = Self {
+        let fixture = Self {
             world,
             client,
             a,
@@ -32,10 +32,11 @@ impl Shop {
             _servers: servers,
         };
         let good = good();
-        shop.world
-            .apply_all(good.slices([&shop.a, &shop.b].map(Endpoint::of)));
-        shop.world.apply(&good);
-        shop
+        fixture
+            .world
+            .apply_all(good.slices([&fixture.a, &fixture.b].map(Endpoint::of)));
+        fixture.world.apply(&good);
+        fixture
     }
 
     pub fn node(&self) -> &Node {
@@ -69,11 +70,11 @@ impl Shop {
 
     /// Waits until this backend answers the client.
     #[track_caller]
-    pub fn wait_answer(&self, to: &str, backend: &str) {
-        wait_for(&format!("{backend} to answer at {to}"), SECOND, || {
-            let answer = self.client.ask_within(Probe::Tcp, address(to), SECOND / 4);
-            match answer {
-                Ok(answer) if answer.backend == backend => Ok(()),
+    pub fn wait_reply(&self, to: &str, backend: &str) {
+        wait_for(&format!("{backend} to reply at {to}"), SECOND, || {
+            let reply = self.client.ask_within(Probe::Tcp, address(to), SECOND / 4);
+            match reply {
+                Ok(reply) if reply.backend == backend => Ok(()),
                 other => Err(format!("{other:?}")),
             }
         });
@@ -83,8 +84,8 @@ impl Shop {
     /// one of these reasons. Without a reason, the stack handles the packet and no counter changes.
     #[track_caller]
     pub fn wait_unserved(&self, to: &str, reasons: &[Reason]) {
-        let is_told = |reason: &Reason| reason.is_reject() || *reason == Reason::SocketRefused;
-        let owed = if reasons.iter().any(is_told) {
+        let is_rejection = |reason: &Reason| reason.is_reject() || *reason == Reason::SocketRefused;
+        let expected_error = if reasons.iter().any(is_rejection) {
             ErrorKind::ConnectionRefused
         } else {
             ErrorKind::TimedOut
@@ -93,15 +94,21 @@ impl Shop {
             let counters = self.node().counters();
             reasons.iter().map(|reason| counters[*reason as usize]).sum()
         };
-        wait_for(&format!("{owed:?} at {to} for {reasons:?}"), SECOND, || {
-            let before = counted();
-            let outcome = self.client.ask_within(Probe::Tcp, address(to), SECOND / 10);
-            let more = counted().saturating_sub(before);
-            match &outcome {
-                Err(error) if error.kind() == owed && (more > 0 || reasons.is_empty()) => Ok(()),
-                _ => Err(format!("{outcome:?}, and {more} were counted")),
-            }
-        });
+        wait_for(
+            &format!("{expected_error:?} at {to} for {reasons:?}"),
+            SECOND,
+            || {
+                let before = counted();
+                let outcome = self.client.ask_within(Probe::Tcp, address(to), SECOND / 10);
+                let more = counted().saturating_sub(before);
+                match &outcome {
+                    Err(error) if error.kind() == expected_error && (more > 0 || reasons.is_empty()) => {
+                        Ok(())
+                    }
+                    _ => Err(format!("{outcome:?}, and {more} were counted")),
+                }
+            },
+        );
     }
 
     /// Waits until the agent's errors are exactly these: the object and the message of each contain one pair

@@ -72,12 +72,12 @@ impl Request {
 }
 
 /// A netlink socket for requests.
-pub struct Conversation {
+pub struct NetlinkSocket {
     socket: Socket,
     sequence: u32,
 }
 
-impl Conversation {
+impl NetlinkSocket {
     /// Opens a socket in the network namespace of this thread.
     pub fn open() -> Result<Self, NetlinkError> {
         let open = || {
@@ -123,7 +123,7 @@ impl Conversation {
                 .map_or_else(String::new, |(what, _)| what.clone())
         };
         let may_be_unknown = |at: usize| purposes.get(at).is_some_and(|(_, may_be)| *may_be);
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         let (mut is_done, mut refused) = (count == 0, None);
         self.socket
             .send(&datagram, 0)
@@ -134,19 +134,19 @@ impl Conversation {
             let length = self.socket.recv(&mut received, libc::MSG_TRUNC);
             let length = length.map_err(NetlinkError::refused(purpose(0)))?;
             if length > ROOM {
-                let error = format!("an answer of {length} bytes, of which {ROOM} could be read");
+                let error = format!("a reply of {length} bytes, of which {ROOM} could be read");
                 return Err(NetlinkError::refused(purpose(0))(io::Error::other(error)));
             }
             for bytes in messages(&received) {
                 // A message that this code cannot read is no reply to its requests.
-                let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
+                let Ok(reply) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
                     continue;
                 };
-                let Some(at) = answer.header.sequence_number.checked_sub(first) else {
+                let Some(at) = reply.header.sequence_number.checked_sub(first) else {
                     continue;
                 };
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                match reply.payload {
+                    NetlinkPayload::InnerMessage(inner) => replies.push(inner),
                     NetlinkPayload::Error(error) => {
                         let (at, code) = (at as usize, error.raw_code().wrapping_neg());
                         is_done |= at + 1 == count;
@@ -160,7 +160,7 @@ impl Conversation {
                 }
             }
         }
-        refused.map_or(Ok(answers), Err)
+        refused.map_or(Ok(replies), Err)
     }
 }
 

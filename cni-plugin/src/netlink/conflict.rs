@@ -20,11 +20,11 @@ use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use proxy_bpf::links::InterfaceRole;
 
-use super::conversation::{Conversation, Request, errno};
 use super::error::NetlinkError;
-use super::ip::{alone, family, is_no_way};
+use super::ip::{alone, family, is_unreachable};
 use super::link;
-use super::neighbour::{Neighbour, Verdict, told, verdict};
+use super::neighbour::{Neighbour, Verdict, static_verdict, verdict};
+use super::socket::{NetlinkSocket, Request, errno};
 use crate::attachment::mac_text;
 
 /// The kernel's default: three requests, a second apart, and failure a second after the last.
@@ -33,16 +33,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// An address that is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct Conflict {
     /// The address in use.
     pub address: IpAddr,
     /// The owner of the address.
-    pub by: Holder,
+    pub owner: AddressOwner,
 }
 
 /// The owner of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Holder {
+pub enum AddressOwner {
     /// The node itself.
     Node,
     /// A pod of this plugin, at this interface of the node.
@@ -56,7 +56,7 @@ pub enum Holder {
     },
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for AddressOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node => write!(f, "this node itself"),
@@ -70,17 +70,17 @@ impl fmt::Display for Holder {
 
 /// The result of a look-up of the route to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum NextHop {
     /// The node takes the packets in itself.
-    Here,
+    Local,
     /// The address is on the link of this interface.
-    Link(u32),
+    OnLink(u32),
     /// The route leads to a gateway, or there is no route.
-    Elsewhere,
+    OffLink,
 }
 
 /// An address that the kernel asks for on a link.
-struct Question {
+struct Probe {
     at: Neighbour,
     /// Whether the neighbour table had no entry before.
     is_new: bool,
@@ -88,11 +88,11 @@ struct Question {
 
 /// Finds one of the addresses that is in use. Entries of the neighbour table that the requests made are
 /// removed again.
-pub fn find(node: &mut Conversation, addresses: &[IpAddr]) -> Result<Option<Held>, NetlinkError> {
-    let mut questions = Vec::new();
-    let found = search(node, addresses, &mut questions);
-    let new = questions.iter().filter(|question| question.is_new);
-    let requests: Vec<_> = new.map(|question| question.at.forget()).collect();
+pub fn find(node: &mut NetlinkSocket, addresses: &[IpAddr]) -> Result<Option<Conflict>, NetlinkError> {
+    let mut probes = Vec::new();
+    let found = search(node, addresses, &mut probes);
+    let new = probes.iter().filter(|probe| probe.is_new);
+    let requests: Vec<_> = new.map(|probe| probe.at.forget()).collect();
     let forgotten = if requests.is_empty() {
         Ok(())
     } else {
@@ -104,17 +104,17 @@ pub fn find(node: &mut Conversation, addresses: &[IpAddr]) -> Result<Option<Held
 }
 
 fn search(
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     addresses: &[IpAddr],
-    questions: &mut Vec<Question>,
-) -> Result<Option<Held>, NetlinkError> {
+    probes: &mut Vec<Probe>,
+) -> Result<Option<Conflict>, NetlinkError> {
     // First the checks that need no packets.
     let mut on_links = Vec::new();
     for address in addresses {
-        let by = match way(node, *address)? {
-            Way::Elsewhere => continue,
-            Way::Here => Holder::Node,
-            Way::Link(interface) => {
+        let owner = match next_hop(node, *address)? {
+            NextHop::OffLink => continue,
+            NextHop::Local => AddressOwner::Node,
+            NextHop::OnLink(interface) => {
                 let name = name(interface);
                 if InterfaceRole::of_pod(&name) != InterfaceRole::OwnPod {
                     on_links.push(Neighbour {
@@ -123,38 +123,38 @@ fn search(
                     });
                     continue;
                 }
-                Holder::Pod(name)
+                AddressOwner::Pod(name)
             }
         };
-        return Ok(Some(Held {
+        return Ok(Some(Conflict {
             address: *address,
-            by,
+            owner,
         }));
     }
     for neighbour in on_links {
-        if let Some(held) = begin(node, neighbour, questions)? {
-            return Ok(Some(held));
+        if let Some(conflict) = begin(node, neighbour, probes)? {
+            return Ok(Some(conflict));
         }
     }
-    await_answer(node, questions)
+    await_reply(node, probes)
 }
 
 /// Makes the kernel ask for an address, unless an entry was made on purpose.
 fn begin(
-    node: &mut Conversation,
+    node: &mut NetlinkSocket,
     at: Neighbour,
-    questions: &mut Vec<Question>,
-) -> Result<Option<Held>, NetlinkError> {
-    let answers = node.ask(at.look())?;
-    let known = answers.iter().find_map(|answer| at.entry(answer));
+    probes: &mut Vec<Probe>,
+) -> Result<Option<Conflict>, NetlinkError> {
+    let replies = node.ask(at.look())?;
+    let known = replies.iter().find_map(|reply| at.entry(reply));
     let requests = match known {
         None => vec![at.ask_new()],
-        Some(entry) => match told(entry) {
-            Some(Verdict::Held(mac)) => return Ok(Some(held(at, mac))),
+        Some(entry) => match static_verdict(entry) {
+            Some(Verdict::Owner(mac)) => return Ok(Some(conflict(at, mac))),
             Some(_) => return Ok(None),
             // The kernel holds packets for this entry, and a change to `NUD_FAILED` would drop them.
             None if entry.header.state == NeighbourState::Incomplete => vec![at.ask_again()],
-            None => vec![at.doubt(), at.ask_again()],
+            None => vec![at.invalidate(), at.ask_again()],
         },
     };
     let mut is_new = known.is_none();
@@ -163,34 +163,34 @@ fn begin(
         Err(error) if errno(&error) == Some(libc::EEXIST) => is_new = false,
         asked => drop(asked?),
     }
-    questions.push(Question { at, is_new });
+    probes.push(Probe { at, is_new });
     Ok(None)
 }
 
-fn await_answer(node: &mut Conversation, questions: &[Question]) -> Result<Option<Held>, NetlinkError> {
+fn await_reply(node: &mut NetlinkSocket, probes: &[Probe]) -> Result<Option<Conflict>, NetlinkError> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(1);
-    let mut open: Vec<Neighbour> = questions.iter().map(|question| question.at).collect();
+    let mut open: Vec<Neighbour> = probes.iter().map(|probe| probe.at).collect();
     while !open.is_empty() && Instant::now() < deadline {
         thread::sleep(pause);
         pause = LONGEST_PAUSE.min(pause * 2);
         let looks = open.iter().map(Neighbour::look).collect();
-        for answer in node.batch(looks)? {
-            let about = |at: &Neighbour| Some((*at, verdict(at.entry(&answer)?)));
+        for reply in node.batch(looks)? {
+            let about = |at: &Neighbour| Some((*at, verdict(at.entry(&reply)?)));
             match open.iter().find_map(about) {
-                Some((at, Verdict::Held(mac))) => return Ok(Some(held(at, mac))),
-                Some((at, Verdict::Nobody)) => open.retain(|other| *other != at),
-                Some((_, Verdict::Open)) | None => {}
+                Some((at, Verdict::Owner(mac))) => return Ok(Some(conflict(at, mac))),
+                Some((at, Verdict::NoOwner)) => open.retain(|other| *other != at),
+                Some((_, Verdict::Pending)) | None => {}
             }
         }
     }
     Ok(None)
 }
 
-fn held(at: Neighbour, mac: Vec<u8>) -> Held {
-    Held {
+fn conflict(at: Neighbour, mac: Vec<u8>) -> Conflict {
+    Conflict {
         address: at.address,
-        by: Holder::Neighbour {
+        owner: AddressOwner::Neighbour {
             interface: name(at.interface),
             mac,
         },
@@ -202,39 +202,39 @@ fn name(interface: u32) -> String {
     link::name_of(interface).unwrap_or_else(|| interface.to_string())
 }
 
-fn way(node: &mut Conversation, to: IpAddr) -> Result<Way, NetlinkError> {
+fn next_hop(node: &mut NetlinkSocket, to: IpAddr) -> Result<NextHop, NetlinkError> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(to);
     message.header.destination_prefix_length = alone(to).prefix_len();
     message.attributes.push(RouteAttribute::Destination(to.into()));
     let what = format!("looking for the route to {to}");
     match node.ask(Request::plain(what, RouteNetlinkMessage::GetRoute(message))) {
-        Ok(answers) => Ok(answers.iter().find_map(way_of).unwrap_or(Way::Elsewhere)),
-        Err(error) if errno(&error).is_some_and(is_no_way) => Ok(Way::Elsewhere),
+        Ok(replies) => Ok(replies.iter().find_map(next_hop_of).unwrap_or(NextHop::OffLink)),
+        Err(error) if errno(&error).is_some_and(is_unreachable) => Ok(NextHop::OffLink),
         Err(error) => Err(error),
     }
 }
 
-fn way_of(answer: &RouteNetlinkMessage) -> Option<Way> {
-    let RouteNetlinkMessage::NewRoute(route) = answer else {
+fn next_hop_of(reply: &RouteNetlinkMessage) -> Option<NextHop> {
+    let RouteNetlinkMessage::NewRoute(route) = reply else {
         return None;
     };
     match route.header.kind {
         // The node takes in packets to a network's broadcast address and to a router's anycast address as
         // well.
-        RouteType::Local | RouteType::Broadcast | RouteType::Anycast => return Some(Way::Here),
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast => return Some(NextHop::Local),
         RouteType::Unicast => {}
-        _ => return Some(Way::Elsewhere),
+        _ => return Some(NextHop::OffLink),
     }
     let mut interface = None;
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => return Some(Way::Elsewhere),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => return Some(NextHop::OffLink),
             RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
     }
-    interface.map(Way::Link)
+    interface.map(NextHop::OnLink)
 }
 
 #[cfg(test)]
@@ -253,19 +253,26 @@ mod tests {
     }
 
     #[test]
-    fn only_an_address_on_a_link_is_asked_for() {
+    fn only_on_link_addresses_are_probed() {
         let by = RouteAttribute::Oif(7);
         let gateway = RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 1)));
         let via = RouteAttribute::Via(RouteVia::Inet6("fe80::1".parse().unwrap()));
-        let way = |kind, attributes: &[RouteAttribute]| way_of(&route(kind, attributes)).unwrap();
-        assert_eq!(way(RouteType::Unicast, std::slice::from_ref(&by)), Way::Link(7));
+        let next_hop = |kind, attributes: &[RouteAttribute]| next_hop_of(&route(kind, attributes)).unwrap();
         assert_eq!(
-            way(RouteType::Unicast, &[by.clone(), gateway.clone()]),
-            Way::Elsewhere
+            next_hop(RouteType::Unicast, std::slice::from_ref(&by)),
+            NextHop::OnLink(7)
         );
-        assert_eq!(way(RouteType::Unicast, &[via, by.clone()]), Way::Elsewhere);
+        assert_eq!(
+            next_hop(RouteType::Unicast, &[by.clone(), gateway.clone()]),
+            NextHop::OffLink
+        );
+        assert_eq!(next_hop(RouteType::Unicast, &[via, by.clone()]), NextHop::OffLink);
         for kind in [RouteType::Local, RouteType::Broadcast, RouteType::Anycast] {
-            assert_eq!(way(kind, std::slice::from_ref(&by)), Way::Here, "{kind:?}");
+            assert_eq!(
+                next_hop(kind, std::slice::from_ref(&by)),
+                NextHop::Local,
+                "{kind:?}"
+            );
         }
         for kind in [
             RouteType::Unreachable,
@@ -273,20 +280,24 @@ mod tests {
             RouteType::Prohibit,
             RouteType::Multicast,
         ] {
-            assert_eq!(way(kind, std::slice::from_ref(&by)), Way::Elsewhere, "{kind:?}");
+            assert_eq!(
+                next_hop(kind, std::slice::from_ref(&by)),
+                NextHop::OffLink,
+                "{kind:?}"
+            );
         }
         let other = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        assert_eq!(way_of(&other), None);
+        assert_eq!(next_hop_of(&other), None);
     }
 
     #[test]
-    fn a_holder_is_named() {
-        assert_eq!(Holder::Node.to_string(), "this node itself");
+    fn the_owner_has_a_description() {
+        assert_eq!(AddressOwner::Node.to_string(), "this node itself");
         assert_eq!(
-            Holder::Pod("mrf874111cf6a8".into()).to_string(),
+            AddressOwner::Pod("mrf874111cf6a8".into()).to_string(),
             "another pod of this node, at interface mrf874111cf6a8"
         );
-        let neighbour = Holder::Neighbour {
+        let neighbour = AddressOwner::Neighbour {
             interface: "eth0".into(),
             mac: vec![2, 0, 0, 0, 0, 9],
         };

@@ -15,7 +15,7 @@ pub const SOON: Duration = Duration::from_secs(6);
 
 /// Two nodes whose pod network is Millrace's, two pods on the first one and one on the other, and a client
 /// outside.
-pub struct Town {
+pub struct Topology {
     pub world: World,
     pub agents: Vec<Agent>,
     pub near: Pod,
@@ -25,7 +25,7 @@ pub struct Town {
     _servers: Vec<Server>,
 }
 
-impl Town {
+impl Topology {
     pub fn build() -> Self {
         Self::build_with(DEFAULTS)
     }
@@ -42,7 +42,7 @@ impl Town {
         let places: [&Place; 3] = [&web, &far, &outside];
         let servers = places.into_iter().flat_map(|place| place.serve(8080));
         let servers = servers.collect();
-        let town = Self {
+        let topology = Self {
             world,
             agents,
             near,
@@ -52,10 +52,10 @@ impl Town {
             _servers: servers,
         };
         for v4 in [true, false] {
-            town.assert_passes(v4, "at first");
+            topology.assert_passes(v4, "at first");
         }
-        assert_eq!(town.errors(), json!([]));
-        town
+        assert_eq!(topology.errors(), json!([]));
+        topology
     }
 
     pub fn node(&self) -> &Node {
@@ -122,7 +122,7 @@ impl Town {
     }
 
     /// The connections of pods: to the outside, to a pod of the node and to a pod of another node.
-    pub fn ways(&self, v4: bool) -> Vec<(&Place, SocketAddr)> {
+    pub fn paths(&self, v4: bool) -> Vec<(&Place, SocketAddr)> {
         let to = |place: &Place| SocketAddr::new(of_family(place.addresses(), v4), 8080);
         vec![
             (&self.near, to(&self.outside)),
@@ -134,7 +134,7 @@ impl Town {
 
     #[track_caller]
     pub fn assert_passes(&self, v4: bool, when: &str) {
-        for (from, to) in self.ways(v4) {
+        for (from, to) in self.paths(v4) {
             for probe in [Probe::Tcp, Probe::Udp] {
                 wait_for(
                     &format!("{when}: {} to {to} by {probe:?}", from.name()),
@@ -147,15 +147,15 @@ impl Town {
 
     #[track_caller]
     pub fn assert_dropped(&self, v4: bool) {
-        for (from, to) in self.ways(v4) {
-            let answer = from.ask_within(Probe::Udp, to, SECOND / 2);
-            assert!(answer.is_err(), "{} to {to}: {answer:?}", from.name());
+        for (from, to) in self.paths(v4) {
+            let reply = from.ask_within(Probe::Udp, to, SECOND / 2);
+            assert!(reply.is_err(), "{} to {to}: {reply:?}", from.name());
         }
     }
 
     /// Runs the commands of a message.
     #[track_caller]
-    pub fn mend(&self, message: &str) {
+    pub fn run_commands_of(&self, message: &str) {
         let commands: Vec<_> = message.split('`').skip(1).step_by(2).collect();
         assert!(!commands.is_empty(), "{message}");
         for command in commands {

@@ -108,7 +108,7 @@ pub(crate) struct Shape {
     pub(crate) is_pod_network: bool,
 }
 
-struct Town {
+struct Topology {
     world: World,
     outside: Outside,
     local: Pod,
@@ -120,7 +120,7 @@ struct Town {
     agents: Vec<Agent>,
 }
 
-impl Town {
+impl Topology {
     fn build(shape: &Shape, config: &str) -> Self {
         let world = World::builder()
             .node((shape.spec)(1))
@@ -179,7 +179,7 @@ impl Town {
             world.apply(&service);
             world.apply_all(service.slices([Endpoint::of(pod)]));
         }
-        let town = Self {
+        let topology = Self {
             world,
             outside,
             local,
@@ -189,16 +189,16 @@ impl Town {
             _servers: servers,
             agents,
         };
-        for node in town.world.nodes() {
+        for node in topology.world.nodes() {
             for vip in [LOCAL.cluster_ips, REMOTE.cluster_ips].concat() {
                 let to = SocketAddr::new(ip(vip), 80);
                 wait_for(&format!("the service at {to}"), 10 * SECOND, || {
-                    let answer = node.ask_within(Probe::Tcp, to, SECOND / 2);
-                    answer.map(|_| ()).map_err(|error| error.to_string())
+                    let reply = node.ask_within(Probe::Tcp, to, SECOND / 2);
+                    reply.map(|_| ()).map_err(|error| error.to_string())
                 });
             }
         }
-        town
+        topology
     }
 
     /// Tries each path; returns those that failed.
@@ -258,8 +258,8 @@ impl Town {
         for (entrance, to) in asked {
             for probe in Probe::ALL {
                 let from = SocketAddr::new(self.outside.far_addresses[n], 0);
-                let answer = self.outside.far.ask_from(probe, from, to, 2 * SECOND);
-                let found = answer.map(|_| ()).map_err(|error| error.to_string());
+                let reply = self.outside.far.ask_from(probe, from, to, 2 * SECOND);
+                let found = reply.map(|_| ()).map_err(|error| error.to_string());
                 failed.take(&format!("outside → {entrance} of {of}"), to, probe, found);
             }
         }
@@ -287,10 +287,10 @@ impl Failed {
 
 /// Asks, and checks the source that the server saw if `sources` has any.
 fn ask(from: &Place, probe: Probe, to: SocketAddr, sources: &[IpAddr]) -> Result<(), String> {
-    let answer = from
+    let reply = from
         .ask_within(probe, to, 2 * SECOND)
         .map_err(|error| error.to_string())?;
-    let source = answer.peer.ip().to_canonical();
+    let source = reply.peer.ip().to_canonical();
     if sources.is_empty() || sources.contains(&source) {
         Ok(())
     } else {
@@ -322,20 +322,20 @@ pub(crate) fn run_ip(node: &Node, lines: &[&str]) {
 }
 
 #[track_caller]
-pub(crate) fn assert_all_ways(shape: &Shape) {
-    assert_all_ways_but(shape, &[]);
+pub(crate) fn assert_all_paths(shape: &Shape) {
+    assert_all_paths_but(shape, &[]);
 }
 
 /// The same on a node whose status has exactly these errors: a code and an object each.
 #[track_caller]
-pub(crate) fn assert_all_ways_but(shape: &Shape, named: &[(&str, &str)]) {
+pub(crate) fn assert_all_paths_but(shape: &Shape, named: &[(&str, &str)]) {
     for (name, config) in [("hooks on", DEFAULTS), ("hooks off", HOOKS_OFF)] {
-        let town = Town::build(shape, config);
-        let failed = town.failures();
-        let status = town.agents[0].cli(&["status"]);
+        let topology = Topology::build(shape, config);
+        let failed = topology.failures();
+        let status = topology.agents[0].cli(&["status"]);
         let errors = &status["errors"];
         if !failed.is_empty() {
-            let counted = town.world.node(1).counters();
+            let counted = topology.world.node(1).counters();
             let counted: Vec<_> = Reason::ALL
                 .iter()
                 .zip(counted)
@@ -344,7 +344,7 @@ pub(crate) fn assert_all_ways_but(shape: &Shape, named: &[(&str, &str)]) {
             panic!("{name}:\n{}\n{errors}\n{counted:?}", failed.join("\n"));
         }
         let text = |field: &Value| field.as_str().unwrap_or_default().to_owned();
-        let told: Vec<_> = errors
+        let reported: Vec<_> = errors
             .as_array()
             .expect("a list")
             .iter()
@@ -354,6 +354,6 @@ pub(crate) fn assert_all_ways_but(shape: &Shape, named: &[(&str, &str)]) {
             .iter()
             .map(|(code, object)| ((*code).to_owned(), (*object).to_owned()))
             .collect();
-        assert_eq!(told, named, "{name}: {errors}");
+        assert_eq!(reported, named, "{name}: {errors}");
     }
 }

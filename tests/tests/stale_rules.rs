@@ -8,7 +8,7 @@ use harness::{World, wait_for};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn what_kube_proxy_left_is_in_the_status_with_the_command_that_removes_it() {
+fn stale_rules_of_kube_proxy_are_in_the_status_with_the_command_that_removes_them() {
     harness::require_root!();
     let world = World::with_nodes(2);
     let added = world

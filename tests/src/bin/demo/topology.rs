@@ -1,8 +1,8 @@
-//! The scene of all acts: three nodes, a client, five backends on all nodes, and the Service `shop` that
+//! The scene of all steps: three nodes, a client, five backends on all nodes, and the Service `shop` that
 //! leads to them.
 //!
 //! In a cluster, Kubernetes starts and stops pods and writes that to EndpointSlices. Here the demo does both,
-//! as two separate steps: the state of a backend and its state in the slices can differ for a while. The acts
+//! as two separate steps: the state of a backend and its state in the slices can differ for a while. The steps
 //! show that interval.
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,9 +27,9 @@ spec:
 /// The file that holds the Service.
 pub const SERVICE_FILE: &str = "shop.yaml";
 
-pub const SHOP: &str = "10.96.0.10:80";
-pub const SHOP6: &str = "[fd00:96::10]:80";
-pub const SHOP_UDP: &str = "10.96.0.10:53";
+pub const HTTP: &str = "10.96.0.10:80";
+pub const HTTP6: &str = "[fd00:96::10]:80";
+pub const DNS: &str = "10.96.0.10:53";
 
 /// Two addresses with two ports each. Each frontend leads to all backends.
 pub const FRONTENDS: usize = 4;
@@ -50,14 +50,14 @@ pub enum Listed {
     No,
 }
 
-/// A pod that serves the shop.
+/// A pod that serves the Service.
 pub struct Backend {
     pub pod: Pod,
     server: Option<ServerApart>,
     listed: Listed,
 }
 
-pub struct Shop {
+pub struct Topology {
     // The agents are dropped before the world that they run in.
     pub agents: Vec<Agent>,
     pub client: Pod,
@@ -67,7 +67,7 @@ pub struct Shop {
     pub world: World,
 }
 
-impl Shop {
+impl Topology {
     /// Creates nodes and pods. No agent runs yet and no object is written.
     pub fn build() -> Self {
         let world = World::with_nodes(3);
@@ -182,7 +182,7 @@ impl Shop {
     }
 
     /// The client, and the second node: the places that requests come from.
-    pub fn askers(&self) -> [(&Place, &'static str); 2] {
+    pub fn clients(&self) -> [(&Place, &'static str); 2] {
         [(&self.client, "a pod"), (self.world.node(2), "a node")]
     }
 

@@ -2,20 +2,20 @@
 
 use std::fmt::Write as _;
 
-use crate::shop::{SHOP, Shop};
+use crate::topology::{HTTP, Topology};
 
 /// Leaves the world up and returns instructions for its use.
-pub fn instructions(shop: Shop) -> String {
-    let (tag, dir) = (shop.world.tag(), shop.world.dir());
-    let (node, dir) = (shop.world.node(1).name().to_owned(), dir.display());
-    let (host, port) = SHOP.split_once(':').unwrap_or((SHOP, "80"));
+pub fn instructions(topology: Topology) -> String {
+    let (tag, dir) = (topology.world.tag(), topology.world.dir());
+    let (node, dir) = (topology.world.node(1).name().to_owned(), dir.display());
+    let (host, port) = HTTP.split_once(':').unwrap_or((HTTP, "80"));
     let mut text = String::from("Things to try:\n");
     let ask = format!(
         "ip netns exec {tag}-client bash -c 'for i in {{1..10}}; do head -1 </dev/tcp/{host}/{port}; done'"
     );
     let tries = [
         (
-            "ten requests from the client's pod; each answer names its backend",
+            "ten requests from the client's pod; each reply names its backend",
             ask,
         ),
         (
@@ -23,7 +23,7 @@ pub fn instructions(shop: Shop) -> String {
             format!("rm {dir}/n*/source/endpointslice.default.shop-ipv4.yaml"),
         ),
         (
-            "a mistake in a file: the last good content is served on, and status tells",
+            "a mistake in a file: the agent keeps the last good content, and status names the mistake",
             format!("echo 'kind: 1' >> {dir}/{node}/source/shop.yaml"),
         ),
     ];
@@ -31,5 +31,5 @@ pub fn instructions(shop: Shop) -> String {
         // write! to a String cannot fail.
         let _ = writeln!(text, "  # {what}\n  {command}");
     }
-    format!("{}\n{text}", shop.world.keep())
+    format!("{}\n{text}", topology.world.keep())
 }

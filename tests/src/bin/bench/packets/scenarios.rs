@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The two ends of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Scenario {
     /// A pod to a pod of its node, without a Service.
     PodToPod,
     /// A pod to a cluster IP, whose endpoint is on its node.
@@ -35,7 +35,7 @@ pub enum Way {
     NodePortElsewhere,
 }
 
-impl Way {
+impl Scenario {
     pub const ALL: [Self; 5] = [
         Self::PodToPod,
         Self::ClusterIp,
@@ -136,33 +136,33 @@ impl Site {
         })
     }
 
-    pub fn measure(&self, way: Way, kind: Kind, count: usize) -> Result<f64> {
+    pub fn measure(&self, scenario: Scenario, kind: Kind, count: usize) -> Result<f64> {
         match kind {
-            Kind::RoundTrip => self.round_trip(way, count),
-            Kind::Connect => self.connect(way, count),
-            Kind::Question => self.question(way, count),
-            Kind::Programs => self.in_programs(count, || self.round_trip(way, count)),
-            Kind::ProgramsNew => self.in_programs(count, || self.question(way, count)),
+            Kind::RoundTrip => self.round_trip(scenario, count),
+            Kind::Connect => self.connect(scenario, count),
+            Kind::Question => self.question(scenario, count),
+            Kind::Programs => self.in_programs(count, || self.round_trip(scenario, count)),
+            Kind::ProgramsNew => self.in_programs(count, || self.question(scenario, count)),
         }
     }
 
     /// The place that asks, the place that replies, and the address that is asked.
-    fn ends(&self, way: Way) -> (&Place, &Place, SocketAddr) {
+    fn ends(&self, scenario: Scenario) -> (&Place, &Place, SocketAddr) {
         let [asks, replies] = &self.pods;
         let outside: &Place = &self.outside;
         let node = |number: usize| SocketAddr::new(self.world.node(number).ip().into(), NODE_PORT);
         let cluster_ip = SocketAddr::new(IpAddr::V4([10, 96, 0, 10].into()), PORT);
-        match way {
-            Way::PodToPod => (asks, replies, SocketAddr::new(replies.ip().into(), PORT)),
-            Way::ClusterIp => (asks, replies, cluster_ip),
-            Way::Masqueraded => (asks, outside, SocketAddr::new(outside.ip().into(), PORT)),
-            Way::NodePort => (outside, replies, node(1)),
-            Way::NodePortElsewhere => (outside, replies, node(2)),
+        match scenario {
+            Scenario::PodToPod => (asks, replies, SocketAddr::new(replies.ip().into(), PORT)),
+            Scenario::ClusterIp => (asks, replies, cluster_ip),
+            Scenario::Masqueraded => (asks, outside, SocketAddr::new(outside.ip().into(), PORT)),
+            Scenario::NodePort => (outside, replies, node(1)),
+            Scenario::NodePortElsewhere => (outside, replies, node(2)),
         }
     }
 
-    fn round_trip(&self, way: Way, count: usize) -> Result<f64> {
-        let (asks, replies, to) = self.ends(way);
+    fn round_trip(&self, scenario: Scenario, count: usize) -> Result<f64> {
+        let (asks, replies, to) = self.ends(scenario);
         let listener = replies.enter(|| TcpListener::bind(("0.0.0.0", PORT)))?;
         let client = asks.enter(|| TcpStream::connect_timeout(&to, PATIENCE))?;
         let (server, _) = listener.accept()?;
@@ -186,8 +186,8 @@ impl Site {
         both(reply, || median(count, ask))
     }
 
-    fn connect(&self, way: Way, count: usize) -> Result<f64> {
-        let (asks, replies, to) = self.ends(way);
+    fn connect(&self, scenario: Scenario, count: usize) -> Result<f64> {
+        let (asks, replies, to) = self.ends(scenario);
         let listener = replies.enter(|| TcpListener::bind(("0.0.0.0", PORT)))?;
         let accept = || -> Result<()> {
             for _ in 0..count {
@@ -207,8 +207,8 @@ impl Site {
         both(accept, || asks.enter(|| on_cpu(|| median(count, ask))))
     }
 
-    fn question(&self, way: Way, count: usize) -> Result<f64> {
-        let (asks, replies, to) = self.ends(way);
+    fn question(&self, scenario: Scenario, count: usize) -> Result<f64> {
+        let (asks, replies, to) = self.ends(scenario);
         let server = replies.enter(|| UdpSocket::bind(("0.0.0.0", PORT)))?;
         server.set_read_timeout(Some(Duration::from_millis(200)))?;
         let done = AtomicBool::new(false);

@@ -51,7 +51,7 @@ impl Contender {
 }
 
 /// A world with its places and their servers; the proxies start later.
-pub struct Town {
+pub struct Topology {
     pub proxy: Contender,
     pods: Vec<Pod>,
     clients: Vec<Client>,
@@ -61,7 +61,7 @@ pub struct Town {
     world: World,
 }
 
-impl Town {
+impl Topology {
     /// Pods `client-1`, `client-2`, `a` (on `n1`), `b` and `c` (on `n2`). Outside of the cluster are
     /// `outside` and `stranger`, which ask, and `far`, which answers.
     pub fn build(proxy: Contender) -> Self {
@@ -123,7 +123,7 @@ impl Town {
             .chain([&clients[2] as &Place])
             .flat_map(|place| [place.serve_tcp(TARGET), place.serve_udp(TARGET)])
             .collect();
-        let mut town = Self {
+        let mut topology = Self {
             proxy,
             pods,
             clients,
@@ -131,11 +131,11 @@ impl Town {
             ports: Vec::new(),
             world,
         };
-        town.ports = town.places().map(|_| AtomicU16::new(FIRST_PORT)).collect();
-        town
+        topology.ports = topology.places().map(|_| AtomicU16::new(FIRST_PORT)).collect();
+        topology
     }
 
-    /// Starts the proxies and waits until they serve. Each of them follows the API server in the first town.
+    /// Starts the proxies and waits until they serve. Each of them follows the API server in the first topology.
     /// They end when the returned value is dropped.
     pub fn serve(&self, plane: &ControlPlane) -> Vec<Box<dyn Any>> {
         let configuration = json!({
@@ -185,7 +185,7 @@ impl Town {
     /// A UDP port that no socket in this place has used so far.
     pub fn fresh_port(&self, place: &str) -> u16 {
         let index = self.places().position(|other| other.name() == place);
-        let port = self.ports[index.expect("a place of the town")].fetch_add(1, Ordering::Relaxed);
+        let port = self.ports[index.expect("a place of the topology")].fetch_add(1, Ordering::Relaxed);
         assert!(port < END_OF_PORTS, "{place} has no port left");
         port
     }

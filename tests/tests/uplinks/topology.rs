@@ -30,7 +30,7 @@ pub const BEYOND: [&str; 2] = ["203.0.113.9", "2001:db8:9::9"];
 type AddClient = fn(&World, &Node, &'static str, &str) -> Client;
 
 /// Two nodes. The first has a link to a far host, which knows this link only.
-pub struct Town {
+pub struct Topology {
     pub world: World,
     pub far: Client,
     pub outside: Client,
@@ -40,7 +40,7 @@ pub struct Town {
     pub agents: Vec<Agent>,
 }
 
-impl Town {
+impl Topology {
     /// Runs `ip` with each of `routes` in the first node, before its agent starts.
     pub fn build(config: &str, routes: &[&str]) -> Self {
         Self::build_on(World::add_client_on_link, config, routes)
@@ -93,7 +93,7 @@ impl Town {
         let elsewhere = service("elsewhere", REMOTE_CLUSTER_IP, REMOTE_NODE_PORT);
         world.apply(&elsewhere);
         world.apply_all(elsewhere.slices([Endpoint::of(&remote)]));
-        let town = Self {
+        let topology = Self {
             world,
             far,
             outside,
@@ -104,9 +104,9 @@ impl Town {
         };
         for vip in [CLUSTER_IP, REMOTE_CLUSTER_IP].concat() {
             let to = SocketAddr::new(ip(vip), 80);
-            eventually("the service", SOON, || town.local.ask(Probe::Tcp, to).is_ok());
+            eventually("the service", SOON, || topology.local.ask(Probe::Tcp, to).is_ok());
         }
-        town
+        topology
     }
 
     /// The first node's addresses on the link to the far host.
@@ -146,13 +146,13 @@ impl Town {
     /// Waits until status reports this for an interface, or has no error with this code. Returns the message,
     /// which is empty without an error.
     #[track_caller]
-    pub fn assert_told(&self, code: &str, interface: &str, why: Option<&str>) -> String {
+    pub fn assert_reported(&self, code: &str, interface: &str, why: Option<&str>) -> String {
         let object = json!(format!("interface {interface}"));
         wait_for(&format!("{interface} to be {why:?}"), NAMED, || {
             let errors = self.agents[0].cli(&["status"])["errors"].clone();
             let mut listed = errors.as_array().expect("a list").iter();
-            let told = listed.find(|error| error["object"] == object && error["code"] == code);
-            let message = told.and_then(|error| error["message"].as_str());
+            let reported = listed.find(|error| error["object"] == object && error["code"] == code);
+            let message = reported.and_then(|error| error["message"].as_str());
             let is_so = match (message, why) {
                 (Some(message), Some(why)) => message.contains(why),
                 (message, why) => message.is_none() && why.is_none(),
@@ -284,11 +284,11 @@ pub fn service(name: &str, cluster_ips: [&str; 2], node_port: u16) -> Service {
 /// Asserts that there is a reply, and that the server saw this source, if one is given.
 #[track_caller]
 pub fn assert_asked(from: &Place, probe: Probe, to: SocketAddr, source: Option<IpAddr>) {
-    let answer = from.ask(probe, to);
-    let answer = answer.unwrap_or_else(|error| panic!("{} to {to} by {probe:?}: {error}", from.name()));
+    let reply = from.ask(probe, to);
+    let reply = reply.unwrap_or_else(|error| panic!("{} to {to} by {probe:?}: {error}", from.name()));
     if let Some(source) = source {
         assert_eq!(
-            answer.peer.ip().to_canonical(),
+            reply.peer.ip().to_canonical(),
             source,
             "{} to {to} by {probe:?}",
             from.name()

@@ -24,7 +24,7 @@ pub const PROMISED: Duration = Duration::from_secs(3);
 /// The longest time of a single repair.
 pub const SOON: Duration = Duration::from_secs(6);
 /// The agent looks every sixteen seconds for losses that the kernel does not notify.
-pub const LOOKS: Duration = Duration::from_secs(25);
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(25);
 /// Kinds with a longer time limit than [`PROMISED`] in docs/internals/survival.md.
 const LATER: [(&str, Duration); 1] = [
     // Plugin and description for container runtimes: every 16 s.
@@ -42,7 +42,7 @@ pub const FREE: &str = "free";
 pub const ANY_SOURCE: &str = "podsWithAnySource: [{namespace: default, names: [free]}]\n";
 pub const CLUSTER_IP: &str = "10.96.0.10";
 
-pub struct Town {
+pub struct Topology {
     pub world: World,
     pub agents: Vec<Agent>,
     pub web: Pod,
@@ -56,7 +56,7 @@ pub struct Town {
 
 /// A loss that is about to happen.
 pub struct Loss<'a> {
-    town: &'a Town,
+    topology: &'a Topology,
     kind: String,
     what: &'static str,
     before: u64,
@@ -67,11 +67,11 @@ impl Loss<'_> {
     /// Waits until the agent has repaired the loss and reports no error; records the time since the loss.
     #[track_caller]
     pub fn wait_restored(self) -> Duration {
-        let Self { town, what, .. } = self;
+        let Self { topology, what, .. } = self;
         let is_later = LATER.iter().any(|(later, _)| *later == what);
-        let within = if is_later { LOOKS } else { SOON };
+        let within = if is_later { CHECK_INTERVAL } else { SOON };
         wait_for(&format!("{} to be restored", self.kind), within, || {
-            let (count, status) = (town.restored(what), town.status());
+            let (count, status) = (topology.restored(what), topology.status());
             if count > self.before && status["ready"] == true && status["errors"] == json!([]) {
                 Ok(())
             } else {
@@ -79,18 +79,23 @@ impl Loss<'_> {
             }
         });
         let took = self.begun.elapsed();
-        town.took.borrow_mut().entry(self.kind).or_default().push(took);
+        topology
+            .took
+            .borrow_mut()
+            .entry(self.kind)
+            .or_default()
+            .push(took);
         took
     }
 }
 
 /// The agent's time limit for a repair of this kind.
-fn owed(what: &str) -> Duration {
+fn time_limit(what: &str) -> Duration {
     let later = LATER.iter().find(|(kind, _)| *kind == what);
     later.map_or(PROMISED, |(_, within)| *within) * slowness()
 }
 
-impl Town {
+impl Topology {
     pub fn build() -> Self {
         Self::with("")
     }
@@ -114,7 +119,7 @@ impl Town {
         let service = Service::new("web").cluster_ip(CLUSTER_IP).tcp("http", 80, 80);
         world.apply(&service);
         world.apply_all(service.slices([Endpoint::of(&web)]));
-        let town = Self {
+        let topology = Self {
             world,
             agents,
             web,
@@ -124,8 +129,8 @@ impl Town {
             _servers: servers,
             took: RefCell::default(),
         };
-        town.assert_whole("at first");
-        town
+        topology.assert_whole("at first");
+        topology
     }
 
     pub fn node(&self) -> &Node {
@@ -138,12 +143,12 @@ impl Town {
 
     /// The number of repairs of a kind in the metric; 0 if the agent does not count the kind.
     pub fn restored(&self, what: &str) -> u64 {
-        let answer = self
+        let reply = self
             .node()
             .http_get(SocketAddr::from(([127, 0, 0, 1], METRICS)), "/metrics");
-        let Ok(answer) = answer else { return 0 };
+        let Ok(reply) = reply else { return 0 };
         let series = format!("millrace_restored_total{{what=\"{what}\"}} ");
-        let line = answer.body.lines().find_map(|line| line.strip_prefix(&series));
+        let line = reply.body.lines().find_map(|line| line.strip_prefix(&series));
         line.map_or(0, |count| count.parse().expect("a number"))
     }
 
@@ -155,7 +160,7 @@ impl Town {
     /// The same for a loss with a median of its own, `kind`, within one kind of the metric.
     pub fn before_loss_of(&self, kind: &str, what: &'static str) -> Loss<'_> {
         Loss {
-            town: self,
+            topology: self,
             kind: kind.to_owned(),
             what,
             before: self.restored(what),
@@ -177,13 +182,13 @@ impl Town {
             loss(self);
             before.wait_restored()
         };
-        let (took, owed) = (time(), owed(what));
+        let (took, time_limit) = (time(), time_limit(what));
         // A single repair may be late on a busy machine.
-        if took > owed {
+        if took > time_limit {
             let again = time();
             assert!(
-                again <= owed,
-                "{kind}: made again after {took:?} and {again:?}, not {owed:?}"
+                again <= time_limit,
+                "{kind}: made again after {took:?} and {again:?}, not {time_limit:?}"
             );
         }
     }
@@ -198,17 +203,20 @@ impl Town {
             took.sort_unstable();
             println!("{kind}: made again after {took:?}");
             let median = took[(took.len() - 1) / 2];
-            let owed = owed(kind);
-            assert!(median <= owed, "{kind}: made again after {took:?}, not {owed:?}");
+            let time_limit = time_limit(kind);
+            assert!(
+                median <= time_limit,
+                "{kind}: made again after {took:?}, not {time_limit:?}"
+            );
         }
     }
 
     /// Waits until the agent is not ready and an error contains this text.
     #[track_caller]
-    pub fn wait_named(&self, says: &str) -> Value {
-        wait_for(&format!("{says:?} to be named"), SOON, || {
+    pub fn wait_named(&self, part: &str) -> Value {
+        wait_for(&format!("{part:?} to be named"), SOON, || {
             let status = self.status();
-            let is_named = status["errors"].to_string().contains(says);
+            let is_named = status["errors"].to_string().contains(part);
             if is_named && status["ready"] == false && status["waitingFor"] != json!([]) {
                 Ok(status)
             } else {
@@ -219,10 +227,10 @@ impl Town {
 
     /// Waits until an error contains this text, and asserts that the agent is ready all the same.
     #[track_caller]
-    pub fn wait_told(&self, says: &str) -> Value {
-        let status = wait_for(&format!("{says:?} to be told"), LOOKS, || {
+    pub fn wait_reported(&self, part: &str) -> Value {
+        let status = wait_for(&format!("{part:?} to be reported"), CHECK_INTERVAL, || {
             let status = self.status();
-            if status["errors"].to_string().contains(says) {
+            if status["errors"].to_string().contains(part) {
                 Ok(status)
             } else {
                 Err(format!("{status}"))
@@ -235,7 +243,7 @@ impl Town {
     /// Waits until the agent has checked everything this number of times. Each time the test removes a pin
     /// and waits until it is restored.
     #[track_caller]
-    pub fn await_looks(&self, looks: u32) {
+    pub fn await_checks(&self, looks: u32) {
         let pin = self.node().bpf_root().join("current/maps/PODS");
         for _ in 0..looks {
             let before = self.restored("pins");
@@ -272,8 +280,8 @@ impl Town {
                         &format!("{when}: {} to {to}:{port} by {probe:?}", from.name()),
                         SOON,
                         || {
-                            let answer = from.ask_within(probe, SocketAddr::new(to, port), SECOND);
-                            answer.map(|answer| (answer.backend, answer.peer.ip().to_canonical()))
+                            let reply = from.ask_within(probe, SocketAddr::new(to, port), SECOND);
+                            reply.map(|reply| (reply.backend, reply.peer.ip().to_canonical()))
                         },
                     )
                 };

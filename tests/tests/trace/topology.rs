@@ -12,7 +12,7 @@ pub const SILENCE: Duration = Duration::from_millis(250);
 
 /// Two nodes with an agent on the first one, and a client of each kind. The service `web` has three pods,
 /// `empty` has no endpoints, and `own` has the client pod. A server on the second node belongs to no service.
-pub struct Town {
+pub struct Topology {
     pub world: World,
     pub client: Pod,
     outside: Client,
@@ -21,7 +21,7 @@ pub struct Town {
     _agent: Agent,
 }
 
-impl Town {
+impl Topology {
     pub fn build(config: &str) -> Self {
         let world = World::builder()
             .node(NodeSpec::routed().strict_rp_filter())
@@ -81,7 +81,7 @@ impl Town {
         let found = places
             .into_iter()
             .find(|pod| pod.addresses().contains(&backend.ip()));
-        found.map_or("nobody", |pod| pod.name())
+        found.map_or("none", |pod| pod.name())
     }
 
     pub fn trace(&self, from: IpAddr, to: SocketAddr, probe: Probe, more: &[&str]) -> Trace {
@@ -89,8 +89,8 @@ impl Town {
         let proto = if probe == Probe::Tcp { "tcp" } else { "udp" };
         let verb = ["trace", "--from", &from, "--to", &to, "--proto", proto];
         let verb = [&verb[..], more].concat();
-        let answer = self.node().cli(&verb).expect("a trace");
-        Trace::read(&answer).unwrap_or_else(|| panic!("{verb:?} answers {answer}"))
+        let reply = self.node().cli(&verb).expect("a trace");
+        Trace::read(&reply).unwrap_or_else(|| panic!("{verb:?} returns {reply}"))
     }
 }
 
@@ -113,10 +113,10 @@ pub struct Backend {
 
 impl Trace {
     /// Parses a trace; `None` if a documented key is missing.
-    fn read(answer: &Value) -> Option<Self> {
+    fn read(reply: &Value) -> Option<Self> {
         let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
-        text(&answer["reason"]).filter(|reason| !reason.is_empty())?;
-        answer["steps"].as_array().filter(|steps| !steps.is_empty())?;
+        text(&reply["reason"]).filter(|reason| !reason.is_empty())?;
+        reply["steps"].as_array().filter(|steps| !steps.is_empty())?;
         let read = |backend: &Value| {
             Some(Backend {
                 address: backend["address"].as_str()?.parse().ok()?,
@@ -126,10 +126,10 @@ impl Trace {
             })
         };
         Some(Self {
-            verdict: text(&answer["verdict"])?,
-            service: text(answer.get("service")?),
-            kind: text(answer.get("kind")?),
-            backends: answer["backends"]
+            verdict: text(&reply["verdict"])?,
+            service: text(reply.get("service")?),
+            kind: text(reply.get("kind")?),
+            backends: reply["backends"]
                 .as_array()?
                 .iter()
                 .map(read)

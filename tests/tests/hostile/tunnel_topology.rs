@@ -9,7 +9,7 @@ use harness::{Client, Node, NodeSpec, Place, Pod, Service, World, eventually, wa
 use proxy_common::maps::Reason;
 
 use crate::icmp::like;
-use crate::town::{SOON, at, counted, datagram, wait_served};
+use crate::topology::{SOON, at, counted, datagram, wait_served};
 
 pub const PORT: u16 = 8472;
 const SEGMENT: u32 = 1;
@@ -17,13 +17,13 @@ pub const FORGED: &[u8] = b"forged";
 /// A node's end of the tunnel.
 const DEVICE: &str = "millrace-vxlan";
 /// The reasons for which a node refuses packets of strangers to its tunnel, or inside it.
-pub const STRANGE: &[Reason] = &[Reason::TunnelSource, Reason::ForgedSource];
+pub const FOREIGN_SOURCE: &[Reason] = &[Reason::TunnelSource, Reason::ForgedSource];
 
 /// A line of the agents' configuration.
 const VXLAN: &str = "routingMode: vxlan\n";
 
 /// Three nodes with pods and a tunnel between them, and a host on their link.
-pub struct Town {
+pub struct Topology {
     pub world: World,
     pub outside: Client,
     /// One pod for each node.
@@ -33,7 +33,7 @@ pub struct Town {
     _agents: Vec<harness::Agent>,
 }
 
-impl Town {
+impl Topology {
     /// Nodes of both families, whose tunnel runs over IPv4.
     pub fn build() -> Self {
         Self::of(&NodeSpec::millrace(), true, VXLAN)

@@ -27,7 +27,7 @@ pub const LOCAL_CLUSTER_IP: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
 pub const LOCAL_BALANCER: [&str; 2] = ["203.0.113.8", "2001:db8:7::8"];
 pub const LOCAL_NODE_PORT: u16 = 30_081;
 
-pub struct Town {
+pub struct Topology {
     pub world: World,
     /// A host on the nodes' link.
     pub outside: Client,
@@ -39,12 +39,12 @@ pub struct Town {
     agents: Vec<Agent>,
 }
 
-impl Town {
+impl Topology {
     pub fn build() -> Self {
         Self::with(NodeSpec::millrace(), "")
     }
 
-    /// A town with these additional lines in the configuration of the agents.
+    /// A topology with these additional lines in the configuration of the agents.
     pub fn with(spec: NodeSpec, config: &str) -> Self {
         let world = World::builder().node(spec.clone()).node(spec).build();
         let outside = world.add_client("outside");
@@ -95,8 +95,8 @@ impl Town {
 
     /// Waits until the first node's gauge, `status` and log report that a client uses all of a share.
     #[track_caller]
-    pub fn assert_share_is_told(&self, kind: &str, client: &str, within: Duration) {
-        let what = format!("the share of {kind} of {client} to be told");
+    pub fn assert_share_is_reported(&self, kind: &str, client: &str, within: Duration) {
+        let what = format!("the share of {kind} of {client} to be reported");
         let series = format!("millrace_clients_at_share{{share=\"{kind}\"}}");
         wait_for(&what, within, || {
             let gauge = metric(self.node(), &series);
@@ -221,11 +221,11 @@ pub fn metric(node: &Node, series: &str) -> u64 {
 /// Waits until the agent has walked the flows. The walk removes the share of a client without flows, which
 /// this function adds.
 #[track_caller]
-pub fn await_collection(town: &Town) {
+pub fn await_collection(topology: &Topology) {
     let key = Ip::from(Ipv4Addr::new(198, 51, 100, 77)).octets();
-    town.node().set_element::<16, 8>("SHARES", key, [0; 8]);
+    topology.node().set_element::<16, 8>("SHARES", key, [0; 8]);
     eventually("a collection", 3 * SOON, || {
-        !town.node().table::<16, 8>("SHARES").contains_key(&key)
+        !topology.node().table::<16, 8>("SHARES").contains_key(&key)
     });
 }
 
