@@ -355,8 +355,8 @@ mod tests {
             let Fault { name, package, .. } = fault;
             assert!(names.insert(name), "two faults have the name {name:?}");
             let source = fault.source(repository).unwrap();
-            let faulty = fault.put_into(&source).unwrap();
-            assert_ne!(faulty, source, "{name} changes nothing");
+            let changed = fault.put_into(&source).unwrap();
+            assert_ne!(changed, source, "{name} changes nothing");
             assert!(fault.target().is_ok(), "{name}");
             let folder = repository.join(package);
             let of_package = tests.entry(package).or_insert_with(|| sources(&folder));

@@ -72,9 +72,7 @@ impl MakeError {
             ),
         }
     }
-}
 
-impl MakeError {
     /// Whether an object that the plugin wanted to make exists already.
     fn already_exists(&self) -> bool {
         matches!(self, Self::Netlink(error) if errno(error) == Some(libc::EEXIST))
@@ -120,8 +118,7 @@ pub fn add(environment: &Environment, config: &NetworkConfig) -> Result<Value, C
         pod,
     };
     let store = Store::create(&config.data_dir)?;
-    let note = plan.note(environment);
-    let allocation = allocate::allocate(&store, &sets, &requests.ips, note)?;
+    let allocation = allocate::allocate(&store, &sets, &requests.ips, plan.note(environment))?;
     let addresses = &allocation.addresses;
     let give_back = || {
         let given_back = allocation.give_back(&store, attachment, &plan.host_name);

@@ -18,9 +18,10 @@ use jiff::Timestamp;
 use super::ranges::{node_addresses, own_pod_cidrs};
 use crate::cluster::ClusterState;
 use crate::cni::{Installer, Network, preferred_to_ours};
-use crate::config::AgentOptions;
+use crate::config::{AgentOptions, RoutingMode};
 use crate::control::{NodeEntry, NodeMode, ObjectError};
 use crate::network::inside::NextHop;
+use crate::network::on_link::subnets_of_nodes;
 use crate::network::pods::{
     self, DeliveryMode, Peer, Plan, Situation, TUNNEL_DEVICE, Tunnel, forwarding, routes,
 };
@@ -108,12 +109,13 @@ impl PodNetwork {
         }
         problems.extend(plan.problems.iter().map(ObjectError::from));
         problems.extend(missing_addresses(&self.own, addresses));
-        self.unsettled |= plan != self.plan;
+        let underlay: Vec<u32> = roles.of(Role::Uplink).map(|uplink| uplink.index).collect();
+        self.unsettled |= plan != self.plan || underlay != self.underlay;
         self.plan = plan;
         if self.unsettled {
             self.found.clear();
             self.tunnel_error = None;
-            self.underlay = roles.of(Role::Uplink).map(|uplink| uplink.index).collect();
+            self.underlay = underlay;
             self.let_through(roles);
             if let Some(plan) = &self.plan.tunnel
                 && let Err(error) = self.tunnel.ensure(plan).await
@@ -417,15 +419,9 @@ fn situation(
         ];
         own.addresses = primary.into_iter().flatten().collect();
     }
-    let mut subnets = Vec::new();
-    for uplink in roles.of(Role::Uplink) {
-        let held = links.addresses(uplink.index).iter();
-        let held = held.filter(|address| address.is_public() && address.has_network() && address.usable);
-        subnets.extend(held.filter_map(|address| {
-            let subnet = ipnet::IpNet::new(address.ip, address.prefix_len).ok()?;
-            Some((uplink.index, subnet))
-        }));
-    }
+    let is_direct = options.configuration.routing_mode == RoutingMode::Direct;
+    let uplinks = roles.of(Role::Uplink).map(|uplink| uplink.index);
+    let subnets = subnets_of_nodes(links, uplinks, is_direct);
     let configuration = &options.configuration;
     Situation {
         mode: configuration.routing_mode,

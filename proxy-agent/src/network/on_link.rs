@@ -16,6 +16,7 @@ use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 
 use super::link::{Address, Link};
+use super::links::Links;
 use super::netlink;
 
 /// A route that makes hosts neighbours.
@@ -129,6 +130,20 @@ pub(super) fn has_neighbours(link: &Link) -> bool {
     !link.is_loopback() && !link.flags.contains(LinkFlags::Noarp)
 }
 
+/// The subnets of these interfaces in which other nodes are next hops, by interface.
+///
+/// `WireGuard` and the like choose the peer by a packet's destination, so a next hop means nothing there. Such
+/// a subnet counts only if the operator wants direct routes (`all`).
+pub fn subnets_of_nodes(links: &Links, uplinks: impl Iterator<Item = u32>, all: bool) -> Vec<(u32, IpNet)> {
+    let uplinks = uplinks.filter(|index| all || links.get(*index).is_none_or(has_neighbours));
+    let subnets = uplinks.flat_map(|index| {
+        let held = links.addresses(index).iter();
+        let held = held.filter(|address| address.is_public() && address.has_network() && address.usable);
+        held.filter_map(move |address| Some((index, IpNet::new(address.ip, address.prefix_len).ok()?)))
+    });
+    subnets.collect()
+}
+
 /// The subnet of an address; `None` for a lone address.
 pub(super) fn subnet_of(address: &Address) -> Option<IpNet> {
     let subnet = IpNet::new(address.ip, address.prefix_len).ok()?.trunc();
@@ -187,6 +202,7 @@ fn joined(one: IpNet, other: IpNet) -> Option<(u32, IpNet)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::fixture;
     use rtnetlink::RouteMessageBuilder;
 
     fn nets(texts: &[&str]) -> Vec<IpNet> {
@@ -204,6 +220,27 @@ mod tests {
             Some(gateway) => route.gateway(gateway).expect("a gateway").build(),
             None => route.build(),
         }
+    }
+
+    #[test]
+    fn a_link_that_resolves_no_neighbours_has_next_hops_only_if_the_operator_says_so() {
+        let mut links = Links::default();
+        let mut change = crate::network::Change::default();
+        let mut tunnel = fixture::link(3, "wg0", "wireguard");
+        tunnel.flags |= LinkFlags::Noarp;
+        for (link, held) in [
+            (fixture::link(2, "eth0", ""), "192.168.50.11/24"),
+            (tunnel, "10.8.0.1/24"),
+        ] {
+            links.set_address(link.index, fixture::address(held), &mut change);
+            links.set_link(link, &mut change);
+        }
+        let subnets = |all| {
+            let found = subnets_of_nodes(&links, [2, 3].into_iter(), all);
+            found.iter().map(|(index, _)| *index).collect::<Vec<_>>()
+        };
+        assert_eq!(subnets(false), [2]);
+        assert_eq!(subnets(true), [2, 3]);
     }
 
     #[test]

@@ -253,8 +253,8 @@ fn flood(forge: &Forge, to: SocketAddr, is_over: &AtomicBool) -> u64 {
     sent.into()
 }
 
-/// Makes services whose only backend is a pod. They use ports of their own, since the topology's servers would
-/// accept the connections.
+/// Makes services whose only backend is a pod. They use ports of their own, since the topology's servers
+/// would accept the connections.
 fn serve(topology: &Topology, backend: &Pod) {
     let long = Service::new("long")
         .cluster_ip("10.96.3.10")

@@ -5,6 +5,8 @@
 
 mod closes;
 mod dead_entries;
+mod echo;
+mod first_fragments;
 mod floods;
 mod fuzz;
 mod host_ports;
@@ -23,5 +25,6 @@ mod tags;
 mod tags_at_uplinks;
 mod topology;
 mod tunnel;
+mod tunnel_addresses;
 mod tunnel_ends;
 mod tunnel_topology;

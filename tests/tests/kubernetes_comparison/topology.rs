@@ -135,8 +135,8 @@ impl Topology {
         topology
     }
 
-    /// Starts the proxies and waits until they serve. Each of them follows the API server in the first topology.
-    /// They end when the returned value is dropped.
+    /// Starts the proxies and waits until they serve. Each of them follows the API server in the first
+    /// topology. They end when the returned value is dropped.
     pub fn serve(&self, plane: &ControlPlane) -> Vec<Box<dyn Any>> {
         let configuration = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

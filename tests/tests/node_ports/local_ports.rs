@@ -181,8 +181,8 @@ fn connections_of_the_node_go_on_and_begin_where_their_ports_are_node_ports() {
     for config in [DEFAULTS, HOOKS_OFF] {
         let scene = Scene::build(config);
         assert_eq!(scene.overlap(), None, "without node ports");
-        let hold = |to| LongFlows::start(scene.node(), to, 2, SECOND / 4).expect("connections");
-        let held: Vec<_> = scene.asked().map(hold).collect();
+        let connect = |to| LongFlows::start(scene.node(), to, 2, SECOND / 4).expect("connections");
+        let held: Vec<_> = scene.asked().map(connect).collect();
         scene.serve_node_ports();
         for address in scene.node().addresses() {
             let last = SocketAddr::new(*address, *NODE_PORTS.end());

@@ -3,6 +3,7 @@
 //! sends with a foreign source.
 
 mod altered;
+mod forger;
 mod leases;
 mod limits;
 mod many_pods;

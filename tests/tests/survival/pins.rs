@@ -222,7 +222,7 @@ fn pins_that_go_under_a_running_agent_are_made_again_unnoticed() {
         (
             "one program",
             Box::new(|| {
-                fs::remove_file(current(&topology).join("programs/from_own_pod")).expect("to remove")
+                fs::remove_file(current(&topology).join("programs/from_own_pod")).expect("to remove");
             }),
         ),
         ("the links", Box::new(|| remove_below(&links))),
@@ -373,7 +373,7 @@ fn a_filter_in_the_place_of_ours_is_named_until_it_goes() {
     let status = topology.wait_named("priority 77");
     assert!(status["errors"].to_string().contains(&interface), "{status}");
     topology.lose("program", |topology| {
-        topology.run("tc", &format!("filter del {place}"))
+        topology.run("tc", &format!("filter del {place}"));
     });
     topology.assert_in_time();
     topology.assert_in_order("in the end");
@@ -429,7 +429,7 @@ fn entries_that_are_removed_are_made_again_and_their_pods_send_nothing_meanwhile
             empty::<16, 24>(topology, "PODS", |_| true);
         }),
         ("HOST_PORTS", |topology| {
-            empty::<20, 28>(topology, "HOST_PORTS", |_| true)
+            empty::<20, 28>(topology, "HOST_PORTS", |_| true);
         }),
     ];
     // Each loss comes twice, since a single repair may be late.

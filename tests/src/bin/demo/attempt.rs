@@ -1,5 +1,6 @@
 //! Turns the panics of the harness into errors. A failed set-up of a world panics with its whole chain of
-//! causes, which suits tests. The demo names the step that failed, and shows the agents' logs, before it ends.
+//! causes, which suits tests. The demo names the step that failed, and shows the agents' logs, before it
+//! ends.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};

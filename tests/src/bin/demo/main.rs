@@ -5,8 +5,8 @@
 //! demonstrates it, and checks it. The first failed check ends the demo. The message then names the step, the
 //! action and the cause, and the logs of the agents follow.
 //!
-//! A step is a file here, with one function that takes the [`Console`] and the [`Topology`]. All steps share one
-//! topology: a step that changes it restores it.
+//! A step is a file here, with one function that takes the [`Console`] and the [`Topology`]. All steps share
+//! one topology: a step that changes it restores it.
 #![forbid(unsafe_code)]
 
 mod attempt;

@@ -2,8 +2,8 @@
 //! leads to them.
 //!
 //! In a cluster, Kubernetes starts and stops pods and writes that to EndpointSlices. Here the demo does both,
-//! as two separate steps: the state of a backend and its state in the slices can differ for a while. The steps
-//! show that interval.
+//! as two separate steps: the state of a backend and its state in the slices can differ for a while. The
+//! steps show that interval.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output};

@@ -1,7 +1,7 @@
 //! A contender: a process of its own, since the environment decides which build of the agent a world runs.
 //!
-//! For each measurement the benchmark writes a line `SCENARIO KIND COUNT` with indices into [`Scenario::ALL`] and
-//! [`Kind::ALL`]. The subject replies with a line, the value. It ends when its standard input ends.
+//! For each measurement the benchmark writes a line `SCENARIO KIND COUNT` with indices into [`Scenario::ALL`]
+//! and [`Kind::ALL`]. The subject replies with a line, the value. It ends when its standard input ends.
 
 use std::env;
 use std::io::{BufRead as _, BufReader, Write as _, stdin, stdout};

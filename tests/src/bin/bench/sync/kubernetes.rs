@@ -77,7 +77,7 @@ pub fn measure(figures: &mut Figures, effort: &Effort) -> Result<()> {
         next: AtomicU64::new(0),
     };
     test_bed.measure_pace(figures, &running, "idle", &|effects| {
-        test_bed.write_idly(effects, 200)
+        test_bed.write_idly(effects, 200);
     })?;
     test_bed.measure_pace(figures, &running, "highest-rate", &|effects| {
         test_bed.write_in_parallel(effects, Duration::from_secs(10));
