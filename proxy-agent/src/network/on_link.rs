@@ -132,8 +132,8 @@ pub(super) fn has_neighbours(link: &Link) -> bool {
 
 /// The subnets of these interfaces in which other nodes are next hops, by interface.
 ///
-/// `WireGuard` and the like choose the peer by a packet's destination, so a next hop means nothing there. Such
-/// a subnet counts only if the operator wants direct routes (`all`).
+/// `WireGuard` and the like choose the peer by a packet's destination, so a next hop means nothing there.
+/// Such a subnet counts only if the operator wants direct routes (`all`).
 pub fn subnets_of_nodes(links: &Links, uplinks: impl Iterator<Item = u32>, all: bool) -> Vec<(u32, IpNet)> {
     let uplinks = uplinks.filter(|index| all || links.get(*index).is_none_or(has_neighbours));
     let subnets = uplinks.flat_map(|index| {

@@ -1,5 +1,5 @@
-//! Addresses that no Node object has are unknown hosts to the tunnel, and packets of another node's pods come by
-//! the tunnel only.
+//! Addresses that no Node object has are unknown hosts to the tunnel, and packets of another node's pods come
+//! by the tunnel only.
 
 use std::net::{IpAddr, SocketAddr};
 
