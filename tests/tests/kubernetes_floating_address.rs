@@ -39,6 +39,9 @@ fn a_floating_address_of_the_kubeconfig_stays_open_where_a_service_names_it() {
     plane.apply_status(&node.object());
     let [client, backend] = ["client", "backend"].map(|name| node.add_pod(name));
     let _server = backend.serve_tcp(8080);
+    // The pods' addresses are not masqueraded here, so the fabric needs a route to the one that asks.
+    let route = format!("route replace {}/32 via {}", client.ip(), node.ip());
+    world.fabric().run_ip(&route);
     for (number, address) in FLOATING.iter().enumerate() {
         world.fabric().run_ip(&format!("addr add {address}/32 dev br0"));
         let (relay, _) = plane.serve_at(API_PORT);
