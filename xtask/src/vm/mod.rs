@@ -157,3 +157,15 @@ fn on(kernel: &Kernel, plan: &Plan, options: &Options, summary: &mut Summary) ->
     let guest = initramfs::prepare(&image, plan, &directory)?;
     qemu::run(kernel, &guest, options, summary)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::TEST_IN_TESTS;
+
+    /// A guest whose filter matches no test would pass.
+    #[test]
+    fn the_test_of_the_guests_exists() {
+        let source = include_str!("../../../proxy-agent/tests/packets/main.rs");
+        assert!(source.contains(&format!("fn {TEST_IN_TESTS}(")));
+    }
+}
